@@ -189,10 +189,7 @@ class Agent:
         return True
 
     def _spans(self, store: Store, kernel: Kernel, engine: Etcd, member: bool) -> list[str]:
-        """Return the names of this host's networks that span hosts.
-
-        A member first removes the networks that the cluster no longer has.
-        """
+        """Return this host's networks that span hosts. A member first removes lost ones."""
         here = {n.name: n.span.vni for n in store.networks() if n.span is not None}
         if not member:
             return list(here)
@@ -211,10 +208,7 @@ class Agent:
         return kept
 
     def _restore(self, store: Store, engine: Etcd, name: str) -> None:
-        """Write a network to the cluster again if a service here has reserved an address on it.
-
-        Such a network is never removed: etcd's data must come from a backup.
-        """
+        """Write a lost network to etcd again if a service here has an address on it."""
         if not any(name in claim.addresses for claim in store.across.claims()):
             self._say(f"the cluster does not have network {name}, which has services here")
             return
@@ -227,7 +221,7 @@ class Agent:
             self._say(f"the cluster does not have network {name} any more: {error.message}")
 
     def _still(self, store: Store, claims: Claims, lost: list[str]) -> list[str]:
-        """Return the services in ``lost`` that another host has reserved with a higher ``gen``.
+        """Return those of ``lost`` that another host has reserved with a higher ``gen``.
 
         Each is read again under the service's lock: a command may have reserved it here since.
         """
@@ -243,11 +237,10 @@ class Agent:
         return ended
 
     def keep(self, engine: Etcd, lease: int) -> int:
-        """Renew this host's etcd lease, or create one if it has expired; return its id.
+        """Renew this host's etcd lease, or create one; return its id, 0 if this is no host.
 
-        Returns 0 if this host is not in the cluster. The lease of an earlier process is used only
-        after the ``live`` key has been written with it, because the host may have left the cluster
-        and joined again. Raises NoAnswer, Error.
+        The lease of an earlier process is used only after the ``live`` key has been written with
+        it, because the host may have left the cluster and joined again. Raises NoAnswer, Error.
         """
         if not (lease and engine.keep(lease)):
             lease = engine.grant(TTL_S)
@@ -266,11 +259,10 @@ class Agent:
             self.log(text)
 
     def _guarded(self, store: Store, now: EngineView, now_s: float) -> EngineView:
-        """Return the state ``now`` that was read from etcd, corrected if it is implausible.
+        """Return the state ``now`` of etcd, corrected if it is implausible.
 
         If etcd has lost its data, or this host's member is cut off, all other hosts seem to have
-        disappeared. The corrected state still contains them and their services. After `GUARD_S`
-        seconds ``now`` is returned unchanged.
+        disappeared. The corrected state still contains them, until `GUARD_S` seconds have passed.
         """
         others = [host for host in now.hosts if host.name != self.host]
         empty = not any(
@@ -356,7 +348,7 @@ class Agent:
         return self._kept[network]
 
     def watch(self, networks: Iterable[str]) -> None:
-        """Watch the hosts, and each of the networks that is not watched yet, in one thread each."""
+        """Watch the hosts, and each of the networks that is not watched yet, in a thread each."""
         watched = [(self.keys.hosts, self.roster.kept, False)]
         watched += [(self.keys.network(name), self.kept(name), True) for name in networks]
         for prefix, kept, hurry in watched:
@@ -404,10 +396,9 @@ class Agent:
             self._over.wait(MEND_S)
 
     def _alive(self) -> None:
-        """Renew this host's etcd lease every `KEEP_S` seconds, and report the agent's lag.
+        """Renew this host's etcd lease periodically, and report the agent's lag.
 
-        The lease outlives this process by up to `TTL_S` seconds, so other hosts do not notice a
-        restart.
+        The lease outlives this process by up to `TTL_S` seconds, so that no host notices a restart.
         """
         engine = connected(self.connect, self._over)
         path = os.path.join(paths.run_dir(), "lease")
@@ -440,7 +431,7 @@ def _text(error: Exception) -> str:
 
 
 def last() -> tuple[float | None, dict[str, float]]:
-    """Return the time of the last sync pass, and the missing hosts, each with the time since when.
+    """Return the time of the last sync pass, and since when each missing host is missing.
 
     Times are of time.monotonic(); None before the first pass, or if the record is unusable.
     """

@@ -38,10 +38,9 @@ MOST_KEYS = key_values.MOST_NAMES
 
 
 class Wanted(NamedTuple):
-    """The names and addresses that a host wants to reserve for a service.
+    """The names and addresses that a host wants to reserve for a service, by network.
 
-    ``requested`` and ``preferred`` map each network to addresses. A preferred address is used only
-    if it is free.
+    A preferred address is used only if it is free.
     """
 
     service: str
@@ -124,10 +123,7 @@ class Claims:
         raise Conflict(f"{wanted.service}: other hosts keep changing what it needs", "try again")
 
     def foreseen(self, wanted: Wanted, take: bool = False) -> ClusterClaim:
-        """Return the reservation that `claim` would make, without writing to etcd.
-
-        Raises the same errors as `claim`.
-        """
+        """Return the reservation that `claim` would make, without writing to etcd."""
         have = self.held(wanted.service)
         if have is not None and have.host != self.host:
             self._require_lost(have, take)
@@ -142,8 +138,7 @@ class Claims:
     ) -> bool:
         """Write to etcd whether a service is up, with fields ``about`` that other hosts display.
 
-        Returns whether the service is still reserved for this host with the id ``mark``. Values
-        that are unchanged are not written.
+        Returns whether this host still has the reservation with the id ``mark``.
         """
 
         def change(claim: ClusterClaim, items: dict[str, KeyValue]) -> list[Put | Delete]:
@@ -167,10 +162,9 @@ class Claims:
         return self._changed(service, mark, change, gives_up=False)
 
     def release(self, service: str, mark: str) -> bool:
-        """Delete a service's reservation from etcd, if it is this host's and has the id ``mark``.
+        """Delete this host's reservation of a service with the id ``mark``; return whether it was.
 
-        Returns whether it was. If this host took the service over from another host and the service
-        was never up here, it is given back to that host instead.
+        If the service was taken over from another host and never up here, it is given back.
         """
 
         def change(claim: ClusterClaim, items: dict[str, KeyValue]) -> list[Put | Delete]:
@@ -198,9 +192,8 @@ class Claims:
     def _changed(self, service: str, mark: str, change: Any, gives_up: bool) -> bool:
         """Change the keys that reserve a service for this host; return False if it lost them.
 
-        ``change`` converts the reservation and the items of its keys to writes and deletions. It
-        may be called several times. With ``gives_up``, a change without an answer is successful if
-        the reservation is absent afterwards.
+        ``change`` converts the reservation and its items to writes. With ``gives_up``, a change
+        without an answer is successful if the reservation is absent afterwards.
         """
         problem: NoAnswer | None = None
         for _ in range(TRIES):
@@ -317,10 +310,7 @@ class Claims:
     def _entries(
         self, claim: ClusterClaim, known: Mapping[str, KeyValue], is_own: bool
     ) -> Iterator[Put]:
-        """Yield the writes of the keys that reserve a service's addresses and names.
-
-        ``is_own``: the service was reserved for this host before.
-        """
+        """Yield the writes of a reservation's keys. ``is_own``: it was this host's before."""
         for network, addresses in claim.networks.items():
             for address in addresses:
                 key = self.keys.address(network, address)
@@ -338,10 +328,7 @@ class Claims:
         items: dict[str, KeyValue],
         raced: bool,
     ) -> tuple[str, ...]:
-        """Choose a service's addresses on a network, one in each subnet.
-
-        The first that exists is chosen: requested, present, preferred if it is free, a free one.
-        """
+        """Choose an address in each subnet: requested, present, preferred and free, or free."""
         prefix = self.keys.addresses(network)
         spec = spec_of(network, items[self.keys.spec(network)])
         holders = {

@@ -57,10 +57,7 @@ STRAY_S = 600.0
 
 
 class OwnClaims:
-    """Make the reservations of this host's services in etcd match its rows.
-
-    ``log`` logs a line; ``say`` omits repetitions.
-    """
+    """Make the reservations of this host's services match its rows; ``say`` omits repetitions."""
 
     def __init__(self, log: Callable[[str], None], say: Callable[[str], None]) -> None:
         self._log = log
@@ -79,7 +76,7 @@ class OwnClaims:
         """Write, change or delete the reservations in etcd that do not match this host's rows.
 
         A service that a command is changing is skipped. Returns the services that other hosts now
-        have, and whether all keys were already right. ``now_s`` is of a monotonic clock.
+        have, and whether all keys were already right.
         """
         lost, is_sure = [], True
         records = store.across.claims(now.only)
@@ -119,10 +116,9 @@ class OwnClaims:
         return lost, is_sure
 
     def _end_strays(self, store: Store, claims: Claims, now: EngineView, now_s: float) -> bool:
-        """Delete reservations of this host that it has not recorded; return False if any exist.
+        """Delete claims of this host without a record; return False if there are any.
 
-        They exist if etcd carried out a request late, if another host gave back a service, or if
-        etcd or the store was restored from a backup.
+        They come from a late request, from another host that gave a service back, or from a backup.
         """
         names = now.services if now.only is None else now.only & now.services.keys()
         own = {
@@ -197,8 +193,8 @@ def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bo
 def is_so(store: Store, record: ClaimRow, now: EngineView) -> bool:
     """Return whether a service's keys in etcd (``now``) match this host's rows.
 
-    An undone activation may have changed etcd since ``record``. Ports and policies are not part of
-    ``now``; `untold` records that they are unpublished.
+    An undone activation may have changed etcd since. Ports and policies are not compared: `untold`
+    records that they are unpublished.
     """
     row, known = store.service(record.service), now.services.get(record.service)
     if row is None or known is None or not record.addresses or not record.mark:
@@ -215,7 +211,7 @@ def is_so(store: Store, record: ClaimRow, now: EngineView) -> bool:
 
 
 def untold(store: Store, services: Iterable[str]) -> None:
-    """Record that the agent must publish services again. The caller must not have niso's lock."""
+    """Record that the agent must publish services again. The caller has no lock of niso."""
     with Lock(), store.transaction():
         for service in services:
             if (record := store.across.claim(service)) is not None:
@@ -257,8 +253,7 @@ def _is_wanted(
 ) -> bool:
     """Return whether a service of this host should be reserved in etcd.
 
-    An inactive one should not if a command failed to take it over or to reserve it, or if it has
-    lost an address to another service since: the address is not in its rows then.
+    An inactive one should not if a command failed to reserve it, or if it has lost an address.
     """
     if row.active:
         return True
@@ -286,7 +281,7 @@ def spec_of(network: Network) -> Spec:
 
 
 def base_of(store: Store) -> int:
-    """Return a number greater than the ``gen`` of every reservation so far, and of late requests.
+    """Return a number greater than every ``gen`` so far, and than those of late requests.
 
     When etcd has lost its data, its revisions start again, and an earlier reservation must not seem
     newer than a later one.
@@ -297,10 +292,7 @@ def base_of(store: Store) -> int:
 
 
 def restore(store: Store, membership: ClusterKeys, own: HostEntry, encryption: str = "") -> Cluster:
-    """Write all keys that host ``own`` has recorded to etcd; return the cluster.
-
-    ``encryption`` is the host's. Raises Conflict if etcd has the data of a cluster.
-    """
+    """Write all keys that host ``own`` has recorded to etcd. Raises Conflict if it has any."""
     networks = [network for network in store.networks() if network.span is not None]
     tunnel = store.across.tunnel()
     ports = {n.span.port for n in networks if n.span is not None}

@@ -27,7 +27,7 @@ NOTHING = ClaimedService((), ())
 
 
 class EngineView(NamedTuple):
-    """The state that was read from etcd: hosts, and services by name, including this host's own."""
+    """The state that was read from etcd, with this host's own services."""
 
     hosts: tuple[HostEntry, ...]
     services: dict[str, ClaimedService]
@@ -80,7 +80,7 @@ class View:
     ) -> EngineView:
         """Decode the address keys of networks as the function `seen`, from items by key.
 
-        Unchanged items are not decoded again, so callers must not modify the mappings. If `done` is
+        Unchanged items are not decoded again: callers must not modify the mappings. If `done` is
         not called afterwards, ``only`` of the next result is None.
         """
         pairs = None if subnets is None else {n: (*subnets.get(n, ()),) for n in networks}
@@ -181,10 +181,7 @@ class View:
 
 
 def _unreachable(hosts: Sequence[HostEntry], own: str) -> frozenset[str]:
-    """Return the hosts with an address that host ``own`` cannot reach.
-
-    Such an address is not unicast, of another IP version, or the host's own.
-    """
+    """Return the hosts whose address is not unicast, of another IP version, or of ``own``."""
     here = next((host.address for host in hosts if host.name == own), "")
     return frozenset(
         host.name

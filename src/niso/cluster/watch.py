@@ -132,8 +132,7 @@ class WatchedKeys:
     ) -> dict[str, KeyValue]:
         """Return all keys with the prefix, by name; the same dict as before if nothing has changed.
 
-        If ``known``, which the caller has read from etcd, is not cached, all keys are read again.
-        Raises NoAnswer.
+        If ``known``, which the caller has read, is not cached, all keys are read again.
         """
         with self._lock:
             items = self._items
@@ -188,10 +187,7 @@ class WatchedKeys:
 
 
 def connected(connect: Callable[[], Etcd], over: threading.Event) -> Etcd | None:
-    """Open a connection as soon as the files for it exist; return None if ``over`` is set first.
-
-    Commands replace and delete these files.
-    """
+    """Open a connection as soon as its files exist; return None if ``over`` is set first."""
     while not over.is_set():
         try:
             return connect()
@@ -221,10 +217,9 @@ class Roster:
     def look(
         self, engine: Etcd, own: str, now_s: float
     ) -> tuple[tuple[HostEntry, ...], HostEntry | None]:
-        """Return all hosts, and the host named ``own`` or None.
+        """Return all hosts, and the host named ``own`` or None. Raises NoAnswer, Error.
 
-        The key of ``own`` is always read from etcd, the others from the cache. Raises NoAnswer,
-        and Error if a value is invalid.
+        The key of ``own`` is always read from etcd, the others from the cache.
         """
         item = ClusterKeys(engine, self.keys).host_item(own)
         items = self.kept.items(engine, now_s, item)
@@ -243,10 +238,7 @@ class Roster:
 
 
 class Lag:
-    """Measure for how long changes have been waiting for the agent, in seconds.
-
-    Several threads may call `notice`.
-    """
+    """Measure for how long changes wait for the agent. Several threads may call `notice`."""
 
     def __init__(self) -> None:
         self._since_s: float | None = None

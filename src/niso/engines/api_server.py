@@ -235,11 +235,7 @@ class Access(NamedTuple):
 
 
 def read(path: str) -> Access:
-    """Read server and credentials of a kubeconfig's current context, in YAML or JSON.
-
-    Raises NotFound, InvalidInput, and Error if a file cannot be read, or for YAML if PyYAML is
-    missing.
-    """
+    """Read a kubeconfig's current context, in YAML or JSON. Raises Error if it is unusable."""
     path = os.path.abspath(path)
     data = _load(path)
     context = _named(path, data, "context", data.get("current-context") or "")
@@ -411,10 +407,9 @@ class Stream:
             return {key: obj for key, (_, obj) in self._kept.items()}
 
     def merge(self, data: Mapping[str, Any]) -> None:
-        """Add objects from a list of some objects, if it is newer than the cache.
+        """Add objects from a list that is newer than the cache. Raises ApiServerError.
 
-        A cached object that is not in the list stays until the watch reports its deletion. Raises
-        ApiServerError.
+        A cached object that is not in the list stays until the watch reports its deletion.
         """
         version, items = self._listed(data)
         with self._lock:
@@ -530,7 +525,7 @@ def _key(item: object) -> Key:
 
 
 def _version(item: object) -> int:
-    """Return the resource version of an object or list, a revision of etcd; 0 if it has none."""
+    """Return the resource version of an object or list; 0 if it has none."""
     text = str(_meta(item).get("resourceVersion") or "0")
     return int(text) if text.isdecimal() and len(text) <= _LONGEST_VERSION else 0
 

@@ -287,7 +287,7 @@ def _require_configured(network: Network, config: Mapping[str, Any]) -> None:
 
 
 def _given(call: Call) -> str:
-    """Return the name for the container: its pod's, or without a pod the container's id."""
+    """Return the name for the container: its pod's, or its id."""
     pod, space = (call.args.get(f"K8S_POD_{word}", "") for word in ("NAME", "NAMESPACE"))
     if not pod:
         return call.container
@@ -344,10 +344,7 @@ def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
 
 
 def _bandwidth(given: Any) -> tuple[tuple[str, int], ...]:
-    """Return the rates of the capability ``bandwidth`` in bit/s, without those that are 0.
-
-    Its bursts are ignored, because niso derives them from the rate. Raises InvalidInput.
-    """
+    """Return rates in bit/s without those that are 0. niso derives the bursts from the rates."""
     rates = {way: given.get(f"{key}rate") for way, key in _WAYS.items()} if given else {}
     return tuple(
         (way, rate_of_bits(int(rate), "bandwidth", rate)) for way, rate in rates.items() if rate
@@ -370,7 +367,7 @@ def _ports(mappings: Any) -> Iterator[Port]:
 
 
 def _policy(call: Call, notes: Mapping[str, str]) -> Policy:
-    """Return the policy that allows only what configuration, annotations and CNI_ARGS all allow."""
+    """Return the policy that configuration, annotations and CNI_ARGS all allow."""
     noted = _once(((key.replace("-", "_"), value) for key, value in notes.items()), _PREFIX)
     args = _once(
         (
@@ -516,7 +513,7 @@ _HINT = "look at the plugins before niso-cni in the list"
 
 
 def require_free(store: Store, call: Call, same: AttachedRow | None) -> None:
-    """Raise Failure if a plugin that ran before niso has created an interface of this name.
+    """Raise Failure if an earlier plugin of the list has created an interface of this name.
 
     niso's own interface is no error: ADD may be repeated, and niso may be twice in a list.
     """
@@ -619,10 +616,7 @@ def closed(store: Store, call: Call, request: Request, same: AttachedRow | None)
 
 
 def wait(machine: Machine, call: Call, service: str) -> None:
-    """Wait until the pod's policy is applied; after too long, detach the pod and raise Failure.
-
-    The container engine then tries again.
-    """
+    """Wait until the pod's policy is applied; if it is late, detach the pod and raise Failure."""
     from niso.engines import pod_agent
 
     limit_s = _wait_s(call)

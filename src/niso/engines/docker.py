@@ -62,10 +62,7 @@ _waiting: dict[str, float] = {}
 
 
 def answer_call(call: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Carry out a call of Docker's plugin API and return its answer. Raises Error.
-
-    Calls that need no action, such as the discovery of other hosts, get an empty answer.
-    """
+    """Carry out a call; return an empty answer if it needs no action. Raises Error."""
     carry_out = _CALLS.get(call)
     return (carry_out(given) if carry_out is not None else None) or {}
 
@@ -84,10 +81,7 @@ def _say_error(where: str, error: Exception) -> None:
 
 
 def _file(top: str, id: object) -> str:
-    """Return the path below ``top`` of niso's data on a network or endpoint of Docker.
-
-    Raises InvalidInput if ``id`` is not one of Docker's.
-    """
+    """Return the path below ``top`` of niso's data on an object of Docker. Raises InvalidInput."""
     text = str(id)
     if not 0 < len(text) <= 64 or not set(text) <= set("0123456789abcdef"):
         raise InvalidInput(f"{text!r} is not an id of Docker")
@@ -155,7 +149,7 @@ def _create_network(given: dict[str, Any]) -> None:
 
 
 def _delete_network(given: dict[str, Any]) -> None:
-    """Remove the network of a call if it was created for Docker and no service of niso is on it."""
+    """Remove a network that was created for Docker, if no service of niso is on it."""
     path = _file(paths.state_dir(), given["NetworkID"])
     known = _known(path)
     machine = plugin.machine()
@@ -171,7 +165,7 @@ def _delete_network(given: dict[str, Any]) -> None:
 
 
 def _create_endpoint(given: dict[str, Any]) -> dict[str, Any]:
-    """Save an endpoint's data for `_join`; refuse an invalid option before the container exists."""
+    """Save an endpoint's data for `_join`; refuse an invalid option while there is time."""
     own, options = _own_options(given), _network(given)["options"]
     _policy(options, own)
     plugin.mac((given.get("Interface") or {}).get("MacAddress"))
@@ -187,10 +181,7 @@ def _create_endpoint(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _own_options(endpoint: Mapping[str, Any]) -> dict[str, str]:
-    """Return the options of ``--network name=N,driver-opt=niso.KEY=VALUE`` by KEY.
-
-    Raises InvalidInput for an unknown key.
-    """
+    """Return the options of ``--network name=N,driver-opt=niso.KEY=VALUE`` by KEY."""
     own = {
         str(key).removeprefix(_PREFIX): value
         for key, value in (endpoint.get("Options") or {}).items()
@@ -257,10 +248,10 @@ def _join(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _forget_ended(machine: Machine, request: Request) -> None:
-    """Detach endpoints whose container ended without a call, for example because Docker was killed.
+    """Detach endpoints whose container ended without a call, as when Docker was killed.
 
-    Docker assigns their addresses and host ports to other containers. An endpoint whose interface
-    Docker may still be moving is detached only if ``request`` has its address.
+    Docker reuses their addresses and ports. An endpoint whose interface Docker may still be moving
+    is detached only if ``request`` has its address.
     """
     store = machine.store
     wanted = {ip for wish in request.wishes for ip in wish.ips}
@@ -301,10 +292,7 @@ def _lead(path: str, target: str) -> None:
 def _request(
     machine: Machine, network: Mapping[str, Any], endpoint: Mapping[str, Any], id: str
 ) -> Request:
-    """Return the request to attach an endpoint; a later call publishes its ports.
-
-    Raises InvalidInput.
-    """
+    """Return the request to attach an endpoint; a later call publishes its ports."""
     own = _own_options(endpoint)
     interface = endpoint.get("Interface") or {}
     ips = [str(interface.get(key) or "") for key in ("Address", "AddressIPv6")]
@@ -354,10 +342,7 @@ def _delete_endpoint(given: dict[str, Any]) -> None:
 
 
 def take_up() -> bool:
-    """Continue to wait for interfaces that an earlier process of the driver handed over to Docker.
-
-    Returns False if the store is unusable. Each call then fails with the reason.
-    """
+    """Wait again for interfaces that an earlier process handed over; False without a store."""
     if not os.path.lexists(paths.database()):
         return True
     try:
@@ -373,10 +358,7 @@ def take_up() -> bool:
 
 
 def settle() -> bool:
-    """Complete the attachments whose interface Docker has moved into its container.
-
-    Returns whether other attachments are still waiting.
-    """
+    """Complete the attachments whose interface Docker has moved; return whether others wait."""
     for id, since in list(_waiting.items()):
         try:
             if _settled(id) or time.monotonic() - since > _LONGEST_WAIT_S:
@@ -388,10 +370,7 @@ def settle() -> bool:
 
 
 def _settled(id: str) -> bool:
-    """Complete an endpoint's attachment if Docker has moved its interface.
-
-    Returns True if the endpoint need not be checked again.
-    """
+    """Complete an endpoint if Docker has moved its interface; return True if it is done."""
     path = f"{_file(paths.run_dir(), id)}.netns"
     if not os.path.exists(path):
         return not os.path.lexists(path)

@@ -91,10 +91,7 @@ def _answer(words: list[str]) -> dict[str, Any] | None:
 
 
 def _create(machine: Machine, given: dict[str, Any]) -> dict[str, Any]:
-    """Create a network for Podman; return Podman's description of it, completed with niso's values.
-
-    niso alone reserves the network's addresses, because services of niso can be on it too.
-    """
+    """Create a network for Podman; return Podman's description of it with niso's values."""
     drop_networks(machine, _network_name(given))
     network = _ensured(machine, given)
     return given | {
@@ -110,7 +107,7 @@ def _create(machine: Machine, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
-    """Return niso's network for a network of Podman; create it if it does not exist.
+    """Return niso's network for a network of Podman, which is created if it does not exist.
 
     Raises InvalidInput for unsupported settings, and Conflict if the existing network differs.
     """
@@ -156,7 +153,7 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
 
 
 def _is_as_described(known: Network, given: Mapping[str, Any], mtu: str | None) -> bool:
-    """Return whether a network equals Podman's description. When a container starts, it does."""
+    """Return whether a network is as Podman describes it."""
     have = sorted((subnet.cidr, subnet.gateway) for subnet in known.subnets)
     want = [(str(s.get("subnet")), str(s.get("gateway"))) for s in given.get("subnets") or ()]
     return (
@@ -171,7 +168,7 @@ def _is_as_described(known: Network, given: Mapping[str, Any], mtu: str | None) 
 
 
 def _note(machine: Machine, network: str, called: str) -> None:
-    """Record that a network was created for Podman, and the path of Podman's file about it."""
+    """Record that a network was created for Podman, and the path of Podman's file."""
     path = os.path.join(_notes(), network)
     note = {
         "file": os.path.join(_network_folder(), f"{called}.json"),
@@ -186,12 +183,11 @@ def _notes() -> str:
 
 
 def drop_networks(machine: Machine, wanted: str = "", report: Report = silent) -> None:
-    """Remove the networks that Podman has removed, if no service is on them.
+    """Remove the networks that Podman has removed, if no service is on them. Raises OSError.
 
     Podman does not call its plugin when it removes a network. It writes the file of a new network
-    after the call, so recently created networks are kept. ``wanted`` is removed even so, because
-    Podman is about to create it again. A network that cannot be removed is reported. Raises
-    OSError.
+    after the call, so young networks stay, except ``wanted``, which Podman is about to create
+    again.
     """
 
     try:
@@ -244,8 +240,7 @@ def _network_folder() -> str:
 
 
 def _network_name(given: Mapping[str, Any]) -> str:
-    """Return niso's name for a network of Podman: the same name, or a derived one for
-    ``shop_back``.
+    """Return niso's name for a network of Podman: the same, or one derived of ``shop_back``.
 
     Raises InvalidInput for a name that means something else in niso, such as ``none``.
     """
@@ -366,10 +361,7 @@ def servers(network: Network) -> list[str]:
 
 
 def update(machine: Machine, network: str, owner: str) -> None:
-    """Write a network's file for the name server, and make the name server read it.
-
-    The file has the names of the owner's attachments on the network. Raises OSError.
-    """
+    """Write a network's file for the name server, and make it read the file. Raises OSError."""
     program = _program()
     if program is None:
         return
@@ -402,7 +394,7 @@ def _program() -> str | None:
 
 
 def _text(store: Store, network: str, owner: str) -> str:
-    """Return the content of a network's file for the name server; "" if no container is on it."""
+    """Return a network's file for the name server; "" if no container is on it."""
     known = store.network(network)
     lines = []
     for attached in store.attachments.all(owner):
@@ -421,7 +413,7 @@ def _text(store: Store, network: str, owner: str) -> str:
 
 
 def _silenced(store: Store, network: Network, family: int) -> list[str]:
-    """Return the addresses of an internal network for which the name server forwards no queries."""
+    """Return the addresses for which the name server of an internal network never forwards."""
     addresses = {address for address, _, _ in store.leases(network.name, family)}
     for subnet in network.subnets:
         if subnet.family == family:

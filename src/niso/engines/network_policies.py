@@ -45,11 +45,7 @@ type Selector = tuple[Expression, ...]
 
 
 class Pod(NamedTuple):
-    """A pod of Kubernetes.
-
-    ``uid`` is the kubelet's id of the pod. For a static pod it differs from the uid of the API
-    object.
-    """
+    """A pod; ``uid`` is the kubelet's id, which differs from the API's for a static pod."""
 
     namespace: str
     name: str
@@ -62,8 +58,7 @@ class Pod(NamedTuple):
 class Other(NamedTuple):
     """A peer of a rule: a prefix, or pods selected by their own and their namespaces' labels.
 
-    If ``spaces`` is None, the pods are in the policy's own namespace. If ``pods`` is None, all pods
-    of the selected namespaces are meant.
+    If ``spaces`` is None, they are in the policy's namespace. If ``pods`` is None, all are meant.
     """
 
     cidr: str = ""  # in canonical form, as the excluded prefixes
@@ -101,10 +96,7 @@ class NetworkPolicy(NamedTuple):
 
 
 def selects(selector: Selector, labels: Labels) -> bool:
-    """Return whether labels meet all conditions.
-
-    A missing label meets NotIn and DoesNotExist (k8s.io/apimachinery, pkg/labels).
-    """
+    """Return whether labels meet all conditions (k8s.io/apimachinery, pkg/labels)."""
     for key, operator, values in selector:
         value = labels.get(key)
         if operator in (_IN, _EXISTS):
@@ -148,10 +140,7 @@ def namespace(data: Mapping[str, Any]) -> tuple[str, Labels]:
 
 
 def network_policy(data: Mapping[str, Any]) -> NetworkPolicy:
-    """Parse a network policy. Raises ValueError if the object has no name.
-
-    A policy that niso does not support selects all pods of its namespace and allows nothing.
-    """
+    """Parse a network policy; one that is not supported allows nothing. Raises ValueError."""
     try:
         space, name = data["metadata"]["namespace"], data["metadata"]["name"]
     except _MALFORMED as error:
@@ -262,8 +251,7 @@ Ports = tuple[int, int, str]
 class Objects(NamedTuple):
     """The pods, namespaces and policies from which niso's policies are computed.
 
-    ``names`` maps pods of this node to their attachments. A pod has several while its sandbox is
-    replaced.
+    ``names`` maps pods of this node to attachments: several while a sandbox is replaced.
     """
 
     pods: Mapping[tuple[str, str], Pod]  # by namespace and name
@@ -273,10 +261,10 @@ class Objects(NamedTuple):
 
 
 def policy_of(pod: Pod, world: Objects) -> Policy:
-    """Return niso's policy for a pod. Raises InvalidInput if the policy would be too large.
+    """Return niso's policy for a pod. Raises InvalidInput if it would be too large.
 
-    Its peers are prefixes, and pods of this node by the names of their attachments. Pods of other
-    nodes, and pods in the host network, are never peers.
+    Its peers are prefixes, and attachments of this node. Pods of other nodes, and pods in the host
+    network, are never peers.
     """
     selecting = [
         policy
@@ -302,9 +290,8 @@ Allowed = tuple[str, Peer, Ports]
 
 
 def _list(allowed: Iterable[Allowed], direction: str) -> tuple[Entry, ...]:
-    """Return policy entries without duplicates, each with a unique key.
+    """Return policy entries without duplicates, in the order that needs the fewest elements.
 
-    Pods come first, then prefixes, then all peers: this order needs the fewest nftables elements.
     Raises InvalidInput if there are so many entries that they would delay all pods of the node.
     """
     first: dict[tuple[Peer, Ports], str] = {}
@@ -435,8 +422,7 @@ def _left(
 ) -> Iterator[tuple[int, int]]:
     """Yield the parts of a prefix that are not excluded, as first address and length.
 
-    The prefix is halved until a part is completely inside or outside ``excepted``, which are pairs
-    of first and last address.
+    The prefix is halved until a part is completely in or out of ``excepted`` (first, last) pairs.
     """
     last = first + (1 << (bits - length)) - 1
     inside = [(low, high) for low, high in excepted if low <= last and high >= first]

@@ -39,10 +39,7 @@ _LONGEST_NAME = 40
 
 
 class _LateProcesses:
-    """The processes of services. Only the undo of a change imports their code.
-
-    To import their 15 modules takes 10 % of a call's processor time.
-    """
+    """The processes of services. Only the undo of a change imports their 15 modules."""
 
     def __getattr__(self, name: str) -> Any:
         from niso.runtime.processes import Processes
@@ -51,10 +48,7 @@ class _LateProcesses:
 
 
 def machine() -> Machine:
-    """Return the `Machine` (store, kernel, processes) of this host, with the default state folder.
-
-    Raises Error if the caller is not root.
-    """
+    """Return the `Machine` of this host, with the default state folder. Raises Error."""
     from niso.look import session
 
     if os.geteuid() != 0:
@@ -70,10 +64,7 @@ def machine() -> Machine:
 def find(
     machine: Machine, owner: str, id: str, netns: str, wanted: str
 ) -> tuple[AttachedRow | None, str]:
-    """Return an owner's attachment of a namespace, and the name for the container with this id.
-
-    Without an attachment, the name is derived from ``wanted``.
-    """
+    """Return the attachment of a namespace, and its present or future name."""
     known = machine.store.attachments.all(owner, id)
     there = machine.kernel.cookie_at(netns)
     same = next((attached for attached in known if there and attached.cookie == there), None)
@@ -99,10 +90,7 @@ def endpoint(
 
 
 def label(text: str) -> str:
-    """Return a valid service name for a text, such as the name of a container or pod.
-
-    Different texts get different names: if a text had to be changed, a hash is added.
-    """
+    """Return a valid service name for a text; a hash is added if the text had to be changed."""
     plain = "".join(c if c.isascii() and (c.islower() or c.isdigit()) else "-" for c in text)
     words = [word for word in plain.split("-") if word]
     name = "-".join(words) or "c"
@@ -137,10 +125,7 @@ def mac(text: object) -> str:
 
 
 def port(host_ip: str, host: int, container: int, proto: str, count: int = 1) -> Port:
-    """Return the published port for an engine's numbers. Host port 0 means any free port.
-
-    Raises InvalidInput.
-    """
+    """Return a published port; host port 0 means any free port. Raises InvalidInput."""
     address = f"[{host_ip}]:" if ":" in host_ip else f"{host_ip}:" if host_ip else ANY
     spans = [f"{n}-{n + count - 1}" if count > 1 else str(n) for n in (host, container)]
     if not host:
@@ -157,9 +142,9 @@ def mtu(text: str | None, option: str) -> int | None:
 
 
 def options(given: Any, known: tuple[str, ...], what: str, prefix: str = "") -> dict[str, str]:
-    """Return an engine's options as strings. ``what`` and ``prefix`` precede them in errors.
+    """Return an engine's options as strings. Raises InvalidInput for an unknown one.
 
-    Raises InvalidInput for an unknown option, because it could be a misspelt policy.
+    ``what`` and ``prefix`` precede options in errors. An unknown one may be a misspelt policy.
     """
     strings = {str(key): str(value) for key, value in (given or {}).items()}
     if unknown := sorted(strings.keys() - set(known)):
@@ -171,9 +156,9 @@ def options(given: Any, known: tuple[str, ...], what: str, prefix: str = "") -> 
 
 
 def policies(*given: tuple[Mapping[str, object], str]) -> Policy:
-    """Return the policy that allows only what each of several tables allows.
+    """Return the policy that allows what each table allows. Raises InvalidInput.
 
-    Each table is with the text that precedes its keys in errors. Raises InvalidInput.
+    Each table is with the text that precedes its keys in errors.
     """
     return combined(
         policy({key: some[key] for key in POLICY_KEYS if key in some}, where)
@@ -182,10 +167,9 @@ def policies(*given: tuple[Mapping[str, object], str]) -> Policy:
 
 
 def policy(given: Mapping[str, object], where: str) -> Policy:
-    """Return the policy from the keys allow_from, deny_from, egress_allow, egress_deny and log.
+    """Return the policy of the keys allow_from, deny_from, egress_allow, egress_deny and log.
 
-    The entries are a list, or one string separated by blanks or commas. ``where`` precedes the keys
-    in errors. Raises InvalidInput.
+    The entries are a list, or one string separated by blanks or commas. Raises InvalidInput.
     """
     if not given:
         return Policy()
@@ -221,10 +205,7 @@ def flag(value: object, where: str) -> bool:
 
 
 def free_name(machine: Machine, wanted: str, id: str) -> str:
-    """Return a name for a new attachment; ``id`` is added if the name is in use.
-
-    It is in use if a service or an attachment with an existing namespace has it.
-    """
+    """Return a name for an attachment, with ``id`` if a living service or attachment has it."""
     name = label(wanted)
     store = machine.store
     row, held = store.service(name), store.attachments.get(name)
@@ -235,7 +216,7 @@ def free_name(machine: Machine, wanted: str, id: str) -> str:
 def joined(store: Store, request: Request) -> Request:
     """Add the networks that an attachment already has to a request for one network.
 
-    The policy of a Kubernetes pod is kept too. Raises Conflict if the attachment has another
+    The policy of a Kubernetes pod stays too. Raises Conflict if the attachment has another
     interface on that network, or has this interface on another network.
     """
     now = attach.current(store, request.name)
@@ -266,10 +247,7 @@ def joined(store: Store, request: Request) -> Request:
 
 
 def take_off(machine: Machine, attached: AttachedRow, goes: Callable[[AttachedLink], bool]) -> None:
-    """Remove the interfaces that ``goes`` selects from an attachment.
-
-    If no interface is left, the attachment is detached completely.
-    """
+    """Remove the interfaces that ``goes`` selects; detach the attachment if none is left."""
     store = machine.store
     links = store.attachments.links(attached.service)
     left = {link.network for link in links if not goes(link)}
@@ -301,10 +279,7 @@ MALFORMED = (TypeError, KeyError, ValueError, AttributeError, OverflowError, Rec
 
 
 def run(call: Callable[[], object], failed: Callable[[Exception], object]) -> None:
-    """Carry out a call, print its answer, or that of ``failed`` to an error, and end the process.
-
-    No answer is printed for None.
-    """
+    """Carry out a call, print its answer or ``failed`` of an error, and end the process."""
     status = 0
     try:
         answer = call()
@@ -317,7 +292,7 @@ def run(call: Callable[[], object], failed: Callable[[Exception], object]) -> No
 
 
 def read_stdin() -> str:
-    """Return the text on stdin. Raises InvalidInput if it is too long, ValueError if not UTF-8."""
+    """Return the text on stdin. Raises InvalidInput, ValueError if it is not UTF-8."""
     data = sys.stdin.buffer.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
         raise InvalidInput("stdin: the configuration is too long")

@@ -81,10 +81,7 @@ class PodAgent:
     # --- one sync pass --------------------------------------------------------
 
     def look(self, machine: Machine) -> list[str]:
-        """Apply all policies that differ; return the names of the attachments that changed.
-
-        Raises Error if a policy could not be applied, after all others were tried.
-        """
+        """Apply all policies that differ; return the attachments that changed. Raises Error."""
         if not all(watch.is_known for watch in (self.pods, self.spaces, self.policies)):
             return []
         attachments = machine.store.attachments
@@ -139,8 +136,8 @@ class PodAgent:
     ) -> tuple[dict[str, Policy], dict[str, int]]:
         """Return the policy of each pod, and how many nftables elements each namespace needs.
 
-        A pod whose policy is too large gets the one that denies all packets, and so do the pods
-        with the largest policies of a namespace that needs too many elements.
+        All packets are denied for a pod whose policy is too large, and for those with the largest
+        policies of a namespace that needs too many elements.
         """
         policies: dict[str, Policy] = {}
         each: dict[Policy, int] = {}
@@ -168,7 +165,7 @@ class PodAgent:
         return policies, costs
 
     def _has_read(self, pod: Who, errors: list[Error]) -> bool:
-        """Read a new pod and the policies of its namespace; return whether this succeeded.
+        """Read a new pod and its namespace's policies; return whether this succeeded.
 
         The watches may be late, but a policy that existed before a pod applies from its start.
         """
@@ -227,7 +224,6 @@ class PodAgent:
             self._say(about, text)
 
     def _say(self, about: str, text: str) -> None:
-        """Log a line, unless it is equal to the last one about the same object."""
         if self._said.get(about) != text:
             self._said[about] = text
             self._log(f"{about}: {text}" if about else text)
