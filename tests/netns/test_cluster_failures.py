@@ -30,11 +30,11 @@ table inet cut {
 """
 NAMESAKE = """\
 from niso.cluster import config
-from niso.cluster.key_values import Host
-from niso.cluster.membership import Membership
+from niso.cluster.key_values import HostEntry
+from niso.cluster.membership import ClusterKeys
 own = config.require()
 with own.engine() as engine:
-    Membership(engine, own.keys).join(Host("b", "01234567", "198.51.100.9", 1500, False))
+    ClusterKeys(engine, own.keys).join(HostEntry("b", "01234567", "198.51.100.9", 1500, False))
 """
 COUNT = """\
 table inet count {

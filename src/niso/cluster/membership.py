@@ -15,22 +15,7 @@ from niso.base.named_tuples import TYPE_CHECKING
 from niso.cluster import key_values
 from niso.cluster.claims import TRIES
 from niso.cluster.engine import Compare, Delete, Keys, KeyValue, NoAnswer, Put, Txn, decode, encode
-from niso.cluster.key_values import (
-    Cluster,
-    ClusterClaim,
-    HostEntry,
-    Spec,
-    claim_of,
-    clash,
-    cluster_of,
-    cluster_value,
-    host_of,
-    host_value,
-    index_of,
-    require_family,
-    spec_of,
-    spec_value,
-)
+from niso.cluster.key_values import Cluster, ClusterClaim, HostEntry, Spec, host_value, index_of
 from niso.runtime.machine import Machine
 from niso.store.store import Store
 
@@ -65,12 +50,12 @@ class ClusterKeys:
         The cluster has an id of its own, because etcd's own id survives a deletion of its data.
         """
         item = self._item(self.keys.cluster)
-        return cluster_of(item) if item is not None else None
+        return key_values.cluster_of(item) if item is not None else None
 
     def make(self, port: int = PORT, encryption: str = "") -> Cluster:
         """Create the cluster in etcd and return it. Raises Conflict if etcd has one."""
         made = Cluster(os.urandom(4).hex(), port, encryption)
-        put = Put(self.keys.cluster, encode(cluster_value(made)))
+        put = Put(self.keys.cluster, encode(key_values.cluster_value(made)))
 
         def txn() -> Txn:
             have = self.cluster()
@@ -90,7 +75,7 @@ class ClusterKeys:
         """Return all hosts, sorted by name."""
         items = {item.key: item for item in self.engine.get(self.keys.hosts).items}
         return [
-            host_of(item, self.keys)._replace(alive=f"{key}/live" in items)
+            key_values.host_of(item, self.keys)._replace(alive=f"{key}/live" in items)
             for key, item in items.items()
             if "/" not in key.removeprefix(self.keys.hosts)
         ]
@@ -118,12 +103,12 @@ class ClusterKeys:
                 )
             for other in self.hosts():
                 if (other.name == host.name) != (other.state_id == host.state_id):
-                    raise clash(host, other)
+                    raise key_values.clash(host, other)
                 if other.name != host.name and other.address == host.address:
                     raise Conflict(
                         f"{host.address} is the address of host {other.name}", "choose another one"
                     )
-                require_family(host.address, other.address, other.name)
+                key_values.require_family(host.address, other.address, other.name)
             item = self._item(key)
             before = decode(item.value, key) if item else {}
             here = Compare(key, item.modified if item else 0)
@@ -183,13 +168,11 @@ class ClusterKeys:
     def services(self) -> list[ClusterClaim]:
         """Return the reservations of all services in etcd, sorted by service."""
         items = self.engine.get(self.keys.services, stale=True).items
-        return [claim_of(item, self.keys) for item in items]
+        return [key_values.claim_of(item, self.keys) for item in items]
 
     def services_of(self, host: str) -> list[str]:
         """Return the names of the services that a host has reserved in etcd."""
-        items = self.engine.get(self.keys.services).items
-        claims = [claim_of(item, self.keys) for item in items]
-        return [claim.service for claim in claims if claim.host == host]
+        return [claim.service for _, claim in self._had_by(host) if claim.host == host]
 
     def forget(self, host: str) -> list[str]:
         """Remove a lost host and all its reservations; return the names of its services.
@@ -222,7 +205,7 @@ class ClusterKeys:
     def _had_by(self, host: str) -> list[tuple[KeyValue, ClusterClaim]]:
         """Return the claims that a host has, or that another host may give back to it."""
         items = self.engine.get(self.keys.services).items
-        claims = [(item, claim_of(item, self.keys)) for item in items]
+        claims = [(item, key_values.claim_of(item, self.keys)) for item in items]
         return [(item, claim) for item, claim in claims if host in (claim.host, claim.former)]
 
     # --- certificates ---------------------------------------------------------
@@ -265,43 +248,30 @@ class ClusterKeys:
     # --- networks -------------------------------------------------------------
 
     def network_names(self) -> list[str]:
-        """Return the names of all networks, sorted."""
-        items = self.engine.get(self.keys.nets, one=True).items
-        return sorted(index_of(items[0])) if items else []
+        return sorted(self._index()[1])
 
     def networks(self) -> list[Spec]:
         """Return all networks, sorted by name."""
-        names = self.network_names()
-        return [spec for name in names if (spec := self.network(name)) is not None]
+        return [spec for name in self.network_names() if (spec := self.network(name)) is not None]
 
     def network(self, name: str) -> Spec | None:
         item = self._item(self.keys.spec(name))
-        return spec_of(name, item) if item else None
+        return key_values.spec_of(name, item) if item else None
 
     def create_network(self, spec: Spec) -> Spec:
-        """Create a network in the cluster; return it with its VNI. No-op if the same network
-        exists.
+        """Create a network in the cluster; return it with its VNI. No-op if the same one exists.
 
-        Raises Conflict if a network with this name differs, or if a subnet overlaps one of another
-        network.
+        Raises Conflict if a network with this name differs, or a subnet overlaps another network.
         """
         made: list[Spec] = []
 
         def txn() -> Txn:
-            item = self._item(self.keys.nets)
-            index = index_of(item) if item else {}
+            held, index = self._index()
             _require_apart(spec, index)
             taken = {int(network["vni"]) for network in index.values()}
             vni = next(n for n in range(FIRST_VNI, MOST_VNI) if n not in taken)
             made[:] = [spec._replace(vni=vni)]
-            index[spec.name] = {"vni": vni, "subnets": [cidr for cidr, _ in spec.subnets]}
-            return Txn(
-                (Compare(self.keys.nets, item.modified if item else 0),),
-                (
-                    Put(self.keys.nets, encode(index)),
-                    Put(self.keys.spec(spec.name), encode(spec_value(made[0]))),
-                ),
-            )
+            return self._adding(made[0], held, index)
 
         def same() -> bool:
             have = self.network(spec.name)
@@ -326,18 +296,12 @@ class ClusterKeys:
         """
 
         def txn() -> Txn:
-            item = self._item(self.keys.nets)
-            index = index_of(item) if item else {}
+            held, index = self._index()
             _require_apart(spec, index)
             for name, network in index.items():
                 if network["vni"] == spec.vni:
                     raise Conflict(f"network {spec.name!r} has the number of network {name!r}")
-            index[spec.name] = {"vni": spec.vni, "subnets": [cidr for cidr, _ in spec.subnets]}
-            puts = (
-                Put(self.keys.nets, encode(index)),
-                Put(self.keys.spec(spec.name), encode(spec_value(spec))),
-            )
-            return Txn((Compare(self.keys.nets, item.modified if item else 0),), puts)
+            return self._adding(spec, held, index)
 
         def is_done() -> bool:
             have = self.network(spec.name)
@@ -348,30 +312,36 @@ class ClusterKeys:
 
     def remove_network(self, name: str) -> None:
         """Remove a network that has no addresses. Raises Conflict if it has any, and NotFound."""
+        addresses = self.keys.addresses(name)
 
         def txn() -> Txn:
-            item = self._item(self.keys.nets)
-            index = index_of(item) if item else {}
-            if item is None or name not in index:
+            held, index = self._index()
+            if name not in index:
                 raise NotFound(f"no network {name!r} in the cluster", "niso net list")
-            used = self.engine.keys(self.keys.addresses(name))
-            if used:
+            if used := self.engine.keys(addresses):
                 raise Conflict(
                     f"network {name!r} has {len(used)} addresses in use in the cluster",
                     "niso ps shows the services",
                 )
             del index[name]
-            return Txn(
-                (
-                    Compare(self.keys.nets, item.modified),
-                    Compare(self.keys.addresses(name), prefix=True),
-                ),
-                (Put(self.keys.nets, encode(index)), Delete(self.keys.network(name), prefix=True)),
-            )
+            changes = (Put(held.key, encode(index)), Delete(self.keys.network(name), prefix=True))
+            return Txn((held, Compare(addresses, prefix=True)), changes)
 
         self._settle(txn, lambda: self._item(self.keys.spec(name)) is None)
 
     # --- parts ----------------------------------------------------------------
+
+    def _index(self) -> tuple[Compare, dict[str, dict[str, Any]]]:
+        """Return the index of networks, and the condition that it is unchanged."""
+        item = self._item(self.keys.nets)
+        held = Compare(self.keys.nets, item.modified if item else 0)
+        return held, index_of(item) if item else {}
+
+    def _adding(self, spec: Spec, held: Compare, index: dict[str, dict[str, Any]]) -> Txn:
+        subnets = [cidr for cidr, _ in spec.subnets]
+        index[spec.name] = {"vni": spec.vni, "subnets": subnets}
+        own = Put(self.keys.spec(spec.name), encode(key_values.spec_value(spec)))
+        return Txn((held,), (Put(held.key, encode(index)), own))
 
     def _item(self, key: str) -> KeyValue | None:
         items = self.engine.get(key, one=True).items
