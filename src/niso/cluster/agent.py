@@ -44,9 +44,6 @@ if TYPE_CHECKING:
     from niso.kernel.real import Kernel
 
 
-# --- the agent ------------------------------------------------------------------------------------
-
-
 TTL_S = 10
 KEEP_S = 3.0
 MEND_S = 1.0

@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- requests, answers and errors -----------------------------------------------------------------
-
-
 class NoAnswer(Error):
     """Raised if no member of etcd answers in time.
 

@@ -28,9 +28,6 @@ from niso.cluster.engine import NoAnswer, Refused
 from niso.cluster.etcd import Reach
 from niso.cluster.membership import ClusterKeys
 
-# --- invitations ----------------------------------------------------------------------------------
-
-
 MAX_BYTES = 64 * 1024
 _HEAD = "# an invitation of niso cluster: who has it is a host of the cluster\n"
 _USER = "user"

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- checks of single values ----------------------------------------------------------------------
-
-
 _KEPT = 1 << 16
 _LONGEST_VERSION = 40
 MOST_NAMES = 120

@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from niso.cluster.etcd import Etcd
 
 
-# --- changes of the keys --------------------------------------------------------------------------
-
-
 PORT = 4799
 """UDP port of VXLAN. 4789 is Docker's, and niso's rules would drop Docker's packets."""
 FIRST_VNI = 4097
@@ -389,9 +386,6 @@ def _require_apart(spec: Spec, index: dict[str, Any]) -> None:
                         " in the cluster",
                         "choose another subnet",
                     )
-
-
-# --- requirements of networks that span hosts -----------------------------------------------------
 
 
 def require_joined(machine: Machine) -> Config:

@@ -47,9 +47,6 @@ if TYPE_CHECKING:
     from niso.kernel.real import Kernel
 
 
-# --- all services of this host --------------------------------------------------------------------
-
-
 ORPHAN_S = 60.0
 """Seconds for which etcd may reserve a service without a row here: a command may write it."""
 STRAY_S = 600.0

@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 
-# --- this host's etcd -----------------------------------------------------------------------------
-
-
 USER = "etcd"
 _START_S, _STOP_S, _PAUSE_S = 60.0, 10.0, 0.05
 _REFUSED = "refused.pem"

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from niso.cluster.etcd import Etcd
 
 
-# --- the cache of a prefix ------------------------------------------------------------------------
-
-
 TRUST_S = 6.0
 """Seconds without an event or progress message, after which each use checks the cache with etcd.
 
@@ -183,9 +180,6 @@ class WatchedKeys:
             return self._items
 
 
-# --- parts of threads -----------------------------------------------------------------------------
-
-
 def connected(connect: Callable[[], Etcd], over: threading.Event) -> Etcd | None:
     """Open a connection as soon as its files exist; return None if ``over`` is set first."""
     while not over.is_set():
@@ -199,9 +193,6 @@ def connected(connect: Callable[[], Etcd], over: threading.Event) -> Etcd | None
 def about(seconds: float) -> float:
     """Return a random time from half to one and a half of ``seconds``, to spread requests."""
     return seconds * (0.5 + os.urandom(1)[0] / 255)
-
-
-# --- hosts from the cache -------------------------------------------------------------------------
 
 
 class Roster:
@@ -232,9 +223,6 @@ class Roster:
                     hosts.append(decoded[each]._replace(alive=f"{key}/live" in items))
             self._items, self._decoded, self.hosts = items, decoded, tuple(hosts)
         return self.hosts, self._decoded.get(item) if item is not None else None
-
-
-# --- lag of an agent ------------------------------------------------------------------------------
 
 
 class Lag:

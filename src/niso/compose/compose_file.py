@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- the file -------------------------------------------------------------------------------------
-
-
 _IN_FILE = frozenset(("services", "networks", "volumes", "secrets", "name", "version"))
 _OF_NETWORK = frozenset(
     ("internal", "ipam", "enable_ipv6", "driver", "driver_opts", "labels", "attachable", "name")

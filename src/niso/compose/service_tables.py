@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- the service ----------------------------------------------------------------------------------
-
-
 DEFAULT = "default"
 """The network of services that name no network."""
 _STATES = {"service_healthy": "healthy", "service_completed_successfully": "completed"}

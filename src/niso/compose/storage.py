@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- volumes --------------------------------------------------------------------------------------
-
-
 _ALWAYS_TMPFS = ("/tmp", "/run", "/var/tmp")  # noqa: S108 - paths inside a service
 _OF_MOUNT = ("type", "source", "target", "read_only", "tmpfs", "consistency")
 _MODES = ("", "ro", "rw", "z", "Z", "cached", "delegated", "consistent", "nocopy", "private")

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- requests -------------------------------------------------------------------------------------
-
-
 REQUEST_S = 10.0
 _LONGEST = 64 << 20
 """The maximum number of bytes of an answer: a page of 500 objects of at most 1.5 MB in etcd."""

@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from niso.engines import pod_agent
 
 
-# --- the program ----------------------------------------------------------------------------------
-
-
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 WRONG_VARIABLE, WRONG_CONFIG, KERNEL = 4, 7, 100
 _WRONG_VERSION, _NOT_READ, _NOT_JSON = 1, 5, 6
@@ -427,7 +424,7 @@ def _result(store: Store, call: Call, name: str) -> dict[str, Any]:
     }
 
 
-# --- DEL, GC --------------------------------------------------------------------------------------
+# --- DEL, GC, CHECK, STATUS -----------------------------------------------------------------------
 
 
 def _delete(call: Call) -> None:
@@ -456,9 +453,6 @@ def _gc(call: Call) -> None:
             return link.network == call.network and (id, link.interface) not in known
 
         plugin.take_off(machine, attached, goes)
-
-
-# --- CHECK, STATUS --------------------------------------------------------------------------------
 
 
 def _check(call: Call) -> None:

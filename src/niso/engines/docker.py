@@ -41,9 +41,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- calls ----------------------------------------------------------------------------------------
-
-
 OWNER = BY_INTERFACE
 WAIT_S = 0.05
 """Seconds between two checks whether Docker has moved an interface."""
@@ -112,9 +109,6 @@ def _network(given: Mapping[str, Any]) -> dict[str, Any]:
     if known is None:
         raise NotFound("niso does not know this network", "docker network rm, and create it again")
     return known
-
-
-# --- networks -------------------------------------------------------------------------------------
 
 
 def _create_network(given: dict[str, Any]) -> None:

@@ -46,9 +46,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- the program ----------------------------------------------------------------------------------
-
-
 OWNER = "podman"
 API_VERSION = "1.0.0"
 _CONFIGURATIONS = ("/usr/share/containers/containers.conf", "/etc/containers/containers.conf")

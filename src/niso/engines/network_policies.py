@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- objects of the API ---------------------------------------------------------------------------
-
-
 INGRESS, EGRESS = "Ingress", "Egress"
 _PROTOCOLS = {"TCP": "tcp", "UDP": "udp", "SCTP": "sctp"}
 _MALFORMED = (TypeError, KeyError, ValueError, AttributeError)

@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- parts of a call ------------------------------------------------------------------------------
-
-
 _LONGEST_NAME = 40
 """The maximum length of an attachment's name. A longer name is cut, and a hash is added."""
 
@@ -265,9 +262,6 @@ def take_off(machine: Machine, attached: AttachedRow, goes: Callable[[AttachedLi
 
 POLICY_KEYS = ("allow_from", "deny_from", "egress_allow", "egress_deny", "log")
 """The keys that `policy` parses."""
-
-
-# --- input and errors -----------------------------------------------------------------------------
 
 
 _MOST_BYTES = 4 << 20

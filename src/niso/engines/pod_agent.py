@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- the agent ------------------------------------------------------------------------------------
-
-
 LOOK_S = 30.0
 """Seconds between sync passes if no event occurs."""
 GATHER_S = 0.005
