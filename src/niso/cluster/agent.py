@@ -48,17 +48,12 @@ TTL_S = 10
 KEEP_S = 3.0
 MEND_S = 1.0
 LOOK_S = 30.0
-"""The interval in seconds between full sync passes.
-
-A full pass finds changes whose event a watch missed.
-"""
+"""Seconds between full sync passes, which find changes that no watch reported."""
 GATHER_S = 0.005
 LEAST_S = 0.05
 """The minimum interval in seconds between two sync passes: at most 20 passes a second."""
 SPREAD_S = 0.001
-"""Seconds for each host of the cluster that a pass waits if its only cause is a host that joined
-or left. The sum is varied at random.
-"""
+"""Seconds for each host that a pass waits, at random, if hosts join or leave and nothing else."""
 LATE_S = 5.0
 """The lag in seconds from which on the agent reports that it is behind."""
 GUARD_S = 60.0

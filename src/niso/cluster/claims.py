@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
@@ -96,31 +96,24 @@ class Claims:
         Raises Conflict if another host has the service or another service has an address or name,
         and NotFound for an unknown network.
         """
-        mark = os.urandom(16).hex()
-        problem: NoAnswer | None = None
-        raced = False
-        for _ in range(TRIES):
-            try:
-                have = self.held(wanted.service)
-                if have is not None and have.mark == mark:
-                    return have  # the request without an answer was carried out
-                if have is not None and have.host != self.host and have.gen >= since:
-                    self._require_lost(have, take)
-                planned = self._planned(wanted, have, mark, keep, since, renew, raced)
-                if planned is None:
-                    assert have is not None
-                    return have
-                claim, txn = planned
-                if revision := self.engine.commit(txn):
-                    return claim._replace(revision=revision)
-                raced = True
-            except NoAnswer as error:
-                if not error.unknown:
-                    raise _of(error, problem) from error
-                problem = error
-        if problem is not None:
-            raise problem
-        raise Conflict(f"{wanted.service}: other hosts keep changing what it needs", "try again")
+        mark, raced = os.urandom(16).hex(), False
+
+        def attempt(_: bool) -> ClusterClaim | None:
+            nonlocal raced
+            have = self.held(wanted.service)
+            if have is not None and have.mark == mark:
+                return have  # the request without an answer was carried out
+            if have is not None and have.host != self.host and have.gen >= since:
+                self._require_lost(have, take)
+            planned = self._planned(wanted, have, mark, keep, since, renew, raced)
+            if planned is None:
+                return have
+            claim, txn = planned
+            revision = self.engine.commit(txn)
+            raced = raced or not revision
+            return claim._replace(revision=revision) if revision else None
+
+        return _repeated(attempt, f"{wanted.service}: other hosts keep changing what it needs")
 
     def foreseen(self, wanted: Wanted, take: bool = False) -> ClusterClaim:
         """Return the reservation that `claim` would make, without writing to etcd."""
@@ -195,28 +188,23 @@ class Claims:
         ``change`` converts the reservation and its items to writes. With ``gives_up``, a change
         without an answer is successful if the reservation is absent afterwards.
         """
-        problem: NoAnswer | None = None
-        for _ in range(TRIES):
-            try:
-                claim = self.held(service)
-                # no claim after a request without an answer: that request was carried out
-                if claim is None or claim.host != self.host or claim.mark != mark:
-                    return gives_up and problem is not None and claim is None
-                own = self.keys.service(service)
-                items: dict[str, KeyValue] = {}
-                for key in (own, *claim.address_keys(self.keys)):
-                    items |= {item.key: item for item in self.engine.get(key, one=True).items}
-                if own not in items or items[own].modified != claim.revision:
-                    continue
-                changes = tuple(change(claim, items))
-                held = Compare(own, claim.revision)
-                if not changes or self.engine.commit(Txn((held,), changes)):
-                    return True
-            except NoAnswer as error:
-                if not error.unknown:
-                    raise _of(error, problem) from error
-                problem = error
-        raise problem or Conflict(f"{service}: other hosts keep changing it", "try again")
+        own = self.keys.service(service)
+
+        def attempt(is_unknown: bool) -> bool | None:
+            claim = self.held(service)
+            # no claim after a request without an answer: that request was carried out
+            if claim is None or claim.host != self.host or claim.mark != mark:
+                return gives_up and is_unknown and claim is None
+            items: dict[str, KeyValue] = {}
+            for key in (own, *claim.address_keys(self.keys)):
+                items |= {item.key: item for item in self.engine.get(key, one=True).items}
+            if own not in items or items[own].modified != claim.revision:
+                return None
+            changes = tuple(change(claim, items))
+            held = Compare(own, claim.revision)
+            return True if not changes or self.engine.commit(Txn((held,), changes)) else None
+
+        return _repeated(attempt, f"{service}: other hosts keep changing it")
 
     def _require_lost(self, have: ClusterClaim, take: bool) -> None:
         """Raise Conflict unless ``take`` is set and the lease of the claim's host has expired."""
@@ -402,6 +390,20 @@ def _free(
     return str(net.network_address + free[int.from_bytes(os.urandom(4)) % len(free)])
 
 
-def _of(error: NoAnswer, earlier: NoAnswer | None) -> NoAnswer:
-    """Return the error to raise: with ``unknown`` if an earlier attempt may have worked."""
-    return NoAnswer(error.reason, error.hint, unknown=True) if earlier is not None else error
+def _repeated[T](attempt: Callable[[bool], T | None], problem: str) -> T:
+    """Repeat an attempt until it has a result. Raises NoAnswer, and Conflict after `TRIES`.
+
+    Its argument is whether an earlier request got no answer, and may have been carried out.
+    """
+    unknown: NoAnswer | None = None
+    for _ in range(TRIES):
+        try:
+            if (result := attempt(unknown is not None)) is not None:
+                return result
+        except NoAnswer as error:
+            if not error.unknown and unknown is not None:
+                raise NoAnswer(error.reason, error.hint, unknown=True) from error
+            if not error.unknown:
+                raise
+            unknown = error
+    raise unknown or Conflict(problem, "try again")

@@ -115,7 +115,10 @@ def parsed(data: dict[str, Any], path: str) -> Config:
 def _wrong(config: Config) -> list[Error]:
     """Return an error for each invalid value."""
     errors: list[Error] = []
-    checks = [(host_name, config.host, "host.name"), (ip_address, config.address, "host.address")]
+    checks = [
+        (host_name, config.host, "host.name"),
+        (ip_address, config.address, "host.address"),
+    ]
     checks += [(endpoint, member, "etcd.members") for member in config.etcd.members]
     checks += [(key_prefix, config.etcd.prefix, "etcd.prefix")]
     checks += [(way_to_encrypt, config.encryption, "host.encryption")]

@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 
 
 KERNEL, BY_PROCESS = "kernel", "userspace"
-"""How a host may encrypt: only with the kernel's WireGuard, or if that is missing with
-wireguard-go.
-"""
+"""How a host may encrypt: with the kernel's WireGuard, or without it with wireguard-go."""
 FORMS = {KERNEL: tunnels.KERNEL, BY_PROCESS: tunnels.USERSPACE}
 HEADERS = {4: 60, 6: 80}
 """The bytes that WireGuard adds to a packet, by the IP version of the hosts' addresses."""
@@ -58,12 +56,8 @@ def chosen(kernel: Kernel, asked: str) -> str:
         why = kernel.lacks_wireguard(tunnels.USERSPACE)
         if why is None:
             return BY_PROCESS
-    hint = (
-        ""
-        if asked == BY_PROCESS
-        else ("--encrypt=userspace has the process wireguard-go do it, at a tenth of the speed")
-    )
-    raise Error(f"this host cannot encrypt: {why}", hint or None)
+    hint = "--encrypt=userspace has the process wireguard-go do it, at a tenth of the speed"
+    raise Error(f"this host cannot encrypt: {why}", None if asked == BY_PROCESS else hint)
 
 
 def address(cluster: str, host: str) -> str:

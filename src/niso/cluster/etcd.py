@@ -40,9 +40,7 @@ if TYPE_CHECKING:
 REQUEST_S = 2.0
 ROUNDS = 3
 LONGEST = 8 << 20
-"""The maximum length in bytes of a line of a watch: etcd limits a request to 1.5 MB, sent as
-base64.
-"""
+"""The maximum bytes of a line of a watch: etcd limits a request to 1.5 MB, sent as base64."""
 _HINT = "running services continue; niso cluster status shows the members"
 _UNAVAILABLE = (500, 502, 503, 504)
 _HINTS = {
@@ -58,8 +56,7 @@ _FILES = "cluster.toml names it"
 _tokens: dict[tuple[str, str] | None, str] = {}
 """The authentication token of each (user, password), shared by all clients of this process.
 
-etcd takes 150 ms to check a password (bcrypt). When each thread of an agent authenticated
-separately on a busy machine, this took longer than the timeout of a request.
+etcd takes 150 ms to check a password (bcrypt): for each thread, a busy machine took too long.
 """
 _PASSWORD_S = 10.0
 """The timeout of a password check in seconds. A retry before it would start a second check."""
@@ -121,13 +118,13 @@ class Etcd:
         body = _span(prefix, not one)
         if stale:
             body["serializable"] = True
-        answer = self._ask("/v3/kv/range", body)
+        answer = self.call("/v3/kv/range", body, True)
         items = sorted(_item(item) for item in answer.get("kvs", ()))
         return Answer(_revision(answer), tuple(items))
 
     def keys(self, prefix: str) -> list[str]:
         """Return the keys with a prefix, without values."""
-        answer = self._ask("/v3/kv/range", {**_span(prefix, True), "keys_only": True})
+        answer = self.call("/v3/kv/range", {**_span(prefix, True), "keys_only": True}, True)
         return sorted(_text(item["key"]) for item in answer.get("kvs", ()))
 
     def mark(self, prefix: str) -> tuple[int, int, int, int]:
@@ -140,7 +137,7 @@ class Etcd:
         revisions (etcd 3.5.16).
         """
         order = {"limit": 1, "keys_only": True, "sort_order": "DESCEND", "sort_target": "MOD"}
-        answer = self._ask("/v3/kv/range", {**_span(prefix, True), **order})
+        answer = self.call("/v3/kv/range", {**_span(prefix, True), **order}, True)
         last: dict[str, Any] = next(iter(answer.get("kvs", ())), {})
         newest, lease = (int(last.get(field, 0)) for field in ("mod_revision", "lease"))
         return _revision(answer), newest, lease, int(answer.get("count", 0))
@@ -155,23 +152,23 @@ class Etcd:
             "compare": [_compare(condition) for condition in txn.conditions],
             "success": [_change(change) for change in txn.changes],
         }
-        answer = self._ask("/v3/kv/txn", body, repeatable=False)
+        answer = self.call("/v3/kv/txn", body)
         return _revision(answer) if answer.get("succeeded") else 0
 
     def grant(self, ttl_s: int) -> int:
         """Create a lease that expires if it is not renewed in time. The least time is 2 s."""
-        return int(self._ask("/v3/lease/grant", {"TTL": ttl_s})["ID"])
+        return int(self.call("/v3/lease/grant", {"TTL": ttl_s}, True)["ID"])
 
     def keep(self, lease: int) -> bool:
         """Renew a lease; return whether it still exists."""
         # the answer for an expired lease has no TTL
-        answer = self._ask("/v3/lease/keepalive", {"ID": str(lease)}, wait_s=self._request_s)
+        answer = self.call("/v3/lease/keepalive", {"ID": str(lease)}, True, wait_s=self._request_s)
         return int(answer.get("result", {}).get("TTL", 0)) > 0
 
     def revoke(self, lease: int) -> None:
         """Revoke a lease, which deletes its keys. No-op if it has expired."""
         try:
-            self._ask("/v3/lease/revoke", {"ID": str(lease)})
+            self.call("/v3/lease/revoke", {"ID": str(lease)}, True)
         except Refused as error:
             if error.code != _NO_LEASE:
                 raise
@@ -201,13 +198,6 @@ class Etcd:
             connection.close()
             self._next()
 
-    def call(self, path: str, body: dict[str, Any], repeatable: bool = False) -> dict[str, Any]:
-        """Call etcd's maintenance or membership API; return the answer.
-
-        A ``repeatable`` request may be sent again, even if a member may have received it.
-        """
-        return self._ask(path, body, repeatable)
-
     def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Call a streaming API of etcd and yield its answers. Raises NoAnswer."""
         connection, response = self._open(path, body)
@@ -224,8 +214,8 @@ class Etcd:
 
     # --- transport ------------------------------------------------------------
 
-    def _ask(
-        self, path: str, body: dict[str, Any], repeatable: bool = True, wait_s: float | None = None
+    def call(
+        self, path: str, body: dict[str, Any], repeatable: bool = False, wait_s: float | None = None
     ) -> dict[str, Any]:
         """Send a request to the members in turn until one answers; return the answer.
 

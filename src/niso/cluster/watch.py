@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 
 
 TRUST_S = 6.0
-"""Seconds without an event or progress message, after which each use checks the cache with etcd.
-
-The members of a cluster's own etcd report progress every 5 s.
-"""
+"""Seconds of silence after which each use checks the cache. niso's etcd reports every 5 s."""
 CHECK_S = 30.0
 """Seconds after which the cache is checked with etcd, even if the watch works."""
 WHOLE_S = 600.0

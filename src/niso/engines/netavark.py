@@ -344,10 +344,9 @@ DOMAIN = "dns.podman"
 _PID_FILE = "aardvark.pid"
 _INTERNAL = "%int"
 _SILENCED = 1022
-"""The number of first addresses of an internal network for which no queries are forwarded.
+"""The first addresses of an internal network, for which no queries are forwarded.
 
-The same holds for all its reserved addresses. Services of niso are on the network too, and
-aardvark-dns would forward for an address that is in no file.
+Services of niso are on the network too, and aardvark-dns forwards for addresses in no file.
 """
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_.-")
 
