@@ -35,16 +35,13 @@ def static_address(text: str, key: str) -> str:
 
     Whether it is in the service's network is checked later.
     """
-    example = '"10.99.1.10"'
     if values.is_ipv6(text):
-        if why := _not_unicast6(text):
-            raise values.wrong(key, text, why, "an address in the network", example)
-        return text
-    octets = values.ipv4_octets(text)
-    why = "is not a valid IPv4 or IPv6 address" if octets is None else values.not_unicast(octets)
-    if why:
-        raise values.wrong(key, text, why, "an address in the network", example)
-    return text
+        why = _not_unicast6(text)
+    elif (octets := values.ipv4_octets(text)) is None:
+        why = "is not a valid IPv4 or IPv6 address"
+    else:
+        why = values.not_unicast(octets)
+    return values.require(text, key, why, "an address in the network", '"10.99.1.10"')
 
 
 def _not_unicast6(text: str) -> str | None:
@@ -59,12 +56,14 @@ def _not_unicast6(text: str) -> str | None:
     return "is an IPv4-mapped address" if address.ipv4_mapped else None
 
 
+def _address_reason(text: str) -> str | None:
+    is_address = values.is_ipv4(text) or values.is_ipv6(text)
+    return None if is_address else "is not a valid address"
+
+
 def server_address(text: str, key: str) -> str:
-    if not (values.is_ipv4(text) or values.is_ipv6(text)):
-        raise values.wrong(
-            key, text, "is not a valid address", "an IPv4 or IPv6 address", '"192.0.2.53"'
-        )
-    return text
+    right = "an IPv4 or IPv6 address"
+    return values.require(text, key, _address_reason(text), right, '"192.0.2.53"')
 
 
 def _is_domain(text: str) -> bool:
@@ -77,10 +76,9 @@ def _is_domain(text: str) -> bool:
 
 def domain(text: str, key: str) -> str:
     """Return ``text`` if it is a domain name (RFC 1035, 2.3.1) or has ``_`` in addition."""
-    if not _is_domain(text):
-        right = "labels of letters, digits, - and _, with dots between them"
-        raise values.wrong(key, text, "is not a valid domain", right, '"example.com"')
-    return text
+    reason = None if _is_domain(text) else "is not a valid domain"
+    right = "labels of letters, digits, - and _, with dots between them"
+    return values.require(text, key, reason, right, '"example.com"')
 
 
 def extra_host(text: str, key: str) -> str:
@@ -88,21 +86,21 @@ def extra_host(text: str, key: str) -> str:
 
     ``localhost`` and the names of the host are reserved. Raises InvalidInput.
     """
-    right, example = "labels of a-z, 0-9, - and _, with dots between them", "db.example.com"
+    reason = None
     if not _is_domain(text) or text != text.lower() or values.is_ipv4(text):
-        raise values.wrong(key, text, "is not a valid name", right, example)
-    if text in ("localhost", "host.niso.local") or text.startswith("ip6-"):
-        raise values.wrong(key, text, "is not a valid name: it is reserved", right, example)
-    return text
+        reason = "is not a valid name"
+    elif text in ("localhost", "host.niso.local") or text.startswith("ip6-"):
+        reason = "is not a valid name: it is reserved"
+    right = "labels of a-z, 0-9, - and _, with dots between them"
+    return values.require(text, key, reason, right, "db.example.com")
 
 
 def extra_address(text: str, key: str) -> str:
     """Return an address of extra_hosts in canonical form, or ``host-gateway`` unchanged."""
     if text == HOST_GATEWAY:
         return text
-    if not (values.is_ipv4(text) or values.is_ipv6(text)):
-        right = 'an IPv4 or IPv6 address, or "host-gateway"'
-        raise values.wrong(key, text, "is not a valid address", right, '"192.0.2.7"')
+    right = 'an IPv4 or IPv6 address, or "host-gateway"'
+    values.require(text, key, _address_reason(text), right, '"192.0.2.7"')
     import ipaddress
 
     return str(ipaddress.ip_address(text))

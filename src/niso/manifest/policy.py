@@ -85,30 +85,26 @@ def parse(
     egress_allow: Iterable[str] | None,
     egress_deny: Iterable[str],
     log: bool,
-    parsed: Mapping[str, Entry] | None = None,
     outside: bool = True,
+    base: str = "network.policy",
 ) -> Policy:
     """Build a Policy from the four lists of entries in a manifest; an allow list may be None.
 
-    ``parsed`` has the entries that have already been parsed, by key path. ``outside`` says whether
-    ``egress_allow`` may have DNS names. Raises InvalidInput for the first invalid entry.
+    ``outside`` says whether ``egress_allow`` may have DNS names. ``base`` is the key path of the
+    policy. Raises InvalidInput for the first invalid entry.
     """
-    known = parsed or {}
 
     def entries(
         texts: Iterable[str], key: str, rule: Callable[[str, str], Entry]
     ) -> tuple[Entry, ...]:
-        items = ((f"{key}[{index}]", text) for index, text in enumerate(texts))
-        return tuple(known.get(path) or rule(text, path) for path, text in items)
+        return tuple(rule(text, f"{base}.{key}[{i}]") for i, text in enumerate(texts))
 
     to = parse_egress_allow if outside else parse_egress
     return Policy(
-        None
-        if allow_from is None
-        else entries(allow_from, "network.policy.allow_from", parse_ingress),
-        entries(deny_from, "network.policy.deny_from", parse_ingress),
-        None if egress_allow is None else entries(egress_allow, EGRESS_ALLOW, to),
-        denials(entries(egress_deny, "network.policy.egress.deny", parse_egress)),
+        None if allow_from is None else entries(allow_from, "allow_from", parse_ingress),
+        entries(deny_from, "deny_from", parse_ingress),
+        None if egress_allow is None else entries(egress_allow, "egress.allow", to),
+        denials(entries(egress_deny, "egress.deny", parse_egress)),
         log,
     )
 
@@ -215,12 +211,8 @@ def _split(text: str, key: str) -> tuple[str, str]:
                 text, key, "it does not start with an IPv6 address or prefix in brackets"
             )
         return peer, suffix
-    start = (
-        len(_NETWORK)
-        if text.startswith(_NETWORK) and text[len(_NETWORK) :][:1] not in DIGITS
-        else 0
-    )
-    if start:  # network:8080 is a port of a service called network
+    # network:8080 is a port of a service called network
+    if text.startswith(_NETWORK) and text[(start := len(_NETWORK)) :][:1] not in DIGITS:
         ends = [index for index in (text.find(":", start), text.find("/", start)) if index >= 0]
         end = min(ends, default=len(text))
         return text[:end], text[end:]
@@ -335,8 +327,9 @@ def _prefix(peer: str, suffix: str, text: str, key: str) -> _Prefix:
     if not (is_ipv4(address) or is_ipv6(address)):
         raise _wrong_entry(text, key, _not_an_address(address, bool(slash)))
     number = ipaddress.ip_address(address)
-    bits = _length(length, number.max_prefixlen) if slash else number.max_prefixlen
-    if bits is None:
+    bits = port_number(length) if slash else number.max_prefixlen
+    bits = 0 if length == "0" else bits
+    if bits is None or bits > number.max_prefixlen:
         if number.version == 6 and ":" in length:
             reason = "ports follow an IPv6 prefix without brackets"
             example = f'"[{address}/{length.replace(":", "]:", 1)}{suffix}"'
@@ -363,13 +356,6 @@ def _not_an_address(text: str, with_length: bool) -> str:
     if "%" in text:
         return f"{shown} has a zone, which means nothing to other machines"
     return f"{shown} is not a valid IPv6 address"
-
-
-def _length(text: str, most: int) -> int | None:
-    if text == "0":
-        return 0
-    bits = port_number(text)
-    return bits if bits is not None and bits <= most else None
 
 
 def _written(peer: str, suffix: str) -> str:
@@ -429,7 +415,16 @@ def about(
     for file in _files():
         for number, table in enumerate(_tables(file)):
             if _is_about(table, subject):
-                yield _policy(table, f"{os.path.basename(file)}:policy[{number}]")
+                egress = table.get("egress", {})
+                yield parse(
+                    table.get("allow_from"),
+                    table.get("deny_from", ()),
+                    egress.get("allow"),
+                    egress.get("deny", ()),
+                    bool(table.get("log", False)),
+                    outside=False,
+                    base=f"{os.path.basename(file)}:policy[{number}]",
+                )
 
 
 def _files() -> list[str]:
@@ -466,10 +461,9 @@ def _tables(file: str) -> list[dict[str, Any]]:
         for key, value in table.items():
             if key not in (*MATCHERS, *_LISTS, *_FURTHER):
                 raise _wrong_file(file, f"{where}.{key} is not a known key")
-            if key in MATCHERS:
-                _require_texts(file, f"{where}.{key}", [value] if isinstance(value, str) else value)
-            if key in _LISTS:
-                _require_texts(file, f"{where}.{key}", value)
+            if key not in _FURTHER:
+                one = key in MATCHERS and isinstance(value, str)
+                _require_texts(file, f"{where}.{key}", [value] if one else value)
         if not isinstance(table.get("log", False), bool):
             raise _wrong_file(file, f"{where}.log is neither true nor false")
         egress = table.get("egress", {})
@@ -493,31 +487,10 @@ def _is_about(table: Mapping[str, Any], subject: Mapping[str, tuple[str, ...]]) 
     """Return whether each matcher in a table matches one of the attachment's values."""
     from fnmatch import fnmatchcase
 
-    for matcher in MATCHERS:
-        if matcher in table:
-            given = table[matcher]
-            patterns = [given] if isinstance(given, str) else given
-            values = subject.get(matcher, ())
-            if not any(fnmatchcase(value, pattern) for value in values for pattern in patterns):
-                return False
+    for matcher in table.keys() & {*MATCHERS}:
+        given = table[matcher]
+        patterns = [given] if isinstance(given, str) else given
+        values = subject.get(matcher, ())
+        if not any(fnmatchcase(value, pattern) for value in values for pattern in patterns):
+            return False
     return True
-
-
-def _policy(table: Mapping[str, Any], where: str) -> Policy:
-    """Return the policy of a table [[policy]]. The keys of its entries begin with ``where``."""
-
-    def entries(texts: Iterable[str], key: str, egress: bool) -> tuple[Entry, ...]:
-        return tuple(
-            parse_entry(text, f"{where}.{key}[{number}]", egress)
-            for number, text in enumerate(texts)
-        )
-
-    allow, egress = table.get("allow_from"), table.get("egress", {})
-    out = egress.get("allow")
-    return Policy(
-        None if allow is None else entries(allow, "allow_from", False),
-        entries(table.get("deny_from", ()), "deny_from", False),
-        None if out is None else entries(out, "egress.allow", True),
-        denials(entries(egress.get("deny", ()), "egress.deny", True)),
-        bool(table.get("log", False)),
-    )

@@ -54,10 +54,8 @@ def url(text: str, key: str, names: Iterable[str] = ()) -> tuple[str, int, str, 
     elif not _URL_CHARACTERS.issuperset(text):
         reason = "contains a character that must be percent-encoded"
     elif scheme == "https":
-        reason = (
-            "is not supported: a probe stays inside the service and verifies no certificate, "
-            "so use http"
-        )
+        reason = "is not supported: a probe stays inside the service and verifies no certificate"
+        reason += ", so use http"
     elif not mark or scheme != "http":
         reason = "is not an http URL"
     if reason:
@@ -75,12 +73,8 @@ def url(text: str, key: str, names: Iterable[str] = ()) -> tuple[str, int, str, 
     port = values.port_number(number) if colon else 80
     if port is None:
         raise values.wrong(key, text, "does not have a valid port", "a port, 1 to 65535", _EXAMPLE)
-    return (
-        _address(text, key, name, set(names)),
-        port,
-        host,
-        path if path.startswith("/") else f"/{path}",
-    )
+    path = path if path.startswith("/") else f"/{path}"
+    return _address(text, key, name, set(names)), port, host, path
 
 
 def _after(text: str) -> tuple[str, str]:
@@ -130,7 +124,7 @@ def health_problems(section: Mapping[str, Any]) -> Iterator[InvalidInput]:
 
 
 MIN_MEMORY = 1 << 20
-MAX_MEMORY = 1 << 60
+MAX_SIZE = 1 << 60
 MIN_PIDS = 2  # PID 1 of the service and its program
 MAX_PIDS = 4_194_304  # PID_MAX_LIMIT (linux/threads.h)
 MAX_PERCENT = 1_000_000
@@ -154,9 +148,14 @@ MIN_RATE, MAX_BANDWIDTH = 64_000, 100 * 10**9
 
 def memory_max(text: str, key: str) -> int:
     """Parse a memory limit to bytes. PID 1 of the service needs 1M. Raises InvalidInput."""
+    return _size_in(text, key, MIN_MEMORY, "1M to 1000000000G", '"512M"')
+
+
+def _size_in(text: str, key: str, low: int, right: str, example: str) -> int:
     size = values.size(text, key)
-    if not MIN_MEMORY <= size <= MAX_MEMORY:
-        raise values.wrong(key, text, "is out of range", "1M to 1000000000G", '"512M"')
+    values.require(
+        text, key, None if low <= size <= MAX_SIZE else "is out of range", right, example
+    )
     return size
 
 
@@ -182,19 +181,16 @@ def rate_of_bits(bits: int, key: str, written: object) -> int:
 
 def way(text: str, key: str) -> str:
     """Return ``text`` if it is a direction of network.bandwidth. Raises InvalidInput."""
-    if text not in WAYS:
-        raise values.wrong(key, text, "is an unknown direction", "in or out")
-    return text
+    return values.require(
+        text, key, None if text in WAYS else "is an unknown direction", "in or out"
+    )
 
 
 def cpu_max(text: str, key: str) -> int:
     """Parse a percentage of one CPU: ``200%`` is two CPUs. Raises InvalidInput."""
     digits = text.removesuffix("%")
-    number = (
-        int(digits)
-        if digits.isascii() and digits.isdigit() and len(digits) <= 7 and digits[0] != "0"
-        else 0
-    )
+    is_number = digits.isascii() and digits.isdigit() and len(digits) <= 7 and digits[0] != "0"
+    number = int(digits) if is_number else 0
     if digits == text or not 1 <= number <= MAX_PERCENT:
         right = f"1% to {MAX_PERCENT}%, a whole number, where 100% is one CPU"
         raise values.wrong(key, text, "is not a valid CPU limit", right, '"200%"')
@@ -203,10 +199,7 @@ def cpu_max(text: str, key: str) -> int:
 
 def tmpfs(text: str, key: str) -> int:
     """Parse the size of a tmpfs such as /tmp to bytes. Raises InvalidInput."""
-    size = values.size(text, key)
-    if not MIN_TMPFS <= size <= MAX_MEMORY:
-        raise values.wrong(key, text, "is out of range", "64K to 1000000000G", '"256M"')
-    return size
+    return _size_in(text, key, MIN_TMPFS, "64K to 1000000000G", '"256M"')
 
 
 def tmp_default(memory_max: int | None) -> str:
@@ -238,10 +231,10 @@ _CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012
 
 def secret_name(text: str, key: str) -> str:
     """Return ``text`` if it can name a secret and its file. Raises InvalidInput."""
-    if not (0 < len(text) <= values.MAX_NAME and _CHARACTERS.issuperset(text) and text[0] != "."):
-        right = "letters, digits, -, _ and ., first not a dot, at most 63 characters"
-        raise values.wrong(key, text, "is not a valid name of a secret", right, "DB_PASSWORD")
-    return text
+    valid = 0 < len(text) <= values.MAX_NAME and _CHARACTERS.issuperset(text) and text[0] != "."
+    reason = None if valid else "is not a valid name of a secret"
+    right = "letters, digits, -, _ and ., first not a dot, at most 63 characters"
+    return values.require(text, key, reason, right, "DB_PASSWORD")
 
 
 def file(text: str, key: str) -> str:
@@ -249,10 +242,8 @@ def file(text: str, key: str) -> str:
 
     `niso.manifest.load` has already made relative paths absolute.
     """
-    reason = values.path_reason(text) or (None if text.startswith("/") else "is not absolute")
-    if reason:
-        raise values.wrong(key, text, reason, "a path of the host", '"./secret.txt"')
-    return text
+    reason = values.absolute_reason(text)
+    return values.require(text, key, reason, "a path of the host", '"./secret.txt"')
 
 
 def secrets_problems(
@@ -269,34 +260,24 @@ def secrets_problems(
 # --- [volumes] ------------------------------------------------------------------------------------
 
 
-NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
-MAX_SIZE = 1 << 60
-
-
 def volume_name(text: str, key: str) -> str:
     """Return ``text`` if it can name a volume and its folder. Raises InvalidInput."""
-    if not (
-        0 < len(text) <= values.MAX_NAME and NAME_CHARACTERS.issuperset(text) and text[0].isalpha()
-    ):
-        right = "letters, digits, - and _, first a letter, at most 63 characters"
-        raise values.wrong(key, text, "is not a valid volume name", right, "data")
-    return text
+    known = _CHARACTERS - {"."}
+    valid = 0 < len(text) <= values.MAX_NAME and known.issuperset(text) and text[0].isalpha()
+    reason = None if valid else "is not a valid volume name"
+    right = "letters, digits, - and _, first a letter, at most 63 characters"
+    return values.require(text, key, reason, right, "data")
 
 
 def mount(text: str, key: str) -> str:
     """Return ``text`` if it can be a mount point inside the service. Raises InvalidInput."""
-    reason = values.path_reason(text)
-    parts = text.split("/")[1:]
-    if reason is None and not text.startswith("/"):
-        reason = "is not absolute"
-    if reason is None and text != "/" and any(part in ("", ".", "..") for part in parts):
+    reason = values.absolute_reason(text)
+    if reason is None and text != "/" and not {"", ".", ".."}.isdisjoint(text.split("/")[1:]):
         reason = "contains an empty part, . or .."
     if reason is None and (why := taken(text)):
         reason = f"cannot be a mount point: {why}"
-    if reason:
-        right = "an absolute path in the service, such as /data"
-        raise values.wrong(key, text, reason, right, '"/data"')
-    return text
+    right = "an absolute path in the service, such as /data"
+    return values.require(text, key, reason, right, '"/data"')
 
 
 def host(text: str, key: str) -> str:
@@ -304,19 +285,13 @@ def host(text: str, key: str) -> str:
 
     `niso.manifest.load` has already made relative paths absolute.
     """
-    reason = values.path_reason(text) or (None if text.startswith("/") else "is not absolute")
-    if reason:
-        right = "an absolute path on the host, or one beside this file that starts with ./"
-        raise values.wrong(key, text, reason, right, '"/srv/data"')
-    return text
+    right = "an absolute path on the host, or one beside this file that starts with ./"
+    return values.require(text, key, values.absolute_reason(text), right, '"/srv/data"')
 
 
 def size(text: str, key: str) -> int:
     """Parse the size of a tmpfs volume to bytes. Raises InvalidInput."""
-    number = values.size(text, key)
-    if number > MAX_SIZE:
-        raise values.wrong(key, text, "is out of range", "at most 1000000000G", '"64M"')
-    return number
+    return _size_in(text, key, 0, "at most 1000000000G", '"64M"')
 
 
 def volumes_problems(

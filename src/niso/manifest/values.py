@@ -13,13 +13,8 @@ from collections.abc import Iterator
 
 from niso.base import text
 from niso.base.errors import InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.text import shown
 from niso.plan.specs import User
-
-if TYPE_CHECKING:
-    from typing import NoReturn
-
 
 # --- one value ------------------------------------------------------------------------------------
 
@@ -61,8 +56,15 @@ def wrong(key: str, value: object, reason: str, right: str, example: str = "") -
     return error
 
 
-def _require_name(text: str, key: str, right: str, example: str, *, label: bool) -> None:
-    """Raise InvalidInput if ``text`` is no name; with ``label``, if it is no host name."""
+def require(text: str, key: str, reason: str | None, right: str, example: str = "") -> str:
+    """Return ``text``, or raise the error of `wrong` if there is a reason why it is invalid."""
+    if reason:
+        raise wrong(key, text, reason, right, example)
+    return text
+
+
+def _name(text: str, key: str, right: str, example: str, *, is_label: bool = True) -> str:
+    """Return ``text`` if it is a name; with ``is_label``, also if it can be in /etc/hosts."""
     reason = ""
     invalid = next((character for character in text if character not in NAME_CHARACTERS), None)
     if not text:
@@ -73,18 +75,16 @@ def _require_name(text: str, key: str, right: str, example: str, *, label: bool)
         reason, right = f"{shown(invalid)} is not allowed", _CHARACTERS_RIGHT
     elif text[0] not in LOWER:
         reason = "it does not start with a letter"
-    elif label and text.endswith("-"):
+    elif is_label and text.endswith("-"):
         reason = "it ends with -"
-    elif label and (text in ("host", "localhost") or text.startswith("ip6-")):
+    elif is_label and (text in ("host", "localhost") or text.startswith("ip6-")):
         reason = "it is reserved by the system"
-    if reason:
-        raise wrong(key, text, f"is not a valid name: {reason}", right, example)
+    return require(text, key, reason and f"is not a valid name: {reason}", right, example)
 
 
 def service_name(text: str, key: str) -> str:
     """Return ``text`` if it is a valid name of a service, with the rules of `host_label`."""
-    _require_name(text, key, NAME_RIGHT, '"api"', label=True)
-    return text
+    return _name(text, key, NAME_RIGHT, '"api"')
 
 
 def host_label(text: str, key: str) -> str:
@@ -92,8 +92,7 @@ def host_label(text: str, key: str) -> str:
 
     ``host``, ``localhost`` and ``ip6-*`` are reserved. Raises InvalidInput.
     """
-    _require_name(text, key, NAME_RIGHT, '"web"', label=True)
-    return text
+    return _name(text, key, NAME_RIGHT, '"web"')
 
 
 def network_name(text: str, key: str) -> str:
@@ -103,26 +102,19 @@ def network_name(text: str, key: str) -> str:
     ``none`` and ``host`` are modes, and a network named so would be the opposite of docker's
     ``--network none``.
     """
-    _require_name(text, key, NETWORK_RIGHT, '"backend"', label=False)
+    _name(text, key, NETWORK_RIGHT, '"backend"', is_label=False)
     if text == "default":
         reason = "is not a valid name: the default network is called niso-default"
         raise wrong(key, text, reason, NETWORK_RIGHT, '"backend"')
-    if text in ("none", "host"):
-        right = f'did you mean mode = "{text}"?' if key.startswith("network") else NETWORK_RIGHT
-        raise wrong(key, text, "is not a network but a mode", right)
-    return text
+    right = f'did you mean mode = "{text}"?' if key.startswith("network") else NETWORK_RIGHT
+    is_mode = text in ("none", "host")
+    return require(text, key, "is not a network but a mode" if is_mode else None, right)
 
 
 def _number(text: str, digits: int) -> int | None:
     """Parse a decimal number without sign and leading zeros; None if it is invalid."""
-    if (
-        not text
-        or len(text) > digits
-        or not DIGITS.issuperset(text)
-        or (text[0] == "0" and text != "0")
-    ):
-        return None
-    return int(text)
+    is_valid = text and len(text) <= digits and DIGITS.issuperset(text)
+    return int(text) if is_valid and (text[0] != "0" or text == "0") else None
 
 
 def port_number(text: str) -> int | None:
@@ -207,38 +199,31 @@ def user(text: str, key: str) -> User:
 
     A name may have the characters that useradd(8) accepts, and dots. Raises InvalidInput.
     """
+    right = "uid or uid:gid with numbers up to 4294967294, or a user name of the rootfs"
+    reason, user = None, User(text, None, None)
     if text[:1] in DIGITS or ":" in text:
         first, colon, second = text.partition(":")
         uid, gid = _number(first, 10), _number(second, 10) if colon else None
         if uid is None or (colon and gid is None):
-            _wrong_user(key, text, "is not a valid uid or uid:gid")
-        if max(uid, gid or 0) > MAX_ID:
-            _wrong_user(key, text, "is out of range")
-        return User(None, uid, gid)
-    plain = text.replace("-", "").replace("_", "").replace(".", "")
-    if not (
-        text
-        and text[0] not in "-."
-        and text.isascii()
-        and (plain.isalnum() or not plain)
-        and len(text) <= 32
-    ):
-        _wrong_user(key, text, "is not a valid user name")
-    return User(text, None, None)
-
-
-def _wrong_user(key: str, text: str, reason: str) -> NoReturn:
-    right = "uid or uid:gid with numbers up to 4294967294, or a user name of the rootfs"
-    raise wrong(key, text, reason, right, '"1000:1000"')
+            reason = "is not a valid uid or uid:gid"
+        elif max(uid, gid or 0) > MAX_ID:
+            reason = "is out of range"
+        user = User(None, uid, gid)
+    else:
+        plain = text.replace("-", "").replace("_", "").replace(".", "")
+        is_valid = text and text[0] not in "-." and text.isascii() and len(text) <= 32
+        if not is_valid or not (plain.isalnum() or not plain):
+            reason = "is not a valid user name"
+    require(text, key, reason, right, '"1000:1000"')
+    return user
 
 
 def version(text: str, key: str) -> str:
     """Return ``text`` if it is a valid version of a package. Raises InvalidInput."""
     plain = text.translate(dict.fromkeys(map(ord, ".+-_~")))
-    if not (text[:1].isalnum() and text.isascii() and plain.isalnum() and len(text) <= 64):
-        right = "at most 64 letters, digits and . + - _ ~, first a letter or digit"
-        raise wrong(key, text, "is not a valid version", right, '"1.0.0"')
-    return text
+    valid = text[:1].isalnum() and text.isascii() and plain.isalnum() and len(text) <= 64
+    right = "at most 64 letters, digits and . + - _ ~, first a letter or digit"
+    return require(text, key, None if valid else "is not a valid version", right, '"1.0.0"')
 
 
 def path_reason(text: str) -> str | None:
@@ -248,6 +233,11 @@ def path_reason(text: str) -> str | None:
     if not text.isprintable():
         return "contains an unprintable character"
     return f"is longer than {MAX_PATH} bytes" if len(text.encode()) > MAX_PATH else None
+
+
+def absolute_reason(text: str) -> str | None:
+    """Return why ``text`` cannot be an absolute path; None if it can."""
+    return path_reason(text) or (None if text.startswith("/") else "is not absolute")
 
 
 def entrypoint(text: str, key: str) -> str:
@@ -260,33 +250,21 @@ def entrypoint(text: str, key: str) -> str:
         reason = "leaves the package"
     if reason is None and text.endswith("/"):
         reason = "is a folder"
-    if reason:
-        right = (
-            "a file of the package, an absolute path in the rootfs, "
-            "or a command on the service's PATH"
-        )
-        raise wrong(key, text, reason, right, '"bin/api"')
-    return text
+    places = "a file of the package, an absolute path in the rootfs"
+    return require(text, key, reason, f"{places}, or a command on the service's PATH", '"bin/api"')
 
 
 def working_dir(text: str, key: str) -> str:
     """Return ``text`` if it is an absolute path. Raises InvalidInput."""
-    reason = path_reason(text) or (None if text.startswith("/") else "is not absolute")
-    if reason:
-        raise wrong(key, text, reason, "an absolute path", '"/app"')
-    return text
+    return require(text, key, absolute_reason(text), "an absolute path", '"/app"')
 
 
 def rootfs(text: str, key: str) -> str:
     """Return ``text`` if it is a relative path without ``..``. Raises InvalidInput."""
-    reason = path_reason(text)
-    if reason is None and text.startswith("/"):
-        reason = "is not relative"
+    reason = path_reason(text) or ("is not relative" if text.startswith("/") else None)
     if reason is None and ".." in text.split("/"):
         reason = "leaves the package's folder"
-    if reason:
-        raise wrong(key, text, reason, "a folder beside the manifest", '"rootfs"')
-    return text
+    return require(text, key, reason, "a folder beside the manifest", '"rootfs"')
 
 
 def path_below(text: str, key: str, folder: str) -> str:
@@ -307,26 +285,23 @@ def argument(text: str, key: str) -> str:
     reason = "contains a NUL character" if "\0" in text else None
     if reason is None and len(text.encode(errors="surrogatepass")) > MAX_STRING:
         reason = f"is longer than {MAX_STRING} bytes"
-    if reason:
-        raise wrong(key, text, reason, f"text without NUL, at most {MAX_STRING} bytes")
-    return text
+    return require(text, key, reason, f"text without NUL, at most {MAX_STRING} bytes")
 
 
 def environment_name(text: str, key: str) -> str:
     """Return ``text`` if it is a name of a variable (POSIX.1, XBD 8.1, or lower case)."""
-    if not (text.isascii() and text.isidentifier() and len(text) <= 255):
-        right = "letters, digits and _, first not a digit, at most 255 characters"
-        raise wrong(key, text, "is not a valid environment variable name", right, "LOG_LEVEL")
-    return text
+    valid = text.isascii() and text.isidentifier() and len(text) <= 255
+    reason = None if valid else "is not a valid environment variable name"
+    right = "letters, digits and _, first not a digit, at most 255 characters"
+    return require(text, key, reason, right, "LOG_LEVEL")
 
 
 def capability(text: str, key: str) -> str:
     """Return ``text`` if it is a name of capabilities(7) without CAP_. Raises InvalidInput."""
-    if text not in CAPABILITIES:
-        plain = text.upper().removeprefix("CAP_")
-        right = f'"{plain}"' if plain in CAPABILITIES else "a name of capabilities(7) without CAP_"
-        raise wrong(key, text, "is not a valid capability", right, '"NET_BIND_SERVICE"')
-    return text
+    plain = text.upper().removeprefix("CAP_")
+    right = f'"{plain}"' if plain in CAPABILITIES else "a name of capabilities(7) without CAP_"
+    reason = None if text in CAPABILITIES else "is not a valid capability"
+    return require(text, key, reason, right, '"NET_BIND_SERVICE"')
 
 
 # --- lists of texts -------------------------------------------------------------------------------
@@ -342,10 +317,11 @@ def join(base: str, name: str) -> str:
 def texts(items: object, key: str) -> Iterator[tuple[str, str]]:
     """Yield (key path, string) for each string in the array or table at ``key``."""
     if isinstance(items, list):
-        yield from (
-            (f"{key}[{index}]", item) for index, item in enumerate(items) if isinstance(item, str)
+        pairs = [(f"{key}[{index}]", item) for index, item in enumerate(items)]
+    else:
+        pairs = (
+            [(join(key, name), item) for name, item in items.items()]
+            if isinstance(items, dict)
+            else []
         )
-    elif isinstance(items, dict):
-        yield from (
-            (join(key, name), item) for name, item in items.items() if isinstance(item, str)
-        )
+    yield from (pair for pair in pairs if isinstance(pair[1], str))
