@@ -29,9 +29,9 @@ from niso.plan.specs import ProcessSpec
 from niso.runtime import units
 from niso.runtime.crun import namespace
 from niso.runtime.health import Probe
-from niso.runtime.lifecycle import Mark, Orphan, forget_health
+from niso.runtime.lifecycle import Mark, Orphan
 from niso.runtime.sources import BLIND, INTERRUPTED, UNKNOWN
-from niso.runtime.status import NONE, Status, restarts_after
+from niso.runtime.status import NONE, Status, forget_health, restarts_after
 from niso.runtime.units import UNITS, unit_file
 
 if TYPE_CHECKING:

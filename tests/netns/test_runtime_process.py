@@ -272,7 +272,7 @@ def test_error_without_a_file_does_not_name_one(runtime: Runtime) -> None:
     code = (
         "import errno, os, sys, json\nfrom niso.base.errors import Error\nfrom niso.base.convert import convert\nfrom niso.plan.specs import ProcessSpec\nfrom niso.runtime import lifecycle as process\n"
         "def full(*_): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
-        "process.save = full\n"
+        "process.crun.save = full\n"
         "try: process.start(convert(json.loads(sys.argv[1]), ProcessSpec))\n"
         "except Error as error: print(error.message)"
     )

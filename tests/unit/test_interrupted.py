@@ -269,7 +269,7 @@ def test_crun_that_creates_is_no_conmon(monkeypatch: pytest.MonkeyPatch) -> None
             b"niso-service-a",
         ],
     }
-    monkeypatch.setattr(lifecycle, "command_line", lambda pid: lines.get(pid, []))
+    monkeypatch.setattr(crun, "command_line", lambda pid: lines.get(pid, []))
     monkeypatch.setattr(os, "listdir", lambda _: ["1", "2", "self"])
     assert lifecycle._conmons(["a"]) == [(1, bundle.decode())]
     assert lifecycle._conmons(["a-b"]) == []  # the name of the other service is part of its own

@@ -16,6 +16,7 @@ import termios
 import threading
 import time
 import tty
+from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
 
@@ -181,6 +182,31 @@ def _check_command(service: str, pid: int, command: str, oci_process: dict[str, 
         raise _failed(exit_status, f"{service}: {command!r} {problem.text}", None)
 
 
+def spawn(
+    service: str,
+    stem: str,
+    oci_process: dict[str, Any],
+    files: Sequence[int],
+    options: Sequence[str] = (),
+    **settings: Any,
+) -> int:
+    """Start crun exec in a process group of its own, and return its pid.
+
+    ``stem`` and ``oci_process`` are those of `prepare`. ``files`` are its stdin, stdout and stderr.
+    ``options`` are further options for crun, ``settings`` those of posix_spawn.
+    """
+    write_json(f"{stem}.json", oci_process)
+    os.close(os.open(f"{stem}.log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    argv = ["crun", f"--root={crun.state_dir()}", f"--log=file:{stem}.log", "exec"]
+    argv += ["--process", f"{stem}.json", "--pid-file", f"{stem}.pid", *options]
+    argv.append(crun.container_id(service))
+    settings["file_actions"] = [
+        (os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(files)
+    ]
+    # A group of its own: niso forwards the signals that the terminal sends to niso's group.
+    return os.posix_spawn(crun.tool("crun"), argv, crun.environment(), setpgroup=0, **settings)
+
+
 class _Session:
     """One crun exec, and the copying of its input, output and signals.
 
@@ -264,20 +290,8 @@ class _Session:
                 self._master, termios.TIOCSWINSZ, fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8))
             )
 
-    def _spawn(self, options: list[str], stdin: int, stdout: int, stderr: int) -> None:
-        write_json(f"{self._stem}.json", self._process)
-        os.close(os.open(f"{self._stem}.log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        argv = ["crun", f"--root={crun.state_dir()}", f"--log=file:{self._stem}.log", "exec"]
-        argv += ["--process", f"{self._stem}.json", "--pid-file", f"{self._stem}.pid", *options]
-        argv.append(crun.container_id(self._service))
-        actions = [
-            (os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate((stdin, stdout, stderr))
-        ]
-        # A separate process group: niso forwards the signals that the terminal sends to its own
-        # group.
-        self._pid = os.posix_spawn(
-            crun.tool("crun"), argv, crun.environment(), file_actions=actions, setpgroup=0
-        )
+    def _spawn(self, options: list[str], *files: int) -> None:
+        self._pid = spawn(self._service, self._stem, self._process, files, options)
         self._pidfd = os.pidfd_open(self._pid)
 
     def _spawn_on_pipes(self) -> None:

@@ -31,8 +31,8 @@ from niso.base.report import Report, WaitingForHealth
 from niso.base.signals import signals_held
 from niso.plan.records import Healthcheck
 from niso.runtime import crun
-from niso.runtime.crun import read_json, write_json
-from niso.runtime.status import describe_exit
+from niso.runtime.crun import read_json
+from niso.runtime.status import describe_exit, forget_health
 
 if TYPE_CHECKING:
     from typing import Any
@@ -115,9 +115,7 @@ def write_record(service: str, run: tuple[int, float], failure: str) -> None:
         file.write(json.dumps(after._asdict()))
     os.rename(draft, path)
     if not os.path.isdir(paths.service_dir(service)):
-        from niso.runtime import lifecycle
-
-        lifecycle.forget_health(service)
+        forget_health(service)
 
 
 def read_record(service: str) -> Probed | None:
@@ -215,7 +213,7 @@ class Probe:
         self.answer: str | None = None
         """None until the probe ends; then "" for healthy, or the reason why it failed."""
         self._check = check
-        self._doing = ["connect"]
+        self._doing = ["connect: no answer"]
         self._steps = _steps(check, namespace, self._doing)
         self.go_on()
 
@@ -233,7 +231,7 @@ class Probe:
         """End the probe if its deadline has passed: the answer names the pending step."""
         if self.answer is None and time.monotonic() >= self.deadline:
             self.close()
-            late = f"{self._doing[0]}: no answer within {self._check.timeout_s:g}s"
+            late = f"{self._doing[0]} within {self._check.timeout_s:g}s"
             self.answer = f"{self._check.target}: {late}"
 
     @property
@@ -255,7 +253,7 @@ def _steps(check: Healthcheck, namespace: str | None, doing: list[str]) -> _Step
     for address in _candidates(check, namespace):
         sock = _socket(address, namespace)
         try:
-            doing[0] = f"connect to {address}"
+            doing[0] = f"connect to {address}: no answer"
             number = sock.connect_ex((address, check.port))
             if number in (errno.EINPROGRESS, errno.EAGAIN):
                 yield sock, select.POLLOUT
@@ -266,15 +264,14 @@ def _steps(check: Healthcheck, namespace: str | None, doing: list[str]) -> _Step
             if number == 0:
                 if check.path is None:
                     return ""
-                doing[0] = f"answer of {address}"
+                doing[0] = f"answer of {address}: no answer"
                 return (yield from _http(sock, check))
-            refusals = refusals or f"{check.target}: {os.strerror(number).lower()} ({address})"
+            reason = os.strerror(number)
         except OSError as error:
-            refusals = (
-                refusals or f"{check.target}: {(error.strerror or str(error)).lower()} ({address})"
-            )
+            reason = error.strerror or str(error)
         finally:
             sock.close()
+        refusals = refusals or f"{check.target}: {reason.lower()} ({address})"
     return refusals
 
 
@@ -418,6 +415,7 @@ class CommandProbe(Probe):
         self.fd, self.events = -1, select.POLLIN
         self.answer: str | None = None
         self._check, self._service = check, service
+        self._doing = ["has not ended"]
         self._pid, self._pidfd, self._output = 0, -1, -1
         self._stem = ""
         self._tail = b""
@@ -434,28 +432,14 @@ class CommandProbe(Probe):
         stem, process = execute.prepare(self._service, list(self._check.command))
         # several probes of one service may run at once: of this niso and of another one
         self._stem = f"{stem}-{time.monotonic_ns()}"
-        write_json(f"{self._stem}.json", process)
-        os.close(os.open(f"{self._stem}.log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        argv = ["crun", f"--root={crun.state_dir()}", f"--log=file:{self._stem}.log", "exec"]
-        argv += ["--process", f"{self._stem}.json", "--pid-file", f"{self._stem}.pid"]
-        argv.append(crun.container_id(self._service))
         stdin, end = os.pipe()
         self._output, output = os.pipe()
         os.close(end)
         os.set_blocking(self._output, False)
-        actions = [
-            (os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate((stdin, output, output))
-        ]
+        ends = (stdin, output, output)
         try:
             with signals_held():  # a signal in between would leave a child that no code reaps
-                self._pid = os.posix_spawn(
-                    crun.tool("crun"),
-                    argv,
-                    crun.environment(),
-                    file_actions=actions,
-                    setpgroup=0,
-                    setsigmask=(),
-                )
+                self._pid = execute.spawn(self._service, self._stem, process, ends, setsigmask=())
             self._pidfd = os.pidfd_open(self._pid)
         finally:
             os.close(stdin)
@@ -500,12 +484,6 @@ class CommandProbe(Probe):
         lines = self._tail.decode("utf-8", "replace").split("\n")
         last = next((line for line in map(str.strip, reversed(lines)) if line), "")
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in last[-_LINE:])
-
-    def give_up_if_late(self) -> None:
-        if self.answer is None and time.monotonic() >= self.deadline:
-            self.close()
-            late = f"has not ended within {self._check.timeout_s:g}s"
-            self.answer = f"{self._check.target}: {late}"
 
     def _forget_output(self) -> None:
         ready = select.epoll.fromfd(os.dup(self.fd))

@@ -43,26 +43,9 @@ from niso.base.locks import open_lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.signals import ENDING, signals_held
 from niso.plan.specs import ProcessSpec
-from niso.runtime import cgroups, crun, logs, oci, sources, status, units, volumes
-from niso.runtime import root as runtime_root
+from niso.runtime import cgroups, crun, logs, oci, root, sources, status, units, volumes
 from niso.runtime.crun import cgroup_of, wait_readable, write_json
-from niso.runtime.root import (
-    HOST,
-    INIT,
-    LOWER,
-    SECRETS,
-    Skeleton,
-    assemble,
-    at_end,
-    begin,
-    current,
-    end,
-    mount,
-    of_host,
-    once,
-    unmount,
-    write_layer,
-)
+from niso.runtime.root import HOST, INIT, LOWER, SECRETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -155,8 +138,8 @@ class Launch:
             signals.hit(f"write the bundle of {spec.service}")
             held = sources.Held(spec)
             self._held.callback(held.close)
-            begin()
-            self._held.callback(end)
+            root.begin()
+            self._held.callback(root.end)
             os.mkdir(bundle, 0o700)
             # Keeps other processes from removing niso's cgroups before conmon and crun's container
             # are in them.
@@ -168,7 +151,7 @@ class Launch:
             with signals_held():
                 self._creator = _Creator(spec, bundle, held)
                 self._held.callback(self._creator.close)
-            under = current() if spec.rootfs is None else None
+            under = root.current() if spec.rootfs is None else None
             write_bundle(held.spec, bundle, under)
             self._creator.create(under.folders if under is not None else ())
             self.fd = self._creator.fd
@@ -207,14 +190,14 @@ def init() -> str:
     return os.path.realpath(crun.tool("catatonit"))
 
 
-def write_bundle(spec: ProcessSpec, bundle: str, under: Skeleton | None) -> None:
+def write_bundle(spec: ProcessSpec, bundle: str, under: root.Skeleton | None) -> None:
     """Write the OCI bundle: config.json, and the folders from which the root is mounted.
 
     ``spec`` is that of `sources.OpenSources`. ``under`` is the skeleton of a service without a
     rootfs, else None.
     """
     if not spec.netns:
-        spec = spec._replace(hostname=os.uname().nodename, resolv_conf=of_host("resolv.conf"))
+        spec = spec._replace(hostname=os.uname().nodename, resolv_conf=root.of_host("resolv.conf"))
     for name in _FOLDERS:
         os.mkdir(os.path.join(bundle, name), 0o700)
     if spec.netns:
@@ -229,13 +212,13 @@ def write_bundle(spec: ProcessSpec, bundle: str, under: Skeleton | None) -> None
         os.symlink(under.path, f"{bundle}/{LOWER}")
     below = spec.rootfs if under is None else under.path
     assert below is not None
-    hosts_at = write_layer(spec, f"{bundle}/layer", below)
+    hosts_at = root.write_layer(spec, f"{bundle}/layer", below)
     volumes.make_points(below, f"{bundle}/layer", where)
     shared = f"{bundle}/{sources.VOLUMES}"
     volumes.make_sources(shared, where)
     machine = oci.Machine(
         init=os.path.join(bundle, INIT, os.path.basename(init())),
-        nofile_max=once(nofile_max),
+        nofile_max=root.once(nofile_max),
         seccomp=_profile(),
         host=f"{bundle}/{HOST}",
         secrets=f"{bundle}/{SECRETS}" if spec.secrets else "",
@@ -374,7 +357,7 @@ class _Creator:
         held = self._sources
         try:
             enter()
-            assemble(self._spec, self._bundle, init(), self._folders, held.trees, held.secrets)
+            root.assemble(self._spec, self._bundle, init(), self._folders, held.trees, held.secrets)
         except OSError as error:
             where = error.filename or "unshare"
             raise ProcessError(
@@ -551,20 +534,20 @@ def enter() -> None:
     """
     with _lock:
         if _base:
-            namespace, root = _base
+            namespace, top = _base
             os.setns(namespace, os.CLONE_NEWNS)  # also moves the thread to the namespace's root
-            os.fchdir(root)
+            os.fchdir(top)
             os.chroot(".")
         else:
             os.unshare(os.CLONE_NEWNS)
             _prepare()
-            root = os.open("/", os.O_PATH)
+            top = os.open("/", os.O_PATH)
             try:
-                _base[:] = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY), root
+                _base[:] = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY), top
             except OSError:
-                os.close(root)
+                os.close(top)
                 raise
-            at_end(_close)
+            root.at_end(_close)
     os.unshare(os.CLONE_NEWNS)
 
 
@@ -576,12 +559,12 @@ def _close() -> None:
 
 def _prepare() -> None:
     """Unmount in this thread's mount namespace what no start needs."""
-    mount(None, "/", None, _MS_REC | _MS_SLAVE)
+    root.mount(None, "/", None, _MS_REC | _MS_SLAVE)
     with suppress(OSError):  # /run/netns is not a mount: no service has a network namespace
-        unmount(os.fsencode(paths.NETNS_DIR), _MNT_DETACH)
+        root.unmount(os.fsencode(paths.NETNS_DIR), _MNT_DETACH)
     if os.path.isdir("/sys/fs/cgroup/unified") and os.path.isdir("/sys/fs/cgroup/systemd"):
         # crun does not accept the unified hierarchy next to those of v1: hide it.
-        mount("none", "/sys/fs/cgroup/unified", "tmpfs", _MS_NOSUID | _MS_NODEV)
+        root.mount("none", "/sys/fs/cgroup/unified", "tmpfs", _MS_NOSUID | _MS_NODEV)
 
 
 # --- the script that conmon runs at the end -------------------------------------------------------
@@ -655,7 +638,7 @@ def remove_unused() -> None:
     guard = open_lock(".cgroup")
     try:
         fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        runtime_root.remove_unused()
+        root.remove_unused()
         if not status.services():
             os.unlink(path())
     except (BlockingIOError, FileNotFoundError):  # a service is starting; no script

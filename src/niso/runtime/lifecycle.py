@@ -27,46 +27,15 @@ import os
 import signal
 import time
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from niso.base import files, paths, signals
 from niso.base.errors import Error, ProcessError, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.signals import signals_held
 from niso.plan.specs import ProcessSpec
-from niso.runtime import cgroups, crun, launch, status, units
-from niso.runtime.crun import (
-    INIT,
-    cgroup_of,
-    children,
-    command_line,
-    is_init,
-    load,
-    open_in_service,
-    open_supervisor,
-    read_json,
-    read_pid,
-    save,
-    send_signal,
-    wait_readable,
-)
-from niso.runtime.root import (
-    AT_FDCWD,
-    BENEATH,
-    HOSTS,
-    MOUNT_ATTR_NODEV,
-    MOUNT_ATTR_NOEXEC,
-    MOUNT_ATTR_NOSUID,
-    MOUNT_ATTR_RDONLY,
-    NO_MAGICLINKS,
-    NO_SYMLINKS,
-    attach,
-    attach_beneath,
-    clone_mount,
-    open_place,
-    set_attributes,
-    unmount,
-)
+from niso.runtime import cgroups, crun, launch, root, status, units
+from niso.runtime.root import HOSTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,10 +97,10 @@ class ProcessStart:
         stop(spec.service)
         self._service = spec.service
         with _whole(spec.service):
-            _end_orphans(spec.service, cgroup_of(spec))
+            _end_orphans(spec.service, crun.cgroup_of(spec))
             signals.hit(f"write the spec of {spec.service}")
             os.makedirs(paths.service_dir(spec.service), 0o700, exist_ok=True)
-            save(spec)
+            crun.save(spec)
             self._run = launch.Launch(spec, 0, {"restarts": 0, "failures": 0})
         self.fd = self._run.fd
         """A descriptor that becomes readable when `is_created` becomes true."""
@@ -141,7 +110,7 @@ class ProcessStart:
     @property
     def is_created(self) -> bool:
         """Whether `finish` would not block: the container exists, or its creation has failed."""
-        return wait_readable(self.fd, 0)
+        return crun.wait_readable(self.fd, 0)
 
     def finish(self) -> int:
         """Start the created container, and return the pid of its PID 1 on the host."""
@@ -170,7 +139,7 @@ def start(spec: ProcessSpec) -> int:
 
 def open_init(service: str) -> int:
     """Return a pidfd of the service's PID 1, which the caller must close; -1 if none runs."""
-    return open_in_service(service, status.read(service).pid)
+    return crun.open_in_service(service, status.read(service).pid)
 
 
 def terminate(service: str) -> int:
@@ -187,10 +156,10 @@ def terminate(service: str) -> int:
     for bundle in status.bundles(folder):
         _touch(f"{bundle}/{status.STOPPING}")
     for bundle in status.bundles(folder):
-        pid = read_pid(f"{bundle}/pid")
-        pidfd = open_in_service(service, pid)
-        if pidfd >= 0 and is_init(pid):
-            send_signal(pidfd, signal.SIGTERM)
+        pid = crun.read_pid(f"{bundle}/pid")
+        pidfd = crun.open_in_service(service, pid)
+        if pidfd >= 0 and crun.is_init(pid):
+            crun.send_signal(pidfd, signal.SIGTERM)
             return pidfd
         if pidfd >= 0:
             os.close(pidfd)
@@ -244,7 +213,7 @@ def _end_runs(service: str, timeout_s: float | None) -> bool:
     _end_orphans(service, None)
     if not os.path.isdir(folder):
         return False
-    spec = load(service)
+    spec = crun.load(service)
     if timeout_s is None:
         timeout_s = spec.stop_timeout_s if spec else 0.0
     units.stand_in(service, status.conmon(service))
@@ -255,18 +224,12 @@ def _end_runs(service: str, timeout_s: float | None) -> bool:
 def _remove(service: str) -> bool:
     """Remove the cgroup and the runtime files of a service without a container; return True."""
     files.remove_tree(_crun_state(service))  # crun cannot read what an interrupted create left
-    _end_cgroup(service, load(service))
+    _end_cgroup(service, crun.load(service))
     signals.hit(f"remove the runtime files of {service}")
     files.remove_tree(paths.service_dir(service))
     launch.remove_unused()
-    forget_health(service)
+    status.forget_health(service)
     return True
-
-
-def forget_health(service: str) -> None:
-    """Delete the recorded probe results of a service; no-op if there are none. Raises OSError."""
-    with suppress(FileNotFoundError):
-        os.unlink(paths.health_file(service))
 
 
 def abandon(spec: ProcessSpec, bundle: str) -> None:
@@ -301,8 +264,8 @@ def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s:
 
 def _end_cgroup(service: str, spec: ProcessSpec | None) -> None:
     if spec is not None:
-        _kill_cgroup(service, cgroup_of(spec))
-        cgroups.remove_with_parent(cgroup_of(spec))
+        _kill_cgroup(service, crun.cgroup_of(spec))
+        cgroups.remove_with_parent(crun.cgroup_of(spec))
 
 
 def kill_orphan(orphan: Orphan) -> None:
@@ -321,7 +284,9 @@ def _end_orphans(service: str, path: str | None) -> None:
     record, only the cgroup ``path`` is known, and all processes in it are killed.
     """
     # The state of an interrupted create lacks these keys and counts as none.
-    known = read_json(os.path.join(crun.state_dir(), crun.container_id(service), "status")) or {}
+    known = (
+        crun.read_json(os.path.join(crun.state_dir(), crun.container_id(service), "status")) or {}
+    )
     lost = known.keys() >= {"bundle", "cgroup-path"} and not os.path.isdir(str(known["bundle"]))
     if not lost and (path is None or not cgroups.pids(path)):
         return
@@ -331,7 +296,7 @@ def _end_orphans(service: str, path: str | None) -> None:
     _kill_cgroup(service, path)
     # Its exit command would mistake the next run, in a folder of the same name, for its own.
     for pid, bundle in _conmons((service,)):
-        _end_conmon(pid, bundle)
+        end_conmon(bundle, pid)
     cgroups.remove_with_parent(path)
 
 
@@ -342,8 +307,8 @@ def end_unrecorded_conmons(services: Collection[str]) -> None:
     have the locks of the services. All processes of the host are scanned.
     """
     for pid, bundle in _conmons(services):
-        if pid != read_pid(f"{bundle}/conmon.pid"):
-            _end_conmon(pid, bundle)
+        if pid != crun.read_pid(f"{bundle}/conmon.pid"):
+            end_conmon(bundle, pid)
 
 
 def _conmons(services: Collection[str]) -> list[tuple[int, str]]:
@@ -351,7 +316,7 @@ def _conmons(services: Collection[str]) -> list[tuple[int, str]]:
     start = os.fsencode(os.path.join(paths.run_dir(), "services")) + b"/"
     conmons = []
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-        words = command_line(pid)
+        words = crun.command_line(pid)
         for word in words:
             service, _, run = os.fsdecode(word.removeprefix(start)).partition("/")
             if not word.startswith(start) or service not in services or not run.startswith("run-"):
@@ -389,17 +354,17 @@ def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
 
     The kernel kills all other processes of the run with it (pid_namespaces(7)).
     """
-    pid = read_pid(f"{bundle}/pid")
-    pidfd = open_in_service(spec.service, pid) if spec else -1
+    pid = crun.read_pid(f"{bundle}/pid")
+    pidfd = crun.open_in_service(spec.service, pid) if spec else -1
     if pidfd >= 0:
         try:
             # A container that was created but never started does not handle SIGTERM.
-            if timeout_s > 0 and is_init(pid):
-                send_signal(pidfd, signal.SIGTERM)
-                if wait_readable(pidfd, timeout_s):
+            if timeout_s > 0 and crun.is_init(pid):
+                crun.send_signal(pidfd, signal.SIGTERM)
+                if crun.wait_readable(pidfd, timeout_s):
                     return
-            send_signal(pidfd, signal.SIGKILL)
-            if not wait_readable(pidfd, _KILL_S):
+            crun.send_signal(pidfd, signal.SIGKILL)
+            if not crun.wait_readable(pidfd, _KILL_S):
                 raise ProcessError(
                     f"{spec.service if spec else bundle}: process {pid} did not end after SIGKILL"
                 )
@@ -407,35 +372,29 @@ def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
             os.close(pidfd)
 
 
-def end_conmon(bundle: str) -> None:
-    """Kill the exit command of a run, and then its conmon.
+def end_conmon(bundle: str, pid: int | None = None) -> None:
+    """Kill the exit command of a run, and then its conmon, by default the recorded one.
 
     conmon gets `CONMON_S` seconds to write the last log lines. After the service has exited, conmon
     has no other children than the exit command or an interrupted crun create.
     """
-    pid = read_pid(f"{bundle}/conmon.pid")
-    if pid is not None:
-        _end_conmon(pid, bundle)
-
-
-def _end_conmon(pid: int, bundle: str) -> None:
-    conmon = open_supervisor(pid, bundle)
+    conmon = crun.open_supervisor(pid or crun.read_pid(f"{bundle}/conmon.pid"), bundle)
     if conmon < 0:
         return
     pause_s = 0.001
     deadline = time.monotonic() + status.CONMON_S
     try:
-        while not wait_readable(conmon, pause_s):
+        while not crun.wait_readable(conmon, pause_s):
             if time.monotonic() >= deadline:
-                send_signal(conmon, signal.SIGKILL)
-                wait_readable(conmon, _KILL_S)
+                crun.send_signal(conmon, signal.SIGKILL)
+                crun.wait_readable(conmon, _KILL_S)
                 return
             # The exit command writes its pid before it checks STOPPING, so one of the two sees the
             # other.
-            for child in (*children(pid), read_pid(f"{bundle}/{status.EXITED_PID}")):
-                command = open_supervisor(child, bundle)
+            for child in (*crun.children(pid), crun.read_pid(f"{bundle}/{status.EXITED_PID}")):
+                command = crun.open_supervisor(child, bundle)
                 if command >= 0:
-                    send_signal(command, signal.SIGKILL)
+                    crun.send_signal(command, signal.SIGKILL)
                     os.close(command)
             pause_s = min(2 * pause_s, 0.02)
     finally:
@@ -453,8 +412,8 @@ def _kill_cgroup(service: str, path: str) -> None:
             # Check after the open, as open_in_service does.
             if not cgroups.holds(path, pid):
                 continue
-            send_signal(pidfd, signal.SIGKILL)
-            if not wait_readable(pidfd, _KILL_S):
+            crun.send_signal(pidfd, signal.SIGKILL)
+            if not crun.wait_readable(pidfd, _KILL_S):
                 raise ProcessError(f"process {pid} did not end after SIGKILL", service=service)
         finally:
             os.close(pidfd)
@@ -553,7 +512,7 @@ def mark(init: int) -> Mark | None:
             with open(f"/proc/{pid}/cmdline", "rb") as file:
                 program = file.read().partition(b"\0")[0]
             # PID 1's child has PID 1's command line until it executes the entrypoint.
-            entered = entered or program not in (b"", INIT.encode())
+            entered = entered or program not in (b"", crun.INIT.encode())
             for tid in os.listdir(f"/proc/{pid}/task"):
                 switches = _switches(f"/proc/{pid}/task/{tid}/status")
                 children = _children(pid, tid)
@@ -602,8 +561,10 @@ def _switches(path: str) -> bytes | None:
 
 
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
-_ATTRIBUTES = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
-_RESOLVE = BENEATH | NO_SYMLINKS | NO_MAGICLINKS
+_ATTRIBUTES = (
+    root.MOUNT_ATTR_RDONLY | root.MOUNT_ATTR_NOSUID | root.MOUNT_ATTR_NODEV | root.MOUNT_ATTR_NOEXEC
+)
+_RESOLVE = root.BENEATH | root.NO_SYMLINKS | root.NO_MAGICLINKS
 
 
 def swap(spec: ProcessSpec) -> None:
@@ -616,11 +577,12 @@ def swap(spec: ProcessSpec) -> None:
     pidfd = open_init(spec.service)
     try:
         signals.hit(f"replace the hosts file of {spec.service}")
-        save(spec)
+        crun.save(spec)
         if pidfd < 0:
             raise ProcessError(f"{what}: it has ended", f"niso logs {spec.service}")
-        tree = _clone(spec.hosts_folder)
+        tree = root.clone_mount(root.AT_FDCWD, spec.hosts_folder)
         try:
+            root.set_attributes(tree, _ATTRIBUTES)
             problem = _swap_in_child(pidfd, tree, os.stat(paths.hosts_root()).st_dev)
         finally:
             os.close(tree)
@@ -631,16 +593,6 @@ def swap(spec: ProcessSpec) -> None:
     finally:
         if pidfd >= 0:
             os.close(pidfd)
-
-
-def _clone(folder: str) -> int:
-    """Return a descriptor of a detached, read-only bind mount of ``folder``.
-
-    See open_tree(2) and mount_setattr(2).
-    """
-    tree = clone_mount(AT_FDCWD, folder)
-    set_attributes(tree, _ATTRIBUTES)
-    return tree
 
 
 def _swap_in_child(pidfd: int, tree: int, device: int) -> str:
@@ -671,32 +623,22 @@ def _swap_in_child(pidfd: int, tree: int, device: int) -> str:
 def _swap(tree: int, device: int) -> None:
     """Replace the mount at /etc/niso-hosts, if it has the st_dev ``device``, by ``tree``."""
     os.chdir("/")
-    etc = _open_folder(AT_FDCWD, "etc")
+    etc = root.open_place("etc", _RESOLVE, flags=os.O_DIRECTORY)
     os.fchdir(etc)
-    target = _open_folder(etc, HOSTS)
+    target = root.open_place(HOSTS, _RESOLVE, etc, os.O_DIRECTORY)
     if os.fstat(target).st_dev != device:
         raise OSError(errno.ENOENT, "the service has moved or unmounted it")
+    beneath = True
     try:
-        attach_beneath(tree, target)
+        root.attach_beneath(tree, target)
     except OSError as error:
         if error.errno != errno.EINVAL:  # otherwise the kernel lacks MOVE_MOUNT_BENEATH
             raise
-        _unmount_hosts()
-        attach(tree, HOSTS, etc)
-        return
-    _unmount_hosts()
-
-
-def _open_folder(folder: int, name: str) -> int:
-    return open_place(name, _RESOLVE, folder, os.O_DIRECTORY)
-
-
-def _unmount_hosts() -> None:
-    """Unmount the hosts folder in the current directory, which was checked before.
-
-    Only a process with CAP_SYS_ADMIN could have replaced it since.
-    """
-    unmount(HOSTS.encode(), _MNT_DETACH | _UMOUNT_NOFOLLOW)
+        beneath = False
+    # Checked above. Only a process with CAP_SYS_ADMIN could have replaced this mount since.
+    root.unmount(HOSTS.encode(), _MNT_DETACH | _UMOUNT_NOFOLLOW)
+    if not beneath:
+        root.attach(tree, HOSTS, etc)
 
 
 # --- services without runtime files ---------------------------------------------------------------

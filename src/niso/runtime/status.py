@@ -13,20 +13,6 @@ from niso.base import files, paths
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.plan.specs import ProcessSpec
 from niso.runtime import cgroups, crun
-from niso.runtime.crun import (
-    cgroup_of,
-    children,
-    in_service,
-    int_or_none,
-    is_init,
-    is_supervisor,
-    load,
-    read_json,
-    read_pid,
-    read_state,
-    state_letter,
-    write_json,
-)
 
 if TYPE_CHECKING:
     from typing import Any
@@ -80,10 +66,15 @@ def read(service: str, closely: bool = False) -> Status:
     deadline = time.monotonic() + CONMON_S
     while (
         shown.state == "running"
-        and state_letter(shown.pid or int_or_none((read_state(service) or {}).get("pid"))) in "ZX"
+        and crun.state_letter(
+            shown.pid or crun.int_or_none((crun.read_state(service) or {}).get("pid"))
+        )
+        in "ZX"
     ):
         keeper = conmon(service)
-        if (keeper is not None and state_letter(keeper) in "Tt") or time.monotonic() >= deadline:
+        if (
+            keeper is not None and crun.state_letter(keeper) in "Tt"
+        ) or time.monotonic() >= deadline:
             message = f"its process has ended, but its conmon (pid {keeper}) does not react"
             return shown._replace(state="failed", pid=None, error=message)
         time.sleep(0.02)
@@ -92,7 +83,7 @@ def read(service: str, closely: bool = False) -> Status:
 
 
 def _read(service: str) -> Status:
-    record = read_state(service)
+    record = crun.read_state(service)
     if record is None:
         return NONE
     phase = str(record["phase"])
@@ -101,7 +92,7 @@ def _read(service: str) -> Status:
     began, ended_at = record.get("started_monotonic"), record.get("ended_at")
     shown = Status(
         state=phase,
-        exit_code=int_or_none(record.get("exit_code")),
+        exit_code=crun.int_or_none(record.get("exit_code")),
         pid=None,
         started_at=started_at if isinstance(started_at, float) else None,
         restarts=int(record["restarts"]),
@@ -113,7 +104,9 @@ def _read(service: str) -> Status:
         return _read_running(service, record, bundle, shown)
     if phase == "starting" and not os.path.exists(f"/proc/{record.get('starter', 0)}"):
         return shown._replace(state="failed")
-    if phase == "restarting" and not is_supervisor(read_pid(f"{bundle}/{EXITED_PID}"), bundle):
+    if phase == "restarting" and not crun.is_supervisor(
+        crun.read_pid(f"{bundle}/{EXITED_PID}"), bundle
+    ):
         return shown._replace(state="failed")
     return shown
 
@@ -123,21 +116,21 @@ def _read_running(service: str, record: dict[str, Any], bundle: str, shown: Stat
 
     ``record`` is the content of state.json.
     """
-    pid = int_or_none(record.get("pid"))
-    if pid is not None and in_service(service, pid):
+    pid = crun.int_or_none(record.get("pid"))
+    if pid is not None and crun.in_service(service, pid):
         return shown._replace(pid=pid)
     code = exit_code(service, bundle)
     if code is None:
         # conmon is about to write the exit status; without a conmon it is lost.
         return shown._replace(state="running" if conmon_alive(service) else "failed")
     shown = shown._replace(state="exited", exit_code=code, ended_at=ended_at(service, bundle))
-    spec = load(service)
+    spec = crun.load(service)
     is_final = spec is not None and not restarts_after(spec.restart, code)
     if is_final or os.path.exists(f"{bundle}/{STOPPING}"):
         return shown
-    if conmon_alive(service) or is_supervisor(read_pid(f"{bundle}/{EXITED_PID}"), bundle):
+    if conmon_alive(service) or crun.is_supervisor(crun.read_pid(f"{bundle}/{EXITED_PID}"), bundle):
         return shown._replace(state="restarting")
-    if read_state(service) != record:  # the exit command has just recorded the end
+    if crun.read_state(service) != record:  # the exit command has just recorded the end
         return _read(service)
     return shown._replace(state="failed", error="nothing has recorded its end or restarted it")
 
@@ -153,10 +146,13 @@ def runs(service: str) -> bool:
 
 def is_stopping(service: str) -> bool:
     """Return whether a stop of the present run has begun and is not complete."""
-    record = read_state(service)
-    return record is not None and os.path.exists(
-        f"{bundle_of(service, int(record['run']))}/{STOPPING}"
-    )
+    return _has_run_file(service, STOPPING)
+
+
+def _has_run_file(service: str, name: str) -> bool:
+    """Return whether the folder of the present run has this file."""
+    record = crun.read_state(service)
+    return record is not None and os.path.exists(f"{bundle_of(service, record['run'])}/{name}")
 
 
 def in_own_netns(service: str) -> bool:
@@ -164,7 +160,7 @@ def in_own_netns(service: str) -> bool:
 
     A service without a namespace of its own must be in the caller's. True if unknown.
     """
-    return is_in_own_netns(load(service), read(service).pid)
+    return is_in_own_netns(crun.load(service), read(service).pid)
 
 
 def is_in_own_netns(spec: ProcessSpec | None, pid: int | None) -> bool:
@@ -184,7 +180,7 @@ def known_to_crun(service: str, pid: int) -> bool:
     If not, crun can neither run a command in the service nor kill it.
     """
     try:
-        known = read_json(os.path.join(crun.state_dir(), crun.container_id(service), "status"))
+        known = crun.read_json(os.path.join(crun.state_dir(), crun.container_id(service), "status"))
     except OSError:
         return False
     return (known or {}).get("pid") == pid
@@ -196,12 +192,12 @@ def outside_cgroup(service: str, keeper: int | None) -> bool:
     ``keeper`` is the pid of its conmon, or None. PID 1 must be in the cgroup in each hierarchy that
     crun uses.
     """
-    record = read_json(f"{paths.service_dir(service)}/state.json")
-    spec = load(service)
-    pid = int_or_none((record or {}).get("pid"))
-    if spec is None or pid is None or keeper is None or pid not in children(keeper):
+    record = crun.read_json(f"{paths.service_dir(service)}/state.json")
+    spec = crun.load(service)
+    pid = crun.int_or_none((record or {}).get("pid"))
+    if spec is None or pid is None or keeper is None or pid not in crun.children(keeper):
         return False
-    return is_init(pid) and not cgroups.holds_wholly(cgroup_of(spec), pid)
+    return crun.is_init(pid) and not cgroups.holds_wholly(crun.cgroup_of(spec), pid)
 
 
 def restarts_after(policy: str, code: int) -> bool:
@@ -214,20 +210,20 @@ def conmon_alive(service: str) -> bool:
 
 def conmon(service: str) -> int | None:
     """Return the pid of the conmon of the service's present run; None if it has exited."""
-    record = read_state(service)
+    record = crun.read_state(service)
     if record is None:
         return None
-    bundle = bundle_of(service, int(record["run"]))
-    pid = read_pid(f"{bundle}/conmon.pid")
-    return pid if is_supervisor(pid, bundle) else None
+    bundle = bundle_of(service, record["run"])
+    pid = crun.read_pid(f"{bundle}/conmon.pid")
+    return pid if crun.is_supervisor(pid, bundle) else None
 
 
 def supervisors(service: str) -> list[int]:
     """Return the pids of the present run's conmon and its descendants, without the service's."""
     pids = [pid] if (pid := conmon(service)) is not None else []
     for parent in pids:  # the list grows while it is walked
-        pids += children(parent)
-    return [pid for pid in pids if not in_service(service, pid)]
+        pids += crun.children(parent)
+    return [pid for pid in pids if not crun.in_service(service, pid)]
 
 
 def describe_exit(code: int | None) -> str:
@@ -244,10 +240,7 @@ def describe_exit(code: int | None) -> str:
 
 def out_of_memory(service: str) -> bool:
     """Return whether the memory limit has killed a process of the present run."""
-    record = read_state(service)
-    return record is not None and os.path.exists(
-        f"{bundle_of(service, int(record['run']))}/persist/oom"
-    )
+    return _has_run_file(service, "persist/oom")
 
 
 def bundle_of(service: str, number: int) -> str:
@@ -255,7 +248,7 @@ def bundle_of(service: str, number: int) -> str:
 
 
 def write_state(service: str, record: dict[str, Any]) -> None:
-    write_json(f"{paths.service_dir(service)}/state.json", record)
+    crun.write_json(f"{paths.service_dir(service)}/state.json", record)
 
 
 def exit_code(service: str, bundle: str) -> int | None:
@@ -272,6 +265,14 @@ def ended_at(service: str, bundle: str) -> float | None:
         return os.stat(f"{bundle}/exits/{crun.container_id(service)}").st_mtime
     except OSError:
         return None
+
+
+def forget_health(service: str) -> None:
+    """Delete the recorded probe results of a service; no-op if there are none."""
+    try:
+        os.unlink(paths.health_file(service))
+    except FileNotFoundError:
+        return
 
 
 def services() -> list[str]:
