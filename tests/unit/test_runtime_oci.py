@@ -17,7 +17,7 @@ def config(spec: ProcessSpec = SPEC) -> dict[str, Any]:
         spec,
         "/bundle/root",
         "/etc/niso-hosts",
-        oci.Machine("/usr/bin/catatonit", 1_048_576, PROFILE, ["/usr"]),
+        oci.OciHost("/usr/bin/catatonit", 1_048_576, PROFILE, ["/usr"]),
     )
 
 

@@ -18,7 +18,6 @@ Network: the host and two more machines are on a segment without a connection to
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import fcntl
 import os
@@ -27,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from niso.base import paths
@@ -35,7 +35,7 @@ from niso.base.named_tuples import NamedTuple
 from niso.kernel import link_records, netns
 from niso.kernel.netlink import refused
 from niso.kernel.rtnetlink import Rtnl
-from niso.runtime.cgroups import unescaped
+from niso.runtime import cgroups
 from niso.runtime.root import MOUNT_ATTR_RDONLY, attach, clone_mount, set_attributes
 
 # --- file system ----------------------------------------------------------------------------------
@@ -62,8 +62,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def build_mounts(
     name: str,
     hostname: str,
-    cgroup_mounts: list[Mount],
-    folders: list[Folder],
+    cgroup_mounts: list[LabCgroup],
+    folders: list[LabCgroup],
     writable: list[str],
 ) -> None:
     """Mount the file system of the lab ``name``, and make it the root.
@@ -87,19 +87,21 @@ def build_mounts(
     }
     outside = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in writable}
     resolver = _resolver()
-    layers = _Layers()
-    layers.cover(os.open("/", os.O_PATH | os.O_CLOEXEC), "/")
+    # The layers of the lab's overlays, in a tmpfs that exists as long as the overlays.
+    _mount("tmpfs", _LAYER, "tmpfs", _NOSUID | _NODEV, "mode=755")
+    os.mkdir(_ROOT)
+    _cover(os.open("/", os.O_PATH | os.O_CLOEXEC), "/")
     if mounted.get("/") == "overlay":
         _copy_etc()
     _show_programs(programs)
-    _build_dev(layers, [path for path in mounted if _below(path, ["/dev"])])
+    _build_dev([path for path in mounted if _below(path, ["/dev"])])
     _mount("proc", f"{_ROOT}/proc", "proc", _PLAIN)
     _protect_sysctls(f"{_ROOT}/proc/sys")
-    _build_sys(cgroup_mounts, {folder.mount.point: folder.path for folder in folders})
+    _build_sys(cgroup_mounts, {folder.point: folder.path for folder in folders})
     for path, mode in (("/tmp", "1777"), ("/run", "755")):  # noqa: S108
         _mount("tmpfs", _ROOT + path, "tmpfs", _NOSUID | _NODEV, f"mode={mode}")
     for path, source in shown.items():
-        layers.cover(source, path)
+        _cover(source, path)
     os.makedirs(_ROOT + _STATE, exist_ok=True)
     _mount("tmpfs", _ROOT + _STATE, "tmpfs", _NODEV, "mode=700")
     for path, source in outside.items():
@@ -122,46 +124,36 @@ def build_mounts(
     os.chdir(current if os.path.isdir(current) else "/")
 
 
-class _Layers:
-    """The folders with the writes to the lab's overlays, in a tmpfs that exists as long as the
-    overlays.
+def _cover(source: int, path: str) -> None:
+    """Mount a folder or file at ``path`` of the lab. ``source`` is a descriptor of it.
+
+    Writes stay in the lab: a folder gets an overlay, a single file is copied. If the kernel refuses
+    the overlay because it would be the third on top of two others, the mount is read-only. Closes
+    ``source``.
     """
-
-    def __init__(self) -> None:
-        self._count = 0
-        _mount("tmpfs", _LAYER, "tmpfs", _NOSUID | _NODEV, "mode=755")
-        os.mkdir(_ROOT)
-
-    def cover(self, source: int, path: str) -> None:
-        """Mount a folder or file at ``path`` of the lab. ``source`` is a descriptor of it.
-
-        Writes stay in the lab: a folder gets an overlay, a single file is copied. If the kernel
-        refuses the overlay because it would be the third on top of two others, the mount is
-        read-only. Closes ``source``.
-        """
-        lower, target = f"/proc/self/fd/{source}", _ROOT + path
+    lower, target = f"/proc/self/fd/{source}", _ROOT + path
+    try:
+        if stat.S_ISREG(os.fstat(source).st_mode):
+            with open(lower, "rb") as original, open(target, "wb") as copy:
+                copy.write(original.read())
+            return
+        if not stat.S_ISDIR(os.fstat(source).st_mode):
+            return
+        os.makedirs(target, exist_ok=True)
+        number = len(os.listdir(_LAYER))
+        upper, work = (f"{_LAYER}/{kind}{number}" for kind in ("upper", "work"))
+        os.mkdir(upper)
+        os.mkdir(work)
+        _copy_owner(lower, upper)
+        layers = f"lowerdir={lower},upperdir={upper},workdir={work}"
         try:
-            if stat.S_ISREG(os.fstat(source).st_mode):
-                with open(lower, "rb") as original, open(target, "wb") as copy:
-                    copy.write(original.read())
-                return
-            if not stat.S_ISDIR(os.fstat(source).st_mode):
-                return
-            os.makedirs(target, exist_ok=True)
-            self._count += 1
-            upper, work = (f"{_LAYER}/{kind}{self._count}" for kind in ("upper", "work"))
-            os.mkdir(upper)
-            os.mkdir(work)
-            _copy_owner(lower, upper)
-            layers = f"lowerdir={lower},upperdir={upper},workdir={work}"
-            try:
-                # with xino=on only, folders keep their inode numbers
-                _mount("overlay", target, "overlay", 0, f"{layers},xino=on")
-            except KernelError:
-                _mount(lower, target, "", _BIND)
-                _mount("none", target, "", _REMOUNT | _BIND | _RDONLY)
-        finally:
-            os.close(source)
+            # with xino=on only, folders keep their inode numbers
+            _mount("overlay", target, "overlay", 0, f"{layers},xino=on")
+        except KernelError:
+            _mount(lower, target, "", _BIND)
+            _mount("none", target, "", _REMOUNT | _BIND | _RDONLY)
+    finally:
+        os.close(source)
 
 
 def _leave_chroot() -> None:
@@ -195,12 +187,12 @@ def _enter(root: str) -> None:
     os.chdir("/")
 
 
-def _build_dev(layers: _Layers, mounted: Iterable[str]) -> None:
+def _build_dev(mounted: Iterable[str]) -> None:
     """Show the machine's devices in /dev. New files and sockets next to them stay in the lab.
 
     ``mounted`` are the mount points in /dev. Shared memory and message queues are the lab's own.
     """
-    layers.cover(os.open("/dev", os.O_PATH | os.O_CLOEXEC), "/dev")
+    _cover(os.open("/dev", os.O_PATH | os.O_CLOEXEC), "/dev")
     for path in mounted:
         if path not in ("/dev", _SHM, _QUEUES):
             _mount(path, _ROOT + path, "", _BIND)
@@ -241,7 +233,7 @@ def _protect_sysctls(folder: str) -> None:
     _mount("none", folder, "", _REMOUNT | _BIND | _RDONLY | _PLAIN)
 
 
-def _build_sys(cgroup_mounts: list[Mount], folders: dict[str, str]) -> None:
+def _build_sys(cgroup_mounts: list[LabCgroup], folders: dict[str, str]) -> None:
     """Mount a sysfs of the lab's network namespace, and the lab's part of each cgroup hierarchy.
 
     ``folders`` maps mount points of hierarchies to the lab's folders.
@@ -271,7 +263,7 @@ def _build_cgroup_tmpfs(new: str) -> None:
 def _mounted() -> dict[str, str]:
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         parts = [line.split(" - ") for line in lines]
-    return {unescaped(left.split(" ")[4]): right.split(" ")[0] for left, right in parts}
+    return {cgroups.unescaped(left.split(" ")[4]): right.split(" ")[0] for left, right in parts}
 
 
 def _below(path: str, folders: Iterable[str]) -> bool:
@@ -338,67 +330,51 @@ _MAKE_TRIES = 100
 _REMOVE_S = 5.0
 
 
-class Mount(NamedTuple):
-    """A mount of a cgroup hierarchy."""
+class LabCgroup(NamedTuple):
+    """A mounted cgroup hierarchy, and the lab's folder in it."""
 
     point: str
     unified: bool
     """Whether the hierarchy is cgroup v2."""
     base: str
     """The folder in which labs create their folders."""
-
-
-class Folder(NamedTuple):
-    """A lab's folder in a hierarchy."""
-
-    mount: Mount
-    path: str
-    lock: int
+    path: str = ""
+    """The lab's folder; "" if it has none."""
+    lock: int = -1
     """A descriptor of the folder. It has a shared flock as long as the lab is alive."""
 
 
-def mounts() -> list[Mount]:
-    """Return the mounted cgroup hierarchies, each once (proc_pid_mountinfo(5), cgroups(7))."""
-    own: dict[frozenset[str], str] = {}
-    with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            _, controllers, path = line.rstrip("\n").split(":", 2)
-            own[frozenset(controllers.split(",")) - {""}] = path
-    by_device: dict[str, Mount] = {}
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            left, _, right = line.partition(" - ")
-            _, _, device, root, point = left.split(" ")[:5]
-            kind, _, options = right.rstrip("\n").split(" ")[:3]
-            is_cgroup = kind in ("cgroup", "cgroup2") and point.startswith("/sys/fs/cgroup")
-            if is_cgroup and device not in by_device:
-                base = point if kind == "cgroup2" else _v1_base(point, root, options, own)
-                by_device[device] = Mount(point, kind == "cgroup2", base)
+def mounts() -> list[LabCgroup]:
+    """Return the mounted cgroup hierarchies, each once (cgroups(7)).
+
+    In v1, labs create their folders in this process's cgroup, or at the mount point if that cgroup
+    is not visible there.
+    """
+    own = dict(cgroups.own_lines())
+    by_device: dict[str, LabCgroup] = {}
+    for device, point, root, kind, options in cgroups.mounts():
+        if device in by_device or not point.startswith(_CGROUP):
+            continue
+        base = point
+        if kind == "cgroup":
+            names = cgroups.controllers_in(options, own)
+            path = root if names is None else own[names]
+            if path.startswith(root):
+                base = os.path.normpath(f"{point}/{path.removeprefix(root)}")
+        by_device[device] = LabCgroup(point, kind == "cgroup2", base)
     return list(by_device.values())
 
 
-def _v1_base(point: str, root: str, options: str, own: dict[frozenset[str], str]) -> str:
-    """Return the folder of this process's cgroup in a v1 hierarchy, or the mount point.
-
-    ``own`` maps the controllers of each hierarchy to this process's cgroup.
-    """
-    given = set(options.split(","))
-    path = next((path for names, path in own.items() if names and names <= given), root)
-    if not path.startswith(root):
-        return point
-    return os.path.normpath(f"{point}/{path.removeprefix(root)}")
-
-
-def make(name: str) -> list[Folder]:
+def make(name: str) -> list[LabCgroup]:
     """Create the cgroup ``name`` in each writable hierarchy; return the created ones."""
     folders = []
     for mount in mounts():
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             folders.append(_make(mount, f"{mount.base}/{name}"))
     return folders
 
 
-def _make(mount: Mount, path: str) -> Folder:
+def _make(mount: LabCgroup, path: str) -> LabCgroup:
     for _ in range(_MAKE_TRIES):
         lock = -1
         try:
@@ -419,37 +395,37 @@ def _make(mount: Mount, path: str) -> Folder:
         for name in ("cpuset.cpus", "cpuset.mems"):
             if not mount.unified and os.path.exists(f"{path}/{name}"):
                 _write(f"{path}/{name}", _read(f"{mount.base}/{name}"))
-        return Folder(mount, path, lock)
+        return mount._replace(path=path, lock=lock)
     raise FileNotFoundError(path)
 
 
-def enter(folders: list[Folder]) -> list[Folder]:
+def enter(folders: list[LabCgroup]) -> list[LabCgroup]:
     """Move this process into the cgroups; return those that it could enter."""
     entered = []
     for folder in folders:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             _write(f"{folder.path}/cgroup.procs", "0")
             entered.append(folder)
     return entered
 
 
-def settle(folders: list[Folder]) -> None:
+def enable_controllers(folders: list[LabCgroup]) -> None:
     """Enable the v2 controllers for the cgroups below those of the lab.
 
     They must already be the roots of its cgroup namespace.
     """
     for folder in folders:
-        if not folder.mount.unified:
+        if not folder.unified:
             continue
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.mkdir(f"{folder.path}/{_LEAF}")
             _write(f"{folder.path}/{_LEAF}/cgroup.procs", "0")
             for controller in _read(f"{folder.path}/cgroup.controllers").split():
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     _write(f"{folder.path}/cgroup.subtree_control", f"+{controller}")
 
 
-def remove(folders: list[Folder]) -> None:
+def remove(folders: list[LabCgroup]) -> None:
     """Remove the lab's cgroups with all children, and close their locks.
 
     Waits up to 5 s until no process is left in them.
@@ -470,7 +446,7 @@ def sweep() -> None:
         folders = [mount.base] if mount.base == mount.point else [mount.base, *_children(parent)]
         for path in (path for folder in folders for path in _children(folder)):
             if os.path.basename(path).startswith(PREFIX):
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     _sweep_one(path)
 
 
@@ -516,26 +492,20 @@ def _write(path: str, value: str) -> None:
 
 _MTU = 1500
 _V4, _V6 = 24, 64  # prefix lengths
+_FORWARD = "/proc/sys/net/ipv4/ip_forward"
 _GATEWAY = ("192.0.2.2", "2001:db8::2")
 
 
-class _Machine(NamedTuple):
-    """A simulated machine next to the lab's host, on the same segment."""
-
-    port: str
-    """The machine's veth end on the segment's bridge."""
-    link: str
-    """The machine's own veth end."""
-    mac: str
-    addresses: tuple[str, str]
-    """The machine's IPv4 and IPv6 address."""
-
-
-_HOST = _Machine("host", "uplink0", "02:00:c0:00:02:01", ("192.0.2.1", "2001:db8::1"))
-_OTHERS = {
-    "client": _Machine("client", "eth0", "02:00:c0:00:02:02", ("192.0.2.2", "2001:db8::2")),
-    "neighbour": _Machine("neighbour", "eth0", "02:00:c0:00:02:03", ("192.0.2.3", "2001:db8::3")),
+_MACHINES = {
+    "host": ("uplink0", "02:00:c0:00:02:01", ("192.0.2.1", "2001:db8::1")),
+    "client": ("eth0", "02:00:c0:00:02:02", ("192.0.2.2", "2001:db8::2")),
+    "neighbour": ("eth0", "02:00:c0:00:02:03", ("192.0.2.3", "2001:db8::3")),
 }
+"""The machines on the segment: the name of their veth end, its MAC address, and their addresses.
+
+The name of the other veth end, on the segment's bridge, is that of the machine.
+"""
+_OTHERS = ("client", "neighbour")
 
 
 def build_machines() -> int:
@@ -551,32 +521,33 @@ def build_machines() -> int:
     segment = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     with Rtnl() as rtnl:
         rtnl.add_bridge("segment", mtu=_MTU, alias="")
-        _plug(rtnl, _HOST, home)
-        for name, machine in _OTHERS.items():
+        _plug(rtnl, "host", home)
+        for name in _OTHERS:
             far = netns.open_fd(name)
-            _plug(rtnl, machine, far)
+            _plug(rtnl, name, far)
             os.close(far)
     os.setns(home, os.CLONE_NEWNET)
     os.close(home)
-    _configure(_HOST, _GATEWAY)
-    for name, machine in _OTHERS.items():
+    _configure("host", _GATEWAY)
+    for name in _OTHERS:
         with netns.inside(name):
-            _configure(machine, ())
+            _configure(name, ())
             if name == "client":
                 # The host's gateway has no route onward. With forwarding on, it answers
                 # "unreachable", so that name look-ups need not wait for a timeout.
-                _write_file("/proc/sys/net/ipv4/ip_forward", "1")
+                _write(_FORWARD, "1")
                 if os.path.exists("/proc/sys/net/ipv6"):
-                    _write_file("/proc/sys/net/ipv6/conf/all/forwarding", "1")
+                    _write("/proc/sys/net/ipv6/conf/all/forwarding", "1")
     return segment
 
 
-def _plug(rtnl: Rtnl, machine: _Machine, far: int) -> None:
+def _plug(rtnl: Rtnl, machine: str, far: int) -> None:
+    link, mac, _ = _MACHINES[machine]
     rtnl.add_veth(
-        machine.port,
-        peer=machine.link,
+        machine,
+        peer=link,
         peer_netns_fd=far,
-        peer_mac=machine.mac,
+        peer_mac=mac,
         mtu=_MTU,
         bridge="segment",
         port=link_records.new_port(hairpin=False, learns=True),
@@ -584,22 +555,22 @@ def _plug(rtnl: Rtnl, machine: _Machine, far: int) -> None:
     )
 
 
-def _configure(machine: _Machine, gateways: tuple[str, ...]) -> None:
+def _configure(machine: str, gateways: tuple[str, ...]) -> None:
+    own, _, addresses = _MACHINES[machine]
     families = 2 if os.path.exists("/proc/sys/net/ipv6") else 1
     _no_forwarding()
     if families == 2:
         # The addresses are unique; duplicate address detection would delay them by 2 s.
-        _write_file(f"/proc/sys/net/ipv6/conf/{machine.link}/accept_dad", "0")
+        _write(f"/proc/sys/net/ipv6/conf/{own}/accept_dad", "0")
     with Rtnl() as rtnl:
         rtnl.set_link("lo", up=True)
-        rtnl.set_link(machine.link, up=True)
-        link = rtnl.link(machine.link)
+        rtnl.set_link(own, up=True)
+        link = rtnl.link(own)
         index = link.index if link else 0
-        for address, length in list(zip(machine.addresses, (_V4, _V6), strict=True))[:families]:
+        for address, length in list(zip(addresses, (_V4, _V6), strict=True))[:families]:
             rtnl.add_address(index, f"{address}/{length}")
-        for gateway, everywhere in list(zip(gateways, ("0.0.0.0/0", "::/0"), strict=False))[
-            :families
-        ]:
+        for gateway in gateways[:families]:
+            everywhere = "::/0" if ":" in gateway else "0.0.0.0/0"
             rtnl.add_route(everywhere, gateway, index)
 
 
@@ -608,12 +579,5 @@ def _no_forwarding() -> None:
 
     See net.core.devconf_inherit_init_net, Documentation/admin-guide/sysctl/net.rst.
     """
-    with open("/proc/sys/net/ipv4/ip_forward", encoding="ascii") as file:
-        forwards = file.read().strip() != "0"
-    if forwards:
-        _write_file("/proc/sys/net/ipv4/ip_forward", "0")
-
-
-def _write_file(path: str, value: str) -> None:
-    with open(path, "w", encoding="ascii") as file:
-        file.write(value)
+    if _read(_FORWARD).strip() != "0":
+        _write(_FORWARD, "0")

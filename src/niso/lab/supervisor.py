@@ -32,13 +32,8 @@ HOSTNAME = "niso-lab"
 FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
 
 _PASSED_ON = {
-    signal.SIGHUP,
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGTERM,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGWINCH,
+    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM),
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH),
 }
 _PARENT_GONE = signal.SIGRTMIN
 _WATCHED = _PASSED_ON | {signal.SIGCHLD, signal.SIGTTOU, _PARENT_GONE}
@@ -137,7 +132,7 @@ class _Lab(NamedTuple):
     """The state of a lab that all its processes share."""
 
     name: str
-    folders: list[lab_host.Folder]
+    folders: list[lab_host.LabCgroup]
     command: list[str]
     mask: set[int | signal.Signals]
     """The caller's signal mask."""
@@ -167,10 +162,8 @@ def _in_child(failure: int, work: Callable[[], int]) -> NoReturn:
     except Error as error:
         os.write(failure, json.dumps([error.message, error.hint]).encode())
     except OSError as error:
-        known = refused(
-            f"create a lab ({error.filename})" if error.filename else "create a lab",
-            error.errno or 0,
-        )
+        where = f" ({error.filename})" if error.filename else ""
+        known = refused(f"create a lab{where}", error.errno or 0)
         os.write(failure, json.dumps([known.message, known.hint]).encode())
     finally:
         os._exit(status)
@@ -237,7 +230,7 @@ def _run_init(lab: _Lab, supervisor: int) -> int:
     os.unshare(
         os.CLONE_NEWNS | os.CLONE_NEWNET | os.CLONE_NEWUTS | os.CLONE_NEWIPC | os.CLONE_NEWCGROUP
     )
-    lab_host.settle(entered)
+    lab_host.enable_controllers(entered)
     lab_host.build_mounts(lab.name, HOSTNAME, cgroup_mounts, entered, lab.writable)
     socket.sethostname(HOSTNAME)
     segment = lab_host.build_machines()
@@ -254,16 +247,13 @@ def _run_init(lab: _Lab, supervisor: int) -> int:
 
 
 def _environment() -> dict[str, str]:
-    dropped = {"NISO_STATE_DIR", "NISO_RUN_DIR", "NISO_POOL"}
-    dropped |= {
-        key for key in ("TMPDIR", "XDG_RUNTIME_DIR") if not os.path.isdir(os.environ.get(key, "/"))
-    }
+    folders = [key for key in ("TMPDIR", "XDG_RUNTIME_DIR") if key in os.environ]
+    missing = [key for key in folders if not os.path.isdir(os.environ[key])]
+    dropped = {"NISO_STATE_DIR", "NISO_RUN_DIR", "NISO_POOL", *missing}
     environment = {key: value for key, value in os.environ.items() if key not in dropped}
     own = os.path.join(sys.prefix, "bin")
     folders = environment.get("PATH", os.defpath).split(":")
-    environment["PATH"] = ":".join(
-        [*folders, *(folder for folder in (own,) if folder not in folders)]
-    )
+    environment["PATH"] = ":".join([*folders, *{own}.difference(folders)])
     environment["NISO_LAB"] = "1"
     return environment
 
@@ -284,11 +274,8 @@ def _execute(lab: _Lab, environment: dict[str, str]) -> NoReturn:
         os.execvpe(command[0], command, environment)
     except OSError as error:
         status = NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else NOT_EXECUTABLE
-        reason = (
-            "not found"
-            if status == NOT_FOUND
-            else f"cannot be executed: {(error.strerror or '').lower()}"
-        )
+        reason = f"cannot be executed: {(error.strerror or '').lower()}"
+        reason = "not found" if status == NOT_FOUND else reason
         os.write(2, f"niso: '{command[0]}' {reason}\n".encode())
     finally:
         os._exit(status)

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 
 from niso.base import files
 from niso.base.locks import open_lock
-from niso.base.named_tuples import NamedTuple
 from niso.plan.specs import ProcessSpec
 
 CONTROLLERS = {
@@ -45,10 +44,10 @@ def _own_cgroups() -> dict[str, str]:
     The list of mounts is read only if a hierarchy is not at its usual mount point, because that
     takes 2 ms with 1,000 services. In that case the cgroups are unknown, and the values are "".
     """
-    own = {_usual_root(controllers): path for controllers, path in _own_lines()}
+    own = {_usual_root(controllers): path for controllers, path in own_lines()}
     if own and all(os.path.exists(f"{root}/cgroup.procs") for root in own):
         return own
-    return {unescaped(mount.point): "" for mount in _mounts()}
+    return {unescaped(point): "" for _, point, *_ in mounts()}
 
 
 def limits(spec: ProcessSpec) -> dict[str, dict[str, int]]:
@@ -79,20 +78,12 @@ def usable(wanted: Iterable[str]) -> list[str]:
     return [name for name in wanted if os.path.exists(f"{_TOP}/{name}/cgroup.clone_children")]
 
 
-class _Mount(NamedTuple):
-    point: str
-    root: str
-    """The cgroup that the mount shows as its root."""
-    kind: str
-    """``cgroup`` or ``cgroup2``."""
-    options: str
-    """Options of the superblock. In v1, they contain the names of the hierarchy's controllers."""
+def mounts() -> Iterator[tuple[str, str, str, str, set[str]]]:
+    """Yield (device, mount point, root, type, options) for each mount of a cgroup hierarchy.
 
-
-def _mounts() -> Iterator[_Mount]:
-    """Yield (mount point, cgroup at its root, file system, options) of cgroup hierarchies.
-
-    Other lines of the list of mounts are not parsed: there is one for each service's namespace.
+    The root is the cgroup that the mount shows. In v1, the options contain the names of the
+    controllers (proc_pid_mountinfo(5)). Other lines of the list of mounts are not parsed: there is
+    one for each service's namespace.
     """
     with open(_MOUNTS, "rb") as file:
         text = file.read()
@@ -102,9 +93,9 @@ def _mounts() -> Iterator[_Mount]:
         line = text[start : end if end >= 0 else len(text)].decode("utf-8", "surrogateescape")
         left, _, right = line.partition(" - ")
         kind, _, options = right.split(" ", 2)
-        _, _, _, root, point = left.split(" ")[:5]
+        _, _, device, root, point = left.split(" ")[:5]
         if kind in (_V1, _V2):
-            yield _Mount(point, root, kind, options)
+            yield device, point, root, kind, set(options.split(","))
         at = text.find(b" - cgroup", at + 1)
 
 
@@ -125,14 +116,14 @@ def move_nowhere() -> None:
     kernel/cgroup/cgroup.c; Documentation/locking/percpu-rw-semaphore.rst). No-op if no writable
     cgroup is found. Raises OSError or ValueError.
     """
-    paths = dict(_own_lines())
+    paths = dict(own_lines())
     # The usual mount points; with 1,000 services, reading mountinfo costs 2 ms.
     usual = [f"{_TOP}/{names}{path}" for names, path in paths.items() if names[:5] != "name="]
-    if not any(_move_here(folder) for folder in usual):
-        any(_move_here(folder) for folder in _own_folders(paths))
+    if not any(move(0, folder) for folder in usual):
+        any(move(0, folder) for folder in _own_folders(paths))
 
 
-def _own_lines() -> list[tuple[str, str]]:
+def own_lines() -> list[tuple[str, str]]:
     """Return (controllers, path) for each cgroup of this process (proc_pid_cgroup(5))."""
     with open(_OWN, encoding="utf-8", errors="surrogateescape") as lines:
         parts = [line.rstrip("\n").split(":", 2) for line in lines]
@@ -151,28 +142,18 @@ def _own_folders(paths: dict[str, str]) -> Iterator[str]:
 
     ``paths`` maps the controllers of a hierarchy ("" for v2) to this process's cgroup in it.
     """
-    for mount in _mounts():
-        options = set(mount.options.split(","))
-        names: str | None = ""
-        if mount.kind == _V1:
-            names = next((key for key in paths if key and set(key.split(",")) <= options), None)
+    for _, point, root, kind, options in mounts():
+        names = "" if kind == _V2 else controllers_in(options, paths)
         if names is None or names not in paths:
             continue
         own = f"{paths[names]}/"
-        if own.startswith(f"{mount.root.rstrip('/')}/"):
-            yield f"{mount.point}/{own.removeprefix(mount.root)}"
+        if own.startswith(f"{root.rstrip('/')}/"):
+            yield f"{point}/{own.removeprefix(root)}"
 
 
-def _move_here(cgroup: str) -> bool:
-    try:
-        fd = os.open(f"{cgroup}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, b"0")
-        finally:
-            os.close(fd)
-    except OSError:
-        return False
-    return True
+def controllers_in(options: set[str], known: Iterable[str]) -> str | None:
+    """Return the controllers of the v1 hierarchy with these mount options, as in ``known``."""
+    return next((names for names in known if names and set(names.split(",")) <= options), None)
 
 
 def _enable(controller: str) -> bool:
@@ -180,12 +161,7 @@ def _enable(controller: str) -> bool:
     path = f"{_TOP}/cgroup.subtree_control"
     if controller in _words(path):
         return True
-    try:
-        with open(path, "w", encoding="ascii") as file:
-            file.write(f"+{controller}")
-    except OSError:
-        return False
-    return True
+    return _write(path, f"+{controller}")
 
 
 def _words(path: str) -> list[str]:
@@ -245,18 +221,14 @@ def remove_with_parent(path: str) -> None:
     guard = open_lock(".cgroup")
     try:
         fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        remove_parent(path)
+        for root in roots():
+            parent = os.path.dirname(f"{root}{path}")
+            remove_empty(f"{parent}/{KEEPERS}")
+            remove_empty(parent)
     except BlockingIOError:
         return
     finally:
         os.close(guard)
-
-
-def remove_parent(path: str) -> None:
-    for root in roots():
-        parent = os.path.dirname(f"{root}{path}")
-        remove_empty(f"{parent}/{KEEPERS}")
-        remove_empty(parent)
 
 
 def remove_empty(folder: str) -> None:
@@ -306,9 +278,17 @@ def release(pids: Iterable[int], path: str) -> None:
 
 
 def move(pid: int, folder: str) -> bool:
+    """Move a process, 0 for this one, into a cgroup; return whether it succeeded."""
+    return _write(f"{folder}/cgroup.procs", str(pid))
+
+
+def _write(path: str, value: str) -> bool:
     try:
-        with open(f"{folder}/cgroup.procs", "w", encoding="ascii") as file:
-            file.write(str(pid))
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)
     except OSError:
         return False
     return True

@@ -70,10 +70,8 @@ def resolve_entrypoint(package: str, rootfs: str | None, entrypoint: str, path_e
             raise _bad_entrypoint(entrypoint, "lies outside the package")
         on_path = search(mounts, entrypoint, path_env)
         if on_path is None:
-            raise _bad_entrypoint(
-                entrypoint,
-                f"is neither a file of the package nor on the service's PATH ({path_env})",
-            )
+            what = f"is neither a file of the package nor on the service's PATH ({path_env})"
+            raise _bad_entrypoint(entrypoint, what)
         path = on_path
     problem = problem_with(mounts, path)
     if problem is None:
@@ -136,9 +134,8 @@ def problem_with(mounts: dict[str, str], path: str, depth: int = 0) -> Problem |
     if not interpreter:
         return Problem("names no interpreter after #!")
     if depth >= _MAX_INTERPRETERS:
-        return Problem(
-            f"has more than {_MAX_INTERPRETERS} interpreters that are scripts themselves"
-        )
+        most = f"has more than {_MAX_INTERPRETERS} interpreters"
+        return Problem(f"{most} that are scripts themselves")
     problem = problem_with(mounts, interpreter, depth + 1)
     if problem is None:
         return None
@@ -146,15 +143,12 @@ def problem_with(mounts: dict[str, str], path: str, depth: int = 0) -> Problem |
     inside = " inside the service" if problem.missing else ""
     if interpreter.endswith("\r"):
         hint = "its lines end with CR LF: sed -i 's/\\r$//' {}"
-    elif _exists(mounts, os.path.join(os.path.dirname(path), "../pyvenv.cfg")):
+    elif exists(mounts, os.path.join(os.path.dirname(path), "../pyvenv.cfg")):
         hint = 'start the venv by its bin/python, as entrypoint, with args = ["-m", "MODULE"]'
     else:
         hint = "name a program that the service has in the first line of {}"
-    return Problem(
-        f"needs the interpreter {name}, which {problem.text}{inside}",
-        hint,
-        elsewhere=True,
-    )
+    text = f"needs the interpreter {name}, which {problem.text}{inside}"
+    return Problem(text, hint, elsewhere=True)
 
 
 def _broken(mounts: dict[str, str], path: str) -> Problem:
@@ -189,7 +183,7 @@ def _end_of_links(mounts: dict[str, str], path: str, links: int = 0) -> str:
     return _end_of_links(mounts, os.path.normpath(os.path.join(real, target)), links + 1)
 
 
-def _exists(mounts: dict[str, str], path: str) -> bool:
+def exists(mounts: dict[str, str], path: str) -> bool:
     try:
         fd, _ = open_inside(mounts, path)
     except OSError:
@@ -228,9 +222,8 @@ def check_working_dir(
 
 def _cannot_run(entrypoint: str, problem: Problem, root: str) -> InvalidInput:
     where = "" if problem.elsewhere else f" in {root}"
-    return _bad_entrypoint(
-        entrypoint, f"{problem.text}{where}", problem.hint.replace("{}", entrypoint)
-    )
+    hint = problem.hint.replace("{}", entrypoint)
+    return _bad_entrypoint(entrypoint, f"{problem.text}{where}", hint)
 
 
 def _bad_entrypoint(entrypoint: str, what: str, hint: str = "") -> InvalidInput:
@@ -289,15 +282,8 @@ def read_database(rootfs: str | None, name: str) -> list[list[str]]:
     except OSError:
         return []
     lines = [line.split(":") for line in text.decode("utf-8", "replace").splitlines()]
-    return [
-        line
-        for line in lines
-        if len(line) == fields and line[0] and all(_is_id(line[i]) for i in ids)
-    ]
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
+    valid = (line for line in lines if len(line) == fields and line[0])
+    return [line for line in valid if all(_is_id(line[i]) for i in ids)]
 
 
 def _is_id(text: str) -> bool:
@@ -305,7 +291,7 @@ def _is_id(text: str) -> bool:
 
     The length is checked first, because int() refuses more than 4300 digits.
     """
-    return _is_number(text) and len(text) <= 10 and int(text) <= MAX_ID
+    return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= MAX_ID
 
 
 # --- files as the service sees them ---------------------------------------------------------------

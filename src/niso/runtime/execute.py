@@ -17,7 +17,7 @@ import threading
 import time
 import tty
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from types import FrameType
 
 from niso.base.errors import InvalidInput, ProcessError
@@ -34,12 +34,8 @@ if TYPE_CHECKING:
 
 CANNOT, NOT_EXECUTABLE, NOT_FOUND, SIGNALLED = 125, 126, 127, 128
 FORWARDED = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGHUP,
-    signal.SIGQUIT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT),
+    *(signal.SIGUSR1, signal.SIGUSR2),
 )
 _BLOCK = 1 << 16
 _RETRY_MS = 20
@@ -94,11 +90,8 @@ def _execute(
             os.open("/dev/null", os.O_RDONLY)
     stem, oci_process = prepare(service, command, user)
     oci_process["terminal"] = os.isatty(files[0]) and os.isatty(files[1])
-    session = _Session(service, stem, oci_process, files)
-    try:
+    with closing(_Session(service, stem, oci_process, files)) as session:
         return session.run(forwarded)
-    finally:
-        session.close()
 
 
 def prepare(
@@ -115,16 +108,13 @@ def prepare(
         now = read(service)
     if now.pid is None:
         state = "it is being started or stopped" if now.state == "running" else now.state
-        raise _failed(
-            CANNOT,
-            f"{service} has no running process ({state})",
-            f"niso logs {service} shows what it wrote; a restart starts it again",
-        )
+        hint = f"niso logs {service} shows what it wrote; a restart starts it again"
+        raise _failed(CANNOT, f"{service} has no running process ({state})", hint)
     record = read_state(service)
     bundle = bundle_of(service, int(record["run"]) if record else 0)
     config = read_json(f"{bundle}/config.json")
     if config is None:
-        raise _failed(CANNOT, f"{service} is being stopped", None)
+        raise _failed(CANNOT, f"{service} is being stopped")
     oci_process: dict[str, Any] = {**config["process"], "args": command, "terminal": False}
     if user is not None:
         _become(service, user, oci_process)
@@ -140,17 +130,13 @@ def _become(service: str, user: User, oci_process: dict[str, Any]) -> None:
     """
     spec = load(service)
     if spec is None:
-        raise _failed(CANNOT, f"{service} is being stopped", None)
+        raise _failed(CANNOT, f"{service} is being stopped")
     try:
         uid, gid, groups, _, home = entrypoint.resolve_user(spec.rootfs, user, spec.uid, service)
     except InvalidInput as error:
         raise _failed(CANNOT, f"{service}: user {error.reason}", error.hint) from error
-    oci_process["user"] = {
-        **oci_process["user"],
-        "uid": uid,
-        "gid": gid,
-        "additionalGids": list(groups),
-    }
+    ids = {"uid": uid, "gid": gid, "additionalGids": list(groups)}
+    oci_process["user"] = {**oci_process["user"], **ids}
     if "HOME" not in spec.environment:
         kept = [entry for entry in oci_process["env"] if not entry.startswith("HOME=")]
         oci_process["env"] = [*kept, f"HOME={home}"]
@@ -168,18 +154,15 @@ def _check_command(service: str, pid: int, command: str, oci_process: dict[str, 
         path_env = environment.get("PATH", DEFAULT_PATH)
         path = entrypoint.search(mounts, command, path_env) if command else None
         if path is None:
-            raise _failed(
-                NOT_FOUND,
-                f"{service}: {command!r} is not on its PATH ({path_env})",
-                "use the absolute path of a command",
-            )
+            reason = f"{service}: {command!r} is not on its PATH ({path_env})"
+            raise _failed(NOT_FOUND, reason, "use the absolute path of a command")
     else:
         folder = oci_process["cwd"].rstrip("/")
         path = command if command.startswith("/") else f"{folder}/{command}"
     problem = entrypoint.problem_with(mounts, path)
     if problem is not None:
         exit_status = NOT_FOUND if problem.missing else NOT_EXECUTABLE
-        raise _failed(exit_status, f"{service}: {command!r} {problem.text}", None)
+        raise _failed(exit_status, f"{service}: {command!r} {problem.text}")
 
 
 def spawn(
@@ -252,9 +235,8 @@ class _Session:
             self._relay()
         except OSError as error:
             self._end_command()
-            raise _failed(
-                CANNOT, f"{self._service}: cannot write its output: {error.strerror}", None
-            ) from error
+            reason = f"{self._service}: cannot write its output: {error.strerror}"
+            raise _failed(CANNOT, reason) from error
         _, wait_status = os.waitpid(self._pid, 0)
         self._pid = 0
         code = os.waitstatus_to_exitcode(wait_status)
@@ -286,9 +268,8 @@ class _Session:
 
     def _resize(self, *_: object) -> None:
         if self._master >= 0:
-            fcntl.ioctl(
-                self._master, termios.TIOCSWINSZ, fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8))
-            )
+            size = fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8))
+            fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
 
     def _spawn(self, options: list[str], *files: int) -> None:
         self._pid = spawn(self._service, self._stem, self._process, files, options)
@@ -473,10 +454,10 @@ class _Session:
             message = f"{self._service}: crun has lost its state: {reply}"
             return _failed(CANNOT, message, f"a restart of {self._service} writes it again")
         if "Permission denied" in reply:
-            return _failed(NOT_EXECUTABLE, f"{self._service}: {reply}", None)
+            return _failed(NOT_EXECUTABLE, f"{self._service}: {reply}")
         if "executable file" in reply or "No such file" in reply:
-            return _failed(NOT_FOUND, f"{self._service}: {reply}", None)
-        return _failed(CANNOT, f"{self._service}: crun exec: {reply}", None)
+            return _failed(NOT_FOUND, f"{self._service}: {reply}")
+        return _failed(CANNOT, f"{self._service}: crun exec: {reply}")
 
 
 def _write_all(fd: int, data: bytes) -> bool:
@@ -493,7 +474,7 @@ def _write_all(fd: int, data: bytes) -> bool:
     return True
 
 
-def _failed(exit_status: int, message: str, hint: str | None) -> ProcessError:
+def _failed(exit_status: int, message: str, hint: str | None = None) -> ProcessError:
     error = ProcessError(message, hint)
     error.exit_status = exit_status
     return error

@@ -63,19 +63,8 @@ _FORK_TIMEOUT_S = 60.0
 _CAP_SYS_RESOURCE = 24
 """Number of the capability in linux/capability.h."""
 
-_LIMITS = (
-    "AS",
-    "CPU",
-    "DATA",
-    "FSIZE",
-    "MEMLOCK",
-    "MSGQUEUE",
-    "NPROC",
-    "RSS",
-    "RTTIME",
-    "SIGPENDING",
-    "STACK",
-)
+_LIMITS = "AS CPU DATA FSIZE MEMLOCK MSGQUEUE NPROC RSS RTTIME SIGPENDING STACK"
+"""Names of the resource limits RLIMIT_* (setrlimit(2)) that conmon gets."""
 _FOLDERS = (
     "layer",
     "empty",
@@ -108,11 +97,6 @@ def nofile_max() -> int:
     return most if hard == resource.RLIM_INFINITY else min(most, hard)
 
 
-def _move_nowhere() -> None:
-    with suppress(OSError, ValueError):  # only an optimization, so errors are ignored
-        cgroups.move_nowhere()
-
-
 class Launch:
     """One run of a service, recorded in state.json: create its container; `finish` starts it.
 
@@ -136,7 +120,7 @@ class Launch:
         self._held = ExitStack()
         try:
             signals.hit(f"write the bundle of {spec.service}")
-            held = sources.Held(spec)
+            held = sources.OpenSources(spec)
             self._held.callback(held.close)
             root.begin()
             self._held.callback(root.end)
@@ -153,7 +137,7 @@ class Launch:
                 self._held.callback(self._creator.close)
             under = root.current() if spec.rootfs is None else None
             write_bundle(held.spec, bundle, under)
-            self._creator.create(under.folders if under is not None else ())
+            self._creator.create(under[1] if under is not None else ())
             self.fd = self._creator.fd
             """A descriptor that is readable when the container exists or its creation has
             failed.
@@ -209,20 +193,21 @@ def write_bundle(spec: ProcessSpec, bundle: str, under: root.Skeleton | None) ->
     if under is None:
         os.mkdir(f"{bundle}/{LOWER}", 0o700)
     else:
-        os.symlink(under.path, f"{bundle}/{LOWER}")
-    below = spec.rootfs if under is None else under.path
+        os.symlink(under[0], f"{bundle}/{LOWER}")
+    below = spec.rootfs if under is None else under[0]
     assert below is not None
     hosts_at = root.write_layer(spec, f"{bundle}/layer", below)
-    volumes.make_points(below, f"{bundle}/layer", where)
+    for _, at, is_folder in where:
+        (root.mount_point if is_folder else root.mount_file)(below, f"{bundle}/layer", at)
     shared = f"{bundle}/{sources.VOLUMES}"
     volumes.make_sources(shared, where)
-    machine = oci.Machine(
+    machine = oci.OciHost(
         init=os.path.join(bundle, INIT, os.path.basename(init())),
         nofile_max=root.once(nofile_max),
         seccomp=_profile(),
         host=f"{bundle}/{HOST}",
         secrets=f"{bundle}/{SECRETS}" if spec.secrets else "",
-        folders=under.folders if under is not None else (),
+        folders=under[1] if under is not None else (),
         controllers=cgroups.usable(cgroups.limits(spec)),
     )
     mounts = volumes.mounts(spec, where, shared)
@@ -246,7 +231,7 @@ class _Creator:
     entire life, because the main thread handles them.
     """
 
-    def __init__(self, spec: ProcessSpec, bundle: str, held: sources.Held) -> None:
+    def __init__(self, spec: ProcessSpec, bundle: str, held: sources.OpenSources) -> None:
         self._spec = spec
         self._bundle = bundle
         self._sources = held
@@ -324,6 +309,7 @@ class _Creator:
         os.chdir(folder)
         argv = _conmon_argv(self._spec, self._bundle, self._tid)
         answer, asked = self._ends
+        errors = f"{self._bundle}/conmon.err"
         pipes = {"_OCI_SYNCPIPE": str(answer), "_OCI_STARTPIPE": str(asked)}
         with _nothing_inherited():
             self._conmon = os.posix_spawn(
@@ -333,13 +319,7 @@ class _Creator:
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
                     (os.POSIX_SPAWN_DUP2, 0, 1),
-                    (
-                        os.POSIX_SPAWN_OPEN,
-                        2,
-                        f"{self._bundle}/conmon.err",
-                        os.O_WRONLY | os.O_CREAT,
-                        0o600,
-                    ),
+                    (os.POSIX_SPAWN_OPEN, 2, errors, os.O_WRONLY | os.O_CREAT, 0o600),
                     # A dup onto itself clears FD_CLOEXEC (glibc, spawni.c).
                     *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in self._ends),
                 ],
@@ -360,9 +340,8 @@ class _Creator:
             root.assemble(self._spec, self._bundle, init(), self._folders, held.trees, held.secrets)
         except OSError as error:
             where = error.filename or "unshare"
-            raise ProcessError(
-                f"{self._spec.service}: cannot mount its root: {error.strerror}: {where}"
-            ) from error
+            reason = f"cannot mount its root: {error.strerror}: {where}"
+            raise ProcessError(f"{self._spec.service}: {reason}") from error
 
     def _let_conmon_create(self) -> None:
         signals.hit(f"create the process of {self._spec.service}")
@@ -371,7 +350,8 @@ class _Creator:
         try:
             with suppress(BrokenPipeError):  # conmon has died; the other pipe has its message
                 os.write(self._ask, b"\0")
-            _move_nowhere()  # in parallel, while conmon and crun start
+            with suppress(OSError, ValueError):  # only an optimization
+                cgroups.move_nowhere()  # in parallel, while conmon and crun start
             if not wait_readable(pidfd, _FORK_TIMEOUT_S):
                 late = f"conmon did not start within {_FORK_TIMEOUT_S:g}s"
                 raise ProcessError(f"{self._spec.service}: {late}")
@@ -436,7 +416,7 @@ def _set_inherited(fds: list[int], inherited: bool) -> None:
 
 def _conmon_argv(spec: ProcessSpec, bundle: str, tid: int) -> list[str]:
     """Return conmon's command line. crun joins the mount namespace of the thread ``tid``."""
-    exit_arguments = [path(), spec.service, bundle]
+    container = crun.container_id(spec.service)
     runtime = [
         f"--mount=/proc/{tid}/ns/mnt",
         # the host's root differs from the namespace's root if niso runs in a chroot
@@ -449,21 +429,14 @@ def _conmon_argv(spec: ProcessSpec, bundle: str, tid: int) -> list[str]:
     return [
         crun.tool("conmon"),
         *("--api-version", "1"),
-        *(
-            "-c",
-            crun.container_id(spec.service),
-            "-u",
-            crun.container_id(spec.service),
-            "-n",
-            spec.service,
-        ),
+        *("-c", container, "-u", container, "-n", spec.service),
         *("-r", crun.tool("nsenter"), *(f"--runtime-arg={arg}" for arg in runtime)),
         *("-b", bundle, "-p", f"{bundle}/pid", "-P", f"{bundle}/conmon.pid"),
         *("-l", f"k8s-file:{logs.LOG_NAME}", "--log-size-max", str(LOG_SIZE_MAX), "--no-sync-log"),
         *(("-l", "journald") if units.logs_to_journal(spec.service) else ()),
         *("--exit-dir", f"{bundle}/exits", "--persist-dir", f"{bundle}/persist", "--full-attach"),
         *("--exit-command", SHELL),
-        *(f"--exit-command-arg={arg}" for arg in exit_arguments),
+        *(f"--exit-command-arg={arg}" for arg in (path(), spec.service, bundle)),
         *("--log-level", "warning"),
     ]
 
@@ -474,7 +447,7 @@ def _set_limits(pid: int) -> None:
     Otherwise conmon would have those of the calling shell: with ``ulimit -f`` the log would end.
     crun sets the limits of the service itself.
     """
-    for name in _LIMITS:
+    for name in _LIMITS.split():
         limit = getattr(resource, f"RLIMIT_{name}")
         try:
             resource.prlimit(pid, limit, resource.prlimit(1, limit))
@@ -487,10 +460,7 @@ def _set_limits(pid: int) -> None:
 
 def _first_line(fd: int) -> bytes:
     line = b""
-    while b"\n" not in line:
-        chunk = os.read(fd, 4096)
-        if not chunk:
-            break
+    while b"\n" not in line and (chunk := os.read(fd, 4096)):
         line += chunk
     return line
 

@@ -111,9 +111,8 @@ def records(
         end = _end_of_last_line(files[-1]) if files and follow else None
         past = _joined(
             line
-            for i, fd in enumerate(files)
-            if i >= start
-            for line in _lines(fd, offset if i == start else 0, end if fd == files[-1] else None)
+            for i, fd in enumerate(files[start:])
+            for line in _lines(fd, 0 if i else offset, end if fd == files[-1] else None)
         )
         if since is not None:
             past = _from(past, since)
@@ -348,19 +347,16 @@ def read_joint(
     The parameters are those of `read`; ``last`` counts for each service. With ``follow``, new lines
     are yielded as they arrive, until all log folders are removed.
     """
-    lines = _followed(services, last, since) if follow else _past(services, last, since)
+    if follow:
+        lines = _followed(services, last, since)
+    else:
+        logs = (
+            [(one, record) for record in records(one, last, False, since) if record]
+            for one in services
+        )
+        lines = merge(*logs, key=_time)
     for service, record in lines:
         yield service, shown(record, timestamps)
-
-
-def _past(
-    services: list[str], last: int | None, since: float | None
-) -> Iterator[tuple[str, Record]]:
-    every = (
-        [(one, record) for record in records(one, last, False, since) if record] for one in services
-    )
-
-    yield from merge(*every, key=_time)
 
 
 def _followed(

@@ -60,34 +60,17 @@ They are enough for any service, and few enough for a program that closes all po
 
 # As in Podman (pkg/specgen/generate/config_linux.go): files that reveal properties of the machine,
 # or change it.
-_MASKED = (
-    "/proc/acpi",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/dev/block",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-    "/sys/fs/selinux",
-)
-_READ_ONLY = (
-    "/proc/asound",
-    "/proc/bus",
-    "/proc/fs",
-    "/proc/irq",
-    "/proc/sys",
-    "/proc/sysrq-trigger",
-)
+_MASKED = """
+/proc/acpi /proc/interrupts /proc/kcore /proc/keys /proc/latency_stats /proc/sched_debug /proc/scsi
+/proc/timer_list /proc/timer_stats /sys/dev/block /sys/devices/virtual/powercap /sys/firmware
+/sys/fs/selinux
+"""
+_READ_ONLY = "/proc/asound /proc/bus /proc/fs /proc/irq /proc/sys /proc/sysrq-trigger"
 _DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2))
 """Device numbers of null, zero, full, random, urandom, tty and ptmx (Linux' devices.txt)."""
 
 
-class Machine(NamedTuple):
+class OciHost(NamedTuple):
     """The properties of the machine on which config.json depends."""
 
     init: str
@@ -119,24 +102,17 @@ def process(spec: ProcessSpec, args: list[str], nofile_max: int) -> dict[str, An
     environment.update(spec.environment)
     capabilities = [f"CAP_{name}" for name in spec.capabilities]
     sets = ("bounding", "effective", "inheritable", "permitted", "ambient")
+    soft, hard = min(NOFILE_SOFT, nofile_max), min(NOFILE_HARD, nofile_max)
+    user = {"uid": spec.uid, "gid": spec.gid, "umask": 0o022}
     return {
         "terminal": False,
-        "user": {
-            "uid": spec.uid,
-            "gid": spec.gid,
-            "umask": 0o022,
-            "additionalGids": list(spec.groups),
-        },
+        "user": {**user, "additionalGids": list(spec.groups)},
         "args": args,
         "env": [f"{name}={value}" for name, value in environment.items()],
         "cwd": spec.working_dir,
         "capabilities": {name: capabilities for name in sets},
         "rlimits": [
-            {
-                "type": "RLIMIT_NOFILE",
-                "soft": min(NOFILE_SOFT, nofile_max),
-                "hard": min(NOFILE_HARD, nofile_max),
-            },
+            {"type": "RLIMIT_NOFILE", "soft": soft, "hard": hard},
             {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
         ],
         "noNewPrivileges": True,
@@ -147,7 +123,7 @@ def config(
     spec: ProcessSpec,
     root: str,
     hosts_at: str,
-    machine: Machine,
+    machine: OciHost,
     volumes: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Return the content of config.json.
@@ -155,6 +131,9 @@ def config(
     ``root`` is the path on the host where the service's root is mounted. ``hosts_at`` is the mount
     point of the hosts folder inside the service. ``volumes`` are mount objects that come last.
     """
+    device = {"allow": True, "type": "c", "access": "rw"}
+    limits = cgroups.limits(spec).items()
+    switches = ["restrict_suid_sgid"] if spec.restrict_suid_sgid else []
     return {
         "ociVersion": "1.0.2",
         "process": process(spec, [INIT, "--", *spec.argv], machine.nofile_max),
@@ -173,24 +152,14 @@ def config(
             "resources": {
                 "devices": [
                     {"allow": False, "access": "rwm"},
-                    *(
-                        {"allow": True, "type": "c", "major": a, "minor": b, "access": "rw"}
-                        for a, b in _DEVICES
-                    ),
-                    {"allow": True, "type": "c", "major": 136, "access": "rw"},
+                    *({**device, "major": major, "minor": minor} for major, minor in _DEVICES),
+                    {**device, "major": 136},
                 ],
-                **{
-                    name: value
-                    for name, value in cgroups.limits(spec).items()
-                    if name in machine.controllers
-                },
+                **{name: value for name, value in limits if name in machine.controllers},
             },
-            "maskedPaths": list(_MASKED),
-            "readonlyPaths": list(_READ_ONLY),
-            "seccomp": select_seccomp(
-                machine.seccomp,
-                (*spec.capabilities, *(["restrict_suid_sgid"] if spec.restrict_suid_sgid else ())),
-            ),
+            "maskedPaths": _MASKED.split(),
+            "readonlyPaths": _READ_ONLY.split(),
+            "seccomp": select_seccomp(machine.seccomp, [*spec.capabilities, *switches]),
         },
     }
 
@@ -202,43 +171,27 @@ def select_seccomp(profile: dict[str, Any], have: Collection[str]) -> dict[str, 
     that is marked ``with`` or ``without`` applies only if the named capability or switch is in
     ``have``, or is not.
     """
-    rules = []
-    for rule in profile["syscalls"]:
-        if "with" in rule and rule["with"] not in have:
-            continue
-        if "without" in rule and rule["without"] in have:
-            continue
-        rules.append(
-            {key: value for key, value in rule.items() if key not in ("with", "without", "why")}
-        )
-    return {
-        "defaultAction": profile["defaultAction"],
-        "defaultErrnoRet": profile["defaultErrnoRet"],
-        "architectures": [],
-        "syscalls": rules,
-    }
+    rules = [
+        {key: value for key, value in rule.items() if key not in ("with", "without", "why")}
+        for rule in profile["syscalls"]
+        if ("with" not in rule or rule["with"] in have)
+        and ("without" not in rule or rule["without"] not in have)
+    ]
+    defaults = {key: profile[key] for key in ("defaultAction", "defaultErrnoRet")}
+    return {**defaults, "architectures": [], "syscalls": rules}
 
 
-def _mounts(spec: ProcessSpec, hosts_at: str, machine: Machine) -> list[dict[str, Any]]:
+def _mounts(spec: ProcessSpec, hosts_at: str, machine: OciHost) -> list[dict[str, Any]]:
     owner = [f"uid={spec.uid}", f"gid={spec.gid}"]
     shm, tmp = (
         [f"size={size}"] if size is not None else [] for size in (spec.shm_size, spec.tmp_size)
     )
+    pts = ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5")
     mounts = [
         _mount("proc", "/proc", "proc", "nosuid", "noexec", "nodev"),
         _mount("sysfs", "/sys", "sysfs", "nosuid", "noexec", "nodev", "ro"),
         _mount("tmpfs", "/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
-        _mount(
-            "devpts",
-            "/dev/pts",
-            "devpts",
-            "nosuid",
-            "noexec",
-            "newinstance",
-            "ptmxmode=0666",
-            "mode=0620",
-            "gid=5",
-        ),
+        _mount("devpts", "/dev/pts", "devpts", *pts),
         _mount("tmpfs", "/dev/shm", "tmpfs", "nosuid", "noexec", "nodev", "mode=1777", *shm),  # noqa: S108
         _mount("mqueue", "/dev/mqueue", "mqueue", "nosuid", "noexec", "nodev"),
         _mount(machine.init, INIT, "bind", "bind", "ro", "nosuid", "nodev"),
@@ -248,13 +201,11 @@ def _mounts(spec: ProcessSpec, hosts_at: str, machine: Machine) -> list[dict[str
         _mount("tmpfs", TMPFS[2], "tmpfs", "nosuid", "nodev", "mode=1777", *tmp),
         _mount(spec.package, APP, "bind", "rbind", "rro", "nosuid", "nodev"),
     ]
+    flags = ("bind", "ro", "nosuid", "nodev", "noexec")
     if machine.secrets:
-        flags = ("ro", "nosuid", "nodev", "noexec")
-        mounts.append(_mount(machine.secrets, f"{TMPFS[1]}/secrets", "bind", "bind", *flags))
+        mounts.append(_mount(machine.secrets, f"{TMPFS[1]}/secrets", "bind", *flags))
     if spec.hosts_folder:
-        mounts.append(
-            _mount(spec.hosts_folder, hosts_at, "bind", "bind", "ro", "nosuid", "nodev", "noexec")
-        )
+        mounts.append(_mount(spec.hosts_folder, hosts_at, "bind", *flags))
     mounts += [
         _mount(machine.host + path, path, "bind", "rbind", "rro", "nosuid", "nodev")
         for path in machine.folders

@@ -40,10 +40,9 @@ def delay_s(first_s: float, failures: int) -> float:
 def main(service: str, bundle: str) -> None:
     """Record the end of the run in ``bundle``, and restart the service if its policy says so."""
     try:
-        with open(
-            files.make(f"{bundle}/{status.EXITED_PID}", 0o600), "w", encoding="ascii"
-        ) as file:
-            file.write(str(os.getpid()))
+        fd = files.make(f"{bundle}/{status.EXITED_PID}", 0o600)
+        os.write(fd, str(os.getpid()).encode())
+        os.close(fd)
     except FileNotFoundError:
         return
     # Checked after the pid is written: a stop first marks the run and then reads the pid.

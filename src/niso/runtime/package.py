@@ -170,7 +170,10 @@ def is_copied(
     The file ``manifest`` may have changed. Raises the errors of `fingerprint`.
     """
     copy = os.path.join(package_dir(service), digest)
-    if not _is_folder(copy):
+    try:
+        if not files.is_own_folder(os.lstat(copy)):
+            return False
+    except OSError:
         return False
     return all(
         _is_same(entry, os.path.join(copy, entry.path))
@@ -227,15 +230,7 @@ def _text(spec: ServiceSpec) -> bytes:
     return "\n".join(lines).encode()
 
 
-def _is_folder(copy: str) -> bool:
-    try:
-        info = os.lstat(copy)
-    except OSError:
-        return False
-    return files.is_own_folder(info)
-
-
-def _is_same(entry: _Entry, path: str) -> bool:
+def _is_same(entry: _PackageEntry, path: str) -> bool:
     try:
         info = os.lstat(path)
     except OSError:
@@ -273,11 +268,9 @@ def keep_only(service: str, copies: set[str]) -> None:
         return
     for path in existing:
         if path not in copies:
-            try:
+            with suppress(OSError):
                 signals.hit(f"delete package copy {path}")
-            except OSError:
-                continue
-            delete_tree(path)
+                delete_tree(path)
     if not copies:
         delete_tree(folder)
 
@@ -285,10 +278,8 @@ def keep_only(service: str, copies: set[str]) -> None:
 def _delete_copy(path: str) -> None:
     """Delete an incomplete copy, and the folder of the service if it has no other copy."""
     delete_tree(path)
-    try:
+    with suppress(OSError):
         os.rmdir(os.path.dirname(path))
-    except OSError:
-        pass
 
 
 def delete_tree(folder: str) -> OSError | None:
@@ -300,7 +291,7 @@ def delete_tree(folder: str) -> OSError | None:
     return None
 
 
-class _Entry(NamedTuple):
+class _PackageEntry(NamedTuple):
     """A file, folder or symbolic link of a package.
 
     An open descriptor identifies it, so that a file that replaces it is not mistaken for it.
@@ -315,7 +306,7 @@ class _Entry(NamedTuple):
     """descriptor with O_PATH, valid until the next entry is yielded"""
 
 
-def _walk(folder: str, apart: Apart) -> Iterator[_Entry]:
+def _walk(folder: str, apart: Apart) -> Iterator[_PackageEntry]:
     """Yield all entries of a package except the paths in ``apart``. A folder precedes its content.
 
     A ``folder`` of "" stands for the empty package of a service without files of its own. Each
@@ -336,23 +327,27 @@ def _walk(folder: str, apart: Apart) -> Iterator[_Entry]:
                 pending.append((entry.path, depth + 1))
 
 
-def _entries(folder: str, base: str, skipped: set[tuple[int, int] | None]) -> Iterator[_Entry]:
+def _entries(
+    folder: str, base: str, skipped: set[tuple[int, int] | None]
+) -> Iterator[_PackageEntry]:
     """Yield the entries of the folder ``base``, sorted by name, except the files ``skipped``."""
-    try:
-        inside = _open_folder(folder, base)
-    except OSError as error:
-        raise _unreadable(folder, base, error) from error
+    inside = -1
     try:
         try:
+            inside = _open_folder(folder, base)
             names = sorted(os.listdir(inside))
         except OSError as error:
-            raise _unreadable(folder, base, error) from error
+            where = shown(os.path.join(folder, base))
+            raise Error(f"cannot read package folder {where}: {error.strerror}") from error
         for name in names:
             if name in HISTORY:
                 continue
             relative = os.path.join(base, name)
             path = os.path.join(folder, relative)
-            fd = _hold(inside, name, path)
+            try:
+                fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=inside)
+            except OSError as error:
+                raise _cannot_read(path, error) from error
             try:
                 info = os.fstat(fd)
                 if skipped and _leads_to(inside, name, info) in skipped:
@@ -365,11 +360,12 @@ def _entries(folder: str, base: str, skipped: set[tuple[int, int] | None]) -> It
                         "move it out of the package",
                     )
                 target = os.readlink("", dir_fd=fd) if kind == stat.S_IFLNK else ""
-                yield _Entry(relative, info, target, fd)
+                yield _PackageEntry(relative, info, target, fd)
             finally:
                 os.close(fd)
     finally:
-        os.close(inside)
+        if inside >= 0:
+            os.close(inside)
 
 
 def _open_folder(folder: str, base: str) -> int:
@@ -382,17 +378,6 @@ def _open_folder(folder: str, base: str) -> int:
             os.close(fd)
         fd = following
     return fd
-
-
-def _hold(inside: int, name: str, path: str) -> int:
-    """Return a descriptor (O_PATH) of the file ``name`` in an open folder.
-
-    A symbolic link is opened itself. ``path`` is the file's path for error messages. Raises Error.
-    """
-    try:
-        return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=inside)
-    except OSError as error:
-        raise _cannot_read(path, error) from error
 
 
 def _identities(apart: Apart) -> set[tuple[int, int] | None]:
@@ -418,12 +403,7 @@ def _cannot_read(path: str, error: OSError) -> Error:
     return Error(f"cannot read {shown(path)}: {error.strerror}")
 
 
-def _unreadable(folder: str, base: str, error: OSError) -> Error:
-    where = shown(os.path.join(folder, base))
-    return Error(f"cannot read package folder {where}: {error.strerror}")
-
-
-def _copy_one(entry: _Entry, source: str, target: str) -> None:
+def _copy_one(entry: _PackageEntry, source: str, target: str) -> None:
     """Copy an entry of a package to ``target``. ``source`` is its path for error messages."""
     info = entry.info
     if stat.S_ISLNK(info.st_mode):
@@ -512,16 +492,9 @@ class PackageFiles(NamedTuple):
         )
 
     def copy(self, spec: ServiceSpec, manifest: str) -> None:
-        if self.fingerprint is not None and self.contents is not None:
-            copy(
-                spec.name,
-                self.folder,
-                self.apart,
-                self.fingerprint,
-                self.contents,
-                manifest,
-                spec,
-            )
+        digest, contents = self.fingerprint, self.contents
+        if digest is not None and contents is not None:
+            copy(spec.name, self.folder, self.apart, digest, contents, manifest, spec)
 
 
 class Contents:
@@ -560,7 +533,7 @@ class Contents:
         if now == self._kept:
             return
         text = "\0".join(value + stamp for stamp, value in now.items())
-        draft = _draft(self._path)
+        draft = f"{self._path}.new"
         try:
             os.makedirs(os.path.dirname(self._path), 0o700, exist_ok=True)
             fd = files.make(draft, 0o600)
@@ -576,18 +549,12 @@ class Contents:
 def forget(service: str) -> None:
     path = contents_file(service)
     _remove(path)
-    _remove(_draft(path))
-
-
-def _draft(path: str) -> str:
-    return f"{path}.new"
+    _remove(f"{path}.new")
 
 
 def _remove(path: str) -> None:
-    try:
+    with suppress(OSError):
         files.remove(path)
-    except OSError:
-        pass
 
 
 def _read(fd: int, size: int) -> str:

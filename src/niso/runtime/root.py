@@ -28,12 +28,13 @@ import stat
 import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from contextlib import suppress
+from functools import cache
 from hashlib import sha256
 
 from niso.base import files, paths
 from niso.base.errors import InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.plan.specs import ProcessSpec
 from niso.runtime import entrypoint, status
 from niso.runtime.crun import APP
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 # mount(2), linux/mount.h
 MS_RDONLY, MS_NOSUID, MS_NODEV = 0x1, 0x2, 0x4
 
+_DATABASES = ("passwd", "group")
 HOST, INIT, SECRETS = "host", "init", "secrets"
 """Names of folders in the bundle: for the host's folders, for catatonit's folder, for secrets."""
 
@@ -97,20 +99,16 @@ def assemble(
         attach(tree, point)
     if secrets:
         _write_secrets(spec, secrets)
-    if not spec.read_only:
+    layers = f"lowerdir=layer:{LOWER}"
+    if spec.read_only:
+        flags |= MS_RDONLY
+    else:
         mount("none", "scratch", "tmpfs", flags, "mode=0755")
         os.mkdir("scratch/upper", 0o755)
         os.mkdir("scratch/work", 0o700)
         _copy_owner("layer", "scratch/upper")
-        mount(
-            "niso",
-            "root",
-            "overlay",
-            flags,
-            f"lowerdir=layer:{LOWER},upperdir=scratch/upper,workdir=scratch/work",
-        )
-    else:
-        mount("niso", "root", "overlay", flags | MS_RDONLY, f"lowerdir=layer:{LOWER}")
+        layers += ",upperdir=scratch/upper,workdir=scratch/work"
+    mount("niso", "root", "overlay", flags, layers)
 
 
 def _write_secrets(spec: ProcessSpec, secrets: Mapping[str, bytes]) -> None:
@@ -154,27 +152,24 @@ def _show(folder: str, at: str) -> None:
 
 
 def _write_etc(spec: ProcessSpec, etc: str) -> None:
-    read = (
-        entrypoint.read_database
-        if spec.rootfs is not None
-        else partial(once, entrypoint.read_database)
-    )
-    passwd, group = [*read(spec.rootfs, "passwd")], [*read(spec.rootfs, "group")]
-    if spec.rootfs is None:
+    if spec.rootfs is not None:
+        passwd, group = (entrypoint.read_database(spec.rootfs, name) for name in _DATABASES)
+    else:
+        passwd, group = (once(entrypoint.read_database, None, name) for name in _DATABASES)
         # Hide the host's users except root, nobody and the service's own.
         passwd = [
             line for line in passwd if line[0] in ("root", "nobody") or line[2] == str(spec.uid)
         ]
         shown = {0, spec.gid, *spec.groups, *(int(line[3]) for line in passwd)}
         group = [[*line[:3], ""] for line in group if int(line[2]) in shown]
-    if all(line[2] != str(spec.uid) for line in passwd):
-        passwd.append(
-            [_free_name(spec, passwd), "x", str(spec.uid), str(spec.gid), "", spec.home, "/bin/sh"]
-        )
-    if all(line[2] != str(spec.gid) for line in group):
-        group.append([_free_name(spec, group), "x", str(spec.gid), ""])
-    _write(f"{etc}/passwd", _lines(passwd))
-    _write(f"{etc}/group", _lines(group))
+    uid, gid = str(spec.uid), str(spec.gid)
+    if all(line[2] != uid for line in passwd):
+        name = _free_name(spec, passwd)
+        passwd = [*passwd, [name, "x", uid, gid, "", spec.home, "/bin/sh"]]
+    if all(line[2] != gid for line in group):
+        group = [*group, [_free_name(spec, group), "x", gid, ""]]
+    for name, database in zip(_DATABASES, (passwd, group), strict=True):
+        _write(f"{etc}/{name}", "".join(":".join(line) + "\n" for line in database).encode())
     _write(f"{etc}/hostname", f"{spec.hostname}\n".encode())
     _write(f"{etc}/resolv.conf", spec.resolv_conf.encode(errors="surrogateescape"))
     if spec.hosts_folder:
@@ -183,7 +178,7 @@ def _write_etc(spec: ProcessSpec, etc: str) -> None:
         # its network is the host's, so the host's address is loopback
         text = f"{of_host('hosts').rstrip()}\n127.0.0.1  host.niso.local\n"
         _write(f"{etc}/hosts", text.encode(errors="surrogateescape"))
-    if spec.rootfs is not None and not _exists(spec.rootfs, "/etc/nsswitch.conf"):
+    if spec.rootfs is not None and not entrypoint.exists({"": spec.rootfs}, "/etc/nsswitch.conf"):
         _write(f"{etc}/nsswitch.conf", NSSWITCH.encode())
 
 
@@ -198,10 +193,6 @@ def of_host(name: str) -> str:
 def _free_name(spec: ProcessSpec, lines: list[list[str]]) -> str:
     taken = {line[0] for line in lines}
     return spec.user_name if spec.user_name not in taken else f"{spec.user_name}-{spec.uid}"
-
-
-def _lines(database: list[list[str]]) -> bytes:
-    return "".join(":".join(line) + "\n" for line in database).encode()
 
 
 def _write(path: str, content: bytes) -> None:
@@ -251,15 +242,6 @@ def place(rootfs: str, path: str) -> str:
     return missing
 
 
-def _exists(rootfs: str, path: str) -> bool:
-    try:
-        fd, _ = entrypoint.open_inside({"": rootfs}, path)
-    except OSError:
-        return False
-    os.close(fd)
-    return True
-
-
 def mount_point(below: str, layer: str, path: str) -> None:
     """Create the folder ``path`` in the layer above ``below``, as a mount point.
 
@@ -286,19 +268,16 @@ def mount_file(below: str, layer: str, path: str) -> None:
     """Create the empty file ``path`` in the layer, as a mount point; no-op if it exists."""
     path = place(below, path)
     mount_point(below, layer, os.path.dirname(path))
-    try:
+    with suppress(FileExistsError):
         os.close(os.open(layer + path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
-    except FileExistsError:
-        return
 
 
 def _copy_owner(source: str, target: str) -> None:
     """Copy the owner and mode of the folder ``source``; no-op if it is not a folder."""
     info = os.lstat(source)
-    if not stat.S_ISDIR(info.st_mode):
-        return
-    os.chown(target, info.st_uid, info.st_gid)
-    os.chmod(target, stat.S_IMODE(info.st_mode))
+    if stat.S_ISDIR(info.st_mode):
+        os.chown(target, info.st_uid, info.st_gid)
+        os.chmod(target, stat.S_IMODE(info.st_mode))
 
 
 # --- the skeleton below roots without a rootfs ----------------------------------------------------
@@ -362,20 +341,13 @@ _ROOT_HOME = "/root"
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 
 
-class Skeleton(NamedTuple):
-    path: str
-    folders: list[str]
-    """Folders of the host that the root shows at the same path, read-only."""
+Skeleton = tuple[str, list[str]]
+"""A path, and folders of the host that the root shows at the same path, read-only."""
+_Entry = tuple[str, str, tuple[int, ...]]
+"""A file in a skeleton: path, target of a symbolic link, and mtime, size and inode of the original.
 
-
-class _Entry(NamedTuple):
-    """A symbolic link or a copied file in a skeleton."""
-
-    path: str
-    link: str
-    """Target of a symbolic link; "" for a copy of the host's file."""
-    state: tuple[int, int, int]
-    """State of the host's file: mtime in nanoseconds, size in bytes, and inode number."""
+The target is "" for a copy of the host's file.
+"""
 
 
 def etc_folders() -> list[str]:
@@ -390,12 +362,12 @@ def current() -> Skeleton:
     skeleton, so that `remove_unused` does not delete it.
     """
     known = once(_current)
-    return known if os.path.isdir(known.path) else _current()
+    return known if os.path.isdir(known[0]) else _current()
 
 
 def _current() -> Skeleton:
     entries, folders = list(_links()), ["/usr"]
-    linked = {entry.path for entry in entries}
+    linked = {path for path, _, _ in entries}
     tops = (f"/{name}" for name in TOP_LINKS)
     folders += [top for top in tops if top not in linked and os.path.isdir(top)]
     folders += etc_folders()
@@ -403,7 +375,7 @@ def _current() -> Skeleton:
     path = f"{_top()}/{_key(tuple(entries), tuple(folders))}"
     if not os.path.isdir(path):
         _make(path, entries, folders)
-    return Skeleton(path, folders)
+    return path, folders
 
 
 @cache
@@ -419,7 +391,7 @@ def _top() -> str:
 def _links() -> Iterator[_Entry]:
     for name in TOP_LINKS:
         try:
-            yield _Entry(f"/{name}", os.readlink(f"/{name}"), (0, 0, 0))
+            yield f"/{name}", os.readlink(f"/{name}"), ()
         except OSError:  # a folder, or missing
             continue
 
@@ -429,13 +401,13 @@ def _files() -> Iterator[_Entry]:
         source = f"/etc/{name}"
         try:
             if os.path.islink(source) and os.path.realpath(source).startswith("/usr/"):
-                yield _Entry(source, os.readlink(source), (0, 0, 0))
+                yield source, os.readlink(source), ()
                 continue
             info = os.stat(source)
         except OSError:  # missing
             continue
         if stat.S_ISREG(info.st_mode):
-            yield _Entry(source, "", (info.st_mtime_ns, info.st_size, info.st_ino))
+            yield source, "", (info.st_mtime_ns, info.st_size, info.st_ino)
 
 
 def _make(path: str, entries: list[_Entry], folders: list[str]) -> None:
@@ -449,13 +421,13 @@ def _make(path: str, entries: list[_Entry], folders: list[str]) -> None:
     os.mkdir(draft + _ROOT_HOME, 0o700)
     for at, target in _LINKS:
         os.symlink(target, draft + at)
-    for entry in entries:
-        if entry.link:
-            os.symlink(entry.link, draft + entry.path)
+    for at, link, _ in entries:
+        if link:
+            os.symlink(link, draft + at)
         else:
-            with open(entry.path, "rb") as file:
-                _write_skeleton_file(draft + entry.path, file.read(entrypoint.MAX_FILE_BYTES))
-    _write_skeleton_file(f"{draft}/etc/nsswitch.conf", NSSWITCH.encode())
+            with open(at, "rb") as file:
+                _write(draft + at, file.read(entrypoint.MAX_FILE_BYTES))
+    _write(f"{draft}/etc/nsswitch.conf", NSSWITCH.encode())
     try:
         os.rename(draft, path)
     except OSError as error:
@@ -478,12 +450,6 @@ def _folder(path: str) -> None:
     os.chmod(path, 0o755)
 
 
-def _write_skeleton_file(path: str, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-    os.chmod(path, 0o644)
-
-
 def remove_unused() -> None:
     """Delete the skeletons that no service uses, except the newest one.
 
@@ -493,28 +459,19 @@ def remove_unused() -> None:
         names = os.listdir(_top())
     except FileNotFoundError:
         return
-    if len(names) > 1:
-        *others, _ = sorted((f"{_top()}/{name}" for name in names), key=_age)
-        for path in others:
-            if not any(path == _link_of(bundle) for bundle in _bundles()):
-                files.remove_tree(path)
-
-
-def _age(path: str) -> tuple[bool, int]:
-    return not path.endswith(".new"), os.stat(path).st_mtime_ns
-
-
-def _bundles() -> Iterator[str]:
+    if len(names) < 2:
+        return
+    used = set()
     for service in status.services():
-        yield from status.bundles(paths.service_dir(service))
-
-
-def _link_of(bundle: str) -> str:
-    """Return the path of the skeleton that a bundle uses; "" if its service has a rootfs."""
-    try:
-        return os.readlink(f"{bundle}/{LOWER}")
-    except OSError:
-        return ""
+        for bundle in status.bundles(paths.service_dir(service)):
+            with suppress(OSError):  # its service has a rootfs
+                used.add(os.readlink(f"{bundle}/{LOWER}"))
+    skeletons = [f"{_top()}/{name}" for name in names]
+    # incomplete ones come first
+    skeletons.sort(key=lambda path: (not path.endswith(".new"), os.stat(path).st_mtime_ns))
+    for path in skeletons[:-1]:
+        if path not in used:
+            files.remove_tree(path)
 
 
 # --- results that concurrent starts share ---------------------------------------------------------

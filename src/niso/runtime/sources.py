@@ -117,9 +117,8 @@ def _content(fd: int, path: str) -> bytes:
 def _recorded(volume: MountedVolume, boot: str) -> MountedVolume:
     fd = root.open_place(os.path.realpath(str(volume.source)), _NO_LINKS)
     try:
-        return volume._replace(
-            source=os.readlink(f"/proc/self/fd/{fd}"), identity=_identity(fd, boot)
-        )
+        source = os.readlink(f"/proc/self/fd/{fd}")
+        return volume._replace(source=source, identity=_identity(fd, boot))
     finally:
         os.close(fd)
 
@@ -141,15 +140,11 @@ def problems(spec: ProcessSpec) -> Iterator[Error]:
 def _no_secret(secret: Secret, error: OSError, service: str) -> ProcessError:
     what = {errno.ELOOP: "leads through a symlink", errno.ENOENT: "is gone"}
     reason = what.get(error.errno or 0) or f"cannot be read: {error.strerror}"
-    return ProcessError(
-        f"{secret.source} {reason}",
-        "put it back; or activate the manifest again",
-        f"secrets.{secret.name}.file",
-        service=service,
-    )
+    hint, key = "put it back; or activate the manifest again", f"secrets.{secret.name}.file"
+    return ProcessError(f"{secret.source} {reason}", hint, key, service=service)
 
 
-class Held:
+class OpenSources:
     """The verified files of a service as detached mounts. The caller must call `close`.
 
     They are the package copy, the rootfs, host volumes, secrets and the network namespace. The
@@ -271,12 +266,8 @@ def _was(was: Identity | None) -> str:
 
 
 def _not_it(source: _Source, what: str, service: str) -> ProcessError:
-    return ProcessError(
-        f"{source.path} {what}",
-        "put it back; or activate the manifest again if the service may use what is there now",
-        source.key,
-        service=service,
-    )
+    hint = "put it back; or activate the manifest again if the service may use what is there now"
+    return ProcessError(f"{source.path} {what}", hint, source.key, service=service)
 
 
 def changeable(path: str, trusted: set[int], by_new_names: bool = False) -> str | None:
@@ -327,26 +318,18 @@ def of_process(name: str) -> Finding | None:
         return None
     spec = load(name)
     if spec is None:
-        return Finding(
-            "missing",
-            f"spec.json of service {name!r}",
-            "the spec that identifies its process",
-            UNKNOWN,
-        )
+        lacks = "the spec that identifies its process"
+        return Finding("missing", f"spec.json of service {name!r}", lacks, UNKNOWN)
     if _lost_sight(spec.package, now.pid):
         return Finding("different", what, "its package copy was deleted while running")
     if not status.is_in_own_netns(spec, now.pid):
         return Finding("different", what, "it runs in another network namespace")
     if not _sees_hosts(spec, now.pid):
-        return Finding(
-            "different", what, "it does not see its hosts file: the folder was removed", BLIND
-        )
+        reason = "it does not see its hosts file: the folder was removed"
+        return Finding("different", what, reason, BLIND)
     if keeper is None:
-        return Finding(
-            "missing",
-            f"conmon of service {name!r}",
-            "no process collects its log or restarts it",
-        )
+        reason = "no process collects its log or restarts it"
+        return Finding("missing", f"conmon of service {name!r}", reason)
     if now.pid is not None and not status.known_to_crun(name, now.pid):
         return Finding("missing", f"crun's state of service {name!r}", "niso exec cannot find it")
     return None
@@ -368,8 +351,7 @@ def _lost_sight(copy: str, pid: int | None) -> bool:
 def _sees_hosts(spec: ProcessSpec, pid: int | None) -> bool:
     """Return whether a service sees the hosts folder that niso writes; True if unknown."""
     try:
-        return os.path.samestat(
-            os.stat(f"/proc/{pid}/root/etc/{HOSTS}"), os.stat(spec.hosts_folder)
-        )
+        seen = os.stat(f"/proc/{pid}/root/etc/{HOSTS}")
+        return os.path.samestat(seen, os.stat(spec.hosts_folder))
     except OSError:
         return True

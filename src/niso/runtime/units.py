@@ -31,7 +31,7 @@ from niso.base.report import event_class
 from niso.base.signals import heed_signals, keep_only, signals_held
 from niso.runtime import status
 from niso.runtime.cgroups import keep_in, move, pids_in, roots
-from niso.runtime.crun import cgroup_of, load
+from niso.runtime.crun import cgroup_of, load, wait_readable
 
 if TYPE_CHECKING:
     import threading
@@ -70,10 +70,8 @@ def path(service: str, pid: int | None = None) -> str | None:
     The default is this process. Also returns None if the process has exited (proc_pid_cgroup(5)).
     """
     try:
-        with open(
-            f"/proc/{pid or 'self'}/cgroup", encoding="utf-8", errors="surrogateescape"
-        ) as lines:
-            cgroups = [line.rstrip("\n").split(":", 2)[2] for line in lines]
+        with open(f"/proc/{pid or 'self'}/cgroup", "rb") as lines:
+            cgroups = [os.fsdecode(line.rstrip(b"\n").split(b":", 2)[2]) for line in lines]
     except (FileNotFoundError, ProcessLookupError):
         return None
     return next((path for path in cgroups if path.endswith(f"/{unit_of(service)}")), None)
@@ -84,11 +82,10 @@ def logs_to_journal(service: str) -> bool:
     return (service in _stand_ins or path(service) is not None) and os.path.exists(_JOURNAL)
 
 
-def adopt(pids: list[int], to: str) -> None:
-    """Move processes into the cgroup ``to``, in each hierarchy that has it and accepts them."""
+def adopt(pid: int, to: str) -> None:
+    """Move a process into the cgroup ``to``, in each hierarchy that has it and accepts it."""
     for root in roots():
-        for pid in pids:
-            move(pid, f"{root}{to}")
+        move(pid, f"{root}{to}")
 
 
 def tell(*lines: str) -> None:
@@ -103,16 +100,13 @@ def tell(*lines: str) -> None:
         # systemd closes the descriptor once it has handled earlier messages (sd_notify_barrier(3)).
         read, write = os.pipe()
         try:
-            socket.send_fds(sender, [b"BARRIER=1"], [write])
-            os.close(write)
-            write = -1
-            poll = select.poll()
-            poll.register(read, select.POLLIN)
-            poll.poll(_NOTIFY_S * 1000)
+            try:
+                socket.send_fds(sender, [b"BARRIER=1"], [write])
+            finally:
+                os.close(write)
+            wait_readable(read, _NOTIFY_S)
         finally:
             os.close(read)
-            if write >= 0:
-                os.close(write)
 
 
 _stand_ins: dict[str, tuple[int, int, str, int]] = {}
@@ -151,7 +145,7 @@ def hand_over(service: str, conmon: int | None) -> None:
         return
     hold, done, unit, _ = _stand_ins.pop(service)
     try:
-        adopt([conmon], unit)
+        adopt(conmon, unit)
         os.write(hold, f"{conmon}".encode())
         os.close(hold)
         os.read(done, 1)
@@ -191,7 +185,7 @@ def _stand(unit: str, wait: int, say: int) -> NoReturn:
         os.setsid()
         keep_only((wait, say))
         heed_signals()
-        adopt([os.getpid()], unit)
+        adopt(os.getpid(), unit)
         tell(f"MAINPID={os.getpid()}")
         os.write(say, f"{os.getpid()}".encode())
         conmon = os.read(wait, 20)
@@ -312,7 +306,9 @@ class Units:
         pids = status.supervisors(service)
         if not pids:
             raise ProcessError("its process has ended", f"niso logs {service}", service=service)
-        adopt([pid for pid in pids if path(service, pid) != own], own)
+        for pid in pids:
+            if path(service, pid) != own:
+                adopt(pid, own)
         tell(f"MAINPID={pids[0]}", "READY=1")
 
     def give_back(self, service: str) -> None:
@@ -339,14 +335,10 @@ def _systemctl(*arguments: str, may_fail: bool = False) -> str:
     import subprocess
 
     command = f"systemctl {' '.join(arguments)}"
+    quiet = [] if arguments[0] == "is-active" else ["--quiet"]
     try:
         done = subprocess.run(
-            [
-                "systemctl",
-                *(() if arguments[0] == "is-active" else ("--quiet",)),
-                "--no-ask-password",
-                *arguments,
-            ],
+            ["systemctl", *quiet, "--no-ask-password", *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -356,14 +348,12 @@ def _systemctl(*arguments: str, may_fail: bool = False) -> str:
     except FileNotFoundError as error:
         raise Error("systemctl is not installed", "apt install systemd") from error
     except subprocess.TimeoutExpired as error:
-        raise Error(
-            f"{command}: no answer within {_SYSTEMCTL_S:g}s", "systemctl list-jobs"
-        ) from error
+        late = f"{command}: no answer within {_SYSTEMCTL_S:g}s"
+        raise Error(late, "systemctl list-jobs") from error
     if done.returncode != 0 and not may_fail:
         reason = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-        raise Error(
-            f"{command}: {reason}", f"systemctl status {arguments[-1]}" if arguments[1:] else None
-        )
+        hint = f"systemctl status {arguments[-1]}" if arguments[1:] else None
+        raise Error(f"{command}: {reason}", hint)
     return done.stdout
 
 
@@ -374,13 +364,8 @@ ChangingUnit = event_class("ChangingUnit", lambda action, path: f"{action} {path
 
 
 AFTER = (
-    "nftables.service",
-    "netfilter-persistent.service",
-    "firewalld.service",
-    "ufw.service",
-    "docker.service",
-    "libvirtd.service",
-    "virtnetworkd.service",
+    *("nftables.service", "netfilter-persistent.service", "firewalld.service", "ufw.service"),
+    *("docker.service", "libvirtd.service", "virtnetworkd.service"),
 )
 """Units that start before niso's units at boot.
 
@@ -437,12 +422,13 @@ def agent(
 
 def environment() -> list[str]:
     """Return the ``Environment=`` lines for niso's folders and address pool, if set."""
-    folders = {"NISO_STATE_DIR": paths.state_dir(), "NISO_RUN_DIR": paths.run_dir()}
-    usual = {"NISO_STATE_DIR": paths.STATE_DIR, "NISO_RUN_DIR": paths.RUN_DIR}
-    variables = {name: value for name, value in folders.items() if value != usual[name]}
-    if os.environ.get("NISO_POOL"):
-        variables["NISO_POOL"] = os.environ["NISO_POOL"]
-    return [f"Environment={quoted(f'{name}={value}')}" for name, value in variables.items()]
+    variables = (
+        ("NISO_STATE_DIR", paths.state_dir(), paths.STATE_DIR),
+        ("NISO_RUN_DIR", paths.run_dir(), paths.RUN_DIR),
+        ("NISO_POOL", os.environ.get("NISO_POOL", ""), ""),
+    )
+    changed = (f"{name}={value}" for name, value, default in variables if value != default)
+    return [f"Environment={quoted(variable)}" for variable in changed]
 
 
 def quoted(word: str) -> str:
@@ -452,15 +438,12 @@ def quoted(word: str) -> str:
     """
     if word and all(c.isascii() and (c.isalnum() or c in "/._-+=,@") for c in word):
         return word
+    special = {'"': '\\"', "\\": "\\\\", "%": "%%"}
     text = "".join(
-        f"\\x{byte:02x}"
-        if byte < 0x20 or byte >= 0x7F
-        else f"\\{chr(byte)}"
-        if chr(byte) in '"\\'
-        else chr(byte)
+        special.get(chr(byte), chr(byte)) if 0x20 <= byte < 0x7F else f"\\x{byte:02x}"
         for byte in os.fsencode(word)
     )
-    return f'"{text.replace("%", "%%")}"'
+    return f'"{text}"'
 
 
 # --- files of units -------------------------------------------------------------------------------
@@ -492,22 +475,17 @@ def agent_name(name: str = AGENT) -> bool:
         fd = os.open(_path(name), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:  # no pipe, or no process reads it
         return False
-    try:
+    with contextlib.suppress(OSError):  # the pipe is full: the agent has something to read
         os.write(fd, b"\n")
-    except OSError:
-        pass  # the pipe is full: the agent already has something to read
-    finally:
-        os.close(fd)
+    os.close(fd)
     return True
 
 
 def listen(name: str, woken: Callable[[], object], over: threading.Event) -> None:
     """Call ``woken`` each time a command wakes the agent ``name``, until ``over`` is set."""
     os.makedirs(paths.run_dir(), mode=0o755, exist_ok=True)
-    try:
+    with contextlib.suppress(FileExistsError):
         os.mkfifo(_path(name), 0o600)
-    except FileExistsError:
-        pass
     # with a writer of its own, the agent's pipe never reports end of file
     fd = os.open(_path(name), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
@@ -537,14 +515,11 @@ def alone(lock: str, held: Conflict, work: Callable[[], None]) -> None:
 
     ``lock`` is the name of its lock. Raises ``held`` if the agent is already running.
     """
-    try:
-        taken = service_lock(lock, 0)
-        taken.__enter__()
-    except Conflict:
-        raise held from None
-    try:
+    with contextlib.ExitStack() as locks:
+        try:
+            locks.enter_context(service_lock(lock, 0))
+        except Conflict:
+            raise held from None
         if "NOTIFY_SOCKET" in os.environ:
             tell("READY=1")
         work()
-    finally:
-        taken.__exit__()

@@ -10,15 +10,16 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 
 from niso.base import files, paths, signals
 from niso.base.errors import Conflict, Error, InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.report import RemovingVolumes, Report
 from niso.plan.specs import MountedVolume, ProcessSpec, taken
 from niso.runtime import cgroups
 from niso.runtime.entrypoint import TOP_LINKS
-from niso.runtime.root import TMPFS, etc_folders, mount_file, mount_point, place
+from niso.runtime.root import TMPFS, etc_folders, place
 
 if TYPE_CHECKING:
     from typing import Any
@@ -27,12 +28,8 @@ if TYPE_CHECKING:
 _BIND = ("rbind", "rprivate", "rnosuid", "rnodev")
 
 
-class Placed(NamedTuple):
-    volume: MountedVolume
-    at: str
-    """The mount point inside the service, with symbolic links resolved."""
-    folder: bool
-    """Whether the volume is a folder and not a file."""
+Placed = tuple[MountedVolume, str, bool]
+"""A volume, its mount point in the service with links resolved, and whether it is a folder."""
 
 
 def placed(rootfs: str | None, volumes: Iterable[MountedVolume]) -> list[Placed]:
@@ -44,11 +41,11 @@ def placed(rootfs: str | None, volumes: Iterable[MountedVolume]) -> list[Placed]
     result: list[Placed] = []
     for volume in volumes:
         at = _place(rootfs, volume)
-        for other in result:
-            if _is_within(at, other.at) or _is_within(other.at, at):
-                reason = f"it is {at}, which overlaps with {other.volume.mount} ({other.at})"
+        for other, taken_at, _ in result:
+            if _is_within(at, taken_at) or _is_within(taken_at, at):
+                reason = f"it is {at}, which overlaps with {other.mount} ({taken_at})"
                 raise _bad_mount(volume, reason)
-        result.append(Placed(volume, at, _is_folder(volume)))
+        result.append((volume, at, _is_folder(volume)))
     return result
 
 
@@ -87,15 +84,10 @@ def _is_folder(volume: MountedVolume) -> bool:
     try:
         return stat.S_ISDIR(os.stat(volume.source).st_mode)
     except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        reason = f"{volume.source!r} {'does not exist on the host' if missing else error.strerror}"
         key = f"volumes.{volume.name}.host"
-        reason = (
-            "does not exist on the host"
-            if isinstance(error, FileNotFoundError)
-            else f"{error.strerror}"
-        )
-        raise InvalidInput(
-            f"{volume.source!r} {reason}", f"mkdir -p {volume.source}", key
-        ) from None
+        raise InvalidInput(reason, f"mkdir -p {volume.source}", key) from None
 
 
 def _bad_mount(volume: MountedVolume, reason: str) -> InvalidInput:
@@ -122,10 +114,10 @@ def is_writable(volume: MountedVolume, spec: ProcessSpec) -> bool:
     if "DAC_OVERRIDE" in spec.capabilities:  # root has it only if the manifest says so
         return True
     if info.st_uid == spec.uid:
-        return bool(info.st_mode & stat.S_IWUSR)
-    if info.st_gid in (spec.gid, *spec.groups):
-        return bool(info.st_mode & stat.S_IWGRP)
-    return bool(info.st_mode & stat.S_IWOTH)
+        bit = stat.S_IWUSR
+    else:
+        bit = stat.S_IWGRP if info.st_gid in (spec.gid, *spec.groups) else stat.S_IWOTH
+    return bool(info.st_mode & bit)
 
 
 def unwritable(spec: ProcessSpec) -> list[MountedVolume]:
@@ -182,11 +174,6 @@ def make_sources(shared: str, where: list[Placed]) -> None:
                 os.close(os.open(point, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
-def make_points(below: str, layer: str, where: list[Placed]) -> None:
-    for _, at, folder in where:
-        (mount_point if folder else mount_file)(below, layer, at)
-
-
 # --- named volumes, which outlive an activation ---------------------------------------------------
 
 
@@ -210,10 +197,8 @@ def owners() -> dict[str, set[int]]:
     owners: dict[str, set[int]] = {service: set() for service in services}
     for service, uids in owners.items():
         for name in kept(service):
-            try:
+            with suppress(FileNotFoundError):  # the volume was removed in the meantime
                 uids.add(os.lstat(os.path.join(paths.volume_dir(service), name)).st_uid)
-            except FileNotFoundError:  # the file was removed in the meantime
-                continue
     return owners
 
 
@@ -224,20 +209,19 @@ def remove_empty(service: str) -> None:
     except FileNotFoundError:
         return
     for path in (*(os.path.join(folder, name) for name in names), folder):
-        try:
+        with suppress(OSError):
             os.rmdir(path)
-        except OSError:
-            continue
 
 
 def check_removable(service: str) -> None:
     """Raise Conflict if a file system is mounted in a volume: its files would be deleted."""
-    for point in _mounted_below(os.path.realpath(paths.volume_dir(service))):
-        raise Conflict(
-            f"cannot remove its volumes: something is mounted at {point}",
-            f"umount {point}",
-            service=service,
-        )
+    folder = os.path.realpath(paths.volume_dir(service))
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        points = [cgroups.unescaped(line.split(" ")[4]) for line in lines]
+    for point in points:
+        if _is_within(point, folder):
+            reason = f"cannot remove its volumes: something is mounted at {point}"
+            raise Conflict(reason, f"umount {point}", service=service)
 
 
 def remove_all(service: str, report: Report) -> None:
@@ -261,12 +245,6 @@ def remove_all(service: str, report: Report) -> None:
             "once that is corrected, remove them again",
             service=service,
         ) from error
-
-
-def _mounted_below(folder: str) -> list[str]:
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        points = [cgroups.unescaped(line.split(" ")[4]) for line in lines]
-    return [point for point in points if _is_within(point, folder)]
 
 
 def check(rootfs: str | None, volumes: Iterable[MountedVolume]) -> list[InvalidInput]:
