@@ -28,7 +28,7 @@ from niso.plan.records import Healthcheck
 from niso.plan.specs import ProcessSpec
 from niso.runtime import units
 from niso.runtime.crun import namespace
-from niso.runtime.health import Probe
+from niso.runtime.health import HealthProbe
 from niso.runtime.lifecycle import Mark, Orphan
 from niso.runtime.sources import BLIND, INTERRUPTED, UNKNOWN
 from niso.runtime.status import NONE, Status, forget_health, restarts_after
@@ -104,7 +104,7 @@ class _Begun:
         pass
 
 
-class _Answered(Probe):
+class _Answered(HealthProbe):
     """A probe that already has its answer: "" for healthy, else the reason."""
 
     def __init__(self, check: Healthcheck, answer: str) -> None:
@@ -335,7 +335,7 @@ class FakeProcesses:
     def is_starved(self, pid: int) -> bool:
         return False
 
-    def probe(self, check: Healthcheck, service: str, service_netns: str | None) -> Probe:
+    def probe(self, check: Healthcheck, service: str, service_netns: str | None) -> HealthProbe:
         said = (
             self.ill[name]
             for name, run in self.current.items()

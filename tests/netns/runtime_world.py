@@ -30,7 +30,7 @@ if name == "start":
     args = [convert(args[0], ProcessSpec)]
 try:
     if name == "status":
-        result = status.read(*args)._asdict() | {"conmon": status.conmon_alive(*args)}
+        result = status.read(*args)._asdict() | {"conmon": status.conmon(*args) is not None}
     elif name == "load":
         result = spec.load(*args)
     else:

@@ -167,7 +167,7 @@ def test_silent_server_is_given_up_and_does_not_delay_the_others() -> None:
     ):
         slow = CHECK._replace(port=silent, timeout_s=2)
         quick = CHECK._replace(port=well)
-        probes = [health.Probe(slow, None), health.Probe(quick, None)]
+        probes = [health.HealthProbe(slow, None), health.Probe(quick, None)]
         while probes[1].answer is None:
             health.advance(
                 [probe for probe in probes if probe.answer is None], (), probes[0].deadline
@@ -263,7 +263,7 @@ def test_only_those_that_are_due_are_asked(monkeypatch: pytest.MonkeyPatch) -> N
     for name in ("one", "two"):
         os.makedirs(paths.service_dir(name))
     services = [
-        health.Target(name, CHECK._replace(port=port), None, RUN)
+        health.HealthTarget(name, CHECK._replace(port=port), None, RUN)
         for name, port in (("one", 1), ("two", 2))
     ]
     health.write_record("one", RUN, "")

@@ -89,7 +89,7 @@ def test_damaged_records_of_a_process_count_as_none(service: str, state: Any, sa
     found = status.read(service)
     assert isinstance(found.state, str) and isinstance(found.restarts, int)
     assert crun.load(service) is None
-    assert status.runs(service) in (True, False) and not status.conmon_alive(service)
+    assert status.runs(service) in (True, False) and status.conmon(service) is None
     status.out_of_memory(service)
     logs.rotate_if_large(service)
 
@@ -100,7 +100,7 @@ def test_damaged_answers_of_a_healthcheck_count_as_none(service: str, found: Any
     written(paths.health_file(service), found)
     known = health.read_record(service)
     if known is not None:
-        asked = health.Target(service, None, None, (1, 2.0))  # type: ignore[arg-type]
+        asked = health.HealthTarget(service, None, None, (1, 2.0))  # type: ignore[arg-type]
         assert known.run == (1, 2.0) or health._current(asked) is None
 
 

@@ -28,7 +28,7 @@ from niso.plan.records import Healthcheck
 from niso.plan.specs import ProcessSpec
 from niso.runtime import health, volumes
 from niso.runtime.crun import namespace, wait_readable
-from niso.runtime.health import Probe
+from niso.runtime.health import HealthProbe
 from niso.runtime.lifecycle import Mark
 from niso.runtime.status import describe_exit
 from niso.store.service_rows import ServiceRow
@@ -382,7 +382,7 @@ class Wait:
         self._rests_since, self._rests, self._began = began, False, began
         self._started = False
         self.well = start.check is None
-        self.probe: Probe | None = None
+        self.probe: HealthProbe | None = None
         self.ask_at = began
         self.reason = ""
         self._pause_s = _FIRST_PAUSE_S

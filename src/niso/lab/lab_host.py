@@ -76,7 +76,10 @@ def build_mounts(
     _leave_chroot()
     os.chdir(current)
     reachable = _reachable(current, (*_VOLATILE, _SHM))
-    mounted = _mounted()
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        parts = [line.split(" - ") for line in lines]
+    # the file system type of each mount point, in the order of mounting
+    mounted = {cgroups.unescaped(left.split(" ")[4]): right.split(" ")[0] for left, right in parts}
     programs = _PROGRAMS if "overlay" in map(mounted.get, ("/", *_PROGRAMS)) else ()
     own = (*_OWN, *programs)
     shown = {
@@ -96,7 +99,10 @@ def build_mounts(
     _show_programs(programs)
     _build_dev([path for path in mounted if _below(path, ["/dev"])])
     _mount("proc", f"{_ROOT}/proc", "proc", _PLAIN)
-    _protect_sysctls(f"{_ROOT}/proc/sys")
+    sysctls = f"{_ROOT}/proc/sys"  # read-only, except net, which is of the network namespace
+    _mount(sysctls, sysctls, "", _BIND)
+    _mount(f"{sysctls}/net", f"{sysctls}/net", "", _BIND)
+    _mount("none", sysctls, "", _REMOUNT | _BIND | _RDONLY | _PLAIN)
     _build_sys(cgroup_mounts, {folder.point: folder.path for folder in folders})
     for path, mode in (("/tmp", "1777"), ("/run", "755")):  # noqa: S108
         _mount("tmpfs", _ROOT + path, "tmpfs", _NOSUID | _NODEV, f"mode={mode}")
@@ -226,13 +232,6 @@ def _show_programs(folders: Iterable[str]) -> None:
             os.close(source)
 
 
-def _protect_sysctls(folder: str) -> None:
-    """Make /proc/sys read-only, except its folder net, which belongs to the network namespace."""
-    _mount(folder, folder, "", _BIND)
-    _mount(f"{folder}/net", f"{folder}/net", "", _BIND)
-    _mount("none", folder, "", _REMOUNT | _BIND | _RDONLY | _PLAIN)
-
-
 def _build_sys(cgroup_mounts: list[LabCgroup], folders: dict[str, str]) -> None:
     """Mount a sysfs of the lab's network namespace, and the lab's part of each cgroup hierarchy.
 
@@ -242,28 +241,17 @@ def _build_sys(cgroup_mounts: list[LabCgroup], folders: dict[str, str]) -> None:
     _mount("sysfs", new, "sysfs", _PLAIN)
     _mount("none", new, "", _REMOUNT | _BIND | _RDONLY | _PLAIN)
     if cgroup_mounts and all(mount.point != _CGROUP for mount in cgroup_mounts):
-        _build_cgroup_tmpfs(f"{new}/fs/cgroup")
+        # the parent folder of the v1 hierarchies, with its symbolic links (cpu -> cpu,cpuacct)
+        _mount("tmpfs", f"{new}/fs/cgroup", "tmpfs", _PLAIN, "mode=755")
+        for entry in os.scandir(_CGROUP):
+            if entry.is_symlink():
+                os.symlink(os.readlink(entry.path), f"{new}/fs/cgroup/{entry.name}")
     for mount in cgroup_mounts:
         target = _ROOT + mount.point
         os.makedirs(target, exist_ok=True)
         _mount(folders.get(mount.point, mount.point), target, "", _BIND)
         if mount.point not in folders:
             _mount("none", target, "", _REMOUNT | _BIND | _RDONLY | _PLAIN)
-
-
-def _build_cgroup_tmpfs(new: str) -> None:
-    """Mount the parent folder of v1 hierarchies, with its links (cpu -> cpu,cpuacct)."""
-    _mount("tmpfs", new, "tmpfs", _PLAIN, "mode=755")
-    with os.scandir(_CGROUP) as entries:
-        for entry in entries:
-            if entry.is_symlink():
-                os.symlink(os.readlink(entry.path), f"{new}/{entry.name}")
-
-
-def _mounted() -> dict[str, str]:
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        parts = [line.split(" - ") for line in lines]
-    return {cgroups.unescaped(left.split(" ")[4]): right.split(" ")[0] for left, right in parts}
 
 
 def _below(path: str, folders: Iterable[str]) -> bool:
@@ -446,17 +434,13 @@ def sweep() -> None:
         folders = [mount.base] if mount.base == mount.point else [mount.base, *_children(parent)]
         for path in (path for folder in folders for path in _children(folder)):
             if os.path.basename(path).startswith(PREFIX):
-                with suppress(OSError):
-                    _sweep_one(path)
-
-
-def _sweep_one(path: str) -> None:
-    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _remove_tree(path)
-    finally:
-        os.close(lock)
+                with suppress(OSError):  # BlockingIOError: the lab is alive
+                    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                    try:
+                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        _remove_tree(path)
+                    finally:
+                        os.close(lock)
 
 
 def _children(path: str) -> list[str]:
@@ -558,7 +542,10 @@ def _plug(rtnl: Rtnl, machine: str, far: int) -> None:
 def _configure(machine: str, gateways: tuple[str, ...]) -> None:
     own, _, addresses = _MACHINES[machine]
     families = 2 if os.path.exists("/proc/sys/net/ipv6") else 1
-    _no_forwarding()
+    # A new network namespace can inherit IPv4 forwarding: net.core.devconf_inherit_init_net
+    # (Documentation/admin-guide/sysctl/net.rst).
+    if _read(_FORWARD).strip() != "0":
+        _write(_FORWARD, "0")
     if families == 2:
         # The addresses are unique; duplicate address detection would delay them by 2 s.
         _write(f"/proc/sys/net/ipv6/conf/{own}/accept_dad", "0")
@@ -572,12 +559,3 @@ def _configure(machine: str, gateways: tuple[str, ...]) -> None:
         for gateway in gateways[:families]:
             everywhere = "::/0" if ":" in gateway else "0.0.0.0/0"
             rtnl.add_route(everywhere, gateway, index)
-
-
-def _no_forwarding() -> None:
-    """Turn off IPv4 forwarding, which a new network namespace can inherit.
-
-    See net.core.devconf_inherit_init_net, Documentation/admin-guide/sysctl/net.rst.
-    """
-    if _read(_FORWARD).strip() != "0":
-        _write(_FORWARD, "0")

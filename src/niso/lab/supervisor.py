@@ -31,10 +31,8 @@ from niso.lab import lab_host
 HOSTNAME = "niso-lab"
 FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
 
-_PASSED_ON = {
-    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM),
-    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH),
-}
+_NAMES = "SIGHUP SIGINT SIGQUIT SIGTERM SIGUSR1 SIGUSR2 SIGWINCH"
+_PASSED_ON = {signal.Signals[name] for name in _NAMES.split()}
 _PARENT_GONE = signal.SIGRTMIN
 _WATCHED = _PASSED_ON | {signal.SIGCHLD, signal.SIGTTOU, _PARENT_GONE}
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP = 1, 24

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from niso.look.session import Session
     from niso.plan.verdict import PolicyContext
-    from niso.runtime.health import Health, Target
+    from niso.runtime.health import Health, HealthTarget
 
 
 class ServiceLine(NamedTuple):
@@ -275,7 +275,7 @@ def _healths(session: Session, store: Store, services: Iterable[ServiceRow]) -> 
     return check_all(targets, session.report)
 
 
-def health_targets(store: Store, services: Iterable[ServiceRow]) -> list[Target]:
+def health_targets(store: Store, services: Iterable[ServiceRow]) -> list[HealthTarget]:
     """Return the health checks of those of the given services that are running and have one."""
     checked = {*store.checked_services()}
     known = ((row, read(row.name)) for row in services if row.name in checked)
@@ -283,7 +283,7 @@ def health_targets(store: Store, services: Iterable[ServiceRow]) -> list[Target]
     if not running:
         return []
 
-    from niso.runtime.health import Target
+    from niso.runtime.health import HealthTarget
 
     targets = []
     for row, now in running:
@@ -291,7 +291,7 @@ def health_targets(store: Store, services: Iterable[ServiceRow]) -> list[Target]
         check, process = row.healthcheck, row.process
         if check is not None and process is not None:
             run = (now.pid or 0, now.started_at or 0.0)
-            targets.append(Target(row.name, check, namespace(process), run))
+            targets.append(HealthTarget(row.name, check, namespace(process), run))
     return targets
 
 
@@ -395,7 +395,7 @@ class ServiceStates:
         self._by_name: dict[str, ServiceLine] = {}
         self._ats: dict[str, float] = {}
         self._pids: dict[str, int] = {}
-        self._targets: list[Target] = []
+        self._targets: list[HealthTarget] = []
         self.rows: list[ServiceRow] = []
         self.world: PolicyContext
 

@@ -30,11 +30,8 @@ if TYPE_CHECKING:
 
 
 _TOOL_FOLDERS = (
-    "/usr/bin",
-    "/usr/local/bin",
-    "/usr/sbin",
-    "/usr/libexec/podman",
-    "/usr/libexec/catatonit",
+    *("/usr/bin", "/usr/local/bin", "/usr/sbin"),
+    *("/usr/libexec/podman", "/usr/libexec/catatonit"),
 )
 
 
@@ -62,17 +59,19 @@ def container_id(service: str) -> str:
     return f"niso-service-{service}"
 
 
+def container_dir(service: str) -> str:
+    """Return the folder in which crun records a service's container."""
+    return os.path.join(state_dir(), container_id(service))
+
+
 def environment() -> dict[str, str]:
     """Return the environment variables of conmon, crun and niso's exit command.
 
     With LANG, conmon and nsenter would each read the twelve files of a locale.
     """
-    folders = {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith("NISO_") and "FAILPOINT" not in name
-    }
-    return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_CTYPE": "C.UTF-8", **folders}
+    fixed = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_CTYPE": "C.UTF-8"}
+    names = (name for name in os.environ if name.startswith("NISO_") and "FAILPOINT" not in name)
+    return {**fixed, **{name: os.environ[name] for name in names}}
 
 
 def run(*args: str) -> tuple[int, str]:
@@ -118,7 +117,7 @@ def start(service: str) -> None:
     one has created, so this protocol is unlikely to change. If the FIFO or its reader is missing,
     ``crun start`` is run, which starts the container or reports the problem.
     """
-    fifo = os.path.join(state_dir(), container_id(service), "exec.fifo")
+    fifo = f"{container_dir(service)}/exec.fifo"
     try:
         fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

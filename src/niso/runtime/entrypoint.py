@@ -155,12 +155,12 @@ def _broken(mounts: dict[str, str], path: str) -> Problem:
     end = _end_of_links(mounts, path)
     if end == path:
         return _MISSING
-    return Problem(
-        f"leads to {end}, which does not exist inside the service",
-        "link to a file of the package or of the service's /usr, or copy the file into the package;"
-        " for a venv: /usr/bin/python3 -m venv",
-        elsewhere=True,
+    hint = (
+        "link to a file of the package or of the service's /usr, or copy the file into the package"
     )
+    hint += "; for a venv: /usr/bin/python3 -m venv"
+    text = f"leads to {end}, which does not exist inside the service"
+    return Problem(text, hint, elsewhere=True)
 
 
 def _end_of_links(mounts: dict[str, str], path: str, links: int = 0) -> str:
@@ -213,11 +213,9 @@ def check_working_dir(
     if rootfs is None and not f"{real}/".startswith(("/usr/", f"{APP}/")):
         is_folder = False
     if not is_folder:
-        raise InvalidInput(
-            f"{working_dir!r} is not a folder in the service",
-            f"use {APP} (the package) or a folder below it",
-            "binary.working_dir",
-        )
+        hint = f"use {APP} (the package) or a folder below it"
+        reason = f"{working_dir!r} is not a folder in the service"
+        raise InvalidInput(reason, hint, "binary.working_dir")
 
 
 def _cannot_run(entrypoint: str, problem: Problem, root: str) -> InvalidInput:
@@ -255,11 +253,9 @@ def resolve_user(
     if account is None:
         if user.uid is None:
             where = "the rootfs" if rootfs else "the host"
-            raise InvalidInput(
-                f"{user.text!r} is not in /etc/passwd of {where}",
-                "use a name from that file, or a number (uid or uid:gid)",
-                "service.user",
-            )
+            hint = "use a name from that file, or a number (uid or uid:gid)"
+            reason = f"{user.text!r} is not in /etc/passwd of {where}"
+            raise InvalidInput(reason, hint, "service.user")
         return user.uid, user.uid if user.gid is None else user.gid, (), service, _HOME
     name, _, uid, gid, _, home, _ = account
     if user.gid is not None:
@@ -327,12 +323,10 @@ def open_inside(mounts: dict[str, str], path: str) -> tuple[int, str]:
                 done = done[:-1]
                 following = _open_real(mounts, done)
             else:
-                target = mounts.get("/" + "/".join([*done, part]))
-                if not (target or done or mounts[""] != "/" or part in _OF_THE_HOST):
+                seen = done or part in _OF_THE_HOST or mounts.get(f"/{part}")
+                if mounts[""] == "/" and not seen:
                     raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-                following = (
-                    os.open(target, _FOLDER) if target else os.open(part, _NOFOLLOW, dir_fd=fd)
-                )
+                following = _open_part(mounts, [*done, part], fd)
                 if not stat.S_ISLNK(os.fstat(following).st_mode):
                     done.append(part)
                 else:
@@ -363,14 +357,19 @@ def _parts(path: str) -> list[str]:
 def _open_real(mounts: dict[str, str], parts: list[str]) -> int:
     """Return a descriptor of a folder inside the service whose path has no symbolic links."""
     fd = os.open(mounts[""], _FOLDER)
-    for i, part in enumerate(parts):
-        target = mounts.get("/" + "/".join(parts[: i + 1]))
+    for i in range(len(parts)):
         try:
-            following = os.open(target, _FOLDER) if target else os.open(part, _NOFOLLOW, dir_fd=fd)
+            following = _open_part(mounts, parts[: i + 1], fd)
         finally:
             os.close(fd)
         fd = following
     return fd
+
+
+def _open_part(mounts: dict[str, str], parts: list[str], fd: int) -> int:
+    """Return a descriptor of the last of ``parts``, in the folder ``fd`` of the others."""
+    target = mounts.get("/" + "/".join(parts))
+    return os.open(target, _FOLDER) if target else os.open(parts[-1], _NOFOLLOW, dir_fd=fd)
 
 
 def read_inside(mounts: dict[str, str], path: str) -> bytes:

@@ -33,25 +33,39 @@ if TYPE_CHECKING:
 
 
 CANNOT, NOT_EXECUTABLE, NOT_FOUND, SIGNALLED = 125, 126, 127, 128
-FORWARDED = (
-    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT),
-    *(signal.SIGUSR1, signal.SIGUSR2),
-)
+_NAMES = "SIGTERM SIGINT SIGHUP SIGQUIT SIGUSR1 SIGUSR2"
+FORWARDED = tuple(signal.Signals[name] for name in _NAMES.split())
 _BLOCK = 1 << 16
 _RETRY_MS = 20
 _END_S = 2.0
 """Seconds that a command may take to exit after SIGTERM if its output cannot be written."""
 
 
-def execute(service: str, command: list[str], user: User | None = None) -> int:
+def execute(
+    service: str,
+    command: list[str],
+    user: User | None = None,
+    files: tuple[int, int, int] = (0, 1, 2),
+    forwarded: tuple[int, ...] = FORWARDED,
+) -> int:
     """Run ``command`` in a service, and return its exit status: 128 + N after signal N.
 
     The command runs as ``user``, by default as the service's user, with the service's capabilities
-    and limits. Its stdin, stdout, stderr and signals are those of the caller. It gets a terminal if
-    both stdin and stdout are terminals. Raises `ProcessError` with exit_status 127 (command not
-    found), 126 (not executable) or 125 (other).
+    and limits. ``files`` are its stdin, stdout and stderr, by default the caller's, whose signals
+    ``forwarded`` are passed on. It gets a terminal if both stdin and stdout are terminals. Raises
+    `ProcessError` with exit_status 127 (command not found), 126 (not executable) or 125 (other).
     """
-    return _execute(service, command, (0, 1, 2), FORWARDED, user)
+    for fd in (0, 1, 2):
+        # Occupy the number of a closed standard descriptor, so that no other file gets it.
+        # Read-only: a write still fails with EBADF.
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open("/dev/null", os.O_RDONLY)
+    stem, oci_process = prepare(service, command, user)
+    oci_process["terminal"] = os.isatty(files[0]) and os.isatty(files[1])
+    with closing(_Session(service, stem, oci_process, files)) as session:
+        return session.run(forwarded)
 
 
 def capture(
@@ -65,33 +79,12 @@ def capture(
     try:
         _write_all(files[0], stdin)
         os.lseek(files[0], 0, os.SEEK_SET)
-        status = _execute(service, command, (files[0], files[1], files[2]), (), user)
+        status = execute(service, command, user, (files[0], files[1], files[2]), ())
         written = [os.pread(fd, os.fstat(fd).st_size, 0) for fd in files[1:]]
     finally:
         for fd in files:
             os.close(fd)
     return status, written[0], written[1]
-
-
-def _execute(
-    service: str,
-    command: list[str],
-    files: tuple[int, int, int],
-    forwarded: tuple[int, ...],
-    user: User | None,
-) -> int:
-    """Run a command as `execute` does, with the stdin, stdout and stderr ``files``."""
-    for fd in (0, 1, 2):
-        # Occupy the number of a closed standard descriptor, so that no other file gets it.
-        # Read-only: a write still fails with EBADF.
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open("/dev/null", os.O_RDONLY)
-    stem, oci_process = prepare(service, command, user)
-    oci_process["terminal"] = os.isatty(files[0]) and os.isatty(files[1])
-    with closing(_Session(service, stem, oci_process, files)) as session:
-        return session.run(forwarded)
 
 
 def prepare(
@@ -183,11 +176,10 @@ def spawn(
     argv = ["crun", f"--root={crun.state_dir()}", f"--log=file:{stem}.log", "exec"]
     argv += ["--process", f"{stem}.json", "--pid-file", f"{stem}.pid", *options]
     argv.append(crun.container_id(service))
-    settings["file_actions"] = [
-        (os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(files)
-    ]
+    actions = [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(files)]
     # A group of its own: niso forwards the signals that the terminal sends to niso's group.
-    return os.posix_spawn(crun.tool("crun"), argv, crun.environment(), setpgroup=0, **settings)
+    settings |= {"file_actions": actions, "setpgroup": 0}
+    return os.posix_spawn(crun.tool("crun"), argv, crun.environment(), **settings)
 
 
 class _Session:
@@ -449,8 +441,7 @@ class _Session:
                     return
 
     def _refused(self, reply: str) -> ProcessError:
-        state = os.path.join(crun.state_dir(), crun.container_id(self._service), "status")
-        if not os.path.exists(state):
+        if not os.path.exists(f"{crun.container_dir(self._service)}/status"):
             message = f"{self._service}: crun has lost its state: {reply}"
             return _failed(CANNOT, message, f"a restart of {self._service} writes it again")
         if "Permission denied" in reply:

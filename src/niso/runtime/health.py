@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 # --- results and the health that follows ----------------------------------------------------------
 
 
-def advance(probes: Sequence[Probe], others: Sequence[int], until: float) -> None:
+def advance(probes: Sequence[HealthProbe], others: Sequence[int], until: float) -> None:
     """Wait until a probe can continue or a descriptor is readable, and continue these probes.
 
     ``others`` are the descriptors. The wait ends at the monotonic time ``until``, in seconds.
@@ -78,7 +78,7 @@ class Probed(NamedTuple):
     """Why the last probe failed; "" if it succeeded."""
 
 
-class Target(NamedTuple):
+class HealthTarget(NamedTuple):
     """A running service whose health is to be checked."""
 
     service: str
@@ -131,7 +131,7 @@ def read_record(service: str) -> Probed | None:
     return None
 
 
-def check_all(targets: Sequence[Target], report: Report) -> dict[str, Health]:
+def check_all(targets: Sequence[HealthTarget], report: Report) -> dict[str, Health]:
     """Return the health of each service by name.
 
     A service is probed if its last probe is older than the interval of its healthcheck. The probes
@@ -144,24 +144,20 @@ def check_all(targets: Sequence[Target], report: Report) -> dict[str, Health]:
             fcntl.flock(lock, fcntl.LOCK_EX)
             # Another process may have probed some of them in the meantime.
             due = [target for target in due if _is_due(target)]
-            failures = probe_all(
-                [(target.check, target.service, target.namespace) for target in due]
-            )
+            failures = probe_all([(one.check, one.service, one.namespace) for one in due])
             for target, failure in zip(due, failures, strict=True):
                 write_record(target.service, target.run, failure)
         finally:
             os.close(lock)
-    return {
-        target.service: judge(target.check, target.run[1], _current(target)) for target in targets
-    }
+    return {one.service: judge(one.check, one.run[1], _current(one)) for one in targets}
 
 
-def _current(target: Target) -> Probed | None:
+def _current(target: HealthTarget) -> Probed | None:
     record = read_record(target.service)
     return record if record is not None and record.run == target.run else None
 
 
-def _is_due(target: Target) -> bool:
+def _is_due(target: HealthTarget) -> bool:
     record = _current(target)
     return record is None or not 0 <= time.time() - record.asked_at < target.check.interval_s
 
@@ -180,10 +176,8 @@ def judge(check: Healthcheck, started_at: float, record: Probed | None) -> Healt
     well_until = max(record.well_at, started_at + check.start_period_s)
     if not record.well_at and record.asked_at <= well_until:
         return Health("starting", record.failure)
-    if (
-        record.failures >= check.retries
-        or record.asked_at - well_until >= check.retries * check.interval_s
-    ):
+    ill_s = record.asked_at - well_until
+    if record.failures >= check.retries or ill_s >= check.retries * check.interval_s:
         return Health("unhealthy", record.failure)
     return Health("healthy" if record.well_at else "starting", record.failure)
 
@@ -201,7 +195,7 @@ _BLOCK = 4096
 _Steps = Generator[tuple[socket.socket, int], None, str]
 
 
-class Probe:
+class HealthProbe:
     """One probe in progress. `go_on` can continue when ``fd`` is ready for ``events`` (poll(2))."""
 
     def __init__(self, check: Healthcheck, namespace: str | None) -> None:
@@ -289,20 +283,16 @@ def _candidates(check: Healthcheck, namespace: str | None) -> Generator[str, Non
 
     with _inside(namespace), Rtnl() as rtnl:
         addresses = [entry.address.partition("/")[0] for entry in rtnl.addresses()]
-    own = [
-        address
-        for address in addresses
-        if not address.startswith(("127.", "fe80:")) and address != "::1"
-    ]
+    inner = ("127.", "fe80:")
+    own = [one for one in addresses if not one.startswith(inner) and one != "::1"]
     yield from own[:_MAX_ADDRESSES]
 
 
 def _socket(address: str, namespace: str | None) -> socket.socket:
     with _inside(namespace):
         family = socket.AF_INET6 if family_of(address) == 6 else socket.AF_INET
-        return socket.socket(
-            family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        )
+        flags = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        return socket.socket(family, socket.SOCK_STREAM | flags)
 
 
 def _inside(namespace: str | None) -> Any:
@@ -318,14 +308,10 @@ def _http(sock: socket.socket, check: Healthcheck) -> _Steps:
 
     Interim responses (RFC 9110, 15.2) are skipped. Yields and returns what `_steps` does.
     """
-    lines = (
-        f"GET {check.path} HTTP/1.1",
-        f"Host: {check.host}",
-        "User-Agent: niso",
-        "Accept: */*",
-        "Connection: close",
-    )
-    request = "".join(f"{line}\r\n" for line in (*lines, "")).encode("ascii")
+    request = (
+        f"GET {check.path} HTTP/1.1\r\nHost: {check.host}\r\n"
+        "User-Agent: niso\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+    ).encode("ascii")
     while request:
         try:
             request = request[sock.send(request) :]
@@ -359,15 +345,8 @@ def _status(received: bytes) -> tuple[int | None, bytes]:
     while True:
         line, end, _ = received.partition(b"\n")
         words = line.split(b" ", 2)
-        if (
-            not end
-            or not line.startswith(b"HTTP/1.")
-            or len(words) < 2
-            or len(words[1].strip()) != 3
-        ):
-            return None, received
-        code = words[1].strip()
-        if not code.isdigit():
+        code = words[1].strip() if len(words) > 1 else b""
+        if not (end and line.startswith(b"HTTP/1.") and len(code) == 3 and code.isdigit()):
             return None, received
         if not code.startswith(b"1"):
             return int(code), received
@@ -377,15 +356,15 @@ def _status(received: bytes) -> tuple[int | None, bytes]:
         received = following
 
 
-def begin(check: Healthcheck, service: str, namespace: str | None) -> Probe:
+def begin(check: Healthcheck, service: str, namespace: str | None) -> HealthProbe:
     if check.command:
         return CommandProbe(check, service)
-    return Probe(check, namespace)
+    return HealthProbe(check, namespace)
 
 
 def probe_all(targets: Sequence[tuple[Healthcheck, str, str | None]]) -> list[str]:
     """Run probes of (healthcheck, service, namespace) concurrently; return each answer."""
-    probes: list[Probe] = []
+    probes: list[HealthProbe] = []
     try:
         for target in targets:
             probes.append(begin(*target))
@@ -405,7 +384,7 @@ _KEPT, _LINE = 4096, 200
 """How many bytes of output are stored, and how many characters of a line are shown at most."""
 
 
-class CommandProbe(Probe):
+class CommandProbe(HealthProbe):
     """A probe that runs a command. ``fd`` is ready when it has exited or written output."""
 
     def __init__(self, check: Healthcheck, service: str) -> None:

@@ -5,22 +5,18 @@
     conmon: nsenter -- crun create             enters that namespace; the host's never has a mount
     a byte to crun's FIFO                      starts the process, as crun start does
 
-Each line above is one step: who does it, and what it does or waits for.
-
-The caller writes the OCI bundle while conmon loads. After that, it may prepare other services. No
-shell and no format string is involved. conmon runs in the log folder, because its log option cannot
-take a path with a ``:``.
+The caller writes the OCI bundle while conmon loads. After that, it may prepare other services.
+conmon runs in the log folder, because its log option cannot take a path with a ``:``.
 
 Each start copies a mount namespace twice: niso for the root, and crun for the container. The kernel
 copies mount by mount under one lock of the machine, and each service has a mount in /run/netns. So
 the first of several concurrent starts copies the host's mounts, and unmounts /run/netns in its
 copy. The other starts copy that namespace.
 
-When a service ends, conmon starts niso by a script, ``<run>/on-exit``. A conmon keeps its command
-line as long as its service runs, while niso may be reinstalled in another folder or for another
-Python. Therefore the command line names this script, and the script names the installation of niso
-that last wrote it. If that installation no longer exists, the script looks for the command
-``niso``.
+When a service ends, conmon starts niso by a script, ``<run>/on-exit``. conmon's command line stays
+the same as long as the service runs, while niso may be reinstalled in another folder or for another
+Python. So the script names the installation of niso that last wrote it. If that installation no
+longer exists, the script looks for the command ``niso``.
 """
 
 from __future__ import annotations
@@ -66,17 +62,8 @@ _CAP_SYS_RESOURCE = 24
 _LIMITS = "AS CPU DATA FSIZE MEMLOCK MSGQUEUE NPROC RSS RTTIME SIGPENDING STACK"
 """Names of the resource limits RLIMIT_* (setrlimit(2)) that conmon gets."""
 _FOLDERS = (
-    "layer",
-    "empty",
-    HOST,
-    INIT,
-    sources.VOLUMES,
-    sources.PACKAGE,
-    "scratch",
-    SECRETS,
-    "root",
-    "exits",
-    "persist",
+    *("layer", "empty", HOST, INIT, sources.VOLUMES, sources.PACKAGE, "scratch", SECRETS, "root"),
+    *("exits", "persist"),
 )
 """Names of the folders in a bundle."""
 _PROFILE = os.path.join(os.path.dirname(__file__), "seccomp.json")
@@ -108,13 +95,8 @@ class Launch:
 
     def __init__(self, spec: ProcessSpec, number: int, counts: dict[str, Any]) -> None:
         self._spec = spec
-        self._record = {
-            "run": number,
-            "phase": "starting",
-            "launched_at": time.time(),
-            "starter": os.getpid(),
-            **counts,
-        }
+        now = {"launched_at": time.time(), "starter": os.getpid()}
+        self._record = {"run": number, "phase": "starting", **now, **counts}
         status.write_state(spec.service, self._record)
         bundle = status.bundle_of(spec.service, number)
         self._held = ExitStack()
@@ -139,9 +121,7 @@ class Launch:
             write_bundle(held.spec, bundle, under)
             self._creator.create(under[1] if under is not None else ())
             self.fd = self._creator.fd
-            """A descriptor that is readable when the container exists or its creation has
-            failed.
-            """
+            """A descriptor, readable when the container exists or its creation has failed."""
         except BaseException:
             self.close()
             raise
@@ -156,13 +136,8 @@ class Launch:
         signals.hit(f"start the process of {service}")
         crun.start(service)
         logs.rotate_if_large(service)
-        now = {
-            "phase": "running",
-            "pid": pid,
-            "started_at": time.time(),
-            "started_monotonic": time.monotonic(),
-        }
-        status.write_state(service, {**self._record, **now})
+        now = {"started_at": time.time(), "started_monotonic": time.monotonic()}
+        status.write_state(service, {**self._record, "phase": "running", "pid": pid, **now})
         return pid
 
     def close(self) -> None:
@@ -241,9 +216,7 @@ class _Creator:
         """The pid of conmon until it has forked; after that 0."""
         self._tid = 0
         self.fd, answer = os.pipe()
-        """A descriptor that is readable when conmon has the result of the creation or has
-        exited.
-        """
+        """A descriptor, readable when conmon has the result of the creation or has exited."""
         asked, self._ask = os.pipe()
         """The write end of the pipe on which conmon waits until it is told to create."""
         self._ends = [answer, asked]
@@ -266,11 +239,28 @@ class _Creator:
         self._may_create.release()
 
     def pid(self) -> int:
-        """Wait until the container exists, and return the pid of its PID 1 on the host."""
-        line = _first_line(self.fd)
+        """Wait until the container exists, and return the pid of its PID 1 on the host.
+
+        conmon answers with a line of JSON (write_sync_fd in conmon). Raises `ProcessError` with
+        crun's message.
+        """
+        line = b""
+        while b"\n" not in line and (chunk := os.read(self.fd, 4096)):
+            line += chunk
         if self._error is not None:
             raise self._error
-        return _created_pid(self._spec, self._bundle, line)
+        try:
+            answer = json.loads(line.decode() or "{}")
+        except ValueError:
+            answer = {}
+        pid = answer.get("data", -1)
+        if isinstance(pid, int) and pid > 0:
+            return pid
+        message = crun.plain_message(str(answer.get("message", "")).encode())
+        if not message:
+            with open(f"{self._bundle}/conmon.err", "rb") as file:
+                message = crun.plain_message(file.read(4096)) or "conmon ended without a message"
+        raise ProcessError(message.removeprefix("; "), service=self._spec.service)
 
     def close(self) -> None:
         """End the thread, and with it its mounts. Kill conmon if it has not begun to create."""
@@ -456,32 +446,6 @@ def _set_limits(pid: int) -> None:
             resource.prlimit(pid, limit, (most, most))
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 1))
-
-
-def _first_line(fd: int) -> bytes:
-    line = b""
-    while b"\n" not in line and (chunk := os.read(fd, 4096)):
-        line += chunk
-    return line
-
-
-def _created_pid(spec: ProcessSpec, bundle: str, line: bytes) -> int:
-    """Return the pid of the created container from ``line``, conmon's answer in JSON.
-
-    The format is that of write_sync_fd in conmon. Raises `ProcessError` with crun's message.
-    """
-    try:
-        answer = json.loads(line.decode() or "{}")
-    except ValueError:
-        answer = {}
-    pid = answer.get("data", -1)
-    if isinstance(pid, int) and pid > 0:
-        return pid
-    message = crun.plain_message(str(answer.get("message", "")).encode())
-    if not message:
-        with open(f"{bundle}/conmon.err", "rb") as file:
-            message = crun.plain_message(file.read(4096)) or "conmon ended without a message"
-    raise ProcessError(f"{message.removeprefix('; ')}", service=spec.service)
 
 
 # --- the mount namespace that starts copy ---------------------------------------------------------

@@ -4,20 +4,15 @@ A caller that changes anything must have the service's lock (`niso.base.locks`).
 
 ``<run>/services/<service>/`` has spec.json, state.json and one folder ``run-N`` for each start (OCI
 bundle, pid files, exit status). A recorded pid is used only if the kernel lists that process in the
-service's cgroup.
+service's cgroup. Services whose runtime files were deleted are found by their cgroups.
 
-Start: a program that cannot run, or that exits immediately, never sleeps before it exits, because
-it computes or reads its files. So a program that sleeps has started successfully, and niso need not
-wait for a fixed time.
+A program that cannot run, or that exits immediately, never sleeps before it exits. So a program
+that sleeps has started successfully, and niso need not wait for a fixed time.
 
-Hosts file: when the networks of a running service change, the new folder is mounted beneath the old
-one, which is then unmounted (move_mount(2), MOVE_MOUNT_BENEATH, Linux 6.5). The service therefore
-always sees one of the two. On an older kernel it sees neither for a short time. niso acts with full
-privileges in an /etc that the service may have changed. So it follows no symbolic link, and
-replaces only a mount of the file system that contains niso's hosts files. Otherwise it changes
-nothing, and the service must be restarted.
-
-Services whose runtime files were deleted are found by the cgroups that niso created for them.
+When the networks of a running service change, its new hosts folder is mounted beneath the old one,
+which is then unmounted (move_mount(2), MOVE_MOUNT_BENEATH, Linux 6.5). On an older kernel, the
+service sees neither for a short time. The service may have changed its /etc: niso follows no
+symbolic link there, and replaces only a mount of the file system with niso's hosts files.
 """
 
 from __future__ import annotations
@@ -71,14 +66,13 @@ def require_room() -> None:
     finally:
         for fd in held:
             os.close(fd)
-    room = os.statvfs(paths.run_dir())
+    folder = paths.run_dir()
+    room = os.statvfs(folder)
+    lacks_bytes = room.f_bavail * room.f_frsize < _BYTES
     # a file system without a limit of files has none
-    if room.f_bavail * room.f_frsize < _BYTES or (room.f_files and room.f_favail < _INODES):
-        what = "space" if room.f_bavail * room.f_frsize < _BYTES else "file"
-        raise ProcessError(
-            f"cannot start a process: no {what} is left in {paths.run_dir()}",
-            f"df -h {paths.run_dir()}; df -i {paths.run_dir()}",
-        )
+    if lacks_bytes or (room.f_files and room.f_favail < _INODES):
+        words = f"cannot start a process: no {'space' if lacks_bytes else 'file'} is left in"
+        raise ProcessError(f"{words} {folder}", f"df -h {folder}; df -i {folder}")
 
 
 class ProcessStart:
@@ -223,7 +217,9 @@ def _end_runs(service: str, timeout_s: float | None) -> bool:
 
 def _remove(service: str) -> bool:
     """Remove the cgroup and the runtime files of a service without a container; return True."""
-    files.remove_tree(_crun_state(service))  # crun cannot read what an interrupted create left
+    files.remove_tree(
+        crun.container_dir(service)
+    )  # crun cannot read what an interrupted create left
     _end_cgroup(service, crun.load(service))
     signals.hit(f"remove the runtime files of {service}")
     files.remove_tree(paths.service_dir(service))
@@ -284,9 +280,7 @@ def _end_orphans(service: str, path: str | None) -> None:
     record, only the cgroup ``path`` is known, and all processes in it are killed.
     """
     # The state of an interrupted create lacks these keys and counts as none.
-    known = (
-        crun.read_json(os.path.join(crun.state_dir(), crun.container_id(service), "status")) or {}
-    )
+    known = crun.read_json(f"{crun.container_dir(service)}/status") or {}
     lost = known.keys() >= {"bundle", "cgroup-path"} and not os.path.isdir(str(known["bundle"]))
     if not lost and (path is None or not cgroups.pids(path)):
         return
@@ -331,22 +325,18 @@ def clear(service: str) -> None:
     """Delete a service's container from crun, whatever its state; no-op if crun has none."""
     _delete([service])
     # crun cannot read what an interrupted create left.
-    files.remove_tree(_crun_state(service))
+    files.remove_tree(crun.container_dir(service))
 
 
 def _delete(services: Iterable[str]) -> None:
     """Delete the containers of services by crun, except those that crun cannot read."""
-    known = [name for name in services if os.path.isdir(_crun_state(name))]
+    known = [name for name in services if os.path.isdir(crun.container_dir(name))]
     if len(known) == 1:
         crun.run("delete", "--force", crun.container_id(known[0]))
         return
     for at in range(0, len(known), _AT_ONCE):
         names = "|".join(map(crun.container_id, known[at : at + _AT_ONCE]))
         crun.run("delete", "--force", "--regex", f"^({names})$")
-
-
-def _crun_state(service: str) -> str:
-    return os.path.join(crun.state_dir(), crun.container_id(service))
 
 
 def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
@@ -365,9 +355,8 @@ def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
                     return
             crun.send_signal(pidfd, signal.SIGKILL)
             if not crun.wait_readable(pidfd, _KILL_S):
-                raise ProcessError(
-                    f"{spec.service if spec else bundle}: process {pid} did not end after SIGKILL"
-                )
+                whose = spec.service if spec else bundle
+                raise ProcessError(f"{whose}: process {pid} did not end after SIGKILL")
         finally:
             os.close(pidfd)
 

@@ -276,10 +276,8 @@ def _rotate(service: str, path: str) -> None:
     record = read_state(service) or {"run": 0}
     ctl = -1
     try:
-        ctl = os.open(
-            os.path.join(paths.service_dir(service), f"run-{record['run']}", "ctl"),
-            os.O_WRONLY | os.O_NONBLOCK,
-        )
+        name = f"{paths.service_dir(service)}/run-{record['run']}/ctl"
+        ctl = os.open(name, os.O_WRONLY | os.O_NONBLOCK)
     except OSError as error:
         # Without a conmon: the next conmon creates the file.
         if error.errno not in (errno.ENXIO, errno.ENOENT):

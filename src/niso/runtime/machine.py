@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     from niso.store.store import Store
 
 
-def _alone() -> None:
-    """Return None, for a host that is in no cluster."""
-
-
 class Machine(NamedTuple):
     """The store, the kernel and the processes that a command uses, and its access to the cluster.
 
@@ -26,5 +22,5 @@ class Machine(NamedTuple):
     store: Store
     kernel: Kernel
     processes: Processes
-    joined: Callable[[], Any] = _alone
+    joined: Callable[[], Any] = lambda: None
     """Return this host's access to its cluster (`niso.cluster.config.Config`); None without one."""

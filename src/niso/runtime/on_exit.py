@@ -111,16 +111,13 @@ def _restart(spec: ProcessSpec, record: dict[str, Any]) -> dict[str, Any]:
     Returns {"phase": "running"}, or after a failure the new content of state.json, with the error.
     """
     number = int(record["run"]) + 1
-    counts = {
-        "restarts": int(record["restarts"]) + 1,
-        "failures": int(record["failures"]),
-        "exit_code": record["exit_code"],
-    }
+    restarts, failures = int(record["restarts"]) + 1, int(record["failures"])
+    counts = {"restarts": restarts, "failures": failures, "exit_code": record["exit_code"]}
     try:
         launch.Launch(spec, number, counts).finish()
     except (Error, OSError) as error:
         lifecycle.abandon(spec, status.bundle_of(spec.service, number))
-        record = {**record, "failures": counts["failures"] + 1, "error": str(error)}
+        record = {**record, "failures": failures + 1, "error": str(error)}
         status.write_state(spec.service, record)
         return record
     _notify_unit(spec.service)

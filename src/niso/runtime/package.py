@@ -104,9 +104,8 @@ def copy(
         for entry in _walk(folder, apart):
             _copy_one(entry, os.path.join(folder, entry.path), os.path.join(temporary, entry.path))
         if fingerprint(folder, apart, contents, manifest) != digest:
-            raise InvalidInput(
-                f"{folder}: changed while it was copied", "activate it again when it is complete"
-            )
+            hint = "activate it again when it is complete"
+            raise InvalidInput(f"{folder}: changed while it was copied", hint)
         if spec is not None:
             _write_manifest(temporary, spec)
         _write_to_disk(temporary)
@@ -136,11 +135,9 @@ def _require_room(folder: str, apart: Apart, target: str) -> None:
     # st_blocks counts 512 bytes, and no holes (stat(2))
     needs = sum(entry.info.st_blocks * 512 for entry in _walk(folder, apart))
     if needs > free and disk.f_blocks:  # a tmpfs without a limit reports 0
-        raise Error(
-            f"cannot copy {folder}: it takes {max(needs >> 20, 1)} MB, and {state_dir()} has"
-            f" {free >> 20} MB free",
-            "make room there, or move what the service does not need out of the package",
-        )
+        takes = f"it takes {max(needs >> 20, 1)} MB, and {state_dir()} has {free >> 20} MB free"
+        hint = "make room there, or move what the service does not need out of the package"
+        raise Error(f"cannot copy {folder}: {takes}", hint)
 
 
 def _write_to_disk(copy: str) -> None:
@@ -354,11 +351,8 @@ def _entries(
                     continue
                 kind = stat.S_IFMT(info.st_mode)
                 if kind not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
-                    odd = shown(path)
-                    raise InvalidInput(
-                        f"{odd!r}: a package may contain only files, folders and symlinks",
-                        "move it out of the package",
-                    )
+                    what = "a package may contain only files, folders and symlinks"
+                    raise InvalidInput(f"{shown(path)!r}: {what}", "move it out of the package")
                 target = os.readlink("", dir_fd=fd) if kind == stat.S_IFLNK else ""
                 yield _PackageEntry(relative, info, target, fd)
             finally:
@@ -543,18 +537,14 @@ class Contents:
                 os.close(fd)
             files.rename(draft, self._path)
         except OSError:
-            _remove(draft)
+            with suppress(OSError):
+                files.remove(draft)
 
 
 def forget(service: str) -> None:
-    path = contents_file(service)
-    _remove(path)
-    _remove(f"{path}.new")
-
-
-def _remove(path: str) -> None:
-    with suppress(OSError):
-        files.remove(path)
+    for path in (contents_file(service), f"{contents_file(service)}.new"):
+        with suppress(OSError):
+            files.remove(path)
 
 
 def _read(fd: int, size: int) -> str:

@@ -1,23 +1,20 @@
 """Assemble the root file system of a service from overlays, with parts that services share.
 
 niso's layer is a small folder with mount points, /etc/passwd, /etc/hosts and similar files. It is
-the upper one of the two lower layers of an overlay, above the service's rootfs. The rootfs is never
-written to. `write_layer` writes the folder. `assemble` mounts, and must run in a private mount
-namespace: the host's namespace never has such a mount.
+the upper one of the two lower layers of an overlay, above the service's rootfs, which is never
+written to. `assemble` must run in a private mount namespace: the host's never has such a mount.
 
 A service without a rootfs sees the host's /usr, read-only. Below niso's layer it has a skeleton: a
 folder with the mount points, symbolic links like /bin, and copies of those files in the host's /etc
 that programs need. No service can write to it. ``<run>/skeletons`` has one skeleton for each state
-of the host with which a service has started; after a file of the host's /etc has changed, a new
-skeleton is made.
+of the host with which a service has started.
 
 All folders of the host that a service sees are overlays too. A service with access to the inodes of
 the host could watch them (inotify(7)), lock them (flock(2)) or take leases on them (fcntl(2)). It
 could so observe or delay each program of the host and of other services that opens them.
 
 While any start is in progress, concurrent starts in one process share what they read from the host.
-They follow each other within milliseconds, so the results stay valid. The system calls for mounts
-that Python lacks raise OSError.
+The system calls for mounts that Python lacks raise OSError.
 """
 
 from __future__ import annotations
@@ -220,11 +217,9 @@ def check_points(rootfs: str) -> None:
                 what = f"its {other} leads to {where}"
             else:
                 what = f"its {point} leads to {at[point]}"
-            raise InvalidInput(
-                f"{what}, which niso's mount at {at[point]} would hide",
-                "replace the link by a folder in the rootfs",
-                "package.rootfs",
-            )
+            reason = f"{what}, which niso's mount at {at[point]} would hide"
+            hint = "replace the link by a folder in the rootfs"
+            raise InvalidInput(reason, hint, "package.rootfs")
 
 
 def place(rootfs: str, path: str) -> str:
@@ -308,38 +303,14 @@ services: files
 """
 
 # The files of the host's /etc that an assembled root has: no key, password or machine id.
-ETC_FILES = (
-    "bindresvport.blacklist",
-    "debian_version",
-    "ethertypes",
-    "gai.conf",
-    "host.conf",
-    "inputrc",
-    "ld.so.cache",
-    "ld.so.conf",
-    "locale.alias",
-    "locale.conf",
-    "localtime",
-    "magic",
-    "magic.mime",
-    "mime.types",
-    "netconfig",
-    "networks",
-    "os-release",
-    "protocols",
-    "rpc",
-    "services",
-    "shells",
-    "ssl/openssl.cnf",
-    "timezone",
-    "xattr.conf",
-)
+ETC_FILES = """
+bindresvport.blacklist debian_version ethertypes gai.conf host.conf inputrc ld.so.cache ld.so.conf
+locale.alias locale.conf localtime magic magic.mime mime.types netconfig networks os-release
+protocols rpc services shells ssl/openssl.cnf timezone xattr.conf
+"""
 ETC_FOLDERS = ("alternatives", "ca-certificates", "fonts", "ld.so.conf.d", "ssl/certs", "terminfo")
 _FOLDERS = ("/home", "/mnt", "/opt", "/srv", "/var/cache", "/var/lib", "/var/log")
 _LINKS = (("/etc/mtab", "/proc/self/mounts"), ("/var/lock", "/run/lock"), ("/var/run", "/run"))
-_ROOT_HOME = "/root"
-_TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
-
 
 Skeleton = tuple[str, list[str]]
 """A path, and folders of the host that the root shows at the same path, read-only."""
@@ -366,10 +337,13 @@ def current() -> Skeleton:
 
 
 def _current() -> Skeleton:
-    entries, folders = list(_links()), ["/usr"]
-    linked = {path for path, _, _ in entries}
-    tops = (f"/{name}" for name in TOP_LINKS)
-    folders += [top for top in tops if top not in linked and os.path.isdir(top)]
+    entries: list[_Entry] = []
+    folders = ["/usr"]
+    for top in (f"/{name}" for name in TOP_LINKS):
+        try:
+            entries.append((top, os.readlink(top), ()))
+        except OSError:  # not a symbolic link
+            folders += [top] if os.path.isdir(top) else []
     folders += etc_folders()
     entries += _files()
     path = f"{_top()}/{_key(tuple(entries), tuple(folders))}"
@@ -388,16 +362,8 @@ def _top() -> str:
     return os.path.join(paths.run_dir(), "skeletons")
 
 
-def _links() -> Iterator[_Entry]:
-    for name in TOP_LINKS:
-        try:
-            yield f"/{name}", os.readlink(f"/{name}"), ()
-        except OSError:  # a folder, or missing
-            continue
-
-
 def _files() -> Iterator[_Entry]:
-    for name in ETC_FILES:
+    for name in ETC_FILES.split():
         source = f"/etc/{name}"
         try:
             if os.path.islink(source) and os.path.realpath(source).startswith("/usr/"):
@@ -418,7 +384,7 @@ def _make(path: str, entries: list[_Entry], folders: list[str]) -> None:
     _folder(draft)
     for folder in (*MOUNT_POINTS, f"/etc/{HOSTS}", *folders, *_FOLDERS, "/etc/ssl"):
         _folders(draft, folder)
-    os.mkdir(draft + _ROOT_HOME, 0o700)
+    os.mkdir(f"{draft}/root", 0o700)
     for at, target in _LINKS:
         os.symlink(target, draft + at)
     for at, link, _ in entries:
@@ -432,7 +398,10 @@ def _make(path: str, entries: list[_Entry], folders: list[str]) -> None:
         os.rename(draft, path)
     except OSError as error:
         files.remove_tree(draft)
-        if error.errno not in _TAKEN:  # otherwise another start has created it
+        if error.errno not in (
+            errno.EEXIST,
+            errno.ENOTEMPTY,
+        ):  # otherwise another start has created it
             raise
 
 

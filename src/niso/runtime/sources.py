@@ -165,19 +165,11 @@ class OpenSources:
             except OSError as error:
                 raise _no_secret(secret, error, spec.service) from error
         try:
-            fd = open_copy(spec.package, spec.service)
-            try:
-                self.trees[PACKAGE] = root.clone_mount(fd, recursive=True)
-            finally:
-                os.close(fd)
+            self.trees[PACKAGE] = _clone(open_copy(spec.package, spec.service), True)
             if spec.netns:
                 self.trees[NETNS] = root.clone_mount(root.AT_FDCWD, spec.netns)
             for source in _sources(spec):
-                fd = _open(source, spec.service)
-                try:
-                    tree = root.clone_mount(fd, recursive=source.volume is not None)
-                finally:
-                    os.close(fd)
+                tree = _clone(_open(source, spec.service), source.volume is not None)
                 self.trees[source.point] = tree
                 # "/." because lstat(2) would return the symbolic link of /proc
                 seen = f"/proc/self/fd/{tree}"
@@ -189,15 +181,21 @@ class OpenSources:
             self.close()
             raise
         self.spec = spec._replace(rootfs=rootfs, volumes=tuple(volumes.values()))
-        """The spec with paths that go through the descriptors. They are valid in this process
-        only.
-        """
+        """The spec with paths through the descriptors, which are valid in this process only."""
 
     def close(self) -> None:
         """Close the descriptors. Mounts that were created from them stay."""
         for fd in self.trees.values():
             os.close(fd)
         self.trees.clear()
+
+
+def _clone(fd: int, recursive: bool) -> int:
+    """Return a detached mount of ``fd``, which is closed."""
+    try:
+        return root.clone_mount(fd, recursive=recursive)
+    finally:
+        os.close(fd)
 
 
 def open_copy(path: str, service: str = "", manifest: str = "FOLDER") -> int:
@@ -306,9 +304,8 @@ def of_process(name: str) -> Finding | None:
     what = f"process of service {name!r}"
     keeper = status.conmon(name)
     if status.outside_cgroup(name, keeper):
-        return Finding(
-            "different", f"cgroup of service {name!r}", "its process was moved out of it"
-        )
+        reason = "its process was moved out of it"
+        return Finding("different", f"cgroup of service {name!r}", reason)
     now = status.read(name, closely=True)
     if now.state in ("none", "failed"):
         return Finding("missing", what, now.error or "")

@@ -122,13 +122,15 @@ def _read_running(service: str, record: dict[str, Any], bundle: str, shown: Stat
     code = exit_code(service, bundle)
     if code is None:
         # conmon is about to write the exit status; without a conmon it is lost.
-        return shown._replace(state="running" if conmon_alive(service) else "failed")
+        return shown._replace(state="running" if conmon(service) is not None else "failed")
     shown = shown._replace(state="exited", exit_code=code, ended_at=ended_at(service, bundle))
     spec = crun.load(service)
     is_final = spec is not None and not restarts_after(spec.restart, code)
     if is_final or os.path.exists(f"{bundle}/{STOPPING}"):
         return shown
-    if conmon_alive(service) or crun.is_supervisor(crun.read_pid(f"{bundle}/{EXITED_PID}"), bundle):
+    if conmon(service) is not None or crun.is_supervisor(
+        crun.read_pid(f"{bundle}/{EXITED_PID}"), bundle
+    ):
         return shown._replace(state="restarting")
     if crun.read_state(service) != record:  # the exit command has just recorded the end
         return _read(service)
@@ -180,7 +182,7 @@ def known_to_crun(service: str, pid: int) -> bool:
     If not, crun can neither run a command in the service nor kill it.
     """
     try:
-        known = crun.read_json(os.path.join(crun.state_dir(), crun.container_id(service), "status"))
+        known = crun.read_json(f"{crun.container_dir(service)}/status")
     except OSError:
         return False
     return (known or {}).get("pid") == pid
@@ -202,10 +204,6 @@ def outside_cgroup(service: str, keeper: int | None) -> bool:
 
 def restarts_after(policy: str, code: int) -> bool:
     return policy == "always" or (policy == "on-failure" and code != 0)
-
-
-def conmon_alive(service: str) -> bool:
-    return conmon(service) is not None
 
 
 def conmon(service: str) -> int | None:

@@ -92,9 +92,8 @@ def _is_folder(volume: MountedVolume) -> bool:
 
 def _bad_mount(volume: MountedVolume, reason: str) -> InvalidInput:
     key = f"volumes.{volume.name}.mount"
-    return InvalidInput(
-        f"{volume.mount!r} cannot be a mount point: {reason}", "for example /data", key
-    )
+    reason = f"{volume.mount!r} cannot be a mount point: {reason}"
+    return InvalidInput(reason, "for example /data", key)
 
 
 def is_writable(volume: MountedVolume, spec: ProcessSpec) -> bool:
@@ -180,9 +179,8 @@ def make_sources(shared: str, where: list[Placed]) -> None:
 def kept(service: str) -> list[str]:
     """Return the names of a service's named volumes that exist, even if the service was removed."""
     try:
-        return sorted(
-            name for name in os.listdir(paths.volume_dir(service)) if not name.startswith(".")
-        )
+        names = os.listdir(paths.volume_dir(service))
+        return sorted(name for name in names if not name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -240,11 +238,9 @@ def remove_all(service: str, report: Report) -> None:
         files.remove_tree(folder)
     except OSError as error:
         inside = f" (in it: {error.filename})" if error.filename not in (None, folder) else ""
-        raise Error(
-            f"cannot remove its volumes: {folder}{inside}: {error.strerror}",
-            "once that is corrected, remove them again",
-            service=service,
-        ) from error
+        reason = f"cannot remove its volumes: {folder}{inside}: {error.strerror}"
+        hint = "once that is corrected, remove them again"
+        raise Error(reason, hint, service=service) from error
 
 
 def check(rootfs: str | None, volumes: Iterable[MountedVolume]) -> list[InvalidInput]:
