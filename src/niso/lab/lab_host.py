@@ -1,17 +1,15 @@
 """Build the host of a lab: its file system, its cgroups, and a network with two more machines.
 
-File system: writes are discarded at the end. The root is an overlay over the machine's root. Each
-file system mounted below it, including /usr, gets an overlay too. If the machine's root or /usr is
-itself an overlay, /usr is the machine's own and read-only: services see it through one more
-overlay, and the kernel allows only two on top of each other (FILESYSTEM_MAX_STACK_DEPTH,
-linux/fs.h). /proc, /sys, /run, /tmp and the state folder are new. In /proc/sys only net is
-writable, in /sys only the lab's cgroups.
+File system: writes are discarded at the end. The root is an overlay over the machine's root, and so
+is each file system mounted below it, including /usr. If the machine's root or /usr is itself an
+overlay, /usr is the machine's own and read-only: services see it through one more overlay, and the
+kernel allows only two on top of each other (FILESYSTEM_MAX_STACK_DEPTH, linux/fs.h). /proc, /sys,
+/run, /tmp and the state folder are new. Only net in /proc/sys and the lab's cgroups are writable.
 
 Cgroups (cgroup_namespaces(7)): in each hierarchy, all cgroups of the lab are below one cgroup, the
-root of its cgroup namespace, which is removed with the lab. In v1, this cgroup is below the
-caller's cgroup, whose limits still apply. In v2, it is below the root, because a cgroup with
-processes cannot enable controllers for its children. A hierarchy that is read-only or not mounted
-is left unchanged.
+root of its cgroup namespace. In v1, this cgroup is below the caller's cgroup, whose limits still
+apply. In v2, it is below the root, because a cgroup with processes cannot enable controllers for
+its children. A hierarchy that is read-only or not mounted is left unchanged.
 
 Network: the host and two more machines are on a segment without a connection to the outside.
 """
@@ -95,7 +93,12 @@ def build_mounts(
     os.mkdir(_ROOT)
     _cover(os.open("/", os.O_PATH | os.O_CLOEXEC), "/")
     if mounted.get("/") == "overlay":
-        _copy_etc()
+        # Services see /etc through one more overlay. It would be the third: copy /etc instead.
+        copy = f"{_LAYER}/etc"
+        os.mkdir(copy)
+        _copy_owner("/etc", copy)
+        subprocess.run(["cp", "-a", "/etc/.", copy], check=False, stderr=subprocess.DEVNULL)
+        _mount(copy, f"{_ROOT}/etc", "", _BIND)
     _show_programs(programs)
     _build_dev([path for path in mounted if _below(path, ["/dev"])])
     _mount("proc", f"{_ROOT}/proc", "proc", _PLAIN)
@@ -208,18 +211,6 @@ def _build_dev(mounted: Iterable[str]) -> None:
         _mount("mqueue", _ROOT + _QUEUES, "mqueue", _PLAIN)
 
 
-def _copy_etc() -> None:
-    """Replace the lab's overlay of /etc by a copy, if the machine's root is an overlay.
-
-    Services see /etc through one more overlay. It would be the third, and the kernel allows two.
-    """
-    copy = f"{_LAYER}/etc"
-    os.mkdir(copy)
-    _copy_owner("/etc", copy)
-    subprocess.run(["cp", "-a", "/etc/.", copy], check=False, stderr=subprocess.DEVNULL)
-    _mount(copy, f"{_ROOT}/etc", "", _BIND)
-
-
 def _show_programs(folders: Iterable[str]) -> None:
     """Show the machine's programs (/usr) read-only, with everything mounted below it."""
     for folder in folders:
@@ -233,10 +224,7 @@ def _show_programs(folders: Iterable[str]) -> None:
 
 
 def _build_sys(cgroup_mounts: list[LabCgroup], folders: dict[str, str]) -> None:
-    """Mount a sysfs of the lab's network namespace, and the lab's part of each cgroup hierarchy.
-
-    ``folders`` maps mount points of hierarchies to the lab's folders.
-    """
+    """Mount the sysfs of the lab's network namespace, and its ``folders`` of cgroup hierarchies."""
     new = f"{_ROOT}/sys"
     _mount("sysfs", new, "sysfs", _PLAIN)
     _mount("none", new, "", _REMOUNT | _BIND | _RDONLY | _PLAIN)
@@ -302,9 +290,8 @@ def _resolver() -> tuple[str, bytes] | None:
 
 
 def _mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
-    if _libc.mount(
-        os.fsencode(source), os.fsencode(target), kind.encode(), flags, os.fsencode(options)
-    ):
+    names = (os.fsencode(source), os.fsencode(target), kind.encode())
+    if _libc.mount(*names, flags, os.fsencode(options)):
         raise refused(f"mount {kind or source} on {target}", ctypes.get_errno())
 
 
@@ -398,10 +385,7 @@ def enter(folders: list[LabCgroup]) -> list[LabCgroup]:
 
 
 def enable_controllers(folders: list[LabCgroup]) -> None:
-    """Enable the v2 controllers for the cgroups below those of the lab.
-
-    They must already be the roots of its cgroup namespace.
-    """
+    """Enable the v2 controllers below the lab's cgroups, the roots of its cgroup namespace."""
     for folder in folders:
         if not folder.unified:
             continue
@@ -414,10 +398,7 @@ def enable_controllers(folders: list[LabCgroup]) -> None:
 
 
 def remove(folders: list[LabCgroup]) -> None:
-    """Remove the lab's cgroups with all children, and close their locks.
-
-    Waits up to 5 s until no process is left in them.
-    """
+    """Remove the lab's cgroups when they are empty, waiting at most 5 s; close their locks."""
     deadline = time.monotonic() + _REMOVE_S
     for folder in folders:
         # A process leaves its cgroup shortly after its parent has received SIGCHLD.

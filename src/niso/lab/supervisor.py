@@ -257,7 +257,7 @@ def _environment() -> dict[str, str]:
 
 
 def _execute(lab: _Lab, environment: dict[str, str]) -> NoReturn:
-    """Replace this process with the command; if that fails, say why and exit with 126 or 127."""
+    """Replace this process with the command, or print the reason and exit with 126 or 127."""
     status = FAILED
     command = lab.command
     try:

@@ -44,7 +44,12 @@ def _own_cgroups() -> dict[str, str]:
     The list of mounts is read only if a hierarchy is not at its usual mount point, because that
     takes 2 ms with 1,000 services. In that case the cgroups are unknown, and the values are "".
     """
-    own = {_usual_root(controllers): path for controllers, path in own_lines()}
+    own = {}
+    for controllers, path in own_lines():
+        v1 = f"{_TOP}/{controllers.removeprefix('name=')}"
+        mixed = f"{_TOP}/unified"
+        v2 = mixed if os.path.exists(f"{mixed}/cgroup.procs") else _TOP
+        own[v1 if controllers else v2] = path
     if own and all(os.path.exists(f"{root}/cgroup.procs") for root in own):
         return own
     return {unescaped(point): "" for _, point, *_ in mounts()}
@@ -119,8 +124,16 @@ def move_nowhere() -> None:
     paths = dict(own_lines())
     # The usual mount points; with 1,000 services, reading mountinfo costs 2 ms.
     usual = [f"{_TOP}/{names}{path}" for names, path in paths.items() if names[:5] != "name="]
-    if not any(move(0, folder) for folder in usual):
-        any(move(0, folder) for folder in _own_folders(paths))
+    if any(move(0, folder) for folder in usual):
+        return
+    for _, point, root, kind, options in mounts():
+        names = "" if kind == _V2 else controllers_in(options, paths)
+        if names is None or names not in paths:
+            continue
+        own = f"{paths[names]}/"
+        is_visible = own.startswith(f"{root.rstrip('/')}/")
+        if is_visible and move(0, f"{point}/{own.removeprefix(root)}"):
+            return
 
 
 def own_lines() -> list[tuple[str, str]]:
@@ -128,27 +141,6 @@ def own_lines() -> list[tuple[str, str]]:
     with open(_OWN, encoding="utf-8", errors="surrogateescape") as lines:
         parts = [line.rstrip("\n").split(":", 2) for line in lines]
     return [(controllers, path) for _, controllers, path in parts]
-
-
-def _usual_root(controllers: str) -> str:
-    """Return the usual mount point of a hierarchy. ``controllers`` is "" for v2."""
-    if controllers:
-        return f"{_TOP}/{controllers.removeprefix('name=')}"
-    return f"{_TOP}/unified" if os.path.exists(f"{_TOP}/unified/cgroup.procs") else _TOP
-
-
-def _own_folders(paths: dict[str, str]) -> Iterator[str]:
-    """Yield the folder of this process's cgroup in each mounted hierarchy.
-
-    ``paths`` maps the controllers of a hierarchy ("" for v2) to this process's cgroup in it.
-    """
-    for _, point, root, kind, options in mounts():
-        names = "" if kind == _V2 else controllers_in(options, paths)
-        if names is None or names not in paths:
-            continue
-        own = f"{paths[names]}/"
-        if own.startswith(f"{root.rstrip('/')}/"):
-            yield f"{point}/{own.removeprefix(root)}"
 
 
 def controllers_in(options: set[str], known: Iterable[str]) -> str | None:
@@ -173,7 +165,7 @@ def _words(path: str) -> list[str]:
 
 
 def holds(path: str, pid: int) -> bool:
-    """Return whether a process is in the cgroup ``path`` or below it; False if it has exited.
+    """Return whether a process is in or below the cgroup ``path``; False if it has exited.
 
     The root that this process sees may itself be below other cgroups.
     """

@@ -52,10 +52,7 @@ def state_dir() -> str:
 
 
 def container_id(service: str) -> str:
-    """Return the id by which crun and conmon know a service's container.
-
-    conmon's journald driver needs more than 12 characters (conmon, src/ctr_logging.c).
-    """
+    """Return crun's id of a service's container: more than 12 characters, for journald."""
     return f"niso-service-{service}"
 
 
@@ -75,10 +72,7 @@ def environment() -> dict[str, str]:
 
 
 def run(*args: str) -> tuple[int, str]:
-    """Run crun, and return its exit status and its error output on one line.
-
-    Even after a signal, this call waits until crun exits: an undo must not run concurrently.
-    """
+    """Run crun to its end, even after a signal; return its exit status and errors on one line."""
 
     program = tool("crun")
     with signals_held():
@@ -313,10 +307,7 @@ def command_line(pid: int) -> list[bytes]:
 
 
 def state_letter(pid: int | None) -> str:
-    """Return the state letter of a process (proc_pid_stat(5)), or X if it has exited.
-
-    Z stands for a zombie, T and t for stopped.
-    """
+    """Return the state letter of a process (proc_pid_stat(5)), or X if it has exited."""
     return files.of_process(pid, "stat").rpartition(b") ")[2][:1].decode() or "X"
 
 
@@ -346,10 +337,7 @@ def int_or_none(value: object) -> int | None:
 
 
 def wait_readable(fd: int, timeout_s: float) -> bool:
-    """Wait up to ``timeout_s`` seconds until ``fd`` is readable; return whether it is.
-
-    A pidfd becomes readable when its process exits (pidfd_open(2)).
-    """
+    """Wait until ``fd`` is readable, as a pidfd is when its process exits; return whether it is."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     deadline = time.monotonic() + timeout_s

@@ -42,10 +42,7 @@ _NOT_EXECUTABLE = Problem("is not executable", "chmod +x {} (beside manifest.tom
 
 
 def mounts_of(package: str, rootfs: str | None) -> dict[str, str]:
-    """Map the mount points of a service to folders of the host; "" is the root.
-
-    If ``package`` is "", the service has no folder /app here.
-    """
+    """Map the mount points of a service ("" is the root, /app the package) to host folders."""
     return {"": rootfs or "/", APP: package}
 
 
@@ -283,10 +280,7 @@ def read_database(rootfs: str | None, name: str) -> list[list[str]]:
 
 
 def _is_id(text: str) -> bool:
-    """Return whether a field is a valid uid or gid.
-
-    The length is checked first, because int() refuses more than 4300 digits.
-    """
+    """Return whether a field is a valid uid or gid. int() refuses more than 4300 digits."""
     return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= MAX_ID
 
 

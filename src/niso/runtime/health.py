@@ -270,10 +270,7 @@ def _steps(check: Healthcheck, namespace: str | None, doing: list[str]) -> _Step
 
 
 def _candidates(check: Healthcheck, namespace: str | None) -> Generator[str, None, None]:
-    """Yield the healthcheck's address, or loopback addresses and then those of interfaces.
-
-    The latter are read only if the probes of the former fail.
-    """
+    """Yield the healthcheck's address, or loopback and then, if needed, other addresses."""
     if check.address:
         yield check.address
         return
@@ -338,10 +335,7 @@ def _http(sock: socket.socket, check: Healthcheck) -> _Steps:
 
 
 def _status(received: bytes) -> tuple[int | None, bytes]:
-    """Return the status code of the final response, and the bytes that are still to be parsed.
-
-    The code is None if it has not been received yet.
-    """
+    """Return the status code of the final response, if received, and the bytes still to parse."""
     while True:
         line, end, _ = received.partition(b"\n")
         words = line.split(b" ", 2)
@@ -442,7 +436,11 @@ class CommandProbe(HealthProbe):
                 block = os.read(self._output, _OUTPUT_BLOCK)
                 self._tail = (self._tail + block)[-_KEPT:]
                 if not block:  # the command has closed its output, and may still run
-                    self._forget_output()
+                    ready = select.epoll.fromfd(os.dup(self.fd))
+                    ready.unregister(self._output)
+                    ready.close()
+                    os.close(self._output)
+                    self._output = -1
         if not is_over:
             return
         code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
@@ -463,13 +461,6 @@ class CommandProbe(HealthProbe):
         lines = self._tail.decode("utf-8", "replace").split("\n")
         last = next((line for line in map(str.strip, reversed(lines)) if line), "")
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in last[-_LINE:])
-
-    def _forget_output(self) -> None:
-        ready = select.epoll.fromfd(os.dup(self.fd))
-        ready.unregister(self._output)
-        ready.close()
-        os.close(self._output)
-        self._output = -1
 
     def close(self) -> None:
         """Kill the command with its process group if it still runs; release all resources."""

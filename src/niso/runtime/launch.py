@@ -172,10 +172,14 @@ def write_bundle(spec: ProcessSpec, bundle: str, under: root.Skeleton | None) ->
     below = spec.rootfs if under is None else under[0]
     assert below is not None
     hosts_at = root.write_layer(spec, f"{bundle}/layer", below)
-    for _, at, is_folder in where:
-        (root.mount_point if is_folder else root.mount_file)(below, f"{bundle}/layer", at)
     shared = f"{bundle}/{sources.VOLUMES}"
-    volumes.make_sources(shared, where)
+    for volume, at, is_folder in where:
+        (root.mount_point if is_folder else root.mount_file)(below, f"{bundle}/layer", at)
+        if sources.is_shared(volume) and is_folder:
+            os.mkdir(f"{shared}/{volume.name}", 0o700)
+        elif sources.is_shared(volume):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            os.close(os.open(f"{shared}/{volume.name}", flags, 0o600))
     machine = oci.OciHost(
         init=os.path.join(bundle, INIT, os.path.basename(init())),
         nofile_max=root.once(nofile_max),
@@ -368,7 +372,7 @@ _spawning = threading.Lock()
 
 @contextmanager
 def _nothing_inherited() -> Iterator[None]:
-    """Context in which a child does not inherit descriptors that the caller's shell left open.
+    """Context in which a child does not inherit descriptors of the caller's shell.
 
     POSIX_SPAWN_CLOSE would fail for numbers above the present limit of open files.
     """
@@ -382,14 +386,12 @@ def _nothing_inherited() -> Iterator[None]:
 
 
 def _inherited() -> list[int]:
-    return [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2 and _is_inherited(fd)]
-
-
-def _is_inherited(fd: int) -> bool:
-    try:
-        return os.get_inheritable(fd)
-    except OSError:  # the descriptor that listed the folder
-        return False
+    found = []
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):  # the descriptor that listed the folder
+            if fd > 2 and os.get_inheritable(fd):
+                found.append(fd)
+    return found
 
 
 _inherited_once = cache(_inherited)
@@ -464,7 +466,7 @@ def enter() -> None:
     """Move the calling thread into a new mount namespace, whose mounts the host never sees.
 
     Later mounts of the host appear in it (mount_namespaces(7), MS_SLAVE). The thread must have
-    unshared CLONE_FS, and must be in a start (`under_way.begin`). Raises OSError.
+    unshared CLONE_FS, and must be in a start (`root.begin`). Raises OSError.
     """
     with _lock:
         if _base:
@@ -474,7 +476,12 @@ def enter() -> None:
             os.chroot(".")
         else:
             os.unshare(os.CLONE_NEWNS)
-            _prepare()
+            root.mount(None, "/", None, _MS_REC | _MS_SLAVE)
+            with suppress(OSError):  # /run/netns is no mount: no service has a network namespace
+                root.unmount(os.fsencode(paths.NETNS_DIR), _MNT_DETACH)
+            if os.path.isdir("/sys/fs/cgroup/unified") and os.path.isdir("/sys/fs/cgroup/systemd"):
+                # crun does not accept the unified hierarchy next to those of v1: hide it.
+                root.mount("none", "/sys/fs/cgroup/unified", "tmpfs", _MS_NOSUID | _MS_NODEV)
             top = os.open("/", os.O_PATH)
             try:
                 _base[:] = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY), top
@@ -489,16 +496,6 @@ def _close() -> None:
     """Close the namespace that starts copy: it keeps mounts in use that the host unmounts."""
     while _base:
         os.close(_base.pop())
-
-
-def _prepare() -> None:
-    """Unmount in this thread's mount namespace what no start needs."""
-    root.mount(None, "/", None, _MS_REC | _MS_SLAVE)
-    with suppress(OSError):  # /run/netns is not a mount: no service has a network namespace
-        root.unmount(os.fsencode(paths.NETNS_DIR), _MNT_DETACH)
-    if os.path.isdir("/sys/fs/cgroup/unified") and os.path.isdir("/sys/fs/cgroup/systemd"):
-        # crun does not accept the unified hierarchy next to those of v1: hide it.
-        root.mount("none", "/sys/fs/cgroup/unified", "tmpfs", _MS_NOSUID | _MS_NODEV)
 
 
 # --- the script that conmon runs at the end -------------------------------------------------------
@@ -564,7 +561,7 @@ def renew() -> None:
 
 
 def remove_unused() -> None:
-    """Delete the script if no service has runtime files, and unused skeletons of roots.
+    """Delete unused skeletons of roots, and the script if no service has runtime files.
 
     No-op while a service is starting.
     """

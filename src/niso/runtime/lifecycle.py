@@ -53,10 +53,7 @@ _FILES, _BYTES, _INODES = 64, 1 << 18, 64
 
 
 def require_room() -> None:
-    """Raise ProcessError if a start would fail for lack of descriptors, disk space or inodes.
-
-    Callers check this before they stop a process to restart it.
-    """
+    """Raise ProcessError if descriptors, disk space or inodes are lacking for a start."""
     held: list[int] = []
     try:
         held += (os.dup(0) for _ in range(_FILES))
@@ -176,10 +173,7 @@ def stop(service: str, timeout_s: float | None = None) -> None:
 
 
 def stop_all(services: Iterable[str]) -> dict[str, Error]:
-    """Stop services as `stop` does with a timeout of 0 s, with one crun process for all of them.
-
-    Returns the errors by service.
-    """
+    """Stop services with a timeout of 0 s and one crun process; return the errors by service."""
     errors: dict[str, Error] = {}
 
     def attempt(names: Iterable[str], do: Callable[[str], bool]) -> list[str]:
@@ -340,9 +334,9 @@ def _delete(services: Iterable[str]) -> None:
 
 
 def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
-    """Kill the PID 1 of a run: with SIGTERM, and after ``timeout_s`` seconds with SIGKILL.
+    """Kill the PID 1 of a run, and so all of its processes (pid_namespaces(7)).
 
-    The kernel kills all other processes of the run with it (pid_namespaces(7)).
+    It gets SIGTERM, and after ``timeout_s`` seconds SIGKILL.
     """
     pid = crun.read_pid(f"{bundle}/pid")
     pidfd = crun.open_in_service(spec.service, pid) if spec else -1
@@ -503,11 +497,13 @@ def mark(init: int) -> Mark | None:
             # PID 1's child has PID 1's command line until it executes the entrypoint.
             entered = entered or program not in (b"", crun.INIT.encode())
             for tid in os.listdir(f"/proc/{pid}/task"):
-                switches = _switches(f"/proc/{pid}/task/{tid}/status")
+                with open(f"/proc/{pid}/task/{tid}/status", "rb") as file:
+                    text = file.read()
+                sleeps = text.partition(b"\nState:\t")[2][:1] == b"S"
                 children = _children(pid, tid)
-                if switches is None or len(threads) >= _MAX_THREADS or (children and pid != init):
+                if not sleeps or len(threads) >= _MAX_THREADS or (children and pid != init):
                     return None
-                threads.append((int(tid), switches))
+                threads.append((int(tid), text[text.rfind(b"\nvoluntary_ctxt_switches") :]))
                 pids += children
     except (FileNotFoundError, ProcessLookupError):
         return None
@@ -538,14 +534,6 @@ def _children(pid: int, tid: str) -> list[int]:
         return [int(word) for word in file.read().split()]
 
 
-def _switches(path: str) -> bytes | None:
-    """Return the context switches of a thread as text, or None if it does not sleep."""
-    with open(path, "rb") as file:
-        text = file.read()
-    _, _, state = text.partition(b"\nState:\t")
-    return text[text.rfind(b"\nvoluntary_ctxt_switches") :] if state[:1] == b"S" else None
-
-
 # --- replacing the hosts file of a running service ------------------------------------------------
 
 
@@ -557,10 +545,7 @@ _RESOLVE = root.BENEATH | root.NO_SYMLINKS | root.NO_MAGICLINKS
 
 
 def swap(spec: ProcessSpec) -> None:
-    """Mount ``spec.hosts_folder`` in a running service, now and at later restarts.
-
-    A second call changes nothing more. Raises ProcessError.
-    """
+    """Mount ``spec.hosts_folder`` in a running service, now and at later restarts; idempotent."""
     what = f"{spec.service}: cannot replace its hosts file"
     again = f"a restart of {spec.service} mounts it again"
     pidfd = open_init(spec.service)
@@ -634,10 +619,7 @@ def _swap(tree: int, device: int) -> None:
 
 
 class Orphan(NamedTuple):
-    """A service that has a cgroup, but no runtime files in this run folder.
-
-    Its runtime files were deleted, or belong to another run folder.
-    """
+    """A service that has a cgroup, but no runtime files in this run folder."""
 
     service: str
     state_id: str
@@ -650,10 +632,7 @@ class Orphan(NamedTuple):
 
 
 def orphans(state_ids: Iterable[str]) -> list[Orphan]:
-    """Return the services that have a cgroup but no runtime files, sorted.
-
-    ``state_ids`` are the ids of their state folders.
-    """
+    """Return the services of these state folders with a cgroup but no runtime files, sorted."""
     known = {*status.services(), cgroups.KEEPERS}
     found = []
     for state_id in sorted(set(state_ids)):

@@ -53,10 +53,7 @@ class Record(NamedTuple):
 
 
 def rotate_if_large(service: str) -> None:
-    """Start a new log file if the present one exceeds 16 MiB.
-
-    No-op if another process is rotating the log.
-    """
+    """Start a new log file if this one exceeds 16 MiB and no other process rotates it."""
     path = f"{paths.log_dir(service)}/{LOG_NAME}"
     try:
         large = os.stat(path).st_size > ROTATE_BYTES
@@ -100,10 +97,7 @@ def read(
 def records(
     service: str, last: int | None, follow: bool, since: float | None
 ) -> Iterator[Record | None]:
-    """Yield the records of a log; with ``follow``, None once after those that already exist.
-
-    The parameters are those of `read`.
-    """
+    """Yield the records that `read` shows; with ``follow``, None after the existing ones."""
     files = _open_files(f"{paths.log_dir(service)}/{LOG_NAME}")
     try:
         start, offset = (0, 0) if last is None else _tail(files, last)

@@ -14,10 +14,7 @@ if TYPE_CHECKING:
 
 
 class Machine(NamedTuple):
-    """The store, the kernel and the processes that a command uses, and its access to the cluster.
-
-    All commands take a Machine, so that tests can use one in memory.
-    """
+    """The store, kernel and processes that a command uses, and its access to the cluster."""
 
     store: Store
     kernel: Kernel

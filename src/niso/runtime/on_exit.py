@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 
 from niso.base import files
 from niso.base.errors import Error
@@ -120,21 +121,12 @@ def _restart(spec: ProcessSpec, record: dict[str, Any]) -> dict[str, Any]:
         record = {**record, "failures": failures + 1, "error": str(error)}
         status.write_state(spec.service, record)
         return record
-    _notify_unit(spec.service)
-    return {"phase": "running"}
-
-
-def _notify_unit(service: str) -> None:
-    """Make the new conmon the main process of the service's systemd unit, if it has a unit.
-
-    If this fails, systemd will take the exit of the previous conmon for the end of the service.
-    """
-    conmon = status.conmon(service)
-    if conmon is not None and units.path(service) is not None:
-        try:
+    conmon = status.conmon(spec.service)
+    if conmon is not None and units.path(spec.service) is not None:
+        # Otherwise systemd takes the exit of the previous conmon for the end of the service.
+        with suppress(OSError):
             units.tell(f"MAINPID={conmon}")
-        except OSError:
-            return
+    return {"phase": "running"}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
 """Copy packages. /app in a service is a copy from its activation, so later edits have no effect.
 
 The folder of a copy is named after the fingerprint of its source: the names, the contents and the
-execute permission of all files except the manifest. So if files are written again with the same
-content, for example by git or a CI job, the package is the same. A copy is made under a temporary
-name, and renamed when it is complete and flushed to the disk. It must survive a power failure,
-because the record of an activation, which refers to it, does.
+execute permission of all files except the manifest. A copy is made under a temporary name, and
+renamed when it is complete and flushed to the disk. It must survive a power failure, because the
+record of an activation, which refers to it, does.
 
 niso writes the manifest.toml of a copy. It is the active manifest, including what a stack.toml and
 variables have changed. So if the store is lost, the copy can be activated with the same policies.
@@ -164,7 +163,7 @@ def is_copied(
 ) -> bool:
     """Return whether a copy with this fingerprint exists and its files have the expected sizes.
 
-    The file ``manifest`` may have changed. Raises the errors of `fingerprint`.
+    The file ``manifest`` may have changed.
     """
     copy = os.path.join(package_dir(service), digest)
     try:
@@ -492,10 +491,7 @@ class PackageFiles(NamedTuple):
 
 
 class Contents:
-    """The cached digests of the files of a service's package, from `paths.contents_file`.
-
-    The caller must have the service's lock when it saves them.
-    """
+    """The cached digests of a service's package. Saving them needs the service's lock."""
 
     def __init__(self, service: str) -> None:
         self._path = contents_file(service)

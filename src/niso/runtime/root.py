@@ -139,10 +139,7 @@ def _show_host(folders: Sequence[str]) -> None:
 
 
 def _show(folder: str, at: str) -> None:
-    """Mount a read-only overlay of ``folder`` at ``at``.
-
-    Overlay needs two lower layers, so one of them is an empty folder.
-    """
+    """Mount a read-only overlay of ``folder``, with an empty folder as the second lower layer."""
     lower = "".join(f"\\{char}" if char in "\\:," else char for char in folder)
     flags = MS_RDONLY | MS_NOSUID | MS_NODEV
     mount("niso", at, "overlay", flags, f"lowerdir={lower}:empty")
@@ -528,10 +525,7 @@ def syncfs(fd: int) -> None:
 
 
 def open_place(path: str, resolve: int, folder: int = AT_FDCWD, flags: int = 0) -> int:
-    """Return a descriptor (O_PATH) of ``path`` below ``folder``, by openat2(2).
-
-    ``resolve`` has RESOLVE_* flags, ``flags`` further O_* flags.
-    """
+    """Open ``path`` below ``folder`` with openat2(2): O_PATH, ``flags``, and RESOLVE_* flags."""
     how = _open_how.pack(os.O_PATH | os.O_CLOEXEC | flags, 0, resolve)
     return _call("syscall", _OPENAT2, folder, os.fsencode(path), how, len(how), name=path)
 

@@ -1,15 +1,13 @@
 """Identify the host's files that a service sees: rootfs, volumes, secrets, package copy.
 
 A path can be replaced after it was checked. For example, a user who can write to one of its folders
-could replace the rootfs with a symbolic link to / after the activation, and at its next start the
-service would read the host's files. Therefore an activation records which file each path referred
-to. Each start opens the paths without following symbolic links, compares the files, and mounts
-exactly the opened ones.
+could replace the rootfs with a symbolic link to /. Therefore an activation records which file each
+path referred to. Each start opens the paths without following symbolic links, compares the files,
+and mounts exactly the opened ones.
 
 A rootfs must stay the same folder. A host volume may be replaced where only root can do so, for
-example when a program creates its folder below /run again, or when an editor replaces a file. A
-secret is a file, which may be replaced by another file with other content, but not by a symbolic
-link. A package copy must be a folder that only root can change.
+example when an editor replaces a file. A secret is a file, which may be replaced by another file,
+but not by a symbolic link. A package copy must be a folder that only root can change.
 """
 
 from __future__ import annotations

@@ -112,10 +112,7 @@ def _read(service: str) -> Status:
 
 
 def _read_running(service: str, record: dict[str, Any], bundle: str, shown: Status) -> Status:
-    """Return the status ``shown`` of a run, updated if the run has ended since.
-
-    ``record`` is the content of state.json.
-    """
+    """Return the status ``shown`` of a run recorded as running, updated if it has ended since."""
     pid = crun.int_or_none(record.get("pid"))
     if pid is not None and crun.in_service(service, pid):
         return shown._replace(pid=pid)
@@ -177,10 +174,7 @@ def is_in_own_netns(spec: ProcessSpec | None, pid: int | None) -> bool:
 
 
 def known_to_crun(service: str, pid: int) -> bool:
-    """Return whether crun has recorded ``pid`` as the service's PID 1.
-
-    If not, crun can neither run a command in the service nor kill it.
-    """
+    """Return whether crun has recorded ``pid`` as PID 1, and so can find the service."""
     try:
         known = crun.read_json(f"{crun.container_dir(service)}/status")
     except OSError:

@@ -78,7 +78,7 @@ def path(service: str, pid: int | None = None) -> str | None:
 
 
 def logs_to_journal(service: str) -> bool:
-    """Return whether a conmon started now writes to journald too: only in the service's unit."""
+    """Return whether a conmon that starts now logs to journald: it does in a unit."""
     return (service in _stand_ins or path(service) is not None) and os.path.exists(_JOURNAL)
 
 
@@ -248,12 +248,18 @@ class Units:
         _systemctl("enable", *map(unit_of, services))
 
     def remove(self, services: Iterable[str]) -> None:
-        """Wait until the units of services are inactive, disable them, and delete their files."""
+        """Wait up to 10 s until the units are inactive, disable them, and delete their files."""
         names = list(services)
         if not names:
             return
         units = [unit_of(name) for name in names]
-        _wait_ended(units)
+        # If the file of an active unit were deleted, systemd would not run its ExecStop.
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            states = _systemctl("is-active", *units, may_fail=True).split()
+            if not set(states) & {"active", "deactivating", "activating", "reloading"}:
+                break
+            time.sleep(0.02)
         _systemctl("disable", *units)
         for name in names:
             os.unlink(unit_file(name))
@@ -315,19 +321,6 @@ class Units:
         """Stop a service's unit, but not its processes. The caller must have the service's lock."""
         spec = load(service)
         give_back(service, status.conmon(service), cgroup_of(spec) if spec is not None else None)
-
-
-def _wait_ended(units: list[str]) -> None:
-    """Wait at most 10 s until none of these units is active.
-
-    If the file of an active unit were deleted, systemd would not run its ExecStop.
-    """
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        states = _systemctl("is-active", *units, may_fail=True).split()
-        if not set(states) & {"active", "deactivating", "activating", "reloading"}:
-            return
-        time.sleep(0.02)
 
 
 def _systemctl(*arguments: str, may_fail: bool = False) -> str:

@@ -145,10 +145,7 @@ def make_named(spec: ProcessSpec) -> None:
 
 
 def mounts(spec: ProcessSpec, where: list[Placed], shared: str) -> list[dict[str, Any]]:
-    """Return the mount objects of the volumes (OCI runtime-spec, config.md, Mounts).
-
-    The folder ``shared`` contains the host volumes by name.
-    """
+    """Return the OCI mount objects of the volumes. Host volumes are in ``shared``, by name."""
     result = []
     for volume, at, _ in where:
         if volume.source is not None:
@@ -160,17 +157,6 @@ def mounts(spec: ProcessSpec, where: list[Placed], shared: str) -> list[dict[str
         options += [f"size={volume.size}"] if volume.size is not None else []
         result.append({"source": "tmpfs", "destination": at, "type": "tmpfs", "options": options})
     return result
-
-
-def make_sources(shared: str, where: list[Placed]) -> None:
-    """Create the mount points for the host volumes in the folder ``shared``. Raises OSError."""
-    for volume, _, folder in where:
-        if volume.source is not None and not volume.named:
-            point = os.path.join(shared, volume.name)
-            if folder:
-                os.mkdir(point, 0o700)
-            else:
-                os.close(os.open(point, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 # --- named volumes, which outlive an activation ---------------------------------------------------
