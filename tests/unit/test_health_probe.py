@@ -167,7 +167,7 @@ def test_silent_server_is_given_up_and_does_not_delay_the_others() -> None:
     ):
         slow = CHECK._replace(port=silent, timeout_s=2)
         quick = CHECK._replace(port=well)
-        probes = [health.HealthProbe(slow, None), health.Probe(quick, None)]
+        probes = [health.HealthProbe(slow, None), health.HealthProbe(quick, None)]
         while probes[1].answer is None:
             health.advance(
                 [probe for probe in probes if probe.answer is None], (), probes[0].deadline
