@@ -456,7 +456,7 @@ class FakeUnits:
             raise ProcessError("its process has ended", f"niso logs {service}", service=service)
         self.active.add(service)
 
-    def give_back(self, service: str) -> None:
+    def stop_unit_only(self, service: str) -> None:
         self.active.discard(service)
 
     def _require(self, service: str, what: str) -> None:

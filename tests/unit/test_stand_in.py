@@ -18,7 +18,7 @@ def test_stand_in_of_a_service_without_a_record_ends(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cgroups, "roots", lambda: pytest.fail("no process has a place to go to"))
     monkeypatch.setattr(units, "_stand_ins", {"api": (hold, done, "/niso-api.service", 1)})
     os.write(say, b".")
-    units.Units().give_back("api")
+    units.Units().stop_unit_only("api")
     os.set_blocking(wait, False)
     assert os.read(wait, 1) == b""  # the end of the pipe, for which the stand-in waits
     assert units._stand_ins == {}

@@ -411,7 +411,7 @@ def _known(store: Store, name: str, with_volumes: bool) -> str:
     try:
         return _own(store, name)
     except NotFound:
-        if with_volumes and "/" not in name and volumes.kept(name):
+        if with_volumes and "/" not in name and volumes.existing_names(name):
             return name
         raise
 

@@ -205,7 +205,7 @@ def clear(machine: Machine, names: Iterable[str], report: Report = silent) -> li
             continue
         mine.append(name)
         with journal.locked(machine.store, [name]):
-            units.give_back(name)
+            units.stop_unit_only(name)
         report(systemd.ChangingUnit("remove", systemd.unit_file(name)))
     units.remove(mine)
     outside_names_refresh.settle(machine, report)

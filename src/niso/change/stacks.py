@@ -189,7 +189,7 @@ def down(
     ended = deactivate.deactivate(machine, names, report, dry_run, needs=outline.after)
     if with_volumes and dry_run:
         for name in names:
-            if kept := volumes.kept(name):
+            if kept := volumes.existing_names(name):
                 report(RemovingVolumes(name, tuple(kept)))
     elif with_volumes:
         deactivate.remove_volumes(machine, names, report)

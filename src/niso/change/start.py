@@ -440,8 +440,8 @@ class Wait:
         probe.close()
         self.reason = probe.answer or ""
         self.well = not self.reason
-        if self.reason and probe.said:
-            self.reason += f"; it said: {probe.said}"
+        if self.reason and probe.last_output:
+            self.reason += f"; it said: {probe.last_output}"
         if self.well:
             return
         now = time.monotonic()

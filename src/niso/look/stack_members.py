@@ -88,7 +88,9 @@ def prefixed(store: Store, asks: bool | None, stack: str, names: Iterable[str]) 
     members = store.stack_members(stack)
     if not members:
         long = (long_name(stack, name) for name in names)
-        members = [name for name in long if store.service(name) is None and volumes.kept(name)]
+        members = [
+            name for name in long if store.service(name) is None and volumes.existing_names(name)
+        ]
     return applies(asks, stack, names, members, taken_)
 
 

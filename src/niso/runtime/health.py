@@ -59,7 +59,7 @@ def advance(probes: Sequence[HealthProbe], others: Sequence[int], until: float) 
         time.sleep(min(left_s, 0.001))
     for probe in probes:
         if probe.fd in ready:
-            probe.go_on()
+            probe.advance()
         probe.give_up_if_late()
 
 
@@ -196,7 +196,7 @@ _Steps = Generator[tuple[socket.socket, int], None, str]
 
 
 class HealthProbe:
-    """One probe in progress. `go_on` can continue when ``fd`` is ready for ``events`` (poll(2))."""
+    """One probe. `advance` continues it when ``fd`` is ready for ``events`` (poll(2))."""
 
     def __init__(self, check: Healthcheck, namespace: str | None) -> None:
         """Start the probe in a namespace of /run/netns; None is the caller's own."""
@@ -209,9 +209,9 @@ class HealthProbe:
         self._check = check
         self._doing = ["connect: no answer"]
         self._steps = _steps(check, namespace, self._doing)
-        self.go_on()
+        self.advance()
 
-    def go_on(self) -> None:
+    def advance(self) -> None:
         """Continue the probe as far as possible without blocking."""
         try:
             sock, self.events = next(self._steps)
@@ -229,7 +229,7 @@ class HealthProbe:
             self.answer = f"{self._check.target}: {late}"
 
     @property
-    def said(self) -> str:
+    def last_output(self) -> str:
         """The last line of a command's output, with unprintable characters escaped; "" here."""
         return ""
 
@@ -423,7 +423,7 @@ class CommandProbe(HealthProbe):
         ready.register(self._output, select.EPOLLIN)
         ready.close()
 
-    def go_on(self) -> None:
+    def advance(self) -> None:
         """Read the command's output, and its exit status if it has exited.
 
         Processes that the command has started and that still run are killed then.
@@ -456,7 +456,7 @@ class CommandProbe(HealthProbe):
             self.answer = f"{self._check.target}: {describe_exit(code)}" if code else ""
 
     @property
-    def said(self) -> str:
+    def last_output(self) -> str:
         """The last line of the command's output, with unprintable characters escaped."""
         lines = self._tail.decode("utf-8", "replace").split("\n")
         last = next((line for line in map(str.strip, reversed(lines)) if line), "")

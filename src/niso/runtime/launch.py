@@ -163,7 +163,7 @@ def write_bundle(spec: ProcessSpec, bundle: str, under: root.Skeleton | None) ->
         os.close(os.open(f"{bundle}/{sources.NETNS}", os.O_CREAT | os.O_CLOEXEC, 0o600))
         spec = spec._replace(netns=f"{bundle}/{sources.NETNS}")
     spec = spec._replace(package=f"{bundle}/{sources.PACKAGE}")
-    where = volumes.placed(spec.rootfs, spec.volumes)
+    where = volumes.resolve_mount_points(spec.rootfs, spec.volumes)
     volumes.make_named(spec)
     if under is None:
         os.mkdir(f"{bundle}/{LOWER}", 0o700)
@@ -488,7 +488,7 @@ def enter() -> None:
             except OSError:
                 os.close(top)
                 raise
-            root.at_end(_close)
+            root.after_last_start(_close)
     os.unshare(os.CLONE_NEWNS)
 
 

@@ -143,7 +143,7 @@ def terminate(service: str) -> int:
     if not os.path.isdir(folder):
         return -1
     signals.hit(f"ask the process of {service} to end")
-    units.stand_in(service, status.conmon(service))
+    units.add_stand_in(service, status.conmon(service))
     for bundle in status.bundles(folder):
         _touch(f"{bundle}/{status.STOPPING}")
     for bundle in status.bundles(folder):
@@ -204,7 +204,7 @@ def _end_runs(service: str, timeout_s: float | None) -> bool:
     spec = crun.load(service)
     if timeout_s is None:
         timeout_s = spec.stop_timeout_s if spec else 0.0
-    units.stand_in(service, status.conmon(service))
+    units.add_stand_in(service, status.conmon(service))
     _end_all(service, spec, status.bundles(folder), timeout_s)
     return True
 

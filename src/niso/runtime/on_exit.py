@@ -125,7 +125,7 @@ def _restart(spec: ProcessSpec, record: dict[str, Any]) -> dict[str, Any]:
     if conmon is not None and units.path(spec.service) is not None:
         # Otherwise systemd takes the exit of the previous conmon for the end of the service.
         with suppress(OSError):
-            units.tell(f"MAINPID={conmon}")
+            units.notify(f"MAINPID={conmon}")
     return {"phase": "running"}
 
 

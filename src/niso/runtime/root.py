@@ -447,7 +447,7 @@ _lock = threading.Lock()
 _starts = 0
 _read: dict[object, Any] = {}
 """The results of `once`. A key is the function with its arguments."""
-_at_end: list[Callable[[], object]] = []
+_after_last_start: list[Callable[[], object]] = []
 """Functions to call when no start is in progress any more."""
 
 
@@ -466,14 +466,14 @@ def end() -> None:
         if _starts:
             return
         _read.clear()
-        while _at_end:
-            _at_end.pop()()
+        while _after_last_start:
+            _after_last_start.pop()()
 
 
-def at_end(drop: Callable[[], object]) -> None:
+def after_last_start(drop: Callable[[], object]) -> None:
     """Call ``drop`` after the last start in progress. The caller must be in a start."""
     with _lock:
-        _at_end.append(drop)
+        _after_last_start.append(drop)
 
 
 def once[T](read: Callable[..., T], *args: object) -> T:

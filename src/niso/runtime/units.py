@@ -88,7 +88,7 @@ def adopt(pid: int, to: str) -> None:
         move(pid, f"{root}{to}")
 
 
-def tell(*lines: str) -> None:
+def notify(*lines: str) -> None:
     """Send assignments such as ``MAINPID=12`` or ``READY=1`` to systemd.
 
     The call returns when systemd has handled them, or after `_NOTIFY_S` seconds. Raises OSError.
@@ -116,7 +116,7 @@ The value is: the pipe to that process, the pipe from it, the unit's cgroup, and
 """
 
 
-def stand_in(service: str, conmon: int | None) -> None:
+def add_stand_in(service: str, conmon: int | None) -> None:
     """Add a stand-in process to the unit of ``conmon``, which the caller is about to kill.
 
     No-op if conmon is in no unit, or if this process is in the same unit.
@@ -155,12 +155,12 @@ def hand_over(service: str, conmon: int | None) -> None:
         os.close(done)
 
 
-def give_back(service: str, conmon: int | None, path: str | None) -> None:
+def stop_unit_only(service: str, conmon: int | None, path: str | None) -> None:
     """Stop a service's unit, but move conmon and its children out of it before.
 
     ``path`` is the service's cgroup; None if it has been removed, and only the stand-in is left.
     """
-    stand_in(service, conmon)
+    add_stand_in(service, conmon)
     if service not in _stand_ins:
         return
     hold, done, unit, stand_in_pid = _stand_ins.pop(service)
@@ -186,11 +186,11 @@ def _stand(unit: str, wait: int, say: int) -> NoReturn:
         keep_only((wait, say))
         heed_signals()
         adopt(os.getpid(), unit)
-        tell(f"MAINPID={os.getpid()}")
+        notify(f"MAINPID={os.getpid()}")
         os.write(say, f"{os.getpid()}".encode())
         conmon = os.read(wait, 20)
         if conmon:
-            tell(f"MAINPID={conmon.decode()}")
+            notify(f"MAINPID={conmon.decode()}")
     finally:
         os._exit(0)
 
@@ -315,12 +315,14 @@ class Units:
         for pid in pids:
             if path(service, pid) != own:
                 adopt(pid, own)
-        tell(f"MAINPID={pids[0]}", "READY=1")
+        notify(f"MAINPID={pids[0]}", "READY=1")
 
-    def give_back(self, service: str) -> None:
+    def stop_unit_only(self, service: str) -> None:
         """Stop a service's unit, but not its processes. The caller must have the service's lock."""
         spec = load(service)
-        give_back(service, status.conmon(service), cgroup_of(spec) if spec is not None else None)
+        stop_unit_only(
+            service, status.conmon(service), cgroup_of(spec) if spec is not None else None
+        )
 
 
 def _systemctl(*arguments: str, may_fail: bool = False) -> str:
@@ -514,5 +516,5 @@ def alone(lock: str, held: Conflict, work: Callable[[], None]) -> None:
         except Conflict:
             raise held from None
         if "NOTIFY_SOCKET" in os.environ:
-            tell("READY=1")
+            notify("READY=1")
         work()

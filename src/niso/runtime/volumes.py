@@ -32,7 +32,7 @@ Placed = tuple[MountedVolume, str, bool]
 """A volume, its mount point in the service with links resolved, and whether it is a folder."""
 
 
-def placed(rootfs: str | None, volumes: Iterable[MountedVolume]) -> list[Placed]:
+def resolve_mount_points(rootfs: str | None, volumes: Iterable[MountedVolume]) -> list[Placed]:
     """Return the volumes with their mount points in a service with this rootfs, links resolved.
 
     Raises InvalidInput with the key of the manifest if a mount point cannot be used, or if two of
@@ -162,7 +162,7 @@ def mounts(spec: ProcessSpec, where: list[Placed], shared: str) -> list[dict[str
 # --- named volumes, which outlive an activation ---------------------------------------------------
 
 
-def kept(service: str) -> list[str]:
+def existing_names(service: str) -> list[str]:
     """Return the names of a service's named volumes that exist, even if the service was removed."""
     try:
         names = os.listdir(paths.volume_dir(service))
@@ -180,7 +180,7 @@ def owners() -> dict[str, set[int]]:
         return {}
     owners: dict[str, set[int]] = {service: set() for service in services}
     for service, uids in owners.items():
-        for name in kept(service):
+        for name in existing_names(service):
             with suppress(FileNotFoundError):  # the volume was removed in the meantime
                 uids.add(os.lstat(os.path.join(paths.volume_dir(service), name)).st_uid)
     return owners
@@ -218,7 +218,7 @@ def remove_all(service: str, report: Report) -> None:
         return
     check_removable(service)
 
-    report(RemovingVolumes(service, tuple(kept(service))))
+    report(RemovingVolumes(service, tuple(existing_names(service))))
     try:
         signals.hit(f"remove the volumes of {service}")
         files.remove_tree(folder)
@@ -235,7 +235,7 @@ def check(rootfs: str | None, volumes: Iterable[MountedVolume]) -> list[InvalidI
     good: list[MountedVolume] = []
     for volume in volumes:
         try:
-            placed(rootfs, [*good, volume])
+            resolve_mount_points(rootfs, [*good, volume])
         except InvalidInput as error:
             errors.append(error)
         else:
