@@ -43,14 +43,7 @@ from niso.plan.elements import (
     tunnel,
     wire,
 )
-from niso.plan.records import (
-    HOST_GATEWAY,
-    Network,
-    Port,
-    Service,
-    Snapshot,
-    primary,
-)
+from niso.plan.records import HOST_GATEWAY, Network, Port, Service, Snapshot, primary
 
 if TYPE_CHECKING:
     pass

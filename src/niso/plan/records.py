@@ -8,14 +8,10 @@ from niso.base.named_tuples import NamedTuple
 from niso.base.names import bracketed, family_of, span
 
 ANY, ANY4, ANY6 = "", "0.0.0.0", "::"
-"""Host addresses of ports that are published on all addresses.
-
-They stand for all families of the network, for IPv4, and for IPv6.
-"""
+"""Host addresses of ports published on all addresses: of all families, of IPv4, of IPv6."""
 WIDE = (ANY, ANY4, ANY6)
 HOST_GATEWAY = "host-gateway"
-"""The address in extra hosts that stands for the host's addresses on the service's first network.
-"""
+"""The address in extra hosts for the host's addresses on the service's first network."""
 
 
 class Subnet(NamedTuple):
@@ -282,11 +278,9 @@ class Snapshot(NamedTuple):
     readers: frozenset[tuple[str, ...]] = frozenset()
     fresh: frozenset[tuple[str, ...]] = frozenset()
     neighbours: tuple[Service, ...] = ()
+    # services with a hosts file of their own in which one of ``services`` is listed; the whole file
+    # is planned if the service itself is in ``services``
     apart: tuple[Service, ...] = ()
-    """Services that have a hosts file of their own in which one of ``services`` is listed.
-
-    If the service itself is in ``services``, its whole hosts file is planned.
-    """
     # in scope, or with a policy in which a name now stands for other addresses
     policed: tuple[Policed, ...] = ()
     members: tuple[Member, ...] = ()  # the addresses of the names in these policies

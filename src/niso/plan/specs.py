@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from typing import Literal
 
 
-# --- ServiceSpec: the content of a manifest -------------------------------------------------------
-
-
 class User(NamedTuple):
     """The user of a service: a ``name`` in its rootfs, or a ``uid`` with an optional ``gid``."""
 
@@ -103,16 +100,11 @@ class ProgramSpec(NamedTuple):
     healthcheck: Healthcheck | None
     volumes: tuple[Volume, ...]
     secrets: Mapping[str, str]  # name to an absolute path of the host
+    # the absolute package folder of a service that is written in a stack.toml; "": an empty one;
+    # None: the folder of the manifest
     folder: str | None = None
-    """The absolute package folder of a service that is written in a stack.toml.
-
-    It is "" for an empty package, and None if the package is the folder of the manifest.
-    """
+    # absolute paths of files with variables or secrets, which are not copied with the package
     apart: tuple[str, ...] = ()
-    """Absolute paths of files that are not copied with the package.
-
-    They are files with variables, and files with the stack's secrets.
-    """
 
 
 class ServiceSpec(NamedTuple):
@@ -121,15 +113,12 @@ class ServiceSpec(NamedTuple):
     name: str
     network: NetworkSpec
     process: ProgramSpec | None  # None for an attachment, whose process is not niso's
+    # the keys of the manifest as written, and the defaults of missing ones, for display
     manifest: Mapping[str, object] = {}
-    """The keys of the manifest as written, and the defaults of missing ones, for display."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return all names of the service, hostname first, without duplicates.
-
-        No other service on its networks has one of these names.
-        """
+        """Return all names of the service, hostname first. No other on its networks has one."""
         return tuple(dict.fromkeys((self.network.hostname, self.name, *self.network.aliases)))
 
     @property
@@ -139,49 +128,33 @@ class ServiceSpec(NamedTuple):
         return self.process
 
 
-# --- ProcessSpec: the process of a service --------------------------------------------------------
-
-
 class Identity(NamedTuple):
     """What identifies the file that a path led to when the service was activated (stat(2))."""
 
     device: int
-    inode: int
-    """The inode number of a folder; 0 for any other file."""
-    boot: str
-    """The boot id. It is needed because a device may have another number after a reboot."""
+    inode: int  # the inode number of a folder; 0 for any other file
+    boot: str  # the boot id: a device may have another number after a reboot
 
 
 class MountedVolume(NamedTuple):
     """One volume of a process, with the path that is mounted."""
 
     name: str
-    mount: str
-    """The mount point from the manifest."""
-    source: str | None
-    """A path on the host; None for a tmpfs."""
-    named: bool
-    """Whether it is a named volume, which niso creates and keeps after a removal."""
+    mount: str  # the mount point from the manifest
+    source: str | None  # a path on the host; None for a tmpfs
+    named: bool  # whether niso creates the volume, and keeps it after a removal
     read_only: bool
-    size: int | None
-    """The size of a tmpfs in bytes; None for the kernel's default, half of the memory."""
-    identity: Identity | None = None
-    """Identity of the host path; None if an older niso activated the service."""
+    size: int | None  # of a tmpfs in bytes; None: the kernel's default, half of the memory
+    identity: Identity | None = None  # of the host path; None if an older niso activated it
 
 
 class Secret(NamedTuple):
     """One secret of a process: a file of the host that is read at each start."""
 
-    name: str
-    """The name of the secret's file in /run/secrets."""
-    source: str
-    """A path on the host."""
-    salt: str = ""
-    """A random string, so that equal secrets do not have equal digests."""
-    digest: str = ""
-    """The digest of the salt and the content at the activation, by which a changed content is
-    detected.
-    """
+    name: str  # of the file in /run/secrets
+    source: str  # a path on the host
+    salt: str = ""  # random, so that equal secrets do not have equal digests
+    digest: str = ""  # of the salt and the content at the activation, to detect a changed content
 
 
 class ProcessSpec(NamedTuple):
@@ -190,15 +163,11 @@ class ProcessSpec(NamedTuple):
     service: str
     state_id: str
     generation: int
-    package: str
-    """The path of the copy of the package, which is mounted read-only at /app."""
+    package: str  # the path of the copy of the package, which is mounted read-only at /app
+    # the path of the service's own root file system, which is never written to; None: one is
+    # assembled from the host's /usr
     rootfs: str | None
-    """The path of the service's own root file system, which is never written to.
-
-    With None, a root file system is assembled from the host's /usr.
-    """
-    argv: tuple[str, ...]
-    """The entrypoint as a path inside the service, followed by its arguments."""
+    argv: tuple[str, ...]  # the entrypoint as a path inside the service, and its arguments
     working_dir: str
     environment: Mapping[str, str]
     uid: int
@@ -206,72 +175,40 @@ class ProcessSpec(NamedTuple):
     groups: tuple[int, ...]
     user_name: str
     home: str
-    capabilities: tuple[str, ...]
-    """Names without ``CAP_``."""
+    capabilities: tuple[str, ...]  # without CAP_
     read_only: bool
     hostname: str
-    hosts_folder: str
-    """The folder whose file ``hosts`` is mounted as /etc/hosts; "" if the service uses the host's
-    file.
-    """
-    resolv_conf: str
-    """The content of /etc/resolv.conf."""
+    hosts_folder: str  # its file ``hosts`` is mounted as /etc/hosts; "": the host's file
+    resolv_conf: str  # the content of /etc/resolv.conf
+    # the path of its network namespace; "": the host's, where hostname and resolv_conf are also the
+    # host's, read at each start
     netns: str
-    """The path of its network namespace; "" for the host's.
-
-    In the host's namespace, hostname and resolv_conf are also the host's, read at each start.
-    """
-    restart: str
-    """no, on-failure or always."""
+    restart: str  # no, on-failure or always
     restart_delay_s: float
     stop_timeout_s: float
-    memory_max: int | None = None
-    """The memory limit in bytes. None means no limit, also in the next two fields."""
-    cpu_max: int | None = None
-    """The CPU limit in percent of one CPU."""
+    memory_max: int | None = None  # bytes; None means no limit, here and in the next two
+    cpu_max: int | None = None  # percent of one CPU
     pids_limit: int | None = None
     volumes: tuple[MountedVolume, ...] = ()
+    # whether it cannot create setuid and setgid files; None if an older niso activated the service
     restrict_suid_sgid: bool | None = None
-    """Whether the process is prevented from creating setuid and setgid files.
-
-    It is None if an older niso activated the service.
-    """
+    # bytes of /dev/shm; None, here and in the next, is the kernel's default, half of the memory
     shm_size: int | None = None
-    """The size of /dev/shm in bytes.
-
-    None, here and in the next field, means the kernel's default: half of the memory.
-    """
-    tmp_size: int | None = None
-    """The size of each of /tmp, /run and /var/tmp in bytes."""
-    rootfs_identity: Identity | None = None
-    """What identifies the rootfs; None if there is none, or if an older niso activated the service.
-    """
-    dns: tuple[str, ...] | None = None
-    """Its name servers; None for the host's."""
-    dns_search: tuple[str, ...] | None = None
-    """Its search domains; None for the host's."""
+    tmp_size: int | None = None  # bytes of each of /tmp, /run and /var/tmp
+    rootfs_identity: Identity | None = None  # None also if an older niso activated the service
+    dns: tuple[str, ...] | None = None  # its name servers; None: the host's
+    dns_search: tuple[str, ...] | None = None  # its search domains; None: the host's
     secrets: tuple[Secret, ...] = ()
 
 
-# --- paths where no volume can be mounted ---------------------------------------------------------
-
-
 TAKEN = ("/proc", "/sys", "/dev", "/app", "/etc/niso-hosts")
-"""Paths that niso mounts itself. Neither they nor paths below them can be a volume's mount point.
-"""
-TAKEN_FILES = (
-    "/etc/hosts",
-    "/etc/hostname",
-    "/etc/resolv.conf",
-    "/etc/passwd",
-    "/etc/group",
-    "/etc/nsswitch.conf",
+"""Paths that niso mounts itself: they and paths below them cannot be a volume's mount point."""
+TAKEN_FILES = tuple(
+    f"/etc/{name}"
+    for name in ("hosts", "hostname", "resolv.conf", "passwd", "group", "nsswitch.conf")
 )
 HIDING = ("/", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/var")
-"""Paths that cannot be a volume's mount point.
-
-A mount there would hide the root file system, or the files that niso mounts.
-"""
+"""Paths where a volume would hide the root file system, or the files that niso mounts."""
 
 
 def taken(path: str) -> str | None:

@@ -147,8 +147,7 @@ def to_put_back(kernel: Kernel, before: dict[str, str]) -> list[tuple[str, str]]
     """
     # the global switch first: it resets the others, which are then written again
     wanted = sorted(
-        {**before, **_late(kernel, before)}.items(),
-        key=lambda item: (item[0] != FORWARDING6, item),
+        {**before, **_late(kernel, before)}.items(), key=lambda item: (item[0] != FORWARDING6, item)
     )
     resets = any(
         name == FORWARDING6 and kernel.sysctl(name) not in (None, value) for name, value in wanted

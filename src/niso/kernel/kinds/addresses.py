@@ -12,15 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel import rtnetlink
-from niso.kernel.kinds.kind import (
-    Kind,
-    Reading,
-    Space,
-    Step,
-    in_netns,
-    inside,
-    link_parent,
-)
+from niso.kernel.kinds.kind import Kind, Reading, Space, Step, in_netns, inside, link_parent
 from niso.kernel.link_records import prefix
 from niso.kernel.rtnetlink import KERNEL, NOWHERE, PROTOCOL, selector
 
@@ -106,7 +98,7 @@ class _Addresses(Kind[Address], of=Address):
 
         The kernel's routes to their prefixes are read too, on the host only with ``strays``.
         """
-        for link in space.links_of_concern():
+        for link in space.links_of_concern:
             by_link = space.routes(link) if space.name or space.reading.strays else None
             destinations = {route.destination for route in by_link or () if not route.gateway}
             for address in space.addresses(link):
@@ -218,7 +210,7 @@ class _Routes(Kind[Route], of=Route):
         if not space.name:
             return
 
-        for link in space.links_of_concern():
+        for link in space.links_of_concern:
             prefixes = {prefix(address.address) for address in space.addresses(link)}
             for route in space.routes(link):
                 connected = route.protocol == KERNEL and not route.gateway
@@ -227,7 +219,7 @@ class _Routes(Kind[Route], of=Route):
                     yield Route(space.name, route.destination, route.gateway, link.name, last=last)
         if space.reading.strays:
             names = {number: word for word, number in NOWHERE.items()}
-            for route in space.all_routes():
+            for route in space.all_routes:
                 if route.type in names and route.protocol != KERNEL:
                     yield Route(space.name, route.destination, "", "", names[route.type])
 

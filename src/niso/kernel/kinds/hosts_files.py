@@ -24,16 +24,7 @@ from niso.base.errors import KernelError
 from niso.base.files import make, read, rename, sync
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import DOMAIN, family_of
-from niso.kernel.kinds.kind import (
-    BY_TYPE,
-    AnyStep,
-    Finding,
-    Kind,
-    Space,
-    State,
-    Step,
-    Steps,
-)
+from niso.kernel.kinds.kind import BY_TYPE, AnyStep, Finding, Kind, Space, State, Step, Steps
 
 if TYPE_CHECKING:
     from typing import Any

@@ -27,6 +27,7 @@ Conflict.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from functools import cached_property
 
 from niso.base.errors import Conflict
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
@@ -44,16 +45,6 @@ if TYPE_CHECKING:
     from niso.kernel.nft_elements import Atoms, Element
     from niso.kernel.real import Writer
 
-else:
-
-    class Generic:
-        """Replacement for `typing.Generic`, because importing typing takes 6 ms."""
-
-        def __class_getitem__(cls, _):
-            return cls
-
-
-if TYPE_CHECKING:
     Problem = Literal["missing", "foreign", "different", "gone", "dropped"]
 
     class KernelObject(Protocol):
@@ -65,12 +56,11 @@ if TYPE_CHECKING:
         def __iter__(self) -> Iterator[Any]: ...
 
     T = TypeVar("T", bound=KernelObject)
-else:
-    KernelObject = tuple
-    T = None
+else:  # importing typing takes 6 ms
+    KernelObject, Generic, T = tuple, {None: object}, None
 
 
-class Step(NamedTuple, Generic[T]):  # type parameters import typing
+class Step(NamedTuple, Generic[T]):
     """One change of an object. ``action`` is add, delete or change.
 
     For a change, ``actual`` is the object before it.
@@ -147,43 +137,39 @@ class Kind(Generic[T]):
     is_transactional = False
     """Whether steps of this kind are nftables transactions.
 
-    Then objects are not read again after a change, and rules that guard an object are deleted after
-    it.
+    Then objects are not read again, and rules that guard an object are deleted after the object.
     """
+    noun_format = ""
+    """The name of an object in messages. In this and the next two, ``{0}`` is the object."""
     parent_name_format = ""
     """The text by which other objects name one of these as parent; "" if none can."""
     parents_format: tuple[str, ...] = ()
-    """The names of the parents of an object. In all of these formats ``{0}`` is the object."""
+    """The names of the parents of an object."""
+    field_texts: tuple[tuple[str, str], ...] = ()
+    """Pairs (field, how it differs), if its values do not say it; ``{}`` is the actual value."""
     vanishes_with_parent = True
-    """Whether deleting the parent of an object deletes the object at once, so that it needs no
-    step.
-    """
+    """Whether deleting the parent of an object deletes the object, so that it needs no step."""
     is_only_set = False
-    """Whether objects of this kind cannot be deleted.
-
-    Existing objects that are not desired then stay.
-    """
+    """Whether objects cannot be deleted; existing objects that are not desired then stay."""
     names_links = False
     """Whether `links` can return names of network interfaces."""
     is_read_by_link = False
-    """Whether reading returns all objects of this kind on a network interface, not only the
-    candidates.
-    """
+    """Whether reading returns all objects on an interface, not only the candidates."""
     replaces = False
     """Whether adding an object replaces an existing object with the same key."""
     reads_closed_spaces = False
     """Whether `read` is also called for network namespaces that are missing or foreign."""
-
-    noun_format = ""
-    """The name of an object in messages."""
-    field_texts: tuple[tuple[str, str], ...] = ()
-    """Pairs (field, how it differs), if its values do not say it; ``{}`` is the actual value."""
 
     def __init__(self, obj_type: type[T]) -> None:
         self.type = obj_type
         BY_TYPE[obj_type] = self
         KINDS.append(self)
         KINDS.sort(key=lambda kind: ORDER.index(kind.type.__name__))
+
+    if not TYPE_CHECKING:
+
+        def __class_getitem__(cls, _):
+            return cls
 
     def __init_subclass__(cls, of: type[Any] | None = None) -> None:
         if of is not None:
@@ -402,26 +388,9 @@ def netns_parent(name: str) -> str:
 
 
 ORDER = (
-    "Ruleset",
-    "Element",
-    "RoutingRule",
-    "WireGuard",
-    "Bridge",
-    "Vxlan",
-    "Netns",
-    "NetnsName",
-    "Sysctl",
-    "Fdb",
-    "Veth",
-    "Shaper",
-    "Address",
-    "Route",
-    "PermanentNeighbour",
-    "ForeignPort",
-    "Neighbour",
-    "HostsFile",
-    "HostsLeftover",
-    "HostsLine",
+    *("Ruleset", "Element", "RoutingRule", "WireGuard", "Bridge", "Vxlan", "Netns", "NetnsName"),
+    *("Sysctl", "Fdb", "Veth", "Shaper", "Address", "Route", "PermanentNeighbour", "ForeignPort"),
+    *("Neighbour", "HostsFile", "HostsLeftover", "HostsLine"),
 )
 """Class names of the objects, in the order of their creation; deletion is in reverse."""
 
@@ -499,26 +468,17 @@ class Space:
     def __init__(self, reading: Reading, name: str, objects: dict[type, Collection[Any]]) -> None:
         self.reading = reading
         self.name = name
+        # whether the namespace exists and is not foreign: set when the namespace itself is read
         self.is_open = not name
-        """Whether the namespace exists and is not foreign.
-
-        It is set when the namespace itself is read.
-        """
-        self.is_foreign = False
-        """Whether the name of the namespace belongs to an object that is foreign."""
+        self.is_foreign = False  # whether its name belongs to an object that is foreign
+        # whether another program created it: then only the candidates in it are niso's
         self.is_of_others = False
-        """Whether another program created the namespace. Then only the candidates in it are niso's.
-        """
         self._objects = objects
         # the kernel's answers
         self._links: dict[str, Link | None] = {}
         self._addresses: dict[int, list[LinkAddress]] | None = None
         self._routes: dict[int, list[LinkRoute]] = {}
-        self._all: list[Link] | None = None
-        self._by_index: dict[int, Link] | None = None
-        self._all_routes: list[LinkRoute] | None = None
         self._tables: dict[int, set[StaticEntry]] = {}
-        self._of_concern: list[Link] | None = None
 
     @property
     def rtnl(self) -> Rtnl:
@@ -535,17 +495,27 @@ class Space:
         When everything is read, there is one request for all interfaces.
         """
         if self.reading.everything:
-            self.all_links()
+            return self._by_name.get(name)
         if name not in self._links:
             self._links[name] = self.rtnl.link(name)
         return self._links[name]
 
     def other_end(self, link: Link) -> Link | None:
         """Return the other end of a veth pair if it is in this namespace, or None."""
-        if self._by_index is None:
-            self._by_index = {link_.index: link_ for link_ in self.all_links()}
         end = self._by_index.get(link.peer_index)
         return end if end is not None and end.peer_index == link.index else None
+
+    @cached_property
+    def all_links(self) -> list[Link]:
+        return self.rtnl.links()
+
+    @cached_property
+    def _by_name(self) -> dict[str, Link]:
+        return {link.name: link for link in self.all_links}
+
+    @cached_property
+    def _by_index(self) -> dict[int, Link]:
+        return {link.index: link for link in self.all_links}
 
     def own_link(self, name: str) -> Link | None:
         """Return the network interface with this name if it belongs to this state folder, or None.
@@ -556,29 +526,18 @@ class Space:
         if link is None or link.alias == self.reading.alias:
             return link
         whose = f"its alias is {link.alias!r}" if link.alias else "it has no alias"
-        self.reading.note_foreign(
-            name,
-            Conflict(
-                f"link {name!r} exists and does not belong to this niso ({whose})",
-                f"rename it (ip link set {name} down name NEW), or choose another name",
-            ),
-        )
+        reason = f"link {name!r} exists and does not belong to this niso ({whose})"
+        hint = f"rename it (ip link set {name} down name NEW), or choose another name"
+        self.reading.note_foreign(name, Conflict(reason, hint))
         return None
 
-    def all_links(self) -> list[Link]:
-        if self._all is None:
-            self._all = self.rtnl.links()
-            self._links.update((link.name, link) for link in self._all)
-        return self._all
-
+    @cached_property
     def links_of_concern(self) -> list[Link]:
         """Return the network interfaces that the candidates are on.
 
         When everything is read, all of niso's bridges on the host and all veth ends in services are
         included.
         """
-        if self._of_concern is not None:
-            return self._of_concern
         names = {
             name
             for kind in KINDS
@@ -587,16 +546,13 @@ class Space:
             for name in kind.links(obj)
         }
         if self.reading.everything and not self.is_of_others:
-            alias = self.reading.alias
+            bridge = ("bridge", self.reading.alias)
             names |= {
                 link.name
-                for link in self.all_links()
-                if (link.kind == "veth" if self.name else link.alias == alias)
-                and (self.name or link.kind == "bridge")
+                for link in self.all_links
+                if (link.kind == "veth" if self.name else (link.kind, link.alias) == bridge)
             }
-        links = (self.link(name) for name in sorted(names))
-        self._of_concern = [link for link in links if link is not None]
-        return self._of_concern
+        return [link for name in sorted(names) if (link := self.link(name)) is not None]
 
     def addresses(self, link: Link) -> list[LinkAddress]:
         """Return the addresses of a network interface.
@@ -618,16 +574,15 @@ class Space:
         In a service, with ``strays``, they are taken from `all_routes`.
         """
         if self.name and self.reading.strays:
-            return [route for route in self.all_routes() if route.index == link.index]
+            return [route for route in self.all_routes if route.index == link.index]
         if link.index not in self._routes:
             self._routes[link.index] = self.rtnl.routes(link.index)
         return self._routes[link.index]
 
+    @cached_property
     def all_routes(self) -> list[LinkRoute]:
         """Return all routes of the main table. A host can have a million routes."""
-        if self._all_routes is None:
-            self._all_routes = self.rtnl.routes()
-        return self._all_routes
+        return self.rtnl.routes()
 
     def bridge_table(self, bridge_index: int) -> set[StaticEntry]:
         """Return the static entries of a bridge's forwarding database.
@@ -677,13 +632,9 @@ class Reading:
         self.foreign[name] = error
 
     def note_foreign_netns(self, name: str) -> None:
-        self.note_foreign(
-            name,
-            Conflict(
-                f"network namespace {name!r} exists and does not belong to this niso",
-                "choose another name for the service, or take that name off the namespace",
-            ),
-        )
+        reason = f"network namespace {name!r} exists and does not belong to this niso"
+        hint = "choose another name for the service, or take that name off the namespace"
+        self.note_foreign(name, Conflict(reason, hint))
 
     def run(self, candidates: State, taken: bool = False) -> State:
         """Read the candidates, one namespace after another, and return those that exist.

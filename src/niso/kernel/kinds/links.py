@@ -134,7 +134,7 @@ class _Bridges(Kind[Bridge], of=Bridge):
     def claimed(self, reading: Reading) -> Iterable[Bridge]:
         return (
             Bridge(link.name, 0, link.alias)
-            for link in reading.host.all_links()
+            for link in reading.host.all_links
             if link.alias == reading.alias and link.kind == "bridge"
         )
 
@@ -353,7 +353,7 @@ class _Veths(Kind[Veth], of=Veth):
 
     def leftovers(self, reading: Reading) -> Iterable[Veth]:
         known = {veth.name for veth in reading.so_far(Veth)}
-        links = reading.host.all_links()
+        links = reading.host.all_links
         left = [
             link
             for link in links
@@ -364,7 +364,7 @@ class _Veths(Kind[Veth], of=Veth):
         ends = {
             link.peer_index: (space.name, link)
             for space in reading.inner_spaces()
-            for link in space.all_links()
+            for link in space.all_links
             if link.kind == "veth"
         }
         names = {link.index: link.name for link in links}
@@ -538,10 +538,10 @@ class _ForeignPorts(Kind[ForeignPort], of=ForeignPort):
         if space.name or not reading.strays:
             return ()
         names = {bridge.name for bridge in reading.so_far(Bridge)}
-        by_index = {link.index: link.name for link in space.all_links() if link.name in names}
+        by_index = {link.index: link.name for link in space.all_links if link.name in names}
         return (
             ForeignPort(by_index[link.master], link.name)
-            for link in space.all_links()
+            for link in space.all_links
             if link.master in by_index and link.alias != reading.alias
         )
 
@@ -590,7 +590,7 @@ class _Shapers(Kind[Shaper], of=Shaper):
         host = space.reading.host
         asked = {obj.name: (obj.netns, obj.peer) for obj in objects}
         if space.reading.everything and space.name:
-            for link in space.links_of_concern():
+            for link in space.links_of_concern:
                 end = host.other_end(link)
                 if end is not None and end.alias == space.reading.alias:
                     asked[end.name] = (space.name, link.name)

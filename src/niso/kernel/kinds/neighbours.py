@@ -117,9 +117,9 @@ class _PermanentNeighbours(Kind[PermanentNeighbour], of=PermanentNeighbour):
 def _links(space: Space) -> list[Link]:
     """Return the interfaces in a namespace on which all permanent entries should be niso's."""
     if space.name:
-        return space.links_of_concern()
+        return space.links_of_concern
     bridges = {bridge.name for bridge in space.reading.so_far(Bridge)}
-    return [link for link in space.all_links() if link.name in bridges]
+    return [link for link in space.all_links if link.name in bridges]
 
 
 class Neighbour(NamedTuple):
@@ -146,7 +146,7 @@ class _Neighbours(Kind[Neighbour], of=Neighbour):
 
         tunnels = {vxlan.name for vxlan in space.reading.so_far(Vxlan)}
         names = {bridge.name for bridge in space.reading.so_far(Bridge)}
-        links = space.all_links()
+        links = space.all_links
         by_index = {link.index: link.name for link in links}
         asked = {veth.name: veth.mac for veth in space.reading.candidates[Veth]}
         alias = space.reading.alias

@@ -231,7 +231,7 @@ class _Vxlans(Kind[Vxlan], of=Vxlan):
         alias = reading.alias
         return (
             Vxlan(link.name, 0, "", 0, 0, "", alias)
-            for link in reading.host.all_links()
+            for link in reading.host.all_links
             if link.alias == alias and link.kind == "vxlan"
         )
 
