@@ -163,7 +163,7 @@ def test_lost_tables_widen_a_scope_to_everything(kernel: Fake, store: Store) -> 
     kernel.ruleset, kernel.elements = None, {}
     steps = activate(kernel, store, "db")
     assert isinstance(steps[0], NftTransaction)
-    assert steps[0].makes_tables()
+    assert ruleset.TABLES in steps[0].edits
     assert is_as_wanted(kernel, store)
 
 

@@ -25,6 +25,7 @@ from niso.kernel.kinds.namespaces import Netns, NetnsName
 from niso.kernel.kinds.neighbours import PermanentNeighbour
 from niso.kernel.kinds.nft import NftTransaction, Ruleset
 from niso.kernel.nft_elements import Element
+from niso.kernel.ruleset import TABLES
 from niso.plan.desired import desired
 from niso.plan.records import Port, Snapshot
 from niso.reconcile import ended_flows, host_settings
@@ -374,7 +375,7 @@ def _carried_out(
         if _is_of_container(lost, planned.want, planned.before):
             return _without_container(kernel, store, planned, report, lost)
         raise lost
-    if any(isinstance(step, NftTransaction) and step.makes_tables() for step in steps):
+    if any(isinstance(step, NftTransaction) and TABLES in step.edits for step in steps):
         ended_flows.clear(kernel, planned.want)  # a plan that creates the tables covers everything
     signals.hit("verified")
     return steps

@@ -259,6 +259,7 @@ class RoutingRule(NamedTuple):
 
 
 class _RoutingRules(Kind[RoutingRule], of=RoutingRule):
+    is_of_host = True
     noun_format = "IPv{0.family} routing rule of bridge {0.link}"
     field_texts = (("drift", "{}"),)
 
@@ -279,7 +280,7 @@ class _RoutingRules(Kind[RoutingRule], of=RoutingRule):
         )
 
     def read(self, space: Space, objects: Collection[RoutingRule]) -> Iterable[RoutingRule]:
-        if space.name or not objects:
+        if not objects:
             return
 
         for family in sorted({obj.family for obj in objects}):

@@ -263,22 +263,18 @@ class HostsLine(NamedTuple):
 
 
 class _HostsLines(Kind[HostsLine], of=HostsLine):
+    is_of_host = True
     parents_format = ("hosts {0.folder}",)
     noun_format = "line {0.address} {0.names} in hosts file of {0.folder}"
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         return Steps()  # the steps of the hosts file change its lines
 
-    def by_space(self, objects: Iterable[HostsLine]) -> dict[str, Collection[HostsLine]]:
-        return {"": frozenset(objects)}
-
     def read(self, space: Space, objects: Collection[HostsLine]) -> Iterable[HostsLine]:
         """Return which of these lines exist.
 
         They are searched for in the text, since parsing a file takes time for each of its services.
         """
-        if space.name:
-            return ()
         texts = space.reading.hosts_texts
         if space.reading.everything:
             return (
@@ -325,6 +321,7 @@ class HostsEdit(NamedTuple):
 
 
 class _HostsFiles(Kind[HostsFile], of=HostsFile):
+    is_of_host = True
     parent_name_format = "hosts {0.folder}"
 
     def describe(self, step: Step[HostsFile]) -> str:
@@ -353,17 +350,12 @@ class _HostsFiles(Kind[HostsFile], of=HostsFile):
             return Finding("different", self.noun(obj), "not written by niso")
         return super().missing(obj)
 
-    def by_space(self, objects: Iterable[HostsFile]) -> dict[str, Collection[HostsFile]]:
-        return {"": frozenset(objects)}
-
     def read(self, space: Space, objects: Collection[HostsFile]) -> Iterable[HostsFile]:
         """Yield the hosts files that exist.
 
         If everything is read, a file with a malformed line or in a folder that some users cannot
         read is left out, so that it is written again.
         """
-        if space.name:
-            return
         everything = space.reading.everything
         for folder in folders() if everything else {file.folder for file in objects}:
             text = _text(folder)
@@ -493,6 +485,8 @@ class HostsLeftover(NamedTuple):
 
 
 class _HostsLeftovers(Kind[HostsLeftover], of=HostsLeftover):
+    is_of_host = True
+
     def describe(self, step: Step[HostsLeftover]) -> str:
         return f"hosts file {step.obj.folder}: {step.action}"
 
@@ -506,8 +500,6 @@ class _HostsLeftovers(Kind[HostsLeftover], of=HostsLeftover):
 
     def read(self, space: Space, objects: Collection[HostsLeftover]) -> Iterable[HostsLeftover]:
         reading = space.reading
-        if space.name:
-            return ()
         names = {obj.folder for obj in objects}
         names.update(file.folder for file in space.objects(HostsFile))
         names.update(folders() if reading.everything else ())

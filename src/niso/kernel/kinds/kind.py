@@ -157,6 +157,8 @@ class Kind(Generic[T]):
     """Whether reading returns all objects on an interface, not only the candidates."""
     replaces = False
     """Whether adding an object replaces an existing object with the same key."""
+    is_of_host = False
+    """Whether objects are only in the host's namespace, and `read` is called only for it."""
     reads_closed_spaces = False
     """Whether `read` is also called for network namespaces that are missing or foreign."""
 
@@ -316,6 +318,8 @@ class Kind(Generic[T]):
 
     def by_space(self, objects: Iterable[T]) -> dict[str, Collection[T]]:
         """Group objects by the network namespace from which they are read."""
+        if self.is_of_host:
+            return {"": frozenset(objects)}
         spaces: dict[str, list[T]] = {}
         for obj in objects:
             spaces.setdefault(self.space(obj), []).append(obj)
@@ -651,6 +655,8 @@ class Reading:
         for name in ("", *sorted(spaces)):
             space = Space(self, name, spaces.pop(name)) if name else self.host
             for kind in KINDS:
+                if name and kind.is_of_host:
+                    continue
                 objects = space.objects(kind.type)
                 if taken and kind.is_transactional:
                     self._note(kind, candidates[kind.type])

@@ -528,6 +528,7 @@ class ForeignPort(NamedTuple):
 
 
 class _ForeignPorts(Kind[ForeignPort], of=ForeignPort):
+    is_of_host = True
     noun_format = "link {0.link} on bridge {0.bridge}"
 
     def describe(self, step: Step[ForeignPort]) -> str:
@@ -535,7 +536,7 @@ class _ForeignPorts(Kind[ForeignPort], of=ForeignPort):
 
     def read(self, space: Space, objects: Collection[ForeignPort]) -> Iterable[ForeignPort]:
         reading = space.reading
-        if space.name or not reading.strays:
+        if not reading.strays:
             return ()
         names = {bridge.name for bridge in reading.so_far(Bridge)}
         by_index = {link.index: link.name for link in space.all_links if link.name in names}

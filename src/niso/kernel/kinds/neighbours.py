@@ -133,6 +133,7 @@ class Neighbour(NamedTuple):
 
 
 class _Neighbours(Kind[Neighbour], of=Neighbour):
+    is_of_host = True
     parents_format = ("link //{0.link}",)
     noun_format = "forwarding entry {0.mac} of bridge port {0.link}"
 
@@ -141,7 +142,7 @@ class _Neighbours(Kind[Neighbour], of=Neighbour):
 
     def read(self, space: Space, objects: Collection[Neighbour]) -> Iterable[Neighbour]:
         """Yield the static entries of niso's bridges other than those of Veth and Fdb objects."""
-        if space.name or not space.reading.strays:
+        if not space.reading.strays:
             return
 
         tunnels = {vxlan.name for vxlan in space.reading.so_far(Vxlan)}
@@ -187,6 +188,7 @@ class Fdb(NamedTuple):
 
 
 class _FdbKind(Kind[Fdb], of=Fdb):
+    is_of_host = True
     parents_format = ("link //{0.link}",)
     noun_format = "forwarding entry {0.mac} of VXLAN device {0.link}"
     replaces = True
@@ -213,9 +215,6 @@ class _FdbKind(Kind[Fdb], of=Fdb):
         return f"it leads to {present or 'no host'}, should be {wanted}"
 
     def read(self, space: Space, objects: Collection[Fdb]) -> Iterable[Fdb]:
-        if space.name:
-            return
-
         reading = space.reading
         if reading.everything:
             for vxlan in reading.so_far(Vxlan):

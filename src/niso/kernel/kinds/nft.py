@@ -38,9 +38,6 @@ if TYPE_CHECKING:
     from niso.kernel.real import Writer
 
 
-# --- compare the kernel's tables with the text ----------------------------------------------------
-
-
 def differences() -> tuple[tuple[Problem, str], ...] | None:
     """Return the chains, sets and maps of niso's tables that differ from their text.
 
@@ -61,18 +58,10 @@ def differences() -> tuple[tuple[Problem, str], ...] | None:
         for name, obj in expected.items()
         if not any(f" {table} " in f"{name} " for table in gone)
     }
-    unlike: list[tuple[Problem, str]] = [
-        (
-            "missing"
-            if name not in present
-            else "foreign"
-            if name not in expected
-            else "different",
-            name,
-        )
-        for name in expected.keys() | present.keys()
-        if expected.get(name) != present.get(name)
-    ]
+    unlike: list[tuple[Problem, str]] = [("missing", n) for n in expected.keys() - present.keys()]
+    unlike += [("foreign", name) for name in present.keys() - expected.keys()]
+    both = expected.keys() & present.keys()
+    unlike += [("different", name) for name in both if expected[name] != present[name]]
     return (*(("missing", f"table {table}") for table in gone), *sorted(unlike))
 
 
@@ -118,9 +107,6 @@ def check_owner(table: str, texts: set[str], state_id: str) -> None:
         )
 
 
-# --- elements and their transactions --------------------------------------------------------------
-
-
 class NftTransaction(NamedTuple):
     """An nftables transaction, which the kernel applies completely or not at all.
 
@@ -140,9 +126,6 @@ class NftTransaction(NamedTuple):
     def objects(self) -> tuple[Any, ...]:
         return ()
 
-    def makes_tables(self) -> bool:
-        return ruleset.TABLES in self.edits
-
     def describe(self) -> str:
         first, last = self.edits[0], self.edits[-1]
         if isinstance(last, str) and last.startswith("destroy table"):
@@ -154,6 +137,7 @@ class NftTransaction(NamedTuple):
 
 class _Elements(Kind[Element], of=Element):
     is_transactional = True
+    is_of_host = True
 
     def parents(self, obj: Element) -> tuple[str, ...]:
         container = f"{obj.table} {obj.container}"
@@ -200,13 +184,12 @@ class _Elements(Kind[Element], of=Element):
             if before.pop(element.key(), None) is not None:
                 early.append(Edit("delete", element))
             added.append(Edit("add", element))
-        addresses = _addresses_that_go(want, have, before.values())
-        # a new holder of an address must not meet elements of the previous holder's policies
-        addresses -= {
-            edit.element.fields[-1]
-            for edit in added
-            if edit.element.container in ("sources4", "sources6")
-        }
+        # the addresses, without prefix length, that services lose by this change; a new holder of
+        # an address must not meet elements of the previous holder's policies
+        lost = (address for address in have[Address] - want[Address] if address.netns)
+        addresses = {address.address.partition("/")[0] for address in lost}
+        addresses |= _sources(before.values())
+        addresses -= _sources(edit.element for edit in added)
         renewed = {_room(edit.element) for edit in added} - {None}
         late: list[Edit] = []
         for element in sorted(before.values()):
@@ -222,13 +205,10 @@ class _Elements(Kind[Element], of=Element):
         first = [NftTransaction((*early, *added))] if early or added else []
         return Steps(first, last=[NftTransaction(tuple(late))] if late else [])
 
-    def by_space(self, objects: Iterable[Element]) -> dict[str, Collection[Element]]:
-        return {"": frozenset(objects)}
-
     def read(self, space: Space, objects: Collection[Element]) -> Iterable[Element]:
         reading = space.reading
         if reading.everything:
-            return () if space.name else _all(reading)
+            return _all(reading)
         if not objects:
             return ()
         present = lookup(reading)
@@ -249,19 +229,8 @@ class _Elements(Kind[Element], of=Element):
             netlink.change(what, edits)
 
 
-def _addresses_that_go(want: State, have: State, gone: Iterable[Element]) -> set[str]:
-    """Return the addresses, without prefix length, that services lose by this change.
-
-    ``gone`` are the elements that it deletes.
-    """
-    return {
-        *(
-            address.address.partition("/")[0]
-            for address in have[Address] - want[Address]
-            if address.netns
-        ),
-        *(element.fields[-1] for element in gone if element.container in ("sources4", "sources6")),
-    }
+def _sources(elements: Iterable[Element]) -> set[str]:
+    return {e.fields[-1] for e in elements if e.container in ("sources4", "sources6")}
 
 
 def _room(element: Element) -> Atoms | None:
@@ -302,9 +271,6 @@ def _all(reading: Reading) -> Iterator[Element]:
                 yield from present
 
 
-# --- the two tables -------------------------------------------------------------------------------
-
-
 class Ruleset(NamedTuple):
     """Both nftables tables of niso, without their elements.
 
@@ -334,6 +300,7 @@ def owner(state_id: str) -> list[Element]:
 class _Rulesets(Kind[Ruleset], of=Ruleset):
     noun_format = "nftables tables inet niso and bridge niso"
     is_transactional = True
+    is_of_host = True
     parent_name_format = "ruleset"
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
@@ -355,7 +322,8 @@ class _Rulesets(Kind[Ruleset], of=Ruleset):
         for obj in have:
             if (type(obj), obj.key()) not in keys:
                 guards.update(kind_of(obj).guards(obj))
-        marks = {element for element in want[Element] if _is_version(element)}
+        owners = {element for element in want[Element] if element.container == "owner"}
+        marks = {mark for mark in owners if mark.fields[0].startswith("rules-")}
         kinds = [kind.type for kind in KINDS if not kind.is_transactional]
         more = have[Veth] and any(want[kind] != have[kind] for kind in kinds)
         late = marks if more else set[Element]()
@@ -378,25 +346,15 @@ class _Rulesets(Kind[Ruleset], of=Ruleset):
         return wrong if actual._replace(wrong=()) == obj else [*wrong, "ruleset"]
 
     def read(self, space: Space, objects: Collection[Ruleset]) -> Iterable[Ruleset]:
-        if space.name:
-            return ()
         reading = space.reading
         if reading.everything:
-            return _compared()
+            wrong = differences()
+            release_memory()  # the objects read next need as much
+            return () if wrong is None else (Ruleset(ruleset.DIGEST, wrong),)
         present = lookup(reading)
         if all(present.get(mark.key()) == mark for mark in owner(reading.state_id)):
             return (Ruleset(ruleset.DIGEST),)
         return _other_tables(reading)
-
-
-def _is_version(element: Element) -> bool:
-    return element.container == "owner" and element.fields[0].startswith("rules-")
-
-
-def _compared() -> Iterable[Ruleset]:
-    wrong = differences()
-    release_memory()  # release the memory, since the objects read next need as much
-    return () if wrong is None else (Ruleset(ruleset.DIGEST, wrong),)
 
 
 def _other_tables(reading: Reading) -> Iterable[Ruleset]:
