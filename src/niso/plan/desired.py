@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from niso.base import names
-from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import family_of
 from niso.kernel import ruleset
 from niso.kernel.diff import wanted as in_view_of
@@ -26,31 +25,9 @@ from niso.kernel.kinds.nft import Ruleset, owner
 from niso.kernel.kinds.sysctls import FORWARDING, ON, Sysctl
 from niso.kernel.kinds.tunnels import Vxlan, WireGuard
 from niso.kernel.nft_elements import Element
-from niso.kernel.ruleset import TUNNEL
-from niso.plan import elements as plan_elements
-from niso.plan import policy_elements
-from niso.plan.elements import (
-    before,
-    claim,
-    closed,
-    hairpin,
-    here,
-    published,
-    published_on,
-    receivers,
-    sealed,
-    spans,
-    tunnel,
-    wire,
-)
+from niso.kernel.ruleset import INET, TUNNEL
+from niso.plan import elements, policy_elements
 from niso.plan.records import HOST_GATEWAY, Network, Port, Service, Snapshot, primary
-
-if TYPE_CHECKING:
-    pass
-
-
-# --- the desired State: all objects of services and networks --------------------------------------
-
 
 BRIDGE_LINK_LOCAL = "fe80::1/64"
 """The link-local address of every bridge with IPv6.
@@ -81,23 +58,23 @@ def _shared(snapshot: Snapshot) -> Iterator[KernelObject]:
     if snapshot.any_network:
         yield Ruleset(ruleset.DIGEST)
         yield from owner(snapshot.state_id)
-    yield from map(wire, snapshot.wire)
+    yield from map(elements.wire, snapshot.wire)
     if snapshot.tunnel is not None:
-        yield from map(sealed, snapshot.wire)
-        yield tunnel(TUNNEL)
+        yield from map(elements.sealed, snapshot.wire)
+        yield Element(INET, "ports", (TUNNEL,))  # it may carry only VXLAN
         others = tuple(sorted(snapshot.tunnel.others))
         yield WireGuard(TUNNEL, *snapshot.tunnel[:5], names.alias(snapshot.state_id), others)
     for policed in snapshot.policed:
         yield from policy_elements.elements(policed, snapshot.members)
     for family in shut(dict(snapshot.sysctls_before), snapshot.any_active, snapshot.any_active6):
-        yield closed(family)
+        yield elements.closed(family)
     for name, value in snapshot.sysctls_before:
         # on while a service needs it, then as before niso changed it
         is_six = name.startswith("net/ipv6/")
         needed = snapshot.any_active6 if is_six else snapshot.any_active
         yield Sysctl("", name, ON[name.rpartition("/")[2]] if needed else value)
         if needed:
-            yield from before(name, value)
+            yield from elements.before(name, value)
 
 
 def _network(snapshot: Snapshot, network: Network) -> Iterator[KernelObject]:
@@ -113,7 +90,7 @@ def _network(snapshot: Snapshot, network: Network) -> Iterator[KernelObject]:
     mac = names.mac("", bridge, alias)
     yield Bridge(bridge, network.mtu, alias, True, tracked4, tracked6, mac)
     words = (network.subnets, network.internal, network.observe)
-    yield from plan_elements.network(network.name, bridge, mac, *words)
+    yield from elements.network(network.name, bridge, mac, *words)
     if network.internal:
         yield from (RoutingRule(bridge, family) for family in sorted(families))
     for subnet in network.subnets:
@@ -127,7 +104,7 @@ def _network(snapshot: Snapshot, network: Network) -> Iterator[KernelObject]:
         link, span = names.vxlan(network.name), network.span
         yield Vxlan(link, span.vni, span.local, span.port, network.mtu, bridge, alias)
         yield Sysctl("", f"net/ipv6/conf/{link}/disable_ipv6", "1")
-        yield from spans(network.name, link)
+        yield from elements.spans(network.name, link)
 
 
 def _remote(remote: Service, networks: dict[str, Network], alias: str) -> Iterator[KernelObject]:
@@ -144,9 +121,11 @@ def _remote(remote: Service, networks: dict[str, Network], alias: str) -> Iterat
         yield Fdb(link, mac, remote.host)
         for address in endpoint.addresses:
             yield PermanentNeighbour("", network.bridge, address, mac)
-        yield from claim(remote.name, remote.host, network.span.vni, link, mac, endpoint.addresses)
+        yield from elements.claim(
+            remote.name, remote.host, network.span.vni, link, mac, endpoint.addresses
+        )
         gateway_mac = names.mac("", network.bridge, alias)
-        yield from receivers(remote.name, gateway_mac, mac, endpoint.addresses)
+        yield from elements.receivers(remote.name, gateway_mac, mac, endpoint.addresses)
 
 
 def _service(
@@ -210,30 +189,30 @@ def _service(
             yield PermanentNeighbour("", network.bridge, address, mac)
             yield PermanentNeighbour(netns, inner, subnet.gateway, gateway_mac)
         own_port = (service.name, host_end, mac, endpoint.addresses)
-        yield from plan_elements.endpoint(*own_port, service.limits, network.observe)
-        yield from receivers(service.name, gateway_mac, mac, endpoint.addresses)
+        yield from elements.endpoint(*own_port, service.limits, network.observe)
+        yield from elements.receivers(service.name, gateway_mac, mac, endpoint.addresses)
         if network.span is not None:
-            yield here(service.name, network.span.vni, mac)
+            yield elements.here(service.name, network.span.vni, mac)
     if service.publishes:
-        yield from hairpin(service.name, own)
+        yield from elements.hairpin(service.name, own)
 
 
-def _published(service: Service, port: Port, networks: dict[str, Network]) -> list[Element]:
-    """Return the nftables elements of one published port.
+def _published(service: Service, port: Port, networks: dict[str, Network]) -> Iterator[Element]:
+    """Yield the nftables elements of one published port.
 
     They lead to the service's address on the network of its default route (`primary`), or for
     clients on another network of the service to its address there.
     """
     first = primary(service.endpoints, networks)
     if first is None:
-        return []
-    elements = published(service.name, port, first.addresses)
+        return
+    yield from elements.published(service.name, port, first.addresses)
     families = {family_of(address) for address in first.addresses}
     for endpoint in service.endpoints:
         inside = [address for address in endpoint.addresses if family_of(address) in families]
         if endpoint is not first:
-            elements += published_on(service.name, port, networks[endpoint.network].bridge, inside)
-    return elements
+            bridge = networks[endpoint.network].bridge
+            yield from elements.published_on(service.name, port, bridge, inside)
 
 
 def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> frozenset[int]:
@@ -338,9 +317,6 @@ def _services_lines(
         if own:
             text = line_names(own)
             yield from (HostsLine(folder, address, text) for address in addresses)
-
-
-# --- differences from the actual State ------------------------------------------------------------
 
 
 def findings(want: State, have: State) -> list[Finding]:

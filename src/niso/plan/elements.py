@@ -62,26 +62,18 @@ def network(
     observe: bool = True,
 ) -> list[Element]:
     """Return the elements of a network. ``mac`` is the MAC of its bridge."""
-    elements = [
-        Element(INET, "bridges", (bridge,), (), name),
-        Element(INET, "same_bridge", (bridge, bridge), (), name),
-    ]
-    if internal:
-        elements.append(Element(INET, "internal", (bridge,), (), name))
-    if observe:
-        elements.append(Element(INET, WATCHED, (bridge,), (), name))
-    elements.append(Element(BRIDGE, "host_macs", (mac,), (), name))
-    for subnet in subnets:
-        family = subnet.family
-        for table in (INET, BRIDGE):
-            elements.append(Element(table, f"subnets{family}", (subnet.cidr,), (), name))
-        elements.append(Element(BRIDGE, f"own{family}", (mac, subnet.cidr), (), name))
-        elements.append(Element(BRIDGE, f"gateways{family}", (subnet.gateway,), (), name))
+    keys = [(INET, "bridges", (bridge,)), (INET, "same_bridge", (bridge, bridge))]
+    keys += [(INET, "internal", (bridge,))] if internal else []
+    keys += [(INET, WATCHED, (bridge,))] if observe else []
+    keys.append((BRIDGE, "host_macs", (mac,)))
+    for family, cidr, gateway in subnets:
+        keys += [(table, f"subnets{family}", (cidr,)) for table in (INET, BRIDGE)]
+        keys.append((BRIDGE, f"own{family}", (mac, cidr)))
+        keys.append((BRIDGE, f"gateways{family}", (gateway,)))
         if family == 4:
-            whole = prefix(subnet.cidr)
-            broadcast = whole.at(whole.num_addresses - 1)
-            elements.append(Element(BRIDGE, "broadcasts", (broadcast,), (), name))
-    return elements
+            whole = prefix(cidr)
+            keys.append((BRIDGE, "broadcasts", (whole.at(whole.num_addresses - 1),)))
+    return [Element(*key, (), name) for key in keys]
 
 
 def wire(port: int) -> Element:
@@ -94,18 +86,10 @@ def sealed(port: int) -> Element:
     return Element(INET, "sealed", (port,))
 
 
-def tunnel(link: str) -> Element:
-    """Return the element by which the WireGuard interface may carry only VXLAN."""
-    return Element(INET, "ports", (link,))
-
-
 def spans(network: str, vxlan: str) -> list[Element]:
     """Return the elements of the VXLAN device of a network."""
-    return [
-        Element(INET, "ports", (vxlan,), (), network),
-        Element(BRIDGE, "ports", (vxlan,), (), network),
-        Element(INET, "vxlans", (vxlan,), (), network),
-    ]
+    sets = ((INET, "ports"), (BRIDGE, "ports"), (INET, "vxlans"))
+    return [Element(*one, (vxlan,), (), network) for one in sets]
 
 
 def here(service: str, vni: int, mac: str) -> Element:
@@ -167,26 +151,19 @@ def endpoint(
     ``host_end`` is the name of the port. ``observe`` says whether its flows are recorded.
     """
     port = (host_end,)
-    elements = [
-        Element(INET, "ports", port, (), service),
-        Element(BRIDGE, "ports", port, (), service),
-    ]
+    elements = [Element(table, "ports", port, (), service) for table in (INET, BRIDGE)]
     if observe:
         elements.append(Element(BRIDGE, WATCHED, port, (), service))
     for address in addresses:
         family = family_of(address)
         elements += _source(service, host_end, mac, address)
-        if limits.new_flows:
-            new = limit(FLOWS, limits.new_flows)
-            elements.append(Element(INET, f"{FLOWS}{family}", (address,), new, service))
-        if limits.neighbours:
-            asks = limit(ASKERS, limits.neighbours)
-            elements.append(Element(INET, f"{ASKERS}{family}", (address,), asks, service))
-    if limits.fragments:
-        some = limit(FRAGMENTS, limits.fragments)
-        elements.append(Element(BRIDGE, FRAGMENTS, port, some, service))
-    if limits.arp:
-        elements.append(Element(BRIDGE, ARP, port, limit(ARP, limits.arp), service))
+        for map_, most in ((FLOWS, limits.new_flows), (ASKERS, limits.neighbours)):
+            if most:
+                value = limit(map_, most)
+                elements.append(Element(INET, f"{map_}{family}", (address,), value, service))
+    for map_, most in ((FRAGMENTS, limits.fragments), (ARP, limits.arp)):
+        if most:
+            elements.append(Element(BRIDGE, map_, port, limit(map_, most), service))
     return elements
 
 
@@ -228,16 +205,9 @@ def published(service: str, port: Port, addresses: Iterable[str]) -> list[Elemen
             key = (*start, (port.host_port, port.last))
             elements.append(Element(INET, f"range_{where}{family}", key, (address,), service))
             continue
-        elements += [
-            Element(
-                INET,
-                f"publish_{where}{family}",
-                (*start, port.host_port + n),
-                (address, port.container_port + n),
-                service,
-            )
-            for n in range(port.count)
-        ]
+        for n in range(port.count):
+            key, to = (*start, port.host_port + n), (address, port.container_port + n)
+            elements.append(Element(INET, f"publish_{where}{family}", key, to, service))
     return elements
 
 
@@ -262,19 +232,15 @@ def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]
     if port.host_ip.startswith("127."):
         return []
     single = not port.is_wide
+    where = "addr" if single else "any"
     start = (bridge, port.host_ip, port.proto) if single else (bridge, port.proto)
-    return [
-        Element(
-            INET,
-            f"local_{'addr' if single else 'any'}{6 if ':' in address else 4}",
-            (*start, port.host_port + n),
-            (address, port.container_port + n),
-            service,
-        )
-        for address in addresses
-        if family_of(address) in port.families
-        for n in range(port.count)
-    ]
+    elements = []
+    for address in addresses:
+        family = family_of(address)
+        for n in range(port.count) if family in port.families else ():
+            key, to = (*start, port.host_port + n), (address, port.container_port + n)
+            elements.append(Element(INET, f"local_{where}{family}", key, to, service))
+    return elements
 
 
 def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:

@@ -463,8 +463,6 @@ def _of_peer(entries: _Entries, address: str, key: Atoms) -> Iterator[Element]:
         yield direction.element("peer", key, table.base)
 
 
-# --- classes of prefixes --------------------------------------------------------------------------
-
 _Run = tuple[int, int, frozenset[Peer]]
 """(first address, last address, peers): all addresses from first to last are in the same peers.
 
@@ -499,8 +497,6 @@ def _of_class(direction: _Direction, number: int, table: _Table, wide: _Table) -
     if part:
         yield direction.element(part, key, table.base)
 
-
-# --- protocols and ports --------------------------------------------------------------------------
 
 _Runs = tuple[tuple[int, int, Decision], ...]
 """The decisions on all ports of a protocol, in order: first port, last port, decision."""

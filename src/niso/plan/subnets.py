@@ -94,9 +94,6 @@ def free_prefix(
     return of_version((start, length))
 
 
-# --- requests for networks ------------------------------------------------------------------------
-
-
 PREFIX_LENGTH = 24
 PREFIX_LENGTHS = {4: (8, 30), 6: (48, 126)}
 # RFC 791: datagram size that every host accepts; RFC 8200: minimum link MTU

@@ -16,9 +16,6 @@ from niso.base.named_tuples import NamedTuple
 from niso.base.names import bracketed, family_of
 from niso.plan.records import WIDE, Endpoint, Entry, Network, Policy, Port, primary
 
-# --- the verdict on a packet ----------------------------------------------------------------------
-
-
 PORTED = ("tcp", "udp", "sctp")
 _PORTED_TOO = ("33", "136")  # DCCP, UDP-Lite
 
@@ -141,9 +138,6 @@ def matches(
     return holder is not None and peer.name in holder[0].names
 
 
-# --- the two policies -----------------------------------------------------------------------------
-
-
 def _egress(
     context: PolicyContext, sender: Holder | None, to: str, port: int | None, proto: str, own: str
 ) -> Reason:
@@ -212,9 +206,6 @@ def _judge(
 
 def _who(context: PolicyContext, address: str) -> str:
     return "the host" if is_host(context, address) else address
-
-
-# --- the path -------------------------------------------------------------------------------------
 
 
 class _Packet(NamedTuple):
@@ -472,9 +463,6 @@ def _leaves_by(context: PolicyContext, known: KnownService, to: Address) -> str 
         return None
     families = {subnet.family for subnet in context.networks[first.network].subnets}
     return first.network if to.version in families else None
-
-
-# --- holders of addresses: services, networks, the host -------------------------------------------
 
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address

@@ -19,7 +19,7 @@ from niso.base.report import Caution, Report, silent
 from niso.kernel.diff import diff, without_foreign
 from niso.kernel.kinds.addresses import Address, Route
 from niso.kernel.kinds.hosts_files import HostsEdit
-from niso.kernel.kinds.kind import KINDS, AnyStep, Foreign, KernelObject, State, Step, kind_of
+from niso.kernel.kinds.kind import KINDS, AnyStep, Foreign, KernelObject, Kind, State, Step, kind_of
 from niso.kernel.kinds.links import Bridge, Veth
 from niso.kernel.kinds.namespaces import Netns, NetnsName
 from niso.kernel.kinds.neighbours import PermanentNeighbour
@@ -34,11 +34,9 @@ from niso.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from niso.kernel.real import Kernel
-
-
-# --- one change of rows and kernel ----------------------------------------------------------------
 
 
 class change:
@@ -207,11 +205,16 @@ class change:
         Open connections to the former addresses stay in that case, unless a network of niso now
         contains such an address.
         """
-        first, *others = self._snapshots
-        if any(_meaning(first) != _meaning(other) for other in others):
+        others, outside = [], []
+        for snapshot in self._snapshots:
+            dns = [member for member in snapshot.members if member.kind == "outside"]
+            outside.append({address for member in dns for address in member.values})
+            rest = [member for member in snapshot.members if member.kind != "outside"]
+            others.append((snapshot.policed, rest))
+        if any(other != others[0] for other in others):
             return False
-        lost = _outside_addresses(first) - _outside_addresses(others[-1])
-        subnets = [prefix(s.cidr) for network in others[-1].networks for s in network.subnets]
+        lost, networks = outside[0] - outside[-1], self._snapshots[-1].networks
+        subnets = [prefix(subnet.cidr) for network in networks for subnet in network.subnets]
         return not any(subnet.holds(address) for address in lost for subnet in subnets)
 
 
@@ -224,11 +227,8 @@ def _holders(state: State) -> set[tuple[str, str]]:
     """Return pairs that say which service has an address: (namespace or MAC, address)."""
     own = _own(state)
     here = {address for _, address in own}
-    return own | {
-        (p.mac, p.address)
-        for p in state[PermanentNeighbour]
-        if not p.netns and p.address not in here
-    }
+    of_host = (peer for peer in state[PermanentNeighbour] if not peer.netns)
+    return own | {(peer.mac, peer.address) for peer in of_host if peer.address not in here}
 
 
 def _subnets(state: State) -> set[str]:
@@ -237,18 +237,6 @@ def _subnets(state: State) -> set[str]:
 
 def _spaces(state: State) -> set[str]:
     return {own.name for own in state[Netns]} | {attached.name for attached in state[NetnsName]}
-
-
-def _meaning(snapshot: Snapshot) -> tuple[object, ...]:
-    """Return the policies of a snapshot, and the addresses of their names other than DNS names."""
-    return snapshot.policed, [member for member in snapshot.members if member.kind != "outside"]
-
-
-def _outside_addresses(snapshot: Snapshot) -> set[str]:
-    return {a for member in snapshot.members if member.kind == "outside" for a in member.values}
-
-
-# --- plan, write and verify a scope ---------------------------------------------------------------
 
 
 class Plan(NamedTuple):
@@ -298,10 +286,12 @@ def plan(
         candidates = want | before
     have = State.of_kinds(lambda kind: kind.in_scope(present, want, before))
     steps = diff(want, have)
+    # the hosts folders that only services of the scope read
     whole = {hosts_folder(reader) for reader in snapshot.fresh}
     whole |= {own_hosts_folder(service.name) for service in snapshot.services}
-    if scope != ALL and _rebuilds(want, have, steps, whole):
-        # the tables or a shared hosts file no longer exist, including content outside this scope
+    created = {step.folder for step in steps if isinstance(step, HostsEdit) and step.create}
+    if scope != ALL and (want[Ruleset] != have[Ruleset] or not created <= whole):
+        # the tables or a shared hosts file do not exist, so objects outside the scope are missing
         whole_plan = plan(kernel, store, ALL, before, closed=closed)
         return whole_plan._replace(snapshot=snapshot, every=every)
     return Plan(scope, before, steps, want, candidates, unread, snapshot, every, closed)
@@ -365,9 +355,7 @@ def _carried_out(
         # In a foreign namespace, only requested addresses are read. An object that has moved, such
         # as an interface that a container renamed, is read at its desired location, not also at its
         # old one.
-        keys = {(type(obj), obj.key()) for obj in want}
-        former = State(obj for obj in touched if (type(obj), obj.key()) not in keys)
-        have = kernel.read(former | want, alias(store.state_id()), taken=taken)
+        have = kernel.read(touched.without(want) | want, alias(store.state_id()), taken=taken)
     left = _left(want, touched, have)
     if left:
         hint = "another program may be changing niso's objects: niso net check"
@@ -387,11 +375,10 @@ def _touched(steps: list[AnyStep], candidates: State) -> State:
     The kernel applies a transaction of elements completely or not at all, so its acknowledgement is
     enough. Interfaces in other namespaces are read only if a step concerns them.
     """
-    objects = [obj for step in steps for obj in step.objects()]
-    touched = State(objects)
+    touched = State(obj for step in steps for obj in step.objects())
     inside = {kind.space(obj) for kind in KINDS for obj in touched[kind.type]}
-    made = State(space for space in candidates[Netns] if space.name in inside)
-    return touched | made | State(space for space in candidates[NetnsName] if space.name in inside)
+    spaces = candidates[Netns] | candidates[NetnsName]
+    return touched | State(space for space in spaces if space.name in inside)
 
 
 def _of(want: State, touched: State) -> State:
@@ -405,19 +392,14 @@ def _of(want: State, touched: State) -> State:
         for obj in touched[kind.type]
         for link in kind.links(obj)
     }
-    keys = {(type(obj), obj.key()) for obj in touched}
-    return State.of_kinds(
-        lambda kind: (
-            obj
-            for obj in want[kind.type]
-            if kind.type is Ruleset
-            or (
-                any((kind.space(obj), link) in links for link in kind.links(obj))
-                if kind.is_read_by_link
-                else (kind.type, obj.key()) in keys
-            )
-        )
-    )
+    keys = touched.keys()
+
+    def is_touched(kind: Kind[Any], obj: KernelObject) -> bool:
+        if kind.is_read_by_link:
+            return any((kind.space(obj), link) in links for link in kind.links(obj))
+        return kind.type is Ruleset or (kind.type, obj.key()) in keys
+
+    return State.of_kinds(lambda kind: (o for o in want[kind.type] if is_touched(kind, o)))
 
 
 def _left(want: State, candidates: State, have: State) -> list[AnyStep]:
@@ -475,8 +457,7 @@ def _without(state: State, every: State, ended: frozenset[str]) -> State:
     """
     if not ended:
         return state
-    going = {(type(obj), obj.key()) for obj in every if _in(obj, ended)}
-    return State(obj for obj in state if (type(obj), obj.key()) not in going)
+    return state.without(State(obj for obj in every if _in(obj, ended)))
 
 
 def _occupied(kernel: Kernel, want: State, have: State, before: State) -> dict[str, str]:
@@ -586,19 +567,6 @@ def _outside(state: State, spaces: Container[object], but: type | None = None) -
     )
 
 
-def _rebuilds(want: State, have: State, steps: list[AnyStep], whole: set[str]) -> bool:
-    """Return whether the tables, or a hosts file that other services read, do not exist.
-
-    Then objects outside the scope are missing too. ``whole`` are the hosts folders that only
-    services of the scope read.
-    """
-    if want[Ruleset] != have[Ruleset]:
-        return True
-    return any(
-        isinstance(step, HostsEdit) and step.create and step.folder not in whole for step in steps
-    )
-
-
 def compare(
     kernel: Kernel, store: Store, closed: Mapping[object, KernelError] | None = None
 ) -> tuple[list[AnyStep], State, State, Foreign]:
@@ -615,22 +583,18 @@ def compare(
     have = _without(have, every, ended)
     want, have = without_foreign((want, have), set(foreign))
     occupied = _occupied(kernel, want, have, want)
-    foreign |= {name: _taken(name, interface) for name, interface in occupied.items()}
+    for netns, interface in occupied.items():
+        foreign[netns] = Conflict(
+            f"interface {interface!r} in {netns} is another link than niso's: the attachment has no"
+            " network",
+            "rename that link, then niso net repair",
+        )
     for error in (closed or {}).values():
         message, hints = _closed(error)
         foreign[f"{error.space} {error.message}"] = Conflict(message, hints[0])
     if left_out := {*occupied, *(closed or ())}:
         want, have = _outside(want, left_out), _outside(have, left_out, but=Veth)
     return diff(want, have), want, have, foreign
-
-
-def _taken(netns: str, interface: str) -> Conflict:
-    """Return the error for an attachment that has another interface in the place of niso's."""
-    return Conflict(
-        f"interface {interface!r} in {netns} is another link than niso's: the attachment has no"
-        " network",
-        "rename that link, then niso net repair",
-    )
 
 
 def _read_again(

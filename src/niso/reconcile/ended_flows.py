@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from niso.kernel.sockets import Connection
 
 
-# --- flows whose NAT does not match the present rules ---------------------------------------------
-
-
 if TYPE_CHECKING:
     Net = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -164,9 +161,6 @@ def end_flows(kernel: Kernel, ports: Iterable[Port]) -> None:
     claims = [(port.proto, port.host_port, port.last) for port in ports]
     if claims:
         flush_ports(kernel, claims, answered=True)
-
-
-# --- open flows after a change of policies --------------------------------------------------------
 
 
 _BRIDGED = {

@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from niso.kernel.real import Kernel
 
 
-# --- forwarding sysctls ---------------------------------------------------------------------------
-
-
 CONF6 = "net/ipv6/conf"
 FORCE, ACCEPT_RA = "force_forwarding", "accept_ra"
 
@@ -177,9 +174,6 @@ def _found6(kernel: Kernel) -> dict[str, str]:
             if kernel.sysctl(f"{CONF6}/{name}/{what}") == "1":
                 values6[f"{CONF6}/{name}/{what}"] = "1"
     return values6
-
-
-# --- the host's own hosts file --------------------------------------------------------------------
 
 
 def wanted(store: Store) -> list[str]:

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from niso.kernel.real import Kernel
 
 
-# --- services and networks ------------------------------------------------------------------------
-
-
 def read_world(kernel: Kernel, store: Store) -> PolicyContext:
     """Return what policies are evaluated against, from the store and the kernel. Raises
     KernelError.
@@ -108,9 +105,6 @@ def _lives(kernel: Kernel, store: Store, name: str) -> bool:
     return attached is not None and (
         not attached.netns or kernel.cookie_at(attached.netns) == attached.cookie
     )
-
-
-# --- ends of audits -------------------------------------------------------------------------------
 
 
 _KEY = "network.policy.audit_until"

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from niso.kernel.real import Writer
 
 
-# --- addresses on links ---------------------------------------------------------------------------
-
-
 class Address(NamedTuple):
     """An address with its prefix length, on a network interface.
 
@@ -134,9 +131,6 @@ def _is_routed(address: str, destinations: set[str]) -> bool:
     return address.endswith("/128" if ":" in address else "/32") or prefix(address) in destinations
 
 
-# --- routes in services' namespaces (main table) --------------------------------------------------
-
-
 LAST = 0x7FFFFFFF
 """The metric of routes that are used only if no other route matches.
 
@@ -239,9 +233,6 @@ class _Routes(Kind[Route], of=Route):
             rtnl, index = writer.link(route.netns, route.link)
             index = writer.existing(index, route.link)
             rtnl.add_route(route.destination, route.gateway, index, LAST if route.last else 0)
-
-
-# --- routing rules of internal networks -----------------------------------------------------------
 
 
 class RoutingRule(NamedTuple):

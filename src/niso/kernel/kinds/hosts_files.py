@@ -131,9 +131,6 @@ def lines(text: str) -> list[tuple[str, str]] | None:
     return result
 
 
-# --- niso's block in the host's own hosts file ----------------------------------------------------
-
-
 PATH = "/etc/hosts"
 _TRIES = 3
 _WHY = {

@@ -461,6 +461,15 @@ class State:
     def __repr__(self) -> str:
         return f"State({list(self)!r})"
 
+    def keys(self) -> set[tuple[type, tuple[str, ...]]]:
+        """Return the type and key of each object."""
+        return {(type(obj), obj.key()) for obj in self}
+
+    def without(self, other: State) -> State:
+        """Return the objects whose type and key no object of ``other`` has."""
+        keys = other.keys()
+        return State(obj for obj in self if (type(obj), obj.key()) not in keys)
+
     def replace(self, kind: type[T], objects: Iterable[T]) -> State:
         """Return a copy with other objects of one kind."""
         return State.of_sets({**self._by_type, kind: frozenset(objects)}.items())
