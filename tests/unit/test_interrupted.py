@@ -275,6 +275,21 @@ def test_crun_that_creates_is_no_conmon(monkeypatch: pytest.MonkeyPatch) -> None
     assert lifecycle._conmons(["a-b"]) == []  # the name of the other service is part of its own
 
 
+def test_create_that_conmon_waits_for_is_killed_with_it(tmp_path: Path) -> None:
+    waits = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+    child = "import time; time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", waits, child, str(tmp_path)]) as conmon:
+        (tmp_path / "conmon.pid").write_text(str(conmon.pid))
+        while not (pids := crun.children(conmon.pid)) or not crun.is_supervisor(
+            pids[0], str(tmp_path)
+        ):
+            assert conmon.poll() is None
+            time.sleep(0.01)
+        lifecycle.end_conmon(str(tmp_path))
+        assert not os.path.exists(f"/proc/{pids[0]}")
+        assert conmon.wait(5) == 0  # it ended by itself, before it would have been killed
+
+
 @pytest.mark.parametrize("text", ["", "x", "-1", "0", "99999999999999999999", "9" * 5000])
 def test_file_without_a_possible_pid_counts_as_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "pid").write_text(text)

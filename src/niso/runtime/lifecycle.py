@@ -361,7 +361,8 @@ def end_conmon(bundle: str, pid: int | None = None) -> None:
     conmon gets `CONMON_S` seconds to write the last log lines. After the service has exited, conmon
     has no other children than the exit command or an interrupted crun create.
     """
-    conmon = crun.open_supervisor(pid or crun.read_pid(f"{bundle}/conmon.pid"), bundle)
+    pid = pid or crun.read_pid(f"{bundle}/conmon.pid")
+    conmon = crun.open_supervisor(pid, bundle)
     if conmon < 0:
         return
     pause_s = 0.001
