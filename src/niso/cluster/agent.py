@@ -30,7 +30,7 @@ from niso.base.named_tuples import TYPE_CHECKING
 from niso.cluster import encryption, mirror, own_claims
 from niso.cluster.claims import Claims
 from niso.cluster.engine import Keys
-from niso.cluster.key_values import HostEntry, index_of
+from niso.cluster.key_values import HostEntry
 from niso.cluster.membership import ClusterKeys
 from niso.cluster.own_claims import OwnClaims
 from niso.cluster.view import ClaimedService, EngineView, View
@@ -64,11 +64,8 @@ _GUARDED = 4
 class Agent:
     """Keep this host synchronised with the cluster.
 
-    ``me`` is this host's name, and the ids of its state folder, cluster and boot. ``connect`` opens
-    a connection to etcd. ``end`` deactivates the services here that another host has taken over.
-    ``log`` gets each line to log.
-
-    ``tend`` gets a connection and a boolean. It is called at the start and about every `LOOK_S`
+    ``me`` is this host's name, and the ids of its state folder, cluster and boot. ``end``
+    deactivates services that another host has taken over. ``tend`` is called about every `LOOK_S`
     seconds, with True, and when hosts join or leave, with False. ``mend`` is called every `MEND_S`
     seconds in a thread of its own. Its argument is True if a complete check is due.
     """
@@ -105,8 +102,6 @@ class Agent:
         self._lives = 0  # the lease on which this host's live key was last written
         self._said = ""
         self._wrong: tuple[str, ...] = ()
-
-    # --- one sync pass --------------------------------------------------------
 
     def look(
         self, store: Store, kernel: Kernel, engine: Etcd, now_s: float, whole: bool = True
@@ -173,7 +168,6 @@ class Agent:
         return changed
 
     def _has_left(self, store: Store) -> bool:
-        """Return whether this host has left the cluster; if so, stop the agent."""
         if store.cluster_id() == self.cluster:
             return False
         self._say(f"this host has left cluster {self.cluster}")
@@ -186,8 +180,7 @@ class Agent:
         if not member:
             return list(here)
         # read after the rows: a command creates a network in the cluster before it writes the row
-        items = engine.get(self.keys.nets, one=True).items if here else ()
-        index = index_of(items[0]) if items else {}
+        index = ClusterKeys(engine, self.keys).index()[1] if here else {}
         kept = []
         for name, vni in here.items():
             if index.get(name, {}).get("vni") == vni:
@@ -288,8 +281,6 @@ class Agent:
         hosts += [HostEntry(name, *peers[name][:2], 0, True) for name in sorted(missing)]
         return now._replace(hosts=tuple(hosts))
 
-    # --- the loop -------------------------------------------------------------
-
     def run(self, store: Store, kernel: Kernel) -> None:
         """Run a sync pass whenever something changes, until `stop` is called."""
         for target in (self._alive, self._listen, *((self._mend,) if self.mend else ())):
@@ -308,9 +299,8 @@ class Agent:
             self._hurry.clear()
             try:
                 began = time.monotonic()
-                called = self._called.is_set()
                 # clear the flag only if it was set, so that a call that comes now is not lost
-                if called:
+                if called := self._called.is_set():
                     self._called.clear()
                 whole = called or began >= whole_s
                 self.lag.notice(began)
@@ -325,8 +315,7 @@ class Agent:
                 if is_due or hosts != before:
                     self.tend(engine, is_due)
                 self.watch(net.name for net in store.networks() if net.span is not None)
-            # files vanish while the host leaves its cluster, and a busy store can stay locked for
-            # long
+            # files vanish while the host leaves its cluster, and a store can stay locked for long
             except (Error, OSError, sqlite3.Error) as error:
                 self._say(_text(error))
                 self._over.wait(about(1.0))

@@ -245,7 +245,7 @@ class ClusterKeys:
     # --- networks -------------------------------------------------------------
 
     def network_names(self) -> list[str]:
-        return sorted(self._index()[1])
+        return sorted(self.index()[1])
 
     def networks(self) -> list[Spec]:
         """Return all networks, sorted by name."""
@@ -263,7 +263,7 @@ class ClusterKeys:
         made: list[Spec] = []
 
         def txn() -> Txn:
-            held, index = self._index()
+            held, index = self.index()
             _require_apart(spec, index)
             taken = {int(network["vni"]) for network in index.values()}
             vni = next(n for n in range(FIRST_VNI, MOST_VNI) if n not in taken)
@@ -293,7 +293,7 @@ class ClusterKeys:
         """
 
         def txn() -> Txn:
-            held, index = self._index()
+            held, index = self.index()
             _require_apart(spec, index)
             for name, network in index.items():
                 if network["vni"] == spec.vni:
@@ -312,7 +312,7 @@ class ClusterKeys:
         addresses = self.keys.addresses(name)
 
         def txn() -> Txn:
-            held, index = self._index()
+            held, index = self.index()
             if name not in index:
                 raise NotFound(f"no network {name!r} in the cluster", "niso net list")
             if used := self.engine.keys(addresses):
@@ -328,7 +328,7 @@ class ClusterKeys:
 
     # --- parts ----------------------------------------------------------------
 
-    def _index(self) -> tuple[Compare, dict[str, dict[str, Any]]]:
+    def index(self) -> tuple[Compare, dict[str, dict[str, Any]]]:
         """Return the index of networks, and the condition that it is unchanged."""
         item = self._item(self.keys.nets)
         held = Compare(self.keys.nets, item.modified if item else 0)

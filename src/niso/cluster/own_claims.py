@@ -95,14 +95,13 @@ class OwnClaims:
                         lost.append(record.service)
                     if store.service(record.service) is None:
                         remove_locks(record.service)
-            except Refused as error:  # continue: the states of other services matter all the same
-                self._say(error.message)
-            except NoAnswer:
-                raise
             except Busy:
                 continue
-            # a conflict: another host has the service, and its newer claim fences this host
+            # refused: other services matter all the same; a conflict: another host has the service,
+            # and its newer claim fences this host
             except Error as error:
+                if isinstance(error, NoAnswer) and not isinstance(error, Refused):
+                    raise
                 self._say(error.message)
         self._is_settled = True
         try:
@@ -174,8 +173,7 @@ def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bo
                 raise
             # a command released it and was undone, and another service has the address now
             return False
-    # recorded without its mark until it is published: after an interruption, the next pass sees a
-    # difference and publishes it again
+    # without its mark until it is published: after an interruption, the next pass publishes it
     now = recorded(have)
     if record != now:
         with store.transaction():
@@ -238,11 +236,15 @@ def about(store: Store, service: str) -> dict[str, Any]:
 
 def wanted_by_rows(store: Store, row: ServiceRow, on: Sequence[str]) -> Wanted:
     """Return what a service must reserve by its rows: its addresses on ``on``, and its names."""
-    leased: dict[str, tuple[str, ...]] = {}
-    for network, address in store.addresses(row.name):
-        if network in on:
-            leased[network] = (*leased.get(network, ()), address)
+    leased = _by_network(pair for pair in store.addresses(row.name) if pair[0] in on)
     return Wanted(row.name, tuple(on), store.names_there(row.name), leased, {})
+
+
+def _by_network(pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    networks: dict[str, tuple[str, ...]] = {}
+    for network, address in pairs:
+        networks[network] = (*networks.get(network, ()), address)
+    return networks
 
 
 def _is_wanted(
@@ -310,7 +312,7 @@ def restore(store: Store, membership: ClusterKeys, own: HostEntry, encryption: s
             _put(membership, {keys.live(host.name): encode({"boot": ""})}, lease)
     for network in networks:
         membership.restore_network(spec_of(network)._replace(base=base_of(store)))
-    for claim, shown in (*_own(store, own.name), *_others(store)):
+    for claim, shown in [*_recorded(store, own.name)]:
         _put(membership, _values(claim, shown, keys))
     _put(membership, {keys.cluster: encode(cluster_value(made))})
     if membership.cluster() != made:
@@ -344,29 +346,23 @@ def _put(membership: ClusterKeys, values: dict[str, str], lease: int = 0) -> Non
         membership.engine.commit(txn)  # this one changes nothing if the first was carried out
 
 
-def _own(store: Store, host: str) -> Iterable[tuple[Held, dict[str, Any]]]:
-    """Yield the recorded reservations of this host's services, with the fields for display."""
+def _recorded(store: Store, host: str) -> Iterable[tuple[Held, dict[str, Any]]]:
+    """Yield the recorded reservations of all hosts, with the fields that other hosts display.
+
+    Those of other hosts are on this host's networks, and what is to display is not known.
+    """
     for record in store.across.claims():
-        row = store.service(record.service)
+        row, name = store.service(record.service), record.service
         if row is not None and record.addresses:
-            mark = record.mark or os.urandom(16).hex()
-            who = (record.service, host, record.gen, mark)
-            what = (record.addresses, store.names_there(record.service), 0)
-            yield Held(*who, *what, up=row.active), about(store, record.service)
-
-
-def _others(store: Store) -> Iterable[tuple[Held, dict[str, Any]]]:
-    """Yield the reservations of other hosts on this host's networks. Nothing is to display."""
-    for service, rows in store.across.addresses().items():
-        networks: dict[str, tuple[str, ...]] = {}
-        for row in rows:
-            networks[row.network] = (*networks.get(row.network, ()), row.address)
+            who = (name, host, record.gen, record.mark or os.urandom(16).hex())
+            what = (record.addresses, store.names_there(name), 0)
+            yield Held(*who, *what, up=row.active), about(store, name)
+    for name, rows in store.across.addresses().items():
         newest = max(rows, key=lambda row: row.gen)
-        who = (service, newest.host, newest.gen, os.urandom(16).hex())
-        yield (
-            Held(*who, networks, store.across.names(service), 0, up=newest.up),
-            shown_values((), ""),
-        )
+        who = (name, newest.host, newest.gen, os.urandom(16).hex())
+        networks = _by_network((row.network, row.address) for row in rows)
+        claim = Held(*who, networks, store.across.names(name), 0, up=newest.up)
+        yield claim, shown_values((), "")
 
 
 def _values(claim: Held, shown: Mapping[str, Any], keys: Keys) -> dict[str, str]:
@@ -382,10 +378,7 @@ def _values(claim: Held, shown: Mapping[str, Any], keys: Keys) -> dict[str, str]
         **shown,
     }
     values: dict[str, dict[str, Any]] = {keys.service(claim.service): service}
-    values |= {
-        keys.name(network, name): {"service": claim.service}
-        for network in claim.networks
-        for name in claim.names
-    }
+    for network in claim.networks:
+        values |= {keys.name(network, name): {"service": claim.service} for name in claim.names}
     values |= {key: address_value(claim, claim.up) for key in sorted(claim.address_keys(keys))}
     return {key: encode(value) for key, value in values.items()}
