@@ -15,8 +15,10 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from typing import Any, NamedTuple, Self
+else:
+    Any = object  # only annotations name it, and nothing evaluates them
 
-__all__ = ["TYPE_CHECKING", "NamedTuple", "named_tuple"]
+__all__ = ["TYPE_CHECKING", "Any", "NamedTuple", "named_tuple"]
 
 _getters = [_tuplegetter(place, "") for place in range(16)]
 _new = tuple.__new__

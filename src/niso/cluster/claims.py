@@ -17,15 +17,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, Any, NamedTuple
 from niso.cluster import key_values
 from niso.cluster.engine import Compare, Delete, Keys, KeyValue, NoAnswer, Put, Txn, decode, encode
 from niso.cluster.key_values import ClusterClaim, address_value, claim_of, spec_of
 from niso.plan import subnets
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from niso.cluster.etcd import Etcd
 
 

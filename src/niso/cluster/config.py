@@ -12,16 +12,12 @@ import os
 
 from niso.base import convert, files, paths
 from niso.base.errors import Error, ErrorGroup, InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import Any, NamedTuple
 from niso.base.text import escaped, shown
 from niso.cluster import key_values
 from niso.cluster.engine import Keys
 from niso.cluster.etcd import Etcd, Reach
 from niso.manifest import toml, validate, values
-
-if TYPE_CHECKING:
-    from typing import Any
-
 
 FILE_NAME = "cluster.toml"
 CLIENT_PORT, PEER_PORT = 2379, 2380

@@ -25,10 +25,7 @@ from __future__ import annotations
 import json
 
 from niso.base.errors import Error
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from typing import Any
+from niso.base.named_tuples import Any, NamedTuple
 
 
 class NoAnswer(Error):

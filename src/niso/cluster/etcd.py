@@ -18,7 +18,7 @@ import ssl
 from collections.abc import Iterable, Iterator, Sequence
 
 from niso.base.errors import Error
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import Any, NamedTuple
 from niso.cluster.engine import (
     PREFIX,
     Answer,
@@ -32,10 +32,6 @@ from niso.cluster.engine import (
     Refused,
     Txn,
 )
-
-if TYPE_CHECKING:
-    from typing import Any
-
 
 REQUEST_S = 2.0
 ROUNDS = 3

@@ -11,17 +11,13 @@ import re
 from functools import lru_cache
 
 from niso.base.errors import Conflict, Error, InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import Any, NamedTuple
 from niso.cluster.engine import Keys, KeyValue, decode, invalid
 from niso.manifest import values
 from niso.plan.records import Entry, Policy
 from niso.plan.subnets import refusal
 from niso.store.policy_rows import policy_of
 from niso.store.sqlite import decoded
-
-if TYPE_CHECKING:
-    from typing import Any
-
 
 _KEPT = 1 << 16
 _LONGEST_VERSION = 40

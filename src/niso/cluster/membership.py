@@ -11,7 +11,7 @@ import os
 import re
 
 from niso.base.errors import Conflict, Error, NotFound
-from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.named_tuples import TYPE_CHECKING, Any
 from niso.cluster import key_values
 from niso.cluster.claims import TRIES
 from niso.cluster.engine import Compare, Delete, Keys, KeyValue, NoAnswer, Put, Txn, decode, encode
@@ -21,7 +21,6 @@ from niso.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Any
 
     from niso.cluster.config import Config
     from niso.cluster.etcd import Etcd

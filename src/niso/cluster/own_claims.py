@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from niso.base.errors import Conflict, Error
 from niso.base.locks import Busy, Lock, remove_locks, service_lock
-from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.named_tuples import TYPE_CHECKING, Any
 from niso.cluster import mirror
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import Compare, Keys, NoAnswer, Put, Refused, Txn, encode
@@ -42,7 +42,6 @@ from niso.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from typing import Any
 
     from niso.kernel.real import Kernel
 

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from niso.base.errors import InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import Any, NamedTuple
 from niso.base.names import DEFAULT_NETWORK
 from niso.base.text import escaped
 from niso.compose.service_tables import (
@@ -29,10 +29,6 @@ from niso.manifest import toml, yaml_file
 from niso.manifest.addresses_and_ports import parse_port
 from niso.manifest.stack import long_name
 from niso.plan.records import Port
-
-if TYPE_CHECKING:
-    from typing import Any
-
 
 _IN_FILE = frozenset(("services", "networks", "volumes", "secrets", "name", "version"))
 _OF_NETWORK = frozenset(

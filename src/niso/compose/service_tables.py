@@ -9,17 +9,13 @@ import re
 from collections.abc import Callable, Mapping
 
 from niso.base.errors import InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import Any, NamedTuple
 from niso.base.names import DEFAULT_NETWORK
 from niso.compose import storage
 from niso.compose.storage import Place, Storage, beyond, duration, items, pairs, scalar, seconds
 from niso.manifest import addresses_and_ports, process_keys, values
 from niso.manifest.addresses_and_ports import parse_port
 from niso.manifest.keys import BY_PATH
-
-if TYPE_CHECKING:
-    from typing import Any
-
 
 DEFAULT = "default"
 """The network of services that name no network."""

@@ -11,13 +11,9 @@ import re
 from collections.abc import Container, Iterable, Iterator, Mapping
 
 from niso.base.errors import InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import Any, NamedTuple
 from niso.manifest import process_keys
 from niso.manifest.values import path_reason
-
-if TYPE_CHECKING:
-    from typing import Any
-
 
 _ALWAYS_TMPFS = ("/tmp", "/run", "/var/tmp")  # noqa: S108 - paths inside a service
 _OF_MOUNT = ("type", "source", "target", "read_only", "tmpfs", "consistency")

@@ -21,12 +21,8 @@ from urllib.parse import urlencode, urlsplit
 
 from niso.base import files
 from niso.base.errors import Error, InvalidInput, NotFound
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import Any, NamedTuple
 from niso.manifest import yaml_file
-
-if TYPE_CHECKING:
-    from typing import Any
-
 
 REQUEST_S = 10.0
 _LONGEST = 64 << 20

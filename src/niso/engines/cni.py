@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from niso.base import names
 from niso.base.errors import Error, ErrorGroup, InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, Any, NamedTuple
 from niso.base.names import prefix
 from niso.change import attach, networks
 from niso.change.attach import Request, Wish
@@ -35,8 +35,6 @@ from niso.store.attached_rows import CHOSEN_ALIASES, CHOSEN_IP, NAMESPACE, Attac
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from niso.engines import pod_agent
 
 

@@ -25,7 +25,7 @@ from http.server import BaseHTTPRequestHandler
 from niso.base import files, names, paths
 from niso.base.errors import Error, InvalidInput, NotFound
 from niso.base.locks import Lock
-from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.named_tuples import Any
 from niso.change import attach, networks
 from niso.change.attach import Request, Wish
 from niso.engines import plugin
@@ -36,10 +36,6 @@ from niso.plan.records import Policy, Port
 from niso.plan.subnets import NetworkRequest
 from niso.runtime.machine import Machine
 from niso.store.attached_rows import BY_INTERFACE
-
-if TYPE_CHECKING:
-    from typing import Any
-
 
 OWNER = BY_INTERFACE
 WAIT_S = 0.05

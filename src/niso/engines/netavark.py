@@ -30,7 +30,7 @@ from ipaddress import ip_network
 import niso
 from niso.base import files, paths
 from niso.base.errors import Error, InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.named_tuples import Any
 from niso.base.names import family_of, prefix
 from niso.base.report import Caution, Report, silent
 from niso.change import attach, networks
@@ -41,10 +41,6 @@ from niso.plan.records import Network, Port
 from niso.plan.subnets import NetworkRequest
 from niso.runtime.machine import Machine
 from niso.store.store import Store
-
-if TYPE_CHECKING:
-    from typing import Any
-
 
 OWNER = "podman"
 API_VERSION = "1.0.0"

@@ -15,14 +15,10 @@ import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 
 from niso.base.errors import InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import Any, NamedTuple
 from niso.change import attach
 from niso.plan import policy_elements
 from niso.plan.records import Entry, Peer, Policy
-
-if TYPE_CHECKING:
-    from typing import Any
-
 
 INGRESS, EGRESS = "Ingress", "Egress"
 _PROTOCOLS = {"TCP": "tcp", "UDP": "udp", "SCTP": "sctp"}

@@ -14,7 +14,7 @@ from ipaddress import ip_address
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.named_tuples import TYPE_CHECKING, Any
 from niso.change import attach
 from niso.change.attach import POD_POLICY, Request, combined
 from niso.kernel.real import Kernel
@@ -28,7 +28,6 @@ from niso.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
 
 _LONGEST_NAME = 40

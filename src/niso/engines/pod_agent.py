@@ -23,7 +23,7 @@ from collections.abc import Callable, Container, Mapping
 from urllib.parse import quote
 
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import Any, NamedTuple
 from niso.base.report import Report, silent
 from niso.change import attach
 from niso.change.attach import POD_POLICY, Request
@@ -37,10 +37,6 @@ from niso.runtime.machine import Machine
 from niso.runtime.units import KUBERNETES, UNITS, ChangingUnit, Following, refuse_foreign
 from niso.store.attached_rows import AttachedRow, wishes
 from niso.store.store import Store
-
-if TYPE_CHECKING:
-    from typing import Any
-
 
 LOOK_S = 30.0
 """Seconds between sync passes if no event occurs."""
