@@ -427,10 +427,7 @@ class CaptureFile:
         return self._left is not None and self._left <= 0
 
     def interface(self, name: str, link: int, most: int) -> tuple[int, bytes]:
-        """Add an interface; return its number, and the blocks to write before its packets.
-
-        ``link`` is the pcap link type, ``most`` the maximum number of bytes of a packet.
-        """
+        """Add an interface of this pcap link type; return its number, and the blocks to write."""
         head = b""
         if not self._interfaces:
             head = _block(_SECTION, struct.pack("=IHHq", 0x1A2B3C4D, 1, 0, -1))
@@ -453,10 +450,7 @@ class CaptureFile:
         )
 
     def converter(self, name: str) -> Callable[[bytes], bytes]:
-        """Return a function that converts the next bytes of a pcap stream to complete blocks.
-
-        The function raises ValueError if the stream is not pcap.
-        """
+        """Return a function that converts a pcap stream to blocks. It raises ValueError."""
         rest = b""
         interface: int | None = None
 
@@ -644,10 +638,7 @@ _LEADS = ("jump ", "goto ")
 
 
 def stages(steps: list[TraceStep], verdict: Verdict | None) -> list[Stage]:
-    """Return the steps of a traced packet in which a rule or a chain's policy decided something.
-
-    ``verdict`` is the computed one. It names the manifest entry of a policy that drops the packet.
-    """
+    """Return the steps of a packet that decided something; ``verdict`` names policy entries."""
     result = []
     for step in steps:
         if step.table.partition(" ")[2].startswith(PREFIX) or step.kind == "return":

@@ -77,9 +77,8 @@ def check(machine: Machine, name: str | None = None) -> list[Finding]:
 
 
 def problems(machine: Machine) -> dict[str, int] | None:
-    """Count the problems of each kind, without niso's lock. Raises KernelError.
+    """Count the problems of each kind that last, without niso's lock. Raises KernelError.
 
-    A change in progress is counted as a problem if it takes longer than the repeated comparisons.
     Returns None if objects vanished during each comparison.
     """
     lasting: set[tuple[Problem, str]] | None = None
@@ -124,8 +123,8 @@ def _others(machine: Machine, name: str | None) -> list[Finding]:
 def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list[tuple[str, str]]:
     """Return a warning and the next step for each neighbour table that is full, or nearly full.
 
-    A table is full if it refused neighbours between the two readings ``before`` and ``now``. Only
-    the host's own entries can be counted: the limit applies to the complete machine.
+    It is full if it refused neighbours between the readings ``before`` and ``now``. The limit
+    applies to the complete machine, but only the host's own entries can be counted.
     """
     refused = {table.family: table.refused for table in before}
     warnings = []
@@ -166,10 +165,7 @@ def unpublished_ports(machine: Machine, name: str | None) -> list[tuple[str, str
 
 
 def policy_warnings(machine: Machine, name: str | None = None) -> list[tuple[str, str]]:
-    """Return a warning and the next step for each probable mistake in policies of active services.
-
-    ``name`` limits the result to one service or network. Raises KernelError, NotFound.
-    """
+    """Return a warning and the next step for each probable mistake in active policies."""
     store = machine.store
     if not store.policied():
         return []
@@ -346,7 +342,7 @@ container.
 
 
 def is_moving(attached: AttachedRow) -> bool:
-    """Return whether a container engine is about to move the interface into its container.
+    """Return whether an engine is about to move the interface into its container.
 
     niso creates a symlink at the attachment's path. Once the interface is in the container, the
     symlink's time is set to 0. If the container ends, the engine itself detaches it.

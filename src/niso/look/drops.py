@@ -157,10 +157,7 @@ _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp", 1: "icmp", 58: "icmp"}
 
 
 def words(world: PolicyContext, dropped: Dropped) -> str:
-    """Return why a packet was dropped: the manifest entry, or the nftables rule.
-
-    ``world`` has the services, networks and policies.
-    """
+    """Return why a packet was dropped: the manifest entry, or the nftables rule."""
     place = f"{dropped.table} {dropped.chain}"
     if dropped.table not in (INET, BRIDGE):
         return f"{place}: {dropped.rule or 'policy drop'}"
@@ -178,10 +175,7 @@ def words(world: PolicyContext, dropped: Dropped) -> str:
 
 
 def _has_condition(rule: str) -> bool:
-    """Return whether a rule (as nft(8) lists it) drops by a condition of its own.
-
-    "" stands for the policy of a chain.
-    """
+    """Return whether a rule (nft(8); "": a chain's policy) drops by a condition of its own."""
     condition = _COUNTER.sub("", rule).removesuffix("drop").strip()
     return bool(condition) and not condition.startswith("log ") and "vmap" not in condition
 
@@ -245,10 +239,9 @@ def count(rows: Sequence[ServiceRow]) -> list[Stats]:
 
 
 def _policy_drops() -> tuple[_Counts | None, _Counts]:
-    """Return packet counts by (direction, service): of dropped and of audited packets.
+    """Return how many packets policies dropped, and how many only their audit let pass.
 
-    Audited packets passed, but a policy in audit would have dropped them. The first is None if
-    niso's nftables table does not exist.
+    Both are by (direction, service). The first is None without niso's nftables table.
     """
     drops: _Counts = {}
     audits: _Counts = {}
@@ -289,8 +282,7 @@ class Stats(NamedTuple):
     out_packets: int | None  # packets sent
     out_bytes: int | None  # bytes sent
     out_drops: int | None  # packets dropped by the service's egress policy
-    foreign: int | None
-    """frames dropped because of a forged source address or a type that is not allowed"""
+    foreign: int | None  # frames dropped for a forged source address or a forbidden type
     in_audits: int | None
     """packets that its ingress policy would have dropped; null if the policy is not in audit"""
     out_audits: int | None

@@ -50,8 +50,7 @@ class Happened(NamedTuple):
     unpublished, healthy, unhealthy, attached, detached, gone, network created, network removed,
     foreign or lost"""
     detail: str  # a description of the event; can be empty
-    exit_code: int | None
-    """exit status, or 128 + N if signal N ended the process; null unless a process has exited"""
+    exit_code: int | None  # exit status, or 128 + N after signal N; null unless a process exited
     program: str | None  # name of the foreign program; null unless ``what`` is foreign
     pid: int | None  # PID of the foreign program; null unless ``what`` is foreign
 
@@ -92,7 +91,7 @@ class Events:
 
     @guarded
     def read(self) -> tuple[Happened, ...]:
-        """Wait for a change and return its events. A change may have none.
+        """Wait for a change and return its events; a change may have none.
 
         Returns 0.1 s after the last change, but not later than about 1 s after the first one, plus
         the pause after the last snapshot.
@@ -113,10 +112,9 @@ class Events:
         self._watches.close()
 
     def _folded(self) -> tuple[bool, list[TableChange] | None]:
-        """Collect changes from the watches until no more come.
+        """Collect changes until no more come; return whether any came, and those of nftables.
 
-        Returns whether anything changed, and the changes of nftables tables, or None if some were
-        lost.
+        The latter are None if some were lost.
         """
         changed, every = self._watches.read()
         end = time.monotonic() + _LONGEST_S
@@ -153,10 +151,7 @@ def _foreign(tables: list[TableChange] | None, now: float) -> list[Happened]:
 
 
 def take_snapshot(session: Session, before: Snapshot) -> Snapshot:
-    """Return a snapshot of all services and networks.
-
-    The state of a service that a command is changing is copied from the earlier snapshot.
-    """
+    """Return a snapshot; a service that a command is changing is copied from ``before``."""
     store = session.store()
     busy = {intent.service for intent in store.intents()} - interrupted(store).keys()
     services = {}
@@ -235,19 +230,14 @@ class ServiceState(NamedTuple):
     attached: bool  # Whether the service is an attachment, which has no process.
     job: bool = False
     activated_at: float | None = None
-    state: str = ""
-    """State of the process (`niso.runtime.status.Status`).
-
-    An attachment is "attached" or "gone".
-    """
+    state: str = ""  # of the process (`Status`), or of an attachment: attached or gone
     exit_code: int | None = None
     started_at: float | None = None
     ended_at: float | None = None
     restarts: int = 0
     error: str = ""
     restart: str = ""  # The restart policy.
-    health: str = ""
-    """Result of the last health check: starting, healthy or unhealthy; "" if there was none."""
+    health: str = ""  # result of the last health check; "" if there was none
     failure: str = ""
     probed_at: float | None = None
     addresses: tuple[str, ...] = ()

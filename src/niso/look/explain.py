@@ -85,10 +85,7 @@ class Explanation(NamedTuple):
     judged: Judged
     other_family: Judged | None
     """the verdict for the other IP version, if both ends have an address of that version"""
-    shares: dict[str, str]
-    """for each end that shares the namespace of another service, the service that owns the
-    namespace
-    """
+    shares: dict[str, str]  # for each end that shares a namespace, the service that owns it
     proof: Proof | None = None  # result of the test packet; only with --prove
 
     @property

@@ -42,10 +42,7 @@ def drops(kernel: Kernel, networks: Iterable[Network]) -> list[ForeignDrop]:
 
 
 def others_dropped(chains: Iterable[str]) -> list[tuple[str, str]]:
-    """Return a problem and its remedy for each other program's NAT chain whose packets niso drops.
-
-    ``chains`` are those of `niso.reconcile.host_settings.others`.
-    """
+    """Return a problem and its remedy for each other program's NAT chain in ``chains``."""
     return [
         (
             f"nftables chain {chain} translates addresses of packets that niso drops: the host"
@@ -58,10 +55,7 @@ def others_dropped(chains: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def closed_links(kernel: Kernel) -> list[tuple[str, str]]:
-    """Return a problem and the command that fixes it for each interface that does not forward IPv4.
-
-    niso does not change this setting. Raises KernelError.
-    """
+    """Return a problem and its remedy for each interface that does not forward IPv4."""
     return [
         (
             f"link {name} does not forward IPv4 ({_forwarding(name)} is 0)",
@@ -76,10 +70,7 @@ def _forwarding(link: str) -> str:
 
 
 def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
-    """Limit the lines on who can reach a port to what the service's policy allows.
-
-    The host itself can always reach it.
-    """
+    """Limit the lines on who, besides the host, can reach a port to what a policy allows."""
     if policy is None or len(ways) < 2:
         return ways
     if policy.allow_from == ():
@@ -114,11 +105,10 @@ def _ways(
     internal: Sequence[str],
     but: str,
 ) -> list[str]:
-    """Return the lines that describe who can reach a port.
+    """Return the lines on who can reach a port.
 
-    ``closed`` are the interfaces that do not forward IPv4. ``internal`` are the networks from which
-    the port cannot be reached. ``but`` is appended to the lines of peers whose packets another
-    firewall drops.
+    ``closed`` are the interfaces that do not forward IPv4, ``internal`` the networks from which it
+    cannot be reached. ``but`` follows the peers whose packets another firewall drops.
     """
     if port.host_ip in (ANY4, ANY6):
         published = [item for item in addresses if family_of(item[0]) in port.families]

@@ -231,10 +231,9 @@ class FlowReader:
         )
 
     def _part(self, services: frozenset[str], passes: bool) -> PolicyContext:
-        """Return only the services that verdicts between ``services`` depend on, with all networks.
+        """Return only the services on which these verdicts depend, since fewer are faster.
 
-        Verdicts search all services, so fewer are faster. For flows that passed, a DNS name has all
-        the addresses that it ever had.
+        For flows that passed, a DNS name has all the addresses that it ever had.
         """
         if (services, passes) not in self._parts:
             world = self.world
@@ -253,10 +252,7 @@ _MOST_CACHED = 50_000
 
 
 def joined(world: PolicyContext, memory: Memory, reader: FlowReader | None = None) -> list[Flow]:
-    """Return all flows with names and verdicts, sorted by names and port.
-
-    ``reader`` is the one of an earlier call with an equal ``world``.
-    """
+    """Return all flows with names and verdicts, sorted by names and port."""
     counts = dict(memory.opened)
     reader = reader or FlowReader(world)
     result = []
@@ -306,10 +302,7 @@ def times(ago: float | None) -> tuple[str | None, float | None]:
 def published(
     world: PolicyContext, service: str, proto: str, port: int, family: int
 ) -> Port | None:
-    """Return the published port through which other machines reach a port of a service, or None.
-
-    Ports published on a loopback address are ignored, because other machines cannot use them.
-    """
+    """Return the published port through which other machines reach a port, or None."""
     for mapping in mappings(world.services.get(service), proto, port):
         if not mapping.host_ip.startswith("127.") and family in mapping.families:
             first = mapping.host_port + port - mapping.container_port
@@ -351,10 +344,7 @@ def closed(
 def read(
     kernel: Kernel, store: Store, since: float | None = None, with_open: bool = True
 ) -> tuple[PolicyContext, list[Flow], int]:
-    """Return services and policies, their flows, and how many were not recorded in full sets.
-
-    ``since`` (Unix time) limits the flows as `lately` does. Raises KernelError.
-    """
+    """Return policies, the flows that `lately` selects, and how many were not recorded."""
     world = read_world(kernel, store)
     memory = remembered(kernel, world, with_open)
     return world, lately(joined(world, memory), since), memory.missed
@@ -420,11 +410,7 @@ def _home(store: Store, name: str) -> str:
 
 
 def _chosen(flows: Iterable[Flow], service: str | None, denied: bool) -> tuple[Flow, ...]:
-    """Return the flows of a service (None: of all), with the time of the last new one.
-
-    With ``denied``, only flows that a policy refused, or would refuse after its audit, are
-    returned.
-    """
+    """Return a service's flows; with ``denied`` those refused now, or after an audit."""
     chosen = []
     for flow in flows:
         is_own = service is None or service in flow.services
@@ -445,10 +431,7 @@ Total = tuple[str, str, int, str, str]
 
 
 def totals(world: PolicyContext, memory: Memory, limit: int) -> tuple[list[tuple[Total, int]], int]:
-    """Return the ``limit`` most frequent totals with their counts, and how many are omitted.
-
-    A total counts all flows with equal names, port, protocol and verdict. The result is sorted.
-    """
+    """Return the ``limit`` most frequent totals with their counts, and how many are omitted."""
     reader = FlowReader(world)
 
     def name(address: str) -> str:

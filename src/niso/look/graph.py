@@ -70,9 +70,8 @@ def of_traffic(world: PolicyContext, seen: Iterable[Flow], only: frozenset[str] 
 def of_policies(world: PolicyContext, only: frozenset[str] | None, with_addresses: bool) -> Picture:
     """Draw what policies and published ports allow, whether or not there is traffic.
 
-    A published port has an edge from the clients that it admits: all other machines, some prefixes,
-    or the host. Each policy entry that decides between two services of one network has an edge with
-    the computed verdict.
+    A published port has an edge from the clients that it admits. Each policy entry that decides
+    between two services of one network has an edge with the computed verdict.
     """
     known = [
         service for name, service in sorted(world.services.items()) if only is None or name in only

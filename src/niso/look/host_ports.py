@@ -129,8 +129,7 @@ def shadows(
 ) -> list[tuple[str, records.Port, int, str]]:
     """Return programs of the host that listen on services' published ports. Raises KernelError.
 
-    Each result has the service, its port, an IP version, and a text that names the program. They
-    started to listen after the activation, and get no packets.
+    Each result has the service, its port, an IP version, and a text that names the program.
     """
     listeners: dict[tuple[int, ...], Listeners] = {}
     result = []
@@ -167,10 +166,7 @@ class Port(NamedTuple):
 
 
 def rows(ports: Iterable[records.Port], families: tuple[int, ...]) -> tuple[Port, ...]:
-    """Return a `Port` for each host address of the given ports.
-
-    A port on all addresses becomes one for each of ``families``.
-    """
+    """Return a `Port` for each host address, or each of ``families``, of the given ports."""
     everywhere = [address for family, address in ((4, "0.0.0.0"), (6, "::")) if family in families]
     return tuple(
         Port(address, port.host_port, port.container_port, port.proto, port.count, not port.host_ip)
@@ -187,8 +183,7 @@ class PublishedPort(NamedTuple):
     container: int
     """the port inside the service, or the first of a range; the same as container_port"""
     mapping: Port
-    from_: tuple[str, ...] | None = None
-    """strings: from where the port can be reached; only with --exposed"""
+    from_: tuple[str, ...] | None = None  # strings: from where it is reachable; only with --exposed
 
     def left_out(self) -> tuple[str, ...]:
         """Return the fields to leave out of JSON."""

@@ -66,14 +66,12 @@ class LearnedPolicy(NamedTuple):
     """The policy of a service that allows its recorded flows."""
 
     service: str  # the service's name
-    file: str | None
-    """the manifest or stack.toml that has the service's policy; null if there is none"""
+    file: str | None  # the manifest or stack.toml with the service's policy; null if there is none
     table: str  # the table of the file in which the policy is
     watched: float | None
     """seconds for which the service's flows have been recorded, at most a week; null if inactive"""
     allow_from: tuple[LearnedEntry, ...]  # entries for the peers that connected to it
-    egress: tuple[LearnedEntry, ...] | None
-    """entries for the peers that it connected to; null without --egress"""
+    egress: tuple[LearnedEntry, ...] | None  # entries for its destinations; null without --egress
 
 
 def learn_flows(
@@ -84,10 +82,7 @@ def learn_flows(
     with_egress: bool,
     network: Callable[[str], str] = str,
 ) -> LearnedPolicy:
-    """Return a policy for a service that allows its recorded flows.
-
-    ``name`` and ``network`` map services and networks to their names in the policy.
-    """
+    """Return a policy for a service that allows its recorded flows."""
     world = world._replace(outside=world.outside_ever)
     others = [s for s in seen if s.from_.service != s.to.service]
     # flows from the host are left out: the host may always connect
@@ -162,10 +157,7 @@ class _Learner:
                 yield _line(entry.text, (), False, "in the manifest; nothing used it")
 
     def _entry(self, listed: tuple[Entry, ...] | None, seen: Flow, egress: bool) -> Entry | None:
-        """Return the entry of the present allow list that allows a flow; None if there is no list.
-
-        If several entries match, an entry that names the service is preferred as the narrowest one.
-        """
+        """Return the narrowest entry of the present allow list that allows a flow, if any."""
         if listed is None:
             return None
         peer = seen.to if egress else seen.from_
@@ -502,10 +494,7 @@ def changes(session: Session, learned: Iterable[LearnedPolicy]) -> tuple[PolicyC
 
 
 def write(changes: Iterable[PolicyChange]) -> None:
-    """Write changed files; see `Host.write_policies`.
-
-    All temporary files are on disk before the first of them is renamed.
-    """
+    """Write changed files; see `Host.write_policies`."""
     drafts: dict[str, str] = {}
     path = ""
     try:
@@ -613,10 +602,7 @@ def _apply(store: Store, file: str, rows: Sequence[ServiceRow]) -> str:
 
 
 def watched_s(row: ServiceRow, since: float | None = None) -> float | None:
-    """Return the seconds for which flows of a service have been recorded; None if it is inactive.
-
-    ``since`` is an earliest time, in seconds since 1970.
-    """
+    """Return the seconds for which an active service's flows were recorded after ``since``."""
     if not row.active or row.activated_at is None:
         return None
     return max(0.0, min(KEPT_S, time.time() - max(row.activated_at, since or 0.0)))

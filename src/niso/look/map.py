@@ -52,8 +52,7 @@ class MapService(NamedTuple):
     uptime: float | None  # seconds since the process started; null if none runs
     received: float | None  # bits per second; null if the service has no interface of its own
     sent: float | None  # bits per second; null if the service has no interface of its own
-    new: float | None
-    """new flows of the service, and refused attempts, per second; null if ``received`` is null"""
+    new: float | None  # new flows and refused attempts per second; null if ``received`` is null
     denied_in: int | None  # total packets dropped by its ingress policy; null if unknown
     denied_out: int | None  # total packets dropped by its egress policy; null if unknown
     policy: MapPolicy | None  # its policy; null without one

@@ -134,8 +134,7 @@ def _remedy(
     """Return shell commands that stop the drop, with the tool that created the chain.
 
     ``ways`` contains True if packets that enter by a bridge must be accepted, and False if packets
-    that leave by it must. ``visited`` are the chains that all dropped packets traverse, in which a
-    new rule therefore takes effect.
+    that leave by it must. A new rule takes effect in each of the chains ``visited``.
     """
     family, table, name = FAMILIES[chain.family], chain.table, chain.name
     ordered = sorted(ways, reverse=True)  # entering first

@@ -32,8 +32,7 @@ class ClusterLine(NamedTuple):
 
     service: str  # the service's name
     host: str  # the host that the service is on
-    status: str
-    """the state as niso ps shows it; for a service of another host up, down or host gone"""
+    status: str  # the state as niso ps shows it; of another host's service up, down or host gone
     address: tuple[str, ...]
     """addresses, one for each network and IP version; of other hosts only on networks that span
     hosts
@@ -78,9 +77,9 @@ def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
 
 
 def ports(session: Session, machine: Machine) -> tuple[ClusterPort, ...]:
-    """Return the published ports of active services of all live hosts, by service. Raises Error.
+    """Return the published ports of active services of all live hosts, by service.
 
-    If the cluster does not answer, only this host's ports are returned, with a warning.
+    If the cluster does not answer, a warning says that only this host's ports are listed.
     """
     store = machine.store
     joined = require_joined(machine)

@@ -25,8 +25,7 @@ class OutsideName(NamedTuple):
 
     name: str  # the DNS name
     services: tuple[str, ...]  # strings: the active services whose policies use the name
-    addresses: tuple[str, ...]
-    """strings: its addresses in the rules and in the services' hosts files"""
+    addresses: tuple[str, ...]  # strings: its addresses in the rules and in hosts files
     former: tuple[str, ...]
     """strings: addresses that the rules still allow, for programs that resolved the name earlier"""
     asked_at: str | None  # when the name was last resolved; null if it never was
@@ -64,10 +63,7 @@ def next_due(session: Session) -> float:
 
 
 def warn(session: Session, name: str | None) -> None:
-    """Send a warning for each DNS name that has no address, or only expired ones.
-
-    The names are those in the policies of all active services, or of the service ``name``.
-    """
+    """Warn of each DNS name, of all policies or a service's, without a valid address."""
     rows, now = session.store().outside, time.time()
     unknown: dict[tuple[str, str], list[str]] = {}  # by (services, reason)
     for answer in map(rows.answer, rows.named(active=True)):

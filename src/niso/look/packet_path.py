@@ -184,10 +184,9 @@ def _end(store: Store, service: str) -> PacketEnd:
 def ends(
     world: PolicyContext, source: PacketEnd, destination: PacketEnd, family: int | None = None
 ) -> tuple[str, str]:
-    """Return the source and destination address of a packet.
+    """Return the addresses of a packet, by the sender's hosts file and routes; IPv4 if possible.
 
-    The sender's hosts file and routes determine them, and IPv4 is preferred. Raises Error if there
-    is no such pair, and UsageError if the arguments have different IP versions.
+    Raises Error if there are none, and UsageError if the arguments have different IP versions.
     """
     given = {family_of(end.address) for end in (source, destination) if end.address}
     if len(given) > 1:
@@ -334,8 +333,7 @@ def explain(
 ) -> ExplainedPacket:
     """Return the verdict on a packet, with the nftables objects that enforce it.
 
-    ``closed`` maps each interface of the host that does not forward to its addresses
-    (`niso.kernel.host_facts.not_forwarding`).
+    ``closed`` are the addresses of each interface that does not forward (`host_facts`).
     """
     verdict = decide(world, *packet)
     sender, receiver = (
@@ -534,8 +532,7 @@ def _port_elements(
 ) -> _Rules:
     """Return the nftables elements that allow a service's source address on its bridge port.
 
-    On other hosts than the service's own, this port is the network's VXLAN device, and only the
-    service's host may send from the address.
+    On other hosts, this port is the network's VXLAN device, for the service's host alone.
     """
     service, row = sender.name, store.service(sender.name)
     lets = (f"sources{family_of(address)}", *ruleset.CLAIMS)

@@ -44,10 +44,7 @@ class PolicyEntry(NamedTuple):
     key: str  # key of the manifest; without an index for the list's default
     text: str | None  # the entry; null for the list's default
     passes: bool  # whether the entry allows packets
-    packets: int
-    """first packets of flows that the entry decided on, counted from the last change of the
-    policy
-    """
+    packets: int  # first packets of flows that it decided on since the policy's last change
     open: int  # flows that the entry allows and that are open now
     last: str | None  # when the last new flow began, within a week; kept if the policy changes
     ago: float | None  # seconds since the last new flow began
@@ -94,10 +91,7 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
 
 
 def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set[str]]:
-    """Return the counters of each key of a policy, and the keys that allow packets.
-
-    An allow list also has a key of its own, for packets that none of its entries matches.
-    """
+    """Return the counters of each key of a policy, and the keys that allow packets."""
     listed = {entry.key for entry in policy.entries()}
     passing = {e.key for e in (*(policy.allow_from or ()), *(policy.egress_allow or ()))}
     counts: dict[str, list[_Count]] = {entry.key: [] for entry in policy.entries()}
@@ -130,8 +124,7 @@ def _say_how_long(session: Session, service: str, unused_s: float) -> None:
 def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]:
     """Return the number of open flows, and the age of the last flow, for each key of a policy.
 
-    The age in seconds comes from recorded flows. The rules' counters restart when the policy, the
-    address of a peer or an address of a DNS name changes.
+    The rules' counters cannot give the age: they restart when the policy or an address changes.
     """
     world = read_world(session.kernel(), session.store())
     memory = flows.remembered(session.kernel(), world)
@@ -231,8 +224,7 @@ def _without_dns(
 ) -> Iterator[Warning_]:
     """Yield a warning for each name server that a service's egress policy denies.
 
-    A service that may only connect to services and DNS names of its policy needs no name server,
-    because its hosts file contains these names.
+    None is needed for services and DNS names of the policy, which are in the hosts file.
     """
     own = {family_of(address): address for _, address in reversed(store.addresses(name))}
     allowed = policy.egress_allow

@@ -62,8 +62,7 @@ class Proof(NamedTuple):
 def sender_namespace(world: PolicyContext, packet: Packet, verdict: Verdict) -> str:
     """Return the network namespace that sends the test packet; "" for the host.
 
-    Raises Error if the sending service is not active, UsageError if the source is neither a service
-    nor the host.
+    Raises Error if the sending service is not active, UsageError for another sender.
     """
     known = world.services.get(verdict.source.service)
     if known is not None:

@@ -44,13 +44,11 @@ class ServiceLine(NamedTuple):
     """running, starting, restarting, completed, exited (N), failed or inactive; of an attachment
     attached or gone"""
     health: str | None  # starting, healthy or unhealthy; null without a healthcheck
-    mode: str | None
-    """bridge, host, none, share or attached; null if it is not known yet (stack status)"""
+    mode: str | None  # bridge, host, none, share or attached; null if not known yet (stack status)
     address: tuple[str, ...]  # addresses, one for each network and IP version; can be empty
     ports: tuple[Port, ...]  # published ports, one for each IP version
     uptime: float | None  # seconds since the process started; null if none is running
-    interrupted: str | None
-    """the command that was killed while it changed the service; null if none was"""
+    interrupted: str | None  # the command that was killed while changing it; null if none was
     ended_at: str | None  # end time of the last process; null while one runs
     audit_until: str | None
     """when the audit of its policy ends, or never; null if the policy is not in audit"""
@@ -61,8 +59,7 @@ class Process(NamedTuple):
 
     pid: int | None  # the PID on the host of the service's first process; only if active
     exit_code: int | None  # exit status of the last process; only if active
-    out_of_memory: bool
-    """whether the kernel killed a process for exceeding memory_max; only if active"""
+    out_of_memory: bool  # whether a process was killed for exceeding memory_max; only if active
     restarts: int  # restarts since the activation; only if active
     started_at: str | None  # start time of the process; only if active
     ended_at: str | None  # end time of the last process, null while one runs; only if active
@@ -105,8 +102,7 @@ class Service(NamedTuple):
     status: str
     """running, starting, restarting, completed, exited (N), failed or inactive; of an attachment
     attached or gone"""
-    interrupted: str | None
-    """the command that was killed while it changed the service; null if none was"""
+    interrupted: str | None  # the command that was killed while changing it; null if none was
     health: str | None  # starting, healthy or unhealthy; null without a healthcheck
     health_said: str | None  # the output of the last health check
     mode: str  # bridge, host, none, share or attached
@@ -165,10 +161,7 @@ def service_lines(
 def of_stack(
     session: Session, store: Store, names: Iterable[str], stack: str
 ) -> tuple[ServiceLine, ...]:
-    """Return the state of a stack's services, and of the services in its file (``names``).
-
-    If a service with such a name does not belong to the stack, the name is listed as inactive.
-    """
+    """Return a stack's services, and those in its file: inactive if of another stack."""
     members = {*store.stack_members(stack)}
     own = {name for name in names if name in members or store.service(name) is None}
     found = [*service_lines(session, store, own | members)]

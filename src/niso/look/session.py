@@ -172,10 +172,7 @@ def open_session(
     run_dir: str | os.PathLike[str] | None,
     progress: Progress | None,
 ) -> Session:
-    """Open a session. A folder that is None comes from the environment, or is the default.
-
-    Raises Error if the caller is not root.
-    """
+    """Open a session. A folder that is None is the environment's or the default. Raises Error."""
     for variable, folder in (("NISO_STATE_DIR", state_dir), ("NISO_RUN_DIR", run_dir)):
         name = variable.removeprefix("NISO_").lower()
         given = path(folder, name) if folder is not None else os.environ.get(variable)
@@ -341,10 +338,7 @@ def line_count(value: object) -> int | None:
 
 
 def moment(value: object, what: str) -> float:
-    """Parse a time (RFC 3339), or a period until now such as ``2h``, to seconds since 1970.
-
-    A time without an offset is local time. Raises UsageError.
-    """
+    """Parse a time (RFC 3339, local without offset), or a period such as ``2h``, to Unix time."""
     given = text(value, what)
     digits, unit = given[:-1], _PERIODS.get(given[-1:])
     if unit and digits.isascii() and digits.isdigit() and len(digits) < 10:

@@ -34,10 +34,7 @@ def outlined(store: Store, path: str) -> stack.Outline:
 
 
 def own(store: Store, path: str) -> stack.Outline:
-    """Return the outline of a stack.toml like `outlined`.
-
-    Raises Conflict if the stack's services came from another file.
-    """
+    """Return the outline like `outlined`. Raises Conflict if it came from another file."""
     outline = outlined(store, path)
     _refuse_elsewhere(store, outline.name, outline.path)
     return outline
@@ -95,10 +92,7 @@ def prefixed(store: Store, asks: bool | None, stack: str, names: Iterable[str]) 
 
 
 def refuse_elsewhere(store: Store, stack: str, file: str, hint: str) -> None:
-    """Raise Conflict if the stack's services came from another stack.toml that still exists.
-
-    ``file`` is the command's stack.toml.
-    """
+    """Raise Conflict if the services came from another stack.toml that still exists."""
     for other in store.stack_files(stack):
         if is_elsewhere(other, file):
             reason = f"stack {stack!r} is that of {other}"

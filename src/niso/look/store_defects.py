@@ -72,10 +72,7 @@ def find_defects(kernel: Kernel, store: Store) -> list[Defect]:
 
 
 def _restored(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Defect]:
-    """Restore the missing rows of services; return them as defects. Raises Error.
-
-    Services that share their namespaces are included. Rows of unknown services are deleted.
-    """
+    """Restore missing rows of services and their sharers; return them. Raises Error."""
     store.drop_orphans()
     defects = []
     rows = [store.service(name) for name in store.with_companions(services)]
@@ -136,7 +133,7 @@ def _policy(store: Store, service: str, spec: ServiceSpec) -> Policy | None:
 
 
 def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -> None:
-    """Restore the rows that follow from a service's own row. Rows that exist are not changed.
+    """Restore the rows that follow from a service's own row, and change no others.
 
     Raises Error if a network is missing, or another service now has an address of the service.
     """

@@ -34,8 +34,7 @@ class ServiceLoad(NamedTuple):
     networks: tuple[str, ...]  # strings: names of its networks
     received: float | None  # bits per second; null if the service has no interface of its own
     sent: float | None  # bits per second; null if the service has no interface of its own
-    new: float | None
-    """new flows of the service, and refused attempts, per second; null if ``received`` is null"""
+    new: float | None  # new flows and refused attempts per second; null if ``received`` is null
     denied_in: int | None  # total packets dropped by its ingress policy; null if unknown
     denied_out: int | None  # total packets dropped by its egress policy; null if unknown
     shares: str | None  # the service whose network namespace it shares; null if it has its own
@@ -123,10 +122,7 @@ class Metered:
     def _sample(
         self, with_open: bool
     ) -> tuple[TopSample, TopSample, Memory, Mapping[Key, int] | None]:
-        """Return the last sample and a new one, the flows, and their bytes since the last one.
-
-        The bytes are None if the kernel cannot count them.
-        """
+        """Return the last sample, a new one, and the flows, with their bytes if countable."""
         states = self._states
         states.read()
         memory = remembered(self.session.kernel(), states.world, with_open)
@@ -180,10 +176,7 @@ class Top(Metered):
 
     @guarded
     def sockets(self, service: str) -> tuple[ServiceSocket, ...]:
-        """Return the present TCP connections of a service, within about 3 ms. Raises KernelError.
-
-        The result is empty if the service is unknown, not active, or has no network namespace.
-        """
+        """Return the present TCP connections of an active service. Raises KernelError."""
         return self._sockets(self.session.store().home(service))
 
     def _sockets(self, home: str) -> tuple[ServiceSocket, ...]:

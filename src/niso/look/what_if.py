@@ -29,8 +29,7 @@ class PolicyEffect(NamedTuple):
     address.
     """
 
-    effect: str
-    """cut, pass, new (it was denied and would pass) or audit (it would be cut without the audit)"""
+    effect: str  # cut, pass, new (was denied, would pass) or audit (would be cut without it)
     from_: FlowEnd  # source of the flows
     to: FlowEnd  # destination of the flows
     port: int  # port of the destination
@@ -50,8 +49,7 @@ def effects(
     """Return the effects on flows of a change from ``before`` to ``after``, cut flows first.
 
     ``seen`` are the flows with their verdicts before the change. A flow of none of ``services`` is
-    listed only if the change affects it. A flow that passed when it was recorded, but is denied
-    before the change already, is left out.
+    listed only if the change affects it; one that is denied already is left out.
     """
     result = []
     for flow in seen:
@@ -85,10 +83,7 @@ def effects(
 
 
 def _reason(before: PolicyContext, after: PolicyContext, seen: Flow) -> Reason | None:
-    """Return the reason for the verdict on a flow after the change; None if no policy concerns it.
-
-    For a flow that passed, a DNS name has all the addresses that it ever had.
-    """
+    """Return the reason for the verdict on a flow after the change; None without a policy."""
     if seen.passes:
         after = after._replace(outside=after.outside_ever)
     port = seen.published
@@ -128,9 +123,8 @@ def _network(world: PolicyContext, end: FlowEnd) -> str:
 def _by_port(before: PolicyContext, seen: Flow) -> bool:
     """Return whether a flow must have come through a published port.
 
-    It has if it comes from a service of another network, or from an address of the host other than
-    the gateway's. A program of the host that connects to a service directly uses the gateway's
-    address, unless it binds another one.
+    Such flows come from another network, or from an address of the host other than the gateway's,
+    which the host's programs use to connect directly, unless they bind another one.
     """
     network = _network(before, seen.to)
     if not network:
@@ -159,10 +153,9 @@ def _addresses(after: PolicyContext, end: FlowEnd) -> list[tuple[str, str]]:
 
 
 def _moved(after: PolicyContext, seen: Flow, by_port: bool) -> tuple[str, str] | None:
-    """Return the two addresses that a flow can use if an end has left its network, or None.
+    """Return the addresses that a flow can use if an end has left its network, or None.
 
-    Two services use a network that both are on. Other ends, and flows through published ports, use
-    the first network of the service.
+    Two services use a network that both are on, other ends the first network of the service.
     """
     if seen.from_.service and seen.to.service and not by_port:
         for network, address in _addresses(after, seen.to):
@@ -205,10 +198,10 @@ class MapChange(NamedTuple):
 
 
 def changes(world: PolicyContext, seen: Flow, name: Name) -> tuple[MapChange, ...]:
-    """Return the manifest changes that allow a denied flow, and only its port and protocol.
+    """Return the manifest changes that allow only a denied flow's port and protocol.
 
-    A flow that passes only because a policy is in audit counts as denied. The result is empty if no
-    manifest entry can help, because there is no path or an end no longer exists.
+    A flow that passes only because of an audit counts as denied. The result is empty if there is no
+    path or an end no longer exists.
     """
     if (seen.passes and not seen.audited) or seen.gone:
         return ()
