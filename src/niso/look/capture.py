@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error, ProcessError, UsageError
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import NamedTuple
 from niso.base.names import bridge, netns, veth
 from niso.base.report import WaitingForPacket
 from niso.base.signals import heed_signals, keep_only, signals_held
@@ -45,15 +45,10 @@ from niso.kernel.ruleset import BRIDGE, INET
 from niso.look import packet_path
 from niso.look.drops import fresh_world
 from niso.look.drops import words as why
+from niso.look.session import Session, Stream
 from niso.plan.verdict import KnownService, Verdict, addresses_of, decide
 from niso.reconcile.live_world import read_world
 from niso.runtime import root
-
-if TYPE_CHECKING:
-    from typing import Self
-
-    from niso.look.session import Session
-
 
 _MOST_REASONS = 4096
 
@@ -82,7 +77,7 @@ def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
     return " and ".join(parts)
 
 
-class Capture:
+class Capture(Stream):
     """Running captures of several services, whose packets are merged. A context manager.
 
     ``namespaces`` maps service names to network namespaces, ``names`` addresses to names. With
@@ -115,12 +110,6 @@ class Capture:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def fileno(self) -> int:
         return self._epoll.fileno()

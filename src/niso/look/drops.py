@@ -19,6 +19,7 @@ from niso.kernel.packet_events import Dropped, Logged, Nflog
 from niso.kernel.policy_rules import REFUSE, REFUSED
 from niso.kernel.ruleset import BRIDGE, INET
 from niso.look.prove import Source
+from niso.look.session import Session, Stream
 from niso.plan import verdict
 from niso.plan.policy_elements import PASSES
 from niso.plan.verdict import PolicyContext
@@ -28,7 +29,6 @@ from niso.store.store import Store
 
 if TYPE_CHECKING:
     from niso.kernel.real import Kernel
-    from niso.look.session import Session
 
 
 class DropTarget(NamedTuple):
@@ -52,7 +52,7 @@ class Drop(NamedTuple):
     interface: str  # the network interface on which the packet arrived
 
 
-class Drops:
+class Drops(Stream):
     """An endless iterator of `Drop`. Use it in a ``with`` block; `fileno` is for poll(2)."""
 
     def __init__(self, session: Session, name: str | None) -> None:
@@ -68,12 +68,6 @@ class Drops:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Drops:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __iter__(self) -> Iterator[Drop]:
         while True:
@@ -95,7 +89,6 @@ class Drops:
         return tuple(self._drops(packets or ()))
 
     def close(self) -> None:
-        """Stop streaming."""
         self._source.close()
 
     def _drops(self, packets: Iterable[Logged]) -> Iterator[Drop]:

@@ -15,7 +15,7 @@ from niso.base.names import bracketed, span
 from niso.base.text import exact_time_text
 from niso.kernel.watches import TableChange, Watches
 from niso.look.services import fate, interrupted
-from niso.look.session import Session, guarded
+from niso.look.session import Session, Stream, guarded
 from niso.plan import records
 from niso.runtime import status
 from niso.runtime.health import judge, read_record
@@ -25,7 +25,6 @@ from niso.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Self
 
 
 _QUIET_S = 0.1
@@ -55,7 +54,7 @@ class Happened(NamedTuple):
     pid: int | None  # PID of the foreign program; null unless ``what`` is foreign
 
 
-class Events:
+class Events(Stream):
     """An endless iterator of `Happened`. Use it in a ``with`` block; `fileno` is for poll(2)."""
 
     def __init__(self, session: Session, name: str | None, since: float | None) -> None:
@@ -70,12 +69,6 @@ class Events:
             raise
         self._free_at = time.monotonic()
         self._past = [] if since is None else past(self._snapshot, since)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __iter__(self) -> Iterator[Happened]:
         while True:
@@ -108,7 +101,6 @@ class Events:
         return self._chosen([*changes, *_foreign(tables, now)])
 
     def close(self) -> None:
-        """Stop streaming."""
         self._watches.close()
 
     def _folded(self) -> tuple[bool, list[TableChange] | None]:

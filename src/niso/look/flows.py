@@ -17,6 +17,7 @@ from niso.base.names import family_of
 from niso.base.text import exact_time_text
 from niso.kernel import conntrack, flow_memory, policy_rules
 from niso.kernel.flow_memory import Recorded
+from niso.look.session import Session, Stream
 from niso.plan import verdict as plan_verdict
 from niso.plan.records import Port
 from niso.plan.verdict import (
@@ -35,7 +36,6 @@ from niso.store.store import Store
 if TYPE_CHECKING:
     from niso.kernel.real import Kernel
     from niso.kernel.sockets import Connection
-    from niso.look.session import Session
 
 
 HOST = "host"
@@ -353,7 +353,7 @@ def read(
 # --- niso net flows -------------------------------------------------------------------------------
 
 
-class Flows:
+class Flows(Stream):
     """An endless iterator of new `Flow`. Use it in a ``with`` block."""
 
     def __init__(self, session: Session, name: str | None, denied: bool) -> None:
@@ -361,12 +361,6 @@ class Flows:
         self._service = None if name is None else _home(session.store(), name)
         self._denied = denied
         self._before = self._read()
-
-    def __enter__(self) -> Flows:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def __iter__(self) -> Iterator[Flow]:
         while True:

@@ -128,7 +128,7 @@ class Map(Metered):
         """Return all services, networks and flows. Rates are averages since the last call."""
         store = self.session.store()
         before, now, memory, moved = self._sample(with_open=True)
-        world = self._states.world
+        world = self._world
         kept, left_out = bounded(memory)
         seconds = round(top.elapsed(before, now), 3)
         new = {} if before is now else top.growth(before, now)
@@ -140,7 +140,7 @@ class Map(Metered):
         def octets(flow: Flow) -> int:
             return 0 if before is now or not flow.passes else (moved or {}).get(flow.id, 0)
 
-        known = {row.name: row for row in self._states.rows}
+        known = {row.name: row for row in self._rows}
         loads = top.services_between(self._reader, before, now)
         name = self._name_in(store)
         return MapState(

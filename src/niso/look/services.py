@@ -1,8 +1,7 @@
 """Determine the STATUS of services, and read them for ps, inspect and stack status.
 
 `niso.runtime.status` reads the state of the process. No lock is taken. Nothing is changed, except
-that log files that are too large are rotated. When all services are read repeatedly, only those
-that can have changed are read again.
+that log files that are too large are rotated.
 
 A change whose command was killed is shown with its service. The next command that changes anything
 completes it or rolls it back (`niso.change.journal`).
@@ -11,7 +10,6 @@ completes it or rolls it back (`niso.change.journal`).
 from __future__ import annotations
 
 import os
-import time
 
 from niso.base import paths
 from niso.base.locks import is_held
@@ -28,11 +26,10 @@ from niso.store.service_rows import Intent, ServiceRow
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
     from niso.look.session import Session
-    from niso.plan.verdict import PolicyContext
     from niso.runtime.health import Health, HealthTarget
 
 
@@ -364,101 +361,6 @@ def _endpoints(store: Store, row: ServiceRow) -> tuple[Endpoint, ...]:
         )
         for position, (name, addresses) in enumerate(by_network.items())
     )
-
-
-# --- repeated reads -------------------------------------------------------------------------------
-
-_AT_MOST_S = 30.0
-"""The maximum time in seconds until everything is read again, for changes that nothing
-announces.
-"""
-
-
-class ServiceStates:
-    """The services, their status and all policies, as of the last `read`.
-
-    If the store is unchanged and its process is running, only the health of a service can change.
-    Reading everything takes 0.4 ms for each service.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._version = -1
-        self._until = 0.0
-        self._by_name: dict[str, ServiceLine] = {}
-        self._ats: dict[str, float] = {}
-        self._pids: dict[str, int] = {}
-        self._targets: list[HealthTarget] = []
-        self.rows: list[ServiceRow] = []
-        self.world: PolicyContext
-
-    @property
-    def lines(self) -> tuple[ServiceLine, ...]:
-        """Return the line of each service, sorted by name."""
-        now = time.monotonic()
-        return tuple(
-            line
-            if line.uptime is None
-            else line._replace(uptime=round(line.uptime + now - self._ats[name], 3))
-            for name, line in sorted(self._by_name.items())
-        )
-
-    def read(self) -> None:
-        """Read the services that can have changed. Raises Error."""
-        store = self._session.store()
-        version = store.changes()
-        # commands that died, and ended audits, do not change the store
-        timed = store.intents() or store.audits()
-        if version != self._version or time.monotonic() >= self._until or timed:
-            self._version = version
-            self._read_all()
-        else:
-            self._read_changed()
-
-    def _read_all(self) -> None:
-        from niso.reconcile.live_world import read_world
-
-        store = self._session.store()
-        self._until = time.monotonic() + _AT_MOST_S
-        self.rows = store.services()
-        lines = service_lines(self._session, store, rows=self.rows)
-        self.world = read_world(self._session.kernel(), store)
-        self._by_name = {}
-        self._keep(lines)
-        running = (line.service for line in lines if line.status == "running")
-        pids = {name: read(name).pid for name in running}
-        self._pids = {name: pid for name, pid in pids.items() if pid is not None}
-        self._targets = health_targets(store, self.rows)
-
-    def _read_changed(self) -> None:
-        store = self._session.store()
-        stale = [row for row in self.rows if row.active and not self._lives(row.name)]
-        if stale:
-            lines = service_lines(self._session, store, rows=stale)
-            self._keep(lines)
-            # a service that runs again has another process
-            if any(line.status == "running" for line in lines):
-                self._until = 0.0
-        names = {row.name for row in stale}
-        if targets := [target for target in self._targets if target.service not in names]:
-            from niso.runtime.health import check_all
-
-            for name, now in check_all(targets, self._session.report).items():
-                self._by_name[name] = self._by_name[name]._replace(health=now.state)
-
-    def _keep(self, lines: Collection[ServiceLine]) -> None:
-        now = time.monotonic()
-        self._by_name |= {line.service: line for line in lines}
-        self._ats |= {line.service: now for line in lines}
-
-    def _lives(self, name: str) -> bool:
-        if name not in self._pids:
-            return False
-        try:
-            os.kill(self._pids[name], 0)
-        except OSError:
-            return False
-        return True
 
 
 # --- changes whose command has died ---------------------------------------------------------------

@@ -23,7 +23,7 @@ from niso.store.sqlite import unusable, way_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Any
+    from typing import Any, Self
 
     from niso.base.report import Event, Report
     from niso.cluster.config import Config
@@ -222,6 +222,19 @@ def guarded[**P, R](method: Callable[P, R]) -> Callable[P, R]:
     call.__doc__, call.__module__ = method.__doc__, method.__module__
     call.__wrapped__ = method  # type: ignore[attr-defined]  # as functools.wraps, for inspect
     return call
+
+
+class Stream:
+    """An object that is open until it is closed, at the latest at the end of a ``with`` block."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop streaming."""
 
 
 class ApiPart:
