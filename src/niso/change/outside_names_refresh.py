@@ -98,9 +98,7 @@ def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:
 
 
 def _names(targets: Iterable[Target]) -> list[str]:
-    return sorted(
-        {name for target in targets for name in target.spec.network.policy.outside_names()}
-    )
+    return sorted({name for one in targets for name in one.spec.network.policy.outside_names()})
 
 
 def refresh(
@@ -234,9 +232,7 @@ def ask(names: Iterable[str]) -> dict[str, tuple[DnsAnswer, ...]]:
         # a slow name must not use up the time of the others
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             heard = list(
-                pool.map(
-                    lambda question: _one(dns, resolver, question[0], question[1], end), questions
-                )
+                pool.map(lambda question: _one(dns, resolver, *question, end=end), questions)
             )
     answers: dict[str, tuple[DnsAnswer, ...]] = {}
     for (name, _), one in zip(questions, heard, strict=True):
@@ -295,9 +291,7 @@ def settle(machine: Machine, report: Report = silent) -> None:
     mine = known is not None and known.startswith(_MARK + store.state_id())
     if not (mine or store.names_outside()):
         return
-    wanted = any(
-        enabled and store.names_outside(service) for service, _, enabled in store.service_names()
-    )
+    wanted = any(on and store.names_outside(name) for name, _, on in store.service_names())
     files = texts(store.state_id())
     if mine and not wanted:
         report(ChangingUnit("remove", _path(TIMER)))
@@ -306,13 +300,9 @@ def settle(machine: Machine, report: Report = silent) -> None:
             units.delete(_path(name))
         units.reload()
     elif wanted and known is not None and not mine:
-        report(
-            Caution(
-                f"{_path(TIMER)} was not made for this state folder, so nothing resolves the"
-                " outside names of its services",
-                ("call niso net refresh from cron",),
-            )
-        )
+        text = f"{_path(TIMER)} was not made for this state folder, so nothing resolves the"
+        hint = "call niso net refresh from cron"
+        report(Caution(f"{text} outside names of its services", (hint,)))
     elif wanted and any(units.read(_path(name)) != text for name, text in files.items()):
         report(ChangingUnit("write", _path(TIMER)))
         for name, text in files.items():
@@ -339,14 +329,8 @@ def texts(state_id: str) -> dict[str, str]:
         "TimeoutStartSec=120",
         "",
     )
-    timer = (
-        *about,
-        "[Timer]",
-        "OnActiveSec=5s",
-        f"OnUnitActiveSec={EVERY_S}s",
-        "AccuracySec=5s",
-        "",
-    )
+    intervals = ("OnActiveSec=5s", f"OnUnitActiveSec={EVERY_S}s", "AccuracySec=5s")
+    timer = (*about, "[Timer]", *intervals, "")
     drop_in = (*head, f"Wants={TIMER}", "")
     files = {_SERVICE: service, _DROP_IN: drop_in, TIMER: timer}
     return {name: "\n".join(lines) for name, lines in files.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from niso.base.errors import Conflict, NotFound
 from niso.base.locks import Lock
 from niso.base.report import Caution, Report, silent
-from niso.change import ports
 from niso.change.journal import locked, recover
 from niso.change.ports import _change, check_family
 from niso.look.host_ports import Listeners, as_held, published_by, same_place
@@ -17,72 +16,43 @@ from niso.store.store import Store
 def port_forward(
     machine: Machine, name: str, port: Port, *, replace: bool = False, report: Report = silent
 ) -> tuple[bool, list[tuple[str, Port]]]:
-    """Lock the services that `forward` needs, and call it."""
-    recover(machine, report, [name])
-    held = ports.concerned(machine.store, name, port, replace)
-    with locked(machine.store, sorted(held)):
-        return forward(machine, name, port, replace, held, report)
-
-
-def port_unforward(
-    machine: Machine, name: str, port: Port, report: Report = silent
-) -> list[tuple[str, Port]]:
-    """Lock the services that `unforward` needs, and call it."""
-    recover(machine, report, [name])
-    held = {name, *(holder for holder, _ in kept_out(machine.store, name, port))}
-    with locked(machine.store, sorted(held)):
-        return unforward(machine, name, port, held, report)
-
-
-def forward(
-    machine: Machine,
-    service: str,
-    port: Port,
-    replace: bool,
-    locked: set[str],
-    report: Report = silent,
-) -> tuple[bool, list[tuple[str, Port]]]:
     """Publish one more port of an active service immediately.
 
     Returns whether anything changed, and pairs (service, port) of the ports that were withdrawn
-    because they had the same host port. Without ``replace``, such a port raises Conflict.
-    ``locked`` are the services whose locks the caller has. Raises Conflict or KernelError; nothing
-    has changed then.
+    because they had the same host port. Without ``replace``, such a port raises Conflict. Raises
+    Conflict or KernelError; nothing has changed then.
     """
+    recover(machine, report, [name])
     store, key = machine.store, "PORT"
-    with Lock():
-        store.require_active(service)
-        if store.has_port(service, port):
+    concerned = {name, *(holder for holder, _ in store.port_holders(port) if replace)}
+    with locked(store, sorted(concerned)), Lock():
+        store.require_active(name)
+        if store.has_port(name, port):
             return False, []
-        _check_mode(store, service, key)
-        check_family(service, port, store.port_families(service), key)
+        _check_mode(store, name, key)
+        check_family(name, port, store.port_families(name), key)
         holders = store.port_holders(port)
-        losers = [
-            (holder, held)
-            for holder, held in holders
-            if holder != service or same_place(held, port)
-        ]
+        losers = [(who, held) for who, held in holders if who != name or same_place(held, port)]
         if losers and not replace:
             holder, held = losers[0]
-            message = f"host port {port.host_side} is published by {holder!r}{as_held(held, port)}"
+            reason = f"host port {port.host_side} is published by {holder!r}{as_held(held, port)}"
             hint = f"--replace takes {held.text} from {holder}"
-            if holder == service:
+            if holder == name:
                 hint = f"--replace replaces {held.text}"
             if _is_part(port, held):
                 hint = "it is part of a range: move the whole range, or change that manifest"
-            raise Conflict(message, hint, key, names_key=False)
+            raise Conflict(reason, hint, key, names_key=False)
         for holder, held in losers:
             if _is_part(port, held):
-                message = f"host port {port.host_side} is part of {held.host_side} of {holder!r}"
-                raise Conflict(
-                    message, "move the whole range, or change that manifest", key, names_key=False
-                )
-            if holder not in locked:
+                reason = f"host port {port.host_side} is part of {held.host_side} of {holder!r}"
+                hint = "move the whole range, or change that manifest"
+                raise Conflict(reason, hint, key, names_key=False)
+            if holder not in concerned:
                 reason = f"{holder!r} has just taken host port {port.host_side}"
                 raise Conflict(reason, "try again", key, names_key=False)
-        Listeners(machine.kernel, store.port_families(service)).check(port, key)
-        _change(machine, [(service, port)], losers, report)
-    return True, losers
+        Listeners(machine.kernel, store.port_families(name)).check(port, key)
+        _change(machine, [(name, port)], losers, report)
+        return True, losers
 
 
 def _is_part(port: Port, held: Port) -> bool:
@@ -113,30 +83,31 @@ def kept_out(store: Store, service: str, port: Port) -> list[tuple[str, Port]]:
     ]
 
 
-def unforward(
-    machine: Machine, service: str, port: Port, locked: set[str], report: Report = silent
+def port_unforward(
+    machine: Machine, name: str, port: Port, report: Report = silent
 ) -> list[tuple[str, Port]]:
-    """Withdraw a port that `forward` added, even if its service is inactive since a reboot.
+    """Withdraw a port that `port_forward` added, even if its service is inactive since a reboot.
 
-    If only this forward kept manifest ports from being published, those of services in ``locked``
-    are published again in the same transaction, and returned as pairs (service, port). Raises
-    NotFound if the port is not forwarded, and Conflict if the manifest publishes it.
+    Manifest ports that only this forward kept from being published are published again in the same
+    transaction, and returned as pairs (service, port). Raises NotFound if the port is not
+    forwarded, and Conflict if the manifest publishes it.
     """
+    recover(machine, report, [name])
     store = machine.store
-    with Lock():
-        forwards = store.forwards(service)
+    concerned = {name, *(holder for holder, _ in kept_out(store, name, port))}
+    with locked(store, sorted(concerned)), Lock():
+        forwards = store.forwards(name)
         if port not in forwards:
-            store.require_active(service)
-            if store.has_port(service, port):
-                message = f"{port.text} is in the manifest of {service!r}"
-                raise Conflict(
-                    message, "remove it there and activate the service", "PORT", names_key=False
-                )
+            store.require_active(name)
+            if store.has_port(name, port):
+                reason = f"{port.text} is in the manifest of {name!r}"
+                hint = "remove it there and activate the service"
+                raise Conflict(reason, hint, "PORT", names_key=False)
             added = ", ".join(forward.text for forward in forwards) or "none"
-            raise NotFound(f"{port.text} is not forwarded to {service!r}", f"its forwards: {added}")
+            raise NotFound(f"{port.text} is not forwarded to {name!r}", f"its forwards: {added}")
         back = []
-        for holder, claimed in kept_out(store, service, port):
-            if holder not in locked:  # it was activated in the meantime
+        for holder, claimed in kept_out(store, name, port):
+            if holder not in concerned:  # it was activated in the meantime
                 continue
             try:
                 Listeners(machine.kernel, store.port_families(holder)).check(claimed, "PORT")
@@ -145,19 +116,17 @@ def unforward(
                 report(Caution(what, (f"stop it, then niso activate {holder}",)))
                 continue
             back.append((holder, claimed))
-        _change(machine, [], [(service, port)], report, back)
-    return back
+        _change(machine, [], [(name, port)], report, back)
+        return back
 
 
 def _check_mode(store: Store, service: str, key: str) -> None:
     """Raise Conflict if a service, or the owner of its namespace, cannot publish ports."""
     home = store.service(store.home(service))
     if home is not None and home.mode in ("host", "none"):
-        whose = (
-            f"service {service!r}"
-            if home.name == service
-            else f"{home.name!r}, whose network {service!r} shares,"
-        )
+        whose = f"service {service!r}"
+        if home.name != service:
+            whose = f"{home.name!r}, whose network {service!r} shares,"
         if home.mode == "host":
             reason = f"{whose} has mode host"
             raise Conflict(reason, "its listening ports are already the host's", key)

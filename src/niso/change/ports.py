@@ -183,11 +183,6 @@ FinishingPorts = event_class(
 )
 
 
-def concerned(store: Store, service: str, port: Port, replace: bool) -> set[str]:
-    """Return the services whose ports `forward` would change. The caller must lock them."""
-    return {service} | ({holder for holder, _ in store.port_holders(port)} if replace else set())
-
-
 def finish(machine: Machine, report: Report = silent) -> None:
     """Complete the port changes that interrupted commands have recorded, as one change.
 
