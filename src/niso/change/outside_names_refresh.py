@@ -229,11 +229,10 @@ def ask(names: Iterable[str]) -> dict[str, tuple[DnsAnswer, ...]]:
 
         resolver.timeout = _SERVER_S
         end = time.monotonic() + _ALL_S
+        timed = [(name, family, end) for name, family in questions]
         # a slow name must not use up the time of the others
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            heard = list(
-                pool.map(lambda question: _one(dns, resolver, *question, end=end), questions)
-            )
+            heard = list(pool.map(lambda asked: _one(dns, resolver, *asked), timed))
     answers: dict[str, tuple[DnsAnswer, ...]] = {}
     for (name, _), one in zip(questions, heard, strict=True):
         answers[name] = (*answers.get(name, ()), one)

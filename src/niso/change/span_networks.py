@@ -6,6 +6,7 @@ Only commands about such networks load this module.
 from __future__ import annotations
 
 import ipaddress
+from contextlib import closing, suppress
 
 from niso.base import names
 from niso.base.errors import Conflict, Error, NotFound
@@ -83,8 +84,7 @@ class Arriving(NamedTuple):
             except Conflict as error:  # another host chose the subnets, not this command
                 error.hint = "the cluster has it with this subnet: another one here has to go"
                 raise
-            where = (self.port, _wire(store, self.joined))
-            store.across.set_span(spec.name, spec.vni, *where)
+            store.across.set_span(spec.name, spec.vni, self.port, _wire(store, self.joined))
             made.append(store.require_network(spec.name))
         return made
 
@@ -94,10 +94,10 @@ def arriving(joined: Config, engine: Etcd, cluster: Cluster, specs: Sequence[Spe
     hosts = ClusterKeys(engine, joined.keys).hosts()
     own = next((host for host in hosts if host.name == joined.host), None)
     for spec in specs:
-        if own is not None and own.mtu - header(joined) < spec.mtu:
+        if own is not None and (fits := own.mtu - header(joined)) < spec.mtu:
             raise Conflict(
-                f"network {spec.name!r} has an MTU of {spec.mtu}, and packets of"
-                f" {own.mtu - header(joined)} bytes fit the link of {joined.address}",
+                f"network {spec.name!r} has an MTU of {spec.mtu}, and packets of {fits} bytes fit"
+                f" the link of {joined.address}",
                 f"raise the MTU of that link to {spec.mtu + header(joined)}",
             )
     items = {s.name: engine.get(joined.keys.addresses(s.name)).items for s in specs}
@@ -129,8 +129,7 @@ def propose(machine: Machine, request: NetworkRequest, dry_run: bool) -> Propose
     present = store.network(name)
     if present is not None:
         require_same(present, request)
-    engine = joined.engine()
-    try:
+    with closing(joined.engine()) as engine:
         membership = ClusterKeys(engine, joined.keys)
         cluster = require_own(store, membership)
         spec, made = membership.network(name), False
@@ -146,14 +145,8 @@ def propose(machine: Machine, request: NetworkRequest, dry_run: bool) -> Propose
                     raise
         there = _network(spec, joined, cluster)._replace(observe=request.observe)
         require_same(there, request, "in the cluster ")
-        return Proposed(
-            request_of(spec, request.observe),
-            arriving(joined, engine, cluster, [spec]),
-            made,
-            exists,
-        )
-    finally:
-        engine.close()
+        new = arriving(joined, engine, cluster, [spec])
+        return Proposed(request_of(spec, request.observe), new, made, exists)
 
 
 def request_of(spec: Spec, observe: bool) -> NetworkRequest:
@@ -205,8 +198,8 @@ def header(joined: Config) -> int:
 
 def _wire(store: Store, joined: Config) -> str:
     """Return the source address of this host's VXLAN packets, the encrypted one if there is one."""
-    own = joined.address
-    return encryption.address(store.cluster_id(), joined.host) if joined.encryption else own
+    inner = joined.encryption and encryption.address(store.cluster_id(), joined.host)
+    return inner or joined.address
 
 
 def _network(spec: Spec, joined: Config, cluster: Cluster) -> Network:
@@ -237,8 +230,7 @@ def remove(machine: Machine, removed: Sequence[str], dry_run: bool = False) -> N
     joined = machine.joined()
     if joined is None:
         return
-    engine = joined.engine()
-    try:
+    with closing(joined.engine()) as engine:
         membership = ClusterKeys(engine, joined.keys)
         require_own(machine.store, membership)
         for name in removed:
@@ -246,18 +238,14 @@ def remove(machine: Machine, removed: Sequence[str], dry_run: bool = False) -> N
                 machine.store.require_network(name)
             used = sorted({f"{a.service} on {a.host}" for a in _addresses(engine, joined, name)})
             if used:
+                more = f" and {len(used) - 5} more" if len(used) > 5 else ""
+                reason = f"network {name!r} is used by {', '.join(used[:5])}{more}"
                 raise Conflict(
-                    f"network {name!r} is used by {', '.join(used[:5])}"
-                    + (f" and {len(used) - 5} more" if len(used) > 5 else ""),
-                    "it can be removed once they are removed or on other networks",
+                    reason, "it can be removed once they are removed or on other networks"
                 )
         for name in () if dry_run else removed:
-            try:
+            with suppress(NotFound):
                 membership.remove_network(name)
-            except NotFound:
-                continue
-    finally:
-        engine.close()
 
 
 def _addresses(engine: Etcd, joined: Config, name: str) -> list[RemoteAddress]:

@@ -88,9 +88,8 @@ def up(
         raise ErrorGroup([as_stack_error(stack, error) for error in group.errors]) from group
     except Error as error:
         raise as_stack_error(stack, error) from error
-    left = list(joins.leaving)
     idle = tuple(name for name in stack.networks if name not in on)
-    return StackUp(stack.name, tuple(outcomes), tuple(left), tuple(made), idle)
+    return StackUp(stack.name, tuple(outcomes), joins.leaving, tuple(made), idle)
 
 
 def refuse(plain: Stack) -> None:
@@ -217,16 +216,15 @@ def _targets(store: Store, stack: Stack) -> list[Target]:
     taken = stack_members.taken(store, stack.name, [member.name for member in stack.members])
     for member in stack.members:
         if member.name in taken:
-            key = f"{member.key}.name" if member.overrides is not None else member.key
-            error: Error = InvalidInput.of(taken[member.name])
-            error.file, error.key = stack.file, key
-            errors.append(error)
+            refused = InvalidInput.of(taken[member.name])
+            refused.file, refused.key = stack.file, member.key
+            if member.overrides is not None:
+                refused.key = f"{member.key}.name"
+            errors.append(refused)
         try:
             wanted.append(targets.of_manifest(member.loaded))
-        except ErrorGroup as group:
-            errors += [as_stack_error(stack, error, member) for error in group.errors]
         except Error as error:
-            errors.append(as_stack_error(stack, error, member))
+            errors += [as_stack_error(stack, one, member) for one in flatten(error)]
     if errors:
         raise ErrorGroup(errors)
     return wanted
