@@ -122,7 +122,6 @@ def with_paths(
     an env_file must belong to these users. The host path of a volume is relative if it begins with
     ``./``. No relative path may lead out of ``folder``.
     """
-
     data, errors = resolved.data, list(resolved.errors)
     service = data.get("service")
     if isinstance(service, dict) and "env_file" in service:
@@ -136,7 +135,11 @@ def with_paths(
         placed = {}
         for name, keys in tables.items():
             text = keys.get(key) if isinstance(keys, dict) else None
-            if isinstance(text, str) and _is_relative(text, table == "secrets"):
+            if isinstance(text, str) and (
+                not text.startswith("/")
+                if table == "secrets"
+                else text == "." or text.startswith("./")
+            ):
                 path = f"{join(join(base, table), name)}.{key}"
                 try:
                     placed[name] = {**keys, key: values.path_below(text, path, folder)}
@@ -162,7 +165,11 @@ def _env_files(
             if reason := values.path_reason(file):
                 raise values.wrong(at, file, reason, "a path of the host")
             if owners is not None:
-                toml.require_owner(_through_link(file, owners), owners)
+                try:
+                    link = link_of_others(file, owners)
+                except OSError:  # no such file
+                    link = None
+                toml.require_owner(link, owners)
             return os.path.realpath(file)
         except InvalidInput as error:
             error.key, error.value = error.key or at, error.value or shown(file)
@@ -174,31 +181,11 @@ def _env_files(
     return placed(written, key), errors
 
 
-def _through_link(path: str, owners: Collection[int]) -> str | None:
-    """Describe a symbolic link in a path that does not belong to one of ``owners`` (uids).
-
-    Returns None if there is no such link, or no such file.
-    """
-    try:
-        return link_of_others(path, owners)
-    except OSError:
-        return None
-
-
-def _is_relative(text: str, always: bool) -> bool:
-    """Return whether a path counts as relative.
-
-    Unless ``always``, it counts only if it begins with ``./``.
-    """
-    return not text.startswith("/") if always else text == "." or text.startswith("./")
-
-
 def checked(resolved: Resolved, path: str, owners: Collection[int] | None = None) -> ServiceSpec:
     """Check the manifest at ``path``, read its files of variables, and return its spec.
 
     Raises ErrorGroup as `load` does.
     """
-
     manifest: Any = None
     parsed: dict[str, Any] = {}
     errors: list[InvalidInput] = []
@@ -214,7 +201,7 @@ def checked(resolved: Resolved, path: str, owners: Collection[int] | None = None
     environment: dict[str, str] = {}
     files = (files,) if isinstance(files, str) else files
     for file in files:
-        if not file.startswith("/") or values.path_reason(file):
+        if values.absolute_reason(file):
             continue  # an error that `with_paths` has found
         try:
             environment |= read(file, os.environ, owners)

@@ -153,9 +153,8 @@ def parse(content: bytes) -> dict[str, object]:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         column = error.start - content.rfind(b"\n", 0, error.start)
-        raise InvalidInput(
-            f"line {line}, column {column}: not UTF-8", "save the file as UTF-8"
-        ) from None
+        reason = f"line {line}, column {column}: not UTF-8"
+        raise InvalidInput(reason, "save the file as UTF-8") from None
     import tomllib
 
     try:
@@ -164,9 +163,8 @@ def parse(content: bytes) -> dict[str, object]:
             write_dates(data)
         return data
     except tomllib.TOMLDecodeError as error:
-        raise InvalidInput(
-            _syntax(str(error), text), "see https://toml.io for the syntax"
-        ) from None
+        hint = "see https://toml.io for the syntax"
+        raise InvalidInput(_syntax(str(error), text), hint) from None
     except RecursionError:
         raise InvalidInput("nested too deeply") from None
     except ValueError:  # int() has a limit of digits; all other ValueErrors are TOMLDecodeErrors
@@ -176,13 +174,10 @@ def parse(content: bytes) -> dict[str, object]:
 def write_dates(table: dict[str, object]) -> None:
     """Convert the dates of keys named audit_until to strings. All other keys have no dates."""
     for key, value in table.items():
-        if isinstance(value, dict):
-            write_dates(value)
-        elif isinstance(value, list):
-            for item in value:
-                if isinstance(item, dict):
-                    write_dates(item)
-        elif key == "audit_until" and hasattr(value, "year"):  # not a time without a date
+        for item in value if isinstance(value, list) else (value,):
+            if isinstance(item, dict):
+                write_dates(item)
+        if key == "audit_until" and hasattr(value, "year"):  # not a time without a date
             table[key] = value.isoformat()  # type: ignore[attr-defined]
 
 
@@ -205,9 +200,8 @@ def _duplicate(reason: str, place: str, text: str) -> str:
     line = lines[int(match[1]) - 1].strip() if match else ""
     header = line.partition("#")[0].strip()
     if reason.startswith("Cannot declare"):
-        before = [
-            n for n, other in enumerate(lines, 1) if other.partition("#")[0].strip() == header
-        ]
+        heads = [other.partition("#")[0].strip() for other in lines]
+        before = [number for number, head in enumerate(heads, 1) if head == header]
         first = f"; the first is in line {before[0]}" if len(before) > 1 else ""
         return f"the table {header} is there twice{first}"
     if reason == "Cannot overwrite a value":
@@ -261,7 +255,6 @@ def _path(key: str) -> Path:
 def _name(part: re.Match[str]) -> str:
     if part["basic"] is None:
         return str(part["literal"] if part["literal"] is not None else part["bare"])
-
     try:
         return str(json.loads(f'"{part["basic"]}"'))
     except ValueError:  # an escape that only TOML has
@@ -278,7 +271,8 @@ def _lines(text: str) -> Iterator[tuple[Path, int]]:
     counts: dict[Path, int] = {}
     for number, statement in _statements(text):
         if statement.startswith("["):
-            names = _resolved(_path_of_header(statement), counts)
+            header = tuple(_name(part) for part in _PART.finditer(statement.strip("[]")))
+            names = _resolved(header, counts)
             if statement.startswith("[["):
                 counts[names] = counts.get(names, -1) + 1
                 names = (*names, counts[names])
@@ -287,10 +281,6 @@ def _lines(text: str) -> Iterator[tuple[Path, int]]:
             names = (*table, *(_name(part) for part in _PART.finditer(statement)))
         lines += [(names[:length], number) for length in range(1, len(names) + 1)]
     yield from reversed(lines)
-
-
-def _path_of_header(statement: str) -> Path:
-    return tuple(_name(part) for part in _PART.finditer(statement.strip("[]")))
 
 
 def _resolved(names: Path, counts: dict[Path, int]) -> Path:
@@ -494,16 +484,12 @@ def table(header: str, data: Mapping[str, Any], inline: int) -> Iterator[str]:
 
     Tables nested deeper than ``inline`` levels are written on one line.
     """
-    below = {}
-    lines = []
-    for name, item in data.items():
-        if isinstance(item, Mapping) and inline:
-            below[name] = item
-        else:
-            lines.append(f"{key(name)} = {value(item)}")
-    if lines or not below:
+    below = {name: one for name, one in data.items() if isinstance(one, Mapping) and inline}
+    if len(below) < len(data) or not below:
         yield f"[{header}]"
-        yield from lines
+        yield from (
+            f"{key(name)} = {value(one)}" for name, one in data.items() if name not in below
+        )
         yield ""
     for name, item in below.items():
         yield from table(f"{header}.{key(name)}", item, inline - 1)

@@ -153,13 +153,8 @@ def _missing(path: str, name: str, table: str, may_be: Kind) -> InvalidInput:
     if dict in may_be or not table:
         header = f"[{path}]" if dict in may_be else f"[[{path}]]"
         return InvalidInput(f"missing table {header}", f"add {header}", path, names_key=False)
-    return InvalidInput(
-        f"missing key {path}",
-        f"add {name} to [{table}]",
-        path,
-        right=_allowed(may_be),
-        names_key=False,
-    )
+    hint, right = f"add {name} to [{table}]", _allowed(may_be)
+    return InvalidInput(f"missing key {path}", hint, path, right=right, names_key=False)
 
 
 def _allowed(may_be: Kind) -> str:
@@ -178,12 +173,8 @@ def _example(value: object, may_be: Kind, key: str) -> str:
 
     For example, a number gets quotes, and a unit if the key needs one; a string gets brackets.
     """
-    if (
-        str in may_be
-        and may_be[str] is None
-        and isinstance(value, int | float)
-        and abs(value) < 10**18
-    ):
+    is_number = isinstance(value, int | float) and abs(value) < 10**18
+    if may_be.get(str, "") is None and is_number:
         text = str(value).lower()
         return _accepted(key, text, *(f"{text}{unit}" for unit in ("s", "M", "%")))
     if isinstance(value, str) and list in may_be:
@@ -231,9 +222,8 @@ def rules(data: dict[str, Any], folder: str, parsed: dict[str, Any]) -> list[Inv
     """
     errors: list[InvalidInput] = []
     package, network = _table(data, "package"), _table(data, "network")
-    own = process_keys.own_names(
-        package.get("name"), network.get("hostname"), network.get("aliases")
-    )
+    hostname, aliases = network.get("hostname"), network.get("aliases")
+    own = process_keys.own_names(package.get("name"), hostname, aliases)
     for parse, value, path in _written(data):
         try:
             if path == "healthcheck.http":
@@ -253,7 +243,11 @@ def rules(data: dict[str, Any], folder: str, parsed: dict[str, Any]) -> list[Inv
     errors += _kind(_table(data, "service"), data)
     errors += _modes(network, package.get("name"))
     errors += _networks(network)
-    errors += _audit(_table(data, "network.policy"))
+    audit = _table(data, "network.policy")
+    if "audit_until" in audit and audit.get("mode", "enforce") == "enforce":
+        reason, right = "is not allowed: the policy is enforced", 'set mode = "audit", or remove it'
+        key = "network.policy.audit_until"
+        errors.append(values.wrong(key, audit["audit_until"], reason, right))
     errors += _repeated(network.get("networks"), "network.networks")
     errors += _repeated(network.get("aliases"), "network.aliases")
     rootfs = package.get("rootfs")
@@ -322,12 +316,10 @@ def _contradictions(ports: object, parsed: Mapping[str, Any]) -> Iterator[Invali
 
 def _kind(service: dict[str, Any], data: Mapping[str, object]) -> Iterator[InvalidInput]:
     """Yield an error for each key that is not allowed for a job, or only for a job."""
-    if service.get("kind", "service") == "service":
-        if "timeout" in service:
-            reason = "is not allowed: only a job has a time limit"
-            right = 'remove it, or set kind = "job"'
-            yield values.wrong("service.timeout", service["timeout"], reason, right)
-        return
+    if service.get("kind", "service") == "service" and "timeout" in service:
+        reason = "is not allowed: only a job has a time limit"
+        right = 'remove it, or set kind = "job"'
+        yield values.wrong("service.timeout", service["timeout"], reason, right)
     if service.get("kind") != "job":
         return  # `walk` reports it
     if (restart := service.get("restart", "no")) in ("always", "on-failure"):
@@ -335,9 +327,8 @@ def _kind(service: dict[str, Any], data: Mapping[str, object]) -> Iterator[Inval
         yield values.wrong("service.restart", restart, reason, 'remove it, or restart = "no"')
     if "healthcheck" in data:
         reason = "is not allowed: a job is done when its process exits with status 0"
-        yield InvalidInput(
-            reason, "remove [healthcheck]", "healthcheck", right="no health check for a job"
-        )
+        hint, right = "remove [healthcheck]", "no health check for a job"
+        yield InvalidInput(reason, hint, "healthcheck", right=right)
 
 
 def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
@@ -360,13 +351,9 @@ def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
             yield error
     share = network.get("share")
     if mode == "share" and "share" not in network:
-        yield InvalidInput(
-            "missing key network.share",
-            'add share = "NAME" to [network]',
-            "network.share",
-            right="the service whose network to share",
-            names_key=False,
-        )
+        key, hint = "network.share", 'add share = "NAME" to [network]'
+        right = "the service whose network to share"
+        yield InvalidInput(f"missing key {key}", hint, key, right=right, names_key=False)
     if mode == "share" and isinstance(share, str) and share == service:
         reason, right = "is the service itself", "the name of another service"
         yield values.wrong("network.share", share, reason, right)
@@ -391,13 +378,6 @@ def _networks(network: dict[str, Any]) -> Iterator[InvalidInput]:
         for name in (name for name in ip if name not in known):
             reason, right = "is for a network that the service is not on", shown(names)
             yield values.wrong(join("network.ip", name), ip[name], reason, f"one of {right}")
-
-
-def _audit(policy: dict[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error if a policy that is not in mode "audit" sets the end of an audit."""
-    if "audit_until" in policy and policy.get("mode", "enforce") == "enforce":
-        reason, right = "is not allowed: the policy is enforced", 'set mode = "audit", or remove it'
-        yield values.wrong("network.policy.audit_until", policy["audit_until"], reason, right)
 
 
 def _repeated(items: object, key: str) -> Iterator[InvalidInput]:

@@ -66,7 +66,7 @@ class AttachedRows(Rows):
     """The queries of the store for attachments."""
 
     def get(self, service: str) -> AttachedRow | None:
-        rows = self._db.execute("SELECT * FROM attached WHERE service=?", (service,))
+        rows = self._run("SELECT * FROM attached WHERE service=?", service)
         return next((AttachedRow(*row) for row in rows), None)
 
     def all(self, owner: str | None = None, id: str | None = None) -> list[AttachedRow]:
@@ -80,20 +80,20 @@ class AttachedRows(Rows):
 
     def of_cookie(self, cookie: int) -> list[AttachedRow]:
         """Return the attachments in the namespace that has this cookie (SO_NETNS_COOKIE)."""
-        rows = self._db.execute("SELECT * FROM attached WHERE cookie=?", (cookie,))
+        rows = self._run("SELECT * FROM attached WHERE cookie=?", cookie)
         return [AttachedRow(*row) for row in rows]
 
     def rows(self) -> list[ServiceRow]:
         query = "SELECT * FROM service WHERE mode='attached' ORDER BY name"
-        return [service_row(row) for row in self._db.execute(query)]
+        return [service_row(row) for row in self._run(query)]
 
     def links(self, service: str) -> list[AttachedLink]:
         """Return the network interfaces of an attachment, in the order of its networks."""
-        rows = self._db.execute(
+        rows = self._run(
             "SELECT l.network, interface, mac, routes FROM attached_link l"
             " JOIN endpoint e ON e.service=l.service AND e.network=l.network"
             " WHERE l.service=? ORDER BY e.position",
-            (service,),
+            service,
         )
         return [AttachedLink(row[0], row[1], row[2], bool(row[3])) for row in rows]
 
@@ -115,31 +115,27 @@ class AttachedRows(Rows):
 
     def put(self, attached: AttachedRow, links: Iterable[AttachedLink]) -> None:
         """Insert or replace an attachment with its network interfaces, after its service's row."""
-        self._db.execute("INSERT OR REPLACE INTO attached VALUES (?, ?, ?, ?, ?, ?, ?)", attached)
-        self._db.execute("DELETE FROM attached_link WHERE service=?", (attached.service,))
-        self._db.executemany(
-            "INSERT INTO attached_link VALUES (?, ?, ?, ?, ?)",
-            [(attached.service, *link[:3], int(link.routes)) for link in links],
-        )
+        self._put("attached", *attached)
+        name = attached.service
+        rows = ((name, *link[:3], int(link.routes)) for link in links)
+        self._set_rows("attached_link", name, rows)
 
     def move(self, service: str, cookie: int, interface: str) -> None:
         """Record the new namespace (its cookie) of an attachment that has only one interface."""
-        self._db.execute("UPDATE attached SET cookie=? WHERE service=?", (cookie, service))
-        self._db.execute(
-            "UPDATE attached_link SET interface=? WHERE service=?", (interface, service)
-        )
+        self._run("UPDATE attached SET cookie=? WHERE service=?", cookie, service)
+        self._run("UPDATE attached_link SET interface=? WHERE service=?", interface, service)
 
     def release(self, service: str, now: float) -> None:
         """Record that the addresses of an attachment are free, and whose they were."""
-        self._db.execute(
+        self._run(
             "INSERT OR REPLACE INTO released SELECT l.network, l.family, l.number, a.owner,"
             " a.given, ? FROM lease l JOIN attached a ON a.service=l.service WHERE l.service=?",
-            (now, service),
+            *(now, service),
         )
 
     def drop_released(self) -> None:
         """Delete the records of released addresses that services have again."""
-        self._db.execute(
+        self._run(
             "DELETE FROM released WHERE EXISTS (SELECT 1 FROM lease l"
             " WHERE l.network=released.network AND l.family=released.family"
             " AND l.number=released.number)"

@@ -43,16 +43,11 @@ class NameRows(ServiceRows):
 
     def extra_hosts(self, service: str) -> tuple[tuple[str, str], ...]:
         return tuple(
-            self._db.execute(
-                "SELECT name, address FROM extra_host WHERE service=? ORDER BY name", (service,)
-            )
+            self._run("SELECT name, address FROM extra_host WHERE service=? ORDER BY name", service)
         )
 
     def set_extra_hosts(self, service: str, hosts: Iterable[tuple[str, str]]) -> None:
-        self._db.execute("DELETE FROM extra_host WHERE service=?", (service,))
-        self._db.executemany(
-            "INSERT INTO extra_host VALUES (?, ?, ?)", [(service, *host) for host in hosts]
-        )
+        self._set_rows("extra_host", service, ((service, *host) for host in hosts))
 
     def networks_of(self, service: str) -> tuple[str, ...]:
         """Return the networks of a service, or of its provider, in their order."""
@@ -82,8 +77,7 @@ class NameRows(ServiceRows):
         return self._column(
             f"{_ON} WHERE h.name=? AND e.network IN (SELECT network FROM endpoint WHERE service=?)"
             " GROUP BY h.service ORDER BY h.service",
-            name,
-            self.home(service),
+            *(name, self.home(service)),
         )
 
     def holders_elsewhere(self, name: str, beside: str | None = None) -> list[str]:
@@ -227,8 +221,7 @@ class NameRows(ServiceRows):
         return self._column(
             f"{_ON} JOIN endpoint own ON own.network=e.network AND own.service=?"
             " WHERE h.name=? ORDER BY s.active DESC, own.position LIMIT 1",
-            self.home(service),
-            name,
+            *(self.home(service), name),
         )
 
     def _restored(self, name: str) -> dict[str, set[str]]:
@@ -236,11 +229,11 @@ class NameRows(ServiceRows):
         undone.
         """
         restored: dict[str, set[str]] = {}
-        rows = self._db.execute(
+        rows = self._run(
             "SELECT service, COALESCE(json_extract(undo, '$.service[0].provider'), service)"
             " FROM intent WHERE EXISTS(SELECT 1 FROM json_each(undo, '$.host_name')"
             " WHERE json_extract(value, '$.name')=?)",
-            (name,),
+            name,
         ).fetchall()
         for service, home in rows:
             on = self._column(
@@ -324,17 +317,15 @@ class OutsideRows(Rows):
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def put(self, answers: Iterable[Outside]) -> None:
-        self._db.executemany(
-            "INSERT OR REPLACE INTO outside_name VALUES (?, ?)",
-            [(answer.name, encoded(answer[1:])) for answer in answers],
-        )
+        for answer in answers:
+            self._put("outside_name", answer.name, encoded(answer[1:]))
 
     def forget_others(self, before: float) -> None:
         """Delete the records of names that are in no policy, unless resolved after ``before``."""
         query = "SELECT name FROM outside_name WHERE name NOT IN (SELECT name FROM outside_peer)"
         for name in self._column(query):
             if not self.answer(name).asked_at > before:
-                self._db.execute("DELETE FROM outside_name WHERE name=?", (name,))
+                self._run("DELETE FROM outside_name WHERE name=?", name)
 
 
 def _answer(name: str, text: str) -> Outside | None:

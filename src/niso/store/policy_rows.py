@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from niso.plan.records import Audit, Entry, Member, Peer, Policed, Policy, Service
 from niso.store.name_rows import NameRows, OutsideRows
-from niso.store.sqlite import decoded, encoded, marks
+from niso.store.sqlite import decoded, encoded
 
 Name = tuple[str, str]
 """A peer in a policy as (kind, name). The kind is "service" or "network"."""
 
 
+_TABLES = ("policy", "policy_peer", "outside_peer", "policed")
 _ELSEWHERE = "SELECT address FROM remote WHERE service=? ORDER BY network, family"
 
 
@@ -31,7 +32,7 @@ class PolicyRows(NameRows):
 
         During its audit period a policy denies nothing. Damaged rows are left out.
         """
-        rows = self._db.execute(
+        rows = self._run(
             "SELECT service, json_extract(audit, '$[1]'), json_extract(audit, '$[2]') FROM ("
             "SELECT service, CASE WHEN json_valid(text) THEN json_extract(text, '$[5]') END audit"
             " FROM policy) WHERE audit IS NOT NULL AND json_valid(audit)"
@@ -132,8 +133,7 @@ class PolicyRows(NameRows):
         return self._column(
             "SELECT p.service FROM policy_peer p JOIN service s ON s.name=p.service AND s.active=1"
             " WHERE p.kind=? AND p.name=? ORDER BY p.service",
-            kind,
-            name,
+            *(kind, name),
         )
 
     def _members(self, policed: Iterable[Policed]) -> tuple[Member, ...]:
@@ -166,8 +166,7 @@ class PolicyRows(NameRows):
             " JOIN service s ON s.name=l.service OR (s.provider=l.service AND s.active=1)"
             " WHERE l.address=?"
             " UNION ALL SELECT service FROM remote WHERE address=?",
-            address,
-            address,
+            *(address, address),
         )
 
     def _meant(self, kind: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -178,12 +177,12 @@ class PolicyRows(NameRows):
         if kind == "outside":
             return self.outside.meant(name), ()
         if kind == "network":
-            rows = self._db.execute(
-                "SELECT cidr, gateway FROM subnet WHERE network=? ORDER BY family", (name,)
+            rows = self._run(
+                "SELECT cidr, gateway FROM subnet WHERE network=? ORDER BY family", name
             ).fetchall()
             return tuple(row[0] for row in rows), tuple(row[1] for row in rows)
-        holder = self._db.execute(
-            "SELECT name, provider, active FROM service WHERE name=?", (name,)
+        holder = self._run(
+            "SELECT name, provider, active FROM service WHERE name=?", name
         ).fetchone()
         if holder is None:
             return tuple(self._column(_ELSEWHERE, name)), ()
@@ -201,14 +200,12 @@ class PolicyRows(NameRows):
 
     def set_policy(self, service: str, policy: Policy | None) -> None:
         """Replace a service's policy. The rows of its endpoints must be up to date."""
-        for table in ("policy", "policy_peer", "policed", "outside_peer"):
-            self._db.execute(f"DELETE FROM {table} WHERE service=?", (service,))
-        if policy is None:
-            return
-        on = self._column("SELECT network FROM endpoint WHERE service=?", service)
-        for table, rows in rows_of_policy(service, policy, on).items():
-            for row in rows:
-                self._db.execute(f"INSERT INTO {table} VALUES ({marks(row)})", row)
+        tables: dict[str, Sequence[tuple[object, ...]]] = dict.fromkeys(_TABLES, ())
+        if policy is not None:
+            on = self._column("SELECT network FROM endpoint WHERE service=?", service)
+            tables = rows_of_policy(service, policy, on)
+        for table, rows in tables.items():
+            self._set_rows(table, service, rows)
 
 
 def rows_of_policy(

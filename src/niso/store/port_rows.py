@@ -54,7 +54,7 @@ class PortRows(Rows):
 
     def _ports(self, where: str, *values: str) -> list[tuple[str, Port]]:
         query = f"SELECT service, {PORT_COLUMNS} FROM port {where} ORDER BY service, position"
-        return [(row[0], Port(*row[1:])) for row in self._db.execute(query, values)]
+        return [(row[0], Port(*row[1:])) for row in self._run(query, *values)]
 
     def active_ports(self) -> list[tuple[str, Port]]:
         return self._ports("JOIN service s ON s.name=port.service WHERE s.active=1")
@@ -112,13 +112,13 @@ class PortRows(Rows):
             " WHERE json_extract(value, '$.proto')=?"
             " AND json_extract(undo, '$.service[0].active')=1"
         )
-        rows = self._db.execute(
+        rows = self._run(
             f"{live} AND host_port BETWEEN ? AND ?"
             f" UNION {live} AND count>1 AND host_port<? AND host_port+count>?",
-            (proto, first, last, proto, first, first),
+            *(proto, first, last, proto, first, first),
         ).fetchall()
         if others_intend(self._db, but):
-            rows += [row for row in self._db.execute(undone, (proto,)) if row[0] not in but]
+            rows += [row for row in self._run(undone, proto) if row[0] not in but]
         return [
             (row[0], port)
             for row in dict.fromkeys(rows)
@@ -140,12 +140,12 @@ class PortRows(Rows):
         Ports of inactive services are included. So are all ports of the protocol that a service
         gets back if a change in progress is undone, whether they overlap or not.
         """
-        return self._db.execute(
+        return self._run(
             "SELECT host_port, host_port+count-1 FROM port"
             " WHERE proto=? AND host_port<=? AND host_port+count>?"
             f" UNION SELECT first, first+length-1 FROM (SELECT {_UNDONE_SPAN}"
             "  FROM intent, json_each(undo, '$.port') WHERE json_extract(value, '$.proto')=?)",
-            (proto, last, first, proto),
+            *(proto, last, first, proto),
         ).fetchall()
 
     # --- writing; inside a transaction ------------------------------------------------------------
@@ -155,8 +155,8 @@ class PortRows(Rows):
 
         ``chosen`` are those of ``ports`` whose host port niso chose.
         """
-        cursor = self._db.execute(
-            f"SELECT {PORT_COLUMNS}, origin FROM port WHERE service=? ORDER BY position", (service,)
+        cursor = self._run(
+            f"SELECT {PORT_COLUMNS}, origin FROM port WHERE service=? ORDER BY position", service
         )
         before = [(Port(*row[:-1]), row[-1]) for row in cursor]
         free = set(chosen)
@@ -173,10 +173,13 @@ class PortRows(Rows):
         self.note_published(service)
 
     def add_forward(self, service: str, port: Port) -> None:
-        self._db.execute(
+        self._run(
             "INSERT INTO port SELECT ?,"
             " COALESCE((SELECT MAX(position)+1 FROM port WHERE service=?), 0), ?, ?, ?, ?, ?, ?",
-            (service, service, *port, FORWARD),
+            service,
+            service,
+            *port,
+            FORWARD,
         )
         self.note_published(service)
 
@@ -202,38 +205,35 @@ class PortRows(Rows):
         one publishes on the network of that one. Its record must be renewed when that one changes
         networks.
         """
-        self._db.execute(
+        self._run(
             f"INSERT INTO published {_TO_PUBLISH} ON CONFLICT (service) DO UPDATE"
             " SET network=excluded.network, by_loopback=MAX(by_loopback, excluded.by_loopback)",
-            (service,),
+            service,
         )
 
     def is_noted(self, service: str) -> bool:
         """Return whether `note_published` has nothing to change for a service."""
-        row = self._db.execute(_TO_PUBLISH, (service,)).fetchone()
+        row = self._run(_TO_PUBLISH, service).fetchone()
         noted = self.published_row(service)
         return row is None or (noted is not None and noted[1] == row[1] and noted[2] >= row[2])
 
     def published_row(self, service: str) -> tuple[str, str, int] | None:
         """Return the record of `note_published` for a service, for `put_published_row`."""
-        rows = self._db.execute("SELECT * FROM published WHERE service=?", (service,))
+        rows = self._run("SELECT * FROM published WHERE service=?", service)
         return next(iter(rows), None)
 
     def put_published_row(self, service: str, row: tuple[object, ...] | None) -> None:
         """Replace the record of `note_published`; None deletes it: the port was not published."""
-        self._db.execute("DELETE FROM published WHERE service=?", (service,))
-        if row is not None:
-            self._db.execute("INSERT INTO published VALUES (?, ?, ?)", row)
+        self._set_rows("published", service, () if row is None else (row,))
 
     def take_port(self, service: str, port: Port) -> None:
-        self._db.execute(f"DELETE FROM port WHERE {_IS}", (service, *port))
+        self._run(f"DELETE FROM port WHERE {_IS}", service, *port)
 
     def port_rows(self, service: str) -> list[tuple[object, ...]]:
-        return self._db.execute("SELECT * FROM port WHERE service=?", (service,)).fetchall()
+        return self._run("SELECT * FROM port WHERE service=?", service).fetchall()
 
     def put_port_rows(self, service: str, rows: Iterable[tuple[object, ...]]) -> None:
-        self._db.execute("DELETE FROM port WHERE service=?", (service,))
-        self._db.executemany("INSERT INTO port VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        self._set_rows("port", service, rows)
 
     def begin_moving(
         self, ports: Iterable[tuple[str, Port]], networks: Iterable[str], now: float
@@ -247,15 +247,11 @@ class PortRows(Rows):
         on = sorted(networks)
         for service, group in groupby(sorted(ports), key=itemgetter(0)):
             moved = encoded({"moved": [port._asdict() for _, port in group], "networks": on})
-            self._db.execute(
-                "INSERT OR REPLACE INTO intent VALUES (?, 'ports', ?, ?)", (service, moved, now)
-            )
+            self._put("intent", service, "ports", moved, now)
 
     def moved_ports(self) -> list[tuple[str, Port]]:
         """Return (service, port) for each port that changes in progress add or remove."""
-        rows = self._db.execute(
-            "SELECT service, undo FROM intent WHERE action='ports' ORDER BY service"
-        )
+        rows = self._run("SELECT service, undo FROM intent WHERE action='ports' ORDER BY service")
         return [
             (service, Port(**port)) for service, undo in rows for port in decoded(undo)["moved"]
         ]
@@ -271,5 +267,5 @@ class PortRows(Rows):
         The ports that `niso port-forward` added are deleted, unless ``keep_forwards``.
         """
         if not keep_forwards:
-            self._db.execute("DELETE FROM port WHERE service=? AND origin=?", (service, FORWARD))
-        self._db.execute("DELETE FROM published WHERE service=?", (service,))
+            self._run("DELETE FROM port WHERE service=? AND origin=?", service, FORWARD)
+        self._run("DELETE FROM published WHERE service=?", service)

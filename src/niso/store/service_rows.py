@@ -206,12 +206,12 @@ class ServiceRows(Rows):
 
     def intents(self) -> list[Intent]:
         """Return all changes in progress, the oldest first."""
-        rows = self._db.execute("SELECT service, action, undo FROM intent ORDER BY created_at")
+        rows = self._run("SELECT service, action, undo FROM intent ORDER BY created_at")
         return [Intent(*row) for row in rows]
 
     def intent(self, service: str) -> Intent | None:
         query = "SELECT service, action, undo FROM intent WHERE service=?"
-        return next((Intent(*row) for row in self._db.execute(query, (service,))), None)
+        return next((Intent(*row) for row in self._run(query, service)), None)
 
     def begin_intent(self, service: str, action: str, now: float) -> None:
         """Record all rows of a service, so that an interrupted change can be undone.
@@ -219,12 +219,10 @@ class ServiceRows(Rows):
         ``action`` is one of those of `Intent`. ``now`` is the present time in seconds since 1970.
         """
         undo = encoded(self.rows(service))
-        self._db.execute(
-            "INSERT OR REPLACE INTO intent VALUES (?, ?, ?, ?)", (service, action, undo, now)
-        )
+        self._put("intent", service, action, undo, now)
 
     def end_intent(self, service: str) -> None:
-        self._db.execute("DELETE FROM intent WHERE service=?", (service,))
+        self._run("DELETE FROM intent WHERE service=?", service)
 
     def is_as_before(self, intent: Intent) -> bool:
         """Return whether the service's rows are the same as before the change."""
@@ -235,7 +233,7 @@ class ServiceRows(Rows):
         rows = {}
         for table in ROW_TABLES:
             key = "name" if table == "service" else "service"
-            cursor = self._db.execute(f"SELECT * FROM {table} WHERE {key}=?", (service,))
+            cursor = self._run(f"SELECT * FROM {table} WHERE {key}=?", service)
             columns = [column[0] for column in cursor.description]
             rows[table] = [
                 {
@@ -249,9 +247,7 @@ class ServiceRows(Rows):
     def has_rows(self, table: str, service: str, rows: Collection[tuple[object, ...]]) -> bool:
         if not rows:
             return True
-        return set(rows) <= set(
-            self._db.execute(f"SELECT * FROM {table} WHERE service=?", (service,))
-        )
+        return set(rows) <= set(self._run(f"SELECT * FROM {table} WHERE service=?", service))
 
     # --- stacks -----------------------------------------------------------------------------------
 
@@ -274,12 +270,10 @@ class ServiceRows(Rows):
 
     def join_stack(self, service: str, stack: str, file: str) -> None:
         """Record that a service belongs to a stack of the stack.toml ``file``, and to no other."""
-        self._db.execute(
-            "INSERT OR REPLACE INTO stack_member VALUES (?, ?, ?)", (service, stack, file)
-        )
+        self._put("stack_member", service, stack, file)
 
     def leave_stack(self, service: str) -> None:
-        self._db.execute("DELETE FROM stack_member WHERE service=?", (service,))
+        self._run("DELETE FROM stack_member WHERE service=?", service)
 
     # --- network modes ----------------------------------------------------------------------------
 
@@ -289,9 +283,7 @@ class ServiceRows(Rows):
 
     def inactive_modes(self) -> list[tuple[str, str]]:
         """Return (name, mode) for each inactive service, sorted. Fast with many services."""
-        return self._db.execute(
-            "SELECT name, mode FROM service WHERE active=0 ORDER BY name"
-        ).fetchall()
+        return self._run("SELECT name, mode FROM service WHERE active=0 ORDER BY name").fetchall()
 
     def sharers(self, provider: str) -> list[str]:
         """Return the active services that share the network namespace of ``provider``, sorted."""
@@ -306,10 +298,10 @@ class ServiceRows(Rows):
         """
         sharers = set(self.sharers(provider))
         if others_intend(self._db, but):
-            rows = self._db.execute(
+            rows = self._run(
                 "SELECT service FROM intent WHERE json_extract(undo, '$.service[0].provider')=?"
                 " AND json_extract(undo, '$.service[0].active')=1",
-                (provider,),
+                provider,
             )
             sharers.update(row[0] for row in rows if row[0] not in but)
         return sorted(sharers)
@@ -326,10 +318,10 @@ class ServiceRows(Rows):
 
     def ports_there(self, service: str) -> list[Port]:
         """Return the ports of a service, then those of the active services in its namespace."""
-        rows = self._db.execute(
+        rows = self._run(
             f"SELECT {PORT_COLUMNS} FROM port JOIN service s ON s.name=port.service"
             " WHERE s.name=? OR (s.provider=? AND s.active=1) ORDER BY s.name!=?, s.name, position",
-            (service, service, service),
+            *(service, service, service),
         )
         return [Port(*row) for row in rows]
 
@@ -338,11 +330,11 @@ class ServiceRows(Rows):
 
         A service that shares the namespace of another one has the addresses of that one.
         """
-        return self._db.execute(
+        return self._run(
             "SELECT e.network, l.address FROM endpoint e"
             " JOIN lease l ON l.service=e.service AND l.network=e.network"
             f" WHERE e.service={_PROVIDER} ORDER BY e.position, l.family",
-            (service,),
+            service,
         ).fetchall()
 
     def port_families(self, service: str) -> tuple[int, ...]:
@@ -359,10 +351,10 @@ class ServiceRows(Rows):
 
     def leases(self, network: str, family: int = 4) -> list[tuple[str, str, bool]]:
         """Return (address, service, whether it is active) for each lease, ascending."""
-        rows = self._db.execute(
+        rows = self._run(
             "SELECT address, service, active FROM lease JOIN service s ON s.name=lease.service"
             " WHERE network=? AND family=? ORDER BY number",
-            (network, family),
+            *(network, family),
         )
         return [(row[0], row[1], bool(row[2])) for row in rows]
 
@@ -372,19 +364,20 @@ class ServiceRows(Rows):
         Addresses that a service gets back if a change in progress is undone are included.
         """
         among = f"service IN ({marks(services)})"
-        rows = self._db.execute(
+        rows = self._run(
             f"SELECT service, address FROM lease WHERE {among}"
             " UNION SELECT service, json_extract(value, '$.address')"
             f" FROM intent, json_each(undo, '$.lease') WHERE {among}",
-            (*services, *services),
+            *services,
+            *services,
         )
         return set(rows)
 
     def lease_of(self, service: str, network: str, family: int) -> tuple[str, bool] | None:
         """Return (address, whether it is static) for a service's reserved address, or None."""
-        row = self._db.execute(
+        row = self._run(
             "SELECT address, static FROM lease WHERE service=? AND network=? AND family=?",
-            (service, network, family),
+            *(service, network, family),
         ).fetchone()
         return (row[0], bool(row[1])) if row else None
 
@@ -394,8 +387,7 @@ class ServiceRows(Rows):
             "SELECT service FROM lease WHERE address=?"
             " UNION ALL SELECT service FROM intent, json_each(undo, '$.lease')"
             " WHERE json_extract(value, '$.address')=?",
-            address,
-            address,
+            *(address, address),
         )
 
     def endpoints_like(self, prefix: str) -> list[tuple[str, str, int]]:
@@ -405,13 +397,13 @@ class ServiceRows(Rows):
         network interfaces. So are endpoints that a service gets back if a change in progress is
         undone.
         """
-        return self._db.execute(
+        return self._run(
             "SELECT e.service, e.network, s.generation FROM endpoint e"
             " JOIN service s ON s.name=e.service WHERE e.service GLOB ?"
             " UNION SELECT i.service, json_extract(value, '$.network'),"
             " json_extract(undo, '$.service[0].generation')"
             " FROM intent i, json_each(undo, '$.endpoint') WHERE i.service GLOB ?",
-            (f"{prefix}*", f"{prefix}*"),
+            *(f"{prefix}*", f"{prefix}*"),
         ).fetchall()
 
     def used_numbers(
@@ -428,9 +420,8 @@ class ServiceRows(Rows):
             " WHERE json_extract(value, '$.network')=? AND json_extract(value, '$.family')=?",
             *(network, family),
         )
-        rows = self._db.execute(
-            "SELECT number FROM lease WHERE network=? AND family=? ORDER BY number",
-            (network, family),
+        rows = self._run(
+            "SELECT number FROM lease WHERE network=? AND family=? ORDER BY number", network, family
         )
         leased = (int.from_bytes(row[0]) for row in rows)
         return merge(leased, sorted({*map(int.from_bytes, held), *released}))
@@ -456,21 +447,20 @@ class ServiceRows(Rows):
     def attachment_key(self, service: str) -> tuple[str, str] | None:
         """Return (owner, the owner's name for it) of an attachment; None for another service."""
         query = "SELECT owner, given FROM attached WHERE service=?"
-        return next(iter(self._db.execute(query, (service,))), None)
+        return next(iter(self._run(query, service)), None)
 
     def add_lease(
         self, service: str, network: str, family: int, number: int, address: str, static: bool
     ) -> None:
         """Reserve an address for a service; ``number`` is its offset in its subnet."""
-        self._db.execute(
+        self._run(
             "INSERT INTO lease VALUES (?, ?, ?, ?, ?, ?)",
-            (network, family, number.to_bytes(16), address, service, int(static)),
+            *(network, family, number.to_bytes(16), address, service, int(static)),
         )
 
     def drop_lease(self, service: str, network: str, family: int) -> None:
-        self._db.execute(
-            "DELETE FROM lease WHERE service=? AND network=? AND family=?",
-            (service, network, family),
+        self._run(
+            "DELETE FROM lease WHERE service=? AND network=? AND family=?", service, network, family
         )
 
 

@@ -76,7 +76,7 @@ class SnapshotRows(PortRows, PolicyRows):
 
     def state_id(self) -> str:
         """Return the random id of the state folder. Raises Error if it is missing."""
-        state_id = self._text("SELECT value FROM meta WHERE key='state_id'")
+        state_id = self._meta("state_id")
         if state_id is None:
             raise damaged("it has no state_id")
         return state_id
@@ -100,27 +100,25 @@ class SnapshotRows(PortRows, PolicyRows):
 
     def sysctls_before(self) -> dict[str, str]:
         """Return {name: value} of sysctls before niso changed them."""
-        return dict(self._db.execute("SELECT name, before FROM sysctl"))
+        return dict(self._run("SELECT name, before FROM sysctl"))
 
     def nat_before(self) -> dict[str, int]:
         """Return how many NAT rules of others each chain had before niso's first service."""
-        text = self._text("SELECT value FROM meta WHERE key='nat_before'")
+        text = self._meta("nat_before")
         return dict(decoded(text)) if text else {}
 
     def set_nat_before(self, rules: dict[str, int]) -> None:
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('nat_before', ?)", (encoded(rules),))
+        self._set_meta("nat_before", encoded(rules))
 
     def forget_nat_before(self) -> None:
-        self._db.execute("DELETE FROM meta WHERE key='nat_before'")
+        self._set_meta("nat_before", None)
 
     def host_knows(self) -> bool:
         """Return whether niso writes the names of services to the host's own hosts file."""
-        return self._has("SELECT 1 FROM meta WHERE key='host_knows'")
+        return self._meta("host_knows") is not None
 
     def set_host_knows(self, knows: bool) -> None:
-        self._db.execute("DELETE FROM meta WHERE key='host_knows'")
-        if knows:
-            self._db.execute("INSERT INTO meta VALUES ('host_knows', '1')")
+        self._set_meta("host_knows", "1" if knows else None)
 
     def network(self, name: str) -> Network | None:
         return next(iter(self._networks((name,))), None)
@@ -136,7 +134,7 @@ class SnapshotRows(PortRows, PolicyRows):
 
     def _networks(self, only: tuple[str, ...] | None) -> list[Network]:
         where, values = ("", ()) if only is None else (f"WHERE n.name IN ({marks(only)})", only)
-        rows = self._db.execute(
+        rows = self._run(
             "SELECT n.name, n.bridge, n.mtu, family, cidr, gateway, internal, observe,"
             f" EXISTS({_PUBLISHED}) OR EXISTS({_PUBLISHED_BESIDE} AND e.position>0)"
             f" OR EXISTS({_PUBLISHED_BESIDE_BY_SHARER} AND e.position>0) OR n.internal"
@@ -146,7 +144,7 @@ class SnapshotRows(PortRows, PolicyRows):
             " WHERE p.network=n.name), vni, port, local"
             " FROM network n JOIN subnet s ON s.network=n.name"
             f" LEFT JOIN span p ON p.network=n.name {where} ORDER BY n.name, family",
-            values,
+            *values,
         )
         networks: dict[str, Network] = {}
         for name, bridge, mtu, family, cidr, gateway, *flags, vni, port, local in rows:
@@ -170,7 +168,7 @@ class SnapshotRows(PortRows, PolicyRows):
 
     def is_broken_off(self) -> bool:
         """Return whether a change of other hosts' services was interrupted and is incomplete."""
-        return self._has("SELECT 1 FROM meta WHERE key='attempt'")
+        return self._meta("attempt") is not None
 
     def others(self) -> list[Service]:
         return self.across.remotes() if self._has("SELECT 1 FROM span LIMIT 1") else []
@@ -197,11 +195,11 @@ class SnapshotRows(PortRows, PolicyRows):
         """Yield the active services among ``names``, with all ports or only those in ``ports``."""
         any_named = self.names_outside()
         for name in names:
-            row = self._db.execute(
+            row = self._run(
                 f"SELECT generation, mode, {_recorded('network.limits')},"
                 f" {_recorded('network.bandwidth')}, {_recorded('process.capabilities')}"
                 " FROM service WHERE name=? AND active=1",
-                (name,),
+                name,
             ).fetchone()
             if row is None:
                 continue
@@ -276,7 +274,7 @@ class SnapshotRows(PortRows, PolicyRows):
         # services with the same list of networks share a hosts file: the number of readers of each
         lists: dict[tuple[str, ...], int] = {
             tuple(decoded(text)): count
-            for text, count in self._db.execute(
+            for text, count in self._run(
                 "SELECT networks, COUNT(*) FROM service WHERE active=1 GROUP BY networks"
             )
         }

@@ -110,9 +110,9 @@ class SpanRows(Rows):
     ) -> sqlite3.Cursor:
         """Return the rows of a query whose ``column`` is one of ``values``; all if that is None."""
         if values is None:
-            return self._db.execute(f"{query} {order}")
+            return self._run(f"{query} {order}")
         where = f"WHERE {column} IN ({marks(values)})"
-        return self._db.execute(f"{query} {where} {order}", tuple(values))
+        return self._run(f"{query} {where} {order}", *tuple(values))
 
     def holders(self, addresses: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
         """Return the services of other hosts that have these addresses, by (network, address)."""
@@ -125,11 +125,11 @@ class SpanRows(Rows):
 
     def peers(self) -> dict[str, tuple[str, str, bool]]:
         """Return {host name: (state id, address, whether it is alive)} of the other hosts."""
-        rows = self._db.execute("SELECT host, id, address, live FROM peer")
+        rows = self._run("SELECT host, id, address, live FROM peer")
         return {host: (state_id, address, bool(live)) for host, state_id, address, live in rows}
 
     def claim(self, service: str) -> ClaimRow | None:
-        row = self._db.execute("SELECT * FROM claim WHERE service=?", (service,)).fetchone()
+        row = self._run("SELECT * FROM claim WHERE service=?", service).fetchone()
         return _claim(row) if row else None
 
     def claims(self, services: Collection[str] | None = None) -> list[ClaimRow]:
@@ -138,7 +138,7 @@ class SpanRows(Rows):
 
     def leased(self) -> set[tuple[str, str]]:
         """Return (network, address) for the active services on networks that span hosts."""
-        rows = self._db.execute(
+        rows = self._run(
             "SELECT l.network, l.address FROM span s CROSS JOIN lease l ON l.network=s.network"
             " JOIN service v ON v.name=l.service AND v.active=1"
         )
@@ -155,7 +155,7 @@ class SpanRows(Rows):
 
     def attempt(self) -> Attempt | None:
         """Return the change of the copied rows that was interrupted, or None."""
-        text = self._text("SELECT value FROM meta WHERE key='attempt'")
+        text = self._meta("attempt")
         if text is None:
             return None
         services, peers = decoded(text)
@@ -177,7 +177,7 @@ class SpanRows(Rows):
 
     def tunnel(self) -> Tunnel | None:
         """Return the WireGuard tunnel between the hosts; None if the cluster is not encrypted."""
-        text = self._text("SELECT value FROM meta WHERE key='tunnel'")
+        text = self._meta("tunnel")
         if text is None:
             return None
         made = Tunnel(*decoded(text))
@@ -188,25 +188,19 @@ class SpanRows(Rows):
     def set_cluster(self, identity: str) -> None:
         """Record the id of the cluster that this host is in; "" deletes all rows of the cluster."""
         if identity:
-            row = (encoded({"id": identity}),)
-            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('cluster', ?)", row)
+            self._set_meta("cluster", encoded({"id": identity}))
             return
-        self._db.execute("DELETE FROM meta WHERE key IN ('cluster', 'attempt', 'tunnel')")
+        self._run("DELETE FROM meta WHERE key IN ('cluster', 'attempt', 'tunnel')")
         for table in ("remote_name", "remote", "peer", "claim"):
-            self._db.execute(f"DELETE FROM {table}")
+            self._run(f"DELETE FROM {table}")
 
     def set_tunnel(self, tunnel: Tunnel) -> None:
-        self._db.execute(
-            "INSERT OR REPLACE INTO meta VALUES ('tunnel', ?)", (encoded(list(tunnel)),)
-        )
+        self._set_meta("tunnel", encoded(list(tunnel)))
 
     def set_attempt(self, attempt: Attempt | None) -> None:
         """Record a change of the copied rows before it begins; None records that it is complete."""
-        if attempt is None:
-            self._db.execute("DELETE FROM meta WHERE key='attempt'")
-            return
-        row = (encoded([dict(attempt.services), dict(attempt.peers)]),)
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('attempt', ?)", row)
+        data = attempt and [dict(attempt.services), dict(attempt.peers)]
+        self._set_meta("attempt", encoded(data) if data else None)
 
     def set_span(self, network: str, vni: int, port: int, local: str) -> None:
         """Record that a network spans hosts.
@@ -214,35 +208,29 @@ class SpanRows(Rows):
         ``vni`` is its VXLAN network identifier, ``port`` the UDP port, and ``local`` the address
         from which this host sends.
         """
-        row = (network, vni, port, local)
-        self._db.execute("INSERT OR REPLACE INTO span VALUES (?, ?, ?, ?)", row)
+        self._put("span", network, vni, port, local)
 
     def set_peer(self, host: str, state_id: str, address: str, live: bool) -> None:
-        row = (host, state_id, address, live)
-        self._db.execute("INSERT OR REPLACE INTO peer VALUES (?, ?, ?, ?)", row)
+        self._put("peer", host, state_id, address, live)
 
     def drop_peer(self, host: str) -> None:
-        self._db.execute("DELETE FROM peer WHERE host=?", (host,))
+        self._run("DELETE FROM peer WHERE host=?", host)
 
     def set_service(
         self, service: str, addresses: Iterable[RemoteAddress], names: Iterable[str]
     ) -> None:
         """Replace the addresses and names of a remote service; without addresses, delete it."""
-        self._db.execute("DELETE FROM remote WHERE service=?", (service,))
-        self._db.execute("DELETE FROM remote_name WHERE service=?", (service,))
+        self._run("DELETE FROM remote WHERE service=?", service)
+        self._run("DELETE FROM remote_name WHERE service=?", service)
         rows = list(addresses)
-        self._db.executemany("INSERT OR REPLACE INTO remote VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-        if rows:
-            self._db.executemany(
-                "INSERT OR REPLACE INTO remote_name VALUES (?, ?, ?)",
-                [(name, service, position) for position, name in enumerate(names)],
-            )
+        for row in rows:
+            self._put("remote", *row)
+        for position, name in enumerate(names if rows else ()):
+            self._put("remote_name", name, service, position)
 
     def forget_nameless(self) -> None:
         """Delete the names of other hosts' services that no longer have an address here."""
-        self._db.execute(
-            "DELETE FROM remote_name WHERE service NOT IN (SELECT service FROM remote)"
-        )
+        self._run("DELETE FROM remote_name WHERE service NOT IN (SELECT service FROM remote)")
 
     def drop_stale_lease(self, service: str, address: str) -> None:
         """Delete the lease of an address if it belongs to another, inactive service.
@@ -250,15 +238,14 @@ class SpanRows(Rows):
         ``service`` has reserved the address in the cluster. The inactive service has moved to
         another host, or has given up its own reservation in the cluster.
         """
-        self._db.execute(
+        self._run(
             "DELETE FROM lease WHERE address=? AND service!=? AND service IN"
             " (SELECT name FROM service WHERE active=0)",
-            (address, service),
+            *(address, service),
         )
 
     def set_claim(self, claim: ClaimRow) -> None:
-        row = (claim.service, claim.mark, claim.gen, encoded(claim.addresses))
-        self._db.execute("INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?)", row)
+        self._put("claim", claim.service, claim.mark, claim.gen, encoded(claim.addresses))
 
     def drop_claim(self, service: str) -> None:
         """Delete the record of a service's reservation in the cluster, and its addresses on this
@@ -266,10 +253,9 @@ class SpanRows(Rows):
 
         Other services may reserve these addresses from now on.
         """
-        self._db.execute("DELETE FROM claim WHERE service=?", (service,))
-        self._db.execute(
-            "DELETE FROM lease WHERE service=? AND network IN (SELECT network FROM span)",
-            (service,),
+        self._run("DELETE FROM claim WHERE service=?", service)
+        self._run(
+            "DELETE FROM lease WHERE service=? AND network IN (SELECT network FROM span)", service
         )
 
 

@@ -41,6 +41,9 @@ class Rows:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
 
+    def _run(self, query: str, *values: object) -> sqlite3.Cursor:
+        return self._db.execute(query, values)
+
     def _column(self, query: str, *values: object) -> list[Any]:
         """Return the first column of all rows."""
         return [row[0] for row in self._db.execute(query, values)]
@@ -53,6 +56,25 @@ class Rows:
     def _has(self, query: str, *values: object) -> bool:
         """Return whether the query has a row."""
         return self._db.execute(query, values).fetchone() is not None
+
+    def _put(self, table: str, *values: object) -> None:
+        """Insert a row into a table, or replace the row with the same primary key."""
+        self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks(values)})", values)
+
+    def _set_rows(self, table: str, service: str, rows: Iterable[tuple[object, ...]]) -> None:
+        """Replace the rows of a service in a table."""
+        self._db.execute(f"DELETE FROM {table} WHERE service=?", (service,))
+        for row in rows:
+            self._db.execute(f"INSERT INTO {table} VALUES ({marks(row)})", row)
+
+    def _meta(self, key: str) -> str | None:
+        """Return a setting of the store; None if it is not set."""
+        return self._text("SELECT value FROM meta WHERE key=?", key)
+
+    def _set_meta(self, key: str, value: str | None) -> None:
+        self._db.execute("DELETE FROM meta WHERE key=?", (key,))
+        if value is not None:
+            self._put("meta", key, value)
 
 
 def marks(values: Iterable[object]) -> str:

@@ -65,8 +65,7 @@ class Store(SnapshotRows):
                 store._require_version()
                 if (folder := same_host.changed(store._db)) is not None:
                     with store.transaction():
-                        query = "INSERT OR REPLACE INTO meta VALUES ('folder', ?)"
-                        store._db.execute(query, (folder,))
+                        store._set_meta("folder", folder)
             else:
                 store = cls.empty()
             here = same_host.here()
@@ -91,7 +90,6 @@ class Store(SnapshotRows):
 
         If another process has created it in the meantime, it is left unchanged.
         """
-
         folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         draft = f"{path}.new"
         try:
@@ -121,13 +119,13 @@ class Store(SnapshotRows):
 
         with self.transaction():
             for statement in tables.TABLES.split(";"):
-                self._db.execute(statement)
-            self._db.execute("INSERT INTO meta VALUES ('state_id', ?)", (os.urandom(4).hex(),))
-            self._db.execute(f"PRAGMA user_version={VERSION}")
+                self._run(statement)
+            self._set_meta("state_id", os.urandom(4).hex())
+            self._run(f"PRAGMA user_version={VERSION}")
 
     def _require_version(self) -> None:
         """Raise Error if the store is of another version, or has not the tables of this one."""
-        version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
+        version = int(self._run("PRAGMA user_version").fetchone()[0])
         if version < 1:
             raise damaged("a database, but not a store of niso")
         if version != VERSION:
@@ -136,16 +134,14 @@ class Store(SnapshotRows):
                 "use the niso that made it. To start anew: its niso net repair --sweep stops all"
                 " its services and deletes their networks; then move the file away",
             )
-        query = (
-            "SELECT COUNT(*) FROM sqlite_schema m, pragma_table_info(m.name) WHERE m.type='table'"
-        )
-        if self._db.execute(query).fetchone() != (COLUMNS,):
+        tables = "sqlite_schema m, pragma_table_info(m.name) WHERE m.type='table'"
+        if self._column(f"SELECT COUNT(*) FROM {tables}") != [COLUMNS]:
             raise damaged("it does not have the tables of its version")
         self.state_id()
 
     def changes(self) -> int:
         """Return SQLite's data_version, which changes with every commit of another connection."""
-        return int(self._db.execute("PRAGMA data_version").fetchone()[0])
+        return int(self._run("PRAGMA data_version").fetchone()[0])
 
     def transaction(self) -> Transaction:
         """Return a write transaction as a context manager. An error in its block rolls it back."""
@@ -162,7 +158,7 @@ class Store(SnapshotRows):
 
         Afterwards the connection caches only 256 KiB of pages: SQLite's default is 2 MiB.
         """
-        self._db.execute("PRAGMA cache_size=-256")  # KiB
+        self._run("PRAGMA cache_size=-256")  # KiB
         problems = self._column("PRAGMA quick_check(1)")
         if problems != ["ok"]:
             raise damaged("; ".join(problems))
@@ -178,7 +174,7 @@ class Store(SnapshotRows):
 
     def drop_orphans(self) -> None:
         for table in ROW_TABLES[1:-1]:
-            self._db.execute(f"DELETE FROM {table} WHERE service NOT IN (SELECT name FROM service)")
+            self._run(f"DELETE FROM {table} WHERE service NOT IN (SELECT name FROM service)")
 
     def in_memory(self) -> Store:
         """Return a copy of the store in memory; changes to the copy are not saved."""
@@ -189,7 +185,7 @@ class Store(SnapshotRows):
     # --- reading ------------------------------------------------------------
 
     def service(self, name: str) -> ServiceRow | None:
-        row = self._db.execute("SELECT * FROM service WHERE name=?", (name,)).fetchone()
+        row = self._run("SELECT * FROM service WHERE name=?", name).fetchone()
         return service_row(row) if row else None
 
     def require_known(self, name: str) -> ServiceRow:
@@ -203,20 +199,17 @@ class Store(SnapshotRows):
         return row
 
     def require_active(self, name: str) -> ServiceRow:
-        """Return the row of an active service. Raises Conflict, and NotFound as `require_known`
-        does.
-        """
+        """Return the row of an active service. Raises Conflict and NotFound."""
         row = self.require_known(name)
         if not row.active:
             raise Conflict(f"service {name!r} is not active", f"niso activate {name}")
         return row
 
     def services(self) -> list[ServiceRow]:
-        rows = self._db.execute("SELECT * FROM service ORDER BY name")
-        return [service_row(row) for row in rows]
+        return [service_row(row) for row in self._run("SELECT * FROM service ORDER BY name")]
 
     def active_rows(self) -> list[ServiceRow]:
-        rows = self._db.execute("SELECT * FROM service WHERE active=1 ORDER BY name")
+        rows = self._run("SELECT * FROM service WHERE active=1 ORDER BY name")
         return [service_row(row) for row in rows]
 
     def checked_services(self) -> list[str]:
@@ -228,7 +221,7 @@ class Store(SnapshotRows):
 
     def service_names(self) -> list[tuple[str, bool, bool]]:
         """Return (name, is active, starts at boot) of all services, sorted by name."""
-        rows = self._db.execute("SELECT name, active, enabled FROM service ORDER BY name")
+        rows = self._run("SELECT name, active, enabled FROM service ORDER BY name")
         return [(row[0], bool(row[1]), bool(row[2])) for row in rows]
 
     def network_names(self) -> list[str]:
@@ -238,10 +231,8 @@ class Store(SnapshotRows):
         """Return a network. Raises NotFound; its hint names a similar network if there is one."""
         network = self.network(name)
         if network is None:
-            raise NotFound(
-                f"no network {name!r}",
-                suggest(name, self.network_names(), "niso net list lists them"),
-            )
+            hint = suggest(name, self.network_names(), "niso net list lists them")
+            raise NotFound(f"no network {name!r}", hint)
         return network
 
     def bridge_holder(self, bridge: str) -> str | None:
@@ -252,32 +243,30 @@ class Store(SnapshotRows):
 
         A service that now runs on another host has no address here, and is included too.
         """
-        rows = self._db.execute(
+        rows = self._run(
             "SELECT s.name, s.active FROM endpoint e JOIN service s ON s.name=e.service"
             " LEFT JOIN lease l ON l.service=e.service AND l.network=e.network"
             " WHERE e.network=? GROUP BY s.name ORDER BY MIN(l.family), MIN(l.number)",
-            (network,),
+            network,
         )
         return [(row[0], bool(row[1])) for row in rows]
 
     def derived_mac(self, service: str, network: str) -> str:
         """Return the MAC of a service on a network, unless an attachment chose another one."""
-
         known = self.network(network)
         span = known.span if known is not None else None
         return names.mac(service, network, span.cluster if span is not None else self.state_id())
 
     def chosen_macs(self, networks: Iterable[str]) -> list[tuple[str, str, str]]:
         """Return (network, service, MAC) for each MAC that an attachment chose, sorted."""
-        rows = self._db.execute("SELECT network, service, mac FROM attached_link WHERE mac!=''")
+        rows = self._run("SELECT network, service, mac FROM attached_link WHERE mac!=''")
         on = frozenset(networks)
         return sorted((row[0], row[1], row[2]) for row in rows if row[0] in on)
 
     def network_made_at(self, network: str) -> float | None:
         """Return the time at which a network was created, in seconds since 1970, or None."""
-        return next(
-            iter(self._column("SELECT created_at FROM network WHERE name=?", network)), None
-        )
+        times = self._column("SELECT created_at FROM network WHERE name=?", network)
+        return times[0] if times else None
 
     def held_by(self, network: str) -> list[str]:
         """Return the services that an undo of a change in progress would put back on a network."""
@@ -289,7 +278,7 @@ class Store(SnapshotRows):
 
     def member_counts(self) -> dict[str, int]:
         """Return how many recorded services each network with services has."""
-        return dict(self._db.execute("SELECT network, COUNT(*) FROM endpoint GROUP BY network"))
+        return dict(self._run("SELECT network, COUNT(*) FROM endpoint GROUP BY network"))
 
     # --- writing; inside a transaction ------------------------------------------------------------
 
@@ -299,24 +288,21 @@ class Store(SnapshotRows):
         An ``implicit`` network is deleted with its last recorded service. ``now`` is the present
         time in seconds since 1970.
         """
-        self._db.execute(
+        self._run(
             "INSERT INTO network VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                *(network.name, network.bridge, network.mtu, int(implicit), now),
-                *(int(network.internal), int(network.observe)),
-            ),
+            *(network.name, network.bridge, network.mtu, int(implicit), now),
+            *(int(network.internal), int(network.observe)),
         )
-        self._db.executemany(
-            "INSERT INTO subnet VALUES (?, ?, ?, ?)", [(network.name, *s) for s in network.subnets]
-        )
+        for subnet in network.subnets:
+            self._run("INSERT INTO subnet VALUES (?, ?, ?, ?)", network.name, *subnet)
 
     def keep_network(self, name: str) -> None:
         """Record that a network is not deleted with its last service (no longer implicit)."""
-        self._db.execute("UPDATE network SET implicit=0 WHERE name=? AND implicit=1", (name,))
+        self._run("UPDATE network SET implicit=0 WHERE name=? AND implicit=1", name)
 
     def drop_network(self, name: str) -> None:
         """Delete a network with its subnets, and the rows of other hosts' services on it."""
-        self._db.execute("DELETE FROM network WHERE name=?", (name,))
+        self._run("DELETE FROM network WHERE name=?", name)
         if self.cluster_id():
             self.across.forget_nameless()
 
@@ -342,45 +328,36 @@ class Store(SnapshotRows):
         }
         values = tuple(columns.values())
         updates = ", ".join(f"{field}=excluded.{field}" for field in ServiceRow._fields[1:])
-        self._db.execute(
+        self._run(
             f"INSERT INTO service ({', '.join(columns)}) VALUES ({marks(values)})"
             f" ON CONFLICT (name) DO UPDATE SET {updates}",
-            values,
+            *values,
         )
 
     def set_active(self, name: str, active: bool) -> None:
-        self._db.execute("UPDATE service SET active=? WHERE name=?", (int(active), name))
+        self._run("UPDATE service SET active=? WHERE name=?", int(active), name)
 
     def set_enabled(self, name: str, enabled: bool) -> None:
         """Record whether a service is started at boot."""
-        self._db.execute("UPDATE service SET enabled=? WHERE name=?", (int(enabled), name))
+        self._run("UPDATE service SET enabled=? WHERE name=?", int(enabled), name)
 
     def set_names(self, service: str, names: tuple[str, ...]) -> None:
         """Replace the names of a service: hostname, name, aliases."""
-        self._db.execute("DELETE FROM host_name WHERE service=?", (service,))
-        self._db.executemany(
-            "INSERT INTO host_name VALUES (?, ?, ?)", [(n, service, i) for i, n in enumerate(names)]
-        )
+        self._set_rows("host_name", service, ((n, service, i) for i, n in enumerate(names)))
 
     def set_endpoints(self, service: str, networks: tuple[str, ...]) -> None:
         """Replace the networks of a service, and delete its addresses on other networks."""
-        self._db.execute("DELETE FROM endpoint WHERE service=?", (service,))
-        self._db.executemany(
-            "INSERT INTO endpoint VALUES (?, ?, ?)",
-            [(service, i, network) for i, network in enumerate(networks)],
-        )
-        self._db.execute(
-            f"DELETE FROM lease WHERE service=? AND network NOT IN ({marks(networks)})",
-            (service, *networks),
-        )
+        self._set_rows("endpoint", service, ((service, i, on) for i, on in enumerate(networks)))
+        elsewhere = f"network NOT IN ({marks(networks)})"
+        self._run(f"DELETE FROM lease WHERE service=? AND {elsewhere}", service, *networks)
 
     def free_uid(self, first: int, skip: Container[int] = ()) -> int:
         """Return the lowest uid from ``first`` on that is free and not in ``skip``."""
-        row = self._db.execute(
+        row = self._run(
             "SELECT COALESCE(MIN(uid + 1), ?) FROM service s"
             " WHERE NOT EXISTS (SELECT 1 FROM service WHERE uid=s.uid+1) AND s.uid>=?"
             " AND EXISTS (SELECT 1 FROM service WHERE uid=?)",
-            (first, first, first),
+            *(first, first, first),
         ).fetchone()
         uid = int(row[0])
         while uid in skip or self._has("SELECT 1 FROM service WHERE uid=?", uid):
@@ -403,16 +380,16 @@ class Store(SnapshotRows):
         """
         if not undoes and self.attachment_key(service) is not None:
             self.attachments.release(service, time.time())
-        self._db.execute("DELETE FROM service WHERE name=?", (service,))
+        self._run("DELETE FROM service WHERE name=?", service)
         self.leave_stack(service)
 
     def set_sysctl_before(self, name: str, before: str) -> None:
         """Record the value that a sysctl had before niso's first change; ignore later values."""
-        self._db.execute("INSERT OR IGNORE INTO sysctl VALUES (?, ?)", (name, before))
+        self._run("INSERT OR IGNORE INTO sysctl VALUES (?, ?)", name, before)
 
     def clear_sysctls_before(self, pattern: str) -> None:
         """Delete the recorded values of sysctls whose name matches the glob ``pattern``."""
-        self._db.execute("DELETE FROM sysctl WHERE name GLOB ?", (pattern,))
+        self._run("DELETE FROM sysctl WHERE name GLOB ?", pattern)
 
     def undo(self, intents: Iterable[Intent]) -> None:
         """Restore the rows of services as they were before these changes.
@@ -431,8 +408,8 @@ class Store(SnapshotRows):
                         bytes.fromhex(value["hex"]) if isinstance(value, dict) else value
                         for value in row.values()
                     ]
-                    self._db.execute(
-                        f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks(values)})", values
+                    self._run(
+                        f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks(values)})", *values
                     )
         for intent, now in changed:
             restored = self.service(intent.service)
