@@ -305,10 +305,11 @@ class Nfnetlink(netlink.Netfilter):
         header = HEADERS[table, container]
         name = table.partition(" ")[2]
         body = nfgenmsg(header.family) + text(_SET_TABLE, name) + text(_SET_NAME, container)
-        packed = self.get_one(f"read {table} {container}", _GETSET, body, (errno.ENOENT,))
-        if packed is None:
+        what = f"read {table} {container}"
+        answer = self.get_one(what, _GETSET, body, (errno.ENOENT,))
+        if answer is None:
             return None
-        return self.every(header) if _has_types(header, packed) else []
+        return self.every(header) if understood(what, partial(_has_types, header), answer) else []
 
     def _listed[T](self, header: Header, parse: Callable[[bytes], list[T]]) -> list[T]:
         what, body = f"read {header.name}", _container(header)
