@@ -260,22 +260,19 @@ _NAMES = {1: "icmp", 58: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
 class Tracked(NamedTuple):
     """A tracked flow with the addresses of both directions. Without NAT, the reply is the reverse.
 
-    ``proto`` is the protocol's name in policies. ``port`` is the destination port as sent,
-    ``served_port`` the same after DNAT, and ``answers_port`` the destination port of the reply;
-    they are None if the protocol has no ports. ``answered`` says whether a reply has been seen.
-    ``handle`` is what `end` needs to delete the flow.
+    The ports are None if the protocol has no ports.
     """
 
-    proto: str
+    proto: str  # its name in policies
     source: str
     destination: str
-    port: int | None
+    port: int | None  # of the destination, as sent
     answers_from: str
     answers_to: str
-    answers_port: int | None
-    served_port: int | None
-    answered: bool
-    handle: bytes
+    answers_port: int | None  # destination of the reply
+    served_port: int | None  # of the destination, after DNAT
+    answered: bool  # a reply has been seen
+    handle: bytes  # for `end`
 
 
 def of(addresses: Iterable[str]) -> list[Tracked]:
@@ -289,7 +286,6 @@ def of(addresses: Iterable[str]) -> list[Tracked]:
 
 
 def tracked() -> list[Tracked]:
-    """Return all tracked flows."""
     return _all(_parse)
 
 
@@ -308,10 +304,7 @@ def _all[T](parse: Callable[[bytes], T | None]) -> list[T]:
 
 
 def end(flows: Iterable[Tracked]) -> int:
-    """Delete these flows, so that their next packet counts as the first of a new flow.
-
-    Returns the number of deleted flows.
-    """
+    """Delete flows, whose next packet then starts a new flow; return their number."""
     handles = [flow.handle for flow in flows]
     with netlink.Netfilter() as kernel:
         _delete(kernel, handles)

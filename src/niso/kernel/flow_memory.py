@@ -5,7 +5,7 @@ The rules that record allowed and refused flows, and the sets that they fill, ar
 
 Bytes are counted only while a command runs, in temporary tables with the flag ``owner`` (nft(8)):
 the kernel deletes them with the socket that created them, also if this process is killed.
-docs/design/seeing.md explains where the rules are.
+docs/design/seeing.md explains where the rules are. Functions raise KernelError.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PLACES = {
     for table, bridge in ((INET, False), (BRIDGE, True))
     for name in policy_rules.sets_of(bridge)
 }
-"""The sets that record flows, each mapped to its nftables table."""
+"""Maps each set that records flows to its nftables table."""
 _MISSED = {
     policy_rules.ENTERED: (INET, "see_entered"),
     policy_rules.SEEN: (INET, "see_own"),
@@ -74,10 +74,7 @@ class Recorded(NamedTuple):
 
 
 def recorded(name: str) -> list[Recorded]:
-    """Return the flows in the sets ``name`` of both families; none without niso's tables.
-
-    Raises KernelError.
-    """
+    """Return the flows in the sets ``name`` of both families; none without niso's tables."""
     return [
         flow
         for set_ in (f"{name}4", f"{name}6")
@@ -86,18 +83,12 @@ def recorded(name: str) -> list[Recorded]:
 
 
 def missed() -> dict[str, int]:
-    """Return how many new flows were not recorded because a set was full, by set.
-
-    Raises KernelError.
-    """
+    """Return how many new flows were not recorded because a set was full, by set."""
     return {name: _count(*place) for name, place in _MISSED.items()}
 
 
 def forget(addresses: Collection[str]) -> None:
-    """Delete the recorded flows from and to these addresses and prefixes.
-
-    Call it for addresses that are given to another service, or taken from one. Raises KernelError.
-    """
+    """Delete the recorded flows of addresses and prefixes that move to another service, or end."""
     families = {str(family_of(address)) for address in addresses}
     has = conntrack.within(addresses)
     for name, table in PLACES.items():
@@ -108,10 +99,7 @@ def forget(addresses: Collection[str]) -> None:
 
 
 def leave_out(source: str, proto: str, port: int) -> None:
-    """Do not record the next packets from this source address, protocol and port: a test packet.
-
-    This ends after `policy_rules.PROBES_KEPT_S` seconds. Raises KernelError.
-    """
+    """Do not record the next packets of a test packet's source."""
     name = f"{policy_rules.PROBES}{family_of(source)}"
     for table in (INET, BRIDGE):
         probe = Element(table, name, (source, proto, port))
@@ -124,9 +112,8 @@ def leave_out(source: str, proto: str, port: int) -> None:
 
 
 def dump[T](table: str, name: str, parse: Callable[[bytes, dict[int, bytes]], T]) -> list[T]:
-    """Return what ``parse`` returns for (key, netlink attributes) of each element of a set.
-
-    The result is empty if the set does not exist. Raises KernelError.
+    """Return what ``parse`` returns for (key, netlink attributes) of each element of a set, if it
+    exists.
     """
 
     def parse_all(answer: bytes) -> list[T]:
@@ -161,14 +148,14 @@ def _parse_recorded(key: bytes, fields: dict[int, bytes]) -> Recorded:
 
 
 def _counted(fields: dict[int, bytes]) -> tuple[int, int]:
-    """Return (packets, bytes) of the counter in an element whose attributes are ``fields``."""
+    """Return (packets, bytes) of the counter in an element."""
     counter = attributes(attributes(fields[_ELEM_EXPR])[_EXPR_DATA])
     packets, octets = (counter[kind] for kind in (_COUNTER_PACKETS, _COUNTER_BYTES))
     return int.from_bytes(packets, "big"), int.from_bytes(octets, "big")
 
 
 def _delete(table: str, name: str, keys: list[bytes]) -> None:
-    """Delete the elements with these keys from a set; an expired one is no error."""
+    """Delete elements by key; one that has expired is no error."""
     what = f"forget flows in {table} {name}"
     for start in range(0, len(keys), _CHUNK):
         elements = [
@@ -206,20 +193,18 @@ def _count(table: str, chain: str) -> int:
 # --- bytes of each flow ---------------------------------------------------------------------------
 
 if TYPE_CHECKING:
-    Key = tuple[str, str, str, int]
-    """(source, destination, protocol, port) of a flow, after DNAT, as in `Recorded`."""
+    Key = tuple[str, str, str, int]  # the first fields of `Recorded`
 
 _PORTED = "{ tcp, udp, sctp }"
 _SIZE = 65_535
-_KEPT_S = 10
-"""The time in seconds after its last packet for which a flow stays in a set."""
+_KEPT_S = 10  # how long after its last packet a flow stays in a set
 _WORDS = {4: "ip", 6: "ip6"}
 _THERE, _BACK, _EITHER = "there", "back", "either"
 _numbers = itertools.count()
 
 
 class Meter:
-    """Counts the bytes of flows while the object exists. Raises KernelError."""
+    """Counts the bytes of flows while the object exists."""
 
     def __init__(self) -> None:
         self._name = f"{PREFIX}{os.getpid()}_meter{next(_numbers)}"
@@ -242,7 +227,7 @@ class Meter:
         """Return the bytes of each flow since the last call; both directions are added up.
 
         On a bridge whose flows are not tracked, it is not known which end opened a flow. Therefore
-        the result has one key for either case, of which one belongs to no flow. Raises KernelError.
+        the result has one key for either case, of which one belongs to no flow.
         """
         now: dict[tuple[str, tuple[object, ...]], int] = {}
         switched: dict[Key, int] = {}
@@ -278,10 +263,7 @@ def _parse_switched(
 
 
 def tables(name: str) -> str:
-    """Return the text of the temporary tables in nft(8) syntax.
-
-    If a set is full, new flows are neither counted nor dropped.
-    """
+    """Return the temporary tables in nft(8) syntax. If a set is full, new flows are not counted."""
 
     def sets(way: str, ports: str) -> str:
         limits = f"size {_SIZE}; flags dynamic, timeout; timeout {_KEPT_S}s; counter;"

@@ -55,9 +55,9 @@ def _load() -> ctypes.CDLL:
 
 
 def release_memory() -> None:
-    """Return memory that libnftables has freed to the kernel; 3 MiB after comparing both tables.
+    """Return memory that libnftables has freed to the kernel (malloc_trim(3)).
 
-    No-op if the C library has no malloc_trim(3).
+    It is 3 MiB after comparing both tables.
     """
     import ctypes
 
@@ -69,7 +69,7 @@ def release_memory() -> None:
 class Nft:
     """A libnftables context in the caller's network namespace, as a context manager.
 
-    Nothing is written to stdout or stderr. Errors are raised as KernelError with nft's own text.
+    Nothing is written to stdout or stderr. Methods raise KernelError, with nft's own text.
     """
 
     def __init__(self) -> None:
@@ -92,10 +92,7 @@ class Nft:
             self._context = None
 
     def run(self, text: str) -> None:
-        """Apply ``text`` (nft(8) syntax, any number of lines) as one transaction.
-
-        Raises KernelError; then nothing has changed.
-        """
+        """Apply ``text`` (nft(8) syntax, any number of lines) as one transaction."""
         what = f"apply nftables rules ({text.strip().partition(chr(10))[0][:80]})"
         with refusing(what):
             signals.hit(what)
@@ -109,16 +106,13 @@ class Nft:
             raise refused(what, errno.ENOBUFS)
 
     def check(self, text: str) -> None:
-        """Let the kernel validate ``text`` without changing anything. Raises KernelError."""
+        """Let the kernel validate ``text`` without changing anything."""
         errors = self._dry_run(text)
         if errors:
             raise self._error(errors, text)
 
     def query(self, command: str) -> list[dict[str, Any]]:
-        """Return the objects in the JSON output of a ``list`` command. Raises KernelError.
-
-        The object ``metainfo`` is left out.
-        """
+        """Return the objects in the JSON output of a ``list`` command, without ``metainfo``."""
         answer = self._list(command, _JSON) or b'{"nftables": []}'
         try:
             items = json.loads(answer.decode())["nftables"]
@@ -129,10 +123,7 @@ class Nft:
             ) from error
 
     def text(self, command: str, flags: int = 0) -> str:
-        """Return the text output of a ``list`` command; ``flags`` are those of libnftables(3).
-
-        Raises KernelError.
-        """
+        """Return the text output of a ``list`` command; ``flags`` are those of libnftables(3)."""
         return self._list(command, flags).decode("utf-8", "replace")
 
     def _list(self, command: str, flags: int) -> bytes:
@@ -145,17 +136,11 @@ class Nft:
         return output
 
     def outline(self) -> str:
-        """Return all nftables tables as text, with the handles of rules, without elements of sets.
-
-        Raises KernelError.
-        """
+        """Return all tables as text, with the handles of rules, without elements of sets."""
         return self.text("list ruleset", _HANDLES | _TERSE)
 
     def definition(self, family_table: str) -> str:
-        """Return one nftables table as text, without elements of sets and values of counters.
-
-        Raises KernelError.
-        """
+        """Return one table as text, without elements of sets and values of counters."""
         return self.text(f"list table {family_table}", _STATELESS | _TERSE)
 
     def _dry_run(self, text: str) -> str:
@@ -178,7 +163,7 @@ class Nft:
         return errors.decode("utf-8", "replace")
 
     def _error(self, errors: str, text: str) -> KernelError:
-        """Convert the first error in the text ``errors`` to a KernelError.
+        """Convert the first error in nft's output to a KernelError.
 
         An error is "[FILE:LINE:FROM-TO: ]Error: REASON", the line, and carets below it. ``text`` is
         what nft was to execute.

@@ -54,33 +54,24 @@ rtmsg = struct.Struct("=BBBBBBBBI")
 
 
 class Link(NamedTuple):
-    """A network interface of the namespace that was queried.
-
-    ``kind`` is "bridge", "veth" and so on, or "" for interfaces without a driver kind (lo,
-    hardware). ``mtu`` is in bytes. ``master`` is the index of its bridge, or 0. ``peer_index`` is
-    IFLA_LINK: for a veth interface the index of the other end, otherwise mostly 0. ``peer_netnsid``
-    is the id of that end's namespace, or -1 for this one. ``hairpin`` is a setting of a bridge
-    port; ``call_iptables`` and ``call_ip6tables`` are settings of a bridge. ``drift`` names
-    settings of a bridge or port that differ from niso's. ``data`` is the IFLA_INFO_DATA of a VXLAN
-    device. ``qdisc`` is the kind of the root queueing discipline.
-    """
+    """A network interface of the namespace that was queried."""
 
     index: int  # type: ignore[assignment]  # hides tuple.index
     name: str
-    kind: str
-    mtu: int
+    kind: str  # "bridge", "veth" ...; "" for interfaces without a driver kind (lo, hardware)
+    mtu: int  # in bytes
     mac: str
     up: bool
-    master: int
+    master: int  # index of its bridge, or 0
     alias: str
-    peer_index: int
-    peer_netnsid: int
-    hairpin: bool
-    call_iptables: bool
+    peer_index: int  # IFLA_LINK: for a veth interface the index of the other end, else mostly 0
+    peer_netnsid: int  # id of that end's namespace, or -1 for this one
+    hairpin: bool  # of a bridge port
+    call_iptables: bool  # of a bridge
     call_ip6tables: bool
-    drift: str = ""
-    data: bytes = b""
-    qdisc: str = ""
+    drift: str = ""  # settings of a bridge or port that differ from niso's
+    data: bytes = b""  # IFLA_INFO_DATA of a VXLAN device
+    qdisc: str = ""  # kind of the root queueing discipline
 
 
 class LinkAddress(NamedTuple):
@@ -208,7 +199,6 @@ def packed_mac(mac: str) -> bytes:
 
 
 def call_flags(call_iptables: bool | None, call_ip6tables: bool | None) -> list[bytes]:
-    """Return the netlink attributes for those of a bridge's flags that are not None."""
     wanted = ((BR_NF_CALL_IPTABLES, call_iptables), (BR_NF_CALL_IP6TABLES, call_ip6tables))
     return [attribute(kind, bytes([on])) for kind, on in wanted if on is not None]
 
@@ -261,16 +251,13 @@ _FLAGS: dict[int, tuple[str, int]] = {
     39: ("locked", 0),
     40: ("mab", 0),
 }
+# A port that is a VXLAN device floods nothing, and the bridge itself answers ARP requests and
+# neighbour solicitations for addresses behind it.
 _OF_TUNNELS = {27: 0, 30: 0, 32: 1}
-"""The settings that differ between ports that are VXLAN devices and other ports.
-
-VXLAN devices flood nothing at all, and the bridge itself answers ARP requests and neighbour
-solicitations for addresses behind them.
-"""
+# the settings that must be changed on a new port that is a VXLAN device
 TUNNEL_PORT = ("learning", "flood", "mcast_flood", "bcast_flood", "neigh_suppress")
-"""The settings that must be changed on a new port that is a VXLAN device."""
+# IFF_NOARP, which stops ARP, on a bridge or port, and on the other end of a pair
 ARP_OFF, ARP_OFF_INSIDE = "arp off", "arp off inside"
-"""The flag IFF_NOARP, which stops ARP, on a bridge or port, and on the other end of a pair."""
 _GROUP_FORWARD = 31  # IFLA_BRPORT_GROUP_FWD_MASK
 
 # IFLA_BR_*: (name in ip-link(8), struct format, value of niso's bridges)
@@ -287,9 +274,8 @@ _SETTINGS: dict[int, tuple[str, str, int]] = {
 def _port_drift(settings: dict[int, bytes], operstate: int, tunnel: bool) -> list[str]:
     """Return the settings of a port that differ from niso's, such as ``isolated on``.
 
-    ``settings`` is the port's IFLA_INFO_SLAVE_DATA. ``operstate`` is IF_OPER_*. ``tunnel`` says
-    whether the port is a VXLAN device. The port state is compared only while the port has a
-    carrier; otherwise the kernel sets it.
+    ``settings`` is the port's IFLA_INFO_SLAVE_DATA. ``operstate`` is IF_OPER_*. The port state is
+    compared only while the port has a carrier; otherwise the kernel sets it.
     """
     parts = [
         f"{name} {'on' if settings[kind][0] else 'off'}"
@@ -334,8 +320,7 @@ def new_port(hairpin: bool, learns: bool = False) -> bytes:
 def usual(drift: str, tunnel: bool = False) -> list[bytes]:
     """Return the netlink attributes that reset the settings in ``drift``, of a bridge or port.
 
-    Each of them must be sent in an RTM_NEWLINK of its own, in this order. ``tunnel`` says whether
-    the port is a VXLAN device.
+    Each of them must be sent in an RTM_NEWLINK of its own, in this order.
     """
     names = [part.partition(" ")[0] for part in drift.split(", ")] if drift else []
     port = [
@@ -365,11 +350,8 @@ _PARMS, _RATE64, _BURST = 1, 4, 6  # TCA_TBF_*
 _ETHERNET = 1  # TC_LINKLAYER_ETHERNET: the kernel computes times itself, without a table
 _NONE = (errno.ENOENT, errno.ENODEV, errno.EINVAL)
 _MOST_32 = (1 << 32) - 1
+# in bytes: half of the largest packet of an interface (64 KiB, GSO); tbf splits larger packets
 _LEAST_BURST = 32 << 10
-"""The smallest burst in bytes: half of the largest packet of an interface (64 KiB, GSO).
-
-tbf splits larger packets.
-"""
 
 _tcmsg = struct.Struct("=BxxxiIII")  # family, link, handle, parent, info
 _ratespec = struct.Struct("=BBHhHI")  # cell_log, linklayer, overhead, cell_align, mpu, rate
@@ -387,7 +369,7 @@ def limit(rate: int) -> int:
 
 
 def limit_of(rtnl: Rtnl, link: Link) -> tuple[int, int]:
-    """Return (rate in bytes per second, bytes that may queue) of an interface; zeros if unlimited.
+    """Return (bytes per second, bytes that may queue) of an interface; zeros if unlimited.
 
     Only a root queueing discipline of the kind tbf limits the rate. Raises KernelError.
     """
@@ -460,10 +442,7 @@ class Traffic(NamedTuple):
 
 
 def of_links(names: Iterable[str]) -> dict[str, Traffic]:
-    """Return the traffic of network interfaces in the caller's namespace, by name.
-
-    Missing interfaces are left out. Raises KernelError.
-    """
+    """Return the traffic of existing interfaces of the namespace, by name. Raises KernelError."""
     indexes = _indexes(names)
     if not indexes:
         return {}

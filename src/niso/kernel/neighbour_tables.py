@@ -169,17 +169,17 @@ def take(bridge_index: int, mac: str) -> Message:
 
 
 def unfix(port_index: int, mac: str) -> Message:
-    """Return the message that deletes a bridge's static entry of a MAC; no-op if it is missing."""
+    """Return the message that deletes a bridge's static entry of a MAC."""
     body = _request(_AF_BRIDGE, port_index, _MASTERS) + _mac(mac)
     what = f"delete the forwarding entry of {mac}"
     return Message(what, _DELNEIGH, 0, body, _MISSING)
 
 
 def of_tunnel(rtnl: Rtnl, index: int) -> list[tuple[str, str]]:
-    """Return the forwarding entries of a VXLAN device as (MAC, host), and of its port as (MAC, "").
+    """Return the entries of a VXLAN device as (MAC, host), and those of its bridge port as (MAC,
+    "").
 
-    The port is the device as a port of its bridge. Entries that the kernel itself adds are left
-    out.
+    Entries that the kernel itself adds are left out.
     """
     body = _request(_AF_BRIDGE, index)
     parsed = rtnl.dump("list a VXLAN device's table", _GETNEIGH, body, _tunnel_entry)
@@ -247,7 +247,6 @@ def mac_of(rtnl: Rtnl, index: int, address: str) -> str:
 
 
 def resolve(index: int, address: str, mac: str) -> Message:
-    """Return the message that adds or replaces a permanent neighbour entry."""
     body = _ndmsg.pack(address_family(address), index, _PERMANENT, 0, 0)
     body += attribute(_DST, packed(address)) + _mac(mac)
     what = f"add neighbour {address} of link {index}"
@@ -255,7 +254,6 @@ def resolve(index: int, address: str, mac: str) -> Message:
 
 
 def forget(index: int, address: str) -> Message:
-    """Return the message that deletes the neighbour entry of an address; no-op if it is missing."""
     body = _request(address_family(address), index) + attribute(_DST, packed(address))
     what = f"delete neighbour {address} of link {index}"
     return Message(what, _DELNEIGH, 0, body, _MISSING)

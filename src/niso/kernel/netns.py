@@ -32,7 +32,7 @@ from niso.kernel.netlink import Message, refused, refusing, text, u32
 from niso.kernel.rtnetlink import IFLA_NET_NS_FD, NEWLINK, Rtnl, ifinfo
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
     from typing import Self
 
 
@@ -41,8 +41,7 @@ if TYPE_CHECKING:
 _NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 _SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 _OWN = "/proc/thread-self/ns/net"
-_PREFIX = "niso-"
-"""What the names of the namespaces that niso creates begin with (`niso.base.names.netns`)."""
+_PREFIX = "niso-"  # of the names of niso's namespaces (`niso.base.names.netns`)
 
 
 def create(name: str, *, alias: str = "") -> None:
@@ -141,14 +140,20 @@ def clear_unfinished(name: str) -> None:
 
 
 def exists(name: str) -> bool:
-    """Return whether a network namespace has this name.
+    """Return whether a network namespace has this name; an interrupted `make` does not count."""
+    with _opened(_path(name), name) as fd:
+        return fd is not None
 
-    The empty file of an interrupted `make` does not count.
-    """
-    fd = _open(_path(name), name)
-    if fd is not None:
-        os.close(fd)
-    return fd is not None
+
+@contextlib.contextmanager
+def _opened(path: str, name: str) -> Iterator[int | None]:
+    """Open the namespace as `_open` does for a ``with`` block."""
+    fd = _open(path, name)
+    try:
+        yield fd
+    finally:
+        if fd is not None:
+            os.close(fd)
 
 
 def _open(path: str, name: str) -> int | None:
@@ -161,17 +166,11 @@ def _open(path: str, name: str) -> int | None:
         if error.errno == errno.ESRCH:  # /proc/PID/ns/net of a process that has ended
             return None
         raise refused(f"open network namespace '{name}'", error.errno or 0) from error
-    if _is_namespace(fd):
-        return fd
+    with contextlib.suppress(OSError):  # not a file of nsfs
+        if ioctl(fd, _NS_GET_NSTYPE) == os.CLONE_NEWNET:
+            return fd
     os.close(fd)
     return None
-
-
-def _is_namespace(fd: int) -> bool:
-    try:
-        return ioctl(fd, _NS_GET_NSTYPE) == os.CLONE_NEWNET
-    except OSError:  # not a file of nsfs
-        return False
 
 
 def identity(name: str) -> tuple[int, int]:
@@ -217,9 +216,7 @@ def _listed() -> list[str]:
 def open_fd(name: str) -> int:
     """Open the namespace and return a descriptor, which the caller closes."""
     path = _path(name)
-    if name in _pins:
-        return os.dup(_pins[name])
-    fd = _open(path, name)
+    fd = os.dup(_pins[name]) if name in _pins else _open(path, name)
     if fd is None:
         raise refused(f"open network namespace '{name}'", errno.ENOENT)
     return fd
@@ -227,12 +224,9 @@ def open_fd(name: str) -> int:
 
 # --- names for foreign namespaces -----------------------------------------------------------------
 
+# Maps a name to a descriptor of the namespace that it stands for during an operation. A path such
+# as /proc/PID/ns/net may lead to another namespace a moment later, when the pid is reused.
 _pins: dict[str, int] = {}
-"""Maps a name to a descriptor of the namespace that it stands for during an operation.
-
-A path such as /proc/PID/ns/net may lead to another namespace a moment later, when the pid is
-reused.
-"""
 
 
 def cookie_at(path: str) -> int | None:
@@ -240,13 +234,8 @@ def cookie_at(path: str) -> int | None:
 
     The cookie is unique within a boot (SO_NETNS_COOKIE, net/core/sock.c).
     """
-    fd = _open(path, path)
-    if fd is None:
-        return None
-    try:
-        return _cookie(fd, path)
-    finally:
-        os.close(fd)
+    with _opened(path, path) as fd:
+        return None if fd is None else _cookie(fd, path)
 
 
 def cookie_of(name: str) -> int | None:
@@ -281,7 +270,7 @@ def target(name: str) -> str | None:
 
 
 def symlinks() -> list[str]:
-    """Return the symbolic links whose names begin with "niso-", sorted, also broken ones."""
+    """Return the symbolic links named "niso-...", sorted, also broken ones."""
     return sorted(name for name in _listed() if name.startswith(_PREFIX) and target(name))
 
 
@@ -290,27 +279,21 @@ def pin(name: str, path: str, cookies: Collection[int]) -> int:
 
     This lasts until `unpin`. Returns the cookie of that namespace; 0 if there is none.
     """
-    fd = _open(path, path)
-    if fd is None:
-        _let_go(name)
-        return 0
-    try:
-        cookie = _cookie(fd, path)
-        _let_go(name)
-        if cookie in cookies:
+    with _opened(path, path) as fd:
+        cookie = 0 if fd is None else _cookie(fd, path)
+        _release(name)
+        if fd is not None and cookie in cookies:
             _pins[name] = os.dup(fd)
         return cookie
-    finally:
-        os.close(fd)
 
 
 def unpin() -> None:
     """End the effect of all `pin` calls: an open descriptor would keep a namespace alive."""
     for name in list(_pins):
-        _let_go(name)
+        _release(name)
 
 
-def _let_go(name: str) -> None:
+def _release(name: str) -> None:
     if name in _pins:
         os.close(_pins.pop(name))
 
@@ -342,11 +325,10 @@ def unlink(name: str) -> None:
         signals.hit(what)
         if target(name):
             os.unlink(_path(name))
-    _let_go(name)
+    _release(name)
 
 
 def inside(name: str) -> OtherNetns:
-    """Run a ``with`` block in the namespace ``name``."""
     return OtherNetns(name)
 
 
@@ -424,12 +406,10 @@ _MNT_DETACH = 2
 
 
 def bind(source: str, path: str) -> None:
-    """Mount the namespace ``source`` on the file ``path``."""
     _mount(source, path, _MS_BIND)
 
 
 def unmount(path: str) -> None:
-    """Unmount ``path`` at once, even if it is in use."""
     _call("umount2", path.encode(), _MNT_DETACH, path=path)
 
 
@@ -454,8 +434,8 @@ def share() -> None:
 def is_hidden() -> bool:
     """Return whether the host cannot see the names of namespaces that this process creates.
 
-    This is so in a private mount namespace whose /run/netns does not share its mounts with that of
-    PID 1 (mount_namespaces(7)), for example in a systemd unit with PrivateTmp=.
+    A private mount namespace can have a /run/netns that does not share its mounts with that of PID
+    1 (mount_namespaces(7)), for example in a systemd unit with PrivateTmp=.
     """
     try:
         if os.readlink("/proc/self/ns/mnt") == os.readlink("/proc/1/ns/mnt"):
@@ -506,7 +486,6 @@ class ForeignNetns(NamedTuple):
 
 
 def look(path: str) -> ForeignNetns | None:
-    """Return what is known of the namespace at ``path``; None if there is none."""
     cookie = cookie_at(path)
     if cookie is None:
         return None

@@ -54,20 +54,15 @@ _FRAGMENT = 44
 
 
 class Logged(NamedTuple):
-    """A logged packet. ``time`` is in seconds since 1970; ``prefix`` is that of the rule.
+    """A logged packet."""
 
-    ``link`` is the network interface by which it came; on a bridge, it is the port. ``port`` is the
-    destination port, None if there is none. ``proto`` is a name, or a number if the protocol has no
-    name here.
-    """
-
-    time: float
-    prefix: str
-    link: str
+    time: float  # in seconds since 1970
+    prefix: str  # of the rule
+    link: str  # the network interface by which it came; on a bridge, the port
     source: str
     destination: str
-    port: int | None
-    proto: str
+    port: int | None  # of the destination
+    proto: str  # a number if the protocol has no name here
 
 
 class Nflog(netlink.Netlink):
@@ -225,18 +220,15 @@ _QUIET_S = 0.3  # after this silence, the path of a packet is complete
 class TraceStep(NamedTuple):
     """One event of a packet in one chain: a rule matched, or the chain's policy decided.
 
-    ``id`` is the kernel's trace id of the packet. ``table`` is such as "inet niso", ``verdict``
-    such as "accept" or "goto refuse". ``rule`` is the text of the rule, "" for a policy.
-    ``network`` and ``transport`` are the first bytes of the packet's headers (at most 40 and 20);
-    they are empty where the kernel did not repeat them.
+    The headers are cut to 40 and 20 bytes. They are empty where the kernel did not repeat them.
     """
 
-    id: int
-    table: str
+    id: int  # the kernel's trace id of the packet
+    table: str  # such as "inet niso"
     chain: str
     kind: str
-    verdict: str
-    rule: str
+    verdict: str  # such as "accept" or "goto refuse"
+    rule: str  # its text, "" for a policy
     network: bytes
     transport: bytes
 
@@ -316,7 +308,6 @@ class Trace(netlink.Netlink):
         return steps
 
     def read(self) -> list[TraceStep]:
-        """Wait for trace messages of the kernel, and return their steps."""
         try:
             replies = self.receive()
         except OSError as error:
@@ -327,7 +318,6 @@ class Trace(netlink.Netlink):
         return [understood("follow packets", self._parse, body) for body in bodies]
 
     def dropped(self) -> list[Dropped]:
-        """Wait for trace messages of the kernel, and return the packets that were dropped."""
         dropped = []
         for step in self.read():
             if step.network:
@@ -413,16 +403,13 @@ _MOST_WAYS = 4096
 
 
 class Dropped(NamedTuple):
-    """A dropped packet and the rule that dropped it; ``rule`` is "" for a chain's policy.
-
-    ``headers`` begin with the IP header. ``length`` is that of the whole packet in bytes.
-    """
+    """A dropped packet and the rule that dropped it."""
 
     table: str
     chain: str
-    rule: str
-    headers: bytes
-    length: int
+    rule: str  # "" for a chain's policy
+    headers: bytes  # from the IP header on
+    length: int  # of the whole packet in bytes
 
 
 def _packet(network: bytes, transport: bytes) -> tuple[bytes, int]:

@@ -29,18 +29,12 @@ if TYPE_CHECKING:
 
 # --- sets and rules that record flows -------------------------------------------------------------
 
+# the set in both tables with the bridges, and their ports, of networks whose flows are recorded
 WATCHED = "watched"
-"""The set in both tables with the bridges, and their ports, of networks whose flows are recorded.
-"""
-
-KEPT_S = 7 * 86_400
-"""The time in seconds after its last packet for which a flow stays recorded."""
-
+KEPT_S = 7 * 86_400  # how long after its last packet a flow stays recorded
+# The sets in both tables with the sources of niso's own test packets, which are not recorded. A
+# packet mark would not work: it is lost when a packet leaves its namespace.
 PROBES = "probes"
-"""The sets in both tables with the sources of niso's own test packets, which are not recorded.
-
-A packet mark would not work: it is lost when a packet leaves its namespace.
-"""
 PROBES_KEPT_S = 10
 
 SEEN = "seen"  # passed, from services and from the host
@@ -65,41 +59,38 @@ returns.
 """
 
 SIZES = {SEEN: 65_535, ENTERED: 16_383, REFUSED: 16_383, AUDITED: 16_383, SWITCHED: 65_535}
-_OF_BRIDGE = (SWITCHED,)
 _PORTED = "{ tcp, udp, sctp }"
 _NO_START = "tcp flags & (fin | syn | rst | ack) != syn"
 _KEY = "{word} saddr . {word} daddr . meta l4proto . th dport"
-_SENSOR_WORDS = {4: "ip", 6: "ip6"}
-_TYPES = {4: "ipv4_addr", 6: "ipv6_addr"}
+_WORDS = {4: "ip", 6: "ip6"}
 
 
 def sets_of(bridge: bool) -> tuple[str, ...]:
-    """Return the sets of the bridge table, or else of the inet table, that record flows."""
-    return tuple(f"{name}{n}" for name in SIZES if (name in _OF_BRIDGE) == bridge for n in (4, 6))
+    return tuple(f"{name}{n}" for name in SIZES if (name == SWITCHED) == bridge for n in (4, 6))
 
 
 def _sets(bridge: bool) -> str:
-    lines = []
-    kept = f"timeout {KEPT_S // 86_400}d"
-    for family, kind in _TYPES.items():
+    lines = [f"\tset {WATCHED} {{ type ifname; }}"]
+    for family in (4, 6):
+        kind = f"ipv{family}_addr"
         lines.append(
             f"\tset {PROBES}{family} {{ type {kind} . inet_proto . inet_service; size 1024;"
             f" flags dynamic, timeout; timeout {PROBES_KEPT_S}s; }}"
         )
         lines += [
-            f"\tset {name}{family} {{ type {kind} . {kind} . inet_proto . inet_service;"
-            f" size {size}; flags dynamic, timeout; {kept}; counter; }}"
+            f"\tset {name}{family} {{ type {kind} . {kind} . inet_proto . inet_service; size {size};"
+            f" flags dynamic, timeout; timeout {KEPT_S // 86_400}d; counter; }}"
             for name, size in SIZES.items()
-            if (name in _OF_BRIDGE) == bridge
+            if (name == SWITCHED) == bridge
         ]
-    return "\n".join(sorted(lines))
+    return "\n".join((lines[0], *sorted(lines[1:])))
 
 
 def _own(verdict: str) -> str:
     """Return the rules that give niso's own test packets ``verdict``, unrecorded."""
     return "\n".join(
         f"\t\t{word} saddr . meta l4proto . th sport @{PROBES}{family} {verdict}"
-        for family, word in _SENSOR_WORDS.items()
+        for family, word in _WORDS.items()
     )
 
 
@@ -107,19 +98,12 @@ def _record(name: str, verdict: str) -> str:
     """Return the rules that record a flow in a set and end with ``verdict``."""
     lines = [
         f"\t\tupdate @{name}{number} {{ {_KEY.format(word=word)} }} {verdict}"
-        for number, word in _SENSOR_WORDS.items()
+        for number, word in _WORDS.items()
     ]
-    return "\n".join((*lines, f'\t\tcounter {verdict} comment "{full(name)}"'))
+    return "\n".join((*lines, f'\t\tcounter {verdict} comment "missed: {name} is full"'))
 
 
-def full(name: str) -> str:
-    """Return the comment of the rule that counts the flows which a full set has missed."""
-    return f"missed: {name} is full"
-
-
-INET_SETS = f"\tset {WATCHED} {{ type ifname; }}\n{_sets(bridge=False)}"
-
-BRIDGE_SETS = f"\tset {WATCHED} {{ type ifname; }}\n{_sets(bridge=True)}"
+INET_SETS, BRIDGE_SETS = _sets(bridge=False), _sets(bridge=True)
 
 INET_CHAINS = f"""\
 	chain see_away {{
@@ -207,18 +191,14 @@ BRIDGE_CHAINS = f"""\
 
 # --- maps of policies in lookup order, and their logging ------------------------------------------
 
-LOG_GROUP = 28271
-"""The nfnetlink_log group of packets that policies with ``log = true`` drop."""
+LOG_GROUP = 28271  # the nfnetlink_log group of packets that policies with ``log = true`` drop
 LOG_RATE = "rate 20/second burst 50 packets"
 
+# the part without a verdict: its map sets the packet's priority to the class of the peer
 CLASS = "class"
-"""The part without a verdict: its map sets the packet's priority to the class of the peer."""
+# Classes are multiples of 16 above this number. Queues treat packets with such a priority as ordinary
+# ones: no queue has this number, and the lowest 4 bits are 0.
 FIRST_CLASS = 0x4E000000
-"""Classes are multiples of 16 above this number.
-
-Queues treat packets with such a priority as ordinary ones: no queue has this number, and the lowest
-4 bits are 0.
-"""
 
 POLICY_PARTS = {
     "port": ("{own} . {peer} . inet_proto . inet_service", False),
@@ -246,16 +226,14 @@ POLICY_MAPS = {
 }
 """Maps each nftables map of policies to (direction, part)."""
 
-
-def _maps() -> str:
-    return "\n".join(
-        f"\tmap {way}{family}_{part} {{ type {fields.format(own=kind, peer=kind)} :"
-        f" {'classid' if part == CLASS else 'verdict'};{' flags interval;' if interval else ''}"
-        f"{'' if part == CLASS else ' counter; last;'} }}"
-        for way in ("in", "out")
-        for family, kind in ((4, "ipv4_addr"), (6, "ipv6_addr"))
-        for part, (fields, interval) in POLICY_PARTS.items()
-    )
+_MAPS = [
+    f"\tmap {way}{n}_{part} {{ type {fields.format(own=f'ipv{n}_addr', peer=f'ipv{n}_addr')} :"
+    f" {'classid' if part == CLASS else 'verdict'};{' flags interval;' if interval else ''}"
+    f"{'' if part == CLASS else ' counter; last;'} }}"
+    for way in ("in", "out")
+    for n in (4, 6)
+    for part, (fields, interval) in POLICY_PARTS.items()
+]
 
 
 def _chains() -> str:
@@ -299,12 +277,17 @@ def _chains() -> str:
     return "\n\n".join(chains)
 
 
-POLICY_SETS = f"""\
-{_maps()}
-	set log_in4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
-	set log_in6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
-	set log_out4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
-	set log_out6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout 1m; }}"""
+POLICY_SETS = "\n".join(
+    (
+        *_MAPS,
+        *(
+            f"\tset log_{way}{n} {{ type ipv{n}_addr; size 65535; flags dynamic, timeout;"
+            " timeout 1m; }"
+            for way in ("in", "out")
+            for n in (4, 6)
+        ),
+    )
+)
 
 POLICY_CHAINS = f"""\
 {_chains()}
@@ -324,16 +307,15 @@ POLICY_CHAINS = f"""\
 
 # --- policies in audit mode -----------------------------------------------------------------------
 
-_AUDIT_WORDS = {4: "ip", 6: "ip6"}
 _OWN = {"in": "daddr", "out": "saddr"}
 
-PLACES = {f"audit_{way}{family}": way for way in _OWN for family in _AUDIT_WORDS}
+PLACES = {f"audit_{way}{family}": way for way in _OWN for family in _WORDS}
 """Maps each set of audited addresses in the inet table to its direction, "in" or "out".
 
 The counters of the elements count packets that were not denied.
 """
 
-STOPPED = {f"no_start_{way}{family}": way for way in _OWN for family in _AUDIT_WORDS}
+STOPPED = {f"no_start_{way}{family}": way for way in _OWN for family in _WORDS}
 """Maps each set with addresses of services that have a policy to its direction, "in" or "out".
 
 A packet from the middle of a closed TCP connection starts no flow from or to these addresses.
@@ -345,21 +327,19 @@ def chain(ingress: bool, log: bool) -> str:
     return f"audit_{'log_' if log else ''}{'in' if ingress else 'out'}"
 
 
+# the verdicts in map elements of policies with an audit period; they stay when it has ended
 VERDICTS = frozenset(("goto", chain(way, log)) for way in (True, False) for log in (True, False))
-"""The verdicts in map elements of policies with an audit period. They stay when it has ended."""
 
 
 def _chain(way: str, log: bool) -> str:
     deny = f"log_{way}" if log else REFUSE
     lines = [
-        f"{word} {_OWN[way]} @audit_{way}{family} goto {AUDITED}"
-        for family, word in _AUDIT_WORDS.items()
+        f"{word} {_OWN[way]} @audit_{way}{family} goto {AUDITED}" for family, word in _WORDS.items()
     ]
     # counted here, because the counters of the policy include packets from before the end of the
     # audit
     lines += [
-        f"{word} {_OWN[way]} @no_start_{way}{family} goto {deny}"
-        for family, word in _AUDIT_WORDS.items()
+        f"{word} {_OWN[way]} @no_start_{way}{family} goto {deny}" for family, word in _WORDS.items()
     ]
     body = "\n".join(f"\t\t{line}" for line in (*lines, "drop"))
     return f"\tchain {chain(way == 'in', log)} {{\n{body}\n\t}}\n"
@@ -371,21 +351,13 @@ AUDIT_SETS = "\n".join(
 
 AUDIT_CHAINS = "\n".join(_chain(way, log) for way in _OWN for log in (False, True))
 
-MOST_S = 14 * 86_400
-"""The maximum length of an audit period with an end, in seconds. It is also the default."""
-
-NEVER = -1
-"""The end of an audit period that lasts until the manifest ends it. Its element has no timeout."""
-ENDLESS = float("inf")
-"""The remaining seconds of an audit period without an end."""
-
+MOST_S = 14 * 86_400  # the maximum and default length of an audit period with an end
+NEVER = -1  # the end of an audit period that lasts until the manifest ends it
+ENDLESS = float("inf")  # its remaining seconds
+# How far the clock may have been set back since an audit period began. With an earlier clock, such
+# as one that starts at 1970, the end of the audit cannot be determined, and the policy is enforced,
+# unless the audit has no end.
 SLACK_S = 60
-"""How far the clock may have been set back since an audit period began, in seconds.
-
-With an earlier clock, such as one that starts at 1970, the end of the audit cannot be determined,
-and the policy is enforced, unless the audit has no end.
-"""
-
 _GRACE_S = 2  # an element with less time left is neither added nor deleted
 _WITHOUT_END = "without a timeout"
 _WITH_END = "with a timeout"
@@ -393,9 +365,8 @@ _TOO_LONG = "with a timeout after its end"
 
 
 def term(entry: str) -> tuple[int, int] | tuple[()]:
-    """Return (since, until) of an audit period, from the comment of an element without the service.
-
-    Returns () if the comment has no such numbers.
+    """Return (since, until) of an audit period from an element's comment without the service, or
+    ().
     """
     since, _, until = entry.partition(" ")
     try:
@@ -407,8 +378,8 @@ def term(entry: str) -> tuple[int, int] | tuple[()]:
 def left_s(since: int, until: int, now: float) -> float:
     """Return the remaining time of an audit period in seconds, or `ENDLESS`.
 
-    It is 0 if the period has ended, or if the clock is implausible (see `SLACK_S`). ``now`` is the
-    time in seconds since 1970.
+    It is 0 if the period has ended, or if the clock is implausible (see `SLACK_S`). Times are in
+    seconds since 1970.
     """
     if until == NEVER and since:
         return ENDLESS
@@ -418,15 +389,11 @@ def left_s(since: int, until: int, now: float) -> float:
 
 
 def timeout_s(value: tuple[Any, ...], now: float) -> float:
-    """Return the remaining lifetime of an element in seconds, or `ENDLESS`.
-
-    ``value`` is the element's value: its audit period as (since, until).
-    """
+    """Return the remaining lifetime in seconds of an element with the audit period ``value``."""
     return left_s(value[0], value[1], now) if value[1:] else 0
 
 
 def is_wanted(value: tuple[Any, ...], now: float) -> bool:
-    """Return whether an element with this audit period should exist at the time ``now``."""
     return timeout_s(value, now) > _GRACE_S
 
 

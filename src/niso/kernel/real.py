@@ -115,7 +115,8 @@ class Kernel:
     ) -> list[Error]:
         """Execute all steps as `write` does, but continue after failures, and return the errors.
 
-        After a failure no nftables rule or element is deleted.
+        After a failure no nftables rule or element is deleted, since it may guard an object that
+        could not be deleted.
         """
         with self:
             return Writer(steps, self._sockets, ending).run_what_can_be()
@@ -159,10 +160,7 @@ class Kernel:
             ]
 
     def marked_netns(self) -> dict[str, str]:
-        """Return the network namespaces that any niso created: a dict from name to alias.
-
-        The alias, of the namespace's ``lo``, contains the id of the state folder.
-        """
+        """Return the namespaces that any niso created: a dict from name to alias (of ``lo``)."""
         marked = {}
         for name in netns.own_names():
             with inside(name), Rtnl() as rtnl:
@@ -172,11 +170,7 @@ class Kernel:
         return marked
 
     def marked_names(self) -> list[str]:
-        """Return the names that niso gave to network namespaces of other programs.
-
-        Included are names of namespaces that no longer exist, and of those with one of niso's veth
-        ends.
-        """
+        """Return niso's names of other programs' namespaces; see `netns.dead_names`."""
         with self:
             links = self._sockets.here().links()
         marked = {(link.peer_index, link.index) for link in links if is_marked(link.alias)}
@@ -206,10 +200,7 @@ class Kernel:
     name_netns = staticmethod(netns.attach)
 
     def addresses_in(self, name: str, link: str) -> list[str]:
-        """Return the addresses, with prefix lengths, of a network interface in a namespace.
-
-        The list is empty if the interface does not exist.
-        """
+        """Return the addresses, with prefix lengths, of an interface in a namespace."""
         if not netns.exists(name):
             return []
         with inside(name), Rtnl() as rtnl:
@@ -217,20 +208,14 @@ class Kernel:
             return [assigned.address for assigned in rtnl.addresses(there.index)] if there else []
 
     def connections_in(self, name: str) -> list[Connection]:
-        """Return the established TCP connections in a network namespace.
-
-        The list is empty if the namespace does not exist.
-        """
+        """Return the established TCP connections in a namespace; none if it does not exist."""
         if not netns.exists(name):
             return []
         with inside(name):
             return sockets.connections()
 
     def measured_in(self, name: str) -> list[Measured]:
-        """Return all TCP connections in a network namespace with measurements (round-trip times).
-
-        The list is empty if the namespace does not exist.
-        """
+        """Return all TCP connections in a namespace with measurements, if it exists."""
         if not netns.exists(name):
             return []
         with inside(name):
@@ -294,9 +279,8 @@ class Kernel:
     socket_holder = staticmethod(sockets.holder)
 
     def foreign_nat(self) -> dict[str, int]:
-        """Return the number of rules in each chain of other programs that translates IPv4 sources.
-
-        The keys are "FAMILY TABLE CHAIN".
+        """Return the number of rules in each foreign chain "FAMILY TABLE CHAIN" that does IPv4
+        SNAT.
         """
         with self.foreign_chains() as source:
             return source.nat4()
@@ -344,10 +328,7 @@ class Writer:
         return self.sockets.at(netns)
 
     def link(self, netns: str, name: str) -> tuple[Rtnl, int | None]:
-        """Return (rtnetlink socket of the namespace, index of the interface or None).
-
-        Without the interface, no object on it exists either.
-        """
+        """Return (rtnetlink socket of the namespace, index of the interface if it exists)."""
         rtnl = self.rtnl(netns)
         try:
             return rtnl, rtnl.index(name)
@@ -364,16 +345,10 @@ class Writer:
         return index
 
     def run(self) -> None:
-        """Execute all steps; see `Kernel.write`."""
         for batch in self._batches():
             self._do(batch)
 
     def run_what_can_be(self) -> list[Error]:
-        """Execute all steps, continuing after failures, and return the errors.
-
-        After a failure no nftables rule or element is deleted, since it may guard an object that
-        could not be deleted.
-        """
         errors: list[Error] = []
         for batch in self._batches():
             if errors and batch[0].kind.is_transactional:

@@ -29,8 +29,7 @@ from niso.kernel.policy_rules import CLASS
 
 # --- packets of other hosts (VXLAN) ---------------------------------------------------------------
 
-TUNNEL = "nw-cluster"
-"""The name of the WireGuard interface of an encrypted cluster (kinds/tunnels.py)."""
+TUNNEL = "nw-cluster"  # the WireGuard interface of an encrypted cluster (kinds/tunnels.py)
 # Offsets are in bits from the UDP header: flags 64, VNI 96, then the inner frame: destination 128,
 # source 176, EtherType 224, source address 336 (IPv4) or 304 (IPv6).
 VNI, TO, FROM = "@th,96,24", "@th,128,48", "@th,176,48"
@@ -61,25 +60,16 @@ has another host's IPv4 address. ``vx46`` has the IPv6 addresses of services on 
 underlay addresses.
 """
 
+# The first rule of prerouting. It also checks packets from lo, where VXLAN sockets receive, too.
 ARRIVES = "udp dport @wire jump wire"
-"""The first rule of prerouting.
-
-It also checks packets from lo, where VXLAN sockets receive, too.
-"""
-
+# The first rule after masquerading. Without it, a service or user could forge VXLAN packets, whose
+# outer source would be the address of this host. Only packets that a VXLAN device has encapsulated
+# have that device as their input device (ip_output, net/ipv4/ip_output.c).
 LEAVES = "udp dport @wire jump wire_away"
-"""The first rule after masquerading. Without it, a service or user could forge VXLAN packets.
-
-Their outer source would be the address of this host. Only packets that a VXLAN device has
-encapsulated have that device as their input device (ip_output, net/ipv4/ip_output.c).
-"""
-
+# The rule that clears niso's packet marks `CHECKED`, `TRACKED` and `RESOLVED` on packets that a VXLAN
+# device is to encapsulate. For a packet with a mark, the device looks up its route again
+# (ip_tunnel_dst_cache_usable, include/net/ip_tunnels.h).
 UNMARKED = 'oifname "nx-*" meta mark set meta mark & 0xb3ffffff'
-"""The rule that clears niso's packet marks on packets that a VXLAN device is to encapsulate.
-
-These marks are `CHECKED`, `TRACKED` and `RESOLVED`. For a packet with a mark, the device looks up
-its route again (ip_tunnel_dst_cache_usable, include/net/ip_tunnels.h).
-"""
 
 CHAINS = "\n".join(
     (
@@ -112,8 +102,7 @@ CHAINS = "\n".join(
     )
 )
 
-CLAIMS = tuple(f"vx{o}{i}" for o, i in _PAIRS)
-"""The sets with the reservations (claims) of other hosts' services."""
+CLAIMS = tuple(f"vx{o}{i}" for o, i in _PAIRS)  # the sets with other hosts' reservations
 
 
 # --- rate limits of packets -----------------------------------------------------------------------
@@ -130,10 +119,9 @@ _BURST = {FLOWS: 5, FRAGMENTS: 5, ARP: 10, ASKERS: 5}  # burst, in seconds of th
 
 
 def limit(what: str, rate: int) -> tuple[int, str, int, bool]:
-    """Return the rate limit of an element in the set ``what``.
+    """Return (rate, unit of time, burst in packets, whether it matches packets above the rate).
 
-    It is a tuple (rate, unit of time, burst in packets, whether the limit matches packets above the
-    rate). ``rate`` is in packets per second.
+    ``rate`` is in packets per second, for an element of the set ``what``.
     """
     return (rate, "second", rate * _BURST[what], True)
 
@@ -146,12 +134,9 @@ def limit_text(value: tuple[int, str, int, bool]) -> str:
 
 # --- the bridge table -----------------------------------------------------------------------------
 
+# The packet mark of a frame that a foreign bridge switches. The bridge table sets it for the chain
+# forward of the inet table.
 SWITCHED = "0x4e150000"
-"""The packet mark of a frame that a foreign bridge switches.
-
-The bridge table sets it for the chain forward of the inet table.
-"""
-
 CHECKED = "0x40000000"
 """The bit of the packet mark for frames from a service's port that have passed the source check.
 
@@ -171,8 +156,8 @@ bit alone is not enough. A frame that leaves by a port was addressed to the brid
 port that niso has not created may learn a service's MAC.
 """
 _RESOLVED = f"meta mark set meta mark | {RESOLVED}"
+# the bit of the packet mark for packets from a service to an unassigned address of its subnet
 ABSENT = "0x10000000"
-"""The bit of the packet mark for packets from a service to an unassigned address of its subnet."""
 _ABSENT = f"meta mark set meta mark & 0xbfffffff | {ABSENT}"  # without the bit `CHECKED`
 _CHECK = f"meta mark set meta mark | {CHECKED}"
 _BOTH = hex(int(CHECKED, 16) | int(RESOLVED, 16))
@@ -180,12 +165,10 @@ _BOTH = hex(int(CHECKED, 16) | int(RESOLVED, 16))
 _RESOLVED4 = f"meta mark set meta mark | {_BOTH}"
 _UNTRACKED_COPY = hex(int(RESOLVED, 16) | int(policy_rules.TRACKED, 16))
 
+# The set of the bridge table that counts packets with a foreign source address, by bridge port. The
+# rules fill it, so it is not part of State. A separate rule adds to the set before the drop, because
+# adding to a full set ends the rule.
 DROPPED_FROM = "dropped_from"
-"""The set of the bridge table that counts packets with a foreign source address, by bridge port.
-
-The rules fill it, so it is not part of State. A separate rule adds to the set before the drop,
-because adding to a full set ends the rule.
-"""
 
 TABLE = f"""\
 table bridge niso {{
@@ -325,13 +308,11 @@ table bridge niso {{
 INET = "inet niso"
 BRIDGE = "bridge niso"
 
+# The bit of the packet mark for packets that a program of the host, with one of `OWN_PORTS`, would
+# receive. It is set before connection tracking and cleared after it.
 PROGRAM = "0x20000000"
-"""The bit of the packet mark for packets that a program of the host would receive.
-
-The program has one of `OWN_PORTS`. The bit is set before connection tracking and cleared after it.
-"""
+# the same bit on egress, for the first packet of a host's flow whose source port is remapped
 REMAPPED, _NOT_REMAPPED = PROGRAM, "0xdfffffff"
-"""The same bit on egress, for the first packet of a host's flow whose source port is remapped."""
 _MARK_PROGRAM = f"meta mark set meta mark | {PROGRAM}"
 
 PROGRAMS = "programs"
@@ -714,10 +695,7 @@ DIGEST = sha256(TABLES.encode()).hexdigest()[:8]
 
 
 def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]]:
-    """Yield the items of `DECLARED`, without the sets that rules fill.
-
-    Such sets are recognised by their longer declarations.
-    """
+    """Yield the items of `DECLARED`. Sets that rules fill have longer declarations."""
     table = ""
     for line in TABLES.splitlines():
         if line.startswith("table "):
@@ -732,16 +710,13 @@ def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]
                 yield (table, name), (key, value or None, "flags interval" in more)
 
 
+# (table, set or map) to (type of its keys, type of its values, whether it has intervals); the value
+# type of a set with rate limits is "limit"
 DECLARED = dict(_declared())
-"""Maps (table, set or map) to (type of its keys, type of its values, whether it has intervals).
-
-The value type of a set with rate limits is "limit".
-"""
-
+# the sets and maps of each table whose elements niso writes
 CONTAINERS = {
     table: tuple(name for at, name in DECLARED if at == table) for table in (INET, BRIDGE)
 }
-"""Maps each table to its sets and maps whose elements niso writes."""
 
 POLICIES = frozenset(
     (
@@ -751,7 +726,6 @@ POLICIES = frozenset(
     )
 )
 """The sets and maps with elements of policies."""
-
 COUNTED = policy_rules.STOPPED | {
     name: way for name, (way, part) in policy_rules.POLICY_MAPS.items() if part != CLASS
 }
@@ -770,14 +744,7 @@ See kinds/nft.py for the elements of policies.
 
 
 def rules_of(table: str, chain: str) -> list[str]:
-    """Return the rules of a chain in niso's tables, in order.
-
-    ``table`` is "inet niso" or "bridge niso".
-    """
-    body = (
-        TABLES.partition(f"table {table} {{")[2]
-        .partition(f"chain {chain} {{\n")[2]
-        .partition("\n\t}")[0]
-    )
-    lines = [line.strip() for line in body.splitlines()]
+    """Return the rules of a chain in one of niso's tables, in order."""
+    body = TABLES.partition(f"table {table} {{")[2].partition(f"chain {chain} {{\n")[2]
+    lines = [line.strip() for line in body.partition("\n\t}")[0].splitlines()]
     return [line for line in lines if not line.startswith("type ")]

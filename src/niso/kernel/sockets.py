@@ -1,6 +1,6 @@
 """Find the host's sockets that use a port, and their processes, through NETLINK_SOCK_DIAG.
 
-See sock_diag(7) and linux/inet_diag.h.
+See sock_diag(7) and linux/inet_diag.h. Functions raise KernelError.
 """
 
 from __future__ import annotations
@@ -75,19 +75,16 @@ class Connection(NamedTuple):
 class Measured(NamedTuple):
     """A TCP connection with the measurements of its socket in this namespace (struct tcp_info).
 
-    ``is_server`` says whether the socket is the server's. ``rtt`` is the smoothed round-trip time
-    in seconds. ``retransmitted`` counts segments. ``received`` and ``acked`` count bytes; the
-    latter are bytes sent and acknowledged. All four are None if the kernel does not report them,
-    for example during the handshake.
+    They are None if the kernel does not report them, for example during the handshake.
     """
 
     connection: Connection
-    is_server: bool
+    is_server: bool  # the socket is the server's
     state: str
-    rtt: float | None
-    retransmitted: int | None
-    received: int | None
-    acked: int | None
+    rtt: float | None  # smoothed round-trip time in seconds
+    retransmitted: int | None  # segments
+    received: int | None  # bytes
+    acked: int | None  # bytes sent and acknowledged
 
 
 def listeners(proto: str, first: int | None = None, last: int | None = None) -> list[Listener]:
@@ -95,8 +92,7 @@ def listeners(proto: str, first: int | None = None, last: int | None = None) -> 
 
     For "tcp" and "sctp" these are listening sockets, for "udp" those that are bound and not
     connected. With ``first``, only sockets at this port, or at a port of ``first`` to ``last``, are
-    returned. An IPv6 socket that also accepts IPv4 is returned once for each family. Raises
-    KernelError.
+    returned. An IPv6 socket that also accepts IPv4 is returned once for each family.
     """
     number, state = _PROTOCOLS[proto]
     low, high = (1, _LAST_PORT) if first is None else (first, first if last is None else last)
@@ -122,17 +118,13 @@ def listeners(proto: str, first: int | None = None, last: int | None = None) -> 
 def connections() -> list[Connection]:
     """Return the established TCP connections of this network namespace.
 
-    If the port of an end has a listener here, this end is the server's; otherwise the local end is
-    the client's. Raises KernelError.
+    An end whose port has a listener here is the server's; otherwise the local end is the client's.
     """
     return [connection for connection, *_ in _connections((_ESTABLISHED,), 0, _parse_ends)]
 
 
 def measured() -> list[Measured]:
-    """Return the TCP connections of this namespace, also those being opened or closed.
-
-    Raises KernelError.
-    """
+    """Return the TCP connections of this namespace, also those being opened or closed."""
     return [
         Measured(connection, is_server, *figures)
         for connection, is_server, figures in _connections(_STATES, 1 << _INFO - 1, _parse_measured)
@@ -142,10 +134,7 @@ def measured() -> list[Measured]:
 def _connections[T](
     states: Iterable[int], extensions: int, parse: Callable[[bytes], tuple[_End, _End, T]]
 ) -> Iterator[tuple[Connection, bool, T]]:
-    """Yield (connection, is_server, result of ``parse``) for the TCP connections in these states.
-
-    ``is_server`` says whether the end in this namespace is the server's.
-    """
+    """Yield (connection, whether the local end is the server's, result of ``parse``)."""
     served = {listener.port for listener in listeners("tcp")}
     mask = sum(1 << state for state in states)
     with netlink.Netlink(netlink.SOCK_DIAG) as kernel:
@@ -158,10 +147,7 @@ def _connections[T](
 
 
 def holder(inode: int) -> tuple[int, str] | None:
-    """Return (pid, program name) of the process that has this socket open; None if none is visible.
-
-    If there are several, it is the one with the lowest pid.
-    """
+    """Return (lowest pid, program name) of the processes that have this socket open, or None."""
     wanted = f"socket:[{inode}]"
 
     def link(path: str) -> str:
