@@ -19,19 +19,31 @@ if TYPE_CHECKING:
 
 
 class Argument(NamedTuple):
-    """A positional argument of a command.
+    """A positional argument of a command, such as ``NAME``, ``FILE?``, ``PATH*`` or ``-- CMD...``.
 
-    ``times`` is how often it can occur: empty (exactly once), ``?`` (at most once), ``*`` (any
-    number), ``+`` (at least once), or ``...`` (all remaining words). ``completes`` is a key of
-    `complete._KINDS`.
+    A last character ``?`` allows none, ``+`` several, ``*`` both. With ``-- ``, the argument has
+    all remaining words. ``completes`` is a key of `complete._KINDS`. ``key`` is the attribute of
+    `Args`, if it is not the lower-case name, with an s for several.
     """
 
-    dest: str
-    metavar: str
+    spelled: str
     help: str
-    times: str = ""
     completes: str = ""
     default: str = ""
+    key: str = ""
+
+    @property
+    def metavar(self) -> str:
+        return self.spelled.rstrip("?*+")
+
+    @property
+    def times(self) -> str:
+        """``?``, ``*`` or ``+``; "" for an argument that occurs once, ``...`` for the rest."""
+        return "..." if "-- " in self.spelled else self.spelled[len(self.metavar) :]
+
+    @property
+    def dest(self) -> str:
+        return self.key or self.metavar.lower() + "s" * (self.times in ("*", "+"))
 
 
 class Option(NamedTuple):
@@ -88,10 +100,10 @@ class Option(NamedTuple):
 class Command(NamedTuple):
     """The description of a command.
 
-    ``does`` is an imperative phrase. ``lines`` are examples, with remarks after ``  # ``.
-    ``statuses`` are exit statuses, each with its meaning. ``root`` is True if the command needs
-    root. ``ends`` is True if it stops or deletes something: such a command is never suggested for a
-    misspelt one. If ``aside`` is True, overviews list only the command's name.
+    ``does`` is an imperative phrase. ``lines`` has examples, with remarks after ``  # ``, and
+    ``statuses`` exit statuses with their meanings, one in each line. ``root`` is True if the
+    command needs root. ``ends`` is True if it stops or deletes something: such a command is never
+    suggested for a misspelt one. If ``aside`` is True, overviews list only the command's name.
     """
 
     name: str
@@ -99,21 +111,21 @@ class Command(NamedTuple):
     arguments: tuple[Argument, ...] = ()
     options: tuple[Option, ...] = ()
     about: str = ""
-    lines: tuple[str, ...] = ()
-    statuses: tuple[str, ...] = ()
+    lines: str = ""
+    statuses: str = ""
     root: bool = True
     ends: bool = False
     aside: bool = False
 
     @property
     def examples(self) -> list[tuple[str, str]]:
-        return [(line, remark) for line, _, remark in (one.partition("  # ") for one in self.lines)]
+        split = (line.partition("  # ") for line in self.lines.splitlines())
+        return [(example, remark) for example, _, remark in split]
 
     @property
     def exits(self) -> tuple[tuple[str, str], ...]:
-        return tuple(
-            (number, what) for number, _, what in (one.partition(" ") for one in self.statuses)
-        )
+        split = (line.partition(" ") for line in self.statuses.splitlines())
+        return tuple((number, meaning) for number, _, meaning in split)
 
 
 class Group(NamedTuple):

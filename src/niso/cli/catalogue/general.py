@@ -11,7 +11,7 @@ COMMANDS = (
     Command(
         "enable",
         "start services at boot",
-        (Argument("names", "NAME", "a known service", "*", "disabled"),),
+        (Argument("NAME*", "a known service", "disabled"),),
         (
             Option(
                 "--firewall",
@@ -23,15 +23,15 @@ COMMANDS = (
         "start and restart work, and journalctl -u niso-NAME shows the service's output. With "
         "another init, run niso restore at boot. --firewall adds niso net repair --kernel to each "
         "start, reload and stop of a firewall that may flush all rules.",
-        ("niso enable api", "niso enable db api", "niso enable --firewall"),
+        lines="niso enable api\nniso enable db api\nniso enable --firewall",
     ),
     Command(
         "disable",
         "do not start services at boot",
-        (Argument("names", "NAME", "a known service", "*", "enabled"),),
+        (Argument("NAME*", "a known service", "enabled"),),
         (Option("--firewall", "instead undo niso enable --firewall"), *REPORTS),
         "Active services stay active.",
-        ("niso disable api",),
+        lines="niso disable api",
         aside=True,
     ),
     Command(
@@ -40,8 +40,8 @@ COMMANDS = (
         options=(TIMEOUT, *REPORTS),
         about="Each service gets the manifest of its last activation and its addresses, ports and "
         "forwards. If one fails, the others are still activated.",
-        lines=("niso restore", "@reboot /usr/local/bin/niso restore  # a line in root's crontab"),
-        statuses=("0 all enabled services are active", "1 some failed; each has an error"),
+        lines="niso restore\n@reboot /usr/local/bin/niso restore  # a line in root's crontab",
+        statuses="0 all enabled services are active\n1 some failed; each has an error",
         aside=True,
     ),
     Command(
@@ -50,8 +50,8 @@ COMMANDS = (
         about="niso-agent.service runs this command. It keeps the names and addresses of services "
         "on other hosts up to date, and shows them that this host is alive. Without it, this host "
         "keeps what it knows, and after 10 seconds other hosts leave its names out.",
-        lines=("niso agent  # until Ctrl-C",),
-        statuses=("130 stopped with Ctrl-C",),
+        lines="niso agent  # until Ctrl-C",
+        statuses="130 stopped with Ctrl-C",
         aside=True,
     ),
     Command(
@@ -69,25 +69,15 @@ COMMANDS = (
         ),
         about="Applies to pods that niso-cni attaches with the key kubernetes. While it does not "
         "run, pods keep the policies that they have, and new pods do not start.",
-        lines=(
-            "niso kubernetes  # until Ctrl-C",
-            "niso kubernetes --enable --kubeconfig /root/kubeconfig",
-        ),
-        statuses=("130 stopped with Ctrl-C",),
+        lines="niso kubernetes  # until Ctrl-C\n"
+        "niso kubernetes --enable --kubeconfig /root/kubeconfig",
+        statuses="130 stopped with Ctrl-C",
         aside=True,
     ),
     Command(
         "top",
         "show traffic and new flows of services, live",
-        (
-            Argument(
-                "name",
-                "NAME",
-                "only this service, with its flows and TCP connections",
-                "?",
-                "service",
-            ),
-        ),
+        (Argument("NAME?", "only this service, with its flows and TCP connections", "service"),),
         (
             Option("-n N", "print N tables, one every 2 seconds", number=True, key="count"),
             Option("--json", "print one JSON object per table"),
@@ -100,14 +90,14 @@ COMMANDS = (
         "finds. e explains the flow or connection with the cursor, c captures it, or a service; l "
         "follows the logs. Escape goes back, q ends. That needs Textual (python3-textual, or "
         "niso[top] with pip). With -n, --json or a pipe it prints tables, one without -n.",
-        ("niso top", "niso top -n 1", "niso top api -n 2 --json  # now, and two seconds later"),
-        ("130 stopped with Ctrl-C",),
+        lines="niso top\nniso top -n 1\nniso top api -n 2 --json  # now, and two seconds later",
+        statuses="130 stopped with Ctrl-C",
         aside=True,
     ),
     Command(
         "events",
         "show what happens to services and networks, as it happens",
-        (Argument("name", "NAME", "only this service", "?", "service"),),
+        (Argument("NAME?", "only this service", "service"),),
         (
             Option(
                 "--since WHEN",
@@ -120,12 +110,10 @@ COMMANDS = (
         "does at once is one line. Changes of niso's nftables tables by other programs are shown "
         "as foreign, with the program and its PID. Health is as niso ps last probed it. Nothing is "
         "recorded: --since shows what niso knows of the present run of each service.",
-        (
-            "niso events --for 10s",
-            "niso events api --since 1h --for 1s  # of the last hour, and one second more",
-            "niso events --for 1s --json",
-        ),
-        ("130 stopped with Ctrl-C",),
+        lines="niso events --for 10s\n"
+        "niso events api --since 1h --for 1s  # of the last hour, and one second more\n"
+        "niso events --for 1s --json",
+        statuses="130 stopped with Ctrl-C",
         aside=True,
     ),
     Command(
@@ -141,12 +129,10 @@ COMMANDS = (
         "read-only. One process reads the state as root. Another one, without privileges, files or "
         "network, serves the page on 127.0.0.1. Both end with the command. Needs Starlette and "
         "uvicorn (python3-starlette and python3-uvicorn, or niso[web] with pip).",
-        lines=(
-            "niso web",
-            "niso web --for 1h",
-            "niso web --socket /run/niso-web.sock  # ssh -L 9500:/run/niso-web.sock root@HOST",
-        ),
-        statuses=("130 stopped with Ctrl-C",),
+        lines="niso web\n"
+        "niso web --for 1h\n"
+        "niso web --socket /run/niso-web.sock  # ssh -L 9500:/run/niso-web.sock root@HOST",
+        statuses="130 stopped with Ctrl-C",
         aside=True,
     ),
     Command(
@@ -175,13 +161,11 @@ COMMANDS = (
         "dropped, flows by name, published ports. The format is text 0.0.4. HTTP has no encryption "
         "and no password: whoever reaches ADDR can read them. Needs prometheus_client "
         "(python3-prometheus-client, or niso[metrics] with pip).",
-        lines=(
-            "niso metrics",
-            "niso metrics --listen 9501  # http://127.0.0.1:9501/metrics",
-            "niso metrics --listen [::1]:9501",
-            "niso metrics -o /var/lib/prometheus/node-exporter/niso.prom  # from a timer",
-        ),
-        statuses=("130 stopped with Ctrl-C",),
+        lines="niso metrics\n"
+        "niso metrics --listen 9501  # http://127.0.0.1:9501/metrics\n"
+        "niso metrics --listen [::1]:9501\n"
+        "niso metrics -o /var/lib/prometheus/node-exporter/niso.prom  # from a timer",
+        statuses="130 stopped with Ctrl-C",
         aside=True,
     ),
     Command(
@@ -189,11 +173,7 @@ COMMANDS = (
         "open a disposable host for experiments",
         (
             Argument(
-                "command",
-                "[-- CMD...]",
-                "the command to run (default: your shell)",
-                "...",
-                "command",
+                "[-- CMD...]", "the command to run (default: your shell)", "command", key="command"
             ),
         ),
         (Option("--write FOLDER...", "keep what is written in this folder of the machine"),),
@@ -206,83 +186,69 @@ COMMANDS = (
         "and 2001:db8::1 on uplink0. `ip netns exec client ...` runs a command on another machine "
         "(192.0.2.2), `ip netns exec neighbour ...` on a third (192.0.2.3). The lab has no "
         "connection to the outside. Everything in it ends with the command.",
-        (
-            "niso lab",
-            "niso lab -- sh -c 'niso activate ./api && curl http://192.0.2.1:8080'",
-            "niso lab --write . -- sh -c 'ip address > addresses'  # keep the file",
-        ),
-        (
-            "N the exit status of the command",
-            "125 the lab could not be created",
-            "126 the command is not executable",
-            "127 the command was not found",
-            "128+N the command was killed by signal N",
-        ),
+        lines="niso lab\n"
+        "niso lab -- sh -c 'niso activate ./api && curl http://192.0.2.1:8080'\n"
+        "niso lab --write . -- sh -c 'ip address > addresses'  # keep the file",
+        statuses="N the exit status of the command\n"
+        "125 the lab could not be created\n"
+        "126 the command is not executable\n"
+        "127 the command was not found\n"
+        "128+N the command was killed by signal N",
     ),
     Command(
         "check",
         "validate manifests and stacks without changing anything",
-        (
-            Argument(
-                "paths",
-                "PATH",
-                "a manifest, a stack.toml or their folder (default: .)",
-                "*",
-                "file",
-            ),
-        ),
+        (Argument("PATH*", "a manifest, a stack.toml or their folder (default: .)", "file"),),
         (JSON,),
         "For CI jobs and editors. Reports all errors of all files, each with the line of its key. "
         "A stack is checked with the manifests of its packages, and its services beside each "
         "other: two cannot have the same host port, address or name. niso activate --dry-run also "
         "checks what depends on a machine: whether programs, users and paths of the host exist, "
         "and whether names, ports and addresses are free there.",
-        ("niso check  # the files of this folder", "niso check ./api ./shop/stack.toml"),
-        ("0 all files are valid", "1 a file has errors"),
+        lines="niso check  # the files of this folder\nniso check ./api ./shop/stack.toml",
+        statuses="0 all files are valid\n1 a file has errors",
         root=False,
     ),
     Command(
         "schema",
         "print the JSON Schema of manifest.toml or stack.toml",
-        (Argument("file", "FILE", "manifest or stack", "?", "schema", "manifest"),),
+        (Argument("FILE?", "manifest or stack", "schema", "manifest"),),
         about="For editors that validate TOML against a JSON Schema. VS Code (Even Better TOML) "
         "and Taplo read the line `#:schema ./manifest.schema.json` at the top of a manifest.",
-        lines=("niso schema > manifest.schema.json", "niso schema stack > stack.schema.json"),
+        lines="niso schema > manifest.schema.json\nniso schema stack > stack.schema.json",
         root=False,
         aside=True,
     ),
     Command(
         "import",
         "convert a compose file to a stack.toml",
-        (Argument("file", "FILE", "a compose.yaml", "", "file"),),
+        (Argument("FILE", "a compose.yaml", "file"),),
         (Option("-o --output DIR", "folder for the stack.toml (default: print it)"), JSON),
         "Takes over what niso has keys for, and lists everything else, also as comments in the "
         "file. The list goes to stderr if the file is printed. Images are not fetched; the "
         "commands that do it are printed. An existing stack.toml is never overwritten. Needs "
         "PyYAML (python3-yaml).",
-        ("niso import compose.yaml", "niso import compose.yaml --output my-shop"),
-        ("0 the file was converted, maybe not all of it", "1 it could not be read"),
+        lines="niso import compose.yaml\nniso import compose.yaml --output my-shop",
+        statuses="0 the file was converted, maybe not all of it\n1 it could not be read",
         root=False,
         aside=True,
     ),
     Command(
         "completion",
         "print a completion script for bash or zsh",
-        (Argument("shell", "SHELL", "bash or zsh", "", "shell"),),
+        (Argument("SHELL", "bash or zsh", "shell"),),
         about="Commands, actions and options are completed for every user; names and ports only in "
         "root's shell, since only root can read the store.",
-        lines=(
-            "source <(niso completion bash)  # in ~/.bashrc",
-            "niso completion bash > /etc/bash_completion.d/niso  # for all users",
-            "source <(niso completion zsh)  # in ~/.zshrc, after compinit",
-        ),
+        lines="source <(niso completion bash)  # in ~/.bashrc\n"
+        "niso completion bash > /etc/bash_completion.d/niso  # for all users\n"
+        "source <(niso completion zsh)  # in ~/.zshrc, after compinit",
         root=False,
         aside=True,
     ),
     Command(
         "help",
         "show the help of a command",
-        (Argument("words", "COMMAND", "a command and its action", "*", "help"),),
+        (Argument("COMMAND*", "a command and its action", "help", key="words"),),
         root=False,
     ),
     Command("version", "print niso's version", root=False),
@@ -290,8 +256,8 @@ COMMANDS = (
         "complete",
         "print completions of a command line; called by the scripts of niso completion",
         (
-            Argument("shell", "SHELL", "bash or zsh"),
-            Argument("words", "-- WORD...", "the command line, or its words", "..."),
+            Argument("SHELL", "bash or zsh"),
+            Argument("-- WORD...", "the command line, or its words", key="words"),
         ),
         root=False,
     ),
@@ -299,8 +265,8 @@ COMMANDS = (
         "on-exit",
         "record the end of a service and apply its restart policy; called by conmon",
         (
-            Argument("service", "SERVICE", "the service that has ended"),
-            Argument("run", "RUN", "the folder of its run"),
+            Argument("SERVICE", "the service that has ended"),
+            Argument("RUN", "the folder of its run"),
         ),
     ),
 )
@@ -345,17 +311,15 @@ _ACTIONS = (
         "again, as far as this host knows them; the agents of the others add what they know. If no "
         "member of etcd answers, this host runs the first one. A backup has more, so restore that "
         "if there is one.",
-        lines=(
-            "niso cluster init --address 198.51.100.1",
-            "niso cluster init --encrypt --address 198.51.100.1",
-            "niso cluster init --etcd https://e:2379 --cacert c --cert h --key k",
-            "niso cluster init --restore  # etcd has lost its data",
-        ),
+        lines="niso cluster init --address 198.51.100.1\n"
+        "niso cluster init --encrypt --address 198.51.100.1\n"
+        "niso cluster init --etcd https://e:2379 --cacert c --cert h --key k\n"
+        "niso cluster init --restore  # etcd has lost its data",
     ),
     Command(
         "cluster invite",
         "print the invitation of a host, a secret",
-        (Argument("host", "HOST", "name of the host"),),
+        (Argument("HOST", "name of the host"),),
         (
             Option("--address ADDRESS", "address of HOST for the others; needed without --renew"),
             Option("--renew", "new certificates and keys for a host that is in the cluster"),
@@ -365,15 +329,13 @@ _ACTIONS = (
         "join as that host, so it is never printed on a terminal. `| ssh b niso cluster join -` "
         "keeps it off the disk. Any member of etcd can make it. With --member, and for the first "
         "three hosts, it also has the key that signs certificates.",
-        (
-            "niso cluster invite b --address 198.51.100.2 > b.join",
-            "niso cluster invite b --renew > b.join",
-        ),
+        lines="niso cluster invite b --address 198.51.100.2 > b.join\n"
+        "niso cluster invite b --renew > b.join",
     ),
     Command(
         "cluster join",
         "join a cluster with an invitation",
-        (Argument("file", "FILE", "the invitation, or - for stdin", "", "folder"),),
+        (Argument("FILE", "the invitation, or - for stdin", "folder"),),
         (
             Option("--member", "run a member of etcd", group="member", means=1),
             Option("--no-member", "run none", group="member", means=2, key="member"),
@@ -383,7 +345,7 @@ _ACTIONS = (
         "The first three hosts run a member of etcd: with three, the loss of one changes nothing. "
         "A host of an encrypted cluster encrypts as the first host does. --encrypt=HOW chooses "
         "another way for this host.",
-        ("niso cluster join b.join",),
+        lines="niso cluster join b.join",
     ),
     Command(
         "cluster status",
@@ -392,8 +354,8 @@ _ACTIONS = (
         about="SERVICES counts the services of a host, whether they run or not. BEHIND is how long "
         "a host's agent has had changes to read or apply. If etcd does not answer, hosts are shown "
         "as this one last knew them.",
-        lines=("niso cluster status",),
-        statuses=("0 etcd answers", "1 it does not, or this host is in no cluster"),
+        lines="niso cluster status",
+        statuses="0 etcd answers\n1 it does not, or this host is in no cluster",
     ),
     Command(
         "cluster leave",
@@ -404,36 +366,36 @@ _ACTIONS = (
         ),
         about="Fails if services are on networks of the cluster. The member of etcd ends, and its "
         "data are deleted.",
-        lines=("niso cluster leave",),
+        lines="niso cluster leave",
         ends=True,
     ),
     Command(
         "cluster forget",
         "remove a lost host from the cluster for good",
-        (Argument("host", "HOST", "a host that is gone"),),
+        (Argument("HOST", "a host that is gone"),),
         about="Its services' names and addresses become free, and its member of etcd is dropped. A "
         "service that should continue elsewhere must be taken over first. Members of etcd refuse "
         "the host's certificate. HOST can also have left, or never have used its invitation.",
-        lines=("niso cluster forget c",),
+        lines="niso cluster forget c",
         ends=True,
     ),
     Command(
         "cluster member add",
         "run a member of etcd on this host",
-        (Argument("host", "HOST", "this host's name, as a check", "?"),),
+        (Argument("HOST?", "this host's name, as a check"),),
         (VERBOSE,),
         "The first three hosts that join are members by themselves. After the loss of one, another "
         "host takes its place. The host needs the key that members have: it comes with an "
         "invitation.",
-        ("niso cluster member add",),
+        lines="niso cluster member add",
     ),
     Command(
         "cluster member remove",
         "stop running a member on this host, or drop that of a lost host",
-        (Argument("host", "HOST", "a lost host (default: this one)", "?"),),
+        (Argument("HOST?", "a lost host (default: this one)"),),
         (VERBOSE,),
         "Deletes the member's data. The host stays in the cluster.",
-        ("niso cluster member remove", "niso cluster member remove c  # c is lost"),
+        lines="niso cluster member remove\nniso cluster member remove c  # c is lost",
         ends=True,
     ),
     Command(
@@ -444,21 +406,21 @@ _ACTIONS = (
         "others, and keeps its data: all but changes of the last moment. Stop all other members "
         "first: two halves that both continue would lease the same addresses. On a host that was a "
         "member, niso cluster member remove and then add make it one again.",
-        lines=("niso cluster member alone",),
+        lines="niso cluster member alone",
         aside=True,
     ),
     Command(
         "cluster backup",
         "write etcd's data to a file",
-        (Argument("file", "FILE", "the file to write; replaced as a whole", "", "folder"),),
+        (Argument("FILE", "the file to write; replaced as a whole", "folder"),),
         about="The file is a snapshot, for etcdctl snapshot restore.",
-        lines=("niso cluster backup /root/cluster.db",),
+        lines="niso cluster backup /root/cluster.db",
     ),
     Command(
         "cluster etcd",
         "run this host's member of etcd in the foreground",
         about="niso-etcd.service runs this command. Without systemd, run it at boot.",
-        lines=("niso cluster etcd",),
+        lines="niso cluster etcd",
         aside=True,
     ),
 )

@@ -10,19 +10,18 @@ from niso.cli.command import CHANGES, FOR, JSON, REPORTS, Argument, Command, Gro
 _SINCE = Option(
     "--since TIME", "only what was new since then: a time (RFC 3339) or a period such as 2h"
 )
-_FROM = Argument("source", "FROM", "a service, an address or host", "", "end")
+_FROM = Argument("FROM", "a service, an address or host", "end", key="source")
 _TO = Argument(
-    "destination",
     "TO",
     "a service, an address or host, optionally with :PORT and /PROTO",
-    "",
     "target",
+    key="destination",
 )
 _ACTIONS = (
     Command(
         "net create",
         "create a network and its bridge",
-        (Argument("name", "NAME", "up to 63 of a-z, 0-9 and -, starting with a letter"),),
+        (Argument("NAME", "up to 63 of a-z, 0-9 and -, starting with a letter"),),
         (
             Option(
                 "--subnet CIDR...",
@@ -46,14 +45,12 @@ _ACTIONS = (
         ),
         "activate also creates missing networks that a manifest names. If the network already "
         "exists with the same settings, nothing changes.",
-        (
-            "niso net create backend  # the next free /24",
-            "niso net create backend --subnet 10.99.1.0/24",
-            "niso net create dmz --subnet 10.50.0.0/22 --gateway 10.50.3.254 --mtu 1400",
-            "niso net create dual --ipv6  # both families",
-            "niso net create dual --subnet 10.99.2.0/24 --subnet fd00:99:2::/64",
-            "niso net create db --internal",
-        ),
+        lines="niso net create backend  # the next free /24\n"
+        "niso net create backend --subnet 10.99.1.0/24\n"
+        "niso net create dmz --subnet 10.50.0.0/22 --gateway 10.50.3.254 --mtu 1400\n"
+        "niso net create dual --ipv6  # both families\n"
+        "niso net create dual --subnet 10.99.2.0/24 --subnet fd00:99:2::/64\n"
+        "niso net create db --internal",
     ),
     Command(
         "net list",
@@ -61,29 +58,29 @@ _ACTIONS = (
         options=(JSON,),
         about="The default network, niso-default, comes first; the others are sorted by name. In a "
         "cluster, ELSEWHERE counts services of other hosts.",
-        lines=("niso net list",),
+        lines="niso net list",
     ),
     Command(
         "net inspect",
         "show a network and its services",
-        (Argument("name", "NAME", "a network", "", "network"),),
+        (Argument("NAME", "a network", "network"),),
         (JSON,),
-        lines=("niso net inspect niso-default",),
+        lines="niso net inspect niso-default",
     ),
     Command(
         "net remove",
         "remove unused networks",
-        (Argument("names", "NAME", "a network", "+", "network"),),
+        (Argument("NAME+", "a network", "network"),),
         CHANGES,
         "Fails if a known service, active or not, uses one of the networks; the error names the "
         "services. A network that spans hosts is removed from all of them.",
-        ("niso net remove backend",),
+        lines="niso net remove backend",
         ends=True,
     ),
     Command(
         "net attach",
         "connect a network namespace of another program to niso's networks",
-        (Argument("name", "NAME", "its name for commands, policies and services"),),
+        (Argument("NAME", "its name for commands, policies and services"),),
         (
             Option("--netns PATH", "the file of the namespace"),
             Option("--pid N", "the namespace of this process", number=True),
@@ -113,24 +110,22 @@ _ACTIONS = (
         "to change something: only the difference is applied. niso identifies the namespace by its "
         "cookie: if the path leads to another one later, the attachment is gone. With --unit, "
         "systemd attaches it before the unit starts, also after a reboot.",
-        (
-            "niso net attach box --pid 4711 --network backend",
-            "niso net attach box --netns /run/netns/blue --network backend,ip=10.99.1.9",
-            "niso net attach web --new -p 8081:80 --allow-from '10.0.0.0/8 api:80'",
-            "niso net attach web --new --unit web.service -p 8081:80  # a unit of systemd",
-        ),
+        lines="niso net attach box --pid 4711 --network backend\n"
+        "niso net attach box --netns /run/netns/blue --network backend,ip=10.99.1.9\n"
+        "niso net attach web --new -p 8081:80 --allow-from '10.0.0.0/8 api:80'\n"
+        "niso net attach web --new --unit web.service -p 8081:80  # a unit of systemd",
         aside=True,
     ),
     Command(
         "net detach",
         "disconnect attached namespaces from niso's networks",
-        (Argument("names", "NAME", "an attachment", "+", "service"),),
+        (Argument("NAME+", "an attachment", "service"),),
         (Option("--id ID", "only if the attachment still has this id"), *REPORTS),
         "An attachment that is gone already is not an error. The namespace stays, unless niso made "
         "it. The address is kept for the same owner and name until no other is free. Without --id, "
         "the files of net attach --unit are removed too; the unit has the host's network from its "
         "next start on.",
-        ("niso net detach box",),
+        lines="niso net detach box",
         ends=True,
         aside=True,
     ),
@@ -147,7 +142,7 @@ _ACTIONS = (
             *REPORTS,
         ),
         about="A namespace ends with the last process or mount that holds it, or by a reboot.",
-        lines=("niso net gc", "niso net gc --owner podman --valid 'b186d057f65e'"),
+        lines="niso net gc\nniso net gc --owner podman --valid 'b186d057f65e'",
         ends=True,
         aside=True,
     ),
@@ -158,7 +153,7 @@ _ACTIONS = (
         about="The policies of the files there must allow a packet as well as the attachment's "
         "own. They are read whenever something is attached; after an edit, this applies them to "
         "what is attached already.",
-        lines=("niso net apply",),
+        lines="niso net apply",
         aside=True,
     ),
     Command(
@@ -173,7 +168,7 @@ _ACTIONS = (
         "With --all-hosts it has one row, and HOST is the host of the cluster where it is open. Of "
         "other hosts only services on networks that span hosts are known. If the cluster does not "
         "answer, a warning says that only the ports of this host are listed.",
-        lines=("niso net ports", "niso net ports --exposed"),
+        lines="niso net ports\nniso net ports --exposed",
     ),
     Command(
         "net rules",
@@ -181,22 +176,22 @@ _ACTIONS = (
         options=(Option("--json", "print them as JSON, see libnftables-json(5)"),),
         about="niso owns the tables inet niso and bridge niso and changes no others. Sets that "
         "rules fill are shown without elements: niso net flows shows the flows that they remember.",
-        lines=("niso net rules",),
+        lines="niso net rules",
         aside=True,
     ),
     Command(
         "net ping",
         "send an ICMP echo from one service to another",
         (
-            Argument("source", "FROM", "an active service", "", "active"),
-            Argument("destination", "TO", "an active service on a common network", "", "active"),
+            Argument("FROM", "an active service", "active", key="source"),
+            Argument("TO", "an active service on a common network", "active", key="destination"),
         ),
         (JSON,),
         "The packet is sent from FROM's namespace to the address of TO in FROM's hosts file. If "
         "there is no reply, the error names the reason: a service is not active, there is no "
         "common network, a policy entry drops the packet, or TO does not reply.",
-        ("niso net ping api postgres",),
-        ("0 TO replied", "1 no reply; the error names the reason"),
+        lines="niso net ping api postgres",
+        statuses="0 TO replied\n1 no reply; the error names the reason",
     ),
     Command(
         "net explain",
@@ -211,19 +206,15 @@ _ACTIONS = (
         "PROTO is tcp (the default), udp or sctp. Without a port the packet is an ICMP echo "
         "request. Put an IPv6 address with a port in brackets. IPv4 is used between services if "
         "both have it.",
-        (
-            "niso net explain api postgres:5432",
-            "niso net explain api postgres:5432 --prove  # with a test packet",
-            "niso net explain 192.0.2.7 192.0.2.1:8080/tcp"
-            "  # from another machine to a published port",
-            "niso net explain api '[fd00:99:1::2]:53/udp'",
-            "niso net explain host api  # ICMP echo",
-        ),
-        (
-            "0 the packet passes",
-            "1 it is dropped, or the test packet contradicts the verdict",
-            "2 invalid arguments: a name is unknown, or an end has no address of the family",
-        ),
+        lines="niso net explain api postgres:5432\n"
+        "niso net explain api postgres:5432 --prove  # with a test packet\n"
+        "niso net explain 192.0.2.7 192.0.2.1:8080/tcp"
+        "  # from another machine to a published port\n"
+        "niso net explain api '[fd00:99:1::2]:53/udp'\n"
+        "niso net explain host api  # ICMP echo",
+        statuses="0 the packet passes\n"
+        "1 it is dropped, or the test packet contradicts the verdict\n"
+        "2 invalid arguments: a name is unknown, or an end has no address of the family",
     ),
     Command(
         "net stats",
@@ -235,12 +226,12 @@ _ACTIONS = (
         "FOREIGN counts frames dropped because the service sent them with an address or type that "
         "it does not own. IN-AUDITS and OUT-AUDITS are packets that a policy in audit would have "
         "dropped; they are shown while there is one.",
-        lines=("niso net stats",),
+        lines="niso net stats",
     ),
     Command(
         "net flows",
         "show who connected to whom and who was refused",
-        (Argument("name", "NAME", "a service (default: all)", "?", "service"),),
+        (Argument("NAME?", "a service (default: all)", "service"),),
         (
             Option("-f --follow", "show new flows as they happen"),
             Option("--denied", "show only what was dropped, or would be without an audit"),
@@ -252,13 +243,11 @@ _ACTIONS = (
         "manifest entry that decides at present. Only TCP, UDP and SCTP are shown; on a network "
         "without ports and policies, UDP counts packets. niso's own test packets and networks with "
         "--no-observe are left out. -f looks once a second.",
-        (
-            "niso net flows",
-            "niso net flows postgres --since 1h",
-            "niso net flows --denied",
-            "niso net flows -f api  # until Ctrl-C",
-        ),
-        ("130 stopped with Ctrl-C",),
+        lines="niso net flows\n"
+        "niso net flows postgres --since 1h\n"
+        "niso net flows --denied\n"
+        "niso net flows -f api  # until Ctrl-C",
+        statuses="130 stopped with Ctrl-C",
     ),
     Command(
         "net graph",
@@ -282,29 +271,24 @@ _ACTIONS = (
         about="Services are grouped by their networks. Red, dashed edges were denied; yellow, "
         "dotted ones would be without an audit. An edge of a --declared picture is an entry of a "
         "policy or a published port. Beyond 8 addresses, other machines are drawn as one.",
-        lines=(
-            "niso net graph  # traffic of the last week",
-            "niso net graph --format svg -o net.svg",
-            "niso net graph --declared --stack ./shop  # for a README",
-        ),
+        lines="niso net graph  # traffic of the last week\n"
+        "niso net graph --format svg -o net.svg\n"
+        "niso net graph --declared --stack ./shop  # for a README",
     ),
     Command(
         "net capture",
         "capture packets of services, with names, by tcpdump",
         (
             Argument(
-                "names",
-                "NAME",
+                "NAME+",
                 "an active service; the last one can be a PEER: a service with a port (db:5432), "
                 "an address, or host",
-                "+",
                 "active",
             ),
             Argument(
-                "filter",
                 "[-- EXPRESSION]",
                 "only packets that match this expression, see pcap-filter(7)",
-                "...",
+                key="filter",
             ),
         ),
         (
@@ -321,20 +305,18 @@ _ACTIONS = (
         "of its sender only; --drops shows it with the manifest entry, or the rule of any program, "
         "that drops it. --drops looks at up to 500 packets a second for each rule. Wireshark shows "
         "the names, and the reasons as comments. Ctrl-C ends it.",
-        (
-            "niso net capture api",
-            "niso net capture api postgres:5432 -c 10",
-            "niso net capture api postgres -- tcp port 5432  # what both see",
-            "niso net capture postgres --drops  # what is refused, with the reason",
-            "niso net capture api -w api.pcapng --for 1m",
-            "niso net capture api -w -  # for a pipe into wireshark -k -i -",
-        ),
-        ("130 stopped with Ctrl-C",),
+        lines="niso net capture api\n"
+        "niso net capture api postgres:5432 -c 10\n"
+        "niso net capture api postgres -- tcp port 5432  # what both see\n"
+        "niso net capture postgres --drops  # what is refused, with the reason\n"
+        "niso net capture api -w api.pcapng --for 1m\n"
+        "niso net capture api -w -  # for a pipe into wireshark -k -i -",
+        statuses="130 stopped with Ctrl-C",
     ),
     Command(
         "net learn",
         "write policies from the traffic that was seen",
-        (Argument("names", "SERVICE", "services (default: all active ones)", "*", "service"),),
+        (Argument("SERVICE*", "services (default: all active ones)", "service", key="names"),),
         (
             _SINCE._replace(group="time"),
             Option(
@@ -356,12 +338,10 @@ _ACTIONS = (
         "listed. Only TCP, UDP and SCTP are seen, so add PEER/icmp where ping is needed. An allow "
         "list that exists is narrowed, never widened. --write keeps comments and order, and needs "
         "tomlkit (python3-tomlkit, or niso[learn] with pip).",
-        (
-            "niso net learn",
-            "niso net learn postgres --since 2d",
-            "niso net learn api --egress --write",
-        ),
-        ("1 nothing was written, because the answer was no",),
+        lines="niso net learn\n"
+        "niso net learn postgres --since 2d\n"
+        "niso net learn api --egress --write",
+        statuses="1 nothing was written, because the answer was no",
     ),
     Command(
         "net refresh",
@@ -379,14 +359,14 @@ _ACTIONS = (
         "whose TTL has expired, and puts the answers into the rules and the services' hosts files. "
         "Open connections stay. niso activate asks too. niso enable has systemd call this every "
         "minute. It needs dnspython (python3-dnspython, or niso[names] with pip).",
-        lines=("niso net refresh", "niso net refresh --all"),
-        statuses=("3 a name has no address", "130 stopped with Ctrl-C"),
+        lines="niso net refresh\nniso net refresh --all",
+        statuses="3 a name has no address\n130 stopped with Ctrl-C",
         aside=True,
     ),
     Command(
         "net policy show",
         "show what each entry of a policy let pass, and when last",
-        (Argument("name", "SERVICE", "a service", "", "service"),),
+        (Argument("SERVICE", "a service", "service", key="name"),),
         (
             Option(
                 "--unused TIME",
@@ -398,7 +378,7 @@ _ACTIONS = (
         "addresses of the peer. LAST is remembered for a week, also across such changes. An entry "
         "with OPEN flows is in use, however old they are. The lines without an entry are for peers "
         "that the list does not have.",
-        ("niso net policy show postgres", "niso net policy show postgres --unused 7d"),
+        lines="niso net policy show postgres\nniso net policy show postgres --unused 7d",
         aside=True,
     ),
     Command(
@@ -406,11 +386,10 @@ _ACTIONS = (
         "show what activating a manifest or stack would cut",
         (
             Argument(
-                "path",
                 "MANIFEST|STACK",
                 "a manifest.toml or stack.toml, or its folder",
-                "",
                 "package",
+                key="path",
             ),
         ),
         (
@@ -424,12 +403,10 @@ _ACTIONS = (
         "activate or stack up. Nothing changes. cut: it passes and would not. audit: it would be "
         "cut, but the policy is in audit. new: it was denied and would pass. Ports that are no "
         "longer published and networks that a service leaves cut flows too.",
-        ("niso net policy test ./postgres",),
-        (
-            "0 nothing would be cut",
-            "1 something would be cut",
-            "2 no flow was seen, so there is nothing to judge by",
-        ),
+        lines="niso net policy test ./postgres",
+        statuses="0 nothing would be cut\n"
+        "1 something would be cut\n"
+        "2 no flow was seen, so there is nothing to judge by",
         aside=True,
     ),
     Command(
@@ -445,24 +422,22 @@ _ACTIONS = (
         "without :PORT for one of ICMP. Shows each chain that decided something, also those of "
         "other programs. niso net explain follows a packet without sending one, and with --prove "
         "sends one itself. Nothing is left in the kernel, even if the command is killed.",
-        (
-            "niso net trace api postgres:5432",
-            "niso net trace 192.0.2.2 192.0.2.1:8080  # a client of a published port",
-        ),
-        ("0 the packet passed", "1 it was dropped, or none came", "130 stopped with Ctrl-C"),
+        lines="niso net trace api postgres:5432\n"
+        "niso net trace 192.0.2.2 192.0.2.1:8080  # a client of a published port",
+        statuses="0 the packet passed\n1 it was dropped, or none came\n130 stopped with Ctrl-C",
     ),
     Command(
         "net log",
         "print packets dropped by policies, live",
-        (Argument("name", "NAME", "a service (default: all)", "?", "service"),),
+        (Argument("NAME?", "a service (default: all)", "service"),),
         (Option("--json", "print one JSON object per line"),),
         "Prints a line for each packet dropped by a policy with `log = true`: time, service, "
         "direction, manifest key, source, destination, link. It shows at most 20 per second for "
         "each address of a service and direction, after a burst of 50. Nothing is stored: drops "
         "while no reader runs are only counted (niso net stats). Only one reader can run at a "
         "time. Stop it with Ctrl-C.",
-        ("niso net log", "niso net log api"),
-        ("130 stopped with Ctrl-C",),
+        lines="niso net log\nniso net log api",
+        statuses="130 stopped with Ctrl-C",
         aside=True,
     ),
     Command(
@@ -479,23 +454,21 @@ _ACTIONS = (
         "NAME.niso.local in /etc/hosts up to date, and removes it with the last service. The rest "
         "of the file stays as it is. A file that is a mount point, a symbolic link or immutable is "
         "refused.",
-        lines=("niso net names", "niso net names --host on", "niso net names --host off"),
+        lines="niso net names\nniso net names --host on\nniso net names --host off",
         aside=True,
     ),
     Command(
         "net check",
         "compare the kernel with the configuration",
-        (Argument("name", "NAME", "a service or network (default: everything)", "?", "known"),),
+        (Argument("NAME?", "a service or network (default: everything)", "known"),),
         (JSON,),
         "Each line names one object that is missing, foreign or different. Nothing is changed. "
         "Policies that are in audit, that name nobody, or that deny a service its name server are "
         "warnings. In a cluster it also sends test packets to the other hosts.",
-        ("niso net check", "niso net check api"),
-        (
-            "0 the kernel matches the configuration",
-            "1 there are differences",
-            "2 the kernel could not be read, or NAME is unknown",
-        ),
+        lines="niso net check\nniso net check api",
+        statuses="0 the kernel matches the configuration\n"
+        "1 there are differences\n"
+        "2 the kernel could not be read, or NAME is unknown",
     ),
     Command(
         "net repair",
@@ -516,12 +489,10 @@ _ACTIONS = (
         ),
         about="Correct objects are not touched. --sweep also stops the processes of all services, "
         "and works without a store; the services stay known.",
-        lines=(
-            "niso net repair --dry-run  # show the steps",
-            "niso net repair",
-            "niso net repair --kernel  # after another firewall has loaded its rules",
-            "niso net repair --sweep",
-        ),
+        lines="niso net repair --dry-run  # show the steps\n"
+        "niso net repair\n"
+        "niso net repair --kernel  # after another firewall has loaded its rules\n"
+        "niso net repair --sweep",
     ),
 )
 GROUP = Group("net", "manage networks, published ports and policies", _ACTIONS)

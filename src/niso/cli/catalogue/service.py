@@ -31,7 +31,7 @@ COMMANDS = (
         "start services with their networks, all or none",
         (
             Argument(
-                "what", "PATH|NAME", "a manifest, its folder or a known service", "+", "package"
+                "PATH|NAME+", "a manifest, its folder or a known service", "package", key="what"
             ),
         ),
         (
@@ -48,60 +48,45 @@ COMMANDS = (
         "has crashed. A name that a service from another folder has is refused unless --replace is "
         "given. A manifest must belong to root or, with sudo, to you: who can change it decides "
         "what runs as root.",
-        (
-            "niso activate ./api  # a folder with a manifest.toml",
-            "niso activate ./db ./cache ./api  # all or none",
-            "niso activate api  # a known service",
-            "niso activate --dry-run ./api  # show the steps",
-        ),
-        (
-            "0 all services run, and those that were started pass their health checks",
-            "1 failed; changes were rolled back, or the error says what is left for niso net "
-            "repair",
-        ),
+        lines="niso activate ./api  # a folder with a manifest.toml\n"
+        "niso activate ./db ./cache ./api  # all or none\n"
+        "niso activate api  # a known service\n"
+        "niso activate --dry-run ./api  # show the steps",
+        statuses="0 all services run, and those that were started pass their health checks\n"
+        "1 failed; changes were rolled back, or the error says what is left for niso net repair",
     ),
     Command(
         "deactivate",
         "stop services and their networking",
-        (Argument("names", "NAME", "an active service", "*", "active"),),
+        (Argument("NAME*", "an active service", "active"),),
         (
             Option("--all", "stop all active services, sharers before their providers", ends=True),
             *CHANGES,
         ),
         "Addresses, logs and volumes are kept for the next activation. Ports published with niso "
         "port-forward are withdrawn.",
-        ("niso deactivate api  # its address stays reserved", "niso deactivate --all"),
-        (
-            "0 none of the services is active",
-            "1 a service could not be stopped; the error says which",
-        ),
+        lines="niso deactivate api  # its address stays reserved\nniso deactivate --all",
+        statuses="0 none of the services is active\n"
+        "1 a service could not be stopped; the error says which",
         ends=True,
     ),
     Command(
         "restart",
         "stop and start the process of services; the network stays up",
-        (Argument("names", "NAME", "an active service", "+", "active"),),
+        (Argument("NAME+", "an active service", "active"),),
         REPORTS,
         "Namespace, addresses, published ports and sharing services are not affected.",
-        ("niso restart api",),
+        lines="niso restart api",
         ends=True,
     ),
     Command(
         "remove",
         "stop services and delete their records",
-        (
-            Argument(
-                "names",
-                "NAME",
-                "a known service; with --volumes also a removed one",
-                "+",
-                "service",
-            ),
-        ),
+        (Argument("NAME+", "a known service; with --volumes also a removed one", "service"),),
         (Option("--volumes", "also delete the named volumes", ends=True), *REPORTS),
         "Releases the addresses and deletes the logs and the copy of the package. Named volumes "
         "are kept unless --volumes is given.",
-        ("niso remove api", "niso remove --volumes api  # with its data"),
+        lines="niso remove api\nniso remove --volumes api  # with its data",
         ends=True,
     ),
     Command(
@@ -118,29 +103,29 @@ COMMANDS = (
         "of a service on another host is up, down, or host gone; only those on networks that span "
         "hosts are known. If the cluster does not answer, a warning says how old the list of the "
         "others is.",
-        lines=("niso ps", "niso ps --json"),
+        lines="niso ps\nniso ps --json",
     ),
     Command(
         "inspect",
         "print everything about a service as JSON",
-        (Argument("name", "NAME", "a known service", "", "service"),),
+        (Argument("NAME", "a known service", "service"),),
         (Option("--json", "no effect: the output is always JSON"),),
-        lines=("niso inspect api",),
+        lines="niso inspect api",
     ),
     Command(
         "logs",
         "print the output of a service",
-        (Argument("name", "NAME", "a known service", "", "service"),),
+        (Argument("NAME", "a known service", "service"),),
         LOG_OPTIONS,
         "At least the last 10 MB are kept, across restarts and deactivations.",
-        ("niso logs api -n 20", "niso logs api --since 10m", "niso logs api -f -t"),
+        lines="niso logs api -n 20\nniso logs api --since 10m\nniso logs api -f -t",
     ),
     Command(
         "exec",
         "run a command inside a service",
         (
-            Argument("name", "NAME", "an active service", "", "active"),
-            Argument("command", "-- CMD...", "the command and its arguments", "..."),
+            Argument("NAME", "an active service", "active"),
+            Argument("-- CMD...", "the command and its arguments", key="command"),
         ),
         (
             Option("-i --interactive", "no effect: stdin is always passed on"),
@@ -153,32 +138,26 @@ COMMANDS = (
         "The command gets the service's namespaces, root file system, user, environment, "
         "capabilities and limits. Stdin, terminal, signals and exit status pass through. --user "
         "changes the user and its groups only: root gets no capability that the service lacks.",
-        (
-            "niso exec api -- cat /etc/hosts",
-            "niso exec api -- sh",
-            "niso exec --user 0 api -- id  # as root, but without its capabilities",
-        ),
-        (
-            "N the exit status of the command",
-            "125 niso could not run the command",
-            "126 the command is not executable",
-            "127 the command was not found",
-            "128+N the command was killed by signal N",
-        ),
+        lines="niso exec api -- cat /etc/hosts\n"
+        "niso exec api -- sh\n"
+        "niso exec --user 0 api -- id  # as root, but without its capabilities",
+        statuses="N the exit status of the command\n"
+        "125 niso could not run the command\n"
+        "126 the command is not executable\n"
+        "127 the command was not found\n"
+        "128+N the command was killed by signal N",
     ),
     Command(
         "kill",
         "send a signal to the process of services",
-        (Argument("names", "NAME", "an active service", "+", "active"),),
+        (Argument("NAME+", "an active service", "active"),),
         (Option("-s --signal SIG", "a signal by name or number", "KILL"), JSON),
         "The services stay active. The signal goes to the process of the entrypoint, and KILL ends "
         "all processes. A process that ends by it is started again if its restart policy says so; "
         "niso deactivate ends a service for good.",
-        ("niso kill --signal HUP api  # reload", "niso kill db  # as if it had crashed"),
-        (
-            "0 the signal was sent; the output says whether the process has ended",
-            "1 a service is not active or has no process",
-        ),
+        lines="niso kill --signal HUP api  # reload\nniso kill db  # as if it had crashed",
+        statuses="0 the signal was sent; the output says whether the process has ended\n"
+        "1 a service is not active or has no process",
         ends=True,
         aside=True,
     ),
@@ -186,12 +165,10 @@ COMMANDS = (
         "port-forward",
         "publish another port of an active service, without a restart",
         (
-            Argument("name", "NAME", "an active service", "", "active"),
+            Argument("NAME", "an active service", "active"),
             Argument(
-                "port",
                 "PORT",
                 "[ADDRESS:]HOST:CONTAINER[/PROTO]; HOST and CONTAINER can be ranges",
-                "",
                 "forward",
             ),
         ),
@@ -210,12 +187,10 @@ COMMANDS = (
         "network. activate fails if the manifest publishes another port at the forward's host "
         "port. --replace takes over the host port on all of its addresses, and --remove publishes "
         "the port of a manifest that was taken so again; established connections are kept.",
-        (
-            "niso port-forward api 9090:9090",
-            "niso port-forward dns 127.0.0.1:53:53/udp  # from this host only",
-            "niso port-forward api-2 8080:8080 --replace  # take over the port",
-            "niso port-forward api 9090:9090 --remove",
-        ),
+        lines="niso port-forward api 9090:9090\n"
+        "niso port-forward dns 127.0.0.1:53:53/udp  # from this host only\n"
+        "niso port-forward api-2 8080:8080 --replace  # take over the port\n"
+        "niso port-forward api 9090:9090 --remove",
     ),
 )
 
@@ -223,7 +198,7 @@ COMMANDS = (
 # --- niso stack -----------------------------------------------------------------------------------
 
 
-_DIR = Argument("dir", "DIR", "a stack.toml or its folder", "?", "folder", ".")
+_DIR = Argument("DIR?", "a stack.toml or its folder", "folder", ".")
 _ACTIONS = (
     Command(
         "stack up",
@@ -242,16 +217,11 @@ _ACTIONS = (
         "Creates the networks and activates the services in dependency order, in parallel where "
         "possible. On an active stack it applies the changes of the file and deactivates services "
         "that were removed from it. If anything fails, everything is rolled back.",
-        (
-            "niso stack up  # the stack.toml here",
-            "niso stack up ./shop",
-            "niso stack up --dry-run  # show the steps",
-        ),
-        (
-            "0 the stack matches the file",
-            "1 failed; changes were rolled back, or the error says what is left for niso net "
-            "repair",
-        ),
+        lines="niso stack up  # the stack.toml here\n"
+        "niso stack up ./shop\n"
+        "niso stack up --dry-run  # show the steps",
+        statuses="0 the stack matches the file\n"
+        "1 failed; changes were rolled back, or the error says what is left for niso net repair",
     ),
     Command(
         "stack down",
@@ -260,7 +230,7 @@ _ACTIONS = (
         (Option("--volumes", "also delete the named volumes of the services", ends=True), *CHANGES),
         "Addresses and networks are kept, and so are volumes unless --volumes is given. niso "
         "remove NAME deletes the record of a service.",
-        ("niso stack down ./shop",),
+        lines="niso stack down ./shop",
         ends=True,
     ),
     Command(
@@ -269,14 +239,14 @@ _ACTIONS = (
         (_DIR,),
         (JSON,),
         "The columns are the same as those of niso ps.",
-        ("niso stack status ./shop",),
+        lines="niso stack status ./shop",
     ),
     Command(
         "stack ps",
         "list the services of the stack, as stack status",
         (_DIR,),
         (JSON,),
-        lines=("niso stack ps ./shop",),
+        lines="niso stack ps ./shop",
     ),
     Command(
         "stack restart",
@@ -285,7 +255,7 @@ _ACTIONS = (
         REPORTS,
         "Namespaces, addresses and published ports are not affected. Services that others depend "
         "on restart first.",
-        ("niso stack restart ./shop",),
+        lines="niso stack restart ./shop",
         ends=True,
     ),
     Command(
@@ -294,7 +264,7 @@ _ACTIONS = (
         (_DIR,),
         LOG_OPTIONS,
         "Each line starts with the name of its service. -n counts for each service.",
-        ("niso stack logs ./shop -n 20", "niso stack logs -f"),
+        lines="niso stack logs ./shop -n 20\nniso stack logs -f",
     ),
 )
 GROUP = Group("stack", "manage the services of a stack.toml: up, down, ps, logs, restart", _ACTIONS)
