@@ -358,14 +358,14 @@ def test_every_habit_is_answered_and_names_a_real_command() -> None:
     from niso.cli.catalogue.habits import HABITS
     from niso.cli.parse import unknown_command
 
-    typed = [command for theirs, _, _ in HABITS for command in theirs.split(", ")]
+    typed = [command for theirs in HABITS for command in theirs.split(", ")]
     assert len(typed) == len(set(typed))
-    for theirs, ours, remark in HABITS:
+    for theirs, hint in HABITS.items():
         for command in theirs.split(", "):
             error = unknown_command([*command.split(), "-q", "web"])
-            assert error.hint == f"{ours}: {remark}".removeprefix(": ").removesuffix(": ") != ""
-        if ours:
-            words = ours.split()[1:]
+            assert error.hint == hint != ""
+        if hint.startswith("niso "):
+            words = hint.partition(": ")[0].split()[1:]
             command = " ".join(words[:2]) if words[0] in ("net", "stack") else words[0]
             assert command in COMMANDS, theirs
             assert not any(command in COMMANDS for command in theirs.split(", ")), theirs

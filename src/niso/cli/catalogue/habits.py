@@ -6,85 +6,54 @@ has the list as a table, which ``./dev docs`` writes.
 
 from __future__ import annotations
 
-HABITS = (
-    (
-        "run, create",
-        "niso activate ./FOLDER",
-        "ports, volumes and the rest are in the folder's manifest.toml",
-    ),
-    ("start", "niso activate NAME", "a known service, with the manifest of its last activation"),
-    (
-        "update, reload, daemon-reload, apply, wait",
-        "niso activate ./FOLDER",
-        "applies the changes of its manifest, and waits until it is healthy",
-    ),
-    (
-        "rename",
-        "",
-        "another name in a manifest is another service, with addresses and volumes of its own",
-    ),
-    ("stop", "niso deactivate NAME", "its address and logs are kept"),
-    (
-        "rm, delete, container rm",
-        "niso remove NAME",
-        "named volumes are kept; --volumes deletes them",
-    ),
-    (
-        "ls, list, status, is-active, list-units, container ls, container list, get",
-        "niso ps",
-        "lists inactive services too",
-    ),
-    ("show, describe, container inspect, is-enabled", "niso inspect NAME", ""),
-    ("attach, journalctl, log", "niso logs NAME -f", ""),
-    ("sh, shell, enter", "niso exec NAME -- sh", "uses a terminal if there is one"),
-    ("cp", "niso exec NAME -- cat FILE", "or mount a host folder as a volume"),
-    ("port", "niso net ports", "--exposed shows from where each is reachable"),
-    ("stats", "niso net stats", "network counters only"),
-    ("expose", "niso port-forward NAME 8081:80", "no restart"),
-    (
-        "up, compose up, compose start, compose create, stack start, stack deploy",
-        "niso stack up",
-        "reads ./stack.toml",
-    ),
-    ("down, compose down, compose stop, stack stop, stack rm", "niso stack down", ""),
-    ("compose ps, compose ls, stack ls", "niso stack ps", ""),
-    ("compose logs", "niso stack logs", ""),
-    ("compose restart", "niso stack restart", ""),
-    ("compose exec, stack exec", "niso exec NAME -- CMD", ""),
-    ("compose config, stack config", "niso stack up --dry-run", "shows the steps"),
-    ("compose, docker-compose", "niso stack up", "niso help stack lists the actions"),
-    ("network ls, network list, net ls", "niso net list", ""),
-    ("network inspect, net show", "niso net inspect NAME", ""),
-    (
-        "network create, net add",
-        "niso net create NAME",
-        "with --subnet, --internal and --ipv6 as in docker",
-    ),
-    ("network rm, network remove, net rm, net delete", "niso net remove NAME", ""),
-    (
-        "network connect, network disconnect, net connect, net disconnect",
-        "niso activate ./FOLDER",
-        "after a change of networks in its manifest; the process keeps running",
-    ),
-    ("network", "niso net list", "niso help net lists the actions"),
-    ("volume, volumes", "niso inspect NAME", "lists the volumes of a service"),
-    ("secret, secrets", "", "a secret is a file that [secrets] of a manifest names"),
-    ("generate systemd, generate, quadlet", "niso enable NAME", "starts the service at boot"),
-    ("info, system info", "niso version", ""),
-    (
-        "build, pull, push, images, image, load, save, login",
-        "",
-        "there are no images: a service is a folder, and can have a root file system",
-    ),
-    (
-        "prune, system prune, network prune, net prune",
-        "",
-        "networks that a manifest made are removed with their last service",
-    ),
-    ("scale", "", "a service is one instance: write a manifest for each"),
-)
-"""Commands of docker, compose, podman, systemctl and kubectl, without the tool's name; the niso
-command with the same effect, or ""; and a remark.
+HABITS = {
+    "run, create": "niso activate ./FOLDER: ports, volumes and the rest are in the folder's"
+    " manifest.toml",
+    "start": "niso activate NAME: a known service, with the manifest of its last activation",
+    "update, reload, daemon-reload, apply, wait": "niso activate ./FOLDER: applies the changes of"
+    " its manifest, and waits until it is healthy",
+    "rename": "another name in a manifest is another service, with addresses and volumes of its"
+    " own",
+    "stop": "niso deactivate NAME: its address and logs are kept",
+    "rm, delete, container rm": "niso remove NAME: named volumes are kept; --volumes deletes them",
+    "ls, list, status, is-active, list-units, container ls, container list, get": "niso ps: lists"
+    " inactive services too",
+    "show, describe, container inspect, is-enabled": "niso inspect NAME",
+    "attach, journalctl, log": "niso logs NAME -f",
+    "sh, shell, enter": "niso exec NAME -- sh: uses a terminal if there is one",
+    "cp": "niso exec NAME -- cat FILE: or mount a host folder as a volume",
+    "port": "niso net ports: --exposed shows from where each is reachable",
+    "stats": "niso net stats: network counters only",
+    "expose": "niso port-forward NAME 8081:80: no restart",
+    "up, compose up, compose start, compose create, stack start, stack deploy": "niso stack up:"
+    " reads ./stack.toml",
+    "down, compose down, compose stop, stack stop, stack rm": "niso stack down",
+    "compose ps, compose ls, stack ls": "niso stack ps",
+    "compose logs": "niso stack logs",
+    "compose restart": "niso stack restart",
+    "compose exec, stack exec": "niso exec NAME -- CMD",
+    "compose config, stack config": "niso stack up --dry-run: shows the steps",
+    "compose, docker-compose": "niso stack up: niso help stack lists the actions",
+    "network ls, network list, net ls": "niso net list",
+    "network inspect, net show": "niso net inspect NAME",
+    "network create, net add": "niso net create NAME: with --subnet, --internal and --ipv6 as in"
+    " docker",
+    "network rm, network remove, net rm, net delete": "niso net remove NAME",
+    "network connect, network disconnect, net connect, net disconnect": "niso activate ./FOLDER:"
+    " after a change of networks in its manifest; the process keeps running",
+    "network": "niso net list: niso help net lists the actions",
+    "volume, volumes": "niso inspect NAME: lists the volumes of a service",
+    "secret, secrets": "a secret is a file that [secrets] of a manifest names",
+    "generate systemd, generate, quadlet": "niso enable NAME: starts the service at boot",
+    "info, system info": "niso version",
+    "build, pull, push, images, image, load, save, login": "there are no images: a service is a"
+    " folder, and can have a root file system",
+    "prune, system prune, network prune, net prune": "networks that a manifest made are removed"
+    " with their last service",
+    "scale": "a service is one instance: write a manifest for each",
+}
+"""Commands of docker, compose, podman, systemctl and kubectl, without the tool's name, and the
+hint: a remark, or the niso command with the same effect and perhaps a remark.
 
 If several match a command line, the longest one applies.
 """
@@ -97,11 +66,7 @@ def answer(words: list[str]) -> str:
     The first word may be the other tool's name, such as ``docker``, unless it and the next word are
     themselves a command in the list.
     """
-    meant = {
-        word: ": ".join(filter(None, hint))
-        for theirs, *hint in HABITS
-        for word in theirs.split(", ")
-    }
+    meant = {word: hint for theirs, hint in HABITS.items() for word in theirs.split(", ")}
     typed = [word for word in words if not word.startswith("-")]
     for count in (2, 1):
         if count == 1 and typed and typed[0] in _PROGRAMS and (known := answer(typed[1:])):
