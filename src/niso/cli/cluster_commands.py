@@ -241,7 +241,7 @@ def _headline(seen: ClusterStatus) -> str:
     return "  ".join(filter(None, parts))
 
 
-# --- agents ---------------------------------------------------------------------------------------
+# --- agents and niso kubernetes -------------------------------------------------------------------
 
 
 def follow(start: Callable[[Callable[[str], None]], Following]) -> int:
@@ -257,9 +257,6 @@ def follow(start: Callable[[Callable[[str], None]], Following]) -> int:
         signal.signal(number, end)
     following.run()
     return 130 if signal.SIGINT in ended else 0
-
-
-# --- niso kubernetes ------------------------------------------------------------------------------
 
 
 def run_kubernetes(name: str, args: Args) -> int:

@@ -19,7 +19,6 @@ from niso.cli.output import error as error_lines
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
-    from typing import NoReturn
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -49,7 +48,9 @@ def main() -> None:
         sys.stdout.flush()  # write out what was printed before an error
     except OSError:
         pass  # already reported by `run`, or the output is no longer read
-    _end(status)
+    if "niso.look.session" in sys.modules:
+        sys.modules["niso.look.session"].close_all()
+    os._exit(status)  # without the interpreter's shutdown, which takes 8 ms
 
 
 def _have_outputs() -> None:
@@ -65,13 +66,6 @@ def _have_outputs() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
-
-
-def _end(status: int) -> NoReturn:
-    """Close the stores and end this process without the interpreter's shutdown (8 ms)."""
-    if "niso.look.session" in sys.modules:
-        sys.modules["niso.look.session"].close_all()
-    os._exit(status)
 
 
 def run(arguments: list[str]) -> int:
@@ -116,10 +110,17 @@ def _run(arguments: list[str], as_json: bool) -> int:
 
 
 def _report(error: Error, as_json: bool) -> None:
-    """Print an error on stderr, even if there is no memory to import the code for it."""
+    """Print an error, or each error of a group, on stderr, as text or JSON."""
     try:
-        report(error, as_json)
-    except (OSError, MemoryError):  # nothing can be imported
+        for one in error.errors if isinstance(error, ErrorGroup) else [error]:
+            if as_json:
+                import json
+
+                body = {"message": one.message, "hint": one.hint, "key": one.key}
+                print(json.dumps({"error": body}), file=sys.stderr)
+            else:
+                error_lines(one.message, one.hint)
+    except (OSError, MemoryError):  # stderr is closed, or nothing can be imported
         try:
             os.write(2, f"niso: {error.message}\n".encode(errors="backslashreplace"))
         except OSError:
@@ -127,9 +128,7 @@ def _report(error: Error, as_json: bool) -> None:
 
 
 def _failed(error: Error, as_json: bool, status: int) -> int:
-    """Report an error and return ``status``. Raises KeyboardInterrupt if a signal may have caused
-    it.
-    """
+    """Report an error and return ``status``, or raise KeyboardInterrupt after a signal."""
     _report(error, as_json)
     if state.last > 0:
         raise KeyboardInterrupt
@@ -142,8 +141,7 @@ def _command(arguments: list[str]) -> int:
 
     name = ALIASES.get(arguments[0], arguments[0])
     for word in arguments:
-        # the store and the JSON for crun can only contain text
-        # invalid UTF-8 is decoded to surrogates (PEP 383)
+        # the store and JSON only contain text; invalid UTF-8 is decoded to surrogates (PEP 383)
         if name != "lab" and any("\ud800" <= character <= "\udfff" for character in word):
             hint = "names, paths and commands must be UTF-8"
             raise UsageError(f"{word!r} is not valid UTF-8", hint)
@@ -224,23 +222,6 @@ def _of_output(error: OSError) -> Error | None:
             hint = "redirect the output elsewhere"
             return Error(f"cannot write to stdout: {error.strerror}", hint)
     return None
-
-
-def report(error: Error, as_json: bool) -> None:
-    """Print an error, or each error of a group, on stderr, as text or JSON."""
-    errors = error.errors if isinstance(error, ErrorGroup) else [error]
-    try:
-        if as_json:
-            import json
-
-            for one in errors:
-                body = {"message": one.message, "hint": one.hint, "key": one.key}
-                print(json.dumps({"error": body}), file=sys.stderr)
-            return
-        for one in errors:
-            error_lines(one.message, one.hint)
-    except OSError:
-        pass  # stderr is closed
 
 
 # --- signals --------------------------------------------------------------------------------------

@@ -261,7 +261,7 @@ def _watch_reader(gone: list[bool]) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-# --- exec and kill --------------------------------------------------------------------------------
+# --- exec, kill, port-forward ---------------------------------------------------------------------
 
 
 def _exec(host: Host, args: Args) -> int:
@@ -272,9 +272,6 @@ def _kill(host: Host, args: Args) -> int:
     sent = host.services.kill(*args.names, signal=args.signal)
     ended = ("", ", its process has ended")
     return output.results(args, sent, lambda s: f"{s.service}: {s.signal} sent{ended[s.ended]}")
-
-
-# --- port-forward ---------------------------------------------------------------------------------
 
 
 def _port_forward(host: Host, args: Args) -> int:

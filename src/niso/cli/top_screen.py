@@ -51,6 +51,8 @@ TALL = 24
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = (*traffic_commands.TOP_COLUMNS[:4], "LAST 30 s", *traffic_commands.TOP_COLUMNS[4:])
 _FLOW_COLUMNS = ("FROM", "TO", "VERDICT", "TRAFFIC", "LAST 30 s", "NEW/s", "BY")
+_WAITING = {"starting": "waiting", "restarting": "waiting"}
+_STATES = {"inactive": "soft", "completed": "soft", "attached": "", **_WAITING}
 _VERDICTS = {"drop": "bad", "audit": "waiting", "pass": "good"}
 
 
@@ -136,10 +138,8 @@ class TopScreen(App[None]):
         self.chosen, self._fixed = name, name is not None
         self.only_denied, self.order, self.wanted = False, "name", ""
         self.is_over = False
+        # wakes the measuring thread to end it, or to list another service's sockets
         self.wake = threading.Event()
-        """An event that wakes the measuring thread to end it, or to list another service's
-        sockets.
-        """
         self.failure: Exception | None = None
         self.signalled = False
         self.begin: Callable[[], None] | None = None
@@ -244,21 +244,17 @@ class TopScreen(App[None]):
             sockets.fill(traffic_commands.SOCKET_COLUMNS, list(self._sockets), self._socket_cells)
 
     def _flow_keys(self) -> list[str]:
-        """Return the keys of flows to show, first denied ones, then those with most traffic in 30
-        s.
-        """
-        keys = []
-        home = self._home(self.chosen)
-        for key, flow in self._flows.items():
-            names = (flow.from_.name, flow.to.name)
+        """Return the keys of flows to show: denied ones, then those with most traffic."""
+        home, rank, past = self._home(self.chosen), list(_VERDICTS).index, self._flow_history
+
+        def is_shown(flow: FlowLoad) -> bool:
+            if self.only_denied and flow.verdict == "pass":
+                return False
             if self.chosen is not None:
-                wanted = home in (flow.from_.service, flow.to.service)
-            else:
-                wanted = any(self.wanted in name for name in names)
-            if wanted and not (self.only_denied and flow.verdict == "pass"):
-                keys.append(key)
-        rank = list(_VERDICTS).index
-        past = self._flow_history
+                return home in (flow.from_.service, flow.to.service)
+            return self.wanted in flow.from_.name or self.wanted in flow.to.name
+
+        keys = [key for key, flow in self._flows.items() if is_shown(flow)]
         return sorted(keys, key=lambda key: (rank(self._flows[key].verdict), -sum(past[key]), key))
 
     def _flow_cells(self, key: str) -> Cells:
@@ -401,12 +397,9 @@ def _bars(values: list[float]) -> str:
 def _kind(load: ServiceLoad) -> str:
     """Return the name of the style in which a service's state is shown."""
     if load.status == "running":
-        return {"healthy": "good", "unhealthy": "bad", "starting": "waiting"}.get(
-            load.health or "", ""
-        )
-    if load.status in ("starting", "restarting"):
-        return "waiting"
-    return {"inactive": "soft", "completed": "soft", "attached": ""}.get(load.status, "bad")
+        health = {"healthy": "good", "unhealthy": "bad", "starting": "waiting"}
+        return health.get(load.health or "", "")
+    return _STATES.get(load.status, "bad")
 
 
 # --- tables of many rows --------------------------------------------------------------------------

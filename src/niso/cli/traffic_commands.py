@@ -33,26 +33,11 @@ if TYPE_CHECKING:
     from niso.look.top import FlowLoad, Load, ServiceLoad, ServiceSocket, Top
 
 
-# --- run by name ----------------------------------------------------------------------------------
-
-
-DROP_COLUMNS = (
-    "SERVICE",
-    "IN-PACKETS",
-    "IN-BYTES",
-    "IN-DROPS",
-    "OUT-PACKETS",
-    "OUT-BYTES",
-    "OUT-DROPS",
-    "FOREIGN",
-)
+# --- ping and explain -----------------------------------------------------------------------------
 
 
 def run_net(action: str, args: Args) -> int:
     return int(globals()[f"_{action}"](connect(), args))
-
-
-# --- ping -----------------------------------------------------------------------------------------
 
 
 def _ping(host: Host, args: Args) -> int:
@@ -62,9 +47,6 @@ def _ping(host: Host, args: Args) -> int:
     ms = pong.seconds * 1000
     shown = f"{from_} {output.arrow()} {to}: ok ({ms:.{1 if ms >= 0.1 else 2}f}ms)"
     return output.result(args, pong, lambda _: print(shown))
-
-
-# --- explain --------------------------------------------------------------------------------------
 
 
 def _explain(host: Host, args: Args) -> int:
@@ -145,7 +127,8 @@ def _print_proof(judged: Judged, proof: Proof) -> None:
 def _stats(host: Host, args: Args) -> int:
     rows = host.stats()
     audits = any(row.in_audits is not None for row in rows)
-    columns = DROP_COLUMNS + ("IN-AUDITS", "OUT-AUDITS") * audits
+    counts = (f"{way}-{what}" for way in ("IN", "OUT") for what in ("PACKETS", "BYTES", "DROPS"))
+    columns = ("SERVICE", *counts, "FOREIGN") + ("IN-AUDITS", "OUT-AUDITS") * audits
     cells = [["-" if value is None else str(value) for value in row] for row in rows]
     shown = [line[: len(columns)] for line in cells]
     return output.result(args, rows, lambda _: output.table(columns, shown))
@@ -231,7 +214,6 @@ def _graph(host: Host, args: Args) -> int:
             raise _unwritten(args.output, error, "-o") from None
     else:
         sys.stdout.buffer.write(picture)
-        sys.stdout.flush()
     return 0
 
 
@@ -254,8 +236,7 @@ def _capture(host: Host, args: Args) -> int:
         capture = stack.enter_context(running)
         file: IO[bytes] = sys.stdout.buffer
         if args.write not in (None, "-"):
-            # wait for the file's header before replacing a file: by then tcpdump has accepted the
-            # filter
+            # with the header, tcpdump has accepted the filter: only then is a file replaced
             first = capture.read()
             try:
                 file = stack.enter_context(open(args.write, "wb", buffering=0))
@@ -333,10 +314,9 @@ def _trace(host: Host, args: Args) -> int:
         return 130
     if traced is None:
         which = "packet" if args.any else "new connection, datagram or ping"
-        raise Error(
-            f"no {which} from {args.source} to {args.destination} within {args.seconds}",
-            f"niso net explain {args.source} {args.destination} says what would happen to one",
-        )
+        reason = f"no {which} from {args.source} to {args.destination} within {args.seconds}"
+        hint = f"niso net explain {args.source} {args.destination} says what would happen to one"
+        raise Error(reason, hint)
     output.result(args, traced, _print_traced)
     return 0 if traced.passes else 1
 
@@ -615,9 +595,6 @@ def _scaled(number: float | None, unit: str) -> str:
         number /= 1000
     digits = 1 if number < 9.95 and prefix else 0
     return f"{number:.{digits}f} {prefix}{unit}"
-
-
-# --- commands that show more ----------------------------------------------------------------------
 
 
 def explain_words(flow: FlowLoad) -> list[str]:
