@@ -52,9 +52,6 @@ if TYPE_CHECKING:
     from niso.runtime.machine import Machine
 
 
-# --- connect, Host --------------------------------------------------------------------------------
-
-
 def connect(
     *,
     state_dir: str | os.PathLike[str] | None = None,

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from niso.look.other_hosts import ClusterPort
 
 
-# --- host.networks --------------------------------------------------------------------------------
-
-
 _DEFAULT_NETWORK = "niso-default"  # copied from niso.base.names, to save an import
 
 

@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from niso.look.services import Service, ServiceLine
 
 
-# --- host.services --------------------------------------------------------------------------------
-
-
 class Package(NamedTuple):
     """A service to activate, given as data: the content of a manifest.toml, as tomllib returns it.
 
@@ -78,10 +75,16 @@ class Services(ApiPart):
         is rolled back then.
         """
         from niso.change import activate, targets, warnings
+        from niso.manifest import load
 
         self.session.require()
         timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)
-        requested = [_requested(item) for item in what]
+        requested = [
+            load.of_data(item.manifest, os.path.abspath(path(item.folder, "folder")))
+            if isinstance(item, Package)
+            else path(item, "what")
+            for item in what
+        ]
         machine = self.session.machine_for_change(create=not dry_run)
         trusted = None if trust_owner else callers()
         found = targets.find_targets(machine.store, requested, replace, trusted)
@@ -343,7 +346,8 @@ class Services(ApiPart):
         changed, taken = port_forward.port_forward(
             machine, service, wanted, replace=replace, report=self.session.report
         )
-        return forwarded(machine.store, service, wanted, changed, taken=taken)
+        [(_, ports)] = _taken(machine.store, [(service, wanted)])
+        return Forwarded(service, changed, ports, _taken(machine.store, taken), ())
 
     def port_unforward(self, name: str, port: str) -> Forwarded:
         """Withdraw a port published with `port_forward`. Raises NotFound, Conflict.
@@ -356,7 +360,8 @@ class Services(ApiPart):
         machine = self.session.machine_for_change()
         service = machine.store.resolve(name)
         back = port_forward.port_unforward(machine, service, wanted, self.session.report)
-        return forwarded(machine.store, service, wanted, True, returned=back)
+        [(_, ports)] = _taken(machine.store, [(service, wanted)])
+        return Forwarded(service, True, ports, (), _taken(machine.store, back))
 
     def _port(self, name: str, port: str) -> records.Port:
         from niso.manifest.addresses_and_ports import parse_port
@@ -368,25 +373,14 @@ class Services(ApiPart):
         except InvalidInput as error:
             raise UsageError.of(error) from None
         if not wanted.host_port:
-            example = wanted._replace(host_port=8080).text
-            raise UsageError(
-                f"PORT {port!r}: missing host port", f"niso port-forward {name} {example}"
-            )
+            hint = f"niso port-forward {name} {wanted._replace(host_port=8080).text}"
+            raise UsageError(f"PORT {port!r}: missing host port", hint)
         return wanted
 
 
 def with_healthcheck(store: Store, names: Iterable[str]) -> list[str]:
     checked = set(store.checked_services())
     return [name for name in names if name in checked]
-
-
-def _requested(what: object) -> Any:
-    from niso.manifest import load
-
-    if isinstance(what, Package):
-        folder = os.path.abspath(path(what.folder, "folder"))
-        return load.of_data(what.manifest, folder)
-    return path(what, "what")
 
 
 def _resolved(store: Store, names: Iterable[str]) -> list[str]:
@@ -443,21 +437,8 @@ class Forwarded(NamedTuple):
     """services whose manifest ports are published again after --remove"""
 
 
-def forwarded(
-    store: Store,
-    service: str,
-    port: records.Port,
-    changed: bool,
-    taken: Iterable[tuple[str, records.Port]] = (),
-    returned: Iterable[tuple[str, records.Port]] = (),
-) -> Forwarded:
-
-    def ports_of(name: str, one: records.Port) -> tuple[Port, ...]:
-        return rows([one], store.port_families(name))
-
-    lost = tuple(Taken(who, ports_of(who, one)) for who, one in taken)
-    back = tuple(Taken(who, ports_of(who, one)) for who, one in returned)
-    return Forwarded(service, changed, ports_of(service, port), lost, back)
+def _taken(store: Store, ports: Iterable[tuple[str, records.Port]]) -> tuple[Taken, ...]:
+    return tuple(Taken(name, rows([one], store.port_families(name))) for name, one in ports)
 
 
 class Executed(NamedTuple):

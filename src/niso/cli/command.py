@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from niso.cli.parse import Args
 
 
-# --- Command, Option, Argument --------------------------------------------------------------------
-
-
 class Argument(NamedTuple):
     """A positional argument of a command, such as ``NAME``, ``FILE?``, ``PATH*`` or ``-- CMD...``.
 

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
 
-# --- the command ----------------------------------------------------------------------------------
-
-
 JUDGES = ("net check", "net explain")
 """Commands whose exit status 1 is a result and not an error.
 

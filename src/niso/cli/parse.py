@@ -188,9 +188,6 @@ def unknown(
     return UsageError(f"unknown {kind} {name!r}", hint)
 
 
-# --- unknown commands -----------------------------------------------------------------------------
-
-
 def unknown_command(words: list[str]) -> UsageError:
     """Return the error for words that name no command or action.
 

@@ -473,9 +473,6 @@ def _write_policies(host: Host, args: Args, changes: tuple[PolicyChange, ...]) -
     return 0
 
 
-# --- niso events ----------------------------------------------------------------------------------
-
-
 def run_events(_: str, args: Args) -> int:
     seconds = None if args.seconds is None else duration(args.seconds, "--for")
     end = None if seconds is None else time.monotonic() + seconds

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from niso.cli.command import CHANGES, FOR, JSON, REPORTS, Argument, Command, Group, Option
 
-# --- niso net -------------------------------------------------------------------------------------
-
-
 _SINCE = Option(
     "--since TIME", "only what was new since then: a time (RFC 3339) or a period such as 2h"
 )
