@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from niso.cli import command as cli_command
 from niso.cli import general_commands
-from niso.cli.command import Command, Group, sentence
+from niso.cli.command import Command, Group, meaning, sentence
 from niso.cli.parse import examples, usage
 from reference.document import Block, Code, Heading, Page, Terms, Text
 
@@ -153,8 +153,8 @@ def _others(own: str) -> tuple[str, ...]:
 def _command(command: Command) -> Iterator[Block]:
     yield Code(usage(command, _COLUMNS))
     yield Text(sentence(command.does) + (f" {command.about}" if command.about else ""))
-    rows = [(a.metavar, _with_default(a.help, a.default)) for a in command.arguments]
-    rows += [(o.takes, _with_default(o.help, o.default)) for o in command.options]
+    rows = [(argument.metavar, meaning(argument)) for argument in command.arguments]
+    rows += [(option.takes, meaning(option)) for option in command.options]
     if rows:
         yield Terms(tuple(rows))
     if command.exits:
@@ -162,10 +162,6 @@ def _command(command: Command) -> Iterator[Block]:
         yield Terms(command.exits)
     if command.examples:
         yield Code("\n".join(examples(command, _COLUMNS)), "sh")
-
-
-def _with_default(text: str, default: str) -> str:
-    return f"{text} (default: {default})" if default else text
 
 
 def _common() -> Iterator[Block]:

@@ -25,7 +25,6 @@ from niso.look.session import (
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
-    from types import TracebackType
     from typing import Any
 
     from niso.api.host_attachments import Attachments
@@ -88,12 +87,7 @@ class Host(ApiPart):
     def __enter__(self) -> Host:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

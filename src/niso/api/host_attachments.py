@@ -139,10 +139,7 @@ def _detach(machine: Machine, name: str, id: str | None, report: Report) -> bool
 
 
 def _complete(given: AttachRequest) -> AttachRequest:
-    """Return a request with lists of strings, and with owner and id of its unit, if any.
-
-    Raises UsageError, InvalidInput.
-    """
+    """Return a request with lists of strings, and with owner and id of its unit, if any."""
     given = given._replace(
         networks=texts(given.networks, "networks"),
         ports=texts(given.ports, "ports"),

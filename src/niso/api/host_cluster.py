@@ -126,10 +126,7 @@ class Clusters(ApiPart):
         return cluster_join.leave(machine, force, self.session.report).host
 
     def forget(self, host: str) -> Forgotten:
-        """Remove a lost host and its services from the cluster, and revoke its certificates.
-
-        Raises NotFound, and Conflict if the host is alive.
-        """
+        """Remove a lost host from the cluster. Raises NotFound, and Conflict if it is alive."""
         return cluster_hosts.forget(self.session.machine(), text(host, "HOST"))
 
     def add_member(self, host: str = "") -> int:

@@ -198,9 +198,8 @@ class Networks(ApiPart):
         return _described(store, store.require_network(text(name, "name")))
 
     def remove(self, *names: str, dry_run: bool = False) -> tuple[RemovedNetwork, ...]:
-        """Remove networks and their bridges. If one of them cannot be removed, none is.
-
-        Raises NotFound, and Conflict if a service uses one of them.
+        """Remove networks and their bridges: all or none. Raises NotFound, and Conflict for one in
+        use.
         """
         from niso.change import journal, networks
 

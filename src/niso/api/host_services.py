@@ -37,10 +37,7 @@ if TYPE_CHECKING:
 
 
 class Package(NamedTuple):
-    """A service to activate, given as data: the content of a manifest.toml, as tomllib returns it.
-
-    Paths in ``manifest`` are relative to ``folder``.
-    """
+    """The content of a manifest.toml, as of tomllib. Its paths are relative to ``folder``."""
 
     manifest: Mapping[str, Any]
     folder: str | os.PathLike[str]
@@ -65,14 +62,12 @@ class Services(ApiPart):
         ``what`` are manifests, folders with a manifest.toml, existing services, or `Package`
         values. If a service is already active, only the changes of its manifest are applied.
         ``timeout`` is the number of seconds for each service to start or become healthy.
-
         ``replace`` allows services of the same names from other folders to be replaced. ``take``
         takes over services of cluster hosts that are gone. Without ``trust_owner``, a manifest that
         users other than root and the caller can change is refused. With ``dry_run``, nothing is
         changed.
 
-        Raises InvalidInput, Conflict, NotFound, KernelError, ProcessError, ErrorGroup. Everything
-        is rolled back then.
+        Raises InvalidInput, Conflict, NotFound, KernelError, ProcessError, ErrorGroup.
         """
         from niso.change import activate, targets, warnings
         from niso.manifest import load
@@ -105,10 +100,7 @@ class Services(ApiPart):
         return tuple(outcomes)
 
     def deactivate(self, *names: str, dry_run: bool = False) -> tuple[Done, ...]:
-        """Stop services and remove their network namespaces; addresses and volumes are kept.
-
-        Raises Error.
-        """
+        """Stop services and remove their networks; addresses and volumes are kept. Raises Error."""
         from niso.change import boot
 
         wanted = texts(names, "names")
@@ -131,7 +123,7 @@ class Services(ApiPart):
         return tuple(boot.deactivate(self.session, machine, own, dry_run))
 
     def restart(self, *names: str) -> tuple[Done, ...]:
-        """Restart the processes of active services without changing addresses and ports.
+        """Restart the processes of active services; addresses and ports stay the same.
 
         Raises Conflict if a service is not active, NotFound, ProcessError.
         """
@@ -147,7 +139,7 @@ class Services(ApiPart):
         machine = self.session.machine_for_change()
         store = machine.store
         wanted = _resolved(store, names)
-        self.session.expect(with_healthcheck(store, wanted))
+        self.session.expect(_with_healthcheck(store, wanted))
         activate.restart(machine, wanted, self.session.report, after)
         self.session.report(Finished())
         warnings.warn_of_limits(self.session, store, wanted)
@@ -156,10 +148,7 @@ class Services(ApiPart):
         return tuple(Done(name, True) for name in wanted)
 
     def remove(self, *names: str, volumes: bool = False) -> tuple[Done, ...]:
-        """Stop services and delete their records; with ``volumes``, also their named volumes.
-
-        Raises Error.
-        """
+        """Stop services and delete their records, with ``volumes`` their volumes. Raises Error."""
         from niso.change import boot, deactivate
         from niso.change.deactivate import Done
 
@@ -199,7 +188,7 @@ class Services(ApiPart):
         machine = self.session.machine_for_change()
         store = machine.store
         enabled = [row.name for row in store.services() if row.enabled]
-        self.session.expect(with_healthcheck(store, enabled))
+        self.session.expect(_with_healthcheck(store, enabled))
         done = boot.restore(machine, timeout_s, self.session.report)
         self.session.report(Finished())
         warnings.activated(self.session, machine, done.outcomes)
@@ -378,7 +367,7 @@ class Services(ApiPart):
         return wanted
 
 
-def with_healthcheck(store: Store, names: Iterable[str]) -> list[str]:
+def _with_healthcheck(store: Store, names: Iterable[str]) -> list[str]:
     checked = set(store.checked_services())
     return [name for name in names if name in checked]
 
@@ -388,10 +377,7 @@ def _resolved(store: Store, names: Iterable[str]) -> list[str]:
 
 
 def _own(store: Store, name: str) -> str:
-    """Return the service with this name, hostname or alias.
-
-    Raises NotFound, and Conflict if it is an attachment, whose process niso does not start.
-    """
+    """Return a service by any of its names. Raises NotFound, and Conflict for an attachment."""
     service = store.resolve(name)
     if (row := store.service(service)) is not None:
         row.require_own()

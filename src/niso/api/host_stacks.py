@@ -63,18 +63,17 @@ class Stacks(ApiPart):
     def down(
         self, stack: str | os.PathLike[str], *, volumes: bool = False, dry_run: bool = False
     ) -> StackDown:
-        """Deactivate all services of a stack, each before the services that it depends on.
+        """Deactivate a stack's services, each before its dependencies. Raises Error.
 
-        Addresses and networks are kept. ``volumes`` deletes the named volumes. Raises Error.
+        Addresses and networks are kept. ``volumes`` deletes the named volumes.
         """
         machine = self.session.machine_for_change()
         where = path(stack, "stack")
         return stacks.down(machine, where, self.session.report, dry_run, volumes)
 
     def status(self, stack: str | os.PathLike[str]) -> tuple[ServiceLine, ...]:
-        """Return the services of a stack with their status, as ``host.services.list()`` does.
-
-        Raises Conflict if the stack came from another file.
+        """Return the services of a stack with their status. Raises Conflict if another file made
+        it.
         """
         self.session.require()
         store = self.session.store()

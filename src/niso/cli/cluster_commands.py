@@ -137,16 +137,18 @@ def _forget(host: Host, args: Args) -> int:
     return 0
 
 
-def _member_add(host: Host, args: Args) -> int:
+def _member_add(host: Host, args: Args, remove: bool = False) -> int:
+    change = host.cluster.remove_member if remove else host.cluster.add_member
     with Progress(args) as host.progress:
-        print(f"member added: {_members(host.cluster.add_member(args.host or ''))}")
+        count = change(args.host or "")
+    lost = (count - 1) // 2 or "none"
+    what = "removed" if remove else "added"
+    print(f"member {what}: etcd has {count}, and survives the loss of {lost}")
     return 0
 
 
 def _member_remove(host: Host, args: Args) -> int:
-    with Progress(args) as host.progress:
-        print(f"member removed: {_members(host.cluster.remove_member(args.host or ''))}")
-    return 0
+    return _member_add(host, args, remove=True)
 
 
 def _member_alone(host: Host, args: Args) -> int:
@@ -154,11 +156,6 @@ def _member_alone(host: Host, args: Args) -> int:
         host.cluster.be_only_member()
     print("this host has the only member of etcd")
     return 0
-
-
-def _members(count: int) -> str:
-    lost = (count - 1) // 2
-    return f"etcd has {count}, and survives the loss of {lost or 'none'}"
 
 
 def _backup(host: Host, args: Args) -> int:
@@ -260,8 +257,7 @@ def follow(start: Callable[[Callable[[str], None]], Following]) -> int:
 
 
 def run_kubernetes(name: str, args: Args) -> int:
-    host = connect()
-    config = args.kubeconfig
+    host, config = connect(), args.kubeconfig
     if not (args.enable or args.disable):
         return follow(lambda log: host.kubernetes.follow(log, config))
     with Progress(args) as host.progress:

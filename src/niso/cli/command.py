@@ -144,6 +144,11 @@ REPORTS = (VERBOSE, JSON)
 CHANGES = (Option("--dry-run", "print the steps without changing anything"), *REPORTS)
 
 
+def meaning(of: Argument | Option) -> str:
+    """Return the help of an argument or option with its default value."""
+    return f"{of.help} (default: {of.default})" if of.default else of.help
+
+
 def synopsis(command: Command) -> list[str]:
     """Return the parts of a usage line, between which it may be wrapped: ``[--subnet CIDR]...``."""
     shown = [f"niso {command.name}"]

@@ -53,7 +53,7 @@ def main() -> None:
 def _have_outputs() -> None:
     """Open /dev/null as each of the descriptors 0, 1 and 2 that the caller has closed.
 
-    Otherwise a database or a lock file could get this number, and output would overwrite the file.
+    Otherwise output would overwrite a database or lock file that got the number.
     """
     for fd in range(3):
         try:

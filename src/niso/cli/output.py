@@ -394,19 +394,20 @@ class Progress:
             with self._printing:  # let a line in progress come before the command's output
                 self._running = False
 
+    def _due_s(self) -> float:
+        after = self._reported + AGAIN_S if self._reported else AT_ONCE_S
+        return self._since + after - time.monotonic()
+
     def _print_slow_steps(self) -> None:
         """Print each step that takes a second, and again every ten seconds, until `_stop`."""
         while True:
-            due = self._since + (self._reported + AGAIN_S if self._reported else AT_ONCE_S)
-            if self._over.acquire(timeout=max(0.0, due - time.monotonic())):
+            if self._over.acquire(timeout=max(0.0, self._due_s())):
                 return
             with self._printing:
                 since = self._since
                 if not self._running:
                     return
-                if time.monotonic() < since + (
-                    self._reported + AGAIN_S if self._reported else AT_ONCE_S
-                ):
+                if self._due_s() > 0:
                     continue  # another step has begun
                 elapsed = round(time.monotonic() - since)
                 step = self._step

@@ -21,6 +21,7 @@ from niso.cli.command import (
     Group,
     Option,
     find,
+    meaning,
     sentence,
     synopsis,
 )
@@ -230,9 +231,8 @@ def first_screen(version: str, commands: list[Command | Group]) -> str:
     head = f"niso {version}: networking for services on Linux, without a daemon or a proxy"
     use, more = "usage: niso COMMAND ...", "niso help COMMAND shows its options and examples"
     asides = [one.name for one in commands if isinstance(one, Command) and one.aside]
-    lines = _list(
-        [(one.name, one.does) for one in commands if one.name not in asides], columns
-    ) + _wrapped(f"also: {', '.join((*asides, 'help', 'version'))}", columns)
+    lines = _list([(one.name, one.does) for one in commands if one.name not in asides], columns)
+    lines += _wrapped(f"also: {', '.join((*asides, 'help', 'version'))}", columns)
     begin = [
         ("sudo niso activate ./api", "a folder with a manifest.toml; then niso ps"),
         ("sudo niso lab", "a disposable host for experiments"),
@@ -263,11 +263,9 @@ def group(of: Group) -> str:
         shown = (f"{first} {'|'.join(more)}".rstrip() for first, more in asides.items())
         lines += _wrapped(f"also: {', '.join(shown)}", columns)
     example = next(action for action in of.actions if action.examples).name
-    return (
-        f"usage: niso {of.name} ACTION ...\n\n{_wrapped(sentence(of.does), columns)}\n"
-        f"actions:\n{lines}\n"
-        + _wrapped(f"niso help {example} shows its options and examples", columns)
-    )
+    end = _wrapped(f"niso help {example} shows its options and examples", columns)
+    does = _wrapped(sentence(of.does), columns)
+    return f"usage: niso {of.name} ACTION ...\n\n{does}\nactions:\n{lines}\n{end}"
 
 
 def command(of: Command) -> str:
@@ -276,15 +274,10 @@ def command(of: Command) -> str:
     if of.about:
         parts.append(_wrapped(of.about, columns))
     if of.arguments:
-        parts.append(
-            "arguments:\n"
-            + _list([(a.metavar, _defaulted(a.help, a.default)) for a in of.arguments], columns)
-        )
+        rows = [(argument.metavar, meaning(argument)) for argument in of.arguments]
+        parts.append("arguments:\n" + _list(rows, columns))
     # a long option without a short form is indented, so that the long names are aligned
-    options = [
-        (" " * 4 * o.spelled.startswith("--") + o.takes, _defaulted(o.help, o.default))
-        for o in of.options
-    ]
+    options = [(" " * 4 * o.spelled.startswith("--") + o.takes, meaning(o)) for o in of.options]
     parts.append("options:\n" + _list([*options, ("-h, --help", "print this help")], columns))
     if of.examples:
         head = "examples:\n" if len(of.examples) > 1 else "example:\n"
@@ -292,10 +285,6 @@ def command(of: Command) -> str:
     if of.exits:
         parts.append("exit status:\n" + _list(list(of.exits), columns))
     return "\n".join(parts)
-
-
-def _defaulted(text: str, default: str) -> str:
-    return f"{text} (default: {default})" if default else text
 
 
 def usage(of: Command, columns: int, before: str = "") -> str:
@@ -327,12 +316,12 @@ def _list(rows: list[tuple[str, str]], columns: int) -> str:
     """Format rows in two columns. Text of the second column is wrapped inside the column."""
     left = min(max(len(word) for word, _ in rows), 22)
     shown = ""
-    for word, meaning in rows:
+    for word, text in rows:
         head = f"  {word:<{left}}  "
         if len(word) > left:
             shown += f"  {word}\n"
             head = " " * (left + 4)
-        shown += _wrapped(meaning, columns, head, left + 4)
+        shown += _wrapped(text, columns, head, left + 4)
     return shown
 
 
@@ -342,6 +331,6 @@ def examples(of: Command, columns: int) -> list[str]:
     column = max((length for length in short if length <= 44), default=0)
     lines = []
     for line, remark in of.examples:
-        beside = f"{line:<{column}}    # {remark}" if remark else line
-        lines += [beside] if len(beside) <= columns or not remark else [f"# {remark}", line]
+        together = f"{line:<{column}}    # {remark}" if remark else line
+        lines += [together] if len(together) <= columns or not remark else [f"# {remark}", line]
     return lines

@@ -248,7 +248,7 @@ def _print_chunks(chunks: Iterable[bytes], follow: bool) -> int:
 
 
 def _watch_reader(gone: list[bool]) -> None:
-    """Interrupt this command, and add to ``gone``, when the program that reads its output exits."""
+    """Interrupt this command, and add to ``gone``, when the reader of its output exits."""
     import threading
 
     def watch() -> None:

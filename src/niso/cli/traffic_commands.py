@@ -147,7 +147,7 @@ def _log(host: Host, args: Args) -> int:
 def _wait(source: Drops | Events | None, seconds: float | None = None) -> bool:
     """Wait until ``source`` can be read; return False if ``seconds`` are over before.
 
-    Raises BrokenPipeError when the program that reads stdout exits, even if nothing is written.
+    Raises BrokenPipeError if stdout is closed, even while nothing is written.
     """
     poll = select.poll()
     if source is not None:

@@ -231,9 +231,7 @@ def _is_own(host: str) -> bool:
 
 
 class _Impatient(H11Protocol):
-    """Close connections without a complete request in time: uvicorn limits the time after an answer
-    only.
-    """
+    """Close connections without a complete request in time: uvicorn limits the later ones only."""
 
     _last: object = None
     """The request at the previous check; None if there was none."""
