@@ -36,21 +36,9 @@ ORDER = (
 
 CLI_MAY = {
     # makes a machine, where `niso.connect` is of one; is conmon's, with no user
-    "cli.general_commands": {
-        "niso.compose.compose_file.ImportedStack",
-        "niso.lab.supervisor.run",
-        "niso.runtime.on_exit",
-    },
-    # types of results
-    "cli.cluster_commands": {
-        "niso.change.cluster_hosts.ClusterStatus",
-        "niso.change.cluster_join.Membership",
-        "niso.runtime.units.Following",
-    },
-    "cli.service_commands": {
-        "niso.change.activate.Outcome",
-        "niso.change.boot.Marked",
-    },
+    "cli.general_commands": {"niso.lab.supervisor.run", "niso.runtime.on_exit"},
+    # a type that is not public
+    "cli.cluster_commands": {"niso.runtime.units.Following"},
     # what it serves needs no host
     "cli.browser": {"niso.web.page_server"},
 }

@@ -21,8 +21,7 @@ from niso.cli.parse import Args
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from niso.change.cluster_hosts import ClusterStatus
-    from niso.change.cluster_join import Membership
+    import niso
     from niso.runtime.units import Following
 
 
@@ -111,7 +110,7 @@ def _join(host: Host, args: Args) -> int:
     return result(args, made, lambda _: print(shown))
 
 
-def _membership(made: Membership) -> str:
+def _membership(made: niso.Membership) -> str:
     if not made.member:
         return "not a member of etcd"
     number = f"member {made.members} of etcd"
@@ -180,7 +179,7 @@ def _status(host: Host, args: Args) -> int:
     return 0 if seen.answers else 1
 
 
-def _print_status(seen: ClusterStatus) -> None:
+def _print_status(seen: niso.ClusterStatus) -> None:
     print(_headline(seen))
     members = {
         member.name: "no answer"
@@ -221,7 +220,7 @@ def _print_status(seen: ClusterStatus) -> None:
         print(f"  hint: the agent of {', '.join(late)} is behind: journalctl -u niso-agent there")
 
 
-def _headline(seen: ClusterStatus) -> str:
+def _headline(seen: niso.ClusterStatus) -> str:
     there = [member for member in seen.members if member.version]
     versions = ", ".join(sorted({member.version for member in there if member.version}))
     leader = next(

@@ -18,8 +18,7 @@ from niso.cli.command import ALIASES, COMMANDS, HIDDEN, Command, Group, Option, 
 from niso.cli.parse import HELP, Args, unknown
 
 if TYPE_CHECKING:
-    from niso.api.host import Host
-    from niso.look.host_ports import Port
+    import niso
 
 
 SHELLS = {"bash": "completion.bash", "zsh": "completion.zsh"}
@@ -170,7 +169,7 @@ def _options(command: Command, given: list[str]) -> Candidates:
 # --- names, which only root can read --------------------------------------------------------------
 
 
-def _from_host(read: Callable[[Host], Candidates]) -> Candidates:
+def _from_host(read: Callable[[niso.Host], Candidates]) -> Candidates:
     from niso.api.host import connect
 
     if os.geteuid() != 0:
@@ -196,7 +195,7 @@ def _networks() -> Candidates:
     return _from_host(lambda host: [(name, "network") for name in host.networks.names()])
 
 
-def _words(ports: Iterable[Port]) -> list[str]:
+def _words(ports: Iterable[niso.Port]) -> list[str]:
     """Return ports as a manifest has them. A port on all addresses is one word."""
     words = []
     for port in ports:
@@ -209,7 +208,7 @@ def _words(ports: Iterable[Port]) -> list[str]:
 def _forwards(placed: list[str], given: list[str]) -> Candidates:
     """Return a service's forwarded ports; with --replace, the published ports of other services."""
 
-    def read(host: Host) -> Candidates:
+    def read(host: niso.Host) -> Candidates:
         if "--replace" not in given:
             return [(word, "forwarded") for word in _words(host.services.forwards(placed[0]))]
         name = host.services.resolve(placed[0])
@@ -223,7 +222,7 @@ def _forwards(placed: list[str], given: list[str]) -> Candidates:
 def _targets(placed: list[str], given: list[str]) -> Candidates:
     """Return all services, and SERVICE:PORT for each port of services that publish ports."""
 
-    def read(host: Host) -> Candidates:
+    def read(host: niso.Host) -> Candidates:
         ports = host.networks.ports()
         words = (f"{line.service}:{line.container}/{line.mapping.proto}" for line in ports)
         return [(word, "port") for word in dict.fromkeys(words)]

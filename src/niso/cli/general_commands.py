@@ -12,8 +12,7 @@ from niso.cli.command import ALIASES, COMMANDS, HIDDEN, Command, Group, find
 from niso.cli.parse import HELP, Args
 
 if TYPE_CHECKING:
-    from niso.api.without_host import Valid
-    from niso.compose.compose_file import ImportedStack
+    import niso
 
 
 # --- help, version and others ---------------------------------------------------------------------
@@ -49,7 +48,7 @@ def run_meta(name: str, args: Args) -> int:
     return 0
 
 
-def _valid(file: Valid) -> str:
+def _valid(file: niso.Valid) -> str:
     services = f" of {', '.join(file.services)}" if file.kind == "stack" else ""
     return f"{output.escaped(file.path)}: valid {file.kind} {file.name}{services}"
 
@@ -86,7 +85,7 @@ def run_importing(_: str, args: Args) -> int:
     return output.result(args, import_compose(args.file, args.output or None), _print_imported)
 
 
-def _print_imported(made: ImportedStack) -> None:
+def _print_imported(made: niso.ImportedStack) -> None:
     if made.file is None:
         print(made.text, end="")
     else:

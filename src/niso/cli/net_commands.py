@@ -18,10 +18,7 @@ from niso.look.session import duration
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from niso.api.host import Repaired, Swept
-    from niso.api.host_networks import Network
-    from niso.look.policies import PolicyEntry
-    from niso.look.what_if import PolicyEffect
+    import niso
 
 
 # --- networks, ports, rules, check, repair --------------------------------------------------------
@@ -53,7 +50,7 @@ def _create(host: Host, args: Args) -> int:
         )
     state = "created" if made.changed else "already exists, unchanged"
 
-    def show(network: Network) -> None:
+    def show(network: niso.Network) -> None:
         if not args.dry_run:
             spans = "" if network.vni is None else f"  VNI {network.vni}"
             print(f"{network.name}: {state}  {network.subnet}  {network.bridge}{spans}")
@@ -91,7 +88,7 @@ def _inspect(host: Host, args: Args) -> int:
     return output.result(args, host.networks.inspect(args.name), _print_network)
 
 
-def _print_network(network: Network) -> None:
+def _print_network(network: niso.Network) -> None:
     print(f"Name: {network.name}")
     print(f"Subnet: {network.subnet}")
     print(f"Bridge: {network.bridge}")
@@ -215,7 +212,7 @@ def _check(host: Host, args: Args) -> int:
 def _repair(host: Host, args: Args) -> int:
     with Progress(args) as host.progress:
         if args.sweep:
-            done: Repaired | Swept = host.sweep(dry_run=args.dry_run)
+            done: niso.Repaired | niso.Swept = host.sweep(dry_run=args.dry_run)
         else:
             done = host.repair(dry_run=args.dry_run, kernel=args.kernel)
     if args.dry_run:
@@ -239,7 +236,7 @@ _PREFIX = "network.policy."
 
 
 def _policy_show(host: Host, args: Args) -> int:
-    def show(entries: Iterable[PolicyEntry]) -> None:
+    def show(entries: Iterable[niso.PolicyEntry]) -> None:
         if entries or args.unused:
             output.table(ENTRIES, map(_entry, entries))
         else:
@@ -249,7 +246,7 @@ def _policy_show(host: Host, args: Args) -> int:
         return output.result(args, host.policy(args.name, unused=args.unused), show)
 
 
-def _entry(entry: PolicyEntry) -> tuple[str, ...]:
+def _entry(entry: niso.PolicyEntry) -> tuple[str, ...]:
     denied = "others would be denied" if entry.audited else "others are denied"
     verdict = "others pass" if entry.passes else denied
     shown = entry.text if entry.text is not None else f"({verdict})"
@@ -275,7 +272,7 @@ def say_what_changes(host: Host, *what: str) -> None:
         _print_effects(effects)
 
 
-def _print_effects(effects: Iterable[PolicyEffect]) -> None:
+def _print_effects(effects: Iterable[niso.PolicyEffect]) -> None:
     rows = output.merged(effects, lambda e: (e.effect, *output.ends(e), _by(e)))
     output.table(EFFECTS, [(e.effect, *output.flow_cells(e), _by(e)) for e in rows])
     if not rows:
@@ -287,7 +284,7 @@ def _print_effects(effects: Iterable[PolicyEffect]) -> None:
     print(f"{flows} would be cut{f', {audited} when the audit ends' if audited else ''}")
 
 
-def _by(effect: PolicyEffect) -> str:
+def _by(effect: niso.PolicyEffect) -> str:
     if effect.key:
         entry = f' "{effect.text}"' if effect.text else ""
         return f"{effect.service} {effect.key.removeprefix(_PREFIX)}{entry}"

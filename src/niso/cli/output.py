@@ -22,12 +22,8 @@ from niso.base.signals import signals_held
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from niso.api.host_attachments import Changed
+    import niso
     from niso.cli.parse import Args
-    from niso.look.flows import Flow
-    from niso.look.host_ports import Port
-    from niso.look.top import FlowLoad
-    from niso.look.what_if import PolicyEffect
 
 
 # --- text and tables ------------------------------------------------------------------------------
@@ -189,7 +185,7 @@ def _painted(cell: str) -> str:
     return f"\x1b[{colour}m{word}\x1b[0m{cell[len(word) :]}" if colour else cell
 
 
-def ends(flow: Flow | PolicyEffect | FlowLoad) -> tuple[str, str]:
+def ends(flow: niso.Flow | niso.PolicyEffect | niso.FlowLoad) -> tuple[str, str]:
     """Return the source and the destination of a flow: ``api``, ``[fd00::2]:53/udp``."""
     return flow.from_.name, f"{bracketed(flow.to.name)}:{flow.port}/{flow.proto}"
 
@@ -201,12 +197,14 @@ def ago(seconds: float | None, never: str = "-") -> str:
     return "now" if seconds < 1 else f"{duration(seconds)} ago"
 
 
-def flow_cells(flow: Flow | PolicyEffect) -> tuple[str, ...]:
+def flow_cells(flow: niso.Flow | niso.PolicyEffect) -> tuple[str, ...]:
     """Return the cells FROM, TO, NEW, OPEN and LAST of a flow."""
     return (*ends(flow), str(flow.new or "-"), str(flow.open or "-"), ago(flow.ago))
 
 
-def merged[T: (Flow, PolicyEffect)](flows: Iterable[T], key: Callable[[T], object]) -> list[T]:
+def merged[T: (niso.Flow, niso.PolicyEffect)](
+    flows: Iterable[T], key: Callable[[T], object]
+) -> list[T]:
     """Merge rows with the same ``key``, such as those for IPv4 and IPv6, and add their numbers."""
     rows: dict[object, T] = {}
     for flow in flows:
@@ -240,12 +238,12 @@ def results[T](args: Args, done: Sequence[T], line: Callable[[T], str]) -> int:
     return result(args, done, lambda done: [print(line(one)) for one in done])
 
 
-def changes(args: Args, done: Sequence[Changed], words: tuple[str, str]) -> int:
+def changes(args: Args, done: Sequence[niso.Changed], words: tuple[str, str]) -> int:
     """Print which services were changed; ``words`` are for unchanged and changed ones."""
     return results(args, done, lambda one: f"{one.service}: {words[one.changed]}")
 
 
-def ports_text(ports: Iterable[Port]) -> str:
+def ports_text(ports: Iterable[niso.Port]) -> str:
     """Format ports as ``8080→8080, [::]:53→53/udp``. A port on all addresses is listed once."""
     return ", ".join(dict.fromkeys(map(_port_text, ports)))
 
@@ -256,7 +254,7 @@ def as_listed(port: str) -> str:
     return f"{host}{arrow()}{container}" if colon else port
 
 
-def _port_text(port: Port) -> str:
+def _port_text(port: niso.Port) -> str:
     host = "" if port.anywhere or port.host_ip == "0.0.0.0" else f"{bracketed(port.host_ip)}:"
     proto = "" if port.proto == "tcp" else f"/{port.proto}"
     ends = span(port.host_port, port.range), span(port.container_port, port.range)

@@ -19,11 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from niso.api.host_services import Forwarded
-    from niso.change.activate import Outcome
-    from niso.change.boot import Marked
-    from niso.look.other_hosts import ClusterLine
-    from niso.look.services import ServiceLine
+    import niso
 
 
 # --- activate, deactivate, remove, restart --------------------------------------------------------
@@ -85,9 +81,9 @@ def _restart(host: Host, args: Args) -> int:
     return output.changes(args, done, RESTARTED)
 
 
-def _print_outcomes(args: Args, outcomes: tuple[Outcome, ...]) -> None:
+def _print_outcomes(args: Args, outcomes: tuple[niso.Outcome, ...]) -> None:
 
-    def line(result: Outcome) -> str:
+    def line(result: niso.Outcome) -> str:
         state = "active" if result.changed else "already active, unchanged"
         state = "completed" if result.completed else state
         ports = output.ports_text(result.ports)
@@ -190,7 +186,7 @@ def _ps(host: Host, args: Args) -> int:
     return output.result(args, lines, _print_lines)
 
 
-def _print_everywhere(lines: Iterable[ClusterLine]) -> None:
+def _print_everywhere(lines: Iterable[niso.ClusterLine]) -> None:
     rows = (
         (
             *line[:3],
@@ -202,7 +198,7 @@ def _print_everywhere(lines: Iterable[ClusterLine]) -> None:
     output.table(("SERVICE", "HOST", "STATUS", "ADDRESS", "PORTS"), rows)
 
 
-def _print_lines(lines: tuple[ServiceLine, ...]) -> None:
+def _print_lines(lines: tuple[niso.ServiceLine, ...]) -> None:
     policies = ("POLICY",) * any(line.audit_until for line in lines)
     output.table(
         (*COLUMNS, *policies),
@@ -283,7 +279,7 @@ def _port_forward(host: Host, args: Args) -> int:
     return output.result(args, done, lambda done: _print_forwarded(done, args.remove))
 
 
-def _print_forwarded(done: Forwarded, remove: bool) -> None:
+def _print_forwarded(done: niso.Forwarded, remove: bool) -> None:
     state = "published" if done.changed else "already published, unchanged"
     state = "no longer published" if remove else state
     print(f"{done.service}: {output.ports_text(done.ports)} {state}")
@@ -309,7 +305,7 @@ def _enable(host: Host, args: Args, on: bool = True) -> int:
         else:
             marked = (host.services.enable if on else host.services.disable)(*args.names)
 
-    def line(mark: Marked) -> str:
+    def line(mark: niso.Marked) -> str:
         state = f"{name}d" if mark.changed else unchanged
         return f"{mark.service}: {state}{f'  {mark.unit}' if mark.unit else ''}"
 

@@ -23,14 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import IO
 
-    from niso.look.capture import Capture, Traced
-    from niso.look.drops import Drop, Drops
-    from niso.look.events import Events, Happened
-    from niso.look.explain import Explanation, Judged
-    from niso.look.flows import Flow
-    from niso.look.learn import LearnedEntry, LearnedPolicy, PolicyChange
-    from niso.look.prove import Proof
-    from niso.look.top import FlowLoad, Load, ServiceLoad, ServiceSocket, Top
+    import niso
 
 
 # --- ping and explain -----------------------------------------------------------------------------
@@ -59,7 +52,7 @@ def _explain(host: Host, args: Args) -> int:
     return 0 if explained.passes and (proof is None or proof.agrees is not False) else 1
 
 
-def _print_explained(explained: Explanation) -> None:
+def _print_explained(explained: niso.Explanation) -> None:
     _print_judged(explained.judged)
     for sharer, service in explained.shares.items():
         print(f"  {sharer} shares the network namespace, addresses and policy of {service}")
@@ -73,7 +66,7 @@ def _print_explained(explained: Explanation) -> None:
         _print_proof(explained.judged, explained.proof)
 
 
-def _print_judged(judged: Judged) -> None:
+def _print_judged(judged: niso.Judged) -> None:
     arrow = output.arrow()
     asked = (
         [_end(None, judged.asked.address, judged.asked.port)]
@@ -103,7 +96,7 @@ def _end(service: str | None, address: str, port: int | None, host: str | None =
     return shown if port is None else f"{shown}:{port}"
 
 
-def _print_proof(judged: Judged, proof: Proof) -> None:
+def _print_proof(judged: niso.Judged, proof: niso.Proof) -> None:
     to = judged.to.service or judged.to.address
     if proof.unsent:
         result = f"the sender's kernel refused the packet: {proof.unsent}"
@@ -144,7 +137,7 @@ def _log(host: Host, args: Args) -> int:
         return 130
 
 
-def _wait(source: Drops | Events | None, seconds: float | None = None) -> bool:
+def _wait(source: niso.Drops | niso.Events | None, seconds: float | None = None) -> bool:
     """Wait until ``source`` can be read; return False if ``seconds`` are over before.
 
     Raises BrokenPipeError if stdout is closed, even while nothing is written.
@@ -166,7 +159,7 @@ def _print_lines[T](results: Iterable[T], as_json: bool, line: Callable[[T], str
     sys.stdout.flush()
 
 
-def _drop_text(drop: Drop) -> str:
+def _drop_text(drop: niso.Drop) -> str:
     source = drop.source.service or bracketed(drop.source.address)
     to = drop.destination
     port = "" if to.port is None else f":{to.port}"
@@ -195,7 +188,7 @@ def _flows(host: Host, args: Args) -> int:
     return output.result(args, rows, lambda r: output.table(COLUMNS, map(_cells, _merged(r))))
 
 
-def _merged(flows: Iterable[Flow]) -> list[Flow]:
+def _merged(flows: Iterable[niso.Flow]) -> list[niso.Flow]:
     return output.merged(flows, lambda f: (*output.ends(f), f.verdict, decided_by(f)))
 
 
@@ -271,7 +264,7 @@ def _is_peer(word: str) -> bool:
     return word == "host" or not word[:1].isalpha() or not set(word).isdisjoint(":/")
 
 
-def _copy(capture: Capture, file: IO[bytes], seconds: float | None, as_text: bool) -> int:
+def _copy(capture: niso.Capture, file: IO[bytes], seconds: float | None, as_text: bool) -> int:
     """Copy a capture to a file until it ends, or for ``seconds``; return the exit status."""
     end = None if seconds is None else time.monotonic() + seconds
     poll = select.poll()
@@ -321,7 +314,7 @@ def _trace(host: Host, args: Args) -> int:
     return 0 if traced.passes else 1
 
 
-def _print_traced(traced: Traced) -> None:
+def _print_traced(traced: niso.Traced) -> None:
     from_ = _end(None, traced.source, traced.source_port)
     to = _end(None, traced.destination, traced.port)
     print(f"{from_} {output.arrow()} {to}/{traced.proto}")
@@ -334,11 +327,11 @@ def _print_traced(traced: Traced) -> None:
         print("  (no other table saw it)")
 
 
-def _cells(flow: Flow) -> tuple[str, ...]:
+def _cells(flow: niso.Flow) -> tuple[str, ...]:
     return (*output.flow_cells(flow), flow.verdict, decided_by(flow) or "-")
 
 
-def decided_by(flow: Flow | FlowLoad) -> str:
+def decided_by(flow: niso.Flow | niso.FlowLoad) -> str:
     """Return what decides about a flow: ``published 8080``, ``db allow_from[0] "api:80"``."""
     parts = [] if flow.published is None else [f"published {flow.published}"]
     if flow.key:
@@ -350,7 +343,7 @@ def decided_by(flow: Flow | FlowLoad) -> str:
     return ", ".join(parts)
 
 
-def _line(flow: Flow) -> str:
+def _line(flow: niso.Flow) -> str:
     ends = f" {output.arrow()} ".join(output.ends(flow))
     times = f"  ({flow.new} times)" if flow.new > 1 else ""
     by = f"  {decided_by(flow)}" if decided_by(flow) else ""
@@ -397,7 +390,7 @@ def _watch(period: str) -> str:
     return start.isoformat()
 
 
-def _lines(policy: LearnedPolicy) -> Iterator[str]:
+def _lines(policy: niso.LearnedPolicy) -> Iterator[str]:
     """Yield the lines of a policy as TOML, with the recorded flows as comments."""
     # a path with a newline must not end the comment
     where = output.escaped(policy.file or f"{policy.service} (no manifest)")
@@ -416,7 +409,7 @@ def _lines(policy: LearnedPolicy) -> Iterator[str]:
         yield from _list("allow", policy.egress)
 
 
-def _list(key: str, entries: tuple[LearnedEntry, ...]) -> Iterator[str]:
+def _list(key: str, entries: tuple[niso.LearnedEntry, ...]) -> Iterator[str]:
     if not entries:
         yield f"{key} = []  # nobody" if key == "allow_from" else f"{key} = []  # nowhere"
         return
@@ -429,7 +422,7 @@ def _list(key: str, entries: tuple[LearnedEntry, ...]) -> Iterator[str]:
     yield "]"
 
 
-def _evidence(entry: LearnedEntry) -> str:
+def _evidence(entry: niso.LearnedEntry) -> str:
     parts = []
     if entry.new:
         times = "once" if entry.new == 1 else f"{entry.new} times"
@@ -441,7 +434,7 @@ def _evidence(entry: LearnedEntry) -> str:
     return ", ".join(parts)
 
 
-def _say_how_long(learned: tuple[LearnedPolicy, ...]) -> None:
+def _say_how_long(learned: tuple[niso.LearnedPolicy, ...]) -> None:
     watched = [policy.watched or 0.0 for policy in learned]
     if watched:
         least = min(watched)
@@ -451,7 +444,7 @@ def _say_how_long(learned: tuple[LearnedPolicy, ...]) -> None:
         )
 
 
-def _write_policies(host: Host, args: Args, changes: tuple[PolicyChange, ...]) -> int:
+def _write_policies(host: Host, args: Args, changes: tuple[niso.PolicyChange, ...]) -> int:
     if not changes:
         print("unchanged")
         return 0
@@ -487,7 +480,7 @@ def run_events(_: str, args: Args) -> int:
     return 0
 
 
-def _event_text(event: Happened) -> str:
+def _event_text(event: niso.Happened) -> str:
     detail = event.detail.replace("→", output.arrow())
     name = event.service or event.network or "-"
     return f"{event.time}  {name:<12}  {event.what:<15}  {detail}".rstrip()
@@ -518,7 +511,7 @@ def run_top(_: str, args: Args) -> int:
     return 0
 
 
-def _print_loads(top: Top, args: Args) -> None:
+def _print_loads(top: niso.Top, args: Args) -> None:
     for number in range(args.count or 1):
         end = time.monotonic() + EVERY_S
         while (wait := end - time.monotonic()) > 0:
@@ -537,7 +530,7 @@ def _print_loads(top: Top, args: Args) -> None:
         sys.stdout.flush()
 
 
-def summary(load: Load) -> list[tuple[str, str]]:
+def summary(load: niso.Load) -> list[tuple[str, str]]:
     """Return the parts of the headline, such as ``2 of 3 up``, each with the name of its style."""
     up = sum(service.status in ("running", "attached", "completed") for service in load.services)
     unhealthy = sum(service.health == "unhealthy" for service in load.services)
@@ -553,7 +546,7 @@ def summary(load: Load) -> list[tuple[str, str]]:
     return parts
 
 
-def cells(load: ServiceLoad) -> tuple[str, ...]:
+def cells(load: niso.ServiceLoad) -> tuple[str, ...]:
     state = load.health if load.health and load.status == "running" else load.status
     denied = (
         "-" if number is None else str(number) for number in (load.denied_in, load.denied_out)
@@ -564,12 +557,12 @@ def cells(load: ServiceLoad) -> tuple[str, ...]:
     return (load.service, state, *rates, new, *denied, networks)
 
 
-def flow_cells(flow: FlowLoad) -> tuple[str, ...]:
+def flow_cells(flow: niso.FlowLoad) -> tuple[str, ...]:
     figures = rate(flow.bits), f"{flow.new:.1f}"
     return (*output.ends(flow), *figures, flow.verdict, decided_by(flow) or "-")
 
 
-def socket_cells(socket: ServiceSocket) -> tuple[str, ...]:
+def socket_cells(socket: niso.ServiceSocket) -> tuple[str, ...]:
     from_ = f"{bracketed(socket.from_.name)}:{socket.from_port}"
     to = f"{bracketed(socket.to.name)}:{socket.port}/tcp"
     rtt = "-" if socket.rtt is None else f"{socket.rtt * 1000:.2f} ms"
@@ -594,14 +587,14 @@ def _scaled(number: float | None, unit: str) -> str:
     return f"{number:.{digits}f} {prefix}{unit}"
 
 
-def explain_words(flow: FlowLoad) -> list[str]:
+def explain_words(flow: niso.FlowLoad) -> list[str]:
     to, port = bracketed(flow.to.address), flow.port
     if flow.published is not None:
         to, port = "host", flow.published  # the destination before DNAT
     return ["net", "explain", flow.from_.address, f"{to}:{port}/{flow.proto}"]
 
 
-def capture_words(service: str, flow: FlowLoad | None) -> list[str]:
+def capture_words(service: str, flow: niso.FlowLoad | None) -> list[str]:
     """Return the arguments of ``niso net capture`` for a service, or for one of its flows."""
     words = ["net", "capture", service]
     if flow is not None:
