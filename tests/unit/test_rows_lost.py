@@ -60,9 +60,7 @@ def test_each_row_that_is_lost_is_missed_and_restored(world: World) -> None:
             service = row[columns.index("service")]
             store._db.execute(f"DELETE FROM {table} WHERE {key}", row)
             found = store_defects.find_defects(kernel, store)
-            assert [(each.problem, each.table, each.service) for each in found] == [
-                ("missing", table, service)
-            ], row
+            assert found == [("missing", table, service)], row
             repair.repair_all(world.machine)
             # an inactive service gets the lowest free address, which it had
             assert dump(store) == whole, row
@@ -90,7 +88,7 @@ def test_row_that_is_changed_is_missed_and_restored(world: World, change: str) -
     whole = dump(world.store)
     world.store._db.execute(change)
     found = store_defects.find_defects(world.kernel, world.store)
-    assert {each.table for each in found} == {change.split()[1]}
+    assert {table for _, table, _ in found} == {change.split()[1]}
     repair.repair_all(world.machine)
     assert dump(world.store) == whole
     assert check.check(world.machine) == []
@@ -123,7 +121,7 @@ def test_record_that_is_damaged_is_named(world: World) -> None:
         for column, value in damage:
             store._db.execute(f"UPDATE service SET {column}={value} WHERE name='{service}'")
             found = store_defects.find_defects(world.kernel, store)
-            assert found == [store_defects.Defect("different", "service", service)], (column, value)
+            assert found == [("different", "service", service)], (column, value)
             store.put_service(whole)
     assert store_defects.find_defects(world.kernel, store) == []
 
@@ -134,8 +132,8 @@ def test_all_rows_are_restored_at_once(world: World) -> None:
     for table in FOLLOW:
         world.store._db.execute(f"DELETE FROM {table} WHERE service NOT IN ('db', 'idle')")
     found = store_defects.find_defects(world.kernel, world.store)
-    assert {each.table for each in found if each.service == "api"} == FOLLOW
-    lost = {each.table for each in found if each.service == "agent"}
+    assert {table for _, table, service in found if service == "api"} == FOLLOW
+    lost = {table for _, table, service in found if service == "agent"}
     assert lost == {"host_name", "port", "published"}
     repair.repair_all(world.machine)
     assert dump(world.store) == whole

@@ -167,9 +167,9 @@ def _repair_store(machine: Machine, report: Report, errors: list[Error]) -> int:
     for defect in lost:
         report(_event_of(defect))
     done = len(lost)
-    for damaged in (defect for defect in defects if defect.problem == "different"):
+    for damaged in (defect for defect in defects if defect[0] == "different"):
         with _collecting(errors):
-            repair_row(machine.processes, store, damaged.service)
+            repair_row(machine.processes, store, damaged[2])
             report(_event_of(damaged))
             done += 1
     return done
@@ -285,12 +285,13 @@ def _write_spec_again(processes: Processes, row: ServiceRow, report: Report) -> 
 
 def _of_rows(defects: list[store_defects.Defect]) -> list[store_defects.Defect]:
     """Return the defects other than "different", which can be repaired from other rows."""
-    return [defect for defect in defects if defect.problem != "different"]
+    return [defect for defect in defects if defect[0] != "different"]
 
 
 def _event_of(defect: store_defects.Defect) -> Event:
-    action = "delete" if defect.problem == "foreign" else "write"
-    event: Event = RepairingStore(action, defect.table, defect.service)
+    problem, table, service = defect
+    action = "delete" if problem == "foreign" else "write"
+    event: Event = RepairingStore(action, table, service)
     return event
 
 
@@ -490,9 +491,9 @@ def repair_row(processes: Processes, store: Store, name: str) -> None:
 
 def repair_defects(kernel: Kernel, store: Store, defects: Iterable[Defect]) -> None:
     """Repair the defects of the kinds "missing" and "foreign", in the caller's transaction."""
-    wanted = [hole for hole in defects if hole.problem == "missing"]
-    _restored(kernel, store, [hole.service for hole in wanted if hole.service])
-    if any(hole.table == "sysctl" for hole in wanted):
+    wanted = [(table, service) for problem, table, service in defects if problem == "missing"]
+    _restored(kernel, store, [service for _, service in wanted if service])
+    if any(table == "sysctl" for table, _ in wanted):
         for sysctl, value in _marked_sysctls(kernel).items():
             store.set_sysctl_before(sysctl, value)
         host_settings.record(kernel, store, store.networks_in_use())

@@ -170,7 +170,7 @@ class Capture(Stream):
         finally:
             os.close(end)
         os.set_blocking(self._pipe, False)
-        os.write(self._pipe, pcap_header())
+        os.write(self._pipe, _HEADER.pack(_MAGIC, 2, 4, 0, 0, _MOST, _RAW))
         self._epoll.register(drops, select.EPOLLIN)
 
     def _pass_on(self, drops: Trace) -> None:
@@ -179,7 +179,9 @@ class Capture(Stream):
             self._reasons[self._last] = self._reason(dropped)
             if len(self._reasons) > _MOST_REASONS:
                 del self._reasons[next(iter(self._reasons))]
-            packet = pcap_packet(self._last, dropped.headers, dropped.length)
+            size = len(dropped.headers)
+            times = divmod(self._last, 1_000_000)  # seconds, microseconds
+            packet = _RECORD.pack(*times, size, max(dropped.length, size)) + dropped.headers
             # the pipe is full because tcpdump cannot keep up, or tcpdump has just exited: drop the
             # packet
             with contextlib.suppress(BlockingIOError, BrokenPipeError):
@@ -432,11 +434,10 @@ class CaptureFile:
         if self._left is not None:
             self._left -= 1
         halves = time >> 32, time & 0xFFFFFFFF
-        head = struct.pack("=IIIII", interface, *halves, len(data), length)
-        comment = self._comment(time)
-        return _block(
-            _PACKET, head + _padded(data) + (_option(_PCAP_COMMENT, comment) if comment else b"")
-        )
+        body = struct.pack("=IIIII", interface, *halves, len(data), length) + _padded(data)
+        if comment := self._comment(time):
+            body += _option(_PCAP_COMMENT, comment)
+        return _block(_PACKET, body)
 
     def converter(self, name: str) -> Callable[[bytes], bytes]:
         """Return a function that converts a pcap stream to blocks. It raises ValueError."""
@@ -466,16 +467,6 @@ class CaptureFile:
             return b"".join(blocks)
 
         return convert
-
-
-def pcap_header() -> bytes:
-    """Return the header of a pcap file whose packets begin with an IP header."""
-    return _HEADER.pack(_MAGIC, 2, 4, 0, 0, _MOST, _RAW)
-
-
-def pcap_packet(time: int, data: bytes, length: int) -> bytes:
-    """Return the record of a packet in a pcap file; ``time`` is in microseconds since 1970."""
-    return _RECORD.pack(*divmod(time, 1_000_000), len(data), max(length, len(data))) + data
 
 
 def _block_of_names(names: Mapping[str, str]) -> bytes:

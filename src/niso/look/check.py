@@ -191,7 +191,7 @@ def _own(machine: Machine, name: str | None) -> list[Finding]:
     """Return the problems of niso's own objects; ``name`` limits them to one service or network."""
     store, kernel = machine.store, machine.kernel
     defects = store_defects.find_defects(kernel, store)
-    if any(defect.problem != "different" for defect in defects):
+    if any(problem != "different" for problem, _, _ in defects):
         # without these rows the wanted kernel state is unknown
         return [_finding(defect) for defect in defects]
     if name is None:
@@ -202,7 +202,11 @@ def _own(machine: Machine, name: str | None) -> list[Finding]:
             *_interrupted(store),
             *findings(want, have),
             *foreign_findings,
-            *_host_names(kernel, store),
+            *(
+                Finding("different", "names of services in /etc/hosts", detail)
+                for detail in [host_settings.differs(kernel, store) if store.host_knows() else ""]
+                if detail
+            ),
             *_processes(machine, store.active_services()),
             *(
                 Finding("foreign", f"process of service {name!r}", NOT_ACTIVE)
@@ -217,14 +221,6 @@ def _own(machine: Machine, name: str | None) -> list[Finding]:
         *findings(want, kernel.read(want, alias(store.state_id()), strays=True)),
         *_processes(machine, active),
     ]
-
-
-def _host_names(kernel: Kernel, store: Store) -> list[Finding]:
-    if not store.host_knows():
-        return []
-
-    detail = host_settings.differs(kernel, store)
-    return [Finding("different", "names of services in /etc/hosts", detail)] if detail else []
 
 
 def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:
@@ -244,10 +240,8 @@ def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:
 
 
 def _finding(defect: store_defects.Defect) -> Finding:
-    return Finding(
-        defect.problem,
-        f"store: {defect.table}{f' of service {defect.service!r}' if defect.service else ''}",
-    )
+    problem, table, service = defect
+    return Finding(problem, f"store: {table}{f' of service {service!r}' if service else ''}")
 
 
 def _interrupted(store: Store, only: str | None = None) -> list[Finding]:

@@ -63,11 +63,17 @@ class Drops(Stream):
         self._world = fresh_world(session.kernel(), store)
         # packets dropped before are not included; Conflict if another process reads the log
         self._source = Nflog(policy_rules.LOG_GROUP)
-        try:
-            self._warn_of_silence()
-        except BaseException:
-            self.close()
-            raise
+        services = [self._service] if self._service else store.active_services()
+        if not any(policy.log for name in services if (policy := store.policy(name))):
+            whose = self._service or "any active service"
+            text = f"log = true is not set in the policy of {whose}"
+            try:
+                session.caution(
+                    f"{text}: no drops are shown until it is", ["[network.policy] log = true"]
+                )
+            except BaseException:
+                self.close()
+                raise
 
     def __iter__(self) -> Iterator[Drop]:
         while True:
@@ -113,15 +119,6 @@ class Drops(Stream):
                     packet.link,
                 )
 
-    def _warn_of_silence(self) -> None:
-        services = [self._service] if self._service else self._store.active_services()
-        if not any(policy.log for name in services if (policy := self._store.policy(name))):
-            whose = self._service or "any active service"
-            self.session.caution(
-                f"log = true is not set in the policy of {whose}: no drops are shown until it is",
-                ["[network.policy] log = true"],
-            )
-
 
 def fresh_world(kernel: Kernel, store: Store) -> Callable[[], PolicyContext]:
     """Return a function that returns services and policies, and reads only a changed store."""
@@ -156,7 +153,10 @@ def words(world: PolicyContext, dropped: Dropped) -> str:
         return f"{place}: {dropped.rule or 'policy drop'}"
     if comment := _COMMENT.search(dropped.rule):
         return comment[1]
-    if dropped.chain not in _OF_POLICIES and _has_condition(dropped.rule):
+    # a condition of its own, neither a policy's nor a chain's last rule; "" is a chain's policy
+    condition = _COUNTER.sub("", dropped.rule).removesuffix("drop").strip()
+    is_own = condition and not condition.startswith("log ") and "vmap" not in condition
+    if is_own and dropped.chain not in _OF_POLICIES:
         return f"{place}: {dropped.rule}"
     packet = _packet(dropped.headers)
     # policies match after DNAT: a packet to a published port already has the service's own address
@@ -165,12 +165,6 @@ def words(world: PolicyContext, dropped: Dropped) -> str:
             return reason.message
     decided = verdict.decide(world, *packet).dropped_by
     return decided.message if decided is not None else place
-
-
-def _has_condition(rule: str) -> bool:
-    """Return whether a rule (nft(8); "": a chain's policy) drops by a condition of its own."""
-    condition = _COUNTER.sub("", rule).removesuffix("drop").strip()
-    return bool(condition) and not condition.startswith("log ") and "vmap" not in condition
 
 
 def _packet(headers: bytes) -> tuple[str, str, int | None, str]:

@@ -674,13 +674,10 @@ class WrittenNames:
             return False
         else:
             meant = name
-        return _is_a_name(name) and store.meant(self._service, meant)[0] == [other]
-
-
-def _is_a_name(name: str) -> bool:
-    """Return whether policy entries of both directions can begin with this name."""
-    try:
-        entries = [parse_entry(f"{name}:1/tcp", "", egress) for egress in (False, True)]
-    except InvalidInput:
-        return False
-    return all(entry.peer == Peer("service", name) for entry in entries)
+        try:
+            entries = [parse_entry(f"{name}:1/tcp", "", egress) for egress in (False, True)]
+        except InvalidInput:
+            return False
+        # entries of both directions can begin with this name
+        is_name = all(entry.peer == Peer("service", name) for entry in entries)
+        return is_name and store.meant(self._service, meant)[0] == [other]

@@ -61,7 +61,10 @@ def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
     try:
         listed = _claimed(store, joined)
     except NoAnswer as error:
-        session.caution(error.message, (_age(), "ports of other hosts are not known then"))
+        at_s = agent.last()[0]
+        when = "before the boot" if at_s is None else f"{time.monotonic() - at_s:.0f} s ago"
+        age = f"services of other hosts are as they were {when}, on the networks of this host"
+        session.caution(error.message, (age, "ports of other hosts are not known then"))
         listed = _mirrored(store)
     listed += [
         ClusterLine(
@@ -146,12 +149,6 @@ def _mirrored(store: Store) -> list[ClusterLine]:
         )
         for service, rows in store.across.addresses().items()
     ]
-
-
-def _age() -> str:
-    at_s = agent.last()[0]
-    when = "before the boot" if at_s is None else f"{time.monotonic() - at_s:.0f} s ago"
-    return f"services of other hosts are as they were {when}, on the networks of this host"
 
 
 def world(

@@ -111,19 +111,14 @@ def prove(world: PolicyContext, explained: ExplainedPacket) -> Proof:
                 # the host or the sender's own kernel may have answered, which is no answer of a
                 # service
                 answered = False
-    agrees = _agrees(verdict.passes, arrived, answered, counts)
-    return Proof(agrees, arrived, answered, None, counts)
-
-
-def _agrees(
-    passes: bool, arrived: bool | None, answered: bool, counts: tuple[Counter, ...]
-) -> bool | None:
-    """Return whether the observations confirm the verdict; None if nothing could be observed."""
+    agrees: bool | None
     if not all(count.rose for count in counts):
-        return False
-    if arrived is not None or answered:
-        return passes == (arrived or answered)
-    return True if counts else None
+        agrees = False
+    elif arrived is not None or answered:
+        agrees = verdict.passes == (arrived or answered)
+    else:
+        agrees = True if counts else None
+    return Proof(agrees, arrived, answered, None, counts)
 
 
 def _packets(kernel: Nft, rule: Object) -> int | None:

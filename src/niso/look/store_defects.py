@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from niso.base import names
 from niso.base.errors import Error
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import family_of
 from niso.kernel import ruleset
 from niso.plan import elements
@@ -29,23 +29,19 @@ if TYPE_CHECKING:
     from niso.kernel.real import Kernel
 
 
-class Defect(NamedTuple):
-    """A defect in the rows of a table of the store.
+Defect = tuple["Problem", str, str]
+"""A problem, the table of the store and the service of its damaged row.
 
-    ``problem`` is "missing" if a row of ``service`` is lost, "foreign" if a row names an unknown
-    service, and "different" if the row of ``service`` itself is damaged.
-    """
-
-    problem: Problem
-    table: str
-    service: str
+The problem is "missing" if a row of the service is lost, "foreign" if a row names an unknown
+service, and "different" if the row of the service itself is damaged.
+"""
 
 
 def find_defects(kernel: Kernel, store: Store) -> list[Defect]:
     """Return the defects of the store. Raises Error if the database itself is damaged."""
     with store.reading():
         store.require_sound()
-        defects = [Defect("foreign", table, service) for table, service in store.orphans()]
+        defects: list[Defect] = [("foreign", *orphan) for orphan in store.orphans()]
         changing = {intent.service for intent in store.intents()}
         networks = {network.name: network for network in store.networks()}
         lacking = []
@@ -53,7 +49,7 @@ def find_defects(kernel: Kernel, store: Store) -> list[Defect]:
             row = store.require_known(name)
             spec = row.service
             if spec is None or (row.has_process and row.process is None):
-                defects.append(Defect("different", "service", row.name))
+                defects.append(("different", "service", row.name))
             if (
                 spec is not None
                 and row.name not in changing
@@ -66,15 +62,20 @@ def find_defects(kernel: Kernel, store: Store) -> list[Defect]:
                 defects += _restored(kernel, copy, lacking)
             finally:
                 copy.close()
-        if store.any_active() and _lost_sysctl(kernel, store):
-            defects.append(Defect("missing", "sysctl", ""))
+        if store.any_active():
+            # the value before niso of each sysctl that a service needs
+            recorded, marked = store.sysctls_before(), _marked_sysctls(kernel)
+            if not marked.keys() <= recorded.keys() or host_settings.unrecorded(
+                kernel, store, recorded, store.networks_in_use()
+            ):
+                defects.append(("missing", "sysctl", ""))
         return defects
 
 
 def _restored(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Defect]:
     """Restore missing rows of services and their sharers; return them. Raises Error."""
     store.drop_orphans()
-    defects = []
+    defects: list[Defect] = []
     rows = [store.service(name) for name in store.with_companions(services)]
     # services that own their namespace first: ports of others are compared with their addresses
     for row in sorted(filter(None, rows), key=lambda row: row.provider is not None):
@@ -84,11 +85,11 @@ def _restored(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Def
         before = store.rows(row.name)
         _restore(kernel, store, row, spec)
         defects += [
-            Defect("missing", table, row.name)
+            ("missing", table, row.name)
             for table, now in store.rows(row.name).items()
             if any(one not in before[table] for one in now)
         ]
-    return sorted(defects, key=lambda defect: (defect.service, defect.table))
+    return sorted(defects, key=lambda defect: (defect[2], defect[1]))
 
 
 def _is_whole(
@@ -242,11 +243,3 @@ def _lease_again(
 def _marked_sysctls(kernel: Kernel) -> dict[str, str]:
     """Return the forwarding sysctls recorded in the kernel, each with its value before niso."""
     return dict(map(elements.sysctl_before, kernel.list_elements(ruleset.INET, "before") or ()))
-
-
-def _lost_sysctl(kernel: Kernel, store: Store) -> bool:
-    """Return whether the store lacks the value before niso of a sysctl that a service needs."""
-    recorded, marked = store.sysctls_before(), _marked_sysctls(kernel)
-    return not marked.keys() <= recorded.keys() or bool(
-        host_settings.unrecorded(kernel, store, recorded, store.networks_in_use())
-    )
