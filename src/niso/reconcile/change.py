@@ -113,8 +113,7 @@ class change:
         self._doubt |= objects
 
     def then(self, call: Callable[[], object]) -> None:
-        """Call ``call`` after the kernel has changed and, without ``rows_first``, before the
-        commit.
+        """Call ``call`` after the kernel has changed, and before the commit unless ``rows_first``.
         """
         self._last.append(call)
 
@@ -177,7 +176,8 @@ class change:
         if forgotten := far | (_subnets(before) - _subnets(after)):
             kernel.forget_flows(forgotten)
         ended_flows.flush_changed_ports(kernel, self._before, after, self._doubt)
-        ended_flows.end_flows(kernel, self._ports_of_ended({address for _, address in now}))
+        if ports := self._ports_of_ended({address for _, address in now}):
+            kernel.flush_ports([(port.proto, port.host_port, port.last) for port in ports], True)
         # flows of a service that ends, or loses its policy, need no verdict
         policed = {one.service for one in self._snapshots[-1].policed}
         if policed and ended_flows.narrows(before, after) and not self._is_of_names_alone():

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 from niso.base import names
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.base.names import Prefix, family_of, prefix
+from niso.base.names import family_of, prefix
 from niso.kernel import ruleset
 from niso.kernel.kinds.kind import State
 from niso.kernel.kinds.links import Bridge
@@ -21,7 +21,6 @@ from niso.kernel.nft_elements import Atoms, Element, ports_of
 from niso.plan import verdict
 from niso.plan.elements import LOCAL, PUBLISHED
 from niso.plan.policy_elements import PASSES
-from niso.plan.records import Port
 from niso.plan.verdict import PolicyContext
 from niso.reconcile.live_world import read_world
 from niso.store.store import Store
@@ -63,7 +62,7 @@ def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
     That is one without the NAT that the rules require now, or one that uses a port of the host that
     is now published. ``own`` are the addresses of the host.
     """
-    targets = _Targets(want)
+    targets = _targets(want)
     subnets = [
         ipaddress.ip_network(element.fields[0])
         for element in want[Element]
@@ -73,11 +72,11 @@ def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
     def is_stray(flow: Tracked) -> bool:
         if flow.proto == "tcp" and flow.answered:
             return False
-        if flow.answers_to in own and targets.of(flow.proto, flow.answers_to, flow.answers_port):
+        if flow.answers_to in own and targets(flow.proto, flow.answers_to, flow.answers_port):
             return True
         to = ipaddress.ip_address(flow.destination)
         if flow.destination in own or to.is_loopback:
-            led_to = targets.of(flow.proto, flow.destination, flow.port)
+            led_to = targets(flow.proto, flow.destination, flow.port)
             if not led_to:
                 return False
             # for the host via 127.0.0.1, and a service that reaches itself, the source is also
@@ -96,37 +95,37 @@ def _within(address: str, subnets: Iterable[Net]) -> bool:
     return any(packed in subnet for subnet in subnets)
 
 
-class _Targets:
-    """The published ports, and the addresses they are translated to."""
+def _targets(want: State) -> Callable[[str, str, int | None], set[str]]:
+    """Return a function that finds the addresses to which a published port is translated.
 
-    def __init__(self, want: State) -> None:
-        self._at: dict[tuple[str, str, int], set[str]] = {}  # host's address or "", protocol, port
-        self._ranges: list[tuple[str, str, int, int, str]] = []
-        for element in want[Element]:
-            has_host = _PORT_MAPS.get(element.container)
-            if has_host is None:
-                continue
-            *start, proto, port = element.fields
-            host = start[-1] if has_host else ""
-            target = element.value[0]
-            if isinstance(port, tuple):
-                self._ranges.append((host, proto, *port, target))
-            else:
-                self._at.setdefault((host, proto, port), set()).add(target)
+    Its arguments are the protocol, an address of the host, and the port. It returns only addresses
+    of the same family, and none if the port is not published.
+    """
+    single: dict[tuple[str, str, int], set[str]] = {}  # by the host's address or "", protocol, port
+    ranges: list[tuple[str, str, int, int, str]] = []
+    for element in want[Element]:
+        has_host = _PORT_MAPS.get(element.container)
+        if has_host is None:
+            continue
+        *start, proto, port = element.fields
+        host = start[-1] if has_host else ""
+        if isinstance(port, tuple):
+            ranges.append((host, proto, *port, element.value[0]))
+        else:
+            single.setdefault((host, proto, port), set()).add(element.value[0])
 
-    def of(self, proto: str, address: str, port: int | None) -> set[str]:
-        """Return the addresses, of the same family, to which a published port is translated."""
+    def targets(proto: str, address: str, port: int | None) -> set[str]:
         if port is None:
             return set()
-        targets: set[str] = set()
-        for host in ("", address):
-            targets |= self._at.get((host, proto, port), set())
-        targets.update(
+        found = single.get(("", proto, port), set()) | single.get((address, proto, port), set())
+        found |= {
             target
-            for host, of_proto, first, last, target in self._ranges
+            for host, of_proto, first, last, target in ranges
             if host in ("", address) and of_proto == proto and first <= port <= last
-        )
-        return {target for target in targets if family_of(target) == family_of(address)}
+        }
+        return {target for target in found if family_of(target) == family_of(address)}
+
+    return targets
 
 
 def flush_changed_ports(
@@ -143,24 +142,7 @@ def flush_changed_ports(
         if element.container in PUBLISHED
     }
     if changed:
-        flush_ports(kernel, ((proto, *ports_of(port)) for proto, port in changed))
-
-
-def flush_ports(
-    kernel: Kernel, claims: Iterable[tuple[str, int, int]], answered: bool = False
-) -> None:
-    """Delete the flows to (protocol, first port, last port) of this host's own addresses.
-
-    TCP flows in which both ends have sent packets are deleted only with ``answered``.
-    """
-    kernel.flush_ports(claims, answered)
-
-
-def end_flows(kernel: Kernel, ports: Iterable[Port]) -> None:
-    """Delete the flows to published ports of deactivated services whose address another one has."""
-    claims = [(port.proto, port.host_port, port.last) for port in ports]
-    if claims:
-        flush_ports(kernel, claims, answered=True)
+        kernel.flush_ports(((proto, *ports_of(port)) for proto, port in changed), False)
 
 
 _BRIDGED = {
@@ -176,22 +158,12 @@ def narrows(before: State, after: State) -> bool:
     another class of addresses, or if an audit ends.
     """
     was, now = _said(before), _said(after)
-    if was == now:
-        return bool(_audits(before) - _audits(after))
-
+    # a class of addresses, whose elements say what is allowed, is a number
     return (
-        any(value == PASSES or _is_class(value) for _, value in was - now)
+        any(value == PASSES or isinstance(value[0], int) for _, value in was - now if value)
         or any(value != PASSES for _, value in now - was)
         or bool(_audits(before) - _audits(after))
     )
-
-
-def _is_class(value: Atoms) -> bool:
-    """Return whether an nftables element's value is the number of a class of addresses.
-
-    Other elements then say what is allowed for that class.
-    """
-    return bool(value) and isinstance(value[0], int)
 
 
 def _audits(state: State) -> set[Atoms]:
@@ -244,56 +216,33 @@ def introduce(kernel: Kernel, store: Store, before: State, after: State) -> None
     KernelError.
     """
     was = {bridge.name: bridge for bridge in before[Bridge]}
-    turned: set[tuple[str, bool]] = set()
+    changed: set[tuple[str, bool]] = set()  # (bridge, whether it is about IPv6)
     for bridge in after[Bridge]:
-        old = was.get(bridge.name)
-        if old is not None:
-            turned |= {(bridge.name, False)} if bridge.tracked4 and not old.tracked4 else set()
-            turned |= {(bridge.name, True)} if bridge.tracked6 and not old.tracked6 else set()
-    turned = {(name, six) for name, six in turned if kernel.sysctl(_BRIDGED[six]) == "0"}
-    if not turned:
-        return
-    networks = [
-        network for network in store.networks() if network.bridge in {name for name, _ in turned}
-    ]
+        if (old := was.get(bridge.name)) is not None:
+            changed |= {(bridge.name, False)} if bridge.tracked4 and not old.tracked4 else set()
+            changed |= {(bridge.name, True)} if bridge.tracked6 and not old.tracked6 else set()
+    changed = {(name, six) for name, six in changed if kernel.sysctl(_BRIDGED[six]) == "0"}
+    bridges = {name for name, _ in changed}
     connections: set[Connection] = set()
-    for network in networks:
+    for network in store.networks() if changed else ():
+        if network.bridge not in bridges:
+            continue
         subnets = [
             prefix(subnet.cidr)
             for subnet in network.subnets
-            if (network.bridge, subnet.family == 6) in turned
+            if (network.bridge, subnet.family == 6) in changed
         ]
-        for service, active in store.members(network.name):
-            if active:
-                there = kernel.connections_in(names.netns(service))
-                connections |= {
-                    connection for connection in there if _within_networks(connection, subnets)
-                }
-    kernel.add_flows(
-        sorted(
-            connection
-            for connection in connections
-            if _reversed(connection) not in connections or _by_ports(connection)
-        )
+        for service in (name for name, active in store.members(network.name) if active):
+            for found in kernel.connections_in(names.netns(service)):
+                ends = (found.client, found.server)
+                if ends[0] != ends[1] and any(all(map(net.holds, ends)) for net in subnets):
+                    connections.add(found)
+    # without a listening socket both ends may count as client: it usually has the higher port
+    added = (
+        one
+        for one in connections
+        if one.client_port > one.server_port
+        or type(one)(one.server, one.server_port, one.client, one.client_port) not in connections
     )
-
-
-def _reversed(connection: Connection) -> Connection:
-    return type(connection)(
-        connection.server, connection.server_port, connection.client, connection.client_port
-    )
-
-
-def _by_ports(connection: Connection) -> bool:
-    """Return whether the client end probably opened the connection: it has the higher port.
-
-    This is needed if no end has a listening socket any more.
-    """
-    return connection.client_port > connection.server_port
-
-
-def _within_networks(connection: Connection, subnets: list[Prefix]) -> bool:
-    client, server = connection.client, connection.server
-    return client != server and any(
-        subnet.holds(client) and subnet.holds(server) for subnet in subnets
-    )
+    if changed:
+        kernel.add_flows(sorted(added))

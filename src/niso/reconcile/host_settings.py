@@ -55,10 +55,8 @@ def unrecorded(
     ``before`` are the recorded ones. Raises KernelError.
     """
     added = {} if FORWARDING in before else {FORWARDING: kernel.sysctl(FORWARDING) or "0"}
-    known = [store.require_network(name) for name in networks]
-    bridges = [
-        network.bridge for network in known if any(subnet.family == 6 for subnet in network.subnets)
-    ]
+    known = map(store.require_network, networks)
+    bridges = [net.bridge for net in known if any(subnet.family == 6 for subnet in net.subnets)]
     if not bridges:
         return added
     if not any(name.startswith(CONF6) for name in before):

@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 
 def read_world(kernel: Kernel, store: Store) -> PolicyContext:
-    """Return what policies are evaluated against, from the store and the kernel. Raises
-    KernelError.
-    """
+    """Return what policies are evaluated against. Raises KernelError."""
     services = {}
     now = time.time()
     for row in store.services():
@@ -38,20 +36,15 @@ def read_world(kernel: Kernel, store: Store) -> PolicyContext:
         for network, address in store.addresses(row.name):
             endpoints[network] = (*endpoints.get(network, ()), address)
         policy = store.policy_now(row.name) or Policy()
+        sharers = store.sharers(row.name)
         services[row.name] = KnownService(
             name=row.name,
-            names=(row.name, *store.sharers(row.name)),
-            endpoints=tuple(
-                Endpoint(network, addresses) for network, addresses in endpoints.items()
-            ),
+            names=(row.name, *sharers),
+            endpoints=tuple(Endpoint(*endpoint) for endpoint in endpoints.items()),
             policy=policy,
             ports=tuple(store.ports_there(row.name)),
             active=row.active and (row.has_process or _lives(kernel, store, row.name)),
-            sharers=tuple(
-                (port, sharer)
-                for sharer in store.sharers(row.name)
-                for _, port in store.ports(sharer)
-            ),
+            sharers=tuple((port, name) for name in sharers for _, port in store.ports(name)),
             audits=audits(policy, now),
         )
     others = store.others()
@@ -65,9 +58,6 @@ def read_world(kernel: Kernel, store: Store) -> PolicyContext:
             name=remote.name,
             names=(remote.name,),
             endpoints=remote.endpoints,
-            policy=Policy(),
-            ports=(),
-            active=True,
             host=by_address.get(remote.host, remote.host),
             heard=False,
         )
@@ -127,20 +117,14 @@ def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
     if audit.until == NEVER:
         return policy._replace(audit=audit._replace(since=since))
     until = audit.until or since + policy_rules.MOST_S
+    latest = since + policy_rules.MOST_S
     if until <= since:
-        raise InvalidInput(
-            "has passed",
-            'a later date; mode = "enforce" is the policy without an audit',
-            _KEY,
-            value=audit.text,
-        )
-    if until > since + policy_rules.MOST_S:
-        raise InvalidInput(
-            f"is more than {policy_rules.MOST_S // 86_400} days ahead",
-            f'the latest is {local_time_text(since + policy_rules.MOST_S)}; "never" has no end',
-            _KEY,
-            value=audit.text,
-        )
+        hint = 'a later date; mode = "enforce" is the policy without an audit'
+        raise InvalidInput("has passed", hint, _KEY, value=audit.text)
+    if until > latest:
+        reason = f"is more than {policy_rules.MOST_S // 86_400} days ahead"
+        hint = f'the latest is {local_time_text(latest)}; "never" has no end'
+        raise InvalidInput(reason, hint, _KEY, value=audit.text)
     return policy._replace(audit=Audit(audit.text, since, until))
 
 
@@ -151,7 +135,7 @@ def kept(policy: Policy, store: Store, name: str) -> Policy:
     except (ValueError, TypeError, LookupError):
         held = None
     assert policy.audit is not None
-    audit = None if held is None else held.audit
+    audit = held and held.audit
     if audit is None or audit.text != policy.audit.text:
         audit = Audit(policy.audit.text)
     return policy._replace(audit=audit)

@@ -159,9 +159,7 @@ class _Elements(Kind[Element], of=Element):
         )
 
     def in_scope(self, have: State, want: State, before: State) -> frozenset[Element]:
-        """Leave out elements that now belong to another service or network, such as of a moved
-        port.
-        """
+        """Leave out elements that now belong to another service or network."""
         keys = {element.key() for element in want[Element]}
         owners = {(element.key(), element.owner, element.entry) for element in before[Element]}
         return frozenset(

@@ -25,7 +25,7 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of
 from niso.kernel import link_records, netlink, proc_sys
 from niso.kernel.kinds.kind import Kind, Reading, Space, State, Step, link_parent
-from niso.kernel.link_records import IFF_UP, IFLA_IFNAME, IFLA_MTU, alias_data, of_kind
+from niso.kernel.link_records import IFLA_IFNAME, IFLA_MTU, alias_data, of_kind
 from niso.kernel.netlink import Message, attribute, attributes, text, u32
 from niso.kernel.nft_elements import Element
 from niso.kernel.rtnetlink import NEWLINK, Rtnl, ifinfo, join, no_link_local, raise_up
@@ -102,38 +102,24 @@ def add(rtnl: Rtnl, vxlan: Vxlan) -> None:
             + of_kind("vxlan", *settings),
             alias_data(vxlan.alias),
             join(name, index, vxlan.bridge, master),
-            *(Message(what, NEWLINK, 0, ifinfo(index) + setting) for setting in _port_settings()),
-            raise_up(name, index),
+            *_port_settings(name, index, what),
         )
     except KernelError as error:
         if error.errno == errno.EEXIST and rtnl.link(name) is None:
-            raise Conflict(
-                f"another VXLAN device has VNI {vxlan.vni} and UDP port {vxlan.port}",
-                "ip -d link show type vxlan",
-            ) from error
+            reason = f"another VXLAN device has VNI {vxlan.vni} and UDP port {vxlan.port}"
+            raise Conflict(reason, "ip -d link show type vxlan") from error
         if error.errno == errno.EADDRINUSE:
-            raise Conflict(
-                f"UDP port {vxlan.port} is in use: VXLAN device {name!r} needs it",
-                f"ss -ulnp 'sport = :{vxlan.port}' and ip -d link show type vxlan show by what",
-            ) from error
+            reason = f"UDP port {vxlan.port} is in use: VXLAN device {name!r} needs it"
+            hint = f"ss -ulnp 'sport = :{vxlan.port}' and ip -d link show type vxlan show by what"
+            raise Conflict(reason, hint) from error
         raise
 
 
-def attach(rtnl: Rtnl, name: str, mtu: int, bridge: str) -> None:
-    """Set MTU, bridge and port settings of a VXLAN device, and set it up. Raises KernelError."""
-    rtnl.set_link(name, mtu=mtu, master=bridge)
-    named = ifinfo() + text(IFLA_IFNAME, name)
-    what = f"reset port '{name}'"
-    rtnl.transact(
-        *(Message(what, NEWLINK, 0, named + setting) for setting in _port_settings()),
-        Message(
-            f"set link '{name}' up", NEWLINK, 0, ifinfo(0, IFF_UP, IFF_UP) + text(IFLA_IFNAME, name)
-        ),
-    )
-
-
-def _port_settings() -> list[bytes]:
-    return link_records.usual(", ".join(link_records.TUNNEL_PORT), tunnel=True)
+def _port_settings(name: str, index: int, what: str) -> list[Message]:
+    """Return the messages that set up a VXLAN device as a port of a bridge."""
+    settings = link_records.usual(", ".join(link_records.TUNNEL_PORT), tunnel=True)
+    messages = [Message(what, NEWLINK, 0, ifinfo(index) + setting) for setting in settings]
+    return [*messages, raise_up(name, index)]
 
 
 class Vxlan(NamedTuple):
@@ -170,19 +156,12 @@ class _Vxlans(Kind[Vxlan], of=Vxlan):
     parent_name_format = "link //{0.name}"
 
     def dependencies(self, obj: Vxlan) -> tuple[str, ...]:
-        return (
-            link_parent("", obj.bridge),
-            self.parent_name(obj),
-        )  # a foreign link may have its name
+        # a foreign link may have its name
+        return (f"link //{obj.bridge}", f"link //{obj.name}")
 
     def guards(self, obj: Vxlan) -> Iterable[Element]:
-        name = (obj.name,)
-        return (
-            Element(INET, "ports", name),
-            Element(BRIDGE, "ports", name),
-            Element(INET, "vxlans", name),
-            Element(INET, "wire", (obj.port,)),
-        )
+        sets = ((INET, "ports"), (BRIDGE, "ports"), (INET, "vxlans"))
+        return (*(Element(*s, (obj.name,)) for s in sets), Element(INET, "wire", (obj.port,)))
 
     def describe(self, step: Step[Vxlan]) -> str:
         vxlan = step.obj
@@ -228,11 +207,10 @@ class _Vxlans(Kind[Vxlan], of=Vxlan):
         return field in ("bridge", "drift") and link_parent("", obj.bridge) in known
 
     def claimed(self, reading: Reading) -> Iterable[Vxlan]:
-        alias = reading.alias
         return (
-            Vxlan(link.name, 0, "", 0, 0, "", alias)
+            Vxlan(link.name, 0, "", 0, 0, "", link.alias)
             for link in reading.host.all_links
-            if link.alias == alias and link.kind == "vxlan"
+            if link.alias == reading.alias and link.kind == "vxlan"
         )
 
     def read(self, space: Space, objects: Collection[Vxlan]) -> Iterable[Vxlan]:
@@ -252,23 +230,20 @@ class _Vxlans(Kind[Vxlan], of=Vxlan):
         elif step.action == "add":
             add(rtnl, obj)
         else:
-            attach(rtnl, obj.name, obj.mtu, obj.bridge)
+            rtnl.set_link(obj.name, mtu=obj.mtu, master=obj.bridge)
+            what = f"reset port '{obj.name}'"
+            rtnl.transact(*_port_settings(obj.name, rtnl.index(obj.name), what))
 
 
 _TUN = "/dev/net/tun"
 _TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB  # linux/if_tun.h
 _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
 _SOCKETS = "/var/run/wireguard"
-"""The folder with the sockets on which wireguard-go serves wg(8).
-
-wireguard-go exits when its socket is deleted.
-"""
+"""The sockets on which wireguard-go serves wg(8); it exits when its socket is deleted."""
 _SYSTEMD = "/run/systemd/system"
 _UNIT = "niso-wireguard"
 _ALIVE_S = 180
-"""The time in seconds after which a WireGuard session ends without a new handshake (WireGuard,
-6.1).
-"""
+"""After how many seconds a session ends without a new handshake (WireGuard, 6.1)."""
 _HELLO_S = 60
 _TIMEOUT_S, _PAUSE_S = 10.0, 0.02
 
@@ -355,9 +330,7 @@ def shown(
 
 
 def make(rtnl: Rtnl, link: WireGuard) -> None:
-    """Create a WireGuard interface, or change an existing one, to be as ``link``. Raises
-    KernelError.
-    """
+    """Create a WireGuard interface, or change it, to be as ``link``. Raises KernelError."""
     fresh = rtnl.link(link.name) is None
     if fresh:
         _create(rtnl, link)
