@@ -113,7 +113,7 @@ class change:
         self._doubt |= objects
 
     def then(self, call: Callable[[], object]) -> None:
-        """Call ``call`` after the kernel has changed, and before the commit unless ``rows_first``."""
+        """Call ``call`` after the kernel has changed, before the commit unless ``rows_first``."""
         self._last.append(call)
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:

@@ -1,27 +1,23 @@
 """Define `Kind` (a type of kernel object), `State` (sets of objects), and how a State is read.
 
-An object is a NamedTuple. The fields that `key` returns identify it; the others are its
-desired or actual properties. The `Kind` in the same file defines how objects are planned, read,
-written and described. A file of a kind imports modules with I/O only inside the methods that need
-them, so that code that only uses State loads no netlink code.
+An object is a NamedTuple. The fields that `key` returns identify it; the others are its desired or
+actual properties. A file of a kind imports modules with I/O only inside the methods that need them,
+so that code that only uses State loads no netlink code.
 
-The parents of an object are the namespace, network interface or tables that it is in. A parent is
-named by a string: ``netns NAME``, ``link /NETNS/NAME`` for an interface (NETNS is empty for the
-host), or ``ruleset``.
+The parents of an object are the namespace, network interface or tables that it is in, each named by
+a string: ``netns NAME``, ``link /NETNS/NAME`` (NETNS is empty for the host), or ``ruleset``.
 
 `ORDER` is the order in which kinds are created; deletion is in reverse. Rules are created before
 anything that could carry a packet, and deleted after it. Therefore a change that is only partly
 made never allows more packets than the manifests do.
 
-In a State, addresses are strings in their canonical form (``10.99.1.2``, ``fd00::2``), or with a
-prefix length, ``10.99.1.1/24``. IPv4 and IPv6 use the same kinds. ``netns`` is a name in
-/run/netns, and ``""`` is the host.
+Addresses are strings in their canonical form (``10.99.1.2``, ``fd00::2``), or with a prefix length.
+IPv4 and IPv6 use the same kinds. ``netns`` is a name in /run/netns, and ``""`` is the host.
 
 A State is read for requested objects only, the *candidates*, or for everything that belongs to
 niso. The kernel itself shows what belongs to which state folder: its id is in the set ``owner`` of
-niso's two nftables tables, and in the alias of interfaces and of ``lo`` in namespaces. An object
-with a required name that belongs to another program or state folder is *foreign*, and causes a
-Conflict.
+niso's nftables tables, and in the alias of interfaces and of ``lo`` in namespaces. An object with a
+required name that belongs to another program or state folder is *foreign*: a Conflict.
 """
 
 from __future__ import annotations
@@ -135,10 +131,7 @@ class Kind(Generic[T]):
     """
 
     is_transactional = False
-    """Whether steps of this kind are nftables transactions.
-
-    Then objects are not read again, and rules that guard an object are deleted after the object.
-    """
+    """Whether steps are nftables transactions. Then objects are not read again after a change."""
     noun_format = ""
     """The name of an object in messages. In this and the next two, ``{0}`` is the object."""
     parent_name_format = ""
@@ -224,10 +217,7 @@ class Kind(Generic[T]):
         return want[self.type]
 
     def in_scope(self, have: State, want: State, before: State) -> frozenset[T]:
-        """Return the objects of the actual state ``have`` that the change may touch.
-
-        ``want`` is the new desired state of the change, and ``before`` the previous one.
-        """
+        """Return the objects of ``have`` that a change from ``before`` to ``want`` may touch."""
         return have[self.type]
 
     def blocking(self, want: State, have: State) -> frozenset[T]:
@@ -249,10 +239,8 @@ class Kind(Generic[T]):
             elif actual != obj:
                 made.append(Step("change", obj, actual))
         for obj in sorted([*before.values(), *more]):
-            if not (
-                self.vanishes_with_parent
-                and any(name in disappearing for name in self.parents(obj))
-            ):
+            vanishes = any(parent in disappearing for parent in self.parents(obj))
+            if not (self.vanishes_with_parent and vanishes):
                 deleted.append(Step("delete", obj))
         return Steps(made=made, deleted=deleted)
 
@@ -261,10 +249,7 @@ class Kind(Generic[T]):
         return True
 
     def to_verify(self, have: State, want: State, candidates: State) -> frozenset[T]:
-        """Return the objects of ``have`` that must be as in ``want`` after a change.
-
-        ``have`` is the state after the change, and ``candidates`` what the change could touch.
-        """
+        """Return the objects of ``have`` that must be as in ``want`` after a change."""
         return have[self.type]
 
     def missing(self, obj: T) -> Finding:
@@ -272,24 +257,17 @@ class Kind(Generic[T]):
         return Finding("missing", self.noun(obj))
 
     def causes(self, obj: T, actual: T | None) -> tuple[str, ...]:
-        """Return the `conditions` that explain why the object is missing or has changed.
-
-        ``actual`` is None if the object is missing.
-        """
+        """Return the `conditions` that explain why the object has changed, or is missing (None)."""
         return ()
 
     def conditions(self, obj: T, actual: T) -> Iterable[str]:
-        """Return the conditions that an object causes for others by its difference from ``obj``.
-
-        ``obj`` is the desired object. A condition is a string, such as "link /NETNS/NAME down".
-        """
+        """Return what the difference causes for other objects: "link /NETNS/NAME down"."""
         return ()
 
     def differences(self, obj: T, actual: T, known: Collection[str]) -> list[Finding]:
         """Return the problems to report for an object that differs from the desired ``obj``.
 
-        ``known`` are the parents and conditions already reported. Fields that they explain are left
-        out.
+        Fields that ``known`` explains, the parents and conditions already reported, are left out.
         """
         texts = [
             self.describe_field(field, wanted, present)
@@ -310,10 +288,7 @@ class Kind(Generic[T]):
         return text.format(present) if text else f"{field} is {present!r}, should be {wanted!r}"
 
     def claimed(self, reading: Reading) -> Iterable[T]:
-        """Return the objects that belong to this state folder according to the kernel.
-
-        When everything of niso's is read, they become candidates too.
-        """
+        """Return this state folder's objects, to be candidates when everything is read."""
         return ()
 
     def by_space(self, objects: Iterable[T]) -> dict[str, Collection[T]]:
@@ -425,7 +400,6 @@ class State:
 
     @classmethod
     def of_sets(cls, sets: Iterable[tuple[type[Any], frozenset[Any]]]) -> State:
-        """Build a state from sets of objects by type."""
         state = cls()
         state._by_type = {kind: objects for kind, objects in sets if objects}
         return state
@@ -471,12 +445,14 @@ class State:
         return State(obj for obj in self if (type(obj), obj.key()) not in keys)
 
     def replace(self, kind: type[T], objects: Iterable[T]) -> State:
-        """Return a copy with other objects of one kind."""
         return State.of_sets({**self._by_type, kind: frozenset(objects)}.items())
 
 
 class Space:
-    """A network namespace while a State is read, with the kernel's answers; "" is the host's."""
+    """A network namespace while a State is read, with the kernel's answers; "" is the host's.
+
+    When everything is read, there is one request for all interfaces, addresses and bridges.
+    """
 
     def __init__(self, reading: Reading, name: str, objects: dict[type, Collection[Any]]) -> None:
         self.reading = reading
@@ -503,10 +479,7 @@ class Space:
         return self._objects.get(kind, ())
 
     def link(self, name: str) -> Link | None:
-        """Return the network interface with this name, or None.
-
-        When everything is read, there is one request for all interfaces.
-        """
+        """Return the network interface with this name, or None."""
         if self.reading.everything:
             return self._by_name.get(name)
         if name not in self._links:
@@ -568,10 +541,7 @@ class Space:
         return [link for name in sorted(names) if (link := self.link(name)) is not None]
 
     def addresses(self, link: Link) -> list[LinkAddress]:
-        """Return the addresses of a network interface.
-
-        When everything is read, there is one request for all interfaces.
-        """
+        """Return the addresses of a network interface."""
         everything = self.reading.everything
         if self._addresses is None:
             self._addresses = {}
@@ -582,10 +552,7 @@ class Space:
         return self._addresses[link.index]
 
     def routes(self, link: Link) -> list[LinkRoute]:
-        """Return the routes through a network interface.
-
-        In a service, with ``strays``, they are taken from `all_routes`.
-        """
+        """Return the routes through a network interface."""
         if self.name and self.reading.strays:
             return [route for route in self.all_routes if route.index == link.index]
         if link.index not in self._routes:
@@ -598,10 +565,7 @@ class Space:
         return self.rtnl.routes()
 
     def bridge_table(self, bridge_index: int) -> set[StaticEntry]:
-        """Return the static entries of a bridge's forwarding database.
-
-        When everything is read, there is one request for all bridges.
-        """
+        """Return the static entries of a bridge's forwarding database."""
         if bridge_index not in self._tables:
             asked = 0 if self.reading.everything else bridge_index
             # the answer has nothing about a bridge without entries
