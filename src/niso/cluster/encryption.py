@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+from collections.abc import Iterable
 
 from niso.base import files, paths
 from niso.base.errors import Error
@@ -25,8 +26,6 @@ from niso.store.snapshots import Scope
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from niso.cluster.key_values import HostEntry
     from niso.kernel.real import Kernel
 

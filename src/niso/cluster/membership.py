@@ -9,6 +9,7 @@ import contextlib
 import ipaddress
 import os
 import re
+from collections.abc import Callable, Iterable
 
 from niso.base.errors import Conflict, Error, NotFound
 from niso.base.named_tuples import TYPE_CHECKING, Any
@@ -20,8 +21,6 @@ from niso.runtime.machine import Machine
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
     from niso.cluster.config import Config
     from niso.cluster.etcd import Etcd
 

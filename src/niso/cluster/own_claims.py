@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from niso.base.errors import Conflict, Error
 from niso.base.locks import Busy, Lock, remove_locks, service_lock
@@ -41,8 +41,6 @@ from niso.store.sqlite import encoded
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
     from niso.kernel.real import Kernel
 
 

@@ -21,7 +21,7 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from niso.base import files, paths
 from niso.base.errors import Error, NotFound
@@ -33,7 +33,6 @@ from niso.cluster.engine import NoAnswer, Refused
 from niso.cluster.etcd import Etcd, Reach
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
     from typing import NoReturn
 
 

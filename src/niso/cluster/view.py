@@ -6,14 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from sys import intern
 
 from niso.base.errors import Error
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import NamedTuple
 from niso.cluster import key_values
 from niso.cluster.engine import Keys, KeyValue, decode
 from niso.cluster.key_values import HostEntry
 from niso.store.span_rows import RemoteAddress
 
-if TYPE_CHECKING:
-    Subnets = Mapping[str, Sequence[tuple[str, str]]]
+type Subnets = Mapping[str, Sequence[tuple[str, str]]]
 
 
 class ClaimedService(NamedTuple):

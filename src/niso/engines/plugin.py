@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from ipaddress import ip_address
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING, Any
+from niso.base.named_tuples import Any
 from niso.change import attach
 from niso.change.attach import POD_POLICY, Request, combined
 from niso.kernel.real import Kernel
@@ -25,10 +25,6 @@ from niso.plan.records import ANY, Entry, Network, Policy, Port, Subnet
 from niso.runtime.machine import Machine
 from niso.store.attached_rows import AttachedLink, AttachedRow
 from niso.store.store import Store
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 
 _LONGEST_NAME = 40
 """The maximum length of an attachment's name. A longer name is cut, and a hash is added."""
