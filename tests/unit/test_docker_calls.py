@@ -55,9 +55,9 @@ def test_endpoint_is_kept_for_its_join_and_wrong_options_are_refused_before() ->
     endpoint = {"NetworkID": ID, "EndpointID": "ab", **options(allow_from="web:80", name="api")}
     with refuses(Error, hint="docker network rm, and create it again"):
         docker.answer_call("CreateEndpoint", endpoint)
-    docker._keep(docker._file(os.environ["NISO_STATE_DIR"], ID), {"options": {}})
+    plugin.save(docker._file(os.environ["NISO_STATE_DIR"], ID), {"options": {}})
     assert docker.answer_call("CreateEndpoint", endpoint) == {"Interface": {}}
-    kept = docker._known(docker._file(os.environ["NISO_RUN_DIR"], "ab"))
+    kept = plugin.load(docker._file(os.environ["NISO_RUN_DIR"], "ab"))
     assert kept == {"endpoint": endpoint}
     for wrong in (options(allow_form="web"), options(allow_from="we?b")):
         with pytest.raises(InvalidInput):
@@ -67,7 +67,7 @@ def test_endpoint_is_kept_for_its_join_and_wrong_options_are_refused_before() ->
     nameless = endpoint | {"EndpointID": "ee"} | options(allow_from="web:80")
     docker.answer_call("CreateEndpoint", nameless)
     named = {"options": {"named": "true"}}
-    docker._keep(docker._file(os.environ["NISO_STATE_DIR"], ID), named)
+    plugin.save(docker._file(os.environ["NISO_STATE_DIR"], ID), named)
     with refuses(InvalidInput, hint="driver-opt niso.name=NAME; Compose passes it from 2.27.1 on"):
         docker.answer_call("CreateEndpoint", nameless | {"EndpointID": "ef"})
     assert not os.path.exists(docker._file(os.environ["NISO_RUN_DIR"], "ef"))
@@ -101,7 +101,7 @@ def test_network_that_a_killed_driver_made_goes_with_docker_s(
         for id in (ID, "ab"):
             with pytest.raises(Error):
                 create({"NetworkID": id, "IPv4Data": wrong})
-        assert docker._known(docker._file(os.environ["NISO_STATE_DIR"], "ab")) is None
+        assert plugin.load(docker._file(os.environ["NISO_STATE_DIR"], "ab")) is None
         docker.answer_call("DeleteNetwork", {"NetworkID": ID})
         assert world.store.network(f"docker-{ID[:12]}") is None
 

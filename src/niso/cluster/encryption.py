@@ -136,12 +136,17 @@ def follow(store: Store, kernel: Kernel, hosts: Iterable[HostEntry], own: str) -
     wanted = wanted._replace(public=present.public)
     if wanted == present:
         return
-    scope = Scope((), ())
+    _record(store, kernel, wanted)
+
+
+def _record(store: Store, kernel: Kernel, wanted: Tunnel) -> bool:
+    """Record a tunnel and change the kernel; return False if a command has left the cluster."""
     with Lock():
-        if store.across.tunnel() is None:  # a command left the cluster in the meantime
-            return
-        with change(kernel, store, scope):
+        if store.across.tunnel() is None:
+            return False
+        with change(kernel, store, Scope((), ())):
             store.across.set_tunnel(wanted)
+    return True
 
 
 def renew(store: Store, kernel: Kernel) -> str:
@@ -165,14 +170,8 @@ def _adopt(store: Store, kernel: Kernel) -> str:
     if not private:
         return present.public
     public = kernel.wireguard_keys(private.decode("ascii", "replace").strip())[1]
-    if public != present.public:
-        scope = Scope((), ())
-        with Lock():
-            if store.across.tunnel() is None:
-                return ""
-            with change(kernel, store, scope):
-                store.across.set_tunnel(present._replace(public=public))
-    return public
+    wanted = present._replace(public=public)
+    return public if wanted == present or _record(store, kernel, wanted) else ""
 
 
 def mend(store: Store, kernel: Kernel) -> None:

@@ -46,7 +46,12 @@ def follow(store: Store, kernel: Kernel, now: EngineView, own: str) -> list[str]
                 now = now._replace(only=None)
                 wanted = _wanted(store, now, own, spans)
         present = _present(store, now.only)
-        _keep(wanted, present, spans - now.networks)
+        # networks that were created after the state was read from etcd
+        late = spans - now.networks
+        for name, known in present.items() if late else ():
+            if kept := [address for address in known.addresses if address.network in late]:
+                have = wanted.get(name, ClaimedService((), known.names))
+                wanted[name] = ClaimedService(tuple(sorted({*have.addresses, *kept})), have.names)
         holders = {a.address: name for name, known in present.items() for a in known.addresses}
         moved = {
             name
@@ -75,18 +80,12 @@ def _wanted(
             wanted[name] = (
                 known if len(on) == len(known.addresses) else ClaimedService(on, known.names)
             )
-    return _without_own(store, wanted)
-
-
-def _keep(
-    wanted: dict[str, ClaimedService], present: dict[str, ClaimedService], networks: set[str]
-) -> None:
-    """Add ``present`` addresses on ``networks`` to ``wanted``: etcd's state is older than these."""
-    for name, known in present.items() if networks else ():
-        kept = [address for address in known.addresses if address.network in networks]
-        if kept:
-            have = wanted.get(name, ClaimedService((), known.names))
-            wanted[name] = ClaimedService(tuple(sorted({*have.addresses, *kept})), have.names)
+    # neither what this host has reserved, nor addresses of services that are still active here
+    claims = [claim for claim in store.across.claims() if claim.addresses]
+    held = {(net, a) for claim in claims for net, some in claim.addresses.items() for a in some}
+    held |= store.across.leased()
+    changed = _without(wanted, {claim.service for claim in claims}, held)
+    return {name: known for name, known in (wanted | changed).items() if known.addresses}
 
 
 def fenced(store: Store, now: EngineView, own: str) -> list[str]:
@@ -359,15 +358,3 @@ def _without(
         elif rows != known.addresses:
             changed[name] = ClaimedService(rows, known.names)
     return changed
-
-
-def _without_own(store: Store, wanted: dict[str, ClaimedService]) -> dict[str, ClaimedService]:
-    """Return ``wanted`` without services and addresses that this host has.
-
-    Addresses of services that are still active here are left out too, until they are deactivated.
-    """
-    claims = [claim for claim in store.across.claims() if claim.addresses]
-    held = {(net, a) for claim in claims for net, some in claim.addresses.items() for a in some}
-    held |= store.across.leased()
-    changed = _without(wanted, {claim.service for claim in claims}, held)
-    return {name: known for name, known in (wanted | changed).items() if known.addresses}

@@ -304,19 +304,17 @@ class EtcdState(NamedTuple):
 
 def members(engine: Etcd) -> list[EtcdMember]:
     """Return all members, sorted by name. Raises NoAnswer, Refused."""
-    listed = []
     answer = engine.call("/v3/cluster/member/list", {"linearizable": True}, repeatable=True)
-    for member in answer.get("members", ()):
-        client = next(iter(member.get("clientURLs", ())), "")
-        listed.append(
-            EtcdMember(
-                str(member["ID"]),
-                str(member.get("name", "")),
-                str(next(iter(member.get("peerURLs", ())), "")),
-                client.partition("://")[2],
-                bool(member.get("isLearner")),
-            )
+    listed = [
+        EtcdMember(
+            str(member["ID"]),
+            str(member.get("name", "")),
+            str(next(iter(member.get("peerURLs", ())), "")),
+            next(iter(member.get("clientURLs", ())), "").partition("://")[2],
+            bool(member.get("isLearner")),
         )
+        for member in answer.get("members", ())
+    ]
     return sorted(listed, key=lambda member: member.name)
 
 

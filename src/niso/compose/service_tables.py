@@ -77,7 +77,11 @@ class ComposeService:
             if not key.startswith("x-") and keys[key] not in (None, False, [], {}):
                 self._gap(key, ELSEWHERE.get(key, "niso has no such key"))
         for key, kinds in SHAPES.items():
-            self._shaped(key, *kinds)
+            given = keys.get(key)
+            # a bool does not count as an int
+            if given is not None and (not isinstance(given, kinds) or isinstance(given, bool)):
+                names = " or ".join(KINDS[kind] for kind in kinds)
+                self._gap(key, f"{given!r} is not {names}: not taken over")
         self.tables = {table: data for table, data in self.tables.items() if data}
 
     def _gap(self, key: str, what: str) -> None:
@@ -157,13 +161,6 @@ class ComposeService:
         if given is not None and argv is None:
             self._gap(key, f"{given!r} is not a list of words: not taken over")
         return argv
-
-    def _shaped(self, key: str, *kinds: type) -> None:
-        given = self._keys.get(key)
-        is_one = isinstance(given, kinds) and not isinstance(given, bool)
-        if given is not None and not is_one:
-            names = " or ".join(KINDS[kind] for kind in kinds)
-            self._gap(key, f"{given!r} is not {names}: not taken over")
 
     def _environment(self) -> None:
         taken = {}

@@ -13,7 +13,6 @@ packets, until the agent (`niso.engines.pod_agent`) has applied its network poli
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -81,16 +80,11 @@ def _error(version: str, error: Exception) -> dict[str, object]:
 
 def _config() -> dict[str, Any]:
     try:
-        data = json.loads(plugin.read_stdin())
+        return plugin.read_object()
     except OSError as error:
         raise Failure(_NOT_READ, f"stdin: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise Failure(_NOT_JSON, f"stdin is not JSON: {error}") from error
     except InvalidInput as error:
         raise Failure(_NOT_JSON, error.message) from error
-    if not isinstance(data, dict):
-        raise Failure(_NOT_JSON, "stdin is not a JSON object")
-    return data
 
 
 def _answer(command: str, version: str, config: dict[str, Any]) -> dict[str, Any] | None:
@@ -102,8 +96,8 @@ def _answer(command: str, version: str, config: dict[str, Any]) -> dict[str, Any
     if version not in VERSIONS:
         reason = f"cniVersion {version!r} is not supported"
         raise Failure(_WRONG_VERSION, reason, f"supported: {', '.join(VERSIONS)}")
-
-    return answer(command, version, config)
+    commands = {"ADD": _add, "DEL": _delete, "CHECK": _check, "GC": _gc, "STATUS": _status}
+    return commands[command](_call(command, version, config))
 
 
 # --- a call ---------------------------------------------------------------------------------------
@@ -136,12 +130,6 @@ class Call(NamedTuple):
     netns: str
     interface: str
     args: Mapping[str, str]
-
-
-def answer(command: str, version: str, config: dict[str, Any]) -> dict[str, Any] | None:
-    """Carry out a CNI command and return the answer to print. Raises Failure, Error."""
-    commands = {"ADD": _add, "DEL": _delete, "CHECK": _check, "GC": _gc, "STATUS": _status}
-    return commands[command](_call(command, version, config))
 
 
 def _call(command: str, version: str, config: dict[str, Any]) -> Call:
@@ -223,7 +211,15 @@ def _add(call: Call) -> dict[str, Any]:
         request = plugin.joined(store, request)
     network = store.network(call.network)
     if network is None:
-        networks.create(machine, _network_request(call))
+        config = call.config
+        wanted = NetworkRequest(
+            call.network,
+            tuple(config.get("subnets", ())),
+            ipv6=config.get("ipv6", False),
+            internal=config.get("internal", False),
+            mtu=config.get("mtu") or None,
+        )
+        networks.create(machine, wanted)
     else:
         _require_configured(network, call.config)
     # the policy of the repeated request may be wider than what the agent has applied since
@@ -246,17 +242,6 @@ def _folded(value: Any) -> dict[str, Any]:
 
     folded = fold(value)
     return folded if isinstance(folded, dict) else {}
-
-
-def _network_request(call: Call) -> NetworkRequest:
-    config = call.config
-    return NetworkRequest(
-        call.network,
-        tuple(config.get("subnets", ())),
-        ipv6=config.get("ipv6", False),
-        internal=config.get("internal", False),
-        mtu=config.get("mtu") or None,
-    )
 
 
 def _require_configured(network: Network, config: Mapping[str, Any]) -> None:
@@ -295,11 +280,8 @@ def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
     notes = runtime.get(_ANNOTATIONS) or {}
     if not isinstance(notes, dict):  # policies could be in it
         raise Failure(WRONG_CONFIG, f"{_ANNOTATIONS} is not an object")
-    own = {
-        key.removeprefix(_PREFIX): str(value)
-        for key, value in notes.items()
-        if key.startswith(_PREFIX)
-    }
+    prefixed = [(key, str(value)) for key, value in notes.items() if key.startswith(_PREFIX)]
+    own = {key.removeprefix(_PREFIX): value for key, value in prefixed}
     for word in CHOSEN:
         if own.get(word) and word not in call.config.get("annotations", ()):
             raise Failure(
@@ -364,14 +346,8 @@ def _ports(mappings: Any) -> Iterator[Port]:
 def _policy(call: Call, notes: Mapping[str, str]) -> Policy:
     """Return the policy that configuration, annotations and CNI_ARGS all allow."""
     noted = _once(((key.replace("-", "_"), value) for key, value in notes.items()), _PREFIX)
-    args = _once(
-        (
-            (key.removeprefix("NISO_").lower(), value)
-            for key, value in call.args.items()
-            if key.startswith("NISO_")
-        ),
-        "NISO_",
-    )
+    own = [(key[5:].lower(), value) for key, value in call.args.items() if key[:5] == "NISO_"]
+    args = _once(own, "NISO_")
     if unknown := sorted(args.keys() - set(plugin.POLICY_KEYS)):
         raise Failure(WRONG_CONFIG, f"CNI_ARGS: NISO_{unknown[0].upper()} is unknown")
     if unknown := sorted(noted.keys() - {*plugin.POLICY_KEYS, "aliases", "ip"}):
@@ -462,8 +438,7 @@ def _check(call: Call) -> None:
         links = store.attachments.links(attached.service)
         if any(x.network == call.network and x.interface == call.interface for x in links):
             findings = [finding.text for finding in check.check(machine, attached.service)]
-            own = {address for _, address in store.addresses(attached.service)}
-            lost = addresses(call) - own
+            lost = addresses(call) - {address for _, address in store.addresses(attached.service)}
             findings += [f"missing: address {address}" for address in sorted(lost)]
             if machine.kernel.cookie_at(call.netns) != attached.cookie:
                 findings.append(f"different: {call.netns} is another network namespace")
@@ -547,9 +522,9 @@ def addresses(call: Call) -> set[str]:
         return set()
     previous = _previous(call)
     of_container = [
-        place
-        for place, interface in enumerate(previous["interfaces"])
-        if interface.get("sandbox") and interface.get("name") == call.interface
+        number
+        for number, each in enumerate(previous["interfaces"])
+        if each.get("sandbox") and each.get("name") == call.interface
     ]
     return {
         str(ip.get("address", "")).partition("/")[0]

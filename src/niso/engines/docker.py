@@ -81,19 +81,6 @@ def _file(top: str, id: object) -> str:
     return os.path.join(top, "docker", text)
 
 
-def _known(path: str) -> dict[str, Any] | None:
-    content = files.read(path)
-    if content is None:
-        return None
-    value = json.loads(content.decode())
-    return value if isinstance(value, dict) else None
-
-
-def _keep(path: str, value: Mapping[str, Any]) -> None:
-    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-    files.replace(path, json.dumps(value).encode(), 0o600)
-
-
 def _remove(path: str) -> None:
     if os.path.lexists(path):
         files.remove(path)
@@ -101,7 +88,7 @@ def _remove(path: str) -> None:
 
 def _network(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the saved data of the network that a call names. Raises NotFound."""
-    known = _known(_file(paths.state_dir(), given["NetworkID"]))
+    known = plugin.load(_file(paths.state_dir(), given["NetworkID"]))
     if known is None:
         raise NotFound("niso does not know this network", "docker network rm, and create it again")
     return known
@@ -124,24 +111,24 @@ def _create_network(given: dict[str, Any]) -> None:
         internal=bool(options.get(_INTERNAL)),
         mtu=plugin.mtu(own.get("mtu"), "-o mtu"),
     )
-    machine, known = plugin.machine(), _known(path)
+    machine, known = plugin.machine(), plugin.load(path)
     # saved first: Docker repeats a call that a killed driver did not answer
     made = machine.store.network(name) is None or bool(known and known["made"])
-    _keep(path, {"network": name, "made": made, "options": own})
+    plugin.save(path, {"network": name, "made": made, "options": own})
     try:
         networks.create(machine, request)
     except (Error, OSError):
         if known is None:
             _remove(path)
         else:
-            _keep(path, known)
+            plugin.save(path, known)
         raise
 
 
 def _delete_network(given: dict[str, Any]) -> None:
     """Remove a network that was created for Docker, if no service of niso is on it."""
     path = _file(paths.state_dir(), given["NetworkID"])
-    known = _known(path)
+    known = plugin.load(path)
     machine = plugin.machine()
     if known is not None and known["made"] and machine.store.network(known["network"]) is not None:
         try:
@@ -166,7 +153,7 @@ def _create_endpoint(given: dict[str, Any]) -> dict[str, Any]:
             "this network takes only containers with a name for niso",
             "driver-opt niso.name=NAME; Compose passes it from 2.27.1 on",
         )
-    _keep(_file(paths.run_dir(), given["EndpointID"]), {"endpoint": given})
+    plugin.save(_file(paths.run_dir(), given["EndpointID"]), {"endpoint": given})
     return {"Interface": {}}
 
 
@@ -203,7 +190,7 @@ def _ports(given: Mapping[str, Any]) -> tuple[Port, ...]:
 def _join(given: dict[str, Any]) -> dict[str, Any]:
     """Attach a namespace that niso creates, and hand its interface over to Docker."""
     network, path = _network(given), _file(paths.run_dir(), given["EndpointID"])
-    kept, sandbox = _known(path), str(given["SandboxKey"])
+    kept, sandbox = plugin.load(path), str(given["SandboxKey"])
     if kept is None or not sandbox.startswith("/"):
         raise NotFound("niso does not know this endpoint", "docker restart CONTAINER")
     machine, id = plugin.machine(), os.path.basename(path)
@@ -220,7 +207,7 @@ def _join(given: dict[str, Any]) -> dict[str, Any]:
             netns.hand_over(space, request.wishes[0].interface, interface)
             # the symlink to the container's namespace is dangling until then
             _lead(path, sandbox)
-            _keep(path, kept | {"sandbox": sandbox})
+            plugin.save(path, kept | {"sandbox": sandbox})
         except BaseException:
             attach.detach(machine, request.name, id)
             raise

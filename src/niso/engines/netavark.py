@@ -59,18 +59,11 @@ def _answer(words: list[str]) -> dict[str, Any] | None:
     command, *arguments = words or [""]
     if command == "info":
         return {"version": niso.__version__, "api_version": API_VERSION}
-    if command not in ("create", "setup", "teardown") or (
-        command != "create" and len(arguments) != 1
-    ):
+    if command != "create" and (command not in ("setup", "teardown") or len(arguments) != 1):
         raise InvalidInput(
             "this is a plugin for netavark", "create, setup NETNS, teardown NETNS or info"
         )
-    try:
-        given = json.loads(plugin.read_stdin())
-    except ValueError as error:
-        raise InvalidInput(f"stdin is not JSON: {error}") from error
-    if not isinstance(given, dict):
-        raise InvalidInput("stdin is not a JSON object")
+    given = plugin.read_object()
     machine = plugin.machine()
     if command == "create":
         return _create(machine, given)
@@ -162,13 +155,9 @@ def _is_as_described(known: Network, given: Mapping[str, Any], mtu: str | None) 
 
 def _note(machine: Machine, network: str, called: str) -> None:
     """Record that a network was created for Podman, and the path of Podman's file."""
-    path = os.path.join(_notes(), network)
-    note = {
-        "file": os.path.join(_network_folder(), f"{called}.json"),
-        "made_at": machine.store.network_made_at(network),
-    }
-    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-    files.replace(path, json.dumps(note).encode(), 0o600)
+    file = os.path.join(_network_folder(), f"{called}.json")
+    note = {"file": file, "made_at": machine.store.network_made_at(network)}
+    plugin.save(os.path.join(_notes(), network), note)
 
 
 def _notes() -> str:

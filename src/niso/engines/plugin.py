@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from ipaddress import ip_address
 
-from niso.base import paths
+from niso.base import files, paths
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
 from niso.base.named_tuples import Any
 from niso.change import attach
@@ -280,12 +280,31 @@ def run(call: Callable[[], object], failed: Callable[[Exception], object]) -> No
     os._exit(status)
 
 
-def read_stdin() -> str:
-    """Return the text on stdin. Raises InvalidInput, ValueError if it is not UTF-8."""
+def read_object() -> dict[str, Any]:
+    """Return the JSON object on stdin. Raises InvalidInput, OSError."""
     data = sys.stdin.buffer.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
         raise InvalidInput("stdin: the configuration is too long")
-    return data.decode()
+    try:
+        given = json.loads(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"stdin is not JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise InvalidInput("stdin is not a JSON object")
+    return given
+
+
+def load(path: str) -> dict[str, Any] | None:
+    """Return the object of a file that `save` wrote; None without the file."""
+    content = files.read(path)
+    value = json.loads(content.decode()) if content is not None else None
+    return value if isinstance(value, dict) else None
+
+
+def save(path: str, value: Mapping[str, Any]) -> None:
+    """Write an object to a file that only root can read, atomically."""
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    files.replace(path, json.dumps(value).encode(), 0o600)
 
 
 def one_line(error: Exception, call: str = "this call") -> str:
