@@ -146,6 +146,14 @@ def read_all(fd: int, most: int = 1 << 16) -> bytes:
     return kept
 
 
+def names_in(folder: str) -> list[str]:
+    """Return the names in a folder, sorted; empty if it does not exist."""
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 # --- spec.json and state.json ---------------------------------------------------------------------
 
 

@@ -543,11 +543,8 @@ def write() -> None:
     if files.read(path()) == wanted:
         return
     draft = f"{path()}.{os.getpid()}.new"
-    fd = files.make(draft, 0o600)
-    try:
-        files.write(fd, wanted)
-    finally:
-        os.close(fd)
+    with open(files.make(draft, 0o600), "wb") as file:
+        file.write(wanted)
     files.rename(draft, path())
 
 

@@ -647,8 +647,5 @@ def orphans(state_ids: Iterable[str]) -> list[Orphan]:
 
 
 def _folders(folder: str) -> list[str]:
-    try:
-        names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    names = crun.names_in(folder)
     return [name for name in names if os.path.isdir(os.path.join(folder, name))]

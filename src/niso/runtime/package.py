@@ -200,12 +200,9 @@ def _write_manifest(copy: str, spec: ServiceSpec) -> None:
     path = os.path.join(copy, MANIFEST)
     if os.path.isdir(path) and not os.path.islink(path):
         return
-    fd = files.make(path, _mode(spec))
-    try:
-        files.write(fd, _mark(spec) + _text(spec))
-        os.fchmod(fd, _mode(spec))
-    finally:
-        os.close(fd)
+    with open(files.make(path, _mode(spec)), "wb") as file:
+        file.write(_mark(spec) + _text(spec))
+        os.fchmod(file.fileno(), _mode(spec))
 
 
 def _mode(spec: ServiceSpec) -> int:
@@ -526,11 +523,8 @@ class Contents:
         draft = f"{self._path}.new"
         try:
             os.makedirs(os.path.dirname(self._path), 0o700, exist_ok=True)
-            fd = files.make(draft, 0o600)
-            try:
-                files.write(fd, text.encode("utf-8", "surrogateescape"))
-            finally:
-                os.close(fd)
+            with open(files.make(draft, 0o600), "wb") as file:
+                file.write(text.encode("utf-8", "surrogateescape"))
             files.rename(draft, self._path)
         except OSError:
             with suppress(OSError):

@@ -34,7 +34,7 @@ from niso.base.errors import InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.plan.specs import ProcessSpec
 from niso.runtime import entrypoint, status
-from niso.runtime.crun import APP
+from niso.runtime.crun import APP, names_in
 from niso.runtime.entrypoint import TOP_LINKS
 
 if TYPE_CHECKING:
@@ -112,13 +112,9 @@ def _write_secrets(spec: ProcessSpec, secrets: Mapping[str, bytes]) -> None:
     """Write the secrets to a tmpfs of this mount namespace, where only the user may read them."""
     mount("none", SECRETS, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755")
     for name, content in secrets.items():
-        path = f"{SECRETS}/{name}"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
-        try:
-            files.write(fd, content)
-            os.fchown(fd, spec.uid, spec.gid)
-        finally:
-            os.close(fd)
+        with open(files.make(f"{SECRETS}/{name}", 0o400), "wb", buffering=0) as file:
+            files.write(file.fileno(), content)
+            os.fchown(file.fileno(), spec.uid, spec.gid)
 
 
 def _show_host(folders: Sequence[str]) -> None:
@@ -421,10 +417,7 @@ def remove_unused() -> None:
 
     The caller must have the lock ``.cgroup`` in exclusive mode, so that no service is starting.
     """
-    try:
-        names = os.listdir(_top())
-    except FileNotFoundError:
-        return
+    names = names_in(_top())
     if len(names) < 2:
         return
     used = set()

@@ -269,10 +269,7 @@ def forget_health(service: str) -> None:
 
 def services() -> list[str]:
     """Return all services that have a process or runtime files of one."""
-    try:
-        return sorted(os.listdir(os.path.join(paths.run_dir(), "services")))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    return crun.names_in(os.path.join(paths.run_dir(), "services"))
 
 
 def bundles(folder: str) -> list[str]:

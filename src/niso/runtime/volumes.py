@@ -17,7 +17,7 @@ from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.report import RemovingVolumes, Report
 from niso.plan.specs import MountedVolume, ProcessSpec, taken
-from niso.runtime import cgroups
+from niso.runtime import cgroups, crun
 from niso.runtime.entrypoint import TOP_LINKS
 from niso.runtime.root import TMPFS, etc_folders, place
 
@@ -164,21 +164,14 @@ def mounts(spec: ProcessSpec, where: list[Placed], shared: str) -> list[dict[str
 
 def existing_names(service: str) -> list[str]:
     """Return the names of a service's named volumes that exist, even if the service was removed."""
-    try:
-        names = os.listdir(paths.volume_dir(service))
-        return sorted(name for name in names if not name.startswith("."))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    names = crun.names_in(paths.volume_dir(service))
+    return [name for name in names if not name.startswith(".")]
 
 
 def owners() -> dict[str, set[int]]:
     """Map each service with named volumes to the set of uids that own them."""
     top = os.path.dirname(paths.volume_dir("-"))
-    try:
-        services = os.listdir(top)
-    except FileNotFoundError:
-        return {}
-    owners: dict[str, set[int]] = {service: set() for service in services}
+    owners: dict[str, set[int]] = {service: set() for service in crun.names_in(top)}
     for service, uids in owners.items():
         for name in existing_names(service):
             with suppress(FileNotFoundError):  # the volume was removed in the meantime
@@ -188,11 +181,7 @@ def owners() -> dict[str, set[int]]:
 
 def remove_empty(service: str) -> None:
     folder = paths.volume_dir(service)
-    try:
-        names = os.listdir(folder)
-    except FileNotFoundError:
-        return
-    for path in (*(os.path.join(folder, name) for name in names), folder):
+    for path in (*(os.path.join(folder, name) for name in crun.names_in(folder)), folder):
         with suppress(OSError):
             os.rmdir(path)
 
