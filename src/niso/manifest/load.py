@@ -188,7 +188,7 @@ def checked(resolved: Resolved, path: str, owners: Collection[int] | None = None
     """
     manifest: Any = None
     parsed: dict[str, Any] = {}
-    errors: list[InvalidInput] = []
+    errors: list[Error] = []
     others: list[Error] = []  # errors about other files, such as env_file
     data = resolved.data
     try:

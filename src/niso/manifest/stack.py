@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator,
 from functools import cache
 
 from niso.base import convert
-from niso.base.errors import Error, ErrorGroup, InvalidInput
+from niso.base.errors import Error, ErrorGroup, InvalidInput, flatten
 from niso.base.files import changed_by_others
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, named_tuple
 from niso.base.names import DEFAULT_NETWORK
@@ -30,7 +30,7 @@ from niso.manifest.keys import TABLES, Key, Manifest
 from niso.manifest.load import Loaded, Outer, prepared, with_paths
 from niso.manifest.values import join
 from niso.manifest.variables import Resolved, has_variables
-from niso.plan.records import Entry, Peer, Policy
+from niso.plan.records import Peer, Policy
 from niso.plan.specs import ServiceSpec
 from niso.plan.subnets import NetworkRequest
 
@@ -193,11 +193,8 @@ The errors have complete key paths (``networks.backend.subnet``).
 def place(path: str) -> str:
     """Return the absolute path of the stack.toml at ``path``, which is a file or its folder."""
     path = os.path.abspath(path)
-    return (
-        path
-        if path.endswith(".toml") and not os.path.isdir(path)
-        else os.path.join(path, FILE_NAME)
-    )
+    is_file = path.endswith(".toml") and not os.path.isdir(path)
+    return path if is_file else os.path.join(path, FILE_NAME)
 
 
 def outline(path: str) -> Outline:
@@ -218,9 +215,8 @@ def outline(path: str) -> Outline:
         values.service_name(name, "stack.name")
     except ValueError:
         errors = validate.walk({"stack": data.get("stack", {})}, _Whole)
-        raise ErrorGroup(
-            [_in_file(path, error) for error in errors if (error.key or "").startswith("stack")]
-        ) from None
+        own_errors = [error for error in errors if (error.key or "").startswith("stack")]
+        raise ErrorGroup([_in_file(path, error) for error in own_errors]) from None
     except InvalidInput as error:
         raise _in_file(path, error) from None
     after: dict[str, tuple[str, ...]] = {}
@@ -249,43 +245,45 @@ def load(path: str, also: Also = lambda _: (), owners: Collection[int] | None = 
     path = place(path)
     resolved, variables = resolve(toml.load(path, FILE_NAME, owners), path, owners)
     data = resolved.data
-    name, asks, networks, errors = _top(data, also)
-    others: list[Error] = []  # errors about other files, such as manifests
+    name, asks, networks, wrong = _top(data, also)
+    errors: list[Error] = [*wrong]  # those about other files, such as manifests, have a file
     items: dict[str, _Item] = {}
     members: list[StackMember] = []
     for key, keys in _tables(data.get("service")):
         own = {name: value for name, value in keys.items() if name in Own._fields}
-        overrides = {
-            name: value for name, value in keys.items() if name in (*NETWORK_KEYS, *OVERRIDES)
-        }
+        known = (*NETWORK_KEYS, *OVERRIDES)
+        overrides = {name: value for name, value in keys.items() if name in known}
         errors += [*validate.walk(own, Own, key), *_unknown(keys, key)]
         here = item(own, key)
-        if wrong := _name_error(here, own.get("name"), items):
-            errors.append(wrong)
+        if wrong_name := _name_error(here, own.get("name"), items):
+            errors.append(wrong_name)
         elif isinstance(package := own.get("package"), str):
             items[here.name] = here
             at = os.path.join(os.path.dirname(path), package)
-            loaded, wrongs, elsewhere = _package(at, here, package, overrides, (owners, variables))
-            errors, others = errors + wrongs, others + elsewhere
-            if loaded is not None:
+            try:
+                loaded = _package(at, here, package, overrides, (owners, variables))
                 members.append(StackMember(key, loaded, overrides, here.after))
-    for key, name_, keys in inline_tables(data.get("services")):
-        here = item({"name": name_, "depends_on": keys.get("depends_on")}, key)
-        if wrong := _name_error(here, name_, items):
-            wrong.key = key
-            errors.append(wrong)
+            except Error as error:
+                errors += flatten(error)
+    for key, service, keys in inline_tables(data.get("services")):
+        here = item({"name": service, "depends_on": keys.get("depends_on")}, key)
+        if wrong_name := _name_error(here, service, items):
+            wrong_name.key = key
+            errors.append(wrong_name)
             continue
         items[here.name] = here
-        loaded, wrongs, elsewhere = checked(path, key, name_, keys, owners)
-        errors, others = errors + wrongs, others + elsewhere
-        if loaded is not None:
+        try:
+            loaded = checked(path, key, service, keys, owners)
             members.append(StackMember(key, loaded, None, here.after))
-    for error in errors:
-        error.hint = error.hint or _form(error.key or "", data)
-    errors += dependencies(items, {member.name: member.loaded.spec for member in members})
-    errors = resolved.fresh(errors)
-    if errors or others:
-        raise ErrorGroup([*(_in_file(path, error) for error in errors), *others])
+        except ErrorGroup as group:
+            errors += group.errors
+    mine = [error for error in errors if not error.file]
+    for one in mine:
+        one.hint = one.hint or _form(one.key or "", data)
+    mine += dependencies(items, {member.name: member.loaded.spec for member in members})
+    mine = [_in_file(path, error) for error in resolved.fresh(mine)]
+    if errors := [*mine, *(error for error in errors if error.file)]:
+        raise ErrorGroup(errors)
     order = ordered({item.name: item.after for item in items.values()})
     members.sort(key=lambda member: order.index(member.name))
     members = _with_apart(members, os.path.dirname(path))
@@ -434,37 +432,34 @@ def _package(
     package: str,
     overrides: Mapping[str, Any],
     of_stack: tuple[Collection[int] | None, Outer],
-) -> tuple[Loaded | None, list[InvalidInput], list[Error]]:
-    """Return (manifest with the stack's overrides, errors of stack.toml, errors of the manifest).
+) -> Loaded:
+    """Return the manifest at ``path``, the value ``package``, with the stack's overrides.
 
-    The manifest is None if there is an error. ``path`` is the path of the package, and ``package``
-    its value in the file. ``of_stack`` are (owners, function that returns the variables of the
-    stack).
+    ``of_stack`` are (owners, function that returns the variables of the stack). Raises InvalidInput
+    or ErrorGroup; only errors of the manifest itself have a file.
     """
     key, right = f"{item.key}.package", "a folder with a manifest.toml"
     if not package or not package.isprintable():
-        return None, [values.wrong(key, package, "is not a valid path", right, '"./api"')], []
+        raise values.wrong(key, package, "is not a valid path", right, '"./api"')
     at, (owners, variables) = manifest_load.place(path), of_stack
     try:
         data = toml.load(at, manifest_load.FILE_NAME, owners)
         own = prepared(data, at, owners, variables)
         written = manifest_load.checked(own, at, owners)
-    except ErrorGroup as group:
-        return None, [], group.errors
+    except (ErrorGroup, InvalidInput):
+        raise
     except Error as error:
-        if isinstance(error, InvalidInput):
-            return None, [], [error]
-        reason = f"cannot be used: {error.message}"
-        return None, [values.wrong(key, package, reason, right)], []
+        raise values.wrong(key, package, f"cannot be used: {error.message}", right) from None
     try:
         laid = Resolved(_laid_over(own.data, item.name, overrides), [])
         together = manifest_load.checked(laid, at, owners)
     except ErrorGroup as group:
-        return None, [_here(at, item.key, overrides, error) for error in group.errors], []
+        errors: list[Error] = [_here(at, item.key, overrides, error) for error in group.errors]
+        raise ErrorGroup(errors) from None
     program = together.program
     apart = (*written.program.apart, *program.apart)
     together = together._replace(process=program._replace(apart=apart))
-    return Loaded(together, at, os.path.dirname(at)), [], []
+    return Loaded(together, at, os.path.dirname(at))
 
 
 def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -531,64 +526,59 @@ def inline_tables(services: object) -> Iterator[tuple[str, str, dict[str, Any]]]
 
 def checked(
     path: str, key: str, name: str, table: Mapping[str, Any], owners: Collection[int] | None
-) -> tuple[Loaded | None, list[InvalidInput], list[Error]]:
+) -> Loaded:
     """Check the service at the path ``key`` in the stack.toml at ``path``.
 
-    Returns (its manifest, errors of the stack.toml, errors of its files of variables). The manifest
-    is None if there is an error. ``owners`` is as for `load`.
+    ``owners`` is as for `load`. Raises ErrorGroup; only errors of files of variables have a file.
     """
-    errors: list[InvalidInput] = []
-    others: list[Error] = []
+    errors: list[Error] = []
     if "depends_on" in table:
         errors += validate.walk({"depends_on": table["depends_on"]}, Needs, key)
     package = table.get("package", {})
-    folder: str | None = None
+    folder = ""
     data = {part: value for part, value in table.items() if part != "depends_on"}
     if isinstance(package, dict):
         data["package"] = {"version": VERSION, **package, "name": name}
         data["package"].pop("folder", None)
         if package.get("name", name) != name:
-            reason = "is not the name of its table"
-            wrong_name = values.wrong(
-                f"{key}.package.name", package["name"], reason, "leave it out"
-            )
-            errors.append(wrong_name)
-        folder, wrong = _folder(path, f"{key}.package.folder", package.get("folder"), owners)
-        errors += wrong
+            own, reason = f"{key}.package.name", "is not the name of its table"
+            errors.append(values.wrong(own, package["name"], reason, "leave it out"))
+        try:
+            folder = _folder(path, f"{key}.package.folder", package.get("folder"), owners)
+        except Error as error:
+            errors += flatten(error)
     try:
         spec = manifest_load.checked(Resolved(data, []), path, owners)
     except ErrorGroup as group:
         here = escaped(path)
-        errors += [moved_error(error, key) for error in group.errors if error.file == here]
-        others += [error for error in group.errors if error.file != here]
-    if errors or others:
-        return None, errors, others
+        errors += [moved_error(one, key) if one.file == here else one for one in group.errors]
+    if errors:
+        raise ErrorGroup(errors)
     spec = spec._replace(process=spec.program._replace(folder=folder))
-    return Loaded(spec, path, folder or ""), [], []
+    return Loaded(spec, path, folder)
 
 
-def _folder(
-    path: str, key: str, folder: object, owners: Collection[int] | None
-) -> tuple[str | None, list[InvalidInput]]:
-    """Return (absolute path of a package's folder, errors). The path is "" without a folder."""
+def _folder(path: str, key: str, folder: object, owners: Collection[int] | None) -> str:
+    """Return the absolute path of a package's folder; "" without a folder."""
     right, example = "a folder beside the stack.toml", '"./api"'
     if folder is None:
-        return "", []
+        return ""
     if not isinstance(folder, str):
-        return None, list(validate.walk({"folder": folder}, Package, key.rpartition(".")[0]))
-    if not folder or not folder.isprintable():
-        return None, [values.wrong(key, folder, "is not a valid path", right, example)]
+        raise ErrorGroup([*validate.walk({"folder": folder}, Package, key.rpartition(".")[0])])
     at = os.path.normpath(os.path.join(os.path.dirname(path), folder))
-    if not os.path.isdir(at):
+    reason = ""
+    if not folder or not folder.isprintable():
+        reason = "is not a valid path"
+    elif not os.path.isdir(at):
         reason = "is not a folder" if os.path.lexists(at) else "does not exist"
-        return None, [values.wrong(key, folder, reason, right, example)]
+    values.require(folder, key, reason, right, example)
     try:
         if owners is not None:
             how = changed_by_others(at, owners)
             toml.require_owner(how and f"the folder {how}", owners)
     except InvalidInput as error:
-        return None, [InvalidInput(f"{folder}: {error.reason or error.message}", error.hint, key)]
-    return at, []
+        raise InvalidInput(f"{folder}: {error.reason or error.message}", error.hint, key) from None
+    return at
 
 
 def moved_error(error: Error, key: str, file: str = "") -> InvalidInput:
@@ -734,13 +724,13 @@ def dependencies(
                 right = f"one of {', '.join(sorted(items))}"
                 example = shown(near) if near else ""
                 yield values.wrong(path, name, "is not a service of the stack", right, example)
-            elif (
-                condition == "healthy" and name in known and known[name].program.healthcheck is None
-            ):
+            elif name not in known:
+                continue
+            elif condition == "healthy" and known[name].program.healthcheck is None:
                 reason = f"is not possible: {name!r} has no healthcheck"
                 right = f'"started", or add [healthcheck] to the manifest of {name!r}'
                 yield values.wrong(path, condition, reason, right)
-            elif condition == "completed" and name in known and known[name].program.kind != "job":
+            elif condition == "completed" and known[name].program.kind != "job":
                 reason = f"is not possible: {name!r} is not a job"
                 right = f'"started", or service.kind = "job" for {name!r}'
                 yield values.wrong(path, condition, reason, right)
@@ -863,13 +853,18 @@ def _member(
     network = spec.network
     own = bool(network.networks) and all(name in networks for name in network.networks)
     short = (spec.name,) if own and spec.name in lone and spec.name != network.hostname else ()
+    meant = {"service": called, "network": networks}
+
+    def renamed(peer: Peer, _: bool) -> list[Peer]:
+        return [peer._replace(name=meant.get(peer.kind, {}).get(peer.name, peer.name))]
+
     network = network._replace(
         aliases=tuple(dict.fromkeys((*short, *network.aliases))),
         share=called.get(network.share, network.share) if network.share else None,
         networks=tuple(networks.get(name, name) for name in network.networks),
         addresses={networks.get(name, name): ip for name, ip in network.addresses.items()},
         addresses6={networks.get(name, name): ip for name, ip in network.addresses6.items()},
-        policy=_policy(network.policy, {"service": called, "network": networks}),
+        policy=network.policy.with_peers(renamed),
     )
     spec = spec._replace(name=names[spec.name], network=network)
     spec = spec._replace(manifest=_written(spec, member.loaded.spec.network.policy))
@@ -905,24 +900,3 @@ def _written(spec: ServiceSpec, policy: Policy) -> dict[str, object]:
             table[key] = tuple(text for old in table[key] for text in texts.get(old, (old,)))
     data["network"] = {**own, "policy": {**rules, "egress": egress}}
     return data
-
-
-def _policy(policy: Policy, meant: Mapping[str, Mapping[str, str]]) -> Policy:
-    """Return a policy in which the names of the stack's services and networks have the prefix.
-
-    ``meant`` maps the kind of a peer to a dict from the written name to the full name.
-    """
-
-    def moved(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
-        return tuple(entry._replace(peer=peer(entry.peer)) for entry in entries)
-
-    def peer(written: Peer) -> Peer:
-        return written._replace(name=meant.get(written.kind, {}).get(written.name, written.name))
-
-    allow, egress = policy.allow_from, policy.egress_allow
-    return policy._replace(
-        allow_from=None if allow is None else moved(allow),
-        deny_from=moved(policy.deny_from),
-        egress_allow=None if egress is None else moved(egress),
-        egress_deny=moved(policy.egress_deny),
-    )

@@ -16,7 +16,7 @@ Any other ``$`` is literal, so that ``$NAME`` and ``$$`` remain for a shell.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from niso.base import convert
 from niso.base import text as base_text
@@ -189,7 +189,7 @@ class Resolved(NamedTuple):
     data: dict[str, Any]
     errors: list[InvalidInput]
 
-    def fresh(self, others: list[InvalidInput]) -> list[InvalidInput]:
+    def fresh(self, others: Iterable[Error]) -> list[Error]:
         """Return these errors, and those of ``others`` that are about other values."""
         unresolved = {error.key for error in self.errors}
         return [*self.errors, *(error for error in others if error.key not in unresolved)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from niso.base.named_tuples import NamedTuple
 from niso.base.names import bracketed, family_of, span
@@ -154,6 +154,22 @@ class Policy(NamedTuple):
     def entries(self) -> tuple[Entry, ...]:
         allowed = (self.allow_from or (), self.egress_allow or ())
         return (*allowed[0], *self.deny_from, *allowed[1], *self.egress_deny)
+
+    def with_peers(self, peers: Callable[[Peer, bool], Iterable[Peer]]) -> Policy:
+        """Return the policy with the result of ``peers`` for the peer of each entry.
+
+        The second argument of ``peers`` is whether the entry denies.
+        """
+
+        def changed(entries: tuple[Entry, ...], denies: bool) -> tuple[Entry, ...]:
+            return tuple(e._replace(peer=p) for e in entries for p in peers(e.peer, denies))
+
+        return self._replace(
+            allow_from=self.allow_from and changed(self.allow_from, False),
+            deny_from=changed(self.deny_from, True),
+            egress_allow=self.egress_allow and changed(self.egress_allow, False),
+            egress_deny=changed(self.egress_deny, True),
+        )
 
     def outside_names(self) -> tuple[str, ...]:
         """Return the DNS names in entries; only ``egress.allow`` can have them."""

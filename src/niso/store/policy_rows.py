@@ -54,24 +54,13 @@ class PolicyRows(NameRows):
         if policy is None:
             return None
 
-        def entries(written: tuple[Entry, ...], denies: bool) -> tuple[Entry, ...]:
-            return tuple(
-                entry._replace(peer=peer) for entry in written for peer in peers(entry.peer, denies)
-            )
-
         def peers(peer: Peer, denies: bool) -> list[Peer]:
             if peer.kind != "service":
                 return [peer]
             meant = self.meant(service, peer.name)[denies]
             return [Peer(peer.kind, name) for name in meant or ("",)]
 
-        allow, egress = policy.allow_from, policy.egress_allow
-        return policy._replace(
-            allow_from=None if allow is None else entries(allow, False),
-            deny_from=entries(policy.deny_from, True),
-            egress_allow=None if egress is None else entries(egress, False),
-            egress_deny=entries(policy.egress_deny, True),
-        )
+        return policy.with_peers(peers)
 
     @property
     def outside(self) -> OutsideRows:
