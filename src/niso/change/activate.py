@@ -1,9 +1,7 @@
 """Activate services: create their networks and start their processes. Restart services.
 
-If one service of a command fails, all its services are rolled back. If this process dies, a later
-command undoes the change (`niso.change.journal.recover`). niso's lock is locked while the change is
-planned and written, a service's own lock from its first change to its last, which includes the wait
-for its process.
+If one service of a command fails, all are rolled back. niso's lock is locked while the change is
+planned and written, a service's own lock until its process has started.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from niso.base.report import CopyingPackage, Report, Stopping, silent
 from niso.base.signals import signals_held
 from niso.change import outside_names_refresh, sharing, start, stop
 from niso.change.admit import NO_STACK, Change, NoClaims, StackMembership, record_all
-from niso.change.journal import begin, end_intents, end_restart, locked, recover
+from niso.change.journal import begin, end_restart, locked, recover
 from niso.change.scope import leaving, scope_left, scope_of
 from niso.change.start import After
 from niso.change.targets import Target, replaced
@@ -381,7 +379,7 @@ def restart(
         try:
             rows = _refreshed(store, rows)
             start.restart(machine.processes, rows, report, after)
-            end_intents(store, services)
+            stop.end_intents(store, services)
         except BaseException:
             end_restart(machine, services, report)
             raise

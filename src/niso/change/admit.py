@@ -172,13 +172,9 @@ def _record(
     # a new activation has new interface names: the old veth pairs may not be deleted yet
     generation = 1 if before is None else before.generation if was_active else before.generation + 1
     generation = links(name, on, generation)
+    spec, restarts, rehosts = "", False, False
     if target.files is None:
-        uid, spec, restarts, rehosts = (
-            before.uid if before else store.uid_of_nobody(),
-            "",
-            False,
-            False,
-        )
+        uid = before.uid if before else store.uid_of_nobody()
     else:
         from niso.change import process_record
 

@@ -1,10 +1,7 @@
 """Attach network namespaces of other programs to niso's networks, and detach them.
 
-An attachment is a service row of mode ``attached``, without a package and a process. This module
-does not import code that only processes need, because a container engine waits for each call.
-
-The policy that a user of the engine writes is combined with the administrator's policies in
-/etc/niso/policies: both must allow a packet.
+An attachment is a service row without a package and a process. This module does not import code
+that only processes need, because a container engine waits for each call.
 """
 
 from __future__ import annotations
@@ -42,6 +39,8 @@ from niso.store.store import Store
 if TYPE_CHECKING:
     from niso.change import cluster_claims
     from niso.kernel.real import Kernel
+
+    Claims = cluster_claims.ActivationClaims | NoClaims
 
 
 POD_POLICY = "pod_policy"
@@ -104,7 +103,7 @@ def attach(
             _forget(machine, row, report)
             before = None
         target = target_of(store, request, foreign, before)
-        claims: cluster_claims.ActivationClaims | NoClaims = NoClaims()
+        claims: Claims = NoClaims()
         try:
             claims = _claimed(machine, target, report)
             done = _apply(machine, target, claims, report)
@@ -120,9 +119,7 @@ def attach(
         return done
 
 
-def _claimed(
-    machine: Machine, target: Target, report: Report
-) -> cluster_claims.ActivationClaims | NoClaims:
+def _claimed(machine: Machine, target: Target, report: Report) -> Claims:
     """Reserve in etcd the name and addresses of an attachment on networks that span hosts."""
     if not machine.store.cluster_id():
         return NoClaims()
@@ -133,20 +130,12 @@ def _claimed(
     for link in target.attaching[1] if target.attaching is not None else ():
         if link.mac and link.network in claims.networks(target.name):
             claims.close()
-            raise InvalidInput(
-                f"network {link.network!r} spans hosts, which derive the MAC address of what is"
-                " there from its name",
-                "leave out the MAC address",
-            )
+            reason = f"network {link.network!r} spans hosts, which derive the MAC address of what"
+            raise InvalidInput(f"{reason} is there from its name", "leave out the MAC address")
     return claims
 
 
-def _apply(
-    machine: Machine,
-    target: Target,
-    claims: cluster_claims.ActivationClaims | NoClaims,
-    report: Report,
-) -> Attachment:
+def _apply(machine: Machine, target: Target, claims: Claims, report: Report) -> Attachment:
     """Record an attachment and update the kernel. After an error the caller undoes the change."""
     store, kernel, name = machine.store, machine.kernel, target.name
     assert target.attaching is not None
@@ -236,11 +225,9 @@ def _refuse_attached(kernel: Kernel, store: Store, request: Request, cookie: int
 def _is_same(
     before: AttachedRow, row: ServiceRow, request: Request, foreign: ForeignNetns | None
 ) -> bool:
-    if not row.active or (before.owner, before.id) != (request.owner, request.id):
-        return False
-    if foreign is None:
-        return not before.netns
-    return (before.netns, before.cookie) == (request.netns, foreign.cookie)
+    there = (request.netns, foreign.cookie if foreign is not None else before.cookie)
+    same = (before.owner, before.id) == (request.owner, request.id)
+    return row.active and same and (before.netns, before.cookie) == there
 
 
 def current(store: Store, name: str) -> Request | None:
@@ -280,9 +267,9 @@ def apply_policies(machine: Machine, report: Report = silent) -> list[Attachment
         for _ in range(_TRIES):
             row, attached = store.service(name), store.attachments.get(name)
             request = current(store, name)
-            if row is None or attached is None or request is None:
+            if row is None or attached is None or request is None or not row.active:
                 break
-            if not row.active or not attached.lives(machine.kernel):
+            if not attached.lives(machine.kernel):
                 break
             try:
                 done.append(attach(machine, request, report, instead_of=attached))

@@ -1,12 +1,9 @@
 """Write the systemd units of enabled services; without systemd, start services at boot.
 
-If systemd is the init, each enabled service has a unit, which calls ``niso activate`` and ``niso
-deactivate`` as a user would. Otherwise the store only records that a service is enabled, and the
-boot scripts call ``niso restore``.
-
+The unit of an enabled service calls ``niso activate`` and ``niso deactivate`` as a user would.
 /etc/nftables.conf usually begins with ``flush ruleset``, which deletes niso's tables too. A drop-in
-for such a firewall's unit therefore runs ``niso net repair --kernel``. That command waits for no
-service, whose unit may be waiting for the firewall's unit.
+for such a firewall's unit therefore runs ``niso net repair --kernel``, which waits for no service:
+a service's unit may be waiting for the firewall's.
 """
 
 from __future__ import annotations

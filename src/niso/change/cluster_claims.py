@@ -1,8 +1,7 @@
 """Reserve in etcd what services need on networks that span hosts, and publish their state.
 
-A claim is the keys of etcd by which one host reserves the name and addresses of a service in the
-entire cluster. What a service must claim follows from its manifest and from the rows of the
-services that share its namespace. Only hosts of a cluster load this module.
+What a service must claim follows from its manifest and from the rows of the services that share its
+namespace. Only hosts of a cluster load this module.
 """
 
 from __future__ import annotations

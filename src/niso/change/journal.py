@@ -33,7 +33,7 @@ def end_restart(machine: Machine, services: list[str], report: Report) -> None:
             start_again(machine, name)
         except Error as error:
             report(NotStarted(name, error))
-    end_intents(machine.store, services)
+    stop.end_intents(machine.store, services)
 
 
 def recover(
@@ -166,9 +166,3 @@ def begin(store: Store, services: list[str], action: str) -> None:
                 stop.refuse(store, services)
             for name in services:
                 store.begin_intent(name, action, time.time())
-
-
-def end_intents(store: Store, services: list[str]) -> None:
-    with store.transaction():  # niso's lock is not needed: only the intents change
-        for name in services:
-            store.end_intent(name)

@@ -1,9 +1,8 @@
 """Resolve the DNS names in policies, update rules and hosts files, and install the timer for it.
 
-DNS names in ``egress.allow`` are resolved by each activation, and by `niso net refresh`, which a
-systemd timer calls as long as enabled services need it. dnspython uses the name servers of the
-host's resolv.conf, including those on the host's loopback, which services cannot reach. The host's
-hosts file, whose lines have no TTL, and search domains are not used.
+dnspython uses the name servers of the host's resolv.conf, including those on the host's loopback,
+which services cannot reach. The host's hosts file, whose lines have no TTL, and search domains are
+not used.
 """
 
 from __future__ import annotations

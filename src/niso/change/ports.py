@@ -13,6 +13,7 @@ from niso.base.errors import Conflict, Error, raise_all
 from niso.base.locks import Lock
 from niso.base.report import Report, event_class, silent
 from niso.change import scope as change_scope
+from niso.change import stop
 from niso.kernel.kinds.kind import State
 from niso.kernel.nft_elements import Element
 from niso.look.host_ports import HOLDERS, Listeners, as_held, published_by, same_place, taken
@@ -196,7 +197,7 @@ def finish(machine: Machine, report: Report = silent) -> None:
             report(FinishingPorts(tuple(sorted({service for service, _ in moved}))))
             with _moving(machine, moved, store.moved_on(), report) as made:
                 made.doubt(_elements(store, moved))
-            _end(store, moved)
+            stop.end_intents(store, sorted({service for service, _ in moved}))
 
 
 _Port = tuple[str, Port]  # of a service
@@ -229,7 +230,7 @@ def _change(
                 store.add_back(service, port, published_by(row) if row is not None else ())
             store.begin_moving(moved, on, time.time())
             made.scope = made.scope.joined(change_scope.concerned(store, names, on))
-        _end(store, moved)
+        stop.end_intents(store, sorted({service for service, _ in moved}))
     except BaseException:
         if made.is_recorded:
             with _moving(machine, moved, on, report, teardown=True) as undone:
@@ -237,7 +238,7 @@ def _change(
                     store.put_port_rows(name, ports)
                     store.put_published_row(name, published)
                 undone.scope = undone.scope.joined(change_scope.concerned(store, names, on))
-            _end(store, moved)
+            stop.end_intents(store, sorted({service for service, _ in moved}))
         raise
 
 
@@ -253,12 +254,6 @@ def _moving(
     scope = change_scope.concerned(store, sorted({service for service, _ in moved}), on)
     scope = scope._replace(ports=tuple(port for _, port in moved))
     return change(kernel, store, scope, report, teardown=teardown, rows_first=True)
-
-
-def _end(store: Store, moved: _Moved) -> None:
-    with store.transaction():
-        for name in sorted({service for service, _ in moved}):
-            store.end_intent(name)
 
 
 def _elements(store: Store, ports: _Moved) -> State:

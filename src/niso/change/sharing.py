@@ -1,8 +1,6 @@
 """Let services, the sharers, share the network namespace of another service, the provider.
 
-A provider has network mode bridge or none, so it never shares a namespace itself. This module finds
-the provider, restarts sharers when it changes, and refuses changes that would leave a sharer
-without a namespace.
+A provider has network mode bridge or none, so it never shares a namespace itself.
 """
 
 from __future__ import annotations

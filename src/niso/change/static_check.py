@@ -1,8 +1,7 @@
 """Find what an activation would refuse on any host (`niso check`).
 
-The services are recorded by the same code as in an activation, but in a store without a file and
-for a host without any configuration. What depends on the host is not checked: networks that no file
-describes, services that no file has, and the present time.
+The services are recorded as in an activation, but in a store without a file and for a host without
+any configuration. What depends on the host or the present time is not checked.
 """
 
 from __future__ import annotations

@@ -168,6 +168,12 @@ def _over(asked: Mapping[str, tuple[int, float]]) -> list[str]:
     return [name for name, (pidfd, until) in asked.items() if pidfd in ended or until <= now]
 
 
+def end_intents(store: Store, services: Iterable[str]) -> None:
+    with store.transaction():  # niso's lock is not needed: only the intents change
+        for name in services:
+            store.end_intent(name)
+
+
 def report_to_cluster(
     machine: Machine, services: Iterable[str], report: Report, final: bool = True
 ) -> None:

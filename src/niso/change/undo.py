@@ -83,9 +83,8 @@ def _unstarted(
     processes, errors = machine.processes, []
     for name in sorted(undone):
         row, now = machine.store.service(name), processes.status(name)
-        if row is None or not row.active or not row.has_process or row.is_job:
-            continue
-        if now.started_at in (None, ran[name]):
+        runs = row is not None and row.active and row.has_process and not row.is_job
+        if row is None or not runs or now.started_at in (None, ran[name]):
             continue
         try:
             until_started(processes, row)
@@ -97,11 +96,8 @@ def _unstarted(
 
 def _not_undone(names: str, error: Error) -> Error:
     reason = error.detail if error.service == names and not error.file else error.message
-    return Error(
-        f"the activation could not be rolled back completely: {reason}",
-        error.hint or "niso net repair",
-        service=names,
-    )
+    text = f"the activation could not be rolled back completely: {reason}"
+    return Error(text, error.hint or "niso net repair", service=names)
 
 
 def in_order(store: Store, intents: Iterable[Intent]) -> list[Intent]:
@@ -179,9 +175,7 @@ def undo(
             except Error as error:
                 errors[name] = error
     # last: if this process dies before, the next command repeats the undo
-    with store.transaction():
-        for name in undone:
-            store.end_intent(name)
+    stop.end_intents(store, undone)
     stop.report_to_cluster(machine, undone, report, final)
     return errors
 
@@ -222,12 +216,8 @@ def _undo_records(
         return
     store, kernel, processes, _ = machine
     shown = _end_changed(machine, intents)
-    touched = {
-        name
-        for intent in intents
-        for name in (intent.service, intent.before.provider if intent.before else None)
-        if name is not None
-    }
+    providers = (intent.before.provider for intent in intents if intent.before)
+    touched = {*(intent.service for intent in intents), *(name for name in providers if name)}
     links: list[str] = []
     with Lock(wait_s, required=True):
         restored_names = {("service", name) for intent in intents for name in intent.names}
@@ -269,19 +259,15 @@ def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
         now, was = store.service(name), intent.before
         old = was.process if was is not None and was.active else None
         now_spec = now.process if now is not None else None
-        if (
-            old is None
-            or now_spec is None
-            or not (
-                process_record.can_swap(processes, now_spec, old)
-                or _runs_with(processes, name, old)
-            )
-        ):
+        if old is None or now_spec is None:
             processes.stop(name, 0)
+            continue
+        swaps = process_record.can_swap(processes, now_spec, old)
+        if not swaps and not _runs_with(processes, name, old):
+            processes.stop(name, 0)
+        # also if the process does not have the new file yet: the old one may have been missing
         elif (
-            # also if the process does not have the new file yet: the old one may have been missing
-            now_spec.hosts_folder != old.hosts_folder
-            and old.hosts_folder
+            old.hosts_folder not in ("", now_spec.hosts_folder)
             and processes.status(name).pid is not None
         ):
             shown.append(old)

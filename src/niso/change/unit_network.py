@@ -1,8 +1,7 @@
 """Put an ordinary systemd unit on a network of niso (``niso net attach --new --unit``).
 
 A unit ``niso-net@NAME.service`` attaches a namespace that niso creates, and a drop-in makes the
-ordinary unit run in it. The namespace outlives the unit's process. After a reboot, systemd starts
-both units.
+ordinary unit run in it. The namespace outlives the unit's process.
 """
 
 from __future__ import annotations
