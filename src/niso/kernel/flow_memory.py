@@ -20,8 +20,16 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of, unpacked
 from niso.kernel import conntrack, netlink, policy_rules
 from niso.kernel.libnftables import Nft
-from niso.kernel.netlink import attributes, nested, several, string, text
-from niso.kernel.nft_elements import PROTOCOLS, Edit, Element, Nfnetlink, nfgenmsg
+from niso.kernel.netlink import attributes, nested, several, string
+from niso.kernel.nft_elements import (
+    PROTOCOLS,
+    Edit,
+    Element,
+    Nfnetlink,
+    about,
+    data_value,
+    elements,
+)
 from niso.kernel.packet_events import PREFIX
 from niso.kernel.policy_rules import TRACKED
 from niso.kernel.ruleset import BRIDGE, INET
@@ -31,12 +39,11 @@ from niso.kernel.ruleset import BRIDGE, INET
 _GETRULE, _GETSETELEM = 0x0A07, 0x0A0D
 _DESTROYSETELEM = 0x0A1E  # like DELSETELEM, but no error if the element is missing (Linux 6.3)
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
-_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
+_LIST_ELEMENTS, _LIST_ELEM = 3, 1
 _ELEM_KEY, _ELEM_EXPIRATION, _ELEM_EXPR = 1, 5, 7
 _EXPR_NAME, _EXPR_DATA, _DATA_VALUE = 1, 2, 1
 _COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
-_RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
-_FAMILIES = {"inet": 1, "bridge": 7}
+_RULE_EXPRESSIONS = 4
 _ABSENT = (errno.ENOENT, errno.EINVAL)
 _NAMES = {number: name for name, number in PROTOCOLS.items()}
 _CHUNK = 256  # elements in one message
@@ -117,13 +124,9 @@ def dump[T](table: str, name: str, parse: Callable[[bytes, dict[int, bytes]], T]
     """
 
     def parse_all(answer: bytes) -> list[T]:
-        elements = attributes(answer, 4).get(_LIST_ELEMENTS, b"")
-        return [
-            parse(attributes(fields[_ELEM_KEY])[_DATA_VALUE], fields)
-            for fields in map(attributes, several(elements, _LIST_ELEM))
-        ]
+        return [parse(data_value(one[_ELEM_KEY]), one) for one in elements(answer)]
 
-    what, body = f"read {table} {name}", _set(table, name)
+    what, body = f"read {table} {name}", about(table, name)
     with Nfnetlink() as kernel:
         parts = kernel.dump(what, _GETSETELEM, body, parse_all, _ABSENT)
     return [item for part in parts for item in part]
@@ -157,26 +160,17 @@ def _counted(fields: dict[int, bytes]) -> tuple[int, int]:
 def _delete(table: str, name: str, keys: list[bytes]) -> None:
     """Delete elements by key; one that has expired is no error."""
     what = f"forget flows in {table} {name}"
-    for start in range(0, len(keys), _CHUNK):
-        elements = [
-            nested(_LIST_ELEM, nested(_ELEM_KEY, netlink.attribute(_DATA_VALUE, key)))
-            for key in keys[start : start + _CHUNK]
-        ]
-        body = _set(table, name) + nested(_LIST_ELEMENTS, *elements)
+    for chunk in itertools.batched(keys, _CHUNK):
+        packed = (nested(_ELEM_KEY, netlink.attribute(_DATA_VALUE, key)) for key in chunk)
+        body = about(table, name)
+        body += nested(_LIST_ELEMENTS, *(nested(_LIST_ELEM, key) for key in packed))
         message = netlink.Message(what, _DESTROYSETELEM, 0, body)
         with Nfnetlink() as kernel:
             kernel.transact_batch(what, _SUBSYSTEM, [message])
 
 
-def _set(table: str, name: str) -> bytes:
-    family, _, own = table.partition(" ")
-    return nfgenmsg(_FAMILIES[family]) + text(_LIST_TABLE, own) + text(_LIST_SET, name)
-
-
 def _count(table: str, chain: str) -> int:
     """Return the packets of the only counter in a chain; 0 if the chain does not exist."""
-    family, _, own = table.partition(" ")
-    body = nfgenmsg(_FAMILIES[family]) + text(_RULE_TABLE, own) + text(_RULE_CHAIN, chain)
 
     def parse(answer: bytes) -> int:
         expressions = attributes(answer, 4).get(_RULE_EXPRESSIONS, b"")
@@ -186,8 +180,9 @@ def _count(table: str, chain: str) -> int:
             if string(expression.get(_EXPR_NAME, b"")) == "counter"
         )
 
+    what, body = f"read {table} {chain}", about(table, chain)
     with Nfnetlink() as kernel:
-        return sum(kernel.dump(f"read {table} {chain}", _GETRULE, body, parse, _ABSENT))
+        return sum(kernel.dump(what, _GETRULE, body, parse, _ABSENT))
 
 
 # --- bytes of each flow ---------------------------------------------------------------------------

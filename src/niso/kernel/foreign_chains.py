@@ -13,12 +13,12 @@ import struct
 from collections.abc import Callable
 
 from niso.base.named_tuples import NamedTuple
-from niso.kernel import netlink
+from niso.kernel import netlink, nft_elements
 from niso.kernel.netlink import attribute, attributes, nested, string, text, understood
-from niso.kernel.nft_elements import Nfnetlink, nfgenmsg
+from niso.kernel.nft_elements import Nfnetlink, about, nfgenmsg
 
-FAMILIES = {1: "inet", 2: "ip", 7: "bridge", 10: "ip6"}
-"""The nftables families with a hook ``forward``: NFPROTO_* number to nft's name."""
+# the families with a hook ``forward``: number to name
+FAMILIES = {number: name for name, number in nft_elements.FAMILIES.items()}
 
 _GETTABLE, _GETCHAIN, _GETRULE, _GETSET, _GETSETELEM = 0x0A01, 0x0A04, 0x0A07, 0x0A0A, 0x0A0D
 _FORWARD = 2  # NF_INET_FORWARD, NF_BR_FORWARD
@@ -32,23 +32,19 @@ _MISSING = (errno.ENOENT,)
 
 
 class Chain(NamedTuple):
-    """A base chain at the hook ``forward``. ``family`` is one of `FAMILIES`.
+    """A base chain at the hook ``forward``."""
 
-    ``accepts`` says whether the chain's policy is accept.
-    """
-
-    family: int
+    family: int  # one of `FAMILIES`
     table: str
     name: str
-    accepts: bool
+    accepts: bool  # the chain's policy is accept
 
 
 class RegisterLoad(NamedTuple):
-    """Expression of a rule: loads a value into ``register``.
+    """Expression of a rule: loads a value into ``register``, a byte offset as in all classes.
 
     The value is "meta" or "ct" number ``key``, or ``length`` bytes from ``offset`` of the "payload"
-    header ``key`` (NFT_PAYLOAD_*_HEADER). Registers are given as byte offsets, also in the classes
-    below.
+    header ``key`` (NFT_PAYLOAD_*_HEADER).
     """
 
     register: int
@@ -68,10 +64,7 @@ class Mask(NamedTuple):
 
 
 class Between(NamedTuple):
-    """Expression of a rule: matches if ``register`` is in the range ``first`` to ``last``.
-
-    With ``inverted``, it matches if it is not. An empty bound means no limit.
-    """
+    """Expression of a rule: matches if ``register`` is in a range. An empty bound is no limit."""
 
     register: int
     first: bytes
@@ -80,55 +73,37 @@ class Between(NamedTuple):
 
 
 class Lookup(NamedTuple):
-    """Expression of a rule: matches if the set ``name`` contains the value in ``register``.
-
-    With ``verdict``, the set is a map, and the verdict that it returns is applied.
-    """
+    """Expression of a rule: matches if the set ``name`` contains the value in ``register``."""
 
     name: str
     register: int
-    verdict: bool = False
+    verdict: bool = False  # the set is a map, and the verdict that it returns is applied
     inverted: bool = False
 
 
 class IptablesMatch(NamedTuple):
-    """Expression of a rule: the iptables match "conntrack" or "physdev".
+    """Expression of a rule: the iptables match "conntrack" or "physdev". None is not tested."""
 
-    It tests for ``states`` (bits XT_CONNTRACK_STATE_BIT; ``inverted``: for others), for a direction
-    (``reply``), or for whether the packet is bridged. None means that it does not test for this.
-    """
-
-    states: int | None = None
-    inverted: bool = False
-    reply: bool | None = None
+    states: int | None = None  # bits XT_CONNTRACK_STATE_BIT
+    inverted: bool = False  # matches other states
+    reply: bool | None = None  # the direction
     bridged: bool | None = None
 
 
-CLOBBERS = "clobbers"
-"""Expression of a rule: it writes a value to registers that this module cannot know."""
-MAY_MATCH = "may match"
-"""Expression of a rule: this module cannot know whether it matches."""
+# expressions of a rule: one writes a value that this module cannot know; of the other, it cannot
+# know whether it matches
+CLOBBERS, MAY_MATCH = "clobbers", "may match"
 
 
 class ChainVerdict(NamedTuple):
-    """A verdict. ``kind`` is accept, drop, jump, goto, return, continue or break.
+    """A verdict of a rule, chain or element."""
 
-    ``chain`` is the chain that a jump or goto leads to.
-    """
-
-    kind: str
-    chain: str = ""
+    kind: str  # accept, drop, jump, goto, return, continue or break
+    chain: str = ""  # that a jump or goto leads to
 
 
-Expression = (
-    RegisterLoad
-    | Mask
-    | Between
-    | Lookup
-    | IptablesMatch
-    | str  # CLOBBERS or MAY_MATCH
-    | ChainVerdict
-)
+# a string is CLOBBERS or MAY_MATCH
+Expression = RegisterLoad | Mask | Between | Lookup | IptablesMatch | ChainVerdict | str
 Rule = tuple[Expression, ...]
 
 # Statements that always continue. A limit, a quota or an unknown expression may end the rule
@@ -231,8 +206,7 @@ class ForeignChains(Nfnetlink):
 
 
 def _named(family: int, table: str, name: str) -> bytes:
-    """Return the first bytes of a message about a chain or set: its table is NFTA_*_TABLE."""
-    return nfgenmsg(family) + text(1, table) + text(2, name)
+    return about(f"{FAMILIES[family]} {table}", name)
 
 
 def _base_chain(body: bytes) -> Chain | None:

@@ -427,22 +427,17 @@ def clear(rtnl: Rtnl, link_index: int) -> None:
 _GETSTATS = 94
 _IFLA_STATS_LINK_64 = 1
 _if_stats_msg = struct.Struct("=BxxxII")  # family, ifindex, filter_mask
-_stats = struct.Struct("=QQQQ")  # rtnl_link_stats64: rx_packets, tx_packets, rx_bytes, tx_bytes
+_stats = struct.Struct("=QQQQ")  # rtnl_link_stats64
+TRAFFIC = ("rx_packets", "tx_packets", "rx_bytes", "tx_bytes")  # since the interface was created
 _SIOCGIFINDEX = 0x8933
 _ifreq = struct.Struct("=16si20x")
 
 
-class Traffic(NamedTuple):
-    """The packets and bytes that a network interface has received and sent since it was created."""
+def of_links(names: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Return the counters `TRAFFIC` of existing interfaces of the namespace, by name.
 
-    rx_packets: int
-    rx_bytes: int
-    tx_packets: int
-    tx_bytes: int
-
-
-def of_links(names: Iterable[str]) -> dict[str, Traffic]:
-    """Return the traffic of existing interfaces of the namespace, by name. Raises KernelError."""
+    Raises KernelError.
+    """
     indexes = _indexes(names)
     if not indexes:
         return {}
@@ -463,10 +458,9 @@ def _indexes(names: Iterable[str]) -> dict[str, int]:
     return indexes
 
 
-def _parse_counters(body: bytes) -> tuple[int, Traffic] | None:
+def _parse_counters(body: bytes) -> tuple[int, dict[str, int]] | None:
     stats = attributes(body, _if_stats_msg.size)
     if _IFLA_STATS_LINK_64 not in stats:
         return None
     _, index, _ = _if_stats_msg.unpack_from(body)
-    rx_packets, tx_packets, rx_bytes, tx_bytes = _stats.unpack_from(stats[_IFLA_STATS_LINK_64])
-    return index, Traffic(rx_packets, rx_bytes, tx_packets, tx_bytes)
+    return index, dict(zip(TRAFFIC, _stats.unpack_from(stats[_IFLA_STATS_LINK_64]), strict=True))

@@ -27,26 +27,13 @@ ROUTE = 0  # NETLINK_ROUTE
 SOCK_DIAG = 4  # NETLINK_SOCK_DIAG
 NETFILTER = 12  # NETLINK_NETFILTER
 
-REQUEST = 0x1
-ACK = 0x4
-ECHO = 0x8
-DUMP = 0x300
-REPLACE = 0x100
-EXCL = 0x200
-CREATE = 0x400
-
-_NLMSG_ERROR = 2
-_NLMSG_DONE = 3
-_DUMP_INTR = 0x10
-_CAPPED = 0x100
-_ACK_TLVS = 0x200
+REQUEST, ACK, ECHO, DUMP = 0x1, 0x4, 0x8, 0x300  # NLM_F_*
+REPLACE, EXCL, CREATE = 0x100, 0x200, 0x400
+_DUMP_INTR, _CAPPED, _ACK_TLVS = 0x10, 0x100, 0x200
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _SOL_NETLINK = 270
-_ADD_MEMBERSHIP = 1
-_CAP_ACK = 10
-_EXT_ACK = 11
-_GET_STRICT_CHK = 12
-_NESTED = 0x8000
-_KIND_MASK = 0x3FFF
+_ADD_MEMBERSHIP, _CAP_ACK, _EXT_ACK, _GET_STRICT_CHK = 1, 10, 11, 12
+_NESTED, _KIND_MASK = 0x8000, 0x3FFF
 
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 # bytes; the kernel packs dumps into at most 32 KiB. malloc(3) would map 128 KiB for each answer.
@@ -232,6 +219,20 @@ class Netlink:
         """Receive the messages that the kernel sends to a multicast group. Raises OSError."""
         self._socket.bind((0, 0))  # the kernel sends nothing to port 0, its own
         self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+
+    def notices(self, what: str) -> list[Reply] | None:
+        """Wait for a datagram and return its messages; None if the kernel had to skip some.
+
+        Raises KernelError, and BlockingIOError if the socket does not block.
+        """
+        try:
+            return self.receive()
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                return None
+            raise refused(what, error.errno or 0) from error
 
     def enlarge_buffer(self, size: int) -> None:
         """Set the size of the receive buffer in bytes, if the caller may do this."""

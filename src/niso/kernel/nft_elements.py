@@ -27,17 +27,8 @@ if TYPE_CHECKING:
 
 # --- values as bytes of registers -----------------------------------------------------------------
 
-PROTOCOLS = {
-    "icmp": 1,
-    "igmp": 2,
-    "tcp": 6,
-    "udp": 17,
-    "gre": 47,
-    "ipv6-icmp": 58,
-    "sctp": 132,
-    "udplite": 136,
-}
-
+PROTOCOLS = {"icmp": 1, "igmp": 2, "tcp": 6, "udp": 17, "gre": 47, "ipv6-icmp": 58}
+PROTOCOLS |= {"sctp": 132, "udplite": 136}
 _LIMIT_RATE, _LIMIT_UNIT, _LIMIT_BURST, _LIMIT_TYPE, _LIMIT_FLAGS = 1, 2, 3, 4, 5
 _LIMIT_INV = 1  # NFT_LIMIT_F_INV: matches what is over the rate
 
@@ -206,11 +197,10 @@ def _written(kind: int, atom: Any) -> str:
 
 # --- read and change elements ---------------------------------------------------------------------
 
-_FAMILIES = {"inet": 1, "bridge": 7}
+FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}  # NFPROTO_*
 _GETSET, _GETSETELEM = 0x0A0A, 0x0A0D  # NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_*
-_SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_LEN, _SET_DATA_TYPE, _SET_DATA_LEN = 1, 2, 3, 5, 6, 7
-_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
-_LIST_ELEM = 1
+_SET_FLAGS, _SET_KEY_LEN, _SET_DATA_TYPE, _SET_DATA_LEN = 3, 5, 6, 7
+_LIST_ELEMENTS, _LIST_ELEM = 3, 1
 _ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA, _ELEM_EXPR, _ELEM_KEY_END = 1, 2, 6, 7, 10
 _ELEM_FLAGS, _INTERVAL_END = 3, 1  # NFT_SET_ELEM_INTERVAL_END
 _ELEM_TIMEOUT, _ELEM_EXPIRATION = 4, 5  # in ms
@@ -244,7 +234,6 @@ class Header(NamedTuple):
     ``value`` is () for a set, and None for a map to verdicts.
     """
 
-    family: int
     table: str  # "inet niso" or "bridge niso"
     name: str
     interval: bool
@@ -273,7 +262,7 @@ class Nfnetlink(netlink.Netfilter):
         """
         messages = []
         for adds, header, chunk in _chunks(edits):
-            body = _container(header) + nested(_LIST_ELEMENTS, *chunk)
+            body = about(*header[:2]) + nested(_LIST_ELEMENTS, *chunk)
             # an element with a timeout may have expired before it is deleted
             deletion = _DESTROYSETELEM if header.name in policy_rules.PLACES else _DELSETELEM
             kind, flags = (_NEWSETELEM, netlink.CREATE) if adds else (deletion, 0)
@@ -303,16 +292,14 @@ class Nfnetlink(netlink.Netfilter):
         will recreate its table.
         """
         header = HEADERS[table, container]
-        name = table.partition(" ")[2]
-        body = nfgenmsg(header.family) + text(_SET_TABLE, name) + text(_SET_NAME, container)
         what = f"read {table} {container}"
-        answer = self.get_one(what, _GETSET, body, (errno.ENOENT,))
+        answer = self.get_one(what, _GETSET, about(table, container), (errno.ENOENT,))
         if answer is None:
             return None
         return self.every(header) if understood(what, partial(_has_types, header), answer) else []
 
     def _listed[T](self, header: Header, parse: Callable[[bytes], list[T]]) -> list[T]:
-        what, body = f"read {header.name}", _container(header)
+        what, body = f"read {header.name}", about(*header[:2])
         dumped = self.dump(what, _GETSETELEM, body, parse, _ABSENT)
         return [element for part in dumped for element in part]
 
@@ -380,7 +367,7 @@ class Edit(NamedTuple):
         return f"{self.verb} element {table} {container} {{ {what} }}"
 
 
-def _elements(answer: bytes) -> Iterator[dict[int, bytes]]:
+def elements(answer: bytes) -> Iterator[dict[int, bytes]]:
     """Yield the netlink attributes of each element in a message of the kernel."""
     return map(attributes, several(attributes(answer, 4).get(_LIST_ELEMENTS, b""), _LIST_ELEM))
 
@@ -404,21 +391,23 @@ def _parse_element(
     """
     element = _only(answer)
     # an interval set answers with the element that contains the key, possibly a wider one
-    if _data(element[_ELEM_KEY]) != first:
+    if data_value(element[_ELEM_KEY]) != first:
         return None
     if ends:
-        at_end, after = (_data(_only(end)[_ELEM_KEY]) if end is not None else b"" for end in ends)
+        at_end, after = (
+            data_value(_only(end)[_ELEM_KEY]) if end is not None else b"" for end in ends
+        )
         if at_end != first or after == first:
             return None
-    elif _data(element.get(_ELEM_KEY_END, b"")) != last:
+    elif data_value(element.get(_ELEM_KEY_END, b"")) != last:
         return None
     return _made(header, key, element)
 
 
 def _parse_elements(header: Header, answer: bytes) -> list[Element]:
     result = []
-    for element in _elements(answer):
-        first, last = _data(element[_ELEM_KEY]), _data(element.get(_ELEM_KEY_END, b""))
+    for element in elements(answer):
+        first, last = data_value(element[_ELEM_KEY]), data_value(element.get(_ELEM_KEY_END, b""))
         made = _made(header, _atoms(header.key, first, last), element)
         if made is not None:
             result.append(made)
@@ -435,11 +424,11 @@ A bound that starts no interval ends one: it is the number after the interval's 
 def _bounds(answer: bytes) -> list[_Bound]:
     return [
         (
-            _data(element[_ELEM_KEY]),
+            data_value(element[_ELEM_KEY]),
             not int.from_bytes(element.get(_ELEM_FLAGS, b""), "big") & _INTERVAL_END,
             element,
         )
-        for element in _elements(answer)
+        for element in elements(answer)
     ]
 
 
@@ -511,7 +500,7 @@ def _has_types(header: Header, answer: bytes) -> bool:
 
 def _counted(header: Header, answer: bytes) -> list[tuple[Element, int, float | None]]:
     result = []
-    for element in _elements(answer):
+    for element in elements(answer):
         expressions = several(element.get(_ELEM_EXPRESSIONS, b""), _LIST_ELEM)
         fields = {
             string(expression.get(_EXPR_NAME, b"")): attributes(expression.get(_EXPR_DATA, b""))
@@ -523,7 +512,7 @@ def _counted(header: Header, answer: bytes) -> list[tuple[Element, int, float | 
         last, ago = fields.get("last", {}), None
         if any(last.get(_LAST_SET, b"")):
             ago = int.from_bytes(last[_LAST_MSECS], "big") / 1000
-        made = _made(header, _atoms(header.key, _data(element[_ELEM_KEY])), element)
+        made = _made(header, _atoms(header.key, data_value(element[_ELEM_KEY])), element)
         if made is not None:
             result.append((made, number, ago))
     return result
@@ -541,7 +530,7 @@ def _next(last: bytes) -> bytes:
 
 def _request(header: Header, first: bytes, last: bytes) -> bytes:
     element = _packed_key(first, b"" if header.is_lone else last)
-    return _container(header) + nested(_LIST_ELEMENTS, nested(_LIST_ELEM, element))
+    return about(*header[:2]) + nested(_LIST_ELEMENTS, nested(_LIST_ELEM, element))
 
 
 def _packed_key(first: bytes, last: bytes) -> bytes:
@@ -549,10 +538,13 @@ def _packed_key(first: bytes, last: bytes) -> bytes:
     return key + nested(_ELEM_KEY_END, attribute(_DATA_VALUE, last)) if last else key
 
 
-def _container(header: Header) -> bytes:
-    """Return the first bytes of a netlink message about elements of this set or map."""
-    table = header.table.partition(" ")[2]
-    return nfgenmsg(header.family) + text(_LIST_TABLE, table) + text(_LIST_SET, header.name)
+def about(table: str, name: str) -> bytes:
+    """Return the first bytes of a message about a set, its elements, or the rules of a chain.
+
+    ``table`` is such as "inet niso". NFTA_*_TABLE and NFTA_*_NAME or _SET have the same numbers.
+    """
+    family, _, own = table.partition(" ")
+    return nfgenmsg(FAMILIES[family]) + text(1, own) + text(2, name)
 
 
 def _chunks(edits: Iterable[Edit]) -> Iterator[tuple[bool, Header, list[bytes]]]:
@@ -621,7 +613,7 @@ def declared(table: str, container: str, key: str, value: str | None, interval: 
     if policy_rules.POLICY_MAPS.get(container, ("", ""))[1] == policy_rules.CLASS:
         # peers there are ranges of addresses
         keys = (keys[0], _SPANS[keys[1]])
-    return Header(_FAMILIES[table.partition(" ")[0]], table, container, interval, keys, values)
+    return Header(table, container, interval, keys, values)
 
 
 HEADERS = {
@@ -644,7 +636,8 @@ The keys are (table, set or map).
 """
 
 
-def _data(nest: bytes) -> bytes:
+def data_value(nest: bytes) -> bytes:
+    """Return the payload of NFTA_DATA_VALUE in a nested attribute."""
     return attributes(nest).get(_DATA_VALUE, b"")
 
 
@@ -675,7 +668,7 @@ def _value(header: Header, data: bytes) -> Atoms:
         code = struct.unpack(">i", verdict[_VERDICT_CODE])[0]
         chain = string(verdict.get(_VERDICT_CHAIN, b""))
         return (_VERDICTS[code], chain) if chain else (_VERDICTS[code],)
-    return _atoms(header.value, _data(data))
+    return _atoms(header.value, data_value(data))
 
 
 def _atoms(kinds: tuple[int, ...], packed: bytes, last: bytes = b"") -> Atoms:

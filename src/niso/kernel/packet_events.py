@@ -29,7 +29,7 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of, unpacked
 from niso.kernel import netlink
 from niso.kernel.libnftables import Nft
-from niso.kernel.netlink import Message, attribute, attributes, refused, string, understood
+from niso.kernel.netlink import Message, attribute, attributes, string, understood
 from niso.kernel.ruleset import ABSENT
 
 if TYPE_CHECKING:
@@ -83,14 +83,11 @@ class Nflog(netlink.Netlink):
 
     def read(self) -> list[Logged] | None:
         """Wait for packets and return them; None if some were lost because reading was too slow."""
-        try:
-            replies = self.receive()
-        except OSError as error:
-            if error.errno == errno.ENOBUFS:
-                return None
-            raise refused("read logged packets", error.errno or 0) from error
-        packets = [body for kind, _, _, body in replies if kind == _PACKET]
-        logged = (understood("read logged packets", _parse, body) for body in packets)
+        what = "read logged packets"
+        replies = self.notices(what)
+        if replies is None:
+            return None
+        logged = (understood(what, _parse, body) for kind, *_, body in replies if kind == _PACKET)
         return [packet for packet in logged if packet is not None]
 
     def _bind(self) -> None:
@@ -308,14 +305,9 @@ class Trace(netlink.Netlink):
         return steps
 
     def read(self) -> list[TraceStep]:
-        try:
-            replies = self.receive()
-        except OSError as error:
-            if error.errno == errno.ENOBUFS:  # the kernel had to skip messages
-                return []
-            raise refused("follow packets", error.errno or 0) from error
-        bodies = [body for kind, _, _, body in replies if kind == _TRACE]
-        return [understood("follow packets", self._parse, body) for body in bodies]
+        what = "follow packets"
+        replies = self.notices(what) or ()
+        return [understood(what, self._parse, body) for kind, *_, body in replies if kind == _TRACE]
 
     def dropped(self) -> list[Dropped]:
         dropped = []

@@ -33,15 +33,8 @@ _IP_HEADER = {4: 20, 6: 40}
 _PROBE = {4: (socket.IPPROTO_IP, 10, 3), 6: (socket.IPPROTO_IPV6, 23, 3)}
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _SYN, _ACK = 0x02, 0x10
-_UNREACHABLE = (
-    errno.ENETUNREACH,
-    errno.EHOSTUNREACH,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EINVAL,
-    errno.ECONNREFUSED,
-    errno.EMSGSIZE,
-)
+_UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ECONNREFUSED, errno.EMSGSIZE}
+_UNREACHABLE |= {errno.EACCES, errno.EPERM, errno.EINVAL}
 _TCP = struct.Struct("!HHIIBBHHH")
 _AT_ONCE = 1000  # foreign packets to skip before the time is checked
 
@@ -95,9 +88,7 @@ class ProbePacket:
         return new
 
     def send(self) -> str:
-        """Send the packet once.
-
-        Return why the sender's own kernel refused it; "" if it sent the packet.
+        """Send the packet once; return why the sender's own kernel refused it, or "".
 
         The rules do not record the packet as a flow. Raises KernelError for other failures.
         """
@@ -242,10 +233,7 @@ class ProbePacket:
 
 
 def echo(namespace: str, source: str, destination: str, seconds: float) -> float | None:
-    """Return the round-trip time of an ICMP echo in seconds; None without an answer in ``seconds``.
-
-    Raises KernelError, also if the sender's own kernel refuses to send.
-    """
+    """Return the round-trip time of an ICMP echo in seconds, or None. Raises KernelError."""
     with ProbePacket(namespace, source, destination, None, "icmp") as probe:
         start = time.perf_counter()
         if unsent := probe.send():

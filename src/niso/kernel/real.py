@@ -39,8 +39,8 @@ from niso.kernel.rtnetlink import Rtnl
 from niso.kernel.sockets import Connection, Measured
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
-    from typing import Any, Self
+    from collections.abc import Hashable
+    from typing import Self
 
 
 # --- the host's kernel ----------------------------------------------------------------------------
@@ -307,7 +307,10 @@ class Writer:
         self.steps = list(steps)
         self.sockets = sockets
         self.ending = ending if ending is not None else []
-        self._by_space: dict[str, list[Step[Any]]] = {}
+        self._sysctls: dict[str, list[Sysctl]] = {}  # by namespace
+        for step in self.steps:
+            if isinstance(step, Step) and isinstance(step.obj, Sysctl):
+                self._sysctls.setdefault(step.kind.space(step.obj), []).append(step.obj)
         self.detached = {
             step.obj.name
             for step in self.steps
@@ -317,12 +320,15 @@ class Writer:
             and isinstance(step.obj, Netns | NetnsName)
         }
 
-    def steps_in(self, netns: str) -> Sequence[Step[Any]]:
-        if not self._by_space:
-            for step in self.steps:
-                if isinstance(step, Step):
-                    self._by_space.setdefault(step.kind.space(step.obj), []).append(step)
-        return self._by_space.get(netns, ())
+    def write_sysctls(self, netns: str, link: str) -> None:
+        """Set the sysctls of a new interface before it is set up, from all steps of the plan.
+
+        Otherwise the kernel would give the interface an IPv6 address and send from it.
+        """
+        sysctls = [s for s in self._sysctls.get(netns, ()) if _link(s) == link]
+        if sysctls:
+            with inside(netns):
+                proc_sys.write_all((sysctl.name, sysctl.value) for sysctl in sysctls)
 
     def rtnl(self, netns: str) -> Rtnl:
         return self.sockets.at(netns)
@@ -394,22 +400,3 @@ class Writer:
                 error.space = first.kind.space(first.obj)
                 error.obj = first.obj if len(batch) == 1 else None
             raise
-
-
-# --- settings of a new link -----------------------------------------------------------------------
-
-
-def write_first(writer: Writer, netns: str, link: str) -> None:
-    """Set the sysctls of a new network interface before it is set up, from all steps of the plan.
-
-    Otherwise the kernel would give the interface an IPv6 address and send from it.
-    """
-
-    first = [
-        (step.obj.name, step.obj.value)
-        for step in writer.steps_in(netns)
-        if isinstance(step.obj, Sysctl) and _link(step.obj) == link
-    ]
-    if first:
-        with inside(netns):
-            proc_sys.write_all(first)

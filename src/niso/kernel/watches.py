@@ -42,15 +42,11 @@ _NONBLOCK_CLOEXEC = os.O_NONBLOCK | os.O_CLOEXEC  # IN_NONBLOCK, IN_CLOEXEC
 
 
 class TableChange(NamedTuple):
-    """One transaction that changed niso's tables: "inet niso", "bridge niso" or both.
+    """One transaction that changed niso's tables."""
 
-    ``process`` is the name of the thread that committed it, and ``pid`` its process id in the
-    initial PID namespace.
-    """
-
-    tables: tuple[str, ...]
-    process: str
-    pid: int
+    tables: tuple[str, ...]  # "inet niso", "bridge niso" or both
+    process: str  # the name of the thread that committed it
+    pid: int  # its process id in the initial PID namespace
 
     @property
     def is_own(self) -> bool:
@@ -74,16 +70,15 @@ def listener(protocol: int, group: int) -> netlink.Netlink:
 
 def received(source: netlink.Netlink) -> list[tuple[int, bytes]] | None:
     """Return (type, body) of all messages that have arrived; None if some were lost."""
-    messages, lost = [], False
+    messages: list[tuple[int, bytes]] = []
+    lost = False
     while True:
         try:
-            messages += [(kind, body) for kind, _, _, body in source.receive()]
+            replies = source.notices(_LISTEN)
         except BlockingIOError:
             return None if lost else messages
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise refused(_LISTEN, error.errno or 0) from error
-            lost = True
+        lost = lost or replies is None
+        messages += [(kind, body) for kind, _, _, body in replies or ()]
 
 
 def table_changes(messages: Iterable[tuple[int, bytes]], touched: list[str]) -> list[TableChange]:

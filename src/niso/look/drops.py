@@ -201,9 +201,11 @@ def count(rows: Sequence[ServiceRow]) -> list[Stats]:
     for row in rows:
         counters = [links[end] for end in ends[row.name] if end in links]
         complete = ends[row.name] and len(counters) == len(ends[row.name])
-        sums = [sum(counter[i] for counter in counters) if complete else None for i in range(4)]
+        out_packets, in_packets, out_bytes, in_bytes = (
+            sum(counter[field] for counter in counters) if complete else None
+            for field in link_records.TRAFFIC
+        )
         # what the service sends is received by the host's end of its veth pair
-        out_packets, out_bytes, in_packets, in_bytes = sums
         in_drops, out_drops = (
             None if drops is None else drops.get((direction, row.name), 0)
             for direction in ("in", "out")

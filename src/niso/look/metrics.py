@@ -158,7 +158,7 @@ def _of_traffic(store: Store) -> tuple[Metric, ...]:
                 COUNTER,
                 f"network_{direction}_{unit}_total",
                 f"{unit.capitalize()} that the service {words} on a network.",
-                (Sample(labels, getattr(traffic, field)) for labels, traffic in there),
+                (Sample(labels, traffic[field]) for labels, traffic in there),
             )
             for direction, words, end in (("receive", "received", "tx"), ("transmit", "sent", "rx"))
             for unit in ("bytes", "packets")

@@ -453,8 +453,6 @@ def delete_links(rtnl: Rtnl, names: list[str]) -> None:
 
 
 def _add(writer: Writer, veth: Veth) -> None:
-    from niso.kernel.real import write_first
-
     rtnl = writer.rtnl("")
     fd = open_fd(veth.netns)
     try:
@@ -479,7 +477,7 @@ def _add(writer: Writer, veth: Veth) -> None:
     except KernelError as error:
         if error.errno != errno.ENOENT:  # a kernel without IPv6
             raise
-    write_first(writer, veth.netns, veth.peer)
+    writer.write_sysctls(veth.netns, veth.peer)
     if veth.sums:
         _make_sums(writer, veth)
     writer.rtnl(veth.netns).set_link(veth.peer, mtu=veth.mtu, up=True)
