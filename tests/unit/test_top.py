@@ -199,14 +199,14 @@ def test_screen() -> None:
 
 
 async def _on_the_screen() -> None:
-    from niso.cli.top_screen import Rows, TopScreen
+    from niso.cli.top_screen import RowTable, TopScreen
 
     screen = TopScreen()
     async with screen.run_test(size=(120, 16)) as pilot:
 
         def rows() -> list[str]:
             """The first cells of the first table that is shown."""
-            table = next(each for each in screen.query(Rows) if each.display)
+            table = next(each for each in screen.query(RowTable) if each.display)
             return [table._cells(key)[0][0] for key in table.keys]
 
         async def press(*keys: str) -> list[str]:
@@ -405,14 +405,14 @@ def test_of_many_services_those_in_view_are_written() -> None:
 
 
 async def _many() -> None:
-    from niso.cli.top_screen import Rows, TopScreen
+    from niso.cli.top_screen import RowTable, TopScreen
 
     first = loads().services[0]
     many = [first._replace(service=f"s{n:03}", received=1e3 * n) for n in range(1000)]
     load = loads()._replace(services=tuple(many))
     screen = TopScreen()
     async with screen.run_test(size=(120, 16)) as pilot:
-        table = screen.query_one("#services", Rows)
+        table = screen.query_one("#services", RowTable)
         made = 0
         cells = screen._cells
 

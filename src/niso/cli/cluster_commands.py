@@ -66,14 +66,11 @@ def _existing(args: Args) -> ExistingEtcd | None:
                 raise UsageError("needs --etcd", "it is about an existing etcd", f"--{name}")
         return None
 
-    return ExistingEtcd(
-        tuple(args.etcd.split(",")),
-        args.cacert or None,
-        args.cert or None,
-        args.key or None,
-        args.user or None,
-        args.prefix or "",
+    urls = tuple(args.etcd.split(","))
+    cacert, cert, key, user = (
+        file or None for file in (args.cacert, args.cert, args.key, args.user)
     )
+    return ExistingEtcd(urls, cacert, cert, key, user, args.prefix or "")
 
 
 def _invite(host: Host, args: Args) -> int:

@@ -179,39 +179,25 @@ def sentence(phrase: str) -> str:
 # --- the list of commands -------------------------------------------------------------------------
 
 
-COMMANDS = {
-    "activate": ("service_commands.run", "service"),
-    "deactivate": ("service_commands.run", "service"),
-    "restart": ("service_commands.run", "service"),
-    "remove": ("service_commands.run", "service"),
-    "ps": ("service_commands.run", "service"),
-    "inspect": ("service_commands.run", "service"),
-    "logs": ("service_commands.run", "service"),
-    "exec": ("service_commands.run", "service"),
-    "kill": ("service_commands.run", "service"),
-    "port-forward": ("service_commands.run", "service"),
-    "net": ("net_commands.run_net", "net"),
-    "stack": ("service_commands.run", "service"),
-    "cluster": ("cluster_commands.run_cluster", "general"),
-    "enable": ("service_commands.run", "general"),
-    "disable": ("service_commands.run", "general"),
-    "restore": ("service_commands.run", "general"),
-    "agent": ("cluster_commands.run_cluster", "general"),
-    "kubernetes": ("cluster_commands.run_kubernetes", "general"),
-    "top": ("traffic_commands.run_top", "general"),
-    "events": ("traffic_commands.run_events", "general"),
-    "web": ("browser.run", "general"),
-    "metrics": ("prometheus.run", "general"),
-    "lab": ("general_commands.run_meta", "general"),
-    "check": ("general_commands.run_meta", "general"),
-    "schema": ("general_commands.run_meta", "general"),
-    "import": ("general_commands.run_importing", "general"),
-    "completion": ("complete.run", "general"),
-    "complete": ("complete.run", "general"),
-    "on-exit": ("general_commands.run_meta", "general"),
-    "help": ("general_commands.run_meta", "general"),
-    "version": ("general_commands.run_meta", "general"),
-}
+_RUNS = (
+    ("activate deactivate restart remove ps inspect logs", "service_commands.run", "service"),
+    ("exec kill port-forward", "service_commands.run", "service"),
+    ("net", "net_commands.run_net", "net"),
+    ("stack", "service_commands.run", "service"),
+    ("cluster", "cluster_commands.run_cluster", "general"),
+    ("enable disable restore", "service_commands.run", "general"),
+    ("agent", "cluster_commands.run_cluster", "general"),
+    ("kubernetes", "cluster_commands.run_kubernetes", "general"),
+    ("top", "traffic_commands.run_top", "general"),
+    ("events", "traffic_commands.run_events", "general"),
+    ("web", "browser.run", "general"),
+    ("metrics", "prometheus.run", "general"),
+    ("lab check schema", "general_commands.run_meta", "general"),
+    ("import", "general_commands.run_importing", "general"),
+    ("completion complete", "complete.run", "general"),
+    ("on-exit help version", "general_commands.run_meta", "general"),
+)
+COMMANDS = {name: (run, described) for names, run, described in _RUNS for name in names.split()}
 """For each command, the function of cli that runs it, and the module of cli/catalogue with its
 description.
 """

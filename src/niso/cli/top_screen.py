@@ -153,7 +153,7 @@ class TopScreen(App[None]):
     def compose(self) -> ComposeResult:
         yield Static("niso top: measuring", id="summary", markup=False)
         for name in ("services", "flows", "sockets"):
-            yield Rows(name, self._choose_row)
+            yield RowTable(name, self._choose_row)
         yield Input(placeholder="part of a name", id="find")
         yield Footer()
 
@@ -214,8 +214,8 @@ class TopScreen(App[None]):
         if self.focused not in shown:
             shown[0].focus()
 
-    def _tables(self) -> tuple[Rows, Rows, Rows]:
-        services, flows, sockets = self.query(Rows)
+    def _tables(self) -> tuple[RowTable, RowTable, RowTable]:
+        services, flows, sockets = self.query(RowTable)
         return services, flows, sockets
 
     def _draw(self) -> None:
@@ -333,7 +333,7 @@ class TopScreen(App[None]):
         orders = list(ORDERS)
         self.order = orders[(orders.index(self.order) + 1) % len(orders)]
         self._draw()
-        self.query_one("#services", Rows).action_move(0)
+        self.query_one("#services", RowTable).action_move(0)
 
     def action_find(self) -> None:
         field = self.query_one(Input)
@@ -423,7 +423,7 @@ STYLES = {
 }
 
 
-class Rows(ScrollView, can_focus=True):
+class RowTable(ScrollView, can_focus=True):
     """A table that may have many rows, of which only the visible ones are drawn.
 
     The first line has the titles. The cursor stays on its row if the order of the rows changes.
@@ -431,9 +431,9 @@ class Rows(ScrollView, can_focus=True):
 
     COMPONENT_CLASSES: ClassVar = {"rows--titles", "rows--cursor"}
     DEFAULT_CSS = """
-    Rows { height: 1fr; }
-    Rows > .rows--titles { background: $panel; text-style: bold; }
-    Rows > .rows--cursor { background: $primary; color: $text; text-style: bold; }
+    RowTable { height: 1fr; }
+    RowTable > .rows--titles { background: $panel; text-style: bold; }
+    RowTable > .rows--cursor { background: $primary; color: $text; text-style: bold; }
     """
     BINDINGS: ClassVar = [
         Binding("up", "move(-1)", show=False),

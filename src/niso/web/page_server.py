@@ -275,22 +275,17 @@ async def _rehearse(page: Page) -> None:
     async def send(_: Message) -> None:
         pass
 
+    scope: dict[str, object] = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+    }
+    scope |= {"asgi": {"version": "3.0", "spec_version": "2.3"}, "client": None, "server": None}
+    scope |= {"headers": [(b"host", b"localhost"), (b"authorization", b"Bearer ")]}
+    scope |= {"query_string": b"", "root_path": ""}
     for path in ("/", "/api/state.json", "/api/states.jsonl", "/unknown"):
-        scope: Scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "method": "GET",
-            "scheme": "http",
-            "path": path,
-            "raw_path": path.encode(),
-            "query_string": b"",
-            "root_path": "",
-            "headers": [(b"host", b"localhost"), (b"authorization", b"Bearer ")],
-            "client": None,
-            "server": None,
-        }
-        await application_(scope, receive, send)
+        await application_({**scope, "path": path, "raw_path": path.encode()}, receive, send)
 
 
 async def _serve(listener: socket.socket, pipe: int, status: int, token: str, page: Page) -> None:
