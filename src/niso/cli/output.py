@@ -84,9 +84,6 @@ def _escaped_row(row: Sequence[str]) -> list[str]:
     return list(row) if "".join(row).isprintable() else [escaped(value) for value in row]
 
 
-_BREAKS = (", ", "; ")
-
-
 def _narrowed(
     lines: list[list[str]], widths: list[int], room: int
 ) -> tuple[list[list[str]], list[int]]:
@@ -113,12 +110,7 @@ def _narrowed(
 
 def _items(value: str) -> list[str]:
     """Split a list into its items. Each item keeps the comma or semicolon after it."""
-    items, start = [], 0
-    for at in range(len(value) - 1):
-        if value[at : at + 2] in _BREAKS:
-            items.append(value[start : at + 1])
-            start = at + 2
-    return [*items, value[start:]]
+    return value.replace(", ", ",\0").replace("; ", ";\0").split("\0")
 
 
 def _folded(value: str, width: int) -> list[str]:
@@ -136,16 +128,9 @@ def _folded(value: str, width: int) -> list[str]:
 
 PAINTED = ("STATUS", "HEALTH")
 _GREEN, _YELLOW, _RED, _DIM = "32", "33", "31", "2"
-_COLOURS = {
-    "running": _GREEN,
-    "healthy": _GREEN,
-    "starting": _YELLOW,
-    "restarting": _YELLOW,
-    "failed": _RED,
-    "exited": _RED,
-    "unhealthy": _RED,
-    "inactive": _DIM,
-}
+_COLOURS = dict.fromkeys(("running", "healthy"), _GREEN)
+_COLOURS |= dict.fromkeys(("starting", "restarting"), _YELLOW)
+_COLOURS |= dict.fromkeys(("failed", "exited", "unhealthy"), _RED) | {"inactive": _DIM}
 
 
 def columns_variable() -> int:
@@ -157,13 +142,11 @@ def columns_variable() -> int:
 def terminal_columns(descriptor: int) -> int:
     """Return the width in columns of the terminal behind a descriptor; 0 if it is no terminal."""
     try:
-        return (
-            (columns_variable() or os.get_terminal_size(descriptor).columns)
-            if os.isatty(descriptor)
-            else 0
-        )
+        if os.isatty(descriptor):
+            return columns_variable() or os.get_terminal_size(descriptor).columns
     except OSError:
-        return 0
+        pass
+    return 0
 
 
 def coloured(descriptor: int) -> bool:
@@ -264,13 +247,13 @@ def _port_text(port: niso.Port) -> str:
 def duration(seconds: float) -> str:
     """Format a duration as ``42s``, ``3m12s``, ``5h4m`` or ``12d3h``."""
     whole = int(seconds)
-    for unit, size, smaller, small in (
+    for unit, size, part, small in (
         ("d", 86400, "h", 3600),
         ("h", 3600, "m", 60),
         ("m", 60, "s", 1),
     ):
         if whole >= size:
-            return f"{whole // size}{unit}{whole % size // small}{smaller}"
+            return f"{whole // size}{unit}{whole % size // small}{part}"
     return f"{whole}s"
 
 
