@@ -27,27 +27,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
+    import niso
     from niso.api.host_attachments import Attachments
     from niso.api.host_cluster import Clusters, Kubernetes
     from niso.api.host_networks import Networks
     from niso.api.host_services import Services
     from niso.api.host_stacks import Stacks
-    from niso.change.boot import Marked
     from niso.kernel.kinds.kind import Finding
-    from niso.look.capture import Capture, Traced
-    from niso.look.drops import Drops, Stats
-    from niso.look.events import Events
-    from niso.look.explain import Explanation
-    from niso.look.flows import Flow, Flows
-    from niso.look.learn import LearnedPolicy, PolicyChange
-    from niso.look.map import Map
-    from niso.look.metrics import Metric
-    from niso.look.outside_names import OutsideName
-    from niso.look.policies import PolicyEntry
-    from niso.look.prove import Pong
     from niso.look.session import Progress
-    from niso.look.top import Top
-    from niso.look.what_if import PolicyEffect
     from niso.runtime.machine import Machine
 
 
@@ -149,7 +136,7 @@ class Host(ApiPart):
 
     def explain(
         self, source: str, destination: str, *, family: int | None = None, prove: bool = False
-    ) -> Explanation:
+    ) -> niso.Explanation:
         """Return whether a packet would be accepted, and which rule or policy decides.
 
         ``source`` is a service, an address or ``host``. ``destination`` can also have a port:
@@ -161,19 +148,19 @@ class Host(ApiPart):
         ends = text(source, "source"), text(destination, "destination")
         return explain.explain(self.session, *ends, family, prove)
 
-    def ping(self, source: str, destination: str) -> Pong:
+    def ping(self, source: str, destination: str) -> niso.Pong:
         """Send an ICMP echo request between two services. Raises Error if no reply comes in 1 s."""
         from niso.look import prove
 
         return prove.ping(self.session, text(source, "source"), text(destination, "destination"))
 
-    def stats(self) -> tuple[Stats, ...]:
+    def stats(self) -> tuple[niso.Stats, ...]:
         """Return the counters of each active service. Raises KernelError."""
         from niso.look import drops
 
         return tuple(drops.count(self.session.store().active_rows()))
 
-    def metrics(self, *, flows: int = 200) -> tuple[Metric, ...]:
+    def metrics(self, *, flows: int = 200) -> tuple[niso.Metric, ...]:
         """Return metrics for Prometheus, with at most ``flows`` time series of flows.
 
         Raises UsageError, KernelError.
@@ -182,7 +169,7 @@ class Host(ApiPart):
 
         return metrics.metrics(self.session, flows)
 
-    def top(self, service: str | None = None) -> Top:
+    def top(self, service: str | None = None) -> niso.Top:
         """Start to measure traffic and new flows, of one service or all. Raises NotFound,
         KernelError.
 
@@ -193,7 +180,7 @@ class Host(ApiPart):
 
         return top.Top(self.session, _name(service))
 
-    def events(self, service: str | None = None, *, since: str | None = None) -> Events:
+    def events(self, service: str | None = None, *, since: str | None = None) -> niso.Events:
         """Stream events of services and networks; ``service`` limits them to one service.
 
         Use the result in a ``with`` block. It is an endless iterator of `niso.Happened`. ``since``
@@ -204,7 +191,7 @@ class Host(ApiPart):
 
         return events.Events(self.session, _name(service), since_time(since))
 
-    def map(self) -> Map:
+    def map(self) -> niso.Map:
         """Start to observe services, networks and flows, as the map of ``niso web`` does.
 
         Each ``read()`` of the result returns a `niso.MapState`. Use the result in a ``with`` block,
@@ -214,7 +201,7 @@ class Host(ApiPart):
 
         return Map(self.session)
 
-    def drops(self, service: str | None = None) -> Drops:
+    def drops(self, service: str | None = None) -> niso.Drops:
         """Stream packets that policies with ``log = true`` drop, of one service or all.
 
         Use the result in a ``with`` block. It is an endless iterator of `niso.Drop`.
@@ -225,7 +212,7 @@ class Host(ApiPart):
 
     def flows(
         self, service: str | None = None, *, denied: bool = False, since: str | None = None
-    ) -> tuple[Flow, ...]:
+    ) -> tuple[niso.Flow, ...]:
         """Return the flows of the last week, also refused ones, each with what decides about it.
 
         ``service`` limits them to flows from and to one service, ``denied`` to refused ones,
@@ -236,7 +223,7 @@ class Host(ApiPart):
 
         return flows.flows(self.session, _name(service), denied, since_time(since))
 
-    def follow_flows(self, service: str | None = None, *, denied: bool = False) -> Flows:
+    def follow_flows(self, service: str | None = None, *, denied: bool = False) -> niso.Flows:
         """Stream new flows; ``service`` limits them to one service, ``denied`` to refused flows.
 
         Use the result in a ``with`` block. It is an endless iterator of `niso.Flow`.
@@ -276,7 +263,7 @@ class Host(ApiPart):
         count: int | None = None,
         lines: bool = False,
         drops: bool = False,
-    ) -> Capture:
+    ) -> niso.Capture:
         """Capture the packets of services with tcpdump, in their network namespaces.
 
         ``peer`` is another service or an address, optionally with a port (``db:5432``). ``filter``
@@ -297,7 +284,7 @@ class Host(ApiPart):
 
     def trace(
         self, source: str, destination: str, *, any_packet: bool = False, wait_s: float = 30.0
-    ) -> Traced | None:
+    ) -> niso.Traced | None:
         """Wait for a real packet and return its path through all netfilter hooks.
 
         Returns None if no packet came within ``wait_s`` seconds. ``source`` and ``destination`` are
@@ -312,7 +299,7 @@ class Host(ApiPart):
 
     def learn(
         self, *services: str, since: str | None = None, egress: bool = False
-    ) -> tuple[LearnedPolicy, ...]:
+    ) -> tuple[niso.LearnedPolicy, ...]:
         """Return policies that allow the recorded flows, for the given services or all active ones.
 
         ``since`` is as for `flows`. With ``egress``, they also limit where the services connect.
@@ -322,7 +309,9 @@ class Host(ApiPart):
 
         return learn.learn(self.session, texts(services, "services"), since_time(since), egress)
 
-    def learned_changes(self, learned: Iterable[LearnedPolicy]) -> tuple[PolicyChange, ...]:
+    def learned_changes(
+        self, learned: Iterable[niso.LearnedPolicy]
+    ) -> tuple[niso.PolicyChange, ...]:
         """Return how learned policies would change the services' manifests, without changing them.
 
         Raises Error if a service has no manifest or tomlkit is missing, Conflict if two have the
@@ -332,13 +321,13 @@ class Host(ApiPart):
 
         return learn.changes(self.session, learned)
 
-    def write_policies(self, changes: Iterable[PolicyChange]) -> None:
+    def write_policies(self, changes: Iterable[niso.PolicyChange]) -> None:
         """Write changed manifests, each atomically. Raises Conflict if a file was changed since."""
         from niso.look import learn
 
         learn.write(changes)
 
-    def policy(self, service: str, *, unused: str | None = None) -> tuple[PolicyEntry, ...]:
+    def policy(self, service: str, *, unused: str | None = None) -> tuple[niso.PolicyEntry, ...]:
         """Return what each entry of a service's policy has allowed or denied, and when last.
 
         ``unused``, a period such as ``7d``, limits them to entries that matched nothing in that
@@ -351,7 +340,7 @@ class Host(ApiPart):
 
     def policy_effects(
         self, *what: str | os.PathLike[str], since: str | None = None
-    ) -> tuple[PolicyEffect, ...]:
+    ) -> tuple[niso.PolicyEffect, ...]:
         """Return which recorded flows an activation of manifests or of a stack would cut or allow.
 
         ``since`` is as for `flows`. Raises the errors of `Services.activate`.
@@ -362,7 +351,7 @@ class Host(ApiPart):
             self.session, [path(file, "what") for file in what], since_time(since)
         )
 
-    def refresh_names(self, *, force: bool = False) -> tuple[OutsideName, ...]:
+    def refresh_names(self, *, force: bool = False) -> tuple[niso.OutsideName, ...]:
         """Resolve the DNS names in policies whose answers have expired, or with ``force`` all
         names.
 
@@ -429,7 +418,7 @@ class Host(ApiPart):
             boot.hand_over_started(self.session, machine, machine.store.active_services())
         return Repaired(steps)
 
-    def guard_firewalls(self, on: bool = True) -> tuple[Marked, ...]:
+    def guard_firewalls(self, on: bool = True) -> tuple[niso.Marked, ...]:
         """Make systemd repair niso's rules each time that another firewall was started or reloaded.
 
         ``on=False`` turns this off. Raises Error without systemd, Conflict.

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
-    from niso.change.boot import Marked
-    from niso.change.cluster_hosts import ClusterStatus, Forgotten
-    from niso.change.cluster_join import Membership
+    import niso
     from niso.runtime.units import Following
 
 
@@ -54,7 +52,7 @@ class Clusters(ApiPart):
         etcd: ExistingEtcd | None = None,
         encrypt: str = "",
         restore: bool = False,
-    ) -> Membership:
+    ) -> niso.Membership:
         """Create a cluster with this host as its first host.
 
         ``name`` defaults to the hostname, and ``address`` to the address of the interface with the
@@ -106,7 +104,7 @@ class Clusters(ApiPart):
 
     def join(
         self, invitation: bytes, *, member: bool | None = None, encrypt: str = ""
-    ) -> Membership:
+    ) -> niso.Membership:
         """Join a cluster with the content of an invitation.
 
         ``member`` decides whether this host runs an etcd member. By default, the first three hosts
@@ -125,7 +123,7 @@ class Clusters(ApiPart):
         machine = self.session.machine_for_change()
         return cluster_join.leave(machine, force, self.session.report).host
 
-    def forget(self, host: str) -> Forgotten:
+    def forget(self, host: str) -> niso.Forgotten:
         """Remove a lost host from the cluster. Raises NotFound, and Conflict if it is alive."""
         return cluster_hosts.forget(self.session.machine(), text(host, "HOST"))
 
@@ -154,7 +152,7 @@ class Clusters(ApiPart):
         """Write etcd's data to a file that only root can read; return its size. Raises Error."""
         return cluster_hosts.backup(self.session.machine(), path(file, "FILE"))
 
-    def status(self) -> ClusterStatus:
+    def status(self) -> niso.ClusterStatus:
         """Return the cluster's hosts and etcd's members. Raises Error if this host is in no
         cluster.
         """
@@ -237,7 +235,7 @@ class Kubernetes(ApiPart):
         config = path(kubeconfig, "--kubeconfig")
         return pod_agent.follow(self.session.machine(create=True), config, log)
 
-    def enable(self, kubeconfig: str | os.PathLike[str] = KUBECONFIG) -> Marked:
+    def enable(self, kubeconfig: str | os.PathLike[str] = KUBECONFIG) -> niso.Marked:
         """Make systemd run the agent now and at boot. Raises Error without systemd, Conflict."""
         from niso.engines import pod_agent
 
@@ -246,14 +244,14 @@ class Kubernetes(ApiPart):
         changed = pod_agent.enable(machine, config, self.session.report)
         return _marked(changed)
 
-    def disable(self) -> Marked:
+    def disable(self) -> niso.Marked:
         """Stop the agent, and no longer start it at boot. Pods keep their present policies."""
         from niso.engines import pod_agent
 
         return _marked(pod_agent.disable(self.session.machine_for_change(), self.session.report))
 
 
-def _marked(changed: bool) -> Marked:
+def _marked(changed: bool) -> niso.Marked:
     from niso.change.boot import Marked
     from niso.engines import pod_agent
 

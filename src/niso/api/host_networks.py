@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any
 
-    from niso.look.host_ports import Port, PublishedPort
-    from niso.look.other_hosts import ClusterPort
+    import niso
+    from niso.look.host_ports import Port
 
 
 _DEFAULT_NETWORK = "niso-default"  # copied from niso.base.names, to save an import
@@ -210,13 +210,13 @@ class Networks(ApiPart):
         networks.remove(machine, wanted, self.session.report, dry_run)
         return tuple(RemovedNetwork(name, not dry_run) for name in wanted)
 
-    def ports(self) -> tuple[PublishedPort, ...]:
+    def ports(self) -> tuple[niso.PublishedPort, ...]:
         """Return the published ports of active services, one for each address or IP version."""
         from niso.look import host_ports
 
         return host_ports.published_ports(self.session.store())
 
-    def ports_everywhere(self) -> tuple[ClusterPort, ...]:
+    def ports_everywhere(self) -> tuple[niso.ClusterPort, ...]:
         """Return the published ports of active services on all hosts, sorted by service.
 
         Of other hosts, only services on networks that span hosts are known. Raises Error if this
@@ -226,7 +226,7 @@ class Networks(ApiPart):
 
         return other_hosts.ports(self.session, self.session.machine())
 
-    def exposure(self) -> tuple[PublishedPort, ...]:
+    def exposure(self) -> tuple[niso.PublishedPort, ...]:
         """Return `ports` with ``from_``: from where each can be reached. Raises KernelError."""
         from niso.look import exposure
 

@@ -28,12 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from typing import Any
 
-    from niso.change.activate import Outcome
-    from niso.change.boot import Marked, Restored
-    from niso.change.deactivate import Done
+    import niso
     from niso.change.start import After
-    from niso.look.other_hosts import ClusterLine
-    from niso.look.services import Service, ServiceLine
 
 
 class Package(NamedTuple):
@@ -56,7 +52,7 @@ class Services(ApiPart):
         replace: bool = False,
         take: bool = False,
         trust_owner: bool = True,
-    ) -> tuple[Outcome, ...]:
+    ) -> tuple[niso.Outcome, ...]:
         """Activate services; if one of them fails, roll back all.
 
         ``what`` are manifests, folders with a manifest.toml, existing services, or `Package`
@@ -99,7 +95,7 @@ class Services(ApiPart):
             warnings.activated(self.session, machine, outcomes)
         return tuple(outcomes)
 
-    def deactivate(self, *names: str, dry_run: bool = False) -> tuple[Done, ...]:
+    def deactivate(self, *names: str, dry_run: bool = False) -> tuple[niso.Done, ...]:
         """Stop services and remove their networks; addresses and volumes are kept. Raises Error."""
         from niso.change import boot
 
@@ -111,7 +107,7 @@ class Services(ApiPart):
         names_ = _resolved(machine.store, wanted)
         return tuple(boot.deactivate(self.session, machine, names_, dry_run))
 
-    def deactivate_all(self, *, dry_run: bool = False) -> tuple[Done, ...]:
+    def deactivate_all(self, *, dry_run: bool = False) -> tuple[niso.Done, ...]:
         """Stop all active services, as `deactivate` does."""
         from niso.change import boot, journal
 
@@ -122,14 +118,14 @@ class Services(ApiPart):
         own = [row.name for row in store.services() if row.active and row.has_process]
         return tuple(boot.deactivate(self.session, machine, own, dry_run))
 
-    def restart(self, *names: str) -> tuple[Done, ...]:
+    def restart(self, *names: str) -> tuple[niso.Done, ...]:
         """Restart the processes of active services; addresses and ports stay the same.
 
         Raises Conflict if a service is not active, NotFound, ProcessError.
         """
         return self.restart_in_order(texts(names, "names"), None)
 
-    def restart_in_order(self, names: list[str], after: After | None) -> tuple[Done, ...]:
+    def restart_in_order(self, names: list[str], after: After | None) -> tuple[niso.Done, ...]:
         """Restart services like `restart`, each after those that it depends on according to
         ``after``.
         """
@@ -147,7 +143,7 @@ class Services(ApiPart):
         boot.hand_over_started(self.session, machine, wanted)
         return tuple(Done(name, True) for name in wanted)
 
-    def remove(self, *names: str, volumes: bool = False) -> tuple[Done, ...]:
+    def remove(self, *names: str, volumes: bool = False) -> tuple[niso.Done, ...]:
         """Stop services and delete their records, with ``volumes`` their volumes. Raises Error."""
         from niso.change import boot, deactivate
         from niso.change.deactivate import Done
@@ -163,7 +159,7 @@ class Services(ApiPart):
 
     # --- at boot ---------------------------------------------------------------------------------
 
-    def enable(self, *names: str) -> tuple[Marked, ...]:
+    def enable(self, *names: str) -> tuple[niso.Marked, ...]:
         """Start services at boot. Raises Conflict, Error."""
         from niso.change import boot
 
@@ -171,7 +167,7 @@ class Services(ApiPart):
         wanted = _resolved(machine.store, texts(names, "names"))
         return tuple(boot.enable(machine, wanted, self.session.report))
 
-    def disable(self, *names: str) -> tuple[Marked, ...]:
+    def disable(self, *names: str) -> tuple[niso.Marked, ...]:
         """No longer start services at boot. Active services stay active. Raises Conflict, Error."""
         from niso.change import boot
 
@@ -179,7 +175,7 @@ class Services(ApiPart):
         wanted = _resolved(machine.store, texts(names, "names"))
         return tuple(boot.disable(machine, wanted, self.session.report))
 
-    def restore(self, *, timeout: float = 60.0) -> Restored:
+    def restore(self, *, timeout: float = 60.0) -> niso.Restored:
         """Create all bridges and activate all enabled services, as at boot without systemd."""
         from niso.change import boot, warnings
 
@@ -196,7 +192,7 @@ class Services(ApiPart):
 
     # --- inspect ---------------------------------------------------------------------------------
 
-    def list(self) -> tuple[ServiceLine, ...]:
+    def list(self) -> tuple[niso.ServiceLine, ...]:
         """Return all services with their status, sorted by name. Health checks that are due are
         run.
         """
@@ -204,7 +200,7 @@ class Services(ApiPart):
 
         return service_lines(self.session, self.session.store())
 
-    def everywhere(self) -> tuple[ClusterLine, ...]:
+    def everywhere(self) -> tuple[niso.ClusterLine, ...]:
         """Return the services of all hosts of the cluster, sorted by name.
 
         If the cluster does not answer, a warning says so. Raises Error if this host is in no
@@ -222,7 +218,7 @@ class Services(ApiPart):
         """Return the name of the service with this name, hostname or alias. Raises NotFound."""
         return self.session.store().resolve(text(name, "name"))
 
-    def inspect(self, name: str) -> Service:
+    def inspect(self, name: str) -> niso.Service:
         """Return all details of a service. Raises NotFound, Error."""
         from niso.look.services import everything
 

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
 
-    from niso.change.deactivate import Done
-    from niso.change.stacks import StackDown, StackUp
-    from niso.look.services import ServiceLine
+    import niso
 
 
 class Stacks(ApiPart):
@@ -40,7 +38,7 @@ class Stacks(ApiPart):
         dry_run: bool = False,
         replace: bool = False,
         trust_owner: bool = True,
-    ) -> StackUp:
+    ) -> niso.StackUp:
         """Apply a stack.toml: activate its services; if one of them fails, roll back everything.
 
         ``replace`` takes over services, and a stack, of these names from other folders. ``timeout``
@@ -62,7 +60,7 @@ class Stacks(ApiPart):
 
     def down(
         self, stack: str | os.PathLike[str], *, volumes: bool = False, dry_run: bool = False
-    ) -> StackDown:
+    ) -> niso.StackDown:
         """Deactivate a stack's services, each before its dependencies. Raises Error.
 
         Addresses and networks are kept. ``volumes`` deletes the named volumes.
@@ -71,7 +69,7 @@ class Stacks(ApiPart):
         where = path(stack, "stack")
         return stacks.down(machine, where, self.session.report, dry_run, volumes)
 
-    def status(self, stack: str | os.PathLike[str]) -> tuple[ServiceLine, ...]:
+    def status(self, stack: str | os.PathLike[str]) -> tuple[niso.ServiceLine, ...]:
         """Return the services of a stack with their status. Raises Conflict if another file made
         it.
         """
@@ -80,7 +78,7 @@ class Stacks(ApiPart):
         outline = stack_members.own(store, path(stack, "stack"))
         return of_stack(self.session, store, outline.after, outline.name)
 
-    def restart(self, stack: str | os.PathLike[str]) -> tuple[Done, ...]:
+    def restart(self, stack: str | os.PathLike[str]) -> tuple[niso.Done, ...]:
         """Restart the processes of a stack's active services, each after those it depends on.
 
         Raises Conflict if the stack came from another file, NotFound, ProcessError.

@@ -19,7 +19,7 @@ from niso.manifest.stack import stack
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from niso.compose.compose_file import ImportedStack
+    import niso
 
 
 # --- manifests, stacks and schemas ----------------------------------------------------------------
@@ -125,7 +125,7 @@ FILE_NAME = "stack.toml"
 
 def import_compose(
     file: str | os.PathLike[str], output: str | os.PathLike[str] | None = None
-) -> ImportedStack:
+) -> niso.ImportedStack:
     """Convert a compose file to a stack.toml, and write it into the folder ``output``.
 
     Does not need root. Raises Conflict if the folder has a stack.toml, NotFound, InvalidInput, and
