@@ -17,7 +17,7 @@ from niso.base.errors import Conflict, ErrorGroup, KernelError
 from niso.base.named_tuples import NamedTuple
 from niso.kernel import ruleset
 from niso.kernel.kinds import kind
-from niso.kernel.kinds.kind import Kind, State, Step, netns_parent
+from niso.kernel.kinds.kind import Kind, State, Step
 from niso.kernel.kinds.links import Veth
 from niso.kernel.kinds.namespaces import Netns
 from niso.kernel.kinds.nft import NftTransaction, Ruleset
@@ -262,7 +262,7 @@ class _Lamps(Kind[Lamp]):
         return obj.netns
 
     def parents(self, obj: Lamp) -> tuple[str, ...]:
-        return (netns_parent(obj.netns),)
+        return (f"netns {obj.netns}",)
 
     def describe(self, step: Step[Lamp]) -> str:
         return f"lamp {step.action} {step.obj.name} {step.obj.colour}"

@@ -208,6 +208,9 @@ def _who(context: PolicyContext, address: str) -> str:
     return "the host" if is_host(context, address) else address
 
 
+_drop, _accept = functools.partial(Reason, False), functools.partial(Reason, True)
+
+
 class _Packet(NamedTuple):
     """A packet and its sender. ``entered`` is the first network that it enters, or ""."""
 
@@ -236,7 +239,7 @@ def _path(
         is_own = destination in addresses_of(sender)
         if is_own or to.is_loopback:
             what = "own address" if is_own else "own loopback address"
-            reason = Reason(True, f"{destination} is {sender.name}'s {what}")
+            reason = _accept(f"{destination} is {sender.name}'s {what}")
             return reason, destination, port, True
     stopped = _before_dnat(context, packet)
     if stopped is not None:
@@ -246,26 +249,25 @@ def _path(
         if published is not None:
             known, network, address, inside, sharer = published
             if sender and network != entered and context.networks[entered].internal:
-                return Reason(False, _stays(entered)), address, inside, False
+                return _drop(_stays(entered)), address, inside, False
             owner = f"{sharer}, which shares the network of {known.name}" if sharer else known.name
             asked = f"{bracketed(destination)}:{port}/{proto}"
             led_to = f"it leads to {bracketed(address)}:{inside}"
-            reason = Reason(True, f"{asked} is a published port of {owner}; {led_to}")
+            reason = _accept(f"{asked} is a published port of {owner}; {led_to}")
             return reason, address, inside, known is sender
         if is_name_server_elsewhere(context, destination, port, proto, entered):
-            reason = Reason(
-                False,
+            reason = _drop(
                 f"{destination} is the address of another network's bridge: its name server is for"
-                " that network alone",
+                " that network alone"
             )
         else:
             own = f"{destination} is the host's own address"
             unpublished = f", and no service publishes {port}/{proto} there" if port else ""
-            reason = Reason(True, own + unpublished)
+            reason = _accept(own + unpublished)
     elif (receiver := holder_of(context, destination)) is not None:
         reason = _to_service(context, packet, *receiver)
     elif network_of(context, destination) is not None:
-        reason = Reason(False, f"no service has the address {destination}")
+        reason = _drop(f"no service has the address {destination}")
     else:
         reason = _outwards(context, packet)
     return reason, destination, port, False
@@ -275,34 +277,32 @@ def _before_dnat(context: PolicyContext, packet: _Packet) -> Reason | None:
     """Return the result for a packet that is decided before published ports are; else None."""
     source, destination, to, _, _, sender, entered, from_host = packet
     if ipaddress.ip_address(source).version != to.version:
-        return Reason(False, "IPv4 and IPv6 addresses cannot reach each other")
+        return _drop("IPv4 and IPv6 addresses cannot reach each other")
     if sender:
         if not sender.active:
-            return Reason(False, f"{sender.name} is not active")
+            return _drop(f"{sender.name} is not active")
         by = entered if is_link_local6(to) else _leaves_by(context, sender, to)
         if by is None:
-            return Reason(False, f"{sender.name} has no IPv{to.version} route out of its networks")
+            return _drop(f"{sender.name} has no IPv{to.version} route out of its networks")
         if by != entered:
-            return Reason(
-                False,
+            return _drop(
                 f"{sender.name} reaches {destination} through network {by},"
-                f" where {source} is not its address",
+                f" where {source} is not its address"
             )
     elif not from_host and network_of(context, source) is not None:
-        return Reason(False, f"no service has the address {source}")
+        return _drop(f"no service has the address {source}")
     if to.is_loopback and not from_host:
-        return Reason(False, "the host's loopback addresses can only be reached from the host")
+        return _drop("the host's loopback addresses can only be reached from the host")
     if is_broadcast(context, to):
         if from_host:
-            return Reason(True, "the host can reach every service")
-        return Reason(False, "broadcast and multicast do not reach services")
+            return _accept("the host can reach every service")
+        return _drop("broadcast and multicast do not reach services")
     from_outside = not (sender or from_host)
     is_bridge = is_host(context, destination) and network_of(context, destination) is not None
     if from_outside and is_bridge:
-        return Reason(
-            False,
+        return _drop(
             f"{destination} is the address of a bridge: from outside the host, published ports"
-            " can be reached only by its other addresses",
+            " can be reached only by its other addresses"
         )
     return None
 
@@ -332,30 +332,28 @@ def _to_service(
     """Return the path of a packet to a service's own address."""
     sender, entered = packet.sender, packet.entered
     if not known.active:
-        return Reason(False, f"{known.name} is not active")
+        return _drop(f"{known.name} is not active")
     if packet.from_host and known.host:
-        return Reason(
-            False,
+        return _drop(
             f"{known.name} is on {known.host}, and programs of the host reach services of this"
-            " host alone",
+            " host alone"
         )
     if packet.from_host:
-        return Reason(True, "the host can reach every service")
+        return _accept("the host can reach every service")
     if not sender:
-        return Reason(
-            False, f"{known.name} can be reached from outside the host only by its published ports"
+        return _drop(
+            f"{known.name} can be reached from outside the host only by its published ports"
         )
     if network == entered:
         wire = ", by VXLAN" if sender.host != known.host else ""
-        return Reason(
-            True, f"{_on_host(sender)} and {_on_host(known)} are both on network {network}{wire}"
+        return _accept(
+            f"{_on_host(sender)} and {_on_host(known)} are both on network {network}{wire}"
         )
     if context.networks[entered].internal:
-        return Reason(False, _stays(entered))
-    return Reason(
-        False,
+        return _drop(_stays(entered))
+    return _drop(
         f"networks {entered} and {network} are isolated from each other:"
-        " only published ports can be reached across",
+        " only published ports can be reached across"
     )
 
 
@@ -370,30 +368,25 @@ def _outwards(context: PolicyContext, packet: _Packet) -> Reason:
         both = (ipaddress.ip_address(packet.source), to)
         on_a_wire = any(all(within(end, prefix) for end in both) for prefix in context.wires)
         if to.version in context.closed and not (packet.from_host or on_a_wire):
-            return Reason(
-                False,
+            return _drop(
                 f"the host forwards IPv{to.version} for services only:"
-                " it did not forward before niso",
+                " it did not forward before niso"
             )
-        return Reason(True, "no service is involved")
+        return _accept("no service is involved")
     if is_link_local6(to):
-        return Reason(
-            False, "services have no link-local addresses, and the host does not route them"
-        )
+        return _drop("services have no link-local addresses, and the host does not route them")
     if any(_is_for_all(wire, to) for wire in context.wires):
-        return Reason(
-            False,
-            f"{to} is a broadcast or anycast address of a link of the host, not a machine's own",
+        return _drop(
+            f"{to} is a broadcast or anycast address of a link of the host, not a machine's own"
         )
     if context.networks[packet.entered].internal:
-        return Reason(False, _stays(packet.entered))
+        return _drop(_stays(packet.entered))
     if packet.proto not in (*PORTED, "icmp", *_PORTED_TOO):
-        return Reason(
-            False,
+        return _drop(
             f"protocol {packet.proto} has no ports: answers could not be told from what is meant"
-            " for the host",
+            " for the host"
         )
-    return Reason(True, f"network {packet.entered} has access to the outside")
+    return _accept(f"network {packet.entered} has access to the outside")
 
 
 def _stays(network: str) -> str:
@@ -414,7 +407,19 @@ def _published(
         return None
     for hosts in ((str(to),), WIDE):
         for known in context.services.values():
-            for published in known.ports if _publishes(context, known, to.version) else ():
+            first = primary(known.endpoints, context.networks) if known.ports else None
+            if first is None or not known.active:
+                continue
+            if all(family_of(address) != to.version for address in first.addresses):
+                continue  # ports of this family are published only by the default route
+            shared = [endpoint for endpoint in known.endpoints if endpoint.network == entered]
+            network, address = next(
+                (endpoint.network, address)
+                for endpoint in (*shared, first)
+                for address in endpoint.addresses
+                if family_of(address) == to.version
+            )
+            for published in known.ports:
                 if (
                     published.host_ip in hosts
                     and published.proto == proto
@@ -422,34 +427,8 @@ def _published(
                     and published.host_port <= port <= published.last
                     and to.version in published.families
                 ):
-                    target = _target(context, known, to.version, entered)
-                    if target is not None:
-                        inside = published.container_port + port - published.host_port
-                        sharer = dict(known.sharers).get(published, "")
-                        return known, *target, inside, sharer
-    return None
-
-
-def _publishes(context: PolicyContext, known: KnownService, family: int) -> bool:
-    """Return whether ports of this family are published: its default route has the family."""
-    first = primary(known.endpoints, context.networks)
-    addresses = first.addresses if first is not None else ()
-    return known.active and any(family_of(address) == family for address in addresses)
-
-
-def _target(
-    context: PolicyContext, known: KnownService, family: int, entered: str
-) -> tuple[str, str] | None:
-    """Return (network, address) to which a published port leads clients on network ``entered``.
-
-    Returns None if the service has no address of this family there.
-    """
-    shared = [endpoint for endpoint in known.endpoints if endpoint.network == entered]
-    first = primary(known.endpoints, context.networks)
-    for endpoint in (*shared, *([first] if first is not None else ())):
-        for address in endpoint.addresses:
-            if family_of(address) == family:
-                return endpoint.network, address
+                    inside = published.container_port + port - published.host_port
+                    return known, network, address, inside, dict(known.sharers).get(published, "")
     return None
 
 

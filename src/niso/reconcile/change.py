@@ -43,16 +43,14 @@ class change:
     """Change rows and kernel in one ``with`` block, atomically.
 
     The caller must have niso's lock, and writes rows in the block, which is one transaction. At the
-    end of the block, the kernel is updated to the rows. The flows to delete are computed from the
-    states before and after the change: flows of addresses that a service has lost, of ports that
-    were added, changed or removed, and flows that policies no longer allow.
+    end of the block, the kernel is updated to the rows, and flows are deleted that the new state no
+    longer allows.
 
-    By default the kernel is changed within the transaction. If the kernel refuses, or niso is
-    killed, the rows are as before, and the same change can be made again. With ``rows_first``, the
-    rows are committed before the kernel changes: if niso is killed, a new object is therefore
-    recorded, but if the kernel refuses, the caller must undo the rows. With ``teardown``, a failed
-    step does not stop the other steps. With ``dry_run``, the steps are only reported. ``ending`` is
-    as for `carry_out`.
+    By default the kernel is changed within the transaction: if the kernel refuses, or niso is
+    killed, the rows are as before. With ``rows_first``, the rows are committed before the kernel
+    changes: if niso is killed, a new object is recorded, but if the kernel refuses, the caller must
+    undo the rows. With ``dry_run``, the steps are only reported. ``teardown`` and ``ending`` are as
+    for `carry_out`.
 
     ``scope`` is the scope that the rows before the change have (`niso.change.scope`). The block may
     assign its union with the scope of the rows after the change.
@@ -74,12 +72,10 @@ class change:
         ending: list[str] | None = None,
     ) -> None:
         self.scope = scope
+        # the steps taken, or planned with ``dry_run``: complete after the block
         self.steps: list[AnyStep] = []
-        """The steps that were taken, or planned with ``dry_run``. The list is complete after the
-        block.
-        """
+        # whether the rows are committed; with ``rows_first``, an error may occur after that
         self.is_recorded = False
-        """Whether the rows are committed. With ``rows_first``, an error may occur after that."""
         self._kernel, self._store, self._report = kernel, store, report
         self._teardown, self._rows_first, self._dry_run = teardown, rows_first, dry_run
         self._ending = ending
@@ -262,14 +258,14 @@ def plan(
 ) -> Plan:
     """Compute the steps that update the kernel to the rows of ``scope``. Nothing is changed.
 
-    ``before`` is the desired state before the change: objects in it that are no longer desired are
-    deleted. With ``trusting``, nftables map elements that are new in the store are not read but
-    assumed to be missing; the kernel refuses an element that exists with another value. ``closed``
-    are routes and namespaces that are left out because a step for them has failed. Raises
-    KernelError, and Conflict if a foreign object has a required name.
+    ``before`` is the desired state before the change, in which objects may have to be deleted. With
+    ``trusting``, map elements that are new in the store are assumed to be missing: the kernel
+    refuses one that exists with another value. ``closed`` are routes and namespaces that are left
+    out because a step for them has failed. Raises KernelError, and Conflict if a foreign object has
+    a required name.
     """
     snapshot = store.snapshot(scope)
-    every = _possible(kernel, _desired(snapshot), before)
+    every = _desired(kernel, snapshot, before)
     want, ended = _living(kernel, every)
     before = _without(before, every, ended)
     candidates = want | before
@@ -412,7 +408,7 @@ def _left(want: State, candidates: State, have: State) -> list[AnyStep]:
 def wanted_now(kernel: Kernel, store: Store, scope: Scope) -> tuple[Snapshot, State]:
     """Return the rows of ``scope`` and the state of the kernel that these rows require."""
     snapshot = store.snapshot(scope)
-    return snapshot, _possible(kernel, _desired(snapshot))
+    return snapshot, _desired(kernel, snapshot)
 
 
 def desired_now(kernel: Kernel, store: Store, scope: Scope) -> State:
@@ -420,17 +416,16 @@ def desired_now(kernel: Kernel, store: Store, scope: Scope) -> State:
     return wanted_now(kernel, store, scope)[1]
 
 
-def _desired(snapshot: Snapshot) -> State:
-    """Return the desired state. Raises Error if rows are missing that other rows refer to."""
+def _desired(kernel: Kernel, snapshot: Snapshot, before: State | None = None) -> State:
+    """Return the desired state, without what this kernel cannot have, such as unknown sysctls.
+
+    Raises Error if rows are missing that other rows refer to.
+    """
     try:
-        return desired(snapshot)
+        want = desired(snapshot)
     except (ValueError, LookupError) as error:
         message = f"{paths.database()}: related rows are missing"
         raise Error(message, "niso net check names them, niso net repair restores them") from error
-
-
-def _possible(kernel: Kernel, want: State, before: State | None = None) -> State:
-    """Return ``want`` without the objects that this kernel cannot have, such as unknown sysctls."""
     return State.of_kinds(lambda kind: kind.possible(want, before, kernel.sysctl))
 
 
@@ -443,9 +438,7 @@ def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
     ended = frozenset(
         named.name for named in want[NetnsName] if kernel.cookie_at(named.target) != named.cookie
     )
-    if not ended:
-        return want, ended
-    return State(obj for obj in want if not _in(obj, ended)), ended
+    return _outside(want, ended) if ended else want, ended
 
 
 def _without(state: State, every: State, ended: frozenset[str]) -> State:
@@ -454,18 +447,15 @@ def _without(state: State, every: State, ended: frozenset[str]) -> State:
     ``every`` has all desired objects, which show what is in these namespaces. The objects are
     deleted together with their attachment.
     """
-    if not ended:
-        return state
-    return state.without(State(obj for obj in every if _in(obj, ended)))
+    return state.without(State(obj for obj in every if _in(obj, ended))) if ended else state
 
 
 def _occupied(kernel: Kernel, want: State, have: State, before: State) -> dict[str, str]:
-    """Return the namespaces in which a container has replaced niso's interface by its own.
+    """Return {namespace: interface} where a container has replaced niso's interface by its own.
 
-    The result maps the namespace to the name of the interface. A container with the capability
-    NET_ADMIN can do this. Creating niso's veth pair again would fail at each change of the
-    attachment's policy and when it is detached. Therefore the pair is deleted, and the nftables
-    elements for its address stay, as for an ended namespace.
+    A container with the capability NET_ADMIN can do this. Creating niso's veth pair again would
+    fail at each change of the attachment. Therefore the pair is deleted, and the nftables elements
+    for its address stay, as for an ended namespace.
     """
     # one that has lost its name has not been read
     others = {named.name: named for named in want[NetnsName] & have[NetnsName]}
@@ -487,21 +477,9 @@ def _occupied(kernel: Kernel, want: State, have: State, before: State) -> dict[s
     return occupied
 
 
-_BY_CONTAINER = frozenset(
-    (
-        errno.EEXIST,
-        errno.EINVAL,
-        errno.ENODEV,
-        errno.ENETDOWN,
-        errno.ENETUNREACH,
-        errno.EHOSTUNREACH,
-        errno.EADDRNOTAVAIL,
-        errno.ESTALE,  # `_not_kept`
-    )
-)
-"""Error numbers that the kernel returns if a container has changed its own interfaces, addresses or
-routes.
-"""
+_BY_CONTAINER = {errno.EEXIST, errno.EINVAL, errno.ENODEV, errno.ENETDOWN, errno.ENETUNREACH}
+_BY_CONTAINER |= {errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ESTALE}  # the last: `_not_kept`
+"""Errors that the kernel returns if a container has changed its own interfaces or routes."""
 
 
 def _is_of_container(error: KernelError, want: State, before: State) -> bool:

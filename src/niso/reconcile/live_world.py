@@ -85,7 +85,6 @@ def audits(policy: Policy, now: float) -> bool:
     """Return whether a policy has an audit that has not ended at the Unix time ``now``."""
     if policy.audit is None:
         return False
-
     return policy_rules.left_s(policy.audit.since, policy.audit.until, now) > 0
 
 

@@ -12,11 +12,12 @@ from collections.abc import Collection, Iterable, Sequence
 
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel import rtnetlink
-from niso.kernel.kinds.kind import Kind, Reading, Space, Step, in_netns, inside, link_parent
+from niso.kernel.kinds.kind import Kind, Reading, Space, Step, in_netns, inside
 from niso.kernel.link_records import prefix
 from niso.kernel.rtnetlink import KERNEL, NOWHERE, PROTOCOL, selector
 
 if TYPE_CHECKING:
+    from niso.kernel.kinds.neighbours import PermanentNeighbour
     from niso.kernel.real import Writer
 
 
@@ -38,6 +39,12 @@ class Address(NamedTuple):
         return (self.netns, self.link, self.address)
 
 
+def ipv6_losses(obj: Address | Route | PermanentNeighbour) -> tuple[str, ...]:
+    """Return the conditions under which an interface loses its IPv6 objects."""
+    link = f"link /{obj.netns}/{obj.link}"
+    return (f"link /{obj.netns}/all without IPv6", f"{link} down", f"{link} without IPv6")
+
+
 class _Addresses(Kind[Address], of=Address):
     parents_format = ("netns {0.netns}", "link /{0.netns}/{0.link}")
     names_links = True
@@ -51,7 +58,7 @@ class _Addresses(Kind[Address], of=Address):
 
         With its last IPv4 address an interface loses its IPv4 neighbours and routes.
         """
-        return "" if ":" in obj.address else f"{link_parent(obj.netns, obj.link)} IPv4"
+        return "" if ":" in obj.address else f"link /{obj.netns}/{obj.link} IPv4"
 
     def describe(self, step: Step[Address]) -> str:
         address = step.obj
@@ -61,15 +68,13 @@ class _Addresses(Kind[Address], of=Address):
             return f"{start}address {step.action} {address.address} dev {address.link}{alone}"
         actual = step.actual or address
         commands = []
+        dev = f"dev {address.link}"
         if not actual.lasting:
             forever = "valid_lft forever preferred_lft forever"
-            commands.append(
-                f"{start}address replace {address.address} dev {address.link} {forever}"
-            )
+            commands.append(f"{start}address replace {address.address} {dev} {forever}")
         if actual.routed != address.routed:
             verb = "add" if address.routed else "delete"
-            route = f"{prefix(address.address)} dev {address.link} proto kernel"
-            commands.append(f"{start}route {verb} {route}")
+            commands.append(f"{start}route {verb} {prefix(address.address)} {dev} proto kernel")
         return " && ".join(commands)
 
     def noun(self, obj: Address) -> str:
@@ -77,11 +82,9 @@ class _Addresses(Kind[Address], of=Address):
 
     def causes(self, obj: Address, actual: Address | None) -> tuple[str, ...]:
         """Return why an address is missing: the interface is down, or without IPv6."""
-        link = link_parent(obj.netns, obj.link)
         if ":" in obj.address:
-            whole = link_parent(obj.netns, "all")
-            return (f"{whole} without IPv6", f"{link} down", f"{link} without IPv6")
-        return (f"{link} down",) if actual is not None else ()
+            return ipv6_losses(obj)
+        return (f"link /{obj.netns}/{obj.link} down",) if actual is not None else ()
 
     def describe_field(self, field: str, wanted: object, present: object) -> str:
         if field == "lasting":
@@ -171,9 +174,8 @@ class _Routes(Kind[Route], of=Route):
         if route.type:
             return f"{start} delete {route.type} {route.destination}"
         verb = "replace" if step.action == "change" else step.action
-        by = (
-            f"via {route.gateway} dev {route.link} onlink" if route.gateway else f"dev {route.link}"
-        )
+        dev = f"dev {route.link}"
+        by = f"via {route.gateway} {dev} onlink" if route.gateway else dev
         metric = f" metric {LAST}" if route.last else ""
         return f"{start} {verb} {route.destination} {by}{metric}"
 
@@ -189,10 +191,9 @@ class _Routes(Kind[Route], of=Route):
 
         IPv4 routes are lost with the last IPv4 address (fib_disable_ip, net/ipv4/fib_frontend.c).
         """
-        link = link_parent(obj.netns, obj.link)
         if ":" in obj.destination:
-            whole = link_parent(obj.netns, "all")
-            return (f"{whole} without IPv6", f"{link} down", f"{link} without IPv6")
+            return ipv6_losses(obj)
+        link = f"link /{obj.netns}/{obj.link}"
         return (f"{link} down", f"{link} IPv4")
 
     def read(self, space: Space, objects: Collection[Route]) -> Iterable[Route]:
@@ -203,7 +204,6 @@ class _Routes(Kind[Route], of=Route):
         """
         if not space.name:
             return
-
         for link in space.links_of_concern:
             prefixes = {prefix(address.address) for address in space.addresses(link)}
             for route in space.routes(link):
@@ -260,7 +260,7 @@ class _RoutingRules(Kind[RoutingRule], of=RoutingRule):
         add = f"{start} add {selector(rule.link)}"
         if step.action == "add":
             return add
-        delete = f"{start} delete iif {rule.link} protocol {_protocol()}"
+        delete = f"{start} delete iif {rule.link} protocol {PROTOCOL}"
         return delete if step.action == "delete" else f"{delete} && {add}"
 
     def claimed(self, reading: Reading) -> Iterable[RoutingRule]:
@@ -271,9 +271,6 @@ class _RoutingRules(Kind[RoutingRule], of=RoutingRule):
         )
 
     def read(self, space: Space, objects: Collection[RoutingRule]) -> Iterable[RoutingRule]:
-        if not objects:
-            return
-
         for family in sorted({obj.family for obj in objects}):
             names = {obj.link for obj in objects if obj.family == family}
             for link, drift, _ in rtnetlink.of_niso(space.rtnl, family):
@@ -285,12 +282,7 @@ class _RoutingRules(Kind[RoutingRule], of=RoutingRule):
         rtnl, rule = writer.rtnl(""), step.obj
         if step.action != "delete":
             rtnetlink.add(rtnl, rule.link, rule.family)
-        # the wrong rule is deleted once the right one exists
-        if step.action == "delete":
-            rtnetlink.delete(rtnl, rule.link, rule.family, rule.drift)
-        elif step.actual is not None:
-            rtnetlink.delete(rtnl, rule.link, rule.family, step.actual.drift)
-
-
-def _protocol() -> int:
-    return PROTOCOL
+        # a different rule is deleted once the desired one exists
+        old = rule if step.action == "delete" else step.actual
+        if old is not None:
+            rtnetlink.delete(rtnl, rule.link, rule.family, old.drift)

@@ -358,14 +358,6 @@ def in_netns(netns: str) -> str:
     return f" in {netns}" if netns else ""
 
 
-def link_parent(netns: str, link: str) -> str:
-    return f"link /{netns}/{link}"
-
-
-def netns_parent(name: str) -> str:
-    return f"netns {name}"
-
-
 ORDER = (
     *("Ruleset", "Element", "RoutingRule", "WireGuard", "Bridge", "Vxlan", "Netns", "NetnsName"),
     *("Sysctl", "Fdb", "Veth", "Shaper", "Address", "Route", "PermanentNeighbour", "ForeignPort"),

@@ -24,8 +24,6 @@ from niso.kernel.kinds.kind import (
     State,
     Step,
     Steps,
-    link_parent,
-    netns_parent,
 )
 from niso.kernel.kinds.namespaces import Netns, NetnsName
 from niso.kernel.link_records import ARP_OFF, ARP_OFF_INSIDE, NEW_PORT, Link, new_port
@@ -304,15 +302,15 @@ class _Veths(Kind[Veth], of=Veth):
         if actual.mac != obj.mac or ARP_OFF_INSIDE in actual.drift:
             yield f"{self.parent_name(actual)} forgets"
         if not actual.up:
-            yield from (f"{self.parent_name(actual)} down", f"{link_parent('', actual.name)} down")
+            yield from (f"{self.parent_name(actual)} down", f"link //{actual.name} down")
 
     def is_field_explained(
         self, obj: Veth, field: str, present: object, known: Collection[str]
     ) -> bool:
-        bridge = link_parent("", obj.bridge)
+        bridge = f"link //{obj.bridge}"
         return (
             (field in ("bridge", "hairpin", "fixed") and bridge in known)
-            or (field in ("netns", "peer", "mac", "up") and netns_parent(obj.netns) in known)
+            or (field in ("netns", "peer", "mac", "up") and f"netns {obj.netns}" in known)
             or (present == "state disabled" and f"{bridge} down" in known)
         )
 

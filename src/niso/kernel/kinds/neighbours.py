@@ -22,7 +22,8 @@ from collections.abc import Collection, Hashable, Iterable, Sequence
 
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel import neighbour_tables
-from niso.kernel.kinds.kind import Kind, Space, Step, in_netns, inside, link_parent
+from niso.kernel.kinds.addresses import ipv6_losses
+from niso.kernel.kinds.kind import Kind, Space, Step, in_netns, inside
 from niso.kernel.kinds.links import Bridge, Veth
 from niso.kernel.kinds.tunnels import Vxlan
 from niso.kernel.link_records import Link
@@ -63,12 +64,9 @@ class _PermanentNeighbours(Kind[PermanentNeighbour], of=PermanentNeighbour):
         IPv4 entries are lost with the last IPv4 address (fib_disable_ip, net/ipv4/fib_frontend.c).
         All are lost when its MAC changes or ARP is switched on or off (neigh_changeaddr).
         """
-        link = link_parent(obj.netns, obj.link)
-        lost = (f"{link} down", f"{link} forgets")
-        if ":" in obj.address:
-            whole = link_parent(obj.netns, "all")
-            return (*lost, f"{whole} without IPv6", f"{link} without IPv6")
-        return (*lost, f"{link} IPv4")
+        link = f"link /{obj.netns}/{obj.link}"
+        lost = ipv6_losses(obj) if ":" in obj.address else (f"{link} down", f"{link} IPv4")
+        return (*lost, f"{link} forgets")
 
     def read(
         self, space: Space, objects: Collection[PermanentNeighbour]
@@ -144,7 +142,6 @@ class _Neighbours(Kind[Neighbour], of=Neighbour):
         """Yield the static entries of niso's bridges other than those of Veth and Fdb objects."""
         if not space.reading.strays:
             return
-
         tunnels = {vxlan.name for vxlan in space.reading.so_far(Vxlan)}
         names = {bridge.name for bridge in space.reading.so_far(Bridge)}
         links = space.all_links
@@ -195,19 +192,19 @@ class _FdbKind(Kind[Fdb], of=Fdb):
 
     def describe(self, step: Step[Fdb]) -> str:
         entry = step.obj
-        start = f"bridge fdb {'delete' if step.action == 'delete' else 'replace'} {entry.mac}"
-        to = "" if step.action == "delete" else f" dst {entry.host} permanent"
-        static = "" if step.action == "delete" else " static"
+        verb, to, static = "replace", f" dst {entry.host} permanent", " static"
+        if step.action == "delete":
+            verb, to, static = "delete", "", ""
+        start = f"bridge fdb {verb} {entry.mac}"
         return f"{start} dev {entry.link} self{to} && {start} dev {entry.link} master{static}"
 
     def causes(self, obj: Fdb, actual: Fdb | None) -> tuple[str, ...]:
-        return (f"{link_parent('', obj.link)} another",)
+        return (f"link //{obj.link} another",)
 
     def is_field_explained(
         self, obj: Fdb, field: str, present: object, known: Collection[str]
     ) -> bool:
-        parent = link_parent("", obj.link)
-        return field == "fixed" and f"{parent} off its bridge" in known
+        return field == "fixed" and f"link //{obj.link} off its bridge" in known
 
     def describe_field(self, field: str, wanted: object, present: object) -> str:
         if field == "fixed":

@@ -16,8 +16,6 @@ from niso.kernel.kinds.kind import (
     Steps,
     by_key,
     in_netns,
-    link_parent,
-    netns_parent,
 )
 from niso.kernel.kinds.links import Bridge
 from niso.kernel.kinds.namespaces import Netns
@@ -52,8 +50,8 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
 
     def parents(self, obj: Sysctl) -> tuple[str, ...]:
         link = _link(obj)
-        parents = (netns_parent(obj.netns),)
-        return (*parents, link_parent(obj.netns, link)) if link else parents
+        netns = f"netns {obj.netns}"
+        return (netns, f"link /{obj.netns}/{link}") if link else (netns,)
 
     def describe(self, step: Step[Sysctl]) -> str:
         sysctl = step.obj
@@ -138,12 +136,12 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
     def causes(self, obj: Sysctl, actual: Sysctl | None) -> tuple[str, ...]:
         # it was reset by setting the sysctl of all links
         if obj.name.endswith("/default/disable_ipv6"):
-            return (f"{link_parent(obj.netns, 'all')} without IPv6",)
+            return (f"link /{obj.netns}/all without IPv6",)
         return ()
 
     def conditions(self, obj: Sysctl, actual: Sysctl) -> Iterable[str]:
         if actual.name.endswith("/disable_ipv6") and actual.value == "1":
-            return (f"{link_parent(actual.netns, actual.name.split('/')[3])} without IPv6",)
+            return (f"link /{actual.netns}/{actual.name.split('/')[3]} without IPv6",)
         return ()
 
     def read(self, space: Space, objects: Collection[Sysctl]) -> Iterable[Sysctl]:

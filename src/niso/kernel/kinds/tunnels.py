@@ -24,7 +24,7 @@ from niso.base.errors import Conflict, KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of
 from niso.kernel import link_records, netlink, proc_sys
-from niso.kernel.kinds.kind import Kind, Reading, Space, State, Step, link_parent
+from niso.kernel.kinds.kind import Kind, Reading, Space, State, Step
 from niso.kernel.link_records import IFLA_IFNAME, IFLA_MTU, alias_data, of_kind
 from niso.kernel.netlink import Message, attribute, attributes, text, u32
 from niso.kernel.nft_elements import Element
@@ -204,7 +204,7 @@ class _Vxlans(Kind[Vxlan], of=Vxlan):
     def is_field_explained(
         self, obj: Vxlan, field: str, present: object, known: Collection[str]
     ) -> bool:
-        return field in ("bridge", "drift") and link_parent("", obj.bridge) in known
+        return field in ("bridge", "drift") and f"link //{obj.bridge}" in known
 
     def claimed(self, reading: Reading) -> Iterable[Vxlan]:
         return (
