@@ -200,26 +200,26 @@ class FlowReader:
         source, destination, proto, port = key
         from_, to = self.end(source), self.end(destination)
         word = PASS if passes else DROP
-        flow = Flow(from_, to, port, proto, word, *_UNDECIDED, 0, None, None, 0, not passes)
+        undecided = (None, None, None, None, None, True)
+        flow = Flow(from_, to, port, proto, word, *undecided, 0, None, None, 0, not passes)
         if flow.gone:
             return flow
         world = self._part(flow.services, passes)
         egress, ingress = evaluate(world, source, destination, port, proto)
         refusing = next((reason for reason in (egress, ingress) if not reason.passes), None)
         reason: Reason | None
-        by_port = None
+        host_port = None
         if passes:
             deciding = [reason for reason in (egress, ingress) if reason.key]
             audit = next((reason for reason in deciding if reason.audits), None)
             reason = refusing or audit or (deciding[-1] if deciding else None)
             if not from_.is_known:
-                by_port = published(world, to.service or "", proto, port, family_of(destination))
+                family = family_of(destination)
+                host_port = published(world, to.service or "", proto, port, family)
         else:
             reason = refusing or closed(world, source, destination, proto, port)
-        flow = flow._replace(
-            published=by_port.host_port if by_port else None,
-            agrees=(refusing is None) if passes else reason is not None,
-        )
+        agrees = refusing is None if passes else reason is not None
+        flow = flow._replace(published=host_port, agrees=agrees)
         if reason is None:
             return flow
         return flow._replace(
@@ -242,10 +242,6 @@ class FlowReader:
                 world = world._replace(outside=world.outside_ever)
             self._parts[services, passes] = world
         return self._parts[services, passes]
-
-
-_UNDECIDED = (None, None, None, None, None, True)
-"""The fields of a `Flow` from ``service`` to ``agrees`` if no policy entry decides about it."""
 
 
 _MOST_CACHED = 50_000
@@ -299,14 +295,11 @@ def times(ago: float | None) -> tuple[str | None, float | None]:
     return (None, None) if ago is None else (exact_time_text(time.time() - ago), round(ago, 3))
 
 
-def published(
-    world: PolicyContext, service: str, proto: str, port: int, family: int
-) -> Port | None:
-    """Return the published port through which other machines reach a port, or None."""
+def published(world: PolicyContext, service: str, proto: str, port: int, family: int) -> int | None:
+    """Return the host port through which other machines reach a port, or None."""
     for mapping in mappings(world.services.get(service), proto, port):
         if not mapping.host_ip.startswith("127.") and family in mapping.families:
-            first = mapping.host_port + port - mapping.container_port
-            return mapping._replace(host_port=first, container_port=port, count=1)
+            return mapping.host_port + port - mapping.container_port
     return None
 
 
@@ -337,8 +330,8 @@ def closed(
         inside = world.networks[sender[1]].internal or not sender[0].active
         if inside or not across:
             return path
-    led = published(world, receiver[0].name, proto, port, family_of(destination))
-    return None if led else path
+    host_port = published(world, receiver[0].name, proto, port, family_of(destination))
+    return path if host_port is None else None
 
 
 def read(

@@ -112,11 +112,7 @@ class MapState(NamedTuple):
 
 
 class Map(Metered):
-    """Measure services, networks and flows between calls of `read`.
-
-    Use it in a ``with`` block, or close it: the kernel counts the bytes of flows until it is closed
-    (`niso.kernel.flow_memory`).
-    """
+    """Measure services, networks and flows between calls of `read`. Use it in a ``with`` block."""
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)

@@ -55,7 +55,15 @@ def metrics(session: Session, flows: int) -> tuple[Metric, ...]:
         *_of_flows(session, store, flows),
         *_of_ports(store),
         *_of_tracking(),
-        _of_check(session),
+        _metric(
+            GAUGE,
+            "check_problems",
+            "Differences between the kernel and the configuration: niso net check names them.",
+            (
+                Sample({"problem": problem}, count)
+                for problem, count in (check.problems(session.machine()) or {}).items()
+            ),
+        ),
     )
 
 
@@ -291,13 +299,3 @@ def _of_tracking() -> tuple[Metric, ...]:
         samples = () if value is None else (Sample({}, int(value)),)
         result.append(_metric(GAUGE, name, words, samples))
     return tuple(result)
-
-
-def _of_check(session: Session) -> Metric:
-    counts = check.problems(session.machine())
-    return _metric(
-        GAUGE,
-        "check_problems",
-        "Differences between the kernel and the configuration: niso net check names them.",
-        (Sample({"problem": problem}, count) for problem, count in (counts or {}).items()),
-    )

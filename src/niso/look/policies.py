@@ -65,8 +65,11 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
     outside = {e.key: e.peer.name for e in policy.entries() if e.peer.kind == "outside"}
     counts, passing = _counted(service, policy)
     used = _used(session, service)
-    if unused_s is not None:
-        _say_how_long(session, service, unused_s)
+    row = store.service(service)
+    watched = None if row is None else watched_s(row)
+    if unused_s is not None and watched is not None and watched < unused_s:
+        text = f"{service} has been watched for {period_text(watched)}: what is rarer was not seen"
+        session.caution(text, [])
     result = []
     for key, its in counts.items():
         ages = [seconds for _, seconds, _ in its if seconds is not None]
@@ -80,12 +83,9 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
         note = note or _narrower(listed.get(key), its)
         audited = in_audit and key not in passing
         note = note or (f"audit until {term.text}" if term is not None and audited else "")
-        packets = sum(number for number, _, _ in its)
-        text = listed.get(key)
+        decided = (key in passing, sum(packets for packets, _, _ in its), open_)
         result.append(
-            PolicyEntry(
-                service, key, text, key in passing, packets, open_, last, ago, note, audited
-            )
+            PolicyEntry(service, key, listed.get(key), *decided, last, ago, note, audited)
         )
     return tuple(result)
 
@@ -95,12 +95,10 @@ def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set
     listed = {entry.key for entry in policy.entries()}
     passing = {e.key for e in (*(policy.allow_from or ()), *(policy.egress_allow or ()))}
     counts: dict[str, list[_Count]] = {entry.key: [] for entry in policy.entries()}
-    for key, entries in (
-        ("network.policy.allow_from", policy.allow_from),
-        ("network.policy.egress.allow", policy.egress_allow),
-    ):
-        if entries is not None:
-            counts[key] = []
+    if policy.allow_from is not None:
+        counts["network.policy.allow_from"] = []
+    if policy.egress_allow is not None:
+        counts["network.policy.egress.allow"] = []
     with Nfnetlink() as kernel:
         for container in sorted(ruleset.COUNTED):
             for element, packets, ago in kernel.counts(HEADERS[INET, container]):
@@ -111,14 +109,6 @@ def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set
                 if key not in listed and element.value == PASSES:
                     passing.add(key)
     return counts, passing
-
-
-def _say_how_long(session: Session, service: str, unused_s: float) -> None:
-    row = session.store().service(service)
-    watched = None if row is None else watched_s(row)
-    if watched is not None and watched < unused_s:
-        text = f"{service} has been watched for {period_text(watched)}: what is rarer was not seen"
-        session.caution(text, [])
 
 
 def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]:

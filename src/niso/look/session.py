@@ -51,7 +51,7 @@ class Session:
 
     def __init__(self, progress: Progress | None) -> None:
         self.progress = progress
-        self.state_dir, self.run_dir = paths.state_dir(), paths.run_dir()
+        self._folders = f"{paths.state_dir()} and {paths.run_dir()}"
         self.callback_error: BaseException | None = None
         self._store: store.Store | None = None
         self._listeners: list[Report | None] = []
@@ -66,10 +66,9 @@ class Session:
                 "call niso.connect() in each thread and after each fork",
             )
         folders = f"{paths.state_dir()} and {paths.run_dir()}"
-        if f"{self.state_dir} and {self.run_dir}" != folders:
+        if self._folders != folders:
             raise Conflict(
-                f"the folders of this process changed from {self.state_dir} and {self.run_dir}"
-                f" to {folders}",
+                f"the folders of this process changed from {self._folders} to {folders}",
                 "use one state folder and one run folder per process",
             )
         if not os.path.lexists(paths.database()):

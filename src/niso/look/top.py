@@ -203,10 +203,7 @@ class Metered(Stream):
 
 
 class Top(Metered):
-    """Measure rates, of one service or all, between calls of `read`. Use it in a ``with`` block.
-
-    The kernel counts the bytes of flows until it is closed (`niso.kernel.flow_memory`).
-    """
+    """Measure rates, of one service or all, between calls of `read`. Use it in a ``with`` block."""
 
     def __init__(self, session: Session, name: str | None) -> None:
         super().__init__(session)
