@@ -5,8 +5,7 @@ service names (draft-ietf-opsawg-pcapng). `Host.trace` returns the path of a pac
 netfilter hooks.
 
 tcpdump runs in a mount namespace of its own, in which /etc/hosts contains the services and names
-are not looked up in DNS. Nothing is changed in the service, and the mount namespace ends with
-tcpdump.
+are not looked up in DNS. Nothing is changed in the service.
 
 If the caller is killed, a watcher process kills tcpdump, which would not notice until it writes the
 next packet. The kernel's signal at a parent's death (PR_SET_PDEATHSIG) cannot be used: it is

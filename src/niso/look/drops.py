@@ -259,10 +259,7 @@ def _foreign() -> dict[str, int] | None:
 
 
 class Stats(NamedTuple):
-    """Counters of an active service.
-
-    A value is None if the rule or network interface that counts is missing.
-    """
+    """Counters of an active service; None if the rule or interface that counts is missing."""
 
     service: str  # the service's name
     in_packets: int | None  # packets received

@@ -47,16 +47,13 @@ Key = tuple[str, str, str, int]
 
 
 class FlowEnd(NamedTuple):
-    """The source or destination of flows.
-
-    ``gone`` is True if the service that had the address no longer exists.
-    """
+    """The source or destination of flows."""
 
     name: str  # the service, host, the DNS name that a policy uses, or the address
     service: str | None  # name of the service; null if the address is not a service's
     address: str  # an IPv4 or IPv6 address
     is_host: bool = False
-    gone: bool = False
+    gone: bool = False  # whether the service that had the address no longer exists
 
     @property
     def is_known(self) -> bool:

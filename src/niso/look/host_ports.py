@@ -81,10 +81,7 @@ def as_held(held: records.Port, wanted: records.Port) -> str:
 
 
 class Listeners:
-    """The host's listening sockets, read when they are first needed, for each protocol.
-
-    ``families`` are the IP versions of the service's network.
-    """
+    """The host's listening sockets, read when they are first needed, for each protocol."""
 
     def __init__(self, kernel: Kernel, families: tuple[int, ...]) -> None:
         self._kernel = kernel

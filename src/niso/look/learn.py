@@ -48,10 +48,7 @@ Name = Callable[[str], str | None]
 
 
 class LearnedEntry(NamedTuple):
-    """An entry of a learned allow list, or only a comment in the list.
-
-    ``note`` is the reason for the entry. It is written to the file as a comment.
-    """
+    """An entry of a learned allow list, or only a comment in the list."""
 
     text: str  # the entry
     allowed: bool  # false: only a comment, for example for a peer that was denied

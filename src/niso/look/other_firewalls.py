@@ -41,10 +41,7 @@ _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 
 
 class ForeignDrop(NamedTuple):
-    """A base chain of another program that drops packets which niso accepts.
-
-    All strings are printable.
-    """
+    """A base chain of another program that drops packets which niso accepts, printable."""
 
     chain: str  # "FAMILY TABLE CHAIN"
     what: tuple[str, ...]  # one or more of PUBLISHED, OUTWARD and WITHIN

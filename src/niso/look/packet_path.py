@@ -312,17 +312,14 @@ class Object(NamedTuple):
 
 
 class ExplainedPacket(NamedTuple):
-    """A verdict on a packet, with the nftables objects that implement its three parts.
-
-    ``counted`` are the objects whose packet counters the packet increments.
-    """
+    """A verdict on a packet, with the nftables objects that implement its three parts."""
 
     packet: Packet
     verdict: Verdict
     path: tuple[Object, ...]
     egress: tuple[Object, ...]
     ingress: tuple[Object, ...]
-    counted: tuple[Object, ...]
+    counted: tuple[Object, ...]  # those whose packet counter the packet increments
 
 
 def explain(

@@ -29,15 +29,12 @@ _POLL_S = 0.02
 
 
 class Counter(NamedTuple):
-    """A rule that counts the test packet.
-
-    ``label`` is its table, its chain or set, and its text.
-    """
+    """A rule that counts the test packet."""
 
     rule: str  # the rule in nft syntax
     before: int | None  # packets before the test
     after: int | None  # packets after the test
-    label: str
+    label: str  # its table, its chain or set, and its text
 
     @property
     def rose(self) -> bool:

@@ -44,10 +44,7 @@ def joined() -> Config | None:
 
 
 class Session:
-    """One connection to niso.
-
-    Like its SQLite connection, only one thread and process may use it.
-    """
+    """One connection to niso. Like its SQLite connection, it is for one thread and process."""
 
     def __init__(self, progress: Progress | None) -> None:
         self.progress = progress

@@ -25,9 +25,7 @@ pass.
 
 
 class PolicyEffect(NamedTuple):
-    """The effect of a change of policies on the flows from one address to a port of another
-    address.
-    """
+    """The effect of a change of policies on flows from one address to a port of another."""
 
     effect: str  # cut, pass, new (was denied, would pass) or audit (would be cut without it)
     from_: FlowEnd  # source of the flows
