@@ -55,11 +55,7 @@ def kind(of: Any) -> Kind:
 
 
 def field(table: Any, name: str) -> Kind:
-    """Return the `Kind` of the key ``name`` of a table.
-
-    The annotation is evaluated when it is first needed. Most manifests have few keys, so most
-    annotations are never evaluated.
-    """
+    """Return the `Kind` of the key ``name`` of a table, evaluated when it is first needed."""
     of = table.__annotations__[name]
     known = table.__module__, of
     if known not in _known:

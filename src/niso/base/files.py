@@ -25,10 +25,8 @@ _NONE = (errno.ENOENT, errno.ELOOP, errno.ENXIO)  # ELOOP: a symbolic link; ENXI
 
 
 def read(path: str, mode: int = 0) -> bytes | None:
-    """Return the content of the regular file ``path``.
-
-    Returns None if no regular file exists there, or if its permissions lack any bit of ``mode``.
-    Raises OSError.
+    """Return the content of the regular file ``path``; None if there is none with all bits of
+    ``mode``.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -51,10 +49,7 @@ def read(path: str, mode: int = 0) -> bytes | None:
 
 
 def of_process(pid: int | None, name: str) -> bytes:
-    """Return the content of the file ``name`` in the /proc folder of a process (proc(5)).
-
-    Returns b"" if the process has ended. Raises OSError for any other failure.
-    """
+    """Return the content of /proc/PID/NAME (proc(5)), or b"" after the end of the process."""
     content = b""
     try:
         fd = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
@@ -106,10 +101,7 @@ def replace(path: str, content: bytes, mode: int, owner: tuple[int, int] | None 
 
 
 def require_plain(path: str) -> None:
-    """Raise OSError if ``path`` is a folder, a symbolic link or a device such as /dev/null.
-
-    Such a path must not be passed to `rename`, which would replace the link or device.
-    """
+    """Raise OSError if ``path`` is a folder, symbolic link or device: `rename` would replace it."""
     if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
         raise FileExistsError(errno.EEXIST, "it is not a regular file")
 
@@ -243,10 +235,7 @@ _ACL_USER, _ACL_GROUP_OBJ, _ACL_GROUP = 0x02, 0x04, 0x08
 
 
 def _listed(place: str | int) -> tuple[list[int], list[int]] | None:
-    """Return (uids, gids) that an access control list allows to write; None if there is no list.
-
-    The mask of the list is ignored. Raises OSError, also if the list cannot be parsed.
-    """
+    """Return (uids, gids) that an access control list lets write; None without a list."""
     try:
         value = os.getxattr(place, _ACL)
     except OSError as error:

@@ -228,10 +228,7 @@ class Lock:
             self._file.close()
 
     def _require_alone(self) -> None:
-        """Raise RuntimeError if this thread already holds the lock.
-
-        If an interrupt ended the block that took the lock, release that lock instead.
-        """
+        """Raise RuntimeError if this thread holds the lock; release it after an interrupt."""
         known = Lock._last.get(get_ident())
         last = known() if known is not None else None
         if last is None or last._file is None or last._file.closed:

@@ -37,11 +37,7 @@ def _template(count: int) -> Any:
 
 
 def _maker(name: str, fields: tuple[str, ...], defaults: tuple[object, ...]) -> FunctionType:
-    """Return the ``__new__`` function of a named tuple class.
-
-    Classes with the same number of fields share compiled code; only the argument names differ.
-    ``defaults`` are the values of the last fields.
-    """
+    """Return ``__new__`` of a class; classes with the same number of fields share compiled code."""
     template = _template(len(fields))
     code = template.__code__.replace(
         co_varnames=("_cls", *fields), co_name="__new__", co_qualname=f"{name}.__new__"

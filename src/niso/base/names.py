@@ -103,11 +103,7 @@ def mac(service: str, network: str, owner: str) -> str:
 
 
 def own_hosts_folder(service: str) -> str:
-    """Return the name of the folder for the hosts file that only this service uses.
-
-    A service has a hosts file of its own if it is on no network, or has extra hosts. The folder's
-    name begins with "=", which no network name does.
-    """
+    """Return the folder of a service's own hosts file. No name of a network begins with "="."""
     return f"={service}"
 
 

@@ -94,10 +94,7 @@ def netns_path(service: str) -> str:
 
 
 def in_lab() -> bool:
-    """Return whether this process runs in a disposable host created by ``niso lab``.
-
-    Two marks are necessary, so that a stray environment variable is not enough.
-    """
+    """Return whether this process runs in a ``niso lab``: a stray variable is not enough."""
     return os.environ.get("NISO_LAB") == "1" and os.path.exists(LAB_MARK)
 
 

@@ -132,9 +132,8 @@ def hit(name: str) -> None:
 
 
 def broken(what: str) -> bool:
-    """Return whether a test requested that the operation ``what``, a key of `LATER`, fails now.
-
-    `OVERRUN` makes only the next operation fail, the others all operations from then on.
+    """Return whether the operation ``what`` (a key of `LATER`) fails now; `OVERRUN` fails only
+    once.
     """
     global _broken
     if _spec is None or _spec[0] < 0:

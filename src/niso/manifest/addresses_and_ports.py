@@ -31,10 +31,7 @@ _HOST_CHARACTERS = values.NAME_CHARACTERS | {"_"}
 
 
 def static_address(text: str, key: str) -> str:
-    """Return ``text`` if it is a unicast address. Raises InvalidInput.
-
-    Whether it is in the service's network is checked later.
-    """
+    """Return ``text`` if it is a unicast address; its network is checked later."""
     if values.is_ipv6(text):
         why = _not_unicast6(text)
     elif (octets := values.ipv4_octets(text)) is None:
@@ -82,10 +79,7 @@ def domain(text: str, key: str) -> str:
 
 
 def extra_host(text: str, key: str) -> str:
-    """Return ``text`` if it is a valid name for extra_hosts: a domain name in lower case.
-
-    ``localhost`` and the names of the host are reserved. Raises InvalidInput.
-    """
+    """Return ``text`` if it is a domain name in lower case that is not reserved."""
     reason = None
     if not _is_domain(text) or text != text.lower() or values.is_ipv4(text):
         reason = "is not a valid name"
@@ -146,10 +140,7 @@ NO_LOOPBACK6 = (
 
 
 def parse_port(text: str, key: str) -> Port:
-    """Parse a published port. If its ``host_port`` is 0, niso is to choose one.
-
-    Raises InvalidInput.
-    """
+    """Parse a published port; its ``host_port`` is 0 if niso is to choose one."""
     address, ports = _split_address(text, key)
     ports, slash, proto = ports.partition("/")
     if slash and proto not in PROTOCOLS:
@@ -221,10 +212,7 @@ def _wrong(text: str, key: str, reason: str) -> InvalidInput:
 
 
 def distinct(ports: tuple[Port, ...]) -> tuple[Port, ...]:
-    """Return the ports without duplicates, in the same order.
-
-    A port on all addresses of one family is left out if it is also published on all addresses.
-    """
+    """Return the ports once each, without those on one family that are on all addresses."""
     known = dict.fromkeys(ports)
     return tuple(
         p for p in known if p.host_ip not in (ANY4, ANY6) or p._replace(host_ip=ANY) not in known

@@ -66,10 +66,7 @@ def manifest_schema() -> dict[str, Any]:
 
 
 def _mode(mode: str, without: list[str]) -> dict[str, Any]:
-    """Build the condition on the keys that [network] must and must not have in a mode.
-
-    If the key ``mode`` is missing, the mode is bridge.
-    """
+    """Build the condition on the keys of [network] in a mode. Without the key, it is bridge."""
     needs: dict[str, Any] = {"properties": {"mode": {"const": mode}}}
     if mode != "bridge":
         needs["required"] = ["mode"]
@@ -80,10 +77,7 @@ def _mode(mode: str, without: list[str]) -> dict[str, Any]:
 
 
 def definitions(table: Any) -> dict[str, Any]:
-    """Return the schemas of a table and of all tables in it, as a dict by the tables' names.
-
-    A schema has the keys with their types, and their defaults unless these are empty.
-    """
+    """Return the schemas of a table and of all tables in it, by name, with non-empty defaults."""
     known = convert.fields(table)
     properties = {name: _kind(may_be) for name, may_be in known.items()}
     for name, default in table._field_defaults.items():
@@ -226,9 +220,8 @@ def stack_schema() -> dict[str, Any]:
 
 
 def _inline(tables: dict[str, Any]) -> dict[str, Any]:
-    """Return the schemas for [services.NAME], a complete manifest without a package name.
-
-    Tables of which a [[service]] requires less than a manifest are defined a second time.
+    """Return the schemas of [services.NAME]; tables of which a [[service]] requires less are
+    copies.
     """
     text = json.dumps({f"Inline{name}": tables[name] for name in _OWN})
     for name in _OWN:

@@ -72,10 +72,7 @@ def of_data(data: object, folder: str) -> Loaded:
 
 
 def _tables(value: object) -> object:
-    """Convert mappings and sequences to plain dicts and lists, as tomllib returns them.
-
-    Raises RecursionError, and UnicodeEncodeError for a string that cannot be in a file.
-    """
+    """Convert to plain dicts and lists. Raises RecursionError and UnicodeEncodeError."""
     if isinstance(value, Mapping):
         return {_encodable(str(key)): _tables(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -182,10 +179,7 @@ def _env_files(
 
 
 def checked(resolved: Resolved, path: str, owners: Collection[int] | None = None) -> ServiceSpec:
-    """Check the manifest at ``path``, read its files of variables, and return its spec.
-
-    Raises ErrorGroup as `load` does.
-    """
+    """Check a manifest, read its files of variables, and return its spec. Raises ErrorGroup."""
     manifest: Any = None
     parsed: dict[str, Any] = {}
     errors: list[Error] = []

@@ -143,11 +143,7 @@ def audit_end(text: str, key: str) -> int:
 
 
 def problems(network: Mapping[str, object], parsed: Mapping[str, object]) -> Iterator[InvalidInput]:
-    """Yield an error for each DNS name that extra_hosts has too, and for too many DNS names.
-
-    ``network`` is the table [network] as tomllib returned it. ``parsed`` has its parsed values, by
-    key path.
-    """
+    """Yield an error for each DNS name that extra_hosts has too, and for too many DNS names."""
     hosts = network.get("extra_hosts")
     names: list[str] = []
     for path, entry in parsed.items():
@@ -406,9 +402,8 @@ The name is part of the comments of nftables elements, whose length is limited.
 def about(
     name: str, networks: tuple[str, ...], owner: str, labels: Mapping[str, str]
 ) -> Iterator[Policy]:
-    """Yield the administrator's policies that apply to an attachment.
-
-    Raises Error if a file cannot be read or is invalid, since it could apply to this attachment.
+    """Yield the administrator's policies that apply to an attachment. Raises Error for any bad
+    file.
     """
     subject: dict[str, tuple[str, ...]] = {label: (text,) for label, text in labels.items()}
     subject |= {"name": (name,), "network": networks, "owner": (owner,)}

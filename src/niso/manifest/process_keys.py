@@ -203,10 +203,7 @@ def tmpfs(text: str, key: str) -> int:
 
 
 def tmp_default(memory_max: int | None) -> str:
-    """Return the default size of each of /tmp, /run and /var/tmp, as in a manifest.
-
-    ``memory_max`` is the service's memory limit in bytes, or None.
-    """
+    """Return the default size of each of /tmp, /run and /var/tmp for a memory limit in bytes."""
     size = TMP if memory_max is None else memory_max // 4
     if size >= 1 << 39:  # the text of a size has at most nine digits
         return f"{size >> 30}G"
@@ -214,11 +211,7 @@ def tmp_default(memory_max: int | None) -> str:
 
 
 def fragments_default(capabilities: Collection[str]) -> int:
-    """Return the default limit of IP fragments per second; 0 means no limit.
-
-    A service can send fragments only with a capability such as NET_RAW. For other services the
-    kernel sends complete packets only, so they need no limit.
-    """
+    """Return the limit of IP fragments per second; 0, no limit, without a raw capability."""
     return 0 if SENDS_RAW.isdisjoint(capabilities) else FRAGMENTS
 
 
@@ -238,10 +231,7 @@ def secret_name(text: str, key: str) -> str:
 
 
 def file(text: str, key: str) -> str:
-    """Return ``text`` if it is an absolute path of the host. Raises InvalidInput.
-
-    `niso.manifest.load` has already made relative paths absolute.
-    """
+    """Return ``text`` if it is an absolute path, as `niso.manifest.load` has made it."""
     reason = values.absolute_reason(text)
     return values.require(text, key, reason, "a path of the host", '"./secret.txt"')
 
@@ -281,10 +271,7 @@ def mount(text: str, key: str) -> str:
 
 
 def host(text: str, key: str) -> str:
-    """Return ``text`` if it is an absolute path of the host. Raises InvalidInput.
-
-    `niso.manifest.load` has already made relative paths absolute.
-    """
+    """Return ``text`` if it is an absolute path, as `niso.manifest.load` has made it."""
     right = "an absolute path on the host, or one beside this file that starts with ./"
     return values.require(text, key, values.absolute_reason(text), right, '"/srv/data"')
 

@@ -306,10 +306,7 @@ def _with_apart(members: list[StackMember], folder: str) -> list[StackMember]:
 
 
 def as_stack_error(stack: Stack, error: Error, of: StackMember | None = None) -> Error:
-    """Convert an error of a manifest to one of the stack.toml if its key is in that file.
-
-    Otherwise return it unchanged. ``of`` is the service of an error that names none.
-    """
+    """Convert an error to one of the stack.toml if its key is there; ``of`` is its service."""
     for member in stack.members if of is None else (of,):
         path = member.loaded.path
         if member.overrides is None:
@@ -463,10 +460,7 @@ def _package(
 
 
 def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a package's manifest with the stack's overrides, for the service ``name``.
-
-    An array or a volume is replaced as a whole.
-    """
+    """Return a package's manifest with the stack's overrides; arrays and volumes as a whole."""
     network = {key: value for key, value in overrides.items() if key in NETWORK_KEYS}
     more = {key: value for key, value in overrides.items() if key in OVERRIDES}
     laid = laid_over(data, {**more, "network": network, "package": {"name": name}})
@@ -478,10 +472,7 @@ def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) ->
 
 
 def _here(at: str, key: str, overrides: Mapping[str, Any], error: Error) -> InvalidInput:
-    """Convert an error of a manifest to one of the stack.toml, with the key's path there.
-
-    If the stack does not set the key, the error names the manifest, whose path is ``at``.
-    """
+    """Convert an error of a manifest to one of the stack.toml, which may not set the key."""
     mine = _key_here(key, overrides, error.key or "")
     if mine is None:
         return InvalidInput(f"with {escaped(at)}: {error.detail}", error.hint, key)
@@ -784,10 +775,7 @@ def prefixed_outline(plain: Outline) -> Outline:
 
 
 def stack(plain: Stack) -> Stack:
-    """Return a stack with the prefix in all names of services and networks.
-
-    Raises an ErrorGroup if a name becomes too long.
-    """
+    """Return a stack with the prefix in all names. Raises ErrorGroup if one becomes too long."""
     names = {member.name: long_name(plain.name, member.name) for member in plain.members}
     called = _called(plain, names)
     declared = dict(plain.networks)
@@ -825,10 +813,7 @@ def stack(plain: Stack) -> Stack:
 
 
 def _called(plain: Stack, names: Mapping[str, str]) -> dict[str, str]:
-    """Return {name: service} of the names by which policies of the stack can mean its services.
-
-    A hostname or alias that two services have, on different networks, is left out.
-    """
+    """Return {name: service} of the names in policies that only one service of the stack has."""
     holders: dict[str, set[str]] = {}
     for member in plain.members:
         for name in member.loaded.spec.names:
@@ -873,10 +858,7 @@ def _member(
 
 
 def _written(spec: ServiceSpec, policy: Policy) -> dict[str, object]:
-    """Return the manifest with the prefixed names, for the package's copy.
-
-    ``policy`` is the service's policy without the prefix.
-    """
+    """Return the manifest with the prefixed names; ``policy`` has no prefix."""
     network = spec.network
     data: dict[str, Any] = dict(spec.manifest)
     data["package"] = {**data["package"], "name": spec.name}

@@ -128,10 +128,7 @@ def _open(path: str, flags: int) -> int:
 
 
 def _open_plain(path: str, flags: int) -> int:
-    """Open an absolute path part by part, without following symbolic links.
-
-    Raises OSError; for a symbolic link it is ELOOP or ENOTDIR.
-    """
+    """Open an absolute path without following links: these give ELOOP or ENOTDIR."""
     *above, name = path.split("/")[1:]
     folder = os.open("/", os.O_PATH | os.O_CLOEXEC)
     try:
@@ -262,10 +259,7 @@ def _name(part: re.Match[str]) -> str:
 
 
 def _lines(text: str) -> Iterator[tuple[Path, int]]:
-    """Yield (path, line number) for each key and table, in reverse order.
-
-    In a dict of them, each path therefore has the line where it is first mentioned.
-    """
+    """Yield (path, line number) for each key and table, the first mention of a path last."""
     lines: list[tuple[Path, int]] = []
     table: Path = ()
     counts: dict[Path, int] = {}
@@ -480,10 +474,7 @@ def key(name: str) -> str:
 
 
 def table(header: str, data: Mapping[str, Any], inline: int) -> Iterator[str]:
-    """Yield the lines of a table: its values, then nested tables under their own headers.
-
-    Tables nested deeper than ``inline`` levels are written on one line.
-    """
+    """Yield the lines of a table and its nested tables, inline from a depth of ``inline`` on."""
     below = {name: one for name, one in data.items() if isinstance(one, Mapping) and inline}
     if len(below) < len(data) or not below:
         yield f"[{header}]"

@@ -55,10 +55,7 @@ _MAX_GUESSES = 20  # the most unknown keys of one table that get a suggestion: d
 
 
 def walk(data: object, table: type, key: str = "") -> list[InvalidInput]:
-    """Return an error for each unknown key, missing key and value of a wrong type in ``data``.
-
-    ``table`` is the table type that ``data`` should have, and ``key`` its key path.
-    """
+    """Return an error for each unknown key, missing key and value of a wrong type in a table."""
     return list(_walk(data, {dict: table}, key, (table, key)))
 
 
@@ -128,10 +125,7 @@ def _walk_table(
 
 
 def elsewhere(name: str, value: object, table: Any, key: str = "") -> str:
-    """Return the path of the only key ``name`` in other tables for this type of value, or "".
-
-    Nested tables count too: ``policy`` is network.policy. ``key`` is the path of ``table``.
-    """
+    """Return the path of the only key ``name`` for this type of value in nested tables, or ""."""
     places = [
         path
         for path, kind in _keys(table, key)
@@ -169,10 +163,7 @@ def _allowed(may_be: Kind) -> str:
 
 
 def _example(value: object, may_be: Kind, key: str) -> str:
-    """Return what the user probably meant by a value of a wrong type, as a valid value; or "".
-
-    For example, a number gets quotes, and a unit if the key needs one; a string gets brackets.
-    """
+    """Return a valid value that the user probably meant: with quotes, a unit or brackets; or ""."""
     is_number = isinstance(value, int | float) and abs(value) < 10**18
     if may_be.get(str, "") is None and is_number:
         text = str(value).lower()
@@ -332,10 +323,7 @@ def _kind(service: dict[str, Any], data: Mapping[str, object]) -> Iterator[Inval
 
 
 def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
-    """Yield an error for each key of [network] that its mode does not allow.
-
-    A key whose value is also invalid gets two errors.
-    """
+    """Yield an error for each key of [network] that its mode does not allow."""
     mode = network.get("mode", "bridge")
     if not isinstance(mode, str) or mode not in WITHOUT:
         return

@@ -45,11 +45,7 @@ _SIZE_UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
 
 
 def wrong(key: str, value: object, reason: str, right: str, example: str = "") -> InvalidInput:
-    """Build the error for an invalid value of a key.
-
-    ``reason`` continues a sentence that begins with the value: ``is out of range``. ``right`` is
-    the valid form, and ``example`` a valid value.
-    """
+    """Build the error for an invalid value, which ``reason`` continues: ``is out of range``."""
     hint = f"for example {example}" if example else None
     error = InvalidInput(reason, hint, key, value=shown(value), right=right)
     error.example = example
@@ -88,10 +84,7 @@ def service_name(text: str, key: str) -> str:
 
 
 def host_label(text: str, key: str) -> str:
-    """Return ``text`` if it is a valid hostname or alias: one lower-case label (RFC 1123, 2.1).
-
-    ``host``, ``localhost`` and ``ip6-*`` are reserved. Raises InvalidInput.
-    """
+    """Return ``text`` if it is a lower-case label (RFC 1123, 2.1) that is not reserved."""
     return _name(text, key, NAME_RIGHT, '"web"')
 
 
@@ -156,10 +149,7 @@ def size(text: str, key: str) -> int:
 
 
 def ipv4_octets(text: str) -> tuple[int, ...] | None:
-    """Parse an IPv4 address to its four numbers; None if invalid.
-
-    Leading zeros are not allowed (the strict form of RFC 6943, 3.1.1).
-    """
+    """Parse an IPv4 address in strict form (RFC 6943, 3.1.1) to its numbers; None if invalid."""
     parts = text.split(".", 4)
     numbers = [_number(part, 3) for part in parts]
     octets = tuple(number for number in numbers if number is not None and number <= 255)
@@ -195,10 +185,7 @@ def not_unicast(octets: tuple[int, ...]) -> str | None:
 
 
 def user(text: str, key: str) -> User:
-    """Parse ``uid``, ``uid:gid``, or a user name in /etc/passwd of the rootfs.
-
-    A name may have the characters that useradd(8) accepts, and dots. Raises InvalidInput.
-    """
+    """Parse ``uid``, ``uid:gid``, or a user name of the rootfs as for useradd(8), or with dots."""
     right = "uid or uid:gid with numbers up to 4294967294, or a user name of the rootfs"
     reason, user = None, User(text, None, None)
     if text[:1] in DIGITS or ":" in text:
@@ -241,10 +228,7 @@ def absolute_reason(text: str) -> str | None:
 
 
 def entrypoint(text: str, key: str) -> str:
-    """Return ``text`` if it can be an entrypoint. Raises InvalidInput.
-
-    It is a file of the package (``bin/api``), an absolute path in the rootfs, or a command name.
-    """
+    """Return ``text`` if it can be a file, an absolute path of the rootfs, or a command."""
     reason = path_reason(text)
     if reason is None and ".." in text.split("/"):
         reason = "leaves the package"
@@ -268,10 +252,7 @@ def rootfs(text: str, key: str) -> str:
 
 
 def path_below(text: str, key: str, folder: str) -> str:
-    """Return the absolute path of ``text``, which is relative to ``folder``; links are resolved.
-
-    Raises InvalidInput if it leads out of the folder.
-    """
+    """Return the absolute path of ``text``, which must lead to a file below ``folder``."""
     home = os.path.realpath(folder)
     path = os.path.realpath(os.path.join(home, text))
     if ".." in text.split("/") or path_reason(text) or not f"{path}/".startswith(f"{home}/"):

@@ -103,10 +103,7 @@ def read(
 
 
 def _line(line: str, where: str) -> tuple[str, str | None]:
-    """Parse a line to (name, value). Raises InvalidInput.
-
-    The name is "" without a variable. The value is None if the line has only a name.
-    """
+    """Parse a line to (name or "", value or None). Raises InvalidInput."""
     line = line.strip()
     if not line or line.startswith("#"):
         return "", None
@@ -181,10 +178,7 @@ def has_variables(value: object) -> bool:
 
 
 class Resolved(NamedTuple):
-    """The data of a file with its variables substituted, and an error for each that failed.
-
-    A value with an error stays as written.
-    """
+    """The data of a file after substitution; a value with an error stays as written."""
 
     data: dict[str, Any]
     errors: list[InvalidInput]

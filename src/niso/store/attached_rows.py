@@ -35,11 +35,7 @@ class AttachedRow(NamedTuple):
     asked: str = "{}"  # JSON of the owner's request
 
     def lives(self, kernel: Kernel) -> bool:
-        """Return whether the network namespace of the attachment still exists.
-
-        niso checks and repairs a namespace that it made like that of any service: then the result
-        is True. Raises KernelError.
-        """
+        """Return whether the namespace exists; True if niso made it. Raises KernelError."""
         return not self.netns or kernel.cookie_at(self.netns) == self.cookie
 
 
@@ -100,10 +96,10 @@ class AttachedRows(Rows):
     def planned(
         self, service: str
     ) -> tuple[tuple[str, int] | None, dict[str, tuple[str, str, bool]]]:
-        """Return ((path, cookie) of the namespace, interfaces) for the plan.
+        """Return ((path, cookie) or None if niso made the namespace, interfaces) for the plan.
 
-        The namespace is None if niso made it. The interfaces are a dict from each network to
-        (interface name, MAC, whether the default route leads there).
+        The interfaces are a dict {network: (interface name, MAC, whether the default route leads
+        there)}.
         """
         attached = self.get(service) or _LOST
         outside = (attached.netns, attached.cookie) if attached.netns else None

@@ -81,10 +81,7 @@ class NameRows(ServiceRows):
         )
 
     def holders_elsewhere(self, name: str, beside: str | None = None) -> list[str]:
-        """Return the services of other hosts with this name, sorted.
-
-        With ``beside``, return only those on networks of the service ``beside``.
-        """
+        """Return the services of other hosts with a name, if given on networks of ``beside``."""
         query = "SELECT DISTINCT n.service FROM remote_name n"
         values: tuple[str, ...] = (name,)
         if beside is not None:
@@ -161,10 +158,7 @@ class NameRows(ServiceRows):
     # Names given up by a change in progress stay reserved: an undo may have to restore them.
 
     def name_holder(self, name: str) -> str | None:
-        """Return the service that has a name, or gets it back if its change is undone; or None.
-
-        Raises Conflict if the name is ambiguous.
-        """
+        """Return the service that has a name or gets it back by an undo. Raises Conflict."""
         if (service := self._found(name, None)) is not None:
             return service
         return next(iter(self._restored(name)), None)
@@ -213,11 +207,7 @@ class NameRows(ServiceRows):
         return candidates[0] if candidates else None
 
     def _reached(self, service: str, name: str) -> list[str]:
-        """Return a list with the service that ``service`` reaches by a name, or an empty one.
-
-        The hosts file of ``service`` has the name from the first of its networks on which an active
-        service has it.
-        """
+        """Return [the service that has a name in the hosts file of ``service``], or []."""
         return self._column(
             f"{_ON} JOIN endpoint own ON own.network=e.network AND own.service=?"
             " WHERE h.name=? ORDER BY s.active DESC, own.position LIMIT 1",

@@ -28,10 +28,7 @@ class PolicyRows(NameRows):
         return self._column("SELECT service FROM policy ORDER BY service")
 
     def audits(self) -> dict[str, tuple[int, int]]:
-        """Return {service: (since, until)} of all audits, also ended ones, in seconds since 1970.
-
-        During its audit period a policy denies nothing. Damaged rows are left out.
-        """
+        """Return {service: (since, until)} of audits, also ended ones, in seconds since 1970."""
         rows = self._run(
             "SELECT service, json_extract(audit, '$[1]'), json_extract(audit, '$[2]') FROM ("
             "SELECT service, CASE WHEN json_valid(text) THEN json_extract(text, '$[5]') END audit"
@@ -78,11 +75,7 @@ class PolicyRows(NameRows):
         )
 
     def _policed(self, services: Iterable[Service], names: Iterable[Name]) -> Iterator[Policed]:
-        """Yield the policies of these active services, and of those that name one of ``names``.
-
-        For the latter, only the part of the policy is included that concerns the addresses of these
-        names.
-        """
+        """Yield the policies of these services, and the parts of others about ``names``."""
         whole = {service.name for service in services}
         for service in services:
             policy = self.policy_now(service.name)
@@ -126,11 +119,7 @@ class PolicyRows(NameRows):
         )
 
     def _members(self, policed: Iterable[Policed]) -> tuple[Member, ...]:
-        """Return the addresses of the names in these policies.
-
-        For a `Policed` that concerns only some addresses (``only``), only the names of these
-        addresses are resolved.
-        """
+        """Return the addresses of the names in these policies, as far as they are concerned."""
         wanted: set[Name] = set()
         for policy in policed:
             for entry in policy.policy.entries():
@@ -159,9 +148,8 @@ class PolicyRows(NameRows):
         )
 
     def _meant(self, kind: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return what a name in a policy stands for, as (addresses or subnets, gateways).
-
-        Only a network has subnets and gateways. Both are empty if the name is unknown.
+        """Return (addresses or subnets, gateways) of a name in a policy; only networks have
+        gateways.
         """
         if kind == "outside":
             return self.outside.meant(name), ()

@@ -45,11 +45,7 @@ class PortRows(Rows):
     """The queries of the store for published ports."""
 
     def ports(self, service: str | None = None) -> list[tuple[str, Port]]:
-        """Return (service, port) for the ports of one service, or of all services if it is None.
-
-        The ports of each service are in the order of its manifest. Those that `niso port-forward`
-        added come last.
-        """
+        """Return (service, port) of one service or of all, in the order of the manifest."""
         return self._ports("WHERE service=?", service) if service else self._ports("")
 
     def _ports(self, where: str, *values: str) -> list[tuple[str, Port]]:
@@ -67,10 +63,7 @@ class PortRows(Rows):
         return [port for port in dict.fromkeys(among) if self.has_port(service, port)]
 
     def published_on(self, services: Iterable[str]) -> set[str]:
-        """Return the networks whose bridges are configured for published ports of these services.
-
-        A network that a service has left since it published a port is included.
-        """
+        """Return the networks whose bridges are configured for published ports of services."""
         query = "SELECT network FROM published WHERE service=?"
         networks = {network for service in services for network in self._column(query, service)}
         return networks & {*self._column("SELECT name FROM network")} if networks else networks
@@ -97,10 +90,8 @@ class PortRows(Rows):
     def port_holders(
         self, wanted: Port, but: frozenset[str] = frozenset()
     ) -> list[tuple[str, Port]]:
-        """Return (service, port) for each port of an active service that clashes with ``wanted``.
-
-        Ports that a service gets back if a change in progress is undone are included, except those
-        of services in ``but``.
+        """Return (service, port) that clashes with ``wanted`` now or after an undo, except of
+        ``but``.
         """
         proto, first, last = wanted.proto, wanted.host_port, wanted.last
         live = (
@@ -137,8 +128,7 @@ class PortRows(Rows):
     def spans(self, proto: str, first: int, last: int) -> list[tuple[int, int]]:
         """Return (first, last) of each recorded range of host ports that overlaps first to last.
 
-        Ports of inactive services are included. So are all ports of the protocol that a service
-        gets back if a change in progress is undone, whether they overlap or not.
+        Ports of inactive services, and all ports that an undo would restore, are included.
         """
         return self._run(
             "SELECT host_port, host_port+count-1 FROM port"
@@ -151,10 +141,7 @@ class PortRows(Rows):
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def set_ports(self, service: str, ports: Iterable[Port], chosen: Iterable[Port] = ()) -> None:
-        """Replace the ports that a service has by its manifest; ports of `niso port-forward` stay.
-
-        ``chosen`` are those of ``ports`` whose host port niso chose.
-        """
+        """Replace the ports of the manifest; niso chose the host ports of ``chosen``."""
         cursor = self._run(
             f"SELECT {PORT_COLUMNS}, origin FROM port WHERE service=? ORDER BY position", service
         )
@@ -184,10 +171,7 @@ class PortRows(Rows):
         self.note_published(service)
 
     def add_back(self, service: str, port: Port, manifest: Sequence[Port]) -> None:
-        """Give a port back to the service from which `niso port-forward` took it.
-
-        ``manifest`` are all ports of the service's manifest; they determine the order.
-        """
+        """Give a port back after `niso port-forward`, in the order of ``manifest``."""
         chosen = self._of_origin(service, CHOSEN)
         mine = [port, *self.manifest_ports(service), *chosen]
 
@@ -238,12 +222,7 @@ class PortRows(Rows):
     def begin_moving(
         self, ports: Iterable[tuple[str, Port]], networks: Iterable[str], now: float
     ) -> None:
-        """Record the ports (service, port) that a change adds or removes until the kernel is
-        updated.
-
-        ``networks`` are the networks that the ports concerned before the change. ``now`` is the
-        present time in seconds since 1970.
-        """
+        """Record the ports that a change adds or removes, and the networks that they concern."""
         on = sorted(networks)
         for service, group in groupby(sorted(ports), key=itemgetter(0)):
             moved = encoded({"moved": [port._asdict() for _, port in group], "networks": on})
@@ -262,10 +241,7 @@ class PortRows(Rows):
         return {network for undo in rows for network in decoded(undo)["networks"]}
 
     def end_publishing(self, service: str, keep_forwards: bool = False) -> None:
-        """Record that an inactive service publishes no ports; those of its manifest stay recorded.
-
-        The ports that `niso port-forward` added are deleted, unless ``keep_forwards``.
-        """
+        """Record that a service publishes no ports. Forwards are deleted unless kept."""
         if not keep_forwards:
             self._run("DELETE FROM port WHERE service=? AND origin=?", service, FORWARD)
         self._run("DELETE FROM published WHERE service=?", service)

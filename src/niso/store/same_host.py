@@ -40,9 +40,9 @@ _FORGET = (
 
 
 def here() -> str:
-    """Return the identity of this host: boot id, network namespace and start time of PID 1.
+    """Return boot id, network namespace and start time of PID 1, or raise OSError.
 
-    See random(4), namespaces(7) and proc_pid_stat(5). Raises OSError.
+    See random(4), namespaces(7) and proc_pid_stat(5).
     """
     with open("/proc/1/stat", encoding="utf-8", errors="replace") as file:
         started = file.read().rpartition(")")[2].split()[19]

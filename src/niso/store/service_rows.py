@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import lru_cache
 from heapq import merge
 
 from niso.base import convert, paths
@@ -100,7 +101,8 @@ class ServiceRow(NamedTuple):
     def process(self) -> ProcessSpec | None:
         """Return the ProcessSpec of the last activation; None if the row is damaged."""
 
-        return _decode(self.spec, ProcessSpec)
+        spec: ProcessSpec | None = _decode(self.spec, ProcessSpec)
+        return spec
 
     @property
     def healthcheck(self) -> Healthcheck | None:
@@ -170,10 +172,7 @@ def service_row(row: tuple[object, ...]) -> ServiceRow:
 
 
 class Intent(NamedTuple):
-    """A change of a service that is in progress: what is needed to undo or finish it.
-
-    The next command does so if the process that makes the change dies.
-    """
+    """A change that is in progress; after a kill, the next command undoes or finishes it."""
 
     service: str
     action: str
@@ -214,10 +213,7 @@ class ServiceRows(Rows):
         return next((Intent(*row) for row in self._run(query, service)), None)
 
     def begin_intent(self, service: str, action: str, now: float) -> None:
-        """Record all rows of a service, so that an interrupted change can be undone.
-
-        ``action`` is one of those of `Intent`. ``now`` is the present time in seconds since 1970.
-        """
+        """Record all rows of a service at the time ``now``, so that an undo can restore them."""
         undo = encoded(self.rows(service))
         self._put("intent", service, action, undo, now)
 
@@ -292,10 +288,7 @@ class ServiceRows(Rows):
         )
 
     def held_sharers(self, provider: str, but: frozenset[str] = frozenset()) -> list[str]:
-        """Return the services that share the namespace of ``provider``, or may do so again.
-
-        The latter do so if their change in progress is undone; those in ``but`` are left out.
-        """
+        """Return the services that share a namespace now, or after an undo, except ``but``."""
         sharers = set(self.sharers(provider))
         if others_intend(self._db, but):
             rows = self._run(
@@ -307,10 +300,7 @@ class ServiceRows(Rows):
         return sorted(sharers)
 
     def with_companions(self, services: Iterable[str]) -> tuple[str, ...]:
-        """Return these services together with all active services in the same network namespaces.
-
-        A service that owns such a namespace is included even if it is inactive.
-        """
+        """Return these services, all active ones in their namespaces, and the owners of these."""
         names = set(services)
         homes = {self.home(name) for name in names}
         sharers = {sharer for home in homes for sharer in self.sharers(home)}
@@ -326,10 +316,7 @@ class ServiceRows(Rows):
         return [Port(*row) for row in rows]
 
     def addresses(self, service: str) -> list[tuple[str, str]]:
-        """Return (network, address) for each address of a service, in the order of its networks.
-
-        A service that shares the namespace of another one has the addresses of that one.
-        """
+        """Return (network, address) of a service or its provider, in the order of its networks."""
         return self._run(
             "SELECT e.network, l.address FROM endpoint e"
             " JOIN lease l ON l.service=e.service AND l.network=e.network"
@@ -359,10 +346,7 @@ class ServiceRows(Rows):
         return [(row[0], row[1], bool(row[2])) for row in rows]
 
     def leases_of(self, services: Collection[str]) -> set[tuple[str, str]]:
-        """Return (service, address) for each address that is reserved for these services.
-
-        Addresses that a service gets back if a change in progress is undone are included.
-        """
+        """Return (service, address) of the leases of these services, also after an undo."""
         among = f"service IN ({marks(services)})"
         rows = self._run(
             f"SELECT service, address FROM lease WHERE {among}"
@@ -391,11 +375,10 @@ class ServiceRows(Rows):
         )
 
     def endpoints_like(self, prefix: str) -> list[tuple[str, str, int]]:
-        """Return (service, network, generation) for endpoints of services whose name has a prefix.
+        """Return (service, network, generation) of services whose name has a prefix.
 
         Endpoints of inactive services are included, because the kernel may still be deleting their
-        network interfaces. So are endpoints that a service gets back if a change in progress is
-        undone.
+        interfaces. So are those that an undo would restore.
         """
         return self._run(
             "SELECT e.service, e.network, s.generation FROM endpoint e"
@@ -409,11 +392,7 @@ class ServiceRows(Rows):
     def used_numbers(
         self, network: str, family: int, released: Iterable[int] = ()
     ) -> Iterator[int]:
-        """Yield the host numbers of all leases of a subnet and those in ``released``, ascending.
-
-        A host number is the offset of an address in its subnet. Addresses that a service gets back
-        if a change in progress is undone are included.
-        """
+        """Yield the offsets of all leases in a subnet, also after an undo, and ``released``."""
         held = self._column(
             "SELECT unhex(json_extract(value, '$.number.hex'))"
             " FROM intent, json_each(undo, '$.lease')"
@@ -433,10 +412,7 @@ class ServiceRows(Rows):
         return [int.from_bytes(number) for number in rows]
 
     def released_by(self, owner: str, given: str, network: str, family: int) -> int | None:
-        """Return the host number of the free address that an earlier attachment had, or None.
-
-        The attachment is given by its owner and the owner's name for it, ``given``.
-        """
+        """Return the offset of the free address that an earlier attachment had, or None."""
         rows = self._column(
             "SELECT number FROM released r WHERE owner=? AND given=? AND network=? AND family=?"
             f" AND {_IS_FREE} ORDER BY released_at DESC LIMIT 1",
@@ -467,61 +443,33 @@ class ServiceRows(Rows):
 # --- JSON of ServiceSpec and ProcessSpec ----------------------------------------------------------
 
 
-_decoded: dict[tuple[type, str], Any] = {}
-"""Cache of decoded texts, since a command reads the same row many times.
-
-A damaged text maps to None.
-"""
-_MOST_DECODED = 64
-"""The maximum number of cached texts.
-
-A command that reads the rows of all services must not keep them all in memory.
-"""
-
-
 def encode_service(spec: ServiceSpec) -> str:
-    """Encode a ServiceSpec as JSON with all keys, also those with default values.
-
-    A recorded service therefore stays the same if a later version of niso has other defaults.
-    """
-    text = json.dumps(convert.plain(spec), ensure_ascii=False, separators=(",", ":"))
-    _remember((ServiceSpec, text), spec)
-    return text
+    """Encode a ServiceSpec as JSON with all keys: another niso may have other defaults."""
+    return json.dumps(convert.plain(spec), ensure_ascii=False, separators=(",", ":"))
 
 
 def encode_process(spec: ProcessSpec) -> str:
-    """Encode a ProcessSpec as ASCII JSON.
-
-    Bytes of resolv.conf that are not UTF-8 are encoded as surrogate characters.
-    """
-    text = json.dumps(convert.plain(spec))
-    _remember((type(spec), text), spec)
-    return text
+    """Encode a ProcessSpec as ASCII JSON, as resolv.conf need not be UTF-8."""
+    return json.dumps(convert.plain(spec))
 
 
 def service(text: str) -> ServiceSpec | None:
     """Decode a ServiceSpec that `encode_service` wrote; None if the data are damaged."""
-    return _decode(text, ServiceSpec)
+    spec: ServiceSpec | None = _decode(text, ServiceSpec)
+    return spec
 
 
-def _decode[T](text: str, table: type[T]) -> T | None:
-    known = table, text
-    if known not in _decoded:
-        try:
-            data = json.loads(text)
-            if table is ServiceSpec and "\\u" in text:
-                # json accepts lone surrogates, which are not valid text
-                json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
-            _remember(known, convert.convert(data, table))
-        except (ValueError, RecursionError):
-            _remember(known, None)
-    return _decoded[known]  # type: ignore[no-any-return]
-
-
-def _remember(known: tuple[type, str], spec: object) -> None:
-    if len(_decoded) >= _MOST_DECODED:
-        del _decoded[next(iter(_decoded))]  # the oldest entry
-    _decoded[known] = spec
+# a command reads a row many times; one that reads all services must not keep all in memory
+@lru_cache(maxsize=64)
+def _decode(text: str, table: type[Any]) -> Any:
+    try:
+        data = json.loads(text)
+        if table is ServiceSpec and "\\u" in text:
+            # json accepts lone surrogates, which are not valid text
+            json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+        return convert.convert(data, table)
+    except (ValueError, RecursionError):
+        return None
 
 
 # --- assigning addresses to services --------------------------------------------------------------
@@ -555,12 +503,10 @@ def lease(
     network = store.require_network(network_name)
     wanted = {family_of(address): address for address in statics}
     for family in wanted.keys() - {subnet.family for subnet in network.subnets}:
-        raise InvalidInput(
-            f"network {network_name!r} has no IPv{family} subnet for {wanted[family]}",
-            "remove it from network.ip, or create the network first: "
-            f"niso net create {network_name} --subnet CIDR",
-            KEY,
-        )
+        reason = f"network {network_name!r} has no IPv{family} subnet for {wanted[family]}"
+        create = f"niso net create {network_name} --subnet CIDR"
+        hint = f"remove it from network.ip, or create the network first: {create}"
+        raise InvalidInput(reason, hint, KEY)
     claimed = store.claimed(service, network_name) if network.span is not None else ()
     for subnet in network.subnets:
         net = prefix(subnet.cidr)
@@ -590,10 +536,7 @@ def lease(
 
 
 def is_leased(store: Store, service: str, network: Network, statics: Sequence[str]) -> bool:
-    """Return whether a service already has all addresses that `lease` would reserve.
-
-    A service that now runs on another host needs none.
-    """
+    """Return whether a service has all addresses of `lease`; one of another host needs none."""
     spans = network.span is not None
     claimed = store.claimed(service, network.name) if spans else ()
     if spans and not claimed:
@@ -612,11 +555,7 @@ def is_leased(store: Store, service: str, network: Network, statics: Sequence[st
 def _lease_claimed(
     store: Store, service: str, network: str, subnet: Subnet, claimed: Sequence[str]
 ) -> None:
-    """Reserve for a service the address that it has in the cluster in one subnet.
-
-    ``claimed`` are all addresses of its claim on the network. Raises Conflict if none of them is in
-    the subnet, or if another service still has it.
-    """
+    """Reserve the address that a service has in the cluster in a subnet. Raises Conflict."""
     net = prefix(subnet.cidr)
     address = next((text for text in claimed if net.holds(text)), None)
     if address is None:
@@ -643,22 +582,13 @@ def _unclaimed(service: str, network: str, cidr: str) -> Conflict:
 
 
 def _static_number(
-    store: Store,
-    service: str,
-    network: str,
-    subnet: Subnet,
-    wanted: str,
-    beside: frozenset[str],
+    store: Store, service: str, network: str, subnet: Subnet, wanted: str, beside: frozenset[str]
 ) -> int:
-    """Return the offset of the static address ``wanted`` in its subnet.
-
-    Raises InvalidInput if it is unusable, Conflict if it is reserved for another service.
-    """
+    """Return the offset of a static address. Raises InvalidInput, and Conflict if it is taken."""
     net = prefix(subnet.cidr)
     if not net.holds(wanted):
-        raise InvalidInput(
-            f"{wanted} is not in {subnet.cidr}, the subnet of network {network!r}", None, KEY
-        )
+        where = f"{subnet.cidr}, the subnet of network {network!r}"
+        raise InvalidInput(f"{wanted} is not in {where}", None, KEY)
     number = net.offset(wanted)
     from niso.plan import subnets
 
@@ -677,9 +607,7 @@ def _static_number(
 def _full(store: Store, network: str, family: int, cidr: str) -> Conflict:
     idle = [service for _, service, active in store.leases(network, family) if not active]
     shown = ", ".join(idle[:5]) + (f" and {len(idle) - 5} more" if len(idle) > 5 else "")
-    hint = (
-        f"create a larger network; inactive services keep addresses until they are removed: {shown}"
-        if idle
-        else "create a larger network"
-    )
+    hint = "create a larger network"
+    if idle:
+        hint += f"; inactive services keep addresses until they are removed: {shown}"
     return Conflict(f"network {network!r} ({cidr}) has no free address", hint)

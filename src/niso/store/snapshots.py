@@ -55,10 +55,7 @@ class Scope(NamedTuple):
     """Names of services of other hosts."""
 
     def joined(self, other: Scope) -> Scope:
-        """Return a scope with the services, networks and names of both, and this one's ports.
-
-        Neither scope may cover everything.
-        """
+        """Return a scope with what both contain, and this one's ports. Neither may be complete."""
         return Scope(
             tuple(sorted({*(self.services or ()), *(other.services or ())})),
             tuple(sorted({*(self.networks or ()), *(other.networks or ())})),
@@ -85,10 +82,7 @@ class SnapshotRows(PortRows, PolicyRows):
         return self._column("SELECT name FROM service WHERE active=1 ORDER BY name")
 
     def any_active(self, family: int | None = None) -> bool:
-        """Return whether any service on a network is active.
-
-        With ``family`` (4 or 6), only networks with this address family count.
-        """
+        """Return whether any service is active on a network, or on one with ``family``."""
         if family is None:
             return self._has("SELECT 1 FROM service WHERE active=1 AND networks!='[]' LIMIT 1")
         return self._has(
@@ -351,10 +345,7 @@ def _limits(text: object) -> Limits:
 
 
 def _is_raw(text: object) -> bool:
-    """Return whether a recorded list of capabilities contains one of `SENDS_RAW`.
-
-    Returns False if the record is damaged: no interface gets more permissions because of it.
-    """
+    """Return whether capabilities have one of `SENDS_RAW`; False if the record is damaged."""
     try:
         return not SENDS_RAW.isdisjoint(decoded(text))  # type: ignore[arg-type]
     except (TypeError, ValueError):

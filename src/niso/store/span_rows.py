@@ -203,11 +203,7 @@ class SpanRows(Rows):
         self._set_meta("attempt", encoded(data) if data else None)
 
     def set_span(self, network: str, vni: int, port: int, local: str) -> None:
-        """Record that a network spans hosts.
-
-        ``vni`` is its VXLAN network identifier, ``port`` the UDP port, and ``local`` the address
-        from which this host sends.
-        """
+        """Record that a network spans hosts; this host sends from the address ``local``."""
         self._put("span", network, vni, port, local)
 
     def set_peer(self, host: str, state_id: str, address: str, live: bool) -> None:
@@ -248,11 +244,7 @@ class SpanRows(Rows):
         self._put("claim", claim.service, claim.mark, claim.gen, encoded(claim.addresses))
 
     def drop_claim(self, service: str) -> None:
-        """Delete the record of a service's reservation in the cluster, and its addresses on this
-        host.
-
-        Other services may reserve these addresses from now on.
-        """
+        """Delete the record of a claim, with the addresses: other services may claim them."""
         self._run("DELETE FROM claim WHERE service=?", service)
         self._run(
             "DELETE FROM lease WHERE service=? AND network IN (SELECT network FROM span)", service

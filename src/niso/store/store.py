@@ -45,10 +45,8 @@ class Store(SnapshotRows):
 
     @classmethod
     def open(cls, create: bool = True) -> Store:
-        """Open state.db in the state folder; create it if it is missing.
-
-        Without ``create``, a missing store reads as empty. Raises Error if the store is damaged,
-        locked, or of another version.
+        """Open state.db; create it, or without ``create``, read a missing one as empty. Raises
+        Error.
         """
         path = paths.database()
         exists = os.path.lexists(path)
@@ -86,10 +84,7 @@ class Store(SnapshotRows):
 
     @classmethod
     def _create(cls, path: str) -> None:
-        """Create the database under a temporary name, and rename it when it is complete.
-
-        If another process has created it in the meantime, it is left unchanged.
-        """
+        """Create the database under a temporary name, unless another process has created it."""
         folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         draft = f"{path}.new"
         try:
@@ -154,10 +149,7 @@ class Store(SnapshotRows):
     # --- integrity ------------------------------------------------------------
 
     def require_sound(self) -> None:
-        """Let SQLite check all pages of the database. Raises Error if a page is damaged.
-
-        Afterwards the connection caches only 256 KiB of pages: SQLite's default is 2 MiB.
-        """
+        """Let SQLite check all pages, with a cache of 256 KiB instead of 2 MiB. Raises Error."""
         self._run("PRAGMA cache_size=-256")  # KiB
         problems = self._column("PRAGMA quick_check(1)")
         if problems != ["ok"]:
@@ -189,11 +181,7 @@ class Store(SnapshotRows):
         return service_row(row) if row else None
 
     def require_known(self, name: str) -> ServiceRow:
-        """Return the row of a service.
-
-        Raises NotFound if it has been removed since the command resolved its name, for instance by
-        the recovery of an interrupted remove.
-        """
+        """Return the row of a service. Raises NotFound if it was removed in the meantime."""
         if (row := self.service(name)) is None:
             raise NotFound(f"no service {name!r}", "niso ps lists the services")
         return row
@@ -239,10 +227,7 @@ class Store(SnapshotRows):
         return self._text("SELECT name FROM network WHERE bridge=?", bridge)
 
     def members(self, network: str) -> list[tuple[str, bool]]:
-        """Return (service, whether it is active) for each service on a network, ordered by address.
-
-        A service that now runs on another host has no address here, and is included too.
-        """
+        """Return (service, whether it is active) of a network, also without an address here."""
         rows = self._run(
             "SELECT s.name, s.active FROM endpoint e JOIN service s ON s.name=e.service"
             " LEFT JOIN lease l ON l.service=e.service AND l.network=e.network"
@@ -283,11 +268,7 @@ class Store(SnapshotRows):
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def add_network(self, network: Network, implicit: bool, now: float) -> None:
-        """Add a network.
-
-        An ``implicit`` network is deleted with its last recorded service. ``now`` is the present
-        time in seconds since 1970.
-        """
+        """Add a network; an ``implicit`` one is deleted with its last recorded service."""
         self._run(
             "INSERT INTO network VALUES (?, ?, ?, ?, ?, ?, ?)",
             *(network.name, network.bridge, network.mtu, int(implicit), now),
@@ -375,8 +356,7 @@ class Store(SnapshotRows):
     def forget(self, service: str, undoes: bool = False) -> None:
         """Delete all rows of a service except the record of its change in progress.
 
-        The addresses of an attachment stay reserved for its owner and the owner's name for it,
-        unless the creation of the attachment is undone (``undoes``).
+        The addresses of an attachment stay reserved for its owner, unless its creation is undone.
         """
         if not undoes and self.attachment_key(service) is not None:
             self.attachments.release(service, time.time())
