@@ -1,16 +1,13 @@
 """Keep one host synchronised with the cluster.
 
-`Agent.look` does one sync pass, and `Agent.run` repeats them. The agent keeps its state in the
-store, and the id of this host's etcd lease in a file of the run folder. It can therefore be killed
-at any point and started again. Services do not depend on it. While the agent or etcd is down, a
-host keeps its present state and does not learn of changes.
+`Agent.look` does one sync pass, and `Agent.run` repeats them. The state is in the store, and the id
+of this host's etcd lease in the run folder. The agent can therefore be killed at any point and
+started again. While it or etcd is down, services run on, and a host does not learn of changes.
 
-A second file in the run folder records when the agent last synchronised, and when each missing host
-disappeared. Times are of this host's monotonic clock, which starts at boot. The run folder is empty
-after a boot too. Clocks of different hosts are never compared.
+Another file records when the agent last synchronised, and when each missing host disappeared, by
+this host's monotonic clock. Clocks of different hosts are never compared.
 
-Two changes are implausible and are therefore delayed: that most hosts, or all services, disappear
-at once.
+That most hosts, or all services, disappear at once is implausible, and therefore delayed.
 """
 
 from __future__ import annotations
@@ -406,9 +403,6 @@ class Agent:
 def _text(error: Exception) -> str:
     error = unusable(error) if isinstance(error, sqlite3.Error) else error
     return error.message if isinstance(error, Error) else str(error)
-
-
-# --- when this agent synchronised, and absent hosts -----------------------------------------------
 
 
 def last() -> tuple[float | None, dict[str, float]]:

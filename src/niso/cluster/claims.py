@@ -1,13 +1,11 @@
 """Reserve addresses and names of services for a host in etcd, by compare-and-swap.
 
-A reservation is called a claim. It consists of one key for the service, one for each address and
-one for each name. One transaction changes all of them, so two hosts cannot have the same address or
-name.
+A reservation, or claim, has one key for the service, one for each address and one for each name.
+One transaction changes all of them, so two hosts cannot have the same address or name.
 
-Each claim contains a random id, its mark. After a request without an answer, the claim is read
-again: if it has the request's mark, the request was carried out. If not, the request may still be
-carried out later. It is therefore sent again, with a condition that only one of the two requests
-can meet, until the claim shows which host has it.
+Each claim contains a random id, its mark: after a request without an answer, it shows whether the
+request was carried out. If not, the request may still be. It is therefore sent again, with a
+condition that only one of the two can meet, until the claim shows which host has it.
 """
 
 from __future__ import annotations
@@ -56,8 +54,6 @@ class Claims:
         self.host = host
         self.keys = keys or Keys()
 
-    # --- reading --------------------------------------------------------------
-
     def held(self, service: str) -> ClusterClaim | None:
         """Return the reservation of a service, of whichever host; None if there is none."""
         key = self.keys.service(service)
@@ -67,8 +63,6 @@ class Claims:
     def is_alive(self, host: str) -> bool:
         """Return whether a host is alive: whether its lease in etcd has not expired."""
         return bool(self.engine.get(self.keys.live(host), one=True).items)
-
-    # --- changing -------------------------------------------------------------
 
     def claim(
         self,
@@ -80,14 +74,10 @@ class Claims:
     ) -> ClusterClaim:
         """Reserve a service's addresses and names for this host; return the resulting claim.
 
-        The claim is created, or changed, or left alone if it is already right. With ``keep``,
-        former addresses and names stay reserved until the service is published: this host still
-        uses them, and an undo may need them.
-
-        With ``take``, the claim of another host is taken over if that host's lease has expired.
-        ``since`` is the ``gen`` of the claim that this host has recorded. A claim of another host
-        with a lower ``gen`` comes from a backup of etcd's data, and is replaced.
-
+        With ``keep``, former addresses and names stay reserved until the service is published:
+        this host still uses them, and an undo may need them. With ``take``, the claim of another
+        host is taken over if that host's lease has expired. A claim of another host with a lower
+        ``gen`` than ``since``, which this host has recorded, comes from a backup, and is replaced.
         With ``renew``, the claim is rewritten even if it is right, so that an earlier request
         without an answer can no longer be carried out.
 
@@ -177,8 +167,6 @@ class Claims:
             return puts
 
         return self._changed(service, mark, change, gives_up=True)
-
-    # --- parts ----------------------------------------------------------------
 
     def _changed(self, service: str, mark: str, change: Any, gives_up: bool) -> bool:
         """Change the keys that reserve a service for this host; return False if it lost them.

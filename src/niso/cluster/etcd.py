@@ -1,8 +1,7 @@
 """Send requests to etcd through its JSON gateway (etcd.io/docs/v3.5/dev-guide/api_grpc_gateway).
 
-Any member can answer. If a member does not answer, the request is sent to the next one. It waits at
-most `ROUNDS` × `REQUEST_S` seconds for each member. With fewer members than `ROUNDS`, each wait is
-longer, because a busy member is slow and there is no other one to ask.
+Any member can answer. If one does not, the request is sent to the next. It waits `ROUNDS` ×
+`REQUEST_S` seconds in all: with fewer members longer for each, as there is no other one to ask.
 
 In JSON, fields that are false or 0 are left out, and 64-bit numbers are strings. When etcd has
 users, the gateway accepts only client certificates without a common name.
@@ -103,8 +102,6 @@ class Etcd:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-    # --- requests -------------------------------------------------------------
 
     def get(self, prefix: str, *, one: bool = False, stale: bool = False) -> Answer:
         """Return all keys with a prefix and their values; with ``one``, only the key itself.
@@ -207,8 +204,6 @@ class Etcd:
             raise NoAnswer(f"{path}: {error}", _HINT) from error
         finally:
             connection.close()
-
-    # --- transport ------------------------------------------------------------
 
     def call(
         self, path: str, body: dict[str, Any], repeatable: bool = False, wait_s: float | None = None

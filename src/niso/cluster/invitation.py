@@ -1,8 +1,7 @@
 """Write and read invitations to a cluster; create its authority and certificates with openssl(1).
 
-An invitation is one file with everything that a host needs to join. It contains the host's own
-certificate and key, so no server has to sign certificates. The invitation of a host that becomes a
-member of etcd also contains the authority's key, with which that host can invite others.
+An invitation is one file with the host's own certificate and key, so no server has to sign. The
+invitation of a member of etcd also contains the authority's key, with which it can invite others.
 
 A host's certificate has no subject, because etcd's gateway refuses certificates with a common name
 when etcd has users. The extension with its addresses is therefore critical (RFC 5280, 4.2.1.6).

@@ -305,9 +305,6 @@ def clash(host: HostEntry, other: HostEntry) -> Conflict:
     )
 
 
-# --- networks -------------------------------------------------------------------------------------
-
-
 class Spec(NamedTuple):
     """A network of the cluster. ``subnets`` are pairs of CIDR and gateway address.
 

@@ -64,8 +64,6 @@ class ClusterKeys:
         self._settle(txn, lambda: self.cluster() == made)
         return made
 
-    # --- hosts ----------------------------------------------------------------
-
     def hosts(self) -> list[HostEntry]:
         """Return all hosts, sorted by name."""
         items = {item.key: item for item in self.engine.get(self.keys.hosts).items}
@@ -203,8 +201,6 @@ class ClusterKeys:
         claims = [(item, key_values.claim_of(item, self.keys)) for item in items]
         return [(item, claim) for item, claim in claims if host in (claim.host, claim.former)]
 
-    # --- certificates ---------------------------------------------------------
-
     def issued(self, host: str, serial: str) -> None:
         """Record the serial number of a certificate that a host was given."""
         self._put(Put(self.keys.certificates(host) + serial, encode({})))
@@ -239,8 +235,6 @@ class ClusterKeys:
             refused = Put(self.keys.refused + key.removeprefix(prefix), encode({"host": host}))
             changes += [refused, Delete(key)]
         return tuple(changes)
-
-    # --- networks -------------------------------------------------------------
 
     def network_names(self) -> list[str]:
         return sorted(self.index()[1])
@@ -323,8 +317,6 @@ class ClusterKeys:
             return Txn((held, Compare(addresses, prefix=True)), changes)
 
         self._settle(txn, lambda: self._item(self.keys.spec(name)) is None)
-
-    # --- parts ----------------------------------------------------------------
 
     def index(self) -> tuple[Compare, dict[str, dict[str, Any]]]:
         """Return the index of networks, and the condition that it is unchanged."""

@@ -1,11 +1,9 @@
 """Publish this host's services to etcd as its rows say, and restore etcd's data after a loss.
 
-A service's claim is its reservation of names and addresses in etcd. It is made equal to the
-service's rows: present, up, down or deleted. Every pass starts from the rows, so it also completes
-what an interrupted command did not publish. A command or the agent runs the next pass.
+A service's claim in etcd is made equal to its rows: present, up, down or deleted. A pass starts
+from the rows, so it also completes what an interrupted command did not publish.
 
-A restore writes the keys of a cluster from the store of one of its hosts. It writes the key
-``cluster`` last, and each other key only while ``cluster`` is absent. Until it exists, no host
+A restore writes the key ``cluster`` last, and others only while it is absent: until then, no host
 changes anything. Existing keys are not changed, so a restore can be repeated. What this host does
 not know is restored by the agents of the other hosts.
 """
@@ -132,9 +130,6 @@ class OwnClaims:
                 if store.service(service) is None:
                     remove_locks(service)
         return not strays
-
-
-# --- the claim of one service ---------------------------------------------------------------------
 
 
 def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bool = True) -> bool:

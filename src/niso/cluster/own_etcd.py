@@ -1,8 +1,7 @@
 """Run this host's etcd member, and list and change the members of the cluster's etcd.
 
-`execute` turns the process into etcd. `start` and `stop` work without systemd. etcd's folder is
-next to the state folder. etcd runs as the user of Debian's package if that user exists. It has its
-own copies of the certificates, and reads them at each new connection.
+etcd runs as the user of Debian's package if that user exists, with its own copies of certificates,
+which it reads at each new connection.
 
 A new member starts as a learner: it does not vote until it has all data. etcd changes its members
 only if all have been connected for 5 s, so such requests are repeated for a while

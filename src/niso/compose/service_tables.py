@@ -102,8 +102,6 @@ class ComposeService:
             return False
         return True
 
-    # --- the parts ------------------------------
-
     def _depends_on(self) -> None:
         given = self._keys.get("depends_on")
         if isinstance(given, list):
@@ -334,8 +332,6 @@ class ComposeService:
                     taken[target or name] = {"file": path}
         if taken:
             self.tables["secrets"] = taken
-
-    # --- the network ------------------------------
 
     def _network(self) -> None:
         keys = self._keys

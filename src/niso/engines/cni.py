@@ -1,11 +1,8 @@
 """Run as a CNI plugin: attach containers of containerd, Nomad and others to niso's networks.
 
-The specification is containernetworking/cni, SPEC.md, versions 0.3.0 to 1.1.0. The container engine
-passes CNI_* variables, and the network's configuration on stdin. The answer is JSON on stdout.
-
-In a list of plugins, the engine passes ``prevResult``: for ADD the result of the plugins before
-niso, for CHECK and DEL the result of the whole list. niso merges its own result into it (SPEC.md,
-Success).
+The specification is containernetworking/cni, SPEC.md, versions 0.3.0 to 1.1.0. In a list of
+plugins, the engine passes ``prevResult``: for ADD the result of the plugins before niso, into which
+niso merges its own, for CHECK and DEL the result of the whole list.
 
 If the configuration has the key ``kubernetes``, a pod is attached with a policy that denies all
 packets, until the agent (`niso.engines.pod_agent`) has applied its network policies.
@@ -469,9 +466,6 @@ def _status(call: Call) -> None:
             raise Failure(
                 _NOT_USABLE, f"network {call.network} ({subnet.cidr}) has no free address"
             )
-
-
-# --- results of other plugins in a list -----------------------------------------------------------
 
 
 _KEY = "prevResult"

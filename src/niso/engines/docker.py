@@ -1,13 +1,11 @@
 """Serve Docker's remote network driver ``niso`` on a Unix socket, and carry out its calls.
 
 The protocol is JSON over HTTP (moby, libnetwork/docs/remote.md; seen with Docker 26.1). systemd
-passes the socket (sd_listen_fds(3)). Without systemd, the first argument is its path. The server
-exits when it has been idle for a while.
+passes the socket (sd_listen_fds(3)), or the first argument is its path. The server exits when idle.
 
 Docker itself moves an interface from the host into its container, and makes no call afterwards.
-niso therefore attaches a namespace that it created, and moves the interface out of it for Docker.
-It completes the attachment when the interface is in the container. The attachment's path is a
-symlink, first to niso's namespace, then to the container's.
+niso therefore attaches a namespace that it created, and hands its interface to Docker. It completes
+the attachment, whose path is a symlink to a namespace, when the interface is in the container.
 """
 
 from __future__ import annotations
@@ -68,9 +66,6 @@ def say(text: str) -> None:
 
 def _say_error(where: str, error: Exception) -> None:
     say(f"{where}{plugin.one_line(error) if isinstance(error, Error) else error}")
-
-
-# --- files with what Docker passes only once ------------------------------------------------------
 
 
 def _file(top: str, id: object) -> str:
@@ -313,9 +308,6 @@ def _leave(given: dict[str, Any]) -> None:
 def _delete_endpoint(given: dict[str, Any]) -> None:
     _leave(given)
     _forget_files(given["EndpointID"])
-
-
-# --- interfaces that Docker moves -----------------------------------------------------------------
 
 
 def take_up() -> bool:

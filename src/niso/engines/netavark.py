@@ -3,15 +3,11 @@
 The calls are ``info``, ``create``, ``setup NETNS`` and ``teardown NETNS``, with JSON on stdin and
 stdout (github.com/containers/netavark, plugin-API.md; seen with Podman 5.4).
 
-If aardvark-dns, the name server of Podman's own networks, is installed, containers resolve each
-other's names with it. It reads one file for each network: a line with the network's addresses, then
-a line ``ID IPV4S IPV6S NAMES`` for each container. At SIGHUP it reads the files again, and exits if
-there is none (github.com/containers/aardvark-dns).
-
-niso runs its own instance, because netavark's instance does not know the networks of plugins. The
-instance forwards other names to the host's name servers. It does not forward for addresses that
-only files of internal networks contain, whichever address of the host they ask. The names of such
-files end in ``%int``.
+If aardvark-dns is installed, containers resolve each other's names with an instance of niso's own:
+netavark's does not know the networks of plugins. It reads one file for each network: a line with
+the network's addresses, then ``ID IPV4S IPV6S NAMES`` for each container. At SIGHUP it reads them
+again, and exits if there is none. It forwards other names to the host's name servers, but not for
+addresses that only files of internal networks contain, whose names end in ``%int``.
 """
 
 from __future__ import annotations
@@ -148,9 +144,6 @@ def _is_as_described(known: Network, given: Mapping[str, Any], mtu: str | None) 
         and mtu in (None, str(known.mtu))
         and not any(given.get(key) for key in ("routes", "network_dns_servers"))
     )
-
-
-# --- networks that Podman has removed -------------------------------------------------------------
 
 
 def _note(machine: Machine, network: str, called: str) -> None:

@@ -1,12 +1,9 @@
 """Translate Kubernetes' network policies into niso's policy for one pod. No side effects.
 
-Pods, namespaces and policies are parsed from the JSON of Kubernetes' API. The API server has
-validated them, but it may be newer than niso. A policy that contains anything unknown to niso
-allows nothing (`NetworkPolicy.error`).
-
 The rules are those of k8s.io/api/networking/v1. If no policy selects a pod for a direction, all
 packets of that direction pass. Several policies allow what any of them allows, and there are no
-deny rules.
+deny rules. The API server may be newer than niso: a policy that contains anything unknown allows
+nothing (`NetworkPolicy.error`).
 """
 
 from __future__ import annotations

@@ -1,17 +1,12 @@
 """Apply Kubernetes' network policies to this node's pods, and make new pods wait for theirs.
 
-`PodAgent.look` does one sync pass: it reads the attachments of pods and applies policies that
-differ. The agent has no state of its own, so it can be killed at any point. Until it is started
-again, pods keep their policies and new pods wait.
+The CNI plugin attaches a pod with a policy that denies all packets, and wakes the agent. It then
+waits until the labels of the attachment show that the pod's policy is applied. Both processes can
+be killed at any point: a pod has either the denying policy or its own.
 
-A pass updates running pods before it releases a new pod, because their policies may refer to an
-earlier pod by the new pod's name. Users of one namespace must not delay pods of others with large
-policies. Namespaces whose policies need few nftables elements therefore come first, and the
-elements of a namespace are limited.
-
-The CNI plugin attaches a pod with a policy that denies all packets, and wakes the agent through a
-named pipe. It then waits until the attachment's labels in the store show that the pod's policy is
-applied. Both processes can be killed at any point: a pod has either the denying policy or its own.
+A sync pass updates running pods before it releases a new pod, because their policies may refer to
+an earlier pod by the new pod's name. Namespaces whose policies need few nftables elements come
+first, and the elements of a namespace are limited, so that its users cannot delay other pods.
 """
 
 from __future__ import annotations
@@ -70,8 +65,6 @@ class PodAgent:
         self.pods = stream(_PODS, network_policies.pod)
         self.spaces = stream(_SPACES, network_policies.namespace)
         self.policies = stream(f"{_GROUP}/networkpolicies", network_policies.network_policy)
-
-    # --- one sync pass --------------------------------------------------------
 
     def look(self, machine: Machine) -> list[str]:
         """Apply all policies that differ; return the attachments that changed. Raises Error."""
@@ -220,8 +213,6 @@ class PodAgent:
         if self._said.get(about) != text:
             self._said[about] = text
             self._log(f"{about}: {text}" if about else text)
-
-    # --- the loop -------------------------------------------------------------
 
     def run(self, machine: Machine) -> None:
         """Run a sync pass after each change, until `stop`."""
