@@ -203,9 +203,8 @@ class Agent:
             self._say(f"the cluster does not have network {name} any more: {error.message}")
 
     def _still(self, store: Store, claims: Claims, lost: list[str]) -> list[str]:
-        """Return those of ``lost`` that another host has reserved with a higher ``gen``.
-
-        Each is read again under the service's lock: a command may have reserved it here since.
+        """Return those of ``lost``, read again under the lock, that another host has reserved
+        later.
         """
         ended = []
         for service in lost:
@@ -221,8 +220,8 @@ class Agent:
     def keep(self, engine: Etcd, lease: int) -> int:
         """Renew this host's etcd lease, or create one; return its id, 0 if this is no host.
 
-        The lease of an earlier process is used only after the ``live`` key has been written with
-        it, because the host may have left the cluster and joined again. Raises NoAnswer, Error.
+        That of an earlier process needs a new ``live`` key: the host may have left and joined
+        again.
         """
         if not (lease and engine.keep(lease)):
             lease = engine.grant(TTL_S)
@@ -374,10 +373,7 @@ class Agent:
             self._over.wait(MEND_S)
 
     def _alive(self) -> None:
-        """Renew this host's etcd lease periodically, and report the agent's lag.
-
-        The lease outlives this process by up to `TTL_S` seconds, so that no host notices a restart.
-        """
+        """Renew this host's etcd lease, which outlives the process, and report the agent's lag."""
         engine = connected(self.connect, self._over)
         path = os.path.join(paths.run_dir(), "lease")
         lease, said = 0, True  # an earlier process may have reported its lag with the same lease
@@ -406,10 +402,7 @@ def _text(error: Exception) -> str:
 
 
 def last() -> tuple[float | None, dict[str, float]]:
-    """Return the time of the last sync pass, and since when each missing host is missing.
-
-    Times are of time.monotonic(); None before the first pass, or if the record is unusable.
-    """
+    """Return the monotonic time of the last sync pass or None, and since when hosts are missing."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         kept = json.loads(files.read(_path()) or b"{}")
         gone = {str(host): float(seen_s) for host, seen_s in kept["gone"].items()}

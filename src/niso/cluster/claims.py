@@ -34,10 +34,7 @@ MOST_KEYS = key_values.MOST_NAMES
 
 
 class Wanted(NamedTuple):
-    """The names and addresses that a host wants to reserve for a service, by network.
-
-    A preferred address is used only if it is free.
-    """
+    """What a host wants to reserve for a service. Preferred addresses are used only if free."""
 
     service: str
     networks: tuple[str, ...]
@@ -117,10 +114,7 @@ class Claims:
     def publish(
         self, service: str, mark: str, up: bool, about: Mapping[str, Any] | None = None
     ) -> bool:
-        """Write to etcd whether a service is up, with fields ``about`` that other hosts display.
-
-        Returns whether this host still has the reservation with the id ``mark``.
-        """
+        """Write whether a service is up, with fields ``about``; return False without the claim."""
 
         def change(claim: ClusterClaim, items: dict[str, KeyValue]) -> list[Put | Delete]:
             key = self.keys.service(service)
@@ -143,7 +137,7 @@ class Claims:
         return self._changed(service, mark, change, gives_up=False)
 
     def release(self, service: str, mark: str) -> bool:
-        """Delete this host's reservation of a service with the id ``mark``; return whether it was.
+        """Delete this host's reservation with the id ``mark``; return whether it was.
 
         If the service was taken over from another host and never up here, it is given back.
         """
@@ -379,7 +373,7 @@ def _free(
 def _repeated[T](attempt: Callable[[bool], T | None], problem: str) -> T:
     """Repeat an attempt until it has a result. Raises NoAnswer, and Conflict after `TRIES`.
 
-    Its argument is whether an earlier request got no answer, and may have been carried out.
+    Its argument is whether an earlier request without an answer may have been carried out.
     """
     unknown: NoAnswer | None = None
     for _ in range(TRIES):

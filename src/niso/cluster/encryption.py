@@ -41,10 +41,7 @@ _LENGTH = 64
 
 
 def chosen(kernel: Kernel, asked: str) -> str:
-    """Return how this host can encrypt: "kernel" if the kernel has WireGuard, else "userspace".
-
-    "userspace" must be ``asked`` for, and needs wireguard-go. Raises Error with the reason.
-    """
+    """Return how this host can encrypt: "kernel" or, if ``asked``, "userspace". Raises Error."""
     why = kernel.lacks_ipv6()  # addresses inside the tunnel are IPv6
     if why is not None:
         raise Error(f"this host cannot encrypt: {why}")
@@ -60,10 +57,7 @@ def chosen(kernel: Kernel, asked: str) -> str:
 
 
 def address(cluster: str, host: str) -> str:
-    """Return a host's IPv6 address inside the tunnel, from the cluster's own prefix (RFC 4193).
-
-    The address is a hash of the host's name, so no host can use the address of another.
-    """
+    """Return a host's IPv6 address inside the tunnel (RFC 4193): a hash of the host's name."""
     prefix = b"\xfd" + hashlib.sha256(cluster.encode()).digest()[:5] + bytes(2)
     own = hashlib.sha256(f"{cluster}/{host}".encode()).digest()[:8]
     return str(ipaddress.IPv6Address(prefix + own))
@@ -97,10 +91,7 @@ def prepare(kernel: Kernel) -> str:
 def tunnel(
     cluster: str, port: int, how: str, own: HostEntry, hosts: Iterable[HostEntry] = ()
 ) -> Tunnel:
-    """Return the WireGuard tunnel of host ``own``, with the other hosts as peers.
-
-    ``port`` is the UDP port of VXLAN, and WireGuard's is the next. ``how`` is of `FORMS`.
-    """
+    """Return the WireGuard tunnel of a host and its peers. Its port is that of VXLAN plus one."""
     others = {
         host.public: (
             host.public,
@@ -122,10 +113,7 @@ def tunnel(
 
 
 def follow(store: Store, kernel: Kernel, hosts: Iterable[HostEntry], own: str) -> None:
-    """Make WireGuard's peers equal to the cluster's hosts; no-op without encryption.
-
-    The caller must not have niso's lock. Raises KernelError, and then records nothing.
-    """
+    """Make WireGuard's peers equal to the cluster's hosts. The caller has no lock of niso."""
     hosts = list(hosts)
     present = store.across.tunnel()
     me = next((host for host in hosts if host.name == own), None)
@@ -150,20 +138,14 @@ def _record(store: Store, kernel: Kernel, wanted: Tunnel) -> bool:
 
 
 def renew(store: Store, kernel: Kernel) -> str:
-    """Replace this host's key pair; return the new public key, which the caller publishes.
-
-    The caller must not have niso's lock. Raises KernelError, OSError.
-    """
+    """Replace this host's key pair, without niso's lock; return the public key, to be published."""
     private, _ = kernel.wireguard_keys("")
     files.replace(paths.wireguard_key(), f"{private}\n".encode(), 0o600)
     return _adopt(store, kernel)
 
 
 def _adopt(store: Store, kernel: Kernel) -> str:
-    """Make record and interface match the private key in its file; return the public key.
-
-    They differ if a command was killed while it replaced the key.
-    """
+    """Make record and interface match the file of the private key; return the public key."""
     present, private = store.across.tunnel(), files.read(paths.wireguard_key())
     if present is None:  # a command left the cluster in the meantime
         return ""
@@ -175,10 +157,7 @@ def _adopt(store: Store, kernel: Kernel) -> str:
 
 
 def mend(store: Store, kernel: Kernel) -> None:
-    """Restore the WireGuard interface as recorded. No event may report a change of it.
-
-    The caller must not have niso's lock. Raises KernelError and Conflict.
-    """
+    """Restore the WireGuard interface as recorded, without niso's lock: events may be missing."""
     if store.across.tunnel() is None:
         return
     _adopt(store, kernel)

@@ -104,7 +104,7 @@ class Etcd:
             self._connection = None
 
     def get(self, prefix: str, *, one: bool = False, stale: bool = False) -> Answer:
-        """Return all keys with a prefix and their values; with ``one``, only the key itself.
+        """Return all keys with a prefix, or with ``one`` only the key itself.
 
         With ``stale``, an etcd member that is cut off from the others may answer too.
         """
@@ -138,8 +138,7 @@ class Etcd:
     def commit(self, txn: Txn) -> int:
         """Carry out a transaction; return etcd's revision, or 0 if a condition was not met.
 
-        If NoAnswer with ``unknown`` is raised, etcd may have carried it out, may still do so, or
-        never.
+        After NoAnswer with ``unknown``, etcd may have carried it out, may still do so, or never.
         """
         body = {
             "compare": [_compare(condition) for condition in txn.conditions],
@@ -167,11 +166,9 @@ class Etcd:
                 raise
 
     def watch(self, prefix: str, revision: int, silence_s: float) -> Iterator[Batch]:
-        """Yield changes of keys with a prefix, from a revision on.
+        """Yield changes of keys with a prefix, from a revision on. Raises Compacted.
 
-        Raises NoAnswer if etcd sends neither events nor progress messages for ``silence_s``
-        seconds, or if the member is cut off from the others. Raises Compacted if events are no
-        longer available.
+        Raises NoAnswer after ``silence_s`` seconds, or if the member is cut off from the others.
         """
         request = {**_span(prefix, True), "start_revision": revision, "progress_notify": True}
         connection, response = self._open("/v3/watch", {"create_request": request})
@@ -237,7 +234,8 @@ class Etcd:
                     _tokens.pop(self._user, None)  # tokens expire
                     tries, renewed = tries + 1, True
                     continue
-                raise _refused(code, reason)
+                hint = next((hint for part, hint in _HINTS.items() if part in reason), _HINT)
+                raise Refused(f"etcd refuses the request: {reason}", hint, code)
             if sent and not repeatable:
                 self._next()
                 raise NoAnswer(self._silence(problems), _HINT, unknown=True)
@@ -379,11 +377,6 @@ def _problem(error: Exception) -> str:
     return reason[:1].lower() + reason[1:]
 
 
-def _refused(code: int, reason: str) -> Refused:
-    hint = next((hint for part, hint in _HINTS.items() if part in reason), _HINT)
-    return Refused(f"etcd refuses the request: {reason}", hint, code)
-
-
 def _packed(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
@@ -393,13 +386,10 @@ def _text(packed: str) -> str:
     return base64.b64decode(packed).decode(errors="replace")
 
 
-def _end(prefix: str) -> str:
-    """Return the end of etcd's range of keys with a prefix, which ends with an ASCII character."""
-    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
-
-
 def _span(key: str, prefix: bool) -> dict[str, Any]:
-    return {"key": _packed(key), **({"range_end": _packed(_end(key))} if prefix else {})}
+    """Return etcd's range of one key, or of a ``prefix``, which ends with an ASCII character."""
+    end = {"range_end": _packed(key[:-1] + chr(ord(key[-1]) + 1))} if prefix else {}
+    return {"key": _packed(key), **end}
 
 
 def _compare(condition: Compare) -> dict[str, Any]:

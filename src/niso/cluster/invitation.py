@@ -104,10 +104,10 @@ def contents(own: Config) -> Files:
 
 
 def issued(own: Config, address: str, member: bool) -> tuple[Files, str]:
-    """Create a certificate for a host with this address; return its files and its serial number.
+    """Create a certificate for a host; return its files and its serial number. Raises Error.
 
     Only hosts that become etcd members get the authority's key: its holder can create certificates
-    that no host records or can revoke. Raises Error if this host does not have the key.
+    that no host records or can revoke.
     """
     folder = paths.cluster_dir()
     key = os.path.join(folder, AUTHORITY_KEY)
@@ -220,11 +220,7 @@ def make_authority(folder: str, cluster: str) -> None:
 
 
 def issue(authority: str, folder: str, addresses: Sequence[str]) -> None:
-    """Create a host's certificate and private key in an existing folder. Raises Error.
-
-    The authority in the folder ``authority`` signs. The certificate is valid for the addresses and
-    for localhost, as server and as client.
-    """
+    """Create a host's certificate, for its addresses and localhost, and its key. Raises Error."""
     names = [f"IP:{address}" for address in (*addresses, "127.0.0.1", "::1")]
     key, request = os.path.join(folder, KEY), os.path.join(folder, "host.csr")
     _run(*("req", "-new", *_CURVE, "-subj", "/", "-keyout", key, "-out", request))

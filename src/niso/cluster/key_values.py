@@ -292,19 +292,6 @@ def require_family(address: str, other: str, host: str) -> None:
         )
 
 
-def clash(host: HostEntry, other: HostEntry) -> Conflict:
-    """Return the error for a host with the same name or the same state folder as another host."""
-    if other.name == host.name:
-        return Conflict(
-            f"the cluster has another host {other.name}, with the address {other.address}",
-            f"use another name; if that host is lost, niso cluster forget {other.name} first",
-        )
-    return Conflict(
-        f"host {other.name} of the cluster has the same state folder, {other.state_id}",
-        f"a copy of the machine {other.name} needs a state folder of its own",
-    )
-
-
 class Spec(NamedTuple):
     """A network of the cluster. ``subnets`` are pairs of CIDR and gateway address.
 

@@ -40,10 +40,7 @@ class ClusterKeys:
         self.keys = keys or Keys()
 
     def cluster(self) -> Cluster | None:
-        """Return the cluster that etcd has data of; None if there is none.
-
-        The cluster has an id of its own, because etcd's own id survives a deletion of its data.
-        """
+        """Return the cluster or None. Its id is niso's, because etcd's survives a loss of data."""
         item = self._item(self.keys.cluster)
         return key_values.cluster_of(item) if item is not None else None
 
@@ -80,8 +77,8 @@ class ClusterKeys:
     def join(self, host: HostEntry) -> None:
         """Add a host to the cluster, or update its values.
 
-        Raises Conflict if another host has its name, state folder or address, if their addresses
-        are of different IP versions, or if only one of host and cluster is encrypted.
+        Raises Conflict for another host's name, state folder or address, another IP version, or if
+        only one of host and cluster is encrypted.
         """
         value = host_value(host)
         key = self.keys.host(host.name)
@@ -95,8 +92,19 @@ class ClusterKeys:
                     "all hosts of a cluster encrypt, or none",
                 )
             for other in self.hosts():
-                if (other.name == host.name) != (other.state_id == host.state_id):
-                    raise key_values.clash(host, other)
+                if other.name == host.name and other.state_id != host.state_id:
+                    raise Conflict(
+                        f"the cluster has another host {other.name}, with the address"
+                        f" {other.address}",
+                        "use another name; if that host is lost, niso cluster forget"
+                        f" {other.name} first",
+                    )
+                if other.name != host.name and other.state_id == host.state_id:
+                    raise Conflict(
+                        f"host {other.name} of the cluster has the same state folder,"
+                        f" {other.state_id}",
+                        f"a copy of the machine {other.name} needs a state folder of its own",
+                    )
                 if other.name != host.name and other.address == host.address:
                     raise Conflict(
                         f"{host.address} is the address of host {other.name}", "choose another one"
@@ -168,10 +176,7 @@ class ClusterKeys:
         return [claim.service for _, claim in self._had_by(host) if claim.host == host]
 
     def forget(self, host: str) -> list[str]:
-        """Remove a lost host and all its reservations; return the names of its services.
-
-        Raises Conflict if the host is alive, and NotFound if the cluster does not have it.
-        """
+        """Remove a lost host and its claims; return its services. Raises Conflict, NotFound."""
         key = self.keys.host(host)
         item = self._item(key)
         if item is None:

@@ -111,10 +111,7 @@ def _apply(
     turn: tuple[dict[str, ClaimedService], dict[str, ClaimedService]],
     own: str,
 ) -> set[str]:
-    """Write the rows that differ and update the kernel; return the services that changed.
-
-    Rows of hosts are compared only if ``now.only`` is None.
-    """
+    """Write the rows that differ and update the kernel; return the services that changed."""
     present, wanted = turn
     peers, before_peers = {}, {}
     if now.only is None:
@@ -164,10 +161,7 @@ def go_back(store: Store, kernel: Kernel, report: Report) -> None:
 
 
 def _go_back(store: Store, kernel: Kernel, report: Report) -> None:
-    """Do the same as `go_back`; the caller has niso's lock.
-
-    The change may no longer be wanted, and its addresses would otherwise stay reachable.
-    """
+    """Do the same as `go_back`, with niso's lock: else addresses would stay reachable."""
     spans = store.across
     attempt = spans.attempt()
     if attempt is None:
@@ -273,8 +267,8 @@ def scope_on(store: Store, networks: Collection[str]) -> Scope:
 def drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None:
     """Delete the records of claims of services that other hosts have taken over.
 
-    Policies then no longer resolve to their addresses. A service that is active again is skipped.
-    The caller must not have niso's lock. Raises KernelError.
+    Policies no longer resolve to them. A service that is active again is skipped. The caller must
+    not have niso's lock.
     """
     with Lock():
         _drop_claims(store, kernel, services)
@@ -292,9 +286,9 @@ def _drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> Non
 
 
 def drop_network(store: Store, kernel: Kernel, name: str, report: Report = silent) -> bool:
-    """Remove a network that the cluster no longer has; return False if a local service is on it.
+    """Remove a network that the cluster no longer has, without niso's lock.
 
-    The caller must not have niso's lock. Raises KernelError: the network stays then.
+    Returns False if a local service is on it. Raises KernelError: the network stays then.
     """
     with Lock():
         if store.members(name) or store.held_by(name):
@@ -331,9 +325,9 @@ def turned(
 
 
 def write(store: Store, now: EngineView, own: str, changed: dict[str, ClaimedService]) -> None:
-    """Write the rows of remote services, and of hosts that have no row yet.
+    """Write rows of remote services, and of new hosts, in the caller's transaction.
 
-    The caller is in a transaction, and must update the kernel for `scope_of` afterwards.
+    The caller must update the kernel for `scope_of` afterwards.
     """
     spans = store.across
     known_hosts = spans.peers()

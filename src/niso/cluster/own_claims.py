@@ -107,10 +107,7 @@ class OwnClaims:
         return lost, is_sure
 
     def _end_strays(self, store: Store, claims: Claims, now: EngineView, now_s: float) -> bool:
-        """Delete claims of this host without a record; return False if there are any.
-
-        They come from a late request, from another host that gave a service back, or from a backup.
-        """
+        """Delete claims without a record, as of late requests and backups; return False if any."""
         names = now.services if now.only is None else now.only & now.services.keys()
         own = {
             name
@@ -178,11 +175,7 @@ def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bo
 
 
 def is_so(store: Store, record: ClaimRow, now: EngineView) -> bool:
-    """Return whether a service's keys in etcd (``now``) match this host's rows.
-
-    An undone activation may have changed etcd since. Ports and policies are not compared: `untold`
-    records that they are unpublished.
-    """
+    """Return whether a service's keys in etcd, which an undo may have changed, match the rows."""
     row, known = store.service(record.service), now.services.get(record.service)
     if row is None or known is None or not record.addresses or not record.mark:
         return False
@@ -272,11 +265,7 @@ def spec_of(network: Network) -> Spec:
 
 
 def base_of(store: Store) -> int:
-    """Return a number greater than every ``gen`` so far, and than those of late requests.
-
-    When etcd has lost its data, its revisions start again, and an earlier reservation must not seem
-    newer than a later one.
-    """
+    """Return a number above every ``gen`` so far: etcd's revisions start again after a loss."""
     known = [claim.gen for claim in store.across.claims()]
     known += [row.gen for rows in store.across.addresses().values() for row in rows]
     return (max(known, default=0) // EPOCH + 1) * EPOCH

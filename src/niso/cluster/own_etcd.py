@@ -131,10 +131,9 @@ def prepare() -> pwd.struct_passwd | None:
 
 
 def refuse(serials: Sequence[str]) -> list[str]:
-    """Make this host's member refuse certificates; return the serial numbers of all refused.
+    """Make this host's member refuse certificates too; return the serial numbers of all.
 
-    Those that were refused before stay refused, because etcd's data may come from a backup. Raises
-    Error, OSError.
+    Those refused before stay refused, because etcd's data may come from a backup.
     """
     before = (files.read(_refused_file()) or b"").decode().split()
     every = sorted({*before, *serials})
@@ -180,10 +179,7 @@ def execute(config: Config, *more: str) -> NoReturn:
 
 
 def start(config: Config, *more: str) -> None:
-    """Start etcd in the background, with ``more`` options. Raises Error, OSError.
-
-    etcd outlives this process. If etcd ends, it is not started again.
-    """
+    """Start etcd in the background, which outlives this process, with ``more`` options."""
     prepare()
     output = os.open(log(), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     child = os.fork()

@@ -79,8 +79,7 @@ class View:
     ) -> EngineView:
         """Decode the address keys of networks as the function `seen`, from items by key.
 
-        Unchanged items are not decoded again: callers must not modify the mappings. If `done` is
-        not called afterwards, ``only`` of the next result is None.
+        Unchanged items are not decoded again: callers must not modify the mappings.
         """
         pairs = None if subnets is None else {n: (*subnets.get(n, ()),) for n in networks}
         hosts, strange = tuple(hosts), self._strange

@@ -35,8 +35,7 @@ _BACK_OFF_S = (0.2, 5.0)
 class WatchedKeys:
     """A cache of etcd's keys with a prefix. One thread may watch while another reads.
 
-    While no watch is running, each read checks the cache with etcd. Times are of one monotonic
-    clock.
+    Without a watch, each read checks the cache. Times are of one monotonic clock.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -205,9 +204,8 @@ class Roster:
     def look(
         self, engine: Etcd, own: str, now_s: float
     ) -> tuple[tuple[HostEntry, ...], HostEntry | None]:
-        """Return all hosts, and the host named ``own`` or None. Raises NoAnswer, Error.
-
-        The key of ``own`` is always read from etcd, the others from the cache.
+        """Return all hosts, and the host ``own`` or None, whose key is always read. Raises
+        NoAnswer.
         """
         item = ClusterKeys(engine, self.keys).host_item(own)
         items = self.kept.items(engine, now_s, item)

@@ -88,7 +88,9 @@ class ComposeService:
         self.gaps.append(Missing(self.given, key, what))
 
     def _put(self, table: str, key: str, value: object) -> None:
-        self.tables.setdefault(table, {})[key] = value
+        """Set a key of a table, unless the value is an empty list, table or text."""
+        if value or value is False:
+            self.tables.setdefault(table, {})[key] = value
 
     def _valid(self, key: str, value: str, rule: Callable[[str, str], object]) -> bool:
         """Return whether ``rule`` accepts a value, or report the key as unsupported."""
@@ -143,8 +145,7 @@ class ComposeService:
         if not self._valid("entrypoint", argv[0], values.entrypoint):
             argv[0] = UNKNOWN
         self._put("binary", "entrypoint", argv[0])
-        if argv[1:]:
-            self._put("binary", "args", argv[1:])
+        self._put("binary", "args", argv[1:])
         folder = scalar(keys.get("working_dir")) or "/"
         if not self._valid("working_dir", folder, values.working_dir):
             folder = "/"
@@ -174,8 +175,7 @@ class ComposeService:
             if isinstance(item, dict) and item.get("required") is False:
                 self._gap("env_file", f"{file} must exist")
             files.append(self._world.place.path(file))
-        if files:
-            self._put("service", "env_file", files)
+        self._put("service", "env_file", files)
 
     def _restart(self) -> str:
         """Return the restart policy, of the key ``deploy`` if it has one, as ``restart``."""
@@ -228,8 +228,7 @@ class ComposeService:
                 self._gap("cap_add", "list the capabilities that it needs")
             elif self._valid("cap_add", name, values.capability):
                 kept.append(name)
-        if kept:
-            self._put("isolation", "capabilities", kept)
+        self._put("isolation", "capabilities", kept)
         if not keys.get("read_only"):
             self._put("isolation", "read_only", False)
         for item in items(keys.get("security_opt")):
@@ -272,8 +271,7 @@ class ComposeService:
             table["pids_limit"] = min(pids, process_keys.MAX_PIDS)
         elif pids is not None:
             self._gap("pids_limit", f"{pids!r} is not a limit of niso: the default applies")
-        if table:
-            self._put("isolation", "resources", table)
+        self._put("isolation", "resources", table)
 
     def _healthcheck(self) -> None:
         check = self._keys.get("healthcheck")
@@ -330,8 +328,7 @@ class ComposeService:
                     self._gap("secrets", f"{path!r} {reason}")
                 else:
                     taken[target or name] = {"file": path}
-        if taken:
-            self.tables["secrets"] = taken
+        self.tables["secrets"] = taken
 
     def _network(self) -> None:
         keys = self._keys
@@ -390,10 +387,8 @@ class ComposeService:
             for name in aliases
             if name not in (self.name, hostname) and self._valid("aliases", name, values.host_label)
         ]
-        if taken:
-            self._put("network", "aliases", taken)
-        if addresses:
-            self._put("network", "ip", addresses)
+        self._put("network", "aliases", taken)
+        self._put("network", "ip", addresses)
         self._resolver()
 
     def _resolver(self) -> None:
@@ -408,16 +403,14 @@ class ComposeService:
                 "extra_hosts", text, addresses_and_ports.extra_address
             ):
                 hosts[name] = text
-        if hosts:
-            self._put("network", "extra_hosts", hosts)
+        self._put("network", "extra_hosts", hosts)
         for key, rule in (
             ("dns", addresses_and_ports.server_address),
             ("dns_search", addresses_and_ports.domain),
         ):
             texts = map(scalar, items(self._keys.get(key)))
             kept = [text for text in texts if self._valid(key, text, rule)]
-            if kept:
-                self._put("network", key, kept)
+            self._put("network", key, kept)
 
     def _ports(self) -> None:
         taken = []
@@ -428,8 +421,7 @@ class ComposeService:
                 self._gap("ports", f"{item!r} cannot be taken over")
             elif self._valid("ports", entry, parse_port):
                 taken.append(entry)
-        if taken:
-            self._put("network", "ports", list(dict.fromkeys(taken)))
+        self._put("network", "ports", list(dict.fromkeys(taken)))
 
 
 def label(text: str) -> str:

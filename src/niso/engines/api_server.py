@@ -36,10 +36,7 @@ _NOT_FOUND = 404
 
 
 class ApiServerError(Error):
-    """Raised if the API server refuses a request, or does not answer as its API defines.
-
-    ``status`` is the HTTP status of a refusal, 0 if unknown; -1 without an answer.
-    """
+    """Raised if the API server refuses a request (HTTP ``status``), or fails to answer (-1)."""
 
     def __init__(self, reason: str, hint: str | None = None, status: int = -1) -> None:
         super().__init__(reason, hint)
@@ -141,7 +138,11 @@ class ApiServer:
         self, connection: http.client.HTTPConnection, path: str, query: Mapping[str, str]
     ) -> http.client.HTTPResponse:
         headers = {"Accept": "application/json", "User-Agent": "niso"}
-        if token := _token(self._access):
+        token = self._access.token
+        if self._access.token_file:
+            with open(self._access.token_file, encoding="ascii") as file:
+                token = file.read().strip()
+        if token:
             headers["Authorization"] = f"Bearer {token}"
         base = urlsplit(self._access.server).path
         asked = f"?{urlencode(query)}" if query else ""
@@ -177,13 +178,6 @@ def _in_memory(content: bytes) -> Any:
     file.write(content)
     file.flush()
     return file
-
-
-def _token(access: Access) -> str:
-    if not access.token_file:
-        return access.token
-    with open(access.token_file, encoding="ascii") as file:
-        return file.read().strip()
 
 
 def _parsed(path: str, content: bytes) -> dict[str, Any]:
@@ -230,7 +224,13 @@ class Access(NamedTuple):
 def read(path: str) -> Access:
     """Read a kubeconfig's current context, in YAML or JSON. Raises Error if it is unusable."""
     path = os.path.abspath(path)
-    data = _load(path)
+    text = _bytes(path)
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        data = yaml_file.load(path, "a kubeconfig")
+    if not isinstance(data, dict):
+        raise InvalidInput("is not a mapping", "pass a kubeconfig", file=path)
     context = _named(path, data, "context", data.get("current-context") or "")
     cluster = _named(path, data, "cluster", str(context.get("cluster", "")))
     user = _named(path, data, "user", str(context.get("user", ""))) if context.get("user") else {}
@@ -280,17 +280,6 @@ def _is_url(text: str) -> bool:
         return bool(parts.hostname) and parts.port != 0 and not parts.query and not parts.fragment
     except ValueError:  # unpaired brackets, or a port that is not a number
         return False
-
-
-def _load(path: str) -> dict[str, Any]:
-    text = _bytes(path)
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
-        return yaml_file.load(path, "a kubeconfig")
-    if not isinstance(data, dict):
-        raise InvalidInput("is not a mapping", "pass a kubeconfig", file=path)
-    return data
 
 
 def _bytes(path: str) -> bytes:
@@ -366,8 +355,8 @@ type Cached = dict[Key, tuple[int, Any]]
 class Stream:
     """A cache of all objects of one kind, updated by a watch.
 
-    ``connect`` opens a connection. ``parse`` converts an object's JSON, or raises ValueError.
-    ``changed`` is called after each change, in another thread. ``log`` gets each line to log.
+    ``parse`` converts an object's JSON, or raises ValueError. ``changed`` is called after each
+    change, in another thread.
     """
 
     def __init__(

@@ -474,9 +474,9 @@ _HINT = "look at the plugins before niso-cni in the list"
 
 
 def require_free(store: Store, call: Call, same: AttachedRow | None) -> None:
-    """Raise Failure if an earlier plugin of the list has created an interface of this name.
+    """Raise Failure if an earlier plugin of the list has made the interface.
 
-    niso's own interface is no error: ADD may be repeated, and niso may be twice in a list.
+    niso's own is no error: ADD may be repeated, and niso may be twice in a list.
     """
     own = store.attachments.links(same.service) if same is not None else ()
     is_own = any(link.interface == call.interface for link in own)
@@ -560,10 +560,7 @@ def require(call: Call, same: AttachedRow | None) -> None:
 
 
 def closed(store: Store, call: Call, request: Request, same: AttachedRow | None) -> Request:
-    """Return a pod's request with its own policy if that is applied, else one that denies all.
-
-    A pod has no aliases: its user could impersonate a pod that policies name. Raises Failure.
-    """
+    """Return a pod's request with its own policy if that is applied, else one that denies all."""
     from niso.engines import pod_agent
 
     if request.aliases:

@@ -272,7 +272,8 @@ def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, 
     has_names = options.get("dns") != "none"
     if has_names:
         update(machine, network.name, OWNER)
-    resolvers = servers(network) if has_names else []
+    has_server = has_names and _program() is not None
+    resolvers = [subnet.gateway for subnet in network.subnets] if has_server else []
     link, mac, addresses = plugin.endpoint(store, name, network)
     return {
         "dns_search_domains": [DOMAIN] if resolvers else [],
@@ -327,11 +328,6 @@ _SILENCED = 1022
 Services of niso are on the network too, and aardvark-dns forwards for addresses in no file.
 """
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_.-")
-
-
-def servers(network: Network) -> list[str]:
-    """Return the addresses of a network's name server; empty if aardvark-dns is not installed."""
-    return [subnet.gateway for subnet in network.subnets] if _program() else []
 
 
 def update(machine: Machine, network: str, owner: str) -> None:

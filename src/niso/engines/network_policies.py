@@ -104,7 +104,7 @@ def pod(data: Mapping[str, Any]) -> Pod:
         mirror = (meta.get("annotations") or {}).get(_MIRROR)
         containers = [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]
         ports = tuple(
-            (port["name"], int(port["containerPort"]), _proto(port.get("protocol")))
+            (port["name"], int(port["containerPort"]), _PROTOCOLS[port.get("protocol") or "TCP"])
             for container in containers
             for port in container.get("ports") or ()
             if port.get("name")
@@ -156,10 +156,6 @@ def _labels(meta: Mapping[str, Any]) -> Labels:
     return {str(key): str(value) for key, value in (meta.get("labels") or {}).items()}
 
 
-def _proto(text: str | None) -> str:
-    return _PROTOCOLS[text or "TCP"]
-
-
 def _require_known(data: Mapping[str, Any], keys: Iterable[str]) -> None:
     if unknown := sorted(data.keys() - set(keys)):
         raise ValueError(f"{unknown[0]} is not known to niso")
@@ -208,7 +204,7 @@ def _other(data: Mapping[str, Any]) -> Other:
 
 def _target(data: Mapping[str, Any]) -> RulePorts:
     _require_known(data, ("protocol", "port", "endPort"))
-    proto, port = _proto(data.get("protocol")), data.get("port")
+    proto, port = _PROTOCOLS[data.get("protocol") or "TCP"], data.get("port")
     if port is None:
         if data.get("endPort") is not None:
             raise ValueError("endPort without a port")
@@ -239,10 +235,7 @@ Ports = tuple[int, int, str]
 
 
 class Objects(NamedTuple):
-    """The pods, namespaces and policies from which niso's policies are computed.
-
-    ``names`` maps pods of this node to attachments: several while a sandbox is replaced.
-    """
+    """The objects from which policies are computed. ``names`` are attachments of this node."""
 
     pods: Mapping[tuple[str, str], Pod]  # by namespace and name
     namespaces: Mapping[str, Labels]
@@ -253,8 +246,7 @@ class Objects(NamedTuple):
 def policy_of(pod: Pod, world: Objects) -> Policy:
     """Return niso's policy for a pod. Raises InvalidInput if it would be too large.
 
-    Its peers are prefixes, and attachments of this node. Pods of other nodes, and pods in the host
-    network, are never peers.
+    Pods of other nodes, and pods in the host network, are never peers.
     """
     selecting = [
         policy
@@ -410,10 +402,7 @@ def _prefixes(cidr: str, excluded: tuple[str, ...]) -> Iterator[str]:
 def _left(
     first: int, length: int, bits: int, excepted: list[tuple[int, int]]
 ) -> Iterator[tuple[int, int]]:
-    """Yield the parts of a prefix that are not excluded, as first address and length.
-
-    The prefix is halved until a part is completely in or out of ``excepted`` (first, last) pairs.
-    """
+    """Yield the parts (first, length) of a prefix that are not in ``excepted``, by halving it."""
     last = first + (1 << (bits - length)) - 1
     inside = [(low, high) for low, high in excepted if low <= last and high >= first]
     if not inside:

@@ -68,10 +68,7 @@ def find(
 def endpoint(
     store: Store, name: str, network: Network
 ) -> tuple[AttachedLink, str, list[tuple[Subnet, str]]]:
-    """Return an attachment's interface on a network, its MAC address, and its addresses there.
-
-    Each address is with its subnet, and has the length of the subnet's prefix.
-    """
+    """Return an attachment's interface on a network, its MAC, and addresses with their length."""
     link = next(link for link in store.attachments.links(name) if link.network == network.name)
     own = [address for on, address in store.addresses(name) if on == network.name]
     addresses = [
@@ -134,10 +131,7 @@ def mtu(text: str | None, option: str) -> int | None:
 
 
 def options(given: Any, known: tuple[str, ...], what: str, prefix: str = "") -> dict[str, str]:
-    """Return an engine's options as strings. Raises InvalidInput for an unknown one.
-
-    ``what`` and ``prefix`` precede options in errors. An unknown one may be a misspelt policy.
-    """
+    """Return options as strings. Raises InvalidInput for an unknown one: it may be a policy."""
     strings = {str(key): str(value) for key, value in (given or {}).items()}
     if unknown := sorted(strings.keys() - set(known)):
         raise InvalidInput(
@@ -148,10 +142,7 @@ def options(given: Any, known: tuple[str, ...], what: str, prefix: str = "") -> 
 
 
 def policies(*given: tuple[Mapping[str, object], str]) -> Policy:
-    """Return the policy that allows what each table allows. Raises InvalidInput.
-
-    Each table is with the text that precedes its keys in errors.
-    """
+    """Return the policy that all tables allow. Each table has a prefix for errors."""
     return combined(
         policy({key: some[key] for key in POLICY_KEYS if key in some}, where)
         for some, where in given
@@ -159,9 +150,9 @@ def policies(*given: tuple[Mapping[str, object], str]) -> Policy:
 
 
 def policy(given: Mapping[str, object], where: str) -> Policy:
-    """Return the policy of the keys allow_from, deny_from, egress_allow, egress_deny and log.
+    """Return the policy of the keys `POLICY_KEYS`. Raises InvalidInput.
 
-    The entries are a list, or one string separated by blanks or commas. Raises InvalidInput.
+    The entries are a list, or one string separated by blanks or commas.
     """
     if not given:
         return Policy()
@@ -208,8 +199,8 @@ def free_name(machine: Machine, wanted: str, id: str) -> str:
 def joined(store: Store, request: Request) -> Request:
     """Add the networks that an attachment already has to a request for one network.
 
-    The policy of a Kubernetes pod stays too. Raises Conflict if the attachment has another
-    interface on that network, or has this interface on another network.
+    A pod's policy stays too. Raises Conflict if the attachment has another interface on the
+    network, or has the interface on another network.
     """
     now = attach.current(store, request.name)
     if now is None:

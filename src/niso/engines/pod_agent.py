@@ -46,10 +46,7 @@ _GROUP = "/apis/networking.k8s.io/v1"
 
 
 class PodAgent:
-    """Apply the network policies of this node's pods.
-
-    ``connect`` opens a connection to the API server. ``log`` gets each line to log.
-    """
+    """Apply the network policies of this node's pods. ``connect`` opens a connection."""
 
     def __init__(self, connect: Callable[[], ApiServer], log: Callable[[str], None]) -> None:
         self._connect = connect
@@ -122,8 +119,7 @@ class PodAgent:
     ) -> tuple[dict[str, Policy], dict[str, int]]:
         """Return the policy of each pod, and how many nftables elements each namespace needs.
 
-        All packets are denied for a pod whose policy is too large, and for those with the largest
-        policies of a namespace that needs too many elements.
+        All packets are denied for pods whose policy, or whose namespace's policies, are too large.
         """
         policies: dict[str, Policy] = {}
         each: dict[Policy, int] = {}
@@ -176,10 +172,7 @@ class PodAgent:
         return True
 
     def _apply(self, machine: Machine, attached: AttachedRow, policy: Policy) -> bool:
-        """Apply a pod's policy if it differs; return whether it changed. Raises Error.
-
-        If it cannot be combined with the pod's other policies, all packets are denied.
-        """
+        """Apply a pod's policy, or deny all if it cannot be combined; return whether it changed."""
         now = attach.current(machine.store, attached.service)
         if now is None or not attached.lives(machine.kernel):
             return False
@@ -346,10 +339,7 @@ def unit_texts(config: str, state_id: str) -> dict[str, str]:
 
 
 def enable(machine: Machine, config: str, report: Report = silent) -> bool:
-    """Write and start the agent's systemd unit; return whether the unit changed.
-
-    Raises Error without systemd, for an unusable kubeconfig, or for another state folder's unit.
-    """
+    """Write and start the agent's systemd unit; return whether it changed. Raises Error."""
     config = os.path.abspath(config)
     ApiServer(api_server.read(config))
     units, state_id = machine.processes.units, machine.store.state_id()
