@@ -57,15 +57,13 @@ def connect(
 class Repaired(NamedTuple):
     """Result of `Host.repair`."""
 
-    steps: int
-    """number of steps taken; only without --sweep"""
+    steps: int  # number of steps taken; only without --sweep
 
 
 class Swept(NamedTuple):
     """Result of `Host.sweep`."""
 
-    removed: int
-    """number of objects removed; only with --sweep"""
+    removed: int  # number of objects removed; only with --sweep
 
 
 class Host(ApiPart):

@@ -22,63 +22,43 @@ _DEFAULT_NETWORK = "niso-default"  # copied from niso.base.names, to save an imp
 class NetworkLine(NamedTuple):
     """One network in the result of `Networks.list`."""
 
-    name: str
-    """the network's name"""
-    subnet: str
-    """subnets, separated by a comma and a space"""
-    services: int
-    """number of services on it"""
-    vni: int | None
-    """its VXLAN network identifier in the cluster; null if it does not span hosts"""
-    elsewhere: int
-    """number of services of other hosts on it"""
+    name: str  # the network's name
+    subnet: str  # subnets, separated by a comma and a space
+    services: int  # number of services on it
+    vni: int | None  # its VXLAN network identifier in the cluster; null if it does not span hosts
+    elsewhere: int  # number of services of other hosts on it
 
 
 class Subnet(NamedTuple):
     """A subnet of a network."""
 
-    cidr: str
-    """the subnet"""
-    gateway: str
-    """the bridge's address"""
+    cidr: str  # the subnet
+    gateway: str  # the bridge's address
 
 
 class NetworkMember(NamedTuple):
     """A service on a network."""
 
-    service: str
-    """the service's name"""
-    active: bool
-    """whether the service is active"""
-    address: tuple[str, ...]
-    """addresses, one for each network and IP version; can be empty"""
+    service: str  # the service's name
+    active: bool  # whether the service is active
+    address: tuple[str, ...]  # addresses, one for each network and IP version; can be empty
     ports: tuple[Port, ...]
     """published ports, one for each IP version; empty if the service is on another host"""
-    host: str | None
-    """name of the other host that the service is on; null if it is on this host"""
+    host: str | None  # name of the other host that the service is on; null if it is on this host
 
 
 class Network(NamedTuple):
     """All details of a network."""
 
-    name: str
-    """the network's name"""
-    subnet: str
-    """subnets, separated by a comma and a space"""
-    subnets: tuple[Subnet, ...]
-    """one for each IP version"""
-    bridge: str
-    """name of the bridge on the host"""
-    internal: bool
-    """whether forwarding out of the network is disabled"""
-    observe: bool
-    """whether its flows are recorded"""
-    mtu: int
-    """MTU in bytes"""
-    vni: int | None
-    """its VXLAN network identifier in the cluster; null if it does not span hosts"""
-    services: tuple[NetworkMember, ...]
-    """services on the network"""
+    name: str  # the network's name
+    subnet: str  # subnets, separated by a comma and a space
+    subnets: tuple[Subnet, ...]  # one for each IP version
+    bridge: str  # name of the bridge on the host
+    internal: bool  # whether forwarding out of the network is disabled
+    observe: bool  # whether its flows are recorded
+    mtu: int  # MTU in bytes
+    vni: int | None  # its VXLAN network identifier in the cluster; null if it does not span hosts
+    services: tuple[NetworkMember, ...]  # services on the network
 
 
 class CreatedNetwork(NamedTuple):
@@ -91,37 +71,29 @@ class CreatedNetwork(NamedTuple):
 class RemovedNetwork(NamedTuple):
     """Result of `Networks.remove`, for one network."""
 
-    name: str
-    """the network's name"""
-    changed: bool
-    """false if nothing changed"""
+    name: str  # the network's name
+    changed: bool  # false if nothing changed
 
 
 class HostName(NamedTuple):
     """A name by which the host itself can reach a service."""
 
-    name: str
-    """NAME.niso.local"""
-    address: str
-    """an IPv4 or IPv6 address"""
+    name: str  # NAME.niso.local
+    address: str  # an IPv4 or IPv6 address
 
 
 class HostNames(NamedTuple):
     """Result of `Networks.host_names`."""
 
-    on_host: bool
-    """whether the host's own /etc/hosts has the names"""
-    changed: bool
-    """false if nothing changed"""
-    names: tuple[HostName, ...]
-    """one for each name and address"""
+    on_host: bool  # whether the host's own /etc/hosts has the names
+    changed: bool  # false if nothing changed
+    names: tuple[HostName, ...]  # one for each name and address
 
 
 class Rules(NamedTuple):
     """niso's nftables tables in the kernel."""
 
-    nftables: list[object]
-    """objects of libnftables-json(5)"""
+    nftables: list[object]  # objects of libnftables-json(5)
 
 
 class Networks(ApiPart):

@@ -398,25 +398,18 @@ def _known(store: Store, name: str, with_volumes: bool) -> str:
 class Taken(NamedTuple):
     """The ports that another service lost to a new port, or got back."""
 
-    service: str
-    """the service's name"""
-    ports: tuple[Port, ...]
-    """published ports, one for each IP version"""
+    service: str  # the service's name
+    ports: tuple[Port, ...]  # published ports, one for each IP version
 
 
 class Forwarded(NamedTuple):
     """Result of `Services.port_forward` and `Services.port_unforward`."""
 
-    service: str
-    """the service's name"""
-    changed: bool
-    """false if nothing changed"""
-    ports: tuple[Port, ...]
-    """published ports, one for each IP version"""
-    taken: tuple[Taken, ...]
-    """services that lost a host port because of --replace"""
-    returned: tuple[Taken, ...]
-    """services whose manifest ports are published again after --remove"""
+    service: str  # the service's name
+    changed: bool  # false if nothing changed
+    ports: tuple[Port, ...]  # published ports, one for each IP version
+    taken: tuple[Taken, ...]  # services that lost a host port because of --replace
+    returned: tuple[Taken, ...]  # services whose manifest ports are published again after --remove
 
 
 def _taken(store: Store, ports: Iterable[tuple[str, records.Port]]) -> tuple[Taken, ...]:
@@ -434,9 +427,6 @@ class Executed(NamedTuple):
 class Signalled(NamedTuple):
     """Result of `Services.kill` for one service."""
 
-    service: str
-    """the service's name"""
-    signal: str
-    """name of the signal"""
-    ended: bool
-    """whether the service's process exited within a short time after the signal"""
+    service: str  # the service's name
+    signal: str  # name of the signal
+    ended: bool  # whether the service's process exited within a short time after the signal

@@ -28,14 +28,10 @@ if TYPE_CHECKING:
 class Valid(NamedTuple):
     """A file that passed validation."""
 
-    path: str
-    """absolute path of the file"""
-    kind: str
-    """manifest or stack"""
-    name: str
-    """name of the service or stack"""
-    services: tuple[str, ...]
-    """strings: the service, or the services of the stack"""
+    path: str  # absolute path of the file
+    kind: str  # manifest or stack
+    name: str  # name of the service or stack
+    services: tuple[str, ...]  # strings: the service, or the services of the stack
 
 
 def validate(*files: str | os.PathLike[str]) -> tuple[Valid, ...]:

@@ -44,16 +44,11 @@ _TRIES = 10
 class Outcome(NamedTuple):
     """Result of an activation for one service."""
 
-    service: str
-    """the service's name"""
-    changed: bool
-    """false if the service was already active and nothing changed"""
-    address: tuple[str, ...]
-    """addresses, one per network and family; can be empty"""
-    ports: tuple[Port, ...]
-    """published ports, one per address family"""
-    completed: bool
-    """true for a job, which has run and exited with status 0"""
+    service: str  # the service's name
+    changed: bool  # false if the service was already active and nothing changed
+    address: tuple[str, ...]  # addresses, one per network and family; can be empty
+    ports: tuple[Port, ...]  # published ports, one per address family
+    completed: bool  # true for a job, which has run and exited with status 0
 
 
 def activate(

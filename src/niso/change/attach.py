@@ -56,16 +56,11 @@ _TRIES = 20
 class Attachment(NamedTuple):
     """Result of `Attachments.attach`."""
 
-    service: str
-    """the attachment's name"""
-    changed: bool
-    """false if the attachment already was as requested"""
-    address: tuple[str, ...]
-    """addresses, one per network and family"""
-    ports: tuple[Port, ...]
-    """published ports, one per address family"""
-    netns: str
-    """path of niso's name for the network namespace"""
+    service: str  # the attachment's name
+    changed: bool  # false if the attachment already was as requested
+    address: tuple[str, ...]  # addresses, one per network and family
+    ports: tuple[Port, ...]  # published ports, one per address family
+    netns: str  # path of niso's name for the network namespace
 
 
 def attach(

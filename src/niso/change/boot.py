@@ -58,12 +58,9 @@ class Marked(NamedTuple):
     and `Kubernetes.disable`.
     """
 
-    service: str
-    """the service's name; with --firewall, the unit of a firewall"""
-    changed: bool
-    """false if nothing changed"""
-    unit: str | None
-    """path of the systemd unit; with --firewall, of the drop-in"""
+    service: str  # the service's name; with --firewall, the unit of a firewall
+    changed: bool  # false if nothing changed
+    unit: str | None  # path of the systemd unit; with --firewall, of the drop-in
 
 
 def unit_text(

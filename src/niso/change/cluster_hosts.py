@@ -39,58 +39,39 @@ AGENT_LOCK = "niso.agent"
 class ClusterMember(NamedTuple):
     """An etcd member of the cluster."""
 
-    name: str
-    """the member's name, which is its host's name; empty if etcd does not answer"""
-    address: str
-    """its client endpoint"""
-    version: str | None
-    """etcd's version; null if the member does not answer"""
-    leader: bool
-    """whether the member is etcd's leader"""
-    learns: bool
-    """whether the member is a learner, which does not vote yet"""
+    name: str  # the member's name, which is its host's name; empty if etcd does not answer
+    address: str  # its client endpoint
+    version: str | None  # etcd's version; null if the member does not answer
+    leader: bool  # whether the member is etcd's leader
+    learns: bool  # whether the member is a learner, which does not vote yet
 
 
 class ClusterHost(NamedTuple):
     """A host of the cluster."""
 
-    name: str
-    """the host's name"""
-    address: str
-    """the host's address for traffic from other hosts"""
-    state: str
-    """here, alive or gone"""
+    name: str  # the host's name
+    address: str  # the host's address for traffic from other hosts
+    state: str  # here, alive or gone
     gone_s: float | None
     """seconds since an agent found the host missing; null if it is not gone or no agent noticed"""
-    networks: tuple[str, ...]
-    """strings: the networks that services of the host are on"""
-    services: int
-    """the number of services that the host has reserved in etcd"""
-    niso: str
-    """version of niso on the host; can be empty"""
-    behind_s: float | None
-    """seconds by which the host's agent lags; null if unknown"""
+    networks: tuple[str, ...]  # strings: the networks that services of the host are on
+    services: int  # the number of services that the host has reserved in etcd
+    niso: str  # version of niso on the host; can be empty
+    behind_s: float | None  # seconds by which the host's agent lags; null if unknown
 
 
 class ClusterStatus(NamedTuple):
     """The cluster as this host sees it."""
 
-    cluster: str
-    """the cluster's id"""
-    host: str
-    """this host's name"""
-    answers: bool
-    """whether etcd answers; if not, hosts are as this host last recorded them"""
-    revision: int
-    """etcd's revision; 0 if etcd does not answer"""
-    tls: bool
-    """whether requests to etcd are encrypted"""
+    cluster: str  # the cluster's id
+    host: str  # this host's name
+    answers: bool  # whether etcd answers; if not, hosts are as this host last recorded them
+    revision: int  # etcd's revision; 0 if etcd does not answer
+    tls: bool  # whether requests to etcd are encrypted
     encryption: str | None
     """what encrypts this host's traffic to others: kernel or userspace; null if nothing does"""
-    members: tuple[ClusterMember, ...]
-    """etcd's members"""
-    hosts: tuple[ClusterHost, ...]
-    """hosts, sorted by name"""
+    members: tuple[ClusterMember, ...]  # etcd's members
+    hosts: tuple[ClusterHost, ...]  # hosts, sorted by name
     networks: tuple[str, ...]
     """strings: networks that span hosts; if etcd does not answer, those of this host"""
 
@@ -201,10 +182,8 @@ def _members(own: Config, engine: Etcd | None) -> list[own_etcd.EtcdMember]:
 class Forgotten(NamedTuple):
     """What was removed from the cluster with a lost host."""
 
-    services: tuple[str, ...]
-    """names of the services that the host had"""
-    certificates: int
-    """number of the host's certificates that were revoked"""
+    services: tuple[str, ...]  # names of the services that the host had
+    certificates: int  # number of the host's certificates that were revoked
 
 
 def forget(machine: Machine, host: str) -> Forgotten:

@@ -40,16 +40,11 @@ MOST_MEMBERS = 3
 class Membership(NamedTuple):
     """Result of `Clusters.init` and `Clusters.join`: this host's membership."""
 
-    cluster: str
-    """the cluster's id"""
-    host: str
-    """this host's name"""
-    address: str
-    """the host's address for traffic from other hosts"""
-    member: bool
-    """whether it runs a member of etcd"""
-    members: int
-    """number of etcd's members; 0 if niso does not run etcd"""
+    cluster: str  # the cluster's id
+    host: str  # this host's name
+    address: str  # the host's address for traffic from other hosts
+    member: bool  # whether it runs a member of etcd
+    members: int  # number of etcd's members; 0 if niso does not run etcd
 
 
 def membership_of(own: Config, cluster: str, members: int) -> Membership:

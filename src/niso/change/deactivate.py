@@ -15,10 +15,8 @@ from niso.runtime.machine import Machine
 class Done(NamedTuple):
     """Whether a command changed one service or attachment. `niso.Changed` is the same class."""
 
-    service: str
-    """the service's name"""
-    changed: bool
-    """false if nothing changed"""
+    service: str  # the service's name
+    changed: bool  # false if nothing changed
 
 
 def deactivate(

@@ -34,14 +34,10 @@ if TYPE_CHECKING:
 class StackUp(NamedTuple):
     """Result of `Stacks.up`. ``idle`` are networks of the file that no service uses."""
 
-    stack: str
-    """name of the stack"""
-    services: tuple[Outcome, ...]
-    """same as activate"""
-    left: tuple[str, ...]
-    """strings: services that are no longer in the file and were deactivated"""
-    networks: tuple[str, ...]
-    """strings: networks that were created"""
+    stack: str  # name of the stack
+    services: tuple[Outcome, ...]  # same as activate
+    left: tuple[str, ...]  # strings: services that are no longer in the file and were deactivated
+    networks: tuple[str, ...]  # strings: networks that were created
     idle: tuple[str, ...]
 
 

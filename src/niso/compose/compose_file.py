@@ -48,16 +48,11 @@ _NOT_HERE = {
 class ImportedStack(NamedTuple):
     """A compose file as a stack."""
 
-    stack: str
-    """name of the stack"""
-    services: tuple[str, ...]
-    """strings: names of the services"""
-    file: str | None
-    """path of the written stack.toml; null if none was written"""
-    text: str
-    """content of the stack.toml"""
-    missing: tuple[Missing, ...]
-    """what was not converted"""
+    stack: str  # name of the stack
+    services: tuple[str, ...]  # strings: names of the services
+    file: str | None  # path of the written stack.toml; null if none was written
+    text: str  # content of the stack.toml
+    missing: tuple[Missing, ...]  # what was not converted
     commands: tuple[str, ...]
     """strings: commands that fetch the root file systems; run them in the folder of the
     stack.toml

@@ -28,12 +28,9 @@ UNKNOWN = "SET-ME"
 class Missing(NamedTuple):
     """A key or service of a compose file that was not converted."""
 
-    service: str
-    """the service in the compose file; empty for the file itself"""
-    key: str
-    """the key in the compose file; can be empty"""
-    text: str
-    """what the key does, and what to do instead"""
+    service: str  # the service in the compose file; empty for the file itself
+    key: str  # the key in the compose file; can be empty
+    text: str  # what the key does, and what to do instead
 
 
 class ComposeFile(NamedTuple):
