@@ -62,9 +62,8 @@ def activate(
 ) -> list[Outcome]:
     """Activate ``targets``; if one of them fails, roll back all of them.
 
-    ``timeout_s`` (seconds) and ``after`` are those of `start.run`. For an active service, only the
-    differences of its manifest are applied. With ``stack``, the networks of the stack are created,
-    the services join it, and services that are no longer in its file are stopped. Raises
+    ``timeout_s`` (seconds) and ``after`` are those of `start.run`. With ``stack``, its networks are
+    created, the services join it, and services no longer in its file are stopped. Raises
     InvalidInput, Conflict, KernelError or ProcessError after the roll-back.
     """
     if dry_run:
@@ -99,8 +98,7 @@ def foreseen(
     worlds: list[PolicyContext] = []
     observe = lambda: worlds.append(read_world(machine.kernel, machine.store))  # noqa: E731
     _planned(machine, targets, stack, silent, observe)
-    before, after = worlds
-    return before, after
+    return worlds[0], worlds[1]
 
 
 def _planned(
@@ -157,11 +155,8 @@ class _Activation:
         self._machine, self._store, self._kernel = machine, machine.store, machine.kernel
         self._targets, self._stack, self._report = targets, stack, report
         self._names = [*stack.leaving, *(target.name for target in targets)]
-        self._copies = {
-            target.name: target.files.copy_path(target.name)
-            for target in targets
-            if target.files is not None
-        }
+        self._files = [(target, files) for target in targets if (files := target.files) is not None]
+        self._copies = {target.name: files.copy_path(target.name) for target, files in self._files}
         self._leaving: list[ServiceRow] = []
         """Rows of the active services that leave the stack."""
         self._has_steps = False
@@ -173,11 +168,10 @@ class _Activation:
     def copy_packages(self) -> None:
         """Copy changed packages; by the intents recorded first, recovery deletes the copies."""
         fresh = self._fresh()
-        begin(self._store, [target.name for target in fresh], "activate")
-        for target in fresh:
-            self._report_copy(target)
-            if (files := target.files) is not None:
-                files.copy(target.spec, target.manifest_path)
+        begin(self._store, [target.name for target, _ in fresh], "activate")
+        for target, files in fresh:
+            self._report_copy(files)
+            files.copy(target.spec, target.manifest_path)
 
     def claim(self, dry_run: bool = False) -> None:
         """Reserve in etcd, or with ``dry_run`` only check, what the services need."""
@@ -227,9 +221,9 @@ class _Activation:
                 self._end(left)
             for done in changes:
                 package.keep_only(done.row.name, {done.row.package})
-            for target in self._targets:
-                if target.files is not None and target.files.contents is not None:
-                    target.files.contents.save()
+            for _, files in self._files:
+                if files.contents is not None:
+                    files.contents.save()
         return changed
 
     def release_claims(self, changes: list[Change]) -> None:
@@ -255,8 +249,8 @@ class _Activation:
     def plan(self) -> list[Outcome]:
         """Report what the steps would do, in the caller's transaction, which it cancels."""
         store, kernel = self._store, self._kernel
-        for target in self._fresh():
-            self._report_copy(target)
+        for _, files in self._fresh():
+            self._report_copy(files)
         self._find_leaving()
         for row in self._leaving:
             self._report(Stopping(row.name))
@@ -288,18 +282,12 @@ class _Activation:
         return [_outcome(store, done, done.name in changed) for done in changes]
 
     # --- parts of steps -----------------------------------------------------------------------
-    def _fresh(self) -> list[Target]:
-        return [
-            target
-            for target in self._targets
-            if target.files is not None
-            and target.files.must_be_copied(target.name, target.manifest_path)
-        ]
+    def _fresh(self) -> list[tuple[Target, package.PackageFiles]]:
+        return [(t, f) for t, f in self._files if f.must_be_copied(t.name, t.manifest_path)]
 
-    def _report_copy(self, target: Target) -> None:
-        if target.files is not None and target.files.folder:
-            # a service of a stack.toml may have no package
-            self._report(CopyingPackage(target.files.folder))
+    def _report_copy(self, files: package.PackageFiles) -> None:
+        if files.folder:  # a service of a stack.toml may have no package
+            self._report(CopyingPackage(files.folder))
 
     def _find_leaving(self) -> None:
         rows = map(self._store.service, self._stack.leaving)
@@ -309,8 +297,8 @@ class _Activation:
         store = self._store
         made = [one.name for one in self._stack.networks if store.network(one.name) is None]
         scope = scope_of(store, self._targets).joined(stop.scope_of(store, self._leaving))
-        names = tuple(("network", name) for name in made)
-        return scope.joined(Scope((), (), names=names)).joined(self.claims.scope())
+        scope = scope.joined(Scope((), (), names=tuple(("network", name) for name in made)))
+        return scope.joined(self.claims.scope())
 
     def _record(self) -> list[Change]:
         self.claims.record()
@@ -353,9 +341,8 @@ def restart(
 ) -> None:
     """Restart the processes of active services; their networks stay unchanged.
 
-    ``after`` is that of `start.run`, restricted to these services. Raises Conflict, NotFound or
-    ProcessError. After an error, niso starts the stopped processes again, except those that exited
-    by themselves.
+    ``after`` is that of `start.run`. Raises Conflict, NotFound or ProcessError. After an error,
+    processes that niso has stopped are started again.
     """
     store = machine.store
     recover(machine, report, services)

@@ -52,10 +52,9 @@ class Change(NamedTuple):
 def release(store: Store, target: Target) -> None:
     """Begin the intent of a service, and release host ports and names that it needs no longer.
 
-    Call this function for all services of a command before any `record`: another service of the
-    command can then get what was released. If the service changes its networks, all its names are
-    released, because `record` must check them there. Addresses are not released: until the kernel
-    is updated, packets to them would reach the new owner.
+    Call this for all services of a command before any `record`: another one can then get them. If
+    the service changes its networks, all its names are released and checked there. Addresses are
+    not: until the kernel is updated, packets to them would reach the new owner.
     """
     store.begin_intent(target.name, "activate", time.time())
     wanted = {published.port for published in target.spec.network.ports}
@@ -76,9 +75,8 @@ def record_all(
 ) -> list[Change]:
     """Write the desired rows of all services of a command, and of its ``stack``, to the store.
 
-    ``copies`` maps each service to the path of its package; ``leaving`` are the rows of services
-    that the command stops. Errors of all services, which are those of `record`, are collected
-    first.
+    ``copies`` maps services to packages; ``leaving`` are the rows of services to be stopped. Errors
+    of all services are collected.
     """
     store = machine.store
     if stack.stack:
@@ -126,11 +124,9 @@ def record(
 ) -> Change:
     """Write the desired rows of one service to the store; call `release` first.
 
-    ``copy`` is the path of its package. ``together`` are the names of all services of the command,
-    ``beside`` those whose manifests it activates. ``links`` and ``named``, the host ports in the
-    manifests, are the same for all services of the command. Raises Conflict or InvalidInput, with
-    the manifest and its key, or an ErrorGroup. After an error the caller must roll back the
-    transaction.
+    ``copy`` is the path of its package. ``together`` are all services of the command, ``beside``
+    those whose manifests it activates, and ``named`` the host ports in these. Raises Conflict or
+    InvalidInput, with the manifest and its key, or an ErrorGroup; the caller must roll back then.
     """
     errors: list[Error] = []
     try:
@@ -294,8 +290,7 @@ def _held_names(
 ) -> dict[str, Conflict]:
     """Return an error for each desired name that another service has on a common network.
 
-    ``provider`` is the service whose namespace this service shares, or None. The names of sharers
-    of this service's namespace are checked too, because they are on its networks.
+    Names of the services that share this service's namespace are on its networks, too.
     """
     networks = spec.network.networks if provider is None else store.networks_of(provider)
     sharers = store.held_sharers(spec.name, together)
@@ -386,8 +381,7 @@ def _allowed(policy: Policy | None) -> tuple[Entry, ...]:
 def _check_chosen(store: Store, attached: AttachedRow, former: AttachedRow | None) -> None:
     """Raise Conflict if a policy names an alias or IP address that a pod's user has just chosen.
 
-    The policy's author may have meant another service. An alias or address that the pod had before
-    (``former``) is not checked again.
+    The policy's author may have meant another service. What the pod had before is not checked.
     """
     labels, was = _labels_of(attached), _labels_of(former)
     aliases, ip = labels.get(_ALIASES, "").split(), labels.get(_IP, "")
@@ -461,9 +455,8 @@ Generations = Callable[[str, tuple[str, ...], int], int]
 def generations(store: Store) -> Generations:
     """Return a function that chooses a service's generation so that interface names are unique.
 
-    A name contains a hash of service, network and generation, so two endpoints can have the same
-    name (`niso.base.names.veth`). The function returns the lowest generation, at least ``first``,
-    whose names are free, and uses these names for the rest of the transaction.
+    A name contains a hash of service, network and generation (`niso.base.names.veth`). The function
+    returns the lowest generation, at least ``first``, whose names no endpoint has.
     """
     # by `link_prefix`, because each read of the store would read all intents of the command
     endpoints: dict[str, dict[str, tuple[str, str, int]]] = {}

@@ -181,8 +181,7 @@ def _located(
 ) -> tuple[Request, ForeignNetns | None]:
     """Return the request with the real path of its namespace, and the namespace's properties.
 
-    The properties are None for a request without a path, for which niso creates the namespace.
-    Raises NotFound, InvalidInput or Conflict if the namespace cannot be attached.
+    These are None if niso creates the namespace. Raises NotFound, InvalidInput or Conflict.
     """
     if not request.netns:
         return request, None
@@ -404,9 +403,8 @@ def _links(
 ) -> list[AttachedLink]:
     """Choose the interface name of each network of a request, and the one for the default route.
 
-    A network that was attached before keeps its interface name. The default route uses the first
-    network that is not internal, otherwise the first. niso adds none if another program's exists.
-    Raises InvalidInput or Conflict.
+    Attached networks keep their names. The default route, unless another program has set one, uses
+    the first network that is not internal, else the first. Raises InvalidInput or Conflict.
     """
     had = {link.network: link for link in store.attachments.links(request.name)} if before else {}
     _refuse_twice([wish.network for wish in request.wishes], "--network")

@@ -187,11 +187,9 @@ def _wires(
 
 
 def _answered[K](wanted: dict[K, tuple[str, str, str, int]]) -> dict[K, bool]:
-    """Send an ICMP echo request for each value of ``wanted``, and return which were answered.
+    """Return which ICMP echo requests, sent at most twice, were answered within a second.
 
-    A value is (namespace, source address, destination address, size in bytes). A request that
-    cannot be sent counts as unanswered. All answers are awaited for one second; unanswered requests
-    are sent once more.
+    A value is (namespace, source address, destination address, size in bytes).
     """
     answered = dict.fromkeys(wanted, False)
     for _ in range(2):

@@ -78,9 +78,8 @@ class ActivationClaims:
     def claim(self, wanted: dict[str, tuple[Target, Wanted]], report: Report) -> None:
         """Reserve in etcd what services need.
 
-        ``wanted`` maps a service to its target and its needs. If etcd does not answer, a sufficient
-        claim in this host's store is used, with a warning. Raises Conflict if another host has a
-        name or address, NoAnswer, or ErrorGroup.
+        Without an answer, a sufficient claim in this host's store is used, with a warning. Raises
+        Conflict if another host has a name or address, NoAnswer, or ErrorGroup.
         """
         known = {name: self._own_record(name, *pair) for name, pair in wanted.items()}
         self._begin([name for name, record in known.items() if record is None])
@@ -199,10 +198,9 @@ def prepare(
 ) -> ActivationClaims | NoClaims:
     """Reserve in etcd what services need, and return the reservations.
 
-    ``made`` are networks that the command creates on this host alone, ``unobserved`` those whose
-    flows are not recorded if they are new on this host. With ``dry_run``, nothing is reserved.
-    Raises Conflict, NoAnswer, Refused or Error. The caller then calls `tell`, which releases what
-    was already reserved.
+    ``made`` are networks that the command creates on this host alone, ``unobserved`` new ones whose
+    flows are not recorded. With ``dry_run``, nothing is reserved. Raises Conflict, NoAnswer or
+    Error; `tell` then releases what was reserved.
     """
     store = machine.store
     every = list(targets)
@@ -362,9 +360,8 @@ def needed_around(
 ) -> dict[str, Wanted]:
     """Return the extended claims of services that do not change, but whose namespaces are shared.
 
-    A service's present claim is extended by the names of its sharers. Services that another command
-    is changing are left out: from the new id of a claim, that command would conclude that it has
-    lost its own.
+    A service that another command is changing is left out: a new id would make that command
+    conclude that it has lost its claim.
     """
     wanted: dict[str, Wanted] = {}
     for home in {*homes.values()} - {*homes, ""}:
@@ -397,9 +394,8 @@ def needs_of(
 ) -> Wanted:
     """Return the claim that a service needs on the networks ``spans``.
 
-    It has the addresses in the manifest, otherwise the previous ones. ``names`` is the result of
-    `needed_names`. The names of a service that shares a namespace now are left out: the namespace's
-    owner has claimed them.
+    It has the addresses in the manifest, otherwise the previous ones. The owner of a namespace has
+    claimed the names of services that share it.
     """
     spec = target.spec
     on = tuple(network for network in spec.network.networks if network in spans)

@@ -61,10 +61,9 @@ def init(
 ) -> Membership:
     """Create a cluster with this host as its first host.
 
-    ``host`` and ``address`` are this host's name and address in the cluster, "" for the default.
-    ``existing`` is an etcd that niso does not run; None lets niso run etcd. ``encrypt`` is "" or a
-    kind in `niso.cluster.encryption`. Raises UsageError, Conflict, Error or NoAnswer, after
-    everything that was created has been removed.
+    ``host`` and ``address`` are this host's, "" for the default. ``existing`` is an etcd that niso
+    does not run. ``encrypt`` is "" or a kind in `niso.cluster.encryption`. Raises UsageError,
+    Conflict, Error or NoAnswer, after everything that was created has been removed.
     """
     config.way_to_encrypt(encrypt, "--encrypt")
     host = config.host_name(host or os.uname().nodename.partition(".")[0].lower(), "--name")
@@ -191,13 +190,12 @@ def invite(machine: Machine, host: str, address: str, renew: bool, member: bool 
 def join(
     machine: Machine, text: bytes, member: bool | None, report: Report, encrypt: str = ""
 ) -> Membership:
-    """Join the cluster that the invitation ``text`` is for.
+    """Join the cluster that the invitation ``text`` is for, or get new certificates as its host.
 
     ``member`` says whether to run an etcd member on this host; None means that the first three
-    hosts do. A host of the cluster gets new certificates. ``encrypt`` says how this host encrypts,
-    "" for the cluster's kind. Raises InvalidInput, Conflict, Error or NoAnswer, after everything
-    that was created has been removed. After the host has joined, a failure to start its etcd member
-    does not undo the join.
+    hosts do. ``encrypt`` is this host's kind, "" for the cluster's. Raises InvalidInput, Conflict,
+    Error or NoAnswer, after everything that was created has been removed. A failure to start the
+    etcd member does not undo the join.
     """
     config.way_to_encrypt(encrypt, "--encrypt")
     invited = invitation.parsed(text)

@@ -42,10 +42,8 @@ def recover(
     """Complete or undo interrupted changes, and return the number of intents that were handled.
 
     An interrupted change of this host's copy of the cluster's data is undone first, and not
-    counted. Changes of commands that are still running are left unchanged. Results of services
-    other than ``names``, those of the command that follows, are reported as `Recovered` or
-    `Unfinished`. Errors of ``names``, and with ``every`` all errors, are raised as an ErrorGroup in
-    the end.
+    counted. Results of services other than ``names``, those of the command that follows, are only
+    reported. Errors of ``names``, and with ``every`` all errors, are raised in the end.
     """
     store = machine.store
     machine.processes.renew()

@@ -50,8 +50,8 @@ record such a policy may be in progress.
 def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent) -> None:
     """Resolve the DNS names in policies of services that are about to be activated.
 
-    A name without an address is only reported, and a later refresh finds one. So a machine boots
-    even if its name servers start after niso. Raises Error if dnspython is not installed.
+    A name without an address is only reported, so a machine boots even if its name servers start
+    after niso. Raises Error if dnspython is not installed.
     """
     names = _names(targets)
     if not names:
@@ -72,9 +72,8 @@ def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent
 def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
     """Remove those addresses of DNS names that belong to a network of this command.
 
-    The names were resolved before the networks were recorded, and must not resolve to an address of
-    a service. The caller must be in the transaction that has recorded the networks. Raises
-    KernelError.
+    The names were resolved before the networks were recorded. The caller must be in the transaction
+    that has recorded them. Raises KernelError.
     """
     if not (names := _names(targets)):
         return
@@ -134,10 +133,9 @@ def _apply(
 ) -> list[str]:
     """Record DNS answers and update the kernel; return the names whose addresses changed.
 
-    The caller must have niso's lock. ``heard`` are the new answers by name. ``unsettled`` are names
-    whose recorded answers may not be in the kernel. The rows are committed first and marked as not
-    yet in the kernel. If this process is killed before the kernel is updated, the next refresh
-    removes the nftables set elements of the earlier answer.
+    The caller must have niso's lock. ``unsettled`` are names whose answers may not be in the
+    kernel. The rows are committed first, with this mark. If this process is killed then, the next
+    refresh removes the nftables set elements of the earlier answer.
     """
     store, kernel = machine.store, machine.kernel
     rows = store.outside

@@ -43,12 +43,10 @@ def admit(
     """Check the host ports of a manifest, and choose those that it leaves open.
 
     Returns the ports to publish, all with a host port, and those of them whose host port was chosen
-    here. ``wanted`` are the ports of the manifest, ``keys`` their manifest keys for error messages.
-    ``before`` are the present ports of the service, which are not checked again. Ports that the
-    command's services ``together`` release are free, because a rollback restores all of them.
-    ``named`` are the host ports in the command's manifests, which are not chosen for other ports.
-    ``published`` are the manifest ports of the last activation; if a forward of another port has
-    taken one of them since, it is left out. The caller must be in a transaction of the store.
+    here. ``before`` are the present ports of the service, which are not checked again. Ports that
+    the command's services ``together`` release are free. ``named`` are the host ports in the
+    command's manifests, which are not chosen. ``published`` are the manifest ports of the last
+    activation; one that a forward has taken since is left out. The caller must be in a transaction.
     Raises a Conflict that names the key and the port's owner, or an ErrorGroup.
     """
     store = machine.store
@@ -209,8 +207,7 @@ def _change(
 ) -> None:
     """Record added and withdrawn ports, and update the kernel. After an error, undo both.
 
-    ``come`` are new forwards, ``go`` ports to withdraw, ``back`` manifest ports to publish again.
-    The caller must have niso's lock.
+    ``back`` are manifest ports to publish again. The caller must have niso's lock.
     """
     store = machine.store
     moved = [*come, *back, *go]

@@ -39,10 +39,8 @@ def specified(
     """Return the desired process of a service whose row is ``before``; None for a new service.
 
     The result is the uid of the row, the process, whether it must be started or restarted, and
-    whether it only needs another hosts file. ``generation`` and ``provider``, the owner of a shared
-    namespace or None, are those of the new row. A process that has exited and waits for its
-    automatic restart is started immediately, and the activation fails if it exits again. Raises
-    InvalidInput.
+    whether it only needs another hosts file. ``generation`` and ``provider`` are those of the new
+    row. A process that waits for its automatic restart is started immediately. Raises InvalidInput.
     """
     uid = before.uid if before else _free_uid(machine.store, target.name)
     old = before.process if before is not None else None

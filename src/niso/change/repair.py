@@ -105,9 +105,8 @@ def plan_repair(machine: Machine, report: Report, network_only: bool = False) ->
 def repair_all(machine: Machine, report: Report = silent) -> int:
     """Recover interrupted changes, repair all differences and start services that should run.
 
-    Returns the number of repairs. After an error, the other repairs are still tried; then an
-    ErrorGroup of all errors is raised. Raises Error immediately if the store cannot be repaired,
-    because the desired state is unknown then.
+    Returns the number of repairs. All are tried before an ErrorGroup is raised. Raises Error
+    immediately if the store cannot be repaired: the desired state is unknown then.
     """
     store = machine.store
     errors: list[Error] = []
@@ -327,10 +326,9 @@ def sweep(
 ) -> tuple[int, Error | None]:
     """Remove everything that niso created in the kernel, for all state folders.
 
-    No store is needed. Processes are stopped first. Then namespaces and network interfaces are
-    removed, and niso's nftables tables last. Returns the number of removed objects, and the error
-    of recording this in the store or None. After an error, the other objects are still removed;
-    then an ErrorGroup of all errors is raised.
+    Processes are stopped first, niso's nftables tables removed last. Returns the number of removed
+    objects, and the error of recording this in the store or None. All are tried before an
+    ErrorGroup is raised.
     """
     errors: list[Error] = []
     gone = 0
@@ -405,9 +403,8 @@ def _running(processes: Processes, lost: list[Orphan]) -> Iterator[_Removal]:
 def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Removal]:
     """Yield niso's namespaces, network interfaces and routing rules, in the order of removal.
 
-    ``links`` maps each interface with niso's alias to that alias. Of the namespace of an
-    attachment, only the name in /run/netns is removed, even if a program has set niso's alias
-    there.
+    Of the namespace of an attachment, only the name in /run/netns is removed, even if a program has
+    set niso's alias there.
     """
     attached = _attached()
     for name, mark in kernel.marked_netns().items():

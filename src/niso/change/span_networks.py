@@ -60,10 +60,8 @@ class Arriving(NamedTuple):
     ) -> list[Network]:
         """Record the networks on this host, and return those that it did not have.
 
-        With ``implicit``, niso may drop a network again when no service of this host uses it.
-        ``unobserved`` are networks whose flows are not recorded. The caller must be in a
-        transaction, and must record the networks' remote services. Raises Conflict if this host
-        cannot have a network.
+        The caller must be in a transaction, and must record the networks' remote services. Raises
+        Conflict if this host cannot have a network.
         """
         store, made = machine.store, []
         for spec in self.specs:
@@ -118,9 +116,8 @@ class Proposed(NamedTuple):
 def propose(machine: Machine, request: NetworkRequest, dry_run: bool) -> Proposed:
     """Create a network in the cluster unless it exists there. Nothing changes on this host.
 
-    With ``dry_run``, nothing changes in the cluster either. Raises Error if this host is in no
-    cluster, NoAnswer if etcd does not answer, and Conflict if the network exists and differs, or
-    overlaps another one.
+    With ``dry_run``, nothing changes in the cluster either. Raises Error, NoAnswer if etcd does not
+    answer, and Conflict if the network exists and differs, or overlaps another one.
     """
     store, name = machine.store, request.name
     if name == names.DEFAULT_NETWORK:

@@ -67,13 +67,13 @@ def run(
 ) -> None:
     """Start the processes that must start, each after its dependencies, and wait for all of them.
 
-    ``after`` has the dependencies. Each process has ``timeout_s`` seconds from its own start.
-    Within that time, all its threads must have gone to sleep or it must have run for
-    `STARTED_WITHIN_S`; with a healthcheck, it must also become healthy. A job must exit with status
-    0 within the timeout in its manifest. A process that already runs as desired is waited for only
-    in these cases: another one depends on it, its healthcheck is new, or its restart policy has
-    restarted it and it has not been healthy since. Raises ProcessError with the reason, and
-    Conflict if dependencies cannot be met. After an error the caller must stop what was started.
+    Each process has ``timeout_s`` seconds from its own start. Within that time, all its threads
+    must have gone to sleep or it must have run for `STARTED_WITHIN_S`; with a healthcheck, it must
+    also become healthy. A job must exit with status 0 within the timeout in its manifest. A process
+    that runs as desired is waited for only if another one depends on it, its healthcheck is new, or
+    it was restarted automatically and has not been healthy since. Raises ProcessError with the
+    reason, and Conflict if dependencies cannot be met. After an error the caller must stop what was
+    started.
     """
     for change in changes:
         if change.rehosts:

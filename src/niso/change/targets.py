@@ -37,9 +37,8 @@ def find_targets(
     """Return the targets that the arguments of ``niso activate`` name.
 
     An argument is the path of a manifest or of its folder, the name of an existing service, a
-    folder in the working directory, or a loaded manifest. ``replace`` is recorded in each `Target`.
-    With ``owners``, the files must belong to one of these uids. Raises Error, or an ErrorGroup of
-    the errors of all arguments.
+    folder in the working directory, or a loaded manifest. With ``owners``, the files must belong to
+    one of these uids. Raises Error, or an ErrorGroup of the errors of all arguments.
     """
     targets: dict[str, Target] = {}
     errors: list[Error] = []
@@ -71,9 +70,8 @@ def refuse_elsewhere(before: ServiceRow, target: Target) -> None:
 def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
     """Return whether ./NAME has another manifest than the service ``name`` was activated from.
 
-    That is the case if the manifest is in another folder, or if a file has changed since the
-    package copy ``copy`` was made, by its status change time (ctime, inode(7)), which no program
-    can set.
+    It is in another folder, or a file has changed since the package copy ``copy`` was made, by its
+    status change time (ctime, inode(7)), which no program can set.
     """
     manifest = f"{name}/manifest.toml"
     if not os.path.exists(manifest):
@@ -210,8 +208,8 @@ def _check_files(target: Target, files: PackageFiles) -> None:
             sources.read_secret(Secret(name, os.path.realpath(path)))
         except OSError as failed:
             reason = "does not exist" if failed.errno == errno.ENOENT else failed.strerror
-            wrong = InvalidInput(f"{path!r} {reason}", None, f"secrets.{name}.file")
-            errors.append(_in_manifest(target, wrong))
+            invalid = InvalidInput(f"{path!r} {reason}", None, f"secrets.{name}.file")
+            errors.append(_in_manifest(target, invalid))
     errors += misplaced(target, rootfs, files.volumes)
     for call in checks:
         try:
@@ -238,11 +236,10 @@ def _in_manifest(target: Target, error: Error) -> InvalidInput:
 
 def volumes(spec: ServiceSpec) -> tuple[MountedVolume, ...]:
     """Return the volumes of a service's process, in manifest order."""
-    kept = paths.volume_dir(spec.name)
     result = []
     for name, mount, host, tmpfs, read_only, size in spec.program.volumes:
         named = host is None and not tmpfs
-        source = os.path.join(kept, name) if named else host
+        source = os.path.join(paths.volume_dir(spec.name), name) if named else host
         result.append(MountedVolume(name, mount, source, named, read_only, size))
     return tuple(result)
 

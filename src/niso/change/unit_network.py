@@ -98,8 +98,7 @@ def attach(
     """Attach a new namespace, in which a systemd unit runs from its next start on.
 
     ``words`` are the arguments of niso for the same attachment without a unit. Raises Error without
-    systemd, NotFound for an unknown unit, and the errors of `attach.attach`. After an error nothing
-    has changed.
+    systemd, NotFound for an unknown unit, and the errors of `attach.attach`.
     """
     store, units, name = machine.store, machine.processes.units, request.name
     if not units.booted():
