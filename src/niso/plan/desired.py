@@ -198,10 +198,8 @@ def _service(
 
 
 def _published(service: Service, port: Port, networks: dict[str, Network]) -> Iterator[Element]:
-    """Yield the nftables elements of one published port.
-
-    They lead to the service's address on the network of its default route (`primary`), or for
-    clients on another network of the service to its address there.
+    """Yield the elements of one published port, to the service's addresses on its primary network;
+    for clients on another network of the service, to its addresses there.
     """
     first = primary(service.endpoints, networks)
     if first is None:
@@ -218,9 +216,8 @@ def _published(service: Service, port: Port, networks: dict[str, Network]) -> It
 def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> frozenset[int]:
     """Return the address families (4, 6) that the host forwards only because services need it.
 
-    ``before`` maps sysctls to their values from before niso changed them. ``any_active`` says
-    whether a service is active on any network, ``any_active6`` whether one is on a network with
-    IPv6.
+    ``before`` maps sysctls to their values from before niso changed them. The others say whether a
+    service is active on any network, and on one with IPv6.
     """
     four = any_active and before.get(FORWARDING) == "0"
     six = any_active6 and any(
@@ -320,10 +317,8 @@ def _services_lines(
 
 
 def findings(want: State, have: State) -> list[Finding]:
-    """Return the differences between the desired and the actual state.
-
-    Differences that follow from another one are left out, such as an address of a missing network
-    interface.
+    """Return the differences of the actual from the desired state, without those that follow from
+    another one, such as an address of a missing network interface.
     """
     result: list[Finding] = []
     # missing or foreign parents, and conditions that explain other differences; sysctls are

@@ -19,35 +19,21 @@ from niso.base.names import family_of
 NOW, FORMER, PAST = "now", "former", "past"
 
 LEAST_TTL_S, MOST_TTL_S = 60.0, 86_400.0
-"""The bounds of a TTL in seconds.
-
-With a shorter TTL, a name would be due again before the next run of the timer that resolves names.
-"""
+"""The bounds of a TTL in seconds: the timer that resolves names does not run more often."""
 GRACE_S = 60.0
-"""The minimum time in seconds for which the rules still allow an address that DNS no longer
-returns.
-"""
+"""The least time in seconds for which the rules allow an address that DNS no longer returns."""
 RETRY_S = 30.0
 """The time in seconds after which a name is resolved again if DNS gave no answer or no address."""
 STALE_S = 86_400.0
-"""How long the last answer is used after its TTL, in seconds, if no server answers (RFC 8767, 5).
-"""
+"""How long the last answer is used after its TTL, in seconds, if no server answers (RFC 8767)."""
 PAST_S = 7 * 86_400.0
 """How long a PAST address is kept, in seconds: as long as the rules record flows."""
 MOST = 32
 """The maximum number of NOW, of FORMER and of PAST addresses of a name in one family."""
-
+# prefixes that no machine is in; the last is of IPv4-compatible addresses (RFC 4291, 2.5.5.1)
 _NOWHERE = ("0.0.0.0/8", "255.255.255.255/32", "::/96")
-"""Prefixes that no machine has an address in.
-
-The last one has the IPv4-compatible addresses, which are deprecated (RFC 4291, 2.5.5.1).
-"""
-
+# prefixes of translators, whose addresses end with an IPv4 address (RFC 6052, RFC 8215)
 _NAT64 = ("64:ff9b::/96", "64:ff9b:1::/48")
-"""Prefixes of translators between IPv6 and IPv4 (RFC 6052, RFC 8215).
-
-The last 32 bits of an address in one of them are taken as an IPv4 address.
-"""
 METADATA = ("169.254.169.254", "fd00:ec2::254")
 """The addresses at which a machine in a cloud asks for its metadata, often with credentials."""
 
@@ -85,10 +71,8 @@ class Outside(NamedTuple):
         )
 
     def is_due(self, forbids: Forbids, now: float) -> bool:
-        """Return whether the name should be resolved again at time ``now``.
-
-        It should if its time has come, if the clock was set back, or if a recorded address is now
-        forbidden.
+        """Return whether the name should be resolved again: its time has come, the clock was set
+        back, or a recorded address is now forbidden.
         """
         barred = any(forbids(address) for address in self.in_state(NOW, FORMER))
         return barred or not self.asked_at <= now < self.due_at
@@ -105,10 +89,8 @@ class DnsAnswer(NamedTuple):
 
 
 def after(before: Outside, heard: Iterable[DnsAnswer], forbids: Forbids, now: float) -> Outside:
-    """Return the new record of a name.
-
-    ``before`` is the previous record, ``heard`` the answers for both families, and ``now`` the time
-    in seconds since 1970. Forbidden addresses are not used.
+    """Return the new record of a name, without forbidden addresses. ``before`` is the previous
+    record, ``heard`` the answers for both families, and ``now`` seconds since 1970.
     """
     result: list[DnsAddress] = []
     problems: list[str] = []

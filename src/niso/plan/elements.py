@@ -25,10 +25,8 @@ _SHORT = {"force_forwarding": "force"}  # an interface name has at most 15 chara
 
 
 def before(sysctl: str, value: str) -> list[Element]:
-    """Return the element that records the value of a host sysctl before niso changed it.
-
-    No rule uses it; `niso net repair --sweep` reads it, which works without a store. The list is
-    empty if nft's syntax cannot express the name of the network interface.
+    """Return the element that records the value of a host sysctl before niso changed it, for `niso
+    net repair --sweep` without a store; none if nft cannot express the interface's name.
     """
     match sysctl.split("/"):
         case ["net", "ipv4", "ip_forward" as what]:
@@ -100,10 +98,8 @@ def here(service: str, vni: int, mac: str) -> Element:
 def claim(
     service: str, host: str, vni: int, vxlan: str, mac: str, addresses: Iterable[str]
 ) -> list[Element]:
-    """Return the elements by which only ``host`` may send as this service of another host.
-
-    ``host`` is the address of that host, ``vni`` and ``vxlan`` are the network's VXLAN identifier
-    and device.
+    """Return the elements by which only the host with the address ``host`` may send as this
+    service, through the network's VXLAN device ``vxlan``.
     """
     elements: list[Element] = []
     outer = family_of(host)
@@ -188,10 +184,8 @@ The value says whether keys have the host's address after the bridge, before pro
 
 
 def published(service: str, port: Port, addresses: Iterable[str]) -> list[Element]:
-    """Return the elements of one published port or range of ports.
-
-    They are for each of the service's ``addresses`` whose family the host address has too. A range
-    is a single element if its host and container ports are equal, otherwise one for each port.
+    """Return the elements of one published port or range, for each of the service's ``addresses``
+    whose family the host address has. A range with equal ports is a single element.
     """
     elements = []
     single = not port.is_wide
@@ -212,10 +206,8 @@ def published(service: str, port: Port, addresses: Iterable[str]) -> list[Elemen
 
 
 def _kept(service: str, port: Port, where: str, start: tuple[str, ...]) -> list[Element]:
-    """Return the element that reserves the host ports of a published port.
-
-    Masquerading then does not choose them as source ports. ``where`` and ``start`` are the end of
-    the set's name and the first fields of the key.
+    """Return the element that reserves the host ports of a published port, so that masquerading
+    does not choose them. ``where`` and ``start`` begin the names of set and key.
     """
     if port.count > 1:
         key = (*start, (port.host_port, port.last))
@@ -224,10 +216,8 @@ def _kept(service: str, port: Port, where: str, start: tuple[str, ...]) -> list[
 
 
 def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]) -> list[Element]:
-    """Return the elements for clients on another network of the service.
-
-    A client on ``bridge`` is sent to the service's ``addresses`` on that network. Otherwise the
-    replies would bypass the host: the service would send them through its interface there.
+    """Return the elements for clients on another network of the service, with ``bridge``. They are
+    sent to the service's ``addresses`` there: the replies would not pass the host.
     """
     if port.host_ip.startswith("127."):
         return []
@@ -246,8 +236,7 @@ def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]
 def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
     """Return the elements for a service that connects to its own published port.
 
-    A service must not receive packets from its own address, so the source becomes its gateway's
-    address. ``own`` has (address, gateway) for each of its addresses.
+    The source becomes its gateway's address. ``own`` has (address, gateway) for its addresses.
     """
     pairs = list(own)
     return [

@@ -137,10 +137,8 @@ def container(ingress: bool, family: int, part: str) -> str:
 
 
 def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
-    """Return the nftables elements of one service's policy.
-
-    ``members`` are the addresses of the names in it. With ``policed.only``, return only the
-    elements for peers with these addresses.
+    """Return the elements of one service's policy; with ``policed.only``, those for peers with
+    these addresses. ``members`` are the addresses of the names in it.
     """
     meaning = _meaning(members)
     result: list[Element] = []
@@ -166,10 +164,9 @@ def gate(service: str, ingress: bool, own: str) -> Element:
 
 
 def cost(policy: Policy, most: int) -> int:
-    """Estimate how many nftables elements a policy needs for addresses of both families.
+    """Estimate how many elements a policy needs for addresses of both families.
 
-    Each name counts as one address. Counting stops above ``most``: such a result says only that the
-    policy needs too many elements, or takes too long to plan.
+    Each name counts as one address. A result above ``most`` says only that it is too many.
     """
     names = sorted({e.peer.name for e in policy.entries() if e.peer.kind == "service"})
     members = [
@@ -280,10 +277,8 @@ def _directions(policed: Policed, own: str) -> list[_Direction]:
 
 
 class _Entries:
-    """The entries of one direction of a policy, indexed by their peers.
-
-    Numbers are positions in ``all``. Methods raise OverflowError when more than ``most`` pairs of
-    an entry and a peer have been handled.
+    """The entries of one direction of a policy, indexed by their peers. Numbers are positions in
+    ``all``. Methods raise OverflowError after ``most`` pairs of an entry and a peer.
     """
 
     def __init__(self, direction: _Direction, meaning: _Meaning, most: int | None = None) -> None:

@@ -43,10 +43,8 @@ def last(subnet: Network | Prefix) -> int:
 
 
 def first_free(subnet: Network | Prefix, gateway: int, used: Iterable[int]) -> int | None:
-    """Return the lowest free number in a subnet; None if the subnet is full.
-
-    ``gateway`` is the number of the gateway, and ``used`` are the numbers in use, ascending. These
-    are not free, nor are the network address and the broadcast address.
+    """Return the lowest free number in a subnet; None if it is full. ``used`` are the numbers in
+    use, ascending; the gateway, network and broadcast addresses are not free either.
     """
     candidate = 1
     for number in used:
@@ -168,10 +166,8 @@ class NetworkRequest(NamedTuple):
 
     @property
     def nets(self) -> list[Network]:
-        """Return the subnets that the request names, IPv4 first. Raises UsageError.
-
-        There can be at most one of each family. With ``ipv6``, niso chooses the IPv6 subnet, so
-        none may be named.
+        """Return the subnets that the request names, IPv4 first, at most one of each family; none
+        of IPv6 with ``ipv6``. Raises UsageError.
         """
         nets = sorted(map(parse_subnet, self.subnets), key=lambda net: net.version)
         for one, other in pairwise(nets):

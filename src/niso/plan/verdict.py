@@ -97,10 +97,8 @@ def decide(
 def evaluate(
     context: PolicyContext, source: str, destination: str, port: int | None, proto: str
 ) -> tuple[Reason, Reason]:
-    """Return the results (egress, ingress) of both policies for an open flow.
-
-    ``source``, ``destination`` and ``port`` are those after NAT. The path is not evaluated. A
-    service may always reach itself, even if NAT has changed its source address to its gateway's.
+    """Return the results (egress, ingress) of both policies for an open flow, after NAT. A service
+    may always reach itself, even if NAT has made its source address its gateway's.
     """
     sender, receiver = holder_of(context, source), holder_of(context, destination)
     if sender is not None and receiver is not None and sender[0].name == receiver[0].name:
@@ -113,10 +111,8 @@ def evaluate(
 def matches(
     entry: Entry, context: PolicyContext, address: str, port: int | None, proto: str
 ) -> bool:
-    """Return whether a policy entry matches this peer with this port and protocol.
-
-    ``address`` is the peer's address in canonical form. The port is the service's for ingress, and
-    the peer's for egress.
+    """Return whether a policy entry matches a peer with this canonical address. The port is the
+    service's for ingress, and the peer's for egress.
     """
     if entry.proto not in ("", proto):
         return False
@@ -227,10 +223,8 @@ class _Packet(NamedTuple):
 def _path(
     context: PolicyContext, source: str, destination: str, port: int | None, proto: str
 ) -> tuple[Reason, str, int | None, bool]:
-    """Return where a packet is sent and whether it passes, without regard to policies.
-
-    The result is (reason, address and port after DNAT, whether a service sends to itself). No
-    policy can forbid the latter.
+    """Return (reason, address and port after DNAT, whether a service sends to itself), without
+    regard to policies. No policy can forbid the last.
     """
     to, from_host = ipaddress.ip_address(destination), is_host(context, source)
     sender, entered = holder_of(context, source) or (None, "")
@@ -310,10 +304,8 @@ def _before_dnat(context: PolicyContext, packet: _Packet) -> Reason | None:
 def is_name_server_elsewhere(
     context: PolicyContext, destination: str, port: int | None, proto: str, entered: str
 ) -> bool:
-    """Return whether a packet is for the name server of another network than ``entered``.
-
-    ``entered`` is the network of the sender, or "". A name server may reveal names that only its
-    own network may resolve, as Podman's aardvark-dns does.
+    """Return whether a packet is for the name server of another network than the sender's. It may
+    reveal names of its own network, as Podman's aardvark-dns does.
     """
     reached = network_of(context, destination)
     return (
@@ -396,12 +388,12 @@ def _stays(network: str) -> str:
 def _published(
     context: PolicyContext, to: Address, port: int | None, proto: str, entered: str
 ) -> tuple[KnownService, str, str, int, str] | None:
-    """Return where a published port of a host address leads; None if no service publishes it.
+    """Return where a published port of a host address leads: (service, network, address, port, the
+    port's owner if it shares that network); None if no service publishes it.
 
-    The result is (service, network, address, port, the port's owner if it shares that network).
     A client on a network of the service (``entered``) is sent to the service's address there, any
-    other to its address on the network of its default route. A port that is published on one host
-    address has precedence over one that is published on all.
+    other to the network of its default route. A port that is published on one host address has
+    precedence over one that is published on all.
     """
     if port is None or (to.version == 6 and to.is_loopback):
         return None
@@ -495,10 +487,8 @@ def addresses_of(known: KnownService) -> tuple[str, ...]:
 
 
 def is_host(context: PolicyContext, address: str) -> bool:
-    """Return whether an address is one of the host's.
-
-    127.0.0.0/8 and ::1 count as the host's. A service also has them, so callers must first handle a
-    service that sends to itself.
+    """Return whether an address is one of the host's, as 127.0.0.0/8 and ::1 are. A service also
+    has these: callers first handle a service that sends to itself.
     """
     if address in context.host or any(
         address == subnet.gateway
@@ -566,10 +556,8 @@ def is_broadcast(context: PolicyContext, to: Address) -> bool:
 
 
 def _is_for_all(prefix: str, to: Address) -> bool:
-    """Return whether an address is the broadcast or routers' anycast address of a prefix.
-
-    ``prefix`` is that of a network interface of the host. See RFC 919 and RFC 4291 (2.6.1). A
-    prefix with two addresses has neither (RFC 3021, RFC 6164).
+    """Return whether an address is the broadcast or routers' anycast address of a prefix of the
+    host's links (RFC 919; RFC 4291, 2.6.1). Two addresses have none (RFC 3021, RFC 6164).
     """
     network = _network(prefix)
     return network.num_addresses > 2 and str(to) == str(network[-1 if network.version == 4 else 0])

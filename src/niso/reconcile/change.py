@@ -96,11 +96,11 @@ class change:
         return self
 
     def doubt(self, objects: State | None = None) -> None:
-        """Treat ``objects`` as if the kernel had them before the change.
+        """Treat ``objects`` as if the kernel had them before the change, after an interrupted
+        command.
 
-        It is used after an interrupted command. None stands for the objects that the rows require
-        now but did not at the beginning of the block: the block can write rows, call this method,
-        and then write other rows.
+        None stands for what the rows now require but did not at the beginning of the block, which
+        can write rows, call this method, and then write other rows.
         """
         if objects is None:
             snapshot, now = wanted_now(self._kernel, self._store, self.scope)
@@ -157,9 +157,8 @@ class change:
             host_settings.forget(store)
 
     def _end_flows(self, before: State, after: State) -> None:
-        """Delete the flows that were perhaps allowed before the change and are not now.
-
-        Policies are evaluated last, because flows that are already deleted need no verdict.
+        """Delete the flows that were perhaps allowed before the change and are not now. Policies
+        come last: flows that are already deleted need no verdict.
         """
         kernel = self._kernel
         was, now = _holders(before), _holders(after)
@@ -182,7 +181,6 @@ class change:
 
     def _ports_of_ended(self, kept: set[str]) -> list[Port]:
         """Return the published ports of services that are deactivated while their namespace stays.
-
         ``kept`` are the addresses that services have after the change.
         """
         active = {service.name for service in self._snapshots[-1].services}
@@ -195,10 +193,8 @@ class change:
         ]
 
     def _is_of_names_alone(self) -> bool:
-        """Return whether policies change only because DNS names have other addresses now.
-
-        Open connections to the former addresses stay in that case, unless a network of niso now
-        contains such an address.
+        """Return whether policies change only because DNS names have other addresses. Then open
+        connections stay, unless a network of niso now contains a former address.
         """
         others, outside = [], []
         for snapshot in self._snapshots:
@@ -366,9 +362,7 @@ def _carried_out(
 
 def _touched(steps: list[AnyStep], candidates: State) -> State:
     """Return the objects to read back after the steps, with the namespaces that contain them.
-
-    The kernel applies a transaction of elements completely or not at all, so its acknowledgement is
-    enough. Interfaces in other namespaces are read only if a step concerns them.
+    Elements are not read: a transaction is applied completely or not at all.
     """
     touched = State(obj for step in steps for obj in step.objects())
     inside = {kind.space(obj) for kind in KINDS for obj in touched[kind.type]}
@@ -377,9 +371,8 @@ def _touched(steps: list[AnyStep], candidates: State) -> State:
 
 
 def _of(want: State, touched: State) -> State:
-    """Return the objects of ``want`` that have the identity of an object in ``touched``.
-
-    All addresses and routes of an interface are included, and the rules always.
+    """Return the objects of ``want`` that an object in ``touched`` has the identity of, all
+    addresses and routes of its interface, and the rules.
     """
     links = {
         (kind.space(obj), link)
@@ -398,10 +391,7 @@ def _of(want: State, touched: State) -> State:
 
 
 def _left(want: State, candidates: State, have: State) -> list[AnyStep]:
-    """Return the steps that are still needed after a change.
-
-    ``have`` is the state after the change, and ``candidates`` are the objects that it concerned.
-    """
+    """Return the steps that are still needed after a change to the state ``have``."""
     return diff(want, State.of_kinds(lambda kind: kind.to_verify(have, want, candidates)))
 
 
@@ -430,10 +420,8 @@ def _desired(kernel: Kernel, snapshot: Snapshot, before: State | None = None) ->
 
 
 def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
-    """Return ``want`` without ended namespaces of attachments, and the names of these namespaces.
-
-    nftables elements for addresses there stay: an address belongs to its attachment until that is
-    deleted.
+    """Return ``want`` without ended namespaces of attachments, and their names. Elements for
+    addresses there stay, which belong to the attachment until it is deleted.
     """
     ended = frozenset(
         named.name for named in want[NetnsName] if kernel.cookie_at(named.target) != named.cookie
@@ -442,10 +430,8 @@ def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
 
 
 def _without(state: State, every: State, ended: frozenset[str]) -> State:
-    """Return ``state`` without the objects in the namespaces ``ended``.
-
-    ``every`` has all desired objects, which show what is in these namespaces. The objects are
-    deleted together with their attachment.
+    """Return ``state`` without the objects in the namespaces ``ended``, which ``every`` shows.
+    These objects are deleted together with their attachment.
     """
     return state.without(State(obj for obj in every if _in(obj, ended))) if ended else state
 
@@ -514,10 +500,8 @@ def _not_kept(reason: str, hint: str, step: AnyStep) -> KernelError:
 
 
 def _culprit(error: KernelError) -> object:
-    """Return what to leave out after a step failed because of a container: a route or a namespace.
-
-    Only a route is left out if the container has its own in that place: a program such as a VPN may
-    have added it, and needs the network.
+    """Return what to leave out after a step failed because of a container: the namespace, or only a
+    route if the container has its own, as a VPN may.
     """
     is_route = isinstance(error.obj, Route) and error.errno == errno.EEXIST
     return error.obj if is_route else error.space

@@ -57,10 +57,8 @@ def clear(kernel: Kernel, want: State) -> int:
 
 
 def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
-    """Return a function that says whether a flow must be deleted.
-
-    That is one without the NAT that the rules require now, or one that uses a port of the host that
-    is now published. ``own`` are the addresses of the host.
+    """Return a function that says whether a flow lacks the NAT that the rules require now, or uses
+    a port of the host (``own`` are its addresses) that is now published.
     """
     targets = _targets(want)
     subnets = [
@@ -96,10 +94,8 @@ def _within(address: str, subnets: Iterable[Net]) -> bool:
 
 
 def _targets(want: State) -> Callable[[str, str, int | None], set[str]]:
-    """Return a function that finds the addresses to which a published port is translated.
-
-    Its arguments are the protocol, an address of the host, and the port. It returns only addresses
-    of the same family, and none if the port is not published.
+    """Return a function from protocol, address of the host, and port to the addresses of that
+    family to which a published port is translated.
     """
     single: dict[tuple[str, str, int], set[str]] = {}  # by the host's address or "", protocol, port
     ranges: list[tuple[str, str, int, int, str]] = []
@@ -133,8 +129,8 @@ def flush_changed_ports(
 ) -> None:
     """Delete the flows of published ports that have changed, or that are in ``doubt``.
 
-    Open TCP connections stay. For other flows, a packet that was sent while the port was not
-    published has left an entry without NAT, which would misroute the client.
+    Open TCP connections stay. Other flows may have an entry without NAT, from a packet that was
+    sent while the port was not published.
     """
     changed = {
         element.fields[-2:]
@@ -152,10 +148,8 @@ _BRIDGED = {
 
 
 def narrows(before: State, after: State) -> bool:
-    """Return whether a change of policies may deny packets that were allowed before.
-
-    That is so if an element that allows is removed, if one that denies is added, if an address gets
-    another class of addresses, or if an audit ends.
+    """Return whether a change of policies may deny what was allowed: an allowing element or an
+    audit is removed, a denying one is added, or an address gets another class.
     """
     was, now = _said(before), _said(after)
     # a class of addresses, whose elements say what is allowed, is a number
@@ -210,10 +204,8 @@ def _allowed(context: PolicyContext, flow: Tracked) -> bool:
 
 
 def introduce(kernel: Kernel, store: Store, before: State, after: State) -> None:
-    """Add open TCP connections to connection tracking for bridges that begin to be tracked.
-
-    Otherwise the next packet of such a connection would count as the first of a new one. Raises
-    KernelError.
+    """Add open TCP connections to connection tracking for bridges that begin to be tracked: their
+    next packets would count as first ones. Raises KernelError.
     """
     was = {bridge.name: bridge for bridge in before[Bridge]}
     changed: set[tuple[str, bool]] = set()  # (bridge, whether it is about IPv6)

@@ -70,10 +70,8 @@ def unrecorded(
 
 
 def others(kernel: Kernel, store: Store) -> list[str]:
-    """Return the chains that have more foreign NAT rules now than before niso's first service.
-
-    A chain is written "FAMILY TABLE CHAIN". The result is empty if the host already forwarded IPv4
-    before. Raises KernelError.
+    """Return the chains ("FAMILY TABLE CHAIN") with more foreign NAT rules than before niso's first
+    service; none if the host forwarded IPv4 before. Raises KernelError.
     """
     if store.sysctls_before().get(FORWARDING) != "0":
         return []
@@ -175,10 +173,8 @@ def _found6(kernel: Kernel) -> dict[str, str]:
 
 
 def wanted(store: Store) -> list[str]:
-    """Return the desired lines of the host's hosts file.
-
-    A line has an address of a service on its first network and the name ``NAME.niso.local``. Other
-    names may mean something else on the host.
+    """Return the desired lines of the host's hosts file: addresses of services on their first
+    networks, with ``NAME.niso.local``. Other names may mean something else on the host.
     """
     names: dict[str, list[str]] = {}
     for service in store.active_services():
@@ -190,10 +186,8 @@ def wanted(store: Store) -> list[str]:
 
 
 def settle(kernel: Kernel, store: Store, report: Report = silent) -> bool:
-    """Update the host's hosts file, and return whether it changed.
-
-    An error is only reported, because services do not depend on this file. The caller must have
-    niso's lock.
+    """Update the host's hosts file, and return whether it changed. An error is only reported:
+    services do not depend on this file. The caller must have niso's lock.
     """
     try:
         return kernel.write_host_names(store.state_id(), wanted(store))

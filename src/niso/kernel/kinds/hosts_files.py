@@ -356,7 +356,7 @@ class _HostsFiles(Kind[HostsFile], of=HostsFile):
         everything = space.reading.everything
         for folder in folders() if everything else {file.folder for file in objects}:
             text = _text(folder)
-            if text is not None and not (everything and not _is_sound(folder, text)):
+            if text is not None and (not everything or _is_sound(folder, text)):
                 space.reading.hosts_texts[folder] = text
                 yield HostsFile(folder)
 
@@ -500,19 +500,11 @@ class _HostsLeftovers(Kind[HostsLeftover], of=HostsLeftover):
         names = {obj.folder for obj in objects}
         names.update(file.folder for file in space.objects(HostsFile))
         names.update(folders() if reading.everything else ())
-        return (
-            HostsLeftover(name)
-            for name in sorted(names - reading.hosts_texts.keys())
-            if _is_leftover(name)
-        )
+        for name in sorted(names - reading.hosts_texts.keys()):
+            with suppress(OSError):
+                path = path_of(name)
+                if not os.path.islink(path) and set(os.listdir(path)) <= {"hosts.new"}:
+                    yield HostsLeftover(name)
 
     def write(self, writer: Writer, steps: Sequence[Step[HostsLeftover]]) -> None:
         remove(steps[0].obj.folder)
-
-
-def _is_leftover(folder: str) -> bool:
-    path = path_of(folder)
-    try:
-        return not os.path.islink(path) and set(os.listdir(path)) <= {"hosts.new"}
-    except OSError:
-        return False

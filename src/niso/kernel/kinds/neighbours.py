@@ -169,10 +169,8 @@ class _Neighbours(Kind[Neighbour], of=Neighbour):
 
 
 class Fdb(NamedTuple):
-    """The forwarding entries for a MAC on a bridge and on its VXLAN device.
-
-    The VXLAN device sends frames for the MAC to ``host``, the address of another host. It is "" if
-    the device has no entry.
+    """The forwarding entries for a MAC on a bridge and on its VXLAN device, which sends frames for
+    the MAC to ``host``, the address of another host; "" without an entry.
     """
 
     link: str  # the VXLAN device

@@ -270,10 +270,8 @@ def _all(reading: Reading) -> Iterator[Element]:
 
 
 class Ruleset(NamedTuple):
-    """Both nftables tables of niso, without their elements.
-
-    ``digest`` is the digest of their text (kernel/ruleset.py). ``wrong`` lists the chains and sets
-    that differ from it, as (problem, name).
+    """Both nftables tables of niso, without their elements. ``digest`` is the digest of their text,
+    ``wrong`` has the (problem, name) of chains and sets that differ from it.
     """
 
     digest: str

@@ -63,25 +63,21 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
         return f"sysctl {obj.name}={obj.value!r}{in_netns(obj.netns)}"
 
     def wanted(self, want: State, have: State) -> frozenset[Sysctl]:
-        """Return the desired sysctls, with some that niso normally leaves unchanged.
-
-        These are added if the actual value breaks a service: IPv6 is disabled inside the service,
-        or IPv4 forwarding of a bridge is.
+        """Return the desired sysctls, and those that break a service: IPv6 is disabled inside the
+        service, or IPv4 forwarding of a bridge is.
         """
         inside = {obj.name for obj in want[Netns]}
         bridges = {obj.name for obj in want[Bridge]}
         known = {obj.key() for obj in want[Sysctl]}
         added = set()
         for obj in have[Sysctl]:
-            if obj.key() in known:
-                continue
             family, link, name = _parts(obj)
-            if (family, name, obj.value) == ("ipv6", "disable_ipv6", "1") and (obj.netns in inside):
-                added.add(obj._replace(value="0"))
-            if (family, name, obj.value) == ("ipv4", "forwarding", "0") and (
-                not obj.netns and link in bridges
-            ):
-                added.add(obj._replace(value="1"))
+            is_off = {
+                ("ipv6", "disable_ipv6", "1"): obj.netns in inside,
+                ("ipv4", "forwarding", "0"): not obj.netns and link in bridges,
+            }
+            if obj.key() not in known and is_off.get((family, name, obj.value)):
+                added.add(obj._replace(value="0" if family == "ipv6" else "1"))
         return want[Sysctl] | added
 
     def possible(
@@ -116,10 +112,12 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
         reset: set[str] = set()  # namespaces in which forwarding of all links is set
         for obj in sorted(want[Sysctl], key=_order):
             actual = before.get(obj.key())
-            is_reset = obj.netns in reset and _is_forwarding6(obj)
+            is_of_six = obj.name.startswith("net/ipv6/conf/") and obj.name.endswith("/forwarding")
+            is_reset = is_of_six and obj.netns in reset
             if actual is None:
                 # the sysctl of a service's link exists once its veth pair does
-                (last if obj.netns and _is_of_link(obj) else made).append(Step("add", obj))
+                is_late = obj.netns and _link(obj) not in ("", "all", "default")
+                (last if is_late else made).append(Step("add", obj))
             elif actual != obj or is_reset:
                 made.append(Step("change", obj, actual))
             if obj.name == FORWARDING6 and actual != obj:
@@ -127,10 +125,7 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
         return Steps(made=made, last=last)
 
     def is_read_back(self, obj: Sysctl) -> bool:
-        """Return False in services, where no other program sets sysctls.
-
-        Those of the host's interfaces depend on other sysctls.
-        """
+        """Return False in services, where no other program sets sysctls."""
         return not obj.netns
 
     def causes(self, obj: Sysctl, actual: Sysctl | None) -> tuple[str, ...]:
@@ -145,14 +140,24 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
         return ()
 
     def read(self, space: Space, objects: Collection[Sysctl]) -> Iterable[Sysctl]:
-        without = _links_without_ipv6(space)
+        without = _links_without_ipv6(space) if space.name else []
         if not objects and not without:
             return ()
         with at(space.name):
             present = _present(objects)
-            present |= _switched_off(space.name, without)
-            if not space.name and space.reading.strays:
-                present |= _bridges_that_do_not_forward(space, present)
+            # on the interfaces without their IPv6 addresses, IPv6 may be disabled: on all at once,
+            # or on each
+            for links in (["all"], without) if without else ():
+                names = [f"net/ipv6/conf/{link}/disable_ipv6" for link in links]
+                off = _present(Sysctl(space.name, name, "0") for name in names)
+                if disabled := {obj for obj in off if obj.value == "1"}:
+                    present |= disabled
+                    break
+            if Sysctl("", FORWARDING, "1") in present and space.reading.strays:
+                # a bridge has the value of ip_forward until its own sysctl is set
+                bridges = (bridge.name for bridge in space.reading.so_far(Bridge))
+                own = _present(Sysctl("", f"net/ipv4/conf/{b}/forwarding", "1") for b in bridges)
+                present |= {obj for obj in own if obj.value == "0"}
         return present
 
     def batch(self, step: Step[Sysctl], writer: Writer) -> Hashable:
@@ -179,16 +184,8 @@ def _link(obj: Sysctl) -> str:
     return parts[3] if parts[2:3] in (["conf"], ["neigh"]) else ""
 
 
-def _is_of_link(obj: Sysctl) -> bool:
-    return _link(obj) not in ("", "all", "default")
-
-
 def _order(obj: Sysctl) -> tuple[bool, bool, Sysctl]:
     return obj.name.endswith("forwarding"), obj.name != FORWARDING6, obj
-
-
-def _is_forwarding6(obj: Sysctl) -> bool:
-    return obj.name.startswith("net/ipv6/conf/") and obj.name.endswith("/forwarding")
 
 
 def _present(objects: Iterable[Sysctl]) -> set[Sysctl]:
@@ -200,36 +197,13 @@ def _present(objects: Iterable[Sysctl]) -> set[Sysctl]:
 
 def _links_without_ipv6(space: Space) -> list[str]:
     """Return a service's interfaces on which an IPv6 address of the candidates is missing."""
-    if not space.name:
-        return []
-    asked = {(a.link, a.address) for a in space.objects(Address) if ":" in a.address}
-    links = {name: link for name, _ in asked if (link := space.link(name)) is not None}
-    return sorted(
+    asked: dict[str, set[str]] = {}
+    for address in space.objects(Address):
+        if ":" in address.address:
+            asked.setdefault(address.link, set()).add(address.address)
+    return [
         name
-        for name, link in links.items()
-        if {address for of, address in asked if of == name}
-        - {address.address for address in space.addresses(link)}
-    )
-
-
-def _switched_off(netns: str, links: list[str]) -> set[Sysctl]:
-    """Return the sysctls that disable IPv6 on these interfaces, or the one for all interfaces."""
-    for some in (["all"], links) if links else ():
-        asked = (Sysctl(netns, f"net/ipv6/conf/{link}/disable_ipv6", "0") for link in some)
-        off = {obj for obj in _present(asked) if obj.value == "1"}
-        if off:
-            return off
-    return set()
-
-
-def _bridges_that_do_not_forward(space: Space, present: set[Sysctl]) -> set[Sysctl]:
-    """Return the sysctls of niso's bridges with IPv4 forwarding off on a host that forwards.
-
-    ``present`` are the sysctls that have been read. A bridge has the value of ip_forward until its
-    own sysctl is set.
-    """
-    if Sysctl("", FORWARDING, "1") not in present:
-        return set()
-    names = (bridge.name for bridge in space.reading.so_far(Bridge))
-    asked = (Sysctl("", f"net/ipv4/conf/{name}/forwarding", "1") for name in names)
-    return {obj for obj in _present(asked) if obj.value == "0"}
+        for name, addresses in sorted(asked.items())
+        if (link := space.link(name)) is not None
+        and addresses - {present.address for present in space.addresses(link)}
+    ]

@@ -535,10 +535,8 @@ class _WireGuards(Kind[WireGuard], of=WireGuard):
             yield WireGuard(TUNNEL, "", "", 0, 0, "", link.alias)
 
     def read(self, space: Space, objects: Collection[WireGuard]) -> Iterable[WireGuard]:
-        """Read WireGuard interfaces.
-
-        Settings that only wg(8) can read are assumed to be as desired, unless the change concerns
-        them or foreign changes are read.
+        """Read WireGuard interfaces. What only wg(8) can read is assumed to be as desired, unless
+        the change concerns it or foreign changes are read.
         """
         reading = space.reading
         for name in {obj.name for obj in objects}:
