@@ -87,7 +87,7 @@ class Cluster:
 
     def follow(self) -> list[str]:
         now = self.seen()
-        return mirror.follow(self.world.store, self.world.kernel, now, ME)
+        return mirror.apply_claims(self.world.store, self.world.kernel, now, ME)
 
     def seen(self) -> view.EngineView:
         items = self.engine.get(KEYS.addresses("backend")).items

@@ -398,7 +398,7 @@ def _asking() -> Iterator[dict[str, tuple[float, float]]]:
 def _following() -> Iterator[list[tuple[float, float]]]:
     """Within the block the times and processor times, in ms, of bringing what was read to this host."""
     found: list[tuple[float, float]] = []
-    real = mirror.follow
+    real = mirror.apply_claims
 
     def follow(*args: Any, **options: Any) -> Any:
         before, processor = time.perf_counter(), time.process_time()

@@ -247,7 +247,7 @@ def test_look_at_what_has_changed_leaves_nothing_to_a_whole_one(
     host: Hosted, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others, world, parts = Others(host, seed), host.world, 0
-    follow = mirror.follow
+    follow = mirror.apply_claims
 
     def counted(store: Store, kernel: Kernel, now: EngineView, own: str) -> list[str]:
         nonlocal parts
@@ -391,7 +391,7 @@ def test_look_of_a_host_that_leaves_meanwhile_writes_nothing(host: Hosted) -> No
     now = cluster.seen()
     with Lock(), store.transaction():
         store.across.set_cluster("")
-    assert mirror.follow(store, host.world.kernel, now, ME) == []
+    assert mirror.apply_claims(store, host.world.kernel, now, ME) == []
     assert store.across.peers() == {} == store.across.addresses()
 
 

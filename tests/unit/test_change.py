@@ -412,7 +412,7 @@ def test_change_that_was_broken_off_is_taken_back_with_its_flows(cluster: Cluste
     assert store.across.attempt() is not None
 
     def back() -> None:
-        mirror.go_back(store, kernel, lambda event: None)
+        mirror.revert_attempt(store, kernel, lambda event: None)
 
     assert watched(kernel, back) == ended(made, judged=db, recorded=made)
     assert store.across.attempt() is None

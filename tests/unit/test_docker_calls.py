@@ -197,6 +197,6 @@ def test_server_without_a_usable_store_answers_why(
     state.mkdir(0o700)
     (state / "state.db").write_bytes(b"nonsense" * 1000)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert docker.take_up() is False and docker.settle() is False
+    assert docker.resume_pending() is False and docker.complete_pending() is False
     with pytest.raises(Error, match="not a database"):
         docker.answer_call("Leave", {"NetworkID": ID, "EndpointID": ID})

@@ -23,7 +23,7 @@ from niso.cluster import mirror, view
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import NoAnswer
 from niso.cluster.membership import ClusterKeys, require_own
-from niso.cluster.own_claims import about, recorded, settle, untold, wanted_by_rows
+from niso.cluster.own_claims import about, publish_claim, recorded, untold, wanted_by_rows
 from niso.runtime import units
 from niso.runtime.machine import Machine
 from niso.store.snapshots import Scope
@@ -155,7 +155,9 @@ class ActivationClaims:
 
     def _turned(self) -> dict[str, view.ClaimedService]:
         seen, own = self._arriving.seen, self._joined.host
-        return mirror.turned(self._machine.store, seen, own, self._held, self._addresses())
+        return mirror.changed_services(
+            self._machine.store, seen, own, self._held, self._addresses()
+        )
 
     def _addresses(self) -> set[tuple[str, str]]:
         claims = self._held.values()
@@ -273,7 +275,7 @@ def tell(machine: Machine, services: Iterable[str], report: Report, final: bool 
         require_own(store, ClusterKeys(engine, joined.keys))
         for name in told:
             try:
-                settle(store, machine.kernel, claims, name, final)
+                publish_claim(store, machine.kernel, claims, name, final)
             except NoAnswer:
                 raise
             except Error as error:

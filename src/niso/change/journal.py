@@ -50,7 +50,7 @@ def recover(
     if store.is_broken_off():
         from niso.cluster import mirror
 
-        mirror.go_back(store, machine.kernel, report)
+        mirror.revert_attempt(store, machine.kernel, report)
     intents = store.intents()
     if not intents:
         return 0

@@ -47,12 +47,12 @@ class Arriving(NamedTuple):
         return cls(joined, 0, (), view.EngineView((), {}, frozenset()))
 
     def scope(self, store: Store) -> Scope:
-        changed = mirror.turned(store, self.seen, self.joined.host)
+        changed = mirror.changed_services(store, self.seen, self.joined.host)
         return mirror.scope_of(store, changed, changed)
 
     def fill(self, store: Store) -> None:
         """Record the services of other hosts on the networks, in the caller's transaction."""
-        changed = mirror.turned(store, self.seen, self.joined.host)
+        changed = mirror.changed_services(store, self.seen, self.joined.host)
         mirror.write(store, self.seen, self.joined.host, changed)
 
     def record(

@@ -155,7 +155,7 @@ class Agent:
         # some claims of this host were not as recorded, so any service may be affected
         if not is_sure:
             now = now._replace(only=None)
-        changed = mirror.follow(store, kernel, now, self.host)
+        changed = mirror.apply_claims(store, kernel, now, self.host)
         if is_sure and self._doubt_since is None:
             self._view.done()
         self.lag.caught_up(now_s)

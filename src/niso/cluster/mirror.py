@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from niso.kernel.real import Kernel
 
 
-def follow(store: Store, kernel: Kernel, now: EngineView, own: str) -> list[str]:
+def apply_claims(store: Store, kernel: Kernel, now: EngineView, own: str) -> list[str]:
     """Make rows and kernel equal to etcd's state ``now``; return the remote services that changed.
 
     Services of other hosts, called remote, are stored as rows of this host, ``own``. Its own
@@ -36,7 +36,7 @@ def follow(store: Store, kernel: Kernel, now: EngineView, own: str) -> list[str]
     with Lock():
         if not store.cluster_id():  # a command left the cluster after etcd was read
             return []
-        _go_back(store, kernel, silent)
+        _revert_attempt(store, kernel, silent)
         spans = {network.name for network in store.networks() if network.span is not None}
         wanted = _wanted(store, now, own, spans)
         if now.only is not None:
@@ -150,18 +150,18 @@ def _change(
         spans.set_attempt(None)
 
 
-def go_back(store: Store, kernel: Kernel, report: Report) -> None:
+def revert_attempt(store: Store, kernel: Kernel, report: Report) -> None:
     """Undo an interrupted change of remote services; no-op if there is none.
 
     Each command calls this before its own changes, which cannot undo kernel objects without rows.
     The caller must not have niso's lock. Raises KernelError.
     """
     with Lock():
-        _go_back(store, kernel, report)
+        _revert_attempt(store, kernel, report)
 
 
-def _go_back(store: Store, kernel: Kernel, report: Report) -> None:
-    """Do the same as `go_back`, with niso's lock: else addresses would stay reachable."""
+def _revert_attempt(store: Store, kernel: Kernel, report: Report) -> None:
+    """Do the same as `revert_attempt`, with niso's lock: else addresses would stay reachable."""
     spans = store.across
     attempt = spans.attempt()
     if attempt is None:
@@ -220,7 +220,7 @@ def make_way(
     had one of the addresses, its claim is deleted. The caller has niso's lock, and no open
     transaction. Raises KernelError.
     """
-    _go_back(store, kernel, report)
+    _revert_attempt(store, kernel, report)
     had = {*services, *store.across.holders(addresses).values()}
     if changed := _without(_present(store, had), services, addresses):
         _change(store, kernel, changed, {}, report)
@@ -293,14 +293,14 @@ def drop_network(store: Store, kernel: Kernel, name: str, report: Report = silen
     with Lock():
         if store.members(name) or store.held_by(name):
             return False
-        _go_back(store, kernel, report)
+        _revert_attempt(store, kernel, report)
         scope = scope_on(store, [name])
         with change(kernel, store, scope, report, teardown=True):
             store.drop_network(name)
     return True
 
 
-def turned(
+def changed_services(
     store: Store,
     now: EngineView,
     own: str,

@@ -86,7 +86,7 @@ class OwnClaims:
                 with service_lock(record.service, 0):
                     is_free = store.intent(record.service) is None
                     final = now_s - since >= ORPHAN_S
-                    if is_free and not settle(store, kernel, claims, record.service, final):
+                    if is_free and not publish_claim(store, kernel, claims, record.service, final):
                         lost.append(record.service)
                     if store.service(record.service) is None:
                         remove_locks(record.service)
@@ -129,7 +129,9 @@ class OwnClaims:
         return not strays
 
 
-def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bool = True) -> bool:
+def publish_claim(
+    store: Store, kernel: Kernel, claims: Claims, service: str, final: bool = True
+) -> bool:
     """Make a service's reservation in etcd match its rows; return False if another host has it.
 
     The caller has the service's lock, but not niso's, and no change of the service is in progress.

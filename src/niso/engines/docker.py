@@ -310,7 +310,7 @@ def _delete_endpoint(given: dict[str, Any]) -> None:
     _forget_files(given["EndpointID"])
 
 
-def take_up() -> bool:
+def resume_pending() -> bool:
     """Wait again for interfaces that an earlier process handed over; False without a store."""
     if not os.path.lexists(paths.database()):
         return True
@@ -326,11 +326,11 @@ def take_up() -> bool:
     return True
 
 
-def settle() -> bool:
+def complete_pending() -> bool:
     """Complete the attachments whose interface Docker has moved; return whether others wait."""
     for id, since in list(_waiting.items()):
         try:
-            if _settled(id) or time.monotonic() - since > _LONGEST_WAIT_S:
+            if _completed(id) or time.monotonic() - since > _LONGEST_WAIT_S:
                 _waiting.pop(id, None)
         except (Error, OSError, *plugin.MALFORMED) as error:
             _waiting.pop(id, None)
@@ -338,7 +338,7 @@ def settle() -> bool:
     return bool(_waiting)
 
 
-def _settled(id: str) -> bool:
+def _completed(id: str) -> bool:
     """Complete an endpoint if Docker has moved its interface; return True if it is done."""
     path = f"{_file(paths.run_dir(), id)}.netns"
     if not os.path.exists(path):
@@ -448,12 +448,12 @@ def main() -> None:
     with _Server(listening) as server:
         is_taken_up = False
         while True:
-            is_taken_up = is_taken_up or take_up()
-            is_waiting = settle()
+            is_taken_up = is_taken_up or resume_pending()
+            is_waiting = complete_pending()
             server.timeout = WAIT_S if is_waiting else _IDLE_S
             server.handle_request()
             is_idle = time.monotonic() - server.last >= _IDLE_S
-            if is_passed and is_idle and not settle():
+            if is_passed and is_idle and not complete_pending():
                 return
 
 
