@@ -323,21 +323,11 @@ def test_error_has_nfts_words_the_line_and_the_token(text: str, words: tuple[str
     nft("table inet t {\n set s { type ipv4_addr; }\n}")
     before = sh("nft list ruleset")
     with Nft() as kernel:
-        for use in (kernel.run, kernel.check):
-            with pytest.raises(KernelError) as caught:
-                use(text)
-            assert all(word in caught.value.message for word in words), caught.value.message
-            assert "\n" not in caught.value.message
+        with pytest.raises(KernelError) as caught:
+            kernel.run(text)
+        assert all(word in caught.value.message for word in words), caught.value.message
+        assert "\n" not in caught.value.message
     assert sh("nft list ruleset") == before
-
-
-@throw_away_host
-def test_check_changes_nothing_and_run_works_after_it() -> None:
-    with Nft() as kernel:
-        kernel.check("table inet t { }")
-        assert sh("nft list ruleset") == ""
-        kernel.run("table inet t { }")
-    assert "table inet t" in sh("nft list ruleset")
 
 
 @throw_away_host

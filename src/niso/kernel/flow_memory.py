@@ -18,18 +18,10 @@ from collections.abc import Callable, Collection
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of, unpacked
-from niso.kernel import conntrack, netlink, policy_rules
+from niso.kernel import conntrack, netlink, nft_elements, policy_rules
 from niso.kernel.libnftables import Nft
 from niso.kernel.netlink import attributes, nested, several, string
-from niso.kernel.nft_elements import (
-    PROTOCOLS,
-    Edit,
-    Element,
-    Nfnetlink,
-    about,
-    data_value,
-    elements,
-)
+from niso.kernel.nft_elements import PROTOCOLS, Edit, Element, Nfnetlink, about
 from niso.kernel.packet_events import PREFIX
 from niso.kernel.policy_rules import TRACKED
 from niso.kernel.ruleset import BRIDGE, INET
@@ -124,7 +116,10 @@ def dump[T](table: str, name: str, parse: Callable[[bytes, dict[int, bytes]], T]
     """
 
     def parse_all(answer: bytes) -> list[T]:
-        return [parse(data_value(one[_ELEM_KEY]), one) for one in elements(answer)]
+        return [
+            parse(nft_elements.data_value(one[_ELEM_KEY]), one)
+            for one in nft_elements.elements(answer)
+        ]
 
     what, body = f"read {table} {name}", about(table, name)
     with Nfnetlink() as kernel:

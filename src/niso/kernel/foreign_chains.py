@@ -130,10 +130,7 @@ class ForeignChains(Nfnetlink):
         self._elements: dict[tuple[int, str, str, bytes], tuple[bool, ChainVerdict | None]] = {}
 
     def base_chains(self) -> list[Chain]:
-        """Return all base chains at the hook ``forward`` in tables that are not dormant.
-
-        niso's own chains are left out.
-        """
+        """Return other programs' base chains at the hook ``forward`` in active tables."""
         chains = self.dump("list chains", _GETCHAIN, nfgenmsg(0), _base_chain)
         asleep = {table for table in {chain[:2] for chain in chains} if self._dormant(*table)}
         return [chain for chain in chains if chain[:2] not in asleep]
@@ -146,7 +143,6 @@ class ForeignChains(Nfnetlink):
         return dict(self.dump("list chains", _GETCHAIN, nfgenmsg(0), _nat_chain))
 
     def rules(self, family: int, table: str, chain: str) -> list[Rule]:
-        """Return the rules of a chain, in order; empty if there is no such chain."""
         key = (family, table, chain)
         if key not in self._rules:
             body = _named(*key)
@@ -154,8 +150,6 @@ class ForeignChains(Nfnetlink):
         return self._rules[key]
 
     def key_length(self, family: int, table: str, name: str) -> int:
-        """Return the length in bytes of the keys in a set; 0 if there is no such set."""
-
         def parse(answer: bytes) -> int:
             return _number(attributes(answer, 4), 5)  # NFTA_SET_KEY_LEN
 
@@ -238,10 +232,7 @@ def _nat_chain(body: bytes) -> tuple[str, int] | None:
 
 
 def rule(body: bytes) -> Rule:
-    """Parse a rule (the body of NFT_MSG_NEWRULE) into the expressions that can decide on a packet.
-
-    An unreadable rule becomes `MAY_MATCH`.
-    """
+    """Parse a rule (NFT_MSG_NEWRULE) into the expressions that can decide on a packet."""
     expressions: list[Expression] = []
     try:
         for entry in netlink.several(attributes(body, 4).get(4, b"")):  # NFTA_RULE_EXPRESSIONS
@@ -255,10 +246,7 @@ def rule(body: bytes) -> Rule:
 
 
 def _expression(name: str, fields: dict[int, bytes]) -> Expression | None:
-    """Parse an expression from its name and netlink attributes.
-
-    Returns None if the rule always continues with the next expression.
-    """
+    """Parse an expression; None if the rule always continues with the next one."""
     parse = _PARSERS.get(name)
     if parse is not None:
         return parse(fields)
@@ -270,8 +258,7 @@ def _expression(name: str, fields: dict[int, bytes]) -> Expression | None:
 def _load(source: str, fields: dict[int, bytes]) -> Expression | None:
     """Parse an expression of type meta, ct or payload from its register (1) and field (2).
 
-    Returns None for an expression that has no register: it sets the field instead. For a payload,
-    the attributes 3 and 4 are offset and length.
+    Returns None without a register: it sets the field instead.
     """
     if 1 not in fields:
         return None
@@ -403,10 +390,7 @@ _PARSERS: dict[str, Callable[[dict[int, bytes]], Expression | None]] = {
 
 
 def unseen(family: int) -> bool:
-    """Return whether iptables-legacy has a filter table for this family (4 or 6).
-
-    nf_tables does not show the rules of such a table.
-    """
+    """Return whether iptables-legacy has a filter table, which nf_tables does not show."""
     path = f"/proc/thread-self/net/ip{'6' if family == 6 else ''}_tables_names"
     try:
         with open(path, encoding="ascii") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 from collections.abc import Sequence
 
@@ -17,10 +18,7 @@ RESOLVED_UPSTREAMS = "/run/systemd/resolve/resolv.conf"
 
 
 def default_mtu() -> int:
-    """Return the MTU in bytes of the interface with the default route; 1500 without one.
-
-    An IPv4 route is preferred to an IPv6 route.
-    """
+    """Return the MTU in bytes of the interface with the default route (IPv4 first); else 1500."""
     with Rtnl() as rtnl:
         routes = rtnl.routes()
         mtus = {link.index: link.mtu for link in rtnl.links()}
@@ -29,7 +27,6 @@ def default_mtu() -> int:
 
 
 def mtu_of(address: str) -> int | None:
-    """Return the MTU in bytes of the network interface with this address, or None."""
     with Rtnl() as rtnl:
         for own in rtnl.addresses():
             if own.address.partition("/")[0] == address:
@@ -38,10 +35,9 @@ def mtu_of(address: str) -> int | None:
 
 
 def used_prefixes(except_alias: str) -> list[tuple[Network, str]]:
-    """Return (prefix, interface) for the host's routes and addresses.
+    """Return (prefix, interface) for routes and addresses of interfaces without this alias.
 
-    Default routes, link-local prefixes, and interfaces with the alias ``except_alias`` are left
-    out.
+    Default routes and link-local prefixes are left out.
     """
     used: dict[tuple[Network, str], None] = {}
     with Rtnl() as rtnl:
@@ -64,24 +60,21 @@ _LOCAL, _RTN_LOCAL = 255, 2  # RT_TABLE_LOCAL and RTN_LOCAL, linux/rtnetlink.h
 
 
 def local_prefixes() -> list[Network]:
-    """Return the prefixes whose packets the host itself receives.
-
-    Each address of the host has such a route. Others are made by ``ip route add local PREFIX``.
-    """
+    """Return the prefixes of the host's addresses, and those of ``ip route add local PREFIX``."""
     with Rtnl() as rtnl:
         routes = rtnl.routes(table=_LOCAL)
     return [ipaddress.ip_network(one.destination) for one in routes if one.type == _RTN_LOCAL]
 
 
+# the kinds of bridge ports that lead to containers and virtual machines, not out of the host
 _VIRTUAL = ("veth", "tun", "vxlan")
-"""The kinds of bridge ports that lead to containers and virtual machines, not out of the host."""
 
 
 def engine_prefixes() -> list[tuple[Network, str]]:
     """Return (prefix, bridge) for foreign bridges to which only containers or VMs are connected.
 
-    All ports of such a bridge, if it has any, are of the kinds `_VIRTUAL`. A bridge with another
-    port, or with a default route, connects the host to a network of other machines.
+    A bridge with a port of another kind, or with a default route, connects the host to a network of
+    other machines.
     """
     found: dict[tuple[Network, str], None] = {}
     with Rtnl() as rtnl:
@@ -116,8 +109,8 @@ def receiving6() -> list[str]:
     """Return the network interfaces that can receive IPv6 packets from other machines.
 
     Left out are lo; bridge ports, since their bridge receives for them; the WireGuard interface of
-    an encrypted cluster, which carries VXLAN only; and interfaces named "all" or "default", because
-    the sysctl folders with these names are not for an interface.
+    an encrypted cluster, which carries VXLAN only; and interfaces named "all" or "default", whose
+    sysctl folders are not for an interface.
     """
     with Rtnl() as rtnl:
         links = rtnl.links()
@@ -132,8 +125,7 @@ def receiving6() -> list[str]:
 def not_forwarding() -> dict[str, set[str]]:
     """Return the foreign interfaces that are up and do not forward IPv4 although the host does.
 
-    The dict maps their names to their IPv4 addresses. The sysctl of the interface decides
-    (ip-sysctl.rst, conf/interface/forwarding).
+    The dict maps their names to their IPv4 addresses (ip-sysctl.rst, conf/interface/forwarding).
     """
     if proc_sys.read("net/ipv4/ip_forward") != "1":
         return {}
@@ -159,8 +151,7 @@ def resolv_conf(
 ) -> tuple[str, str | None]:
     """Return (content of a service's /etc/resolv.conf, warning or None).
 
-    The content is that of the host, with ``dns`` as name servers and ``search`` as search domains
-    if these are not None.
+    Name servers and search domains are those of the host, unless given.
     """
     text, warning = _host_resolv_conf()
     replaced = {"nameserver": dns, "search": search, "domain": search}
@@ -175,9 +166,8 @@ def resolv_conf(
 def _host_resolv_conf() -> tuple[str, str | None]:
     """Return (content of resolv.conf, warning or None) for a service that uses the host's servers.
 
-    The content is the host's resolv.conf without loopback servers, which a service cannot reach. If
-    the upstream servers of systemd-resolved are known (systemd-resolved.service(8)), they replace
-    its stub.
+    Loopback servers are left out, because a service cannot reach them. The upstream servers of
+    systemd-resolved (systemd-resolved.service(8)), if known, replace its stub.
     """
     text = _read("/etc/resolv.conf")
     if not any(map(_is_loopback, text.splitlines())):
@@ -206,8 +196,6 @@ def _is_loopback(line: str) -> bool:
 
 
 def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read(65536)
-    except OSError:
-        return ""
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+        return file.read(65536)
+    return ""

@@ -105,12 +105,6 @@ class Nft:
         if signals.broken(signals.OVERRUN):
             raise refused(what, errno.ENOBUFS)
 
-    def check(self, text: str) -> None:
-        """Let the kernel validate ``text`` without changing anything."""
-        errors = self._dry_run(text)
-        if errors:
-            raise self._error(errors, text)
-
     def query(self, command: str) -> list[dict[str, Any]]:
         """Return the objects in the JSON output of a ``list`` command, without ``metainfo``."""
         answer = self._list(command, _JSON) or b'{"nftables": []}'

@@ -32,11 +32,9 @@ _ABSENT = (errno.ENOENT, errno.ENODEV, errno.EINVAL)  # no entry; no link; not a
 _MISSING = (errno.ENOENT, errno.ENODEV)
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
+# (port's index, MAC, whether frames to the MAC are for the host) in a bridge's table; the kernel
+# adds entries for the host for the ports' own MACs
 StaticEntry = tuple[int, str, bool]
-"""(index of the port, MAC, whether frames to the MAC are for the host) in a bridge's table.
-
-The kernel adds entries for the host for the ports' own MACs.
-"""
 
 _ndmsg = struct.Struct("=BxxxiHBB")
 _ndt_stats = struct.Struct("=80xQ")  # ten other counters, ndts_table_fulls
@@ -52,11 +50,9 @@ class Table(NamedTuple):
     """
 
     family: int  # 4 or 6
-    own: int
-    """The number of entries of this namespace that count."""
+    own: int  # entries of this namespace that count
     most: int
-    refused: int = 0
-    """The number of new neighbours that were refused since boot, in all namespaces."""
+    refused: int = 0  # new neighbours that were refused since boot, in all namespaces
 
 
 def tables(rtnl: Rtnl) -> list[Table]:
@@ -96,7 +92,7 @@ def permanent(rtnl: Rtnl) -> list[tuple[int, str, str]]:
 def of_bridges(rtnl: Rtnl, bridge_index: int = 0) -> dict[int, set[StaticEntry]]:
     """Return the static forwarding (FDB) entries of all bridges, or of one, by the bridge's index.
 
-    They are read in one request, because the kernel walks all interfaces for each.
+    The kernel walks all interfaces for each request.
     """
 
     def parse(body: bytes) -> tuple[int, StaticEntry] | None:
@@ -122,10 +118,9 @@ def is_fixed(rtnl: Rtnl, port_index: int, mac: str) -> bool:
 
 
 def _entry(rtnl: Rtnl, port_index: int, mac: str) -> tuple[int, int, int]:
-    """Return (interface, bridge, state) of a MAC's entry in the bridge that a port is on.
+    """Return (interface, bridge, state) of a MAC's entry in the bridge of a port; zeros if missing.
 
-    Interface and bridge are indexes; the state is NUD_*. For an entry of the bridge itself, the
-    interface is the bridge. All are 0 if there is no entry.
+    Interface and bridge are indexes, equal for an entry of the bridge itself; the state is NUD_*.
     """
     body = _request(_AF_BRIDGE, port_index) + _mac(mac)
     answer = rtnl.get_one(f"find the port of {mac}", _GETNEIGH, body, _ABSENT)
@@ -198,10 +193,7 @@ def _tunnel_entry(body: bytes) -> tuple[int, str, str] | None:
 
 
 def tunnel_entry(rtnl: Rtnl, index: int, mac: str) -> tuple[str, bool]:
-    """Return (host to which a VXLAN device sends a MAC, whether its bridge sends it to the device).
-
-    The host is "" if there is none.
-    """
+    """Return (host of a MAC on a VXLAN device or "", whether its bridge sends it there)."""
     body = _request(_AF_BRIDGE, index, _SELF) + _mac(mac)
     answer = rtnl.get_one(f"find the host of {mac}", _GETNEIGH, body, _ABSENT)
     entry = _tunnel_entry(answer) if answer is not None else None
@@ -227,9 +219,8 @@ def lead(index: int, mac: str, host: str, was: str = "") -> list[Message]:
 
 
 def unlead(index: int, mac: str, port: bool = True) -> list[Message]:
-    """Return the messages that delete the entries of a MAC on a VXLAN device and on its bridge.
-
-    Without ``port``, the bridge's entry stays.
+    """Return the messages that delete a MAC's entries on a VXLAN device and, with ``port``, its
+    bridge.
     """
     what = f"delete the forwarding entry of {mac}"
     body = _request(_AF_BRIDGE, index, _SELF) + _mac(mac)

@@ -57,28 +57,20 @@ _attribute = struct.Struct("=HH")  # struct nlattr
 
 
 class Message(NamedTuple):
-    """A request that changes an object of the kernel.
-
-    ``what`` describes the step in errors. ``kind``, ``flags`` and ``body`` are those of the netlink
-    message. Error numbers in ``fine`` count as success.
-    """
+    """A request that changes an object of the kernel. ``what`` describes the step in errors."""
 
     what: str
     kind: int
     flags: int
     body: bytes
-    fine: tuple[int, ...] = ()
+    fine: tuple[int, ...] = ()  # error numbers that count as success
 
 
-Reply = tuple[int, int, int, bytes]
-"""(kind, flags, sequence number, body) of a message from the kernel."""
+Reply = tuple[int, int, int, bytes]  # kind, flags, sequence number and body of an answer
 
 
 def refused(what: str, number: int, message: str = "") -> KernelError:
-    """Build the error for the step ``what``, which failed with errno ``number``.
-
-    ``message`` is the kernel's extended ACK text.
-    """
+    """Build the error of a step from its errno and the text of its extended ACK."""
     reason = os.strerror(number) if number else ""
     reason = reason[:1].lower() + reason[1:]
     if message:
@@ -112,10 +104,7 @@ def named() -> Iterator[None]:
         return
     try:
         before = os.read(fd, 64).rstrip(b"\n")
-        if before.startswith(own):
-            yield
-            return
-        os.write(fd, own)
+        os.write(fd, before if before.startswith(own) else own)
         try:
             yield
         finally:
@@ -147,8 +136,7 @@ def nested(kind: int, *parts: bytes) -> bytes:
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     """Return the payloads of the netlink attributes from ``offset`` by their kind.
 
-    Of attributes with the same kind, the last one counts. Raises ValueError for an impossible
-    length.
+    Of attributes with the same kind, the last one counts. Raises ValueError if malformed.
     """
     payloads = {}
     end = len(data)
@@ -162,10 +150,7 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
 
 
 def several(data: bytes, kind: int | None = None) -> Iterator[bytes]:
-    """Yield the payloads of all netlink attributes, or of those of one kind.
-
-    Raises ValueError for an impossible length.
-    """
+    """Yield the payloads of all attributes, or of one kind. Raises ValueError if malformed."""
     offset = 0
     while offset + 4 <= len(data):
         length, own_kind = _attribute.unpack_from(data, offset)
@@ -305,21 +290,19 @@ class Netlink:
     def get_one(
         self, what: str, kind: int, body: bytes, absent: tuple[int, ...], flags: int = 0
     ) -> bytes | None:
-        """Send a request and return the body of the answer.
+        """Send a request and return the body of the answer; None for an error number in ``absent``.
 
-        Returns None if the kernel answers with an error number in ``absent``. Raises KernelError
-        for other errors.
+        Raises KernelError for other errors.
         """
         return self.get_all(what, kind, [body], absent, flags)[0]
 
     def get_all(
         self, what: str, kind: int, bodies: list[bytes], absent: tuple[int, ...], flags: int = 0
     ) -> list[bytes | None]:
-        """Send a request for each of ``bodies`` in one sendmsg, and return the answers in this
-        order.
+        """Send requests in one sendmsg, and return the answers in order, each as `get_one` does.
 
-        Each answer is as in `get_one`. All answers together must fit into the socket's buffer. With
-        ACK in ``flags``, the answer to a request that is only acknowledged is None.
+        All answers together must fit into the socket's buffer. With ACK in ``flags``, the answer to
+        a request that is only acknowledged is None.
         """
         first = self._sequence + 1
         packet = b"".join(self._pack(kind, flags, body) for body in bodies)
@@ -355,9 +338,9 @@ class Netlink:
     ) -> list[T]:
         """Request a list of objects, and return what ``parse`` returns for each body, without None.
 
-        The list is empty if the kernel answers with an error number in ``absent``. If concurrent
-        changes interrupted the list, or the socket's buffer was too small, it is requested again.
-        Raises KernelError.
+        The list is empty if the kernel answers with an error number in ``absent``. It is requested
+        again if concurrent changes interrupted it, or the socket's buffer was too small. Raises
+        KernelError.
         """
         for _ in range(_DUMP_TRIES):
             try:
@@ -398,7 +381,6 @@ class Netlink:
                     entries.append(entry)
 
     def _results(self) -> Iterator[tuple[int, int, str]]:
-        """Yield (sequence number, error number or 0, text) of the next acknowledgements."""
         for reply in self.receive():
             if reply[0] == _NLMSG_ERROR:
                 yield reply[2], *_result(reply)
@@ -412,9 +394,10 @@ class Netlink:
         )
 
     def receive(self) -> list[Reply]:
-        """Return the messages of one datagram; empty if it does not come from the kernel.
+        """Return the messages of one datagram; none if it does not come from the kernel. Raises
+        OSError.
 
-        The kernel's port is 0 (netlink(7)). Raises OSError.
+        The kernel's port is 0 (netlink(7)).
         """
         data, _, truncated, (sender, _) = self._socket.recvmsg(_BUFFER)
         if signals.broken(signals.OVERRUN):
@@ -432,15 +415,10 @@ class Netlink:
         return replies
 
     def _drain(self) -> None:
-        """Read and ignore the rest of an abandoned list.
-
-        Later messages of it have an old sequence number.
-        """
-        try:
+        """Ignore the rest of an abandoned list; later messages of it have an old number."""
+        with contextlib.suppress(OSError):
             while self._socket.recv(_BUFFER, socket.MSG_DONTWAIT):
                 pass
-        except OSError:
-            return
 
 
 class Netfilter(Netlink):
@@ -476,10 +454,7 @@ def _bad() -> OSError:
 
 
 def _result(reply: Reply) -> tuple[int, str]:
-    """Return (error number or 0, the kernel's error text) of a reply (struct nlmsgerr).
-
-    Raises OSError.
-    """
+    """Return (error number or 0, text) of a reply (struct nlmsgerr). Raises OSError."""
     kind, flags, _, body = reply
     offset = 4 if kind == _NLMSG_DONE else 20  # of the reply's attributes
     try:

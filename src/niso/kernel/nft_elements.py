@@ -52,7 +52,6 @@ def _number(width: int, is_native: bool = False) -> Codec:
 
 
 def _byte(numbers: dict[str, int]) -> Codec:
-    """Return the codec of a number of one byte that mostly has a name."""
     words = {number: word for word, number in numbers.items()}
     return (
         1,
@@ -111,12 +110,10 @@ _IN_INTERVALS = {_CLASS: _SORTED_CLASS, _SERVICE: _PORTS}
 _SPANS = {_IPV4: _SPAN4, _IPV6: _SPAN6}
 _BARE = {_SPAN4: _IPV4, _SPAN6: _IPV6}
 
-type Atoms = tuple[Any, ...]
-"""The fields of a key or value of an nftables element. `Element` lists their types."""
+type Atoms = tuple[Any, ...]  # the fields of a key or value; `Element` lists their types
 
 
 def _pack_limit(value: Atoms) -> bytes:
-    """Encode a rate limit, a tuple as `ruleset.limit` returns it, as a netlink attribute."""
     rate, _, burst, _ = value
     return nested(
         _ELEM_EXPR,
@@ -133,7 +130,6 @@ def _pack_limit(value: Atoms) -> bytes:
 
 
 def _limit(expression: dict[int, bytes]) -> Atoms:
-    """Return the rate limit of an element as `ruleset.limit` does; () if it has none."""
     if string(expression[_EXPR_NAME]) != "limit":
         return ()
     data = attributes(expression[_EXPR_DATA])
@@ -229,16 +225,13 @@ _CHUNK = 64  # requests in one sendmsg; their answers must fit the socket's buff
 
 
 class Header(NamedTuple):
-    """A set or map, with the types of its keys and values.
-
-    ``value`` is () for a set, and None for a map to verdicts.
-    """
+    """A set or map, with the types of its keys and values."""
 
     table: str  # "inet niso" or "bridge niso"
     name: str
     interval: bool
     key: tuple[int, ...]
-    value: tuple[int, ...] | None
+    value: tuple[int, ...] | None  # () for a set, and None for a map to verdicts
 
     @property
     def is_lone(self) -> bool:
@@ -257,8 +250,7 @@ class Nfnetlink(netlink.Netfilter):
         """Apply all edits in one transaction; if one fails, none is applied.
 
         The cost does not depend on the existing elements: libnftables would first list all sets,
-        and for intervals their elements. ``what`` describes the step in errors, which have EEXIST
-        if an element already exists.
+        and for intervals their elements. Errors have EEXIST if an element already exists.
         """
         messages = []
         for adds, header, chunk in _chunks(edits):
@@ -272,14 +264,12 @@ class Nfnetlink(netlink.Netfilter):
     def counts(self, header: Header) -> list[tuple[Element, int, float | None]]:
         """Return (element, packets, age) for the elements of a set or map with a counter.
 
-        The age is the time in seconds since the last packet. It is None if no packet came, or if
-        the element does not record the time. For an interval of one field, the element has only the
-        interval's start.
+        The age in seconds is None if no packet came, or if the element does not record the time.
+        For an interval of one field, the element has only the interval's start.
         """
         return self._listed(header, partial(_counted, header))
 
     def every(self, header: Header) -> list[Element]:
-        """Return all elements of an nftables set or map."""
         if header.is_lone:
             bounds = self._listed(header, _bounds)
             return understood(f"read {header.name}", lambda _: _intervals(header, bounds), b"")
@@ -377,12 +367,7 @@ def _only(answer: bytes) -> dict[int, bytes]:
 
 
 def _parse_element(
-    header: Header,
-    key: Atoms,
-    first: bytes,
-    last: bytes,
-    ends: list[bytes | None],
-    answer: bytes,
+    header: Header, key: Atoms, first: bytes, last: bytes, ends: list[bytes | None], answer: bytes
 ) -> Element | None:
     """Return the requested element; None if the kernel's answer has another one.
 
@@ -414,11 +399,9 @@ def _parse_elements(header: Header, answer: bytes) -> list[Element]:
     return result
 
 
+# (value, whether an interval starts there, netlink attributes); a bound that starts no interval is
+# the number after the last value of one
 _Bound = tuple[bytes, bool, dict[int, bytes]]
-"""(value, whether an interval starts there, netlink attributes): a bound of intervals.
-
-A bound that starts no interval ends one: it is the number after the interval's last value.
-"""
 
 
 def _bounds(answer: bytes) -> list[_Bound]:
@@ -474,10 +457,7 @@ def _made(header: Header, key: Atoms, element: dict[int, bytes]) -> Element | No
 
 
 def _has_types(header: Header, answer: bytes) -> bool:
-    """Return whether a set or map in the kernel has the same types as niso's (``header``).
-
-    ``answer`` is the kernel's description. Only the sizes of keys and values are compared.
-    """
+    """Return whether a set in the kernel has niso's types, by the sizes of its keys and values."""
 
     def number(kind: int) -> int:
         return int.from_bytes(fields.get(kind, b""), "big")
@@ -519,7 +499,6 @@ def _counted(header: Header, answer: bytes) -> list[tuple[Element, int, float | 
 
 
 def nfgenmsg(family: int, resource: int = 0) -> bytes:
-    """Return the bytes of a struct nfgenmsg: family, version, resource."""
     return struct.pack("!BBH", family, 0, resource)
 
 
@@ -541,17 +520,14 @@ def _packed_key(first: bytes, last: bytes) -> bytes:
 def about(table: str, name: str) -> bytes:
     """Return the first bytes of a message about a set, its elements, or the rules of a chain.
 
-    ``table`` is such as "inet niso". NFTA_*_TABLE and NFTA_*_NAME or _SET have the same numbers.
+    NFTA_*_TABLE and NFTA_*_NAME or _SET have the same numbers.
     """
     family, _, own = table.partition(" ")
     return nfgenmsg(FAMILIES[family]) + text(1, own) + text(2, name)
 
 
 def _chunks(edits: Iterable[Edit]) -> Iterator[tuple[bool, Header, list[bytes]]]:
-    """Group consecutive edits of one set; yield (whether they add, the set, encoded elements).
-
-    The elements of a group are limited in size.
-    """
+    """Group edits of one set up to a size; yield (whether they add, the set, elements)."""
     for (verb, place), group in itertools.groupby(
         edits, lambda edit: (edit.verb, edit.element[:2])
     ):
@@ -630,28 +606,21 @@ HEADERS = {
         (ruleset.BRIDGE, ruleset.DROPPED_FROM, "ifname"),
     )
 }
-"""The types of each set and map in niso's tables whose elements niso reads or writes.
-
-The keys are (table, set or map).
-"""
+"""The types of each (table, set or map) of niso whose elements niso reads or writes."""
 
 
 def data_value(nest: bytes) -> bytes:
-    """Return the payload of NFTA_DATA_VALUE in a nested attribute."""
     return attributes(nest).get(_DATA_VALUE, b"")
 
 
 def _pack_key(header: Header, key: Atoms) -> tuple[bytes, bytes]:
-    """Encode a key as (first value, last value); the latter is b"" unless the set has intervals."""
+    """Encode a key as (first value, last value); the latter is b"" without intervals."""
     first, last = _pack_fields(header.key, key)
     return first, last if header.interval else b""
 
 
 def _pack_fields(kinds: tuple[int, ...], atoms: Atoms) -> tuple[bytes, bytes]:
-    """Encode fields as (first values, last values).
-
-    If there are several fields, each is padded to a multiple of 32 bits.
-    """
+    """Encode fields as (first values, last values); several are padded to 32 bits each."""
     ranges = [pack_range(kind, atom) for kind, atom in zip(kinds, atoms, strict=True)]
     if len(ranges) == 1:
         return ranges[0]
@@ -721,7 +690,6 @@ class Element(NamedTuple):
 
     @property
     def is_mapped(self) -> bool:
-        """Return whether the element is in a map and not in a set."""
         return HEADERS[self[:2]].value != ()
 
     @property

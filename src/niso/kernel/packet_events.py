@@ -7,10 +7,9 @@ Trace: the path of packets through all nftables hooks, including those of other 
 nftrace). Temporary tables mark the packets; the kernel deletes the tables (flag ``owner``) with the
 socket that created them, also if this process is killed.
 
-Drops: the packets from and to some addresses that any nftables rule drops. Existing tables are not
-changed: separate tables mark packets that belong to no established connection, and the kernel
-reports the path of each. A packet whose path ends in a drop is returned with its headers, which is
-all that the kernel reports of it.
+Drops: the packets from and to some addresses that any nftables rule drops. Temporary tables mark
+those of no established connection. A packet whose path ends in a drop is returned with its headers,
+which is all that the kernel reports of it.
 """
 
 from __future__ import annotations
@@ -116,9 +115,8 @@ class Nflog(netlink.Netlink):
 
 
 def _holder(group: int) -> str:
-    """Describe the process that reads a group, or return "".
-
-    The port number of a netlink socket usually is the pid of its process (netlink(7)).
+    """Describe the process that reads a group, or return "" (netlink(7): the port mostly is the
+    pid).
     """
     with contextlib.suppress(OSError), open(_BOUND, encoding="ascii") as file:
         for line in file:
@@ -150,16 +148,15 @@ def _parse(body: bytes) -> Logged | None:
 
 def _link(index: bytes) -> str:
     number = int.from_bytes(index, "big")
-    try:
+    with contextlib.suppress(OSError):  # the process has ended
         return socket.if_indextoname(number)
-    except OSError:  # the process has ended
-        return f"link {number}"
+    return f"link {number}"
 
 
 def _ends(packet: bytes) -> tuple[str, str, int | None, str] | None:
-    """Return (source, destination, destination port, protocol) of a packet that may be cut off.
+    """Return (source, destination, destination port, protocol) of an IP packet, or None.
 
-    The port is None if there is none. Returns None for anything but an IP packet.
+    The packet may be cut off. The port is None if there is none.
     """
     version = packet[0] >> 4 if packet else 0
     if version == 4 and len(packet) >= 20:
@@ -180,10 +177,7 @@ def _ends(packet: bytes) -> tuple[str, str, int | None, str] | None:
 
 
 def _upper(packet: bytes) -> tuple[int, int, bool]:
-    """Return (protocol, offset, is_first) of what follows an IPv6 packet's extension headers.
-
-    ``is_first`` is False for a fragment other than the first.
-    """
+    """Return (protocol, offset, whether it is no later fragment) after an IPv6 header."""
     number, offset, first = packet[6], 40, True
     while offset + 8 <= len(packet):
         if number == _FRAGMENT:
@@ -245,8 +239,7 @@ class TraceStep(NamedTuple):
     def _sent(self) -> bytes:
         """Return the header bytes that the sender has set and that identify the packet.
 
-        They are the source, and numbers such as a sequence number. The destination, and therefore
-        checksums, may be translated on the way.
+        The destination, and therefore checksums, may be translated on the way.
         """
         of_packet = self.transport[:2] + self.transport[4:6]  # a port or type; length, sequence, id
         if self.version == 4 and len(self.network) >= 20:
@@ -259,8 +252,7 @@ class TraceStep(NamedTuple):
 class Trace(netlink.Netlink):
     """Traces packets while the object exists. A context manager. Raises KernelError.
 
-    ``tables`` is the text of the temporary tables that mark the packets: that of `trace_rules` or
-    `drop_rules`.
+    ``tables`` are the temporary tables that mark the packets: `trace_rules` or `drop_rules`.
     """
 
     def __init__(self, tables: str) -> None:
@@ -420,8 +412,8 @@ def _packet(network: bytes, transport: bytes) -> tuple[bytes, int]:
 def drop_rules(addresses: Collection[str], ends: Collection[str], bridges: Collection[str]) -> str:
     """Return the temporary tables that mark packets of some services, in nft(8) syntax.
 
-    ``addresses`` are those of the services, ``ends`` are the host's ends of their veth pairs, and
-    ``bridges`` are the bridges of all networks.
+    ``addresses`` are those of the services, ``ends`` the host's ends of their veth pairs, and
+    ``bridges`` those of all networks.
     """
     limit = f"limit rate {MOST_A_SECOND}/second burst {MOST_A_SECOND} packets meta nftrace set 1"
     into, either, foreign = [], [], []

@@ -2,7 +2,7 @@
 
 See proc_sys_net(5) and ip-sysctl.rst. The parts of a name are separated by slashes, since an
 interface name may contain dots: "net/ipv4/conf/eth0.7/forwarding". Only modules that the kernel
-does not load on demand are loaded here.
+does not load on demand are loaded here. Functions raise KernelError.
 """
 
 from __future__ import annotations
@@ -25,37 +25,29 @@ _MOST_WALKS = 64
 _FEW = 100
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
+# (network namespace, "ipv4") to a descriptor of that namespace's /proc/sys/net/ipv4
 _folders: dict[tuple[int, str], int] = {}
-"""Maps (network namespace, "ipv4") to a descriptor of that namespace's /proc/sys/net/ipv4."""
+# a descriptor of the folder with the sysctl folders, or -1; how many were opened from it
 _top, _walks = -1, 0
-"""``_top`` is a descriptor of the folder with the sysctl folders; -1 if it is not open.
-
-``_walks`` is how many were opened from it.
-"""
 
 
 def read(name: str) -> str | None:
-    """Return the value of a sysctl; None if this kernel or network interface does not have it.
-
-    The newline at its end is removed. Raises KernelError.
-    """
+    """Return the value of a sysctl without its final newline; None if it does not exist."""
     return read_all((name,))[0]
 
 
 def read_all(names: Iterable[str]) -> list[str | None]:
-    """Return the values of several sysctls, each as `read` does. Raises KernelError."""
     with refusing("read sysctls"):
         inode = os.stat(_OWN).st_ino
     return [_read(inode, name) for name in names]
 
 
 def write(name: str, value: str) -> None:
-    """Set a sysctl. Raises KernelError, also if it does not exist."""
     write_all(((name, value),))
 
 
 def write_all(values: Iterable[tuple[str, str]]) -> None:
-    """Set several sysctls in order, given as (name, value). Raises KernelError."""
+    """Set several sysctls in order, given as (name, value)."""
     inode = 0
     for name, value in values:
         what = f"set sysctl {name} to '{value}'"
@@ -84,10 +76,7 @@ def _read(inode: int, name: str) -> str | None:
 
 
 def _open(inode: int, name: str, flags: int) -> int:
-    """Open a sysctl of this thread's network namespace and return a descriptor.
-
-    ``inode`` is the inode of the namespace. Raises OSError.
-    """
+    """Return a descriptor of a sysctl in this thread's network namespace. Raises OSError."""
     _check(name)
     _, family, tail = name.split("/", 2)
     key = (inode, family)
@@ -118,13 +107,11 @@ def _open_folder(family: str) -> int:
 
 
 def _own_sys() -> int:
-    """Return a descriptor of /proc/sys, or of the same folder in a private mount of proc
-    (fsopen(2)).
+    """Return a descriptor of /proc/sys, or of the same folder in a private mount (fsopen(2)).
 
     The sysctl folders of all namespaces have the same names, so they share one chain of the file
     system's dentry cache. With 1,000 namespaces, opening two of them in /proc takes 1 to 2 ms; in a
-    private mount it takes 0.07 ms, including the mount. If /proc/sys/net is read-only, /proc/sys is
-    used, so that niso respects this.
+    private mount 0.07 ms, including the mount. If /proc/sys/net is read-only, niso respects this.
     """
     try:
         has_few = len(os.listdir(paths.NETNS_DIR)) <= _FEW

@@ -141,10 +141,7 @@ class Kernel:
     # --- objects with niso's mark ---
 
     def marked_links(self) -> dict[str, str]:
-        """Return the host's network interfaces that any niso created: a dict from name to alias.
-
-        The alias contains the id of the state folder. Bridges come last.
-        """
+        """Return the interfaces that any niso created, by name: their alias. Bridges come last."""
         with self:
             links = sorted(self._sockets.here().links(), key=lambda link: link.kind == "bridge")
         return {link.name: link.alias for link in links if is_marked(link.alias)}
@@ -234,10 +231,9 @@ class Kernel:
         conntrack.flush_addresses(addresses)
 
     def flush_ports(self, claims: Iterable[tuple[str, int, int]], answered: bool) -> None:
-        """Delete the flows to these ports of the host, until no flow is left.
+        """Delete the flows to (protocol, first, last) ports of the host, until no flow is left.
 
-        A port is (protocol, first, last). TCP flows that have had a reply are deleted only with
-        ``answered``.
+        TCP flows that have had a reply are deleted only with ``answered``.
         """
 
         def own() -> list[str]:
@@ -279,9 +275,7 @@ class Kernel:
     socket_holder = staticmethod(sockets.holder)
 
     def foreign_nat(self) -> dict[str, int]:
-        """Return the number of rules in each foreign chain "FAMILY TABLE CHAIN" that does IPv4
-        SNAT.
-        """
+        """Return the number of IPv4 SNAT rules in each foreign chain "FAMILY TABLE CHAIN"."""
         with self.foreign_chains() as source:
             return source.nat4()
 
@@ -299,10 +293,7 @@ class Writer:
     """
 
     def __init__(
-        self,
-        steps: Iterable[AnyStep],
-        sockets: Sockets,
-        ending: list[str] | None = None,
+        self, steps: Iterable[AnyStep], sockets: Sockets, ending: list[str] | None = None
     ) -> None:
         self.steps = list(steps)
         self.sockets = sockets

@@ -50,8 +50,8 @@ MAIN = 254  # RT_TABLE_MAIN
 KERNEL = 2  # RTPROT_KERNEL: added by the kernel with an address
 BOOT = 3  # RTPROT_BOOT: routes added by hand, as by iproute2
 UNICAST = 1  # RTN_UNICAST
+# the types of routes that lead to no interface: RTN_*
 NOWHERE = {"blackhole": 6, "unreachable": 7, "prohibit": 8, "throw": 9}
-"""The types of routes that lead to no interface: name in ip-route(8) to RTN_* number."""
 
 NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
@@ -92,7 +92,6 @@ class Rtnl(netlink.Netlink):
         super().__init__(netlink.ROUTE)
 
     def link(self, name: str) -> Link | None:
-        """Return the network interface ``name``, or None."""
         what = f"read link '{name}'"
         body = _named(name) + u32(_IFLA_EXT_MASK, _SKIP_STATS)
         answer = self.get_one(what, _GETLINK, body, (errno.ENODEV,))
@@ -109,7 +108,6 @@ class Rtnl(netlink.Netlink):
         return int(_ifreq.unpack(answer)[1])
 
     def name(self, index: int) -> str:
-        """Return the name of the network interface with this index, or ""."""
         try:
             answer = ioctl(self._socket, _SIOCGIFNAME, _ifreq.pack(b"", index))
         except OSError as error:
@@ -123,14 +121,10 @@ class Rtnl(netlink.Netlink):
         return self.dump("list links", _GETLINK, body, link_records.parse_link)
 
     def makes_sums(self, name: str) -> bool:
-        """Return whether an interface completes checksums before it sends (ETHTOOL_GTXCSUM)."""
         return not self._ethtool(f"read offloads of link '{name}'", name, _GTXCSUM, 0)
 
     def make_sums(self, name: str) -> None:
-        """Make a network interface complete checksums before it sends (ETHTOOL_STXCSUM).
-
-        It then also cuts large packets.
-        """
+        """Make an interface complete checksums, and cut packets, before it sends."""
         self._ethtool(f"switch off checksum offload of link '{name}'", name, _STXCSUM, 0)
 
     def join_segments(self, name: str) -> None:
@@ -162,8 +156,8 @@ class Rtnl(netlink.Netlink):
 
         Its MAC is ``mac`` or random, and never changes. By default a bridge takes the lowest MAC of
         its ports, which would change while services have it in their neighbour tables.
-        ``call_iptables`` and ``call_ip6tables`` pass bridged frames to the IPv4 and IPv6 hooks even
-        if the sysctls bridge-nf-call-* are off. Without them the sysctls decide.
+        ``call_iptables`` and ``call_ip6tables`` pass bridged frames to the IPv4 and IPv6 hooks
+        whatever the sysctls bridge-nf-call-*.
         """
         index = self.free_index()
         data = (
@@ -200,10 +194,9 @@ class Rtnl(netlink.Netlink):
     ) -> tuple[int, str]:
         """Create a veth pair. Return (index, MAC) of the end in this namespace.
 
-        The end ``name`` is up and a port of ``bridge``; ``port`` are its settings
-        (`niso.kernel.link_records.new_port`). The end ``peer`` is down, in the namespace of
-        ``peer_netns_fd``. The interface is set up last, because the kernel walks all IPv6 routes
-        for each change of an interface that is up.
+        The end ``name`` is up and a port of ``bridge`` with the settings ``port``
+        (`link_records.new_port`). The end ``peer`` is down. The interface is set up last, because
+        the kernel walks all IPv6 routes for each change of an interface that is up.
         """
         master = self.index(bridge)
         index = self.free_index()
@@ -243,9 +236,8 @@ class Rtnl(netlink.Netlink):
     ) -> None:
         """Change those settings of the network interface ``name`` that are not None.
 
-        With ``master`` "", it is detached from its bridge; with ``alias`` "", its alias is cleared.
-        ``hairpin`` is a setting of a bridge port. The settings named in ``drift`` are reset
-        (`niso.kernel.link_records`).
+        With ``master`` "", it is detached from its bridge. The settings in ``drift`` are reset
+        (`link_records.usual`).
         """
         flags, switched = IFF_UP if up else 0, 0 if up is None else IFF_UP
         if link_records.ARP_OFF in drift.split(", "):
@@ -305,9 +297,8 @@ class Rtnl(netlink.Netlink):
     def delete_links(self, names: Sequence[str]) -> None:
         """Delete several interfaces, and the other ends of veth pairs, at the cost of one.
 
-        The interfaces are put into a group with a random number (IFLA_GROUP), which is then
-        deleted: the kernel unregisters the interfaces of a group together and waits for RCU once
-        (rtnl_group_dellink, net/core/rtnetlink.c).
+        They are put into a group with a random number, which is then deleted: the kernel
+        unregisters them together and waits for RCU once (rtnl_group_dellink, net/core/rtnetlink.c).
         """
         number = int.from_bytes(os.urandom(4)) >> 1 | 1
         what = f"delete links {', '.join(repr(name) for name in names)}"
@@ -394,9 +385,9 @@ class Rtnl(netlink.Netlink):
     def add_route(self, destination: str, gateway: str, index: int, metric: int = 0) -> None:
         """Add a unicast route to the main table; with gateway "", the destination is on the link.
 
-        The gateway is taken as reachable through the interface with this index, without a route to
-        it. ``metric`` 0 is the kernel's default. No-op if the route exists. Raises KernelError if
-        another route to ``destination`` with this metric exists.
+        The gateway needs no route: it is reachable through the interface. ``metric`` 0 is the
+        default. No-op if the route exists, an error if another one to ``destination`` with this
+        metric does.
         """
         what = f"add route {destination} via {gateway or 'link'} {index}"
         body = _route(destination, gateway, index, BOOT)
@@ -443,11 +434,11 @@ class Rtnl(netlink.Netlink):
         raise refused("find a free link index", errno.EBUSY)
 
     def create(self, index: int, what: str, made: bytes, marked: bytes, *more: Message) -> None:
-        """Create a network interface, set its alias, and send the messages ``more``.
+        """Create an interface without automatic link-local address, set its alias, and send
+        ``more``.
 
         ``made`` are its attributes, and ``marked`` is the attribute with the alias. All messages
-        are in one sendmsg; if one fails, the interface is deleted. It has no automatic link-local
-        address.
+        are in one sendmsg; if one fails, the interface is deleted.
         """
         new = Message(what, NEWLINK, netlink.CREATE | netlink.EXCL, ifinfo(index) + made)
         mark = change_link(what, ifinfo(index) + marked)
@@ -472,7 +463,6 @@ def _named(name: str, flags: int = 0, change: int = 0) -> bytes:
 
 
 def change_link(what: str, body: bytes, fine: tuple[int, ...] = ()) -> Message:
-    """Return the message that changes an existing interface."""
     return Message(what, NEWLINK, 0, body, fine)
 
 
@@ -489,7 +479,7 @@ def raise_up(name: str, index: int) -> Message:
 def no_link_local(what: str, index: int) -> Message:
     """Return the message that disables the automatic IPv6 link-local address of an interface.
 
-    It has no effect on a kernel without IPv6, or with an MTU too small for it.
+    It has no effect without IPv6, or with an MTU too small for it.
     """
     mode = attribute(_INET6_ADDR_GEN_MODE, bytes([_ADDR_GEN_MODE_NONE]))
     body = ifinfo(index) + nested(_IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
@@ -513,11 +503,8 @@ def _route(destination: str, gateway: str, index: int, protocol: int) -> bytes:
 
 # --- routing rules --------------------------------------------------------------------------------
 
+# FRA_PROTOCOL by which niso's routing rules are recognised; no entry of iproute2's rt_protos
 PROTOCOL = 78
-"""The number by which niso's routing rules are recognised (FRA_PROTOCOL).
-
-No entry of iproute2's rt_protos has this number.
-"""
 PRIORITY = 1  # after the rule of the local table, before rules of other programs
 _MASK = int(CHECKED, 16)
 
@@ -536,10 +523,7 @@ def selector(link: str) -> str:
 
 
 def of_niso(rtnl: Rtnl, family: int) -> list[tuple[str, str, bytes]]:
-    """Return niso's routing rules of a family (4 or 6) as (bridge, drift, body).
-
-    ``drift`` describes how the rule differs from the desired one. ``body`` is the kernel's answer.
-    """
+    """Return niso's routing rules of a family (4 or 6) as (bridge, drift, kernel's answer)."""
     body = _header.pack(_RULE_FAMILIES[family], 0, 0, 0, 0, 0, 0, 0, 0)
     # a kernel without IPv6 or without policy routing has none
     absent = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP)

@@ -51,13 +51,11 @@ SETS = "\n".join(
         *(f"\tset vx{o}{i} {{ typeof {_key(o, i)}; }}" for o, i in _PAIRS),
     )
 )
-"""The declarations of the sets for packets of other hosts.
+"""The sets for the UDP port, the VXLAN devices, services here, and other hosts' reservations.
 
-They are for the UDP port, the VXLAN devices, the services on this host, and the reservations
-(claims) of other hosts' services. The port is also in ``sealed`` if its packets must go through the
-WireGuard tunnel. Tunnel addresses are IPv6, so only IPv6 is looked up there; no reservation then
-has another host's IPv4 address. ``vx46`` has the IPv6 addresses of services on hosts with IPv4
-underlay addresses.
+The port is also in ``sealed`` if its packets must go through the WireGuard tunnel. Tunnel addresses
+are IPv6, so only IPv6 is looked up there; no reservation then has another host's IPv4 address.
+``vx46`` has the IPv6 addresses of services on hosts with IPv4 underlay addresses.
 """
 
 # The first rule of prerouting. It also checks packets from lo, where VXLAN sockets receive, too.
@@ -110,10 +108,10 @@ CLAIMS = tuple(f"vx{o}{i}" for o, i in _PAIRS)  # the sets with other hosts' res
 FLOWS, FRAGMENTS, ARP, ASKERS = "flows", "fragments", "arp_nd", "askers"
 """Sets whose elements each have a rate limit. A source without an element has no limit.
 
-New flows are limited by address (``flows4``, ``flows6``). IP fragments, and ARP together with
-neighbour discovery, are limited by bridge port. ``askers4`` and ``askers6`` limit how many
-addresses on its own links the host resolves for a service. Addresses that were resolved in the last
-`NEXT_HOP_S` seconds do not count. Each address takes an entry of the machine's neighbour table.
+New flows are limited by address. IP fragments, and ARP together with neighbour discovery, are
+limited by bridge port. ``askers`` limit how many addresses on its own links the host resolves for a
+service, apart from those of the last `NEXT_HOP_S` seconds: each takes an entry of the machine's
+neighbour table.
 """
 _BURST = {FLOWS: 5, FRAGMENTS: 5, ARP: 10, ASKERS: 5}  # burst, in seconds of the rate
 
@@ -127,7 +125,6 @@ def limit(what: str, rate: int) -> tuple[int, str, int, bool]:
 
 
 def limit_text(value: tuple[int, str, int, bool]) -> str:
-    """Format a rate limit, as `limit` returns it, in nft's syntax."""
     rate, per, burst, over = value
     return f"limit rate{' over' if over else ''} {rate}/{per} burst {burst} packets"
 
@@ -726,21 +723,19 @@ POLICIES = frozenset(
     )
 )
 """The sets and maps with elements of policies."""
+# each set and map of policies whose elements have counters, to "in" or "out"
 COUNTED = policy_rules.STOPPED | {
     name: way for name, (way, part) in policy_rules.POLICY_MAPS.items() if part != CLASS
 }
-"""Maps each set and map of policies whose elements have counters to "in" or "out"."""
 
 _GUARDS = f"""
 owner bridges same_bridge ports subnets4 subnets6 internal closed before
 sources4 sources6 quoted4 quoted6 links broadcasts own4 own6 host_macs gateways4 gateways6
 flows4 flows6 askers4 askers6 {FRAGMENTS} {ARP} vxlans wire sealed
 """
+# The sets whose elements guard another object, and are deleted after that object. See kinds/nft.py for
+# the elements of policies.
 LATE = frozenset(_GUARDS.split())
-"""The sets whose elements guard another object, and are deleted after that object.
-
-See kinds/nft.py for the elements of policies.
-"""
 
 
 def rules_of(table: str, chain: str) -> list[str]:

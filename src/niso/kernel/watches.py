@@ -243,8 +243,7 @@ class Watches:
 
 
 def _listed(folder: str) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except OSError:  # the folder was removed, or does not exist yet
-        return []
+    # the folder may have been removed, or not exist yet
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return []
