@@ -408,5 +408,5 @@ def _following() -> Iterator[list[tuple[float, float]]]:
             wall, spent = time.perf_counter() - before, time.process_time() - processor
             found.append((wall * 1000, spent * 1000))
 
-    with mock.patch.object(mirror, "follow", follow):
+    with mock.patch.object(mirror, "apply_claims", follow):
         yield found

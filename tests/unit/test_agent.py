@@ -254,7 +254,7 @@ def test_look_at_what_has_changed_leaves_nothing_to_a_whole_one(
         parts += now.only is not None
         return follow(store, kernel, now, own)
 
-    monkeypatch.setattr(mirror, "follow", counted)
+    monkeypatch.setattr(mirror, "apply_claims", counted)
     for _ in range(30):
         for _ in range(others.draw.randrange(1, 4)):
             with contextlib.suppress(Conflict):
