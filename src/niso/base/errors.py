@@ -49,10 +49,8 @@ class Error(Exception):
         self.service = service
         """The service whose process or manifest the error is about."""
         self.names_key = names_key
-        """Whether the message begins with the key.
-
-        If not, the reason itself names the key where that helps.
-        """
+        """Whether the message begins with the key. If not, the reason itself names the key where
+        that helps."""
         self.about_key = about_key
         """Whether the reason describes the key. If not, it describes the value, if there is one."""
 

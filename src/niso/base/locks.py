@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import sys
@@ -29,20 +28,19 @@ class Busy(Conflict):
     """Raised if another process still holds the lock when the time limit ends."""
 
 
-def take(fd: int, service: str, at_most_s: float | None = None) -> bool:
+def take(fd: int, service: str, at_most_s: float | None = None, quiet: bool = False) -> bool:
     """Lock the file ``fd`` exclusively (flock(2)), waiting while another process holds the lock.
 
-    If it must wait, it first reports WaitingForLock with ``service``, which is "" for the global
-    lock. Returns False if another process still holds the lock after ``at_most_s`` seconds. Raises
-    OSError.
+    Unless ``quiet``, it reports WaitingForLock with ``service`` ("" for the global lock) if it must
+    wait. Returns False if the lock is not free within ``at_most_s`` seconds. Raises OSError.
     """
-    from niso.base.report import WaitingForLock
-
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except BlockingIOError:
-        if listener is not None:
+        if listener is not None and not quiet:
+            from niso.base.report import WaitingForLock
+
             listener(WaitingForLock(service))
     if at_most_s is None:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -56,9 +54,6 @@ def take(fd: int, service: str, at_most_s: float | None = None) -> bool:
             continue
         return True
     return False
-
-
-_RETRY_S = 0.02
 
 
 class service_lock:
@@ -78,11 +73,12 @@ class service_lock:
         deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
         while True:
             self._fd = open_lock(self._service)
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
-                if deadline is None:
-                    take(self._fd, self._service)
-                else:
-                    self._wait(deadline)
+                if not take(self._fd, self._service, left, quiet=left is not None):
+                    hint = "wait for it to finish and try again"
+                    reason = "another niso command is starting or stopping it"
+                    raise Busy(reason, hint, service=self._service)
                 if _is_current(self._fd, self._service):
                     return self
             except BaseException:
@@ -93,22 +89,6 @@ class service_lock:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
-
-    def _wait(self, deadline: float) -> None:
-        while True:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except OSError as error:
-                if error.errno != errno.EWOULDBLOCK:
-                    raise
-            if time.monotonic() >= deadline:
-                raise Busy(
-                    "another niso command is starting or stopping it",
-                    "wait for it to finish and try again",
-                    service=self._service,
-                )
-            time.sleep(_RETRY_S)
 
 
 def is_held(service: str) -> bool:
@@ -192,10 +172,8 @@ class Lock:
     """
 
     _last: dict[int, ref[Lock]] = {}  # noqa: RUF012
-    """The latest Lock of each thread, by thread id.
-
-    The references are weak, so unused locks are closed.
-    """
+    """The latest Lock of each thread, by thread id. The references are weak, so unused locks are
+    closed."""
 
     def __init__(self, at_most_s: float | None = None, required: bool = False) -> None:
         self._at_most_s = at_most_s

@@ -11,22 +11,15 @@ from __future__ import annotations
 
 from niso.base.named_tuples import NamedTuple
 
-# --- names and MACs of kernel objects -------------------------------------------------------------
-
-
 MAX_IFNAME = 15
 DEFAULT_NETWORK = "niso-default"
 BRIDGES = '"niso-*"'
-"""The pattern in nftables rules that matches all bridges of niso.
-
-Matching it takes less than half the time of a lookup in a set.
-"""
+"""The pattern in nftables rules that matches all bridges of niso. Matching it takes less than half
+the time of a lookup in a set."""
 DOMAIN = "niso.local"
 MAC_PREFIX = "0a:"
-"""The first byte of every MAC that niso assigns.
-
-These are the MACs of bridges, of services, and of the host's ends of veth pairs.
-"""
+"""The first byte of every MAC that niso assigns. These are the MACs of bridges, of services, and of
+the host's ends of veth pairs."""
 
 
 def _digest(text: str, length: int) -> str:
@@ -113,9 +106,6 @@ def hosts_folder(networks: tuple[str, ...]) -> str:
     return plain if len(plain) <= 100 else f"{plain[:80]}+{_digest(plain, 16)}"
 
 
-# --- addresses as text ----------------------------------------------------------------------------
-
-
 def family_of(address: str) -> int:
     """Return the IP version, 4 or 6, of an address or prefix string."""
     return 6 if ":" in address else 4
@@ -129,9 +119,6 @@ def bracketed(address: str) -> str:
 def span(first: int, count: int) -> str:
     """Format a port, or a range of ``count`` ports: ``8000`` or ``8000-8010``."""
     return str(first) if count == 1 else f"{first}-{first + count - 1}"
-
-
-# --- arithmetic with addresses and prefixes -------------------------------------------------------
 
 
 _COMPATIBLE = bytes(10)

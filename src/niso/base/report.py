@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
 
-# --- events of any command ------------------------------------------------------------------------
-
-
 if TYPE_CHECKING:
 
     class Event(Protocol):
@@ -88,9 +85,6 @@ NotStarted = event_class(
 )
 
 
-# --- events of services and their processes -------------------------------------------------------
-
-
 Starting = event_class(
     "Starting",
     lambda service, argv=(): f"start {service}" + (f": {' '.join(argv)}" if argv else ""),
@@ -126,9 +120,7 @@ WaitingForPacket = event_class(
         + f" {to}"
     ),
 )
-"""The command waits for a packet to the service ``to``, or for a reply from it.
-
-``kind`` is "reply", "test" for a packet of niso, or "real" for a packet of another program.
-"""
+"""The command waits for a packet to the service ``to``, or for a reply from it. ``kind`` is
+"reply", "test" for a packet of niso, or "real" for a packet of another program."""
 Command = event_class("Command", lambda text: text)
 """A change of the kernel, as the command line that would have the same effect."""

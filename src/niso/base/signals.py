@@ -25,9 +25,6 @@ from itertools import pairwise
 
 from niso.base import paths
 
-# --- blocking signals -----------------------------------------------------------------------------
-
-
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -66,9 +63,6 @@ def heed_signals() -> None:
     for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-
-
-# --- failpoints -----------------------------------------------------------------------------------
 
 
 OVERRUN = "overrun"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-# --- times ----------------------------------------------------------------------------------------
-
 
 def time_text(seconds: float | None) -> str | None:
     """Format a time (seconds since 1970) as RFC 3339 in UTC; None stays None."""
@@ -22,9 +20,6 @@ def exact_time_text(seconds: float) -> str:
 def period_text(seconds: float) -> str:
     """Format a number of seconds as whole minutes (``5m``), or from 7200 s on as hours (``2h``)."""
     return f"{seconds / 3600:.0f}h" if seconds >= 7200 else f"{seconds / 60:.0f}m"
-
-
-# --- values ---------------------------------------------------------------------------------------
 
 
 def escaped(text: str) -> str:
@@ -61,9 +56,6 @@ def shown(value: object, limit: int = 80, depth: int = 2) -> str:
         return escaped(str(value))[:limit]
     except ValueError:  # an int of more digits than sys.set_int_max_str_digits allows
         return "a very large number"
-
-
-# --- local times ----------------------------------------------------------------------------------
 
 
 def local_time_text(seconds: float) -> str:

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- addresses and name servers -------------------------------------------------------------------
-
-
 MAX_SERVERS = 3
 """The maximum number of name servers, which is MAXNS of resolv.conf(5)."""
 _HOST_CHARACTERS = values.NAME_CHARACTERS | {"_"}
@@ -114,7 +111,6 @@ def problems(network: dict[str, Any]) -> Iterator[InvalidInput]:
 
 def _families(ip: object, key: str) -> Iterator[InvalidInput]:
     """Yield an error for each second address of the same family, and for an empty array."""
-
     if isinstance(ip, dict):
         for name, items in ip.items():
             yield from _families(items, join(key, name))
@@ -125,9 +121,6 @@ def _families(ip: object, key: str) -> Iterator[InvalidInput]:
         if first.setdefault(family_of(text), path) != path:
             reason = f"is a second IPv{family_of(text)} address beside {first[family_of(text)]}"
             yield values.wrong(path, text, reason, "one address of each family")
-
-
-# --- published ports ------------------------------------------------------------------------------
 
 
 PROTOCOLS = ("tcp", "udp", "sctp")

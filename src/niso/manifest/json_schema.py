@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from niso.base.convert import Kind
 
 
-# --- manifest.toml --------------------------------------------------------------------------------
-
-
 def manifest_schema() -> dict[str, Any]:
     """Return the schema of manifest.toml as dicts and lists, for `json.dumps`."""
     tables = definitions(keys.Manifest)
@@ -120,11 +117,8 @@ def _choice(form: type, inside: Any) -> dict[str, Any]:
         return {"type": "array", "items": _kind(inside)}
     if form is dict:
         return {"type": "object", "additionalProperties": _kind(inside)}
-    return (
-        {"enum": sorted(inside)}
-        if inside
-        else {"type": {str: "string", bool: "boolean", int: "integer"}[form]}
-    )
+    types = {str: "string", bool: "boolean", int: "integer"}
+    return {"enum": sorted(inside)} if inside else {"type": types[form]}
 
 
 def _set_rule(field: dict[str, Any], rule: Mapping[str, Any]) -> None:
@@ -140,9 +134,6 @@ def _set_rule(field: dict[str, Any], rule: Mapping[str, Any]) -> None:
             choice["pattern"] = rf"\$\{{|{rule['pattern']}"
         else:
             choice.update(rule)
-
-
-# --- stack.toml -----------------------------------------------------------------------------------
 
 
 _OWN = ("Manifest", "Package", "Binary", "Service", "Healthcheck", "Network")

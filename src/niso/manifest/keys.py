@@ -33,10 +33,8 @@ class Rule(NamedTuple):
     """A condition that a value, or each item of an array or table, must meet."""
 
     parse: Callable[[Any, str], Any]
-    """A function that takes a value and its key path, and returns the parsed value.
-
-    It raises InvalidInput if the value does not meet the condition.
-    """
+    """A function that takes a value and its key path, and returns the parsed value. It raises
+    InvalidInput if the value does not meet the condition."""
     schema: Mapping[str, Any] = {}
     """The same condition as a JSON Schema, as far as a schema can express it."""
 
@@ -53,16 +51,12 @@ class Key(NamedTuple):
     """The type, as in `niso.base.convert`. If it is a string, the key is a table with this title.
     """
     default: Any = ...
-    """The default value; Ellipsis if the key is required.
-
-    A table has ``{}``, since its keys have their own defaults.
-    """
+    """The default value; Ellipsis if the key is required. A table has ``{}``, since its keys have
+    their own defaults."""
     rule: Rule = ANY
     to: str = ""
-    """The field of the NetworkSpec or ProgramSpec that the value goes to.
-
-    ``limits.arp`` is a field of a record in it. If it is empty, `spec` handles the value.
-    """
+    """The field of the NetworkSpec or ProgramSpec that the value goes to. ``limits.arp`` is a field
+    of a record in it. If it is empty, `spec` handles the value."""
     names: Rule = ANY
     """The rule for the names in a table whose names the user chooses."""
     schema: Mapping[str, Any] = {}

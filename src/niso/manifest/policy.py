@@ -27,20 +27,7 @@ from niso.base.errors import Error, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import DOMAIN
 from niso.kernel.policy_rules import NEVER
-from niso.manifest import toml
-from niso.manifest.values import (
-    DIGITS,
-    LOWER,
-    MAX_NAME,
-    NAME_CHARACTERS,
-    NETWORK_RIGHT,
-    host_label,
-    is_ipv4,
-    is_ipv6,
-    network_name,
-    port_number,
-    wrong,
-)
+from niso.manifest import toml, values
 from niso.plan.dns_answers import METADATA
 from niso.plan.records import METADATA_WORD, Entry, Peer, Policy
 
@@ -75,7 +62,7 @@ _NETWORK = "network:"
 _NOT_HERE = "names outside niso.local can only be in network.policy.egress.allow of a manifest"
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 _MAX_DOMAIN = 253  # characters (RFC 1035, 2.3.4, less the length of the first and last label)
-_OF_IPV4 = DIGITS | {"."}
+_OF_IPV4 = values.DIGITS | {"."}
 _Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -139,7 +126,7 @@ def audit_end(text: str, key: str) -> int:
             raise ValueError  # fromisoformat also takes other forms of ISO 8601
         return int(datetime.fromisoformat(text).timestamp())
     except (ValueError, OverflowError, OSError):
-        raise wrong(key, text, "is not a valid date", AUDIT_ENDS, "2026-12-10") from None
+        raise values.wrong(key, text, "is not a valid date", AUDIT_ENDS, "2026-12-10") from None
 
 
 def problems(network: Mapping[str, object], parsed: Mapping[str, object]) -> Iterator[InvalidInput]:
@@ -158,7 +145,7 @@ def problems(network: Mapping[str, object], parsed: Mapping[str, object]) -> Ite
             )
     if len(names) > MOST_NAMES:
         reason = f"has {len(names)} names outside {DOMAIN}"
-        yield wrong(EGRESS_ALLOW, names, reason, f"at most {MOST_NAMES} of them")
+        yield values.wrong(EGRESS_ALLOW, names, reason, f"at most {MOST_NAMES} of them")
 
 
 def parse_ingress(text: str, key: str) -> Entry:
@@ -208,7 +195,7 @@ def _split(text: str, key: str) -> tuple[str, str]:
             )
         return peer, suffix
     # network:8080 is a port of a service called network
-    if text.startswith(_NETWORK) and text[(start := len(_NETWORK)) :][:1] not in DIGITS:
+    if text.startswith(_NETWORK) and text[(start := len(_NETWORK)) :][:1] not in values.DIGITS:
         ends = [index for index in (text.find(":", start), text.find("/", start)) if index >= 0]
         end = min(ends, default=len(text))
         return text[:end], text[end:]
@@ -216,14 +203,14 @@ def _split(text: str, key: str) -> tuple[str, str]:
         peer, _, ports = text.partition(":")
         return peer, f":{ports}"
     peer, slash, tail = text.rpartition("/")
-    return (text, "") if not slash or tail[:1] in DIGITS else (peer, f"/{tail}")
+    return (text, "") if not slash or tail[:1] in values.DIGITS else (peer, f"/{tail}")
 
 
 def _range(ports: str, text: str, key: str) -> tuple[int, int]:
     """Parse ``80`` or ``80-90`` to (first port, last port). Raises InvalidInput."""
     low, dash, high = ports.partition("-")
-    first = port_number(low)
-    last = port_number(high) if dash else first
+    first = values.port_number(low)
+    last = values.port_number(high) if dash else first
     if first is None or last is None:
         reason = (
             f"{base_text.shown(ports)} is not a valid port" if ports else "no port follows the :"
@@ -242,7 +229,7 @@ def _peer(peer: str, suffix: str, text: str, key: str, egress: bool) -> Peer:
         raise _wrong_entry(text, key, "the peer is missing", everybody if suffix else RIGHT)
     if peer.startswith(_NETWORK) and peer.count(":") == 1:
         return Peer("network", _network(peer.removeprefix(_NETWORK), text, key))
-    if ":" in peer or "/" in peer or peer[0] in DIGITS:
+    if ":" in peer or "/" in peer or peer[0] in values.DIGITS:
         return Peer("prefix", str(_prefix(peer, suffix, text, key)))
     return Peer("service", _service(peer, text, key, egress))
 
@@ -251,7 +238,7 @@ def _is_domain(peer: str) -> bool:
     """Return whether a peer looks like a DNS name, not like an address or a service."""
     if "." not in peer or ":" in peer or "/" in peer:
         return False
-    if peer[0] in DIGITS:  # 10.1.2.x is a mistyped address, 1.example.com is a name
+    if peer[0] in values.DIGITS:  # 10.1.2.x is a mistyped address, 1.example.com is a name
         return peer.rpartition(".")[2][:2].isalpha() and len(peer.rpartition(".")[2]) > 1
     service = peer.removesuffix(f".{DOMAIN}")
     return service == peer or "." in service
@@ -279,12 +266,12 @@ def _outside(peer: str, text: str, key: str, allowed: bool) -> Peer:
         raise _wrong_entry(text, key, "it ends with a dot", right)
     valid = all(
         label
-        and len(label) <= MAX_NAME
-        and NAME_CHARACTERS.issuperset(label)
+        and len(label) <= values.MAX_NAME
+        and values.NAME_CHARACTERS.issuperset(label)
         and not (label.startswith("-") or label.endswith("-"))
         for label in labels
     )
-    if not valid or len(peer) > _MAX_DOMAIN or labels[-1][0] not in LOWER:
+    if not valid or len(peer) > _MAX_DOMAIN or labels[-1][0] not in values.LOWER:
         right = "labels of a-z, 0-9 and -, with dots between them"
         raise _wrong_entry(text, key, "it is not a valid domain name", right, example)
     if labels[-1] == "localhost":
@@ -297,10 +284,10 @@ def _network(name: str, text: str, key: str) -> str:
         reason = "the default network is called niso-default"
         raise _wrong_entry(text, key, reason, '"network:niso-default"')
     try:
-        return network_name(name, key)
+        return values.network_name(name, key)
     except InvalidInput:
         reason = f"{base_text.shown(name)} is not a valid network name"
-        right = f"network:NAME, NAME of {NETWORK_RIGHT}"
+        right = f"network:NAME, NAME of {values.NETWORK_RIGHT}"
         raise _wrong_entry(text, key, reason, right, '"network:backend"') from None
 
 
@@ -312,7 +299,7 @@ def _service(peer: str, text: str, key: str, egress: bool) -> str:
             raise _wrong_entry(text, key, reason, "an address of the host", '"192.0.2.1:53"')
         raise _wrong_entry(text, key, "the host can always connect", "remove it")
     try:
-        return host_label(name, key)
+        return values.host_label(name, key)
     except InvalidInput:
         reason = f"{base_text.shown(name)} is not a valid service name"
         raise _wrong_entry(text, key, reason, RIGHT) from None
@@ -320,10 +307,10 @@ def _service(peer: str, text: str, key: str, egress: bool) -> str:
 
 def _prefix(peer: str, suffix: str, text: str, key: str) -> _Prefix:
     address, slash, length = peer.partition("/")
-    if not (is_ipv4(address) or is_ipv6(address)):
+    if not (values.is_ipv4(address) or values.is_ipv6(address)):
         raise _wrong_entry(text, key, _not_an_address(address, bool(slash)))
     number = ipaddress.ip_address(address)
-    bits = port_number(length) if slash else number.max_prefixlen
+    bits = values.port_number(length) if slash else number.max_prefixlen
     bits = 0 if length == "0" else bits
     if bits is None or bits > number.max_prefixlen:
         if number.version == 6 and ":" in length:
@@ -382,7 +369,7 @@ def _wrong_entry(
     text: str, key: str, reason: str, right: str = RIGHT, example: str = ""
 ) -> InvalidInput:
     example = example or (EXAMPLE if right == RIGHT else "")
-    return wrong(key, text, f"is not a valid entry: {reason}", right, example)
+    return values.wrong(key, text, f"is not a valid entry: {reason}", right, example)
 
 
 # --- /etc/niso/policies ---------------------------------------------------------------------------
@@ -393,10 +380,8 @@ _LISTS = ("allow_from", "deny_from")
 _EGRESS = ("allow", "deny")
 _FURTHER = ("log", "egress")
 _LONGEST_NAME = 30
-"""The maximum length of a file name in characters.
-
-The name is part of the comments of nftables elements, whose length is limited.
-"""
+"""The maximum length of a file name in characters. The name is part of the comments of nftables
+elements, whose length is limited."""
 
 
 def about(
@@ -485,7 +470,7 @@ def _is_about(table: Mapping[str, Any], subject: Mapping[str, tuple[str, ...]]) 
     for matcher in table.keys() & {*MATCHERS}:
         given = table[matcher]
         patterns = [given] if isinstance(given, str) else given
-        values = subject.get(matcher, ())
-        if not any(fnmatchcase(value, pattern) for value in values for pattern in patterns):
+        own = subject.get(matcher, ())
+        if not any(fnmatchcase(value, pattern) for value in own for pattern in patterns):
             return False
     return True

@@ -134,11 +134,9 @@ TMP = 256 << 20
 """The size of each of /tmp, /run and /var/tmp in bytes if the service has no memory limit."""
 MIN_TMPFS = 64 << 10
 FRAGMENTS = 40
-"""The limit of IP fragments per second for a service that can send incomplete packets.
-
-The host keeps the parts of such packets for 30 s, in 4 MiB (net.ipv4.ipfrag_time,
-ipfrag_high_thresh), which is enough for 1,600 large ones.
-"""
+"""The limit of IP fragments per second for a service that can send incomplete packets. The host
+keeps the parts of such packets for 30 s, in 4 MiB (net.ipv4.ipfrag_time, ipfrag_high_thresh), which
+is enough for 1,600 large ones."""
 MAX_RATE = 1_000_000
 """The highest value of the network limits in [isolation.resources], per second."""
 WAYS = ("in", "out")
@@ -316,19 +314,19 @@ def _overlapping(
         above.setdefault(folder, point)
 
 
-def _combined(keys: Mapping[str, Any], base: str) -> list[InvalidInput]:
-    """Return an error for each key of a volume that conflicts with its other keys."""
+def _combined(keys: Mapping[str, Any], base: str) -> Iterator[InvalidInput]:
+    """Yield an error for each key of a volume that conflicts with its other keys."""
     tmpfs, bound = keys.get("tmpfs") is True, "host" in keys
-    errors = []
-    if tmpfs and bound:
-        reason = f"conflicts with {base}.tmpfs"
-        errors.append(values.wrong(f"{base}.host", keys["host"], reason, "set only one of the two"))
-    if "size" in keys and not tmpfs:
-        reason = "is not allowed: only a tmpfs has a size"
-        right = "remove it, or set tmpfs = true"
-        errors.append(values.wrong(f"{base}.size", keys["size"], reason, right))
-    if "mode" in keys and not bound:
-        reason = "is not allowed: only a path of the host has a mode, other volumes are writable"
-        right = "remove it, or set host"
-        errors.append(values.wrong(f"{base}.mode", keys["mode"], reason, right))
-    return errors
+    only_host = "only a path of the host has a mode, other volumes are writable"
+    for is_wrong, key, reason, right in (
+        (tmpfs and bound, "host", f"conflicts with {base}.tmpfs", "set only one of the two"),
+        (
+            not tmpfs,
+            "size",
+            "is not allowed: only a tmpfs has a size",
+            "remove it, or set tmpfs = true",
+        ),
+        (not bound, "mode", f"is not allowed: {only_host}", "remove it, or set host"),
+    ):
+        if is_wrong and key in keys:
+            yield values.wrong(f"{base}.{key}", keys[key], reason, right)

@@ -184,10 +184,8 @@ class Outline(NamedTuple):
 
 
 Also = Callable[[NetworkRequest], Iterable[InvalidInput]]
-"""A function that returns further errors of a network, whose keys have the right types.
-
-The errors have complete key paths (``networks.backend.subnet``).
-"""
+"""A function that returns further errors of a network, whose keys have the right types. The errors
+have complete key paths (``networks.backend.subnet``)."""
 
 
 def place(path: str) -> str:
@@ -641,10 +639,8 @@ def resolve(
 
 
 _INSTEAD = {"network": ("network", "networks"), "healthcheck": process_keys.KINDS}
-"""Keys of a table that exclude each other.
-
-One of them in the stack replaces the others in the manifest.
-"""
+"""Keys of a table that exclude each other. One of them in the stack replaces the others in the
+manifest."""
 
 
 def laid_over(base: dict[str, Any], laid: Mapping[str, Any], table: str = "") -> dict[str, Any]:

@@ -446,10 +446,8 @@ _ESCAPES: dict[int, str] = {
     **{number: f"\\u{number:04x}" for number in (*range(0x20), 0x7F)},
     **{ord(char): f"\\{short}" for char, short in zip('"\\\n\r\t\b\f', '"\\nrtbf', strict=True)},
 }
-"""Maps the characters that a basic string of TOML cannot contain to their escapes.
-
-`json` would have them too, but takes time to load in each activation.
-"""
+"""Maps the characters that a basic string of TOML cannot contain to their escapes. `json` would
+have them too, but takes time to load in each activation."""
 
 
 def value(data: object) -> str:

@@ -16,6 +16,7 @@ Any other ``$`` is literal, so that ``$NAME`` and ``$$`` remain for a shell.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterable, Mapping
 
 from niso.base import convert
@@ -159,7 +160,6 @@ def _value(text: str) -> str:
 
 MAX_DEPTH = 16
 """How deep defaults may be nested in each other."""
-_NAME = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_"
 LITERAL = "write $${ for a literal ${"
 Variables = tuple[Mapping[str, str], str]
 """The variables that a file may use, and the path of the .env file in which users can set them."""
@@ -266,11 +266,8 @@ def _closed(after: str) -> tuple[str, str]:
 
 def _substituted(inside: str, variables: Variables, depth: int) -> str:
     """Return the value of a variable whose text in the braces is ``inside``."""
-    end = next(
-        (i for i, c in enumerate(inside) if not (c.isascii() and (c.isalnum() or c == "_"))),
-        len(inside),
-    )
-    name, operation = inside[:end], inside[end:]
+    name = re.split(r"\W", inside, maxsplit=1, flags=re.ASCII)[0]
+    operation = inside.removeprefix(name)
     colon = operation.startswith(":")
     sign, other = operation[colon : colon + 1], operation[colon + 1 :]
     if not name.isidentifier() or (operation and sign not in {"-", "?", "+"}):

@@ -14,10 +14,8 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1 << 20
 MAX_VALUES = 100_000
-"""The maximum number of values in a file.
-
-Each use of an alias counts (YAML 1.2, 3.2.2.2), since nested aliases can expand to billions.
-"""
+"""The maximum number of values in a file. Each use of an alias counts (YAML 1.2, 3.2.2.2), since
+nested aliases can expand to billions."""
 
 _MERGE = "tag:yaml.org,2002:merge"
 _SCALARS = (
@@ -25,12 +23,9 @@ _SCALARS = (
     ("int", r"^(?:0|-?[1-9][0-9]*)$", "-0123456789"),
     ("float", r"^-?(?:0|[1-9][0-9]*)\.(?:0|[0-9]*[1-9])$", "-0123456789"),
 )
-"""(tag, pattern, first characters) of scalars that are not strings.
-
-The patterns are those of YAML 1.2 (10.3.2) for forms that Python writes in the same way, so that
-every scalar keeps its text. In contrast to YAML 1.1, ``22:22`` is not a number of base 60, and
-``yes`` is not a boolean.
-"""
+"""(tag, pattern, first characters) of scalars that are not strings. The patterns are those of YAML
+1.2 (10.3.2) for forms that Python writes in the same way, so that every scalar keeps its text. In
+contrast to YAML 1.1, ``22:22`` is not a number of base 60, and ``yes`` is not a boolean."""
 
 
 def load(path: str, wanted: str = "a compose.yaml") -> dict[str, Any]:

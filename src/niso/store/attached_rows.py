@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from niso.kernel.real import Kernel
 
 
-# --- attachments ----------------------------------------------------------------------------------
-
-
 class AttachedRow(NamedTuple):
     """An attachment; the fields are the columns of its table."""
 
@@ -141,9 +138,6 @@ class AttachedRows(Rows):
 def wishes(attached: AttachedRow) -> dict[str, Any]:
     """Return the owner's request. Its keys may be policy, policies (by network) and labels."""
     return dict(decoded(attached.asked))
-
-
-# --- requested policies ---------------------------------------------------------------------------
 
 
 BY_INTERFACE = "docker"

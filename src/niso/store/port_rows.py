@@ -27,9 +27,7 @@ PRIMARY = (
     " WHERE o.service=e.service ORDER BY i.internal, o.position LIMIT 1)"
 )
 """The SQL condition that endpoint ``e`` is on the network of its service's default route.
-
-`niso.plan.records.primary` chooses the same endpoint.
-"""
+`niso.plan.records.primary` chooses the same endpoint."""
 
 _TO_PUBLISH = (
     "SELECT p.service, e.network,"

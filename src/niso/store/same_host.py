@@ -22,9 +22,6 @@ from niso.base import paths
 from niso.base.errors import Conflict, Error
 from niso.store.sqlite import decoded
 
-# --- reboots --------------------------------------------------------------------------------------
-
-
 _FORGET = (
     "UPDATE service SET active=0 WHERE active=1",
     # undoing a change must leave the service inactive
@@ -132,9 +129,6 @@ def _runs(service: str, state_id: str) -> bool:
             return f"/niso-{state_id}/{service}\n" in file.read()
     except (OSError, ValueError, KeyError):
         return False
-
-
-# --- copied state folders -------------------------------------------------------------------------
 
 
 def changed(db: sqlite3.Connection) -> str | None:

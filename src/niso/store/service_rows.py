@@ -51,10 +51,8 @@ ROW_TABLES = (
     "attached_link",
     "stack_member",
 )
-"""The tables with rows of a service, parents first.
-
-The column with the service's name is ``name`` in the first table, ``service`` in the others.
-"""
+"""The tables with rows of a service, parents first. The column with the service's name is ``name``
+in the first table, ``service`` in the others."""
 
 
 _IS_FREE = (
@@ -92,7 +90,6 @@ class ServiceRow(NamedTuple):
     @property
     def service(self) -> ServiceSpec | None:
         """Return the ServiceSpec of the last activation; None if the row is damaged."""
-
         spec = service(self.manifest)
         is_whole = spec is not None and (spec.process is not None) == self.has_process
         return spec if is_whole else None
@@ -100,7 +97,6 @@ class ServiceRow(NamedTuple):
     @property
     def process(self) -> ProcessSpec | None:
         """Return the ProcessSpec of the last activation; None if the row is damaged."""
-
         spec: ProcessSpec | None = _decode(self.spec, ProcessSpec)
         return spec
 
@@ -176,16 +172,12 @@ class Intent(NamedTuple):
 
     service: str
     action: str
-    """activate, deactivate, stop, remove, restart or ports.
-
-    stop deactivates the service and keeps the ports that `niso port-forward` added.
-    """
+    """activate, deactivate, stop, remove, restart or ports. stop deactivates the service and keeps
+    the ports that `niso port-forward` added."""
     undo: str
-    """The rows of the service before the change as JSON: {table: [{column: value}, ...]}.
-
-    A blob is {"hex": ...}. For the action ports it is {"moved": [{field of Port: value}, ...],
-    "networks": [...]}.
-    """
+    """The rows of the service before the change as JSON: {table: [{column: value}, ...]}. A blob is
+    {"hex": ...}. For the action ports it is {"moved": [{field of Port: value}, ...], "networks":
+    [...]}."""
 
     @property
     def before(self) -> ServiceRow | None:

@@ -6,20 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from niso.base.named_tuples import NamedTuple
 from niso.base.names import family_of
-from niso.plan.records import (
-    ATTACHED_LIMITS,
-    LIMITS,
-    SENDS_RAW,
-    Endpoint,
-    Limits,
-    Network,
-    Port,
-    Service,
-    Snapshot,
-    Span,
-    Subnet,
-    primary,
-)
+from niso.plan import records
+from niso.plan.records import Endpoint, Network, Port, Service, Snapshot
 from niso.store.attached_rows import AttachedRows
 from niso.store.policy_rows import Name, PolicyRows
 from niso.store.port_rows import PortRows
@@ -143,8 +131,8 @@ class SnapshotRows(PortRows, PolicyRows):
         networks: dict[str, Network] = {}
         for name, bridge, mtu, family, cidr, gateway, *flags, vni, port, local in rows:
             subnets = networks[name].subnets if name in networks else ()
-            span = None if vni is None else Span(self.cluster_id(), vni, port, local)
-            both = (*subnets, Subnet(family, cidr, gateway))
+            span = None if vni is None else records.Span(self.cluster_id(), vni, port, local)
+            both = (*subnets, records.Subnet(family, cidr, gateway))
             internal, observe, publishes, by_loopback, policed = map(bool, flags)
             uses = (internal, observe, publishes, by_loopback, policed)
             networks[name] = Network(name, bridge, mtu, both, *uses, span)
@@ -157,7 +145,6 @@ class SnapshotRows(PortRows, PolicyRows):
     @property
     def across(self) -> SpanRows:
         """Return the queries for networks that span hosts."""
-
         return SpanRows(self._db)
 
     def is_broken_off(self) -> bool:
@@ -221,7 +208,7 @@ class SnapshotRows(PortRows, PolicyRows):
                 publishes=own and any(map(self.publishes, (name, *sharers))),
                 names=self.names_there(name) if own else (),
                 mode=row[1],
-                limits=ATTACHED_LIMITS if row[1] == "attached" else _limits(row[2]),
+                limits=records.ATTACHED_LIMITS if row[1] == "attached" else _limits(row[2]),
                 bandwidth=_bandwidth(row[3]),
                 extra_hosts=self._hosts(name, endpoints) if any_named else self.extra_hosts(name),
                 outside=outside,
@@ -245,7 +232,7 @@ class SnapshotRows(PortRows, PolicyRows):
         if not self.names_outside(service):
             return extra
         networks = {network.name: network for network in self._networks(tuple(endpoints))}
-        first = primary([Endpoint(*endpoint) for endpoint in endpoints.items()], networks)
+        first = records.primary([Endpoint(*endpoint) for endpoint in endpoints.items()], networks)
         families = {family_of(address) for address in first.addresses} if first else set()
         outside = self.outside.hosts(service)
         return (*extra, *(host for host in outside if family_of(host[1]) in families))
@@ -336,18 +323,18 @@ def _recorded(field: str) -> str:
     return f"CASE WHEN json_valid(manifest) THEN json_extract(manifest, '$.{field}') END"
 
 
-def _limits(text: object) -> Limits:
+def _limits(text: object) -> records.Limits:
     try:
-        limits = Limits(**decoded(text))  # type: ignore[arg-type]
+        limits = records.Limits(**decoded(text))  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        return LIMITS
-    return limits if all(type(rate) is int and rate >= 0 for rate in limits) else LIMITS
+        return records.LIMITS
+    return limits if all(type(rate) is int and rate >= 0 for rate in limits) else records.LIMITS
 
 
 def _is_raw(text: object) -> bool:
     """Return whether capabilities have one of `SENDS_RAW`; False if the record is damaged."""
     try:
-        return not SENDS_RAW.isdisjoint(decoded(text))  # type: ignore[arg-type]
+        return not records.SENDS_RAW.isdisjoint(decoded(text))  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return False
 

@@ -255,11 +255,8 @@ def _free() -> int:
 # --- connections ----------------------------------------------------------------------------------
 
 
-class _Connection(sqlite3.Connection):
-    """A connection that supports weak references."""
-
-
-_open: list[ref[_Connection]] = []
+_Connection = type("_Connection", (sqlite3.Connection,), {})  # it supports weak references
+_open: list[ref[sqlite3.Connection]] = []
 """All open connections. sqlite3 has reference cycles: a connection can outlive its Store."""
 
 
@@ -273,7 +270,9 @@ def close_all() -> None:
 
 def connected(path: str) -> sqlite3.Connection:
     """Open a database in WAL mode. A query waits at most 10 s for a lock."""
-    connection = sqlite3.connect(path, timeout=10, isolation_level=None, factory=_Connection)
+    connection: sqlite3.Connection = sqlite3.connect(
+        path, timeout=10, isolation_level=None, factory=_Connection
+    )
     _open[:] = [*(reference for reference in _open if reference() is not None), ref(connection)]
     if path != ":memory:":
         _empty_reserve()  # SQLite creates its log and the index of it

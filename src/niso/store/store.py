@@ -17,23 +17,12 @@ from collections.abc import Container, Iterable
 from niso.base import files, names, paths, signals
 from niso.base.errors import Conflict, Error, NotFound
 from niso.plan.records import Network
-from niso.store import same_host
+from niso.store import same_host, sqlite
 from niso.store.attached_rows import AttachedRows
 from niso.store.name_rows import suggest
 from niso.store.service_rows import ROW_TABLES, Intent, ServiceRow, service_row
 from niso.store.snapshots import SnapshotRows
-from niso.store.sqlite import (
-    COLUMNS,
-    VERSION,
-    Transaction,
-    connected,
-    damaged,
-    decoded,
-    encoded,
-    marks,
-    require_store,
-    unusable,
-)
+from niso.store.sqlite import Transaction, connected, damaged, decoded, encoded, marks, unusable
 
 # --- the store ------------------------------------------------------------------------------------
 
@@ -58,7 +47,7 @@ class Store(SnapshotRows):
                 cls._create(path)
                 exists = True
             if exists:
-                require_store()
+                sqlite.require_store()
                 store = cls(connected(path))
                 store._require_version()
                 if (folder := same_host.changed(store._db)) is not None:
@@ -116,21 +105,21 @@ class Store(SnapshotRows):
             for statement in tables.TABLES.split(";"):
                 self._run(statement)
             self._set_meta("state_id", os.urandom(4).hex())
-            self._run(f"PRAGMA user_version={VERSION}")
+            self._run(f"PRAGMA user_version={sqlite.VERSION}")
 
     def _require_version(self) -> None:
         """Raise Error if the store is of another version, or has not the tables of this one."""
         version = int(self._run("PRAGMA user_version").fetchone()[0])
         if version < 1:
             raise damaged("a database, but not a store of niso")
-        if version != VERSION:
+        if version != sqlite.VERSION:
             raise Error(
-                f"{paths.database()} has version {version}, this niso supports {VERSION}",
+                f"{paths.database()} has version {version}, this niso supports {sqlite.VERSION}",
                 "use the niso that made it. To start anew: its niso net repair --sweep stops all"
                 " its services and deletes their networks; then move the file away",
             )
         tables = "sqlite_schema m, pragma_table_info(m.name) WHERE m.type='table'"
-        if self._column(f"SELECT COUNT(*) FROM {tables}") != [COLUMNS]:
+        if self._column(f"SELECT COUNT(*) FROM {tables}") != [sqlite.COLUMNS]:
             raise damaged("it does not have the tables of its version")
         self.state_id()
 
