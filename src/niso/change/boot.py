@@ -43,9 +43,8 @@ RESERVED = ("docker", "wireguard")
 """Service names that are refused because a unit of niso itself has the same file name.
 
 The Debian package niso-docker has a unit in /usr/lib, which a unit in /etc would hide. The unit of
-wireguard-go exists only while its network interface does (kernel/kinds/tunnels.py). Other units of
-niso have names that no service can have (`names_timer.TIMER`), or are files in /etc, which are
-checked (`cluster_units`).
+wireguard-go exists only while its network interface does (kernel/kinds/tunnels.py). Other units
+have names that no service can have (`outside_names_refresh.TIMER`), or are files that are checked.
 """
 _SPARE_S = 90
 """Seconds that niso itself may take, in addition to a service's start or stop timeout."""
@@ -146,7 +145,7 @@ def enable(machine: Machine, names: list[str], report: Report = silent) -> list[
     name of its unit is taken; Error if systemd fails.
     """
     store, units = machine.store, machine.processes.units
-    rows = [_row(store, name) for name in names]
+    rows = [store.require_known(name) for name in names]
     for row in rows:
         _refuse_alone(store, row, names)
         if units.booted():
@@ -175,7 +174,7 @@ def disable(machine: Machine, names: list[str], report: Report = silent) -> list
     fails.
     """
     store, units = machine.store, machine.processes.units
-    rows = [_row(store, name) for name in names]
+    rows = [store.require_known(name) for name in names]
     for other in store.services():
         if other.enabled and other.provider in names and other.name not in names:
             reason = f"{other.name!r}, which is enabled, shares the namespace of {other.provider!r}"
@@ -204,12 +203,6 @@ def clear(machine: Machine, names: Iterable[str], report: Report = silent) -> li
     units.remove(mine)
     outside_names_refresh.settle(machine, report)
     return mine
-
-
-def _row(store: Store, name: str) -> ServiceRow:
-    row = store.service(name)
-    assert row is not None
-    return row
 
 
 def _set_enabled(store: Store, names: Iterable[str], enabled: bool) -> None:

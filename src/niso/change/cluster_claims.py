@@ -74,7 +74,6 @@ class ActivationClaims:
         claim = self._held.get(service)
         return claim.addresses if claim is not None else ()
 
-    # --- before niso's lock ---------------------------------------------------
     def claim(self, wanted: dict[str, tuple[Target, Wanted]], report: Report) -> None:
         """Reserve in etcd what services need.
 
@@ -131,7 +130,6 @@ class ActivationClaims:
                     if store.across.claim(name) is None:
                         store.across.set_claim(ClaimRow(name, "", 0, {}))
 
-    # --- under niso's lock ----------------------------------------------------
     def make_way(self, report: Report) -> None:
         """Take from remote services here what this host has claimed. Not in a transaction."""
         machine = self._machine
@@ -163,7 +161,6 @@ class ActivationClaims:
         claims = self._held.values()
         return {(net, a) for claim in claims for net, some in claim.addresses.items() for a in some}
 
-    # --- at the end -----------------------------------------------------------
     def publish(self, report: Report) -> None:
         """Report to the cluster that the services are active.
 

@@ -44,9 +44,8 @@ def deactivate(
     with locked(store, services):
         for name in () if keep_forwards else services:
             store.require_known(name)
-        active = [
-            name for name in services if (row := store.service(name)) is not None and row.active
-        ]
+        running = {*store.active_services()}
+        active = [name for name in services if name in running]
         begin(store, active, "stop" if keep_forwards else "deactivate")
         errors = stop.finish(machine, active, report, True, keep_forwards, needs)
         idle = [name for name in services if name not in active and store.forwards(name)]

@@ -13,22 +13,12 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from niso.base import names, paths, signals
+from niso.base import report as events
 from niso.base.errors import Conflict, Error, ErrorGroup, flatten
 from niso.base.locks import Lock, locked_services, service_lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import alias, state_id_of
-from niso.base.report import (
-    Command,
-    CopyingPackage,
-    Event,
-    Forgetting,
-    Report,
-    ShowingHosts,
-    Starting,
-    Stopping,
-    event_class,
-    silent,
-)
+from niso.base.report import Event, Report, silent
 from niso.change import attach, journal, process_record
 from niso.change.targets import apart
 from niso.kernel import ruleset
@@ -58,13 +48,13 @@ if TYPE_CHECKING:
     from niso.runtime.processes import Processes
 
 
-RepairingStore = event_class(
+RepairingStore = events.event_class(
     "RepairingStore",
     lambda action, table, service="": (
         f"{action} {table}{f' of {service}' if service else ''} in the store"
     ),
 )
-WritingSpec = event_class("WritingSpec", lambda service: f"write spec.json of {service}")
+WritingSpec = events.event_class("WritingSpec", lambda service: f"write spec.json of {service}")
 
 
 def plan_repair(machine: Machine, report: Report, network_only: bool = False) -> None:
@@ -79,7 +69,7 @@ def plan_repair(machine: Machine, report: Report, network_only: bool = False) ->
         machine = machine._replace(store=store)
     homes = _nameless(machine)
     for name, pid in homes:
-        report(Command(f"ip netns attach {names.netns(name)} {pid}"))
+        report(events.Command(f"ip netns attach {names.netns(name)} {pid}"))
     back = {names.netns(name) for name, _ in homes}
     steps, want, _, _ = compare(kernel, store)
     back |= {veth.name for veth in want[Veth] if veth.netns in back}
@@ -90,16 +80,16 @@ def plan_repair(machine: Machine, report: Report, network_only: bool = False) ->
     if network_only:
         return
     for name in check.gone(kernel, store):
-        report(Forgetting(name))
+        report(events.Forgetting(name))
     for row in store.active_rows():
         if not row.has_process:
             continue
         if of_package(row) is not None:
-            report(CopyingPackage(row.folder))
+            report(events.CopyingPackage(row.folder))
         if (finding := of_service(processes, row)) is not None:
             report(_mending(row.name, finding))
     for name in left_running(machine):
-        report(Stopping(name))
+        report(events.Stopping(name))
 
 
 def repair_all(machine: Machine, report: Report = silent) -> int:
@@ -187,7 +177,7 @@ def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int
     done, steps = 0, []
     with _collecting(errors):
         for name, pid in _nameless(machine):
-            report(Command(f"ip netns attach {names.netns(name)} {pid}"))
+            report(events.Command(f"ip netns attach {names.netns(name)} {pid}"))
             kernel.name_netns(names.netns(name), pid, alias(store.state_id()))
             done += 1
         steps = repair(kernel, store, report)
@@ -231,7 +221,7 @@ def _forget_gone(machine: Machine, report: Report, errors: list[Error]) -> int:
     """Detach the attachments whose namespace no longer exists, and return their number."""
     done = 0
     for name in check.gone(machine.kernel, machine.store):
-        report(Forgetting(name))
+        report(events.Forgetting(name))
         with _collecting(errors):
             done += attach.detach(machine, name, report=report)
     return done
@@ -244,7 +234,7 @@ def _stop_left_running(machine: Machine, report: Report, errors: list[Error]) ->
         with journal.locked(machine.store, [name]):
             if name not in left_running(machine):  # another command has changed it
                 continue
-            report(Stopping(name))
+            report(events.Stopping(name))
             with _collecting(errors):
                 machine.processes.stop(name)
             done += 1
@@ -264,7 +254,7 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
     if now != row.fingerprint:
         reason = f"{row.name}: its package copy {row.package} is gone or damaged"
         raise Error(f"{reason}, and {folder} no longer contains the same package", row.again)
-    report(CopyingPackage(folder))
+    report(events.CopyingPackage(folder))
     package.copy(row.name, folder, without, row.fingerprint, contents, row.manifest_path, spec)
     return 1
 
@@ -309,15 +299,16 @@ def _nameless(machine: Machine) -> list[tuple[str, int]]:
 
 
 def _mending(name: str, finding: Finding) -> Event:
-    event: Event = {UNKNOWN: WritingSpec, BLIND: ShowingHosts}.get(finding.defect, Starting)(name)
+    kinds = {UNKNOWN: WritingSpec, BLIND: events.ShowingHosts}
+    event: Event = kinds.get(finding.defect, events.Starting)(name)
     return event
 
 
 # --- sweep: remove what is in the kernel ----------------------------------------------------------
 
-EndingLost = event_class("EndingLost", lambda cgroup: f"kill the processes in the cgroup {cgroup}")
-
-
+EndingLost = events.event_class(
+    "EndingLost", lambda cgroup: f"kill the processes in the cgroup {cgroup}"
+)
 _TRIES = 50
 
 
@@ -379,8 +370,7 @@ def _alone() -> Iterator[None]:
             for name in sorted(known):
                 locks.enter_context(service_lock(name))
             locks.enter_context(Lock())
-            # retry if a lock was added: locks are always taken in order, so that no deadlock is
-            # possible
+            # retry if a lock was added: locks taken in order cannot cause a deadlock
             if locked_services() <= known:
                 yield
                 return
@@ -395,7 +385,7 @@ _Removal = tuple[Event, Callable[[], object], bool]
 def _running(processes: Processes, lost: list[Orphan]) -> Iterator[_Removal]:
     """Yield the processes of all services, including ``lost``: those without a run folder."""
     for name in processes.services():
-        yield Stopping(name), partial(processes.stop, name, 0), False
+        yield events.Stopping(name), partial(processes.stop, name, 0), False
     for one in lost:
         yield EndingLost(one.cgroup), partial(processes.kill_orphan, one), False
 
@@ -411,15 +401,15 @@ def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Removal]:
         if attached and kernel.cookie_at(os.path.join(paths.NETNS_DIR, name)) in attached:
             continue
         step = Step("delete", Netns(name, mark))
-        yield Command(step.describe()), partial(kernel.write, [step]), False
+        yield events.Command(step.describe()), partial(kernel.write, [step]), False
     for name in kernel.marked_names():
         unnamed = Step("delete", NetnsName(name, "", 0))
-        yield Command(unnamed.describe()), partial(kernel.write, [unnamed]), False
+        yield events.Command(unnamed.describe()), partial(kernel.write, [unnamed]), False
     for name in links:
-        yield Command(f"ip link delete {name}"), partial(kernel.end_links, [name]), False
+        yield events.Command(f"ip link delete {name}"), partial(kernel.end_links, [name]), False
     for rule in kernel.marked_rules():
         delete = Step("delete", rule)
-        yield Command(delete.describe()), partial(kernel.write, [delete]), False
+        yield events.Command(delete.describe()), partial(kernel.write, [delete]), False
 
 
 def _attached() -> frozenset[int]:
@@ -449,13 +439,13 @@ def _all_rules(kernel: Kernel, going: dict[str, str]) -> Iterator[_Removal]:
     marks = kernel.list_elements(ruleset.INET, "before") or ()
     for name, value in host_settings.to_put_back(kernel, dict(map(elements.sysctl_before, marks))):
         if not going.keys() & set(name.split("/")):
-            put_back = Command(f"sysctl -w {name}={value}")
+            put_back = events.Command(f"sysctl -w {name}={value}")
             yield put_back, partial(kernel.set_sysctl, name, value), False
     for table in ruleset.CONTAINERS:
         if kernel.list_elements(table, "owner") is not None:
             destroy = f"destroy table {table}"
             write = partial(kernel.write, [NftTransaction((destroy,))])
-            yield Command(f"nft {destroy}"), write, True
+            yield events.Command(f"nft {destroy}"), write, True
 
 
 def _forget_active(kernel: Kernel, store: Store) -> None:

@@ -30,9 +30,7 @@ def home(
     namespace the service shares, or None.
     """
     if provider is not None:
-        row = store.service(provider)
-        assert row is not None
-        return home(store, provider, row.require_service(), None)
+        return home(store, provider, store.require_known(provider).require_service(), None)
     network = spec.network
     if network.mode == "host":
         return "", "", ""
@@ -60,8 +58,7 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
     if provider == target.name:
         reason = f"{share!r} is a name of the service itself"
         raise InvalidInput(reason, "name another service", _KEY)
-    row = store.service(provider)
-    assert row is not None
+    row = store.require_known(provider)
     refused = {
         "host": (
             f"service {provider!r} has mode host and no network namespace of its own",

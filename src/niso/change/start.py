@@ -11,18 +11,10 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 
+from niso.base import report as events
 from niso.base.errors import Conflict, Error, ProcessError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.report import (
-    Completed,
-    Event,
-    Healthy,
-    Report,
-    ShowingHosts,
-    Starting,
-    Stopping,
-    silent,
-)
+from niso.base.report import Event, Report, silent
 from niso.change import process_record
 from niso.plan.records import Healthcheck
 from niso.plan.specs import ProcessSpec
@@ -50,12 +42,9 @@ reach first: STARTED, HEALTHY or, for a job, COMPLETED.
 _REACHES = {STARTED: (STARTED, HEALTHY, COMPLETED), HEALTHY: (HEALTHY,), COMPLETED: (COMPLETED,)}
 """Maps each required state to the states that satisfy it."""
 
+# half of the time, each creation waits for RCU grace periods and locks of the kernel
 _AT_ONCE = 2 * len(os.sched_getaffinity(0))
-"""How many containers are created concurrently.
-
-It is twice the number of CPUs, because half of the time each creation waits for RCU grace periods
-and locks of the kernel.
-"""
+"""How many containers are created concurrently."""
 
 
 def run(
@@ -127,9 +116,9 @@ def _begins(
 def event_of(row: ServiceRow, rehosts: bool = False) -> Event:
     """Return the event to report when a service starts or, with ``rehosts``, gets a hosts file."""
     process = row.require_process()
-    event: Event = Starting(row.name, process.argv)
+    event: Event = events.Starting(row.name, process.argv)
     if rehosts:
-        event = ShowingHosts(row.name, os.path.basename(process.hosts_folder))
+        event = events.ShowingHosts(row.name, os.path.basename(process.hosts_folder))
     return event
 
 
@@ -223,7 +212,7 @@ class _Starting:
             self._reached[start.name] = STARTED
             return
         if start.stops is not None:
-            self._report(Stopping(start.name))
+            self._report(events.Stopping(start.name))
             self._ends.append(End(self._processes, start, start.stops.stop_timeout_s))
         else:
             self._start(start)
@@ -281,7 +270,7 @@ class _Starting:
         if not once or self._processes.exit_code(start.name) != 0:
             return False
         if start.job:
-            self._report(Completed(start.name))
+            self._report(events.Completed(start.name))
         self._reached[start.name] = COMPLETED if start.job else STARTED
         self._waits.remove(wait)
         wait.close()
@@ -304,7 +293,7 @@ class _Starting:
         elif wait.well:
             if start.check is not None:
                 health.write_record(start.name, wait.run, "")
-                self._report(Healthy(start.name))
+                self._report(events.Healthy(start.name))
             self._reached[start.name] = HEALTHY if start.check is not None else STARTED
             self._waits.remove(wait)
             wait.close()

@@ -31,12 +31,8 @@ if TYPE_CHECKING:
 
 Needs = Mapping[str, Iterable[str]]
 """Maps a service to the services that it depends on. Those are stopped after it."""
-
-
 _STOP_TIMEOUT_S = 10.0
-"""Stop timeout, in seconds, of a service whose row is damaged: the default of
-service.stop_timeout.
-"""
+"""Stop timeout in seconds if the row is damaged: the default of service.stop_timeout."""
 
 
 def finish(

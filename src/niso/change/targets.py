@@ -100,8 +100,7 @@ def known(store: Store, service: str) -> Target:
     """Return the target of a service as it was last activated. Raises NotFound or Error."""
     from niso.runtime import package
 
-    row = store.service(service)
-    assert row is not None
+    row = store.require_known(service)
     row.require_own()
     gone = NotFound(f"its package copy {row.package} is gone", row.again, service=service)
     if not os.path.isdir(row.package):
@@ -141,8 +140,7 @@ def _find_target(
     if not isinstance(argument, str):
         return of_manifest(argument)
     if "/" not in argument and not argument.endswith(".toml"):
-        holder = store.name_holder(bare_name(argument))
-        if holder is not None:
+        if (holder := store.name_holder(bare_name(argument))) is not None:
             return known(store, holder)
         if not os.path.isdir(argument):
             store.resolve(argument)

@@ -35,7 +35,6 @@ WAIT_S = 10.0
 
 After that it exits, and the next command rolls back, so that one signal is enough to end a command.
 """
-
 undoing = False
 """Whether this process is undoing a failed command at the moment."""
 
