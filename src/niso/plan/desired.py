@@ -108,9 +108,8 @@ def _network(snapshot: Snapshot, network: Network) -> Iterator[KernelObject]:
 
 
 def _remote(remote: Service, networks: dict[str, Network], alias: str) -> Iterator[KernelObject]:
-    """Yield the objects by which services on this host reach a service of another host.
-
-    The same objects let only that service answer with its addresses.
+    """Yield the objects by which services on this host reach a service of another host. The same
+    objects let only that service answer with its addresses.
     """
     for endpoint in remote.endpoints:
         network = networks[endpoint.network]
@@ -291,7 +290,6 @@ def _services_lines(
     services: Iterable[Service],
 ) -> Iterator[HostsLine]:
     """Yield the lines of one hosts file for the services that share a network with its readers.
-
     ``networks`` is the ordered list of the readers' networks; ``extra`` is as in Service.
     """
     listed = []  # (position of the network in ``networks``, service, addresses there)

@@ -143,7 +143,6 @@ def endpoint(
     observe: bool = True,
 ) -> list[Element]:
     """Return the elements of a service's bridge port: its MAC, source addresses and limits.
-
     ``host_end`` is the name of the port. ``observe`` says whether its flows are recorded.
     """
     port = (host_end,)
@@ -234,9 +233,8 @@ def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]
 
 
 def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
-    """Return the elements for a service that connects to its own published port.
-
-    The source becomes its gateway's address. ``own`` has (address, gateway) for its addresses.
+    """Return the elements for a service that connects to its own published port. The source becomes
+    its gateway's address. ``own`` has (address, gateway) for its addresses.
     """
     pairs = list(own)
     return [

@@ -164,9 +164,8 @@ def gate(service: str, ingress: bool, own: str) -> Element:
 
 
 def cost(policy: Policy, most: int) -> int:
-    """Estimate how many elements a policy needs for addresses of both families.
-
-    Each name counts as one address. A result above ``most`` says only that it is too many.
+    """Estimate how many elements a policy needs for addresses of both families. Each name counts as
+    one address. A result above ``most`` says only that it is too many.
     """
     names = sorted({e.peer.name for e in policy.entries() if e.peer.kind == "service"})
     members = [
@@ -188,9 +187,8 @@ def cost(policy: Policy, most: int) -> int:
 
 
 def _audit(policed: Policed, own: str) -> list[Element]:
-    """Return the elements that accept what a policy denies during its audit period.
-
-    They are returned even if the period has ended.
+    """Return the elements that accept what a policy denies during its audit period. They are
+    returned even if the period has ended.
     """
     audit = policed.policy.audit
     if audit is None or not audit.since:
@@ -335,9 +333,8 @@ class _Entries:
                 raise OverflowError
 
     def _runs(self, spans: list[tuple[int, int, Peer]]) -> list[_Run]:
-        """Split ranges of addresses into runs whose addresses all are in the same ranges.
-
-        ``spans`` are (first address, last address, peer); the addresses are integers.
+        """Split ranges of addresses into runs whose addresses all are in the same ranges. ``spans``
+        are (first address, last address, peer); the addresses are integers.
         """
         changes: dict[int, list[tuple[int, Peer]]] = {}
         for first, last, peer in spans:
@@ -363,7 +360,6 @@ class _Entries:
 
     def _spans(self, peer: Peer) -> list[tuple[int, int]]:
         """Return the addresses of one family in prefixes or a network, as (first, last) integers.
-
         The host does not belong to a network, so the gateways of the network are left out.
         """
         family = self.direction.family
@@ -401,9 +397,8 @@ class _Entries:
             yield from self.of_peer.get(peer, ())
 
     def addresses(self, only: frozenset[str] | None) -> set[str]:
-        """Return the addresses that have elements of their own.
-
-        With ``only``, the addresses of services are limited to these.
+        """Return the addresses that have elements of their own. With ``only``, the addresses of
+        services are limited to these.
         """
         found = set(self.singles)  # they do not depend on who has them
         for peer in self.of_peer:
@@ -438,9 +433,8 @@ def _elements(
 
 
 def _of_peer(entries: _Entries, address: str, key: Atoms) -> Iterator[Element]:
-    """Yield the elements of a peer that has elements for its address.
-
-    ``key`` is (own address, address of the peer).
+    """Yield the elements of a peer that has elements for its address. ``key`` is (own address,
+    address of the peer).
     """
     direction, around = entries.direction, entries.around(address)
     numbers = set(entries.named(address))
@@ -582,7 +576,6 @@ def _beside(
     table: _Table, wider: _Table | None, at: int
 ) -> Iterator[tuple[int, int, Decision, Decision]]:
     """Yield (first port, last port, decision, expected decision) for all ports of a protocol.
-
     ``at`` is the position of the protocol in `PORTED`. See `_deviations` for the expected decision.
     """
     if wider is None:

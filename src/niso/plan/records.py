@@ -134,9 +134,8 @@ class Audit(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """Who may connect to a service, and to whom it may connect.
-
-    An allow list of None allows everything, an empty one nothing.
+    """Who may connect to a service, and to whom it may connect. An allow list of None allows
+    everything, an empty one nothing.
     """
 
     allow_from: tuple[Entry, ...] | None = None
@@ -156,9 +155,8 @@ class Policy(NamedTuple):
         return (*allowed[0], *self.deny_from, *allowed[1], *self.egress_deny)
 
     def with_peers(self, peers: Callable[[Peer, bool], Iterable[Peer]]) -> Policy:
-        """Return the policy with the result of ``peers`` for the peer of each entry.
-
-        The second argument of ``peers`` is whether the entry denies.
+        """Return the policy with the result of ``peers`` for the peer of each entry. The second
+        argument of ``peers`` is whether the entry denies.
         """
 
         def changed(entries: tuple[Entry, ...], denies: bool) -> tuple[Entry, ...]:
@@ -179,7 +177,6 @@ class Policy(NamedTuple):
 
 class Member(NamedTuple):
     """The addresses that a name in policies stands for: of a service, or the subnets of a network.
-
     For a DNS name, they are the addresses by which the service may reach it.
     """
 

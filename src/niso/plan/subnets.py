@@ -26,18 +26,16 @@ DEFAULT_POOL = "10.99.0.0/16"
 
 
 def unique_local(state_id: str) -> ipaddress.IPv6Network:
-    """Return the /48 prefix for IPv6 subnets: fd, and 40 bits derived from the state id.
-
-    See RFC 4193, 3.2.2. Prefixes of different hosts rarely clash.
+    """Return the /48 prefix for IPv6 subnets: fd, and 40 bits derived from the state id. See RFC
+    4193, 3.2.2. Prefixes of different hosts rarely clash.
     """
     global_id = sha256(f"{state_id}/RFC 4193".encode()).digest()[:5]
     return ipaddress.IPv6Network((bytes([0xFD]) + global_id + bytes(10), 48))
 
 
 def last(subnet: Network | Prefix) -> int:
-    """Return the highest number that a service's address can have in a subnet.
-
-    The highest address of an IPv4 subnet is the broadcast address (RFC 919).
+    """Return the highest number that a service's address can have in a subnet. The highest address
+    of an IPv4 subnet is the broadcast address (RFC 919).
     """
     return subnet.num_addresses - (2 if subnet.version == 4 else 1)
 
@@ -149,9 +147,8 @@ def parse_subnet(text: str) -> Network:
 
 
 class NetworkRequest(NamedTuple):
-    """A request for a network, with at most one subnet of each family.
-
-    If it names no subnet, the network gets the next free /24.
+    """A request for a network, with at most one subnet of each family. If it names no subnet, the
+    network gets the next free /24.
     """
 
     name: str
@@ -232,9 +229,8 @@ def _gateway(text: str, hint: str) -> ipaddress.IPv4Address | ipaddress.IPv6Addr
 
 
 def require_same(present: records.Network, request: NetworkRequest, where: str = "") -> None:
-    """Raise Conflict unless the existing network ``present`` is as requested.
-
-    ``where`` is inserted in the message after "already exists".
+    """Raise Conflict unless the existing network ``present`` is as requested. ``where`` is inserted
+    in the message after "already exists".
     """
     there = {subnet.family: subnet for subnet in present.subnets}
     nets = [ipaddress.ip_network(subnet.cidr) for subnet in present.subnets]

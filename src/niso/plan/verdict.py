@@ -42,7 +42,6 @@ class Reason(NamedTuple):
 
 class Verdict(NamedTuple):
     """Whether a packet passes: whether ``path``, ``egress`` and ``ingress`` all pass.
-
     ``destination`` and ``port`` are those after DNAT.
     """
 
@@ -153,9 +152,8 @@ def _ingress(
 
 
 def _said(known: KnownService, reason: Reason) -> Reason:
-    """Return the result of a service's policy, adjusted for its audit period and its host.
-
-    The policies of other hosts' services are enforced there, and evaluated here as published.
+    """Return the result of a service's policy, adjusted for its audit period and its host. The
+    policies of other hosts' services are enforced there, and evaluated here as published.
     """
     if known.host and not known.heard:
         return Reason(True, f"{known.host} decides: the policy of {known.name} is not known here")
@@ -176,9 +174,8 @@ def _judge(
     port: int | None,
     proto: str,
 ) -> Reason:
-    """Return the result of one direction of a service's policy for a peer.
-
-    Deny entries win over allow entries. Peers that are not in an allow list are denied.
+    """Return the result of one direction of a service's policy for a peer. Deny entries win over
+    allow entries. Peers that are not in an allow list are denied.
     """
     service, policy = known.name, known.policy
     if ingress:
@@ -509,9 +506,8 @@ def network_of(context: PolicyContext, address: str) -> Network | None:
 
 
 def is_for_services(context: PolicyContext, address: str) -> bool:
-    """Return whether an address can only be a service's, because it is or was in a network.
-
-    Former networks are recognised by the prefixes from which niso takes subnets.
+    """Return whether an address can only be a service's, because it is or was in a network. Former
+    networks are recognised by the prefixes from which niso takes subnets.
     """
     number = parsed(address)
     in_pool = any(within(number, prefix) for prefix in context.pools)

@@ -408,7 +408,6 @@ def desired_now(kernel: Kernel, store: Store, scope: Scope) -> State:
 
 def _desired(kernel: Kernel, snapshot: Snapshot, before: State | None = None) -> State:
     """Return the desired state, without what this kernel cannot have, such as unknown sysctls.
-
     Raises Error if rows are missing that other rows refer to.
     """
     try:
@@ -517,9 +516,8 @@ def _closed(error: KernelError) -> tuple[str, tuple[str, ...]]:
 
 
 def _outside(state: State, spaces: Container[object], but: type | None = None) -> State:
-    """Return ``state`` without ``spaces`` and the objects in these namespaces.
-
-    ``spaces`` can also contain single objects. Objects of the type ``but`` stay.
+    """Return ``state`` without ``spaces`` and the objects in these namespaces. ``spaces`` can also
+    contain single objects. Objects of the type ``but`` stay.
     """
     return State(
         obj
@@ -566,9 +564,8 @@ def _read_again(
     have: State,
     closed: Mapping[object, KernelError],
 ) -> State:
-    """Return the state of the kernel after a repair; ``have`` is the state before.
-
-    If only nftables rules and elements changed, only these are read again.
+    """Return the state of the kernel after a repair; ``have`` is the state before. If only nftables
+    rules and elements changed, only these are read again.
     """
     if not all(step.kind.is_transactional for step in steps):
         return compare(kernel, store, closed)[2]

@@ -174,10 +174,8 @@ def _said(state: State) -> set[tuple[Atoms, Atoms]]:
 
 
 def cut(kernel: Kernel, store: Store, services: Iterable[str]) -> int:
-    """Delete the open flows of these services that policies now deny, and return their number.
-
-    The search is repeated, because packets in transit may have created new ones. Raises
-    KernelError.
+    """Delete the open flows of these services that policies now deny, and return their number. The
+    search is repeated, because packets in transit may have created new ones. Raises KernelError.
     """
     addresses = [address for name in services for _, address in store.addresses(name)]
     context: PolicyContext | None = None

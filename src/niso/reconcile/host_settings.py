@@ -36,9 +36,8 @@ FORCE, ACCEPT_RA = "force_forwarding", "accept_ra"
 
 
 def record(kernel: Kernel, store: Store, networks: Iterable[str]) -> None:
-    """Record the present values of the sysctls that services on these networks need changed.
-
-    The caller must be in a transaction. Raises KernelError.
+    """Record the present values of the sysctls that services on these networks need changed. The
+    caller must be in a transaction. Raises KernelError.
     """
     before = store.sysctls_before()
     if FORWARDING not in before:
@@ -50,9 +49,8 @@ def record(kernel: Kernel, store: Store, networks: Iterable[str]) -> None:
 def unrecorded(
     kernel: Kernel, store: Store, before: Mapping[str, str], networks: Iterable[str]
 ) -> dict[str, str]:
-    """Return the sysctls that `record` would add, with their present values.
-
-    ``before`` are the recorded ones. Raises KernelError.
+    """Return the sysctls that `record` would add, with their present values. ``before`` are the
+    recorded ones. Raises KernelError.
     """
     added = {} if FORWARDING in before else {FORWARDING: kernel.sysctl(FORWARDING) or "0"}
     known = map(store.require_network, networks)
@@ -99,9 +97,8 @@ def note_late(kernel: Kernel, store: Store) -> None:
 
 
 def _late(kernel: Kernel, before: dict[str, str]) -> dict[str, str]:
-    """Return the sysctls of interfaces that were added while niso's IPv6 defaults were set.
-
-    The values are those without niso. Interfaces in ``before`` are left out.
+    """Return the sysctls of interfaces that were added while niso's IPv6 defaults were set. The
+    values are those without niso. Interfaces in ``before`` are left out.
     """
     late = {}
     for what in (FORCE, ACCEPT_RA):
@@ -124,9 +121,8 @@ def forget(store: Store) -> None:
 
 
 def put_back(kernel: Kernel, store: Store) -> None:
-    """Restore all recorded sysctls and delete the records. Raises KernelError.
-
-    Call this only if no service is active.
+    """Restore all recorded sysctls and delete the records. Raises KernelError. Call this only if no
+    service is active.
     """
     for name, value in to_put_back(kernel, store.sysctls_before()):
         kernel.set_sysctl(name, value)
@@ -134,9 +130,8 @@ def put_back(kernel: Kernel, store: Store) -> None:
 
 
 def to_put_back(kernel: Kernel, before: dict[str, str]) -> list[tuple[str, str]]:
-    """Return pairs (sysctl, value) of all sysctls to restore, in that order.
-
-    ``before`` are the recorded values. Interfaces that were added since are included.
+    """Return pairs (sysctl, value) of all sysctls to restore, in that order. ``before`` are the
+    recorded values. Interfaces that were added since are included.
     """
     # the global switch first: it resets the others, which are then written again
     wanted = sorted(

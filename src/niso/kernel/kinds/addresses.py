@@ -54,9 +54,8 @@ class _Addresses(Kind[Address], of=Address):
         return (obj.link,)
 
     def parent_name(self, obj: Address) -> str:
-        """Return the parent of what the kernel drops with the interface's IPv4 addresses.
-
-        With its last IPv4 address an interface loses its IPv4 neighbours and routes.
+        """Return the parent of what the kernel drops with the interface's IPv4 addresses. With its
+        last IPv4 address an interface loses its IPv4 neighbours and routes.
         """
         return "" if ":" in obj.address else f"link /{obj.netns}/{obj.link} IPv4"
 
@@ -94,9 +93,8 @@ class _Addresses(Kind[Address], of=Address):
         return "the kernel's route to its prefix bypasses the gateway"
 
     def read(self, space: Space, objects: Collection[Address]) -> Iterable[Address]:
-        """Read all addresses of the interfaces that the candidates are on.
-
-        The kernel's routes to their prefixes are read too, on the host only with ``strays``.
+        """Read all addresses of the interfaces that the candidates are on. The kernel's routes to
+        their prefixes are read too, on the host only with ``strays``.
         """
         for link in space.links_of_concern:
             by_link = space.routes(link) if space.name or space.reading.strays else None
@@ -188,7 +186,6 @@ class _Routes(Kind[Route], of=Route):
 
     def causes(self, obj: Route, actual: Route | None) -> tuple[str, ...]:
         """Return the conditions under which the kernel has dropped all routes of the interface.
-
         IPv4 routes are lost with the last IPv4 address (fib_disable_ip, net/ipv4/fib_frontend.c).
         """
         if ":" in obj.destination:
@@ -236,9 +233,8 @@ class _Routes(Kind[Route], of=Route):
 
 
 class RoutingRule(NamedTuple):
-    """The routing rule of a bridge for an address family, 4 or 6.
-
-    ``drift`` describes how an existing rule differs from niso's; "" if it does not.
+    """The routing rule of a bridge for an address family, 4 or 6. ``drift`` describes how an
+    existing rule differs from niso's; "" if it does not.
     """
 
     link: str

@@ -178,9 +178,8 @@ def _marks(mark: str) -> tuple[bytes, bytes]:
 
 
 def _parts(text: bytes, mark: str) -> tuple[bytes, bytes, bytes]:
-    """Split the host's hosts file into the parts before, in and after niso's block.
-
-    Raises KernelError if the block is damaged.
+    """Split the host's hosts file into the parts before, in and after niso's block. Raises
+    KernelError if the block is damaged.
     """
     begin, end = _marks(mark)
     if text.count(begin) == text.count(end) == 0:
@@ -268,9 +267,8 @@ class _HostsLines(Kind[HostsLine], of=HostsLine):
         return Steps()  # the steps of the hosts file change its lines
 
     def read(self, space: Space, objects: Collection[HostsLine]) -> Iterable[HostsLine]:
-        """Return which of these lines exist.
-
-        They are searched for in the text, since parsing a file takes time for each of its services.
+        """Return which of these lines exist. They are searched for in the text, since parsing a
+        file takes time for each of its services.
         """
         texts = space.reading.hosts_texts
         if space.reading.everything:
@@ -348,10 +346,8 @@ class _HostsFiles(Kind[HostsFile], of=HostsFile):
         return super().missing(obj)
 
     def read(self, space: Space, objects: Collection[HostsFile]) -> Iterable[HostsFile]:
-        """Yield the hosts files that exist.
-
-        If everything is read, a file with a malformed line or in a folder that some users cannot
-        read is left out, so that it is written again.
+        """Yield the hosts files that exist. If everything is read, a file with a malformed line or
+        in a folder that some users cannot read is left out, so that it is written again.
         """
         everything = space.reading.everything
         for folder in folders() if everything else {file.folder for file in objects}:

@@ -57,9 +57,8 @@ else:  # importing typing takes 6 ms
 
 
 class Step(NamedTuple, Generic[T]):
-    """One change of an object. ``action`` is add, delete or change.
-
-    For a change, ``actual`` is the object before it.
+    """One change of an object. ``action`` is add, delete or change. For a change, ``actual`` is the
+    object before it.
     """
 
     action: str
@@ -83,10 +82,8 @@ type AnyStep = Step[Any] | HostsEdit | NftTransaction
 
 
 class Steps(NamedTuple):
-    """The steps of one kind in a plan.
-
-    ``first`` is executed before the steps of all kinds, and ``last`` after them. ``made`` are
-    additions and changes, and ``deleted`` are deletions.
+    """The steps of one kind in a plan. ``first`` is executed before the steps of all kinds, and
+    ``last`` after them. ``made`` are additions and changes, and ``deleted`` are deletions.
     """
 
     first: Sequence[AnyStep] = ()
@@ -125,9 +122,8 @@ def kind_of(obj: T) -> Kind[T]:
 
 
 class Kind(Generic[T]):
-    """One kind of kernel object. The methods are called only with objects of this kind.
-
-    A subclass with ``of=TYPE``, the type of its objects, is instantiated when it is defined.
+    """One kind of kernel object. The methods are called only with objects of this kind. A subclass
+    with ``of=TYPE``, the type of its objects, is instantiated when it is defined.
     """
 
     is_transactional = False
@@ -225,9 +221,8 @@ class Kind(Generic[T]):
         return frozenset()
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
-        """Return the steps from the actual to the desired state.
-
-        ``disappearing`` are the parents that this change deletes, with the objects in them.
+        """Return the steps from the actual to the desired state. ``disappearing`` are the parents
+        that this change deletes, with the objects in them.
         """
         made: list[AnyStep] = []
         deleted: list[AnyStep] = []
@@ -265,9 +260,8 @@ class Kind(Generic[T]):
         return ()
 
     def differences(self, obj: T, actual: T, known: Collection[str]) -> list[Finding]:
-        """Return the problems to report for an object that differs from the desired ``obj``.
-
-        Fields that ``known`` explains, the parents and conditions already reported, are left out.
+        """Return the problems to report for an object that differs from the desired ``obj``. Fields
+        that ``known`` explains, the parents and conditions already reported, are left out.
         """
         texts = [
             self.describe_field(field, wanted, present)
@@ -310,9 +304,8 @@ class Kind(Generic[T]):
         raise NotImplementedError(f"{type(self).__name__}.read")
 
     def leftovers(self, reading: Reading) -> Iterable[T]:
-        """Return this state folder's objects that no `read` has returned.
-
-        It is called only when everything of niso's is read.
+        """Return this state folder's objects that no `read` has returned. It is called only when
+        everything of niso's is read.
         """
         return ()
 
@@ -375,9 +368,8 @@ _NONE: frozenset[Any] = frozenset()
 
 
 class State:
-    """A set of objects for each kind: ``state[Bridge]`` is a frozenset of bridges.
-
-    States are immutable and comparable.
+    """A set of objects for each kind: ``state[Bridge]`` is a frozenset of bridges. States are
+    immutable and comparable.
     """
 
     __slots__ = ("_by_type",)
@@ -441,9 +433,8 @@ class State:
 
 
 class Space:
-    """A network namespace while a State is read, with the kernel's answers; "" is the host's.
-
-    When everything is read, there is one request for all interfaces, addresses and bridges.
+    """A network namespace while a State is read, with the kernel's answers; "" is the host's. When
+    everything is read, there is one request for all interfaces, addresses and bridges.
     """
 
     def __init__(self, reading: Reading, name: str, objects: dict[type, Collection[Any]]) -> None:
@@ -497,7 +488,6 @@ class Space:
 
     def own_link(self, name: str) -> Link | None:
         """Return the network interface with this name if it belongs to this state folder, or None.
-
         A foreign interface is recorded, or Conflict is raised if the caller wants no record.
         """
         link = self.link(name)
@@ -511,10 +501,8 @@ class Space:
 
     @cached_property
     def links_of_concern(self) -> list[Link]:
-        """Return the network interfaces that the candidates are on.
-
-        When everything is read, all of niso's bridges on the host and all veth ends in services are
-        included.
+        """Return the network interfaces that the candidates are on. When everything is read, all of
+        niso's bridges on the host and all veth ends in services are included.
         """
         names = {
             name
@@ -606,10 +594,8 @@ class Reading:
         self.note_foreign(name, Conflict(reason, hint))
 
     def run(self, candidates: State, taken: bool = False) -> State:
-        """Read the candidates, one namespace after another, and return those that exist.
-
-        With ``taken``, nftables tables and elements are not read but assumed to be as in
-        ``candidates``.
+        """Read the candidates, one namespace after another, and return those that exist. With
+        ``taken``, nftables tables and elements are not read but assumed to be as in ``candidates``.
         """
         self.candidates = candidates
         spaces: dict[str, dict[type, Collection[Any]]] = {"": {}}
@@ -658,7 +644,6 @@ class Reading:
 
 def _same[T: KernelObject](objects: Collection[T], present: Iterable[T]) -> frozenset[T]:
     """Return ``present`` as a set in which objects equal to a candidate are that candidate itself.
-
     A state is large and most objects are as desired, so sharing them saves memory.
     """
     missing = set(objects)

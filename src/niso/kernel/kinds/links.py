@@ -77,9 +77,8 @@ class _Bridges(Kind[Bridge], of=Bridge):
         )
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
-        """Return the steps. Frames stop passing the inet tables only after all deletions.
-
-        Therefore policies apply to a service until it is removed.
+        """Return the steps. Frames stop passing the inet tables only after all deletions. Therefore
+        policies apply to a service until it is removed.
         """
         steps = super().steps(want, have, disappearing)
         made: list[AnyStep] = []
@@ -267,9 +266,8 @@ class _Veths(Kind[Veth], of=Veth):
         return f"veth {obj.name}{f' to {obj.netns} {obj.peer}' if obj.netns else ''}"
 
     def wanted(self, want: State, have: State) -> frozenset[Veth]:
-        """Keep ``sums`` on for an existing pair that has it.
-
-        A service whose capabilities were removed keeps them until its process has been restarted.
+        """Keep ``sums`` on for an existing pair that has it. A service whose capabilities were
+        removed keeps them until its process has been restarted.
         """
         kept = {veth.key() for veth in have[Veth] if veth.sums}
         if not kept:
@@ -422,10 +420,8 @@ def _sums_command(veth: Veth) -> str:
 
 
 def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
-    """Return the actual pair of which ``link`` is the host's end.
-
-    ``inner`` are interfaces in the namespace ``netns``. If the other end is not among them, the
-    pair has no inner end.
+    """Return the actual pair of which ``link`` is the host's end. ``inner`` are interfaces in the
+    namespace ``netns``. If the other end is not among them, the pair has no inner end.
     """
     pairs = (f for f in inner if f.index == link.peer_index and f.peer_index == link.index)
     peer = next(pairs, None)
@@ -440,9 +436,8 @@ def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
 
 
 def delete_links(rtnl: Rtnl, names: list[str]) -> None:
-    """Delete network interfaces; no-op for missing ones.
-
-    Deleting a group walks all interfaces, and so is slower for a single one.
+    """Delete network interfaces; no-op for missing ones. Deleting a group walks all interfaces, and
+    so is slower for a single one.
     """
     if len(names) == 1:
         rtnl.delete_link(names[0])
@@ -547,9 +542,8 @@ class _ForeignPorts(Kind[ForeignPort], of=ForeignPort):
 
 
 class Shaper(NamedTuple):
-    """The bandwidth limits of a veth pair in bytes per second; 0 means no limit.
-
-    ``drift`` names other settings that differ from niso's.
+    """The bandwidth limits of a veth pair in bytes per second; 0 means no limit. ``drift`` names
+    other settings that differ from niso's.
     """
 
     name: str  # the host end of the pair

@@ -92,10 +92,8 @@ class _Names(Kind[NetnsName], of=NetnsName):
 
 
 class Netns(NamedTuple):
-    """A namespace that niso created.
-
-    Its ``lo`` has ``alias``, which contains the id of the state folder. ``up`` says whether ``lo``
-    is up.
+    """A namespace that niso created. Its ``lo`` has ``alias``, which contains the id of the state
+    folder. ``up`` says whether ``lo`` is up.
     """
 
     name: str

@@ -72,7 +72,6 @@ class _PermanentNeighbours(Kind[PermanentNeighbour], of=PermanentNeighbour):
         self, space: Space, objects: Collection[PermanentNeighbour]
     ) -> Iterable[PermanentNeighbour]:
         """Read the candidates, and with ``strays`` all permanent entries of services' interfaces.
-
         Entries of bridges belong to many services: all are read only with everything of niso's.
         """
         reading = space.reading

@@ -93,7 +93,6 @@ def _objects(kernel: Nft) -> dict[str, list[str]]:
 
 def check_owner(table: str, texts: set[str], state_id: str) -> None:
     """Raise Conflict if a table belongs to another state folder than ``state_id``, or to none.
-
     ``texts`` are the elements of its set ``owner``, which has the id of the state folder.
     """
     others = {text[3:] for text in texts if text.startswith("id-")} - {state_id}
@@ -108,9 +107,8 @@ def check_owner(table: str, texts: set[str], state_id: str) -> None:
 
 
 class NftTransaction(NamedTuple):
-    """An nftables transaction, which the kernel applies completely or not at all.
-
-    The edits are of elements, or text in nft's syntax if the tables are recreated.
+    """An nftables transaction, which the kernel applies completely or not at all. The edits are of
+    elements, or text in nft's syntax if the tables are recreated.
     """
 
     edits: tuple[Edit | str, ...]
@@ -233,7 +231,6 @@ def _sources(elements: Iterable[Element]) -> set[str]:
 
 def _room(element: Element) -> Atoms | None:
     """Return the fields that two intervals of a policy have in common if they can overlap, or None.
-
     A new interval may overlap an old one, which must then be deleted first.
     """
     _, part = policy_rules.POLICY_MAPS.get(element.container, ("", ""))
@@ -244,9 +241,8 @@ def _room(element: Element) -> Atoms | None:
 
 
 def lookup(reading: Reading) -> dict[Atoms, Element]:
-    """Return the existing candidates, and the elements of the set ``owner``, by key.
-
-    The kernel is queried once for each reading of a State.
+    """Return the existing candidates, and the elements of the set ``owner``, by key. The kernel is
+    queried once for each reading of a State.
     """
     if reading.elements is None:
         keys = {e.key() for e in (*owner(reading.state_id), *reading.candidates[Element])}
@@ -256,9 +252,8 @@ def lookup(reading: Reading) -> dict[Atoms, Element]:
 
 
 def _all(reading: Reading) -> Iterator[Element]:
-    """Yield all elements of both tables, with only one set in memory at a time.
-
-    Raises Conflict if the tables belong to another state folder.
+    """Yield all elements of both tables, with only one set in memory at a time. Raises Conflict if
+    the tables belong to another state folder.
     """
     with Nfnetlink() as netlink:
         for table, containers in ruleset.CONTAINERS.items():
@@ -282,9 +277,8 @@ class Ruleset(NamedTuple):
 
 
 def owner(state_id: str) -> list[Element]:
-    """Return the elements that record the state folder and the version of the tables.
-
-    Every new process reads them first.
+    """Return the elements that record the state folder and the version of the tables. Every new
+    process reads them first.
     """
     return [
         Element(table, "owner", (text,))
@@ -354,9 +348,8 @@ class _Rulesets(Kind[Ruleset], of=Ruleset):
 
 
 def _other_tables(reading: Reading) -> Iterable[Ruleset]:
-    """Return the tables whose ``owner`` elements differ from what is expected.
-
-    Raises Conflict if the tables belong to another state folder.
+    """Return the tables whose ``owner`` elements differ from what is expected. Raises Conflict if
+    the tables belong to another state folder.
     """
     with Nfnetlink() as netlink:
         digests: list[str] = []

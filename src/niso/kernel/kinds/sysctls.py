@@ -171,9 +171,8 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
 
 
 def _parts(obj: Sysctl) -> tuple[str, str, str]:
-    """Split ``net/FAMILY/conf/LINK/NAME`` into (FAMILY, LINK, NAME); "" for missing parts.
-
-    The name may have ``neigh`` instead of ``conf``.
+    """Split ``net/FAMILY/conf/LINK/NAME`` into (FAMILY, LINK, NAME); "" for missing parts. The name
+    may have ``neigh`` instead of ``conf``.
     """
     _, family, _, link, name = (*obj.name.split("/"), "", "", "")[:5]
     return family, link, name

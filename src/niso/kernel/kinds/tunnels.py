@@ -53,7 +53,6 @@ _TTL_HOPS = 64
 
 def parse(data: bytes) -> tuple[int, str, int, str]:
     """Parse a VXLAN device's IFLA_INFO_DATA; return (VNI, this host's address, UDP port, drift).
-
     The drift names settings that differ from those of `add`.
     """
     have = attributes(data)
@@ -76,7 +75,6 @@ def parse(data: bytes) -> tuple[int, str, int, str]:
 
 def add(rtnl: Rtnl, vxlan: Vxlan) -> None:
     """Create a VXLAN device as a port of its bridge, and set it up. It neither learns nor floods.
-
     Raises KernelError, and Conflict if another device has the VNI or the UDP port.
     """
     name = vxlan.name
@@ -267,9 +265,8 @@ def lacks(form: str) -> str | None:
 
 
 def _probe(errors: list[KernelError]) -> None:
-    """Try to create a WireGuard interface in a new namespace; append an error to ``errors``.
-
-    The thread that runs it stays in the new namespace.
+    """Try to create a WireGuard interface in a new namespace; append an error to ``errors``. The
+    thread that runs it stays in the new namespace.
     """
     what = "create a WireGuard link"
     body = ifinfo() + text(IFLA_IFNAME, "probe")
@@ -407,9 +404,8 @@ def _serve(name: str) -> None:
 
 
 def _configure(link: WireGuard, keepalive_s: int = 0) -> None:
-    """Set the keys, port and peers of a WireGuard interface.
-
-    With ``keepalive_s``, it also sends a packet to each peer at this interval. Raises KernelError.
+    """Set the keys, port and peers of a WireGuard interface. With ``keepalive_s``, it also sends a
+    packet to each peer at this interval. Raises KernelError.
     """
     _run(["wg", "syncconf", link.name, "/dev/stdin"], _configuration(link, keepalive_s))
 
