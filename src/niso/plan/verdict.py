@@ -487,13 +487,8 @@ def is_host(context: PolicyContext, address: str) -> bool:
     """Return whether an address is one of the host's, as 127.0.0.0/8 and ::1 are. A service also
     has these: callers first handle a service that sends to itself.
     """
-    if address in context.host or any(
-        address == subnet.gateway
-        for network in context.networks.values()
-        for subnet in network.subnets
-    ):
-        return True
-    return parsed(address).is_loopback
+    is_gateway = any(address in gateways(network) for network in context.networks.values())
+    return address in context.host or is_gateway or parsed(address).is_loopback
 
 
 def gateways(network: Network) -> tuple[str, ...]:
@@ -521,18 +516,13 @@ def holds(network: Network, address: str) -> bool:
 
 
 parsed = functools.lru_cache(4096)(ipaddress.ip_address)
-"""Parse an address. Results are cached, since the addresses of a flow are parsed several times."""
+_network = functools.lru_cache(1024)(ipaddress.ip_network)
+"""Parse an address or a prefix. Both are cached, since each is parsed for several flows."""
 
 
 def within(address: Address, prefix: str) -> bool:
     """Return whether a prefix contains an address; False if their families differ."""
     return address in _network(prefix)
-
-
-@functools.lru_cache(1024)
-def _network(prefix: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    """Parse a prefix. Results are cached: many flows are compared with the same prefix."""
-    return ipaddress.ip_network(prefix)
 
 
 def is_link_local6(address: Address) -> bool:
@@ -543,12 +533,9 @@ def is_broadcast(context: PolicyContext, to: Address) -> bool:
     """Return whether an address is multicast or broadcast (RFC 919, RFC 1112)."""
     if to.is_multicast or str(to) == "255.255.255.255":
         return True
-    cidrs = (
-        s.cidr for network in context.networks.values() for s in network.subnets if s.family == 4
-    )
-    return to.version == 4 and any(
-        to == ipaddress.IPv4Network(cidr).broadcast_address for cidr in cidrs
-    )
+    subnets = (subnet for network in context.networks.values() for subnet in network.subnets)
+    fours = (_network(subnet.cidr) for subnet in subnets if subnet.family == 4)
+    return any(to == subnet.broadcast_address for subnet in fours)
 
 
 def _is_for_all(prefix: str, to: Address) -> bool:

@@ -402,7 +402,6 @@ def wanted_now(kernel: Kernel, store: Store, scope: Scope) -> tuple[Snapshot, St
 
 
 def desired_now(kernel: Kernel, store: Store, scope: Scope) -> State:
-    """Return the state of the kernel that the present rows of ``scope`` require."""
     return wanted_now(kernel, store, scope)[1]
 
 
@@ -508,11 +507,10 @@ def _culprit(error: KernelError) -> object:
 
 def _closed(error: KernelError) -> tuple[str, tuple[str, ...]]:
     """Return the warning for an attachment in which a step has failed, and the next steps."""
-    if error.obj is not None and _culprit(error) is error.obj:
-        what = f"{error.space} keeps a route of its own: {error.message}"
-    else:
-        what = f"{error.space} has no network now: {error.message}"
-    return what, ("take away what is in its place there, then niso net repair",)
+    is_route = error.obj is not None and _culprit(error) is error.obj
+    what = "keeps a route of its own" if is_route else "has no network now"
+    hint = "take away what is in its place there, then niso net repair"
+    return f"{error.space} {what}: {error.message}", (hint,)
 
 
 def _outside(state: State, spaces: Container[object], but: type | None = None) -> State:

@@ -134,12 +134,10 @@ def to_put_back(kernel: Kernel, before: dict[str, str]) -> list[tuple[str, str]]
     recorded values. Interfaces that were added since are included.
     """
     # the global switch first: it resets the others, which are then written again
-    wanted = sorted(
-        {**before, **_late(kernel, before)}.items(), key=lambda item: (item[0] != FORWARDING6, item)
-    )
-    resets = any(
-        name == FORWARDING6 and kernel.sysctl(name) not in (None, value) for name, value in wanted
-    )
+    values = {**before, **_late(kernel, before)}
+    wanted = sorted(values.items(), key=lambda item: (item[0] != FORWARDING6, item))
+    is_six = FORWARDING6 in values
+    resets = is_six and kernel.sysctl(FORWARDING6) not in (None, values[FORWARDING6])
     return [
         (name, value)
         for name, value in wanted
@@ -153,10 +151,8 @@ def _found6(kernel: Kernel) -> dict[str, str]:
         return {FORWARDING6: "1"}
     names = ["default", *kernel.receiving6()]
     if kernel.sysctl(f"{CONF6}/default/{FORCE}"):
-        values = {name: kernel.sysctl(f"{CONF6}/{name}/{FORCE}") for name in names}
-        return {
-            f"{CONF6}/{name}/{FORCE}": value for name, value in values.items() if value is not None
-        }
+        forced = [f"{CONF6}/{name}/{FORCE}" for name in names]
+        return {name: value for name in forced if (value := kernel.sysctl(name)) is not None}
     values6 = {FORWARDING6: "0"}
     for name in names:
         # accept_ra 0 and 2 do not depend on forwarding; an interface with its own forwarding on

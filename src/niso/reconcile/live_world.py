@@ -83,17 +83,15 @@ def read_world(kernel: Kernel, store: Store) -> PolicyContext:
 
 def audits(policy: Policy, now: float) -> bool:
     """Return whether a policy has an audit that has not ended at the Unix time ``now``."""
-    if policy.audit is None:
-        return False
-    return policy_rules.left_s(policy.audit.since, policy.audit.until, now) > 0
+    audit = policy.audit
+    return audit is not None and policy_rules.left_s(audit.since, audit.until, now) > 0
 
 
 def _lives(kernel: Kernel, store: Store, name: str) -> bool:
     """Return whether the namespace of an attachment still exists."""
-    attached = store.attachments.get(name)
-    return attached is not None and (
-        not attached.netns or kernel.cookie_at(attached.netns) == attached.cookie
-    )
+    if (attached := store.attachments.get(name)) is None:
+        return False
+    return not attached.netns or kernel.cookie_at(attached.netns) == attached.cookie
 
 
 _KEY = "network.policy.audit_until"

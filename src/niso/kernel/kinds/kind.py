@@ -499,6 +499,11 @@ class Space:
         self.reading.note_foreign(name, Conflict(reason, hint))
         return None
 
+    def own_links(self, kind: str) -> list[Link]:
+        """Return the interfaces of a type, such as "veth", that belong to this state folder."""
+        own = (kind, self.reading.alias)
+        return [link for link in self.all_links if (link.kind, link.alias) == own]
+
     @cached_property
     def links_of_concern(self) -> list[Link]:
         """Return the network interfaces that the candidates are on. When everything is read, all of
@@ -512,12 +517,8 @@ class Space:
             for name in kind.links(obj)
         }
         if self.reading.everything and not self.is_of_others:
-            bridge = ("bridge", self.reading.alias)
-            names |= {
-                link.name
-                for link in self.all_links
-                if (link.kind == "veth" if self.name else (link.kind, link.alias) == bridge)
-            }
+            veths = (link for link in self.all_links if link.kind == "veth")
+            names |= {link.name for link in (veths if self.name else self.own_links("bridge"))}
         return [link for name in sorted(names) if (link := self.link(name)) is not None]
 
     def addresses(self, link: Link) -> list[LinkAddress]:

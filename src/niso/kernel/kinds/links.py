@@ -71,10 +71,8 @@ class _Bridges(Kind[Bridge], of=Bridge):
     parent_name_format = "link //{0.name}"
 
     def guards(self, obj: Bridge) -> Iterable[Element]:
-        return (
-            Element(INET, "bridges", (obj.name,)),
-            Element(INET, "same_bridge", (obj.name, obj.name)),
-        )
+        same = Element(INET, "same_bridge", (obj.name, obj.name))
+        return (Element(INET, "bridges", (obj.name,)), same)
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         """Return the steps. Frames stop passing the inet tables only after all deletions. Therefore
@@ -112,9 +110,7 @@ class _Bridges(Kind[Bridge], of=Bridge):
         actual = step.actual or bridge
         address = f" address {bridge.mac}" if actual.mac != bridge.mac else ""
         local = f" && bridge fdb replace {bridge.mac} dev {bridge.name} self permanent"
-        names = (
-            [text.partition(" ")[0] for text in actual.drift.split(", ")] if actual.drift else []
-        )
+        names = [text.partition(" ")[0] for text in actual.drift.split(", ") if text]
         arp = " arp on" if "arp" in names else ""
         usual = (
             f"{name} {30000 if name == 'ageing_time' else 0}" for name in names if name != "arp"
@@ -129,11 +125,7 @@ class _Bridges(Kind[Bridge], of=Bridge):
             yield f"{self.parent_name(actual)} down"
 
     def claimed(self, reading: Reading) -> Iterable[Bridge]:
-        return (
-            Bridge(link.name, 0, link.alias)
-            for link in reading.host.all_links
-            if link.alias == reading.alias and link.kind == "bridge"
-        )
+        return (Bridge(link.name, 0, link.alias) for link in reading.host.own_links("bridge"))
 
     def read(self, space: Space, objects: Collection[Bridge]) -> Iterable[Bridge]:
         for name in {obj.name for obj in objects}:
@@ -141,10 +133,9 @@ class _Bridges(Kind[Bridge], of=Bridge):
             if link is not None:
                 reading = space.reading
                 # no command of niso replaces the entry, so it is read for check and repair alone
-                takes_own = not (reading.everything or reading.strays)
-                takes_own = takes_own or (link.index, link.mac, True) in space.bridge_table(
-                    link.index
-                )
+                takes_own = True
+                if reading.everything or reading.strays:
+                    takes_own = (link.index, link.mac, True) in space.bridge_table(link.index)
                 tracked = (link.call_iptables, link.call_ip6tables)
                 own = (*tracked, link.mac, link.drift, takes_own)
                 yield Bridge(link.name, link.mtu, link.alias, link.up, *own)
@@ -349,12 +340,7 @@ class _Veths(Kind[Veth], of=Veth):
 
     def leftovers(self, reading: Reading) -> Iterable[Veth]:
         known = {veth.name for veth in reading.so_far(Veth)}
-        links = reading.host.all_links
-        left = [
-            link
-            for link in links
-            if link.alias == reading.alias and link.kind == "veth" and link.name not in known
-        ]
+        left = [link for link in reading.host.own_links("veth") if link.name not in known]
         if not left:
             return
         ends = {
@@ -363,7 +349,7 @@ class _Veths(Kind[Veth], of=Veth):
             for link in space.all_links
             if link.kind == "veth"
         }
-        names = {link.index: link.name for link in links}
+        names = {link.index: link.name for link in reading.host.all_links}
         for link in left:
             name, far = ends.get(link.index, ("", link))
             yield _pair(link, name, [far], names.get(link.master, ""))

@@ -205,11 +205,8 @@ class _Vxlans(Kind[Vxlan], of=Vxlan):
         return field in ("bridge", "drift") and f"link //{obj.bridge}" in known
 
     def claimed(self, reading: Reading) -> Iterable[Vxlan]:
-        return (
-            Vxlan(link.name, 0, "", 0, 0, "", link.alias)
-            for link in reading.host.all_links
-            if link.alias == reading.alias and link.kind == "vxlan"
-        )
+        own = reading.host.own_links("vxlan")
+        return (Vxlan(link.name, 0, "", 0, 0, "", link.alias) for link in own)
 
     def read(self, space: Space, objects: Collection[Vxlan]) -> Iterable[Vxlan]:
         for name in {obj.name for obj in objects}:
