@@ -177,7 +177,6 @@ class _Activation:
         """Reserve in etcd, or with ``dry_run`` only check, what the services need."""
         if not self._store.cluster_id():
             return
-
         from niso.change import cluster_claims
 
         requests = self._stack.networks
@@ -201,7 +200,7 @@ class _Activation:
     def change(self) -> list[Change]:
         """Write the rows of the services, and change the kernel to match."""
         with Lock():
-            self.claims.make_way(self._report)
+            self.claims.remove_displaced(self._report)
             scope = self._scope()
             with change(self._kernel, self._store, scope, self._report, rows_first=True) as made:
                 changes = self._record()
@@ -230,14 +229,13 @@ class _Activation:
         """Report to the cluster which services were stopped or need no reservation in etcd now."""
         if not self._store.cluster_id():
             return
-
         from niso.change import cluster_claims
 
         pairs = ((c.name, c.before.provider if c.before else None) for c in changes)
         untold = cluster_claims.behind(self._store, pairs)
         others = (name for name in self._names if name not in self.claims)
         services = list(dict.fromkeys((*untold, *others)))
-        cluster_claims.tell(self._machine, services, self._report)
+        cluster_claims.report_changes(self._machine, services, self._report)
 
     def undo(self, error: BaseException) -> None:
         """Undo the activation because of ``error``. Raises ErrorGroup if undoing fails too."""

@@ -81,7 +81,7 @@ def record_all(
     store = machine.store
     if stack.stack:
         prepare(machine, stack, copies)
-        stop.go(machine, leaving)
+        stop.deactivate_rows(machine, leaving)
     for target in targets:
         release(store, target)
     together = frozenset((*copies, *(row.name for row in leaving)))
@@ -511,7 +511,7 @@ class NoClaims:
     def networks(self, service: str) -> Collection[str]:
         return ()
 
-    def make_way(self, report: Report) -> None:
+    def remove_displaced(self, report: Report) -> None:
         """Remove nothing: the command has reserved no name and no address."""
 
     def scope(self) -> Scope:

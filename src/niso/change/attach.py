@@ -118,7 +118,6 @@ def _claimed(machine: Machine, target: Target, report: Report) -> Claims:
     """Reserve in etcd the name and addresses of an attachment on networks that span hosts."""
     if not machine.store.cluster_id():
         return NoClaims()
-
     from niso.change import cluster_claims
 
     claims = cluster_claims.prepare(machine, [target], (), report)
@@ -138,7 +137,7 @@ def _apply(machine: Machine, target: Target, claims: Claims, report: Report) -> 
     alone = frozenset([name])
     with Lock():
         scope = scope_of(store, [target])
-        claims.make_way(report)
+        claims.remove_displaced(report)
         scope = scope.joined(claims.scope())
         with change(kernel, store, scope, report, rows_first=True) as made:
             claims.record()

@@ -130,19 +130,19 @@ class ActivationClaims:
                     if store.across.claim(name) is None:
                         store.across.set_claim(ClaimRow(name, "", 0, {}))
 
-    def make_way(self, report: Report) -> None:
+    def remove_displaced(self, report: Report) -> None:
         """Take from remote services here what this host has claimed. Not in a transaction."""
         machine = self._machine
         mirror.make_way(machine.store, machine.kernel, self._held, self._addresses(), report)
 
     def scope(self) -> Scope:
         """Return the scope of the networks that are new here and of the changed remote services."""
-        changed = self._turned()
+        changed = self._changed_services()
         return mirror.scope_of(self._machine.store, changed, changed)
 
     def record(self) -> None:
         """Record new networks, claims and remote services, in the caller's transaction."""
-        store, changed = self._machine.store, self._turned()
+        store, changed = self._machine.store, self._changed_services()
         self._arriving.record(self._machine, True, self._unobserved)
         mirror.write(store, self._arriving.seen, self._joined.host, changed)
         for name, claim in self._held.items():
@@ -151,7 +151,7 @@ class ActivationClaims:
             if have is None or have.gen < claim.gen:
                 store.across.set_claim(claim)
 
-    def _turned(self) -> dict[str, view.ClaimedService]:
+    def _changed_services(self) -> dict[str, view.ClaimedService]:
         seen, own = self._arriving.seen, self._joined.host
         return mirror.changed_services(
             self._machine.store, seen, own, self._held, self._addresses()
@@ -168,7 +168,7 @@ class ActivationClaims:
         Conflict if another host has replaced a claim since this command made it.
         """
         store = self._machine.store
-        # `tell` does it for owners of shared namespaces, which another command may be changing
+        # `report_changes` does it for owners of namespaces that another command may be changing
         own = {name: claim for name, claim in self._held.items() if name not in self.homes}
         if self._is_silent:
             untold(store, own)
@@ -199,7 +199,7 @@ def prepare(
 
     ``made`` are networks that the command creates on this host alone, ``unobserved`` new ones whose
     flows are not recorded. With ``dry_run``, nothing is reserved. Raises Conflict, NoAnswer or
-    Error; `tell` then releases what was reserved.
+    Error; `report_changes` then releases what was reserved.
     """
     store = machine.store
     every = list(targets)
@@ -251,7 +251,9 @@ def prepare(
     return held if wanted else NoClaims()
 
 
-def tell(machine: Machine, services: Iterable[str], report: Report, final: bool = True) -> None:
+def report_changes(
+    machine: Machine, services: Iterable[str], report: Report, final: bool = True
+) -> None:
     """Report the present state of services to the cluster. Raises no Error.
 
     The services whose namespaces they share are reported too. If etcd does not answer, the agent
@@ -292,11 +294,11 @@ def _caution(error: Error) -> Event:
     return event
 
 
-def tell_rest(machine: Machine) -> None:
+def report_remaining(machine: Machine) -> None:
     """Release this host's claims for services that are not active. Raises no Error."""
     left = [claim.service for claim in machine.store.across.claims()]
     with locked(machine.store, left):
-        tell(machine, left, silent)
+        report_changes(machine, left, silent)
 
 
 def _arriving(
@@ -324,9 +326,7 @@ def _arriving(
 def home_network(store: Store, target: Target, targets: Iterable[Target]) -> str:
     """Return the service whose namespace ``target`` will share; "" if none is determined."""
     share = target.spec.network.share
-    if target.spec.network.mode != "share" or share is None:
-        return ""
-    for other in targets:
+    for other in targets if share is not None else ():
         if share == other.name or share in other.spec.names:
             return other.name
     return named_provider(store, target) or ""

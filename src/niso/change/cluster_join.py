@@ -431,7 +431,7 @@ def leave(machine: Machine, force: bool, report: Report) -> Config:
             reason = f"services are on networks of the cluster: {', '.join(sorted(set(held)))}"
             raise Conflict(reason, "the host can leave once they are removed, or on other networks")
         if store.cluster_id():
-            cluster_claims.tell_rest(machine)
+            cluster_claims.report_remaining(machine)
             _give_notice(machine, own, force, report)
         for name in spans:
             mirror.drop_network(store, machine.kernel, name, report)

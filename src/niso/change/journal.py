@@ -54,7 +54,6 @@ def recover(
     intents = store.intents()
     if not intents:
         return 0
-
     from niso.change.undo import in_order, undo
     from niso.look.services import command_of
 

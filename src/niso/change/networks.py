@@ -217,7 +217,6 @@ def create(
     subnets.check(request)
     if not request.span:
         return _create(machine, request, report, dry_run)
-
     from niso.change import span_networks
 
     proposed = span_networks.propose(machine, request, dry_run)

@@ -56,7 +56,6 @@ def with_remotes(store: Store, scope: Scope) -> Scope:
     """Add services of other hosts to the scope of a change that may remove implicit networks."""
     if not store.cluster_id():
         return scope
-
     from niso.change import span_networks
 
     return span_networks.going(store, scope)

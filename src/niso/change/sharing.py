@@ -48,7 +48,7 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
     service.
     """
     share = target.spec.network.share
-    if target.spec.network.mode != "share" or share is None:
+    if share is None:
         return None
     try:
         provider = store.resolve(share)
@@ -109,7 +109,7 @@ def with_followers(
 ) -> list[Target]:
     """Return ``wanted`` and the services that must restart with them, providers first."""
     chosen = [targets.still_so(store, target) for target in wanted]
-    chosen += [targets.known(store, name) for name in followers(store, chosen, ending)]
+    chosen += [targets.from_store(store, name) for name in followers(store, chosen, ending)]
     return sorted(chosen, key=lambda target: target.spec.network.mode == "share")
 
 

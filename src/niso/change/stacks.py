@@ -218,7 +218,7 @@ def _targets(store: Store, stack: Stack) -> list[Target]:
                 refused.key = f"{member.key}.name"
             errors.append(refused)
         try:
-            wanted.append(targets.of_manifest(member.loaded))
+            wanted.append(targets.from_manifest(member.loaded))
         except Error as error:
             errors += [as_stack_error(stack, one, member) for one in flatten(error)]
     if errors:

@@ -70,7 +70,7 @@ def plan_only(machine: Machine, services: list[str], report: Report) -> None:
         report(Stopping(row.name))
     if rows:
         with change(kernel, store, scope_of(store, rows), report, dry_run=True):
-            go(machine, rows)
+            deactivate_rows(machine, rows)
 
 
 def forget(
@@ -173,11 +173,11 @@ def end_intents(store: Store, services: Iterable[str]) -> None:
 def report_to_cluster(
     machine: Machine, services: Iterable[str], report: Report, final: bool = True
 ) -> None:
-    """Report the present state of services as `cluster_claims.tell`; no-op outside a cluster."""
+    """Call `cluster_claims.report_changes`; do nothing outside a cluster."""
     if machine.store.cluster_id():
         from niso.change import cluster_claims
 
-        cluster_claims.tell(machine, services, report, final)
+        cluster_claims.report_changes(machine, services, report, final)
 
 
 def refuse(store: Store, services: Iterable[str]) -> None:
@@ -215,7 +215,7 @@ def withdraw(
             scope = scope._replace(names=tuple(sorted({*scope.names, *all_names(store, scope)})))
             scope = with_remotes(store, scope)
         with change(kernel, store, scope, report, teardown=True, ending=links):
-            go(machine, rows, keep_forwards)
+            deactivate_rows(machine, rows, keep_forwards)
             for row in rows:
                 if forgets:
                     store.forget(row.name)
@@ -226,7 +226,9 @@ def withdraw(
     kernel.end_links(links)
 
 
-def go(machine: Machine, rows: Iterable[ServiceRow], keep_forwards: bool = False) -> None:
+def deactivate_rows(
+    machine: Machine, rows: Iterable[ServiceRow], keep_forwards: bool = False
+) -> None:
     """Record services as inactive and withdraw their ports, in the caller's transaction."""
     store = machine.store
     for row in rows:

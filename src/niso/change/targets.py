@@ -96,7 +96,7 @@ def still_so(store: Store, target: Target) -> Target:
     return _find_target(store, store.resolve(target.name))._replace(take=target.take)
 
 
-def known(store: Store, service: str) -> Target:
+def from_store(store: Store, service: str) -> Target:
     """Return the target of a service as it was last activated. Raises NotFound or Error."""
     from niso.runtime import package
 
@@ -138,19 +138,18 @@ def _find_target(
     store: Store, argument: str | load.Loaded, owners: Collection[int] | None = None
 ) -> Target:
     if not isinstance(argument, str):
-        return of_manifest(argument)
+        return from_manifest(argument)
     if "/" not in argument and not argument.endswith(".toml"):
         if (holder := store.name_holder(bare_name(argument))) is not None:
-            return known(store, holder)
+            return from_store(store, holder)
         if not os.path.isdir(argument):
             store.resolve(argument)
-
     from niso.manifest import load
 
-    return of_manifest(load.load(argument, owners))
+    return from_manifest(load.load(argument, owners))
 
 
-def of_manifest(loaded: load.Loaded) -> Target:
+def from_manifest(loaded: load.Loaded) -> Target:
     """Return the target of a valid manifest after checking the files of its service."""
     from niso.runtime import package
 
