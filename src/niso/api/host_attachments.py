@@ -7,7 +7,7 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.change import attach, unit_network, warnings
 from niso.change.attach import Attachment, Request, Wish, interface_name, mac
 from niso.change.deactivate import Done
-from niso.look.session import ApiPart, path, text, texts
+from niso.look.session import ApiPart, as_usage, path, text, texts
 from niso.manifest.addresses_and_ports import distinct, parse_port, static_address
 from niso.manifest.policy import parse
 from niso.manifest.process_keys import WAYS, rate
@@ -67,24 +67,19 @@ class Attachments(ApiPart):
         KernelError, and Error if systemd refuses the unit.
         """
         self.session.require()
-        try:
-            given = _complete(request)
-            wanted = _request(given)
-        except InvalidInput as error:
-            raise UsageError.of(error) from None
+        given = as_usage(lambda: _complete(request))
+        wanted = as_usage(lambda: _request(given))
         machine = self.session.machine_for_change(create=True)
+        report = self.session.report
         if given.unit is not None:
-            done = unit_network.attach(
-                machine, wanted, given.unit, _words(given), self.session.report
-            )
+            done = unit_network.attach(machine, wanted, given.unit, _words(given), report)
         else:
-            done = attach.attach(machine, wanted, self.session.report)
+            done = attach.attach(machine, wanted, report)
         warnings.attached(self.session, machine, [done])
         return done
 
     def detach(self, *names: str, id: str | None = None) -> tuple[Changed, ...]:
-        """Detach namespaces from niso's networks and delete their records; unknown names are
-        ignored.
+        """Detach namespaces from niso's networks and delete their records, as far as they exist.
 
         With ``id``, an attachment is detached only if it still has this id. Without, the files that
         put a systemd unit into the namespace are removed too. Raises Conflict if a name belongs to

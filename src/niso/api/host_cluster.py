@@ -13,7 +13,7 @@ from niso.cluster import own_etcd
 from niso.cluster.config import require
 from niso.cluster.engine import NoAnswer, Refused
 from niso.cluster.etcd import Reach
-from niso.look.session import ApiPart, path, text, texts
+from niso.look.session import ApiPart, as_usage, path, text, texts
 from niso.runtime.units import UNITS
 
 if TYPE_CHECKING:
@@ -28,16 +28,13 @@ if TYPE_CHECKING:
 
 
 class ExistingEtcd(NamedTuple):
-    """Access to an etcd that niso does not run.
-
-    The files are PEM; ``user_file`` has one line, NAME:PASSWORD.
-    """
+    """Access to an etcd that niso does not run, with PEM files."""
 
     urls: tuple[str, ...]
     cacert: str | os.PathLike[str] | None = None
     cert: str | os.PathLike[str] | None = None
     key: str | os.PathLike[str] | None = None
-    user_file: str | os.PathLike[str] | None = None
+    user_file: str | os.PathLike[str] | None = None  # one line, NAME:PASSWORD
     prefix: str = ""
 
 
@@ -56,43 +53,30 @@ class Clusters(ApiPart):
         """Create a cluster with this host as its first host.
 
         ``name`` defaults to the hostname, and ``address`` to the address of the interface with the
-        default route. With ``etcd``, an existing etcd is used. Otherwise this host runs an etcd
-        member.
-
-        With ``encrypt`` "kernel", WireGuard encrypts the traffic between hosts. With "userspace",
+        default route. Without ``etcd``, an existing one, this host runs an etcd member. With
+        ``encrypt`` "kernel", WireGuard encrypts the traffic between hosts. With "userspace",
         wireguard-go does so on hosts whose kernel lacks WireGuard. ``restore``, which excludes all
         other arguments, writes this host's cluster to etcd again after etcd has lost its data.
         Raises UsageError, Conflict, Error.
         """
         if restore:
             if name or address or encrypt or etcd is not None:
-                raise UsageError(
-                    "the cluster that this host is in has the other values",
-                    "leave out the other options",
-                    "--restore",
-                )
+                reason = "the cluster that this host is in has the other values"
+                raise UsageError(reason, "leave out the other options", "--restore")
 
             machine = self.session.machine_for_change()
             return cluster_hosts.restore(machine, self.session.report)
 
         machine = self.session.machine_for_change(create=True)
         existing = None if etcd is None else _existing(etcd)
-        return _entering(
-            lambda: cluster_join.init(
-                machine,
-                text(name, "--name"),
-                text(address, "--address"),
-                existing,
-                self.session.report,
-                text(encrypt, "--encrypt"),
-            )
-        )
+        host, where = text(name, "--name"), text(address, "--address")
+        how, report = text(encrypt, "--encrypt"), self.session.report
+        return _entering(lambda: cluster_join.init(machine, host, where, existing, report, how))
 
     def invite(
         self, host: str, *, address: str = "", renew: bool = False, member: bool = False
     ) -> str:
-        """Return an invitation, with which a host can join: a string with a private key. Keep it
-        secret.
+        """Return an invitation, a secret string with which a host can join.
 
         With ``renew``, it has new certificates for a host of the cluster. With ``member``, the host
         may run an etcd member; the first three hosts may even without it. Raises UsageError,
@@ -100,7 +84,7 @@ class Clusters(ApiPart):
         """
         machine = self.session.machine()
         name, where = text(host, "HOST"), text(address, "--address")
-        return _usage(lambda: cluster_join.invite(machine, name, where, renew, member))
+        return as_usage(lambda: cluster_join.invite(machine, name, where, renew, member))
 
     def join(
         self, invitation: bytes, *, member: bool | None = None, encrypt: str = ""
@@ -133,8 +117,7 @@ class Clusters(ApiPart):
         return cluster_hosts.add_member(machine, text(host, "HOST"), self.session.report)
 
     def remove_member(self, host: str = "") -> int:
-        """Remove the etcd member of this host, or of a lost host; return the number of members
-        left.
+        """Remove the etcd member of this or a lost host; return the number of members left.
 
         Raises Conflict, NotFound, Error.
         """
@@ -153,9 +136,7 @@ class Clusters(ApiPart):
         return cluster_hosts.backup(self.session.machine(), path(file, "FILE"))
 
     def status(self) -> niso.ClusterStatus:
-        """Return the cluster's hosts and etcd's members. Raises Error if this host is in no
-        cluster.
-        """
+        """Return the cluster's hosts and etcd's members. Raises Error if there is no cluster."""
         machine = self.session.machine()
         seen, warnings = cluster_hosts.status(machine)
         for warning in warnings:
@@ -175,23 +156,13 @@ class Clusters(ApiPart):
         own_etcd.execute(require())
 
 
-def _usage[T](call: Callable[[], T]) -> T:
-    """Return the result of ``call``. An InvalidInput that names no file is raised as UsageError."""
-    try:
-        return call()
-    except InvalidInput as error:
-        if error.file:
-            raise
-        raise UsageError.of(error) from None
-
-
 def _entering[T](call: Callable[[], T]) -> T:
-    """Return the result of ``call``, which adds this host to a cluster, like `_usage`.
+    """Return the result of ``call``, which adds this host to a cluster, like `as_usage`.
 
     Errors name the caller's arguments, not files that were made from them and no longer exist.
     """
     try:
-        return _usage(call)
+        return as_usage(call)
     except NoAnswer as error:
         if not isinstance(error, Refused):
             error.hint = (
@@ -241,8 +212,7 @@ class Kubernetes(ApiPart):
 
         config = path(kubeconfig, "--kubeconfig")
         machine = self.session.machine_for_change(create=True)
-        changed = pod_agent.enable(machine, config, self.session.report)
-        return _marked(changed)
+        return _marked(pod_agent.enable(machine, config, self.session.report))
 
     def disable(self) -> niso.Marked:
         """Stop the agent, and no longer start it at boot. Pods keep their present policies."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from niso.base.errors import InvalidInput, UsageError
+from niso.base.errors import UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.look.session import ApiPart, text, texts
+from niso.look.session import ApiPart, as_usage, text, texts
 from niso.plan import records
 from niso.store.store import Store
 
@@ -130,10 +130,8 @@ class Networks(ApiPart):
         from niso.plan.subnets import NetworkRequest
 
         self.session.require()
-        try:
-            name = network_name(text(name, "NAME"), "NAME")
-        except InvalidInput as error:
-            raise UsageError.of(error) from None
+        given = text(name, "NAME")
+        name = as_usage(lambda: network_name(given, "NAME"))
         if mtu is not None and (isinstance(mtu, bool) or not isinstance(mtu, int)):
             raise UsageError(f"must be an integer, not {type(mtu).__name__}", None, "mtu")
         prefixes, bridges = tuple(texts(subnets, "subnets")), tuple(texts(gateways, "gateways"))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 
-from niso.base.errors import InvalidInput, NotFound, UsageError
+from niso.base.errors import NotFound, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import Finished
 from niso.look.host_ports import Port, rows
 from niso.look.session import (
     LEAST_TIMEOUT_S,
     ApiPart,
+    as_usage,
     callers,
     line_count,
     path,
@@ -126,9 +127,7 @@ class Services(ApiPart):
         return self.restart_in_order(texts(names, "names"), None)
 
     def restart_in_order(self, names: list[str], after: After | None) -> tuple[niso.Done, ...]:
-        """Restart services like `restart`, each after those that it depends on according to
-        ``after``.
-        """
+        """Restart services as `restart` does, each after those of ``after`` that it depends on."""
         from niso.change import activate, boot, warnings
         from niso.change.deactivate import Done
 
@@ -193,18 +192,16 @@ class Services(ApiPart):
     # --- inspect ---------------------------------------------------------------------------------
 
     def list(self) -> tuple[niso.ServiceLine, ...]:
-        """Return all services with their status, sorted by name. Health checks that are due are
-        run.
-        """
+        """Return all services with their status, sorted by name. Due health checks are run."""
         from niso.look.services import service_lines
 
         return service_lines(self.session, self.session.store())
 
     def everywhere(self) -> tuple[niso.ClusterLine, ...]:
-        """Return the services of all hosts of the cluster, sorted by name.
+        """Return the services of all hosts of the cluster, sorted by name. Raises Error without
+        one.
 
-        If the cluster does not answer, a warning says so. Raises Error if this host is in no
-        cluster.
+        If the cluster does not answer, a warning says so.
         """
         from niso.look import other_hosts
 
@@ -286,8 +283,7 @@ class Services(ApiPart):
         return Executed(*capture(*self._to_run(name, command), stdin, user_of(user)))
 
     def kill(self, *names: str, signal: str = "KILL") -> tuple[Signalled, ...]:
-        """Send a signal, given by name (HUP, SIGHUP) or number, to the processes of active
-        services.
+        """Send a signal, by name (HUP, SIGHUP) or number, to the processes of active services.
 
         If a process exits because of it, the restart policy of its service applies. Raises Conflict
         if a service is not active, ProcessError if it has no process.
@@ -295,16 +291,12 @@ class Services(ApiPart):
         from niso.runtime import lifecycle
 
         number = lifecycle.number(text(signal, "signal"))
-        wanted = [self._to_run(name, ("-",))[0] for name in texts(names, "names")]
-        return tuple(
-            Signalled(name, lifecycle.name(number), lifecycle.send(name, number))
-            for name in dict.fromkeys(wanted)
-        )
+        word = lifecycle.name(number)
+        wanted = dict.fromkeys(self._to_run(name, ("-",))[0] for name in texts(names, "names"))
+        return tuple(Signalled(name, word, lifecycle.send(name, number)) for name in wanted)
 
     def _to_run(self, name: str, command: Iterable[str]) -> tuple[str, Any]:
-        """Return the service and the valid arguments of a command. Raises Conflict if it is not
-        active.
-        """
+        """Return the service and the words of a command. Raises Conflict if it is not active."""
         words = texts(command, "command")
         if not words:
             raise UsageError("missing command", f"niso exec {text(name, 'name')} -- CMD")
@@ -353,10 +345,7 @@ class Services(ApiPart):
 
         self.session.require()
         text(name, "name")
-        try:
-            wanted = parse_port(text(port, "PORT"), "PORT")
-        except InvalidInput as error:
-            raise UsageError.of(error) from None
+        wanted = as_usage(lambda: parse_port(text(port, "PORT"), "PORT"))
         if not wanted.host_port:
             hint = f"niso port-forward {name} {wanted._replace(host_port=8080).text}"
             raise UsageError(f"PORT {port!r}: missing host port", hint)

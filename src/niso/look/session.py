@@ -278,6 +278,16 @@ def _is_of_store(error: Exception) -> bool:
     return bool(own) and own[-1].startswith("niso.store.")
 
 
+def as_usage[T](call: Callable[[], T]) -> T:
+    """Return the result of ``call``. An InvalidInput that names no file is raised as UsageError."""
+    try:
+        return call()
+    except InvalidInput as error:
+        if error.file:
+            raise
+        raise UsageError.of(error) from None
+
+
 def text(value: object, what: str) -> str:
     """Check a str argument and return it. Raises UsageError."""
     if not isinstance(value, str):
@@ -329,10 +339,7 @@ def duration(value: str, what: str) -> float:
     """Parse a duration as in a manifest, such as ``60s``, to seconds. Raises UsageError."""
     from niso.manifest import values
 
-    try:
-        return values.duration(value, what, low=LEAST_TIMEOUT_S)
-    except InvalidInput as error:
-        raise UsageError.of(error) from None
+    return as_usage(lambda: values.duration(value, what, low=LEAST_TIMEOUT_S))
 
 
 def line_count(value: object) -> int | None:
@@ -378,10 +385,8 @@ def user_of(user: str | None) -> Any:
     """Parse the value of ``exec --user``; None stays None. Raises UsageError."""
     from niso.manifest import values
 
-    try:
-        return None if user is None else values.user(text(user, "user"), "--user")
-    except InvalidInput as error:
-        raise UsageError.of(error) from error
+    given = None if user is None else text(user, "user")
+    return None if given is None else as_usage(lambda: values.user(given, "--user"))
 
 
 # --- a lost store ---------------------------------------------------------------------------------
