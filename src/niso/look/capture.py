@@ -44,7 +44,7 @@ from niso.kernel.ruleset import BRIDGE, INET
 from niso.look import packet_path
 from niso.look.drops import fresh_world
 from niso.look.drops import words as why
-from niso.look.session import Session, Stream
+from niso.look.session import ResultStream, Session
 from niso.plan.verdict import KnownService, Verdict, addresses_of, decide
 from niso.reconcile.live_world import read_world
 from niso.runtime import root
@@ -76,7 +76,7 @@ def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
     return " and ".join(parts)
 
 
-class Capture(Stream):
+class Capture(ResultStream):
     """Running captures of several services, whose packets are merged. A context manager.
 
     ``namespaces`` maps service names to network namespaces, ``names`` addresses to names. With

@@ -19,7 +19,7 @@ from niso.kernel.packet_events import Dropped, Logged, Nflog
 from niso.kernel.policy_rules import REFUSE, REFUSED
 from niso.kernel.ruleset import BRIDGE, INET
 from niso.look.prove import Source
-from niso.look.session import Session, Stream
+from niso.look.session import ResultStream, Session
 from niso.plan import verdict
 from niso.plan.policy_elements import PASSES
 from niso.plan.verdict import PolicyContext
@@ -52,7 +52,7 @@ class Drop(NamedTuple):
     interface: str  # the network interface on which the packet arrived
 
 
-class Drops(Stream):
+class Drops(ResultStream):
     """An endless iterator of `Drop`. Use it in a ``with`` block; `fileno` is for poll(2)."""
 
     def __init__(self, session: Session, name: str | None) -> None:

@@ -15,7 +15,7 @@ from niso.base.names import bracketed, span
 from niso.base.text import exact_time_text
 from niso.kernel.watches import TableChange, Watches
 from niso.look.services import fate, interrupted
-from niso.look.session import Session, Stream, guarded
+from niso.look.session import ResultStream, Session, guarded
 from niso.plan import records
 from niso.runtime import status
 from niso.runtime.health import judge, read_record
@@ -54,7 +54,7 @@ class Happened(NamedTuple):
     pid: int | None  # PID of the foreign program; null unless ``what`` is foreign
 
 
-class Events(Stream):
+class Events(ResultStream):
     """An endless iterator of `Happened`. Use it in a ``with`` block; `fileno` is for poll(2)."""
 
     def __init__(self, session: Session, name: str | None, since: float | None) -> None:

@@ -17,7 +17,7 @@ from niso.base.names import family_of
 from niso.base.text import exact_time_text
 from niso.kernel import conntrack, flow_memory, policy_rules
 from niso.kernel.flow_memory import Recorded
-from niso.look.session import Session, Stream
+from niso.look.session import ResultStream, Session
 from niso.plan import verdict as plan_verdict
 from niso.plan.records import Port
 from niso.plan.verdict import (
@@ -343,7 +343,7 @@ def read(
 # --- niso net flows -------------------------------------------------------------------------------
 
 
-class Flows(Stream):
+class Flows(ResultStream):
     """An endless iterator of new `Flow`. Use it in a ``with`` block."""
 
     def __init__(self, session: Session, name: str | None, denied: bool) -> None:

@@ -220,7 +220,7 @@ def guarded[**P, R](method: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-class Stream:
+class ResultStream:
     """An object that is open until it is closed, at the latest at the end of a ``with`` block."""
 
     def __enter__(self) -> Self:

@@ -18,7 +18,7 @@ from niso.look import drops
 from niso.look.drops import Stats
 from niso.look.flows import DROP, FlowEnd, FlowReader, Key, Memory, more, remembered
 from niso.look.services import ServiceLine, health_targets, service_lines
-from niso.look.session import Session, Stream, guarded
+from niso.look.session import ResultStream, Session, guarded
 from niso.plan.verdict import PolicyContext, parsed
 from niso.reconcile.live_world import read_world
 from niso.runtime import status
@@ -103,7 +103,7 @@ class TopSample(NamedTuple):
     flows: dict[tuple[Key, str], int]
 
 
-class Metered(Stream):
+class Metered(ResultStream):
     """Sample services, policies and flows, and measure the bytes of flows, until it is closed.
 
     If the store is unchanged and its process is running, only the health of a service can change.
@@ -165,7 +165,6 @@ class Metered(Stream):
         if version == self._version and time.monotonic() < self._until and not timed:
             self._read_changed(store)
             return
-        self._version, self._until = version, time.monotonic() + _AT_MOST_S
         self._rows = store.services()
         self._lines = {}
         lines = self._read_lines(store, self._rows)
@@ -174,6 +173,7 @@ class Metered(Stream):
         pids = {name: status.read(name).pid for name in running}
         self._pids = {name: pid for name, pid in pids.items() if pid is not None}
         self._targets = health_targets(store, self._rows)
+        self._version, self._until = version, time.monotonic() + _AT_MOST_S
 
     def _read_changed(self, store: Store) -> None:
         stale = [row for row in self._rows if row.active and not self._lives(row.name)]
