@@ -41,9 +41,9 @@ _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 
 
 class ForeignDrop(NamedTuple):
-    """A base chain of another program that drops packets which niso accepts, printable."""
+    """A base chain of another program that drops packets which niso accepts."""
 
-    chain: str  # "FAMILY TABLE CHAIN"
+    chain: str  # "FAMILY TABLE CHAIN", printable
     what: tuple[str, ...]  # one or more of PUBLISHED, OUTWARD and WITHIN
     remedy: tuple[str, ...]  # command lines; prose if there is no command
     bridges: tuple[str, ...]  # the affected bridges

@@ -175,6 +175,9 @@ class Source(NamedTuple):
 def ping(session: Session, source: str, destination: str) -> Pong:
     """Send an echo request and wait for the reply; see `Host.ping`."""
     session.report(WaitingForPacket(destination, "reply"))
+    # after the event, so that the user sees it before this slow import
+    from niso.look import other_hosts
+
     kernel, store = session.kernel(), session.store()
     sender, receiver = resolve_both(store, source, destination)
     for end, name in ((sender, source), (receiver, destination)):
@@ -218,8 +221,6 @@ def ping(session: Session, source: str, destination: str) -> Pong:
     where = f"{sender.name} ({packet.source}) to {receiver.name} ({packet.destination})"
     # only now: a reply proves the path, whatever the recorded policies say
     if store.cluster_id():
-        from niso.look import other_hosts
-
         try:
             world = other_hosts.world(session, world, packet.source, packet.destination)
         except Error as error:  # the reason may be a policy on the other host
