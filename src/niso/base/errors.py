@@ -49,8 +49,7 @@ class Error(Exception):
         self.service = service
         """The service whose process or manifest the error is about."""
         self.names_key = names_key
-        """Whether the message begins with the key. If not, the reason itself names the key where
-        that helps."""
+        """Whether the message begins with the key; if not, the reason may name it."""
         self.about_key = about_key
         """Whether the reason describes the key. If not, it describes the value, if there is one."""
 
@@ -115,8 +114,8 @@ class KernelError(Error):
     """Raised if the kernel refused a step of a change.
 
     ``errno`` is the error number (errno.h), or 0 if there is none. ``space`` is the network
-    namespace in which the step failed; "" if it is the host's own or unknown. ``thing`` is the
-    object that the step was to create or change, or None if the step concerned several.
+    namespace in which the step failed; "" if it is the host's own or unknown. ``obj`` is the object
+    that the step was to create or change, or None if the step concerned several.
     """
 
     def __init__(self, reason: str, hint: str | None = None, errno: int = 0) -> None:
@@ -127,9 +126,7 @@ class KernelError(Error):
 
 
 class ProcessError(Error):
-    """Raised if a service's process cannot be started, reached or stopped; it quotes the OCI
-    runtime.
-    """
+    """Raised if a service's process cannot be started or stopped; it quotes the OCI runtime."""
 
 
 class ErrorGroup(Error):

@@ -25,7 +25,7 @@ _NONE = (errno.ENOENT, errno.ELOOP, errno.ENXIO)  # ELOOP: a symbolic link; ENXI
 
 
 def read(path: str, mode: int = 0) -> bytes | None:
-    """Return the content of the regular file ``path``; None if there is none with all bits of
+    """Return the content of the regular file ``path``; None without one that has all bits of
     ``mode``.
     """
     try:
@@ -64,9 +64,7 @@ def of_process(pid: int | None, name: str) -> bytes:
 
 
 def make(path: str, mode: int) -> int:
-    """Create the file ``path``, open for writing, instead of a file or empty folder. Raises
-    OSError.
-    """
+    """Create the file ``path`` for writing, instead of a file or empty folder. Raises OSError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         return os.open(path, flags, mode)

@@ -26,9 +26,7 @@ _templates: dict[int, Any] = {}
 
 
 def _template(count: int) -> Any:
-    """Return a ``__new__`` function with ``count`` arguments: compiling one takes as long as a
-    class.
-    """
+    """Return a ``__new__`` function with ``count`` arguments. Compiling it is slow."""
     if count not in _templates:
         arguments = "".join(f"a{i}, " for i in range(count))
         text = f"lambda _cls, {arguments}: _new(_cls, ({arguments}))"

@@ -1,8 +1,7 @@
 """Define the events by which commands report progress and warnings to their caller.
 
-An event that only one module sends is defined in that module. Steps that change the kernel
-(`niso.kernel.kinds.kind.Step`) are events too. A receiver decides by the type of an event, never by
-its text.
+An event of only one module is defined there. Steps that change the kernel
+(`niso.kernel.kinds.kind.Step`) are events too. A receiver decides by the type of an event.
 """
 
 from __future__ import annotations
@@ -93,7 +92,6 @@ Starting = event_class(
 Stopping = event_class("Stopping", lambda service: f"stop {service}")
 Healthy = event_class("Healthy", lambda service: f"{service} is healthy")
 Completed = event_class("Completed", lambda service: f"{service} is completed")
-"""A job has exited with status 0."""
 WaitingForHealth = event_class(
     "WaitingForHealth", lambda services: f"waiting for the health checks of {', '.join(services)}"
 )

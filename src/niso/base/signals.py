@@ -48,9 +48,7 @@ class signals_held:
 
 
 def keep_only(fds: Iterable[int]) -> None:
-    """Close all descriptors except ``fds`` in a forked child: it would keep its parent's locks and
-    pipes.
-    """
+    """Close all descriptors except ``fds`` in a forked child, such as its parent's locks."""
     for low, high in pairwise([-1, *sorted(fds), 1 << 20]):
         if (
             low + 1 < high
@@ -126,9 +124,7 @@ def hit(name: str) -> None:
 
 
 def broken(what: str) -> bool:
-    """Return whether the operation ``what`` (a key of `LATER`) fails now; `OVERRUN` fails only
-    once.
-    """
+    """Return whether the operation ``what``, a key of `LATER`, fails now; `OVERRUN` fails once."""
     global _broken
     if _spec is None or _spec[0] < 0:
         return False

@@ -6,7 +6,7 @@ removes services that etcd no longer has.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
@@ -16,7 +16,7 @@ from niso.cluster.key_values import HostEntry
 from niso.cluster.view import NOTHING, ClaimedService, EngineView
 from niso.reconcile.change import change
 from niso.store.snapshots import Scope
-from niso.store.span_rows import Attempt, RemoteAddress, SpanRows
+from niso.store.span_rows import Peers, Services, SpanRows
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _change(
     """
     spans = store.across
     with store.transaction():
-        spans.set_attempt(Attempt(changed, peers))
+        spans.set_attempt((changed, peers))
     scope = scope_of(store, changed, changed)
     with change(kernel, store, scope, report):
         _write(spans, changed, peers)
@@ -166,29 +166,26 @@ def _revert_attempt(store: Store, kernel: Kernel, report: Report) -> None:
     attempt = spans.attempt()
     if attempt is None:
         return
+    services, peers = attempt
     here = {network.name for network in store.networks() if network.span is not None}
     made = {
         name: ClaimedService(tuple(a for a in known[0] if a.network in here), known[1])
-        for name, known in attempt.services.items()
+        for name, known in services.items()
     }
     rows, hosts = _present(store, made), spans.peers()
     scope = scope_of(store, made, made)
     with change(kernel, store, scope, report) as back:
-        _write(spans, made, attempt.peers)
+        _write(spans, made, peers)
         back.doubt()
         _write(
             spans,
             {name: rows.get(name, NOTHING) for name in made},
-            {host: hosts.get(host) for host in attempt.peers},
+            {host: hosts.get(host) for host in peers},
         )
         spans.set_attempt(None)
 
 
-def _write(
-    spans: SpanRows,
-    services: Mapping[str, tuple[tuple[RemoteAddress, ...], tuple[str, ...]]],
-    peers: Mapping[str, tuple[str, str, bool] | None],
-) -> None:
+def _write(spans: SpanRows, services: Services, peers: Peers) -> None:
     """Write rows; delete a service without addresses, and a host whose row is None."""
     for host, row in peers.items():
         if row is not None:

@@ -224,17 +224,14 @@ def contradictions(ports: Iterable[Port]) -> list[tuple[int, int]]:
         if not port.host_port:
             continue
         for address in (ANY4, ANY6) if port.host_ip == ANY else (port.host_ip,):
-            groups.setdefault((port.proto, address), []).append(
-                (port.host_port, port.last, index, port)
-            )
+            item = port.host_port, port.last, index, port._replace(host_ip="")
+            groups.setdefault((port.proto, address), []).append(item)
     pairs: dict[int, int] = {}
     for group in groups.values():
         group.sort()
         reach = group[0]  # of the earlier ports, the one with the highest last port
         for item in group[1:]:
-            if item[0] <= reach[1] and item[3]._replace(host_ip="") != reach[3]._replace(
-                host_ip=""
-            ):
+            if item[0] <= reach[1] and item[3] != reach[3]:
                 pairs.setdefault(max(item[2], reach[2]), min(item[2], reach[2]))
             reach = max(reach, item, key=lambda one: one[1])
     return sorted(pairs.items())

@@ -211,9 +211,7 @@ def stack_schema() -> dict[str, Any]:
 
 
 def _inline(tables: dict[str, Any]) -> dict[str, Any]:
-    """Return the schemas of [services.NAME]; tables of which a [[service]] requires less are
-    copies.
-    """
+    """Return the schemas of [services.NAME], where package and others require other keys."""
     text = json.dumps({f"Inline{name}": tables[name] for name in _OWN})
     for name in _OWN:
         text = text.replace(f'"#/$defs/{name}"', f'"#/$defs/Inline{name}"')

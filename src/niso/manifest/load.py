@@ -132,11 +132,9 @@ def with_paths(
         placed = {}
         for name, keys in tables.items():
             text = keys.get(key) if isinstance(keys, dict) else None
-            if isinstance(text, str) and (
-                not text.startswith("/")
-                if table == "secrets"
-                else text == "." or text.startswith("./")
-            ):
+            # a relative path of a volume begins with ./
+            text = None if table == "volumes" and not f"{text}/".startswith("./") else text
+            if isinstance(text, str) and not text.startswith("/"):
                 path = f"{join(join(base, table), name)}.{key}"
                 try:
                     placed[name] = {**keys, key: values.path_below(text, path, folder)}

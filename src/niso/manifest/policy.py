@@ -190,9 +190,8 @@ def _split(text: str, key: str) -> tuple[str, str]:
     if text.startswith("["):
         peer, bracket, suffix = text[1:].partition("]")
         if not bracket or ":" not in peer or (suffix and suffix[0] not in ":/"):
-            raise _wrong_entry(
-                text, key, "it does not start with an IPv6 address or prefix in brackets"
-            )
+            reason = "it does not start with an IPv6 address or prefix in brackets"
+            raise _wrong_entry(text, key, reason)
         return peer, suffix
     # network:8080 is a port of a service called network
     if text.startswith(_NETWORK) and text[(start := len(_NETWORK)) :][:1] not in values.DIGITS:
@@ -212,13 +211,12 @@ def _range(ports: str, text: str, key: str) -> tuple[int, int]:
     first = values.port_number(low)
     last = values.port_number(high) if dash else first
     if first is None or last is None:
-        reason = (
-            f"{base_text.shown(ports)} is not a valid port" if ports else "no port follows the :"
-        )
+        shown = base_text.shown(ports)
+        reason = f"{shown} is not a valid port" if ports else "no port follows the :"
         raise _wrong_entry(text, key, reason, "ports 1 to 65535")
     if last < first:
-        reason = f"range {first}-{last} ends before it starts"
-        raise _wrong_entry(text, key, reason, f"{last}-{first}")
+        what = f"range {first}-{last} ends before it starts"
+        raise _wrong_entry(text, key, what, f"{last}-{first}")
     return first, last
 
 
@@ -248,8 +246,7 @@ def _outside(peer: str, text: str, key: str, allowed: bool) -> Peer:
     """Parse a DNS name, if it is ``allowed`` here (RFC 1123, 2.1; RFC 1035, 2.3.4)."""
     example = '"api.example.com:443"'
     if peer == DOMAIN or peer.endswith(f".{DOMAIN}"):
-        reason = f"only NAME.{DOMAIN} is a name of a service"
-        raise _wrong_entry(text, key, reason)
+        raise _wrong_entry(text, key, f"only NAME.{DOMAIN} is a name of a service")
     if not allowed:
         right = "a service, an address or a prefix"
         raise _wrong_entry(text, key, _NOT_HERE, right, '"203.0.113.7:443"')
@@ -387,9 +384,7 @@ elements, whose length is limited."""
 def about(
     name: str, networks: tuple[str, ...], owner: str, labels: Mapping[str, str]
 ) -> Iterator[Policy]:
-    """Yield the administrator's policies that apply to an attachment. Raises Error for any bad
-    file.
-    """
+    """Yield the administrator's policies for an attachment. Raises Error for any invalid file."""
     subject: dict[str, tuple[str, ...]] = {label: (text,) for label, text in labels.items()}
     subject |= {"name": (name,), "network": networks, "owner": (owner,)}
     for file in _files():

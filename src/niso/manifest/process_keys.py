@@ -158,9 +158,7 @@ def _size_in(text: str, key: str, low: int, right: str, example: str) -> int:
 
 
 def rate(text: str, key: str) -> int:
-    """Parse ``100M``, in bits per second (powers of 1000), to bytes per second. Raises
-    InvalidInput.
-    """
+    """Parse ``100M`` bits per second (powers of 1000) to bytes per second. Raises InvalidInput."""
     unit = _RATE_UNITS.get(text[-1:])
     digits = text[:-1]
     number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 9 else 0

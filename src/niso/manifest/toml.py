@@ -349,11 +349,10 @@ def with_list(text: str, path: KeyPath, key: str, items: Iterable[ListLine]) -> 
     except (TypeError, ValueError, AttributeError, LookupError):  # includes tomlkit's
         same, result = False, ""
     if not same:
-        where = ".".join(map(str, (*path, key)))
-        raise InvalidInput(
-            f"{where} cannot be changed in the form that it has here",
-            "write what niso net learn prints into the file",
+        reason = (
+            f"{'.'.join(map(str, (*path, key)))} cannot be changed in the form that it has here"
         )
+        raise InvalidInput(reason, "write what niso net learn prints into the file")
     return result
 
 

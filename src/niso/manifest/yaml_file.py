@@ -101,9 +101,7 @@ def _loader(yaml: Any) -> Any:
 
 
 def _plain(value: object, count: list[int]) -> Any:
-    """Copy a value with keys, dates and bytes as strings. ``count`` has the number of values so
-    far.
-    """
+    """Copy a value with keys, dates and bytes as strings. ``count`` has the number so far."""
     count[0] += 1
     if count[0] > MAX_VALUES:
         raise OverflowError

@@ -5,8 +5,7 @@ networks may each have a ``db``. A service that looks up such a name gets the se
 networks.
 
 A DNS name in a policy is called an outside name. Its recorded addresses are the same for all
-services. The record does not belong to a service, so undoing a change of a service leaves it as it
-is.
+services, so undoing a change of a service leaves the record unchanged.
 """
 
 from __future__ import annotations
@@ -58,9 +57,7 @@ class NameRows(ServiceRows):
         )
 
     def networks_in_use(self) -> list[str]:
-        """Return the networks of the active services, sorted, also if rows of endpoints are
-        missing.
-        """
+        """Return the networks of the active services, also if rows of endpoints are missing."""
         return sorted({network for networks in self._network_lists() for network in networks})
 
     def _network_lists(self) -> list[list[str]]:
@@ -215,9 +212,7 @@ class NameRows(ServiceRows):
         )
 
     def _restored(self, name: str) -> dict[str, set[str]]:
-        """Return {service: networks} of the services that get a name back if their change is
-        undone.
-        """
+        """Return {service: networks} of the services that would get a name back by an undo."""
         restored: dict[str, set[str]] = {}
         rows = self._run(
             "SELECT service, COALESCE(json_extract(undo, '$.service[0].provider'), service)"

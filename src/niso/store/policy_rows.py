@@ -148,9 +148,7 @@ class PolicyRows(NameRows):
         )
 
     def _meant(self, kind: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return (addresses or subnets, gateways) of a name in a policy; only networks have
-        gateways.
-        """
+        """Return (addresses or subnets, gateways) of a name in a policy."""
         if kind == "outside":
             return self.outside.meant(name), ()
         if kind == "network":

@@ -88,9 +88,7 @@ class PortRows(Rows):
     def port_holders(
         self, wanted: Port, but: frozenset[str] = frozenset()
     ) -> list[tuple[str, Port]]:
-        """Return (service, port) that clashes with ``wanted`` now or after an undo, except of
-        ``but``.
-        """
+        """Return (service, port) of clashes with ``wanted``, also after an undo, except ``but``."""
         proto, first, last = wanted.proto, wanted.host_port, wanted.last
         live = (
             f"SELECT service, {PORT_COLUMNS} FROM port JOIN service s ON s.name=port.service"

@@ -1,11 +1,9 @@
 """Detect a reboot, or a copied state folder: then the recorded kernel state is not this host's.
 
 A running host is identified by its boot id, its network namespace and the start time of its PID 1.
-A restarted container keeps only the boot id. The store records this identity. If the present one
-differs, none of the recorded active services can still exist. The first process to open the store
-then records that no service is active, and deletes the records of sysctls and of changes of ports,
-which concern the old kernel. Reserved addresses, networks, ports of `niso port-forward`, and the
-services to start at boot stay recorded.
+A restarted container keeps only the boot id. If this identity is not the recorded one, the first
+process to open the store records that no service is active, and deletes the records of sysctls and
+of changes of ports, which concern the old kernel.
 
 A copy of a state folder must not act on the services of the original. It has the same state id, so
 it would treat the network interfaces, processes and rules of the original as its own. Therefore the
@@ -74,10 +72,8 @@ def go_home(db: sqlite3.Connection, world: str) -> bool:
         if str(os.fstat(fd).st_ino) != was[1]:
             return False
         if not paths.is_command:
-            raise Conflict(
-                "this process is in another network namespace than its state folder is of",
-                "start it in that of PID 1: nsenter -t 1 -n",
-            )
+            reason = "this process is in another network namespace than its state folder is of"
+            raise Conflict(reason, "start it in that of PID 1: nsenter -t 1 -n")
         os.setns(fd, os.CLONE_NEWNET)
     finally:
         os.close(fd)
@@ -98,10 +94,8 @@ def forget_if_gone(db: sqlite3.Connection, world: str) -> None:
         if network == world.split()[1]:  # another PID namespace
             record_boot(db, world)
             return
-        raise Conflict(
-            "the services of this state folder are in another network namespace",
-            "run niso in the one that it was started in before",
-        )
+        reason = "the services of this state folder are in another network namespace"
+        raise Conflict(reason, "run niso in the one that it was started in before")
     for statement in _FORGET:
         db.execute(statement)
     record_boot(db, world)

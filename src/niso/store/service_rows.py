@@ -143,10 +143,8 @@ class ServiceRow(NamedTuple):
     def require_own(self) -> None:
         """Raise Conflict if the service is an attachment, whose process niso does not start."""
         if not self.has_process:
-            raise Conflict(
-                f"{self.name!r} is an attachment: niso does not run its process",
-                "use the engine that started it",
-            )
+            reason = f"{self.name!r} is an attachment: niso does not run its process"
+            raise Conflict(reason, "use the engine that started it")
 
     def damaged(self) -> Error:
         message = f"service {self.name!r}: its record in the store is damaged"
@@ -559,10 +557,8 @@ def _lease_claimed(
         store.across.drop_stale_lease(service, address)
         holder = store.lease_holder(address)
         if holder is not None and holder != service:
-            raise Conflict(
-                f"{address} is still used by {holder!r}, which another host has taken over",
-                "the agent of this host ends it: niso cluster status",
-            )
+            reason = f"{address} is still used by {holder!r}, which another host has taken over"
+            raise Conflict(reason, "the agent of this host ends it: niso cluster status")
         store.add_lease(service, network, subnet.family, number, address, static=False)
 
 

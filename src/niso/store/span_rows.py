@@ -47,15 +47,10 @@ class ClaimRow(NamedTuple):
     addresses: dict[str, tuple[str, ...]]  # by network
 
 
-class Attempt(NamedTuple):
-    """A change of the copied rows of other hosts whose changes of the kernel are in progress.
-
-    ``services`` maps each service of another host to its new (addresses, names), and ``peers`` each
-    host to its new (state id, address, whether it is alive), or None if it is to be removed.
-    """
-
-    services: Mapping[str, tuple[tuple[RemoteAddress, ...], tuple[str, ...]]]
-    peers: Mapping[str, tuple[str, str, bool] | None]
+Services = Mapping[str, tuple[tuple[RemoteAddress, ...], tuple[str, ...]]]
+"""The (addresses, names) of services of other hosts."""
+Peers = Mapping[str, tuple[str, str, bool] | None]
+"""The (state id, address, whether it is alive) of other hosts; None if one is to be removed."""
 
 
 class SpanRows(Rows):
@@ -153,19 +148,16 @@ class SpanRows(Rows):
         spans = self._column(f"SELECT network FROM span {which}")
         return [network for network in networks if network in spans]
 
-    def attempt(self) -> Attempt | None:
-        """Return the change of the copied rows that was interrupted, or None."""
+    def attempt(self) -> tuple[Services, Peers] | None:
+        """Return the change of the copied rows that is in progress or was interrupted, or None."""
         text = self._meta("attempt")
         if text is None:
             return None
         services, peers = decoded(text)
-        return Attempt(
-            {
-                name: (tuple(RemoteAddress(*row) for row in addresses), tuple(names))
-                for name, (addresses, names) in services.items()
-            },
-            {host: tuple(peer) if peer else None for host, peer in peers.items()},
-        )
+        return {
+            name: (tuple(RemoteAddress(*row) for row in addresses), tuple(names))
+            for name, (addresses, names) in services.items()
+        }, {host: tuple(peer) if peer else None for host, peer in peers.items()}
 
     def on(self, networks: Collection[str]) -> list[str]:
         """Return the services of other hosts on these networks, sorted."""
@@ -197,10 +189,10 @@ class SpanRows(Rows):
     def set_tunnel(self, tunnel: Tunnel) -> None:
         self._set_meta("tunnel", encoded(list(tunnel)))
 
-    def set_attempt(self, attempt: Attempt | None) -> None:
+    def set_attempt(self, attempt: tuple[Services, Peers] | None) -> None:
         """Record a change of the copied rows before it begins; None records that it is complete."""
-        data = attempt and [dict(attempt.services), dict(attempt.peers)]
-        self._set_meta("attempt", encoded(data) if data else None)
+        data = attempt and encoded([dict(part) for part in attempt])
+        self._set_meta("attempt", data)
 
     def set_span(self, network: str, vni: int, port: int, local: str) -> None:
         """Record that a network spans hosts; this host sends from the address ``local``."""

@@ -207,8 +207,7 @@ def unusable(error: Exception) -> Error:
 # A file next to the store is emptied during a write, so that services can be stopped and removed on
 # a full disk. Other processes can take the space only during the milliseconds in between.
 ROOM = 1 << 20
-"""The size of the reserve in bytes. SQLite's log and its index need a tenth of it for one command.
-"""
+"""The size of the reserve in bytes. SQLite's log and index need a tenth of it for one command."""
 
 
 def _empty_reserve() -> None:

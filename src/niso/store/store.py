@@ -34,9 +34,7 @@ class Store(SnapshotRows):
 
     @classmethod
     def open(cls, create: bool = True) -> Store:
-        """Open state.db; create it, or without ``create``, read a missing one as empty. Raises
-        Error.
-        """
+        """Open state.db; create it, or read a missing one as empty. Raises Error."""
         path = paths.database()
         exists = os.path.lexists(path)
         try:
