@@ -198,10 +198,9 @@ class Services(ApiPart):
         return service_lines(self.session, self.session.store())
 
     def everywhere(self) -> tuple[niso.ClusterLine, ...]:
-        """Return the services of all hosts of the cluster, sorted by name. Raises Error without
-        one.
+        """Return the services of all hosts of the cluster, sorted by name.
 
-        If the cluster does not answer, a warning says so.
+        Raises Error if this host is in no cluster. If etcd does not answer, a warning says so.
         """
         from niso.look import other_hosts
 

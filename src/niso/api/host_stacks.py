@@ -70,8 +70,9 @@ class Stacks(ApiPart):
         return stacks.down(machine, where, self.session.report, dry_run, volumes)
 
     def status(self, stack: str | os.PathLike[str]) -> tuple[niso.ServiceLine, ...]:
-        """Return the services of a stack with their status. Raises Conflict if another file made
-        it.
+        """Return the services of a stack with their status.
+
+        Raises Conflict if the stack came from another file.
         """
         self.session.require()
         store = self.session.store()

@@ -212,7 +212,7 @@ ALIASES = {"-h": "help", "--help": "help", "-V": "version", "--version": "versio
 
 
 def find(name: str, action: str) -> Command | Group:
-    """Return a command, or its group. ``action`` may be two words, of which one is an argument."""
+    """Return a command; its group if that has no such action. ``action`` can have an argument."""
     catalogue = module(f"catalogue.{COMMANDS[name][1]}")
     group: Group | None = catalogue.GROUP if name in GROUPS else None
     commands: tuple[Command, ...] = group.actions if group else catalogue.COMMANDS

@@ -83,7 +83,7 @@ def split(line: str) -> tuple[list[str], str]:
 
 
 def candidates(words: list[str], current: str) -> Candidates:
-    """Return words that can follow ``words``, with descriptions, also those without ``current``."""
+    """Return words that can follow ``words``, with descriptions; not all begin with ``current``."""
     if not words:
         return _commands()
     name = ALIASES.get(words[0], words[0])

@@ -127,7 +127,7 @@ def _report(error: Error, as_json: bool) -> None:
 def _failed(error: Error, as_json: bool, status: int) -> int:
     """Report an error and return ``status``, or raise KeyboardInterrupt after a signal."""
     _report(error, as_json)
-    if state.last > 0:
+    if state.last > 0:  # the signal may have caused the error
         raise KeyboardInterrupt
     return status
 

@@ -192,7 +192,7 @@ def unknown(
 def unknown_command(words: list[str]) -> UsageError:
     """Return the error for words that name no command or action.
 
-    The hint is the niso command for that of another tool, or else the closest one (`unknown`).
+    The hint is the niso command for a command of another tool, or the closest command (`unknown`).
     """
     from niso.cli.catalogue.habits import answer
 
@@ -226,7 +226,7 @@ def width() -> int:
 
 
 def first_screen(version: str, commands: list[Command | Group]) -> str:
-    """Return the output of ``niso``: at most 23 lines, so that 24 also have the shell's prompt."""
+    """Return the output of ``niso``: at most 23 lines, so that a prompt fits below it."""
     columns = width()
     head = f"niso {version}: networking for services on Linux, without a daemon or a proxy"
     use, more = "usage: niso COMMAND ...", "niso help COMMAND shows its options and examples"

@@ -79,9 +79,7 @@ def text(flows: int, progress: Any = None) -> bytes:
 
 
 def _write(path: str, body: bytes) -> None:
-    """Replace a plain file atomically; a device such as /dev/null or a link is none. Raises
-    UsageError.
-    """
+    """Replace a plain file atomically. Raises UsageError, also for a folder, device or link."""
     # node_exporter reads *.prom, so it ignores this name
     draft = f"{path}.{os.getpid()}"
     try:

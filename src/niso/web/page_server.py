@@ -231,7 +231,10 @@ def _is_own(host: str) -> bool:
 
 
 class _Impatient(H11Protocol):
-    """Close connections without a complete request in time: uvicorn limits the later ones only."""
+    """Close connections on which no complete request arrives in time.
+
+    uvicorn itself only limits the time between a complete answer and the next request.
+    """
 
     _last: object = None
     """The request at the previous check; None if there was none."""
