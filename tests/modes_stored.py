@@ -5,12 +5,15 @@ from __future__ import annotations
 from stored import service_spec
 
 from niso.change.targets import Target
-from niso.plan.records import Entry, Network, Peer, Policy, Subnet
+from niso.plan.records import Entry, NetworkRecord, Peer, Policy, SubnetRecord
 from niso.runtime.package import PackageFiles
 
-ONE = Network("one", "", 1500, (Subnet(4, "10.99.1.0/24", "10.99.1.1"),))
-TWO = Network(
-    "two", "", 1500, (Subnet(4, "10.99.2.0/24", "10.99.2.1"), Subnet(6, "fd00:2::/64", "fd00:2::1"))
+ONE = NetworkRecord("one", "", 1500, (SubnetRecord(4, "10.99.1.0/24", "10.99.1.1"),))
+TWO = NetworkRecord(
+    "two",
+    "",
+    1500,
+    (SubnetRecord(4, "10.99.2.0/24", "10.99.2.1"), SubnetRecord(6, "fd00:2::/64", "fd00:2::1")),
 )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from policy_worlds import HOST, known, network, world
 
-from niso.plan.records import ANY, Port
+from niso.plan.records import ANY, PortMapping
 from niso.plan.verdict import PolicyContext, Verdict, decide
 
 BACKEND = network("backend", "10.99.1.0/24", "fd00:1::/64")
@@ -74,11 +74,11 @@ def who_reaches(
     return {name for name in names if passes(world, name, service, to, proto, family)}
 
 
-def with_ports(name: str, *ports: Port, base: PolicyContext = WORLD) -> PolicyContext:
+def with_ports(name: str, *ports: PortMapping, base: PolicyContext = WORLD) -> PolicyContext:
     return base._replace(
         services={**base.services, name: base.services[name]._replace(ports=ports)}
     )
 
 
-EVERYWHERE = with_ports("api", Port(ANY, 8080, 80, "tcp"))
+EVERYWHERE = with_ports("api", PortMapping(ANY, 8080, 80, "tcp"))
 """`api` publishes its port 80 as 8080 of all addresses."""

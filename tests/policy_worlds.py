@@ -15,7 +15,17 @@ from typing import Any, NamedTuple
 from hypothesis import strategies as st
 
 from niso.manifest import policy as manifest_policy
-from niso.plan.records import ANY, ANY4, ANY6, Endpoint, Entry, Network, Policy, Port, Subnet
+from niso.plan.records import (
+    ANY,
+    ANY4,
+    ANY6,
+    Entry,
+    NetworkRecord,
+    Policy,
+    PortMapping,
+    ServiceEndpoint,
+    SubnetRecord,
+)
 from niso.plan.verdict import KnownService, PolicyContext
 
 NOTHING = Policy()
@@ -33,12 +43,12 @@ NAMES = {
 """Outside names, and what DNS answered. There is one more in policies, without an address."""
 
 
-def network(name: str, *cidrs: str, internal: bool = False) -> Network:
+def network(name: str, *cidrs: str, internal: bool = False) -> NetworkRecord:
     subnets = []
     for cidr in cidrs:
         prefix = ipaddress.ip_network(cidr)
-        subnets.append(Subnet(prefix.version, cidr, str(prefix[1])))
-    return Network(name, f"niso-{name}", 1500, tuple(subnets), internal)
+        subnets.append(SubnetRecord(prefix.version, cidr, str(prefix[1])))
+    return NetworkRecord(name, f"niso-{name}", 1500, tuple(subnets), internal)
 
 
 def policy(
@@ -51,15 +61,21 @@ def policy(
 
 
 def known(
-    name: str, on: Mapping[str, Sequence[str]], rules: Policy = NOTHING, *ports: Port, **more: Any
+    name: str,
+    on: Mapping[str, Sequence[str]],
+    rules: Policy = NOTHING,
+    *ports: PortMapping,
+    **more: Any,
 ) -> KnownService:
     """A service with its addresses by network."""
-    endpoints = tuple(Endpoint(network, tuple(addresses)) for network, addresses in on.items())
+    endpoints = tuple(
+        ServiceEndpoint(network, tuple(addresses)) for network, addresses in on.items()
+    )
     return KnownService(name, more.pop("names", (name,)), endpoints, rules, ports, **more)
 
 
 def world(
-    services: Iterable[KnownService], networks: Iterable[Network], host: Iterable[str]
+    services: Iterable[KnownService], networks: Iterable[NetworkRecord], host: Iterable[str]
 ) -> PolicyContext:
     return PolicyContext(
         {service.name: service for service in services},
@@ -117,7 +133,7 @@ def swapped_world(world: PolicyContext) -> PolicyContext:
         )
         services[name] = each._replace(
             endpoints=tuple(
-                Endpoint(e.network, tuple(map(swapped, e.addresses))) for e in each.endpoints
+                ServiceEndpoint(e.network, tuple(map(swapped, e.addresses))) for e in each.endpoints
             ),
             policy=rules,
             ports=tuple(port._replace(host_ip=swapped(port.host_ip)) for port in each.ports),
@@ -125,7 +141,8 @@ def swapped_world(world: PolicyContext) -> PolicyContext:
     networks = {
         name: each._replace(
             subnets=tuple(
-                Subnet(10 - s.family, swapped(s.cidr), swapped(s.gateway)) for s in each.subnets
+                SubnetRecord(10 - s.family, swapped(s.cidr), swapped(s.gateway))
+                for s in each.subnets
             )
         )
         for name, each in world.networks.items()
@@ -221,7 +238,7 @@ _NEAR = (
 
 
 @st.composite
-def _networks(draw: st.DrawFn) -> list[Network]:
+def _networks(draw: st.DrawFn) -> list[NetworkRecord]:
     found = []
     for number, name in enumerate(NETWORKS, 1):
         cidr = f"10.99.{number}.0/24"
@@ -247,7 +264,7 @@ def worlds(draw: st.DrawFn) -> PolicyContext:
             for each in on
         }
         ports = [
-            Port(where, 8000 + 10 * number, inner, proto, count)
+            PortMapping(where, 8000 + 10 * number, inner, proto, count)
             for where in draw(_HOSTS)
             for inner, proto, count in [
                 _pick(draw, ((80, "tcp", 1), (80, "tcp", 2), (81, "udp", 2)))

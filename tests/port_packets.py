@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 
 HOST_IPS = ("", "0.0.0.0", "::", "127.0.0.1", "192.0.2.1", "2001:db8::1")
 
@@ -12,10 +12,10 @@ HOST_IPS = ("", "0.0.0.0", "::", "127.0.0.1", "192.0.2.1", "2001:db8::1")
 @st.composite
 def small_ports(
     draw: st.DrawFn, protocols: tuple[str, ...] = ("tcp", "udp"), free: bool = False
-) -> Port:
+) -> PortMapping:
     """A port or a range within 10 to 19."""
     count = draw(st.integers(1, 4))
-    return Port(
+    return PortMapping(
         draw(st.sampled_from(HOST_IPS)),
         0 if free and draw(st.booleans()) else draw(st.integers(10, 20 - count)),
         draw(st.integers(10, 16)),
@@ -24,7 +24,7 @@ def small_ports(
     )
 
 
-def takes(port: Port) -> set[tuple[str, str, int]]:
+def takes(port: PortMapping) -> set[tuple[str, str, int]]:
     """(protocol, "0.0.0.0", "::" or the address, host port) of each place in the kernel's maps that an entry needs."""
     if not port.host_port:
         return set()
@@ -39,7 +39,7 @@ def takes(port: Port) -> set[tuple[str, str, int]]:
 ADDRESSES = {4: ("127.0.0.1", "192.0.2.1", "203.0.113.9"), 6: ("2001:db8::1", "fd00::9")}
 
 
-def packets(port: Port) -> set[tuple[str, str, int]]:
+def packets(port: PortMapping) -> set[tuple[str, str, int]]:
     """(destination, protocol, port) of all packets that could be for it."""
     wide = {"": (4, 6), "0.0.0.0": (4,), "::": (6,)}.get(port.host_ip)
     to = [address for family in wide for address in ADDRESSES[family]] if wide else [port.host_ip]

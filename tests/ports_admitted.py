@@ -12,14 +12,14 @@ from niso.base.errors import Conflict
 from niso.change import ports as change_ports
 from niso.kernel.sockets import Listener
 from niso.manifest.addresses_and_ports import parse_port
-from niso.plan.records import Network, Port, Subnet
+from niso.plan.records import NetworkRecord, PortMapping, SubnetRecord
 from niso.runtime.machine import Machine
 from niso.store.store import Store
 
 KERNEL = Fake()
 KERNEL.programs = {7: (42, "nginx")}
 FOUR, DUAL = network(0), network(1, dual=True)
-SIX = Network("six", "niso-six", 1500, (Subnet(6, "fd00:7::/64", "fd00:7::1"),))
+SIX = NetworkRecord("six", "niso-six", 1500, (SubnetRecord(6, "fd00:7::/64", "fd00:7::1"),))
 NETWORKS = (FOUR, DUAL, SIX)
 
 
@@ -31,11 +31,11 @@ def listener(address: str, port: int, inode: int = 7) -> Listener:
     return Listener(6 if ":" in address else 4, address, port, inode)
 
 
-def wanted(*texts: str) -> list[Port]:
+def wanted(*texts: str) -> list[PortMapping]:
     return [parse_port(text, "key") for text in texts]
 
 
-def new_store(on: str = "", **ports: list[Port]) -> Store:
+def new_store(on: str = "", **ports: list[PortMapping]) -> Store:
     """A store whose services have these ports on the IPv4 network, or ``on``; ``api`` is there too, without any."""
     store = Store.open()
     with store.transaction():
@@ -46,7 +46,7 @@ def new_store(on: str = "", **ports: list[Port]) -> Store:
     return store
 
 
-def admit(store: Store, *texts: str, service: str = "api") -> list[Port]:
+def admit(store: Store, *texts: str, service: str = "api") -> list[PortMapping]:
     """The ports that an activation of a service gets for a manifest of these, recorded as it records them."""
     row = store.service(service)
     before = [port for _, port in store.ports(service)] if row is not None and row.active else []

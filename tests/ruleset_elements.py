@@ -11,7 +11,7 @@ from niso.kernel.ruleset import INET
 from niso.manifest.policy import parse_entry
 from niso.plan import elements
 from niso.plan import policy_elements as plan_policy_elements
-from niso.plan.records import Audit, Limits, Member, Policed, Policy, Port, Subnet
+from niso.plan.records import Audit, Limits, Member, Policed, Policy, PortMapping, SubnetRecord
 
 ODD_NAMES = (
     "a",
@@ -81,23 +81,23 @@ def all_elements(service: str, network: str, number: int = 0) -> list[Element]:
     mac = names.mac(service, network, "0123abcd")
     four, six = f"10.{number}.0.2", f"fd00:{number:x}::2"
     subnets = (
-        Subnet(4, f"10.{number}.0.0/24", f"10.{number}.0.1"),
-        Subnet(6, f"fd00:{number:x}::/64", f"fd00:{number:x}::1"),
+        SubnetRecord(4, f"10.{number}.0.0/24", f"10.{number}.0.1"),
+        SubnetRecord(6, f"fd00:{number:x}::/64", f"fd00:{number:x}::1"),
     )
     first = 1000 + 10 * number
     ports = (
-        Port("", 1 + number, 65535, "tcp"),
-        Port("0.0.0.0", 60000 + number, 1, "udp"),
-        Port("::", 60000 + number, 1, "tcp"),
-        Port("", 50000 + number, 1, "sctp"),
-        Port("192.0.2.1", 50000 + number, 1, "tcp"),
-        Port("2001:db8::1", 50000 + number, 1, "tcp"),
-        Port("127.0.0.1", first, first, "udp", 10),
-        Port("2001:db8::1", first, first, "udp", 10),
-        Port("", first, first, "sctp", 10),
-        Port("", first, first + 1, "tcp", 10),
+        PortMapping("", 1 + number, 65535, "tcp"),
+        PortMapping("0.0.0.0", 60000 + number, 1, "udp"),
+        PortMapping("::", 60000 + number, 1, "tcp"),
+        PortMapping("", 50000 + number, 1, "sctp"),
+        PortMapping("192.0.2.1", 50000 + number, 1, "tcp"),
+        PortMapping("2001:db8::1", 50000 + number, 1, "tcp"),
+        PortMapping("127.0.0.1", first, first, "udp", 10),
+        PortMapping("2001:db8::1", first, first, "udp", 10),
+        PortMapping("", first, first, "sctp", 10),
+        PortMapping("", first, first + 1, "tcp", 10),
         *(
-            Port(host, 40_000 + first, 40_000 + first, "sctp", 10)
+            PortMapping(host, 40_000 + first, 40_000 + first, "sctp", 10)
             for host in ("", "192.0.2.1", "2001:db8::1")
         ),
     )

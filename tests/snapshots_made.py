@@ -10,7 +10,17 @@ from niso.base import names
 from niso.kernel import ruleset
 from niso.kernel.kinds.kind import State
 from niso.kernel.nft_elements import Element
-from niso.plan.records import ANY, ANY4, ANY6, Endpoint, Network, Port, Service, Snapshot, Subnet
+from niso.plan.records import (
+    ANY,
+    ANY4,
+    ANY6,
+    NetworkRecord,
+    PlannedService,
+    PortMapping,
+    ServiceEndpoint,
+    Snapshot,
+    SubnetRecord,
+)
 
 STATE_ID = "0123abcd"
 NETWORKS = ("backend", "front", "a-network-with-a-long-name")
@@ -23,25 +33,27 @@ FORCED = (
 SWITCHED = (("net/ipv6/conf/all/forwarding", "0"), ("net/ipv6/conf/uplink0/accept_ra", "1"))
 
 
-def network(number: int, dual: bool = False, mtu: int = 1500, internal: bool = False) -> Network:
+def network(
+    number: int, dual: bool = False, mtu: int = 1500, internal: bool = False
+) -> NetworkRecord:
     """``NETWORKS[number]`` with 10.99.<number>.0/24 and, with ``dual``, fd00:99:<number+1>::/64."""
     name = NETWORKS[number]
-    subnets = [Subnet(4, f"10.99.{number}.0/24", f"10.99.{number}.1")]
+    subnets = [SubnetRecord(4, f"10.99.{number}.0/24", f"10.99.{number}.1")]
     if dual:
-        subnets.append(Subnet(6, f"fd00:99:{number + 1}::/64", f"fd00:99:{number + 1}::1"))
-    return Network(name, names.bridge(name), mtu, tuple(subnets), internal)
+        subnets.append(SubnetRecord(6, f"fd00:99:{number + 1}::/64", f"fd00:99:{number + 1}::1"))
+    return NetworkRecord(name, names.bridge(name), mtu, tuple(subnets), internal)
 
 
-def endpoint(on: Network, host: int) -> Endpoint:
+def endpoint(on: NetworkRecord, host: int) -> ServiceEndpoint:
     """The ``host``-th address of each subnet."""
-    return Endpoint(
+    return ServiceEndpoint(
         on.name, tuple(str(ipaddress.ip_network(s.cidr).network_address + host) for s in on.subnets)
     )
 
 
 def everything(
-    networks: tuple[Network, ...],
-    services: tuple[Service, ...],
+    networks: tuple[NetworkRecord, ...],
+    services: tuple[PlannedService, ...],
     forwarding_before: str = "0",
     ipv6_before: tuple[tuple[str, str], ...] = (),
 ) -> Snapshot:
@@ -83,14 +95,16 @@ HOST_IPS = (ANY, ANY, ANY4, ANY6, "127.0.0.1", "192.0.2.1", "2001:db8::1")
 
 
 @st.composite
-def ports(draw: st.DrawFn, first: int) -> tuple[Port, ...]:
+def ports(draw: st.DrawFn, first: int) -> tuple[PortMapping, ...]:
     """Up to two entries of one manifest within the host ports from ``first`` to ``first + 9``."""
-    found: list[Port] = []
+    found: list[PortMapping] = []
     for _ in range(draw(st.integers(0, 2))):
         count = draw(st.sampled_from((1, 1, 2, 5)))
         host_port = first + draw(st.integers(0, 10 - count))
         container_port = draw(st.sampled_from((host_port, 80)))
-        port = Port(draw(st.sampled_from(HOST_IPS)), host_port, container_port, draw(PROTOS), count)
+        port = PortMapping(
+            draw(st.sampled_from(HOST_IPS)), host_port, container_port, draw(PROTOS), count
+        )
         wide = (ANY, ANY4, ANY6)
         # the specific address wins over all; nothing else may be there twice
         if not any(
@@ -123,7 +137,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         on = draw(st.lists(st.sampled_from(networks), min_size=1, max_size=2, unique=True))
         hostname = draw(st.sampled_from((name, name[:20].rstrip("-") + "-host")))
         services.append(
-            Service(
+            PlannedService(
                 name=name,
                 generation=draw(st.integers(1, 2)),
                 endpoints=tuple(endpoint(each, next(hosts[each.name])) for each in on),

@@ -8,7 +8,7 @@ from samples import samples
 from snapshots_made import network
 from stored import add_network, put
 
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 from niso.store.store import Store
 
 BOUNDED = settings(max_examples=samples(20, 60), deadline=None)
@@ -17,9 +17,9 @@ NAMES = tuple(one.name for one in NETWORKS)
 SERVICES = ("api", "db", "cache", "web")
 PORTS = (
     *(8000, 8001),  # all addresses of both families, TCP
-    Port("", 8010, 8010, "tcp", 5),
-    Port("127.0.0.1", 8020, 9000, "udp", 3),
-    Port("::", 8030, 80, "sctp"),
+    PortMapping("", 8010, 8010, "tcp", 5),
+    PortMapping("127.0.0.1", 8020, 9000, "udp", 3),
+    PortMapping("::", 8030, 80, "sctp"),
 )
 CHANGES = st.lists(
     st.tuples(
@@ -37,7 +37,8 @@ def change(store: Store, changes: list) -> None:
     for verb, service, on, ports in changes:
         if verb == "put":
             published = tuple(
-                port if isinstance(port, Port) else Port("", port, 80, "tcp") for port in ports
+                port if isinstance(port, PortMapping) else PortMapping("", port, 80, "tcp")
+                for port in ports
             )
             put(store, service, on, ports=published, hostname=f"{service}-host")
         elif verb == "deactivate":

@@ -10,7 +10,7 @@ from types import TracebackType
 from niso.base import convert, names
 from niso.manifest import keys
 from niso.manifest.keys import Manifest
-from niso.plan.records import Network, Port
+from niso.plan.records import NetworkRecord, PortMapping
 from niso.plan.specs import ServiceSpec
 from niso.store import service_rows
 from niso.store.service_rows import ServiceRow
@@ -45,7 +45,7 @@ class TemporaryStore:
         shutil.rmtree(self._folder)
 
 
-def add_network(store: Store, network: Network, implicit: bool = False) -> None:
+def add_network(store: Store, network: NetworkRecord, implicit: bool = False) -> None:
     """In a transaction of the caller."""
     store.add_network(network._replace(bridge=names.bridge(network.name)), implicit, 1.0)
 
@@ -56,8 +56,8 @@ def put(
     networks: tuple[str, ...],
     *,
     static: dict[str, str] | None = None,
-    ports: tuple[Port, ...] = (),
-    chosen: tuple[Port, ...] = (),
+    ports: tuple[PortMapping, ...] = (),
+    chosen: tuple[PortMapping, ...] = (),
     hostname: str | None = None,
     mode: str = "bridge",
     provider: str | None = None,

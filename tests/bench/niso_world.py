@@ -13,7 +13,7 @@ from niso.change import activate as change_activate
 from niso.change import deactivate, port_forward
 from niso.change.targets import find_targets
 from niso.manifest.addresses_and_ports import parse_port
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 
 HERE = pathlib.Path(__file__).resolve().parent
 WITHOUT_PROCESS = (sys.executable, "-B", str(HERE / "without_process.py"))
@@ -86,9 +86,9 @@ class NisoWorld(World):
             words = ["port-forward", "first", f"{self._next}:81"]
             added = timed(lambda: run("niso", *words))
             return {"publish": added, "withdraw": timed(lambda: run("niso", *words, "--remove"))}
-        return self._forward(Port("", self._next, 81, "tcp"))
+        return self._forward(PortMapping("", self._next, 81, "tcp"))
 
-    def _forward(self, port: Port) -> dict[str, float]:
+    def _forward(self, port: PortMapping) -> dict[str, float]:
         added = timed(lambda: port_forward.port_forward(self.machine, "first", port))
         return {
             "publish": added,

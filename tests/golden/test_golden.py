@@ -30,7 +30,7 @@ from niso.kernel.kinds.nft import NftTransaction, Ruleset
 from niso.kernel.kinds.sysctls import FORWARDING
 from niso.manifest.addresses_and_ports import parse_port
 from niso.plan.desired import desired
-from niso.plan.records import Network, Subnet
+from niso.plan.records import NetworkRecord, SubnetRecord
 from niso.store.snapshots import ALL
 from niso.store.store import Store
 
@@ -48,11 +48,13 @@ def fill(store: Store, world: dict[str, Any]) -> None:
         for name, fields in world.get("networks", {}).items():
             if store.network(name) is None:
                 subnets = tuple(
-                    Subnet(6 if ":" in cidr else 4, cidr, gateway)
+                    SubnetRecord(6 if ":" in cidr else 4, cidr, gateway)
                     for cidr, gateway in fields["subnets"]
                 )
                 internal = fields.get("internal", False)
-                add_network(store, Network(name, "", fields.get("mtu", 1500), subnets, internal))
+                add_network(
+                    store, NetworkRecord(name, "", fields.get("mtu", 1500), subnets, internal)
+                )
         wanted = world.get("services", {})
         for row in store.services():
             if row.name not in wanted:

@@ -13,7 +13,7 @@ from niso.look import flows as look_flows
 from niso.look import map, what_if
 from niso.look.what_if import MapChange
 from niso.plan import verdict
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 from niso.plan.verdict import PolicyContext
 
 DB, WEB, GUEST, FAR = "10.99.1.2", "10.99.1.3", "10.99.1.4", "10.99.2.2"
@@ -24,7 +24,7 @@ LISTS = ("allow_from", "deny_from", "allow", "deny")
 def made(db: dict[str, list[str]], guest: dict[str, list[str]]) -> PolicyContext:
     """The services db (published on port 8080), web and guest on one network, and far on another."""
     services = [
-        known("db", {"back": [DB]}, policy(**db), Port("", 8080, 80, "tcp")),
+        known("db", {"back": [DB]}, policy(**db), PortMapping("", 8080, 80, "tcp")),
         known("web", {"back": [WEB]}),
         known("guest", {"back": [GUEST]}, policy(**guest)),
         known("far", {"far": [FAR]}),

@@ -17,7 +17,7 @@ from niso.kernel.kinds.namespaces import Netns, NetnsName
 from niso.kernel.kinds.sysctls import Sysctl
 from niso.look.check import check
 from niso.manifest.policy import parse_ingress
-from niso.plan.records import Policy, Port
+from niso.plan.records import Policy, PortMapping
 from niso.reconcile import change
 from niso.store.snapshots import ALL
 from niso.store.store import Store
@@ -43,7 +43,7 @@ def findings(world: World) -> list[str]:
 def test_attached_namespace_has_what_a_service_has_and_nothing_else_is_touched(
     world: World,
 ) -> None:
-    done = attach(world, "box", PATH, BACKEND, FRONT, ports=(Port("", 8080, 80, "tcp"),))
+    done = attach(world, "box", PATH, BACKEND, FRONT, ports=(PortMapping("", 8080, 80, "tcp"),))
     assert done.changed and len(done.address) == 2
     state = world.kernel.everything(change.desired_now(world.kernel, world.store, ALL))
     assert state[NetnsName] == {NetnsName("niso-box", PATH, world.kernel.engines[PATH].cookie)}
@@ -56,7 +56,7 @@ def test_attached_namespace_has_what_a_service_has_and_nothing_else_is_touched(
     assert own and all("/eth0/" in name or "/eth1/" in name for name in own)
     world.assert_whole()
     assert not attach(
-        world, "box", PATH, BACKEND, FRONT, ports=(Port("", 8080, 80, "tcp"),)
+        world, "box", PATH, BACKEND, FRONT, ports=(PortMapping("", 8080, 80, "tcp"),)
     ).changed
     assert change_attach.detach(world.machine, "box")
     assert not change_attach.detach(world.machine, "box")
@@ -117,7 +117,7 @@ def test_full_network_takes_the_address_that_is_free_longest(world: World) -> No
 
 
 def test_namespace_that_has_ended_is_named_once_and_repair_forgets_it(world: World) -> None:
-    attach(world, "box", ports=(Port("", 8080, 80, "tcp"),))
+    attach(world, "box", ports=(PortMapping("", 8080, 80, "tcp"),))
     world.activate(world.package("api", network={"networks": ["backend"]}))
     world.kernel.end_engine(PATH)
     named = "gone: attachment 'box' (cli) (its network namespace has ended)"
@@ -352,7 +352,7 @@ def test_namespace_of_its_own_is_as_that_of_a_service(world: World) -> None:
 def test_break_at_any_step_leaves_nothing_half_done(world: World, kills: bool) -> None:
     world.activate(world.package("api", network={"networks": ["backend"]}))
     world.kernel.begin_engine(PATH)
-    ports = (Port("", 8080, 80, "tcp"),)
+    ports = (PortMapping("", 8080, 80, "tcp"),)
 
     def command() -> None:
         attach(world, "box", PATH, BACKEND, FRONT, ports=ports)

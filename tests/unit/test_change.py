@@ -27,7 +27,7 @@ from niso.cluster.claims import Claims
 from niso.kernel.conntrack import Tracked
 from niso.kernel.sockets import Connection
 from niso.plan.dns_answers import DnsAnswer
-from niso.plan.records import Network, Port, Subnet, Tunnel
+from niso.plan.records import NetworkRecord, PortMapping, SubnetRecord, Tunnel
 from niso.reconcile.change import change
 from niso.store.snapshots import Scope
 
@@ -252,7 +252,7 @@ def test_attachment_ends_flows_of_addresses_ports_and_policies(world: World) -> 
     from niso.plan.records import Policy
 
     back, front = Wish("backend"), Wish("front")
-    one, two = Port("", 8080, 80, "tcp"), Port("", 8081, 80, "tcp")
+    one, two = PortMapping("", 8080, 80, "tcp"), PortMapping("", 8081, 80, "tcp")
     done = watched(world.kernel, lambda: attach(world, back, ports=(one,)))
     gone = own(world, "box")
     assert done == ended(ports=["8080"], recorded=gone)
@@ -271,7 +271,7 @@ def test_attachment_ends_flows_of_addresses_ports_and_policies(world: World) -> 
 
 
 def test_forward_ends_flows_of_its_port(world: World) -> None:
-    port = Port("", 9090, 80, "tcp")
+    port = PortMapping("", 9090, 80, "tcp")
     world.activate(world.package("api"), world.package("db"))
     machine = world.machine
     forward, end = port_forward.port_forward, port_forward.port_unforward
@@ -316,7 +316,9 @@ def test_open_flow_to_an_address_that_a_network_takes_from_a_name_ends(
     world.activate(world.package("web", network={"policy": policy}))
     store, kernel = world.store, world.kernel
     kernel.policed = [untranslated(own(world, "web")[0], "203.0.113.1", 443)]
-    near = Network("near", "niso-near", 1500, (Subnet(4, "203.0.113.0/24", "203.0.113.254"),))
+    near = NetworkRecord(
+        "near", "niso-near", 1500, (SubnetRecord(4, "203.0.113.0/24", "203.0.113.254"),)
+    )
     with change(kernel, store, Scope(("web",), ("near", "niso-default")), rows_first=True):
         store.add_network(near, implicit=False, now=0.0)
         store.outside.put([store.outside.answer("api.example.com")._replace(addresses=())])

@@ -22,7 +22,7 @@ from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import NoAnswer, Refused
 from niso.cluster.key_values import Spec
 from niso.cluster.own_claims import ORPHAN_S, STRAY_S
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 
 
 @pytest.fixture
@@ -187,7 +187,10 @@ def test_what_another_host_has_is_refused(host: Hosted) -> None:
 
 
 def test_attachment_is_held_as_a_service_is(host: Hosted) -> None:
-    assert host.attach("box", aliases=("shop",), ports=(Port("", 8080, 80, "tcp"),)) == "10.99.1.3"
+    assert (
+        host.attach("box", aliases=("shop",), ports=(PortMapping("", 8080, 80, "tcp"),))
+        == "10.99.1.3"
+    )
     held = host.held("box")
     assert held and (held.host, held.names, held.ports) == (ME, ("box", "shop"), ("8080:80",))
     assert host.up("box") and host.record("box")

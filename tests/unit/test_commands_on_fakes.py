@@ -25,7 +25,7 @@ from niso.kernel.ruleset import INET
 from niso.kernel.sockets import Listener
 from niso.look import services as look_services
 from niso.look.check import check
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 from niso.plan.subnets import NetworkRequest
 from niso.runtime import package
 from niso.store.store import Store
@@ -275,7 +275,9 @@ def test_change_of_a_dead_command_is_named_until_another_one_ends_it(world: Worl
     [
         lambda world: activate.restart(world.machine, ["api"]),
         lambda world: deactivate(world.machine, ["api"]),
-        lambda world: port_forward.port_forward(world.machine, "api", Port("", 9000, 80, "tcp")),
+        lambda world: port_forward.port_forward(
+            world.machine, "api", PortMapping("", 9000, 80, "tcp")
+        ),
     ],
 )
 def test_service_whose_interrupted_removal_is_completed_first_is_unknown(

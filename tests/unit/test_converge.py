@@ -23,14 +23,14 @@ from niso.kernel.kinds.namespaces import Netns
 from niso.kernel.kinds.nft import NftTransaction, Ruleset
 from niso.plan import desired
 from niso.plan.desired import findings
-from niso.plan.records import Network, Port, Subnet
+from niso.plan.records import NetworkRecord, PortMapping, SubnetRecord
 from niso.reconcile import change as reconcile_change
 from niso.reconcile.change import change
 from niso.store.snapshots import ALL, Scope
 from niso.store.store import Store
 
-ONE = Network("one", "", 1500, (Subnet(4, "10.99.1.0/24", "10.99.1.1"),))
-WEB = Port("", 8080, 80, "tcp")
+ONE = NetworkRecord("one", "", 1500, (SubnetRecord(4, "10.99.1.0/24", "10.99.1.1"),))
+WEB = PortMapping("", 8080, 80, "tcp")
 
 
 @pytest.fixture
@@ -46,7 +46,9 @@ def kernel() -> Fake:
     return Fake(strict=True)
 
 
-def activate(kernel: Fake, store: Store, *services: str, ports: tuple[Port, ...] = ()) -> list:
+def activate(
+    kernel: Fake, store: Store, *services: str, ports: tuple[PortMapping, ...] = ()
+) -> list:
     """What activate does to rows and kernel."""
     scope = Scope(tuple(services), ("one",))
     with change(kernel, store, scope, rows_first=True) as made:

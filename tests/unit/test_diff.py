@@ -26,16 +26,18 @@ from niso.kernel.kinds.nft import NftTransaction, Ruleset
 from niso.kernel.kinds.sysctls import Sysctl
 from niso.kernel.nft_elements import Edit, Element
 from niso.plan.desired import desired
-from niso.plan.records import Port, Service
+from niso.plan.records import PlannedService, PortMapping
 
 BOUNDED = settings(max_examples=samples(30, 120), deadline=None)
 
 BACKEND, FRONT = network(0), network(1)
-API = Service("api", 1, (endpoint(BACKEND, 2),), (Port("", 8080, 80, "tcp"),), ("api",))
-DB = Service("db", 1, (endpoint(BACKEND, 3),), (), ("db",))
+API = PlannedService(
+    "api", 1, (endpoint(BACKEND, 2),), (PortMapping("", 8080, 80, "tcp"),), ("api",)
+)
+DB = PlannedService("db", 1, (endpoint(BACKEND, 3),), (), ("db",))
 
 
-def state(*services: Service, networks: tuple = (BACKEND, FRONT)) -> State:
+def state(*services: PlannedService, networks: tuple = (BACKEND, FRONT)) -> State:
     return desired(everything(networks, services))
 
 
@@ -376,7 +378,7 @@ def test_port_that_moves_to_another_service_goes_and_comes_in_one_transaction() 
 def test_range_that_grows_goes_and_comes_in_one_transaction() -> None:
     kernel = Fake(strict=True)
     short, long = (
-        state(API._replace(ports=(Port("", 8000, 8000, "tcp", count),))) for count in (5, 9)
+        state(API._replace(ports=(PortMapping("", 8000, 8000, "tcp", count),))) for count in (5, 9)
     )
     for want in (short, long, short):
         steps = apply(kernel, want)
@@ -418,7 +420,7 @@ def test_descriptions_are_lines_that_a_shell_reads(before, after) -> None:
 
 def test_fake_kernel_refuses_what_the_kernel_refuses() -> None:
     kernel = Fake(strict=True)
-    apply(kernel, state(API._replace(ports=(*API.ports, Port("", 9000, 9000, "tcp", 11)))))
+    apply(kernel, state(API._replace(ports=(*API.ports, PortMapping("", 9000, 9000, "tcp", 11)))))
     key = "tcp . 8080"
 
     def add(*fields: str) -> NftTransaction:

@@ -10,13 +10,13 @@ from niso.cli.traffic_commands import _cells, _merged, decided_by
 from niso.kernel.flow_memory import Recorded
 from niso.look import flows
 from niso.plan import verdict
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 
 BACK = network("back", "10.99.1.0/24", "fd00:99:1::/64")
 DB, API, WEB, GATEWAY = "10.99.1.2", "10.99.1.3", "10.99.1.4", "10.99.1.1"
 WORLD = world(
     [
-        known("db", {"back": [DB]}, policy(["api:80"]), Port("", 8080, 80, "tcp")),
+        known("db", {"back": [DB]}, policy(["api:80"]), PortMapping("", 8080, 80, "tcp")),
         known("api", {"back": [API]}),
         known("web", {"back": [WEB]}, policy(allow=["0.0.0.0/0:443"])),
     ],
@@ -91,7 +91,7 @@ def test_what_the_present_policy_would_decide_otherwise_is_said() -> None:
 
 def test_client_that_was_denied_by_a_published_port_and_is_allowed_now() -> None:
     """The kernel recorded it after DNAT; nobody from elsewhere is recorded without a port."""
-    db = known("db", {"back": [DB]}, policy(["0.0.0.0/0:80"]), Port("", 8080, 80, "tcp"))
+    db = known("db", {"back": [DB]}, policy(["0.0.0.0/0:80"]), PortMapping("", 8080, 80, "tcp"))
     wide = WORLD._replace(services={**WORLD.services, "db": db})
     (found,) = flows.joined(wide, memory(refused=(row(OUTSIDE, DB),)))
     assert (found.words, found.agrees) == (None, False)
@@ -121,7 +121,7 @@ def test_client_of_a_published_port() -> None:
     (found,) = flows.joined(WORLD, memory(row(OUTSIDE, DB)))
     assert found.published == 8080
     assert found.from_.name == OUTSIDE and not found.from_.is_host
-    ports = (Port("0.0.0.0", 8080, 80, "tcp"), Port("::", 8081, 80, "tcp"))
+    ports = (PortMapping("0.0.0.0", 8080, 80, "tcp"), PortMapping("::", 8081, 80, "tcp"))
     db = known("db", {"back": [DB, "fd00:99:1::2"]}, NOTHING, *ports)
     both = flows.joined(
         world([db], [BACK], [HOST]), memory(row(OUTSIDE, DB), row("2001:db8::2", "fd00:99:1::2"))
@@ -130,7 +130,10 @@ def test_client_of_a_published_port() -> None:
 
 
 def test_client_from_outside_did_not_use_a_port_of_a_loopback_address() -> None:
-    local, wide = Port("127.0.0.1", 7000, 80, "tcp"), Port("192.0.2.1", 7001, 80, "tcp")
+    local, wide = (
+        PortMapping("127.0.0.1", 7000, 80, "tcp"),
+        PortMapping("192.0.2.1", 7001, 80, "tcp"),
+    )
     db = known("db", {"back": [DB]}, NOTHING, local, wide)
     (found,) = flows.joined(world([db], [BACK], [HOST]), memory(row(OUTSIDE, DB)))
     assert found.published == 7001

@@ -18,7 +18,7 @@ from niso.look import flows as look_flows
 from niso.look import graph
 from niso.manifest import stack as manifest_stack
 from niso.plan import verdict
-from niso.plan.records import Policy, Port
+from niso.plan.records import Policy, PortMapping
 
 ROOT = Path(__file__).resolve().parents[2]
 BACK, EDGE = network("back", "10.99.1.0/24"), network("edge", "10.99.2.0/24")
@@ -30,7 +30,7 @@ WORLD = world(
             {"back": ["10.99.1.3"], "edge": ["10.99.2.3"]},
             policy(allow=["db", "10.0.0.0/8:53/udp", "198.51.100.0/24:443"]),
         ),
-        known("web", {"edge": ["10.99.2.2"]}, policy(), Port("", 8080, 80, "tcp")),
+        known("web", {"edge": ["10.99.2.2"]}, policy(), PortMapping("", 8080, 80, "tcp")),
         known("bad", {"back": ["10.99.1.9"]}, active=False),
     ],
     [BACK, EDGE],
@@ -104,7 +104,7 @@ def test_a_published_port_is_drawn_for_those_who_may_use_it() -> None:
     """As the policy engine says of a client outside, and of one of a prefix."""
 
     def users(host_ip: str, own: Policy, **more: int) -> set[tuple[str, str]]:
-        port = Port(host_ip, 8080, 80, "tcp", **more)
+        port = PortMapping(host_ip, 8080, 80, "tcp", **more)
         alone = world([known("web", {"edge": ["10.99.2.2"]}, own, port)], [EDGE], [HOST])
         drawn = graph.of_policies(alone, None, False)
         names = {id_: lines[0] for id_, lines in drawn[1]}

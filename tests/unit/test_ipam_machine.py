@@ -12,7 +12,7 @@ from samples import samples
 from stored import TemporaryStore, add_network, dump, put
 
 from niso.base.errors import Conflict, InvalidInput
-from niso.plan.records import Network, Subnet
+from niso.plan.records import NetworkRecord, SubnetRecord
 
 SERVICES = st.sampled_from([f"s{number}" for number in range(9)])
 SUBNETS = ("10.1.0.0/30", "10.1.1.0/29", "10.1.2.0/28", "10.1.4.0/24", "10.1.5.0/29")
@@ -25,8 +25,8 @@ class Leases(RuleBasedStateMachine):
         super().__init__()
         self.world = TemporaryStore()
         self.store = self.world.__enter__()
-        self.subnet: dict[str, Subnet] = {}
-        self.second: dict[str, Subnet] = {}
+        self.subnet: dict[str, SubnetRecord] = {}
+        self.second: dict[str, SubnetRecord] = {}
         self.held: dict[str, dict[str, tuple[str, ...]]] = {}  # service -> network -> addresses
         self.active: set[str] = set()
 
@@ -47,13 +47,13 @@ class Leases(RuleBasedStateMachine):
                 if number % 2
                 else net.broadcast_address - gateways[number]
             )
-            self.subnet[name] = Subnet(4, cidr, str(gateway))
+            self.subnet[name] = SubnetRecord(4, cidr, str(gateway))
             subnets = [self.subnet[name]]
             if dual and number == 1:
-                self.second[name] = Subnet(6, "fd00::/125", "fd00::1")
+                self.second[name] = SubnetRecord(6, "fd00::/125", "fd00::1")
                 subnets.append(self.second[name])
             with self.store.transaction():
-                add_network(self.store, Network(name, "", 1500, tuple(subnets), False))
+                add_network(self.store, NetworkRecord(name, "", 1500, tuple(subnets), False))
         return multiple(*self.subnet)
 
     # --- the model ---
@@ -61,7 +61,7 @@ class Leases(RuleBasedStateMachine):
     def taken(self, network: str) -> set[str]:
         return {address for on in self.held.values() for address in on.get(network, ())}
 
-    def lowest(self, network: str, subnet: Subnet) -> str | None:
+    def lowest(self, network: str, subnet: SubnetRecord) -> str | None:
         free = (str(a) for a in ip_network(subnet.cidr).hosts() if str(a) != subnet.gateway)
         taken = self.taken(network)
         return next((address for address in free if address not in taken), None)

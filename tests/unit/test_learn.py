@@ -33,15 +33,15 @@ from niso.look import learn as look_learn
 from niso.look.learn import LearnedEntry, LearnedPolicy, PolicyChange, WrittenNames, learn_flows
 from niso.manifest.toml import ListLine, with_list
 from niso.plan import verdict
-from niso.plan.records import Policy, Port
+from niso.plan.records import Policy, PortMapping
 from niso.plan.verdict import PolicyContext
 
 BACK = network("back", "10.99.1.0/24", "fd00:99:1::/64")
 DB, API, WEB, GATEWAY = "10.99.1.2", "10.99.1.3", "10.99.1.4", "10.99.1.1"
-PUBLISHED = Port("", 8080, 80, "tcp")
+PUBLISHED = PortMapping("", 8080, 80, "tcp")
 
 
-def there(rules: Policy = NOTHING, *ports: Port) -> PolicyContext:
+def there(rules: Policy = NOTHING, *ports: PortMapping) -> PolicyContext:
     db = known("db", {"back": [DB, "fd00:99:1::2"]}, rules, *ports)
     return world(
         [db, *(known(n, {"back": [a]}) for n, a in (("api", API), ("web", WEB)))], [BACK], [HOST]
@@ -94,9 +94,9 @@ def test_names_before_addresses_and_open_connections() -> None:
 def test_published_ports_are_for_everybody_and_unused_ones_a_comment() -> None:
     ports = (
         PUBLISHED,
-        Port("", 7000, 7000, "tcp", 10),
-        Port("0.0.0.0", 53, 53, "udp"),
-        Port("127.0.0.1", 9, 9, "tcp"),
+        PortMapping("", 7000, 7000, "tcp", 10),
+        PortMapping("0.0.0.0", 53, 53, "udp"),
+        PortMapping("127.0.0.1", 9, 9, "tcp"),
     )
     rows = (row(OUTSIDE), row("192.0.2.9"), row(OUTSIDE, port=7003), row(WEB, port=53, proto="udp"))
     found = learned(there(NOTHING, *ports), *rows)
@@ -111,7 +111,7 @@ def test_published_ports_are_for_everybody_and_unused_ones_a_comment() -> None:
 
 
 def test_port_that_is_published_twice_and_unused_is_one_comment_of_each_family() -> None:
-    ports = (PUBLISHED, PUBLISHED._replace(host_port=8081), Port("", 8082, 81, "tcp"))
+    ports = (PUBLISHED, PUBLISHED._replace(host_port=8081), PortMapping("", 8082, 81, "tcp"))
     found = learned(there(NOTHING, *ports))
     unused = ["# 0.0.0.0/0:80/tcp", "# [::/0]:80/tcp", "# 0.0.0.0/0:81/tcp", "# [::/0]:81/tcp"]
     assert shown(found.allow_from) == unused

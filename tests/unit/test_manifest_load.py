@@ -14,8 +14,8 @@ import pytest
 from manifests import HEAD, error, errors, loaded, write
 
 from niso.manifest.load import load
-from niso.plan.records import Entry, Healthcheck, Peer, Policy, Port
-from niso.plan.specs import Published, User, Volume
+from niso.plan.records import Entry, Healthcheck, Peer, Policy, PortMapping
+from niso.plan.specs import ProcessUser, Published, Volume
 
 ROOT = Path(__file__).resolve().parents[2]
 FULL = """
@@ -68,14 +68,14 @@ def test_every_key_is_read_into_its_place(tmp_path: Path) -> None:
         120.0,
     )
     assert (spec.program.capabilities, spec.program.read_only) == (("NET_BIND_SERVICE",), False)
-    assert spec.program.user == User(None, 1000, 1000)
+    assert spec.program.user == ProcessUser(None, 1000, 1000)
     assert (spec.network.mode, spec.network.networks) == ("bridge", ("backend", "frontend"))
     assert spec.network.hostname == "shop"
     assert spec.names == ("shop", "api", "web", "www")
     assert spec.network.ports == (
-        Published(Port("", 8080, 8080, "tcp"), "network.ports[0]"),
-        Published(Port("0.0.0.0", 443, 443, "tcp"), "network.ports[2]"),
-        Published(Port("::", 53, 5353, "udp"), "network.ports[4]"),
+        Published(PortMapping("", 8080, 8080, "tcp"), "network.ports[0]"),
+        Published(PortMapping("0.0.0.0", 443, 443, "tcp"), "network.ports[2]"),
+        Published(PortMapping("::", 53, 5353, "udp"), "network.ports[4]"),
     )
     assert spec.network.addresses == {"backend": "10.99.1.10"}
 

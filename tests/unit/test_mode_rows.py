@@ -24,7 +24,7 @@ from niso.kernel.kinds.nft import Ruleset
 from niso.kernel.kinds.sysctls import Sysctl
 from niso.kernel.nft_elements import Element
 from niso.plan.desired import desired
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 from niso.plan.verdict import decide
 from niso.reconcile.live_world import read_world
 from niso.runtime import oci, root
@@ -32,7 +32,7 @@ from niso.store.service_rows import Intent, encode_process, encode_service
 from niso.store.snapshots import ALL
 from niso.store.store import Store
 
-P80, P90 = Port("", 8080, 80, "tcp"), Port("", 9090, 90, "tcp")
+P80, P90 = PortMapping("", 8080, 80, "tcp"), PortMapping("", 9090, 90, "tcp")
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def store() -> Store:
 
 
 def share(
-    store: Store, name: str = "side", provider: str = "api", ports: tuple[Port, ...] = (P90,)
+    store: Store, name: str = "side", provider: str = "api", ports: tuple[PortMapping, ...] = (P90,)
 ) -> None:
     with store.transaction():
         put(

@@ -17,7 +17,7 @@ from niso.change.scope import scope_of
 from niso.kernel.kinds.kind import State
 from niso.kernel.kinds.namespaces import Netns
 from niso.plan.desired import desired
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 from niso.store.service_rows import ServiceRow, encode_service
 from niso.store.snapshots import ALL, Scope
 from niso.store.store import Store
@@ -70,7 +70,7 @@ def _apply(store: Store, operation: tuple) -> tuple[Scope, Scope] | None:
         return None  # the sharer is activated with it, and refused
     scope = scope_of(store, [wanted])
     ports = (
-        (Port("", 8000 + NAMES.index(name), 80, "tcp"),)
+        (PortMapping("", 8000 + NAMES.index(name), 80, "tcp"),)
         if publishes and mode in ("bridge", "share")
         else ()
     )

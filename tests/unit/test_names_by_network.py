@@ -21,7 +21,7 @@ from niso.change import activate
 from niso.change.deactivate import deactivate, remove
 from niso.look import packet_path
 from niso.manifest.policy import parse
-from niso.plan.records import Network, Subnet
+from niso.plan.records import NetworkRecord, SubnetRecord
 
 # --- the same name on two networks ------------------------------------------------------------------------------------
 
@@ -380,8 +380,8 @@ def test_policy_never_lets_in_who_is_neither_called_so_nor_on_a_common_network(d
     """On random services: with the rules as they are for one of them, for all names and networks."""
     with TemporaryStore() as store, store.transaction():
         for index, name in enumerate(NETWORKS):
-            subnet = Subnet(4, f"10.99.{index}.0/24", f"10.99.{index}.1")
-            add_network(store, Network(name, "", 1500, (subnet,)))
+            subnet = SubnetRecord(4, f"10.99.{index}.0/24", f"10.99.{index}.1")
+            add_network(store, NetworkRecord(name, "", 1500, (subnet,)))
         for service in ("db", "web", "x", "y"):
             at = data.draw(st.lists(st.sampled_from(NETWORKS), min_size=1, unique=True))
             own = data.draw(st.sampled_from(CALLED))

@@ -22,7 +22,7 @@ from niso.base import names
 from niso.base import text as base_text
 from niso.cli import output
 from niso.look import host_ports
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 
 BOUNDED = settings(max_examples=samples(50, 200), deadline=None)
 
@@ -82,15 +82,15 @@ def test_json_is_read_back_and_holds_no_control_bytes(capsys) -> None:
 @pytest.mark.parametrize(
     ("port", "shown"),
     [
-        (Port("", 8080, 80, "tcp"), "8080→80"),
-        (Port("0.0.0.0", 53, 53, "udp"), "53→53/udp"),
-        (Port("127.0.0.1", 5432, 5432, "tcp"), "127.0.0.1:5432→5432"),
-        (Port("", 80, 81, "sctp"), "80→81/sctp"),
-        (Port("::", 8080, 80, "tcp"), "[::]:8080→80"),
-        (Port("2001:db8::1", 53, 53, "udp"), "[2001:db8::1]:53→53/udp"),
-        (Port("", 8000, 8000, "tcp", 11), "8000-8010→8000-8010"),
-        (Port("127.0.0.1", 8000, 9000, "udp", 2), "127.0.0.1:8000-8001→9000-9001/udp"),
-        (Port("::", 8000, 8000, "tcp", 11), "[::]:8000-8010→8000-8010"),
+        (PortMapping("", 8080, 80, "tcp"), "8080→80"),
+        (PortMapping("0.0.0.0", 53, 53, "udp"), "53→53/udp"),
+        (PortMapping("127.0.0.1", 5432, 5432, "tcp"), "127.0.0.1:5432→5432"),
+        (PortMapping("", 80, 81, "sctp"), "80→81/sctp"),
+        (PortMapping("::", 8080, 80, "tcp"), "[::]:8080→80"),
+        (PortMapping("2001:db8::1", 53, 53, "udp"), "[2001:db8::1]:53→53/udp"),
+        (PortMapping("", 8000, 8000, "tcp", 11), "8000-8010→8000-8010"),
+        (PortMapping("127.0.0.1", 8000, 9000, "udp", 2), "127.0.0.1:8000-8001→9000-9001/udp"),
+        (PortMapping("::", 8000, 8000, "tcp", 11), "[::]:8000-8010→8000-8010"),
     ],
 )
 def test_port_text(port, shown, monkeypatch) -> None:
@@ -119,12 +119,12 @@ def test_port_text(port, shown, monkeypatch) -> None:
 def test_port_has_a_row_for_all_addresses_of_each_family_of_the_network(
     host_ip, families, rows
 ) -> None:
-    port = Port(host_ip, 80, 80, "tcp")
+    port = PortMapping(host_ip, 80, 80, "tcp")
     assert [row.host_ip for row in host_ports.rows([port], families)] == rows
 
 
 def test_ports_in_json_are_a_row_each_and_a_range_says_how_many_it_has() -> None:
-    given = (Port("", 8080, 80, "tcp"), Port("127.0.0.1", 8000, 9000, "udp", 3))
+    given = (PortMapping("", 8080, 80, "tcp"), PortMapping("127.0.0.1", 8000, 9000, "udp", 3))
     assert host.plain(host_ports.rows(given, (4, 6))) == [
         {"host_ip": "0.0.0.0", "host_port": 8080, "container_port": 80, "proto": "tcp"},
         {"host_ip": "::", "host_port": 8080, "container_port": 80, "proto": "tcp"},

@@ -26,12 +26,21 @@ from niso.kernel.kinds.nft import Ruleset
 from niso.kernel.kinds.sysctls import Sysctl
 from niso.kernel.nft_elements import Element
 from niso.plan.desired import desired
-from niso.plan.records import Endpoint, Network, Port, Service, Snapshot, Subnet
+from niso.plan.records import (
+    NetworkRecord,
+    PlannedService,
+    PortMapping,
+    ServiceEndpoint,
+    Snapshot,
+    SubnetRecord,
+)
 
 ALIAS = "niso:0123abcd"
 BACKEND, FRONT = network(0), network(1)
-API = Service("api", 3, (endpoint(BACKEND, 2),), (Port("", 8080, 80, "tcp"),), ("web", "api"))
-DB = Service("db", 1, (endpoint(BACKEND, 3),), (), ("db",))
+API = PlannedService(
+    "api", 3, (endpoint(BACKEND, 2),), (PortMapping("", 8080, 80, "tcp"),), ("web", "api")
+)
+DB = PlannedService("db", 1, (endpoint(BACKEND, 3),), (), ("db",))
 
 
 def test_empty_store_wants_nothing_but_the_sysctls_as_they_were() -> None:
@@ -115,9 +124,9 @@ def test_two_networks_are_eth0_and_eth1_and_ports_lead_to_the_first_but_for_thos
     None
 ):
     ports = (
-        Port("", 8080, 80, "tcp"),
-        Port("192.0.2.1", 53, 53, "udp"),
-        Port("127.0.0.1", 9, 9, "tcp"),
+        PortMapping("", 8080, 80, "tcp"),
+        PortMapping("192.0.2.1", 53, 53, "udp"),
+        PortMapping("127.0.0.1", 9, 9, "tcp"),
     )
     both = API._replace(endpoints=(endpoint(FRONT, 5), endpoint(BACKEND, 2)), ports=ports)
     state = desired(everything((BACKEND, FRONT), (both,)))
@@ -241,30 +250,38 @@ def test_dual_stack_has_each_thing_of_both_families() -> None:
 @pytest.mark.parametrize(
     ("port", "four", "six"),
     [
-        (Port("0.0.0.0", 80, 81, "udp"), {"publish_any4": {"udp . 80": "10.99.0.2 . 81"}}, {}),
-        (Port("::", 80, 81, "sctp"), {}, {"publish_any6": {"sctp . 80": "fd00:99:1::2 . 81"}}),
         (
-            Port("192.0.2.1", 80, 81, "tcp"),
+            PortMapping("0.0.0.0", 80, 81, "udp"),
+            {"publish_any4": {"udp . 80": "10.99.0.2 . 81"}},
+            {},
+        ),
+        (
+            PortMapping("::", 80, 81, "sctp"),
+            {},
+            {"publish_any6": {"sctp . 80": "fd00:99:1::2 . 81"}},
+        ),
+        (
+            PortMapping("192.0.2.1", 80, 81, "tcp"),
             {"publish_addr4": {"192.0.2.1 . tcp . 80": "10.99.0.2 . 81"}},
             {},
         ),
         (
-            Port("2001:db8::1", 80, 81, "tcp"),
+            PortMapping("2001:db8::1", 80, 81, "tcp"),
             {},
             {"publish_addr6": {"2001:db8::1 . tcp . 80": "fd00:99:1::2 . 81"}},
         ),
         (
-            Port("", 8000, 8000, "tcp", 11),
+            PortMapping("", 8000, 8000, "tcp", 11),
             {"range_any4": {"tcp . 8000-8010": "10.99.0.2"}},
             {"range_any6": {"tcp . 8000-8010": "fd00:99:1::2"}},
         ),
         (
-            Port("127.0.0.1", 8000, 8000, "udp", 11),
+            PortMapping("127.0.0.1", 8000, 8000, "udp", 11),
             {"range_addr4": {"127.0.0.1 . udp . 8000-8010": "10.99.0.2"}},
             {},
         ),
         (
-            Port("::", 8000, 9000, "tcp", 2),
+            PortMapping("::", 8000, 9000, "tcp", 2),
             {},
             {
                 "publish_any6": {
@@ -276,7 +293,7 @@ def test_dual_stack_has_each_thing_of_both_families() -> None:
     ],
 )
 def test_form_of_a_port_is_elements_of_the_families_of_its_host_address(
-    port: Port, four: dict, six: dict
+    port: PortMapping, four: dict, six: dict
 ) -> None:
     dual = network(0, dual=True)
     service = API._replace(endpoints=(endpoint(dual, 2),), ports=(port,))
@@ -299,7 +316,7 @@ def test_port_that_only_ipv6_has_opens_no_way_from_loopback() -> None:
         ("", "1"),
     ):
         service = API._replace(
-            endpoints=(endpoint(dual, 2),), ports=(Port(host_ip, 80, 80, "tcp"),)
+            endpoints=(endpoint(dual, 2),), ports=(PortMapping(host_ip, 80, 80, "tcp"),)
         )
         state = desired(everything((dual,), (service,)))
         assert Sysctl("", "net/ipv4/conf/niso-backend/route_localnet", value) in state[Sysctl], (
@@ -356,9 +373,15 @@ def test_ipv6_forwarding_that_was_on_is_left_on_and_closed_to_nobody() -> None:
 
 
 def test_ipv6_alone() -> None:
-    only = Network("six", "niso-six", 1500, (Subnet(6, "fd00:7::/64", "fd00:7::1"),), False)
-    service = Service(
-        "api", 1, (Endpoint("six", ("fd00:7::2",)),), (Port("", 1, 2, "tcp"),), ("api",)
+    only = NetworkRecord(
+        "six", "niso-six", 1500, (SubnetRecord(6, "fd00:7::/64", "fd00:7::1"),), False
+    )
+    service = PlannedService(
+        "api",
+        1,
+        (ServiceEndpoint("six", ("fd00:7::2",)),),
+        (PortMapping("", 1, 2, "tcp"),),
+        ("api",),
     )
     state = desired(everything((only,), (service,)))
     assert {r.destination for r in state[Route]} == {"::/0", "fd00:7::/64", "fd00:7::1/128"}

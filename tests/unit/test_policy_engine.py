@@ -23,7 +23,7 @@ from policy_fixed import (
 from policy_worlds import HOST, OUTSIDE, known, policy, with_policy, world
 
 from niso.manifest.policy import parse_entry
-from niso.plan.records import Network, Policy
+from niso.plan.records import NetworkRecord, Policy
 from niso.plan.verdict import KnownService, matches
 
 # --- policies: the cases of Kubernetes' network-policy conformance ---------------------------------------------------
@@ -410,7 +410,7 @@ def test_sharer_means_its_provider_and_one_without_a_network_means_nobody() -> N
 
 
 def test_fixed_world_is_as_networks_can_be() -> None:
-    networks: dict[str, Network] = {network.name: network for network in NETWORKS}
+    networks: dict[str, NetworkRecord] = {network.name: network for network in NETWORKS}
     taken = [
         address
         for service in SERVICES

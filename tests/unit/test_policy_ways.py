@@ -17,7 +17,7 @@ from policy_worlds import HOST, OUTSIDE, known, policy, with_policy
 from niso.look import packet_path
 from niso.look.packet_path import Packet
 from niso.manifest.policy import parse_entry
-from niso.plan.records import ANY, ANY4, ANY6, Port
+from niso.plan.records import ANY, ANY4, ANY6, PortMapping
 from niso.plan.verdict import Reason, decide, matches
 
 # --- the host and the outside ----------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def test_address_of_a_bridge_is_not_reached_from_outside(family: int) -> None:
     gateway, host, outside = (
         ("10.99.1.1", HOST, OUTSIDE) if family == 4 else ("fd00:1::1", HOST6, OUTSIDE6)
     )
-    base = with_ports("api", Port(ANY, 8080, 80, "tcp"), base=WORLD)
+    base = with_ports("api", PortMapping(ANY, 8080, 80, "tcp"), base=WORLD)
     for port in (22, 8080):
         verdict = ask(base, outside, gateway, port, family=family)
         assert not verdict.passes and verdict.path.message.startswith(f"{gateway} is the address")
@@ -217,9 +217,9 @@ def test_internal_network_has_no_detour_by_published_ports(family: int) -> None:
         "shared", {"backend": ("10.99.1.8", "fd00:1::8"), "inner": ("10.99.3.8", "fd00:3::8")}
     )
     base = WORLD._replace(services={**WORLD.services, "shared": shared})
-    base = with_ports("api", Port(ANY, 8080, 80, "tcp"), base=base)
-    base = with_ports("vault", Port(ANY, 8081, 80, "tcp"), base=base)
-    base = with_ports("shared", Port(ANY, 8082, 80, "tcp"), base=base)
+    base = with_ports("api", PortMapping(ANY, 8080, 80, "tcp"), base=base)
+    base = with_ports("vault", PortMapping(ANY, 8081, 80, "tcp"), base=base)
+    base = with_ports("shared", PortMapping(ANY, 8082, 80, "tcp"), base=base)
     assert not passes(base, "safe", host, 8080, family=family)
     assert passes(base, "safe", host, 8081, family=family)
     # who is on the internal network too is reached there
@@ -268,7 +268,7 @@ def test_published_port_is_of_both_families_where_it_has_no_address() -> None:
         == f"[{HOST6}]:8080/tcp is a published port of api; it leads to [fd00:1::2]:80"
     )
     assert verdict.port == 80
-    only4 = with_ports("blog", Port(ANY, 8080, 80, "tcp"))  # on a network without IPv6
+    only4 = with_ports("blog", PortMapping(ANY, 8080, 80, "tcp"))  # on a network without IPv6
     assert ask(only4, OUTSIDE6, HOST6, 8080).destination.service == ""
 
 
@@ -278,7 +278,7 @@ def test_published_port_is_of_both_families_where_it_has_no_address() -> None:
 def test_published_port_of_one_family_is_not_of_the_other(
     host_ip: str, four: bool, six: bool
 ) -> None:
-    one = with_ports("api", Port(host_ip, 8080, 80, "tcp"))
+    one = with_ports("api", PortMapping(host_ip, 8080, 80, "tcp"))
     assert (ask(one, OUTSIDE, HOST, 8080).destination.service == "api") is four
     assert (ask(one, OUTSIDE6, HOST6, 8080).destination.service == "api") is six
 
@@ -299,7 +299,7 @@ def test_published_port_is_of_its_protocol_and_number_alone() -> None:
 
 
 def test_port_that_is_published_on_loopback_is_the_hosts_alone() -> None:
-    inner = with_ports("api", Port("127.0.0.1", 8080, 80, "tcp"))
+    inner = with_ports("api", PortMapping("127.0.0.1", 8080, 80, "tcp"))
     assert ask(inner, HOST, "127.0.0.1", 8080).destination == ("api", "10.99.1.2")
     assert ask(inner, "127.0.0.1", "127.0.0.1", 8080).passes
     assert ask(inner, "127.0.0.1", "127.0.0.2", 8080).destination.service == ""
@@ -315,7 +315,7 @@ def test_loopback_of_ipv6_has_no_published_ports() -> None:
 
 @pytest.mark.parametrize(("port", "inside"), [(8000, 9000), (8004, 9004), (8010, 9010)])
 def test_range_leads_each_port_to_its_own(port: int, inside: int) -> None:
-    ranged = with_ports("api", Port(ANY, 8000, 9000, "udp", 11))
+    ranged = with_ports("api", PortMapping(ANY, 8000, 9000, "udp", 11))
     verdict = ask(ranged, OUTSIDE, HOST, port, "udp")
     assert (verdict.destination.service, verdict.port) == ("api", inside)
     for outside in (7999, 8011):
@@ -324,9 +324,11 @@ def test_range_leads_each_port_to_its_own(port: int, inside: int) -> None:
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_specific_address_wins_over_all_addresses(order: int) -> None:
-    ports = (Port(ANY, 8080, 80, "tcp"), Port(HOST, 8080, 81, "tcp"), Port(HOST6, 8080, 82, "tcp"))[
-        ::order
-    ]
+    ports = (
+        PortMapping(ANY, 8080, 80, "tcp"),
+        PortMapping(HOST, 8080, 81, "tcp"),
+        PortMapping(HOST6, 8080, 82, "tcp"),
+    )[::order]
     both = with_ports("web", *ports)
     assert ask(both, OUTSIDE, HOST, 8080).port == 81
     assert ask(both, "api", "10.99.2.1", 8080).port == 80
@@ -336,17 +338,17 @@ def test_specific_address_wins_over_all_addresses(order: int) -> None:
 
 
 def test_address_that_is_not_the_hosts_leads_nowhere() -> None:
-    absent = with_ports("api", Port("192.0.2.99", 8080, 80, "tcp"))
+    absent = with_ports("api", PortMapping("192.0.2.99", 8080, 80, "tcp"))
     assert ask(absent, "db", "192.0.2.99", 8080).destination == ("", "192.0.2.99")
 
 
 def test_port_without_a_number_yet_leads_nowhere() -> None:
-    waiting = with_ports("api", Port(ANY, 0, 80, "tcp", 3))
+    waiting = with_ports("api", PortMapping(ANY, 0, 80, "tcp", 3))
     assert ask(waiting, OUTSIDE, HOST, 1).destination.service == ""
 
 
 def test_port_of_a_service_that_is_not_active_is_not_published() -> None:
-    idle = with_ports("idle", Port(ANY, 8080, 80, "tcp"))
+    idle = with_ports("idle", PortMapping(ANY, 8080, 80, "tcp"))
     assert ask(idle, OUTSIDE, HOST, 8080).destination == ("", HOST)
 
 
@@ -357,14 +359,16 @@ def test_port_of_a_service_that_is_not_active_is_not_published() -> None:
 def test_service_of_two_networks_is_reached_on_the_one_that_its_client_is_on(
     source: str, address: str
 ) -> None:
-    assert ask(with_ports("web", Port(ANY, 8080, 80, "tcp")), source, HOST, 8080).destination == (
+    assert ask(
+        with_ports("web", PortMapping(ANY, 8080, 80, "tcp")), source, HOST, 8080
+    ).destination == (
         "web",
         address,
     )
 
 
 def test_service_is_published_by_the_families_of_its_first_network_alone() -> None:
-    published = with_ports("web", Port(ANY, 8080, 80, "tcp"))
+    published = with_ports("web", PortMapping(ANY, 8080, 80, "tcp"))
     assert ask(published, "db", HOST6, 8080, family=6).destination == ("", HOST6)
     assert ask(published, OUTSIDE6, HOST6, 8080).destination == ("", HOST6)
 
@@ -438,7 +442,7 @@ def test_service_of_two_networks_reaches_itself_on_the_other() -> None:
     ],
 )
 def test_element_of_a_port_is_that_of_its_address_or_of_all(address: str, element: str) -> None:
-    ports = (Port("127.0.0.1", 40000, 80, "tcp"), Port(ANY, 40000, 81, "tcp"))
+    ports = (PortMapping("127.0.0.1", 40000, 80, "tcp"), PortMapping(ANY, 40000, 81, "tcp"))
     world = with_ports("api", *ports)
     verdict = decide(world, HOST, address, 40000, "tcp")
     packet = Packet(HOST, address, 40000, "tcp")

@@ -13,40 +13,40 @@ from samples import samples
 
 from niso.base.errors import InvalidInput
 from niso.manifest.addresses_and_ports import contradictions, distinct, parse_port
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 
 BOUNDED = settings(max_examples=samples(80, 400), deadline=None)
 KEY = "network.ports[0]"
 
 FORMS = [
-    ("8080:80", Port("", 8080, 80, "tcp")),
-    ("8080:80/tcp", Port("", 8080, 80, "tcp")),
-    ("53:5353/udp", Port("", 53, 5353, "udp")),
-    ("80:81/sctp", Port("", 80, 81, "sctp")),
-    ("0.0.0.0:65535:1", Port("0.0.0.0", 65535, 1, "tcp")),
-    ("127.0.0.1:5432:5433", Port("127.0.0.1", 5432, 5433, "tcp")),
-    ("192.0.2.1:53:53/udp", Port("192.0.2.1", 53, 53, "udp")),
-    ("8000-8010:8000-8010", Port("", 8000, 8000, "tcp", 11)),
-    ("8000-8010:9000-9010/udp", Port("", 8000, 9000, "udp", 11)),
-    ("127.0.0.1:8000-8010:8000-8010/sctp", Port("127.0.0.1", 8000, 8000, "sctp", 11)),
-    ("1-65535:1-65535", Port("", 1, 1, "tcp", 65535)),
-    ("80-80:81-81", Port("", 80, 81, "tcp")),
-    ("80-80:81", Port("", 80, 81, "tcp")),
-    ("8080", Port("", 8080, 8080, "tcp")),
-    ("53/udp", Port("", 53, 53, "udp")),
-    ("8000-8010", Port("", 8000, 8000, "tcp", 11)),
-    (":8080", Port("", 0, 8080, "tcp")),
-    (":53/udp", Port("", 0, 53, "udp")),
-    (":8000-8010", Port("", 0, 8000, "tcp", 11)),
-    ("127.0.0.1::80", Port("127.0.0.1", 0, 80, "tcp")),
-    ("[::]::80", Port("::", 0, 80, "tcp")),
-    ("[::]:8080:80", Port("::", 8080, 80, "tcp")),
-    ("[::]:8080", Port("::", 8080, 8080, "tcp")),
-    ("[2001:db8::1]:8080:80/udp", Port("2001:db8::1", 8080, 80, "udp")),
-    ("[2001:db8::1]:8000-8010:8000-8010", Port("2001:db8::1", 8000, 8000, "tcp", 11)),
+    ("8080:80", PortMapping("", 8080, 80, "tcp")),
+    ("8080:80/tcp", PortMapping("", 8080, 80, "tcp")),
+    ("53:5353/udp", PortMapping("", 53, 5353, "udp")),
+    ("80:81/sctp", PortMapping("", 80, 81, "sctp")),
+    ("0.0.0.0:65535:1", PortMapping("0.0.0.0", 65535, 1, "tcp")),
+    ("127.0.0.1:5432:5433", PortMapping("127.0.0.1", 5432, 5433, "tcp")),
+    ("192.0.2.1:53:53/udp", PortMapping("192.0.2.1", 53, 53, "udp")),
+    ("8000-8010:8000-8010", PortMapping("", 8000, 8000, "tcp", 11)),
+    ("8000-8010:9000-9010/udp", PortMapping("", 8000, 9000, "udp", 11)),
+    ("127.0.0.1:8000-8010:8000-8010/sctp", PortMapping("127.0.0.1", 8000, 8000, "sctp", 11)),
+    ("1-65535:1-65535", PortMapping("", 1, 1, "tcp", 65535)),
+    ("80-80:81-81", PortMapping("", 80, 81, "tcp")),
+    ("80-80:81", PortMapping("", 80, 81, "tcp")),
+    ("8080", PortMapping("", 8080, 8080, "tcp")),
+    ("53/udp", PortMapping("", 53, 53, "udp")),
+    ("8000-8010", PortMapping("", 8000, 8000, "tcp", 11)),
+    (":8080", PortMapping("", 0, 8080, "tcp")),
+    (":53/udp", PortMapping("", 0, 53, "udp")),
+    (":8000-8010", PortMapping("", 0, 8000, "tcp", 11)),
+    ("127.0.0.1::80", PortMapping("127.0.0.1", 0, 80, "tcp")),
+    ("[::]::80", PortMapping("::", 0, 80, "tcp")),
+    ("[::]:8080:80", PortMapping("::", 8080, 80, "tcp")),
+    ("[::]:8080", PortMapping("::", 8080, 8080, "tcp")),
+    ("[2001:db8::1]:8080:80/udp", PortMapping("2001:db8::1", 8080, 80, "udp")),
+    ("[2001:db8::1]:8000-8010:8000-8010", PortMapping("2001:db8::1", 8000, 8000, "tcp", 11)),
     # one address has one spelling
-    ("[2001:0DB8:0:0::0001]:80:80", Port("2001:db8::1", 80, 80, "tcp")),
-    ("[0:0:0:0:0:0:0:0]:80:80", Port("::", 80, 80, "tcp")),
+    ("[2001:0DB8:0:0::0001]:80:80", PortMapping("2001:db8::1", 80, 80, "tcp")),
+    ("[0:0:0:0:0:0:0:0]:80:80", PortMapping("::", 80, 80, "tcp")),
 ]
 
 
@@ -55,7 +55,7 @@ def first_of(found: list[tuple[int, int]]) -> tuple[int, int] | None:
 
 
 @pytest.mark.parametrize(("text", "port"), FORMS)
-def test_form_is_read(text: str, port: Port) -> None:
+def test_form_is_read(text: str, port: PortMapping) -> None:
     assert parse_port(text, KEY) == port
 
 
@@ -206,14 +206,14 @@ def test_refusal_says_what_is_wrong(text: str, reason: str) -> None:
 
 @BOUNDED
 @given(small_ports(("tcp", "udp", "sctp")))
-def test_port_that_is_written_as_the_user_writes_it_is_read_as_the_same(port: Port) -> None:
+def test_port_that_is_written_as_the_user_writes_it_is_read_as_the_same(port: PortMapping) -> None:
     assert parse_port(port.text, KEY) == port
 
 
 # --- several -----------------------------------------------------------------------------------------------------
 
 
-def parsed(*texts: str) -> tuple[Port, ...]:
+def parsed(*texts: str) -> tuple[PortMapping, ...]:
     return tuple(parse_port(text, KEY) for text in texts)
 
 
@@ -266,14 +266,14 @@ def test_host_port_that_is_published_twice_differently_is_found(
     assert first_of(contradictions(parsed(*texts))) == places
 
 
-def same(one: Port, other: Port) -> bool:
+def same(one: PortMapping, other: PortMapping) -> bool:
     """Whether they publish the same, but perhaps of one family and of both."""
     return one[1:] == other[1:]
 
 
 @BOUNDED
 @given(st.lists(small_ports(free=True), max_size=6))
-def test_contradictions_are_those_of_a_look_at_each_port(ports: list[Port]) -> None:
+def test_contradictions_are_those_of_a_look_at_each_port(ports: list[PortMapping]) -> None:
     expected = {
         (later, earlier)
         for later in range(len(ports))
@@ -286,7 +286,9 @@ def test_contradictions_are_those_of_a_look_at_each_port(ports: list[Port]) -> N
 
 @BOUNDED
 @given(st.lists(small_ports(free=True), max_size=6))
-def test_distinct_ports_without_contradiction_need_each_place_once(ports: list[Port]) -> None:
+def test_distinct_ports_without_contradiction_need_each_place_once(
+    ports: list[PortMapping],
+) -> None:
     left = distinct(tuple(ports))
     assert first_of(contradictions(left)) is None or first_of(contradictions(ports)) is not None
     assert all_of(ports) == all_of(left)
@@ -294,13 +296,13 @@ def test_distinct_ports_without_contradiction_need_each_place_once(ports: list[P
         assert sum(len(takes(port)) for port in left) == len(all_of(left))
 
 
-def all_of(ports: Iterable[Port]) -> set[tuple[str, str, int]]:
+def all_of(ports: Iterable[PortMapping]) -> set[tuple[str, str, int]]:
     return {place for port in ports for place in takes(port)}
 
 
 @BOUNDED
 @given(small_ports(), small_ports())
-def test_ports_clash_if_a_packet_could_be_for_both(one: Port, other: Port) -> None:
+def test_ports_clash_if_a_packet_could_be_for_both(one: PortMapping, other: PortMapping) -> None:
     expected = bool(packets(one) & packets(other))
     assert one.clashes(other) is expected
     assert other.clashes(one) is expected
@@ -308,6 +310,6 @@ def test_ports_clash_if_a_packet_could_be_for_both(one: Port, other: Port) -> No
 
 @BOUNDED
 @given(small_ports())
-def test_families_and_last_port_follow_from_the_text(port: Port) -> None:
+def test_families_and_last_port_follow_from_the_text(port: PortMapping) -> None:
     assert set(port.families) == {6 if ":" in address else 4 for address, _, _ in packets(port)}
     assert {number for _, _, number in packets(port)} == set(range(port.host_port, port.last + 1))

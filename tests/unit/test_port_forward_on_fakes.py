@@ -12,10 +12,10 @@ from niso.change import journal, port_forward
 from niso.change.deactivate import deactivate
 from niso.kernel.sockets import Listener
 from niso.look.check import unpublished_ports
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 
 WEB = {"ports": ["8080:80"]}
-MORE = Port("", 9090, 80, "tcp")
+MORE = PortMapping("", 9090, 80, "tcp")
 
 
 def test_forward_comes_and_goes_at_once(world: World) -> None:
@@ -31,7 +31,7 @@ def test_forward_comes_and_goes_at_once(world: World) -> None:
     with refuses(NotFound, hint="its forwards: none"):
         port_forward.port_unforward(world.machine, "api", MORE)
     with refuses(Conflict, key="PORT", hint="remove it there and activate the service"):
-        port_forward.port_unforward(world.machine, "api", Port("", 8080, 80, "tcp"))
+        port_forward.port_unforward(world.machine, "api", PortMapping("", 8080, 80, "tcp"))
     assert world.picture() == before
 
 
@@ -51,12 +51,12 @@ def test_forward_tidies_up_the_bridge_that_its_service_has_left(world: World, ki
 
 def test_forward_takes_a_port_only_if_it_may(world: World) -> None:
     world.activate(world.package("api", network=WEB), world.package("db"))
-    before, wanted = world.picture(), Port("", 8080, 5432, "tcp")
+    before, wanted = world.picture(), PortMapping("", 8080, 5432, "tcp")
     with refuses(Conflict, "api", key="PORT", hint="--replace takes 8080:80 from api"):
         port_forward.port_forward(world.machine, "db", wanted)
     assert world.picture() == before
     took = port_forward.port_forward(world.machine, "db", wanted, replace=True)
-    assert took == (True, [("api", Port("", 8080, 80, "tcp"))])
+    assert took == (True, [("api", PortMapping("", 8080, 80, "tcp"))])
     assert (world.ports("api"), world.ports("db")) == ([], ["8080:5432"])
     world.assert_whole()
     assert unpublished_ports(world.machine, None) == []
@@ -69,7 +69,7 @@ def test_what_a_forward_took_is_back_with_its_end_unless_somebody_else_has_it(wo
     forward, end = port_forward.port_forward, port_forward.port_unforward
     ports = ["8081:80", "8080:80", ":82"]
     api = world.package("api", network={"ports": ports})
-    wide, local = Port("", 8080, 80, "tcp"), Port("127.0.0.1", 8080, 80, "tcp")
+    wide, local = PortMapping("", 8080, 80, "tcp"), PortMapping("127.0.0.1", 8080, 80, "tcp")
     world.activate(api, world.package("db"), world.package("log"))
     before = world.store.port_rows("api")
     forward(world.machine, "db", wide, replace=True)
@@ -98,7 +98,7 @@ def test_what_a_forward_took_is_back_with_its_end_unless_somebody_else_has_it(wo
 def test_port_that_a_deactivated_forward_took_is_named_by_check(world: World) -> None:
     world.activate(world.package("api", network={"ports": [":82"]}), world.package("db"))
     (text,) = world.ports("api")
-    taken = Port("", int(text.partition(":")[0]), 80, "tcp")
+    taken = PortMapping("", int(text.partition(":")[0]), 80, "tcp")
     port_forward.port_forward(world.machine, "db", taken, replace=True)
     deactivate(world.machine, ["db"])
     ((text, _),) = unpublished_ports(world.machine, None)
@@ -106,7 +106,7 @@ def test_port_that_a_deactivated_forward_took_is_named_by_check(world: World) ->
 
 
 def test_nobody_gets_a_port_that_two_manifests_claim(world: World) -> None:
-    wanted = Port("", 8080, 80, "tcp")
+    wanted = PortMapping("", 8080, 80, "tcp")
     world.activate(*(world.package(name) for name in ("db", "log")))
     world.activate(world.package("api", network=WEB))
     port_forward.port_forward(world.machine, "db", wanted, replace=True)
@@ -128,8 +128,8 @@ def test_forward_that_cannot_be_is_refused_and_changes_nothing(world: World) -> 
         with refuses(NotFound, wrong.text, "'api'", hint="its forwards: 9090:80"):
             end(world.machine, "api", wrong)
     with refuses(Conflict, "8080:80", "'api'", key="PORT"):
-        end(world.machine, "api", Port("", 8080, 80, "tcp"))
-    for replace, port in ((False, MORE), (True, Port("", 8080, 81, "tcp"))):
+        end(world.machine, "api", PortMapping("", 8080, 80, "tcp"))
+    for replace, port in ((False, MORE), (True, PortMapping("", 8080, 81, "tcp"))):
         with refuses(Conflict, hint="niso activate db"):
             forward(world.machine, "db", port, replace=replace)
     with refuses(Conflict, hint="niso activate db"):
@@ -143,7 +143,7 @@ def test_forward_that_cannot_be_is_refused_and_changes_nothing(world: World) -> 
 
 def test_manifest_may_not_take_a_port_that_is_forwarded(world: World) -> None:
     world.activate(world.package("api"), world.package("db"))
-    port_forward.port_forward(world.machine, "api", Port("", 9090, 81, "tcp"))
+    port_forward.port_forward(world.machine, "api", PortMapping("", 9090, 81, "tcp"))
     before = world.picture()
     for name in ("api", "db"):
         manifest = world.package(name, network={"ports": ["9090:80"]})

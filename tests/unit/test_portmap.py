@@ -25,7 +25,7 @@ from niso.change import ports as change_ports
 from niso.change.ports import FREE_FIRST, FREE_LAST
 from niso.kernel.sockets import Listener
 from niso.manifest.addresses_and_ports import contradictions, distinct
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 
 
 def first_of(found: list[tuple[int, int]]) -> tuple[int, int] | None:
@@ -114,7 +114,7 @@ def test_ports_that_the_same_manifest_names_are_not_chosen_wherever_they_stand()
 def test_own_forward_is_not_chosen() -> None:
     store = new_store()
     with store.transaction():
-        store.add_forward("api", Port("", 20000, 1, "tcp"))
+        store.add_forward("api", PortMapping("", 20000, 1, "tcp"))
     assert admit(store, ":80") == wanted("20001:80")
 
 
@@ -224,7 +224,7 @@ def test_whatever_is_admitted_no_packet_is_for_two_services_and_no_port_is_there
 
 @settings(max_examples=samples(50, 200), deadline=None)
 @given(small_ports(("tcp", "udp", "sctp")))
-def test_text_of_a_port_names_its_host_side_for_messages(port: Port) -> None:
+def test_text_of_a_port_names_its_host_side_for_messages(port: PortMapping) -> None:
     shown = port.host_side
     assert shown.endswith(f"/{port.proto}")
     assert shown.startswith(

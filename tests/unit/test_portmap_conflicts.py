@@ -22,7 +22,7 @@ from stored import add_network, put
 from niso.base.errors import Conflict
 from niso.change import ports
 from niso.kernel.sockets import Listener
-from niso.plan.records import Network
+from niso.plan.records import NetworkRecord
 from niso.store.store import Store
 
 
@@ -228,7 +228,7 @@ def test_messages_call_a_port_by_the_key_that_the_manifest_has_it_under() -> Non
     ],
 )
 def test_port_of_a_family_that_the_network_has_not_is_a_conflict(
-    on: Network, asked: str, message: str
+    on: NetworkRecord, asked: str, message: str
 ) -> None:
     store = new_store()
     with store.transaction():
@@ -241,7 +241,9 @@ def test_port_of_a_family_that_the_network_has_not_is_a_conflict(
 
 
 @pytest.mark.parametrize("on", NETWORKS)
-def test_port_without_an_address_is_one_of_each_family_that_the_network_has(on: Network) -> None:
+def test_port_without_an_address_is_one_of_each_family_that_the_network_has(
+    on: NetworkRecord,
+) -> None:
     store = new_store()
     with store.transaction():
         put(store, "api", (on.name,))

@@ -16,7 +16,7 @@ from niso.kernel import ruleset
 from niso.kernel.kinds.kind import State
 from niso.kernel.nft_elements import Element, ports_of
 from niso.plan.desired import desired
-from niso.plan.records import Network, Port, Service, Snapshot
+from niso.plan.records import NetworkRecord, PlannedService, PortMapping, Snapshot
 
 NETWORKS = (network(0), network(1, dual=True), network(2, dual=True, internal=True))
 DESTINATIONS = ("127.0.0.1", "192.0.2.1", "203.0.113.9", "::1", "2001:db8::1", "fd00::9")
@@ -147,19 +147,19 @@ def owner(snapshot: Snapshot, packet: Packet) -> Hit | None:
 @st.composite
 def worlds(draw: st.DrawFn) -> Snapshot:
     """Draw services with densely packed ports of which no two match the same packet."""
-    services: list[Service] = []
+    services: list[PlannedService] = []
     used: set[tuple[str, str, int]] = set()
     for number, name in enumerate(
         draw(st.lists(st.sampled_from(SERVICES), max_size=3, unique=True))
     ):
-        on: list[Network] = draw(
+        on: list[NetworkRecord] = draw(
             st.lists(st.sampled_from(NETWORKS), min_size=1, max_size=3, unique=True)
         )
-        ports: list[Port] = []
+        ports: list[PortMapping] = []
         for _ in range(draw(st.integers(0, 6))):
             count = draw(st.sampled_from((1, 1, 1, 2, 3, 5)))
             first = draw(st.integers(10, 20 - count))
-            port = Port(
+            port = PortMapping(
                 draw(st.sampled_from(HOST_IPS)),
                 first,
                 draw(st.sampled_from((first, first, 80, 11))),
@@ -170,7 +170,7 @@ def worlds(draw: st.DrawFn) -> Snapshot:
                 ports.append(port)
         used |= {packet for port in ports for packet in packets(port)}
         endpoints = tuple(endpoint(each, 2 + number) for each in on)
-        services.append(Service(name, 1, endpoints, tuple(ports), (name,)))
+        services.append(PlannedService(name, 1, endpoints, tuple(ports), (name,)))
     return everything(NETWORKS, tuple(services))
 
 
@@ -257,11 +257,11 @@ def test_chain_asks_for_one_address_before_all_and_for_single_ports_before_range
 def test_packet_of_one_world_is_sent_where_it_belongs(packet: Packet, hit: Hit | None) -> None:
     """Both ways of looking, held to what was worked out by hand."""
     ports = (
-        Port("", 10, 80, "tcp"),
-        Port("203.0.113.9", 10, 81, "tcp"),
-        Port("0.0.0.0", 12, 12, "tcp", 6),
+        PortMapping("", 10, 80, "tcp"),
+        PortMapping("203.0.113.9", 10, 81, "tcp"),
+        PortMapping("0.0.0.0", 12, 12, "tcp", 6),
     )
-    service = Service(
+    service = PlannedService(
         "api", 1, (endpoint(NETWORKS[0], 2), endpoint(NETWORKS[1], 2)), ports, ("api",)
     )
     snapshot = everything(NETWORKS, (service,))

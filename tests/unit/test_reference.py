@@ -19,7 +19,7 @@ from niso.engines import cni, docker, netavark, plugin
 from niso.manifest import json_schema, load, stack
 from niso.manifest.addresses_and_ports import parse_port
 from niso.manifest.policy import parse
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = pages()
@@ -128,7 +128,7 @@ def test_example_manifest_is_right(tmp_path: Path) -> None:
 
     (tmp_path / "manifest.toml").write_text(toml_files.MANIFEST)
     (published,) = load.load(str(tmp_path)).spec.network.ports
-    assert published.port == Port("", 8080, 8080, "tcp")
+    assert published.port == PortMapping("", 8080, 8080, "tcp")
     jsonschema.Draft202012Validator(json_schema.manifest_schema()).validate(
         tomllib.loads(toml_files.MANIFEST)
     )

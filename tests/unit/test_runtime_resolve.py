@@ -11,7 +11,7 @@ from refusals import refuses
 
 from niso.base.errors import Error, InvalidInput
 from niso.manifest import values
-from niso.plan.specs import User
+from niso.plan.specs import ProcessUser
 from niso.runtime import entrypoint as runtime_entrypoint
 from niso.runtime.crun import DEFAULT_PATH
 from niso.runtime.entrypoint import check_working_dir, resolve_entrypoint
@@ -67,14 +67,16 @@ def test_user_is_looked_up_in_the_rootfs(
 @pytest.mark.parametrize("user", ["nobody-here", "odd"])
 def test_user_that_cannot_be_names_key_and_value(rootfs: pathlib.Path, user: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        runtime_entrypoint.resolve_user(str(rootfs), User(user, None, None), OWN_UID, "api")
+        runtime_entrypoint.resolve_user(str(rootfs), ProcessUser(user, None, None), OWN_UID, "api")
     assert caught.value.key == "service.user"
     assert repr(user) in caught.value.message
     assert caught.value.hint
 
 
 def test_assembled_root_knows_the_users_of_the_host() -> None:
-    assert runtime_entrypoint.resolve_user(None, User("root", None, None), OWN_UID, "api")[:2] == (
+    assert runtime_entrypoint.resolve_user(None, ProcessUser("root", None, None), OWN_UID, "api")[
+        :2
+    ] == (
         0,
         0,
     )
@@ -98,7 +100,7 @@ def test_user_database_that_is_no_small_file_counts_as_empty(
     elif kind == "device":
         passwd.symlink_to("/dev/zero")
     with pytest.raises(InvalidInput):
-        runtime_entrypoint.resolve_user(str(rootfs), User("web", None, None), OWN_UID, "api")
+        runtime_entrypoint.resolve_user(str(rootfs), ProcessUser("web", None, None), OWN_UID, "api")
 
 
 def test_links_of_the_rootfs_lead_nowhere_outside_it(
@@ -321,7 +323,9 @@ def test_ids_that_the_kernel_does_not_have_are_skipped(rootfs: pathlib.Path) -> 
     assert runtime_entrypoint.read_database(str(rootfs), "passwd") == [
         ["ok", "x", "7", "8", "", "/srv", "/bin/sh"]
     ]
-    assert runtime_entrypoint.resolve_user(str(rootfs), User("ok", None, None), 1, "demo") == (
+    assert runtime_entrypoint.resolve_user(
+        str(rootfs), ProcessUser("ok", None, None), 1, "demo"
+    ) == (
         7,
         8,
         (9,),
@@ -329,7 +333,7 @@ def test_ids_that_the_kernel_does_not_have_are_skipped(rootfs: pathlib.Path) -> 
         "/srv",
     )
     with pytest.raises(InvalidInput):
-        runtime_entrypoint.resolve_user(str(rootfs), User("huge", None, None), 1, "demo")
+        runtime_entrypoint.resolve_user(str(rootfs), ProcessUser("huge", None, None), 1, "demo")
 
 
 @pytest.mark.parametrize("point", ["/usr/share/app", "/bin/app", "/etc/ssl/certs/app"])

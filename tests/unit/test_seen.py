@@ -9,7 +9,7 @@ from niso.base.errors import Error, NotFound, UsageError
 from niso.kernel import probe, ruleset
 from niso.look import packet_path
 from niso.look.packet_path import Packet, PacketEnd
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 from niso.plan.verdict import PolicyContext
 from niso.store.store import Store
 
@@ -21,7 +21,7 @@ NETWORKS = [
 ]
 
 
-def made(**ports: Port) -> PolicyContext:
+def made(**ports: PortMapping) -> PolicyContext:
     services = [
         known("db", {"back": ["10.99.1.2", "fd00:99:1::2"]}, policy(["api:80"]), *ports.values()),
         known("api", {"back": ["10.99.1.3", "fd00:99:1::3"]}),
@@ -190,7 +190,7 @@ def test_rules_of_the_fixed_text_are_those_of_each_chain() -> None:
     assert ruleset.rules_of(ruleset.INET, "forward")[-1] == "goto next_hop"
 
 
-SOURCES4, PUBLISH = "sources4", Port("", 5432, 80, "tcp")
+SOURCES4, PUBLISH = "sources4", PortMapping("", 5432, 80, "tcp")
 
 
 @pytest.mark.parametrize(

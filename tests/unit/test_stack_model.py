@@ -12,7 +12,7 @@ from niso.base.errors import Error, ErrorGroup, InvalidInput, NotFound
 from niso.look import stack_members
 from niso.manifest import load as manifest_load
 from niso.manifest import stack as manifest_stack
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 from niso.plan.specs import ServiceSpec
 from niso.plan.subnets import NetworkRequest
 
@@ -103,7 +103,7 @@ def test_keys_of_the_stack_lie_over_those_of_the_manifest(shop: Any) -> None:
         found.network.hostname,
         found.network.aliases,
     ) == (
-        [Port("", 8081, 80, "tcp")],
+        [PortMapping("", 8081, 80, "tcp")],
         "shop",
         ("www",),
     )

@@ -12,7 +12,7 @@ from samples import samples
 from snapshots_made import network
 from stored import TemporaryStore, add_network, dump, put
 
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 from niso.store.port_rows import CHOSEN, FORWARD, MANIFEST
 from niso.store.snapshots import ALL
 from niso.store.store import Store
@@ -23,7 +23,7 @@ BACKEND, FRONT = (each.name for each in NETWORKS)
 SERVICES = ("api", "db", "web")
 
 
-def new_store(**ports: tuple[Port, ...]) -> Store:
+def new_store(**ports: tuple[PortMapping, ...]) -> Store:
     """A store whose services, on backend, are active and have these ports."""
     store = Store.open()
     with store.transaction():
@@ -34,51 +34,53 @@ def new_store(**ports: tuple[Port, ...]) -> Store:
     return store
 
 
-def origins(store: Store, service: str) -> list[tuple[Port, str]]:
+def origins(store: Store, service: str) -> list[tuple[PortMapping, str]]:
     rows = store._db.execute(
         "SELECT host_ip, host_port, container_port, proto, count, origin FROM port WHERE service=? ORDER BY position",
         (service,),
     )
-    return [(Port(*row[:5]), row[5]) for row in rows]
+    return [(PortMapping(*row[:5]), row[5]) for row in rows]
 
 
 # --- who holds a host port ---------------------------------------------------------------------------------------
 
-RANGE = Port("", 8000, 9000, "tcp", 11)
+RANGE = PortMapping("", 8000, 9000, "tcp", 11)
 
 
 @pytest.mark.parametrize(
     ("wanted", "held"),
     [
-        (Port("", 8000, 1, "tcp"), True),
-        (Port("", 8005, 1, "tcp"), True),
-        (Port("", 8010, 1, "tcp"), True),
-        (Port("", 7999, 1, "tcp"), False),
-        (Port("", 8011, 1, "tcp"), False),
-        (Port("", 7990, 1, "tcp", 10), False),
-        (Port("", 7990, 1, "tcp", 11), True),
-        (Port("", 7990, 1, "tcp", 50), True),
-        (Port("", 8002, 1, "tcp", 3), True),
-        (Port("", 8010, 1, "tcp", 50), True),
-        (Port("", 8011, 1, "tcp", 50), False),
-        (Port("", 8005, 1, "udp"), False),
-        (Port("127.0.0.1", 8005, 1, "tcp"), True),
-        (Port("2001:db8::1", 8005, 1, "tcp"), True),
+        (PortMapping("", 8000, 1, "tcp"), True),
+        (PortMapping("", 8005, 1, "tcp"), True),
+        (PortMapping("", 8010, 1, "tcp"), True),
+        (PortMapping("", 7999, 1, "tcp"), False),
+        (PortMapping("", 8011, 1, "tcp"), False),
+        (PortMapping("", 7990, 1, "tcp", 10), False),
+        (PortMapping("", 7990, 1, "tcp", 11), True),
+        (PortMapping("", 7990, 1, "tcp", 50), True),
+        (PortMapping("", 8002, 1, "tcp", 3), True),
+        (PortMapping("", 8010, 1, "tcp", 50), True),
+        (PortMapping("", 8011, 1, "tcp", 50), False),
+        (PortMapping("", 8005, 1, "udp"), False),
+        (PortMapping("127.0.0.1", 8005, 1, "tcp"), True),
+        (PortMapping("2001:db8::1", 8005, 1, "tcp"), True),
     ],
 )
-def test_port_within_a_range_is_held_by_the_service_of_the_range(wanted: Port, held: bool) -> None:
+def test_port_within_a_range_is_held_by_the_service_of_the_range(
+    wanted: PortMapping, held: bool
+) -> None:
     assert new_store(api=(RANGE,)).port_holders(wanted) == ([("api", RANGE)] if held else [])
 
 
 def test_ports_of_one_address_and_of_one_family_are_held_there_alone() -> None:
-    one, six = Port("192.0.2.1", 80, 80, "tcp"), Port("::", 81, 81, "tcp")
+    one, six = PortMapping("192.0.2.1", 80, 80, "tcp"), PortMapping("::", 81, 81, "tcp")
     store = new_store(api=(one, six))
-    assert store.port_holders(Port("192.0.2.1", 80, 1, "tcp")) == [("api", one)]
-    assert store.port_holders(Port("192.0.2.2", 80, 1, "tcp")) == []
-    assert store.port_holders(Port("0.0.0.0", 80, 1, "tcp")) == [("api", one)]
-    assert store.port_holders(Port("::", 80, 1, "tcp")) == []
-    assert store.port_holders(Port("0.0.0.0", 81, 1, "tcp")) == []
-    assert store.port_holders(Port("2001:db8::1", 81, 1, "tcp")) == [("api", six)]
+    assert store.port_holders(PortMapping("192.0.2.1", 80, 1, "tcp")) == [("api", one)]
+    assert store.port_holders(PortMapping("192.0.2.2", 80, 1, "tcp")) == []
+    assert store.port_holders(PortMapping("0.0.0.0", 80, 1, "tcp")) == [("api", one)]
+    assert store.port_holders(PortMapping("::", 80, 1, "tcp")) == []
+    assert store.port_holders(PortMapping("0.0.0.0", 81, 1, "tcp")) == []
+    assert store.port_holders(PortMapping("2001:db8::1", 81, 1, "tcp")) == [("api", six)]
 
 
 def test_ports_of_inactive_services_are_held_by_nobody() -> None:
@@ -91,7 +93,7 @@ def test_ports_of_inactive_services_are_held_by_nobody() -> None:
 ROWS = st.lists(st.tuples(st.sampled_from(SERVICES), small_ports()), max_size=6)
 
 
-def filled(store: Store, rows: list[tuple[str, Port]]) -> dict[str, tuple[Port, ...]]:
+def filled(store: Store, rows: list[tuple[str, PortMapping]]) -> dict[str, tuple[PortMapping, ...]]:
     mine = {
         name: tuple(dict.fromkeys(port for service, port in rows if service == name))
         for name in SERVICES
@@ -176,7 +178,7 @@ def test_port_of_a_begun_change_whose_service_was_inactive_before_is_nobodys_whe
 
 
 def test_chosen_port_is_known_by_what_asked_for_it() -> None:
-    chosen, named = Port("", 20000, 80, "tcp", 2), Port("", 20002, 81, "tcp", 2)
+    chosen, named = PortMapping("", 20000, 80, "tcp", 2), PortMapping("", 20002, 81, "tcp", 2)
     store = new_store()
     with store.transaction():
         put(store, "api", (BACKEND,), ports=(named, chosen), chosen=(chosen,))
@@ -199,9 +201,9 @@ def test_chosen_port_is_known_by_what_asked_for_it() -> None:
 
 def test_new_ports_of_the_manifest_leave_forwards_where_they_are() -> None:
     first, forward, second = (
-        Port("", 80, 80, "tcp"),
-        Port("127.0.0.1", 53, 53, "udp", 2),
-        Port("", 81, 81, "tcp"),
+        PortMapping("", 80, 80, "tcp"),
+        PortMapping("127.0.0.1", 53, 53, "udp", 2),
+        PortMapping("", 81, 81, "tcp"),
     )
     store = new_store(api=(first,))
     with store.transaction():
@@ -218,7 +220,7 @@ def test_new_ports_of_the_manifest_leave_forwards_where_they_are() -> None:
 
 
 def test_dropped_forwards_leave_the_ports_of_the_manifest_and_of_others() -> None:
-    own, forward = Port("", 80, 80, "tcp"), Port("", 81, 81, "tcp")
+    own, forward = PortMapping("", 80, 80, "tcp"), PortMapping("", 81, 81, "tcp")
     store = new_store(api=(own,), db=())
     with store.transaction():
         store.add_forward("api", forward)
@@ -229,7 +231,7 @@ def test_dropped_forwards_leave_the_ports_of_the_manifest_and_of_others() -> Non
 
 
 def test_taken_port_is_put_back_as_it_was_in_its_place() -> None:
-    ports = tuple(Port("", number, 80, "tcp") for number in (80, 81, 82))
+    ports = tuple(PortMapping("", number, 80, "tcp") for number in (80, 81, 82))
     store = new_store(api=ports)
     before = dump(store)
     with store.transaction():
@@ -246,7 +248,7 @@ def test_taken_port_is_put_back_as_it_was_in_its_place() -> None:
 
 
 def test_some_ports_are_those_that_a_service_has() -> None:
-    one, other = Port("", 80, 80, "tcp"), Port("", 81, 81, "tcp", 3)
+    one, other = PortMapping("", 80, 80, "tcp"), PortMapping("", 81, 81, "tcp", 3)
     store = new_store(api=(one, other), db=())
     assert store.some_ports("api", [other, one._replace(host_ip="0.0.0.0"), other]) == [other]
     assert store.has_port("api", one)
@@ -269,7 +271,7 @@ def test_families_of_ports_are_those_of_the_first_network() -> None:
 
 
 def test_ports_on_the_move_are_noted_by_service_until_each_has_ended() -> None:
-    one, two, three = (Port("", number, 80, "tcp") for number in (80, 81, 82))
+    one, two, three = (PortMapping("", number, 80, "tcp") for number in (80, 81, 82))
     store = new_store(api=(one,), db=())
     with store.transaction():
         store.begin_moving([("db", one), ("api", two), ("db", three)], {"front", "back"}, 5.0)
@@ -317,17 +319,17 @@ def test_intent_notes_whole_rows() -> None:
 @pytest.mark.parametrize(
     ("port", "by_loopback"),
     [
-        (Port("", 80, 80, "tcp"), True),
-        (Port("0.0.0.0", 80, 80, "tcp"), True),
-        (Port("127.0.0.1", 80, 80, "tcp"), True),
-        (Port("127.9.9.9", 80, 80, "tcp"), True),
-        (Port("192.0.2.1", 80, 80, "tcp"), False),
-        (Port("::", 80, 80, "tcp"), False),
-        (Port("2001:db8::1", 80, 80, "tcp"), False),
+        (PortMapping("", 80, 80, "tcp"), True),
+        (PortMapping("0.0.0.0", 80, 80, "tcp"), True),
+        (PortMapping("127.0.0.1", 80, 80, "tcp"), True),
+        (PortMapping("127.9.9.9", 80, 80, "tcp"), True),
+        (PortMapping("192.0.2.1", 80, 80, "tcp"), False),
+        (PortMapping("::", 80, 80, "tcp"), False),
+        (PortMapping("2001:db8::1", 80, 80, "tcp"), False),
     ],
 )
 def test_network_is_told_that_ports_lead_into_it_and_whether_by_loopback(
-    port: Port, by_loopback: bool
+    port: PortMapping, by_loopback: bool
 ) -> None:
     store = new_store()
     with store.transaction():
@@ -344,7 +346,7 @@ def test_network_is_told_that_ports_lead_into_it_and_whether_by_loopback(
 
 
 def test_snapshot_of_some_ports_says_whether_the_service_has_any() -> None:
-    one, other = Port("", 80, 80, "tcp"), Port("", 81, 81, "tcp")
+    one, other = PortMapping("", 80, 80, "tcp"), PortMapping("", 81, 81, "tcp")
     store = new_store(api=(one, other))
     scope = ALL._replace(
         services=("api",), networks=(BACKEND,), ports=(other, other._replace(host_port=9))

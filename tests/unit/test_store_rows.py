@@ -19,7 +19,7 @@ from niso.base import paths
 from niso.base.errors import Error, NotFound
 from niso.kernel.kinds.kind import State
 from niso.plan.desired import desired
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 from niso.store.snapshots import ALL
 from niso.store.sqlite import COLUMNS, VERSION, close_all, unusable
 from niso.store.store import Store
@@ -184,7 +184,7 @@ def test_reading_sees_one_state_and_keeps_nobody_from_writing() -> None:
 
 def filled_without_transaction(store: Store) -> None:
     add_network(store, NETWORKS[0])
-    put(store, "api", (NAMES[0],), ports=(Port("", 1, 1, "tcp"),))
+    put(store, "api", (NAMES[0],), ports=(PortMapping("", 1, 1, "tcp"),))
     store.set_sysctl_before("net/ipv4/ip_forward", "0")
 
 
@@ -259,14 +259,14 @@ def test_uids_fill_gaps_and_never_meet() -> None:
 def test_ports_of_inactive_services_are_nobodys() -> None:
     store = Store.open()
     filled(store, [("put", "api", NAMES[:1], [8000])])
-    port = Port("", 8000, 80, "tcp")
+    port = PortMapping("", 8000, 80, "tcp")
     assert store.port_holders(port) == [("api", port)]
     assert store.port_holders(port._replace(proto="udp")) == []
     with store.transaction():
         store.set_active("api", False)
     assert store.port_holders(port) == []
     assert store.active_ports() == []
-    assert store.ports("api") == [("api", Port("", 8000, 80, "tcp"))]
+    assert store.ports("api") == [("api", PortMapping("", 8000, 80, "tcp"))]
 
 
 def test_implicit_network_goes_with_its_last_known_service_and_a_made_one_stays() -> None:

@@ -12,7 +12,7 @@ from niso.base import names
 from niso.base.errors import Conflict
 from niso.kernel.kinds.kind import State
 from niso.plan.desired import desired
-from niso.plan.records import Port, Snapshot
+from niso.plan.records import PortMapping, Snapshot
 from niso.store.snapshots import ALL, Scope
 from niso.store.store import Store
 
@@ -182,7 +182,7 @@ def test_what_a_begun_change_gave_up_is_held_until_it_ends() -> None:
         with store.transaction():
             add_network(store, NETWORKS[0], implicit=True)
             add_network(store, NETWORKS[2])
-            put(store, "api", (left,), ports=(Port("", 80, 80, "tcp"),), hostname="old")
+            put(store, "api", (left,), ports=(PortMapping("", 80, 80, "tcp"),), hostname="old")
         with store.transaction():
             store.begin_intent("api", "activate", 1.0)
             put(store, "api", (other,), hostname="new")
@@ -191,7 +191,9 @@ def test_what_a_begun_change_gave_up_is_held_until_it_ends() -> None:
         assert store.name_holder("old") == "api"
         assert store.lease_holder("10.99.0.2") == "api"
         assert list(store.used_numbers(left, 4)) == [2]
-        assert store.port_holders(Port("", 80, 1, "tcp")) == [("api", Port("", 80, 80, "tcp"))]
+        assert store.port_holders(PortMapping("", 80, 1, "tcp")) == [
+            ("api", PortMapping("", 80, 80, "tcp"))
+        ]
         with store.transaction():
             assert store.drop_implicit_networks([left]) == []
             put(store, "next", (left,))
@@ -203,7 +205,7 @@ def test_what_a_begun_change_gave_up_is_held_until_it_ends() -> None:
         with store.transaction():
             store.forget("api")
         assert store.name_holder("old") is None
-        assert store.port_holders(Port("", 80, 1, "tcp")) == []
+        assert store.port_holders(PortMapping("", 80, 1, "tcp")) == []
 
 
 def test_snapshot_of_one_service_does_not_walk_through_all_active_ones() -> None:

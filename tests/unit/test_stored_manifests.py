@@ -14,7 +14,7 @@ from stored import TemporaryStore, add_network, put, service_spec
 from niso.base import convert
 from niso.manifest import keys
 from niso.manifest.keys import Manifest
-from niso.plan.records import Network, Policy, Subnet
+from niso.plan.records import NetworkRecord, Policy, SubnetRecord
 from niso.plan.specs import ServiceSpec
 from niso.store import service_rows
 from niso.store.snapshots import ALL
@@ -258,7 +258,10 @@ def test_queries_of_the_stored_text_find_its_fields() -> None:
     )
     with TemporaryStore() as store:
         with store.transaction():
-            add_network(store, Network("one", "", 1500, (Subnet(4, "10.99.1.0/24", "10.99.1.1"),)))
+            add_network(
+                store,
+                NetworkRecord("one", "", 1500, (SubnetRecord(4, "10.99.1.0/24", "10.99.1.1"),)),
+            )
             put(store, "api", ("one",), manifest=service_rows.encode_service(spec))
             put(store, "db", ("one",), manifest=service_rows.encode_service(service_spec("db")))
         assert store.checked_services() == ["api"]

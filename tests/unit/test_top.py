@@ -22,7 +22,7 @@ from niso.look import top
 from niso.look.drops import Stats
 from niso.look.services import ServiceLine
 from niso.look.top import FlowLoad, Load, ServiceLoad, ServiceSocket, TopSample
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 
 PICTURE = pathlib.Path(__file__).parents[1] / "golden" / "top.svg"
 DB, API = "10.99.1.2", "10.99.1.3"
@@ -93,7 +93,7 @@ def test_rates_between_two_looks() -> None:
 
 
 def test_sockets_have_the_names_of_flows() -> None:
-    published = Port("0.0.0.0", 8080, 80, "tcp")
+    published = PortMapping("0.0.0.0", 8080, 80, "tcp")
     back = [known("db", {"back": [DB]}, NOTHING, published), known("api", {"back": [API]})]
     there = world(back, [network("back", "10.99.1.0/24")], [HOST])
     figures = ("established", 0.00021, 3, 1500, 2_400_000)

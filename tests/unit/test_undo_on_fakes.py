@@ -22,11 +22,11 @@ from niso.base.report import Event, Recovered
 from niso.change import activate, journal, port_forward, stacks, undo
 from niso.change.deactivate import deactivate, remove
 from niso.look import services
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 
 WEB = {"ports": ["8080:80"]}
 SHARE = {"mode": "share", "share": "api"}
-TAKEN = Port("", 8080, 5432, "tcp")
+TAKEN = PortMapping("", 8080, 5432, "tcp")
 
 Command = Callable[[], object]
 Scene = Callable[[World], Command]

@@ -21,7 +21,7 @@ from niso.base.errors import Error
 from niso.change import activate, journal, networks, outside_names_refresh, port_forward, repair
 from niso.change.deactivate import deactivate, remove
 from niso.plan.dns_answers import DnsAnswer
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 from niso.plan.subnets import NetworkRequest
 
 SERVICES = ("api", "db", "log", "web")
@@ -85,7 +85,9 @@ class Walk:
         """Return the next command."""
         draw, machine = self.draw, self.world.machine
         name = draw.choice(SERVICES)
-        port = Port(draw.choice(("", "127.0.0.1")), draw.choice((8080, 8081, 9090)), 80, "tcp")
+        port = PortMapping(
+            draw.choice(("", "127.0.0.1")), draw.choice((8080, 8081, 9090)), 80, "tcp"
+        )
         some = draw.sample(SERVICES, draw.choice((1, 2)))
         forwards = self.world.store.all_forwards()
         held = draw.choice(forwards) if forwards else (name, port)

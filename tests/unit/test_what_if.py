@@ -17,16 +17,16 @@ from niso.kernel.flow_memory import Recorded
 from niso.look import flows
 from niso.look.what_if import PolicyEffect, effects
 from niso.plan import verdict
-from niso.plan.records import Policy, Port
+from niso.plan.records import Policy, PortMapping
 from niso.plan.verdict import PolicyContext
 from niso.reconcile.live_world import read_world
 
 BACK = network("back", "10.99.1.0/24")
 DB, API, WEB = "10.99.1.2", "10.99.1.3", "10.99.1.4"
-PUBLISHED = Port("", 8080, 80, "tcp")
+PUBLISHED = PortMapping("", 8080, 80, "tcp")
 
 
-def there(rules: Policy, *ports: Port, api: str = API) -> PolicyContext:
+def there(rules: Policy, *ports: PortMapping, api: str = API) -> PolicyContext:
     db = known("db", {"back": [DB]}, rules, *ports)
     return world(
         [db, *(known(n, {"back": [a]}) for n, a in (("api", api), ("web", WEB)))], [BACK], [HOST]
@@ -84,7 +84,9 @@ def test_path_of_services_that_move() -> None:
     edge, inner = network("edge", "10.99.2.0/24"), network("inner", "10.99.3.0/24", internal=True)
     rules = policy(["api:80", "0.0.0.0/0:80"])
 
-    def moved(db: dict[str, list[str]], api: dict[str, list[str]], *ports: Port) -> PolicyContext:
+    def moved(
+        db: dict[str, list[str]], api: dict[str, list[str]], *ports: PortMapping
+    ) -> PolicyContext:
         services = [known("db", db, rules, *ports), known("api", api)]
         return world(services, [BACK, edge, inner], [HOST])
 
@@ -158,7 +160,7 @@ def test_nothing_is_new_where_no_path_is_open() -> None:
     """A policy refuses before the path is looked at, so this is remembered as refused."""
     edge, inner = network("edge", "10.99.2.0/24"), network("inner", "10.99.3.0/24", internal=True)
 
-    def made(rules: Policy, *ports: Port, out: Policy | None = None) -> PolicyContext:
+    def made(rules: Policy, *ports: PortMapping, out: Policy | None = None) -> PolicyContext:
         services = [known("db", {"back": [DB]}, rules, *ports)]
         services += [known("api", {"edge": ["10.99.2.3"]})]
         services += [known("in", {"inner": ["10.99.3.3"]}, out or policy())]

@@ -262,15 +262,15 @@ def _tables(as_text: bool) -> list[Any]:
         ]
 
 
-def _subnets(network: records.Network) -> str:
+def _subnets(network: records.NetworkRecord) -> str:
     return ", ".join(subnet.cidr for subnet in network.subnets)
 
 
-def _vni(network: records.Network) -> int | None:
+def _vni(network: records.NetworkRecord) -> int | None:
     return None if network.span is None else network.span.vni
 
 
-def _described(store: Store, network: records.Network) -> Network:
+def _described(store: Store, network: records.NetworkRecord) -> Network:
     from niso.look.host_ports import rows
 
     services = []

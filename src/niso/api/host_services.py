@@ -339,7 +339,7 @@ class Services(ApiPart):
         [(_, ports)] = _taken(machine.store, [(service, wanted)])
         return Forwarded(service, True, ports, (), _taken(machine.store, back))
 
-    def _port(self, name: str, port: str) -> records.Port:
+    def _port(self, name: str, port: str) -> records.PortMapping:
         from niso.manifest.addresses_and_ports import parse_port
 
         self.session.require()
@@ -400,7 +400,7 @@ class Forwarded(NamedTuple):
     returned: tuple[Taken, ...]  # services whose manifest ports are published again after --remove
 
 
-def _taken(store: Store, ports: Iterable[tuple[str, records.Port]]) -> tuple[Taken, ...]:
+def _taken(store: Store, ports: Iterable[tuple[str, records.PortMapping]]) -> tuple[Taken, ...]:
     return tuple(Taken(name, rows([one], store.port_families(name))) for name, one in ports)
 
 

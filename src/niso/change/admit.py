@@ -20,7 +20,7 @@ from niso.change.networks import ensure
 from niso.change.ports import admit
 from niso.change.targets import Target
 from niso.look import host_ports
-from niso.plan.records import Entry, Peer, Policy, Port
+from niso.plan.records import Entry, Peer, Policy, PortMapping
 from niso.plan.specs import ServiceSpec
 from niso.plan.subnets import NetworkRequest
 from niso.reconcile import host_settings, live_world
@@ -120,7 +120,7 @@ def record(
     together: frozenset[str],
     beside: frozenset[str],
     links: Generations,
-    named: tuple[Port, ...] = (),
+    named: tuple[PortMapping, ...] = (),
 ) -> Change:
     """Write the desired rows of one service to the store; call `release` first.
 
@@ -146,7 +146,7 @@ def _record(
     copy: str,
     together: frozenset[str],
     beside: frozenset[str],
-    batch: tuple[Generations, tuple[Port, ...]],
+    batch: tuple[Generations, tuple[PortMapping, ...]],
     errors: list[Error],
 ) -> Change:
     """Carry out `record`; add errors after which checks can go on to ``errors``."""
@@ -245,9 +245,9 @@ def _set_ports(
     machine: Machine,
     target: Target,
     before: ServiceRow | None,
-    had: list[Port],
+    had: list[PortMapping],
     together: frozenset[str],
-    named: tuple[Port, ...],
+    named: tuple[PortMapping, ...],
 ) -> None:
     """Record a service's host ports; ``had`` are the previous ones. Raises as `ports.admit`."""
     store, name, wanted = machine.store, target.name, target.spec.network.ports

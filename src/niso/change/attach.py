@@ -357,7 +357,7 @@ class Request(NamedTuple):
     name: str
     netns: str  # the path of the namespace; "": niso creates one
     wishes: tuple[Wish, ...]
-    ports: tuple[records.Port, ...] = ()
+    ports: tuple[records.PortMapping, ...] = ()
     aliases: tuple[str, ...] = ()
     policy: Policy = Policy()
     owner: str = CLI

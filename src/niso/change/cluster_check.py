@@ -18,7 +18,7 @@ from niso.cluster.key_values import ClusterClaim, HostEntry
 from niso.cluster.membership import ClusterKeys, require_own
 from niso.kernel import probe
 from niso.kernel.kinds.kind import Finding
-from niso.plan.records import Network
+from niso.plan.records import NetworkRecord
 from niso.runtime.machine import Machine
 from niso.store.store import Store
 
@@ -121,7 +121,7 @@ def _etcd(own: Config) -> list[tuple[str, str]]:
 
 
 def _pairs(
-    store: Store, claims: Iterable[ClusterClaim], own: str, spans: list[Network]
+    store: Store, claims: Iterable[ClusterClaim], own: str, spans: list[NetworkRecord]
 ) -> dict[str, list[_Pair]]:
     """Return pairs of services that may exchange packets, by the name of the other host."""
     claims = [claim for claim in claims if claim.up]
@@ -153,7 +153,7 @@ def _meet(mine: ClusterClaim, other: ClusterClaim, on: set[str]) -> _Pair | None
 
 
 def _wires(
-    own: Config, hosts: list[HostEntry], pairs: dict[str, list[_Pair]], spans: list[Network]
+    own: Config, hosts: list[HostEntry], pairs: dict[str, list[_Pair]], spans: list[NetworkRecord]
 ) -> list[Finding]:
     """Return a problem for each host that packets of services, or of the largest size, miss."""
     if not spans:

@@ -17,7 +17,7 @@ from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import DEFAULT_NETWORK, alias
 from niso.base.report import Report, silent
 from niso.plan import subnets
-from niso.plan.records import Network, Subnet
+from niso.plan.records import NetworkRecord, SubnetRecord
 from niso.plan.subnets import PREFIX_LENGTH, PRIVATE, NetworkRequest
 from niso.reconcile import host_settings
 from niso.reconcile.change import change
@@ -55,7 +55,7 @@ def observes() -> bool:
 
 def ensure(
     machine: Machine, request: NetworkRequest, implicit: bool, holds: str | None = None
-) -> Network | None:
+) -> NetworkRecord | None:
     """Record a network, and return it; return None if it exists and satisfies the request.
 
     An implicit network is one that niso drops when no service uses it. An existing network stays
@@ -81,7 +81,7 @@ def plan_network(
     request: NetworkRequest,
     holds: str | None = None,
     besides: Sequence[tuple[subnets.Network, str]] = (),
-) -> Network:
+) -> NetworkRecord:
     """Return a network with all its settings that could be created now. Nothing is recorded.
 
     If the request names no subnet, the network gets the /24 prefix that contains the address
@@ -118,10 +118,10 @@ def plan_network(
         # IPv6 needs a least MTU (RFC 8200, 5), also where the host's MTU is smaller
         mtu = max(kernel.default_mtu(), subnets.MIN_MTUS[6] if with_ipv6 else 0)
     own = [
-        Subnet(net.version, str(net), given.get(net.version, str(net.network_address + 1)))
+        SubnetRecord(net.version, str(net), given.get(net.version, str(net.network_address + 1)))
         for net in sorted(nets, key=lambda net: net.version)
     ]
-    return Network(name, bridge, mtu, tuple(own), request.internal)
+    return NetworkRecord(name, bridge, mtu, tuple(own), request.internal)
 
 
 def _taken(machine: Machine) -> list[tuple[subnets.Network, str]]:
@@ -207,7 +207,7 @@ def _next_free(name: str, taken: list[tuple[subnets.Network, str]]) -> subnets.N
 
 def create(
     machine: Machine, request: NetworkRequest, report: Report = silent, dry_run: bool = False
-) -> Network | None:
+) -> NetworkRecord | None:
     """Create a network and its bridge; return None if the same network already exists.
 
     A network that spans hosts is created in the cluster too, unless it is there. Raises UsageError,
@@ -238,13 +238,13 @@ def _create(
     report: Report,
     dry_run: bool,
     arriving: Arriving | None = None,
-) -> Network | None:
+) -> NetworkRecord | None:
     store, kernel = machine.store, machine.kernel
     with Lock():
         scope = Scope((), (request.name,), names=(("network", request.name),))
         if arriving is not None:
             scope = scope.joined(arriving.scope(store))
-        network: Network | None = None
+        network: NetworkRecord | None = None
         made = change(kernel, store, scope, report, rows_first=True, dry_run=dry_run)
         try:
             with made:

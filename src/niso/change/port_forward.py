@@ -8,14 +8,19 @@ from niso.base.report import Caution, Report, silent
 from niso.change.journal import locked, recover
 from niso.change.ports import _change, check_family
 from niso.look.host_ports import Listeners, as_held, published_by, same_place
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 from niso.runtime.machine import Machine
 from niso.store.store import Store
 
 
 def port_forward(
-    machine: Machine, name: str, port: Port, *, replace: bool = False, report: Report = silent
-) -> tuple[bool, list[tuple[str, Port]]]:
+    machine: Machine,
+    name: str,
+    port: PortMapping,
+    *,
+    replace: bool = False,
+    report: Report = silent,
+) -> tuple[bool, list[tuple[str, PortMapping]]]:
     """Publish one more port of an active service immediately.
 
     Returns whether anything changed, and pairs (service, port) of the ports that were withdrawn
@@ -55,12 +60,12 @@ def port_forward(
         return True, losers
 
 
-def _is_part(port: Port, held: Port) -> bool:
+def _is_part(port: PortMapping, held: PortMapping) -> bool:
     """Return whether ``held``, which ``port`` would replace, has host ports outside ``port``."""
     return held.host_port < port.host_port or held.last > port.last
 
 
-def kept_out(store: Store, service: str, port: Port) -> list[tuple[str, Port]]:
+def kept_out(store: Store, service: str, port: PortMapping) -> list[tuple[str, PortMapping]]:
     """Return the manifest ports that the forward of ``port`` keeps from being published.
 
     The result has pairs (service, port), of active services only. A host port that several services
@@ -84,8 +89,8 @@ def kept_out(store: Store, service: str, port: Port) -> list[tuple[str, Port]]:
 
 
 def port_unforward(
-    machine: Machine, name: str, port: Port, report: Report = silent
-) -> list[tuple[str, Port]]:
+    machine: Machine, name: str, port: PortMapping, report: Report = silent
+) -> list[tuple[str, PortMapping]]:
     """Withdraw a port that `port_forward` added, even if its service is inactive since a reboot.
 
     Manifest ports that only this forward kept from being published are published again in the same

@@ -18,7 +18,7 @@ from niso.kernel.kinds.kind import State
 from niso.kernel.nft_elements import Element
 from niso.look.host_ports import HOLDERS, Listeners, as_held, published_by, same_place, taken
 from niso.plan.elements import hairpin, published, published_on
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 from niso.reconcile.change import change
 from niso.runtime.machine import Machine
 from niso.store.store import Store
@@ -33,13 +33,13 @@ It is below Linux's ephemeral port range (ip_local_port_range).
 def admit(
     machine: Machine,
     service: str,
-    wanted: Sequence[Port],
-    before: Iterable[Port],
+    wanted: Sequence[PortMapping],
+    before: Iterable[PortMapping],
     keys: Sequence[str] = (),
     together: frozenset[str] = frozenset(),
-    named: tuple[Port, ...] = (),
-    published: Container[Port] = (),
-) -> tuple[list[Port], list[Port]]:
+    named: tuple[PortMapping, ...] = (),
+    published: Container[PortMapping] = (),
+) -> tuple[list[PortMapping], list[PortMapping]]:
     """Check the host ports of a manifest, and choose those that it leaves open.
 
     Returns the ports to publish, all with a host port, and those of them whose host port was chosen
@@ -58,8 +58,8 @@ def admit(
     families = store.port_families(service)
     forwards = store.forwards(service)
     listeners = Listeners(machine.kernel, families)
-    ports: list[Port] = []
-    chosen: list[Port] = []
+    ports: list[PortMapping] = []
+    chosen: list[PortMapping] = []
     errors: list[Error] = []
     new = [port for port in wanted if port not in have]
     gone = {port for port, _, _ in taken(store, service, new, published)}
@@ -98,7 +98,7 @@ def admit(
     return ports, chosen
 
 
-def check_family(service: str, port: Port, families: tuple[int, ...], key: str) -> None:
+def check_family(service: str, port: PortMapping, families: tuple[int, ...], key: str) -> None:
     if not set(port.families) & set(families):
         family = port.families[0]
         raise Conflict(
@@ -112,7 +112,7 @@ def check_family(service: str, port: Port, families: tuple[int, ...], key: str) 
 
 
 def _check_holders(
-    store: Store, service: str, port: Port, key: str, together: frozenset[str]
+    store: Store, service: str, port: PortMapping, key: str, together: frozenset[str]
 ) -> None:
     """Raise Conflict if a service keeps the host port after the command's changes."""
     for holder, held in store.port_holders(port, together):
@@ -126,7 +126,9 @@ def _check_holders(
             raise Conflict(message, hint, key)
 
 
-def _check_forwards(service: str, port: Port, forwards: Iterable[Port], key: str) -> None:
+def _check_forwards(
+    service: str, port: PortMapping, forwards: Iterable[PortMapping], key: str
+) -> None:
     """Raise Conflict if another port of this service is forwarded from the same host port."""
     for forward in forwards:
         if same_place(forward, port):
@@ -138,9 +140,9 @@ def _check_forwards(service: str, port: Port, forwards: Iterable[Port], key: str
 def _choose(
     store: Store,
     service: str,
-    port: Port,
-    others: tuple[Iterable[Port], Iterable[Port]],
-    have: set[Port],
+    port: PortMapping,
+    others: tuple[Iterable[PortMapping], Iterable[PortMapping]],
+    have: set[PortMapping],
     listeners: Listeners,
     key: str,
 ) -> int:
@@ -198,7 +200,7 @@ def finish(machine: Machine, report: Report = silent) -> None:
             stop.end_intents(store, sorted({service for service, _ in moved}))
 
 
-_Port = tuple[str, Port]  # of a service
+_Port = tuple[str, PortMapping]  # of a service
 _Moved = list[_Port]
 
 

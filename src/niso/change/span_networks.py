@@ -16,7 +16,7 @@ from niso.change import networks
 from niso.cluster import encryption, mirror, view
 from niso.cluster.key_values import Cluster, Spec
 from niso.cluster.membership import FIRST_VNI, MOST_VNI, ClusterKeys, require_joined, require_own
-from niso.plan.records import Network, Span, Subnet
+from niso.plan.records import NetworkRecord, Span, SubnetRecord
 from niso.plan.subnets import NetworkRequest, require_same
 from niso.runtime.machine import Machine
 from niso.store.snapshots import Scope
@@ -57,7 +57,7 @@ class Arriving(NamedTuple):
 
     def record(
         self, machine: Machine, implicit: bool, unobserved: Collection[str] = ()
-    ) -> list[Network]:
+    ) -> list[NetworkRecord]:
         """Record the networks on this host, and return those that it did not have.
 
         The caller must be in a transaction, and must record the networks' remote services. Raises
@@ -165,7 +165,7 @@ def _planned(
     request: NetworkRequest,
     membership: ClusterKeys,
     joined: Config,
-    present: Network | None,
+    present: NetworkRecord | None,
 ) -> Spec:
     """Return the settings of a network for the cluster; ``present`` is this host's, or None."""
     fits = min((host.mtu for host in membership.hosts()), default=1500) - header(joined)
@@ -199,13 +199,13 @@ def _wire(store: Store, joined: Config) -> str:
     return inner or joined.address
 
 
-def _network(spec: Spec, joined: Config, cluster: Cluster) -> Network:
+def _network(spec: Spec, joined: Config, cluster: Cluster) -> NetworkRecord:
     subnets = tuple(
-        Subnet(6 if ":" in cidr else 4, cidr, gateway) for cidr, gateway in spec.subnets
+        SubnetRecord(6 if ":" in cidr else 4, cidr, gateway) for cidr, gateway in spec.subnets
     )
     span = Span(cluster.identity, spec.vni, cluster.port, joined.address)
     bridge = names.bridge(spec.name)
-    return Network(spec.name, bridge, spec.mtu, subnets, spec.internal, span=span)
+    return NetworkRecord(spec.name, bridge, spec.mtu, subnets, spec.internal, span=span)
 
 
 def withdraw(machine: Machine, proposed: Proposed, report: Report) -> None:

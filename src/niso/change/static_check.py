@@ -18,7 +18,7 @@ from niso.change.admit import NO_STACK, StackMembership, record_all
 from niso.change.targets import Target
 from niso.manifest.load import Loaded
 from niso.plan import subnets
-from niso.plan.records import Network, Policy, Subnet
+from niso.plan.records import NetworkRecord, Policy, SubnetRecord
 from niso.plan.specs import ServiceSpec
 from niso.runtime.machine import Machine
 from niso.store.store import Store
@@ -141,13 +141,13 @@ def _make_unknown(host: Machine, wanted: Iterable[Target], stack: StackMembershi
     """
     store = host.store
     requests = {one.name: one for one in stack.networks}
-    made: list[Network] = []
+    made: list[NetworkRecord] = []
     planned: list[tuple[subnets.Network, str]] = []
     for name in dict.fromkeys(name for target in wanted for name in target.spec.network.networks):
         if store.network(name) is not None:
             continue
         request = requests.get(name)
-        known: tuple[Subnet, ...] = ()
+        known: tuple[SubnetRecord, ...] = ()
         if request is not None and request.nets:
             declared = request._replace(ipv6=False)
             try:
@@ -159,12 +159,12 @@ def _make_unknown(host: Machine, wanted: Iterable[Target], stack: StackMembershi
         missing = sorted(families - {subnet.family for subnet in known})
         every = sorted((*known, *(_anything(family, len(made)) for family in missing)))
         internal = request is not None and request.internal
-        made.append(Network(name, names.bridge(name), 0, tuple(every), internal))
+        made.append(NetworkRecord(name, names.bridge(name), 0, tuple(every), internal))
     for network in made:
         store.add_network(network, implicit=True, now=0)
 
 
-def _anything(family: int, position: int) -> Subnet:
+def _anything(family: int, position: int) -> SubnetRecord:
     """Return a subnet that contains all addresses of a family (4 or 6).
 
     Services without a static address get one from 0.0.0.0/8 or ::/104, which cannot contain a
@@ -172,4 +172,4 @@ def _anything(family: int, position: int) -> Subnet:
     """
     start = ipaddress.ip_address(position * _SPACE)
     text = str(start if family == 4 else ipaddress.IPv6Address(int(start)))
-    return Subnet(family, f"{text}/0", text)
+    return SubnetRecord(family, f"{text}/0", text)

@@ -32,7 +32,7 @@ from niso.cluster.key_values import (
 from niso.cluster.key_values import ClusterClaim as Held
 from niso.cluster.membership import PORT, ClusterKeys
 from niso.cluster.view import EngineView
-from niso.plan.records import Network, Tunnel
+from niso.plan.records import NetworkRecord, Tunnel
 from niso.store.service_rows import ServiceRow
 from niso.store.span_rows import ClaimRow
 from niso.store.sqlite import encoded
@@ -259,7 +259,7 @@ LIVES_S = 30
 """Seconds for which a host that was alive counts as alive after a restore."""
 
 
-def spec_of(network: Network) -> Spec:
+def spec_of(network: NetworkRecord) -> Spec:
     """Convert a network to its form in the cluster."""
     assert network.span is not None
     subnets = tuple((subnet.cidr, subnet.gateway) for subnet in network.subnets)

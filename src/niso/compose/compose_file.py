@@ -28,7 +28,7 @@ from niso.compose.storage import Place, Storage, beyond, items, scalar, with_var
 from niso.manifest import toml, yaml_file
 from niso.manifest.addresses_and_ports import parse_port
 from niso.manifest.stack import long_name
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 
 _IN_FILE = frozenset(("services", "networks", "volumes", "secrets", "name", "version"))
 _OF_NETWORK = frozenset(
@@ -303,7 +303,7 @@ def settle(services: Iterable[ComposeService]) -> None:
     by_name = {service.name: service for service in services}
     # a service keeps its own name, whatever aliases earlier services have
     names = {(on, name): name for name in by_name for on in _networks_of(name, by_name)}
-    ports: list[tuple[Port, str]] = []
+    ports: list[tuple[PortMapping, str]] = []
 
     def may_have(service: ComposeService, key: str, name: str) -> bool:
         """Reserve a name on a service's networks; return False if another service has it."""

@@ -24,7 +24,7 @@ from niso.kernel.libnftables import Nft
 from niso.manifest.addresses_and_ports import static_address
 from niso.manifest.process_keys import rate_of_bits
 from niso.manifest.values import network_name
-from niso.plan.records import Network, Policy, Port
+from niso.plan.records import NetworkRecord, Policy, PortMapping
 from niso.plan.subnets import NetworkRequest, first_free
 from niso.runtime.machine import Machine
 from niso.store.attached_rows import CHOSEN_ALIASES, CHOSEN_IP, NAMESPACE, AttachedLink, AttachedRow
@@ -241,7 +241,7 @@ def _folded(value: Any) -> dict[str, Any]:
     return folded if isinstance(folded, dict) else {}
 
 
-def _require_configured(network: Network, config: Mapping[str, Any]) -> None:
+def _require_configured(network: NetworkRecord, config: Mapping[str, Any]) -> None:
     """Raise Failure if a network differs from the configuration."""
     there = {subnet.cidr for subnet in network.subnets}
     subnets, has_ipv6 = set(config.get("subnets", ())), any(":" in cidr for cidr in there)
@@ -329,7 +329,7 @@ def _address(text: str) -> str:
     return plugin.address(static_address(text.partition("/")[0], "ips"))
 
 
-def _ports(mappings: Any) -> Iterator[Port]:
+def _ports(mappings: Any) -> Iterator[PortMapping]:
     for one in mappings if isinstance(mappings, list) else ():
         try:
             host, inner = int(one.get("hostport", 0)), int(one.get("containerport", 0))

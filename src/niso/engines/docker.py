@@ -30,7 +30,7 @@ from niso.engines import plugin
 from niso.kernel import netns
 from niso.look import check
 from niso.manifest.values import network_name
-from niso.plan.records import Policy, Port
+from niso.plan.records import Policy, PortMapping
 from niso.plan.subnets import NetworkRequest
 from niso.runtime.machine import Machine
 from niso.store.attached_rows import BY_INTERFACE
@@ -166,7 +166,7 @@ def _policy(options: Mapping[str, str], own: Mapping[str, str]) -> Policy:
     return plugin.policies((options, "-o "), (own, f"driver-opt {_PREFIX}"))
 
 
-def _ports(given: Mapping[str, Any]) -> tuple[Port, ...]:
+def _ports(given: Mapping[str, Any]) -> tuple[PortMapping, ...]:
     """Return the ports of a call that Docker wants published. Raises InvalidInput."""
     ports = []
     for one in (given.get("Options") or {}).get(_PORTS) or ():
@@ -287,7 +287,7 @@ def _request(
     )
 
 
-def _set_ports(given: Mapping[str, Any], ports: tuple[Port, ...]) -> None:
+def _set_ports(given: Mapping[str, Any], ports: tuple[PortMapping, ...]) -> None:
     """Publish exactly these ports of an endpoint, even while Docker is moving its interface."""
     machine = plugin.machine()
     for attached in machine.store.attachments.all(OWNER, str(given["EndpointID"])):

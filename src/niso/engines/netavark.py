@@ -33,7 +33,7 @@ from niso.change import attach, networks
 from niso.change.attach import Request, Wish
 from niso.engines import plugin
 from niso.manifest.values import network_name
-from niso.plan.records import Network, Port
+from niso.plan.records import NetworkRecord, PortMapping
 from niso.plan.subnets import NetworkRequest
 from niso.runtime.machine import Machine
 from niso.store.store import Store
@@ -88,7 +88,7 @@ def _create(machine: Machine, given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
+def _ensured(machine: Machine, given: Mapping[str, Any]) -> NetworkRecord:
     """Return niso's network for a network of Podman, which is created if it does not exist.
 
     Raises InvalidInput for unsupported settings, and Conflict if the existing network differs.
@@ -134,7 +134,7 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
     return machine.store.require_network(name)
 
 
-def _is_as_described(known: Network, given: Mapping[str, Any], mtu: str | None) -> bool:
+def _is_as_described(known: NetworkRecord, given: Mapping[str, Any], mtu: str | None) -> bool:
     """Return whether a network is as Podman describes it."""
     have = sorted((subnet.cidr, subnet.gateway) for subnet in known.subnets)
     want = [(str(s.get("subnet")), str(s.get("gateway"))) for s in given.get("subnets") or ()]
@@ -289,7 +289,7 @@ def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _port(given: Mapping[str, Any]) -> Port:
+def _port(given: Mapping[str, Any]) -> PortMapping:
     """Return the port that Podman wants published. Raises InvalidInput."""
     try:
         host, inner = int(given["host_port"]), int(given["container_port"])
@@ -382,7 +382,7 @@ def _text(store: Store, network: str, owner: str) -> str:
     return "".join([",".join(subnet.gateway for subnet in known.subnets) + "\n", *lines])
 
 
-def _silenced(store: Store, network: Network, family: int) -> list[str]:
+def _silenced(store: Store, network: NetworkRecord, family: int) -> list[str]:
     """Return the addresses for which the name server of an internal network never forwards."""
     addresses = {address for address, _, _ in store.leases(network.name, family)}
     for subnet in network.subnets:

@@ -21,7 +21,7 @@ from niso.kernel.real import Kernel
 from niso.manifest.addresses_and_ports import parse_port
 from niso.manifest.policy import denials, parse_entry
 from niso.manifest.values import host_label
-from niso.plan.records import ANY, Entry, Network, Policy, Port, Subnet
+from niso.plan.records import ANY, Entry, NetworkRecord, Policy, PortMapping, SubnetRecord
 from niso.runtime.machine import Machine
 from niso.store.attached_rows import AttachedLink, AttachedRow
 from niso.store.store import Store
@@ -66,8 +66,8 @@ def find(
 
 
 def endpoint(
-    store: Store, name: str, network: Network
-) -> tuple[AttachedLink, str, list[tuple[Subnet, str]]]:
+    store: Store, name: str, network: NetworkRecord
+) -> tuple[AttachedLink, str, list[tuple[SubnetRecord, str]]]:
     """Return an attachment's interface on a network, its MAC, and addresses with their length."""
     link = next(link for link in store.attachments.links(name) if link.network == network.name)
     own = [address for on, address in store.addresses(name) if on == network.name]
@@ -113,7 +113,7 @@ def mac(text: object) -> str:
     return attach.mac(str(text)) if text else ""
 
 
-def port(host_ip: str, host: int, container: int, proto: str, count: int = 1) -> Port:
+def port(host_ip: str, host: int, container: int, proto: str, count: int = 1) -> PortMapping:
     """Return a published port; host port 0 means any free port. Raises InvalidInput."""
     address = f"[{host_ip}]:" if ":" in host_ip else f"{host_ip}:" if host_ip else ANY
     spans = [f"{n}-{n + count - 1}" if count > 1 else str(n) for n in (host, container)]

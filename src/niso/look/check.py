@@ -20,7 +20,7 @@ from niso.look import exposure, policies, store_defects
 from niso.look.host_ports import shadows, unpublished
 from niso.look.services import interrupted
 from niso.plan.desired import findings
-from niso.plan.records import Network
+from niso.plan.records import NetworkRecord
 from niso.reconcile import host_settings
 from niso.reconcile.change import compare, desired_now
 from niso.runtime import package, sources
@@ -175,7 +175,7 @@ def policy_warnings(machine: Machine, name: str | None = None) -> list[tuple[str
         return []
 
 
-def _concerned(store: Store, name: str | None) -> tuple[list[Network], list[str]]:
+def _concerned(store: Store, name: str | None) -> tuple[list[NetworkRecord], list[str]]:
     """Return the networks and the active services to check; ``name`` limits them."""
     if name is None:
         return store.networks(), store.active_services()

@@ -202,7 +202,7 @@ def _health(row: ServiceRow, now: Status) -> tuple[str, str, float | None]:
     return judged.state, judged.failure, record.asked_at
 
 
-def _port(port: records.Port) -> str:
+def _port(port: records.PortMapping) -> str:
     host = "" if port.host_ip in ("", "0.0.0.0") else f"{bracketed(port.host_ip)}:"
     proto = "" if port.proto == "tcp" else f"/{port.proto}"
     ends = span(port.host_port, port.count), span(port.container_port, port.count)

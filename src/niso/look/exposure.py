@@ -10,7 +10,7 @@ from niso.base.names import family_of, is_marked
 from niso.kernel.rtnetlink import Rtnl
 from niso.look import host_ports, other_firewalls
 from niso.look.other_firewalls import ForeignDrop
-from niso.plan.records import ANY4, ANY6, Network, Policy, Port
+from niso.plan.records import ANY4, ANY6, NetworkRecord, Policy, PortMapping
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _BRIDGED = {4: "net/bridge/bridge-nf-call-iptables", 6: "net/bridge/bridge-nf-call-ip6tables"}
 
 
-def drops(kernel: Kernel, networks: Iterable[Network]) -> list[ForeignDrop]:
+def drops(kernel: Kernel, networks: Iterable[NetworkRecord]) -> list[ForeignDrop]:
     """Return other programs' chains that drop packets of these networks. Raises KernelError."""
     groups: dict[tuple[int, bool], list[str]] = {}
     for network in networks:
@@ -99,7 +99,7 @@ def _addresses() -> list[tuple[str, str, bool]]:
 
 
 def _ways(
-    port: Port,
+    port: PortMapping,
     addresses: list[tuple[str, str, bool]],
     closed: set[str],
     internal: Sequence[str],
@@ -139,13 +139,13 @@ def exposed_ports(kernel: Kernel, store: Store) -> tuple[host_ports.PublishedPor
     first = {service: store.require_network(on[service][0]) for service in services}
     policies = {service: store.policy(store.home(service)) for service in services}
     addresses, not_forwarding = _addresses(), set(kernel.not_forwarding())
-    blocked: dict[tuple[Network, int], str] = {}
+    blocked: dict[tuple[NetworkRecord, int], str] = {}
     for network in set(first.values()):
         for family in (4, 6):
             only = network._replace(subnets=tuple(s for s in network.subnets if s.family == family))
             chains = [d.chain for d in drops(kernel, [only]) if "published" in d.what]
             blocked[network, family] = f" (but {', '.join(chains)} drops it)" if chains else ""
-    shadowed: dict[tuple[str, Port, int], list[str]] = {}
+    shadowed: dict[tuple[str, PortMapping, int], list[str]] = {}
     for service, port, family, text in host_ports.shadows(kernel, store, services):
         shadowed.setdefault((service, port, family), []).append(text)
     result = []

@@ -19,7 +19,7 @@ from niso.kernel import conntrack, flow_memory, policy_rules
 from niso.kernel.flow_memory import Recorded
 from niso.look.session import ResultStream, Session
 from niso.plan import verdict as plan_verdict
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 from niso.plan.verdict import (
     KnownService,
     PolicyContext,
@@ -300,7 +300,7 @@ def published(world: PolicyContext, service: str, proto: str, port: int, family:
     return None
 
 
-def mappings(known: KnownService | None, proto: str, port: int) -> list[Port]:
+def mappings(known: KnownService | None, proto: str, port: int) -> list[PortMapping]:
     """Return the published ports and ranges that lead to a port of a service."""
     return [
         mapping

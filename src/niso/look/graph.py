@@ -21,7 +21,7 @@ from niso.base.names import span
 from niso.look import stack_members
 from niso.look.flows import AUDIT, DROP, EVERYBODY, HOST, OUTSIDE, PASS, Flow, read
 from niso.manifest.stack import Stack
-from niso.plan.records import Endpoint, Entry, Network, Peer, Port, Subnet
+from niso.plan.records import Entry, NetworkRecord, Peer, PortMapping, ServiceEndpoint, SubnetRecord
 from niso.plan.verdict import KnownService, PolicyContext, addresses_of, evaluate, matches
 from niso.reconcile.live_world import read_world
 
@@ -100,7 +100,7 @@ def of_policies(world: PolicyContext, only: frozenset[str] | None, with_addresse
     return _picture(world, {service.name for service in known}, edges, with_addresses)
 
 
-def _users(world: PolicyContext, receiver: KnownService, port: Port) -> Iterator[str]:
+def _users(world: PolicyContext, receiver: KnownService, port: PortMapping) -> Iterator[str]:
     """Yield the names of the boxes of a published port's clients."""
     if port.host_ip and ipaddress.ip_address(port.host_ip).is_loopback:
         yield HOST
@@ -133,7 +133,7 @@ def _outer(world: PolicyContext, peer: Peer) -> Iterator[str]:
             yield cidrs[0] if len(cidrs) == 1 else f"{cidrs[0]} and {len(cidrs) - 1} more"
 
 
-def _port_text(port: Port) -> str:
+def _port_text(port: PortMapping) -> str:
     """Format a port mapping: ``8080→80``, or two ranges."""
     host = span(port.host_port, port.count) if port.host_port else "?"
     proto = "" if port.proto == "tcp" else f"/{port.proto}"
@@ -358,15 +358,15 @@ def declared_world(stack: Stack) -> PolicyContext:
         wanted = stack.networks[name].subnets if name in stack.networks else ()
         cidrs = list(wanted) or [_POOL.format(number % 256)]
         subnets = tuple(
-            Subnet(net.version, str(net), str(net[1]))
+            SubnetRecord(net.version, str(net), str(net[1]))
             for net in sorted(map(ipaddress.ip_network, cidrs), key=lambda net: net.version)
         )
-        networks[name] = Network(name, names.bridge(name), 1500, subnets)
+        networks[name] = NetworkRecord(name, names.bridge(name), 1500, subnets)
     services = {}
     for number, member in enumerate(sorted(stack.members, key=lambda member: member.name)):
         spec = member.loaded.spec
         endpoints = tuple(
-            Endpoint(name, _addresses(networks[name], number, spec.network.statics(name)))
+            ServiceEndpoint(name, _addresses(networks[name], number, spec.network.statics(name)))
             for name in (spec.network.networks if spec.network.mode == "bridge" else ())
         )
         ports = tuple(published.port for published in spec.network.ports)
@@ -376,7 +376,7 @@ def declared_world(stack: Stack) -> PolicyContext:
     return PolicyContext(services, networks)
 
 
-def _addresses(network: Network, number: int, statics: tuple[str, ...]) -> tuple[str, ...]:
+def _addresses(network: NetworkRecord, number: int, statics: tuple[str, ...]) -> tuple[str, ...]:
     result = []
     for subnet in network.subnets:
         net = ipaddress.ip_network(subnet.cidr)

@@ -23,15 +23,18 @@ HOLDERS = ("podman",)
 """Owners of attachments whose own programs listen on published ports."""
 
 
-def published_by(row: ServiceRow) -> tuple[records.Port, ...]:
+def published_by(row: ServiceRow) -> tuple[records.PortMapping, ...]:
     """Return the manifest's ports at the last activation; none if the row is damaged."""
     spec = row.service
     return tuple(published.port for published in spec.network.ports) if spec is not None else ()
 
 
 def taken(
-    store: Store, service: str, wanted: Iterable[records.Port], published: Container[records.Port]
-) -> list[tuple[records.Port, str, records.Port]]:
+    store: Store,
+    service: str,
+    wanted: Iterable[records.PortMapping],
+    published: Container[records.PortMapping],
+) -> list[tuple[records.PortMapping, str, records.PortMapping]]:
     """Return the ports of ``wanted`` that a `niso port-forward` has taken from a service.
 
     Each result consists of the port, the service that has it now, and that service's own port. Such
@@ -52,7 +55,7 @@ def taken(
     ]
 
 
-def unpublished(store: Store, service: str) -> list[records.Port]:
+def unpublished(store: Store, service: str) -> list[records.PortMapping]:
     """Return the manifest ports that an active service lost to a forward which has ended."""
     row = store.service(service)
     wanted = published_by(row) if row is not None else ()
@@ -69,13 +72,13 @@ def unpublished(store: Store, service: str) -> list[records.Port]:
     return [port for port in lost if port not in still]
 
 
-def same_place(one: records.Port, other: records.Port) -> bool:
+def same_place(one: records.PortMapping, other: records.PortMapping) -> bool:
     """Return whether two ports use the same host port at the same address, or both on all."""
     alike = one.host_ip == other.host_ip or (one.is_wide and other.is_wide)
     return alike and one.clashes(other)
 
 
-def as_held(held: records.Port, wanted: records.Port) -> str:
+def as_held(held: records.PortMapping, wanted: records.PortMapping) -> str:
     """Return " as HOST_SIDE" if ``held`` has another host address or port than ``wanted``."""
     return "" if held.host_side == wanted.host_side else f" as {held.host_side}"
 
@@ -94,17 +97,17 @@ class Listeners:
             self._found[proto] = self._kernel.listeners(proto)
         return self._found[proto]
 
-    def clashing(self, port: records.Port) -> list[Listener]:
+    def clashing(self, port: records.PortMapping) -> list[Listener]:
         """Return the host's sockets to which packets to ``port`` are delivered now."""
         return [
             listener
             for listener in self.of(port.proto)
             if port.host_port <= listener.port <= port.last
             and family_of(listener.address) in self._families
-            and port.clashes(records.Port(listener.address, listener.port, 0, port.proto))
+            and port.clashes(records.PortMapping(listener.address, listener.port, 0, port.proto))
         ]
 
-    def check(self, port: records.Port, key: str) -> None:
+    def check(self, port: records.PortMapping, key: str) -> None:
         """Raise Conflict if a process of the host listens on the port. ``key`` is the error's."""
         for listener in self.clashing(port):
             program, at = self.described(listener)
@@ -123,7 +126,7 @@ class Listeners:
 
 def shadows(
     kernel: Kernel, store: Store, services: Iterable[str]
-) -> list[tuple[str, records.Port, int, str]]:
+) -> list[tuple[str, records.PortMapping, int, str]]:
     """Return programs of the host that listen on services' published ports. Raises KernelError.
 
     Each result has the service, its port, an IP version, and a text that names the program.
@@ -162,7 +165,7 @@ class Port(NamedTuple):
         return ("range", "anywhere") if self.range == 1 else ("anywhere",)
 
 
-def rows(ports: Iterable[records.Port], families: tuple[int, ...]) -> tuple[Port, ...]:
+def rows(ports: Iterable[records.PortMapping], families: tuple[int, ...]) -> tuple[Port, ...]:
     """Return a `Port` for each host address, or each of ``families``, of the given ports."""
     everywhere = [address for family, address in ((4, "0.0.0.0"), (6, "::")) if family in families]
     return tuple(
@@ -192,7 +195,7 @@ def published_ports(store: Store) -> tuple[PublishedPort, ...]:
     return tuple(published_port(service, row, None) for service, _, row in port_rows(store))
 
 
-def port_rows(store: Store) -> list[tuple[str, records.Port, Port]]:
+def port_rows(store: Store) -> list[tuple[str, records.PortMapping, Port]]:
     """Return the service, its port and the `Port` to show, for all ports of active services."""
     ports = store.active_ports()
     families = {service: store.port_families(service) for service in {name for name, _ in ports}}

@@ -16,7 +16,7 @@ from niso.cluster.key_values import ClusterClaim
 from niso.cluster.membership import ClusterKeys, require_joined, require_own
 from niso.look.services import service_lines
 from niso.manifest.addresses_and_ports import parse_port
-from niso.plan.records import Entry, Policy, Port
+from niso.plan.records import Entry, Policy, PortMapping
 from niso.plan.verdict import KnownService, PolicyContext, holder_of
 from niso.reconcile.live_world import audits
 from niso.runtime.machine import Machine
@@ -102,7 +102,7 @@ def ports(session: Session, machine: Machine) -> tuple[ClusterPort, ...]:
     return tuple(sorted(listed))
 
 
-def _port(service: str, host: str, port: Port) -> ClusterPort:
+def _port(service: str, host: str, port: PortMapping) -> ClusterPort:
     side = port.host_side.removesuffix(f"/{port.proto}")
     inside = span(port.container_port, port.count)
     return ClusterPort(service, host, side, inside, port.proto)

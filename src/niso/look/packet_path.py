@@ -18,7 +18,7 @@ from niso.kernel import policy_rules, probe, ruleset
 from niso.kernel.nft_elements import Element, ports_of
 from niso.plan import policy_elements
 from niso.plan.elements import claim, endpoint, published, published_on
-from niso.plan.records import Member, Network, Policed, Policy, primary
+from niso.plan.records import Member, NetworkRecord, Policed, Policy, primary
 from niso.plan.verdict import (
     PORTED,
     KnownService,
@@ -474,8 +474,8 @@ def _path(
 
 def _dropping(
     sender: KnownService | None,
-    entered: Network | None,
-    reached: Network | None,
+    entered: NetworkRecord | None,
+    reached: NetworkRecord | None,
     raw: str,
     inside: str,
 ) -> tuple[_Rules, _Rules]:
@@ -496,8 +496,8 @@ def _passing(
     world: PolicyContext,
     packet: Packet,
     sender: KnownService | None,
-    entered: Network | None,
-    reached: Network | None,
+    entered: NetworkRecord | None,
+    reached: NetworkRecord | None,
 ) -> _Rules:
     if sender is None or entered is None or is_host(world, packet.destination):
         return ()
@@ -525,7 +525,7 @@ def _object(element: Element) -> Object:
 
 
 def _port_elements(
-    store: Store, sender: KnownService, receiver: KnownService, network: Network, address: str
+    store: Store, sender: KnownService, receiver: KnownService, network: NetworkRecord, address: str
 ) -> _Rules:
     """Return the nftables elements that allow a service's source address on its bridge port.
 
@@ -558,7 +558,7 @@ def _objects(elements: Iterable[Element], containers: Collection[str], host: str
 
 
 def _published(
-    world: PolicyContext, packet: Packet, verdict: Verdict, entered: Network | None
+    world: PolicyContext, packet: Packet, verdict: Verdict, entered: NetworkRecord | None
 ) -> list[Object]:
     """Return the nftables map element that translates a packet to a service, if any."""
     known = world.services[verdict.destination.service]

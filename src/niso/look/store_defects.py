@@ -16,7 +16,7 @@ from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import family_of
 from niso.kernel import ruleset
 from niso.plan import elements
-from niso.plan.records import Network, Policy, Port
+from niso.plan.records import NetworkRecord, Policy, PortMapping
 from niso.plan.specs import ServiceSpec
 from niso.reconcile import host_settings, live_world
 from niso.store import service_rows
@@ -95,7 +95,7 @@ def _restored(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Def
 def _is_whole(
     kernel: Kernel,
     store: Store,
-    networks: Mapping[str, Network],
+    networks: Mapping[str, NetworkRecord],
     row: ServiceRow,
     spec: ServiceSpec,
 ) -> bool:
@@ -163,7 +163,7 @@ def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -
 
 def _lost_ports(
     kernel: Kernel, store: Store, service: str, spec: ServiceSpec
-) -> tuple[list[Port], list[Port]] | None:
+) -> tuple[list[PortMapping], list[PortMapping]] | None:
     """Return the arguments of `Store.set_ports` that restore lost manifest ports, or None.
 
     A port is lost if the kernel still publishes it and the store does not have it. A port in
@@ -187,7 +187,9 @@ def _lost_ports(
     return (ports, chosen) if lost else None
 
 
-def _port_in_kernel(kernel: Kernel, store: Store, service: str, port: Port) -> Port | None:
+def _port_in_kernel(
+    kernel: Kernel, store: Store, service: str, port: PortMapping
+) -> PortMapping | None:
     """Return the port, with its host port, if niso's nftables maps assign it to the service."""
     own = store.addresses(service)
     first = [address for network, address in own if network == own[0][0]]

@@ -16,7 +16,7 @@ from niso.base.names import family_of
 from niso.base.text import shown
 from niso.manifest import values
 from niso.manifest.values import join, texts
-from niso.plan.records import ANY, ANY4, ANY6, HOST_GATEWAY, Port
+from niso.plan.records import ANY, ANY4, ANY6, HOST_GATEWAY, PortMapping
 
 if TYPE_CHECKING:
     from typing import Any
@@ -132,7 +132,7 @@ NO_LOOPBACK6 = (
 )
 
 
-def parse_port(text: str, key: str) -> Port:
+def parse_port(text: str, key: str) -> PortMapping:
     """Parse a published port; its ``host_port`` is 0 if niso is to choose one."""
     address, ports = _split_address(text, key)
     ports, slash, proto = ports.partition("/")
@@ -141,12 +141,12 @@ def parse_port(text: str, key: str) -> Port:
     host, colon, container = ports.partition(":")
     if colon and not host:
         inner, last_inner = _range(container, text, key)
-        return Port(address, 0, inner, proto or "tcp", last_inner - inner + 1)
+        return PortMapping(address, 0, inner, proto or "tcp", last_inner - inner + 1)
     first, last = _range(host, text, key)
     inner, last_inner = _range(container if colon else host, text, key)
     if last - first != last_inner - inner:
         raise _wrong(text, key, "the two ranges differ in length")
-    return Port(address, first, inner, proto or "tcp", last - first + 1)
+    return PortMapping(address, first, inner, proto or "tcp", last - first + 1)
 
 
 def _split_address(text: str, key: str) -> tuple[str, str]:
@@ -204,7 +204,7 @@ def _wrong(text: str, key: str, reason: str) -> InvalidInput:
     return values.wrong(key, text, f"is not a valid port mapping: {reason}", RIGHT, EXAMPLE)
 
 
-def distinct(ports: tuple[Port, ...]) -> tuple[Port, ...]:
+def distinct(ports: tuple[PortMapping, ...]) -> tuple[PortMapping, ...]:
     """Return the ports once each, without those on one family that are on all addresses."""
     known = dict.fromkeys(ports)
     return tuple(
@@ -212,14 +212,14 @@ def distinct(ports: tuple[Port, ...]) -> tuple[Port, ...]:
     )
 
 
-def contradictions(ports: Iterable[Port]) -> list[tuple[int, int]]:
+def contradictions(ports: Iterable[PortMapping]) -> list[tuple[int, int]]:
     """Return (index, index of an earlier port) for each port that contradicts an earlier one.
 
     Two different ports contradict each other if they publish the same host port on the same
     address. Each port occurs at most once as the later one. A port on one address does not
     contradict a port on all addresses, because the former has precedence.
     """
-    groups: dict[tuple[str, str], list[tuple[int, int, int, Port]]] = {}
+    groups: dict[tuple[str, str], list[tuple[int, int, int, PortMapping]]] = {}
     for index, port in enumerate(ports):
         if not port.host_port:
             continue

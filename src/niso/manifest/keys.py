@@ -22,7 +22,7 @@ from niso.base.names import DEFAULT_NETWORK, family_of
 from niso.manifest import addresses_and_ports, policy, process_keys, values
 from niso.manifest.values import join
 from niso.plan import records, specs
-from niso.plan.records import Audit, Limits, Policy, Port
+from niso.plan.records import Audit, Limits, Policy, PortMapping
 from niso.plan.specs import NetworkSpec, ProgramSpec, Published, ServiceSpec
 
 if TYPE_CHECKING:
@@ -584,7 +584,7 @@ def spec(manifest: Any, parsed: Mapping[str, Any]) -> ServiceSpec:
     for on, texts in (ip if isinstance(ip, dict) else {networks[0]: ip}).items():
         for text in (texts,) if isinstance(texts, str) else texts:
             addresses[family_of(text)][on] = str(ipaddress.ip_address(text))
-    ports: dict[Port, str] = {}  # each port once, under its first key
+    ports: dict[PortMapping, str] = {}  # each port once, under its first key
     for index, port in enumerate(own.pop("ports")):
         ports.setdefault(port, f"network.ports[{index}]")
     denied = policy.denials(made["policy"].pop("egress_deny"))

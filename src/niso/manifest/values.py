@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from niso.base import text
 from niso.base.errors import InvalidInput
 from niso.base.text import shown
-from niso.plan.specs import User
+from niso.plan.specs import ProcessUser
 
 # --- one value ------------------------------------------------------------------------------------
 
@@ -184,10 +184,10 @@ def not_unicast(octets: tuple[int, ...]) -> str | None:
     return "is a multicast or reserved address" if octets[0] >= 224 else None
 
 
-def user(text: str, key: str) -> User:
+def user(text: str, key: str) -> ProcessUser:
     """Parse ``uid``, ``uid:gid``, or a user name of the rootfs as for useradd(8), or with dots."""
     right = "uid or uid:gid with numbers up to 4294967294, or a user name of the rootfs"
-    reason, user = None, User(text, None, None)
+    reason, user = None, ProcessUser(text, None, None)
     if text[:1] in DIGITS or ":" in text:
         first, colon, second = text.partition(":")
         uid, gid = _number(first, 10), _number(second, 10) if colon else None
@@ -195,7 +195,7 @@ def user(text: str, key: str) -> User:
             reason = "is not a valid uid or uid:gid"
         elif max(uid, gid or 0) > MAX_ID:
             reason = "is out of range"
-        user = User(None, uid, gid)
+        user = ProcessUser(None, uid, gid)
     else:
         plain = text.replace("-", "").replace("_", "").replace(".", "")
         is_valid = text and text[0] not in "-." and text.isascii() and len(text) <= 32

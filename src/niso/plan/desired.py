@@ -27,7 +27,14 @@ from niso.kernel.kinds.tunnels import Vxlan, WireGuard
 from niso.kernel.nft_elements import Element
 from niso.kernel.ruleset import INET, TUNNEL
 from niso.plan import elements, policy_elements
-from niso.plan.records import HOST_GATEWAY, Network, Port, Service, Snapshot, primary
+from niso.plan.records import (
+    HOST_GATEWAY,
+    NetworkRecord,
+    PlannedService,
+    PortMapping,
+    Snapshot,
+    primary,
+)
 
 BRIDGE_LINK_LOCAL = "fe80::1/64"
 """The link-local address of every bridge with IPv6.
@@ -77,7 +84,7 @@ def _shared(snapshot: Snapshot) -> Iterator[KernelObject]:
             yield from elements.before(name, value)
 
 
-def _network(snapshot: Snapshot, network: Network) -> Iterator[KernelObject]:
+def _network(snapshot: Snapshot, network: NetworkRecord) -> Iterator[KernelObject]:
     """Yield the bridge of a network with its gateway addresses, nftables elements and sysctls."""
     alias = names.alias(snapshot.state_id)
     bridge = network.bridge
@@ -107,7 +114,9 @@ def _network(snapshot: Snapshot, network: Network) -> Iterator[KernelObject]:
         yield from elements.spans(network.name, link)
 
 
-def _remote(remote: Service, networks: dict[str, Network], alias: str) -> Iterator[KernelObject]:
+def _remote(
+    remote: PlannedService, networks: dict[str, NetworkRecord], alias: str
+) -> Iterator[KernelObject]:
     """Yield the objects by which services on this host reach a service of another host. The same
     objects let only that service answer with its addresses.
     """
@@ -128,7 +137,7 @@ def _remote(remote: Service, networks: dict[str, Network], alias: str) -> Iterat
 
 
 def _service(
-    snapshot: Snapshot, service: Service, networks: dict[str, Network]
+    snapshot: Snapshot, service: PlannedService, networks: dict[str, NetworkRecord]
 ) -> Iterator[KernelObject]:
     """Yield the namespace of a service, and for each network a veth pair, addresses and routes.
 
@@ -196,7 +205,9 @@ def _service(
         yield from elements.hairpin(service.name, own)
 
 
-def _published(service: Service, port: Port, networks: dict[str, Network]) -> Iterator[Element]:
+def _published(
+    service: PlannedService, port: PortMapping, networks: dict[str, NetworkRecord]
+) -> Iterator[Element]:
     """Yield the elements of one published port, to the service's addresses on its primary network;
     for clients on another network of the service, to its addresses there.
     """
@@ -226,7 +237,7 @@ def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> froz
     return frozenset(([4] if four else []) + ([6] if six else []))
 
 
-def _link_sysctls(netns: str, link: str, networks: Iterable[Network]) -> Iterator[Sysctl]:
+def _link_sysctls(netns: str, link: str, networks: Iterable[NetworkRecord]) -> Iterator[Sysctl]:
     """Yield the sysctls of a service's interface, with ``default`` those of its future interfaces.
 
     ``lo`` already exists and keeps ::1.
@@ -287,7 +298,7 @@ def _services_lines(
     folder: str,
     networks: tuple[str, ...],
     extra: Iterable[tuple[str, str]],
-    services: Iterable[Service],
+    services: Iterable[PlannedService],
 ) -> Iterator[HostsLine]:
     """Yield the lines of one hosts file for the services that share a network with its readers.
     ``networks`` is the ordered list of the readers' networks; ``extra`` is as in Service.

@@ -12,7 +12,7 @@ from niso.base.names import family_of, prefix
 from niso.kernel.nft_elements import Element
 from niso.kernel.policy_rules import WATCHED
 from niso.kernel.ruleset import ARP, ASKERS, BRIDGE, FLOWS, FRAGMENTS, INET, limit
-from niso.plan.records import LIMITS, Limits, Port, Subnet
+from niso.plan.records import LIMITS, Limits, PortMapping, SubnetRecord
 
 
 def closed(family: int) -> Element:
@@ -55,7 +55,7 @@ def network(
     name: str,
     bridge: str,
     mac: str,
-    subnets: Iterable[Subnet],
+    subnets: Iterable[SubnetRecord],
     internal: bool = False,
     observe: bool = True,
 ) -> list[Element]:
@@ -182,7 +182,7 @@ The value says whether keys have the host's address after the bridge, before pro
 """
 
 
-def published(service: str, port: Port, addresses: Iterable[str]) -> list[Element]:
+def published(service: str, port: PortMapping, addresses: Iterable[str]) -> list[Element]:
     """Return the elements of one published port or range, for each of the service's ``addresses``
     whose family the host address has. A range with equal ports is a single element.
     """
@@ -204,7 +204,7 @@ def published(service: str, port: Port, addresses: Iterable[str]) -> list[Elemen
     return elements
 
 
-def _kept(service: str, port: Port, where: str, start: tuple[str, ...]) -> list[Element]:
+def _kept(service: str, port: PortMapping, where: str, start: tuple[str, ...]) -> list[Element]:
     """Return the element that reserves the host ports of a published port, so that masquerading
     does not choose them. ``where`` and ``start`` begin the names of set and key.
     """
@@ -214,7 +214,9 @@ def _kept(service: str, port: Port, where: str, start: tuple[str, ...]) -> list[
     return [Element(INET, f"kept_{where}", (*start, port.host_port), (), service)]
 
 
-def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]) -> list[Element]:
+def published_on(
+    service: str, port: PortMapping, bridge: str, addresses: Iterable[str]
+) -> list[Element]:
     """Return the elements for clients on another network of the service, with ``bridge``. They are
     sent to the service's ``addresses`` there: the replies would not pass the host.
     """

@@ -14,7 +14,7 @@ HOST_GATEWAY = "host-gateway"
 """The address in extra hosts for the host's addresses on the service's first network."""
 
 
-class Subnet(NamedTuple):
+class SubnetRecord(NamedTuple):
     family: int  # 4 or 6
     cidr: str
     gateway: str
@@ -38,11 +38,11 @@ class Tunnel(NamedTuple):
     others: tuple[tuple[str, str, str], ...] = ()  # the peers: public key, endpoint, address
 
 
-class Network(NamedTuple):
+class NetworkRecord(NamedTuple):
     name: str
     bridge: str
     mtu: int
-    subnets: tuple[Subnet, ...]
+    subnets: tuple[SubnetRecord, ...]
     internal: bool = False  # internal: nothing is forwarded out of the network
     observe: bool = True  # the rules record its flows
     publishes: bool = False  # an active service publishes ports on it
@@ -51,7 +51,7 @@ class Network(NamedTuple):
     span: Span | None = None
 
 
-class Port(NamedTuple):
+class PortMapping(NamedTuple):
     """A published port, or ``count`` consecutive ports mapped to as many ports of the service."""
 
     host_ip: str  # one address, or ANY, ANY4, ANY6
@@ -89,7 +89,7 @@ class Port(NamedTuple):
     def _host(self) -> str:
         return "" if self.host_ip == ANY else f"{bracketed(self.host_ip)}:"
 
-    def clashes(self, other: Port) -> bool:
+    def clashes(self, other: PortMapping) -> bool:
         """Return whether some packet would match both ports."""
         if self.proto != other.proto or self.host_port > other.last or other.host_port > self.last:
             return False
@@ -217,7 +217,7 @@ class Healthcheck(NamedTuple):
         return f"tcp {self.port}" if self.path is None else f"http://{self.host}{self.path}"
 
 
-class Endpoint(NamedTuple):
+class ServiceEndpoint(NamedTuple):
     network: str
     addresses: tuple[str, ...]  # one per subnet of the network
     interface: str = ""  # interface name inside the service; "": eth<position>
@@ -225,7 +225,9 @@ class Endpoint(NamedTuple):
     routes: bool | None = None  # whether the default route leads here; None: if it is `primary`
 
 
-def primary(endpoints: Sequence[Endpoint], networks: Mapping[str, Network]) -> Endpoint | None:
+def primary(
+    endpoints: Sequence[ServiceEndpoint], networks: Mapping[str, NetworkRecord]
+) -> ServiceEndpoint | None:
     """Return the endpoint of a service's default route and published ports; None if there is none.
 
     It is the first endpoint on a network that is not internal, or else the first one. An internal
@@ -254,13 +256,13 @@ SENDS_RAW = frozenset(("NET_RAW", "NET_ADMIN", "SYS_ADMIN"))
 """The capabilities with which a service can send whole frames, and fragments of packets."""
 
 
-class Service(NamedTuple):
+class PlannedService(NamedTuple):
     """An active service, of this host or of another host of the cluster."""
 
     name: str
     generation: int
-    endpoints: tuple[Endpoint, ...]
-    ports: tuple[Port, ...]
+    endpoints: tuple[ServiceEndpoint, ...]
+    ports: tuple[PortMapping, ...]
     names: tuple[str, ...]  # hostname first; () for one of another host that no service may resolve
     # it, or a service that shares its namespace, has published ports, in scope or not
     publishes: bool = False
@@ -286,14 +288,14 @@ class Snapshot(NamedTuple):
     """
 
     state_id: str
-    networks: tuple[Network, ...] = ()
-    services: tuple[Service, ...] = ()
+    networks: tuple[NetworkRecord, ...] = ()
+    services: tuple[PlannedService, ...] = ()
     readers: frozenset[tuple[str, ...]] = frozenset()
     fresh: frozenset[tuple[str, ...]] = frozenset()
-    neighbours: tuple[Service, ...] = ()
+    neighbours: tuple[PlannedService, ...] = ()
     # services with a hosts file of their own in which one of ``services`` is listed; the whole file
     # is planned if the service itself is in ``services``
-    apart: tuple[Service, ...] = ()
+    apart: tuple[PlannedService, ...] = ()
     # in scope, or with a policy in which a name now stands for other addresses
     policed: tuple[Policed, ...] = ()
     members: tuple[Member, ...] = ()  # the addresses of the names in these policies
@@ -303,5 +305,5 @@ class Snapshot(NamedTuple):
     sysctls_before: tuple[tuple[str, str], ...] = ()
     wire: tuple[int, ...] = ()  # UDP ports of all networks that span hosts
     tunnel: Tunnel | None = None  # the tunnel that packets to them must use; None without one
-    remotes: tuple[Service, ...] = ()  # services of other hosts, in scope
-    listed: tuple[Service, ...] = ()  # services in the hosts files of ``fresh``
+    remotes: tuple[PlannedService, ...] = ()  # services of other hosts, in scope
+    listed: tuple[PlannedService, ...] = ()  # services in the hosts files of ``fresh``

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.plan.records import Healthcheck, Limits, Policy, Port
+from niso.plan.records import Healthcheck, Limits, Policy, PortMapping
 
 if TYPE_CHECKING:
     from typing import Literal
 
 
-class User(NamedTuple):
+class ProcessUser(NamedTuple):
     """The user of a service: a ``name`` in its rootfs, or a ``uid`` with an optional ``gid``."""
 
     name: str | None
@@ -35,7 +35,7 @@ class User(NamedTuple):
 class Published(NamedTuple):
     """A published port of a manifest. If its host port is 0, niso chooses one."""
 
-    port: Port
+    port: PortMapping
     key: str  # manifest key: network.ports[1]
 
 
@@ -83,7 +83,7 @@ class ProgramSpec(NamedTuple):
     args: tuple[str, ...]
     working_dir: str
     environment: Mapping[str, str]
-    user: User | None  # None: a uid reserved for the service
+    user: ProcessUser | None  # None: a uid reserved for the service
     kind: Literal["service", "job"]  # a job runs until it exits
     restart: Literal["on-failure", "no", "always"]
     restart_delay_s: float

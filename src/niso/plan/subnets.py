@@ -228,7 +228,7 @@ def _gateway(text: str, hint: str) -> ipaddress.IPv4Address | ipaddress.IPv6Addr
         raise UsageError(f"{text!r}: {error}", hint, "--gateway") from None
 
 
-def require_same(present: records.Network, request: NetworkRequest, where: str = "") -> None:
+def require_same(present: records.NetworkRecord, request: NetworkRequest, where: str = "") -> None:
     """Raise Conflict unless the existing network ``present`` is as requested. ``where`` is inserted
     in the message after "already exists".
     """

@@ -14,7 +14,15 @@ from collections.abc import Mapping
 
 from niso.base.named_tuples import NamedTuple
 from niso.base.names import bracketed, family_of
-from niso.plan.records import WIDE, Endpoint, Entry, Network, Policy, Port, primary
+from niso.plan.records import (
+    WIDE,
+    Entry,
+    NetworkRecord,
+    Policy,
+    PortMapping,
+    ServiceEndpoint,
+    primary,
+)
 
 PORTED = ("tcp", "udp", "sctp")
 _PORTED_TOO = ("33", "136")  # DCCP, UDP-Lite
@@ -441,12 +449,12 @@ class KnownService(NamedTuple):
 
     name: str
     names: tuple[str, ...]  # its names, and those of services that share its namespace
-    endpoints: tuple[Endpoint, ...]
+    endpoints: tuple[ServiceEndpoint, ...]
     policy: Policy = Policy()
-    ports: tuple[Port, ...] = ()  # published ports, each with its host port
+    ports: tuple[PortMapping, ...] = ()  # published ports, each with its host port
     active: bool = True
     # holder of each port that the service does not have itself
-    sharers: tuple[tuple[Port, str], ...] = ()
+    sharers: tuple[tuple[PortMapping, str], ...] = ()
     audits: bool = False  # its policy denies nothing at present: audit
     host: str = ""  # the host that it runs on, if another one
     heard: bool = True  # whether its policy is known on this host
@@ -456,7 +464,7 @@ class PolicyContext(NamedTuple):
     """Everything that a verdict depends on. Addresses are strings in canonical form."""
 
     services: Mapping[str, KnownService]
-    networks: Mapping[str, Network]
+    networks: Mapping[str, NetworkRecord]
     host: frozenset[str] = frozenset()  # the host's addresses, except 127.0.0.0/8, ::1 and gateways
     closed: frozenset[int] = frozenset()  # families that the host forwards for services only
     wires: frozenset[str] = frozenset()  # prefixes of the host's links
@@ -491,11 +499,11 @@ def is_host(context: PolicyContext, address: str) -> bool:
     return address in context.host or is_gateway or parsed(address).is_loopback
 
 
-def gateways(network: Network) -> tuple[str, ...]:
+def gateways(network: NetworkRecord) -> tuple[str, ...]:
     return tuple(subnet.gateway for subnet in network.subnets)
 
 
-def network_of(context: PolicyContext, address: str) -> Network | None:
+def network_of(context: PolicyContext, address: str) -> NetworkRecord | None:
     """Return the network whose subnets contain the address, even if it is not in use."""
     return next((network for network in context.networks.values() if holds(network, address)), None)
 
@@ -509,7 +517,7 @@ def is_for_services(context: PolicyContext, address: str) -> bool:
     return in_pool or network_of(context, address) is not None
 
 
-def holds(network: Network, address: str) -> bool:
+def holds(network: NetworkRecord, address: str) -> bool:
     """Return whether a subnet of the network contains the address."""
     number = parsed(address)
     return any(within(number, subnet.cidr) for subnet in network.subnets)

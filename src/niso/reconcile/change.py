@@ -27,7 +27,7 @@ from niso.kernel.kinds.nft import NftTransaction, Ruleset
 from niso.kernel.nft_elements import Element
 from niso.kernel.ruleset import TABLES
 from niso.plan.desired import desired
-from niso.plan.records import Port, Snapshot
+from niso.plan.records import PortMapping, Snapshot
 from niso.reconcile import ended_flows, host_settings
 from niso.store.snapshots import ALL, Scope
 from niso.store.store import Store
@@ -179,7 +179,7 @@ class change:
         for space in _spaces(before) - _spaces(after):
             kernel.clear_unfinished(space)
 
-    def _ports_of_ended(self, kept: set[str]) -> list[Port]:
+    def _ports_of_ended(self, kept: set[str]) -> list[PortMapping]:
         """Return the published ports of services that are deactivated while their namespace stays.
         ``kept`` are the addresses that services have after the change.
         """

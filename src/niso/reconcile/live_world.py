@@ -16,7 +16,7 @@ from niso.kernel import policy_rules
 from niso.kernel.link_records import prefix
 from niso.kernel.policy_rules import NEVER
 from niso.plan.desired import shut
-from niso.plan.records import Audit, Endpoint, Policy
+from niso.plan.records import Audit, Policy, ServiceEndpoint
 from niso.plan.subnets import DEFAULT_POOL, unique_local
 from niso.plan.verdict import KnownService, PolicyContext, holds
 from niso.store.store import Store
@@ -40,7 +40,7 @@ def read_world(kernel: Kernel, store: Store) -> PolicyContext:
         services[row.name] = KnownService(
             name=row.name,
             names=(row.name, *sharers),
-            endpoints=tuple(Endpoint(*endpoint) for endpoint in endpoints.items()),
+            endpoints=tuple(ServiceEndpoint(*endpoint) for endpoint in endpoints.items()),
             policy=policy,
             ports=tuple(store.ports_there(row.name)),
             active=row.active and (row.has_process or _lives(kernel, store, row.name)),

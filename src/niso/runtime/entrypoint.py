@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from niso.base.errors import InvalidInput
 from niso.base.named_tuples import NamedTuple
-from niso.plan.specs import User
+from niso.plan.specs import ProcessUser
 from niso.runtime.crun import APP
 
 # --- entrypoint and working directory -------------------------------------------------------------
@@ -235,7 +235,7 @@ _HOME = "/tmp"  # noqa: S108 - a tmpfs of the service's own
 
 
 def resolve_user(
-    rootfs: str | None, user: User | None, own_uid: int, service: str
+    rootfs: str | None, user: ProcessUser | None, own_uid: int, service: str
 ) -> tuple[int, int, tuple[int, ...], str, str]:
     """Return the user of a service: uid, gid, supplementary gids, user name and home directory.
 

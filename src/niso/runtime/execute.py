@@ -22,7 +22,7 @@ from types import FrameType
 
 from niso.base.errors import InvalidInput, ProcessError
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.plan.specs import User
+from niso.plan.specs import ProcessUser
 from niso.runtime import crun, entrypoint
 from niso.runtime.crun import DEFAULT_PATH, load, read_json, read_state, write_json
 from niso.runtime.oci import SHELL_TERM
@@ -44,7 +44,7 @@ _END_S = 2.0
 def execute(
     service: str,
     command: list[str],
-    user: User | None = None,
+    user: ProcessUser | None = None,
     files: tuple[int, int, int] = (0, 1, 2),
     forwarded: tuple[int, ...] = FORWARDED,
 ) -> int:
@@ -69,7 +69,7 @@ def execute(
 
 
 def capture(
-    service: str, command: list[str], stdin: bytes = b"", user: User | None = None
+    service: str, command: list[str], stdin: bytes = b"", user: ProcessUser | None = None
 ) -> tuple[int, bytes, bytes]:
     """Run ``command`` in a service; return its exit status, its stdout and its stderr.
 
@@ -88,7 +88,7 @@ def capture(
 
 
 def prepare(
-    service: str, command: list[str], user: User | None = None
+    service: str, command: list[str], user: ProcessUser | None = None
 ) -> tuple[str, dict[str, Any]]:
     """Prepare a crun exec of a command in a service.
 
@@ -115,7 +115,7 @@ def prepare(
     return f"{bundle}/exec-{os.getpid()}-{threading.get_ident()}", oci_process
 
 
-def _become(service: str, user: User, oci_process: dict[str, Any]) -> None:
+def _become(service: str, user: ProcessUser, oci_process: dict[str, Any]) -> None:
     """Set the user, the groups and HOME in a process object (OCI runtime-spec, config.md, User).
 
     The user is looked up in the rootfs or on the host, not in files that the service may have

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from niso.plan.records import Audit, Entry, Member, Peer, Policed, Policy, Service
+from niso.plan.records import Audit, Entry, Member, Peer, PlannedService, Policed, Policy
 from niso.store.name_rows import NameRows, OutsideRows
 from niso.store.sqlite import decoded, encoded
 
@@ -74,7 +74,9 @@ class PolicyRows(NameRows):
             "SELECT service FROM extra_host UNION SELECT service FROM outside_peer ORDER BY 1"
         )
 
-    def _policed(self, services: Iterable[Service], names: Iterable[Name]) -> Iterator[Policed]:
+    def _policed(
+        self, services: Iterable[PlannedService], names: Iterable[Name]
+    ) -> Iterator[Policed]:
         """Yield the policies of these services, and the parts of others about ``names``."""
         whole = {service.name for service in services}
         for service in services:

@@ -10,14 +10,14 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import itemgetter
 
-from niso.plan.records import Port
+from niso.plan.records import PortMapping
 from niso.store.sqlite import Rows, decoded, encoded, others_intend
 
 MANIFEST, CHOSEN, FORWARD = "manifest", "chosen", "forward"
 PORT_COLUMNS = "host_ip, host_port, container_port, proto, count"
 _IS = "service=? AND host_ip=? AND host_port=? AND container_port=? AND proto=? AND count=?"
 # a port of an intent's undo
-_UNDONE = ", ".join(f"json_extract(value, '$.{column}')" for column in Port._fields)
+_UNDONE = ", ".join(f"json_extract(value, '$.{column}')" for column in PortMapping._fields)
 _UNDONE_SPAN = (
     "json_extract(value, '$.host_port') AS first, json_extract(value, '$.count') AS length"
 )
@@ -42,21 +42,21 @@ _TO_PUBLISH = (
 class PortRows(Rows):
     """The queries of the store for published ports."""
 
-    def ports(self, service: str | None = None) -> list[tuple[str, Port]]:
+    def ports(self, service: str | None = None) -> list[tuple[str, PortMapping]]:
         """Return (service, port) of one service or of all, in the order of the manifest."""
         return self._ports("WHERE service=?", service) if service else self._ports("")
 
-    def _ports(self, where: str, *values: str) -> list[tuple[str, Port]]:
+    def _ports(self, where: str, *values: str) -> list[tuple[str, PortMapping]]:
         query = f"SELECT service, {PORT_COLUMNS} FROM port {where} ORDER BY service, position"
-        return [(row[0], Port(*row[1:])) for row in self._run(query, *values)]
+        return [(row[0], PortMapping(*row[1:])) for row in self._run(query, *values)]
 
-    def active_ports(self) -> list[tuple[str, Port]]:
+    def active_ports(self) -> list[tuple[str, PortMapping]]:
         return self._ports("JOIN service s ON s.name=port.service WHERE s.active=1")
 
-    def has_port(self, service: str, port: Port) -> bool:
+    def has_port(self, service: str, port: PortMapping) -> bool:
         return self._has(f"SELECT 1 FROM port WHERE {_IS}", service, *port)
 
-    def some_ports(self, service: str, among: Iterable[Port]) -> list[Port]:
+    def some_ports(self, service: str, among: Iterable[PortMapping]) -> list[PortMapping]:
         """Return the ports in ``among`` that a service has."""
         return [port for port in dict.fromkeys(among) if self.has_port(service, port)]
 
@@ -70,24 +70,24 @@ class PortRows(Rows):
         """Return whether a service has published a port at any time since it was activated."""
         return self._has("SELECT 1 FROM published WHERE service=?", service)
 
-    def forwards(self, service: str) -> list[Port]:
+    def forwards(self, service: str) -> list[PortMapping]:
         """Return the ports that `niso port-forward` added to a service."""
         return self._of_origin(service, FORWARD)
 
-    def _of_origin(self, service: str, origin: str) -> list[Port]:
+    def _of_origin(self, service: str, origin: str) -> list[PortMapping]:
         return [port for _, port in self._ports("WHERE service=? AND origin=?", service, origin)]
 
-    def all_forwards(self) -> list[tuple[str, Port]]:
+    def all_forwards(self) -> list[tuple[str, PortMapping]]:
         """Return the ports that `niso port-forward` added, also those of inactive services."""
         return self._ports("WHERE origin=?", FORWARD)
 
-    def manifest_ports(self, service: str) -> list[Port]:
+    def manifest_ports(self, service: str) -> list[PortMapping]:
         """Return the ports of a service whose host ports are set in its manifest."""
         return self._of_origin(service, MANIFEST)
 
     def port_holders(
-        self, wanted: Port, but: frozenset[str] = frozenset()
-    ) -> list[tuple[str, Port]]:
+        self, wanted: PortMapping, but: frozenset[str] = frozenset()
+    ) -> list[tuple[str, PortMapping]]:
         """Return (service, port) of clashes with ``wanted``, also after an undo, except ``but``."""
         proto, first, last = wanted.proto, wanted.host_port, wanted.last
         live = (
@@ -109,10 +109,10 @@ class PortRows(Rows):
         return [
             (row[0], port)
             for row in dict.fromkeys(rows)
-            if (port := Port(*row[1:])).clashes(wanted)
+            if (port := PortMapping(*row[1:])).clashes(wanted)
         ]
 
-    def chosen_port(self, service: str, wanted: Port) -> int | None:
+    def chosen_port(self, service: str, wanted: PortMapping) -> int | None:
         """Return the host port that niso has chosen for a port without a fixed one, or None."""
         rows = self._column(
             "SELECT host_port FROM port WHERE service=? AND origin=?"
@@ -136,12 +136,14 @@ class PortRows(Rows):
 
     # --- writing; inside a transaction ------------------------------------------------------------
 
-    def set_ports(self, service: str, ports: Iterable[Port], chosen: Iterable[Port] = ()) -> None:
+    def set_ports(
+        self, service: str, ports: Iterable[PortMapping], chosen: Iterable[PortMapping] = ()
+    ) -> None:
         """Replace the ports of the manifest; niso chose the host ports of ``chosen``."""
         cursor = self._run(
             f"SELECT {PORT_COLUMNS}, origin FROM port WHERE service=? ORDER BY position", service
         )
-        before = [(Port(*row[:-1]), row[-1]) for row in cursor]
+        before = [(PortMapping(*row[:-1]), row[-1]) for row in cursor]
         free = set(chosen)
         mine = {port: CHOSEN if port in free else MANIFEST for port in ports}
         rows = [
@@ -155,7 +157,7 @@ class PortRows(Rows):
             )
         self.note_published(service)
 
-    def add_forward(self, service: str, port: Port) -> None:
+    def add_forward(self, service: str, port: PortMapping) -> None:
         self._run(
             "INSERT INTO port SELECT ?,"
             " COALESCE((SELECT MAX(position)+1 FROM port WHERE service=?), 0), ?, ?, ?, ?, ?, ?",
@@ -166,12 +168,12 @@ class PortRows(Rows):
         )
         self.note_published(service)
 
-    def add_back(self, service: str, port: Port, manifest: Sequence[Port]) -> None:
+    def add_back(self, service: str, port: PortMapping, manifest: Sequence[PortMapping]) -> None:
         """Give a port back after `niso port-forward`, in the order of ``manifest``."""
         chosen = self._of_origin(service, CHOSEN)
         mine = [port, *self.manifest_ports(service), *chosen]
 
-        def place(one: Port) -> int:
+        def place(one: PortMapping) -> int:
             asked = one._replace(host_port=0) if one in chosen else one
             return manifest.index(asked) if asked in manifest else len(manifest)
 
@@ -206,7 +208,7 @@ class PortRows(Rows):
         """Replace the record of `note_published`; None deletes it: the port was not published."""
         self._set_rows("published", service, () if row is None else (row,))
 
-    def take_port(self, service: str, port: Port) -> None:
+    def take_port(self, service: str, port: PortMapping) -> None:
         self._run(f"DELETE FROM port WHERE {_IS}", service, *port)
 
     def port_rows(self, service: str) -> list[tuple[object, ...]]:
@@ -216,7 +218,7 @@ class PortRows(Rows):
         self._set_rows("port", service, rows)
 
     def begin_moving(
-        self, ports: Iterable[tuple[str, Port]], networks: Iterable[str], now: float
+        self, ports: Iterable[tuple[str, PortMapping]], networks: Iterable[str], now: float
     ) -> None:
         """Record the ports that a change adds or removes, and the networks that they concern."""
         on = sorted(networks)
@@ -224,11 +226,13 @@ class PortRows(Rows):
             moved = encoded({"moved": [port._asdict() for _, port in group], "networks": on})
             self._put("intent", service, "ports", moved, now)
 
-    def moved_ports(self) -> list[tuple[str, Port]]:
+    def moved_ports(self) -> list[tuple[str, PortMapping]]:
         """Return (service, port) for each port that changes in progress add or remove."""
         rows = self._run("SELECT service, undo FROM intent WHERE action='ports' ORDER BY service")
         return [
-            (service, Port(**port)) for service, undo in rows for port in decoded(undo)["moved"]
+            (service, PortMapping(**port))
+            for service, undo in rows
+            for port in decoded(undo)["moved"]
         ]
 
     def moved_on(self) -> set[str]:

@@ -21,7 +21,7 @@ from niso.base import convert, paths
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of, prefix
-from niso.plan.records import Healthcheck, Network, Port, Subnet
+from niso.plan.records import Healthcheck, NetworkRecord, PortMapping, SubnetRecord
 from niso.plan.specs import ProcessSpec, ProgramSpec, ServiceSpec
 from niso.store.port_rows import PORT_COLUMNS, PRIMARY
 from niso.store.sqlite import Rows, decoded, encoded, marks, others_intend
@@ -296,14 +296,14 @@ class ServiceRows(Rows):
         sharers = {sharer for home in homes for sharer in self.sharers(home)}
         return tuple(sorted(names | homes | sharers))
 
-    def ports_there(self, service: str) -> list[Port]:
+    def ports_there(self, service: str) -> list[PortMapping]:
         """Return the ports of a service, then those of the active services in its namespace."""
         rows = self._run(
             f"SELECT {PORT_COLUMNS} FROM port JOIN service s ON s.name=port.service"
             " WHERE s.name=? OR (s.provider=? AND s.active=1) ORDER BY s.name!=?, s.name, position",
             *(service, service, service),
         )
-        return [Port(*row) for row in rows]
+        return [PortMapping(*row) for row in rows]
 
     def addresses(self, service: str) -> list[tuple[str, str]]:
         """Return (network, address) of a service or its provider, in the order of its networks."""
@@ -525,7 +525,7 @@ def lease(
             store.add_lease(service, network_name, subnet.family, free, address, static=False)
 
 
-def is_leased(store: Store, service: str, network: Network, statics: Sequence[str]) -> bool:
+def is_leased(store: Store, service: str, network: NetworkRecord, statics: Sequence[str]) -> bool:
     """Return whether a service has all addresses of `lease`; one of another host needs none."""
     spans = network.span is not None
     claimed = store.claimed(service, network.name) if spans else ()
@@ -543,7 +543,7 @@ def is_leased(store: Store, service: str, network: Network, statics: Sequence[st
 
 
 def _lease_claimed(
-    store: Store, service: str, network: str, subnet: Subnet, claimed: Sequence[str]
+    store: Store, service: str, network: str, subnet: SubnetRecord, claimed: Sequence[str]
 ) -> None:
     """Reserve the address that a service has in the cluster in a subnet. Raises Conflict."""
     net = prefix(subnet.cidr)
@@ -570,7 +570,12 @@ def _unclaimed(service: str, network: str, cidr: str) -> Conflict:
 
 
 def _static_number(
-    store: Store, service: str, network: str, subnet: Subnet, wanted: str, beside: frozenset[str]
+    store: Store,
+    service: str,
+    network: str,
+    subnet: SubnetRecord,
+    wanted: str,
+    beside: frozenset[str],
 ) -> int:
     """Return the offset of a static address. Raises InvalidInput, and Conflict if it is taken."""
     net = prefix(subnet.cidr)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from niso.base.named_tuples import NamedTuple
 from niso.base.names import family_of
 from niso.plan import records
-from niso.plan.records import Endpoint, Network, Port, Service, Snapshot
+from niso.plan.records import NetworkRecord, PlannedService, PortMapping, ServiceEndpoint, Snapshot
 from niso.store.attached_rows import AttachedRows
 from niso.store.policy_rows import Name, PolicyRows
 from niso.store.port_rows import PortRows
@@ -36,7 +36,7 @@ class Scope(NamedTuple):
 
     services: tuple[str, ...] | None = None
     networks: tuple[str, ...] | None = None
-    ports: tuple[Port, ...] | None = None  # only these ports of the services
+    ports: tuple[PortMapping, ...] | None = None  # only these ports of the services
     names: tuple[Name, ...] = ()
     """Names of services and networks that now stand for other addresses in policies."""
     remotes: tuple[str, ...] = ()
@@ -102,10 +102,10 @@ class SnapshotRows(PortRows, PolicyRows):
     def set_host_knows(self, knows: bool) -> None:
         self._set_meta("host_knows", "1" if knows else None)
 
-    def network(self, name: str) -> Network | None:
+    def network(self, name: str) -> NetworkRecord | None:
         return next(iter(self._networks((name,))), None)
 
-    def networks(self) -> list[Network]:
+    def networks(self) -> list[NetworkRecord]:
         return self._networks(None)
 
     def names_with(self, services: Iterable[str]) -> tuple[Name, ...]:
@@ -114,7 +114,7 @@ class SnapshotRows(PortRows, PolicyRows):
             sorted({("service", name) for service in services for name in self.names(service)})
         )
 
-    def _networks(self, only: tuple[str, ...] | None) -> list[Network]:
+    def _networks(self, only: tuple[str, ...] | None) -> list[NetworkRecord]:
         where, values = ("", ()) if only is None else (f"WHERE n.name IN ({marks(only)})", only)
         rows = self._run(
             "SELECT n.name, n.bridge, n.mtu, family, cidr, gateway, internal, observe,"
@@ -128,14 +128,14 @@ class SnapshotRows(PortRows, PolicyRows):
             f" LEFT JOIN span p ON p.network=n.name {where} ORDER BY n.name, family",
             *values,
         )
-        networks: dict[str, Network] = {}
+        networks: dict[str, NetworkRecord] = {}
         for name, bridge, mtu, family, cidr, gateway, *flags, vni, port, local in rows:
             subnets = networks[name].subnets if name in networks else ()
             span = None if vni is None else records.Span(self.cluster_id(), vni, port, local)
-            both = (*subnets, records.Subnet(family, cidr, gateway))
+            both = (*subnets, records.SubnetRecord(family, cidr, gateway))
             internal, observe, publishes, by_loopback, policed = map(bool, flags)
             uses = (internal, observe, publishes, by_loopback, policed)
-            networks[name] = Network(name, bridge, mtu, both, *uses, span)
+            networks[name] = NetworkRecord(name, bridge, mtu, both, *uses, span)
         return list(networks.values())
 
     def cluster_id(self) -> str:
@@ -151,7 +151,7 @@ class SnapshotRows(PortRows, PolicyRows):
         """Return whether a change of other hosts' services was interrupted and is incomplete."""
         return self._meta("attempt") is not None
 
-    def others(self) -> list[Service]:
+    def others(self) -> list[PlannedService]:
         return self.across.remotes() if self._has("SELECT 1 FROM span LIMIT 1") else []
 
     def claimed(self, service: str, network: str) -> tuple[str, ...]:
@@ -161,7 +161,7 @@ class SnapshotRows(PortRows, PolicyRows):
 
     def _remotes(
         self, scope: Scope, seen: set[str]
-    ) -> tuple[tuple[Service, ...], tuple[Service, ...]]:
+    ) -> tuple[tuple[PlannedService, ...], tuple[PlannedService, ...]]:
         """Return services of other hosts as (those in scope, those on the networks ``seen``)."""
         spans = self.across
         if scope.services is None:
@@ -171,8 +171,8 @@ class SnapshotRows(PortRows, PolicyRows):
         return tuple(some), tuple(spans.remotes(seen, "network"))
 
     def _active(
-        self, names: Iterable[str], ports: tuple[Port, ...] | None = None
-    ) -> Iterator[Service]:
+        self, names: Iterable[str], ports: tuple[PortMapping, ...] | None = None
+    ) -> Iterator[PlannedService]:
         """Yield the active services among ``names``, with all ports or only those in ``ports``."""
         any_named = self.names_outside()
         for name in names:
@@ -193,11 +193,11 @@ class SnapshotRows(PortRows, PolicyRows):
             endpoints: dict[str, tuple[str, ...]] = {}
             for network, address in self.addresses(name):
                 endpoints[network] = (*endpoints.get(network, ()), address)
-            yield Service(
+            yield PlannedService(
                 name=name,
                 generation=row[0],
                 endpoints=tuple(
-                    Endpoint(network, addresses, *links.get(network, ()))
+                    ServiceEndpoint(network, addresses, *links.get(network, ()))
                     for network, addresses in endpoints.items()
                 ),
                 ports=tuple(
@@ -232,7 +232,9 @@ class SnapshotRows(PortRows, PolicyRows):
         if not self.names_outside(service):
             return extra
         networks = {network.name: network for network in self._networks(tuple(endpoints))}
-        first = records.primary([Endpoint(*endpoint) for endpoint in endpoints.items()], networks)
+        first = records.primary(
+            [ServiceEndpoint(*endpoint) for endpoint in endpoints.items()], networks
+        )
         families = {family_of(address) for address in first.addresses} if first else set()
         outside = self.outside.hosts(service)
         return (*extra, *(host for host in outside if family_of(host[1]) in families))

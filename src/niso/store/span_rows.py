@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Collection, Iterable, Mapping
 
 from niso.base.named_tuples import NamedTuple
-from niso.plan.records import Endpoint, Service, Tunnel
+from niso.plan.records import PlannedService, ServiceEndpoint, Tunnel
 from niso.store.sqlite import Rows, decoded, encoded, marks
 
 _QUERY = (
@@ -58,7 +58,7 @@ class SpanRows(Rows):
 
     def remotes(
         self, values: Collection[str] | None = None, column: str = "service"
-    ) -> list[Service]:
+    ) -> list[PlannedService]:
         """Return the services of other hosts with these names, or all for None, sorted by name.
 
         With ``column`` "network", ``values`` are networks: the services have only the endpoints on
@@ -66,18 +66,18 @@ class SpanRows(Rows):
         """
         order = "ORDER BY r.service, r.network, r.family"
         rows = self._of(_QUERY, values, f"r.{column}", order)
-        made: dict[str, Service] = {}
+        made: dict[str, PlannedService] = {}
         for service, host, network, address, seen in rows.fetchall():
             have = made.get(service)
             if have is None:
                 known_as = self.names(service) if seen else ()
-                have = Service(service, 0, (), (), known_as, host=host)
-            *others, last = have.endpoints or (Endpoint("", ()),)
+                have = PlannedService(service, 0, (), (), known_as, host=host)
+            *others, last = have.endpoints or (ServiceEndpoint("", ()),)
             if last.network == network:
                 endpoint = last._replace(addresses=(*last.addresses, address))
             else:
                 others = list(have.endpoints)
-                endpoint = Endpoint(network, (address,))
+                endpoint = ServiceEndpoint(network, (address,))
             made[service] = have._replace(endpoints=(*others, endpoint))
         return list(made.values())
 

@@ -16,7 +16,7 @@ from collections.abc import Container, Iterable
 
 from niso.base import files, names, paths, signals
 from niso.base.errors import Conflict, Error, NotFound
-from niso.plan.records import Network
+from niso.plan.records import NetworkRecord
 from niso.store import same_host, sqlite
 from niso.store.attached_rows import AttachedRows
 from niso.store.name_rows import suggest
@@ -202,7 +202,7 @@ class Store(SnapshotRows):
     def network_names(self) -> list[str]:
         return self._column("SELECT name FROM network ORDER BY name")
 
-    def require_network(self, name: str) -> Network:
+    def require_network(self, name: str) -> NetworkRecord:
         """Return a network. Raises NotFound; its hint names a similar network if there is one."""
         network = self.network(name)
         if network is None:
@@ -254,7 +254,7 @@ class Store(SnapshotRows):
 
     # --- writing; inside a transaction ------------------------------------------------------------
 
-    def add_network(self, network: Network, implicit: bool, now: float) -> None:
+    def add_network(self, network: NetworkRecord, implicit: bool, now: float) -> None:
         """Add a network; an ``implicit`` one is deleted with its last recorded service."""
         self._run(
             "INSERT INTO network VALUES (?, ?, ?, ?, ?, ?, ?)",
