@@ -111,9 +111,7 @@ def leave_out(source: str, proto: str, port: int) -> None:
 
 
 def dump[T](table: str, name: str, parse: Callable[[bytes, dict[int, bytes]], T]) -> list[T]:
-    """Return what ``parse`` returns for (key, netlink attributes) of each element of a set, if it
-    exists.
-    """
+    """Return the results of ``parse(key, netlink attributes)`` for the elements of a set."""
 
     def parse_all(answer: bytes) -> list[T]:
         return [

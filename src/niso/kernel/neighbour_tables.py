@@ -171,8 +171,7 @@ def unfix(port_index: int, mac: str) -> Message:
 
 
 def of_tunnel(rtnl: Rtnl, index: int) -> list[tuple[str, str]]:
-    """Return the entries of a VXLAN device as (MAC, host), and those of its bridge port as (MAC,
-    "").
+    """Return the entries of a VXLAN device as (MAC, host), those of its port as (MAC, "").
 
     Entries that the kernel itself adds are left out.
     """
@@ -219,9 +218,7 @@ def lead(index: int, mac: str, host: str, was: str = "") -> list[Message]:
 
 
 def unlead(index: int, mac: str, port: bool = True) -> list[Message]:
-    """Return the messages that delete a MAC's entries on a VXLAN device and, with ``port``, its
-    bridge.
-    """
+    """Return the messages that delete a MAC's entries on a VXLAN device and its ``port``."""
     what = f"delete the forwarding entry of {mac}"
     body = _request(_AF_BRIDGE, index, _SELF) + _mac(mac)
     device = Message(what, _DELNEIGH, 0, body, _MISSING)

@@ -394,10 +394,9 @@ class Netlink:
         )
 
     def receive(self) -> list[Reply]:
-        """Return the messages of one datagram; none if it does not come from the kernel. Raises
-        OSError.
+        """Return the messages of one datagram; none unless it comes from the kernel's port 0.
 
-        The kernel's port is 0 (netlink(7)).
+        See netlink(7). Raises OSError.
         """
         data, _, truncated, (sender, _) = self._socket.recvmsg(_BUFFER)
         if signals.broken(signals.OVERRUN):
