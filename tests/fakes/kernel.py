@@ -99,7 +99,7 @@ class FakeEngines:
         foreign = self.engines.get(path)
         return foreign.cookie if foreign is not None else None
 
-    def look_at(self, path: str) -> ForeignNetns | None:
+    def foreign_netns(self, path: str) -> ForeignNetns | None:
         return self.engines.get(path)
 
     def marked_names(self) -> list[str]:
@@ -163,7 +163,7 @@ class FakeHost:
         # foreign links of the host -> their alias
         self.foreign_links: dict[str, str] = {UPLINK: ""}
         self.engine_bridges: list[tuple[Network, str]] = []
-        self.foreign_netns: set[str] = set()
+        self.foreign_spaces: set[str] = set()
         self.made = 0  # number of namespaces and hosts folders created
         self.identities: dict[str, int] = {}  # by name; a recreated namespace gets another identity
         # pid -> its namespace, and the mark of that namespace
@@ -188,7 +188,7 @@ class FakeHost:
 
     def refuse_foreign(self, links: set[str], spaces: set[str], foreign: Refused | None) -> None:
         """Raise Conflict if one of these names is foreign, or record the error in ``foreign``."""
-        for name in sorted(links & self.foreign_links.keys() | spaces & self.foreign_netns):
+        for name in sorted(links & self.foreign_links.keys() | spaces & self.foreign_spaces):
             error = Conflict(f"{name!r} exists and does not belong to this niso")
             if foreign is None:
                 raise error
@@ -307,10 +307,10 @@ class FakeHost:
         known = (own.partition("/")[0] for own in self.host_addresses())
         return self.mtu if address in known else None
 
-    def lacks_ipv6(self) -> str | None:
+    def why_no_ipv6(self) -> str | None:
         return self.without_ipv6
 
-    def lacks_wireguard(self, form: str) -> str | None:
+    def why_no_wireguard(self, form: str) -> str | None:
         return self.without_wireguard.get(form)
 
     def wireguard_keys(self, private: str) -> tuple[str, str]:
@@ -631,7 +631,7 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
         self.do(Step("change", Sysctl("", name, value)))
 
     def has_netns(self, name: str) -> bool:
-        return name in self.netns or name in self.foreign_netns
+        return name in self.netns or name in self.foreign_spaces
 
     def name_netns(self, name: str, pid: int, alias: str) -> None:
         refuse_unless(not self.has_netns(name), errno.EEXIST, name)
@@ -655,7 +655,7 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
         for step in steps:
             self._do(step, steps, ending)
 
-    def write_what_can_be(
+    def write_best_effort(
         self, steps: Iterable[AnyStep], ending: list[str] | None = None
     ) -> list[Error]:
         steps = list(steps)
@@ -669,7 +669,7 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
                 errors.append(error)
         return errors
 
-    def end_links(self, names: list[str]) -> None:
+    def delete_detached(self, names: list[str]) -> None:
         for name in names:
             if name in self.veths:
                 self.lose_veth(name)
@@ -787,7 +787,7 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
 
     def _netns(self, step: Step[Netns], netns: Netns) -> None:
         if step.action == "add":
-            taken = netns.name in self.netns or netns.name in self.foreign_netns
+            taken = netns.name in self.netns or netns.name in self.foreign_spaces
             refuse_unless(not taken, errno.EEXIST, netns)
             self.netns[netns.name] = netns
             self.made = self.identities[netns.name] = self.made + 1
@@ -802,7 +802,7 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
     def lose_netns(self, name: str) -> None:
         """Delete a namespace with everything in it.
 
-        A detached pair is deleted later, by `end_links`.
+        A detached pair is deleted later, by `delete_detached`.
         """
         del self.netns[name]
         for veth in [veth for veth in self.veths.values() if veth.netns == name]:

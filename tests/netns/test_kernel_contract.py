@@ -206,9 +206,9 @@ def test_links_are_ended_by_name() -> None:
     kernels: tuple[Kernel, ...] = (Kernel(), Fake())
     for kernel in kernels:
         kernel.write(LINKS)
-        kernel.end_links(["niapi-1", "niso-b", "nonesuch"])
+        kernel.delete_detached(["niapi-1", "niso-b", "nonesuch"])
         assert kernel.marked_links() == {}
-        kernel.end_links(["niso-b"])
+        kernel.delete_detached(["niso-b"])
 
 
 @throw_away_host

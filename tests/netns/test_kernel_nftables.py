@@ -166,7 +166,7 @@ def test_elements_and_get_give_back_what_nft_loaded(name: str) -> None:
     expected = load(name)
     with Nfnetlink() as kernel:
         header = header_of(name)
-        every = kernel.every(header)
+        every = kernel.all_elements(header)
         assert shown(header, every) == expected
         found = get(kernel, header, [element.fields for element in every])
         assert found == {element.fields: element for element in every}
@@ -203,7 +203,7 @@ def test_container_or_table_that_does_not_exist_has_nothing() -> None:
     with Nfnetlink() as kernel:
         for table, name in (("inet t", "absent"), ("inet absent", "empty"), ("bridge t", "empty")):
             header = declared(table, name, "ipv4_addr", None, False)
-            assert kernel.every(header) == [] and get(kernel, header, [("10.0.0.1",)]) == {}
+            assert kernel.all_elements(header) == [] and get(kernel, header, [("10.0.0.1",)]) == {}
         assert kernel.all_of("inet niso", "owner") is None
 
 
@@ -285,7 +285,7 @@ def test_get_and_elements_manage_thousands() -> None:
         )
         keys = [*(e.fields for e in expected), ("udp", 1)]
         assert get(kernel, header, keys) == {e.fields: e for e in expected}
-        assert sorted(kernel.every(header)) == expected
+        assert sorted(kernel.all_elements(header)) == expected
 
 
 @throw_away_host
@@ -413,6 +413,6 @@ def test_answers_to_an_earlier_question_are_not_taken_for_those_to_a_later_one()
     nft("table inet t { set s { type ipv4_addr; }; }")
     for _ in range(3):
         with Nfnetlink() as kernel:
-            assert kernel.every(declared("inet t", "s", "ipv4_addr", None, False)) == []
+            assert kernel.all_elements(declared("inet t", "s", "ipv4_addr", None, False)) == []
             # asked, and not read
             kernel._socket.sendto(kernel._pack(_GET_TABLE, 0, b"\x01\0\0\0"), (0, 0))

@@ -90,7 +90,7 @@ def test_what_was_detached_goes_when_the_lock_is_released(kernel: Fake, store: S
     deactivate(kernel, store, "api", ending)
     assert ending == [link]
     assert kernel.veths[link].bridge == ""
-    kernel.end_links(ending)
+    kernel.delete_detached(ending)
     assert link not in kernel.veths
     assert is_as_wanted(kernel, store)
 

@@ -132,7 +132,7 @@ READERS: dict[str, Callable[[list[bytes]], Any]] = {
     ),
     "header": lambda said: of(nft_elements.Nfnetlink, said).all_of("inet niso", "publish_any4"),
     "element": lambda said: of(nft_elements.Nfnetlink, said).get([(H4, ("tcp", 8080))]),
-    "elements": lambda said: of(nft_elements.Nfnetlink, said).every(H4),
+    "elements": lambda said: of(nft_elements.Nfnetlink, said).all_elements(H4),
     "counts": lambda said: [
         of(nft_elements.Nfnetlink, list(said)).counts(each) for each in COUNTED
     ],

@@ -72,7 +72,7 @@ def test_processes_end_first_and_tables_last(full: World) -> None:
 
 def test_what_is_not_nisos_stays_and_that_of_other_state_folders_goes(full: World) -> None:
     full.kernel.foreign_links |= {"niso-vpn": "", "nithem-1": alias("89abcdef")}
-    full.kernel.foreign_netns.add("niso-foreign")
+    full.kernel.foreign_spaces.add("niso-foreign")
     full.kernel.netns["niso-them"] = Netns("niso-them", alias("89abcdef"))
     said = swept(full)
     assert {"ip netns delete niso-them", "ip link delete nithem-1"} <= set(said)
@@ -130,7 +130,7 @@ def test_lost_store_is_refused_until_a_sweep(full: World) -> None:
 def test_lost_store_is_refused_for_a_process_alone(world: World) -> None:
     world.activate(world.package("api", network={"mode": "host"}))
     for name in world.kernel.marked_links():
-        world.kernel.end_links([name])
+        world.kernel.delete_detached([name])
     os.rename(paths.database(), f"{paths.database()}.away")
     with pytest.raises(Conflict, match="service 'api' in"):
         session.refuse(world.kernel, world.processes)

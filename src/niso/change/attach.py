@@ -187,7 +187,7 @@ def _located(
     # the last part is a magic link in /proc, which must not be resolved
     folder, _, last = os.path.abspath(request.netns).rpartition("/")
     path = os.path.join(os.path.realpath(folder or "/"), last)
-    foreign = kernel.look_at(path)
+    foreign = kernel.foreign_netns(path)
     cookie = foreign.cookie if foreign is not None else None
     if request.awaited and before is not None and cookie != before.cookie:
         foreign = ForeignNetns(before.cookie, "", frozenset(), frozenset())

@@ -105,7 +105,7 @@ def plan_network(
     for net in nets:
         _require_free(name, net, taken, holds if net == around else None)
     with_ipv6 = any(net.version == 6 for net in nets)
-    missing = kernel.lacks_ipv6() if with_ipv6 else None
+    missing = kernel.why_no_ipv6() if with_ipv6 else None
     if missing is not None:
         raise Conflict(f"network {name!r} cannot have IPv6: {missing}", "omit its IPv6 subnet")
     bridge = base_names.bridge(name)

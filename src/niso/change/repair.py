@@ -406,7 +406,11 @@ def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Removal]:
         unnamed = Step("delete", NetnsName(name, "", 0))
         yield events.Command(unnamed.describe()), partial(kernel.write, [unnamed]), False
     for name in links:
-        yield events.Command(f"ip link delete {name}"), partial(kernel.end_links, [name]), False
+        yield (
+            events.Command(f"ip link delete {name}"),
+            partial(kernel.delete_detached, [name]),
+            False,
+        )
     for rule in kernel.marked_rules():
         delete = Step("delete", rule)
         yield events.Command(delete.describe()), partial(kernel.write, [delete]), False

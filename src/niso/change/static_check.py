@@ -35,7 +35,7 @@ _BARE_HOST = {
     "sysctl": "0",
     "default_mtu": 1500,
     "mtu_of": None,
-    "lacks_ipv6": None,
+    "why_no_ipv6": None,
     "host_addresses": [],
     "used_prefixes": [],
     "receiving6": [],

@@ -223,7 +223,7 @@ def withdraw(
                     store.end_intent(row.name)
             if forgets:
                 store.drop_implicit_networks(scope.networks or ())
-    kernel.end_links(links)
+    kernel.delete_detached(links)
 
 
 def deactivate_rows(

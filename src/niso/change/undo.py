@@ -237,7 +237,7 @@ def _undo_records(
             # implicit network as its last step
             undone.scope = scope.joined(concerned(store, touched))
             undone.then(lambda: _show_hosts(processes, shown))
-    kernel.end_links(links)
+    kernel.delete_detached(links)
 
 
 def _show_hosts(processes: Processes, shown: Iterable[ProcessSpec]) -> None:

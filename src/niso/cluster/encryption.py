@@ -42,14 +42,14 @@ _LENGTH = 64
 
 def chosen(kernel: Kernel, asked: str) -> str:
     """Return how this host can encrypt: "kernel" or, if ``asked``, "userspace". Raises Error."""
-    why = kernel.lacks_ipv6()  # addresses inside the tunnel are IPv6
+    why = kernel.why_no_ipv6()  # addresses inside the tunnel are IPv6
     if why is not None:
         raise Error(f"this host cannot encrypt: {why}")
-    why = kernel.lacks_wireguard(tunnels.KERNEL)
+    why = kernel.why_no_wireguard(tunnels.KERNEL)
     if why is None:
         return KERNEL
     if asked == BY_PROCESS:
-        why = kernel.lacks_wireguard(tunnels.USERSPACE)
+        why = kernel.why_no_wireguard(tunnels.USERSPACE)
         if why is None:
             return BY_PROCESS
     hint = "--encrypt=userspace has the process wireguard-go do it, at a tenth of the speed"

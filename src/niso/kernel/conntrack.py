@@ -222,7 +222,7 @@ def _count(kernel: netlink.Netfilter) -> int:
 
     what, body = "count conntrack entries", nfgenmsg(socket.AF_UNSPEC)
     answer = kernel.get_one(what, _CT_GET_STATS, body, _ABSENT) or b""
-    return netlink.understood(what, parse, answer)
+    return netlink.parse_reply(what, parse, answer)
 
 
 def within(addresses: Iterable[str]) -> Callable[[bytes], bool]:

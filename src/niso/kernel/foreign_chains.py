@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from niso.base.named_tuples import NamedTuple
 from niso.kernel import netlink, nft_elements
-from niso.kernel.netlink import attribute, attributes, nested, string, text, understood
+from niso.kernel.netlink import attribute, attributes, nested, parse_reply, string, text
 from niso.kernel.nft_elements import Nfnetlink, about, nfgenmsg
 
 # the families with a hook ``forward``: number to name
@@ -157,7 +157,7 @@ class ForeignChains(Nfnetlink):
         if key not in self._key_lengths:
             what = f"read set {name}"
             answer = self.get_one(what, _GETSET, _named(*key), _MISSING) or b""
-            self._key_lengths[key] = understood(what, parse, answer)
+            self._key_lengths[key] = parse_reply(what, parse, answer)
         return self._key_lengths[key]
 
     def element(
@@ -187,7 +187,7 @@ class ForeignChains(Nfnetlink):
             body = prefix + nested(3, nested(1, which))
             answer = self.get_one(what, _GETSETELEM, body, absent)
             if answer is not None:
-                return True, understood(what, parse, answer)
+                return True, parse_reply(what, parse, answer)
         return False, None
 
     def _dormant(self, family: int, table: str) -> bool:
@@ -196,7 +196,7 @@ class ForeignChains(Nfnetlink):
 
         what = f"read table {table}"
         answer = self.get_one(what, _GETTABLE, nfgenmsg(family) + text(1, table), _MISSING)
-        return answer is None or understood(what, parse, answer)
+        return answer is None or parse_reply(what, parse, answer)
 
 
 def _named(family: int, table: str, name: str) -> bytes:

@@ -95,7 +95,7 @@ def engine_prefixes() -> list[tuple[Network, str]]:
     return list(found)
 
 
-def lacks_ipv6() -> str | None:
+def why_no_ipv6() -> str | None:
     """Return why this host cannot have a network with IPv6 (ip-sysctl.rst); None if it can."""
     disabled = proc_sys.read("net/ipv6/conf/all/disable_ipv6")
     if disabled is None:

@@ -380,7 +380,7 @@ def limit_of(rtnl: Rtnl, link: Link) -> tuple[int, int]:
     # The kernel answers with a notification to a requester that sets the echo flag, but not for a
     # built-in qdisc, such as noop of a link that is down. The acknowledgement comes in any case.
     answer = rtnl.get_one(what, _GETQDISC, body, _NONE, netlink.ECHO | netlink.ACK)
-    return (0, 0) if answer is None else netlink.understood(what, _parse_qdisc, answer)
+    return (0, 0) if answer is None else netlink.parse_reply(what, _parse_qdisc, answer)
 
 
 def _parse_qdisc(body: bytes) -> tuple[int, int]:

@@ -131,7 +131,7 @@ def _entry(rtnl: Rtnl, port_index: int, mac: str) -> tuple[int, int, int]:
     return index, bridge, state
 
 
-def fix(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
+def add_fdb_entry(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
     """Add a static entry to a bridge, by which it sends frames for ``mac`` to this port.
 
     ``own`` is the MAC of the port itself if it is new. The entry that the kernel adds for that MAC
@@ -141,7 +141,7 @@ def fix(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
     """
     body = _ndmsg.pack(_AF_BRIDGE, port_index, _NOARP, _MASTERS, 0) + _mac(mac)
     what = f"add the forwarding entry of {mac} for link {port_index}"
-    more = (unfix(port_index, own),) if own else ()
+    more = (delete_fdb_entry(port_index, own),) if own else ()
     try:
         rtnl.transact(Message(what, _NEWNEIGH, netlink.CREATE | netlink.EXCL, body), *more)
         return
@@ -163,7 +163,7 @@ def take(bridge_index: int, mac: str) -> Message:
     return Message(what, _NEWNEIGH, netlink.CREATE | netlink.REPLACE, body)
 
 
-def unfix(port_index: int, mac: str) -> Message:
+def delete_fdb_entry(port_index: int, mac: str) -> Message:
     """Return the message that deletes a bridge's static entry of a MAC."""
     body = _request(_AF_BRIDGE, port_index, _MASTERS) + _mac(mac)
     what = f"delete the forwarding entry of {mac}"
@@ -199,7 +199,7 @@ def tunnel_entry(rtnl: Rtnl, index: int, mac: str) -> tuple[str, bool]:
     return (entry[2] if entry else "", is_fixed(rtnl, index, mac))
 
 
-def lead(index: int, mac: str, host: str, was: str = "") -> list[Message]:
+def add_tunnel_entry(index: int, mac: str, host: str, was: str = "") -> list[Message]:
     """Return the messages that make a VXLAN device and its bridge send a MAC to ``host``.
 
     ``was`` is the host to which the device sent it before, or "".
@@ -214,15 +214,15 @@ def lead(index: int, mac: str, host: str, was: str = "") -> list[Message]:
     ]
     # the entry has an address of another family: the kernel would replace it, but 4 bytes fill an
     # IPv6 address only partly
-    return [*unlead(index, mac, port=False), *messages] if was else messages
+    return [*delete_tunnel_entry(index, mac, port=False), *messages] if was else messages
 
 
-def unlead(index: int, mac: str, port: bool = True) -> list[Message]:
+def delete_tunnel_entry(index: int, mac: str, port: bool = True) -> list[Message]:
     """Return the messages that delete a MAC's entries on a VXLAN device and its ``port``."""
     what = f"delete the forwarding entry of {mac}"
     body = _request(_AF_BRIDGE, index, _SELF) + _mac(mac)
     device = Message(what, _DELNEIGH, 0, body, _MISSING)
-    return [unfix(index, mac), device] if port else [device]
+    return [delete_fdb_entry(index, mac), device] if port else [device]
 
 
 def mac_of(rtnl: Rtnl, index: int, address: str) -> str:

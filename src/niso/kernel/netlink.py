@@ -161,7 +161,7 @@ def several(data: bytes, kind: int | None = None) -> Iterator[bytes]:
         offset += (length + 3) & ~3
 
 
-def understood[T](what: str, parse: Callable[[bytes], T], answer: bytes) -> T:
+def parse_reply[T](what: str, parse: Callable[[bytes], T], answer: bytes) -> T:
     """Return what ``parse`` returns for an answer; raise KernelError if this is malformed."""
     try:
         return parse(answer)
@@ -376,7 +376,7 @@ class Netlink:
                     if number and number not in absent:
                         raise refused(what, number, text)
                     return entries if is_complete else None
-                entry = understood(what, parse, answer)
+                entry = parse_reply(what, parse, answer)
                 if entry is not None:
                     entries.append(entry)
 

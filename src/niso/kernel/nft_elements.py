@@ -17,7 +17,7 @@ from functools import partial
 
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel import netlink, policy_rules, ruleset
-from niso.kernel.netlink import attribute, attributes, nested, several, string, text, understood
+from niso.kernel.netlink import attribute, attributes, nested, parse_reply, several, string, text
 
 if TYPE_CHECKING:
     from typing import Any, Literal
@@ -269,10 +269,10 @@ class Nfnetlink(netlink.Netfilter):
         """
         return self._listed(header, partial(_counted, header))
 
-    def every(self, header: Header) -> list[Element]:
+    def all_elements(self, header: Header) -> list[Element]:
         if header.is_lone:
             bounds = self._listed(header, _bounds)
-            return understood(f"read {header.name}", lambda _: _intervals(header, bounds), b"")
+            return parse_reply(f"read {header.name}", lambda _: _intervals(header, bounds), b"")
         return self._listed(header, partial(_parse_elements, header))
 
     def all_of(self, table: str, container: str) -> list[Element] | None:
@@ -286,7 +286,11 @@ class Nfnetlink(netlink.Netfilter):
         answer = self.get_one(what, _GETSET, about(table, container), (errno.ENOENT,))
         if answer is None:
             return None
-        return self.every(header) if understood(what, partial(_has_types, header), answer) else []
+        return (
+            self.all_elements(header)
+            if parse_reply(what, partial(_has_types, header), answer)
+            else []
+        )
 
     def _listed[T](self, header: Header, parse: Callable[[bytes], list[T]]) -> list[T]:
         what, body = f"read {header.name}", about(*header[:2])
@@ -301,7 +305,7 @@ class Nfnetlink(netlink.Netfilter):
         answer = self.get_one(what, _GETSETELEM, _request(header, first, last), _ABSENT)
         if answer is None:
             return None
-        for found, packets, _ in understood(what, partial(_counted, header), answer):
+        for found, packets, _ in parse_reply(what, partial(_counted, header), answer):
             return packets if found._replace(fields=element.fields) == element else None
         return None
 
@@ -327,7 +331,7 @@ class Nfnetlink(netlink.Netfilter):
                     continue
                 ends = answers[more[i] : more[i] + 2] if i in more else []
                 parse = partial(_parse_element, header, key, first, last, ends)
-                if (element := understood(what, parse, answer)) is not None:
+                if (element := parse_reply(what, parse, answer)) is not None:
                     result[element[:3]] = element
         return result
 

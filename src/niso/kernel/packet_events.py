@@ -28,7 +28,7 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of, unpacked
 from niso.kernel import netlink
 from niso.kernel.libnftables import Nft
-from niso.kernel.netlink import Message, attribute, attributes, string, understood
+from niso.kernel.netlink import Message, attribute, attributes, parse_reply, string
 from niso.kernel.ruleset import ABSENT
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Nflog(netlink.Netlink):
         replies = self.notices(what)
         if replies is None:
             return None
-        logged = (understood(what, _parse, body) for kind, *_, body in replies if kind == _PACKET)
+        logged = (parse_reply(what, _parse, body) for kind, *_, body in replies if kind == _PACKET)
         return [packet for packet in logged if packet is not None]
 
     def _bind(self) -> None:
@@ -299,7 +299,9 @@ class Trace(netlink.Netlink):
     def read(self) -> list[TraceStep]:
         what = "follow packets"
         replies = self.notices(what) or ()
-        return [understood(what, self._parse, body) for kind, *_, body in replies if kind == _TRACE]
+        return [
+            parse_reply(what, self._parse, body) for kind, *_, body in replies if kind == _TRACE
+        ]
 
     def dropped(self) -> list[Dropped]:
         dropped = []

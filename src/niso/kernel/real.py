@@ -103,14 +103,14 @@ class Kernel:
         """Execute all steps in order, stopping at the first failure.
 
         With ``ending``, veth pairs whose namespace is deleted too are only detached from their
-        bridge, and their names are added to ``ending``. The caller must pass these to `end_links`
-        after releasing the lock, because deleting takes 20 ms. The KernelError has the description
-        of the failed step.
+        bridge, and their names are added to ``ending``. The caller must pass them to
+        `delete_detached` after releasing the lock, because deleting takes 20 ms. The KernelError
+        has the description of the failed step.
         """
         with self:
             Writer(steps, self._sockets, ending).run()
 
-    def write_what_can_be(
+    def write_best_effort(
         self, steps: Iterable[AnyStep], ending: list[str] | None = None
     ) -> list[Error]:
         """Execute all steps as `write` does, but continue after failures, and return the errors.
@@ -119,9 +119,9 @@ class Kernel:
         could not be deleted.
         """
         with self:
-            return Writer(steps, self._sockets, ending).run_what_can_be()
+            return Writer(steps, self._sockets, ending).run_best_effort()
 
-    def end_links(self, names: list[str]) -> None:
+    def delete_detached(self, names: list[str]) -> None:
         """Delete the network interfaces that `write` has detached; no-op for missing ones."""
         if not names:
             return
@@ -191,7 +191,7 @@ class Kernel:
 
     has_netns = staticmethod(netns.exists)
     cookie_at = staticmethod(netns.cookie_at)
-    look_at = staticmethod(netns.look)
+    foreign_netns = staticmethod(netns.look)
     clear_unfinished = staticmethod(netns.clear_unfinished)
     alias_at = staticmethod(netns.marked)
     name_netns = staticmethod(netns.attach)
@@ -254,8 +254,8 @@ class Kernel:
     engine_prefixes = staticmethod(host_facts.engine_prefixes)
     default_mtu = staticmethod(host_facts.default_mtu)
     mtu_of = staticmethod(host_facts.mtu_of)
-    lacks_ipv6 = staticmethod(host_facts.lacks_ipv6)
-    lacks_wireguard = staticmethod(tunnels.lacks)
+    why_no_ipv6 = staticmethod(host_facts.why_no_ipv6)
+    why_no_wireguard = staticmethod(tunnels.lacks)
 
     def wireguard_keys(self, private: str) -> tuple[str, str]:
         """Return (private key, public key); for "", a new private key is generated."""
@@ -345,7 +345,7 @@ class Writer:
         for batch in self._batches():
             self._do(batch)
 
-    def run_what_can_be(self) -> list[Error]:
+    def run_best_effort(self) -> list[Error]:
         errors: list[Error] = []
         for batch in self._batches():
             if errors and batch[0].kind.is_transactional:

@@ -96,7 +96,7 @@ class Rtnl(netlink.Netlink):
         body = _named(name) + u32(_IFLA_EXT_MASK, _SKIP_STATS)
         answer = self.get_one(what, _GETLINK, body, (errno.ENODEV,))
         return (
-            netlink.understood(what, link_records.parse_link, answer)
+            netlink.parse_reply(what, link_records.parse_link, answer)
             if answer is not None
             else None
         )

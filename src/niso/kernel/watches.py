@@ -18,7 +18,7 @@ from niso.base import paths
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel import netlink
-from niso.kernel.netlink import OWN_THREAD, attributes, refused, refusing, string, understood
+from niso.kernel.netlink import OWN_THREAD, attributes, parse_reply, refused, refusing, string
 
 if TYPE_CHECKING:
     from typing import Self
@@ -91,7 +91,7 @@ def table_changes(messages: Iterable[tuple[int, bytes]], touched: list[str]) -> 
     for kind, body in messages:
         if kind >> 8 != _SUBSYSTEM:
             continue
-        fields = understood(_LISTEN, lambda body: attributes(body, 4), body)
+        fields = parse_reply(_LISTEN, lambda body: attributes(body, 4), body)
         if kind & 0xFF != _NEWGEN:
             if string(fields.get(_TABLE_NAME, b"")) == _TABLE and body[0] in _FAMILIES:
                 touched.append(f"{_FAMILIES[body[0]]} {_TABLE}")
@@ -107,7 +107,7 @@ def table_changes(messages: Iterable[tuple[int, bytes]], touched: list[str]) -> 
 
 def _is_own_link(body: bytes) -> bool:
     """Return whether a message is about a network interface that may be niso's."""
-    fields = understood(_LISTEN, lambda body: attributes(body, _IFINFO), body)
+    fields = parse_reply(_LISTEN, lambda body: attributes(body, _IFINFO), body)
     return string(fields.get(_IFNAME, b"")).startswith(_LINKS)
 
 

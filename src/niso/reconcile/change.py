@@ -300,7 +300,7 @@ def carry_out(
 
     With ``teardown``, a failed step does not stop the other steps. With ``ending``, veth pairs of
     deleted namespaces are only detached, and their names are added to it; the caller must pass the
-    list to `end_links` after releasing the lock. Raises KernelError, or with ``teardown`` an
+    list to `delete_detached` after releasing the lock. Raises KernelError, or with ``teardown`` an
     ErrorGroup.
     """
     steps = _carried_out(kernel, store, planned, report, teardown, ending)
@@ -326,7 +326,7 @@ def _carried_out(
     want = _of(planned.want, touched)
     with kernel:
         if teardown:
-            errors = kernel.write_what_can_be(steps, ending)
+            errors = kernel.write_best_effort(steps, ending)
             if errors:
                 raise ErrorGroup(errors)
         else:
@@ -455,7 +455,7 @@ def _occupied(kernel: Kernel, want: State, have: State, before: State) -> dict[s
         if end is None and veth.name not in known:
             continue  # a new one, whose place was free when it was chosen
         named = others[veth.netns]
-        found = kernel.look_at(named.target)
+        found = kernel.foreign_netns(named.target)
         if found is not None and found.cookie == named.cookie and veth.peer in found.links:
             occupied[veth.netns] = veth.peer
     return occupied

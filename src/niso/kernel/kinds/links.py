@@ -447,7 +447,7 @@ def _add(writer: Writer, veth: Veth) -> None:
         )
     finally:
         os.close(fd)
-    neighbour_tables.fix(rtnl, index, veth.mac, own)
+    neighbour_tables.add_fdb_entry(rtnl, index, veth.mac, own)
     # A port needs no address, and the bridge still forwards IPv6. Otherwise the kernel adds a route
     # to ff00::/8 for each port that has a carrier, in one list for all ports, and walks the list
     # for each change of an interface (fib6_add, fib6_clean_all).
@@ -480,7 +480,9 @@ def _change(writer: Writer, veth: Veth, actual: Veth) -> None:
     rtnl = writer.rtnl("")
     if actual.bridge != veth.bridge:
         rtnl.set_link(veth.name, master=veth.bridge)
-    neighbour_tables.fix(rtnl, rtnl.index(veth.name), veth.mac)  # before flooding is switched off
+    neighbour_tables.add_fdb_entry(
+        rtnl, rtnl.index(veth.name), veth.mac
+    )  # before flooding is switched off
     rtnl.set_link(
         veth.name,
         mtu=veth.mtu,

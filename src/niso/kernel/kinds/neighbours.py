@@ -164,7 +164,7 @@ class _Neighbours(Kind[Neighbour], of=Neighbour):
         entry = steps[0].obj
         rtnl, index = writer.link("", entry.link)
         if index is not None:
-            rtnl.transact(neighbour_tables.unfix(index, entry.mac))
+            rtnl.transact(neighbour_tables.delete_fdb_entry(index, entry.mac))
 
 
 class Fdb(NamedTuple):
@@ -233,9 +233,9 @@ class _FdbKind(Kind[Fdb], of=Fdb):
             if step.action != "delete":
                 actual = step.actual.host if step.actual else ""
                 index = writer.existing(index, entry.link)
-                messages += neighbour_tables.lead(index, entry.mac, entry.host, actual)
+                messages += neighbour_tables.add_tunnel_entry(index, entry.mac, entry.host, actual)
             elif index is not None:
-                messages += neighbour_tables.unlead(index, entry.mac)
+                messages += neighbour_tables.delete_tunnel_entry(index, entry.mac)
         writer.rtnl("").transact_each(messages)
 
 
