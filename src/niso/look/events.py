@@ -27,10 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-_QUIET_S = 0.1
-"""Changes that follow each other within this time in seconds are combined."""
-_LONGEST_S = 1.0
-"""Events are returned after this time in seconds, even if changes keep coming."""
+_QUIET_S = 0.1  # changes that follow each other within this time in seconds are combined
+_LONGEST_S = 1.0  # events are returned after this time in seconds, even if changes keep coming
 _SHARE = 4
 """The pause after a snapshot is this many times as long as the snapshot took.
 
@@ -211,8 +209,7 @@ def _port(port: records.PortMapping) -> str:
 
 # --- events from two snapshots (pure) -------------------------------------------------------------
 
-ENDED = ("exited", "restarting", "failed", "none")
-"""States of a process that has ended."""
+ENDED = ("exited", "restarting", "failed", "none")  # states of a process that has ended
 
 
 class ServiceState(NamedTuple):

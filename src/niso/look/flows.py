@@ -42,8 +42,7 @@ HOST = "host"
 EVERYBODY = {4: "0.0.0.0/0", 6: "::/0"}
 PASS, AUDIT, DROP = "pass", "audit", "drop"
 """What happened to a flow. ``audit``: it passed, although a policy in audit would deny it."""
-Key = tuple[str, str, str, int]
-"""The source, destination, protocol and port of a flow, after DNAT."""
+Key = tuple[str, str, str, int]  # the source, destination, protocol and port of a flow, after DNAT
 
 
 class FlowEnd(NamedTuple):
@@ -406,12 +405,10 @@ def _chosen(flows: Iterable[Flow], service: str | None, denied: bool) -> tuple[F
 
 # --- flows for metrics ----------------------------------------------------------------------------
 
-OUTSIDE = "outside"
-"""The name for all addresses that belong neither to a service nor to the host."""
+OUTSIDE = "outside"  # the name for all addresses that belong neither to a service nor to the host
 
 
-Total = tuple[str, str, int, str, str]
-"""Source, destination, port, protocol and verdict of flows."""
+Total = tuple[str, str, int, str, str]  # source, destination, port, protocol and verdict of flows
 
 
 def totals(world: PolicyContext, memory: Memory, limit: int) -> tuple[list[tuple[Total, int]], int]:

@@ -41,8 +41,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9 .,:/_→*()-]")
 
 Node = tuple[str, tuple[str, ...]]
 """The identifier and the lines of a box: a service and its sharers, the host, or an address."""
-Edge = tuple[str, str, str, str]
-"""The source, destination, label and verdict of an edge."""
+Edge = tuple[str, str, str, str]  # the source, destination, label and verdict of an edge
 Picture = tuple[list[tuple[str, list[Node]]], list[Node], list[Edge]]
 """The title and boxes of each group of services with equal networks, other boxes, and the edges."""
 

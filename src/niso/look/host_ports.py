@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from niso.kernel.sockets import Listener
 
 
-HOLDERS = ("podman",)
-"""Owners of attachments whose own programs listen on published ports."""
+HOLDERS = ("podman",)  # owners of attachments whose own programs listen on published ports
 
 
 def published_by(row: ServiceRow) -> tuple[records.PortMapping, ...]:

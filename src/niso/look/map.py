@@ -251,8 +251,7 @@ def _flow(
 # --- grouping of flows (pure) ---------------------------------------------------------------------
 
 OTHERS = "other machines"
-MOST_OUTSIDE = 8
-"""The maximum number of outside addresses shown by themselves, in each direction."""
+MOST_OUTSIDE = 8  # the maximum number of outside addresses shown by themselves, in each direction
 MOST_PASSED, MOST_REFUSED, MOST_OPEN = 4000, 1000, 1000
 """The maximum number of passed, refused and open flows in one update of the map."""
 

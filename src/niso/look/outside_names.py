@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from niso.store.store import Store
 
 
-OVERDUE_S = 600.0
-"""Seconds without an answer after which `Host.check` warns."""
+OVERDUE_S = 600.0  # seconds without an answer after which `Host.check` warns
 
 
 class OutsideName(NamedTuple):

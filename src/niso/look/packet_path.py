@@ -608,8 +608,7 @@ def _policy_objects(
     return tuple(object_._replace(host=known.host) for object_ in objects)
 
 
-_Judged = tuple[str, int | None]
-"""The protocol and the port of a packet, as policies see them."""
+_Judged = tuple[str, int | None]  # the protocol and the port of a packet, as policies see them
 
 
 def _members(world: PolicyContext, policy: Policy) -> list[Member]:

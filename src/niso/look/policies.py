@@ -156,8 +156,7 @@ def _narrower(text: str | None, counts: Iterable[_Count]) -> str:
 
 _DNS = 53
 
-Warning_ = tuple[str, str]
-"""The text of a warning, and the next step."""
+Warning_ = tuple[str, str]  # the text of a warning, and the next step
 
 
 def warnings(kernel: Kernel, store: Store, services: Iterable[str]) -> Iterator[Warning_]:

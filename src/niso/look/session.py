@@ -314,8 +314,7 @@ def texts(values: Iterable[object], what: str) -> list[str]:
     return [text(value, what) for value in given]
 
 
-_PERIODS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-"""The seconds of each unit of a period."""
+_PERIODS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}  # the seconds of each unit of a period
 
 
 def path(value: object, what: str) -> str:

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
     from niso.runtime.health import HealthTarget
 
-_AT_MOST_S = 30.0
-"""Everything is read again after this time, for changes that nothing announces."""
+_AT_MOST_S = 30.0  # everything is read again after this time, for changes that nothing announces
 
 
 class ServiceLoad(NamedTuple):

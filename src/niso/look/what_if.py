@@ -180,8 +180,7 @@ def _publishes(world: PolicyContext, seen: Flow) -> bool:
 
 # --- manifest changes that let a denied flow pass -------------------------------------------------
 
-_MOST = 8
-"""The maximum number of changes to suggest. A flow that needs more is denied on purpose."""
+_MOST = 8  # The maximum number of changes to suggest. A flow that needs more is denied on purpose.
 Name = Callable[[str, str], str | None]
 """A function from a service and its peer to the peer's name in the service's policy, or None."""
 
