@@ -29,10 +29,7 @@ from niso.base.named_tuples import Any, NamedTuple
 
 
 class NoAnswer(Error):
-    """Raised if no member of etcd answers in time.
-
-    ``unknown`` is True if the request was sent: it may have been carried out.
-    """
+    """Raised if no member of etcd answers; ``unknown`` if it may have carried the request out."""
 
     def __init__(self, reason: str, hint: str | None = None, unknown: bool = False) -> None:
         super().__init__(reason, hint)
@@ -40,10 +37,9 @@ class NoAnswer(Error):
 
 
 class Refused(NoAnswer):
-    """Raised if etcd refuses a request and did not carry it out, for example if it is full.
+    """Raised if etcd refuses a request, with etcd's ``code`` (google.rpc.Code), 0 if unknown.
 
     It is a kind of NoAnswer, so callers that can continue without an answer also continue here.
-    ``code`` is etcd's error code (google.rpc.Code); 0 if unknown.
     """
 
     def __init__(self, reason: str, hint: str | None = None, code: int = 0) -> None:
@@ -63,13 +59,10 @@ class KeyValue(NamedTuple):
 
 
 class Compare(NamedTuple):
-    """A condition of a transaction: the key's last change has the revision ``modified``.
-
-    If ``modified`` is 0, the key must not exist.
-    """
+    """A condition of a transaction."""
 
     key: str
-    modified: int = 0
+    modified: int = 0  # the revision of the key's last change; 0 if the key must not exist
     prefix: bool = False  # no key with this prefix may exist; ``modified`` is 0
 
 
@@ -116,11 +109,7 @@ PREFIX = "/niso/v1/"
 
 
 class Keys:
-    """The names of niso's keys in etcd, below a prefix.
-
-    Clusters with different prefixes may share an etcd. ``network``, ``addresses`` and
-    ``certificates`` return prefixes.
-    """
+    """The names of niso's keys in etcd, and some prefixes, below a prefix of the cluster."""
 
     def __init__(self, prefix: str = PREFIX) -> None:
         self.prefix = prefix

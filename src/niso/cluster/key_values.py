@@ -74,13 +74,8 @@ def is_host_address(text: str) -> bool:
         address = ipaddress.ip_address(text)
     except ValueError:
         return False
-    return "%" not in text and not (
-        address.is_unspecified
-        or address.is_loopback
-        or address.is_multicast
-        or address.is_link_local
-        or text == "255.255.255.255"
-    )
+    special = (address.is_unspecified, address.is_loopback, address.is_multicast)
+    return not (any(special) or address.is_link_local or text == "255.255.255.255" or "%" in text)
 
 
 _KINDS = ("service", "network", "prefix", "prefixes", "outside")
@@ -121,28 +116,21 @@ def _is_entry(entry: Entry) -> bool:
 MOST_POLICY = 1 << 16
 """The maximum number of characters of a policy to publish; etcd limits a request to 1.5 MB."""
 
-
 type Sharers = tuple[tuple[str, tuple[str, ...]], ...]
 """Pairs of an active service that shares the namespace of another, and its published ports."""
 
 
 class ClusterClaim(NamedTuple):
-    """A host's reservation of a service, with its addresses and names, as recorded in etcd.
-
-    ``revision`` is the modified revision of the service's key. ``gen`` is higher than in every
-    earlier reservation of the service, and the reservation with the highest ``gen`` wins. ``mark``
-    is a random id. ``former`` is the host that the service was taken over from; it is "" again when
-    the service is up on its new host.
-    """
+    """A host's reservation of a service, with its addresses and names, as recorded in etcd."""
 
     service: str
     host: str
-    gen: int
-    mark: str
+    gen: int  # higher than in every earlier reservation of the service: the highest one wins
+    mark: str  # a random id
     networks: dict[str, tuple[str, ...]]  # addresses by network
     names: tuple[str, ...]
-    revision: int
-    former: str = ""
+    revision: int  # the modified revision of the service's key
+    former: str = ""  # the host that it was taken over from; "" again when it is up here
     ports: tuple[str, ...] = ()  # published ones, for display
     up: bool = False  # as last published, for display
     policy: str = ""  # JSON, as in the store, for explanations; "" for none
@@ -171,16 +159,14 @@ def claim_of(item: KeyValue, keys: Keys) -> ClusterClaim:
     value = decode(item.value, item.key)
     try:
         networks = {str(net): tuple(map(str, some)) for net, some in value["networks"].items()}
-        if not all(is_address(address) for some in networks.values() for address in some):
-            raise ValueError
-        if not is_number(value["gen"]):
-            raise ValueError
+        addresses = [address for some in networks.values() for address in some]
         former = [value["former"]["host"]] if "former" in value else []
         sharers = tuple(
             (str(name), tuple(map(str, some))) for name, some in value.get("sharers", {}).items()
         )
         called = (value["host"], *former, *value["names"], *(name for name, _ in sharers))
-        if not all(is_name(str(name)) for name in called):
+        sound = all(map(is_address, addresses)) and all(is_name(str(name)) for name in called)
+        if not sound or not is_number(value["gen"]):
             raise ValueError
         return ClusterClaim(
             item.key.removeprefix(keys.services),
@@ -190,7 +176,7 @@ def claim_of(item: KeyValue, keys: Keys) -> ClusterClaim:
             networks,
             tuple(map(str, value["names"])),
             item.modified,
-            str(value["former"]["host"]) if "former" in value else "",
+            "".join(map(str, former)),
             tuple(map(str, value.get("ports", ()))),
             bool(value.get("up")),
             str(value.get("policy", "")),
@@ -293,17 +279,14 @@ def require_family(address: str, other: str, host: str) -> None:
 
 
 class Spec(NamedTuple):
-    """A network of the cluster. ``subnets`` are pairs of CIDR and gateway address.
-
-    Reservations of services on the network get numbers (``gen``) from ``base`` on. After etcd has
-    lost its data, ``base`` is set above every earlier number.
-    """
+    """A network of the cluster."""
 
     name: str
     vni: int
     mtu: int
-    subnets: tuple[tuple[str, str], ...]
+    subnets: tuple[tuple[str, str], ...]  # CIDR and gateway address
     internal: bool = False
+    # ``gen`` of reservations begins here; after a loss of etcd's data, it is above earlier ones
     base: int = 0
 
 

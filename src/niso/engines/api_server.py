@@ -58,7 +58,11 @@ class ApiServer:
             for fresh in (False, True):
                 known = self._connection is not None and not fresh
                 try:
-                    response = self._request(self._connected(fresh), path, query or {})
+                    if not known:
+                        self._close()
+                        self._connection = self._connect()
+                    assert self._connection is not None
+                    response = self._request(self._connection, path, query or {})
                     data = _parsed(path, response.read(_LONGEST))
                     break
                 except _FAILURES:
@@ -99,13 +103,6 @@ class ApiServer:
         finally:
             if connection is not None:
                 connection.close()
-
-    def _connected(self, fresh: bool) -> http.client.HTTPConnection:
-        if fresh:
-            self._close()
-        if self._connection is None:
-            self._connection = self._connect()
-        return self._connection
 
     def _close(self) -> None:
         if self._connection is not None:
