@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+from collections.abc import Iterator
 
 from niso.base import convert, files, paths
 from niso.base.errors import Error, ErrorGroup, InvalidInput
@@ -98,7 +99,7 @@ def parsed(data: dict[str, Any], path: str) -> Config:
     try:
         own, etcd, member = convert.convert(data, _File)
         config = Config(own.name, own.address, etcd, member, own.encryption)
-        errors = _wrong(config)
+        errors = [*_errors(config)]
     except ValueError:
         errors = [*validate.walk(data, _File)]
     for error in errors:
@@ -108,27 +109,25 @@ def parsed(data: dict[str, Any], path: str) -> Config:
     return config
 
 
-def _wrong(config: Config) -> list[Error]:
-    """Return an error for each invalid value."""
-    errors: list[Error] = []
-    checks = [
+def _errors(config: Config) -> Iterator[Error]:
+    """Yield an error for each invalid value."""
+    etcd = config.etcd
+    checks = [(endpoint, member, "etcd.members") for member in etcd.members]
+    for check, text, key in (
         (host_name, config.host, "host.name"),
         (ip_address, config.address, "host.address"),
-    ]
-    checks += [(endpoint, member, "etcd.members") for member in config.etcd.members]
-    checks += [(key_prefix, config.etcd.prefix, "etcd.prefix")]
-    checks += [(way_to_encrypt, config.encryption, "host.encryption")]
-    for check, text, key in checks:
+        *checks,
+        (key_prefix, etcd.prefix, "etcd.prefix"),
+        (way_to_encrypt, config.encryption, "host.encryption"),
+    ):
         try:
             check(text, key)
         except InvalidInput as error:
-            errors.append(error)
-    etcd = config.etcd
+            yield error
     if not etcd.members:
-        errors.append(InvalidInput("names no member", key="etcd.members"))
+        yield InvalidInput("names no member", key="etcd.members")
     if bool(etcd.cert) != bool(etcd.key):
-        errors.append(InvalidInput("cert and key go together", key="etcd.cert"))
-    return errors
+        yield InvalidInput("cert and key go together", key="etcd.cert")
 
 
 def host_name(text: str, key: str) -> str:
@@ -188,17 +187,17 @@ def save(config: Config) -> None:
 
 def text_of(config: Config) -> str:
     """Format a configuration as TOML."""
-    lines = [_HEAD]
-    file = _File(
-        OwnHost(config.host, config.address, config.encryption), config.etcd, config.member
-    )
-    for table, data in convert.plain(file).items():
-        if data is not None:
-            lines.append(f"\n[{table}]\n")
-            lines += [line(name, value) for name, value in data.items() if value != ""]
+    own = OwnHost(config.host, config.address, config.encryption)
+    return toml_of(_HEAD, _File(own, config.etcd, config.member))
+
+
+def toml_of(head: str, values: object) -> str:
+    """Format values and tables as TOML, which is JSON for their types. ``head`` is a comment."""
+    lines = [head]
+    for name, value in convert.plain(values).items():
+        if isinstance(value, dict):
+            own = [f"{key} = {json.dumps(item)}\n" for key, item in value.items() if item != ""]
+            lines += [f"\n[{name}]\n", *own]
+        elif value is not None:
+            lines.append(f"{name} = {json.dumps(value)}\n")
     return "".join(lines)
-
-
-def line(name: str, value: str | bool | list[str]) -> str:
-    """Return a key and its value as a line of TOML, which is JSON for these types."""
-    return f"{name} = {json.dumps(value)}\n"

@@ -67,12 +67,7 @@ class Invitation(NamedTuple):
 
 def text_of(invitation: Invitation) -> str:
     """Format an invitation as TOML."""
-    lines = [_HEAD, config.line("cluster", invitation.cluster)]
-    for table, data in convert.plain(invitation).items():
-        if isinstance(data, dict):
-            lines.append(f"\n[{table}]\n")
-            lines += [config.line(name, value) for name, value in data.items() if value != ""]
-    return "".join(lines)
+    return config.toml_of(_HEAD, invitation)
 
 
 def parsed(text: bytes) -> Invitation:

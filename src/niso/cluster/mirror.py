@@ -230,35 +230,33 @@ def make_way(
 def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, ClaimedService]) -> Scope:
     """Return the scope of changing remote services to ``wanted``; others are removed."""
     changed = {*changed}
-    present = _present(store, changed)
-    both = [
-        known for name in changed for services in (wanted, present) if (known := services.get(name))
-    ]
+    some = (wanted, _present(store, changed))
+    both = [known for name in changed for services in some if (known := services.get(name))]
     called = {*changed, *(name for known in both for name in known.names)}
-    here = {holder for name in called for holder in store.holders(name)}
     # networks before and after: else the end of the last service would count as that of its network
     networks = {address.network for known in both for address in known.addresses}
-    return Scope(
-        tuple(sorted(here)),
-        tuple(sorted(networks)),
-        names=tuple(sorted(("service", name) for name in called)),
-        remotes=tuple(sorted(changed)),
-    )
+    return _scope(store, called, networks, sorted(changed))
 
 
 def scope_on(store: Store, networks: Collection[str]) -> Scope:
     """Return the scope of removing networks."""
     remotes = store.across.on(networks)
     called = {name for remote in remotes for name in (remote, *store.across.names(remote))}
+    return _scope(store, called, networks, remotes, networks)
+
+
+def _scope(
+    store: Store,
+    called: Iterable[str],
+    networks: Iterable[str],
+    remotes: Iterable[str],
+    removed: Iterable[str] = (),
+) -> Scope:
     # services of this host may have the same names on other networks, in the same hosts files
     here = {holder for name in called for holder in store.holders(name)}
-    names = [*(("service", name) for name in called), *(("network", name) for name in networks)]
-    return Scope(
-        tuple(sorted(here)),
-        tuple(sorted(networks)),
-        names=tuple(sorted(names)),
-        remotes=tuple(remotes),
-    )
+    names = [*(("service", name) for name in called), *(("network", name) for name in removed)]
+    on = tuple(sorted(networks))
+    return Scope(tuple(sorted(here)), on, names=tuple(sorted(names)), remotes=tuple(remotes))
 
 
 def drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None:
