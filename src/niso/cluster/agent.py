@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from niso.cluster.etcd import Etcd
     from niso.kernel.real import Kernel
 
-
 TTL_S = 10
 KEEP_S = 3.0
 MEND_S = 1.0
@@ -203,9 +202,7 @@ class Agent:
             self._say(f"the cluster does not have network {name} any more: {error.message}")
 
     def _still(self, store: Store, claims: Claims, lost: list[str]) -> list[str]:
-        """Return those of ``lost``, read again under the lock, that another host has reserved
-        later.
-        """
+        """Return those of ``lost`` that another host has reserved later, read under their locks."""
         ended = []
         for service in lost:
             try:
@@ -220,8 +217,7 @@ class Agent:
     def keep(self, engine: Etcd, lease: int) -> int:
         """Renew this host's etcd lease, or create one; return its id, 0 if this is no host.
 
-        That of an earlier process needs a new ``live`` key: the host may have left and joined
-        again.
+        An earlier process's lease needs a new ``live`` key: the host may have left and joined.
         """
         if not (lease and engine.keep(lease)):
             lease = engine.grant(TTL_S)

@@ -24,7 +24,6 @@ from niso.plan import subnets
 if TYPE_CHECKING:
     from niso.cluster.etcd import Etcd
 
-
 TRIES = 16
 """The maximum number of attempts of a change that fails or that etcd leaves unanswered."""
 NEAR = 64

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from niso.cluster.key_values import HostEntry
     from niso.kernel.real import Kernel
 
-
 KERNEL, BY_PROCESS = "kernel", "userspace"
 """How a host may encrypt: with the kernel's WireGuard, or without it with wireguard-go."""
 FORMS = {KERNEL: tunnels.KERNEL, BY_PROCESS: tunnels.USERSPACE}

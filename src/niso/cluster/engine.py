@@ -101,10 +101,6 @@ class Batch(NamedTuple):
 type Event = tuple[str, KeyValue | None, int]
 """A changed key, its new value (None if the key was deleted), and the revision of the change."""
 
-
-# --- names of keys, and encoded values ------------------------------------------------------------
-
-
 PREFIX = "/niso/v1/"
 
 

@@ -47,7 +47,6 @@ _NO_LEASE = 5  # NOT_FOUND (google.rpc.Code)
 _UNAUTHENTICATED = 16
 _FILES = "cluster.toml names it"
 
-
 _tokens: dict[tuple[str, str] | None, str] = {}
 """The authentication token of each (user, password), shared by all clients of this process.
 
@@ -76,10 +75,7 @@ class Reach(NamedTuple):
 
 
 class Etcd:
-    """A client of etcd. It is not thread-safe: use one client for each thread.
-
-    Its methods raise NoAnswer and Refused. Raises Error if a file of ``reach`` is unusable.
-    """
+    """A client of etcd, for one thread at a time. Raises Error for an unusable file."""
 
     def __init__(self, reach: Reach, request_s: float = REQUEST_S, rounds: int = ROUNDS) -> None:
         self._members = list(reach.members)
@@ -416,10 +412,7 @@ def _revision(answer: dict[str, Any]) -> int:
 
 
 def _batch(line: bytes) -> Batch | None:
-    """Parse a line of a watch; return None for the one that confirms the watch.
-
-    Raises Compacted, NoAnswer, ValueError.
-    """
+    """Parse a line of a watch; None confirms the watch. Raises Compacted, NoAnswer, ValueError."""
     document = _document(line)
     if "error" in document:
         raise NoAnswer(f"the watch has ended: {_error(line)[1]}", _HINT)

@@ -163,9 +163,6 @@ def _content(path: str) -> str:
         raise Error(f"cannot be read: {error}", file=escaped(path)) from None
 
 
-# --- the authority and certificates ---------------------------------------------------------------
-
-
 DAYS = 3650
 _EARLIER_S = 86400
 """Certificates are valid from one day (in seconds) before now, because clocks of hosts differ."""
@@ -192,7 +189,6 @@ subjectAltName = critical, {names}
 subjectKeyIdentifier = hash
 authorityKeyIdentifier = keyid
 """
-
 
 _OF_REFUSAL = """\
 [ca]

@@ -110,9 +110,6 @@ def _is_entry(entry: Entry) -> bool:
     return known and all(type(number) is int and 0 <= number <= 65535 for number in numbers)
 
 
-# --- claims ---------------------------------------------------------------------------------------
-
-
 MOST_POLICY = 1 << 16
 """The maximum number of characters of a policy to publish; etcd limits a request to 1.5 MB."""
 
@@ -196,9 +193,6 @@ def address_value(claim: ClusterClaim, up: bool) -> dict[str, Any]:
         "names": list(claim.names),
         "up": up,
     }
-
-
-# --- hosts and clusters ---------------------------------------------------------------------------
 
 
 PROTO, ENCRYPTED = 1, 2

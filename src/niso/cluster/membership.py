@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from niso.cluster.config import Config
     from niso.cluster.etcd import Etcd
 
-
 PORT = 4799
 """UDP port of VXLAN. 4789 is Docker's, and niso's rules would drop Docker's packets."""
 FIRST_VNI = 4097
@@ -253,10 +252,7 @@ class ClusterKeys:
         return key_values.spec_of(name, item) if item else None
 
     def create_network(self, spec: Spec) -> Spec:
-        """Create a network in the cluster; return it with its VNI. No-op if the same one exists.
-
-        Raises Conflict if a network with this name differs, or a subnet overlaps another network.
-        """
+        """Create a network, unless it exists; return it with its VNI. Raises Conflict."""
         made: list[Spec] = []
 
         def txn() -> Txn:
@@ -284,10 +280,7 @@ class ClusterKeys:
         return made[0]
 
     def restore_network(self, spec: Spec) -> None:
-        """Write a network to etcd again after etcd lost it; no-op if it exists.
-
-        Raises Conflict if another network has its name, its VNI or one of its subnets.
-        """
+        """Write a lost network to etcd again, unless it exists. Raises Conflict."""
 
         def txn() -> Txn:
             held, index = self.index()

@@ -41,7 +41,6 @@ from niso.store.store import Store
 if TYPE_CHECKING:
     from niso.kernel.real import Kernel
 
-
 ORPHAN_S = 60.0
 """Seconds for which etcd may reserve a service without a row here: a command may write it."""
 STRAY_S = 600.0
@@ -251,9 +250,6 @@ def _is_wanted(
     return all(had.count(network) == count for network, count in subnets.items())
 
 
-# --- restoring a cluster's keys -------------------------------------------------------------------
-
-
 EPOCH = 1 << 32
 LIVES_S = 30
 """Seconds for which a host that was alive counts as alive after a restore."""
@@ -330,10 +326,7 @@ def _put(membership: ClusterKeys, values: dict[str, str], lease: int = 0) -> Non
 
 
 def _recorded(store: Store, host: str) -> Iterable[tuple[Held, dict[str, Any]]]:
-    """Yield the recorded reservations of all hosts, with the fields that other hosts display.
-
-    Those of other hosts are on this host's networks, and what is to display is not known.
-    """
+    """Yield the recorded reservations of all hosts, with the fields to display, if known."""
     for record in store.across.claims():
         row, name = store.service(record.service), record.service
         if row is not None and record.addresses:

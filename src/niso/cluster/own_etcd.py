@@ -34,7 +34,6 @@ from niso.cluster.etcd import Etcd, Reach
 if TYPE_CHECKING:
     from typing import NoReturn
 
-
 USER = "etcd"
 _START_S, _STOP_S, _PAUSE_S = 60.0, 10.0, 0.05
 _REFUSED = "refused.pem"
@@ -268,7 +267,6 @@ def _last_words() -> str:
 
 # --- members of etcd ------------------------------------------------------------------------------
 
-
 PATIENCE_S = 30.0
 _MEMBER_PAUSE_S = 0.3
 _ANSWER_S = 1.0
@@ -409,10 +407,7 @@ def snapshot(engine: Etcd) -> Iterator[bytes]:
 
 
 def _insist(request: Callable[[], object], is_done: Callable[[], bool]) -> None:
-    """Repeat a request until ``is_done`` returns True, for up to `PATIENCE_S` seconds.
-
-    Raises NoAnswer, and Refused at once if etcd refuses for good.
-    """
+    """Repeat a request until ``is_done`` is True, for `PATIENCE_S` s. Raises NoAnswer, Refused."""
     until = time.monotonic() + PATIENCE_S
     while not is_done():
         try:

@@ -20,7 +20,6 @@ from niso.cluster.membership import ClusterKeys
 if TYPE_CHECKING:
     from niso.cluster.etcd import Etcd
 
-
 TRUST_S = 6.0
 """Seconds of silence after which each use checks the cache. niso's etcd reports every 5 s."""
 CHECK_S = 30.0
@@ -204,9 +203,7 @@ class Roster:
     def look(
         self, engine: Etcd, own: str, now_s: float
     ) -> tuple[tuple[HostEntry, ...], HostEntry | None]:
-        """Return all hosts, and the host ``own`` or None, whose key is always read. Raises
-        NoAnswer.
-        """
+        """Return all hosts, and the host ``own`` or None, which is always read. Raises NoAnswer."""
         item = ClusterKeys(engine, self.keys).host_item(own)
         items = self.kept.items(engine, now_s, item)
         if items is not self._items:

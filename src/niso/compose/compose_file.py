@@ -285,9 +285,6 @@ def _lines(service: ComposeService) -> Iterator[str]:
             yield from toml.table(f"{header}.{name}", data, 1 if name == "isolation" else 0)
 
 
-# --- names and ports of several services ----------------------------------------------------------
-
-
 def _networks_of(name: str, services: Mapping[str, ComposeService]) -> tuple[str, ...]:
     """Return the networks of a service, or of the service whose network namespace it shares."""
     table = services[name].tables.get("network", {})

@@ -444,7 +444,6 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 # --- the converted keys and the types of their values ---------------------------------------------
 
-
 HANDLED = frozenset(
     (
         *("image", "build", "entrypoint", "command", "working_dir", "environment", "env_file"),

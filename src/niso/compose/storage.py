@@ -187,9 +187,6 @@ def _short(text: str, gaps: list[tuple[str, str]]) -> VolumeMount | None:
     return VolumeMount(kind, source, target, "ro" in modes)
 
 
-# --- single values --------------------------------------------------------------------------------
-
-
 _VARIABLE = re.compile(
     r"\$(?:(?P<dollar>\$)|(?P<bare>[A-Za-z_]\w*)|\{(?P<name>[A-Za-z_]\w*)"
     r"(?:(?P<how>:?[-+?])(?P<text>(?:[^{}]|\{[^{}]*\})*))?\})"

@@ -197,7 +197,6 @@ def _refused(path: str, status: int, data: Mapping[str, Any]) -> ApiServerError:
 
 # --- address and credentials ----------------------------------------------------------------------
 
-
 _MOST_BYTES = 1 << 20
 _CLUSTER = ("server", "certificate-authority", "certificate-authority-data", "tls-server-name")
 _USER = (
@@ -330,7 +329,6 @@ def _content(path: str, given: Mapping[str, Any], key: str) -> bytes:
 
 # --- listing and watching one kind of objects -----------------------------------------------------
 
-
 WATCH_S = 240
 """Seconds for which the server keeps a watch open. It sends bookmarks about once a minute."""
 _SILENCE_S = WATCH_S + 30.0
@@ -343,7 +341,6 @@ _LONGEST_VERSION = 20
 
 Key = tuple[str, str]
 """The namespace and the name of an object."""
-
 
 type Cached = dict[Key, tuple[int, Any]]
 """Objects, each with its resource version, which increases with each change in the cluster."""

@@ -33,7 +33,6 @@ from niso.store.store import Store
 if TYPE_CHECKING:
     from niso.engines import pod_agent
 
-
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 WRONG_VARIABLE, WRONG_CONFIG, KERNEL = 4, 7, 100
 _WRONG_VERSION, _NOT_READ, _NOT_JSON = 1, 5, 6
@@ -95,9 +94,6 @@ def _answer(command: str, version: str, config: dict[str, Any]) -> dict[str, Any
         raise Failure(_WRONG_VERSION, reason, f"supported: {', '.join(VERSIONS)}")
     commands = {"ADD": _add, "DEL": _delete, "CHECK": _check, "GC": _gc, "STATUS": _status}
     return commands[command](_call(command, version, config))
-
-
-# --- a call ---------------------------------------------------------------------------------------
 
 
 OWNER = "cni"
@@ -182,9 +178,6 @@ def _check_config(config: Mapping[str, Any]) -> None:
         raise Failure(WRONG_CONFIG, f"policy: only {known} are known keys")
     if not all(isinstance(cidr, str) for cidr in config.get("subnets", ())):
         raise Failure(WRONG_CONFIG, "subnets is not a list of texts")
-
-
-# --- ADD ------------------------------------------------------------------------------------------
 
 
 def _add(call: Call) -> dict[str, Any]:
@@ -541,7 +534,6 @@ def _previous(call: Call) -> dict[str, Any]:
 
 
 # --- Kubernetes pods ------------------------------------------------------------------------------
-
 
 _TRY_AGAIN = 11
 _WAIT_S, _LONGEST_S = 10, 120

@@ -133,9 +133,6 @@ def _delete_network(given: dict[str, Any]) -> None:
     _remove(path)
 
 
-# --- endpoints ------------------------------------------------------------------------------------
-
-
 def _create_endpoint(given: dict[str, Any]) -> dict[str, Any]:
     """Save an endpoint's data for `_join`; refuse an invalid option while there is time."""
     own, options = _own_options(given), _network(given)["options"]
@@ -379,7 +376,6 @@ _CALLS: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {
 
 
 # --- the server -----------------------------------------------------------------------------------
-
 
 _FIRST_FD = 3  # SD_LISTEN_FDS_START
 _IDLE_S = 30.0

@@ -89,10 +89,7 @@ def _create(machine: Machine, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ensured(machine: Machine, given: Mapping[str, Any]) -> NetworkRecord:
-    """Return niso's network for a network of Podman, which is created if it does not exist.
-
-    Raises InvalidInput for unsupported settings, and Conflict if the existing network differs.
-    """
+    """Return niso's network for one of Podman, created if it does not exist. Raises Error."""
     name = _network_name(given)
     options = plugin.options(given.get("options"), _OPTIONS, "--opt")
     if options.get("dns", "aardvark") not in ("aardvark", "none"):
@@ -313,7 +310,6 @@ def _teardown(machine: Machine, given: Mapping[str, Any]) -> None:
 
 
 # --- names by aardvark-dns ------------------------------------------------------------------------
-
 
 PROGRAMS = tuple(
     f"{folder}/podman/aardvark-dns"

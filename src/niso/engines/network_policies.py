@@ -26,7 +26,6 @@ _IN, _NOT_IN, _EXISTS, _NOT = "In", "NotIn", "Exists", "DoesNotExist"
 
 Labels = Mapping[str, str]
 
-
 type Expression = tuple[str, str, frozenset[str]]
 """A condition on a label: its key, the operator In, NotIn, Exists or DoesNotExist, and values."""
 
@@ -46,10 +45,7 @@ class Pod(NamedTuple):
 
 
 class Other(NamedTuple):
-    """A peer of a rule: a prefix, or pods selected by their own and their namespaces' labels.
-
-    If ``spaces`` is None, they are in the policy's namespace. If ``pods`` is None, all are meant.
-    """
+    """A peer: a prefix, or pods by labels (None: all) of namespaces (None: the policy's own)."""
 
     cidr: str = ""  # in canonical form, as the excluded prefixes
     excepted: tuple[str, ...] = ()
@@ -221,7 +217,6 @@ def _target(data: Mapping[str, Any]) -> RulePorts:
 
 # --- translation ----------------------------------------------------------------------------------
 
-
 _EVERYWHERE = (Peer("prefix", "0.0.0.0/0"), Peer("prefix", "::/0"))
 _ALL = (0, 65535, "")
 _MOST_ENTRIES, _MOST_CHARACTERS = 10_000, 1_000_000
@@ -272,9 +267,8 @@ Allowed = tuple[str, Peer, Ports]
 
 
 def _list(allowed: Iterable[Allowed], direction: str) -> tuple[Entry, ...]:
-    """Return policy entries without duplicates, in the order that needs the fewest elements.
-
-    Raises InvalidInput if there are so many entries that they would delay all pods of the node.
+    """Return unique policy entries in the order that needs the fewest elements. Raises
+    InvalidInput.
     """
     first: dict[tuple[Peer, Ports], str] = {}
     characters = 0

@@ -150,10 +150,7 @@ def policies(*given: tuple[Mapping[str, object], str]) -> Policy:
 
 
 def policy(given: Mapping[str, object], where: str) -> Policy:
-    """Return the policy of the keys `POLICY_KEYS`. Raises InvalidInput.
-
-    The entries are a list, or one string separated by blanks or commas.
-    """
+    """Return the policy of `POLICY_KEYS`: lists, or strings, of entries. Raises InvalidInput."""
     if not given:
         return Policy()
 
@@ -249,10 +246,8 @@ def take_off(machine: Machine, attached: AttachedRow, goes: Callable[[AttachedLi
 POLICY_KEYS = ("allow_from", "deny_from", "egress_allow", "egress_deny", "log")
 """The keys that `policy` parses."""
 
-
 _MOST_BYTES = 4 << 20
 """The maximum number of bytes on stdin. The annotations of a pod have at most 256 KiB."""
-
 
 MALFORMED = (TypeError, KeyError, ValueError, AttributeError, OverflowError, RecursionError)
 """Exceptions that a malformed call raises, before anything has changed."""

@@ -147,10 +147,7 @@ class PodAgent:
         return policies, costs
 
     def _has_read(self, pod: Who, errors: list[Error]) -> bool:
-        """Read a new pod and its namespace's policies; return whether this succeeded.
-
-        The watches may be late, but a policy that existed before a pod applies from its start.
-        """
+        """Read a new pod and its policies, as watches may be late; return whether it worked."""
         space = quote(pod.namespace, safe="")
         query = {"fieldSelector": f"metadata.name={pod.name}"}
         if errors:
@@ -240,7 +237,6 @@ class PodAgent:
 
 # --- a new pod waits ------------------------------------------------------------------------------
 
-
 CLOSED = Policy(allow_from=(), egress_allow=())
 """The policy of a waiting pod: only the host can connect to it, and it can connect to nothing."""
 _NAMESPACE, _NAME, _UID, _POLICY = "pod_namespace", "pod_name", "pod_uid", POD_POLICY
@@ -301,7 +297,6 @@ def wait(store: Store, service: str, limit_s: float) -> bool:
 
 
 # --- running the agent, and its unit --------------------------------------------------------------
-
 
 UNIT = "niso_kubernetes.service"
 """The unit's name. No service's unit can have it, because those begin with niso-."""
