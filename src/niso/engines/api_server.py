@@ -346,7 +346,7 @@ type Cached = dict[Key, tuple[int, Any]]
 """Objects, each with its resource version, which increases with each change in the cluster."""
 
 
-class Stream:
+class WatchedObjects:
     """A cache of all objects of one kind, updated by a watch.
 
     ``parse`` converts an object's JSON, or raises ValueError. ``changed`` is called after each

@@ -23,7 +23,7 @@ from niso.base.report import Report, silent
 from niso.change import attach
 from niso.change.attach import POD_POLICY, Request
 from niso.engines import api_server, network_policies
-from niso.engines.api_server import ApiServer, ApiServerError, Stream
+from niso.engines.api_server import ApiServer, ApiServerError, WatchedObjects
 from niso.engines.network_policies import MOST_ELEMENTS, Objects, Pod, policy_of
 from niso.plan.policy_elements import cost
 from niso.plan.records import Policy
@@ -56,8 +56,8 @@ class PodAgent:
         self._server: ApiServer | None = None
         self._said: dict[str, str] = {}
 
-        def stream(path: str, parse: Callable[[Mapping[str, Any]], Any]) -> Stream:
-            return Stream(path, connect, parse, self._wake.set, log)
+        def stream(path: str, parse: Callable[[Mapping[str, Any]], Any]) -> WatchedObjects:
+            return WatchedObjects(path, connect, parse, self._wake.set, log)
 
         self.pods = stream(_PODS, network_policies.pod)
         self.spaces = stream(_SPACES, network_policies.namespace)
