@@ -22,12 +22,12 @@ def diff(want: State, have: State) -> list[AnyStep]:
     have = _without(have, early)
     disappearing = _disappearing_parents(want, have)
     for kind in KINDS:
-        steps = kind.steps(want, have, disappearing)
-        first += steps.first
+        before, additions, deletions, after = kind.steps(want, have, disappearing)
+        first += before
         made += [Step("delete", obj) for obj in sorted(early[kind.type])]
-        made += steps.made
-        deleted[:0] = steps.deleted
-        last += steps.last
+        made += additions
+        deleted[:0] = deletions
+        last += after
     return [*first, *made, *deleted, *last]
 
 

@@ -117,14 +117,9 @@ def after(before: Outside, heard: Iterable[DnsAnswer], forbids: Forbids, now: fl
         problems = [text for text in problems if text not in {a.problem for a in heard}]
         due = [known.until for known in in_use]
     due += [known.until for known in result if known.state == FORMER]
-    return Outside(
-        before.name,
-        now,
-        min(due, default=now + RETRY_S),
-        "; ".join(problems),
-        False,
-        tuple(sorted(result, key=lambda known: _order(known.address))),
-    )
+    addresses = tuple(sorted(result, key=lambda known: _order(known.address)))
+    due_at = min(due, default=now + RETRY_S)
+    return Outside(before.name, now, due_at, "; ".join(problems), False, addresses)
 
 
 def barred(before: Outside, forbids: Forbids, now: float) -> Outside:

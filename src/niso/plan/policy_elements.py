@@ -372,14 +372,9 @@ class _Entries:
         for gateway in member.gateways:
             if family_of(gateway) == family:
                 at = int(ipaddress.ip_address(gateway))
-                spans = [
-                    part
-                    for low, high in spans
-                    for part in (
-                        ((low, at - 1), (at + 1, high)) if low <= at <= high else ((low, high),)
-                    )
-                    if part[0] <= part[1]
-                ]
+                below = [(low, min(high, at - 1)) for low, high in spans if low < at]
+                above = [(max(low, at + 1), high) for low, high in spans if high > at]
+                spans = [*below, *above]
         return spans
 
     def around(self, address: str) -> frozenset[Peer]:

@@ -134,13 +134,8 @@ def parse_subnet(text: str) -> Network:
     if subnet.version == 6:
         usable = any(subnet.subnet_of(unicast) for unicast in UNICAST6)
     else:
-        usable = not (
-            subnet.is_loopback
-            or subnet.is_multicast
-            or subnet.is_link_local
-            or subnet.is_reserved
-            or subnet.subnet_of(THIS_NETWORK)
-        )
+        special = (subnet.is_loopback, subnet.is_multicast, subnet.is_link_local)
+        usable = not (any(special) or subnet.is_reserved or subnet.subnet_of(THIS_NETWORK))
     if not usable:
         raise UsageError(f"{text}: not a prefix of unicast addresses", hint, key)
     return subnet

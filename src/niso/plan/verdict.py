@@ -312,15 +312,11 @@ def is_name_server_elsewhere(
     """Return whether a packet is for the name server of another network than the sender's. It may
     reveal names of its own network, as Podman's aardvark-dns does.
     """
+    if port != 53 or proto not in ("tcp", "udp") or not entered:
+        return False
     reached = network_of(context, destination)
-    return (
-        port == 53
-        and proto in ("tcp", "udp")
-        and bool(entered)
-        and reached is not None
-        and reached.name != entered
-        and is_host(context, destination)
-    )
+    is_other = reached is not None and reached.name != entered
+    return is_other and is_host(context, destination)
 
 
 def _to_service(

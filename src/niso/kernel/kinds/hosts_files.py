@@ -24,7 +24,17 @@ from niso.base.errors import KernelError
 from niso.base.files import make, read, rename, sync
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import DOMAIN, family_of
-from niso.kernel.kinds.kind import BY_TYPE, AnyStep, Finding, Kind, Space, State, Step, Steps
+from niso.kernel.kinds.kind import (
+    BY_TYPE,
+    NO_STEPS,
+    AnyStep,
+    Finding,
+    Kind,
+    Space,
+    State,
+    Step,
+    Steps,
+)
 
 if TYPE_CHECKING:
     from typing import Any
@@ -264,7 +274,7 @@ class _HostsLines(Kind[HostsLine], of=HostsLine):
     noun_format = "line {0.address} {0.names} in hosts file of {0.folder}"
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
-        return Steps()  # the steps of the hosts file change its lines
+        return NO_STEPS  # the steps of the hosts file change its lines
 
     def read(self, space: Space, objects: Collection[HostsLine]) -> Iterable[HostsLine]:
         """Return which of these lines exist. They are searched for in the text, since parsing a
@@ -338,7 +348,7 @@ class _HostsFiles(Kind[HostsFile], of=HostsFile):
                 edits.append(HostsEdit(file.folder, create, remove, add))
         keys = {file.key() for file in want[HostsFile]}
         deleted = sorted(file for file in have[HostsFile] if file.key() not in keys)
-        return Steps(made=edits, deleted=[Step("delete", file) for file in deleted])
+        return (), edits, [Step("delete", file) for file in deleted], ()
 
     def missing(self, obj: HostsFile) -> Finding:
         if os.path.lexists(os.path.join(path_of(obj.folder), "hosts")):

@@ -81,15 +81,9 @@ type AnyStep = Step[Any] | HostsEdit | NftTransaction
 """A step of a plan. The latter two are several changes that their kind writes together."""
 
 
-class Steps(NamedTuple):
-    """The steps of one kind in a plan. ``first`` is executed before the steps of all kinds, and
-    ``last`` after them. ``made`` are additions and changes, and ``deleted`` are deletions.
-    """
-
-    first: Sequence[AnyStep] = ()
-    made: Sequence[AnyStep] = ()
-    deleted: Sequence[AnyStep] = ()
-    last: Sequence[AnyStep] = ()
+type Steps = tuple[Sequence[AnyStep], Sequence[AnyStep], Sequence[AnyStep], Sequence[AnyStep]]
+"""The steps of one kind: (before those of all kinds, additions and changes, deletions, at last)."""
+NO_STEPS: Steps = ((), (), (), ())
 
 
 class Finding(NamedTuple):
@@ -237,7 +231,7 @@ class Kind(Generic[T]):
             vanishes = any(parent in disappearing for parent in self.parents(obj))
             if not (self.vanishes_with_parent and vanishes):
                 deleted.append(Step("delete", obj))
-        return Steps(made=made, deleted=deleted)
+        return (), made, deleted, ()
 
     def is_read_back(self, obj: T) -> bool:
         """Return whether the object is read again after a step, to verify the change."""

@@ -16,15 +16,7 @@ from collections.abc import Collection, Hashable, Iterable, Sequence
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel import link_records, neighbour_tables, proc_sys
-from niso.kernel.kinds.kind import (
-    AnyStep,
-    Kind,
-    Reading,
-    Space,
-    State,
-    Step,
-    Steps,
-)
+from niso.kernel.kinds.kind import AnyStep, Kind, Reading, Space, State, Step, Steps
 from niso.kernel.kinds.namespaces import Netns, NetnsName
 from niso.kernel.link_records import ARP_OFF, ARP_OFF_INSIDE, NEW_PORT, Link, new_port
 from niso.kernel.neighbour_tables import is_fixed
@@ -78,10 +70,10 @@ class _Bridges(Kind[Bridge], of=Bridge):
         """Return the steps. Frames stop passing the inet tables only after all deletions. Therefore
         policies apply to a service until it is removed.
         """
-        steps = super().steps(want, have, disappearing)
+        _, changes, deleted, _ = super().steps(want, have, disappearing)
         made: list[AnyStep] = []
         stopped: list[AnyStep] = []
-        for step in steps.made:
+        for step in changes:
             if not isinstance(step, Step) or step.actual is None:
                 made.append(step)
                 continue
@@ -94,7 +86,7 @@ class _Bridges(Kind[Bridge], of=Bridge):
                 made.append(Step("change", kept, actual))
             if kept != bridge:
                 stopped.append(Step("change", bridge, kept))
-        return Steps(made=made, deleted=[*steps.deleted, *stopped])
+        return (), made, [*deleted, *stopped], ()
 
     def describe(self, step: Step[Bridge]) -> str:
         bridge = step.obj

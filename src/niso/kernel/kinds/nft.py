@@ -18,6 +18,7 @@ from niso.kernel.kinds.addresses import Address
 from niso.kernel.kinds.kind import (
     BY_TYPE,
     KINDS,
+    NO_STEPS,
     Finding,
     Kind,
     Reading,
@@ -172,7 +173,7 @@ class _Elements(Kind[Element], of=Element):
         second one.
         """
         if want[Ruleset] != have[Ruleset]:  # the step of the ruleset writes all elements
-            return Steps()
+            return NO_STEPS
         before = {element.key(): element for element in have[Element] - want[Element]}
         early: list[Edit] = []
         added: list[Edit] = []
@@ -199,7 +200,7 @@ class _Elements(Kind[Element], of=Element):
         if not added:
             early, late = [], [*early, *late]
         first = [NftTransaction((*early, *added))] if early or added else []
-        return Steps(first, last=[NftTransaction(tuple(late))] if late else [])
+        return first, (), (), [NftTransaction(tuple(late))] if late else ()
 
     def read(self, space: Space, objects: Collection[Element]) -> Iterable[Element]:
         reading = space.reading
@@ -303,10 +304,10 @@ class _Rulesets(Kind[Ruleset], of=Ruleset):
         everything, whatever its scope.
         """
         if want[Ruleset] == have[Ruleset]:
-            return Steps()
+            return NO_STEPS
         tables = tuple(f"destroy table {table}" for table in ruleset.CONTAINERS)
         if not want[Ruleset]:
-            return Steps(last=[NftTransaction(tables)])
+            return (), (), (), [NftTransaction(tables)]
         keys = {(type(obj), obj.key()) for obj in want if not isinstance(obj, Element)}
         guards: set[Element] = set()
         for obj in have:
@@ -321,10 +322,8 @@ class _Rulesets(Kind[Ruleset], of=Ruleset):
         kept = {element.key() for element in want[Element]}
         drops = (Edit("delete", guard) for guard in sorted(guards) if guard.key() not in kept)
         last = (*drops, *(Edit("add", mark) for mark in sorted(late)))
-        return Steps(
-            [NftTransaction((*tables, ruleset.TABLES, *adds))],
-            last=[NftTransaction(last)] if last else [],
-        )
+        first = NftTransaction((*tables, ruleset.TABLES, *adds))
+        return [first], (), (), [NftTransaction(last)] if last else ()
 
     def differences(self, obj: Ruleset, actual: Ruleset, known: Collection[str]) -> list[Finding]:
         if not actual.wrong:

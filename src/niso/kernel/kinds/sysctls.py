@@ -7,16 +7,7 @@ from collections.abc import Collection, Hashable, Iterable, Sequence
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel import proc_sys
 from niso.kernel.kinds.addresses import Address
-from niso.kernel.kinds.kind import (
-    AnyStep,
-    Kind,
-    Space,
-    State,
-    Step,
-    Steps,
-    by_key,
-    in_netns,
-)
+from niso.kernel.kinds.kind import AnyStep, Kind, Space, State, Step, Steps, by_key, in_netns
 from niso.kernel.kinds.links import Bridge
 from niso.kernel.kinds.namespaces import Netns
 from niso.kernel.netns import at
@@ -122,7 +113,7 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
                 made.append(Step("change", obj, actual))
             if obj.name == FORWARDING6 and actual != obj:
                 reset.add(obj.netns)
-        return Steps(made=made, last=last)
+        return (), made, (), last
 
     def is_read_back(self, obj: Sysctl) -> bool:
         """Return False in services, where no other program sets sysctls."""

@@ -39,15 +39,8 @@ if TYPE_CHECKING:
 
 _ID, _GROUP, _LINK, _LOCAL, _TTL, _LEARNING = 1, 2, 3, 4, 5, 7  # IFLA_VXLAN_*
 _PORT, _GROUP6, _LOCAL6 = 15, 16, 17
-_OFF = {
-    _LEARNING: "learning",
-    11: "proxy",
-    12: "rsc",
-    13: "l2miss",
-    14: "l3miss",
-    25: "external",
-    30: "vnifilter",
-}
+_OFF = {_LEARNING: "learning", 11: "proxy", 12: "rsc", 13: "l2miss", 14: "l3miss"}
+_OFF |= {25: "external", 30: "vnifilter"}
 _TTL_HOPS = 64
 
 
