@@ -57,9 +57,9 @@ def activate(
     return made.steps
 
 
-def deactivate(kernel: Fake, store: Store, service: str, ending: list[str] | None = None) -> list:
+def deactivate(kernel: Fake, store: Store, service: str, detached: list[str] | None = None) -> list:
     scope = Scope((service,), ("one",))
-    with change(kernel, store, scope, teardown=True, rows_first=True, ending=ending) as made:
+    with change(kernel, store, scope, teardown=True, rows_first=True, detached=detached) as made:
         store.forget(service)
     return made.steps
 

@@ -214,7 +214,7 @@ def withdraw(
         if forgets:  # policies that name these services will match nothing
             scope = scope._replace(names=tuple(sorted({*scope.names, *all_names(store, scope)})))
             scope = with_remotes(store, scope)
-        with change(kernel, store, scope, report, teardown=True, ending=links):
+        with change(kernel, store, scope, report, teardown=True, detached=links):
             deactivate_rows(machine, rows, keep_forwards)
             for row in rows:
                 if forgets:

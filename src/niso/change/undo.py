@@ -224,7 +224,7 @@ def _undo_records(
         scope = concerned(store, touched, names=restored_names | all_names(store, scope))
         scope = with_remotes(store, scope)
         # if niso dies here, the intents and their rows stay
-        with change(kernel, store, scope, report, teardown=True, ending=links) as undone:
+        with change(kernel, store, scope, report, teardown=True, detached=links) as undone:
             try:
                 store.undo(intents)
             except sqlite3.IntegrityError as error:

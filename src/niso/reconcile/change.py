@@ -49,8 +49,8 @@ class change:
     By default the kernel is changed within the transaction: if the kernel refuses, or niso is
     killed, the rows are as before. With ``rows_first``, the rows are committed before the kernel
     changes: if niso is killed, a new object is recorded, but if the kernel refuses, the caller must
-    undo the rows. With ``dry_run``, the steps are only reported. ``teardown`` and ``ending`` are as
-    for `carry_out`.
+    undo the rows. With ``dry_run``, the steps are only reported. ``teardown`` and ``detached`` are
+    as for `carry_out`.
 
     ``scope`` is the scope that the rows before the change have (`niso.change.scope`). The block may
     assign its union with the scope of the rows after the change.
@@ -69,7 +69,7 @@ class change:
         teardown: bool = False,
         rows_first: bool = False,
         dry_run: bool = False,
-        ending: list[str] | None = None,
+        detached: list[str] | None = None,
     ) -> None:
         self.scope = scope
         # the steps taken, or planned with ``dry_run``: complete after the block
@@ -78,7 +78,7 @@ class change:
         self.is_recorded = False
         self._kernel, self._store, self._report = kernel, store, report
         self._teardown, self._rows_first, self._dry_run = teardown, rows_first, dry_run
-        self._ending = ending
+        self._detached = detached
         self._services = scope.services or ()
         self._transaction = store.transaction()
         self._doubt = State()
@@ -148,7 +148,7 @@ class change:
         kernel, store, before, after = self._kernel, self._store, self._before, planned.every
         if before[Bridge] != after[Bridge]:
             ended_flows.introduce(kernel, store, before, after)
-        self.steps = carry_out(kernel, store, planned, self._report, self._teardown, self._ending)
+        self.steps = carry_out(kernel, store, planned, self._report, self._teardown, self._detached)
         if after != before or self._doubt:
             self._end_flows(before | self._doubt, after)
         for call in self._last:
@@ -294,16 +294,16 @@ def carry_out(
     planned: Plan,
     report: Report = silent,
     teardown: bool = False,
-    ending: list[str] | None = None,
+    detached: list[str] | None = None,
 ) -> list[AnyStep]:
     """Carry out a plan, made with niso's lock, and return the steps that were taken.
 
-    With ``teardown``, a failed step does not stop the other steps. With ``ending``, veth pairs of
+    With ``teardown``, a failed step does not stop the other steps. With ``detached``, veth pairs of
     deleted namespaces are only detached, and their names are added to it; the caller must pass the
     list to `delete_detached` after releasing the lock. Raises KernelError, or with ``teardown`` an
     ErrorGroup.
     """
-    steps = _carried_out(kernel, store, planned, report, teardown, ending)
+    steps = _carried_out(kernel, store, planned, report, teardown, detached)
     if store.host_knows():
         host_settings.settle(kernel, store, report)
     return steps
@@ -315,7 +315,7 @@ def _carried_out(
     planned: Plan,
     report: Report,
     teardown: bool,
-    ending: list[str] | None,
+    detached: list[str] | None,
 ) -> list[AnyStep]:
     steps = planned.steps
     if not steps:
@@ -326,12 +326,12 @@ def _carried_out(
     want = _of(planned.want, touched)
     with kernel:
         if teardown:
-            errors = kernel.write_best_effort(steps, ending)
+            errors = kernel.write_best_effort(steps, detached)
             if errors:
                 raise ErrorGroup(errors)
         else:
             try:
-                kernel.write(steps, ending)
+                kernel.write(steps, detached)
             except KernelError as error:
                 if _is_of_container(error, planned.want, planned.before):
                     return _without_container(kernel, store, planned, report, error)
