@@ -27,8 +27,6 @@ _TRIES = 3
 """Number of pairs of services, for each other host, that exchange test packets."""
 _APART_S = 60.0
 _LATE_S = 2 * LOOK_S
-
-
 _Pair = tuple[str, str, str, str]
 """A service of this host, one of another host that may answer it, and the addresses of both."""
 

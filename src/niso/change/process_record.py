@@ -156,10 +156,8 @@ def can_swap(processes: Processes, old: ProcessSpec | None, new: ProcessSpec) ->
     """Return whether a running process only needs another hosts file to become as desired."""
     if old is None or not (old.hosts_folder and new.hosts_folder) or old == new:
         return False
-    return (
-        old._replace(hosts_folder=new.hosts_folder) == new
-        and processes.status(old.service).state == "running"
-    )
+    same = old._replace(hosts_folder=new.hosts_folder) == new
+    return same and processes.status(old.service).state == "running"
 
 
 def swap_or_restart(processes: Processes, spec: ProcessSpec, report: Report) -> None:

@@ -107,21 +107,18 @@ def _other_meanings(store: Store, target: Target) -> set[Name]:
     its name resolves only while it is active. Names that share an address with a changed name are
     included.
     """
-    row = store.service(target.name)
-    wanted = target.spec.network
+    row, wanted = store.service(target.name), target.spec.network
     on = wanted.networks
     changed: set[Name] = {("network", network) for network in on if store.network(network) is None}
     statics = [(network, address) for network in on for address in wanted.statics(network)]
-    leased = store.addresses(target.name)
-    names_ = target.spec.names
+    leased, names_ = store.addresses(target.name), target.spec.names
     shared = named_provider(store, target)
     kept = row is not None and row.networks == on and set(store.names(target.name)) == set(names_)
     kept = kept and shared is None and row is not None and row.provider is None
     if not kept or any(static not in leased for static in statics):
         changed |= {("service", name) for name in names_}
-        changed |= set(
-            store.names_with(store.with_companions([target.name, *([shared] if shared else ())]))
-        )
+        both = (target.name, shared) if shared else (target.name,)
+        changed |= set(store.names_with(store.with_companions(both)))
     return changed
 
 

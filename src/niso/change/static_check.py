@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 _SPACE = 1 << 12
 """Number of addresses reserved for each network whose subnet is unknown."""
-
-
 _BARE_HOST = {
     "sysctl": "0",
     "default_mtu": 1500,

@@ -48,8 +48,7 @@ def undo_all(
     exits immediately after its start. If ``cause`` is not an Error, nothing is raised.
     """
     global undoing
-    store = machine.store
-    is_failure = isinstance(cause, Exception)
+    store, is_failure = machine.store, isinstance(cause, Exception)
     begun = [intent for name in services if (intent := store.intent(name)) is not None]
     undoing = is_failure
     failures: list[Error] = []
