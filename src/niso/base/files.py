@@ -25,9 +25,7 @@ _NONE = (errno.ENOENT, errno.ELOOP, errno.ENXIO)  # ELOOP: a symbolic link; ENXI
 
 
 def read(path: str, mode: int = 0) -> bytes | None:
-    """Return the content of the regular file ``path``; None without one that has all bits of
-    ``mode``.
-    """
+    """Return the content of a regular file; None without one that has all bits of ``mode``."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:

@@ -74,15 +74,12 @@ def of_data(data: object, folder: str) -> Loaded:
 def _tables(value: object) -> object:
     """Convert to plain dicts and lists. Raises RecursionError and UnicodeEncodeError."""
     if isinstance(value, Mapping):
-        return {_encodable(str(key)): _tables(item) for key, item in value.items()}
+        return {_tables(str(key)): _tables(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_tables(item) for item in value]
-    return _encodable(value) if isinstance(value, str) else value
-
-
-def _encodable(text: str) -> str:
-    text.encode()
-    return text
+    if isinstance(value, str):
+        value.encode()
+    return value
 
 
 def place(path: str) -> str:

@@ -650,11 +650,8 @@ def laid_over(base: dict[str, Any], laid: Mapping[str, Any], table: str = "") ->
     merged = {key: value for key, value in base.items() if key not in gone}
     for key, value in laid.items():
         under = merged.get(key, {})
-        merged[key] = (
-            laid_over(under, value, key)
-            if isinstance(value, dict) and isinstance(under, dict)
-            else value
-        )
+        both = isinstance(value, dict) and isinstance(under, dict)
+        merged[key] = laid_over(under, value, key) if both else value
     return merged
 
 
@@ -672,11 +669,8 @@ class _Item(NamedTuple):
     def path(self, dependency: str) -> str:
         """Return the key path of a dependency in depends_on."""
         base = f"{self.key}.depends_on"
-        return (
-            f"{base}[{list(self.after).index(dependency)}]"
-            if self.listed
-            else values.join(base, dependency)
-        )
+        index = list(self.after).index(dependency)
+        return f"{base}[{index}]" if self.listed else values.join(base, dependency)
 
 
 def item(own: Mapping[str, Any], key: str) -> _Item:

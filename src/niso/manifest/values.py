@@ -45,7 +45,7 @@ _SIZE_UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
 
 
 def wrong(key: str, value: object, reason: str, right: str, example: str = "") -> InvalidInput:
-    """Build the error for an invalid value, which ``reason`` continues: ``is out of range``."""
+    """Build the error for an invalid value, ``reason`` continues it: ``is out of range``."""
     hint = f"for example {example}" if example else None
     error = InvalidInput(reason, hint, key, value=shown(value), right=right)
     error.example = example
@@ -252,7 +252,7 @@ def rootfs(text: str, key: str) -> str:
 
 
 def path_below(text: str, key: str, folder: str) -> str:
-    """Return the absolute path of ``text``, which must lead to a file below ``folder``."""
+    """Return the absolute path of ``text``, which must not lead out of ``folder``."""
     home = os.path.realpath(folder)
     path = os.path.realpath(os.path.join(home, text))
     if ".." in text.split("/") or path_reason(text) or not f"{path}/".startswith(f"{home}/"):

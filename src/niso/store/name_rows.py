@@ -78,7 +78,7 @@ class NameRows(ServiceRows):
         )
 
     def holders_elsewhere(self, name: str, beside: str | None = None) -> list[str]:
-        """Return the services of other hosts with a name, if given on networks of ``beside``."""
+        """Return the services of other hosts with a name, on networks of ``beside`` if given."""
         query = "SELECT DISTINCT n.service FROM remote_name n"
         values: tuple[str, ...] = (name,)
         if beside is not None:

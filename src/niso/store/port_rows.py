@@ -13,6 +13,7 @@ from operator import itemgetter
 from niso.plan.records import PortMapping
 from niso.store.sqlite import Rows, decoded, encoded, others_intend
 
+ServicePorts = list[tuple[str, PortMapping]]  # (service, port)
 MANIFEST, CHOSEN, FORWARD = "manifest", "chosen", "forward"
 PORT_COLUMNS = "host_ip, host_port, container_port, proto, count"
 _IS = "service=? AND host_ip=? AND host_port=? AND container_port=? AND proto=? AND count=?"
@@ -42,15 +43,15 @@ _TO_PUBLISH = (
 class PortRows(Rows):
     """The queries of the store for published ports."""
 
-    def ports(self, service: str | None = None) -> list[tuple[str, PortMapping]]:
+    def ports(self, service: str | None = None) -> ServicePorts:
         """Return (service, port) of one service or of all, in the order of the manifest."""
         return self._ports("WHERE service=?", service) if service else self._ports("")
 
-    def _ports(self, where: str, *values: str) -> list[tuple[str, PortMapping]]:
+    def _ports(self, where: str, *values: str) -> ServicePorts:
         query = f"SELECT service, {PORT_COLUMNS} FROM port {where} ORDER BY service, position"
         return [(row[0], PortMapping(*row[1:])) for row in self._run(query, *values)]
 
-    def active_ports(self) -> list[tuple[str, PortMapping]]:
+    def active_ports(self) -> ServicePorts:
         return self._ports("JOIN service s ON s.name=port.service WHERE s.active=1")
 
     def has_port(self, service: str, port: PortMapping) -> bool:
@@ -77,7 +78,7 @@ class PortRows(Rows):
     def _of_origin(self, service: str, origin: str) -> list[PortMapping]:
         return [port for _, port in self._ports("WHERE service=? AND origin=?", service, origin)]
 
-    def all_forwards(self) -> list[tuple[str, PortMapping]]:
+    def all_forwards(self) -> ServicePorts:
         """Return the ports that `niso port-forward` added, also those of inactive services."""
         return self._ports("WHERE origin=?", FORWARD)
 
@@ -85,10 +86,8 @@ class PortRows(Rows):
         """Return the ports of a service whose host ports are set in its manifest."""
         return self._of_origin(service, MANIFEST)
 
-    def port_holders(
-        self, wanted: PortMapping, but: frozenset[str] = frozenset()
-    ) -> list[tuple[str, PortMapping]]:
-        """Return (service, port) of clashes with ``wanted``, also after an undo, except ``but``."""
+    def port_holders(self, wanted: PortMapping, but: frozenset[str] = frozenset()) -> ServicePorts:
+        """Return the ports that clash with ``wanted`` now or after an undo, except of ``but``."""
         proto, first, last = wanted.proto, wanted.host_port, wanted.last
         live = (
             f"SELECT service, {PORT_COLUMNS} FROM port JOIN service s ON s.name=port.service"
@@ -226,7 +225,7 @@ class PortRows(Rows):
             moved = encoded({"moved": [port._asdict() for _, port in group], "networks": on})
             self._put("intent", service, "ports", moved, now)
 
-    def moved_ports(self) -> list[tuple[str, PortMapping]]:
+    def moved_ports(self) -> ServicePorts:
         """Return (service, port) for each port that changes in progress add or remove."""
         rows = self._run("SELECT service, undo FROM intent WHERE action='ports' ORDER BY service")
         return [
@@ -241,7 +240,7 @@ class PortRows(Rows):
         return {network for undo in rows for network in decoded(undo)["networks"]}
 
     def end_publishing(self, service: str, keep_forwards: bool = False) -> None:
-        """Record that a service publishes no ports. Forwards are deleted unless kept."""
+        """Record that a service publishes no ports. Its forwards are deleted unless kept."""
         if not keep_forwards:
             self._run("DELETE FROM port WHERE service=? AND origin=?", service, FORWARD)
         self._run("DELETE FROM published WHERE service=?", service)

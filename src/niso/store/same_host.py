@@ -169,9 +169,8 @@ def _state_id(folder: str) -> tuple[str] | None:
     try:
         other = sqlite3.connect(path)
         try:
-            row: tuple[str] | None = other.execute(
-                "SELECT value FROM meta WHERE key='state_id'"
-            ).fetchone()
+            query = "SELECT value FROM meta WHERE key='state_id'"
+            row: tuple[str] | None = other.execute(query).fetchone()
         finally:
             other.close()
     except sqlite3.Error:

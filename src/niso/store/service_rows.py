@@ -290,7 +290,7 @@ class ServiceRows(Rows):
         return sorted(sharers)
 
     def with_companions(self, services: Iterable[str]) -> tuple[str, ...]:
-        """Return these services, all active ones in their namespaces, and the owners of these."""
+        """Return these services, the owners of their namespaces, and all active ones in these."""
         names = set(services)
         homes = {self.home(name) for name in names}
         sharers = {sharer for home in homes for sharer in self.sharers(home)}
