@@ -111,6 +111,23 @@ def all_elements(service: str, network: str, number: int = 0) -> list[Element]:
             for port in ports
             for element in elements.published_on(service, port, names.bridge(network), (four, six))
         ),
+        *(
+            element
+            for port in ports[:6]
+            for element in elements.front_port(
+                f"{service[:60]}-s",
+                port._replace(host_port=2000 + number),
+                (four, six),
+                {"nb": (four, six)},
+            )
+        ),
+        *(
+            element
+            for address in (four, six)
+            for element in elements.service_address(
+                f"{service[:60]}-s", names.bridge(network), mac, address, {1: address, 2: address}
+            )
+        ),
         *elements.hairpin(service, ((four, subnets[0].gateway), (six, subnets[1].gateway))),
         elements.wire(4000 + number),
         elements.sealed(4000 + number),

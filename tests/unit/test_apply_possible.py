@@ -7,7 +7,6 @@ from fakes.kernel import Fake
 from niso.kernel.kinds.kind import State
 from niso.kernel.kinds.links import Bridge
 from niso.kernel.kinds.sysctls import FORWARDING6, Sysctl
-from niso.reconcile import change
 
 WANT = State(
     [
@@ -20,6 +19,10 @@ WANT = State(
 )
 
 
+def possible(kernel: Fake) -> State:
+    return State.of_kinds(lambda kind: kind.possible(WANT, None, kernel.sysctl))
+
+
 def names(state: State) -> set[str]:
     return {thing.name for thing in state[Sysctl]}
 
@@ -27,11 +30,10 @@ def names(state: State) -> set[str]:
 def test_nothing_of_ipv6_is_wanted_where_the_kernel_has_none() -> None:
     kernel = Fake()
     kernel.sysctl = lambda name: None if "ipv6" in name else "0"  # type: ignore[method-assign]
-    assert names(change._possible(kernel, WANT)) == {"net/ipv4/ip_forward"}
+    assert names(possible(kernel)) == {"net/ipv4/ip_forward"}
 
 
 def test_what_was_noted_of_a_link_that_is_gone_is_not_wanted() -> None:
     kernel = Fake()
     assert kernel.sysctl(FORWARDING6) is not None
-    possible = names(change._possible(kernel, WANT))
-    assert possible == names(WANT) - {"net/ipv6/conf/gone0/force_forwarding"}
+    assert names(possible(kernel)) == names(WANT) - {"net/ipv6/conf/gone0/force_forwarding"}

@@ -49,7 +49,7 @@ PURE_MAY = {
     "plan.subnets": {"hashlib", "ipaddress", "itertools"},
     "plan.dns_answers": {"ipaddress"},
     "plan.verdict": {"functools", "ipaddress"},
-    "plan.elements": {"ipaddress", "re"},
+    "plan.elements": {"functools", "hashlib"},
     "plan.policy_elements": {
         "bisect",
         "ipaddress",

@@ -109,6 +109,13 @@ def test_only_published_ports_may_go_before_what_they_lead_to() -> None:
         "kept_range_addr",
         "kept_range_any",
         "hairpin",
+        "vips",
+        "slots",
+        "front_addr",
+        "front_any",
+        "front_local_addr",
+        "front_local_any",
+        "front_port",
     )
     ports = {f"{kind}{family}" for kind in kinds for family in (4, 6)}
     # claims, without which nobody of another host is heard; receivers, without which nobody is

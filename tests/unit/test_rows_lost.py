@@ -15,7 +15,7 @@ from niso.change import deactivate, repair
 from niso.look import check, store_defects
 from niso.store.service_rows import ROW_TABLES
 
-FOLLOW = set(ROW_TABLES) - {"service", "attached", "attached_link", "stack_member"}
+FOLLOW = set(ROW_TABLES) - {"service", "attached", "attached_link", "stack_member", "instance"}
 TABLES = {
     "network": {
         "networks": ["backend", "front"],

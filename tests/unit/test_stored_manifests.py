@@ -30,7 +30,8 @@ HEAD: dict[str, Any] = {
 }
 SMALLEST = (
     '{"package":{"name":"api","version":"1.0.0","rootfs":null},"binary":{"entrypoint":"bin/api","args":[],"working_dir":"/app"},'
-    '"environment":{},"service":{"user":null,"restart":"on-failure","restart_delay":"1s","stop_timeout":"10s","kind":"service","timeout":null,"env_file":[]},'
+    '"environment":{},"service":{"user":null,"restart":"on-failure","restart_delay":"1s","stop_timeout":"10s","kind":"service","timeout":null,"replicas":null,"update":null,"env_file":[]},'
+    '"deploy":{"monitor":"10s","drain":"10s","drain_signal":null,"on_failure":"rollback"},'
     '"isolation":{"capabilities":[],"read_only":true,"restrict_suid_sgid":true,'
     '"resources":{"memory_max":null,"cpu_max":null,"pids_limit":2048,"shm_size":"64M","tmp_size":"256M",'
     '"new_flows_limit":1000,"arp_limit":100,"fragments_limit":0,"new_neighbours_limit":20}},'
@@ -72,13 +73,14 @@ FULL: dict[str, Any] = {
 FULLEST = (
     '{"package":{"name":"api","version":"1.0.0","rootfs":"rootfs"},'
     '"binary":{"entrypoint":"bin/api","args":["--port","8080",""],"working_dir":"/srv"},"environment":{"B":"2","A":"1"},'
-    '"service":{"user":"1000:1000","restart":"always","restart_delay":"200ms","stop_timeout":"2m","kind":"service","timeout":null,"env_file":[]},'
+    '"service":{"user":"1000:1000","restart":"always","restart_delay":"200ms","stop_timeout":"2m","kind":"service","timeout":null,"replicas":null,"update":null,"env_file":[]},'
+    '"deploy":{"monitor":"10s","drain":"10s","drain_signal":null,"on_failure":"rollback"},'
     '"isolation":{"capabilities":["NET_RAW"],"read_only":false,"restrict_suid_sgid":true,'
     '"resources":{"memory_max":"512M","cpu_max":"200%","pids_limit":100,"shm_size":"64M","tmp_size":"128M",'
     '"new_flows_limit":1000,"arp_limit":100,"fragments_limit":40,"new_neighbours_limit":20}},'
-    '"healthcheck":{"tcp":8080,"http":null,"command":null,"interval":"5s","timeout":"2s","retries":3,"start_period":"10s"},'
-    '"volumes":{"tmp":{"mount":"/scratch","host":null,"mode":"rw","tmpfs":true,"size":"64M"},'
-    '"conf":{"mount":"/etc/api","host":"/etc/api","mode":"ro","tmpfs":false,"size":null}},"secrets":{},'
+    '"healthcheck":{"tcp":8080,"http":null,"command":null,"interval":"5s","timeout":"2s","retries":3,"start_period":"10s","on_unhealthy":"none"},'
+    '"volumes":{"tmp":{"mount":"/scratch","host":null,"mode":"rw","tmpfs":true,"size":"64M","shared":false},'
+    '"conf":{"mount":"/etc/api","host":"/etc/api","mode":"ro","tmpfs":false,"size":null,"shared":false}},"secrets":{},'
     '"network":{"mode":"bridge","share":null,"network":"niso-default","networks":["a","b"],"ports":["80:80"],"hostname":null,'
     '"aliases":["web"],"ip":{"a":"10.99.1.10"},"extra_hosts":{},"dns":null,"dns_search":null,"bandwidth":{},'
     '"policy":{"allow_from":[],"deny_from":[],"log":true,"egress":{"allow":["db:5432"],"deny":["10.0.0.0/8"]},"mode":"enforce","audit_until":null}}}'
@@ -94,9 +96,9 @@ STORED = (
     '"process":{"rootfs":null,"entrypoint":"bin/api","args":[],"working_dir":"/app","environment":{},"user":null,"kind":"service",'
     '"restart":"on-failure","restart_delay_s":1.0,"stop_timeout_s":10.0,"timeout_s":null,"capabilities":[],"read_only":true,'
     '"restrict_suid_sgid":true,"memory_max":null,"cpu_max":null,"pids_limit":2048,"shm_size":67108864,"tmp_size":268435456,'
-    '"healthcheck":null,"volumes":[],"secrets":{},"folder":null,"apart":[]},"manifest":'
+    '"healthcheck":null,"volumes":[],"secrets":{},"folder":null,"apart":[],"deploy":null},"manifest":'
     + SMALLEST
-    + "}"
+    + ',"front":""}'
 )
 STORED_FULL = (
     '{"name":"api","network":{"mode":"bridge","share":null,"networks":["a","b"],"addresses":{"a":"10.99.1.10"},"addresses6":{},'
@@ -109,9 +111,9 @@ STORED_FULL = (
     '"environment":{"B":"2","A":"1"},"user":{"name":null,"uid":1000,"gid":1000},"kind":"service","restart":"always",'
     '"restart_delay_s":0.2,"stop_timeout_s":120.0,"timeout_s":null,"capabilities":["NET_RAW"],"read_only":false,'
     '"restrict_suid_sgid":true,"memory_max":536870912,"cpu_max":200,"pids_limit":100,"shm_size":67108864,"tmp_size":134217728,'
-    '"healthcheck":{"address":"","port":8080,"host":"","path":null,"interval_s":5.0,"timeout_s":2.0,"retries":3,"start_period_s":10.0,"command":[]},'
-    '"volumes":[{"name":"tmp","mount":"/scratch","host":null,"tmpfs":true,"read_only":false,"size":67108864},{"name":"conf","mount":"/etc/api","host":"/etc/api","tmpfs":false,"read_only":true,"size":null}],'
-    '"secrets":{},"folder":null,"apart":[]},"manifest":' + FULLEST + "}"
+    '"healthcheck":{"address":"","port":8080,"host":"","path":null,"interval_s":5.0,"timeout_s":2.0,"retries":3,"start_period_s":10.0,"command":[],"restarts":false,"outer":false},'
+    '"volumes":[{"name":"tmp","mount":"/scratch","host":null,"tmpfs":true,"read_only":false,"size":67108864,"shared":false},{"name":"conf","mount":"/etc/api","host":"/etc/api","tmpfs":false,"read_only":true,"size":null,"shared":false}],'
+    '"secrets":{},"folder":null,"apart":[],"deploy":null},"manifest":' + FULLEST + ',"front":""}'
 )
 
 

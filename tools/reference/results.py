@@ -138,6 +138,9 @@ def _object(name: str, module: str = "") -> Result:
 
 RESULTS: dict[str, Result] = {
     "activate": _array("Outcome"),
+    "scale": _array("Outcome"),
+    "rollback": _array("Outcome"),
+    "history": _array("Deploy"),
     "deactivate": _array("Done"),
     "restart": _array("Done"),
     "remove": _array("Done"),

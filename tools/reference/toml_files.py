@@ -101,6 +101,7 @@ _TABLES = (
     "environment",
     "service",
     "isolation",
+    "deploy",
     "healthcheck",
     "volumes",
     "secrets",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from niso.base.errors import NotFound, UsageError
+from niso.base.errors import Conflict, NotFound, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import Finished
 from niso.look.host_ports import Port, rows
@@ -26,11 +26,14 @@ from niso.plan import records
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Any
 
     import niso
     from niso.change.start import After
+    from niso.change.targets import Target
+    from niso.runtime.machine import Machine
+    from niso.runtime.units import Following
 
 
 class Package(NamedTuple):
@@ -116,7 +119,8 @@ class Services(ApiPart):
         store = machine.store
         if not dry_run:
             journal.recover(machine, self.session.report)  # recovery can restore services
-        own = [row.name for row in store.services() if row.active and row.has_process]
+        rows = [row for row in store.services() if row.active and not row.is_attachment]
+        own = [row.name for row in rows if "." not in row.name]
         return tuple(boot.deactivate(self.session, machine, own, dry_run))
 
     def restart(self, *names: str) -> tuple[niso.Done, ...]:
@@ -133,14 +137,54 @@ class Services(ApiPart):
 
         machine = self.session.machine_for_change()
         store = machine.store
-        wanted = _resolved(store, names)
+        wanted = _resolved(store, names, instances=True)
         self.session.expect(_with_healthcheck(store, wanted))
         activate.restart(machine, wanted, self.session.report, after)
         self.session.report(Finished())
-        warnings.warn_of_limits(self.session, store, wanted)
-        warnings.warn_of_name_servers(self.session, wanted)
+        running = store.instances.runners(wanted)
+        warnings.warn_of_limits(self.session, store, running)
+        warnings.warn_of_name_servers(self.session, running)
         boot.hand_over_started(self.session, machine, wanted)
         return tuple(Done(name, True) for name in wanted)
+
+    def scale(self, name: str, replicas: int, *, timeout: float = 60.0) -> tuple[niso.Outcome, ...]:
+        """Change the number of instances of a service until its manifest is activated again.
+
+        ``timeout`` is the number of seconds for each new instance to become healthy. Raises
+        UsageError, NotFound, Conflict, ProcessError; nothing has changed then.
+        """
+        from niso.change import deploy
+        from niso.manifest.process_keys import MAX_REPLICAS
+
+        if type(replicas) is not int or not 1 <= replicas <= MAX_REPLICAS:
+            reason = f"{replicas!r} is not a number of instances, 1 to {MAX_REPLICAS}"
+            raise UsageError(reason, None, "N")
+        machine = self.session.machine_for_change()
+        service = _own(machine.store, text(name, "name"))
+        return self._deploy(machine, deploy.scaled(machine.store, service, replicas), timeout)
+
+    def rollback(
+        self, name: str, version: int | None = None, *, timeout: float = 60.0
+    ) -> tuple[niso.Outcome, ...]:
+        """Deploy a former version of a service; with None, the last one that served before.
+
+        ``timeout`` is as for `scale`. Raises UsageError, NotFound, Conflict, ProcessError; nothing
+        has changed then.
+        """
+        from niso.change import deploy
+
+        machine = self.session.machine_for_change()
+        service = _own(machine.store, text(name, "name"))
+        return self._deploy(machine, deploy.former(machine.store, service, version), timeout)
+
+    def _deploy(self, machine: Machine, target: Target, timeout: float) -> tuple[niso.Outcome, ...]:
+        from niso.change import activate, warnings
+
+        timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)
+        outcomes = activate.activate(machine, [target], timeout_s, self.session.report)
+        self.session.report(Finished())
+        warnings.activated(self.session, machine, outcomes)
+        return tuple(outcomes)
 
     def remove(self, *names: str, volumes: bool = False) -> tuple[niso.Done, ...]:
         """Stop services and delete their records, with ``volumes`` their volumes. Raises Error."""
@@ -155,6 +199,25 @@ class Services(ApiPart):
         if enabled:
             boot.clear(machine, enabled, self.session.report)
         return tuple(Done(name, True) for name in wanted)
+
+    def watch_health(self, log: Callable[[str], None]) -> Following:
+        """Return the agent that watches services whose health has consequences.
+
+        It calls ``log`` with each line of its log. Raises Conflict if it runs already.
+        """
+        from niso.change import health_agent
+
+        return health_agent.follow(self.session.machine_for_change(), log)
+
+    def exit_hooks(self, instance: str) -> tuple[Callable[[], None], Callable[[], None]]:
+        """Return what to call when the process of an instance has ended, and after its restart."""
+        from niso.change import health_agent
+
+        machine = self.session.machine_for_change()
+        return (
+            lambda: health_agent.ended(machine, instance),
+            lambda: health_agent.restarted(machine, instance),
+        )
 
     # --- at boot ---------------------------------------------------------------------------------
 
@@ -191,11 +254,21 @@ class Services(ApiPart):
 
     # --- inspect ---------------------------------------------------------------------------------
 
-    def list(self) -> tuple[niso.ServiceLine, ...]:
-        """Return all services with their status, sorted by name. Due health checks are run."""
+    def list(self, *, instances: bool = False) -> tuple[niso.ServiceLine, ...]:
+        """Return all services with their status, sorted by name. Due health checks are run.
+
+        With ``instances``, the active instances of services with replicas are listed too.
+        """
         from niso.look.services import service_lines
 
-        return service_lines(self.session, self.session.store())
+        return service_lines(self.session, self.session.store(), instances=instances)
+
+    def history(self, name: str) -> tuple[niso.Deploy, ...]:
+        """Return the last deploys of a service with replicas, the oldest first. Raises NotFound."""
+        from niso.look.services import deploys
+
+        store = self.session.store()
+        return deploys(store, store.resolve(text(name, "name")))
 
     def everywhere(self) -> tuple[niso.ClusterLine, ...]:
         """Return the services of all hosts of the cluster, sorted by name.
@@ -245,9 +318,14 @@ class Services(ApiPart):
         """
         from niso.runtime import logs
 
-        service = _own(self.session.store(), text(name, "name"))
+        store = self.session.store()
+        service = _own(store, text(name, "name"))
+        start = since_time(since)
+        if instances := store.instances.names(service):
+            read = logs.read_joint(instances, line_count(lines), follow, timestamps, start)
+            return (f"{name} | ".encode() + line for name, line in read)
         logs.rotate_if_large(service)
-        return logs.read(service, line_count(lines), follow, timestamps, since_time(since))
+        return logs.read(service, line_count(lines), follow, timestamps, start)
 
     # --- run commands ----------------------------------------------------------------------------
 
@@ -290,9 +368,15 @@ class Services(ApiPart):
         from niso.runtime import lifecycle
 
         number = lifecycle.number(text(signal, "signal"))
-        word = lifecycle.name(number)
-        wanted = dict.fromkeys(self._to_run(name, ("-",))[0] for name in texts(names, "names"))
-        return tuple(Signalled(name, word, lifecycle.send(name, number)) for name in wanted)
+        word, store = lifecycle.name(number), self.session.store()
+        wanted = [
+            one
+            for name in texts(names, "names")
+            for one in store.instances.running(self._active(store, name))
+        ]
+        return tuple(
+            Signalled(name, word, lifecycle.send(name, number)) for name in dict.fromkeys(wanted)
+        )
 
     def _to_run(self, name: str, command: Iterable[str]) -> tuple[str, Any]:
         """Return the service and the words of a command. Raises Conflict if it is not active."""
@@ -302,9 +386,16 @@ class Services(ApiPart):
         if any("\0" in word for word in words):
             raise UsageError("contains a NUL character", None, "command")
         store = self.session.store()
+        running = store.instances.runners([service := self._active(store, name)])
+        if not running:
+            raise Conflict(f"no instance of {service!r} serves", f"niso ps -i, for {service}")
+        return running[0], words
+
+    def _active(self, store: Store, name: str) -> str:
+        """Return the active service with this name. Raises Conflict, NotFound."""
         service = _own(store, text(name, "name"))
         store.require_active(service)
-        return service, words
+        return service
 
     # --- ports -----------------------------------------------------------------------------------
 
@@ -356,8 +447,17 @@ def _with_healthcheck(store: Store, names: Iterable[str]) -> list[str]:
     return [name for name in names if name in checked]
 
 
-def _resolved(store: Store, names: Iterable[str]) -> list[str]:
-    return [*dict.fromkeys(_own(store, name) for name in names)]
+def _resolved(store: Store, names: Iterable[str], instances: bool = False) -> list[str]:
+    """Return the services with these names, hostnames or aliases.
+
+    Without ``instances``, raises Conflict if one of them is an instance of a service.
+    """
+    services = [*dict.fromkeys(_own(store, name) for name in names)]
+    for service in () if instances else services:
+        if (one := store.instances.get(service)) is not None:
+            reason = f"{service!r} is an instance of {one.front!r}"
+            raise Conflict(reason, f"name the service; niso scale {one.front}=N changes its number")
+    return services
 
 
 def _own(store: Store, name: str) -> str:

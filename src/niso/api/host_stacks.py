@@ -106,7 +106,8 @@ class Stacks(ApiPart):
         self.session.require()
         store = self.session.store()
         outline = stack_members.own(store, path(stack, "stack"))
-        names = store.stack_members(outline.name)
+        members = store.stack_members(outline.name)
+        names = [one for name in members for one in store.instances.names(name) or [name]]
         for name in names:
             rotate_if_large(name)
         return logs.read_joint(names, line_count(lines), follow, timestamps, since_time(since))

@@ -7,10 +7,11 @@ planned and written, a service's own lock until its process has started.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from niso.base.errors import Conflict, NotFound, raise_all
+from niso.base.errors import Conflict, Error, ErrorGroup, NotFound, raise_all
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import CopyingPackage, Report, Stopping, silent
@@ -20,7 +21,7 @@ from niso.change.admit import NO_STACK, Change, NoClaims, StackMembership, recor
 from niso.change.journal import begin, end_restart, locked, recover
 from niso.change.scope import leaving, scope_left, scope_of
 from niso.change.start import After
-from niso.change.targets import Target, replaced
+from niso.change.targets import Target, of_row, replaced
 from niso.change.undo import undo_all
 from niso.kernel import host_facts
 from niso.look.host_ports import Port, rows
@@ -35,7 +36,10 @@ from niso.store.snapshots import Scope
 from niso.store.store import Store
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from niso.change import cluster_claims
+    from niso.change.deploy import Rollout
 
 
 _TRIES = 10
@@ -59,6 +63,7 @@ def activate(
     dry_run: bool = False,
     after: After | None = None,
     stack: StackMembership = NO_STACK,
+    is_first: bool = True,
 ) -> list[Outcome]:
     """Activate ``targets``; if one of them fails, roll back all of them.
 
@@ -73,22 +78,28 @@ def activate(
     outside_names_refresh.prepare(machine, targets, report)
     locks, targets = _locked(machine.store, targets, stack)
     with locks:
-        activation = _Activation(machine, targets, stack, report)
+        rollouts = _rollouts(machine, targets)
+        activation = _Activation(machine, targets, stack, report, rollouts)
         try:
             activation.copy_packages()
             activation.claim()
             activation.stop_leaving()
             changes = activation.change()
-            start.run(machine.processes, changes, timeout_s, report, after)
+            activation.start(changes, timeout_s, after)
             activation.claims.publish(report)
             changed = activation.finish(changes)
         except BaseException as error:
             activation.undo(error)
+            activation.record_failures(error)
             raise
         finally:
             activation.claims.close()
         activation.release_claims(changes)
-        return [_outcome(machine.store, done, done.name in changed) for done in changes]
+        activation.complete()
+        outcomes = activation.outcomes(changes, changed)
+    if is_first and any(one.more for one in rollouts):
+        _continue(machine, rollouts, timeout_s, report)
+    return outcomes
 
 
 def foreseen(
@@ -115,7 +126,7 @@ def _planned(
     """
     store = machine.store
     targets = sharing.with_followers(store, targets, stack.leaving)
-    activation = _Activation(machine, targets, stack, report)
+    activation = _Activation(machine, targets, stack, report, _rollouts(machine, targets))
     activation.claim(dry_run=True)
     answers = outside_names_refresh.look(machine, targets)
     with Lock(), store.transaction() as transaction:
@@ -146,17 +157,66 @@ def _locked(
     raise Conflict("other niso commands keep starting services that share a namespace", "try again")
 
 
+def _rollouts(machine: Machine, targets: list[Target]) -> list[Rollout]:
+    """Return what happens to the instances of the targets that have a service address."""
+    fronts = [target for target in targets if target.spec.is_front]
+    if not fronts:
+        return []
+
+    from niso.change import deploy
+
+    return [deploy.rollout(machine, front) for front in fronts]
+
+
+def _continue(machine: Machine, rollouts: list[Rollout], timeout_s: float, report: Report) -> None:
+    """Replace the remaining instances of services with stop-first, one after the other.
+
+    If one fails, the instances that were replaced before get the former version again.
+    """
+    try:
+        for done in range(max(one.more for one in rollouts)):
+            left = [one.front for one in rollouts if one.more > done]
+            activate(machine, left, timeout_s, report, is_first=False)
+    except Exception as error:
+        from niso.change import deploy
+
+        former = [target for one in rollouts if (target := deploy.before(one)) is not None]
+        try:
+            activate(machine, former, timeout_s, report)
+        except Error as other:
+            raise ErrorGroup([error, other] if isinstance(error, Error) else [other]) from error
+        raise
+
+
 class _Activation:
     """The steps of one activation. The caller must have locked its services."""
 
     def __init__(
-        self, machine: Machine, targets: list[Target], stack: StackMembership, report: Report
+        self,
+        machine: Machine,
+        targets: list[Target],
+        stack: StackMembership,
+        report: Report,
+        rollouts: list[Rollout],
     ) -> None:
         self._machine, self._store, self._kernel = machine, machine.store, machine.kernel
-        self._targets, self._stack, self._report = targets, stack, report
-        self._names = [*stack.leaving, *(target.name for target in targets)]
-        self._files = [(target, files) for target in targets if (files := target.files) is not None]
-        self._copies = {target.name: files.copy_path(target.name) for target, files in self._files}
+        self._stack, self._report, self._rollouts = stack, report, rollouts
+        self._began = time.time()
+        # services whose rows change together with the slots of their service address
+        self._swapped = [one.front for one in rollouts if one.replaces]
+        self._targets = [*targets, *(instance for one in rollouts for instance in one.new)]
+        # instances of services that no longer have a service address
+        self._dropped = [
+            name
+            for target in targets
+            if not target.spec.is_front
+            for name in self._store.instances.names(target.name)
+        ]
+        self._retired = [name for one in rollouts for name in one.retired]
+        names = [target.name for target in self._targets]
+        self._names = [*stack.leaving, *self._dropped, *self._retired, *names]
+        self._files = [(t, files) for t in self._targets if (files := t.files) is not None]
+        self._copies = {t.name: files.copy_path(t.spec.front or t.name) for t, files in self._files}
         self._leaving: list[ServiceRow] = []
         """Rows of the active services that leave the stack."""
         self._has_steps = False
@@ -193,9 +253,15 @@ class _Activation:
             # detect conflicts before anything is stopped
             with Lock(), change(self._kernel, self._store, self._scope(), dry_run=True):
                 self._record()
-        begin(self._store, [*self._stack.leaving], "activate")
+        for one in self._rollouts if self._retired else ():
+            from niso.change import deploy
+
+            deploy.retire(self._machine, one, self._report)
+        names = dict.fromkeys([*self._stack.leaving, *(row.name for row in self._leaving)])
+        begin(self._store, list(names), "activate")
         ended = stop.stop(self._machine.processes, self._leaving, self._report, {})
         raise_all([*ended.values()])
+        self._stop_converted()
 
     def change(self) -> list[Change]:
         """Write the rows of the services, and change the kernel to match."""
@@ -208,22 +274,60 @@ class _Activation:
         self._has_steps = bool(made.steps)
         return changes
 
+    def start(self, changes: list[Change], timeout_s: float, after: After | None) -> None:
+        """Start the processes; `start.run` describes the parameters."""
+        if self._rollouts:
+            from niso.change import deploy
+
+            after = deploy.needs(after, self._rollouts)
+        runs = [done for done in changes if done.row.has_process]
+        start.run(self._machine.processes, runs, timeout_s, self._report, after)
+
     def finish(self, changes: list[Change]) -> set[str]:
         """Delete intents, unused networks and old copies; return the services that changed."""
+        fronts = {one.name: one for one in self._rollouts}
         for done in changes:
-            package.keep_manifest(done.row.package, done.target.spec)
+            if done.target.instance is None:
+                package.keep_manifest(done.row.package, done.target.spec)
         left = _left(changes)
         # the activation has succeeded: an interrupt here would only leave unused copies
         with Lock(), signals_held():
-            with leaving(self._machine, left, self._report):
+            with self._last_change(left):
+                changes += self._swap()
                 changed = self._changed(changes)
                 self._end(left)
             for done in changes:
-                package.keep_only(done.row.name, {done.row.package})
+                if done.target.instance is None and done.name not in fronts:
+                    package.keep_only(done.row.name, {done.row.package})
+            for name in fronts:
+                kept = self._store.instances.packages(name)
+                package.keep_only(name, {*kept, self._copies[name]})
             for _, files in self._files:
                 if files.contents is not None:
                     files.contents.save()
         return changed
+
+    def complete(self) -> None:
+        """Stop the instances that were replaced, after their connections are finished."""
+        if self._dropped:
+            stop.forget(self._machine, self._dropped, self._report)
+        if self._rollouts or any(_restarts(target) for target in self._targets):
+            from niso.change import health_agent
+
+            health_agent.ensure(self._machine)
+        for one in self._rollouts:
+            from niso.change import deploy
+
+            deploy.complete(self._machine, one, self._report)
+
+    def outcomes(self, changes: list[Change], changed: set[str]) -> list[Outcome]:
+        """Return the outcome of each service; that of a service includes its instances."""
+        changed = {name.partition(".")[0] for name in changed}
+        return [
+            _outcome(self._store, done, done.name in changed)
+            for done in changes
+            if done.target.instance is None
+        ]
 
     def release_claims(self, changes: list[Change]) -> None:
         """Report to the cluster which services were stopped or need no reservation in etcd now."""
@@ -243,6 +347,13 @@ class _Activation:
         if self.claims.homes:
             stop.report_to_cluster(self._machine, self.claims.homes, self._report)
 
+    def record_failures(self, error: BaseException) -> None:
+        """Record the deploys that failed, for `niso history`."""
+        if self._rollouts:
+            from niso.change import deploy
+
+            deploy.record_failures(self._store, self._rollouts, self._began, error)
+
     # --- without changing anything ------------------------------------------------------------
     def plan(self) -> list[Outcome]:
         """Report what the steps would do, in the caller's transaction, which it cancels."""
@@ -260,6 +371,7 @@ class _Activation:
         self._has_steps = bool(steps)
         for step in steps:
             self._report(step)
+        changes += self._swap()
         for done in changes:
             if done.rehosts:
                 self._report(start.event_of(done.row, rehosts=True))
@@ -277,18 +389,20 @@ class _Activation:
         for step in plan(kernel, store, scope, before).steps if left else []:
             if step not in reported:
                 self._report(step)
-        return [_outcome(store, done, done.name in changed) for done in changes]
+        return self.outcomes(changes, changed)
 
     # --- parts of steps -----------------------------------------------------------------------
     def _fresh(self) -> list[tuple[Target, package.PackageFiles]]:
-        return [(t, f) for t, f in self._files if f.must_be_copied(t.name, t.manifest_path)]
+        whole = ((t, f) for t, f in self._files if t.instance is None)
+        return [(t, f) for t, f in whole if f.must_be_copied(t.name, t.manifest_path)]
 
     def _report_copy(self, files: package.PackageFiles) -> None:
         if files.folder:  # a service of a stack.toml may have no package
             self._report(CopyingPackage(files.folder))
 
     def _find_leaving(self) -> None:
-        rows = map(self._store.service, self._stack.leaving)
+        leaving = self._store.instances.with_instances(self._stack.leaving)
+        rows = map(self._store.service, [*leaving, *self._dropped, *self._retired])
         self._leaving = [row for row in rows if row is not None and row.active]
 
     def _scope(self) -> Scope:
@@ -300,7 +414,44 @@ class _Activation:
 
     def _record(self) -> list[Change]:
         self.claims.record()
-        return record_all(self._machine, self._targets, self._copies, self._leaving, self._stack)
+        targets = [target for target in self._targets if target not in self._swapped]
+        return record_all(self._machine, targets, self._copies, self._leaving, self._stack)
+
+    def _swap(self) -> list[Change]:
+        """Write the rows of services whose instances are replaced, and let the new ones serve."""
+        if not self._rollouts:
+            return []
+
+        from niso.change import deploy
+
+        changes = record_all(self._machine, self._swapped, self._copies, [], NO_STACK)
+        deploy.swap(self._store, self._rollouts)
+        for one in self._rollouts:
+            if one.is_first or one.replaces or (one.retired and not one.more):
+                deploy.record(self._store, one, self._began, "done")
+        return changes
+
+    def _last_change(self, left: set[str]) -> AbstractContextManager[object]:
+        """Return the context of the activation's last change, which may drop the networks ``left``.
+
+        New instances get connections in this change.
+        """
+        if not self._rollouts:
+            return leaving(self._machine, left, self._report)
+        scope = scope_of(self._store, [one.front for one in self._rollouts])
+        scope = scope.joined(scope_left(self._store, left))
+        return change(self._kernel, self._store, scope, self._report, teardown=True)
+
+    def _stop_converted(self) -> None:
+        """Stop the processes of services that get a service address, and instead instances."""
+        rows = [
+            row
+            for one in self._rollouts
+            if (row := self._store.service(one.name)) is not None and row.active and row.has_process
+        ]
+        begin(self._store, [row.name for row in rows], "activate")
+        ended = stop.stop(self._machine.processes, rows, self._report, {})
+        raise_all([*ended.values()])
 
     def _changed(self, changes: list[Change]) -> set[str]:
         """Return the services whose rows or processes changed; all if only the kernel did."""
@@ -318,6 +469,12 @@ class _Activation:
         for name in self._names:
             self._store.end_intent(name)
         self._store.drop_implicit_networks(left)
+
+
+def _restarts(target: Target) -> bool:
+    """Return whether the target restarts when it is unhealthy, for which `niso health` runs."""
+    check = target.spec.process.healthcheck if target.spec.process is not None else None
+    return check is not None and check.restarts
 
 
 def _left(changes: list[Change]) -> set[str]:
@@ -344,6 +501,12 @@ def restart(
     """
     store = machine.store
     recover(machine, report, services)
+    for name in services:
+        if (front := store.require_active(name)).mode == "front":
+            newest = max((one.version for one in store.instances.of(name)), default=0)
+            again = of_row(front)._replace(again=newest + 1)
+            activate(machine, [again], start.TIMEOUT_S, report)
+    services = [name for name in services if store.require_active(name).has_process]
     with locked(store, services):
         rows = []
         for name in services:

@@ -81,7 +81,7 @@ def record_all(
     store = machine.store
     if stack.stack:
         prepare(machine, stack, copies)
-        stop.deactivate_rows(machine, leaving)
+    stop.deactivate_rows(machine, leaving)
     for target in targets:
         release(store, target)
     together = frozenset((*copies, *(row.name for row in leaving)))
@@ -103,14 +103,16 @@ def record_all(
     sharing.check(store, [change.row for change in changes], leaving)
     if stack.stack:
         for change in changes:
-            store.join_stack(change.name, stack.stack, stack.file)
+            if change.target.instance is None:
+                store.join_stack(change.name, stack.stack, stack.file)
     return changes
 
 
-def _takes(target: Target) -> tuple[bool, bool]:
-    """Return a sort key: services that request addresses first, sharers of a namespace last."""
+def _takes(target: Target) -> tuple[bool, bool, bool]:
+    """Return a sort key: services that request addresses first, instances and sharers last."""
     network = target.spec.network
-    return network.mode == "share", not (network.addresses or network.addresses6)
+    fixed = network.addresses or network.addresses6
+    return network.mode == "share", target.instance is not None, not fixed
 
 
 def record(
@@ -171,6 +173,10 @@ def _record(
     spec, restarts, rehosts = "", False, False
     if target.files is None:
         uid = before.uid if before else store.uid_of_nobody()
+    elif wanted.is_front:
+        from niso.change import process_record
+
+        uid = before.uid if before else process_record.free_uid(store, name)
     else:
         from niso.change import process_record
 
@@ -192,7 +198,7 @@ def _record(
         spec=spec,
         created_at=before.created_at if before else time.time(),
         activated_at=before.activated_at if before and was_active else time.time(),
-        mode="attached" if wanted.process is None else wanted.network.mode,
+        mode=_mode(wanted),
         provider=provider,
         enabled=before.enabled if before else False,
     )
@@ -202,7 +208,7 @@ def _record(
     if target.attaching is not None:
         store.attachments.put(*target.attaching)
     store.set_names(name, tuple(alias for alias in wanted.names if alias not in held))
-    store.set_extra_hosts(name, wanted.network.extra_hosts.items())
+    store.set_extra_hosts(name, () if wanted.is_front else wanted.network.extra_hosts.items())
     store.set_endpoints(name, on)
     _refuse_macs(store, name, on)
     if on:
@@ -221,7 +227,15 @@ def _record(
         except (Conflict, InvalidInput) as error:
             errors.append(error)
     _set_ports(machine, target, before, ports_before, together, named)
+    if target.instance is not None:
+        store.instances.put(target.instance)
     return Change(target, before, row, restarts, rehosts)
+
+
+def _mode(wanted: ServiceSpec) -> str:
+    if wanted.process is None:
+        return "attached"
+    return "front" if wanted.is_front else wanted.network.mode
 
 
 def _refuse_macs(store: Store, name: str, networks: tuple[str, ...]) -> None:
@@ -271,11 +285,11 @@ def _set_ports(
 
 def _refuse_other(before: ServiceRow, target: Target) -> None:
     """Raise Conflict if the target's name belongs to another service or to an attachment."""
-    if before.has_process and target.spec.process is None:
+    if not before.is_attachment and target.spec.process is None:
         reason = "the name is already used by a service with a manifest"
         raise Conflict(reason, "choose another name", "NAME", names_key=False)
     if target.spec.process is not None:
-        if not before.has_process:
+        if before.is_attachment:
             reason = f"{target.name!r} is already the name of an attachment"
             raise Conflict(reason, "choose another name", "package.name")
         targets.refuse_elsewhere(before, target)

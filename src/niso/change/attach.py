@@ -296,7 +296,7 @@ def detach(machine: Machine, name: str, id: str | None = None, report: Report = 
         row, attached = store.service(name), store.attachments.get(name)
         if row is None or (id is not None and (attached is None or attached.id != id)):
             return False
-        if row.has_process:
+        if not row.is_attachment:
             reason = f"{name!r} is a service, not an attachment"
             raise Conflict(reason, "niso deactivate --help", "NAME")
         _forget(machine, row, report)

@@ -123,8 +123,11 @@ def _write_units(units: Units, store: Store, rows: Iterable[ServiceRow]) -> list
     """Write and enable the units that are missing, outdated or disabled; return their services."""
     stale = []
     for row in rows:
-        file, timeout_s = systemd.unit_file(row.name), row.require_process().stop_timeout_s
-        text = unit_text(row.name, store.state_id(), row.provider, timeout_s, row.is_job)
+        file, program = systemd.unit_file(row.name), row.require_service().program
+        timeout_s = program.stop_timeout_s + (program.deploy.drain_s if program.deploy else 0)
+        # systemd supervises no instances: the unit starts and stops them
+        once = row.is_job or not row.has_process
+        text = unit_text(row.name, store.state_id(), row.provider, timeout_s, once)
         is_written = units.read(file) == text
         if not is_written:
             units.write(file, text)
@@ -157,7 +160,9 @@ def enable(machine: Machine, names: list[str], report: Report = silent) -> list[
         for name in written:
             report(systemd.ChangingUnit("write", systemd.unit_file(name)))
         fresh.update(written)
-        _start_units(units, (row for row in rows if row.active and not row.is_job))
+        _start_units(
+            units, (row for row in rows if row.active and row.has_process and not row.is_job)
+        )
         outside_names_refresh.settle(machine, report)
     elif fresh:
         text = "systemd did not boot this machine, so nothing starts enabled services by itself"
@@ -222,7 +227,7 @@ def hand_over(machine: Machine, names: Iterable[str]) -> None:
     """
     store, units = machine.store, machine.processes.units
     known = (row for name in names if (row := store.service(name)) is not None)
-    rows = [row for row in known if row.active and not row.is_job]
+    rows = [row for row in known if row.active and row.has_process and not row.is_job]
     for row in rows:
         if units.is_ours(row.name):
             # its conmon was killed, but the process is still running

@@ -35,6 +35,7 @@ def deactivate(
     service.
     """
     store = machine.store
+    named, services = services, store.instances.with_instances(services)
     if dry_run:
         with Lock():
             stop.refuse(store, services)
@@ -55,7 +56,7 @@ def deactivate(
                     store.end_publishing(name)
         stop.report_to_cluster(machine, services, report)
         raise_all(errors)
-    return [Done(name, name in active) for name in services]
+    return [Done(name, name in active) for name in named]
 
 
 def remove(
@@ -68,8 +69,9 @@ def remove(
     """
     store = machine.store
     recover(machine, report, services)
-    with locked(store, services):
+    with locked(store, store.instances.with_instances(services)):
         known = [name for name in services if store.service(name) is not None]
+        known = store.instances.with_instances(known)
         if with_volumes:
             for name in services:
                 volumes.check_removable(name)  # before anything is stopped

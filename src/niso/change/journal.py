@@ -18,7 +18,7 @@ from niso.base.locks import Lock, remove_locks, service_lock
 from niso.base.report import NotStarted, Recovered, Report, Unfinished, event_class, silent
 from niso.change import ports, stop
 from niso.runtime.machine import Machine
-from niso.store.service_rows import Intent
+from niso.store.service_rows import LEAVING, Intent
 from niso.store.store import Store
 
 EndingRestart = event_class("EndingRestart", lambda service: f"complete the restart of {service}")
@@ -51,6 +51,10 @@ def recover(
         from niso.cluster import mirror
 
         mirror.revert_attempt(store, machine.kernel, report)
+    if store.instances.active(LEAVING):
+        from niso.change import deploy
+
+        deploy.finish_leaving(machine, report)
     intents = store.intents()
     if not intents:
         return 0

@@ -42,9 +42,11 @@ def specified(
     whether it only needs another hosts file. ``generation`` and ``provider`` are those of the new
     row. A process that waits for its automatic restart is started immediately. Raises InvalidInput.
     """
-    uid = before.uid if before else _free_uid(machine.store, target.name)
+    uid = before.uid if before else free_uid(machine.store, target.name)
     old = before.process if before is not None else None
-    spec = _spec(machine.store, target.spec, files, copy, generation, uid, provider)
+    front = machine.store.service(target.spec.front)
+    own = front.uid if front is not None else uid  # all instances may write to the same volumes
+    spec = _spec(machine.store, target.spec, files, copy, generation, own, provider)
     spec = _identified(spec, old, files.fingerprint is None)
     old = old if before is not None and before.active else None
     if before and old is not None and "host" not in (before.mode, target.spec.network.mode):
@@ -58,7 +60,7 @@ def specified(
     return uid, spec, not rehosts and running != spec, rehosts
 
 
-def _free_uid(store: Store, service: str) -> int:
+def free_uid(store: Store, service: str) -> int:
     """Return the uid of a new service: the owner of volumes left from its name, or a free one."""
     kept = volumes.owners()
     for uid in sorted(kept.pop(service, ())):
@@ -104,7 +106,9 @@ def _spec(
     """Return the process that a manifest describes. ``copy`` is the path of the package copy."""
     program = wanted.program
     netns, hosts_folder, hostname = sharing.home(store, wanted.name, wanted, provider)
-    uid, gid, groups, user_name, home = resolve_user(files.rootfs, program.user, uid, wanted.name)
+    uid, gid, groups, user_name, home = resolve_user(
+        files.rootfs, program.user, uid, wanted.front or wanted.name
+    )
     package = copy if os.path.isdir(copy) else files.folder
     entrypoint = resolve_entrypoint(
         package, files.rootfs, program.entrypoint, path_env(program.environment)

@@ -113,12 +113,13 @@ def _other_meanings(store: Store, target: Target) -> set[Name]:
     statics = [(network, address) for network in on for address in wanted.statics(network)]
     leased, names_ = store.addresses(target.name), target.spec.names
     shared = named_provider(store, target)
+    also = (shared, target.spec.front)  # the name of a service means all of its instances
     kept = row is not None and row.networks == on and set(store.names(target.name)) == set(names_)
     kept = kept and shared is None and row is not None and row.provider is None
+    kept = kept and row is not None and (row.mode == "front") == target.spec.is_front
     if not kept or any(static not in leased for static in statics):
         changed |= {("service", name) for name in names_}
-        both = (target.name, shared) if shared else (target.name,)
-        changed |= set(store.names_with(store.with_companions(both)))
+        changed |= set(store.names_with(store.with_companions([target.name, *filter(None, also)])))
     return changed
 
 

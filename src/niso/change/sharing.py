@@ -69,6 +69,10 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
             f"it shares that of {row.provider!r}",
             f'share = "{row.provider}"',
         ),
+        "front": (
+            f"service {provider!r} has instances, each with a network namespace of its own",
+            "share the namespace of a service without service.replicas and start-first",
+        ),
         "attached": (
             f"{provider!r} is an attachment, whose network namespace may end at any time",
             "name a service with a manifest",

@@ -22,6 +22,7 @@ from niso.store.store import Store
 if TYPE_CHECKING:
     from niso.manifest import load
     from niso.runtime.package import PackageFiles
+    from niso.store.service_rows import Instance
 
 
 FIRST_UID = 1_900_000_000
@@ -93,14 +94,21 @@ def still_so(store: Store, target: Target) -> Target:
     """Return the target as it is now that its service is locked. Raises NotFound."""
     if target.files is None or target.files.fingerprint is not None:
         return target
+    if target.again or target.pinned:
+        return target
     return _find_target(store, store.resolve(target.name))._replace(take=target.take)
 
 
 def from_store(store: Store, service: str) -> Target:
     """Return the target of a service as it was last activated. Raises NotFound or Error."""
+    return of_row(store.require_known(service))
+
+
+def of_row(row: ServiceRow) -> Target:
+    """Return the target of a service with this row. Raises NotFound or Error."""
     from niso.runtime import package
 
-    row = store.require_known(service)
+    service = row.name
     row.require_own()
     gone = NotFound(f"its package copy {row.package} is gone", row.again, service=service)
     if not os.path.isdir(row.package):
@@ -234,9 +242,9 @@ def _in_manifest(target: Target, error: Error) -> InvalidInput:
 def volumes(spec: ServiceSpec) -> tuple[MountedVolume, ...]:
     """Return the volumes of a service's process, in manifest order."""
     result = []
-    for name, mount, host, tmpfs, read_only, size in spec.program.volumes:
+    for name, mount, host, tmpfs, read_only, size, _ in spec.program.volumes:
         named = host is None and not tmpfs
-        source = os.path.join(paths.volume_dir(spec.name), name) if named else host
+        source = os.path.join(paths.volume_dir(spec.front or spec.name), name) if named else host
         result.append(MountedVolume(name, mount, source, named, read_only, size))
     return tuple(result)
 
@@ -250,6 +258,9 @@ class Target(NamedTuple):
     attaching: tuple[AttachedRow, tuple[AttachedLink, ...]] | None = None  # None for a service
     replace: bool = False  # replace a service of this name from another folder
     take: bool = False  # claim it although a lost host of the cluster has it
+    instance: Instance | None = None  # its record, if it is an instance of a service
+    pinned: bool = False  # a former version, or another number of instances: not the present row's
+    again: int = 0  # instances of versions below are replaced, even if nothing has changed
 
     @property
     def name(self) -> str:

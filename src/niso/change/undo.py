@@ -166,7 +166,7 @@ def undo(
             errors[name] = error
         kept = store.service(name)
         _forget_failed(name, kept)
-        spec = kept.service if kept is not None and kept.has_process else None
+        spec = kept.service if kept is not None and not kept.is_attachment else None
         if kept is not None and spec is not None and os.path.isdir(kept.package):
             try:
                 package.keep_manifest(kept.package, spec)

@@ -34,10 +34,11 @@ def activated(session: Session, machine: Machine, outcomes: Sequence[Outcome]) -
     """Warn about likely problems of activated services, and let systemd supervise the services."""
     store, names = machine.store, [outcome.service for outcome in outcomes]
     changed = [outcome.service for outcome in outcomes if outcome.changed]
-    _warn_of_rights(session, store, changed)
+    running = store.instances.runners(changed)
+    _warn_of_rights(session, store, running)
     _warn_of_taken(session, store, names)
-    warn_of_limits(session, store, changed)
-    warn_of_name_servers(session, changed)
+    warn_of_limits(session, store, running)
+    warn_of_name_servers(session, running)
     _warn_of_policies(session, machine, names)
     _warn_of_names(session, store, changed)
     _warn_of_host(session, machine, changed)

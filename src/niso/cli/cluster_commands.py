@@ -252,6 +252,13 @@ def follow(start: Callable[[Callable[[str], None]], Following]) -> int:
     return 130 if signal.SIGINT in ended else 0
 
 
+# --- niso health, niso kubernetes ------------------------------------------------------------
+
+
+def run_health(name: str, args: Args) -> int:
+    return follow(connect().services.watch_health)
+
+
 def run_kubernetes(name: str, args: Args) -> int:
     host, config = connect(), args.kubeconfig
     if not (args.enable or args.disable):

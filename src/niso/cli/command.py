@@ -180,13 +180,19 @@ def sentence(phrase: str) -> str:
 
 
 _RUNS = (
-    ("activate deactivate restart remove ps inspect logs", "service_commands.run", "service"),
+    (
+        "activate deactivate restart remove ps scale rollback history",
+        "service_commands.run",
+        "service",
+    ),
+    ("inspect logs", "service_commands.run", "service"),
     ("exec kill port-forward", "service_commands.run", "service"),
     ("net", "net_commands.run_net", "net"),
     ("stack", "service_commands.run", "service"),
     ("cluster", "cluster_commands.run_cluster", "general"),
     ("enable disable restore", "service_commands.run", "general"),
     ("agent", "cluster_commands.run_cluster", "general"),
+    ("health", "cluster_commands.run_health", "general"),
     ("kubernetes", "cluster_commands.run_kubernetes", "general"),
     ("top", "traffic_commands.run_top", "general"),
     ("events", "traffic_commands.run_events", "general"),

@@ -24,9 +24,11 @@ def run_meta(name: str, args: Args) -> int:
     if name == "version":
         print(f"niso {__version__}")
     elif name == "on-exit":
+        from niso.api.host import connect
         from niso.runtime import on_exit
 
-        on_exit.main(args.service, args.run)
+        hooks = connect().services.exit_hooks(args.service) if "." in args.service else ()
+        on_exit.main(args.service, args.run, *hooks)
     elif name == "lab":
         if args.command and not args.command[0]:
             hint = "niso lab -- CMD; niso lab alone starts a shell"

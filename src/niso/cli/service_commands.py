@@ -182,8 +182,51 @@ def _ps(host: Host, args: Args) -> int:
             everywhere = host.services.everywhere()
         return output.result(args, everywhere, _print_everywhere)
     with Progress(args) as host.progress:
-        lines = host.services.list()
+        lines = host.services.list(instances=args.instances)
     return output.result(args, lines, _print_lines)
+
+
+def _scale(host: Host, args: Args) -> int:
+    name, is_given, number = args.name.partition("=")
+    if not is_given or not (number.isascii() and number.isdigit()):
+        raise UsageError(f"{args.name!r} is not NAME=N", f"niso scale {name}=3")
+    timeout_s = duration(args.timeout, "--timeout")
+    with Progress(args) as host.progress:
+        outcomes = host.services.scale(name, int(number), timeout=timeout_s)
+    _print_outcomes(args, outcomes)
+    return 0
+
+
+def _rollback(host: Host, args: Args) -> int:
+    version = args.to
+    if version is not None and not (version.isascii() and version.isdigit()):
+        raise UsageError(f"{version!r} is not the number of a version", "niso history", "--to")
+    timeout_s = duration(args.timeout, "--timeout")
+    with Progress(args) as host.progress:
+        outcomes = host.services.rollback(
+            args.name, None if version is None else int(version), timeout=timeout_s
+        )
+    _print_outcomes(args, outcomes)
+    return 0
+
+
+def _history(host: Host, args: Args) -> int:
+    return output.result(args, host.services.history(args.name), _print_history)
+
+
+def _print_history(lines: Iterable[niso.Deploy]) -> None:
+    rows = (
+        (
+            str(line.version),
+            line.at,
+            f"{line.took:.1f}s",
+            f"{line.outcome}, serving" if line.serving else line.outcome,
+            line.package_version,
+            output.escaped(line.why.split("\n")[0]) or "-",
+        )
+        for line in lines
+    )
+    output.table(("VERSION", "TIME", "TOOK", "OUTCOME", "PACKAGE", "REASON"), rows)
 
 
 def _print_everywhere(lines: Iterable[niso.ClusterLine]) -> None:

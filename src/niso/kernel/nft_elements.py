@@ -39,6 +39,7 @@ _MAC_NUMBER, _QUOTED4, _QUOTED6, _VNI = -1, -2, -3, -4
 _SORTED_CLASS = -5  # a class as intervals have it
 # ports and addresses of intervals that are always ranges
 _PORTS, _SPAN4, _SPAN6 = -6, -7, -8
+_SLOT = -9  # a number in the host's byte order (ruleset.SLOTS)
 _RANGES = (_PORTS, _SPAN4, _SPAN6)
 
 
@@ -79,6 +80,7 @@ _CODECS: dict[int, Codec] = {
     _SERVICE: _number(2),
     _CLASS: _number(4, is_native=True),
     _SORTED_CLASS: _number(4),
+    _SLOT: _number(4, is_native=True),
     _IFNAME: (16, lambda atom: atom.encode().ljust(16, b"\0"), string),
     _PORTS: _number(2),
     _SPAN4: _number(4),
@@ -99,6 +101,9 @@ _NAMES = {
     "@th,256,128": _QUOTED6,
     "ip saddr": _IPV4,
     "ip6 saddr": _IPV6,
+    "ip daddr": _IPV4,
+    "ip6 daddr": _IPV6,
+    f"numgen random mod {ruleset.SLOTS}": _SLOT,
     ruleset.VNI: _VNI,
     ruleset.TO: _MAC_NUMBER,
     ruleset.FROM: _MAC_NUMBER,

@@ -211,6 +211,12 @@ class Kernel:
         with inside(name):
             return sockets.connections()
 
+    def destroy_connections(self, name: str) -> int:
+        if not netns.exists(name):
+            return 0
+        with inside(name):
+            return sockets.destroy()
+
     def measured_in(self, name: str) -> list[Measured]:
         """Return all TCP connections in a namespace with measurements, if it exists."""
         if not netns.exists(name):

@@ -187,6 +187,8 @@ table bridge niso {{
 	map receivers6 {{ type ether_addr . ipv6_addr : ether_addr; }}
 	set gateways4 {{ type ipv4_addr; }}
 	set gateways6 {{ type ipv6_addr; }}
+	set vips4 {{ type ether_addr . ipv4_addr; }}
+	set vips6 {{ type ether_addr . ipv6_addr; }}
 	set broadcasts {{ type ipv4_addr; }}
 	set {FRAGMENTS} {{ type ifname; {limit_text(limit(FRAGMENTS, 40))}; }}
 	set {ARP} {{ type ifname; {limit_text(limit(ARP, 100))}; }}
@@ -211,6 +213,7 @@ table bridge niso {{
 
 	chain to_own4 {{
 		ip daddr @gateways4 return
+		ether daddr . ip daddr @vips4 return
 		ether daddr . ip daddr @own4 {_ABSENT} accept comment "to an address that no service has: refused in raw"
 		ether daddr != @host_macs counter drop comment "to the MAC of a port: the host would ask for a neighbour"
 	}}
@@ -220,6 +223,7 @@ table bridge niso {{
 		ip6 daddr fe80::/10 ip6 daddr != fe80::1 counter drop comment "link-local: no service has such an address, the bridge this one"
 		ip6 daddr != @subnets6 return
 		ip6 daddr @gateways6 return
+		ether daddr . ip6 daddr @vips6 return
 		ether daddr . ip6 daddr @own6 {_ABSENT} accept comment "to an address that no service has: refused in raw"
 		ether daddr != @host_macs counter drop comment "to the MAC of a port: the host would ask for a neighbour"
 	}}
@@ -298,6 +302,91 @@ table bridge niso {{
 	}}
 }}
 """
+
+
+# --- service addresses ----------------------------------------------------------------------------
+
+
+SLOTS = 64
+"""The number of slots of a service address. Each slot holds the address of one instance."""
+
+_SLOT = f"numgen random mod {SLOTS}"
+"""The type of a slot in the declarations of maps. No rule draws a random number.
+
+nft 1.1.3 crashes when it lists a map whose key is declared with ``jhash``. A key declared like this
+has the same length and byte order.
+"""
+_HASH = f"jhash ip saddr . th sport mod {SLOTS} seed 0x6e69736f"
+_HASH6 = _HASH.replace("ip ", "ip6 ")
+
+
+def _address(family: int) -> str:
+    return "ip" if family == 4 else "ip6"
+
+
+SERVICE_SETS = "\n".join(
+    f"\t{line}"
+    for family in (4, 6)
+    for line in (
+        f"set vips{family} {{ type ifname . ipv{family}_addr; }}",
+        f"map slots{family} {{ typeof {_address(family)} daddr . {_SLOT}"
+        f" : {_address(family)} daddr; }}",
+        f"map front_addr{family} {{ type ipv{family}_addr . inet_proto . inet_service"
+        f" : ipv{family}_addr; }}",
+        f"map front_any{family} {{ type inet_proto . inet_service : ipv{family}_addr; }}",
+        f"map front_local_addr{family} {{ type ifname . ipv{family}_addr . inet_proto"
+        f" . inet_service : ipv{family}_addr; }}",
+        f"map front_local_any{family} {{ type ifname . inet_proto . inet_service"
+        f" : ipv{family}_addr; }}",
+        f"map front_port{family} {{ type ipv{family}_addr . inet_proto . inet_service"
+        " : inet_service; }",
+    )
+)
+"""The declarations of the sets and maps for services with a service address.
+
+``vips`` has the service addresses of each bridge, ``slots`` the instance of each slot. The
+``front_`` maps lead a published port to the service address, and then to the port inside the
+instance.
+"""
+
+
+def _spread(port: str = "") -> str:
+    """Return the rules that translate a service address to the instance of the flow's slot.
+
+    The slot is a hash of the client's address and port, so a flow whose entry of connection
+    tracking is deleted returns to its instance.
+    """
+    return "\n".join(
+        f"\t\t{'meta l4proto { tcp, udp, sctp } ' if port else ''}"
+        f"dnat {ip} to {ip} daddr . {hashed} map @slots{family}"
+        + (f" : {ip} daddr . meta l4proto . th dport map @{port}{family}" if port else "")
+        for family, ip, hashed in ((4, "ip", _HASH), (6, "ip6", _HASH6))
+    )
+
+
+SERVICE_CHAINS = f"""\
+	chain spread {{
+{_spread()}
+	}}
+
+	chain to_front {{
+{_spread("front_port")}
+	}}
+"""
+
+
+def _to_front(key: str = "", where: str = "") -> str:
+    """Return the rules that write the service address of a published port into the packet.
+
+    The address is looked up by ``key``, the host's address if the port is published on one, and the
+    port. The next rules of the chain see the service address as the destination.
+    """
+    return "\n".join(
+        f"\t\t{ip} daddr set {key}{at}meta l4proto . th dport map @front_{where}{name}{family}"
+        " goto to_front"
+        for family, ip in ((4, "ip"), (6, "ip6"))
+        for name, at in (("addr", f"{ip} daddr . "), ("any", ""))
+    )
 
 
 # --- the inet table: DNAT, masquerading, forwarding -----------------------------------------------
@@ -394,6 +483,7 @@ table inet niso {{
 	set kept_range_addr6 {{ type ipv6_addr . inet_proto . inet_service; flags interval; }}
 	set kept_range_any4 {{ type inet_proto . inet_service; flags interval; }}
 	set kept_range_any6 {{ type inet_proto . inet_service; flags interval; }}
+{SERVICE_SETS}
 	set {PROGRAMS} {{ type inet_proto . inet_service; size 1024; flags dynamic, timeout; timeout 1d; }}
 	set flows4 {{ type ipv4_addr; {limit_text(limit(FLOWS, 1000))}; }}
 	set flows6 {{ type ipv6_addr; {limit_text(limit(FLOWS, 1000))}; }}
@@ -458,6 +548,7 @@ table inet niso {{
 		dnat ip6 to ip6 daddr . meta l4proto . th dport map @range_addr6
 		dnat ip6 to meta l4proto . th dport map @publish_any6
 		dnat ip6 to meta l4proto . th dport map @range_any6
+{_to_front()}
 	}}
 
 	chain publish_local {{
@@ -465,11 +556,15 @@ table inet niso {{
 		dnat ip to iifname . meta l4proto . th dport map @local_any4
 		dnat ip6 to iifname . ip6 daddr . meta l4proto . th dport map @local_addr6
 		dnat ip6 to iifname . meta l4proto . th dport map @local_any6
+{_to_front("iifname . ", "local_")}
 	}}
 
+{SERVICE_CHAINS}
 	chain prerouting {{
 		type nat hook prerouting priority dstnat; policy accept;
 		fib daddr type local jump publish
+		iifname {BRIDGES} iifname . ip daddr @vips4 goto spread comment "the address of a service: one of its instances"
+		iifname {BRIDGES} iifname . ip6 daddr @vips6 goto spread
 	}}
 
 	chain answers {{
@@ -488,6 +583,8 @@ table inet niso {{
 	chain output {{
 		type nat hook output priority dstnat; policy accept;
 		fib daddr type local jump publish
+		oifname {BRIDGES} oifname . ip daddr @vips4 goto spread
+		oifname {BRIDGES} oifname . ip6 daddr @vips6 goto spread
 	}}
 
 	chain postrouting {{

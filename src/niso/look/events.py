@@ -156,18 +156,18 @@ def take_snapshot(session: Session, before: Snapshot) -> Snapshot:
 
 def _shown(session: Session, store: Store, row: ServiceRow) -> ServiceState:
     if not row.active:
-        return ServiceState(False, not row.has_process)
+        return ServiceState(False, row.is_attachment)
     forwards = set(store.forwards(row.name))
     ports = [port for _, port in store.ports(row.name)]
     shown = ServiceState(
         True,
-        not row.has_process,
+        row.is_attachment,
         activated_at=row.activated_at,
         addresses=tuple(address for _, address in store.addresses(row.name)),
         ports=tuple(_port(port) for port in ports if port not in forwards),
         forwards=tuple(_port(port) for port in ports if port in forwards),
     )
-    if not row.has_process:
+    if row.is_attachment:
         return shown._replace(state=fate(session, store, row))
     now = status.read(row.name)
     spec = row.process

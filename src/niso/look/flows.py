@@ -160,22 +160,39 @@ def remembered(kernel: Kernel, world: PolicyContext, with_open: bool = True) -> 
 class FlowReader:
     """Add names and the deciding policy entry to flows, and cache the results."""
 
-    def __init__(self, world: PolicyContext) -> None:
+    def __init__(self, world: PolicyContext, instances: bool = False) -> None:
         self.world = world
+        self._split = instances
         self._flows: dict[tuple[Key, bool], Flow] = {}
         self._ends: dict[str, FlowEnd] = {}
         self._parts: dict[tuple[frozenset[str], bool], PolicyContext] = {}
+        self._owners: dict[str, str] = {}
+        """Maps each address to the service or instance that has it."""
         for known in world.services.values():
             for address in addresses_of(known):
-                self._ends[address] = FlowEnd(known.name, known.name, address)
+                self._owners[address] = known.name
+                self._ends[address] = self._service_end(known, address)
         for name, addresses in reversed(sorted(world.outside_ever.items())):
             for address in addresses:
                 self._ends[address] = FlowEnd(name, None, address)
 
+    def _service_end(self, known: KnownService, address: str) -> FlowEnd:
+        """Return the end of a service. That of an instance is its service's, unless they are split.
+
+        The address is then the service address on the same network.
+        """
+        front = self.world.services.get(known.front)
+        if front is None or self._split:
+            return FlowEnd(known.name, known.name, address)
+        on = next(end.network for end in known.endpoints if address in end.addresses)
+        shared = (a for end in front.endpoints if end.network == on for a in end.addresses)
+        family = family_of(address)
+        return FlowEnd(front.name, front.name, next(a for a in shared if family_of(a) == family))
+
     def in_world(self, world: PolicyContext) -> FlowReader:
         """Return this reader if its world is equal and its cache is not full, else a new reader."""
         is_same = world == self.world and len(self._flows) <= _MOST_CACHED
-        return self if is_same else FlowReader(world)
+        return self if is_same else FlowReader(world, self._split)
 
     def end(self, address: str) -> FlowEnd:
         """Return the name and service of an address, as the source or destination of flows."""
@@ -200,7 +217,8 @@ class FlowReader:
         flow = Flow(from_, to, port, proto, word, *undecided, 0, None, None, 0, not passes)
         if flow.gone:
             return flow
-        world = self._part(flow.services, passes)
+        owners = (self._owners.get(source), self._owners.get(destination))
+        world = self._part(frozenset(name for name in owners if name), passes)
         egress, ingress = evaluate(world, source, destination, port, proto)
         refusing = next((reason for reason in (egress, ingress) if not reason.passes), None)
         reason: Reason | None
@@ -210,8 +228,8 @@ class FlowReader:
             audit = next((reason for reason in deciding if reason.audits), None)
             reason = refusing or audit or (deciding[-1] if deciding else None)
             if not from_.is_known:
-                family = family_of(destination)
-                host_port = published(world, to.service or "", proto, port, family)
+                family, service = family_of(destination), to.service or ""
+                host_port = published(self.world, service, proto, port, family)
         else:
             reason = refusing or closed(world, source, destination, proto, port)
         agrees = refusing is None if passes else reason is not None
@@ -220,11 +238,16 @@ class FlowReader:
             return flow
         return flow._replace(
             verdict=AUDIT if reason.audits else word,
-            service=reason.service or None,
+            service=self._shown(reason.service),
             key=reason.key or None,
             text=reason.text or None,
             words=reason.message,
         )
+
+    def _shown(self, service: str) -> str | None:
+        """Return the name to show for a service, or None for ""."""
+        known = self.world.services.get(service)
+        return (known.front if known is not None and not self._split else "") or service or None
 
     def _part(self, services: frozenset[str], passes: bool) -> PolicyContext:
         """Return only the services on which these verdicts depend, since fewer are faster.
@@ -247,7 +270,7 @@ def joined(world: PolicyContext, memory: Memory, reader: FlowReader | None = Non
     """Return all flows with names and verdicts, sorted by names and port."""
     counts = dict(memory.opened)
     reader = reader or FlowReader(world)
-    result = []
+    result: list[Flow] = []
     audits = {row[:4] for row in memory.audited}
     for passes, rows in ((True, memory.passed), (False, memory.refused)):
         for row in rows:
@@ -259,7 +282,28 @@ def joined(world: PolicyContext, memory: Memory, reader: FlowReader | None = Non
     for key, count in counts.items():
         if reader.end(key[0]).service or reader.end(key[1]).service:
             result.append(reader.flow(key, True)._replace(open=count))
+    result = _merged(result)
     return sorted(result, key=lambda f: (f.from_.name, f.to.name, f.port, f.proto, f.passes, f.id))
+
+
+def _added(flow: Flow, other: Flow) -> Flow:
+    ages = [ago for ago in (flow.ago, other.ago) if ago is not None]
+    return flow._replace(
+        new=flow.new + other.new,
+        open=flow.open + other.open,
+        ago=min(ages, default=None),
+        agrees=flow.agrees and other.agrees,
+    )
+
+
+def _merged(flows: Iterable[Flow]) -> list[Flow]:
+    """Return flows with those to, or from, the instances of one service added up."""
+    merged: dict[tuple[Key, str, bool], Flow] = {}
+    for flow in flows:
+        key = flow.id, flow.verdict, flow.was_dropped
+        other = merged.get(key)
+        merged[key] = flow if other is None else _added(flow, other)
+    return list(merged.values())
 
 
 def lately(flows: Iterable[Flow], since: float | None) -> list[Flow]:
@@ -331,12 +375,17 @@ def closed(
 
 
 def read(
-    kernel: Kernel, store: Store, since: float | None = None, with_open: bool = True
+    kernel: Kernel,
+    store: Store,
+    since: float | None = None,
+    with_open: bool = True,
+    instances: bool = False,
 ) -> tuple[PolicyContext, list[Flow], int]:
     """Return policies, the flows that `lately` selects, and how many were not recorded."""
     world = read_world(kernel, store)
     memory = remembered(kernel, world, with_open)
-    return world, lately(joined(world, memory), since), memory.missed
+    reader = FlowReader(world, instances)
+    return world, lately(joined(world, memory, reader), since), memory.missed
 
 
 # --- niso net flows -------------------------------------------------------------------------------

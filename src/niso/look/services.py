@@ -22,7 +22,7 @@ from niso.look.outside_names import OutsideName
 from niso.runtime.crun import namespace
 from niso.runtime.logs import rotate_if_large
 from niso.runtime.status import Status, out_of_memory, read
-from niso.store.service_rows import Intent, ServiceRow
+from niso.store.service_rows import OUT, SERVING, Intent, ServiceRow, service
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -127,17 +127,71 @@ class Service(NamedTuple):
     outside: tuple[OutsideName, ...]  # DNS names in the service's policy
 
 
+class Deploy(NamedTuple):
+    """One deploy of a service with replicas, in the result of `Services.history`."""
+
+    version: int
+    """the number of the version"""
+    at: str
+    """when the deploy began"""
+    took: float
+    """seconds until the version served, or failed"""
+    outcome: str
+    """done, failed or taken back"""
+    serving: bool
+    """whether instances of the version serve now"""
+    package_version: str
+    """package.version of its manifest"""
+    why: str
+    """why it failed or was taken back; can be empty"""
+
+
+def deploys(store: Store, name: str) -> tuple[Deploy, ...]:
+    """Return the recorded deploys of a service, the oldest first."""
+    serving = {one.version for one in store.instances.of(name, SERVING, OUT)}
+    return tuple(
+        Deploy(
+            one.version,
+            time_text(one.at) or "",
+            one.took_s,
+            one.outcome,
+            one.version in serving and one.outcome == "done",
+            _package_version(one.manifest),
+            one.why,
+        )
+        for one in store.instances.deploys(name)
+    )
+
+
+def _package_version(manifest: str) -> str:
+    spec = service(manifest)
+    package = spec.manifest.get("package") if spec is not None else None
+    return str(package.get("version", "")) if isinstance(package, dict) else ""
+
+
 def service_lines(
     session: Session,
     store: Store,
     only: Iterable[str] | None = None,
     rows: Sequence[ServiceRow] | None = None,
+    instances: bool = False,
 ) -> tuple[ServiceLine, ...]:
-    """Return all services, or those of ``only`` that exist, by name; ``rows`` if read already."""
+    """Return all services, or those of ``only`` that exist, by name; ``rows`` if read already.
+
+    With ``instances``, the active instances of services with a service address are listed too.
+    """
     wanted = None if only is None else set(only)
     every = store.active_rows() if rows is None else rows
-    known = [row for row in every if wanted is None or row.name in wanted]
-    healths = _healths(session, store, known)
+
+    def is_wanted(name: str) -> bool:
+        front, dot, _ = name.partition(".")
+        return (instances or not dot) and (wanted is None or front in wanted)
+
+    known = [row for row in every if is_wanted(row.name)]
+    fronts = {row.name for row in known if row.mode == "front"}
+    checked = [row for row in every if row.name.partition(".")[0] in fronts or row in known]
+    healths = {name: health.state for name, health in _healths(session, store, checked).items()}
+    healths |= {name: _front_health(store, name, healths) for name in fronts}
     pending = interrupted(store)
     audits = _audits(store)
     with store.reading():
@@ -147,7 +201,7 @@ def service_lines(
         lines += [
             _inactive(name, mode, pending, audits)
             for name, mode in (store.inactive_modes() if rows is None else ())
-            if wanted is None or name in wanted
+            if "." not in name and is_wanted(name)
         ]
     others = pending.keys() if wanted is None else wanted
     for name in others and others - {line.service for line in lines}:
@@ -185,7 +239,7 @@ def _line(
     session: Session,
     store: Store,
     row: ServiceRow,
-    health: Health | None,
+    health: str | None,
     pending: Mapping[str, str],
     audits: Mapping[str, str | None],
 ) -> ServiceLine:
@@ -198,7 +252,7 @@ def _line(
     return ServiceLine(
         row.name,
         status,
-        health.state if health else None,
+        health,
         row.mode,
         address,
         ports,
@@ -227,10 +281,12 @@ def _inactive(
 
 def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Status | None]:
     """Return the status of a service, and that of its process; None if it should have none."""
-    if not row.has_process:
+    if row.is_attachment:
         return fate(session, store, row), None
     if not row.active:
         return "inactive", None
+    if row.mode == "front":
+        return _front_status(store, row), None
 
     rotate_if_large(row.name)
     now = read(row.name, closely=True)
@@ -243,6 +299,21 @@ def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Statu
     ) and row.is_job:
         status = "completed"
     return status, now
+
+
+def _front_status(store: Store, row: ServiceRow) -> str:
+    """Return how many instances of a service serve, of how many: ``2/3 running``."""
+    serving = store.instances.of(row.name, SERVING)
+    running = sum(read(instance.service).state == "running" for instance in serving)
+    spec = row.service
+    deploy = spec.program.deploy if spec is not None else None
+    return f"{running}/{deploy.replicas if deploy is not None else len(serving)} running"
+
+
+def _front_health(store: Store, front: str, healths: Mapping[str, str]) -> str:
+    """Return the worst health of the instances of a service that serve."""
+    states = {healths.get(one.service) for one in store.instances.of(front, SERVING, OUT)}
+    return next((s for s in ("unhealthy", "starting", "healthy") if s in states), "starting")
 
 
 def fate(session: Session, store: Store, row: ServiceRow) -> str:
@@ -291,7 +362,7 @@ def everything(session: Session, store: Store, name: str) -> Service:
     assert row is not None
     manifest = dict(row.require_service().manifest)
     spec = row.require_process() if row.has_process else None
-    attached = None if row.has_process else store.attachments.get(row.name)
+    attached = store.attachments.get(row.name) if row.is_attachment else None
     netns = paths.netns_path(row.name) if spec is None else spec.netns or None
     hostname = row.require_service().network.hostname if spec is None else spec.hostname
     status, now = _status(session, store, row)
@@ -344,7 +415,7 @@ def everything(session: Session, store: Store, name: str) -> Service:
 def _endpoints(store: Store, row: ServiceRow) -> tuple[Endpoint, ...]:
     networks = {network.name: network for network in store.networks()}
     owner = store.service(store.home(row.name)) or row  # the service that owns the namespace
-    links = {} if row.has_process else {x.network: x for x in store.attachments.links(row.name)}
+    links = {x.network: x for x in store.attachments.links(row.name)}
     by_network: dict[str, list[str]] = {}
     for name, address in store.addresses(row.name):
         by_network.setdefault(name, []).append(address)

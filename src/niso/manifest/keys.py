@@ -220,6 +220,9 @@ _POLICY_AUDIT_UNTIL = _pattern(policy.audit_end, rf"^(?:{policy.DATE}|{policy.NO
 # --- keys ----------------------------------------------------------------------------------------
 
 
+_SERVICE_REPLICAS = _number(1, process_keys.MAX_REPLICAS, f"1 to {process_keys.MAX_REPLICAS}", "3")
+_SIGNAL = _pattern(process_keys.signal, r"^(?:SIG)?[A-Z][A-Z0-9]*$")
+
 KEYS = (
     Key("package", "Package").described("Name and version of the service."),
     Key("package.name", str, rule=_SERVICE_NAME, to="name").described(
@@ -262,10 +265,39 @@ KEYS = (
     Key("service.timeout", str | None, None, _duration(0.1, 86_400.0), "timeout_s").described(
         "Time limit of a job, 100ms to 24h. If unset, it has none."
     ),
+    Key("service.replicas", int | None, None, _SERVICE_REPLICAS).described(
+        "Number of instances, 1 to 16. If set, also to 1, the service has a service address, which "
+        "its names and ports stand for, and instances with addresses of their own."
+    ),
+    Key("service.update", convert.choice("start-first", "stop-first") | None, None).described(
+        "start-first: a changed service starts beside the old one, which gets no new connections "
+        "once the new one is healthy; the service has a service address. stop-first: the old one "
+        "ends before. If unset, start-first with replicas, else stop-first."
+    ),
     # `niso.manifest.load` reads the files
     Key("service.env_file", str | tuple[str, ...], (), _pattern(ANY.parse, _PATH)).described(
         "File of environment variables, or an array of them, relative to the manifest. "
         "[environment] comes before them."
+    ),
+    Key("deploy", "Deploy", {}).described(
+        "How instances are replaced. Only for a service with a service address."
+    ),
+    Key("deploy.monitor", str, "10s", _duration(0.0, 3600.0), "deploy.monitor_s").described(
+        "Time after a swap in which the new version is taken back if an instance of it exits or "
+        "turns unhealthy, up to 1h."
+    ),
+    Key("deploy.drain", str, "10s", _duration(0.0, 3600.0), "deploy.drain_s").described(
+        "Time that an instance without new connections may use to finish its open ones before "
+        "TERM, up to 1h. It gets TERM at once when it has none."
+    ),
+    Key("deploy.drain_signal", str | None, None, _SIGNAL, "deploy.drain_signal").described(
+        "Signal to the old instances right after a swap, for programs that finish by themselves."
+    ),
+    Key(
+        "deploy.on_failure", convert.choice("rollback", "keep"), "rollback", to="deploy.on_failure"
+    ).described(
+        "rollback: a version that fails within monitor is taken back. keep: both versions are left "
+        "as they are."
     ),
     Key("isolation", "Isolation", {}).described(
         "Capabilities, file system access and resource limits."
@@ -357,6 +389,15 @@ KEYS = (
     Key(
         "healthcheck.start_period", str, "10s", _duration(0.0, 3600.0), "healthcheck.start_period_s"
     ).described("Time after the start in which failures do not count, up to 1h."),
+    Key(
+        "healthcheck.on_unhealthy",
+        convert.choice("none", "restart"),
+        "none",
+        Rule(lambda text, _: text == "restart"),
+        "healthcheck.restarts",
+    ).described(
+        "restart: niso health restarts the service when it is unhealthy. none: it is only shown."
+    ),
     Key("volumes.*", "Volume", {}, names=_VOLUMES_NAME).described(
         "Storage besides the root file system: folders that niso keeps, paths of the host, tmpfs."
     ),
@@ -375,6 +416,9 @@ KEYS = (
     ),
     Key("volumes.*.size", str | None, None, _VOLUMES_SIZE, "volumes.size").described(
         "Size limit of a tmpfs: 64K, 512M, 2G (powers of 1024)."
+    ),
+    Key("volumes.*.shared", bool, False, to="volumes.shared").described(
+        "Whether several instances of the service may write to the volume at the same time."
     ),
     Key("secrets.*", "Secret", {}, names=_SECRETS_NAME).described(
         "Files in /run/secrets that only the service's user can read."
@@ -603,6 +647,7 @@ def spec(manifest: Any, parsed: Mapping[str, Any]) -> ServiceSpec:
         ),
         "limits": Limits(**made["limits"]),
         "secrets": {name: secret.file for name, secret in manifest.secrets.items()},
+        "deploy": _deploy(manifest.service, made["deploy"]),
     }
     network_fields = {field: own.pop(field) for field in NetworkSpec._fields if field in own}
     return ServiceSpec(
@@ -656,6 +701,13 @@ def _value(key: Key, value: Any, path: str, parsed: Mapping[str, Any]) -> Any:
     if type(value) is dict:
         return {name: _value(key, item, join(path, name), parsed) for name, item in value.items()}
     return parsed[path] if path in parsed else key.rule.parse(value, path)
+
+
+def _deploy(service: Any, fields: dict[str, Any]) -> specs.DeploySpec | None:
+    """Return the instances of a service; None if it has no service address."""
+    if service.replicas is None and service.update != "start-first":
+        return None
+    return specs.DeploySpec(service.replicas or 1, service.update or "start-first", **fields)
 
 
 def _volume(name: str, table: Any, parsed: Mapping[str, Any]) -> specs.Volume:

@@ -23,6 +23,80 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+# --- [service] and [deploy] ----------------------------------------------------------------------
+
+
+MAX_REPLICAS = 16
+_MAX_SPREAD = 16  # host ports of one entry of network.ports: each is a separate element
+
+
+def signal(text: str, key: str) -> str:
+    """Parse the name of a signal, with or without SIG, to the name without it.
+
+    Raises InvalidInput.
+    """
+    from signal import Signals
+
+    name = text.upper().removeprefix("SIG")
+    if f"SIG{name}" not in Signals.__members__:
+        right = "a signal of signal(7), such as TERM, INT, QUIT or USR1"
+        raise values.wrong(key, text, "is no signal", right, '"QUIT"')
+    return name
+
+
+def deploy_problems(data: Mapping[str, Any], parsed: Mapping[str, Any]) -> Iterator[InvalidInput]:
+    """Yield an error for each key that a service with a service address cannot have, or lacks.
+
+    Without a service address, an error is yielded for each key that needs one. ``data`` is the
+    manifest, ``parsed`` are its valid values by their key paths.
+    """
+    service, network, volumes = (
+        table if isinstance(table := data.get(name), dict) else {}
+        for name in ("service", "network", "volumes")
+    )
+    key = "service.replicas" if "replicas" in service else "service.update"
+    if "replicas" not in service and service.get("update") != "start-first":
+        if data.get("deploy"):
+            right = "set service.replicas, or service.update"
+            reason = "is not allowed: the service has no service address"
+            yield InvalidInput(reason, "remove [deploy]", "deploy", right=right)
+        for name, volume in volumes.items():
+            if isinstance(volume, dict) and volume.get("shared") is True:
+                reason = "is not allowed: the service has one process"
+                yield values.wrong(join(join("volumes", name), "shared"), True, reason, "remove it")
+        return
+    if service.get("kind", "service") == "job":
+        yield values.wrong(key, service[key[8:]], "is not allowed for a job", "remove it")
+    if (mode := network.get("mode", "bridge")) in ("host", "none", "share"):
+        reason = f"is not possible with {key}: a service address needs a network"
+        yield values.wrong("network.mode", mode, reason, 'mode = "bridge", or one process')
+    if "healthcheck" not in data:
+        yield InvalidInput(
+            "missing table [healthcheck]",
+            "add [healthcheck]: an instance gets connections once it is healthy",
+            "healthcheck",
+            right=f"a health check, because of {key}",
+            names_key=False,
+        )
+    for name, volume in volumes.items():
+        if not isinstance(volume, dict) or volume.get("shared") is True:
+            continue
+        if volume.get("tmpfs") is not True and volume.get("mode", "rw") == "rw":
+            yield InvalidInput(
+                f"is writable, and {key} lets several processes use it",
+                "set shared = true if they may write to it at the same time",
+                join("volumes", name),
+                right='shared = true, mode = "ro" for a path of the host, or tmpfs = true',
+                about_key=True,
+            )
+    for path, port in parsed.items():
+        if path.startswith("network.ports[") and port.count > _MAX_SPREAD:
+            reason = f"has {port.count} ports, too many with {key}"
+            yield InvalidInput(
+                reason, None, path, value=shown(port.text), right=f"at most {_MAX_SPREAD} an entry"
+            )
+
+
 # --- [healthcheck] --------------------------------------------------------------------------------
 
 

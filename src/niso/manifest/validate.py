@@ -232,6 +232,7 @@ def rules(data: dict[str, Any], folder: str, parsed: dict[str, Any]) -> list[Inv
     if isinstance(check := data.get("healthcheck"), dict):
         errors += process_keys.health_problems(check)
     errors += _kind(_table(data, "service"), data)
+    errors += process_keys.deploy_problems(data, parsed)
     errors += _modes(network, package.get("name"))
     errors += _networks(network)
     audit = _table(data, "network.policy")

@@ -50,6 +50,9 @@ def desired(snapshot: Snapshot) -> State:
     for network in snapshot.networks:
         objects += _network(snapshot, network)
     for service in snapshot.services:
+        if service.mode == "front":
+            objects += _front(snapshot, service, networks)
+            continue
         for port in service.ports if service.mode != "host" else ():
             objects += _published(service, port, networks)
         if service.mode not in ("host", "share"):  # share: uses another's network
@@ -223,6 +226,35 @@ def _published(
             yield from elements.published_on(service.name, port, bridge, inside)
 
 
+def _front(
+    snapshot: Snapshot, service: PlannedService, networks: dict[str, NetworkRecord]
+) -> Iterator[Element]:
+    """Yield the nftables elements of a service address and of the ports that lead to it.
+
+    There are none as long as no instance serves.
+    """
+    first = primary(service.endpoints, networks)
+    if first is None or not service.serving:
+        return
+    elsewhere: dict[str, list[str]] = {}
+    for endpoint in service.endpoints:
+        bridge = networks[endpoint.network].bridge
+        mac = names.mac("", bridge, names.alias(snapshot.state_id))
+        by_family: dict[tuple[str, int], dict[int, str]] = {}
+        for ordinal, its in service.serving:
+            for other in its:
+                for address in other.addresses if other.network == endpoint.network else ():
+                    key = (other.network, family_of(address))
+                    by_family.setdefault(key, {})[ordinal] = address
+        for address in endpoint.addresses:
+            serving = by_family.get((endpoint.network, family_of(address)), {})
+            yield from elements.service_address(service.name, bridge, mac, address, serving)
+        if endpoint is not first:
+            elsewhere[bridge] = list(endpoint.addresses)
+    for port in service.ports:
+        yield from elements.front_port(service.name, port, first.addresses, elsewhere)
+
+
 def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> frozenset[int]:
     """Return the address families (4, 6) that the host forwards only because services need it.
 
@@ -305,8 +337,8 @@ def _services_lines(
     """
     listed = []  # (position of the network in ``networks``, service, addresses there)
     for service in services:
-        if service.mode not in ("bridge", "attached"):
-            continue
+        if service.mode not in ("bridge", "attached", "front") or not service.names:
+            continue  # an instance is reached by the names of its service
         by_network = {endpoint.network: endpoint.addresses for endpoint in service.endpoints}
         shared = [at for at, on in enumerate(networks) if on in by_network]
         if shared:

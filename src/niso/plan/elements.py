@@ -6,12 +6,14 @@ what each set and map is for. `niso.plan.policy_elements` computes the elements 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from hashlib import sha256
 
 from niso.base.names import family_of, prefix
 from niso.kernel.nft_elements import Element
 from niso.kernel.policy_rules import WATCHED
-from niso.kernel.ruleset import ARP, ASKERS, BRIDGE, FLOWS, FRAGMENTS, INET, limit
+from niso.kernel.ruleset import ARP, ASKERS, BRIDGE, FLOWS, FRAGMENTS, INET, SLOTS, limit
 from niso.plan.records import LIMITS, Limits, PortMapping, SubnetRecord
 
 
@@ -245,3 +247,89 @@ def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
         for source, _ in pairs
         if family_of(source) == family_of(to)
     ]
+
+
+# --- service addresses ----------------------------------------------------------------------------
+
+
+@lru_cache
+def fill(ordinals: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the ordinal of the instance in each slot of a service address.
+
+    Each instance has an order of preference for slots, and instances choose in turn (Maglev, NSDI
+    2016). So shares differ by one slot at most, and few slots move when an instance comes or goes.
+    """
+    orders = {
+        ordinal: iter(sorted(range(SLOTS), key=lambda n: sha256(b"%d.%d" % (ordinal, n)).digest()))
+        for ordinal in ordinals
+    }
+    slots: dict[int, int] = {}
+    while ordinals and len(slots) < SLOTS:
+        for ordinal in ordinals[: SLOTS - len(slots)]:
+            slots[next(slot for slot in orders[ordinal] if slot not in slots)] = ordinal
+    return tuple(slots[slot] for slot in sorted(slots))
+
+
+def service_address(
+    service: str, bridge: str, bridge_mac: str, address: str, serving: Mapping[int, str]
+) -> list[Element]:
+    """Return the nftables elements of a service address on one network.
+
+    ``serving`` maps the ordinals of the instances that serve to their addresses. If it is empty,
+    there are no elements, and the address is refused like any address without a service.
+    """
+    if not serving:
+        return []
+    family = family_of(address)
+    return [
+        Element(INET, f"vips{family}", (bridge, address), (), service),
+        Element(BRIDGE, f"vips{family}", (bridge_mac, address), (), service),
+        *(
+            Element(INET, f"slots{family}", (address, slot), (serving[ordinal],), service)
+            for slot, ordinal in enumerate(fill(tuple(sorted(serving))))
+        ),
+    ]
+
+
+FRONTS = {
+    f"front_{where}{family}": where == "addr" for where in ("addr", "any") for family in (4, 6)
+}
+"""The nftables maps from a published port to a service address, as in `PUBLISHED`."""
+
+
+def front_port(
+    service: str,
+    port: PortMapping,
+    addresses: Sequence[str],
+    elsewhere: Mapping[str, Sequence[str]],
+) -> list[Element]:
+    """Return the nftables elements of a published port of a service with a service address.
+
+    ``addresses`` are the service addresses on the network of its published ports. ``elsewhere``
+    maps the bridges of its other networks to its addresses there, for clients on these networks.
+    The elements lead to the service address, whose slots then lead to an instance.
+    """
+    elements: list[Element] = []
+    where = "any" if port.is_wide else "addr"
+    start: tuple[str, ...] = (port.proto,) if port.is_wide else (port.host_ip, port.proto)
+    ports = [(port.host_port + n, port.container_port + n) for n in range(port.count)]
+    for address in addresses:
+        if (family := family_of(address)) not in port.families:
+            continue
+        elements += _kept(service, port, f"{where}{family}", start)
+        for outside, inside in ports:
+            key = (*start, outside)
+            elements.append(Element(INET, f"front_{where}{family}", key, (address,), service))
+            to = (address, port.proto, outside)
+            elements.append(Element(INET, f"front_port{family}", to, (inside,), service))
+    for bridge, others in () if port.host_ip.startswith("127.") else elsewhere.items():
+        for address in others:
+            if (family := family_of(address)) not in port.families:
+                continue
+            for outside, inside in ports:
+                name = f"front_local_{where}{family}"
+                key = (bridge, *start, outside)
+                elements.append(Element(INET, name, key, (address,), service))
+                to = (address, port.proto, outside)
+                elements.append(Element(INET, f"front_port{family}", to, (inside,), service))
+    return elements

@@ -208,6 +208,8 @@ class Healthcheck(NamedTuple):
     retries: int
     start_period_s: float
     command: tuple[str, ...] = ()  # command to run inside the service, instead of a connection
+    restarts: bool = False  # an unhealthy service is restarted
+    outer: bool = False  # do not connect to loopback, where peers do not reach the service
 
     @property
     def target(self) -> str:
@@ -266,7 +268,8 @@ class PlannedService(NamedTuple):
     names: tuple[str, ...]  # hostname first; () for one of another host that no service may resolve
     # it, or a service that shares its namespace, has published ports, in scope or not
     publishes: bool = False
-    # or host, none, share, attached; with share, the namespace's owner has the endpoints
+    # or host, none, share, attached, front; with share, the namespace's owner has the endpoints;
+    # with front, the addresses are service addresses
     mode: str = "bridge"
     limits: Limits = LIMITS
     bandwidth: tuple[int, int] = (0, 0)  # bytes per second in and out, on each network; 0: no limit
@@ -274,6 +277,8 @@ class PlannedService(NamedTuple):
     outside: tuple[str, int] | None = None  # path and cookie of a foreign namespace
     raw: bool = False  # it, or one that shares its namespace, may have `SENDS_RAW`
     host: str = ""  # the underlay address of its host, if it is another one
+    # with mode front: ordinal and endpoints of each instance that serves
+    serving: tuple[tuple[int, tuple[ServiceEndpoint, ...]], ...] = ()
 
     def is_on(self, network: str) -> bool:
         return any(endpoint.network == network for endpoint in self.endpoints)

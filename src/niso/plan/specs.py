@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.plan.records import Healthcheck, Limits, Policy, PortMapping
+from niso.plan.records import Entry, Healthcheck, Limits, Peer, Policy, PortMapping
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -48,6 +48,18 @@ class Volume(NamedTuple):
     tmpfs: bool
     read_only: bool
     size: int | None  # size of a tmpfs in bytes; None: the kernel's default
+    shared: bool = False  # several instances of the service may write to it
+
+
+class DeploySpec(NamedTuple):
+    """How a service with a service address runs its instances, and how they are replaced."""
+
+    replicas: int
+    update: Literal["start-first", "stop-first"]
+    monitor_s: float  # after a swap, how long the former instances stay ready to serve again
+    drain_s: float  # how long an instance may finish its connections before TERM
+    drain_signal: str | None  # signal to the former instances right after a swap
+    on_failure: Literal["rollback", "keep"]
 
 
 class NetworkSpec(NamedTuple):
@@ -105,6 +117,7 @@ class ProgramSpec(NamedTuple):
     folder: str | None = None
     # absolute paths of files with variables or secrets, which are not copied with the package
     apart: tuple[str, ...] = ()
+    deploy: DeploySpec | None = None  # how its instances run; None without a service address
 
 
 class ServiceSpec(NamedTuple):
@@ -115,10 +128,21 @@ class ServiceSpec(NamedTuple):
     process: ProgramSpec | None  # None for an attachment, whose process is not niso's
     # the keys of the manifest as written, and the defaults of missing ones, for display
     manifest: Mapping[str, object] = {}
+    front: str = ""  # the service of which this is an instance; "" if it is none
+
+    @property
+    def is_front(self) -> bool:
+        """Return whether the service has a service address, and instances that run its process."""
+        return not self.front and self.process is not None and self.process.deploy is not None
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return all names of the service, hostname first. No other on its networks has one."""
+        """Return all names of the service, hostname first. No other on its networks has one.
+
+        An instance has none: the names of its service stand for the service address.
+        """
+        if self.front:
+            return ()
         return tuple(dict.fromkeys((self.network.hostname, self.name, *self.network.aliases)))
 
     @property
@@ -126,6 +150,32 @@ class ServiceSpec(NamedTuple):
         """Return the process of a spec that was made from a manifest."""
         assert self.process is not None, f"{self.name} is an attachment"
         return self.process
+
+    def instance(self, number: int) -> ServiceSpec:
+        """Return the spec of an instance of this service: ``NAME.NUMBER``, without its ports.
+
+        Its address is not the service's. Its policy also allows the service itself, which means all
+        instances: an instance that connects to the service address may reach any of them.
+        """
+        policy = self.network.policy
+        own = Entry("service.replicas", self.name, Peer("service", self.name), 0, 65535, "")
+        allow, egress = policy.allow_from, policy.egress_allow
+        network = self.network._replace(
+            addresses={},
+            addresses6={},
+            ports=(),
+            aliases=(),
+            policy=policy._replace(
+                allow_from=None if allow is None else (*allow, own),
+                egress_allow=None if egress is None else (*egress, own),
+            ),
+        )
+        program, check = self.program, self.program.healthcheck
+        if check is not None and not check.command:
+            program = program._replace(healthcheck=check._replace(address="", outer=True))
+        return self._replace(
+            name=f"{self.name}.{number}", network=network, process=program, front=self.name
+        )
 
 
 class Identity(NamedTuple):

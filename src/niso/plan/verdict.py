@@ -454,6 +454,7 @@ class KnownService(NamedTuple):
     audits: bool = False  # its policy denies nothing at present: audit
     host: str = ""  # the host that it runs on, if another one
     heard: bool = True  # whether its policy is known on this host
+    front: str = ""  # the service of which it is an instance
 
 
 class PolicyContext(NamedTuple):

@@ -170,6 +170,7 @@ class change:
         if forgotten := far | (_subnets(before) - _subnets(after)):
             kernel.forget_flows(forgotten)
         ended_flows.flush_changed_ports(kernel, self._before, after, self._doubt)
+        ended_flows.end_datagrams(kernel, self._before, after)
         if ports := self._ports_of_ended({address for _, address in now}):
             kernel.flush_ports([(port.proto, port.host_port, port.last) for port in ports], True)
         # flows of a service that ends, or loses its policy, need no verdict

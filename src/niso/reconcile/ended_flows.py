@@ -19,7 +19,7 @@ from niso.kernel.kinds.kind import State
 from niso.kernel.kinds.links import Bridge
 from niso.kernel.nft_elements import Atoms, Element, ports_of
 from niso.plan import verdict
-from niso.plan.elements import LOCAL, PUBLISHED
+from niso.plan.elements import FRONTS, LOCAL, PUBLISHED
 from niso.plan.policy_elements import PASSES
 from niso.plan.verdict import PolicyContext
 from niso.reconcile.live_world import read_world
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     Net = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_PORT_MAPS = PUBLISHED | LOCAL
+_PORT_MAPS = PUBLISHED | LOCAL | FRONTS
+_SLOTS = ("slots4", "slots6")
 _PASSES = 8
 NO_STATE = State()
 
@@ -99,16 +100,20 @@ def _targets(want: State) -> Callable[[str, str, int | None], set[str]]:
     """
     single: dict[tuple[str, str, int], set[str]] = {}  # by the host's address or "", protocol, port
     ranges: list[tuple[str, str, int, int, str]] = []
+    instances: dict[str, set[str]] = {}
+    for element in filter(is_slot, want[Element]):
+        instances.setdefault(element.fields[0], set()).add(element.value[0])
     for element in want[Element]:
         has_host = _PORT_MAPS.get(element.container)
         if has_host is None:
             continue
         *start, proto, port = element.fields
-        host = start[-1] if has_host else ""
+        host, target = start[-1] if has_host else "", element.value[0]
         if isinstance(port, tuple):
-            ranges.append((host, proto, *port, element.value[0]))
+            ranges.append((host, proto, *port, target))
         else:
-            single.setdefault((host, proto, port), set()).add(element.value[0])
+            led_to = instances.get(target, ()) if element.container in FRONTS else (target,)
+            single.setdefault((host, proto, port), set()).update(led_to)
 
     def targets(proto: str, address: str, port: int | None) -> set[str]:
         if port is None:
@@ -135,10 +140,37 @@ def flush_changed_ports(
     changed = {
         element.fields[-2:]
         for element in (before[Element] ^ after[Element]) | doubt[Element]
-        if element.container in PUBLISHED
+        if element.container in PUBLISHED or element.container in FRONTS
     }
     if changed:
         kernel.flush_ports(((proto, *ports_of(port)) for proto, port in changed), False)
+
+
+def end_datagrams(kernel: Kernel, before: State, after: State) -> None:
+    """Delete the UDP flows to instances that left the slots of their service address.
+
+    Connection tracking keeps a flow on its instance for as long as the client sends. TCP
+    connections stay. The entries of datagrams to a service address that had no instance are deleted
+    too: they have no NAT.
+    """
+    was, now = (
+        {(element.fields[0], element.value[0]) for element in state[Element] if is_slot(element)}
+        for state in (before, after)
+    )
+    left = {instance for _, instance in was} - {instance for _, instance in now}
+    filled = {address for address, _ in now} - {address for address, _ in was}
+    if left or filled:
+        flows = kernel.flows_of(left | filled)
+        kernel.end_flows(
+            flow
+            for flow in flows
+            if flow.proto != "tcp" and (flow.destination in filled or flow.answers_from in left)
+        )
+
+
+def is_slot(element: Element) -> bool:
+    """Return whether an nftables element is a slot of a service address."""
+    return element.container in _SLOTS
 
 
 _BRIDGED = {

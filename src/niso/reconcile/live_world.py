@@ -29,6 +29,8 @@ def read_world(kernel: Kernel, store: Store) -> PolicyContext:
     """Return what policies are evaluated against. Raises KernelError."""
     services = {}
     now = time.time()
+    # in a policy, the name of a service means its instances
+    fronts = {one.service: (one.front,) for one in store.instances.all()}
     for row in store.services():
         if row.mode == "share":  # on the network, only the namespace's owner counts
             continue
@@ -39,13 +41,14 @@ def read_world(kernel: Kernel, store: Store) -> PolicyContext:
         sharers = store.sharers(row.name)
         services[row.name] = KnownService(
             name=row.name,
-            names=(row.name, *sharers),
+            names=(row.name, *sharers, *fronts.get(row.name, ())),
             endpoints=tuple(ServiceEndpoint(*endpoint) for endpoint in endpoints.items()),
             policy=policy,
             ports=tuple(store.ports_there(row.name)),
-            active=row.active and (row.has_process or _lives(kernel, store, row.name)),
+            active=row.active and (not row.is_attachment or _lives(kernel, store, row.name)),
             sharers=tuple((port, name) for name in sharers for _, port in store.ports(name)),
             audits=audits(policy, now),
+            front=next(iter(fronts.get(row.name, ())), ""),
         )
     others = store.others()
     hosts = store.across.peers() if others else {}

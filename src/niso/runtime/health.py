@@ -274,8 +274,9 @@ def _candidates(check: Healthcheck, namespace: str | None) -> Generator[str, Non
     if check.address:
         yield check.address
         return
-    yield "127.0.0.1"
-    yield "::1"
+    if not check.outer:
+        yield "127.0.0.1"
+        yield "::1"
     from niso.kernel.rtnetlink import Rtnl
 
     with _inside(namespace), Rtnl() as rtnl:

@@ -22,6 +22,7 @@ from niso.runtime import cgroups, launch, lifecycle, logs, status, units
 from niso.runtime.crun import cgroup_of, load, read_state
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 
@@ -38,8 +39,16 @@ def delay_s(first_s: float, failures: int) -> float:
     return float(min(max(MAX_DELAY_S, first_s), first_s * 2 ** min(failures, 32)))
 
 
-def main(service: str, bundle: str) -> None:
-    """Record the end of the run in ``bundle``, and restart the service if its policy says so."""
+def main(
+    service: str,
+    bundle: str,
+    ended: Callable[[], None] = lambda: None,
+    restarted: Callable[[], None] = lambda: None,
+) -> None:
+    """Record the end of the run in ``bundle``, and restart the service if its policy says so.
+
+    ``ended`` is called after the end is recorded, and ``restarted`` after a restart.
+    """
     try:
         fd = files.make(f"{bundle}/{status.EXITED_PID}", 0o600)
         os.write(fd, str(os.getpid()).encode())
@@ -57,12 +66,15 @@ def main(service: str, bundle: str) -> None:
         if spec is None:
             return
         record = _record_end(spec, bundle, code)
+    ended()
     while record["phase"] == "restarting":
         time.sleep(delay_s(spec.restart_delay_s, max(0, record["failures"] - 1)))
         with service_lock(service):
             if _current(service, bundle) is None:
                 return
             record = _restart(spec, record)
+        if record["phase"] == "running":
+            restarted()
 
 
 def _current(service: str, bundle: str) -> ProcessSpec | None:
@@ -130,4 +142,7 @@ def _restart(spec: ProcessSpec, record: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    if "." in sys.argv[1]:  # an instance also leaves its service address, which needs other modules
+        words = ("-I", "-m", "niso.cli", "on-exit", *sys.argv[1:])
+        os.execv(sys.executable, (sys.executable, *words))
     main(sys.argv[1], sys.argv[2])

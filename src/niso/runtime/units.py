@@ -476,13 +476,26 @@ def agent_name(name: str = AGENT) -> bool:
     return True
 
 
-def listen(name: str, woken: Callable[[], object], over: threading.Event) -> None:
-    """Call ``woken`` each time a command wakes the agent ``name``, until ``over`` is set."""
+def wake_pipe(name: str) -> int:
+    """Return a descriptor that becomes readable when a command wakes the agent ``name``."""
     os.makedirs(paths.run_dir(), mode=0o755, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         os.mkfifo(_path(name), 0o600)
     # with a writer of its own, the agent's pipe never reports end of file
-    fd = os.open(_path(name), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    return os.open(_path(name), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+
+def drain(pipe: int) -> None:
+    """Read what woke an agent, if anything did."""
+    try:
+        os.read(pipe, 4096)
+    except BlockingIOError:
+        return
+
+
+def listen(name: str, woken: Callable[[], object], over: threading.Event) -> None:
+    """Call ``woken`` each time a command wakes the agent ``name``, until ``over`` is set."""
+    fd = wake_pipe(name)
     try:
         while not over.is_set():
             if select.select([fd], [], [], _LOOKS_S)[0]:

@@ -145,6 +145,8 @@ class NameRows(ServiceRows):
         bare = bare_name(name)
         if (service := self._found(bare, asker)) is not None:
             return service
+        if self._column("SELECT service FROM instance WHERE service=?", bare):
+            return bare
         if there := self.hosts_of(bare):
             hint = f"it is on {', '.join(there)}: run the command there"
             raise NotFound(f"no service {name!r} on this host", hint)

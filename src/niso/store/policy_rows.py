@@ -16,6 +16,13 @@ _TABLES = ("policy", "policy_peer", "outside_peer", "policed")
 _ELSEWHERE = "SELECT address FROM remote WHERE service=? ORDER BY network, family"
 
 
+FRONTS = (
+    "SELECT name FROM (SELECT DISTINCT front FROM instance) CROSS JOIN service ON name=front"
+    " WHERE mode='front'"
+)
+"""The services with a service address."""
+
+
 class PolicyRows(NameRows):
     """The queries of the store for policies."""
 
@@ -71,15 +78,20 @@ class PolicyRows(NameRows):
     def _apart(self) -> list[str]:
         """Return the services with a hosts file of their own, sorted."""
         return self._column(
-            "SELECT service FROM extra_host UNION SELECT service FROM outside_peer ORDER BY 1"
+            "SELECT service FROM extra_host UNION SELECT service FROM outside_peer"
+            f" EXCEPT {FRONTS} ORDER BY 1"
         )
 
     def _policed(
         self, services: Iterable[PlannedService], names: Iterable[Name]
     ) -> Iterator[Policed]:
         """Yield the policies of these services, and the parts of others about ``names``."""
-        whole = {service.name for service in services}
+        # the instances of a service with a service address have its policy
+        fronts = self._column(FRONTS)
+        whole = {service.name for service in services}.union(fronts)
         for service in services:
+            if service.mode == "front":
+                continue
             policy = self.policy_now(service.name)
             if policy is not None:
                 addresses = tuple(
@@ -144,9 +156,11 @@ class PolicyRows(NameRows):
         return self._column(
             "SELECT s.name FROM lease l"
             " JOIN service s ON s.name=l.service OR (s.provider=l.service AND s.active=1)"
-            " WHERE l.address=?"
-            " UNION ALL SELECT service FROM remote WHERE address=?",
-            *(address, address),
+            " WHERE l.address=?1"
+            " UNION ALL SELECT i.front FROM lease l JOIN instance i ON i.service=l.service"
+            " WHERE l.address=?1"
+            " UNION ALL SELECT service FROM remote WHERE address=?1",
+            address,
         )
 
     def _meant(self, kind: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -159,11 +173,18 @@ class PolicyRows(NameRows):
             ).fetchall()
             return tuple(row[0] for row in rows), tuple(row[1] for row in rows)
         holder = self._run(
-            "SELECT name, provider, active FROM service WHERE name=?", name
+            "SELECT name, provider, active, mode FROM service WHERE name=?", name
         ).fetchone()
         if holder is None:
             return tuple(self._column(_ELSEWHERE, name)), ()
-        service, provider, active = holder
+        service, provider, active, mode = holder
+        if mode == "front":  # its address never is the source or destination in a policy
+            addresses = self._column(
+                "SELECT address FROM lease JOIN instance USING (service) WHERE front=?"
+                " ORDER BY network, family, address",
+                name,
+            )
+            return tuple(addresses), ()
         # an inactive service keeps its addresses; one that shares another's namespace has the
         # addresses of that one only while it is active
         home = service if provider is None else provider if active else ""

@@ -49,6 +49,7 @@ ROW_TABLES = (
     "outside_peer",
     "attached",
     "attached_link",
+    "instance",
     "stack_member",
 )
 """The tables with rows of a service, parents first. The column with the service's name is ``name``
@@ -78,20 +79,28 @@ class ServiceRow(NamedTuple):
     spec: str  # JSON of `process`
     created_at: float  # seconds since 1970
     activated_at: float | None
-    mode: str = "bridge"  # or host, none, share, attached
+    mode: str = "bridge"  # or host, none, share, attached, front
     provider: str | None = None  # with mode share: the service whose namespace it shares
     enabled: bool = False  # activated at boot
 
     @property
     def has_process(self) -> bool:
-        """Return whether niso starts the service's process, unlike that of an attachment."""
-        return self.mode != "attached"
+        """Return whether niso starts a process for the service itself.
+
+        Another program starts that of an attachment. A service with mode front has instances.
+        """
+        return self.mode not in ("attached", "front")
+
+    @property
+    def is_attachment(self) -> bool:
+        """Return whether another program made the service's namespace."""
+        return self.mode == "attached"
 
     @property
     def service(self) -> ServiceSpec | None:
         """Return the ServiceSpec of the last activation; None if the row is damaged."""
         spec = service(self.manifest)
-        is_whole = spec is not None and (spec.process is not None) == self.has_process
+        is_whole = spec is not None and (spec.process is None) == self.is_attachment
         return spec if is_whole else None
 
     @property
@@ -142,7 +151,7 @@ class ServiceRow(NamedTuple):
 
     def require_own(self) -> None:
         """Raise Conflict if the service is an attachment, whose process niso does not start."""
-        if not self.has_process:
+        if self.is_attachment:
             reason = f"{self.name!r} is an attachment: niso does not run its process"
             raise Conflict(reason, "use the engine that started it")
 
@@ -604,3 +613,140 @@ def _full(store: Store, network: str, family: int, cidr: str) -> Conflict:
     if idle:
         hint += f"; inactive services keep addresses until they are removed: {shown}"
     return Conflict(f"network {network!r} ({cidr}) has no free address", hint)
+
+
+# --- instances of services with a service address, and deploys ------------------------------------
+
+# The row of such a service has mode front: it owns names, service address and ports, and runs no
+# process. Its instances are ordinary services, called NAME.NUMBER.
+
+STARTING, SERVING, LEAVING, OUT = "starting", "serving", "leaving", "out"
+"""The states of an instance.
+
+It gets connections by the service address only in the state serving. ``starting``: it is not yet
+healthy. ``leaving``: another version has replaced it, and it finishes its connections. ``out``: it
+is not healthy, or its process has ended.
+"""
+STATES = (STARTING, SERVING, LEAVING, OUT)
+KEPT_DEPLOYS, KEPT_PACKAGES = 10, 3
+
+
+class Instance(NamedTuple):
+    """One instance of a service."""
+
+    service: str  # NAME.NUMBER
+    front: str
+    number: int
+    ordinal: int  # 1 to the number of replicas; decides which slots it gets
+    state: str
+    version: int
+
+
+class Deployed(NamedTuple):
+    """One deploy of a service."""
+
+    front: str
+    version: int
+    at: float  # seconds since 1970
+    took_s: float
+    outcome: str  # "done", "failed" or "taken back"
+    why: str
+    manifest: str  # JSON of the ServiceSpec
+    package: str  # path of the package copy
+    manifest_path: str
+
+
+class Instances(Rows):
+    """The queries of the store for instances and deploys."""
+
+    def get(self, service: str) -> Instance | None:
+        """Return the instance with this service name, or None."""
+        row = self._db.execute("SELECT * FROM instance WHERE service=?", (service,)).fetchone()
+        return Instance(*row) if row else None
+
+    def all(self) -> list[Instance]:
+        """Return the instances of all services, also inactive ones."""
+        rows = self._db.execute("SELECT * FROM instance ORDER BY front, number")
+        return [Instance(*row) for row in rows]
+
+    def of(self, front: str, *states: str) -> list[Instance]:
+        """Return the instances of a service, in the order of their numbers.
+
+        With ``states``, only the active ones in one of these states are returned.
+        """
+        rows = self._db.execute(
+            "SELECT i.*, s.active FROM instance i JOIN service s ON s.name=i.service"
+            " WHERE i.front=? ORDER BY i.number",
+            (front,),
+        )
+        return [
+            one
+            for *row, active in rows
+            if (one := Instance(*row)) and (not states or (active and one.state in states))
+        ]
+
+    def names(self, front: str) -> list[str]:
+        """Return the names of all instances of a service, also of inactive ones."""
+        return [instance.service for instance in self.of(front)]
+
+    def runners(self, services: Iterable[str]) -> list[str]:
+        """Return services, each with a service address replaced by one instance that serves."""
+        result = []
+        for service in services:
+            if known := self.of(service):
+                result += [one.service for one in self.of(service, SERVING)[:1]]
+            if not known:
+                result.append(service)
+        return result
+
+    def running(self, service: str) -> list[str]:
+        """Return the active instances of a service; the service itself if it has none."""
+        known = self.of(service)
+        return [one.service for one in self.of(service, *STATES)] if known else [service]
+
+    def with_instances(self, services: Iterable[str]) -> list[str]:
+        """Return services and all of their instances."""
+        return [one for service in services for one in (service, *self.names(service))]
+
+    def active(self, *states: str) -> list[Instance]:
+        """Return the active instances of all services in one of these states."""
+        rows = self._db.execute(
+            "SELECT i.* FROM instance i JOIN service s ON s.name=i.service AND s.active=1"
+            f" WHERE i.state IN ({', '.join('?' for _ in states)}) ORDER BY i.front, i.number",
+            states,
+        )
+        return [Instance(*row) for row in rows]
+
+    def deploys(self, front: str) -> list[Deployed]:
+        """Return the last deploys of a service, the oldest first."""
+        rows = self._db.execute("SELECT * FROM deploy WHERE front=? ORDER BY version", (front,))
+        return [Deployed(*row) for row in rows]
+
+    def packages(self, front: str) -> list[str]:
+        """Return the paths of the packages of the last `KEPT_PACKAGES` deploys."""
+        return list(dict.fromkeys(d.package for d in self.deploys(front)))[-KEPT_PACKAGES:]
+
+    # --- writing; inside a transaction ------------------------------------------------------------
+
+    def put(self, instance: Instance) -> None:
+        """Insert or replace an instance. The service's row must exist."""
+        self._db.execute("INSERT OR REPLACE INTO instance VALUES (?, ?, ?, ?, ?, ?)", instance)
+        self._db.execute(
+            "INSERT OR REPLACE INTO published SELECT e.service, e.network, 0 FROM endpoint e"
+            " WHERE e.service=? ORDER BY e.position LIMIT 1",
+            (instance.service,),
+        )
+
+    def set_state(self, services: Iterable[str], state: str) -> None:
+        """Record that instances are in another state."""
+        self._db.executemany(
+            "UPDATE instance SET state=? WHERE service=?", [(state, name) for name in services]
+        )
+
+    def put_deploy(self, deploy: Deployed) -> None:
+        """Insert or replace the record of a deploy; only the last `KEPT_DEPLOYS` stay."""
+        self._db.execute("INSERT OR REPLACE INTO deploy VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", deploy)
+        self._db.execute(
+            "DELETE FROM deploy WHERE front=? AND version<=?",
+            (deploy.front, deploy.version - KEPT_DEPLOYS),
+        )

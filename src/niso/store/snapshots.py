@@ -11,6 +11,7 @@ from niso.plan.records import NetworkRecord, PlannedService, PortMapping, Servic
 from niso.store.attached_rows import AttachedRows
 from niso.store.policy_rows import Name, PolicyRows
 from niso.store.port_rows import PortRows
+from niso.store.service_rows import SERVING, Instances
 from niso.store.span_rows import SpanRows
 from niso.store.sqlite import Transaction, damaged, decoded, encoded, marks
 
@@ -28,6 +29,12 @@ _PUBLISHED_BESIDE_BY_SHARER = (
     # CROSS fixes the join order: otherwise SQLite scans all active services
     "SELECT 1 FROM endpoint e CROSS JOIN service v ON v.provider=e.service AND v.active=1"
     " JOIN published p ON p.service=v.name WHERE e.network=n.name"
+)
+
+
+_FRONT_NETWORKS = (
+    "SELECT networks FROM (SELECT DISTINCT front FROM instance) CROSS JOIN service ON name=front"
+    " WHERE active=1 AND mode='front'"
 )
 
 
@@ -110,9 +117,23 @@ class SnapshotRows(PortRows, PolicyRows):
 
     def names_with(self, services: Iterable[str]) -> tuple[Name, ...]:
         """Return ("service", name) for each name by which policies can refer to these services."""
+        named = self._with_fronts(services)
         return tuple(
-            sorted({("service", name) for service in services for name in self.names(service)})
+            sorted({("service", name) for service in named for name in self.names(service)})
         )
+
+    @property
+    def instances(self) -> Instances:
+        """Return the queries for instances of services with a service address."""
+        return Instances(self._db)
+
+    def _with_fronts(self, services: Iterable[str]) -> set[str]:
+        """Return services, and for each instance the service that it belongs to.
+
+        The names of that service mean its instances in policies.
+        """
+        instances = ((name, self.instances.get(name)) for name in services)
+        return {one for name, own in instances for one in (name, own.front if own else name)}
 
     def _networks(self, only: tuple[str, ...] | None) -> list[NetworkRecord]:
         where, values = ("", ()) if only is None else (f"WHERE n.name IN ({marks(only)})", only)
@@ -190,9 +211,7 @@ class SnapshotRows(PortRows, PolicyRows):
                 outside, links = AttachedRows(self._db).planned(name)
             else:
                 outside, links = None, {}
-            endpoints: dict[str, tuple[str, ...]] = {}
-            for network, address in self.addresses(name):
-                endpoints[network] = (*endpoints.get(network, ()), address)
+            endpoints = self._addresses_on(name)
             yield PlannedService(
                 name=name,
                 generation=row[0],
@@ -214,7 +233,20 @@ class SnapshotRows(PortRows, PolicyRows):
                 outside=outside,
                 raw=row[1] == "attached"
                 or (own and (_is_raw(row[4]) or any(map(self._sharer_is_raw, sharers)))),
+                serving=tuple(self._serving(name)) if row[1] == "front" else (),
             )
+
+    def _addresses_on(self, service: str) -> dict[str, tuple[str, ...]]:
+        """Return the addresses of a service on each of its networks, in their order."""
+        endpoints: dict[str, tuple[str, ...]] = {}
+        for network, address in self.addresses(service):
+            endpoints[network] = (*endpoints.get(network, ()), address)
+        return endpoints
+
+    def _serving(self, front: str) -> Iterator[tuple[int, tuple[ServiceEndpoint, ...]]]:
+        for instance in self.instances.of(front, SERVING):
+            on = self._addresses_on(instance.service)
+            yield instance.ordinal, tuple(ServiceEndpoint(*pair) for pair in on.items())
 
     def _sharer_is_raw(self, name: str) -> bool:
         query = f"SELECT {_recorded('process.capabilities')} FROM service WHERE name=?"
@@ -262,6 +294,9 @@ class SnapshotRows(PortRows, PolicyRows):
             )
         }
         lists.pop((), None)
+        for text in self._column(_FRONT_NETWORKS):  # they read no hosts file
+            lists[tuple(decoded(text))] -= 1
+        lists = {networks: count for networks, count in lists.items() if count}
         apart = tuple(self._active(self._apart()))
         for service in apart:  # the service has a hosts file of its own
             on = tuple(endpoint.network for endpoint in service.endpoints)

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-VERSION = 1
+VERSION = 2
 """Version of the tables of `niso.store.tables`."""
-COLUMNS = 115
+COLUMNS = 130
 """The number of columns of all tables together. A database with another number is not a store."""
 
 

@@ -100,7 +100,7 @@ class Store(SnapshotRows):
         from niso.store import tables
 
         with self.transaction():
-            for statement in tables.TABLES.split(";"):
+            for statement in f"{tables.TABLES}{tables.INSTANCES}".split(";"):
                 self._run(statement)
             self._set_meta("state_id", os.urandom(4).hex())
             self._run(f"PRAGMA user_version={sqlite.VERSION}")
@@ -110,7 +110,9 @@ class Store(SnapshotRows):
         version = int(self._run("PRAGMA user_version").fetchone()[0])
         if version < 1:
             raise damaged("a database, but not a store of niso")
-        if version != sqlite.VERSION:
+        if version == 1:
+            self._upgrade()
+        elif version != sqlite.VERSION:
             raise Error(
                 f"{paths.database()} has version {version}, this niso supports {sqlite.VERSION}",
                 "use the niso that made it. To start anew: its niso net repair --sweep stops all"
@@ -120,6 +122,16 @@ class Store(SnapshotRows):
         if self._column(f"SELECT COUNT(*) FROM {tables}") != [sqlite.COLUMNS]:
             raise damaged("it does not have the tables of its version")
         self.state_id()
+
+    def _upgrade(self) -> None:
+        """Add the tables of version 2 to a store of version 1."""
+        from niso.store import tables
+
+        with self.transaction():
+            if self._db.execute("PRAGMA user_version").fetchone() == (1,):  # still
+                for statement in tables.INSTANCES.split(";"):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version={sqlite.VERSION}")
 
     def changes(self) -> int:
         """Return SQLite's data_version, which changes with every commit of another connection."""

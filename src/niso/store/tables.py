@@ -128,3 +128,28 @@ CREATE INDEX outside_peer_name ON outside_peer (name);
 CREATE TABLE outside_name (name TEXT PRIMARY KEY, answer TEXT NOT NULL) STRICT;
 CREATE INDEX service_inactive ON service (active, name, mode) WHERE active=0;
 """
+
+INSTANCES = """
+CREATE TABLE instance (
+    service TEXT PRIMARY KEY REFERENCES service ON DELETE CASCADE,
+    front TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    ordinal INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('starting', 'serving', 'leaving', 'out')),
+    version INTEGER NOT NULL
+) STRICT;
+CREATE INDEX instance_front ON instance (front);
+CREATE TABLE deploy (
+    front TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    at REAL NOT NULL,
+    took_s REAL NOT NULL,
+    outcome TEXT NOT NULL,
+    why TEXT NOT NULL,
+    manifest TEXT NOT NULL,
+    package TEXT NOT NULL,
+    manifest_path TEXT NOT NULL,
+    PRIMARY KEY (front, version)
+) STRICT, WITHOUT ROWID;
+"""
+"""The tables that version 2 added."""

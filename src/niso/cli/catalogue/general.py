@@ -55,6 +55,17 @@ COMMANDS = (
         aside=True,
     ),
     Command(
+        "health",
+        "watch services with replicas, in the foreground",
+        about="Commands start it when a service needs it, and it ends when none does. An instance "
+        "whose process ends or that becomes unhealthy gets no new connections, and gets them again "
+        'after two successful probes. A service with on_unhealthy = "restart" is restarted. If '
+        "it dies, connections go on, and the next niso command starts it again.",
+        lines="niso health  # until Ctrl-C",
+        statuses="130 stopped with Ctrl-C",
+        aside=True,
+    ),
+    Command(
         "kubernetes",
         "apply Kubernetes' network policies to the pods of this node, in the foreground",
         options=(

@@ -95,6 +95,7 @@ COMMANDS = (
         options=(
             Option("-a --all", "no effect: inactive services are always listed"),
             Option("--all-hosts", "also list the services of other hosts"),
+            Option("-i --instances", "also list the instances of services with replicas"),
             JSON,
         ),
         about="STATUS is running, starting, restarting, completed (of a job), exited (N), failed "
@@ -104,6 +105,45 @@ COMMANDS = (
         "hosts are known. If the cluster does not answer, a warning says how old the list of the "
         "others is.",
         lines="niso ps\nniso ps --json",
+    ),
+    Command(
+        "scale",
+        "change the number of instances of a service",
+        (Argument("NAME=N", "an active service with replicas, and 1 to 16", "active", key="name"),),
+        (TIMEOUT, JSON),
+        'The service must have service.replicas in its manifest, or update = "start-first". New '
+        "instances get connections once they are healthy. Instances that end get no new "
+        "connections, and have deploy.drain to finish their open ones. The number is in effect "
+        "until the next activation of the manifest.",
+        "niso scale api=5",
+        "1 an instance did not become healthy: nothing was changed",
+        aside=True,
+    ),
+    Command(
+        "rollback",
+        "deploy a former version of a service",
+        (Argument("NAME", "an active service with replicas", "active"),),
+        (
+            Option("--to VERSION", "the number of a version in niso history"),
+            TIMEOUT,
+            JSON,
+        ),
+        "Without --to, this is the last version that served before the present one. It starts "
+        "beside the present one, as in any deploy, with its manifest and package. Secrets are read "
+        "as they are now. The packages of the last three versions are kept.",
+        "niso rollback api\nniso rollback api --to 4",
+        "1 the version did not become healthy: nothing was changed",
+        aside=True,
+    ),
+    Command(
+        "history",
+        "list the versions of a service and how they were deployed",
+        (Argument("NAME", "a service with replicas", "service"),),
+        (JSON,),
+        "The last ten are kept. OUTCOME is done, failed (the version did not become healthy), or "
+        "taken back (it failed within deploy.monitor).",
+        "niso history api",
+        aside=True,
     ),
     Command(
         "inspect",

@@ -1,0 +1,436 @@
+"""Replace the instances of a service with a service address, without a failed request.
+
+The new instances start next to the old ones, and must be healthy by their own addresses. Then one
+change of rows and kernel swaps them: the service address and the ports lead to the new instances.
+The old instances keep their open connections. For a while (``deploy.monitor``) they stay ready to
+take over again if a new instance fails. They end when their connections are finished, or when
+``deploy.drain`` is over.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Iterable, Mapping
+from signal import Signals
+
+from niso.base.errors import Conflict, Error, InvalidInput, NotFound, ProcessError
+from niso.base.locks import Lock
+from niso.base.named_tuples import NamedTuple
+from niso.base.names import netns
+from niso.base.report import Report, event_class
+from niso.change import process_record, stop
+from niso.change.journal import begin
+from niso.change.scope import concerned
+from niso.change.targets import Target, of_row
+from niso.reconcile.change import change
+from niso.runtime import crun, health, lifecycle
+from niso.runtime.machine import Machine
+from niso.runtime.status import describe_exit
+from niso.store.service_rows import (
+    LEAVING,
+    OUT,
+    SERVING,
+    STARTING,
+    Deployed,
+    Instance,
+    Intent,
+    ServiceRow,
+    encode_service,
+)
+from niso.store.sqlite import encoded
+from niso.store.store import Store
+
+Swapped = event_class(
+    "Swapped", lambda service, version: f"{service}: connections go to version {version}"
+)
+"""New connections go to the instances of a version."""
+Draining = event_class(
+    "Draining",
+    lambda service, connections: f"{service}: {connections} open connections to finish",
+)
+"""The former instances of a service still have open connections."""
+
+_DRAIN_LOOK_S = 0.05
+_MOST_PROBE_S = 1.0
+
+
+class Rollout(NamedTuple):
+    """What an activation does with the instances of one service."""
+
+    front: Target
+    new: tuple[Target, ...]  # the instances that the service has afterwards
+    old: tuple[str, ...]  # the active instances that it will not have
+    undo: str = ""  # the rows of the service before, as `Intent` has them
+    is_first: bool = False  # no instance serves yet
+    replaces: bool = False  # the version changes: rows of the service change with the slots
+    retired: tuple[str, ...] = ()  # stop-first: an instance that ends before its successor starts
+    more: int = 0  # stop-first: how many instances of the former version remain
+
+    @property
+    def name(self) -> str:
+        return self.front.name
+
+    @property
+    def version(self) -> int:
+        """Return the number of the version that the service has afterwards."""
+        return max(target.instance.version for target in self.new if target.instance)
+
+
+# --- plan -----------------------------------------------------------------------------------------
+
+
+def rollout(machine: Machine, front: Target) -> Rollout:
+    """Return which instances a service needs, and which of the present ones it replaces.
+
+    If the process of an instance is as desired, the instance stays, unless its version is below
+    ``front.again``. With stop-first, only one instance is replaced. The caller must have the lock
+    of the service. Raises InvalidInput.
+    """
+    store, name = machine.store, front.name
+    deploy = front.spec.program.deploy
+    assert deploy is not None
+    for network in front.spec.network.networks:
+        if (known := store.network(network)) is not None and known.span is not None:
+            reason = f"is not possible on network {network!r}, which spans hosts"
+            key = "service.replicas" if deploy.replicas > 1 else "service.update"
+            raise InvalidInput(reason, None, key, file=front.manifest_path, service=name)
+    known_ones = store.instances.of(name)
+    row = store.service(name)
+    active = store.instances.of(name, SERVING, OUT) if row is not None and row.active else []
+    wanted = range(1, deploy.replicas + 1)
+    deploys = store.instances.deploys(name)
+    versions = [one.version for one in known_ones] + [one.version for one in deploys]
+    version = max(versions, default=0)
+    taken = {one.number for one in store.instances.of(name, STARTING, SERVING, OUT, LEAVING)}
+    stale = [o for o in active if o.version < front.again or _is_changed(machine, front, o)]
+    stays = [one for one in active if one not in stale and one.ordinal in wanted]
+    old = [one.service for one in active if one.ordinal not in wanted]
+    retired, later = [], []
+    if stale and deploy.update == "stop-first":
+        # one at a time: the others serve meanwhile
+        retired, later = [stale[0].service], [one for one in stale[1:] if one.ordinal in wanted]
+        version = max((one.version for one in stays), default=version + 1)
+        wanted = range(1, deploy.replicas + 1)
+    elif stale:
+        stays, old, version = [], [one.service for one in active], version + 1
+    elif not active:
+        version += 1
+    by_ordinal = {one.ordinal: one for one in stays}
+    skipped = {one.ordinal for one in later}
+    free = iter(n for n in range(1, 4 * len(wanted) + len(taken) + 1) if n not in taken)
+    new = []
+    for ordinal in (n for n in wanted if n not in skipped):
+        present = by_ordinal.get(ordinal)
+        number = present.number if present else next(free)
+        lives = present is not None and machine.processes.runs(present.service)
+        state = present.state if present is not None and lives else STARTING
+        spec = front.spec.instance(number)
+        instance = Instance(spec.name, name, number, ordinal, state, version)
+        new.append(front._replace(spec=spec, instance=instance))
+    return Rollout(
+        front,
+        tuple(new),
+        tuple(old),
+        undo=encoded(store.rows(name)) if active else "",
+        is_first=not active,
+        replaces=bool(stale) and deploy.update == "start-first",
+        retired=tuple(retired),
+        more=len(later),
+    )
+
+
+def _is_changed(machine: Machine, front: Target, instance: Instance) -> bool:
+    """Return whether the process of a service differs from that of one of its instances.
+
+    A change that needs no new process is made to the present instances.
+    """
+    assert front.files is not None
+    row = machine.store.service(instance.service)
+    spec = front.spec.instance(instance.number)
+    if row is None or row.process is None or spec.network.networks != row.networks:
+        return True
+    target = front._replace(spec=spec)
+    copy = front.files.copy_path(front.name)
+    _, process, _, _ = process_record.specified(
+        machine, target, front.files, copy, row.generation, None, row
+    )
+    return process._replace(hosts_folder="") != row.process._replace(hosts_folder="")
+
+
+def needs(
+    after: Mapping[str, Mapping[str, str]] | None, rollouts: Iterable[Rollout]
+) -> dict[str, Mapping[str, str]]:
+    """Return dependencies with the instances in place of their services."""
+    instances = {one.name: [target.name for target in one.new] for one in rollouts}
+    result: dict[str, Mapping[str, str]] = {}
+    for name, dependencies in (after or {}).items():
+        expanded = {
+            instance: state
+            for dependency, state in dependencies.items()
+            for instance in instances.get(dependency, [dependency])
+        }
+        result |= dict.fromkeys(instances.get(name, [name]), expanded)
+    return result
+
+
+def scaled(store: Store, name: str, replicas: int) -> Target:
+    """Return the target of a service with another number of instances.
+
+    Raises Conflict if the service is not active or has no service address.
+    """
+    target = of_row(_require_front(store, name))
+    program = target.spec.program
+    assert program.deploy is not None
+    program = program._replace(deploy=program.deploy._replace(replicas=replicas))
+    return target._replace(spec=target.spec._replace(process=program), pinned=True)
+
+
+def former(store: Store, name: str, version: int | None) -> Target:
+    """Return the target of a former version of a service; with None, of the last one that served.
+
+    Secrets and files of variables are read as they are now. Raises NotFound if the version is not
+    recorded, or if its package was deleted.
+    """
+    row = _require_front(store, name)
+    deploys = store.instances.deploys(name)
+    present = max((one.version for one in store.instances.of(name, SERVING, OUT)), default=0)
+    known_ones = [one for one in deploys if one.outcome == "done" and one.version != present]
+    if version is not None:
+        known_ones = [one for one in deploys if one.version == version]
+    if not known_ones:
+        what = "no former version" if version is None else f"no version {version}"
+        raise NotFound(f"{name!r} has {what}", f"niso history {name}", service=name)
+    chosen = known_ones[-1]
+    return of_row(
+        row._replace(
+            manifest=chosen.manifest,
+            package=chosen.package,
+            fingerprint=os.path.basename(chosen.package),
+            manifest_path=chosen.manifest_path,
+        )
+    )._replace(pinned=True)
+
+
+def record_failures(store: Store, rollouts: Iterable[Rollout], began: float, error: object) -> None:
+    """Write the records of deploys that were rolled back because of ``error``."""
+    with Lock(), store.transaction():
+        for one in rollouts:
+            if one.replaces and store.service(one.name) is not None:
+                why = error.message if isinstance(error, Error) else type(error).__name__
+                record(store, one, began, "failed", why)
+
+
+def before(one: Rollout) -> Target | None:
+    """Return the target of a service as it was before a rollout; None if it was not active."""
+    row = Intent(one.name, "activate", one.undo).before if one.undo else None
+    return of_row(row)._replace(pinned=True) if row is not None else None
+
+
+def _require_front(store: Store, name: str) -> ServiceRow:
+    row = store.require_active(name)
+    if row.mode != "front":
+        raise Conflict(
+            f"{name!r} has no service address",
+            "set service.replicas in its manifest",
+            service=name,
+        )
+    return row
+
+
+def retire(machine: Machine, one: Rollout, report: Report) -> None:
+    """Take an instance out of the slots and let it finish its connections, before it ends."""
+    deploy = one.front.spec.program.deploy
+    assert deploy is not None
+    if not one.retired:
+        return
+    begin(machine.store, list(one.retired), "activate")
+    scope = concerned(machine.store, [one.name])
+    with Lock(), change(machine.kernel, machine.store, scope, report):
+        machine.store.instances.set_state(one.retired, LEAVING)
+    drain(machine, one.retired, deploy.drain_s, report)
+
+
+# --- swap -----------------------------------------------------------------------------------------
+
+
+def swap(store: Store, rollouts: Iterable[Rollout]) -> None:
+    """Record that the new instances serve, and the old ones finish their connections.
+
+    The caller is in the change that writes the slots of the service addresses.
+    """
+    for one in rollouts:
+        store.instances.set_state([target.name for target in one.new], SERVING)
+        store.instances.set_state(one.old, LEAVING)
+
+
+def record(store: Store, one: Rollout, began: float, outcome: str, why: str = "") -> None:
+    """Write the record of a deploy. The caller is in a transaction."""
+    front, took_s = one.front, round(time.time() - began, 3)
+    assert front.files is not None
+    what = (encode_service(front.spec), front.files.copy_path(one.name), front.manifest_path)
+    store.instances.put_deploy(Deployed(one.name, one.version, began, took_s, outcome, why, *what))
+
+
+# --- after the swap -------------------------------------------------------------------------------
+
+
+def complete(machine: Machine, one: Rollout, report: Report) -> None:
+    """Watch the new instances, let the old ones finish their connections, and stop the old ones.
+
+    Raises ProcessError if a new instance fails while it is watched; then the old ones serve again,
+    unless ``deploy.on_failure`` is keep.
+    """
+    deploy = one.front.spec.program.deploy
+    assert deploy is not None
+    if not one.old:
+        return
+    if not one.replaces:  # fewer instances of the same version
+        drain(machine, one.old, deploy.drain_s, report)
+        _stop(machine, one.old, report)
+        return
+    report(Swapped(one.name, one.version))
+    if deploy.drain_signal is not None:
+        for name in one.old:
+            lifecycle.send(name, Signals[f"SIG{deploy.drain_signal}"])
+    swapped = time.monotonic()
+    why = _watch(machine, one, swapped + deploy.monitor_s, swapped + deploy.drain_s)
+    if why and deploy.on_failure == "rollback":
+        _take_back(machine, one, why, report)
+        names = [target.name for target in one.new]
+        drain(machine, names, deploy.drain_s, report)
+        _stop(machine, names, report)
+        raise ProcessError(
+            f"version {one.version} was taken back: {why}",
+            "the former version serves; see niso logs",
+            service=one.name,
+        )
+    if why:
+        raise ProcessError(
+            f"version {one.version} failed: {why}",
+            "both versions are left as they are (deploy.on_failure)",
+            service=one.name,
+        )
+    drain(machine, one.old, swapped + deploy.drain_s - time.monotonic(), report)
+    _stop(machine, one.old, report)
+
+
+def _watch(machine: Machine, one: Rollout, until: float, drained_by: float) -> str:
+    """Watch the new instances until ``until`` (monotonic); return why one has failed, or "".
+
+    An old instance gets TERM only afterwards, because it may have to serve again.
+    """
+    processes, check = machine.processes, one.front.spec.program.healthcheck
+    names = [target.name for target in one.new]
+    pidfds = {name: processes.open_init(name) for name in names}
+    failures = dict.fromkeys(names, 0)
+    pause_s = min(check.interval_s, _MOST_PROBE_S) if check is not None else _MOST_PROBE_S
+    try:
+        while True:
+            for name, pidfd in pidfds.items():
+                if pidfd < 0 or crun.wait_readable(pidfd, 0):
+                    how = describe_exit(processes.exit_code(name))
+                    return f"the process of {name} ended ({how})"
+            if check is not None:
+                for name in names:
+                    if reason := probed(machine, name):
+                        failures[name] += 1
+                        if failures[name] >= check.retries:
+                            return f"{name} is unhealthy: {reason}"
+                    else:
+                        failures[name] = 0
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                return ""
+            poll = select.poll()
+            for pidfd in pidfds.values():
+                poll.register(pidfd, select.POLLIN)
+            poll.poll(1000 * min(left_s, pause_s))
+    finally:
+        for pidfd in pidfds.values():
+            if pidfd >= 0:
+                os.close(pidfd)
+
+
+def probed(machine: Machine, name: str) -> str:
+    """Probe an instance once, and return why it is not healthy; "" if it is."""
+    row = machine.store.service(name)
+    check = row.healthcheck if row is not None else None
+    if row is None or check is None:
+        return ""
+    probe = machine.processes.probe(check, name, crun.namespace(row.require_process()))
+    try:
+        end = time.monotonic() + check.timeout_s + 1
+        while probe.answer is None and time.monotonic() < end:
+            health.advance([probe], [], end)
+            probe.give_up_if_late()
+        return f"no answer within {check.timeout_s:g}s" if probe.answer is None else probe.answer
+    finally:
+        probe.close()
+
+
+def _take_back(machine: Machine, one: Rollout, why: str, report: Report) -> None:
+    """Let the old instances serve again, and the new ones finish their connections."""
+    store = machine.store
+    new = [target.name for target in one.new]
+    with Lock(), change(machine.kernel, store, concerned(store, [one.name]), report):
+        store.undo([Intent(one.name, "activate", one.undo)])
+        present = next(d for d in store.instances.deploys(one.name) if d.version == one.version)
+        store.instances.put_deploy(present._replace(outcome="taken back", why=why))
+        store.instances.set_state(one.old, SERVING)
+        store.instances.set_state(new, LEAVING)
+
+
+def drain(machine: Machine, names: Iterable[str], within_s: float, report: Report) -> None:
+    """Wait until instances have no open connections of clients, at most ``within_s`` seconds."""
+    names = list(names)
+    end = time.monotonic() + within_s
+    shown = False
+    while (count := sum(connections(machine, name) for name in names)) and (time.monotonic() < end):
+        if not shown:
+            front, _, _ = names[0].partition(".")
+            report(Draining(front, count))
+            shown = True
+        time.sleep(_DRAIN_LOOK_S)
+
+
+def connections(machine: Machine, name: str) -> int:
+    """Return how many TCP connections of clients an instance has, opened or being opened.
+
+    Connections of the instance to itself do not count.
+    """
+    return sum(
+        measured.is_server
+        and measured.state in ("established", "syn-recv", "close-wait")
+        and not measured.connection.client.startswith("127.")
+        and measured.connection.client not in ("::1", measured.connection.server)
+        for measured in machine.kernel.measured_in(netns(name))
+    )
+
+
+def _stop(machine: Machine, names: Iterable[str], report: Report) -> None:
+    """Stop instances that get no connections, and remove their networks."""
+    names = list(names)
+    begin(machine.store, names, "deactivate")
+    errors: list[Error] = stop.finish(machine, names, report, ends=True)
+    if errors:
+        raise errors[0]
+
+
+def finish_leaving(machine: Machine, report: Report) -> None:
+    """Stop the instances whose deploy was interrupted after the swap.
+
+    They get no new connections. Instances of commands that are still running are left unchanged.
+    """
+    from niso.base.locks import service_lock
+
+    store = machine.store
+    leaving = store.instances.active(LEAVING)
+    for front in dict.fromkeys(instance.front for instance in leaving):
+        try:
+            with service_lock(front, 0):
+                names = [one.service for one in store.instances.of(front, LEAVING)]
+                _stop(machine, names, report)
+        except Conflict:
+            continue

@@ -1,0 +1,228 @@
+"""Deploys of a service with a service address: no failed request, and nothing half done."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conftest import Lab
+from services import on, package
+from test_service_address import addresses, asked
+
+SERVER = r"""
+import http.server, os, socket, sys, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        time.sleep(float(self.path[1:] or 0))
+        body = sys.argv[1].encode()
+        self.send_response(500 if sys.argv[1].startswith("bad") and self.path == "/0" else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *words): pass
+class Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 128
+server = Server(("", 80), Handler)
+if sys.argv[1].startswith("dies"):
+    import threading
+    threading.Timer(float(sys.argv[2]), os._exit, (7,)).start()
+server.serve_forever()
+"""
+
+LOAD = r"""
+import http.client, json, sys, threading, time
+host, port, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+seen, errors, lock, end = {}, [], threading.Lock(), threading.Event()
+def ask():
+    while not end.is_set():
+        try:
+            connection = http.client.HTTPConnection(host, port, timeout=20)
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            body = answer.read().decode()
+            connection.close()
+            with lock:
+                seen[body] = seen.get(body, 0) + 1
+                if answer.status != 200: errors.append(answer.status)
+        except (OSError, http.client.HTTPException) as error:
+            with lock: errors.append(repr(error))
+threads = [threading.Thread(target=ask) for _ in range(4)]
+for thread in threads: thread.start()
+print("ready", flush=True)
+sys.stdin.read()
+end.set()
+for thread in threads: thread.join()
+print(json.dumps([seen, errors]), flush=True)
+"""
+
+
+class Load:
+    """Clients that send requests until `failed` is called. They never retry."""
+
+    def __init__(self, lab: Lab, netns: str | None, host: str, port: int, path: str = "/") -> None:
+        words = ("/usr/bin/python3", "-ISuc", LOAD, host, str(port), path)
+        self._process = lab.popen(*words, netns=netns, stdin=-1)
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"ready\n"
+
+    def failed(self) -> tuple[dict[str, int], list[Any]]:
+        """End the load; return how many answers each version gave, and the errors."""
+        out, _ = self._process.communicate(input="", timeout=60)
+        seen, errors = json.loads(out)
+        return seen, errors
+
+
+def web(lab: Lab, *words: str, replicas: int | None = 2, **keys: Any) -> str:
+    """Write version ``words[0]`` of the service; return its folder."""
+    tables: dict[str, Any] = {
+        "service": {"update": "start-first"} | ({} if replicas is None else {"replicas": replicas}),
+        "healthcheck": {"http": "http://127.0.0.1/0", "interval": "100ms", "retries": 2},
+        "deploy": {"monitor": "0s", "drain": "5s"},
+        "network": on("apps", ports=["8080:80"]),
+    }
+    for table, more in keys.items():
+        tables[table] = tables.get(table, {}) | more
+    command = ("/usr/bin/python3", "-ISu", "/app/server.py", *words)
+    return package(lab, "web", *command, files={"server.py": SERVER}, **tables)
+
+
+@pytest.fixture
+def shop() -> Iterator[Lab]:
+    with Lab(deadline_seconds=600) as lab:
+        lab.niso("activate", web(lab, "v1"))
+        yield lab
+
+
+def serving(lab: Lab) -> list[str]:
+    """Return the active instances."""
+    shown = json.loads(lab.niso("ps", "--instances", "--json").stdout)
+    return [line["service"] for line in shown if "." in line["service"]]
+
+
+def history(lab: Lab) -> list[tuple[int, str]]:
+    return [
+        (line["version"], line["outcome"])
+        for line in json.loads(lab.niso("history", "web", "--json").stdout)
+    ]
+
+
+def test_no_request_fails_while_versions_are_deployed(shop: Lab) -> None:
+    vip = addresses(shop, "web")[0]
+    loads = [
+        Load(shop, "client", "192.0.2.1", 8080),
+        Load(shop, None, vip, 80),
+        Load(shop, "client", "192.0.2.1", 8080, "/0.3"),  # open when their instance leaves
+    ]
+    for version in ("v2", "v3"):
+        shop.niso("activate", web(shop, version))
+    shop.niso("rollback", "web")
+    shop.niso("scale", "web=4")
+    shop.niso("scale", "web=1")
+    shop.niso("restart", "web")
+    for load in loads:
+        seen, errors = load.failed()
+        assert not errors
+        assert {"v2", "v3"} <= seen.keys()
+    assert history(shop) == [(1, "done"), (2, "done"), (3, "done"), (4, "done"), (5, "done")]
+    assert len(serving(shop)) == 1
+    shop.niso("net", "check")
+
+
+def test_one_instance_has_the_address_of_the_service_before(lab: Lab) -> None:
+    plain = package(lab, "web", "/usr/bin/sleep", "1000", network=on("apps"))
+    lab.niso("activate", plain)
+    before = addresses(lab, "web")
+    lab.niso("activate", web(lab, "v1", replicas=None))
+    assert addresses(lab, "web") == before
+    assert asked_page(lab, before[0], 80) == "v1"
+    load = Load(lab, None, before[0], 80)
+    lab.niso("activate", web(lab, "v2", replicas=None))
+    assert not load.failed()[1]
+    lab.niso("activate", package(lab, "web", "/usr/bin/sleep", "1000", network=on("apps")))
+    assert addresses(lab, "web") == before
+    assert not serving(lab)
+    lab.niso("net", "check")
+
+
+def asked_page(lab: Lab, host: str, port: int, netns: str | None = None) -> str:
+    url = f"http://{host}:{port}/"
+    return str(lab.run("curl", "-s", "-m", "30", url, netns=netns, check=False).stdout)
+
+
+@pytest.mark.parametrize("why", ["unhealthy", "ends"])
+def test_version_that_does_not_become_healthy_changes_nothing(shop: Lab, why: str) -> None:
+    load = Load(shop, "client", "192.0.2.1", 8080)
+    words = ("bad",) if why == "unhealthy" else ("dies", "0")
+    before = serving(shop)
+    failed = shop.niso("activate", web(shop, *words), check=False)
+    assert failed.returncode == 1
+    seen, errors = load.failed()
+    assert not errors and seen.keys() == {"v1"}
+    assert serving(shop) == before
+    assert history(shop) == [(1, "done"), (2, "failed")]
+    shop.niso("net", "check")
+
+
+def test_version_that_fails_within_monitor_is_taken_back(shop: Lab) -> None:
+    before = serving(shop)
+    failed = shop.niso("activate", web(shop, "dies", "2", deploy={"monitor": "30s"}), check=False)
+    assert failed.returncode == 1 and "taken back" in failed.stderr
+    assert serving(shop) == before
+    assert asked_page(shop, "192.0.2.1", 8080, "client") == "v1"
+    assert history(shop)[-1] == (2, "taken back")
+    shop.niso("net", "check")
+
+
+def test_policies_mean_all_instances_and_these_reach_each_other(lab: Lab) -> None:
+    sleep = ("/usr/bin/sleep", "100000")
+    lab.niso(
+        "activate",
+        web(lab, "v1", network={"policy": {"allow_from": ["cli"]}}),
+        package(lab, "cli", *sleep, network=on("apps", policy={"egress": {"allow": ["web"]}})),
+        package(lab, "other", *sleep, network=on("apps")),
+    )
+    vip = addresses(lab, "web")[0]
+    for version in ("v1", "v2"):
+        if version != "v1":
+            lab.niso("activate", web(lab, version, network={"policy": {"allow_from": ["cli"]}}))
+        first = serving(lab)[0]
+        for netns in ("niso-cli", f"niso-{first}"):
+            for _ in range(12):
+                assert asked_page(lab, vip, 80, netns) == version
+        assert set(asked(lab, "niso-other", vip, 80, count=1)) == {"TimeoutError"}
+    lab.niso("net", "check")
+
+
+def test_command_that_is_killed_after_the_swap_is_finished_by_the_next(shop: Lab) -> None:
+    command = shop.popen("niso", "activate", web(shop, "v2", deploy={"monitor": "60s"}))
+    shop.wait_for(lambda: asked_page(shop, "192.0.2.1", 8080, "client") == "v2", 60)
+    command.send_signal(signal.SIGKILL)
+    command.wait(10)
+    assert len(serving(shop)) == 4
+    shop.niso("activate", package(shop, "other", "/usr/bin/sleep", "1000"))
+    assert len(serving(shop)) == 2
+    assert asked_page(shop, "192.0.2.1", 8080, "client") == "v2"
+    shop.niso("net", "check")
+
+
+def test_stop_first_replaces_one_instance_after_the_other(lab: Lab) -> None:
+    stop_first = {"service": {"update": "stop-first"}}
+    lab.niso("activate", web(lab, "v1", **stop_first))
+    load = Load(lab, "client", "192.0.2.1", 8080)
+    lab.niso("activate", web(lab, "v2", **stop_first))
+    assert len(serving(lab)) == 2
+    failed = lab.niso(
+        "activate", "--timeout", "5s", web(lab, "bad", **stop_first), check=False, timeout=120
+    )
+    assert failed.returncode == 1
+    assert len(serving(lab)) == 2
+    seen, errors = load.failed()
+    assert not errors and seen.keys() == {"v1", "v2"}
+    assert asked_page(lab, "192.0.2.1", 8080, "client") == "v2"
+    lab.niso("net", "check")
+    lab.niso("restart", "web")
+    lab.niso("net", "check")
