@@ -79,6 +79,8 @@ def activate(
     locks, targets = _locked(machine.store, targets, stack)
     with locks:
         rollouts = _rollouts(machine, targets)
+        for one in rollouts:  # conmon's exit commands must not restart them meanwhile
+            locks.enter_context(locked(machine.store, one.instances))
         activation = _Activation(machine, targets, stack, report, rollouts)
         try:
             activation.copy_packages()

@@ -21,7 +21,7 @@ from niso.base.named_tuples import NamedTuple
 from niso.base.names import netns
 from niso.base.report import Report, event_class
 from niso.change import process_record, stop
-from niso.change.journal import begin
+from niso.change.journal import begin, locked
 from niso.change.scope import concerned
 from niso.change.targets import Target, of_row
 from niso.reconcile.change import change
@@ -71,6 +71,11 @@ class Rollout(NamedTuple):
     @property
     def name(self) -> str:
         return self.front.name
+
+    @property
+    def instances(self) -> list[str]:
+        """Return the names of all instances that start, stay or end."""
+        return [*(target.name for target in self.new), *self.old, *self.retired]
 
     @property
     def version(self) -> int:
@@ -431,6 +436,7 @@ def finish_leaving(machine: Machine, report: Report) -> None:
         try:
             with service_lock(front, 0):
                 names = [one.service for one in store.instances.of(front, LEAVING)]
-                _stop(machine, names, report)
+                with locked(store, names):
+                    _stop(machine, names, report)
         except Conflict:
             continue
