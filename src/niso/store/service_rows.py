@@ -732,8 +732,9 @@ class Instances(Rows):
         """Insert or replace an instance. The service's row must exist."""
         self._db.execute("INSERT OR REPLACE INTO instance VALUES (?, ?, ?, ?, ?, ?)", instance)
         self._db.execute(
-            "INSERT OR REPLACE INTO published SELECT e.service, e.network, 0 FROM endpoint e"
-            " WHERE e.service=? ORDER BY e.position LIMIT 1",
+            "INSERT INTO published SELECT e.service, e.network, 0 FROM endpoint e"
+            " WHERE e.service=? ORDER BY e.position LIMIT 1"
+            " ON CONFLICT (service) DO UPDATE SET network=excluded.network",
             (instance.service,),
         )
 
