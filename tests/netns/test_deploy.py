@@ -226,3 +226,16 @@ def test_stop_first_replaces_one_instance_after_the_other(lab: Lab) -> None:
     lab.niso("net", "check")
     lab.niso("restart", "web")
     lab.niso("net", "check")
+
+
+def test_failed_version_that_is_to_be_kept_stays_beside_the_former(shop: Lab) -> None:
+    keep = {"deploy": {"monitor": "30s", "on_failure": "keep"}}
+    failed = shop.niso("activate", web(shop, "dies", "2", **keep), check=False)
+    assert failed.returncode == 1 and "left as they are" in failed.stderr
+    assert len(serving(shop)) == 4
+    shop.niso("activate", package(shop, "other", "/usr/bin/sleep", "1000"))
+    assert len(serving(shop)) == 4
+    shop.niso("activate", web(shop, "v3"))
+    assert len(serving(shop)) == 2
+    assert asked_page(shop, "192.0.2.1", 8080, "client") == "v3"
+    shop.niso("net", "check")

@@ -29,10 +29,12 @@ from niso.runtime import crun, health, lifecycle
 from niso.runtime.machine import Machine
 from niso.runtime.status import describe_exit
 from niso.store.service_rows import (
+    KEPT,
     LEAVING,
     OUT,
     SERVING,
     STARTING,
+    STATES,
     Deployed,
     Instance,
     Intent,
@@ -108,20 +110,22 @@ def rollout(machine: Machine, front: Target) -> Rollout:
     deploys = store.instances.deploys(name)
     versions = [one.version for one in known_ones] + [one.version for one in deploys]
     version = max(versions, default=0)
-    taken = {one.number for one in store.instances.of(name, STARTING, SERVING, OUT, LEAVING)}
+    taken = {one.number for one in store.instances.of(name, *STATES)}
     stale = [o for o in active if o.version < front.again or _is_changed(machine, front, o)]
     stays = [one for one in active if one not in stale and one.ordinal in wanted]
     old = [one.service for one in active if one.ordinal not in wanted]
-    retired, later = [], []
-    if stale and deploy.update == "stop-first":
+    replaced = [one for one in stale if one.ordinal in wanted]
+    retired, later = [], replaced[1:]
+    if replaced and deploy.update == "stop-first":
         # one at a time: the others serve meanwhile
-        retired, later = [stale[0].service], [one for one in stale[1:] if one.ordinal in wanted]
+        retired = [replaced[0].service]
         version = max((one.version for one in stays), default=version + 1)
-        wanted = range(1, deploy.replicas + 1)
     elif stale:
-        stays, old, version = [], [one.service for one in active], version + 1
+        stays, old, version, later = [], [one.service for one in active], version + 1, []
     elif not active:
         version += 1
+    if stale:
+        old += [one.service for one in store.instances.of(name, KEPT)]
     by_ordinal = {one.ordinal: one for one in stays}
     skipped = {one.ordinal for one in later}
     free = iter(n for n in range(1, 4 * len(wanted) + len(taken) + 1) if n not in taken)
@@ -312,6 +316,8 @@ def complete(machine: Machine, one: Rollout, report: Report) -> None:
             service=one.name,
         )
     if why:
+        with Lock(), machine.store.transaction():
+            machine.store.instances.set_state(one.old, KEPT)
         raise ProcessError(
             f"version {one.version} failed: {why}",
             "both versions are left as they are (deploy.on_failure)",

@@ -620,14 +620,15 @@ def _full(store: Store, network: str, family: int, cidr: str) -> Conflict:
 # The row of such a service has mode front: it owns names, service address and ports, and runs no
 # process. Its instances are ordinary services, called NAME.NUMBER.
 
-STARTING, SERVING, LEAVING, OUT = "starting", "serving", "leaving", "out"
+STARTING, SERVING, LEAVING, OUT, KEPT = "starting", "serving", "leaving", "out", "kept"
 """The states of an instance.
 
 It gets connections by the service address only in the state serving. ``starting``: it is not yet
 healthy. ``leaving``: another version has replaced it, and it finishes its connections. ``out``: it
-is not healthy, or its process has ended.
+is not healthy, or its process has ended. ``kept``: a failed version has replaced it, and it runs
+until the next deploy (``deploy.on_failure``).
 """
-STATES = (STARTING, SERVING, LEAVING, OUT)
+STATES = (STARTING, SERVING, LEAVING, OUT, KEPT)
 KEPT_DEPLOYS, KEPT_PACKAGES = 10, 3
 
 

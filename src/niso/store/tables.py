@@ -135,7 +135,7 @@ CREATE TABLE instance (
     front TEXT NOT NULL,
     number INTEGER NOT NULL,
     ordinal INTEGER NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('starting', 'serving', 'leaving', 'out')),
+    state TEXT NOT NULL CHECK (state IN ('starting', 'serving', 'leaving', 'out', 'kept')),
     version INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX instance_front ON instance (front);
