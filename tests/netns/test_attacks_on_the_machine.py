@@ -87,15 +87,18 @@ time.sleep(1000)
 
 SEIZE = """
 import ctypes, os
-libc, known = ctypes.CDLL(None), {"1", str(os.getpid())}
+libc = ctypes.CDLL(None)
 print("ready", flush=True)
+while os.fork():
+    os.wait()
+known = {"1", str(os.getpid())}
 while True:
     for pid in set(os.listdir("/proc")) - known:
         if pid.isdigit() and libc.ptrace(0x4206, int(pid), None, None) == 0:  # PTRACE_SEIZE
             print(*[line for line in open(f"/proc/{pid}/status") if line.startswith(("Name", "CapEff"))])
-            raise SystemExit  # which lets it go
+            raise SystemExit  # which lets it go, and the next child takes hold again
 """
-"""Take hold of the next process, and say what it may do: what holds it can have it call anything."""
+"""Trace each new process, and print its capabilities: a tracer can make it call anything."""
 
 IDLE = "import time; time.sleep(1000)"
 AT_ONCE = f"import runpy, sys; sys.argv.append('--all'); runpy.run_path('/app/attacker.py', run_name='__main__'); {IDLE}"
