@@ -113,12 +113,12 @@ def all_elements(service: str, network: str, number: int = 0) -> list[Element]:
         ),
         *(
             element
-            for port in ports[:6]
+            for index, port in enumerate(ports[:6])
             for element in elements.front_port(
                 f"{service[:60]}-s",
-                port._replace(host_port=2000 + number),
+                port._replace(host_port=2000 + 10 * number + index),
                 (four, six),
-                {"nb": (four, six)},
+                {"nb": (f"10.{number}.1.2", f"fd00:{number:x}:1::2")},
             )
         ),
         *(

@@ -240,7 +240,7 @@ def test_what_takes_over_a_second_is_told(lab: Lab) -> None:
         "sh",
         "-c",
         "trap '' TERM; while :; do sleep 0.1; done",
-        service={"stop_timeout": "4s"},
+        service={"stop_timeout": "2s"},
     )
     lab.niso("activate", stubborn, idle(lab, "api"))
     assert re.fullmatch(r"niso: stop slow \(\ds\)\n", lab.niso("restart", "slow").stderr)

@@ -124,6 +124,16 @@ def test_every_command_prints_what_the_reference_says(lab: Lab) -> None:
     assert ask(lab, "net", "check", status=1)
     assert ask(lab, "net", "repair")["steps"] > 0
 
+    keys = {"service": {"replicas": 1, "update": "start-first"}, "deploy": {"monitor": "0s"}}
+    for version in ("1", "2"):
+        keys["environment"] = {"V": version}
+        front = echo(lab, "front", network=on("backend"), healthcheck={"tcp": 80}, **keys)
+        assert ask(lab, "activate", front)[0]["changed"]
+    assert "front.2" in {row["service"] for row in ask(lab, "ps", "--instances")}
+    assert ask(lab, "scale", "front=2")
+    assert ask(lab, "history", "front")
+    ask(lab, "rollback", "front")
+    ask(lab, "inspect", "front")
     ask(lab, "enable", "api", "web")
     ask(lab, "restore")
     ask(lab, "disable", "web")

@@ -20,6 +20,30 @@ def said(errors: list[InvalidInput]) -> dict[str | None, str]:
     return {error.key: error.message for error in errors}
 
 
+SPREAD = {"service": {"replicas": 2}, "healthcheck": {"tcp": 80}}
+
+
+@pytest.mark.parametrize(
+    ("ports", "wrong"),
+    [
+        (["192.0.2.1:8080:80", "127.0.0.1:8080:80"], None),
+        (["192.0.2.1:8080:80", "[2001:db8::1]:8080:81"], None),
+        (["192.0.2.1:8080:80", "127.0.0.1:8080:81/udp"], None),
+        ([":80", ":81"], None),
+        (["192.0.2.1:8080:80", "127.0.0.1:8080:81"], "network.ports[1]"),
+        (["8080:80", "127.0.0.1:8078-8081:8078-8081"], "network.ports[1]"),
+        (["[2001:db8::1]:9000:1", "9000:2"], "network.ports[1]"),
+    ],
+)
+def test_host_port_leads_to_one_port_behind_a_service_address(
+    ports: list[str], wrong: str | None
+) -> None:
+    assert wrong not in said(problems(network={"ports": ports})) or wrong is None
+    found = said(problems(network={"ports": ports}, **SPREAD))
+    assert list(found) == ([wrong] if wrong else [])
+    assert not wrong or "lead to different ports" in found[wrong]
+
+
 # --- volumes ---------------------------------------------------------------------------------------------------------
 
 

@@ -38,6 +38,12 @@ def port_forward(
         check_family(name, port, store.port_families(name), key)
         holders = store.port_holders(port)
         losers = [(who, held) for who, held in holders if who != name or same_place(held, port)]
+        row = store.service(name)
+        for _, held in store.ports(name) if row is not None and row.mode == "front" else ():
+            if port.diverges(held) and (name, held) not in losers:
+                reason = f"{held.text} leads this host port to another port of {name!r}"
+                hint = "choose another host port: a service address has one mapping of a port"
+                raise Conflict(reason, hint, key, names_key=False)
         if losers and not replace:
             holder, held = losers[0]
             reason = f"host port {port.host_side} is published by {holder!r}{as_held(held, port)}"

@@ -17,7 +17,7 @@ from niso.change import stop
 from niso.kernel.kinds.kind import State
 from niso.kernel.nft_elements import Element
 from niso.look.host_ports import HOLDERS, Listeners, as_held, published_by, same_place, taken
-from niso.plan.elements import hairpin, published, published_on
+from niso.plan.elements import front_port, hairpin, published, published_on
 from niso.plan.records import PortMapping
 from niso.reconcile.change import change
 from niso.runtime.machine import Machine
@@ -251,7 +251,11 @@ def _moving(
     """
     store, kernel = machine.store, machine.kernel
     scope = change_scope.concerned(store, sorted({service for service, _ in moved}), on)
-    scope = scope._replace(ports=tuple(port for _, port in moved))
+    fronts = {service for service, _ in moved if _is_front(store, service)}
+    # the ports of a service address share elements that lead to the port inside
+    shared = [port for service in sorted(fronts) for _, port in store.ports(service)]
+    ports = tuple(dict.fromkeys([*(port for _, port in moved), *shared]))
+    scope = scope._replace(ports=ports)
     return change(kernel, store, scope, report, teardown=teardown, rows_first=True)
 
 
@@ -260,11 +264,24 @@ def _elements(store: Store, ports: _Moved) -> State:
     elements: set[Element] = set()
     for service, port in ports:
         own = store.addresses(service)
+        if _is_front(store, service):
+            there: dict[str, list[str]] = {}
+            for network, address in own:
+                there.setdefault(store.require_network(network).bridge, []).append(address)
+            first, *others = there
+            elsewhere = {bridge: there[bridge] for bridge in others}
+            elements.update(front_port(service, port, there[first], elsewhere))
+            continue
         for name in {network for network, _ in own}:
-            there = [address for network, address in own if network == name]
+            its = [address for network, address in own if network == name]
             if name == own[0][0]:
-                elements.update(published(service, port, there))
+                elements.update(published(service, port, its))
                 continue
-            elements.update(published_on(service, port, store.require_network(name).bridge, there))
+            elements.update(published_on(service, port, store.require_network(name).bridge, its))
         elements.update(hairpin(store.home(service), [(address, "") for _, address in own]))
     return State(elements)
+
+
+def _is_front(store: Store, service: str) -> bool:
+    row = store.service(service)
+    return row is not None and row.mode == "front"

@@ -16,7 +16,7 @@ from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.text import shown
 from niso.manifest import values
 from niso.manifest.values import join
-from niso.plan.records import SENDS_RAW
+from niso.plan.records import SENDS_RAW, PortMapping
 from niso.plan.specs import taken
 
 if TYPE_CHECKING:
@@ -89,12 +89,26 @@ def deploy_problems(data: Mapping[str, Any], parsed: Mapping[str, Any]) -> Itera
                 right='shared = true, mode = "ro" for a path of the host, or tmpfs = true',
                 about_key=True,
             )
+    yield from _spread_ports(parsed, key)
+
+
+def _spread_ports(parsed: Mapping[str, Any], key: str) -> Iterator[InvalidInput]:
+    """Yield an error for each port that a service with a service address cannot publish."""
+    earlier: list[PortMapping] = []
     for path, port in parsed.items():
-        if path.startswith("network.ports[") and port.count > _MAX_SPREAD:
+        if not path.startswith("network.ports["):
+            continue
+        if port.count > _MAX_SPREAD:
             reason = f"has {port.count} ports, too many with {key}"
             yield InvalidInput(
                 reason, None, path, value=shown(port.text), right=f"at most {_MAX_SPREAD} an entry"
             )
+        for other in earlier:
+            if port.diverges(other):
+                reason = f"and {other.text} lead to different ports, not possible with {key}"
+                hint = "use another host port, or the same port of the service"
+                yield values.wrong(path, port.text, reason, hint)
+        earlier.append(port)
 
 
 # --- [healthcheck] --------------------------------------------------------------------------------

@@ -97,6 +97,17 @@ class PortMapping(NamedTuple):
             return False
         return self.host_ip == other.host_ip or self.is_wide or other.is_wide
 
+    def diverges(self, other: PortMapping) -> bool:
+        """Return whether both map one host port, of any address, to different ports of a service.
+
+        A service with a service address cannot have both: its rules no longer see which address
+        of the host a client used.
+        """
+        if self.container_port - self.host_port == other.container_port - other.host_port:
+            return False
+        same = self.host_port and other.host_port and set(self.families) & set(other.families)
+        return bool(same) and self._replace(host_ip=ANY).clashes(other)
+
 
 METADATA_WORD = "metadata"
 """The word in ``egress.deny`` that stands for the metadata service of a cloud."""
