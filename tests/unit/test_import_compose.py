@@ -276,6 +276,147 @@ def test_restart_policy_of_deploy_comes_first(tmp_path: Path, policy: str, resta
     assert (("deploy.restart_policy.delay", "niso has no such key") in gaps) == ("5s" in policy)
 
 
+FRONT = "image: a, command: [x], healthcheck: {test: [CMD, ok]}"
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected", "gaps"),
+    [
+        ("deploy: {replicas: 3}", {"service": {"replicas": 3}}, set()),
+        ("scale: 3", {"service": {"replicas": 3}}, set()),
+        ("deploy: {replicas: 1}", {}, set()),
+        ("scale: 40", {"service": {"replicas": 16}}, {"scale"}),
+        ("deploy: {replicas: '${N}'}", {}, {"deploy.replicas"}),
+        (
+            "stop_grace_period: 1m, deploy: {replicas: 2, update_config: {order: start-first,"
+            " parallelism: 2, monitor: 20s, failure_action: pause, delay: 0s}}",
+            {
+                "service": {"stop_timeout": "60s", "replicas": 2, "update": "start-first"},
+                "deploy": {"monitor": "20s", "on_failure": "keep"},
+            },
+            set(),
+        ),
+        (
+            "deploy: {update_config: {order: start-first, failure_action: rollback}}",
+            {
+                "service": {"replicas": 1, "update": "start-first"},
+                "deploy": {"on_failure": "rollback"},
+            },
+            set(),
+        ),
+        (
+            "deploy: {replicas: 3, update_config: {parallelism: 1, delay: 5s, monitor: 9h,"
+            " failure_action: continue, max_failure_ratio: 0.1}, rollback_config: {order: x}}",
+            {"service": {"replicas": 3}, "deploy": {"monitor": "3600s"}},
+            {
+                "deploy.rollback_config",
+                *(
+                    f"deploy.update_config.{key}"
+                    for key in (
+                        *("parallelism", "delay", "monitor", "failure_action"),
+                        "max_failure_ratio",
+                    )
+                ),
+            },
+        ),
+        (
+            "scale: 2, deploy: {update_config: {order: stop-first, parallelism: 2, monitor: 1s}}",
+            {"service": {"replicas": 2, "update": "stop-first"}},
+            {"deploy.update_config.parallelism", "deploy.update_config.monitor"},
+        ),
+        (
+            "deploy: {update_config: {parallelism: 2, order: both}}",
+            {},
+            {"deploy.update_config.parallelism", "deploy.update_config.order"},
+        ),
+        (
+            "scale: 2, volumes: [data:/data, './x:/x:ro', './y:/y', /own], tmpfs: /t",
+            {
+                "service": {"replicas": 2},
+                "volumes": {
+                    "data": {"mount": "/data", "shared": True},
+                    "x": {"mount": "/x", "host": "./x", "mode": "ro"},
+                    "y": {"mount": "/y", "host": "./y", "shared": True},
+                    "own": {"mount": "/own", "shared": True},
+                    "t": {"mount": "/t", "tmpfs": True},
+                },
+            },
+            {"volumes"},
+        ),
+        ("scale: 2, network_mode: host", {"network": {"mode": "host"}}, {"scale"}),
+        ("scale: 2, network_mode: none", {"network": {"mode": "none"}}, {"scale"}),
+        (
+            "scale: 2, network_mode: 'service:c'",
+            {"network": {"mode": "share", "share": "c"}},
+            {"scale"},
+        ),
+        (
+            "scale: 2, ports: ['8080-8082:80', '127.0.0.1:90-92:90/udp', '100-120:100-120',"
+            " '127.0.0.1:70:70', '192.0.2.1:70:71']",
+            {
+                "service": {"replicas": 2},
+                "network": {"ports": ["8080:80", "127.0.0.1:90:90/udp", "127.0.0.1:70:70"]},
+            },
+            {"ports"},
+        ),
+    ],
+)
+def test_instances_and_updates(
+    tmp_path: Path, keys: str, expected: dict[str, Any], gaps: set[str]
+) -> None:
+    text = f"services: {{a: {{{FRONT}, {keys}}}, c: {{image: c, command: [x]}}}}"
+    for path in ("rootfs/a", "rootfs/c", "x", "y"):
+        (tmp_path / path).mkdir(parents=True)
+    made = niso.import_compose(write(tmp_path, text), tmp_path)
+    data = tomllib.loads(made.text)["services"]["a"]
+    listed = {gap.key for gap in made.missing if gap.service == "a"} - {"image", "entrypoint"}
+    assert listed == gaps
+    expected = {"service": {}} | expected
+    expected["service"] = {"restart": "no"} | expected["service"]
+    for table in ("service", "deploy", "network", "volumes"):
+        assert data.get(table) == expected.get(table), table
+    (tmp_path / "stack.toml").write_text(made.text)
+    assert stack.load(str(tmp_path)).members  # niso accepts all of it
+
+
+@pytest.mark.parametrize(
+    ("keys", "check", "why"),
+    [
+        ("ports: ['8080:80']", {"tcp": 80}, "a connection to port 80"),
+        ("ports: ['53:53/udp'], expose: ['54/udp', 90]", {"tcp": 90}, "a connection to port 90"),
+        ("ports: ['53:53/udp']", None, "each instance needs a health check"),
+    ],
+)
+def test_instances_without_a_health_check(
+    tmp_path: Path, keys: str, check: dict[str, int] | None, why: str
+) -> None:
+    text = f"services: {{a: {{image: a, command: [x], scale: 2, {keys}}}}}"
+    made = niso.import_compose(write(tmp_path, text))
+    data = tomllib.loads(made.text)["services"]["a"]
+    assert data.get("healthcheck") == check
+    assert data["service"].get("replicas") == (2 if check else None)
+    assert any(why in gap.text for gap in made.missing)
+
+
+def test_service_that_cannot_have_instances_or_has_none(tmp_path: Path) -> None:
+    text = f"""services:
+  job: {{{FRONT}, scale: 2}}
+  net: {{{FRONT}, scale: 2}}
+  side: {{image: a, command: [x], network_mode: "service:net"}}
+  none: {{{FRONT}, deploy: {{replicas: 0}}}}
+  off: {{{FRONT}, scale: 0}}
+  last: {{image: a, command: [x],
+    depends_on: {{job: {{condition: service_completed_successfully}}}}}}
+"""
+    made = niso.import_compose(write(tmp_path, text))
+    data = tomllib.loads(made.text)["services"]
+    assert data.keys() == {"job", "net", "side", "last"}
+    assert not any("replicas" in service.get("service", {}) for service in data.values())
+    gaps = {(gap.service, gap.key) for gap in made.missing}
+    expected = {("job", "scale"), ("net", "scale"), ("none", "deploy.replicas"), ("off", "scale")}
+    assert expected <= gaps
+
+
 def test_list_has_the_order_of_the_file(tmp_path: Path) -> None:
     """So that importing it again changes nothing."""
     keys = ("pid", "ipc", "uts", "isolation", "runtime", "domainname", "cgroup")

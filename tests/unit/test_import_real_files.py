@@ -58,7 +58,7 @@ GAPS = {
     "elk": {
         "Elastic_Search": {"", "image", "command", "environment", "ulimits"},
         "setup": {"image"},
-        "logstash": {"image", "entrypoint", "deploy.replicas"},
+        "logstash": {"image", "entrypoint", "healthcheck"},
         "kibana": {"profiles"},
     },
     "traefik": {

@@ -23,6 +23,7 @@ from niso.compose.service_tables import (
     Missing,
     has_check,
     label,
+    no_instances,
 )
 from niso.compose.storage import Place, Storage, beyond, items, scalar, with_variables
 from niso.manifest import toml, yaml_file
@@ -88,6 +89,7 @@ def convert(path: str, target: str | None = None) -> ImportedStack:
         frozenset(name for name, keys in _items(data.get("networks")) if keys.get("internal")),
         frozenset(name for name, keys in services.items() if has_check(keys)),
         frozenset(_jobs(services)),
+        frozenset(scalar(keys.get("network_mode"))[8:] for keys in services.values()),
         Storage(stack, place, services),
         place,
         {
@@ -153,6 +155,8 @@ def _started(given: Mapping[str, Any], gaps: list[Missing]) -> Iterator[tuple[st
         if isinstance(keys, dict) and keys.get("profiles"):
             profiles = ", ".join(map(scalar, items(keys["profiles"])))
             gaps.append(Missing(name, "profiles", f"left out: it belongs to {profiles}"))
+        elif isinstance(keys, dict) and (key := no_instances(keys)):
+            gaps.append(Missing(name, key, "left out: it has no instances"))
         elif isinstance(keys, dict):
             yield name, keys
         else:

@@ -16,10 +16,13 @@ from niso.compose.storage import Place, Storage, beyond, duration, items, pairs,
 from niso.manifest import addresses_and_ports, process_keys, values
 from niso.manifest.addresses_and_ports import parse_port
 from niso.manifest.keys import BY_PATH
+from niso.plan.records import PortMapping
 
 DEFAULT = "default"
 """The network of services that name no network."""
 _STATES = {"service_healthy": "healthy", "service_completed_successfully": "completed"}
+_ORDERS = ("start-first", "stop-first")
+_FAILURES = {"rollback": "rollback", "pause": "keep"}
 _CONDITIONS = {"none": "no", "any": "always"}
 UNKNOWN = "SET-ME"
 """The entrypoint written for a service whose command is only known to its image."""
@@ -42,6 +45,7 @@ class ComposeFile(NamedTuple):
     internal: frozenset[str]  # internal networks
     checked: frozenset[str]  # services with a health check
     jobs: frozenset[str]  # services whose completion another service waits for
+    providers: frozenset[str]  # services whose network namespace another service uses
     storage: Storage
     place: Place  # folders of the two files
     secrets: Mapping[str, str]  # secret -> its file
@@ -70,6 +74,7 @@ class ComposeService:
             self._gap(key, what)
         self._secrets()
         self._network()
+        self._instances()
         for key in beyond(keys, HANDLED):
             if not key.startswith("x-") and keys[key] not in (None, False, [], {}):
                 self._gap(key, ELSEWHERE.get(key, "niso has no such key"))
@@ -232,9 +237,8 @@ class ComposeService:
             if not scalar(item).startswith(("no-new-privileges", "label")):
                 self._gap("security_opt", f"{item}: niso's own seccomp filter applies")
         deploy = _mapping(keys.get("deploy"))
-        for key in beyond(deploy, ("resources", "restart_policy", "mode", "labels")):
-            if key != "replicas" or deploy[key] not in (None, 1):
-                self._gap(f"deploy.{key}", "a service is one instance on one host")
+        for key in beyond(deploy, OF_DEPLOY):
+            self._gap(f"deploy.{key}", OF_SWARM.get(key, "niso has no such key"))
         resources = _mapping(deploy.get("resources"))
         for key in beyond(resources, ("limits",)):
             self._gap(f"deploy.resources.{key}", "niso has no such key")
@@ -414,11 +418,142 @@ class ComposeService:
         given = self._keys.get("ports")
         for item in given if isinstance(given, list) else ():
             entry = storage.port(item)
+            if entry is not None and (first := storage.first_of_range(entry)) != entry:
+                what = f"{entry!r} is one of several host ports, one a container: here {first!r}"
+                self._gap("ports", what)
+                entry = first
             if entry is None:
                 self._gap("ports", f"{item!r} cannot be taken over")
             elif self._valid("ports", entry, parse_port):
                 taken.append(entry)
         self._put("network", "ports", list(dict.fromkeys(taken)))
+
+    # --- instances: scale, deploy.replicas, deploy.update_config ------------------------------
+    def _instances(self) -> None:
+        """Set the number of instances and how they are replaced, if niso can do both."""
+        deploy = _mapping(self._keys.get("deploy"))
+        update = _mapping(deploy.get("update_config"))
+        key, number = self._replicas(deploy)
+        order = scalar(update.get("order"))
+        if order not in ("", *_ORDERS):
+            self._gap("deploy.update_config.order", f"{order!r} is not one of {', '.join(_ORDERS)}")
+            order = ""
+        if number < 2 and order != "start-first":
+            for name in update:
+                if name != "order":
+                    what = "without replicas or start-first, the old process ends first"
+                    self._gap(f"deploy.update_config.{name}", what)
+            return
+        if number < 2:
+            key = "deploy.update_config.order"
+        if (reason := self._one_process()) or (reason := self._unchecked(key)):
+            self._gap(key, f"{reason}: one process, which ends before its successor starts")
+            return
+        self._put("service", "replicas", number)
+        self._put("service", "update", order)
+        self._update(update, order or "start-first", number)
+        self._share_volumes()
+        self._spread_ports()
+
+    def _replicas(self, deploy: Mapping[str, Any]) -> tuple[str, int]:
+        """Return the key with the number of instances, and the number in niso's range."""
+        most = process_keys.MAX_REPLICAS
+        key = "deploy.replicas" if deploy.get("replicas") is not None else "scale"
+        given = deploy.get("replicas", self._keys.get("scale"))
+        text = scalar(given)
+        if given is not None and not re.fullmatch("[0-9]{1,9}", text):
+            self._gap(key, f"{text!r} is not a number: one instance")
+        number = int(text) if re.fullmatch("[0-9]{1,9}", text) else 1
+        if number > most:
+            self._gap(key, f"{number} is out of range: {most}")
+        return key, min(number, most)
+
+    def _one_process(self) -> str:
+        """Return why a service cannot have a service address; "" if it can with a health check."""
+        mode = self.tables.get("network", {}).get("mode", "bridge")
+        if self.given in self._world.jobs:
+            return "a job has one process"
+        if mode != "bridge":
+            return f"not possible with network mode {mode}"
+        if self.given in self._world.providers:
+            return "another service uses its network namespace"
+        return ""
+
+    def _unchecked(self, key: str) -> str:
+        """Set a health check of a port if the service has none; return why there is none, or ""."""
+        if "healthcheck" in self.tables:
+            return ""
+        ports = [*self.tables.get("network", {}).get("ports", ()), *items(self._keys.get("expose"))]
+        for text in (scalar(port) for port in ports):
+            target, _, protocol = storage.fields(text)[-1].partition("/")
+            first = target.partition("-")[0]
+            if protocol in ("", "tcp") and first.isdigit() and 0 < int(first) < 65536:
+                self.tables["healthcheck"] = {"tcp": int(first)}
+                what = (
+                    f"each instance needs one, because of {key}: here a connection to port {first}"
+                )
+                self._gap("healthcheck", what)
+                return ""
+        return "each instance needs a health check"
+
+    def _update(self, update: Mapping[str, Any], order: str, number: int) -> None:
+        """Convert ``update_config``, except its order."""
+        place = "deploy.update_config"
+        starts_first = order == "start-first"
+        given_s = seconds(update.get("monitor"))
+        if update.get("monitor") is not None and not starts_first:
+            self._gap(f"{place}.monitor", "with stop-first, each instance must become healthy")
+        elif given_s is not None:
+            kept_s = min(max(given_s, 0.0), 3600.0)
+            if kept_s != given_s:
+                self._gap(f"{place}.monitor", f"{given_s:g}s is out of range: {kept_s:g}s")
+            self._put("deploy", "monitor", duration(kept_s))
+        elif update.get("monitor") is not None:
+            self._gap(f"{place}.monitor", f"{update['monitor']!r} is not a duration")
+        action = scalar(update.get("failure_action"))
+        if action in _FAILURES and starts_first:
+            self._put("deploy", "on_failure", _FAILURES[action])
+        elif action not in ("", "rollback"):
+            self._gap(f"{place}.failure_action", f"{action}: a version that fails is taken back")
+        parallel = scalar(update.get("parallelism"))
+        if starts_first and parallel not in ("", "0", str(number)):
+            self._gap(f"{place}.parallelism", "all instances are replaced at the same time")
+        elif not starts_first and parallel not in ("", "1"):
+            self._gap(f"{place}.parallelism", "one instance is replaced after the other")
+        if seconds(update.get("delay")) != 0 and update.get("delay") is not None:
+            self._gap(f"{place}.delay", "the next step begins when the instances are healthy")
+        if scalar(update.get("max_failure_ratio")) not in ("", "0", "0.0"):
+            self._gap(f"{place}.max_failure_ratio", "a deploy fails if one instance fails")
+        for key in beyond(update, OF_UPDATE):
+            self._gap(f"{place}.{key}", "niso has no such key")
+
+    def _share_volumes(self) -> None:
+        """Let all instances write to the service's volumes, as in Compose."""
+        anonymous = storage.anonymous(self._keys)
+        for volume in self.tables.get("volumes", {}).values():
+            if not volume.get("tmpfs") and volume.get("mode") != "ro":
+                volume["shared"] = True
+                if volume["mount"] in anonymous:
+                    what = f"{volume['mount']}: all instances share it; Compose has one for each"
+                    self._gap("volumes", what)
+
+    def _spread_ports(self) -> None:
+        """Leave out the ports that a service with a service address cannot publish."""
+        network, most = self.tables.get("network", {}), process_keys.MAX_SPREAD
+        earlier: list[PortMapping] = []
+        for text in list(network.get("ports", ())):
+            if "${" in text:
+                continue
+            port = parse_port(text, "ports")
+            other = next((one for one in earlier if port.diverges(one)), None)
+            what = f"{text!r} has {port.count} ports, at most {most} with replicas: left out"
+            if port.count <= most and other is not None:
+                what = f"{text!r} and {other.text!r} lead to different ports: left out"
+            elif port.count <= most:
+                earlier.append(port)
+                continue
+            network["ports"].remove(text)
+            self._gap("ports", what)
 
 
 def label(text: str) -> str:
@@ -437,6 +572,14 @@ def has_check(keys: Mapping[str, Any]) -> bool:
     return bool(test) and (not isinstance(test, list) or test[0] != "NONE")
 
 
+def no_instances(keys: Mapping[str, Any]) -> str:
+    """Return the key by which `docker compose up` starts no container of a service, or ""."""
+    replicas = _mapping(keys.get("deploy")).get("replicas")
+    if scalar(replicas) == "0":
+        return "deploy.replicas"
+    return "scale" if replicas is None and scalar(keys.get("scale")) == "0" else ""
+
+
 def _mapping(value: object) -> Mapping[str, Any]:
     """Return ``value`` if it is a mapping, else an empty mapping."""
     return value if isinstance(value, dict) else {}
@@ -452,10 +595,19 @@ HANDLED = frozenset(
         *("stop_grace_period", "user", "cap_add", "cap_drop", "read_only", "tmpfs", "volumes"),
         *("mem_limit", "cpus", "pids_limit", "shm_size", "deploy", "init", "security_opt"),
         *("profiles", "stdin_open", "tty", "attach", "annotations", "labels", "pull_policy"),
-        "stop_signal",
+        *("stop_signal", "scale"),
     )
 )
 OF_NETWORKS = {"aliases", "ipv4_address", "ipv6_address", "priority", "gw_priority"}
+OF_DEPLOY = {"resources", "restart_policy", "mode", "labels", "replicas", "update_config"}
+OF_UPDATE = {
+    *("order", "parallelism", "monitor", "failure_action", "delay", "max_failure_ratio"),
+}
+OF_SWARM = {
+    "rollback_config": "niso rollback is a deploy like any other, with the same keys",
+    "placement": "all instances are on one host",
+    "endpoint_mode": "the name always means the service address",
+}
 OF_CHECK = {"test", "interval", "timeout", "start_period", "retries", "disable"}
 KINDS = {list: "a list", dict: "a mapping", str: "a text", int: "a number", float: "a number"}
 SHAPES: dict[str, tuple[type, ...]] = {
@@ -485,7 +637,6 @@ ELSEWHERE = {
     "configs": "mount the file as a volume, read-only",
     "links": "the name of the service works; add its alias to that service's network.aliases",
     "external_links": "the services must share a network",
-    "scale": "a service is one instance; write it several times",
     "sysctls": "niso sets what it needs; others cannot be set",
     "extends": "copy the keys of the other service",
 }

@@ -122,6 +122,12 @@ class Storage:
         return {"mount": mount.target, "host": host, **mode}
 
 
+def anonymous(keys: Mapping[str, Any]) -> set[str]:
+    """Return the mount points of the volumes that have no name in the compose file."""
+    mounts = _mounts(keys, [])
+    return {mount.target for mount in mounts if mount.kind == "volume" and not mount.source}
+
+
 def _below(path: str, folder: str) -> bool:
     return path.startswith(f"{folder}/")
 
@@ -288,6 +294,15 @@ def port(value: object) -> str | None:
         return None
     suffix = "" if protocol in ("", "tcp") else f"/{protocol}"
     return f"{'' if len(fields(mapping)) > 1 else ':'}{mapping}{suffix}"
+
+
+def first_of_range(entry: str) -> str:
+    """Return an entry of ``ports`` with one host port in place of several for one port.
+
+    Compose gives each container one of them, as in ``8080-8082:80``.
+    """
+    match = re.fullmatch(r"((?:.*:)?)(\d+)-\d+(:\d+(?:/\w+)?)", entry)
+    return f"{match[1]}{match[2]}{match[3]}" if match else entry
 
 
 def fields(entry: str) -> list[str]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 MAX_REPLICAS = 16
-_MAX_SPREAD = 16  # host ports of one entry of network.ports: each is a separate element
+MAX_SPREAD = 16  # host ports of one entry of network.ports: each is a separate element
 
 
 def signal(text: str, key: str) -> str:
@@ -98,10 +98,10 @@ def _spread_ports(parsed: Mapping[str, Any], key: str) -> Iterator[InvalidInput]
     for path, port in parsed.items():
         if not path.startswith("network.ports["):
             continue
-        if port.count > _MAX_SPREAD:
+        if port.count > MAX_SPREAD:
             reason = f"has {port.count} ports, too many with {key}"
             yield InvalidInput(
-                reason, None, path, value=shown(port.text), right=f"at most {_MAX_SPREAD} an entry"
+                reason, None, path, value=shown(port.text), right=f"at most {MAX_SPREAD} an entry"
             )
         for other in earlier:
             if port.diverges(other):

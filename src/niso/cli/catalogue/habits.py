@@ -50,7 +50,9 @@ HABITS = {
     " folder, and can have a root file system",
     "prune, system prune, network prune, net prune": "networks that a manifest made are removed"
     " with their last service",
-    "scale": "a service is one instance: write a manifest for each",
+    "compose scale, service scale": "niso scale NAME=N: the service has replicas in its manifest",
+    "rollout, service update": "niso activate ./FOLDER: niso history NAME, niso rollback NAME",
+    "service rollback": "niso rollback NAME",
 }
 """Commands of docker, compose, podman, systemctl and kubectl, without the tool's name, and the
 hint: a remark, or the niso command with the same effect and perhaps a remark.
