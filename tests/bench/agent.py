@@ -10,6 +10,11 @@ import sys
 WORLDS = {
     "niso": ("niso_world", "NisoWorld"),
     "niso-whole": ("niso_world", "NisoWhole"),
+    "deploy-stop-first": ("deploy_worlds", "NisoDeploys"),
+    "deploy-start-first": ("deploy_worlds", "NisoStartFirst"),
+    "deploy-replicas": ("deploy_worlds", "NisoReplicas"),
+    "deploy-podman": ("deploy_worlds", "PodmanDeploys"),
+    "deploy-docker": ("deploy_worlds", "DockerDeploys"),
     "thousand": ("thousand_world", "Thousand"),
     "thousand-rebooted": ("thousand_world", "Rebooted"),
     "batch": ("bare_worlds", "Batch"),

@@ -23,6 +23,7 @@ from typing import Any
 
 import attacks
 import chapter_cluster
+import chapter_deploys
 import chapter_policies
 import chapter_ports
 import chapter_services
@@ -44,6 +45,9 @@ CHAPTERS: dict[str, Callable[[bool, frozenset[str]], Found]] = {
     ),
     "policies": lambda quick, without: chapter_policies.measure(
         chapter_policies.QUICK if quick else chapter_policies.FULL, without
+    ),
+    "deploys": lambda quick, without: chapter_deploys.measure(
+        chapter_deploys.QUICK if quick else chapter_deploys.FULL, without
     ),
     "cluster": lambda quick, without: chapter_cluster.measure(
         chapter_cluster.QUICK if quick else chapter_cluster.FULL, without

@@ -8,6 +8,7 @@ from typing import Any
 
 from figures import Found
 from page_cluster import cluster
+from page_deploys import deploys
 from page_expect import expect
 from page_inside import inside
 from page_parts import NAMES, prose
@@ -38,6 +39,7 @@ def text(figures: dict[str, Any], pictures: Iterable[str]) -> str:
         ("thousand", thousand),
         ("ports", ports),
         ("policies", inside),
+        ("deploys", deploys),
         ("cluster", cluster),
     ):
         if name in figures:

@@ -18,6 +18,9 @@ NAMES = {
     "podman": "podman",
     "podman-niso": "podman on a niso network",
     "docker": "docker",
+    "start-first": "niso, start-first",
+    "replicas": "niso, three instances",
+    "stop-first": "niso, stop-first",
     # only in the list of what was not measured
     "niso-whole": "niso, whole services",
     "no-policy": "niso, no policy",
