@@ -1,7 +1,6 @@
 """Define `Host`, the public Python API: ``host = niso.connect()``. The command uses it too.
 
-docs/reference/json.md is generated from the types of its results, which are the schema of the JSON
-output.
+The types of the results define the JSON output. docs/reference/json.md is generated from them.
 """
 
 from __future__ import annotations
@@ -48,26 +47,26 @@ def connect(
 
     The folders default to those of the command: ``NISO_STATE_DIR`` or /var/lib/niso, and
     ``NISO_RUN_DIR`` or /run/niso. A folder given here applies to the whole process and its
-    children. ``progress`` is called with each event (`niso.Event`).
-    Raises `niso.Error` without root.
+    children. ``progress`` is called with each event (`niso.Event`). Raises `niso.Error` without
+    root.
     """
     return Host(open_session(state_dir, run_dir, progress))
 
 
 class Repaired(NamedTuple):
-    """Result of `Host.repair`."""
+    """The result of `Host.repair`."""
 
     steps: int  # number of steps taken; only without --sweep
 
 
 class Swept(NamedTuple):
-    """Result of `Host.sweep`."""
+    """The result of `Host.sweep`."""
 
     removed: int  # number of objects removed; only with --sweep
 
 
 class Host(ApiPart):
-    """niso on this machine. Use it only in the thread and process that created it."""
+    """The API of niso on this machine. Use it only in the thread and process that created it."""
 
     def __enter__(self) -> Host:
         return self
@@ -76,7 +75,7 @@ class Host(ApiPart):
         self.close()
 
     def close(self) -> None:
-        """Close the store; a later call opens it again."""
+        """Close the database. A later call opens it again."""
         self.session.close()
 
     @property
@@ -104,7 +103,7 @@ class Host(ApiPart):
 
     @property
     def attachments(self) -> Attachments:
-        """The API of attachments: network namespaces that other programs created."""
+        """The API of attachments, which are network namespaces that other programs created."""
         from niso.api.host_attachments import Attachments
 
         return Attachments(self.session)
@@ -137,8 +136,8 @@ class Host(ApiPart):
     ) -> niso.Explanation:
         """Return whether a packet would be accepted, and which rule or policy decides.
 
-        ``source`` is a service, an address or ``host``. ``destination`` can also have a port:
-        ``db:5432``, ``db:53/udp``, ``db/icmp``. ``family`` is 4 or 6, by default 4 if both ends
+        ``source`` is a service, an address or ``host``. ``destination`` can also have a port, as in
+        ``db:5432``, ``db:53/udp`` or ``db/icmp``. ``family`` is 4 or 6, by default 4 if both ends
         have IPv4. ``prove`` also sends a test packet. Raises NotFound, UsageError, Error.
         """
         from niso.look import explain
@@ -147,7 +146,7 @@ class Host(ApiPart):
         return explain.explain(self.session, *ends, family, prove)
 
     def ping(self, source: str, destination: str) -> niso.Pong:
-        """Send an ICMP echo request between two services. Raises Error if no reply comes in 1 s."""
+        """Send an ICMP echo request between two services. Raises Error without a reply in 1 s."""
         from niso.look import prove
 
         return prove.ping(self.session, text(source, "source"), text(destination, "destination"))
@@ -168,22 +167,21 @@ class Host(ApiPart):
         return metrics.metrics(self.session, flows)
 
     def top(self, service: str | None = None) -> niso.Top:
-        """Start to measure traffic and new flows, of one service or all. Raises NotFound,
-        KernelError.
+        """Start to measure the traffic and new flows of one service or of all services.
 
         Each ``read()`` of the result returns a `niso.Load` with the rates since the last call. Use
-        it in a ``with`` block.
+        the result in a ``with`` block. Raises NotFound, KernelError.
         """
         from niso.look import top
 
         return top.Top(self.session, _name(service))
 
     def events(self, service: str | None = None, *, since: str | None = None) -> niso.Events:
-        """Stream events of services and networks; ``service`` limits them to one service.
+        """Stream the events of services and networks, or only of one service.
 
         Use the result in a ``with`` block. It is an endless iterator of `niso.Happened`. ``since``
-        is an RFC 3339 time or a period such as ``2h``: ``past()`` of the result then returns the
-        recorded events after that time. Raises NotFound, UsageError, KernelError.
+        is an RFC 3339 time or a period such as ``2h``. The method ``past()`` of the result then
+        returns the recorded events after that time. Raises NotFound, UsageError, KernelError.
         """
         from niso.look import events
 
@@ -193,14 +191,14 @@ class Host(ApiPart):
         """Start to observe services, networks and flows, as the map of ``niso web`` does.
 
         Each ``read()`` of the result returns a `niso.MapState`. Use the result in a ``with`` block,
-        or close it: the kernel counts the bytes of flows until it is closed.
+        or close it, because the kernel counts the bytes of flows until it is closed.
         """
         from niso.look.map import Map
 
         return Map(self.session)
 
     def drops(self, service: str | None = None) -> niso.Drops:
-        """Stream packets that policies with ``log = true`` drop, of one service or all.
+        """Stream packets that policies with ``log = true`` drop, of one service or of all services.
 
         Use the result in a ``with`` block. It is an endless iterator of `niso.Drop`.
         """
@@ -211,18 +209,18 @@ class Host(ApiPart):
     def flows(
         self, service: str | None = None, *, denied: bool = False, since: str | None = None
     ) -> tuple[niso.Flow, ...]:
-        """Return the flows of the last week, also refused ones, each with what decides about it.
+        """Return the flows of the last week, including refused flows, with the entry that decides.
 
-        ``service`` limits them to flows from and to one service, ``denied`` to refused ones,
-        ``since`` (an RFC 3339 time, or a period such as ``2h``) to those that began later or are
-        open. Raises NotFound, UsageError, KernelError.
+        ``service`` selects flows from and to one service. ``denied`` selects refused flows.
+        ``since``, an RFC 3339 time or a period such as ``2h``, selects flows that began later or
+        are open. Raises NotFound, UsageError, KernelError.
         """
         from niso.look import flows
 
         return flows.flows(self.session, _name(service), denied, since_time(since))
 
     def follow_flows(self, service: str | None = None, *, denied: bool = False) -> niso.Flows:
-        """Stream new flows; ``service`` limits them to one service, ``denied`` to refused flows.
+        """Stream new flows of all services. The arguments select flows as in `flows`.
 
         Use the result in a ``with`` block. It is an endless iterator of `niso.Flow`.
         """
@@ -241,9 +239,9 @@ class Host(ApiPart):
         """Return a picture of services and their flows, in the format mermaid, dot, svg or png.
 
         ``stack`` is a stack.toml and limits the picture to its services. With ``declared``, the
-        picture shows what policies allow instead of recorded traffic. With both, it depends only on
-        the stack's files. ``since`` is as for `flows`. Raises UsageError, and Error if the program
-        ``dot`` is needed and missing.
+        picture shows what policies allow instead of recorded traffic. With both, the picture
+        depends only on the stack's files. ``since`` is as for `flows`. Raises UsageError, and Error
+        if the program ``dot`` is needed and missing.
         """
         from niso.look import graph
 
@@ -266,11 +264,11 @@ class Host(ApiPart):
 
         ``peer`` is another service or an address, optionally with a port (``db:5432``). ``filter``
         is an expression of pcap-filter(7). The capture ends after ``count`` packets. With
-        ``drops``, it has the headers of packets that nftables drops, with the reasons.
+        ``drops``, the capture has the headers of packets that nftables drops, with the reasons.
 
         Use the result in a ``with`` block. Its ``read()`` returns bytes of a pcapng file with the
-        services' names, or with ``lines`` of text, and b"" at the end. Its ``stop()`` ends the
-        capture. Raises Error without tcpdump, UsageError, Conflict, NotFound.
+        services' names, or with ``lines`` bytes of text, and b"" at the end. Its ``stop()`` ends
+        the capture. Raises Error without tcpdump, UsageError, Conflict, NotFound.
         """
         from niso.look import capture
 
@@ -286,9 +284,9 @@ class Host(ApiPart):
         """Wait for a real packet and return its path through all netfilter hooks.
 
         Returns None if no packet came within ``wait_s`` seconds. ``source`` and ``destination`` are
-        as for `explain`. For TCP, only the first packet of a connection is traced; with
-        ``any_packet``, any packet is. Tables of other programs are included. Raises NotFound,
-        UsageError, KernelError.
+        as for `explain`. For TCP, only the first packet of a connection is traced, unless
+        ``any_packet`` is true. Tables of other programs are included. Raises NotFound, UsageError,
+        KernelError.
         """
         from niso.look import capture
 
@@ -298,10 +296,10 @@ class Host(ApiPart):
     def learn(
         self, *services: str, since: str | None = None, egress: bool = False
     ) -> tuple[niso.LearnedPolicy, ...]:
-        """Return policies that allow the recorded flows, for the given services or all active ones.
+        """Return policies that allow the recorded flows of these services, or of all active ones.
 
-        ``since`` is as for `flows`. With ``egress``, they also limit where the services connect.
-        Raises NotFound, UsageError, KernelError.
+        ``since`` is as for `flows`. With ``egress``, the policies also limit where the services
+        connect. Raises NotFound, UsageError, KernelError.
         """
         from niso.look import learn
 
@@ -310,17 +308,17 @@ class Host(ApiPart):
     def learned_changes(
         self, learned: Iterable[niso.LearnedPolicy]
     ) -> tuple[niso.PolicyChange, ...]:
-        """Return how learned policies would change the services' manifests, without changing them.
+        """Return how learned policies would change the services' manifests, and write no file.
 
-        Raises Error if a service has no manifest or tomlkit is missing, Conflict if two have the
-        same.
+        Raises Error if a service has no manifest or tomlkit is missing. Raises Conflict if two
+        services have the same manifest.
         """
         from niso.look import learn
 
         return learn.changes(self.session, learned)
 
     def write_policies(self, changes: Iterable[niso.PolicyChange]) -> None:
-        """Write changed manifests, each atomically. Raises Conflict if a file was changed since."""
+        """Write changed manifests, each atomically. Raises Conflict if a file has changed since."""
         from niso.look import learn
 
         learn.write(changes)
@@ -328,8 +326,8 @@ class Host(ApiPart):
     def policy(self, service: str, *, unused: str | None = None) -> tuple[niso.PolicyEntry, ...]:
         """Return what each entry of a service's policy has allowed or denied, and when last.
 
-        ``unused``, a period such as ``7d``, limits them to entries that matched nothing in that
-        time. Raises NotFound, UsageError, KernelError.
+        ``unused``, a period such as ``7d``, selects entries that matched no flow in that time.
+        Raises NotFound, UsageError, KernelError.
         """
         from niso.look import policies
 
@@ -369,10 +367,9 @@ class Host(ApiPart):
     # --- check and repair ------------------------------------------------------------------------
 
     def check(self, name: str | None = None) -> tuple[Finding, ...]:
-        """Return the differences between actual and configured state, of one service or network or
-        all.
+        """Return the differences between the actual and the configured state of this host.
 
-        Raises NotFound, KernelError, Conflict.
+        ``name`` limits the check to one service or network. Raises NotFound, KernelError, Conflict.
         """
         from niso.look import check, other_firewalls, outside_names
 
@@ -396,7 +393,7 @@ class Host(ApiPart):
         return tuple(findings)
 
     def repair(self, *, dry_run: bool = False, kernel: bool = False) -> Repaired:
-        """Repair the differences that `check` reports; with ``dry_run``, only report the steps.
+        """Repair the differences that `check` reports. With ``dry_run``, only report the steps.
 
         With ``kernel``, no process is started or stopped, no attachment is removed, and no
         interrupted change is completed or rolled back. Raises ErrorGroup, Error.
@@ -417,7 +414,7 @@ class Host(ApiPart):
         return Repaired(steps)
 
     def guard_firewalls(self, on: bool = True) -> tuple[niso.Marked, ...]:
-        """Make systemd repair niso's rules each time that another firewall was started or reloaded.
+        """Make systemd repair niso's rules after each start or reload of another firewall.
 
         ``on=False`` turns this off. Raises Error without systemd, Conflict.
         """
@@ -428,7 +425,7 @@ class Host(ApiPart):
         return tuple(change(machine, self.session.report))
 
     def sweep(self, *, dry_run: bool = False) -> Swept:
-        """Remove everything that niso created in the kernel, even if the store is missing.
+        """Remove all objects that niso created in the kernel, even if niso's database is missing.
 
         With ``dry_run``, only report the steps. Raises ErrorGroup.
         """
@@ -473,7 +470,7 @@ KEYS = {"from_": "from"} | {
 """The JSON key of each field whose key differs from the field's name."""
 
 JOINED = ("mapping", "process", "judged")
-"""Fields whose value is itself a result. In JSON, its fields are merged into the parent's."""
+"""Fields whose value is itself a result. In JSON, the fields of both results form one object."""
 
 PYTHON_ONLY = ("anywhere", "label", "idle", "is_host", "gone", "was_dropped", "defect")
 """Fields that are left out of JSON."""

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 Changed = Done
-"""The result of `Attachments.detach`, `gc` and `apply_policies`, for one attachment."""
+"""The result of `Attachments.detach`, `gc` and `apply_policies` for one attachment."""
 
 _WISHES = {"interface": 1, "ip": 2, "mac": 1}
-"""The maximum number of occurrences of each key of a network."""
+"""How often each key of a network may occur at most."""
 
 
 class AttachRequest(NamedTuple):
@@ -34,7 +34,7 @@ class AttachRequest(NamedTuple):
 
     Exactly one of ``netns``, ``pid`` and ``new`` must be set.
 
-    ``networks`` are names, each optionally with keys:
+    ``networks`` are names, each optionally with keys, as in
     ``backend,interface=net0,ip=10.99.1.9,mac=02:00:00:00:00:09``. The default is niso-default.
     ``ports``, ``aliases`` and the entries of the policy are written as in a manifest.
     """
@@ -52,19 +52,19 @@ class AttachRequest(NamedTuple):
     egress_deny: Iterable[str] = ()
     log: bool = False
     bandwidth: Mapping[str, str] = {}  # "in" and "out", as in a manifest: 100M is bits per second
-    owner: str = "cli"  # who manages the namespace
-    id: str = ""  # the owner's id for it
+    owner: str = "cli"  # the program that manages the namespace
+    id: str = ""  # the program's id for the namespace's container
     unit: str | None = None  # with new: a systemd unit that a drop-in puts into the namespace
 
 
 class Attachments(ApiPart):
-    """Manage attachments: ``host.attachments``."""
+    """The API of attachments: ``host.attachments``."""
 
     def attach(self, request: AttachRequest) -> Attachment:
         """Connect a network namespace to networks, with published ports and a policy.
 
-        No-op if it is attached in exactly this way already. Raises UsageError, NotFound, Conflict,
-        KernelError, and Error if systemd refuses the unit.
+        Nothing changes if the namespace is already attached in exactly this way. Raises UsageError,
+        NotFound, Conflict, KernelError, and Error if systemd refuses the unit.
         """
         self.session.require()
         given = as_usage(lambda: _complete(request))
@@ -79,11 +79,11 @@ class Attachments(ApiPart):
         return done
 
     def detach(self, *names: str, id: str | None = None) -> tuple[Changed, ...]:
-        """Detach namespaces from niso's networks and delete their records, as far as they exist.
+        """Detach namespaces from niso's networks and delete their records, if they are attached.
 
-        With ``id``, an attachment is detached only if it still has this id. Without, the files that
-        put a systemd unit into the namespace are removed too. Raises Conflict if a name belongs to
-        a service.
+        With ``id``, an attachment is detached only if it still has this id. Without ``id``, the
+        files that put a systemd unit into the namespace are removed too. Raises Conflict if a name
+        is a service's.
         """
         wanted = texts(names, "names")
         machine = self.session.machine_for_change()
@@ -108,9 +108,9 @@ class Attachments(ApiPart):
         """Detach the attachments whose namespace no longer exists.
 
         Networks that Podman has removed are removed too, if no service is on them. ``owner`` limits
-        both to one owner. ``valid`` are the ids that the owner still has: its attachments with
-        other ids are detached too. Raises KernelError, and UsageError for ``valid`` without
-        ``owner``.
+        this to the attachments and networks of one program. ``valid`` are the ids that this program
+        still has. Its attachments with other ids are detached too. Raises KernelError, and
+        UsageError for ``valid`` without ``owner``.
         """
         from niso.engines import netavark
 
@@ -134,7 +134,7 @@ def _detach(machine: Machine, name: str, id: str | None, report: Report) -> bool
 
 
 def _complete(given: AttachRequest) -> AttachRequest:
-    """Return a request with lists of strings, and with owner and id of its unit, if any."""
+    """Convert a request's lists to lists of strings. Set owner and id if it has a systemd unit."""
     given = given._replace(
         networks=texts(given.networks, "networks"),
         ports=texts(given.ports, "ports"),
@@ -156,7 +156,7 @@ def _complete(given: AttachRequest) -> AttachRequest:
 
 
 def _words(given: AttachRequest) -> list[str]:
-    """Return the arguments of the niso command with which a systemd unit attaches its namespace."""
+    """Return the arguments of the niso command by which a systemd unit attaches its namespace."""
     words = ["net", "attach", given.name, "--new", "--owner", given.owner, "--id", given.id]
     lists = {"--network": given.networks, "--port": given.ports, "--alias": given.aliases}
     for flag, values in lists.items():
@@ -224,7 +224,7 @@ def _policy(given: AttachRequest) -> records.Policy:
     lists = (given.allow_from, given.deny_from, given.egress_allow, given.egress_deny)
     if lists == (None, [], None, []) and not given.log:
         return records.Policy()
-    # the container engine writes the hosts file: outside names in it could differ from the rules
+    # the engine writes the hosts file, whose addresses of DNS names could differ from the rules
     return parse(*lists, given.log, outside=False)
 
 

@@ -1,7 +1,4 @@
-"""Manage this host's cluster (``host.cluster``), and apply Kubernetes' policies.
-
-The latter is ``host.kubernetes``.
-"""
+"""Manage this host's cluster (``host.cluster``) and Kubernetes' policies (``host.kubernetes``)."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class ExistingEtcd(NamedTuple):
-    """Access to an etcd that niso does not run, with PEM files."""
+    """Access to an etcd that niso does not run. Certificates and keys are PEM files."""
 
     urls: tuple[str, ...]
     cacert: str | os.PathLike[str] | None = None
@@ -39,7 +36,7 @@ class ExistingEtcd(NamedTuple):
 
 
 class Clusters(ApiPart):
-    """Manage this host's cluster: ``host.cluster``."""
+    """The API of this host's cluster: ``host.cluster``."""
 
     def init(
         self,
@@ -53,7 +50,7 @@ class Clusters(ApiPart):
         """Create a cluster with this host as its first host.
 
         ``name`` defaults to the hostname, and ``address`` to the address of the interface with the
-        default route. Without ``etcd``, an existing one, this host runs an etcd member. With
+        default route. ``etcd`` is an existing etcd. Without it, this host runs an etcd member. With
         ``encrypt`` "kernel", WireGuard encrypts the traffic between hosts. With "userspace",
         wireguard-go does so on hosts whose kernel lacks WireGuard. ``restore``, which excludes all
         other arguments, writes this host's cluster to etcd again after etcd has lost its data.
@@ -76,11 +73,11 @@ class Clusters(ApiPart):
     def invite(
         self, host: str, *, address: str = "", renew: bool = False, member: bool = False
     ) -> str:
-        """Return an invitation, a secret string with which a host can join.
+        """Return an invitation, which is a secret string with which a host can join.
 
-        With ``renew``, it has new certificates for a host of the cluster. With ``member``, the host
-        may run an etcd member; the first three hosts may even without it. Raises UsageError,
-        Conflict, Error.
+        With ``renew``, the invitation has new certificates for a host that is in the cluster
+        already. With ``member``, the host may run an etcd member. The first three hosts may do so
+        even without ``member``. Raises UsageError, Conflict, Error.
         """
         machine = self.session.machine()
         name, where = text(host, "HOST"), text(address, "--address")
@@ -92,8 +89,8 @@ class Clusters(ApiPart):
         """Join a cluster with the content of an invitation.
 
         ``member`` decides whether this host runs an etcd member. By default, the first three hosts
-        do. ``encrypt`` ("kernel" or "userspace") is how this host encrypts, if it differs from the
-        cluster's default. Raises InvalidInput, Conflict, Error.
+        do. ``encrypt`` ("kernel" or "userspace") is how this host encrypts traffic, if not in the
+        cluster's default way. Raises InvalidInput, Conflict, Error.
         """
         machine = self.session.machine_for_change(create=True)
         how, report = text(encrypt, "--encrypt"), self.session.report
@@ -102,22 +99,25 @@ class Clusters(ApiPart):
     def leave(self, *, force: bool = False) -> str:
         """Remove this host from its cluster, with ``force`` even if etcd does not answer.
 
-        Returns the name that it had there. Raises Conflict if the host has services in it, Error.
+        Returns the name of this host in the cluster. Raises Conflict if services of this host are
+        on networks of the cluster, Error.
         """
         machine = self.session.machine_for_change()
         return cluster_join.leave(machine, force, self.session.report).host
 
     def forget(self, host: str) -> niso.Forgotten:
-        """Remove a lost host from the cluster. Raises NotFound, and Conflict if it is alive."""
+        """Remove a lost host from the cluster. Raises NotFound, and Conflict for a host that is
+        alive.
+        """
         return cluster_hosts.forget(self.session.machine(), text(host, "HOST"))
 
     def add_member(self, host: str = "") -> int:
-        """Run an etcd member on this host; return the number of members. Raises Conflict, Error."""
+        """Run an etcd member on this host. Return the number of members. Raises Conflict, Error."""
         machine = self.session.machine_for_change()
         return cluster_hosts.add_member(machine, text(host, "HOST"), self.session.report)
 
     def remove_member(self, host: str = "") -> int:
-        """Remove the etcd member of this or a lost host; return the number of members left.
+        """Remove the etcd member of this or a lost host. Return the number of remaining members.
 
         Raises Conflict, NotFound, Error.
         """
@@ -132,7 +132,7 @@ class Clusters(ApiPart):
         cluster_hosts.be_only_member(self.session.machine_for_change(), self.session.report)
 
     def backup(self, file: str | os.PathLike[str]) -> int:
-        """Write etcd's data to a file that only root can read; return its size. Raises Error."""
+        """Write etcd's data to a file that only root can read. Return its size. Raises Error."""
         return cluster_hosts.backup(self.session.machine(), path(file, "FILE"))
 
     def status(self) -> niso.ClusterStatus:
@@ -146,18 +146,18 @@ class Clusters(ApiPart):
     def follow(self, log: Callable[[str], None]) -> Following:
         """Return this host's agent, which keeps the host synchronised with the cluster.
 
-        Its ``run()`` returns after ``stop()`` is called. ``log`` gets each line to log. Raises
-        Error if this host is in no cluster.
+        The agent's ``run()`` returns after ``stop()`` is called. ``log`` is called with each line
+        to log. Raises Error if this host is in no cluster.
         """
         return cluster_hosts.follow(self.session.machine(), log)
 
     def become_etcd(self) -> None:
-        """Replace this process with this host's etcd member. Raises Error without one."""
+        """Replace this process with this host's etcd member. Raises Error if the host runs none."""
         own_etcd.execute(require())
 
 
 def _entering[T](call: Callable[[], T]) -> T:
-    """Return the result of ``call``, which adds this host to a cluster, like `as_usage`.
+    """Call a function that adds this host to a cluster, as `as_usage` does.
 
     Errors name the caller's arguments, not files that were made from them and no longer exist.
     """
@@ -191,15 +191,15 @@ KUBECONFIG = "/etc/niso/kubeconfig"
 
 
 class Kubernetes(ApiPart):
-    """The agent that applies Kubernetes' network policies to the pods of this node."""
+    """The API of the agent that applies Kubernetes' network policies to the pods of this node."""
 
     def follow(
         self, log: Callable[[str], None], kubeconfig: str | os.PathLike[str] = KUBECONFIG
     ) -> Following:
         """Return the agent, which watches the Kubernetes API server and applies network policies.
 
-        Its ``run()`` returns after ``stop()`` is called. ``log`` gets each line to log. Raises
-        Error if the kubeconfig is unusable.
+        The agent's ``run()`` returns after ``stop()`` is called. ``log`` is called with each line
+        to log. Raises Error if the kubeconfig is unusable.
         """
         from niso.engines import pod_agent
 

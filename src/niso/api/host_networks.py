@@ -1,4 +1,4 @@
-"""Manage networks (``host.networks``), list ports and rules; check, repair and sweep."""
+"""Manage networks (``host.networks``), and list published ports and niso's nftables rules."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class NetworkLine(NamedTuple):
 
     name: str  # the network's name
     subnet: str  # subnets, separated by a comma and a space
-    services: int  # number of services on it
-    vni: int | None  # its VXLAN network identifier in the cluster; null if it does not span hosts
-    elsewhere: int  # number of services of other hosts on it
+    services: int  # number of services on the network
+    vni: int | None  # VXLAN network identifier in the cluster; null if on this host only
+    elsewhere: int  # number of services of other hosts on the network
 
 
 class Subnet(NamedTuple):
@@ -54,22 +54,22 @@ class Network(NamedTuple):
     subnet: str  # subnets, separated by a comma and a space
     subnets: tuple[Subnet, ...]  # one for each IP version
     bridge: str  # name of the bridge on the host
-    internal: bool  # whether forwarding out of the network is disabled
-    observe: bool  # whether its flows are recorded
+    internal: bool  # whether packets are not forwarded out of the network
+    observe: bool  # whether the network's flows are recorded
     mtu: int  # MTU in bytes
-    vni: int | None  # its VXLAN network identifier in the cluster; null if it does not span hosts
+    vni: int | None  # VXLAN network identifier in the cluster; null if on this host only
     services: tuple[NetworkMember, ...]  # services on the network
 
 
 class CreatedNetwork(NamedTuple):
-    """Result of `Networks.create`. ``changed`` is false if the network existed already."""
+    """The result of `Networks.create`. ``changed`` is false if the network existed already."""
 
     changed: bool
     network: Network
 
 
 class RemovedNetwork(NamedTuple):
-    """Result of `Networks.remove`, for one network."""
+    """The result of `Networks.remove` for one network."""
 
     name: str  # the network's name
     changed: bool  # false if nothing changed
@@ -83,7 +83,7 @@ class HostName(NamedTuple):
 
 
 class HostNames(NamedTuple):
-    """Result of `Networks.host_names`."""
+    """The result of `Networks.host_names`."""
 
     on_host: bool  # whether the host's own /etc/hosts has the names
     changed: bool  # false if nothing changed
@@ -97,7 +97,7 @@ class Rules(NamedTuple):
 
 
 class Networks(ApiPart):
-    """Manage networks: ``host.networks``."""
+    """The API of networks: ``host.networks``."""
 
     def create(  # noqa: PLR0913  # settings, by keyword
         self,
@@ -113,17 +113,17 @@ class Networks(ApiPart):
         span: bool = False,
         dry_run: bool = False,
     ) -> CreatedNetwork:
-        """Create a network and its bridge; no-op if the network exists with these values.
+        """Create a network and its bridge. Nothing changes if the network exists with these values.
 
         ``subnets`` has at most one prefix per IP version and defaults to the next free /24.
         ``gateways`` are the bridge's addresses. ``ipv6`` adds a unique local /64. ``internal``
         disables forwarding out of the network. ``mtu`` is in bytes. ``allow_public`` permits public
-        prefixes, whose real addresses this host can then no longer reach. ``observe`` records
-        flows. ``span`` creates the network in the cluster too, or adds a network of the cluster to
-        this host.
+        prefixes. This host can then no longer reach the real addresses in these prefixes.
+        ``observe`` records flows. ``span`` creates the network in the cluster too, or adds a
+        network of the cluster to this host.
 
-        Raises Conflict, UsageError, KernelError, and Error if the cluster does not answer. Nothing
-        has changed then.
+        Raises Conflict, UsageError, KernelError, and Error if the cluster does not answer. In these
+        cases nothing has changed.
         """
         from niso.change import journal, networks
         from niso.manifest.values import network_name
@@ -147,7 +147,7 @@ class Networks(ApiPart):
         return CreatedNetwork(made is not None, network)
 
     def list(self) -> tuple[NetworkLine, ...]:
-        """Return all networks, the default one first."""
+        """Return all networks, the default network first."""
         store = self.session.store()
         counts, others = store.member_counts(), store.others()
         lines = []
@@ -168,8 +168,9 @@ class Networks(ApiPart):
         return _described(store, store.require_network(text(name, "name")))
 
     def remove(self, *names: str, dry_run: bool = False) -> tuple[RemovedNetwork, ...]:
-        """Remove networks and their bridges: all or none. Raises NotFound, and Conflict for one in
-        use.
+        """Remove all the given networks and their bridges, or none.
+
+        Raises NotFound, and Conflict if a network is in use.
         """
         from niso.change import journal, networks
 
@@ -189,15 +190,15 @@ class Networks(ApiPart):
     def ports_everywhere(self) -> tuple[niso.ClusterPort, ...]:
         """Return the published ports of active services on all hosts, sorted by service.
 
-        Of other hosts, only services on networks that span hosts are known. Raises Error if this
-        host is in no cluster.
+        For other hosts, only services on networks that span hosts are included. Raises Error if
+        this host is in no cluster.
         """
         from niso.look import other_hosts
 
         return other_hosts.ports(self.session, self.session.machine())
 
     def exposure(self) -> tuple[niso.PublishedPort, ...]:
-        """Return `ports` with ``from_``: from where each can be reached. Raises KernelError."""
+        """Return `ports` with ``from_``, which says who can reach each port. Raises KernelError."""
         from niso.look import exposure
 
         return exposure.exposed_ports(self.session.kernel(), self.session.store())
@@ -205,9 +206,9 @@ class Networks(ApiPart):
     def host_names(self, *, on_host: bool | None = None) -> HostNames:
         """Return the names by which the host itself can reach services.
 
-        With ``on_host`` True, niso keeps them in the host's own /etc/hosts. With False, it removes
-        them. Raises KernelError if that file cannot be replaced atomically; nothing has changed
-        then.
+        If ``on_host`` is True, niso writes the names into the host's own /etc/hosts from now on. If
+        it is False, niso removes the names. Raises KernelError if that file cannot be replaced
+        atomically. In this case nothing has changed.
         """
         from niso.change import networks
         from niso.reconcile import host_settings
@@ -231,12 +232,12 @@ class Networks(ApiPart):
         return Rules(items)
 
     def rules_text(self) -> str:
-        """Return `rules` as nft(8) prints them. Raises KernelError."""
+        """Return the tables of `rules` as nft(8) prints them. Raises KernelError."""
         return "".join(_declared("".join(_tables(as_text=True))))
 
 
 def _declared(text: str) -> Iterator[str]:
-    """Yield the lines of tables as nft(8) prints them, without the elements of dynamic sets."""
+    """Remove the elements of dynamic sets from the text of nftables tables, and yield its lines."""
     fills = skips = False
     for line in text.splitlines(keepends=True):
         if line.startswith(("\tset ", "\tmap ")):
@@ -296,7 +297,7 @@ def _described(store: Store, network: records.NetworkRecord) -> Network:
 
 
 def _elsewhere(store: Store, network: str) -> Iterator[NetworkMember]:
-    """Yield the services of other hosts on a network, active if their names can be resolved."""
+    """Yield the services of other hosts on a network. A service is active if its name resolves."""
     hosts = {address: host for host, (_, address, _) in store.across.peers().items()}
     for service in store.across.remotes((network,), "network"):
         endpoints = [e for e in service.endpoints if e.network == network]

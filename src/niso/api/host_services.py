@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 
 
 class Package(NamedTuple):
-    """The content of a manifest.toml, as of tomllib. Its paths are relative to ``folder``."""
+    """The content of a manifest.toml as a mapping. Its paths are relative to ``folder``."""
 
     manifest: Mapping[str, Any]
     folder: str | os.PathLike[str]
 
 
 class Services(ApiPart):
-    """Manage services: ``host.services``. A service is given by name, hostname or alias."""
+    """The API of services: ``host.services``. A service is given by name, hostname or alias."""
 
     # --- start and stop --------------------------------------------------------------------------
 
@@ -57,15 +57,15 @@ class Services(ApiPart):
         take: bool = False,
         trust_owner: bool = True,
     ) -> tuple[niso.Outcome, ...]:
-        """Activate services; if one of them fails, roll back all.
+        """Activate services. If one of the services fails, roll back all of them.
 
         ``what`` are manifests, folders with a manifest.toml, existing services, or `Package`
         values. If a service is already active, only the changes of its manifest are applied.
         ``timeout`` is the number of seconds for each service to start or become healthy.
-        ``replace`` allows services of the same names from other folders to be replaced. ``take``
-        takes over services of cluster hosts that are gone. Without ``trust_owner``, a manifest that
-        users other than root and the caller can change is refused. With ``dry_run``, nothing is
-        changed.
+        ``replace`` allows a service to replace one of the same name from another folder. ``take``
+        takes over services of cluster hosts that are gone. With ``dry_run``, nothing is changed.
+        Without ``trust_owner``, a manifest that users other than root and the caller can change is
+        refused.
 
         Raises InvalidInput, Conflict, NotFound, KernelError, ProcessError, ErrorGroup.
         """
@@ -88,7 +88,7 @@ class Services(ApiPart):
             copy, name = one.files, one.name
             if copy is None or copy.fingerprint is not None:
                 continue
-            # the caller may have meant that folder
+            # the caller may have meant the folder of the same name
             if targets.is_beside_another(name, one.manifest_path, copy.folder):
                 text = f"{name}: has the manifest of its last activation, not that of ./{name}"
                 self.session.caution(text, (f"to apply that one: niso activate ./{name}",))
@@ -100,7 +100,7 @@ class Services(ApiPart):
         return tuple(outcomes)
 
     def deactivate(self, *names: str, dry_run: bool = False) -> tuple[niso.Done, ...]:
-        """Stop services and remove their networks; addresses and volumes are kept. Raises Error."""
+        """Stop services and remove their networks. Addresses and volumes are kept. Raises Error."""
         from niso.change import boot
 
         wanted = texts(names, "names")
@@ -124,14 +124,17 @@ class Services(ApiPart):
         return tuple(boot.deactivate(self.session, machine, own, dry_run))
 
     def restart(self, *names: str) -> tuple[niso.Done, ...]:
-        """Restart the processes of active services; addresses and ports stay the same.
+        """Restart the processes of active services. Addresses and ports stay the same.
 
         Raises Conflict if a service is not active, NotFound, ProcessError.
         """
         return self.restart_in_order(texts(names, "names"), None)
 
     def restart_in_order(self, names: list[str], after: After | None) -> tuple[niso.Done, ...]:
-        """Restart services as `restart` does, each after those of ``after`` that it depends on."""
+        """Restart services as `restart` does, each after the services that it depends on.
+
+        ``after`` maps services to their dependencies.
+        """
         from niso.change import activate, boot, warnings
         from niso.change.deactivate import Done
 
@@ -148,10 +151,10 @@ class Services(ApiPart):
         return tuple(Done(name, True) for name in wanted)
 
     def scale(self, name: str, replicas: int, *, timeout: float = 60.0) -> tuple[niso.Outcome, ...]:
-        """Change the number of instances of a service until its manifest is activated again.
+        """Change the number of instances of a service, until its manifest is activated again.
 
         ``timeout`` is the number of seconds for each new instance to become healthy. Raises
-        UsageError, NotFound, Conflict, ProcessError; nothing has changed then.
+        UsageError, NotFound, Conflict, ProcessError. In these cases nothing has changed.
         """
         from niso.change import deploy
         from niso.manifest.process_keys import MAX_REPLICAS
@@ -166,10 +169,10 @@ class Services(ApiPart):
     def rollback(
         self, name: str, version: int | None = None, *, timeout: float = 60.0
     ) -> tuple[niso.Outcome, ...]:
-        """Deploy a former version of a service; with None, the last one that served before.
+        """Deploy a former version of a service, by default the last version that served before.
 
-        ``timeout`` is as for `scale`. Raises UsageError, NotFound, Conflict, ProcessError; nothing
-        has changed then.
+        ``timeout`` is as for `scale`. Raises UsageError, NotFound, Conflict, ProcessError. In these
+        cases nothing has changed.
         """
         from niso.change import deploy
 
@@ -187,7 +190,7 @@ class Services(ApiPart):
         return tuple(outcomes)
 
     def remove(self, *names: str, volumes: bool = False) -> tuple[niso.Done, ...]:
-        """Stop services and delete their records, with ``volumes`` their volumes. Raises Error."""
+        """Stop services and delete their records, with ``volumes`` also volumes. Raises Error."""
         from niso.change import boot, deactivate
         from niso.change.deactivate import Done
 
@@ -201,16 +204,17 @@ class Services(ApiPart):
         return tuple(Done(name, True) for name in wanted)
 
     def watch_health(self, log: Callable[[str], None]) -> Following:
-        """Return the agent that watches services whose health has consequences.
+        """Return the agent that acts when health checks of instances or restartable services fail.
 
-        It calls ``log`` with each line of its log. Raises Conflict if it runs already.
+        The agent calls ``log`` with each line to log. Raises Conflict if the agent is already
+        running.
         """
         from niso.change import health_agent
 
         return health_agent.follow(self.session.machine_for_change(), log)
 
     def exit_hooks(self, instance: str) -> tuple[Callable[[], None], Callable[[], None]]:
-        """Return what to call when the process of an instance has ended, and after its restart."""
+        """Return the functions to call after the exit and the restart of an instance's process."""
         from niso.change import health_agent
 
         machine = self.session.machine_for_change()
@@ -222,7 +226,7 @@ class Services(ApiPart):
     # --- at boot ---------------------------------------------------------------------------------
 
     def enable(self, *names: str) -> tuple[niso.Marked, ...]:
-        """Start services at boot. Raises Conflict, Error."""
+        """Start services at boot from now on. Raises Conflict, Error."""
         from niso.change import boot
 
         machine = self.session.machine_for_change()
@@ -255,9 +259,9 @@ class Services(ApiPart):
     # --- inspect ---------------------------------------------------------------------------------
 
     def list(self, *, instances: bool = False) -> tuple[niso.ServiceLine, ...]:
-        """Return all services with their status, sorted by name. Due health checks are run.
+        """Return all services with their status, sorted by name. Health checks that are due run.
 
-        With ``instances``, the active instances of services with replicas are listed too.
+        ``instances`` adds the active instances of services with replicas.
         """
         from niso.look.services import service_lines
 
@@ -273,7 +277,7 @@ class Services(ApiPart):
     def everywhere(self) -> tuple[niso.ClusterLine, ...]:
         """Return the services of all hosts of the cluster, sorted by name.
 
-        Raises Error if this host is in no cluster. If etcd does not answer, a warning says so.
+        If etcd does not answer, a warning says so. Raises Error if this host is in no cluster.
         """
         from niso.look import other_hosts
 
@@ -284,7 +288,7 @@ class Services(ApiPart):
         return tuple(self.session.store().service_names())
 
     def resolve(self, name: str) -> str:
-        """Return the name of the service with this name, hostname or alias. Raises NotFound."""
+        """Return the name of the service that has this name, hostname or alias. Raises NotFound."""
         return self.session.store().resolve(text(name, "name"))
 
     def inspect(self, name: str) -> niso.Service:
@@ -295,7 +299,7 @@ class Services(ApiPart):
         return everything(self.session, store, store.resolve(text(name, "name")))
 
     def forwards(self, name: str) -> tuple[Port, ...]:
-        """Return the ports of a service that `port_forward` published. Raises NotFound."""
+        """Return the ports of a service that `port_forward` has published. Raises NotFound."""
         store = self.session.store()
         service = store.resolve(text(name, "name"))
         return rows(store.forwards(service), store.port_families(service))
@@ -309,12 +313,12 @@ class Services(ApiPart):
         timestamps: bool = False,
         since: str | None = None,
     ) -> Iterator[bytes]:
-        """Return the output of a service, stdout and stderr in order of arrival, as lines.
+        """Return the output of a service as lines, with stdout and stderr in order of arrival.
 
-        Lines include their newline, except an incomplete last one. ``lines`` limits them to the
-        last N. ``follow`` waits for new lines until the service is removed. ``timestamps`` puts the
-        time (RFC 3339) before each line. ``since`` is a time (RFC 3339), or a period until now
-        (``10m``). Raises NotFound, UsageError.
+        Lines include their newline, except an incomplete last line. ``lines`` limits the result to
+        the last N lines. ``follow`` waits for new lines until the service is removed.
+        ``timestamps`` puts the time (RFC 3339) before each line. ``since`` is a time (RFC 3339), or
+        a period until now (``10m``). Raises NotFound, UsageError.
         """
         from niso.runtime import logs
 
@@ -332,9 +336,9 @@ class Services(ApiPart):
     def exec(self, name: str, command: Iterable[str], *, user: str | None = None) -> int:
         """Run a command in an active service with this process's stdin, stdout and stderr.
 
-        ``user`` is a user of the service's root file system, or uid[:gid]; the default is the
-        service's. Returns the exit status, or 128 + N if signal N killed the command. Signals are
-        forwarded to the command, so call this method in the main thread. Raises Conflict if the
+        ``user`` is a user in the service's root file system, or uid[:gid]. The default is the
+        service's user. Returns the exit status, or 128 + N if signal N killed the command. Signals
+        are forwarded to the command, so call this method in the main thread. Raises Conflict if the
         service is not active, and ProcessError if the command cannot be run.
         """
         from niso.runtime.execute import execute
@@ -352,7 +356,7 @@ class Services(ApiPart):
         stdin: bytes = b"",
         user: str | None = None,
     ) -> Executed:
-        """Run a command in an active service as `exec` does; return its exit status and output."""
+        """Run a command in an active service as `exec` does. Return its exit status and output."""
         from niso.runtime.execute import capture
 
         if not isinstance(stdin, bytes):
@@ -362,8 +366,8 @@ class Services(ApiPart):
     def kill(self, *names: str, signal: str = "KILL") -> tuple[Signalled, ...]:
         """Send a signal, by name (HUP, SIGHUP) or number, to the processes of active services.
 
-        If a process exits because of it, the restart policy of its service applies. Raises Conflict
-        if a service is not active, ProcessError if it has no process.
+        If the signal ends a process, the restart policy of the service applies. Raises Conflict if
+        a service is not active, and ProcessError if a service has no process.
         """
         from niso.runtime import lifecycle
 
@@ -379,7 +383,10 @@ class Services(ApiPart):
         )
 
     def _to_run(self, name: str, command: Iterable[str]) -> tuple[str, Any]:
-        """Return the service and the words of a command. Raises Conflict if it is not active."""
+        """Return the service or instance in which a command is to run, and the command's words.
+
+        Raises Conflict if the service is not active.
+        """
         words = texts(command, "command")
         if not words:
             raise UsageError("missing command", f"niso exec {text(name, 'name')} -- CMD")
@@ -392,7 +399,7 @@ class Services(ApiPart):
         return running[0], words
 
     def _active(self, store: Store, name: str) -> str:
-        """Return the active service with this name. Raises Conflict, NotFound."""
+        """Return the active service with this name or alias. Raises Conflict, NotFound."""
         service = _own(store, text(name, "name"))
         store.require_active(service)
         return service
@@ -400,7 +407,7 @@ class Services(ApiPart):
     # --- ports -----------------------------------------------------------------------------------
 
     def port_forward(self, name: str, port: str, *, replace: bool = False) -> Forwarded:
-        """Publish one more port of an active service: ``8080:80``, ``127.0.0.1:53:53/udp``.
+        """Publish one more port of an active service: ``8080:80`` or ``127.0.0.1:53:53/udp``.
 
         ``replace`` takes the host port from the service that publishes it now. Raises Conflict,
         KernelError.
@@ -417,9 +424,10 @@ class Services(ApiPart):
         return Forwarded(service, changed, ports, _taken(machine.store, taken), ())
 
     def port_unforward(self, name: str, port: str) -> Forwarded:
-        """Withdraw a port published with `port_forward`. Raises NotFound, Conflict.
+        """Withdraw a port that `port_forward` published. Raises NotFound, Conflict.
 
-        If it was taken from a service's manifest, that service publishes the port again.
+        If the host port was taken from a manifest's port of a service, that port is published
+        again.
         """
         from niso.change import port_forward
 
@@ -450,7 +458,7 @@ def _with_healthcheck(store: Store, names: Iterable[str]) -> list[str]:
 def _resolved(store: Store, names: Iterable[str], instances: bool = False) -> list[str]:
     """Return the services with these names, hostnames or aliases.
 
-    Without ``instances``, raises Conflict if one of them is an instance of a service.
+    Raises Conflict if one of them is an instance of a service, unless ``instances`` is true.
     """
     services = [*dict.fromkeys(_own(store, name) for name in names)]
     for service in () if instances else services:
@@ -461,7 +469,7 @@ def _resolved(store: Store, names: Iterable[str], instances: bool = False) -> li
 
 
 def _own(store: Store, name: str) -> str:
-    """Return a service by any of its names. Raises NotFound, and Conflict for an attachment."""
+    """Return the service with this name or alias. Raises NotFound; Conflict if an attachment."""
     service = store.resolve(name)
     if (row := store.service(service)) is not None:
         row.require_own()
@@ -469,7 +477,7 @@ def _own(store: Store, name: str) -> str:
 
 
 def _known(store: Store, name: str, with_volumes: bool) -> str:
-    """Return a service like `_own`, or with ``with_volumes`` a removed one whose volumes exist."""
+    """Return a service as `_own` does, or also a removed one whose volumes exist."""
     from niso.runtime import volumes
 
     try:
@@ -484,14 +492,14 @@ def _known(store: Store, name: str, with_volumes: bool) -> str:
 
 
 class Taken(NamedTuple):
-    """The ports that another service lost to a new port, or got back."""
+    """The ports that another service lost to a forwarded port, or got back from it."""
 
     service: str  # the service's name
     ports: tuple[Port, ...]  # published ports, one for each IP version
 
 
 class Forwarded(NamedTuple):
-    """Result of `Services.port_forward` and `Services.port_unforward`."""
+    """The result of `Services.port_forward` and `Services.port_unforward`."""
 
     service: str  # the service's name
     changed: bool  # false if nothing changed
@@ -505,7 +513,7 @@ def _taken(store: Store, ports: Iterable[tuple[str, records.PortMapping]]) -> tu
 
 
 class Executed(NamedTuple):
-    """Result of `Services.run`. ``status`` is 128 + N if signal N killed the command."""
+    """The result of `Services.run`. ``status`` is 128 + N if signal N killed the command."""
 
     status: int
     stdout: bytes
@@ -513,7 +521,7 @@ class Executed(NamedTuple):
 
 
 class Signalled(NamedTuple):
-    """Result of `Services.kill` for one service."""
+    """The result of `Services.kill` for one service."""
 
     service: str  # the service's name
     signal: str  # name of the signal

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Stacks(ApiPart):
-    """Manage stacks: ``host.stacks``. The argument ``stack`` is a stack.toml or its folder."""
+    """The API of stacks: ``host.stacks``. The argument ``stack`` is a stack.toml or its folder."""
 
     def up(
         self,
@@ -39,10 +39,10 @@ class Stacks(ApiPart):
         replace: bool = False,
         trust_owner: bool = True,
     ) -> niso.StackUp:
-        """Apply a stack.toml: activate its services; if one of them fails, roll back everything.
+        """Apply a stack.toml: activate its services. If one of them fails, roll back everything.
 
-        ``replace`` takes over services, and a stack, of these names from other folders. ``timeout``
-        is the number of seconds for each service to start or become healthy. Without
+        ``replace`` takes over services and a stack of the same names from other folders.
+        ``timeout`` is the number of seconds for each service to start or become healthy. Without
         ``trust_owner``, files that users other than root and the caller can change are refused.
         Raises InvalidInput, Conflict, NotFound, KernelError, ProcessError, ErrorGroup.
         """
@@ -61,7 +61,7 @@ class Stacks(ApiPart):
     def down(
         self, stack: str | os.PathLike[str], *, volumes: bool = False, dry_run: bool = False
     ) -> niso.StackDown:
-        """Deactivate a stack's services, each before its dependencies. Raises Error.
+        """Deactivate a stack's services, each before the services that it depends on. Raises Error.
 
         Addresses and networks are kept. ``volumes`` deletes the named volumes.
         """
@@ -80,7 +80,7 @@ class Stacks(ApiPart):
         return of_stack(self.session, store, outline.after, outline.name)
 
     def restart(self, stack: str | os.PathLike[str]) -> tuple[niso.Done, ...]:
-        """Restart the processes of a stack's active services, each after those it depends on.
+        """Restart a stack's active services, each after the services that it depends on.
 
         Raises Conflict if the stack came from another file, NotFound, ProcessError.
         """
@@ -98,7 +98,7 @@ class Stacks(ApiPart):
         timestamps: bool = False,
         since: str | None = None,
     ) -> Iterator[tuple[str, bytes]]:
-        """Return pairs of service and line, ordered by time, of all services of a stack.
+        """Return the output of a stack's services as pairs of service and line, ordered by time.
 
         The arguments are those of ``host.services.logs``. ``lines`` applies to each service. Raises
         NotFound, UsageError, and Conflict if the stack came from another file.

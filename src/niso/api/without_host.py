@@ -1,6 +1,6 @@
 """Validate manifests and stacks, return schemas and convert compose files, without a host.
 
-CI jobs and editors can use these functions where niso does not run services.
+CI jobs and editors can use these functions on machines where niso does not run services.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Valid(NamedTuple):
 
 
 def validate(*files: str | os.PathLike[str]) -> tuple[Valid, ...]:
-    """Validate manifest.toml and stack.toml files, or those in folders.
+    """Validate manifest.toml and stack.toml files, or the files in folders.
 
     Does not need root, and ignores the state of this machine, such as its networks and programs.
-    Everything that an activation refuses on any machine is refused here too. Raises Error, or
+    All errors that an activation reports on any machine are reported here too. Raises Error, or
     ErrorGroup with all errors of all files.
     """
     valid: list[Valid] = []
@@ -66,12 +66,12 @@ def _locate(errors: list[Error]) -> None:
         try:
             with open(file, encoding="utf-8", errors="replace") as text:
                 toml.locate(text.read(toml.MAX_BYTES), in_file)
-        except (OSError, ValueError):  # a path shown escaped cannot be opened
+        except (OSError, ValueError):  # a path that the error shows escaped cannot be opened
             continue
 
 
 def _places(given: str) -> Iterator[str]:
-    """Yield the manifest and stack files at a path; for a folder without, its missing manifest."""
+    """Yield the manifest and stack files at a path. An empty folder yields its missing manifest."""
     if not os.path.isdir(given):
         yield os.path.abspath(given)
         return
@@ -122,10 +122,10 @@ FILE_NAME = "stack.toml"
 def import_compose(
     file: str | os.PathLike[str], output: str | os.PathLike[str] | None = None
 ) -> niso.ImportedStack:
-    """Convert a compose file to a stack.toml, and write it into the folder ``output``.
+    """Convert a compose file to a stack.toml, and write the stack.toml into the folder ``output``.
 
-    Does not need root. Raises Conflict if the folder has a stack.toml, NotFound, InvalidInput, and
-    Error without PyYAML.
+    Without ``output``, no file is written. Does not need root. Raises Conflict if the folder has a
+    stack.toml, NotFound, InvalidInput, and Error without PyYAML.
     """
     from niso.compose import compose_file
 
@@ -135,7 +135,7 @@ def import_compose(
 
 
 def _write(folder: str, text: str) -> str:
-    """Write stack.toml, readable for its owner only. Raises Conflict if it exists."""
+    """Write a stack.toml that only its owner can read. Raises Conflict if the file exists."""
     target = os.path.join(os.path.abspath(folder), FILE_NAME)
     try:
         os.makedirs(folder, exist_ok=True)

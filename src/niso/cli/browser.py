@@ -1,4 +1,4 @@
-"""Run `niso web`: this process, as root, measures; an unprivileged process serves the results.
+"""Run `niso web`. This process measures as root. An unprivileged process serves the results.
 
 The page is opened in the browser of the user who called sudo(8).
 """
@@ -82,7 +82,7 @@ def run(_: str, args: Args) -> int:
 
 
 def _serve(look: Iterator[bytes], server: _PageServer, end: float | None) -> None:
-    """Pass a measurement to the server every `EVERY_S`, until ``end`` of time.monotonic()."""
+    """Pass measurements to the server every `EVERY_S` seconds, until ``end`` (monotonic clock)."""
     began = time.monotonic()
     while True:
         wait = max(EVERY_S, _SHARE * (time.monotonic() - began))
@@ -94,7 +94,10 @@ def _serve(look: Iterator[bytes], server: _PageServer, end: float | None) -> Non
 
 
 def _looks(host: Host) -> Iterator[bytes]:
-    """Yield measurements as lines of JSON. The first may raise Error; later errors are lines."""
+    """Yield measurements as lines of JSON. The first measurement may raise Error.
+
+    A later error is a line too.
+    """
     with host.map() as measured:
         yield _line({"state": plain(measured.read())})
         while True:
@@ -111,8 +114,8 @@ def _line(value: object) -> bytes:
 class _PageServer:
     """The process that serves the page.
 
-    It is forked before this process opens the store, so its memory contains none of the store's
-    data. It is stopped at the end of the ``with`` block.
+    The process is forked before its parent opens the database, so its memory contains none of the
+    database's data. The process is stopped at the end of the ``with`` block.
     """
 
     def __init__(self, listener: socket.socket) -> None:
@@ -129,7 +132,7 @@ class _PageServer:
         self._over = False
 
     def __enter__(self) -> _PageServer:
-        """Wait until the server is ready. Raises Error."""
+        """Wait until the server is ready. Raises Error if the server fails."""
         try:
             said = os.read(self._status, len(_READY))
             if said != _READY:
@@ -140,7 +143,7 @@ class _PageServer:
         return self
 
     def write(self, line: bytes) -> None:
-        """Pass a state to the server. Raises Error if it has exited."""
+        """Pass a measurement to the server. Raises Error if the server has exited."""
         view = memoryview(line)
         try:
             while view:
@@ -154,7 +157,7 @@ class _PageServer:
             raise self._failure(b"")
 
     def _failure(self, said: bytes) -> Error:
-        """Return an error that says why the server has exited. ``said`` is its output so far."""
+        """Return an error that says why the server exited. ``said`` is its output read so far."""
         while block := os.read(self._status, 4096):
             said += block
         if said:
@@ -178,7 +181,7 @@ class _PageServer:
 
 
 def _in_child(listener: socket.socket, pipe: int, status: int, token: str) -> None:
-    """Serve the page with INT, TERM and HUP blocked until ``pipe`` is closed; exit this process."""
+    """Serve the page until ``pipe`` is closed, then exit this process. Signals are blocked."""
     from niso.web import page_server
 
     code = 1
@@ -231,7 +234,7 @@ def _listening(path: str | None, port: int) -> Iterator[socket.socket]:
 
 
 def _remove_dead(path: str) -> None:
-    """Remove root's Unix socket if no process listens on it. Raises OSError for other files."""
+    """Remove a Unix socket of root if no process listens on it. Raises OSError for other files."""
     with suppress(FileNotFoundError):
         info = os.lstat(path)
         if not stat.S_ISSOCK(info.st_mode):
@@ -256,8 +259,8 @@ def _in_browser(address: str) -> Iterator[None]:
     """Open an address in the browser of the user who called sudo(8).
 
     The address contains the token, and all users can read the arguments of a process (proc(5)). The
-    browser therefore gets the path of a file that only the user can read. The file redirects to the
-    address, and is removed at the end. Raises UsageError if there is no such user.
+    browser therefore gets the path of a file that only the user can read. This file redirects to
+    the address, and is removed at the end. Raises UsageError if the user has no desktop session.
     """
     sudo = os.environ.get("SUDO_UID", "")
     uid = int(sudo) if sudo.isascii() and sudo.isdigit() else 0

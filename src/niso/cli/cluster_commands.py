@@ -238,7 +238,10 @@ def _headline(seen: niso.ClusterStatus) -> str:
 
 
 def follow(start: Callable[[Callable[[str], None]], Following]) -> int:
-    """Run the agent that ``start`` returns, and print its log on stdout; return the exit status."""
+    """Run an agent and print its log on stdout until a signal ends the agent.
+
+    ``start`` takes a function that logs a line, and returns the agent. Returns the exit status.
+    """
     following = start(lambda line: print(output.escaped(line), flush=True))
     ended = []
 

@@ -1,6 +1,6 @@
 """Define commands as data, and list them with the modules that run and describe them.
 
-The parser, help, completion, man pages and docs/reference are generated from the data, which are in
+The parser, help, completion, man pages and docs/reference are generated from this data, which is in
 cli/catalogue.
 """
 
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 class Argument(NamedTuple):
     """A positional argument of a command, such as ``NAME``, ``FILE?``, ``PATH*`` or ``-- CMD...``.
 
-    A last character ``?`` allows none, ``+`` several, ``*`` both. With ``-- ``, the argument has
-    all remaining words. ``completes`` is a key of `complete._KINDS`. ``key`` is the attribute of
-    `Args`, if it is not the lower-case name, with an s for several.
+    A last character ``?`` makes the argument optional, ``+`` allows several, and ``*`` both. With
+    ``-- ``, the argument takes all remaining words. ``completes`` is a key of `complete._KINDS`.
+    ``key`` is the attribute of `Args`, if it is not the lower-case name, with an s if several are
+    allowed.
     """
 
     spelled: str
@@ -35,7 +36,7 @@ class Argument(NamedTuple):
 
     @property
     def times(self) -> str:
-        """``?``, ``*`` or ``+``; "" for an argument that occurs once, ``...`` for the rest."""
+        """``?``, ``*`` or ``+``. "" means exactly once, and ``...`` means all remaining words."""
         return "..." if "-- " in self.spelled else self.spelled[len(self.metavar) :]
 
     @property
@@ -46,11 +47,12 @@ class Argument(NamedTuple):
 class Option(NamedTuple):
     """An option of a command, such as ``-v --verbose``, ``-n N``, ``--port PORT...``.
 
-    With a word after its flags it takes a value; without, it is a switch. ``...`` allows the option
-    several times. Options with the same ``group`` exclude each other. ``means`` is the value that a
-    given switch has instead of True. ``ends`` is True if the option stops or deletes something.
-    ``implied`` is the value of an option that is given without a value. A value must then follow
-    after ``=``. ``key`` is the attribute of `Args`, if it is not the last flag.
+    A word after the flags is the name of the option's value. Without this word, the option is a
+    switch. ``...`` allows the option several times. Options with the same ``group`` exclude each
+    other. ``means`` is the value of a given switch, if not True. ``ends`` is True if the option
+    stops or deletes something. ``implied`` is the value of an option given without a value; other
+    values must then follow after ``=``. ``key`` is the attribute of `Args`, if it is not the last
+    flag.
     """
 
     spelled: str
@@ -73,7 +75,7 @@ class Option(NamedTuple):
 
     @property
     def metavar(self) -> str:
-        """The name of the option's value in help; "" if the option takes no value."""
+        """The name of the option's value in help, or "" if the option takes no value."""
         word = self.spelled.split()[-1]
         return "" if word.startswith("-") else word.removesuffix("...")
 
@@ -83,12 +85,12 @@ class Option(NamedTuple):
 
     @property
     def takes(self) -> str:
-        """The option as help shows it: ``-n, --lines N``, ``--encrypt[=HOW]``."""
+        """The option as shown in help: ``-n, --lines N``, ``--encrypt[=HOW]``."""
         return ", ".join(self.flags) + self.value
 
     @property
     def value(self) -> str:
-        """The option's value as help shows it after a flag, such as `` N``."""
+        """The option's value as shown in help after a flag, such as `` N``."""
         if self.implied:
             return f"[={self.metavar}]"
         return f" {self.metavar}" if self.metavar else ""
@@ -97,10 +99,11 @@ class Option(NamedTuple):
 class Command(NamedTuple):
     """The description of a command.
 
-    ``does`` is an imperative phrase. ``lines`` has examples, with remarks after ``  # ``, and
-    ``statuses`` exit statuses with their meanings, one in each line. ``root`` is True if the
-    command needs root. ``ends`` is True if it stops or deletes something: such a command is never
-    suggested for a misspelt one. If ``aside`` is True, overviews list only the command's name.
+    ``does`` is an imperative phrase. ``lines`` has one example in each line, with a remark after ``
+    # ``. ``statuses`` has one exit status with its meaning in each line. ``root`` is True if the
+    command needs root. ``ends`` is True if the command stops or deletes something. Such a command
+    is never suggested for a misspelt one. If ``aside`` is True, overviews list only the command's
+    name.
     """
 
     name: str
@@ -150,7 +153,7 @@ def meaning(of: Argument | Option) -> str:
 
 
 def synopsis(command: Command) -> list[str]:
-    """Return the parts of a usage line, between which it may be wrapped: ``[--subnet CIDR]...``."""
+    """Return the parts of a usage line, such as ``[--subnet CIDR]...``. It wraps between parts."""
     shown = [f"niso {command.name}"]
     for argument in command.arguments:
         if argument.times == "...":
@@ -204,9 +207,7 @@ _RUNS = (
     ("on-exit help version", "general_commands.run_meta", "general"),
 )
 COMMANDS = {name: (run, described) for names, run, described in _RUNS for name in names.split()}
-"""For each command, the function of cli that runs it, and the module of cli/catalogue with its
-description.
-"""
+"""The function of cli that runs each command, and the module of cli/catalogue that describes it."""
 
 GROUPS = ("net", "stack", "cluster")
 """The commands that have actions, such as ``niso net list``."""
@@ -218,7 +219,10 @@ ALIASES = {"-h": "help", "--help": "help", "-V": "version", "--version": "versio
 
 
 def find(name: str, action: str) -> Command | Group:
-    """Return a command; its group if that has no such action. ``action`` can have an argument."""
+    """Return a command, or its group if the group does not have the action.
+
+    ``action`` can be followed by an argument, which is ignored.
+    """
     catalogue = module(f"catalogue.{COMMANDS[name][1]}")
     group: Group | None = catalogue.GROUP if name in GROUPS else None
     commands: tuple[Command, ...] = group.actions if group else catalogue.COMMANDS

@@ -1,7 +1,7 @@
 """Complete command lines for bash and zsh.
 
-A short shell script passes the line to ``niso complete``. It prints one candidate on each line,
-followed by a tab and a description. A line that starts with a tab makes the script add files
+A short shell script passes the line to ``niso complete``, which prints one candidate on each line,
+followed by a tab and a description. A line that starts with a tab makes the script add file names
 (`MANIFESTS`, `FOLDERS`, `PROGRAMS`).
 """
 
@@ -53,7 +53,7 @@ def _script(shell: str) -> int:
     here = os.path.dirname(__file__)
     with open(os.path.join(here, SHELLS[shell]), encoding="utf-8") as file:
         text = file.read()
-    # an absolute path: works off PATH, and never runs a program of the current folder
+    # an absolute path works outside PATH, and never runs a program of the current folder
     own = os.path.abspath(sys.argv[0])
     quoted = "'" + own.replace("'", "'\\''") + "'"
     print(text.replace("@NISO@", quoted), end="")
@@ -61,7 +61,7 @@ def _script(shell: str) -> int:
 
 
 def split(line: str) -> tuple[list[str], str]:
-    """Split a line up to the cursor into its complete words, without quotes, and the last word."""
+    """Split a line at the cursor into its complete words, without quotes, and the last word."""
     words: list[str] = []
     word, quote, begun, escaped = "", "", False, False
     for letter in line:
@@ -83,7 +83,11 @@ def split(line: str) -> tuple[list[str], str]:
 
 
 def candidates(words: list[str], current: str) -> Candidates:
-    """Return words that can follow ``words``, with descriptions; not all begin with ``current``."""
+    """Return the words that can follow in a command line, with descriptions.
+
+    ``words`` are the complete words. ``current`` is the unfinished word. The caller must leave out
+    candidates that do not begin with it.
+    """
     if not words:
         return _commands()
     name = ALIASES.get(words[0], words[0])
@@ -103,7 +107,7 @@ def _commands() -> Candidates:
 
 
 def _actions(group: Command | Group | None, words: Sequence[str]) -> Candidates:
-    """Return the next word of each action that begins with ``words``, with descriptions."""
+    """Return the possible next words of a group's actions after ``words``, with descriptions."""
     following: dict[str, str] = {}
     for action in group.actions if isinstance(group, Group) else ():
         own = action.name.split()[1:]
@@ -196,7 +200,7 @@ def _networks() -> Candidates:
 
 
 def _words(ports: Iterable[niso.Port]) -> list[str]:
-    """Return ports as a manifest has them. A port on all addresses is one word."""
+    """Write ports as in a manifest. A port on all addresses is one word."""
     words = []
     for port in ports:
         host = "" if port.anywhere else f"{bracketed(port.host_ip)}:"
@@ -206,7 +210,7 @@ def _words(ports: Iterable[niso.Port]) -> list[str]:
 
 
 def _forwards(placed: list[str], given: list[str]) -> Candidates:
-    """Return a service's forwarded ports; with --replace, the published ports of other services."""
+    """Return a service's forwarded ports, or with --replace the published ports of others."""
 
     def read(host: niso.Host) -> Candidates:
         if "--replace" not in given:
@@ -220,7 +224,7 @@ def _forwards(placed: list[str], given: list[str]) -> Candidates:
 
 
 def _targets(placed: list[str], given: list[str]) -> Candidates:
-    """Return all services, and SERVICE:PORT for each port of services that publish ports."""
+    """Return all services, and SERVICE:PORT for each published port of a service."""
 
     def read(host: niso.Host) -> Candidates:
         ports = host.networks.ports()
@@ -250,5 +254,5 @@ _KINDS: dict[str, Callable[[list[str], list[str]], Iterable[tuple[str, str]]]] =
 }
 """The function that returns the candidates, for each value of `Argument.completes`.
 
-It takes the arguments and the options before the current word.
+The function takes the arguments and the options before the current word.
 """

@@ -56,7 +56,7 @@ def _valid(file: niso.Valid) -> str:
 
 
 def print_help(words: list[str]) -> int:
-    """Print the help of the given command or action, or the first screen. Raises UsageError."""
+    """Print the help of a command or action, or the first screen of help. Raises UsageError."""
     if not words or words[0] in HELP:
         print(parse.first_screen(__version__, first_screen()), end="")
         return 0
@@ -74,7 +74,7 @@ def print_help(words: list[str]) -> int:
 
 
 def first_screen() -> list[Command | Group]:
-    """Return the commands that help's first screen lists: all but help, version and hidden ones."""
+    """Return the commands on help's first screen: all but help, version and the hidden ones."""
     return [find(name, "") for name in COMMANDS if name not in (*HIDDEN, "help", "version")]
 
 

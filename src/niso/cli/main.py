@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 JUDGES = ("net check", "net explain")
 """Commands whose exit status 1 is a result and not an error.
 
-``net check`` has found differences; ``net explain`` says that the packet is dropped.
+The result is that ``net check`` found differences or that the packet of ``net explain`` is dropped.
 """
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     os.umask(0o022)
     _have_outputs()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # characters that the encoding lacks are printed as escapes
+        # characters that the output's encoding lacks are printed as escapes
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         end_on_signals()
@@ -53,7 +53,7 @@ def main() -> None:
 def _have_outputs() -> None:
     """Open /dev/null as each of the descriptors 0, 1 and 2 that the caller has closed.
 
-    Otherwise output would overwrite a database or lock file that got the number.
+    Otherwise a database or lock file could get one of these numbers, and output would overwrite it.
     """
     for fd in range(3):
         try:
@@ -125,7 +125,7 @@ def _report(error: Error, as_json: bool) -> None:
 
 
 def _failed(error: Error, as_json: bool, status: int) -> int:
-    """Report an error and return ``status``, or raise KeyboardInterrupt after a signal."""
+    """Report an error and return ``status``. Raises KeyboardInterrupt if there was a signal."""
     _report(error, as_json)
     if state.last > 0:  # the signal may have caused the error
         raise KeyboardInterrupt
@@ -165,7 +165,10 @@ def _command(arguments: list[str]) -> int:
 
 
 def _refuse_early_option(arguments: list[str], place: int) -> None:
-    """Raise UsageError if the word at ``place`` is an option that belongs after the command."""
+    """Raise UsageError if an option that belongs after the command precedes it.
+
+    ``place`` is the position of the option in the command line.
+    """
     from niso.cli.command import COMMANDS, Command, find
 
     option, words = arguments[place], [*arguments[:place], *arguments[place + 1 :]]
@@ -188,7 +191,7 @@ def _print_help(words: list[str]) -> int:
 
 
 def _plain(arguments: list[str]) -> bool:
-    """Return whether no word needs quotes in a shell."""
+    """Return whether all words can be written without quotes in a shell."""
     return all(word and all(c.isalnum() or c in "-_./:=,@%+" for c in word) for word in arguments)
 
 
@@ -196,7 +199,7 @@ def _plain(arguments: list[str]) -> bool:
 
 
 def explained(error: Exception) -> Error:
-    """Return an `Error` for an exception that no other layer has converted."""
+    """Return an `Error` for an exception that no lower layer has converted to one."""
     from niso.look.session import explained as known
 
     if isinstance(error, OSError) and error.filename is None:
@@ -210,7 +213,7 @@ def explained(error: Exception) -> Error:
 
 
 def _of_output(error: OSError) -> Error | None:
-    """Return an `Error` if the failed system call was a write to stdout, else None."""
+    """Return an `Error` if the system call that failed was a write to stdout, else None."""
     try:
         sys.stdout.flush()  # fails again, except after a write larger than the buffer
         os.write(1, b"")
@@ -228,13 +231,11 @@ class state:
     """The state of the signal handlers."""
 
     last = 0.0
-    """When a signal was last handled, in seconds of the monotonic clock; not above 0 if none
-    was.
-    """
+    """When a signal was last handled, in seconds of the monotonic clock. Up to 0 means never."""
     over = False
-    """True once the command has ended: signals no longer interrupt it while it reports."""
+    """True once the command has ended. Signals no longer interrupt it while it prints errors."""
     lost = False
-    """True if an interrupt was raised where Python discards exceptions. It is then raised again."""
+    """True while an interrupt that Python discarded still has to be raised again."""
 
 
 BURST_S = 1.0
@@ -249,7 +250,7 @@ def interrupt(*_: object) -> None:
     """Raise KeyboardInterrupt in the running command, which then rolls back its change.
 
     A second signal aborts the rollback too. If the command has failed and is already rolling back,
-    the first signal does not abort the rollback; `main._failed` then reports both.
+    the first signal does not abort the rollback, and `_failed` reports the error and the signal.
     """
     now = time.monotonic()
     if state.over or now - state.last < BURST_S:
@@ -263,8 +264,8 @@ def interrupt(*_: object) -> None:
 def _unraisable(lost: UnraisableHookArgs) -> None:
     """Raise a KeyboardInterrupt again that Python has discarded.
 
-    importlib runs a weak reference callback after each import. A KeyboardInterrupt raised in the
-    callback is discarded, and the command would otherwise run to its end.
+    importlib runs a weak reference callback after each import. Python discards a KeyboardInterrupt
+    raised in this callback, and the command would otherwise run to its end.
     """
     if lost.exc_type is not KeyboardInterrupt:
         sys.__unraisablehook__(lost)
@@ -289,9 +290,9 @@ def end_on_signals() -> None:
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGALRM, _again)
     sys.unraisablehook = _unraisable
-    # some parents leave it ignored, and then wait(2) returns no status
+    # some parents leave SIGCHLD ignored, and then wait(2) returns no status
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in (signal.SIGINT, signal.SIGHUP):
-        # leave it ignored, as in background jobs of scripts and by nohup(1)
+        # leave an ignored signal ignored, as for background jobs of scripts and nohup(1)
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, interrupt)

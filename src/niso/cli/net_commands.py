@@ -255,7 +255,7 @@ def _entry(entry: niso.PolicyEntry) -> tuple[str, ...]:
 
 
 def _policy_test(host: Host, args: Args) -> int:
-    # as the name of a service, it would mean the manifest in the store, which cuts nothing
+    # a path, because the name of a service would mean the manifest in the store
     path = os.path.join(os.curdir, args.path)
     with Progress(args) as host.progress:
         effects = host.policy_effects(path, since=args.since)
@@ -266,7 +266,7 @@ def _policy_test(host: Host, args: Args) -> int:
 
 
 def say_what_changes(host: Host, *what: str) -> None:
-    """Print the recorded flows that an activation would cut or allow, if there are any."""
+    """Print the recorded flows that an activation would cut or newly allow, if any."""
     effects = [e for e in host.policy_effects(*what) if e.effect != "pass"]
     if effects:
         _print_effects(effects)
@@ -300,7 +300,7 @@ _COLUMNS = ("NAME", "ADDRESSES", "UNTIL", "SERVICES", "PROBLEM")
 
 
 def _refresh(host: Host, args: Args) -> int:
-    """Resolve the DNS names; with --for, again whenever one is due, until Ctrl-C."""
+    """Resolve the DNS names. With --for, resolve each name again when due, until Ctrl-C."""
     if not args.for_:
         return _refresh_once(host, args)
     end = time.monotonic() + duration(args.for_, "--for")

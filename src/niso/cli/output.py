@@ -1,7 +1,7 @@
-"""Print results as tables or JSON, and slow steps on stderr. Control characters are escaped.
+"""Print results as tables or JSON, and print slow steps on stderr, with control characters escaped.
 
-A thread prints the current step when it has taken a second, so that the main thread need not be
-interrupted.
+A thread prints the current step if the step takes more than a second, so that the main thread need
+not be interrupted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def escaped(text: str) -> str:
-    """Return ``text`` with control characters and bidi overrides escaped, such as \\x1b."""
+    """Escape control characters and bidirectional overrides in a string, as in \\x1b."""
     if text.isprintable():
         return text
     return "".join(
@@ -40,14 +40,14 @@ def escaped(text: str) -> str:
 
 
 def escaped_lines(text: str) -> str:
-    """Escape a text like `escaped`, but keep its newlines and tabs."""
+    """Escape a text as `escaped` does, but leave newlines and tabs unchanged."""
     return "\n".join(
         "\t".join(escaped(part) for part in line.split("\t")) for line in text.split("\n")
     )
 
 
 def arrow() -> str:
-    """Return ``→``, or ``->`` if the output's encoding or the locale may lack it."""
+    """Return ``→``, or ``->`` if the encoding of the output or the locale may lack the arrow."""
     locale = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_CTYPE", "LANG"))), "")
     if locale in ("C", "POSIX"):
         return "->"
@@ -61,8 +61,8 @@ def arrow() -> str:
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print rows below the titles of their columns.
 
-    On a narrow terminal, lists in a cell are wrapped, and columns are one space apart. Nothing is
-    truncated.
+    On a narrow terminal, lists in a cell are wrapped, and the gap between columns is one space. No
+    text is truncated.
     """
     lines = [list(columns), *map(_escaped_row, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -109,7 +109,7 @@ def _narrowed(
 
 
 def _items(value: str) -> list[str]:
-    """Split a list into its items. Each item keeps the comma or semicolon after it."""
+    """Split a list into its items, each with the comma or semicolon that follows."""
     return value.replace(", ", ",\0").replace("; ", ";\0").split("\0")
 
 
@@ -134,13 +134,13 @@ _COLOURS |= dict.fromkeys(("failed", "exited", "unhealthy"), _RED) | {"inactive"
 
 
 def columns_variable() -> int:
-    """Return the width in the environment variable COLUMNS; 0 if it is unset or invalid."""
+    """Return the width in the environment variable COLUMNS, or 0 if unset or invalid."""
     value = os.environ.get("COLUMNS", "")
     return int(value) if value.isascii() and value.isdigit() and len(value) < 10 else 0
 
 
 def terminal_columns(descriptor: int) -> int:
-    """Return the width in columns of the terminal behind a descriptor; 0 if it is no terminal."""
+    """Return the width in columns of a descriptor's terminal, or 0 if there is no terminal."""
     try:
         if os.isatty(descriptor):
             return columns_variable() or os.get_terminal_size(descriptor).columns
@@ -169,26 +169,26 @@ def _painted(cell: str) -> str:
 
 
 def ends(flow: niso.Flow | niso.PolicyEffect | niso.FlowLoad) -> tuple[str, str]:
-    """Return the source and the destination of a flow: ``api``, ``[fd00::2]:53/udp``."""
+    """Format the source and the destination of a flow: ``api``, ``[fd00::2]:53/udp``."""
     return flow.from_.name, f"{bracketed(flow.to.name)}:{flow.port}/{flow.proto}"
 
 
 def ago(seconds: float | None, never: str = "-") -> str:
-    """Format an age as ``3m12s ago`` or ``now``; ``never`` if it is None."""
+    """Format an age as ``3m12s ago`` or ``now``. If the age is None, return ``never``."""
     if seconds is None:
         return never
     return "now" if seconds < 1 else f"{duration(seconds)} ago"
 
 
 def flow_cells(flow: niso.Flow | niso.PolicyEffect) -> tuple[str, ...]:
-    """Return the cells FROM, TO, NEW, OPEN and LAST of a flow."""
+    """Return the cells FROM, TO, NEW, OPEN and LAST of a flow in a table."""
     return (*ends(flow), str(flow.new or "-"), str(flow.open or "-"), ago(flow.ago))
 
 
 def merged[T: (niso.Flow, niso.PolicyEffect)](
     flows: Iterable[T], key: Callable[[T], object]
 ) -> list[T]:
-    """Merge rows with the same ``key``, such as those for IPv4 and IPv6, and add their numbers."""
+    """Merge flows with the same ``key``, such as those of IPv4 and IPv6, and add their numbers."""
     rows: dict[object, T] = {}
     for flow in flows:
         known = rows.setdefault(key(flow), flow)
@@ -208,7 +208,7 @@ def as_json(value: object) -> None:
 
 
 def result[T](args: Args, value: T, show: Callable[[T], object]) -> int:
-    """Print a result of the API: as JSON with --json, else by calling ``show``. Returns 0."""
+    """Print a result of the API as JSON with --json, else by calling ``show``. Returns 0."""
     if args.json:
         as_json(value)
     else:
@@ -217,22 +217,22 @@ def result[T](args: Args, value: T, show: Callable[[T], object]) -> int:
 
 
 def results[T](args: Args, done: Sequence[T], line: Callable[[T], str]) -> int:
-    """Print results like `result`, but as text one line for each."""
+    """Print results as JSON with --json, else one line of text for each result. Returns 0."""
     return result(args, done, lambda done: [print(line(one)) for one in done])
 
 
 def changes(args: Args, done: Sequence[niso.Changed], words: tuple[str, str]) -> int:
-    """Print which services were changed; ``words`` are for unchanged and changed ones."""
+    """Print for each service whether it was changed. ``words`` are for unchanged and changed."""
     return results(args, done, lambda one: f"{one.service}: {words[one.changed]}")
 
 
 def ports_text(ports: Iterable[niso.Port]) -> str:
-    """Format ports as ``8080→8080, [::]:53→53/udp``. A port on all addresses is listed once."""
+    """Format ports as ``8080→8080, [::]:53→53/udp``. A port on all addresses appears once."""
     return ", ".join(dict.fromkeys(map(_port_text, ports)))
 
 
 def as_listed(port: str) -> str:
-    """Format a port as in a manifest, such as ``127.0.0.1:53:53/udp``, like `ports_text` does."""
+    """Format a port from a manifest (``127.0.0.1:53:53/udp``) in the style of `ports_text`."""
     host, colon, container = port.removeprefix("0.0.0.0:").rpartition(":")
     return f"{host}{arrow()}{container}" if colon else port
 
@@ -258,7 +258,7 @@ def duration(seconds: float) -> str:
 
 
 def note(line: str) -> None:
-    """Print a step on stderr, for ``-v``."""
+    """Print a step of a command on stderr, for ``-v``."""
     print(escaped_lines(line), file=sys.stderr)
 
 
@@ -305,15 +305,15 @@ SLOW = (
 
 
 class Progress:
-    """Print events as -v and --dry-run ask for: ``with Progress(args) as host.progress:``.
+    """A printer of events, as -v and --dry-run request: ``with Progress(args) as host.progress:``.
 
-    Without these options, a thread prints the steps that take more than a second. It starts with
-    the first event that can be slow. Warnings are always printed.
+    Without these options, a thread prints the steps that take more than a second. The thread starts
+    with the first event that can be slow. Warnings are always printed.
     """
 
     def __init__(self, args: Args) -> None:
         self._verbose = bool(getattr(args, "verbose", False))
-        self._quiet = bool(getattr(args, "json", False))  # stderr carries JSON too
+        self._quiet = bool(getattr(args, "json", False))  # errors on stderr are JSON
         self._dry_run = bool(getattr(args, "dry_run", False))
         self._waits: frozenset[str] = frozenset()
         self._began = time.monotonic()
@@ -369,7 +369,7 @@ class Progress:
             step("nothing to do")
 
     def _stop(self) -> None:
-        """End the thread, after it has finished a line that it is printing."""
+        """End the thread, after the thread has finished a line that it is printing."""
         if self._running:
             self._over.release()
             with self._printing:  # let a line in progress come before the command's output
@@ -380,7 +380,7 @@ class Progress:
         return self._since + after - time.monotonic()
 
     def _print_slow_steps(self) -> None:
-        """Print each step that takes a second, and again every ten seconds, until `_stop`."""
+        """Print each step that takes a second, then every ten seconds, until `_stop` is called."""
         while True:
             if self._over.acquire(timeout=max(0.0, self._due_s())):
                 return

@@ -1,4 +1,4 @@
-"""Parse command lines, and format help: the first screen, a group, one command.
+"""Parse command lines, and format help: the first screen, a group of commands, one command.
 
 argparse would take a seventh of the time of a short command (docs/design/dependencies.md), and
 cannot report a misspelt option if an argument is missing too. Options may come anywhere before
@@ -41,7 +41,7 @@ Args = SimpleNamespace
 
 
 def asks_help(words: list[str], command: Command) -> bool:
-    """Return whether the words ask for help of niso, and not of a command that niso runs."""
+    """Return whether the words request niso's help, not that of a command which niso runs."""
     for word in words:
         if word == "--" or (
             not word.startswith("-") and command.arguments and command.arguments[0].times == "..."
@@ -53,7 +53,7 @@ def asks_help(words: list[str], command: Command) -> bool:
 
 
 def parse(command: Command, words: list[str]) -> Args:
-    """Return the values of a command's arguments and options. Raises UsageError."""
+    """Parse the words after a command to values of its arguments and options. Raises UsageError."""
     flags = {flag: option for option in command.options for flag in option.flags}
     given: dict[str, Any] = {}
     set_by: dict[str, str] = {}
@@ -64,7 +64,7 @@ def parse(command: Command, words: list[str]) -> Args:
     repeats = any(argument.times in ("*", "+") for argument in command.arguments)
     left = list(words)
     while left:
-        # if the number of arguments varies, only -- begins the remaining words
+        # if the number of arguments varies, the words of a command to run begin after --
         ends = left[0] == "--" or not (repeats or _is_option(left[0]))
         if takes_remaining and (repeats or len(placed) == single) and ends:
             remaining = left[1:] if left[0] == "--" else left
@@ -109,7 +109,7 @@ def _is_option(word: str) -> bool:
 
 
 def _split(word: str, flags: dict[str, Option]) -> tuple[str, str | None]:
-    """Split ``--mtu=9``, ``-n5`` or ``-ft`` into the option and the rest, or None."""
+    """Split ``--mtu=9``, ``-n5`` or ``-ft`` into the option and the rest, which can be None."""
     if word.startswith("--"):
         flag, equals, value = word.partition("=")
         return flag, value if equals else None
@@ -162,11 +162,12 @@ def _wrong(command: Command, message: str) -> UsageError:
 def unknown(
     kind: str, name: str, known: Mapping[str, bool], otherwise: str, group: str = ""
 ) -> UsageError:
-    """Return the error for an unknown word. Its hint names the closest word of ``known``.
+    """Return the error for an unknown word, such as a misspelt command or option.
 
-    ``known`` maps each word to whether it stops or deletes something. If such a word is close, no
-    word is suggested, because the user may mean this word or its opposite. Names of actions begin
-    with their ``group``, which is not compared. ``otherwise`` is the hint if no word is close.
+    ``known`` maps each valid word to whether it stops or deletes something. The hint names the
+    closest valid word. If a word that stops or deletes something is close, no word is suggested,
+    because the user may mean this word or its opposite. ``otherwise`` is the hint if no word is
+    close. The names of actions begin with their ``group``, which is not compared.
     """
     import difflib
 
@@ -215,7 +216,7 @@ WIDEST = 100
 
 
 def width() -> int:
-    """Return the width of help in columns; 80 without a terminal."""
+    """Return the width of help in columns, which is 80 without a terminal."""
     from niso.cli.output import columns_variable
 
     try:
@@ -226,7 +227,7 @@ def width() -> int:
 
 
 def first_screen(version: str, commands: list[Command | Group]) -> str:
-    """Return the output of ``niso``: at most 23 lines, so that a prompt fits below it."""
+    """Return the output of ``niso``. It has at most 23 lines, so that a prompt fits below it."""
     columns = width()
     head = f"niso {version}: networking for services on Linux, without a daemon or a proxy"
     use, more = "usage: niso COMMAND ...", "niso help COMMAND shows its options and examples"
@@ -288,7 +289,7 @@ def command(of: Command) -> str:
 
 
 def usage(of: Command, columns: int, before: str = "") -> str:
-    """Return a command's usage, wrapped between its parts. ``before`` is put in front."""
+    """Return the usage of a command, wrapped between its parts, behind the text ``before``."""
     first, *words = synopsis(of)
     line = before + first
     indent = " " * (len(line) + 1)
@@ -303,7 +304,7 @@ def usage(of: Command, columns: int, before: str = "") -> str:
 
 
 def _wrapped(text: str, columns: int, head: str = "", indent: int = 0) -> str:
-    """Wrap a text behind ``head``, with ``indent`` columns in front of its other lines."""
+    """Wrap a text after ``head``. The other lines are indented by ``indent`` columns."""
     import textwrap
 
     filled = textwrap.TextWrapper(
@@ -313,7 +314,7 @@ def _wrapped(text: str, columns: int, head: str = "", indent: int = 0) -> str:
 
 
 def _list(rows: list[tuple[str, str]], columns: int) -> str:
-    """Format rows in two columns. Text of the second column is wrapped inside the column."""
+    """Format rows in two columns. Text of the second column is wrapped inside this column."""
     left = min(max(len(word) for word, _ in rows), 22)
     shown = ""
     for word, text in rows:
@@ -326,7 +327,7 @@ def _list(rows: list[tuple[str, str]], columns: int) -> str:
 
 
 def examples(of: Command, columns: int) -> list[str]:
-    """Return lines with commands, which are not wrapped, and remarks next to or above them."""
+    """Return the lines of a command's examples, with remarks next to or above the commands."""
     short = [len(a) for a, b in of.examples if b and len(a) + len(b) <= columns - 6]
     column = max((length for length in short if length <= 44), default=0)
     lines = []

@@ -67,7 +67,7 @@ def text(flows: int, progress: Any = None) -> bytes:
         with connect(progress=progress) as host:
             metrics = host.metrics(flows=flows)
         for metric in metrics:
-            # a counter's family has the name without _total
+            # the library expects the name of a counter without _total
             name = metric.name.removesuffix("_total")
             family: Family = library.core.Metric(name, metric.help, metric.type)
             for sample in metric.samples:
@@ -79,8 +79,8 @@ def text(flows: int, progress: Any = None) -> bytes:
 
 
 def _write(path: str, body: bytes) -> None:
-    """Replace a plain file atomically. Raises UsageError, also for a folder, device or link."""
-    # node_exporter reads *.prom, so it ignores this name
+    """Write a file atomically. Raises UsageError, also if the path is a folder, device or link."""
+    # node_exporter reads only *.prom, and therefore ignores this temporary file
     draft = f"{path}.{os.getpid()}"
     try:
         files.require_plain(path)
@@ -102,7 +102,7 @@ def _write(path: str, body: bytes) -> None:
 
 
 class _Scrape(BaseHTTPRequestHandler):
-    """Answer one request, in a process of its own that the kernel kills after a timeout."""
+    """A handler of one request, in a process of its own that the kernel kills after a timeout."""
 
     flows = 0
     server_version, sys_version = "niso", ""
@@ -168,7 +168,10 @@ def _listen(where: str, flows: int) -> int:
 
 
 def address_of(where: str) -> tuple[str, int]:
-    """Return address and port of ``[ADDR:]PORT``; 127.0.0.1 without ADDR. Raises UsageError."""
+    """Parse ``[ADDR:]PORT`` to address and port. The default address is 127.0.0.1.
+
+    Raises UsageError.
+    """
     import ipaddress
 
     host, _, port = where.rpartition(":")
@@ -188,7 +191,7 @@ def address_of(where: str) -> tuple[str, int]:
 
 
 def _answer_stdin(flows: int) -> int:
-    """Answer one HTTP request on stdin, a socket from systemd with Accept=yes."""
+    """Answer one HTTP request on stdin, which is a socket from systemd with Accept=yes."""
     _Scrape.flows = flows
     try:
         connection = socket.socket(fileno=os.dup(0))

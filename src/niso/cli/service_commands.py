@@ -266,7 +266,7 @@ def _logs(host: Host, args: Args) -> int:
 
 
 def _print_chunks(chunks: Iterable[bytes], follow: bool) -> int:
-    """Print lines of logs; return the exit status. With ``follow``, each is printed immediately."""
+    """Print lines of logs and return the exit status. ``follow`` prints each line at once."""
     raw = sys.stdout.buffer
     terminal = output.is_terminal()
     gone: list[bool] = []
@@ -287,7 +287,7 @@ def _print_chunks(chunks: Iterable[bytes], follow: bool) -> int:
 
 
 def _watch_reader(gone: list[bool]) -> None:
-    """Interrupt this command, and add to ``gone``, when the reader of its output exits."""
+    """Interrupt this command when the reader of its output exits, and add True to ``gone``."""
     import threading
 
     def watch() -> None:

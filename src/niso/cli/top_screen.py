@@ -1,6 +1,6 @@
-"""Show niso top on a terminal with Textual: tables of services, flows and sockets.
+"""Show niso top on a terminal with Textual, as tables of services, flows and sockets.
 
-It can also show the output of other niso commands. Only this module imports Textual.
+The screen can also show the output of other niso commands. Only this module imports Textual.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ ORDERS: dict[str, Callable[[ServiceLoad], float]] = {
 
 
 def show(name: str | None) -> int:
-    """Show the screen, for one service or all, until q or Ctrl-C. Raises Error."""
+    """Show the screen for one service or all services, until q or Ctrl-C. Raises Error."""
     # reports mistakes before the screen is drawn
     with connect() as host, host.top(name) as measured:
         screen = TopScreen(measured.service)
@@ -110,7 +110,7 @@ def _read(screen: TopScreen) -> None:
 
 
 class TopScreen(App[None]):
-    """The screen: a table of services and one of flows, or the flows and sockets of one service."""
+    """The screen: tables of services and flows, or of the flows and sockets of one service."""
 
     CSS = """
     Input { display: none; }
@@ -173,7 +173,7 @@ class TopScreen(App[None]):
         self._draw()
 
     def update_sockets(self, service: str, sockets: tuple[ServiceSocket, ...]) -> None:
-        """Show the sockets of a service, if this service is still the chosen one."""
+        """Show the sockets of a service, if the user has not chosen another service since."""
         if service != self.chosen:
             return
         self._sockets = {}
@@ -244,7 +244,7 @@ class TopScreen(App[None]):
             sockets.fill(traffic_commands.SOCKET_COLUMNS, list(self._sockets), self._socket_cells)
 
     def _flow_keys(self) -> list[str]:
-        """Return the keys of flows to show: denied ones, then those with most traffic."""
+        """Return the keys of the flows to show: denied flows, then those with most traffic."""
         home, rank, past = self._home(self.chosen), list(_VERDICTS).index, self._flow_history
 
         def is_shown(flow: FlowLoad) -> bool:
@@ -298,7 +298,7 @@ class TopScreen(App[None]):
         )
 
     def _choose_row(self, key: str) -> None:
-        """Show the flows of a service, or of a service at one end of a flow."""
+        """Show the flows of the service in a row, or of a service at one end of the row's flow."""
         if self.chosen is not None:
             return  # only flows and sockets of one service are shown
         flow = self._flows.get(key)
@@ -317,7 +317,7 @@ class TopScreen(App[None]):
         self._draw()
 
     def on_input_submitted(self) -> None:
-        """Return the keyboard focus to the table, which stays filtered."""
+        """Return the keyboard focus to the table, which remains filtered."""
         self.query_one(Input).remove_class("shown")
         self._arrange()
 
@@ -358,9 +358,9 @@ class TopScreen(App[None]):
             self.push_screen(Output(traffic_commands.logs_words(service)))
 
     def _subject(self) -> tuple[str | None, FlowLoad | None]:
-        """Return the service and the flow at the cursor, each or None.
+        """Return the service and the flow at the cursor. Each can be None.
 
-        For a flow, the service is the chosen one, or one at an end of the flow.
+        With a flow, the service is the chosen one, or a service at one end of the flow.
         """
         services, _, sockets = self._tables()
         table = next((part for part in self._tables() if part.has_focus), services)
@@ -426,7 +426,7 @@ STYLES = {
 class RowTable(ScrollView, can_focus=True):
     """A table that may have many rows, of which only the visible ones are drawn.
 
-    The first line has the titles. The cursor stays on its row if the order of the rows changes.
+    The first line has the titles. If the order of the rows changes, the cursor stays on its row.
     """
 
     COMPONENT_CLASSES: ClassVar = {"rows--titles", "rows--cursor"}
@@ -466,7 +466,7 @@ class RowTable(ScrollView, can_focus=True):
 
     @property
     def key(self) -> str | None:
-        """The key of the row with the cursor; None if there are no rows."""
+        """The key of the row at the cursor, or None if there are no rows."""
         return self.keys[self.cursor] if self.cursor < len(self.keys) else None
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
@@ -513,7 +513,7 @@ class RowTable(ScrollView, can_focus=True):
         self.action_move(by * max(1, self.size.height - 2))
 
     def action_move_to(self, at: int) -> None:
-        """Move the cursor to a row, counted from 0; -1 is the last row."""
+        """Move the cursor to a row. Rows are counted from 0, and -1 is the last row."""
         self.cursor = at if at >= 0 else max(0, len(self.keys) - 1)
         most = max(1, self.size.height - 1)
         top_ = min(max(self.scroll_offset.y, self.cursor - most + 1), self.cursor)
@@ -525,7 +525,7 @@ class RowTable(ScrollView, can_focus=True):
             self._choose(self.key)
 
     def on_click(self, event: Click) -> None:
-        """Move the cursor to the clicked row. If the cursor is there already, choose the row."""
+        """Move the cursor to the clicked row, or choose the row if the cursor is already there."""
         at = event.y - 1 + self.scroll_offset.y
         if event.y == 0 or at >= len(self.keys):
             return
@@ -547,7 +547,7 @@ _END_S = 5.0
 
 
 class Output(ModalScreen[None]):
-    """Run ``niso WORDS`` and show its output. The command is stopped when the screen is left."""
+    """A screen that runs ``niso WORDS`` and shows its output. Closing it stops the command."""
 
     CSS = """
     #command { padding: 0 1; background: $panel; text-style: bold; }
@@ -606,7 +606,7 @@ class Output(ModalScreen[None]):
             self._title(f"(exit status {self._end()})")
 
     def _end(self) -> int | None:
-        """Stop the command if it is still running; return its exit status."""
+        """Stop the command if it is still running, and return its exit status."""
         process = self._process
         if process is None:
             return None

@@ -87,9 +87,7 @@ def _print_judged(judged: niso.Judged) -> None:
 
 
 def _end(service: str | None, address: str, port: int | None, host: str | None = None) -> str:
-    """Format an end of a flow: ``db (10.99.1.2):5432``, ``db (10.99.1.2 on HOST)``,
-    ``[2001:db8::2]:80``.
-    """
+    """Format an end of a flow: ``db (10.99.1.2 on HOST):5432`` or ``[2001:db8::2]:80``."""
     shown = bracketed(address) if port is not None else address
     if service:
         shown = f"{service} ({address}{f' on {host}' if host else ''})"
@@ -138,9 +136,9 @@ def _log(host: Host, args: Args) -> int:
 
 
 def _wait(source: niso.Drops | niso.Events | None, seconds: float | None = None) -> bool:
-    """Wait until ``source`` can be read; return False if ``seconds`` are over before.
+    """Wait until ``source`` can be read. Return False if ``seconds`` have passed before that.
 
-    Raises BrokenPipeError if stdout is closed, even while nothing is written.
+    Raises BrokenPipeError if stdout is closed, even if no output is written.
     """
     poll = select.poll()
     if source is not None:
@@ -153,7 +151,7 @@ def _wait(source: niso.Drops | niso.Events | None, seconds: float | None = None)
 
 
 def _print_lines[T](results: Iterable[T], as_json: bool, line: Callable[[T], str]) -> None:
-    """Print a line for each result, or with ``as_json`` a JSON object, immediately."""
+    """Print each result at once, as a line of text or as a JSON object on a line."""
     for one in results:
         print(json.dumps(plain(one)) if as_json else output.escaped(line(one)))
     sys.stdout.flush()
@@ -260,12 +258,12 @@ def _unwritten(path: str, error: OSError, option: str = "-w") -> UsageError:
 
 
 def _is_peer(word: str) -> bool:
-    """Return whether a word can only be a peer: ``db:80``, ``host`` or an address."""
+    """Return whether a word can only be a peer, such as ``db:80``, ``host`` or an address."""
     return word == "host" or not word[:1].isalpha() or not set(word).isdisjoint(":/")
 
 
 def _copy(capture: niso.Capture, file: IO[bytes], seconds: float | None, as_text: bool) -> int:
-    """Copy a capture to a file until it ends, or for ``seconds``; return the exit status."""
+    """Copy a capture to a file until it ends or ``seconds`` have passed. Return the exit status."""
     end = None if seconds is None else time.monotonic() + seconds
     poll = select.poll()
     poll.register(capture, select.POLLIN)
@@ -379,7 +377,7 @@ def _learn(host: Host, args: Args) -> int:
 
 
 def _watch(period: str) -> str:
-    """Wait for a period, or until Ctrl-C; return the time (RFC 3339) at which the wait started."""
+    """Wait for a period, or until Ctrl-C. Return the time (RFC 3339) at which the wait began."""
     seconds = duration(period, "--for")
     start = datetime.now(UTC)
     output.note(f"niso: watching for {period}; Ctrl-C ends it early")
@@ -391,7 +389,7 @@ def _watch(period: str) -> str:
 
 
 def _lines(policy: niso.LearnedPolicy) -> Iterator[str]:
-    """Yield the lines of a policy as TOML, with the recorded flows as comments."""
+    """Yield the lines of a learned policy as TOML, with the recorded flows as comments."""
     # a path with a newline must not end the comment
     where = output.escaped(policy.file or f"{policy.service} (no manifest)")
     peers = sum(entry.allowed for entry in policy.allow_from)
@@ -531,7 +529,7 @@ def _print_loads(top: niso.Top, args: Args) -> None:
 
 
 def summary(load: niso.Load) -> list[tuple[str, str]]:
-    """Return the parts of the headline, such as ``2 of 3 up``, each with the name of its style."""
+    """Return the parts of the headline, such as ``2 of 3 up``, each with its style's name."""
     up = sum(service.status in ("running", "attached", "completed") for service in load.services)
     unhealthy = sum(service.health == "unhealthy" for service in load.services)
     new = dict.fromkeys(("pass", "audit", "drop"), 0.0)
@@ -572,7 +570,7 @@ def socket_cells(socket: niso.ServiceSocket) -> tuple[str, ...]:
 
 
 def rate(bits: float | None) -> str:
-    """Format bits per second with three digits: ``391 kb/s``."""
+    """Format bits per second with three digits, such as ``391 kb/s``."""
     return _scaled(bits, "b/s")
 
 

@@ -8,8 +8,8 @@ tcpdump runs in a mount namespace of its own, in which /etc/hosts contains the s
 are not looked up in DNS. Nothing is changed in the service.
 
 If the caller is killed, a watcher process kills tcpdump, which would not notice until it writes the
-next packet. The kernel's signal at a parent's death (PR_SET_PDEATHSIG) cannot be used: it is
-cleared when tcpdump changes its user, prctl(2).
+next packet. The kernel's signal at a parent's death (PR_SET_PDEATHSIG) cannot be used, because the
+kernel clears this setting when tcpdump changes its user (prctl(2)).
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ class CaptureRequest(NamedTuple):
     peer: str | None
     filter: str
     most: int | None  # the number of packets after which the capture ends
-    text: bool  # lines of text, not a pcapng file
-    drops: bool
+    text: bool  # whether to return lines of text, not a pcapng file
+    drops: bool  # whether to capture only packets that rules drop
 
 
 def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
-    """Return a filter (pcap-filter(7)) for one of these addresses, and this port, and ``more``."""
+    """Return a filter (pcap-filter(7)) that combines these addresses, a port and another filter."""
     parts = []
     hosts = " or ".join(f"host {address}" for address in addresses)
     if hosts:
@@ -79,10 +79,10 @@ def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
 class Capture(ResultStream):
     """Running captures of several services, whose packets are merged. A context manager.
 
-    ``namespaces`` maps service names to network namespaces, ``names`` addresses to names. With
-    ``drops``, it has the packets that rules drop, each with the reason that ``reason`` returns. The
-    kernel reports only the headers of these packets; tcpdump filters and prints them. Raises Error
-    if tcpdump is not installed, KernelError and ProcessError.
+    ``namespaces`` maps service names to network namespaces, and ``names`` maps addresses to names.
+    If ``drops`` is given, the packets are those that rules drop, each with the reason that the
+    function ``reason`` returns. The kernel reports only the headers of these packets. tcpdump
+    filters and prints them. Raises Error if tcpdump is not installed, KernelError and ProcessError.
     """
 
     def __init__(
@@ -114,13 +114,13 @@ class Capture(ResultStream):
         return self._epoll.fileno()
 
     def read(self) -> bytes:
-        """Wait for packets and return them; return b"" at the end. Raises ProcessError."""
+        """Wait for packets and return them. Return b"" at the end. Raises ProcessError."""
         while (shown := self.read_ready(None)) is None:
             pass
         return shown
 
     def read_ready(self, seconds: float | None = 0.0) -> bytes | None:
-        """Return packets like `read`, but None if none arrives within ``seconds`` (None: ever)."""
+        """Return packets as `read` does, or None if ``seconds`` pass before. None: no limit."""
         if not self._sources:
             return b""
         for fd, _ in self._epoll.poll(seconds):
@@ -129,8 +129,8 @@ class Capture(ResultStream):
         return None if self._sources else b""
 
     def stop(self) -> None:
-        """Stop the captures; `read` still returns the packets captured before."""
-        self._hang_up()  # of dropped packets: tcpdump exits at the end of its input
+        """Stop the captures. `read` still returns the packets captured before."""
+        self._hang_up()  # in a capture of dropped packets, tcpdump exits at the end of its input
         for source in self._sources if self._drops is None else ():
             source.stop()
 
@@ -188,7 +188,7 @@ class Capture(ResultStream):
                     os.write(self._pipe, packet)
 
     def _take(self, fd: int) -> bytes:
-        """Read from a ready descriptor; return the output for the caller."""
+        """Read from a descriptor that is ready, and return the output for the caller."""
         if self._drops is not None and fd == self._drops.fileno():
             self._pass_on(self._drops)
             return b""
@@ -209,7 +209,7 @@ class Capture(ResultStream):
         return b""
 
     def _lines(self, source: Tcpdump, data: bytes) -> bytes:
-        """Return the complete lines of a tcpdump's output, up to the number of packets left."""
+        """Return the complete lines of tcpdump's output, until the requested number of packets."""
         *lines, source.incomplete = (source.incomplete + data).split(b"\n")
         shown = []
         for line in filter(None, lines):  # tcpdump ends with an empty line
@@ -223,7 +223,7 @@ class Capture(ResultStream):
         return b"".join(line + b"\n" for line in shown)
 
     def _line(self, line: bytes) -> bytes:
-        """Return a line of a dropped packet with its reason, and any other line unchanged."""
+        """Return a line of tcpdump. The line of a dropped packet gets the reason."""
         seconds, dot, others = line.partition(b".")
         micros, _, what = others.partition(b" ")
         if self._drops is None or not (dot and seconds.isdigit() and micros.isdigit()):
@@ -244,7 +244,7 @@ _NSSWITCH = "hosts: files\nservices: files\nprotocols: files\n"
 class Tcpdump:
     """A running tcpdump with the given arguments and filter.
 
-    ``namespace`` is the network namespace to capture in; "" means the caller's. ``stdin`` is a
+    ``namespace`` is the network namespace to capture in, or "" for the caller's. ``stdin`` is a
     descriptor. Raises Error if tcpdump is not installed, KernelError and ProcessError.
     """
 
@@ -285,20 +285,20 @@ class Tcpdump:
             os.close(err)
 
     def read(self) -> bytes:
-        """Return tcpdump's output, b"" when it has exited. Raises ProcessError if it failed."""
+        """Return tcpdump's output, or b"" after its exit. Raises ProcessError if tcpdump failed."""
         data = os.read(self.out, _CHUNK)
         if not data:
             self._end()
         return data
 
     def hear(self) -> bool:
-        """Read tcpdump's error output and keep it for an error message; return False at its end."""
+        """Read and store tcpdump's error output, for a later message. Return False at its end."""
         data = os.read(self.err, _CHUNK)
         self._said = (self._said + data)[-_SAID:]
         return bool(data)
 
     def stop(self) -> None:
-        """Ask tcpdump to stop; `read` still returns what was captured."""
+        """Ask tcpdump to stop. `read` still returns the packets that were captured."""
         if self._pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGINT)
@@ -333,7 +333,7 @@ class Tcpdump:
 
 
 def _watch(pid: int) -> int:
-    """Fork a process that kills the process ``pid`` if this process dies; return its PID."""
+    """Fork a process that kills ``pid`` if this process dies. Return the PID of the new process."""
     own, child = os.pidfd_open(os.getpid()), os.pidfd_open(pid)
     try:
         watcher = os.fork()
@@ -396,10 +396,10 @@ _MOST = 262_144  # snapshot length: bytes of a packet
 
 
 class CaptureFile:
-    """Build a pcapng file that merges several captures, block by block.
+    """A builder of a pcapng file that merges several captures, block by block.
 
-    ``comment`` takes a packet's time in microseconds since 1970, and returns its comment or "".
-    ``most`` is the number of packets after which the file is full.
+    ``comment`` maps a packet's time in microseconds since 1970 to its comment or "". ``most`` is
+    the number of packets after which the file is full.
     """
 
     def __init__(
@@ -417,7 +417,7 @@ class CaptureFile:
         return self._left is not None and self._left <= 0
 
     def interface(self, name: str, link: int, most: int) -> tuple[int, bytes]:
-        """Add an interface of this pcap link type; return its number, and the blocks to write."""
+        """Add an interface with a pcap link type. Return its number and the blocks to write."""
         head = b""
         if not self._interfaces:
             head = _block(_SECTION, struct.pack("=IHHq", 0x1A2B3C4D, 1, 0, -1))
@@ -510,16 +510,16 @@ class Traced(NamedTuple):
 
     source: str  # the sender's address
     source_port: int | None  # port of the sender; null for icmp
-    destination: str  # the address that it was sent to
-    port: int | None  # the port that it was sent to; null for icmp
+    destination: str  # the address that the packet was sent to
+    port: int | None  # the port that the packet was sent to; null for icmp
     proto: str  # tcp, udp, sctp or icmp
-    passes: bool  # whether no chain dropped it
-    others: bool  # whether chains of other programs processed it
+    passes: bool  # whether no chain dropped the packet
+    others: bool  # whether chains of other programs processed the packet
     stages: tuple[Stage, ...]  # the chains that decided something, in order
 
 
 def capture(session: Session, wanted: CaptureRequest) -> Capture:
-    """Start a capture; see `Host.capture`."""
+    """Start a capture, as described in `Host.capture`."""
     if wanted.most is not None and wanted.most < 1:
         hint = "niso net capture db -c 10"
         raise UsageError("must be 1 or more", hint, "-c", value=str(wanted.most))
@@ -581,7 +581,7 @@ def capture(session: Session, wanted: CaptureRequest) -> Capture:
 def trace(
     session: Session, source: str, destination: str, any_: bool, seconds: float
 ) -> Traced | None:
-    """Wait for a packet and trace its path; see `Host.trace`."""
+    """Wait for a packet and trace its path, as described in `Host.trace`."""
     store = session.store()
     who, port, proto = packet_path.parse_target(destination)
     from_ = packet_path.resolve(store, source)
@@ -617,7 +617,10 @@ _LEADS = ("jump ", "goto ")
 
 
 def stages(steps: list[TraceStep], verdict: Verdict | None) -> list[Stage]:
-    """Return the steps of a packet that decided something; ``verdict`` names policy entries."""
+    """Return the steps of a traced packet at which a chain decided something.
+
+    If a verdict is given, steps in policy chains name the policy entry that decides.
+    """
     result = []
     for step in steps:
         if step.table.partition(" ")[2].startswith(PREFIX) or step.kind == "return":

@@ -1,7 +1,8 @@
-"""List all differences between desired and actual state, for `niso net check`.
+"""List all differences between the desired and the actual state, for `niso net check`.
 
-Differences can be in the kernel, in the store's rows, in processes and in package copies. An
-attachment whose namespace no longer exists is a difference too. `niso.change.repair` repairs them.
+Differences can be in the kernel, in the rows of niso's database, in processes and in copies of
+packages. An attachment whose namespace no longer exists is a difference too. The module
+`niso.change.repair` repairs all of them.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ if TYPE_CHECKING:
 
 
 _LOOKS, _PAUSE_S = 3, 0.03
-"""The number of comparisons, and the seconds between two of them.
+"""The maximum number of comparisons, and the pause in seconds between two comparisons.
 
-The kernel needs 10 to 20 ms to delete a veth pair, and does so after a command has released the
-lock.
+The kernel needs 10 to 20 ms to delete a veth pair. The pair can therefore still exist after the
+command that deleted the pair has released niso's lock.
 """
 _WAITS_S = 1.0
 """Timeout in seconds for niso's lock. Commands usually hold the lock for a few milliseconds."""
@@ -52,11 +53,11 @@ PROBLEMS: tuple[Problem, ...] = ("missing", "foreign", "different", "gone")
 
 
 def check(machine: Machine, name: str | None = None) -> list[Finding]:
-    """Return the problems that `niso net check` reports, of the host or of one service or network.
+    """Return the problems that `niso net check` reports for the host or for one service or network.
 
-    Changes nothing. Differences may be due to a command that runs now. They are therefore compared
-    again under niso's lock. Raises KernelError, NotFound if ``name`` is neither a service nor a
-    network, and Conflict if another process does not release the lock.
+    This function changes nothing. A difference may be due to a command that is running now, so
+    differences are compared again under niso's lock. Raises KernelError, NotFound if ``name`` is
+    neither a service nor a network, and Conflict if another process does not release the lock.
     """
     present: list[Finding] | None
     try:
@@ -77,9 +78,10 @@ def check(machine: Machine, name: str | None = None) -> list[Finding]:
 
 
 def problems(machine: Machine) -> dict[str, int] | None:
-    """Count the problems of each kind that last, without niso's lock. Raises KernelError.
+    """Count the lasting problems of each kind, without taking niso's lock.
 
-    Returns None if objects vanished during each comparison.
+    A problem is lasting if all of several comparisons find the problem. Returns None if objects
+    vanished during each comparison. Raises KernelError.
     """
     lasting: set[tuple[Problem, str]] | None = None
     for turn in range(_LOOKS):
@@ -100,7 +102,7 @@ def problems(machine: Machine) -> dict[str, int] | None:
 
 
 def _others(machine: Machine, name: str | None) -> list[Finding]:
-    """Return the changes by other programs that keep services from exchanging packets."""
+    """Return settings of other programs that block packets of all services or of those selected."""
     store, kernel = machine.store, machine.kernel
     networks, active = _concerned(store, name)
     others = host_settings.others(kernel, store) if name is None and store.any_active() else []
@@ -121,10 +123,11 @@ def _others(machine: Machine, name: str | None) -> list[Finding]:
 
 
 def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list[tuple[str, str]]:
-    """Return a warning and the next step for each neighbour table that is full, or nearly full.
+    """Return a warning and the next step for each neighbour table that is full or nearly full.
 
-    It is full if it refused neighbours between the readings ``before`` and ``now``. The limit
-    applies to the complete machine, but only the host's own entries can be counted.
+    A table is full if it refused neighbours between two readings, of which ``before`` is the first.
+    The table's limit applies to the complete machine, but only the host's own entries can be
+    counted.
     """
     refused = {table.family: table.refused for table in before}
     warnings = []
@@ -150,7 +153,10 @@ def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list
 
 
 def unpublished_ports(machine: Machine, name: str | None) -> list[tuple[str, str]]:
-    """Return a warning and the next step for each manifest port that a forward took."""
+    """Return a warning for each manifest port whose host port a forward took before it ended.
+
+    Each warning is a text and the next step. ``name`` limits the check to one service or network.
+    """
     store = machine.store
     return [
         (
@@ -176,7 +182,7 @@ def policy_warnings(machine: Machine, name: str | None = None) -> list[tuple[str
 
 
 def _concerned(store: Store, name: str | None) -> tuple[list[NetworkRecord], list[str]]:
-    """Return the networks and the active services to check; ``name`` limits them."""
+    """Return networks and active services of the host, or of the service or network ``name``."""
     if name is None:
         return store.networks(), store.active_services()
     scope, active = _scope(store, name)
@@ -188,7 +194,7 @@ def _concerned(store: Store, name: str | None) -> tuple[list[NetworkRecord], lis
 
 
 def _own(machine: Machine, name: str | None) -> list[Finding]:
-    """Return the problems of niso's own objects; ``name`` limits them to one service or network."""
+    """Return the problems of niso's own objects, for the host or for one service or network."""
     store, kernel = machine.store, machine.kernel
     defects = store_defects.find_defects(kernel, store)
     if any(problem != "different" for problem, _, _ in defects):
@@ -224,7 +230,10 @@ def _own(machine: Machine, name: str | None) -> list[Finding]:
 
 
 def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:
-    """Return the scope to compare for a service or network, and the service if active."""
+    """Return the scope to compare for a service or network, and the service's name if it is active.
+
+    Raises NotFound if ``name`` is neither a service nor a network.
+    """
     if store.network(name) is not None and store.name_holder(bare_name(name)) is None:
         return Scope((), (name,)), []
     if store.name_holder(bare_name(name)) is None:
@@ -245,7 +254,7 @@ def _finding(defect: store_defects.Defect) -> Finding:
 
 
 def _interrupted(store: Store, only: str | None = None) -> list[Finding]:
-    """Return a problem for each service (or only ``only``) whose command was killed."""
+    """Return a problem for each service, or for one service, whose last command was killed."""
     return [
         Finding(
             "different",
@@ -308,7 +317,7 @@ def _processes(machine: Machine, active: list[str]) -> list[Finding]:
 
 
 def of_service(processes: Processes, row: ServiceRow) -> Finding | None:
-    """Return the problem of a service's process, or None."""
+    """Return the problem of a service's process, or None. A job's process may have exited."""
     finding = processes.defect(row.name)
     if finding is not None and row.is_job and finding.defect not in (UNKNOWN, BLIND):
         return None
@@ -316,7 +325,7 @@ def of_service(processes: Processes, row: ServiceRow) -> Finding | None:
 
 
 def of_package(row: ServiceRow) -> Finding | None:
-    """Return a problem if a service's package copy is missing, or has only empty files."""
+    """Return a problem if a service's copy of its package is missing, unusable or emptied."""
     what = f"package copy {row.package} of service {row.name!r}"
     if not os.path.isdir(row.package):
         return Finding("missing", what, row.again)
@@ -336,10 +345,11 @@ container.
 
 
 def is_moving(attached: AttachedRow) -> bool:
-    """Return whether an engine is about to move the interface into its container.
+    """Return whether a container engine is about to move an interface into its container.
 
-    niso creates a symlink at the attachment's path. Once the interface is in the container, the
-    symlink's time is set to 0. If the container ends, the engine itself detaches it.
+    The symlink at the attachment's path has the time at which niso created the interface. niso sets
+    the symlink's time to 0 when the interface is in the container. If the container ends later, the
+    engine itself detaches the container.
     """
     if attached.owner != BY_INTERFACE:
         return False
@@ -350,7 +360,7 @@ def is_moving(attached: AttachedRow) -> bool:
 
 
 def gone(kernel: Kernel, store: Store, only: Container[str] | None = None) -> list[str]:
-    """Return the active attachments (of ``only``) whose network namespace no longer exists."""
+    """Return the active attachments, of these names, whose network namespace no longer exists."""
     ended = []
     for row in store.attachments.rows():
         if row.active and (only is None or row.name in only):
@@ -361,5 +371,5 @@ def gone(kernel: Kernel, store: Store, only: Container[str] | None = None) -> li
 
 
 def shown(attached: AttachedRow) -> str:
-    """Return an attachment's owner and the start of its id: ``podman b186d057f65e``."""
+    """Return an attachment's owner and the start of the owner's id: ``podman b186d057f65e``."""
     return f"{attached.owner} {attached.id[:12]}".strip()

@@ -1,7 +1,7 @@
 """Explain why packets were dropped, stream dropped packets, and read traffic and drop counters.
 
-The stream has the packets that policies with ``log = true`` drop. An active service has counters of
-its traffic, of packets that its policy dropped, and of frames with a forged source address.
+The stream contains the packets dropped by policies with ``log = true``. Each active service has
+counters of traffic, of packets that its policy dropped, and of frames with a forged source address.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Drop(NamedTuple):
 
 
 class Drops(ResultStream):
-    """An endless iterator of `Drop`. Use it in a ``with`` block; `fileno` is for poll(2)."""
+    """An endless iterator of `Drop`, to be used in a ``with`` block. `fileno` is for poll(2)."""
 
     def __init__(self, session: Session, name: str | None) -> None:
         store = session.store()
@@ -61,7 +61,7 @@ class Drops(ResultStream):
         self._store = store
         self._service = None if name is None else store.home(store.resolve(name))
         self._world = fresh_world(session.kernel(), store)
-        # packets dropped before are not included; Conflict if another process reads the log
+        # the log has only packets dropped from now on; Conflict if another process reads the log
         self._source = Nflog(policy_rules.LOG_GROUP)
         services = [self._service] if self._service else store.active_services()
         if not any(policy.log for name in services if (policy := store.policy(name))):
@@ -84,9 +84,9 @@ class Drops(ResultStream):
         return self._source.fileno()
 
     def read(self) -> tuple[Drop, ...]:
-        """Wait for packets and return those that the policies of the selected services dropped.
+        """Wait for packets, and return those dropped by the policies of the selected services.
 
-        Sends a `niso.Caution` if the kernel skipped some packets.
+        Sends the event `niso.Caution` if the kernel skipped some packets.
         """
         packets = self._source.read()
         if packets is None:
@@ -121,7 +121,10 @@ class Drops(ResultStream):
 
 
 def fresh_world(kernel: Kernel, store: Store) -> Callable[[], PolicyContext]:
-    """Return a function that returns services and policies, and reads only a changed store."""
+    """Return a function that returns the recorded services and policies.
+
+    The returned function reads the database only if it has changed since the last call.
+    """
     known: tuple[int, PolicyContext] | None = None
 
     def world() -> PolicyContext:
@@ -138,22 +141,22 @@ def fresh_world(kernel: Kernel, store: Store) -> Callable[[], PolicyContext]:
 
 _COMMENT = re.compile(r'comment "([^"]*)"')
 _OF_POLICIES = (REFUSE, f"see_{REFUSED}")
-"""The chains that drop packets which a policy denies.
+"""The nftables chains that drop packets which a policy denies.
 
-Their rules do not tell which entry decided.
+The rules of these chains do not say which entry of the policy decided.
 """
 _COUNTER = re.compile(r"counter(?: packets \d+ bytes \d+)? ?")
 _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp", 1: "icmp", 58: "icmp"}
 
 
 def words(world: PolicyContext, dropped: Dropped) -> str:
-    """Return why a packet was dropped: the manifest entry, or the nftables rule."""
+    """Return why a packet was dropped: the reason of a policy or network, or the nftables rule."""
     place = f"{dropped.table} {dropped.chain}"
     if dropped.table not in (INET, BRIDGE):
         return f"{place}: {dropped.rule or 'policy drop'}"
     if comment := _COMMENT.search(dropped.rule):
         return comment[1]
-    # a condition of its own, neither a policy's nor a chain's last rule; "" is a chain's policy
+    # a rule with a condition, not of a policy; the rule is "" if the chain's policy dropped
     condition = _COUNTER.sub("", dropped.rule).removesuffix("drop").strip()
     is_own = condition and not condition.startswith("log ") and "vmap" not in condition
     if is_own and dropped.chain not in _OF_POLICIES:
@@ -168,7 +171,10 @@ def words(world: PolicyContext, dropped: Dropped) -> str:
 
 
 def _packet(headers: bytes) -> tuple[str, str, int | None, str]:
-    """Return source, destination, port or None, and protocol of a packet's IP header."""
+    """Parse an IP header and return the packet's source, destination, port and protocol.
+
+    The port is None if the protocol has no ports or the header is cut short.
+    """
     if headers[0] >> 4 == 4:
         size, number, ends = (headers[0] & 15) * 4, headers[9], (headers[12:16], headers[16:20])
     else:
@@ -187,7 +193,7 @@ _Counts = dict[tuple[str, str], int]
 
 
 def count(rows: Sequence[ServiceRow]) -> list[Stats]:
-    """Return the counters of each given service, which must be active. Raises KernelError."""
+    """Return the counters of services, all of which must be active. Raises KernelError."""
     if not rows:
         return []
     ends = {
@@ -228,9 +234,10 @@ def count(rows: Sequence[ServiceRow]) -> list[Stats]:
 
 
 def _policy_drops() -> tuple[_Counts | None, _Counts]:
-    """Return how many packets policies dropped, and how many only their audit let pass.
+    """Return the packets dropped by policies, and the packets that passed only because of an audit.
 
-    Both are by (direction, service). The first is None without niso's nftables table.
+    Both results map (direction, service) to a number of packets. The first result is None if niso's
+    nftables table is missing.
     """
     drops: _Counts = {}
     audits: _Counts = {}
@@ -239,8 +246,7 @@ def _policy_drops() -> tuple[_Counts | None, _Counts]:
             return None, audits
         for name, direction in sorted((ruleset.COUNTED | policy_rules.PLACES).items()):
             for element, packets, _ in kernel.counts(HEADERS[ruleset.INET, name]):
-                # denials of a policy in audit are counted by the audit sets, both until the audit
-                # ends and after
+                # the audit sets count denials of a policy in audit, also after the audit has ended
                 if element.value == PASSES or element.value in policy_rules.VERDICTS:
                     continue
                 key = (direction, element.owner)
@@ -250,7 +256,7 @@ def _policy_drops() -> tuple[_Counts | None, _Counts]:
 
 
 def _foreign() -> dict[str, int] | None:
-    """Return how many forged frames were dropped, by bridge port; None without niso's table."""
+    """Return the number of dropped forged frames by bridge port, or None without niso's table."""
     with Nfnetlink() as kernel:
         if kernel.all_of(ruleset.BRIDGE, "owner") is None:
             return None
@@ -259,7 +265,7 @@ def _foreign() -> dict[str, int] | None:
 
 
 class Stats(NamedTuple):
-    """Counters of an active service; None if the rule or interface that counts is missing."""
+    """The counters of an active service. A counter is None if its rule or interface is missing."""
 
     service: str  # the service's name
     in_packets: int | None  # packets received

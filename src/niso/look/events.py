@@ -1,7 +1,7 @@
-"""Report events of services and networks, derived from two snapshots: `Host.events`.
+"""Report events of services and networks, derived from two snapshots, for `Host.events`.
 
 Events are not stored, and no daemon is needed. The kernel wakes the caller, which takes another
-snapshot and compares it with the last one. All changes of one command are one event, because a
+snapshot and compares it with the last one. All changes by one command are one event, because a
 service is not compared until its command has ended.
 """
 
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 
 _QUIET_S = 0.1  # changes that follow each other within this time in seconds are combined
-_LONGEST_S = 1.0  # events are returned after this time in seconds, even if changes keep coming
+_LONGEST_S = 1.0  # events are returned after this time in seconds, even if more changes follow
 _SHARE = 4
-"""The pause after a snapshot is this many times as long as the snapshot took.
+"""The pause after a snapshot is this many times as long as the time that the snapshot took.
 
-A snapshot takes longer with more services.
+The more services there are, the longer a snapshot takes.
 """
 
 
 class Happened(NamedTuple):
     """An event of a service, a network, or niso's nftables tables."""
 
-    time: str  # when it happened, to the millisecond
+    time: str  # when the event happened, to the millisecond
     service: str | None  # the service; null if the event is about a network or the tables
     network: str | None  # the network; null if the event is not about a network
     what: str
@@ -53,7 +53,7 @@ class Happened(NamedTuple):
 
 
 class Events(ResultStream):
-    """An endless iterator of `Happened`. Use it in a ``with`` block; `fileno` is for poll(2)."""
+    """An endless iterator of `Happened` for use in a ``with`` block. `fileno` is for poll(2)."""
 
     def __init__(self, session: Session, name: str | None, since: float | None) -> None:
         self.session = session
@@ -77,15 +77,15 @@ class Events(ResultStream):
         return self._watches.fileno()
 
     def past(self) -> tuple[Happened, ...]:
-        """Return the recorded events after the given time ``since``; none if no time was given."""
+        """Return the events that are on record since the requested time. There may be none."""
         return self._chosen(self._past)
 
     @guarded
     def read(self) -> tuple[Happened, ...]:
-        """Wait for a change and return its events; a change may have none.
+        """Wait for a change and return its events. A change can be without events.
 
-        Returns 0.1 s after the last change, but not later than about 1 s after the first one, plus
-        the pause after the last snapshot.
+        Returns 0.1 s after the last change, but not later than about 1 s after the first change
+        plus the pause after the last snapshot.
         """
         self._watches.wait(None)
         time.sleep(max(0.0, self._free_at - time.monotonic()))
@@ -102,9 +102,9 @@ class Events(ResultStream):
         self._watches.close()
 
     def _folded(self) -> tuple[bool, list[TableChange] | None]:
-        """Collect changes until no more come; return whether any came, and those of nftables.
+        """Collect changes until none follow. Return whether there were any, and those of nftables.
 
-        The latter are None if some were lost.
+        The changes of nftables are None if the kernel skipped some of them.
         """
         changed, every = self._watches.read()
         end = time.monotonic() + _LONGEST_S
@@ -141,7 +141,7 @@ def _foreign(tables: list[TableChange] | None, now: float) -> list[Happened]:
 
 
 def take_snapshot(session: Session, before: Snapshot) -> Snapshot:
-    """Return a snapshot; a service that a command is changing is copied from ``before``."""
+    """Return a snapshot. A service that a command is changing is copied from the last snapshot."""
     store = session.store()
     busy = {intent.service for intent in store.intents()} - interrupted(store).keys()
     services = {}
@@ -188,7 +188,7 @@ def _shown(session: Session, store: Store, row: ServiceRow) -> ServiceState:
 
 
 def _health(row: ServiceRow, now: Status) -> tuple[str, str, float | None]:
-    """Return state, failure reason and time of the last health check of the present process."""
+    """Return state, failure and time of the last health check, if it was of the present process."""
     check = row.healthcheck
     if check is None or now.state != "running":
         return "", "", None
@@ -235,7 +235,7 @@ class ServiceState(NamedTuple):
 
 
 Snapshot = tuple[dict[str, ServiceState], dict[str, tuple[str, ...]]]
-"""The properties of services, and the subnets of networks, each by name."""
+"""The properties of services and the subnets of networks, both by name."""
 
 
 def _event(
@@ -269,7 +269,10 @@ def between(before: Snapshot, after: Snapshot, now: float) -> list[Happened]:
 
 
 def past(snapshot: Snapshot, since: float) -> list[Happened]:
-    """Return the events after ``since`` (seconds since 1970) that one snapshot shows, by time."""
+    """Return the events after a time that can be derived from one snapshot, sorted by time.
+
+    ``since`` is in seconds since 1970.
+    """
     events: list[Happened] = []
     for name, shown in snapshot[0].items():
         if not shown.active:
@@ -359,5 +362,5 @@ def _ended(name: str, new: ServiceState, at: float) -> Happened:
 
 
 def _time(at: float | None, now: float) -> float:
-    """Return the recorded time of an event, or ``now`` if that is unknown or in the future."""
+    """Return the time of an event, or ``now`` if the time is unknown or in the future."""
     return now if at is None else min(at, now)

@@ -1,4 +1,4 @@
-"""Explain which path a packet takes and what decides, for `niso net explain`.
+"""Explain which path a packet takes and why it passes or is dropped, for `niso net explain`.
 
 `niso.look.packet_path` computes the path. `niso.look.prove` sends packets to confirm the verdict.
 """
@@ -44,7 +44,7 @@ class OtherHostObject(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """The verdict of one part of the configuration on a packet."""
+    """The verdict on a packet of one part of the configuration, such as the sender's policy."""
 
     verdict: str  # pass, drop, or audit: it passes because the policy is in audit
     words: str  # the reason for the verdict
@@ -53,7 +53,7 @@ class Judgement(NamedTuple):
     text: str | None  # the policy entry that decides
     nft: tuple[str, ...]  # strings: the nftables objects of this host that implement it
     elsewhere: tuple[OtherHostObject, ...]
-    """nftables objects of other hosts, computed from what they have published in the cluster"""
+    """nftables objects of other hosts, computed from what those hosts published in the cluster"""
 
 
 class Judged(NamedTuple):
@@ -69,18 +69,18 @@ class Judged(NamedTuple):
 
     @property
     def passes(self) -> bool:
-        """Return whether the packet passes."""
+        """True if the packet passes."""
         return self.verdict == "pass"
 
     @property
     def dropped_by(self) -> Judgement | None:
-        """The first part that drops the packet, in the order of the kernel, or None."""
+        """The first part, in the kernel's order, that drops the packet; None if no part does."""
         parts = (self.path, self.egress, self.ingress)
         return next((part for part in parts if part.verdict == "drop"), None)
 
 
 class Explanation(NamedTuple):
-    """Result of `Host.explain`."""
+    """The result of `Host.explain`."""
 
     judged: Judged
     other_family: Judged | None
@@ -90,18 +90,18 @@ class Explanation(NamedTuple):
 
     @property
     def passes(self) -> bool:
-        """Return whether the packet passes."""
+        """True if the packet passes."""
         return self.judged.passes
 
     def left_out(self) -> tuple[str, ...]:
-        """Return the fields to leave out of JSON."""
+        """Return the names of the fields that are left out of the JSON output."""
         return ("proof",) if self.proof is None else ()
 
 
 def explain(
     session: Session, source: str, destination: str, family: int | None, proves: bool
 ) -> Explanation:
-    """Explain a packet; with ``proves``, also send one; see `Host.explain`."""
+    """Explain a packet's path, as described in `Host.explain`. ``proves`` sends a test packet."""
     from niso.look import other_hosts
 
     if family not in (None, 4, 6):

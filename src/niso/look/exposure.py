@@ -42,7 +42,7 @@ def drops(kernel: Kernel, networks: Iterable[NetworkRecord]) -> list[ForeignDrop
 
 
 def others_dropped(chains: Iterable[str]) -> list[tuple[str, str]]:
-    """Return a problem and its remedy for each other program's NAT chain in ``chains``."""
+    """Return a problem and its remedy for each of these NAT chains of other programs."""
     return [
         (
             f"nftables chain {chain} translates addresses of packets that niso drops: the host"
@@ -55,7 +55,7 @@ def others_dropped(chains: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def closed_links(kernel: Kernel) -> list[tuple[str, str]]:
-    """Return a problem and its remedy for each interface that does not forward IPv4."""
+    """Return a problem and its remedy for each network interface that does not forward IPv4."""
     return [
         (
             f"link {name} does not forward IPv4 ({_forwarding(name)} is 0)",
@@ -70,7 +70,10 @@ def _forwarding(link: str) -> str:
 
 
 def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
-    """Limit the lines on who, besides the host, can reach a port to what a policy allows."""
+    """Limit the lines that say who can reach a port to the clients that a policy allows.
+
+    The first line is about this host, which no policy limits.
+    """
     if policy is None or len(ways) < 2:
         return ways
     if policy.allow_from == ():
@@ -85,7 +88,7 @@ def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
 
 
 def _addresses() -> list[tuple[str, str, bool]]:
-    """Return (address, network interface, whether other machines are behind it) of the host."""
+    """Return the host's addresses with interface, and whether other machines are behind it."""
     addresses = []
     with Rtnl() as rtnl:
         links = {link.index: link for link in rtnl.links()}
@@ -105,10 +108,11 @@ def _ways(
     internal: Sequence[str],
     but: str,
 ) -> list[str]:
-    """Return the lines on who can reach a port.
+    """Return the lines that say who can reach a port.
 
-    ``closed`` are the interfaces that do not forward IPv4, ``internal`` the networks from which it
-    cannot be reached. ``but`` follows the peers whose packets another firewall drops.
+    ``closed`` are the interfaces that do not forward IPv4. ``internal`` are the networks from which
+    the port cannot be reached. ``but`` is a note about firewalls of other programs that drop
+    packets.
     """
     if port.host_ip in (ANY4, ANY6):
         published = [item for item in addresses if family_of(item[0]) in port.families]
@@ -131,7 +135,7 @@ def _ways(
 
 
 def exposed_ports(kernel: Kernel, store: Store) -> tuple[host_ports.PublishedPort, ...]:
-    """Return the published ports and from where each is reachable: `Networks.exposure`."""
+    """Return the published ports and from where each can be reached, for `Networks.exposure`."""
     lines = host_ports.port_rows(store)
     services = {service for service, _, _ in lines}
     internal = [network.name for network in store.networks() if network.internal]

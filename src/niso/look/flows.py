@@ -1,8 +1,8 @@
-"""Read recorded flows, add services and policies, and list them for `niso net flows`.
+"""Read the recorded flows for `niso net flows`, with the names of services and their policies.
 
-Each flow is listed with the policy entry that decides about it now, and with the number of its open
-connections. For metrics, flows are counted by name, so that the number of series does not grow with
-the number of addresses.
+Each flow is listed with the policy entry that applies to the flow now, and with the number of
+connections that are open. Metrics count flows by the names of services, so the number of series
+does not grow with the number of addresses.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 HOST = "host"
 EVERYBODY = {4: "0.0.0.0/0", 6: "::/0"}
 PASS, AUDIT, DROP = "pass", "audit", "drop"
-"""What happened to a flow. ``audit``: it passed, although a policy in audit would deny it."""
+"""Verdicts on flows. ``audit``: the flow passed although a policy, which is in audit, denies it."""
 Key = tuple[str, str, str, int]  # the source, destination, protocol and port of a flow, after DNAT
 
 
@@ -56,15 +56,16 @@ class FlowEnd(NamedTuple):
 
     @property
     def is_known(self) -> bool:
-        """True for a service or the host."""
+        """True if the address belongs to a service or to the host."""
         return self.service is not None or self.is_host
 
 
 class Flow(NamedTuple):
-    """The flows from one address to a port of another address, after DNAT.
+    """All flows from one address to one port of another address, after DNAT.
 
-    All of them passed, or all were dropped (``was_dropped``). If the service at one end no longer
-    exists (``gone``), its policy is unknown, and no deciding entry can be given.
+    Either all of these flows passed, or all were dropped (``was_dropped``). If the service at one
+    end no longer exists (``gone``), its policy is unknown, and the fields for the policy entry are
+    None.
     """
 
     from_: FlowEnd  # source of the flows
@@ -97,7 +98,7 @@ class Flow(NamedTuple):
     @property
     def gone(self) -> bool:
         """True if the service at one end of the flows no longer exists."""
-        # only flows of services are recorded: if neither end is known, one was a service then
+        # only flows of services are recorded, so one of two unknown addresses was a service's
         ends = (self.from_, self.to)
         return any(end.gone for end in ends) or not any(end.is_known for end in ends)
 
@@ -107,7 +108,7 @@ class Flow(NamedTuple):
 
     @property
     def services(self) -> frozenset[str]:
-        """The services at both ends: none, one or two."""
+        """The names of the services at both ends: none, one or two."""
         return frozenset(end.service for end in (self.from_, self.to) if end.service)
 
 
@@ -122,7 +123,10 @@ class Memory(NamedTuple):
     audited: tuple[Recorded, ...] = ()
 
     def by_verdict(self) -> Iterator[tuple[str, Recorded]]:
-        """Yield each flow with its verdict; PASS excludes what passed only because of an audit."""
+        """Yield each recorded flow with its verdict.
+
+        A flow with the verdict PASS counts only packets that passed without the help of an audit.
+        """
         passed = {row[:4]: row for row in self.passed}
         for row in self.audited:
             if (whole := passed.get(row[:4])) is not None:
@@ -133,11 +137,11 @@ class Memory(NamedTuple):
 
 
 def remembered(kernel: Kernel, world: PolicyContext, with_open: bool = True) -> Memory:
-    """Return the recorded flows and, if ``with_open``, the open connections. Raises KernelError."""
+    """Return the recorded flows. ``with_open`` adds the open connections. Raises KernelError."""
     ends: set[tuple[str, Connection]] = set()
     if with_open:
         ends.update(conntrack.opened())
-        # conntrack has no connections of untracked networks, so ask the services' sockets
+        # conntrack has no connections of untracked networks, so read the services' sockets
         plain = {n.name for n in world.networks.values() if not (n.publishes or n.policed)}
         for known in world.services.values():
             if known.active and plain & {endpoint.network for endpoint in known.endpoints}:
@@ -158,7 +162,7 @@ def remembered(kernel: Kernel, world: PolicyContext, with_open: bool = True) -> 
 
 
 class FlowReader:
-    """Add names and the deciding policy entry to flows, and cache the results."""
+    """A cache that adds names and the deciding policy entry to flows."""
 
     def __init__(self, world: PolicyContext, instances: bool = False) -> None:
         self.world = world
@@ -177,9 +181,10 @@ class FlowReader:
                 self._ends[address] = FlowEnd(name, None, address)
 
     def _service_end(self, known: KnownService, address: str) -> FlowEnd:
-        """Return the end of a service. That of an instance is its service's, unless they are split.
+        """Return the end of a flow that has an address of a service or of one of its instances.
 
-        The address is then the service address on the same network.
+        The address of an instance is replaced by the service address on the same network, unless
+        this reader lists instances separately.
         """
         front = self.world.services.get(known.front)
         if front is None or self._split:
@@ -190,12 +195,12 @@ class FlowReader:
         return FlowEnd(front.name, front.name, next(a for a in shared if family_of(a) == family))
 
     def in_world(self, world: PolicyContext) -> FlowReader:
-        """Return this reader if its world is equal and its cache is not full, else a new reader."""
+        """Return this reader, or a new one if policies have changed or the cache is full."""
         is_same = world == self.world and len(self._flows) <= _MOST_CACHED
         return self if is_same else FlowReader(world, self._split)
 
     def end(self, address: str) -> FlowEnd:
-        """Return the name and service of an address, as the source or destination of flows."""
+        """Return the name and service of an address that is the source or destination of flows."""
         if address not in self._ends:
             is_host = plan_verdict.is_host(self.world, address)
             gone = not is_host and is_for_services(self.world, address)
@@ -245,14 +250,14 @@ class FlowReader:
         )
 
     def _shown(self, service: str) -> str | None:
-        """Return the name to show for a service, or None for ""."""
+        """Return the name to show for a service or instance, or None if the name is empty."""
         known = self.world.services.get(service)
         return (known.front if known is not None and not self._split else "") or service or None
 
     def _part(self, services: frozenset[str], passes: bool) -> PolicyContext:
-        """Return only the services on which these verdicts depend, since fewer are faster.
+        """Return a context with only the given services, which is evaluated faster.
 
-        For flows that passed, a DNS name has all the addresses that it ever had.
+        For flows that passed, a DNS name in a policy stands for all the addresses that it ever had.
         """
         if (services, passes) not in self._parts:
             world = self.world
@@ -267,7 +272,7 @@ _MOST_CACHED = 50_000
 
 
 def joined(world: PolicyContext, memory: Memory, reader: FlowReader | None = None) -> list[Flow]:
-    """Return all flows with names and verdicts, sorted by names and port."""
+    """Return all recorded flows with names and verdicts, sorted by names and port."""
     counts = dict(memory.opened)
     reader = reader or FlowReader(world)
     result: list[Flow] = []
@@ -297,7 +302,7 @@ def _added(flow: Flow, other: Flow) -> Flow:
 
 
 def _merged(flows: Iterable[Flow]) -> list[Flow]:
-    """Return flows with those to, or from, the instances of one service added up."""
+    """Add up flows with equal ends, port and verdict, such as flows to instances of one service."""
     merged: dict[tuple[Key, str, bool], Flow] = {}
     for flow in flows:
         key = flow.id, flow.verdict, flow.was_dropped
@@ -307,7 +312,7 @@ def _merged(flows: Iterable[Flow]) -> list[Flow]:
 
 
 def lately(flows: Iterable[Flow], since: float | None) -> list[Flow]:
-    """Return the flows that are open, or whose last one began after ``since`` (Unix time)."""
+    """Return the flows that are open or that began after ``since`` (Unix time). None means all."""
     if since is None:
         return list(flows)
     oldest = time.time() - since
@@ -315,7 +320,7 @@ def lately(flows: Iterable[Flow], since: float | None) -> list[Flow]:
 
 
 def changes(before: Iterable[Flow], after: Iterable[Flow]) -> list[Flow]:
-    """Return the flows between two queries, oldest first, with only those counted in ``new``."""
+    """Return the flows that began between two queries, oldest first, and count only these."""
     counted = {(flow.id, flow.verdict): flow.new for flow in before}
     fresh = (
         flow._replace(new=grown)
@@ -326,17 +331,17 @@ def changes(before: Iterable[Flow], after: Iterable[Flow]) -> list[Flow]:
 
 
 def more(before: int, now: int) -> int:
-    """Return how much a counter has grown; one that is lower than before has restarted at 0."""
+    """Return the growth of a counter. A counter lower than before has restarted at 0."""
     return now - before if now >= before else now
 
 
 def times(ago: float | None) -> tuple[str | None, float | None]:
-    """Return the time (RFC 3339) of an event, and its age rounded to milliseconds, from its age."""
+    """Convert the age of an event to its time (RFC 3339) and to its age rounded to milliseconds."""
     return (None, None) if ago is None else (exact_time_text(time.time() - ago), round(ago, 3))
 
 
 def published(world: PolicyContext, service: str, proto: str, port: int, family: int) -> int | None:
-    """Return the host port through which other machines reach a port, or None."""
+    """Return the host port through which other machines reach a port of a service, or None."""
     for mapping in mappings(world.services.get(service), proto, port):
         if not mapping.host_ip.startswith("127.") and family in mapping.families:
             return mapping.host_port + port - mapping.container_port
@@ -344,7 +349,7 @@ def published(world: PolicyContext, service: str, proto: str, port: int, family:
 
 
 def mappings(known: KnownService | None, proto: str, port: int) -> list[PortMapping]:
-    """Return the published ports and ranges that lead to a port of a service."""
+    """Return the published ports and port ranges that lead to a port of a service."""
     return [
         mapping
         for mapping in (known.ports if known else ())
@@ -355,12 +360,12 @@ def mappings(known: KnownService | None, proto: str, port: int) -> list[PortMapp
 def closed(
     world: PolicyContext, source: str, destination: str, proto: str, port: int, across: bool = False
 ) -> Reason | None:
-    """Return why no packet gets from one address to a port of another; None if a packet can.
+    """Return why no packet gets from one address to a port of another, or None if a packet can.
 
     Policies are not evaluated. Flows are recorded after DNAT, so a flow through a published port
     looks like a flow to the service's own address. A flow from another machine always came through
-    a published port. With ``across``, a flow between services of two networks is treated as if it
-    did too.
+    a published port. If ``across`` is true, flows between services on different networks are
+    assumed to come through a published port too.
     """
     path = decide(world, source, destination, port, proto).path
     sender, receiver = (holder_of(world, end) for end in (source, destination))
@@ -381,7 +386,10 @@ def read(
     with_open: bool = True,
     instances: bool = False,
 ) -> tuple[PolicyContext, list[Flow], int]:
-    """Return policies, the flows that `lately` selects, and how many were not recorded."""
+    """Read the policies, the recorded flows, and the number of flows that could not be recorded.
+
+    If ``since`` (Unix time) is given, only flows that are open or began later are returned.
+    """
     world = read_world(kernel, store)
     memory = remembered(kernel, world, with_open)
     reader = FlowReader(world, instances)
@@ -392,7 +400,7 @@ def read(
 
 
 class Flows(ResultStream):
-    """An endless iterator of new `Flow`. Use it in a ``with`` block."""
+    """An endless iterator of new `Flow`, to be used in a ``with`` block."""
 
     def __init__(self, session: Session, name: str | None, denied: bool) -> None:
         self.session = session
@@ -406,7 +414,7 @@ class Flows(ResultStream):
             yield from self.read()
 
     def read(self) -> tuple[Flow, ...]:
-        """Return the flows that were recorded after the last call, oldest first. Does not wait."""
+        """Return the flows recorded after the last call, oldest first, without waiting."""
         before, self._before = self._before, self._read()
         return _chosen(changes(before, self._before), self._service, self._denied)
 
@@ -417,7 +425,7 @@ class Flows(ResultStream):
 def flows(
     session: Session, name: str | None, denied: bool, since: float | None
 ) -> tuple[Flow, ...]:
-    """List the recorded flows; see `Host.flows`. ``since`` is in seconds since 1970."""
+    """List the recorded flows, as described in `Host.flows`. ``since`` is in seconds since 1970."""
     store = session.store()
     service = None if name is None else _home(store, name)
     _, found, missed = read(session.kernel(), store, since)
@@ -430,7 +438,10 @@ def flows(
 
 
 def _home(store: Store, name: str) -> str:
-    """Return the service that owns the addresses of a service. Raises Error if there are none."""
+    """Return the service that owns the network namespace, and so the addresses, of a service.
+
+    Raises Error if that namespace has no addresses.
+    """
     home = store.home(store.resolve(name))
     row = store.service(home)
     whose = name if home == name else f"{name} shares the network of {home}, which"
@@ -442,7 +453,7 @@ def _home(store: Store, name: str) -> str:
 
 
 def _chosen(flows: Iterable[Flow], service: str | None, denied: bool) -> tuple[Flow, ...]:
-    """Return a service's flows; with ``denied`` those refused now, or after an audit."""
+    """Return the flows of one service or of all. ``denied`` selects those that a policy denies."""
     chosen = []
     for flow in flows:
         is_own = service is None or service in flow.services
@@ -461,7 +472,7 @@ Total = tuple[str, str, int, str, str]  # source, destination, port, protocol an
 
 
 def totals(world: PolicyContext, memory: Memory, limit: int) -> tuple[list[tuple[Total, int]], int]:
-    """Return the ``limit`` most frequent totals with their counts, and how many are omitted."""
+    """Count flows by names. Return the ``limit`` highest counts, and how many were left out."""
     reader = FlowReader(world)
 
     def name(address: str) -> str:

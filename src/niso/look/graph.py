@@ -1,7 +1,7 @@
-"""Draw which services communicate, as Mermaid or Graphviz's dot: `Host.graph`.
+"""Draw which services communicate, as Mermaid or as Graphviz's dot, for `Host.graph`.
 
 A graph shows recorded traffic, or what policies allow. It can also show the policies of a
-stack.toml that is not active; its services then have made-up addresses.
+stack.toml that is not active. The services of such a stack have made-up addresses.
 
 Names and addresses come from manifests, which others may write. All characters that could be syntax
 of the output language are therefore escaped, even if names cannot contain them.
@@ -40,14 +40,14 @@ _PLAIN = re.compile(r"[A-Za-z0-9 .,:/_→*()-]")
 
 
 Node = tuple[str, tuple[str, ...]]
-"""The identifier and the lines of a box: a service and its sharers, the host, or an address."""
+"""The identifier and text of a box: a service with those in its namespace, or another address."""
 Edge = tuple[str, str, str, str]  # the source, destination, label and verdict of an edge
 Picture = tuple[list[tuple[str, list[Node]]], list[Node], list[Edge]]
-"""The title and boxes of each group of services with equal networks, other boxes, and the edges."""
+"""The groups of services on equal networks, with title and boxes; the other boxes; the edges."""
 
 
 def of_traffic(world: PolicyContext, seen: Iterable[Flow], only: frozenset[str] | None) -> Picture:
-    """Draw the recorded flows; ``only`` limits them to these services and their peers."""
+    """Draw the recorded flows of all services, or only flows to or from the given services."""
     rows = [s for s in seen if only is None or not only.isdisjoint(s.services)]
     addresses = {e.address for row in rows for e in (row.from_, row.to) if not e.is_known}
     folded = len(addresses) > _MOST_OUTSIDE
@@ -69,8 +69,8 @@ def of_traffic(world: PolicyContext, seen: Iterable[Flow], only: frozenset[str] 
 def of_policies(world: PolicyContext, only: frozenset[str] | None, with_addresses: bool) -> Picture:
     """Draw what policies and published ports allow, whether or not there is traffic.
 
-    A published port has an edge from the clients that it admits. Each policy entry that decides
-    between two services of one network has an edge with the computed verdict.
+    A published port has an edge from each kind of client that may use the port. Each policy entry
+    that decides between two services of one network has an edge with the computed verdict.
     """
     known = [
         service for name, service in sorted(world.services.items()) if only is None or name in only
@@ -100,7 +100,7 @@ def of_policies(world: PolicyContext, only: frozenset[str] | None, with_addresse
 
 
 def _users(world: PolicyContext, receiver: KnownService, port: PortMapping) -> Iterator[str]:
-    """Yield the names of the boxes of a published port's clients."""
+    """Yield the names of the boxes of the clients that may use a published port."""
     if port.host_ip and ipaddress.ip_address(port.host_ip).is_loopback:
         yield HOST
         return
@@ -123,7 +123,7 @@ def _users(world: PolicyContext, receiver: KnownService, port: PortMapping) -> I
 
 
 def _outer(world: PolicyContext, peer: Peer) -> Iterator[str]:
-    """Yield the name of the box of a peer outside niso's networks; its prefixes share a box."""
+    """Yield the name of the box of a peer outside niso's networks. Prefixes share one box."""
     if peer.kind == "outside":
         yield peer.name
     elif peer.kind in ("prefix", "prefixes"):
@@ -133,14 +133,14 @@ def _outer(world: PolicyContext, peer: Peer) -> Iterator[str]:
 
 
 def _port_text(port: PortMapping) -> str:
-    """Format a port mapping: ``8080→80``, or two ranges."""
+    """Format a published port as ``8080→80``, or as two ranges."""
     host = span(port.host_port, port.count) if port.host_port else "?"
     proto = "" if port.proto == "tcp" else f"/{port.proto}"
     return f"{host}→{span(port.container_port, port.count)}{proto}"
 
 
 def _between(world: PolicyContext, sender: KnownService, receiver: KnownService) -> Iterator[Edge]:
-    """Yield an edge from one service to another for each policy entry about both services."""
+    """Yield an edge between two services for each policy entry about packets between them."""
     for endpoint in receiver.endpoints:
         beside = [e for e in sender.endpoints if e.network == endpoint.network]
         if not beside or not endpoint.addresses:
@@ -217,7 +217,7 @@ def _picture(
 
 
 def _ids(names: Iterable[str]) -> dict[str, str]:
-    """Map each name to a unique identifier: ``n_`` and the name, with a number if that is taken."""
+    """Map each name to a unique identifier: ``n_``, the name, and a number if needed."""
     ids: dict[str, str] = {}
     for name in sorted(names):
         plain = own = f"n_{re.sub('[^a-z0-9]', '_', name)}"
@@ -348,8 +348,8 @@ _POOL = "10.99.{}.0/24"
 def declared_world(stack: Stack) -> PolicyContext:
     """Return the services, networks and policies of a stack, as if it were active.
 
-    A network without a declared subnet gets a made-up one, and services get made-up addresses. Both
-    depend only on the file. They are only used to compute verdicts, and differ from the real ones.
+    A network without a declared subnet gets a made-up subnet, and services get made-up addresses.
+    These depend only on the file, differ from the real ones, and serve only to compute verdicts.
     """
     used = {name for member in stack.members for name in member.loaded.spec.network.networks}
     networks = {}

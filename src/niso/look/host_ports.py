@@ -1,4 +1,4 @@
-"""List the host's ports: those that are published, and those that other programs listen on.
+"""List the host's ports: the published ports, and the ports on which other programs listen.
 
 `niso.change.ports` refuses to publish a port that is taken.
 """
@@ -23,7 +23,7 @@ HOLDERS = ("podman",)  # owners of attachments whose own programs listen on publ
 
 
 def published_by(row: ServiceRow) -> tuple[records.PortMapping, ...]:
-    """Return the manifest's ports at the last activation; none if the row is damaged."""
+    """Return the ports in the manifest of the last activation, or none if the row is damaged."""
     spec = row.service
     return tuple(published.port for published in spec.network.ports) if spec is not None else ()
 
@@ -34,11 +34,11 @@ def taken(
     wanted: Iterable[records.PortMapping],
     published: Container[records.PortMapping],
 ) -> list[tuple[records.PortMapping, str, records.PortMapping]]:
-    """Return the ports of ``wanted`` that a `niso port-forward` has taken from a service.
+    """Return the ports of a service's manifest that a `niso port-forward` has taken from it.
 
-    Each result consists of the port, the service that has it now, and that service's own port. Such
-    a port is in the manifest of the last activation (``published``), but not in the service's rows.
-    It stays taken while the forward exists.
+    Each result has the wanted port, the service that has it now, and that service's own port. A
+    taken port is in the manifest of the last activation (``published``), but not in the service's
+    rows. The port stays taken while the forward exists.
     """
     gone = [
         port
@@ -55,7 +55,7 @@ def taken(
 
 
 def unpublished(store: Store, service: str) -> list[records.PortMapping]:
-    """Return the manifest ports that an active service lost to a forward which has ended."""
+    """Return the manifest ports that a service lost to a `port-forward` that no longer exists."""
     row = store.service(service)
     wanted = published_by(row) if row is not None else ()
     lost = [
@@ -72,22 +72,22 @@ def unpublished(store: Store, service: str) -> list[records.PortMapping]:
 
 
 def same_place(one: records.PortMapping, other: records.PortMapping) -> bool:
-    """Return whether two ports use the same host port at the same address, or both on all."""
+    """Return whether two ports use the same host port, both at one address or both at all."""
     alike = one.host_ip == other.host_ip or (one.is_wide and other.is_wide)
     return alike and one.clashes(other)
 
 
 def as_held(held: records.PortMapping, wanted: records.PortMapping) -> str:
-    """Return " as HOST_SIDE" if ``held`` has another host address or port than ``wanted``."""
+    """Return " as ADDRESS:PORT" if a recorded port differs from the wanted one in its host side."""
     return "" if held.host_side == wanted.host_side else f" as {held.host_side}"
 
 
 class Listeners:
-    """The host's listening sockets, read when they are first needed, for each protocol."""
+    """The listening sockets of the host, read for each protocol when first needed."""
 
     def __init__(self, kernel: Kernel, families: tuple[int, ...]) -> None:
         self._kernel = kernel
-        # of the service's network: packets of other families are not forwarded
+        # the IP versions of the service's network: other packets are not forwarded
         self._families = families
         self._found: dict[str, list[Listener]] = {}
 
@@ -97,7 +97,7 @@ class Listeners:
         return self._found[proto]
 
     def clashing(self, port: records.PortMapping) -> list[Listener]:
-        """Return the host's sockets to which packets to ``port`` are delivered now."""
+        """Return the host's sockets that now receive packets to a port that is to be published."""
         return [
             listener
             for listener in self.of(port.proto)
@@ -107,7 +107,7 @@ class Listeners:
         ]
 
     def check(self, port: records.PortMapping, key: str) -> None:
-        """Raise Conflict if a process of the host listens on the port. ``key`` is the error's."""
+        """Raise Conflict, with the manifest's key, if a process of the host listens on the port."""
         for listener in self.clashing(port):
             program, at = self.described(listener)
             raise Conflict(
@@ -146,10 +146,10 @@ def shadows(
 
 
 class Port(NamedTuple):
-    """A published port, or a range of ``range`` ports, on one address or on all of one IP version.
+    """A published port or range of ports, on one host address or all addresses of one IP version.
 
-    ``anywhere``: the manifest publishes the port on all addresses. There is then one `Port` for
-    each IP version of its network. ``anywhere`` is left out of ``--json``.
+    If ``anywhere`` is true, the manifest publishes the port on all addresses, and there is one
+    `Port` for each IP version of the service's network. ``--json`` leaves this field out.
     """
 
     host_ip: str  # the host address; 0.0.0.0 and :: mean all IPv4 or IPv6 addresses
@@ -160,12 +160,12 @@ class Port(NamedTuple):
     anywhere: bool = False
 
     def left_out(self) -> tuple[str, ...]:
-        """Return the fields to leave out of JSON."""
+        """Return the names of the fields that are left out of the JSON output."""
         return ("range", "anywhere") if self.range == 1 else ("anywhere",)
 
 
 def rows(ports: Iterable[records.PortMapping], families: tuple[int, ...]) -> tuple[Port, ...]:
-    """Return a `Port` for each host address, or each of ``families``, of the given ports."""
+    """Return a `Port` for each given port, or for each IP version if published on all addresses."""
     everywhere = [address for family, address in ((4, "0.0.0.0"), (6, "::")) if family in families]
     return tuple(
         Port(address, port.host_port, port.container_port, port.proto, port.count, not port.host_ip)
@@ -182,20 +182,20 @@ class PublishedPort(NamedTuple):
     container: int
     """the port inside the service, or the first of a range; the same as container_port"""
     mapping: Port
-    from_: tuple[str, ...] | None = None  # strings: from where it is reachable; only with --exposed
+    from_: tuple[str, ...] | None = None  # strings: who can reach the port; only with --exposed
 
     def left_out(self) -> tuple[str, ...]:
-        """Return the fields to leave out of JSON."""
+        """Return the names of the fields that are left out of the JSON output."""
         return ("from_",) if self.from_ is None else ()
 
 
 def published_ports(store: Store) -> tuple[PublishedPort, ...]:
-    """Return the published ports of active services: `Networks.ports`."""
+    """Return the published ports of active services, for `Networks.ports`."""
     return tuple(published_port(service, row, None) for service, _, row in port_rows(store))
 
 
 def port_rows(store: Store) -> list[tuple[str, records.PortMapping, Port]]:
-    """Return the service, its port and the `Port` to show, for all ports of active services."""
+    """Return service, recorded port and `Port` to show, for all ports of active services."""
     ports = store.active_ports()
     families = {service: store.port_families(service) for service in {name for name, _ in ports}}
     return [
@@ -204,6 +204,6 @@ def port_rows(store: Store) -> list[tuple[str, records.PortMapping, Port]]:
 
 
 def published_port(service: str, port: Port, ways: tuple[str, ...] | None) -> PublishedPort:
-    """Return the result for a published port; ``ways`` say from where it can be reached."""
+    """Return the result for a published port. ``ways`` say from where the port can be reached."""
     address = f"{bracketed(port.host_ip)}:{span(port.host_port, port.range)}"
     return PublishedPort(service, address, port.container_port, port, ways)

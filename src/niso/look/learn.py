@@ -5,7 +5,7 @@ published port that other machines used is allowed for all addresses, because th
 clients change. Refused flows only become comments.
 
 An existing allow list is narrowed, never widened. A used entry that names a service is limited to
-the ports that were used. Any other used entry stays as it is.
+the ports that were used. Any other used entry is left unchanged.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ MOST_OUTSIDE = 8
 
 If there are more addresses, they are merged into prefixes.
 """
-# from so many services of a network on that all use a port, suggest the network's name
+# if at least this many services of a network use a port, the network's name is suggested
 _LEAST_MEMBERS = 8
 _EVERYBODY = {family: bracketed(prefix) for family, prefix in EVERYBODY.items()}
 _DNS = 53
 
 Name = Callable[[str], str | None]
-"""A function from a service to the name by which the policy can refer to it, or None."""
+"""Returns the name by which a policy can refer to a service, or None."""
 
 
 class LearnedEntry(NamedTuple):
@@ -79,7 +79,7 @@ def learn_flows(
     with_egress: bool,
     network: Callable[[str], str] = str,
 ) -> LearnedPolicy:
-    """Return a policy for a service that allows its recorded flows."""
+    """Derive a policy for a service that allows its recorded flows."""
     world = world._replace(outside=world.outside_ever)
     others = [s for s in seen if s.from_.service != s.to.service]
     # flows from the host are left out: the host may always connect
@@ -97,9 +97,9 @@ def learn_flows(
 
 
 class _PeerPorts(NamedTuple):
-    """A peer, ports and a protocol: the key of the flows that one entry allows."""
+    """A peer, ports and a protocol, to group the flows that one policy entry allows."""
 
-    peer: str  # as written in a manifest: in brackets where ports follow
+    peer: str  # as in a manifest, so an IPv6 address is in brackets
     first: int
     last: int
     proto: str
@@ -112,7 +112,7 @@ class _PeerPorts(NamedTuple):
 
 
 class _Learner:
-    """Derive the policy of one service."""
+    """A builder of the policy of one service."""
 
     def __init__(
         self, world: PolicyContext, known: KnownService, name: Name, network: Callable[[str], str]
@@ -120,7 +120,7 @@ class _Learner:
         self._world, self._known, self._name, self._network = world, known, name, network
 
     def lines(self, seen: Sequence[Flow], egress: bool) -> Iterator[LearnedEntry]:
-        """Yield the lines of one direction: allow entries first, then comments."""
+        """Yield the allow entries of one direction, and then entries that are only comments."""
         passed = [s for s in seen if s.passes and s.agrees and not s.audited]
         before = {s.id for s in passed}
         refused = [
@@ -168,7 +168,10 @@ class _Learner:
     def _groups(
         self, rows: Iterable[Flow], egress: bool
     ) -> tuple[dict[_PeerPorts, list[Flow]], list[Flow]]:
-        """Group flows by the entry that allows them; return flows of ended services separately."""
+        """Group flows by the entry that allows them.
+
+        Flows of services that no longer exist are returned separately.
+        """
         groups: dict[_PeerPorts, list[Flow]] = {}
         outside: dict[tuple[int, str, int], list[Flow]] = {}
         gone = []
@@ -180,7 +183,7 @@ class _Learner:
             elif peer.is_host:
                 group = _of(peer.address, flow, "the host")
             elif flow.gone:
-                gone.append(flow)  # whoever gets the address next is another service
+                gone.append(flow)  # the next service with this address is another service
                 continue
             elif not egress and flow.published is not None:
                 mapping = flows.mappings(self._known, flow.proto, flow.port)[:1]
@@ -203,7 +206,7 @@ class _Learner:
         return groups, gone
 
     def _inside(self, family: int) -> list[_Prefix]:
-        """Return all prefixes from which services get addresses, and the addresses of the host."""
+        """Return all prefixes from which services get addresses, and the host's addresses."""
         world = self._world
         subnets = (subnet.cidr for on in world.networks.values() for subnet in on.subnets)
         texts = (*world.host, *world.pools, *subnets)
@@ -233,7 +236,7 @@ class _Learner:
         gone: Sequence[Flow],
         egress: bool,
     ) -> Iterator[LearnedEntry]:
-        """Yield comments on refused peers, unused ports, and networks that could be allowed."""
+        """Yield comments on denied peers, unused ports, and networks that could be allowed."""
         entries = {group.text for group in groups}
         others: dict[_PeerPorts, list[Flow]] = {}
         for flow in refused:
@@ -306,8 +309,8 @@ def _outside(
     """Yield entries for addresses outside niso's networks, with their flows, for one port.
 
     Neighbouring addresses are merged into the smallest prefix that contains them, until at most
-    `MOST_OUTSIDE` entries are left, if possible. No merged prefix contains an address of
-    ``inside``.
+    `MOST_OUTSIDE` entries are left, if possible. No merged prefix contains an address of the
+    prefixes ``inside``, which are niso's or the host's.
     """
     by_number: dict[int, list[Flow]] = {}
     for flow in rows:
@@ -321,7 +324,7 @@ def _outside(
         free = (first ^ last).bit_length()
         return kind((first >> free << free, bits - free))
 
-    # all addresses between two that share more bits are merged already
+    # addresses between two neighbours share more bits with them, so they are merged already
     order = sorted(
         range(len(numbers) - 1), key=lambda at: (numbers[at] ^ numbers[at + 1]).bit_length()
     )
@@ -349,7 +352,7 @@ _Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def _joined(groups: dict[_PeerPorts, list[Flow]]) -> Iterator[tuple[_PeerPorts, list[Flow]]]:
-    """Yield entries in order, with their flows; consecutive ports of one peer become a range."""
+    """Yield entries in order, with their flows. Consecutive ports of one peer become a range."""
     order = sorted(groups, key=lambda g: (g.peer, g.proto, g.first))
     last: tuple[_PeerPorts, list[Flow]] | None = None
     for group in order:
@@ -386,7 +389,7 @@ class PolicyChange(NamedTuple):
 
     @property
     def diff(self) -> str:
-        """The difference in the format of diff -u. A file name with a newline is quoted."""
+        """The change in the format of diff -u. A file name with a newline is quoted."""
         import difflib
 
         old, new = (text.splitlines(keepends=True) for text in (self.before, self.after))
@@ -436,7 +439,7 @@ def learn(
 
 
 def changes(session: Session, learned: Iterable[LearnedPolicy]) -> tuple[PolicyChange, ...]:
-    """Return the files that learned policies would change; see `Host.learned_changes`."""
+    """Return the file changes that write learned policies; see `Host.learned_changes`."""
     store = session.store()
     before: dict[str, str] = {}
     after: dict[str, str] = {}
@@ -491,7 +494,7 @@ def changes(session: Session, learned: Iterable[LearnedPolicy]) -> tuple[PolicyC
 
 
 def write(changes: Iterable[PolicyChange]) -> None:
-    """Write changed files; see `Host.write_policies`."""
+    """Write changed files, as described in `Host.write_policies`."""
     drafts: dict[str, str] = {}
     path = ""
     try:
@@ -513,7 +516,7 @@ def write(changes: Iterable[PolicyChange]) -> None:
 
 
 def _draft(path: str, text: str, drafts: dict[str, str]) -> None:
-    """Write the new content of ``path`` to a temporary file next to it. Raises OSError."""
+    """Write the new content of a file to a temporary file in its folder. Raises OSError."""
     import tempfile
 
     status = os.stat(path)
@@ -530,15 +533,15 @@ def _draft(path: str, text: str, drafts: dict[str, str]) -> None:
 
 
 _Place = tuple[str, tuple[str | int, ...]]
-"""The location of a service's policy: a file ("": none), and the keys of the table."""
+"""The location of a service's policy: a file, or "" without a file, and the keys of the table."""
 _OWN = ("network", "policy")
 
 
 def _place(store: Store, row: ServiceRow) -> _Place:
-    """Return the location of a service's policy, whether the policy exists or not.
+    """Return the location of a service's policy, even if the policy does not exist yet.
 
-    The policy of a [[service]] in a stack.toml is in the manifest of its package. It is in the
-    stack.toml if that has a policy for the service, or uses the package twice.
+    The policy of a [[service]] in a stack.toml is usually in the manifest of its package. The
+    policy is in the stack.toml if that has a policy for the service, or uses the package twice.
     """
     stack = store.stack_of(row.name)
     for file in store.stack_files(stack) if stack else ():
@@ -564,7 +567,7 @@ def _place(store: Store, row: ServiceRow) -> _Place:
 def _require_own(
     store: Store, row: ServiceRow, place: _Place, writers: dict[tuple[object, ...], str]
 ) -> None:
-    """Raise Conflict if another service's policy has the same location."""
+    """Raise Conflict if the policies of two services have the same location."""
     other = writers.setdefault(place, row.name)
     file, path = place
     if path == _OWN and other == row.name:
@@ -599,7 +602,7 @@ def _apply(store: Store, file: str, rows: Sequence[ServiceRow]) -> str:
 
 
 def watched_s(row: ServiceRow, since: float | None = None) -> float | None:
-    """Return the seconds for which an active service's flows were recorded after ``since``."""
+    """Return how many seconds an active service's flows have been recorded after ``since``."""
     if not row.active or row.activated_at is None:
         return None
     return max(0.0, min(KEPT_S, time.time() - max(row.activated_at, since or 0.0)))
@@ -609,10 +612,11 @@ def watched_s(row: ServiceRow, since: float | None = None) -> float | None:
 
 
 class WrittenNames:
-    """The names by which one service's policy can refer to services and networks.
+    """The names by which the policy of one service can refer to services and networks.
 
-    A service of the same stack has the name in the stack's file, without the stack's prefix. If the
-    file is copied for another stack, the policies then refer to that stack's own services.
+    A service of the same stack has the name that the stack's file uses, without the stack's prefix.
+    If the file is copied for another stack, its policies therefore refer to that stack's own
+    services.
     """
 
     def __init__(self, store: Store, service: str) -> None:
@@ -626,7 +630,7 @@ class WrittenNames:
             self._read(stack)
 
     def _read(self, stack: str) -> None:
-        """Read the names from the stack's files, or derive them if the files are missing."""
+        """Read the names from the stack's files, or derive the names if the files are missing."""
         services: set[str] = set()
         networks: set[str] = {DEFAULT_NETWORK}
         for file in self._store.stack_files(stack):
@@ -648,11 +652,11 @@ class WrittenNames:
         self._file, self._own, self._networks = services, full(services), full(networks)
 
     def service(self, other: str) -> str | None:
-        """Return a name that refers only to the service ``other``; None if there is none."""
+        """Return a name that refers only to the given service, or None if there is no such name."""
         if other in self._members and other not in self._own:
-            return None  # it is no longer in the file
+            return None  # the service is no longer in the file
         names = [self._own.get(other, other)]
-        # with a prefix, the other names could mean another service in the file
+        # if the stack has a prefix, the other names could mean another service in the file
         if names[0] == other:
             names += self._store.names(other)
         return next((name for name in names if self._means(name, other)), None)

@@ -1,6 +1,6 @@
-"""Read services, networks and flows as a map, for the page of `niso web`: `Host.map`.
+"""Read services, networks and flows as a map for the page of `niso web`: `Host.map`.
 
-Flows are grouped by name. At most a fixed number of other machines are shown.
+Flows are grouped by name. The number of other machines that are shown is limited.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ class MapService(NamedTuple):
     status: str  # the state of the service, as niso ps shows it
     health: str | None  # starting, healthy or unhealthy; null without a healthcheck
     mode: str | None  # bridge, host, none, share or attached
-    stack: str | None  # the stack that it belongs to; null without one
+    stack: str | None  # the stack that the service belongs to; null without a stack
     shares: str | None  # in mode share, the service that owns the network namespace; otherwise null
     networks: tuple[str, ...]  # strings: names of its networks
     address: tuple[str, ...]  # addresses, one for each network and IP version
     ports: tuple[Port, ...]  # published ports, one for each IP version
-    uptime: float | None  # seconds since the process started; null if none runs
+    uptime: float | None  # seconds since the process started; null if no process is running
     received: float | None  # bits per second; null if the service has no interface of its own
     sent: float | None  # bits per second; null if the service has no interface of its own
     new: float | None  # new flows and refused attempts per second; null if ``received`` is null
     denied_in: int | None  # total packets dropped by its ingress policy; null if unknown
     denied_out: int | None  # total packets dropped by its egress policy; null if unknown
-    policy: MapPolicy | None  # its policy; null without one
+    policy: MapPolicy | None  # the service's policy; null without a policy
     audit_until: str | None
     """when the audit of its policy ends, or never; null if the policy is not in audit"""
     file: str | None  # the manifest of the last activation
@@ -66,14 +66,14 @@ class MapNetwork(NamedTuple):
 
     network: str  # the network's name
     subnets: tuple[str, ...]  # strings: its subnets
-    internal: bool  # whether forwarding out of it is disabled
+    internal: bool  # whether packets are not forwarded out of the network
     observed: bool  # whether its flows are recorded
 
 
 class MapEnd(NamedTuple):
-    """A source or destination of flows on the map."""
+    """The source or destination of flows on the map."""
 
-    name: str  # the service, host, the address, or other machines
+    name: str  # a service, host, a DNS name in a policy, an address, or other machines
     kind: str  # service, host, outside, others or gone
 
 
@@ -95,14 +95,14 @@ class MapFlow(NamedTuple):
     ago: float | None  # seconds since the last new flow
     open: int  # flows that are open now
     changes: tuple[MapChange, ...]
-    """changes that would allow a denied or audited flow; empty if none would"""
+    """manifest changes that would allow a denied or audited flow; empty if no changes would"""
 
 
 class MapState(NamedTuple):
     """All services, networks and flows at one point in time."""
 
     host: str  # the host's name
-    at: str  # when it was measured
+    at: str  # when the values were measured
     seconds: float  # seconds since the previous update
     services: tuple[MapService, ...]  # all services, by name
     networks: tuple[MapNetwork, ...]  # all networks, by name
@@ -112,7 +112,7 @@ class MapState(NamedTuple):
 
 
 class Map(Metered):
-    """Measure services, networks and flows between calls of `read`. Use it in a ``with`` block."""
+    """A stream of the state of services, networks and flows, to be used in a ``with`` block."""
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)
@@ -229,7 +229,7 @@ def _flow(
     moved: float | None,
     changes: Callable[[Flow], tuple[MapChange, ...]],
 ) -> MapFlow:
-    """Merge the flows of a group into one; ``rate`` and ``moved`` (bytes) are per second."""
+    """Merge a group of flows into one. ``rate`` (flows) and ``moved`` (bytes) are per second."""
     last = min(flows, key=lambda flow: math.inf if flow.ago is None else flow.ago)
     return MapFlow(
         *ends,
@@ -257,7 +257,10 @@ MOST_PASSED, MOST_REFUSED, MOST_OPEN = 4000, 1000, 1000
 
 
 def bounded(memory: Memory) -> tuple[Memory, int]:
-    """Keep the latest flows and the most frequent open ones; also return how many are left out."""
+    """Reduce recorded flows to the latest, and open flows to the most frequent.
+
+    Also returns how many flows are left out.
+    """
 
     def latest(rows: tuple[Recorded, ...], most: int) -> tuple[Recorded, ...]:
         if len(rows) <= most:
@@ -273,7 +276,7 @@ def bounded(memory: Memory) -> tuple[Memory, int]:
 
 
 def grouped(flows: Sequence[Flow]) -> list[tuple[tuple[MapEnd, MapEnd], list[Flow]]]:
-    """Group flows by the ends that the map shows, port, protocol and verdict, in their order."""
+    """Group flows by port, protocol, verdict, and the source and destination that the map shows."""
     sources = _shown(flow.from_ for flow in flows)
     targets = _shown(flow.to for flow in flows)
     groups: dict[tuple[MapEnd, MapEnd, int, str, str], list[Flow]] = {}
@@ -285,7 +288,7 @@ def grouped(flows: Sequence[Flow]) -> list[tuple[tuple[MapEnd, MapEnd], list[Flo
 
 
 def _shown(ends: Iterable[FlowEnd]) -> Mapping[str, int]:
-    """Return the DNS names and addresses with the most flows, and their numbers of flows."""
+    """Return the DNS names and addresses with the most flows, with the number of flows of each."""
     counts: dict[str, int] = {}
     for end in ends:
         if not (end.is_known or end.gone):

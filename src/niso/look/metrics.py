@@ -35,7 +35,7 @@ class Sample(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """A metric with its samples; possibly none."""
+    """A metric with its samples. There can be no samples."""
 
     name: str  # name, as in Prometheus
     type: str  # counter or gauge
@@ -44,7 +44,7 @@ class Metric(NamedTuple):
 
 
 def metrics(session: Session, flows: int) -> tuple[Metric, ...]:
-    """Collect all metrics, with at most ``flows`` series of flows; see `Host.metrics`."""
+    """Collect all metrics, as described in `Host.metrics`. ``flows`` limits the series of flows."""
     if flows < 0:
         raise UsageError("must be 0 or more", "--flows 200", "--flows", value=str(flows))
     store = session.store()
@@ -74,7 +74,7 @@ def _metric(type_: str, name: str, help_: str, samples: Iterable[Sample]) -> Met
 def _by_service(
     type_: str, name: str, help_: str, values: Iterable[tuple[str, float | None]]
 ) -> Metric:
-    """Return a metric with one value for each service; values that are None are left out."""
+    """Return a metric with one value for each service, except services whose value is None."""
     samples = (Sample({"service": service}, v) for service, v in values if v is not None)
     return _metric(type_, name, help_, samples)
 

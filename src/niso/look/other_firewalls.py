@@ -5,8 +5,8 @@ cannot override another program's drop policy, and niso never edits another prog
 module evaluates those chains for a few hypothetical packets, and names the rule that is missing.
 
 Some properties of such a packet are unknown: its port, the remote address, and the name of the
-outside interface. They match no rule. A chain that accepts the packet only because of one of them
-therefore counts as dropping it.
+outside interface. An unknown property matches no rule. A chain that accepts the packet only because
+of an unknown property therefore counts as dropping the packet.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def foreign_drops(
 ) -> list[ForeignDrop]:
     """Return the chains of other programs in this network namespace that drop niso's packets.
 
-    Only packets of the given bridges count. ``bridged``: frames between two services of a bridge
-    also traverse the forward chains of ip, ip6 and inet, because nf_call_iptables of the bridge or
-    net.bridge.bridge-nf-call-iptables is 1. Rules of iptables-legacy are not visible; see `unseen`.
-    Raises KernelError.
+    Only packets of the given bridges are tested. ``bridged`` is true if nf_call_iptables of a
+    bridge or net.bridge.bridge-nf-call-iptables is 1. Frames between two services of a bridge then
+    traverse the forward chains of ip, ip6 and inet too. Rules of iptables-legacy are not visible
+    (see `unseen`). Raises KernelError.
     """
     names = sorted(set(bridges))
     with kernel.foreign_chains() as source:
@@ -88,7 +88,7 @@ def drops(
     bridged: bool,
     families: tuple[int, ...],
 ) -> list[ForeignDrop]:
-    """Return the drops as `foreign_drops` does, for given chains and bridges."""
+    """Evaluate these chains for packets of these bridges. The result is that of `foreign_drops`."""
     traced = [(bridge[0], list(packets(bridge, bridged, families))) for bridge in bridges]
     dropping = []
     for chain in sorted(chains):
@@ -128,10 +128,11 @@ def _bridges(names: list[str]) -> Iterator[Bridge]:
 def _remedy(
     chain: Chain, bridges: tuple[str, ...], ways: set[bool], visited: set[str]
 ) -> tuple[str, ...]:
-    """Return shell commands that stop the drop, with the tool that created the chain.
+    """Return shell commands that stop a drop, for the tool that created the chain.
 
     ``ways`` contains True if packets that enter by a bridge must be accepted, and False if packets
-    that leave by it must. A new rule takes effect in each of the chains ``visited``.
+    that leave by a bridge must be accepted. A new rule can be added to each of the chains
+    ``visited``, because all the dropped packets traverse them.
     """
     family, table, name = FAMILIES[chain.family], chain.table, chain.name
     ordered = sorted(ways, reverse=True)  # entering first
@@ -173,7 +174,7 @@ def _remedy(
 
 
 def _shown(text: str) -> str:
-    """Escape a string as `niso.base.text.escaped` does, and its spaces too."""
+    """Escape a string as `niso.base.text.escaped` does, and also escape its spaces."""
 
     def escape(c: str) -> str:
         if c.isprintable() and c != " ":
@@ -188,7 +189,7 @@ def _shown(text: str) -> str:
 PUBLISHED, OUTWARD, WITHIN = "published", "outward", "within the network"
 _NUMBERS = {name: number for number, name in FAMILIES.items()}
 _DEPTH = 16  # NFT_JUMP_STACK_SIZE
-_STEPS = 50_000  # rules that a packet may traverse; beyond that it counts as accepted
+_STEPS = 50_000  # the most rules evaluated for a packet; after these it counts as accepted
 _REGISTERS = 80  # bytes of all registers
 
 # enum nft_meta_keys, nft_ct_keys; ct state and status (linux/netfilter/nf_conntrack_common.h)
@@ -202,29 +203,29 @@ _ETHERTYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}
 _ARP = b"\x08\x06"
 
 Bits = tuple[bytes, bytes]
-"""A partly known value, and a mask that has ones where its bits are known."""
+"""A partly known value, and a mask in which each known bit of the value is 1."""
 Bridge = tuple[str, int, Mapping[int, str]]
-"""A bridge of niso, its interface index (0: it does not exist), and its prefix by IP version."""
+"""A bridge of niso: its name, interface index (0 if it does not exist) and prefix by IP version."""
 _UPLINK: Bits = (bytes(16), bytes(16))
 """The unknown name of a network interface that is not one of niso's bridges."""
 
 
 class PacketBits(NamedTuple):
-    """A hypothetical packet, with the properties that are known."""
+    """A hypothetical packet, of which only some properties are known."""
 
     what: str  # PUBLISHED, OUTWARD or WITHIN
-    enters: bool  # whether it enters by the bridge
+    enters: bool  # whether the packet enters by the bridge
     facts: Mapping[tuple[str, int], Bits]  # by ("meta" or "ct", key)
     headers: Mapping[int, Bits]  # by NFT_PAYLOAD_*_HEADER
     tracked: int | None  # connection states as iptables numbers them; None if unknown
-    reply: bool  # whether it is a reply
-    bridged: bool  # whether it is switched, not routed
+    reply: bool  # whether the packet is a reply
+    bridged: bool  # whether the packet is switched, not routed
 
 
 def packets(
     bridge: Bridge, bridged: bool, families: Iterable[int]
 ) -> Iterator[tuple[set[int], PacketBits]]:
-    """Yield hypothetical packets with their table families: first, later, and reply."""
+    """Yield hypothetical packets of a bridge, each with the families of tables it traverses."""
     for family in families:
         routed = {_NUMBERS["inet"], _NUMBERS["ip" if family == 4 else "ip6"]}
         for established, reply in ((False, False), (True, False), (True, True)):
@@ -262,7 +263,7 @@ def _routed(bridge: Bridge, family: int, what: str, established: bool, reply: bo
 
 
 def _switched(bridge: Bridge, family: int, ethertype: bytes, reply: bool) -> PacketBits:
-    """Return a hypothetical frame between two services of a bridge, perhaps untracked."""
+    """Return a hypothetical frame between two services of a bridge. It may be untracked."""
     port = b"ni" + bytes(14), b"\xff\xff" + bytes(14)  # names of bridge ports begin with ni
     own = _all(_name(bridge[0]))
     facts = {
@@ -279,7 +280,7 @@ def _switched(bridge: Bridge, family: int, ethertype: bytes, reply: bool) -> Pac
 
 
 def _header(bridge: Bridge, family: int, source: bool, destination: bool) -> Bits:
-    """Return an IP header whose source or destination is in the bridge's prefix."""
+    """Return an IP header whose source, destination or both are in the bridge's prefix."""
     start, width = (12, 4) if family == 4 else (8, 16)
     address, mask = bytes(width), bytes(width)
     if family in bridge[2]:
@@ -304,12 +305,12 @@ def _name(ifname: str) -> bytes:
 
 
 def follow(source: ForeignChains, chain: Chain, packet: PacketBits) -> tuple[bool, set[str]]:
-    """Evaluate a base chain; return whether it accepts the packet, and the chains it traversed."""
+    """Return whether a base chain accepts a packet, and the names of the chains it traversed."""
     visited: set[str] = set()
     steps = 0
 
     def walk(name: str, depth: int) -> bool | None:
-        """Return whether the packet is accepted; None if it returns from the chain."""
+        """Return whether a chain accepts the packet, or None if the packet leaves the chain."""
         nonlocal steps
         visited.add(name)
         for rule in source.rules(chain.family, chain.table, name):
@@ -335,7 +336,7 @@ def follow(source: ForeignChains, chain: Chain, packet: PacketBits) -> tuple[boo
 def _verdict(
     source: ForeignChains, chain: Chain, packet: PacketBits, rule: Rule
 ) -> ChainVerdict | None:
-    """Return the verdict of a rule; None if the rule does not match, or may not match."""
+    """Return the verdict of a rule, or None if the rule does not match or is not known to match."""
     registers = _Registers()
     for expression in rule:
         if isinstance(expression, ChainVerdict):
@@ -357,7 +358,7 @@ def _verdict(
 
 
 def _matches(expression: Expression, packet: PacketBits, registers: _Registers) -> bool | None:
-    """Evaluate an expression; return whether it matches, or None if that is unknown."""
+    """Evaluate an expression of a rule. Return whether it matches, or None if that is unknown."""
     match expression:
         case RegisterLoad():
             registers.write(expression.register, _loaded(expression, packet))
@@ -392,7 +393,7 @@ def _loaded(load: RegisterLoad, packet: PacketBits) -> Bits | None:
 
 
 class _Registers:
-    """The known bits of nftables' registers while a rule is evaluated. At first none is known."""
+    """The registers of nftables while a rule is evaluated, with a mask of the known bits."""
 
     def __init__(self) -> None:
         self.forget()
@@ -402,7 +403,7 @@ class _Registers:
         self._uplinks: set[int] = set()
 
     def write(self, register: int, value: Bits | None) -> None:
-        """Set a register; None is an unknown value of unknown length, which is at most 16 bytes."""
+        """Set a register. None stands for an unknown value, which is at most 16 bytes long."""
         data, mask = value or (bytes(16), bytes(16))
         size = min(-(-len(data) // 4) * 4, _REGISTERS - register)
         # a value shorter than a word is padded with zeros (nft_reg_store8)
@@ -425,7 +426,7 @@ class _Registers:
         self.write(expression.target, (bytes(a & b ^ x for a, b, x in bits), now))
 
     def read(self, register: int, length: int) -> bytes | None:
-        """Return the bytes of a register, or None if one of them is unknown."""
+        """Return the bytes of a register, or None if one of its bits is unknown."""
         end = register + length
         if not length or end > _REGISTERS or any(x != 0xFF for x in self._known[register:end]):
             return None

@@ -1,6 +1,4 @@
-"""Read the cluster's data on services of other hosts, for `niso ps --all-hosts` and
-explanations.
-"""
+"""Read the cluster's records of services on other hosts, for `niso ps --all-hosts` and explain."""
 
 from __future__ import annotations
 
@@ -51,10 +49,10 @@ class ClusterPort(NamedTuple):
 
 
 def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
-    """Return the services of all hosts, sorted by name. Raises Error.
+    """Return the services of all hosts of the cluster, sorted by name. Raises Error.
 
     If the cluster does not answer, the services of other hosts come from this host's copy of the
-    cluster's data, with a warning that says how old it is.
+    cluster's data, and a warning says how old this copy is.
     """
     store = machine.store
     joined = require_joined(machine)
@@ -80,7 +78,7 @@ def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
 
 
 def ports(session: Session, machine: Machine) -> tuple[ClusterPort, ...]:
-    """Return the published ports of active services of all live hosts, by service.
+    """Return the published ports of active services on all live hosts of the cluster, by service.
 
     If the cluster does not answer, a warning says that only this host's ports are listed.
     """
@@ -109,7 +107,7 @@ def _port(service: str, host: str, port: PortMapping) -> ClusterPort:
 
 
 def _others(store: Store, joined: Config) -> tuple[list[ClusterClaim], set[str]]:
-    """Return the claims of other hosts in etcd, and the names of live hosts. Raises Error."""
+    """Return the services that other hosts have recorded in etcd, and the names of live hosts."""
     engine = joined.engine(brief=True)
     try:
         membership = ClusterKeys(engine, joined.keys)
@@ -137,7 +135,7 @@ def _claimed(store: Store, joined: Config) -> list[ClusterLine]:
 
 
 def _mirrored(store: Store) -> list[ClusterLine]:
-    """Return the services of other hosts, according to this host's copy of the cluster's data."""
+    """Return the services of other hosts from this host's copy of the cluster's data."""
     alive = {host for host, (_, _, lives) in store.across.peers().items() if lives}
     return [
         ClusterLine(
@@ -154,10 +152,10 @@ def _mirrored(store: Store) -> list[ClusterLine]:
 def world(
     session: Session, here: PolicyContext, source: str, destination: str, proves: bool = False
 ) -> PolicyContext:
-    """Add the policies of other hosts' services that have one of the packet's addresses.
+    """Add the policies of other hosts' services that send or receive a packet to a context.
 
-    If the cluster does not answer, a warning says that they are unknown. Raises Error, also if
-    ``proves`` requests a test packet.
+    If the cluster does not answer, a warning says that these policies are unknown. Raises Error,
+    also if ``proves`` requests a test packet to or from another host.
     """
     remote = [
         known
@@ -209,7 +207,7 @@ def world(
 
 
 def _require_within(here: PolicyContext, source: str, destination: str) -> None:
-    """Raise Error if another host sends the packet to no service: its routes are not known here."""
+    """Raise Error if a service of another host sends to no service: its routes are unknown here."""
     sender = holder_of(here, source)
     if sender is not None and sender[0].host and holder_of(here, destination) is None:
         name, host = sender[0].name, sender[0].host
@@ -230,7 +228,7 @@ def _policy(text: str, known: KnownService) -> Policy:
 
 
 def _resolved(store: Store, here: PolicyContext, known: KnownService, policy: Policy) -> Policy:
-    """Replace the names in another host's policy by the services they mean on its networks."""
+    """Replace names in another host's policy by the services with these names on its networks."""
     on = {endpoint.network for endpoint in known.endpoints}
 
     def entries(some: tuple[Entry, ...]) -> tuple[Entry, ...]:

@@ -1,4 +1,4 @@
-"""List and refresh the domain names outside niso.local that policies use, and their addresses."""
+"""List the DNS names outside niso.local that policies use, and warn if addresses are missing."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class OutsideName(NamedTuple):
     """strings: addresses that the rules still allow, for programs that resolved the name earlier"""
     asked_at: str | None  # when the name was last resolved; null if it never was
     until: str | None  # when the answer expires; null without addresses
-    problem: str | None  # why the last query failed; null if it did not
+    problem: str | None  # why the last query failed; null if it succeeded
 
 
 def described(store: Store, names: Iterable[str] | None = None) -> tuple[OutsideName, ...]:
-    """Return these DNS names (default: all of policies) with their addresses, sorted by name."""
+    """Return these DNS names, or the names of all policies, with addresses, sorted by name."""
     if not store.names_outside():
         return ()
     rows = store.outside
@@ -62,7 +62,7 @@ def next_due(session: Session) -> float:
 
 
 def warn(session: Session, name: str | None) -> None:
-    """Warn of each DNS name, of all policies or a service's, without a valid address."""
+    """Warn of each DNS name without a valid address in the policies of a service, or of all."""
     rows, now = session.store().outside, time.time()
     unknown: dict[tuple[str, str], list[str]] = {}  # by (services, reason)
     for answer in map(rows.answer, rows.named(active=True)):
@@ -92,7 +92,7 @@ def warn(session: Session, name: str | None) -> None:
 
 
 def warn_of_families(session: Session, answer: Outside, services: Iterable[str]) -> None:
-    """Warn if a DNS name only has addresses of an IP version for which services have no route."""
+    """Warn if a DNS name has only addresses of an IP version for which a service has no route."""
     store = session.store()
     known = {family_of(address) for address in answer.in_state("now")}
     for service in services if known else ():

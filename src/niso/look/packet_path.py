@@ -1,7 +1,7 @@
 """Compute the path of a packet: its ends, whether it passes, and the nftables objects that decide.
 
-The arguments FROM and TO of a command become ends and addresses. `niso.plan.verdict` decides. This
-module adds the nftables objects to its reasons.
+The arguments FROM and TO of a command are resolved to services and addresses. `niso.plan.verdict`
+computes the verdict. This module adds the nftables objects that enforce the verdict.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class PacketEnd(NamedTuple):
     service: str = ""  # the service that owns the namespace of the named service
     address: str = ""  # set only if an address was given
     sharer: str = ""  # the named service, if it shares another's namespace
-    outside: str = ""  # an outside name of a policy
+    outside: str = ""  # a DNS name in a policy that is not in niso.local
 
     @property
     def name(self) -> str:
@@ -56,7 +56,7 @@ class PacketEnd(NamedTuple):
 
 
 class Packet(NamedTuple):
-    """A packet as the sender sends it, before DNAT. ``port`` is None for icmp."""
+    """A packet as sent, before DNAT. ``port`` is None for icmp."""
 
     source: str
     destination: str
@@ -69,7 +69,7 @@ class Packet(NamedTuple):
 
 
 def parse_target(text: str) -> tuple[str, int | None, str]:
-    """Parse ``db`` or ``[fd00::2]:80/tcp`` to a name, a port or None, and a protocol."""
+    """Parse ``db`` or ``[fd00::2]:80/tcp`` to a name, a port (None for icmp), and a protocol."""
 
     def wrong(reason: str) -> UsageError:
         return UsageError(f"TO {text!r}: {reason}", TARGET)
@@ -119,8 +119,9 @@ def resolve_both(store: Store, source: str, destination: str) -> tuple[PacketEnd
 def resolve(store: Store, text: str, asker: str | None = None) -> PacketEnd:
     """Return the `PacketEnd` for ``host``, an address, or a service's name, hostname or alias.
 
-    If ``asker`` is a service, names are looked up on its networks first. Raises Error if nothing
-    has the name or the service has no network, and UsageError for an unusable address.
+    If a service is given as ``asker``, a name is looked up first on the networks of this service.
+    Raises Error for an unknown name or a service without a network. Raises UsageError for an
+    unusable address.
     """
     if bare_name(text) == HOST:
         return PacketEnd()
@@ -145,7 +146,7 @@ def resolve(store: Store, text: str, asker: str | None = None) -> PacketEnd:
 
 
 def _named(store: Store, text: str, asker: str | None) -> str:
-    """Return the service with a name, hostname or alias on this host, or else on another host."""
+    """Return the service with a name, hostname or alias, on this host or else on another host."""
     try:
         return store.resolve(text, asker)
     except NotFound:
@@ -184,9 +185,10 @@ def _end(store: Store, service: str) -> PacketEnd:
 def ends(
     world: PolicyContext, source: PacketEnd, destination: PacketEnd, family: int | None = None
 ) -> tuple[str, str]:
-    """Return the addresses of a packet, by the sender's hosts file and routes; IPv4 if possible.
+    """Return the source and destination addresses of a packet, preferably IPv4 addresses.
 
-    Raises Error if there are none, and UsageError if the arguments have different IP versions.
+    The addresses follow from the sender's hosts file and routes. Raises Error if the two have no
+    addresses of one IP version, and UsageError if the arguments have different IP versions.
     """
     given = {family_of(end.address) for end in (source, destination) if end.address}
     if len(given) > 1:
@@ -220,7 +222,7 @@ def ends(
 def ends_by_family(
     world: PolicyContext, source: PacketEnd, destination: PacketEnd
 ) -> dict[int, tuple[str, str]]:
-    """Return the addresses of `ends` for each IP version that both ends have; raises like it."""
+    """Return source and destination, as `ends` does, for each IP version that both ends have."""
     first = ends(world, source, destination)
     pairs = {family_of(first[1]): first}
     if not (source.address or destination.address):
@@ -263,7 +265,7 @@ def _destination(world: PolicyContext, source: PacketEnd, to: PacketEnd, family:
 
 
 def _source(world: PolicyContext, source: PacketEnd, to: str, family: int) -> str | None:
-    """Return the source address that the sender's kernel chooses for ``to``, or None."""
+    """Return the source address that the sender's kernel chooses for a destination, or None."""
     if source.address:
         return source.address
     if not source.service:
@@ -293,7 +295,7 @@ class Object(NamedTuple):
     container: str
     text: str
     place: int | None = None  # position of a rule in its chain, from 0; None for an element
-    host: str = ""  # the other host that has it, according to what that host published
+    host: str = ""  # the other host that should have the object; "" is this host
     element: Element | None = None
 
     @property
@@ -319,7 +321,7 @@ class ExplainedPacket(NamedTuple):
     path: tuple[Object, ...]
     egress: tuple[Object, ...]
     ingress: tuple[Object, ...]
-    counted: tuple[Object, ...]  # those whose packet counter the packet increments
+    counted: tuple[Object, ...]  # the objects whose packet counter the packet increments
 
 
 def explain(
@@ -330,7 +332,7 @@ def explain(
 ) -> ExplainedPacket:
     """Return the verdict on a packet, with the nftables objects that enforce it.
 
-    ``closed`` are the addresses of each interface that does not forward (`host_facts`).
+    ``closed`` maps each interface that does not forward packets to its addresses (`host_facts`).
     """
     verdict = decide(world, *packet)
     sender, receiver = (
@@ -364,7 +366,7 @@ def explain(
 def _closed_link(
     world: PolicyContext, packet: Packet, verdict: Verdict, closed: Mapping[str, Collection[str]]
 ) -> str:
-    """Return the interface, if it does not forward, on which the packet arrives; else ""."""
+    """Return the interface on which a packet arrives if it does not forward packets, else ""."""
     from_outside = (
         not verdict.source.service and not is_host(world, packet.source) and packet.family == 4
     )
@@ -382,7 +384,7 @@ def other_family(
     packet: Packet,
     closed: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> ExplainedPacket | None:
-    """Explain the packet for the other IP version; None if an end has no such address."""
+    """Explain a packet for the other IP version. Return None if an end has no such address."""
     try:
         from_, to = ends(world, source, destination, 4 if packet.family == 6 else 6)
     except Error:
@@ -391,7 +393,7 @@ def other_family(
 
 
 def _walks(world: PolicyContext, packet: Packet, sender: KnownService | None) -> bool:
-    """Return whether the packet leaves its namespace and therefore traverses the policy chains."""
+    """Return whether a packet leaves its sender's namespace and so traverses the policy chains."""
     if sender is None:
         return not is_host(world, packet.source)
     to = packet.destination
@@ -409,7 +411,11 @@ def _path(
     sender: KnownService | None,
     receiver: KnownService | None,
 ) -> tuple[_Rules, _Rules, _Rules]:
-    """Return the nftables objects on a packet's path: all, before and after the policies."""
+    """Return the nftables objects on a packet's path.
+
+    The three results are all objects, the rules that drop the packet before policies are evaluated,
+    and the rules that drop it afterwards.
+    """
     family = packet.family
     raw, word = ("raw", "ip") if family == 4 else ("raw6", "ip6")
     # each return is a point where the packet stops, in the order in which it meets them: rules that
@@ -479,7 +485,7 @@ def _dropping(
     raw: str,
     inside: str,
 ) -> tuple[_Rules, _Rules]:
-    """Return the rules that drop a packet before the policies, and those that do after them."""
+    """Return the rules that drop a packet before policies are evaluated, and those afterwards."""
     is_within = entered is not None and reached is not None and reached.name == entered.name
     if entered and entered.internal and not is_within:
         return _static(ruleset.INET, "forward", "out of an internal network"), ()
@@ -511,7 +517,7 @@ def _passing(
 
 
 def _static(table: str, chain: str, fragment: str, last: int = 0) -> _Rules:
-    """Return the first (or last) fixed rule of a chain that contains ``fragment``."""
+    """Return the first fixed rule of a chain that contains ``fragment``, or the last such rule."""
     rules = ruleset.rules_of(table, chain)
     found = [
         Object(table, chain, text, place) for place, text in enumerate(rules) if fragment in text
@@ -529,7 +535,7 @@ def _port_elements(
 ) -> _Rules:
     """Return the nftables elements that allow a service's source address on its bridge port.
 
-    On other hosts, this port is the network's VXLAN device, for the service's host alone.
+    On the receiver's host, the port of a service of another host is the network's VXLAN device.
     """
     service, row = sender.name, store.service(sender.name)
     lets = (f"sources{family_of(address)}", *ruleset.CLAIMS)
@@ -574,7 +580,7 @@ def _published(
                 elements = published_on(known.name, port, entered.bridge, [target])
             else:
                 elements = published(known.name, port, [target])
-            # sets of kept ports have no values
+            # only elements of maps have a value
             for element in filter(lambda element: element.value, elements):
                 first, last = ports_of(element.fields[-1])
                 if first <= (packet.port or 0) <= last:
@@ -590,7 +596,7 @@ def _policy_objects(
     peer: str,
     packet: _Judged,
 ) -> _Rules:
-    """Return the nftables elements that jump to a service's policy, and the one that decides."""
+    """Return the nftables elements that send a packet to a service's policy and decide there."""
     if known is None or not known.active or not known.heard:
         return ()
     policed = Policed(known.name, addresses_of(known), known.policy)

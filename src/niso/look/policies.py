@@ -1,7 +1,7 @@
 """Show what each policy entry has allowed, and find likely mistakes in policies.
 
-Mistakes are unknown names, unreachable name servers, and audits that end. They are not differences
-between kernel and manifests, so `niso net check` reports them as warnings.
+Likely mistakes are unknown names, unreachable name servers, and audits that end. Mistakes are not
+differences between kernel and manifests, so `niso net check` reports them as warnings.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 if TYPE_CHECKING:
-    _Count = tuple[int, float | None, Atoms]  # packets, seconds since the last, element's key
+    _Count = tuple[int, float | None, Atoms]  # packets, seconds since the last, the element's key
 
 
 class PolicyEntry(NamedTuple):
@@ -44,16 +44,16 @@ class PolicyEntry(NamedTuple):
     key: str  # key of the manifest; without an index for the list's default
     text: str | None  # the entry; null for the list's default
     passes: bool  # whether the entry allows packets
-    packets: int  # first packets of flows that it decided on since the policy's last change
+    packets: int  # flows that the entry decided on since the policy's last change
     open: int  # flows that the entry allows and that are open now
-    last: str | None  # when the last new flow began, within a week; kept if the policy changes
+    last: str | None  # when the last new flow began; null if that was over a week ago
     ago: float | None  # seconds since the last new flow began
-    note: str  # addresses of a DNS name, or a narrower form of the entry; can be empty
+    note: str  # addresses of a DNS name, a narrower form of the entry, or the audit; can be empty
     audited: bool  # whether the entry denies, but packets pass because the policy is in audit
 
 
 def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEntry, ...]:
-    """Return the entries of a policy with their use, or those unused for ``unused_s`` seconds."""
+    """Return a service's policy entries with their use, or only those unused for ``unused_s``."""
     store = session.store()
     service = store.home(store.resolve(name))
     policy = store.policy(service)
@@ -91,7 +91,7 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
 
 
 def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set[str]]:
-    """Return the counters of each key of a policy, and the keys that allow packets."""
+    """Return the counters of each policy entry, and the entries that allow packets, by key."""
     listed = {entry.key for entry in policy.entries()}
     passing = {e.key for e in (*(policy.allow_from or ()), *(policy.egress_allow or ()))}
     counts: dict[str, list[_Count]] = {entry.key: [] for entry in policy.entries()}
@@ -112,9 +112,9 @@ def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set
 
 
 def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]:
-    """Return the number of open flows, and the age of the last flow, for each key of a policy.
+    """Return the number of open flows, and the age of the last flow, by manifest key of the entry.
 
-    The rules' counters cannot give the age: they restart when the policy or an address changes.
+    The counters of nftables rules have no age: they restart when the policy or an address changes.
     """
     world = read_world(session.kernel(), session.store())
     memory = flows.remembered(session.kernel(), world)
@@ -142,7 +142,7 @@ def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]
 
 
 def _narrower(text: str | None, counts: Iterable[_Count]) -> str:
-    """Return a note with the entry limited to the only protocol that it allowed, or ""."""
+    """Suggest, as a note or "", to limit an entry to the only protocol that it has allowed."""
     if text is None or "/" in text.rpartition(":")[2] or ":" not in text:
         return ""
     used = set()
@@ -160,7 +160,7 @@ Warning_ = tuple[str, str]  # the text of a warning, and the next step
 
 
 def warnings(kernel: Kernel, store: Store, services: Iterable[str]) -> Iterator[Warning_]:
-    """Yield a warning for each likely mistake in these services' policies. Raises KernelError."""
+    """Yield a warning for each likely mistake in policies of these services. Raises KernelError."""
     terms = live_world.terms(store)
     world: PolicyContext | None = None  # read once, and only if a policy needs it
     for name in services:
@@ -191,11 +191,11 @@ def _audit(name: str, term: live_world.Term) -> Warning_:
 
 
 def _unknown(store: Store, name: str, policy: Policy) -> Iterator[Warning_]:
-    """Yield a warning for each policy entry whose name does not resolve."""
+    """Yield a warning for each policy entry that names an unknown service or network."""
     for entry in policy.entries():
         peer = entry.peer
         if peer == Peer("service", METADATA_WORD) and entry in policy.egress_deny:
-            continue  # it has matched addresses
+            continue  # this word needs no service: it stands for addresses
         if peer.kind == "service" and not store.meant(name, peer.name)[1]:
             known = sorted({service for service, _, _ in store.service_names()} - {name})
             what = f"no service is called {peer.name!r}"
@@ -211,9 +211,9 @@ def _unknown(store: Store, name: str, policy: Policy) -> Iterator[Warning_]:
 def _without_dns(
     store: Store, world: PolicyContext, name: str, policy: Policy, servers: Iterable[str]
 ) -> Iterator[Warning_]:
-    """Yield a warning for each name server that a service's egress policy denies.
+    """Yield a warning for each name server of a service that the service's egress policy denies.
 
-    None is needed for services and DNS names of the policy, which are in the hosts file.
+    No warning is needed if the policy allows only services, and DNS names in the hosts file.
     """
     own = {family_of(address): address for _, address in reversed(store.addresses(name))}
     allowed = policy.egress_allow
@@ -234,9 +234,9 @@ def _without_dns(
 
 
 def _is_listed(world: PolicyContext, entry: Entry) -> bool:
-    """Return whether an entry only allows names in the hosts file, or addresses of networks."""
+    """Return whether an entry allows only names in the hosts file or addresses of networks."""
     if entry.peer.kind != "prefix":
-        return entry.peer.kind != "prefixes"  # none of a manifest has them
+        return entry.peer.kind != "prefixes"  # a manifest cannot contain this kind
     prefix = ipaddress.ip_network(entry.peer.name)
     network = verdict.network_of(world, str(prefix.network_address))
     return network is not None and verdict.holds(network, str(prefix.broadcast_address))

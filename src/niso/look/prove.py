@@ -1,4 +1,4 @@
-"""Send real packets between two services: `ping`, and `prove`, which checks a verdict.
+"""Send real packets between two services, for `niso net ping` and to confirm a verdict.
 
 `niso.kernel.probe` sends the packets.
 """
@@ -34,7 +34,7 @@ class Counter(NamedTuple):
     rule: str  # the rule in nft syntax
     before: int | None  # packets before the test
     after: int | None  # packets after the test
-    label: str  # its table, its chain or set, and its text
+    label: str  # the rule's table, its chain or set, and its text
 
     @property
     def rose(self) -> bool:
@@ -52,14 +52,15 @@ class Proof(NamedTuple):
     agrees: bool | None  # whether the observations confirm the verdict; null if inconclusive
     arrived: bool | None  # whether the packet arrived; null if unknown
     answered: bool  # whether there was a reply
-    unsent: str | None  # why the sender's kernel refused to send the packet; null if it did not
+    unsent: str | None  # why the sender's kernel refused to send the packet; null if it was sent
     counters: tuple[Counter, ...]  # rules that count the packet
 
 
 def sender_namespace(world: PolicyContext, packet: Packet, verdict: Verdict) -> str:
-    """Return the network namespace that sends the test packet; "" for the host.
+    """Return the network namespace that sends the test packet, or "" for the host's.
 
-    Raises Error if the sending service is not active, UsageError for another sender.
+    Raises Error if the sending service is not active. Raises UsageError if the sender is neither a
+    service nor the host.
     """
     known = world.services.get(verdict.source.service)
     if known is not None:
@@ -78,7 +79,7 @@ def sender_namespace(world: PolicyContext, packet: Packet, verdict: Verdict) -> 
 
 
 def prove(world: PolicyContext, explained: ExplainedPacket) -> Proof:
-    """Send a test packet; observe whether it arrives and the explained rules count it."""
+    """Send a test packet. Observe whether it arrives and whether the expected rules count it."""
     packet, verdict = explained.packet, explained.verdict
     namespace = sender_namespace(world, packet, verdict)
     receiver = world.services.get(verdict.destination.service)
@@ -105,8 +106,7 @@ def prove(world: PolicyContext, explained: ExplainedPacket) -> Proof:
             # a counted drop has already happened; without a counter, wait for an arrival
             arrived, answered = sent.wait(0 if counts else PATIENCE_S / 4)
             if is_broadcast(world, ipaddress.ip_address(packet.destination)):
-                # the host or the sender's own kernel may have answered, which is no answer of a
-                # service
+                # the host or the sender's own kernel may have replied, not a service
                 answered = False
     agrees: bool | None
     if not all(count.rose for count in counts):
@@ -119,7 +119,7 @@ def prove(world: PolicyContext, explained: ExplainedPacket) -> Proof:
 
 
 def _packets(kernel: Nft, rule: Object) -> int | None:
-    """Return the packet count of a rule or element; None if the kernel has no such rule."""
+    """Return the packet count of a rule or set element, or None if the kernel does not have it."""
     if rule.element is not None:
         with Nfnetlink() as netlink:
             return netlink.count(rule.element)
@@ -157,7 +157,7 @@ class Participant(NamedTuple):
 
 
 class Pong(NamedTuple):
-    """Result of `Host.ping`."""
+    """The result of `Host.ping`."""
 
     from_: Participant  # the sender
     to: Participant  # the receiver
@@ -173,7 +173,7 @@ class Source(NamedTuple):
 
 
 def ping(session: Session, source: str, destination: str) -> Pong:
-    """Send an echo request and wait for the reply; see `Host.ping`."""
+    """Send an echo request and wait for the reply, as described in `Host.ping`."""
     session.report(WaitingForPacket(destination, "reply"))
     # after the event, so that the user sees it before this slow import
     from niso.look import other_hosts

@@ -1,10 +1,10 @@
-"""Determine the STATUS of services, and read them for ps, inspect and stack status.
+"""Determine the status of services, for ps, inspect and stack status.
 
-`niso.runtime.status` reads the state of the process. No lock is taken. Nothing is changed, except
-that log files that are too large are rotated.
+`niso.runtime.status` reads the state of a process. This module takes no lock. It changes nothing,
+except that it rotates log files that are too large.
 
-A change whose command was killed is shown with its service. The next command that changes anything
-completes it or rolls it back (`niso.change.journal`).
+If a command was killed while it changed a service, the service is shown with this command. The next
+command that changes anything completes the change or rolls it back (`niso.change.journal`).
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class ServiceLine(NamedTuple):
 
     service: str  # the service's name
     status: str
-    """running, starting, restarting, completed, exited (N), failed or inactive; of an attachment
+    """running, starting, restarting, completed, exited (N), failed or inactive; for an attachment
     attached or gone"""
     health: str | None  # starting, healthy or unhealthy; null without a healthcheck
-    mode: str | None  # bridge, host, none, share or attached; null if not known yet (stack status)
+    mode: str | None  # bridge, host, none, share or attached; null if never activated
     address: tuple[str, ...]  # addresses, one for each network and IP version; can be empty
     ports: tuple[Port, ...]  # published ports, one for each IP version
-    uptime: float | None  # seconds since the process started; null if none is running
-    interrupted: str | None  # the command that was killed while changing it; null if none was
-    ended_at: str | None  # end time of the last process; null while one runs
+    uptime: float | None  # seconds since the process started; null if no process is running
+    interrupted: str | None  # the command that was killed while changing the service; null if none
+    ended_at: str | None  # end time of the last process; null while a process runs
     audit_until: str | None
     """when the audit of its policy ends, or never; null if the policy is not in audit"""
 
@@ -54,7 +54,7 @@ class ServiceLine(NamedTuple):
 class Process(NamedTuple):
     """The process of an active service."""
 
-    pid: int | None  # the PID on the host of the service's first process; only if active
+    pid: int | None  # PID, on the host, of the service's first process; only if active
     exit_code: int | None  # exit status of the last process; only if active
     out_of_memory: bool  # whether a process was killed for exceeding memory_max; only if active
     restarts: int  # restarts since the activation; only if active
@@ -84,12 +84,12 @@ class User(NamedTuple):
 
 
 class AttachedTo(NamedTuple):
-    """The program that manages an attachment's network namespace, and its names for it."""
+    """The program that created an attachment's namespace, and that program's names for it."""
 
-    owner: str  # program that manages it: cli, podman, cni
-    id: str  # the owner's id for it; can be empty
-    given: str  # the owner's name for it
-    namespace: str  # path of the namespace as the owner gave it; empty if niso created it
+    owner: str  # the program that created the namespace: cli, podman, cni
+    id: str  # the program's id for the container; can be empty
+    given: str  # the program's name for the container
+    namespace: str  # path of the namespace as the program passed it; empty if niso created it
 
 
 class Service(NamedTuple):
@@ -97,9 +97,9 @@ class Service(NamedTuple):
 
     service: str  # the service's name
     status: str
-    """running, starting, restarting, completed, exited (N), failed or inactive; of an attachment
+    """running, starting, restarting, completed, exited (N), failed or inactive; for an attachment
     attached or gone"""
-    interrupted: str | None  # the command that was killed while changing it; null if none was
+    interrupted: str | None  # the command that was killed while changing the service; null if none
     health: str | None  # starting, healthy or unhealthy; null without a healthcheck
     health_said: str | None  # the output of the last health check
     mode: str  # bridge, host, none, share or attached
@@ -123,7 +123,7 @@ class Service(NamedTuple):
     logs: str  # folder of the logs
     created_at: str  # time of the first activation
     activated_at: str | None  # time of the last activation
-    attached: AttachedTo | None  # null if niso starts its process
+    attached: AttachedTo | None  # null if niso starts the service's process
     outside: tuple[OutsideName, ...]  # DNS names in the service's policy
 
 
@@ -176,9 +176,10 @@ def service_lines(
     rows: Sequence[ServiceRow] | None = None,
     instances: bool = False,
 ) -> tuple[ServiceLine, ...]:
-    """Return all services, or those of ``only`` that exist, by name; ``rows`` if read already.
+    """Return all services by name, with their status.
 
-    With ``instances``, the active instances of services with a service address are listed too.
+    ``only`` limits the result to these services. ``rows`` are their rows, if already read.
+    ``instances`` adds the active instances of services that have a service address.
     """
     wanted = None if only is None else set(only)
     every = store.active_rows() if rows is None else rows
@@ -212,7 +213,10 @@ def service_lines(
 def of_stack(
     session: Session, store: Store, names: Iterable[str], stack: str
 ) -> tuple[ServiceLine, ...]:
-    """Return a stack's services, and those in its file: inactive if of another stack."""
+    """Return the services of a stack, and those that its file lists.
+
+    A listed service that belongs to another stack is shown as inactive.
+    """
     members = {*store.stack_members(stack)}
     own = {name for name in names if name in members or store.service(name) is None}
     found = [*service_lines(session, store, own | members)]
@@ -264,7 +268,7 @@ def _line(
 
 
 def _times(now: Status | None) -> tuple[float | None, str | None]:
-    """Return the uptime of a process in seconds, and the end time of one that has ended."""
+    """Return the uptime of a running process in seconds, and the end time of an exited process."""
     if now is None:
         return None, None
     is_running = now.state == "running"
@@ -280,7 +284,7 @@ def _inactive(
 
 
 def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Status | None]:
-    """Return the status of a service, and that of its process; None if it should have none."""
+    """Return the status of a service and of its process. The latter can be None (no process)."""
     if row.is_attachment:
         return fate(session, store, row), None
     if not row.active:
@@ -302,7 +306,7 @@ def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Statu
 
 
 def _front_status(store: Store, row: ServiceRow) -> str:
-    """Return how many instances of a service serve, of how many: ``2/3 running``."""
+    """Return how many instances of a service run, and how many it should have: ``2/3 running``."""
     serving = store.instances.of(row.name, SERVING)
     running = sum(read(instance.service).state == "running" for instance in serving)
     spec = row.service
@@ -311,7 +315,7 @@ def _front_status(store: Store, row: ServiceRow) -> str:
 
 
 def _front_health(store: Store, front: str, healths: Mapping[str, str]) -> str:
-    """Return the worst health of the instances of a service that serve."""
+    """Return the worst health among the serving instances of a service."""
     states = {healths.get(one.service) for one in store.instances.of(front, SERVING, OUT)}
     return next((s for s in ("unhealthy", "starting", "healthy") if s in states), "starting")
 
@@ -326,7 +330,7 @@ def fate(session: Session, store: Store, row: ServiceRow) -> str:
 
 
 def _healths(session: Session, store: Store, services: Iterable[ServiceRow]) -> dict[str, Health]:
-    """Return the health of running services with a health check. Due probes run in parallel."""
+    """Return the health of running services that have a health check. Probes run in parallel."""
     targets = health_targets(store, services)
     if not targets:
         return {}
@@ -337,7 +341,7 @@ def _healths(session: Session, store: Store, services: Iterable[ServiceRow]) -> 
 
 
 def health_targets(store: Store, services: Iterable[ServiceRow]) -> list[HealthTarget]:
-    """Return the health checks of those of the given services that are running and have one."""
+    """Return the health checks of the given services that are running and have a health check."""
     checked = {*store.checked_services()}
     known = ((row, read(row.name)) for row in services if row.name in checked)
     running = [(row, now) for row, now in known if now.state == "running"]
@@ -357,7 +361,7 @@ def health_targets(store: Store, services: Iterable[ServiceRow]) -> list[HealthT
 
 
 def everything(session: Session, store: Store, name: str) -> Service:
-    """Return all details of a service. Raises Error if its row is damaged."""
+    """Return all details of a service. Raises Error if the row of the service is damaged."""
     row = store.service(name)
     assert row is not None
     manifest = dict(row.require_service().manifest)
@@ -440,15 +444,15 @@ _COMMANDS = {"stop": "deactivate", "remove volumes": "remove", "ports": "port-fo
 
 
 def command_of(intent: Intent) -> str:
-    """Return the name of the command that began a change; ``intent`` is the change's record."""
+    """Return the name of the command that began the change that an intent (a row) records."""
     return _COMMANDS.get(intent.action, intent.action)
 
 
 def interrupted(store: Store) -> dict[str, str]:
-    """Return the command, by service, of each change whose command was killed.
+    """Return the command of each change whose command was killed, by service.
 
-    A command holds the service's lock from before it records its change until the record is
-    deleted. A recorded change without a lock is therefore interrupted.
+    A command holds the service's lock from before it records its change until it has deleted the
+    record. A recorded change without a lock is therefore interrupted.
     """
     return {
         intent.service: command_of(intent)

@@ -1,8 +1,8 @@
-"""Open the store and folders for one `niso.connect`, and guard all calls of the public API.
+"""Open the database and folders for one `niso.connect`, and guard all calls of the public API.
 
-Only this module opens the store for a command. The guard checks arguments, and converts exceptions
-of lower layers to `Error`. If the store was lost while objects created with it still exist,
-commands are refused, because an empty store would be wrong.
+Only this module opens the database for a command. The guard checks arguments, and converts
+exceptions of lower layers to `Error`. If the database is missing while objects created with it
+still exist, commands are refused, because they would run on an empty database.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 
 
 def joined() -> Config | None:
-    """Return this host's access to its cluster; None if it is in no cluster. Raises Error."""
+    """Return this host's access to its cluster, or None without a cluster. Raises Error."""
     from niso.cluster import config
 
     return config.load()
 
 
 class Session:
-    """One connection to niso. Like its SQLite connection, it is for one thread and process."""
+    """A connection to niso. Like its SQLite connection, it is for one thread and one process."""
 
     def __init__(self, progress: Progress | None) -> None:
         self.progress = progress
@@ -56,7 +56,11 @@ class Session:
         self._owner = _here()
 
     def require(self) -> None:
-        """Raise Conflict in another thread or process, or if folders changed or a store is lost."""
+        """Raise Conflict if this session cannot be used.
+
+        This is so in another thread or process, after the folders of this process have changed, or
+        if the database is missing while its objects exist.
+        """
         if self._owner != _here():
             raise Conflict(
                 "this niso.Host belongs to another thread or process",
@@ -72,7 +76,11 @@ class Session:
             refuse(self.kernel(), self.processes())
 
     def store(self, create: bool = False) -> store.Store:
-        """Return the store, or one in memory, or with ``create`` a new one. Raises Error."""
+        """Return the store. Raises Error.
+
+        If the database file does not exist, the store is created, or is in memory without
+        ``create``.
+        """
         self.require()
         if self._store is not None and os.path.lexists(paths.database()):
             return self._store
@@ -90,7 +98,7 @@ class Session:
         return Machine(self.store(create), self.kernel(), self.processes(), joined)
 
     def machine_for_change(self, create: bool = False) -> Machine:
-        """Return the `Machine` for a call that takes locks, and report waits for them."""
+        """Return the `Machine` for a call that takes locks, and report when it waits for a lock."""
         self.report_waits()
         return self.machine(create)
 
@@ -107,7 +115,7 @@ class Session:
         return Processes()
 
     def report_waits(self) -> None:
-        """Report each wait for a lock, until the present call of the API ends."""
+        """Report each wait for a lock to the progress callback, until this call of the API ends."""
         from niso.base import locks
 
         self._listeners.append(locks.listener)
@@ -119,7 +127,7 @@ class Session:
         return len(self._listeners)
 
     def listen_no_more(self, before: int) -> None:
-        """Restore the lock listener that was in place when `listening` was ``before``."""
+        """Restore the lock listener of the time when `listening` had the value ``before``."""
         from niso.base import locks
 
         if self.listening > before:
@@ -127,7 +135,7 @@ class Session:
             del self._listeners[before:]
 
     def close(self) -> None:
-        """Close the store; the next call opens it again."""
+        """Close the store. The next call opens it again."""
         opened, self._store = self._store, None
         if opened is not None:
             opened.close()
@@ -135,7 +143,7 @@ class Session:
     # --- progress --------------------------------------------------------------------------------
 
     def report(self, event: Event) -> None:
-        """Call the progress callback with an event. Its exception ends the API call."""
+        """Pass an event to the progress callback, whose exception ends the API call."""
         if self.progress is None or self._owner != _here():
             return  # another thread is waiting for a lock
         try:
@@ -151,7 +159,7 @@ class Session:
         self.report(Caution(text, tuple(hints)))
 
     def expect(self, services: Iterable[str]) -> None:
-        """Tell the progress callback which services must become healthy."""
+        """Report to the progress callback which services must become healthy."""
         from niso.base.report import Expects
 
         names = tuple(services)
@@ -168,7 +176,10 @@ def open_session(
     run_dir: str | os.PathLike[str] | None,
     progress: Progress | None,
 ) -> Session:
-    """Open a session. A folder that is None is the environment's or the default. Raises Error."""
+    """Open a session. Raises Error.
+
+    For a folder that is None, the environment variable or the default is used.
+    """
     for variable, folder in (("NISO_STATE_DIR", state_dir), ("NISO_RUN_DIR", run_dir)):
         name = variable.removeprefix("NISO_").lower()
         given = path(folder, name) if folder is not None else os.environ.get(variable)
@@ -182,7 +193,7 @@ def open_session(
 
 
 def close_all() -> None:
-    """Close every store, for a process that skips the interpreter's shutdown."""
+    """Close all stores, for a process that skips the interpreter's shutdown."""
     sqlite.close_all()
 
 
@@ -192,9 +203,9 @@ LEAST_TIMEOUT_S = 0.2
 
 
 def guarded[**P, R](method: Callable[P, R]) -> Callable[P, R]:
-    """Make a method of the API raise `Error` instead of sqlite3.Error and OSError.
+    """Wrap a method of the API so that it raises `Error` instead of sqlite3.Error and OSError.
 
-    If the method requested reports of waits for locks, the reports end when it returns.
+    If the method reports waits for locks, the reports end when the method returns.
     """
 
     def call(*args: P.args, **named: P.kwargs) -> R:
@@ -221,7 +232,7 @@ def guarded[**P, R](method: Callable[P, R]) -> Callable[P, R]:
 
 
 class ResultStream:
-    """An object that is open until it is closed, at the latest at the end of a ``with`` block."""
+    """A source of results, to be used in a ``with`` block, which closes it."""
 
     def __enter__(self) -> Self:
         return self
@@ -234,7 +245,7 @@ class ResultStream:
 
 
 class ApiPart:
-    """A part of the public API. All its public methods are `guarded`."""
+    """A part of the public API. All public methods of its subclasses are `guarded`."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -246,7 +257,7 @@ class ApiPart:
 
 
 def explained(error: Exception) -> Error | None:
-    """Return the `Error` for an sqlite3.Error, an OSError or a damaged row; None for others."""
+    """Return the `Error` for an sqlite3.Error, an OSError or a damaged row, or None for others."""
     kind = type(error)
     if kind.__module__ == "sqlite3":
         if isinstance(error, OperationalError) or kind is DatabaseError:
@@ -279,7 +290,7 @@ def _is_of_store(error: Exception) -> bool:
 
 
 def as_usage[T](call: Callable[[], T]) -> T:
-    """Return the result of ``call``. An InvalidInput that names no file is raised as UsageError."""
+    """Call a function. An InvalidInput that names no file is raised as UsageError."""
     try:
         return call()
     except InvalidInput as error:
@@ -289,7 +300,7 @@ def as_usage[T](call: Callable[[], T]) -> T:
 
 
 def text(value: object, what: str) -> str:
-    """Check a str argument and return it. Raises UsageError."""
+    """Check that an argument is a valid str and return the argument. Raises UsageError."""
     if not isinstance(value, str):
         raise UsageError(f"must be a string, not {type(value).__name__}", None, what)
     try:
@@ -302,7 +313,7 @@ def text(value: object, what: str) -> str:
 
 
 def texts(values: Iterable[object], what: str) -> list[str]:
-    """Return str arguments as a list. Raises UsageError, including for a single str."""
+    """Check arguments that must be strings and return them as a list. Raises UsageError."""
     if isinstance(values, str | bytes):
         raise UsageError("must be a list of strings, not one string", None, what)
     try:
@@ -318,7 +329,7 @@ _PERIODS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}  # the seconds of each unit
 
 
 def path(value: object, what: str) -> str:
-    """Return a str or os.PathLike argument as a str. Raises UsageError."""
+    """Convert a str or os.PathLike argument to a str. Raises UsageError."""
     try:
         return text(os.fspath(value), what)  # type: ignore[call-overload]
     except TypeError:
@@ -326,7 +337,7 @@ def path(value: object, what: str) -> str:
 
 
 def seconds(value: object, what: str, low: float) -> float:
-    """Check an argument in seconds, at least ``low``, and return it. Raises UsageError."""
+    """Check an argument in seconds, which must be at least ``low``. Raises UsageError."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UsageError(f"must be a number of seconds, not {type(value).__name__}", None, what)
     if not low <= value < float("inf"):
@@ -335,14 +346,14 @@ def seconds(value: object, what: str, low: float) -> float:
 
 
 def duration(value: str, what: str) -> float:
-    """Parse a duration as in a manifest, such as ``60s``, to seconds. Raises UsageError."""
+    """Convert a duration, written as in a manifest (``60s``), to seconds. Raises UsageError."""
     from niso.manifest import values
 
     return as_usage(lambda: values.duration(value, what, low=LEAST_TIMEOUT_S))
 
 
 def line_count(value: object) -> int | None:
-    """Check the number of lines to print, None for all, and return it. Raises UsageError."""
+    """Check the number of lines to print, which is None for all lines. Raises UsageError."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
@@ -353,7 +364,7 @@ def line_count(value: object) -> int | None:
 
 
 def moment(value: object, what: str) -> float:
-    """Parse a time (RFC 3339, local without offset), or a period such as ``2h``, to Unix time."""
+    """Convert a time (RFC 3339, local without offset) or a period such as ``2h`` to Unix time."""
     given = text(value, what)
     digits, unit = given[:-1], _PERIODS.get(given[-1:])
     if unit and digits.isascii() and digits.isdigit() and len(digits) < 10:
@@ -370,7 +381,7 @@ def moment(value: object, what: str) -> float:
 
 
 def since_time(since: str | None) -> float | None:
-    """Parse an optional argument ``since`` like `moment`. Raises UsageError."""
+    """Convert an optional argument ``since`` as `moment` does. Raises UsageError."""
     return None if since is None else moment(since, "--since")
 
 
@@ -381,7 +392,7 @@ def callers() -> set[int]:
 
 
 def user_of(user: str | None) -> Any:
-    """Parse the value of ``exec --user``; None stays None. Raises UsageError."""
+    """Parse the value of ``exec --user``, which can be None. Raises UsageError."""
     from niso.manifest import values
 
     given = None if user is None else text(user, "user")
@@ -394,8 +405,8 @@ def user_of(user: str | None) -> Any:
 def refuse(kernel: Kernel, processes: Processes) -> None:
     """Raise Conflict if state.db is missing although objects that niso created exist.
 
-    Such objects are network interfaces of this namespace whose alias names a niso state folder, and
-    services in the run folder.
+    Such objects are network interfaces of this namespace whose alias names a state folder of niso,
+    and services in the run folder.
     """
     if os.path.lexists(paths.database()):
         return

@@ -20,21 +20,27 @@ def load(path: str, owners: Collection[int] | None = None) -> Stack:
 
 
 def named(store: Store, plain: Stack) -> Stack:
-    """Return a stack with the names of its objects on this host. Raises ErrorGroup."""
+    """Return a stack in which services have the names that they have on this host.
+
+    With ``prefix = true`` these names begin with the stack's name. Raises ErrorGroup.
+    """
     names = [member.name for member in plain.members]
     wanted = prefixed(store, plain.asks, plain.name, names)
     return stack.stack(plain) if wanted else plain
 
 
 def outlined(store: Store, path: str) -> stack.Outline:
-    """Read a stack.toml's outline, with the names of this host. Raises as `stack.outline` does."""
+    """Read the outline of a stack.toml, with the services' names on this host.
+
+    Raises as `stack.outline` does.
+    """
     plain = stack.outline(path)
     wanted = prefixed(store, plain.asks, plain.name, plain.after)
     return stack.prefixed_outline(plain) if wanted else plain
 
 
 def own(store: Store, path: str) -> stack.Outline:
-    """Return the outline like `outlined`. Raises Conflict if it came from another file."""
+    """Return the outline as `outlined` does. Raise Conflict if the stack is of another file."""
     outline = outlined(store, path)
     _refuse_elsewhere(store, outline.name, outline.path)
     return outline
@@ -62,7 +68,7 @@ def _network_errors(network: NetworkRequest) -> Iterable[InvalidInput]:
 
 
 def taken(store: Store, stack: str, services: Iterable[str]) -> dict[str, Conflict]:
-    """Return an error for each of ``services`` that belongs to another stack."""
+    """Return an error for each of the given services that belongs to another stack."""
     errors = {}
     for name in services:
         other = store.stack_of(name)
@@ -75,10 +81,11 @@ def taken(store: Store, stack: str, services: Iterable[str]) -> dict[str, Confli
 
 
 def prefixed(store: Store, asks: bool | None, stack: str, names: Iterable[str]) -> bool:
-    """Return whether the names of the stack's services begin with its prefix on this host.
+    """Return whether the names of a stack's services begin with the stack's name on this host.
 
-    ``asks`` is the setting ``prefix`` of its file; None if the file does not have it. If all its
-    services have been removed, the names of the volumes that remain show whether they had it.
+    ``asks`` is the setting ``prefix`` of its file, or None if the file has no such setting. If all
+    services of the stack have been removed, the names of remaining volumes show the earlier
+    setting.
     """
     names = list(names)
     taken_ = bool(taken(store, stack, names))
@@ -92,7 +99,7 @@ def prefixed(store: Store, asks: bool | None, stack: str, names: Iterable[str]) 
 
 
 def refuse_elsewhere(store: Store, stack: str, file: str, hint: str) -> None:
-    """Raise Conflict if the services came from another stack.toml that still exists."""
+    """Raise Conflict if the stack's services came from another stack.toml that still exists."""
     for other in store.stack_files(stack):
         if is_elsewhere(other, file):
             reason = f"stack {stack!r} is that of {other}"
@@ -100,7 +107,7 @@ def refuse_elsewhere(store: Store, stack: str, file: str, hint: str) -> None:
 
 
 def error_of(network: str, error: Error) -> InvalidInput:
-    """Return an error of a network with its key in stack.toml: ``networks.backend.subnet``."""
+    """Return a network's error with its key in stack.toml, such as ``networks.backend.subnet``."""
     new = InvalidInput.of(error)
     option = (error.key or "").removeprefix("--")
     new.key = f"networks.{network}" + (f".{option}" if option else "")
@@ -111,5 +118,5 @@ def error_of(network: str, error: Error) -> InvalidInput:
 
 
 def is_elsewhere(before: str, now: str) -> bool:
-    """Return whether the file ``before`` exists and is another file than ``now``."""
+    """Return whether the former file still exists and is a different file from the present one."""
     return os.path.exists(before) and os.path.realpath(before) != os.path.realpath(now)

@@ -1,8 +1,8 @@
-"""Check the store's rows for consistency, and restore missing ones.
+"""Check the rows of niso's database for consistency, and restore missing rows.
 
-Most rows of a service follow from its manifest. They are compared with it one service at a time, so
-that memory use does not grow with the number of services. The code that writes such rows also
-restores them: in a copy of the store in memory to list them, and in the store to repair it.
+Most rows of a service follow from its manifest. These rows are compared with the manifest one
+service at a time, so that memory use does not grow with the number of services. The same code
+restores missing rows in a copy of the database, to list them, and in the database, to repair it.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 
 Defect = tuple["Problem", str, str]
-"""A problem, the table of the store and the service of its damaged row.
+"""A problem, and the database table and service of the row that has the problem.
 
-The problem is "missing" if a row of the service is lost, "foreign" if a row names an unknown
-service, and "different" if the row of the service itself is damaged.
+The problem is "missing" if the row does not exist, "foreign" if the row names an unknown service,
+and "different" if the row that describes the service itself is damaged.
 """
 
 
 def find_defects(kernel: Kernel, store: Store) -> list[Defect]:
-    """Return the defects of the store. Raises Error if the database itself is damaged."""
+    """Return the defects of the store's rows. Raises Error if the database file is damaged."""
     with store.reading():
         store.require_sound()
         defects: list[Defect] = [("foreign", *orphan) for orphan in store.orphans()]
@@ -73,11 +73,14 @@ def find_defects(kernel: Kernel, store: Store) -> list[Defect]:
 
 
 def _restored(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Defect]:
-    """Restore missing rows of services and their sharers; return them. Raises Error."""
+    """Restore missing rows of services and of all services in the same namespaces.
+
+    Returns the defects that were repaired. Raises Error.
+    """
     store.drop_orphans()
     defects: list[Defect] = []
     rows = [store.service(name) for name in store.with_companions(services)]
-    # services that own their namespace first: ports of others are compared with their addresses
+    # services that own their namespace come first: others have ports at the addresses of these
     for row in sorted(filter(None, rows), key=lambda row: row.provider is not None):
         spec = row.service
         if spec is None or store.intent(row.name) is not None:
@@ -99,7 +102,7 @@ def _is_whole(
     row: ServiceRow,
     spec: ServiceSpec,
 ) -> bool:
-    """Return whether no row is missing that follows from the service's own row or the kernel."""
+    """Return whether all rows exist that follow from the service's own row and from the kernel."""
     name = row.name
     policy = _policy(store, name, spec)
     follow: dict[str, Sequence[tuple[object, ...]]] = {
@@ -134,9 +137,9 @@ def _policy(store: Store, service: str, spec: ServiceSpec) -> Policy | None:
 
 
 def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -> None:
-    """Restore the rows that follow from a service's own row, and change no others.
+    """Restore the missing rows that follow from a service's own row.
 
-    Raises Error if a network is missing, or another service now has an address of the service.
+    Raises Error if a network is missing, or if another service now has an address of the service.
     """
     name = row.name
     store.set_names(name, spec.names)
@@ -151,7 +154,7 @@ def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -
     store.set_endpoints(name, row.networks)
     for position, network in enumerate(row.networks):
         _lease_again(kernel, store, row, network, position)
-        # a service that another host has taken over keeps the leases that it has
+        # if another host has taken the service over, its leases are left unchanged
         if store.require_network(network).span is None or store.claimed(name, network):
             service_rows.lease(store, name, network, spec.network.statics(network))
     store.set_policy(name, _policy(store, name, spec))
@@ -166,8 +169,8 @@ def _lost_ports(
 ) -> tuple[list[PortMapping], list[PortMapping]] | None:
     """Return the arguments of `Store.set_ports` that restore lost manifest ports, or None.
 
-    A port is lost if the kernel still publishes it and the store does not have it. A port in
-    neither of them may have been taken with port-forward --replace, which is not a defect.
+    A port is lost if the kernel still publishes the port and the store has no row for it. If
+    neither has the port, it may have been taken with port-forward --replace, which is no defect.
     """
     forwards = set(store.forwards(service))
     before = {port for _, port in store.ports(service)} - forwards
@@ -190,7 +193,7 @@ def _lost_ports(
 def _port_in_kernel(
     kernel: Kernel, store: Store, service: str, port: PortMapping
 ) -> PortMapping | None:
-    """Return the port, with its host port, if niso's nftables maps assign it to the service."""
+    """Return a service's port with its host port if niso's nftables maps contain it, or None."""
     own = store.addresses(service)
     first = [address for network, address in own if network == own[0][0]]
     for address in first if not port.host_port else ():
@@ -243,5 +246,5 @@ def _lease_again(
 
 
 def _marked_sysctls(kernel: Kernel) -> dict[str, str]:
-    """Return the forwarding sysctls recorded in the kernel, each with its value before niso."""
+    """Return the forwarding sysctls recorded in nftables, each with its value before niso."""
     return dict(map(elements.sysctl_before, kernel.list_elements(ruleset.INET, "before") or ()))

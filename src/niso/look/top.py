@@ -1,6 +1,6 @@
-"""Measure rates of services and flows between samples: `Host.top`.
+"""Measure rates of services and flows between two samples, for `Host.top`.
 
-The kernel counts the bytes of flows while a reader needs them (`niso.kernel.flow_memory`).
+The kernel counts the bytes of flows only while a program reads them (`niso.kernel.flow_memory`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from niso.runtime.health import HealthTarget
 
-_AT_MOST_S = 30.0  # everything is read again after this time, for changes that nothing announces
+_AT_MOST_S = 30.0  # all services are read again after this time, to notice unannounced changes
 
 
 class ServiceLoad(NamedTuple):
@@ -49,7 +49,7 @@ class ServiceLoad(NamedTuple):
 
 
 class FlowLoad(NamedTuple):
-    """Flows from one address to a port of another address that had new flows or traffic."""
+    """The rates of all flows from one address to one port of another address."""
 
     from_: FlowEnd  # source of the flows
     to: FlowEnd  # destination of the flows
@@ -67,7 +67,7 @@ class FlowLoad(NamedTuple):
 
 
 class ServiceSocket(NamedTuple):
-    """A TCP connection of a service, as the kernel reports it for its own socket (tcp(7))."""
+    """A TCP connection of a service, with the values that the kernel reports for it (tcp(7))."""
 
     from_: FlowEnd  # the client
     from_port: int  # the client's port
@@ -92,9 +92,9 @@ class Load(NamedTuple):
 
 
 class TopSample(NamedTuple):
-    """A sample, from which `between` computes rates. ``at`` is in seconds of a monotonic clock."""
+    """The state of services and flows at one time. `between` computes rates from two samples."""
 
-    at: float
+    at: float  # seconds of a monotonic clock
     lines: tuple[ServiceLine, ...]
     networks: dict[str, tuple[str, ...]]
     shares: dict[str, str]
@@ -103,10 +103,10 @@ class TopSample(NamedTuple):
 
 
 class Metered(ResultStream):
-    """Sample services, policies and flows, and measure the bytes of flows, until it is closed.
+    """A sampler of services, policies and flows that measures bytes of flows until it is closed.
 
-    If the store is unchanged and its process is running, only the health of a service can change.
-    Reading everything takes 0.4 ms for each service.
+    Reading a service takes 0.4 ms, so the sampler caches services. While the database is unchanged
+    and the process of a service is running, only the health of the service is checked again.
     """
 
     def __init__(self, session: Session) -> None:
@@ -122,7 +122,7 @@ class Metered(ResultStream):
         self._targets: list[HealthTarget] = []
 
     def close(self) -> None:
-        """Stop counting. Otherwise the kernel counts until this process exits."""
+        """Stop counting bytes of flows. Otherwise the kernel counts until this process exits."""
         meter, self._meter = self._meter, None
         if meter is not None:
             meter.close()
@@ -130,7 +130,10 @@ class Metered(ResultStream):
     def _sample(
         self, with_open: bool
     ) -> tuple[TopSample, TopSample, Memory, Mapping[Key, int] | None]:
-        """Return the last sample, a new one, and the flows, with their bytes if countable."""
+        """Return the last sample, a new sample, the recorded flows, and the bytes of each flow.
+
+        The bytes are None if this kernel cannot count them.
+        """
         self._read_services()
         memory = remembered(self.session.kernel(), self._world, with_open)
         at, rows = time.monotonic(), self._rows
@@ -156,10 +159,13 @@ class Metered(ResultStream):
         return before or now, now, memory, moved
 
     def _read_services(self) -> None:
-        """Read the services that can have changed. Raises Error."""
+        """Read all services if the database has changed, else only those that can have changed.
+
+        Raises Error.
+        """
         store = self.session.store()
         version = store.changes()
-        # commands that died, and ended audits, do not change the store
+        # the store does not change when a command dies or an audit ends
         timed = store.intents() or store.audits()
         if version == self._version and time.monotonic() < self._until and not timed:
             self._read_changed(store)
@@ -202,7 +208,7 @@ class Metered(ResultStream):
 
 
 class Top(Metered):
-    """Measure rates, of one service or all, between calls of `read`. Use it in a ``with`` block."""
+    """A stream of the rates of one service or of all services, to be used in a ``with`` block."""
 
     def __init__(self, session: Session, name: str | None) -> None:
         super().__init__(session)
@@ -211,7 +217,7 @@ class Top(Metered):
 
     @guarded
     def read(self) -> Load:
-        """Return the rates since the last call, or since the start."""
+        """Return the rates since the last call, or since the start if this is the first call."""
         before, now, _, moved = self._sample(with_open=False)
         load = between(self._reader, before, now, moved)
         if self.service is None:
@@ -236,19 +242,22 @@ class Top(Metered):
 
 
 def counts(memory: Memory) -> dict[tuple[Key, str], int]:
-    """Return the number of packets for each flow and verdict."""
+    """Return the number of packets of each recorded flow, by flow and verdict."""
     return {(row[:4], verdict): row.packets for verdict, row in memory.by_verdict()}
 
 
 def growth(before: TopSample, now: TopSample) -> dict[tuple[Key, str], int]:
-    """Return the new flows between two samples, for each flow and verdict."""
+    """Return how many new flows there were between two samples, by flow and verdict."""
     return {key: more(before.flows.get(key, 0), count) for key, count in now.flows.items()}
 
 
 def between(
     reader: FlowReader, before: TopSample, now: TopSample, moved: Mapping[Key, int] | None = None
 ) -> Load:
-    """Return the rates between two samples. ``moved`` has the bytes of each flow, if known."""
+    """Compute the rates of services and flows between two samples.
+
+    ``moved`` has the bytes of each flow between the samples, or is None if they cannot be counted.
+    """
     seconds = elapsed(before, now)
     flows = []
     left = dict(moved or {})
@@ -275,7 +284,7 @@ def elapsed(before: TopSample, now: TopSample) -> float:
 def services_between(
     reader: FlowReader, before: TopSample, now: TopSample
 ) -> tuple[ServiceLoad, ...]:
-    """Return the rates of services between two samples, in the order of ``now``."""
+    """Compute the rates of services between two samples, in the order of the second sample."""
     seconds = elapsed(before, now)
     new: dict[str, int] = {}
     for (key, _), grown in growth(before, now).items():
@@ -303,7 +312,7 @@ def services_between(
 
 
 def sockets_of(reader: FlowReader, measured: Iterable[Measured]) -> tuple[ServiceSocket, ...]:
-    """Return the TCP connections of a service, with the names of client and server."""
+    """Return the given TCP connections of a service, with the names of client and server."""
     sockets = []
     for socket in measured:
         client, client_port, server, port = socket.connection
@@ -321,7 +330,10 @@ def sockets_of(reader: FlowReader, measured: Iterable[Measured]) -> tuple[Servic
 
 
 def _bits(before: int | None, now: int | None, seconds: float) -> float | None:
-    """Return bits per second from counters in bytes: None without the last, 0 without the first."""
+    """Convert two readings of a byte counter to bits per second.
+
+    Returns None if the second reading is missing, and 0 if only the first reading is missing.
+    """
     if now is None:
         return None
     return 0.0 if before is None else round(8 * more(before, now) / seconds, 1)

@@ -1,6 +1,6 @@
 """Evaluate flows under policies that are not active, and find manifest lines that allow a flow.
 
-Nothing is changed or read.
+These functions read and change nothing on the host.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from niso.plan.verdict import PolicyContext, Reason
 CUT, AUDIT, NEW, PASS = "cut", "audit", "new", "pass"
 """The effects of a change of policies on a flow.
 
-``cut``: it passes now and would be denied. ``audit``: it would be denied, but passes because the
-policy is in audit. ``new``: it was denied and would pass. ``pass``: it passes now and would still
-pass.
+``cut``: the flow passes now and would be denied. ``audit``: the new policy denies the flow, but the
+policy is in audit, so the flow passes. ``new``: the flow was denied and would pass. ``pass``: the
+flow passes now and would still pass.
 """
 
 
 class PolicyEffect(NamedTuple):
     """The effect of a change of policies on flows from one address to a port of another."""
 
-    effect: str  # cut, pass, new (was denied, would pass) or audit (would be cut without it)
+    effect: str  # cut, pass, new (was denied, would pass) or audit (passes only due to the audit)
     from_: FlowEnd  # source of the flows
     to: FlowEnd  # destination of the flows
     port: int  # port of the destination
@@ -44,10 +44,10 @@ class PolicyEffect(NamedTuple):
 def effects(
     before: PolicyContext, after: PolicyContext, seen: Iterable[Flow], services: frozenset[str]
 ) -> list[PolicyEffect]:
-    """Return the effects on flows of a change from ``before`` to ``after``, cut flows first.
+    """Return the effects on flows if services and policies change, cut flows first.
 
-    ``seen`` are the flows with their verdicts before the change. A flow of none of ``services`` is
-    listed only if the change affects it; one that is denied already is left out.
+    ``seen`` are flows with their verdicts under ``before``. A flow between services that are not in
+    ``services`` is listed only if the change affects it. Flows that are still denied are left out.
     """
     result = []
     for flow in seen:
@@ -81,7 +81,7 @@ def effects(
 
 
 def _reason(before: PolicyContext, after: PolicyContext, seen: Flow) -> Reason | None:
-    """Return the reason for the verdict on a flow after the change; None without a policy."""
+    """Return the reason for the verdict on a flow after a change, or None if no policy decides."""
     if seen.passes:
         after = after._replace(outside=after.outside_ever)
     port = seen.published
@@ -111,7 +111,7 @@ def _reason(before: PolicyContext, after: PolicyContext, seen: Flow) -> Reason |
 
 
 def _network(world: PolicyContext, end: FlowEnd) -> str:
-    """Return the network on which a service has the end's address; "" if it is no service."""
+    """Return the network of a service's address, or "" if the address is not a service's."""
     if not end.service:
         return ""
     endpoints = world.services[end.service].endpoints
@@ -121,8 +121,9 @@ def _network(world: PolicyContext, end: FlowEnd) -> str:
 def _by_port(before: PolicyContext, seen: Flow) -> bool:
     """Return whether a flow must have come through a published port.
 
-    Such flows come from another network, or from an address of the host other than the gateway's,
-    which the host's programs use to connect directly, unless they bind another one.
+    This is so if the flow comes from another network, or from an address of the host that is not
+    the gateway's. Programs of the host connect to a service from the gateway's address, unless they
+    bind another address.
     """
     network = _network(before, seen.to)
     if not network:
@@ -133,14 +134,14 @@ def _by_port(before: PolicyContext, seen: Flow) -> bool:
 
 
 def _address(after: PolicyContext, end: FlowEnd, network: str) -> str | None:
-    """Return the end's address, for a service the one that it has on a network after the change."""
+    """Return the address of a flow's end after a change, for a service that on ``network``."""
     if not end.service:
         return end.address
     return next((address for on, address in _addresses(after, end) if on == network), None)
 
 
 def _addresses(after: PolicyContext, end: FlowEnd) -> list[tuple[str, str]]:
-    """Return an active service's networks, each with its address of the end's IP version."""
+    """Return the networks of an active service, each with its address of the same IP version."""
     known = after.services.get(end.service or "")
     return [
         (endpoint.network, address)
@@ -151,9 +152,9 @@ def _addresses(after: PolicyContext, end: FlowEnd) -> list[tuple[str, str]]:
 
 
 def _moved(after: PolicyContext, seen: Flow, by_port: bool) -> tuple[str, str] | None:
-    """Return the addresses that a flow can use if an end has left its network, or None.
+    """Return the addresses that a flow can use if one end has left its network, or None.
 
-    Two services use a network that both are on, other ends the first network of the service.
+    Two services use a network of both. Otherwise the first network of the service is used.
     """
     if seen.from_.service and seen.to.service and not by_port:
         for network, address in _addresses(after, seen.to):
@@ -170,7 +171,7 @@ def _moved(after: PolicyContext, seen: Flow, by_port: bool) -> tuple[str, str] |
 
 
 def _publishes(world: PolicyContext, seen: Flow) -> bool:
-    """Return whether the flow's destination publishes its port, at its host port if recorded."""
+    """Return whether a flow's destination publishes the flow's port, on the recorded host port."""
     used, family = seen.published, family_of(seen.from_.address)
     return any(
         family in port.families and used in (None, port.host_port + seen.port - port.container_port)
@@ -182,11 +183,11 @@ def _publishes(world: PolicyContext, seen: Flow) -> bool:
 
 _MOST = 8  # The maximum number of changes to suggest. A flow that needs more is denied on purpose.
 Name = Callable[[str, str], str | None]
-"""A function from a service and its peer to the peer's name in the service's policy, or None."""
+"""Returns the name by which a service's policy (first argument) refers to another service."""
 
 
 class MapChange(NamedTuple):
-    """A change of a policy. Together with the other suggested changes, it allows a denied flow."""
+    """A change of one policy entry. All suggested changes together allow a denied flow."""
 
     service: str  # the service whose manifest changes
     key: str  # key of the manifest
@@ -195,10 +196,10 @@ class MapChange(NamedTuple):
 
 
 def changes(world: PolicyContext, seen: Flow, name: Name) -> tuple[MapChange, ...]:
-    """Return the manifest changes that allow only a denied flow's port and protocol.
+    """Return the manifest changes that allow a denied flow, and only its port and protocol.
 
-    A flow that passes only because of an audit counts as denied. The result is empty if there is no
-    path or an end no longer exists.
+    A flow that passes only because of an audit counts as denied. The result is empty if no network
+    or published port connects both ends, or if a service at one end no longer exists.
     """
     if (seen.passes and not seen.audited) or seen.gone:
         return ()
@@ -221,7 +222,7 @@ def changes(world: PolicyContext, seen: Flow, name: Name) -> tuple[MapChange, ..
 
 
 def _change(refusing: Reason, seen: Flow, name: Name) -> tuple[MapChange, Entry | None]:
-    """Return the change that removes one reason for denial, and the parsed entry if it adds one."""
+    """Return the change that removes one reason for denial, and the entry to add, if any."""
     key = refusing.key
     if key.endswith("]"):
         return MapChange(refusing.service, key, refusing.text, False), None

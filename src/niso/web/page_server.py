@@ -1,11 +1,11 @@
 """Serve the page of the map, and the states that come through a pipe, without any privilege.
 
-The process needs neither root nor the store. It drops all privileges, so that it cannot read or
-change anything of the host. See unshare(2), chroot(2), capabilities(7), prctl(2), setresuid(2).
+The process needs neither root nor niso's database. It drops all privileges, so that it cannot read
+or change anything of the host. See unshare(2), chroot(2), capabilities(7), prctl(2), setresuid(2).
 
 A client needs the token to read states. The page takes the token from the fragment of the address,
-which browsers do not send, and stores it for its own origin. It is not a cookie, because browsers
-send cookies to every port of a host. Requests change nothing, and only GET is supported.
+which browsers do not send, and stores it for its own origin. The token is not a cookie, because
+browsers send cookies to every port of a host. Requests change nothing, and only GET is supported.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 try:
     import uvicorn
 
-    # modules that both import only while they serve
+    # modules that uvicorn imports only while serving
     import uvicorn.lifespan.off
     import uvicorn.loops.asyncio
     from starlette.applications import Starlette
@@ -97,7 +97,7 @@ def files() -> Page:
 
 
 class States:
-    """The latest state of the map, and the streams that wait for the next one."""
+    """The latest state of the map, and the HTTP streams that wait for the next state."""
 
     def __init__(self) -> None:
         self.last = b""
@@ -120,7 +120,7 @@ class States:
         self._changed = asyncio.Event()
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """Yield the latest state, and then each new one. A slow reader misses some states."""
+        """Yield the latest state, and then each new state. A slow reader misses some states."""
         self.streams += 1
         seen = 0
         try:
@@ -138,7 +138,7 @@ class States:
 
 
 def application(states: States, token: str, page: Page) -> ASGIApp:
-    """Return the ASGI application that serves the page. Clients need ``token`` to read states."""
+    """Return the ASGI application that serves the page. Clients need the token to read states."""
 
     def allowed(request: Request) -> bool:
         given = request.headers.get("authorization", "")
@@ -173,7 +173,7 @@ def application(states: States, token: str, page: Page) -> ASGIApp:
     inner = Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown})
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse some requests (`refused`), and add headers to each answer."""
+        """Refuse some requests (see `refused`), and add headers to each answer."""
         if scope["type"] != "http":
             return
 
@@ -203,7 +203,7 @@ def _refusal(status: int) -> Response:
 
 
 def refused(scope: Scope) -> int:
-    """Return the HTTP status with which a request must be refused; 0 if it is accepted."""
+    """Return the HTTP status with which a request is refused, or 0 if it is accepted."""
     values: dict[bytes, list[bytes]] = {}
     for name, value in scope["headers"]:
         values.setdefault(name, []).append(value)
@@ -231,13 +231,13 @@ def _is_own(host: str) -> bool:
 
 
 class _Impatient(H11Protocol):
-    """Close connections on which no complete request arrives in time.
+    """An HTTP protocol that closes connections without a complete request in time.
 
     uvicorn itself only limits the time between a complete answer and the next request.
     """
 
     _last: object = None
-    """The request at the previous check; None if there was none."""
+    """The request at the previous check, or None if there was no request."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -253,10 +253,10 @@ class _Impatient(H11Protocol):
 
 
 def serve(listener: socket.socket, pipe: int, status: int, token: str) -> None:
-    """Serve the page until the other end of ``pipe`` is closed.
+    """Serve the page until the other end of a pipe is closed.
 
-    States are read from the pipe. A line is written to ``status`` when the server is ready. Raises
-    OSError if privileges cannot be dropped. Nothing has been served then.
+    States are read from ``pipe``. When the server is ready, it writes a line to ``status``. Raises
+    OSError if privileges cannot be dropped. In this case nothing has been served.
     """
     page = files()
     asyncio.run(_rehearse(page))
@@ -352,10 +352,11 @@ def confine() -> None:
     """Give up access to files and the network, and root's user, groups and capabilities.
 
     Open descriptors stay usable, because a socket belongs to the network namespace in which it was
-    created. All modules must be imported before. Raises OSError; the caller must then exit.
+    created. All modules must be imported before this call. If it raises OSError, the caller must
+    exit.
     """
     os.unshare(os.CLONE_NEWNET | os.CLONE_NEWIPC | os.CLONE_NEWUTS | os.CLONE_NEWNS)
-    # a deleted folder: it is empty, and no process can create anything in it
+    # a deleted folder is empty, and no process can create anything in it
     empty = tempfile.mkdtemp(prefix="niso-web-", dir="/run")
     os.chdir(empty)
     os.rmdir(empty)

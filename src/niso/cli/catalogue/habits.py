@@ -54,19 +54,19 @@ HABITS = {
     "rollout, service update": "niso activate ./FOLDER: niso history NAME, niso rollback NAME",
     "service rollback": "niso rollback NAME",
 }
-"""Commands of docker, compose, podman, systemctl and kubectl, without the tool's name, and the
-hint: a remark, or the niso command with the same effect and perhaps a remark.
+"""Commands of docker, compose, podman, systemctl and kubectl, each with a hint.
 
-If several match a command line, the longest one applies.
+Commands are without the tool's name. A hint is a remark, or the niso command with the same effect.
+If several commands match a command line, the longest applies.
 """
 _PROGRAMS = ("docker", "podman", "compose", "docker-compose", "systemctl", "kubectl")
 
 
 def answer(words: list[str]) -> str:
-    """Return the hint for the longest command of another tool that ``words`` begin with, or "".
+    """Return the hint for a command line of another tool, or "".
 
-    The first word may be the other tool's name, such as ``docker``, unless it and the next word are
-    themselves a command in the list.
+    The longest command in the list with which ``words`` begin applies. The first word may be the
+    other tool's name, such as ``docker``, unless this word and the next are themselves in the list.
     """
     meant = {word: hint for theirs, hint in HABITS.items() for word in theirs.split(", ")}
     typed = [word for word in words if not word.startswith("-")]
