@@ -1,13 +1,12 @@
 """Keep one host synchronised with the cluster.
 
-`Agent.look` does one sync pass, and `Agent.run` repeats them. The state is in the store, and the id
-of this host's etcd lease in the run folder. The agent can therefore be killed at any point and
-started again. While it or etcd is down, services run on, and a host does not learn of changes.
+`Agent.look` does one sync pass: it brings other hosts' services to this host, and publishes this
+host's services. The state is in the store, and the id of this host's etcd lease in the run folder,
+so the agent can be killed at any point. While the agent or etcd is down, services run on, but the
+host does not learn of changes.
 
-Another file records when the agent last synchronised, and when each missing host disappeared, by
+Another file has the time of the last sync pass, and since when each missing host is missing, by
 this host's monotonic clock. Clocks of different hosts are never compared.
-
-That most hosts, or all services, disappear at once is implausible, and therefore delayed.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ GATHER_S = 0.005
 LEAST_S = 0.05
 """The minimum interval in seconds between two sync passes: at most 20 passes a second."""
 SPREAD_S = 0.001
-"""Seconds for each host that a pass waits, at random, if hosts join or leave and nothing else."""
+"""Seconds for each host that a sync pass waits, at random, if only hosts join or leave."""
 LATE_S = 5.0
 """The lag in seconds from which on the agent reports that it is behind."""
 GUARD_S = 60.0
@@ -58,12 +57,13 @@ _GUARDED = 4
 
 
 class Agent:
-    """Keep this host synchronised with the cluster.
+    """The agent that keeps this host synchronised with the cluster.
 
     ``me`` is this host's name, and the ids of its state folder, cluster and boot. ``end``
-    deactivates services that another host has taken over. ``tend`` is called about every `LOOK_S`
-    seconds, with True, and when hosts join or leave, with False. ``mend`` is called every `MEND_S`
-    seconds in a thread of its own. Its argument is True if a complete check is due.
+    deactivates services that another host has taken over. ``tend`` does periodic work: it is called
+    about every `LOOK_S` seconds with True, and with False when hosts join or leave. ``mend``
+    repairs the tunnel: it is called every `MEND_S` seconds in a thread of its own, with True if a
+    complete check is due.
     """
 
     def __init__(
@@ -104,9 +104,9 @@ class Agent:
     ) -> list[str]:
         """Do one sync pass; return the names of other hosts' services that changed.
 
-        Without ``whole``, only services that changed in the cluster since are compared, if the last
-        pass was completed and hosts and networks are unchanged. ``now_s`` is a time of a monotonic
-        clock. Raises NoAnswer and Error.
+        Without ``whole``, only services that changed in the cluster since the last pass are
+        compared, if that pass was completed and hosts and networks are unchanged. ``now_s`` is a
+        time of a monotonic clock. Raises NoAnswer and Error.
         """
         if whole:
             self._view.doubt()
@@ -171,7 +171,11 @@ class Agent:
         return True
 
     def _spans(self, store: Store, kernel: Kernel, engine: Etcd, member: bool) -> list[str]:
-        """Return this host's networks that span hosts. A member first removes lost ones."""
+        """Return this host's networks that span hosts.
+
+        On a member of the cluster, networks that etcd no longer has are removed here first, or
+        written to etcd again if services of this host use them.
+        """
         here = {n.name: n.span.vni for n in store.networks() if n.span is not None}
         if not member:
             return list(here)
@@ -189,7 +193,7 @@ class Agent:
         return kept
 
     def _restore(self, store: Store, engine: Etcd, name: str) -> None:
-        """Write a lost network to etcd again if a service here has an address on it."""
+        """Write a network that etcd has lost to etcd again, if a service of this host is on it."""
         if not any(name in claim.addresses for claim in store.across.claims()):
             self._say(f"the cluster does not have network {name}, which has services here")
             return
@@ -202,7 +206,7 @@ class Agent:
             self._say(f"the cluster does not have network {name} any more: {error.message}")
 
     def _still(self, store: Store, claims: Claims, lost: list[str]) -> list[str]:
-        """Return those of ``lost`` that another host has reserved later, read under their locks."""
+        """Return the services in ``lost`` that another host has, read under their locks."""
         ended = []
         for service in lost:
             try:
@@ -215,9 +219,10 @@ class Agent:
         return ended
 
     def keep(self, engine: Etcd, lease: int) -> int:
-        """Renew this host's etcd lease, or create one; return its id, 0 if this is no host.
+        """Renew this host's etcd lease, or create one; return its id, or 0 outside the cluster.
 
-        An earlier process's lease needs a new ``live`` key: the host may have left and joined.
+        For a lease of an earlier process, the key ``live`` is written again: the host may have left
+        and joined again.
         """
         if not (lease and engine.keep(lease)):
             lease = engine.grant(TTL_S)
@@ -236,7 +241,7 @@ class Agent:
             self.log(text)
 
     def _guarded(self, store: Store, now: EngineView, now_s: float) -> EngineView:
-        """Return the state ``now`` of etcd, corrected if it is implausible.
+        """Return the state ``now`` of etcd, corrected if too much has disappeared at once.
 
         If etcd has lost its data, or this host's member is cut off, all other hosts seem to have
         disappeared. The corrected state still contains them, until `GUARD_S` seconds have passed.
@@ -315,13 +320,13 @@ class Agent:
             self._over.wait(LEAST_S)
 
     def kept(self, network: str) -> WatchedKeys:
-        """Return the cache of a network's address keys, of all hosts."""
+        """Return the cache of the keys of all addresses on a network."""
         if network not in self._kept:
             self._kept[network] = WatchedKeys(self.keys.addresses(network))
         return self._kept[network]
 
     def watch(self, networks: Iterable[str]) -> None:
-        """Watch the hosts, and each of the networks that is not watched yet, in a thread each."""
+        """Watch the hosts and these networks in etcd, each in a thread that is started once."""
         watched = [(self.keys.hosts, self.roster.kept, False)]
         watched += [(self.keys.network(name), self.kept(name), True) for name in networks]
         for prefix, kept, hurry in watched:
@@ -337,7 +342,7 @@ class Agent:
         self._hurry.set()
 
     def _notice(self, hurry: bool = True) -> None:
-        """Request a sync pass, which may wait without ``hurry``, so that hosts spread theirs."""
+        """Request a sync pass. Without ``hurry`` it may wait, so that hosts spread their passes."""
         self.lag.notice(time.monotonic())
         self._wake.set()
         if hurry:
@@ -354,7 +359,7 @@ class Agent:
             self.log(f"commands of this host cannot wake the agent: {error}")
 
     def _mend(self) -> None:
-        """Call ``mend`` periodically to repair the tunnel, also while etcd does not answer."""
+        """Call ``mend`` periodically to repair the tunnel, even while etcd does not answer."""
         assert self.mend is not None
         whole = -LOOK_S
         while not self._over.is_set():
@@ -369,7 +374,7 @@ class Agent:
             self._over.wait(MEND_S)
 
     def _alive(self) -> None:
-        """Renew this host's etcd lease, which outlives the process, and report the agent's lag."""
+        """Renew this host's etcd lease periodically, and report to etcd if the agent is late."""
         engine = connected(self.connect, self._over)
         path = os.path.join(paths.run_dir(), "lease")
         lease, said = 0, True  # an earlier process may have reported its lag with the same lease
@@ -398,7 +403,7 @@ def _text(error: Exception) -> str:
 
 
 def last() -> tuple[float | None, dict[str, float]]:
-    """Return the monotonic time of the last sync pass or None, and since when hosts are missing."""
+    """Read the monotonic time of the last sync pass, None without one, and of each host's loss."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         kept = json.loads(files.read(_path()) or b"{}")
         gone = {str(host): float(seen_s) for host, seen_s in kept["gone"].items()}
@@ -407,7 +412,7 @@ def last() -> tuple[float | None, dict[str, float]]:
 
 
 def note(gone: Iterable[str], now_s: float) -> None:
-    """Record the time of a sync pass and the hosts that are missing. Raises OSError."""
+    """Record the time of a sync pass, and that the hosts ``gone`` are missing. Raises OSError."""
     before = last()[1]
     now = {host: before.get(host, now_s) for host in sorted(gone)}
     kept = json.dumps({"at": now_s, "gone": now})

@@ -3,9 +3,10 @@
 A reservation, or claim, has one key for the service, one for each address and one for each name.
 One transaction changes all of them, so two hosts cannot have the same address or name.
 
-Each claim contains a random id, its mark: after a request without an answer, it shows whether the
-request was carried out. If not, the request may still be. It is therefore sent again, with a
-condition that only one of the two can meet, until the claim shows which host has it.
+Each claim contains a random id, its mark. If etcd does not answer a request, the mark in etcd shows
+whether the request was carried out. If not, it may still be carried out later. It is therefore sent
+again, with a condition that only one of the two requests can meet, until the claim shows which host
+has it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ MOST_KEYS = key_values.MOST_NAMES
 
 
 class Wanted(NamedTuple):
-    """What a host wants to reserve for a service. Preferred addresses are used only if free."""
+    """What a host wants to reserve for a service.
+
+    Preferred addresses are used only if they are free; a requested one that is not is an error.
+    """
 
     service: str
     networks: tuple[str, ...]
@@ -43,7 +47,7 @@ class Wanted(NamedTuple):
 
 
 class Claims:
-    """Read and change one host's reservations of services. All methods raise NoAnswer and Error."""
+    """A client for one host's reservations (claims) in etcd. All methods raise NoAnswer, Error."""
 
     def __init__(self, engine: Etcd, host: str, keys: Keys | None = None) -> None:
         self.engine = engine
@@ -51,13 +55,13 @@ class Claims:
         self.keys = keys or Keys()
 
     def held(self, service: str) -> ClusterClaim | None:
-        """Return the reservation of a service, of whichever host; None if there is none."""
+        """Return the reservation of a service, by any host; None if the service is not reserved."""
         key = self.keys.service(service)
         items = self.engine.get(key, one=True).items
         return claim_of(items[0], self.keys) if items else None
 
     def is_alive(self, host: str) -> bool:
-        """Return whether a host is alive: whether its lease in etcd has not expired."""
+        """Return whether a host is alive, that is, whether its lease in etcd has not expired."""
         return bool(self.engine.get(self.keys.live(host), one=True).items)
 
     def claim(
@@ -70,12 +74,12 @@ class Claims:
     ) -> ClusterClaim:
         """Reserve a service's addresses and names for this host; return the resulting claim.
 
-        With ``keep``, former addresses and names stay reserved until the service is published:
-        this host still uses them, and an undo may need them. With ``take``, the claim of another
-        host is taken over if that host's lease has expired. A claim of another host with a lower
-        ``gen`` than ``since``, which this host has recorded, comes from a backup, and is replaced.
-        With ``renew``, the claim is rewritten even if it is right, so that an earlier request
-        without an answer can no longer be carried out.
+        With ``keep``, former addresses and names stay reserved until the service is published: this
+        host still uses them, and an undo may need them. With ``take``, the claim of another host is
+        taken over if that host's lease has expired. ``since`` is the number ``gen`` of the claim
+        that this host has recorded. A claim of another host with a lower ``gen`` comes from a
+        backup, and is replaced. With ``renew``, the claim is rewritten even if it is right, so that
+        an earlier request without an answer can no longer be carried out.
 
         Raises Conflict if another host has the service or another service has an address or name,
         and NotFound for an unknown network.
@@ -113,7 +117,10 @@ class Claims:
     def publish(
         self, service: str, mark: str, up: bool, about: Mapping[str, Any] | None = None
     ) -> bool:
-        """Write whether a service is up, with fields ``about``; return False without the claim."""
+        """Write to etcd whether a service is up, and the fields ``about``, which are for display.
+
+        Returns False if this host no longer has the reservation with the id ``mark``.
+        """
 
         def change(claim: ClusterClaim, items: dict[str, KeyValue]) -> list[Put | Delete]:
             key = self.keys.service(service)
@@ -136,9 +143,10 @@ class Claims:
         return self._changed(service, mark, change, gives_up=False)
 
     def release(self, service: str, mark: str) -> bool:
-        """Delete this host's reservation with the id ``mark``; return whether it was.
+        """Delete this host's reservation with the id ``mark``; return False without it.
 
-        If the service was taken over from another host and never up here, it is given back.
+        A service that was taken over from another host, and was never up here, returns to that
+        host.
         """
 
         def change(claim: ClusterClaim, items: dict[str, KeyValue]) -> list[Put | Delete]:
@@ -162,10 +170,11 @@ class Claims:
         return self._changed(service, mark, change, gives_up=True)
 
     def _changed(self, service: str, mark: str, change: Any, gives_up: bool) -> bool:
-        """Change the keys that reserve a service for this host; return False if it lost them.
+        """Change the keys of this host's reservation; return False if another host has it.
 
-        ``change`` converts the reservation and its items to writes. With ``gives_up``, a change
-        without an answer is successful if the reservation is absent afterwards.
+        ``change`` gets the reservation and its keys, and returns the writes. ``gives_up`` says that
+        they delete it: if it is absent after a request without an answer, the request was carried
+        out.
         """
         own = self.keys.service(service)
 
@@ -186,7 +195,7 @@ class Claims:
         return _repeated(attempt, f"{service}: other hosts keep changing it")
 
     def _require_lost(self, have: ClusterClaim, take: bool) -> None:
-        """Raise Conflict unless ``take`` is set and the lease of the claim's host has expired."""
+        """Raise Conflict unless another host's lease has expired and ``take`` is set."""
         if self.is_alive(have.host):
             raise Conflict(
                 f"{have.service} is on {have.host}, which is alive",
@@ -209,7 +218,11 @@ class Claims:
         renew: bool = False,
         raced: bool = False,
     ) -> tuple[ClusterClaim, Txn] | None:
-        """Return the reservation to request, and its transaction; None if it exists already."""
+        """Plan the reservation to request; return it with the transaction that writes it.
+
+        ``have`` is the service's present reservation. Returns None if it is already as wanted. The
+        others are as for `claim`; ``raced`` says that an earlier attempt has lost a race.
+        """
         conditions = [Compare(self.keys.service(wanted.service), have.revision if have else 0)]
         takes = have is not None and have.host != self.host and have.gen >= since
         if have is not None and takes:
@@ -277,7 +290,7 @@ class Claims:
     def _entries(
         self, claim: ClusterClaim, known: Mapping[str, KeyValue], is_own: bool
     ) -> Iterator[Put]:
-        """Yield the writes of a reservation's keys. ``is_own``: it was this host's before."""
+        """Yield the writes of a reservation's keys. ``is_own``: this host had it before."""
         for network, addresses in claim.networks.items():
             for address in addresses:
                 key = self.keys.address(network, address)
@@ -295,7 +308,11 @@ class Claims:
         items: dict[str, KeyValue],
         raced: bool,
     ) -> tuple[str, ...]:
-        """Choose an address in each subnet: requested, present, preferred and free, or free."""
+        """Choose a service's address in each subnet of a network.
+
+        The first choice is the requested address, then the one that the service has, then a
+        preferred one if it is free, then any free one. ``raced`` is as for `_planned`.
+        """
         prefix = self.keys.addresses(network)
         spec = spec_of(network, items[self.keys.spec(network)])
         holders = {
@@ -331,7 +348,7 @@ class Claims:
         return tuple(chosen)
 
     def _require_free(self, claim: ClusterClaim, known: dict[str, KeyValue]) -> None:
-        """Raise Conflict if another service has one of the addresses or names to reserve."""
+        """Raise Conflict if another service has an address or name that ``claim`` contains."""
         for key in sorted(claim.keys(self.keys)):
             holder = decode(known[key].value, key).get("service") if key in known else None
             if holder in (None, claim.service):
@@ -350,7 +367,7 @@ class Claims:
 def _free(
     net: subnets.Network, gateway: str, taken: dict[str, Any], raced: bool, network: str
 ) -> str:
-    """Return the lowest free address; after a lost race, one of the lowest `NEAR` at random."""
+    """Return a subnet's lowest free address, or with ``raced`` one of the `NEAR` lowest ones."""
     base = int(net.network_address)
     known = map(ipaddress.ip_address, filter(key_values.is_address, taken))
     here = [address for address in known if address in net]
@@ -370,9 +387,10 @@ def _free(
 
 
 def _repeated[T](attempt: Callable[[bool], T | None], problem: str) -> T:
-    """Repeat an attempt until it has a result. Raises NoAnswer, and Conflict after `TRIES`.
+    """Call ``attempt`` until it returns a result other than None, at most `TRIES` times.
 
-    Its argument is whether an earlier request without an answer may have been carried out.
+    Its argument says whether an earlier request without an answer may have been carried out. Raises
+    NoAnswer, and Conflict with the text ``problem`` after the last attempt.
     """
     unknown: NoAnswer | None = None
     for _ in range(TRIES):

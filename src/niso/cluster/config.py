@@ -31,8 +31,8 @@ class OwnHost(NamedTuple):
     """This host's own settings in cluster.toml."""
 
     name: str
-    address: str  # by which the other hosts reach it
-    encryption: str = ""  # how it encrypts (cluster/encryption.py); in an invitation, how it may
+    address: str  # the IP address by which the other hosts reach this host
+    encryption: str = ""  # kernel, userspace or ""; in an invitation, what the host may use
 
 
 class MemberStart(NamedTuple):
@@ -49,24 +49,24 @@ class _File(NamedTuple):
 
 
 class Config(NamedTuple):
-    """The content of cluster.toml. ``host`` is this host's name, ``address`` its address."""
+    """The content of cluster.toml. ``host`` is this host's name, and ``address`` its IP address."""
 
     host: str
     address: str
     etcd: Reach
     member: MemberStart | None = None
-    encryption: str = ""  # how this host encrypts
+    encryption: str = ""  # how this host encrypts: kernel, userspace, or "" if it does not
 
     @property
     def keys(self) -> Keys:
         return Keys(self.etcd.prefix)
 
     def access(self) -> Reach:
-        """Return how to reach etcd, with absolute paths."""
+        """Return the members of etcd, and absolute paths of the files with the credentials."""
         return self.etcd.located(paths.cluster_dir())
 
     def engine(self, brief: bool = False) -> Etcd:
-        """Open a connection to etcd, for use in one thread. Raises Error.
+        """Return a client of etcd, for use in one thread. Raises Error if its files are not usable.
 
         With ``brief``, a request waits `BRIEF_S` seconds for each member and is not repeated.
         """
@@ -78,7 +78,7 @@ def file_path() -> str:
 
 
 def load() -> Config | None:
-    """Read cluster.toml; return None if it does not exist. Raises Error."""
+    """Read cluster.toml. Returns None if this host is in no cluster. Raises Error."""
     path = file_path()
     return parsed(toml.load(path, FILE_NAME), path) if os.path.lexists(path) else None
 
@@ -95,7 +95,7 @@ def require() -> Config:
 
 
 def parsed(data: dict[str, Any], path: str) -> Config:
-    """Return the validated content of cluster.toml. Raises InvalidInput, ErrorGroup for several."""
+    """Convert and check the data of cluster.toml. Raises InvalidInput, or ErrorGroup of several."""
     try:
         own, etcd, member = convert.convert(data, _File)
         config = Config(own.name, own.address, etcd, member, own.encryption)
@@ -110,7 +110,6 @@ def parsed(data: dict[str, Any], path: str) -> Config:
 
 
 def _errors(config: Config) -> Iterator[Error]:
-    """Yield an error for each invalid value."""
     etcd = config.etcd
     checks = [(endpoint, member, "etcd.members") for member in etcd.members]
     for check, text, key in (
@@ -131,12 +130,12 @@ def _errors(config: Config) -> Iterator[Error]:
 
 
 def host_name(text: str, key: str) -> str:
-    """Return a host's name, a label like a service's name. Raises InvalidInput."""
+    """Return ``text`` if it is a valid name of a host, as for services. Raises InvalidInput."""
     return values.host_label(text, key)
 
 
 def ip_address(text: str, key: str) -> str:
-    """Return the canonical form of a host's address. Raises InvalidInput."""
+    """Return a host's address in canonical form. Raises InvalidInput."""
     if not key_values.is_host_address(text):
         raise InvalidInput(
             "is not an address of a host",
@@ -148,7 +147,7 @@ def ip_address(text: str, key: str) -> str:
 
 
 def endpoint(text: str, key: str) -> str:
-    """Return an etcd endpoint, HOST:PORT with IPv6 in brackets. Raises InvalidInput."""
+    """Return ``text`` if it is HOST:PORT of etcd, with IPv6 in brackets. Raises InvalidInput."""
     host, _, port = text.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
     good = port.isascii() and port.isdigit() and 0 < int(port) < 65536 and bare
@@ -160,7 +159,7 @@ def endpoint(text: str, key: str) -> str:
 
 
 def key_prefix(text: str, key: str) -> str:
-    """Return a prefix of etcd keys. Raises InvalidInput if it is not valid."""
+    """Return ``text`` if it is a valid prefix of etcd keys, as /niso/prod/. Raises InvalidInput."""
     if not (text.startswith("/") and text.endswith("/") and text.isascii() and text.isprintable()):
         raise InvalidInput(
             "is not a prefix of keys", key=key, value=shown(text), right="such as /niso/prod/"
@@ -169,7 +168,7 @@ def key_prefix(text: str, key: str) -> str:
 
 
 def way_to_encrypt(text: str, key: str) -> str:
-    """Return a host's kind of encryption; "" means none. Raises InvalidInput."""
+    """Return how a host encrypts: kernel, userspace, or "" for not at all. Raises InvalidInput."""
     if text not in ("", "kernel", "userspace"):
         raise InvalidInput(
             "is not a way to encrypt", key=key, value=shown(text), right="kernel or userspace"
@@ -178,7 +177,7 @@ def way_to_encrypt(text: str, key: str) -> str:
 
 
 def save(config: Config) -> None:
-    """Write cluster.toml atomically, readable by root only. Raises OSError."""
+    """Write cluster.toml atomically, readable only by root. Raises OSError."""
     folder = paths.cluster_dir()
     os.makedirs(folder, 0o700, exist_ok=True)
     files.replace(file_path(), text_of(config).encode(), 0o600)
@@ -186,13 +185,12 @@ def save(config: Config) -> None:
 
 
 def text_of(config: Config) -> str:
-    """Format a configuration as TOML."""
     own = OwnHost(config.host, config.address, config.encryption)
     return toml_of(_HEAD, _File(own, config.etcd, config.member))
 
 
 def toml_of(head: str, values: object) -> str:
-    """Format values and tables as TOML, which is JSON for their types. ``head`` is a comment."""
+    """Format a named tuple as TOML, whose values are JSON for its types. ``head`` is a comment."""
     lines = [head]
     for name, value in convert.plain(values).items():
         if isinstance(value, dict):

@@ -40,7 +40,7 @@ _LENGTH = 64
 
 
 def chosen(kernel: Kernel, asked: str) -> str:
-    """Return how this host can encrypt: "kernel" or, if ``asked``, "userspace". Raises Error."""
+    """Return how this host can encrypt: "kernel", or "userspace" if ``asked``. Raises Error."""
     why = kernel.why_no_ipv6()  # addresses inside the tunnel are IPv6
     if why is not None:
         raise Error(f"this host cannot encrypt: {why}")
@@ -56,19 +56,19 @@ def chosen(kernel: Kernel, asked: str) -> str:
 
 
 def address(cluster: str, host: str) -> str:
-    """Return a host's IPv6 address inside the tunnel (RFC 4193): a hash of the host's name."""
+    """Return a host's IPv6 address inside the tunnel (RFC 4193), a hash of cluster and host."""
     prefix = b"\xfd" + hashlib.sha256(cluster.encode()).digest()[:5] + bytes(2)
     own = hashlib.sha256(f"{cluster}/{host}".encode()).digest()[:8]
     return str(ipaddress.IPv6Address(prefix + own))
 
 
 def mtu(between: str, link: int) -> int:
-    """Return the MTU of a tunnel from address ``between``, over a link of MTU ``link``."""
+    """Return the MTU of a tunnel, given its outer address (``between``) and the MTU of its link."""
     return link - HEADERS[6 if ":" in between else 4]
 
 
 def require_mtu(between: str, link: int) -> None:
-    """Raise Error if the MTU of the link of address ``between`` is too small for the tunnel."""
+    """Raise Error if the MTU ``link`` of the link with the address ``between`` is too small."""
     least = LEAST_MTU + link - mtu(between, link)
     if link < least:
         raise Error(
@@ -90,7 +90,7 @@ def prepare(kernel: Kernel) -> str:
 def tunnel(
     cluster: str, port: int, how: str, own: HostEntry, hosts: Iterable[HostEntry] = ()
 ) -> Tunnel:
-    """Return the WireGuard tunnel of a host and its peers. Its port is that of VXLAN plus one."""
+    """Return the WireGuard tunnel from host ``own`` to ``hosts``. Its UDP port is ``port`` + 1."""
     others = {
         host.public: (
             host.public,
@@ -112,7 +112,7 @@ def tunnel(
 
 
 def follow(store: Store, kernel: Kernel, hosts: Iterable[HostEntry], own: str) -> None:
-    """Make WireGuard's peers equal to the cluster's hosts. The caller has no lock of niso."""
+    """Make WireGuard's peers equal to the cluster's hosts. The caller must not have niso's lock."""
     hosts = list(hosts)
     present = store.across.tunnel()
     me = next((host for host in hosts if host.name == own), None)
@@ -127,7 +127,7 @@ def follow(store: Store, kernel: Kernel, hosts: Iterable[HostEntry], own: str) -
 
 
 def _record(store: Store, kernel: Kernel, wanted: Tunnel) -> bool:
-    """Record a tunnel and change the kernel; return False if a command has left the cluster."""
+    """Record a tunnel and change the kernel; return False if the host has left its cluster."""
     with Lock():
         if store.across.tunnel() is None:
             return False
@@ -137,14 +137,14 @@ def _record(store: Store, kernel: Kernel, wanted: Tunnel) -> bool:
 
 
 def renew(store: Store, kernel: Kernel) -> str:
-    """Replace this host's key pair, without niso's lock; return the public key, to be published."""
+    """Replace this host's key pair, without niso's lock; return the new public key for etcd."""
     private, _ = kernel.wireguard_keys("")
     files.replace(paths.wireguard_key(), f"{private}\n".encode(), 0o600)
     return _adopt(store, kernel)
 
 
 def _adopt(store: Store, kernel: Kernel) -> str:
-    """Make record and interface match the file of the private key; return the public key."""
+    """Make the record and the interface match the private key's file; return the public key."""
     present, private = store.across.tunnel(), files.read(paths.wireguard_key())
     if present is None:  # a command left the cluster in the meantime
         return ""
@@ -156,7 +156,7 @@ def _adopt(store: Store, kernel: Kernel) -> str:
 
 
 def mend(store: Store, kernel: Kernel) -> None:
-    """Restore the WireGuard interface as recorded, without niso's lock: events may be missing."""
+    """Restore the WireGuard interface from the store, without niso's lock: events can be lost."""
     if store.across.tunnel() is None:
         return
     _adopt(store, kernel)
@@ -170,7 +170,7 @@ def mend(store: Store, kernel: Kernel) -> None:
 
 
 def serves(store: Store, kernel: Kernel) -> bool:
-    """Return whether the WireGuard interface works; True if this host does not need it."""
+    """Return whether the WireGuard interface works, or is not needed by this host."""
     present = store.across.tunnel()
     spans = any(network.span is not None for network in store.networks())
     return present is None or not spans or kernel.wireguard_answers(TUNNEL, present.form)

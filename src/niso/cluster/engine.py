@@ -29,7 +29,7 @@ from niso.base.named_tuples import Any, NamedTuple
 
 
 class NoAnswer(Error):
-    """Raised if no member of etcd answers; ``unknown`` if it may have carried the request out."""
+    """Raised if no member of etcd answers. ``unknown``: etcd may have carried the request out."""
 
     def __init__(self, reason: str, hint: str | None = None, unknown: bool = False) -> None:
         super().__init__(reason, hint)
@@ -37,7 +37,7 @@ class NoAnswer(Error):
 
 
 class Refused(NoAnswer):
-    """Raised if etcd refuses a request, with etcd's ``code`` (google.rpc.Code), 0 if unknown.
+    """Raised if etcd refuses a request. ``code`` is etcd's (google.rpc.Code), or 0 if unknown.
 
     It is a kind of NoAnswer, so callers that can continue without an answer also continue here.
     """
@@ -48,22 +48,22 @@ class Refused(NoAnswer):
 
 
 class Compacted(Exception):
-    """Raised if etcd no longer has the events after a revision: the caller must read all keys."""
+    """Raised if etcd no longer has the requested events, so that all keys must be read again."""
 
 
 class KeyValue(NamedTuple):
     key: str
     value: str
     modified: int  # revision of the last change
-    lease: int = 0  # 0 without one
+    lease: int = 0  # id of the key's lease; 0 if it has none
 
 
 class Compare(NamedTuple):
-    """A condition of a transaction."""
+    """A condition of a transaction on the last change of a key."""
 
     key: str
     modified: int = 0  # the revision of the key's last change; 0 if the key must not exist
-    prefix: bool = False  # no key with this prefix may exist; ``modified`` is 0
+    prefix: bool = False  # True: ``key`` is a prefix, and no key with this prefix may exist
 
 
 class Put(NamedTuple):
@@ -78,21 +78,21 @@ class Delete(NamedTuple):
 
 
 class Txn(NamedTuple):
-    """Changes that etcd carries out together if all conditions are met, each key at most once."""
+    """Changes of different keys that etcd makes together if all conditions are met."""
 
     conditions: tuple[Compare, ...]
     changes: tuple[Put | Delete, ...]
 
 
 class Answer(NamedTuple):
-    """Keys and values as of an etcd revision, sorted by key."""
+    """The keys and values that etcd has at a revision, sorted by key."""
 
     revision: int
     items: tuple[KeyValue, ...]
 
 
 class Batch(NamedTuple):
-    """Events up to a revision. A batch without events only shows that the connection works."""
+    """Events of a watch up to a revision. An empty one only shows that the connection works."""
 
     revision: int
     events: tuple[Event, ...]
@@ -105,7 +105,7 @@ PREFIX = "/niso/v1/"
 
 
 class Keys:
-    """The names of niso's keys in etcd, and some prefixes, below a prefix of the cluster."""
+    """The names of niso's keys in etcd, all with the prefix of the cluster."""
 
     def __init__(self, prefix: str = PREFIX) -> None:
         self.prefix = prefix
@@ -160,7 +160,7 @@ def decode(text: str, key: str) -> dict[str, Any]:
 
 
 def invalid(key: str) -> Error:
-    """Return the error for a key whose value niso cannot have written."""
+    """Build the error for a key whose value niso cannot have written."""
     return Error(
         f"the cluster's key {key} has no valid value",
         "another program may have written it: etcdctl get shows it",

@@ -48,7 +48,7 @@ _UNAUTHENTICATED = 16
 _FILES = "cluster.toml names it"
 
 _tokens: dict[tuple[str, str] | None, str] = {}
-"""The authentication token of each (user, password), shared by all clients of this process.
+"""Maps (user, password) to an authentication token, for all clients of this process.
 
 etcd takes 150 ms to check a password (bcrypt): for each thread, a busy machine took too long.
 """
@@ -57,7 +57,7 @@ _PASSWORD_S = 10.0
 
 
 class Reach(NamedTuple):
-    """How to reach etcd. In cluster.toml, paths are relative to its folder."""
+    """How to reach etcd: its members and credentials. In cluster.toml, paths are relative."""
 
     members: tuple[str, ...]  # "198.51.100.1:2379", "[2001:db8::1]:2379"
     cacert: str = ""  # PEM; without it plain HTTP
@@ -68,14 +68,14 @@ class Reach(NamedTuple):
     own: bool = False  # niso set it up: members may come and go
 
     def located(self, folder: str) -> Reach:
-        """Return the same with absolute paths, of files in ``folder``."""
+        """Return a copy in which the paths are absolute, below ``folder``."""
         chosen = (self.cacert, self.cert, self.key, self.user_file)
         cacert, cert, key, user = (os.path.join(folder, file) if file else "" for file in chosen)
         return self._replace(cacert=cacert, cert=cert, key=key, user_file=user)
 
 
 class Etcd:
-    """A client of etcd, for one thread at a time. Raises Error for an unusable file."""
+    """A client of etcd, for one thread at a time. Raises Error if a credential file is unusable."""
 
     def __init__(self, reach: Reach, request_s: float = REQUEST_S, rounds: int = ROUNDS) -> None:
         self._members = list(reach.members)
@@ -94,7 +94,7 @@ class Etcd:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; the next request opens another."""
+        """Close the connection. The next request opens another one."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -117,10 +117,10 @@ class Etcd:
         return sorted(_text(item["key"]) for item in answer.get("kvs", ()))
 
     def mark(self, prefix: str) -> tuple[int, int, int, int]:
-        """Return a fingerprint of the keys with a prefix. While it is equal, no key has changed.
+        """Return a fingerprint of the keys with a prefix. While it stays equal, no key has changed.
 
-        It has etcd's revision, the modified revision of the newest key and its lease (0 without
-        keys; of any of several newest), and the number of keys. A changed key has a higher revision
+        It consists of etcd's revision, the modified revision and the lease of the key that was
+        changed last (0 without keys), and the number of keys. A changed key has a higher revision
         than all others, and a deleted one changes the number. If etcd was restored from a backup,
         revisions can repeat, but the lease then differs. A count_only request would ignore
         revisions (etcd 3.5.16).
@@ -134,7 +134,8 @@ class Etcd:
     def commit(self, txn: Txn) -> int:
         """Carry out a transaction; return etcd's revision, or 0 if a condition was not met.
 
-        After NoAnswer with ``unknown``, etcd may have carried it out, may still do so, or never.
+        If NoAnswer is raised with ``unknown``, etcd may have carried the transaction out, or may do
+        so later.
         """
         body = {
             "compare": [_compare(condition) for condition in txn.conditions],
@@ -144,7 +145,7 @@ class Etcd:
         return _revision(answer) if answer.get("succeeded") else 0
 
     def grant(self, ttl_s: int) -> int:
-        """Create a lease that expires if it is not renewed in time. The least time is 2 s."""
+        """Create a lease and return its id. It expires after ``ttl_s`` (at least 2) seconds."""
         return int(self.call("/v3/lease/grant", {"TTL": ttl_s}, True)["ID"])
 
     def keep(self, lease: int) -> bool:
@@ -154,7 +155,7 @@ class Etcd:
         return int(answer.get("result", {}).get("TTL", 0)) > 0
 
     def revoke(self, lease: int) -> None:
-        """Revoke a lease, which deletes its keys. No-op if it has expired."""
+        """Revoke a lease, which deletes its keys. Does nothing if the lease has expired."""
         try:
             self.call("/v3/lease/revoke", {"ID": str(lease)}, True)
         except Refused as error:
@@ -162,9 +163,10 @@ class Etcd:
                 raise
 
     def watch(self, prefix: str, revision: int, silence_s: float) -> Iterator[Batch]:
-        """Yield changes of keys with a prefix, from a revision on. Raises Compacted.
+        """Yield changes of keys with a prefix from a revision on, in batches. Raises Compacted.
 
-        Raises NoAnswer after ``silence_s`` seconds, or if the member is cut off from the others.
+        Raises NoAnswer if nothing arrives for ``silence_s`` seconds, or if the member is cut off
+        from the others.
         """
         request = {**_span(prefix, True), "start_revision": revision, "progress_notify": True}
         connection, response = self._open("/v3/watch", {"create_request": request})
@@ -185,7 +187,7 @@ class Etcd:
             self._next()
 
     def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Call a streaming API of etcd and yield its answers. Raises NoAnswer."""
+        """Call a streaming API of etcd, and yield its answers. Raises NoAnswer."""
         connection, response = self._open(path, body)
         try:
             while line := response.readline(LONGEST):
@@ -203,7 +205,8 @@ class Etcd:
     ) -> dict[str, Any]:
         """Send a request to the members in turn until one answers; return the answer.
 
-        If it is not ``repeatable``, it is sent again only if no member can have received it.
+        A request that is not ``repeatable`` is sent again only if no member can have received it.
+        ``wait_s`` is the timeout in seconds for each member. Raises NoAnswer and Refused.
         """
         problems: dict[str, None] = {}  # a set that keeps the order
         tries, renewed = self._rounds * len(self._members), False
@@ -239,7 +242,7 @@ class Etcd:
         raise NoAnswer(self._silence(problems), _HINT)
 
     def _headers(self) -> dict[str, str]:
-        """Return a request's headers, with the user's token. Raises OSError, Refused."""
+        """Return a request's headers, with a token if etcd has users. Raises OSError, Refused."""
         headers = {"Host": "niso"}
         token = _tokens.get(self._user)
         if self._user and not token:
@@ -261,7 +264,7 @@ class Etcd:
     def _open(
         self, path: str, body: dict[str, Any]
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """Send a request until a member answers with a stream; return connection and response."""
+        """Send a request to the members until one answers with a stream. Raises NoAnswer."""
         problem = ""
         for _ in range(len(self._members)):
             self.close()  # a stream needs a connection of its own
@@ -284,7 +287,7 @@ class Etcd:
         raise NoAnswer(self._silence([problem]), _HINT)
 
     def _connected(self) -> http.client.HTTPConnection:
-        """Return a connection to the present member. It is opened if necessary. Raises OSError."""
+        """Return the connection to the current member, and open it if necessary. Raises OSError."""
         if self._connection is None:
             host, _, port = self._members[0].rpartition(":")
             place = (host.strip("[]"), int(port))
@@ -308,13 +311,13 @@ class Etcd:
 
 
 def _wait(connection: http.client.HTTPConnection, seconds: float) -> None:
-    """Set the timeout for the next answer on a connection."""
+    """Set the timeout in seconds for the next answer on a connection."""
     if connection.sock is not None:
         connection.sock.settimeout(seconds)
 
 
 def _context(reach: Reach) -> ssl.SSLContext:
-    """Return the TLS settings. Raises Error with the path of an unusable certificate or key."""
+    """Build the TLS settings. Raises Error with the path of an unusable certificate or key."""
     for path in (reach.cacert, reach.cert, reach.key):
         try:
             with open(path or reach.cacert, "rb"):
@@ -351,7 +354,7 @@ def _document(text: bytes) -> dict[str, Any]:
 
 
 def _error(text: bytes) -> tuple[int, str]:
-    """Parse an error response; return its code and reason, 0 and a text if it is invalid."""
+    """Parse an error response to its code and reason. For an invalid one, the code is 0."""
     try:
         document = _document(text)
         inner = document.get("error", document)
@@ -362,7 +365,7 @@ def _error(text: bytes) -> tuple[int, str]:
 
 
 def _problem(error: Exception) -> str:
-    """Describe why a request got no answer."""
+    """Describe on one line why a request got no answer."""
     reason = (isinstance(error, OSError) and error.strerror) or str(error)
     if isinstance(error, ssl.SSLError):
         reason = (getattr(error, "reason", "") or reason).replace("_", " ")
@@ -383,7 +386,7 @@ def _text(packed: str) -> str:
 
 
 def _span(key: str, prefix: bool) -> dict[str, Any]:
-    """Return etcd's range of one key, or of a ``prefix``, which ends with an ASCII character."""
+    """Return etcd's range of a single key, or of all keys with a prefix if ``prefix`` is set."""
     end = {"range_end": _packed(key[:-1] + chr(ord(key[-1]) + 1))} if prefix else {}
     return {"key": _packed(key), **end}
 
@@ -412,7 +415,7 @@ def _revision(answer: dict[str, Any]) -> int:
 
 
 def _batch(line: bytes) -> Batch | None:
-    """Parse a line of a watch; None confirms the watch. Raises Compacted, NoAnswer, ValueError."""
+    """Parse a line of a watch to events; None confirms the watch. Raises Compacted, NoAnswer."""
     document = _document(line)
     if "error" in document:
         raise NoAnswer(f"the watch has ended: {_error(line)[1]}", _HINT)

@@ -34,7 +34,7 @@ _NOT_ONE = "make a new one: niso cluster invite HOST --address A"
 
 
 class Files(NamedTuple):
-    """Contents of the files that a host needs to reach etcd; "" for a missing file."""
+    """The contents of the files that a host needs to reach etcd; "" for an unused file."""
 
     cacert: str = ""
     cert: str = ""
@@ -50,7 +50,7 @@ class Invitation(NamedTuple):
     files: Files
 
     def config(self) -> Config:
-        """Return the cluster.toml of the invited host."""
+        """Build the configuration of the invited host, for its cluster.toml."""
         kept = self.files
         return Config(
             self.host.name,
@@ -66,7 +66,7 @@ class Invitation(NamedTuple):
 
 
 def text_of(invitation: Invitation) -> str:
-    """Format an invitation as TOML."""
+    """Format an invitation as the text of its file."""
     return config.toml_of(_HEAD, invitation)
 
 
@@ -92,17 +92,17 @@ def parsed(text: bytes) -> Invitation:
 
 
 def contents(own: Config) -> Files:
-    """Read the files by which this host reaches etcd; return their contents. Raises Error."""
+    """Return the contents of the files with which this host reaches etcd. Raises Error."""
     reach = own.access()
     wanted = (reach.cacert, reach.cert, reach.key, reach.user_file)
     return Files(*(_content(path) if path else "" for path in wanted))
 
 
 def issued(own: Config, address: str, member: bool) -> tuple[Files, str]:
-    """Create a certificate for a host; return its files and its serial number. Raises Error.
+    """Create a certificate for a host with this address; return its files and its serial number.
 
-    Only hosts that become etcd members get the authority's key: its holder can create certificates
-    that no host records or can revoke.
+    Only a host that becomes a ``member`` of etcd gets the authority's key, because its holder can
+    create certificates that no host records or can revoke. Raises Error.
     """
     folder = paths.cluster_dir()
     key = os.path.join(folder, AUTHORITY_KEY)
@@ -120,7 +120,7 @@ def issued(own: Config, address: str, member: bool) -> tuple[Files, str]:
 
 
 def keep(made: Files, folder: str = "") -> None:
-    """Write files into a folder, by default that of cluster.toml, each atomically."""
+    """Write an invitation's files into a folder, by default that of cluster.toml, atomically."""
     named = {
         AUTHORITY: made.cacert,
         CERTIFICATE: made.cert,
@@ -137,7 +137,7 @@ def keep(made: Files, folder: str = "") -> None:
 
 
 def require_valid(invited: Invitation, own: Config) -> None:
-    """Check an invitation's files with a request to the cluster. Raises InvalidInput, NoAnswer."""
+    """Check the files of an invitation with a request to etcd. Raises InvalidInput and NoAnswer."""
     with tempfile.TemporaryDirectory(dir=paths.cluster_dir(), prefix="new-") as folder:
         keep(invited.files, folder)
         have = own.etcd
@@ -229,12 +229,12 @@ def issue(authority: str, folder: str, addresses: Sequence[str]) -> None:
 
 
 def serial_of(path: str) -> str:
-    """Return the serial number of a certificate file, as hexadecimal digits. Raises Error."""
+    """Return the hexadecimal serial number of the certificate in a file. Raises Error."""
     return _run("x509", "-in", path, "-noout", "-serial").strip().rpartition("=")[2]
 
 
 def refusal(authority: str, serials: Sequence[str]) -> bytes:
-    """Return a certificate revocation list in PEM (RFC 5280, 5) of the authority in a folder."""
+    """Return a certificate revocation list in PEM (RFC 5280, 5) with these serial numbers."""
     with tempfile.TemporaryDirectory(dir=authority, prefix="new-") as folder:
         index = os.path.join(folder, "index")
         with open(index, "w", encoding="ascii") as file:  # the columns of openssl-ca(1)
@@ -253,7 +253,6 @@ def refusal(authority: str, serials: Sequence[str]) -> bytes:
 
 
 def _period() -> tuple[str, ...]:
-    """Return openssl's options for the validity period of a certificate (UTC)."""
     now = time.time()
     ends = (now - _EARLIER_S, now + DAYS * 86400)
     start, end = (time.strftime("%Y%m%d%H%M%SZ", time.gmtime(end_s)) for end_s in ends)
@@ -261,7 +260,7 @@ def _period() -> tuple[str, ...]:
 
 
 def _run(*words: str, text: str = "") -> str:
-    """Run openssl with ``text`` as stdin; return its output. Only the caller can read keys."""
+    """Run openssl with ``text`` as stdin; return stdout. Only the user can read its files."""
     try:
         done = subprocess.run(
             ["openssl", *words],

@@ -28,7 +28,7 @@ _PUBLIC_KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=", re.ASCII)
 
 
 def is_address(text: str) -> bool:
-    """Return whether a string is one IP address in canonical form, without a zone."""
+    """Return whether ``text`` is an IP address in canonical form, without a zone."""
     try:
         return str(ipaddress.ip_address(text)) == text and "%" not in text
     except ValueError:
@@ -36,7 +36,7 @@ def is_address(text: str) -> bool:
 
 
 def is_name(text: str) -> bool:
-    """Return whether a string is a valid name of a service or host."""
+    """Return whether ``text`` is a valid name of a service or host."""
     try:
         values.host_label(text, "")
     except InvalidInput:
@@ -45,18 +45,18 @@ def is_name(text: str) -> bool:
 
 
 def is_number(value: object, most: int = 1 << 53) -> bool:
-    """Return whether a value is an integer from 1 to ``most`` - 1."""
+    """Return whether a value is an integer above 0 and below ``most``."""
     return type(value) is int and 0 < value < most
 
 
 def version(text: object) -> str:
-    """Return another host's version of niso, for display; "" if the value is not valid."""
+    """Return the version of niso on another host for display, or "" if the value is not valid."""
     good = isinstance(text, str) and len(text) <= _LONGEST_VERSION and text.isprintable()
     return str(text) if good else ""
 
 
 def is_usable(address: str, networks: tuple[tuple[str, str], ...]) -> bool:
-    """Return whether a service can have this address on subnets, each (CIDR, gateway)."""
+    """Return whether a service can have an address on one of the subnets, (CIDR, gateway)."""
     number = ipaddress.ip_address(address)
     for cidr, gateway in networks:
         net = ipaddress.ip_network(cidr)
@@ -69,7 +69,7 @@ def is_usable(address: str, networks: tuple[tuple[str, str], ...]) -> bool:
 
 @lru_cache(_KEPT)
 def is_host_address(text: str) -> bool:
-    """Return whether a string is an address by which another host can reach a host."""
+    """Return whether ``text`` is an IP address by which a host can be reached from another one."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
@@ -83,7 +83,7 @@ _PROTOCOLS = ("", "tcp", "udp", "sctp", "icmp")
 
 
 def policy(text: str) -> Policy:
-    """Parse the policy of another host's service from JSON. Raises ValueError."""
+    """Parse the policy of another host's service from JSON. Raises ValueError if it is invalid."""
     try:
         made = policy_of(decoded(text))
         sound = all(map(_is_entry, made.entries()))
@@ -97,7 +97,7 @@ def policy(text: str) -> Policy:
 
 
 def _is_entry(entry: Entry) -> bool:
-    """Return whether a policy entry is one that a manifest can contain."""
+    """Return whether a policy entry is valid: other hosts may write any values."""
     texts = (entry.key, entry.text, entry.peer.kind, entry.peer.name, entry.proto)
     if not all(type(text) is str for text in texts):
         return False
@@ -118,25 +118,25 @@ type Sharers = tuple[tuple[str, tuple[str, ...]], ...]
 
 
 class ClusterClaim(NamedTuple):
-    """A host's reservation of a service, with its addresses and names, as recorded in etcd."""
+    """A host's reservation of a service, with its addresses and names, as etcd has it."""
 
     service: str
     host: str
     gen: int  # higher than in every earlier reservation of the service: the highest one wins
-    mark: str  # a random id
+    mark: str  # a random id of the reservation
     networks: dict[str, tuple[str, ...]]  # addresses by network
     names: tuple[str, ...]
     revision: int  # the modified revision of the service's key
-    former: str = ""  # the host that it was taken over from; "" again when it is up here
-    ports: tuple[str, ...] = ()  # published ones, for display
-    up: bool = False  # as last published, for display
+    former: str = ""  # the host that the service was taken over from, until it is up here
+    ports: tuple[str, ...] = ()  # published ports, for display
+    up: bool = False  # whether the service is up, as last published, for display
     policy: str = ""  # JSON, as in the store, for explanations; "" for none
-    # keys of former addresses and names, held until the service is published
+    # keys of former addresses and names, which stay reserved until the service is published
     kept: tuple[str, ...] = ()
-    sharers: Sharers = ()  # for display
+    sharers: Sharers = ()  # services that share its namespace, for display
 
     def keys(self, keys: Keys) -> set[str]:
-        """Return the etcd keys of the addresses and names, including former ones in ``kept``."""
+        """Return the etcd keys of its addresses and names, also of those in ``kept``."""
         names = {keys.name(net, name) for net in self.networks for name in self.names}
         return {*names, *self.address_keys(keys), *self.kept}
 
@@ -146,13 +146,13 @@ class ClusterClaim(NamedTuple):
 
 
 def shown_values(ports: tuple[str, ...], policy: str, sharers: Sharers = ()) -> dict[str, Any]:
-    """Return the fields of a service's key that other hosts only display. No decision uses them."""
+    """Return the fields of a service's key that are only for display on other hosts."""
     policy = policy if len(policy) <= MOST_POLICY else "too long"
     return {"ports": list(ports), "policy": policy, "sharers": {n: [*some] for n, some in sharers}}
 
 
 def claim_of(item: KeyValue, keys: Keys) -> ClusterClaim:
-    """Parse the value of a service's key in etcd. Raises Error."""
+    """Parse a service's key in etcd to the reservation. Raises Error if its value is invalid."""
     value = decode(item.value, item.key)
     try:
         networks = {str(net): tuple(map(str, some)) for net, some in value["networks"].items()}
@@ -185,7 +185,7 @@ def claim_of(item: KeyValue, keys: Keys) -> ClusterClaim:
 
 
 def address_value(claim: ClusterClaim, up: bool) -> dict[str, Any]:
-    """Return the JSON value of an address key in etcd. ``up``: whether the service is up."""
+    """Build the value of an address key in etcd. ``up`` says whether the service is up."""
     return {
         "service": claim.service,
         "host": claim.host,
@@ -219,7 +219,7 @@ class Cluster(NamedTuple):
 
 
 def host_of(item: KeyValue, keys: Keys) -> HostEntry:
-    """Parse the value of a host's key, with ``alive`` False: another key has it. Raises Error."""
+    """Parse a host's key, with ``alive`` False: another key shows that. Raises Error."""
     value = valid(decode(item.value, item.key), item.key, "id", "address", "mtu")
     name = item.key.removeprefix(keys.hosts)
     if not (is_name(name) and is_address(str(value["address"]))):
@@ -232,7 +232,7 @@ def host_of(item: KeyValue, keys: Keys) -> HostEntry:
 
 
 def cluster_of(item: KeyValue) -> Cluster:
-    """Parse the cluster's key. Raises Error if this niso does not support its version."""
+    """Parse the key of the cluster. Raises Error if this niso does not know its version."""
     value = valid(decode(item.value, item.key), item.key, "id", "port")
     encryption = str(value.get("encrypt", ""))
     if encryption not in ("", "kernel", "userspace"):
@@ -273,7 +273,7 @@ def require_family(address: str, other: str, host: str) -> None:
 
 
 class Spec(NamedTuple):
-    """A network of the cluster."""
+    """A network of the cluster, as etcd has it."""
 
     name: str
     vni: int
@@ -288,7 +288,7 @@ _MOST = {"port": 1 << 16, "mtu": 1 << 17, "vni": 1 << 24}
 
 
 def valid(value: dict[str, Any], key: str, *needed: str) -> dict[str, Any]:
-    """Return a key's value. Raises Error unless the ``needed`` fields exist and are in range."""
+    """Return the value of a key if it has the ``needed`` fields, in their range. Raises Error."""
     for name in needed:
         if name not in value or (name in _MOST and not is_number(value[name], _MOST[name])):
             raise invalid(key)
@@ -296,7 +296,7 @@ def valid(value: dict[str, Any], key: str, *needed: str) -> dict[str, Any]:
 
 
 def index_of(item: KeyValue) -> dict[str, dict[str, Any]]:
-    """Parse the index of all networks, {NETWORK: {vni, subnets}}. Raises Error."""
+    """Parse the key that lists all networks: {NETWORK: {vni, subnets}}. Raises Error."""
     index = decode(item.value, item.key)
     for value in index.values():
         subnets = value.get("subnets") if isinstance(value, dict) else None
@@ -310,7 +310,7 @@ def index_of(item: KeyValue) -> dict[str, dict[str, Any]]:
 
 
 def spec_of(name: str, item: KeyValue) -> Spec:
-    """Parse the value of a network's spec key. Raises Error if it is malformed."""
+    """Parse the key of one network in etcd. Raises Error if its value is invalid."""
     value = valid(decode(item.value, item.key), item.key, "subnets", "vni", "mtu")
     try:
         subnets = tuple((str(each["cidr"]), str(each["gateway"])) for each in value["subnets"])

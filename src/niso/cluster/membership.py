@@ -32,19 +32,19 @@ MOST_VNI = (1 << 24) - 1
 
 
 class ClusterKeys:
-    """Read and write the cluster's own keys. All methods raise NoAnswer, Refused and Error."""
+    """A client for the cluster's own keys in etcd. Methods raise NoAnswer, Refused and Error."""
 
     def __init__(self, engine: Etcd, keys: Keys | None = None) -> None:
         self.engine = engine
         self.keys = keys or Keys()
 
     def cluster(self) -> Cluster | None:
-        """Return the cluster or None. Its id is niso's, because etcd's survives a loss of data."""
+        """Return the cluster in etcd, or None. Its id is niso's: etcd's survives a loss of data."""
         item = self._item(self.keys.cluster)
         return key_values.cluster_of(item) if item is not None else None
 
     def make(self, port: int = PORT, encryption: str = "") -> Cluster:
-        """Create the cluster in etcd and return it. Raises Conflict if etcd has one."""
+        """Create a cluster in etcd and return it. Raises Conflict if etcd already has one."""
         made = Cluster(os.urandom(4).hex(), port, encryption)
         put = Put(self.keys.cluster, encode(key_values.cluster_value(made)))
 
@@ -70,14 +70,15 @@ class ClusterKeys:
         ]
 
     def host_item(self, host: str) -> KeyValue | None:
-        """Read the key of a host; return None if the host is not in the cluster."""
+        """Return the key of a host with its value, or None if the cluster has no such host."""
         return self._item(self.keys.host(host))
 
     def join(self, host: HostEntry) -> None:
-        """Add a host to the cluster, or update its values.
+        """Add a host to the cluster, or update its values in etcd.
 
-        Raises Conflict for another host's name, state folder or address, another IP version, or if
-        only one of host and cluster is encrypted.
+        Raises Conflict if another host has this name, state folder or address, if the IP version
+        differs from the other hosts', or if the cluster is encrypted and the host is not, or vice
+        versa.
         """
         value = host_value(host)
         key = self.keys.host(host.name)
@@ -117,7 +118,7 @@ class ClusterKeys:
         self._settle(txn, lambda: self._has(key, value))
 
     def refresh(self, host: HostEntry) -> None:
-        """Update address, MTU, version and public key of a host in etcd; no-op if it has none."""
+        """Update address, MTU, version and public key of a host in etcd, if etcd has it."""
         item = self._item(self.keys.host(host.name))
         before = decode(item.value, item.key) if item else {}
         value = {"address": host.address, "mtu": host.mtu, "niso": host.version}
@@ -128,7 +129,7 @@ class ClusterKeys:
             self.engine.commit(Txn((Compare(item.key, item.modified),), (put,)))
 
     def live(self, host: str, state_id: str, lease: int, boot: str) -> bool:
-        """Record that a host is alive, until its lease expires; return False if it is no host."""
+        """Record that a host is alive while its lease exists; return False if it was removed."""
         item = self._item(self.keys.host(host))
         if item is None or decode(item.value, item.key).get("id") != state_id:
             return False
@@ -136,13 +137,13 @@ class ClusterKeys:
         return self.engine.commit(Txn((Compare(item.key, item.modified),), (live,))) > 0
 
     def say_late(self, host: str, lease: int, seconds: int) -> None:
-        """Write the lag in seconds of a host's agent, with the host's lease; 0 removes the key."""
+        """Write the lag in seconds of a host's agent, with the host's lease. 0 deletes it."""
         key = self.keys.late + host
         value = encode({"seconds": seconds})
         self.engine.commit(Txn((), (Put(key, value, lease) if seconds else Delete(key),)))
 
     def late(self) -> dict[str, int]:
-        """Return the lag of agents in seconds by host, for display: an invalid value is no lag."""
+        """Return how many seconds the agents of hosts lag, by host, without those that do not."""
         behind = {}
         for item in self.engine.get(self.keys.late, stale=True).items:
             with contextlib.suppress(Error):
@@ -152,7 +153,7 @@ class ClusterKeys:
         return behind
 
     def leave(self, host: str, state_id: str) -> None:
-        """Remove a host; no-op if there is none. Raises Conflict if it has services."""
+        """Remove a host, if it is in the cluster. Raises Conflict if the host has services."""
         item = self._item(self.keys.host(host))
         if item is None or decode(item.value, item.key).get("id") != state_id:
             return
@@ -200,33 +201,33 @@ class ClusterKeys:
         return gone
 
     def _had_by(self, host: str) -> list[tuple[KeyValue, ClusterClaim]]:
-        """Return the claims that a host has, or that another host may give back to it."""
+        """Return the reservations that a host has, and those that may return to it."""
         items = self.engine.get(self.keys.services).items
         claims = [(item, key_values.claim_of(item, self.keys)) for item in items]
         return [(item, claim) for item, claim in claims if host in (claim.host, claim.former)]
 
     def issued(self, host: str, serial: str) -> None:
-        """Record the serial number of a certificate that a host was given."""
+        """Record the serial number of a certificate that was created for a host."""
         self._put(Put(self.keys.certificates(host) + serial, encode({})))
 
     def issued_to(self, host: str) -> list[str]:
-        """Return the etcd keys of the certificates that a host was given."""
+        """Return the etcd keys of the certificates that were created for a host."""
         return self.engine.keys(self.keys.certificates(host))
 
     def withdraw(self, host: str) -> int:
-        """Revoke all certificates of a host at etcd's members; return their number."""
+        """Revoke all certificates of a host at etcd's members; return how many there were."""
         changes = self._withdrawing(host)
         if changes:
             self._settle(lambda: Txn((), changes), lambda: not self._withdrawing(host))
         return len(changes) // 2
 
     def refuse(self, serials: Iterable[str]) -> None:
-        """Revoke the certificates with these serial numbers, for a restored backup of etcd."""
+        """Revoke certificates by serial number, after etcd was restored from a backup."""
         for serial in serials:
             self._put(Put(self.keys.refused + serial, encode({})))
 
     def refused(self) -> list[str]:
-        """Return the serial numbers of revoked certificates, sorted, without invalid ones."""
+        """Return the serial numbers of revoked certificates, sorted. Invalid ones are left out."""
         serials = (
             key.removeprefix(self.keys.refused) for key in self.engine.keys(self.keys.refused)
         )
@@ -252,7 +253,7 @@ class ClusterKeys:
         return key_values.spec_of(name, item) if item else None
 
     def create_network(self, spec: Spec) -> Spec:
-        """Create a network, unless it exists; return it with its VNI. Raises Conflict."""
+        """Create a network in etcd, unless it exists; return it with its VNI. Raises Conflict."""
         made: list[Spec] = []
 
         def txn() -> Txn:
@@ -280,7 +281,7 @@ class ClusterKeys:
         return made[0]
 
     def restore_network(self, spec: Spec) -> None:
-        """Write a lost network to etcd again, unless it exists. Raises Conflict."""
+        """Write a network to etcd again after etcd has lost it. Raises Conflict."""
 
         def txn() -> Txn:
             held, index = self.index()
@@ -298,7 +299,7 @@ class ClusterKeys:
             self._settle(txn, is_done)
 
     def remove_network(self, name: str) -> None:
-        """Remove a network that has no addresses. Raises Conflict if it has any, and NotFound."""
+        """Remove a network from etcd. Raises NotFound, and Conflict if it has addresses."""
         addresses = self.keys.addresses(name)
 
         def txn() -> Txn:
@@ -317,7 +318,7 @@ class ClusterKeys:
         self._settle(txn, lambda: self._item(self.keys.spec(name)) is None)
 
     def index(self) -> tuple[Compare, dict[str, dict[str, Any]]]:
-        """Return the index of networks, and the condition that it is unchanged."""
+        """Return the list of all networks in etcd, and the condition that it is unchanged."""
         item = self._item(self.keys.nets)
         held = Compare(self.keys.nets, item.modified if item else 0)
         return held, index_of(item) if item else {}
@@ -337,9 +338,9 @@ class ClusterKeys:
         return item is not None and value.items() <= decode(item.value, key).items()
 
     def _settle(self, txn: Callable[[], Txn], is_done: Callable[[], bool]) -> None:
-        """Commit the transaction of ``txn``, up to `TRIES` times. Raises Conflict if all fail.
+        """Commit the transaction that ``txn`` builds, at most `TRIES` times. Raises Conflict.
 
-        After a request without an answer, ``is_done`` returns whether the change was carried out.
+        If etcd does not answer a request, ``is_done`` returns whether it was carried out.
         """
         for attempt in range(TRIES):
             try:
@@ -360,7 +361,7 @@ class ClusterKeys:
 
 
 def _require_apart(spec: Spec, index: dict[str, Any]) -> None:
-    """Raise Conflict if a network in ``index`` has the name of ``spec``, or overlaps it."""
+    """Raise Conflict if a network in the cluster has the same name as ``spec``, or overlaps it."""
     for name, network in index.items():
         if name == spec.name:
             raise Conflict(f"network {name!r} exists in the cluster", "choose another name")
@@ -377,7 +378,7 @@ def _require_apart(spec: Spec, index: dict[str, Any]) -> None:
 
 
 def require_joined(machine: Machine) -> Config:
-    """Return this host's access to its cluster. Raises Error if this host is in no cluster."""
+    """Return this host's cluster configuration. Raises Error if this host is in no cluster."""
     joined: Config | None = machine.joined()
     if joined is None:
         raise Error(
@@ -388,7 +389,7 @@ def require_joined(machine: Machine) -> Config:
 
 
 def require_own(store: Store, membership: ClusterKeys) -> Cluster:
-    """Return the cluster that etcd has. Raises Conflict if it is not this host's, or none."""
+    """Return the cluster in etcd. Raises Conflict unless it is the cluster that this host is in."""
     cluster, own = membership.cluster(), store.cluster_id()
     if cluster is None or cluster.identity != own:
         has = f"cluster {cluster.identity}" if cluster else "no cluster"

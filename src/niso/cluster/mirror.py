@@ -1,7 +1,7 @@
 """Copy the services of other hosts from etcd into this host's store, and from there to the kernel.
 
-Each pass compares etcd's whole state with all rows. It therefore makes up for a lost event, and
-removes services that etcd no longer has.
+Services of other hosts are called remote. Each pass compares etcd's whole state with all rows. It
+therefore makes up for a lost event, and removes services that etcd no longer has.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 def apply_claims(store: Store, kernel: Kernel, now: EngineView, own: str) -> list[str]:
     """Make rows and kernel equal to etcd's state ``now``; return the remote services that changed.
 
-    Services of other hosts, called remote, are stored as rows of this host, ``own``. Its own
-    services are not copied, nor what a command has reserved here after ``now`` was read.
+    ``own`` is this host's name. Its own services are not copied, nor addresses that a command has
+    reserved here after ``now`` was read.
 
     If an address has moved from one service to another, it is first removed from the old one, with
-    its conntrack entries. The caller must not have niso's lock. Raises KernelError and Error.
-    Nothing is recorded then, and the next call tries again.
+    its conntrack entries. The caller must not have niso's lock. Raises KernelError and Error; then
+    nothing is recorded, and the next call tries again.
     """
     with Lock():
         if not store.cluster_id():  # a command left the cluster after etcd was read
@@ -70,7 +70,10 @@ def apply_claims(store: Store, kernel: Kernel, now: EngineView, own: str) -> lis
 def _wanted(
     store: Store, now: EngineView, own: str, spans: Collection[str]
 ) -> dict[str, ClaimedService]:
-    """Return the remote services to record, among those that may have changed, on ``spans``."""
+    """Return the remote services to record here, with their addresses on the networks ``spans``.
+
+    Only services that may have changed since the last pass are returned.
+    """
     names = now.services if now.only is None else now.only
     wanted = {}
     for name in names:
@@ -99,7 +102,7 @@ def fenced(store: Store, now: EngineView, own: str) -> list[str]:
 
 
 def _present(store: Store, services: Collection[str] | None = None) -> dict[str, ClaimedService]:
-    """Return the remote services that this host has rows of; ``services`` limits them."""
+    """Return the remote services in the store, or of these only the ones named in ``services``."""
     rows, names = store.across.addresses(services), store.across.called(services)
     return {name: ClaimedService(some, names.get(name, ())) for name, some in rows.items()}
 
@@ -111,7 +114,11 @@ def _apply(
     turn: tuple[dict[str, ClaimedService], dict[str, ClaimedService]],
     own: str,
 ) -> set[str]:
-    """Write the rows that differ and update the kernel; return the services that changed."""
+    """Write the rows that differ and update the kernel; return the services that changed.
+
+    ``turn`` has the remote services (in the store, to be recorded), and ``own`` is this host's
+    name.
+    """
     present, wanted = turn
     peers, before_peers = {}, {}
     if now.only is None:
@@ -138,8 +145,8 @@ def _change(
 ) -> None:
     """Change rows and kernel objects of remote services and hosts in one transaction.
 
-    ``peers`` maps hosts to (state id, address, alive), None to delete. The attempt is recorded
-    first, so that a later command can undo it after a failure.
+    ``peers`` maps names of hosts to (state id, address, alive), or to None to delete the host. The
+    attempt is recorded first, so that a later command can undo it after a failure.
     """
     spans = store.across
     with store.transaction():
@@ -151,7 +158,7 @@ def _change(
 
 
 def revert_attempt(store: Store, kernel: Kernel, report: Report) -> None:
-    """Undo an interrupted change of remote services; no-op if there is none.
+    """Undo a change of remote services that was interrupted, if there is one.
 
     Each command calls this before its own changes, which cannot undo kernel objects without rows.
     The caller must not have niso's lock. Raises KernelError.
@@ -161,7 +168,7 @@ def revert_attempt(store: Store, kernel: Kernel, report: Report) -> None:
 
 
 def _revert_attempt(store: Store, kernel: Kernel, report: Report) -> None:
-    """Do the same as `revert_attempt`, with niso's lock: else addresses would stay reachable."""
+    """Do what `revert_attempt` does, under niso's lock: addresses would stay reachable else."""
     spans = store.across
     attempt = spans.attempt()
     if attempt is None:
@@ -186,7 +193,7 @@ def _revert_attempt(store: Store, kernel: Kernel, report: Report) -> None:
 
 
 def _write(spans: SpanRows, services: Services, peers: Peers) -> None:
-    """Write rows; delete a service without addresses, and a host whose row is None."""
+    """Write rows. Delete services without addresses, and hosts whose row is None."""
     for host, row in peers.items():
         if row is not None:
             spans.set_peer(host, *row)
@@ -197,7 +204,7 @@ def _write(spans: SpanRows, services: Services, peers: Peers) -> None:
 
 
 def _wire(store: Store, host: HostEntry) -> str:
-    """Return the source address of a host's VXLAN packets: inside the tunnel if it encrypts."""
+    """Return the source address of a host's VXLAN packets: in the tunnel, if it encrypts."""
     if not host.public:
         return host.address
 
@@ -211,11 +218,11 @@ def make_way(
     addresses: Collection[tuple[str, str]],
     report: Report,
 ) -> None:
-    """Remove remote services, and (network, address) pairs of them, that this host has reserved.
+    """Remove remote services and (network, address) pairs that this host has just reserved.
 
-    This host's copy of the cluster's state may be older than etcd's. If an inactive service here
-    had one of the addresses, its claim is deleted. The caller has niso's lock, and no open
-    transaction. Raises KernelError.
+    This host's copy of the cluster's state may be older than etcd's. If an inactive service of this
+    host had one of the addresses, the record of its claim is deleted. The caller has niso's lock,
+    and no open transaction. Raises KernelError.
     """
     _revert_attempt(store, kernel, report)
     had = {*services, *store.across.holders(addresses).values()}
@@ -228,7 +235,7 @@ def make_way(
 
 
 def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, ClaimedService]) -> Scope:
-    """Return the scope of changing remote services to ``wanted``; others are removed."""
+    """Return the scope of changing remote services to ``wanted``, which lacks removed ones."""
     changed = {*changed}
     some = (wanted, _present(store, changed))
     both = [known for name in changed for services in some if (known := services.get(name))]
@@ -260,9 +267,9 @@ def _scope(
 
 
 def drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None:
-    """Delete the records of claims of services that other hosts have taken over.
+    """Delete the records of claims (reservations) of services that other hosts have taken over.
 
-    Policies no longer resolve to them. A service that is active again is skipped. The caller must
+    Policies then no longer resolve to these services. An active service is skipped. The caller must
     not have niso's lock.
     """
     with Lock():
@@ -270,7 +277,7 @@ def drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None
 
 
 def _drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None:
-    """Do the same as `drop_claims`; the caller has niso's lock."""
+    """Do what `drop_claims` does, for a caller that has niso's lock."""
     rows = {service: store.service(service) for service in services}
     services = [service for service, row in rows.items() if row is None or not row.active]
     called = {name for service in services for name in (service, *store.names(service))}
@@ -281,9 +288,9 @@ def _drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> Non
 
 
 def drop_network(store: Store, kernel: Kernel, name: str, report: Report = silent) -> bool:
-    """Remove a network that the cluster no longer has, without niso's lock.
+    """Remove a network that the cluster no longer has; return False if a service here is on it.
 
-    Returns False if a local service is on it. Raises KernelError: the network stays then.
+    The caller must not have niso's lock. Raises KernelError if the network could not be removed.
     """
     with Lock():
         if store.members(name) or store.held_by(name):
@@ -302,9 +309,9 @@ def changed_services(
     services: Collection[str] = (),
     addresses: Collection[tuple[str, str]] = (),
 ) -> dict[str, ClaimedService]:
-    """Return the remote services that a command of this host changes, mapped to their new state.
+    """Return the new states of the remote services that a command of this host changes.
 
-    ``now`` is etcd's state on networks that are new to this host; their services are added.
+    ``now`` is etcd's state on networks that are new to this host: their services are added.
     ``services`` and (network, address) pairs that this host has reserved are removed.
     """
     had = store.across.holders(addresses).values()
@@ -320,7 +327,7 @@ def changed_services(
 
 
 def write(store: Store, now: EngineView, own: str, changed: dict[str, ClaimedService]) -> None:
-    """Write rows of remote services, and of new hosts, in the caller's transaction.
+    """Write rows of remote services and of new hosts, in the caller's transaction.
 
     The caller must update the kernel for `scope_of` afterwards.
     """
@@ -338,7 +345,7 @@ def _without(
     services: Collection[str],
     addresses: Collection[tuple[str, str]],
 ) -> dict[str, ClaimedService]:
-    """Return the services that change if ``services`` and ``addresses`` are removed."""
+    """Remove services and addresses from the remote services ``some``; return those that change."""
     changed = {}
     for name, known in some.items():
         rows = tuple(a for a in known.addresses if (a.network, a.address) not in addresses)

@@ -1,11 +1,11 @@
-"""Publish this host's services to etcd as its rows say, and restore etcd's data after a loss.
+"""Publish this host's services to etcd, and restore etcd's data after a loss.
 
-A service's claim in etcd is made equal to its rows: present, up, down or deleted. A pass starts
-from the rows, so it also completes what an interrupted command did not publish.
+A service's claim (its keys in etcd) is made equal to its rows: present, up, down or deleted. A pass
+starts from the rows, so it also completes what an interrupted command did not publish.
 
-A restore writes the key ``cluster`` last, and others only while it is absent: until then, no host
-changes anything. Existing keys are not changed, so a restore can be repeated. What this host does
-not know is restored by the agents of the other hosts.
+A restore writes the key ``cluster`` last, and other keys only while ``cluster`` is absent: until
+then, no host changes anything. Existing keys are not changed, so a restore can be repeated. The
+agents of other hosts restore what this host does not know.
 """
 
 from __future__ import annotations
@@ -48,17 +48,20 @@ STRAY_S = 600.0
 
 
 class OwnClaims:
-    """Make the reservations of this host's services match its rows; ``say`` omits repetitions."""
+    """A publisher, which makes this host's reservations in etcd match its rows, pass by pass.
+
+    ``log`` logs a line, and ``say`` does so without repeating the last one.
+    """
 
     def __init__(self, log: Callable[[str], None], say: Callable[[str], None]) -> None:
         self._log = log
         self._say = say
-        self._orphans: dict[str, float] = {}  # service -> since when its claim is not as recorded
+        self._orphans: dict[str, float] = {}  # service -> since when its claim differs from the row
         self._is_settled = False  # whether all claims of this host were compared in full
         self._strays_s: float | None = None  # when all claims were last searched
 
     def doubt(self) -> None:
-        """Make the next call of `bring` compare the reservations of all services completely."""
+        """Make the next call of `bring` compare all reservations of this host completely."""
         self._is_settled = False
 
     def bring(
@@ -66,8 +69,9 @@ class OwnClaims:
     ) -> tuple[list[str], bool]:
         """Write, change or delete the reservations in etcd that do not match this host's rows.
 
-        A service that a command is changing is skipped. Returns the services that other hosts now
-        have, and whether all keys were already right.
+        A service that a command is changing is skipped. ``now`` is etcd's state, ``now_s`` a
+        monotonic time. Returns the services that other hosts now have, and whether all keys were
+        already right.
         """
         lost, is_sure = [], True
         records = store.across.claims(now.only)
@@ -106,7 +110,7 @@ class OwnClaims:
         return lost, is_sure
 
     def _end_strays(self, store: Store, claims: Claims, now: EngineView, now_s: float) -> bool:
-        """Delete claims without a record, as of late requests and backups; return False if any."""
+        """Delete claims of this host without a row, as of late requests; return False if any."""
         names = now.services if now.only is None else now.only & now.services.keys()
         own = {
             name
@@ -135,8 +139,8 @@ def publish_claim(
 
     The caller has the service's lock, but not niso's, and no change of the service is in progress.
     Without ``final``, an empty record of the reservation stays, because a request may still be on
-    its way. A service that is not reserved loses its addresses, so that no policy resolves to them.
-    Raises NoAnswer, Error, and Conflict if other services have its addresses or names.
+    its way to etcd. A service that is not reserved loses its addresses, so that no policy resolves
+    to them. Raises NoAnswer, Error, and Conflict if other services have its addresses or names.
     """
     row, record, have = store.service(service), store.across.claim(service), claims.held(service)
     on = store.across.spanning(row.networks) if row is not None else []
@@ -176,7 +180,7 @@ def publish_claim(
 
 
 def is_so(store: Store, record: ClaimRow, now: EngineView) -> bool:
-    """Return whether a service's keys in etcd, which an undo may have changed, match the rows."""
+    """Return whether a service's keys in etcd match its rows, which an undo may have changed."""
     row, known = store.service(record.service), now.services.get(record.service)
     if row is None or known is None or not record.addresses or not record.mark:
         return False
@@ -192,7 +196,7 @@ def is_so(store: Store, record: ClaimRow, now: EngineView) -> bool:
 
 
 def untold(store: Store, services: Iterable[str]) -> None:
-    """Record that the agent must publish services again. The caller has no lock of niso."""
+    """Mark services for the agent to publish again. The caller must not have niso's lock."""
     with Lock(), store.transaction():
         for service in services:
             if (record := store.across.claim(service)) is not None:
@@ -204,7 +208,7 @@ def _places(addresses: Mapping[str, Iterable[str]]) -> set[tuple[str, str]]:
 
 
 def recorded(claim: Held) -> ClaimRow:
-    """Convert a reservation read from etcd to the form in which the store records it."""
+    """Convert a reservation in etcd to the row in which the store records it."""
     return ClaimRow(claim.service, claim.mark, claim.gen, claim.networks)
 
 
@@ -221,7 +225,7 @@ def about(store: Store, service: str) -> dict[str, Any]:
 
 
 def wanted_by_rows(store: Store, row: ServiceRow, on: Sequence[str]) -> Wanted:
-    """Return what a service must reserve by its rows: its addresses on ``on``, and its names."""
+    """Return what a service must reserve: its names, and its addresses on the networks ``on``."""
     leased = _by_network(pair for pair in store.addresses(row.name) if pair[0] in on)
     return Wanted(row.name, tuple(on), store.names_there(row.name), leased, {})
 
@@ -238,7 +242,8 @@ def _is_wanted(
 ) -> bool:
     """Return whether a service of this host should be reserved in etcd.
 
-    An inactive one should not if a command failed to reserve it, or if it has lost an address.
+    An inactive service should not be if a command failed to reserve it, or if it has lost an
+    address.
     """
     if row.active:
         return True
@@ -256,21 +261,21 @@ LIVES_S = 30
 
 
 def spec_of(network: NetworkRecord) -> Spec:
-    """Convert a network to its form in the cluster."""
+    """Convert the record of a network that spans hosts to its form in etcd."""
     assert network.span is not None
     subnets = tuple((subnet.cidr, subnet.gateway) for subnet in network.subnets)
     return Spec(network.name, network.span.vni, network.mtu, subnets, network.internal)
 
 
 def base_of(store: Store) -> int:
-    """Return a number above every ``gen`` so far: etcd's revisions start again after a loss."""
+    """Return a number above each ``gen`` so far: etcd's revisions start again after a loss."""
     known = [claim.gen for claim in store.across.claims()]
     known += [row.gen for rows in store.across.addresses().values() for row in rows]
     return (max(known, default=0) // EPOCH + 1) * EPOCH
 
 
 def restore(store: Store, membership: ClusterKeys, own: HostEntry, encryption: str = "") -> Cluster:
-    """Write all keys that host ``own`` has recorded to etcd. Raises Conflict if it has any."""
+    """Write all that host ``own`` has recorded to etcd. Raises Conflict if etcd has a cluster."""
     networks = [network for network in store.networks() if network.span is not None]
     tunnel = store.across.tunnel()
     ports = {n.span.port for n in networks if n.span is not None}
@@ -300,7 +305,7 @@ def restore(store: Store, membership: ClusterKeys, own: HostEntry, encryption: s
 
 
 def _peers(store: Store, mtu: int, tunnel: Tunnel | None) -> Iterable[HostEntry]:
-    """Yield the other hosts, with ``mtu``; of an encrypted cluster, those with known keys."""
+    """Yield the other hosts, with the MTU ``mtu``; if encrypted, only those in the tunnel."""
     inside = {end[2]: end for end in tunnel.others} if tunnel is not None else {}
     for name, (state_id, address, alive) in store.across.peers().items():
         if tunnel is None:
@@ -313,7 +318,7 @@ def _peers(store: Store, mtu: int, tunnel: Tunnel | None) -> Iterable[HostEntry]
 
 
 def _put(membership: ClusterKeys, values: dict[str, str], lease: int = 0) -> None:
-    """Write keys if none of them exists and etcd has no cluster. Raises NoAnswer."""
+    """Write keys to etcd, unless one of them exists or etcd has a cluster. Raises NoAnswer."""
     keys = membership.keys
     conditions = [Compare(key) for key in sorted({*values, keys.cluster})]
     txn = Txn(tuple(conditions), tuple(Put(key, text, lease) for key, text in values.items()))
@@ -326,7 +331,7 @@ def _put(membership: ClusterKeys, values: dict[str, str], lease: int = 0) -> Non
 
 
 def _recorded(store: Store, host: str) -> Iterable[tuple[Held, dict[str, Any]]]:
-    """Yield the recorded reservations of all hosts, with the fields to display, if known."""
+    """Yield the reservations that the store records, of all hosts, each with fields for display."""
     for record in store.across.claims():
         row, name = store.service(record.service), record.service
         if row is not None and record.addresses:
@@ -342,7 +347,7 @@ def _recorded(store: Store, host: str) -> Iterable[tuple[Held, dict[str, Any]]]:
 
 
 def _values(claim: Held, shown: Mapping[str, Any], keys: Keys) -> dict[str, str]:
-    """Return the etcd keys of a service's reservation, with their JSON values."""
+    """Return all etcd keys of a service's reservation, with their JSON values."""
     service = {
         "host": claim.host,
         "gen": claim.gen,

@@ -1,7 +1,7 @@
 """Run this host's etcd member, and list and change the members of the cluster's etcd.
 
-etcd runs as the user of Debian's package if that user exists, with its own copies of certificates,
-which it reads at each new connection.
+etcd runs as the user of Debian's package, if that user exists, with its own copies of the
+certificates, which it reads at each new connection.
 
 A new member starts as a learner: it does not vote until it has all data. etcd changes its members
 only if all have been connected for 5 s, so such requests are repeated for a while
@@ -50,17 +50,17 @@ def data() -> str:
 
 
 def log() -> str:
-    """Return the path of etcd's log file, used if systemd does not run etcd."""
+    """Return the path of etcd's log file, which is used only without systemd."""
     return os.path.join(folder(), "log")
 
 
 def client_place(address: str) -> str:
-    """Return the endpoint at which the member at an address serves clients."""
+    """Return the endpoint HOST:PORT at which the etcd member of a host serves clients."""
     return f"{bracketed(address)}:{CLIENT_PORT}"
 
 
 def peer_url(address: str) -> str:
-    """Return the URL at which the member at an address serves the other members."""
+    """Return the URL at which the etcd member of a host serves the other members."""
     return f"https://{bracketed(address)}:{PEER_PORT}"
 
 
@@ -76,7 +76,7 @@ def program() -> str:
 
 
 def words(config: Config) -> list[str]:
-    """Return etcd's command-line options. ``initial-…`` ones matter only at its first start."""
+    """Return etcd's command-line options. ``initial-`` ones matter only at its first start."""
     assert config.member is not None
     tls = os.path.join(folder(), "tls")
     authority, certificate, key = (os.path.join(tls, name) for name in _COPIED)
@@ -111,7 +111,7 @@ def words(config: Config) -> list[str]:
 
 
 def prepare() -> pwd.struct_passwd | None:
-    """Create etcd's folders and copies of its certificates; return its user, None for root."""
+    """Create etcd's folders and copies of its certificates; return its user, or None for root."""
     user, owner = _user()
     os.makedirs(folder(), 0o755, exist_ok=True)
     os.makedirs(data(), 0o700, exist_ok=True)
@@ -130,9 +130,9 @@ def prepare() -> pwd.struct_passwd | None:
 
 
 def refuse(serials: Sequence[str]) -> list[str]:
-    """Make this host's member refuse certificates too; return the serial numbers of all.
+    """Make this host's member also refuse these certificates; return all refused serial numbers.
 
-    Those refused before stay refused, because etcd's data may come from a backup.
+    Certificates that were refused before stay refused, because etcd's data may come from a backup.
     """
     before = (files.read(_refused_file()) or b"").decode().split()
     every = sorted({*before, *serials})
@@ -152,7 +152,6 @@ def _refused_file() -> str:
 
 
 def _user() -> tuple[pwd.struct_passwd | None, tuple[int, int]]:
-    """Return the user that etcd runs as (None for root), with uid and gid."""
     try:
         user = pwd.getpwnam(USER)
     except KeyError:
@@ -161,7 +160,7 @@ def _user() -> tuple[pwd.struct_passwd | None, tuple[int, int]]:
 
 
 def execute(config: Config, *more: str) -> NoReturn:
-    """Replace this process with etcd. Raises Error if this host has no member or no etcd."""
+    """Replace this process with etcd. Raises Error if etcd or this host's member is missing."""
     if config.member is None:
         raise Error("this host runs no member of etcd", "niso cluster status lists the members")
     etcd = program()
@@ -178,7 +177,7 @@ def execute(config: Config, *more: str) -> NoReturn:
 
 
 def start(config: Config, *more: str) -> None:
-    """Start etcd in the background, which outlives this process, with ``more`` options."""
+    """Start etcd as a background process that outlives this one, with the options ``more``."""
     prepare()
     output = os.open(log(), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     child = os.fork()
@@ -200,7 +199,7 @@ def start(config: Config, *more: str) -> None:
 
 
 def wait(config: Config) -> None:
-    """Wait until this host's member answers. Raises Error, with the last line of its log."""
+    """Wait until this host's etcd member answers. Raises Error with the last line of its log."""
 
     until = time.monotonic() + _START_S
     while state(config.access(), client_place(config.address)) is None:
@@ -210,7 +209,7 @@ def wait(config: Config) -> None:
 
 
 def stop() -> None:
-    """Stop this host's etcd if it runs without systemd; no-op if it does not run."""
+    """Stop this host's etcd if it runs without systemd."""
     number = pid()
     for sent in (signal.SIGTERM, signal.SIGKILL):
         until = time.monotonic() + _STOP_S
@@ -223,7 +222,7 @@ def stop() -> None:
 
 
 def be_alone(config: Config) -> None:
-    """Reduce etcd to this host's member, which is not running, with its data. Raises Error."""
+    """Make this host's member, which is not running, the only member of etcd. Raises Error."""
     start(config, "--force-new-cluster")
     try:
         wait(config)
@@ -232,12 +231,12 @@ def be_alone(config: Config) -> None:
 
 
 def forget() -> None:
-    """Delete etcd's folder. The member must not be running."""
+    """Delete etcd's folder with its data. The member must not be running."""
     shutil.rmtree(folder(), ignore_errors=True)
 
 
 def pid() -> int | None:
-    """Return the pid of this host's etcd; None if it is not running."""
+    """Return the pid of this host's etcd, or None if it is not running."""
     try:
         number = int((files.read(_pid_file()) or b"").decode())
         with open(f"/proc/{number}/cmdline", "rb") as file:
@@ -252,7 +251,7 @@ def _pid_file() -> str:
 
 
 def _last_words() -> str:
-    """Return the last error in etcd's log as ": REASON"; "" if there is none."""
+    """Return the last error in etcd's log, as ``: REASON``, or "" if it has none."""
     try:
         with open(log(), encoding="utf-8", errors="replace") as file:
             last = file.read()[-10_000:].strip().splitlines()[-1]
@@ -275,7 +274,7 @@ _SUM = 32  # bytes of SHA-256 after a snapshot
 
 
 class EtcdMember(NamedTuple):
-    """A member of etcd. ``name`` and ``client`` are empty until it has started once."""
+    """A member of etcd. ``name`` and ``client`` are "" until the member has started once."""
 
     identity: str
     name: str
@@ -285,7 +284,7 @@ class EtcdMember(NamedTuple):
 
 
 class EtcdState(NamedTuple):
-    """The status that a member of etcd reports."""
+    """The status of one etcd member, as the member reports it."""
 
     version: str
     leader: str  # a member's identity; "0" if there is none
@@ -296,7 +295,7 @@ class EtcdState(NamedTuple):
 
 
 def members(engine: Etcd) -> list[EtcdMember]:
-    """Return all members, sorted by name. Raises NoAnswer, Refused."""
+    """Return all members of etcd, sorted by name. Raises NoAnswer, Refused."""
     answer = engine.call("/v3/cluster/member/list", {"linearizable": True}, repeatable=True)
     listed = [
         EtcdMember(
@@ -312,12 +311,12 @@ def members(engine: Etcd) -> list[EtcdMember]:
 
 
 def endpoints(listed: list[EtcdMember]) -> tuple[str, ...]:
-    """Return the client addresses of the voting members."""
+    """Return the client endpoints, HOST:PORT, of those members that vote."""
     return tuple(member.client for member in listed if member.client and not member.learns)
 
 
 def state(reach: Reach, client: str) -> EtcdState | None:
-    """Return the status of the member at the endpoint ``client``; None if it does not answer."""
+    """Return the status of the member at the endpoint ``client``, or None without an answer."""
     with Etcd(reach._replace(members=(client,)), _ANSWER_S, rounds=1) as engine:
         try:
             answer = engine.call("/v3/maintenance/status", {})
@@ -342,7 +341,7 @@ _ALARMS = {
 
 
 def alarmed(states: Iterable[EtcdState]) -> list[tuple[str, str]]:
-    """Return a warning and the next step for each alarm that etcd's members report."""
+    """Return (warning, next step) for each alarm that members of etcd report."""
     known = dict.fromkeys(alarm for state in states for alarm in state.alarms)
     said = (_ALARMS.get(alarm, ("has an alarm", "etcdctl alarm list")) for alarm in known)
     return [
@@ -352,7 +351,7 @@ def alarmed(states: Iterable[EtcdState]) -> list[tuple[str, str]]:
 
 
 def _ahead_s(date: str, now_s: float) -> float:
-    """Return how far an HTTP date is ahead of ``now_s``, to the second; 0 if it is not a date."""
+    """Return how many seconds an HTTP date is ahead of ``now_s``; 0 if it is not a valid date."""
     from email.utils import parsedate_to_datetime
 
     try:
@@ -362,7 +361,7 @@ def _ahead_s(date: str, now_s: float) -> float:
 
 
 def add(engine: Etcd, peer: str) -> None:
-    """Add the member with the URL ``peer`` to etcd as a learner; no-op if it is a member."""
+    """Add the member with the URL ``peer`` to etcd as a learner, unless it is a member already."""
     request = {"peerURLs": [peer], "isLearner": True}
     _insist(
         lambda: engine.call("/v3/cluster/member/add", request),
@@ -371,7 +370,7 @@ def add(engine: Etcd, peer: str) -> None:
 
 
 def promote(engine: Etcd, peer: str) -> None:
-    """Make the learner with the URL ``peer`` a voting member as soon as it has all data."""
+    """Make the learner with the URL ``peer`` a voting member, as soon as it has all data."""
 
     def it() -> EtcdMember:
         for member in members(engine):
@@ -386,7 +385,7 @@ def promote(engine: Etcd, peer: str) -> None:
 
 
 def remove(engine: Etcd, member: EtcdMember) -> None:
-    """Remove a member from etcd; no-op if it is not a member. Raises NoAnswer."""
+    """Remove a member from etcd, unless it was removed already. Raises NoAnswer."""
     _insist(
         lambda: engine.call("/v3/cluster/member/remove", {"ID": member.identity}),
         lambda: all(other.identity != member.identity for other in members(engine)),
@@ -394,7 +393,7 @@ def remove(engine: Etcd, member: EtcdMember) -> None:
 
 
 def snapshot(engine: Etcd) -> Iterator[bytes]:
-    """Yield a backup of etcd's data, for ``etcdutl snapshot restore``. Raises Error."""
+    """Yield the blocks of a backup of etcd, for ``etcdutl snapshot restore``. Raises Error."""
     digest, last = hashlib.sha256(), b""
     for answer in engine.stream("/v3/maintenance/snapshot", {}):
         blob = last + base64.b64decode(answer.get("blob", ""))
@@ -407,7 +406,7 @@ def snapshot(engine: Etcd) -> Iterator[bytes]:
 
 
 def _insist(request: Callable[[], object], is_done: Callable[[], bool]) -> None:
-    """Repeat a request until ``is_done`` is True, for `PATIENCE_S` s. Raises NoAnswer, Refused."""
+    """Repeat a request for `PATIENCE_S` s, until ``is_done`` is true. Raises NoAnswer, Refused."""
     until = time.monotonic() + PATIENCE_S
     while not is_done():
         try:

@@ -16,7 +16,7 @@ type Subnets = Mapping[str, Sequence[tuple[str, str]]]
 
 
 class ClaimedService(NamedTuple):
-    """A service recorded in etcd: its addresses on this host's networks, and its names."""
+    """A service in etcd: its addresses on networks of this host, and its names."""
 
     addresses: tuple[RemoteAddress, ...]
     names: tuple[str, ...]
@@ -26,7 +26,7 @@ NOTHING = ClaimedService((), ())
 
 
 class EngineView(NamedTuple):
-    """The state that was read from etcd, with this host's own services."""
+    """The state of the cluster as read from etcd, including this host's own services."""
 
     hosts: tuple[HostEntry, ...]
     services: dict[str, ClaimedService]
@@ -49,15 +49,16 @@ def seen(
 ) -> EngineView:
     """Decode the address keys (``net/NETWORK/a/…``) of some networks to services.
 
-    ``networks`` maps names to items, and ``subnets`` to (CIDR, gateway) pairs: addresses that a
-    service cannot have there are rejected, and hosts that the host ``own`` cannot reach.
+    ``networks`` maps names of networks to their keys and values. ``subnets`` maps them to (CIDR,
+    gateway) pairs: keys with addresses that a service cannot have there are rejected. Keys of hosts
+    that the host ``own`` cannot reach are rejected too.
     """
     items = {name: {item.key: item for item in some} for name, some in networks.items()}
     return View(keys, own).seen(hosts, items, subnets)
 
 
 class View:
-    """Decode the cluster's keys incrementally, from one sync pass of host ``own`` to the next."""
+    """An incremental decoder of the cluster's address keys, for the sync passes of host ``own``."""
 
     def __init__(self, keys: Keys, own: str) -> None:
         self._keys = keys
@@ -77,9 +78,10 @@ class View:
         networks: Mapping[str, Mapping[str, KeyValue]],
         subnets: Subnets | None = None,
     ) -> EngineView:
-        """Decode the address keys of networks as the function `seen`, from items by key.
+        """Decode the address keys of networks, as the function `seen` does.
 
-        Unchanged items are not decoded again: callers must not modify the mappings.
+        ``networks`` maps networks to values by key. A value that has not changed is not decoded
+        again: callers must not modify the mappings.
         """
         pairs = None if subnets is None else {n: (*subnets.get(n, ()),) for n in networks}
         hosts, strange = tuple(hosts), self._strange
@@ -100,15 +102,15 @@ class View:
         )
 
     def done(self) -> None:
-        """Record that this host now matches the state that `seen` returned last."""
+        """Record that this host now matches the last result of `seen`."""
         self._is_done = True
 
     def doubt(self) -> None:
-        """Make ``only`` of the next result None, since any service may have changed."""
+        """Make the next result of `seen` say that any service may have changed."""
         self._is_done = False
 
     def _take(self, network: str, items: Mapping[str, KeyValue]) -> set[str]:
-        """Decode the changed items of a network; return the names of the affected services."""
+        """Decode the changed keys of a network; return the names of their services."""
         before = self._items.get(network, {})
         if items is before:
             return set()
@@ -144,7 +146,7 @@ class View:
         return {*touched}
 
     def _row(self, network: str, item: KeyValue) -> _Row | None:
-        """Decode an address key; return None if it names no service, or its value is invalid."""
+        """Decode an address key; return None if its value is invalid or names no service."""
         prefix = self._keys.addresses(network)
         if not item.key.startswith(prefix):
             return None
@@ -179,7 +181,7 @@ class View:
 
 
 def _unreachable(hosts: Sequence[HostEntry], own: str) -> frozenset[str]:
-    """Return the hosts whose address is not unicast, of another IP version, or of ``own``."""
+    """Return hosts that ``own`` cannot reach: not unicast, another IP version, or its address."""
     here = next((host.address for host in hosts if host.name == own), "")
     return frozenset(
         host.name

@@ -1,7 +1,6 @@
 """Cache etcd's keys with a prefix: read them all, then update them from the events of a watch.
 
-It is expensive for etcd if many hosts read all keys, and cheap to check whether a cache is
-complete.
+Reading all keys on many hosts is expensive for etcd. Checking whether a cache is complete is cheap.
 """
 
 from __future__ import annotations
@@ -34,21 +33,21 @@ _BACK_OFF_S = (0.2, 5.0)
 class WatchedKeys:
     """A cache of etcd's keys with a prefix. One thread may watch while another reads.
 
-    Without a watch, each read checks the cache. Times are of one monotonic clock.
+    Without a watch, each read checks the cache with etcd. Times are of one monotonic clock.
     """
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
         self._lock = threading.Lock()
         self._items: dict[str, KeyValue] = {}  # the dict is replaced, never changed
-        self._is_followed = False
+        self._is_followed = False  # whether a watch updates the cache
         self._all = 0  # all events up to this revision are applied: older ones are ignored
         self._at = 0  # the newest revision seen
         self._heard_s = self._checked_s = 0.0
         self._whole_s: float | None = None  # when all keys were last read
 
     def begin(self, engine: Etcd, now_s: float) -> int:
-        """Read all keys; return the revision from which the watch must start. Raises NoAnswer."""
+        """Read all keys for a new watch; return the revision to watch from. Raises NoAnswer."""
         self.lose()
         self.items(engine, now_s)
         with self._lock:
@@ -57,7 +56,7 @@ class WatchedKeys:
             return self._at + 1
 
     def hear(self, batch: Batch, now_s: float) -> bool:
-        """Apply the events of a watch in their order; return False if it must be restarted."""
+        """Apply the events of a watch in order; return False if a new watch must be started."""
         with self._lock:
             if not self._is_followed:
                 return False
@@ -87,9 +86,10 @@ class WatchedKeys:
         over: threading.Event,
         hurry: bool,
     ) -> None:
-        """Watch a prefix and update the cache, which may be a part of it, until ``over`` is set.
+        """Watch a prefix of etcd, and update this cache of a part of it, until ``over`` is set.
 
-        ``notice`` is called after each change, with ``hurry``: whether to apply the change at once.
+        ``notice`` is called after each change with ``hurry``, which says whether to apply it at
+        once.
         """
         wait = _BACK_OFF_S[0]
         engine = connected(connect, over)
@@ -115,7 +115,7 @@ class WatchedKeys:
                 wait = min(2 * wait, _BACK_OFF_S[1])
 
     def lose(self) -> None:
-        """Record that the watch has ended. Each read then checks the cache with etcd."""
+        """Record that the watch has ended, so that each read checks the cache with etcd."""
         with self._lock:
             self._is_followed = False
 
@@ -124,7 +124,7 @@ class WatchedKeys:
     ) -> dict[str, KeyValue]:
         """Return all keys with the prefix, by name; the same dict as before if nothing has changed.
 
-        If ``known``, which the caller has read, is not cached, all keys are read again.
+        ``known`` is a key that the caller has read. If the cache differs, all keys are read again.
         """
         with self._lock:
             items = self._items
@@ -142,7 +142,7 @@ class WatchedKeys:
         return self._read(engine, now_s)
 
     def _read(self, engine: Etcd, now_s: float) -> dict[str, KeyValue]:
-        """Read all keys from etcd and return them; cache them unless newer events are cached."""
+        """Read all keys from etcd, cache them unless newer events have come, and return them."""
         with self._lock:
             before = self._at
         answer = engine.get(self.prefix)
@@ -158,7 +158,7 @@ class WatchedKeys:
         return items
 
     def _checked(self, engine: Etcd, now_s: float) -> dict[str, KeyValue] | None:
-        """Return the cached keys if etcd's fingerprint shows that they are complete, else None."""
+        """Return the cached keys if etcd's fingerprint shows that all are current; else None."""
         with self._lock:
             before = self._at
         revision, newest, lease, number = engine.mark(self.prefix)
@@ -176,7 +176,7 @@ class WatchedKeys:
 
 
 def connected(connect: Callable[[], Etcd], over: threading.Event) -> Etcd | None:
-    """Open a connection as soon as its files exist; return None if ``over`` is set first."""
+    """Open a connection once its files exist; return None if ``over`` is set before."""
     while not over.is_set():
         try:
             return connect()
@@ -191,7 +191,7 @@ def about(seconds: float) -> float:
 
 
 class Roster:
-    """Read the cluster's hosts. Each value is decoded only when it has changed."""
+    """A reader of the cluster's hosts. It decodes a host's key only if its value has changed."""
 
     def __init__(self, keys: Keys) -> None:
         self.keys = keys
@@ -203,7 +203,7 @@ class Roster:
     def look(
         self, engine: Etcd, own: str, now_s: float
     ) -> tuple[tuple[HostEntry, ...], HostEntry | None]:
-        """Return all hosts, and the host ``own`` or None, which is always read. Raises NoAnswer."""
+        """Return all hosts, and the host ``own`` as etcd has it now, or None. Raises NoAnswer."""
         item = ClusterKeys(engine, self.keys).host_item(own)
         items = self.kept.items(engine, now_s, item)
         if items is not self._items:
@@ -218,23 +218,23 @@ class Roster:
 
 
 class Lag:
-    """Measure for how long changes wait for the agent. Several threads may call `notice`."""
+    """A meter of how long changes wait for the agent. Several threads may call `notice`."""
 
     def __init__(self) -> None:
         self._since_s: float | None = None
         self._last_s = 0.0
 
     def notice(self, now_s: float) -> None:
-        """Record that a change is waiting to be applied."""
+        """Record that a change waits to be applied."""
         self._last_s = now_s
         if self._since_s is None:
             self._since_s = now_s
 
     def caught_up(self, began_s: float) -> None:
-        """Record that all changes up to ``began_s``, the start of a sync pass, are processed."""
+        """Record that the sync pass that began at ``began_s`` has applied all earlier changes."""
         self._since_s = self._last_s if self._last_s > began_s else None
 
     def seconds(self, now_s: float) -> float:
-        """Return for how many seconds the oldest change has been waiting; 0 if none is waiting."""
+        """Return for how many seconds the oldest change has been waiting; 0 if no change waits."""
         since_s = self._since_s
         return 0.0 if since_s is None else max(0.0, now_s - since_s)

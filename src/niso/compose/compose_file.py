@@ -61,7 +61,7 @@ class ImportedStack(NamedTuple):
 
 
 def convert(path: str, target: str | None = None) -> ImportedStack:
-    """Convert the compose file at ``path`` to a stack.toml in the folder ``target``.
+    """Convert the compose file at ``path`` to a stack.toml for the folder ``target``.
 
     Without ``target``, all host paths are absolute. Nothing is written. Raises the errors of
     `yaml_file.load`, and InvalidInput if the file has no services.
@@ -126,7 +126,7 @@ def convert(path: str, target: str | None = None) -> ImportedStack:
 
 
 def _fetch(service: str, image: str) -> list[str]:
-    """Return shell commands that fetch an image and unpack it as a service's root file system."""
+    """Return two shell commands: each fetches an image and unpacks it as a service's rootfs."""
     if not image:
         return []
     word, folder = shlex.quote(image), f"rootfs/{service}"
@@ -138,7 +138,7 @@ def _fetch(service: str, image: str) -> list[str]:
 
 
 def _refuse_cycles(services: list[ComposeService], path: str) -> None:
-    """Raise InvalidInput if services depend on each other in a cycle, as Compose does."""
+    """Raise InvalidInput if services depend on each other in a cycle, which Compose refuses too."""
     needs = {one.name: one.tables.get("depends_on", {}) for one in services}
     try:
         graphlib.TopologicalSorter(needs).prepare()
@@ -150,7 +150,7 @@ def _refuse_cycles(services: list[ComposeService], path: str) -> None:
 
 
 def _started(given: Mapping[str, Any], gaps: list[Missing]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield name and keys of each service that `docker compose up` starts: without a profile."""
+    """Yield (name, keys) of the services that `docker compose up` starts: without a profile."""
     for name, keys in given.items():
         if isinstance(keys, dict) and keys.get("profiles"):
             profiles = ", ".join(map(scalar, items(keys["profiles"])))
@@ -164,7 +164,7 @@ def _started(given: Mapping[str, Any], gaps: list[Missing]) -> Iterator[tuple[st
 
 
 def _names(services: Mapping[str, Any]) -> dict[str, str]:
-    """Return a valid and unique name in the stack for each service of the compose file."""
+    """Give each service of the compose file a valid and unique name in the stack."""
     names: dict[str, str] = {}
     for name in services:
         plain = label(name)
@@ -175,7 +175,6 @@ def _names(services: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _free(wanted: str, taken: Collection[str]) -> str:
-    """Return ``wanted``, or if ``taken`` contains it, ``wanted`` with a number appended."""
     name, number = wanted, 2
     while name in taken:
         name, number = f"{wanted}-{number}", number + 1
@@ -191,7 +190,7 @@ def _jobs(services: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _items(given: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the name and keys of each network in a compose file."""
+    """Yield (name, keys) of each item in a table of a compose file, such as networks."""
     for name, item in given.items() if isinstance(given, dict) else ():
         yield name, item if isinstance(item, dict) else {}
 
@@ -199,7 +198,7 @@ def _items(given: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _networks(
     given: object, stack: str, gaps: list[Missing]
 ) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
-    """Return the name in the stack for each network of the compose file, and settings by name.
+    """Return the name in the stack for each network of the compose file, and settings by that name.
 
     The stack has a prefix, so its networks belong to it alone. Compose's network ``default``
     becomes niso-default. Services without a common network have none in the stack either.
@@ -290,7 +289,7 @@ def _lines(service: ComposeService) -> Iterator[str]:
 
 
 def _networks_of(name: str, services: Mapping[str, ComposeService]) -> tuple[str, ...]:
-    """Return the networks of a service, or of the service whose network namespace it shares."""
+    """Return the networks of a service, or of the service whose namespace it shares."""
     table = services[name].tables.get("network", {})
     if table.get("mode") == "share":
         table = services[table["share"]].tables.get("network", {})
@@ -307,7 +306,7 @@ def settle(services: Iterable[ComposeService]) -> None:
     ports: list[tuple[PortMapping, str]] = []
 
     def may_have(service: ComposeService, key: str, name: str) -> bool:
-        """Reserve a name on a service's networks; return False if another service has it."""
+        """Reserve a name on a service's networks; return False if another service has it there."""
         on = _networks_of(service.name, by_name)
         for network in on:
             holder = names.get((network, name), service.name)
@@ -319,7 +318,7 @@ def settle(services: Iterable[ComposeService]) -> None:
         return True
 
     def may_publish(service: ComposeService, key: str, text: str) -> bool:
-        """Reserve the host ports of an entry; return False if another service has one of them."""
+        """Reserve the host ports of a published port; return False if another service has one."""
         try:
             port = parse_port(text, key)
         except InvalidInput:  # the entry has a variable

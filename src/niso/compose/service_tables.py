@@ -37,22 +37,22 @@ class Missing(NamedTuple):
 
 
 class ComposeFile(NamedTuple):
-    """The properties of the whole compose file that the conversion of one service needs."""
+    """What the conversion of one service needs to know of the whole compose file."""
 
     stack: str
-    names: Mapping[str, str]  # service in the compose file -> in the stack
-    networks: Mapping[str, str]  # the same for networks
+    names: Mapping[str, str]  # name of a service in the compose file -> name in the stack
+    networks: Mapping[str, str]  # name of a network in the compose file -> name in the stack
     internal: frozenset[str]  # internal networks
     checked: frozenset[str]  # services with a health check
     jobs: frozenset[str]  # services whose completion another service waits for
     providers: frozenset[str]  # services whose network namespace another service uses
     storage: Storage
     place: Place  # folders of the two files
-    secrets: Mapping[str, str]  # secret -> its file
+    secrets: Mapping[str, str]  # name of a secret -> path of its file
 
 
 class ComposeService:
-    """Convert one service to `tables`; `gaps` has the keys that niso does not support."""
+    """A converter of one service to ``tables``; ``gaps`` are keys that niso does not support."""
 
     def __init__(self, name: str, keys: Mapping[str, Any], world: ComposeFile) -> None:
         self.gaps: list[Missing] = []
@@ -90,12 +90,12 @@ class ComposeService:
         self.gaps.append(Missing(self.given, key, what))
 
     def _put(self, table: str, key: str, value: object) -> None:
-        """Set a key of a table, unless the value is an empty list, table or text."""
+        """Set a key of a table, unless the value is an empty list, table or string."""
         if value or value is False:
             self.tables.setdefault(table, {})[key] = value
 
     def _valid(self, key: str, value: str, rule: Callable[[str, str], object]) -> bool:
-        """Return whether ``rule`` accepts a value, or report the key as unsupported."""
+        """Return whether ``rule`` accepts a value. If not, the key is reported as unsupported."""
         if "${" in value:  # niso reads the variable when it has a value
             return True
         try:
@@ -156,7 +156,7 @@ class ComposeService:
             self._gap("working_dir", "/app is the service's package, and hides that of the image")
 
     def _words(self, key: str) -> list[str] | None:
-        """Return the words of the command in a key; None if there is none."""
+        """Return the words of the command in a key, or None if the service has no such key."""
         given = self._keys.get(key)
         argv = storage.words(given)
         if given is not None and argv is None:
@@ -180,7 +180,7 @@ class ComposeService:
         self._put("service", "env_file", files)
 
     def _restart(self) -> str:
-        """Return the restart policy, of the key ``deploy`` if it has one, as ``restart``."""
+        """Return the restart policy, in the form of the key ``restart``, but also of ``deploy``."""
         given = self._keys.get("restart")
         swarm = _mapping(_mapping(self._keys.get("deploy")).get("restart_policy"))
         if not swarm:
@@ -557,14 +557,14 @@ class ComposeService:
 
 
 def label(text: str) -> str:
-    """Return the closest valid name of a service or network for a text."""
+    """Convert a text to the most similar valid name of a service or network."""
     plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     plain = plain if plain[:1].isalpha() else f"s-{plain}".rstrip("-")
     return plain[: values.MAX_NAME].rstrip("-")
 
 
 def has_check(keys: Mapping[str, Any]) -> bool:
-    """Return whether a service has a health check in the compose file."""
+    """Return whether a service of the compose file has a health check that is enabled."""
     check = keys.get("healthcheck")
     if not isinstance(check, dict) or check.get("disable") is True:
         return False
@@ -581,7 +581,6 @@ def no_instances(keys: Mapping[str, Any]) -> str:
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
-    """Return ``value`` if it is a mapping, else an empty mapping."""
     return value if isinstance(value, dict) else {}
 
 

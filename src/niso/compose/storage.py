@@ -21,7 +21,7 @@ _MODES = ("", "ro", "rw", "z", "Z", "cached", "delegated", "consistent", "nocopy
 
 
 class VolumeMount(NamedTuple):
-    """One mount of a service. ``source`` is the name of a volume, a path of the host, or empty."""
+    """A mount of a service. ``source`` is the name of a volume, a path of the host, or ""."""
 
     kind: str  # volume, bind or tmpfs
     source: str
@@ -31,7 +31,7 @@ class VolumeMount(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The folder of the compose file, and the folder of the future stack.toml."""
+    """The folder of the compose file, and the folder where the stack.toml will be."""
 
     folder: str  # absolute folder of the compose file
     target: str | None  # absolute folder of the stack.toml; None if unknown
@@ -40,7 +40,8 @@ class Place(NamedTuple):
         """Convert a path of the compose file to a path for the stack.toml.
 
         A path below the folder of the stack.toml becomes relative, so that a copy of the folder
-        uses its own files, unless a symbolic link leads out of it: niso refuses that.
+        uses its own files. A path that leaves this folder by a symbolic link stays absolute,
+        because niso would refuse it otherwise.
         """
         whole = os.path.normpath(os.path.join(self.folder, text))
         if self.target is None:
@@ -52,7 +53,7 @@ class Place(NamedTuple):
 
 
 class Storage:
-    """The volumes of all services of a compose file."""
+    """A converter of the volumes in a compose file, which knows the volumes of all its services."""
 
     def __init__(self, stack: str, place: Place, services: Mapping[str, Mapping[str, Any]]) -> None:
         self._stack, self._place = stack, place
@@ -64,7 +65,7 @@ class Storage:
         self._users = {source: names for source, names in users.items() if len(names) > 1}
 
     def volumes(self, keys: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """Return a service's [volumes] table, and unsupported keys, each with an explanation."""
+        """Return the [volumes] table of a service, and the unsupported keys: (key, explanation)."""
         gaps: list[tuple[str, str]] = []
         made: dict[str, Any] = {}
         points: dict[str, str] = {}
@@ -133,7 +134,7 @@ def _below(path: str, folder: str) -> bool:
 
 
 def _name(mount: VolumeMount, taken: Mapping[str, Any]) -> str:
-    """Return a volume's declared name, or one of its mount point, that is not in ``taken``."""
+    """Return a name for a volume that is not in ``taken``, like its own name or its mount point."""
     given = mount.source if mount.kind == "volume" and mount.source else mount.target
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", given).strip("-_")
     plain = (plain if plain[:1].isalpha() else f"v-{plain}")[:55].rstrip("-")
@@ -144,7 +145,7 @@ def _name(mount: VolumeMount, taken: Mapping[str, Any]) -> str:
 
 
 def _mounts(keys: Mapping[str, Any], gaps: list[tuple[str, str]]) -> Iterator[VolumeMount]:
-    """Yield the mounts of a service. Explain entries that cannot be parsed in ``gaps``."""
+    """Yield the mounts of a service. Entries that cannot be parsed are explained in ``gaps``."""
     given = keys.get("volumes")
     for item in given if isinstance(given, list) else ():
         mount = _long(item, gaps) if isinstance(item, dict) else _short(scalar(item), gaps)
@@ -204,7 +205,7 @@ _BYTES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 
 def words(value: object) -> list[str] | None:
-    """Return a command's words: a list, or a string that is split as by a shell; else None."""
+    """Return the words of a command, a list or a string for a shell; None if it is neither."""
     if isinstance(value, str):
         import shlex
 
@@ -218,26 +219,26 @@ def words(value: object) -> list[str] | None:
 
 
 def scalar(value: object) -> str:
-    """Return a YAML scalar as text, such as ``true`` or ``1``; "" for null."""
+    """Convert a YAML scalar to a string, such as ``true`` or ``1``. null becomes ""."""
     if value is None:
         return ""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def items(value: object) -> list[Any]:
-    """Return a list unchanged, a string or number in a list, and else an empty list."""
+    """Return a list unchanged, a string or number in a list, and otherwise an empty list."""
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return [value]
     return value if isinstance(value, list) else []
 
 
 def beyond(given: Iterable[str], known: Container[str]) -> list[str]:
-    """Return the keys of a table that are not in ``known``, in the order of the file."""
+    """Return the keys of a table that are not in ``known``, in their order."""
     return [key for key in given if key not in known]
 
 
 def pairs(value: object) -> dict[str, str | None]:
-    """Return a mapping, or a list of ``NAME=value``, as a dict. A missing value is None."""
+    """Convert a mapping, or a list of ``NAME=value``, to a dict. Names without a value get None."""
     if isinstance(value, dict):
         return {name: None if item is None else scalar(item) for name, item in value.items()}
     values: dict[str, str | None] = {}
@@ -248,7 +249,7 @@ def pairs(value: object) -> dict[str, str | None]:
 
 
 def seconds(value: object) -> float | None:
-    """Parse a duration such as ``1m30s`` to seconds; None if it is invalid."""
+    """Parse a duration such as ``1m30s`` to seconds. Return None if it is invalid."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, str):
@@ -260,12 +261,12 @@ def seconds(value: object) -> float | None:
 
 
 def duration(value_s: float) -> str:
-    """Format seconds in niso's syntax: ``90s``, ``500ms``."""
+    """Format a duration in seconds as in a manifest: ``90s``, ``500ms``."""
     return f"{value_s:.0f}s" if value_s == int(value_s) else f"{max(1, round(value_s * 1000))}ms"
 
 
 def parse_size(value: object) -> str | None:
-    """Return a size such as ``512m`` in niso's syntax, in whole K; None if it is invalid."""
+    """Convert a size such as ``512m`` to a size for a manifest, in whole K; None if invalid."""
     parsed = _SIZE.fullmatch(scalar(value).strip())
     if parsed is None:
         return None
@@ -277,9 +278,9 @@ def parse_size(value: object) -> str | None:
 
 
 def port(value: object) -> str | None:
-    """Return an entry of ``ports`` in niso's syntax; None if it is invalid.
+    """Convert a published port of Compose to one of a manifest. Return None if it is invalid.
 
-    Without a host port it is ``:80``: niso chooses a host port, as Compose does.
+    A port without a host port becomes ``:80``: niso chooses a host port, as Compose does.
     """
     if isinstance(value, dict):
         target, published = scalar(value.get("target")), scalar(value.get("published"))
@@ -306,15 +307,15 @@ def first_of_range(entry: str) -> str:
 
 
 def fields(entry: str) -> list[str]:
-    """Split an entry at its colons, but not at those inside ``${NAME:-default}``."""
+    """Split an entry at its colons, except those inside ``${NAME:-default}``."""
     return re.split(r":(?![^{}]*\})", entry)
 
 
 def with_variables(data: Any) -> tuple[Any, set[str], set[str]]:
-    """Return data with the variables of its strings in the syntax of a stack.toml, and their names.
+    """Convert the variables in all strings to the syntax of stack.toml, but not in keys.
 
-    The names are in two sets: those with a default, and those without. Forms with braces are equal
-    in both files. ``$NAME`` becomes ``${NAME}``, and ``$$`` becomes ``$``. Keys are not changed.
+    Forms with braces are equal in both files. ``$NAME`` becomes ``${NAME}``, and ``$$`` becomes
+    ``$``. Returns (data, names of variables with a default, names of variables without one).
     """
     used: set[str] = set()
     needed: set[str] = set()

@@ -36,7 +36,7 @@ _NOT_FOUND = 404
 
 
 class ApiServerError(Error):
-    """Raised if the API server refuses a request (HTTP ``status``), or fails to answer (-1)."""
+    """Raised if the API server refuses a request (HTTP ``status``), or does not answer (-1)."""
 
     def __init__(self, reason: str, hint: str | None = None, status: int = -1) -> None:
         super().__init__(reason, hint)
@@ -44,7 +44,7 @@ class ApiServerError(Error):
 
 
 class ApiServer:
-    """A client of the API server, for one thread. Raises Error if the certificates are unusable."""
+    """A client of Kubernetes' API server, for one thread. Raises Error for invalid certificates."""
 
     def __init__(self, access: Access, request_s: float = REQUEST_S) -> None:
         self._access = access
@@ -53,7 +53,7 @@ class ApiServer:
         self._connection: http.client.HTTPConnection | None = None
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any] | None:
-        """Return the object or list at a path; None if it does not exist. Raises ApiServerError."""
+        """Return the object or list at a path of the API, None if absent. Raises ApiServerError."""
         try:
             for fresh in (False, True):
                 known = self._connection is not None and not fresh
@@ -81,7 +81,10 @@ class ApiServer:
     def watch(
         self, path: str, query: Mapping[str, str], silence_s: float
     ) -> Iterator[dict[str, Any]]:
-        """Yield the events of a watch until the server ends the watch. Raises ApiServerError."""
+        """Yield the events of a watch until the server ends it. Raises ApiServerError.
+
+        ``silence_s`` is the timeout in seconds for each event.
+        """
         connection: http.client.HTTPConnection | None = None
         try:
             connection = self._connect()
@@ -154,7 +157,6 @@ class ApiServer:
 
 
 def _context(access: Access) -> ssl.SSLContext:
-    """Return the TLS settings: the server's authority and this client's certificate."""
     try:
         if access.authority:
             context = ssl.create_default_context(cadata=access.authority.decode("ascii"))
@@ -206,7 +208,7 @@ _USER = (
 
 
 class Access(NamedTuple):
-    """The address of an API server and the credentials for it, in PEM; "" if there are none."""
+    """The address of an API server and the credentials for it, in PEM. Unused fields are ""."""
 
     server: str  # "https://192.0.2.1:6443"
     authority: bytes = b""
@@ -218,7 +220,7 @@ class Access(NamedTuple):
 
 
 def read(path: str) -> Access:
-    """Read a kubeconfig's current context, in YAML or JSON. Raises Error if it is unusable."""
+    """Read a kubeconfig (YAML or JSON), and return its current context. Raises Error."""
     path = os.path.abspath(path)
     text = _bytes(path)
     try:
@@ -259,7 +261,7 @@ def read(path: str) -> Access:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a URL's host is a loopback address, or ``localhost``."""
+    """Return whether the host of a URL is a loopback address or ``localhost``."""
     if host == "localhost":  # RFC 6761, 6.3
         return True
     try:
@@ -300,7 +302,7 @@ def _bytes(path: str) -> bytes:
 
 
 def _named(path: str, data: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
-    """Return the kubeconfig's context, cluster or user (``kind``) of this name."""
+    """Return the kubeconfig's entry with this name, of the kind context, cluster or user."""
     some = data.get(f"{kind}s")
     for item in some if isinstance(some, list) else ():
         if isinstance(item, dict) and item.get("name") == name and isinstance(item.get(kind), dict):
@@ -317,7 +319,7 @@ def _require(path: str, given: Mapping[str, Any], kind: str, keys: Iterable[str]
 
 
 def _content(path: str, given: Mapping[str, Any], key: str) -> bytes:
-    """Return the PEM text of a key, or without one the content of the file that the key names."""
+    """Return the PEM text in KEY-data, or in the file that ``KEY`` names; empty without both."""
     data, file = given.get(f"{key}-data"), given.get(key)
     if data:
         try:
@@ -347,10 +349,10 @@ type Cached = dict[Key, tuple[int, Any]]
 
 
 class WatchedObjects:
-    """A cache of all objects of one kind, updated by a watch.
+    """A cache of all objects of one kind in the API server, updated by a watch.
 
     ``parse`` converts an object's JSON, or raises ValueError. ``changed`` is called after each
-    change, in another thread.
+    change, in the thread of `run`.
     """
 
     def __init__(
@@ -374,16 +376,16 @@ class WatchedObjects:
 
     @property
     def is_known(self) -> bool:
-        """True if the first list of all objects has been read."""
+        """Return whether the first list of all objects has been read."""
         return self._version > 0
 
     def objects(self) -> dict[Key, Any]:
-        """Return the parsed objects in the cache, by namespace and name."""
+        """Return the parsed objects in the cache, by (namespace, name)."""
         with self._lock:
             return {key: obj for key, (_, obj) in self._kept.items()}
 
     def merge(self, data: Mapping[str, Any]) -> None:
-        """Add objects from a list that is newer than the cache. Raises ApiServerError.
+        """Add the objects of a list to the cache, if the list is newer. Raises ApiServerError.
 
         A cached object that is not in the list stays until the watch reports its deletion.
         """
@@ -395,7 +397,7 @@ class WatchedObjects:
                     self._keep(self._merged, item)
 
     def _listed(self, data: Mapping[str, Any]) -> tuple[int, list[Any]]:
-        """Return the resource version of a list, and its objects. Raises ApiServerError."""
+        """Return (resource version, objects) of a list from the server. Raises ApiServerError."""
         items = data.get("items") or []
         if not (version := _version(data)) or not isinstance(items, list):
             raise ApiServerError(f"{self.path}: the answer is not a list with a resourceVersion")
@@ -404,7 +406,7 @@ class WatchedObjects:
         return version, items
 
     def run(self, over: threading.Event) -> None:
-        """List and watch objects until ``over`` is set. Retry after increasing delays."""
+        """List and watch objects until ``over`` is set. After errors, delays become longer."""
         wait, listed = _BACK_OFF_S[0], 0.0
         again = True
         server: ApiServer | None = None
@@ -427,7 +429,7 @@ class WatchedObjects:
             wait = min(2 * wait, _BACK_OFF_S[1])
 
     def _list(self, server: ApiServer) -> None:
-        """Replace the cached objects by a new list of all objects. Raises ApiServerError."""
+        """Replace the cache by a list of all objects from the server. Raises ApiServerError."""
         kept: Cached = {}
         with self._lock:
             self._merged.clear()
@@ -450,7 +452,7 @@ class WatchedObjects:
             self._kept, self._version = kept, version
 
     def _watch(self, server: ApiServer, over: threading.Event) -> None:
-        """Apply changes to the cache until the server ends the watch. Raises ApiServerError."""
+        """Apply the events of a watch to the cache until it ends. Raises ApiServerError."""
         query = {
             "resourceVersion": str(self._version),
             "allowWatchBookmarks": "true",
@@ -479,7 +481,7 @@ class WatchedObjects:
                 self._changed()
 
     def _keep(self, kept: Cached, item: Mapping[str, Any]) -> None:
-        """Parse an object and put it into ``kept``, unless that has a newer version of it."""
+        """Put a parsed object into ``kept``, unless a newer version of it is there."""
         key, version = _key(item), _version(item)
         if key in kept and kept[key][0] > version:
             return
@@ -501,7 +503,7 @@ def _key(item: object) -> Key:
 
 
 def _version(item: object) -> int:
-    """Return the resource version of an object or list; 0 if it has none."""
+    """Return the resource version of an object or list, or 0 if the field is missing."""
     text = str(_meta(item).get("resourceVersion") or "0")
     return int(text) if text.isdecimal() and len(text) <= _LONGEST_VERSION else 0
 

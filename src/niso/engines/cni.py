@@ -39,7 +39,7 @@ _WRONG_VERSION, _NOT_READ, _NOT_JSON = 1, 5, 6
 
 
 class Failure(Error):
-    """An error of the CNI specification, with its code. Its hint is the field ``details``."""
+    """An error with a code of the CNI specification. The hint becomes its field ``details``."""
 
     def __init__(self, code: int, message: str, details: str = "") -> None:
         super().__init__(message, details)
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def _error(version: str, error: Exception) -> dict[str, object]:
-    """Convert an error to an answer with the matching code of CNI."""
+    """Convert an exception to the JSON answer of CNI, with the matching error code."""
     code, details = KERNEL, ""
     if isinstance(error, ErrorGroup):
         message = "; ".join(one.message for one in error.errors)
@@ -114,7 +114,7 @@ _ID = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_
 
 
 class Call(NamedTuple):
-    """The parameters of a call, after they were checked."""
+    """The parameters of a call, already checked, from environment variables and stdin."""
 
     version: str
     config: Mapping[str, Any]
@@ -156,7 +156,7 @@ def _call(command: str, version: str, config: dict[str, Any]) -> Call:
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
-    """Raise Failure if niso does not support what the configuration requests."""
+    """Raise Failure if the network configuration requests what niso does not support."""
     if "ipam" in config:
         raise Failure(WRONG_CONFIG, "ipam: niso leases addresses itself", "remove the key")
     if unknown := sorted(config.keys() - _KEYS):
@@ -223,7 +223,7 @@ def _add(call: Call) -> dict[str, Any]:
 
 
 def _folded(value: Any) -> dict[str, Any]:
-    """Convert all keys of an object, at all depths, to lower case: containerd writes HostPort."""
+    """Convert the keys of an object to lower case, at all depths: containerd writes HostPort."""
 
     def fold(inner: Any) -> Any:
         if isinstance(inner, dict):
@@ -235,7 +235,7 @@ def _folded(value: Any) -> dict[str, Any]:
 
 
 def _require_configured(network: NetworkRecord, config: Mapping[str, Any]) -> None:
-    """Raise Failure if a network differs from the configuration."""
+    """Raise Failure if an existing network is not as the network configuration describes it."""
     there = {subnet.cidr for subnet in network.subnets}
     subnets, has_ipv6 = set(config.get("subnets", ())), any(":" in cidr for cidr in there)
     if subnets and subnets != there:
@@ -257,7 +257,7 @@ def _require_configured(network: NetworkRecord, config: Mapping[str, Any]) -> No
 
 
 def _given(call: Call) -> str:
-    """Return the name for the container: its pod's, or its id."""
+    """Return the name for an attachment: of the pod and its namespace, or the container's id."""
     pod, space = (call.args.get(f"K8S_POD_{word}", "") for word in ("NAME", "NAMESPACE"))
     if not pod:
         return call.container
@@ -266,7 +266,7 @@ def _given(call: Call) -> str:
 
 
 def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
-    """Return the request to attach the container. Raises Failure, InvalidInput."""
+    """Build the request to attach the container. Raises Failure, InvalidInput."""
     notes = runtime.get(_ANNOTATIONS) or {}
     if not isinstance(notes, dict):  # policies could be in it
         raise Failure(WRONG_CONFIG, f"{_ANNOTATIONS} is not an object")
@@ -311,7 +311,7 @@ def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
 
 
 def _bandwidth(given: Any) -> tuple[tuple[str, int], ...]:
-    """Return rates in bit/s without those that are 0. niso derives the bursts from the rates."""
+    """Return the engine's rates by direction, in bytes per second. A rate of 0 means no limit."""
     rates = {way: given.get(f"{key}rate") for way, key in _WAYS.items()} if given else {}
     return tuple(
         (way, rate_of_bits(int(rate), "bandwidth", rate)) for way, rate in rates.items() if rate
@@ -334,7 +334,7 @@ def _ports(mappings: Any) -> Iterator[PortMapping]:
 
 
 def _policy(call: Call, notes: Mapping[str, str]) -> Policy:
-    """Return the policy that configuration, annotations and CNI_ARGS all allow."""
+    """Return a policy that allows what configuration, annotations and CNI_ARGS all allow."""
     noted = _once(((key.replace("-", "_"), value) for key, value in notes.items()), _PREFIX)
     own = [(key[5:].lower(), value) for key, value in call.args.items() if key[:5] == "NISO_"]
     args = _once(own, "NISO_")
@@ -348,7 +348,7 @@ def _policy(call: Call, notes: Mapping[str, str]) -> Policy:
 
 
 def _once(pairs: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
-    """Return pairs as a dict. Raises Failure if a key has two different values."""
+    """Convert pairs to a dict. Raises Failure if a key has two different values."""
     known: dict[str, Any] = {}
     for key, value in pairs:
         if known.setdefault(key, value) != value:
@@ -357,7 +357,7 @@ def _once(pairs: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
 
 
 def _result(store: Store, call: Call, name: str) -> dict[str, Any]:
-    """Return the result of ADD: the attachment's interface and addresses on the network."""
+    """Build the result of ADD: interfaces, addresses and routes of the attachment ``name``."""
     network, row = store.require_network(call.network), store.service(name)
     link, mac, addresses = plugin.endpoint(store, name, network)
     assert row is not None
@@ -402,7 +402,7 @@ def _delete(call: Call) -> None:
 
 
 def _gc(call: Call) -> None:
-    """Detach this network's attachments that are not in the engine's list of valid ones."""
+    """Detach attachments on this network that are not in the engine's list of valid ones."""
     valid = call.config.get("cni.dev/valid-attachments", call.config.get("cni.dev/attachments"))
     if not isinstance(valid, list) or not all(isinstance(attachment, dict) for attachment in valid):
         raise Failure(WRONG_CONFIG, "cni.dev/valid-attachments is missing")
@@ -439,7 +439,7 @@ def _check(call: Call) -> None:
 
 
 def _status(call: Call) -> None:
-    """Raise Failure if an ADD cannot succeed now."""
+    """Raise Failure if an ADD could not succeed now."""
     try:
         machine = plugin.machine()
         with Nft():
@@ -467,9 +467,10 @@ _HINT = "look at the plugins before niso-cni in the list"
 
 
 def require_free(store: Store, call: Call, same: AttachedRow | None) -> None:
-    """Raise Failure if an earlier plugin of the list has made the interface.
+    """Raise Failure if an earlier plugin of the list has made the requested interface.
 
-    niso's own is no error: ADD may be repeated, and niso may be twice in a list.
+    An interface made by niso is no error: ADD may be repeated, and niso may be twice in a list.
+    ``same`` is the present attachment of the container.
     """
     own = store.attachments.links(same.service) if same is not None else ()
     is_own = any(link.interface == call.interface for link in own)
@@ -484,7 +485,7 @@ def require_free(store: Store, call: Call, same: AttachedRow | None) -> None:
 
 
 def merged(call: Call, own: dict[str, Any]) -> dict[str, Any]:
-    """Merge niso's result into the previous one, without duplicates. Raises Failure."""
+    """Merge niso's result into that of the earlier plugins, without duplicates. Raises Failure."""
     before = _previous(call)
     interfaces = list(before["interfaces"])
     places = []
@@ -504,7 +505,7 @@ def merged(call: Call, own: dict[str, Any]) -> dict[str, Any]:
 
 
 def addresses(call: Call) -> set[str]:
-    """Return the interface's addresses in the result of the whole list. Raises Failure."""
+    """Return the addresses of the interface in the result of the whole list. Raises Failure."""
     if call.config.get(_KEY) is None:
         return set()
     previous = _previous(call)
@@ -521,7 +522,7 @@ def addresses(call: Call) -> set[str]:
 
 
 def _previous(call: Call) -> dict[str, Any]:
-    """Return ``prevResult``, with an empty list for each missing or null list. Raises Failure."""
+    """Return ``prevResult`` with empty lists where lists are missing or null. Raises Failure."""
     given = call.config[_KEY]
     if not isinstance(given, dict):
         raise Failure(WRONG_CONFIG, f"{_KEY} is not an object", _HINT)
@@ -542,7 +543,7 @@ _POD_HINT = "systemctl status niso_kubernetes"
 
 
 def require(call: Call, same: AttachedRow | None) -> None:
-    """Raise Failure if a pod has no name, or if its policy is not applied and no agent runs."""
+    """Raise Failure if a pod has no name, or waits for its policy and no agent is running."""
     from niso.engines import pod_agent
 
     _wait_s(call)
@@ -552,7 +553,7 @@ def require(call: Call, same: AttachedRow | None) -> None:
 
 
 def closed(store: Store, call: Call, request: Request, same: AttachedRow | None) -> Request:
-    """Return a pod's request with its own policy if that is applied, else one that denies all."""
+    """Give a pod's request its own policy if that is applied already, else one that denies all."""
     from niso.engines import pod_agent
 
     if request.aliases:
@@ -566,7 +567,7 @@ def closed(store: Store, call: Call, request: Request, same: AttachedRow | None)
 
 
 def wait(machine: Machine, call: Call, service: str) -> None:
-    """Wait until the pod's policy is applied; if it is late, detach the pod and raise Failure."""
+    """Wait until a pod's policy is applied. If it is late, detach the pod and raise Failure."""
     from niso.engines import pod_agent
 
     limit_s = _wait_s(call)

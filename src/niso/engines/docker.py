@@ -1,11 +1,13 @@
 """Serve Docker's remote network driver ``niso`` on a Unix socket, and carry out its calls.
 
 The protocol is JSON over HTTP (moby, libnetwork/docs/remote.md; seen with Docker 26.1). systemd
-passes the socket (sd_listen_fds(3)), or the first argument is its path. The server exits when idle.
+passes the socket (sd_listen_fds(3)), or the first argument is its path. With a socket from systemd,
+the server exits when idle.
 
 Docker itself moves an interface from the host into its container, and makes no call afterwards.
-niso therefore attaches a namespace that it created, and hands its interface to Docker. It completes
-the attachment, whose path is a symlink to a namespace, when the interface is in the container.
+niso therefore attaches a namespace that it created, and hands the interface in it over to Docker.
+The path of the attachment is a symlink to a namespace. When the interface is in the container, niso
+completes the attachment.
 """
 
 from __future__ import annotations
@@ -49,11 +51,11 @@ _OPTIONS = ("mtu", "network", _NAMED, *plugin.POLICY_KEYS)
 _OWN_OPTIONS = ("name", *plugin.POLICY_KEYS)
 
 _waiting: dict[str, float] = {}
-"""When each endpoint's interface was handed over to Docker, by endpoint id (time.monotonic())."""
+"""Endpoint id -> the monotonic time when its interface was handed over to Docker."""
 
 
 def answer_call(call: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Carry out a call; return an empty answer if it needs no action. Raises Error."""
+    """Carry out a call of Docker; return the answer, empty for an unknown call. Raises Error."""
     carry_out = _CALLS.get(call)
     return (carry_out(given) if carry_out is not None else None) or {}
 
@@ -69,7 +71,7 @@ def _say_error(where: str, error: Exception) -> None:
 
 
 def _file(top: str, id: object) -> str:
-    """Return the path below ``top`` of niso's data on an object of Docker. Raises InvalidInput."""
+    """Return the path below ``top`` of niso's data on Docker's object ``id``; check the id."""
     text = str(id)
     if not 0 < len(text) <= 64 or not set(text) <= set("0123456789abcdef"):
         raise InvalidInput(f"{text!r} is not an id of Docker")
@@ -82,7 +84,6 @@ def _remove(path: str) -> None:
 
 
 def _network(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the saved data of the network that a call names. Raises NotFound."""
     known = plugin.load(_file(paths.state_dir(), given["NetworkID"]))
     if known is None:
         raise NotFound("niso does not know this network", "docker network rm, and create it again")
@@ -121,7 +122,7 @@ def _create_network(given: dict[str, Any]) -> None:
 
 
 def _delete_network(given: dict[str, Any]) -> None:
-    """Remove a network that was created for Docker, if no service of niso is on it."""
+    """Delete the network of a call, if it was created for Docker and no service of niso uses it."""
     path = _file(paths.state_dir(), given["NetworkID"])
     known = plugin.load(path)
     machine = plugin.machine()
@@ -134,7 +135,7 @@ def _delete_network(given: dict[str, Any]) -> None:
 
 
 def _create_endpoint(given: dict[str, Any]) -> dict[str, Any]:
-    """Save an endpoint's data for `_join`; refuse an invalid option while there is time."""
+    """Save an endpoint's data for `_join`. Raises InvalidInput early, for a wrong option."""
     own, options = _own_options(given), _network(given)["options"]
     _policy(options, own)
     plugin.mac((given.get("Interface") or {}).get("MacAddress"))
@@ -150,7 +151,7 @@ def _create_endpoint(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _own_options(endpoint: Mapping[str, Any]) -> dict[str, str]:
-    """Return the options of ``--network name=N,driver-opt=niso.KEY=VALUE`` by KEY."""
+    """Return the options of an endpoint, driver-opt=niso.KEY=VALUE in Docker, by KEY."""
     own = {
         str(key).removeprefix(_PREFIX): value
         for key, value in (endpoint.get("Options") or {}).items()
@@ -164,7 +165,7 @@ def _policy(options: Mapping[str, str], own: Mapping[str, str]) -> Policy:
 
 
 def _ports(given: Mapping[str, Any]) -> tuple[PortMapping, ...]:
-    """Return the ports of a call that Docker wants published. Raises InvalidInput."""
+    """Return the ports that a call of Docker publishes. Raises InvalidInput."""
     ports = []
     for one in (given.get("Options") or {}).get(_PORTS) or ():
         first, last = int(one["HostPort"]), int(one.get("HostPortEnd") or one["HostPort"])
@@ -217,10 +218,10 @@ def _join(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _forget_ended(machine: Machine, request: Request) -> None:
-    """Detach endpoints whose container ended without a call, as when Docker was killed.
+    """Detach endpoints whose container ended without a call, for example because Docker was killed.
 
-    Docker reuses their addresses and ports. An endpoint whose interface Docker may still be moving
-    is detached only if ``request`` has its address.
+    Docker reuses their addresses and ports. If Docker may still be moving an endpoint's interface,
+    the endpoint is detached only if ``request`` has one of its addresses.
     """
     store = machine.store
     wanted = {ip for wish in request.wishes for ip in wish.ips}
@@ -251,7 +252,7 @@ def _forget_files(id: str) -> None:
 
 
 def _lead(path: str, target: str) -> None:
-    """Change the target of an endpoint's symlink to a namespace, atomically."""
+    """Change the target of an endpoint's symlink to a namespace, in one atomic step."""
     draft = f"{path}.new"
     _remove(draft)
     os.symlink(target, draft)
@@ -261,7 +262,7 @@ def _lead(path: str, target: str) -> None:
 def _request(
     machine: Machine, network: Mapping[str, Any], endpoint: Mapping[str, Any], id: str
 ) -> Request:
-    """Return the request to attach an endpoint; a later call publishes its ports."""
+    """Build the request to attach an endpoint, without ports, which a later call publishes."""
     own = _own_options(endpoint)
     interface = endpoint.get("Interface") or {}
     ips = [str(interface.get(key) or "") for key in ("Address", "AddressIPv6")]
@@ -285,7 +286,7 @@ def _request(
 
 
 def _set_ports(given: Mapping[str, Any], ports: tuple[PortMapping, ...]) -> None:
-    """Publish exactly these ports of an endpoint, even while Docker is moving its interface."""
+    """Publish exactly these ports for an endpoint, even while Docker is moving its interface."""
     machine = plugin.machine()
     for attached in machine.store.attachments.all(OWNER, str(given["EndpointID"])):
         now = attach.current(machine.store, attached.service)
@@ -308,7 +309,7 @@ def _delete_endpoint(given: dict[str, Any]) -> None:
 
 
 def resume_pending() -> bool:
-    """Wait again for interfaces that an earlier process handed over; False without a store."""
+    """Wait again for interfaces that an earlier process handed over; return False on an error."""
     if not os.path.lexists(paths.database()):
         return True
     try:
@@ -324,7 +325,7 @@ def resume_pending() -> bool:
 
 
 def complete_pending() -> bool:
-    """Complete the attachments whose interface Docker has moved; return whether others wait."""
+    """Complete attachments whose interface Docker has moved; return whether some are not moved."""
     for id, since in list(_waiting.items()):
         try:
             if _completed(id) or time.monotonic() - since > _LONGEST_WAIT_S:
@@ -336,7 +337,7 @@ def complete_pending() -> bool:
 
 
 def _completed(id: str) -> bool:
-    """Complete an endpoint if Docker has moved its interface; return True if it is done."""
+    """Complete an endpoint if Docker has moved its interface; return whether that is done."""
     path = f"{_file(paths.run_dir(), id)}.netns"
     if not os.path.exists(path):
         return not os.path.lexists(path)
@@ -384,7 +385,7 @@ _TYPE = "application/vnd.docker.plugins.v1.2+json"
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answer one call. The server has one thread, so calls are carried out one after another."""
+    """A handler of one call. The server has one thread, so calls are handled one after another."""
 
     timeout = 10  # seconds until a silent client is disconnected
     protocol_version = "HTTP/1.0"
@@ -426,7 +427,7 @@ class _Server(socketserver.UnixStreamServer):
         self.last = time.monotonic()
 
     def handle_error(self, *_: object) -> None:
-        """Log why a call failed, for example because the client disconnected."""
+        """Log why a call failed, for example because the client has disconnected."""
         say(f"a call failed: {sys.exc_info()[1]!r}")
 
     def process_request(self, *given: object) -> None:
@@ -435,7 +436,7 @@ class _Server(socketserver.UnixStreamServer):
 
 
 def main() -> None:
-    """Serve calls. With a socket from systemd, return after some idle time; otherwise never."""
+    """Serve calls. Return after some idle time if systemd passed the socket; otherwise never."""
     try:
         listening, is_passed = _listening()
     except (OSError, Error) as error:
@@ -454,7 +455,7 @@ def main() -> None:
 
 
 def _listening() -> tuple[socket.socket, bool]:
-    """Return the socket to serve, and whether systemd passed it. Raises OSError, Error."""
+    """Return the socket to serve, and whether systemd has passed it. Raises OSError, Error."""
     if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
         return socket.socket(fileno=_FIRST_FD), True
     if len(sys.argv) != 2 or not sys.argv[1].startswith("/"):

@@ -3,11 +3,12 @@
 The calls are ``info``, ``create``, ``setup NETNS`` and ``teardown NETNS``, with JSON on stdin and
 stdout (github.com/containers/netavark, plugin-API.md; seen with Podman 5.4).
 
-If aardvark-dns is installed, containers resolve each other's names with an instance of niso's own:
-netavark's does not know the networks of plugins. It reads one file for each network: a line with
-the network's addresses, then ``ID IPV4S IPV6S NAMES`` for each container. At SIGHUP it reads them
-again, and exits if there is none. It forwards other names to the host's name servers, but not for
-addresses that only files of internal networks contain, whose names end in ``%int``.
+If aardvark-dns is installed, containers resolve each other's names with an instance of niso's own,
+because netavark's instance does not know the networks of plugins. aardvark-dns reads one file for
+each network: a line with the network's addresses, then ``ID IPV4S IPV6S NAMES`` for each container.
+At SIGHUP it reads the files again, and exits if there are none. Queries for other names are
+forwarded to the host's name servers, unless the client's address is only in files of internal
+networks, whose names end in ``%int``.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def _answer(words: list[str]) -> dict[str, Any] | None:
 
 
 def _create(machine: Machine, given: dict[str, Any]) -> dict[str, Any]:
-    """Create a network for Podman; return Podman's description of it with niso's values."""
+    """Create a network for Podman; return Podman's description of it, with niso's values."""
     drop_networks(machine, _network_name(given))
     network = _ensured(machine, given)
     return given | {
@@ -89,7 +90,7 @@ def _create(machine: Machine, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ensured(machine: Machine, given: Mapping[str, Any]) -> NetworkRecord:
-    """Return niso's network for one of Podman, created if it does not exist. Raises Error."""
+    """Return niso's network for a network of Podman, and create it if necessary. Raises Error."""
     name = _network_name(given)
     options = plugin.options(given.get("options"), _OPTIONS, "--opt")
     if options.get("dns", "aardvark") not in ("aardvark", "none"):
@@ -132,7 +133,6 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> NetworkRecord:
 
 
 def _is_as_described(known: NetworkRecord, given: Mapping[str, Any], mtu: str | None) -> bool:
-    """Return whether a network is as Podman describes it."""
     have = sorted((subnet.cidr, subnet.gateway) for subnet in known.subnets)
     want = [(str(s.get("subnet")), str(s.get("gateway"))) for s in given.get("subnets") or ()]
     return (
@@ -144,7 +144,7 @@ def _is_as_described(known: NetworkRecord, given: Mapping[str, Any], mtu: str | 
 
 
 def _note(machine: Machine, network: str, called: str) -> None:
-    """Record that a network was created for Podman, and the path of Podman's file."""
+    """Record that a network was created for Podman, which calls it ``called``."""
     file = os.path.join(_network_folder(), f"{called}.json")
     note = {"file": file, "made_at": machine.store.network_made_at(network)}
     plugin.save(os.path.join(_notes(), network), note)
@@ -157,9 +157,9 @@ def _notes() -> str:
 def drop_networks(machine: Machine, wanted: str = "", report: Report = silent) -> None:
     """Remove the networks that Podman has removed, if no service is on them. Raises OSError.
 
-    Podman does not call its plugin when it removes a network. It writes the file of a new network
-    after the call, so young networks stay, except ``wanted``, which Podman is about to create
-    again.
+    Podman does not call its plugin when it removes a network, but deletes the network's file. It
+    writes the file of a new network after the call, so young networks stay, except the network
+    ``wanted``, which Podman is about to create again.
     """
 
     try:
@@ -191,7 +191,7 @@ def drop_networks(machine: Machine, wanted: str = "", report: Report = silent) -
 
 
 def _network_folder() -> str:
-    """Return the folder of Podman's files about networks (containers.conf(5))."""
+    """Return the folder in which Podman keeps its files about networks (containers.conf(5))."""
     with open(f"/proc/{os.getppid()}/cmdline", "rb") as file:
         words = os.fsdecode(file.read()).split("\0")
     option = "--network-config-dir"
@@ -212,7 +212,7 @@ def _network_folder() -> str:
 
 
 def _network_name(given: Mapping[str, Any]) -> str:
-    """Return niso's name for a network of Podman: the same, or one derived of ``shop_back``.
+    """Return niso's name for a network of Podman: the same, or a similar one for ``shop_back``.
 
     Raises InvalidInput for a name that means something else in niso, such as ``none``.
     """
@@ -287,7 +287,6 @@ def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, 
 
 
 def _port(given: Mapping[str, Any]) -> PortMapping:
-    """Return the port that Podman wants published. Raises InvalidInput."""
     try:
         host, inner = int(given["host_port"]), int(given["container_port"])
         count = int(given.get("range") or 1)
@@ -298,7 +297,7 @@ def _port(given: Mapping[str, Any]) -> PortMapping:
 
 
 def _teardown(machine: Machine, given: Mapping[str, Any]) -> None:
-    """Detach a container from the network of a call; no-op if the container is not on it."""
+    """Detach a container from the network of a call, if it is on this network."""
     try:
         network = _network_name(given["network"])
     except InvalidInput:
@@ -319,7 +318,7 @@ DOMAIN = "dns.podman"
 _PID_FILE = "aardvark.pid"
 _INTERNAL = "%int"
 _SILENCED = 1022
-"""The first addresses of an internal network, for which no queries are forwarded.
+"""How many addresses of an internal network are in its file, so that queries are not forwarded.
 
 Services of niso are on the network too, and aardvark-dns forwards for addresses in no file.
 """
@@ -327,7 +326,7 @@ _NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_.-")
 
 
 def update(machine: Machine, network: str, owner: str) -> None:
-    """Write a network's file for the name server, and make it read the file. Raises OSError."""
+    """Write a network's file for aardvark-dns, and make it read its files again. Raises OSError."""
     program = _program()
     if program is None:
         return
@@ -360,7 +359,7 @@ def _program() -> str | None:
 
 
 def _text(store: Store, network: str, owner: str) -> str:
-    """Return a network's file for the name server; "" if no container is on it."""
+    """Return the content of a network's file for aardvark-dns; "" if no container is on it."""
     known = store.network(network)
     lines = []
     for attached in store.attachments.all(owner):
@@ -379,7 +378,7 @@ def _text(store: Store, network: str, owner: str) -> str:
 
 
 def _silenced(store: Store, network: NetworkRecord, family: int) -> list[str]:
-    """Return the addresses for which the name server of an internal network never forwards."""
+    """Return the addresses on an internal network whose queries aardvark-dns must not forward."""
     addresses = {address for address, _, _ in store.leases(network.name, family)}
     for subnet in network.subnets:
         if subnet.family == family:
@@ -390,7 +389,7 @@ def _silenced(store: Store, network: NetworkRecord, family: int) -> list[str]:
 
 
 def _notify(program: str, folder: str, needed: bool) -> None:
-    """Make the running name server read its files again, or start one if ``needed``."""
+    """Make aardvark-dns read its files again; if it is not running, start it if ``needed``."""
     try:
         with open(os.path.join(folder, _PID_FILE), encoding="ascii") as file:
             pid = int(file.read())

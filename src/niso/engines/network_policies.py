@@ -1,4 +1,4 @@
-"""Translate Kubernetes' network policies into niso's policy for one pod. No side effects.
+"""Translate Kubernetes' network policies into niso's policy for one pod, without side effects.
 
 The rules are those of k8s.io/api/networking/v1. If no policy selects a pod for a direction, all
 packets of that direction pass. Several policies allow what any of them allows, and there are no
@@ -34,27 +34,27 @@ type Selector = tuple[Expression, ...]
 
 
 class Pod(NamedTuple):
-    """A pod; ``uid`` is the kubelet's id, which differs from the API's for a static pod."""
+    """A pod of Kubernetes. ``uid`` is the kubelet's id: that of the API differs for static pods."""
 
     namespace: str
     name: str
     uid: str
     labels: Labels
-    ports: tuple[tuple[str, int, str], ...] = ()  # the named ones: name, port, protocol
+    ports: tuple[tuple[str, int, str], ...] = ()  # named ports: (name, port, protocol)
     in_host_network: bool = False
 
 
 class Other(NamedTuple):
-    """A peer: a prefix, or pods by labels (None: all) of namespaces (None: the policy's own)."""
+    """A peer of a rule: either the prefix ``cidr``, or pods that two label selectors select."""
 
-    cidr: str = ""  # in canonical form, as the excluded prefixes
-    excepted: tuple[str, ...] = ()
-    pods: Selector | None = None
-    spaces: Selector | None = None
+    cidr: str = ""  # prefix in canonical form; "" if the peer is pods
+    excepted: tuple[str, ...] = ()  # prefixes excluded from ``cidr``
+    pods: Selector | None = None  # None: all pods of the namespaces
+    spaces: Selector | None = None  # None: the namespace of the policy
 
 
 class RulePorts(NamedTuple):
-    """The ports of a rule: from ``first`` to ``last``, or the port with the name ``name``."""
+    """The ports of a rule: from ``first`` to ``last``, or the port that pods call ``name``."""
 
     proto: str
     first: int = 0
@@ -63,26 +63,26 @@ class RulePorts(NamedTuple):
 
 
 class PolicyRule(NamedTuple):
-    """A rule of a policy in one direction; None for all peers or all ports."""
+    """A rule of a policy for one direction. None means all peers, or all ports."""
 
     others: tuple[Other, ...] | None = None
     targets: tuple[RulePorts, ...] | None = None
 
 
 class NetworkPolicy(NamedTuple):
-    """A network policy; ``ingress`` or ``egress`` is None if it does not restrict the direction."""
+    """A network policy. ``ingress`` or ``egress`` is None if the policy does not restrict it."""
 
     namespace: str
     name: str
     pods: Selector
     ingress: tuple[PolicyRule, ...] | None
     egress: tuple[PolicyRule, ...] | None
-    # why niso cannot parse it; it then applies to its whole namespace and allows nothing
+    # why niso cannot parse the policy, which then allows nothing to all pods of its namespace
     error: str = ""
 
 
 def selects(selector: Selector, labels: Labels) -> bool:
-    """Return whether labels meet all conditions (k8s.io/apimachinery, pkg/labels)."""
+    """Return whether labels meet all conditions of a selector (k8s.io/apimachinery, pkg/labels)."""
     for key, operator, values in selector:
         value = labels.get(key)
         if operator in (_IN, _EXISTS):
@@ -94,7 +94,7 @@ def selects(selector: Selector, labels: Labels) -> bool:
 
 
 def pod(data: Mapping[str, Any]) -> Pod:
-    """Parse a pod. Raises ValueError if the object is not a pod."""
+    """Parse a pod from the API server's JSON. Raises ValueError if it is not a pod."""
     try:
         meta, spec = data["metadata"], data["spec"]
         mirror = (meta.get("annotations") or {}).get(_MIRROR)
@@ -118,7 +118,7 @@ def pod(data: Mapping[str, Any]) -> Pod:
 
 
 def namespace(data: Mapping[str, Any]) -> tuple[str, Labels]:
-    """Return the name and labels of a namespace. Raises ValueError if it is none."""
+    """Parse a namespace to its name and labels. Raises ValueError if it is not a namespace."""
     try:
         return data["metadata"]["name"], _labels(data["metadata"])
     except _MALFORMED as error:
@@ -126,7 +126,7 @@ def namespace(data: Mapping[str, Any]) -> tuple[str, Labels]:
 
 
 def network_policy(data: Mapping[str, Any]) -> NetworkPolicy:
-    """Parse a network policy; one that is not supported allows nothing. Raises ValueError."""
+    """Parse a network policy. One that niso does not support allows nothing. Raises ValueError."""
     try:
         space, name = data["metadata"]["namespace"], data["metadata"]["name"]
     except _MALFORMED as error:
@@ -230,12 +230,12 @@ Ports = tuple[int, int, str]
 
 
 class Objects(NamedTuple):
-    """The objects from which policies are computed. ``names`` are attachments of this node."""
+    """The objects of Kubernetes from which niso computes the policies of pods."""
 
     pods: Mapping[tuple[str, str], Pod]  # by namespace and name
     namespaces: Mapping[str, Labels]
     policies: Mapping[tuple[str, str], NetworkPolicy]
-    names: Mapping[tuple[str, str], tuple[str, ...]]
+    names: Mapping[tuple[str, str], tuple[str, ...]]  # attachments here, by pod
 
 
 def policy_of(pod: Pod, world: Objects) -> Policy:
@@ -267,8 +267,9 @@ Allowed = tuple[str, Peer, Ports]
 
 
 def _list(allowed: Iterable[Allowed], direction: str) -> tuple[Entry, ...]:
-    """Return unique policy entries in the order that needs the fewest elements. Raises
-    InvalidInput.
+    """Build policy entries, each once, in the order that needs the fewest nftables elements.
+
+    Raises InvalidInput if there are too many.
     """
     first: dict[tuple[Peer, Ports], str] = {}
     characters = 0
@@ -327,7 +328,7 @@ def _egress(policies: Iterable[NetworkPolicy], world: Objects) -> Iterator[Allow
 
 
 def _ports(rule: PolicyRule, receiver: Pod | None) -> Iterator[Ports]:
-    """Yield the ports that a rule allows. A named port is one of ``receiver``, if it is a pod."""
+    """Yield the ports that a rule allows. Named ports are those of the pod ``receiver``."""
     if rule.targets is None:
         yield _ALL
     for target in rule.targets or ():
@@ -346,7 +347,7 @@ def _named(target: RulePorts, receiver: Pod | None) -> Iterator[Ports]:
 def _peers(
     rule: PolicyRule, policy: NetworkPolicy, world: Objects
 ) -> Iterator[tuple[Peer, Pod | None]]:
-    """Yield the peers of a rule, each with its pod, or None if the peer is a prefix."""
+    """Yield the peers of a rule, each with its pod, or None for a prefix."""
     if rule.others is None:
         yield from ((peer, None) for peer in _EVERYWHERE)
     blocks: dict[str, None] = {}
@@ -380,7 +381,7 @@ def _pods(other: Other, policy: NetworkPolicy, world: Objects) -> Iterator[tuple
 
 
 def _prefixes(cidr: str, excluded: tuple[str, ...]) -> Iterator[str]:
-    """Yield the prefixes that cover a prefix without the excluded ones, in ascending order."""
+    """Yield prefixes, in ascending order, that cover ``cidr`` without the excluded prefixes."""
     whole = ipaddress.ip_network(cidr)
     others = (ipaddress.ip_network(text) for text in excluded)
     excepted = [
@@ -396,7 +397,7 @@ def _prefixes(cidr: str, excluded: tuple[str, ...]) -> Iterator[str]:
 def _left(
     first: int, length: int, bits: int, excepted: list[tuple[int, int]]
 ) -> Iterator[tuple[int, int]]:
-    """Yield the parts (first, length) of a prefix that are not in ``excepted``, by halving it."""
+    """Yield the parts (first, length) of a prefix outside the ranges ``excepted``: halve it."""
     last = first + (1 << (bits - length)) - 1
     inside = [(low, high) for low, high in excepted if low <= last and high >= first]
     if not inside:

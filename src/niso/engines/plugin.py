@@ -31,7 +31,7 @@ _LONGEST_NAME = 40
 
 
 class _LateProcesses:
-    """The processes of services. Only the undo of a change imports their 15 modules."""
+    """A stand-in for `Processes`, whose 15 modules are imported only to undo a change."""
 
     def __getattr__(self, name: str) -> Any:
         from niso.runtime.processes import Processes
@@ -56,7 +56,11 @@ def machine() -> Machine:
 def find(
     machine: Machine, owner: str, id: str, netns: str, wanted: str
 ) -> tuple[AttachedRow | None, str]:
-    """Return the attachment of a namespace, and its present or future name."""
+    """Return the attachment of a namespace, None for a new one, and the name that it has or gets.
+
+    ``owner`` and ``id`` are the engine and its container, ``netns`` the path of the namespace, and
+    ``wanted`` the name for a new attachment.
+    """
     known = machine.store.attachments.all(owner, id)
     there = machine.kernel.cookie_at(netns)
     same = next((attached for attached in known if there and attached.cookie == there), None)
@@ -68,7 +72,10 @@ def find(
 def endpoint(
     store: Store, name: str, network: NetworkRecord
 ) -> tuple[AttachedLink, str, list[tuple[SubnetRecord, str]]]:
-    """Return an attachment's interface on a network, its MAC, and addresses with their length."""
+    """Return an attachment's interface on a network, its MAC address, and its addresses.
+
+    Each address is a pair (subnet, address with prefix length).
+    """
     link = next(link for link in store.attachments.links(name) if link.network == network.name)
     own = [address for on, address in store.addresses(name) if on == network.name]
     addresses = [
@@ -79,7 +86,7 @@ def endpoint(
 
 
 def label(text: str) -> str:
-    """Return a valid service name for a text; a hash is added if the text had to be changed."""
+    """Convert a text to a valid service name. If the text was changed, a hash is added."""
     plain = "".join(c if c.isascii() and (c.islower() or c.isdigit()) else "-" for c in text)
     words = [word for word in plain.split("-") if word]
     name = "-".join(words) or "c"
@@ -92,7 +99,7 @@ def label(text: str) -> str:
 
 
 def aliases(texts: Iterable[object], but: str) -> tuple[str, ...]:
-    """Return those texts that are valid aliases, in lower case, without ``but``."""
+    """Return the texts that are valid aliases, in lower case, without the name ``but``."""
     valid: dict[str, None] = {}
     for text in texts:
         try:
@@ -109,12 +116,15 @@ def address(text: object) -> str:
 
 
 def mac(text: object) -> str:
-    """Return a MAC address in canonical form; "" if none was given. Raises InvalidInput."""
+    """Return a MAC address in canonical form, or "" for None or "". Raises InvalidInput."""
     return attach.mac(str(text)) if text else ""
 
 
 def port(host_ip: str, host: int, container: int, proto: str, count: int = 1) -> PortMapping:
-    """Return a published port; host port 0 means any free port. Raises InvalidInput."""
+    """Build a published port from an engine's values. Raises InvalidInput.
+
+    ``host`` 0 lets niso choose a host port. ``count`` is the length of a range of ports.
+    """
     address = f"[{host_ip}]:" if ":" in host_ip else f"{host_ip}:" if host_ip else ANY
     spans = [f"{n}-{n + count - 1}" if count > 1 else str(n) for n in (host, container)]
     if not host:
@@ -123,7 +133,7 @@ def port(host_ip: str, host: int, container: int, proto: str, count: int = 1) ->
 
 
 def mtu(text: str | None, option: str) -> int | None:
-    """Parse an MTU option to bytes; None without the option. Raises InvalidInput."""
+    """Parse the value of an MTU option to bytes; None if it was not given. Raises InvalidInput."""
     try:
         return None if text is None else int(text)
     except ValueError:
@@ -131,7 +141,10 @@ def mtu(text: str | None, option: str) -> int | None:
 
 
 def options(given: Any, known: tuple[str, ...], what: str, prefix: str = "") -> dict[str, str]:
-    """Return options as strings. Raises InvalidInput for an unknown one: it may be a policy."""
+    """Return an engine's options as strings. Raises InvalidInput for an unknown one.
+
+    An unknown option is not ignored, because it may be a mistyped policy.
+    """
     strings = {str(key): str(value) for key, value in (given or {}).items()}
     if unknown := sorted(strings.keys() - set(known)):
         raise InvalidInput(
@@ -142,7 +155,7 @@ def options(given: Any, known: tuple[str, ...], what: str, prefix: str = "") -> 
 
 
 def policies(*given: tuple[Mapping[str, object], str]) -> Policy:
-    """Return the policy that all tables allow. Each table has a prefix for errors."""
+    """Return the policy that allows what all these tables allow. Their prefixes are for errors."""
     return combined(
         policy({key: some[key] for key in POLICY_KEYS if key in some}, where)
         for some, where in given
@@ -150,7 +163,7 @@ def policies(*given: tuple[Mapping[str, object], str]) -> Policy:
 
 
 def policy(given: Mapping[str, object], where: str) -> Policy:
-    """Return the policy of `POLICY_KEYS`: lists, or strings, of entries. Raises InvalidInput."""
+    """Parse a table with `POLICY_KEYS`. ``where`` is a prefix for errors. Raises InvalidInput."""
     if not given:
         return Policy()
 
@@ -185,7 +198,7 @@ def flag(value: object, where: str) -> bool:
 
 
 def free_name(machine: Machine, wanted: str, id: str) -> str:
-    """Return a name for an attachment, with ``id`` if a living service or attachment has it."""
+    """Return a free name for an attachment: ``wanted``, or with the container's ``id`` appended."""
     name = label(wanted)
     store = machine.store
     row, held = store.service(name), store.attachments.get(name)
@@ -194,10 +207,10 @@ def free_name(machine: Machine, wanted: str, id: str) -> str:
 
 
 def joined(store: Store, request: Request) -> Request:
-    """Add the networks that an attachment already has to a request for one network.
+    """Add the networks that an attachment already has to the request for one more network.
 
-    A pod's policy stays too. Raises Conflict if the attachment has another interface on the
-    network, or has the interface on another network.
+    The policy of a pod is kept too. Raises Conflict if the attachment has another interface on the
+    new network, or the same interface on another network.
     """
     now = attach.current(store, request.name)
     if now is None:
@@ -227,7 +240,7 @@ def joined(store: Store, request: Request) -> Request:
 
 
 def take_off(machine: Machine, attached: AttachedRow, goes: Callable[[AttachedLink], bool]) -> None:
-    """Remove the interfaces that ``goes`` selects; detach the attachment if none is left."""
+    """Remove the interfaces for which ``goes`` is true; detach the attachment if none is left."""
     store = machine.store
     links = store.attachments.links(attached.service)
     left = {link.network for link in links if not goes(link)}
@@ -254,7 +267,7 @@ MALFORMED = (TypeError, KeyError, ValueError, AttributeError, OverflowError, Rec
 
 
 def run(call: Callable[[], object], failed: Callable[[Exception], object]) -> None:
-    """Carry out a call, print its answer or ``failed`` of an error, and end the process."""
+    """Carry out a call, print its answer, or the result of ``failed``, and end the process."""
     status = 0
     try:
         answer = call()
@@ -267,7 +280,7 @@ def run(call: Callable[[], object], failed: Callable[[Exception], object]) -> No
 
 
 def read_object() -> dict[str, Any]:
-    """Return the JSON object on stdin. Raises InvalidInput, OSError."""
+    """Read a JSON object from stdin. Raises InvalidInput, OSError."""
     data = sys.stdin.buffer.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
         raise InvalidInput("stdin: the configuration is too long")
@@ -281,7 +294,7 @@ def read_object() -> dict[str, Any]:
 
 
 def load(path: str) -> dict[str, Any] | None:
-    """Return the object of a file that `save` wrote; None without the file."""
+    """Read an object from a file that `save` wrote; return None if there is no file."""
     content = files.read(path)
     value = json.loads(content.decode()) if content is not None else None
     return value if isinstance(value, dict) else None
@@ -294,7 +307,7 @@ def save(path: str, value: Mapping[str, Any]) -> None:
 
 
 def one_line(error: Exception, call: str = "this call") -> str:
-    """Describe on one line why a call failed, with the hint if there is one."""
+    """Describe on one line why a call failed, with a hint if the error has one."""
     if isinstance(error, ErrorGroup):
         return "; ".join(map(one_line, error.errors))
     if isinstance(error, Error):

@@ -1,8 +1,8 @@
 """Apply Kubernetes' network policies to this node's pods, and make new pods wait for theirs.
 
-The CNI plugin attaches a pod with a policy that denies all packets, and wakes the agent. It then
-waits until the labels of the attachment show that the pod's policy is applied. Both processes can
-be killed at any point: a pod has either the denying policy or its own.
+The CNI plugin attaches a pod with a policy that denies all packets, and wakes the agent. The plugin
+then waits until the labels of the attachment show that the pod's policy is applied. Both processes
+can be killed at any point: a pod has either the denying policy or its own.
 
 A sync pass updates running pods before it releases a new pod, because their policies may refer to
 an earlier pod by the new pod's name. Namespaces whose policies need few nftables elements come
@@ -46,7 +46,7 @@ _GROUP = "/apis/networking.k8s.io/v1"
 
 
 class PodAgent:
-    """Apply the network policies of this node's pods. ``connect`` opens a connection."""
+    """An agent that applies network policies to this node's pods. ``connect`` makes a client."""
 
     def __init__(self, connect: Callable[[], ApiServer], log: Callable[[str], None]) -> None:
         self._connect = connect
@@ -64,7 +64,7 @@ class PodAgent:
         self.policies = stream(f"{_GROUP}/networkpolicies", network_policies.network_policy)
 
     def look(self, machine: Machine) -> list[str]:
-        """Apply all policies that differ; return the attachments that changed. Raises Error."""
+        """Do one sync pass; return the attachments whose policies changed. Raises Error."""
         if not all(watch.is_known for watch in (self.pods, self.spaces, self.policies)):
             return []
         attachments = machine.store.attachments
@@ -119,7 +119,7 @@ class PodAgent:
     ) -> tuple[dict[str, Policy], dict[str, int]]:
         """Return the policy of each pod, and how many nftables elements each namespace needs.
 
-        All packets are denied for pods whose policy, or whose namespace's policies, are too large.
+        A pod is denied all packets if its policy, or its namespace's policies, would be too large.
         """
         policies: dict[str, Policy] = {}
         each: dict[Policy, int] = {}
@@ -147,7 +147,7 @@ class PodAgent:
         return policies, costs
 
     def _has_read(self, pod: Who, errors: list[Error]) -> bool:
-        """Read a new pod and its policies, as watches may be late; return whether it worked."""
+        """Read a new pod and its policies, as watches may be late; return False on an error."""
         space = quote(pod.namespace, safe="")
         query = {"fieldSelector": f"metadata.name={pod.name}"}
         if errors:
@@ -169,7 +169,7 @@ class PodAgent:
         return True
 
     def _apply(self, machine: Machine, attached: AttachedRow, policy: Policy) -> bool:
-        """Apply a pod's policy, or deny all if it cannot be combined; return whether it changed."""
+        """Apply a pod's policy, or deny all packets if it is invalid; return whether it changed."""
         now = attach.current(machine.store, attached.service)
         if now is None or not attached.lives(machine.kernel):
             return False
@@ -185,7 +185,6 @@ class PodAgent:
         return wanted != now
 
     def _warn(self, world: Objects, local: Container[str]) -> None:
-        """Log the network policies that niso does not understand."""
         wrong = {
             f"NetworkPolicy {space}/{name}": f"not understood, so {space} is closed: {policy.error}"
             for (space, name), policy in world.policies.items()
@@ -205,7 +204,7 @@ class PodAgent:
             self._log(f"{about}: {text}" if about else text)
 
     def run(self, machine: Machine) -> None:
-        """Run a sync pass after each change, until `stop`."""
+        """Run a sync pass after each change, until `stop` is called."""
         for watch in (self.pods, self.spaces, self.policies):
             threading.Thread(target=watch.run, args=(self._over,), daemon=True).start()
         threading.Thread(target=self._listen, daemon=True).start()
@@ -246,7 +245,7 @@ _FIRST_S, _LONGEST_S = 0.002, 0.05
 
 
 class Who(NamedTuple):
-    """The pod of an attachment, with its identity in the container runtime."""
+    """The pod of an attachment, with its uid in the container runtime."""
 
     namespace: str
     name: str
@@ -254,25 +253,25 @@ class Who(NamedTuple):
 
 
 def agent_runs() -> bool:
-    """Wake the agent; return False if it is not running."""
+    """Wake the agent; return False if no agent is running."""
     return systemd.agent_name(KUBERNETES)
 
 
 def closed(request: Request, pod: Who) -> Request:
-    """Return a pod's request with the policy that denies all packets, and labels that say so."""
+    """Return a pod's request with a policy that denies all packets, and labels that it waits."""
     own = {_NAMESPACE: pod.namespace, _NAME: pod.name, _UID: pod.uid, _POLICY: _WAITS}
     labels = {**dict(request.labels), **own}
     return request._replace(policy=CLOSED, labels=tuple(sorted(labels.items())))
 
 
 def standing(request: Request, policy: Policy) -> Request:
-    """Return a pod's request with its own policy, and labels that say that it is applied."""
+    """Return a pod's request with its own policy, and labels that the policy is applied."""
     labels = {**dict(request.labels), _POLICY: _STANDS}
     return request._replace(policy=policy, labels=tuple(sorted(labels.items())))
 
 
 def pod_of(attached: AttachedRow) -> Who | None:
-    """Return the pod of an attachment; None if the agent does not manage its policy."""
+    """Return the pod of an attachment, or None if the agent does not manage its policy."""
     labels = wishes(attached).get("labels", {})
     known = (labels.get(_NAMESPACE, ""), labels.get(_NAME, ""), labels.get(_UID, ""))
     return Who(*known) if _POLICY in labels and all(known) else None
@@ -284,7 +283,7 @@ def stands(attached: AttachedRow) -> bool:
 
 
 def wait(store: Store, service: str, limit_s: float) -> bool:
-    """Wait until a pod's policy is applied; return False if it is late or the pod is detached."""
+    """Wait until a pod's policy is applied; return False if it is late, or the pod detached."""
     until, pause = time.monotonic() + limit_s, _FIRST_S
     while True:
         attached = store.attachments.get(service)
@@ -305,7 +304,7 @@ _MARK = "# written by niso kubernetes --enable, removed by --disable; state fold
 
 
 def follow(machine: Machine, config: str, log: Callable[[str], None]) -> Following:
-    """Return the agent for a kubeconfig. Raises Error if the kubeconfig is unusable."""
+    """Build the agent for a kubeconfig, with functions to run and stop it. Raises Error."""
     access = api_server.read(config)
     ApiServer(access)  # raises for unusable certificates
 
@@ -323,7 +322,7 @@ def follow(machine: Machine, config: str, log: Callable[[str], None]) -> Followi
 
 
 def unit_texts(config: str, state_id: str) -> dict[str, str]:
-    """Return the text of the systemd unit, and of the drop-in that starts it at boot, by path."""
+    """Return the agent's systemd unit and the drop-in that starts it at boot: texts by path."""
     mark = f"{_MARK}{state_id}"
     words = ("kubernetes", "--kubeconfig", config)
     files = {
@@ -334,7 +333,7 @@ def unit_texts(config: str, state_id: str) -> dict[str, str]:
 
 
 def enable(machine: Machine, config: str, report: Report = silent) -> bool:
-    """Write and start the agent's systemd unit; return whether it changed. Raises Error."""
+    """Write and start the agent's systemd unit; return whether the unit changed. Raises Error."""
     config = os.path.abspath(config)
     ApiServer(api_server.read(config))
     units, state_id = machine.processes.units, machine.store.state_id()
@@ -358,7 +357,7 @@ def enable(machine: Machine, config: str, report: Report = silent) -> bool:
 
 
 def disable(machine: Machine, report: Report = silent) -> bool:
-    """Stop and remove the agent's systemd unit; return whether this state folder had one."""
+    """Stop and remove the agent's systemd unit; return False if this state folder had none."""
     units, state_id = machine.processes.units, machine.store.state_id()
     mark = _MARK + state_id
     own = [path for path in unit_texts("", "") if (units.read(path) or "").startswith(mark)]

@@ -28,7 +28,7 @@ _HOST_CHARACTERS = values.NAME_CHARACTERS | {"_"}
 
 
 def static_address(text: str, key: str) -> str:
-    """Return ``text`` if it is a unicast address; its network is checked later."""
+    """Return the static address ``text`` of a service. Raises InvalidInput if it is not unicast."""
     if values.is_ipv6(text):
         why = _not_unicast6(text)
     elif (octets := values.ipv4_octets(text)) is None:
@@ -39,7 +39,6 @@ def static_address(text: str, key: str) -> str:
 
 
 def _not_unicast6(text: str) -> str | None:
-    """Return why a service cannot have this IPv6 address; None if it can."""
     import ipaddress
 
     address = ipaddress.IPv6Address(text)
@@ -69,14 +68,14 @@ def _is_domain(text: str) -> bool:
 
 
 def domain(text: str, key: str) -> str:
-    """Return ``text`` if it is a domain name (RFC 1035, 2.3.1) or has ``_`` in addition."""
+    """Return the domain name ``text`` if it is valid (RFC 1035, 2.3.1, and also with ``_``)."""
     reason = None if _is_domain(text) else "is not a valid domain"
     right = "labels of letters, digits, - and _, with dots between them"
     return values.require(text, key, reason, right, '"example.com"')
 
 
 def extra_host(text: str, key: str) -> str:
-    """Return ``text`` if it is a domain name in lower case that is not reserved."""
+    """Return ``text`` if it is valid as a name in extra_hosts. Raises InvalidInput otherwise."""
     reason = None
     if not _is_domain(text) or text != text.lower() or values.is_ipv4(text):
         reason = "is not a valid name"
@@ -87,7 +86,7 @@ def extra_host(text: str, key: str) -> str:
 
 
 def extra_address(text: str, key: str) -> str:
-    """Return an address of extra_hosts in canonical form, or ``host-gateway`` unchanged."""
+    """Return the canonical form of an address in extra_hosts, or ``host-gateway`` unchanged."""
     if text == HOST_GATEWAY:
         return text
     right = 'an IPv4 or IPv6 address, or "host-gateway"'
@@ -98,7 +97,7 @@ def extra_address(text: str, key: str) -> str:
 
 
 def problems(network: dict[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error for each array of addresses in [network] that is empty or too long."""
+    """Yield an error if the array ``ip`` or ``dns`` in [network] is empty or too long."""
     yield from _families(network.get("ip"), "network.ip")
     dns = network.get("dns")
     if isinstance(dns, list) and len(dns) > MAX_SERVERS:
@@ -110,7 +109,7 @@ def problems(network: dict[str, Any]) -> Iterator[InvalidInput]:
 
 
 def _families(ip: object, key: str) -> Iterator[InvalidInput]:
-    """Yield an error for each second address of the same family, and for an empty array."""
+    """Yield an error if the value of ``ip`` is empty, or has two addresses of one IP version."""
     if isinstance(ip, dict):
         for name, items in ip.items():
             yield from _families(items, join(key, name))
@@ -133,7 +132,7 @@ NO_LOOPBACK6 = (
 
 
 def parse_port(text: str, key: str) -> PortMapping:
-    """Parse a published port; its ``host_port`` is 0 if niso is to choose one."""
+    """Parse a published port. ``host_port`` is 0 if niso is to choose it. Raises InvalidInput."""
     address, ports = _split_address(text, key)
     ports, slash, proto = ports.partition("/")
     if slash and proto not in PROTOCOLS:
@@ -150,7 +149,7 @@ def parse_port(text: str, key: str) -> PortMapping:
 
 
 def _split_address(text: str, key: str) -> tuple[str, str]:
-    """Split a published port into (host address in canonical form or `ANY`, ports)."""
+    """Split a published port into the canonical host address, `ANY` without one, and the rest."""
     if text.startswith("["):
         address, bracket, ports = text[1:].partition("]:")
         if not (bracket and values.is_ipv6(address)):
@@ -170,7 +169,7 @@ def _split_address(text: str, key: str) -> tuple[str, str]:
 
 
 def _not_a_host(text: str) -> str | None:
-    """Return why a port cannot be published on this host address; None if it can."""
+    """Return why no port can be published on a host address, or None if that is possible."""
     import ipaddress  # most ports name no address
 
     address = ipaddress.ip_address(text)
@@ -189,7 +188,7 @@ def _not_a_host(text: str) -> str | None:
 
 
 def _range(part: str, text: str, key: str) -> tuple[int, int]:
-    """Parse ``8000-8010`` to the first and last port. For ``8080``, both are 8080."""
+    """Parse the part ``8000-8010`` of a published port to (first, last), and ``80`` to (80, 80)."""
     low, dash, high = part.partition("-")
     first = values.port_number(low)
     last = values.port_number(high) if dash else first
@@ -205,7 +204,7 @@ def _wrong(text: str, key: str, reason: str) -> InvalidInput:
 
 
 def distinct(ports: tuple[PortMapping, ...]) -> tuple[PortMapping, ...]:
-    """Return the ports once each, without those on one family that are on all addresses."""
+    """Remove repeated ports, and ports on one IP version that are also on all addresses."""
     known = dict.fromkeys(ports)
     return tuple(
         p for p in known if p.host_ip not in (ANY4, ANY6) or p._replace(host_ip=ANY) not in known
@@ -213,11 +212,11 @@ def distinct(ports: tuple[PortMapping, ...]) -> tuple[PortMapping, ...]:
 
 
 def contradictions(ports: Iterable[PortMapping]) -> list[tuple[int, int]]:
-    """Return (index, index of an earlier port) for each port that contradicts an earlier one.
+    """Find the published ports that contradict an earlier port; return pairs of their indexes.
 
-    Two different ports contradict each other if they publish the same host port on the same
-    address. Each port occurs at most once as the later one. A port on one address does not
-    contradict a port on all addresses, because the former has precedence.
+    A pair is (port, earlier port). Two different ports contradict each other if they publish the
+    same host port on the same address. Each port is the first of at most one pair. A port on one
+    address does not contradict a port on all addresses, because the former has precedence.
     """
     groups: dict[tuple[str, str], list[tuple[int, int, int, PortMapping]]] = {}
     for index, port in enumerate(ports):

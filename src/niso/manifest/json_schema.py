@@ -63,7 +63,7 @@ def manifest_schema() -> dict[str, Any]:
 
 
 def _mode(mode: str, without: list[str]) -> dict[str, Any]:
-    """Build the condition on the keys of [network] in a mode. Without the key, it is bridge."""
+    """Build the condition that [network] has none of the keys ``without`` if it has this mode."""
     needs: dict[str, Any] = {"properties": {"mode": {"const": mode}}}
     if mode != "bridge":
         needs["required"] = ["mode"]
@@ -74,7 +74,7 @@ def _mode(mode: str, without: list[str]) -> dict[str, Any]:
 
 
 def definitions(table: Any) -> dict[str, Any]:
-    """Return the schemas of a table and of all tables in it, by name, with non-empty defaults."""
+    """Return the JSON Schemas of a table's class and of the tables nested in it, by class name."""
     known = convert.fields(table)
     properties = {name: _kind(may_be) for name, may_be in known.items()}
     for name, default in table._field_defaults.items():
@@ -96,7 +96,7 @@ def definitions(table: Any) -> dict[str, Any]:
 
 
 def _tables(may_be: Kind) -> Iterator[Any]:
-    """Yield the tables that a value of this kind can contain."""
+    """Yield the classes of all tables that a value of this type can contain."""
     for inside in may_be.values():
         if convert.is_table(inside):
             yield inside
@@ -105,7 +105,7 @@ def _tables(may_be: Kind) -> Iterator[Any]:
 
 
 def _kind(may_be: Kind) -> dict[str, Any]:
-    """Build the schema of a value of this kind, without None: TOML has no such value."""
+    """Build the JSON Schema of a value with this type, without None, which TOML does not have."""
     choices = [_choice(form, inside) for form, inside in may_be.items() if form is not NoneType]
     return choices[0] if len(choices) == 1 else {"anyOf": choices}
 
@@ -122,7 +122,7 @@ def _choice(form: type, inside: Any) -> dict[str, Any]:
 
 
 def _set_rule(field: dict[str, Any], rule: Mapping[str, Any]) -> None:
-    """Add the conditions of a rule to the schema of each string or number in a value."""
+    """Add the conditions of a rule to a key's JSON Schema; for an array, to that of its items."""
     for choice in field.get("anyOf", [field]):
         items = {"array": "items", "object": "additionalProperties"}.get(choice.get("type"))
         if items:
@@ -211,7 +211,7 @@ def stack_schema() -> dict[str, Any]:
 
 
 def _inline(tables: dict[str, Any]) -> dict[str, Any]:
-    """Return the schemas of [services.NAME], where package and others require other keys."""
+    """Derive the schemas of [services.NAME] from a manifest's. They require other keys."""
     text = json.dumps({f"Inline{name}": tables[name] for name in _OWN})
     for name in _OWN:
         text = text.replace(f'"#/$defs/{name}"', f'"#/$defs/Inline{name}"')

@@ -84,7 +84,7 @@ class Key(NamedTuple):
 
     @property
     def has_any_names(self) -> bool:
-        """Return whether the key is a table of tables with chosen names, as [volumes.data]."""
+        """Return whether users choose the names of the tables below this key, as in [volumes]."""
         return self.path.endswith(".*")
 
 
@@ -96,12 +96,12 @@ def _pattern(parse: Callable[[str, str], Any], pattern: str) -> Rule:
 
 
 def _duration(low: float, high: float) -> Rule:
-    """Build the rule for a duration, which is parsed to seconds."""
+    """Build the rule for a duration such as ``5s``, from ``low`` to ``high`` seconds."""
     return _pattern(lambda text, key: values.duration(text, key, low, high), _DURATION)
 
 
 def _number(low: int, high: int, right: str, example: str, reason: str = "is out of range") -> Rule:
-    """Build the rule for an integer; ``right``, ``example`` and ``reason`` are for its error."""
+    """Build the rule for an integer. The three texts are parts of its error message."""
 
     def parse(number: int, key: str) -> int:
         if not low <= number <= high:
@@ -577,7 +577,7 @@ TABLES: dict[str, Any] = {}
 
 
 def _table(path: str, title: str) -> Any:
-    """Return the class for the table at ``path``, and add it and its subtables to `TABLES`."""
+    """Build the named tuple class of the table at the key path ``path``, and add it to `TABLES`."""
     types: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
     for name, key in SECTIONS[path].items():
@@ -600,7 +600,7 @@ BY_PATH = {key.path: key for key in KEYS if not key.is_table}
 
 
 def key_at(path: str) -> Key | None:
-    """Return the key of the value at a path such as ``network.ports[0]``, or None."""
+    """Return the declaration of the key at a path such as ``network.ports[0]``; None if unknown."""
     plain = path.rpartition("[")[0] or path
     above, _, name = plain.rpartition(".")
     paths = (plain, f"{above.partition('.')[0]}.*.{name}", above)
@@ -614,7 +614,7 @@ def spec(manifest: Any, parsed: Mapping[str, Any]) -> ServiceSpec:
     """Build the ServiceSpec of a manifest, an instance of `Manifest`.
 
     ``parsed`` has the values that `niso.manifest.validate.rules` has parsed, by their key paths
-    (``network.ports[0]``). Values that are missing in it are parsed here. Raises InvalidInput.
+    (``network.ports[0]``). Other values are parsed here. Raises InvalidInput.
     """
     manifest = _completed(manifest, parsed)
     made: dict[str, dict[str, Any]] = defaultdict(dict)
@@ -659,7 +659,7 @@ def spec(manifest: Any, parsed: Mapping[str, Any]) -> ServiceSpec:
 
 
 def _completed(manifest: Any, parsed: Mapping[str, Any]) -> Any:
-    """Fill in the defaults that depend on other keys: the stored manifest has all values."""
+    """Set the defaults that depend on other keys, because a stored manifest has all values."""
     isolation, service = manifest.isolation, manifest.service
     limits, path = isolation.resources, "isolation.resources.memory_max"
     if limits.tmp_size is None:
@@ -678,9 +678,9 @@ def _read(
 ) -> None:
     """Add the parsed values of a table and its subtables to ``made``.
 
-    ``made`` maps each record of the ServiceSpec to its fields (`Key.to`). ``section`` is the
+    ``made`` maps the record in a ServiceSpec, such as "limits", to its fields. ``section`` is the
     table's path in `SECTIONS`, and ``base`` its path in the file. Tables whose names the user
-    chooses are left out.
+    chooses, such as [volumes.data], are left out.
     """
     for (name, key), value in zip(SECTIONS[section].items(), table, strict=True):
         if key.to:
@@ -692,7 +692,7 @@ def _read(
 
 
 def _value(key: Key, value: Any, path: str, parsed: Mapping[str, Any]) -> Any:
-    """Return the parsed form of a value; for an array or a table, of each item."""
+    """Return the parsed form of a value. In an array or a table, each item is parsed."""
     if value is None or key.rule is ANY:
         return value
     if type(value) is tuple:
@@ -704,7 +704,7 @@ def _value(key: Key, value: Any, path: str, parsed: Mapping[str, Any]) -> Any:
 
 
 def _deploy(service: Any, fields: dict[str, Any]) -> specs.DeploySpec | None:
-    """Return the instances of a service; None if it has no service address."""
+    """Return how a service's instances are replaced; None if the service has no service address."""
     if service.replicas is None and service.update != "start-first":
         return None
     return specs.DeploySpec(service.replicas or 1, service.update or "start-first", **fields)

@@ -28,7 +28,7 @@ Outer = Callable[[], Mapping[str, str]]
 
 
 class Loaded(NamedTuple):
-    """A manifest with the file that it came from."""
+    """A valid manifest, and the file that it was read from."""
 
     spec: ServiceSpec
     path: str  # absolute path of the file
@@ -38,10 +38,9 @@ class Loaded(NamedTuple):
 def load(path: str, owners: Collection[int] | None = None) -> Loaded:
     """Read and check the manifest at ``path``: a file, or a folder with a manifest.toml.
 
-    With ``owners``, it must belong to one of these uids (`niso.manifest.toml.load`). Raises
-    NotFound if there is none, Error if it cannot be read, InvalidInput if it is not valid TOML, and
-    an ErrorGroup with one InvalidInput for each invalid value. Every message begins with the path
-    of the file.
+    If ``owners`` (uids) are given, only these users may be able to change the file. Raises NotFound
+    if it does not exist, Error if it cannot be read, InvalidInput if it is not valid TOML, and an
+    ErrorGroup with one InvalidInput for each invalid value. Messages begin with the file's path.
     """
     path = place(path)
     data = prepared(toml.load(path, FILE_NAME, owners), path, owners)
@@ -51,7 +50,7 @@ def load(path: str, owners: Collection[int] | None = None) -> Loaded:
 def of_data(data: object, folder: str) -> Loaded:
     """Check a manifest that is given as dicts and lists, as tomllib returns them.
 
-    ``folder`` contains its files. Messages refer to the data as the manifest.toml of that folder.
+    ``folder`` is the package's folder. Messages refer to the data as the manifest.toml in it.
     Raises NotFound if the folder does not exist, and ErrorGroup as `load` does.
     """
     path = os.path.join(folder, FILE_NAME)
@@ -72,7 +71,7 @@ def of_data(data: object, folder: str) -> Loaded:
 
 
 def _tables(value: object) -> object:
-    """Convert to plain dicts and lists. Raises RecursionError and UnicodeEncodeError."""
+    """Copy data to plain dicts and lists. Raises RecursionError and UnicodeEncodeError."""
     if isinstance(value, Mapping):
         return {_tables(str(key)): _tables(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -83,7 +82,7 @@ def _tables(value: object) -> object:
 
 
 def place(path: str) -> str:
-    """Return the absolute path of the manifest at ``path``, which is a file or its folder."""
+    """Return the absolute path of a manifest.toml. ``path`` is the file or its folder."""
     path = os.path.abspath(path)
     return os.path.join(path, FILE_NAME) if os.path.isdir(path) else path
 
@@ -94,10 +93,11 @@ def prepared(
     owners: Collection[int] | None = None,
     outer: Outer | None = None,
 ) -> Resolved:
-    """Substitute the variables in the manifest at ``path``, and make its paths absolute.
+    """Substitute the variables in a manifest's data, and make its paths absolute.
 
-    ``outer`` returns the variables of a stack, which have precedence over those in the file .env
-    next to the manifest. Raises Error and InvalidInput if that file exists but cannot be used.
+    ``path`` is the manifest's file. ``outer`` returns the variables of a stack, which have
+    precedence over those in the file .env next to the manifest. Raises Error and InvalidInput if
+    that .env exists but cannot be used.
     """
     folder = os.path.dirname(path)
     resolved = Resolved(data, [])
@@ -110,11 +110,11 @@ def prepared(
 def with_paths(
     resolved: Resolved, folder: str, owners: Collection[int] | None = None, base: str = ""
 ) -> Resolved:
-    """Make env_file and relative host paths in the data of a manifest absolute, below ``folder``.
+    """Make the relative paths in the data of a manifest absolute: env_file, volumes and secrets.
 
-    ``base`` is the key path of the data in its file. With ``owners``, symbolic links in the path of
-    an env_file must belong to these users. The host path of a volume is relative if it begins with
-    ``./``. No relative path may lead out of ``folder``.
+    Paths are relative to ``folder``, and none may lead out of it. The host path of a volume is
+    relative only if it begins with ``./``. ``base`` is the key path of the data in its file. If
+    ``owners`` (uids) are given, symbolic links in the path of an env_file must belong to them.
     """
     data, errors = resolved.data, list(resolved.errors)
     service = data.get("service")
@@ -145,7 +145,7 @@ def with_paths(
 def _env_files(
     written: Any, key: str, folder: str, owners: Collection[int] | None
 ) -> tuple[Any, list[InvalidInput]]:
-    """Return (the value of env_file with absolute paths, errors). Symbolic links are resolved."""
+    """Make the paths in env_file absolute, without symbolic links. Return value and errors."""
     errors: list[InvalidInput] = []
 
     def placed(file: Any, at: str) -> Any:
@@ -212,8 +212,8 @@ def checked(resolved: Resolved, path: str, owners: Collection[int] | None = None
 def _secrets(manifest: Any, owners: Collection[int] | None) -> Iterator[InvalidInput]:
     """Yield an error for each secret that is not a regular file, or that others can change.
 
-    Others are the users not in ``owners`` (uids). A missing file is no error, since it may be
-    created before the activation, which reads it.
+    Others are all users except ``owners`` (uids). A missing file is no error, because it may be
+    created before the service is activated.
     """
     for name, secret in manifest.secrets.items():
         try:
@@ -233,7 +233,7 @@ def _secrets(manifest: Any, owners: Collection[int] | None) -> Iterator[InvalidI
 
 
 def written(spec: ServiceSpec) -> dict[str, Any]:
-    """Return the tables of a manifest with only the keys that differ from their defaults."""
+    """Convert a ServiceSpec back to the tables of a manifest. Default values are left out."""
     defaults = convert.plain(Manifest(TABLES["package"]("", ""), TABLES["binary"]("")))
     defaults["healthcheck"] = convert.plain(TABLES["healthcheck"]())
     volume = convert.plain(TABLES["volumes.*"](""))
@@ -251,7 +251,7 @@ def written(spec: ServiceSpec) -> dict[str, Any]:
 
 
 def _changed(table: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a table that differ from ``defaults``. In strings, ``${`` is escaped."""
+    """Return the keys of a table that are not as in ``defaults``. ``${`` in strings is escaped."""
     result: dict[str, Any] = {}
     for name, value in table.items():
         default = defaults.get(name)

@@ -75,10 +75,11 @@ def parse(
     outside: bool = True,
     base: str = "network.policy",
 ) -> Policy:
-    """Build a Policy from the four lists of entries in a manifest; an allow list may be None.
+    """Build a Policy from the four lists of entries in a manifest.
 
-    ``outside`` says whether ``egress_allow`` may have DNS names. ``base`` is the key path of the
-    policy. Raises InvalidInput for the first invalid entry.
+    ``None`` for an allow list means that the manifest has no such list. ``outside`` says whether
+    ``egress_allow`` may have DNS names. ``base`` is the policy's key path, for errors. Raises
+    InvalidInput for the first invalid entry.
     """
 
     def entries(
@@ -97,10 +98,10 @@ def parse(
 
 
 def denials(entries: Iterable[Entry]) -> tuple[Entry, ...]:
-    """Return the entries of ``egress.deny``, with two addresses before each "metadata".
+    """Add the addresses of cloud metadata services before each entry "metadata" of ``egress.deny``.
 
-    The entry "metadata" itself stays, because it can also mean a service of this name: a list must
-    not deny less than it declares.
+    The entry "metadata" itself stays, because a service can have this name, and a list must not
+    deny less than it declares.
     """
     result: list[Entry] = []
     for entry in entries:
@@ -130,7 +131,7 @@ def audit_end(text: str, key: str) -> int:
 
 
 def problems(network: Mapping[str, object], parsed: Mapping[str, object]) -> Iterator[InvalidInput]:
-    """Yield an error for each DNS name that extra_hosts has too, and for too many DNS names."""
+    """Yield an error for each DNS name that is also in extra_hosts, and for too many DNS names."""
     hosts = network.get("extra_hosts")
     names: list[str] = []
     for path, entry in parsed.items():
@@ -154,7 +155,7 @@ def parse_ingress(text: str, key: str) -> Entry:
 
 
 def parse_egress(text: str, key: str) -> Entry:
-    """Parse an entry for egress that may not be a DNS name. Raises InvalidInput."""
+    """Parse an entry of ``egress.deny``, which cannot be a DNS name. Raises InvalidInput."""
     return parse_entry(text, key, True)
 
 
@@ -164,7 +165,7 @@ def parse_egress_allow(text: str, key: str) -> Entry:
 
 
 def parse_entry(text: str, key: str, egress: bool, outside: bool = False) -> Entry:
-    """Parse an entry of a policy, which with ``outside`` may be a DNS name. Raises InvalidInput."""
+    """Parse a policy entry. With ``outside``, it may be a DNS name. Raises InvalidInput."""
     peer, suffix = _split(text, key)
     ports, slash, proto = (
         suffix[1:].partition("/") if suffix.startswith(":") else ("", suffix, suffix[1:])
@@ -186,7 +187,7 @@ def parse_entry(text: str, key: str, egress: bool, outside: bool = False) -> Ent
 
 
 def _split(text: str, key: str) -> tuple[str, str]:
-    """Split an entry into (peer without brackets, rest); the rest is "", ``:...`` or ``/...``."""
+    """Split an entry into its peer, without brackets, and the ports and protocol after the peer."""
     if text.startswith("["):
         peer, bracket, suffix = text[1:].partition("]")
         if not bracket or ":" not in peer or (suffix and suffix[0] not in ":/"):
@@ -206,7 +207,7 @@ def _split(text: str, key: str) -> tuple[str, str]:
 
 
 def _range(ports: str, text: str, key: str) -> tuple[int, int]:
-    """Parse ``80`` or ``80-90`` to (first port, last port). Raises InvalidInput."""
+    """Parse the ports ``80`` or ``80-90`` of an entry to (first, last). Raises InvalidInput."""
     low, dash, high = ports.partition("-")
     first = values.port_number(low)
     last = values.port_number(high) if dash else first
@@ -221,7 +222,7 @@ def _range(ports: str, text: str, key: str) -> tuple[int, int]:
 
 
 def _peer(peer: str, suffix: str, text: str, key: str, egress: bool) -> Peer:
-    """Parse the peer of an entry. ``suffix`` is what follows it. Raises InvalidInput."""
+    """Parse the peer of an entry ``text``, which ends with ``suffix``. Raises InvalidInput."""
     if not peer:
         everybody = f'"0.0.0.0/0{suffix}" for all of IPv4, "[::/0]{suffix}" for all of IPv6'
         raise _wrong_entry(text, key, "the peer is missing", everybody if suffix else RIGHT)
@@ -233,7 +234,7 @@ def _peer(peer: str, suffix: str, text: str, key: str, egress: bool) -> Peer:
 
 
 def _is_domain(peer: str) -> bool:
-    """Return whether a peer looks like a DNS name, not like an address or a service."""
+    """Return whether a peer looks like a DNS name, and not like an address or a service's name."""
     if "." not in peer or ":" in peer or "/" in peer:
         return False
     if peer[0] in values.DIGITS:  # 10.1.2.x is a mistyped address, 1.example.com is a name
@@ -243,7 +244,7 @@ def _is_domain(peer: str) -> bool:
 
 
 def _outside(peer: str, text: str, key: str, allowed: bool) -> Peer:
-    """Parse a DNS name, if it is ``allowed`` here (RFC 1123, 2.1; RFC 1035, 2.3.4)."""
+    """Parse a peer that is a DNS name (RFC 1123, 2.1; RFC 1035, 2.3.4). Raises InvalidInput."""
     example = '"api.example.com:443"'
     if peer == DOMAIN or peer.endswith(f".{DOMAIN}"):
         raise _wrong_entry(text, key, f"only NAME.{DOMAIN} is a name of a service")
@@ -327,7 +328,7 @@ def _prefix(peer: str, suffix: str, text: str, key: str) -> _Prefix:
 
 
 def _not_an_address(text: str, with_length: bool) -> str:
-    """Return why ``text`` is not an address; ``with_length``: a prefix length follows it."""
+    """Return why ``text`` is not an address. ``with_length``: a prefix length follows the text."""
     shown = base_text.shown(text)
     if ":" not in text:
         if with_length and not _OF_IPV4.issuperset(text):
@@ -339,14 +340,14 @@ def _not_an_address(text: str, with_length: bool) -> str:
 
 
 def _written(peer: str, suffix: str) -> str:
-    """Return an entry in quotes, for a message. An IPv6 peer is in brackets if ports follow."""
+    """Format peer and ``suffix`` as an entry in quotes, an IPv6 peer before a port in brackets."""
     if ":" in peer and suffix.startswith(":"):
         return f'"[{peer}]{suffix}"'
     return f'"{peer}{suffix}"'
 
 
 def _not_a_peer(prefix: _Prefix) -> tuple[str, str] | None:
-    """Return (reason, valid form) for a prefix that no service's packets can have, or None."""
+    """Return (reason, valid form) if no service can have an address in a prefix; else None."""
     if isinstance(prefix, ipaddress.IPv6Network) and prefix.subnet_of(_MAPPED):
         number = ipaddress.IPv4Network(
             (int(prefix.network_address) & 0xFFFFFFFF, prefix.prefixlen - 96)
@@ -384,7 +385,7 @@ elements, whose length is limited."""
 def about(
     name: str, networks: tuple[str, ...], owner: str, labels: Mapping[str, str]
 ) -> Iterator[Policy]:
-    """Yield the administrator's policies for an attachment. Raises Error for any invalid file."""
+    """Yield the administrator's policies for an attachment. Raises Error if any file is invalid."""
     subject: dict[str, tuple[str, ...]] = {label: (text,) for label, text in labels.items()}
     subject |= {"name": (name,), "network": networks, "owner": (owner,)}
     for file in _files():
@@ -422,7 +423,7 @@ def _untrusted(path: str) -> str:
 
 
 def _tables(file: str) -> list[dict[str, Any]]:
-    """Read the tables [[policy]] of a file. Raises Error, also for unknown keys."""
+    """Read the tables [[policy]] of a file. Raises Error if the file or a key is invalid."""
     if len(os.path.basename(file)) > _LONGEST_NAME:
         raise InvalidInput(f"{file}: its name is too long", f"at most {_LONGEST_NAME} characters")
     data = toml.load(file, "file of policies", {0}, _untrusted(file))
@@ -459,7 +460,7 @@ def _wrong_file(file: str, reason: str) -> InvalidInput:
 
 
 def _is_about(table: Mapping[str, Any], subject: Mapping[str, tuple[str, ...]]) -> bool:
-    """Return whether each matcher in a table matches one of the attachment's values."""
+    """Return whether every matcher in a [[policy]] table matches a value of the attachment."""
     from fnmatch import fnmatchcase
 
     for matcher in table.keys() & {*MATCHERS}:

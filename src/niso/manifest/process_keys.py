@@ -31,9 +31,9 @@ MAX_SPREAD = 16  # host ports of one entry of network.ports: each is a separate 
 
 
 def signal(text: str, key: str) -> str:
-    """Parse the name of a signal, with or without SIG, to the name without it.
+    """Return the name of a signal without ``SIG``, whether or not ``text`` begins with ``SIG``.
 
-    Raises InvalidInput.
+    Raises InvalidInput if signal(7) does not have it.
     """
     from signal import Signals
 
@@ -45,10 +45,10 @@ def signal(text: str, key: str) -> str:
 
 
 def deploy_problems(data: Mapping[str, Any], parsed: Mapping[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error for each key that a service with a service address cannot have, or lacks.
+    """Yield an error for each key that does not fit a service with a service address, or without.
 
-    Without a service address, an error is yielded for each key that needs one. ``data`` is the
-    manifest, ``parsed`` are its valid values by their key paths.
+    A service has a service address if it sets service.replicas, or service.update = "start-first".
+    ``data`` is the manifest, and ``parsed`` its valid values by key path.
     """
     service, network, volumes = (
         table if isinstance(table := data.get(name), dict) else {}
@@ -128,10 +128,10 @@ _URL_CHARACTERS = frozenset(
 
 
 def url(text: str, key: str, names: Iterable[str] = ()) -> tuple[str, int, str, str]:
-    """Parse ``http://...`` to (address to connect to, port, Host header, path).
+    """Parse the URL of a health check to (address to connect to, port, Host header, path).
 
-    ``names`` are the service's own names. For these and for ``localhost`` the address is "". Raises
-    InvalidInput.
+    The host must be the service itself: localhost, a loopback address or one of ``names``. The
+    address is "" for localhost and for these names. Raises InvalidInput.
     """
     scheme, mark, location = text.partition("://")
     reason = None
@@ -166,12 +166,11 @@ def url(text: str, key: str, names: Iterable[str] = ()) -> tuple[str, int, str, 
 
 
 def _after(text: str) -> tuple[str, str]:
-    """Split what follows ``[address]`` in a URL into (colon, port), or ("", "")."""
     return (":", text[1:]) if text.startswith(":") else ("", "") if not text else (":", "?")
 
 
 def _address(text: str, key: str, name: str, names: set[str]) -> str:
-    """Return the address to connect to for the host ``name`` of the URL ``text``."""
+    """Return the address to connect to for the host ``name`` of a URL. Raises InvalidInput."""
     if name == "localhost" or name in names or name.removesuffix(".niso.local") in names:
         return ""
     if values.is_ipv4(name) and name.startswith("127."):
@@ -186,13 +185,13 @@ def _address(text: str, key: str, name: str, names: set[str]) -> str:
 
 
 def own_names(name: object, hostname: object, aliases: object) -> set[str]:
-    """Return the host names in a URL that mean the service itself."""
+    """Return the host names that refer to the service itself in the URL of its health check."""
     more = aliases if isinstance(aliases, list | tuple) else ()
     return {own for own in (name, hostname, *more) if isinstance(own, str)}
 
 
 def health_problems(section: Mapping[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error for each conflict of keys in [healthcheck], and if none is set."""
+    """Yield an error for keys of [healthcheck] that exclude each other, or if all are missing."""
     command = section.get("command")
     if isinstance(command, list) and (not command or command[0] == ""):
         right = "a program and its arguments"
@@ -233,7 +232,7 @@ MIN_RATE, MAX_BANDWIDTH = 64_000, 100 * 10**9
 
 
 def memory_max(text: str, key: str) -> int:
-    """Parse a memory limit to bytes. PID 1 of the service needs 1M. Raises InvalidInput."""
+    """Parse a memory limit such as ``512M`` to bytes; at least 1M. Raises InvalidInput."""
     return _size_in(text, key, MIN_MEMORY, "1M to 1000000000G", '"512M"')
 
 
@@ -264,14 +263,14 @@ def rate_of_bits(bits: int, key: str, written: object) -> int:
 
 
 def way(text: str, key: str) -> str:
-    """Return ``text`` if it is a direction of network.bandwidth. Raises InvalidInput."""
+    """Return ``text`` if it is a direction of network.bandwidth, in or out. Raises InvalidInput."""
     return values.require(
         text, key, None if text in WAYS else "is an unknown direction", "in or out"
     )
 
 
 def cpu_max(text: str, key: str) -> int:
-    """Parse a percentage of one CPU: ``200%`` is two CPUs. Raises InvalidInput."""
+    """Parse a CPU limit to percent of one CPU: 200 for ``200%``, two CPUs. Raises InvalidInput."""
     digits = text.removesuffix("%")
     is_number = digits.isascii() and digits.isdigit() and len(digits) <= 7 and digits[0] != "0"
     number = int(digits) if is_number else 0
@@ -287,7 +286,7 @@ def tmpfs(text: str, key: str) -> int:
 
 
 def tmp_default(memory_max: int | None) -> str:
-    """Return the default size of each of /tmp, /run and /var/tmp for a memory limit in bytes."""
+    """Return the default size of /tmp, /run and /var/tmp each, given the memory limit in bytes."""
     size = TMP if memory_max is None else memory_max // 4
     if size >= 1 << 39:  # the text of a size has at most nine digits
         return f"{size >> 30}G"
@@ -295,7 +294,10 @@ def tmp_default(memory_max: int | None) -> str:
 
 
 def fragments_default(capabilities: Collection[str]) -> int:
-    """Return the limit of IP fragments per second; 0, no limit, without a raw capability."""
+    """Return the default limit of IP fragments per second for a service with these capabilities.
+
+    It is 0, no limit, if none of them lets the service send raw packets.
+    """
     return 0 if SENDS_RAW.isdisjoint(capabilities) else FRAGMENTS
 
 
@@ -307,7 +309,7 @@ _CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012
 
 
 def secret_name(text: str, key: str) -> str:
-    """Return ``text`` if it can name a secret and its file. Raises InvalidInput."""
+    """Return ``text`` if it is a valid name of a secret and of its file. Raises InvalidInput."""
     valid = 0 < len(text) <= values.MAX_NAME and _CHARACTERS.issuperset(text) and text[0] != "."
     reason = None if valid else "is not a valid name of a secret"
     right = "letters, digits, -, _ and ., first not a dot, at most 63 characters"
@@ -315,7 +317,7 @@ def secret_name(text: str, key: str) -> str:
 
 
 def file(text: str, key: str) -> str:
-    """Return ``text`` if it is an absolute path, as `niso.manifest.load` has made it."""
+    """Return the path of a secret, which `niso.manifest.load` has made absolute."""
     reason = values.absolute_reason(text)
     return values.require(text, key, reason, "a path of the host", '"./secret.txt"')
 
@@ -323,7 +325,7 @@ def file(text: str, key: str) -> str:
 def secrets_problems(
     section: Mapping[str, Any], volumes: Mapping[str, Any]
 ) -> Iterator[InvalidInput]:
-    """Yield an error for each volume of a manifest that would hide its secrets."""
+    """Yield an error for each volume whose mount point would hide the folder of the secrets."""
     for volume, keys in volumes.items() if section else ():
         mount = keys.get("mount") if isinstance(keys, dict) else None
         if isinstance(mount, str) and (mount == "/run" or f"{mount}/".startswith(f"{FOLDER}/")):
@@ -335,7 +337,7 @@ def secrets_problems(
 
 
 def volume_name(text: str, key: str) -> str:
-    """Return ``text`` if it can name a volume and its folder. Raises InvalidInput."""
+    """Return ``text`` if it is a valid name of a volume and of its folder. Raises InvalidInput."""
     known = _CHARACTERS - {"."}
     valid = 0 < len(text) <= values.MAX_NAME and known.issuperset(text) and text[0].isalpha()
     reason = None if valid else "is not a valid volume name"
@@ -344,7 +346,7 @@ def volume_name(text: str, key: str) -> str:
 
 
 def mount(text: str, key: str) -> str:
-    """Return ``text`` if it can be a mount point inside the service. Raises InvalidInput."""
+    """Return ``text`` if a volume can be mounted there in the service. Raises InvalidInput."""
     reason = values.absolute_reason(text)
     if reason is None and text != "/" and not {"", ".", ".."}.isdisjoint(text.split("/")[1:]):
         reason = "contains an empty part, . or .."
@@ -355,7 +357,7 @@ def mount(text: str, key: str) -> str:
 
 
 def host(text: str, key: str) -> str:
-    """Return ``text`` if it is an absolute path, as `niso.manifest.load` has made it."""
+    """Return the host path of a volume, which `niso.manifest.load` has made absolute."""
     right = "an absolute path on the host, or one beside this file that starts with ./"
     return values.require(text, key, values.absolute_reason(text), right, '"/srv/data"')
 
@@ -368,7 +370,7 @@ def size(text: str, key: str) -> int:
 def volumes_problems(
     section: Mapping[str, Any], parsed: Mapping[str, Any]
 ) -> Iterator[InvalidInput]:
-    """Yield an error for each mount point that overlaps another one, and for conflicting keys."""
+    """Yield errors for overlapping mount points in [volumes], and for keys that conflict."""
     points: dict[str, str] = {}  # mount point -> its key
     above: dict[str, str] = {}  # parent folder of a mount point -> that mount point
     for volume, keys in section.items():
@@ -383,7 +385,10 @@ def volumes_problems(
 def _overlapping(
     point: str, key: str, points: dict[str, str], above: dict[str, str]
 ) -> Iterator[InvalidInput]:
-    """Yield an error if a mount point overlaps an earlier one; add it to both dicts."""
+    """Yield an error if the mount point ``point`` overlaps an earlier one, and record it.
+
+    ``points`` maps earlier mount points to their keys, ``above`` their parent folders to them.
+    """
     parts = point.split("/")
     folders = ["/".join(parts[:end]) for end in range(2, len(parts))]
     other = next((folder for folder in folders if folder in points), None)
@@ -401,7 +406,7 @@ def _overlapping(
 
 
 def _combined(keys: Mapping[str, Any], base: str) -> Iterator[InvalidInput]:
-    """Yield an error for each key of a volume that conflicts with its other keys."""
+    """Yield an error for each key of a volume that cannot be combined with its other keys."""
     tmpfs, bound = keys.get("tmpfs") is True, "host" in keys
     only_host = "only a path of the host has a mode, other volumes are writable"
     for is_wrong, key, reason, right in (

@@ -59,7 +59,7 @@ ABOUT: dict[str, str] = {}
 
 
 def _table(title: str, *keys: Key) -> Any:
-    """Return the named tuple class of a table, and add the descriptions of its keys to `ABOUT`."""
+    """Build the named tuple class of a table, and add the descriptions of its keys to `ABOUT`."""
     ABOUT.update({f"{title}.{key.name}": key.about for key in keys})
     types = {key.name: key.type for key in keys}
     return named_tuple(
@@ -142,9 +142,9 @@ _Whole = _table(
 
 
 class StackMember(NamedTuple):
-    """A service of a stack, with its manifest."""
+    """A service of a stack, with its manifest and its dependencies."""
 
-    key: str  # service[1], or services.api for a service written in the stack
+    key: str  # key path: service[1], or services.api for a service written in the stack
     loaded: Loaded  # its package's manifest with the stack's overrides
     overrides: Mapping[str, Any] | None  # None: the complete manifest is in the stack
     after: Mapping[str, Condition]  # service -> its required state before this one starts
@@ -159,7 +159,7 @@ class StackMember(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """A stack.toml that has been checked."""
+    """A valid stack.toml, with the manifests of its services."""
 
     name: str
     path: str  # absolute path of the file
@@ -170,12 +170,12 @@ class Stack(NamedTuple):
 
     @property
     def file(self) -> str:
-        """Return the path in a form that a terminal can print."""
+        """Return the path of the stack.toml in a form that a terminal can print."""
         return escaped(self.path)
 
 
 class Outline(NamedTuple):
-    """The part of a stack that needs no packages. Other parts of the file may be invalid."""
+    """A stack's services and dependencies, read without packages. The rest may be invalid."""
 
     name: str
     path: str
@@ -189,7 +189,7 @@ have complete key paths (``networks.backend.subnet``)."""
 
 
 def place(path: str) -> str:
-    """Return the absolute path of the stack.toml at ``path``, which is a file or its folder."""
+    """Return the absolute path of a stack.toml. ``path`` is the file or its folder."""
     path = os.path.abspath(path)
     is_file = path.endswith(".toml") and not os.path.isdir(path)
     return path if is_file else os.path.join(path, FILE_NAME)
@@ -198,7 +198,8 @@ def place(path: str) -> str:
 def outline(path: str) -> Outline:
     """Read only the name, the services and the dependencies of a stack.toml.
 
-    Raises NotFound, Error if it cannot be read, and InvalidInput or an ErrorGroup if it is invalid.
+    Raises NotFound if it does not exist, Error if it cannot be read, and InvalidInput or an
+    ErrorGroup if these parts are invalid.
     """
     path = place(path)
     data = toml.load(path, FILE_NAME)
@@ -227,7 +228,6 @@ def outline(path: str) -> Outline:
 
 
 def _names(needs: object) -> tuple[str, ...]:
-    """Return the names of services in the value of a depends_on, without values of a wrong type."""
     names = needs if isinstance(needs, dict | list) else ()
     return tuple(name for name in names if isinstance(name, str))
 
@@ -235,10 +235,10 @@ def _names(needs: object) -> tuple[str, ...]:
 def load(path: str, also: Also = lambda _: (), owners: Collection[int] | None = None) -> Stack:
     """Read and check the stack.toml at ``path``, a file or its folder, and its manifests.
 
-    With ``owners``, all these files must belong to one of these uids (`niso.manifest.toml.load`).
-    ``also`` returns further errors of a network. Raises NotFound, Error if the file cannot be read,
-    InvalidInput if it is not valid TOML, and otherwise an ErrorGroup with all errors in the file
-    and in the manifests. Each names its file, key and value.
+    If ``owners`` (uids) are given, only these users may be able to change the files. ``also``
+    returns further errors of a network. Raises NotFound if the file does not exist, Error if it
+    cannot be read, InvalidInput if it is not valid TOML, and otherwise an ErrorGroup with all
+    errors in the file and in the manifests. Each names its file, key and value.
     """
     path = place(path)
     resolved, variables = resolve(toml.load(path, FILE_NAME, owners), path, owners)
@@ -289,7 +289,7 @@ def load(path: str, also: Also = lambda _: (), owners: Collection[int] | None = 
 
 
 def _with_apart(members: list[StackMember], folder: str) -> list[StackMember]:
-    """Return the members such that no package copy contains a file with secrets or variables."""
+    """Record in each member the files with secrets or variables, which no package copy contains."""
     specs = [member.loaded.spec for member in members]
     programs = [spec.program for spec in specs]
     own = (path for program in programs for path in (*program.apart, *program.secrets.values()))
@@ -304,7 +304,7 @@ def _with_apart(members: list[StackMember], folder: str) -> list[StackMember]:
 
 
 def as_stack_error(stack: Stack, error: Error, of: StackMember | None = None) -> Error:
-    """Convert an error to one of the stack.toml if its key is there; ``of`` is its service."""
+    """Convert an error to one of the stack.toml if the key is set there. ``of`` is its service."""
     for member in stack.members if of is None else (of,):
         path = member.loaded.path
         if member.overrides is None:
@@ -332,7 +332,7 @@ def _in_file(path: str, error: Error) -> Error:
 
 
 def _tables(items: object) -> list[tuple[str, dict[str, Any]]]:
-    """Return (key path, content) for each [[service]] that is a table."""
+    """Return (key path, content) for each [[service]], without items that are not tables."""
     tables = enumerate(items if isinstance(items, list) else [])
     return [(f"service[{index}]", item) for index, item in tables if isinstance(item, dict)]
 
@@ -348,7 +348,7 @@ def _refused(rule: Callable[[str, str], object], value: str, key: str) -> Invali
 def _top(
     data: dict[str, object], also: Also
 ) -> tuple[str, bool | None, dict[str, NetworkRequest], list[InvalidInput]]:
-    """Return (name, prefix, networks by name, errors) of a stack.toml, without its services."""
+    """Check a stack.toml without its services; return (name, prefix, networks by name, errors)."""
     shape = dict(data)
     if isinstance(items := data.get("service"), list):
         shape["service"] = [{} if isinstance(one, dict) else one for one in items]
@@ -383,7 +383,7 @@ def _top(
 
 
 def _form(key: str, data: Mapping[str, object]) -> str | None:
-    """Return a hint for a table that is written as another kind, such as [service.api]."""
+    """Return a hint if a table has the wrong form, such as [service.api] for [services.api]."""
     if key in ("service", "services") and isinstance(data.get(key), dict | list):
         return "[[service]] with name and package, or [services.NAME] with the tables of a manifest"
     if key.startswith("service[") and key.endswith("].network"):
@@ -392,7 +392,6 @@ def _form(key: str, data: Mapping[str, object]) -> str | None:
 
 
 def _unknown(keys: Mapping[str, object], key: str) -> Iterable[InvalidInput]:
-    """Yield an error for each key of a [[service]] that neither stacks nor manifests have."""
     known = (*Own._fields, *NETWORK_KEYS, *OVERRIDES)
     for name, value in keys.items():
         if name in known:
@@ -428,10 +427,11 @@ def _package(
     overrides: Mapping[str, Any],
     of_stack: tuple[Collection[int] | None, Outer],
 ) -> Loaded:
-    """Return the manifest at ``path``, the value ``package``, with the stack's overrides.
+    """Load the package of a [[service]], and replace keys of its manifest by those of the stack.
 
-    ``of_stack`` are (owners, function that returns the variables of the stack). Raises InvalidInput
-    or ErrorGroup; only errors of the manifest itself have a file.
+    ``path`` is the package's absolute path, and ``package`` the path as it is written. ``of_stack``
+    are (owners, function that returns the variables of the stack). Raises InvalidInput or
+    ErrorGroup. Only errors of the manifest itself have a file.
     """
     key, right = f"{item.key}.package", "a folder with a manifest.toml"
     if not package or not package.isprintable():
@@ -458,7 +458,10 @@ def _package(
 
 
 def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a package's manifest with the stack's overrides; arrays and volumes as a whole."""
+    """Return a package's manifest in which a stack's ``overrides`` replace keys.
+
+    An array or a volume is replaced as a whole.
+    """
     network = {key: value for key, value in overrides.items() if key in NETWORK_KEYS}
     more = {key: value for key, value in overrides.items() if key in OVERRIDES}
     laid = laid_over(data, {**more, "network": network, "package": {"name": name}})
@@ -470,7 +473,10 @@ def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) ->
 
 
 def _here(at: str, key: str, overrides: Mapping[str, Any], error: Error) -> InvalidInput:
-    """Convert an error of a manifest to one of the stack.toml, which may not set the key."""
+    """Convert an error of a manifest with ``overrides`` to an error of the [[service]] at ``key``.
+
+    The error is about the service as a whole if the stack.toml does not set the manifest's key.
+    """
     mine = _key_here(key, overrides, error.key or "")
     if mine is None:
         return InvalidInput(f"with {escaped(at)}: {error.detail}", error.hint, key)
@@ -487,7 +493,7 @@ def _here(at: str, key: str, overrides: Mapping[str, Any], error: Error) -> Inva
 
 
 def _key_here(key: str, overrides: Mapping[str, Any], manifest_key: str) -> str | None:
-    """Return the path in stack.toml of a manifest's key; None if it is not set there."""
+    """Return the path in stack.toml of a key of the manifest, or None if it is not set there."""
     if manifest_key == "package.name":
         return f"{key}.name"
     table, _, path = manifest_key.partition(".")
@@ -507,7 +513,7 @@ _TABLES = "|".join(Manifest._fields)
 
 
 def inline_tables(services: object) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield (key path, name, content) for each [services.NAME] that is a table."""
+    """Yield (key path, name, content) for each [services.NAME], without those of a wrong type."""
     for name, table in services.items() if isinstance(services, dict) else ():
         if isinstance(table, dict):
             yield values.join("services", name), name, table
@@ -516,9 +522,10 @@ def inline_tables(services: object) -> Iterator[tuple[str, str, dict[str, Any]]]
 def checked(
     path: str, key: str, name: str, table: Mapping[str, Any], owners: Collection[int] | None
 ) -> Loaded:
-    """Check the service at the path ``key`` in the stack.toml at ``path``.
+    """Check the [services.NAME] table at the path ``key`` of a stack.toml, a complete manifest.
 
-    ``owners`` is as for `load`. Raises ErrorGroup; only errors of files of variables have a file.
+    ``path`` is the file, and ``owners`` as for `load`. Raises ErrorGroup; only errors of files of
+    variables have a file.
     """
     errors: list[Error] = []
     if "depends_on" in table:
@@ -548,7 +555,7 @@ def checked(
 
 
 def _folder(path: str, key: str, folder: object, owners: Collection[int] | None) -> str:
-    """Return the absolute path of a package's folder; "" without a folder."""
+    """Return the absolute path of the folder in package.folder, or "" if that is not set."""
     right, example = "a folder beside the stack.toml", '"./api"'
     if folder is None:
         return ""
@@ -571,7 +578,7 @@ def _folder(path: str, key: str, folder: object, owners: Collection[int] | None)
 
 
 def moved_error(error: Error, key: str, file: str = "") -> InvalidInput:
-    """Return an error with the key path in the stack.toml ``file``, for the service at ``key``."""
+    """Convert an error of a manifest to one of the stack.toml, for the service at ``key``."""
     new = InvalidInput.of(error)
     new.file = file
     # it has no package.name, since its name is that of its table
@@ -590,10 +597,11 @@ def moved_error(error: Error, key: str, file: str = "") -> InvalidInput:
 def resolve(
     data: dict[str, Any], path: str, owners: Collection[int] | None
 ) -> tuple[Resolved, Outer]:
-    """Substitute the variables in the data of the stack.toml at ``path``; make paths absolute.
+    """Substitute the variables in a stack.toml's data, and make its paths absolute.
 
-    Returns (data, function that returns the variables). The file .env next to it is read if a
-    variable is used. Raises Error and InvalidInput if .env cannot be used.
+    Returns the data, and a function that returns the variables. The file .env next to the
+    stack.toml is read only if a variable is used. Raises Error and InvalidInput if .env cannot be
+    used.
     """
     folder = os.path.dirname(path)
     outer = cache(lambda: manifest_variables.variables(folder, owners)[0])
@@ -644,7 +652,7 @@ manifest."""
 
 
 def laid_over(base: dict[str, Any], laid: Mapping[str, Any], table: str = "") -> dict[str, Any]:
-    """Return the data of a table with the keys of ``laid`` instead of its own, at all levels."""
+    """Merge two tables at all levels. Keys of ``laid`` have precedence over those of ``base``."""
     choice = set(_INSTEAD.get(table, ()))
     gone = choice - laid.keys() if choice & laid.keys() else set()
     merged = {key: value for key, value in base.items() if key not in gone}
@@ -659,7 +667,7 @@ def laid_over(base: dict[str, Any], laid: Mapping[str, Any], table: str = "") ->
 
 
 class _Item(NamedTuple):
-    """What checks of other services need to know of a service in a stack."""
+    """A service of a stack, as needed to check the dependencies of all services."""
 
     key: str
     name: str
@@ -667,14 +675,14 @@ class _Item(NamedTuple):
     listed: bool  # whether depends_on is an array
 
     def path(self, dependency: str) -> str:
-        """Return the key path of a dependency in depends_on."""
+        """Return the path of a dependency's key in depends_on."""
         base = f"{self.key}.depends_on"
         index = list(self.after).index(dependency)
         return f"{base}[{index}]" if self.listed else values.join(base, dependency)
 
 
 def item(own: Mapping[str, Any], key: str) -> _Item:
-    """Build the `_Item` of a service from its keys. Values of a wrong type are skipped."""
+    """Build the `_Item` of a service from the keys of its table, without values of a wrong type."""
     needs = own.get("depends_on")
     after: dict[str, Condition] = {}
     if isinstance(needs, list):
@@ -686,7 +694,7 @@ def item(own: Mapping[str, Any], key: str) -> _Item:
 
 
 def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
-    """Sort names so that each follows its dependencies. If there is a cycle, the order stays."""
+    """Sort names so that each follows its dependencies. Nothing is sorted if there is a cycle."""
     try:
         return [name for name in graphlib.TopologicalSorter(after).static_order() if name in after]
     except graphlib.CycleError:
@@ -696,7 +704,10 @@ def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
 def dependencies(
     items: Mapping[str, _Item], known: Mapping[str, ServiceSpec]
 ) -> Iterable[InvalidInput]:
-    """Yield an error for each cycle and each invalid dependency."""
+    """Yield an error for each cycle and each invalid dependency of a stack's services.
+
+    ``known`` has the specs of the services whose manifests are valid.
+    """
     for item in items.values():
         for name, condition in item.after.items():
             path = item.path(name)
@@ -730,7 +741,7 @@ def dependencies(
 
 
 def long_name(stack: str, name: str) -> str:
-    """Return the name of a stack's service or network with the stack's prefix."""
+    """Return the name of a service or network with the prefix of its stack: ``shop-db``."""
     short = name.removeprefix("niso-") if name == DEFAULT_NETWORK else name
     return f"{stack}-{short}"
 
@@ -738,9 +749,9 @@ def long_name(stack: str, name: str) -> str:
 def applies(
     prefix: bool | None, stack: str, names: Iterable[str], members: Collection[str], taken: bool
 ) -> bool:
-    """Return whether the services of a stack have its name as prefix.
+    """Return whether the names of a stack's services get the stack's name as prefix.
 
-    ``prefix`` is the setting in its file. With None, a stack that exists keeps its names:
+    ``prefix`` is the setting in the stack.toml. If it is None, a stack that exists keeps its names:
     ``members`` are its recorded services, also those that its file no longer has. A new stack gets
     the prefix if another stack already has a service with one of ``names`` (``taken``).
     """
@@ -756,7 +767,7 @@ def applies(
 
 
 def prefixed_outline(plain: Outline) -> Outline:
-    """Return the outline of a stack with the prefix in all names of services."""
+    """Add the stack's prefix to all names of services in an outline."""
     after = {
         long_name(plain.name, name): tuple(long_name(plain.name, other) for other in others)
         for name, others in plain.after.items()
@@ -765,7 +776,7 @@ def prefixed_outline(plain: Outline) -> Outline:
 
 
 def stack(plain: Stack) -> Stack:
-    """Return a stack with the prefix in all names. Raises ErrorGroup if one becomes too long."""
+    """Add the stack's prefix to all names in a stack. Raises ErrorGroup if one becomes too long."""
     names = {member.name: long_name(plain.name, member.name) for member in plain.members}
     called = _called(plain, names)
     declared = dict(plain.networks)
@@ -803,7 +814,7 @@ def stack(plain: Stack) -> Stack:
 
 
 def _called(plain: Stack, names: Mapping[str, str]) -> dict[str, str]:
-    """Return {name: service} of the names in policies that only one service of the stack has."""
+    """Map each name or alias that only one service of the stack has to that service's full name."""
     holders: dict[str, set[str]] = {}
     for member in plain.members:
         for name in member.loaded.spec.names:
@@ -818,11 +829,12 @@ def _member(
     networks: Mapping[str, str],
     lone: Container[str],
 ) -> StackMember:
-    """Return a service of a stack with the prefix in its name.
+    """Add the stack's prefix to a service, and to its networks, policy peers and dependencies.
 
-    Its short name becomes its hostname. If it already has another hostname, the short name becomes
-    an alias, but only if no other service of the stack has it (``lone``), and not on a network
-    outside the stack, where it could clash with a second stack of the same names.
+    Its short name becomes an alias if the service has another hostname, but only if no other
+    service of the stack has this name (``lone``), and only if all its networks are the stack's: on
+    other networks, the alias could clash with a second stack of the same names. ``called`` and
+    ``networks`` map names of services and networks to names with the prefix.
     """
     spec = member.loaded.spec
     network = spec.network
@@ -848,7 +860,7 @@ def _member(
 
 
 def _written(spec: ServiceSpec, policy: Policy) -> dict[str, object]:
-    """Return the manifest with the prefixed names; ``policy`` has no prefix."""
+    """Return the manifest of a spec with prefixes. ``policy`` is the policy without prefixes."""
     network = spec.network
     data: dict[str, Any] = dict(spec.manifest)
     data["package"] = {**data["package"], "name": spec.name}

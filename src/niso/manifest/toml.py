@@ -53,7 +53,7 @@ def load(
 
 
 def _meant(path: str, is_missing: bool) -> str | None:
-    """Return a hint for a file that is YAML, or that is missing while a similar one exists."""
+    """Return a hint if ``path`` is YAML, or missing while a similar file exists; otherwise None."""
     folder, name = os.path.split(path)
     # the command line may have taken the argument for a folder
     file = folder if is_missing else path
@@ -78,8 +78,9 @@ def content(
     """Return the content of a user's file. ``name`` is the name of such files in messages.
 
     ``hint`` is for a missing file, by default to pass the path. Without ``links``, an absolute path
-    with a symbolic link is refused. With ``owners``, only these uids may be able to change the file
-    or its folder; ``untrusted`` is the hint if others can. Raises NotFound, Error and InvalidInput.
+    with a symbolic link is refused. If ``owners`` (uids) are given, no other user may be able to
+    change the file or its folder; ``untrusted`` is the hint if others can. Raises NotFound, Error
+    and InvalidInput.
     """
     hint = hint or f"pass the path of a {name} or of its folder"
     try:
@@ -107,10 +108,10 @@ def content(
 
 
 def require_owner(how: str | None, owners: Container[int], hint: str | None = None) -> None:
-    """Raise InvalidInput if others than ``owners`` (uids) can change a file or folder.
+    """Raise InvalidInput if other users than ``owners`` (uids) can change a file or folder.
 
-    ``how`` says how they can, as `files.changed_by_others` returns it; None if they cannot.
-    ``hint`` is the next step, by default to pass --trust-owner.
+    ``how`` says how they can change it, as `files.changed_by_others` returns it, or is None if they
+    cannot. ``hint`` is the next step, by default to pass --trust-owner.
     """
     if how is None:
         return
@@ -123,12 +124,12 @@ def require_owner(how: str | None, owners: Container[int], hint: str | None = No
 
 
 def _open(path: str, flags: int) -> int:
-    """Open a file with O_NONBLOCK: opening a FIFO would otherwise wait for a writer."""
+    """Open a file with O_NONBLOCK, because opening a FIFO would wait for a writer otherwise."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _open_plain(path: str, flags: int) -> int:
-    """Open an absolute path without following links: these give ELOOP or ENOTDIR."""
+    """Open an absolute path, but fail with ELOOP or ENOTDIR if it has a symbolic link."""
     *above, name = path.split("/")[1:]
     folder = os.open("/", os.O_PATH | os.O_CLOEXEC)
     try:
@@ -169,7 +170,7 @@ def parse(content: bytes) -> dict[str, object]:
 
 
 def write_dates(table: dict[str, object]) -> None:
-    """Convert the dates of keys named audit_until to strings. All other keys have no dates."""
+    """Convert dates in keys named audit_until to strings, at all depths. No other key has dates."""
     for key, value in table.items():
         for item in value if isinstance(value, list) else (value,):
             if isinstance(item, dict):
@@ -191,7 +192,7 @@ def _syntax(message: str, text: str) -> str:
 
 
 def _duplicate(reason: str, place: str, text: str) -> str:
-    """Return a plain reason if tomllib reports a duplicate table or key; otherwise ""."""
+    """Return a plain reason if tomllib's ``reason`` is a duplicate table or key; otherwise ""."""
     match = re.match(r"line ([0-9]+),", place)
     lines = text.split("\n")
     line = lines[int(match[1]) - 1].strip() if match else ""
@@ -224,7 +225,7 @@ _PIECE = re.compile(
 
 
 def locate(text: str, errors: list[Error]) -> None:
-    """Set the line of each error: that of its key, or of the innermost table around it."""
+    """Set the line number of each error to the line of its key, or of the table around the key."""
     lines = dict(_lines(text))
     for error in errors:
         path = _path(error.key or "")
@@ -259,7 +260,7 @@ def _name(part: re.Match[str]) -> str:
 
 
 def _lines(text: str) -> Iterator[tuple[Path, int]]:
-    """Yield (path, line number) for each key and table, the first mention of a path last."""
+    """Yield (path, line number) for each key and table. The first mention of a path comes last."""
     lines: list[tuple[Path, int]] = []
     table: Path = ()
     counts: dict[Path, int] = {}
@@ -278,7 +279,7 @@ def _lines(text: str) -> Iterator[tuple[Path, int]]:
 
 
 def _resolved(names: Path, counts: dict[Path, int]) -> Path:
-    """Return a table's path with the index of the latest item after each array of tables."""
+    """Insert the index of the latest item after the name of each array of tables in a path."""
     path: Path = ()
     for position, name in enumerate(names):
         path = (*path, name)
@@ -288,7 +289,7 @@ def _resolved(names: Path, counts: dict[Path, int]) -> Path:
 
 
 def _statements(text: str) -> Iterator[tuple[int, str]]:
-    """Yield (line number, text) for each statement: a header, or what is before ``=``."""
+    """Yield (line number, text) for each statement: a table header, or a key before its ``=``."""
     number, depth, start, head, is_value = 1, 0, 1, "", False
     for piece in _PIECE.findall(text + "\n"):
         if piece == "\n" and not depth:
@@ -317,7 +318,7 @@ _TOKEN = re.compile(r"""("(?:\\.|[^"\\\n])*"|'[^'\n]*')|\#([^\n]*)|(\n)""")
 
 
 class ListLine(NamedTuple):
-    """A line of a list: a string with a comment, or, if it is not ``used``, only a comment."""
+    """A string in a list, with the comment ``note``. If not ``used``, it is commented out."""
 
     text: str
     used: bool
@@ -333,8 +334,8 @@ def _loads(text: str) -> dict[str, Any]:
 def with_list(text: str, path: KeyPath, key: str, items: Iterable[ListLine]) -> str:
     """Return a TOML text in which ``key`` of the table at ``path`` has this list of strings.
 
-    Missing tables are added. Comments of the old list stay if they are on lines of their own or
-    next to a string that stays. Raises Error if tomlkit is missing, InvalidInput if anything else
+    Missing tables are added. Comments of the old list are kept if they are on lines of their own or
+    next to a string that is kept. Raises Error if tomlkit is missing, InvalidInput if anything else
     would change.
     """
     wanted = list(items)
@@ -357,7 +358,7 @@ def with_list(text: str, path: KeyPath, key: str, items: Iterable[ListLine]) -> 
 
 
 def list_at(text: str, path: KeyPath, key: str) -> object:
-    """Return the value of ``key`` in the table at ``path`` of a valid TOML text, or None."""
+    """Return the value of ``key`` in the table at ``path`` of a TOML text, or None if not set."""
     value: Any = _loads(text)
     try:
         for name in (*path, key):
@@ -411,7 +412,7 @@ def _item_lines(items: Sequence[ListLine], old: str) -> Iterator[str]:
 
 
 def _comments(array: str) -> tuple[dict[str, str], list[str]]:
-    """Return the comments of an array of strings as ({string: comment next to it}, the others)."""
+    """Return the comments of an array of strings: by the string next to them, and all others."""
     beside: dict[str, str] = {}
     alone: list[str] = []
     last = ""
@@ -471,7 +472,7 @@ def key(name: str) -> str:
 
 
 def table(header: str, data: Mapping[str, Any], inline: int) -> Iterator[str]:
-    """Yield the lines of a table and its nested tables, inline from a depth of ``inline`` on."""
+    """Yield the lines of a table. From the depth ``inline`` on, nested tables are inline tables."""
     below = {name: one for name, one in data.items() if isinstance(one, Mapping) and inline}
     if len(below) < len(data) or not below:
         yield f"[{header}]"

@@ -55,18 +55,21 @@ _MAX_GUESSES = 20  # the most unknown keys of one table that get a suggestion: d
 
 
 def walk(data: object, table: type, key: str = "") -> list[InvalidInput]:
-    """Return an error for each unknown key, missing key and value of a wrong type in a table."""
+    """Return an error for each unknown key, missing key and value of a wrong type in a table.
+
+    ``table`` is the class of the table, and ``key`` its key path in the file.
+    """
     return list(_walk(data, {dict: table}, key, (table, key)))
 
 
 def unknown_key(
     key: str, value: object, known: str, near: str | None, elsewhere: str = ""
 ) -> InvalidInput:
-    """Build the error for an unknown key.
+    """Build the error for the unknown key at the path ``key``.
 
-    ``key`` is its path. ``near`` is the path of a similar known key, which the message proposes.
-    Otherwise the message lists the ``known`` keys, and names the path of a key with this name in
-    another table (``elsewhere``).
+    The message proposes ``near``, the path of a key with a similar name. If ``near`` is None, it
+    lists the ``known`` keys, and proposes the path of a key with this name in another table
+    (``elsewhere``).
     """
     right = f"did you mean {near}?" if near else f"known keys: {known}"
     hint = None if near else f"remove {key}"
@@ -97,7 +100,6 @@ def _walk(value: Any, may_be: Kind, key: str, root: tuple[Any, str]) -> Iterator
 
 
 def _other(value: object) -> str:
-    """Describe the type of a value that is a date or time, or that exists only in Python."""
     is_time = type(value).__module__ == "datetime"
     return "a date or time" if is_time else f"an object of type {type(value).__name__}"
 
@@ -125,7 +127,7 @@ def _walk_table(
 
 
 def elsewhere(name: str, value: object, table: Any, key: str = "") -> str:
-    """Return the path of the only key ``name`` for this type of value in nested tables, or ""."""
+    """Return the path of the only key in nested tables with this name and type of value, or ""."""
     places = [
         path
         for path, kind in _keys(table, key)
@@ -135,7 +137,7 @@ def elsewhere(name: str, value: object, table: Any, key: str = "") -> str:
 
 
 def _keys(table: Any, key: str) -> Iterator[tuple[str, Kind]]:
-    """Yield (path, kind) for each key of a table and of its nested tables."""
+    """Yield (path, types) for each key of a table and of its nested tables."""
     for name, kind in convert.fields(table).items():
         path = join(key, name)
         yield path, kind
@@ -152,7 +154,7 @@ def _missing(path: str, name: str, table: str, may_be: Kind) -> InvalidInput:
 
 
 def _allowed(may_be: Kind) -> str:
-    """Describe the allowed types or values of a key in the terms of TOML. None is left out."""
+    """Describe the types or values that a key can have, in the terms of TOML. None is left out."""
     choices: list[str] = []
     for form, inside in may_be.items():
         if form is str and inside:
@@ -163,7 +165,7 @@ def _allowed(may_be: Kind) -> str:
 
 
 def _example(value: object, may_be: Kind, key: str) -> str:
-    """Return a valid value that the user probably meant: with quotes, a unit or brackets; or ""."""
+    """Return the valid value that the user probably meant, with quotes or a unit added, or ""."""
     is_number = isinstance(value, int | float) and abs(value) < 10**18
     if may_be.get(str, "") is None and is_number:
         text = str(value).lower()
@@ -175,7 +177,7 @@ def _example(value: object, may_be: Kind, key: str) -> str:
 
 
 def _accepted(path: str, *texts: str) -> str:
-    """Return the first of ``texts`` that is valid for the key, in quotes, or its rule's example."""
+    """Return the first text that is valid for a key, in quotes, or the example of its rule."""
     example, key = "", keys.key_at(path)
     rule = keys.ANY if key is None else key.rule
     for text in texts:
@@ -188,7 +190,7 @@ def _accepted(path: str, *texts: str) -> str:
 
 
 def nearest(name: str, known: list[str]) -> str | None:
-    """Return the name in ``known`` that the user probably meant, or None."""
+    """Return the name in ``known`` that is most similar to ``name``; None if none is similar."""
     if len(name) > values.MAX_NAME:
         return None
     import difflib
@@ -197,7 +199,6 @@ def nearest(name: str, known: list[str]) -> str | None:
 
 
 def _table(data: dict[str, Any], path: str) -> dict[str, Any]:
-    """Return the table at a path such as ``network.policy``; empty if there is none."""
     for name in path.split("."):
         data = data.get(name, {})
         if not isinstance(data, dict):
@@ -208,7 +209,7 @@ def _table(data: dict[str, Any], path: str) -> dict[str, Any]:
 def rules(data: dict[str, Any], folder: str, parsed: dict[str, Any]) -> list[InvalidInput]:
     """Return an error for each invalid value in the data of a manifest.
 
-    ``folder`` is the folder of the package, in which package.rootfs must be. The valid values are
+    ``folder`` is the package's folder, which must contain package.rootfs. The valid values are
     added to ``parsed`` under their key paths (``network.ports[0]``).
     """
     errors: list[InvalidInput] = []
@@ -249,10 +250,10 @@ def rules(data: dict[str, Any], folder: str, parsed: dict[str, Any]) -> list[Inv
 
 
 def _written(data: dict[str, Any]) -> Iterator[tuple[Parse, Any, str]]:
-    """Yield (rule, value, path) for each value, and each name in a table, that has a rule.
+    """Yield (rule, value, key path) for each value, and for each name in a table, that has a rule.
 
     The names in a table come before its values. Unknown keys and values of a wrong type are
-    skipped, since `walk` reports them.
+    skipped, because `walk` reports them.
     """
     for section, known in keys.SECTIONS.items():
         for base, table in _tables(data, section):
@@ -269,7 +270,7 @@ def _written(data: dict[str, Any]) -> Iterator[tuple[Parse, Any, str]]:
 
 
 def _tables(data: dict[str, Any], section: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (path, content) for each table of a section; [volumes] can have several."""
+    """Yield (path, content) for each table of a section. The section [volumes] can have several."""
     if not section:
         yield "", data
     elif section.endswith(".*"):
@@ -282,7 +283,7 @@ def _tables(data: dict[str, Any], section: str) -> Iterator[tuple[str, dict[str,
 
 
 def _typed(value: Any, may_be: Kind, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield (path, value) for each value of the right type, also inside arrays and tables."""
+    """Yield (path, item) for a value and, at all depths, its items, if their types are right."""
     form = type(value)
     inside = may_be.get(form)
     if form is list and inside is not None:
@@ -296,7 +297,7 @@ def _typed(value: Any, may_be: Kind, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _contradictions(ports: object, parsed: Mapping[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error for each port whose host port an earlier entry publishes otherwise."""
+    """Yield an error for each entry of ``ports`` whose host port an earlier entry has published."""
     written = texts(ports if isinstance(ports, list) else None, "network.ports")
     known = [(path, text, parsed[path]) for path, text in written if path in parsed]
     for index, before in contradictions(port for _, _, port in known):
@@ -307,7 +308,7 @@ def _contradictions(ports: object, parsed: Mapping[str, Any]) -> Iterator[Invali
 
 
 def _kind(service: dict[str, Any], data: Mapping[str, object]) -> Iterator[InvalidInput]:
-    """Yield an error for each key that is not allowed for a job, or only for a job."""
+    """Yield an error for each key that a job cannot have, and each key that only a job can have."""
     if service.get("kind", "service") == "service" and "timeout" in service:
         reason = "is not allowed: only a job has a time limit"
         right = 'remove it, or set kind = "job"'
@@ -324,7 +325,7 @@ def _kind(service: dict[str, Any], data: Mapping[str, object]) -> Iterator[Inval
 
 
 def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
-    """Yield an error for each key of [network] that its mode does not allow."""
+    """Yield an error for each key of [network] that its mode does not allow, or that is missing."""
     mode = network.get("mode", "bridge")
     if not isinstance(mode, str) or mode not in WITHOUT:
         return
@@ -349,7 +350,7 @@ def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
 
 
 def _networks(network: dict[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error for each combination of keys in which networks or ip is invalid."""
+    """Yield an error if [network] has two keys for its networks, or an ``ip`` that does not fit."""
     several, ip = network.get("networks"), network.get("ip")
     if "network" in network and "networks" in network:
         reason, right = "conflicts with network.network", "set only one of the two"
@@ -380,7 +381,6 @@ def _repeated(items: object, key: str) -> Iterator[InvalidInput]:
 
 
 def _rootfs(rootfs: str, folder: str) -> Iterator[InvalidInput]:
-    """Yield an error if ``rootfs`` is not a folder inside ``folder``, the package's folder."""
     home = os.path.realpath(folder)
     path = os.path.realpath(os.path.join(home, rootfs))
     reason = ""

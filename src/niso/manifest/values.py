@@ -45,7 +45,7 @@ _SIZE_UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
 
 
 def wrong(key: str, value: object, reason: str, right: str, example: str = "") -> InvalidInput:
-    """Build the error for an invalid value, ``reason`` continues it: ``is out of range``."""
+    """Build the error for an invalid value. ``reason`` is a predicate: "is out of range"."""
     hint = f"for example {example}" if example else None
     error = InvalidInput(reason, hint, key, value=shown(value), right=right)
     error.example = example
@@ -53,14 +53,14 @@ def wrong(key: str, value: object, reason: str, right: str, example: str = "") -
 
 
 def require(text: str, key: str, reason: str | None, right: str, example: str = "") -> str:
-    """Return ``text``, or raise the error of `wrong` if there is a reason why it is invalid."""
+    """Return ``text`` if ``reason`` is empty; otherwise raise the error that `wrong` builds."""
     if reason:
         raise wrong(key, text, reason, right, example)
     return text
 
 
 def _name(text: str, key: str, right: str, example: str, *, is_label: bool = True) -> str:
-    """Return ``text`` if it is a name; with ``is_label``, also if it can be in /etc/hosts."""
+    """Return ``text`` if it is a valid name; with ``is_label``, one that /etc/hosts may contain."""
     reason = ""
     invalid = next((character for character in text if character not in NAME_CHARACTERS), None)
     if not text:
@@ -79,12 +79,12 @@ def _name(text: str, key: str, right: str, example: str, *, is_label: bool = Tru
 
 
 def service_name(text: str, key: str) -> str:
-    """Return ``text`` if it is a valid name of a service, with the rules of `host_label`."""
+    """Return ``text`` if it is a valid name of a service. Raises InvalidInput."""
     return _name(text, key, NAME_RIGHT, '"api"')
 
 
 def host_label(text: str, key: str) -> str:
-    """Return ``text`` if it is a lower-case label (RFC 1123, 2.1) that is not reserved."""
+    """Return ``text`` if it is a lower-case host label that is not reserved (RFC 1123, 2.1)."""
     return _name(text, key, NAME_RIGHT, '"web"')
 
 
@@ -92,8 +92,8 @@ def network_name(text: str, key: str) -> str:
     """Return ``text`` if it is a valid name of a network. Raises InvalidInput.
 
     ``default`` is refused, because its bridge would have the same name as that of ``niso-default``.
-    ``none`` and ``host`` are modes, and a network named so would be the opposite of docker's
-    ``--network none``.
+    ``none`` and ``host`` are values of network.mode. docker's ``--network none`` means no network,
+    so a network of that name would be the opposite.
     """
     _name(text, key, NETWORK_RIGHT, '"backend"', is_label=False)
     if text == "default":
@@ -105,19 +105,22 @@ def network_name(text: str, key: str) -> str:
 
 
 def _number(text: str, digits: int) -> int | None:
-    """Parse a decimal number without sign and leading zeros; None if it is invalid."""
+    """Parse a decimal number without sign or leading zeros. Return None if it is invalid."""
     is_valid = text and len(text) <= digits and DIGITS.issuperset(text)
     return int(text) if is_valid and (text[0] != "0" or text == "0") else None
 
 
 def port_number(text: str) -> int | None:
-    """Parse a port, 1 to 65535; None if invalid."""
+    """Parse a port from 1 to 65535. Return None if it is invalid."""
     number = _number(text, 5)
     return number if number and number <= 65535 else None
 
 
 def duration(text: str, key: str, low: float = 0.0, high: float = 86_400.0) -> float:
-    """Parse ``200ms``, ``5s``, ``2m`` or ``1h`` to seconds, from ``low`` to ``high``."""
+    """Parse a duration such as ``200ms``, ``5s``, ``2m`` or ``1h`` to seconds.
+
+    Raises InvalidInput if the text is invalid, or not from ``low`` to ``high`` seconds.
+    """
     right, example = "a whole number with unit ms, s, m or h", '"10s"'
     digits = text.rstrip("hms")
     unit, number = _DURATION_UNITS.get(text[len(digits) :]), _number(digits, 9)
@@ -131,7 +134,6 @@ def duration(text: str, key: str, low: float = 0.0, high: float = 86_400.0) -> f
 
 
 def _short(seconds: float) -> str:
-    """Format a duration with the largest unit that gives a whole number, such as ``1m``."""
     for unit in ("h", "m", "s"):
         count = seconds / _DURATION_UNITS[unit]
         if count >= 1 and count.is_integer():
@@ -149,7 +151,7 @@ def size(text: str, key: str) -> int:
 
 
 def ipv4_octets(text: str) -> tuple[int, ...] | None:
-    """Parse an IPv4 address in strict form (RFC 6943, 3.1.1) to its numbers; None if invalid."""
+    """Parse an IPv4 address in strict form (RFC 6943, 3.1.1) to four numbers; None if invalid."""
     parts = text.split(".", 4)
     numbers = [_number(part, 3) for part in parts]
     octets = tuple(number for number in numbers if number is not None and number <= 255)
@@ -174,7 +176,7 @@ def is_ipv6(text: str) -> bool:
 
 
 def not_unicast(octets: tuple[int, ...]) -> str | None:
-    """Return why no host can have this IPv4 address (RFC 6890, table 1 ff.); None if one can."""
+    """Return why no host can have this IPv4 address (RFC 6890, 2.2.2), or None if a host can."""
     if octets[0] == 0:
         return "is in 0.0.0.0/8, which no host can have"
     if octets[0] == 127:
@@ -185,7 +187,10 @@ def not_unicast(octets: tuple[int, ...]) -> str | None:
 
 
 def user(text: str, key: str) -> ProcessUser:
-    """Parse ``uid``, ``uid:gid``, or a user name of the rootfs as for useradd(8), or with dots."""
+    """Parse a service's user: a uid, ``uid:gid``, or the name of a user in the root file system.
+
+    A name has the form of useradd(8), and may contain dots. Raises InvalidInput.
+    """
     right = "uid or uid:gid with numbers up to 4294967294, or a user name of the rootfs"
     reason, user = None, ProcessUser(text, None, None)
     if text[:1] in DIGITS or ":" in text:
@@ -214,7 +219,7 @@ def version(text: str, key: str) -> str:
 
 
 def path_reason(text: str) -> str | None:
-    """Return why ``text`` cannot be any path; None if it can."""
+    """Return why ``text`` is not valid as a path, or None if it is valid."""
     if not text:
         return "is empty"
     if not text.isprintable():
@@ -223,12 +228,12 @@ def path_reason(text: str) -> str | None:
 
 
 def absolute_reason(text: str) -> str | None:
-    """Return why ``text`` cannot be an absolute path; None if it can."""
+    """Return why ``text`` is not valid as an absolute path, or None if it is valid."""
     return path_reason(text) or (None if text.startswith("/") else "is not absolute")
 
 
 def entrypoint(text: str, key: str) -> str:
-    """Return ``text`` if it can be a file, an absolute path of the rootfs, or a command."""
+    """Return ``text`` if it can name a file in the package, an absolute path, or a command."""
     reason = path_reason(text)
     if reason is None and ".." in text.split("/"):
         reason = "leaves the package"
@@ -244,7 +249,7 @@ def working_dir(text: str, key: str) -> str:
 
 
 def rootfs(text: str, key: str) -> str:
-    """Return ``text`` if it is a relative path without ``..``. Raises InvalidInput."""
+    """Return ``text`` if it is a path inside the package: relative, and without ``..``."""
     reason = path_reason(text) or ("is not relative" if text.startswith("/") else None)
     if reason is None and ".." in text.split("/"):
         reason = "leaves the package's folder"
@@ -252,7 +257,7 @@ def rootfs(text: str, key: str) -> str:
 
 
 def path_below(text: str, key: str, folder: str) -> str:
-    """Return the absolute path of ``text``, which must not lead out of ``folder``."""
+    """Make a path absolute that is relative to ``folder``. Raises InvalidInput if it leads out."""
     home = os.path.realpath(folder)
     path = os.path.realpath(os.path.join(home, text))
     if ".." in text.split("/") or path_reason(text) or not f"{path}/".startswith(f"{home}/"):
@@ -262,7 +267,7 @@ def path_below(text: str, key: str, folder: str) -> str:
 
 
 def argument(text: str, key: str) -> str:
-    """Return ``text`` if execve(2) accepts it. Raises InvalidInput."""
+    """Return ``text`` if execve(2) accepts it as an argument. Raises InvalidInput."""
     reason = "contains a NUL character" if "\0" in text else None
     if reason is None and len(text.encode(errors="surrogatepass")) > MAX_STRING:
         reason = f"is longer than {MAX_STRING} bytes"
@@ -270,7 +275,7 @@ def argument(text: str, key: str) -> str:
 
 
 def environment_name(text: str, key: str) -> str:
-    """Return ``text`` if it is a name of a variable (POSIX.1, XBD 8.1, or lower case)."""
+    """Return ``text`` if it is valid as the name of an environment variable (POSIX.1, XBD 8.1)."""
     valid = text.isascii() and text.isidentifier() and len(text) <= 255
     reason = None if valid else "is not a valid environment variable name"
     right = "letters, digits and _, first not a digit, at most 255 characters"

@@ -45,10 +45,11 @@ _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "$": "$"}
 def variables(
     folder: str, owners: Collection[int] | None = None, outer: Mapping[str, str] | None = None
 ) -> Variables:
-    """Return the variables that a file in ``folder`` can use, and the path of .env.
+    """Return the variables that a file in ``folder`` can use, and the path of the file .env there.
 
-    They are those of the environment, those of ``outer``, and those of .env in ``folder``; the
-    former have precedence. Raises Error and InvalidInput if a .env exists that cannot be used.
+    The variables are those of the environment, of ``outer`` and of .env. The environment has
+    precedence over ``outer``, and ``outer`` over .env. Raises Error and InvalidInput if a .env
+    exists that cannot be used.
     """
     path = os.path.join(folder, NAME)
     own: dict[str, str] = {}
@@ -63,7 +64,7 @@ def variables(
 
 
 def _is_text(value: str) -> bool:
-    """Return whether a value is UTF-8: other bytes of os.environ are surrogates."""
+    """Return whether a variable's value is UTF-8. os.environ has surrogates for other bytes."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -79,10 +80,10 @@ def read(
 ) -> dict[str, str]:
     """Read a file of variables, and return their values by name.
 
-    ``path`` must be absolute, with its symbolic links resolved: one that was added since is not
-    followed. ``environment`` has the values for lines with only a name. Errors name the line and
-    the file ``shown``, by default ``path``. Raises NotFound, Error and InvalidInput; with
-    ``owners`` (uids) also if other users can change the file (`niso.manifest.toml.content`).
+    ``path`` must be absolute, with its symbolic links resolved: no link is followed. A line with
+    only a name takes its value from ``environment``. Errors name the line and the file ``shown``,
+    by default ``path``. Raises NotFound, Error and InvalidInput. With ``owners`` (uids), it also
+    raises InvalidInput if other users can change the file.
     """
     variables: dict[str, str] = {}
     try:
@@ -104,7 +105,7 @@ def read(
 
 
 def _line(line: str, where: str) -> tuple[str, str | None]:
-    """Parse a line to (name or "", value or None). Raises InvalidInput."""
+    """Parse a line to (name, value): "" for a line without name, None for a name without ``=``."""
     line = line.strip()
     if not line or line.startswith("#"):
         return "", None
@@ -132,7 +133,7 @@ def _is_name(text: str) -> bool:
 
 
 def _value(text: str) -> str:
-    """Parse the value of a line, which is what follows the ``=``. Raises InvalidInput."""
+    """Parse what follows the ``=`` of a line to the value of the variable. Raises InvalidInput."""
     quote = text[:1]
     if quote not in ("'", '"'):
         for index, character in enumerate(text):
@@ -178,13 +179,13 @@ def has_variables(value: object) -> bool:
 
 
 class Resolved(NamedTuple):
-    """The data of a file after substitution; a value with an error stays as written."""
+    """The data of a file with variables substituted. A value with an error is left unchanged."""
 
     data: dict[str, Any]
     errors: list[InvalidInput]
 
     def fresh(self, others: Iterable[Error]) -> list[Error]:
-        """Return these errors, and those of ``others`` that are about other values."""
+        """Return these errors, and errors in ``others`` whose keys have no error here."""
         unresolved = {error.key for error in self.errors}
         return [*self.errors, *(error for error in others if error.key not in unresolved)]
 
@@ -223,7 +224,7 @@ def resolve(data: dict[str, Any], variables: Variables, kinds: Kind, key: str = 
 
 
 def _typed(text: str, may_be: Kind) -> object:
-    """Convert a string to a number or boolean if ``may_be`` allows that and no string."""
+    """Convert a string to a number or boolean if its key can have such a value, but no string."""
     if str not in may_be and bool in may_be and text in ("true", "false"):
         return text == "true"
     plain = text.removeprefix("-")
@@ -232,7 +233,7 @@ def _typed(text: str, may_be: Kind) -> object:
 
 
 def text(written: str, variables: Variables, depth: int = 0) -> str:
-    """Substitute the variables in a string. ``depth`` is the number of defaults around it."""
+    """Substitute the variables in a string, which is nested in ``depth`` defaults of variables."""
     if depth > MAX_DEPTH:
         right = f"at most {MAX_DEPTH} defaults in each other"
         raise InvalidInput("is nested too deeply", right=right)
@@ -250,7 +251,7 @@ def text(written: str, variables: Variables, depth: int = 0) -> str:
 
 
 def _closed(after: str) -> tuple[str, str]:
-    """Split the text after a ``${`` into (text inside the braces, the rest)."""
+    """Split the text after a ``${`` at the matching ``}`` into the parts before and after it."""
     open_, at = 1, 0
     while at < len(after):
         if after.startswith("${", at):
@@ -265,7 +266,7 @@ def _closed(after: str) -> tuple[str, str]:
 
 
 def _substituted(inside: str, variables: Variables, depth: int) -> str:
-    """Return the value of a variable whose text in the braces is ``inside``."""
+    """Return what to insert for ``${...}``, given the text in the braces. Raises InvalidInput."""
     name = re.split(r"\W", inside, maxsplit=1, flags=re.ASCII)[0]
     operation = inside.removeprefix(name)
     colon = operation.startswith(":")

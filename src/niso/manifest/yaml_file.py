@@ -31,8 +31,8 @@ contrast to YAML 1.1, ``22:22`` is not a number of base 60, and ``yes`` is not a
 def load(path: str, wanted: str = "a compose.yaml") -> dict[str, Any]:
     """Read a YAML file whose top level must be a mapping. Keys are converted to strings.
 
-    ``wanted`` names the kind of file in messages. Raises Error if PyYAML is missing or the file
-    cannot be read, NotFound, and InvalidInput if it is not YAML, too large, or not a mapping.
+    ``wanted`` is the kind of file, for messages. Raises NotFound, Error if PyYAML is missing or the
+    file cannot be read, and InvalidInput if it is not YAML, too large, or not a mapping.
     """
     yaml = _library()
     try:
@@ -75,7 +75,7 @@ def _library() -> Any:
 
 
 def _loader(yaml: Any) -> Any:
-    """Return PyYAML's SafeLoader, which reads YAML 1.1, with the scalars of `_SCALARS` instead."""
+    """Return PyYAML's SafeLoader, but with `_SCALARS` instead of the scalar types of YAML 1.1."""
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
         def compose_mapping_node(self, anchor: str | None) -> Any:
@@ -101,7 +101,7 @@ def _loader(yaml: Any) -> Any:
 
 
 def _plain(value: object, count: list[int]) -> Any:
-    """Copy a value with keys, dates and bytes as strings. ``count`` has the number so far."""
+    """Copy a value, with keys, dates and bytes as strings. ``count[0]`` is the number of values."""
     count[0] += 1
     if count[0] > MAX_VALUES:
         raise OverflowError
