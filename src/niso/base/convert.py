@@ -34,12 +34,14 @@ _read: dict[Any, dict[str, Kind]] = {}
 
 
 def choice(*texts: str) -> Any:
-    """Return what stands for `typing.Literal` in types: importing typing takes 6 ms."""
+    """Return a stand-in for ``typing.Literal`` with these strings: importing typing takes 6 ms."""
     return GenericAlias(list, texts)
 
 
 def kind(of: Any) -> Kind:
-    """Convert a type, as written in an annotation, to the `Kind` that describes it."""
+    """Convert the type in an annotation, such as ``tuple[str, ...]``, to the `Kind` that describes
+    it.
+    """
     if type(of) is UnionType:
         return {form: inside for part in of.__args__ for form, inside in kind(part).items()}
     if type(of) is GenericAlias:
@@ -54,7 +56,7 @@ def kind(of: Any) -> Kind:
 
 
 def field(table: Any, name: str) -> Kind:
-    """Return the `Kind` of the key ``name`` of a table, evaluated when it is first needed."""
+    """Return the `Kind` of a table's key ``name``. Its annotation is evaluated only once."""
     of = table.__annotations__[name]
     known = table.__module__, of
     if known not in _known:
@@ -70,7 +72,7 @@ def fields(table: Any) -> dict[str, Kind]:
 
 
 def required(table: Any) -> list[str]:
-    """Return the names of the keys that have no default."""
+    """Return the names of the keys of a table class that have no default."""
     return [name for name in table._fields if name not in table._field_defaults]
 
 
@@ -79,11 +81,11 @@ def is_table(of: Any) -> bool:
 
 
 def convert[T](data: object, table: type[T]) -> T:
-    """Convert plain data to an instance of ``table``; missing keys get their defaults.
+    """Convert plain data to an instance of the named tuple class ``table``.
 
-    No value is converted to another type: a number is not accepted for a string, nor true for a
-    number. Raises ValueError in exactly the cases in which `niso.manifest.validate.walk` reports an
-    error, without saying where.
+    Missing keys get their defaults. No value is converted to another type: a string key rejects a
+    number, and a number key rejects true. Raises ValueError, without a location, if the data do not
+    fit. `niso.manifest.validate.walk` reports exactly the same errors with their locations.
     """
     return _convert(data, {dict: table})  # type: ignore[no-any-return]
 

@@ -72,7 +72,9 @@ class Error(Exception):
 
     @property
     def message(self) -> str:
-        """Return the complete message: the file and line, or else the service; then `detail`."""
+        """Return the message for users: `detail`, after the file and line, or after the service if
+        no file is set.
+        """
         place = f"{self.file}:{self.line}" if self.file and self.line else self.file or self.service
         return f"{place}: {self.detail}" if place else self.detail
 
@@ -81,7 +83,7 @@ class Error(Exception):
 
     @classmethod
     def of(cls, error: Error) -> Self:
-        """Return an error of this class with the fields of another one."""
+        """Return a new error of this class with the fields of ``error``."""
         new = cls(error.reason, error.hint, error.key)
         new.file, new.line, new.service = error.file, error.line, error.service
         new.value, new.right = error.value, error.right
@@ -103,19 +105,22 @@ class InvalidInput(Error):
 
 
 class Conflict(Error):
-    """Raised if the requested resource is taken. The message names the current holder."""
+    """Raised if another service or program has the requested name, address, port or other resource.
+    The message names this holder.
+    """
 
 
 class NotFound(Error):
-    """Raised if there is no such service, network or file."""
+    """Raised if a service, network or file that the user named does not exist."""
 
 
 class KernelError(Error):
     """Raised if the kernel refused a step of a change.
 
     ``errno`` is the error number (errno.h), or 0 if there is none. ``space`` is the network
-    namespace in which the step failed; "" if it is the host's own or unknown. ``obj`` is the object
-    that the step was to create or change, or None if the step concerned several.
+    namespace in which the step failed, or "" for the host's own or an unknown namespace. ``obj`` is
+    the kernel object that the step was to create or change, or None if the step concerned several
+    objects.
     """
 
     def __init__(self, reason: str, hint: str | None = None, errno: int = 0) -> None:
@@ -126,13 +131,12 @@ class KernelError(Error):
 
 
 class ProcessError(Error):
-    """Raised if a service's process cannot be started or stopped; it quotes the OCI runtime."""
+    """Raised if a service's process cannot be started or stopped. It quotes the OCI runtime."""
 
 
 class ErrorGroup(Error):
-    """Several errors raised as one: those of one manifest, or of one teardown.
-
-    The list ``errors`` is never empty. The hint, key and exit status are those of its first error.
+    """Several errors raised as one: those of one manifest, or of one teardown. The list ``errors``
+    is never empty. The hint, key and exit status are those of its first error.
     """
 
     def __init__(self, errors: list[Error]) -> None:
@@ -145,13 +149,15 @@ class ErrorGroup(Error):
 
 
 def raise_all(errors: list[Error]) -> None:
-    """Raise the only error, or an ErrorGroup of several; no-op without errors."""
+    """Raise the error of a list with one error, or an ErrorGroup of several. No-op for an empty
+    list.
+    """
     if errors:
         raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
 
 
 def flatten(error: Error) -> list[Error]:
-    """Return the errors of a group and of its nested groups, or a list of one error."""
+    """Return all errors of a group and of its nested groups, or an error that is no group."""
     if not isinstance(error, ErrorGroup):
         return [error]
     return [one for inner in error.errors for one in flatten(inner)]

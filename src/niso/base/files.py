@@ -25,7 +25,9 @@ _NONE = (errno.ENOENT, errno.ELOOP, errno.ENXIO)  # ELOOP: a symbolic link; ENXI
 
 
 def read(path: str, mode: int = 0) -> bytes | None:
-    """Return the content of a regular file; None without one that has all bits of ``mode``."""
+    """Return the content of a regular file. Raises OSError. The result is None if there is no
+    regular file at ``path``, or if the file lacks one of the permission bits in ``mode``.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
@@ -47,7 +49,7 @@ def read(path: str, mode: int = 0) -> bytes | None:
 
 
 def of_process(pid: int | None, name: str) -> bytes:
-    """Return the content of /proc/PID/NAME (proc(5)), or b"" after the end of the process."""
+    """Return the content of /proc/PID/NAME (proc(5)), or b"" if the process no longer exists."""
     content = b""
     try:
         fd = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
@@ -62,7 +64,9 @@ def of_process(pid: int | None, name: str) -> bytes:
 
 
 def make(path: str, mode: int) -> int:
-    """Create the file ``path`` for writing, instead of a file or empty folder. Raises OSError."""
+    """Create the file ``path`` with these permissions, and return a descriptor open for writing. An
+    existing file or empty folder at ``path`` is removed first. Raises OSError.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         return os.open(path, flags, mode)
@@ -97,7 +101,7 @@ def replace(path: str, content: bytes, mode: int, owner: tuple[int, int] | None 
 
 
 def require_plain(path: str) -> None:
-    """Raise OSError if ``path`` is a folder, symbolic link or device: `rename` would replace it."""
+    """Raise OSError if ``path`` exists and is not a regular file, which `rename` would replace."""
     if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
         raise FileExistsError(errno.EEXIST, "it is not a regular file")
 
@@ -152,8 +156,8 @@ def file_changed_by_others(
 
 
 def link_of_others(path: str, trusted: Collection[int]) -> str | None:
-    """Describe a symbolic link in a path that belongs to a user not in ``trusted`` (uids), or
-    return None.
+    """Describe the first symbolic link in a path that belongs to a user not in ``trusted`` (uids).
+    Returns None if all links belong to users in ``trusted``.
 
     The result continues a sentence, such as "leads through /srv/app, which belongs to user bob".
     Symbolic links in /proc are not followed, because the links to a process's descriptors belong to
@@ -231,7 +235,9 @@ _ACL_USER, _ACL_GROUP_OBJ, _ACL_GROUP = 0x02, 0x04, 0x08
 
 
 def _listed(place: str | int) -> tuple[list[int], list[int]] | None:
-    """Return (uids, gids) that an access control list lets write; None without a list."""
+    """Return the uids and the gids that a file's access control list (acl(5)) allows to write.
+    Returns None if the file has no list. Raises OSError.
+    """
     try:
         value = os.getxattr(place, _ACL)
     except OSError as error:
@@ -296,7 +302,7 @@ def _group(gid: int) -> str:
 
 
 def is_own_folder(info: os.stat_result) -> bool:
-    """Return whether ``info`` is of a folder that only root and this process's user can change."""
+    """Return whether stat(2) shows a folder that only root and this process's user can change."""
     own = info.st_uid in (0, os.geteuid()) and not info.st_mode & 0o022
     return stat.S_ISDIR(info.st_mode) and own
 
@@ -313,7 +319,7 @@ _PROTECTED = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
 
 
 def remove_tree(path: str) -> None:
-    """Remove a folder with its content, without following links; no-op if it does not exist.
+    """Remove a folder with its content, without following links. A missing folder is not an error.
 
     Immutable and append-only files are removed too (ioctl_iflags(2)). No other process may modify
     the folder at the same time. After a failure, another call removes the rest. Raises OSError.
@@ -338,7 +344,9 @@ def remove_tree(path: str) -> None:
 
 
 def _empty(name: str, top: int, numbers: count[int]) -> None:
-    """Remove a folder in ``top``, after moving its subfolders with content to ``top``."""
+    """Remove the folder ``name`` in the folder ``top``, a descriptor. Subfolders that are not empty
+    are first moved to ``top``, and remain for the caller to remove.
+    """
     folder = os.open(name, _FOLDER, dir_fd=top)
     try:
         for inner in os.listdir(folder):
@@ -350,10 +358,9 @@ def _empty(name: str, top: int, numbers: count[int]) -> None:
 
 
 def _unlink(name: str, folder: int) -> bool:
-    """Remove the file or empty folder ``name`` in ``folder``, a descriptor, and return True.
-
-    A folder with content is not removed. Then its immutable and append-only attributes may be
-    cleared, and the result is False. Raises OSError.
+    """Remove the file or empty folder ``name`` in ``folder``, a descriptor, and return True. A
+    folder that is not empty stays, and the result is False. Immutable and append-only attributes
+    that prevent the removal are cleared. Raises OSError.
     """
     try:
         os.unlink(name, dir_fd=folder)
@@ -381,7 +388,9 @@ def _rmdir(name: str, folder: int) -> bool:
 
 
 def _move(name: str, folder: int, top: int, numbers: count[int]) -> None:
-    """Move a folder to ``top``, with a dot and the next unused number as its name."""
+    """Move the folder ``name`` from one folder to another (descriptors). Its new name is a dot and
+    the next unused number.
+    """
     for number in numbers:
         try:
             os.rename(name, f".{number}", src_dir_fd=folder, dst_dir_fd=top)
@@ -392,7 +401,9 @@ def _move(name: str, folder: int, top: int, numbers: count[int]) -> None:
 
 
 def _unprotect(name: str, folder: int | None) -> None:
-    """Clear the immutable and append-only attributes of a file or folder; no-op for other types."""
+    """Clear the immutable and append-only attributes of a file or folder. Other types of file are
+    left unchanged.
+    """
     if stat.S_IFMT(os.lstat(name, dir_fd=folder).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
         return
     import struct

@@ -1,4 +1,4 @@
-"""Take niso's locks: the global lock, and one lock for each service; report waiting for one."""
+"""Take niso's global lock and the lock of a service, and report when a command waits for a lock."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ class Busy(Conflict):
 def take(fd: int, service: str, at_most_s: float | None = None, quiet: bool = False) -> bool:
     """Lock the file ``fd`` exclusively (flock(2)), waiting while another process holds the lock.
 
-    Unless ``quiet``, it reports WaitingForLock with ``service`` ("" for the global lock) if it must
-    wait. Returns False if the lock is not free within ``at_most_s`` seconds. Raises OSError.
+    Returns False if the lock is still not free after ``at_most_s`` seconds. Before waiting, the
+    event WaitingForLock is reported with ``service`` ("" for the global lock), unless ``quiet``.
+    Raises OSError.
     """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -57,7 +58,7 @@ def take(fd: int, service: str, at_most_s: float | None = None, quiet: bool = Fa
 
 
 class service_lock:
-    """Hold the lock of a service, ``<run>/locks/<service>.lock`` (flock(2)), in a ``with`` block.
+    """A context manager that locks a service by its file ``<run>/locks/<service>.lock`` (flock(2)).
 
     The kernel releases the lock when the process ends. ``timeout_s`` is the time to wait in
     seconds, None for no limit. Raises `Busy` on timeout. The descriptor is close-on-exec, so that
@@ -92,9 +93,8 @@ class service_lock:
 
 
 def is_held(service: str) -> bool:
-    """Return whether any process holds the lock of a service, without taking the lock.
-
-    /proc/locks lists each lock with the device and inode of its file (proc_locks(5)).
+    """Return whether any process holds the lock of a service, without taking the lock. /proc/locks
+    lists each lock with the device and inode of its file (proc_locks(5)).
     """
     try:
         info = os.stat(_path(service))
@@ -112,7 +112,7 @@ def is_held(service: str) -> bool:
 
 
 def locked_services() -> set[str]:
-    """Return the services with a lock file, also those that are not recorded yet."""
+    """Return the services that have a lock file, even if the store does not record them yet."""
     try:
         names = os.listdir(paths.lock_dir())
     except FileNotFoundError:
@@ -125,7 +125,7 @@ def locked_services() -> set[str]:
 
 
 def remove_locks(service: str) -> None:
-    """Remove the lock files of a deleted service. The caller must hold its lock."""
+    """Remove the lock files of a deleted service. The caller must hold the service's lock."""
     for name in (f"{service}.log", service):
         try:
             os.unlink(_path(name))
@@ -159,15 +159,15 @@ def open_lock(name: str) -> int:
 
 
 class Lock:
-    """Hold niso's global lock in a ``with`` block, while a change is planned and written.
+    """A context manager that has niso's global lock while a change is planned and written.
 
     Code in the block must never wait for another process. If another process still holds the lock
-    after ``at_most_s`` seconds, the block runs without the lock; with ``required``, Busy is raised
+    after ``at_most_s`` seconds, the block runs without the lock. With ``required``, Busy is raised
     instead.
 
-    A thread that holds the lock gets a RuntimeError if it takes it again, since it would wait for
-    itself. There is one exception: if an interrupt (KeyboardInterrupt) prevented the release of the
-    lock, the next block of this thread releases it and takes it again. The code that undoes the
+    A thread that already holds the lock gets a RuntimeError, because it would wait for itself.
+    There is one exception: if an interrupt (KeyboardInterrupt) prevented the release of the lock,
+    the next block of this thread releases the lock and takes it again. The code that undoes the
     change needs this.
     """
 
@@ -206,7 +206,9 @@ class Lock:
             self._file.close()
 
     def _require_alone(self) -> None:
-        """Raise RuntimeError if this thread holds the lock; release it after an interrupt."""
+        """Raise RuntimeError if this thread already holds the lock. If an interrupt
+        (KeyboardInterrupt) prevented the release of the lock, release the lock instead.
+        """
         known = Lock._last.get(get_ident())
         last = known() if known is not None else None
         if last is None or last._file is None or last._file.closed:

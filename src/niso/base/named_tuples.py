@@ -26,7 +26,9 @@ _templates: dict[int, Any] = {}
 
 
 def _template(count: int) -> Any:
-    """Return a ``__new__`` function with ``count`` arguments. Compiling it is slow."""
+    """Return a ``__new__`` function for tuples of ``count`` fields. The functions are cached,
+    because compiling one is slow.
+    """
     if count not in _templates:
         arguments = "".join(f"a{i}, " for i in range(count))
         text = f"lambda _cls, {arguments}: _new(_cls, ({arguments}))"
@@ -35,7 +37,9 @@ def _template(count: int) -> Any:
 
 
 def _maker(name: str, fields: tuple[str, ...], defaults: tuple[object, ...]) -> FunctionType:
-    """Return ``__new__`` of a class; classes with the same number of fields share compiled code."""
+    """Return the ``__new__`` method of a named tuple class. Classes with the same number of fields
+    share compiled code.
+    """
     template = _template(len(fields))
     code = template.__code__.replace(
         co_varnames=("_cls", *fields), co_name="__new__", co_qualname=f"{name}.__new__"
@@ -44,7 +48,7 @@ def _maker(name: str, fields: tuple[str, ...], defaults: tuple[object, ...]) -> 
 
 
 class _Tuple(tuple[object, ...]):
-    """The methods of all named tuples; they do what those of collections.namedtuple do."""
+    """The base class of all named tuples, with the methods that collections.namedtuple provides."""
 
     __slots__ = ()
     if TYPE_CHECKING:
@@ -70,7 +74,7 @@ class _Tuple(tuple[object, ...]):
 
 
 class _Kind(type):
-    """Metaclass that turns a class body into a named tuple, as ``typing.NamedTuple`` does."""
+    """A metaclass that turns a class body into a named tuple, as ``typing.NamedTuple`` does."""
 
     def __new__(mcs, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> type:
         if not bases:
@@ -95,5 +99,7 @@ if not TYPE_CHECKING:
 
 
 def named_tuple(name: str, types: dict[str, Any], defaults: dict[str, Any]) -> Any:
-    """Return a new named tuple class; ``defaults`` are those of its last fields."""
+    """Return a new named tuple class. ``types`` maps its fields to their types, and ``defaults``
+    maps its last fields to their defaults.
+    """
     return _Kind(name, (NamedTuple,), {"__annotations__": types, **defaults})

@@ -57,7 +57,7 @@ def veth(service: str, network: str, generation: int) -> str:
 
 
 def link_prefix(service: str) -> str:
-    """Return the beginning of a service's name with which niso names its network interfaces."""
+    """Return the part of a service's name with which the names of its interfaces begin."""
     return service[:5].rstrip("-")
 
 
@@ -69,7 +69,7 @@ _MARK = "niso:"
 
 
 def alias(state_id: str) -> str:
-    """Return the alias (IFLA_IFALIAS) of interfaces that the niso of this state folder creates."""
+    """Return the alias (IFLA_IFALIAS) of niso's interfaces, with the id of the state folder."""
     return f"{_MARK}{state_id}"
 
 
@@ -96,12 +96,16 @@ def mac(service: str, network: str, owner: str) -> str:
 
 
 def own_hosts_folder(service: str) -> str:
-    """Return the folder of a service's own hosts file. No name of a network begins with "="."""
+    """Return the name of the folder with the hosts file that only this service reads. It begins
+    with "=", which no name of a network does.
+    """
     return f"={service}"
 
 
 def hosts_folder(networks: tuple[str, ...]) -> str:
-    """Return the folder name of the hosts file for exactly these networks in this order."""
+    """Return the name of the folder with the hosts file for services on exactly these networks, in
+    this order.
+    """
     plain = "+".join(networks)
     return plain if len(plain) <= 100 else f"{plain[:80]}+{_digest(plain, 16)}"
 
@@ -161,7 +165,7 @@ class Prefix(NamedTuple):
 
     @property
     def num_addresses(self) -> int:
-        """Return the number of addresses, like `ipaddress.IPv4Network`."""
+        """Return the number of addresses in the prefix, like `ipaddress.IPv4Network`."""
         return 1 << (_SIZES[self.version] * 8 - self.length)
 
     def at(self, offset: int) -> str:

@@ -57,7 +57,7 @@ def package_dir(service: str) -> str:
 
 
 def contents_file(service: str) -> str:
-    """Return the file in which niso keeps the digests of the files in a service's package."""
+    """Return the file in which niso stores the digests of the files in a service's package."""
     return f"{state_dir()}/contents/{service}"
 
 
@@ -94,7 +94,7 @@ def netns_path(service: str) -> str:
 
 
 def in_lab() -> bool:
-    """Return whether this process runs in a ``niso lab``: a stray variable is not enough."""
+    """Return whether this process runs in a ``niso lab``. NISO_LAB alone is not enough."""
     return os.environ.get("NISO_LAB") == "1" and os.path.exists(LAB_MARK)
 
 
@@ -105,5 +105,5 @@ def boot_id() -> str:
 
 
 def shown(path: str) -> str:
-    """Leave out the middle of a path of more than 200 characters, for a message."""
+    """Return a path for a message, shortened in the middle if it has more than 200 characters."""
     return path if len(path) <= 200 else f"{path[:120]} ... {path[-75:]}"

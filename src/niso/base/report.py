@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         """A progress event: a step that is about to run, or something that has happened."""
 
         def describe(self) -> str:
-            """Return the event as text: one line for each command that it stands for."""
+            """Return the event as text. A step with several commands has one line for each."""
 
 else:
     Event = object  # a Protocol would import typing
@@ -31,13 +31,12 @@ Report = Callable[[Event], None]
 
 
 def silent(_: Event) -> None:
-    """Ignore an event; this is the receiver of events if the caller gives none."""
+    """Ignore an event. This is the default receiver of events."""
 
 
 def event_class(name: str, sentence: Callable[..., str]) -> type[Any]:
-    """Return the new event class ``name``, a named tuple.
-
-    The parameters of ``sentence`` are its fields. ``sentence`` returns what ``describe`` prints.
+    """Return a new class of events, a named tuple with the name ``name``. ``sentence`` returns the
+    text that ``describe`` prints. Its parameters are the fields of the class.
     """
     fields = sentence.__code__.co_varnames[: sentence.__code__.co_argcount]
     defaults = sentence.__defaults__ or ()

@@ -29,7 +29,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class signals_held:
-    """Block SIGINT, SIGTERM and SIGHUP in a ``with`` block.
+    """A context manager that blocks SIGINT, SIGTERM and SIGHUP.
 
     Signals that arrive in the block are delivered at its end; SIGINT then raises KeyboardInterrupt.
     In a child that is forked in the block, the signals stay blocked.
@@ -48,7 +48,7 @@ class signals_held:
 
 
 def keep_only(fds: Iterable[int]) -> None:
-    """Close all descriptors except ``fds`` in a forked child, such as its parent's locks."""
+    """Close all descriptors except ``fds``. A forked child thus closes the locks of its parent."""
     for low, high in pairwise([-1, *sorted(fds), 1 << 20]):
         if (
             low + 1 < high
@@ -97,7 +97,7 @@ def _note(line: str) -> None:
 
 
 def hit(name: str) -> None:
-    """Count a step that is about to run; ``name`` describes it.
+    """Count a step that is about to run, and log its description ``name`` for tests.
 
     If a test has chosen this step, kill this process with SIGKILL, raise OSError with the requested
     errno, or make a later operation fail (`broken`).
@@ -124,7 +124,9 @@ def hit(name: str) -> None:
 
 
 def broken(what: str) -> bool:
-    """Return whether the operation ``what``, a key of `LATER`, fails now; `OVERRUN` fails once."""
+    """Return whether a test makes the operation ``what``, a key of `LATER`, fail now. `OVERRUN`
+    fails only once.
+    """
     global _broken
     if _spec is None or _spec[0] < 0:
         return False

@@ -6,7 +6,7 @@ import time
 
 
 def time_text(seconds: float | None) -> str | None:
-    """Format a time (seconds since 1970) as RFC 3339 in UTC; None stays None."""
+    """Format a time (seconds since 1970) as RFC 3339 in UTC. None is returned as None."""
     if seconds is None:
         return None
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
@@ -18,7 +18,7 @@ def exact_time_text(seconds: float) -> str:
 
 
 def period_text(seconds: float) -> str:
-    """Format a number of seconds as whole minutes (``5m``), or from 7200 s on as hours (``2h``)."""
+    """Format a duration in seconds as minutes (``5m``), or as hours (``2h``) from 7200 s on."""
     return f"{seconds / 3600:.0f}h" if seconds >= 7200 else f"{seconds / 60:.0f}m"
 
 
@@ -37,8 +37,8 @@ def _code(number: int) -> str:
 def shown(value: object, limit: int = 80, depth: int = 2) -> str:
     """Format a value as TOML for a message, escaped and shortened.
 
-    A string is cut to ``limit`` characters. An array or table is cut to 5 items, and what is nested
-    deeper than ``depth`` levels is left out.
+    A string is cut to ``limit`` characters, and an array or table to 5 items. Values nested deeper
+    than ``depth`` levels are left out.
     """
     if isinstance(value, str):
         head = value[:limit].replace("\\", "\\\\").replace('"', '\\"')

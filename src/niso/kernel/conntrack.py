@@ -56,8 +56,8 @@ _Entry = dict[int, bytes]
 def flush_addresses(addresses: Iterable[str]) -> int:
     """Delete all tracked flows with one of these addresses at either end, before or after NAT.
 
-    All protocols are covered, also ICMP. It repeats until no entry is found, since packets in
-    flight create new entries. Returns the number of deleted entries.
+    All protocols are covered, also ICMP. The search is repeated until no entry is found, since
+    packets in transit create new entries. Returns the number of deleted entries.
     """
     wanted = dict.fromkeys(map(packed, addresses))
 
@@ -90,11 +90,11 @@ def flush_ports(
 ) -> int:
     """Delete the tracked flows to or from these ports of the host, and return their number.
 
-    Use it when published ports are added, removed or moved. A port is (protocol, first, last),
-    before NAT. ``addresses`` is called at most once, if there is a flow to one of the ports; only
-    flows to the addresses or prefixes that it returns are deleted.
+    Callers use this function when published ports are added, removed or moved. A port is (protocol,
+    first, last), before NAT. If there is a flow to one of the ports, ``addresses`` is called once.
+    Only flows to the addresses or prefixes that it returns are deleted.
 
-    TCP flows with a reply stay, unless ``answered``; use this when their server no longer exists. A
+    TCP flows with a reply are deleted only with ``answered``, for a server that no longer exists. A
     TCP handshake in progress is treated like an established flow: its next packet would count as
     the first of a new flow, go to the new service, and be reset.
     """
@@ -144,8 +144,7 @@ def flush_ports(
 
 
 def _filter(family: int, kind: int, flags: int, wanted: bytes) -> bytes:
-    """Return a request for the entries in which the direction ``kind`` has the values ``wanted``.
-
+    """Return a request for the entries that have the values ``wanted`` in the direction ``kind``.
     ``flags`` say which values are compared. Before Linux 5.8 the kernel returns all entries.
     """
     return nfgenmsg(family) + nested(kind, wanted) + nested(_FILTER, u32(kind, flags))
@@ -154,10 +153,11 @@ def _filter(family: int, kind: int, flags: int, wanted: bytes) -> bytes:
 def _flush(
     filters: list[bytes], matches: Callable[[int, _Entry], bool], exact: bool = False
 ) -> int:
-    """Delete the entries that the requests return and ``matches`` accepts; return their number.
+    """Delete the entries that the requests return and ``matches`` accepts, and return their number.
 
-    It repeats until a pass finds no entry. Clients of a busy service never stop sending, so it also
-    ends after a pass that began so late that all entries it found were created under the new rules.
+    The search is repeated until a pass finds no entry. Clients of a busy service never stop
+    sending, so the search also ends after a pass that began so late that all entries it found were
+    created under the new rules.
 
     ``exact`` says that the IPv4 requests return only entries to be deleted. Where this is cheaper,
     the kernel is then asked to delete by the filter. Linux 6.18 can do this; an older kernel
@@ -203,7 +203,7 @@ def _flush(
 
 
 def _delete_by(kernel: netlink.Netfilter, filters: list[bytes]) -> bool:
-    """Let the kernel delete the entries that the filters select; return False if it cannot."""
+    """Let the kernel delete the entries that match the filters. Returns False if it cannot."""
     can = True
     what = "delete conntrack entries"
     for chunk in itertools.batched(filters, _CHUNK):
@@ -258,9 +258,8 @@ _NAMES = {1: "icmp", 58: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
 
 
 class Tracked(NamedTuple):
-    """A tracked flow with the addresses of both directions. Without NAT, the reply is the reverse.
-
-    The ports are None if the protocol has no ports.
+    """A tracked flow, with the addresses of its packets and of its replies. Without NAT, both are
+    the same in reverse. The ports are None if the protocol has no ports.
     """
 
     proto: str  # its name in policies
@@ -290,9 +289,8 @@ def tracked() -> list[Tracked]:
 
 
 def opened() -> list[tuple[str, Connection]]:
-    """Return the tracked open flows of TCP, UDP and SCTP as (protocol, ends after DNAT).
-
-    TCP connections are established; flows of other protocols have had a reply.
+    """Return the tracked open flows of TCP, UDP and SCTP as (protocol, ends after DNAT). TCP
+    connections are established; flows of other protocols have had a reply.
     """
     return _all(_parse_open)
 
@@ -304,7 +302,7 @@ def _all[T](parse: Callable[[bytes], T | None]) -> list[T]:
 
 
 def end(flows: Iterable[Tracked]) -> int:
-    """Delete flows, whose next packet then starts a new flow; return their number."""
+    """Delete flows and return their number. The next packet of a deleted flow starts a new flow."""
     handles = [flow.handle for flow in flows]
     with netlink.Netfilter() as kernel:
         _delete(kernel, handles)
@@ -312,10 +310,10 @@ def end(flows: Iterable[Tracked]) -> int:
 
 
 def introduce(connections: Iterable[Connection]) -> None:
-    """Add open TCP connections to connection tracking as established; no-op for tracked ones.
+    """Add open TCP connections to connection tracking as established. Tracked ones are unchanged.
 
-    Use it for a bridge whose frames are about to be tracked. Otherwise a packet from the middle of
-    a connection would count as the start of one.
+    Callers use this function for a bridge whose frames are about to be tracked. Otherwise a packet
+    from the middle of a connection would count as the first of a new one.
     """
     flags = netlink.CREATE | netlink.EXCL
     with netlink.Netfilter() as kernel:
@@ -366,9 +364,8 @@ def _parse_open(body: bytes) -> tuple[str, Connection] | None:
 
 
 def _handle(family: int, entry: _Entry) -> bytes:
-    """Return the body of the request that deletes an entry.
-
-    The id must match too, because the tuple could by then belong to another entry.
+    """Return the body of the request that deletes an entry. The request contains the entry's id,
+    because another entry could by then have the same addresses and ports.
     """
     tail = b"".join(attribute(kind, entry[kind]) for kind in (_ID, _ZONE) if kind in entry)
     return nfgenmsg(family) + nested(_TUPLE_ORIG, entry[_TUPLE_ORIG]) + tail

@@ -9,10 +9,7 @@ from niso.kernel.kinds.kind import KINDS, AnyStep, State, Step, kind_of
 
 
 def diff(want: State, have: State) -> list[AnyStep]:
-    """Return the steps that turn ``have`` into ``want``; empty if they are equal.
-
-    Both states must have the same scope.
-    """
+    """Return the steps that change ``have`` to ``want``. Both states must have the same scope."""
     want = wanted(want, have)
     first: list[AnyStep] = []
     made: list[AnyStep] = []
@@ -32,18 +29,17 @@ def diff(want: State, have: State) -> list[AnyStep]:
 
 
 def wanted(want: State, have: State) -> State:
-    """Return the desired state ``want``, adjusted by each kind to the actual state (`Kind.wanted`).
+    """Return the desired state, which each kind of object adjusts to the actual state ``have``.
 
-    For example, the valid value is added for a sysctl that niso leaves at its default, but another
-    program has changed.
+    For example, if another program has changed a sysctl that niso leaves at its default, the valid
+    value of this sysctl is added (`Kind.wanted`).
     """
     return State.of_kinds(lambda kind: kind.wanted(want, have))
 
 
 def _disappearing_parents(want: State, have: State) -> set[str]:
-    """Return the names of the parents in ``have`` that the change deletes.
-
-    Parents are namespaces, network interfaces and tables. The objects in them disappear with them.
+    """Return the names of the namespaces, network interfaces and tables that a change deletes. The
+    objects in them disappear with them.
     """
     disappearing: set[str] = set()
     for kind in KINDS:
@@ -54,7 +50,7 @@ def _disappearing_parents(want: State, have: State) -> set[str]:
 
 
 def _without(have: State, early: State) -> State:
-    """Return ``have`` without the objects of ``early`` and everything that is inside these."""
+    """Return the state ``have`` without the objects of ``early`` and the objects in them."""
     if not early:
         return have
     parents = {kind_of(obj).parent_name(obj) for obj in early}
@@ -68,9 +64,8 @@ def _without(have: State, early: State) -> State:
 
 
 def without_foreign(states: tuple[State, State], names: set[str]) -> tuple[State, State]:
-    """Return both states without the objects that need a foreign interface or namespace.
-
-    ``names`` are the names of these foreign interfaces and namespaces.
+    """Return both states without the objects that need a foreign interface or namespace. ``names``
+    are the names of these foreign interfaces and namespaces.
     """
     if not names:
         return states

@@ -60,7 +60,7 @@ class Recorded(NamedTuple):
 
     ``packets`` is the number of flows, since only their first packets are counted; each attempt at
     a refused flow counts. ``octets`` are the bytes of these packets. ``ago`` is the time in seconds
-    since the last one.
+    since the last of these packets.
     """
 
     source: str
@@ -73,7 +73,7 @@ class Recorded(NamedTuple):
 
 
 def recorded(name: str) -> list[Recorded]:
-    """Return the flows in the sets ``name`` of both families; none without niso's tables."""
+    """Return the flows recorded in the two sets ``name``, or none without niso's tables."""
     return [
         flow
         for set_ in (f"{name}4", f"{name}6")
@@ -82,12 +82,12 @@ def recorded(name: str) -> list[Recorded]:
 
 
 def missed() -> dict[str, int]:
-    """Return how many new flows were not recorded because a set was full, by set."""
+    """Return by set how many new flows were not recorded because the set was full."""
     return {name: _count(*place) for name, place in _MISSED.items()}
 
 
 def forget(addresses: Collection[str]) -> None:
-    """Delete the recorded flows of addresses and prefixes that move to another service, or end."""
+    """Delete the recorded flows of addresses and prefixes that are released or get a new holder."""
     families = {str(family_of(address)) for address in addresses}
     has = conntrack.within(addresses)
     for name, table in PLACES.items():
@@ -98,7 +98,7 @@ def forget(addresses: Collection[str]) -> None:
 
 
 def leave_out(source: str, proto: str, port: int) -> None:
-    """Do not record the next packets of a test packet's source."""
+    """Make the rules ignore a test packet of niso, so that it is not recorded as a flow."""
     name = f"{policy_rules.PROBES}{family_of(source)}"
     for table in (INET, BRIDGE):
         probe = Element(table, name, (source, proto, port))
@@ -111,7 +111,7 @@ def leave_out(source: str, proto: str, port: int) -> None:
 
 
 def dump[T](table: str, name: str, parse: Callable[[bytes, dict[int, bytes]], T]) -> list[T]:
-    """Return the results of ``parse(key, netlink attributes)`` for the elements of a set."""
+    """Call ``parse(key, netlink attributes)`` for the elements of a set, and return the results."""
 
     def parse_all(answer: bytes) -> list[T]:
         return [
@@ -126,9 +126,8 @@ def dump[T](table: str, name: str, parse: Callable[[bytes, dict[int, bytes]], T]
 
 
 def _ends(key: bytes) -> tuple[tuple[str, str, str], bytes]:
-    """Return ((source, destination, protocol), ports) of a set's key.
-
-    The protocol is a number if it has no name here. Each port has 4 bytes.
+    """Return ((source, destination, protocol), ports) from the key of an element. A protocol
+    without a name here is a number. Each port has 4 bytes.
     """
     size = 16 if len(key) >= 40 else 4
     proto = key[2 * size]
@@ -151,7 +150,6 @@ def _counted(fields: dict[int, bytes]) -> tuple[int, int]:
 
 
 def _delete(table: str, name: str, keys: list[bytes]) -> None:
-    """Delete elements by key; one that has expired is no error."""
     what = f"forget flows in {table} {name}"
     for chunk in itertools.batched(keys, _CHUNK):
         packed = (nested(_ELEM_KEY, netlink.attribute(_DATA_VALUE, key)) for key in chunk)
@@ -163,7 +161,7 @@ def _delete(table: str, name: str, keys: list[bytes]) -> None:
 
 
 def _count(table: str, chain: str) -> int:
-    """Return the packets of the only counter in a chain; 0 if the chain does not exist."""
+    """Return the packets of the only counter in a chain, or 0 if the chain does not exist."""
 
     def parse(answer: bytes) -> int:
         expressions = attributes(answer, 4).get(_RULE_EXPRESSIONS, b"")
@@ -192,7 +190,7 @@ _numbers = itertools.count()
 
 
 class Meter:
-    """Counts the bytes of flows while the object exists."""
+    """A counter of the bytes of flows. It counts as long as the object exists."""
 
     def __init__(self) -> None:
         self._name = f"{PREFIX}{os.getpid()}_meter{next(_numbers)}"
@@ -212,10 +210,10 @@ class Meter:
             self.close()
 
     def read(self) -> dict[Key, int]:
-        """Return the bytes of each flow since the last call; both directions are added up.
+        """Return the bytes of each flow since the last call, both directions together.
 
-        On a bridge whose flows are not tracked, it is not known which end opened a flow. Therefore
-        the result has one key for either case, of which one belongs to no flow.
+        On a bridge without connection tracking, it is unknown which end has opened a flow. The
+        result then has two keys for the flow, one for each possibility.
         """
         now: dict[tuple[str, tuple[object, ...]], int] = {}
         switched: dict[Key, int] = {}
@@ -244,14 +242,13 @@ class Meter:
 def _parse_switched(
     key: bytes, fields: dict[int, bytes]
 ) -> tuple[tuple[str, str, str, int, int], int]:
-    """Return ((source, destination, protocol, both ports), bytes) of an element."""
     ends, ports = _ends(key)
     source_port, port = (int.from_bytes(ports[at : at + 2], "big") for at in (0, 4))
     return (*ends, source_port, port), _counted(fields)[1]
 
 
 def tables(name: str) -> str:
-    """Return the temporary tables in nft(8) syntax. If a set is full, new flows are not counted."""
+    """Return the temporary tables ``name`` in nft(8) syntax. A full set counts no new flows."""
 
     def sets(way: str, ports: str) -> str:
         limits = f"size {_SIZE}; flags dynamic, timeout; timeout {_KEPT_S}s; counter;"

@@ -41,7 +41,7 @@ class Chain(NamedTuple):
 
 
 class RegisterLoad(NamedTuple):
-    """Expression of a rule: loads a value into ``register``, a byte offset as in all classes.
+    """An expression that loads a value into a register. Registers are byte offsets in all classes.
 
     The value is "meta" or "ct" number ``key``, or ``length`` bytes from ``offset`` of the "payload"
     header ``key`` (NFT_PAYLOAD_*_HEADER).
@@ -55,7 +55,7 @@ class RegisterLoad(NamedTuple):
 
 
 class Mask(NamedTuple):
-    """Expression of a rule: sets the register ``target`` to ``source`` & ``mask`` ^ ``xor``."""
+    """An expression that sets the register ``target`` to ``source`` & ``mask`` ^ ``xor``."""
 
     source: int
     target: int
@@ -64,7 +64,7 @@ class Mask(NamedTuple):
 
 
 class Between(NamedTuple):
-    """Expression of a rule: matches if ``register`` is in a range. An empty bound is no limit."""
+    """An expression that matches if ``register`` is in a range. An empty bound is no limit."""
 
     register: int
     first: bytes
@@ -73,7 +73,7 @@ class Between(NamedTuple):
 
 
 class Lookup(NamedTuple):
-    """Expression of a rule: matches if the set ``name`` contains the value in ``register``."""
+    """An expression that matches if the set ``name`` contains the value in ``register``."""
 
     name: str
     register: int
@@ -82,7 +82,7 @@ class Lookup(NamedTuple):
 
 
 class IptablesMatch(NamedTuple):
-    """Expression of a rule: the iptables match "conntrack" or "physdev". None is not tested."""
+    """The iptables match "conntrack" or "physdev" in a rule. A field that is None is not tested."""
 
     states: int | None = None  # bits XT_CONNTRACK_STATE_BIT
     inverted: bool = False  # matches other states
@@ -118,9 +118,8 @@ _TARGETS_DROP = {"REJECT", "DROP", "TARPIT", "DELUDE", "CHAOS"}
 
 
 class ForeignChains(Nfnetlink):
-    """Reads nftables chains and sets in the caller's network namespace, and caches the results.
-
-    Methods raise KernelError.
+    """A reader of nftables chains and sets in the caller's network namespace, with a cache. Methods
+    raise KernelError.
     """
 
     def __init__(self) -> None:
@@ -136,9 +135,8 @@ class ForeignChains(Nfnetlink):
         return [chain for chain in chains if chain[:2] not in asleep]
 
     def nat4(self) -> dict[str, int]:
-        """Return the number of rules in each chain that translates sources of IPv4 packets.
-
-        The keys are "FAMILY TABLE CHAIN". niso's own chain is left out.
+        """Return the number of rules in each chain that translates sources of IPv4 packets. The
+        keys are "FAMILY TABLE CHAIN". niso's own chain is left out.
         """
         return dict(self.dump("list chains", _GETCHAIN, nfgenmsg(0), _nat_chain))
 
@@ -163,8 +161,7 @@ class ForeignChains(Nfnetlink):
     def element(
         self, family: int, table: str, name: str, key: bytes
     ) -> tuple[bool, ChainVerdict | None]:
-        """Return (whether the set has this key or a catch-all element, the verdict of the element).
-
+        """Return whether a set has this key or a catch-all element, and the verdict of the element.
         The verdict is None if the element has none.
         """
         cached = self._elements.get((family, table, name, key))
@@ -246,7 +243,7 @@ def rule(body: bytes) -> Rule:
 
 
 def _expression(name: str, fields: dict[int, bytes]) -> Expression | None:
-    """Parse an expression; None if the rule always continues with the next one."""
+    """Parse an expression. Returns None if the rule always continues with the next expression."""
     parse = _PARSERS.get(name)
     if parse is not None:
         return parse(fields)
@@ -256,9 +253,8 @@ def _expression(name: str, fields: dict[int, bytes]) -> Expression | None:
 
 
 def _load(source: str, fields: dict[int, bytes]) -> Expression | None:
-    """Parse an expression of type meta, ct or payload from its register (1) and field (2).
-
-    Returns None without a register: it sets the field instead.
+    """Parse an expression of type meta, ct or payload from its register (1) and field (2). Returns
+    None for an expression without a register, which sets the field instead.
     """
     if 1 not in fields:
         return None
@@ -311,9 +307,8 @@ def _immediate(fields: dict[int, bytes]) -> Expression:
 
 
 def _object(fields: dict[int, bytes]) -> Expression | None:
-    """Parse a reference to an object (NFT_OBJECT_*).
-
-    A quota, limit or connlimit may end the rule; any other object is ignored, also one from a map.
+    """Parse a reference to an object (NFT_OBJECT_*). A quota, limit or connlimit may end the rule.
+    Any other object is ignored, also one from a map.
     """
     return None if _number(fields, 1, 2) not in (2, 4, 5) else MAY_MATCH
 
@@ -390,7 +385,7 @@ _PARSERS: dict[str, Callable[[dict[int, bytes]], Expression | None]] = {
 
 
 def unseen(family: int) -> bool:
-    """Return whether iptables-legacy has a filter table, which nf_tables does not show."""
+    """Return whether iptables-legacy has a filter table. nf_tables does not list such tables."""
     path = f"/proc/thread-self/net/ip{'6' if family == 6 else ''}_tables_names"
     try:
         with open(path, encoding="ascii") as file:

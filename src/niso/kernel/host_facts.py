@@ -18,7 +18,7 @@ RESOLVED_UPSTREAMS = "/run/systemd/resolve/resolv.conf"
 
 
 def default_mtu() -> int:
-    """Return the MTU in bytes of the interface with the default route (IPv4 first); else 1500."""
+    """Return the MTU in bytes of the interface with the default route (IPv4 first), or 1500."""
     with Rtnl() as rtnl:
         routes = rtnl.routes()
         mtus = {link.index: link.mtu for link in rtnl.links()}
@@ -35,9 +35,8 @@ def mtu_of(address: str) -> int | None:
 
 
 def used_prefixes(except_alias: str) -> list[tuple[Network, str]]:
-    """Return (prefix, interface) for routes and addresses of interfaces without this alias.
-
-    Default routes and link-local prefixes are left out.
+    """Return (prefix, interface) of all routes and addresses, except those of interfaces with the
+    alias ``except_alias``. Default routes and link-local prefixes are left out.
     """
     used: dict[tuple[Network, str], None] = {}
     with Rtnl() as rtnl:
@@ -60,7 +59,7 @@ _LOCAL, _RTN_LOCAL = 255, 2  # RT_TABLE_LOCAL and RTN_LOCAL, linux/rtnetlink.h
 
 
 def local_prefixes() -> list[Network]:
-    """Return the prefixes of the host's addresses, and those of ``ip route add local PREFIX``."""
+    """Return the prefixes of the host's addresses and of ``ip route add local PREFIX``."""
     with Rtnl() as rtnl:
         routes = rtnl.routes(table=_LOCAL)
     return [ipaddress.ip_network(one.destination) for one in routes if one.type == _RTN_LOCAL]
@@ -96,7 +95,7 @@ def engine_prefixes() -> list[tuple[Network, str]]:
 
 
 def why_no_ipv6() -> str | None:
-    """Return why this host cannot have a network with IPv6 (ip-sysctl.rst); None if it can."""
+    """Return why this host cannot have a network with IPv6 (ip-sysctl.rst), or None if it can."""
     disabled = proc_sys.read("net/ipv6/conf/all/disable_ipv6")
     if disabled is None:
         return "this kernel has no IPv6 or was booted with ipv6.disable=1"
@@ -123,9 +122,8 @@ def receiving6() -> list[str]:
 
 
 def not_forwarding() -> dict[str, set[str]]:
-    """Return the foreign interfaces that are up and do not forward IPv4 although the host does.
-
-    The dict maps their names to their IPv4 addresses (ip-sysctl.rst, conf/interface/forwarding).
+    """Return the foreign interfaces that are up and do not forward IPv4 although the host does. The
+    dict maps their names to their IPv4 addresses (ip-sysctl.rst, conf/interface/forwarding).
     """
     if proc_sys.read("net/ipv4/ip_forward") != "1":
         return {}
@@ -149,9 +147,8 @@ def not_forwarding() -> dict[str, set[str]]:
 def resolv_conf(
     dns: Sequence[str] | None = None, search: Sequence[str] | None = None
 ) -> tuple[str, str | None]:
-    """Return (content of a service's /etc/resolv.conf, warning or None).
-
-    Name servers and search domains are those of the host, unless given.
+    """Return the content of a service's /etc/resolv.conf, and a warning or None. Name servers
+    ``dns`` and domains ``search`` that are None are taken from the host.
     """
     text, warning = _host_resolv_conf()
     replaced = {"nameserver": dns, "search": search, "domain": search}
@@ -164,10 +161,9 @@ def resolv_conf(
 
 
 def _host_resolv_conf() -> tuple[str, str | None]:
-    """Return (content of resolv.conf, warning or None) for a service that uses the host's servers.
-
-    Loopback servers are left out, because a service cannot reach them. The upstream servers of
-    systemd-resolved (systemd-resolved.service(8)), if known, replace its stub.
+    """Return the content of /etc/resolv.conf for a service that uses the host's name servers, and a
+    warning or None. Loopback servers are left out, because a service cannot reach them. If known,
+    the upstream servers of systemd-resolved (systemd-resolved.service(8)) replace its stub.
     """
     text = _read("/etc/resolv.conf")
     if not any(map(_is_loopback, text.splitlines())):

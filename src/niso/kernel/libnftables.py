@@ -55,10 +55,7 @@ def _load() -> ctypes.CDLL:
 
 
 def release_memory() -> None:
-    """Return memory that libnftables has freed to the kernel (malloc_trim(3)).
-
-    It is 3 MiB after comparing both tables.
-    """
+    """Release unused memory of libnftables (malloc_trim(3)), 3 MiB after comparing both tables."""
     import ctypes
 
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -67,9 +64,8 @@ def release_memory() -> None:
 
 
 class Nft:
-    """A libnftables context in the caller's network namespace, as a context manager.
-
-    Nothing is written to stdout or stderr. Methods raise KernelError, with nft's own text.
+    """A libnftables context in the caller's network namespace, as a context manager. Nothing is
+    written to stdout or stderr. Methods raise KernelError, with nft's own text.
     """
 
     def __init__(self) -> None:
@@ -92,7 +88,7 @@ class Nft:
             self._context = None
 
     def run(self, text: str) -> None:
-        """Apply ``text`` (nft(8) syntax, any number of lines) as one transaction."""
+        """Apply nft(8) commands, any number of lines, as one transaction."""
         what = f"apply nftables rules ({text.strip().partition(chr(10))[0][:80]})"
         with refusing(what):
             signals.hit(what)
@@ -117,7 +113,7 @@ class Nft:
             ) from error
 
     def text(self, command: str, flags: int = 0) -> str:
-        """Return the text output of a ``list`` command; ``flags`` are those of libnftables(3)."""
+        """Return the text output of a ``list`` command. ``flags`` are those of libnftables(3)."""
         return self._list(command, flags).decode("utf-8", "replace")
 
     def _list(self, command: str, flags: int) -> bytes:
@@ -138,7 +134,7 @@ class Nft:
         return self.text(f"list table {family_table}", _STATELESS | _TERSE)
 
     def _dry_run(self, text: str) -> str:
-        """Return nft's error messages for ``text``, "" if it is valid."""
+        """Return nft's error messages for commands without executing them."""
         fd = os.memfd_create("nft")
         try:
             with open(fd, "w", encoding="utf-8", closefd=False) as file:
@@ -157,10 +153,9 @@ class Nft:
         return errors.decode("utf-8", "replace")
 
     def _error(self, errors: str, text: str) -> KernelError:
-        """Convert the first error in nft's output to a KernelError.
-
-        An error is "[FILE:LINE:FROM-TO: ]Error: REASON", the line, and carets below it. ``text`` is
-        what nft was to execute.
+        """Convert the first error in nft's output to a KernelError. An error is
+        "[FILE:LINE:FROM-TO: ]Error: REASON", the line, and carets below it. ``text`` are the
+        commands that were executed.
         """
         lines = errors.splitlines()
         start = next((i for i, line in enumerate(lines) if "Error: " in line), -1)

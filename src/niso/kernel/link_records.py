@@ -75,10 +75,8 @@ class Link(NamedTuple):
 
 
 class LinkAddress(NamedTuple):
-    """An address of a network interface, such as "10.99.1.1/24".
-
-    ``index`` is that of the interface. ``family`` is AF_INET or AF_INET6, and ``flags`` are
-    IFA_F_*.
+    """An address of the network interface with this ``index``, such as "10.99.1.1/24". ``family``
+    is AF_INET or AF_INET6, and ``flags`` are IFA_F_*.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index
@@ -94,9 +92,9 @@ class LinkAddress(NamedTuple):
 
 
 class LinkRoute(NamedTuple):
-    """A route. ``destination`` is a prefix; for a default route it is "0.0.0.0/0" or "::/0".
+    """A route. The ``destination`` of a default route is "0.0.0.0/0" or "::/0".
 
-    ``gateway`` is "" if there is none, and ``index`` is that of the network interface, or 0. Of
+    ``gateway`` is "" if there is none. ``index`` is the index of the network interface, or 0. Of
     several routes to a destination the kernel takes the one with the lowest metric.
     """
 
@@ -228,7 +226,7 @@ _UP = 6  # IF_OPER_UP
 _FORWARDING = 3  # BR_STATE_FORWARDING
 _PORT_STATE = 1
 NEW_PORT = "learning on, flood on"
-"""The drift of a port as the kernel creates it."""
+"""The drift of a new port: the kernel's defaults that differ from niso's settings."""
 _STATES = {0: "disabled", 1: "listening", 2: "learning", 4: "blocking"}
 
 _LEARNING, _FLOOD = 8, 9  # IFLA_BRPORT_*
@@ -272,8 +270,7 @@ _SETTINGS: dict[int, tuple[str, str, int]] = {
 
 
 def _port_drift(settings: dict[int, bytes], operstate: int, tunnel: bool) -> list[str]:
-    """Return the settings of a port that differ from niso's, such as ``isolated on``.
-
+    """Return the settings of a bridge port that differ from niso's, such as ``isolated on``.
     ``settings`` is the port's IFLA_INFO_SLAVE_DATA. ``operstate`` is IF_OPER_*. The port state is
     compared only while the port has a carrier; otherwise the kernel sets it.
     """
@@ -318,9 +315,8 @@ def new_port(hairpin: bool, learns: bool = False) -> bytes:
 
 
 def usual(drift: str, tunnel: bool = False) -> list[bytes]:
-    """Return the netlink attributes that reset the settings in ``drift``, of a bridge or port.
-
-    Each of them must be sent in an RTM_NEWLINK of its own, in this order.
+    """Return the netlink attributes that reset settings of a bridge or port to niso's. ``drift``
+    names the settings. Each attribute must be sent in its own RTM_NEWLINK, in this order.
     """
     names = [part.partition(" ")[0] for part in drift.split(", ")] if drift else []
     port = [
@@ -359,19 +355,18 @@ _parms = struct.Struct("=12s12sIII")  # tc_tbf_qopt: rate, peak rate, limit, buf
 
 
 def burst(rate: int) -> int:
-    """Return how many bytes may pass at once at a rate in bytes per second: those of 20 ms."""
+    """Return how many bytes may pass at once at a rate in bytes per second: 20 ms of the rate."""
     return max(rate // 50, _LEAST_BURST)
 
 
 def limit(rate: int) -> int:
-    """Return how many bytes may queue at a rate in bytes per second: the burst and 50 ms."""
+    """Return how many bytes may queue at a rate in bytes per second: the burst, and 50 ms."""
     return rate // 20 + burst(rate)
 
 
 def limit_of(rtnl: Rtnl, link: Link) -> tuple[int, int]:
-    """Return (bytes per second, bytes that may queue) of an interface; zeros if unlimited.
-
-    Only a root queueing discipline of the kind tbf limits the rate. Raises KernelError.
+    """Return the rate limit of an interface as (bytes per second, bytes that may queue). Both are 0
+    without a limit. Only a root queueing discipline of kind tbf is a limit. Raises KernelError.
     """
     if link.qdisc != TBF:
         return 0, 0
@@ -434,10 +429,7 @@ _ifreq = struct.Struct("=16si20x")
 
 
 def of_links(names: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Return the counters `TRAFFIC` of existing interfaces of the namespace, by name.
-
-    Raises KernelError.
-    """
+    """Return the counters `TRAFFIC` of interfaces by name, if they exist. Raises KernelError."""
     indexes = _indexes(names)
     if not indexes:
         return {}
@@ -448,7 +440,7 @@ def of_links(names: Iterable[str]) -> dict[str, dict[str, int]]:
 
 
 def _indexes(names: Iterable[str]) -> dict[str, int]:
-    """Return the indexes of existing interfaces by name; if_nametoindex(3) would be slower."""
+    """Return the indexes of existing interfaces by name. if_nametoindex(3) would be slower."""
     indexes = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
         for name in names:

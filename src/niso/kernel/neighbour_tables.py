@@ -1,9 +1,9 @@
 """Read, add and delete static neighbour entries; read how full the tables are (linux/neighbour.h).
 
 A neighbour entry maps an address to a MAC, so that packets need no ARP. An entry of a bridge's
-forwarding database (FDB) maps a MAC to a port; in the FDB of a VXLAN device, to another host. niso
-adds the first two for each service, and all three for each service of another host. Functions with
-an rtnetlink socket raise KernelError.
+forwarding database (FDB) maps a MAC to a port. An entry of a VXLAN device's FDB maps a MAC to
+another host. niso adds the first two kinds for each service, and all three for each service of
+another host. Functions with an rtnetlink socket raise KernelError.
 """
 
 from __future__ import annotations
@@ -90,9 +90,8 @@ def permanent(rtnl: Rtnl) -> list[tuple[int, str, str]]:
 
 
 def of_bridges(rtnl: Rtnl, bridge_index: int = 0) -> dict[int, set[StaticEntry]]:
-    """Return the static forwarding (FDB) entries of all bridges, or of one, by the bridge's index.
-
-    The kernel walks all interfaces for each request.
+    """Return the static entries in the forwarding database of all bridges, or of one, by the index
+    of the bridge. The kernel walks all interfaces for each request.
     """
 
     def parse(body: bytes) -> tuple[int, StaticEntry] | None:
@@ -112,15 +111,15 @@ def of_bridges(rtnl: Rtnl, bridge_index: int = 0) -> dict[int, set[StaticEntry]]
 
 
 def is_fixed(rtnl: Rtnl, port_index: int, mac: str) -> bool:
-    """Return whether a bridge has a static entry by which it sends a MAC to this port."""
+    """Return whether a bridge has a static entry that sends frames for a MAC to this port."""
     index, _, state = _entry(rtnl, port_index, mac)
     return index == port_index and bool(state & _NOARP)
 
 
 def _entry(rtnl: Rtnl, port_index: int, mac: str) -> tuple[int, int, int]:
-    """Return (interface, bridge, state) of a MAC's entry in the bridge of a port; zeros if missing.
-
-    Interface and bridge are indexes, equal for an entry of the bridge itself; the state is NUD_*.
+    """Return (interface, bridge, state) of a MAC's entry in the bridge of a port, or zeros if
+    missing. Interface and bridge are indexes, equal for an entry of the bridge itself. The state is
+    NUD_*.
     """
     body = _request(_AF_BRIDGE, port_index) + _mac(mac)
     answer = rtnl.get_one(f"find the port of {mac}", _GETNEIGH, body, _ABSENT)
@@ -132,12 +131,13 @@ def _entry(rtnl: Rtnl, port_index: int, mac: str) -> tuple[int, int, int]:
 
 
 def add_fdb_entry(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
-    """Add a static entry to a bridge, by which it sends frames for ``mac`` to this port.
+    """Add a static entry to a bridge, by which the bridge sends frames for ``mac`` to this port.
 
-    ``own`` is the MAC of the port itself if it is new. The entry that the kernel adds for that MAC
-    is deleted: no service sends to it, and the kernel walks all entries for each port that is added
-    or removed. A new port replaces no entry for the host. No port replaces the bridge's own entry,
-    because services could then no longer reach the host: KernelError has EADDRINUSE then.
+    ``own`` is the MAC of the port itself if the port is new. The kernel adds an entry for that MAC,
+    which is deleted: no service sends to it, and the kernel walks all entries for each port that is
+    added or removed. A new port replaces no entry for the host. No port replaces the bridge's own
+    entry, because services could then no longer reach the host. In these cases KernelError has
+    EADDRINUSE.
     """
     body = _ndmsg.pack(_AF_BRIDGE, port_index, _NOARP, _MASTERS, 0) + _mac(mac)
     what = f"add the forwarding entry of {mac} for link {port_index}"
@@ -157,7 +157,7 @@ def add_fdb_entry(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
 
 
 def take(bridge_index: int, mac: str) -> Message:
-    """Return the message by which a bridge passes frames to its own MAC to the host."""
+    """Return the message that adds a bridge's entry by which frames to its MAC are for the host."""
     body = _ndmsg.pack(_AF_BRIDGE, bridge_index, _PERMANENT, _SELF, 0) + _mac(mac)
     what = f"add the forwarding entry of {mac} for bridge {bridge_index} itself"
     return Message(what, _NEWNEIGH, netlink.CREATE | netlink.REPLACE, body)
@@ -171,9 +171,8 @@ def delete_fdb_entry(port_index: int, mac: str) -> Message:
 
 
 def of_tunnel(rtnl: Rtnl, index: int) -> list[tuple[str, str]]:
-    """Return the entries of a VXLAN device as (MAC, host), those of its port as (MAC, "").
-
-    Entries that the kernel itself adds are left out.
+    """Return the entries of a VXLAN device as (MAC, host), and the bridge's entries for this port
+    as (MAC, ""). Entries that the kernel itself adds are left out.
     """
     body = _request(_AF_BRIDGE, index)
     parsed = rtnl.dump("list a VXLAN device's table", _GETNEIGH, body, _tunnel_entry)
@@ -192,7 +191,7 @@ def _tunnel_entry(body: bytes) -> tuple[int, str, str] | None:
 
 
 def tunnel_entry(rtnl: Rtnl, index: int, mac: str) -> tuple[str, bool]:
-    """Return (host of a MAC on a VXLAN device or "", whether its bridge sends it there)."""
+    """Return (host of a MAC on a VXLAN device or "", whether its bridge sends it to the device)."""
     body = _request(_AF_BRIDGE, index, _SELF) + _mac(mac)
     answer = rtnl.get_one(f"find the host of {mac}", _GETNEIGH, body, _ABSENT)
     entry = _tunnel_entry(answer) if answer is not None else None
@@ -200,9 +199,8 @@ def tunnel_entry(rtnl: Rtnl, index: int, mac: str) -> tuple[str, bool]:
 
 
 def add_tunnel_entry(index: int, mac: str, host: str, was: str = "") -> list[Message]:
-    """Return the messages that make a VXLAN device and its bridge send a MAC to ``host``.
-
-    ``was`` is the host to which the device sent it before, or "".
+    """Return the messages that make a VXLAN device and its bridge send frames for a MAC to
+    ``host``. ``was`` is the host to which the device sent them before, or "".
     """
     what = f"add the forwarding entry of {mac} to {host}"
     flags = netlink.CREATE | netlink.REPLACE
@@ -218,7 +216,9 @@ def add_tunnel_entry(index: int, mac: str, host: str, was: str = "") -> list[Mes
 
 
 def delete_tunnel_entry(index: int, mac: str, port: bool = True) -> list[Message]:
-    """Return the messages that delete a MAC's entries on a VXLAN device and its ``port``."""
+    """Return the messages that delete the entry of a MAC on a VXLAN device. With ``port``, the
+    entry on its bridge is deleted too.
+    """
     what = f"delete the forwarding entry of {mac}"
     body = _request(_AF_BRIDGE, index, _SELF) + _mac(mac)
     device = Message(what, _DELNEIGH, 0, body, _MISSING)

@@ -57,7 +57,7 @@ _attribute = struct.Struct("=HH")  # struct nlattr
 
 
 class Message(NamedTuple):
-    """A request that changes an object of the kernel. ``what`` describes the step in errors."""
+    """A request that changes an object of the kernel. ``what`` describes the request in errors."""
 
     what: str
     kind: int
@@ -70,7 +70,7 @@ Reply = tuple[int, int, int, bytes]  # kind, flags, sequence number and body of 
 
 
 def refused(what: str, number: int, message: str = "") -> KernelError:
-    """Build the error of a step from its errno and the text of its extended ACK."""
+    """Return the error for a failed request from its errno and the kernel's text (extended ACK)."""
     reason = os.strerror(number) if number else ""
     reason = reason[:1].lower() + reason[1:]
     if message:
@@ -81,7 +81,7 @@ def refused(what: str, number: int, message: str = "") -> KernelError:
 
 @contextlib.contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """Raise an OSError of the ``with`` block as the KernelError of the step ``what``."""
+    """Convert an OSError of the ``with`` block to the KernelError of the request ``what``."""
     try:
         yield
     except OSError as error:
@@ -134,9 +134,8 @@ def nested(kind: int, *parts: bytes) -> bytes:
 
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
-    """Return the payloads of the netlink attributes from ``offset`` by their kind.
-
-    Of attributes with the same kind, the last one counts. Raises ValueError if malformed.
+    """Return the payloads of the netlink attributes from ``offset`` by their kind. The last
+    attribute of a kind counts. Raises ValueError if malformed.
     """
     payloads = {}
     end = len(data)
@@ -150,7 +149,7 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
 
 
 def several(data: bytes, kind: int | None = None) -> Iterator[bytes]:
-    """Yield the payloads of all attributes, or of one kind. Raises ValueError if malformed."""
+    """Yield the payloads of all attributes, or only of one kind. Raises ValueError if malformed."""
     offset = 0
     while offset + 4 <= len(data):
         length, own_kind = _attribute.unpack_from(data, offset)
@@ -162,7 +161,7 @@ def several(data: bytes, kind: int | None = None) -> Iterator[bytes]:
 
 
 def parse_reply[T](what: str, parse: Callable[[bytes], T], answer: bytes) -> T:
-    """Return what ``parse`` returns for an answer; raise KernelError if this is malformed."""
+    """Return the result of ``parse`` for an answer. Raises KernelError if this is malformed."""
     try:
         return parse(answer)
     except MALFORMED as error:
@@ -206,8 +205,7 @@ class Netlink:
         self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
 
     def notices(self, what: str) -> list[Reply] | None:
-        """Wait for a datagram and return its messages; None if the kernel had to skip some.
-
+        """Wait for a datagram and return its messages, or None if the kernel had to skip some.
         Raises KernelError, and BlockingIOError if the socket does not block.
         """
         try:
@@ -220,16 +218,16 @@ class Netlink:
             raise refused(what, error.errno or 0) from error
 
     def enlarge_buffer(self, size: int) -> None:
-        """Set the size of the receive buffer in bytes, if the caller may do this."""
+        """Set the size of the receive buffer in bytes. No-op if the caller may not do this."""
         with contextlib.suppress(PermissionError):  # in a user namespace
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
 
     def transact(self, *messages: Message) -> None:
-        """Send ``messages`` in one sendmsg, so that a kill cannot separate them.
+        """Send messages in one sendmsg, so that a kill cannot separate them.
 
-        The kernel handles all of them before the call returns, and does not stop at an error.
+        The kernel handles all messages before the call returns, and does not stop at an error.
         Therefore later messages must be harmless if an earlier one failed. Raises KernelError for
-        the first failure that is not in a message's ``fine``.
+        the first failure whose error number is not in the message's ``fine``.
         """
         first, last = self._sequence + 1, self._sequence + len(messages)
         # errors are always answered, and arrive before the ACK that only the last message requests
@@ -290,16 +288,16 @@ class Netlink:
     def get_one(
         self, what: str, kind: int, body: bytes, absent: tuple[int, ...], flags: int = 0
     ) -> bytes | None:
-        """Send a request and return the body of the answer; None for an error number in ``absent``.
-
-        Raises KernelError for other errors.
+        """Send a request and return the body of the answer. Returns None if the kernel answers with
+        an error number in ``absent``. Raises KernelError for other errors.
         """
         return self.get_all(what, kind, [body], absent, flags)[0]
 
     def get_all(
         self, what: str, kind: int, bodies: list[bytes], absent: tuple[int, ...], flags: int = 0
     ) -> list[bytes | None]:
-        """Send requests in one sendmsg, and return the answers in order, each as `get_one` does.
+        """Send several requests in one sendmsg. Returns the answers in order, each as `get_one`
+        does.
 
         All answers together must fit into the socket's buffer. With ACK in ``flags``, the answer to
         a request that is only acknowledged is None.
@@ -336,10 +334,11 @@ class Netlink:
         parse: Callable[[bytes], T | None],
         absent: tuple[int, ...] = (),
     ) -> list[T]:
-        """Request a list of objects, and return what ``parse`` returns for each body, without None.
+        """Request a list of objects, and return the results of ``parse`` for their bodies, without
+        None.
 
-        The list is empty if the kernel answers with an error number in ``absent``. It is requested
-        again if concurrent changes interrupted it, or the socket's buffer was too small. Raises
+        The list is empty if the kernel answers with an error number in ``absent``. The request is
+        repeated if concurrent changes interrupted it, or the socket's buffer was too small. Raises
         KernelError.
         """
         for _ in range(_DUMP_TRIES):
@@ -394,9 +393,8 @@ class Netlink:
         )
 
     def receive(self) -> list[Reply]:
-        """Return the messages of one datagram; none unless it comes from the kernel's port 0.
-
-        See netlink(7). Raises OSError.
+        """Return the messages of one datagram. A datagram that is not from the kernel (port 0,
+        netlink(7)) is ignored and returns none. Raises OSError.
         """
         data, _, truncated, (sender, _) = self._socket.recvmsg(_BUFFER)
         if signals.broken(signals.OVERRUN):
@@ -414,7 +412,7 @@ class Netlink:
         return replies
 
     def _drain(self) -> None:
-        """Ignore the rest of an abandoned list; later messages of it have an old number."""
+        """Discard the rest of an abandoned list. Later messages of the list have an old number."""
         with contextlib.suppress(OSError):
             while self._socket.recv(_BUFFER, socket.MSG_DONTWAIT):
                 pass
@@ -424,7 +422,7 @@ class Netfilter(Netlink):
     """A socket for netfilter (nf_tables, conntrack). It is reused unless its last use failed.
 
     Closing such a socket waits some 11 ms, until the kernel has freed what the last nf_tables
-    transaction removed (nft_rcv_nl_event, net/netfilter/nf_tables_api.c). An activation uses five.
+    transaction removed (nft_rcv_nl_event, net/netfilter/nf_tables_api.c). An activation opens five.
     """
 
     def __init__(self) -> None:

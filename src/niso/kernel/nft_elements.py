@@ -1,6 +1,6 @@
 """Read and change single elements of nftables sets and maps (linux/netfilter/nf_tables.h).
 
-Values are converted to bytes as the kernel stores them, and back. The cost is 10 µs per element,
+Values are converted to the bytes that the kernel stores, and back. Each element takes 10 µs,
 independent of the size of the set.
 """
 
@@ -144,7 +144,7 @@ def _limit(expression: dict[int, bytes]) -> Atoms:
 
 
 def pack_range(kind: int, atom: Any) -> tuple[bytes, bytes]:
-    """Encode a field of a key as (first value, last value); they are equal if it is no range."""
+    """Encode a field of a key as (first value, last value). Both are equal if it is no range."""
     width, pack, _ = _CODECS[kind]
     if kind in _RANGES:
         return pack(atom[0]), pack(atom[1])
@@ -162,7 +162,7 @@ def pack_range(kind: int, atom: Any) -> tuple[bytes, bytes]:
 
 
 def unpack_range(kind: int, first: bytes, last: bytes) -> Any:
-    """Decode a field of an interval from its first and last value; the reverse of `pack_range`."""
+    """Decode a field of an interval from its first and last value. This reverses `pack_range`."""
     width, _, unpack = _CODECS[kind]
     if kind in _RANGES:
         return unpack(first), unpack(last)
@@ -230,7 +230,7 @@ _CHUNK = 64  # requests in one sendmsg; their answers must fit the socket's buff
 
 
 class Header(NamedTuple):
-    """A set or map, with the types of its keys and values."""
+    """The name of a set or map, and the types of its keys and values."""
 
     table: str  # "inet niso" or "bridge niso"
     name: str
@@ -242,8 +242,8 @@ class Header(NamedTuple):
     def is_lone(self) -> bool:
         """Return whether the set has intervals of a single field.
 
-        They are stored as starts and ends, and an end is left out if the next interval follows at
-        once. Therefore `Nfnetlink.change` cannot write them.
+        The kernel stores them as starts and ends, and an end is left out if the next interval
+        follows at once. Therefore `Nfnetlink.change` cannot write them.
         """
         return self.interval and len(self.key) == 1
 
@@ -252,10 +252,11 @@ class Nfnetlink(netlink.Netfilter):
     """A socket for nf_tables in the network namespace that opened it. Methods raise KernelError."""
 
     def change(self, what: str, edits: Iterable[Edit]) -> None:
-        """Apply all edits in one transaction; if one fails, none is applied.
+        """Apply all edits in one transaction. If one fails, none is applied.
 
-        The cost does not depend on the existing elements: libnftables would first list all sets,
-        and for intervals their elements. Errors have EEXIST if an element already exists.
+        The cost does not depend on the number of existing elements. libnftables would first list
+        all sets and the elements of those with intervals. Errors have EEXIST if an element already
+        exists.
         """
         messages = []
         for adds, header, chunk in _chunks(edits):
@@ -267,10 +268,11 @@ class Nfnetlink(netlink.Netfilter):
         self.transact_batch(what, _SUBSYSTEM, messages, _CLASHES)
 
     def counts(self, header: Header) -> list[tuple[Element, int, float | None]]:
-        """Return (element, packets, age) for the elements of a set or map with a counter.
+        """Return (element, packets, age) for the elements of a set or map that have a counter.
 
-        The age in seconds is None if no packet came, or if the element does not record the time.
-        For an interval of one field, the element has only the interval's start.
+        The age is the time since the last packet in seconds, or None if there was no packet or the
+        element does not record the time. For an interval of one field, the element has only its
+        start.
         """
         return self._listed(header, partial(_counted, header))
 
@@ -281,7 +283,7 @@ class Nfnetlink(netlink.Netfilter):
         return self._listed(header, partial(_parse_elements, header))
 
     def all_of(self, table: str, container: str) -> list[Element] | None:
-        """Return all elements of one of niso's sets and maps; None if it does not exist.
+        """Return all elements of one of niso's sets or maps, or None if the set does not exist.
 
         If another version of niso created the set with other types, the list is empty, because niso
         will recreate its table.
@@ -303,7 +305,7 @@ class Nfnetlink(netlink.Netfilter):
         return [element for part in dumped for element in part]
 
     def count(self, element: Element) -> int | None:
-        """Return the packets that an element has counted; None without an equal element."""
+        """Return the packets that an element has counted, or None if no equal element exists."""
         header = HEADERS[element[:2]]
         first, last = _pack_key(header, element.fields)
         what = "read nftables elements"
@@ -315,7 +317,7 @@ class Nfnetlink(netlink.Netfilter):
         return None
 
     def get(self, wanted: Iterable[tuple[Header, Atoms]]) -> dict[Atoms, Element]:
-        """Return the existing elements among (set or map, fields), by `Element.key`."""
+        """Return those elements that exist, by `Element.key`. ``wanted`` has (set or map, key)."""
         result: dict[Atoms, Element] = {}
         for chunk in itertools.batched(wanted, _CHUNK):
             asked = [(header, key, *_pack_key(header, key)) for header, key in chunk]
@@ -367,7 +369,7 @@ class Edit(NamedTuple):
 
 
 def elements(answer: bytes) -> Iterator[dict[int, bytes]]:
-    """Yield the netlink attributes of each element in a message of the kernel."""
+    """Yield the netlink attributes of each element in an answer of the kernel."""
     return map(attributes, several(attributes(answer, 4).get(_LIST_ELEMENTS, b""), _LIST_ELEM))
 
 
@@ -378,10 +380,9 @@ def _only(answer: bytes) -> dict[int, bytes]:
 def _parse_element(
     header: Header, key: Atoms, first: bytes, last: bytes, ends: list[bytes | None], answer: bytes
 ) -> Element | None:
-    """Return the requested element; None if the kernel's answer has another one.
-
-    The request was for ``key``, whose bytes are ``first`` to ``last``. For an interval with one
-    field, ``ends`` are the answers for its last value and for the value after it.
+    """Return the requested element, or None if the kernel's answer has another one. The request was
+    for ``key``, whose bytes are ``first`` to ``last``. For an interval with one field, ``ends`` are
+    the answers for its last value and for the value after it.
     """
     element = _only(answer)
     # an interval set answers with the element that contains the key, possibly a wider one
@@ -425,9 +426,8 @@ def _bounds(answer: bytes) -> list[_Bound]:
 
 
 def _intervals(header: Header, bounds: Iterable[_Bound]) -> list[Element]:
-    """Convert bounds to elements with intervals of one field.
-
-    The kernel omits the end of an interval where the next one starts, and after the highest number.
+    """Convert bounds to elements with intervals of one field. The kernel omits the end of an
+    interval where the next one starts, and after the highest number.
     """
     result = []
     ordered = sorted(bounds, key=lambda bound: bound[:2])
@@ -443,9 +443,8 @@ def _intervals(header: Header, bounds: Iterable[_Bound]) -> list[Element]:
 
 
 def _made(header: Header, key: Atoms, element: dict[int, bytes]) -> Element | None:
-    """Build an element from its key and its netlink attributes.
-
-    Returns None for an element of an audit period that is about to expire.
+    """Build an element from its key and its netlink attributes. Returns None for an element of an
+    audit period that is about to expire.
     """
     owner, _, entry = _comment(element).partition(" ")
     value: Atoms = ()
@@ -466,7 +465,7 @@ def _made(header: Header, key: Atoms, element: dict[int, bytes]) -> Element | No
 
 
 def _has_types(header: Header, answer: bytes) -> bool:
-    """Return whether a set in the kernel has niso's types, by the sizes of its keys and values."""
+    """Return whether a set in the kernel has keys and values of the sizes that niso uses."""
 
     def number(kind: int) -> int:
         return int.from_bytes(fields.get(kind, b""), "big")
@@ -512,7 +511,6 @@ def nfgenmsg(family: int, resource: int = 0) -> bytes:
 
 
 def _next(last: bytes) -> bytes:
-    """Return the number after ``last``; zero after the highest one. Both are bytes."""
     return ((int.from_bytes(last, "big") + 1) % (1 << 8 * len(last))).to_bytes(len(last), "big")
 
 
@@ -528,7 +526,6 @@ def _packed_key(first: bytes, last: bytes) -> bytes:
 
 def about(table: str, name: str) -> bytes:
     """Return the first bytes of a message about a set, its elements, or the rules of a chain.
-
     NFTA_*_TABLE and NFTA_*_NAME or _SET have the same numbers.
     """
     family, _, own = table.partition(" ")
@@ -536,7 +533,7 @@ def about(table: str, name: str) -> bytes:
 
 
 def _chunks(edits: Iterable[Edit]) -> Iterator[tuple[bool, Header, list[bytes]]]:
-    """Group edits of one set up to a size; yield (whether they add, the set, elements)."""
+    """Group edits of one set up to a size. Yields (whether they add, the set, packed elements)."""
     for (verb, place), group in itertools.groupby(
         edits, lambda edit: (edit.verb, edit.element[:2])
     ):
@@ -584,9 +581,8 @@ def _pack_value(header: Header, value: Atoms) -> bytes:
 
 
 def declared(table: str, container: str, key: str, value: str | None, interval: bool) -> Header:
-    """Return the types of a set or map that is declared in nft's syntax.
-
-    ``key`` and ``value`` are type names, such as "inet_proto . inet_service".
+    """Return the types of a set or map from its declaration. ``key`` and ``value`` are type names
+    in nft's syntax, such as "inet_proto . inet_service".
     """
     types = [
         tuple(_NAMES[name] for name in names.split(" . "))
@@ -623,13 +619,13 @@ def data_value(nest: bytes) -> bytes:
 
 
 def _pack_key(header: Header, key: Atoms) -> tuple[bytes, bytes]:
-    """Encode a key as (first value, last value); the latter is b"" without intervals."""
+    """Encode a key as (first value, last value). Without intervals the last value is b""."""
     first, last = _pack_fields(header.key, key)
     return first, last if header.interval else b""
 
 
 def _pack_fields(kinds: tuple[int, ...], atoms: Atoms) -> tuple[bytes, bytes]:
-    """Encode fields as (first values, last values); several are padded to 32 bits each."""
+    """Encode fields as (first values, last values). Several fields are padded to 32 bits each."""
     ranges = [pack_range(kind, atom) for kind, atom in zip(kinds, atoms, strict=True)]
     if len(ranges) == 1:
         return ranges[0]
@@ -691,8 +687,8 @@ class Element(NamedTuple):
     container: str
     fields: Atoms
     value: Atoms = ()
-    owner: str = ""  # the service or network
-    entry: str = ""  # in a policy: the manifest line
+    owner: str = ""  # the service or network that the element is for
+    entry: str = ""  # in a policy: the key of the manifest entry
 
     def key(self) -> Atoms:
         return self[:3]
@@ -703,7 +699,7 @@ class Element(NamedTuple):
 
     @property
     def ends(self) -> bool:
-        """Return whether the element is of an audit period, and so deleted after a timeout."""
+        """Return whether the element is of an audit period, which the kernel ends by a timeout."""
         return self.container in policy_rules.PLACES
 
     @property
@@ -713,7 +709,7 @@ class Element(NamedTuple):
 
     @property
     def value_text(self) -> str:
-        """Return the value or limit in nft's syntax; for an audit period, what is wrong with it."""
+        """Return the value or limit in nft's syntax; for an audit period, its problem or ""."""
         if self.ends:
             return " ".join(self.value[2:])
         if not self.value:
@@ -731,5 +727,5 @@ class Element(NamedTuple):
 
 
 def ports_of(field: int | tuple[int, int]) -> tuple[int, int]:
-    """Return (first, last) for the ports in a key, which is one port in sets without intervals."""
+    """Return (first, last) of the ports in a key. Sets without intervals have one port there."""
     return field if isinstance(field, tuple) else (field, field)

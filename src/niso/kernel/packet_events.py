@@ -8,8 +8,8 @@ nftrace). Temporary tables mark the packets; the kernel deletes the tables (flag
 socket that created them, also if this process is killed.
 
 Drops: the packets from and to some addresses that any nftables rule drops. Temporary tables mark
-those of no established connection. A packet whose path ends in a drop is returned with its headers,
-which is all that the kernel reports of it.
+packets of connections that are not established. A packet whose path ends in a drop is returned with
+its headers, since the kernel reports nothing else of the packet.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Logged(NamedTuple):
     """A logged packet."""
 
     time: float  # in seconds since 1970
-    prefix: str  # of the rule
+    prefix: str  # the log prefix of the rule
     link: str  # the network interface by which it came; on a bridge, the port
     source: str
     destination: str
@@ -65,9 +65,9 @@ class Logged(NamedTuple):
 
 
 class Nflog(netlink.Netlink):
-    """Reads the packets logged to ``group`` in the caller's network namespace. A context manager.
-
-    Raises Conflict if another process reads the group, KernelError if the kernel lacks the module.
+    """A reader of the packets logged to ``group`` in the caller's network namespace. A context
+    manager. Raises Conflict if another process reads the group, KernelError without the kernel
+    module.
     """
 
     def __init__(self, group: int) -> None:
@@ -81,7 +81,7 @@ class Nflog(netlink.Netlink):
             raise
 
     def read(self) -> list[Logged] | None:
-        """Wait for packets and return them; None if some were lost because reading was too slow."""
+        """Wait for packets and return them, or None if some were lost for want of time."""
         what = "read logged packets"
         replies = self.notices(what)
         if replies is None:
@@ -115,8 +115,8 @@ class Nflog(netlink.Netlink):
 
 
 def _holder(group: int) -> str:
-    """Describe the process that reads a group, or return "" (netlink(7): the port mostly is the
-    pid).
+    """Describe the process that reads a group, or return "". The port of its netlink socket mostly
+    is its pid (netlink(7)).
     """
     with contextlib.suppress(OSError), open(_BOUND, encoding="ascii") as file:
         for line in file:
@@ -154,9 +154,8 @@ def _link(index: bytes) -> str:
 
 
 def _ends(packet: bytes) -> tuple[str, str, int | None, str] | None:
-    """Return (source, destination, destination port, protocol) of an IP packet, or None.
-
-    The packet may be cut off. The port is None if there is none.
+    """Return (source, destination, destination port, protocol) of an IP packet, or None. The packet
+    may be cut off. The port is None if there is none.
     """
     version = packet[0] >> 4 if packet else 0
     if version == 4 and len(packet) >= 20:
@@ -177,7 +176,7 @@ def _ends(packet: bytes) -> tuple[str, str, int | None, str] | None:
 
 
 def _upper(packet: bytes) -> tuple[int, int, bool]:
-    """Return (protocol, offset, whether it is no later fragment) after an IPv6 header."""
+    """Return (protocol, offset, whether it is no later fragment) of an IPv6 packet's payload."""
     number, offset, first = packet[6], 40, True
     while offset + 8 <= len(packet):
         if number == _FRAGMENT:
@@ -193,7 +192,7 @@ def _upper(packet: bytes) -> tuple[int, int, bool]:
 # --- traced packets -------------------------------------------------------------------------------
 
 PREFIX = "niso_live_"
-"""The prefix of the names of the temporary tables; the process id follows."""
+"""The prefix of the names of temporary tables. The process id follows."""
 
 _TRACE = 0x0A11  # NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_TRACE
 _GROUP = 9  # NFNLGRP_NFTRACE
@@ -209,9 +208,10 @@ _QUIET_S = 0.3  # after this silence, the path of a packet is complete
 
 
 class TraceStep(NamedTuple):
-    """One event of a packet in one chain: a rule matched, or the chain's policy decided.
+    """One event of a traced packet in one chain: a rule matched, or the chain's policy decided.
 
-    The headers are cut to 40 and 20 bytes. They are empty where the kernel did not repeat them.
+    ``network`` and ``transport`` are the first 40 and 20 bytes of the packet's headers. They are
+    empty if the kernel has already sent them.
     """
 
     id: int  # the kernel's trace id of the packet
@@ -237,9 +237,8 @@ class TraceStep(NamedTuple):
 
     @property
     def _sent(self) -> bytes:
-        """Return the header bytes that the sender has set and that identify the packet.
-
-        The destination, and therefore checksums, may be translated on the way.
+        """Return the header bytes, set by the sender, that identify the packet. Destination and
+        checksums are left out, because DNAT changes them.
         """
         of_packet = self.transport[:2] + self.transport[4:6]  # a port or type; length, sequence, id
         if self.version == 4 and len(self.network) >= 20:
@@ -250,8 +249,7 @@ class TraceStep(NamedTuple):
 
 
 class Trace(netlink.Netlink):
-    """Traces packets while the object exists. A context manager. Raises KernelError.
-
+    """A tracer of packets, active while the object exists. A context manager. Raises KernelError.
     ``tables`` are the temporary tables that mark the packets: `trace_rules` or `drop_rules`.
     """
 
@@ -277,7 +275,8 @@ class Trace(netlink.Netlink):
         super().close()
 
     def first(self, seconds: float) -> list[TraceStep]:
-        """Wait for one packet and return the steps of its path; none if it does not come in time.
+        """Wait for one packet and return the steps of its path, or no steps if no packet comes in
+        time.
 
         When a bridge passes the packet up to the host, the kernel changes its trace id, because the
         id depends on the network interface by which the packet came (trace_fill_id,
@@ -349,7 +348,6 @@ class Trace(netlink.Netlink):
 
 
 def _rule(source: str, destination: str, port: int | None, proto: str, starts: bool) -> str:
-    """Return the nftables rule that marks such packets for tracing, at most one per second."""
     word = "ip6" if family_of(destination) == 6 else "ip"
     match = f"{word} saddr {source} {word} daddr {destination}"
     if port is not None:
@@ -362,10 +360,8 @@ def _rule(source: str, destination: str, port: int | None, proto: str, starts: b
 
 
 def trace_rules(ends: Iterable[tuple[str, str]], port: int | None, proto: str, starts: bool) -> str:
-    """Return the temporary tables that mark packets for tracing, in nft(8) syntax.
-
-    ``ends`` are (source, destination). With ``starts``, only TCP packets that begin a connection
-    are marked.
+    """Return the temporary tables that mark packets for tracing, in nft(8) syntax. ``ends`` are
+    (source, destination). With ``starts``, only TCP packets that begin a connection are marked.
     """
     rules = "; ".join(_rule(*pair, port, proto, starts) for pair in ends)
     name = f"{PREFIX}{os.getpid()}"
@@ -414,8 +410,8 @@ def _packet(network: bytes, transport: bytes) -> tuple[bytes, int]:
 def drop_rules(addresses: Collection[str], ends: Collection[str], bridges: Collection[str]) -> str:
     """Return the temporary tables that mark packets of some services, in nft(8) syntax.
 
-    ``addresses`` are those of the services, ``ends`` the host's ends of their veth pairs, and
-    ``bridges`` those of all networks.
+    ``addresses`` are the services' addresses, ``ends`` the host's ends of their veth pairs, and
+    ``bridges`` the bridges of all networks.
     """
     limit = f"limit rate {MOST_A_SECOND}/second burst {MOST_A_SECOND} packets meta nftrace set 1"
     into, either, foreign = [], [], []

@@ -11,12 +11,12 @@ with ports are recorded. docs/design/seeing.md explains where the rules are;
 `niso.kernel.flow_memory` reads the sets.
 
 Audits: during its audit period a policy drops nothing. A packet that it would deny is recorded and
-returns to ``forward``, where all other rules still apply to it. Sets contain the addresses of the
-audited services. The comment of an element has the service, and the begin and end of its audit in
-seconds since 1970. The element has a timeout: when the kernel deletes it, with or without niso
-running, the policy starts to drop. Therefore an expired element is not reported as missing: an
-element that is about to expire is neither desired nor read. An audit without an end has an element
-without a timeout. docs/design/policy.md explains audits.
+returns to the chain ``forward``, where all other rules still apply to it. Sets contain the
+addresses of the audited services. The comment of an element has the service, and the begin and end
+of its audit in seconds since 1970. The element has a timeout: when the kernel deletes it, with or
+without niso running, the policy starts to drop. Therefore an expired element is not reported as
+missing: an element that is about to expire is neither desired nor read. An audit without an end has
+an element without a timeout. docs/design/policy.md explains audits.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _sets(bridge: bool) -> str:
 
 
 def _own(verdict: str) -> str:
-    """Return the rules that give niso's own test packets ``verdict``, unrecorded."""
+    """Return the rules that apply ``verdict`` to niso's own test packets without recording them."""
     return "\n".join(
         f"\t\t{word} saddr . meta l4proto . th sport @{PROBES}{family} {verdict}"
         for family, word in _WORDS.items()
@@ -323,7 +323,7 @@ A packet from the middle of a closed TCP connection starts no flow from or to th
 
 
 def chain(ingress: bool, log: bool) -> str:
-    """Return the chain for packets that a policy would deny but for its audit period."""
+    """Return the name of the chain for packets that a policy denies, except in its audit period."""
     return f"audit_{'log_' if log else ''}{'in' if ingress else 'out'}"
 
 
@@ -365,8 +365,8 @@ _TOO_LONG = "with a timeout after its end"
 
 
 def term(entry: str) -> tuple[int, int] | tuple[()]:
-    """Return (since, until) of an audit period from an element's comment without the service, or
-    ().
+    """Return (since, until) of an audit period from an element's comment without the service.
+    Returns () if the comment is not niso's.
     """
     since, _, until = entry.partition(" ")
     try:
@@ -376,10 +376,10 @@ def term(entry: str) -> tuple[int, int] | tuple[()]:
 
 
 def left_s(since: int, until: int, now: float) -> float:
-    """Return the remaining time of an audit period in seconds, or `ENDLESS`.
+    """Return the remaining time of an audit period in seconds, or `ENDLESS`. Times are in seconds
+    since 1970.
 
-    It is 0 if the period has ended, or if the clock is implausible (see `SLACK_S`). Times are in
-    seconds since 1970.
+    The result is 0 if the period has ended, or if the clock is implausible (see `SLACK_S`).
     """
     if until == NEVER and since:
         return ENDLESS
@@ -389,7 +389,7 @@ def left_s(since: int, until: int, now: float) -> float:
 
 
 def timeout_s(value: tuple[Any, ...], now: float) -> float:
-    """Return the remaining lifetime in seconds of an element with the audit period ``value``."""
+    """Return the remaining seconds of an element whose audit period (since, until) is ``value``."""
     return left_s(value[0], value[1], now) if value[1:] else 0
 
 
@@ -398,10 +398,10 @@ def is_wanted(value: tuple[Any, ...], now: float) -> bool:
 
 
 def seen(left: float | None, value: tuple[Any, ...], now: float) -> str | None:
-    """Return what is wrong with the timeout of an element; "" if nothing is.
+    """Return the problem of an element's timeout, "" without a problem, or None if it expires soon.
 
-    ``left`` is the rest of the timeout in seconds, or None if it has none. ``value`` is its audit
-    period. Returns None if the element is about to expire.
+    ``left`` is the rest of the timeout in seconds, or None if the element has no timeout. ``value``
+    is its audit period.
     """
     right = timeout_s(value, now)
     if left is None:

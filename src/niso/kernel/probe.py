@@ -88,9 +88,8 @@ class ProbePacket:
         return new
 
     def send(self) -> str:
-        """Send the packet once; return why the sender's own kernel refused it, or "".
-
-        The rules do not record the packet as a flow. Raises KernelError for other failures.
+        """Send the packet once. Returns why the sender's own kernel refused it, or "". The rules do
+        not record the packet as a flow. Raises KernelError for other failures.
         """
         if self._proto != "icmp":
             flow_memory.leave_out(self._source, self._proto, self._own_port)
@@ -107,10 +106,10 @@ class ProbePacket:
         return ""
 
     def wait(self, seconds: float, for_answer: bool = False) -> tuple[bool | None, bool]:
-        """Wait at most ``seconds`` until the packet arrives; return (arrived, answered).
+        """Wait at most ``seconds`` until the packet arrives. Returns (arrived, answered).
 
-        ``arrived`` is None if no namespace is watched. In this case, or with ``for_answer``, wait
-        for the answer instead.
+        ``arrived`` is None if no namespace is watched. In this case, or with ``for_answer``, the
+        function waits for the answer.
         """
         deadline = time.monotonic() + seconds
         poll = select.poll()
@@ -242,7 +241,7 @@ def echo(namespace: str, source: str, destination: str, seconds: float) -> float
 
 
 def own_address(destination: str) -> str | None:
-    """Return the source address of the caller's packets to an address; None without a route."""
+    """Return the source address of the caller's packets to an address, or None without a route."""
     with socket.socket(
         address_family(destination), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
     ) as asker:
@@ -255,7 +254,7 @@ def own_address(destination: str) -> str | None:
 
 
 def _with_sum(packet: bytes, at: int, summed: bytes) -> bytes:
-    """Return ``packet`` with the Internet checksum (RFC 1071) of ``summed`` at offset ``at``."""
+    """Return a packet with the Internet checksum (RFC 1071) of ``summed`` at offset ``at``."""
     total = sum(struct.unpack(f"!{len(summed) // 2}H", summed))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

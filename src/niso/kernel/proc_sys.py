@@ -32,7 +32,7 @@ _top, _walks = -1, 0
 
 
 def read(name: str) -> str | None:
-    """Return the value of a sysctl without its final newline; None if it does not exist."""
+    """Return the value of a sysctl without its final newline, or None if it does not exist."""
     return read_all((name,))[0]
 
 
@@ -47,7 +47,7 @@ def write(name: str, value: str) -> None:
 
 
 def write_all(values: Iterable[tuple[str, str]]) -> None:
-    """Set several sysctls in order, given as (name, value)."""
+    """Set several sysctls in this order. ``values`` are pairs (name, value)."""
     inode = 0
     for name, value in values:
         what = f"set sysctl {name} to '{value}'"
@@ -139,7 +139,7 @@ def _own_sys() -> int:
 
 
 def _check(name: str) -> None:
-    """Raise KernelError for a name outside net/: such sysctls apply to the whole machine."""
+    """Raise KernelError for a name outside net/. Such a sysctl applies to the whole machine."""
     if not name.startswith("net/") or ".." in name.split("/") or name.count("/") < 2:
         raise KernelError(f"'{name}' is not a sysctl of a network namespace")
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 
 class Kernel:
-    """The kernel of the caller's network namespace. Not thread-safe.
+    """The network of the host's kernel, in the caller's network namespace. Not thread-safe.
 
     Inside a ``with`` block, its sockets stay open between calls. ``alias`` is the text that marks
     the network interfaces of a state folder as niso's, with the folder's id. All methods raise
@@ -78,7 +78,7 @@ class Kernel:
         strays: bool = False,
         taken: bool = False,
     ) -> State:
-        """Return those of ``candidates`` that exist, with their actual fields.
+        """Return those of ``candidates`` that exist in the kernel, with their actual fields.
 
         All addresses and routes of the candidates' interfaces are returned too. The cost depends
         only on the number of candidates. With ``strays``, changes of other programs to the
@@ -92,9 +92,8 @@ class Kernel:
             return kind.read(candidates, alias, self._sockets, foreign, strays, taken)
 
     def read_all(self, want: State, alias: str, foreign: Foreign) -> State:
-        """Return all objects of the state folder with this ``alias``, desired or not.
-
-        ``want`` selects the sysctls to read. Conflicts are recorded in ``foreign``.
+        """Return all objects of the state folder with this ``alias``, desired or not. ``want``
+        selects the sysctls to read. Conflicts are recorded in ``foreign``.
         """
         with self:
             return kind.read_all(want, alias, self._sockets, foreign)
@@ -102,8 +101,8 @@ class Kernel:
     def write(self, steps: Iterable[AnyStep], ending: list[str] | None = None) -> None:
         """Execute all steps in order, stopping at the first failure.
 
-        With ``ending``, veth pairs whose namespace is deleted too are only detached from their
-        bridge, and their names are added to ``ending``. The caller must pass them to
+        With the list ``ending``, veth pairs whose namespace is deleted too are only detached from
+        their bridge, and their names are added to the list. The caller must pass the list to
         `delete_detached` after releasing the lock, because deleting takes 20 ms. The KernelError
         has the description of the failed step.
         """
@@ -114,15 +113,14 @@ class Kernel:
         self, steps: Iterable[AnyStep], ending: list[str] | None = None
     ) -> list[Error]:
         """Execute all steps as `write` does, but continue after failures, and return the errors.
-
         After a failure no nftables rule or element is deleted, since it may guard an object that
-        could not be deleted.
+        still exists.
         """
         with self:
             return Writer(steps, self._sockets, ending).run_best_effort()
 
     def delete_detached(self, names: list[str]) -> None:
-        """Delete the network interfaces that `write` has detached; no-op for missing ones."""
+        """Delete the network interfaces that `write` has detached. Missing ones are ignored."""
         if not names:
             return
         what = f"delete links {', '.join(names)}"
@@ -134,20 +132,22 @@ class Kernel:
             delete_links(rtnl, names)
 
     def list_elements(self, table: str, container: str) -> list[Element] | None:
-        """Return the elements of one of niso's nftables sets or maps; None if it does not exist."""
+        """Return the elements of one of niso's nftables sets or maps, or None if it is missing."""
         with Nfnetlink() as netlink:
             return netlink.all_of(table, container)
 
     # --- objects with niso's mark ---
 
     def marked_links(self) -> dict[str, str]:
-        """Return the interfaces that any niso created, by name: their alias. Bridges come last."""
+        """Return {name: alias} of the interfaces that niso created for any state folder. Bridges
+        are last.
+        """
         with self:
             links = sorted(self._sockets.here().links(), key=lambda link: link.kind == "bridge")
         return {link.name: link.alias for link in links if is_marked(link.alias)}
 
     def marked_rules(self) -> list[RoutingRule]:
-        """Return the host's routing rules that any niso created."""
+        """Return the host's routing rules that niso created for any state folder."""
         with self:
             here = self._sockets.here()
             return [
@@ -157,7 +157,7 @@ class Kernel:
             ]
 
     def marked_netns(self) -> dict[str, str]:
-        """Return the namespaces that any niso created: a dict from name to alias (of ``lo``)."""
+        """Return {name: alias of ``lo``} of the namespaces that niso created for any folder."""
         marked = {}
         for name in netns.own_names():
             with inside(name), Rtnl() as rtnl:
@@ -167,7 +167,7 @@ class Kernel:
         return marked
 
     def marked_names(self) -> list[str]:
-        """Return niso's names of other programs' namespaces; see `netns.dead_names`."""
+        """Return niso's names for other programs' namespaces (`netns.dead_names`)."""
         with self:
             links = self._sockets.here().links()
         marked = {(link.peer_index, link.index) for link in links if is_marked(link.alias)}
@@ -205,7 +205,7 @@ class Kernel:
             return [assigned.address for assigned in rtnl.addresses(there.index)] if there else []
 
     def connections_in(self, name: str) -> list[Connection]:
-        """Return the established TCP connections in a namespace; none if it does not exist."""
+        """Return the established TCP connections in a namespace, or none if it does not exist."""
         if not netns.exists(name):
             return []
         with inside(name):
@@ -218,7 +218,9 @@ class Kernel:
             return sockets.destroy()
 
     def measured_in(self, name: str) -> list[Measured]:
-        """Return all TCP connections in a namespace with measurements, if it exists."""
+        """Return all TCP connections in a namespace with measurements, or none without the
+        namespace.
+        """
         if not netns.exists(name):
             return []
         with inside(name):
@@ -237,9 +239,8 @@ class Kernel:
         conntrack.flush_addresses(addresses)
 
     def flush_ports(self, claims: Iterable[tuple[str, int, int]], answered: bool) -> None:
-        """Delete the flows to (protocol, first, last) ports of the host, until no flow is left.
-
-        TCP flows that have had a reply are deleted only with ``answered``.
+        """Delete the flows to ports of the host, given as (protocol, first, last), until no flow is
+        left. TCP flows that have had a reply are deleted only with ``answered``.
         """
 
         def own() -> list[str]:
@@ -264,7 +265,7 @@ class Kernel:
     why_no_wireguard = staticmethod(tunnels.lacks)
 
     def wireguard_keys(self, private: str) -> tuple[str, str]:
-        """Return (private key, public key); for "", a new private key is generated."""
+        """Return (private key, public key). For "", a new private key is generated."""
         private = private or tunnels.new_key()
         return private, tunnels.public_key(private)
 
@@ -292,10 +293,10 @@ class Kernel:
 
 
 class Writer:
-    """Steps to execute, and the sockets that their kinds need for this.
+    """A list of steps to execute, and the sockets that their kinds need for this.
 
-    With ``ending``, veth pairs whose namespace is deleted too are only detached from their bridge,
-    and their names are added to ``ending``.
+    With the list ``ending``, veth pairs whose namespace is deleted too are only detached from their
+    bridge, and their names are added to the list.
     """
 
     def __init__(
@@ -318,9 +319,8 @@ class Writer:
         }
 
     def write_sysctls(self, netns: str, link: str) -> None:
-        """Set the sysctls of a new interface before it is set up, from all steps of the plan.
-
-        Otherwise the kernel would give the interface an IPv6 address and send from it.
+        """Set all sysctls that the steps have for a new interface, before it is set up. Otherwise
+        the kernel would give the interface an IPv6 address and send from it.
         """
         sysctls = [s for s in self._sysctls.get(netns, ()) if _link(s) == link]
         if sysctls:
@@ -342,7 +342,7 @@ class Writer:
 
     @staticmethod
     def existing(index: int | None, link: str) -> int:
-        """Return ``index``; raise KernelError if it is None: the interface does not exist."""
+        """Return the index of an interface. Raises KernelError if it is None: no such interface."""
         if index is None:
             raise KernelError(f"link {link!r} does not exist", "niso net repair", errno.ENODEV)
         return index

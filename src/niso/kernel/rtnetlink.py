@@ -124,11 +124,11 @@ class Rtnl(netlink.Netlink):
         return not self._ethtool(f"read offloads of link '{name}'", name, _GTXCSUM, 0)
 
     def make_sums(self, name: str) -> None:
-        """Make an interface complete checksums, and cut packets, before it sends."""
+        """Make an interface complete checksums, and split large packets, before it sends."""
         self._ethtool(f"switch off checksum offload of link '{name}'", name, _STXCSUM, 0)
 
     def join_segments(self, name: str) -> None:
-        """Make an interface join the small TCP segments it receives, if it can (ETHTOOL_SGRO)."""
+        """Make an interface join small TCP segments that it receives, if it can (ETHTOOL_SGRO)."""
         try:
             self._ethtool(f"switch on GRO of link '{name}'", name, _SGRO, 1)
         except KernelError as error:
@@ -136,7 +136,7 @@ class Rtnl(netlink.Netlink):
                 raise
 
     def _ethtool(self, what: str, name: str, command: int, value: int) -> int:
-        """Execute a command with a struct ethtool_value (linux/ethtool.h); return the value."""
+        """Execute a command with a struct ethtool_value (linux/ethtool.h) and return its value."""
         data = array("I", (command, value))
         with netlink.refusing(what):
             ioctl(self._socket, _SIOCETHTOOL, _ifr_data.pack(name.encode(), data.buffer_info()[0]))
@@ -157,7 +157,7 @@ class Rtnl(netlink.Netlink):
         Its MAC is ``mac`` or random, and never changes. By default a bridge takes the lowest MAC of
         its ports, which would change while services have it in their neighbour tables.
         ``call_iptables`` and ``call_ip6tables`` pass bridged frames to the IPv4 and IPv6 hooks
-        whatever the sysctls bridge-nf-call-*.
+        whatever the values of the sysctls bridge-nf-call-*.
         """
         index = self.free_index()
         data = (
@@ -192,7 +192,7 @@ class Rtnl(netlink.Netlink):
         port: bytes,
         alias: str,
     ) -> tuple[int, str]:
-        """Create a veth pair. Return (index, MAC) of the end in this namespace.
+        """Create a veth pair, and return (index, MAC) of the end in this namespace.
 
         The end ``name`` is up and a port of ``bridge`` with the settings ``port``
         (`link_records.new_port`). The end ``peer`` is down. The interface is set up last, because
@@ -236,8 +236,8 @@ class Rtnl(netlink.Netlink):
     ) -> None:
         """Change those settings of the network interface ``name`` that are not None.
 
-        With ``master`` "", it is detached from its bridge. The settings in ``drift`` are reset
-        (`link_records.usual`).
+        With ``master`` "", the interface is detached from its bridge. The settings that ``drift``
+        names are reset to niso's (`link_records.usual`).
         """
         flags, switched = IFF_UP if up else 0, 0 if up is None else IFF_UP
         if link_records.ARP_OFF in drift.split(", "):
@@ -280,9 +280,8 @@ class Rtnl(netlink.Netlink):
         self.transact(change_link(what, _named(name) + own))
 
     def detach(self, names: Sequence[str]) -> None:
-        """Set interfaces down and detach them from their bridge.
-
-        Afterwards no packet passes through them, whatever happens at the other end of a veth pair.
+        """Set interfaces down and detach them from their bridge. Afterwards no packet passes
+        through them, whatever happens at the other end of a veth pair.
         """
         bodies = ((n, _named(n, change=IFF_UP) + u32(IFLA_MASTER, 0)) for n in names)
         self.transact_each(
@@ -290,7 +289,7 @@ class Rtnl(netlink.Netlink):
         )
 
     def delete_link(self, name: str) -> None:
-        """Delete an interface, and the other end if it is a veth."""
+        """Delete an interface. The other end of a veth interface is deleted with it."""
         what = f"delete link '{name}'"
         self.transact(Message(what, _DELLINK, 0, _named(name), (errno.ENODEV,)))
 
@@ -323,9 +322,9 @@ class Rtnl(netlink.Netlink):
     def add_address(
         self, link_index: int, cidr: str, replace: bool = False, routed: bool = True
     ) -> None:
-        """Add an address with its prefix length; no-op if the interface has it.
+        """Add an address with its prefix length to an interface, unless the interface has it.
 
-        With ``replace`` an existing address becomes permanent. Unless ``routed``, the kernel adds
+        With ``replace`` an existing address becomes permanent. Without ``routed``, the kernel adds
         no route to its prefix. An IPv6 address skips duplicate address detection: niso assigns no
         address twice, and the service would have to wait. The kernel derives the scope of an IPv6
         address: fe80::1/64 is link-local.
@@ -347,7 +346,7 @@ class Rtnl(netlink.Netlink):
         self.transact(*messages)
 
     def add_connected_route(self, link_index: int, cidr: str) -> None:
-        """Add the route to an address's prefix that the kernel adds with the address."""
+        """Add the route to an address's prefix, as the kernel does when it adds the address."""
         family, packed, length = parse_cidr(cidr)
         _, network, _ = parse_cidr(prefix(cidr))
         is_4 = family == socket.AF_INET
@@ -373,7 +372,7 @@ class Rtnl(netlink.Netlink):
     def routes(
         self, link_index: int | None = None, table: int = MAIN
     ) -> list[link_records.LinkRoute]:
-        """Return the routes of a table in both families, through one interface or through any."""
+        """Return the routes of a table in both families, through one interface or any interface."""
         body = rtmsg.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0) + u32(
             link_records.RTA_TABLE, table
         )
@@ -383,11 +382,10 @@ class Rtnl(netlink.Netlink):
         return [route for family, route in dumped if family in _FAMILIES and route.table == table]
 
     def add_route(self, destination: str, gateway: str, index: int, metric: int = 0) -> None:
-        """Add a unicast route to the main table; with gateway "", the destination is on the link.
+        """Add a unicast route to the main table. With gateway "", the destination is on the link.
 
-        The gateway needs no route: it is reachable through the interface. ``metric`` 0 is the
-        default. No-op if the route exists, an error if another one to ``destination`` with this
-        metric does.
+        A gateway needs no route of its own (flag onlink). ``metric`` 0 is the default. An equal
+        route is left unchanged. Another route to ``destination`` with this metric is an error.
         """
         what = f"add route {destination} via {gateway or 'link'} {index}"
         body = _route(destination, gateway, index, BOOT)
@@ -401,7 +399,7 @@ class Rtnl(netlink.Netlink):
                 raise
 
     def delete_route(self, destination: str, gateway: str, index: int, metric: int = 0) -> None:
-        """Delete a route, with metric 0 one of any metric. Other routes to ``destination`` stay."""
+        """Delete a route to ``destination`` with this gateway. Metric 0 matches any metric."""
         body = _route(destination, gateway, index, 0)
         body += u32(RTA_PRIORITY, metric) if metric else b""
         self._delete_routes(f"delete route {destination} via {gateway or 'link'} {index}", body)
@@ -416,7 +414,7 @@ class Rtnl(netlink.Netlink):
         self._delete_routes(f"delete {kind} route {destination}", body)
 
     def _delete_routes(self, what: str, body: bytes) -> None:
-        """Delete all matching routes; without a metric, a request deletes only the first."""
+        """Delete all matching routes. A request without a metric deletes only the first of them."""
         for _ in range(_MOST_ROUTES):
             try:
                 self.transact(Message(what, _DELROUTE, 0, body))
@@ -426,7 +424,7 @@ class Rtnl(netlink.Netlink):
                 return
 
     def free_index(self) -> int:
-        """Return an index for a new interface, one that the kernel will not choose soon."""
+        """Return an unused index for a new interface, from a range that the kernel does not use."""
         for _ in range(_INDEX_TRIES):
             index = _OWN_INDEX + int.from_bytes(os.urandom(4), "big") % (1 << 29)
             if not self.name(index):
@@ -477,9 +475,8 @@ def raise_up(name: str, index: int) -> Message:
 
 
 def no_link_local(what: str, index: int) -> Message:
-    """Return the message that disables the automatic IPv6 link-local address of an interface.
-
-    It has no effect without IPv6, or with an MTU too small for it.
+    """Return the message that disables the automatic IPv6 link-local address of an interface. It
+    has no effect without IPv6, or if the MTU is too small for IPv6.
     """
     mode = attribute(_INET6_ADDR_GEN_MODE, bytes([_ADDR_GEN_MODE_NONE]))
     body = ifinfo(index) + nested(_IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
@@ -518,12 +515,14 @@ _header = struct.Struct("=BBBBBBBBI")  # struct fib_rule_hdr
 
 
 def selector(link: str) -> str:
-    """Return the routing rule of a bridge in the syntax of ip-rule(8)."""
+    """Return the routing rule of a bridge in the syntax of ip-rule(8), without the family."""
     return f"iif {link} fwmark 0/{CHECKED} priority {PRIORITY} protocol {PROTOCOL} prohibit"
 
 
 def of_niso(rtnl: Rtnl, family: int) -> list[tuple[str, str, bytes]]:
-    """Return niso's routing rules of a family (4 or 6) as (bridge, drift, kernel's answer)."""
+    """Return niso's routing rules of a family (4 or 6) as (bridge, drift, kernel's answer). The
+    drift describes how a rule differs from the rule that `add` creates.
+    """
     body = _header.pack(_RULE_FAMILIES[family], 0, 0, 0, 0, 0, 0, 0, 0)
     # a kernel without IPv6 or without policy routing has none
     absent = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
@@ -531,7 +530,7 @@ def of_niso(rtnl: Rtnl, family: int) -> list[tuple[str, str, bytes]]:
 
 
 def add(rtnl: Rtnl, link: str, family: int) -> None:
-    """Add the routing rule of a bridge, which need not exist yet."""
+    """Add the routing rule of a bridge for a family. The bridge need not exist yet."""
     body = _header.pack(_RULE_FAMILIES[family], 0, 0, 0, 0, 0, 0, _PROHIBIT, 0)
     body += text(_IIFNAME, link) + u32(_PRIORITY, PRIORITY) + u32(_FWMARK, 0)
     body += u32(_FWMASK, _MASK) + attribute(_PROTOCOL, bytes([PROTOCOL]))
@@ -539,7 +538,7 @@ def add(rtnl: Rtnl, link: str, family: int) -> None:
 
 
 def delete(rtnl: Rtnl, link: str, family: int, drift: str = "") -> None:
-    """Delete the routing rules of a bridge that differ from niso's as ``drift`` says."""
+    """Delete niso's routing rules of a bridge whose difference from niso's own is ``drift``."""
     what = f"delete the routing rule of '{link}'"
     for *rule, body in of_niso(rtnl, family):
         if rule == [link, drift]:

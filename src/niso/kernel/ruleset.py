@@ -117,8 +117,7 @@ _BURST = {FLOWS: 5, FRAGMENTS: 5, ARP: 10, ASKERS: 5}  # burst, in seconds of th
 
 
 def limit(what: str, rate: int) -> tuple[int, str, int, bool]:
-    """Return (rate, unit of time, burst in packets, whether it matches packets above the rate).
-
+    """Return a rate limit as (rate, unit of time, burst in packets, whether packets above match).
     ``rate`` is in packets per second, for an element of the set ``what``.
     """
     return (rate, "second", rate * _BURST[what], True)
@@ -351,10 +350,9 @@ instance.
 
 
 def _spread(port: str = "") -> str:
-    """Return the rules that translate a service address to the instance of the flow's slot.
-
-    The slot is a hash of the client's address and port, so a flow whose entry of connection
-    tracking is deleted returns to its instance.
+    """Return the rules that translate a service address to the instance in the flow's slot. The
+    slot is a hash of the client's address and port, so a flow that is tracked anew keeps its
+    instance.
     """
     return "\n".join(
         f"\t\t{'meta l4proto { tcp, udp, sctp } ' if port else ''}"
@@ -376,10 +374,9 @@ SERVICE_CHAINS = f"""\
 
 
 def _to_front(key: str = "", where: str = "") -> str:
-    """Return the rules that write the service address of a published port into the packet.
-
-    The address is looked up by ``key``, the host's address if the port is published on one, and the
-    port. The next rules of the chain see the service address as the destination.
+    """Return the rules that replace the host's address by the service address of a published port.
+    The address is looked up by ``key``, the host's address if the port is published on only one,
+    and the port. The next rules of the chain see the service address as the destination.
     """
     return "\n".join(
         f"\t\t{ip} daddr set {key}{at}meta l4proto . th dport map @front_{where}{name}{family}"
@@ -789,7 +786,7 @@ DIGEST = sha256(TABLES.encode()).hexdigest()[:8]
 
 
 def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]]:
-    """Yield the items of `DECLARED`. Sets that rules fill have longer declarations."""
+    """Yield the items of `DECLARED`. Sets filled by rules are left out: they have longer types."""
     table = ""
     for line in TABLES.splitlines():
         if line.startswith("table "):

@@ -56,7 +56,7 @@ _ATTRIBUTES = 4 + _ID_SIZE + 20  # offset of the attributes in struct inet_diag_
 
 
 class Listener(NamedTuple):
-    """A socket that receives at ``port`` of ``address``: "0.0.0.0" and "::" are all addresses."""
+    """A socket that receives packets to a port. "0.0.0.0" and "::" stand for all addresses."""
 
     family: int
     address: str
@@ -74,9 +74,8 @@ class Connection(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """A TCP connection with the measurements of its socket in this namespace (struct tcp_info).
-
-    They are None if the kernel does not report them, for example during the handshake.
+    """A TCP connection with the measurements of its socket in this namespace (struct tcp_info). A
+    measurement is None if the kernel does not report it, for example during the handshake.
     """
 
     connection: Connection
@@ -117,15 +116,14 @@ def listeners(proto: str, first: int | None = None, last: int | None = None) -> 
 
 
 def connections() -> list[Connection]:
-    """Return the established TCP connections of this network namespace.
-
-    An end whose port has a listener here is the server's; otherwise the local end is the client's.
+    """Return the established TCP connections of this network namespace. If the local port has a
+    listening socket, the local end is the server, otherwise the client.
     """
     return [connection for connection, *_ in _connections((_ESTABLISHED,), 0, _parse_ends)]
 
 
 def measured() -> list[Measured]:
-    """Return the TCP connections of this namespace, also those being opened or closed."""
+    """Return the TCP connections of this namespace, including those being opened or closed."""
     return [
         Measured(connection, is_server, *figures)
         for connection, is_server, figures in _connections(_STATES, 1 << _INFO - 1, _parse_measured)
@@ -133,7 +131,7 @@ def measured() -> list[Measured]:
 
 
 def destroy() -> int:
-    """Reset the TCP connections of this network namespace, and return how many there were.
+    """Reset the TCP connections of this network namespace, and return their number.
 
     Both ends get a reset, so no client waits for an answer (SOCK_DESTROY, linux/sock_diag.h).
     Returns 0 on a kernel without CONFIG_INET_DIAG_DESTROY. Raises KernelError.
@@ -161,7 +159,7 @@ def _identity(body: bytes) -> bytes:
 def _connections[T](
     states: Iterable[int], extensions: int, parse: Callable[[bytes], tuple[_End, _End, T]]
 ) -> Iterator[tuple[Connection, bool, T]]:
-    """Yield (connection, whether the local end is the server's, result of ``parse``)."""
+    """Yield (connection, whether the local end is the server's, third result of ``parse``)."""
     served = {listener.port for listener in listeners("tcp")}
     mask = sum(1 << state for state in states)
     with netlink.Netlink(netlink.SOCK_DIAG) as kernel:
@@ -174,7 +172,7 @@ def _connections[T](
 
 
 def holder(inode: int) -> tuple[int, str] | None:
-    """Return (lowest pid, program name) of the processes that have this socket open, or None."""
+    """Return the lowest pid with this socket open, and the name of its program, or None."""
     wanted = f"socket:[{inode}]"
 
     def link(path: str) -> str:
@@ -213,7 +211,7 @@ def _parse_measured(body: bytes) -> tuple[_End, _End, _Figures]:
 
 
 def _address(family: int, packed: bytes) -> tuple[int, str]:
-    """Return (family, address) of a socket's end; an IPv4-mapped address is an IPv4 address."""
+    """Return (family, address) of a socket's end. An IPv4-mapped address counts as IPv4."""
     if family == socket.AF_INET6 and packed.startswith(_MAPPED):
         family, packed = socket.AF_INET, packed[12:]
     size = 4 if family == socket.AF_INET else 16

@@ -1,7 +1,7 @@
 """Wait for changes of niso's nftables tables, network interfaces and files, without polling.
 
-Events do not say what has changed, except for the tables, where the kernel also reports which
-thread committed a transaction. A reader must read again everything that it needs.
+Events do not say what has changed, except for the tables: the kernel reports which tables changed
+and which thread committed the transaction. A reader must read everything again that it needs.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def listener(protocol: int, group: int) -> netlink.Netlink:
 
 
 def received(source: netlink.Netlink) -> list[tuple[int, bytes]] | None:
-    """Return (type, body) of all messages that have arrived; None if some were lost."""
+    """Return (type, body) of all messages that have arrived, or None if some were lost."""
     messages: list[tuple[int, bytes]] = []
     lost = False
     while True:
@@ -84,8 +84,8 @@ def received(source: netlink.Netlink) -> list[tuple[int, bytes]] | None:
 def table_changes(messages: Iterable[tuple[int, bytes]], touched: list[str]) -> list[TableChange]:
     """Return the transactions that changed niso's tables, from messages about nftables.
 
-    ``touched`` has niso's tables that a transaction has changed whose last message is yet to come;
-    it is empty at first. Raises KernelError.
+    ``touched`` collects the tables of a transaction whose last message has not yet arrived. The
+    caller passes the same list to each call, at first empty. Raises KernelError.
     """
     changes = []
     for kind, body in messages:
@@ -112,7 +112,7 @@ def _is_own_link(body: bytes) -> bool:
 
 
 class Folders:
-    """Watches files in folders by inotify(7). Raises KernelError."""
+    """A watcher of files in folders by inotify(7). Methods raise KernelError."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -131,7 +131,7 @@ class Folders:
         return self._fd
 
     def watch(self, folders: Iterable[str]) -> None:
-        """Watch more folders; for a missing one, its nearest existing parent."""
+        """Watch more folders. For a missing folder, its nearest existing parent is watched."""
         for path in folders:
             folder = path
             while self._add(folder) in (errno.ENOENT, errno.ENOTDIR) and folder != "/":
@@ -165,7 +165,7 @@ class Folders:
 
 
 def _is_noise(events: bytes) -> bool:
-    """Return whether events (struct inotify_event) only concern SQLite's shared memory."""
+    """Return whether events (struct inotify_event) concern only SQLite's shared memory."""
     offset = 0
     while offset + 16 <= len(events):
         mask, _, length = struct.unpack_from("=III", events, offset + 4)
@@ -177,9 +177,8 @@ def _is_noise(events: bytes) -> bool:
 
 
 class Watches:
-    """Watches everything on this host that shows a change of niso's state. A context manager.
-
-    Raises KernelError.
+    """A watcher of everything on this host that shows a change of niso's state: nftables tables,
+    network interfaces and files. A context manager. Raises KernelError.
     """
 
     def __init__(self) -> None:
@@ -210,13 +209,12 @@ class Watches:
         return self._poll.fileno()
 
     def wait(self, seconds: float | None) -> bool:
-        """Wait for a change, at most ``seconds`` unless None. Return whether there is one."""
+        """Wait for a change, at most ``seconds`` unless None. Returns whether there is a change."""
         return bool(self._poll.poll(seconds))
 
     def read(self) -> tuple[bool, list[TableChange] | None]:
-        """Return (whether anything changed, transactions of niso's tables) since the last call.
-
-        The transactions are None if the kernel had to skip some.
+        """Return whether anything changed since the last call, and the transactions of niso's
+        tables. The latter are None if the kernel had to skip some.
         """
         messages = received(self._tables)
         tables = None if messages is None else table_changes(messages, self._touched)

@@ -1,4 +1,5 @@
-"""Compute what the kernel should have from the store's rows, and how the kernel differs from it.
+"""Compute the desired state of the kernel from the store's rows, and its differences from the
+actual state.
 
 A `Snapshot` is the part of the store that one command needs: one service, one network, or
 everything. `desired` turns it into a `State` with the same scope. `findings` returns the problems
@@ -44,7 +45,7 @@ The host needs it to send neighbour solicitations for packets that it forwards (
 
 
 def desired(snapshot: Snapshot) -> State:
-    """Return the desired kernel state for the snapshot's scope."""
+    """Return the desired state of the kernel for the services and networks of a snapshot."""
     networks = {network.name: network for network in snapshot.networks}
     objects: list[KernelObject] = [*_shared(snapshot), *_hosts_files(snapshot)]
     for network in snapshot.networks:
@@ -120,8 +121,8 @@ def _network(snapshot: Snapshot, network: NetworkRecord) -> Iterator[KernelObjec
 def _remote(
     remote: PlannedService, networks: dict[str, NetworkRecord], alias: str
 ) -> Iterator[KernelObject]:
-    """Yield the objects by which services on this host reach a service of another host. The same
-    objects let only that service answer with its addresses.
+    """Yield the objects through which services on this host reach a service of another host. The
+    same objects allow only this service to answer with its addresses.
     """
     for endpoint in remote.endpoints:
         network = networks[endpoint.network]
@@ -211,8 +212,9 @@ def _service(
 def _published(
     service: PlannedService, port: PortMapping, networks: dict[str, NetworkRecord]
 ) -> Iterator[Element]:
-    """Yield the elements of one published port, to the service's addresses on its primary network;
-    for clients on another network of the service, to its addresses there.
+    """Yield the nftables elements of one published port of a service. The elements lead to the
+    service's addresses on its primary network. Clients on another network of the service are led to
+    its addresses on that network.
     """
     first = primary(service.endpoints, networks)
     if first is None:
@@ -229,9 +231,8 @@ def _published(
 def _front(
     snapshot: Snapshot, service: PlannedService, networks: dict[str, NetworkRecord]
 ) -> Iterator[Element]:
-    """Yield the nftables elements of a service address and of the ports that lead to it.
-
-    There are none as long as no instance serves.
+    """Yield the nftables elements of a service address, and of published ports that lead to it.
+    Nothing is yielded while no instance of the service receives connections.
     """
     first = primary(service.endpoints, networks)
     if first is None or not service.serving:
@@ -258,8 +259,8 @@ def _front(
 def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> frozenset[int]:
     """Return the address families (4, 6) that the host forwards only because services need it.
 
-    ``before`` maps sysctls to their values from before niso changed them. The others say whether a
-    service is active on any network, and on one with IPv6.
+    ``before`` maps host sysctls to their values before niso changed them. ``any_active`` says
+    whether a service is active on any network, and ``any_active6`` on a network with IPv6.
     """
     four = any_active and before.get(FORWARDING) == "0"
     six = any_active6 and any(
@@ -270,9 +271,8 @@ def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> froz
 
 
 def _link_sysctls(netns: str, link: str, networks: Iterable[NetworkRecord]) -> Iterator[Sysctl]:
-    """Yield the sysctls of a service's interface, with ``default`` those of its future interfaces.
-
-    ``lo`` already exists and keeps ::1.
+    """Yield the sysctls of a network interface in a service. The name ``default`` stands for
+    interfaces that are created later. ``lo`` already exists and keeps ::1.
     """
     if any(subnet.family == 6 for network in networks for subnet in network.subnets):
         # niso assigns all addresses: packets from a generated one would be dropped
@@ -285,12 +285,12 @@ def _link_sysctls(netns: str, link: str, networks: Iterable[NetworkRecord]) -> I
 
 
 def _hosts_files(snapshot: Snapshot) -> Iterator[HostsFile | HostsLine]:
-    """Yield all hosts files in scope with their lines, one for each address of a listed service.
+    """Yield all hosts files in scope, and their lines: one for each address of a listed service.
 
-    A hosts file is read by services with the same ordered list of networks. It has a service's
-    addresses on the first of these networks that the service is on. The line has those names of the
-    service that no service on an earlier network has. The addresses on further networks get a name
-    that contains the network. The host itself is listed with the gateways of the first network. A
+    A hosts file is read by all services with the same ordered list of networks. It lists a service
+    with the addresses on the first of these networks that the service is on. The line has those
+    names of the service that no service on an earlier network has. Addresses on later networks get
+    a name that contains the network. The host is listed with the gateways of the first network. A
     service without a network, or with extra hosts, has a hosts file of its own.
     """
     for service in snapshot.services:
@@ -332,8 +332,9 @@ def _services_lines(
     extra: Iterable[tuple[str, str]],
     services: Iterable[PlannedService],
 ) -> Iterator[HostsLine]:
-    """Yield the lines of one hosts file for the services that share a network with its readers.
-    ``networks`` is the ordered list of the readers' networks; ``extra`` is as in Service.
+    """Yield the lines of one hosts file for the services on the networks of its readers.
+    ``networks`` is the ordered list of these networks. ``extra`` are pairs (name, address) of extra
+    hosts from the manifest, whose names have precedence.
     """
     listed = []  # (position of the network in ``networks``, service, addresses there)
     for service in services:
@@ -358,8 +359,9 @@ def _services_lines(
 
 
 def findings(want: State, have: State) -> list[Finding]:
-    """Return the differences of the actual from the desired state, without those that follow from
-    another one, such as an address of a missing network interface.
+    """Return the differences between the desired and the actual state, for `niso net check`. A
+    difference that follows from another is left out, such as an address of a missing network
+    interface.
     """
     result: list[Finding] = []
     # missing or foreign parents, and conditions that explain other differences; sysctls are

@@ -5,8 +5,8 @@ An address is in one of three states:
 - ``NOW``: the latest answer has it. The rules and the service's hosts file contain it.
 - ``FORMER``: the latest answer no longer has it. The rules still allow it, since a program may have
   looked it up just before.
-- ``PAST``: the rules no longer allow it. It is kept only to tell to which name an open connection
-  was made.
+- ``PAST``: the rules no longer allow it. It is recorded only to find the name to which an open
+  connection was made.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ METADATA = ("169.254.169.254", "fd00:ec2::254")
 
 
 Forbids = Callable[[str], str]
-"""Return why a DNS name may not have an address; "" if it may."""
+"""A function that returns why a DNS name may not have an address, or "" if the name may have it."""
 
 
 class DnsAddress(NamedTuple):
-    """A recorded address of a DNS name in policies. Times are in seconds since 1970.
+    """A recorded address of a DNS name in policies.
 
-    ``until`` is the end of the TTL for NOW, the time when the address leaves the rules for FORMER,
-    and the time at which it became PAST for PAST.
+    ``until`` is a time in seconds since 1970: the end of the TTL if the state is NOW, the time when
+    the rules will no longer allow the address if FORMER, or the time when the address became PAST.
     """
 
     address: str
@@ -55,7 +55,7 @@ class DnsAddress(NamedTuple):
 
 
 class Outside(NamedTuple):
-    """The recorded DNS answers for a DNS name in policies. Times are in seconds since 1970."""
+    """The recorded addresses of a DNS name in policies. Times are in seconds since 1970."""
 
     name: str
     asked_at: float = 0.0
@@ -71,15 +71,15 @@ class Outside(NamedTuple):
         )
 
     def is_due(self, forbids: Forbids, now: float) -> bool:
-        """Return whether the name should be resolved again: its time has come, the clock was set
-        back, or a recorded address is now forbidden.
+        """Return whether the name should be resolved again. This is so if its time has come, the
+        clock was set back, or one of its recorded addresses is now forbidden.
         """
         barred = any(forbids(address) for address in self.in_state(NOW, FORMER))
         return barred or not self.asked_at <= now < self.due_at
 
 
 class DnsAnswer(NamedTuple):
-    """The DNS answer for one family of a name; ``silent`` if no server answered."""
+    """The DNS answer for one address family of a name. ``silent`` means that no server answered."""
 
     family: int
     addresses: tuple[str, ...] = ()
@@ -89,8 +89,10 @@ class DnsAnswer(NamedTuple):
 
 
 def after(before: Outside, heard: Iterable[DnsAnswer], forbids: Forbids, now: float) -> Outside:
-    """Return the new record of a name, without forbidden addresses. ``before`` is the previous
-    record, ``heard`` the answers for both families, and ``now`` seconds since 1970.
+    """Return the new record of a DNS name, without forbidden addresses.
+
+    ``before`` is its previous record, ``heard`` the DNS answers for both address families, and
+    ``now`` the time in seconds since 1970.
     """
     result: list[DnsAddress] = []
     problems: list[str] = []
@@ -123,7 +125,7 @@ def after(before: Outside, heard: Iterable[DnsAnswer], forbids: Forbids, now: fl
 
 
 def barred(before: Outside, forbids: Forbids, now: float) -> Outside:
-    """Return the record of a name with the addresses that are now forbidden made PAST."""
+    """Return the record of a name, in which addresses that are now forbidden become PAST."""
     in_use = before.in_state(NOW, FORMER)
     gone = {address: reason for address in in_use if (reason := forbids(address))}
     if not gone:
@@ -140,10 +142,9 @@ def barred(before: Outside, forbids: Forbids, now: float) -> Outside:
 def _family(
     known: list[DnsAddress], answer: list[str] | None, until: float, forbids: Forbids, now: float
 ) -> list[DnsAddress]:
-    """Return the new records of the addresses of one family.
-
-    ``known`` are the previous records. ``answer`` are the addresses in the new answer, or None if
-    no server answered. ``until`` is the end of their TTL.
+    """Return the new records of a name's addresses of one family. ``known`` are the previous
+    records. ``answer`` are the addresses in the new DNS answer, or None if no server answered.
+    ``until`` is the end of the answer's TTL in seconds since 1970.
     """
     used: dict[str, DnsAddress] = {}
     if answer is not None:
@@ -187,11 +188,11 @@ def forbidden_addresses(
     bridges: Iterable[tuple[str, str]] = (),
     local: Iterable[str] = (),
 ) -> Forbids:
-    """Return a function for the addresses that a DNS name may never have (DNS rebinding).
+    """Return a function that says why a DNS name may not have an address (DNS rebinding).
 
-    It returns why an address is forbidden, or "". ``host`` are the host's own addresses with their
-    prefix lengths. ``prefixes`` are those of niso's networks. ``bridges`` are (prefix, bridge name)
-    of the bridges of container engines. ``local`` are the prefixes whose packets the host itself
+    For an allowed address the function returns "". ``host`` are the host's own addresses with
+    prefix lengths. ``prefixes`` are the prefixes of niso's networks. ``bridges`` are pairs (prefix,
+    bridge name) of container engines. ``local`` are prefixes whose packets the host itself
     receives.
     """
     import ipaddress

@@ -18,7 +18,7 @@ from niso.plan.records import LIMITS, Limits, PortMapping, SubnetRecord
 
 
 def closed(family: int) -> Element:
-    """Return the element that lets the host forward packets of a family only for niso."""
+    """Return the element by which the host forwards an address family only for niso's services."""
     return Element(INET, "closed", (f"ipv{family}",))
 
 
@@ -27,8 +27,10 @@ _SHORT = {"force_forwarding": "force"}  # an interface name has at most 15 chara
 
 
 def before(sysctl: str, value: str) -> list[Element]:
-    """Return the element that records the value of a host sysctl before niso changed it, for `niso
-    net repair --sweep` without a store; none if nft cannot express the interface's name.
+    """Return the element that records the value of a host sysctl before niso changed it.
+
+    `niso net repair --sweep` uses it if there is no store. The list is empty if nft cannot express
+    the name of the sysctl's network interface.
     """
     match sysctl.split("/"):
         case ["net", "ipv4", "ip_forward" as what]:
@@ -45,7 +47,7 @@ def before(sysctl: str, value: str) -> list[Element]:
 
 
 def sysctl_before(element: Element) -> tuple[str, str]:
-    """Return (name, value) of the sysctl that an element made by `before` records."""
+    """Return the name and the value of the sysctl that an element of `before` records."""
     link, what, value = element.fields
     if what == "ip_forward":
         return "net/ipv4/ip_forward", value
@@ -61,7 +63,7 @@ def network(
     internal: bool = False,
     observe: bool = True,
 ) -> list[Element]:
-    """Return the elements of a network. ``mac`` is the MAC of its bridge."""
+    """Return the nftables elements of a network. ``mac`` is the MAC of its bridge."""
     keys = [(INET, "bridges", (bridge,)), (INET, "same_bridge", (bridge, bridge))]
     keys += [(INET, "internal", (bridge,))] if internal else []
     keys += [(INET, WATCHED, (bridge,))] if observe else []
@@ -77,31 +79,33 @@ def network(
 
 
 def wire(port: int) -> Element:
-    """Return the element by which VXLAN packets to this UDP port are checked."""
+    """Return the element that makes the rules check VXLAN packets to this UDP port."""
     return Element(INET, "wire", (port,))
 
 
 def sealed(port: int) -> Element:
-    """Return the element that accepts VXLAN packets to this UDP port only from WireGuard."""
+    """Return the element that drops VXLAN packets to this UDP port if WireGuard is bypassed."""
     return Element(INET, "sealed", (port,))
 
 
 def spans(network: str, vxlan: str) -> list[Element]:
-    """Return the elements of the VXLAN device of a network."""
+    """Return the elements of the VXLAN device of a network that spans hosts."""
     sets = ((INET, "ports"), (BRIDGE, "ports"), (INET, "vxlans"))
     return [Element(*one, (vxlan,), (), network) for one in sets]
 
 
 def here(service: str, vni: int, mac: str) -> Element:
-    """Return the element that lets other hosts send to a service on this host by VXLAN."""
+    """Return the element that allows other hosts to send to a service on this host by VXLAN."""
     return Element(INET, "here", (vni, mac or _NO_MAC), (), service)
 
 
 def claim(
     service: str, host: str, vni: int, vxlan: str, mac: str, addresses: Iterable[str]
 ) -> list[Element]:
-    """Return the elements by which only the host with the address ``host`` may send as this
-    service, through the network's VXLAN device ``vxlan``.
+    """Return the elements that allow only one host to send with the addresses of a service of
+    another host.
+
+    ``host`` is the address of that host, and ``vxlan`` the VXLAN device of the network.
     """
     elements: list[Element] = []
     outer = family_of(host)
@@ -129,7 +133,7 @@ def _source(service: str, link: str, mac: str, address: str) -> list[Element]:
 
 
 def receivers(service: str, bridge_mac: str, mac: str, addresses: Iterable[str]) -> list[Element]:
-    """Return the elements that write a service's MAC into packets with the bridge's MAC."""
+    """Return the elements that write a service's MAC into packets to the MAC of its bridge."""
     return [
         Element(BRIDGE, f"receivers{family_of(address)}", (bridge_mac, address), (mac,), service)
         for address in addresses
@@ -144,8 +148,8 @@ def endpoint(
     limits: Limits = LIMITS,
     observe: bool = True,
 ) -> list[Element]:
-    """Return the elements of a service's bridge port: its MAC, source addresses and limits.
-    ``host_end`` is the name of the port. ``observe`` says whether its flows are recorded.
+    """Return the elements of a service's port on a bridge: its MAC, source addresses and limits.
+    ``host_end`` is the name of the port. ``observe`` says whether flows of the port are recorded.
     """
     port = (host_end,)
     elements = [Element(table, "ports", port, (), service) for table in (INET, BRIDGE)]
@@ -185,8 +189,8 @@ The value says whether keys have the host's address after the bridge, before pro
 
 
 def published(service: str, port: PortMapping, addresses: Iterable[str]) -> list[Element]:
-    """Return the elements of one published port or range, for each of the service's ``addresses``
-    whose family the host address has. A range with equal ports is a single element.
+    """Return the elements of a published port or range, for the service's addresses of the families
+    of the host address. A range whose host ports equal the service's ports is a single element.
     """
     elements = []
     single = not port.is_wide
@@ -208,7 +212,8 @@ def published(service: str, port: PortMapping, addresses: Iterable[str]) -> list
 
 def _kept(service: str, port: PortMapping, where: str, start: tuple[str, ...]) -> list[Element]:
     """Return the element that reserves the host ports of a published port, so that masquerading
-    does not choose them. ``where`` and ``start`` begin the names of set and key.
+    does not choose them. ``where`` ends the name of the set, and ``start`` begins the key of the
+    element.
     """
     if port.count > 1:
         key = (*start, (port.host_port, port.last))
@@ -219,8 +224,10 @@ def _kept(service: str, port: PortMapping, where: str, start: tuple[str, ...]) -
 def published_on(
     service: str, port: PortMapping, bridge: str, addresses: Iterable[str]
 ) -> list[Element]:
-    """Return the elements for clients on another network of the service, with ``bridge``. They are
-    sent to the service's ``addresses`` there: the replies would not pass the host.
+    """Return the elements of a published port for clients on another network of the service.
+
+    ``bridge`` and ``addresses`` are the bridge and the service's addresses on that network. Clients
+    are sent to these addresses, because replies from others would not pass the host.
     """
     if port.host_ip.startswith("127."):
         return []
@@ -237,8 +244,8 @@ def published_on(
 
 
 def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
-    """Return the elements for a service that connects to its own published port. The source becomes
-    its gateway's address. ``own`` has (address, gateway) for its addresses.
+    """Return the elements for a service that connects to its own published port. They replace the
+    source address by the gateway's. ``own`` are pairs (address, gateway).
     """
     pairs = list(own)
     return [
@@ -254,10 +261,12 @@ def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
 
 @lru_cache
 def fill(ordinals: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the ordinal of the instance in each slot of a service address.
+    """Return the number (ordinal) of the instance in each slot of a service address.
 
-    Each instance has an order of preference for slots, and instances choose in turn (Maglev, NSDI
-    2016). So shares differ by one slot at most, and few slots move when an instance comes or goes.
+    A hash of the client's address and port selects the slot of a connection. Each instance has an
+    order of preference for slots, and instances choose in turn (Maglev, NSDI 2016). So the numbers
+    of slots of two instances differ by one at most, and few slots change when an instance is added
+    or removed.
     """
     orders = {
         ordinal: iter(sorted(range(SLOTS), key=lambda n: sha256(b"%d.%d" % (ordinal, n)).digest()))
@@ -275,8 +284,9 @@ def service_address(
 ) -> list[Element]:
     """Return the nftables elements of a service address on one network.
 
-    ``serving`` maps the ordinals of the instances that serve to their addresses. If it is empty,
-    there are no elements, and the address is refused like any address without a service.
+    ``serving`` maps the ordinals of the instances that receive connections to their addresses. If
+    it is empty, there are no elements, and the address is refused like any address without a
+    service.
     """
     if not serving:
         return []
@@ -306,8 +316,8 @@ def front_port(
     """Return the nftables elements of a published port of a service with a service address.
 
     ``addresses`` are the service addresses on the network of its published ports. ``elsewhere``
-    maps the bridges of its other networks to its addresses there, for clients on these networks.
-    The elements lead to the service address, whose slots then lead to an instance.
+    maps the bridge of each other network to the service addresses on that network, for clients
+    there. The elements lead to the service address, whose slots then lead to an instance.
     """
     elements: list[Element] = []
     where = "any" if port.is_wide else "addr"

@@ -70,7 +70,7 @@ Decision = tuple[bool, str]
 _Ports = tuple[str, int, int, Decision]
 """A protocol, its first and last port, and the decision on these ports."""
 _Meaning = tuple[dict[Peer, Member], dict[str, set[Peer]]]
-"""What the names in policies stand for now, and the peers that an address is by name."""
+"""The addresses of each name in policies, and the names that stand for each address."""
 
 
 def _meaning(members: Iterable[Member]) -> _Meaning:
@@ -107,7 +107,7 @@ class _Direction(NamedTuple):
         return False, f"network.policy.{name}"
 
     def of(self, entry: Entry) -> Decision:
-        """Return the decision of an entry."""
+        """Return the decision of an entry: whether the entry allows, and its manifest key."""
         return entry.key not in self.denied, entry.key
 
     def element(self, part: str, key: Atoms, decision: Decision) -> Element:
@@ -124,7 +124,10 @@ class _Direction(NamedTuple):
     def of_ports(
         self, single: str, ranged: str, key: Atoms, found: Iterable[_Ports]
     ) -> Iterator[Element]:
-        """Yield the elements for ports, in the part ``single`` for one port, else ``ranged``."""
+        """Yield one element for each range of ports. The element of a single port is in the part of
+        the policy that is called ``single``, and the element of several ports in the part
+        ``ranged``.
+        """
         for proto, first, last, decision in found:
             part = single if first == last else ranged
             ports = first if part in _SINGLE else (first, last)
@@ -132,13 +135,13 @@ class _Direction(NamedTuple):
 
 
 def container(ingress: bool, family: int, part: str) -> str:
-    """Return the nftables map for a part of one direction, such as ``in4_port``."""
+    """Return the name of the nftables map for a part of one direction, such as ``in4_port``."""
     return f"{'in' if ingress else 'out'}{family}_{part}"
 
 
 def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
-    """Return the elements of one service's policy; with ``policed.only``, those for peers with
-    these addresses. ``members`` are the addresses of the names in it.
+    """Return the nftables elements of one service's policy. ``members`` are the addresses of the
+    names in the policy. If ``policed.only`` is set, only peers with these addresses have elements.
     """
     meaning = _meaning(members)
     result: list[Element] = []
@@ -158,14 +161,16 @@ def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
 
 
 def gate(service: str, ingress: bool, own: str) -> Element:
-    """Return the element by which packets of ``own`` are checked against its service's policy."""
+    """Return the element by which packets of the address ``own`` are checked against its policy."""
     name = f"{'in' if ingress else 'e'}gress{family_of(own)}"
     return Element(INET, name, (own,), (), service)
 
 
 def cost(policy: Policy, most: int) -> int:
-    """Estimate how many elements a policy needs for addresses of both families. Each name counts as
-    one address. A result above ``most`` says only that it is too many.
+    """Estimate how many elements a policy needs for addresses of both families.
+
+    Each name counts as one address. If more than ``most`` elements are needed, the result is some
+    number above ``most``.
     """
     names = sorted({e.peer.name for e in policy.entries() if e.peer.kind == "service"})
     members = [
@@ -187,8 +192,8 @@ def cost(policy: Policy, most: int) -> int:
 
 
 def _audit(policed: Policed, own: str) -> list[Element]:
-    """Return the elements that accept what a policy denies during its audit period. They are
-    returned even if the period has ended.
+    """Return the elements by which the rules accept denied packets during a policy's audit period.
+    They are also returned if the period has ended.
     """
     audit = policed.policy.audit
     if audit is None or not audit.since:
@@ -207,11 +212,11 @@ def looked_up(
     proto: str,
     port: int | None,
 ) -> list[Element]:
-    """Return the elements that a packet matches, in the order of their lookup.
+    """Return the elements that a packet matches, in the order in which the rules look them up.
 
-    They are the class of the peer's prefix, if it has one, and the element that decides. ``own`` is
-    an address of the service. ``proto`` is a protocol as in an Entry, or any other name. ``port``
-    is None if the protocol has no ports.
+    The last one decides. It is preceded by the class of the peer's prefix, if there is one. ``own``
+    is an address of the service. ``proto`` is a protocol as in an Entry, or any other name.
+    ``port`` is None if the protocol has no ports.
     """
     by_part: dict[str, list[Element]] = {}
     for element in elements(policed._replace(only=None), members):
@@ -275,8 +280,8 @@ def _directions(policed: Policed, own: str) -> list[_Direction]:
 
 
 class _Entries:
-    """The entries of one direction of a policy, indexed by their peers. Numbers are positions in
-    ``all``. Methods raise OverflowError after ``most`` pairs of an entry and a peer.
+    """The entries of one direction of a policy, indexed by peer. Entries are numbered by their
+    position in ``all``. Methods raise OverflowError after ``most`` pairs of an entry and a peer.
     """
 
     def __init__(self, direction: _Direction, meaning: _Meaning, most: int | None = None) -> None:
@@ -321,7 +326,7 @@ class _Entries:
         return known
 
     def table(self, numbers: Iterable[int]) -> _Table:
-        """Return the decisions of these entries together with the entries for everybody."""
+        """Return the decisions of the entries with these numbers and the entries for everybody."""
         both = sorted({*numbers, *self.everybody})
         self._take(len(both))
         return _table(self.direction, [self.all[number] for number in both])
@@ -333,8 +338,9 @@ class _Entries:
                 raise OverflowError
 
     def _runs(self, spans: list[tuple[int, int, Peer]]) -> list[_Run]:
-        """Split ranges of addresses into runs whose addresses all are in the same ranges. ``spans``
-        are (first address, last address, peer); the addresses are integers.
+        """Split ranges of addresses into runs. All addresses of a run are in the same prefixes and
+        networks. ``spans`` are triples (first address, last address, peer) with addresses as
+        integers.
         """
         changes: dict[int, list[tuple[int, Peer]]] = {}
         for first, last, peer in spans:
@@ -359,8 +365,8 @@ class _Entries:
         return runs
 
     def _spans(self, peer: Peer) -> list[tuple[int, int]]:
-        """Return the addresses of one family in prefixes or a network, as (first, last) integers.
-        The host does not belong to a network, so the gateways of the network are left out.
+        """Return the addresses of a prefix or network in the family of this direction, as pairs of
+        integers (first, last). Gateways are left out, because they are addresses of the host.
         """
         family = self.direction.family
         if peer.kind in ("prefix", "prefixes"):
@@ -386,14 +392,14 @@ class _Entries:
         return self.runs[at][2]
 
     def named(self, address: str) -> Iterator[int]:
-        """Yield the numbers of the entries that name an address itself."""
+        """Yield the numbers of the entries for this single address, and for its names."""
         yield from self.singles.get(address, ())
         for peer in self.peers.get(address, ()):
             yield from self.of_peer.get(peer, ())
 
     def addresses(self, only: frozenset[str] | None) -> set[str]:
-        """Return the addresses that have elements of their own. With ``only``, the addresses of
-        services are limited to these.
+        """Return the addresses of peers for which the policy has elements of their own. With
+        ``only``, addresses of services are left out unless they are in this set.
         """
         found = set(self.singles)  # they do not depend on who has them
         for peer in self.of_peer:
@@ -407,7 +413,7 @@ class _Entries:
 def _elements(
     direction: _Direction, policed: Policed, meaning: _Meaning, most: int | None = None
 ) -> Iterator[Element]:
-    """Yield the elements of one direction for one address of the service."""
+    """Yield the elements of one direction of a policy, for one address of the service."""
     entries = _Entries(direction, meaning, most)
     addresses = entries.addresses(policed.only)
     if policed.only is None:
@@ -428,9 +434,7 @@ def _elements(
 
 
 def _of_peer(entries: _Entries, address: str, key: Atoms) -> Iterator[Element]:
-    """Yield the elements of a peer that has elements for its address. ``key`` is (own address,
-    address of the peer).
-    """
+    """Yield the elements for one address of a peer. ``key`` is (own address, address of peer)."""
     direction, around = entries.direction, entries.around(address)
     numbers = set(entries.named(address))
     numbers.update(itertools.chain(*(entries.of_peer[peer] for peer in around)))
@@ -455,7 +459,7 @@ The addresses are integers, and the peers are prefixes and networks.
 
 
 def _of_classes(entries: _Entries) -> Iterator[Element]:
-    """Yield the elements for classes of peers: those in prefixes and networks."""
+    """Yield the elements for prefixes and networks as peers, which are grouped in classes."""
     direction, wide = entries.direction, entries.wide
     numbers: dict[_Table, int] = {}
     for first, last, peers in entries.runs:
@@ -507,7 +511,7 @@ def _table(direction: _Direction, entries: list[Entry]) -> _Table:
 
 
 def _decision(direction: _Direction, entries: list[Entry], proto: str) -> Decision:
-    """Return the decision on a protocol without ports; "" means one without an entry."""
+    """Return the decision on a protocol without ports, or on those without an entry ("")."""
     for entry in entries:
         if entry.proto in ("", proto) and (entry.first, entry.last) == ALL_PORTS:
             return direction.of(entry)
@@ -542,12 +546,11 @@ def _by_port(direction: _Direction, entries: list[Entry], proto: str) -> _Runs:
 
 
 def _deviations(table: _Table, family: int, wider: _Table | None = None) -> list[_Ports]:
-    """Return the ports (protocol, first, last, decision) whose decision differs from
-    ``table.base``.
+    """Return the ports (protocol, first, last, decision) whose decision is not ``table.base``.
 
-    With ``wider``, the table of a wider peer, a port is compared with the decision of ``wider`` if
-    that differs from the base of ``wider``, because the rules look there next. The same verdict by
-    another manifest entry also counts as different, so that each entry has its counter.
+    If ``wider`` is given, the decisions on a wider peer, the rules look there next. A port is then
+    compared with the decision of ``wider``, if that differs from ``wider.base``. The same verdict
+    by another manifest entry also counts as different, so that each entry has its counter.
     """
     result: list[_Ports] = []
     expected = table.base
@@ -571,7 +574,7 @@ def _beside(
     table: _Table, wider: _Table | None, at: int
 ) -> Iterator[tuple[int, int, Decision, Decision]]:
     """Yield (first port, last port, decision, expected decision) for all ports of a protocol.
-    ``at`` is the position of the protocol in `PORTED`. See `_deviations` for the expected decision.
+    ``at`` is the position of the protocol in `PORTED`. `_deviations` defines the expected decision.
     """
     if wider is None:
         yield from ((*run, table.base) for run in table.ported[at])

@@ -145,8 +145,8 @@ class Audit(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """Who may connect to a service, and to whom it may connect. An allow list of None allows
-    everything, an empty one nothing.
+    """A policy: who may connect to a service, and to whom the service may connect. An allow list
+    that is None allows everything. An empty allow list allows nothing.
     """
 
     allow_from: tuple[Entry, ...] | None = None
@@ -166,8 +166,8 @@ class Policy(NamedTuple):
         return (*allowed[0], *self.deny_from, *allowed[1], *self.egress_deny)
 
     def with_peers(self, peers: Callable[[Peer, bool], Iterable[Peer]]) -> Policy:
-        """Return the policy with the result of ``peers`` for the peer of each entry. The second
-        argument of ``peers`` is whether the entry denies.
+        """Return the policy with other peers. ``peers`` is called with the peer of each entry and
+        whether the entry denies, and returns the peers that replace it.
         """
 
         def changed(entries: tuple[Entry, ...], denies: bool) -> tuple[Entry, ...]:
@@ -181,25 +181,25 @@ class Policy(NamedTuple):
         )
 
     def outside_names(self) -> tuple[str, ...]:
-        """Return the DNS names in entries; only ``egress.allow`` can have them."""
+        """Return the DNS names in the policy's entries, which only ``egress.allow`` can have."""
         peers = (entry.peer for entry in self.egress_allow or ())
         return tuple(dict.fromkeys(peer.name for peer in peers if peer.kind == "outside"))
 
 
 class Member(NamedTuple):
-    """The addresses that a name in policies stands for: of a service, or the subnets of a network.
-    For a DNS name, they are the addresses by which the service may reach it.
+    """The addresses that a name in policies stands for: those of a service, or the subnets of a
+    network. A DNS name has the addresses that services may reach by this name.
     """
 
     kind: str  # kind of the name, as in Peer
     name: str
     values: tuple[str, ...]
-    # gateways of a network: they are the host's, which is not a member
+    # gateways of a network, which are excluded: they are addresses of the host
     gateways: tuple[str, ...] = ()
 
 
 class Policed(NamedTuple):
-    """An active service with its policy, with ``only`` the part about peers of these addresses."""
+    """An active service with its policy. With ``only``, just these peers get elements."""
 
     service: str
     addresses: tuple[str, ...]  # the service's own addresses
@@ -208,7 +208,7 @@ class Policed(NamedTuple):
 
 
 class Healthcheck(NamedTuple):
-    """How to check whether a service is healthy: by a connection to it, or by a command in it."""
+    """A health check of a service: a connection to the service, or a command inside the service."""
 
     address: str  # address to connect to; "": loopback, else an address of the service
     port: int
@@ -241,10 +241,12 @@ class ServiceEndpoint(NamedTuple):
 def primary(
     endpoints: Sequence[ServiceEndpoint], networks: Mapping[str, NetworkRecord]
 ) -> ServiceEndpoint | None:
-    """Return the endpoint of a service's default route and published ports; None if there is none.
+    """Return the endpoint of a service's default route and published ports, or None without
+    endpoints.
 
-    It is the first endpoint on a network that is not internal, or else the first one. An internal
-    network has no route out of the host, and replies of published ports leave by the default route.
+    It is the first endpoint on a network that is not internal, or else the first endpoint. An
+    internal network has no route out of the host, and replies of published ports leave by the
+    default route.
     """
     outer = (endpoint for endpoint in endpoints if not networks[endpoint.network].internal)
     return next(outer, next(iter(endpoints), None))
@@ -276,8 +278,8 @@ class PlannedService(NamedTuple):
     generation: int
     endpoints: tuple[ServiceEndpoint, ...]
     ports: tuple[PortMapping, ...]
-    names: tuple[str, ...]  # hostname first; () for one of another host that no service may resolve
-    # it, or a service that shares its namespace, has published ports, in scope or not
+    names: tuple[str, ...]  # hostname first; () if no service of this host may resolve its names
+    # whether the service, or a service in its namespace, has published ports, in scope or not
     publishes: bool = False
     # or host, none, share, attached, front; with share, the namespace's owner has the endpoints;
     # with front, the addresses are service addresses
@@ -286,8 +288,8 @@ class PlannedService(NamedTuple):
     bandwidth: tuple[int, int] = (0, 0)  # bytes per second in and out, on each network; 0: no limit
     extra_hosts: tuple[tuple[str, str], ...] = ()  # name and address, or HOST_GATEWAY
     outside: tuple[str, int] | None = None  # path and cookie of a foreign namespace
-    raw: bool = False  # it, or one that shares its namespace, may have `SENDS_RAW`
-    host: str = ""  # the underlay address of its host, if it is another one
+    raw: bool = False  # whether it, or a service in its namespace, may have `SENDS_RAW`
+    host: str = ""  # the underlay address of its host; "" for this host
     # with mode front: ordinal and endpoints of each instance that serves
     serving: tuple[tuple[int, tuple[ServiceEndpoint, ...]], ...] = ()
 
@@ -296,11 +298,12 @@ class PlannedService(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The part of the store that is needed to plan a change.
+    """The rows of the store that are needed to plan a change.
 
-    All networks of ``services`` are in ``networks``. ``readers`` are the ordered network lists of
-    all active services whose hosts files list one of ``services``. For the lists in ``fresh``, the
-    whole hosts file is planned, so ``neighbours`` has all services listed in it.
+    All networks of ``services`` are in ``networks``. A hosts file is identified by its readers'
+    ordered list of networks: ``readers`` has the lists of all hosts files that list one of
+    ``services``. For the lists in ``fresh``, the whole hosts file is planned, from ``neighbours``
+    and ``listed``.
     """
 
     state_id: str
@@ -312,7 +315,7 @@ class Snapshot(NamedTuple):
     # services with a hosts file of their own in which one of ``services`` is listed; the whole file
     # is planned if the service itself is in ``services``
     apart: tuple[PlannedService, ...] = ()
-    # in scope, or with a policy in which a name now stands for other addresses
+    # services in scope, or whose policy has a name that now stands for other addresses
     policed: tuple[Policed, ...] = ()
     members: tuple[Member, ...] = ()  # the addresses of the names in these policies
     any_network: bool = False
@@ -320,6 +323,6 @@ class Snapshot(NamedTuple):
     any_active6: bool = False  # an active service is on a network with IPv6
     sysctls_before: tuple[tuple[str, str], ...] = ()
     wire: tuple[int, ...] = ()  # UDP ports of all networks that span hosts
-    tunnel: Tunnel | None = None  # the tunnel that packets to them must use; None without one
+    tunnel: Tunnel | None = None  # the tunnel for packets to other hosts; None: not encrypted
     remotes: tuple[PlannedService, ...] = ()  # services of other hosts, in scope
     listed: tuple[PlannedService, ...] = ()  # services in the hosts files of ``fresh``

@@ -1,9 +1,9 @@
 """Define `ServiceSpec`, what a manifest declares, and `ProcessSpec`, what a process needs.
 
-A ServiceSpec consists of a `NetworkSpec` and a `ProgramSpec` for its process; an attachment has no
-ProgramSpec. `niso.manifest` builds a ServiceSpec from the text of a file. The store saves it, and
-all other code uses only this form. A ProcessSpec is complete: nothing has to be looked up to start
-the process.
+A ServiceSpec consists of a `NetworkSpec` and a `ProgramSpec` for its process; an attachment, a
+service whose process niso does not run, has no ProgramSpec. `niso.manifest` builds a ServiceSpec
+from the text of a file. The store saves it, and all other code uses only this form. A ProcessSpec
+is complete: nothing has to be looked up to start the process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ProcessUser(NamedTuple):
 
 
 class Published(NamedTuple):
-    """A published port of a manifest. If its host port is 0, niso chooses one."""
+    """A published port of a manifest. niso chooses the host port if it is 0."""
 
     port: PortMapping
     key: str  # manifest key: network.ports[1]
@@ -52,7 +52,7 @@ class Volume(NamedTuple):
 
 
 class DeploySpec(NamedTuple):
-    """How a service with a service address runs its instances, and how they are replaced."""
+    """How a service with a service address runs its instances, and replaces them in a deploy."""
 
     replicas: int
     update: Literal["start-first", "stop-first"]
@@ -121,14 +121,14 @@ class ProgramSpec(NamedTuple):
 
 
 class ServiceSpec(NamedTuple):
-    """The content of one manifest, with the defaults of missing keys; or an attachment."""
+    """The content of one manifest with defaults for missing keys, or an attachment's settings."""
 
     name: str
     network: NetworkSpec
     process: ProgramSpec | None  # None for an attachment, whose process is not niso's
     # the keys of the manifest as written, and the defaults of missing ones, for display
     manifest: Mapping[str, object] = {}
-    front: str = ""  # the service of which this is an instance; "" if it is none
+    front: str = ""  # the service of which this is an instance; "" for other services
 
     @property
     def is_front(self) -> bool:
@@ -137,9 +137,8 @@ class ServiceSpec(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return all names of the service, hostname first. No other on its networks has one.
-
-        An instance has none: the names of its service stand for the service address.
+        """Return all names of the service, hostname first. They are unique on its networks. An
+        instance has no names: the names of its service stand for the service address.
         """
         if self.front:
             return ()
@@ -152,10 +151,11 @@ class ServiceSpec(NamedTuple):
         return self.process
 
     def instance(self, number: int) -> ServiceSpec:
-        """Return the spec of an instance of this service: ``NAME.NUMBER``, without its ports.
+        """Return the spec of one instance of this service, with the name ``NAME.NUMBER``.
 
-        Its address is not the service's. Its policy also allows the service itself, which means all
-        instances: an instance that connects to the service address may reach any of them.
+        The instance has no static addresses, aliases and published ports. Its policy also allows
+        the service itself, which means all instances: an instance that connects to the service
+        address may reach any of them.
         """
         policy = self.network.policy
         own = Entry("service.replicas", self.name, Peer("service", self.name), 0, 65535, "")
@@ -179,7 +179,7 @@ class ServiceSpec(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """What identifies the file that a path led to when the service was activated (stat(2))."""
+    """What identifies a file of the host: stat(2) when the service was activated, and the boot."""
 
     device: int
     inode: int  # the inode number of a folder; 0 for any other file
@@ -199,16 +199,16 @@ class MountedVolume(NamedTuple):
 
 
 class Secret(NamedTuple):
-    """One secret of a process: a file of the host that is read at each start."""
+    """One secret of a process: a file of the host, whose content is read at each start."""
 
-    name: str  # of the file in /run/secrets
+    name: str  # the name of the file in /run/secrets
     source: str  # a path on the host
     salt: str = ""  # random, so that equal secrets do not have equal digests
-    digest: str = ""  # of the salt and the content at the activation, to detect a changed content
+    digest: str = ""  # digest of salt and content at the activation, to detect changed content
 
 
 class ProcessSpec(NamedTuple):
-    """The process of one activation of a service. All paths on the host are absolute."""
+    """All that is needed to start the process of an active service. Host paths are absolute."""
 
     service: str
     state_id: str
@@ -262,7 +262,7 @@ HIDING = ("/", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/var")
 
 
 def taken(path: str) -> str | None:
-    """Return why nothing can be mounted at a path inside the service; None if it is possible."""
+    """Return why nothing can be mounted at a path inside a service, or None if it is possible."""
     for own in TAKEN:
         if path == own or path.startswith(f"{own}/"):
             return f"{own} is niso's"

@@ -26,23 +26,24 @@ DEFAULT_POOL = "10.99.0.0/16"
 
 
 def unique_local(state_id: str) -> ipaddress.IPv6Network:
-    """Return the /48 prefix for IPv6 subnets: fd, and 40 bits derived from the state id. See RFC
-    4193, 3.2.2. Prefixes of different hosts rarely clash.
+    """Return the /48 prefix of this state folder's IPv6 subnets: fd, then 40 bits from the state
+    id. Prefixes of different hosts rarely clash (RFC 4193, 3.2.2).
     """
     global_id = sha256(f"{state_id}/RFC 4193".encode()).digest()[:5]
     return ipaddress.IPv6Network((bytes([0xFD]) + global_id + bytes(10), 48))
 
 
 def last(subnet: Network | Prefix) -> int:
-    """Return the highest number that a service's address can have in a subnet. The highest address
-    of an IPv4 subnet is the broadcast address (RFC 919).
+    """Return the highest number that a service's address can have within a subnet. The highest
+    address of an IPv4 subnet is excluded, because it is the broadcast address (RFC 919).
     """
     return subnet.num_addresses - (2 if subnet.version == 4 else 1)
 
 
 def first_free(subnet: Network | Prefix, gateway: int, used: Iterable[int]) -> int | None:
-    """Return the lowest free number in a subnet; None if it is full. ``used`` are the numbers in
-    use, ascending; the gateway, network and broadcast addresses are not free either.
+    """Return the lowest number in a subnet that a new service can have, or None if the subnet is
+    full. ``used`` are the numbers in use, ascending. Network, gateway and broadcast address are
+    never free.
     """
     candidate = 1
     for number in used:
@@ -58,7 +59,7 @@ def first_free(subnet: Network | Prefix, gateway: int, used: Iterable[int]) -> i
 
 
 def refusal(subnet: Network | Prefix, gateway: int, number: int) -> str | None:
-    """Return why a service cannot have the static address with this number; None if it can."""
+    """Return why a service cannot have the address with this number in a subnet, or None."""
     if number == 0:
         return "it is the address of the network itself"
     if number == gateway:
@@ -71,7 +72,9 @@ def refusal(subnet: Network | Prefix, gateway: int, number: int) -> str | None:
 def free_prefix(
     pool: Network, length: int, taken: Iterable[Network], kept: Network | None = None
 ) -> Network | None:
-    """Return the lowest prefix with this ``length`` in ``pool`` that overlaps no other; or None."""
+    """Return the lowest prefix of a given length in ``pool`` that overlaps none of ``taken`` and
+    ``kept``. Returns None if there is no such prefix.
+    """
     size = 1 << (pool.max_prefixlen - length)
     every = [net for net in taken if net.version == pool.version]
     every += [kept] if kept is not None else []
@@ -142,8 +145,8 @@ def parse_subnet(text: str) -> Network:
 
 
 class NetworkRequest(NamedTuple):
-    """A request for a network, with at most one subnet of each family. If it names no subnet, the
-    network gets the next free /24.
+    """A request for a new network, with at most one subnet of each address family. Without
+    ``subnets``, niso chooses a free /24.
     """
 
     name: str
@@ -158,8 +161,8 @@ class NetworkRequest(NamedTuple):
 
     @property
     def nets(self) -> list[Network]:
-        """Return the subnets that the request names, IPv4 first, at most one of each family; none
-        of IPv6 with ``ipv6``. Raises UsageError.
+        """Return the subnets that the request names, IPv4 first. Raises UsageError for two subnets
+        of one family, and for an IPv6 subnet if ``ipv6`` requests that niso chooses it.
         """
         nets = sorted(map(parse_subnet, self.subnets), key=lambda net: net.version)
         for one, other in pairwise(nets):
@@ -180,7 +183,7 @@ class NetworkRequest(NamedTuple):
 
 
 def check(request: NetworkRequest) -> None:
-    """Raise UsageError if the request is invalid whatever networks and routes a host has."""
+    """Raise UsageError if a request is invalid, whatever networks and routes the host has."""
     nets, least = request.nets, MIN_MTUS[max(request.families)]
     for net in nets:
         if net.is_global and not request.allow_public:
@@ -198,7 +201,7 @@ def check(request: NetworkRequest) -> None:
 
 
 def _gateways(nets: Sequence[Network], texts: Sequence[str]) -> dict[int, str]:
-    """Return the requested gateways in canonical notation, by family. Raises UsageError."""
+    """Return the requested gateways by address family, in canonical notation. Raises UsageError."""
     gateways: dict[int, str] = {}
     for text in texts:
         hint = f"an address of {' or '.join(map(str, nets))}"
@@ -224,8 +227,8 @@ def _gateway(text: str, hint: str) -> ipaddress.IPv4Address | ipaddress.IPv6Addr
 
 
 def require_same(present: records.NetworkRecord, request: NetworkRequest, where: str = "") -> None:
-    """Raise Conflict unless the existing network ``present`` is as requested. ``where`` is inserted
-    in the message after "already exists".
+    """Raise Conflict unless an existing network, ``present``, is as requested. In the message,
+    ``where`` follows "already exists".
     """
     there = {subnet.family: subnet for subnet in present.subnets}
     nets = [ipaddress.ip_network(subnet.cidr) for subnet in present.subnets]

@@ -34,10 +34,10 @@ class Party(NamedTuple):
 
 
 class Reason(NamedTuple):
-    """The result of one check, and the reason for it.
+    """The result of one check of a packet, and the reason for the result.
 
-    ``service``, ``key`` and ``text`` give the manifest entry that decides, if there is one.
-    ``audits`` means that the entry would deny the packet, but its policy is in its audit period.
+    ``service``, ``key`` and ``text`` are the manifest entry that decides, if there is one. With
+    ``audits``, the entry would deny the packet, but its policy is in its audit period.
     """
 
     passes: bool
@@ -49,7 +49,7 @@ class Reason(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Whether a packet passes: whether ``path``, ``egress`` and ``ingress`` all pass.
+    """The verdict on a packet. It passes if ``path``, ``egress`` and ``ingress`` all pass.
     ``destination`` and ``port`` are those after DNAT.
     """
 
@@ -63,7 +63,7 @@ class Verdict(NamedTuple):
 
     @property
     def dropped_by(self) -> Reason | None:
-        """Return the first check that drops the packet, in the kernel's order; or None."""
+        """Return the first check that drops the packet, in the kernel's order, or None."""
         checks = (self.path, self.egress, self.ingress)
         return next((reason for reason in checks if not reason.passes), None)
 
@@ -71,13 +71,14 @@ class Verdict(NamedTuple):
 def decide(
     context: PolicyContext, source: str, destination: str, port: int | None, proto: str
 ) -> Verdict:
-    """Return the verdict on a packet with these addresses, port and protocol, as it is sent.
+    """Return the verdict on a packet with these addresses, port and protocol, as the sender sends
+    it.
 
-    ``destination`` and ``port`` may be those of a published port. ``proto`` is tcp, udp or sctp
-    with a port; or icmp (both families) or any other protocol without one. A broadcast or multicast
-    packet is evaluated for the services that could receive it; the host receives every such packet
-    that egress allows. Raises ValueError for an invalid address, and for a port that does not fit
-    the protocol.
+    ``destination`` and ``port`` may be those of a published port. ``proto`` is tcp, udp or sctp,
+    which have a port, or icmp (for both families) or another protocol, which have none. A broadcast
+    or multicast packet is evaluated for the services that could receive it; the host receives every
+    such packet that egress allows. Raises ValueError for an invalid address, and for a port that
+    does not fit the protocol.
     """
     if (port is not None) != (proto in PORTED):
         raise ValueError(f"{proto} with port {port}")
@@ -104,8 +105,9 @@ def decide(
 def evaluate(
     context: PolicyContext, source: str, destination: str, port: int | None, proto: str
 ) -> tuple[Reason, Reason]:
-    """Return the results (egress, ingress) of both policies for an open flow, after NAT. A service
-    may always reach itself, even if NAT has made its source address its gateway's.
+    """Return the results of the sender's egress policy and the receiver's ingress policy for an
+    open flow, with the addresses after NAT. A service may always reach itself, even if NAT has
+    replaced its source address by its gateway's.
     """
     sender, receiver = holder_of(context, source), holder_of(context, destination)
     if sender is not None and receiver is not None and sender[0].name == receiver[0].name:
@@ -118,8 +120,8 @@ def evaluate(
 def matches(
     entry: Entry, context: PolicyContext, address: str, port: int | None, proto: str
 ) -> bool:
-    """Return whether a policy entry matches a peer with this canonical address. The port is the
-    service's for ingress, and the peer's for egress.
+    """Return whether a policy entry matches a peer. ``address`` is the peer's, in canonical form.
+    ``port`` is the service's for an ingress entry, and the peer's for an egress entry.
     """
     if entry.proto not in ("", proto):
         return False
@@ -160,8 +162,8 @@ def _ingress(
 
 
 def _said(known: KnownService, reason: Reason) -> Reason:
-    """Return the result of a service's policy, adjusted for its audit period and its host. The
-    policies of other hosts' services are enforced there, and evaluated here as published.
+    """Return the result of a service's policy, adjusted for its audit period. The policy of another
+    host's service is enforced on that host, and evaluated here as that host has published it.
     """
     if known.host and not known.heard:
         return Reason(True, f"{known.host} decides: the policy of {known.name} is not known here")
@@ -182,8 +184,8 @@ def _judge(
     port: int | None,
     proto: str,
 ) -> Reason:
-    """Return the result of one direction of a service's policy for a peer. Deny entries win over
-    allow entries. Peers that are not in an allow list are denied.
+    """Return the result of a service's ingress or egress policy for a peer. Deny entries have
+    precedence. If there is an allow list, peers that it does not match are denied.
     """
     service, policy = known.name, known.policy
     if ingress:
@@ -213,7 +215,7 @@ _drop, _accept = functools.partial(Reason, False), functools.partial(Reason, Tru
 
 
 class _Packet(NamedTuple):
-    """A packet and its sender. ``entered`` is the first network that it enters, or ""."""
+    """A packet and its sender. ``entered`` is the first network that the packet enters, or ""."""
 
     source: str
     destination: str
@@ -228,8 +230,8 @@ class _Packet(NamedTuple):
 def _path(
     context: PolicyContext, source: str, destination: str, port: int | None, proto: str
 ) -> tuple[Reason, str, int | None, bool]:
-    """Return (reason, address and port after DNAT, whether a service sends to itself), without
-    regard to policies. No policy can forbid the last.
+    """Return the result of the path, without regard to policies: (reason, address and port after
+    DNAT, whether a service sends to itself). No policy can forbid a service to send to itself.
     """
     to, from_host = ipaddress.ip_address(destination), is_host(context, source)
     sender, entered = holder_of(context, source) or (None, "")
@@ -273,7 +275,7 @@ def _path(
 
 
 def _before_dnat(context: PolicyContext, packet: _Packet) -> Reason | None:
-    """Return the result for a packet that is decided before published ports are; else None."""
+    """Return the result for a packet that is decided before DNAT, or None for other packets."""
     source, destination, to, _, _, sender, entered, from_host = packet
     if ipaddress.ip_address(source).version != to.version:
         return _drop("IPv4 and IPv6 addresses cannot reach each other")
@@ -309,8 +311,8 @@ def _before_dnat(context: PolicyContext, packet: _Packet) -> Reason | None:
 def is_name_server_elsewhere(
     context: PolicyContext, destination: str, port: int | None, proto: str, entered: str
 ) -> bool:
-    """Return whether a packet is for the name server of another network than the sender's. It may
-    reveal names of its own network, as Podman's aardvark-dns does.
+    """Return whether a packet is for the name server on another network than the sender's. A name
+    server may reveal names of its own network, as Podman's aardvark-dns does.
     """
     if port != 53 or proto not in ("tcp", "udp") or not entered:
         return False
@@ -322,7 +324,7 @@ def is_name_server_elsewhere(
 def _to_service(
     context: PolicyContext, packet: _Packet, known: KnownService, network: str
 ) -> Reason:
-    """Return the path of a packet to a service's own address."""
+    """Return the result of the path for a packet to a service's own address."""
     sender, entered = packet.sender, packet.entered
     if not known.active:
         return _drop(f"{known.name} is not active")
@@ -355,7 +357,7 @@ def _on_host(known: KnownService) -> str:
 
 
 def _outwards(context: PolicyContext, packet: _Packet) -> Reason:
-    """Return the path of a packet to an address that is neither the host's nor on a network."""
+    """Return the result of the path for a packet to an address outside host and networks."""
     to = packet.to
     if not packet.sender:
         both = (ipaddress.ip_address(packet.source), to)
@@ -389,12 +391,13 @@ def _stays(network: str) -> str:
 def _published(
     context: PolicyContext, to: Address, port: int | None, proto: str, entered: str
 ) -> tuple[KnownService, str, str, int, str] | None:
-    """Return where a published port of a host address leads: (service, network, address, port, the
-    port's owner if it shares that network); None if no service publishes it.
+    """Return the address of a service to which a published port of a host address leads, or None.
 
-    A client on a network of the service (``entered``) is sent to the service's address there, any
-    other to the network of its default route. A port that is published on one host address has
-    precedence over one that is published on all.
+    The result is (service, network, address, port, owner). The owner is the service that published
+    the port, if that is another service in the same namespace, or "". A client on a network of the
+    service (``entered``) is led to the service's address on this network, other clients to the
+    address on its primary network. A port published on one host address has precedence over all
+    addresses.
     """
     if port is None or (to.version == 6 and to.is_loopback):
         return None
@@ -426,7 +429,7 @@ def _published(
 
 
 def _leaves_by(context: PolicyContext, known: KnownService, to: Address) -> str | None:
-    """Return the network through which a service sends to an address; None without a route."""
+    """Return the network through which a service sends to an address, or None without a route."""
     for endpoint in known.endpoints:
         if holds(context.networks[endpoint.network], str(to)):
             return endpoint.network
@@ -441,7 +444,9 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class KnownService(NamedTuple):
-    """A recorded service. An inactive service is represented by its reserved addresses."""
+    """A service of the store, as policies see it. Inactive services are included, because their
+    addresses are reserved.
+    """
 
     name: str
     names: tuple[str, ...]  # its names, and those of services that share its namespace
@@ -451,14 +456,14 @@ class KnownService(NamedTuple):
     active: bool = True
     # holder of each port that the service does not have itself
     sharers: tuple[tuple[PortMapping, str], ...] = ()
-    audits: bool = False  # its policy denies nothing at present: audit
-    host: str = ""  # the host that it runs on, if another one
+    audits: bool = False  # its policy is in its audit period, and denies nothing
+    host: str = ""  # the other host that it runs on; "" for this host
     heard: bool = True  # whether its policy is known on this host
-    front: str = ""  # the service of which it is an instance
+    front: str = ""  # the service of which this is an instance; "" for other services
 
 
 class PolicyContext(NamedTuple):
-    """Everything that a verdict depends on. Addresses are strings in canonical form."""
+    """The services, networks and addresses on which a verdict depends. Addresses are canonical."""
 
     services: Mapping[str, KnownService]
     networks: Mapping[str, NetworkRecord]
@@ -467,7 +472,7 @@ class PolicyContext(NamedTuple):
     wires: frozenset[str] = frozenset()  # prefixes of the host's links
     # prefixes from which subnets are taken, also those of former networks
     pools: tuple[str, ...] = ()
-    outside: Mapping[str, tuple[str, ...]] = {}  # outside name -> addresses that services may reach
+    outside: Mapping[str, tuple[str, ...]] = {}  # DNS name -> addresses that services may reach
     outside_ever: Mapping[str, tuple[str, ...]] = {}  # the same, including PAST addresses
 
 
@@ -476,7 +481,7 @@ Holder = tuple[KnownService, str]
 
 
 def holder_of(context: PolicyContext, address: str) -> Holder | None:
-    """Return the service that has an address, with the network of the address; or None."""
+    """Return the service that has an address, and the network of the address, or None."""
     for known in context.services.values():
         for endpoint in known.endpoints:
             if address in endpoint.addresses:
@@ -489,8 +494,8 @@ def addresses_of(known: KnownService) -> tuple[str, ...]:
 
 
 def is_host(context: PolicyContext, address: str) -> bool:
-    """Return whether an address is one of the host's, as 127.0.0.0/8 and ::1 are. A service also
-    has these: callers first handle a service that sends to itself.
+    """Return whether an address is one of the host's, including 127.0.0.0/8 and ::1. A service has
+    loopback addresses too: callers first handle a service that sends to itself.
     """
     is_gateway = any(address in gateways(network) for network in context.networks.values())
     return address in context.host or is_gateway or parsed(address).is_loopback
@@ -501,13 +506,13 @@ def gateways(network: NetworkRecord) -> tuple[str, ...]:
 
 
 def network_of(context: PolicyContext, address: str) -> NetworkRecord | None:
-    """Return the network whose subnets contain the address, even if it is not in use."""
+    """Return the network whose subnets contain an address, or None. The address may be unused."""
     return next((network for network in context.networks.values() if holds(network, address)), None)
 
 
 def is_for_services(context: PolicyContext, address: str) -> bool:
-    """Return whether an address can only be a service's, because it is or was in a network. Former
-    networks are recognised by the prefixes from which niso takes subnets.
+    """Return whether only services can have an address, because it is or was in a network of niso.
+    Former networks are recognised by the prefixes from which niso takes subnets.
     """
     number = parsed(address)
     in_pool = any(within(number, prefix) for prefix in context.pools)
@@ -544,8 +549,9 @@ def is_broadcast(context: PolicyContext, to: Address) -> bool:
 
 
 def _is_for_all(prefix: str, to: Address) -> bool:
-    """Return whether an address is the broadcast or routers' anycast address of a prefix of the
-    host's links (RFC 919; RFC 4291, 2.6.1). Two addresses have none (RFC 3021, RFC 6164).
+    """Return whether an address is the broadcast address or the routers' anycast address of a
+    prefix of the host's links (RFC 919; RFC 4291, 2.6.1). A prefix of two addresses has neither
+    (RFC 3021, RFC 6164).
     """
     network = _network(prefix)
     return network.num_addresses > 2 and str(to) == str(network[-1 if network.version == 4 else 0])

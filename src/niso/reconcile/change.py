@@ -1,6 +1,6 @@
-"""Change rows and kernel together (`change`); read, plan, write and verify the kernel's state.
+"""Change the rows of the store and the kernel together; compare and repair the kernel's state.
 
-All commands that change both do it within the context `change`, which also deletes the flows that
+All commands that change both use the context manager `change`, which also deletes the flows that
 are no longer allowed after the change. Commands, repair and recovery after a crash run the same
 code with different scopes. Only this module compares the desired with the actual state of the
 kernel.
@@ -40,20 +40,21 @@ if TYPE_CHECKING:
 
 
 class change:
-    """Change rows and kernel in one ``with`` block, atomically.
+    """A context manager that changes rows of the store and the kernel together, atomically.
 
     The caller must have niso's lock, and writes rows in the block, which is one transaction. At the
-    end of the block, the kernel is updated to the rows, and flows are deleted that the new state no
-    longer allows.
+    end of the block, the kernel is changed to match the rows, and flows that are no longer allowed
+    are deleted.
 
     By default the kernel is changed within the transaction: if the kernel refuses, or niso is
     killed, the rows are as before. With ``rows_first``, the rows are committed before the kernel
-    changes: if niso is killed, a new object is recorded, but if the kernel refuses, the caller must
-    undo the rows. With ``dry_run``, the steps are only reported. ``teardown`` and ``detached`` are
-    as for `carry_out`.
+    changes. A new object is then recorded even if niso is killed, but if the kernel refuses, the
+    caller must undo the rows. With ``dry_run``, the steps are only reported. ``teardown`` and
+    ``detached`` are as for `carry_out`.
 
-    ``scope`` is the scope that the rows before the change have (`niso.change.scope`). The block may
-    assign its union with the scope of the rows after the change.
+    ``scope`` has the services and networks whose rows and objects are read and changed. It is
+    computed from the rows before the change (`niso.change.scope`). The block may assign its union
+    with the scope after the change.
 
     The end of the block raises the errors of `plan` and `carry_out`: KernelError, Conflict,
     ErrorGroup or Error.
@@ -96,11 +97,11 @@ class change:
         return self
 
     def doubt(self, objects: State | None = None) -> None:
-        """Treat ``objects`` as if the kernel had them before the change, after an interrupted
-        command.
+        """Treat ``objects`` as if the kernel had them before the change, because an interrupted
+        command may have created them.
 
-        None stands for what the rows now require but did not at the beginning of the block, which
-        can write rows, call this method, and then write other rows.
+        Without ``objects``, these are the objects that the rows require at the time of the call,
+        but did not at the beginning of the block.
         """
         if objects is None:
             snapshot, now = wanted_now(self._kernel, self._store, self.scope)
@@ -109,7 +110,7 @@ class change:
         self._doubt |= objects
 
     def then(self, call: Callable[[], object]) -> None:
-        """Call ``call`` after the kernel has changed, before the commit unless ``rows_first``."""
+        """Call a function after the kernel has changed, before the commit unless ``rows_first``."""
         self._last.append(call)
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
@@ -129,7 +130,9 @@ class change:
             self._carry_out(planned)
 
     def _planned(self) -> Plan:
-        """Return the plan. Raises Conflict if a foreign object has a required name."""
+        """Return the plan, and report its steps in a dry run. Raises Conflict if a foreign object
+        has a required name.
+        """
         kernel, store, before = self._kernel, self._store, self._before | self._doubt
         planned = plan(kernel, store, self.scope, before, trusting=not self._dry_run)
         self._snapshots.append(planned.snapshot)
@@ -144,7 +147,7 @@ class change:
         return planned
 
     def _carry_out(self, planned: Plan) -> None:
-        """Change the kernel by the plan, and delete the flows that are no longer allowed."""
+        """Execute the plan, and delete the flows that are no longer allowed."""
         kernel, store, before, after = self._kernel, self._store, self._before, planned.every
         if before[Bridge] != after[Bridge]:
             ended_flows.introduce(kernel, store, before, after)
@@ -157,8 +160,8 @@ class change:
             host_settings.forget(store)
 
     def _end_flows(self, before: State, after: State) -> None:
-        """Delete the flows that were perhaps allowed before the change and are not now. Policies
-        come last: flows that are already deleted need no verdict.
+        """Delete the flows that the desired state ``before`` allowed and ``after`` does not.
+        Policies are evaluated last, since flows that are already deleted need no verdict.
         """
         kernel = self._kernel
         was, now = _holders(before), _holders(after)
@@ -181,8 +184,8 @@ class change:
             kernel.clear_unfinished(space)
 
     def _ports_of_ended(self, kept: set[str]) -> list[PortMapping]:
-        """Return the published ports of services that are deactivated while their namespace stays.
-        ``kept`` are the addresses that services have after the change.
+        """Return the published ports of services that are deactivated while their namespace stays,
+        because other services run in it. ``kept`` are all addresses of services after the change.
         """
         active = {service.name for service in self._snapshots[-1].services}
         return [
@@ -194,8 +197,9 @@ class change:
         ]
 
     def _is_of_names_alone(self) -> bool:
-        """Return whether policies change only because DNS names have other addresses. Then open
-        connections stay, unless a network of niso now contains a former address.
+        """Return whether policies change only because DNS returned other addresses for their names.
+        Open connections then stay, unless a network of niso now contains a former address of a
+        name.
         """
         others, outside = [], []
         for snapshot in self._snapshots:
@@ -216,7 +220,9 @@ def _own(state: State) -> set[tuple[str, str]]:
 
 
 def _holders(state: State) -> set[tuple[str, str]]:
-    """Return pairs that say which service has an address: (namespace or MAC, address)."""
+    """Return pairs that identify the service that has an address: (namespace, address) for services
+    of this host, and (MAC, address) for services of other hosts.
+    """
     own = _own(state)
     here = {address for _, address in own}
     of_host = (peer for peer in state[PermanentNeighbour] if not peer.netns)
@@ -232,17 +238,17 @@ def _spaces(state: State) -> set[str]:
 
 
 class Plan(NamedTuple):
-    """The steps of a change, and the states of the kernel from which they were computed."""
+    """The steps of a change, and the desired states from which they were computed."""
 
     scope: Scope
     before: State
     steps: list[AnyStep]
     want: State
     candidates: State
-    unread: frozenset[Element]  # assumed absent without reading
+    unread: frozenset[Element]  # assumed to be missing in the kernel without reading
     snapshot: Snapshot  # the rows of the requested scope
-    every: State  # what they require, also in namespaces that have ended
-    closed: frozenset[object] = frozenset()  # what was left out after a failure: `_culprit`
+    every: State  # the state that these rows require, also in namespaces that no longer exist
+    closed: frozenset[object] = frozenset()  # namespaces and routes left out after a failure
 
 
 def plan(
@@ -253,13 +259,13 @@ def plan(
     trusting: bool = False,
     closed: frozenset[object] = frozenset(),
 ) -> Plan:
-    """Compute the steps that update the kernel to the rows of ``scope``. Nothing is changed.
+    """Compute the steps that change the kernel to match the rows of ``scope``. Nothing is changed.
 
-    ``before`` is the desired state before the change, in which objects may have to be deleted. With
-    ``trusting``, map elements that are new in the store are assumed to be missing: the kernel
-    refuses one that exists with another value. ``closed`` are routes and namespaces that are left
-    out because a step for them has failed. Raises KernelError, and Conflict if a foreign object has
-    a required name.
+    ``before`` is the desired state before the change, whose objects may have to be deleted. With
+    ``trusting``, nftables map elements that are new in the store are assumed to be missing in the
+    kernel, which refuses an element that exists with another value. ``closed`` are routes and
+    namespaces to leave out, because a step for them has failed. Raises KernelError, and Conflict if
+    a foreign object has a required name.
     """
     snapshot = store.snapshot(scope)
     every = _desired(kernel, snapshot, before)
@@ -297,12 +303,12 @@ def carry_out(
     teardown: bool = False,
     detached: list[str] | None = None,
 ) -> list[AnyStep]:
-    """Carry out a plan, made with niso's lock, and return the steps that were taken.
+    """Execute a plan that was made with niso's lock, and return the steps that were taken.
 
-    With ``teardown``, a failed step does not stop the other steps. With ``detached``, veth pairs of
-    deleted namespaces are only detached, and their names are added to it; the caller must pass the
-    list to `delete_detached` after releasing the lock. Raises KernelError, or with ``teardown`` an
-    ErrorGroup.
+    With ``teardown``, a failed step does not stop the other steps. With the list ``detached``, veth
+    pairs of deleted namespaces are only detached from their bridges, and their names are added to
+    the list. The caller must pass the list to `delete_detached` after releasing the lock. Raises
+    KernelError, or with ``teardown`` an ErrorGroup.
     """
     steps = _carried_out(kernel, store, planned, report, teardown, detached)
     if store.host_knows():
@@ -362,8 +368,8 @@ def _carried_out(
 
 
 def _touched(steps: list[AnyStep], candidates: State) -> State:
-    """Return the objects to read back after the steps, with the namespaces that contain them.
-    Elements are not read: a transaction is applied completely or not at all.
+    """Return the objects to read back after the steps, and the namespaces that contain them.
+    nftables elements are left out, because their transaction is applied completely or not at all.
     """
     touched = State(obj for step in steps for obj in step.objects())
     inside = {kind.space(obj) for kind in KINDS for obj in touched[kind.type]}
@@ -372,8 +378,9 @@ def _touched(steps: list[AnyStep], candidates: State) -> State:
 
 
 def _of(want: State, touched: State) -> State:
-    """Return the objects of ``want`` that an object in ``touched`` has the identity of, all
-    addresses and routes of its interface, and the rules.
+    """Return the desired objects to compare with the kernel after ``touched`` objects were changed.
+    They are the desired objects with the same keys, all desired addresses and routes on the same
+    interfaces, and the nftables tables.
     """
     links = {
         (kind.space(obj), link)
@@ -392,12 +399,12 @@ def _of(want: State, touched: State) -> State:
 
 
 def _left(want: State, candidates: State, have: State) -> list[AnyStep]:
-    """Return the steps that are still needed after a change to the state ``have``."""
+    """Return the steps that are still needed after a change to the actual state ``have``."""
     return diff(want, State.of_kinds(lambda kind: kind.to_verify(have, want, candidates)))
 
 
 def wanted_now(kernel: Kernel, store: Store, scope: Scope) -> tuple[Snapshot, State]:
-    """Return the rows of ``scope`` and the state of the kernel that these rows require."""
+    """Return the rows of a scope, and the state of the kernel that they require."""
     snapshot = store.snapshot(scope)
     return snapshot, _desired(kernel, snapshot)
 
@@ -407,8 +414,8 @@ def desired_now(kernel: Kernel, store: Store, scope: Scope) -> State:
 
 
 def _desired(kernel: Kernel, snapshot: Snapshot, before: State | None = None) -> State:
-    """Return the desired state, without what this kernel cannot have, such as unknown sysctls.
-    Raises Error if rows are missing that other rows refer to.
+    """Return the desired state, without objects that this kernel does not support, such as unknown
+    sysctls. Raises Error if rows are missing that other rows refer to.
     """
     try:
         want = desired(snapshot)
@@ -419,8 +426,9 @@ def _desired(kernel: Kernel, snapshot: Snapshot, before: State | None = None) ->
 
 
 def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
-    """Return ``want`` without ended namespaces of attachments, and their names. Elements for
-    addresses there stay, which belong to the attachment until it is deleted.
+    """Return the desired state without the namespaces of attachments that no longer exist, and the
+    names of these namespaces. nftables elements for addresses in them stay, because the addresses
+    belong to the attachment until it is deleted.
     """
     ended = frozenset(
         named.name for named in want[NetnsName] if kernel.cookie_at(named.target) != named.cookie
@@ -429,18 +437,19 @@ def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
 
 
 def _without(state: State, every: State, ended: frozenset[str]) -> State:
-    """Return ``state`` without the objects in the namespaces ``ended``, which ``every`` shows.
-    These objects are deleted together with their attachment.
+    """Return a state without the objects in namespaces that no longer exist, ``ended``. The state
+    ``every`` lists these objects, which are deleted together with their attachment.
     """
     return state.without(State(obj for obj in every if _in(obj, ended))) if ended else state
 
 
 def _occupied(kernel: Kernel, want: State, have: State, before: State) -> dict[str, str]:
-    """Return {namespace: interface} where a container has replaced niso's interface by its own.
+    """Return {namespace: interface} for attachments whose container has replaced niso's network
+    interface by its own.
 
     A container with the capability NET_ADMIN can do this. Creating niso's veth pair again would
     fail at each change of the attachment. Therefore the pair is deleted, and the nftables elements
-    for its address stay, as for an ended namespace.
+    for its address stay, as for a namespace that no longer exists.
     """
     # one that has lost its name has not been read
     others = {named.name: named for named in want[NetnsName] & have[NetnsName]}
@@ -468,11 +477,11 @@ _BY_CONTAINER |= {errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ESTALE}  # the 
 
 
 def _is_of_container(error: KernelError, want: State, before: State) -> bool:
-    """Return whether a step failed because of what a container did in an attachment's namespace.
+    """Return whether a step failed because a container changed the network of its own namespace.
 
     A container with NET_ADMIN can, for example, move a route of niso's to another interface. During
     the first attachment this is an error. A later change must not fail, since it may concern the
-    policy or other services: the veth pair is deleted, and the other steps are carried out.
+    policy or other services: the veth pair is deleted, and the other steps are executed.
     """
     return (
         error.errno in _BY_CONTAINER
@@ -484,7 +493,7 @@ def _is_of_container(error: KernelError, want: State, before: State) -> bool:
 def _without_container(
     kernel: Kernel, store: Store, planned: Plan, report: Report, error: KernelError
 ) -> list[AnyStep]:
-    """Carry out a plan without the objects that a container has blocked, and warn about them."""
+    """Execute a plan without the objects that a container has made impossible, and warn of them."""
     report(Caution(*_closed(error)))
     closed = planned.closed | {_culprit(error)}
     again = plan(kernel, store, planned.scope, planned.before, closed=closed)
@@ -499,15 +508,15 @@ def _not_kept(reason: str, hint: str, step: AnyStep) -> KernelError:
 
 
 def _culprit(error: KernelError) -> object:
-    """Return what to leave out after a step failed because of a container: the namespace, or only a
-    route if the container has its own, as a VPN may.
+    """Return the object to leave out after a step failed because of a container. It is the name of
+    the namespace, or only a route if the container has its own route there, as a VPN may.
     """
     is_route = isinstance(error.obj, Route) and error.errno == errno.EEXIST
     return error.obj if is_route else error.space
 
 
 def _closed(error: KernelError) -> tuple[str, tuple[str, ...]]:
-    """Return the warning for an attachment in which a step has failed, and the next steps."""
+    """Return the warning about an attachment in which a step has failed, and hints for the user."""
     is_route = error.obj is not None and _culprit(error) is error.obj
     what = "keeps a route of its own" if is_route else "has no network now"
     hint = "take away what is in its place there, then niso net repair"
@@ -515,8 +524,8 @@ def _closed(error: KernelError) -> tuple[str, tuple[str, ...]]:
 
 
 def _outside(state: State, spaces: Container[object], but: type | None = None) -> State:
-    """Return ``state`` without ``spaces`` and the objects in these namespaces. ``spaces`` can also
-    contain single objects. Objects of the type ``but`` stay.
+    """Return a state without some namespaces and the objects in them. ``spaces`` contains names of
+    namespaces, and may contain single objects to leave out. Objects of the type ``but`` stay.
     """
     return State(
         obj
@@ -528,11 +537,11 @@ def _outside(state: State, spaces: Container[object], but: type | None = None) -
 def compare(
     kernel: Kernel, store: Store, closed: Mapping[object, KernelError] | None = None
 ) -> tuple[list[AnyStep], State, State, Foreign]:
-    """Compare all of niso's objects in the kernel with the rows. Nothing is changed.
+    """Compare all of niso's objects in the kernel with the rows of the store. Nothing is changed.
 
-    Returns the steps that a repair would take, the desired state, the actual state, and the
-    conflicts: foreign objects with a required name. Neither state contains these or what depends on
-    them. ``closed`` maps what is left out, as in `plan`, to the error that was the reason.
+    Returns the steps that a repair would take, the desired state, the actual state, and a Conflict
+    for each foreign object that has a required name. Neither state contains these objects or what
+    depends on them. ``closed`` maps the objects to leave out, as in `plan`, to the error of each.
     """
     foreign: Foreign = {}
     every = desired_now(kernel, store, ALL)
@@ -563,8 +572,8 @@ def _read_again(
     have: State,
     closed: Mapping[object, KernelError],
 ) -> State:
-    """Return the state of the kernel after a repair; ``have`` is the state before. If only nftables
-    rules and elements changed, only these are read again.
+    """Return the state of the kernel after the steps of a repair. ``have`` is the state before
+    them. If only nftables rules and elements changed, only these are read again.
     """
     if not all(step.kind.is_transactional for step in steps):
         return compare(kernel, store, closed)[2]
@@ -579,11 +588,11 @@ def _in(obj: KernelObject, spaces: Container[object]) -> bool:
 
 
 def repair(kernel: Kernel, store: Store, report: Report = silent) -> list[AnyStep]:
-    """Repair all differences that `compare` finds, and return the steps.
+    """Repair all differences that `compare` finds, and return the steps that were taken.
 
-    A second call takes no step. The caller must have niso's lock. Raises KernelError. After all
-    other repairs, raises an ErrorGroup with one Conflict for each foreign object that has a
-    required name.
+    A second call takes no step. The caller must have niso's lock. Raises KernelError. If foreign
+    objects have required names, all other repairs are made first, and an ErrorGroup with a Conflict
+    for each of these objects is raised.
     """
     closed: dict[object, KernelError] = {}
     while True:

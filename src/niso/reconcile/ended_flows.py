@@ -41,11 +41,11 @@ NO_STATE = State()
 
 
 def clear(kernel: Kernel, want: State) -> int:
-    """Delete the flows whose NAT differs from what the complete state ``want`` requires.
+    """Delete the recorded flows whose NAT differs from the NAT that the desired state requires.
 
-    Returns their number. TCP flows in which both ends have sent packets stay: they belong to the
-    host that answers. The search is repeated, because packets in transit may create new ones.
-    Raises KernelError.
+    ``want`` is the desired state of all services. Returns the number of deleted flows. TCP flows in
+    which both ends have sent packets stay, because they are connections to the host that answers.
+    The search is repeated, because packets in transit may create new flows. Raises KernelError.
     """
     is_stray = _judge(want, {address.partition("/")[0] for address in kernel.host_addresses()})
     ended = 0
@@ -58,8 +58,9 @@ def clear(kernel: Kernel, want: State) -> int:
 
 
 def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
-    """Return a function that says whether a flow lacks the NAT that the rules require now, or uses
-    a port of the host (``own`` are its addresses) that is now published.
+    """Return a function that decides whether a flow must be deleted. The function returns True for
+    a flow that lacks the NAT required by the rules, and for a flow that uses a port of the host
+    that is now published. ``own`` are the host's addresses.
     """
     targets = _targets(want)
     subnets = [
@@ -95,8 +96,9 @@ def _within(address: str, subnets: Iterable[Net]) -> bool:
 
 
 def _targets(want: State) -> Callable[[str, str, int | None], set[str]]:
-    """Return a function from protocol, address of the host, and port to the addresses of that
-    family to which a published port is translated.
+    """Return a function that finds the addresses to which a published port is translated. Its
+    arguments are a protocol, an address of the host, and a port. It returns the addresses of
+    services that have the same family as the host's address.
     """
     single: dict[tuple[str, str, int], set[str]] = {}  # by the host's address or "", protocol, port
     ranges: list[tuple[str, str, int, int, str]] = []
@@ -132,10 +134,11 @@ def _targets(want: State) -> Callable[[str, str, int | None], set[str]]:
 def flush_changed_ports(
     kernel: Kernel, before: State, after: State, doubt: State = NO_STATE
 ) -> None:
-    """Delete the flows of published ports that have changed, or that are in ``doubt``.
+    """Delete the flows of published ports that a change adds, removes or moves.
 
-    Open TCP connections stay. Other flows may have an entry without NAT, from a packet that was
-    sent while the port was not published.
+    ``before`` and ``after`` are desired states. All ports in ``doubt`` count as changed. Open TCP
+    connections stay. Other flows may have an entry without NAT, from a packet that was sent while
+    the port was not published.
     """
     changed = {
         element.fields[-2:]
@@ -147,11 +150,12 @@ def flush_changed_ports(
 
 
 def end_datagrams(kernel: Kernel, before: State, after: State) -> None:
-    """Delete the UDP flows to instances that left the slots of their service address.
+    """Delete the UDP flows to instances that no longer receive connections to their service
+    address.
 
-    Connection tracking keeps a flow on its instance for as long as the client sends. TCP
-    connections stay. The entries of datagrams to a service address that had no instance are deleted
-    too: they have no NAT.
+    Otherwise connection tracking would send all further datagrams of a client to such an instance.
+    TCP connections stay. If a service address had no instance before, flows to this address are
+    deleted too, because they have no NAT.
     """
     was, now = (
         {(element.fields[0], element.value[0]) for element in state[Element] if is_slot(element)}
@@ -169,7 +173,7 @@ def end_datagrams(kernel: Kernel, before: State, after: State) -> None:
 
 
 def is_slot(element: Element) -> bool:
-    """Return whether an nftables element is a slot of a service address."""
+    """Return whether an nftables element assigns one slot of a service address to an instance."""
     return element.container in _SLOTS
 
 
@@ -180,8 +184,10 @@ _BRIDGED = {
 
 
 def narrows(before: State, after: State) -> bool:
-    """Return whether a change of policies may deny what was allowed: an allowing element or an
-    audit is removed, a denying one is added, or an address gets another class.
+    """Return whether a change of policies may deny packets that were allowed before.
+
+    A change may do so if it removes an allowing element or an audit, adds a denying element, or
+    moves an address to another class of addresses. ``before`` and ``after`` are desired states.
     """
     was, now = _said(before), _said(after)
     # a class of addresses, whose elements say what is allowed, is a number
@@ -197,7 +203,7 @@ def _audits(state: State) -> set[Atoms]:
 
 
 def _said(state: State) -> set[tuple[Atoms, Atoms]]:
-    """Return pairs (key, value) of the elements for policies, without their comments."""
+    """Return pairs (key, value) of the nftables elements of policies, without their comments."""
     return {
         (element.key(), element.value)
         for element in state[Element]
@@ -206,8 +212,10 @@ def _said(state: State) -> set[tuple[Atoms, Atoms]]:
 
 
 def cut(kernel: Kernel, store: Store, services: Iterable[str]) -> int:
-    """Delete the open flows of these services that policies now deny, and return their number. The
-    search is repeated, because packets in transit may have created new ones. Raises KernelError.
+    """Delete the open flows of ``services`` that policies now deny, and return the number of
+    deleted flows.
+
+    The search is repeated, because packets in transit may create new flows. Raises KernelError.
     """
     addresses = [address for name in services for _, address in store.addresses(name)]
     context: PolicyContext | None = None
@@ -226,7 +234,7 @@ def cut(kernel: Kernel, store: Store, services: Iterable[str]) -> int:
 
 
 def _allowed(context: PolicyContext, flow: Tracked) -> bool:
-    """Return whether the policies of both services allow a flow, whatever is published."""
+    """Return whether the policies of both services of a flow allow it, whatever is published."""
     egress, ingress = verdict.evaluate(
         context, flow.source, flow.answers_from, flow.served_port, flow.proto
     )
@@ -234,8 +242,11 @@ def _allowed(context: PolicyContext, flow: Tracked) -> bool:
 
 
 def introduce(kernel: Kernel, store: Store, before: State, after: State) -> None:
-    """Add open TCP connections to connection tracking for bridges that begin to be tracked: their
-    next packets would count as first ones. Raises KernelError.
+    """Add open TCP connections to connection tracking, for bridges on which a change enables
+    tracking.
+
+    Otherwise the next packet of such a connection would be treated as the first packet of a new
+    flow. ``before`` and ``after`` are desired states. Raises KernelError.
     """
     was = {bridge.name: bridge for bridge in before[Bridge]}
     changed: set[tuple[str, bool]] = set()  # (bridge, whether it is about IPv6)

@@ -36,8 +36,8 @@ FORCE, ACCEPT_RA = "force_forwarding", "accept_ra"
 
 
 def record(kernel: Kernel, store: Store, networks: Iterable[str]) -> None:
-    """Record the present values of the sysctls that services on these networks need changed. The
-    caller must be in a transaction. Raises KernelError.
+    """Record in the store the host sysctls that niso changes for services on these networks, with
+    their current values. The caller must be in a transaction of the store. Raises KernelError.
     """
     before = store.sysctls_before()
     if FORWARDING not in before:
@@ -49,8 +49,8 @@ def record(kernel: Kernel, store: Store, networks: Iterable[str]) -> None:
 def unrecorded(
     kernel: Kernel, store: Store, before: Mapping[str, str], networks: Iterable[str]
 ) -> dict[str, str]:
-    """Return the sysctls that `record` would add, with their present values. ``before`` are the
-    recorded ones. Raises KernelError.
+    """Return the sysctls that `record` would add to the store, with their current values.
+    ``before`` has the sysctls in the store. Raises KernelError.
     """
     added = {} if FORWARDING in before else {FORWARDING: kernel.sysctl(FORWARDING) or "0"}
     known = map(store.require_network, networks)
@@ -68,8 +68,11 @@ def unrecorded(
 
 
 def others(kernel: Kernel, store: Store) -> list[str]:
-    """Return the chains ("FAMILY TABLE CHAIN") with more foreign NAT rules than before niso's first
-    service; none if the host forwarded IPv4 before. Raises KernelError.
+    """Return the nftables chains to which other programs have added NAT rules since the activation
+    of niso's first service.
+
+    A chain is written as "FAMILY TABLE CHAIN". If the host forwarded IPv4 before niso did, the list
+    is empty. Raises KernelError.
     """
     if store.sysctls_before().get(FORWARDING) != "0":
         return []
@@ -80,12 +83,12 @@ def others(kernel: Kernel, store: Store) -> list[str]:
 
 
 def note_late(kernel: Kernel, store: Store) -> None:
-    """Record the sysctls that other programs need after the last service that needed them.
+    """Record the sysctls that other programs still need after niso's last service is deactivated.
 
-    If foreign NAT rules were added while services were active, IPv4 forwarding is recorded as
-    needed. For IPv6, interfaces that appeared while niso forwarded have the defaults that niso had
-    set; the values without niso are recorded for them. The caller must be in a transaction, and
-    restores the sysctls afterwards. Raises KernelError.
+    If other programs added NAT rules while services were active, IPv4 forwarding is recorded as 1.
+    Network interfaces that appeared in this time have the IPv6 defaults that niso had set; for
+    these interfaces, the defaults without niso are recorded. The caller must be in a transaction of
+    the store, and restores the sysctls afterwards. Raises KernelError.
     """
     if not store.any_active() and others(kernel, store):
         store.clear_sysctls_before(FORWARDING)
@@ -97,8 +100,9 @@ def note_late(kernel: Kernel, store: Store) -> None:
 
 
 def _late(kernel: Kernel, before: dict[str, str]) -> dict[str, str]:
-    """Return the sysctls of interfaces that were added while niso's IPv6 defaults were set. The
-    values are those without niso. Interfaces in ``before`` are left out.
+    """Return the IPv6 sysctls of interfaces that were added while niso's defaults were set. The
+    values are those that the interfaces would have without niso. ``before`` are the recorded
+    sysctls, which are left out.
     """
     late = {}
     for what in (FORCE, ACCEPT_RA):
@@ -112,7 +116,9 @@ def _late(kernel: Kernel, before: dict[str, str]) -> dict[str, str]:
 
 
 def forget(store: Store) -> None:
-    """Delete the recorded values that no active service needs. The sysctls must be restored."""
+    """Delete the recorded values of sysctls that no active service needs. The caller must already
+    have restored these sysctls.
+    """
     if not store.any_active():
         store.clear_sysctls_before("*")
         store.forget_nat_before()
@@ -121,8 +127,8 @@ def forget(store: Store) -> None:
 
 
 def put_back(kernel: Kernel, store: Store) -> None:
-    """Restore all recorded sysctls and delete the records. Raises KernelError. Call this only if no
-    service is active.
+    """Restore all recorded sysctls after the last deactivation, and delete the records. Raises
+    KernelError.
     """
     for name, value in to_put_back(kernel, store.sysctls_before()):
         kernel.set_sysctl(name, value)
@@ -130,8 +136,10 @@ def put_back(kernel: Kernel, store: Store) -> None:
 
 
 def to_put_back(kernel: Kernel, before: dict[str, str]) -> list[tuple[str, str]]:
-    """Return pairs (sysctl, value) of all sysctls to restore, in that order. ``before`` are the
-    recorded values. Interfaces that were added since are included.
+    """Return pairs (sysctl, value) of all sysctls to restore, in the order in which to write them.
+
+    ``before`` maps the recorded sysctls to their values. Sysctls of interfaces that were added
+    later are included.
     """
     # the global switch first: it resets the others, which are then written again
     values = {**before, **_late(kernel, before)}
@@ -164,8 +172,10 @@ def _found6(kernel: Kernel) -> dict[str, str]:
 
 
 def wanted(store: Store) -> list[str]:
-    """Return the desired lines of the host's hosts file: addresses of services on their first
-    networks, with ``NAME.niso.local``. Other names may mean something else on the host.
+    """Return the lines that the host's own hosts file should have.
+
+    Each line has the address of an active service on its first network, and ``NAME.niso.local``.
+    Aliases are left out, because they may mean something else on the host.
     """
     names: dict[str, list[str]] = {}
     for service in store.active_services():
@@ -177,8 +187,11 @@ def wanted(store: Store) -> list[str]:
 
 
 def settle(kernel: Kernel, store: Store, report: Report = silent) -> bool:
-    """Update the host's hosts file, and return whether it changed. An error is only reported:
-    services do not depend on this file. The caller must have niso's lock.
+    """Write the names of active services to the host's hosts file, and return whether the file
+    changed.
+
+    An error is only reported as a warning, because services do not depend on this file. The caller
+    must have niso's lock.
     """
     try:
         return kernel.write_host_names(store.state_id(), wanted(store))
@@ -189,7 +202,7 @@ def settle(kernel: Kernel, store: Store, report: Report = silent) -> bool:
 
 
 def differs(kernel: Kernel, store: Store) -> str:
-    """Return how the host's hosts file differs from the store; "" if it does not differ."""
+    """Return how the host's hosts file differs from the rows of the store, or "" if it does not."""
     try:
         have = kernel.host_names(store.state_id())
     except KernelError as error:

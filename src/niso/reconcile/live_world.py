@@ -1,7 +1,7 @@
-"""Collect the services and networks against which policies are evaluated; find ended audits.
+"""Collect the services and networks against which policies are evaluated, and find ended audits.
 
-They are read from the store and the kernel. During an audit, what a policy would deny is only
-logged. An audit ends at a time in the manifest.
+The data come from the store and the kernel. During an audit, packets that a policy would deny are
+only logged. An audit ends at a time in the manifest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def read_world(kernel: Kernel, store: Store) -> PolicyContext:
-    """Return what policies are evaluated against. Raises KernelError."""
+    """Return the services, networks and addresses that policies refer to. Raises KernelError."""
     services = {}
     now = time.time()
     # in a policy, the name of a service means its instances
@@ -101,12 +101,12 @@ _KEY = "network.policy.audit_until"
 
 
 def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
-    """Return a policy with the end of its audit.
+    """Return a policy whose audit has a fixed start and end.
 
-    ``before`` is the service's previous policy. Only a change of the manifest prolongs an audit.
-    ``now`` is a Unix time in seconds. Raises InvalidInput if a new audit would last too long, or if
-    its end has passed: then the policy would drop packets immediately, which its author did not
-    intend.
+    ``before`` is the service's previous policy, whose audit continues unless the manifest has
+    changed. ``now`` is a Unix time in seconds. Raises InvalidInput if a new audit would last too
+    long. Also raises InvalidInput if its end has passed, because the policy would then drop packets
+    immediately, which its author did not intend.
     """
     audit = policy.audit
     assert audit is not None
@@ -129,7 +129,9 @@ def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
 
 
 def kept(policy: Policy, store: Store, name: str) -> Policy:
-    """Return ``policy`` with the end of its audit from the store, or ended if that is damaged."""
+    """Return a policy with the end of the audit that the store records for the service ``name``. If
+    the record is damaged or is of another audit, the audit has ended.
+    """
     try:
         held = store.policy(name)
     except (ValueError, TypeError, LookupError):
@@ -142,7 +144,7 @@ def kept(policy: Policy, store: Store, name: str) -> Policy:
 
 
 class Term(NamedTuple):
-    """The end of the audit of a service's policy, a Unix time or `NEVER`, and whether it lasts."""
+    """The end of a policy's audit, a Unix time or `NEVER`, and whether the audit still lasts."""
 
     until: int
     lasts: bool
@@ -154,7 +156,7 @@ class Term(NamedTuple):
 
 
 def terms(store: Store) -> dict[str, Term]:
-    """Return the end of the audit of each service whose policy has one, even if it has passed."""
+    """Return the end of each policy's audit by service, including audits that have ended."""
     now = time.time()
     return {
         service: Term(until, policy_rules.left_s(since, until, now) > 0)
@@ -163,6 +165,6 @@ def terms(store: Store) -> dict[str, Term]:
 
 
 def ended(store: Store) -> list[str]:
-    """Return the active services whose audit has ended, to enforce their policies now."""
+    """Return the active services whose audit has ended: their policies must be enforced."""
     terms_ = terms(store)
     return [name for name in store.active_services() if name in terms_ and not terms_[name].lasts]

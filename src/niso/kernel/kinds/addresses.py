@@ -2,7 +2,7 @@
 
 The routing rules (ip-rule(8)) isolate internal networks even if niso's nftables rules are flushed.
 The rule of a bridge prohibits each packet from the bridge that is not for the host. It does not
-match packets that have the packet mark of niso's nftables rules: while those rules exist, they
+match packets with the packet mark that niso's nftables rules set: while these rules exist, they
 decide.
 """
 
@@ -54,8 +54,8 @@ class _Addresses(Kind[Address], of=Address):
         return (obj.link,)
 
     def parent_name(self, obj: Address) -> str:
-        """Return the parent of what the kernel drops with the interface's IPv4 addresses. With its
-        last IPv4 address an interface loses its IPv4 neighbours and routes.
+        """Return the parent name of IPv4 objects on the interface. An interface that loses its last
+        IPv4 address also loses its IPv4 neighbour entries and routes.
         """
         return "" if ":" in obj.address else f"link /{obj.netns}/{obj.link} IPv4"
 
@@ -80,7 +80,7 @@ class _Addresses(Kind[Address], of=Address):
         return f"address {obj.address} on {obj.link}{in_netns(obj.netns)}"
 
     def causes(self, obj: Address, actual: Address | None) -> tuple[str, ...]:
-        """Return why an address is missing: the interface is down, or without IPv6."""
+        """Return why an address is missing or differs: the interface is down, or has no IPv6."""
         if ":" in obj.address:
             return ipv6_losses(obj)
         return (f"link /{obj.netns}/{obj.link} down",) if actual is not None else ()
@@ -93,8 +93,8 @@ class _Addresses(Kind[Address], of=Address):
         return "the kernel's route to its prefix bypasses the gateway"
 
     def read(self, space: Space, objects: Collection[Address]) -> Iterable[Address]:
-        """Read all addresses of the interfaces that the candidates are on. The kernel's routes to
-        their prefixes are read too, on the host only with ``strays``.
+        """Read all addresses of the interfaces that requested objects are on, with the kernel's
+        routes to their prefixes. On the host these routes are read only with ``strays``.
         """
         for link in space.links_of_concern:
             by_link = space.routes(link) if space.name or space.reading.strays else None
@@ -128,22 +128,19 @@ class _Addresses(Kind[Address], of=Address):
 
 
 def _is_routed(address: str, destinations: set[str]) -> bool:
-    """Return whether the kernel's route to an address's prefix, if it needs one, is there."""
+    """Return whether an address needs no kernel route to its prefix, or the route exists."""
     return address.endswith("/128" if ":" in address else "/32") or prefix(address) in destinations
 
 
 LAST = 0x7FFFFFFF
-"""The metric of routes that are used only if no other route matches.
-
-The kernel takes the route with the lowest metric.
-"""
+"""The metric of routes that the kernel uses only if no route with a lower metric matches."""
 
 
 class Route(NamedTuple):
-    """A route. ``destination`` is a prefix; for a default route it is ``0.0.0.0/0`` or ``::/0``.
+    """A route of a service. The ``destination`` of a default route is ``0.0.0.0/0`` or ``::/0``.
 
     ``type`` is "" for a unicast route, as all of niso's routes are. Routes of the types blackhole,
-    unreachable, prohibit and throw lead to no interface. ``last`` says whether other routes to the
+    unreachable, prohibit and throw lead to no interface. With ``last``, all other routes to the
     same destination have precedence.
     """
 
@@ -186,7 +183,8 @@ class _Routes(Kind[Route], of=Route):
 
     def causes(self, obj: Route, actual: Route | None) -> tuple[str, ...]:
         """Return the conditions under which the kernel has dropped all routes of the interface.
-        IPv4 routes are lost with the last IPv4 address (fib_disable_ip, net/ipv4/fib_frontend.c).
+        IPv4 routes are dropped with its last IPv4 address (fib_disable_ip,
+        net/ipv4/fib_frontend.c).
         """
         if ":" in obj.destination:
             return ipv6_losses(obj)
@@ -194,7 +192,7 @@ class _Routes(Kind[Route], of=Route):
         return (f"{link} down", f"{link} IPv4")
 
     def read(self, space: Space, objects: Collection[Route]) -> Iterable[Route]:
-        """Read all routes of the interfaces that the candidates are on, in services.
+        """Read all routes of the interfaces that requested objects are on, in services.
 
         The route to the prefix of an address is a field of that `Address`. It is recognised by its
         destination, because any program can label its route as the kernel's.
@@ -234,7 +232,7 @@ class _Routes(Kind[Route], of=Route):
 
 class RoutingRule(NamedTuple):
     """The routing rule of a bridge for an address family, 4 or 6. ``drift`` describes how an
-    existing rule differs from niso's; "" if it does not.
+    existing rule differs from niso's, and is "" if it does not.
     """
 
     link: str

@@ -53,7 +53,7 @@ HOST = f"host.{DOMAIN}"
 
 
 def line_names(names: tuple[str, ...]) -> str:
-    """Return the names for a service's line: each with the domain, then without it."""
+    """Return the names of one line in a hosts file: each name with the domain, then without it."""
     return " ".join(f"{name}.{DOMAIN} {name}" for name in names)
 
 
@@ -68,7 +68,7 @@ def _order(text: str) -> tuple[int, bytes]:
 
 
 def _rank(text: str) -> tuple[int, bytes]:
-    """Return the sort key of a line. A line that niso did not write gets the lowest."""
+    """Return the sort key of a line. Lines that niso did not write come first."""
     try:
         return _order(text)
     except (OSError, ValueError):
@@ -76,7 +76,8 @@ def _rank(text: str) -> tuple[int, bytes]:
 
 
 def edit(text: str, remove: set[str], add: set[str]) -> str:
-    """Return ``text`` without the lines ``remove`` and with the lines ``add``, sorted by address.
+    """Return the text of a hosts file, edited: the lines ``remove`` are left out, and the lines
+    ``add`` inserted, sorted by address.
 
     Both are sets of complete lines, with their newlines. Lines are found by bisection, because
     parsing all lines would take time for each service.
@@ -113,7 +114,7 @@ def _offset(text: str, line: str) -> int:
 
 
 def _find(text: str, line: str, offset: int) -> int:
-    """Return the offset of a line among those of its address, which end at ``offset``; or -1."""
+    """Return the offset of a line, or -1. The lines with its address end at ``offset``."""
     order = _order(line)
     while offset > len(HEADER):
         end, offset = offset, text.rfind("\n", 0, offset - 1) + 1
@@ -125,7 +126,7 @@ def _find(text: str, line: str, offset: int) -> int:
 
 
 def lines(text: str) -> list[tuple[str, str]] | None:
-    """Return (address, names) of each service's line; None if niso did not write the file."""
+    """Return (address, names) of each service's line, or None if niso did not write the file."""
     if not text.startswith(HEADER) or not text.endswith("\n"):
         return None
     result = []
@@ -151,17 +152,18 @@ _WHY = {
 
 
 def host_lines(mark: str) -> tuple[str, ...]:
-    """Return the lines of niso's block in the host's hosts file, empty without a block.
+    """Return the lines of niso's block in the host's hosts file. Without a block there are none.
 
-    ``mark`` is the id in the block's first line, which says which state folder owns the block.
-    Raises KernelError if the file is unusable.
+    ``mark`` is the id of the state folder in the first line of its block. Raises KernelError if the
+    file is unusable.
     """
     _, block, _ = _parts(_read()[0], mark)
     return tuple(line.decode(errors="replace") for line in block.splitlines())
 
 
 def write(mark: str, wanted: Iterable[str], always: bool = False) -> bool:
-    """Replace niso's block with this ``mark``; without ``wanted`` lines, remove it.
+    """Replace niso's block in the host's hosts file by the lines ``wanted``; without lines, remove
+    the block. ``mark`` is the id of the state folder in the first line of the block.
 
     Returns whether the block changed. With ``always`` the file is replaced even if nothing changes,
     to test whether this is possible. Mode, owner and extended attributes (SELinux) are preserved.
@@ -188,7 +190,7 @@ def _marks(mark: str) -> tuple[bytes, bytes]:
 
 
 def _parts(text: bytes, mark: str) -> tuple[bytes, bytes, bytes]:
-    """Split the host's hosts file into the parts before, in and after niso's block. Raises
+    """Split the host's hosts file into the parts before, inside and after niso's block. Raises
     KernelError if the block is damaged.
     """
     begin, end = _marks(mark)
@@ -217,7 +219,7 @@ def _read() -> tuple[bytes, os.stat_result]:
 
 
 def _replace(text: bytes, status: os.stat_result) -> bool:
-    """Replace the file atomically; return False if another program has changed it."""
+    """Replace the host's hosts file atomically. Returns False if another program changed it."""
     draft = f"{PATH}.niso-new"
     try:
         fd = make(draft, 0o600)
@@ -251,7 +253,7 @@ def _unusable(reason: str, hint: str, number: int = 0) -> KernelError:
 
 
 def clear() -> None:
-    """Remove niso's blocks of all state folders from the file. Raises KernelError."""
+    """Remove the blocks of all state folders from the host's hosts file. Raises KernelError."""
     text, _ = _read()
     for line in text.splitlines():
         words = line.split()
@@ -277,8 +279,8 @@ class _HostsLines(Kind[HostsLine], of=HostsLine):
         return NO_STEPS  # the steps of the hosts file change its lines
 
     def read(self, space: Space, objects: Collection[HostsLine]) -> Iterable[HostsLine]:
-        """Return which of these lines exist. They are searched for in the text, since parsing a
-        file takes time for each of its services.
+        """Return the requested lines that exist. Lines are searched for in the text, because
+        parsing a file would take time for each of its services.
         """
         texts = space.reading.hosts_texts
         if space.reading.everything:
@@ -295,7 +297,7 @@ class _HostsLines(Kind[HostsLine], of=HostsLine):
 
 
 class HostsFile(NamedTuple):
-    """A hosts file. ``folder`` is named after the networks (`names.hosts_folder`)."""
+    """A hosts file of services. Its folder is named after their networks (`names.hosts_folder`)."""
 
     folder: str
 
@@ -304,7 +306,7 @@ class HostsFile(NamedTuple):
 
 
 class HostsEdit(NamedTuple):
-    """A step that creates or edits one hosts file, by renaming a new file over it."""
+    """A step that creates or edits one hosts file, by renaming a new file over the old one."""
 
     folder: str
     create: bool
@@ -336,7 +338,7 @@ class _HostsFiles(Kind[HostsFile], of=HostsFile):
         return f"hosts file {os.path.join(path_of(obj.folder), 'hosts')}"
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
-        """Write each changed file once, with all changes of its lines."""
+        """Return one step for each hosts file that changes, with all changes of its lines."""
         wanted, present = _lines_by_folder(want), _lines_by_folder(have)
         edits: list[AnyStep] = []
         for file in sorted(want[HostsFile]):
@@ -356,8 +358,9 @@ class _HostsFiles(Kind[HostsFile], of=HostsFile):
         return super().missing(obj)
 
     def read(self, space: Space, objects: Collection[HostsFile]) -> Iterable[HostsFile]:
-        """Yield the hosts files that exist. If everything is read, a file with a malformed line or
-        in a folder that some users cannot read is left out, so that it is written again.
+        """Yield the hosts files that exist. If everything is read, damaged files are left out, so
+        that they are written again: those with a malformed line, and those that some users cannot
+        read.
         """
         everything = space.reading.everything
         for folder in folders() if everything else {file.folder for file in objects}:
@@ -394,7 +397,9 @@ def folders() -> list[str]:
 
 
 def _text(folder: str) -> str | None:
-    """Return a hosts file's text; None if it is missing, or not readable and as niso writes it."""
+    """Return the text of a hosts file. Returns None if the file is missing, not readable for all
+    users, or not written by niso.
+    """
     try:
         text = (read(os.path.join(path_of(folder), "hosts"), 0o444) or b"").decode()
     except (OSError, ValueError):
@@ -460,7 +465,7 @@ def _make_folder(folder: str) -> None:
 
 
 def remove(folder: str) -> None:
-    """Delete a hosts file with its folder; no-op if missing. Raises OSError."""
+    """Delete a hosts file with its folder. A missing file is not an error. Raises OSError."""
     path = path_of(folder)
     for name in ("hosts", "hosts.new"):
         try:
@@ -497,7 +502,7 @@ class _HostsLeftovers(Kind[HostsLeftover], of=HostsLeftover):
         return f"hosts file {os.path.join(path_of(obj.folder), 'hosts')}"
 
     def wanted(self, want: State, have: State) -> frozenset[HostsLeftover]:
-        """Return the leftovers in folders of desired files: writing the file reuses the folder."""
+        """Return the leftovers in folders of desired hosts files, which stay and are reused."""
         files = want[HostsFile]
         return frozenset(r for r in have[HostsLeftover] if HostsFile(r.folder) in files)
 

@@ -57,8 +57,8 @@ else:  # importing typing takes 6 ms
 
 
 class Step(NamedTuple, Generic[T]):
-    """One change of an object. ``action`` is add, delete or change. For a change, ``actual`` is the
-    object before it.
+    """One step of a plan: one object of the kernel is added, deleted or changed. ``action`` is
+    "add", "delete" or "change". ``actual`` is the object before a change.
     """
 
     action: str
@@ -73,16 +73,17 @@ class Step(NamedTuple, Generic[T]):
         return kind_of(self.obj)
 
     def objects(self) -> tuple[T, ...]:
-        """Return the objects to read back after the step."""
+        """Return the objects to read again after the step, to verify the change."""
         return (self.obj,) if self.kind.is_read_back(self.obj) else ()
 
 
 type AnyStep = Step[Any] | HostsEdit | NftTransaction
-"""A step of a plan. The latter two are several changes that their kind writes together."""
+"""A step of a plan. HostsEdit and NftTransaction consist of several changes, written together."""
 
 
 type Steps = tuple[Sequence[AnyStep], Sequence[AnyStep], Sequence[AnyStep], Sequence[AnyStep]]
-"""The steps of one kind: (before those of all kinds, additions and changes, deletions, at last)."""
+"""The steps of one kind: (first of all steps, additions and changes, deletions, last of all steps).
+"""
 NO_STEPS: Steps = ((), (), (), ())
 
 
@@ -116,20 +117,23 @@ def kind_of(obj: T) -> Kind[T]:
 
 
 class Kind(Generic[T]):
-    """One kind of kernel object. The methods are called only with objects of this kind. A subclass
-    with ``of=TYPE``, the type of its objects, is instantiated when it is defined.
+    """A type of kernel object, with the code that plans, reads, writes and describes its objects.
+
+    The class of a kind is declared with ``of=TYPE``, the type of its objects, and instantiated at
+    once. Methods are called only with objects of this type.
     """
 
     is_transactional = False
     """Whether steps are nftables transactions. Then objects are not read again after a change."""
     noun_format = ""
-    """The name of an object in messages. In this and the next two, ``{0}`` is the object."""
+    """The name of an object in messages. In this format and the next two, ``{0}`` is the object."""
     parent_name_format = ""
-    """The text by which other objects name one of these as parent; "" if none can."""
+    """The name of an object as the parent of other objects; "" if it can be no parent."""
     parents_format: tuple[str, ...] = ()
     """The names of the parents of an object."""
     field_texts: tuple[tuple[str, str], ...] = ()
-    """Pairs (field, how it differs), if its values do not say it; ``{}`` is the actual value."""
+    """Pairs (field, text for a difference of this field). ``{}`` in the text is the actual value.
+    """
     vanishes_with_parent = True
     """Whether deleting the parent of an object deletes the object, so that it needs no step."""
     is_only_set = False
@@ -165,7 +169,7 @@ class Kind(Generic[T]):
         return getattr(obj, "netns", "")
 
     def links(self, obj: T) -> tuple[str, ...]:
-        """Return the network interfaces in the object's namespace that the object is on."""
+        """Return the names of the network interfaces that the object is on, in its namespace."""
         return ()
 
     def parent_name(self, obj: T) -> str:
@@ -175,15 +179,15 @@ class Kind(Generic[T]):
         return tuple(name.format(obj) for name in self.parents_format)
 
     def dependencies(self, obj: T) -> tuple[str, ...]:
-        """Return the parents that must exist before the object can be created."""
+        """Return the parents that must exist and be niso's before the object can be created."""
         return self.parents(obj)
 
     def guards(self, obj: T) -> Iterable[Element]:
-        """Return the nftables elements without which niso's rules would not apply to the object."""
+        """Return the nftables elements that make niso's rules apply to the object."""
         return ()
 
     def describe(self, step: Step[T]) -> str:
-        """Describe a step, as a shell command if there is a command for it."""
+        """Describe a step as a shell command with the same effect, or in words if there is none."""
         return f"{step.action} {type(step.obj).__name__.lower()} {' '.join(step.obj.key())}"
 
     def noun(self, obj: T) -> str:
@@ -193,30 +197,33 @@ class Kind(Generic[T]):
         return f"{type(obj).__name__.lower()} {' '.join(obj.key())}"
 
     def wanted(self, want: State, have: State) -> frozenset[T]:
-        """Return the desired objects, adjusted to the actual state ``have``."""
+        """Return the desired objects of this kind, adjusted to the actual state ``have``."""
         return want[self.type]
 
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
     ) -> frozenset[T]:
-        """Return the desired objects that this kernel supports.
+        """Return the desired objects of this kind that the running kernel supports.
 
-        ``before`` is the previous desired state, computed from the store, or None. ``sysctl`` maps
-        the name of a host sysctl to its value; None if it does not exist.
+        ``before`` is the desired state before the change, or None. ``sysctl`` returns the value of
+        a host sysctl, or None if it does not exist.
         """
         return want[self.type]
 
     def in_scope(self, have: State, want: State, before: State) -> frozenset[T]:
-        """Return the objects of ``have`` that a change from ``before`` to ``want`` may touch."""
+        """Return the existing objects of this kind that a change may touch. ``have`` is the actual
+        state. ``before`` and ``want`` are the desired states before and after the change.
+        """
         return have[self.type]
 
     def blocking(self, want: State, have: State) -> frozenset[T]:
-        """Return the existing objects that must be deleted before desired ones can be created."""
+        """Return the existing objects to delete before desired objects can be created."""
         return frozenset()
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
-        """Return the steps from the actual to the desired state. ``disappearing`` are the parents
-        that this change deletes, with the objects in them.
+        """Return the steps from the actual state ``have`` to the desired state ``want`` for this
+        kind. Objects in the parents ``disappearing`` need no step, because they are deleted with
+        the parent.
         """
         made: list[AnyStep] = []
         deleted: list[AnyStep] = []
@@ -238,7 +245,10 @@ class Kind(Generic[T]):
         return True
 
     def to_verify(self, have: State, want: State, candidates: State) -> frozenset[T]:
-        """Return the objects of ``have`` that must be as in ``want`` after a change."""
+        """Return the existing objects of this kind that must be as desired after a change. ``have``
+        is the state read after the change, ``candidates`` has all objects that the change
+        concerned.
+        """
         return have[self.type]
 
     def missing(self, obj: T) -> Finding:
@@ -246,16 +256,17 @@ class Kind(Generic[T]):
         return Finding("missing", self.noun(obj))
 
     def causes(self, obj: T, actual: T | None) -> tuple[str, ...]:
-        """Return the `conditions` that explain why the object has changed, or is missing (None)."""
+        """Return the `conditions` that explain why an object differs, or is missing (None)."""
         return ()
 
     def conditions(self, obj: T, actual: T) -> Iterable[str]:
-        """Return what the difference causes for other objects: "link /NETNS/NAME down"."""
+        """Return what a difference causes for other objects, such as "link /NETNS/NAME down"."""
         return ()
 
     def differences(self, obj: T, actual: T, known: Collection[str]) -> list[Finding]:
         """Return the problems to report for an object that differs from the desired ``obj``. Fields
-        that ``known`` explains, the parents and conditions already reported, are left out.
+        that differ only because of ``known``, the parents and conditions already reported, are left
+        out.
         """
         texts = [
             self.describe_field(field, wanted, present)
@@ -267,20 +278,22 @@ class Kind(Generic[T]):
     def is_field_explained(
         self, obj: T, field: str, present: object, known: Collection[str]
     ) -> bool:
-        """Return whether the parents and conditions ``known`` explain a field's difference."""
+        """Return whether a field differs only because of ``known`` (see `differences`)."""
         return False
 
     def describe_field(self, field: str, wanted: object, present: object) -> str:
-        """Describe the difference of a field, whose actual value is ``present``."""
+        """Describe how a field's actual value, ``present``, differs from the desired one."""
         text = dict(self.field_texts).get(field)
         return text.format(present) if text else f"{field} is {present!r}, should be {wanted!r}"
 
     def claimed(self, reading: Reading) -> Iterable[T]:
-        """Return this state folder's objects, to be candidates when everything is read."""
+        """Return the objects of this kind in the kernel that have this state folder's mark. They
+        are added to the objects to read if everything of niso's is read.
+        """
         return ()
 
     def by_space(self, objects: Iterable[T]) -> dict[str, Collection[T]]:
-        """Group objects by the network namespace from which they are read."""
+        """Group objects by the name of the network namespace from which they are read."""
         if self.is_of_host:
             return {"": frozenset(objects)}
         spaces: dict[str, list[T]] = {}
@@ -291,34 +304,37 @@ class Kind(Generic[T]):
     def read(self, space: Space, objects: Collection[T]) -> Iterable[T]:
         """Return those of ``objects`` that exist in a namespace, with their actual fields.
 
-        It is called for one namespace after another, and in each for the kinds in `ORDER`. Some
-        kinds also return other objects on the same interfaces. Raises KernelError, and Conflict if
-        an object is foreign.
+        The method is called for one namespace after another, and in each for the kinds in `ORDER`.
+        Some kinds also return other objects on the same interfaces. Raises KernelError, and
+        Conflict if an object is foreign.
         """
         raise NotImplementedError(f"{type(self).__name__}.read")
 
     def leftovers(self, reading: Reading) -> Iterable[T]:
-        """Return this state folder's objects that no `read` has returned. It is called only when
-        everything of niso's is read.
+        """Return this state folder's objects that `read` has not returned. The method is called
+        only if everything of niso's is read.
         """
         return ()
 
     def batch(self, step: Step[T], writer: Writer) -> Hashable:
-        """Return a key; consecutive steps with equal keys, except None, are written together."""
+        """Return a key by which steps are grouped. Consecutive steps with the same key are written
+        together. A step with the key None is written alone.
+        """
         return None
 
     def write(self, writer: Writer, steps: Sequence[Any]) -> None:
-        """Execute steps that `batch` has grouped. Raises KernelError and OSError."""
+        """Execute the steps of one group of `batch`. Raises KernelError and OSError."""
         raise NotImplementedError(f"{type(self).__name__}.write")
 
 
 def by_key(
     wanted: Collection[T], present: Collection[T]
 ) -> tuple[dict[tuple[str, ...], T], list[T]]:
-    """Index existing objects by their key; return (index, other objects with a key of the index).
+    """Index existing objects by key. Returns the index, and the objects that have the same key as
+    another object of the index.
 
     The kernel can have several routes with one key, with different metrics. Of these, the index has
-    the one that is ``wanted``.
+    the route in ``wanted``, if there is one.
     """
     objects: dict[tuple[str, ...], T] = {}
     more = []
@@ -341,7 +357,7 @@ def inside(netns: str) -> str:
 
 
 def in_netns(netns: str) -> str:
-    """Return the words that name a namespace in a problem's text; "" for the host's."""
+    """Return words that name a namespace in a message, or "" for the host's namespace."""
     return f" in {netns}" if netns else ""
 
 
@@ -353,18 +369,16 @@ ORDER = (
 """Class names of the objects, in the order of their creation; deletion is in reverse."""
 
 KINDS: list[Kind[Any]] = []
-"""The kinds whose modules are loaded, in `ORDER`. No State has an object of another kind."""
+"""The kinds whose modules are loaded, in `ORDER`. A State contains only objects of these kinds."""
 
 Foreign = dict[str, Conflict]
-"""A Conflict for the name of each foreign interface and namespace that niso needs for an object."""
+"""Maps the name of each foreign interface or namespace in niso's way to the Conflict to report."""
 
 _NONE: frozenset[Any] = frozenset()
 
 
 class State:
-    """A set of objects for each kind: ``state[Bridge]`` is a frozenset of bridges. States are
-    immutable and comparable.
-    """
+    """An immutable set of kernel objects for each kind. ``state[Bridge]`` is a set of bridges."""
 
     __slots__ = ("_by_type",)
 
@@ -384,7 +398,7 @@ class State:
 
     @classmethod
     def of_kinds(cls, objects: Callable[[Kind[Any]], Iterable[Any]]) -> State:
-        """Build a state by calling ``objects`` for each kind."""
+        """Build a state from the objects that the function ``objects`` returns for each kind."""
         return cls.of_sets((kind.type, frozenset(objects(kind))) for kind in KINDS)
 
     def __getitem__(self, kind: type[T]) -> frozenset[T]:
@@ -395,7 +409,7 @@ class State:
             yield from self[kind.type]
 
     def __or__(self, other: State) -> State:
-        """Return the objects of both; one with the same key but other fields is included twice."""
+        """Return the objects of both states, including objects with one key but other fields."""
         both = dict(self._by_type)
         for kind, objects in other._by_type.items():
             both[kind] = both[kind] | objects if kind in both else objects
@@ -418,7 +432,7 @@ class State:
         return {(type(obj), obj.key()) for obj in self}
 
     def without(self, other: State) -> State:
-        """Return the objects whose type and key no object of ``other`` has."""
+        """Return the objects of this state whose type and key no object of ``other`` has."""
         keys = other.keys()
         return State(obj for obj in self if (type(obj), obj.key()) not in keys)
 
@@ -427,8 +441,9 @@ class State:
 
 
 class Space:
-    """A network namespace while a State is read, with the kernel's answers; "" is the host's. When
-    everything is read, there is one request for all interfaces, addresses and bridges.
+    """A network namespace from which a State is read, with a cache of the kernel's answers. The
+    name "" is the host's own. If everything is read, all interfaces and addresses are listed at
+    once.
     """
 
     def __init__(self, reading: Reading, name: str, objects: dict[type, Collection[Any]]) -> None:
@@ -452,7 +467,7 @@ class Space:
         return self.reading.sockets.at(self.name)
 
     def objects(self, kind: type[T]) -> Collection[T]:
-        """Return the candidates of a kind that are read from this namespace."""
+        """Return the requested objects of a kind that are read from this namespace."""
         return self._objects.get(kind, ())
 
     def link(self, name: str) -> Link | None:
@@ -482,7 +497,7 @@ class Space:
 
     def own_link(self, name: str) -> Link | None:
         """Return the network interface with this name if it belongs to this state folder, or None.
-        A foreign interface is recorded, or Conflict is raised if the caller wants no record.
+        A foreign interface is recorded as a Conflict, or raises Conflict if none are recorded.
         """
         link = self.link(name)
         if link is None or link.alias == self.reading.alias:
@@ -500,8 +515,8 @@ class Space:
 
     @cached_property
     def links_of_concern(self) -> list[Link]:
-        """Return the network interfaces that the candidates are on. When everything is read, all of
-        niso's bridges on the host and all veth ends in services are included.
+        """Return the network interfaces that requested objects are on. If everything is read, all
+        of niso's bridges and all veth interfaces in services are included.
         """
         names = {
             name
@@ -550,10 +565,10 @@ class Space:
 
 
 class Reading:
-    """What the kinds share while one State is read.
+    """The data that all kinds share while one State is read.
 
-    With ``strays``, changes of other programs to the interfaces of the candidates are read too.
-    With ``everything``, all objects of this state folder are read.
+    With ``strays``, objects that other programs have added to the interfaces of requested objects
+    are read too. With ``everything``, all objects of this state folder are read.
     """
 
     def __init__(
@@ -574,11 +589,11 @@ class Reading:
         self._present: dict[type, set[Any] | frozenset[Any]] = {}
 
     def so_far(self, kind: type[T]) -> Collection[T]:
-        """Return the objects of a kind that have been read up to now."""
+        """Return the objects of a kind that have been read already."""
         return self._present.get(kind, ())
 
     def note_foreign(self, name: str, error: Conflict) -> None:
-        """Record a foreign interface or namespace, or raise ``error`` if no record is kept."""
+        """Record the Conflict for a foreign object, or raise it if conflicts are not recorded."""
         if self.foreign is None:
             raise error
         self.foreign[name] = error
@@ -589,8 +604,9 @@ class Reading:
         self.note_foreign(name, Conflict(reason, hint))
 
     def run(self, candidates: State, taken: bool = False) -> State:
-        """Read the candidates, one namespace after another, and return those that exist. With
-        ``taken``, nftables tables and elements are not read but assumed to be as in ``candidates``.
+        """Read the requested objects, ``candidates``, one namespace after another, and return those
+        that exist. With ``taken``, nftables tables and elements are not read but assumed to be as
+        requested.
         """
         self.candidates = candidates
         spaces: dict[str, dict[type, Collection[Any]]] = {"": {}}
@@ -627,7 +643,7 @@ class Reading:
         return (Space(self, name, {}) for name in self._open)
 
     def _note(self, kind: Kind[Any], present: frozenset[Any]) -> None:
-        """Add objects of one kind. The first set of a kind is stored without a copy."""
+        """Add objects of one kind to the result. The first set of a kind is not copied."""
         known = self._present.get(kind.type)
         if not known:
             self._present[kind.type] = present
@@ -638,8 +654,8 @@ class Reading:
 
 
 def _same[T: KernelObject](objects: Collection[T], present: Iterable[T]) -> frozenset[T]:
-    """Return ``present`` as a set in which objects equal to a candidate are that candidate itself.
-    A state is large and most objects are as desired, so sharing them saves memory.
+    """Return the set of objects read, ``present``. An object that equals a requested one is
+    replaced by the requested object itself: a state is large, and sharing its objects saves memory.
     """
     missing = set(objects)
     others = []
@@ -655,7 +671,7 @@ def _same[T: KernelObject](objects: Collection[T], present: Iterable[T]) -> froz
 
 
 def _asked(kind: Kind[Any], present: Iterable[Any], objects: Collection[Any]) -> list[Any]:
-    """Return the objects in ``present`` that are candidates (``objects``) on this interface."""
+    """Return the objects in ``present`` that were requested on the interface that they are on."""
     keys = {(obj.key(), kind.links(obj)) for obj in objects}
     by_name = {obj.key() for obj in objects if not kind.is_read_by_link}
     return [obj for obj in present if obj.key() in by_name or (obj.key(), kind.links(obj)) in keys]
@@ -669,12 +685,12 @@ def read(
     strays: bool = False,
     taken: bool = False,
 ) -> State:
-    """Return those of the candidates that exist (see `niso.kernel.real.Kernel.read`)."""
+    """Return the requested objects that exist. See `niso.kernel.real.Kernel.read`."""
     return Reading(alias, sockets, foreign, strays, everything=False).run(candidates, taken)
 
 
 def read_all(want: State, alias: str, sockets: Sockets, foreign: Foreign) -> State:
-    """Return all objects of niso. See `niso.kernel.real.Kernel.read_all`."""
+    """Return all objects of this state folder. See `niso.kernel.real.Kernel.read_all`."""
     reading = Reading(alias, sockets, foreign, strays=True, everything=True)
     reading.candidates = want
     claimed: Iterable[Any] = (obj for kind in KINDS for obj in kind.claimed(reading))

@@ -67,8 +67,8 @@ class _Bridges(Kind[Bridge], of=Bridge):
         return (Element(INET, "bridges", (obj.name,)), same)
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
-        """Return the steps. Frames stop passing the inet tables only after all deletions. Therefore
-        policies apply to a service until it is removed.
+        """Return the steps for bridges. Frames stop passing the inet tables only after all
+        deletions, so that policies apply to a service until it is removed.
         """
         _, changes, deleted, _ = super().steps(want, have, disappearing)
         made: list[AnyStep] = []
@@ -249,8 +249,8 @@ class _Veths(Kind[Veth], of=Veth):
         return f"veth {obj.name}{f' to {obj.netns} {obj.peer}' if obj.netns else ''}"
 
     def wanted(self, want: State, have: State) -> frozenset[Veth]:
-        """Keep ``sums`` on for an existing pair that has it. A service whose capabilities were
-        removed keeps them until its process has been restarted.
+        """Return the desired pairs. An existing pair that completes checksums (``sums``) continues
+        to do so: a service whose capabilities were removed has them until its process is restarted.
         """
         kept = {veth.key() for veth in have[Veth] if veth.sums}
         if not kept:
@@ -260,7 +260,9 @@ class _Veths(Kind[Veth], of=Veth):
         )
 
     def blocking(self, want: State, have: State) -> frozenset[Veth]:
-        """Return the pairs with the name or the inner end of a desired pair, but not both."""
+        """Return the existing pairs that have the name or the inner end of a desired pair, not
+        both.
+        """
         wanted = {veth.name: veth[1:4] for veth in want[Veth]}
         ends = {(veth.netns, veth.peer) for veth in want[Veth]}
         return frozenset(
@@ -271,7 +273,7 @@ class _Veths(Kind[Veth], of=Veth):
         )
 
     def to_verify(self, have: State, want: State, candidates: State) -> frozenset[Veth]:
-        """Leave out pairs of deleted namespaces: the kernel deletes them some time later."""
+        """Leave out the pairs of deleted namespaces, because the kernel deletes them later."""
         stays = {space.name for space in want[Netns]} | {name.name for name in want[NetnsName]}
         dying = {veth.name for veth in candidates[Veth] if veth.netns not in stays}
         dying -= {veth.name for veth in want[Veth]}
@@ -300,7 +302,7 @@ class _Veths(Kind[Veth], of=Veth):
         return super().describe_field(field, wanted, shown)
 
     def read(self, space: Space, objects: Collection[Veth]) -> Iterable[Veth]:
-        """Read both ends of the pairs; only the host's if the namespace is missing or foreign."""
+        """Read both ends of the requested pairs, or only the host's end without the namespace."""
         if not objects:
             return
         host = space.reading.host
@@ -398,7 +400,7 @@ def _sums_command(veth: Veth) -> str:
 
 
 def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
-    """Return the actual pair of which ``link`` is the host's end. ``inner`` are interfaces in the
+    """Return the existing veth pair whose host end is ``link``. ``inner`` are the interfaces in the
     namespace ``netns``. If the other end is not among them, the pair has no inner end.
     """
     pairs = (f for f in inner if f.index == link.peer_index and f.peer_index == link.index)
@@ -414,8 +416,8 @@ def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
 
 
 def delete_links(rtnl: Rtnl, names: list[str]) -> None:
-    """Delete network interfaces; no-op for missing ones. Deleting a group walks all interfaces, and
-    so is slower for a single one.
+    """Delete network interfaces; missing interfaces are ignored. A single interface is deleted by
+    name, because deleting a group walks all interfaces.
     """
     if len(names) == 1:
         rtnl.delete_link(names[0])
@@ -455,10 +457,9 @@ def _add(writer: Writer, veth: Veth) -> None:
 
 
 def _make_sums(writer: Writer, veth: Veth) -> None:
-    """Make the inner end complete checksums, and the host's end join small TCP segments.
-
-    The kernel has checked the checksums of segments that it joins. Joining recovers most of the
-    throughput that is lost because the inner end has no offloads.
+    """Make the inner end complete checksums, and the host's end join small TCP segments. The kernel
+    has checked the checksums of segments that it joins. Joining recovers most of the throughput
+    that is lost because the inner end has no offloads.
     """
     writer.rtnl(veth.netns).make_sums(veth.peer)
     writer.rtnl("").join_segments(veth.name)

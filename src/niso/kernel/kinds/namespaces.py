@@ -1,8 +1,8 @@
-"""Define the kinds for network namespaces: niso's own, and names of those that others created.
+"""Define the kinds for network namespaces: niso's own, and names for those of other programs.
 
 niso creates one namespace for each service with mode bridge or none. An attachment is a service in
-a namespace that another program, such as a container engine, has created; it has only a name there.
-In such a namespace, only niso's own interfaces are read and written; the rest belongs to the
+a namespace that another program, such as a container engine, has created; niso only adds a name for
+it. In such a namespace, only niso's own interfaces are read and written; the rest belongs to the
 program.
 """
 
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 class NetnsName(NamedTuple):
     """A symbolic link ``name`` in /run/netns that leads to the file ``target`` of a namespace.
-
-    ``cookie`` identifies the namespace (SO_NETNS_COOKIE). It is 0 if the namespace no longer
-    exists.
+    ``cookie`` identifies the namespace (SO_NETNS_COOKIE), and is 0 if it no longer exists.
     """
 
     name: str
@@ -92,7 +90,7 @@ class _Names(Kind[NetnsName], of=NetnsName):
 
 
 class Netns(NamedTuple):
-    """A namespace that niso created. Its ``lo`` has ``alias``, which contains the id of the state
+    """A namespace that niso created. The ``alias`` of its ``lo`` contains the id of the state
     folder. ``up`` says whether ``lo`` is up.
     """
 

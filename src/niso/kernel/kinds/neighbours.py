@@ -8,7 +8,7 @@ entries (neigh_suppress), so that no request has to cross to another host.
 
 The host queues packets to an address without an entry for up to 3 s, and sends them when the
 address gets one. The packets may have been meant for an earlier holder of the address, and have
-passed rules that did not know the present holder. Therefore the queue is dropped before an entry is
+passed rules from before the present holder. Therefore the queue is dropped before an entry is
 added.
 
 An FDB (forwarding database) object is for a service of another host, and stands for two entries of
@@ -59,10 +59,11 @@ class _PermanentNeighbours(Kind[PermanentNeighbour], of=PermanentNeighbour):
         return f"neighbour entry {obj.address} on {obj.link}{in_netns(obj.netns)}"
 
     def causes(self, obj: PermanentNeighbour, actual: PermanentNeighbour | None) -> tuple[str, ...]:
-        """Return the conditions under which the kernel drops an interface's neighbour entries.
+        """Return the conditions under which the kernel drops the neighbour entries of an interface.
 
-        IPv4 entries are lost with the last IPv4 address (fib_disable_ip, net/ipv4/fib_frontend.c).
-        All are lost when its MAC changes or ARP is switched on or off (neigh_changeaddr).
+        IPv4 entries are dropped with its last IPv4 address (fib_disable_ip,
+        net/ipv4/fib_frontend.c), and all entries when its MAC changes or ARP is switched on or off
+        (neigh_changeaddr).
         """
         link = f"link /{obj.netns}/{obj.link}"
         lost = ipv6_losses(obj) if ":" in obj.address else (f"{link} down", f"{link} IPv4")
@@ -71,8 +72,9 @@ class _PermanentNeighbours(Kind[PermanentNeighbour], of=PermanentNeighbour):
     def read(
         self, space: Space, objects: Collection[PermanentNeighbour]
     ) -> Iterable[PermanentNeighbour]:
-        """Read the candidates, and with ``strays`` all permanent entries of services' interfaces.
-        Entries of bridges belong to many services: all are read only with everything of niso's.
+        """Read the requested entries. With ``strays``, all permanent entries of services'
+        interfaces are read; those of bridges, which many services share, only if everything of
+        niso's is read.
         """
         reading = space.reading
         if reading.everything or (space.name and reading.strays):
@@ -89,7 +91,7 @@ class _PermanentNeighbours(Kind[PermanentNeighbour], of=PermanentNeighbour):
                     yield obj._replace(mac=mac)
 
     def is_read_back(self, obj: PermanentNeighbour) -> bool:
-        """For entries in services, the kernel's acknowledgement is sufficient."""
+        """Return False for an entry in a service: the kernel's acknowledgement is sufficient."""
         return not obj.netns
 
     def batch(self, step: Step[PermanentNeighbour], writer: Writer) -> Hashable:
@@ -138,7 +140,7 @@ class _Neighbours(Kind[Neighbour], of=Neighbour):
         return f"bridge fdb delete {step.obj.mac} dev {step.obj.link} master"
 
     def read(self, space: Space, objects: Collection[Neighbour]) -> Iterable[Neighbour]:
-        """Yield the static entries of niso's bridges other than those of Veth and Fdb objects."""
+        """Yield the static forwarding entries of niso's bridges that no Veth or Fdb object has."""
         if not space.reading.strays:
             return
         tunnels = {vxlan.name for vxlan in space.reading.so_far(Vxlan)}
@@ -168,8 +170,9 @@ class _Neighbours(Kind[Neighbour], of=Neighbour):
 
 
 class Fdb(NamedTuple):
-    """The forwarding entries for a MAC on a bridge and on its VXLAN device, which sends frames for
-    the MAC to ``host``, the address of another host; "" without an entry.
+    """The forwarding entries for the MAC of another host's service: one on the bridge, and one on
+    its VXLAN device. The device sends frames for the MAC to the address ``host``; "" without an
+    entry.
     """
 
     link: str  # the VXLAN device
@@ -240,7 +243,9 @@ class _FdbKind(Kind[Fdb], of=Fdb):
 
 
 def _all(link: str, entries: Iterable[tuple[str, str]]) -> Iterable[Fdb]:
-    """Yield one object for each MAC and host, from the (MAC, host) entries of a VXLAN device."""
+    """Yield one object for each MAC and host. ``entries`` are pairs (MAC, host) of a VXLAN device,
+    with the host "" for the entry on the bridge.
+    """
     pairs = list(entries)
     fixed = {mac for mac, host in pairs if not host}
     led = {mac for mac, host in pairs if host}

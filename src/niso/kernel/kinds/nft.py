@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 
 def differences() -> tuple[tuple[Problem, str], ...] | None:
-    """Return the chains, sets and maps of niso's tables that differ from their text.
+    """Return the chains, sets and maps of niso's tables that differ from their definition in niso.
 
-    The result has (problem, name); the problem is missing, foreign or different. If a table is
-    missing, only the table is returned. Returns None if both are missing.
+    The result has (problem, name); the problem is missing, foreign or different. If one table is
+    missing, its contents are not listed. Returns None if both tables are missing.
     """
     # libnftables keeps what it has listed, so it is closed before the next one is opened
     with Nft() as kernel:
@@ -67,11 +67,9 @@ def differences() -> tuple[tuple[Problem, str], ...] | None:
 
 
 def _objects(kernel: Nft) -> dict[str, list[str]]:
-    """Return the objects of niso's tables as text.
-
-    The dict maps a name such as ``chain inet niso forward`` to the lines of the definition. ``table
-    inet niso`` has the table's own lines, such as its flags: a dormant table has no effect. JSON
-    would take 2.5 MiB more memory, and more time.
+    """Return the objects of niso's tables as text. The dict maps a name such as ``chain inet niso
+    forward`` to the lines of the definition. ``table inet niso`` has the table's own lines, such as
+    its flags: a dormant table has no effect. JSON would take 2.5 MiB more memory, and more time.
     """
     objects: dict[str, list[str]] = {}
     for table in ruleset.CONTAINERS:
@@ -93,8 +91,8 @@ def _objects(kernel: Nft) -> dict[str, list[str]]:
 
 
 def check_owner(table: str, texts: set[str], state_id: str) -> None:
-    """Raise Conflict if a table belongs to another state folder than ``state_id``, or to none.
-    ``texts`` are the elements of its set ``owner``, which has the id of the state folder.
+    """Raise Conflict if a table does not belong to the state folder with the id ``state_id``.
+    ``texts`` are the elements of the table's set ``owner``, which has the id of its state folder.
     """
     others = {text[3:] for text in texts if text.startswith("id-")} - {state_id}
     if others or not texts:
@@ -108,8 +106,8 @@ def check_owner(table: str, texts: set[str], state_id: str) -> None:
 
 
 class NftTransaction(NamedTuple):
-    """An nftables transaction, which the kernel applies completely or not at all. The edits are of
-    elements, or text in nft's syntax if the tables are recreated.
+    """An nftables transaction, which the kernel applies completely or not at all. It consists of
+    changes of elements and, if the tables are recreated, of text in nft's syntax.
     """
 
     edits: tuple[Edit | str, ...]
@@ -151,14 +149,16 @@ class _Elements(Kind[Element], of=Element):
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
     ) -> frozenset[Element]:
-        """Leave out the elements of audit periods that have ended or are about to end."""
+        """Leave out the desired elements of audit periods that have ended or are about to end."""
         now = time.time()
         return frozenset(
             e for e in want[Element] if not e.ends or policy_rules.is_wanted(e.value, now)
         )
 
     def in_scope(self, have: State, want: State, before: State) -> frozenset[Element]:
-        """Leave out elements that now belong to another service or network."""
+        """Return the existing elements that are desired, or that still belong to a service or
+        network of the state ``before``.
+        """
         keys = {element.key() for element in want[Element]}
         owners = {(element.key(), element.owner, element.entry) for element in before[Element]}
         return frozenset(
@@ -168,9 +168,9 @@ class _Elements(Kind[Element], of=Element):
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         """Return the transactions that change elements.
 
-        One is executed before all other steps. Elements that guard an object are deleted in a
-        second one, after all other steps. If there is nothing to add, all deletions are in the
-        second one.
+        The first is executed before all other steps. Elements that guard an object are deleted in a
+        second transaction, after all other steps. If no element is added, the second transaction
+        has all deletions.
         """
         if want[Ruleset] != have[Ruleset]:  # the step of the ruleset writes all elements
             return NO_STEPS
@@ -213,7 +213,7 @@ class _Elements(Kind[Element], of=Element):
         return [present[key] for key in keys if key in present]
 
     def write(self, writer: Writer, steps: Sequence[NftTransaction]) -> None:
-        """Execute one transaction, through netlink if it can express the transaction."""
+        """Execute one transaction, by netlink if possible, otherwise by libnftables."""
         (step,) = steps
         edits = [edit for edit in step.edits if isinstance(edit, Edit)]
         headers = [HEADERS[edit.element.table, edit.element.container] for edit in edits]
@@ -231,8 +231,8 @@ def _sources(elements: Iterable[Element]) -> set[str]:
 
 
 def _room(element: Element) -> Atoms | None:
-    """Return the fields that two intervals of a policy have in common if they can overlap, or None.
-    A new interval may overlap an old one, which must then be deleted first.
+    """Return the fields by which an interval of a policy can overlap others, or None if it is no
+    interval. An old interval must be deleted before a new one that may overlap it is added.
     """
     _, part = policy_rules.POLICY_MAPS.get(element.container, ("", ""))
     if not part or not policy_rules.POLICY_PARTS[part][1]:
@@ -242,8 +242,8 @@ def _room(element: Element) -> Atoms | None:
 
 
 def lookup(reading: Reading) -> dict[Atoms, Element]:
-    """Return the existing candidates, and the elements of the set ``owner``, by key. The kernel is
-    queried once for each reading of a State.
+    """Return the requested elements that exist, and the elements of the set ``owner``, by key. The
+    kernel is queried only once while a State is read.
     """
     if reading.elements is None:
         keys = {e.key() for e in (*owner(reading.state_id), *reading.candidates[Element])}
@@ -266,8 +266,8 @@ def _all(reading: Reading) -> Iterator[Element]:
 
 
 class Ruleset(NamedTuple):
-    """Both nftables tables of niso, without their elements. ``digest`` is the digest of their text,
-    ``wrong`` has the (problem, name) of chains and sets that differ from it.
+    """Both nftables tables of niso, without their elements. ``digest`` is the digest of their text.
+    ``wrong`` has (problem, name) of the chains, sets and maps that differ from this text.
     """
 
     digest: str
@@ -278,8 +278,8 @@ class Ruleset(NamedTuple):
 
 
 def owner(state_id: str) -> list[Element]:
-    """Return the elements that record the state folder and the version of the tables. Every new
-    process reads them first.
+    """Return the elements of the sets ``owner``, which record the state folder and the version of
+    the tables. Every new process reads them first.
     """
     return [
         Element(table, "owner", (text,))
@@ -295,13 +295,13 @@ class _Rulesets(Kind[Ruleset], of=Ruleset):
     parent_name_format = "ruleset"
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
-        """Destroy and recreate both tables in one transaction, with all elements.
+        """Return the transactions that destroy and recreate both tables with all elements.
 
         Interfaces that are about to be deleted keep their guard elements in the new tables until
-        then: otherwise their packets would pass. If services run and more than the rules differs,
-        the element with the version is added last. Without it the next command recreates the
-        tables, and so completes what a killed command left. A plan that creates tables covers
-        everything, whatever its scope.
+        then: otherwise their packets would pass. If services run and other objects differ too, the
+        element with the version is added last. If niso is killed before that, the next command
+        recreates the tables and so completes the change. A plan that creates tables covers all
+        services, whatever its scope.
         """
         if want[Ruleset] == have[Ruleset]:
             return NO_STEPS
@@ -347,8 +347,8 @@ class _Rulesets(Kind[Ruleset], of=Ruleset):
 
 
 def _other_tables(reading: Reading) -> Iterable[Ruleset]:
-    """Return the tables whose ``owner`` elements differ from what is expected. Raises Conflict if
-    the tables belong to another state folder.
+    """Return the existing tables if their ``owner`` elements are not the expected ones. Raises
+    Conflict if the tables belong to another state folder.
     """
     with Nfnetlink() as netlink:
         digests: list[str] = []

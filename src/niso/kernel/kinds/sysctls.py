@@ -1,4 +1,4 @@
-"""Define the kind for sysctls of the host and of services' namespaces. They are only set."""
+"""Define the kind for sysctls of the host and of services' namespaces, which cannot be deleted."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 FORWARDING = "net/ipv4/ip_forward"
 FORWARDING6 = "net/ipv6/conf/all/forwarding"
 ON = {"ip_forward": "1", "forwarding": "1", "force_forwarding": "1", "accept_ra": "2"}
-"""The values of host sysctls while a service is active, by the last part of the sysctl's name.
-
-The store has the values from before.
+"""The values of host sysctls while a service is active, by the last part of the sysctl's name. The
+store has the values from before.
 """
 
 
@@ -54,8 +53,8 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
         return f"sysctl {obj.name}={obj.value!r}{in_netns(obj.netns)}"
 
     def wanted(self, want: State, have: State) -> frozenset[Sysctl]:
-        """Return the desired sysctls, and those that break a service: IPv6 is disabled inside the
-        service, or IPv4 forwarding of a bridge is.
+        """Return the desired sysctls. Also return the valid value of sysctls by which another
+        program has disabled IPv6 inside a service, or IPv4 forwarding of a bridge.
         """
         inside = {obj.name for obj in want[Netns]}
         bridges = {obj.name for obj in want[Bridge]}
@@ -90,7 +89,7 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
         return frozenset(filter(can_be, want[Sysctl]))
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
-        """Return the steps that set the sysctls which differ.
+        """Return the steps that set the sysctls whose values differ.
 
         Setting the forwarding of all interfaces resets the forwarding of each, so the sysctls of
         single interfaces are set again afterwards. accept_ra comes before forwarding: otherwise a
@@ -116,7 +115,7 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
         return (), made, (), last
 
     def is_read_back(self, obj: Sysctl) -> bool:
-        """Return False in services, where no other program sets sysctls."""
+        """Return False for a sysctl in a service, where no other program sets sysctls."""
         return not obj.netns
 
     def causes(self, obj: Sysctl, actual: Sysctl | None) -> tuple[str, ...]:
@@ -162,8 +161,8 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
 
 
 def _parts(obj: Sysctl) -> tuple[str, str, str]:
-    """Split ``net/FAMILY/conf/LINK/NAME`` into (FAMILY, LINK, NAME); "" for missing parts. The name
-    may have ``neigh`` instead of ``conf``.
+    """Split ``net/FAMILY/conf/LINK/NAME`` into (FAMILY, LINK, NAME), with "" for missing parts.
+    ``neigh`` may replace ``conf``.
     """
     _, family, _, link, name = (*obj.name.split("/"), "", "", "")[:5]
     return family, link, name
@@ -179,14 +178,14 @@ def _order(obj: Sysctl) -> tuple[bool, bool, Sysctl]:
 
 
 def _present(objects: Iterable[Sysctl]) -> set[Sysctl]:
-    """Return the sysctls that exist in the caller's namespace, with their values."""
+    """Return the sysctls that exist in the calling thread's namespace, with their actual values."""
     asked = list(objects)
     values = zip(asked, proc_sys.read_all(obj.name for obj in asked), strict=True)
     return {obj._replace(value=value) for obj, value in values if value is not None}
 
 
 def _links_without_ipv6(space: Space) -> list[str]:
-    """Return a service's interfaces on which an IPv6 address of the candidates is missing."""
+    """Return the interfaces of a service on which a requested IPv6 address is missing."""
     asked: dict[str, set[str]] = {}
     for address in space.objects(Address):
         if ":" in address.address:

@@ -1,5 +1,4 @@
-"""Define the kinds for VXLAN devices and for the WireGuard interface between the hosts of a
-cluster.
+"""Define the kinds for VXLAN devices and for the WireGuard interface of a cluster's hosts.
 
 Each network that spans hosts has a VXLAN device, a port of its bridge (linux/if_link.h, RFC 7348).
 
@@ -45,8 +44,8 @@ _TTL_HOPS = 64
 
 
 def parse(data: bytes) -> tuple[int, str, int, str]:
-    """Parse a VXLAN device's IFLA_INFO_DATA; return (VNI, this host's address, UDP port, drift).
-    The drift names settings that differ from those of `add`.
+    """Parse the IFLA_INFO_DATA of a VXLAN device. Returns (VNI, this host's address, UDP port,
+    drift). The drift names settings that differ from those that `add` sets.
     """
     have = attributes(data)
     local = ""
@@ -67,8 +66,8 @@ def parse(data: bytes) -> tuple[int, str, int, str]:
 
 
 def add(rtnl: Rtnl, vxlan: Vxlan) -> None:
-    """Create a VXLAN device as a port of its bridge, and set it up. It neither learns nor floods.
-    Raises KernelError, and Conflict if another device has the VNI or the UDP port.
+    """Create a VXLAN device as a port of its bridge, and set it up. The device neither learns nor
+    floods. Raises KernelError, and Conflict if another device has the VNI or the UDP port.
     """
     name = vxlan.name
     master = rtnl.index(vxlan.bridge)
@@ -171,7 +170,9 @@ class _Vxlans(Kind[Vxlan], of=Vxlan):
         )
 
     def blocking(self, want: State, have: State) -> frozenset[Vxlan]:
-        """Return the devices that are not as desired, or have a VNI that another one needs."""
+        """Return the devices to delete first: those whose unchangeable fields differ, and those
+        that have the VNI and port of a desired device with another name.
+        """
         wanted = {vxlan.name: vxlan for vxlan in want[Vxlan]}
         numbers = {(vxlan.vni, vxlan.port) for vxlan in want[Vxlan]}
         return frozenset(
@@ -231,13 +232,13 @@ _SOCKETS = "/var/run/wireguard"
 _SYSTEMD = "/run/systemd/system"
 _UNIT = "niso-wireguard"
 _ALIVE_S = 180
-"""After how many seconds a session ends without a new handshake (WireGuard, 6.1)."""
+"""The seconds after which a session ends without a new handshake (WireGuard, 6.1)."""
 _HELLO_S = 60
 _TIMEOUT_S, _PAUSE_S = 10.0, 0.02
 
 
 def lacks(form: str) -> str | None:
-    """Return why this host cannot have a WireGuard interface of this form; None if it can."""
+    """Return why this host cannot have a WireGuard interface of this form, or None if it can."""
     import shutil
     import threading
 
@@ -255,8 +256,8 @@ def lacks(form: str) -> str | None:
 
 
 def _probe(errors: list[KernelError]) -> None:
-    """Try to create a WireGuard interface in a new namespace; append an error to ``errors``. The
-    thread that runs it stays in the new namespace.
+    """Try to create a WireGuard interface in a new namespace, and append an error to ``errors``.
+    The calling thread stays in the new namespace.
     """
     what = "create a WireGuard link"
     body = ifinfo() + text(IFLA_IFNAME, "probe")
@@ -282,7 +283,7 @@ def new_key() -> str:
 
 
 def answers(name: str, form: str) -> bool:
-    """Return whether a WireGuard interface exists, and the kernel or wireguard-go serves it."""
+    """Return whether a WireGuard interface exists and the kernel or wireguard-go serves it."""
     try:
         socket.if_nametoindex(name)
         if form == USERSPACE:
@@ -296,11 +297,11 @@ def answers(name: str, form: str) -> bool:
 def shown(
     name: str, endpoints: Mapping[str, str]
 ) -> tuple[str, int, tuple[tuple[str, str, str], ...]]:
-    """Return (public, port, others) of a WireGuard interface; empty if wg(8) cannot query it.
+    """Return (public key, port, peers) of a WireGuard interface, or empty values if wg(8) fails.
 
-    ``endpoints`` are the desired ones of the other hosts, by public key. WireGuard replies to the
-    address that a host last sent from, which may be another one. Therefore the desired endpoint is
-    returned for a host with a session.
+    ``endpoints`` maps the public keys of other hosts to their desired endpoints. WireGuard replies
+    to the address from which a host last sent, which may be another one. Therefore the desired
+    endpoint is returned for a host with a session.
     """
     try:
         lines = _run(["wg", "show", name, "dump"]).splitlines()
@@ -317,7 +318,7 @@ def shown(
 
 
 def make(rtnl: Rtnl, link: WireGuard) -> None:
-    """Create a WireGuard interface, or change it, to be as ``link``. Raises KernelError."""
+    """Create a WireGuard interface with the settings ``link``, or change it. Raises KernelError."""
     fresh = rtnl.link(link.name) is None
     if fresh:
         _create(rtnl, link)
@@ -342,7 +343,7 @@ def make(rtnl: Rtnl, link: WireGuard) -> None:
 
 
 def remove(rtnl: Rtnl, name: str) -> None:
-    """Delete a WireGuard interface, and so stop wireguard-go. Raises KernelError."""
+    """Delete a WireGuard interface and stop its wireguard-go process. Raises KernelError."""
     path = os.path.join(_SOCKETS, f"{name}.sock")
     if os.path.lexists(path):
         files.remove(path)
@@ -350,7 +351,7 @@ def remove(rtnl: Rtnl, name: str) -> None:
 
 
 def _create(rtnl: Rtnl, link: WireGuard) -> None:
-    """Create a WireGuard interface with its alias. It stays down. Raises KernelError."""
+    """Create a WireGuard interface with its alias. The interface stays down. Raises KernelError."""
     what = f"create WireGuard link '{link.name}'"
     if link.form == KERNEL:
         index = rtnl.free_index()
@@ -374,7 +375,7 @@ def _create(rtnl: Rtnl, link: WireGuard) -> None:
 
 
 def _serve(name: str) -> None:
-    """Start wireguard-go for an interface; it outlives this process. Raises KernelError."""
+    """Start wireguard-go for an interface. The process outlives the caller. Raises KernelError."""
     words = ["wireguard-go", name]
     if os.path.isdir(_SYSTEMD):  # not in the cgroup of the agent or of a login session
         import shutil
@@ -394,14 +395,14 @@ def _serve(name: str) -> None:
 
 
 def _configure(link: WireGuard, keepalive_s: int = 0) -> None:
-    """Set the keys, port and peers of a WireGuard interface. With ``keepalive_s``, it also sends a
-    packet to each peer at this interval. Raises KernelError.
+    """Set the keys, port and peers of a WireGuard interface. With ``keepalive_s``, the interface
+    sends a packet to each peer at this interval. Raises KernelError.
     """
     _run(["wg", "syncconf", link.name, "/dev/stdin"], _configuration(link, keepalive_s))
 
 
 def _configuration(link: WireGuard, keepalive_s: int) -> str:
-    """Return the configuration in the syntax of wg(8). Raises KernelError."""
+    """Return a WireGuard interface's configuration in the syntax of wg(8). Raises KernelError."""
     path = paths.wireguard_key()
     try:
         with open(path, encoding="ascii") as file:
@@ -416,7 +417,7 @@ def _configuration(link: WireGuard, keepalive_s: int) -> str:
 
 
 def _run(words: list[str], text: str = "") -> str:
-    """Run a program with ``text`` as its input; return its output. Raises KernelError."""
+    """Run a program with ``text`` as its input, and return its output. Raises KernelError."""
     import subprocess
 
     try:
@@ -448,7 +449,7 @@ If the process of wireguard-go ends, its interface stays and drops all packets.
 
 
 class WireGuard(NamedTuple):
-    """The WireGuard interface. Its private key is in the file `niso.base.paths.wireguard_key`."""
+    """This host's WireGuard interface. Its private key is in `niso.base.paths.wireguard_key`."""
 
     name: str
     form: str  # KERNEL or USERSPACE
@@ -495,7 +496,7 @@ class _WireGuards(Kind[WireGuard], of=WireGuard):
         )
 
     def blocking(self, want: State, have: State) -> frozenset[WireGuard]:
-        """Return the interfaces of another form: the kernel has gained or lost WireGuard."""
+        """Return existing interfaces of another form: the kernel has gained or lost WireGuard."""
         forms = {link.name: link.form for link in want[WireGuard]}
         return frozenset(
             link for link in have[WireGuard] if forms.get(link.name, link.form) != link.form
@@ -521,8 +522,8 @@ class _WireGuards(Kind[WireGuard], of=WireGuard):
             yield WireGuard(TUNNEL, "", "", 0, 0, "", link.alias)
 
     def read(self, space: Space, objects: Collection[WireGuard]) -> Iterable[WireGuard]:
-        """Read WireGuard interfaces. What only wg(8) can read is assumed to be as desired, unless
-        the change concerns it or foreign changes are read.
+        """Read WireGuard interfaces. Settings that only wg(8) can read are assumed to be as
+        desired, unless the change concerns them or changes of other programs are read.
         """
         reading = space.reading
         for name in {obj.name for obj in objects}:
