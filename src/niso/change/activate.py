@@ -1,7 +1,7 @@
 """Activate services: create their networks and start their processes. Restart services.
 
-If one service of a command fails, all are rolled back. niso's lock is locked while the change is
-planned and written, a service's own lock until its process has started.
+If one service of a command fails, all are rolled back. The command has niso's lock while it plans
+and writes the change, and the lock of each service until the service's process has started.
 """
 
 from __future__ import annotations
@@ -65,11 +65,12 @@ def activate(
     stack: StackMembership = NO_STACK,
     is_first: bool = True,
 ) -> list[Outcome]:
-    """Activate ``targets``; if one of them fails, roll back all of them.
+    """Activate services with their networks and processes; if one fails, roll back all of them.
 
-    ``timeout_s`` (seconds) and ``after`` are those of `start.run`. With ``stack``, its networks are
-    created, the services join it, and services no longer in its file are stopped. Raises
-    InvalidInput, Conflict, KernelError or ProcessError after the roll-back.
+    ``timeout_s`` (seconds) and ``after`` are described at `start.run`. For a ``stack``, niso also
+    creates the stack's networks, records the services as its members, and stops services that are
+    no longer in the stack's file. Raises InvalidInput, Conflict, KernelError or ProcessError after
+    the roll-back.
     """
     if dry_run:
         return _planned(machine, targets, stack, report)
@@ -107,7 +108,7 @@ def activate(
 def foreseen(
     machine: Machine, targets: list[Target], stack: StackMembership = NO_STACK
 ) -> tuple[PolicyContext, PolicyContext]:
-    """Return what policies would be evaluated against before and after `activate`."""
+    """Return the services and networks seen by policies before, and those after, an activation."""
     worlds: list[PolicyContext] = []
     observe = lambda: worlds.append(read_world(machine.kernel, machine.store))  # noqa: E731
     _planned(machine, targets, stack, silent, observe)
@@ -123,8 +124,8 @@ def _planned(
 ) -> list[Outcome]:
     """Report the steps of `activate` without carrying them out, and return the planned outcomes.
 
-    ``observe`` is called twice in a transaction that is cancelled afterwards: with the present
-    rows, and with the rows that the activation would write.
+    ``observe`` is called twice in a transaction that is cancelled afterwards: once with the present
+    rows in the store, and once with the rows that the activation would write.
     """
     store = machine.store
     targets = sharing.with_followers(store, targets, stack.leaving)
@@ -143,10 +144,11 @@ def _planned(
 def _locked(
     store: Store, wanted: list[Target], stack: StackMembership
 ) -> tuple[ExitStack, list[Target]]:
-    """Lock the services, those that leave the stack, and those that must restart with them.
+    """Lock the services of an activation, and return the locks and the services (targets).
 
-    The targets are read again under the locks. Raises NotFound if a service was removed, and
-    Conflict if more services keep appearing.
+    Services that leave the stack are locked too. Services that must restart because they share a
+    namespace are locked and returned too. Raises NotFound if a service was removed, and Conflict if
+    more services keep appearing.
     """
     names = {*stack.leaving, *(target.name for target in wanted)}
     for _ in range(_TRIES):
@@ -160,7 +162,7 @@ def _locked(
 
 
 def _rollouts(machine: Machine, targets: list[Target]) -> list[Rollout]:
-    """Return what happens to the instances of the targets that have a service address."""
+    """Return which instances to replace, for each target that has a service address."""
     fronts = [target for target in targets if target.spec.is_front]
     if not fronts:
         return []
@@ -171,9 +173,9 @@ def _rollouts(machine: Machine, targets: list[Target]) -> list[Rollout]:
 
 
 def _continue(machine: Machine, rollouts: list[Rollout], timeout_s: float, report: Report) -> None:
-    """Replace the remaining instances of services with stop-first, one after the other.
+    """Replace the remaining instances of stop-first deploys, one of each service at a time.
 
-    If one fails, the instances that were replaced before get the former version again.
+    If one fails, the instances that were already replaced get the former version again.
     """
     try:
         for done in range(max(one.more for one in rollouts)):
@@ -191,7 +193,7 @@ def _continue(machine: Machine, rollouts: list[Rollout], timeout_s: float, repor
 
 
 class _Activation:
-    """The steps of one activation. The caller must have locked its services."""
+    """The steps of one activation. The caller must have locked the services."""
 
     def __init__(
         self,
@@ -220,7 +222,7 @@ class _Activation:
         self._files = [(t, files) for t in self._targets if (files := t.files) is not None]
         self._copies = {t.name: files.copy_path(t.spec.front or t.name) for t, files in self._files}
         self._leaving: list[ServiceRow] = []
-        """Rows of the active services that leave the stack."""
+        """Rows of the active services and instances that the activation stops for good."""
         self._has_steps = False
         """Whether the activation changed, or would change, an object of the kernel."""
         self.claims: cluster_claims.ActivationClaims | NoClaims = NoClaims()
@@ -228,7 +230,7 @@ class _Activation:
 
     # --- the steps, in order ------------------------------------------------------------------
     def copy_packages(self) -> None:
-        """Copy changed packages; by the intents recorded first, recovery deletes the copies."""
+        """Copy changed packages. Intents are recorded first: recovery then deletes the copies."""
         fresh = self._fresh()
         begin(self._store, [target.name for target, _ in fresh], "activate")
         for target, files in fresh:
@@ -236,7 +238,7 @@ class _Activation:
             files.copy(target.spec, target.manifest_path)
 
     def claim(self, dry_run: bool = False) -> None:
-        """Reserve in etcd, or with ``dry_run`` only check, what the services need."""
+        """Reserve in etcd the names and addresses of the services; a dry run only checks them."""
         if not self._store.cluster_id():
             return
         from niso.change import cluster_claims
@@ -266,7 +268,7 @@ class _Activation:
         self._stop_converted()
 
     def change(self) -> list[Change]:
-        """Write the rows of the services, and change the kernel to match."""
+        """Write the rows of the services, and change the kernel to match these rows."""
         with Lock():
             self.claims.remove_displaced(self._report)
             scope = self._scope()
@@ -310,7 +312,10 @@ class _Activation:
         return changed
 
     def complete(self) -> None:
-        """Stop the instances that were replaced, after their connections are finished."""
+        """Start `niso health` if a service needs health checks, and stop the replaced instances.
+
+        A replaced instance is stopped when its connections are finished.
+        """
         if self._dropped:
             stop.forget(self._machine, self._dropped, self._report)
         if self._rollouts or any(_restarts(target) for target in self._targets):
@@ -323,7 +328,7 @@ class _Activation:
             deploy.complete(self._machine, one, self._report)
 
     def outcomes(self, changes: list[Change], changed: set[str]) -> list[Outcome]:
-        """Return the outcome of each service; that of a service includes its instances."""
+        """Return one outcome per service. A service counts as changed if an instance changed."""
         changed = {name.partition(".")[0] for name in changed}
         return [
             _outcome(self._store, done, done.name in changed)
@@ -332,7 +337,7 @@ class _Activation:
         ]
 
     def release_claims(self, changes: list[Change]) -> None:
-        """Report to the cluster which services were stopped or need no reservation in etcd now."""
+        """Report to the cluster which services were stopped, or no longer need names in etcd."""
         if not self._store.cluster_id():
             return
         from niso.change import cluster_claims
@@ -358,7 +363,10 @@ class _Activation:
 
     # --- without changing anything ------------------------------------------------------------
     def plan(self) -> list[Outcome]:
-        """Report what the steps would do, in the caller's transaction, which it cancels."""
+        """Report what the steps would do, and return the outcomes.
+
+        Writes rows in the caller's transaction, which the caller cancels afterwards.
+        """
         store, kernel = self._store, self._kernel
         for _, files in self._fresh():
             self._report_copy(files)
@@ -420,7 +428,7 @@ class _Activation:
         return record_all(self._machine, targets, self._copies, self._leaving, self._stack)
 
     def _swap(self) -> list[Change]:
-        """Write the rows of services whose instances are replaced, and let the new ones serve."""
+        """Record services with a service address, and send new connections to new instances."""
         if not self._rollouts:
             return []
 
@@ -434,9 +442,10 @@ class _Activation:
         return changes
 
     def _last_change(self, left: set[str]) -> AbstractContextManager[object]:
-        """Return the context of the activation's last change, which may drop the networks ``left``.
+        """Return the context manager of the last change of rows and kernel in this activation.
 
-        New instances get connections in this change.
+        ``left`` are networks that services have left, and that the change may delete. New instances
+        receive connections from this change on.
         """
         if not self._rollouts:
             return leaving(self._machine, left, self._report)
@@ -445,7 +454,7 @@ class _Activation:
         return change(self._kernel, self._store, scope, self._report, teardown=True)
 
     def _stop_converted(self) -> None:
-        """Stop the processes of services that get a service address, and instead instances."""
+        """Stop the process of each service that now runs as instances behind a service address."""
         rows = [
             row
             for one in self._rollouts
@@ -456,7 +465,10 @@ class _Activation:
         raise_all([*ended.values()])
 
     def _changed(self, changes: list[Change]) -> set[str]:
-        """Return the services whose rows or processes changed; all if only the kernel did."""
+        """Return the names of the services whose rows or processes changed.
+
+        If only kernel objects changed, all services of the activation count as changed.
+        """
         changed = {
             done.name
             for done in changes
@@ -474,13 +486,11 @@ class _Activation:
 
 
 def _restarts(target: Target) -> bool:
-    """Return whether the target restarts when it is unhealthy, for which `niso health` runs."""
     check = target.spec.process.healthcheck if target.spec.process is not None else None
     return check is not None and check.restarts
 
 
 def _left(changes: list[Change]) -> set[str]:
-    """Return the networks that services have left in this change."""
     return {
         name for c in changes if c.before for name in set(c.before.networks) - set(c.row.networks)
     }
@@ -498,8 +508,8 @@ def restart(
 ) -> None:
     """Restart the processes of active services; their networks stay unchanged.
 
-    ``after`` is that of `start.run`. Raises Conflict, NotFound or ProcessError. After an error,
-    processes that niso has stopped are started again.
+    ``after`` is described at `start.run`. Raises Conflict, NotFound or ProcessError. After an
+    error, processes that niso has stopped are started again.
     """
     store = machine.store
     recover(machine, report, services)
@@ -531,7 +541,10 @@ def restart(
 
 
 def _refreshed(store: Store, rows: list[ServiceRow]) -> list[ServiceRow]:
-    """Write the host's present DNS settings into the rows, except in its own namespace."""
+    """Copy the host's present DNS settings into the rows, and return these rows.
+
+    A service in the host's own network namespace keeps its row.
+    """
     now = []
     for row in rows:
         old = row.require_process()

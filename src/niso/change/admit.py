@@ -1,7 +1,7 @@
 """Record the networks, names, addresses and ports of a service in the store, or refuse them.
 
-This module also prepares the activation of a stack. Host ports are checked in `niso.change.ports`,
-addresses are assigned in `niso.store.service_rows`.
+This module also prepares the activation of a stack. `niso.change.ports` checks host ports, and
+`niso.store.service_rows` assigns addresses.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _ALIASES, _IP = "chosen_aliases", "chosen_ip"
 
 
 class Change(NamedTuple):
-    """The change of one service in an activation. ``before`` is None for a new service."""
+    """The change of one service in an activation."""
 
     target: Target
-    before: ServiceRow | None
+    before: ServiceRow | None  # None for a new service
     row: ServiceRow
-    restarts: bool  # its process must be started or restarted
-    rehosts: bool = False  # its process keeps running, with the hosts file of other networks
+    restarts: bool  # the process must be started or restarted
+    rehosts: bool = False  # the process keeps running, and its hosts file is replaced
 
     @property
     def name(self) -> str:
@@ -50,11 +50,12 @@ class Change(NamedTuple):
 
 
 def release(store: Store, target: Target) -> None:
-    """Begin the intent of a service, and release host ports and names that it needs no longer.
+    """Record a change in progress (intent) for a service, and release its unneeded ports and names.
 
-    Call this for all services of a command before any `record`: another one can then get them. If
-    the service changes its networks, all its names are released and checked there. Addresses are
-    not: until the kernel is updated, packets to them would reach the new owner.
+    Call this for all services of a command before any `record`, so that another service can get
+    them. If the service changes its networks, all its names are released, and `record` checks them
+    on the new networks. Addresses are not released: until the kernel is updated, packets to them
+    would reach the new owner.
     """
     store.begin_intent(target.name, "activate", time.time())
     wanted = {published.port for published in target.spec.network.ports}
@@ -73,10 +74,10 @@ def record_all(
     leaving: list[ServiceRow],
     stack: StackMembership,
 ) -> list[Change]:
-    """Write the desired rows of all services of a command, and of its ``stack``, to the store.
+    """Write the desired rows of all services of a command, and of the command's stack.
 
-    ``copies`` maps services to packages; ``leaving`` are the rows of services to be stopped. Errors
-    of all services are collected.
+    ``copies`` maps services to the paths of their packages. ``leaving`` are the rows of services to
+    be stopped. The errors of all services are collected and raised together.
     """
     store = machine.store
     if stack.stack:
@@ -109,7 +110,7 @@ def record_all(
 
 
 def _takes(target: Target) -> tuple[bool, bool, bool]:
-    """Return a sort key: services that request addresses first, instances and sharers last."""
+    """Return a sort key: services with fixed addresses first, instances and sharers last."""
     network = target.spec.network
     fixed = network.addresses or network.addresses6
     return network.mode == "share", target.instance is not None, not fixed
@@ -124,11 +125,12 @@ def record(
     links: Generations,
     named: tuple[PortMapping, ...] = (),
 ) -> Change:
-    """Write the desired rows of one service to the store; call `release` first.
+    """Write the desired rows of one service to the store. Call `release` first.
 
-    ``copy`` is the path of its package. ``together`` are all services of the command, ``beside``
-    those whose manifests it activates, and ``named`` the host ports in these. Raises Conflict or
-    InvalidInput, with the manifest and its key, or an ErrorGroup; the caller must roll back then.
+    ``copy`` is the path of the service's package. ``together`` are all services of the command, and
+    ``beside`` those that it activates. ``named`` are all host ports in their manifests. Raises
+    Conflict or InvalidInput, with the manifest and its key, or an ErrorGroup; the caller must roll
+    back then.
     """
     errors: list[Error] = []
     try:
@@ -151,7 +153,7 @@ def _record(
     batch: tuple[Generations, tuple[PortMapping, ...]],
     errors: list[Error],
 ) -> Change:
-    """Carry out `record`; add errors after which checks can go on to ``errors``."""
+    """Do the work of `record`. Appends to ``errors`` each error after which checks can continue."""
     store = machine.store
     links, named = batch
     wanted, name = target.spec, target.name
@@ -239,7 +241,6 @@ def _mode(wanted: ServiceSpec) -> str:
 
 
 def _refuse_macs(store: Store, name: str, networks: tuple[str, ...]) -> None:
-    """Raise Conflict if another service, even an inactive one, has the same MAC address."""
     chosen = store.chosen_macs(networks)
     for network in dict.fromkeys(network for network, _, _ in chosen):
         taken = {service: mac for on, service, mac in chosen if on == network}
@@ -263,7 +264,7 @@ def _set_ports(
     together: frozenset[str],
     named: tuple[PortMapping, ...],
 ) -> None:
-    """Record a service's host ports; ``had`` are the previous ones. Raises as `ports.admit`."""
+    """Record a service's host ports; ``had`` are the previous ports. Raises errors of `admit`."""
     store, name, wanted = machine.store, target.name, target.spec.network.ports
     keys = [published.key for published in wanted]
     if not store.port_families(name):
@@ -284,7 +285,6 @@ def _set_ports(
 
 
 def _refuse_other(before: ServiceRow, target: Target) -> None:
-    """Raise Conflict if the target's name belongs to another service or to an attachment."""
     if not before.is_attachment and target.spec.process is None:
         reason = "the name is already used by a service with a manifest"
         raise Conflict(reason, "choose another name", "NAME", names_key=False)
@@ -302,9 +302,9 @@ def _held_names(
     together: frozenset[str],
     beside: frozenset[str],
 ) -> dict[str, Conflict]:
-    """Return an error for each desired name that another service has on a common network.
+    """Return an error for each requested name that another service has on a common network.
 
-    Names of the services that share this service's namespace are on its networks, too.
+    Other services may share this service's namespace. Their names are checked too.
     """
     networks = spec.network.networks if provider is None else store.networks_of(provider)
     sharers = store.held_sharers(spec.name, together)
@@ -330,7 +330,6 @@ def _held_names(
 
 
 def _name_key(spec: ServiceSpec, name: str) -> str:
-    """Return the manifest key that declares ``name``."""
     if name == spec.name:
         return "package.name"
     if name not in spec.names:  # the name of a service that shares the namespace
@@ -339,9 +338,10 @@ def _name_key(spec: ServiceSpec, name: str) -> str:
 
 
 def _check_peers(store: Store, spec: ServiceSpec, together: frozenset[str]) -> None:
-    """Raise Conflict if names in policies are ambiguous, or of services of mode host.
+    """Raise Conflict if a name in a policy is ambiguous or belongs to a service of mode host.
 
-    A policy cannot match a service of mode host, whose packets have the host's own addresses.
+    Checks the names in this service's policy, and this service's names in policies of others. A
+    policy cannot match a service of mode host, whose packets have the host's own addresses.
     """
     for entry in spec.network.policy.entries():
         if entry.peer.kind == "service":
@@ -375,7 +375,7 @@ def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str
 
 
 def _is_own(store: Store, name: str, entry: Entry, namespace: str) -> bool:
-    """Return whether the user of a pod's ``namespace`` wrote this entry of pod ``name``."""
+    """Return whether a policy entry of pod ``name`` was written by the user of ``namespace``."""
     same = namespace != "" and _labels(store, name).get("pod_namespace") == namespace
     return same and entry.key.startswith("niso.io/")
 
@@ -395,7 +395,8 @@ def _allowed(policy: Policy | None) -> tuple[Entry, ...]:
 def _check_chosen(store: Store, attached: AttachedRow, former: AttachedRow | None) -> None:
     """Raise Conflict if a policy names an alias or IP address that a pod's user has just chosen.
 
-    The policy's author may have meant another service. What the pod had before is not checked.
+    The author of the policy may have meant another service. Aliases and addresses that the pod
+    already had are not checked.
     """
     labels, was = _labels_of(attached), _labels_of(former)
     aliases, ip = labels.get(_ALIASES, "").split(), labels.get(_IP, "")
@@ -438,7 +439,7 @@ def _picks(store: Store, peer: Peer, address: str) -> bool:
 
 
 def _check_naming(store: Store, spec: ServiceSpec, name: str, other: str) -> None:
-    """Raise Conflict if a policy of ``other`` could not name this service any more."""
+    """Raise Conflict if this service makes a policy of ``other`` ambiguous or impossible."""
     row = store.service(other)
     entries = (store.policy(other) or Policy()).entries()
     entry = next((item for item in entries if item.peer == Peer("service", name)), None)
@@ -469,8 +470,9 @@ Generations = Callable[[str, tuple[str, ...], int], int]
 def generations(store: Store) -> Generations:
     """Return a function that chooses a service's generation so that interface names are unique.
 
-    A name contains a hash of service, network and generation (`niso.base.names.veth`). The function
-    returns the lowest generation, at least ``first``, whose names no endpoint has.
+    The generation is a number of which, with service and network, interface names are a hash
+    (`niso.base.names.veth`). The function returns the lowest generation, at least ``first``, with
+    which no name is taken.
     """
     # by `link_prefix`, because each read of the store would read all intents of the command
     endpoints: dict[str, dict[str, tuple[str, str, int]]] = {}
@@ -498,13 +500,15 @@ OR_REPLACE = "choose another name; --replace takes over its services"
 
 
 class StackMembership(NamedTuple):
-    stack: str
-    file: str  # absolute path of its stack.toml
+    """The stack that an activation's services belong to."""
+
+    stack: str  # the stack's name
+    file: str  # absolute path of the stack.toml
     shown: str  # the same path, printable
     networks: tuple[NetworkRequest, ...]
     leaving: tuple[str, ...]  # existing services of the stack that are no longer in its file
-    replace: bool = False  # a stack of this name from another file
-    prefix: str = ""  # of its networks' names
+    replace: bool = False  # whether to replace a stack of this name from another file
+    prefix: str = ""  # prefix of the names of the stack's networks
 
 
 NO_STACK = StackMembership("", "", "", (), ())
@@ -512,7 +516,7 @@ NO_STACK = StackMembership("", "", "", (), ())
 
 
 class NoClaims:
-    """The claims of a command that needs none; see `cluster_claims.ActivationClaims`."""
+    """A stand-in for `cluster_claims.ActivationClaims` when a command reserves nothing in etcd."""
 
     homes: Collection[str] = ()
 
@@ -539,7 +543,10 @@ class NoClaims:
 
 
 def shared(store: Store, wanted: StackMembership) -> Iterator[tuple[str, str]]:
-    """Yield (network, other stack) for each network whose services another stack's could reach."""
+    """Yield (network, other stack) for each network on which another stack has services.
+
+    Networks that span hosts, and networks that this stack already uses, are left out.
+    """
     for request in wanted.networks:
         others = _others(store, wanted.stack, request.name)
         if others and not request.span:
@@ -547,13 +554,13 @@ def shared(store: Store, wanted: StackMembership) -> Iterator[tuple[str, str]]:
 
 
 def _others(store: Store, stack: str, network: str) -> set[str]:
-    """Return the other stacks on a network; none if ``stack`` is on the network itself."""
+    """Return the other stacks on a network. If ``stack`` itself is on the network, return none."""
     on = {store.stack_of(name) for name, _ in store.members(network)}
     return set() if stack in on else {other for other in on if other is not None}
 
 
 def prepare(machine: Machine, wanted: StackMembership, services: Iterable[str]) -> None:
-    """Record the stack's networks, and remove the services from the stack that are no longer in it.
+    """Record a stack's networks, and drop services that left its file from the stack's members.
 
     Call this before the stack's services are recorded, in the same transaction. Raises a Conflict
     that names the file and the key.
@@ -589,7 +596,10 @@ def prepare(machine: Machine, wanted: StackMembership, services: Iterable[str]) 
 def network_error(
     wanted: StackMembership, name: str, error: Error, on: Sequence[str] = ()
 ) -> Conflict:
-    """Return ``error`` as a Conflict of the stack's file; ``on`` are services on the network."""
+    """Turn an error about a stack's network into a Conflict that names the stack's file.
+
+    ``on`` are the services on the network; the hint lists them if the network differs.
+    """
     from niso.look.stack_members import error_of
 
     moved = Conflict.of(error_of(name.removeprefix(wanted.prefix), error))

@@ -1,7 +1,7 @@
 """Attach network namespaces of other programs to niso's networks, and detach them.
 
-An attachment is a service row without a package and a process. This module does not import code
-that only processes need, because a container engine waits for each call.
+The store records an attachment as a service without a package and a process. This module does not
+import code that only processes need, because a container engine waits for each call.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ if TYPE_CHECKING:
 
 
 POD_POLICY = "pod_policy"
-"""Label that marks an attachment as a Kubernetes pod.
+"""Label of attachments that are Kubernetes pods.
 
-Other programs, such as kube-proxy, translate addresses so that packets reach a pod, even packets
-from the pod to itself. Published ports of niso do the same.
+For such a pod, niso writes the rule that published ports need: the pod can reach itself through an
+address that another program, such as kube-proxy, translates.
 """
 _TRIES = 20
 """Maximum number of attempts to attach while another process attaches the same namespace."""
@@ -69,14 +69,15 @@ def attach(
     report: Report = silent,
     instead_of: AttachedRow | None = None,
 ) -> Attachment:
-    """Attach a namespace to the networks of ``request``, and detach it from other networks.
+    """Attach a namespace to the requested networks, and detach it from other networks.
 
-    Packets must also be allowed by the administrator's policies (`niso.manifest.policy`). For a
-    namespace that is already attached, only the differences are applied. An attachment of this name
-    is replaced if its namespace no longer exists, or if it has the owner and id of the request.
-    With ``instead_of``, the call fails unless that is the present attachment. Raises InvalidInput,
-    NotFound, Conflict or KernelError. After an error nothing has changed, except that an attachment
-    whose namespace no longer exists may have been removed.
+    The attachment's packets must also be allowed by the administrator's policies
+    (`niso.manifest.policy`). For a namespace that is already attached, only the differences are
+    applied. An existing attachment of this name is replaced if its namespace no longer exists, or
+    if it has the owner and id of the request. With ``instead_of``, the call fails unless that row
+    is the present attachment. Raises InvalidInput, NotFound, Conflict or KernelError. After an
+    error nothing has changed, except that an attachment whose namespace no longer exists may have
+    been removed.
     """
     store, kernel = machine.store, machine.kernel
     if store.intents():
@@ -115,7 +116,6 @@ def attach(
 
 
 def _claimed(machine: Machine, target: Target, report: Report) -> Claims:
-    """Reserve in etcd the name and addresses of an attachment on networks that span hosts."""
     if not machine.store.cluster_id():
         return NoClaims()
     from niso.change import cluster_claims
@@ -130,7 +130,7 @@ def _claimed(machine: Machine, target: Target, report: Report) -> Claims:
 
 
 def _apply(machine: Machine, target: Target, claims: Claims, report: Report) -> Attachment:
-    """Record an attachment and update the kernel. After an error the caller undoes the change."""
+    """Record an attachment and update the kernel. After an error the caller undoes both."""
     store, kernel, name = machine.store, machine.kernel, target.name
     assert target.attaching is not None
     attached, links = target.attaching
@@ -167,7 +167,6 @@ def _apply(machine: Machine, target: Target, claims: Claims, report: Report) -> 
 
 
 def _end(machine: Machine, name: str, left: set[str], report: Report) -> None:
-    """Delete the intent of an attachment, and the unused implicit networks among ``left``."""
     store = machine.store
     with leaving(machine, left, report):
         store.end_intent(name)
@@ -178,9 +177,10 @@ def _end(machine: Machine, name: str, left: set[str], report: Report) -> None:
 def _located(
     kernel: Kernel, request: Request, before: AttachedRow | None
 ) -> tuple[Request, ForeignNetns | None]:
-    """Return the request with the real path of its namespace, and the namespace's properties.
+    """Return the request with the real path of the namespace, and the namespace's properties.
 
-    These are None if niso creates the namespace. Raises NotFound, InvalidInput or Conflict.
+    The properties are None if niso is to create the namespace. Raises NotFound, InvalidInput or
+    Conflict.
     """
     if not request.netns:
         return request, None
@@ -205,7 +205,6 @@ def _located(
 
 
 def _refuse_attached(kernel: Kernel, store: Store, request: Request, cookie: int) -> None:
-    """Raise Conflict if the namespace with this cookie is already attached under another name."""
     for other in store.attachments.of_cookie(cookie):
         row = store.service(other.service)
         if other.service == request.name or other.owner == request.owner == BY_INTERFACE:
@@ -224,7 +223,10 @@ def _is_same(
 
 
 def current(store: Store, name: str) -> Request | None:
-    """Return the request that would create the attachment as it is now; None if there is none."""
+    """Return the request that would create a recorded attachment as it is now.
+
+    Returns None if no attachment has this name.
+    """
     row, attached = store.service(name), store.attachments.get(name)
     if row is None or attached is None:
         return None
@@ -251,8 +253,8 @@ def current(store: Store, name: str) -> Request | None:
 def apply_policies(machine: Machine, report: Report = silent) -> list[Attachment]:
     """Apply the administrator's present policies to all attachments whose namespaces exist.
 
-    Returns one result per updated attachment. An attachment that failed keeps its previous policy;
-    all are tried before the error, or an ErrorGroup, is raised.
+    Returns one result per updated attachment. An attachment that failed keeps its previous policy.
+    All attachments are tried before an error, or an ErrorGroup, is raised.
     """
     store = machine.store
     done, errors = [], list[Error]()
@@ -284,8 +286,8 @@ def apply_policies(machine: Machine, report: Report = silent) -> list[Attachment
 def detach(machine: Machine, name: str, id: str | None = None, report: Report = silent) -> bool:
     """Detach an attachment, and return whether it existed.
 
-    With ``id``, does nothing if the name now belongs to an attachment with another id. Raises
-    Conflict if the name belongs to a service with a process, and KernelError.
+    With ``id``, an attachment of this name that has another id is left unchanged. Raises Conflict
+    if the name belongs to a service with a process, and KernelError.
     """
     store = machine.store
     if store.intents():
@@ -317,7 +319,11 @@ def collect(
     valid: Iterable[str] | None = None,
     report: Report = silent,
 ) -> list[str]:
-    """Detach attachments (of ``owner``) without a namespace or, if given, a ``valid`` id."""
+    """Detach attachments that have ended, and return their names.
+
+    An attachment has ended if its namespace no longer exists. With ``valid``, an attachment whose
+    id is not in it has ended too. With ``owner``, only this owner's attachments are examined.
+    """
     from niso.look.check import is_moving
 
     store, kernel = machine.store, machine.kernel
@@ -346,13 +352,13 @@ class Wish(NamedTuple):
     """A network to which a namespace is to be attached, with properties of the interface."""
 
     network: str
-    interface: str = ""  # "": the one it has there, or the next free eth<n>
+    interface: str = ""  # "": the interface already on this network, or the next free eth<n>
     ips: tuple[str, ...] = ()  # at most one of each family
-    mac: str = ""  # "": derived from the names
+    mac: str = ""  # "": derived from the names of service and network
 
 
 class Request(NamedTuple):
-    """The complete desired state of an attachment, as `attach` takes it."""
+    """The complete desired state of an attachment."""
 
     name: str
     netns: str  # the path of the namespace; "": niso creates one
@@ -362,8 +368,8 @@ class Request(NamedTuple):
     policy: Policy = Policy()
     owner: str = CLI
     id: str = ""
-    given: str = ""  # the name that the owner gave it; "": the name
-    # what the owner reports about it, such as (pod_namespace, shop)
+    given: str = ""  # the owner's own name for the attachment; "": the same as ``name``
+    # what the owner reports about the attachment, such as (pod_namespace, shop)
     labels: tuple[tuple[str, str], ...] = ()
     bandwidth: tuple[tuple[str, int], ...] = ()  # "in" and "out", bytes per second
     policies: tuple[tuple[str, Policy], ...] = ()
@@ -377,7 +383,10 @@ class Request(NamedTuple):
 def target_of(
     store: Store, request: Request, foreign: ForeignNetns | None, before: AttachedRow | None
 ) -> Target:
-    """Return the target of a request; ``foreign`` is None if niso creates the namespace."""
+    """Return an attachment's request in the form that activations use (Target).
+
+    ``foreign`` has the properties of the existing namespace, or is None if niso creates one.
+    """
     links = _links(store, request, foreign, before)
     attached = AttachedRow(
         request.name,
@@ -400,10 +409,11 @@ def target_of(
 def _links(
     store: Store, request: Request, foreign: ForeignNetns | None, before: AttachedRow | None
 ) -> list[AttachedLink]:
-    """Choose the interface name of each network of a request, and the one for the default route.
+    """Choose an interface name for each requested network, and the network of the default route.
 
-    Attached networks keep their names. The default route, unless another program has set one, uses
-    the first network that is not internal, else the first. Raises InvalidInput or Conflict.
+    Networks that are already attached keep their interface names. The default route uses the first
+    network that is not internal, else the first; if another program has set a default route, niso
+    sets none. Raises InvalidInput or Conflict.
     """
     had = {link.network: link for link in store.attachments.links(request.name)} if before else {}
     _refuse_twice([wish.network for wish in request.wishes], "--network")
@@ -435,7 +445,10 @@ def _links(
 
 
 def _own_mac(store: Store, name: str, wish: Wish) -> str:
-    """Return the MAC address that a request chooses, "" if niso derives it. Raises InvalidInput."""
+    """Return the MAC address that a request chooses, or "" if niso derives one.
+
+    Raises InvalidInput if the address is invalid or has a prefix reserved for niso.
+    """
     chosen = mac(wish.mac) if wish.mac else ""
     if not chosen or chosen == store.derived_mac(name, wish.network):
         return ""
@@ -488,7 +501,10 @@ def _refuse_twice(values: Sequence[str], what: str) -> None:
 
 
 def interface_name(text: str) -> str:
-    """Return ``text`` if it is valid by dev_valid_name in net/core/dev.c. Raises InvalidInput."""
+    """Return an interface name, if the kernel would accept it (dev_valid_name in net/core/dev.c).
+
+    Raises InvalidInput.
+    """
     bad = text in _NO_INTERFACE or len(text.encode()) > _MAX_INTERFACE
     if bad or any(c in "/:" or c.isspace() or not c.isprintable() for c in text):
         hint = f"at most {_MAX_INTERFACE} characters, none of them a space, / or :"
@@ -497,7 +513,10 @@ def interface_name(text: str) -> str:
 
 
 def mac(text: str) -> str:
-    """Return a unicast MAC address (IEEE 802, 8.2), lower case with colons. Raises InvalidInput."""
+    """Parse a unicast MAC address (IEEE 802, 8.2) and return it in lower case with colons.
+
+    Raises InvalidInput.
+    """
     parts = text.lower().replace("-", ":").split(":")
     octets = [int(p, 16) for p in parts if len(p) == 2 and not set(p) - set("0123456789abcdef")]
     if len(parts) != 6 or len(octets) != 6 or octets[0] & 1 or not any(octets):
@@ -512,7 +531,10 @@ _ALL_PORTS = (0, 65535)
 
 
 def combined(policies: Iterable[Policy]) -> Policy:
-    """Return the policy that allows what all policies allow. Raises InvalidInput if none can."""
+    """Return the policy that allows only packets which all given policies allow.
+
+    Raises InvalidInput if two entries cannot be combined.
+    """
     whole = Policy()
     for policy in policies:
         whole = both(whole, policy)
@@ -520,7 +542,7 @@ def combined(policies: Iterable[Policy]) -> Policy:
 
 
 def both(one: Policy, other: Policy) -> Policy:
-    """Return the policy that allows exactly what both policies allow."""
+    """Return the policy that allows only packets which both policies allow."""
     return Policy(
         _meeting(one.allow_from, other.allow_from),
         tuple(dict.fromkeys((*one.deny_from, *other.deny_from))),
@@ -540,7 +562,7 @@ def _meeting(
 
 
 def _met(one: Entry, other: Entry) -> Entry | None:
-    """Return an entry that matches the packets which both entries match; None if there are none."""
+    """Return an entry for the packets that both entries match, or None without such packets."""
     peer = _peer(one, other)
     first, last = max(one.first, other.first), min(one.last, other.last)
     proto = one.proto or other.proto
@@ -552,7 +574,7 @@ def _met(one: Entry, other: Entry) -> Entry | None:
 
 
 def prefixes(cidrs: Iterable[str]) -> Peer:
-    """Return the policy peer of at least one CIDR prefix in canonical form."""
+    """Return a policy peer for one or more CIDR prefixes, which must be in canonical form."""
     each = list(dict.fromkeys(cidrs))
     return Peer("prefix" if len(each) == 1 else "prefixes", ",".join(each))
 

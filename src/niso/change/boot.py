@@ -51,7 +51,7 @@ _SPARE_S = 90
 
 
 class Marked(NamedTuple):
-    """What was changed for one systemd unit.
+    """The result of enabling or disabling one systemd unit.
 
     Returned by `Services.enable`, `Services.disable`, `Host.guard_firewalls`, `Kubernetes.enable`
     and `Kubernetes.disable`.
@@ -67,8 +67,8 @@ def unit_text(
 ) -> str:
     """Return the text of a service's unit file (systemd.service(5)).
 
-    ``provider`` owns the namespace that the service shares, or is None. ``stop_timeout_s`` is in
-    seconds. With ``job``, the unit stays active after the process has exited.
+    ``provider`` is the service whose namespace this service shares, or None. ``stop_timeout_s`` is
+    in seconds. With ``job``, the unit stays active after the process has exited.
     """
     after = [
         "network-online.target",
@@ -103,7 +103,6 @@ def unit_text(
 
 
 def _refuse_foreign(units: Units, store: Store, service: str) -> None:
-    """Raise Conflict if the name of the service's unit file is taken."""
     file, hint = systemd.unit_file(service), "give the service another name"
     text = units.read(file)
     if text is None and service in RESERVED:
@@ -112,7 +111,10 @@ def _refuse_foreign(units: Units, store: Store, service: str) -> None:
 
 
 def _refuse_alone(store: Store, row: ServiceRow, together: Iterable[str]) -> None:
-    """Raise Conflict unless the owner of a service's namespace is enabled or in ``together``."""
+    """Raise Conflict if a service shares the namespace of a service that is not enabled.
+
+    ``together`` are services that the same command enables.
+    """
     provider = row.provider and store.service(row.provider)
     if provider and not provider.enabled and provider.name not in together:
         reason = f"{row.name!r} shares the namespace of {provider.name!r}, which is not enabled"
@@ -120,7 +122,10 @@ def _refuse_alone(store: Store, row: ServiceRow, together: Iterable[str]) -> Non
 
 
 def _write_units(units: Units, store: Store, rows: Iterable[ServiceRow]) -> list[str]:
-    """Write and enable the units that are missing, outdated or disabled; return their services."""
+    """Write and enable the units of services that are missing, outdated or disabled.
+
+    Returns the names of these services.
+    """
     stale = []
     for row in rows:
         file, program = systemd.unit_file(row.name), row.require_service().program
@@ -144,8 +149,8 @@ def _write_units(units: Units, store: Store, rows: Iterable[ServiceRow]) -> list
 def enable(machine: Machine, names: list[str], report: Report = silent) -> list[Marked]:
     """Enable services, so that they start at boot; systemd supervises those that are active.
 
-    Raises Conflict if a service shares the namespace of a service that is not enabled, or if the
-    name of its unit is taken; Error if systemd fails.
+    Raises Conflict if a service shares the namespace of a service that is not enabled, or if
+    another program has a unit of this name. Raises Error if systemd fails.
     """
     store, units = machine.store, machine.processes.units
     rows = [store.require_known(name) for name in names]
@@ -175,8 +180,8 @@ def enable(machine: Machine, names: list[str], report: Report = silent) -> list[
 def disable(machine: Machine, names: list[str], report: Report = silent) -> list[Marked]:
     """Disable services, so that they do not start at boot. Active services keep running.
 
-    Raises Conflict if an enabled service shares the namespace of one of ``names``; Error if systemd
-    fails.
+    Raises Conflict if an enabled service that stays enabled shares the namespace of one of the
+    services. Raises Error if systemd fails.
     """
     store, units = machine.store, machine.processes.units
     rows = [store.require_known(name) for name in names]
@@ -192,7 +197,10 @@ def disable(machine: Machine, names: list[str], report: Report = silent) -> list
 
 
 def clear(machine: Machine, names: Iterable[str], report: Report = silent) -> list[str]:
-    """Remove the units of services; return those that had one. Their processes keep running."""
+    """Remove the units of services, and return the services that had a unit.
+
+    The processes of the services keep running.
+    """
     units = machine.processes.units
     if not units.booted():
         return []
@@ -222,7 +230,7 @@ def _set_enabled(store: Store, names: Iterable[str], enabled: bool) -> None:
 def hand_over(machine: Machine, names: Iterable[str]) -> None:
     """Let systemd supervise enabled services after they were activated or restarted.
 
-    In a process that the service's own unit has started, this completes the start of the unit.
+    If the service's own unit has started this process, the function completes the unit's start.
     Raises Error or OSError.
     """
     store, units = machine.store, machine.processes.units
@@ -262,8 +270,8 @@ class Restored(NamedTuple):
 def restore(machine: Machine, timeout_s: float, report: Report = silent) -> Restored:
     """Create the bridges of all networks and activate all enabled services.
 
-    Services that own their namespace come first. ``timeout_s`` is the time in seconds for the start
-    of a service. If a service fails, the others are still activated.
+    Services that share a namespace are activated after the others. ``timeout_s`` is the time in
+    seconds for the start of a service. If a service fails, the others are still activated.
     """
     store = machine.store
     errors: list[Error] = []
@@ -287,7 +295,6 @@ def restore(machine: Machine, timeout_s: float, report: Report = silent) -> Rest
 def _activate(
     machine: Machine, names: list[str], timeout_s: float, report: Report, errors: list[Error]
 ) -> list[Outcome]:
-    """Activate services together or, if that fails, one by one; add to ``errors``."""
     if not names:
         return []
     try:
@@ -301,7 +308,6 @@ def _activate(
 
 
 def _naming(service: str, error: Error) -> Error:
-    """Return an error whose message names the service."""
     if error.service == service and not error.file:
         return error
     return Error(error.message, error.hint, error.key, service=service, names_key=False)
@@ -327,7 +333,7 @@ def _text(state_id: str) -> str:
 
 
 def enable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
-    """Write the drop-ins for the units of other firewalls, even if those are not installed yet.
+    """Write the drop-ins for the units of other firewalls, even if these are not installed yet.
 
     Raises Error if systemd is not the init, and Conflict if a drop-in exists that was not written
     for this state folder.
@@ -351,7 +357,7 @@ def enable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
 
 
 def disable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
-    """Remove the drop-ins of this state folder. A missing or foreign drop-in is skipped."""
+    """Remove the drop-ins that were written for this state folder, and skip all others."""
     units, state_id = machine.processes.units, machine.store.state_id()
     done = []
     for unit in _UNITS:
@@ -369,7 +375,10 @@ def disable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
 
 
 def hand_over_started(session: Session, machine: Machine, names: list[str]) -> None:
-    """Let systemd supervise started services; raise errors only if it requested them."""
+    """Let systemd supervise services that a command has started.
+
+    Raises an error only if systemd requested the start; otherwise an error becomes a warning.
+    """
     by_systemd = any(systemd.path(name) is not None for name in names)
     if not by_systemd and not (
         systemd.booted()
@@ -386,12 +395,12 @@ def hand_over_started(session: Session, machine: Machine, names: list[str]) -> N
 
 
 def has_ended_by_itself(names: list[str]) -> bool:
-    """Return whether systemd calls because a process has exited: it stays active."""
+    """Return whether systemd calls niso because a service's process has exited."""
     return systemd.has_ended() and any(systemd.path(name) is not None for name in names)
 
 
 def deactivate(session: Session, machine: Machine, names: list[str], dry_run: bool) -> list[Done]:
-    """Stop services, and return for each whether it was active.
+    """Stop services, and return for each service whether it was active.
 
     If systemd requested the stop, services that share the namespaces are stopped too, and the port
     forwards are kept for the next start.

@@ -28,13 +28,16 @@ _TRIES = 3
 _APART_S = 60.0
 _LATE_S = 2 * LOOK_S
 _Pair = tuple[str, str, str, str]
-"""A service of this host, one of another host that may answer it, and the addresses of both."""
+"""(service of this host, service of another host, source address, destination address)."""
 
 
 def check(
     machine: Machine, own: Config, name: str | None = None
 ) -> tuple[list[Finding], list[tuple[str, str]]]:
-    """Compare this host with the others, or one network; without an answer, only warn of this."""
+    """Compare this host with the others of its cluster, or only one network of the cluster.
+
+    Returns (findings, warnings). If etcd does not answer, there is only a warning.
+    """
     store = machine.store
     spans = [network for network in store.networks() if network.span is not None]
     spans = [network for network in spans if name in (None, network.name)]
@@ -61,7 +64,7 @@ def check(
 
 
 def lost_address(machine: Machine, own: Config) -> list[Finding]:
-    """Return a problem if this host no longer has the address by which other hosts reach it."""
+    """Return a finding if this host no longer has the address by which other hosts reach it."""
     if machine.kernel.mtu_of(own.address) is not None:
         return []
     what = f"{own.address}, by which the other hosts reach this one"
@@ -70,7 +73,6 @@ def lost_address(machine: Machine, own: Config) -> list[Finding]:
 
 
 def _own_agent() -> list[tuple[str, str]]:
-    """Return a warning (text, next step) if this host's agent has not synchronised for long."""
     at_s = agent.last()[0]
     ago_s = None if at_s is None else time.monotonic() - at_s
     if ago_s is not None and ago_s < _LATE_S:
@@ -82,7 +84,10 @@ def _own_agent() -> list[tuple[str, str]]:
 def _hidden(
     store: Store, elsewhere: set[str], claims: Iterable[ClusterClaim], own: str
 ) -> list[tuple[str, str]]:
-    """Return warnings about networks and services of host ``own`` that hide the cluster's."""
+    """Return warnings about networks and services of this host that hide those of the cluster.
+
+    ``elsewhere`` are the names of the cluster's networks, and ``own`` is this host's name.
+    """
     hidden = [
         (
             f"network {network.name} is this host's own, and hides the one that spans hosts",
@@ -103,7 +108,6 @@ def _hidden(
 
 
 def _etcd(own: Config) -> list[tuple[str, str]]:
-    """Return warnings about alarms of etcd, and about clocks that differ by more than 60 s."""
     warnings, states = [], []
     for place in own.etcd.members:
         state = own_etcd.state(own.access(), place)
@@ -121,7 +125,10 @@ def _etcd(own: Config) -> list[tuple[str, str]]:
 def _pairs(
     store: Store, claims: Iterable[ClusterClaim], own: str, spans: list[NetworkRecord]
 ) -> dict[str, list[_Pair]]:
-    """Return pairs of services that may exchange packets, by the name of the other host."""
+    """Return pairs of services that may exchange packets, grouped by the name of the other host.
+
+    ``own`` is this host's name, and ``spans`` are the networks that span hosts.
+    """
     claims = [claim for claim in claims if claim.up]
     here = [claim for claim in claims if claim.host == own and _asks(store, claim.service)]
     on = {network.name for network in spans}
@@ -141,7 +148,10 @@ def _asks(store: Store, service: str) -> bool:
 
 
 def _meet(mine: ClusterClaim, other: ClusterClaim, on: set[str]) -> _Pair | None:
-    """Return the services with their addresses on a common network of ``on``, or None."""
+    """Return a pair of services with their addresses on a common network.
+
+    ``on`` are the networks to test. Returns None if the services have no common network or family.
+    """
     for network in on & mine.networks.keys() & other.networks.keys():
         for to in other.networks[network]:
             for source in mine.networks[network]:
@@ -153,7 +163,7 @@ def _meet(mine: ClusterClaim, other: ClusterClaim, on: set[str]) -> _Pair | None
 def _wires(
     own: Config, hosts: list[HostEntry], pairs: dict[str, list[_Pair]], spans: list[NetworkRecord]
 ) -> list[Finding]:
-    """Return a problem for each host that packets of services, or of the largest size, miss."""
+    """Return a finding for each host that packets of services, or large packets, do not reach."""
     if not spans:
         return []
     tests = ((host.name, pair) for host in hosts for pair in pairs.get(host.name, ()))
@@ -185,9 +195,9 @@ def _wires(
 
 
 def _answered[K](wanted: dict[K, tuple[str, str, str, int]]) -> dict[K, bool]:
-    """Return which ICMP echo requests, sent at most twice, were answered within a second.
+    """Send ICMP echo requests, each at most twice, and return which were answered in a second.
 
-    A value is (namespace, source address, destination address, size in bytes).
+    Each value of ``wanted`` is (namespace, source address, destination address, size in bytes).
     """
     answered = dict.fromkeys(wanted, False)
     for _ in range(2):

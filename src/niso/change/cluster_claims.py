@@ -1,7 +1,7 @@
 """Reserve in etcd what services need on networks that span hosts, and publish their state.
 
-What a service must claim follows from its manifest and from the rows of the services that share its
-namespace. Only hosts of a cluster load this module.
+What a service must reserve (claim) follows from its manifest and from the rows of the services that
+share its namespace. Only hosts of a cluster load this module.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ _LATER = "the agent says it once the cluster answers: niso cluster status"
 
 
 class ActivationClaims:
-    """The claims of one activation, and the networks of the cluster that are new to this host."""
+    """The reservations in etcd (claims) of one activation's services.
+
+    Also has the networks that span hosts and that this host does not have yet.
+    """
 
     def __init__(
         self,
@@ -52,7 +55,7 @@ class ActivationClaims:
     ) -> None:
         self._unobserved = unobserved
         self.homes = homes
-        """Services that the command does not change, but whose namespaces its services share."""
+        """Services that own the namespaces of changed services, and are not changed themselves."""
         self._machine = machine
         self._joined = joined
         self._engine = engine
@@ -61,7 +64,7 @@ class ActivationClaims:
         self._held: dict[str, ClaimRow] = {}
         self._is_silent = False
         self.lost: NoAnswer | None = None
-        """Why etcd's answers are ignored: it has lost the cluster's data. None if they are used."""
+        """Why etcd's answers are ignored: etcd has lost the cluster's data. Otherwise None."""
 
     def __contains__(self, service: str) -> bool:
         return service in self._held
@@ -70,15 +73,15 @@ class ActivationClaims:
         self._engine.close()
 
     def networks(self, service: str) -> Collection[str]:
-        """Return the names of the networks that span hosts and that a service is on."""
+        """Return the names of the networks that span hosts and on which a service has addresses."""
         claim = self._held.get(service)
         return claim.addresses if claim is not None else ()
 
     def claim(self, wanted: dict[str, tuple[Target, Wanted]], report: Report) -> None:
         """Reserve in etcd what services need.
 
-        Without an answer, a sufficient claim in this host's store is used, with a warning. Raises
-        Conflict if another host has a name or address, NoAnswer, or ErrorGroup.
+        If etcd does not answer, a sufficient claim in this host's store is used, with a warning.
+        Raises Conflict if another host has a name or address, NoAnswer, or ErrorGroup.
         """
         known = {name: self._own_record(name, *pair) for name, pair in wanted.items()}
         self._begin([name for name, record in known.items() if record is None])
@@ -104,7 +107,7 @@ class ActivationClaims:
         raise_all(errors)
 
     def foresee(self, wanted: dict[str, tuple[Target, Wanted]]) -> None:
-        """Compute the claims that `claim` would request. Raises Conflict or NoAnswer as it does."""
+        """Compute what `claim` would reserve, without reserving it. Raises Conflict or NoAnswer."""
         for name, (target, asked) in wanted.items():
             try:
                 if self.lost is not None:
@@ -121,7 +124,7 @@ class ActivationClaims:
         return store.across.claim(name) if is_around else own_record(store, target, asked)
 
     def _begin(self, services: list[str]) -> None:
-        """Record intents and pending claims of services, so that recovery can find them."""
+        """Record changes in progress and empty claims, so that recovery finds what was reserved."""
         store = self._machine.store
         if services:
             with Lock(), store.transaction():
@@ -131,12 +134,15 @@ class ActivationClaims:
                         store.across.set_claim(ClaimRow(name, "", 0, {}))
 
     def remove_displaced(self, report: Report) -> None:
-        """Take from remote services here what this host has claimed. Not in a transaction."""
+        """Remove remote services whose names or addresses this host has claimed from this host.
+
+        Must not be called in a transaction.
+        """
         machine = self._machine
         mirror.make_way(machine.store, machine.kernel, self._held, self._addresses(), report)
 
     def scope(self) -> Scope:
-        """Return the scope of the networks that are new here and of the changed remote services."""
+        """Return the scope of this activation's new networks and changed remote services."""
         changed = self._changed_services()
         return mirror.scope_of(self._machine.store, changed, changed)
 
@@ -164,8 +170,8 @@ class ActivationClaims:
     def publish(self, report: Report) -> None:
         """Report to the cluster that the services are active.
 
-        If etcd does not answer, a warning is reported and the agent publishes them later. Raises
-        Conflict if another host has replaced a claim since this command made it.
+        If etcd does not answer, a warning is reported and the agent publishes the services later.
+        Raises Conflict if another host has replaced a claim since this command made it.
         """
         store = self._machine.store
         # `report_changes` does it for owners of namespaces that another command may be changing
@@ -197,9 +203,9 @@ def prepare(
 ) -> ActivationClaims | NoClaims:
     """Reserve in etcd what services need, and return the reservations.
 
-    ``made`` are networks that the command creates on this host alone, ``unobserved`` new ones whose
-    flows are not recorded. With ``dry_run``, nothing is reserved. Raises Conflict, NoAnswer or
-    Error; `report_changes` then releases what was reserved.
+    ``made`` are networks that the command creates on this host alone, and ``unobserved`` new
+    networks whose flows are not recorded. With ``dry_run``, nothing is reserved. Raises Conflict,
+    NoAnswer or Error; the caller must then call `report_changes` to release what was reserved.
     """
     store = machine.store
     every = list(targets)
@@ -256,9 +262,9 @@ def report_changes(
 ) -> None:
     """Report the present state of services to the cluster. Raises no Error.
 
-    The services whose namespaces they share are reported too. If etcd does not answer, the agent
-    reports them later. A service that another command is changing is left to that command. The
-    caller must have the locks of ``services``, but not those of the owners of shared namespaces.
+    The owners of shared namespaces are reported too. If etcd does not answer, the agent reports the
+    services later. A service that another command is changing is left to that command. The caller
+    must have the locks of ``services``, but not those of the owners of shared namespaces.
     """
     store = machine.store
     services = list(services)
@@ -304,7 +310,10 @@ def report_remaining(machine: Machine) -> None:
 def _arriving(
     store: Store, joined: Config, engine: Etcd, unknown: list[str], brief: bool
 ) -> span_networks.Arriving:
-    """Return the cluster's networks among ``unknown``; with ``brief``, none without an answer."""
+    """Return the networks of the cluster that this host does not have yet, of those ``unknown``.
+
+    With ``brief``, returns no networks if etcd does not answer.
+    """
     membership = ClusterKeys(engine, joined.keys)
     try:
         cluster = require_own(store, membership)
@@ -324,7 +333,7 @@ def _arriving(
 
 
 def home_network(store: Store, target: Target, targets: Iterable[Target]) -> str:
-    """Return the service whose namespace ``target`` will share; "" if none is determined."""
+    """Return the service whose namespace ``target`` will share, or "" if none is found."""
     share = target.spec.network.share
     for other in targets if share is not None else ():
         if share == other.name or share in other.spec.names:
@@ -342,8 +351,8 @@ def needed_names(
 ) -> dict[str, tuple[str, ...]]:
     """Return the names that a namespace's owner must claim for the services that share it.
 
-    A sharer has one name, its own. If it moves from one owner to another on this host, the new
-    owner claims the name after the old one has released it (`behind`).
+    Each of these services has only its own name. If a service moves from one owner to another on
+    this host, the new owner claims the name after the old one has released it (`behind`).
     """
     providers = {*homes.values(), *(target.name for target in targets)} - {""}
     needed = {provider: {*store.sharers(provider)} for provider in providers}
@@ -357,10 +366,10 @@ def needed_names(
 def needed_around(
     store: Store, homes: dict[str, str], names: dict[str, tuple[str, ...]]
 ) -> dict[str, Wanted]:
-    """Return the extended claims of services that do not change, but whose namespaces are shared.
+    """Return the extended claims of unchanged services whose namespaces changed services share.
 
-    A service that another command is changing is left out: a new id would make that command
-    conclude that it has lost its claim.
+    A service that another command is changing is left out: a claim with a new id would make that
+    command conclude that it has lost its claim.
     """
     wanted: dict[str, Wanted] = {}
     for home in {*homes.values()} - {*homes, ""}:
@@ -376,7 +385,7 @@ def needed_around(
 def behind(store: Store, services: Iterable[tuple[str, str | None]]) -> list[str]:
     """Return the services whose claims must be updated after other services have changed.
 
-    ``services`` are pairs of a changed service and the service whose namespace it shared before, or
+    ``services`` are pairs: a changed service, and the service whose namespace it shared before or
     None. A service that must release names comes before one that must claim them.
     """
     concerned: dict[str, None] = {}
@@ -391,10 +400,10 @@ def behind(store: Store, services: Iterable[tuple[str, str | None]]) -> list[str
 def needs_of(
     store: Store, target: Target, spans: list[str], names: dict[str, tuple[str, ...]]
 ) -> Wanted:
-    """Return the claim that a service needs on the networks ``spans``.
+    """Return the claim that a service needs on networks that span hosts (``spans``).
 
-    It has the addresses in the manifest, otherwise the previous ones. The owner of a namespace has
-    claimed the names of services that share it.
+    The claim has the addresses in the manifest, otherwise the previous ones. A service that shares
+    a namespace leaves out names that the namespace's owner has claimed.
     """
     spec = target.spec
     on = tuple(network for network in spec.network.networks if network in spans)
@@ -409,7 +418,7 @@ def needs_of(
 
 
 def own_record(store: Store, target: Target, wanted: Wanted) -> ClaimRow | None:
-    """Return the claim in this host's store if it contains all that is needed, otherwise None."""
+    """Return the claim in this host's store, or None unless it contains all that is needed."""
     claim = store.across.claim(target.name)
     if claim is None or {*claim.addresses} != {*wanted.networks}:
         return None

@@ -79,7 +79,7 @@ class ClusterStatus(NamedTuple):
 def status(machine: Machine) -> tuple[ClusterStatus, list[tuple[str, tuple[str, ...]]]]:
     """Return the state of the cluster as this host sees it, and warnings with their next steps.
 
-    If etcd does not answer, the state is what this host has recorded. Raises Error.
+    If etcd does not answer, returns what this host has recorded. Raises Error.
     """
     own = require_member(machine)
     store = machine.store
@@ -173,7 +173,7 @@ def status(machine: Machine) -> tuple[ClusterStatus, list[tuple[str, tuple[str, 
 
 
 def _members(own: Config, engine: Etcd | None) -> list[own_etcd.EtcdMember]:
-    """Return the members of etcd; without an answer or niso's etcd, only their endpoints."""
+    """Return etcd's members. If etcd does not answer or is not niso's, only endpoints are set."""
     if engine is not None and own.etcd.own:
         return own_etcd.members(engine)
     return [own_etcd.EtcdMember("", "", "", place, False) for place in own.etcd.members]
@@ -189,8 +189,8 @@ class Forgotten(NamedTuple):
 def forget(machine: Machine, host: str) -> Forgotten:
     """Remove a lost host from the cluster with all its claims, and revoke its certificates.
 
-    If the host has left or never joined, only its certificates are revoked. Raises NotFound if
-    nothing of the host exists, Conflict if the host is alive, and NoAnswer.
+    If the host has left or never joined, only its certificates are revoked. Raises NotFound if the
+    cluster has no record of the host, Conflict if the host is alive, and NoAnswer.
     """
     own = require_member(machine)
     if host == own.host:
@@ -213,7 +213,7 @@ def forget(machine: Machine, host: str) -> Forgotten:
 
 
 def add_member(machine: Machine, host: str, report: Report) -> int:
-    """Start an etcd member on this host; return the number of voting ones. Raises Error."""
+    """Start an etcd member on this host, and return the number of voting members. Raises Error."""
     own = _require_own_etcd(machine)
     if host not in ("", own.host):
         raise Conflict(f"this host is {own.host}", f"run it on {host}")
@@ -231,7 +231,7 @@ def add_member(machine: Machine, host: str, report: Report) -> int:
 
 
 def remove_member(machine: Machine, host: str, report: Report) -> int:
-    """Remove the etcd member of this host ("") or of a lost host.
+    """Remove the etcd member of this host (``host`` is "") or of a lost host.
 
     Returns the number of voting members that remain. Raises Conflict for the only member and for a
     host that is alive, NotFound, NoAnswer or Error.
@@ -262,7 +262,10 @@ def remove_member(machine: Machine, host: str, report: Report) -> int:
 
 
 def be_only_member(machine: Machine, report: Report) -> None:
-    """Make this host's etcd member the only one, with its data, if most members are lost."""
+    """Make this host's etcd member the only member, with its data, after most were lost.
+
+    Raises Conflict if most members answer, and Error.
+    """
     own = _require_own_etcd(machine)
     if own.member is None:
         raise Error("this host runs no member of etcd", "run it on one that does")
@@ -285,11 +288,11 @@ def be_only_member(machine: Machine, report: Report) -> None:
 
 
 def restore(machine: Machine, report: Report) -> Membership:
-    """Write this host's cluster from its store to etcd, after etcd has lost its data.
+    """Write the cluster as this host's store has it to etcd, after etcd has lost its data.
 
     If no etcd answers, this host starts the first member. Raises Conflict if etcd has the data of a
-    cluster, or if this host has the data of a member, which could be used instead; NoAnswer or
-    Error.
+    cluster, or if this host has data of an etcd member that could be used instead. Raises NoAnswer
+    or Error.
     """
     own = require_member(machine)
     store = machine.store
@@ -312,7 +315,7 @@ def restore(machine: Machine, report: Report) -> Membership:
 
 
 def _answering(machine: Machine, own: Config, report: Report) -> Config:
-    """Return a configuration by which an etcd answers; start this host's etcd if none does."""
+    """Return a configuration with which etcd answers. If none answers, start this host's etcd."""
     try:
         with own.engine() as engine:
             engine.mark(own.keys.prefix)
@@ -385,7 +388,7 @@ def _count(own: Config) -> int:
 
 
 def follow(machine: Machine, log: Callable[[str], None]) -> Following:
-    """Return the agent of this host, ready to run. Raises Error if the host is in no cluster."""
+    """Return the cluster agent of this host, ready to run. Raises Error outside a cluster."""
     own = require_member(machine)
     store = machine.store
     me = (own.host, store.state_id(), store.cluster_id(), paths.boot_id())
@@ -408,8 +411,8 @@ def follow(machine: Machine, log: Callable[[str], None]) -> Following:
 def _mending(machine: Machine) -> Callable[[bool], None]:
     """Return a function that repairs the encrypted network interface between the hosts.
 
-    The agent calls the function in a thread. Unless its argument is true, it repairs only an
-    interface that does not work. It raises Error.
+    The agent calls the function in a thread. With the argument false, the function repairs the
+    interface only if it does not work. The function raises Error.
     """
 
     stores: list[Store] = []
@@ -424,7 +427,10 @@ def _mending(machine: Machine) -> Callable[[bool], None]:
 
 
 def end_services(machine: Machine, services: list[str]) -> None:
-    """Deactivate or detach services, and their sharers, that another host has claimed."""
+    """Deactivate or detach services that another host has claimed.
+
+    Services that share their namespaces are deactivated too.
+    """
     store = machine.store
     recover(machine, names=services)  # it may complete the removal of one
     services = [name for name in services if store.service(name) is not None]
@@ -437,7 +443,10 @@ def end_services(machine: Machine, services: list[str]) -> None:
 
 
 def _tend_certificates(machine: Machine, own: Config, membership: ClusterKeys) -> None:
-    """Record this host's certificate in etcd, unless its data were lost; refuse revoked ones."""
+    """Record this host's certificate in etcd, and make its etcd member refuse revoked ones.
+
+    Does nothing if etcd has lost the cluster's data.
+    """
     cluster, item = membership.cluster(), membership.host_item(own.host)
     if cluster is None or cluster.identity != machine.store.cluster_id():
         return
@@ -455,8 +464,8 @@ def _tend_certificates(machine: Machine, own: Config, membership: ClusterKeys) -
 def _tend(machine: Machine, engine: Etcd, whole: bool) -> None:
     """Update this host's values in etcd, and the list of etcd's members in cluster.toml.
 
-    ``whole`` is false if hosts have only joined or left. Only a host with an etcd member acts then:
-    members check certificates, and all agents would query etcd at the same time.
+    ``whole`` is false if hosts have only joined or left. Only hosts with an etcd member act in this
+    case: members check certificates, and all agents would query etcd at the same time.
     """
     own = config.require()
     if not whole and own.member is None:

@@ -1,8 +1,8 @@
 """Create, join and leave a cluster; install the systemd units of its agent and of etcd.
 
-A host is in a cluster as soon as its store has the cluster's id. What a command interrupted before
-that has created, the next command removes. Without systemd, niso starts etcd in the background,
-because a cluster does not work without it, and the caller must start the agent.
+A host is in a cluster as soon as its store has the cluster's id. If a command is interrupted
+earlier, the next command removes what it has created. Without systemd, niso starts etcd in the
+background, because a cluster does not work without etcd, and the caller must start the agent.
 """
 
 from __future__ import annotations
@@ -61,9 +61,10 @@ def init(
 ) -> Membership:
     """Create a cluster with this host as its first host.
 
-    ``host`` and ``address`` are this host's, "" for the default. ``existing`` is an etcd that niso
-    does not run. ``encrypt`` is "" or a kind in `niso.cluster.encryption`. Raises UsageError,
-    Conflict, Error or NoAnswer, after everything that was created has been removed.
+    ``host`` and ``address`` are this host's name and address, or "" for the defaults. ``existing``
+    is an etcd that niso does not run. ``encrypt`` is "" or a kind in `niso.cluster.encryption`.
+    Raises UsageError, Conflict, Error or NoAnswer, after everything that was created has been
+    removed.
     """
     config.way_to_encrypt(encrypt, "--encrypt")
     host = config.host_name(host or os.uname().nodename.partition(".")[0].lower(), "--name")
@@ -113,7 +114,6 @@ def init(
 
 
 def _encrypts(machine: Machine, asked: str, mtu: int, address: str) -> str:
-    """Return how this host encrypts for the requested kind; "" is no encryption. Raises Error."""
     if asked:
         require_mtu(address, mtu)
     return chosen(machine.kernel, asked) if asked else ""
@@ -123,7 +123,7 @@ _OWN_FILES = (invitation.AUTHORITY, invitation.CERTIFICATE, invitation.KEY)
 
 
 def _reach(existing: Reach) -> Reach:
-    """Return the validated access to an etcd that niso does not run. Raises UsageError or Error."""
+    """Validate the access to an etcd that niso does not run. Raises UsageError or Error."""
     places, schemes = [], set()
     for url in existing.members:
         parts = urlsplit(url)
@@ -190,12 +190,12 @@ def invite(machine: Machine, host: str, address: str, renew: bool, member: bool 
 def join(
     machine: Machine, text: bytes, member: bool | None, report: Report, encrypt: str = ""
 ) -> Membership:
-    """Join the cluster that the invitation ``text`` is for, or get new certificates as its host.
+    """Join the cluster that an invitation is for. On a host of the cluster, renew certificates.
 
-    ``member`` says whether to run an etcd member on this host; None means that the first three
-    hosts do. ``encrypt`` is this host's kind, "" for the cluster's. Raises InvalidInput, Conflict,
-    Error or NoAnswer, after everything that was created has been removed. A failure to start the
-    etcd member does not undo the join.
+    ``text`` is the invitation. ``member`` says whether to run an etcd member on this host; with
+    None, the first three hosts do. ``encrypt`` is how this host encrypts, "" for the cluster's
+    default. Raises InvalidInput, Conflict, Error or NoAnswer, after everything that was created has
+    been removed. A failure to start the etcd member does not undo the join.
     """
     config.way_to_encrypt(encrypt, "--encrypt")
     invited = invitation.parsed(text)
@@ -252,7 +252,7 @@ def join(
 def _renew(
     machine: Machine, invited: Invitation, member: bool | None, report: Report
 ) -> Membership:
-    """Install an invitation's certificates on a host of the cluster, with a new encryption key."""
+    """Install new certificates on a host of the cluster, and renew its encryption key."""
     own = config.require()
     if invited.host.name != own.host:
         raise Conflict(
@@ -286,7 +286,7 @@ def _renew(
 
 
 def become_member(machine: Machine, own: Config, report: Report) -> Config:
-    """Start an etcd member here, and return the new configuration. Raises Error or NoAnswer."""
+    """Start an etcd member on this host; return the new configuration. Raises Error or NoAnswer."""
     own_etcd.program()
     require_free(machine, ETCD)
     peer = own_etcd.peer_url(own.address)
@@ -320,7 +320,7 @@ def end_member(machine: Machine, own: Config, engine: Etcd, report: Report) -> N
 
 
 def voting(engine: Etcd) -> int:
-    """Return the number of etcd members that vote: those that have copied the data."""
+    """Return the number of etcd members that vote. A new member does not vote at first."""
     return sum(not member.learns for member in own_etcd.members(engine))
 
 
@@ -340,7 +340,10 @@ def _require_apart(machine: Machine) -> None:
 
 
 def _require_own(machine: Machine, address: str, key: str) -> int:
-    """Return the MTU in bytes of this host's interface with an address. Raises InvalidInput."""
+    """Return the MTU in bytes of the interface that has this address of the host.
+
+    Raises InvalidInput if ``address`` is not an address of this host.
+    """
     mtu = machine.kernel.mtu_of(address)
     if mtu is None:
         reason = f"{address} is not an address of this host"
@@ -349,7 +352,7 @@ def _require_own(machine: Machine, address: str, key: str) -> int:
 
 
 def as_member(machine: Machine, own: Config, mtu: int) -> HostEntry:
-    """Return the values that this host publishes in etcd. ``mtu`` is in bytes."""
+    """Return the entry of this host that is published in etcd. ``mtu`` is in bytes."""
     store = machine.store
     tunnel = store.across.tunnel()
     public = tunnel.public if tunnel else ""
@@ -357,7 +360,6 @@ def as_member(machine: Machine, own: Config, mtu: int) -> HostEntry:
 
 
 def _record(machine: Machine, own: Config, cluster: Cluster, mtu: int) -> None:
-    """Add this host to the hosts of the cluster in etcd, and record the cluster in the store."""
     store = machine.store
     host = HostEntry(own.host, store.state_id(), own.address, mtu, False, niso.__version__)
     if own.encryption:
@@ -397,14 +399,16 @@ def _require_etcd() -> None:
 
 
 def _drop_authority_key() -> None:
-    """Delete the private key of the certificate authority, which only etcd members need."""
     path = os.path.join(paths.cluster_dir(), invitation.AUTHORITY_KEY)
     if os.path.lexists(path):
         files.remove(path)
 
 
 def _own_address() -> str:
-    """Return the source address of packets to the internet. Nothing is sent. Raises UsageError."""
+    """Return the source address of packets to the internet, without sending one.
+
+    Raises UsageError if the host has no default route.
+    """
     for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             try:
@@ -419,8 +423,8 @@ def leave(machine: Machine, force: bool, report: Report) -> Config:
     """Remove this host from its cluster, and return its former configuration.
 
     With ``force``, the host leaves even if etcd does not answer; the cluster then still lists the
-    host. Raises Conflict if services of the host are on networks that span hosts, NoAnswer or
-    Error.
+    host. Raises Conflict if services of this host are on networks that span hosts. Raises NoAnswer
+    or Error.
     """
     store = machine.store
     own = config.require()
@@ -445,7 +449,8 @@ def leave(machine: Machine, force: bool, report: Report) -> Config:
 def _give_notice(machine: Machine, own: Config, force: bool, report: Report) -> None:
     """Delete this host's keys from etcd, and remove its etcd member.
 
-    Raises Conflict if this is the only etcd member of several hosts, and NoAnswer unless ``force``.
+    Raises Conflict if this host runs the only etcd member of several hosts. Raises NoAnswer unless
+    ``force`` is true.
     """
     try:
         with own.engine() as engine:
@@ -482,20 +487,23 @@ _MORE = {
 
 
 def unit_text(which: str, state_id: str) -> str:
-    """Return the unit file of the agent or of etcd (systemd.service(5))."""
+    """Return the text of the systemd unit of the agent or of etcd (systemd.service(5))."""
     lines = agent(f"{_MARK}{state_id}", _DESCRIPTIONS[which], _WORDS[which], _MORE[which])
     return "\n".join([*lines, "[Install]", f"WantedBy={WANTED_BY}", ""])
 
 
 def require_free(machine: Machine, which: str) -> None:
-    """Raise Conflict if the unit file of `AGENT` or `ETCD` is not of this state folder."""
+    """Raise Conflict if another program or state folder has the unit of the agent or of etcd."""
     units = machine.processes.units
     text = units.read(unit_file(which)) if units.booted() else None
     refuse_foreign(unit_file(which), text, f"{_MARK}{machine.store.state_id()}")
 
 
 def start_agent(machine: Machine, report: Report) -> None:
-    """Start the agent, and enable it at boot; without systemd, only report how to. Raises Error."""
+    """Start the agent, and enable it at boot. Raises Error.
+
+    If systemd is not the init, nothing is started; a warning says how to start the agent.
+    """
     if machine.processes.units.booted():
         _start_unit(machine, AGENT, report)
         return
@@ -504,7 +512,7 @@ def start_agent(machine: Machine, report: Report) -> None:
 
 
 def start_etcd(machine: Machine, own: Config, report: Report) -> None:
-    """Start this host's etcd member, enable it at boot under systemd, and wait until it answers."""
+    """Start this host's etcd member and wait until it answers. systemd also starts it at boot."""
     if machine.processes.units.booted():
         _start_unit(machine, ETCD, report)
     else:
@@ -520,7 +528,7 @@ def pause_etcd(machine: Machine) -> None:
 
 
 def end(machine: Machine, which: str, report: Report) -> None:
-    """Stop the agent or etcd, and remove its unit if niso has written one. Raises Error."""
+    """Stop the agent or etcd, and remove its unit if niso wrote the unit. Raises Error."""
     units = machine.processes.units
     text = units.read(unit_file(which)) if units.booted() else None
     if text is not None and text.startswith(_MARK):

@@ -29,10 +29,10 @@ def deactivate(
 ) -> list[Done]:
     """Stop services and remove their networks. Their addresses stay reserved.
 
-    With ``keep_forwards``, additional published ports return at the next activation. By ``needs``,
-    a dependency is stopped after the services that depend on it. With ``dry_run``, the steps are
-    only reported. Raises Error, and NotFound if recovery has just completed the removal of a
-    service.
+    With ``keep_forwards``, ports of `niso port-forward` return at the next activation. ``needs``
+    are the services' dependencies: a dependency is stopped after the services that need it. With
+    ``dry_run``, the steps are only reported. Raises Error, and NotFound if recovery has just
+    completed the removal of a service.
     """
     store = machine.store
     named, services = services, store.instances.with_instances(services)
@@ -64,8 +64,8 @@ def remove(
 ) -> None:
     """Deactivate services, and delete their records, reserved addresses, logs and package copies.
 
-    With ``with_volumes``, their named volumes are deleted too, even those of a service that does
-    not exist. Raises Error.
+    With ``with_volumes``, their named volumes are deleted too, even if the service no longer
+    exists. Raises Error.
     """
     store = machine.store
     recover(machine, report, services)
@@ -88,7 +88,7 @@ def remove(
 
 
 def remove_volumes(machine: Machine, services: list[str], report: Report = silent) -> None:
-    """Delete the named volumes of inactive services. Raises Conflict for active ones, and Error."""
+    """Delete the named volumes of services. Raises Conflict if a service is active, and Error."""
     store = machine.store
     recover(machine, report, services)
     with locked(store, services):

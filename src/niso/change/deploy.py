@@ -1,10 +1,10 @@
 """Replace the instances of a service with a service address, without a failed request.
 
-The new instances start next to the old ones, and must be healthy by their own addresses. Then one
-change of rows and kernel swaps them: the service address and the ports lead to the new instances.
-The old instances keep their open connections. For a while (``deploy.monitor``) they stay ready to
-take over again if a new instance fails. They end when their connections are finished, or when
-``deploy.drain`` is over.
+The new instances start next to the old ones, and must be healthy at their own addresses. Then one
+change of rows and kernel sends new connections to the service address and the ports to the new
+instances. The old instances keep their open connections. For a while (``deploy.monitor``) they stay
+ready to serve again if a new instance fails. They are stopped when their connections are finished,
+or when ``deploy.drain`` is over.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ _MOST_PROBE_S = 1.0
 
 
 class Rollout(NamedTuple):
-    """What an activation does with the instances of one service."""
+    """Which instances of one service an activation creates, replaces and stops."""
 
     front: Target
     new: tuple[Target, ...]  # the instances that the service has afterwards
     old: tuple[str, ...]  # the active instances that it will not have
-    undo: str = ""  # the rows of the service before, as `Intent` has them
-    is_first: bool = False  # no instance serves yet
-    replaces: bool = False  # the version changes: rows of the service change with the slots
-    retired: tuple[str, ...] = ()  # stop-first: an instance that ends before its successor starts
+    undo: str = ""  # the service's previous rows, encoded as in an `Intent`
+    is_first: bool = False  # whether the service has no active instance yet
+    replaces: bool = False  # start-first: whether all instances are replaced by a new version
+    retired: tuple[str, ...] = ()  # stop-first: an instance stopped before its successor starts
     more: int = 0  # stop-first: how many instances of the former version remain
 
     @property
@@ -81,7 +81,7 @@ class Rollout(NamedTuple):
 
     @property
     def version(self) -> int:
-        """Return the number of the version that the service has afterwards."""
+        """Return the number of the version that the service has after the activation."""
         return max(target.instance.version for target in self.new if target.instance)
 
 
@@ -89,11 +89,11 @@ class Rollout(NamedTuple):
 
 
 def rollout(machine: Machine, front: Target) -> Rollout:
-    """Return which instances a service needs, and which of the present ones it replaces.
+    """Return which instances a service needs, and which present instances are to be replaced.
 
-    If the process of an instance is as desired, the instance stays, unless its version is below
-    ``front.again``. With stop-first, only one instance is replaced. The caller must have the lock
-    of the service. Raises InvalidInput.
+    An instance stays if its process is as desired and its version is at least ``front.again``. With
+    stop-first, only one instance is replaced. The caller must have the service's lock. Raises
+    InvalidInput.
     """
     store, name = machine.store, front.name
     deploy = front.spec.program.deploy
@@ -151,10 +151,7 @@ def rollout(machine: Machine, front: Target) -> Rollout:
 
 
 def _is_changed(machine: Machine, front: Target, instance: Instance) -> bool:
-    """Return whether the process of a service differs from that of one of its instances.
-
-    A change that needs no new process is made to the present instances.
-    """
+    """Return whether an instance needs a new process to match the service's manifest."""
     assert front.files is not None
     row = machine.store.service(instance.service)
     spec = front.spec.instance(instance.number)
@@ -171,7 +168,10 @@ def _is_changed(machine: Machine, front: Target, instance: Instance) -> bool:
 def needs(
     after: Mapping[str, Mapping[str, str]] | None, rollouts: Iterable[Rollout]
 ) -> dict[str, Mapping[str, str]]:
-    """Return dependencies with the instances in place of their services."""
+    """Return the dependencies of services, with the names of instances for their services.
+
+    ``after`` maps each service to its dependencies and the state that each must reach.
+    """
     instances = {one.name: [target.name for target in one.new] for one in rollouts}
     result: dict[str, Mapping[str, str]] = {}
     for name, dependencies in (after or {}).items():
@@ -185,7 +185,7 @@ def needs(
 
 
 def scaled(store: Store, name: str, replicas: int) -> Target:
-    """Return the target of a service with another number of instances.
+    """Return the service with another number of instances, ready to be activated (a target).
 
     Raises Conflict if the service is not active or has no service address.
     """
@@ -197,10 +197,11 @@ def scaled(store: Store, name: str, replicas: int) -> Target:
 
 
 def former(store: Store, name: str, version: int | None) -> Target:
-    """Return the target of a former version of a service; with None, of the last one that served.
+    """Return a former version of a service, ready to be activated (a target).
 
-    Secrets and files of variables are read as they are now. Raises NotFound if the version is not
-    recorded, or if its package was deleted.
+    With ``version`` None, returns the last version that served before the present one. Secrets and
+    files of variables are read as they are now. Raises NotFound if the version is not recorded, or
+    if its package was deleted.
     """
     row = _require_front(store, name)
     deploys = store.instances.deploys(name)
@@ -223,7 +224,7 @@ def former(store: Store, name: str, version: int | None) -> Target:
 
 
 def record_failures(store: Store, rollouts: Iterable[Rollout], began: float, error: object) -> None:
-    """Write the records of deploys that were rolled back because of ``error``."""
+    """Record deploys that were rolled back, with the error as the reason."""
     with Lock(), store.transaction():
         for one in rollouts:
             if one.replaces and store.service(one.name) is not None:
@@ -232,7 +233,7 @@ def record_failures(store: Store, rollouts: Iterable[Rollout], began: float, err
 
 
 def before(one: Rollout) -> Target | None:
-    """Return the target of a service as it was before a rollout; None if it was not active."""
+    """Return a service as before a rollout, ready to be activated, or None if it was inactive."""
     row = Intent(one.name, "activate", one.undo).before if one.undo else None
     return of_row(row)._replace(pinned=True) if row is not None else None
 
@@ -249,7 +250,10 @@ def _require_front(store: Store, name: str) -> ServiceRow:
 
 
 def retire(machine: Machine, one: Rollout, report: Report) -> None:
-    """Take an instance out of the slots and let it finish its connections, before it ends."""
+    """Send no new connections to an instance of a stop-first deploy, and wait for open ones.
+
+    Waits at most ``deploy.drain``. The instance is not stopped yet.
+    """
     deploy = one.front.spec.program.deploy
     assert deploy is not None
     if not one.retired:
@@ -265,9 +269,9 @@ def retire(machine: Machine, one: Rollout, report: Report) -> None:
 
 
 def swap(store: Store, rollouts: Iterable[Rollout]) -> None:
-    """Record that the new instances serve, and the old ones finish their connections.
+    """Record that new instances receive connections, and that old ones finish theirs.
 
-    The caller is in the change that writes the slots of the service addresses.
+    The caller must write the new state to the kernel in the same change.
     """
     for one in rollouts:
         store.instances.set_state([target.name for target in one.new], SERVING)
@@ -275,7 +279,7 @@ def swap(store: Store, rollouts: Iterable[Rollout]) -> None:
 
 
 def record(store: Store, one: Rollout, began: float, outcome: str, why: str = "") -> None:
-    """Write the record of a deploy. The caller is in a transaction."""
+    """Record a deploy for `niso history`. The caller must be in a transaction."""
     front, took_s = one.front, round(time.time() - began, 3)
     assert front.files is not None
     what = (encode_service(front.spec), front.files.copy_path(one.name), front.manifest_path)
@@ -286,10 +290,10 @@ def record(store: Store, one: Rollout, began: float, outcome: str, why: str = ""
 
 
 def complete(machine: Machine, one: Rollout, report: Report) -> None:
-    """Watch the new instances, let the old ones finish their connections, and stop the old ones.
+    """Watch the new instances, and stop the old ones when their connections are finished.
 
-    Raises ProcessError if a new instance fails while it is watched; then the old ones serve again,
-    unless ``deploy.on_failure`` is keep.
+    If a new instance fails while it is watched, the old ones serve again, unless
+    ``deploy.on_failure`` is keep. Raises ProcessError in both cases.
     """
     deploy = one.front.spec.program.deploy
     assert deploy is not None
@@ -328,10 +332,7 @@ def complete(machine: Machine, one: Rollout, report: Report) -> None:
 
 
 def _watch(machine: Machine, one: Rollout, until: float, drained_by: float) -> str:
-    """Watch the new instances until ``until`` (monotonic); return why one has failed, or "".
-
-    An old instance gets TERM only afterwards, because it may have to serve again.
-    """
+    """Watch new instances until a monotonic time, and return why one has failed, or ""."""
     processes, check = machine.processes, one.front.spec.program.healthcheck
     names = [target.name for target in one.new]
     pidfds = {name: processes.open_init(name) for name in names}
@@ -365,7 +366,7 @@ def _watch(machine: Machine, one: Rollout, until: float, drained_by: float) -> s
 
 
 def probed(machine: Machine, name: str) -> str:
-    """Probe an instance once, and return why it is not healthy; "" if it is."""
+    """Run an instance's health check once. Return why it is unhealthy, or "" if it is healthy."""
     row = machine.store.service(name)
     check = row.healthcheck if row is not None else None
     if row is None or check is None:
@@ -382,7 +383,7 @@ def probed(machine: Machine, name: str) -> str:
 
 
 def _take_back(machine: Machine, one: Rollout, why: str, report: Report) -> None:
-    """Let the old instances serve again, and the new ones finish their connections."""
+    """Send new connections to the old instances again. The new ones finish their connections."""
     store = machine.store
     new = [target.name for target in one.new]
     with Lock(), change(machine.kernel, store, concerned(store, [one.name]), report):
@@ -409,7 +410,7 @@ def drain(machine: Machine, names: Iterable[str], within_s: float, report: Repor
 def connections(machine: Machine, name: str) -> int:
     """Return how many TCP connections of clients an instance has, opened or being opened.
 
-    Connections of the instance to itself do not count.
+    Connections from the instance to itself do not count.
     """
     return sum(
         measured.is_server
@@ -421,7 +422,6 @@ def connections(machine: Machine, name: str) -> int:
 
 
 def _stop(machine: Machine, names: Iterable[str], report: Report) -> None:
-    """Stop instances that get no connections, and remove their networks."""
     names = list(names)
     begin(machine.store, names, "deactivate")
     errors: list[Error] = stop.finish(machine, names, report, ends=True)
@@ -430,9 +430,10 @@ def _stop(machine: Machine, names: Iterable[str], report: Report) -> None:
 
 
 def finish_leaving(machine: Machine, report: Report) -> None:
-    """Stop the instances whose deploy was interrupted after the swap.
+    """Stop old instances of deploys that were interrupted after connections were switched.
 
-    They get no new connections. Instances of commands that are still running are left unchanged.
+    These instances receive no new connections. Instances of commands that are still running are
+    left unchanged.
     """
     from niso.base.locks import service_lock
 

@@ -1,9 +1,9 @@
 """Watch instances, and services that restart when they are unhealthy (``niso health``).
 
-One process of the machine does this, and only while a service needs it. An instance whose process
-ends, or that becomes unhealthy, gets no more connections by the service address; it gets them again
-after two successful probes. Packets do not depend on this process. If it dies, the next command
-starts it again, and conmon's exit command still takes an instance out when its process ends.
+One process on the machine does this, and only while a service needs it. An instance whose process
+ends, or that becomes unhealthy, receives no new connections to the service address until two probes
+in a row succeed. Packets do not depend on this process. If it dies, the next command starts it
+again, and conmon's exit command still takes an instance out when its process ends.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from niso.store.service_rows import OUT, SERVING
 
 AGENT = "health"
 UNIT = "niso_health.service"
-"""The unit's name. No service's unit can have it, because those begin with niso-."""
+"""The unit's name. No unit of a service has this name: they begin with niso-."""
 _LOCK = "niso.health"
 _MARK = "# written by niso; state folder "
 _LOOK_S = 0.25
@@ -59,7 +59,7 @@ class _Watched:
 
     @property
     def interval_s(self) -> float:
-        """The seconds between two probes."""
+        """Return the seconds between two probes."""
         return min(self.check.interval_s, _MOST_INTERVAL_S) if self.front else self.check.interval_s
 
     def close(self) -> None:
@@ -74,7 +74,7 @@ class _Watched:
 
 
 def follow(machine: Machine, log: Log) -> Following:
-    """Return the agent. It ends by itself when no service needs it."""
+    """Return the health agent. The agent ends when no service needs it."""
     over = threading.Event()
     held = Conflict("niso health runs already", f"systemctl status {UNIT}")
     work = lambda: _run(machine, log, over)  # noqa: E731
@@ -113,7 +113,6 @@ def _run(machine: Machine, log: Log, over: threading.Event) -> None:
 
 
 def _next(watched: Iterable[_Watched], now: float) -> float:
-    """Return the monotonic time of the next step, if nothing happens before."""
     moments = [now + _LOOK_S]
     for one in watched:
         moments.append(one.look_at if one.pidfd < 0 else now + _LOOK_S)
@@ -123,7 +122,7 @@ def _next(watched: Iterable[_Watched], now: float) -> float:
 
 
 def _refresh(machine: Machine, watched: dict[str, _Watched]) -> None:
-    """Read from the store which services to watch."""
+    """Update the set of watched services from the store."""
     store, wanted = machine.store, {}
     fronts = {one.service: one.front for one in store.instances.active(SERVING, OUT)}
     for name in {*fronts, *store.checked_services()}:
@@ -144,7 +143,6 @@ def _refresh(machine: Machine, watched: dict[str, _Watched]) -> None:
 
 
 def _look(machine: Machine, one: _Watched, now: float) -> None:
-    """Open the process of a service if it has a new one, and start a probe that is due."""
     if one.pidfd < 0 and now >= one.look_at:
         one.look_at = now + _RUN_LOOK_S
         state = status.read(one.service)
@@ -159,7 +157,7 @@ def _look(machine: Machine, one: _Watched, now: float) -> None:
 
 
 def _judge(machine: Machine, one: _Watched, log: Log) -> None:
-    """Act on the end of a process, and on the answer of a probe."""
+    """React to the end of a service's process, or to the result of a probe."""
     if one.pidfd >= 0 and crun.wait_readable(one.pidfd, 0):
         one.close()
         if one.front and leave(machine, one.service):
@@ -189,7 +187,6 @@ def _judge(machine: Machine, one: _Watched, log: Log) -> None:
 
 
 def _counts(one: _Watched) -> bool:
-    """Return whether a failed probe counts: not within the start period of the process."""
     return time.time() - one.run[1] >= one.check.start_period_s
 
 
@@ -205,16 +202,16 @@ def _restart(machine: Machine, one: _Watched) -> None:
 
 
 def leave(machine: Machine, service: str, only_beside_others: bool = False) -> bool:
-    """Take an instance out of the slots of its service address; return whether it was in.
+    """Stop sending connections to an instance, and return whether it received connections.
 
-    With ``only_beside_others``, the last instance stays: it may be unhealthy because of a database
-    that all instances use. The caller must not have niso's lock. Raises Error.
+    With ``only_beside_others``, the last instance of a service stays: it may be unhealthy because
+    of a database that all instances use. The caller must not have niso's lock. Raises Error.
     """
     return _move(machine, service, SERVING, OUT, only_beside_others)
 
 
 def serve(machine: Machine, service: str) -> bool:
-    """Put an instance back into the slots; return whether it was out. Raises as `leave` does."""
+    """Send connections to an instance again, and return whether it received none. Raises Error."""
     return _move(machine, service, OUT, SERVING, False)
 
 
@@ -244,15 +241,15 @@ _WITHIN_S, _PAUSE_S = 60.0, 0.5
 
 
 def ended(machine: Machine, service: str) -> None:
-    """Take an instance out of the slots after its process has ended, in case no agent runs."""
+    """Stop sending connections to an instance whose process has ended, in case no agent runs."""
     with suppress(Error):  # the process is gone: its connections are refused
         leave(machine, service)
 
 
 def restarted(machine: Machine, service: str) -> None:
-    """Put an instance back into the slots when it is healthy after a restart.
+    """Send connections to a restarted instance again when it is healthy.
 
-    The agent does this if it runs. Gives up after a minute.
+    Leaves this to the agent if the agent runs. Gives up after a minute.
     """
     end, successes = time.monotonic() + _WITHIN_S, 0
     while time.monotonic() < end and not runs():
@@ -268,12 +265,12 @@ def restarted(machine: Machine, service: str) -> None:
 
 
 def runs() -> bool:
-    """Wake the agent, and return whether it is running."""
+    """Wake the health agent, and return whether it is running."""
     return systemd.agent_name(AGENT)
 
 
 def is_needed(machine: Machine) -> bool:
-    """Return whether a service needs the agent."""
+    """Return whether a service needs the health agent."""
     if machine.store.instances.active(SERVING, OUT):
         return True
     rows = map(machine.store.service, machine.store.checked_services())
@@ -284,7 +281,7 @@ def is_needed(machine: Machine) -> bool:
 
 
 def ensure(machine: Machine) -> None:
-    """Start the agent if a service needs it and it does not run."""
+    """Start the health agent if a service needs it and it is not running."""
     if runs() or not is_needed(machine):
         return
     units = machine.processes.units

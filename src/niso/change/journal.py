@@ -1,8 +1,8 @@
-"""Record changes as intents and lock their services; recover the changes of killed commands.
+"""Record changes in progress (intents), lock services, and recover changes of killed commands.
 
 The store records each change as an intent before the change reaches the kernel. If a later command
 finds an intent whose process has died, it completes the change (deactivate, remove) or undoes it
-(activate, restart; see `niso.change.undo`).
+(activate; see `niso.change.undo`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EndingRestart = event_class("EndingRestart", lambda service: f"complete the rest
 
 
 def end_restart(machine: Machine, services: list[str], report: Report) -> None:
-    """Complete an interrupted restart; report processes that cannot start."""
+    """Start the processes of an interrupted restart again; report those that cannot start."""
     from niso.change.undo import start_again
 
     for name in services:
@@ -39,11 +39,11 @@ def end_restart(machine: Machine, services: list[str], report: Report) -> None:
 def recover(
     machine: Machine, report: Report = silent, names: Iterable[str] = (), every: bool = False
 ) -> int:
-    """Complete or undo interrupted changes, and return the number of intents that were handled.
+    """Complete or undo interrupted changes, and return the number of changes (intents) handled.
 
-    An interrupted change of this host's copy of the cluster's data is undone first, and not
-    counted. Results of services other than ``names``, those of the command that follows, are only
-    reported. Errors of ``names``, and with ``every`` all errors, are raised in the end.
+    ``names`` are the services of the command that follows. Only their errors are raised at the end,
+    or all errors with ``every``. Results of other services are only reported. An interrupted change
+    of this host's copy of the cluster's data is undone first, and is not counted.
     """
     store = machine.store
     machine.processes.renew()
@@ -105,14 +105,14 @@ def recover(
 
 
 def _together(store: Store, intent: Intent) -> list[str]:
-    """Return the services that are recovered with this intent: all whose ports it changes."""
+    """Return the services to recover with an intent. For ports: all services they move between."""
     if intent.action != "ports":
         return [intent.service]
     return sorted({service for service, _ in store.moved_ports()})
 
 
 def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error]:
-    """Complete an interrupted change other than an activation; return the errors by service."""
+    """Complete an interrupted change that is not an activation. Return errors by service name."""
     name, removes = intent.service, intent.action in ("remove", "remove volumes")
     try:
         if intent.action == "ports":
@@ -133,7 +133,7 @@ def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error
 
 
 def locked(store: Store, services: list[str]) -> ExitStack:
-    """Return the locks of several services, acquired in sorted order, as a context."""
+    """Lock several services, in sorted order, and return a context manager that unlocks them."""
     with ExitStack() as locks:
         for name in sorted(set(services)):
             locks.enter_context(locked_one(store, name))
@@ -142,7 +142,7 @@ def locked(store: Store, services: list[str]) -> ExitStack:
 
 @contextmanager
 def locked_one(store: Store, service: str) -> Iterator[None]:
-    """Context with the lock of a service; its file is removed without the service."""
+    """Lock a service in a ``with`` block. Afterwards, remove the lock file if no service has it."""
     with service_lock(service):
         try:
             yield
@@ -160,7 +160,10 @@ def _remove_lock(store: Store, name: str) -> None:
 
 
 def begin(store: Store, services: list[str], action: str) -> None:
-    """Record the intents of a command's services. Raises Conflict if a sharer is active."""
+    """Record that an action has begun (intents) for each service.
+
+    Raises Conflict if the action would stop a service whose namespace an active service shares.
+    """
     if services:
         with Lock(), store.transaction():
             if action not in ("activate", "restart"):

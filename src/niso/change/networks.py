@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 
 def pool() -> subnets.Network:
-    """Return the IPv4 prefix for new subnets (``NISO_POOL``). Raises InvalidInput."""
+    """Return the IPv4 prefix from which niso takes new subnets (``NISO_POOL``).
+
+    Raises InvalidInput.
+    """
     text = os.environ.get("NISO_POOL") or subnets.DEFAULT_POOL
     try:
         prefix = ipaddress.ip_network(text)
@@ -56,12 +59,12 @@ def observes() -> bool:
 def ensure(
     machine: Machine, request: NetworkRequest, implicit: bool, holds: str | None = None
 ) -> NetworkRecord | None:
-    """Record a network, and return it; return None if it exists and satisfies the request.
+    """Record a network unless it exists. Return the new network, or None if it exists already.
 
-    An implicit network is one that niso drops when no service uses it. An existing network stays
-    implicit only if the request is ``implicit`` too. ``holds`` is as in `plan_network`. The caller
-    must be in a transaction. Raises UsageError, and Conflict if the existing network differs, or if
-    the name, subnet or bridge is taken.
+    An implicit network is deleted when no service uses it. An existing network stays implicit only
+    if the request is ``implicit`` too. ``holds`` is as in `plan_network`. The caller must be in a
+    transaction. Raises UsageError, and Conflict if the existing network differs, or if the name,
+    subnet or bridge is taken.
     """
     store = machine.store
     present = store.network(request.name)
@@ -82,12 +85,12 @@ def plan_network(
     holds: str | None = None,
     besides: Sequence[tuple[subnets.Network, str]] = (),
 ) -> NetworkRecord:
-    """Return a network with all its settings that could be created now. Nothing is recorded.
+    """Choose all settings of a new network, without recording it.
 
     If the request names no subnet, the network gets the /24 prefix that contains the address
-    ``holds``, or the next free /24 of the pool. It must not overlap ``besides`` either: pairs
-    (subnet, owner). Raises UsageError, and Conflict if the subnet or bridge is taken or if the host
-    has no IPv6.
+    ``holds``, or the next free /24 of the pool. The subnets must not overlap those in ``besides``,
+    pairs (subnet, owner). Raises UsageError, and Conflict if the subnet or bridge is taken or if
+    the host has no IPv6.
     """
     store, kernel, name = machine.store, machine.kernel, request.name
     taken = [*_taken(machine), *besides]
@@ -125,7 +128,7 @@ def plan_network(
 
 
 def _taken(machine: Machine) -> list[tuple[subnets.Network, str]]:
-    """Return pairs (prefix, owner) that a new network must not overlap. The owner is a phrase."""
+    """Return the prefixes that a new network must not overlap, as (prefix, phrase for owner)."""
     store = machine.store
     taken = [
         (ipaddress.ip_network(subnet.cidr), f"network {network.name!r}")
@@ -149,7 +152,10 @@ def _taken(machine: Machine) -> list[tuple[subnets.Network, str]]:
 def _require_free(
     name: str, net: subnets.Network, taken: Sequence[tuple[subnets.Network, str]], holds: str | None
 ) -> None:
-    """Raise Conflict if ``net``, chosen for the address ``holds`` or None, is ``taken``."""
+    """Raise Conflict if a subnet overlaps a prefix in use.
+
+    ``holds`` is the static address for which the subnet was chosen, or None.
+    """
     for other, whose in taken:
         if other.version != net.version or not other.overlaps(net):
             continue
@@ -208,11 +214,11 @@ def _next_free(name: str, taken: list[tuple[subnets.Network, str]]) -> subnets.N
 def create(
     machine: Machine, request: NetworkRequest, report: Report = silent, dry_run: bool = False
 ) -> NetworkRecord | None:
-    """Create a network and its bridge; return None if the same network already exists.
+    """Create a network and its bridge. Return None if the same network already exists.
 
-    A network that spans hosts is created in the cluster too, unless it is there. Raises UsageError,
-    KernelError, and Conflict if the name, subnet or bridge is taken. After an error nothing has
-    changed.
+    A network that spans hosts is also created in the cluster, unless the cluster has it. Raises
+    UsageError, KernelError, and Conflict if the name, subnet or bridge is taken. After an error
+    nothing has changed.
     """
     subnets.check(request)
     if not request.span:
@@ -264,10 +270,10 @@ def _create(
 def remove(
     machine: Machine, names: list[str], report: Report = silent, dry_run: bool = False
 ) -> None:
-    """Remove networks and their bridges. If one cannot be removed, none is.
+    """Remove networks and their bridges. If one network cannot be removed, none is removed.
 
     A network that spans hosts is removed from the cluster first, even if this host does not have
-    it. Raises NotFound, Conflict if a service on any host is on one of the networks, and
+    the network. Raises NotFound, Conflict if a service on any host is on one of the networks, and
     KernelError.
     """
     from niso.change import span_networks
@@ -295,7 +301,6 @@ def remove(
 
 
 def _require_unused(store: Store, name: str) -> None:
-    """Raise NotFound if a network does not exist, Conflict if a service here is on it."""
     store.require_network(name)
     members = [service for service, _ in store.members(name)] or store.held_by(name)
     if members:
@@ -304,7 +309,10 @@ def _require_unused(store: Store, name: str) -> None:
 
 
 def show(machine: Machine, on: bool) -> bool:
-    """Write services' names to the host's /etc/hosts or remove them; return whether any changed."""
+    """Write services' names to the host's own hosts file, or remove them.
+
+    Returns whether anything changed. Raises KernelError.
+    """
     store, kernel = machine.store, machine.kernel
     with Lock():
         was, mark = store.host_knows(), store.state_id()

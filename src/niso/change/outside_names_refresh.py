@@ -1,4 +1,4 @@
-"""Resolve the DNS names in policies, update rules and hosts files, and install the timer for it.
+"""Resolve the DNS names in policies, update rules and hosts files, and install a timer for this.
 
 dnspython uses the name servers of the host's resolv.conf, including those on the host's loopback,
 which services cannot reach. The host's hosts file, whose lines have no TTL, and search domains are
@@ -50,8 +50,8 @@ record such a policy may be in progress.
 def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent) -> None:
     """Resolve the DNS names in policies of services that are about to be activated.
 
-    A name without an address is only reported, so a machine boots even if its name servers start
-    after niso. Raises Error if dnspython is not installed.
+    A name without an address only causes a warning, so that a machine boots even if its name
+    servers start after niso. Raises Error if dnspython is not installed.
     """
     names = _names(targets)
     if not names:
@@ -70,7 +70,7 @@ def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent
 
 
 def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
-    """Remove those addresses of DNS names that belong to a network of this command.
+    """Remove the addresses of DNS names that belong to a network which this command creates.
 
     The names were resolved before the networks were recorded. The caller must be in the transaction
     that has recorded them. Raises KernelError.
@@ -86,7 +86,7 @@ def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
 
 
 def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:
-    """Resolve the DNS names that have no recent answer in these policies; record nothing."""
+    """Resolve DNS names in the services' policies that have no recent answer. Record nothing."""
     names = _names(targets)
     if not names:
         return []
@@ -107,9 +107,9 @@ def refresh(
 ) -> list[str]:
     """Resolve the DNS names whose TTL is over, apply the answers, and return the changed names.
 
-    ``names`` limits the call to these names; None means all names in policies. With ``force``,
-    names are resolved whatever their TTL. Open connections stay open even if an address is removed.
-    Raises KernelError, and Error if dnspython is not installed.
+    ``names`` are the names to consider; None means all names in policies. With ``force``, names are
+    resolved even if their TTL is not over. Open connections stay open even if an address is
+    removed. Raises KernelError, and Error if dnspython is not installed.
     """
     rows = machine.store.outside
     now = time.time()
@@ -133,9 +133,9 @@ def _apply(
 ) -> list[str]:
     """Record DNS answers and update the kernel; return the names whose addresses changed.
 
-    The caller must have niso's lock. ``unsettled`` are names whose answers may not be in the
-    kernel. The rows are committed first, with this mark. If this process is killed then, the next
-    refresh removes the nftables set elements of the earlier answer.
+    The caller must have niso's lock. ``unsettled`` are names whose recorded answers may not be in
+    the kernel yet. The rows are committed first, marked as unsettled. If this process is then
+    killed, the next refresh removes the nftables set elements of the earlier answer.
     """
     store, kernel = machine.store, machine.kernel
     rows = store.outside
@@ -170,12 +170,11 @@ def _used(answer: Outside) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _all_in_use(answer: Outside) -> Outside:
-    """Return an answer with all addresses marked as in use, as the kernel may have them."""
+    """Return an answer with all addresses marked as in use, because the kernel may have them."""
     return answer._replace(addresses=tuple(known._replace(state=NOW) for known in answer.addresses))
 
 
 def _forbids(machine: Machine) -> Forbids:
-    """Return the addresses and prefixes to which no DNS name of a policy may resolve."""
     store: Store = machine.store
     pools = (os.environ.get("NISO_POOL") or DEFAULT_POOL, str(unique_local(store.state_id())))
     subnets = (subnet.cidr for network in store.networks() for subnet in network.subnets)
@@ -237,7 +236,10 @@ def ask(names: Iterable[str]) -> dict[str, tuple[DnsAnswer, ...]]:
 
 
 def _one(dns: Any, resolver: Any, name: str, family: int, end: float) -> DnsAnswer:
-    """Resolve a name for a family (4 or 6) before ``end``, a monotonic time in seconds."""
+    """Resolve a DNS name for an address family (4 or 6).
+
+    ``end`` is the monotonic time by which the answer must arrive.
+    """
     left = end - time.monotonic()
     if left <= 0:
         return DnsAnswer(family, problem="there was no time to ask", silent=True)
@@ -268,18 +270,16 @@ def _one(dns: Any, resolver: Any, name: str, family: int, end: float) -> DnsAnsw
 # --- the systemd timer ----------------------------------------------------------------------------
 
 EVERY_S = 60
-"""Interval in seconds between calls of `niso net refresh`. A call resolves only names whose TTL is
-over.
-"""
+"""Seconds between calls of `niso net refresh`, which resolve only names whose TTL is over."""
 TIMER = "niso_refresh.timer"
-"""Name of the timer's unit. No service's unit has this name, because those begin with "niso-"."""
+"""Name of the timer's unit. No unit of a service has this name: they begin with "niso-"."""
 _SERVICE = "niso_refresh.service"
 _DROP_IN = f"timers.target.d/{TIMER}.conf"
 _MARK = "# written by niso enable for outside names; state folder "
 
 
 def settle(machine: Machine, report: Report = silent) -> None:
-    """Write the timer's units if enabled services have DNS names in policies, else remove them."""
+    """Write the timer's units if an enabled service has DNS names in policies, else remove them."""
     store, units = machine.store, machine.processes.units
     if not units.booted():
         return
@@ -337,7 +337,7 @@ def _path(name: str) -> str:
 
 
 def refresh_names(session: Session, force: bool) -> tuple[OutsideName, ...]:
-    """Resolve the DNS names whose TTL is over; see `Host.refresh_names`."""
+    """Resolve the DNS names whose TTL is over, and describe all; see `Host.refresh_names`."""
     machine = session.machine_for_change()
     if machine.store.names_outside():
         refresh(machine, report=session.report, force=force)

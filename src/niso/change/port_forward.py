@@ -23,9 +23,9 @@ def port_forward(
 ) -> tuple[bool, list[tuple[str, PortMapping]]]:
     """Publish one more port of an active service immediately.
 
-    Returns whether anything changed, and pairs (service, port) of the ports that were withdrawn
-    because they had the same host port. Without ``replace``, such a port raises Conflict. Raises
-    Conflict or KernelError; nothing has changed then.
+    Returns whether anything changed, and the withdrawn ports as pairs (service, port). With
+    ``replace``, ports that have the same host port are withdrawn; otherwise they cause a Conflict.
+    Raises Conflict or KernelError; nothing has changed then.
     """
     recover(machine, report, [name])
     store, key = machine.store, "PORT"
@@ -67,12 +67,11 @@ def port_forward(
 
 
 def _is_part(port: PortMapping, held: PortMapping) -> bool:
-    """Return whether ``held``, which ``port`` would replace, has host ports outside ``port``."""
     return held.host_port < port.host_port or held.last > port.last
 
 
 def kept_out(store: Store, service: str, port: PortMapping) -> list[tuple[str, PortMapping]]:
-    """Return the manifest ports that the forward of ``port`` keeps from being published.
+    """Return ports in manifests that are not published because ``port`` is forwarded.
 
     The result has pairs (service, port), of active services only. A host port that several services
     request is left out, because it is not clear which of them would get it.
@@ -97,10 +96,10 @@ def kept_out(store: Store, service: str, port: PortMapping) -> list[tuple[str, P
 def port_unforward(
     machine: Machine, name: str, port: PortMapping, report: Report = silent
 ) -> list[tuple[str, PortMapping]]:
-    """Withdraw a port that `port_forward` added, even if its service is inactive since a reboot.
+    """Withdraw a port that `port_forward` added. The service may be inactive since a reboot.
 
-    Manifest ports that only this forward kept from being published are published again in the same
-    transaction, and returned as pairs (service, port). Raises NotFound if the port is not
+    Ports in manifests that only this forward kept from being published are published again in the
+    same transaction, and returned as pairs (service, port). Raises NotFound if the port is not
     forwarded, and Conflict if the manifest publishes it.
     """
     recover(machine, report, [name])
@@ -132,7 +131,6 @@ def port_unforward(
 
 
 def _check_mode(store: Store, service: str, key: str) -> None:
-    """Raise Conflict if a service, or the owner of its namespace, cannot publish ports."""
     home = store.service(store.home(service))
     if home is not None and home.mode in ("host", "none"):
         whose = f"service {service!r}"

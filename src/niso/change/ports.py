@@ -40,14 +40,15 @@ def admit(
     named: tuple[PortMapping, ...] = (),
     published: Container[PortMapping] = (),
 ) -> tuple[list[PortMapping], list[PortMapping]]:
-    """Check the host ports of a manifest, and choose those that it leaves open.
+    """Check the host ports that a manifest names, and choose a host port for the other ports.
 
-    Returns the ports to publish, all with a host port, and those of them whose host port was chosen
-    here. ``before`` are the present ports of the service, which are not checked again. Ports that
-    the command's services ``together`` release are free. ``named`` are the host ports in the
-    command's manifests, which are not chosen. ``published`` are the manifest ports of the last
-    activation; one that a forward has taken since is left out. The caller must be in a transaction.
-    Raises a Conflict that names the key and the port's owner, or an ErrorGroup.
+    Returns all ports to publish, and those of them whose host port was chosen. ``before`` are the
+    present ports of the service, which are not checked again. ``together`` are the command's
+    services: ports that they release are free. ``named`` are the host ports in the command's
+    manifests, which are not chosen for other ports. ``published`` are the manifest's ports of the
+    last activation; a port that another service's forward has taken since is left out. The caller
+    must be in a transaction. Raises a Conflict that names the key and the port's owner, or an
+    ErrorGroup.
     """
     store = machine.store
     keys = keys or [f"network.ports[{position}]" for position in range(len(wanted))]
@@ -99,6 +100,7 @@ def admit(
 
 
 def check_family(service: str, port: PortMapping, families: tuple[int, ...], key: str) -> None:
+    """Raise Conflict if a service has no address of the families that a port is published for."""
     if not set(port.families) & set(families):
         family = port.families[0]
         raise Conflict(
@@ -114,7 +116,6 @@ def check_family(service: str, port: PortMapping, families: tuple[int, ...], key
 def _check_holders(
     store: Store, service: str, port: PortMapping, key: str, together: frozenset[str]
 ) -> None:
-    """Raise Conflict if a service keeps the host port after the command's changes."""
     for holder, held in store.port_holders(port, together):
         if holder != service:
             message = f"host port {port.host_side} is published by {holder!r}{as_held(held, port)}"
@@ -129,7 +130,6 @@ def _check_holders(
 def _check_forwards(
     service: str, port: PortMapping, forwards: Iterable[PortMapping], key: str
 ) -> None:
-    """Raise Conflict if another port of this service is forwarded from the same host port."""
     for forward in forwards:
         if same_place(forward, port):
             reason = f"host port {port.host_side} is forwarded to another port of {service!r}"
@@ -146,10 +146,10 @@ def _choose(
     listeners: Listeners,
     key: str,
 ) -> int:
-    """Return a host port for a port without one: the previous one if it is free, else the lowest.
+    """Choose a host port: the previous one if it is free, else the lowest that is free.
 
-    ``others`` is a pair: the ports of this manifest, and the host ports in all manifests of the
-    command. ``have`` are the present ports of the service. Raises Conflict if no host port is free.
+    ``others`` are the ports of this manifest, and the host ports in all manifests of the command.
+    ``have`` are the present ports of the service. Raises Conflict if no host port is free.
     """
     mine, named = others
     kept = store.chosen_port(service, port)
@@ -188,7 +188,7 @@ def finish(machine: Machine, report: Report = silent) -> None:
     """Complete the port changes that interrupted commands have recorded, as one change.
 
     One service may have taken a port from another. A running command has niso's lock until its port
-    changes are complete, so records found here are from interrupted commands.
+    changes are complete, so these records are from interrupted commands.
     """
     store = machine.store
     with Lock():
@@ -200,7 +200,7 @@ def finish(machine: Machine, report: Report = silent) -> None:
             stop.end_intents(store, sorted({service for service, _ in moved}))
 
 
-_Port = tuple[str, PortMapping]  # of a service
+_Port = tuple[str, PortMapping]  # (service, port)
 _Moved = list[_Port]
 
 
@@ -209,7 +209,8 @@ def _change(
 ) -> None:
     """Record added and withdrawn ports, and update the kernel. After an error, undo both.
 
-    ``back`` are manifest ports to publish again. The caller must have niso's lock.
+    ``come`` are ports to forward, ``go`` ports to withdraw, and ``back`` ports of manifests to
+    publish again. The caller must have niso's lock.
     """
     store = machine.store
     moved = [*come, *back, *go]
@@ -244,10 +245,10 @@ def _change(
 def _moving(
     machine: Machine, moved: _Moved, on: set[str], report: Report, teardown: bool = False
 ) -> change:
-    """Return the context of a change of these ports; ``on`` are networks of the rows before it.
+    """Return the context manager in which rows and kernel change for these ports.
 
-    The rows are committed before the kernel changes: after a kill, the next command finds in them
-    which ports were being changed.
+    ``on`` are the networks that the ports were published on before. The rows are committed before
+    the kernel changes: after a kill, the next command reads in them which ports were being changed.
     """
     store, kernel = machine.store, machine.kernel
     scope = change_scope.concerned(store, sorted({service for service, _ in moved}), on)
@@ -260,7 +261,7 @@ def _moving(
 
 
 def _elements(store: Store, ports: _Moved) -> State:
-    """Return the nftables map elements of these ports and of their services' hairpins."""
+    """Return the nftables elements for ports, and for services that connect to their own port."""
     elements: set[Element] = set()
     for service, port in ports:
         own = store.addresses(service)

@@ -1,7 +1,7 @@
 """Compute what the store records of a service's process: its uid and its ProcessSpec.
 
 This module also decides what the running process needs: nothing, a restart, or only another hosts
-file because its networks have changed.
+file because the service's networks have changed.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ def specified(
     provider: str | None,
     before: ServiceRow | None,
 ) -> tuple[int, ProcessSpec, bool, bool]:
-    """Return the desired process of a service whose row is ``before``; None for a new service.
+    """Return the desired process of a service, and how to reach it from the running process.
 
-    The result is the uid of the row, the process, whether it must be started or restarted, and
-    whether it only needs another hosts file. ``generation`` and ``provider`` are those of the new
+    The result is the uid of the service, the process, whether it must be started or restarted, and
+    whether it only needs another hosts file. ``before`` is the service's previous row, or None.
+    ``generation`` and ``provider`` (the service whose namespace is shared) are those of the new
     row. A process that waits for its automatic restart is started immediately. Raises InvalidInput.
     """
     uid = before.uid if before else free_uid(machine.store, target.name)
@@ -61,7 +62,7 @@ def specified(
 
 
 def free_uid(store: Store, service: str) -> int:
-    """Return the uid of a new service: the owner of volumes left from its name, or a free one."""
+    """Choose the uid of a new service: the owner of volumes left from its name, or a free uid."""
     kept = volumes.owners()
     for uid in sorted(kept.pop(service, ())):
         if uid >= FIRST_UID and store.free_uid(uid) == uid:
@@ -70,10 +71,10 @@ def free_uid(store: Store, service: str) -> int:
 
 
 def _identified(spec: ProcessSpec, old: ProcessSpec | None, is_known: bool) -> ProcessSpec:
-    """Return the spec with digests of secrets, and device and inode numbers of its host paths.
+    """Add digests of secrets, and device and inode numbers of host paths, to a process.
 
     They show later whether a path has been replaced. If the service was activated by its name
-    (``is_known``), those of its last activation, ``old``, stay. Raises InvalidInput.
+    (``is_known``), the values of the last activation (``old``) stay. Raises InvalidInput.
     """
     if old is not None and is_known:
         known = {volume.name: volume for volume in old.volumes if volume.identity is not None}
@@ -153,7 +154,7 @@ def _spec(
 RestartingInstead = event_class(
     "RestartingInstead", lambda service, error: f"{error.message}; restarting {service}"
 )
-"""A service restarts, because ``error`` prevented a change without a restart."""
+"""Event: a service restarts, because an error prevented a change without a restart."""
 
 
 def can_swap(processes: Processes, old: ProcessSpec | None, new: ProcessSpec) -> bool:
@@ -165,7 +166,10 @@ def can_swap(processes: Processes, old: ProcessSpec | None, new: ProcessSpec) ->
 
 
 def swap_or_restart(processes: Processes, spec: ProcessSpec, report: Report) -> None:
-    """Mount ``spec.hosts_folder`` in a running service, or restart it. Raises ProcessError."""
+    """Mount the hosts file of a new process record in a running service, or restart it.
+
+    Raises ProcessError.
+    """
     try:
         processes.swap_hosts(spec)
     except ProcessError as error:

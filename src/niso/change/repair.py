@@ -1,6 +1,6 @@
 """Repair everything that `niso net check` reports, or remove all objects of niso (``--sweep``).
 
-The sweep needs no store. It finds niso's objects by the names and ids that niso gave them in the
+Sweeping needs no store. niso's objects are found by the names and ids that niso gave them in the
 kernel, such as the alias of a network interface.
 """
 
@@ -58,7 +58,10 @@ WritingSpec = events.event_class("WritingSpec", lambda service: f"write spec.jso
 
 
 def plan_repair(machine: Machine, report: Report, network_only: bool = False) -> None:
-    """Report the steps of `repair_all` or `repair_network`, except of the recovery."""
+    """Report the steps that a repair would take, except for recovering interrupted changes.
+
+    With ``network_only``, reports the steps of `repair_network`, otherwise those of `repair_all`.
+    """
     store, kernel, processes, _ = machine
     lost = _of_rows(store_defects.find_defects(kernel, store))
     for defect in lost:
@@ -95,8 +98,8 @@ def plan_repair(machine: Machine, report: Report, network_only: bool = False) ->
 def repair_all(machine: Machine, report: Report = silent) -> int:
     """Recover interrupted changes, repair all differences and start services that should run.
 
-    Returns the number of repairs. All are tried before an ErrorGroup is raised. Raises Error
-    immediately if the store cannot be repaired: the desired state is unknown then.
+    Returns the number of repairs. All repairs are tried before an ErrorGroup is raised. Raises
+    Error immediately if the store cannot be repaired, because the desired state is then unknown.
     """
     store = machine.store
     errors: list[Error] = []
@@ -120,8 +123,8 @@ def repair_all(machine: Machine, report: Report = silent) -> int:
 def repair_network(machine: Machine, report: Report = silent) -> int:
     """Repair the store and the kernel. Processes and interrupted changes are left unchanged.
 
-    Only niso's own lock is acquired, so a systemd unit for which services wait can call this.
-    Raises the errors of `repair_all`.
+    Only niso's own lock is acquired, so that a systemd unit for which services wait can call this.
+    Raises the same errors as `repair_all`.
     """
     errors: list[Error] = []
     with Lock():
@@ -138,7 +141,7 @@ def _raise_all(errors: list[Error]) -> None:
 
 @contextmanager
 def _collecting(errors: list[Error]) -> Iterator[None]:
-    """Context that adds an Error of its block to ``errors`` instead of raising it."""
+    """Run a ``with`` block, and append an Error that it raises to ``errors``."""
     try:
         yield
     except Error as error:
@@ -146,7 +149,7 @@ def _collecting(errors: list[Error]) -> Iterator[None]:
 
 
 def _repair_store(machine: Machine, report: Report, errors: list[Error]) -> int:
-    """Repair rows, and return the number of repairs. The caller must have niso's lock."""
+    """Repair rows of the store, and return their number. The caller must have niso's lock."""
     store, kernel = machine.store, machine.kernel
     defects = store_defects.find_defects(kernel, store)
     lost = _of_rows(defects)
@@ -196,7 +199,10 @@ def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int
 
 
 def _repair_process(machine: Machine, name: str, report: Report, errors: list[Error]) -> int:
-    """Repair the copy, spec.json and process of a service that the caller has locked."""
+    """Repair the package copy, spec.json and process of a service; return the number of repairs.
+
+    The caller must have locked the service.
+    """
     processes, row = machine.processes, machine.store.service(name)
     if row is None or not row.active or not row.has_process:
         return 0
@@ -218,7 +224,6 @@ def _repair_process(machine: Machine, name: str, report: Report, errors: list[Er
 
 
 def _forget_gone(machine: Machine, report: Report, errors: list[Error]) -> int:
-    """Detach the attachments whose namespace no longer exists, and return their number."""
     done = 0
     for name in check.gone(machine.kernel, machine.store):
         report(events.Forgetting(name))
@@ -228,7 +233,6 @@ def _forget_gone(machine: Machine, report: Report, errors: list[Error]) -> int:
 
 
 def _stop_left_running(machine: Machine, report: Report, errors: list[Error]) -> int:
-    """Stop the processes of inactive services, and return the number of services."""
     done = 0
     for name in left_running(machine):
         with journal.locked(machine.store, [name]):
@@ -242,7 +246,7 @@ def _stop_left_running(machine: Machine, report: Report, errors: list[Error]) ->
 
 
 def _copy_again(row: ServiceRow, report: Report) -> int:
-    """Copy a service's package again if its copy is damaged; return how many were copied."""
+    """Copy a service's package again if the copy is damaged. Return 1 if copied, else 0."""
     if of_package(row) is None:
         return 0
     folder, contents, spec = row.folder, Contents(row.name), row.require_service()
@@ -260,7 +264,6 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
 
 
 def _write_spec_again(processes: Processes, row: ServiceRow, report: Report) -> int:
-    """Write the spec.json of a running service if it is missing. Returns 1 if written, else 0."""
     finding = processes.defect(row.name)
     if finding is None or finding.defect != UNKNOWN:
         return 0
@@ -273,7 +276,6 @@ def _write_spec_again(processes: Processes, row: ServiceRow, report: Report) -> 
 
 
 def _of_rows(defects: list[store_defects.Defect]) -> list[store_defects.Defect]:
-    """Return the defects other than "different", which can be repaired from other rows."""
     return [defect for defect in defects if defect[0] != "different"]
 
 
@@ -285,7 +287,6 @@ def _event_of(defect: store_defects.Defect) -> Event:
 
 
 def _nameless(machine: Machine) -> list[tuple[str, int]]:
-    """Return (service, pid) of those whose network namespace has lost its name in /run/netns."""
     store, kernel, processes, _ = machine
     mark = alias(store.state_id())
     nameless = []
@@ -317,9 +318,9 @@ def sweep(
 ) -> tuple[int, Error | None]:
     """Remove everything that niso created in the kernel, for all state folders.
 
-    Processes are stopped first, niso's nftables tables removed last. Returns the number of removed
-    objects, and the error of recording this in the store or None. All are tried before an
-    ErrorGroup is raised.
+    Processes are stopped first, and niso's nftables tables removed last. Returns the number of
+    removed objects, and an error if the removal could not be recorded in the store. All removals
+    are tried before an ErrorGroup is raised.
     """
     errors: list[Error] = []
     gone = 0
@@ -363,7 +364,7 @@ def sweep(
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Context with niso's lock and those of all services. Raises Conflict."""
+    """Run a ``with`` block with niso's lock and the locks of all services. Raises Conflict."""
     for _ in range(_TRIES):
         known = locked_services()
         with ExitStack() as locks:
@@ -379,11 +380,10 @@ def _alone() -> Iterator[None]:
 
 
 _Removal = tuple[Event, Callable[[], object], bool]
-"""An event, the function that removes the object, and whether it is a table, which protects it."""
+"""(event, function that removes the object, whether it is a table that protects objects)."""
 
 
 def _running(processes: Processes, lost: list[Orphan]) -> Iterator[_Removal]:
-    """Yield the processes of all services, including ``lost``: those without a run folder."""
     for name in processes.services():
         yield events.Stopping(name), partial(processes.stop, name, 0), False
     for one in lost:
@@ -391,10 +391,10 @@ def _running(processes: Processes, lost: list[Orphan]) -> Iterator[_Removal]:
 
 
 def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Removal]:
-    """Yield niso's namespaces, network interfaces and routing rules, in the order of removal.
+    """Yield removals for niso's namespaces, network interfaces and routing rules, in order.
 
-    Of the namespace of an attachment, only the name in /run/netns is removed, even if a program has
-    set niso's alias there.
+    Of an attachment's namespace, only the name in /run/netns is removed, even if a program has set
+    niso's alias there.
     """
     attached = _attached()
     for name, mark in kernel.marked_netns().items():
@@ -419,8 +419,8 @@ def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Removal]:
 def _attached() -> frozenset[int]:
     """Return the cookies (SO_NETNS_COOKIE) of the namespaces of active attachments.
 
-    They are read from the database file; none if it is missing or damaged. Opening the store would
-    record a move of the folder or a reboot.
+    If the database file is missing or damaged, returns none. The file is read directly, because
+    opening the store would record a move of the folder or a reboot.
     """
     query = (
         "SELECT cookie FROM attached a JOIN service s ON s.name=a.service"
@@ -439,7 +439,10 @@ def _attached() -> frozenset[int]:
 
 
 def _all_rules(kernel: Kernel, going: dict[str, str]) -> Iterator[_Removal]:
-    """Yield niso's tables, preceded by the sysctls that they record and the links leave."""
+    """Yield removals that restore the host's sysctls, then removals of niso's nftables tables.
+
+    Sysctls of the links ``going``, which are removed, are left out.
+    """
     marks = kernel.list_elements(ruleset.INET, "before") or ()
     for name, value in host_settings.to_put_back(kernel, dict(map(elements.sysctl_before, marks))):
         if not going.keys() & set(name.split("/")):
@@ -453,7 +456,6 @@ def _all_rules(kernel: Kernel, going: dict[str, str]) -> Iterator[_Removal]:
 
 
 def _forget_active(kernel: Kernel, store: Store) -> None:
-    """Record all services as inactive after a sweep, and restore the host's forwarding settings."""
     try:
         with store.transaction():
             for name in store.active_services():
@@ -469,7 +471,7 @@ def _forget_active(kernel: Kernel, store: Store) -> None:
 
 
 def repair_row(processes: Processes, store: Store, name: str) -> None:
-    """Write the spec of the running process into its service's row. Raises Error without it."""
+    """Copy the process record of a running service into its row. Raises Error without a record."""
     row = store.service(name)
     if row is None:
         return
@@ -481,7 +483,7 @@ def repair_row(processes: Processes, store: Store, name: str) -> None:
 
 
 def repair_defects(kernel: Kernel, store: Store, defects: Iterable[Defect]) -> None:
-    """Repair the defects of the kinds "missing" and "foreign", in the caller's transaction."""
+    """Repair defects of the kinds "missing" and "foreign", in the caller's transaction."""
     wanted = [(table, service) for problem, table, service in defects if problem == "missing"]
     _restored(kernel, store, [service for _, service in wanted if service])
     if any(table == "sysctl" for table, _ in wanted):

@@ -1,7 +1,7 @@
-"""Compute the scope of a change: which services, networks and names it affects.
+"""Compute the scope of a change: which services, networks and names the change affects.
 
-A change compares the kernel with the rows before the change and with the rows after it. Its scope
-is therefore the union (`Scope.joined`) of the scopes that these rows have.
+A change compares the kernel with the rows before the change and with the rows after it. The scope
+is therefore the union (`Scope.joined`) of the scopes computed from the rows of both times.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 def concerned(
     store: Store, services: Iterable[str], networks: Iterable[str] = (), names: Iterable[Name] = ()
 ) -> Scope:
-    """Return the scope of a change of ``services``, according to the present rows.
+    """Return the scope of a change of services, according to the present rows.
 
-    The scope also contains the services that share a namespace with them, the services that have
-    one of their names on another network (`NameRows.shadows`), and the networks of all of these.
-    Networks that a service has left are included if their bridges are still configured for its
-    ports. ``networks`` are those that the services will join, ``names`` those in policies that will
-    resolve differently, with services of other hosts that have them.
+    The scope also contains the services that share a namespace with these, the services that have
+    one of their names on another network (`NameRows.shadows`), and the networks of all. A network
+    that a service has left is included if its bridge is still configured for the service's ports.
+    ``networks`` are those that the services will join. ``names`` are names in policies that will
+    resolve differently; services of other hosts with such names are included.
     """
     names = list(names)
     everyone = store.with_companions(services)
@@ -46,7 +46,6 @@ def concerned(
 
 
 def _shadowed(store: Store, services: Iterable[str], names: Iterable[Name]) -> tuple[str, ...]:
-    """Return the services of other hosts whose lines in hosts files may change."""
     called = {name for service in services for name in store.names(service)}
     called |= {name for kind, name in names if kind == "service"}
     return tuple(sorted({other for name in called for other in store.holders_elsewhere(name)}))
@@ -62,10 +61,11 @@ def with_remotes(store: Store, scope: Scope) -> Scope:
 
 
 def leaving(machine: Machine, networks: Collection[str], report: Report) -> change | Transaction:
-    """Return the context of a change in which unused implicit networks are dropped.
+    """Return the context manager of a change that deletes unused implicit networks.
 
-    ``networks`` are those that services have left. Without any, the context is a plain transaction.
-    The caller must have niso's lock, and must drop the networks within the context.
+    ``networks`` are networks that services have left. If there are none, the context manager is a
+    plain transaction. The caller must have niso's lock, and must delete the rows of the networks in
+    the ``with`` block.
     """
     store = machine.store
     if not networks:
@@ -74,7 +74,7 @@ def leaving(machine: Machine, networks: Collection[str], report: Report) -> chan
 
 
 def scope_left(store: Store, networks: Collection[str]) -> Scope:
-    """Return the scope of a change that may delete ``networks``, with remote services there."""
+    """Return the scope of a change that may delete networks, with the remote services on them."""
     on = tuple(sorted(networks))
     return with_remotes(store, Scope((), on, names=tuple(("network", name) for name in on)))
 
@@ -88,7 +88,7 @@ def all_names(store: Store, scope: Scope) -> set[Name]:
 
 
 def scope_of(store: Store, targets: list[Target]) -> Scope:
-    """Return the scope of activating ``targets``, according to the rows before and after it."""
+    """Return the scope of an activation: of the rows before it, and of the rows after it."""
     touched: set[str] = set()
     for target in targets:
         provider = named_provider(store, target)
@@ -101,11 +101,11 @@ def scope_of(store: Store, targets: list[Target]) -> Scope:
 
 
 def _other_meanings(store: Store, target: Target) -> set[Name]:
-    """Return the names that may resolve to other addresses after the target's activation.
+    """Return the names that may resolve to other addresses after a service's activation.
 
-    A service that keeps its addresses, names and networks adds none, unless it shares a namespace:
-    its name resolves only while it is active. Names that share an address with a changed name are
-    included.
+    There are none if the service keeps its addresses, names and networks, unless it shares a
+    namespace: its name then resolves only while it is active. Names that share an address with a
+    changed name are included.
     """
     row, wanted = store.service(target.name), target.spec.network
     on = wanted.networks
@@ -124,7 +124,10 @@ def _other_meanings(store: Store, target: Target) -> set[Name]:
 
 
 def named_provider(store: Store, target: Target) -> str | None:
-    """Return the existing service whose namespace a manifest shares; None if ambiguous."""
+    """Return the existing service whose namespace a manifest shares, or None.
+
+    Returns None also if the name in the manifest is ambiguous.
+    """
     try:
         return store.name_holder(target.spec.network.share) if target.spec.network.share else None
     except Conflict:

@@ -1,4 +1,4 @@
-"""Let services, the sharers, share the network namespace of another service, the provider.
+"""Let services (sharers) use the network namespace of another service (the provider).
 
 A provider has network mode bridge or none, so it never shares a namespace itself.
 """
@@ -24,7 +24,7 @@ _KEY = "network.share"
 def home(
     store: Store, service: str, spec: ServiceSpec, provider: str | None
 ) -> tuple[str, str, str]:
-    """Return the path of the namespace, hosts folder and host name of a service's process.
+    """Return the network namespace path, hosts folder and host name for a service's process.
 
     All are "" in the host's own network namespace. ``provider`` is the existing service whose
     namespace the service shares, or None.
@@ -41,9 +41,9 @@ def home(
 
 
 def provider_of(store: Store, target: Target, together: frozenset[str]) -> str | None:
-    """Return the service whose namespace the target shares; None unless its mode is share.
+    """Return the service whose namespace a service will share, or None if its mode is not share.
 
-    ``together`` are the command's services. Those with other modes are already recorded. Raises
+    ``together`` are the command's services; those with other modes are already recorded. Raises
     Conflict if the namespace is not available, and InvalidInput if the manifest names its own
     service.
     """
@@ -90,10 +90,10 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
 
 
 def followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]) -> list[str]:
-    """Return the active services that must restart when ``wanted`` are activated.
+    """Return the active services that must restart because of an activation.
 
-    A sharer has the host name and hosts file of the namespace's owner, so it restarts if these
-    change. Services in ``ending``, which the command stops, are left out.
+    A service in a shared namespace uses the host name and hosts file of the namespace's owner, so
+    it restarts if these change. ``ending`` are services that the command stops; they are left out.
     """
     chosen = list(wanted)
     excluded = {*ending, *(target.name for target in chosen)}
@@ -111,14 +111,20 @@ def followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]) -> 
 def with_followers(
     store: Store, wanted: Iterable[Target], ending: Iterable[str] = ()
 ) -> list[Target]:
-    """Return ``wanted`` and the services that must restart with them, providers first."""
+    """Return the services to activate and those that must restart with them.
+
+    Services that own their namespace come first.
+    """
     chosen = [targets.still_so(store, target) for target in wanted]
     chosen += [targets.from_store(store, name) for name in followers(store, chosen, ending)]
     return sorted(chosen, key=lambda target: target.spec.network.mode == "share")
 
 
 def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[ServiceRow] = ()) -> None:
-    """Raise Conflict if ``changed`` or ``leaving`` rows leave sharers without a namespace."""
+    """Raise Conflict if changed or stopped services leave others without a network namespace.
+
+    ``leaving`` are the rows of the services that are stopped.
+    """
     rows, ended = list(changed), list(leaving)
     together = frozenset(row.name for row in (*rows, *ended))
     for row in ended:
@@ -155,7 +161,7 @@ def _sees(row: ServiceRow, there: tuple[str, str, str]) -> bool:
 
 
 def in_use(service: str, sharers: list[str]) -> Conflict:
-    """Return the error for a service to stop whose namespace ``sharers`` use."""
+    """Return the error for stopping a service whose namespace other services use."""
     return Conflict(
         f"service {service!r} is in use: {they_share(sharers)} its network namespace",
         f"it can end after these, or in the same command: {', '.join(sharers)}",

@@ -39,8 +39,8 @@ class Arriving(NamedTuple):
 
     joined: Config
     port: int  # UDP port of VXLAN
-    specs: tuple[Spec, ...]
-    seen: view.EngineView
+    specs: tuple[Spec, ...]  # the settings of the networks
+    seen: view.EngineView  # what etcd records about services on the networks
 
     @classmethod
     def none(cls, joined: Config) -> Arriving:
@@ -58,7 +58,7 @@ class Arriving(NamedTuple):
     def record(
         self, machine: Machine, implicit: bool, unobserved: Collection[str] = ()
     ) -> list[NetworkRecord]:
-        """Record the networks on this host, and return those that it did not have.
+        """Record the networks on this host, and return those that are new to this host.
 
         The caller must be in a transaction, and must record the networks' remote services. Raises
         Conflict if this host cannot have a network.
@@ -88,7 +88,10 @@ class Arriving(NamedTuple):
 
 
 def arriving(joined: Config, engine: Etcd, cluster: Cluster, specs: Sequence[Spec]) -> Arriving:
-    """Return new networks of the cluster with the remote services there. Raises Conflict."""
+    """Read from etcd which remote services are on networks that this host is to get.
+
+    Raises Conflict if packets of a network do not fit this host's link.
+    """
     hosts = ClusterKeys(engine, joined.keys).hosts()
     own = next((host for host in hosts if host.name == joined.host), None)
     for spec in specs:
@@ -105,18 +108,18 @@ def arriving(joined: Config, engine: Etcd, cluster: Cluster, specs: Sequence[Spe
 
 
 class Proposed(NamedTuple):
-    """A network that spans hosts in the cluster, and what `propose` did."""
+    """A network that spans hosts, after `propose` has looked for it in the cluster."""
 
     request: NetworkRequest
     arriving: Arriving
-    made: bool
-    exists: bool  # whether the cluster has it; not in a dry run that would create it
+    made: bool  # whether `propose` created the network in the cluster
+    exists: bool  # whether the cluster has the network; false if a dry run would create it
 
 
 def propose(machine: Machine, request: NetworkRequest, dry_run: bool) -> Proposed:
-    """Create a network in the cluster unless it exists there. Nothing changes on this host.
+    """Create a network in the cluster unless the cluster has it. This host is not changed.
 
-    With ``dry_run``, nothing changes in the cluster either. Raises Error, NoAnswer if etcd does not
+    With ``dry_run``, the cluster is not changed either. Raises Error, NoAnswer if etcd does not
     answer, and Conflict if the network exists and differs, or overlaps another one.
     """
     store, name = machine.store, request.name
@@ -167,7 +170,10 @@ def _planned(
     joined: Config,
     present: NetworkRecord | None,
 ) -> Spec:
-    """Return the settings of a network for the cluster; ``present`` is this host's, or None."""
+    """Choose the settings of a new network of the cluster.
+
+    ``present`` is this host's network of the same name, whose settings are used, or None.
+    """
     fits = min((host.mtu for host in membership.hosts()), default=1500) - header(joined)
     if request.mtu is not None and request.mtu > fits:
         reason = f"{request.mtu}: between the hosts of the cluster, packets of {fits} bytes fit"
@@ -194,7 +200,6 @@ def header(joined: Config) -> int:
 
 
 def _wire(store: Store, joined: Config) -> str:
-    """Return the source address of this host's VXLAN packets, the encrypted one if there is one."""
     inner = joined.encryption and encryption.address(store.cluster_id(), joined.host)
     return inner or joined.address
 
@@ -209,7 +214,7 @@ def _network(spec: Spec, joined: Config, cluster: Cluster) -> NetworkRecord:
 
 
 def withdraw(machine: Machine, proposed: Proposed, report: Report) -> None:
-    """Remove a network from the cluster if `propose` created it. An error becomes a warning."""
+    """Remove a network from the cluster if `propose` created it. Turn an error into a warning."""
     if proposed.made:
         try:
             remove(machine, [proposed.request.name])
@@ -219,7 +224,7 @@ def withdraw(machine: Machine, proposed: Proposed, report: Report) -> None:
 
 
 def remove(machine: Machine, removed: Sequence[str], dry_run: bool = False) -> None:
-    """Remove networks from the cluster; no-op for networks that the cluster no longer has.
+    """Remove networks from the cluster. A network that the cluster no longer has is skipped.
 
     Raises NotFound if neither this host nor the cluster has a network, Conflict if a service of any
     host is on it, and NoAnswer if etcd does not answer. After an error nothing has changed.
@@ -252,6 +257,9 @@ def _addresses(engine: Etcd, joined: Config, name: str) -> list[RemoteAddress]:
 
 
 def going(store: Store, scope: Scope, every: bool = False) -> Scope:
-    """Add the remote services on a scope's implicit networks, or with ``every`` on all of them."""
+    """Add to a scope the remote services on its implicit networks that span hosts.
+
+    With ``every``, networks that are not implicit count too.
+    """
     on = store.across.spanning(scope.networks or (), implicit=not every)
     return scope.joined(mirror.scope_on(store, on)) if on else scope

@@ -1,7 +1,7 @@
 """Carry out `niso stack up`, `down` and `status` for the services of one stack.toml.
 
-`up` is one activation of all services. It includes the networks of the stack and the services that
-are no longer in its file, and is planned and applied once.
+`up` is one activation of all services, planned and applied once. It also creates the stack's
+networks and stops services that are no longer in the file.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def up(
 
 
 def refuse(plain: Stack) -> None:
-    """Raise the errors that `up` of a stack would raise on any host, with keys of its file."""
+    """Raise the errors that `up` would raise on any host, with the keys of the stack's file."""
     stack = manifest_stack.stack(plain) if plain.asks else plain
     loaded = [member.loaded for member in stack.members]
     on = {network for one in loaded for network in one.spec.network.networks}
@@ -107,7 +107,10 @@ def _in_cluster(
     report: Report,
     dry_run: bool,
 ) -> Iterator[None]:
-    """Context for which networks exist in the cluster; a failure removes the new ones."""
+    """Run a ``with`` block while the stack's networks that span hosts exist in the cluster.
+
+    If the block fails, networks that were created for it are removed again.
+    """
     from niso.change import span_networks
     from niso.cluster.engine import NoAnswer
 
@@ -138,13 +141,12 @@ def _in_cluster(
 def foreseen(
     machine: Machine, stack: Stack, replace: bool = False
 ) -> tuple[PolicyContext, PolicyContext]:
-    """Return what policies would be evaluated against before and after `up`."""
+    """Return the services and networks seen by policies before, and those after, `up`."""
     wanted, joins = _joining(machine.store, named(machine.store, stack), replace)
     return activate.foreseen(machine, wanted, joins)
 
 
 def _joining(store: Store, stack: Stack, replace: bool) -> tuple[list[Target], StackMembership]:
-    """Return a stack's targets, and the membership that the activation gives them."""
     wanted = [target._replace(replace=replace) for target in _targets(store, stack)]
     names = {member.name for member in stack.members}
     left = [name for name in store.stack_members(stack.name) if name not in names]
@@ -155,7 +157,10 @@ def _joining(store: Store, stack: Stack, replace: bool) -> tuple[list[Target], S
 def _membership(
     stack: Stack, on: Container[str], left: Iterable[str] = (), replace: bool = False
 ) -> StackMembership:
-    """Return the membership of a stack's services; ``left`` are those not in its file."""
+    """Return the membership of a stack's services.
+
+    ``on`` are the networks that they use, and ``left`` the services that are no longer in the file.
+    """
     requests = [request for name, request in stack.networks.items() if name in on]
     return StackMembership(
         stack.name, stack.path, stack.file, tuple(requests), tuple(left), replace, stack.prefix
@@ -172,7 +177,7 @@ def down(
     """Deactivate all services of a stack. Their addresses stay reserved, and its networks stay.
 
     A service is stopped before the services that it depends on. With ``with_volumes``, the named
-    volumes are deleted too. Only the stack's name in the file must be valid. Raises Error.
+    volumes are deleted too. Of the file, only the stack's name must be valid. Raises Error.
     """
     store = machine.store
     if not dry_run:
@@ -193,7 +198,7 @@ def down(
 
 
 def active_members(store: Store, stack: Stack) -> tuple[list[str], start.After]:
-    """Return a stack's active services and their dependencies, for `start.run`."""
+    """Return a stack's active services, and their dependencies in the form `start.run` takes."""
     _refuse_elsewhere(store, stack.name, stack.path)
     stack = named(store, stack)
     active = {*store.active_services()} & {*store.stack_members(stack.name)}
@@ -206,7 +211,7 @@ def active_members(store: Store, stack: Stack) -> tuple[list[str], start.After]:
 
 
 def _targets(store: Store, stack: Stack) -> list[Target]:
-    """Return a stack's targets. Raises an ErrorGroup that names the keys of the stack's file."""
+    """Return a stack's services to activate. Raises an ErrorGroup with keys of the stack's file."""
     wanted: list[Target] = []
     errors: list[Error] = []
     taken = stack_members.taken(store, stack.name, [member.name for member in stack.members])

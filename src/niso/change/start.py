@@ -36,8 +36,8 @@ TIMEOUT_S = 60.0
 
 STARTED, HEALTHY, COMPLETED = "started", "healthy", "completed"
 After = Mapping[str, Mapping[str, str]]
-"""Maps a service to the services that it depends on, and each of these to the state that it must
-reach first: STARTED, HEALTHY or, for a job, COMPLETED.
+"""Maps a service to its dependencies, and each dependency to the state that it must reach first:
+STARTED, HEALTHY or, for a job, COMPLETED.
 """
 _REACHES = {STARTED: (STARTED, HEALTHY, COMPLETED), HEALTHY: (HEALTHY,), COMPLETED: (COMPLETED,)}
 """Maps each required state to the states that satisfy it."""
@@ -56,11 +56,11 @@ def run(
 ) -> None:
     """Start the processes that must start, each after its dependencies, and wait for all of them.
 
-    Each process has ``timeout_s`` seconds from its own start. Within that time, all its threads
-    must have gone to sleep or it must have run for `STARTED_WITHIN_S`; with a healthcheck, it must
-    also become healthy. A job must exit with status 0 within the timeout in its manifest. A process
-    that runs as desired is waited for only if another one depends on it, its healthcheck is new, or
-    it was restarted automatically and has not been healthy since. Raises ProcessError with the
+    Each process has ``timeout_s`` seconds from its own start. Within that time it must have run for
+    `STARTED_WITHIN_S`, or all its threads must have gone to sleep; with a healthcheck, it must also
+    become healthy. A job must exit with status 0 within the timeout in its manifest. A process that
+    already runs as desired is waited for only if another one depends on it, its healthcheck is new,
+    or it was restarted automatically and has not been healthy since. Raises ProcessError with the
     reason, and Conflict if dependencies cannot be met. After an error the caller must stop what was
     started.
     """
@@ -94,7 +94,7 @@ def restart(
     report: Report = silent,
     after: After | None = None,
 ) -> None:
-    """Restart the processes of active services, and wait for all of them as `run` does."""
+    """Restart the processes of active services, and wait for them as `run` does."""
     starts = [_begins(row, row.require_process(), True, row.healthcheck, TIMEOUT_S) for row in rows]
     _Starting(processes, starts, after or {}, report).all()
 
@@ -106,7 +106,6 @@ def _begins(
     check: Healthcheck | None,
     timeout_s: float,
 ) -> Start:
-    """Return the `Start` of a service. A job has the timeout of its manifest, maybe infinite."""
     if not row.is_job:
         return Start(row, stops, starts, check, timeout_s)
     program = row.require_service().program
@@ -114,7 +113,7 @@ def _begins(
 
 
 def event_of(row: ServiceRow, rehosts: bool = False) -> Event:
-    """Return the event to report when a service starts or, with ``rehosts``, gets a hosts file."""
+    """Return the event for the start of a service, or with ``rehosts`` for a new hosts file."""
     process = row.require_process()
     event: Event = events.Starting(row.name, process.argv)
     if rehosts:
@@ -123,7 +122,7 @@ def event_of(row: ServiceRow, rehosts: bool = False) -> Event:
 
 
 def _was_healthy(processes: Processes, service: str) -> bool:
-    """Return whether a service has been healthy since its last automatic restart, if any."""
+    """Return whether a service was healthy since its last automatic restart, or had no restart."""
     now = processes.status(service)
     if now.restarts == 0:
         return True  # its activation has waited until it was healthy
@@ -132,7 +131,7 @@ def _was_healthy(processes: Processes, service: str) -> bool:
 
 
 def _check_order(processes: Processes, starts: list[Start], after: After) -> None:
-    """Raise Conflict if a service depends on one that cannot reach the required state."""
+    """Raise Conflict if a service depends on a service that cannot reach the required state."""
     known = {start.name: start for start in starts}
     for name, dependencies in after.items():
         for dependency, state in dependencies.items():
@@ -160,7 +159,7 @@ def _check_order(processes: Processes, starts: list[Start], after: After) -> Non
 
 
 class _Starting:
-    """All starts of one command, which run concurrently."""
+    """All starts of processes of one command, which run concurrently."""
 
     def __init__(
         self, processes: Processes, starts: list[Start], after: After, report: Report
@@ -198,7 +197,7 @@ class _Starting:
                 wait.close()
 
     def _ready(self) -> Iterator[Start]:
-        """Yield the services that may start now: at most `_AT_ONCE` are created at a time."""
+        """Yield services whose dependencies are ready. At most `_AT_ONCE` are created at a time."""
         for start in self._todo if len(self._begun) < _AT_ONCE else ():
             needs = self._after.get(start.name, {})
             if all(
@@ -225,7 +224,6 @@ class _Starting:
             self._waits.append(Wait(self._processes, start))
 
     def _created(self) -> None:
-        """Start the processes of the created containers, and begin to wait for them."""
         for pair in list(self._begun):
             start, begun = pair
             if begun.is_created:
@@ -253,7 +251,7 @@ class _Starting:
             self._look(waiter)
 
     def _stop_ended(self) -> None:
-        """Kill what remains of the stopped processes, and queue their services for a start."""
+        """Kill what remains of stopped processes, and queue their services for a new start."""
         over = [end for end in self._ends if end.is_over]
         for end in over:
             self._ends.remove(end)
@@ -264,7 +262,10 @@ class _Starting:
         self._todo[:0] = [end.start._replace(stops=None) for end in over]
 
     def _has_succeeded(self, wait: Wait) -> bool:
-        """Record whether a job, or a process without restarts, has exited with status 0."""
+        """Return whether a job, or a process without restarts, has exited with status 0.
+
+        Records its success.
+        """
         start = wait.start
         once = start.job or (wait.well and start.row.require_process().restart == "no")
         if not once or self._processes.exit_code(start.name) != 0:
@@ -277,7 +278,7 @@ class _Starting:
         return True
 
     def _look(self, wait: Wait) -> None:
-        """Record what the process of ``wait`` has reached. Raises ProcessError."""
+        """Record whether a process has started, is healthy or has exited. Raises ProcessError."""
         start = wait.start
         if not is_alive(wait.pidfd):
             if self._has_succeeded(wait):
@@ -308,9 +309,9 @@ class _Starting:
 # --- waiting: started, healthy, or failed with the reason -----------------------------------------
 
 STARTED_WITHIN_S = 0.2
-"""Seconds. A process that exits earlier than this has failed to start.
+"""Seconds. A process that exits earlier has failed to start.
 
-An entrypoint that cannot be run only shows when the child of PID 1 exits.
+An entrypoint that cannot be run is only noticed when the child of PID 1 exits.
 """
 _BUSY_S = 2.0
 """Maximum seconds until a process counts as started on a busy machine, where it got little CPU."""
@@ -323,12 +324,14 @@ _LAST_LINES = 5
 
 
 class Start(NamedTuple):
+    """The plan for starting one service's process, or for waiting until it is healthy."""
+
     row: ServiceRow
-    stops: ProcessSpec | None  # the present process, which ends first
-    starts: bool
-    check: Healthcheck | None  # None: wait only until it is started
+    stops: ProcessSpec | None  # the present process, which is stopped first
+    starts: bool  # false if the process is already running, and is only waited for
+    check: Healthcheck | None  # None: wait only until the process has started
     timeout_s: float
-    job: bool = False  # it must exit with status 0; ``timeout_s`` can be infinite
+    job: bool = False  # the process must exit with status 0; ``timeout_s`` can be infinite
 
     @property
     def name(self) -> str:
@@ -336,7 +339,7 @@ class Start(NamedTuple):
 
 
 class End:
-    """Watch a process that was asked to exit and will be started again."""
+    """A process that was asked to exit and whose service will be started again."""
 
     def __init__(self, processes: Processes, start: Start, timeout_s: float) -> None:
         self.start = start
@@ -353,7 +356,7 @@ class End:
 
 
 class Wait:
-    """Watch a running process until it has started and is healthy, or has failed."""
+    """A running process that is watched until it has started and is healthy, or has failed."""
 
     def __init__(self, processes: Processes, start: Start) -> None:
         self.start, self._processes = start, processes
@@ -381,7 +384,7 @@ class Wait:
 
     @property
     def next_at(self) -> float:
-        """The monotonic time, in seconds, of the next step if no event comes earlier."""
+        """Return the monotonic time, in seconds, of the next step if no event comes earlier."""
         moments = [self.deadline]
         # only is_started compares with the clock: otherwise the time could pass between the two
         if not self._started:
@@ -392,9 +395,9 @@ class Wait:
 
     @property
     def is_started(self) -> bool:
-        """Whether the process has run for `STARTED_WITHIN_S`, or all its threads slept earlier.
+        """Return whether the process has run for `STARTED_WITHIN_S`, or all its threads slept.
 
-        Once true, it stays true. On a busy machine the time is extended by at most `_BUSY_S`.
+        Once true, this stays true. On a busy machine the time is extended by at most `_BUSY_S`.
         """
         now = time.monotonic()
         if self._started:
@@ -415,7 +418,7 @@ class Wait:
         return self._started
 
     def step(self) -> None:
-        """Evaluate a probe of the healthcheck, start the next one. Raises ProcessError."""
+        """Evaluate the result of a health probe, or start the next probe. Raises ProcessError."""
         check = self.start.check
         if check is None or self.well:
             return
@@ -483,7 +486,7 @@ def failed(processes: Processes, service: str, what: str) -> ProcessError:
 
 
 def ended(processes: Processes, start: Start, unhealthy: bool) -> Error:
-    """Return the error for a process that has exited, maybe while it was ``unhealthy``."""
+    """Return the error for a process that has exited, perhaps before it was healthy."""
     service = start.name
     how = describe_exit(processes.exit_code(service))
     output = _last_output(processes, service)
@@ -500,7 +503,6 @@ def ended(processes: Processes, start: Start, unhealthy: bool) -> Error:
 
 
 def _last_output(processes: Processes, service: str) -> str:
-    """Return the last lines of output of the current run, as the end of an error message."""
     lines = processes.last_lines(service, _LAST_LINES)
     return "; last output:" + "".join(f"\n    {line}" for line in lines) if lines else ""
 

@@ -1,7 +1,7 @@
 """Find what an activation would refuse on any host (`niso check`).
 
-The services are recorded as in an activation, but in a store without a file and for a host without
-any configuration. What depends on the host or the present time is not checked.
+The services are recorded as in an activation, but in a store in memory and for a host without any
+configuration. What depends on the host or the present time is not checked.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def _constant(value: object) -> Callable[..., object]:
 def refuse(loaded: Iterable[Loaded], stack: StackMembership = NO_STACK) -> None:
     """Raise the errors that activating these services would raise on any host.
 
-    ``stack`` is their membership if they are activated as a stack. Nothing of this machine is read
-    or changed. Raises Conflict, InvalidInput, or an ErrorGroup of several.
+    ``stack`` is their stack, if they are activated as a stack. Nothing of this machine is read or
+    changed. Raises Conflict, InvalidInput, or an ErrorGroup of several errors.
     """
     manifests = list(loaded)
     wanted = [_target(one) for one in manifests]
@@ -83,14 +83,16 @@ def refuse(loaded: Iterable[Loaded], stack: StackMembership = NO_STACK) -> None:
 
 
 def _target(loaded: Loaded) -> Target:
-    """Return the target of a service without its files, and without an audit, which has a date."""
+    """Return a service in the form that activations use, but without its files.
+
+    The audit of its policy is left out too, because it depends on the date.
+    """
     network = loaded.spec.network
     network = network._replace(policy=network.policy._replace(audit=None))
     return Target(loaded.spec._replace(network=network), loaded.path, files=None)
 
 
 def _misplaced(loaded: Loaded, target: Target) -> list[InvalidInput]:
-    """Return an error for each invalid mount point, except those that the host decides."""
     rootfs = targets.rootfs(loaded)
     own = rootfs is not None
     placed = [volume for volume in targets.volumes(target.spec) if own or not _is_etc(volume.mount)]
@@ -108,7 +110,6 @@ def _is_etc(mount: str) -> bool:
 
 
 def _providers(wanted: Iterable[Target]) -> list[Target]:
-    """Return stand-in targets for unknown services whose namespaces are shared."""
     specs = [target.spec for target in wanted]
     known = {name for spec in specs for name in spec.names}
     shares = ((spec.network.share, spec) for spec in specs)
@@ -117,7 +118,7 @@ def _providers(wanted: Iterable[Target]) -> list[Target]:
 
 
 def _stand_in(name: str, sharer: ServiceSpec) -> ServiceSpec:
-    """Return a stand-in, on its own network, for the unknown provider of ``sharer``."""
+    """Return a stand-in, with a network of its own, for the service whose namespace is shared."""
     network = sharer.network._replace(
         mode="bridge",
         share=None,
@@ -134,8 +135,8 @@ def _stand_in(name: str, sharer: ServiceSpec) -> ServiceSpec:
 def _make_unknown(host: Machine, wanted: Iterable[Target], stack: StackMembership) -> None:
     """Record each network that the services use and that is not recorded yet.
 
-    A network whose subnet no file declares gets one that contains all addresses. Raises Conflict if
-    a declared subnet overlaps that of another network.
+    A network whose subnet no file declares gets a subnet that contains all addresses. Raises
+    Conflict if a declared subnet overlaps that of another network.
     """
     store = host.store
     requests = {one.name: one for one in stack.networks}
@@ -165,8 +166,8 @@ def _make_unknown(host: Machine, wanted: Iterable[Target], stack: StackMembershi
 def _anything(family: int, position: int) -> SubnetRecord:
     """Return a subnet that contains all addresses of a family (4 or 6).
 
-    Services without a static address get one from 0.0.0.0/8 or ::/104, which cannot contain a
-    static address. ``position`` selects another part of it for each network.
+    Services without a static address get an address from 0.0.0.0/8 or ::/104, which cannot contain
+    static addresses. ``position`` selects another part of this range for each network.
     """
     start = ipaddress.ip_address(position * _SPACE)
     text = str(start if family == 4 else ipaddress.IPv6Address(int(start)))

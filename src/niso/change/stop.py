@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 Needs = Mapping[str, Iterable[str]]
-"""Maps a service to the services that it depends on. Those are stopped after it."""
+"""Maps a service to its dependencies, which are stopped after the service."""
 _STOP_TIMEOUT_S = 10.0
 """Stop timeout in seconds if the row is damaged: the default of service.stop_timeout."""
 
@@ -43,12 +43,12 @@ def finish(
     keep_forwards: bool = False,
     needs: Needs | None = None,
 ) -> list[Error]:
-    """Stop services and remove their networks. With ``ends``, delete their intents too.
+    """Stop services and remove their networks, and return the errors of failed stops.
 
-    With ``keep_forwards``, additional published ports return at the next activation. Returns the
-    errors of processes that could not be stopped; their services keep their networks. Raises Error
-    if the kernel refuses a change; no service is recorded as stopped then, and the call can be
-    repeated.
+    A service whose process could not be stopped keeps its network. With ``ends``, records of
+    changes in progress (intents) are deleted. With ``keep_forwards``, ports of `niso port-forward`
+    return at the next activation. Raises Error if the kernel refuses a change; no service is
+    recorded as stopped then, and the call can be repeated.
     """
     store = machine.store
     rows = [row for name in services if (row := store.service(name)) is not None]
@@ -76,7 +76,7 @@ def plan_only(machine: Machine, services: list[str], report: Report) -> None:
 def forget(
     machine: Machine, services: list[str], report: Report, with_volumes: bool = False
 ) -> None:
-    """Delete the records, files and intents of stopped services, maybe with their volumes.
+    """Delete the records, files and intents of stopped services, and optionally their volumes.
 
     Raises Error if a file cannot be deleted; no record is deleted then, and the call can be
     repeated.
@@ -109,8 +109,8 @@ def stop(
 ) -> dict[str, Error]:
     """Stop the processes of services, and return the errors by service.
 
-    A service is stopped before the services that it depends on by ``needs``, and before the owner
-    of its namespace. Otherwise all are stopped concurrently.
+    A service is stopped before its dependencies (``needs``), and before the owner of the namespace
+    that it shares. All other services are stopped concurrently.
     """
     rows = list(rows)
     left = {
@@ -153,7 +153,10 @@ def stop(
 
 
 def _over(asked: Mapping[str, tuple[int, float]]) -> list[str]:
-    """Wait until a process of ``asked`` has exited or timed out, and return all such services."""
+    """Wait until a process has exited or timed out, and return all such services.
+
+    ``asked`` maps a service to its pidfd and the monotonic time of its timeout.
+    """
     poll = select.poll()
     for pidfd, _ in asked.values():
         if pidfd >= 0:
@@ -173,7 +176,7 @@ def end_intents(store: Store, services: Iterable[str]) -> None:
 def report_to_cluster(
     machine: Machine, services: Iterable[str], report: Report, final: bool = True
 ) -> None:
-    """Call `cluster_claims.report_changes`; do nothing outside a cluster."""
+    """Report the state of services to the cluster, if this host is in a cluster."""
     if machine.store.cluster_id():
         from niso.change import cluster_claims
 
@@ -181,7 +184,7 @@ def report_to_cluster(
 
 
 def refuse(store: Store, services: Iterable[str]) -> None:
-    """Raise Conflict if other services share the namespace of one of ``services``."""
+    """Raise Conflict if services to stop own a namespace that other services share."""
     together = frozenset(services)
     for name in sorted(together):
         sharers = [other for other in store.held_sharers(name, together) if other not in together]
@@ -202,9 +205,9 @@ def withdraw(
 ) -> None:
     """Record services as inactive and remove their networks.
 
-    With ``ends``, their intents are deleted; with ``forgets``, also their rows, in the same
-    transaction. With ``keep_forwards``, additional published ports return at the next activation.
-    Raises Error; nothing is recorded then, and the call can be repeated.
+    With ``ends``, records of changes in progress (intents) are deleted. With ``forgets``, all rows
+    of the services are deleted. With ``keep_forwards``, ports of `niso port-forward` return at the
+    next activation. Raises Error; nothing is recorded then, and the call can be repeated.
     """
     store, kernel = machine.store, machine.kernel
     rows = list(rows)
@@ -229,7 +232,7 @@ def withdraw(
 def deactivate_rows(
     machine: Machine, rows: Iterable[ServiceRow], keep_forwards: bool = False
 ) -> None:
-    """Record services as inactive and withdraw their ports, in the caller's transaction."""
+    """Record services as inactive, without published ports, in the caller's transaction."""
     store = machine.store
     for row in rows:
         store.set_active(row.name, False)

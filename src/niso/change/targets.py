@@ -1,7 +1,7 @@
 """Find the services that the arguments of ``niso activate`` name, and check their files.
 
-A target is what a command found before it acquired a lock: the manifest, the name and the files.
-Nothing is changed.
+A target is a service as a command found it before it took a lock: manifest, name and files. Nothing
+is changed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 FIRST_UID = 1_900_000_000
-"""The first uid for services. It is above all ranges that Debian, systemd and subuid allocate."""
+"""The first uid of services, above all ranges that Debian, systemd and subuid allocate."""
 
 
 def find_targets(
@@ -35,7 +35,7 @@ def find_targets(
     replace: bool = False,
     owners: Collection[int] | None = None,
 ) -> list[Target]:
-    """Return the targets that the arguments of ``niso activate`` name.
+    """Return the services that the arguments of ``niso activate`` name.
 
     An argument is the path of a manifest or of its folder, the name of an existing service, a
     folder in the working directory, or a loaded manifest. With ``owners``, the files must belong to
@@ -58,7 +58,7 @@ def find_targets(
 
 
 def refuse_elsewhere(before: ServiceRow, target: Target) -> None:
-    """Raise Conflict if a service of this name came from another folder that still exists."""
+    """Raise Conflict if a service of this name was activated from another existing folder."""
     from niso.look.stack_members import is_elsewhere
 
     if target.replace or not is_elsewhere(before.manifest_path, target.manifest_path):
@@ -69,10 +69,11 @@ def refuse_elsewhere(before: ServiceRow, target: Target) -> None:
 
 
 def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
-    """Return whether ./NAME has another manifest than the service ``name`` was activated from.
+    """Return whether the folder ./NAME has another manifest than the one activated as ``name``.
 
-    It is in another folder, or a file has changed since the package copy ``copy`` was made, by its
-    status change time (ctime, inode(7)), which no program can set.
+    This is so if the active manifest is in another folder, or if a file was changed since the
+    package copy was made. The test uses the files' status change time (ctime, inode(7)), which no
+    program can set.
     """
     manifest = f"{name}/manifest.toml"
     if not os.path.exists(manifest):
@@ -91,7 +92,10 @@ def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
 
 
 def still_so(store: Store, target: Target) -> Target:
-    """Return the target as it is now that its service is locked. Raises NotFound."""
+    """Read an existing service again, now that it is locked. Other targets stay as they are.
+
+    Raises NotFound if the service was removed.
+    """
     if target.files is None or target.files.fingerprint is not None:
         return target
     if target.again or target.pinned:
@@ -100,12 +104,15 @@ def still_so(store: Store, target: Target) -> Target:
 
 
 def from_store(store: Store, service: str) -> Target:
-    """Return the target of a service as it was last activated. Raises NotFound or Error."""
+    """Return a service as it was last activated, to activate it again.
+
+    Raises NotFound or Error.
+    """
     return of_row(store.require_known(service))
 
 
 def of_row(row: ServiceRow) -> Target:
-    """Return the target of a service with this row. Raises NotFound or Error."""
+    """Return the service that a row records, to activate it again. Raises NotFound or Error."""
     from niso.runtime import package
 
     service = row.name
@@ -130,7 +137,7 @@ def of_row(row: ServiceRow) -> Target:
 
 
 def replaced(row: ServiceRow) -> None:
-    """Raise Error if the copy or a path of a service was replaced since its activation."""
+    """Raise Error if a service's package copy or a path was replaced since its activation."""
     from niso.runtime import sources
 
     os.close(sources.open_copy(row.package, row.name, row.manifest_path))
@@ -158,7 +165,7 @@ def _find_target(
 
 
 def from_manifest(loaded: load.Loaded) -> Target:
-    """Return the target of a valid manifest after checking the files of its service."""
+    """Return the service of a valid manifest, after checking the service's files."""
     from niso.runtime import package
 
     spec, root = loaded.spec, rootfs(loaded)
@@ -171,7 +178,7 @@ def from_manifest(loaded: load.Loaded) -> Target:
 
 
 def apart(rootfs: str | None, spec: ServiceSpec) -> tuple[str, ...]:
-    """Return the paths excluded from a package copy, such as those that a service may write."""
+    """Return the paths that a package copy leaves out, such as those that the service may write."""
     program = spec.program
     written = [volume.host for volume in program.volumes if volume.host and not volume.read_only]
     kept = (*program.secrets.values(), *program.apart)
@@ -179,9 +186,9 @@ def apart(rootfs: str | None, spec: ServiceSpec) -> tuple[str, ...]:
 
 
 def rootfs(loaded: load.Loaded) -> str | None:
-    """Return the real path of the rootfs; None without one.
+    """Return the real path of a manifest's rootfs, or None without a rootfs.
 
-    Raises InvalidInput if the path is outside the package's folder, because a symbolic link has
+    Raises InvalidInput if the path is outside the package's folder, because a symbolic link was
     changed after the manifest was checked.
     """
     written = loaded.spec.program.rootfs
@@ -254,13 +261,13 @@ class Target(NamedTuple):
 
     spec: ServiceSpec
     manifest_path: str
-    files: PackageFiles | None  # None without a process of niso's
+    files: PackageFiles | None  # None if niso runs no process for it
     attaching: tuple[AttachedRow, tuple[AttachedLink, ...]] | None = None  # None for a service
-    replace: bool = False  # replace a service of this name from another folder
-    take: bool = False  # claim it although a lost host of the cluster has it
-    instance: Instance | None = None  # its record, if it is an instance of a service
-    pinned: bool = False  # a former version, or another number of instances: not the present row's
-    again: int = 0  # instances of versions below are replaced, even if nothing has changed
+    replace: bool = False  # whether to replace a service of this name from another folder
+    take: bool = False  # whether to take the name over from a lost host of the cluster
+    instance: Instance | None = None  # the instance's record; None if it is no instance
+    pinned: bool = False  # a former version, or another number of instances than recorded
+    again: int = 0  # instances of lower versions are replaced, even if nothing has changed
 
     @property
     def name(self) -> str:

@@ -36,16 +36,16 @@ WAIT_S = 10.0
 After that it exits, and the next command rolls back, so that one signal is enough to end a command.
 """
 undoing = False
-"""Whether this process is undoing a failed command at the moment."""
+"""Whether this process is currently undoing a failed command."""
 
 
 def undo_all(
     machine: Machine, services: Iterable[str], cause: BaseException, report: Report
 ) -> None:
-    """Undo the activation of ``services`` that failed or was interrupted by ``cause``.
+    """Undo an activation that failed or was interrupted by the exception ``cause``.
 
     Raises an ErrorGroup, with ``cause`` first, if the undo fails, or if a process that ran before
-    exits immediately after its start. If ``cause`` is not an Error, nothing is raised.
+    exits immediately after its start. If ``cause`` is not an Error, raises nothing.
     """
     global undoing
     store, is_failure = machine.store, isinstance(cause, Exception)
@@ -76,7 +76,7 @@ def _unstarted(
     """Wait for processes that an undo has started again; return the errors of those that exited.
 
     ``ran`` has the start time of each process before the undo. A process can fail now because a
-    secret, a volume or a database has changed since.
+    secret, a volume or a database has changed since then.
     """
     processes, errors = machine.processes, []
     for name in sorted(undone):
@@ -99,7 +99,7 @@ def _not_undone(names: str, error: Error) -> Error:
 
 
 def in_order(store: Store, intents: Iterable[Intent]) -> list[Intent]:
-    """Return intents in the order of undoing them.
+    """Sort changes in progress (intents) into the order in which they must be undone.
 
     A service that shares a namespace now comes before the namespace's owner. A service that will
     share a namespace after the undo comes after the owner.
@@ -127,11 +127,11 @@ def undo(
     wait_s: float | None = None,
     final: bool = True,
 ) -> dict[str, Error]:
-    """Undo several activations as one change, because one may have what another has released.
+    """Undo several activations as one change, because one may use what another has released.
 
-    ``wait_s`` is the time in seconds to wait for niso's lock, None for no limit. ``final`` is false
-    if a request to etcd may still be in progress. Returns the errors by service. Raises Busy if
-    niso's lock is not free within ``wait_s``.
+    ``wait_s`` is the time in seconds to wait for niso's lock, or None for no limit. ``final`` is
+    false if a request to etcd may still be in progress. Returns the errors by service. Raises Busy
+    if niso's lock is not free within ``wait_s``.
     """
     if not intents:
         return {}
@@ -179,7 +179,6 @@ def undo(
 
 
 def _end_job(machine: Machine, name: str) -> None:
-    """Stop a job that an undone activation started, within its stop timeout."""
     row = machine.store.service(name)
     if row is not None and row.is_job and machine.processes.runs(name):
         with suppress(Error):  # a process that does not end is reported by the undo, or by `check`
@@ -187,7 +186,7 @@ def _end_job(machine: Machine, name: str) -> None:
 
 
 def start_again(machine: Machine, name: str) -> None:
-    """Start the process of an active service unless it runs as recorded or exited itself."""
+    """Start the process of an active service unless it runs as recorded or has exited by itself."""
     processes = machine.processes
     restored = machine.store.service(name)
     if restored is not None and restored.active and restored.has_process:
@@ -208,7 +207,8 @@ def _undo_records(
 ) -> None:
     """Restore the rows and networks of services, and stop processes that do not match the old rows.
 
-    ``wait_s`` is as in `undo`. Raises Busy or another Error; the rows are unchanged then.
+    ``wait_s`` is the time in seconds to wait for niso's lock. Raises Busy or another Error; the
+    rows are unchanged then.
     """
     if not intents:
         return
@@ -240,7 +240,6 @@ def _undo_records(
 
 
 def _show_hosts(processes: Processes, shown: Iterable[ProcessSpec]) -> None:
-    """Mount the previous hosts files in running processes; kill a process in which it fails."""
     for old in shown:
         try:
             processes.swap_hosts(old)
@@ -249,7 +248,7 @@ def _show_hosts(processes: Processes, shown: Iterable[ProcessSpec]) -> None:
 
 
 def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
-    """Kill processes unlike the old rows; return those that need their old hosts file."""
+    """Kill processes that differ from the old rows; return those that need their old hosts file."""
     store, _, processes, _ = machine
     shown: list[ProcessSpec] = []
     for intent in intents:
@@ -273,7 +272,6 @@ def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
 
 
 def _forget_failed(name: str, kept: ServiceRow | None) -> None:
-    """Delete what a failed activation has made; all of it for a new service (None)."""
     package.keep_only(name, {kept.package} if kept else set())
     if kept is None:
         package.delete_tree(paths.log_dir(name))

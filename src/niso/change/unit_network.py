@@ -1,7 +1,7 @@
 """Put an ordinary systemd unit on a network of niso (``niso net attach --new --unit``).
 
 A unit ``niso-net@NAME.service`` attaches a namespace that niso creates, and a drop-in makes the
-ordinary unit run in it. The namespace outlives the unit's process.
+ordinary unit run in this namespace. The namespace outlives the unit's process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     pass
 
 OWNER = "systemd"
-"""The owner of such an attachment. The attachment's id is the name of the ordinary unit."""
+"""The owner of attachments for units. Their id is the name of the ordinary unit."""
 _MARK = "# written by niso net attach, removed by niso net detach; state folder "
 _UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]+\.service", re.ASCII)  # systemd.unit(5)
 _LONGEST = 255  # UNIT_NAME_MAX, systemd's src/basic/unit-name.h
@@ -33,7 +33,7 @@ _TIMEOUT_S = 90
 
 
 def unit_name(text: str) -> str:
-    """Return the full name of a service unit, ``web.service`` for ``web``. Raises InvalidInput."""
+    """Return the full name of a service unit: ``web.service`` for ``web``. Raises InvalidInput."""
     name = text if text.endswith(".service") else f"{text}.service"
     if not _UNIT.fullmatch(name) or len(name) > _LONGEST or name.endswith("@.service"):
         reason = f"{text!r} is not the name of a service unit"
@@ -54,7 +54,7 @@ def _file(attachment: str) -> str:
 
 
 def _network_text(attachment: str, unit: str, words: Sequence[str], state_id: str) -> str:
-    """Return the text of `network_unit`; ``words`` are the command that attaches."""
+    """Return the text of the unit that attaches; ``words`` are its arguments for niso."""
     lines = [
         _MARK + state_id,
         "[Unit]",
@@ -95,7 +95,7 @@ def _drop_in_text(attachment: str, state_id: str) -> str:
 def attach(
     machine: Machine, request: Request, unit: str, words: Sequence[str], report: Report = silent
 ) -> Attachment:
-    """Attach a new namespace, in which a systemd unit runs from its next start on.
+    """Attach a new namespace, in which a systemd unit runs from the unit's next start on.
 
     ``words`` are the arguments of niso for the same attachment without a unit. Raises Error without
     systemd, NotFound for an unknown unit, and the errors of `attach.attach`.
@@ -137,7 +137,6 @@ def _binds(dropped: str, attachment: str) -> bool:
 
 
 def _refuse_other(name: str, unit: str, network: str | None, dropped: str | None) -> None:
-    """Raise Conflict if the attachment or the unit already belongs to another one."""
     of = _OF.search(network or "")
     if of is not None and of[1] != unit:
         raise Conflict(f"{name!r} is the network of {of[1]}", "choose another name", "NAME")
@@ -153,7 +152,7 @@ def _undo(
     texts: dict[str, str | None],
     report: Report,
 ) -> None:
-    """Restore the unit files to ``texts``, None for no file, and the attachment to ``before``."""
+    """Restore the unit files to their former texts (None: no file), and the former attachment."""
     units = machine.processes.units
     try:
         for path, text in reversed(texts.items()):
@@ -170,7 +169,7 @@ def _undo(
 
 
 def unit_of(machine: Machine, attachment: str) -> str | None:
-    """Return the name of the unit that runs in an attachment's namespace; None without one."""
+    """Return the unit that runs in an attachment's namespace, or None if there is no unit."""
     units = machine.processes.units
     text = units.read(_file(attachment)) if units.booted() else None
     if text is None or not text.startswith(_MARK + machine.store.state_id()):
@@ -180,10 +179,10 @@ def unit_of(machine: Machine, attachment: str) -> str | None:
 
 
 def detach(machine: Machine, name: str, unit: str, report: Report = silent) -> None:
-    """Stop the unit that attaches a network, detach, and remove the unit file and the drop-in.
+    """Detach a unit's namespace, and remove the unit that attached it and the drop-in.
 
     The ordinary unit has the host's network from its next start on. Its running process stays in
-    the namespace, which has no network any more. Raises Error.
+    the namespace, which no longer has a network. Raises Error.
     """
     units = machine.processes.units
     dropped = units.read(drop_in(unit)) or ""

@@ -1,6 +1,6 @@
 """Warn about likely mistakes after a change; preview which flows a change would cut.
 
-After the warnings of an activation, systemd takes over the supervision (`niso.change.boot`).
+Services are handed to systemd after the warnings of their activation (`niso.change.boot`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def activated(session: Session, machine: Machine, outcomes: Sequence[Outcome]) -
 
 
 def attached(session: Session, machine: Machine, outcomes: Sequence[Attachment]) -> None:
-    """Warn about likely problems of attachments. Only warnings about the network apply."""
+    """Warn about likely network problems of attachments."""
     names = [done.service for done in outcomes]
     _warn_of_taken(session, machine.store, names)
     _warn_of_policies(session, machine, names)
@@ -79,7 +79,6 @@ def _warn_of_policies(session: Session, machine: Machine, names: list[str]) -> N
 
 
 def _warn_of_names(session: Session, store: Store, names: list[str]) -> None:
-    """Warn about services with DNS names in their policies that no timer resolves again."""
     if not store.names_outside():
         return
 
@@ -122,7 +121,6 @@ def warn_of_limits(session: Session, store: Store, names: list[str]) -> None:
 
 
 def _warn_of_taken(session: Session, store: Store, names: list[str]) -> None:
-    """Warn about manifest ports that are not published, because `niso port-forward` uses them."""
     for name in names if store.all_forwards() else ():
         row = store.service(name)
         ports = host_ports.published_by(row) if row is not None else ()
@@ -186,7 +184,6 @@ def _warn_of_capabilities(
 
 
 def _warn_of_others(session: Session, name: str, volume: MountedVolume) -> None:
-    """Warn if users other than root and its owner can replace a host volume."""
     path = str(volume.source)
     try:
         folder = sources.changeable(path, {0, os.stat(path).st_uid})
@@ -204,9 +201,9 @@ def _warn_of_others(session: Session, name: str, volume: MountedVolume) -> None:
 
 
 def effects(session: Session, what: Sequence[str], since: float | None) -> tuple[PolicyEffect, ...]:
-    """Return how activating files would change the verdicts on recorded flows.
+    """Return how activating services or a stack would change the verdicts on recorded flows.
 
-    ``what`` are the arguments of `niso activate` or the path of a stack. ``since`` is a Unix time
+    ``what`` are the arguments of `niso activate`, or the path of a stack. ``since`` is a Unix time
     in seconds: flows that began earlier and are no longer open are left out. See
     `Host.policy_effects`.
     """

@@ -1,10 +1,11 @@
 """Build the host of a lab: its file system, its cgroups, and a network with two more machines.
 
-File system: writes are discarded at the end. The root is an overlay over the machine's root, and so
-is each file system mounted below it, including /usr. If the machine's root or /usr is itself an
-overlay, /usr is the machine's own and read-only: services see it through one more overlay, and the
-kernel allows only two on top of each other (FILESYSTEM_MAX_STACK_DEPTH, linux/fs.h). /proc, /sys,
-/run, /tmp and the state folder are new. Only net in /proc/sys and the lab's cgroups are writable.
+File system: all writes are discarded at the end. The lab's root is an overlay over the machine's
+root, and each file system mounted below it, such as /usr, gets an overlay too. If the machine's
+root or /usr is itself an overlay, the lab shows the machine's own /usr read-only: services see it
+through one more overlay, and the kernel allows only two on top of each other
+(FILESYSTEM_MAX_STACK_DEPTH, linux/fs.h). /proc, /sys, /run, /tmp and the state folder are new. Only
+net in /proc/sys and the lab's cgroups are writable.
 
 Cgroups (cgroup_namespaces(7)): in each hierarchy, all cgroups of the lab are below one cgroup, the
 root of its cgroup namespace. In v1, this cgroup is below the caller's cgroup, whose limits still
@@ -64,11 +65,12 @@ def build_mounts(
     folders: list[LabCgroup],
     writable: list[str],
 ) -> None:
-    """Mount the file system of the lab ``name``, and make it the root.
+    """Mount the file system of a lab, and make it the root.
 
     The caller is the lab's PID 1, in new mount, pid, net and cgroup namespaces. ``folders`` are the
-    lab's cgroups. Hierarchies in ``cgroup_mounts`` that have no such folder are read-only. The
-    folders ``writable`` are the machine's own, so writes in them stay. Raises KernelError, OSError.
+    lab's cgroups. A hierarchy in ``cgroup_mounts`` in which the lab has no cgroup is read-only.
+    Writes in the folders ``writable`` go to the machine itself and persist. Raises KernelError,
+    OSError.
     """
     current = os.getcwd()
     _leave_chroot()
@@ -137,7 +139,7 @@ def _cover(source: int, path: str) -> None:
     """Mount a folder or file at ``path`` of the lab. ``source`` is a descriptor of it.
 
     Writes stay in the lab: a folder gets an overlay, a single file is copied. If the kernel refuses
-    the overlay because it would be the third on top of two others, the mount is read-only. Closes
+    the overlay because there would be three on top of each other, the mount is read-only. Closes
     ``source``.
     """
     lower, target = f"/proc/self/fd/{source}", _ROOT + path
@@ -166,7 +168,7 @@ def _cover(source: int, path: str) -> None:
 
 
 def _leave_chroot() -> None:
-    """Make all mounts private; in a chroot, make its root the root of the mount namespace.
+    """Make all mounts private. In a chroot, make its root the root of the mount namespace.
 
     A process that joins a mount namespace starts at the namespace's root (setns(2)). ``crun exec``
     would therefore leave the chroot.
@@ -188,7 +190,7 @@ def _leave_chroot() -> None:
 
 
 def _enter(root: str) -> None:
-    """Make the mount ``root`` the root of this mount namespace, and unmount the old root."""
+    """Make a mount point the root of this mount namespace, and unmount the old root."""
     os.chdir(root)
     if _libc.pivot_root(b".", b"."):
         raise refused("pivot_root", ctypes.get_errno())
@@ -224,7 +226,11 @@ def _show_programs(folders: Iterable[str]) -> None:
 
 
 def _build_sys(cgroup_mounts: list[LabCgroup], folders: dict[str, str]) -> None:
-    """Mount the sysfs of the lab's network namespace, and its ``folders`` of cgroup hierarchies."""
+    """Mount the lab's sysfs, and in it the cgroup hierarchies.
+
+    ``folders`` maps the mount point of a hierarchy to the lab's cgroup in it. Other hierarchies are
+    read-only.
+    """
     new = f"{_ROOT}/sys"
     _mount("sysfs", new, "sysfs", _PLAIN)
     _mount("none", new, "", _REMOUNT | _BIND | _RDONLY | _PLAIN)
@@ -260,7 +266,7 @@ def _copy_owner(source: str, target: str) -> None:
 
 
 def _reachable(current: str, covered: Iterable[str]) -> list[str]:
-    """Return the folders below ``covered`` that must stay visible in the lab.
+    """Return the folders that must stay visible in the lab although it covers their parents.
 
     These are the current folder, Python's folders, and niso's checkout or installation.
     """
@@ -278,7 +284,6 @@ def _reachable(current: str, covered: Iterable[str]) -> list[str]:
 
 
 def _resolver() -> tuple[str, bytes] | None:
-    """Return path and content of the machine's resolv.conf if it is a link into /run, else None."""
     path = os.path.realpath("/etc/resolv.conf")
     if not path.startswith("/run/"):
         return None
@@ -310,11 +315,11 @@ class LabCgroup(NamedTuple):
 
     point: str
     unified: bool
-    """Whether the hierarchy is cgroup v2."""
+    """Whether this is the v2 hierarchy."""
     base: str
     """The folder in which labs create their folders."""
     path: str = ""
-    """The lab's folder; "" if it has none."""
+    """The lab's folder, or "" if the lab has none in this hierarchy."""
     lock: int = -1
     """A descriptor of the folder. It has a shared flock as long as the lab is alive."""
 
@@ -341,7 +346,7 @@ def mounts() -> list[LabCgroup]:
 
 
 def make(name: str) -> list[LabCgroup]:
-    """Create the cgroup ``name`` in each writable hierarchy; return the created ones."""
+    """Create a lab's cgroup in each writable hierarchy, and return the created cgroups."""
     folders = []
     for mount in mounts():
         with suppress(OSError):
@@ -375,7 +380,7 @@ def _make(mount: LabCgroup, path: str) -> LabCgroup:
 
 
 def enter(folders: list[LabCgroup]) -> list[LabCgroup]:
-    """Move this process into the cgroups; return those that it could enter."""
+    """Move this process into cgroups, and return those that it could enter."""
     entered = []
     for folder in folders:
         with suppress(OSError):
@@ -385,7 +390,7 @@ def enter(folders: list[LabCgroup]) -> list[LabCgroup]:
 
 
 def enable_controllers(folders: list[LabCgroup]) -> None:
-    """Enable the v2 controllers below the lab's cgroups, the roots of its cgroup namespace."""
+    """Enable the v2 controllers for the children of the lab's cgroups."""
     for folder in folders:
         if not folder.unified:
             continue
@@ -398,7 +403,7 @@ def enable_controllers(folders: list[LabCgroup]) -> None:
 
 
 def remove(folders: list[LabCgroup]) -> None:
-    """Remove the lab's cgroups when they are empty, waiting at most 5 s; close their locks."""
+    """Remove the lab's cgroups when they are empty, after at most 5 s, and close their locks."""
     deadline = time.monotonic() + _REMOVE_S
     for folder in folders:
         # A process leaves its cgroup shortly after its parent has received SIGCHLD.
@@ -408,7 +413,7 @@ def remove(folders: list[LabCgroup]) -> None:
 
 
 def sweep() -> None:
-    """Remove the cgroups of labs whose processes were all killed. Those in use stay."""
+    """Remove the cgroups of labs that were killed. Cgroups of running labs stay."""
     for mount in mounts():
         parent = os.path.dirname(mount.base)
         # The caller can get a new v1 cgroup each time, as a sibling of the last one.
@@ -466,9 +471,9 @@ _MACHINES = {
     "client": ("eth0", "02:00:c0:00:02:02", ("192.0.2.2", "2001:db8::2")),
     "neighbour": ("eth0", "02:00:c0:00:02:03", ("192.0.2.3", "2001:db8::3")),
 }
-"""The machines on the segment: the name of their veth end, its MAC address, and their addresses.
+"""Maps a machine on the segment to (name of its veth end, MAC address, addresses).
 
-The name of the other veth end, on the segment's bridge, is that of the machine.
+The other veth end, on the segment's bridge, has the name of the machine.
 """
 _OTHERS = ("client", "neighbour")
 
@@ -476,8 +481,8 @@ _OTHERS = ("client", "neighbour")
 def build_machines() -> int:
     """Build the network in the lab's new, empty network namespace. Raises KernelError.
 
-    Returns a descriptor of an unnamed network namespace with the segment's bridge, which ends when
-    the descriptor is closed.
+    Returns a descriptor of an unnamed network namespace with the segment's bridge. The kernel
+    deletes this namespace when the descriptor is closed.
     """
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     for name in _OTHERS:

@@ -76,7 +76,7 @@ class _Terminal:
             os.tcsetpgrp(self.fd, os.getpgrp())
 
     def take_back(self, status: int) -> None:
-        """Put niso in the foreground again, after the command's exit status ``status``."""
+        """Put niso in the foreground again, after the command has exited with ``status``."""
         if self.fd < 0:
             return
 
@@ -91,9 +91,9 @@ def run(command: list[str], writable: Iterable[str] = ()) -> int:
     """Run a command in a new lab; return its exit status.
 
     The default command is $SHELL, or else /bin/bash. Writes in the folders ``writable`` persist.
-    The exit status is 128 + N if signal N ended the command, 126 if it is not executable, and 127
-    if it is not found. The last two also print the reason on stderr. Needs root. Raises Error if
-    the lab cannot be created.
+    The exit status is 128 + N if signal N killed the command, 126 if it is not executable, and 127
+    if it is not found; in the last two cases the reason is printed on stderr. Needs root. Raises
+    Error if the lab cannot be created.
     """
     kept = [_folder(path) for path in writable]
     command = command or [os.environ.get("SHELL") or "/bin/bash"]
@@ -140,7 +140,6 @@ class _Lab(NamedTuple):
 
 
 def _folder(path: str) -> str:
-    """Return the real path of a folder given with ``--write``. Raises UsageError."""
     real = os.path.realpath(path)
     if not os.path.isdir(real):
         raise UsageError(f"{path} is not a folder", None, "--write")
@@ -150,7 +149,7 @@ def _folder(path: str) -> str:
 
 
 def _in_child(failure: int, work: Callable[[], int]) -> NoReturn:
-    """Run ``work`` in this forked process, and exit with the status that it returns.
+    """Run a function in this forked process, and exit with the status that it returns.
 
     An error is written to the pipe ``failure`` as JSON, [message, hint], for the caller of `run`.
     """
@@ -168,7 +167,7 @@ def _in_child(failure: int, work: Callable[[], int]) -> NoReturn:
 
 
 def _wait_for(child: int) -> int:
-    """Wait for ``child``, forward signals to it, and return its exit status."""
+    """Wait for a child process, forward signals to it, and return its exit status."""
     while True:
         info = signal.sigwaitinfo(_WATCHED)
         if info.si_signo == signal.SIGCHLD:
@@ -183,7 +182,6 @@ def _wait_for(child: int) -> int:
 
 
 def _status(status: int) -> int:
-    """Convert a wait status to an exit status, 128 + N for signal N."""
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 
@@ -280,7 +278,7 @@ def _execute(lab: _Lab, environment: dict[str, str]) -> NoReturn:
 
 
 def _reap_until_end(command: int, terminal: _Terminal) -> int:
-    """Reap exited processes and forward signals until ``command`` exits; return its exit status."""
+    """Reap exited processes and forward signals until the command exits; return its status."""
     while True:
         info = signal.sigwaitinfo(_WATCHED)
         if info.si_signo in _PASSED_ON:

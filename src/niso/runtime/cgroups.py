@@ -41,8 +41,8 @@ def roots() -> list[str]:
 def _own_cgroups() -> dict[str, str]:
     """Map the mount point of each hierarchy to this process's cgroup in it (proc_pid_cgroup(5)).
 
-    The list of mounts is read only if a hierarchy is not at its usual mount point, because that
-    takes 2 ms with 1,000 services. In that case the cgroups are unknown, and the values are "".
+    The list of mounts is read only if a hierarchy is not at its usual mount point, because reading
+    it takes 2 ms with 1,000 services. In that case the cgroups are unknown, and the values are "".
     """
     own = {}
     for controllers, path in own_lines():
@@ -69,11 +69,11 @@ def limits(spec: ProcessSpec) -> dict[str, dict[str, int]]:
 
 
 def usable(wanted: Iterable[str]) -> list[str]:
-    """Return those of the ``wanted`` controllers (memory, cpu, pids) that can limit a service here.
+    """Return which of the given controllers (memory, cpu, pids) can limit a service here.
 
     With v1, a hierarchy with the controller must be mounted where crun expects it. With v2 alone,
     the controller must be enabled for the children of the root cgroup; this function enables it if
-    possible. The list of mounts is not read, which takes 2 ms with 1,000 services.
+    possible. The list of mounts is not read, because that takes 2 ms with 1,000 services.
     """
     wanted = list(wanted)
     available = _words(f"{_TOP}/cgroup.controllers")  # only v2 has this file
@@ -86,9 +86,9 @@ def usable(wanted: Iterable[str]) -> list[str]:
 def mounts() -> Iterator[tuple[str, str, str, str, set[str]]]:
     """Yield (device, mount point, root, type, options) for each mount of a cgroup hierarchy.
 
-    The root is the cgroup that the mount shows. In v1, the options contain the names of the
-    controllers (proc_pid_mountinfo(5)). Other lines of the list of mounts are not parsed: there is
-    one for each service's namespace.
+    The root is the cgroup that is visible at the mount point. In v1, the options contain the names
+    of the controllers (proc_pid_mountinfo(5)). Only lines of cgroups are parsed, because the list
+    of mounts has a line for each service's namespace.
     """
     with open(_MOUNTS, "rb") as file:
         text = file.read()
@@ -117,9 +117,9 @@ def move_nowhere() -> None:
     """Move this process into the cgroup that it is already in, so that the next move is fast.
 
     The kernel moves processes under a lock that is cheap for readers. The first writer waits for an
-    RCU grace period, about 19 ms, and writers soon after it do not (cgroup_threadgroup_rwsem,
-    kernel/cgroup/cgroup.c; Documentation/locking/percpu-rw-semaphore.rst). No-op if no writable
-    cgroup is found. Raises OSError or ValueError.
+    RCU grace period, about 19 ms; writers soon after it do not wait (cgroup_threadgroup_rwsem,
+    kernel/cgroup/cgroup.c; Documentation/locking/percpu-rw-semaphore.rst). Does nothing if no
+    writable cgroup is found. Raises OSError or ValueError.
     """
     paths = dict(own_lines())
     # The usual mount points; with 1,000 services, reading mountinfo costs 2 ms.
@@ -144,12 +144,14 @@ def own_lines() -> list[tuple[str, str]]:
 
 
 def controllers_in(options: set[str], known: Iterable[str]) -> str | None:
-    """Return the controllers of the v1 hierarchy with these mount options, as in ``known``."""
+    """Return the controllers of the v1 hierarchy that has these mount options, or None.
+
+    ``known`` are strings of controllers like "cpu,cpuacct", one of which is returned.
+    """
     return next((names for names in known if names and set(names.split(",")) <= options), None)
 
 
 def _enable(controller: str) -> bool:
-    """Enable a controller for the children of v2's root cgroup; return whether it is enabled."""
     path = f"{_TOP}/cgroup.subtree_control"
     if controller in _words(path):
         return True
@@ -165,18 +167,19 @@ def _words(path: str) -> list[str]:
 
 
 def holds(path: str, pid: int) -> bool:
-    """Return whether a process is in or below the cgroup ``path``; False if it has exited.
+    """Return whether a process is in or below a cgroup. If the process has exited, return False.
 
-    The root that this process sees may itself be below other cgroups.
+    ``path`` may be anywhere below the real root: this process's root may itself be below other
+    cgroups.
     """
     lines = os.fsdecode(files.of_process(pid, "cgroup")).split("\n")
     return any(f"{path}/" in f"{line}/" for line in lines)
 
 
 def holds_wholly(path: str, pid: int) -> bool:
-    """Return whether a process is in or below the cgroup ``path`` in all hierarchies of crun.
+    """Return whether a process is in or below a cgroup in all hierarchies that crun uses.
 
-    crun uses all v1 hierarchies, or v2 if there is no v1. True if the process has exited.
+    crun uses all v1 hierarchies, or v2 if there is no v1. If the process has exited, returns True.
     """
     content = os.fsdecode(files.of_process(pid, "cgroup"))
     if not content:
@@ -188,7 +191,7 @@ def holds_wholly(path: str, pid: int) -> bool:
 
 
 def pids(path: str) -> list[int]:
-    """Return the pids of the processes in the cgroup ``path``, in any hierarchy."""
+    """Return the pids of the processes in a cgroup, in any hierarchy."""
     return sorted({pid for root in roots() for pid in pids_in(f"{root}{path}")})
 
 
@@ -201,14 +204,14 @@ def pids_in(folder: str) -> list[int]:
 
 
 def remove(path: str) -> None:
-    """Remove the cgroup ``path`` and its descendants, except those with processes."""
+    """Remove a cgroup and its descendants, except those with processes."""
     for root in roots():
         for folder, _, _ in os.walk(f"{root}{path}", topdown=False):
             remove_empty(folder)
 
 
 def remove_with_parent(path: str) -> None:
-    """Remove a service's cgroup; also its empty parent, unless a service is starting."""
+    """Remove a service's cgroup. Unless a service is starting, remove its empty parent too."""
     remove(path)
     guard = open_lock(".cgroup")
     try:
@@ -224,7 +227,7 @@ def remove_with_parent(path: str) -> None:
 
 
 def remove_empty(folder: str) -> None:
-    """Remove a cgroup; no-op if it is in use or does not exist (rmdir(2))."""
+    """Remove a cgroup. If it is in use or does not exist, do nothing (rmdir(2))."""
     try:
         os.rmdir(folder)
     except OSError:
@@ -232,11 +235,11 @@ def remove_empty(folder: str) -> None:
 
 
 def keep(pid: int, path: str) -> None:
-    """Move a conmon process, whose future children follow, out of the caller's cgroup.
+    """Move a conmon process and its future children out of the cgroup of niso's caller.
 
-    ``path`` is the cgroup of its service. When a systemd unit, a session or a CI job ends, all
-    processes in its cgroup are killed; and while it runs, its limits would apply to conmon. In a
-    hierarchy where the caller is in the root cgroup, conmon stays there: the root has no limits.
+    ``path`` is the cgroup of conmon's service. When a systemd unit, a session or a CI job ends, all
+    processes in its cgroup are killed, and before that its limits would apply to conmon. In a
+    hierarchy where the caller is in the root cgroup, conmon stays in the root, which has no limits.
     """
     for root, own in _own_cgroups().items():
         if own != "/":
@@ -246,8 +249,8 @@ def keep(pid: int, path: str) -> None:
 def keep_in(root: str, pid: int, path: str) -> None:
     """Move a process as `keep` does, in the hierarchy that is mounted at ``root``.
 
-    If the cgroup `KEEPERS` cannot take the process (a new cgroup of v1's cpuset has no CPUs), it
-    moves to the root cgroup. If this fails too, it stays where it is.
+    If the cgroup `KEEPERS` cannot take the process (a new cgroup of v1's cpuset has no CPUs), the
+    process moves to the root cgroup. If this fails too, the process is not moved.
     """
     folder = f"{root}{os.path.dirname(path)}/{KEEPERS}"
     if move(pid, folder):
@@ -262,7 +265,7 @@ def keep_in(root: str, pid: int, path: str) -> None:
 
 
 def release(pids: Iterable[int], path: str) -> None:
-    """Move processes that `keep` has moved to the root cgroup, before they exit."""
+    """Move processes from the cgroup `KEEPERS` to the root cgroup, before they exit."""
     for root in roots():
         kept = pids_in(f"{root}{os.path.dirname(path)}/{KEEPERS}")
         for pid in set(pids) & set(kept):
@@ -270,7 +273,7 @@ def release(pids: Iterable[int], path: str) -> None:
 
 
 def move(pid: int, folder: str) -> bool:
-    """Move a process, 0 for this one, into a cgroup; return whether it succeeded."""
+    """Move a process into a cgroup, and return whether it succeeded. Pid 0 is this process."""
     return _write(f"{folder}/cgroup.procs", str(pid))
 
 

@@ -1,8 +1,8 @@
 """Run crun, read and write the records of an activation, and identify processes by pid.
 
 The records are spec.json and state.json. A recycled pid is never mistaken for the original process:
-functions that open a pidfd (pidfd_open(2)) check the process after the open. From then on the
-descriptor refers to that process, whatever happens to its pid.
+functions that open a pidfd (pidfd_open(2)) check the process after they have opened the pidfd. From
+then on the descriptor refers to that process, even if its pid is reused.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def container_dir(service: str) -> str:
 def environment() -> dict[str, str]:
     """Return the environment variables of conmon, crun and niso's exit command.
 
-    With LANG, conmon and nsenter would each read the twelve files of a locale.
+    LANG is left out: with it, conmon and nsenter would each read the twelve files of a locale.
     """
     fixed = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_CTYPE": "C.UTF-8"}
     names = (name for name in os.environ if name.startswith("NISO_") and "FAILPOINT" not in name)
@@ -72,7 +72,7 @@ def environment() -> dict[str, str]:
 
 
 def run(*args: str) -> tuple[int, str]:
-    """Run crun to its end, even after a signal; return its exit status and errors on one line."""
+    """Run crun until it exits, even after a signal; return its exit status and error messages."""
 
     program = tool("crun")
     with signals_held():
@@ -106,10 +106,10 @@ def start(service: str) -> None:
     """Start the process of a created container. Raises `ProcessError` or OSError.
 
     The container waits for a byte on a FIFO, which ``crun start`` would write
-    (libcrun_status_write_exec_fifo, src/libcrun/status.c). Running crun for that would take a tenth
-    of the processor time of a start. A newer crun must be able to start containers that an older
-    one has created, so this protocol is unlikely to change. If the FIFO or its reader is missing,
-    ``crun start`` is run, which starts the container or reports the problem.
+    (libcrun_status_write_exec_fifo, src/libcrun/status.c). Running crun only to write this byte
+    would take a tenth of the processor time of a start. A newer crun must be able to start
+    containers that an older one has created, so this protocol is unlikely to change. If the FIFO or
+    its reader is missing, ``crun start`` is run, which starts the container or reports the problem.
     """
     fifo = f"{container_dir(service)}/exec.fifo"
     try:
@@ -136,7 +136,7 @@ def plain_message(output: bytes) -> str:
 
 
 def read_all(fd: int, most: int = 1 << 16) -> bytes:
-    """Read ``fd`` to its end and close it; return the first ``most`` bytes."""
+    """Read a descriptor to its end and close it; return at most the first ``most`` bytes."""
     kept = b""
     try:
         while chunk := os.read(fd, 4096):
@@ -147,7 +147,7 @@ def read_all(fd: int, most: int = 1 << 16) -> bytes:
 
 
 def names_in(folder: str) -> list[str]:
-    """Return the names in a folder, sorted; empty if it does not exist."""
+    """Return the names in a folder, sorted. A missing folder counts as empty."""
     try:
         return sorted(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
@@ -180,15 +180,15 @@ def save(spec: ProcessSpec) -> None:
 
 
 def load(service: str) -> ProcessSpec | None:
-    """Return the spec of a service's present activation; None without a valid one."""
+    """Return the process record of a service's present activation, or None without a valid one."""
     text = files.read(f"{paths.service_dir(service)}/spec.json")
     return None if text is None else _parsed(text)
 
 
 def group(service: str) -> str | None:
-    """Return the cgroup of a service's present activation; None if it has no spec.json.
+    """Return the cgroup of a service's present activation, or None without a spec.json.
 
-    Only this part of the spec is decoded, because lists of many services call it.
+    Only the necessary field is decoded, because lists of many services call this function.
     """
     fields = read_json(f"{paths.service_dir(service)}/spec.json") or {}
     state_id = fields.get("state_id")
@@ -197,9 +197,9 @@ def group(service: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def _parsed(text: bytes) -> ProcessSpec | None:
-    """Return the spec in the content of a spec.json; None if it is damaged.
+    """Decode the content of a spec.json, or return None if it is damaged.
 
-    The result is cached, because reading a status decodes the same spec several times in a row.
+    The result is cached, because reading a status decodes the same content several times in a row.
     """
     fields = _parse_json(text)
     try:
@@ -209,7 +209,7 @@ def _parsed(text: bytes) -> ProcessSpec | None:
 
 
 def read_state(service: str) -> dict[str, Any] | None:
-    """Return the content of a service's state.json; None without a valid one."""
+    """Return the content of a service's state.json, or None if it is missing or not valid."""
     record = read_json(f"{paths.service_dir(service)}/state.json")
     kinds = {"run": int, "phase": str, "restarts": int, "failures": int}
     if record is None:
@@ -219,7 +219,7 @@ def read_state(service: str) -> dict[str, Any] | None:
 
 
 def write_json(path: str, value: object) -> None:
-    """Write ``value`` as JSON to ``path`` atomically, with mode 0600. Raises OSError."""
+    """Write a value as JSON to a file atomically, with mode 0600. Raises OSError."""
     draft = f"{path}.new"
     with open(files.make(draft, 0o600), "w", encoding="utf-8") as file:
         file.write(json.dumps(value))
@@ -227,7 +227,7 @@ def write_json(path: str, value: object) -> None:
 
 
 def read_json(path: str) -> dict[str, Any] | None:
-    """Return the JSON object in a file; None without a valid one."""
+    """Return the JSON object in a file, or None if the file is missing or not valid."""
     text = files.read(path)
     return None if text is None else _parse_json(text)
 
@@ -253,7 +253,7 @@ def in_service(service: str, pid: int) -> bool:
 
 
 def in_group(service: str, group: int) -> list[int]:
-    """Return the pids of a service's processes in the process group ``group`` (setpgid(2))."""
+    """Return the pids of a service's processes in a process group (setpgid(2))."""
     spec = load(service)
     members = []
     for pid in cgroups.pids(cgroup_of(spec)) if spec is not None else ():
@@ -275,19 +275,20 @@ def children(pid: int | None) -> list[int]:
 
 
 def open_in_service(service: str, pid: int | None) -> int:
-    """Return a pidfd of the service's process ``pid``; -1 if it has none."""
+    """Return a pidfd of a process of the service, or -1 if the service has no such process."""
     return _open_if(pid, lambda pid: in_service(service, pid))
 
 
 def open_supervisor(pid: int | None, bundle: str) -> int:
-    """Return a pidfd of ``pid`` if it is the conmon or the exit command of ``bundle``, else -1."""
+    """Return a pidfd of a process, or -1 unless it is conmon or the exit command of a bundle."""
     return _open_if(pid, lambda pid: is_supervisor(pid, bundle))
 
 
 def _open_if(pid: int | None, is_it: Callable[[int], bool]) -> int:
-    """Return a pidfd of ``pid`` if the process exists and ``is_it`` returns true, else -1.
+    """Return a pidfd of a process, or -1 if the process does not exist or is not accepted.
 
-    ``is_it`` is called after the open: before it, the pid could be reused for another process.
+    ``is_it`` decides whether the process is accepted. It is called after the pidfd is opened,
+    because before that the pid could be reused for another process.
     """
     if pid is None:
         return -1
@@ -302,14 +303,14 @@ def _open_if(pid: int | None, is_it: Callable[[int], bool]) -> int:
 
 
 def is_supervisor(pid: int | None, bundle: str) -> bool:
-    """Return whether the process is the conmon or the exit command of ``bundle``."""
+    """Return whether a process is the conmon or the exit command of a run (its OCI bundle)."""
     words = [] if pid is None else command_line(pid)
     name = os.fsencode(bundle)
     return name in words or b"--exit-command-arg=" + name in words
 
 
 def command_line(pid: int) -> list[bytes]:
-    """Return the command line of a process (proc_pid_cmdline(5)); empty if it has exited."""
+    """Return the command line of a process (proc_pid_cmdline(5)), or [] if it has exited."""
     content = files.of_process(pid, "cmdline")
     return content.split(b"\0") if content else []
 
@@ -332,7 +333,7 @@ def send_signal(pidfd: int, number: int) -> None:
 
 
 def read_pid(path: str) -> int | None:
-    """Return the pid in a file; None without a valid one."""
+    """Return the pid in a file, or None if the file is missing or has no valid pid."""
     try:
         pid = int(files.read(path) or b"")
     except ValueError:
@@ -345,7 +346,10 @@ def int_or_none(value: object) -> int | None:
 
 
 def wait_readable(fd: int, timeout_s: float) -> bool:
-    """Wait until ``fd`` is readable, as a pidfd is when its process exits; return whether it is."""
+    """Wait until a descriptor is readable, as a pidfd is when its process exits.
+
+    Returns False if ``timeout_s`` seconds pass before.
+    """
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     deadline = time.monotonic() + timeout_s

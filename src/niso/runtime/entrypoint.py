@@ -1,7 +1,7 @@
 """Find the entrypoint, the working directory and the user of a service inside its root.
 
 The user is looked up in the passwd and group files that the service sees. Paths are resolved
-component by component without entering the root, so no symbolic link leads out of it.
+component by component without changing the root, so that no symbolic link leads out of it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _ALWAYS_THERE = ("/", "/tmp", "/run", "/var/tmp", "/dev/shm")  # noqa: S108 - in
 
 
 class Problem(NamedTuple):
+    """The reason why a file cannot be executed in a service."""
+
     text: str
     """The reason as a predicate, such as "is not executable"."""
     hint: str = ""
@@ -47,11 +49,11 @@ def mounts_of(package: str, rootfs: str | None) -> dict[str, str]:
 
 
 def resolve_entrypoint(package: str, rootfs: str | None, entrypoint: str, path_env: str) -> str:
-    """Return the path inside the service of the entrypoint in a manifest.
+    """Return the path, inside the service, of the entrypoint that a manifest names.
 
-    ``entrypoint`` is a file of the package, an absolute path, or a command that is searched for in
-    ``path_env``. It must be a regular, executable file, and so must the interpreter of a script.
-    Raises `InvalidInput` with the key binary.entrypoint.
+    ``entrypoint`` is a file of the package, an absolute path, or a command to search for in the
+    folders of ``path_env``. The file must be regular and executable, and so must the interpreter of
+    a script. Raises `InvalidInput` with the key binary.entrypoint.
     """
     mounts = mounts_of(package, rootfs)
     path = entrypoint
@@ -82,9 +84,10 @@ def resolve_entrypoint(package: str, rootfs: str | None, entrypoint: str, path_e
 
 
 def search(mounts: dict[str, str], command: str, path_env: str) -> str | None:
-    """Search the folders of ``path_env`` for ``command``, as execvp(3) does.
+    """Search the folders of a PATH variable for a command, as execvp(3) does.
 
-    Returns the path of the first file that can be executed, or else of the first one, or None.
+    Returns the path of the first file that can be executed. If there is none, returns the first
+    file with the command's name, or None.
     """
     present = None
     for folder in path_env.split(":"):
@@ -100,9 +103,9 @@ def search(mounts: dict[str, str], command: str, path_env: str) -> str | None:
 
 
 def problem_with(mounts: dict[str, str], path: str, depth: int = 0) -> Problem | None:
-    """Return why the file ``path`` cannot be executed in the service; None if it can.
+    """Return why a file cannot be executed in the service, or None if it can be.
 
-    ``depth`` counts the script interpreters that led to ``path``.
+    ``depth`` counts the script interpreters that led to this file.
     """
     try:
         fd, real = open_inside(mounts, path)
@@ -194,8 +197,8 @@ def check_working_dir(
 ) -> None:
     """Raise `InvalidInput` (key binary.working_dir) if the service will not have that folder.
 
-    Folders in or below the mount points ``volumes`` are accepted: their content is known only at
-    run time.
+    Folders in or below the mount points of volumes are accepted, because their content is known
+    only at run time.
     """
     if any(working_dir == point or working_dir.startswith(f"{point}/") for point in volumes):
         return
@@ -265,8 +268,8 @@ def resolve_user(
 def read_database(rootfs: str | None, name: str) -> list[list[str]]:
     """Return the valid lines of ``/etc/passwd`` or ``/etc/group``, each as a list of its fields.
 
-    The format is that of passwd(5) and group(5). A file that is not regular or is larger than 4 MiB
-    counts as empty. Lines with an id above `MAX_ID` are skipped, as the C library skips them.
+    ``name`` is passwd or group (passwd(5), group(5)). A file that is not regular or is larger than
+    4 MiB counts as empty. Lines with an id above `MAX_ID` are skipped, as the C library does.
     """
     fields = 7 if name == "passwd" else 4
     ids = (2, 3) if name == "passwd" else (2,)
@@ -297,7 +300,7 @@ _NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def open_inside(mounts: dict[str, str], path: str) -> tuple[int, str]:
-    """Open ``path`` as a service sees it, without side effects (O_PATH).
+    """Open a path as a service sees it, without side effects (O_PATH).
 
     ``mounts`` maps mount points to folders of the host: ``{"": rootfs, "/app": package}``, where ""
     is the root. If the root is the host's own, only the parts that such a service has are visible:
@@ -349,7 +352,6 @@ def _parts(path: str) -> list[str]:
 
 
 def _open_real(mounts: dict[str, str], parts: list[str]) -> int:
-    """Return a descriptor of a folder inside the service whose path has no symbolic links."""
     fd = os.open(mounts[""], _FOLDER)
     for i in range(len(parts)):
         try:
@@ -361,7 +363,6 @@ def _open_real(mounts: dict[str, str], parts: list[str]) -> int:
 
 
 def _open_part(mounts: dict[str, str], parts: list[str], fd: int) -> int:
-    """Return a descriptor of the last of ``parts``, in the folder ``fd`` of the others."""
     target = mounts.get("/" + "/".join(parts))
     return os.open(target, _FOLDER) if target else os.open(parts[-1], _NOFOLLOW, dir_fd=fd)
 
@@ -369,7 +370,7 @@ def _open_part(mounts: dict[str, str], parts: list[str], fd: int) -> int:
 def read_inside(mounts: dict[str, str], path: str) -> bytes:
     """Return the content of a small regular file as the service sees it.
 
-    Raises OSError: EFBIG if it is larger than `MAX_FILE_BYTES`, EINVAL if it is not a regular file.
+    Raises OSError: EFBIG if the file is larger than `MAX_FILE_BYTES`, EINVAL if it is not regular.
     """
     fd, _ = open_inside(mounts, path)
     try:

@@ -1,6 +1,6 @@
 """Run a command inside a running service, as the service's user (``niso exec``, crun exec).
 
-crun changes the owner of its stdin and stdout to the service's user (fchown(2)), so it never gets
+crun changes the owner of its stdin and stdout to the service's user (fchown(2)), so crun never gets
 the caller's descriptors. Bytes are copied through pipes, or through a new terminal if the caller
 has one.
 """
@@ -48,12 +48,13 @@ def execute(
     files: tuple[int, int, int] = (0, 1, 2),
     forwarded: tuple[int, ...] = FORWARDED,
 ) -> int:
-    """Run ``command`` in a service, and return its exit status: 128 + N after signal N.
+    """Run a command in a service, and return its exit status: 128 + N after signal N.
 
     The command runs as ``user``, by default as the service's user, with the service's capabilities
-    and limits. ``files`` are its stdin, stdout and stderr, by default the caller's, whose signals
-    ``forwarded`` are passed on. It gets a terminal if both stdin and stdout are terminals. Raises
-    `ProcessError` with exit_status 127 (command not found), 126 (not executable) or 125 (other).
+    and limits. ``files`` are its stdin, stdout and stderr, by default the caller's. The signals
+    ``forwarded`` that the caller receives are forwarded to the command. The command gets a terminal
+    if both stdin and stdout are terminals. Raises `ProcessError` with exit_status 127 (command not
+    found), 126 (not executable) or 125 (other).
     """
     for fd in (0, 1, 2):
         # Occupy the number of a closed standard descriptor, so that no other file gets it.
@@ -71,7 +72,7 @@ def execute(
 def capture(
     service: str, command: list[str], stdin: bytes = b"", user: ProcessUser | None = None
 ) -> tuple[int, bytes, bytes]:
-    """Run ``command`` in a service; return its exit status, its stdout and its stderr.
+    """Run a command in a service; return its exit status, its stdout and its stderr.
 
     No signal is forwarded, so any thread can call this function. Raises the errors of `execute`.
     """
@@ -90,9 +91,9 @@ def capture(
 def prepare(
     service: str, command: list[str], user: ProcessUser | None = None
 ) -> tuple[str, dict[str, Any]]:
-    """Prepare a crun exec of a command in a service.
+    """Prepare to run a command in a service with crun exec.
 
-    Returns the path of its temporary files without their suffix, and its process object (OCI
+    Returns the path prefix of the run's temporary files, and the process object for crun (OCI
     runtime-spec, config.md, Process). Raises the errors of `execute`.
     """
     now = read(service)
@@ -138,8 +139,8 @@ def _become(service: str, user: ProcessUser, oci_process: dict[str, Any]) -> Non
 def _check_command(service: str, pid: int, command: str, oci_process: dict[str, Any]) -> None:
     """Raise `ProcessError` if the running service has no such executable command.
 
-    ``pid`` is a process of the service. Without this check, a missing command would look like one
-    that exits with status 127.
+    ``pid`` is a process of the service. Without this check, a missing command would look like a
+    command that exits with status 127.
     """
     mounts = {"": f"/proc/{pid}/root"}
     environment = dict(entry.split("=", 1) for entry in oci_process["env"])
@@ -168,8 +169,8 @@ def spawn(
 ) -> int:
     """Start crun exec in a process group of its own, and return its pid.
 
-    ``stem`` and ``oci_process`` are those of `prepare`. ``files`` are its stdin, stdout and stderr.
-    ``options`` are further options for crun, ``settings`` those of posix_spawn.
+    ``stem`` and ``oci_process`` are the results of `prepare`. ``files`` are the command's stdin,
+    stdout and stderr. ``options`` are further options for crun, ``settings`` those of posix_spawn.
     """
     write_json(f"{stem}.json", oci_process)
     os.close(os.open(f"{stem}.log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -183,10 +184,10 @@ def spawn(
 
 
 class _Session:
-    """One crun exec, and the copying of its input, output and signals.
+    """One run of crun exec, whose input, output and signals are copied.
 
-    ``stem`` is the path of its temporary files without their suffix. ``oci_process`` is its process
-    object. ``files`` are the caller's stdin, stdout and stderr.
+    ``stem`` is the path prefix of its temporary files. ``oci_process`` is its process object.
+    ``files`` are the caller's stdin, stdout and stderr.
     """
 
     def __init__(
@@ -216,7 +217,7 @@ class _Session:
         self._started = False
 
     def run(self, forwarded: tuple[int, ...]) -> int:
-        """Run the command, forward the signals ``forwarded``, and return its exit status."""
+        """Run the command, forward signals to it, and return its exit status."""
         for number in forwarded:
             self._handlers[number] = signal.signal(number, self._note)
         if self._terminal:
@@ -299,7 +300,7 @@ class _Session:
         self._sources = {self._master: 1}
 
     def _receive_master(self) -> int:
-        """Start crun exec and return the descriptor of its terminal's master; -1 if crun fails."""
+        """Start crun exec and return the master descriptor of its terminal, or -1 if crun fails."""
         folder, name = os.path.split(f"{self._stem}.sock")
         folder_fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         # Through the descriptor: the path of a socket has at most 107 bytes (unix(7)).
@@ -327,7 +328,7 @@ class _Session:
         return descriptors[0] if descriptors else -1
 
     def _relay(self) -> None:
-        """Copy stdin, output and signals until crun exits, then the rest of the output."""
+        """Copy input, output and signals until crun exits, and then the rest of the output."""
         stdin_open = self._sink >= 0
         while True:
             self._started = self._started or os.path.exists(f"{self._stem}.pid")
@@ -345,7 +346,6 @@ class _Session:
                 return
 
     def _poll(self, stdin_open: bool) -> select.poll:
-        """Return a poll object with the descriptors to wait for at the moment."""
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         for fd, target in self._sources.items():
@@ -369,7 +369,6 @@ class _Session:
                 pass
 
     def _take(self) -> bool:
-        """Read the caller's stdin once and pass it on; return whether there may be more."""
         try:
             self._to_write = os.read(self._files[0], _BLOCK)
         except BlockingIOError:
@@ -385,7 +384,6 @@ class _Session:
         return True
 
     def _feed(self) -> None:
-        """Write pending bytes to the command's stdin; close it if the command has."""
         try:
             self._to_write = self._to_write[os.write(self._sink, self._to_write) :]
         except BlockingIOError:
@@ -397,7 +395,6 @@ class _Session:
             self._sink = -1
 
     def _pass_on(self, fd: int) -> bool:
-        """Copy one block of output to the caller; return whether there may be more."""
         try:
             block = os.read(fd, _BLOCK)
         except BlockingIOError:
@@ -431,7 +428,6 @@ class _Session:
             os.close(target)
 
     def _end_command(self) -> None:
-        """Kill a command whose output cannot be written: with SIGTERM, and then with SIGKILL."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             self._signals = [number]
             deadline = time.monotonic() + _END_S
@@ -452,7 +448,6 @@ class _Session:
 
 
 def _write_all(fd: int, data: bytes) -> bool:
-    """Write ``data`` to ``fd``, which may be non-blocking; return False if no one reads it."""
     while data:
         try:
             data = data[os.write(fd, data) :]

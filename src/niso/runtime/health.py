@@ -1,12 +1,12 @@
 """Check the health of services by probes: a connection, or a command.
 
-For a connection, a socket is created inside the service's network namespace. No process runs there,
-and no shell parses anything. Any number of probes share one poll(2), and each ends at its deadline,
-whatever its peer does.
+For a connection, a socket is created inside the service's network namespace. No process runs in the
+namespace for this, and no shell is involved. Any number of probes share one poll(2), and each ends
+at its deadline, whatever its peer does.
 
 A command runs with crun exec, inside the service, as its user and within its limits. Only the last
-part of its output is recorded, in memory: the output may contain secrets, and no other user may
-read it. crun changes the owner of its stdin and stdout, so these are pipes.
+part of its output is stored, in memory: the output may contain secrets, and no other user may read
+it. crun changes the owner of its stdin and stdout, so these are pipes.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ if TYPE_CHECKING:
 
 
 def advance(probes: Sequence[HealthProbe], others: Sequence[int], until: float) -> None:
-    """Wait until a probe can continue or a descriptor is readable, and continue these probes.
+    """Wait until a health probe can continue or a descriptor is readable; continue ready probes.
 
-    ``others`` are the descriptors. The wait ends at the monotonic time ``until``, in seconds.
+    ``others`` are the descriptors. The wait ends at the latest at the monotonic time ``until``, in
+    seconds.
     """
     poll = select.poll()
     for probe in probes:
@@ -89,6 +90,8 @@ class HealthTarget(NamedTuple):
 
 
 class Health(NamedTuple):
+    """The health of one service."""
+
     state: str
     """one of healthy, unhealthy and starting"""
     failure: str
@@ -96,9 +99,10 @@ class Health(NamedTuple):
 
 
 def write_record(service: str, run: tuple[int, float], failure: str) -> None:
-    """Record the result of a probe: ``failure`` is "" or why it failed.
+    """Record the result of a probe: ``failure`` is "" or the reason why the probe failed.
 
-    ``run`` is as in `Probed`. If the service is removed concurrently, the record is deleted again.
+    ``run`` identifies the run as in `Probed`. If the service is removed concurrently, the record is
+    deleted again.
     """
     before = read_record(service)
     now = time.time()
@@ -119,7 +123,7 @@ def write_record(service: str, run: tuple[int, float], failure: str) -> None:
 
 
 def read_record(service: str) -> Probed | None:
-    """Return the recorded probe results of a service; None if missing or damaged."""
+    """Return the recorded probe results of a service, or None if they are missing or damaged."""
     try:
         fields = read_json(paths.health_file(service))
         record = None if fields is None else Probed(**{**fields, "run": tuple(fields["run"])})
@@ -196,10 +200,10 @@ _Steps = Generator[tuple[socket.socket, int], None, str]
 
 
 class HealthProbe:
-    """One probe. `advance` continues it when ``fd`` is ready for ``events`` (poll(2))."""
+    """One probe by connection. Call `advance` when ``fd`` is ready for ``events`` (poll(2))."""
 
     def __init__(self, check: Healthcheck, namespace: str | None) -> None:
-        """Start the probe in a namespace of /run/netns; None is the caller's own."""
+        """Start the probe in a namespace of /run/netns; with None, in the caller's own."""
         self.began = time.monotonic()
         self.deadline = self.began + check.timeout_s
         self.fd = -1
@@ -222,7 +226,7 @@ class HealthProbe:
             self.answer = f"{self._check.target}: {error}"
 
     def give_up_if_late(self) -> None:
-        """End the probe if its deadline has passed: the answer names the pending step."""
+        """End the probe if its deadline has passed. The answer then names the pending step."""
         if self.answer is None and time.monotonic() >= self.deadline:
             self.close()
             late = f"{self._doing[0]} within {self._check.timeout_s:g}s"
@@ -230,7 +234,7 @@ class HealthProbe:
 
     @property
     def last_output(self) -> str:
-        """The last line of a command's output, with unprintable characters escaped; "" here."""
+        """Return the last line of a command's output; "", because this probe runs no command."""
         return ""
 
     def close(self) -> None:
@@ -238,9 +242,9 @@ class HealthProbe:
 
 
 def _steps(check: Healthcheck, namespace: str | None, doing: list[str]) -> _Steps:
-    """Run a probe as a generator. It yields pairs (socket, events) to wait for.
+    """Run a probe as a generator, which yields pairs (socket, events) to wait for.
 
-    The return value is "" for healthy, or the reason why the probe failed. ``doing`` has one
+    The generator returns "" for healthy, or the reason why the probe failed. ``doing`` has one
     string, which is set to the present step.
     """
     refusals = ""
@@ -270,7 +274,6 @@ def _steps(check: Healthcheck, namespace: str | None, doing: list[str]) -> _Step
 
 
 def _candidates(check: Healthcheck, namespace: str | None) -> Generator[str, None, None]:
-    """Yield the healthcheck's address, or loopback and then, if needed, other addresses."""
     if check.address:
         yield check.address
         return
@@ -336,7 +339,6 @@ def _http(sock: socket.socket, check: Healthcheck) -> _Steps:
 
 
 def _status(received: bytes) -> tuple[int | None, bytes]:
-    """Return the status code of the final response, if received, and the bytes still to parse."""
     while True:
         line, end, _ = received.partition(b"\n")
         words = line.split(b" ", 2)
@@ -380,10 +382,10 @@ _KEPT, _LINE = 4096, 200
 
 
 class CommandProbe(HealthProbe):
-    """A probe that runs a command. ``fd`` is ready when it has exited or written output."""
+    """One probe by command. ``fd`` is ready when the command has exited or written output."""
 
     def __init__(self, check: Healthcheck, service: str) -> None:
-        """Start the command. Without a process of the service, the probe fails."""
+        """Start the command. If the service has no process, the probe fails."""
         self.began = time.monotonic()
         self.deadline = self.began + check.timeout_s
         self.fd, self.events = -1, select.POLLIN
@@ -425,9 +427,9 @@ class CommandProbe(HealthProbe):
         ready.close()
 
     def advance(self) -> None:
-        """Read the command's output, and its exit status if it has exited.
+        """Read the command's output, and its exit status if the command has exited.
 
-        Processes that the command has started and that still run are killed then.
+        After the command has exited, processes that it has left are killed.
         """
         if self.answer is not None:
             return
@@ -458,13 +460,13 @@ class CommandProbe(HealthProbe):
 
     @property
     def last_output(self) -> str:
-        """The last line of the command's output, with unprintable characters escaped."""
+        """Return the last line of the command's output, with unprintable characters escaped."""
         lines = self._tail.decode("utf-8", "replace").split("\n")
         last = next((line for line in map(str.strip, reversed(lines)) if line), "")
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in last[-_LINE:])
 
     def close(self) -> None:
-        """Kill the command with its process group if it still runs; release all resources."""
+        """Kill the command with its process group if it is still running; release all resources."""
         if self._pid:
             self._kill()
         self._free()
@@ -490,7 +492,8 @@ class CommandProbe(HealthProbe):
     def _end_group(self) -> None:
         """Kill the remaining processes in the process group of a command that has exited.
 
-        While one is in the group, no other process group gets its number (free_pid, kernel/pid.c).
+        While a process is in the group, no other process group gets its number (free_pid,
+        kernel/pid.c).
         """
         leader = crun.read_pid(f"{self._stem}.pid")
         for pid in crun.in_group(self._service, leader) if leader is not None else ():

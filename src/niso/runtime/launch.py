@@ -85,12 +85,13 @@ def nofile_max() -> int:
 
 
 class Launch:
-    """One run of a service, recorded in state.json: create its container; `finish` starts it.
+    """One run of a service: the constructor creates its container, and `finish` starts it.
 
     ``number`` counts the runs of an activation from 0. ``counts`` has the numbers of restarts and
-    of consecutive failures. The caller must have the service's lock, and must call `finish` or
-    `close`. Raises OSError, or `ProcessError` with the message of crun or conmon. After an error,
-    the caller must remove what was created (`niso.runtime.lifecycle.clear`).
+    of consecutive failures. Both are recorded in state.json. The caller must have the service's
+    lock, and must call `finish` or `close`. Raises OSError, or `ProcessError` with the message of
+    crun or conmon. After an error, the caller must remove what was created
+    (`niso.runtime.lifecycle.clear`).
     """
 
     def __init__(self, spec: ProcessSpec, number: int, counts: dict[str, Any]) -> None:
@@ -121,7 +122,7 @@ class Launch:
             write_bundle(held.spec, bundle, under)
             self._creator.create(under[1] if under is not None else ())
             self.fd = self._creator.fd
-            """A descriptor, readable when the container exists or its creation has failed."""
+            """A descriptor, readable once the container exists or its creation has failed."""
         except BaseException:
             self.close()
             raise
@@ -152,8 +153,8 @@ def init() -> str:
 def write_bundle(spec: ProcessSpec, bundle: str, under: root.Skeleton | None) -> None:
     """Write the OCI bundle: config.json, and the folders from which the root is mounted.
 
-    ``spec`` is that of `sources.OpenSources`. ``under`` is the skeleton of a service without a
-    rootfs, else None.
+    ``spec`` is the service's process, with the paths that `sources.OpenSources` has opened.
+    ``under`` is the skeleton of the root for a service without a rootfs, else None.
     """
     if not spec.netns:
         spec = spec._replace(hostname=os.uname().nodename, resolv_conf=root.of_host("resolv.conf"))
@@ -238,14 +239,14 @@ class _Creator:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), "pthread_create") from None
 
     def create(self, folders: Sequence[str]) -> None:
-        """Mount the root, with ``folders`` of the host, and create the container; do not wait."""
+        """Mount the root, with ``folders`` of the host, and start to create the container."""
         self._folders = folders
         self._may_create.release()
 
     def pid(self) -> int:
         """Wait until the container exists, and return the pid of its PID 1 on the host.
 
-        conmon answers with a line of JSON (write_sync_fd in conmon). Raises `ProcessError` with
+        conmon reports it as a line of JSON (write_sync_fd in conmon). Raises `ProcessError` with
         crun's message.
         """
         line = b""
@@ -360,7 +361,7 @@ class _Creator:
         self._ends.clear()
 
     def _end_conmon(self) -> None:
-        """Kill conmon unless it has forked: after that, its pid file records it."""
+        """Kill conmon unless it has forked: then its pid is in the pid file, for others to kill."""
         if self._conmon:
             os.kill(self._conmon, signal.SIGKILL)
             os.waitpid(self._conmon, 0)
@@ -372,7 +373,7 @@ _spawning = threading.Lock()
 
 @contextmanager
 def _nothing_inherited() -> Iterator[None]:
-    """Context in which a child does not inherit descriptors of the caller's shell.
+    """Run a ``with`` block whose child processes do not inherit the caller's descriptors.
 
     POSIX_SPAWN_CLOSE would fail for numbers above the present limit of open files.
     """
@@ -436,8 +437,8 @@ def _conmon_argv(spec: ProcessSpec, bundle: str, tid: int) -> list[str]:
 def _set_limits(pid: int) -> None:
     """Set the resource limits and the niceness of conmon to those of PID 1.
 
-    Otherwise conmon would have those of the calling shell: with ``ulimit -f`` the log would end.
-    crun sets the limits of the service itself.
+    Otherwise conmon would have the limits of the calling shell: with ``ulimit -f`` the log would
+    end. crun sets the limits of the service itself.
     """
     for name in _LIMITS.split():
         limit = getattr(resource, f"RLIMIT_{name}")
@@ -465,8 +466,8 @@ _base: list[int] = []
 def enter() -> None:
     """Move the calling thread into a new mount namespace, whose mounts the host never sees.
 
-    Later mounts of the host appear in it (mount_namespaces(7), MS_SLAVE). The thread must have
-    unshared CLONE_FS, and must be in a start (`root.begin`). Raises OSError.
+    Later mounts of the host appear in this namespace (mount_namespaces(7), MS_SLAVE). The thread
+    must have unshared CLONE_FS, and must be in a start (`root.begin`). Raises OSError.
     """
     with _lock:
         if _base:
@@ -493,7 +494,7 @@ def enter() -> None:
 
 
 def _close() -> None:
-    """Close the namespace that starts copy: it keeps mounts in use that the host unmounts."""
+    """Close the namespace that starts copy. It keeps mounts in use that the host has unmounted."""
     while _base:
         os.close(_base.pop())
 
@@ -560,7 +561,7 @@ def renew() -> None:
 def remove_unused() -> None:
     """Delete unused skeletons of roots, and the script if no service has runtime files.
 
-    No-op while a service is starting.
+    Does nothing while a service is starting.
     """
 
     guard = open_lock(".cgroup")

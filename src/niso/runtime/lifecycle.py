@@ -6,8 +6,8 @@ A caller that changes anything must have the service's lock (`niso.base.locks`).
 bundle, pid files, exit status). A recorded pid is used only if the kernel lists that process in the
 service's cgroup. Services whose runtime files were deleted are found by their cgroups.
 
-A program that cannot run, or that exits immediately, never sleeps before it exits. So a program
-that sleeps has started successfully, and niso need not wait for a fixed time.
+A program that cannot run, or that exits immediately, never sleeps before it exits. Therefore a
+program that sleeps has started successfully, and niso need not wait for a fixed time.
 
 When the networks of a running service change, its new hosts folder is mounted beneath the old one,
 which is then unmounted (move_mount(2), MOVE_MOUNT_BENEATH, Linux 6.5). On an older kernel, the
@@ -76,8 +76,8 @@ class ProcessStart:
     """A start in progress: crun creates the container, and `finish` starts its process.
 
     The caller must call `finish` or `close`. The constructor first removes what an earlier
-    activation has left. Raises `ProcessError` with the message of crun; no process, cgroup, mount
-    or file other than the log is left then.
+    activation has left. Raises `ProcessError` with the message of crun; then no process, cgroup,
+    mount or file is left, except the log.
     """
 
     def __init__(self, spec: ProcessSpec) -> None:
@@ -96,11 +96,11 @@ class ProcessStart:
         self.fd = self._run.fd
         """A descriptor that becomes readable when `is_created` becomes true."""
         self.close = self._run.close
-        """Give up a start, whose processes `stop` kills."""
+        """Give up the start. `stop` kills its processes."""
 
     @property
     def is_created(self) -> bool:
-        """Whether `finish` would not block: the container exists, or its creation has failed."""
+        """Return whether `finish` would not block: the container exists, or its creation failed."""
         return crun.wait_readable(self.fd, 0)
 
     def finish(self) -> int:
@@ -113,7 +113,7 @@ class ProcessStart:
 
 @contextmanager
 def _whole(service: str) -> Iterator[None]:
-    """Context that removes all processes and files of the service if its block fails."""
+    """Run a ``with`` block. If it fails, remove all processes and files of the service."""
     try:
         yield
     except Error:
@@ -129,14 +129,14 @@ def start(spec: ProcessSpec) -> int:
 
 
 def open_init(service: str) -> int:
-    """Return a pidfd of the service's PID 1, which the caller must close; -1 if none runs."""
+    """Return a pidfd of the service's PID 1, or -1 without one. The caller must close it."""
     return crun.open_in_service(service, status.read(service).pid)
 
 
 def terminate(service: str) -> int:
     """Send SIGTERM to a service, and disable its restart policy. Call `stop` afterwards.
 
-    Returns a pidfd of its PID 1, which the caller must close, or -1 if no PID 1 is running that
+    Returns a pidfd of the service's PID 1, which the caller must close, or -1 if no running PID 1
     handles SIGTERM.
     """
     folder = paths.service_dir(service)
@@ -158,10 +158,10 @@ def terminate(service: str) -> int:
 
 
 def stop(service: str, timeout_s: float | None = None) -> None:
-    """Stop a service and remove its runtime files; no-op if there are none.
+    """Stop a service and remove its runtime files. Do nothing if there are none.
 
-    Sends SIGTERM, and after ``timeout_s`` seconds SIGKILL. None stands for the stop timeout in the
-    spec. The service is not restarted by its restart policy. Raises `ProcessError` if a process
+    Sends SIGTERM, and SIGKILL after ``timeout_s`` seconds; None stands for the stop timeout in the
+    service's process record. The restart policy does not apply. Raises `ProcessError` if a process
     does not exit.
     """
     try:
@@ -173,7 +173,7 @@ def stop(service: str, timeout_s: float | None = None) -> None:
 
 
 def stop_all(services: Iterable[str]) -> dict[str, Error]:
-    """Stop services with a timeout of 0 s and one crun process; return the errors by service."""
+    """Kill services with one crun process, without a timeout; return the errors by service."""
     errors: dict[str, Error] = {}
 
     def attempt(names: Iterable[str], do: Callable[[str], bool]) -> list[str]:
@@ -196,7 +196,6 @@ def stop_all(services: Iterable[str]) -> dict[str, Error]:
 
 
 def _end_runs(service: str, timeout_s: float | None) -> bool:
-    """Kill the processes of a service's runs; return False if it has no runtime files."""
     folder = paths.service_dir(service)
     _end_orphans(service, None)
     if not os.path.isdir(folder):
@@ -210,7 +209,6 @@ def _end_runs(service: str, timeout_s: float | None) -> bool:
 
 
 def _remove(service: str) -> bool:
-    """Remove the cgroup and the runtime files of a service without a container; return True."""
     files.remove_tree(
         crun.container_dir(service)
     )  # crun cannot read what an interrupted create left
@@ -223,7 +221,7 @@ def _remove(service: str) -> bool:
 
 
 def abandon(spec: ProcessSpec, bundle: str) -> None:
-    """Clean up after a run that failed to start. Only its own files are deleted."""
+    """Clean up after a run that failed to start. Only the files of this run are deleted."""
     if os.path.isdir(bundle):
         _end_all(spec.service, spec, [bundle], 0)
         clear(spec.service)
@@ -239,8 +237,8 @@ def _failed(service: str, what: str, error: OSError) -> ProcessError:
 def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s: float) -> None:
     """Kill the processes of runs, and their conmons.
 
-    The caller deletes the container from crun only then: until it exits, a conmon that is creating
-    a container could complete the creation.
+    The caller must delete the container from crun afterwards, not before: until it exits, a conmon
+    that is creating a container could complete the creation.
     """
     signals.hit(f"stop the process of {service}")
     for bundle in runs:
@@ -268,10 +266,10 @@ def kill_orphan(orphan: Orphan) -> None:
 
 
 def _end_orphans(service: str, path: str | None) -> None:
-    """Kill the processes of a service whose folder was removed; no-op if there are none.
+    """Kill the processes of a service whose runtime folder was removed, if there are any.
 
     crun's record of the container still has the paths of the bundle and the cgroup. Without that
-    record, only the cgroup ``path`` is known, and all processes in it are killed.
+    record, all processes in the cgroup ``path`` are killed.
     """
     # The state of an interrupted create lacks these keys and counts as none.
     known = crun.read_json(f"{crun.container_dir(service)}/status") or {}
@@ -291,8 +289,8 @@ def _end_orphans(service: str, path: str | None) -> None:
 def end_unrecorded_conmons(services: Collection[str]) -> None:
     """Kill each conmon of these services that an interrupted start has not recorded.
 
-    Such a conmon would take a later run in a folder of the same name for its own. The caller must
-    have the locks of the services. All processes of the host are scanned.
+    Such a conmon would mistake a later run in a folder of the same name for its own. The caller
+    must have the locks of the services. All processes of the host are scanned.
     """
     for pid, bundle in _conmons(services):
         if pid != crun.read_pid(f"{bundle}/conmon.pid"):
@@ -300,7 +298,6 @@ def end_unrecorded_conmons(services: Collection[str]) -> None:
 
 
 def _conmons(services: Collection[str]) -> list[tuple[int, str]]:
-    """Return (pid, bundle) for each conmon of these services, found by its command line."""
     start = os.fsencode(os.path.join(paths.run_dir(), "services")) + b"/"
     conmons = []
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
@@ -316,14 +313,13 @@ def _conmons(services: Collection[str]) -> list[tuple[int, str]]:
 
 
 def clear(service: str) -> None:
-    """Delete a service's container from crun, whatever its state; no-op if crun has none."""
+    """Delete a service's container from crun, in any state. Do nothing if there is none."""
     _delete([service])
     # crun cannot read what an interrupted create left.
     files.remove_tree(crun.container_dir(service))
 
 
 def _delete(services: Iterable[str]) -> None:
-    """Delete the containers of services by crun, except those that crun cannot read."""
     known = [name for name in services if os.path.isdir(crun.container_dir(name))]
     if len(known) == 1:
         crun.run("delete", "--force", crun.container_id(known[0]))
@@ -334,9 +330,9 @@ def _delete(services: Iterable[str]) -> None:
 
 
 def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
-    """Kill the PID 1 of a run, and so all of its processes (pid_namespaces(7)).
+    """Kill the PID 1 of a run, and with it all processes of the run (pid_namespaces(7)).
 
-    It gets SIGTERM, and after ``timeout_s`` seconds SIGKILL.
+    PID 1 gets SIGTERM, and SIGKILL after ``timeout_s`` seconds.
     """
     pid = crun.read_pid(f"{bundle}/pid")
     pidfd = crun.open_in_service(spec.service, pid) if spec else -1
@@ -356,10 +352,11 @@ def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
 
 
 def end_conmon(bundle: str, pid: int | None = None) -> None:
-    """Kill the exit command of a run, and then its conmon, by default the recorded one.
+    """Kill the exit command of a run, and then its conmon.
 
-    conmon gets `CONMON_S` seconds to write the last log lines. After the service has exited, conmon
-    has no other children than the exit command or an interrupted crun create.
+    ``pid`` is the pid of conmon, by default the recorded one. conmon gets `CONMON_S` seconds to
+    write the last log lines. After the service has exited, conmon has no other children than the
+    exit command or an interrupted crun create.
     """
     pid = pid or crun.read_pid(f"{bundle}/conmon.pid")
     conmon = crun.open_supervisor(pid, bundle)
@@ -386,7 +383,7 @@ def end_conmon(bundle: str, pid: int | None = None) -> None:
 
 
 def _kill_cgroup(service: str, path: str) -> None:
-    """Kill the processes in the cgroup ``path``, such as those of an interrupted crun create."""
+    """Kill the processes in a cgroup, such as those of an interrupted crun create."""
     for pid in cgroups.pids(path):
         try:
             pidfd = os.pidfd_open(pid)
@@ -444,9 +441,9 @@ def name(number: int) -> str:
 def send(service: str, number: int) -> bool:
     """Send a signal to a service's process, and return whether the process exited soon after.
 
-    SIGKILL is sent to PID 1, with which the kernel kills all other processes (pid_namespaces(7)).
-    Other signals are sent to the process of the entrypoint, which is PID 1's first child, because
-    PID 1 is an init that cannot pass on SIGSTOP. Raises ProcessError if the service has no process.
+    SIGKILL is sent to PID 1; the kernel then kills all other processes (pid_namespaces(7)). Other
+    signals are sent to the process of the entrypoint, which is PID 1's first child, because PID 1
+    is an init that cannot pass on SIGSTOP. Raises ProcessError if the service has no process.
     """
     pid = status.read(service).pid
     first = next(iter(crun.children(pid)), pid) if number != signal.SIGKILL else pid
@@ -481,7 +478,7 @@ Mark = tuple[tuple[int, bytes], ...]
 
 
 def mark(init: int) -> Mark | None:
-    """Return the numbers of context switches of a service's threads if it is idle, else None.
+    """Return counts of context switches of a service's threads if it is idle, else None.
 
     ``init`` is the service's PID 1. The service is idle if all its threads sleep, one of them has
     executed the entrypoint, and no process below PID 1 has children: a shell may continue or exit
@@ -514,8 +511,8 @@ def mark(init: int) -> Mark | None:
 def is_starved(init: int) -> bool:
     """Return whether a service's process is runnable but got less than 0.1 s of CPU time.
 
-    ``init`` is the service's PID 1; its children are considered too. If so, the machine is too busy
-    to conclude from the elapsed time that the start was successful.
+    ``init`` is the service's PID 1; its children are checked too. If the result is true, the
+    machine is too busy to conclude from the elapsed time that the start was successful.
     """
     try:
         for pid in (init, *_children(init, str(init))):
@@ -530,7 +527,6 @@ def is_starved(init: int) -> bool:
 
 
 def _children(pid: int, tid: str) -> list[int]:
-    """Return the pids of a thread's children (proc_pid_task_tid_children(5))."""
     with open(f"/proc/{pid}/task/{tid}/children", encoding="ascii") as file:
         return [int(word) for word in file.read().split()]
 
@@ -546,7 +542,10 @@ _RESOLVE = root.BENEATH | root.NO_SYMLINKS | root.NO_MAGICLINKS
 
 
 def swap(spec: ProcessSpec) -> None:
-    """Mount ``spec.hosts_folder`` in a running service, now and at later restarts; idempotent."""
+    """Mount a service's hosts folder in its running process, and record it for later restarts.
+
+    Raises ProcessError.
+    """
     what = f"{spec.service}: cannot replace its hosts file"
     again = f"a restart of {spec.service} mounts it again"
     pidfd = open_init(spec.service)
@@ -571,10 +570,10 @@ def swap(spec: ProcessSpec) -> None:
 
 
 def _swap_in_child(pidfd: int, tree: int, device: int) -> str:
-    """Replace the hosts folder in the mount namespace of the process of ``pidfd``.
+    """Replace the hosts folder in the mount namespace of the process that a pidfd refers to.
 
     ``tree`` is the new mount. ``device`` is the st_dev of niso's hosts files. Returns the error
-    message; "" after success.
+    message, or "" after success.
     """
     with signals_held():
         read, write = os.pipe()
@@ -596,7 +595,10 @@ def _swap_in_child(pidfd: int, tree: int, device: int) -> str:
 
 
 def _swap(tree: int, device: int) -> None:
-    """Replace the mount at /etc/niso-hosts, if it has the st_dev ``device``, by ``tree``."""
+    """Replace the mount at /etc/niso-hosts by the mount ``tree``.
+
+    Raises OSError if the present mount has another st_dev than ``device``.
+    """
     os.chdir("/")
     etc = root.open_place("etc", _RESOLVE, flags=os.O_DIRECTORY)
     os.fchdir(etc)
@@ -633,7 +635,7 @@ class Orphan(NamedTuple):
 
 
 def orphans(state_ids: Iterable[str]) -> list[Orphan]:
-    """Return the services of these state folders with a cgroup but no runtime files, sorted."""
+    """Return the services of state folders that have a cgroup but no runtime files, sorted."""
     known = {*status.services(), cgroups.KEEPERS}
     found = []
     for state_id in sorted(set(state_ids)):

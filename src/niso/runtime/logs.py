@@ -1,13 +1,12 @@
 """Rotate and read the logs of services, which conmon writes in its format ``k8s-file``.
 
-conmon writes ``service.log``. If the log of a service exceeds 16 MiB when niso reads the service's
-status, niso renames the log to ``service.log.1`` (and that one to ``.2``), and makes conmon open a
-new file.
+conmon writes ``service.log``. If the log exceeds 16 MiB when niso reads the service's status, niso
+renames ``service.log.1`` to ``.2`` and ``service.log`` to ``.1``, and makes conmon open a new file.
 
-A service may write more than that between two reads of its status. Its disk space is bounded by a
-limit of conmon (`niso.runtime.launch.LOG_SIZE_MAX`), at which conmon replaces the file. The old
-file survives as ``service.log.kept``, a hard link that niso has made. So the last 10 MB remain for
-each service that writes less than twice that limit between two reads.
+A service may write more than that between two reads of its status. conmon replaces the file at a
+limit of its own (`niso.runtime.launch.LOG_SIZE_MAX`), which bounds the disk space. The old file
+survives as ``service.log.kept``, a hard link that niso has made. So the last 10 MB remain for each
+service that writes less than twice that limit between two reads.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class Record(NamedTuple):
 
 
 def rotate_if_large(service: str) -> None:
-    """Start a new log file if this one exceeds 16 MiB and no other process rotates it."""
+    """Start a new log file if the present one exceeds 16 MiB. Skip this if it is being rotated."""
     path = f"{paths.log_dir(service)}/{LOG_NAME}"
     try:
         large = os.stat(path).st_size > ROTATE_BYTES
@@ -84,10 +83,10 @@ def read(
 ) -> Iterator[bytes]:
     """Yield the lines that a service wrote to stdout and stderr, in the order of their arrival.
 
-    A line ends with its newline; an incomplete line comes last, without one. ``last`` limits the
-    output to so many lines at the end. With ``follow``, new lines are yielded too, until the log
+    Each line ends with its newline, except an incomplete last line. ``last`` limits the output to
+    this number of lines at the end. With ``follow``, new lines are yielded too, until the log
     folder is removed. With ``timestamps``, each line starts with its time (RFC 3339) and a space.
-    ``since`` is a Unix time in seconds: lines before the first one from that time on are left out.
+    ``since`` is a Unix time in seconds: lines before the first line from that time on are left out.
     """
     for record in records(service, last, follow, since):
         if record is not None:
@@ -97,7 +96,7 @@ def read(
 def records(
     service: str, last: int | None, follow: bool, since: float | None
 ) -> Iterator[Record | None]:
-    """Yield the records that `read` shows; with ``follow``, None after the existing ones."""
+    """Yield the records that `read` prints. With ``follow``, yield None before the new ones."""
     files = _open_files(f"{paths.log_dir(service)}/{LOG_NAME}")
     try:
         start, offset = (0, 0) if last is None else _tail(files, last)
@@ -150,7 +149,8 @@ def shown(record: Record, timestamps: bool) -> bytes:
 def _joined(lines: Iterator[bytes], begun: list[Record] | None = None) -> Iterator[Record]:
     """Yield records from the lines of log files, with the parts of each line joined.
 
-    Records of the other stream may be between the parts. The lines continue the parts ``begun``.
+    Records of the other stream may be between the parts. ``begun`` has incomplete records that the
+    lines continue.
     """
     open_lines = {record.stream: record for record in begun or ()}
     for line in lines:
@@ -169,7 +169,6 @@ def _joined(lines: Iterator[bytes], begun: list[Record] | None = None) -> Iterat
 
 
 def _lines(fd: int, offset: int, end: int | None) -> Iterator[bytes]:
-    """Yield the complete lines of a file between two offsets, without newlines."""
     partial = b""
     while block := os.pread(fd, _BLOCK if end is None else min(_BLOCK, end - offset), offset):
         offset += len(block)
@@ -180,7 +179,7 @@ def _lines(fd: int, offset: int, end: int | None) -> Iterator[bytes]:
 def _follow(service: str, fd: int, offset: int) -> Iterator[bytes]:
     """Yield the new lines of a log, also after rotation, until the log folder is removed.
 
-    ``fd`` is the newest file, which has been read up to ``offset``, or -1. It is closed here.
+    ``fd`` is the newest file, which has been read up to ``offset``, or -1. The function closes it.
     """
     path = f"{paths.log_dir(service)}/{LOG_NAME}"
     partial = b""
@@ -222,7 +221,7 @@ def _end_of_last_line(fd: int) -> int:
 
 
 def _tail(files: list[int], last: int) -> tuple[int, int]:
-    """Return where the ``last`` lines of a log start: the index of a file, and an offset in it.
+    """Return where the last lines of a log start: the index of a file, and an offset in it.
 
     The files are read from their end. At least ``last`` lines follow that offset.
     """
@@ -247,7 +246,7 @@ def _tail(files: list[int], last: int) -> tuple[int, int]:
 
 
 def _open_files(path: str) -> list[int]:
-    """Return descriptors of the files of a log, the oldest first, each file only once."""
+    """Return descriptors of the files of a log, the oldest first, without duplicates."""
     files: list[int] = []
     seen: set[tuple[int, int]] = set()
     # Newest first: a rotation in between then shows a file twice, but never hides one.
@@ -266,7 +265,7 @@ def _open_files(path: str) -> list[int]:
 
 
 def _rotate(service: str, path: str) -> None:
-    """Rename the log and make conmon open a new file, waiting at most `_REOPEN_S` seconds."""
+    """Rename the log and make conmon open a new file. Wait for this at most `_REOPEN_S` seconds."""
     record = read_state(service) or {"run": 0}
     ctl = -1
     try:
@@ -293,7 +292,7 @@ def _rotate(service: str, path: str) -> None:
 def _keep(path: str) -> None:
     """Create the hard link ``.kept`` to the present log, which survives conmon's own rotation.
 
-    If ``.kept`` is a log that conmon has replaced, it is renamed to ``.1`` first.
+    If ``.kept`` already is a log that conmon has replaced, it is first renamed to ``.1``.
     """
     kept = f"{path}.kept"
     if _identity(kept) is not None and not _same(path, kept):

@@ -1,4 +1,4 @@
-"""Define `Machine`: the store, the kernel and the processes of services, which commands change."""
+"""Define `Machine`, through which commands reach the store, the kernel and processes."""
 
 from __future__ import annotations
 
@@ -20,4 +20,4 @@ class Machine(NamedTuple):
     kernel: Kernel
     processes: Processes
     joined: Callable[[], Any] = lambda: None
-    """Return this host's access to its cluster (`niso.cluster.config.Config`); None without one."""
+    """Return this host's access to its cluster (`niso.cluster.config.Config`), or None."""

@@ -1,7 +1,7 @@
 """Compute the OCI configuration of a service: process, capabilities, mounts and namespaces.
 
-It depends on the service's `ProcessSpec` and the properties of the machine (OCI runtime-spec 1.0.2,
-config.md). Its resource limits are those of `niso.runtime.cgroups`.
+The configuration depends on the service's `ProcessSpec` and the properties of the machine (OCI
+runtime-spec 1.0.2, config.md). `niso.runtime.cgroups` computes its resource limits.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ HOST_NETWORK = {
     "NET_ADMIN": "it can change the machine's network",
     "NET_RAW": "it can read and forge the machine's packets",
 }
-"""Further such capabilities for a service in the host's network namespace."""
+"""The same for further capabilities of a service in the host's network namespace."""
 LINKED = {
     "NET_ADMIN": "it can make and delete links of the host and of other services, "
     "and so reach any network past all rules",
 }
-"""Further such capabilities for a service with a veth pair to the host.
+"""The same for further capabilities of a service with a veth pair to the host.
 
 The reason is IFLA_TARGET_NETNSID (linux/if_link.h).
 """
@@ -129,7 +129,7 @@ def config(
     """Return the content of config.json.
 
     ``root`` is the path on the host where the service's root is mounted. ``hosts_at`` is the mount
-    point of the hosts folder inside the service. ``volumes`` are mount objects that come last.
+    point of the hosts folder inside the service. ``volumes`` are mount objects, which come last.
     """
     device = {"allow": True, "type": "c", "access": "rw"}
     limits = cgroups.limits(spec).items()
@@ -167,9 +167,9 @@ def config(
 def select_seccomp(profile: dict[str, Any], have: Collection[str]) -> dict[str, Any]:
     """Return the seccomp profile for a service.
 
-    ``have`` are its capabilities and the [isolation] switches that are on. A rule of ``profile``
-    that is marked ``with`` or ``without`` applies only if the named capability or switch is in
-    ``have``, or is not.
+    ``have`` are the service's capabilities and its [isolation] switches that are on. A rule of
+    ``profile`` with the key ``with`` applies only if ``have`` contains the named capability or
+    switch. A rule with the key ``without`` applies only if ``have`` does not contain it.
     """
     rules = [
         {key: value for key, value in rule.items() if key not in ("with", "without", "why")}

@@ -1,9 +1,9 @@
 """Record the exit of a service's process, and apply its restart policy (conmon's exit command).
 
 conmon runs ``python -m niso.runtime.on_exit SERVICE BUNDLE`` (`niso.runtime.launch`) when a service
-has exited. A stop first creates the file `status.STOPPING` in the run and then kills this process,
-which may be waiting for the lock that the stop has, or for the delay before a restart. The name of
-this module must not change, because conmons that an earlier niso has started use it.
+has exited. A command that stops the service creates the file `status.STOPPING` in the run and then
+kills this process, which may be waiting for the service's lock, or for the delay before a restart.
+The name of this module must not change, because conmons that an earlier niso has started use it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 MAX_DELAY_S = 60.0
 LONG_LIFE_S = 60.0
-"""Seconds. After a run that lasted this long, the restart delay has its first value again."""
+"""Seconds. After a run of this length, the restart delay is reset to its first value."""
 
 
 def delay_s(first_s: float, failures: int) -> float:
     """Return the delay before a restart: ``first_s`` seconds, doubled for each failure in a row.
 
-    The maximum is `MAX_DELAY_S`, or ``first_s`` if that is greater.
+    The maximum is `MAX_DELAY_S`, or ``first_s`` if ``first_s`` is greater.
     """
     return float(min(max(MAX_DELAY_S, first_s), first_s * 2 ** min(failures, 32)))
 
@@ -45,7 +45,7 @@ def main(
     ended: Callable[[], None] = lambda: None,
     restarted: Callable[[], None] = lambda: None,
 ) -> None:
-    """Record the end of the run in ``bundle``, and restart the service if its policy says so.
+    """Record the end of a service's run, and restart the service if its policy requires this.
 
     ``ended`` is called after the end is recorded, and ``restarted`` after a restart.
     """
@@ -78,7 +78,7 @@ def main(
 
 
 def _current(service: str, bundle: str) -> ProcessSpec | None:
-    """Return the spec if ``bundle`` is still the present run and no stop has begun, else None."""
+    """Return the process record of a run, or None if it is not the present run or being stopped."""
     record = read_state(service)
     if files.read(f"{bundle}/{status.EXITED_PID}") != str(os.getpid()).encode():
         # this run's folder was removed, and another run has created one of the same name
@@ -119,7 +119,7 @@ def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
 
 
 def _restart(spec: ProcessSpec, record: dict[str, Any]) -> dict[str, Any]:
-    """Start the next run of a service, after the run recorded in ``record``.
+    """Start the next run of a service; ``record`` describes the previous one.
 
     Returns {"phase": "running"}, or after a failure the new content of state.json, with the error.
     """

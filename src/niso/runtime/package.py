@@ -2,11 +2,12 @@
 
 The folder of a copy is named after the fingerprint of its source: the names, the contents and the
 execute permission of all files except the manifest. A copy is made under a temporary name, and
-renamed when it is complete and flushed to the disk. It must survive a power failure, because the
-record of an activation, which refers to it, does.
+renamed when it is complete and flushed to the disk. The copy must survive a power failure, because
+the record of the activation, which refers to the copy, survives.
 
 niso writes the manifest.toml of a copy. It is the active manifest, including what a stack.toml and
-variables have changed. So if the store is lost, the copy can be activated with the same policies.
+variables have changed. If the store is lost, the copy can therefore be activated with the same
+policies.
 
 Digests of unchanged files are cached. A file counts as unchanged while its device, inode, size,
 mtime and ctime are the same. No process can set the ctime of a file (utimensat(2)). But two changes
@@ -46,17 +47,17 @@ HISTORY = frozenset((".git", ".hg", ".svn"))
 Each clone and fetch changes these files, and their settings can contain passwords.
 """
 _FEW = 32
-"""Up to so many files and folders are flushed to the disk one by one; more of them together, by
-syncfs(2).
+"""Maximum number of files and folders that are flushed to the disk one by one. If there are more,
+syncfs(2) flushes the file system.
 """
 
 
 def fingerprint(folder: str, apart: Apart, contents: Contents, manifest: str | None = None) -> str:
     """Return the fingerprint of a package folder, 64 hexadecimal digits.
 
-    The paths in ``apart`` are left out. So is the file ``manifest``: its changes are applied key by
-    key, and most keys need no restart. Raises InvalidInput if an entry cannot be copied (device,
-    socket, FIFO), and Error if one cannot be read.
+    The paths in ``apart`` are left out. The manifest is left out too: its changes are applied key
+    by key, and most keys need no restart. Raises InvalidInput if an entry cannot be copied (device,
+    socket, FIFO), and Error if an entry cannot be read.
     """
     digest = sha256()
     for entry in _walk(folder, apart):
@@ -86,10 +87,10 @@ def copy(
 ) -> str:
     """Copy a package folder to the state folder, and return the path of the copy.
 
-    ``digest`` is the fingerprint of the package. Nothing is copied if `is_copied`; a damaged copy
-    is replaced. Root owns the copy; other users may read everything and write nothing. ``spec``
-    becomes the copy's manifest, as for `keep_manifest`. Raises InvalidInput if the package changes
-    during the copy, or Error.
+    ``digest`` is the fingerprint of the package. If a complete copy exists (`is_copied`), nothing
+    is copied; a damaged copy is replaced. Root owns the copy; other users may read everything and
+    write nothing. ``spec`` is written as the copy's manifest. Raises InvalidInput if the package
+    changes during the copy, or Error.
     """
     target = os.path.join(package_dir(service), digest)
     if is_copied(service, digest, folder, apart, manifest):
@@ -128,7 +129,6 @@ def copy(
 
 
 def _require_room(folder: str, apart: Apart, target: str) -> None:
-    """Raise Error if the file system of ``target`` has less free space than the package needs."""
     disk = os.statvfs(target)
     free = disk.f_bavail * disk.f_frsize
     # st_blocks counts 512 bytes, and no holes (stat(2))
@@ -163,7 +163,7 @@ def is_copied(
 ) -> bool:
     """Return whether a copy with this fingerprint exists and its files have the expected sizes.
 
-    The file ``manifest`` may have changed.
+    The manifest is not compared, because it may have changed.
     """
     copy = os.path.join(package_dir(service), digest)
     try:
@@ -179,7 +179,7 @@ def is_copied(
 
 
 def keep_manifest(copy: str, spec: ServiceSpec) -> None:
-    """Write the active manifest into a package copy; no-op if the copy already has it."""
+    """Write the active manifest into a package copy, unless the copy already has it."""
     path = os.path.join(copy, MANIFEST)
     try:
         mark = _mark(spec)
@@ -196,7 +196,6 @@ def keep_manifest(copy: str, spec: ServiceSpec) -> None:
 
 
 def _write_manifest(copy: str, spec: ServiceSpec) -> None:
-    """Write the manifest of a copy that is not used yet. Raises OSError."""
     path = os.path.join(copy, MANIFEST)
     if os.path.isdir(path) and not os.path.islink(path):
         return
@@ -206,12 +205,11 @@ def _write_manifest(copy: str, spec: ServiceSpec) -> None:
 
 
 def _mode(spec: ServiceSpec) -> int:
-    """Return the file mode of a manifest. Variables from files can be passwords."""
+    """Return the file mode of a manifest: 0600 if it has variables from files, maybe passwords."""
     return 0o600 if spec.program.apart else 0o644
 
 
 def _mark(spec: ServiceSpec) -> bytes:
-    """Return the first line of the manifest in a copy, which identifies the manifest's content."""
 
     digest = sha256(service_rows.encode_service(spec).encode()).hexdigest()
     return f"# niso: the manifest as it was activated, {digest}\n".encode()
@@ -233,9 +231,9 @@ def _is_same(entry: _PackageEntry, path: str) -> bool:
 
 
 def is_emptied(copy: str) -> bool:
-    """Return whether a copy has files that are all empty, as after a power failure.
+    """Return whether all files of a copy are empty, as after a power failure.
 
-    Copies of an earlier niso were not flushed to the disk.
+    Earlier versions of niso did not flush copies to the disk.
     """
     sizes = (
         os.lstat(os.path.join(folder, name)).st_size
@@ -251,7 +249,7 @@ def is_emptied(copy: str) -> bool:
 
 
 def keep_only(service: str, copies: set[str]) -> None:
-    """Delete all copies of a service's package except those with the paths ``copies``."""
+    """Delete all copies of a service's package except the given paths."""
     folder = package_dir(service)
     if not copies:
         forget(service)
@@ -269,14 +267,13 @@ def keep_only(service: str, copies: set[str]) -> None:
 
 
 def _delete_copy(path: str) -> None:
-    """Delete an incomplete copy, and the folder of the service if it has no other copy."""
     delete_tree(path)
     with suppress(OSError):
         os.rmdir(os.path.dirname(path))
 
 
 def delete_tree(folder: str) -> OSError | None:
-    """Delete one of niso's folders with its content; return the error if that fails."""
+    """Delete one of niso's folders with its content; return the error if this fails."""
     try:
         files.remove_tree(folder)
     except OSError as error:
@@ -287,7 +284,7 @@ def delete_tree(folder: str) -> OSError | None:
 class _PackageEntry(NamedTuple):
     """A file, folder or symbolic link of a package.
 
-    An open descriptor identifies it, so that a file that replaces it is not mistaken for it.
+    The entry is read through its descriptor, so that a file that replaces it later is not read.
     """
 
     path: str
@@ -300,11 +297,11 @@ class _PackageEntry(NamedTuple):
 
 
 def _walk(folder: str, apart: Apart) -> Iterator[_PackageEntry]:
-    """Yield all entries of a package except the paths in ``apart``. A folder precedes its content.
+    """Yield all entries of a package except the paths in ``apart``, each folder before its content.
 
-    A ``folder`` of "" stands for the empty package of a service without files of its own. Each
-    folder is opened component by component from the top, and never through a symbolic link. So a
-    user who can write to the package cannot make niso read files elsewhere.
+    If ``folder`` is "", the service has no files of its own, and nothing is yielded. Each folder is
+    opened component by component from the top, and never through a symbolic link. A user who can
+    write to the package therefore cannot make niso read files elsewhere.
     """
     skipped = _identities(apart)
     pending = [("", 0)] if folder else []
@@ -323,7 +320,10 @@ def _walk(folder: str, apart: Apart) -> Iterator[_PackageEntry]:
 def _entries(
     folder: str, base: str, skipped: set[tuple[int, int] | None]
 ) -> Iterator[_PackageEntry]:
-    """Yield the entries of the folder ``base``, sorted by name, except the files ``skipped``."""
+    """Yield the entries of one folder of a package (``base``), sorted by name.
+
+    ``skipped`` are the device and inode numbers of files to leave out.
+    """
     inside = -1
     try:
         try:
@@ -380,7 +380,6 @@ def _identities(apart: Apart) -> set[tuple[int, int] | None]:
 
 
 def _leads_to(inside: int, name: str, info: os.stat_result) -> tuple[int, int] | None:
-    """Return the device and inode numbers of a name; None for a broken symbolic link."""
     if stat.S_ISLNK(info.st_mode):
         try:
             info = os.stat(name, dir_fd=inside)
@@ -424,7 +423,6 @@ def _copy_one(entry: _PackageEntry, source: str, target: str) -> None:
 
 
 def _send(writer: int, reader: int, start: int, end: int) -> None:
-    """Copy a range of one open file to the same place of another, as far as it exists."""
     os.lseek(writer, start, os.SEEK_SET)
     while start < end and (sent := os.sendfile(writer, reader, start, min(end - start, 1 << 30))):
         start += sent
@@ -433,7 +431,7 @@ def _send(writer: int, reader: int, start: int, end: int) -> None:
 def _data(reader: int, info: os.stat_result) -> Iterator[tuple[int, int]]:
     """Yield the ranges (start, end) of an open file that are not holes (lseek(2)).
 
-    They end at the size in ``info``, so a file that keeps growing is not read for ever.
+    The ranges end at the size in ``info``, so that a file that keeps growing is not read for ever.
     """
     size = info.st_size
     if info.st_blocks * 512 >= size:
@@ -462,7 +460,7 @@ _DIGEST = 64
 
 
 class PackageFiles(NamedTuple):
-    """The files of a service to activate. They are determined before any lock is acquired."""
+    """The files of a service to activate, as they are before any lock is taken."""
 
     folder: str  # the package to copy, or the existing copy if the service is activated by its name
     rootfs: str | None
@@ -488,7 +486,7 @@ class PackageFiles(NamedTuple):
 
 
 class Contents:
-    """The cached digests of a service's package. Saving them needs the service's lock."""
+    """The cached digests of a service's package files. To save them, the service must be locked."""
 
     def __init__(self, service: str) -> None:
         self._path = contents_file(service)
@@ -501,7 +499,7 @@ class Contents:
         self._recent: set[str] = set()
 
     def digest(self, path: str, info: os.stat_result, fd: int) -> str:
-        """Return the digest of a regular file, 64 hexadecimal digits; read it unless cached.
+        """Return the digest of a regular file, 64 hexadecimal digits. Read the file unless cached.
 
         ``path`` is relative to the package, and ``fd`` is open with O_PATH.
         """
@@ -538,7 +536,7 @@ def forget(service: str) -> None:
 
 
 def _read(fd: int, size: int) -> str:
-    """Return the digest of an open file, from its size and each chunk that is not all zeros.
+    """Compute the digest of an open file from its size and all chunks that are not all zeros.
 
     A hole therefore has the same digest as zeros, and need not be read (lseek(2)).
     """

@@ -1,4 +1,4 @@
-"""Define `Processes`, by which commands reach the processes of services: conmon and crun.
+"""Define `Processes`, through which commands reach the processes of services (conmon and crun).
 
 Only code that starts, stops or inspects processes loads this module. `fakes.processes` of the tests
 has the same methods, in memory.
@@ -19,8 +19,8 @@ _EXIT_CODE_S = 1.0
 class Processes:
     """The processes of services on this machine.
 
-    A caller that changes anything must have the service's lock (`niso.base.locks`). The functions
-    of the other modules are documented there.
+    A caller that changes anything must have the service's lock (`niso.base.locks`). The static
+    methods are functions of other modules, which document them.
     """
 
     units = Units()

@@ -57,8 +57,9 @@ HOST, INIT, SECRETS = "host", "init", "secrets"
 def write_layer(spec: ProcessSpec, layer: str, below: str) -> str:
     """Write the files that only this service's root has into the empty folder ``layer``.
 
-    ``below`` is the rootfs, or for a service without one the skeleton, which already has the mount
-    points. Returns the mount point of the hosts folder inside the service. Raises OSError.
+    ``below`` is the service's rootfs. For a service without a rootfs, it is the skeleton, which
+    already has the mount points. Returns the mount point of the hosts folder inside the service.
+    Raises OSError.
     """
     _copy_owner(below, layer)
     etc = place(below, "/etc")
@@ -77,14 +78,14 @@ def assemble(
     sources: Mapping[str, int],
     secrets: Mapping[str, bytes],
 ) -> None:
-    """Mount the service's root at ``bundle``/root. Raises OSError.
+    """Mount the service's root in the folder ``root`` of its bundle. Raises OSError.
 
     The thread must be in a mount namespace of `launch.enter`. ``init`` is the path of catatonit;
-    its folder is mounted at ``bundle``/init. ``folders`` are the folders of the host that the root
-    shows. ``sources`` maps a mount point in ``bundle`` to a detached mount. ``secrets`` maps the
-    name of each secret to its content.
+    its folder is mounted in the bundle too. ``folders`` are the folders of the host that are
+    visible in the root. ``sources`` maps a mount point in the bundle to a detached mount.
+    ``secrets`` maps the name of each secret to its content.
 
-    ``bundle`` becomes the working directory, because the relative names of the layers keep ``:``
+    The bundle becomes the working directory, because the relative names of the layers keep ``:``
     and ``,`` out of overlay's options.
     """
     os.chdir(bundle)
@@ -109,7 +110,6 @@ def assemble(
 
 
 def _write_secrets(spec: ProcessSpec, secrets: Mapping[str, bytes]) -> None:
-    """Write the secrets to a tmpfs of this mount namespace, where only the user may read them."""
     mount("none", SECRETS, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755")
     for name, content in secrets.items():
         with open(files.make(f"{SECRETS}/{name}", 0o400), "wb", buffering=0) as file:
@@ -120,8 +120,8 @@ def _write_secrets(spec: ProcessSpec, secrets: Mapping[str, bytes]) -> None:
 def _show_host(folders: Sequence[str]) -> None:
     """Mount an overlay of each top-level folder of the host that is part of the root.
 
-    An overlay does not include mounts below its folder. So a folder that is a mount of another file
-    system gets an overlay of its own, also if it is directly below /usr.
+    An overlay does not include mounts below its folder. Therefore a folder that is a mount of
+    another file system gets an overlay of its own, also if it is directly below /usr.
     """
     devices = {}
     for top in dict.fromkeys(folder.split("/")[1] for folder in folders):
@@ -135,7 +135,6 @@ def _show_host(folders: Sequence[str]) -> None:
 
 
 def _show(folder: str, at: str) -> None:
-    """Mount a read-only overlay of ``folder``, with an empty folder as the second lower layer."""
     lower = "".join(f"\\{char}" if char in "\\:," else char for char in folder)
     flags = MS_RDONLY | MS_NOSUID | MS_NODEV
     mount("niso", at, "overlay", flags, f"lowerdir={lower}:empty")
@@ -194,8 +193,7 @@ def _write(path: str, content: bytes) -> None:
 def check_points(rootfs: str) -> None:
     """Raise InvalidInput (key package.rootfs) if a symbolic link makes a mount hide another one.
 
-    That is so if the target of a link at one of niso's mount points is /, or is inside another
-    mount point.
+    This happens if a link at one of niso's mount points leads to / or into another mount point.
     """
     at = {point: place(rootfs, point) or "/" for point in (*MOUNT_POINTS, "/etc")}
     for point in MOUNT_POINTS:
@@ -216,7 +214,7 @@ def check_points(rootfs: str) -> None:
 
 
 def place(rootfs: str, path: str) -> str:
-    """Return ``path`` with its symbolic links resolved inside the rootfs, as far as it exists."""
+    """Resolve the symbolic links of a path inside the rootfs. Missing parts stay unchanged."""
     missing = ""
     while path:
         try:
@@ -231,10 +229,10 @@ def place(rootfs: str, path: str) -> str:
 
 
 def mount_point(below: str, layer: str, path: str) -> None:
-    """Create the folder ``path`` in the layer above ``below``, as a mount point.
+    """Create the folder ``path`` in the layer, as a mount point.
 
-    ``below`` is the rootfs or skeleton. Folders of the path that exist there get the same owner and
-    mode in the layer.
+    ``below`` is the rootfs or skeleton under the layer. Parent folders that exist there get the
+    same owner and mode in the layer.
     """
     path = place(below, path)
     built = ""
@@ -253,7 +251,7 @@ def mount_point(below: str, layer: str, path: str) -> None:
 
 
 def mount_file(below: str, layer: str, path: str) -> None:
-    """Create the empty file ``path`` in the layer, as a mount point; no-op if it exists."""
+    """Create an empty file in the layer, as a mount point, unless the file exists."""
     path = place(below, path)
     mount_point(below, layer, os.path.dirname(path))
     with suppress(FileExistsError):
@@ -261,7 +259,6 @@ def mount_file(below: str, layer: str, path: str) -> None:
 
 
 def _copy_owner(source: str, target: str) -> None:
-    """Copy the owner and mode of the folder ``source``; no-op if it is not a folder."""
     info = os.lstat(source)
     if stat.S_ISDIR(info.st_mode):
         os.chown(target, info.st_uid, info.st_gid)
@@ -274,8 +271,8 @@ def _copy_owner(source: str, target: str) -> None:
 HOSTS = "niso-hosts"
 """Name of the folder in the service's /etc that contains the file hosts.
 
-The folder is mounted and not the file, because a mounted file would not change when niso renames a
-new one over it.
+The folder is mounted and not the file: a mounted file would stay the same when niso replaces the
+original by renaming a new file over it.
 """
 
 LOWER = "lower"
@@ -306,7 +303,7 @@ _FOLDERS = ("/home", "/mnt", "/opt", "/srv", "/var/cache", "/var/lib", "/var/log
 _LINKS = (("/etc/mtab", "/proc/self/mounts"), ("/var/lock", "/run/lock"), ("/var/run", "/run"))
 
 Skeleton = tuple[str, list[str]]
-"""A path, and folders of the host that the root shows at the same path, read-only."""
+"""(path, folders of the host that are visible in the root at the same path, read-only)."""
 _Entry = tuple[str, str, tuple[int, ...]]
 """A file in a skeleton: path, target of a symbolic link, and mtime, size and inode of the original.
 
@@ -320,10 +317,10 @@ def etc_folders() -> list[str]:
 
 
 def current() -> Skeleton:
-    """Return the skeleton for the present state of the host. It is created if it is missing.
+    """Return the skeleton for the present state of the host, and create it if it is missing.
 
     The caller must have the lock ``.cgroup`` in shared mode until its bundle has a link to the
-    skeleton, so that `remove_unused` does not delete it.
+    skeleton, so that `remove_unused` does not delete the skeleton.
     """
     known = once(_current)
     return known if os.path.isdir(known[0]) else _current()
@@ -370,7 +367,7 @@ def _files() -> Iterator[_Entry]:
 
 
 def _make(path: str, entries: list[_Entry], folders: list[str]) -> None:
-    """Create the skeleton ``path`` atomically, with mount points for ``folders`` of the host."""
+    """Create a skeleton atomically, with mount points for ``folders`` of the host."""
     draft = f"{path}.{os.getpid()}.new"
     files.remove_tree(draft)
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
@@ -399,7 +396,6 @@ def _make(path: str, entries: list[_Entry], folders: list[str]) -> None:
 
 
 def _folders(top: str, path: str) -> None:
-    """Create the folder ``path`` below ``top``, with its parents."""
     for part in path.split("/")[1:]:
         top += f"/{part}"
         if not os.path.isdir(top):
@@ -407,7 +403,6 @@ def _folders(top: str, path: str) -> None:
 
 
 def _folder(path: str) -> None:
-    """Create a folder that all users can read, independently of the umask."""
     os.mkdir(path, 0o755)
     os.chmod(path, 0o755)
 
@@ -452,7 +447,7 @@ def begin() -> None:
 
 
 def end() -> None:
-    """Record that a start has ended. After the last one in progress, drop the shared results."""
+    """Record that a start has ended. When no start is in progress, drop the shared results."""
     global _starts
     with _lock:
         _starts -= 1
@@ -464,13 +459,16 @@ def end() -> None:
 
 
 def after_last_start(drop: Callable[[], object]) -> None:
-    """Call ``drop`` after the last start in progress. The caller must be in a start."""
+    """Call a function when no start is in progress any more. The caller must be in a start."""
     with _lock:
         _after_last_start.append(drop)
 
 
 def once[T](read: Callable[..., T], *args: object) -> T:
-    """Return ``read(*args)``, cached while a start is in progress. Do not modify the result."""
+    """Call a function once and cache its result while a start is in progress.
+
+    The caller must not modify the result.
+    """
     key = (read, *args)
     with _lock:
         if key in _read:
@@ -502,7 +500,7 @@ _mount_attr = struct.Struct("=QQQQ")  # struct mount_attr: set, clear, propagati
 def mount(
     source: str | None, target: str, kind: str | None, flags: int, data: str | None = None
 ) -> None:
-    """Call mount(2). Raises OSError with ``target`` as its file name."""
+    """Call mount(2). Raises OSError with the target as its file name."""
     texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
     _call("mount", *texts[:3], flags, texts[3], name=target)
 
@@ -513,12 +511,12 @@ def unmount(target: bytes, flags: int) -> None:
 
 
 def syncfs(fd: int) -> None:
-    """Flush the file system of ``fd`` to its disk (syncfs(2)). Raises OSError."""
+    """Flush the file system of an open file to its disk (syncfs(2)). Raises OSError."""
     _call("syncfs", fd)
 
 
 def open_place(path: str, resolve: int, folder: int = AT_FDCWD, flags: int = 0) -> int:
-    """Open ``path`` below ``folder`` with openat2(2): O_PATH, ``flags``, and RESOLVE_* flags."""
+    """Open a path below the folder ``folder`` with openat2(2), with O_PATH and RESOLVE_* flags."""
     how = _open_how.pack(os.O_PATH | os.O_CLOEXEC | flags, 0, resolve)
     return _call("syscall", _OPENAT2, folder, os.fsencode(path), how, len(how), name=path)
 
@@ -538,27 +536,29 @@ def set_attributes(tree: int, attributes: int, recursive: bool = False) -> None:
 
 
 def attach(tree: int, target: str, folder: int = AT_FDCWD) -> None:
-    """Attach the detached mount ``tree`` at ``target`` below ``folder`` (move_mount(2))."""
+    """Attach a detached mount at a path below the folder ``folder`` (move_mount(2))."""
     where = (folder, os.fsencode(target))
     _call("syscall", _MOVE_MOUNT, tree, b"", *where, _FROM_EMPTY_PATH, name=target)
 
 
 def attach_beneath(tree: int, target: int) -> None:
-    """Attach the detached mount ``tree`` beneath the mount ``target``. Needs Linux 6.5."""
+    """Attach a detached mount beneath an existing mount. Needs Linux 6.5."""
     flags = _FROM_EMPTY_PATH | _TO_EMPTY_PATH | _BENEATH
     _call("syscall", _MOVE_MOUNT, tree, b"", target, b"", flags)
 
 
 @cache
 def _libc() -> CDLL:
-    """Return the C library, loaded when first needed: most commands do not call it."""
     import ctypes
 
     return ctypes.CDLL(None, use_errno=True)
 
 
 def _call(function: str, *arguments: int | bytes | None, name: str = "") -> int:
-    """Call a function of the C library. A negative result is an OSError with the file ``name``."""
+    """Call a function of the C library. If the result is negative, raise OSError.
+
+    ``name`` is the file name for the error.
+    """
     import ctypes
 
     words = (ctypes.c_long(value) if isinstance(value, int) else value for value in arguments)

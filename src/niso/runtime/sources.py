@@ -3,7 +3,7 @@
 A path can be replaced after it was checked. For example, a user who can write to one of its folders
 could replace the rootfs with a symbolic link to /. Therefore an activation records which file each
 path referred to. Each start opens the paths without following symbolic links, compares the files,
-and mounts exactly the opened ones.
+and mounts exactly the opened files.
 
 A rootfs must stay the same folder. A host volume may be replaced where only root can do so, for
 example when an editor replaces a file. A secret is a file, which may be replaced by another file,
@@ -64,7 +64,7 @@ def is_shared(volume: MountedVolume) -> bool:
 
 
 def recorded(spec: ProcessSpec) -> ProcessSpec:
-    """Return the spec with the identities of its files that it does not have yet.
+    """Add the identities (device, inode, digest) of files to a process record that lacks them.
 
     Symbolic links in a host volume's path are resolved now, and never again.
     """
@@ -82,7 +82,6 @@ def recorded(spec: ProcessSpec) -> ProcessSpec:
 
 
 def _recorded_secret(secret: Secret) -> Secret:
-    """Return a secret with the salted digest of its content, links in its path resolved."""
     fd = root.open_place(os.path.realpath(secret.source), _NO_LINKS)
     try:
         source = os.readlink(f"/proc/self/fd/{fd}")
@@ -102,7 +101,6 @@ def read_secret(secret: Secret) -> bytes:
 
 
 def _content(fd: int, path: str) -> bytes:
-    """Return the content of a regular file of limited size that is open with O_PATH."""
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         raise OSError(errno.EINVAL, "is not a file", path)
     with open(f"/proc/self/fd/{fd}", "rb") as file:
@@ -122,7 +120,7 @@ def _recorded(volume: MountedVolume, boot: str) -> MountedVolume:
 
 
 def problems(spec: ProcessSpec) -> Iterator[Error]:
-    """Yield an error for each path that does not refer to the file of the activation any more."""
+    """Yield an error for each path that no longer refers to the file of the activation."""
     for secret in spec.secrets:
         try:
             read_secret(secret)
@@ -145,9 +143,9 @@ def _no_secret(secret: Secret, error: OSError, service: str) -> ProcessError:
 class OpenSources:
     """The verified files of a service as detached mounts. The caller must call `close`.
 
-    They are the package copy, the rootfs, host volumes, secrets and the network namespace. The
+    The files are the package copy, the rootfs, host volumes, secrets and the network namespace. The
     constructor raises ProcessError if a path refers to another file than at the activation, and
-    OSError if the network namespace in the spec does not exist.
+    OSError if the network namespace does not exist.
     """
 
     def __init__(self, spec: ProcessSpec) -> None:
@@ -189,7 +187,6 @@ class OpenSources:
 
 
 def _clone(fd: int, recursive: bool) -> int:
-    """Return a detached mount of ``fd``, which is closed."""
     try:
         return root.clone_mount(fd, recursive=recursive)
     finally:
@@ -197,7 +194,7 @@ def _clone(fd: int, recursive: bool) -> int:
 
 
 def open_copy(path: str, service: str = "", manifest: str = "FOLDER") -> int:
-    """Return a descriptor (O_PATH) of a package copy that no other user can change.
+    """Open a package copy (O_PATH) after checking that no other user can change it.
 
     ``service`` and ``manifest`` are for error messages. Raises ProcessError.
     """
@@ -227,7 +224,10 @@ def _not_copy(path: str, what: str, service: str, manifest: str) -> ProcessError
 
 
 def _open(source: _Source, service: str = "") -> int:
-    """Return a descriptor of a source after verifying its identity. Raises ProcessError."""
+    """Open a rootfs or host volume after verifying that it is the recorded file.
+
+    Raises ProcessError.
+    """
     was = source.identity
     try:
         fd = root.open_place(source.path, 0 if was is None else _NO_LINKS)
@@ -267,11 +267,12 @@ def _not_it(source: _Source, what: str, service: str) -> ProcessError:
 
 
 def changeable(path: str, trusted: set[int], by_new_names: bool = False) -> str | None:
-    """Return a folder above ``path`` in which other users can replace entries, or None.
+    """Return a folder above a path in which other users can replace entries, or None.
 
     ``trusted`` are the uids that do not count as other users. ``path`` must have no symbolic links.
     In a folder with the sticky bit, only the owner of an entry can replace it (inode(7)). With
-    ``by_new_names``, users also count who could create the name after it was removed.
+    ``by_new_names``, this bit gives no protection: others could create the name after it was
+    removed.
     """
     folder = path
     while folder != "/":
@@ -336,7 +337,6 @@ UNKNOWN, BLIND = "spec gone", "hosts file unseen"
 
 
 def _lost_sight(copy: str, pid: int | None) -> bool:
-    """Return whether /app shows a deleted package copy although the copy exists again."""
     try:
         return os.stat(f"/proc/{pid}/root{APP}").st_nlink == 0 and os.path.isdir(copy)
     except OSError:
@@ -344,7 +344,6 @@ def _lost_sight(copy: str, pid: int | None) -> bool:
 
 
 def _sees_hosts(spec: ProcessSpec, pid: int | None) -> bool:
-    """Return whether a service sees the hosts folder that niso writes; True if unknown."""
     try:
         seen = os.stat(f"/proc/{pid}/root/etc/{HOSTS}")
         return os.path.samestat(seen, os.stat(spec.hosts_folder))

@@ -1,6 +1,6 @@
 """Read the status of a service's process from niso's files and /proc, without lock or fork.
 
-`niso.look.services` derives the column STATUS of `niso ps` from it.
+`niso.look.services` derives the column STATUS of `niso ps` from this status.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ NONE = Status("none", None, None, None, 0, None)
 def read(service: str, closely: bool = False) -> Status:
     """Return the status of a service's process.
 
-    With ``closely``, a PID 1 that has exited while its conmon does not react is detected too, which
-    takes up to `CONMON_S` seconds.
+    With ``closely``, also detects that PID 1 has exited while its conmon does not react; this takes
+    up to `CONMON_S` seconds.
     """
     shown = _read(service)
     if not closely or shown.state != "running":
@@ -112,7 +112,7 @@ def _read(service: str) -> Status:
 
 
 def _read_running(service: str, record: dict[str, Any], bundle: str, shown: Status) -> Status:
-    """Return the status ``shown`` of a run recorded as running, updated if it has ended since."""
+    """Check whether a run that is recorded as running has ended, and return its status."""
     pid = crun.int_or_none(record.get("pid"))
     if pid is not None and crun.in_service(service, pid):
         return shown._replace(pid=pid)
@@ -135,7 +135,7 @@ def _read_running(service: str, record: dict[str, Any], bundle: str, shown: Stat
 
 
 def runs(service: str) -> bool:
-    """Return whether a service runs or will be restarted, and no stop of it has begun."""
+    """Return whether a service runs or will be restarted, and is not being stopped."""
     return not is_stopping(service) and read(service).state in (
         "running",
         "starting",
@@ -144,20 +144,19 @@ def runs(service: str) -> bool:
 
 
 def is_stopping(service: str) -> bool:
-    """Return whether a stop of the present run has begun and is not complete."""
+    """Return whether the present run is being stopped, and the stop is not complete."""
     return _has_run_file(service, STOPPING)
 
 
 def _has_run_file(service: str, name: str) -> bool:
-    """Return whether the folder of the present run has this file."""
     record = crun.read_state(service)
     return record is not None and os.path.exists(f"{bundle_of(service, record['run'])}/{name}")
 
 
 def in_own_netns(service: str) -> bool:
-    """Return whether PID 1 is in the network namespace that has the service's name now.
+    """Return whether PID 1 is in the network namespace that now has the service's name.
 
-    A service without a namespace of its own must be in the caller's. True if unknown.
+    A service without its own namespace must be in the caller's. If unknown, returns True.
     """
     return is_in_own_netns(crun.load(service), read(service).pid)
 
@@ -174,7 +173,7 @@ def is_in_own_netns(spec: ProcessSpec | None, pid: int | None) -> bool:
 
 
 def known_to_crun(service: str, pid: int) -> bool:
-    """Return whether crun has recorded ``pid`` as PID 1, and so can find the service."""
+    """Return whether crun has recorded this pid as PID 1, and so can find the service."""
     try:
         known = crun.read_json(f"{crun.container_dir(service)}/status")
     except OSError:
@@ -185,7 +184,7 @@ def known_to_crun(service: str, pid: int) -> bool:
 def outside_cgroup(service: str, keeper: int | None) -> bool:
     """Return whether PID 1 runs as conmon's child but was moved out of the service's cgroup.
 
-    ``keeper`` is the pid of its conmon, or None. PID 1 must be in the cgroup in each hierarchy that
+    ``keeper`` is the pid of conmon, or None. PID 1 must be in the cgroup in each hierarchy that
     crun uses.
     """
     record = crun.read_json(f"{paths.service_dir(service)}/state.json")
@@ -201,7 +200,7 @@ def restarts_after(policy: str, code: int) -> bool:
 
 
 def conmon(service: str) -> int | None:
-    """Return the pid of the conmon of the service's present run; None if it has exited."""
+    """Return the pid of the conmon of the service's present run, or None if it has exited."""
     record = crun.read_state(service)
     if record is None:
         return None
@@ -211,7 +210,7 @@ def conmon(service: str) -> int | None:
 
 
 def supervisors(service: str) -> list[int]:
-    """Return the pids of the present run's conmon and its descendants, without the service's."""
+    """Return the pids of the present run's conmon and its descendants outside the service."""
     pids = [pid] if (pid := conmon(service)) is not None else []
     for parent in pids:  # the list grows while it is walked
         pids += crun.children(parent)
@@ -244,7 +243,7 @@ def write_state(service: str, record: dict[str, Any]) -> None:
 
 
 def exit_code(service: str, bundle: str) -> int | None:
-    """Return the exit status that conmon has written, or None."""
+    """Return the exit status that conmon has written, or None if conmon has written none."""
     try:
         return int(files.read(f"{bundle}/exits/{crun.container_id(service)}") or b"")
     except ValueError:
@@ -260,7 +259,7 @@ def ended_at(service: str, bundle: str) -> float | None:
 
 
 def forget_health(service: str) -> None:
-    """Delete the recorded probe results of a service; no-op if there are none."""
+    """Delete the recorded probe results of a service, if there are any."""
     try:
         os.unlink(paths.health_file(service))
     except FileNotFoundError:

@@ -5,9 +5,9 @@ Only niso restarts a service. After a restart, niso notifies systemd of the unit
 final exit, with its exit status, for the end of the unit.
 
 Only a process in the unit's cgroup may send the notification. The exit command is in that cgroup as
-a child of conmon. A niso command is not. So before it kills conmon, it moves a process of its own
-into the unit, the stand-in, which stays until the next conmon runs. If the stand-in exits without a
-next conmon, the unit ends, as it does for a service that was deactivated.
+a child of conmon. A niso command is not. Before it kills conmon, the command therefore moves a
+process of its own into the unit, the stand-in, which stays until the next conmon runs. If the
+stand-in exits without a next conmon, the unit ends, as for a service that was deactivated.
 
 `niso.change.boot` composes the text of an enabled service's unit. niso's agents run in the
 foreground of units. Commands wake them through a named pipe in the run folder.
@@ -57,7 +57,7 @@ def booted() -> bool:
 
 
 def has_ended() -> bool:
-    """Return whether this is an ExecStop that runs because the unit's main process has exited.
+    """Return whether this command is an ExecStop that runs because the main process has exited.
 
     Otherwise ExecStop runs in order to stop that process (systemd.exec(5), $EXIT_CODE).
     """
@@ -65,9 +65,10 @@ def has_ended() -> bool:
 
 
 def path(service: str, pid: int | None = None) -> str | None:
-    """Return the cgroup of a service's unit if the process ``pid`` is in it, else None.
+    """Return the cgroup of a service's unit if a process is in it, else None.
 
-    The default is this process. Also returns None if the process has exited (proc_pid_cgroup(5)).
+    ``pid`` is the process, by default this one. Also returns None if the process has exited
+    (proc_pid_cgroup(5)).
     """
     try:
         with open(f"/proc/{pid or 'self'}/cgroup", "rb") as lines:
@@ -78,12 +79,12 @@ def path(service: str, pid: int | None = None) -> str | None:
 
 
 def logs_to_journal(service: str) -> bool:
-    """Return whether a conmon that starts now logs to journald: it does in a unit."""
+    """Return whether a conmon that starts now logs to journald: only in a unit."""
     return (service in _stand_ins or path(service) is not None) and os.path.exists(_JOURNAL)
 
 
 def adopt(pid: int, to: str) -> None:
-    """Move a process into the cgroup ``to``, in each hierarchy that has it and accepts it."""
+    """Move a process into a cgroup, in each hierarchy that has the cgroup and accepts this."""
     for root in roots():
         move(pid, f"{root}{to}")
 
@@ -91,7 +92,7 @@ def adopt(pid: int, to: str) -> None:
 def notify(*lines: str) -> None:
     """Send assignments such as ``MAINPID=12`` or ``READY=1`` to systemd.
 
-    The call returns when systemd has handled them, or after `_NOTIFY_S` seconds. Raises OSError.
+    Returns when systemd has handled them, or after `_NOTIFY_S` seconds. Raises OSError.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         sender.settimeout(_NOTIFY_S)
@@ -112,14 +113,14 @@ def notify(*lines: str) -> None:
 _stand_ins: dict[str, tuple[int, int, str, int]] = {}
 """Maps a service to the process that stands in for its conmon in its unit.
 
-The value is: the pipe to that process, the pipe from it, the unit's cgroup, and its pid.
+The value is (pipe to the process, pipe from the process, the unit's cgroup, the process's pid).
 """
 
 
 def add_stand_in(service: str, conmon: int | None) -> None:
-    """Add a stand-in process to the unit of ``conmon``, which the caller is about to kill.
+    """Add a stand-in process to a service's unit, before the caller kills the service's conmon.
 
-    No-op if conmon is in no unit, or if this process is in the same unit.
+    Does nothing if conmon is in no unit, or if this process is in the same unit.
     """
     if conmon is None or service in _stand_ins or path(service) is not None:
         return
@@ -140,7 +141,7 @@ def add_stand_in(service: str, conmon: int | None) -> None:
 
 
 def hand_over(service: str, conmon: int | None) -> None:
-    """Make a new conmon the main process of the unit instead of the stand-in, which then exits."""
+    """Make a new conmon the main process of the unit. The stand-in then exits."""
     if service not in _stand_ins or conmon is None:
         return
     hold, done, unit, _ = _stand_ins.pop(service)
@@ -156,9 +157,9 @@ def hand_over(service: str, conmon: int | None) -> None:
 
 
 def stop_unit_only(service: str, conmon: int | None, path: str | None) -> None:
-    """Stop a service's unit, but move conmon and its children out of it before.
+    """Stop a service's unit, after moving conmon and its children out of the unit.
 
-    ``path`` is the service's cgroup; None if it has been removed, and only the stand-in is left.
+    ``path`` is the service's cgroup. None means that only the stand-in is left in the unit.
     """
     add_stand_in(service, conmon)
     if service not in _stand_ins:
@@ -175,7 +176,7 @@ def stop_unit_only(service: str, conmon: int | None, path: str | None) -> None:
 
 
 def _stand(unit: str, wait: int, say: int) -> NoReturn:
-    """Run the stand-in in this child process. It never returns.
+    """Run the stand-in in this child process, and never return.
 
     A second fork makes systemd the parent of the stand-in, so that systemd sees its exit status.
     """
@@ -370,7 +371,10 @@ they start before niso, niso records that forwarding was already on.
 
 
 def refuse_foreign(path: str, text: str | None, mark: str, hint: str = "move it away") -> None:
-    """Raise Conflict if a unit file or drop-in has a ``text`` that does not begin with ``mark``."""
+    """Raise Conflict if a unit file or drop-in exists and does not begin with niso's mark.
+
+    ``text`` is its content, or None if there is no file.
+    """
     if text is not None and not text.startswith(mark):
         raise Conflict(f"{path} already exists and was not made for this state folder", hint)
 
@@ -429,7 +433,7 @@ def environment() -> list[str]:
 def quoted(word: str) -> str:
     """Quote a word for a unit file (systemd.syntax(7); systemd.unit(5), Specifiers).
 
-    A ``$`` needs no quoting: commands have the prefix ``:``, and it is special nowhere else.
+    ``$`` needs no quoting: commands have the prefix ``:``, and ``$`` is special nowhere else.
     """
     if word and all(c.isascii() and (c.isalnum() or c in "/._-+=,@") for c in word):
         return word
@@ -465,7 +469,7 @@ def _path(name: str) -> str:
 
 
 def agent_name(name: str = AGENT) -> bool:
-    """Wake the agent ``name``, and return whether it is running."""
+    """Wake an agent of this host, and return whether the agent is running."""
     try:
         fd = os.open(_path(name), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:  # no pipe, or no process reads it
@@ -477,7 +481,7 @@ def agent_name(name: str = AGENT) -> bool:
 
 
 def wake_pipe(name: str) -> int:
-    """Return a descriptor that becomes readable when a command wakes the agent ``name``."""
+    """Return a descriptor that becomes readable when a command wakes the agent with this name."""
     os.makedirs(paths.run_dir(), mode=0o755, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         os.mkfifo(_path(name), 0o600)
@@ -486,7 +490,7 @@ def wake_pipe(name: str) -> int:
 
 
 def drain(pipe: int) -> None:
-    """Read what woke an agent, if anything did."""
+    """Empty an agent's wake pipe."""
     try:
         os.read(pipe, 4096)
     except BlockingIOError:
@@ -494,7 +498,7 @@ def drain(pipe: int) -> None:
 
 
 def listen(name: str, woken: Callable[[], object], over: threading.Event) -> None:
-    """Call ``woken`` each time a command wakes the agent ``name``, until ``over`` is set."""
+    """Call a function each time a command wakes an agent, until the event ``over`` is set."""
     fd = wake_pipe(name)
     try:
         while not over.is_set():
@@ -519,9 +523,9 @@ class Following(NamedTuple):
 
 
 def alone(lock: str, held: Conflict, work: Callable[[], None]) -> None:
-    """Call ``work``, the main function of an agent that may run only once on a host.
+    """Run the main function of an agent that may run only once on a host.
 
-    ``lock`` is the name of its lock. Raises ``held`` if the agent is already running.
+    ``lock`` is the name of the agent's lock. Raises ``held`` if the agent is already running.
     """
     with contextlib.ExitStack() as locks:
         try:

@@ -33,10 +33,10 @@ Placed = tuple[MountedVolume, str, bool]
 
 
 def resolve_mount_points(rootfs: str | None, volumes: Iterable[MountedVolume]) -> list[Placed]:
-    """Return the volumes with their mount points in a service with this rootfs, links resolved.
+    """Return the volumes with their mount points in the service, symbolic links resolved.
 
-    Raises InvalidInput with the key of the manifest if a mount point cannot be used, or if two of
-    them overlap.
+    ``rootfs`` is the service's root file system, or None. Raises InvalidInput with the key of the
+    manifest if a mount point cannot be used, or if two overlap.
     """
     result: list[Placed] = []
     for volume in volumes:
@@ -97,9 +97,10 @@ def _bad_mount(volume: MountedVolume, reason: str) -> InvalidInput:
 
 
 def is_writable(volume: MountedVolume, spec: ProcessSpec) -> bool:
-    """Return whether the service's user may write to a host volume; True if unknown.
+    """Return whether the service's user may write to a host volume.
 
-    That is so if the volume does not exist or has an access control list (acl(5)).
+    If this is unknown, because the volume does not exist or has an access control list (acl(5)),
+    returns True.
     """
     path = str(volume.source)
     try:
@@ -145,7 +146,7 @@ def make_named(spec: ProcessSpec) -> None:
 
 
 def mounts(spec: ProcessSpec, where: list[Placed], shared: str) -> list[dict[str, Any]]:
-    """Return the OCI mount objects of the volumes. Host volumes are in ``shared``, by name."""
+    """Return the OCI mount objects of volumes. Host volumes are found by name in ``shared``."""
     result = []
     for volume, at, _ in where:
         if volume.source is not None:
@@ -163,13 +164,13 @@ def mounts(spec: ProcessSpec, where: list[Placed], shared: str) -> list[dict[str
 
 
 def existing_names(service: str) -> list[str]:
-    """Return the names of a service's named volumes that exist, even if the service was removed."""
+    """Return the names of a service's existing named volumes. The service may have been removed."""
     names = crun.names_in(paths.volume_dir(service))
     return [name for name in names if not name.startswith(".")]
 
 
 def owners() -> dict[str, set[int]]:
-    """Map each service with named volumes to the set of uids that own them."""
+    """Map each service that has named volumes to the uids that own them."""
     top = os.path.dirname(paths.volume_dir("-"))
     owners: dict[str, set[int]] = {service: set() for service in crun.names_in(top)}
     for service, uids in owners.items():
@@ -198,7 +199,7 @@ def check_removable(service: str) -> None:
 
 
 def remove_all(service: str, report: Report) -> None:
-    """Delete all named volumes of a service with their content; no-op if it has none.
+    """Delete all named volumes of a service with their content, if it has any.
 
     The service must have no process. No symbolic link is followed. Raises Error.
     """

@@ -1,9 +1,9 @@
 """Read and write the rows of attachments: services whose processes other programs start.
 
 The program that starts the process is the *owner* of the attachment: podman, cni, systemd, or cli
-if a person requested it. The owner or niso creates the network namespace. ``id`` and ``given`` are
-the owner's id and name for the attachment. When an attachment ends, its address stays reserved for
-the same owner and name (table ``released``) until no other address is free.
+if a person requested the attachment. The owner or niso creates the network namespace. ``id`` and
+``given`` are the owner's id and name for the attachment. When an attachment ends, its address stays
+reserved for the same owner and name (table ``released``) until no other address is free.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ class AttachedRow(NamedTuple):
     owner: str
     id: str
     given: str
-    netns: str  # path of the namespace; "" if niso made it
-    cookie: int  # cookie of the namespace (SO_NETNS_COOKIE); 0 if niso made it
+    netns: str  # path of the namespace; "" if niso created the namespace
+    cookie: int  # cookie of the namespace (SO_NETNS_COOKIE); 0 if niso created the namespace
     asked: str = "{}"  # JSON of the owner's request
 
     def lives(self, kernel: Kernel) -> bool:
-        """Return whether the namespace exists; True if niso made it. Raises KernelError."""
+        """Return whether the namespace exists, or was created by niso. Raises KernelError."""
         return not self.netns or kernel.cookie_at(self.netns) == self.cookie
 
 
 _LOST = AttachedRow("", "", "", "", "/proc/0/ns/net", 0)
-"""Stands for a row that was deleted. Its namespace is a path at which none can exist."""
+"""A stand-in for a deleted row. Its path is one at which no namespace can exist."""
 
 
 CHOSEN_ALIASES, CHOSEN_IP = "chosen_aliases", "chosen_ip"
-"""Labels of a pod: the names and the address that its user has chosen for it by annotations."""
+"""Labels of a pod: the names and the address that its user has chosen with annotations."""
 NAMESPACE = "pod_namespace"
 """The label that has the Kubernetes namespace of a pod."""
 
 
 class AttachedLink(NamedTuple):
-    """The network interface that an attachment has on one network: the inner end of a veth pair."""
+    """The network interface of an attachment on one network: the inner end of a veth pair."""
 
     network: str
     interface: str
     mac: str
-    routes: bool  # whether the default route leads here
+    routes: bool  # whether the default route uses this interface
 
 
 class AttachedRows(Rows):
@@ -63,7 +63,7 @@ class AttachedRows(Rows):
         return next((AttachedRow(*row) for row in rows), None)
 
     def all(self, owner: str | None = None, id: str | None = None) -> list[AttachedRow]:
-        """Return the attachments with this owner and id, or all, sorted by service name."""
+        """Return the attachments with this owner and id (None: any), sorted by service name."""
         asked = {key: text for key, text in (("owner", owner), ("id", id)) if text is not None}
         where = " AND ".join(f"{key}=:{key}" for key in asked) or "TRUE"
         rows = self._db.execute(f"SELECT * FROM attached WHERE {where} ORDER BY service", asked)
@@ -91,10 +91,10 @@ class AttachedRows(Rows):
     def planned(
         self, service: str
     ) -> tuple[tuple[str, int] | None, dict[str, tuple[str, str, bool]]]:
-        """Return ((path, cookie) or None if niso made the namespace, interfaces) for the plan.
+        """Return an attachment's namespace and network interfaces, as `niso.plan` needs them.
 
-        The interfaces are a dict {network: (interface name, MAC, whether the default route leads
-        there)}.
+        The namespace is (path, cookie), or None if niso created it. The interfaces are a dict
+        {network: (interface name, MAC, whether the default route uses the interface)}.
         """
         attached = self.get(service) or _LOST
         outside = (attached.netns, attached.cookie) if attached.netns else None
@@ -105,19 +105,22 @@ class AttachedRows(Rows):
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def put(self, attached: AttachedRow, links: Iterable[AttachedLink]) -> None:
-        """Insert or replace an attachment with its network interfaces, after its service's row."""
+        """Insert or replace an attachment with its interfaces. Its service's row must exist."""
         self._put("attached", *attached)
         name = attached.service
         rows = ((name, *link[:3], int(link.routes)) for link in links)
         self._set_rows("attached_link", name, rows)
 
     def move(self, service: str, cookie: int, interface: str) -> None:
-        """Record the new namespace (its cookie) of an attachment that has only one interface."""
+        """Record that an attachment with only one interface has another namespace and interface.
+
+        ``cookie`` identifies the new namespace (SO_NETNS_COOKIE).
+        """
         self._run("UPDATE attached SET cookie=? WHERE service=?", cookie, service)
         self._run("UPDATE attached_link SET interface=? WHERE service=?", interface, service)
 
     def release(self, service: str, now: float) -> None:
-        """Record that the addresses of an attachment are free, and whose they were."""
+        """Record that the addresses of an attachment are free, and which attachment had them."""
         self._run(
             "INSERT OR REPLACE INTO released SELECT l.network, l.family, l.number, a.owner,"
             " a.given, ? FROM lease l JOIN attached a ON a.service=l.service WHERE l.service=?",
@@ -134,7 +137,7 @@ class AttachedRows(Rows):
 
 
 def wishes(attached: AttachedRow) -> dict[str, Any]:
-    """Return the owner's request. Its keys may be policy, policies (by network) and labels."""
+    """Decode the owner's request. Its keys may be policy, policies (by network) and labels."""
     return dict(decoded(attached.asked))
 
 

@@ -1,7 +1,7 @@
 """Find services by name, and store the DNS names in policies with the answers of DNS.
 
 A service's name is unique on the host. Hostnames and aliases are unique on each network, so two
-networks may each have a ``db``. A service that looks up such a name gets the service on its own
+networks may each have a ``db``. A service that resolves such a name gets the service on its own
 networks.
 
 A DNS name in a policy is called an outside name. Its recorded addresses are the same for all
@@ -49,7 +49,7 @@ class NameRows(ServiceRows):
         self._set_rows("extra_host", service, ((service, *host) for host in hosts))
 
     def networks_of(self, service: str) -> tuple[str, ...]:
-        """Return the networks of a service, or of its provider, in their order."""
+        """Return the networks of a service, or of the owner of its namespace, in their order."""
         return tuple(
             self._column(
                 "SELECT network FROM endpoint WHERE service=? ORDER BY position", self.home(service)
@@ -57,11 +57,10 @@ class NameRows(ServiceRows):
         )
 
     def networks_in_use(self) -> list[str]:
-        """Return the networks of the active services, also if rows of endpoints are missing."""
+        """Return the networks of active services, even if rows of endpoints are missing."""
         return sorted({network for networks in self._network_lists() for network in networks})
 
     def _network_lists(self) -> list[list[str]]:
-        """Return the lists of networks that active services have, each once."""
         rows = self._column("SELECT DISTINCT networks FROM service WHERE active=1")
         return [decoded(text) for text in rows]
 
@@ -78,7 +77,10 @@ class NameRows(ServiceRows):
         )
 
     def holders_elsewhere(self, name: str, beside: str | None = None) -> list[str]:
-        """Return the services of other hosts with a name, on networks of ``beside`` if given."""
+        """Return the services of other hosts that have a name, sorted.
+
+        With ``beside``, only services on a network of the service ``beside`` are returned.
+        """
         query = "SELECT DISTINCT n.service FROM remote_name n"
         values: tuple[str, ...] = (name,)
         if beside is not None:
@@ -100,11 +102,10 @@ class NameRows(ServiceRows):
     def meant(self, service: str, name: str) -> tuple[list[str], list[str]]:
         """Return the services that a name in the policy of ``service`` refers to, as two lists.
 
-        The first list is for allow entries, and has at most one service. It is the service with
-        this hostname or alias on the networks of ``service``; if there is none, the service with
-        this service name on any network. The list is empty if the name is ambiguous, and an
-        activation is refused in that case. The second list is for deny entries, and has all
-        services that the name can refer to.
+        The first list is for allow entries, and has at most one service: the one with this hostname
+        or alias on the networks of ``service``, else the one with this service name on any network.
+        If the name is ambiguous, the list is empty; activations with such a name are refused. The
+        second list is for deny entries, and has all services that the name can refer to.
         """
         beside = self.holders_beside(service, name)
         elsewhere = self.holders_elsewhere(name, service)
@@ -119,12 +120,12 @@ class NameRows(ServiceRows):
     def shadows(
         self, services: Iterable[str], networks: Iterable[str] = (), fresh: Iterable[str] = ()
     ) -> set[str]:
-        """Return the other services that have a name of one of ``services`` on another network.
+        """Return other services that have a name of these services on another network.
 
-        A service's hosts file has each name from the first of the service's networks that has it.
-        Therefore only services are returned that some active service can see together with one of
-        ``services``. ``networks`` and ``fresh`` are networks and names that ``services`` are about
-        to get.
+        If several services have a name, the hosts file of a service has the one on the first of its
+        networks. Therefore only services are returned that some active service can reach as well as
+        one of ``services``. ``networks`` and ``fresh`` are networks and names that ``services`` are
+        about to get.
         """
         own = set(services)
         names = {*fresh, *(name for service in own for name in self.names(service))}
@@ -138,9 +139,9 @@ class NameRows(ServiceRows):
     def resolve(self, name: str, asker: str | None = None) -> str:
         """Return the service that a user means by a name, with or without the suffix .niso.local.
 
-        The service that ``asker`` reaches by the name comes first. Next is the service whose
-        service name it is, then the only service with this hostname or alias. Raises NotFound, and
-        Conflict if the name is ambiguous.
+        The first choice is the service that ``asker`` reaches by the name, the second the service
+        with this service name, the third the only service with this hostname or alias. Raises
+        NotFound, and Conflict if the name is ambiguous.
         """
         bare = bare_name(name)
         if (service := self._found(bare, asker)) is not None:
@@ -157,7 +158,10 @@ class NameRows(ServiceRows):
     # Names given up by a change in progress stay reserved: an undo may have to restore them.
 
     def name_holder(self, name: str) -> str | None:
-        """Return the service that has a name or gets it back by an undo. Raises Conflict."""
+        """Return the service that has a name now, or that would have it after an undo, or None.
+
+        Raises Conflict if the name is ambiguous.
+        """
         if (service := self._found(name, None)) is not None:
             return service
         return next(iter(self._restored(name)), None)
@@ -167,9 +171,9 @@ class NameRows(ServiceRows):
     ) -> list[tuple[str, str]]:
         """Return (service, network) for each service that has a name on one of these networks.
 
-        A service that gets the name back if its change in progress is undone is included, unless it
-        is in ``beside``: these are the services of the caller's own command, which would be undone
-        together. The service ``but`` is left out.
+        Services that would get the name back if their change in progress is undone are included,
+        unless they are in ``beside``: these services are part of the caller's own command, and
+        would be undone with it. The service ``but`` is left out.
         """
         held = {service: set(self.networks_of(service)) for service in self.holders(name)}
         restored = self._restored(name) if others_intend(self._db, beside) else {}
@@ -193,7 +197,6 @@ class NameRows(ServiceRows):
         return ", ".join(parts)
 
     def _found(self, bare: str, asker: str | None) -> str | None:
-        """Return the service that has a name, or None. Raises Conflict if it is ambiguous."""
         candidates = self._reached(asker, bare) if asker else []
         if not candidates:
             everywhere = self.holders(bare)
@@ -206,7 +209,6 @@ class NameRows(ServiceRows):
         return candidates[0] if candidates else None
 
     def _reached(self, service: str, name: str) -> list[str]:
-        """Return [the service that has a name in the hosts file of ``service``], or []."""
         return self._column(
             f"{_ON} JOIN endpoint own ON own.network=e.network AND own.service=?"
             " WHERE h.name=? ORDER BY s.active DESC, own.position LIMIT 1",
@@ -214,7 +216,7 @@ class NameRows(ServiceRows):
         )
 
     def _restored(self, name: str) -> dict[str, set[str]]:
-        """Return {service: networks} of the services that would get a name back by an undo."""
+        """Return {service: networks} for services that would get a name back by an undo."""
         restored: dict[str, set[str]] = {}
         rows = self._run(
             "SELECT service, COALESCE(json_extract(undo, '$.service[0].provider'), service)"
@@ -242,7 +244,7 @@ def bare_name(name: str) -> str:
 
 
 def suggest(name: str, known: list[str], otherwise: str) -> str:
-    """Return a hint with the most similar of the names ``known``, or ``otherwise``."""
+    """Return a hint with the most similar existing name, or ``otherwise`` without one."""
     import difflib
 
     near = difflib.get_close_matches(name, known, 1)
@@ -277,16 +279,16 @@ class OutsideRows(Rows):
         return sorted({service for name in names for service in self._column(query, name)})
 
     def answer(self, name: str) -> Outside:
-        """Return the record of a DNS name, without addresses if it is missing or damaged."""
+        """Return the recorded DNS answer for a name, empty if the record is missing or damaged."""
         text = self._text("SELECT answer FROM outside_name WHERE name=?", name)
         return (text and _answer(name, text)) or Outside(name)
 
     def answers(self) -> list[Outside]:
-        """Return the records of all names in policies, sorted by name."""
+        """Return the recorded DNS answers for all DNS names in policies, sorted by name."""
         return [self.answer(name) for name in self.named()]
 
     def meant(self, name: str) -> tuple[str, ...]:
-        """Return the addresses by which services may reach a DNS name."""
+        """Return the addresses at which policies allow a DNS name."""
         return self.answer(name).in_state(NOW, FORMER)
 
     def ever(self, name: str) -> tuple[str, ...]:
@@ -308,7 +310,7 @@ class OutsideRows(Rows):
             self._put("outside_name", answer.name, encoded(answer[1:]))
 
     def forget_others(self, before: float) -> None:
-        """Delete the records of names that are in no policy, unless resolved after ``before``."""
+        """Delete the records of DNS names in no policy, unless resolved after ``before``."""
         query = "SELECT name FROM outside_name WHERE name NOT IN (SELECT name FROM outside_peer)"
         for name in self._column(query):
             if not self.answer(name).asked_at > before:
@@ -316,7 +318,7 @@ class OutsideRows(Rows):
 
 
 def _answer(name: str, text: str) -> Outside | None:
-    """Decode a row. Returns None if it is damaged; the name is then resolved again."""
+    """Decode the record of a DNS name, or return None if it is damaged, to resolve it again."""
     import ipaddress
 
     try:

@@ -9,7 +9,7 @@ from niso.store.name_rows import NameRows, OutsideRows
 from niso.store.sqlite import decoded, encoded
 
 Name = tuple[str, str]
-"""A peer in a policy as (kind, name). The kind is "service" or "network"."""
+"""A service or network that a policy names, as (kind, name): kind "service" or "network"."""
 
 
 _TABLES = ("policy", "policy_peer", "outside_peer", "policed")
@@ -20,14 +20,14 @@ FRONTS = (
     "SELECT name FROM (SELECT DISTINCT front FROM instance) CROSS JOIN service ON name=front"
     " WHERE mode='front'"
 )
-"""The services with a service address."""
+"""SQL query for the services with a service address."""
 
 
 class PolicyRows(NameRows):
     """The queries of the store for policies."""
 
     def policy(self, service: str) -> Policy | None:
-        """Return a service's policy as written in its manifest; None if it has none."""
+        """Return a service's policy as written in its manifest, or None if it has no policy."""
         text = self._text("SELECT text FROM policy WHERE service=?", service)
         return None if text is None else policy_of(decoded(text))
 
@@ -35,7 +35,7 @@ class PolicyRows(NameRows):
         return self._column("SELECT service FROM policy ORDER BY service")
 
     def audits(self) -> dict[str, tuple[int, int]]:
-        """Return {service: (since, until)} of audits, also ended ones, in seconds since 1970."""
+        """Return {service: (start, end)} of audits of policies, also ended ones, as Unix times."""
         rows = self._run(
             "SELECT service, json_extract(audit, '$[1]'), json_extract(audit, '$[2]') FROM ("
             "SELECT service, CASE WHEN json_valid(text) THEN json_extract(text, '$[5]') END audit"
@@ -52,7 +52,7 @@ class PolicyRows(NameRows):
 
         A name that no service has is replaced by "", which matches nothing. The entry is not
         deleted, because a deny list could then become empty, which means no policy. A name that
-        several services have is replaced by one entry for each of them (`NameRows.meant`).
+        several services have becomes one entry for each of these services (`NameRows.meant`).
         """
         policy = self.policy(service)
         if policy is None:
@@ -71,12 +71,12 @@ class PolicyRows(NameRows):
         return OutsideRows(self._db)
 
     def names_outside(self, service: str | None = None) -> bool:
-        """Return whether the policy of ``service``, or for None any policy, contains DNS names."""
+        """Return whether a service's policy, or for None any policy, contains DNS names."""
         query = "SELECT 1 FROM outside_peer WHERE ?1 IS NULL OR service=?1 LIMIT 1"
         return self._has(query, service)
 
     def _apart(self) -> list[str]:
-        """Return the services with a hosts file of their own, sorted."""
+        """Return the services that have a hosts file of their own, sorted."""
         return self._column(
             "SELECT service FROM extra_host UNION SELECT service FROM outside_peer"
             f" EXCEPT {FRONTS} ORDER BY 1"
@@ -85,7 +85,10 @@ class PolicyRows(NameRows):
     def _policed(
         self, services: Iterable[PlannedService], names: Iterable[Name]
     ) -> Iterator[Policed]:
-        """Yield the policies of these services, and the parts of others about ``names``."""
+        """Yield the policies of services, and those entries of other policies that concern names.
+
+        ``names`` are names in policies that now stand for other addresses.
+        """
         # the instances of a service with a service address have its policy
         fronts = self._column(FRONTS)
         whole = {service.name for service in services}.union(fronts)
@@ -119,13 +122,12 @@ class PolicyRows(NameRows):
                 yield Policed(service_name, own, policy, values)
 
     def naming(self, kind: str, name: str) -> list[str]:
-        """Return the recorded services whose policies name this peer, sorted."""
+        """Return all recorded services whose policies name this service or network, sorted."""
         return self._column(
             "SELECT service FROM policy_peer WHERE kind=? AND name=? ORDER BY service", kind, name
         )
 
     def _naming(self, kind: str, name: str) -> list[str]:
-        """Return the active services whose policies name this peer, sorted."""
         return self._column(
             "SELECT p.service FROM policy_peer p JOIN service s ON s.name=p.service AND s.active=1"
             " WHERE p.kind=? AND p.name=? ORDER BY p.service",
@@ -133,7 +135,10 @@ class PolicyRows(NameRows):
         )
 
     def _members(self, policed: Iterable[Policed]) -> tuple[Member, ...]:
-        """Return the addresses of the names in these policies, as far as they are concerned."""
+        """Return the addresses of all names that entries of these policies refer to.
+
+        For policies of which only some addresses concern the plan, returns only the names of these.
+        """
         wanted: set[Name] = set()
         for policy in policed:
             for entry in policy.policy.entries():
@@ -152,7 +157,7 @@ class PolicyRows(NameRows):
         return tuple(Member(kind, name, *self._meant(kind, name)) for kind, name in sorted(wanted))
 
     def _names_of(self, address: str) -> list[str]:
-        """Return the services of all hosts that use an address, with sharers of its namespace."""
+        """Return the services of all hosts that use an address, also by sharing a namespace."""
         return self._column(
             "SELECT s.name FROM lease l"
             " JOIN service s ON s.name=l.service OR (s.provider=l.service AND s.active=1)"
@@ -209,7 +214,7 @@ class PolicyRows(NameRows):
 def rows_of_policy(
     service: str, policy: Policy, networks: Iterable[str]
 ) -> dict[str, Sequence[tuple[object, ...]]]:
-    """Return {table: rows} to store for a policy; ``networks`` are those of its service."""
+    """Return {table: rows} to store for a policy; ``networks`` are the networks of its service."""
     peers = {
         (entry.peer.kind, entry.peer.name)
         for entry in policy.entries()

@@ -27,7 +27,7 @@ PRIMARY = (
     "e.network=(SELECT o.network FROM endpoint o JOIN network i ON i.name=o.network"
     " WHERE o.service=e.service ORDER BY i.internal, o.position LIMIT 1)"
 )
-"""The SQL condition that endpoint ``e`` is on the network of its service's default route.
+"""SQL condition: the endpoint ``e`` is on the network of its service's default route.
 `niso.plan.records.primary` chooses the same endpoint."""
 
 _TO_PUBLISH = (
@@ -37,14 +37,14 @@ _TO_PUBLISH = (
     f" JOIN endpoint e ON e.service=COALESCE(s.provider, s.name) AND {PRIMARY}"
     " WHERE p.service=? GROUP BY p.service"
 )
-"""The SQL query for the row that a service should have in the table published."""
+"""SQL query for the row that a service should have in the table published."""
 
 
 class PortRows(Rows):
     """The queries of the store for published ports."""
 
     def ports(self, service: str | None = None) -> ServicePorts:
-        """Return (service, port) of one service or of all, in the order of the manifest."""
+        """Return (service, port) of one service, or of all for None, in manifest order."""
         return self._ports("WHERE service=?", service) if service else self._ports("")
 
     def _ports(self, where: str, *values: str) -> ServicePorts:
@@ -58,11 +58,11 @@ class PortRows(Rows):
         return self._has(f"SELECT 1 FROM port WHERE {_IS}", service, *port)
 
     def some_ports(self, service: str, among: Iterable[PortMapping]) -> list[PortMapping]:
-        """Return the ports in ``among`` that a service has."""
+        """Return those of the given ports that a service has."""
         return [port for port in dict.fromkeys(among) if self.has_port(service, port)]
 
     def published_on(self, services: Iterable[str]) -> set[str]:
-        """Return the networks whose bridges are configured for published ports of services."""
+        """Return the networks whose bridges are configured for ports of these services."""
         query = "SELECT network FROM published WHERE service=?"
         networks = {network for service in services for network in self._column(query, service)}
         return networks & {*self._column("SELECT name FROM network")} if networks else networks
@@ -87,7 +87,10 @@ class PortRows(Rows):
         return self._of_origin(service, MANIFEST)
 
     def port_holders(self, wanted: PortMapping, but: frozenset[str] = frozenset()) -> ServicePorts:
-        """Return the ports that clash with ``wanted`` now or after an undo, except of ``but``."""
+        """Return (service, port) for each port that conflicts with ``wanted`` now or after an undo.
+
+        The present ports of active services are included. Undone changes of ``but`` are left out.
+        """
         proto, first, last = wanted.proto, wanted.host_port, wanted.last
         live = (
             f"SELECT service, {PORT_COLUMNS} FROM port JOIN service s ON s.name=port.service"
@@ -112,7 +115,7 @@ class PortRows(Rows):
         ]
 
     def chosen_port(self, service: str, wanted: PortMapping) -> int | None:
-        """Return the host port that niso has chosen for a port without a fixed one, or None."""
+        """Return the host port that niso chose for a port whose manifest sets none, or None."""
         rows = self._column(
             "SELECT host_port FROM port WHERE service=? AND origin=?"
             " AND host_ip=? AND container_port=? AND proto=? AND count=?",
@@ -121,7 +124,7 @@ class PortRows(Rows):
         return next(iter(rows), None)
 
     def spans(self, proto: str, first: int, last: int) -> list[tuple[int, int]]:
-        """Return (first, last) of each recorded range of host ports that overlaps first to last.
+        """Return (first, last) for each recorded range of host ports that overlaps a range.
 
         Ports of inactive services, and all ports that an undo would restore, are included.
         """
@@ -138,7 +141,7 @@ class PortRows(Rows):
     def set_ports(
         self, service: str, ports: Iterable[PortMapping], chosen: Iterable[PortMapping] = ()
     ) -> None:
-        """Replace the ports of the manifest; niso chose the host ports of ``chosen``."""
+        """Replace a service's ports from the manifest. niso chose the host ports in ``chosen``."""
         cursor = self._run(
             f"SELECT {PORT_COLUMNS}, origin FROM port WHERE service=? ORDER BY position", service
         )
@@ -168,7 +171,10 @@ class PortRows(Rows):
         self.note_published(service)
 
     def add_back(self, service: str, port: PortMapping, manifest: Sequence[PortMapping]) -> None:
-        """Give a port back after `niso port-forward`, in the order of ``manifest``."""
+        """Publish a port of the manifest again, after `niso port-forward` no longer uses it.
+
+        ``manifest`` are the manifest's ports, whose order the rows keep.
+        """
         chosen = self._of_origin(service, CHOSEN)
         mine = [port, *self.manifest_ports(service), *chosen]
 
@@ -182,8 +188,8 @@ class PortRows(Rows):
         """Record the network on which a service publishes ports, and whether one is on 127.0.0.1.
 
         The record stays until the service is deactivated: open connections need the settings of the
-        bridge even after the last port is removed. A service that shares the namespace of another
-        one publishes on the network of that one. Its record must be renewed when that one changes
+        bridge even after the last port is removed. A service in a shared namespace publishes on the
+        network of the namespace's owner, and its record must be renewed when the owner changes
         networks.
         """
         self._run(
@@ -193,18 +199,18 @@ class PortRows(Rows):
         )
 
     def is_noted(self, service: str) -> bool:
-        """Return whether `note_published` has nothing to change for a service."""
+        """Return whether the record of `note_published` for a service is up to date."""
         row = self._run(_TO_PUBLISH, service).fetchone()
         noted = self.published_row(service)
         return row is None or (noted is not None and noted[1] == row[1] and noted[2] >= row[2])
 
     def published_row(self, service: str) -> tuple[str, str, int] | None:
-        """Return the record of `note_published` for a service, for `put_published_row`."""
+        """Return a service's record of `note_published`, or None, for `put_published_row`."""
         rows = self._run("SELECT * FROM published WHERE service=?", service)
         return next(iter(rows), None)
 
     def put_published_row(self, service: str, row: tuple[object, ...] | None) -> None:
-        """Replace the record of `note_published`; None deletes it: the port was not published."""
+        """Replace a service's record of `note_published`, or delete it for None."""
         self._set_rows("published", service, () if row is None else (row,))
 
     def take_port(self, service: str, port: PortMapping) -> None:
@@ -219,14 +225,14 @@ class PortRows(Rows):
     def begin_moving(
         self, ports: Iterable[tuple[str, PortMapping]], networks: Iterable[str], now: float
     ) -> None:
-        """Record the ports that a change adds or removes, and the networks that they concern."""
+        """Record which ports a change adds or removes, and on which networks."""
         on = sorted(networks)
         for service, group in groupby(sorted(ports), key=itemgetter(0)):
             moved = encoded({"moved": [port._asdict() for _, port in group], "networks": on})
             self._put("intent", service, "ports", moved, now)
 
     def moved_ports(self) -> ServicePorts:
-        """Return (service, port) for each port that changes in progress add or remove."""
+        """Return (service, port) for each port that a change in progress adds or removes."""
         rows = self._run("SELECT service, undo FROM intent WHERE action='ports' ORDER BY service")
         return [
             (service, PortMapping(**port))
@@ -235,12 +241,12 @@ class PortRows(Rows):
         ]
 
     def moved_on(self) -> set[str]:
-        """Return the networks that the ports of changes in progress concerned before the change."""
+        """Return the networks on which changes in progress add or remove ports."""
         rows = self._column("SELECT undo FROM intent WHERE action='ports'")
         return {network for undo in rows for network in decoded(undo)["networks"]}
 
     def end_publishing(self, service: str, keep_forwards: bool = False) -> None:
-        """Record that a service publishes no ports. Its forwards are deleted unless kept."""
+        """Record that a service publishes no ports. Ports of `niso port-forward` can be kept."""
         if not keep_forwards:
             self._run("DELETE FROM port WHERE service=? AND origin=?", service, FORWARD)
         self._run("DELETE FROM published WHERE service=?", service)

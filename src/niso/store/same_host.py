@@ -5,10 +5,11 @@ A restarted container keeps only the boot id. If this identity is not the record
 process to open the store records that no service is active, and deletes the records of sysctls and
 of changes of ports, which concern the old kernel.
 
-A copy of a state folder must not act on the services of the original. It has the same state id, so
-it would treat the network interfaces, processes and rules of the original as its own. Therefore the
-store records the device, inode and path of its folder. The folder was moved, not copied, if device
-and inode are the same, or if the recorded path no longer has a store with this id.
+A copy of a state folder must not change the services of the original. The copy has the same state
+id, so it would treat the network interfaces, processes and rules of the original as its own.
+Therefore the store records the device, inode and path of its folder. The folder was moved, not
+copied, if device and inode are the same, or if the recorded path no longer has a store with this
+id.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ _FORGET = (
 
 
 def here() -> str:
-    """Return boot id, network namespace and start time of PID 1, or raise OSError.
+    """Return the host's identity: boot id, network namespace and start time of PID 1.
 
-    See random(4), namespaces(7) and proc_pid_stat(5).
+    See random(4), namespaces(7) and proc_pid_stat(5). Raises OSError.
     """
     with open("/proc/1/stat", encoding="utf-8", errors="replace") as file:
         started = file.read().rpartition(")")[2].split()[19]
@@ -45,23 +46,23 @@ def here() -> str:
 
 
 def recorded(db: sqlite3.Connection) -> str | None:
-    """Return the host identity recorded in the store; None in a new store."""
+    """Return the host identity recorded in the store, or None in a new store."""
     row = db.execute("SELECT value FROM meta WHERE key='world'").fetchone()
     return str(row[0]) if row else None
 
 
 def record_boot(db: sqlite3.Connection, world: str) -> None:
-    """Record the result of `here` as the identity of the store's host, in a transaction."""
+    """Record a host identity, the result of `here`, in the caller's transaction."""
     db.execute("INSERT OR REPLACE INTO meta VALUES ('world', ?)", (world,))
 
 
 def go_home(db: sqlite3.Connection, world: str) -> bool:
-    """Enter the network namespace of the store's services if PID 1 is in it.
+    """Enter the network namespace of the store's services if PID 1 is in that namespace.
 
     A command can be started in another network namespace, for instance by a unit with
     PrivateNetwork=. ``world`` is the identity that this process sees (`here`). Returns whether the
-    process has moved. Raises Conflict in a program that uses niso as a library, since niso must not
-    move that; raises OSError.
+    process has moved. Raises OSError, and Conflict in a program that uses niso as a library, which
+    niso must not move.
     """
     before = recorded(db)
     was, now = (before or "").split(), world.split()
@@ -81,10 +82,11 @@ def go_home(db: sqlite3.Connection, world: str) -> bool:
 
 
 def forget_if_gone(db: sqlite3.Connection, world: str) -> None:
-    """Record all services as inactive if ``world``, the present identity, is not the recorded one.
+    """Record all services as inactive if the host is not the recorded one, or has rebooted.
 
-    Raises Conflict if services still run in another network namespace of the same boot, because
-    changes made in this one would not reach them. The caller is in a transaction.
+    ``world`` is the host's present identity (`here`). Raises Conflict if services still run in
+    another network namespace of the same boot, because changes made in this one would not reach
+    them. The caller must be in a transaction.
     """
     before = recorded(db)
     if before == world:
@@ -102,7 +104,6 @@ def forget_if_gone(db: sqlite3.Connection, world: str) -> None:
 
 
 def _lives(db: sqlite3.Connection) -> bool:
-    """Return whether any active service still has its named network namespace or its process."""
     state_id = db.execute("SELECT value FROM meta WHERE key='state_id'").fetchone()[0]
     active = [row[0] for row in db.execute("SELECT name FROM service WHERE active=1")]
     return any(_is_mount(paths.netns_path(name)) or _runs(name, state_id) for name in active)
@@ -126,10 +127,10 @@ def _runs(service: str, state_id: str) -> bool:
 
 
 def changed(db: sqlite3.Connection) -> str | None:
-    """Return the location of the state folder if it must be recorded again, otherwise None.
+    """Return the location of the state folder if it has changed, otherwise None.
 
-    The location is the device, inode and path. Raises Error if the folder is a copy of one that
-    still exists. Raises OSError.
+    The location is the device, inode and path. Raises Error if the folder is a copy of a folder
+    that still exists. Raises OSError.
     """
     folder = os.path.abspath(paths.state_dir())
     here = _identity(folder)
@@ -156,13 +157,11 @@ def changed(db: sqlite3.Connection) -> str | None:
 
 
 def _identity(folder: str) -> str:
-    """Return the device and inode of a folder."""
     status = os.stat(folder)
     return f"{status.st_dev} {status.st_ino}"
 
 
 def _state_id(folder: str) -> tuple[str] | None:
-    """Return the row with the state id of the store in this folder; None if there is none."""
     path = os.path.join(folder, os.path.basename(paths.database()))
     if not os.path.isfile(path):
         return None

@@ -52,8 +52,8 @@ ROW_TABLES = (
     "instance",
     "stack_member",
 )
-"""The tables with rows of a service, parents first. The column with the service's name is ``name``
-in the first table, ``service`` in the others."""
+"""The tables with rows of a service, referenced tables first. The column with the service's name is
+``name`` in the first table, ``service`` in the others."""
 
 
 _IS_FREE = (
@@ -68,7 +68,7 @@ class ServiceRow(NamedTuple):
 
     name: str
     manifest_path: str
-    manifest: str  # JSON of `service`
+    manifest: str  # JSON of the ServiceSpec
     rootfs: str | None
     package: str
     fingerprint: str
@@ -76,18 +76,19 @@ class ServiceRow(NamedTuple):
     active: bool
     generation: int
     networks: tuple[str, ...]
-    spec: str  # JSON of `process`
+    spec: str  # JSON of the ProcessSpec
     created_at: float  # seconds since 1970
     activated_at: float | None
     mode: str = "bridge"  # or host, none, share, attached, front
-    provider: str | None = None  # with mode share: the service whose namespace it shares
+    provider: str | None = None  # with mode share: the service whose namespace is shared
     enabled: bool = False  # activated at boot
 
     @property
     def has_process(self) -> bool:
         """Return whether niso starts a process for the service itself.
 
-        Another program starts that of an attachment. A service with mode front has instances.
+        Another program starts the process of an attachment. A service with mode front has instances
+        instead.
         """
         return self.mode not in ("attached", "front")
 
@@ -98,20 +99,20 @@ class ServiceRow(NamedTuple):
 
     @property
     def service(self) -> ServiceSpec | None:
-        """Return the ServiceSpec of the last activation; None if the row is damaged."""
+        """Return the ServiceSpec of the last activation, or None if the row is damaged."""
         spec = service(self.manifest)
         is_whole = spec is not None and (spec.process is None) == self.is_attachment
         return spec if is_whole else None
 
     @property
     def process(self) -> ProcessSpec | None:
-        """Return the ProcessSpec of the last activation; None if the row is damaged."""
+        """Return the ProcessSpec of the last activation, or None if the row is damaged."""
         spec: ProcessSpec | None = _decode(self.spec, ProcessSpec)
         return spec
 
     @property
     def healthcheck(self) -> Healthcheck | None:
-        """Return the healthcheck; None if there is none, or if the row is damaged."""
+        """Return the healthcheck, or None if there is none or the row is damaged."""
         return self._program.healthcheck if self._program is not None else None
 
     @property
@@ -120,7 +121,7 @@ class ServiceRow(NamedTuple):
 
     @property
     def is_job(self) -> bool:
-        """Return whether the service's process runs until it exits; False if the row is damaged."""
+        """Return whether the service is a job: its process runs until it exits by itself."""
         return self._program is not None and self._program.kind == "job"
 
     @property
@@ -175,12 +176,12 @@ def service_row(row: tuple[object, ...]) -> ServiceRow:
 
 
 class Intent(NamedTuple):
-    """A change that is in progress; after a kill, the next command undoes or finishes it."""
+    """The record of a change in progress. After a kill, the next command undoes or finishes it."""
 
     service: str
     action: str
-    """activate, deactivate, stop, remove, restart or ports. stop deactivates the service and keeps
-    the ports that `niso port-forward` added."""
+    """activate, deactivate, stop, remove, restart or ports. The action stop deactivates the service
+    and keeps the ports that `niso port-forward` added."""
     undo: str
     """The rows of the service before the change as JSON: {table: [{column: value}, ...]}. A blob is
     {"hex": ...}. For the action ports it is {"moved": [{field of Port: value}, ...], "networks":
@@ -188,7 +189,7 @@ class Intent(NamedTuple):
 
     @property
     def before(self) -> ServiceRow | None:
-        """Return the row before the change; None for a new service or the action ports."""
+        """Return the row before the change, or None for a new service or the action ports."""
         saved = decoded(self.undo).get("service")
         return service_row(tuple(saved[0][name] for name in ServiceRow._fields)) if saved else None
 
@@ -212,7 +213,7 @@ class ServiceRows(Rows):
         return next((Intent(*row) for row in self._run(query, service)), None)
 
     def begin_intent(self, service: str, action: str, now: float) -> None:
-        """Record all rows of a service at the time ``now``, so that an undo can restore them."""
+        """Record that a change begins, with all rows of the service, to restore them by an undo."""
         undo = encoded(self.rows(service))
         self._put("intent", service, action, undo, now)
 
@@ -224,7 +225,7 @@ class ServiceRows(Rows):
         return bool(decoded(intent.undo) == self.rows(intent.service))
 
     def rows(self, service: str) -> dict[str, list[dict[str, object]]]:
-        """Return {table: [{column: value}, ...]} of a service, which can be encoded as JSON."""
+        """Return all rows of a service as {table: [{column: value}, ...]}, ready for JSON."""
         rows = {}
         for table in ROW_TABLES:
             key = "name" if table == "service" else "service"
@@ -264,7 +265,7 @@ class ServiceRows(Rows):
         return self._column("SELECT DISTINCT stack FROM stack_member ORDER BY stack")
 
     def join_stack(self, service: str, stack: str, file: str) -> None:
-        """Record that a service belongs to a stack of the stack.toml ``file``, and to no other."""
+        """Record that a service belongs to a stack, which ``file`` declares, and to no other."""
         self._put("stack_member", service, stack, file)
 
     def leave_stack(self, service: str) -> None:
@@ -273,7 +274,7 @@ class ServiceRows(Rows):
     # --- network modes ----------------------------------------------------------------------------
 
     def home(self, service: str) -> str:
-        """Return the service whose endpoints a service uses: its provider, or itself."""
+        """Return the service whose network namespace a service uses: its provider, or itself."""
         return self._column(f"SELECT {_PROVIDER}", service)[0] or service
 
     def inactive_modes(self) -> list[tuple[str, str]]:
@@ -287,7 +288,10 @@ class ServiceRows(Rows):
         )
 
     def held_sharers(self, provider: str, but: frozenset[str] = frozenset()) -> list[str]:
-        """Return the services that share a namespace now, or after an undo, except ``but``."""
+        """Return the services that share a namespace now, or would after an undo.
+
+        ``provider`` is the namespace's owner. Undone changes of the services ``but`` are left out.
+        """
         sharers = set(self.sharers(provider))
         if others_intend(self._db, but):
             rows = self._run(
@@ -299,14 +303,14 @@ class ServiceRows(Rows):
         return sorted(sharers)
 
     def with_companions(self, services: Iterable[str]) -> tuple[str, ...]:
-        """Return these services, the owners of their namespaces, and all active ones in these."""
+        """Return services, the owners of their namespaces, and all active services in these."""
         names = set(services)
         homes = {self.home(name) for name in names}
         sharers = {sharer for home in homes for sharer in self.sharers(home)}
         return tuple(sorted(names | homes | sharers))
 
     def ports_there(self, service: str) -> list[PortMapping]:
-        """Return the ports of a service, then those of the active services in its namespace."""
+        """Return the ports of a service, and then those of active services in its namespace."""
         rows = self._run(
             f"SELECT {PORT_COLUMNS} FROM port JOIN service s ON s.name=port.service"
             " WHERE s.name=? OR (s.provider=? AND s.active=1) ORDER BY s.name!=?, s.name, position",
@@ -315,7 +319,10 @@ class ServiceRows(Rows):
         return [PortMapping(*row) for row in rows]
 
     def addresses(self, service: str) -> list[tuple[str, str]]:
-        """Return (network, address) of a service or its provider, in the order of its networks."""
+        """Return (network, address) of a service, in the order of its networks.
+
+        A service in a shared namespace has the addresses of the namespace's owner.
+        """
         return self._run(
             "SELECT e.network, l.address FROM endpoint e"
             " JOIN lease l ON l.service=e.service AND l.network=e.network"
@@ -324,7 +331,7 @@ class ServiceRows(Rows):
         ).fetchall()
 
     def port_families(self, service: str) -> tuple[int, ...]:
-        """Return the address families (4, 6) of the network where a service publishes its ports."""
+        """Return the address families (4, 6) of the network where a service publishes ports."""
         return tuple(
             self._column(
                 "SELECT family FROM subnet s JOIN endpoint e ON e.network=s.network"
@@ -336,7 +343,7 @@ class ServiceRows(Rows):
     # --- leases -----------------------------------------------------------------------------------
 
     def leases(self, network: str, family: int = 4) -> list[tuple[str, str, bool]]:
-        """Return (address, service, whether it is active) for each lease, ascending."""
+        """Return (address, service, whether it is active) for each reserved address, ascending."""
         rows = self._run(
             "SELECT address, service, active FROM lease JOIN service s ON s.name=lease.service"
             " WHERE network=? AND family=? ORDER BY number",
@@ -345,7 +352,7 @@ class ServiceRows(Rows):
         return [(row[0], row[1], bool(row[2])) for row in rows]
 
     def leases_of(self, services: Collection[str]) -> set[tuple[str, str]]:
-        """Return (service, address) of the leases of these services, also after an undo."""
+        """Return (service, address) of addresses reserved for services now or after an undo."""
         among = f"service IN ({marks(services)})"
         rows = self._run(
             f"SELECT service, address FROM lease WHERE {among}"
@@ -365,7 +372,7 @@ class ServiceRows(Rows):
         return (row[0], bool(row[1])) if row else None
 
     def lease_holder(self, address: str) -> str | None:
-        """Return the service that has an address, or gets it back by an undo; or None."""
+        """Return the service that has an address now, or would have it after an undo, or None."""
         return self._text(
             "SELECT service FROM lease WHERE address=?"
             " UNION ALL SELECT service FROM intent, json_each(undo, '$.lease')"
@@ -374,10 +381,10 @@ class ServiceRows(Rows):
         )
 
     def endpoints_like(self, prefix: str) -> list[tuple[str, str, int]]:
-        """Return (service, network, generation) of services whose name has a prefix.
+        """Return (service, network, generation) of the endpoints of services with a name prefix.
 
         Endpoints of inactive services are included, because the kernel may still be deleting their
-        interfaces. So are those that an undo would restore.
+        interfaces. Endpoints that an undo would restore are included too.
         """
         return self._run(
             "SELECT e.service, e.network, s.generation FROM endpoint e"
@@ -391,7 +398,10 @@ class ServiceRows(Rows):
     def used_numbers(
         self, network: str, family: int, released: Iterable[int] = ()
     ) -> Iterator[int]:
-        """Yield the offsets of all leases in a subnet, also after an undo, and ``released``."""
+        """Yield the offsets in a subnet that are reserved, or would be after an undo, ascending.
+
+        The offsets ``released`` are yielded too.
+        """
         held = self._column(
             "SELECT unhex(json_extract(value, '$.number.hex'))"
             " FROM intent, json_each(undo, '$.lease')"
@@ -405,13 +415,16 @@ class ServiceRows(Rows):
         return merge(leased, sorted({*map(int.from_bytes, held), *released}))
 
     def released(self, network: str, family: int) -> list[int]:
-        """Return the host numbers of free addresses that attachments had, in order of release."""
+        """Return the offsets of free addresses that attachments had, in order of release."""
         query = f"SELECT number FROM released r WHERE network=? AND family=? AND {_IS_FREE}"
         rows = self._column(f"{query} ORDER BY released_at, number", network, family)
         return [int.from_bytes(number) for number in rows]
 
     def released_by(self, owner: str, given: str, network: str, family: int) -> int | None:
-        """Return the offset of the free address that an earlier attachment had, or None."""
+        """Return the offset of the free address that an owner's attachment had before, or None.
+
+        ``given`` is the owner's name for the attachment.
+        """
         rows = self._column(
             "SELECT number FROM released r WHERE owner=? AND given=? AND network=? AND family=?"
             f" AND {_IS_FREE} ORDER BY released_at DESC LIMIT 1",
@@ -420,14 +433,14 @@ class ServiceRows(Rows):
         return int.from_bytes(rows[0]) if rows else None
 
     def attachment_key(self, service: str) -> tuple[str, str] | None:
-        """Return (owner, the owner's name for it) of an attachment; None for another service."""
+        """Return (owner, owner's name) of an attachment, or None for a service of another kind."""
         query = "SELECT owner, given FROM attached WHERE service=?"
         return next(iter(self._run(query, service)), None)
 
     def add_lease(
         self, service: str, network: str, family: int, number: int, address: str, static: bool
     ) -> None:
-        """Reserve an address for a service; ``number`` is its offset in its subnet."""
+        """Reserve an address for a service. ``number`` is the address's offset in its subnet."""
         self._run(
             "INSERT INTO lease VALUES (?, ?, ?, ?, ?, ?)",
             *(network, family, number.to_bytes(16), address, service, int(static)),
@@ -448,12 +461,12 @@ def encode_service(spec: ServiceSpec) -> str:
 
 
 def encode_process(spec: ProcessSpec) -> str:
-    """Encode a ProcessSpec as ASCII JSON, as resolv.conf need not be UTF-8."""
+    """Encode a ProcessSpec as ASCII JSON, because resolv.conf need not be UTF-8."""
     return json.dumps(convert.plain(spec))
 
 
 def service(text: str) -> ServiceSpec | None:
-    """Decode a ServiceSpec that `encode_service` wrote; None if the data are damaged."""
+    """Decode the JSON of a ServiceSpec, or return None if it is damaged."""
     spec: ServiceSpec | None = _decode(text, ServiceSpec)
     return spec
 
@@ -487,14 +500,13 @@ def lease(
 ) -> None:
     """Reserve an address for a service in each subnet of a network.
 
-    It is the static address if there is one, otherwise the address that the service already has,
-    otherwise the lowest free one. On a network that spans hosts, the address comes from the
-    service's claim: its reservation of addresses in the cluster. The caller is in a transaction.
-
+    The address is the static address if there is one, otherwise the address that the service
+    already has, otherwise the lowest free one. On a network that spans hosts, it is the address
+    that the cluster has reserved for the service (its claim). The caller must be in a transaction.
     ``statics`` has at most one address of each family. ``beside`` are the services that the same
-    command activates. ``kept`` is (owner, the owner's name) of an attachment, which gets the
-    address that it had before. An address that an attachment has released is given to another
-    service only if no other is free; then the one released first is taken. Raises InvalidInput if a
+    command activates. ``kept`` is (owner, owner's name) of an attachment, which gets the address
+    that it had before. An address that an attachment has released is assigned to another service
+    only if no other address is free; then the one released first is taken. Raises InvalidInput if a
     static address is unusable, Conflict if it is taken or the network is full.
     """
     from niso.plan import subnets
@@ -535,7 +547,10 @@ def lease(
 
 
 def is_leased(store: Store, service: str, network: NetworkRecord, statics: Sequence[str]) -> bool:
-    """Return whether a service has all addresses of `lease`; one of another host needs none."""
+    """Return whether a service has all addresses that `lease` would reserve on a network.
+
+    Returns True on a network that spans hosts if this host has no claim for the service.
+    """
     spans = network.span is not None
     claimed = store.claimed(service, network.name) if spans else ()
     if spans and not claimed:
@@ -554,7 +569,7 @@ def is_leased(store: Store, service: str, network: NetworkRecord, statics: Seque
 def _lease_claimed(
     store: Store, service: str, network: str, subnet: SubnetRecord, claimed: Sequence[str]
 ) -> None:
-    """Reserve the address that a service has in the cluster in a subnet. Raises Conflict."""
+    """Record the address that a service has reserved in the cluster. Raises Conflict."""
     net = prefix(subnet.cidr)
     address = next((text for text in claimed if net.holds(text)), None)
     if address is None:
@@ -586,7 +601,10 @@ def _static_number(
     wanted: str,
     beside: frozenset[str],
 ) -> int:
-    """Return the offset of a static address. Raises InvalidInput, and Conflict if it is taken."""
+    """Return the offset of a static address in its subnet.
+
+    Raises InvalidInput if a service cannot have the address, and Conflict if it is taken.
+    """
     net = prefix(subnet.cidr)
     if not net.holds(wanted):
         where = f"{subnet.cidr}, the subnet of network {network!r}"
@@ -621,32 +639,31 @@ def _full(store: Store, network: str, family: int, cidr: str) -> Conflict:
 # process. Its instances are ordinary services, called NAME.NUMBER.
 
 STARTING, SERVING, LEAVING, OUT, KEPT = "starting", "serving", "leaving", "out", "kept"
-"""The states of an instance.
+"""The states of an instance. Only in the state serving, it gets connections to the service address.
 
-It gets connections by the service address only in the state serving. ``starting``: it is not yet
-healthy. ``leaving``: another version has replaced it, and it finishes its connections. ``out``: it
-is not healthy, or its process has ended. ``kept``: a failed version has replaced it, and it runs
-until the next deploy (``deploy.on_failure``).
+``starting``: the instance is not yet healthy. ``leaving``: another version has replaced it, and it
+finishes its connections. ``out``: it is not healthy, or its process has ended. ``kept``: a failed
+version has replaced it, and it runs until the next deploy (``deploy.on_failure``).
 """
 STATES = (STARTING, SERVING, LEAVING, OUT, KEPT)
 KEPT_DEPLOYS, KEPT_PACKAGES = 10, 3
 
 
 class Instance(NamedTuple):
-    """One instance of a service."""
+    """One instance of a service with a service address."""
 
     service: str  # NAME.NUMBER
-    front: str
+    front: str  # the service that it is an instance of
     number: int
-    ordinal: int  # 1 to the number of replicas; decides which slots it gets
+    ordinal: int  # 1 to the number of replicas; decides which slots the instance gets
     state: str
     version: int
 
 
 class Deployed(NamedTuple):
-    """One deploy of a service."""
+    """The record of one deploy of a service with a service address."""
 
-    front: str
+    front: str  # the service
     version: int
     at: float  # seconds since 1970
     took_s: float
@@ -673,7 +690,7 @@ class Instances(Rows):
     def of(self, front: str, *states: str) -> list[Instance]:
         """Return the instances of a service, in the order of their numbers.
 
-        With ``states``, only the active ones in one of these states are returned.
+        With ``states``, only active instances in one of these states are returned.
         """
         rows = self._db.execute(
             "SELECT i.*, s.active FROM instance i JOIN service s ON s.name=i.service"
@@ -691,7 +708,7 @@ class Instances(Rows):
         return [instance.service for instance in self.of(front)]
 
     def runners(self, services: Iterable[str]) -> list[str]:
-        """Return services, each with a service address replaced by one instance that serves."""
+        """Return services, but one serving instance for each service with a service address."""
         result = []
         for service in services:
             if known := self.of(service):
@@ -701,7 +718,7 @@ class Instances(Rows):
         return result
 
     def running(self, service: str) -> list[str]:
-        """Return the active instances of a service; the service itself if it has none."""
+        """Return the active instances of a service, or the service itself without instances."""
         known = self.of(service)
         return [one.service for one in self.of(service, *STATES)] if known else [service]
 
@@ -710,7 +727,7 @@ class Instances(Rows):
         return [one for service in services for one in (service, *self.names(service))]
 
     def active(self, *states: str) -> list[Instance]:
-        """Return the active instances of all services in one of these states."""
+        """Return the active instances of all services that are in one of these states."""
         rows = self._db.execute(
             "SELECT i.* FROM instance i JOIN service s ON s.name=i.service AND s.active=1"
             f" WHERE i.state IN ({', '.join('?' for _ in states)}) ORDER BY i.front, i.number",
@@ -724,7 +741,7 @@ class Instances(Rows):
         return [Deployed(*row) for row in rows]
 
     def packages(self, front: str) -> list[str]:
-        """Return the paths of the packages of the last `KEPT_PACKAGES` deploys."""
+        """Return the paths of the package copies of the last `KEPT_PACKAGES` deploys."""
         return list(dict.fromkeys(d.package for d in self.deploys(front)))[-KEPT_PACKAGES:]
 
     # --- writing; inside a transaction ------------------------------------------------------------
@@ -740,13 +757,13 @@ class Instances(Rows):
         )
 
     def set_state(self, services: Iterable[str], state: str) -> None:
-        """Record that instances are in another state."""
+        """Record the new state of instances."""
         self._db.executemany(
             "UPDATE instance SET state=? WHERE service=?", [(state, name) for name in services]
         )
 
     def put_deploy(self, deploy: Deployed) -> None:
-        """Insert or replace the record of a deploy; only the last `KEPT_DEPLOYS` stay."""
+        """Insert or replace the record of a deploy, and delete all but the last `KEPT_DEPLOYS`."""
         self._db.execute("INSERT OR REPLACE INTO deploy VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", deploy)
         self._db.execute(
             "DELETE FROM deploy WHERE front=? AND version<=?",

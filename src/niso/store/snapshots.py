@@ -50,7 +50,7 @@ class Scope(NamedTuple):
     """Names of services of other hosts."""
 
     def joined(self, other: Scope) -> Scope:
-        """Return a scope with what both contain, and this one's ports. Neither may be complete."""
+        """Return the union of two scopes, with the ports of this one. Neither may contain None."""
         return Scope(
             tuple(sorted({*(self.services or ()), *(other.services or ())})),
             tuple(sorted({*(self.networks or ()), *(other.networks or ())})),
@@ -77,7 +77,7 @@ class SnapshotRows(PortRows, PolicyRows):
         return self._column("SELECT name FROM service WHERE active=1 ORDER BY name")
 
     def any_active(self, family: int | None = None) -> bool:
-        """Return whether any service is active on a network, or on one with ``family``."""
+        """Return whether any service is active on a network, or on one with this address family."""
         if family is None:
             return self._has("SELECT 1 FROM service WHERE active=1 AND networks!='[]' LIMIT 1")
         return self._has(
@@ -92,7 +92,7 @@ class SnapshotRows(PortRows, PolicyRows):
         return dict(self._run("SELECT name, before FROM sysctl"))
 
     def nat_before(self) -> dict[str, int]:
-        """Return how many NAT rules of others each chain had before niso's first service."""
+        """Return how many NAT rules of other programs each chain had before niso was used."""
         text = self._meta("nat_before")
         return dict(decoded(text)) if text else {}
 
@@ -128,9 +128,9 @@ class SnapshotRows(PortRows, PolicyRows):
         return Instances(self._db)
 
     def _with_fronts(self, services: Iterable[str]) -> set[str]:
-        """Return services, and for each instance the service that it belongs to.
+        """Add to services the service that each instance belongs to.
 
-        The names of that service mean its instances in policies.
+        Policies name the instances by the names of that service.
         """
         instances = ((name, self.instances.get(name)) for name in services)
         return {one for name, own in instances for one in (name, own.front if own else name)}
@@ -160,7 +160,7 @@ class SnapshotRows(PortRows, PolicyRows):
         return list(networks.values())
 
     def cluster_id(self) -> str:
-        """Return the id of the cluster that this host is in; "" if it is in none."""
+        """Return the id of the cluster that this host is in, or "" if it is in none."""
         return self._text("SELECT json_extract(value, '$.id') FROM meta WHERE key='cluster'") or ""
 
     @property
@@ -169,7 +169,7 @@ class SnapshotRows(PortRows, PolicyRows):
         return SpanRows(self._db)
 
     def is_broken_off(self) -> bool:
-        """Return whether a change of other hosts' services was interrupted and is incomplete."""
+        """Return whether a change of the copied rows of other hosts' services was interrupted."""
         return self._meta("attempt") is not None
 
     def others(self) -> list[PlannedService]:
@@ -183,7 +183,10 @@ class SnapshotRows(PortRows, PolicyRows):
     def _remotes(
         self, scope: Scope, seen: set[str]
     ) -> tuple[tuple[PlannedService, ...], tuple[PlannedService, ...]]:
-        """Return services of other hosts as (those in scope, those on the networks ``seen``)."""
+        """Return the services of other hosts that are in a scope, and those on some networks.
+
+        ``seen`` are these networks.
+        """
         spans = self.across
         if scope.services is None:
             every = tuple(spans.remotes())
@@ -194,7 +197,10 @@ class SnapshotRows(PortRows, PolicyRows):
     def _active(
         self, names: Iterable[str], ports: tuple[PortMapping, ...] | None = None
     ) -> Iterator[PlannedService]:
-        """Yield the active services among ``names``, with all ports or only those in ``ports``."""
+        """Yield those of the named services that are active, as the plan needs them.
+
+        With ``ports``, only these of their ports are included.
+        """
         any_named = self.names_outside()
         for name in names:
             row = self._run(
@@ -237,7 +243,6 @@ class SnapshotRows(PortRows, PolicyRows):
             )
 
     def _addresses_on(self, service: str) -> dict[str, tuple[str, ...]]:
-        """Return the addresses of a service on each of its networks, in their order."""
         endpoints: dict[str, tuple[str, ...]] = {}
         for network, address in self.addresses(service):
             endpoints[network] = (*endpoints.get(network, ()), address)
@@ -257,8 +262,8 @@ class SnapshotRows(PortRows, PolicyRows):
     ) -> tuple[tuple[str, str], ...]:
         """Return (name, address) for each line that only this service's hosts file has.
 
-        They are the extra hosts of its manifest, and the DNS names in its policy. The latter have
-        only addresses of families for which the service has a default route.
+        The lines are the extra hosts of the manifest, and the DNS names in the policy. DNS names
+        have only addresses of families for which the service has a default route.
         """
         extra = self.extra_hosts(service)
         if not self.names_outside(service):
@@ -272,7 +277,7 @@ class SnapshotRows(PortRows, PolicyRows):
         return (*extra, *(host for host in outside if family_of(host[1]) in families))
 
     def snapshot(self, scope: Scope) -> Snapshot:
-        """Return the part of the store that is in ``scope``, as input of `niso.plan.desired`."""
+        """Read the rows of a scope in one transaction, as input of `niso.plan.desired`."""
         with Transaction(self._db, writes=False):
             return self._snapshot(scope)
 
@@ -349,14 +354,13 @@ class SnapshotRows(PortRows, PolicyRows):
         return set(self._column(query, *remotes)) if remotes else set()
 
     def _on(self, networks: set[str]) -> list[str]:
-        """Return the services of this host with an endpoint on one of these networks, sorted."""
         where = f"network IN ({marks(networks)})"
         query = f"SELECT DISTINCT service FROM endpoint WHERE {where} ORDER BY service"
         return self._column(query, *networks)
 
 
 def _recorded(field: str) -> str:
-    """Return the SQL expression for a field of a ServiceSpec; NULL if the record is damaged."""
+    """Return the SQL expression for a field of a ServiceSpec, which is NULL if this is damaged."""
     return f"CASE WHEN json_valid(manifest) THEN json_extract(manifest, '$.{field}') END"
 
 
@@ -369,7 +373,6 @@ def _limits(text: object) -> records.Limits:
 
 
 def _is_raw(text: object) -> bool:
-    """Return whether capabilities have one of `SENDS_RAW`; False if the record is damaged."""
     try:
         return not records.SENDS_RAW.isdisjoint(decoded(text))  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -377,7 +380,7 @@ def _is_raw(text: object) -> bool:
 
 
 def _bandwidth(text: object) -> tuple[int, int]:
-    """Decode (in, out) in bytes per second. 0 means no limit, also if the record is damaged."""
+    """Decode (in, out) in bytes per second. 0 means no limit; so does a damaged record."""
     try:
         rates = decoded(text)  # type: ignore[arg-type]
         both = (rates.get("in", 0), rates.get("out", 0))

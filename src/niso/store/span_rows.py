@@ -1,7 +1,7 @@
 """Read and write the rows of networks that span hosts.
 
 The hosts of a cluster share their data in etcd (docs/design/cluster.md). A service reserves its
-names and addresses there; this reservation is its claim. The store has a copy of the claims of
+names and addresses in etcd; this reservation is its claim. The store has a copy of the claims of
 other hosts' services, and a record of the claims of this host's services. Only stores with a
 network that spans hosts load this module.
 """
@@ -28,7 +28,7 @@ class RemoteAddress(NamedTuple):
     family: int
     address: str
     service: str
-    host: str  # network name
+    host: str  # the other host's name in the cluster
     gen: int
     up: bool
 
@@ -37,8 +37,9 @@ class ClaimRow(NamedTuple):
     """The reservation of names and addresses in the cluster for one of this host's services.
 
     ``mark`` is a random string in the reservation: after a request without an answer, the host
-    reads it back to learn whether the request was carried out. It is "" while data of the service
-    may not be published yet. ``gen`` grows with each change and each new reservation.
+    reads the string back to find out whether etcd carried out the request. ``mark`` is "" while
+    data of the service may not be published yet. ``gen`` grows with each change and each new
+    reservation.
     """
 
     service: str
@@ -48,9 +49,9 @@ class ClaimRow(NamedTuple):
 
 
 Services = Mapping[str, tuple[tuple[RemoteAddress, ...], tuple[str, ...]]]
-"""The (addresses, names) of services of other hosts."""
+"""Maps a service of another host to (addresses, names)."""
 Peers = Mapping[str, tuple[str, str, bool] | None]
-"""The (state id, address, whether it is alive) of other hosts; None if one is to be removed."""
+"""Maps another host to (state id, address, whether alive), or None if the host is to be removed."""
 
 
 class SpanRows(Rows):
@@ -59,10 +60,10 @@ class SpanRows(Rows):
     def remotes(
         self, values: Collection[str] | None = None, column: str = "service"
     ) -> list[PlannedService]:
-        """Return the services of other hosts with these names, or all for None, sorted by name.
+        """Return services of other hosts, sorted by name: those with these names, or all for None.
 
-        With ``column`` "network", ``values`` are networks: the services have only the endpoints on
-        them.
+        If ``column`` is "network", ``values`` are networks instead: the result then has only the
+        endpoints on these networks.
         """
         order = "ORDER BY r.service, r.network, r.family"
         rows = self._of(_QUERY, values, f"r.{column}", order)
@@ -84,7 +85,7 @@ class SpanRows(Rows):
     def addresses(
         self, services: Collection[str] | None = None
     ) -> dict[str, tuple[RemoteAddress, ...]]:
-        """Return the sorted addresses of these services of other hosts, or of all for None."""
+        """Return the sorted addresses of services of other hosts; None means all services."""
         by_service: dict[str, list[RemoteAddress]] = {}
         query = "SELECT network, family, address, service, host, gen, up FROM remote"
         for network, family, address, service, host, gen, up in self._of(query, services):
@@ -93,7 +94,7 @@ class SpanRows(Rows):
         return {service: tuple(sorted(rows)) for service, rows in by_service.items()}
 
     def called(self, services: Collection[str] | None = None) -> dict[str, tuple[str, ...]]:
-        """Return the names of these services of other hosts, or of all for None, hostname first."""
+        """Return the names of other hosts' services, hostname first; None means all services."""
         by_service: dict[str, tuple[str, ...]] = {}
         query = "SELECT service, name FROM remote_name"
         for service, name in self._of(query, services, order="ORDER BY service, position"):
@@ -103,7 +104,7 @@ class SpanRows(Rows):
     def _of(
         self, query: str, values: Collection[str] | None, column: str = "service", order: str = ""
     ) -> sqlite3.Cursor:
-        """Return the rows of a query whose ``column`` is one of ``values``; all if that is None."""
+        """Run a query for the rows whose ``column`` has one of these values, or all for None."""
         if values is None:
             return self._run(f"{query} {order}")
         where = f"WHERE {column} IN ({marks(values)})"
@@ -128,11 +129,11 @@ class SpanRows(Rows):
         return _claim(row) if row else None
 
     def claims(self, services: Collection[str] | None = None) -> list[ClaimRow]:
-        """Return the reservations of these (for None: all) services of this host, sorted."""
+        """Return the reservations of this host's services, sorted; None means all services."""
         return sorted(_claim(row) for row in self._of("SELECT * FROM claim", services))
 
     def leased(self) -> set[tuple[str, str]]:
-        """Return (network, address) for the active services on networks that span hosts."""
+        """Return (network, address) of all active services on networks that span hosts."""
         rows = self._run(
             "SELECT l.network, l.address FROM span s CROSS JOIN lease l ON l.network=s.network"
             " JOIN service v ON v.name=l.service AND v.active=1"
@@ -140,9 +141,9 @@ class SpanRows(Rows):
         return {(network, address) for network, address in rows}
 
     def spanning(self, networks: Collection[str], implicit: bool = False) -> list[str]:
-        """Return those of ``networks`` that span hosts, in the same order.
+        """Return which of the given networks span hosts, in the same order.
 
-        With ``implicit``, only those that are deleted with their last service on this host.
+        With ``implicit``, returns only those that are deleted with their last service on this host.
         """
         which = "WHERE network IN (SELECT name FROM network WHERE implicit=1)" if implicit else ""
         spans = self._column(f"SELECT network FROM span {which}")
@@ -160,7 +161,7 @@ class SpanRows(Rows):
         }, {host: tuple(peer) if peer else None for host, peer in peers.items()}
 
     def on(self, networks: Collection[str]) -> list[str]:
-        """Return the services of other hosts on these networks, sorted."""
+        """Return the services of other hosts that are on these networks, sorted."""
         query = "SELECT DISTINCT service FROM remote"
         return [row[0] for row in self._of(query, networks, "network", "ORDER BY service")]
 
@@ -168,7 +169,7 @@ class SpanRows(Rows):
         return self._text("SELECT network FROM span WHERE vni=?", vni)
 
     def tunnel(self) -> Tunnel | None:
-        """Return the WireGuard tunnel between the hosts; None if the cluster is not encrypted."""
+        """Return the WireGuard tunnel between the hosts, or None without encryption."""
         text = self._meta("tunnel")
         if text is None:
             return None
@@ -178,7 +179,7 @@ class SpanRows(Rows):
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def set_cluster(self, identity: str) -> None:
-        """Record the id of the cluster that this host is in; "" deletes all rows of the cluster."""
+        """Record the id of the cluster that this host is in. "" deletes all rows of the cluster."""
         if identity:
             self._set_meta("cluster", encoded({"id": identity}))
             return
@@ -190,12 +191,12 @@ class SpanRows(Rows):
         self._set_meta("tunnel", encoded(list(tunnel)))
 
     def set_attempt(self, attempt: tuple[Services, Peers] | None) -> None:
-        """Record a change of the copied rows before it begins; None records that it is complete."""
+        """Record a change of the copied rows before it begins, or with None that it is complete."""
         data = attempt and encoded([dict(part) for part in attempt])
         self._set_meta("attempt", data)
 
     def set_span(self, network: str, vni: int, port: int, local: str) -> None:
-        """Record that a network spans hosts; this host sends from the address ``local``."""
+        """Record that a network spans hosts. ``local`` is this host's source address for VXLAN."""
         self._put("span", network, vni, port, local)
 
     def set_peer(self, host: str, state_id: str, address: str, live: bool) -> None:
@@ -207,7 +208,7 @@ class SpanRows(Rows):
     def set_service(
         self, service: str, addresses: Iterable[RemoteAddress], names: Iterable[str]
     ) -> None:
-        """Replace the addresses and names of a remote service; without addresses, delete it."""
+        """Replace the addresses and names of a remote service. Without addresses, delete it."""
         self._run("DELETE FROM remote WHERE service=?", service)
         self._run("DELETE FROM remote_name WHERE service=?", service)
         rows = list(addresses)
@@ -217,11 +218,11 @@ class SpanRows(Rows):
             self._put("remote_name", name, service, position)
 
     def forget_nameless(self) -> None:
-        """Delete the names of other hosts' services that no longer have an address here."""
+        """Delete the names of other hosts' services that have no address in this store any more."""
         self._run("DELETE FROM remote_name WHERE service NOT IN (SELECT service FROM remote)")
 
     def drop_stale_lease(self, service: str, address: str) -> None:
-        """Delete the lease of an address if it belongs to another, inactive service.
+        """Delete the reservation of an address if it belongs to another, inactive service.
 
         ``service`` has reserved the address in the cluster. The inactive service has moved to
         another host, or has given up its own reservation in the cluster.
@@ -236,7 +237,7 @@ class SpanRows(Rows):
         self._put("claim", claim.service, claim.mark, claim.gen, encoded(claim.addresses))
 
     def drop_claim(self, service: str) -> None:
-        """Delete the record of a claim, with the addresses: other services may claim them."""
+        """Delete a service's claim and addresses, because other services may reserve them now."""
         self._run("DELETE FROM claim WHERE service=?", service)
         self._run(
             "DELETE FROM lease WHERE service=? AND network IN (SELECT network FROM span)", service

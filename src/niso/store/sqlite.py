@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 VERSION = 2
-"""Version of the tables of `niso.store.tables`."""
+"""Version of the tables in `niso.store.tables`."""
 COLUMNS = 130
 """The number of columns of all tables together. A database with another number is not a store."""
 
@@ -36,7 +36,7 @@ def decoded(text: str) -> Any:
 
 
 class Rows:
-    """Base class of the queries of the store, with short forms of the most frequent ones."""
+    """Base class of the queries of the store, with helper methods for frequent queries."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -45,16 +45,13 @@ class Rows:
         return self._db.execute(query, values)
 
     def _column(self, query: str, *values: object) -> list[Any]:
-        """Return the first column of all rows."""
         return [row[0] for row in self._db.execute(query, values)]
 
     def _text(self, query: str, *values: object) -> str | None:
-        """Return the first column of the first row; None if there is none."""
         row = self._db.execute(query, values).fetchone()
         return None if row is None else str(row[0])
 
     def _has(self, query: str, *values: object) -> bool:
-        """Return whether the query has a row."""
         return self._db.execute(query, values).fetchone() is not None
 
     def _put(self, table: str, *values: object) -> None:
@@ -68,7 +65,6 @@ class Rows:
             self._db.execute(f"INSERT INTO {table} VALUES ({marks(row)})", row)
 
     def _meta(self, key: str) -> str | None:
-        """Return a setting of the store; None if it is not set."""
         return self._text("SELECT value FROM meta WHERE key=?", key)
 
     def _set_meta(self, key: str, value: str | None) -> None:
@@ -78,17 +74,17 @@ class Rows:
 
 
 def marks(values: Iterable[object]) -> str:
-    """Return the placeholders of an SQL statement for these values: ``?, ?``."""
+    """Return one SQL placeholder for each value: ``?, ?``."""
     return ", ".join("?" for _ in values)
 
 
 class Transaction:
-    """Run a ``with`` block as a transaction.
+    """A context manager that runs a ``with`` block as a transaction.
 
     After an error in the block, or after `cancel`, a write transaction (``BEGIN IMMEDIATE``) is
-    rolled back. A read transaction inside another transaction has no effect. All queries in it read
-    the same state of the store, and without the five system calls for locks that each query outside
-    a transaction needs.
+    rolled back. In a read transaction, all queries read the same state of the store, and avoid the
+    five system calls for locks that each query outside a transaction needs. Inside another
+    transaction, a read transaction has no effect.
     """
 
     def __init__(self, connection: sqlite3.Connection, writes: bool = True) -> None:
@@ -111,7 +107,7 @@ class Transaction:
         return self
 
     def cancel(self) -> None:
-        """Roll back at the end of the block (``--dry-run``)."""
+        """Make the end of the block roll back the transaction (``--dry-run``)."""
         self._cancelled = True
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -135,7 +131,7 @@ class Transaction:
 def others_intend(connection: sqlite3.Connection, but: frozenset[str]) -> bool:
     """Return whether a change of any service that is not in ``but`` is in progress.
 
-    It reads a single row of names, because the recorded data of a change is slow to read.
+    Reads only one row of names, because the recorded data of a change is slow to read.
     """
     names = connection.execute("SELECT group_concat(service, ' ') FROM intent").fetchone()[0]
     return names is not None and not _split(names) <= but
@@ -147,7 +143,7 @@ def _split(names: str) -> frozenset[str]:
 
 
 def way_back() -> str:
-    """Return the hint for a lost store: how to activate the services again."""
+    """Return the hint, for a lost store, how to activate the services again."""
     copies = os.path.join(paths.state_dir(), "packages")
     return f"activate services again from their folders, or from the copies in {copies}/NAME/*"
 
@@ -219,7 +215,7 @@ def _empty_reserve() -> None:
 
 
 def _fill_reserve(make: bool = False) -> None:
-    """Fill the reserve as far as there is space.
+    """Fill the reserve of disk space as far as possible.
 
     With ``make``, a missing reserve is created if twice its size is free on the disk.
     """
@@ -246,7 +242,6 @@ def _reserve() -> str:
 
 
 def _free() -> int:
-    """Return the free space of the store's disk in bytes."""
     status = os.statvfs(paths.state_dir())
     return status.f_bavail * status.f_frsize
 
@@ -260,7 +255,7 @@ _open: list[ref[sqlite3.Connection]] = []
 
 
 def close_all() -> None:
-    """Close all connections. A process calls it that exits without Python's shutdown."""
+    """Close all connections. For a process that exits without Python's shutdown."""
     for reference in _open:
         if (connection := reference()) is not None:
             connection.close()

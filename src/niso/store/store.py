@@ -1,7 +1,7 @@
 """Open the store, and read and write its networks and settings (SQLite, in the state folder).
 
-The store does not contain the state of the kernel: `niso.plan` computes from it what the kernel
-should have. A writer holds niso's lock and a transaction; readers need neither. SQLite's
+The store does not contain the state of the kernel: `niso.plan` computes from the store what the
+kernel should have. A writer must have niso's lock and a transaction; readers need neither. SQLite's
 write-ahead log (WAL) isolates them from each other, and keeps the store consistent even if a
 process is killed.
 """
@@ -34,7 +34,7 @@ class Store(SnapshotRows):
 
     @classmethod
     def open(cls, create: bool = True) -> Store:
-        """Open state.db; create it, or read a missing one as empty. Raises Error."""
+        """Open state.db. If it is missing, create it, or return an empty store. Raises Error."""
         path = paths.database()
         exists = os.path.lexists(path)
         try:
@@ -106,7 +106,7 @@ class Store(SnapshotRows):
             self._run(f"PRAGMA user_version={sqlite.VERSION}")
 
     def _require_version(self) -> None:
-        """Raise Error if the store is of another version, or has not the tables of this one."""
+        """Raise Error if the store has another version, or lacks tables. Upgrade version 1."""
         version = int(self._run("PRAGMA user_version").fetchone()[0])
         if version < 1:
             raise damaged("a database, but not a store of niso")
@@ -124,7 +124,6 @@ class Store(SnapshotRows):
         self.state_id()
 
     def _upgrade(self) -> None:
-        """Add the tables of version 2 to a store of version 1."""
         from niso.store import tables
 
         with self.transaction():
@@ -148,14 +147,14 @@ class Store(SnapshotRows):
     # --- integrity ------------------------------------------------------------
 
     def require_sound(self) -> None:
-        """Let SQLite check all pages, with a cache of 256 KiB instead of 2 MiB. Raises Error."""
+        """Let SQLite check all pages. Raises Error if the database is damaged."""
         self._run("PRAGMA cache_size=-256")  # KiB
         problems = self._column("PRAGMA quick_check(1)")
         if problems != ["ok"]:
             raise damaged("; ".join(problems))
 
     def orphans(self) -> list[tuple[str, str]]:
-        """Return (table, service) for rows that belong to a service which is not recorded."""
+        """Return (table, service) for rows that belong to a service without a row of its own."""
         query = "SELECT DISTINCT service FROM {} WHERE service NOT IN (SELECT name FROM service)"
         return [
             (table, str(service))
@@ -186,7 +185,7 @@ class Store(SnapshotRows):
         return row
 
     def require_active(self, name: str) -> ServiceRow:
-        """Return the row of an active service. Raises Conflict and NotFound."""
+        """Return the row of an active service. Raises NotFound, or Conflict if it is inactive."""
         row = self.require_known(name)
         if not row.active:
             raise Conflict(f"service {name!r} is not active", f"niso activate {name}")
@@ -200,7 +199,7 @@ class Store(SnapshotRows):
         return [service_row(row) for row in rows]
 
     def checked_services(self) -> list[str]:
-        """Return the active services with a healthcheck, sorted. Fast with many services."""
+        """Return the active services that have a healthcheck, sorted. Fast with many services."""
         return self._column(
             "SELECT name FROM service WHERE active=1 AND CASE WHEN json_valid(manifest)"
             " THEN json_type(manifest, '$.process.healthcheck') END='object' ORDER BY name"
@@ -215,7 +214,7 @@ class Store(SnapshotRows):
         return self._column("SELECT name FROM network ORDER BY name")
 
     def require_network(self, name: str) -> NetworkRecord:
-        """Return a network. Raises NotFound; its hint names a similar network if there is one."""
+        """Return a network. Raises NotFound with a hint that names a similar network, if any."""
         network = self.network(name)
         if network is None:
             hint = suggest(name, self.network_names(), "niso net list lists them")
@@ -226,7 +225,7 @@ class Store(SnapshotRows):
         return self._text("SELECT name FROM network WHERE bridge=?", bridge)
 
     def members(self, network: str) -> list[tuple[str, bool]]:
-        """Return (service, whether it is active) of a network, also without an address here."""
+        """Return (service, whether it is active) for all services on a network, by address."""
         rows = self._run(
             "SELECT s.name, s.active FROM endpoint e JOIN service s ON s.name=e.service"
             " LEFT JOIN lease l ON l.service=e.service AND l.network=e.network"
@@ -236,24 +235,24 @@ class Store(SnapshotRows):
         return [(row[0], bool(row[1])) for row in rows]
 
     def derived_mac(self, service: str, network: str) -> str:
-        """Return the MAC of a service on a network, unless an attachment chose another one."""
+        """Return the MAC address that niso derives for a service on a network."""
         known = self.network(network)
         span = known.span if known is not None else None
         return names.mac(service, network, span.cluster if span is not None else self.state_id())
 
     def chosen_macs(self, networks: Iterable[str]) -> list[tuple[str, str, str]]:
-        """Return (network, service, MAC) for each MAC that an attachment chose, sorted."""
+        """Return (network, service, MAC) for each MAC address that an attachment chose, sorted."""
         rows = self._run("SELECT network, service, mac FROM attached_link WHERE mac!=''")
         on = frozenset(networks)
         return sorted((row[0], row[1], row[2]) for row in rows if row[0] in on)
 
     def network_made_at(self, network: str) -> float | None:
-        """Return the time at which a network was created, in seconds since 1970, or None."""
+        """Return the Unix time, in seconds, at which a network was created, or None."""
         times = self._column("SELECT created_at FROM network WHERE name=?", network)
         return times[0] if times else None
 
     def held_by(self, network: str) -> list[str]:
-        """Return the services that an undo of a change in progress would put back on a network."""
+        """Return the services that would be on a network again after an undo."""
         return self._column(
             "SELECT service FROM intent, json_each(undo, '$.endpoint')"
             " WHERE json_extract(value, '$.network')=?",
@@ -261,13 +260,13 @@ class Store(SnapshotRows):
         )
 
     def member_counts(self) -> dict[str, int]:
-        """Return how many recorded services each network with services has."""
+        """Return {network: number of recorded services on it}, without unused networks."""
         return dict(self._run("SELECT network, COUNT(*) FROM endpoint GROUP BY network"))
 
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def add_network(self, network: NetworkRecord, implicit: bool, now: float) -> None:
-        """Add a network; an ``implicit`` one is deleted with its last recorded service."""
+        """Add a network. An ``implicit`` network is deleted with its last recorded service."""
         self._run(
             "INSERT INTO network VALUES (?, ?, ?, ?, ?, ?, ?)",
             *(network.name, network.bridge, network.mtu, int(implicit), now),
@@ -277,7 +276,7 @@ class Store(SnapshotRows):
             self._run("INSERT INTO subnet VALUES (?, ?, ?, ?)", network.name, *subnet)
 
     def keep_network(self, name: str) -> None:
-        """Record that a network is not deleted with its last service (no longer implicit)."""
+        """Record that a network stays when its last service is removed (no longer implicit)."""
         self._run("UPDATE network SET implicit=0 WHERE name=? AND implicit=1", name)
 
     def drop_network(self, name: str) -> None:
@@ -287,7 +286,7 @@ class Store(SnapshotRows):
             self.across.forget_nameless()
 
     def drop_implicit_networks(self, names: Iterable[str]) -> list[str]:
-        """Delete the networks in ``names`` that are implicit and unused. Return their names."""
+        """Delete those of the given networks that are implicit and unused; return their names."""
         gone = [
             name
             for name in sorted(set(names))
@@ -300,7 +299,7 @@ class Store(SnapshotRows):
         return gone
 
     def put_service(self, row: ServiceRow) -> None:
-        """Insert the row of a service, or replace it. Its rows in other tables stay."""
+        """Insert or replace the row of a service. The service's rows in other tables stay."""
         columns = row._asdict() | {
             "active": int(row.active),
             "networks": encoded(row.networks),
@@ -322,7 +321,7 @@ class Store(SnapshotRows):
         self._run("UPDATE service SET enabled=? WHERE name=?", int(enabled), name)
 
     def set_names(self, service: str, names: tuple[str, ...]) -> None:
-        """Replace the names of a service: hostname, name, aliases."""
+        """Replace the names of a service: hostname, service name and aliases."""
         self._set_rows("host_name", service, ((n, service, i) for i, n in enumerate(names)))
 
     def set_endpoints(self, service: str, networks: tuple[str, ...]) -> None:
@@ -332,7 +331,7 @@ class Store(SnapshotRows):
         self._run(f"DELETE FROM lease WHERE service=? AND {elsewhere}", service, *networks)
 
     def free_uid(self, first: int, skip: Container[int] = ()) -> int:
-        """Return the lowest uid from ``first`` on that is free and not in ``skip``."""
+        """Return the lowest uid from ``first`` on that is unused and not in ``skip``."""
         row = self._run(
             "SELECT COALESCE(MIN(uid + 1), ?) FROM service s"
             " WHERE NOT EXISTS (SELECT 1 FROM service WHERE uid=s.uid+1) AND s.uid>=?"
@@ -345,7 +344,7 @@ class Store(SnapshotRows):
         return uid
 
     def uid_of_nobody(self) -> int:
-        """Return an unused negative number: each row needs a uid, also one of an attachment."""
+        """Return an unused negative number, as the uid in the row of an attachment."""
         return min(self._column("SELECT MIN(uid) FROM service")[0] or 0, 0) - 1
 
     @property
@@ -363,7 +362,7 @@ class Store(SnapshotRows):
         self.leave_stack(service)
 
     def set_sysctl_before(self, name: str, before: str) -> None:
-        """Record the value that a sysctl had before niso's first change; ignore later values."""
+        """Record the value that a sysctl had before niso's first change. Later calls do nothing."""
         self._run("INSERT OR IGNORE INTO sysctl VALUES (?, ?)", name, before)
 
     def clear_sysctls_before(self, pattern: str) -> None:
@@ -374,7 +373,7 @@ class Store(SnapshotRows):
         """Restore the rows of services as they were before these changes.
 
         Networks that a change has created are deleted if no service uses them. The rows of all
-        services are deleted before the first one is restored, since services may have exchanged
+        services are deleted before the first service is restored, since services may have exchanged
         names or ports.
         """
         changed = [(intent, self.service(intent.service)) for intent in intents]

@@ -1,4 +1,4 @@
-"""Define the tables of state.db. This module is loaded only when a new store is created."""
+"""Define the tables of state.db. Only creating or upgrading a store loads this module."""
 
 from __future__ import annotations
 
