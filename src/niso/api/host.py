@@ -348,8 +348,7 @@ class Host(ApiPart):
         )
 
     def refresh_names(self, *, force: bool = False) -> tuple[niso.OutsideName, ...]:
-        """Resolve the DNS names in policies whose answers have expired, or with ``force`` all
-        names.
+        """Resolve the DNS names in policies whose answers have expired. ``force`` resolves all.
 
         Rules and the services' hosts files are changed together. Returns all names. Raises Error if
         dnspython is not installed, KernelError.

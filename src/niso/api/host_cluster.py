@@ -106,9 +106,7 @@ class Clusters(ApiPart):
         return cluster_join.leave(machine, force, self.session.report).host
 
     def forget(self, host: str) -> niso.Forgotten:
-        """Remove a lost host from the cluster. Raises NotFound, and Conflict for a host that is
-        alive.
-        """
+        """Remove a lost host from the cluster. Raises NotFound, or Conflict for a live host."""
         return cluster_hosts.forget(self.session.machine(), text(host, "HOST"))
 
     def add_member(self, host: str = "") -> int:
@@ -157,9 +155,10 @@ class Clusters(ApiPart):
 
 
 def _entering[T](call: Callable[[], T]) -> T:
-    """Call a function that adds this host to a cluster, as `as_usage` does.
+    """Call a function that adds this host to a cluster, and return its result.
 
-    Errors name the caller's arguments, not files that were made from them and no longer exist.
+    Errors name the caller's arguments, as in `as_usage`, and no files that were made from them and
+    no longer exist.
     """
     try:
         return as_usage(call)

@@ -44,7 +44,7 @@ class NetworkMember(NamedTuple):
     address: tuple[str, ...]  # addresses, one for each network and IP version; can be empty
     ports: tuple[Port, ...]
     """published ports, one for each IP version; empty if the service is on another host"""
-    host: str | None  # name of the other host that the service is on; null if it is on this host
+    host: str | None  # name of the other host that the service is on; null for this host
 
 
 class Network(NamedTuple):
@@ -52,7 +52,7 @@ class Network(NamedTuple):
 
     name: str  # the network's name
     subnet: str  # subnets, separated by a comma and a space
-    subnets: tuple[Subnet, ...]  # one for each IP version
+    subnets: tuple[Subnet, ...]  # the subnets, one for each IP version
     bridge: str  # name of the bridge on the host
     internal: bool  # whether packets are not forwarded out of the network
     observe: bool  # whether the network's flows are recorded

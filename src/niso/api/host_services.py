@@ -190,7 +190,7 @@ class Services(ApiPart):
         return tuple(outcomes)
 
     def remove(self, *names: str, volumes: bool = False) -> tuple[niso.Done, ...]:
-        """Stop services and delete their records, with ``volumes`` also volumes. Raises Error."""
+        """Stop services and delete their records. ``volumes`` deletes volumes too. Raises Error."""
         from niso.change import boot, deactivate
         from niso.change.deactivate import Done
 
@@ -204,10 +204,10 @@ class Services(ApiPart):
         return tuple(Done(name, True) for name in wanted)
 
     def watch_health(self, log: Callable[[str], None]) -> Following:
-        """Return the agent that acts when health checks of instances or restartable services fail.
+        """Return the agent that withdraws unhealthy instances and restarts unhealthy services.
 
-        The agent calls ``log`` with each line to log. Raises Conflict if the agent is already
-        running.
+        A service is restarted only if its manifest says so. The agent calls ``log`` with each line
+        to log. Raises Conflict if the agent is already running.
         """
         from niso.change import health_agent
 
@@ -469,7 +469,7 @@ def _resolved(store: Store, names: Iterable[str], instances: bool = False) -> li
 
 
 def _own(store: Store, name: str) -> str:
-    """Return the service with this name or alias. Raises NotFound; Conflict if an attachment."""
+    """Return the service with this name or alias. Raises NotFound, or Conflict (attachment)."""
     service = store.resolve(name)
     if (row := store.service(service)) is not None:
         row.require_own()
@@ -477,7 +477,7 @@ def _own(store: Store, name: str) -> str:
 
 
 def _known(store: Store, name: str, with_volumes: bool) -> str:
-    """Return a service as `_own` does, or also a removed one whose volumes exist."""
+    """Return a service as `_own` does. ``with_volumes`` also allows a removed one with volumes."""
     from niso.runtime import volumes
 
     try:

@@ -99,11 +99,11 @@ class Option(NamedTuple):
 class Command(NamedTuple):
     """The description of a command.
 
-    ``does`` is an imperative phrase. ``lines`` has one example in each line, with a remark after ``
-    # ``. ``statuses`` has one exit status with its meaning in each line. ``root`` is True if the
-    command needs root. ``ends`` is True if the command stops or deletes something. Such a command
-    is never suggested for a misspelt one. If ``aside`` is True, overviews list only the command's
-    name.
+    ``does`` is an imperative phrase. In ``lines``, each line is an example, and a remark can follow
+    after two spaces, ``#`` and a space. In ``statuses``, each line is an exit status with its
+    meaning. ``root`` is True if the command needs root. ``ends`` is True if the command stops or
+    deletes something. Such a command is never suggested for a misspelt one. If ``aside`` is True,
+    overviews list only the command's name.
     """
 
     name: str
@@ -153,7 +153,7 @@ def meaning(of: Argument | Option) -> str:
 
 
 def synopsis(command: Command) -> list[str]:
-    """Return the parts of a usage line, such as ``[--subnet CIDR]...``. It wraps between parts."""
+    """Return the parts of a usage line, such as ``[--subnet CIDR]...``, to wrap between them."""
     shown = [f"niso {command.name}"]
     for argument in command.arguments:
         if argument.times == "...":

@@ -86,7 +86,7 @@ def candidates(words: list[str], current: str) -> Candidates:
     """Return the words that can follow in a command line, with descriptions.
 
     ``words`` are the complete words. ``current`` is the unfinished word. The caller must leave out
-    candidates that do not begin with it.
+    candidates that do not begin with ``current``.
     """
     if not words:
         return _commands()

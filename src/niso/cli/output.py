@@ -222,7 +222,10 @@ def results[T](args: Args, done: Sequence[T], line: Callable[[T], str]) -> int:
 
 
 def changes(args: Args, done: Sequence[niso.Changed], words: tuple[str, str]) -> int:
-    """Print for each service whether it was changed. ``words`` are for unchanged and changed."""
+    """Print for each service whether it was changed, and return 0.
+
+    ``words`` are the texts for a service that is unchanged and for a service that was changed.
+    """
     return results(args, done, lambda one: f"{one.service}: {words[one.changed]}")
 
 
@@ -380,7 +383,7 @@ class Progress:
         return self._since + after - time.monotonic()
 
     def _print_slow_steps(self) -> None:
-        """Print each step that takes a second, then every ten seconds, until `_stop` is called."""
+        """Print each step that takes a second, again every ten seconds, until `_stop` is called."""
         while True:
             if self._over.acquire(timeout=max(0.0, self._due_s())):
                 return

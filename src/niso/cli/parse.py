@@ -41,7 +41,7 @@ Args = SimpleNamespace
 
 
 def asks_help(words: list[str], command: Command) -> bool:
-    """Return whether the words request niso's help, not that of a command which niso runs."""
+    """Return whether the words request the help of niso, not of a command that niso runs."""
     for word in words:
         if word == "--" or (
             not word.startswith("-") and command.arguments and command.arguments[0].times == "..."

@@ -589,7 +589,7 @@ class Output(ModalScreen[None]):
         return self._process.stdout.fileno()
 
     def _read(self) -> None:
-        """Measure every `EVERY_S` seconds, in a thread because health checks can take long."""
+        """Show new output of the command, and the exit status at the end of the output."""
         log = next(iter(self.query(Log)), None)
         if log is None:  # the screen is being left
             self._end()

@@ -53,7 +53,7 @@ _MOST_REASONS = 4096
 
 
 class CaptureRequest(NamedTuple):
-    """The arguments of `Host.capture`; ``filter`` is an expression of pcap-filter(7)."""
+    """The arguments of `Host.capture`. ``filter`` is an expression of pcap-filter(7)."""
 
     services: tuple[str, ...]
     peer: str | None
@@ -120,7 +120,10 @@ class Capture(ResultStream):
         return shown
 
     def read_ready(self, seconds: float | None = 0.0) -> bytes | None:
-        """Return packets as `read` does, or None if ``seconds`` pass before. None: no limit."""
+        """Return packets as `read` does, or None if no packet arrives within ``seconds``.
+
+        If ``seconds`` is None, there is no limit.
+        """
         if not self._sources:
             return b""
         for fd, _ in self._epoll.poll(seconds):
@@ -223,7 +226,7 @@ class Capture(ResultStream):
         return b"".join(line + b"\n" for line in shown)
 
     def _line(self, line: bytes) -> bytes:
-        """Return a line of tcpdump. The line of a dropped packet gets the reason."""
+        """Add the reason to tcpdump's line of a dropped packet. Return other lines unchanged."""
         seconds, dot, others = line.partition(b".")
         micros, _, what = others.partition(b" ")
         if self._drops is None or not (dot and seconds.isdigit() and micros.isdigit()):
@@ -292,7 +295,7 @@ class Tcpdump:
         return data
 
     def hear(self) -> bool:
-        """Read and store tcpdump's error output, for a later message. Return False at its end."""
+        """Read tcpdump's error output and store it for a later message. Return False at its end."""
         data = os.read(self.err, _CHUNK)
         self._said = (self._said + data)[-_SAID:]
         return bool(data)

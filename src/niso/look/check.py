@@ -125,9 +125,9 @@ def _others(machine: Machine, name: str | None) -> list[Finding]:
 def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list[tuple[str, str]]:
     """Return a warning and the next step for each neighbour table that is full or nearly full.
 
-    A table is full if it refused neighbours between two readings, of which ``before`` is the first.
-    The table's limit applies to the complete machine, but only the host's own entries can be
-    counted.
+    ``before`` and ``now`` are two readings of the tables. A table is full if it refused neighbours
+    between the readings. The limit applies to the complete machine, but only the host's own entries
+    can be counted.
     """
     refused = {table.family: table.refused for table in before}
     warnings = []
@@ -153,9 +153,10 @@ def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list
 
 
 def unpublished_ports(machine: Machine, name: str | None) -> list[tuple[str, str]]:
-    """Return a warning for each manifest port whose host port a forward took before it ended.
+    """Return a warning and the next step for each manifest port that lost its host port.
 
-    Each warning is a text and the next step. ``name`` limits the check to one service or network.
+    A `niso port-forward` took the host port. This forward no longer exists, so an activation can
+    publish the port again. ``name`` limits the check to one service or network.
     """
     store = machine.store
     return [
@@ -360,7 +361,10 @@ def is_moving(attached: AttachedRow) -> bool:
 
 
 def gone(kernel: Kernel, store: Store, only: Container[str] | None = None) -> list[str]:
-    """Return the active attachments, of these names, whose network namespace no longer exists."""
+    """Return the active attachments whose network namespace no longer exists.
+
+    If ``only`` is not None, only attachments with these names are checked.
+    """
     ended = []
     for row in store.attachments.rows():
         if row.active and (only is None or row.name in only):

@@ -256,7 +256,7 @@ def _policy_drops() -> tuple[_Counts | None, _Counts]:
 
 
 def _foreign() -> dict[str, int] | None:
-    """Return the number of dropped forged frames by bridge port, or None without niso's table."""
+    """Count dropped forged frames by bridge port. Return None without niso's nftables table."""
     with Nfnetlink() as kernel:
         if kernel.all_of(ruleset.BRIDGE, "owner") is None:
             return None
@@ -276,6 +276,6 @@ class Stats(NamedTuple):
     out_drops: int | None  # packets dropped by the service's egress policy
     foreign: int | None  # frames dropped for a forged source address or a forbidden type
     in_audits: int | None
-    """packets that its ingress policy would have dropped; null if the policy is not in audit"""
+    """packets that the ingress policy would have dropped; null if the policy is not in audit"""
     out_audits: int | None
-    """packets that its egress policy would have dropped; null if the policy is not in audit"""
+    """packets that the egress policy would have dropped; null if the policy is not in audit"""

@@ -141,7 +141,10 @@ def _foreign(tables: list[TableChange] | None, now: float) -> list[Happened]:
 
 
 def take_snapshot(session: Session, before: Snapshot) -> Snapshot:
-    """Return a snapshot. A service that a command is changing is copied from the last snapshot."""
+    """Return the present state of all services and networks.
+
+    The state of a service that a command is changing is copied from the last snapshot, ``before``.
+    """
     store = session.store()
     busy = {intent.service for intent in store.intents()} - interrupted(store).keys()
     services = {}

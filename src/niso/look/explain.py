@@ -46,12 +46,12 @@ class OtherHostObject(NamedTuple):
 class Judgement(NamedTuple):
     """The verdict on a packet of one part of the configuration, such as the sender's policy."""
 
-    verdict: str  # pass, drop, or audit: it passes because the policy is in audit
+    verdict: str  # pass, drop, or audit: passes only because the policy is in audit
     words: str  # the reason for the verdict
     service: str | None  # the service whose policy decides; null if no policy does
     key: str | None  # the key of the policy entry in the manifest
     text: str | None  # the policy entry that decides
-    nft: tuple[str, ...]  # strings: the nftables objects of this host that implement it
+    nft: tuple[str, ...]  # strings: the nftables objects of this host that implement the verdict
     elsewhere: tuple[OtherHostObject, ...]
     """nftables objects of other hosts, computed from what those hosts published in the cluster"""
 
@@ -74,7 +74,7 @@ class Judged(NamedTuple):
 
     @property
     def dropped_by(self) -> Judgement | None:
-        """The first part, in the kernel's order, that drops the packet; None if no part does."""
+        """The first part, in the kernel's order, that drops the packet, or None."""
         parts = (self.path, self.egress, self.ingress)
         return next((part for part in parts if part.verdict == "drop"), None)
 
@@ -85,7 +85,7 @@ class Explanation(NamedTuple):
     judged: Judged
     other_family: Judged | None
     """the verdict for the other IP version, if both ends have an address of that version"""
-    shares: dict[str, str]  # for each end that shares a namespace, the service that owns it
+    shares: dict[str, str]  # for each end in another service's namespace, this other service
     proof: Proof | None = None  # result of the test packet; only with --prove
 
     @property
@@ -101,7 +101,7 @@ class Explanation(NamedTuple):
 def explain(
     session: Session, source: str, destination: str, family: int | None, proves: bool
 ) -> Explanation:
-    """Explain a packet's path, as described in `Host.explain`. ``proves`` sends a test packet."""
+    """Explain a packet's path (see `Host.explain`). With ``proves``, a test packet is sent too."""
     from niso.look import other_hosts
 
     if family not in (None, 4, 6):

@@ -42,7 +42,7 @@ def drops(kernel: Kernel, networks: Iterable[NetworkRecord]) -> list[ForeignDrop
 
 
 def others_dropped(chains: Iterable[str]) -> list[tuple[str, str]]:
-    """Return a problem and its remedy for each of these NAT chains of other programs."""
+    """Return a problem and its remedy for each of the given NAT chains of other programs."""
     return [
         (
             f"nftables chain {chain} translates addresses of packets that niso drops: the host"
@@ -70,7 +70,7 @@ def _forwarding(link: str) -> str:
 
 
 def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
-    """Limit the lines that say who can reach a port to the clients that a policy allows.
+    """Add a policy's limits to the lines that say who can reach a port.
 
     The first line is about this host, which no policy limits.
     """
@@ -88,7 +88,7 @@ def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
 
 
 def _addresses() -> list[tuple[str, str, bool]]:
-    """Return the host's addresses with interface, and whether other machines are behind it."""
+    """List the host's addresses, each with its interface and whether it leads to other machines."""
     addresses = []
     with Rtnl() as rtnl:
         links = {link.index: link for link in rtnl.links()}

@@ -48,7 +48,7 @@ Key = tuple[str, str, str, int]  # the source, destination, protocol and port of
 class FlowEnd(NamedTuple):
     """The source or destination of flows."""
 
-    name: str  # the service, host, the DNS name that a policy uses, or the address
+    name: str  # name of a service, host, a DNS name that a policy uses, or the address
     service: str | None  # name of the service; null if the address is not a service's
     address: str  # an IPv4 or IPv6 address
     is_host: bool = False
@@ -72,7 +72,7 @@ class Flow(NamedTuple):
     to: FlowEnd  # destination of the flows
     port: int  # port of the destination
     proto: str  # tcp, udp or sctp
-    verdict: str  # pass, drop, or audit: it passed because a policy that denies it was in audit
+    verdict: str  # pass, drop, or audit: passed only because a policy was in audit
     service: str | None  # the service whose policy decides
     key: str | None  # the key of the policy entry in the manifest
     text: str | None  # the policy entry that decides
@@ -162,7 +162,7 @@ def remembered(kernel: Kernel, world: PolicyContext, with_open: bool = True) -> 
 
 
 class FlowReader:
-    """A cache that adds names and the deciding policy entry to flows."""
+    """A reader that adds names and the deciding policy entry to flows, and caches the results."""
 
     def __init__(self, world: PolicyContext, instances: bool = False) -> None:
         self.world = world
@@ -181,9 +181,9 @@ class FlowReader:
                 self._ends[address] = FlowEnd(name, None, address)
 
     def _service_end(self, known: KnownService, address: str) -> FlowEnd:
-        """Return the end of a flow that has an address of a service or of one of its instances.
+        """Return the end of a flow that has an address of a service or of an instance (replica).
 
-        The address of an instance is replaced by the service address on the same network, unless
+        The address of an instance is replaced by its service's address on the same network, unless
         this reader lists instances separately.
         """
         front = self.world.services.get(known.front)
@@ -255,7 +255,7 @@ class FlowReader:
         return (known.front if known is not None and not self._split else "") or service or None
 
     def _part(self, services: frozenset[str], passes: bool) -> PolicyContext:
-        """Return a context with only the given services, which is evaluated faster.
+        """Return the context with only the given services, because it is evaluated faster.
 
         For flows that passed, a DNS name in a policy stands for all the addresses that it ever had.
         """
@@ -312,7 +312,7 @@ def _merged(flows: Iterable[Flow]) -> list[Flow]:
 
 
 def lately(flows: Iterable[Flow], since: float | None) -> list[Flow]:
-    """Return the flows that are open or that began after ``since`` (Unix time). None means all."""
+    """Return the flows that are open or began after ``since`` (Unix time; None means all)."""
     if since is None:
         return list(flows)
     oldest = time.time() - since
@@ -320,7 +320,10 @@ def lately(flows: Iterable[Flow], since: float | None) -> list[Flow]:
 
 
 def changes(before: Iterable[Flow], after: Iterable[Flow]) -> list[Flow]:
-    """Return the flows that began between two queries, oldest first, and count only these."""
+    """Return the flows that began between two queries, oldest first.
+
+    The field ``new`` counts only flows that began between the queries.
+    """
     counted = {(flow.id, flow.verdict): flow.new for flow in before}
     fresh = (
         flow._replace(new=grown)

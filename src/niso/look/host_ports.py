@@ -72,13 +72,13 @@ def unpublished(store: Store, service: str) -> list[records.PortMapping]:
 
 
 def same_place(one: records.PortMapping, other: records.PortMapping) -> bool:
-    """Return whether two ports use the same host port, both at one address or both at all."""
+    """Return whether two ports use the same host port, at the same address or on all addresses."""
     alike = one.host_ip == other.host_ip or (one.is_wide and other.is_wide)
     return alike and one.clashes(other)
 
 
 def as_held(held: records.PortMapping, wanted: records.PortMapping) -> str:
-    """Return " as ADDRESS:PORT" if a recorded port differs from the wanted one in its host side."""
+    """Return " as ADDRESS:PORT" if a recorded port has another address or port than wanted."""
     return "" if held.host_side == wanted.host_side else f" as {held.host_side}"
 
 
@@ -165,7 +165,7 @@ class Port(NamedTuple):
 
 
 def rows(ports: Iterable[records.PortMapping], families: tuple[int, ...]) -> tuple[Port, ...]:
-    """Return a `Port` for each given port, or for each IP version if published on all addresses."""
+    """Convert ports to `Port`. A port on all addresses becomes one `Port` for each IP version."""
     everywhere = [address for family, address in ((4, "0.0.0.0"), (6, "::")) if family in families]
     return tuple(
         Port(address, port.host_port, port.container_port, port.proto, port.count, not port.host_ip)
@@ -204,6 +204,6 @@ def port_rows(store: Store) -> list[tuple[str, records.PortMapping, Port]]:
 
 
 def published_port(service: str, port: Port, ways: tuple[str, ...] | None) -> PublishedPort:
-    """Return the result for a published port. ``ways`` say from where the port can be reached."""
+    """Build a `PublishedPort`. The strings ``ways`` say from where the port can be reached."""
     address = f"{bracketed(port.host_ip)}:{span(port.host_port, port.range)}"
     return PublishedPort(service, address, port.container_port, port, ways)

@@ -63,12 +63,12 @@ class LearnedPolicy(NamedTuple):
     """The policy of a service that allows its recorded flows."""
 
     service: str  # the service's name
-    file: str | None  # the manifest or stack.toml with the service's policy; null if there is none
+    file: str | None  # the manifest or stack.toml with the service's policy; null without one
     table: str  # the table of the file in which the policy is
     watched: float | None
     """seconds for which the service's flows have been recorded, at most a week; null if inactive"""
-    allow_from: tuple[LearnedEntry, ...]  # entries for the peers that connected to it
-    egress: tuple[LearnedEntry, ...] | None  # entries for its destinations; null without --egress
+    allow_from: tuple[LearnedEntry, ...]  # entries for the peers that connected to the service
+    egress: tuple[LearnedEntry, ...] | None  # the service's destinations; null without --egress
 
 
 def learn_flows(

@@ -33,8 +33,8 @@ class MapPolicy(NamedTuple):
 
     allow_from: tuple[str, ...] | None  # strings: who may connect; null: everyone
     deny_from: tuple[str, ...]  # strings: who may not connect
-    egress_allow: tuple[str, ...] | None  # strings: where it may connect; null: anywhere
-    egress_deny: tuple[str, ...]  # strings: where it may not connect
+    egress_allow: tuple[str, ...] | None  # strings: where the service may connect; null: anywhere
+    egress_deny: tuple[str, ...]  # strings: where the service may not connect
 
 
 class MapService(NamedTuple):
@@ -46,18 +46,18 @@ class MapService(NamedTuple):
     mode: str | None  # bridge, host, none, share or attached
     stack: str | None  # the stack that the service belongs to; null without a stack
     shares: str | None  # in mode share, the service that owns the network namespace; otherwise null
-    networks: tuple[str, ...]  # strings: names of its networks
+    networks: tuple[str, ...]  # strings: names of the service's networks
     address: tuple[str, ...]  # addresses, one for each network and IP version
     ports: tuple[Port, ...]  # published ports, one for each IP version
     uptime: float | None  # seconds since the process started; null if no process is running
     received: float | None  # bits per second; null if the service has no interface of its own
     sent: float | None  # bits per second; null if the service has no interface of its own
     new: float | None  # new flows and refused attempts per second; null if ``received`` is null
-    denied_in: int | None  # total packets dropped by its ingress policy; null if unknown
-    denied_out: int | None  # total packets dropped by its egress policy; null if unknown
+    denied_in: int | None  # total packets dropped by the service's ingress policy; null if unknown
+    denied_out: int | None  # total packets dropped by the service's egress policy; null if unknown
     policy: MapPolicy | None  # the service's policy; null without a policy
     audit_until: str | None
-    """when the audit of its policy ends, or never; null if the policy is not in audit"""
+    """when the audit of the service's policy ends, or never; null if the policy is not in audit"""
     file: str | None  # the manifest of the last activation
 
 
@@ -65,9 +65,9 @@ class MapNetwork(NamedTuple):
     """A network on the map."""
 
     network: str  # the network's name
-    subnets: tuple[str, ...]  # strings: its subnets
+    subnets: tuple[str, ...]  # strings: the network's subnets
     internal: bool  # whether packets are not forwarded out of the network
-    observed: bool  # whether its flows are recorded
+    observed: bool  # whether the network's flows are recorded
 
 
 class MapEnd(NamedTuple):
@@ -84,7 +84,7 @@ class MapFlow(NamedTuple):
     to: MapEnd  # destination of the flows
     port: int  # port of the destination
     proto: str  # tcp, udp or sctp
-    verdict: str  # pass, drop, or audit: it passed because a policy that denies it was in audit
+    verdict: str  # pass, drop, or audit: passed only because a policy was in audit
     published: int | None  # the host port through which another machine connected; null without one
     words: str | None  # the reason for the verdict on the latest of these flows
     agrees: bool  # whether the present configuration gives the same verdict
@@ -166,7 +166,7 @@ class Map(Metered):
         )
 
     def _name_in(self, store: Store) -> Callable[[str, str], str | None]:
-        """Return a cached function from two services to the second's name in the first's policy."""
+        """Return a cached lookup of the name by which one service's policy refers to another."""
         version = store.changes()
         if version != self._version:
             self._version, self._names = version, {}

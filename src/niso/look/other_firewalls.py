@@ -263,7 +263,7 @@ def _routed(bridge: Bridge, family: int, what: str, established: bool, reply: bo
 
 
 def _switched(bridge: Bridge, family: int, ethertype: bytes, reply: bool) -> PacketBits:
-    """Return a hypothetical frame between two services of a bridge. It may be untracked."""
+    """Return a hypothetical frame between two services of a bridge, with unknown tracking state."""
     port = b"ni" + bytes(14), b"\xff\xff" + bytes(14)  # names of bridge ports begin with ni
     own = _all(_name(bridge[0]))
     facts = {

@@ -30,7 +30,7 @@ class ClusterLine(NamedTuple):
 
     service: str  # the service's name
     host: str  # the host that the service is on
-    status: str  # the state as niso ps shows it; of another host's service up, down or host gone
+    status: str  # the state as niso ps shows it; up, down or host gone on another host
     address: tuple[str, ...]
     """addresses, one for each network and IP version; of other hosts only on networks that span
     hosts
@@ -43,7 +43,7 @@ class ClusterPort(NamedTuple):
 
     service: str  # the service's name
     host: str  # the host that the service is on, where the port is open
-    port: str  # the port of the host, ADDRESS:PORT if it is on one of its addresses, or a range
+    port: str  # the port of the host (ADDRESS:PORT if only on one address), or the range
     container: str  # the port inside the service, or the range
     proto: str  # tcp, udp or sctp
 
@@ -152,7 +152,7 @@ def _mirrored(store: Store) -> list[ClusterLine]:
 def world(
     session: Session, here: PolicyContext, source: str, destination: str, proves: bool = False
 ) -> PolicyContext:
-    """Add the policies of other hosts' services that send or receive a packet to a context.
+    """Add to ``here`` the policies of other hosts' services that send or receive a packet.
 
     If the cluster does not answer, a warning says that these policies are unknown. Raises Error,
     also if ``proves`` requests a test packet to or from another host.
@@ -228,7 +228,7 @@ def _policy(text: str, known: KnownService) -> Policy:
 
 
 def _resolved(store: Store, here: PolicyContext, known: KnownService, policy: Policy) -> Policy:
-    """Replace names in another host's policy by the services with these names on its networks."""
+    """Replace the names in a policy of another host by the services that have these names there."""
     on = {endpoint.network for endpoint in known.endpoints}
 
     def entries(some: tuple[Entry, ...]) -> tuple[Entry, ...]:

@@ -24,10 +24,10 @@ class OutsideName(NamedTuple):
 
     name: str  # the DNS name
     services: tuple[str, ...]  # strings: the active services whose policies use the name
-    addresses: tuple[str, ...]  # strings: its addresses in the rules and in hosts files
+    addresses: tuple[str, ...]  # strings: the name's addresses in the rules and in hosts files
     former: tuple[str, ...]
     """strings: addresses that the rules still allow, for programs that resolved the name earlier"""
-    asked_at: str | None  # when the name was last resolved; null if it never was
+    asked_at: str | None  # when the name was last resolved; null if never
     until: str | None  # when the answer expires; null without addresses
     problem: str | None  # why the last query failed; null if it succeeded
 

@@ -46,7 +46,7 @@ class PacketEnd(NamedTuple):
 
     service: str = ""  # the service that owns the namespace of the named service
     address: str = ""  # set only if an address was given
-    sharer: str = ""  # the named service, if it shares another's namespace
+    sharer: str = ""  # the named service, if it runs in another service's namespace
     outside: str = ""  # a DNS name in a policy that is not in niso.local
 
     @property
@@ -366,7 +366,7 @@ def explain(
 def _closed_link(
     world: PolicyContext, packet: Packet, verdict: Verdict, closed: Mapping[str, Collection[str]]
 ) -> str:
-    """Return the interface on which a packet arrives if it does not forward packets, else ""."""
+    """Return the interface on which a packet arrives if that does not forward packets, else ""."""
     from_outside = (
         not verdict.source.service and not is_host(world, packet.source) and packet.family == 4
     )

@@ -46,14 +46,17 @@ class PolicyEntry(NamedTuple):
     passes: bool  # whether the entry allows packets
     packets: int  # flows that the entry decided on since the policy's last change
     open: int  # flows that the entry allows and that are open now
-    last: str | None  # when the last new flow began; null if that was over a week ago
+    last: str | None  # when the last new flow began; null if over a week ago
     ago: float | None  # seconds since the last new flow began
     note: str  # addresses of a DNS name, a narrower form of the entry, or the audit; can be empty
     audited: bool  # whether the entry denies, but packets pass because the policy is in audit
 
 
 def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEntry, ...]:
-    """Return a service's policy entries with their use, or only those unused for ``unused_s``."""
+    """Return the entries of a service's policy, with their use.
+
+    If ``unused_s`` is not None, only entries that were unused for so many seconds are returned.
+    """
     store = session.store()
     service = store.home(store.resolve(name))
     policy = store.policy(service)
@@ -142,7 +145,7 @@ def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]
 
 
 def _narrower(text: str | None, counts: Iterable[_Count]) -> str:
-    """Suggest, as a note or "", to limit an entry to the only protocol that it has allowed."""
+    """Return a note that suggests a narrower entry if it allowed only one protocol, else ""."""
     if text is None or "/" in text.rpartition(":")[2] or ":" not in text:
         return ""
     used = set()

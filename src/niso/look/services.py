@@ -48,7 +48,7 @@ class ServiceLine(NamedTuple):
     interrupted: str | None  # the command that was killed while changing the service; null if none
     ended_at: str | None  # end time of the last process; null while a process runs
     audit_until: str | None
-    """when the audit of its policy ends, or never; null if the policy is not in audit"""
+    """when the audit of the service's policy ends, or never; null if the policy is not in audit"""
 
 
 class Process(NamedTuple):
@@ -104,18 +104,18 @@ class Service(NamedTuple):
     health_said: str | None  # the output of the last health check
     mode: str  # bridge, host, none, share or attached
     shares: str | None  # in mode share, the service that owns the network namespace; otherwise null
-    shared_by: tuple[str, ...]  # strings: the active services that share its network namespace
+    shared_by: tuple[str, ...]  # strings: the active services that share the network namespace
     uptime: float | None  # seconds since the process started
     process: Process | None
     hostname: str  # hostname inside the service
     names: tuple[str, ...]  # strings: all names of the service
     networks: tuple[str, ...]  # strings, in the order of eth0, eth1, ...
-    endpoints: tuple[Endpoint, ...]  # one per network
+    endpoints: tuple[Endpoint, ...]  # the connections to networks, one for each network
     ports: tuple[Port, ...]  # published ports, one for each IP version
     forwards: tuple[Port, ...]  # ports published with niso port-forward
     netns: str | None  # path of the network namespace
     user: User | None  # user that the service runs as; null for an attachment
-    enabled: bool  # whether it starts at boot
+    enabled: bool  # whether the service starts at boot
     manifest_path: str  # manifest of the last activation
     manifest: dict[str, Any]  # all keys of the manifest, with defaults filled in
     package: str  # path of the copy of the package
@@ -141,9 +141,9 @@ class Deploy(NamedTuple):
     serving: bool
     """whether instances of the version serve now"""
     package_version: str
-    """package.version of its manifest"""
+    """package.version in the manifest of this version"""
     why: str
-    """why it failed or was taken back; can be empty"""
+    """why the deploy failed or was taken back; can be empty"""
 
 
 def deploys(store: Store, name: str) -> tuple[Deploy, ...]:
@@ -284,7 +284,7 @@ def _inactive(
 
 
 def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Status | None]:
-    """Return the status of a service and of its process. The latter can be None (no process)."""
+    """Return a service's status as text, and the `Status` of its process (None without one)."""
     if row.is_attachment:
         return fate(session, store, row), None
     if not row.active:
@@ -444,12 +444,12 @@ _COMMANDS = {"stop": "deactivate", "remove volumes": "remove", "ports": "port-fo
 
 
 def command_of(intent: Intent) -> str:
-    """Return the name of the command that began the change that an intent (a row) records."""
+    """Return the name of the command that began a change, from the database row of the change."""
     return _COMMANDS.get(intent.action, intent.action)
 
 
 def interrupted(store: Store) -> dict[str, str]:
-    """Return the command of each change whose command was killed, by service.
+    """Return, by service, each killed command whose change of the service is incomplete.
 
     A command holds the service's lock from before it records its change until it has deleted the
     record. A recorded change without a lock is therefore interrupted.

@@ -76,10 +76,10 @@ class Session:
             refuse(self.kernel(), self.processes())
 
     def store(self, create: bool = False) -> store.Store:
-        """Return the store. Raises Error.
+        """Return the store, niso's database. Raises Error.
 
-        If the database file does not exist, the store is created, or is in memory without
-        ``create``.
+        If the database file does not exist, the store is created if ``create`` is true, else in
+        memory.
         """
         self.require()
         if self._store is not None and os.path.lexists(paths.database()):
@@ -232,7 +232,7 @@ def guarded[**P, R](method: Callable[P, R]) -> Callable[P, R]:
 
 
 class ResultStream:
-    """A source of results, to be used in a ``with`` block, which closes it."""
+    """A source of results that is open until `close` or the end of a ``with`` block."""
 
     def __enter__(self) -> Self:
         return self

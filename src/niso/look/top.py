@@ -39,13 +39,13 @@ class ServiceLoad(NamedTuple):
     service: str  # the service's name
     status: str  # the state of the service, as niso ps shows it
     health: str | None  # starting, healthy or unhealthy; null without a healthcheck
-    networks: tuple[str, ...]  # strings: names of its networks
+    networks: tuple[str, ...]  # strings: names of the service's networks
     received: float | None  # bits per second; null if the service has no interface of its own
     sent: float | None  # bits per second; null if the service has no interface of its own
     new: float | None  # new flows and refused attempts per second; null if ``received`` is null
-    denied_in: int | None  # total packets dropped by its ingress policy; null if unknown
-    denied_out: int | None  # total packets dropped by its egress policy; null if unknown
-    shares: str | None  # the service whose network namespace it shares; null if it has its own
+    denied_in: int | None  # total packets dropped by the service's ingress policy; null if unknown
+    denied_out: int | None  # total packets dropped by the service's egress policy; null if unknown
+    shares: str | None  # the other service whose network namespace is used; null if none
 
 
 class FlowLoad(NamedTuple):

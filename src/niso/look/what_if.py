@@ -134,7 +134,10 @@ def _by_port(before: PolicyContext, seen: Flow) -> bool:
 
 
 def _address(after: PolicyContext, end: FlowEnd, network: str) -> str | None:
-    """Return the address of a flow's end after a change, for a service that on ``network``."""
+    """Return the address of a flow's end after a change.
+
+    For a service, this is its address on ``network``, or None if it has none there.
+    """
     if not end.service:
         return end.address
     return next((address for on, address in _addresses(after, end) if on == network), None)

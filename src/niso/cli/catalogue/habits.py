@@ -65,8 +65,9 @@ _PROGRAMS = ("docker", "podman", "compose", "docker-compose", "systemctl", "kube
 def answer(words: list[str]) -> str:
     """Return the hint for a command line of another tool, or "".
 
-    The longest command in the list with which ``words`` begin applies. The first word may be the
-    other tool's name, such as ``docker``, unless this word and the next are themselves in the list.
+    If ``words`` begin with several commands in the list, the longest command applies. The first
+    word may be the other tool's name, such as ``docker``, unless the first two words are in the
+    list.
     """
     meant = {word: hint for theirs, hint in HABITS.items() for word in theirs.split(", ")}
     typed = [word for word in words if not word.startswith("-")]
