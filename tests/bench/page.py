@@ -90,12 +90,18 @@ def _went(name: str, data: dict[str, Any], found: Found) -> list[str]:
     if max(map(float, data["load"])) >= BUSY:
         words = "**The machine was busy with other work during this measurement**: times are too long, and ratios of traffic are imprecise."
         lines += [prose(words), ""]
-    rounds = ", ".join(re.sub(r": (.*)", r" (\1)", note) for note in found.notes)
-    kind = "quick run, " if data["quick"] else ""
+    kind = "as a quick run " if data["quick"] else ""
     lines += [
         prose(
-            f"<sub>{kind}{data['date']}, {data['seconds']} s. Load of the machine at the start {data['load'][0]}, at the end"
-            f" {data['load'][1]}. The rounds of each measurement, with the load before and after it: {rounds}.</sub>"
+            f"These figures were measured {kind}on {data['date']} and took {data['seconds']} s. The load of the machine"
+            f" was {data['load'][0]} at the start and {data['load'][1]} at the end."
+        ),
+        "",
+        "| measurement | rounds | load before | load after |",
+        "| --- | --- | --- | --- |",
+        *(
+            re.sub(r"(.*): (\d+) rounds, load (.*) to (.*)", r"| \1 | \2 | \3 | \4 |", note)
+            for note in found.notes
         ),
         "",
     ]
