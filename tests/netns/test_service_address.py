@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from conftest import Lab
@@ -248,3 +249,87 @@ def test_one_line_for_the_service(shop: Lab) -> None:
     lines = {line["service"]: line for line in json.loads(shop.niso("ps", "--json").stdout)}
     assert lines["web"]["status"] == "3/3 running" and lines["web"]["health"] == "healthy"
     assert not any("." in name for name in lines)
+
+
+FROM_PORTS = r"""
+import json, socket, sys
+address, port, first = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+answers = []
+for own in range(first, first + 30):
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        s.bind(("", own))
+        s.settimeout(5)
+        s.connect((address, port))
+        answers.append(s.recv(200).decode().split()[0])
+print(json.dumps(answers))
+"""
+
+
+def explained(lab: Lab, *words: str) -> dict[str, Any]:
+    """Return the result of ``niso net explain``."""
+    return dict(json.loads(lab.niso("net", "explain", *words, "--json", check=False).stdout))
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize(
+    ("source", "netns", "to", "port", "element"),
+    [
+        ("cli", "niso-cli", "web", 80, "vips"),
+        ("CLIENT", "client", "HOST", 8080, "front_any"),
+        ("far", "niso-far", "HOST", 8080, "front_port"),
+    ],
+)
+def test_explain_names_the_instance_that_answers_each_source_port(
+    shop: Lab, family: int, source: str, netns: str, to: str, port: int, element: str
+) -> None:
+    six = family == 6
+    host, client = (HOST6, CLIENT6) if six else (HOST, CLIENT)
+    target = host if to == "HOST" else addresses(shop, to)[six]
+    asked_by = ("/usr/bin/python3", "-ISc", FROM_PORTS, target, str(port), "40001")
+    answers = json.loads(shop.run(*asked_by, netns=netns).stdout)
+    own = {addresses(shop, f"web.{n}")[six]: f"web.{n}" for n in (1, 2, 3)}
+    source = client if source == "CLIENT" else source
+    asker = f"[{source}]" if ":" in source else source
+    target = f"[{target}]" if six else target
+    for number, answer in enumerate(answers):
+        found = explained(shop, f"{asker}:{40001 + number}", f"{target}:{port}")
+        assert found["to"]["instances"] == [own[answer]], (number, found["path"])
+        assert found["to"]["service"] == "web" and found["verdict"] == "pass"
+    slots = [nft for nft in found["path"]["nft"] if f"slots{family}" in nft]
+    assert len(slots) == 1 and f": {answers[-1]} " in slots[0]
+    assert any(f"{element}{family} " in nft for nft in found["path"]["nft"])
+
+
+def test_explain_evaluates_a_service_once_and_proves_it(shop: Lab) -> None:
+    vip = addresses(shop, "web")[0]
+    told = shop.niso("net", "explain", "cli", "web:80").stdout
+    assert f"cli ({addresses(shop, 'cli')[0]}) → web ({vip}):80/tcp: pass" in told
+    assert f"{vip} stands for 3 instances" in told and "map @slots4" in told
+    assert not re.search(r"web\.\d", told)
+    for source, to, *more in (
+        ("cli", "web:80"),
+        ("cli", "web:80", "-6"),
+        ("cli", "web:80/udp"),
+        ("cli", "web"),
+        ("cli", "web", "-6"),
+        ("cli:40100", "web:80"),
+        ("far", f"{HOST}:8080"),
+        ("far", "web:80"),
+        ("host", "web:80"),
+        ("host", "127.0.0.1:8080"),
+        ("web.1", "web:80"),
+        ("web", "cli:80"),
+        ("cli", "web.2:80"),
+    ):
+        found = explained(shop, source, to, "--prove", *more)
+        assert found["proof"]["agrees"], (source, to, found)
+        assert found["proof"]["arrived"] is (source != "far" or "8080" in to)
+    assert "no instance" not in found["path"]["words"]
+    own = explained(shop, "cli", "web.2:80")
+    assert own["to"]["service"] == "web.2" and not own["to"]["instances"]
+    assert own["ingress"]["words"] == "web has no ingress policy"
+    assert explained(shop, vip, "cli:80")["verdict"] == "drop"
+    for wrong in ("cli:99999", "cli:1x", "cli:0"):
+        assert shop.niso("net", "explain", wrong, "web:80", check=False).returncode == 2
+    assert shop.niso("net", "explain", "cli:80", "web", check=False).returncode == 2

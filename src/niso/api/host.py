@@ -136,9 +136,10 @@ class Host(ApiPart):
     ) -> niso.Explanation:
         """Return whether a packet would be accepted, and which rule or policy decides.
 
-        ``source`` is a service, an address or ``host``. ``destination`` can also have a port, as in
-        ``db:5432``, ``db:53/udp`` or ``db/icmp``. ``family`` is 4 or 6, by default 4 if both ends
-        have IPv4. ``prove`` also sends a test packet. Raises NotFound, UsageError, Error.
+        ``source`` is a service, an address or ``host``, with a source port if ``cli:40001``.
+        ``destination`` can also have a port, as in ``db:5432``, ``db:53/udp`` or ``db/icmp``.
+        ``family`` is 4 or 6, by default 4 if both ends have IPv4. ``prove`` also sends a test
+        packet. Raises NotFound, UsageError, Error.
         """
         from niso.look import explain
 

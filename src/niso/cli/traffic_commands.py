@@ -75,7 +75,7 @@ def _print_judged(judged: niso.Judged) -> None:
     )
     from_, to = judged.from_, judged.to
     reached = _end(to.service, to.address, to.port, to.host)
-    ends = [_end(from_.service, from_.address, None, from_.host), *asked, reached]
+    ends = [_end(from_.service, from_.address, from_.port, from_.host), *asked, reached]
     print(f"{f' {arrow} '.join(ends)}/{judged.asked.proto}: {judged.verdict}")
     for name in ("path", "egress", "ingress"):
         part = getattr(judged, name)
@@ -96,6 +96,8 @@ def _end(service: str | None, address: str, port: int | None, host: str | None =
 
 def _print_proof(judged: niso.Judged, proof: niso.Proof) -> None:
     to = judged.to.service or judged.to.address
+    if judged.to.instances:
+        to = judged.to.instances[0]
     if proof.unsent:
         result = f"the sender's kernel refused the packet: {proof.unsent}"
     elif proof.arrived is None:

@@ -45,8 +45,8 @@ class ProbePacket:
     ``namespace`` is the sender's; "" is the caller's. ``proto`` is tcp (a SYN), udp (an empty
     datagram) or sctp (an INIT) with ``port``, or icmp (an echo request). ``watched`` is (namespace
     of the receiver, port after NAT). ``size`` is the length of an echo's IP packet in bytes; such a
-    packet must not be fragmented. Raises KernelError if a namespace or the source address does not
-    exist.
+    packet must not be fragmented. ``own_port`` is the source port, or 0 for any. Raises KernelError
+    if a namespace or the source address does not exist, or the port is in use.
     """
 
     def __init__(
@@ -58,12 +58,13 @@ class ProbePacket:
         proto: str,
         watched: tuple[str, int | None] | None = None,
         size: int = 0,
+        own_port: int = 0,
     ) -> None:
         self._size = size
         self._to, self._port, self._proto = destination, port or 0, proto
         self._source, self._version = source, family_of(source)
         self._token = os.urandom(4)
-        self._own_port = 0
+        self._own_port = own_port
         self._watched: tuple[socket.socket, int] | None = None
         with contextlib.ExitStack() as self._stack, refusing(f"send from {source}"):
             with netns.at(namespace):
@@ -131,11 +132,11 @@ class ProbePacket:
             # a port of niso's own, so that answers to other programs are not mistaken for the
             # probe's
             kind = socket.SOCK_STREAM if self._proto == "tcp" else socket.SOCK_DGRAM
-            bound = self._bind(self._new_socket(family, kind))
+            bound = self._bind(self._new_socket(family, kind), self._own_port)
             self._own_port = bound.getsockname()[1]
             if self._proto == "udp":
                 return bound
-        else:
+        elif not self._own_port:
             self._own_port = 49152 + int.from_bytes(self._token, "big") % 16384
         number = _ECHO[self._version][0] if self._proto == "icmp" else _NUMBERS[self._proto]
         raw = self._bind(self._new_socket(family, socket.SOCK_RAW, number))
@@ -143,8 +144,8 @@ class ProbePacket:
             raw.setsockopt(*_PROBE[self._version])
         return raw
 
-    def _bind(self, new: socket.socket) -> socket.socket:
-        new.bind((self._source, 0))
+    def _bind(self, new: socket.socket, port: int = 0) -> socket.socket:
+        new.bind((self._source, port))
         new.setblocking(False)
         new.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         return new
@@ -238,6 +239,18 @@ def echo(namespace: str, source: str, destination: str, seconds: float) -> float
         if unsent := probe.send():
             raise KernelError(f"cannot send from {source} to {destination}: {unsent}")
         return time.perf_counter() - start if probe.wait(seconds)[1] else None
+
+
+def free_port(namespace: str, source: str, proto: str) -> int:
+    """Return a source port that no program of a namespace uses at present. Raises KernelError."""
+    kind = socket.SOCK_DGRAM if proto == "udp" else socket.SOCK_STREAM
+    with (
+        refusing(f"send from {source}"),
+        netns.at(namespace),
+        socket.socket(address_family(source), kind | socket.SOCK_CLOEXEC) as asker,
+    ):
+        asker.bind((source, 0))
+        return int(asker.getsockname()[1])
 
 
 def own_address(destination: str) -> str | None:

@@ -22,8 +22,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from hashlib import sha256
+from struct import unpack_from
 
-from niso.base.names import BRIDGES
+from niso.base.names import BRIDGES, family_of, packed
 from niso.kernel import policy_rules
 from niso.kernel.policy_rules import CLASS
 
@@ -315,7 +316,8 @@ _SLOT = f"numgen random mod {SLOTS}"
 nft 1.1.3 crashes when it lists a map whose key is declared with ``jhash``. A key declared like this
 has the same length and byte order.
 """
-_HASH = f"jhash ip saddr . th sport mod {SLOTS} seed 0x6e69736f"
+SEED = 0x6E69736F
+_HASH = f"jhash ip saddr . th sport mod {SLOTS} seed {SEED:#x}"
 _HASH6 = _HASH.replace("ip ", "ip6 ")
 
 
@@ -360,6 +362,38 @@ def _spread(port: str = "") -> str:
         + (f" : {ip} daddr . meta l4proto . th dport map @{port}{family}" if port else "")
         for family, ip, hashed in ((4, "ip", _HASH), (6, "ip6", _HASH6))
     )
+
+
+def slot_of(client: str, proto: str, port: int | None) -> int | None:
+    """Return the slot of a client's flow to a service address; None without its source port.
+
+    The slot is ``jhash`` of the client's address and port, as nft_hash computes it: Jenkins'
+    lookup3 (linux/jhash.h) of two registers, the second of which the port fills by half. For an
+    ICMP echo request, the rules read its type and code as the port.
+    """
+    if proto == "icmp":
+        port = (8 if family_of(client) == 4 else 128) << 8
+    if port is None:
+        return None
+    data = packed(client) + port.to_bytes(2, "big") + bytes(2)
+    a = b = c = (0xDEADBEEF + len(data) + SEED) & _WORD
+    while data:
+        # whole blocks are read in the machine's byte order, the last one byte by byte
+        words = unpack_from("=3I" if len(data) > 12 else "<3I", data.ljust(12, b"\0"))
+        a, b, c = ((own + word) & _WORD for own, word in zip((a, b, c), words, strict=True))
+        for turn in (4, 6, 8, 16, 19, 4) if len(data) > 12 else ():
+            a, b, c = b, (c + b) & _WORD, ((a - c) ^ _rotated(c, turn)) & _WORD
+        data = data[12:]
+    for turn in (14, 11, 25, 16, 4, 14, 24):
+        a, b, c = b, ((c ^ b) - _rotated(b, turn)) & _WORD, a
+    return b * SLOTS >> 32
+
+
+_WORD = 0xFFFFFFFF
+
+
+def _rotated(word: int, bits: int) -> int:
+    return (word << bits | word >> 32 - bits) & _WORD
 
 
 SERVICE_CHAINS = f"""\

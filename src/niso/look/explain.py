@@ -8,6 +8,7 @@ from __future__ import annotations
 from niso.base.errors import UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import WaitingForPacket
+from niso.kernel import probe
 from niso.look import packet_path, prove
 from niso.look.packet_path import ExplainedPacket, Object, Packet
 from niso.look.prove import Proof, Sender
@@ -34,6 +35,8 @@ class Destination(NamedTuple):
     port: int | None  # the port; null for icmp
     proto: str  # tcp, udp, sctp or icmp
     host: str | None  # the other host that the service is on; null for this host
+    instances: tuple[str, ...]
+    """strings: if the address is a service address, the instances of which one gets the packet"""
 
 
 class OtherHostObject(NamedTuple):
@@ -110,16 +113,23 @@ def explain(
         session.report(WaitingForPacket(destination, "test"))
 
     store, kernel = session.store(), session.kernel()
+    source, own_port = packet_path.parse_source(source)
     who, port, proto = packet_path.parse_target(destination)
+    if own_port is not None and proto == "icmp":
+        reason = f"FROM has the source port {own_port}, but the packet is ICMP, which has no ports"
+        raise UsageError(reason, packet_path.TARGET)
     from_, to = packet_path.resolve_both(store, source, who)
     world = read_world(kernel, store)
-    packet = Packet(*packet_path.ends(world, from_, to, family), port, proto)
+    packet = Packet(*packet_path.ends(world, from_, to, family), port, proto, own_port)
     if store.cluster_id():
         world = other_hosts.world(session, world, packet.source, packet.destination, proves=proves)
     closed = kernel.not_forwarding()
     explained = packet_path.explain(store, world, packet, closed)
     if proves:
-        prove.sender_namespace(world, packet, explained.verdict)
+        namespace = prove.sender_namespace(world, packet, explained.verdict)
+        if len(explained.verdict.instances) > 1:  # the source port decides which instance gets it
+            free = probe.free_port(namespace, packet.source, proto)
+            explained = packet_path.explain(store, world, packet._replace(own_port=free), closed)
     other = None
     if family is None:
         other = packet_path.other_family(store, world, from_, to, packet, closed)
@@ -136,7 +146,9 @@ def _judged(world: PolicyContext, explained: ExplainedPacket) -> Judged:
     from_, to = verdict.source, verdict.destination
     known, reached = (world.services.get(party.service) for party in (from_, to))
     return Judged(
-        Sender(from_.service or None, packet.source, (known and known.host) or None),
+        Sender(
+            from_.service or None, packet.source, (known and known.host) or None, packet.own_port
+        ),
         AskedDestination(packet.destination, packet.port, packet.proto),
         Destination(
             to.service or None,
@@ -144,6 +156,7 @@ def _judged(world: PolicyContext, explained: ExplainedPacket) -> Judged:
             verdict.port,
             packet.proto,
             (reached and reached.host) or None,
+            tuple(sorted(one.service for one in verdict.instances)),
         ),
         _word(verdict.passes),
         _judgement(verdict.path, explained.path),

@@ -17,7 +17,14 @@ from niso.base.names import family_of
 from niso.kernel import policy_rules, probe, ruleset
 from niso.kernel.nft_elements import Element, ports_of
 from niso.plan import policy_elements
-from niso.plan.elements import claim, endpoint, published, published_on
+from niso.plan.elements import (
+    claim,
+    endpoint,
+    front_port,
+    published,
+    published_on,
+    service_address,
+)
 from niso.plan.records import Member, NetworkRecord, Policed, Policy, primary
 from niso.plan.verdict import (
     PORTED,
@@ -34,10 +41,12 @@ from niso.plan.verdict import (
     network_of,
 )
 from niso.store.name_rows import bare_name
+from niso.store.service_rows import SERVING
 from niso.store.store import Store
 
 PROTOCOLS = (*PORTED, "icmp")
 HOST = "host"
+SOURCE = "NAME, ADDRESS or host, then :PORT to name the source port"
 TARGET = "NAME, ADDRESS or [IPV6], then :PORT or :PORT/PROTO; or /icmp"
 
 
@@ -56,12 +65,17 @@ class PacketEnd(NamedTuple):
 
 
 class Packet(NamedTuple):
-    """A packet as sent, before DNAT. ``port`` is None for icmp."""
+    """A packet as sent, before DNAT. ``port`` is None for icmp.
+
+    ``own_port`` is the source port, if it is known. It decides which instance of a service gets the
+    packet.
+    """
 
     source: str
     destination: str
     port: int | None
     proto: str
+    own_port: int | None = None
 
     @property
     def family(self) -> int:
@@ -99,6 +113,16 @@ def parse_target(text: str) -> tuple[str, int | None, str]:
     return host, int(number), proto or "tcp"
 
 
+def parse_source(text: str) -> tuple[str, int | None]:
+    """Parse ``cli:40001`` or ``[fd00::2]:40001`` to a name or address, and a port or None."""
+    end, colon, number = text.rpartition(":")
+    if not colon or not number.isdecimal() or (":" in end and not end.endswith("]")):
+        return text, None
+    if not (number.isascii() and 1 <= int(number) <= 65535):
+        raise UsageError(f"FROM {text!r}: {number!r} is not a valid port (1 to 65535)", SOURCE)
+    return end, int(number)
+
+
 def resolve_both(store: Store, source: str, destination: str) -> tuple[PacketEnd, PacketEnd]:
     """Resolve the sender (FROM) and the receiver (TO) of a packet.
 
@@ -106,6 +130,12 @@ def resolve_both(store: Store, source: str, destination: str) -> tuple[PacketEnd
     Raises Error and UsageError like `resolve`.
     """
     from_ = resolve(store, source)
+    if store.instances.of(from_.service):  # an instance sends by its own address
+        serving = store.instances.of(from_.service, SERVING)
+        if not serving:
+            reason = f"no instance of {from_.service} serves, so none can send"
+            raise Error(reason, f"niso ps -i {from_.service}")
+        from_ = from_._replace(service=serving[0].service)
     if "." in destination and store.names_outside() and destination in store.outside.named():
         return from_, PacketEnd(outside=destination)
     try:
@@ -336,7 +366,7 @@ def explain(
     """
     verdict = decide(world, *packet)
     sender, receiver = (
-        world.services.get(party.service) for party in (verdict.source, verdict.destination)
+        world.services.get(party.service) for party in (verdict.source, verdict.receiver)
     )
     walks = _walks(world, packet, sender)
     path, early, late = _path(store, world, packet, verdict, sender, receiver)
@@ -344,7 +374,7 @@ def explain(
     ingress: _Rules = ()
     if walks:
         judged = (packet.proto, verdict.port)
-        to = verdict.destination.address
+        to = verdict.receiver.address
         egress = _policy_objects(world, sender, False, packet.source, to, judged)
         if not is_host(world, packet.source):
             ingress = _policy_objects(world, receiver, True, to, packet.source, judged)
@@ -420,8 +450,10 @@ def _path(
     raw, word = ("raw", "ip") if family == 4 else ("raw6", "ip6")
     # each return is a point where the packet stops, in the order in which it meets them: rules that
     # it never reaches are not part of the answer
-    if family_of(packet.source) != family or (
-        sender and not (sender.active and _walks(world, packet, sender))
+    if (
+        family_of(packet.source) != family
+        or (sender and (sender.serving is not None or not sender.active))
+        or (sender and not _walks(world, packet, sender))
     ):
         return (), (), ()
     to = ipaddress.ip_address(packet.destination)
@@ -454,6 +486,8 @@ def _path(
         return spoofed, spoofed, ()
     if target != packet.destination:
         objects += _published(world, packet, verdict, entered)
+    if verdict.instances and verdict.path.passes:
+        objects += _to_instances(store, world, packet, verdict)
     if verdict.path.passes:
         if sender and receiver and sender.host and receiver.host:
             return tuple(objects), (), ()  # no rule of this host sees it
@@ -566,7 +600,7 @@ def _objects(elements: Iterable[Element], containers: Collection[str], host: str
 def _published(
     world: PolicyContext, packet: Packet, verdict: Verdict, entered: NetworkRecord | None
 ) -> list[Object]:
-    """Return the nftables map element that translates a packet to a service, if any."""
+    """Return the nftables map elements that translate a packet to a service, if any."""
     known = world.services[verdict.destination.service]
     target = verdict.destination.address
     home = primary(known.endpoints, world.networks)
@@ -576,16 +610,46 @@ def _published(
             at = port.is_wide if wide else port.host_ip == packet.destination
             if port.proto != packet.proto or not at:
                 continue
-            if beside and entered:
+            if known.serving is not None:
+                on = {entered.bridge: [target]} if beside and entered else {}
+                elements = front_port(known.name, port, () if on else [target], on)
+            elif beside and entered:
                 elements = published_on(known.name, port, entered.bridge, [target])
             else:
                 elements = published(known.name, port, [target])
             # only elements of maps have a value
+            found = []
             for element in filter(lambda element: element.value, elements):
                 first, last = ports_of(element.fields[-1])
                 if first <= (packet.port or 0) <= last:
-                    return [_object(element)]
+                    found.append(_object(element))
+            if found:
+                return found
     return []
+
+
+def _to_instances(
+    store: Store, world: PolicyContext, packet: Packet, verdict: Verdict
+) -> list[Object]:
+    """Return the nftables objects that lead a packet from a service address to an instance.
+
+    If the instance is known, its slot is the last of them, otherwise the rule that chooses a slot.
+    """
+    name, address = verdict.destination
+    network, family = network_of(world, address), family_of(address)
+    assert network is not None
+    mac = names.mac("", network.bridge, names.alias(store.state_id()))
+    elements = service_address(name, network.bridge, mac, address, {1: verdict.receiver.address})
+    is_direct = address == packet.destination
+    tables = (ruleset.INET, ruleset.BRIDGE) if verdict.source.service else (ruleset.INET,)
+    vips = [e for e in elements if e.container == f"vips{family}" and e.table in tables]
+    objects = [*map(_object, vips if is_direct else ())]
+    slot = ruleset.slot_of(packet.source, packet.proto, packet.own_port)
+    if slot is None:
+        chain = "spread" if is_direct else "to_front"
+        return [*objects, *_static(ruleset.INET, chain, f"@slots{family}")]
+    slots = (e for e in elements if e.container == f"slots{family}" and e.fields[1] == slot)
+    return [*objects, *map(_object, slots)]
 
 
 def _policy_objects(

@@ -82,9 +82,14 @@ def prove(world: PolicyContext, explained: ExplainedPacket) -> Proof:
     """Send a test packet. Observe whether it arrives and whether the expected rules count it."""
     packet, verdict = explained.packet, explained.verdict
     namespace = sender_namespace(world, packet, verdict)
-    receiver = world.services.get(verdict.destination.service)
-    watched = (names.netns(receiver.name), verdict.port) if receiver and receiver.active else None
-    with Nft() as kernel, probe.ProbePacket(namespace, *packet, watched) as sent:
+    receiver = world.services.get(verdict.receiver.service)
+    watched = None
+    if receiver and receiver.active and receiver.serving is None:
+        watched = (names.netns(receiver.name), verdict.port)
+    with (
+        Nft() as kernel,
+        probe.ProbePacket(namespace, *packet[:4], watched, own_port=packet.own_port or 0) as sent,
+    ):
         before = [_packets(kernel, rule) for rule in explained.counted]
         unsent = sent.send()
         if unsent:
@@ -146,6 +151,7 @@ class Sender(NamedTuple):
     service: str | None  # name of the service; null if the address is not a service's
     address: str  # an IPv4 or IPv6 address
     host: str | None  # the other host that the service is on; null for this host
+    port: int | None  # the source port; null if it is not known
 
 
 class Participant(NamedTuple):

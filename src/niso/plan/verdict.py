@@ -14,6 +14,8 @@ from collections.abc import Mapping
 
 from niso.base.named_tuples import NamedTuple
 from niso.base.names import bracketed, family_of
+from niso.kernel.ruleset import slot_of
+from niso.plan.elements import fill
 from niso.plan.records import (
     WIDE,
     Entry,
@@ -50,7 +52,7 @@ class Reason(NamedTuple):
 
 class Verdict(NamedTuple):
     """The verdict on a packet. It passes if ``path``, ``egress`` and ``ingress`` all pass.
-    ``destination`` and ``port`` are those after DNAT.
+    ``destination`` and ``port`` are those after DNAT of a published port.
     """
 
     passes: bool
@@ -60,6 +62,14 @@ class Verdict(NamedTuple):
     source: Party
     destination: Party
     port: int | None
+    instances: tuple[Party, ...] = ()
+    """If the destination is a service address, the instances of which one gets the packet.
+    The policies were evaluated for the first, which drops the packet if any of them does."""
+
+    @property
+    def receiver(self) -> Party:
+        """Return who gets the packet: an instance if the destination is a service address."""
+        return self.instances[0] if self.instances else self.destination
 
     @property
     def dropped_by(self) -> Reason | None:
@@ -69,7 +79,12 @@ class Verdict(NamedTuple):
 
 
 def decide(
-    context: PolicyContext, source: str, destination: str, port: int | None, proto: str
+    context: PolicyContext,
+    source: str,
+    destination: str,
+    port: int | None,
+    proto: str,
+    own_port: int | None = None,
 ) -> Verdict:
     """Return the verdict on a packet with these addresses, port and protocol, as the sender sends
     it.
@@ -77,8 +92,9 @@ def decide(
     ``destination`` and ``port`` may be those of a published port. ``proto`` is tcp, udp or sctp,
     which have a port, or icmp (for both families) or another protocol, which have none. A broadcast
     or multicast packet is evaluated for the services that could receive it; the host receives every
-    such packet that egress allows. Raises ValueError for an invalid address, and for a port that
-    does not fit the protocol.
+    such packet that egress allows. ``own_port`` is the source port, which decides which instance of
+    a service gets the packet; None if any may. Raises ValueError for an invalid address, and for a
+    port that does not fit the protocol.
     """
     if (port is not None) != (proto in PORTED):
         raise ValueError(f"{proto} with port {port}")
@@ -86,8 +102,20 @@ def decide(
     sender = holder_of(context, source)
     path, address, port, to_itself = _path(context, source, destination, port, proto)
     receiver = sender if to_itself else holder_of(context, address)
+    instances: tuple[Party, ...] = ()
     if to_itself and sender is not None:
         egress = ingress = Reason(True, f"{sender[0].name} may always reach itself")
+    elif instances := _instances(context, receiver, source, proto, own_port):
+        parts = [evaluate(context, source, one.address, port, proto) for one in instances]
+        drops = [not (egress.passes and ingress.passes) for egress, ingress in parts]
+        if path.passes and receiver is not None:
+            message = _stands_for(path.message, address, receiver[0], instances)
+            if len(set(drops)) > 1:
+                message += "; their policies differ by address: name the source port"
+            path = path._replace(message=message)
+        first = drops.index(True) if True in drops else 0
+        egress, ingress = parts[first]
+        instances = (instances[first], *instances[:first], *instances[first + 1 :])
     else:
         egress = _egress(context, sender, address, port, proto, source)
         ingress = _ingress(context, receiver, source, port, proto, address)
@@ -99,7 +127,41 @@ def decide(
         Party(sender[0].name if sender else "", source),
         Party(receiver[0].name if receiver else "", address),
         port,
+        instances,
     )
+
+
+def _instances(
+    context: PolicyContext,
+    receiver: Holder | None,
+    source: str,
+    proto: str,
+    own_port: int | None,
+) -> tuple[Party, ...]:
+    """Return the instances that may get a packet, if the receiver has a service address."""
+    if receiver is None or not receiver[0].serving:
+        return ()
+    serving, family = receiver[0].serving, family_of(source)
+    if (slot := slot_of(source, proto, own_port)) is not None:
+        ordinal = fill(tuple(sorted(dict(serving))))[slot]
+        serving = tuple(one for one in serving if one[0] == ordinal)
+    return tuple(
+        Party(name, address)
+        for _, name in serving
+        if (known := context.services.get(name)) is not None
+        for endpoint in known.endpoints
+        for address in endpoint.addresses
+        if endpoint.network == receiver[1] and family_of(address) == family
+    )
+
+
+def _stands_for(
+    message: str, address: str, known: KnownService, instances: tuple[Party, ...]
+) -> str:
+    count = len(known.serving or ())
+    which = instances[0].service if count == 1 else f"{count} instances"
+    gets = f", and {instances[0].service} gets this packet" if len(instances) < count else ""
+    return f"{message}; {address} stands for {which}{gets}"
 
 
 def evaluate(
@@ -168,7 +230,7 @@ def _said(known: KnownService, reason: Reason) -> Reason:
     if known.host and not known.heard:
         return Reason(True, f"{known.host} decides: the policy of {known.name} is not known here")
     if known.audits and not reason.passes:
-        message = f"passes while the policy of {known.name} is in audit: {reason.message}"
+        message = f"passes while the policy of {known.owner} is in audit: {reason.message}"
         reason = reason._replace(passes=True, message=message, audits=True)
     if known.host:
         there = f"{known.host} decides, by the policy that it has published"
@@ -187,7 +249,7 @@ def _judge(
     """Return the result of a service's ingress or egress policy for a peer. Deny entries have
     precedence. If there is an allow list, peers that it does not match are denied.
     """
-    service, policy = known.name, known.policy
+    service, policy = known.owner, known.policy
     if ingress:
         deny, allow, key = policy.deny_from, policy.allow_from, "network.policy.{}_from"
     else:
@@ -282,6 +344,11 @@ def _before_dnat(context: PolicyContext, packet: _Packet) -> Reason | None:
     if sender:
         if not sender.active:
             return _drop(f"{sender.name} is not active")
+        if sender.serving is not None:
+            return _drop(
+                f"{source} is the service address of {sender.name}: its instances send from their"
+                " own addresses"
+            )
         by = entered if is_link_local6(to) else _leaves_by(context, sender, to)
         if by is None:
             return _drop(f"{sender.name} has no IPv{to.version} route out of its networks")
@@ -328,6 +395,8 @@ def _to_service(
     sender, entered = packet.sender, packet.entered
     if not known.active:
         return _drop(f"{known.name} is not active")
+    if known.serving == ():
+        return _drop(f"no instance of {known.name} serves")
     if packet.from_host and known.host:
         return _drop(
             f"{known.name} is on {known.host}, and programs of the host reach services of this"
@@ -404,7 +473,7 @@ def _published(
     for hosts in ((str(to),), WIDE):
         for known in context.services.values():
             first = primary(known.endpoints, context.networks) if known.ports else None
-            if first is None or not known.active:
+            if first is None or not known.active or known.serving == ():
                 continue
             if all(family_of(address) != to.version for address in first.addresses):
                 continue  # ports of this family are published only by the default route
@@ -460,6 +529,13 @@ class KnownService(NamedTuple):
     host: str = ""  # the other host that it runs on; "" for this host
     heard: bool = True  # whether its policy is known on this host
     front: str = ""  # the service of which this is an instance; "" for other services
+    # ordinals and names of the instances that serve; None if it has no service address
+    serving: tuple[tuple[int, str], ...] | None = None
+
+    @property
+    def owner(self) -> str:
+        """Return the service that users know: for an instance, the service that it belongs to."""
+        return self.front or self.name
 
 
 class PolicyContext(NamedTuple):

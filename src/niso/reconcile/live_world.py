@@ -19,6 +19,7 @@ from niso.plan.desired import shut
 from niso.plan.records import Audit, Policy, ServiceEndpoint
 from niso.plan.subnets import DEFAULT_POOL, unique_local
 from niso.plan.verdict import KnownService, PolicyContext, holds
+from niso.store.service_rows import SERVING
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ def read_world(kernel: Kernel, store: Store) -> PolicyContext:
     now = time.time()
     # in a policy, the name of a service means its instances
     fronts = {one.service: (one.front,) for one in store.instances.all()}
+    serving: dict[str, tuple[tuple[int, str], ...]] = {}
+    for one in store.instances.active(SERVING):
+        serving[one.front] = (*serving.get(one.front, ()), (one.ordinal, one.service))
     for row in store.services():
         if row.mode == "share":  # on the network, only the namespace's owner counts
             continue
@@ -49,6 +53,7 @@ def read_world(kernel: Kernel, store: Store) -> PolicyContext:
             sharers=tuple((port, name) for name in sharers for _, port in store.ports(name)),
             audits=audits(policy, now),
             front=next(iter(fronts.get(row.name, ())), ""),
+            serving=serving.get(row.name, ()) if row.mode == "front" else None,
         )
     others = store.others()
     hosts = store.across.peers() if others else {}

@@ -202,13 +202,15 @@ _ACTIONS = (
         ),
         "PROTO is tcp (the default), udp or sctp. Without a port the packet is an ICMP echo "
         "request. Put an IPv6 address with a port in brackets. IPv4 is used between services if "
-        "both have it.",
+        "both have it. If TO is a service with replicas, the source port decides which instance "
+        "gets the packet: FROM:PORT names the instance.",
         lines="niso net explain api postgres:5432\n"
         "niso net explain api postgres:5432 --prove  # with a test packet\n"
         "niso net explain 192.0.2.7 192.0.2.1:8080/tcp"
         "  # from another machine to a published port\n"
         "niso net explain api '[fd00:99:1::2]:53/udp'\n"
-        "niso net explain host api  # ICMP echo",
+        "niso net explain host api  # ICMP echo\n"
+        "niso net explain api:40001 web:80  # which instance gets a connection from this port",
         statuses="0 the packet passes\n"
         "1 it is dropped, or the test packet contradicts the verdict\n"
         "2 invalid arguments: a name is unknown, or an end has no address of the family",
