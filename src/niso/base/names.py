@@ -57,7 +57,7 @@ def veth(service: str, network: str, generation: int) -> str:
 
 
 def link_prefix(service: str) -> str:
-    """Return the part of a service's name with which the names of its interfaces begin."""
+    """Return the first characters of a service's name, which its interface names contain."""
     return service[:5].rstrip("-")
 
 

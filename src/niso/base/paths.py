@@ -94,7 +94,7 @@ def netns_path(service: str) -> str:
 
 
 def in_lab() -> bool:
-    """Return whether this process runs in a ``niso lab``. NISO_LAB alone is not enough."""
+    """Return whether this process runs in a ``niso lab``: NISO_LAB is 1 and `LAB_MARK` exists."""
     return os.environ.get("NISO_LAB") == "1" and os.path.exists(LAB_MARK)
 
 

@@ -271,7 +271,7 @@ class Tracked(NamedTuple):
     answers_port: int | None  # destination of the reply
     served_port: int | None  # of the destination, after DNAT
     answered: bool  # a reply has been seen
-    handle: bytes  # for `end`
+    handle: bytes  # identifies the entry for `end`
 
 
 def of(addresses: Iterable[str]) -> list[Tracked]:

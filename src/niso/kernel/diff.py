@@ -9,7 +9,9 @@ from niso.kernel.kinds.kind import KINDS, AnyStep, State, Step, kind_of
 
 
 def diff(want: State, have: State) -> list[AnyStep]:
-    """Return the steps that change ``have`` to ``want``. Both states must have the same scope."""
+    """Return the steps that change the kernel from the state ``have`` to the state ``want``. Both
+    states must be of the same services and networks.
+    """
     want = wanted(want, have)
     first: list[AnyStep] = []
     made: list[AnyStep] = []
@@ -50,7 +52,9 @@ def _disappearing_parents(want: State, have: State) -> set[str]:
 
 
 def _without(have: State, early: State) -> State:
-    """Return the state ``have`` without the objects of ``early`` and the objects in them."""
+    """Return the state ``have`` after the deletion of ``early``: objects in a deleted namespace or
+    on a deleted interface are left out too.
+    """
     if not early:
         return have
     parents = {kind_of(obj).parent_name(obj) for obj in early}
@@ -64,8 +68,8 @@ def _without(have: State, early: State) -> State:
 
 
 def without_foreign(states: tuple[State, State], names: set[str]) -> tuple[State, State]:
-    """Return both states without the objects that need a foreign interface or namespace. ``names``
-    are the names of these foreign interfaces and namespaces.
+    """Return both states without the objects that need an interface or namespace of another
+    program. ``names`` are the names of these interfaces and namespaces.
     """
     if not names:
         return states

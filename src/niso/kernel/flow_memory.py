@@ -73,7 +73,9 @@ class Recorded(NamedTuple):
 
 
 def recorded(name: str) -> list[Recorded]:
-    """Return the flows recorded in the two sets ``name``, or none without niso's tables."""
+    """Return the flows that the rules have recorded in two sets, such as ``seen4`` and ``seen6``
+    for the name ``seen``. Without niso's tables the list is empty.
+    """
     return [
         flow
         for set_ in (f"{name}4", f"{name}6")
@@ -82,7 +84,7 @@ def recorded(name: str) -> list[Recorded]:
 
 
 def missed() -> dict[str, int]:
-    """Return by set how many new flows were not recorded because the set was full."""
+    """Return for each set how many new flows were not recorded because the set was full."""
     return {name: _count(*place) for name, place in _MISSED.items()}
 
 

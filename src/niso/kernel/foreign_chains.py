@@ -41,7 +41,8 @@ class Chain(NamedTuple):
 
 
 class RegisterLoad(NamedTuple):
-    """An expression that loads a value into a register. Registers are byte offsets in all classes.
+    """An expression of a rule that loads a value into a register. Here and in the classes below, a
+    register is given by its byte offset.
 
     The value is "meta" or "ct" number ``key``, or ``length`` bytes from ``offset`` of the "payload"
     header ``key`` (NFT_PAYLOAD_*_HEADER).
@@ -55,7 +56,7 @@ class RegisterLoad(NamedTuple):
 
 
 class Mask(NamedTuple):
-    """An expression that sets the register ``target`` to ``source`` & ``mask`` ^ ``xor``."""
+    """A rule's expression that sets the register ``target`` to ``source`` & ``mask`` ^ ``xor``."""
 
     source: int
     target: int
@@ -64,7 +65,7 @@ class Mask(NamedTuple):
 
 
 class Between(NamedTuple):
-    """An expression that matches if ``register`` is in a range. An empty bound is no limit."""
+    """A rule's expression that matches if ``register`` is in a range. An empty bound is open."""
 
     register: int
     first: bytes
@@ -73,7 +74,7 @@ class Between(NamedTuple):
 
 
 class Lookup(NamedTuple):
-    """An expression that matches if the set ``name`` contains the value in ``register``."""
+    """A rule's expression that matches if the set ``name`` contains the value in ``register``."""
 
     name: str
     register: int
@@ -253,8 +254,8 @@ def _expression(name: str, fields: dict[int, bytes]) -> Expression | None:
 
 
 def _load(source: str, fields: dict[int, bytes]) -> Expression | None:
-    """Parse an expression of type meta, ct or payload from its register (1) and field (2). Returns
-    None for an expression without a register, which sets the field instead.
+    """Parse an expression of type meta, ct or payload. Returns None for an expression that writes
+    the packet's field instead of loading it into a register.
     """
     if 1 not in fields:
         return None

@@ -70,7 +70,7 @@ _VIRTUAL = ("veth", "tun", "vxlan")
 
 
 def engine_prefixes() -> list[tuple[Network, str]]:
-    """Return (prefix, bridge) for foreign bridges to which only containers or VMs are connected.
+    """Return (prefix, bridge) for other programs' bridges that connect only containers or VMs.
 
     A bridge with a port of another kind, or with a default route, connects the host to a network of
     other machines.
@@ -122,8 +122,8 @@ def receiving6() -> list[str]:
 
 
 def not_forwarding() -> dict[str, set[str]]:
-    """Return the foreign interfaces that are up and do not forward IPv4 although the host does. The
-    dict maps their names to their IPv4 addresses (ip-sysctl.rst, conf/interface/forwarding).
+    """Return other programs' interfaces that are up and do not forward IPv4 although the host does.
+    The dict maps their names to their IPv4 addresses (ip-sysctl.rst, conf/interface/forwarding).
     """
     if proc_sys.read("net/ipv4/ip_forward") != "1":
         return {}

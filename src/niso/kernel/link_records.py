@@ -355,12 +355,14 @@ _parms = struct.Struct("=12s12sIII")  # tc_tbf_qopt: rate, peak rate, limit, buf
 
 
 def burst(rate: int) -> int:
-    """Return how many bytes may pass at once at a rate in bytes per second: 20 ms of the rate."""
+    """Return how many bytes may pass at once at a rate in bytes per second: those of 20 ms, and at
+    least 32 KiB.
+    """
     return max(rate // 50, _LEAST_BURST)
 
 
 def limit(rate: int) -> int:
-    """Return how many bytes may queue at a rate in bytes per second: the burst, and 50 ms."""
+    """Return how many bytes may queue at a rate in bytes per second: the burst and 50 ms more."""
     return rate // 20 + burst(rate)
 
 
@@ -429,7 +431,9 @@ _ifreq = struct.Struct("=16si20x")
 
 
 def of_links(names: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Return the counters `TRAFFIC` of interfaces by name, if they exist. Raises KernelError."""
+    """Return the traffic counters (`TRAFFIC`) of those interfaces that exist, by interface name.
+    Raises KernelError.
+    """
     indexes = _indexes(names)
     if not indexes:
         return {}

@@ -41,7 +41,8 @@ _ndt_stats = struct.Struct("=80xQ")  # ten other counters, ndts_table_fulls
 
 
 class Table(NamedTuple):
-    """How full the neighbour table of a family is, which the host shares with all services.
+    """The fill level of the neighbour table of an address family. The host shares the table with
+    all services.
 
     ``most`` is net.ipv{4,6}.neigh.default.gc_thresh3. When the table has so many entries, a new
     neighbour is refused with ENOBUFS (neigh_alloc, net/core/neighbour.c). Permanent entries and
@@ -157,7 +158,7 @@ def add_fdb_entry(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
 
 
 def take(bridge_index: int, mac: str) -> Message:
-    """Return the message that adds a bridge's entry by which frames to its MAC are for the host."""
+    """Return the message that makes a bridge pass frames to its own MAC to the host."""
     body = _ndmsg.pack(_AF_BRIDGE, bridge_index, _PERMANENT, _SELF, 0) + _mac(mac)
     what = f"add the forwarding entry of {mac} for bridge {bridge_index} itself"
     return Message(what, _NEWNEIGH, netlink.CREATE | netlink.REPLACE, body)

@@ -161,7 +161,7 @@ def several(data: bytes, kind: int | None = None) -> Iterator[bytes]:
 
 
 def parse_reply[T](what: str, parse: Callable[[bytes], T], answer: bytes) -> T:
-    """Return the result of ``parse`` for an answer. Raises KernelError if this is malformed."""
+    """Return the result of ``parse`` for an answer. Raises KernelError for a malformed answer."""
     try:
         return parse(answer)
     except MALFORMED as error:
@@ -412,7 +412,7 @@ class Netlink:
         return replies
 
     def _drain(self) -> None:
-        """Discard the rest of an abandoned list. Later messages of the list have an old number."""
+        """Discard the rest of an abandoned list. Its later messages have an old sequence number."""
         with contextlib.suppress(OSError):
             while self._socket.recv(_BUFFER, socket.MSG_DONTWAIT):
                 pass

@@ -92,7 +92,9 @@ def marked(pid: int) -> str:
 
 
 def attach(name: str, pid: int, alias: str) -> None:
-    """Give the network namespace of a process its name back. Its ``lo`` must have ``alias``."""
+    """Name the network namespace of a process ``name`` again. Its ``lo`` must have the alias
+    ``alias``, which marks the namespace as niso's.
+    """
     path = _path(name)
     what = f"name the network namespace of process {pid} '{name}'"
     if exists(name):
@@ -185,11 +187,11 @@ def names() -> list[str]:
 
 
 def own_names() -> list[str]:
-    """Return the names in /run/netns that namespaces created by niso can have, sorted.
+    """Return the sorted names in /run/netns of namespaces that niso may have created.
 
-    The alias of ``lo`` is not enough: a program with NET_ADMIN can give the ``lo`` of its container
-    any alias. A namespace to which one of niso's symbolic links leads is an attachment, whatever
-    its name.
+    The alias of ``lo`` is not enough to recognise such a namespace: a program with NET_ADMIN can
+    give the ``lo`` of its container any alias. A namespace to which one of niso's symbolic links
+    leads is an attachment, whatever its name.
     """
     attached = {_inode(name) for name in symlinks()}
     return [
@@ -283,7 +285,7 @@ def pin(name: str, path: str, cookies: Collection[int]) -> int:
 
 
 def unpin() -> None:
-    """Undo all `pin` calls. The open descriptor of a pinned namespace would keep it alive."""
+    """Undo all `pin` calls, because the open descriptor of a namespace would keep it alive."""
     for name in list(_pins):
         _release(name)
 

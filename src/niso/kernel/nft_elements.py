@@ -144,7 +144,7 @@ def _limit(expression: dict[int, bytes]) -> Atoms:
 
 
 def pack_range(kind: int, atom: Any) -> tuple[bytes, bytes]:
-    """Encode a field of a key as (first value, last value). Both are equal if it is no range."""
+    """Encode a field of a key as its first and last value, which are equal if it is no range."""
     width, pack, _ = _CODECS[kind]
     if kind in _RANGES:
         return pack(atom[0]), pack(atom[1])
@@ -317,7 +317,9 @@ class Nfnetlink(netlink.Netfilter):
         return None
 
     def get(self, wanted: Iterable[tuple[Header, Atoms]]) -> dict[Atoms, Element]:
-        """Return those elements that exist, by `Element.key`. ``wanted`` has (set or map, key)."""
+        """Return the requested elements that exist, by `Element.key`. ``wanted`` are pairs (set or
+        map, fields of the key).
+        """
         result: dict[Atoms, Element] = {}
         for chunk in itertools.batched(wanted, _CHUNK):
             asked = [(header, key, *_pack_key(header, key)) for header, key in chunk]
@@ -426,8 +428,9 @@ def _bounds(answer: bytes) -> list[_Bound]:
 
 
 def _intervals(header: Header, bounds: Iterable[_Bound]) -> list[Element]:
-    """Convert bounds to elements with intervals of one field. The kernel omits the end of an
-    interval where the next one starts, and after the highest number.
+    """Convert the starts and ends of intervals, as the kernel lists them for sets with one field,
+    to elements. The kernel omits the end of an interval where the next one starts, and after the
+    highest number.
     """
     result = []
     ordered = sorted(bounds, key=lambda bound: bound[:2])
@@ -533,7 +536,9 @@ def about(table: str, name: str) -> bytes:
 
 
 def _chunks(edits: Iterable[Edit]) -> Iterator[tuple[bool, Header, list[bytes]]]:
-    """Group edits of one set up to a size. Yields (whether they add, the set, packed elements)."""
+    """Group edits of one set up to a size. Yields (whether the edits add, the set, packed
+    elements).
+    """
     for (verb, place), group in itertools.groupby(
         edits, lambda edit: (edit.verb, edit.element[:2])
     ):
@@ -709,7 +714,9 @@ class Element(NamedTuple):
 
     @property
     def value_text(self) -> str:
-        """Return the value or limit in nft's syntax; for an audit period, its problem or ""."""
+        """Return the value or rate limit in nft's syntax. For an audit period, return what is wrong
+        with its timeout, or "".
+        """
         if self.ends:
             return " ".join(self.value[2:])
         if not self.value:

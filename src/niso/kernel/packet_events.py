@@ -53,7 +53,7 @@ _FRAGMENT = 44
 
 
 class Logged(NamedTuple):
-    """A logged packet."""
+    """A packet that an nftables rule has logged."""
 
     time: float  # in seconds since 1970
     prefix: str  # the log prefix of the rule
@@ -81,7 +81,9 @@ class Nflog(netlink.Netlink):
             raise
 
     def read(self) -> list[Logged] | None:
-        """Wait for packets and return them, or None if some were lost for want of time."""
+        """Wait for packets and return them. Returns None if some were lost because the caller read
+        too slowly.
+        """
         what = "read logged packets"
         replies = self.notices(what)
         if replies is None:
@@ -176,7 +178,9 @@ def _ends(packet: bytes) -> tuple[str, str, int | None, str] | None:
 
 
 def _upper(packet: bytes) -> tuple[int, int, bool]:
-    """Return (protocol, offset, whether it is no later fragment) of an IPv6 packet's payload."""
+    """Return the protocol and offset of an IPv6 packet's payload, and False if the packet is a
+    fragment other than the first.
+    """
     number, offset, first = packet[6], 40, True
     while offset + 8 <= len(packet):
         if number == _FRAGMENT:

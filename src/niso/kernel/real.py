@@ -157,7 +157,9 @@ class Kernel:
             ]
 
     def marked_netns(self) -> dict[str, str]:
-        """Return {name: alias of ``lo``} of the namespaces that niso created for any folder."""
+        """Return {name: alias of ``lo``} of the network namespaces that niso created for any state
+        folder.
+        """
         marked = {}
         for name in netns.own_names():
             with inside(name), Rtnl() as rtnl:
@@ -167,7 +169,9 @@ class Kernel:
         return marked
 
     def marked_names(self) -> list[str]:
-        """Return niso's names for other programs' namespaces (`netns.dead_names`)."""
+        """Return the symbolic links in /run/netns that niso made to namespaces of other programs
+        (`netns.dead_names`).
+        """
         with self:
             links = self._sockets.here().links()
         marked = {(link.peer_index, link.index) for link in links if is_marked(link.alias)}
@@ -282,7 +286,9 @@ class Kernel:
     socket_holder = staticmethod(sockets.holder)
 
     def foreign_nat(self) -> dict[str, int]:
-        """Return the number of IPv4 SNAT rules in each foreign chain "FAMILY TABLE CHAIN"."""
+        """Return the number of IPv4 SNAT rules in each chain of another program ("FAMILY TABLE
+        CHAIN").
+        """
         with self.foreign_chains() as source:
             return source.nat4()
 
@@ -293,7 +299,7 @@ class Kernel:
 
 
 class Writer:
-    """A list of steps to execute, and the sockets that their kinds need for this.
+    """A list of steps to execute, with the sockets through which they are written.
 
     With the list ``ending``, veth pairs whose namespace is deleted too are only detached from their
     bridge, and their names are added to the list.
@@ -342,7 +348,7 @@ class Writer:
 
     @staticmethod
     def existing(index: int | None, link: str) -> int:
-        """Return the index of an interface. Raises KernelError if it is None: no such interface."""
+        """Return ``index``. Raises KernelError if it is None: the interface ``link`` is missing."""
         if index is None:
             raise KernelError(f"link {link!r} does not exist", "niso net repair", errno.ENODEV)
         return index

@@ -538,7 +538,9 @@ def add(rtnl: Rtnl, link: str, family: int) -> None:
 
 
 def delete(rtnl: Rtnl, link: str, family: int, drift: str = "") -> None:
-    """Delete niso's routing rules of a bridge whose difference from niso's own is ``drift``."""
+    """Delete those of niso's routing rules of a bridge that differ from the desired rule as
+    ``drift`` describes. The drift "" selects rules that do not differ.
+    """
     what = f"delete the routing rule of '{link}'"
     for *rule, body in of_niso(rtnl, family):
         if rule == [link, drift]:

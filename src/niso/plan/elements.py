@@ -84,7 +84,7 @@ def wire(port: int) -> Element:
 
 
 def sealed(port: int) -> Element:
-    """Return the element that drops VXLAN packets to this UDP port if WireGuard is bypassed."""
+    """Return the element that accepts VXLAN packets to this UDP port only through WireGuard."""
     return Element(INET, "sealed", (port,))
 
 
@@ -189,8 +189,9 @@ The value says whether keys have the host's address after the bridge, before pro
 
 
 def published(service: str, port: PortMapping, addresses: Iterable[str]) -> list[Element]:
-    """Return the elements of a published port or range, for the service's addresses of the families
-    of the host address. A range whose host ports equal the service's ports is a single element.
+    """Return the elements that translate a published port or range to the service's ``addresses``.
+    Addresses of a family that the host address does not have are ignored. A range whose host ports
+    equal the service's ports is a single element.
     """
     elements = []
     single = not port.is_wide

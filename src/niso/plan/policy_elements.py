@@ -124,9 +124,9 @@ class _Direction(NamedTuple):
     def of_ports(
         self, single: str, ranged: str, key: Atoms, found: Iterable[_Ports]
     ) -> Iterator[Element]:
-        """Yield one element for each range of ports. The element of a single port is in the part of
-        the policy that is called ``single``, and the element of several ports in the part
-        ``ranged``.
+        """Yield one element for each range of ports in ``found``. ``single`` and ``ranged`` are the
+        parts of the policy, such as "port" and "ports", for elements of a single port and of
+        several ports.
         """
         for proto, first, last, decision in found:
             part = single if first == last else ranged
@@ -281,7 +281,8 @@ def _directions(policed: Policed, own: str) -> list[_Direction]:
 
 class _Entries:
     """The entries of one direction of a policy, indexed by peer. Entries are numbered by their
-    position in ``all``. Methods raise OverflowError after ``most`` pairs of an entry and a peer.
+    position in ``all``. Methods raise OverflowError if more than ``most`` pairs of an entry and a
+    peer have been handled.
     """
 
     def __init__(self, direction: _Direction, meaning: _Meaning, most: int | None = None) -> None:
@@ -511,7 +512,7 @@ def _table(direction: _Direction, entries: list[Entry]) -> _Table:
 
 
 def _decision(direction: _Direction, entries: list[Entry], proto: str) -> Decision:
-    """Return the decision on a protocol without ports, or on those without an entry ("")."""
+    """Return the decision on a protocol without ports. "" means all that no entry names."""
     for entry in entries:
         if entry.proto in ("", proto) and (entry.first, entry.last) == ALL_PORTS:
             return direction.of(entry)
@@ -546,11 +547,12 @@ def _by_port(direction: _Direction, entries: list[Entry], proto: str) -> _Runs:
 
 
 def _deviations(table: _Table, family: int, wider: _Table | None = None) -> list[_Ports]:
-    """Return the ports (protocol, first, last, decision) whose decision is not ``table.base``.
+    """Return the ports (protocol, first, last, decision) whose decision is not the expected one.
 
-    If ``wider`` is given, the decisions on a wider peer, the rules look there next. A port is then
-    compared with the decision of ``wider``, if that differs from ``wider.base``. The same verdict
-    by another manifest entry also counts as different, so that each entry has its counter.
+    The expected decision is ``table.base``. The table ``wider`` of a wider peer is what the rules
+    look up next: if it is given and its decision on a port differs from ``wider.base``, then that
+    decision is expected. The same verdict by another manifest entry also counts as different, so
+    that each entry has its counter.
     """
     result: list[_Ports] = []
     expected = table.base

@@ -199,7 +199,9 @@ class Member(NamedTuple):
 
 
 class Policed(NamedTuple):
-    """An active service with its policy. With ``only``, just these peers get elements."""
+    """An active service with its policy. If ``only`` is set, elements are computed only for peers
+    with these addresses.
+    """
 
     service: str
     addresses: tuple[str, ...]  # the service's own addresses

@@ -52,7 +52,7 @@ class Volume(NamedTuple):
 
 
 class DeploySpec(NamedTuple):
-    """How a service with a service address runs its instances, and replaces them in a deploy."""
+    """The settings by which a service with a service address runs and replaces its instances."""
 
     replicas: int
     update: Literal["start-first", "stop-first"]
@@ -179,7 +179,7 @@ class ServiceSpec(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """What identifies a file of the host: stat(2) when the service was activated, and the boot."""
+    """The identity of a file of the host (stat(2)) at the time when a service was activated."""
 
     device: int
     inode: int  # the inode number of a folder; 0 for any other file

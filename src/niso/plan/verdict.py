@@ -557,7 +557,7 @@ Holder = tuple[KnownService, str]
 
 
 def holder_of(context: PolicyContext, address: str) -> Holder | None:
-    """Return the service that has an address, and the network of the address, or None."""
+    """Return the service that has an address, with the network of the address, or None."""
     for known in context.services.values():
         for endpoint in known.endpoints:
             if address in endpoint.addresses:

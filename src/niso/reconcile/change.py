@@ -130,8 +130,8 @@ class change:
             self._carry_out(planned)
 
     def _planned(self) -> Plan:
-        """Return the plan, and report its steps in a dry run. Raises Conflict if a foreign object
-        has a required name.
+        """Return the plan, and report its steps in a dry run. Raises Conflict if an object of
+        another program has a name that niso needs.
         """
         kernel, store, before = self._kernel, self._store, self._before | self._doubt
         planned = plan(kernel, store, self.scope, before, trusting=not self._dry_run)
@@ -265,7 +265,7 @@ def plan(
     ``trusting``, nftables map elements that are new in the store are assumed to be missing in the
     kernel, which refuses an element that exists with another value. ``closed`` are routes and
     namespaces to leave out, because a step for them has failed. Raises KernelError, and Conflict if
-    a foreign object has a required name.
+    an object of another program has a name that niso needs.
     """
     snapshot = store.snapshot(scope)
     every = _desired(kernel, snapshot, before)
@@ -399,7 +399,7 @@ def _of(want: State, touched: State) -> State:
 
 
 def _left(want: State, candidates: State, have: State) -> list[AnyStep]:
-    """Return the steps that are still needed after a change to the actual state ``have``."""
+    """Return the steps that are still needed if a change has led to the kernel's state ``have``."""
     return diff(want, State.of_kinds(lambda kind: kind.to_verify(have, want, candidates)))
 
 
@@ -539,9 +539,10 @@ def compare(
 ) -> tuple[list[AnyStep], State, State, Foreign]:
     """Compare all of niso's objects in the kernel with the rows of the store. Nothing is changed.
 
-    Returns the steps that a repair would take, the desired state, the actual state, and a Conflict
-    for each foreign object that has a required name. Neither state contains these objects or what
-    depends on them. ``closed`` maps the objects to leave out, as in `plan`, to the error of each.
+    Returns the steps that a repair would take, the desired state, the actual state, and the
+    conflicts: other programs' objects with names that niso needs. Neither state contains these
+    objects or what depends on them. ``closed`` maps the objects to leave out, as in `plan`, to the
+    error of each.
     """
     foreign: Foreign = {}
     every = desired_now(kernel, store, ALL)
@@ -590,9 +591,9 @@ def _in(obj: KernelObject, spaces: Container[object]) -> bool:
 def repair(kernel: Kernel, store: Store, report: Report = silent) -> list[AnyStep]:
     """Repair all differences that `compare` finds, and return the steps that were taken.
 
-    A second call takes no step. The caller must have niso's lock. Raises KernelError. If foreign
-    objects have required names, all other repairs are made first, and an ErrorGroup with a Conflict
-    for each of these objects is raised.
+    A second call takes no step. The caller must have niso's lock. Raises KernelError. If other
+    programs' objects have names that niso needs, all other repairs are made first, and then an
+    ErrorGroup with a Conflict for each of these objects is raised.
     """
     closed: dict[object, KernelError] = {}
     while True:

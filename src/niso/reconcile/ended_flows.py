@@ -41,11 +41,11 @@ NO_STATE = State()
 
 
 def clear(kernel: Kernel, want: State) -> int:
-    """Delete the recorded flows whose NAT differs from the NAT that the desired state requires.
+    """Delete the tracked flows whose NAT differs from the NAT that the desired state requires.
 
     ``want`` is the desired state of all services. Returns the number of deleted flows. TCP flows in
-    which both ends have sent packets stay, because they are connections to the host that answers.
-    The search is repeated, because packets in transit may create new flows. Raises KernelError.
+    which both ends have sent packets stay, because their server has answered. The search is
+    repeated, because packets in transit may create new flows. Raises KernelError.
     """
     is_stray = _judge(want, {address.partition("/")[0] for address in kernel.host_addresses()})
     ended = 0
@@ -234,7 +234,7 @@ def cut(kernel: Kernel, store: Store, services: Iterable[str]) -> int:
 
 
 def _allowed(context: PolicyContext, flow: Tracked) -> bool:
-    """Return whether the policies of both services of a flow allow it, whatever is published."""
+    """Return whether the sender's and the receiver's policies allow a flow, published or not."""
     egress, ingress = verdict.evaluate(
         context, flow.source, flow.answers_from, flow.served_port, flow.proto
     )

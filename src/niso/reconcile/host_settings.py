@@ -127,8 +127,8 @@ def forget(store: Store) -> None:
 
 
 def put_back(kernel: Kernel, store: Store) -> None:
-    """Restore all recorded sysctls after the last deactivation, and delete the records. Raises
-    KernelError.
+    """Restore all recorded sysctls, and delete the records. The caller must make sure that no
+    service is active. Raises KernelError.
     """
     for name, value in to_put_back(kernel, store.sysctls_before()):
         kernel.set_sysctl(name, value)

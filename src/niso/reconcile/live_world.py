@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 
 def read_world(kernel: Kernel, store: Store) -> PolicyContext:
-    """Return the services, networks and addresses that policies refer to. Raises KernelError."""
+    """Return the services, networks and addresses against which policies are evaluated. Raises
+    KernelError.
+    """
     services = {}
     now = time.time()
     # in a policy, the name of a service means its instances
@@ -156,7 +158,7 @@ class Term(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The end of the audit, in words that can follow "until" in a message."""
+        """Return the end of the audit in words that can follow "until" in a message."""
         return "the manifest ends it" if self.until == NEVER else local_time_text(self.until)
 
 

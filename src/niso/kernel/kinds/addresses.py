@@ -40,7 +40,9 @@ class Address(NamedTuple):
 
 
 def ipv6_losses(obj: Address | Route | PermanentNeighbour) -> tuple[str, ...]:
-    """Return the conditions under which an interface loses its IPv6 objects."""
+    """Return the conditions that would explain why the kernel has dropped an IPv6 object: its
+    interface is down, or IPv6 is disabled. `Kind.conditions` returns such conditions.
+    """
     link = f"link /{obj.netns}/{obj.link}"
     return (f"link /{obj.netns}/all without IPv6", f"{link} down", f"{link} without IPv6")
 
@@ -54,8 +56,8 @@ class _Addresses(Kind[Address], of=Address):
         return (obj.link,)
 
     def parent_name(self, obj: Address) -> str:
-        """Return the parent name of IPv4 objects on the interface. An interface that loses its last
-        IPv4 address also loses its IPv4 neighbour entries and routes.
+        """Return the name by which IPv4 routes and neighbour entries depend on this address: an
+        interface loses them with its last IPv4 address. The name is "" for an IPv6 address.
         """
         return "" if ":" in obj.address else f"link /{obj.netns}/{obj.link} IPv4"
 
@@ -80,7 +82,9 @@ class _Addresses(Kind[Address], of=Address):
         return f"address {obj.address} on {obj.link}{in_netns(obj.netns)}"
 
     def causes(self, obj: Address, actual: Address | None) -> tuple[str, ...]:
-        """Return why an address is missing or differs: the interface is down, or has no IPv6."""
+        """Return the conditions that would explain why an address is missing or differs: its
+        interface is down, or IPv6 is disabled.
+        """
         if ":" in obj.address:
             return ipv6_losses(obj)
         return (f"link /{obj.netns}/{obj.link} down",) if actual is not None else ()

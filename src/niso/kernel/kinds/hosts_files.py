@@ -358,9 +358,9 @@ class _HostsFiles(Kind[HostsFile], of=HostsFile):
         return super().missing(obj)
 
     def read(self, space: Space, objects: Collection[HostsFile]) -> Iterable[HostsFile]:
-        """Yield the hosts files that exist. If everything is read, damaged files are left out, so
-        that they are written again: those with a malformed line, and those that some users cannot
-        read.
+        """Yield the hosts files that exist. If all of niso's objects are read, damaged files are
+        left out, so that they are written again: files with a malformed line, or not readable for
+        all users.
         """
         everything = space.reading.everything
         for folder in folders() if everything else {file.folder for file in objects}:

@@ -179,7 +179,9 @@ class Kind(Generic[T]):
         return tuple(name.format(obj) for name in self.parents_format)
 
     def dependencies(self, obj: T) -> tuple[str, ...]:
-        """Return the parents that must exist and be niso's before the object can be created."""
+        """Return the namespaces, interfaces and tables (parents) that must exist and be niso's
+        before the object can be created.
+        """
         return self.parents(obj)
 
     def guards(self, obj: T) -> Iterable[Element]:
@@ -222,8 +224,8 @@ class Kind(Generic[T]):
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         """Return the steps from the actual state ``have`` to the desired state ``want`` for this
-        kind. Objects in the parents ``disappearing`` need no step, because they are deleted with
-        the parent.
+        kind. ``disappearing`` names the namespaces, interfaces and tables that the change deletes.
+        Objects in them need no step.
         """
         made: list[AnyStep] = []
         deleted: list[AnyStep] = []
@@ -246,7 +248,7 @@ class Kind(Generic[T]):
 
     def to_verify(self, have: State, want: State, candidates: State) -> frozenset[T]:
         """Return the existing objects of this kind that must be as desired after a change. ``have``
-        is the state read after the change, ``candidates`` has all objects that the change
+        is the state read after the change. ``candidates`` are all objects that the change
         concerned.
         """
         return have[self.type]
@@ -256,7 +258,9 @@ class Kind(Generic[T]):
         return Finding("missing", self.noun(obj))
 
     def causes(self, obj: T, actual: T | None) -> tuple[str, ...]:
-        """Return the `conditions` that explain why an object differs, or is missing (None)."""
+        """Return the conditions that would explain why the object differs from ``actual``, or is
+        missing if ``actual`` is None. `conditions` returns such conditions.
+        """
         return ()
 
     def conditions(self, obj: T, actual: T) -> Iterable[str]:
@@ -288,7 +292,7 @@ class Kind(Generic[T]):
 
     def claimed(self, reading: Reading) -> Iterable[T]:
         """Return the objects of this kind in the kernel that have this state folder's mark. They
-        are added to the objects to read if everything of niso's is read.
+        are read, desired or not, if all of niso's objects are read.
         """
         return ()
 
@@ -306,13 +310,13 @@ class Kind(Generic[T]):
 
         The method is called for one namespace after another, and in each for the kinds in `ORDER`.
         Some kinds also return other objects on the same interfaces. Raises KernelError, and
-        Conflict if an object is foreign.
+        Conflict if an object with this name is another program's.
         """
         raise NotImplementedError(f"{type(self).__name__}.read")
 
     def leftovers(self, reading: Reading) -> Iterable[T]:
         """Return this state folder's objects that `read` has not returned. The method is called
-        only if everything of niso's is read.
+        only if all of niso's objects are read.
         """
         return ()
 
@@ -372,7 +376,7 @@ KINDS: list[Kind[Any]] = []
 """The kinds whose modules are loaded, in `ORDER`. A State contains only objects of these kinds."""
 
 Foreign = dict[str, Conflict]
-"""Maps the name of each foreign interface or namespace in niso's way to the Conflict to report."""
+"""Maps the names of other programs' interfaces and namespaces in niso's way to their Conflicts."""
 
 _NONE: frozenset[Any] = frozenset()
 
@@ -442,8 +446,8 @@ class State:
 
 class Space:
     """A network namespace from which a State is read, with a cache of the kernel's answers. The
-    name "" is the host's own. If everything is read, all interfaces and addresses are listed at
-    once.
+    name "" is the host's own. If all of niso's objects are read, all interfaces and addresses are
+    listed at once.
     """
 
     def __init__(self, reading: Reading, name: str, objects: dict[type, Collection[Any]]) -> None:
@@ -497,7 +501,8 @@ class Space:
 
     def own_link(self, name: str) -> Link | None:
         """Return the network interface with this name if it belongs to this state folder, or None.
-        A foreign interface is recorded as a Conflict, or raises Conflict if none are recorded.
+        For an interface of another program, a Conflict is recorded, or raised if conflicts are not
+        recorded.
         """
         link = self.link(name)
         if link is None or link.alias == self.reading.alias:
@@ -515,8 +520,8 @@ class Space:
 
     @cached_property
     def links_of_concern(self) -> list[Link]:
-        """Return the network interfaces that requested objects are on. If everything is read, all
-        of niso's bridges and all veth interfaces in services are included.
+        """Return the network interfaces that requested objects are on. If all of niso's objects are
+        read, all of its bridges and all veth interfaces in services are included.
         """
         names = {
             name
@@ -593,7 +598,7 @@ class Reading:
         return self._present.get(kind, ())
 
     def note_foreign(self, name: str, error: Conflict) -> None:
-        """Record the Conflict for a foreign object, or raise it if conflicts are not recorded."""
+        """Record a Conflict with another program, or raise it if conflicts are not recorded."""
         if self.foreign is None:
             raise error
         self.foreign[name] = error
@@ -671,7 +676,9 @@ def _same[T: KernelObject](objects: Collection[T], present: Iterable[T]) -> froz
 
 
 def _asked(kind: Kind[Any], present: Iterable[Any], objects: Collection[Any]) -> list[Any]:
-    """Return the objects in ``present`` that were requested on the interface that they are on."""
+    """Return the objects read, ``present``, that were requested. An object of a kind that is read
+    by interface must have been requested on the same interface.
+    """
     keys = {(obj.key(), kind.links(obj)) for obj in objects}
     by_name = {obj.key() for obj in objects if not kind.is_read_by_link}
     return [obj for obj in present if obj.key() in by_name or (obj.key(), kind.links(obj)) in keys]

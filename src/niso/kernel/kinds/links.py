@@ -273,7 +273,9 @@ class _Veths(Kind[Veth], of=Veth):
         )
 
     def to_verify(self, have: State, want: State, candidates: State) -> frozenset[Veth]:
-        """Leave out the pairs of deleted namespaces, because the kernel deletes them later."""
+        """Return the existing pairs, except those of deleted namespaces, which the kernel deletes
+        later.
+        """
         stays = {space.name for space in want[Netns]} | {name.name for name in want[NetnsName]}
         dying = {veth.name for veth in candidates[Veth] if veth.netns not in stays}
         dying -= {veth.name for veth in want[Veth]}
@@ -302,7 +304,9 @@ class _Veths(Kind[Veth], of=Veth):
         return super().describe_field(field, wanted, shown)
 
     def read(self, space: Space, objects: Collection[Veth]) -> Iterable[Veth]:
-        """Read both ends of the requested pairs, or only the host's end without the namespace."""
+        """Read both ends of the requested pairs. If the namespace is missing or foreign, only the
+        host's end is read.
+        """
         if not objects:
             return
         host = space.reading.host
@@ -349,7 +353,9 @@ class _Veths(Kind[Veth], of=Veth):
             yield _pair(link, name, [far], names.get(link.master, ""))
 
     def batch(self, step: Step[Veth], writer: Writer) -> Hashable:
-        """Group deletions: the kernel waits about 20 ms for RCU, for one pair or for many."""
+        """Return a key that groups deletions of pairs. The kernel waits about 20 ms for RCU,
+        whether it deletes one pair or many.
+        """
         if step.action != "delete":
             return None
         return "detach" if step.obj.netns in writer.detached else "delete"

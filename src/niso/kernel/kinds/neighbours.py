@@ -59,9 +59,9 @@ class _PermanentNeighbours(Kind[PermanentNeighbour], of=PermanentNeighbour):
         return f"neighbour entry {obj.address} on {obj.link}{in_netns(obj.netns)}"
 
     def causes(self, obj: PermanentNeighbour, actual: PermanentNeighbour | None) -> tuple[str, ...]:
-        """Return the conditions under which the kernel drops the neighbour entries of an interface.
+        """Return the conditions that would explain why the kernel has dropped a neighbour entry.
 
-        IPv4 entries are dropped with its last IPv4 address (fib_disable_ip,
+        IPv4 entries are dropped with the last IPv4 address of the interface (fib_disable_ip,
         net/ipv4/fib_frontend.c), and all entries when its MAC changes or ARP is switched on or off
         (neigh_changeaddr).
         """
@@ -73,8 +73,8 @@ class _PermanentNeighbours(Kind[PermanentNeighbour], of=PermanentNeighbour):
         self, space: Space, objects: Collection[PermanentNeighbour]
     ) -> Iterable[PermanentNeighbour]:
         """Read the requested entries. With ``strays``, all permanent entries of services'
-        interfaces are read; those of bridges, which many services share, only if everything of
-        niso's is read.
+        interfaces are read. Those of bridges, which many services share, are all read only if all
+        of niso's objects are.
         """
         reading = space.reading
         if reading.everything or (space.name and reading.strays):
@@ -122,7 +122,7 @@ def _links(space: Space) -> list[Link]:
 
 
 class Neighbour(NamedTuple):
-    """A foreign static forwarding entry, by which a bridge sends frames for a MAC to a port."""
+    """A static forwarding entry of another program: a bridge sends frames for a MAC to a port."""
 
     link: str
     mac: str

@@ -149,7 +149,7 @@ class _Elements(Kind[Element], of=Element):
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
     ) -> frozenset[Element]:
-        """Leave out the desired elements of audit periods that have ended or are about to end."""
+        """Return the desired elements, except those of audit periods that have ended or soon do."""
         now = time.time()
         return frozenset(
             e for e in want[Element] if not e.ends or policy_rules.is_wanted(e.value, now)

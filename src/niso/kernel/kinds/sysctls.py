@@ -73,7 +73,9 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
     ) -> frozenset[Sysctl]:
-        """Leave out IPv6 sysctls on a kernel without IPv6, and those of disappearing interfaces."""
+        """Return the desired sysctls that can be set. Sysctls of IPv6 on a kernel without IPv6, and
+        of bridges that the change deletes, are left out.
+        """
         made = {bridge.name for bridge in want[Bridge]}
         going = {bridge.name for bridge in before[Bridge]} - made if before is not None else set()
         has_ipv6 = sysctl(FORWARDING6) is not None
@@ -151,7 +153,9 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
         return present
 
     def batch(self, step: Step[Sysctl], writer: Writer) -> Hashable:
-        """Group the sysctls of one namespace, so that it is entered only once."""
+        """Return the namespace of a sysctl, so that all sysctls of a namespace are written together
+        and the namespace is entered only once.
+        """
         return step.obj.netns
 
     def write(self, writer: Writer, steps: Sequence[Step[Sysctl]]) -> None:

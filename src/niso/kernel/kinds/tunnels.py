@@ -496,7 +496,9 @@ class _WireGuards(Kind[WireGuard], of=WireGuard):
         )
 
     def blocking(self, want: State, have: State) -> frozenset[WireGuard]:
-        """Return existing interfaces of another form: the kernel has gained or lost WireGuard."""
+        """Return the existing interfaces whose form, `KERNEL` or `USERSPACE`, is not the desired
+        one, because the kernel has gained or lost WireGuard.
+        """
         forms = {link.name: link.form for link in want[WireGuard]}
         return frozenset(
             link for link in have[WireGuard] if forms.get(link.name, link.form) != link.form
