@@ -108,7 +108,7 @@ def activate(
 def foreseen(
     machine: Machine, targets: list[Target], stack: StackMembership = NO_STACK
 ) -> tuple[PolicyContext, PolicyContext]:
-    """Return the services and networks seen by policies before, and those after, an activation."""
+    """Return the services and networks that policies would see before and after an activation."""
     worlds: list[PolicyContext] = []
     observe = lambda: worlds.append(read_world(machine.kernel, machine.store))  # noqa: E731
     _planned(machine, targets, stack, silent, observe)
@@ -162,7 +162,7 @@ def _locked(
 
 
 def _rollouts(machine: Machine, targets: list[Target]) -> list[Rollout]:
-    """Return which instances to replace, for each target that has a service address."""
+    """Return which instances to replace, for each service that has a service address."""
     fronts = [target for target in targets if target.spec.is_front]
     if not fronts:
         return []
@@ -230,7 +230,7 @@ class _Activation:
 
     # --- the steps, in order ------------------------------------------------------------------
     def copy_packages(self) -> None:
-        """Copy changed packages. Intents are recorded first: recovery then deletes the copies."""
+        """Copy changed packages. Record intents first, so that recovery would delete the copies."""
         fresh = self._fresh()
         begin(self._store, [target.name for target, _ in fresh], "activate")
         for target, files in fresh:
@@ -251,7 +251,7 @@ class _Activation:
         )
 
     def stop_leaving(self) -> None:
-        """Stop the services that leave the stack, unless the new rows are refused."""
+        """Stop services that are no longer in the stack's file, unless the new rows are refused."""
         self._find_leaving()
         if self._leaving:
             # detect conflicts before anything is stopped
@@ -337,7 +337,7 @@ class _Activation:
         ]
 
     def release_claims(self, changes: list[Change]) -> None:
-        """Report to the cluster which services were stopped, or no longer need names in etcd."""
+        """Report to the cluster which services were stopped or need no reserved names any more."""
         if not self._store.cluster_id():
             return
         from niso.change import cluster_claims
@@ -454,7 +454,7 @@ class _Activation:
         return change(self._kernel, self._store, scope, self._report, teardown=True)
 
     def _stop_converted(self) -> None:
-        """Stop the process of each service that now runs as instances behind a service address."""
+        """Stop the former single process of each service that now runs as several instances."""
         rows = [
             row
             for one in self._rollouts
@@ -541,9 +541,9 @@ def restart(
 
 
 def _refreshed(store: Store, rows: list[ServiceRow]) -> list[ServiceRow]:
-    """Copy the host's present DNS settings into the rows, and return these rows.
+    """Copy the host's present DNS settings into rows of services, and return the rows.
 
-    A service in the host's own network namespace keeps its row.
+    The row of a service in the host's own network namespace stays unchanged.
     """
     now = []
     for row in rows:

@@ -36,7 +36,7 @@ _ALIASES, _IP = "chosen_aliases", "chosen_ip"
 
 
 class Change(NamedTuple):
-    """The change of one service in an activation."""
+    """The change that an activation makes to one service."""
 
     target: Target
     before: ServiceRow | None  # None for a new service
@@ -110,7 +110,7 @@ def record_all(
 
 
 def _takes(target: Target) -> tuple[bool, bool, bool]:
-    """Return a sort key: services with fixed addresses first, instances and sharers last."""
+    """Return a sort key: services with fixed addresses first, those in shared namespaces last."""
     network = target.spec.network
     fixed = network.addresses or network.addresses6
     return network.mode == "share", target.instance is not None, not fixed
@@ -129,8 +129,8 @@ def record(
 
     ``copy`` is the path of the service's package. ``together`` are all services of the command, and
     ``beside`` those that it activates. ``named`` are all host ports in their manifests. Raises
-    Conflict or InvalidInput, with the manifest and its key, or an ErrorGroup; the caller must roll
-    back then.
+    Conflict or InvalidInput, with the manifest and its key, or an ErrorGroup; after an error the
+    caller must roll back.
     """
     errors: list[Error] = []
     try:
@@ -375,7 +375,7 @@ def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str
 
 
 def _is_own(store: Store, name: str, entry: Entry, namespace: str) -> bool:
-    """Return whether a policy entry of pod ``name`` was written by the user of ``namespace``."""
+    """Return whether a policy entry of a pod was written by the user of this pod namespace."""
     same = namespace != "" and _labels(store, name).get("pod_namespace") == namespace
     return same and entry.key.startswith("niso.io/")
 
@@ -423,7 +423,7 @@ def _check_chosen(store: Store, attached: AttachedRow, former: AttachedRow | Non
 
 
 def _picks(store: Store, peer: Peer, address: str) -> bool:
-    """Return whether a policy peer contains ``address`` but not the entire subnet around it."""
+    """Return whether a policy entry selects this address without selecting its entire subnet."""
     subnets = [
         prefix(subnet.cidr)
         for network in store.networks()
@@ -468,11 +468,11 @@ Generations = Callable[[str, tuple[str, ...], int], int]
 
 
 def generations(store: Store) -> Generations:
-    """Return a function that chooses a service's generation so that interface names are unique.
+    """Return a function that chooses a generation number for a service.
 
-    The generation is a number of which, with service and network, interface names are a hash
-    (`niso.base.names.veth`). The function returns the lowest generation, at least ``first``, with
-    which no name is taken.
+    The names of the service's network interfaces are hashes of service, network and generation
+    (`niso.base.names.veth`). The function returns the lowest generation, at least ``first``, for
+    which no other endpoint has these names.
     """
     # by `link_prefix`, because each read of the store would read all intents of the command
     endpoints: dict[str, dict[str, tuple[str, str, int]]] = {}
@@ -554,13 +554,13 @@ def shared(store: Store, wanted: StackMembership) -> Iterator[tuple[str, str]]:
 
 
 def _others(store: Store, stack: str, network: str) -> set[str]:
-    """Return the other stacks on a network. If ``stack`` itself is on the network, return none."""
+    """Return the other stacks on a network, or none if the given stack is on the network too."""
     on = {store.stack_of(name) for name, _ in store.members(network)}
     return set() if stack in on else {other for other in on if other is not None}
 
 
 def prepare(machine: Machine, wanted: StackMembership, services: Iterable[str]) -> None:
-    """Record a stack's networks, and drop services that left its file from the stack's members.
+    """Record a stack's networks, and remove services that are no longer in its file from the stack.
 
     Call this before the stack's services are recorded, in the same transaction. Raises a Conflict
     that names the file and the key.

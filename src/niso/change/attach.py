@@ -74,10 +74,10 @@ def attach(
     The attachment's packets must also be allowed by the administrator's policies
     (`niso.manifest.policy`). For a namespace that is already attached, only the differences are
     applied. An existing attachment of this name is replaced if its namespace no longer exists, or
-    if it has the owner and id of the request. With ``instead_of``, the call fails unless that row
-    is the present attachment. Raises InvalidInput, NotFound, Conflict or KernelError. After an
-    error nothing has changed, except that an attachment whose namespace no longer exists may have
-    been removed.
+    if it has the owner and id of the request. With ``instead_of``, the call fails unless the
+    present attachment has this row. Raises InvalidInput, NotFound, Conflict or KernelError. After
+    an error nothing has changed, except that an attachment whose namespace no longer exists may
+    have been removed.
     """
     store, kernel = machine.store, machine.kernel
     if store.intents():
@@ -223,7 +223,7 @@ def _is_same(
 
 
 def current(store: Store, name: str) -> Request | None:
-    """Return the request that would create a recorded attachment as it is now.
+    """Return the request that would create a recorded attachment with its present settings.
 
     Returns None if no attachment has this name.
     """
@@ -562,7 +562,7 @@ def _meeting(
 
 
 def _met(one: Entry, other: Entry) -> Entry | None:
-    """Return an entry for the packets that both entries match, or None without such packets."""
+    """Return an entry for the packets that both entries match, or None if there are none."""
     peer = _peer(one, other)
     first, last = max(one.first, other.first), min(one.last, other.last)
     proto = one.proto or other.proto

@@ -377,7 +377,7 @@ def disable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
 def hand_over_started(session: Session, machine: Machine, names: list[str]) -> None:
     """Let systemd supervise services that a command has started.
 
-    Raises an error only if systemd requested the start; otherwise an error becomes a warning.
+    If systemd requested the start, an error is raised. Otherwise it becomes a warning.
     """
     by_systemd = any(systemd.path(name) is not None for name in names)
     if not by_systemd and not (

@@ -134,7 +134,7 @@ class ActivationClaims:
                         store.across.set_claim(ClaimRow(name, "", 0, {}))
 
     def remove_displaced(self, report: Report) -> None:
-        """Remove remote services whose names or addresses this host has claimed from this host.
+        """Delete remote services from this host's store if this host has claimed their addresses.
 
         Must not be called in a transaction.
         """
@@ -310,9 +310,10 @@ def report_remaining(machine: Machine) -> None:
 def _arriving(
     store: Store, joined: Config, engine: Etcd, unknown: list[str], brief: bool
 ) -> span_networks.Arriving:
-    """Return the networks of the cluster that this host does not have yet, of those ``unknown``.
+    """Return those of the unknown networks that exist in the cluster.
 
-    With ``brief``, returns no networks if etcd does not answer.
+    ``unknown`` are networks that this host does not have. With ``brief``, returns no networks if
+    etcd does not answer.
     """
     membership = ClusterKeys(engine, joined.keys)
     try:
@@ -418,7 +419,7 @@ def needs_of(
 
 
 def own_record(store: Store, target: Target, wanted: Wanted) -> ClaimRow | None:
-    """Return the claim in this host's store, or None unless it contains all that is needed."""
+    """Return this host's record of a service's claim, or None if the claim does not suffice."""
     claim = store.across.claim(target.name)
     if claim is None or {*claim.addresses} != {*wanted.networks}:
         return None

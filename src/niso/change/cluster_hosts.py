@@ -173,7 +173,7 @@ def status(machine: Machine) -> tuple[ClusterStatus, list[tuple[str, tuple[str, 
 
 
 def _members(own: Config, engine: Etcd | None) -> list[own_etcd.EtcdMember]:
-    """Return etcd's members. If etcd does not answer or is not niso's, only endpoints are set."""
+    """Return etcd's members, or only endpoints if etcd does not answer or niso does not run it."""
     if engine is not None and own.etcd.own:
         return own_etcd.members(engine)
     return [own_etcd.EtcdMember("", "", "", place, False) for place in own.etcd.members]
@@ -189,8 +189,8 @@ class Forgotten(NamedTuple):
 def forget(machine: Machine, host: str) -> Forgotten:
     """Remove a lost host from the cluster with all its claims, and revoke its certificates.
 
-    If the host has left or never joined, only its certificates are revoked. Raises NotFound if the
-    cluster has no record of the host, Conflict if the host is alive, and NoAnswer.
+    If the host has left or never joined, only its certificates are revoked. Raises NotFound if
+    nothing of the host exists, Conflict if the host is alive, and NoAnswer.
     """
     own = require_member(machine)
     if host == own.host:
@@ -288,7 +288,7 @@ def be_only_member(machine: Machine, report: Report) -> None:
 
 
 def restore(machine: Machine, report: Report) -> Membership:
-    """Write the cluster as this host's store has it to etcd, after etcd has lost its data.
+    """Write this host's record of the cluster to etcd, after etcd has lost its data.
 
     If no etcd answers, this host starts the first member. Raises Conflict if etcd has the data of a
     cluster, or if this host has data of an etcd member that could be used instead. Raises NoAnswer

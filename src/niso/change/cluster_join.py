@@ -405,7 +405,7 @@ def _drop_authority_key() -> None:
 
 
 def _own_address() -> str:
-    """Return the source address of packets to the internet, without sending one.
+    """Return the address from which this host would send packets to the internet. None are sent.
 
     Raises UsageError if the host has no default route.
     """

@@ -168,7 +168,7 @@ def _is_changed(machine: Machine, front: Target, instance: Instance) -> bool:
 def needs(
     after: Mapping[str, Mapping[str, str]] | None, rollouts: Iterable[Rollout]
 ) -> dict[str, Mapping[str, str]]:
-    """Return the dependencies of services, with the names of instances for their services.
+    """Return dependencies in which the instances of services stand in for these services.
 
     ``after`` maps each service to its dependencies and the state that each must reach.
     """
@@ -250,7 +250,7 @@ def _require_front(store: Store, name: str) -> ServiceRow:
 
 
 def retire(machine: Machine, one: Rollout, report: Report) -> None:
-    """Send no new connections to an instance of a stop-first deploy, and wait for open ones.
+    """Send no new connections to an instance of a stop-first deploy, and let open ones finish.
 
     Waits at most ``deploy.drain``. The instance is not stopped yet.
     """

@@ -39,7 +39,7 @@ def end_restart(machine: Machine, services: list[str], report: Report) -> None:
 def recover(
     machine: Machine, report: Report = silent, names: Iterable[str] = (), every: bool = False
 ) -> int:
-    """Complete or undo interrupted changes, and return the number of changes (intents) handled.
+    """Complete or undo interrupted changes, and return how many were handled.
 
     ``names`` are the services of the command that follows. Only their errors are raised at the end,
     or all errors with ``every``. Results of other services are only reported. An interrupted change
@@ -105,7 +105,7 @@ def recover(
 
 
 def _together(store: Store, intent: Intent) -> list[str]:
-    """Return the services to recover with an intent. For ports: all services they move between."""
+    """Return the services to recover with an intent, such as all services that exchange ports."""
     if intent.action != "ports":
         return [intent.service]
     return sorted({service for service, _ in store.moved_ports()})
@@ -142,7 +142,7 @@ def locked(store: Store, services: list[str]) -> ExitStack:
 
 @contextmanager
 def locked_one(store: Store, service: str) -> Iterator[None]:
-    """Lock a service in a ``with`` block. Afterwards, remove the lock file if no service has it."""
+    """Lock a service in a ``with`` block. Afterwards, delete the lock of a removed service."""
     with service_lock(service):
         try:
             yield
@@ -160,7 +160,7 @@ def _remove_lock(store: Store, name: str) -> None:
 
 
 def begin(store: Store, services: list[str], action: str) -> None:
-    """Record that an action has begun (intents) for each service.
+    """Record a change in progress (intent) with this action for each service.
 
     Raises Conflict if the action would stop a service whose namespace an active service shares.
     """

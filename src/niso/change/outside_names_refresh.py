@@ -70,7 +70,7 @@ def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent
 
 
 def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
-    """Remove the addresses of DNS names that belong to a network which this command creates.
+    """Remove addresses of DNS names that belong to the networks which this command creates.
 
     The names were resolved before the networks were recorded. The caller must be in the transaction
     that has recorded them. Raises KernelError.
@@ -86,7 +86,7 @@ def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
 
 
 def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:
-    """Resolve DNS names in the services' policies that have no recent answer. Record nothing."""
+    """Resolve the DNS names in policies without a recent answer. The answers are not recorded."""
     names = _names(targets)
     if not names:
         return []
@@ -337,7 +337,7 @@ def _path(name: str) -> str:
 
 
 def refresh_names(session: Session, force: bool) -> tuple[OutsideName, ...]:
-    """Resolve the DNS names whose TTL is over, and describe all; see `Host.refresh_names`."""
+    """Resolve DNS names whose TTL is over, and return all DNS names; see `Host.refresh_names`."""
     machine = session.machine_for_change()
     if machine.store.names_outside():
         refresh(machine, report=session.report, force=force)

@@ -25,7 +25,7 @@ def port_forward(
 
     Returns whether anything changed, and the withdrawn ports as pairs (service, port). With
     ``replace``, ports that have the same host port are withdrawn; otherwise they cause a Conflict.
-    Raises Conflict or KernelError; nothing has changed then.
+    Raises Conflict or KernelError; after an error nothing has changed.
     """
     recover(machine, report, [name])
     store, key = machine.store, "PORT"

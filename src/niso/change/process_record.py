@@ -36,7 +36,7 @@ def specified(
     provider: str | None,
     before: ServiceRow | None,
 ) -> tuple[int, ProcessSpec, bool, bool]:
-    """Return the desired process of a service, and how to reach it from the running process.
+    """Return the desired process of a service, and what the running process needs to become it.
 
     The result is the uid of the service, the process, whether it must be started or restarted, and
     whether it only needs another hosts file. ``before`` is the service's previous row, or None.
@@ -158,7 +158,7 @@ RestartingInstead = event_class(
 
 
 def can_swap(processes: Processes, old: ProcessSpec | None, new: ProcessSpec) -> bool:
-    """Return whether a running process only needs another hosts file to become as desired."""
+    """Return whether replacing only the hosts file makes a running process as desired."""
     if old is None or not (old.hosts_folder and new.hosts_folder) or old == new:
         return False
     same = old._replace(hosts_folder=new.hosts_folder) == new

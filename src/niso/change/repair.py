@@ -99,7 +99,7 @@ def repair_all(machine: Machine, report: Report = silent) -> int:
     """Recover interrupted changes, repair all differences and start services that should run.
 
     Returns the number of repairs. All repairs are tried before an ErrorGroup is raised. Raises
-    Error immediately if the store cannot be repaired, because the desired state is then unknown.
+    Error immediately if the store cannot be repaired, because the desired state is unknown.
     """
     store = machine.store
     errors: list[Error] = []
@@ -483,7 +483,7 @@ def repair_row(processes: Processes, store: Store, name: str) -> None:
 
 
 def repair_defects(kernel: Kernel, store: Store, defects: Iterable[Defect]) -> None:
-    """Repair defects of the kinds "missing" and "foreign", in the caller's transaction."""
+    """Repair rows of the store that are missing or foreign, in the caller's transaction."""
     wanted = [(table, service) for problem, table, service in defects if problem == "missing"]
     _restored(kernel, store, [service for _, service in wanted if service])
     if any(table == "sysctl" for table, _ in wanted):

@@ -63,9 +63,9 @@ def with_remotes(store: Store, scope: Scope) -> Scope:
 def leaving(machine: Machine, networks: Collection[str], report: Report) -> change | Transaction:
     """Return the context manager of a change that deletes unused implicit networks.
 
-    ``networks`` are networks that services have left. If there are none, the context manager is a
-    plain transaction. The caller must have niso's lock, and must delete the rows of the networks in
-    the ``with`` block.
+    Implicit networks are those that niso created for a service. ``networks`` are networks that
+    services have left. If there are none, the context manager is a plain transaction. The caller
+    must have niso's lock, and must delete the rows of the networks in the ``with`` block.
     """
     store = machine.store
     if not networks:
@@ -88,7 +88,7 @@ def all_names(store: Store, scope: Scope) -> set[Name]:
 
 
 def scope_of(store: Store, targets: list[Target]) -> Scope:
-    """Return the scope of an activation: of the rows before it, and of the rows after it."""
+    """Return the scope of an activation, which covers the rows before it and after it."""
     touched: set[str] = set()
     for target in targets:
         provider = named_provider(store, target)
@@ -103,9 +103,9 @@ def scope_of(store: Store, targets: list[Target]) -> Scope:
 def _other_meanings(store: Store, target: Target) -> set[Name]:
     """Return the names that may resolve to other addresses after a service's activation.
 
-    There are none if the service keeps its addresses, names and networks, unless it shares a
-    namespace: its name then resolves only while it is active. Names that share an address with a
-    changed name are included.
+    If the service keeps its addresses, names and networks, there are none, unless it shares a
+    namespace: the name of such a service resolves only while it is active. Names that share an
+    address with a changed name are included.
     """
     row, wanted = store.service(target.name), target.spec.network
     on = wanted.networks

@@ -108,7 +108,7 @@ def arriving(joined: Config, engine: Etcd, cluster: Cluster, specs: Sequence[Spe
 
 
 class Proposed(NamedTuple):
-    """A network that spans hosts, after `propose` has looked for it in the cluster."""
+    """A network that spans hosts, as it is in the cluster after `propose`."""
 
     request: NetworkRequest
     arriving: Arriving
@@ -257,9 +257,10 @@ def _addresses(engine: Etcd, joined: Config, name: str) -> list[RemoteAddress]:
 
 
 def going(store: Store, scope: Scope, every: bool = False) -> Scope:
-    """Add to a scope the remote services on its implicit networks that span hosts.
+    """Add the remote services on a scope's networks that span hosts to the scope.
 
-    With ``every``, networks that are not implicit count too.
+    Only implicit networks count, or with ``every`` all. Implicit networks are deleted when no
+    service uses them.
     """
     on = store.across.spanning(scope.networks or (), implicit=not every)
     return scope.joined(mirror.scope_on(store, on)) if on else scope

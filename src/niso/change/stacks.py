@@ -141,7 +141,7 @@ def _in_cluster(
 def foreseen(
     machine: Machine, stack: Stack, replace: bool = False
 ) -> tuple[PolicyContext, PolicyContext]:
-    """Return the services and networks seen by policies before, and those after, `up`."""
+    """Return the services and networks that policies would see before and after `up`."""
     wanted, joins = _joining(machine.store, named(machine.store, stack), replace)
     return activate.foreseen(machine, wanted, joins)
 

@@ -113,7 +113,7 @@ def _begins(
 
 
 def event_of(row: ServiceRow, rehosts: bool = False) -> Event:
-    """Return the event for the start of a service, or with ``rehosts`` for a new hosts file."""
+    """Return the event that a service starts or, with ``rehosts``, that it gets a hosts file."""
     process = row.require_process()
     event: Event = events.Starting(row.name, process.argv)
     if rehosts:
@@ -264,7 +264,7 @@ class _Starting:
     def _has_succeeded(self, wait: Wait) -> bool:
         """Return whether a job, or a process without restarts, has exited with status 0.
 
-        Records its success.
+        If so, the service is recorded as completed or started.
         """
         start = wait.start
         once = start.job or (wait.well and start.row.require_process().restart == "no")
@@ -395,9 +395,10 @@ class Wait:
 
     @property
     def is_started(self) -> bool:
-        """Return whether the process has run for `STARTED_WITHIN_S`, or all its threads slept.
+        """Return whether the process has run for `STARTED_WITHIN_S`, or its threads were asleep.
 
-        Once true, this stays true. On a busy machine the time is extended by at most `_BUSY_S`.
+        Once true, the result stays true. On a busy machine the time is extended by at most
+        `_BUSY_S`.
         """
         now = time.monotonic()
         if self._started:

@@ -47,8 +47,8 @@ def finish(
 
     A service whose process could not be stopped keeps its network. With ``ends``, records of
     changes in progress (intents) are deleted. With ``keep_forwards``, ports of `niso port-forward`
-    return at the next activation. Raises Error if the kernel refuses a change; no service is
-    recorded as stopped then, and the call can be repeated.
+    return at the next activation. Raises Error if the kernel refuses a change; in that case no
+    service is recorded as stopped, and the call can be repeated.
     """
     store = machine.store
     rows = [row for name in services if (row := store.service(name)) is not None]
@@ -78,7 +78,7 @@ def forget(
 ) -> None:
     """Delete the records, files and intents of stopped services, and optionally their volumes.
 
-    Raises Error if a file cannot be deleted; no record is deleted then, and the call can be
+    Raises Error if a file cannot be deleted; in that case no record is deleted, and the call can be
     repeated.
     """
     from niso.runtime import package, volumes
@@ -207,7 +207,7 @@ def withdraw(
 
     With ``ends``, records of changes in progress (intents) are deleted. With ``forgets``, all rows
     of the services are deleted. With ``keep_forwards``, ports of `niso port-forward` return at the
-    next activation. Raises Error; nothing is recorded then, and the call can be repeated.
+    next activation. Raises Error; after an error nothing is recorded, and the call can be repeated.
     """
     store, kernel = machine.store, machine.kernel
     rows = list(rows)

@@ -92,9 +92,10 @@ def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
 
 
 def still_so(store: Store, target: Target) -> Target:
-    """Read an existing service again, now that it is locked. Other targets stay as they are.
+    """Return a service to activate, read again from the store now that it is locked.
 
-    Raises NotFound if the service was removed.
+    A service from a manifest file is returned unchanged. Raises NotFound if the service was
+    removed.
     """
     if target.files is None or target.files.fingerprint is not None:
         return target

@@ -207,8 +207,8 @@ def _undo_records(
 ) -> None:
     """Restore the rows and networks of services, and stop processes that do not match the old rows.
 
-    ``wait_s`` is the time in seconds to wait for niso's lock. Raises Busy or another Error; the
-    rows are unchanged then.
+    ``wait_s`` is the time in seconds to wait for niso's lock. Raises Busy or another Error; after
+    an error the rows are unchanged.
     """
     if not intents:
         return

@@ -179,7 +179,7 @@ def unit_of(machine: Machine, attachment: str) -> str | None:
 
 
 def detach(machine: Machine, name: str, unit: str, report: Report = silent) -> None:
-    """Detach a unit's namespace, and remove the unit that attached it and the drop-in.
+    """Detach a unit's namespace, and remove the files of the units that attached it.
 
     The ordinary unit has the host's network from its next start on. Its running process stays in
     the namespace, which no longer has a network. Raises Error.

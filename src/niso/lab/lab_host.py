@@ -136,11 +136,10 @@ def build_mounts(
 
 
 def _cover(source: int, path: str) -> None:
-    """Mount a folder or file at ``path`` of the lab. ``source`` is a descriptor of it.
+    """Mount a folder or file at a path of the lab. ``source`` is its descriptor, which is closed.
 
     Writes stay in the lab: a folder gets an overlay, a single file is copied. If the kernel refuses
-    the overlay because there would be three on top of each other, the mount is read-only. Closes
-    ``source``.
+    the overlay because there would be three on top of each other, the mount is read-only.
     """
     lower, target = f"/proc/self/fd/{source}", _ROOT + path
     try:
@@ -266,7 +265,7 @@ def _copy_owner(source: str, target: str) -> None:
 
 
 def _reachable(current: str, covered: Iterable[str]) -> list[str]:
-    """Return the folders that must stay visible in the lab although it covers their parents.
+    """Return the folders below ``covered`` that must stay visible in the lab.
 
     These are the current folder, Python's folders, and niso's checkout or installation.
     """
@@ -327,8 +326,8 @@ class LabCgroup(NamedTuple):
 def mounts() -> list[LabCgroup]:
     """Return the mounted cgroup hierarchies, each once (cgroups(7)).
 
-    In v1, labs create their folders in this process's cgroup, or at the mount point if that cgroup
-    is not visible there.
+    In v1, labs create their folders in this process's cgroup, or at the mount point if this cgroup
+    is not visible below the mount point.
     """
     own = dict(cgroups.own_lines())
     by_device: dict[str, LabCgroup] = {}

@@ -169,8 +169,7 @@ def _words(path: str) -> list[str]:
 def holds(path: str, pid: int) -> bool:
     """Return whether a process is in or below a cgroup. If the process has exited, return False.
 
-    ``path`` may be anywhere below the real root: this process's root may itself be below other
-    cgroups.
+    ``path`` is the cgroup's path for this process. Its full path may have further parents.
     """
     lines = os.fsdecode(files.of_process(pid, "cgroup")).split("\n")
     return any(f"{path}/" in f"{line}/" for line in lines)
@@ -247,7 +246,7 @@ def keep(pid: int, path: str) -> None:
 
 
 def keep_in(root: str, pid: int, path: str) -> None:
-    """Move a process as `keep` does, in the hierarchy that is mounted at ``root``.
+    """Move conmon as `keep` does, in the hierarchy that is mounted at ``root``.
 
     If the cgroup `KEEPERS` cannot take the process (a new cgroup of v1's cpuset has no CPUs), the
     process moves to the root cgroup. If this fails too, the process is not moved.

@@ -107,9 +107,10 @@ def start(service: str) -> None:
 
     The container waits for a byte on a FIFO, which ``crun start`` would write
     (libcrun_status_write_exec_fifo, src/libcrun/status.c). Running crun only to write this byte
-    would take a tenth of the processor time of a start. A newer crun must be able to start
-    containers that an older one has created, so this protocol is unlikely to change. If the FIFO or
-    its reader is missing, ``crun start`` is run, which starts the container or reports the problem.
+    would take a tenth of the processor time of a start. This protocol is unlikely to change,
+    because a newer crun must be able to start containers that an older crun has created. If the
+    FIFO or its reader is missing, ``crun start`` is run, which starts the container or reports the
+    problem.
     """
     fifo = f"{container_dir(service)}/exec.fifo"
     try:
@@ -280,7 +281,7 @@ def open_in_service(service: str, pid: int | None) -> int:
 
 
 def open_supervisor(pid: int | None, bundle: str) -> int:
-    """Return a pidfd of a process, or -1 unless it is conmon or the exit command of a bundle."""
+    """Return a pidfd of the conmon or exit command of a run, or -1 if ``pid`` is neither."""
     return _open_if(pid, lambda pid: is_supervisor(pid, bundle))
 
 

@@ -226,7 +226,7 @@ class HealthProbe:
             self.answer = f"{self._check.target}: {error}"
 
     def give_up_if_late(self) -> None:
-        """End the probe if its deadline has passed. The answer then names the pending step."""
+        """End the probe if its deadline has passed, with an answer that names the pending step."""
         if self.answer is None and time.monotonic() >= self.deadline:
             self.close()
             late = f"{self._doing[0]} within {self._check.timeout_s:g}s"

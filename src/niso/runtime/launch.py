@@ -361,7 +361,7 @@ class _Creator:
         self._ends.clear()
 
     def _end_conmon(self) -> None:
-        """Kill conmon unless it has forked: then its pid is in the pid file, for others to kill."""
+        """Kill conmon unless it has forked. After the fork, conmon's pid file identifies it."""
         if self._conmon:
             os.kill(self._conmon, signal.SIGKILL)
             os.waitpid(self._conmon, 0)
@@ -467,7 +467,7 @@ def enter() -> None:
     """Move the calling thread into a new mount namespace, whose mounts the host never sees.
 
     Later mounts of the host appear in this namespace (mount_namespaces(7), MS_SLAVE). The thread
-    must have unshared CLONE_FS, and must be in a start (`root.begin`). Raises OSError.
+    must have unshared CLONE_FS, and must have called `root.begin`. Raises OSError.
     """
     with _lock:
         if _base:
@@ -494,7 +494,7 @@ def enter() -> None:
 
 
 def _close() -> None:
-    """Close the namespace that starts copy. It keeps mounts in use that the host has unmounted."""
+    """Close the mount namespace that starts copy. It keeps mounts in use that were unmounted."""
     while _base:
         os.close(_base.pop())
 
@@ -513,7 +513,7 @@ def path() -> str:
 
 
 def text() -> str:
-    """Return the content of the script, which starts this installation of niso.
+    """Return the content of conmon's exit script, which starts this installation of niso.
 
     After an upgrade of Python, the interpreter of a virtual environment still exists but does not
     find the modules of the old version. The script therefore also checks that the target of the
@@ -535,7 +535,7 @@ def text() -> str:
 
 
 def write() -> None:
-    """Write the script unless it is up to date.
+    """Write conmon's exit script unless it is up to date.
 
     The caller must have the lock ``.cgroup`` in shared mode, so that a concurrent `remove_unused`
     does not remove the script before the service has started.
@@ -550,7 +550,7 @@ def write() -> None:
 
 
 def renew() -> None:
-    """Write the script again if another installation of niso wrote it. Errors are ignored."""
+    """Write conmon's exit script again if another installation of niso wrote it. Ignore errors."""
     try:
         if files.read(path()) is not None:
             write()
@@ -559,7 +559,7 @@ def renew() -> None:
 
 
 def remove_unused() -> None:
-    """Delete unused skeletons of roots, and the script if no service has runtime files.
+    """Delete unused skeletons of roots, and the exit script if no service has runtime files.
 
     Does nothing while a service is starting.
     """

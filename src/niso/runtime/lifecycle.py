@@ -53,7 +53,7 @@ _FILES, _BYTES, _INODES = 64, 1 << 18, 64
 
 
 def require_room() -> None:
-    """Raise ProcessError if descriptors, disk space or inodes are lacking for a start."""
+    """Raise ProcessError if a start would lack descriptors, disk space or inodes."""
     held: list[int] = []
     try:
         held += (os.dup(0) for _ in range(_FILES))
@@ -76,8 +76,8 @@ class ProcessStart:
     """A start in progress: crun creates the container, and `finish` starts its process.
 
     The caller must call `finish` or `close`. The constructor first removes what an earlier
-    activation has left. Raises `ProcessError` with the message of crun; then no process, cgroup,
-    mount or file is left, except the log.
+    activation has left. Raises `ProcessError` with the message of crun; after an error no process,
+    cgroup, mount or file is left, except the log.
     """
 
     def __init__(self, spec: ProcessSpec) -> None:

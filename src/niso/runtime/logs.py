@@ -52,7 +52,7 @@ class Record(NamedTuple):
 
 
 def rotate_if_large(service: str) -> None:
-    """Start a new log file if the present one exceeds 16 MiB. Skip this if it is being rotated."""
+    """Start a new log file if the present file exceeds 16 MiB and no other process rotates it."""
     path = f"{paths.log_dir(service)}/{LOG_NAME}"
     try:
         large = os.stat(path).st_size > ROTATE_BYTES

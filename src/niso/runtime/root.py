@@ -440,14 +440,14 @@ _after_last_start: list[Callable[[], object]] = []
 
 
 def begin() -> None:
-    """Record that a start begins. The caller must call `end`."""
+    """Record that a service's start begins. The caller must call `end`."""
     global _starts
     with _lock:
         _starts += 1
 
 
 def end() -> None:
-    """Record that a start has ended. When no start is in progress, drop the shared results."""
+    """Record that a start has ended. After the last start, drop the results of `once`."""
     global _starts
     with _lock:
         _starts -= 1
@@ -459,7 +459,7 @@ def end() -> None:
 
 
 def after_last_start(drop: Callable[[], object]) -> None:
-    """Call a function when no start is in progress any more. The caller must be in a start."""
+    """Call a function after the last start in progress. The caller must have called `begin`."""
     with _lock:
         _after_last_start.append(drop)
 

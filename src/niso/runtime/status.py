@@ -144,7 +144,7 @@ def runs(service: str) -> bool:
 
 
 def is_stopping(service: str) -> bool:
-    """Return whether the present run is being stopped, and the stop is not complete."""
+    """Return whether a stop of the present run has begun and is not complete."""
     return _has_run_file(service, STOPPING)
 
 
@@ -267,7 +267,7 @@ def forget_health(service: str) -> None:
 
 
 def services() -> list[str]:
-    """Return all services that have a process or runtime files of one."""
+    """Return all services that have a process or files of a former process."""
     return crun.names_in(os.path.join(paths.run_dir(), "services"))
 
 

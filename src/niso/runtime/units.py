@@ -79,12 +79,12 @@ def path(service: str, pid: int | None = None) -> str | None:
 
 
 def logs_to_journal(service: str) -> bool:
-    """Return whether a conmon that starts now logs to journald: only in a unit."""
+    """Return whether a conmon that starts now writes to journald, as it does inside a unit."""
     return (service in _stand_ins or path(service) is not None) and os.path.exists(_JOURNAL)
 
 
 def adopt(pid: int, to: str) -> None:
-    """Move a process into a cgroup, in each hierarchy that has the cgroup and accepts this."""
+    """Move a process into a cgroup, in each hierarchy in which the cgroup exists."""
     for root in roots():
         move(pid, f"{root}{to}")
 

@@ -158,9 +158,9 @@ class NameRows(ServiceRows):
     # Names given up by a change in progress stay reserved: an undo may have to restore them.
 
     def name_holder(self, name: str) -> str | None:
-        """Return the service that has a name now, or that would have it after an undo, or None.
+        """Return the service that has a name, or gets it back if a change in progress is undone.
 
-        Raises Conflict if the name is ambiguous.
+        Returns None if there is none. Raises Conflict if the name is ambiguous.
         """
         if (service := self._found(name, None)) is not None:
             return service
@@ -171,9 +171,9 @@ class NameRows(ServiceRows):
     ) -> list[tuple[str, str]]:
         """Return (service, network) for each service that has a name on one of these networks.
 
-        Services that would get the name back if their change in progress is undone are included,
-        unless they are in ``beside``: these services are part of the caller's own command, and
-        would be undone with it. The service ``but`` is left out.
+        Services are included that get the name back if their change in progress is undone, except
+        those in ``beside``, which are part of the caller's own command and would be undone with it.
+        The service ``but`` is left out.
         """
         held = {service: set(self.networks_of(service)) for service in self.holders(name)}
         restored = self._restored(name) if others_intend(self._db, beside) else {}
@@ -216,7 +216,7 @@ class NameRows(ServiceRows):
         )
 
     def _restored(self, name: str) -> dict[str, set[str]]:
-        """Return {service: networks} for services that would get a name back by an undo."""
+        """Return {service: networks} of services that get a name back if their change is undone."""
         restored: dict[str, set[str]] = {}
         rows = self._run(
             "SELECT service, COALESCE(json_extract(undo, '$.service[0].provider'), service)"

@@ -85,9 +85,9 @@ class PolicyRows(NameRows):
     def _policed(
         self, services: Iterable[PlannedService], names: Iterable[Name]
     ) -> Iterator[Policed]:
-        """Yield the policies of services, and those entries of other policies that concern names.
+        """Yield the policies of services, and the entries of other policies that contain names.
 
-        ``names`` are names in policies that now stand for other addresses.
+        ``names`` are the names in policies that now stand for other addresses.
         """
         # the instances of a service with a service address have its policy
         fronts = self._column(FRONTS)
@@ -137,7 +137,8 @@ class PolicyRows(NameRows):
     def _members(self, policed: Iterable[Policed]) -> tuple[Member, ...]:
         """Return the addresses of all names that entries of these policies refer to.
 
-        For policies of which only some addresses concern the plan, returns only the names of these.
+        If only some addresses of a policy's peers change, only names with these addresses are
+        included.
         """
         wanted: set[Name] = set()
         for policy in policed:

@@ -87,9 +87,10 @@ class PortRows(Rows):
         return self._of_origin(service, MANIFEST)
 
     def port_holders(self, wanted: PortMapping, but: frozenset[str] = frozenset()) -> ServicePorts:
-        """Return (service, port) for each port that conflicts with ``wanted`` now or after an undo.
+        """Return (service, port) for each port of active services that conflicts with a port.
 
-        The present ports of active services are included. Undone changes of ``but`` are left out.
+        Ports that services get back if a change in progress is undone are included, except those of
+        the services ``but``.
         """
         proto, first, last = wanted.proto, wanted.host_port, wanted.last
         live = (

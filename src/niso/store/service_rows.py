@@ -133,7 +133,7 @@ class ServiceRow(NamedTuple):
 
     @property
     def again(self) -> str:
-        """Return the command line that activates the service again from its file."""
+        """Return the command line with which a user activates the service again from its file."""
         program = self._program
         is_inline = program is not None and program.folder is not None
         return f"niso {'stack up' if is_inline else 'activate'} {self.manifest_path}"
@@ -213,7 +213,7 @@ class ServiceRows(Rows):
         return next((Intent(*row) for row in self._run(query, service)), None)
 
     def begin_intent(self, service: str, action: str, now: float) -> None:
-        """Record that a change begins, with all rows of the service, to restore them by an undo."""
+        """Record that a change begins, with all present rows of the service for an undo."""
         undo = encoded(self.rows(service))
         self._put("intent", service, action, undo, now)
 
@@ -274,7 +274,7 @@ class ServiceRows(Rows):
     # --- network modes ----------------------------------------------------------------------------
 
     def home(self, service: str) -> str:
-        """Return the service whose network namespace a service uses: its provider, or itself."""
+        """Return the service that owns the network namespace of a service, which may be itself."""
         return self._column(f"SELECT {_PROVIDER}", service)[0] or service
 
     def inactive_modes(self) -> list[tuple[str, str]]:
@@ -288,9 +288,9 @@ class ServiceRows(Rows):
         )
 
     def held_sharers(self, provider: str, but: frozenset[str] = frozenset()) -> list[str]:
-        """Return the services that share a namespace now, or would after an undo.
+        """Return the services that share a namespace, or do so if a change in progress is undone.
 
-        ``provider`` is the namespace's owner. Undone changes of the services ``but`` are left out.
+        ``provider`` is the namespace's owner. For the services ``but``, no undo is considered.
         """
         sharers = set(self.sharers(provider))
         if others_intend(self._db, but):
@@ -352,7 +352,7 @@ class ServiceRows(Rows):
         return [(row[0], row[1], bool(row[2])) for row in rows]
 
     def leases_of(self, services: Collection[str]) -> set[tuple[str, str]]:
-        """Return (service, address) of addresses reserved for services now or after an undo."""
+        """Return (service, address) of services' addresses, also those an undo would restore."""
         among = f"service IN ({marks(services)})"
         rows = self._run(
             f"SELECT service, address FROM lease WHERE {among}"
@@ -372,7 +372,7 @@ class ServiceRows(Rows):
         return (row[0], bool(row[1])) if row else None
 
     def lease_holder(self, address: str) -> str | None:
-        """Return the service that has an address now, or would have it after an undo, or None."""
+        """Return the service that has an address, or gets it back by an undo, or None."""
         return self._text(
             "SELECT service FROM lease WHERE address=?"
             " UNION ALL SELECT service FROM intent, json_each(undo, '$.lease')"
@@ -456,7 +456,7 @@ class ServiceRows(Rows):
 
 
 def encode_service(spec: ServiceSpec) -> str:
-    """Encode a ServiceSpec as JSON with all keys: another niso may have other defaults."""
+    """Encode a ServiceSpec as JSON with all keys, because another niso may have other defaults."""
     return json.dumps(convert.plain(spec), ensure_ascii=False, separators=(",", ":"))
 
 
@@ -708,7 +708,7 @@ class Instances(Rows):
         return [instance.service for instance in self.of(front)]
 
     def runners(self, services: Iterable[str]) -> list[str]:
-        """Return services, but one serving instance for each service with a service address."""
+        """Return services, each service with a service address replaced by a serving instance."""
         result = []
         for service in services:
             if known := self.of(service):

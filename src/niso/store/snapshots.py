@@ -50,7 +50,7 @@ class Scope(NamedTuple):
     """Names of services of other hosts."""
 
     def joined(self, other: Scope) -> Scope:
-        """Return the union of two scopes, with the ports of this one. Neither may contain None."""
+        """Return the union of two scopes, with the ports of this one. Neither may be `ALL`."""
         return Scope(
             tuple(sorted({*(self.services or ()), *(other.services or ())})),
             tuple(sorted({*(self.networks or ()), *(other.networks or ())})),
@@ -183,7 +183,7 @@ class SnapshotRows(PortRows, PolicyRows):
     def _remotes(
         self, scope: Scope, seen: set[str]
     ) -> tuple[tuple[PlannedService, ...], tuple[PlannedService, ...]]:
-        """Return the services of other hosts that are in a scope, and those on some networks.
+        """Return two tuples of remote services: those in a scope, and those on networks.
 
         ``seen`` are these networks.
         """
@@ -197,9 +197,9 @@ class SnapshotRows(PortRows, PolicyRows):
     def _active(
         self, names: Iterable[str], ports: tuple[PortMapping, ...] | None = None
     ) -> Iterator[PlannedService]:
-        """Yield those of the named services that are active, as the plan needs them.
+        """Yield the active services among the named ones, as the plan needs them.
 
-        With ``ports``, only these of their ports are included.
+        If ``ports`` is given, other ports are left out.
         """
         any_named = self.names_outside()
         for name in names:
@@ -360,7 +360,7 @@ class SnapshotRows(PortRows, PolicyRows):
 
 
 def _recorded(field: str) -> str:
-    """Return the SQL expression for a field of a ServiceSpec, which is NULL if this is damaged."""
+    """Return the SQL expression for a field of a ServiceSpec. Damaged JSON evaluates to NULL."""
     return f"CASE WHEN json_valid(manifest) THEN json_extract(manifest, '$.{field}') END"
 
 

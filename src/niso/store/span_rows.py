@@ -62,7 +62,7 @@ class SpanRows(Rows):
     ) -> list[PlannedService]:
         """Return services of other hosts, sorted by name: those with these names, or all for None.
 
-        If ``column`` is "network", ``values`` are networks instead: the result then has only the
+        If ``column`` is "network", ``values`` are networks instead, and the result has only
         endpoints on these networks.
         """
         order = "ORDER BY r.service, r.network, r.family"
@@ -191,7 +191,7 @@ class SpanRows(Rows):
         self._set_meta("tunnel", encoded(list(tunnel)))
 
     def set_attempt(self, attempt: tuple[Services, Peers] | None) -> None:
-        """Record a change of the copied rows before it begins, or with None that it is complete."""
+        """Record a change of the copied rows before it begins. None records that it is complete."""
         data = attempt and encoded([dict(part) for part in attempt])
         self._set_meta("attempt", data)
 
@@ -208,7 +208,7 @@ class SpanRows(Rows):
     def set_service(
         self, service: str, addresses: Iterable[RemoteAddress], names: Iterable[str]
     ) -> None:
-        """Replace the addresses and names of a remote service. Without addresses, delete it."""
+        """Replace the addresses and names of a remote service, or delete it without addresses."""
         self._run("DELETE FROM remote WHERE service=?", service)
         self._run("DELETE FROM remote_name WHERE service=?", service)
         rows = list(addresses)

@@ -143,7 +143,7 @@ def _split(names: str) -> frozenset[str]:
 
 
 def way_back() -> str:
-    """Return the hint, for a lost store, how to activate the services again."""
+    """Return the hint that says how to activate the services again after the store was lost."""
     copies = os.path.join(paths.state_dir(), "packages")
     return f"activate services again from their folders, or from the copies in {copies}/NAME/*"
 
@@ -255,7 +255,7 @@ _open: list[ref[sqlite3.Connection]] = []
 
 
 def close_all() -> None:
-    """Close all connections. For a process that exits without Python's shutdown."""
+    """Close all connections, before this process exits without Python's shutdown."""
     for reference in _open:
         if (connection := reference()) is not None:
             connection.close()

@@ -225,7 +225,7 @@ class Store(SnapshotRows):
         return self._text("SELECT name FROM network WHERE bridge=?", bridge)
 
     def members(self, network: str) -> list[tuple[str, bool]]:
-        """Return (service, whether it is active) for all services on a network, by address."""
+        """Return (service, whether it is active) of a network's services, sorted by address."""
         rows = self._run(
             "SELECT s.name, s.active FROM endpoint e JOIN service s ON s.name=e.service"
             " LEFT JOIN lease l ON l.service=e.service AND l.network=e.network"
@@ -252,7 +252,7 @@ class Store(SnapshotRows):
         return times[0] if times else None
 
     def held_by(self, network: str) -> list[str]:
-        """Return the services that would be on a network again after an undo."""
+        """Return the services that are on a network again if their change in progress is undone."""
         return self._column(
             "SELECT service FROM intent, json_each(undo, '$.endpoint')"
             " WHERE json_extract(value, '$.network')=?",
