@@ -210,11 +210,12 @@ class Host(ApiPart):
     def flows(
         self, service: str | None = None, *, denied: bool = False, since: str | None = None
     ) -> tuple[niso.Flow, ...]:
-        """Return the flows of the last week, including refused flows, with the entry that decides.
+        """Return the flows of the last week, including refused flows, each with the deciding entry.
 
-        ``service`` selects flows from and to one service. ``denied`` selects refused flows.
-        ``since``, an RFC 3339 time or a period such as ``2h``, selects flows that began later or
-        are open. Raises NotFound, UsageError, KernelError.
+        ``service`` selects flows from and to one service. ``denied`` selects refused flows, and
+        flows that pass only because a policy is in audit. ``since``, an RFC 3339 time or a period
+        such as ``2h``, selects flows that began later or are open. Raises NotFound, UsageError,
+        KernelError.
         """
         from niso.look import flows
 
@@ -325,7 +326,7 @@ class Host(ApiPart):
         learn.write(changes)
 
     def policy(self, service: str, *, unused: str | None = None) -> tuple[niso.PolicyEntry, ...]:
-        """Return what each entry of a service's policy has allowed or denied, and when last.
+        """Return what each entry of a policy has allowed or denied, and when it last did so.
 
         ``unused``, a period such as ``7d``, selects entries that matched no flow in that time.
         Raises NotFound, UsageError, KernelError.

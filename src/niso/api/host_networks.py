@@ -206,9 +206,9 @@ class Networks(ApiPart):
     def host_names(self, *, on_host: bool | None = None) -> HostNames:
         """Return the names by which the host itself can reach services.
 
-        If ``on_host`` is True, niso writes the names into the host's own /etc/hosts from now on. If
-        it is False, niso removes the names. Raises KernelError if that file cannot be replaced
-        atomically. In this case nothing has changed.
+        With ``on_host`` True, niso writes the names into the host's own /etc/hosts from now on.
+        With False, niso removes the names from the file. Raises KernelError if this file cannot be
+        replaced atomically. In this case nothing has changed.
         """
         from niso.change import networks
         from niso.reconcile import host_settings

@@ -284,7 +284,7 @@ class Services(ApiPart):
         return other_hosts.lines(self.session, self.session.machine())
 
     def names(self) -> tuple[tuple[str, bool, bool], ...]:
-        """Return (name, whether it is active, whether it starts at boot) for each service."""
+        """Return (name, whether active, whether enabled at boot) for each service."""
         return tuple(self.session.store().service_names())
 
     def resolve(self, name: str) -> str:

@@ -107,7 +107,7 @@ def _commands() -> Candidates:
 
 
 def _actions(group: Command | Group | None, words: Sequence[str]) -> Candidates:
-    """Return the possible next words of a group's actions after ``words``, with descriptions."""
+    """Return the words that can follow ``words`` in a group's actions, with descriptions."""
     following: dict[str, str] = {}
     for action in group.actions if isinstance(group, Group) else ():
         own = action.name.split()[1:]

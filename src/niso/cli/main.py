@@ -235,7 +235,7 @@ class state:
     over = False
     """True once the command has ended. Signals no longer interrupt it while it prints errors."""
     lost = False
-    """True while an interrupt that Python discarded still has to be raised again."""
+    """True while `_unraisable` runs, because Python would discard an interrupt raised there."""
 
 
 BURST_S = 1.0

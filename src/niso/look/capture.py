@@ -80,9 +80,9 @@ class Capture(ResultStream):
     """Running captures of several services, whose packets are merged. A context manager.
 
     ``namespaces`` maps service names to network namespaces, and ``names`` maps addresses to names.
-    If ``drops`` is given, the packets are those that rules drop, each with the reason that the
-    function ``reason`` returns. The kernel reports only the headers of these packets. tcpdump
-    filters and prints them. Raises Error if tcpdump is not installed, KernelError and ProcessError.
+    If ``drops`` is given, the packets are dropped packets, each with the reason that the function
+    ``reason`` returns. The kernel reports only their headers, which tcpdump filters and prints.
+    Raises Error if tcpdump is not installed, KernelError and ProcessError.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class Capture(ResultStream):
         return b""
 
     def _lines(self, source: Tcpdump, data: bytes) -> bytes:
-        """Return the complete lines of tcpdump's output, until the requested number of packets."""
+        """Return complete lines of tcpdump's output, up to the requested number of packets."""
         *lines, source.incomplete = (source.incomplete + data).split(b"\n")
         shown = []
         for line in filter(None, lines):  # tcpdump ends with an empty line

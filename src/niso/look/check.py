@@ -102,7 +102,7 @@ def problems(machine: Machine) -> dict[str, int] | None:
 
 
 def _others(machine: Machine, name: str | None) -> list[Finding]:
-    """Return settings of other programs that block packets of all services or of those selected."""
+    """Return settings of other programs that block packets of services (or only of ``name``)."""
     store, kernel = machine.store, machine.kernel
     networks, active = _concerned(store, name)
     others = host_settings.others(kernel, store) if name is None and store.any_active() else []
@@ -255,7 +255,7 @@ def _finding(defect: store_defects.Defect) -> Finding:
 
 
 def _interrupted(store: Store, only: str | None = None) -> list[Finding]:
-    """Return a problem for each service, or for one service, whose last command was killed."""
+    """Return a problem for each service (or only ``only``) whose last command was killed."""
     return [
         Finding(
             "different",

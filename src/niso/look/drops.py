@@ -84,7 +84,7 @@ class Drops(ResultStream):
         return self._source.fileno()
 
     def read(self) -> tuple[Drop, ...]:
-        """Wait for packets, and return those dropped by the policies of the selected services.
+        """Wait for packets, and return the packets dropped by policies of the selected services.
 
         Sends the event `niso.Caution` if the kernel skipped some packets.
         """

@@ -102,9 +102,10 @@ class Events(ResultStream):
         self._watches.close()
 
     def _folded(self) -> tuple[bool, list[TableChange] | None]:
-        """Collect changes until none follow. Return whether there were any, and those of nftables.
+        """Collect changes until none follow.
 
-        The changes of nftables are None if the kernel skipped some of them.
+        Returns whether anything changed, and the changes of nftables by other programs. The latter
+        are None if the kernel skipped some of them.
         """
         changed, every = self._watches.read()
         end = time.monotonic() + _LONGEST_S
@@ -191,7 +192,10 @@ def _shown(session: Session, store: Store, row: ServiceRow) -> ServiceState:
 
 
 def _health(row: ServiceRow, now: Status) -> tuple[str, str, float | None]:
-    """Return state, failure and time of the last health check, if it was of the present process."""
+    """Return state, failure and time of the last health check of the present process.
+
+    All of them are empty if there was no health check of this process.
+    """
     check = row.healthcheck
     if check is None or now.state != "running":
         return "", "", None
@@ -216,7 +220,7 @@ ENDED = ("exited", "restarting", "failed", "none")  # states of a process that h
 
 
 class ServiceState(NamedTuple):
-    """The properties of a service that are compared. Times are in seconds since 1970."""
+    """The properties of a service whose changes are events. Times are in seconds since 1970."""
 
     active: bool
     attached: bool  # Whether the service is an attachment, which has no process.

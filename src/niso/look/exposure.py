@@ -135,7 +135,7 @@ def _ways(
 
 
 def exposed_ports(kernel: Kernel, store: Store) -> tuple[host_ports.PublishedPort, ...]:
-    """Return the published ports and from where each can be reached, for `Networks.exposure`."""
+    """Return the published ports and who can reach each of them, for `Networks.exposure`."""
     lines = host_ports.port_rows(store)
     services = {service for service, _, _ in lines}
     internal = [network.name for network in store.networks() if network.internal]

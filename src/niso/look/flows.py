@@ -171,7 +171,7 @@ class FlowReader:
         self._ends: dict[str, FlowEnd] = {}
         self._parts: dict[tuple[frozenset[str], bool], PolicyContext] = {}
         self._owners: dict[str, str] = {}
-        """Maps each address to the service or instance that has it."""
+        """Maps each address to the service or instance that has this address."""
         for known in world.services.values():
             for address in addresses_of(known):
                 self._owners[address] = known.name
@@ -255,7 +255,7 @@ class FlowReader:
         return (known.front if known is not None and not self._split else "") or service or None
 
     def _part(self, services: frozenset[str], passes: bool) -> PolicyContext:
-        """Return the context with only the given services, because it is evaluated faster.
+        """Return only the given services with their policies, which are evaluated faster.
 
         For flows that passed, a DNS name in a policy stands for all the addresses that it ever had.
         """
@@ -456,7 +456,7 @@ def _home(store: Store, name: str) -> str:
 
 
 def _chosen(flows: Iterable[Flow], service: str | None, denied: bool) -> tuple[Flow, ...]:
-    """Return the flows of one service or of all. ``denied`` selects those that a policy denies."""
+    """Return the flows of one service or of all. ``denied`` selects flows that a policy denies."""
     chosen = []
     for flow in flows:
         is_own = service is None or service in flow.services

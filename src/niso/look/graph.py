@@ -40,10 +40,10 @@ _PLAIN = re.compile(r"[A-Za-z0-9 .,:/_→*()-]")
 
 
 Node = tuple[str, tuple[str, ...]]
-"""The identifier and text of a box: a service with those in its namespace, or another address."""
+"""The identifier and text of a box: services in one namespace, the host, or another address."""
 Edge = tuple[str, str, str, str]  # the source, destination, label and verdict of an edge
 Picture = tuple[list[tuple[str, list[Node]]], list[Node], list[Edge]]
-"""The groups of services on equal networks, with title and boxes; the other boxes; the edges."""
+"""The boxes of services, in titled groups by networks, then the other boxes, and the edges."""
 
 
 def of_traffic(world: PolicyContext, seen: Iterable[Flow], only: frozenset[str] | None) -> Picture:
@@ -100,7 +100,7 @@ def of_policies(world: PolicyContext, only: frozenset[str] | None, with_addresse
 
 
 def _users(world: PolicyContext, receiver: KnownService, port: PortMapping) -> Iterator[str]:
-    """Yield the names of the boxes of the clients that may use a published port."""
+    """Yield the texts of the graph's boxes for the clients that may use a published port."""
     if port.host_ip and ipaddress.ip_address(port.host_ip).is_loopback:
         yield HOST
         return
@@ -123,7 +123,10 @@ def _users(world: PolicyContext, receiver: KnownService, port: PortMapping) -> I
 
 
 def _outer(world: PolicyContext, peer: Peer) -> Iterator[str]:
-    """Yield the name of the box of a peer outside niso's networks. Prefixes share one box."""
+    """Yield the text of the graph's box for a policy's peer outside niso's networks.
+
+    Several prefixes share one box.
+    """
     if peer.kind == "outside":
         yield peer.name
     elif peer.kind in ("prefix", "prefixes"):
@@ -346,10 +349,10 @@ _POOL = "10.99.{}.0/24"
 
 
 def declared_world(stack: Stack) -> PolicyContext:
-    """Return the services, networks and policies of a stack, as if it were active.
+    """Return the services, networks and policies of a stack, as if the stack were active.
 
     A network without a declared subnet gets a made-up subnet, and services get made-up addresses.
-    These depend only on the file, differ from the real ones, and serve only to compute verdicts.
+    These depend only on the file, differ from real ones, and serve only to compute verdicts.
     """
     used = {name for member in stack.members for name in member.loaded.spec.network.networks}
     networks = {}

@@ -34,10 +34,10 @@ def taken(
     wanted: Iterable[records.PortMapping],
     published: Container[records.PortMapping],
 ) -> list[tuple[records.PortMapping, str, records.PortMapping]]:
-    """Return the ports of a service's manifest that a `niso port-forward` has taken from it.
+    """Return the ports of a service's manifest that a `niso port-forward` has taken away.
 
-    Each result has the wanted port, the service that has it now, and that service's own port. A
-    taken port is in the manifest of the last activation (``published``), but not in the service's
+    Each result has the wanted port, the service that has the port now, and that service's own port.
+    A taken port is in the manifest of the last activation (``published``), but not in the service's
     rows. The port stays taken while the forward exists.
     """
     gone = [

@@ -48,7 +48,7 @@ Name = Callable[[str], str | None]
 
 
 class LearnedEntry(NamedTuple):
-    """An entry of a learned allow list, or only a comment in the list."""
+    """An entry of a learned allow list, or a comment in this list about what could be an entry."""
 
     text: str  # the entry
     allowed: bool  # false: only a comment, for example for a peer that was denied
@@ -112,7 +112,7 @@ class _PeerPorts(NamedTuple):
 
 
 class _Learner:
-    """A builder of the policy of one service."""
+    """A builder of the policy that allows the recorded flows of one service."""
 
     def __init__(
         self, world: PolicyContext, known: KnownService, name: Name, network: Callable[[str], str]

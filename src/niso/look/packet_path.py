@@ -519,7 +519,7 @@ def _dropping(
     raw: str,
     inside: str,
 ) -> tuple[_Rules, _Rules]:
-    """Return the rules that drop a packet before policies are evaluated, and those afterwards."""
+    """Return the rules that drop a packet before, and the rules that drop it after, the policies."""
     is_within = entered is not None and reached is not None and reached.name == entered.name
     if entered and entered.internal and not is_within:
         return _static(ruleset.INET, "forward", "out of an internal network"), ()
@@ -660,7 +660,7 @@ def _policy_objects(
     peer: str,
     packet: _Judged,
 ) -> _Rules:
-    """Return the nftables elements that send a packet to a service's policy and decide there."""
+    """Return the nftables elements by which a service's policy is found and decides."""
     if known is None or not known.active or not known.heard:
         return ()
     policed = Policed(known.name, addresses_of(known), known.policy)

@@ -94,7 +94,10 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
 
 
 def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set[str]]:
-    """Return the counters of each policy entry, and the entries that allow packets, by key."""
+    """Return the counters of each policy entry, and which entries allow packets.
+
+    Entries are identified by their manifest keys.
+    """
     listed = {entry.key for entry in policy.entries()}
     passing = {e.key for e in (*(policy.allow_from or ()), *(policy.egress_allow or ()))}
     counts: dict[str, list[_Count]] = {entry.key: [] for entry in policy.entries()}
@@ -115,9 +118,10 @@ def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set
 
 
 def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]:
-    """Return the number of open flows, and the age of the last flow, by manifest key of the entry.
+    """Return the number of open flows, and the age of the last flow, for each policy entry.
 
-    The counters of nftables rules have no age: they restart when the policy or an address changes.
+    Entries are identified by their manifest keys. The counters of nftables rules have no age,
+    because they restart when the policy or an address changes.
     """
     world = read_world(session.kernel(), session.store())
     memory = flows.remembered(session.kernel(), world)
@@ -145,7 +149,7 @@ def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]
 
 
 def _narrower(text: str | None, counts: Iterable[_Count]) -> str:
-    """Return a note that suggests a narrower entry if it allowed only one protocol, else ""."""
+    """Return a note that suggests a narrower entry if only one protocol was used, else ""."""
     if text is None or "/" in text.rpartition(":")[2] or ":" not in text:
         return ""
     used = set()

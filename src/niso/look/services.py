@@ -213,7 +213,7 @@ def service_lines(
 def of_stack(
     session: Session, store: Store, names: Iterable[str], stack: str
 ) -> tuple[ServiceLine, ...]:
-    """Return the services of a stack, and those that its file lists.
+    """Return the services of a stack, and the services that the stack's file lists.
 
     A listed service that belongs to another stack is shown as inactive.
     """
@@ -341,7 +341,7 @@ def _healths(session: Session, store: Store, services: Iterable[ServiceRow]) -> 
 
 
 def health_targets(store: Store, services: Iterable[ServiceRow]) -> list[HealthTarget]:
-    """Return the health checks of the given services that are running and have a health check."""
+    """Return the health checks of all given services that have a check and are running."""
     checked = {*store.checked_services()}
     known = ((row, read(row.name)) for row in services if row.name in checked)
     running = [(row, now) for row, now in known if now.state == "running"]
@@ -451,8 +451,8 @@ def command_of(intent: Intent) -> str:
 def interrupted(store: Store) -> dict[str, str]:
     """Return, by service, each killed command whose change of the service is incomplete.
 
-    A command holds the service's lock from before it records its change until it has deleted the
-    record. A recorded change without a lock is therefore interrupted.
+    A command takes the service's lock before it records the change, and releases the lock after it
+    has deleted the record. A recorded change without a lock is therefore interrupted.
     """
     return {
         intent.service: command_of(intent)

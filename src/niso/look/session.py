@@ -353,7 +353,7 @@ def duration(value: str, what: str) -> float:
 
 
 def line_count(value: object) -> int | None:
-    """Check the number of lines to print, which is None for all lines. Raises UsageError."""
+    """Check an argument that is a number of lines, or None for all lines. Raises UsageError."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):

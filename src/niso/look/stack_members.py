@@ -20,7 +20,7 @@ def load(path: str, owners: Collection[int] | None = None) -> Stack:
 
 
 def named(store: Store, plain: Stack) -> Stack:
-    """Return a stack in which services have the names that they have on this host.
+    """Return a stack whose services have the names that they have on this host.
 
     With ``prefix = true`` these names begin with the stack's name. Raises ErrorGroup.
     """

@@ -102,7 +102,7 @@ def _is_whole(
     row: ServiceRow,
     spec: ServiceSpec,
 ) -> bool:
-    """Return whether all rows exist that follow from the service's own row and from the kernel."""
+    """Return whether the store has all rows that the service's own row and the kernel imply."""
     name = row.name
     policy = _policy(store, name, spec)
     follow: dict[str, Sequence[tuple[object, ...]]] = {

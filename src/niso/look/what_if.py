@@ -111,7 +111,7 @@ def _reason(before: PolicyContext, after: PolicyContext, seen: Flow) -> Reason |
 
 
 def _network(world: PolicyContext, end: FlowEnd) -> str:
-    """Return the network of a service's address, or "" if the address is not a service's."""
+    """Return the network of a flow's end, or "" if the end is not a service."""
     if not end.service:
         return ""
     endpoints = world.services[end.service].endpoints
