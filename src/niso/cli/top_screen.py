@@ -66,7 +66,7 @@ ORDERS: dict[str, Callable[[ServiceLoad], float]] = {
     "new": lambda load: -(load.new or 0),
     "denied": lambda load: -_denied(load),
 }
-"""The sort keys of services, which the screen gets sorted by name."""
+"""The key by which services are sorted, for each order. Equal keys keep the order of names."""
 
 
 def show(name: str | None) -> int:

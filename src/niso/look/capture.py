@@ -184,8 +184,7 @@ class Capture(ResultStream):
             size = len(dropped.headers)
             times = divmod(self._last, 1_000_000)  # seconds, microseconds
             packet = _RECORD.pack(*times, size, max(dropped.length, size)) + dropped.headers
-            # the pipe is full because tcpdump cannot keep up, or tcpdump has just exited: drop the
-            # packet
+            # if the pipe is full or tcpdump has just exited, the packet is left out
             with contextlib.suppress(BlockingIOError, BrokenPipeError):
                 if self._pipe >= 0:
                     os.write(self._pipe, packet)
@@ -216,7 +215,7 @@ class Capture(ResultStream):
         *lines, source.incomplete = (source.incomplete + data).split(b"\n")
         shown = []
         for line in filter(None, lines):  # tcpdump ends with an empty line
-            # an indented line continues the packet before
+            # an indented line continues the previous packet's text
             if not line[:1].isspace() and self._left is not None:
                 if self._left == 0:
                     break

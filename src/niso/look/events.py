@@ -226,19 +226,19 @@ class ServiceState(NamedTuple):
     attached: bool  # Whether the service is an attachment, which has no process.
     job: bool = False
     activated_at: float | None = None
-    state: str = ""  # of the process (`Status`), or of an attachment: attached or gone
+    state: str = ""  # the state of the process (`Status`), or for an attachment attached or gone
     exit_code: int | None = None
     started_at: float | None = None
     ended_at: float | None = None
     restarts: int = 0
     error: str = ""
-    restart: str = ""  # The restart policy.
+    restart: str = ""  # the restart policy
     health: str = ""  # result of the last health check; "" if there was none
     failure: str = ""
     probed_at: float | None = None
     addresses: tuple[str, ...] = ()
-    ports: tuple[str, ...] = ()  # Ports of the manifest, as strings: 8080→80.
-    forwards: tuple[str, ...] = ()  # Ports that `niso port-forward` published, as strings.
+    ports: tuple[str, ...] = ()  # ports of the manifest, as strings: 8080→80
+    forwards: tuple[str, ...] = ()  # ports that `niso port-forward` published, as strings
 
 
 Snapshot = tuple[dict[str, ServiceState], dict[str, tuple[str, ...]]]
