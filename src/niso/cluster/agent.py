@@ -279,7 +279,7 @@ class Agent:
         return now._replace(hosts=tuple(hosts))
 
     def run(self, store: Store, kernel: Kernel) -> None:
-        """Run a sync pass whenever something changes, until `stop` is called."""
+        """Run a sync pass after each change here or in etcd, until `stop` is called."""
         for target in (self._alive, self._listen, *((self._mend,) if self.mend else ())):
             threading.Thread(target=target, daemon=True).start()
         engine = None
@@ -403,7 +403,7 @@ def _text(error: Exception) -> str:
 
 
 def last() -> tuple[float | None, dict[str, float]]:
-    """Read the monotonic time of the last sync pass, None without one, and of each host's loss."""
+    """Read the time of the last sync pass, or None, and since when each missing host is missing."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         kept = json.loads(files.read(_path()) or b"{}")
         gone = {str(host): float(seen_s) for host, seen_s in kept["gone"].items()}

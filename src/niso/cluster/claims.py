@@ -104,7 +104,7 @@ class Claims:
         return _repeated(attempt, f"{wanted.service}: other hosts keep changing what it needs")
 
     def foreseen(self, wanted: Wanted, take: bool = False) -> ClusterClaim:
-        """Return the reservation that `claim` would make, without writing to etcd."""
+        """Return the reservation that `claim` would make. Nothing is written to etcd."""
         have = self.held(wanted.service)
         if have is not None and have.host != self.host:
             self._require_lost(have, take)
@@ -290,7 +290,11 @@ class Claims:
     def _entries(
         self, claim: ClusterClaim, known: Mapping[str, KeyValue], is_own: bool
     ) -> Iterator[Put]:
-        """Yield the writes of a reservation's keys. ``is_own``: this host had it before."""
+        """Yield the writes of the address and name keys of a reservation.
+
+        ``known`` are the present keys. If ``is_own``, this host already had the reservation, and
+        its addresses that are up stay up.
+        """
         for network, addresses in claim.networks.items():
             for address in addresses:
                 key = self.keys.address(network, address)

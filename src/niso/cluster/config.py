@@ -95,7 +95,7 @@ def require() -> Config:
 
 
 def parsed(data: dict[str, Any], path: str) -> Config:
-    """Convert and check the data of cluster.toml. Raises InvalidInput, or ErrorGroup of several."""
+    """Convert and check the data of cluster.toml. Raises InvalidInput or ErrorGroup."""
     try:
         own, etcd, member = convert.convert(data, _File)
         config = Config(own.name, own.address, etcd, member, own.encryption)

@@ -90,7 +90,7 @@ def prepare(kernel: Kernel) -> str:
 def tunnel(
     cluster: str, port: int, how: str, own: HostEntry, hosts: Iterable[HostEntry] = ()
 ) -> Tunnel:
-    """Return the WireGuard tunnel from host ``own`` to ``hosts``. Its UDP port is ``port`` + 1."""
+    """Return the WireGuard tunnel from the host ``own`` to ``hosts``, at VXLAN's ``port`` + 1."""
     others = {
         host.public: (
             host.public,
@@ -137,7 +137,10 @@ def _record(store: Store, kernel: Kernel, wanted: Tunnel) -> bool:
 
 
 def renew(store: Store, kernel: Kernel) -> str:
-    """Replace this host's key pair, without niso's lock; return the new public key for etcd."""
+    """Replace this host's key pair; return the new public key, which the caller must publish.
+
+    The caller must not have niso's lock.
+    """
     private, _ = kernel.wireguard_keys("")
     files.replace(paths.wireguard_key(), f"{private}\n".encode(), 0o600)
     return _adopt(store, kernel)
@@ -156,7 +159,10 @@ def _adopt(store: Store, kernel: Kernel) -> str:
 
 
 def mend(store: Store, kernel: Kernel) -> None:
-    """Restore the WireGuard interface from the store, without niso's lock: events can be lost."""
+    """Restore the WireGuard interface as recorded. The caller must not have niso's lock.
+
+    The kernel's events are not enough to find all changes.
+    """
     if store.across.tunnel() is None:
         return
     _adopt(store, kernel)

@@ -112,7 +112,7 @@ class Etcd:
         return Answer(_revision(answer), tuple(items))
 
     def keys(self, prefix: str) -> list[str]:
-        """Return the keys with a prefix, without values."""
+        """Return the names of the keys with a prefix, without their values."""
         answer = self.call("/v3/kv/range", {**_span(prefix, True), "keys_only": True}, True)
         return sorted(_text(item["key"]) for item in answer.get("kvs", ()))
 
@@ -149,7 +149,7 @@ class Etcd:
         return int(self.call("/v3/lease/grant", {"TTL": ttl_s}, True)["ID"])
 
     def keep(self, lease: int) -> bool:
-        """Renew a lease; return whether it still exists."""
+        """Renew a lease; return False if it no longer exists."""
         # the answer for an expired lease has no TTL
         answer = self.call("/v3/lease/keepalive", {"ID": str(lease)}, True, wait_s=self._request_s)
         return int(answer.get("result", {}).get("TTL", 0)) > 0

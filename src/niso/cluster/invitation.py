@@ -34,7 +34,7 @@ _NOT_ONE = "make a new one: niso cluster invite HOST --address A"
 
 
 class Files(NamedTuple):
-    """The contents of the files that a host needs to reach etcd; "" for an unused file."""
+    """The contents of the files that a host needs to reach etcd; "" if a file is not needed."""
 
     cacert: str = ""
     cert: str = ""
@@ -200,7 +200,7 @@ default_md = sha256
 
 
 def make_authority(folder: str, cluster: str) -> None:
-    """Create a certificate authority in an existing folder, valid for 10 years. Raises Error."""
+    """Create the key and certificate of an authority in a folder, for 10 years. Raises Error."""
     _run(
         *("req", "-x509", *_CURVE, *_period(), "-config", "/dev/stdin"),
         *("-subj", f"/O=niso/CN=cluster {cluster}"),

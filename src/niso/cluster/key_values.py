@@ -136,7 +136,7 @@ class ClusterClaim(NamedTuple):
     sharers: Sharers = ()  # services that share its namespace, for display
 
     def keys(self, keys: Keys) -> set[str]:
-        """Return the etcd keys of its addresses and names, also of those in ``kept``."""
+        """Return the etcd keys of its addresses and names, also of reserved former ones."""
         names = {keys.name(net, name) for net in self.networks for name in self.names}
         return {*names, *self.address_keys(keys), *self.kept}
 

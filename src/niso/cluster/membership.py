@@ -61,7 +61,7 @@ class ClusterKeys:
         return made
 
     def hosts(self) -> list[HostEntry]:
-        """Return all hosts, sorted by name."""
+        """Return all hosts of the cluster, sorted by name, with whether each is alive."""
         items = {item.key: item for item in self.engine.get(self.keys.hosts).items}
         return [
             key_values.host_of(item, self.keys)._replace(alive=f"{key}/live" in items)
@@ -143,7 +143,7 @@ class ClusterKeys:
         self.engine.commit(Txn((), (Put(key, value, lease) if seconds else Delete(key),)))
 
     def late(self) -> dict[str, int]:
-        """Return how many seconds the agents of hosts lag, by host, without those that do not."""
+        """Return the lag in seconds of hosts' agents, for display. Invalid values are ignored."""
         behind = {}
         for item in self.engine.get(self.keys.late, stale=True).items:
             with contextlib.suppress(Error):
@@ -245,7 +245,7 @@ class ClusterKeys:
         return sorted(self.index()[1])
 
     def networks(self) -> list[Spec]:
-        """Return all networks, sorted by name."""
+        """Return all networks of the cluster, sorted by name."""
         return [spec for name in self.network_names() if (spec := self.network(name)) is not None]
 
     def network(self, name: str) -> Spec | None:

@@ -168,7 +168,7 @@ def revert_attempt(store: Store, kernel: Kernel, report: Report) -> None:
 
 
 def _revert_attempt(store: Store, kernel: Kernel, report: Report) -> None:
-    """Do what `revert_attempt` does, under niso's lock: addresses would stay reachable else."""
+    """Do what `revert_attempt` does, for a caller that has niso's lock."""
     spans = store.across
     attempt = spans.attempt()
     if attempt is None:
@@ -235,7 +235,7 @@ def make_way(
 
 
 def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, ClaimedService]) -> Scope:
-    """Return the scope of changing remote services to ``wanted``, which lacks removed ones."""
+    """Return the scope of changing remote services. Those that ``wanted`` lacks are removed."""
     changed = {*changed}
     some = (wanted, _present(store, changed))
     both = [known for name in changed for services in some if (known := services.get(name))]
@@ -246,7 +246,7 @@ def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, ClaimedServ
 
 
 def scope_on(store: Store, networks: Collection[str]) -> Scope:
-    """Return the scope of removing networks."""
+    """Return the scope of a change that removes networks."""
     remotes = store.across.on(networks)
     called = {name for remote in remotes for name in (remote, *store.across.names(remote))}
     return _scope(store, called, networks, remotes, networks)

@@ -110,7 +110,7 @@ class OwnClaims:
         return lost, is_sure
 
     def _end_strays(self, store: Store, claims: Claims, now: EngineView, now_s: float) -> bool:
-        """Delete claims of this host without a row, as of late requests; return False if any."""
+        """Delete claims without a row here, as of late requests; return False if any existed."""
         names = now.services if now.only is None else now.only & now.services.keys()
         own = {
             name
@@ -275,7 +275,10 @@ def base_of(store: Store) -> int:
 
 
 def restore(store: Store, membership: ClusterKeys, own: HostEntry, encryption: str = "") -> Cluster:
-    """Write all that host ``own`` has recorded to etcd. Raises Conflict if etcd has a cluster."""
+    """Write all keys that the host ``own`` knows to an etcd that has lost them; return the cluster.
+
+    Raises Conflict if etcd has a cluster.
+    """
     networks = [network for network in store.networks() if network.span is not None]
     tunnel = store.across.tunnel()
     ports = {n.span.port for n in networks if n.span is not None}

@@ -181,7 +181,11 @@ class View:
 
 
 def _unreachable(hosts: Sequence[HostEntry], own: str) -> frozenset[str]:
-    """Return hosts that ``own`` cannot reach: not unicast, another IP version, or its address."""
+    """Return the names of hosts that the host ``own`` cannot reach by their addresses.
+
+    Such an address is not unicast, of another IP version than the address of ``own``, or equal to
+    it.
+    """
     here = next((host.address for host in hosts if host.name == own), "")
     return frozenset(
         host.name

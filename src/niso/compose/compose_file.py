@@ -47,7 +47,7 @@ _NOT_HERE = {
 
 
 class ImportedStack(NamedTuple):
-    """A compose file as a stack."""
+    """The result of converting a compose file to a stack.toml."""
 
     stack: str  # name of the stack
     services: tuple[str, ...]  # strings: names of the services

@@ -430,7 +430,7 @@ class ComposeService:
 
     # --- instances: scale, deploy.replicas, deploy.update_config ------------------------------
     def _instances(self) -> None:
-        """Set the number of instances and how they are replaced, if niso can do both."""
+        """Convert the number of instances and how they are replaced, if niso supports both."""
         deploy = _mapping(self._keys.get("deploy"))
         update = _mapping(deploy.get("update_config"))
         key, number = self._replicas(deploy)
@@ -456,7 +456,7 @@ class ComposeService:
         self._spread_ports()
 
     def _replicas(self, deploy: Mapping[str, Any]) -> tuple[str, int]:
-        """Return the key with the number of instances, and the number in niso's range."""
+        """Return the key with the number of instances, and this number within niso's limits."""
         most = process_keys.MAX_REPLICAS
         key = "deploy.replicas" if deploy.get("replicas") is not None else "scale"
         given = deploy.get("replicas", self._keys.get("scale"))
@@ -469,7 +469,10 @@ class ComposeService:
         return key, min(number, most)
 
     def _one_process(self) -> str:
-        """Return why a service cannot have a service address; "" if it can with a health check."""
+        """Return why a service must have a single process, without a service address.
+
+        The result is "" if it can have a service address, provided that it has a health check.
+        """
         mode = self.tables.get("network", {}).get("mode", "bridge")
         if self.given in self._world.jobs:
             return "a job has one process"
@@ -480,7 +483,7 @@ class ComposeService:
         return ""
 
     def _unchecked(self, key: str) -> str:
-        """Set a health check of a port if the service has none; return why there is none, or ""."""
+        """Give a service without a health check one of a port; return why that failed, or ""."""
         if "healthcheck" in self.tables:
             return ""
         ports = [*self.tables.get("network", {}).get("ports", ()), *items(self._keys.get("expose"))]
@@ -497,7 +500,7 @@ class ComposeService:
         return "each instance needs a health check"
 
     def _update(self, update: Mapping[str, Any], order: str, number: int) -> None:
-        """Convert ``update_config``, except its order."""
+        """Convert the keys of ``update_config``, except ``order``, to the table [deploy]."""
         place = "deploy.update_config"
         starts_first = order == "start-first"
         given_s = seconds(update.get("monitor"))
@@ -573,7 +576,7 @@ def has_check(keys: Mapping[str, Any]) -> bool:
 
 
 def no_instances(keys: Mapping[str, Any]) -> str:
-    """Return the key by which `docker compose up` starts no container of a service, or ""."""
+    """Return the key that makes `docker compose up` start no container of a service, or ""."""
     replicas = _mapping(keys.get("deploy")).get("replicas")
     if scalar(replicas) == "0":
         return "deploy.replicas"

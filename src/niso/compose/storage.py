@@ -298,9 +298,9 @@ def port(value: object) -> str | None:
 
 
 def first_of_range(entry: str) -> str:
-    """Return an entry of ``ports`` with one host port in place of several for one port.
+    """Return an entry of ``ports`` with only the first of several host ports for one port.
 
-    Compose gives each container one of them, as in ``8080-8082:80``.
+    Compose gives each container one of the host ports, as in ``8080-8082:80``.
     """
     match = re.fullmatch(r"((?:.*:)?)(\d+)-\d+(:\d+(?:/\w+)?)", entry)
     return f"{match[1]}{match[2]}{match[3]}" if match else entry

@@ -319,7 +319,10 @@ def _require(path: str, given: Mapping[str, Any], kind: str, keys: Iterable[str]
 
 
 def _content(path: str, given: Mapping[str, Any], key: str) -> bytes:
-    """Return the PEM text in KEY-data, or in the file that ``KEY`` names; empty without both."""
+    """Return the PEM content of a kubeconfig's key, such as client-key, or b"" without the key.
+
+    The content is in the key itself with the ending -data, or in the file that the key names.
+    """
     data, file = given.get(f"{key}-data"), given.get(key)
     if data:
         try:

@@ -181,7 +181,7 @@ def _ports(given: Mapping[str, Any]) -> tuple[PortMapping, ...]:
 
 
 def _join(given: dict[str, Any]) -> dict[str, Any]:
-    """Attach a namespace that niso creates, and hand its interface over to Docker."""
+    """Attach a namespace made by niso for an endpoint, and hand its interface over to Docker."""
     network, path = _network(given), _file(paths.run_dir(), given["EndpointID"])
     kept, sandbox = plugin.load(path), str(given["SandboxKey"])
     if kept is None or not sandbox.startswith("/"):
@@ -416,7 +416,7 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def log_message(self, *_: object) -> None:
-        """Write no log, because Docker calls often."""
+        """Write no log of calls, because Docker calls often."""
 
 
 class _Server(socketserver.UnixStreamServer):

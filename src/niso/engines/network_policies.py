@@ -269,7 +269,7 @@ Allowed = tuple[str, Peer, Ports]
 def _list(allowed: Iterable[Allowed], direction: str) -> tuple[Entry, ...]:
     """Build policy entries, each once, in the order that needs the fewest nftables elements.
 
-    Raises InvalidInput if there are too many.
+    Raises InvalidInput if there are too many. ``direction`` is part of their key.
     """
     first: dict[tuple[Peer, Ports], str] = {}
     characters = 0
@@ -397,7 +397,7 @@ def _prefixes(cidr: str, excluded: tuple[str, ...]) -> Iterator[str]:
 def _left(
     first: int, length: int, bits: int, excepted: list[tuple[int, int]]
 ) -> Iterator[tuple[int, int]]:
-    """Yield the parts (first, length) of a prefix outside the ranges ``excepted``: halve it."""
+    """Yield the parts (first, length) of a prefix that do not overlap the ranges ``excepted``."""
     last = first + (1 << (bits - length)) - 1
     inside = [(low, high) for low, high in excepted if low <= last and high >= first]
     if not inside:

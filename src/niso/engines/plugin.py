@@ -40,7 +40,7 @@ class _LateProcesses:
 
 
 def machine() -> Machine:
-    """Return the `Machine` of this host, with the default state folder. Raises Error."""
+    """Open this host's store, kernel and processes (`Machine`). Raises Error without root."""
     from niso.look import session
 
     if os.geteuid() != 0:

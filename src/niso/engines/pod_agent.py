@@ -304,7 +304,10 @@ _MARK = "# written by niso kubernetes --enable, removed by --disable; state fold
 
 
 def follow(machine: Machine, config: str, log: Callable[[str], None]) -> Following:
-    """Build the agent for a kubeconfig, with functions to run and stop it. Raises Error."""
+    """Build the agent for the kubeconfig ``config``, with functions to run and to stop it.
+
+    Raises Error if the kubeconfig is unusable.
+    """
     access = api_server.read(config)
     ApiServer(access)  # raises for unusable certificates
 

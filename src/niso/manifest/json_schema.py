@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def manifest_schema() -> dict[str, Any]:
-    """Return the schema of manifest.toml as dicts and lists, for `json.dumps`."""
+    """Build the JSON Schema of manifest.toml, as dicts and lists for `json.dumps`."""
     tables = definitions(keys.Manifest)
     for section, known in keys.SECTIONS.items():
         properties = tables[keys.TABLES[section].__name__]["properties"]
@@ -122,7 +122,7 @@ def _choice(form: type, inside: Any) -> dict[str, Any]:
 
 
 def _set_rule(field: dict[str, Any], rule: Mapping[str, Any]) -> None:
-    """Add the conditions of a rule to a key's JSON Schema; for an array, to that of its items."""
+    """Add a rule's conditions to the JSON Schema ``field``, for an array to that of its items."""
     for choice in field.get("anyOf", [field]):
         items = {"array": "items", "object": "additionalProperties"}.get(choice.get("type"))
         if items:
@@ -140,7 +140,7 @@ _OWN = ("Manifest", "Package", "Binary", "Service", "Healthcheck", "Network")
 
 
 def stack_schema() -> dict[str, Any]:
-    """Return the schema of stack.toml as dicts and lists, for `json.dumps`.
+    """Build the JSON Schema of stack.toml, as dicts and lists for `json.dumps`.
 
     A [[service]] has the keys of a manifest's [network] directly. Its other tables override single
     keys of the package's manifest, so none of their keys is required.
@@ -211,7 +211,7 @@ def stack_schema() -> dict[str, Any]:
 
 
 def _inline(tables: dict[str, Any]) -> dict[str, Any]:
-    """Derive the schemas of [services.NAME] from a manifest's. They require other keys."""
+    """Derive the JSON Schemas of [services.NAME], which requires fewer keys than a manifest."""
     text = json.dumps({f"Inline{name}": tables[name] for name in _OWN})
     for name in _OWN:
         text = text.replace(f'"#/$defs/{name}"', f'"#/$defs/Inline{name}"')

@@ -165,7 +165,11 @@ def parse_egress_allow(text: str, key: str) -> Entry:
 
 
 def parse_entry(text: str, key: str, egress: bool, outside: bool = False) -> Entry:
-    """Parse a policy entry. With ``outside``, it may be a DNS name. Raises InvalidInput."""
+    """Parse an entry of a policy. Raises InvalidInput.
+
+    ``key`` is the key path of the entry. ``egress`` says whether the list is for connections of the
+    service, and ``outside`` whether the entry may be a DNS name.
+    """
     peer, suffix = _split(text, key)
     ports, slash, proto = (
         suffix[1:].partition("/") if suffix.startswith(":") else ("", suffix, suffix[1:])
@@ -222,7 +226,10 @@ def _range(ports: str, text: str, key: str) -> tuple[int, int]:
 
 
 def _peer(peer: str, suffix: str, text: str, key: str, egress: bool) -> Peer:
-    """Parse the peer of an entry ``text``, which ends with ``suffix``. Raises InvalidInput."""
+    """Parse the peer of the entry ``text``. Raises InvalidInput.
+
+    ``suffix`` is the part of the entry after the peer, such as ``:80/tcp``.
+    """
     if not peer:
         everybody = f'"0.0.0.0/0{suffix}" for all of IPv4, "[::/0]{suffix}" for all of IPv6'
         raise _wrong_entry(text, key, "the peer is missing", everybody if suffix else RIGHT)
@@ -328,7 +335,7 @@ def _prefix(peer: str, suffix: str, text: str, key: str) -> _Prefix:
 
 
 def _not_an_address(text: str, with_length: bool) -> str:
-    """Return why ``text`` is not an address. ``with_length``: a prefix length follows the text."""
+    """Return why ``text`` is not an address. ``with_length`` says that a prefix length follows."""
     shown = base_text.shown(text)
     if ":" not in text:
         if with_length and not _OF_IPV4.issuperset(text):

@@ -45,7 +45,7 @@ def signal(text: str, key: str) -> str:
 
 
 def deploy_problems(data: Mapping[str, Any], parsed: Mapping[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error for each key that does not fit a service with a service address, or without.
+    """Yield an error for each key that contradicts that a service has, or lacks, a service address.
 
     A service has a service address if it sets service.replicas, or service.update = "start-first".
     ``data`` is the manifest, and ``parsed`` its valid values by key path.
@@ -245,7 +245,10 @@ def _size_in(text: str, key: str, low: int, right: str, example: str) -> int:
 
 
 def rate(text: str, key: str) -> int:
-    """Parse ``100M`` bits per second (powers of 1000) to bytes per second. Raises InvalidInput."""
+    """Parse a rate in bits per second, such as ``100M`` (powers of 1000), to bytes per second.
+
+    Raises InvalidInput.
+    """
     unit = _RATE_UNITS.get(text[-1:])
     digits = text[:-1]
     number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 9 else 0
@@ -256,7 +259,7 @@ def rate(text: str, key: str) -> int:
 
 
 def rate_of_bits(bits: int, key: str, written: object) -> int:
-    """Convert bits per second to bytes per second. Raises InvalidInput if out of range."""
+    """Convert a rate from bits to bytes per second. Raises InvalidInput if it is out of range."""
     if not MIN_RATE <= bits <= MAX_BANDWIDTH:
         raise values.wrong(key, written, "is out of range", "64K to 100G bits per second", '"100M"')
     return bits // 8

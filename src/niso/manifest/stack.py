@@ -175,7 +175,7 @@ class Stack(NamedTuple):
 
 
 class Outline(NamedTuple):
-    """A stack's services and dependencies, read without packages. The rest may be invalid."""
+    """The name, services and dependencies of a stack.toml, whose other parts may be invalid."""
 
     name: str
     path: str
@@ -289,7 +289,7 @@ def load(path: str, also: Also = lambda _: (), owners: Collection[int] | None = 
 
 
 def _with_apart(members: list[StackMember], folder: str) -> list[StackMember]:
-    """Record in each member the files with secrets or variables, which no package copy contains."""
+    """Add to each member the files with secrets or variables that package copies leave out."""
     specs = [member.loaded.spec for member in members]
     programs = [spec.program for spec in specs]
     own = (path for program in programs for path in (*program.apart, *program.secrets.values()))
@@ -304,7 +304,10 @@ def _with_apart(members: list[StackMember], folder: str) -> list[StackMember]:
 
 
 def as_stack_error(stack: Stack, error: Error, of: StackMember | None = None) -> Error:
-    """Convert an error to one of the stack.toml if the key is set there. ``of`` is its service."""
+    """Convert a manifest's error to an error of the stack.toml, if the stack.toml sets the key.
+
+    ``of`` is the service that the error is about, or None if that is unknown.
+    """
     for member in stack.members if of is None else (of,):
         path = member.loaded.path
         if member.overrides is None:

@@ -279,7 +279,7 @@ def _lines(text: str) -> Iterator[tuple[Path, int]]:
 
 
 def _resolved(names: Path, counts: dict[Path, int]) -> Path:
-    """Insert the index of the latest item after the name of each array of tables in a path."""
+    """Return a header's path with the index of the latest item after each array of tables in it."""
     path: Path = ()
     for position, name in enumerate(names):
         path = (*path, name)
@@ -392,7 +392,7 @@ def _edited(tomlkit: Any, text: str, path: KeyPath, key: str, items: Sequence[Li
 
 
 def listed(items: Iterable[ListLine]) -> Iterator[str]:
-    """Yield the lines of a list of strings, without the brackets."""
+    """Yield the lines of a list of strings in TOML, without the brackets around it."""
     for item in items:
         quoted = json.dumps(item.text)
         note = f"  # {item.note}" if item.note else ""

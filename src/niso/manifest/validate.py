@@ -190,7 +190,7 @@ def _accepted(path: str, *texts: str) -> str:
 
 
 def nearest(name: str, known: list[str]) -> str | None:
-    """Return the name in ``known`` that is most similar to ``name``; None if none is similar."""
+    """Return the name in ``known`` that is most similar to ``name``, or None if none is."""
     if len(name) > values.MAX_NAME:
         return None
     import difflib

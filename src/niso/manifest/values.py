@@ -92,8 +92,8 @@ def network_name(text: str, key: str) -> str:
     """Return ``text`` if it is a valid name of a network. Raises InvalidInput.
 
     ``default`` is refused, because its bridge would have the same name as that of ``niso-default``.
-    ``none`` and ``host`` are values of network.mode. docker's ``--network none`` means no network,
-    so a network of that name would be the opposite.
+    ``none`` and ``host`` are refused, because they are values of network.mode: such a network would
+    be the opposite of docker's ``--network none``.
     """
     _name(text, key, NETWORK_RIGHT, '"backend"', is_label=False)
     if text == "default":
@@ -142,7 +142,10 @@ def _short(seconds: float) -> str:
 
 
 def size(text: str, key: str) -> int:
-    """Parse ``64K``, ``512M`` or ``2G`` (powers of 1024) to bytes. Raises InvalidInput."""
+    """Parse a size such as ``64K``, ``512M`` or ``2G`` to bytes (powers of 1024).
+
+    Raises InvalidInput.
+    """
     unit, number = _SIZE_UNITS.get(text[-1:]), _number(text[:-1], 9)
     if unit is None or not number:
         right = "a whole number above 0 with unit K, M or G"
@@ -211,7 +214,7 @@ def user(text: str, key: str) -> ProcessUser:
 
 
 def version(text: str, key: str) -> str:
-    """Return ``text`` if it is a valid version of a package. Raises InvalidInput."""
+    """Return ``text`` if it is valid as the version of a package. Raises InvalidInput."""
     plain = text.translate(dict.fromkeys(map(ord, ".+-_~")))
     valid = text[:1].isalnum() and text.isascii() and plain.isalnum() and len(text) <= 64
     right = "at most 64 letters, digits and . + - _ ~, first a letter or digit"
@@ -294,7 +297,7 @@ def capability(text: str, key: str) -> str:
 
 
 def join(base: str, name: str) -> str:
-    """Append a key to a key path, quoted as in TOML if necessary: ``environment."A B"``."""
+    """Append the key ``name`` to a key path, with quotes if TOML needs them."""
     bare = name and name.isascii() and name.replace("-", "").replace("_", "").isalnum()
     part = name if bare else text.shown(name)
     return f"{base}.{part}" if base else part

@@ -233,7 +233,7 @@ def _typed(text: str, may_be: Kind) -> object:
 
 
 def text(written: str, variables: Variables, depth: int = 0) -> str:
-    """Substitute the variables in a string, which is nested in ``depth`` defaults of variables."""
+    """Substitute the variables in ``written``, a string inside ``depth`` nested defaults."""
     if depth > MAX_DEPTH:
         right = f"at most {MAX_DEPTH} defaults in each other"
         raise InvalidInput("is nested too deeply", right=right)

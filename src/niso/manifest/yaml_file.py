@@ -113,7 +113,7 @@ def _plain(value: object, count: list[int]) -> Any:
 
 
 def _text(value: object) -> str:
-    r"""Convert a value to a string, with surrogate pairs (``\ud83d\ude00``) joined."""
+    r"""Convert a value to a string. Surrogate pairs (``\ud83d\ude00``) become one character."""
     text = str(value)
     return (
         text
