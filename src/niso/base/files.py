@@ -196,7 +196,8 @@ _MOST_LINKS = 40  # as the kernel (MAXSYMLINKS, linux/namei.h)
 def changed_by_others(
     place: str | int, trusted: Collection[int], sticky: bool = True
 ) -> str | None:
-    """Describe how users not in ``trusted`` (uids) can change a file; None if they cannot.
+    """Describe how users not in ``trusted`` (uids) can change a file, or return None if they
+    cannot.
 
     ``place`` is the path of a file or folder, or a descriptor that was not opened with O_PATH. A
     symbolic link is followed. The result continues a sentence: "belongs to user bob", or "is

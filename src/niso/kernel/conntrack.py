@@ -262,15 +262,15 @@ class Tracked(NamedTuple):
     the same in reverse. The ports are None if the protocol has no ports.
     """
 
-    proto: str  # its name in policies
+    proto: str  # the name of the protocol in policies
     source: str
     destination: str
-    port: int | None  # of the destination, as sent
+    port: int | None  # the destination port as sent
     answers_from: str
     answers_to: str
-    answers_port: int | None  # destination of the reply
-    served_port: int | None  # of the destination, after DNAT
-    answered: bool  # a reply has been seen
+    answers_port: int | None  # the destination port of replies
+    served_port: int | None  # the destination port after DNAT
+    answered: bool  # whether a reply has been seen
     handle: bytes  # identifies the entry for `end`
 
 

@@ -85,9 +85,9 @@ class Lookup(NamedTuple):
 class IptablesMatch(NamedTuple):
     """The iptables match "conntrack" or "physdev" in a rule. A field that is None is not tested."""
 
-    states: int | None = None  # bits XT_CONNTRACK_STATE_BIT
-    inverted: bool = False  # matches other states
-    reply: bool | None = None  # the direction
+    states: int | None = None  # the states that match, as bits XT_CONNTRACK_STATE_BIT
+    inverted: bool = False  # whether all other states match instead
+    reply: bool | None = None  # whether only replies match, or only other packets
     bridged: bool | None = None
 
 
@@ -100,7 +100,7 @@ class ChainVerdict(NamedTuple):
     """A verdict of a rule, chain or element."""
 
     kind: str  # accept, drop, jump, goto, return, continue or break
-    chain: str = ""  # that a jump or goto leads to
+    chain: str = ""  # the chain to which a jump or goto leads
 
 
 # a string is CLOBBERS or MAY_MATCH

@@ -65,9 +65,9 @@ class Link(NamedTuple):
     master: int  # index of its bridge, or 0
     alias: str
     peer_index: int  # IFLA_LINK: for a veth interface the index of the other end, else mostly 0
-    peer_netnsid: int  # id of that end's namespace, or -1 for this one
-    hairpin: bool  # of a bridge port
-    call_iptables: bool  # of a bridge
+    peer_netnsid: int  # id of the other end's namespace, or -1 for this namespace
+    hairpin: bool  # whether a bridge port has hairpin mode
+    call_iptables: bool  # nf_call_iptables of a bridge
     call_ip6tables: bool
     drift: str = ""  # settings of a bridge or port that differ from niso's
     data: bytes = b""  # IFLA_INFO_DATA of a VXLAN device

@@ -329,7 +329,7 @@ def inside(name: str) -> OtherNetns:
 
 
 def at(name: str) -> contextlib.AbstractContextManager[None]:
-    """Run a ``with`` block in the namespace ``name``; "" is the caller's own."""
+    """Run a ``with`` block in the namespace ``name``. The name "" is the caller's own namespace."""
     return OtherNetns(name) if name else contextlib.nullcontext()
 
 

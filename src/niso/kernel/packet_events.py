@@ -57,10 +57,10 @@ class Logged(NamedTuple):
 
     time: float  # in seconds since 1970
     prefix: str  # the log prefix of the rule
-    link: str  # the network interface by which it came; on a bridge, the port
+    link: str  # the network interface, or port of a bridge, by which the packet came
     source: str
     destination: str
-    port: int | None  # of the destination
+    port: int | None  # the destination port
     proto: str  # a number if the protocol has no name here
 
 
@@ -223,7 +223,7 @@ class TraceStep(NamedTuple):
     chain: str
     kind: str
     verdict: str  # such as "accept" or "goto refuse"
-    rule: str  # its text, "" for a policy
+    rule: str  # the text of the rule; "" for a policy
     network: bytes
     transport: bytes
 
@@ -393,9 +393,9 @@ class Dropped(NamedTuple):
 
     table: str
     chain: str
-    rule: str  # "" for a chain's policy
-    headers: bytes  # from the IP header on
-    length: int  # of the whole packet in bytes
+    rule: str  # the text of the rule; "" for a chain's policy
+    headers: bytes  # the start of the packet, from the IP header on
+    length: int  # the length of the whole packet in bytes
 
 
 def _packet(network: bytes, transport: bytes) -> tuple[bytes, int]:

@@ -365,7 +365,7 @@ def _spread(port: str = "") -> str:
 
 
 def slot_of(client: str, proto: str, port: int | None) -> int | None:
-    """Return the slot of a client's flow to a service address; None without its source port.
+    """Return the slot of a client's flow to a service address, or None without a source port.
 
     The slot is ``jhash`` of the client's address and port, as nft_hash computes it: Jenkins'
     lookup3 (linux/jhash.h) of two registers, the second of which the port fills by half. For an

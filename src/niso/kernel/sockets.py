@@ -79,7 +79,7 @@ class Measured(NamedTuple):
     """
 
     connection: Connection
-    is_server: bool  # the socket is the server's
+    is_server: bool  # whether the socket is the server's
     state: str
     rtt: float | None  # smoothed round-trip time in seconds
     retransmitted: int | None  # segments

@@ -45,8 +45,8 @@ class TableChange(NamedTuple):
     """One transaction that changed niso's tables."""
 
     tables: tuple[str, ...]  # "inet niso", "bridge niso" or both
-    process: str  # the name of the thread that committed it
-    pid: int  # its process id in the initial PID namespace
+    process: str  # the name of the thread that committed the transaction
+    pid: int  # the process id of this thread in the initial PID namespace
 
     @property
     def is_own(self) -> bool:

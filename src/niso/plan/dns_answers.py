@@ -61,7 +61,7 @@ class Outside(NamedTuple):
     asked_at: float = 0.0
     due_at: float = 0.0  # when the name should be resolved again
     problem: str = ""  # the problem of the last query; "" for none
-    settled: bool = True  # the kernel has these addresses
+    settled: bool = True  # whether the kernel has these addresses
     addresses: tuple[DnsAddress, ...] = ()  # sorted
 
     def in_state(self, *states: str) -> tuple[str, ...]:

@@ -494,9 +494,9 @@ _Runs = tuple[tuple[int, int, Decision], ...]
 class _Table(NamedTuple):
     """The decisions on one peer by protocol and port."""
 
-    base: Decision  # of protocols that no entry names
+    base: Decision  # the decision on protocols that no entry names
     icmp: Decision
-    ported: tuple[_Runs, ...]  # of each of `PORTED`
+    ported: tuple[_Runs, ...]  # the decisions on ports, for each protocol of `PORTED`
 
 
 def _table(direction: _Direction, entries: list[Entry]) -> _Table:

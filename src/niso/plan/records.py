@@ -126,7 +126,7 @@ class Entry(NamedTuple):
     key: str  # the manifest key: "network.policy.allow_from[0]"
     text: str  # the entry as written
     peer: Peer
-    first: int  # 0 to 65535: all ports, and protocols without ports
+    first: int  # the first port; 0 to 65535 also means protocols without ports
     last: int
     proto: str  # "tcp", "udp", "sctp", "icmp", or "" for all
 
@@ -283,8 +283,8 @@ class PlannedService(NamedTuple):
     names: tuple[str, ...]  # hostname first; () if no service of this host may resolve its names
     # whether the service, or a service in its namespace, has published ports, in scope or not
     publishes: bool = False
-    # or host, none, share, attached, front; with share, the namespace's owner has the endpoints;
-    # with front, the addresses are service addresses
+    # or host, none, share, attached, front; with share, the service whose namespace is shared has
+    # the endpoints; with front, the addresses are service addresses
     mode: str = "bridge"
     limits: Limits = LIMITS
     bandwidth: tuple[int, int] = (0, 0)  # bytes per second in and out, on each network; 0: no limit

@@ -66,7 +66,7 @@ class NetworkSpec(NamedTuple):
     """The network settings of a service, from its manifest or its attachment."""
 
     mode: Literal["bridge", "host", "none", "share"]
-    share: str | None  # with mode share: the service whose namespace it joins
+    share: str | None  # with mode share: the service whose namespace this service joins
     networks: tuple[str, ...]  # the n-th is eth<n>; mode bridge
     addresses: Mapping[str, str]  # network to static address
     addresses6: Mapping[str, str]  # like `addresses`, for IPv6
@@ -77,7 +77,7 @@ class NetworkSpec(NamedTuple):
     limits: Limits | None = None
     extra_hosts: Mapping[str, str] = {}  # name to address, or HOST_GATEWAY
     dns: tuple[str, ...] | None = None  # None: the host's name servers
-    dns_search: tuple[str, ...] | None = None  # None: the host's
+    dns_search: tuple[str, ...] | None = None  # None: the host's search domains
     bandwidth: Mapping[str, int] = {}  # "in" and "out", bytes per second; missing: no limit
 
     def statics(self, network: str) -> tuple[str, ...]:
@@ -194,8 +194,8 @@ class MountedVolume(NamedTuple):
     source: str | None  # a path on the host; None for a tmpfs
     named: bool  # whether niso creates the volume, and keeps it after a removal
     read_only: bool
-    size: int | None  # of a tmpfs in bytes; None: the kernel's default, half of the memory
-    identity: Identity | None = None  # of the host path; None if an older niso activated it
+    size: int | None  # size of a tmpfs in bytes; None: the kernel's default, half of the memory
+    identity: Identity | None = None  # of the host path; None if activated by an older niso
 
 
 class Secret(NamedTuple):

@@ -31,7 +31,7 @@ _PORTED_TOO = ("33", "136")  # DCCP, UDP-Lite
 
 
 class Party(NamedTuple):
-    service: str  # "" for the host, other machines and unused addresses
+    service: str  # its name; "" for the host, other machines and unused addresses
     address: str
 
 
@@ -68,7 +68,9 @@ class Verdict(NamedTuple):
 
     @property
     def receiver(self) -> Party:
-        """Return who gets the packet: an instance if the destination is a service address."""
+        """Return the party that gets the packet, an instance if the destination is a service
+        address.
+        """
         return self.instances[0] if self.instances else self.destination
 
     @property
@@ -92,9 +94,9 @@ def decide(
     ``destination`` and ``port`` may be those of a published port. ``proto`` is tcp, udp or sctp,
     which have a port, or icmp (for both families) or another protocol, which have none. A broadcast
     or multicast packet is evaluated for the services that could receive it; the host receives every
-    such packet that egress allows. ``own_port`` is the source port, which decides which instance of
-    a service gets the packet; None if any may. Raises ValueError for an invalid address, and for a
-    port that does not fit the protocol.
+    such packet that egress allows. ``own_port`` is the source port. It decides which instance of a
+    service with a service address gets the packet, and is None if any instance may get it. Raises
+    ValueError for an invalid address, and for a port that does not fit the protocol.
     """
     if (port is not None) != (proto in PORTED):
         raise ValueError(f"{proto} with port {port}")
@@ -138,7 +140,7 @@ def _instances(
     proto: str,
     own_port: int | None,
 ) -> tuple[Party, ...]:
-    """Return the instances that may get a packet, if the receiver has a service address."""
+    """Return the instances of the receiver that may get a packet, if it has a service address."""
     if receiver is None or not receiver[0].serving:
         return ()
     serving, family = receiver[0].serving, family_of(source)
@@ -281,7 +283,7 @@ class _Packet(NamedTuple):
 
     source: str
     destination: str
-    to: Address  # the destination
+    to: Address  # the parsed destination
     port: int | None
     proto: str
     sender: KnownService | None
@@ -523,7 +525,7 @@ class KnownService(NamedTuple):
     policy: Policy = Policy()
     ports: tuple[PortMapping, ...] = ()  # published ports, each with its host port
     active: bool = True
-    # holder of each port that the service does not have itself
+    # (port, service) for each port that another service in its namespace publishes
     sharers: tuple[tuple[PortMapping, str], ...] = ()
     audits: bool = False  # its policy is in its audit period, and denies nothing
     host: str = ""  # the other host that it runs on; "" for this host
@@ -607,7 +609,7 @@ _network = functools.lru_cache(1024)(ipaddress.ip_network)
 
 
 def within(address: Address, prefix: str) -> bool:
-    """Return whether a prefix contains an address; False if their families differ."""
+    """Return whether a prefix contains an address. The result is False if their families differ."""
     return address in _network(prefix)
 
 

@@ -186,7 +186,7 @@ class Veth(NamedTuple):
     name: str
     netns: str
     peer: str
-    mac: str  # of the peer
+    mac: str  # the MAC of the inner end
     mtu: int
     bridge: str
     hairpin: bool
@@ -536,8 +536,8 @@ class Shaper(NamedTuple):
     name: str  # the host end of the pair
     netns: str
     peer: str  # the inner end of the pair
-    inward: int  # what the service receives
-    outward: int
+    inward: int  # the limit of what the service receives
+    outward: int  # the limit of what the service sends
     drift: str = ""
 
     def key(self) -> tuple[str, ...]:

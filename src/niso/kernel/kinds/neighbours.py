@@ -171,8 +171,8 @@ class _Neighbours(Kind[Neighbour], of=Neighbour):
 
 class Fdb(NamedTuple):
     """The forwarding entries for the MAC of another host's service: one on the bridge, and one on
-    its VXLAN device. The device sends frames for the MAC to the address ``host``; "" without an
-    entry.
+    its VXLAN device. The device sends frames for the MAC to the address ``host``, which is "" if
+    the device has no entry.
     """
 
     link: str  # the VXLAN device

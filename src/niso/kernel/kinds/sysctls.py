@@ -28,7 +28,7 @@ store has the values from before.
 
 class Sysctl(NamedTuple):
     netns: str
-    name: str  # below /proc/sys: "net/ipv4/ip_forward"
+    name: str  # the path below /proc/sys: "net/ipv4/ip_forward"
     value: str
 
     def key(self) -> tuple[str, ...]:

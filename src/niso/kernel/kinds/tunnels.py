@@ -123,7 +123,7 @@ class Vxlan(NamedTuple):
     name: str
     vni: int
     local: str  # this host's underlay address, of either family
-    port: int  # UDP, the same on all hosts
+    port: int  # the UDP port, the same on all hosts
     mtu: int  # bytes
     bridge: str
     alias: str
