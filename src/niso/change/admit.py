@@ -110,7 +110,7 @@ def record_all(
 
 
 def _takes(target: Target) -> tuple[bool, bool, bool]:
-    """Return a sort key: services with fixed addresses first, those in shared namespaces last."""
+    """Return a sort key. Services with fixed addresses come first, sharers of namespaces last."""
     network = target.spec.network
     fixed = network.addresses or network.addresses6
     return network.mode == "share", target.instance is not None, not fixed

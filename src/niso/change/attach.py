@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 POD_POLICY = "pod_policy"
 """Label of attachments that are Kubernetes pods.
 
-For such a pod, niso writes the rule that published ports need: the pod can reach itself through an
+niso configures their bridges as for published ports, so that a pod can reach itself through an
 address that another program, such as kube-proxy, translates.
 """
 _TRIES = 20

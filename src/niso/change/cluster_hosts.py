@@ -340,7 +340,7 @@ def _answering(machine: Machine, own: Config, report: Report) -> Config:
 
 
 def backup(machine: Machine, path: str) -> int:
-    """Write a snapshot of etcd's data to a file that only root can read; return its bytes."""
+    """Write a snapshot of etcd's data to a file that only root can read; return its size."""
     own = _require_own_etcd(machine)
     if os.path.isdir(path):
         raise Error(f"{path} is a folder", "name a file in it")

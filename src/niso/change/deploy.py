@@ -76,7 +76,7 @@ class Rollout(NamedTuple):
 
     @property
     def instances(self) -> list[str]:
-        """Return the names of all instances that start, stay or end."""
+        """Return the names of all instances that the activation starts, keeps or stops."""
         return [*(target.name for target in self.new), *self.old, *self.retired]
 
     @property

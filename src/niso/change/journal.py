@@ -105,7 +105,7 @@ def recover(
 
 
 def _together(store: Store, intent: Intent) -> list[str]:
-    """Return the services to recover with an intent, such as all services that exchange ports."""
+    """Return the services to recover with a change. A change of ports can involve several."""
     if intent.action != "ports":
         return [intent.service]
     return sorted({service for service, _ in store.moved_ports()})

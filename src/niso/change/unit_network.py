@@ -54,7 +54,7 @@ def _file(attachment: str) -> str:
 
 
 def _network_text(attachment: str, unit: str, words: Sequence[str], state_id: str) -> str:
-    """Return the text of the unit that attaches; ``words`` are its arguments for niso."""
+    """Return the text of the unit that attaches a namespace with these arguments of niso."""
     lines = [
         _MARK + state_id,
         "[Unit]",

@@ -225,7 +225,7 @@ def _show_programs(folders: Iterable[str]) -> None:
 
 
 def _build_sys(cgroup_mounts: list[LabCgroup], folders: dict[str, str]) -> None:
-    """Mount the lab's sysfs, and in it the cgroup hierarchies.
+    """Mount the lab's sysfs, and the cgroup hierarchies inside it.
 
     ``folders`` maps the mount point of a hierarchy to the lab's cgroup in it. Other hierarchies are
     read-only.

@@ -87,8 +87,8 @@ class ServiceRow(NamedTuple):
     def has_process(self) -> bool:
         """Return whether niso starts a process for the service itself.
 
-        Another program starts the process of an attachment. A service with mode front has instances
-        instead.
+        Another program starts the process of an attachment. For a service with a service address
+        (mode front), niso starts instances, which are services of their own.
         """
         return self.mode not in ("attached", "front")
 

@@ -128,7 +128,7 @@ class SnapshotRows(PortRows, PolicyRows):
         return Instances(self._db)
 
     def _with_fronts(self, services: Iterable[str]) -> set[str]:
-        """Add to services the service that each instance belongs to.
+        """Return services and, for each instance of a service, the service that it belongs to.
 
         Policies name the instances by the names of that service.
         """
