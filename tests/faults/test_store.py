@@ -194,7 +194,11 @@ def test_every_command_says_what_is_wrong_with_the_store_and_changes_nothing(
         "-c",
         f"rm -f {DATABASE}-wal {DATABASE}-shm; " + DAMAGES[damage].format(*[DATABASE] * 3),
     )
-    for line in (line for lines in COMMANDS.values() for line in lines):
+    # all commands open the store by the same code, so a part of them samples the rarer damages
+    lines = [line for lines in COMMANDS.values() for line in lines]
+    if not LONG and damage not in ("garbage", "lost", "newer"):
+        lines = lines[sorted(DAMAGES).index(damage) % 4 :: 4]
+    for line in lines:
         done = lab.niso(*line.split(), check=False)
         status, out, err = done.returncode, done.stdout, done.stderr
         # 1 of these is a packet that is dropped, and what is not as it should be
@@ -209,9 +213,8 @@ def test_every_command_says_what_is_wrong_with_the_store_and_changes_nothing(
         if "--json" in line:
             said = json.loads(err)["error"]
             err = f"niso: {said['message']}\n  hint: {said['hint']}\n"
-        lines = err.splitlines()
-        assert lines[0].startswith(f"niso: {DATABASE}"), (line, err)
-        assert len(lines) == 2 and lines[1].startswith("  hint: "), (line, err)
+        first, hint = err.splitlines()
+        assert first.startswith(f"niso: {DATABASE}") and hint.startswith("  hint: "), (line, err)
         assert "Traceback" not in err and "bug in niso" not in err, (line, err)
         if damage == "newer":
             assert "has version 99" in err and "use the niso that made it" in err, (line, err)
