@@ -45,7 +45,7 @@ _FENCE = re.compile(r"^( *)```(.*)$")
 _NAMED = re.compile(r"^# ([\w./-]+\.\w+)$")
 _PROGRESS = re.compile(r"niso: .* \(\d+s\)$")
 _TIMES = re.compile(
-    r"\b\d{4}-\d\d-\d\dT[\d:.]+Z|\b\d+(?:d\d+h|h\d+m|m\d+s)\b|\b\d+s\b|\b\d+(?:\.\d+)?ms\b",
+    r"\b\d{4}-\d\d-\d\dT[\d:.]+Z|\b\d+(?:d\d+h|h\d+m|m\d+s)\b|\b\d+(?:\.\d+)?m?s\b",
 )
 
 
