@@ -134,7 +134,7 @@ def _detach(machine: Machine, name: str, id: str | None, report: Report) -> bool
 
 
 def _complete(given: AttachRequest) -> AttachRequest:
-    """Convert a request's lists to lists of strings. For a systemd unit, set owner and id."""
+    """Check a request's lists of strings. If a systemd unit is given, set the owner and the id."""
     given = given._replace(
         networks=texts(given.networks, "networks"),
         ports=texts(given.ports, "ports"),

@@ -183,7 +183,7 @@ def policy_warnings(machine: Machine, name: str | None = None) -> list[tuple[str
 
 
 def _concerned(store: Store, name: str | None) -> tuple[list[NetworkRecord], list[str]]:
-    """Return networks and active services of the host, or of the service or network ``name``."""
+    """Return the networks and active services to check: of the host, or only those of ``name``."""
     if name is None:
         return store.networks(), store.active_services()
     scope, active = _scope(store, name)

@@ -256,7 +256,7 @@ def _policy_drops() -> tuple[_Counts | None, _Counts]:
 
 
 def _foreign() -> dict[str, int] | None:
-    """Count dropped forged frames by bridge port. Return None without niso's nftables table."""
+    """Count dropped forged frames by bridge port. None means that niso's table is missing."""
     with Nfnetlink() as kernel:
         if kernel.all_of(ruleset.BRIDGE, "owner") is None:
             return None

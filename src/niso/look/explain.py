@@ -36,7 +36,7 @@ class Destination(NamedTuple):
     proto: str  # tcp, udp, sctp or icmp
     host: str | None  # the other host that the service is on; null for this host
     instances: tuple[str, ...]
-    """strings: if the address is a service address, the instances of which one gets the packet"""
+    """strings: for a service address, the instances; one of these gets the packet"""
 
 
 class OtherHostObject(NamedTuple):

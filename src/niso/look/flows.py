@@ -441,9 +441,9 @@ def flows(
 
 
 def _home(store: Store, name: str) -> str:
-    """Return the service that owns the network namespace, and so the addresses, of a service.
+    """Return the service that owns the network namespace of a service, and therefore its addresses.
 
-    Raises Error if that namespace has no addresses.
+    Raises Error if this namespace has no addresses.
     """
     home = store.home(store.resolve(name))
     row = store.service(home)

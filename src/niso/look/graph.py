@@ -100,7 +100,7 @@ def of_policies(world: PolicyContext, only: frozenset[str] | None, with_addresse
 
 
 def _users(world: PolicyContext, receiver: KnownService, port: PortMapping) -> Iterator[str]:
-    """Yield the texts of the graph's boxes for the clients that may use a published port."""
+    """Yield the text of a box in the graph for each kind of client of a published port."""
     if port.host_ip and ipaddress.ip_address(port.host_ip).is_loopback:
         yield HOST
         return

@@ -660,7 +660,7 @@ def _policy_objects(
     peer: str,
     packet: _Judged,
 ) -> _Rules:
-    """Return the nftables elements by which a service's policy is found and decides."""
+    """Return the nftables elements that lead a packet to a service's policy and decide about it."""
     if known is None or not known.active or not known.heard:
         return ()
     policed = Policed(known.name, addresses_of(known), known.policy)

@@ -174,7 +174,7 @@ def _moved(after: PolicyContext, seen: Flow, by_port: bool) -> tuple[str, str] |
 
 
 def _publishes(world: PolicyContext, seen: Flow) -> bool:
-    """Return whether a flow's destination publishes the flow's port, on the recorded host port."""
+    """Return whether a flow's destination publishes the flow's port at the host port it used."""
     used, family = seen.published, family_of(seen.from_.address)
     return any(
         family in port.families and used in (None, port.host_port + seen.port - port.container_port)
