@@ -52,7 +52,9 @@ def packages_dir() -> str:
 
 
 def package_dir(service: str) -> str:
-    """Return the folder of a service's package copies, with one subfolder for each content."""
+    """Return the folder of a service's package copies, with one subfolder for each different
+    content.
+    """
     return f"{packages_dir()}/{service}"
 
 

@@ -467,7 +467,7 @@ def _call(function: str, *arguments: object, path: str) -> None:
 
 
 class ForeignNetns(NamedTuple):
-    """The facts about an existing network namespace that any program may have created."""
+    """The facts about an existing network namespace, which any program may have created."""
 
     cookie: int
     mark: str  # niso's mark on the namespace's lo, "" if niso did not create the namespace

@@ -432,8 +432,8 @@ class Rtnl(netlink.Netlink):
         raise refused("find a free link index", errno.EBUSY)
 
     def create(self, index: int, what: str, made: bytes, marked: bytes, *more: Message) -> None:
-        """Create an interface without automatic link-local address, set its alias, and send
-        ``more``.
+        """Create an interface without automatic link-local address, set its alias, and send the
+        messages ``more``.
 
         ``made`` are its attributes, and ``marked`` is the attribute with the alias. All messages
         are in one sendmsg; if one fails, the interface is deleted.

@@ -18,7 +18,7 @@ from niso.plan.records import LIMITS, Limits, PortMapping, SubnetRecord
 
 
 def closed(family: int) -> Element:
-    """Return the element by which the host forwards an address family only for niso's services."""
+    """Return the nftables element by which the host forwards a family only for niso's services."""
     return Element(INET, "closed", (f"ipv{family}",))
 
 
@@ -27,7 +27,7 @@ _SHORT = {"force_forwarding": "force"}  # an interface name has at most 15 chara
 
 
 def before(sysctl: str, value: str) -> list[Element]:
-    """Return the element that records the value of a host sysctl before niso changed it.
+    """Return the nftables element that records the value of a host sysctl before niso changed it.
 
     `niso net repair --sweep` uses it if there is no store. The list is empty if nft cannot express
     the name of the sysctl's network interface.
@@ -47,7 +47,7 @@ def before(sysctl: str, value: str) -> list[Element]:
 
 
 def sysctl_before(element: Element) -> tuple[str, str]:
-    """Return the name and the value of the sysctl that an element of `before` records."""
+    """Return the name and the value of the sysctl that an nftables element of `before` records."""
     link, what, value = element.fields
     if what == "ip_forward":
         return "net/ipv4/ip_forward", value
@@ -79,31 +79,31 @@ def network(
 
 
 def wire(port: int) -> Element:
-    """Return the element that makes the rules check VXLAN packets to this UDP port."""
+    """Return the nftables element that makes the rules check VXLAN packets to this UDP port."""
     return Element(INET, "wire", (port,))
 
 
 def sealed(port: int) -> Element:
-    """Return the element that accepts VXLAN packets to this UDP port only through WireGuard."""
+    """Return the nftables element that accepts VXLAN packets to a UDP port only by WireGuard."""
     return Element(INET, "sealed", (port,))
 
 
 def spans(network: str, vxlan: str) -> list[Element]:
-    """Return the elements of the VXLAN device of a network that spans hosts."""
+    """Return the nftables elements of the VXLAN device of a network that spans hosts."""
     sets = ((INET, "ports"), (BRIDGE, "ports"), (INET, "vxlans"))
     return [Element(*one, (vxlan,), (), network) for one in sets]
 
 
 def here(service: str, vni: int, mac: str) -> Element:
-    """Return the element that allows other hosts to send to a service on this host by VXLAN."""
+    """Return the nftables element that allows other hosts to send to a service here by VXLAN."""
     return Element(INET, "here", (vni, mac or _NO_MAC), (), service)
 
 
 def claim(
     service: str, host: str, vni: int, vxlan: str, mac: str, addresses: Iterable[str]
 ) -> list[Element]:
-    """Return the elements that allow only one host to send with the addresses of a service of
-    another host.
+    """Return the nftables elements that allow only one host to send with the addresses of a service
+    of another host.
 
     ``host`` is the address of that host, and ``vxlan`` the VXLAN device of the network.
     """
@@ -121,7 +121,7 @@ _NO_MAC = "00:00:00:00:00:00"
 
 
 def _source(service: str, link: str, mac: str, address: str) -> list[Element]:
-    """Return the elements that allow a source address on a bridge port or VXLAN device."""
+    """Return the nftables elements that allow a source address on a bridge port or VXLAN device."""
     family = family_of(address)
     elements = [
         Element(BRIDGE, f"sources{family}", (link, mac, address), (), service),
@@ -133,7 +133,7 @@ def _source(service: str, link: str, mac: str, address: str) -> list[Element]:
 
 
 def receivers(service: str, bridge_mac: str, mac: str, addresses: Iterable[str]) -> list[Element]:
-    """Return the elements that write a service's MAC into packets to the MAC of its bridge."""
+    """Return the nftables elements that write a service's MAC into packets to its bridge's MAC."""
     return [
         Element(BRIDGE, f"receivers{family_of(address)}", (bridge_mac, address), (mac,), service)
         for address in addresses
@@ -245,8 +245,8 @@ def published_on(
 
 
 def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
-    """Return the elements for a service that connects to its own published port. They replace the
-    source address by the gateway's. ``own`` are pairs (address, gateway).
+    """Return the nftables elements for a service that connects to its own published port. They
+    replace the source address by the gateway's. ``own`` are pairs (address, gateway).
     """
     pairs = list(own)
     return [
@@ -285,9 +285,9 @@ def service_address(
 ) -> list[Element]:
     """Return the nftables elements of a service address on one network.
 
-    ``serving`` maps the ordinals of the instances that receive connections to their addresses. If
-    it is empty, there are no elements, and the address is refused like any address without a
-    service.
+    A service address is one address for all instances of a service. ``serving`` maps the ordinals
+    of the instances that receive connections to their addresses. If it is empty, there are no
+    elements, and the address is refused like any address without a service.
     """
     if not serving:
         return []

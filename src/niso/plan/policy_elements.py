@@ -83,7 +83,7 @@ def _meaning(members: Iterable[Member]) -> _Meaning:
 
 
 class _Direction(NamedTuple):
-    """One direction of one policy, for one address of its service."""
+    """One direction (ingress or egress) of one policy, for one address of its service."""
 
     service: str
     ingress: bool
@@ -161,7 +161,7 @@ def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
 
 
 def gate(service: str, ingress: bool, own: str) -> Element:
-    """Return the element by which packets of the address ``own`` are checked against its policy."""
+    """Return the nftables element by which packets of an address are checked against its policy."""
     name = f"{'in' if ingress else 'e'}gress{family_of(own)}"
     return Element(INET, name, (own,), (), service)
 
@@ -192,8 +192,8 @@ def cost(policy: Policy, most: int) -> int:
 
 
 def _audit(policed: Policed, own: str) -> list[Element]:
-    """Return the elements by which the rules accept denied packets during a policy's audit period.
-    They are also returned if the period has ended.
+    """Return the nftables elements by which the rules accept denied packets during a policy's audit
+    period. They are also returned if the period has ended.
     """
     audit = policed.policy.audit
     if audit is None or not audit.since:
@@ -212,7 +212,8 @@ def looked_up(
     proto: str,
     port: int | None,
 ) -> list[Element]:
-    """Return the elements that a packet matches, in the order in which the rules look them up.
+    """Return the nftables elements that a packet matches, in the order in which the rules look them
+    up.
 
     The last one decides. It is preceded by the class of the peer's prefix, if there is one. ``own``
     is an address of the service. ``proto`` is a protocol as in an Entry, or any other name.
@@ -414,7 +415,7 @@ class _Entries:
 def _elements(
     direction: _Direction, policed: Policed, meaning: _Meaning, most: int | None = None
 ) -> Iterator[Element]:
-    """Yield the elements of one direction of a policy, for one address of the service."""
+    """Yield the nftables elements of one direction of a policy, for one address of the service."""
     entries = _Entries(direction, meaning, most)
     addresses = entries.addresses(policed.only)
     if policed.only is None:

@@ -28,7 +28,7 @@ class Span(NamedTuple):
 
 
 class Tunnel(NamedTuple):
-    """The WireGuard interface of a host of an encrypted cluster (kernel/kinds/tunnels.py)."""
+    """The WireGuard interface of this host in an encrypted cluster (kernel/kinds/tunnels.py)."""
 
     form: str
     address: str  # inside the tunnel, with its prefix length

@@ -156,8 +156,8 @@ class NetworkRequest(NamedTuple):
     internal: bool = False
     mtu: int | None = None
     allow_public: bool = False  # also allow public prefixes
-    observe: bool = True  # record its flows
-    span: bool = False  # over all hosts of the cluster
+    observe: bool = True  # whether the rules record its flows
+    span: bool = False  # whether the network is on several hosts of the cluster
 
     @property
     def nets(self) -> list[Network]:
