@@ -221,8 +221,8 @@ class Agent:
     def keep(self, engine: Etcd, lease: int) -> int:
         """Renew this host's etcd lease, or create one; return its id, or 0 outside the cluster.
 
-        For a lease of an earlier process, the key ``live`` is written again: the host may have left
-        and joined again.
+        If an earlier process created the lease, the host may have left and joined again since then.
+        Its key ``live`` is therefore written again.
         """
         if not (lease and engine.keep(lease)):
             lease = engine.grant(TTL_S)

@@ -143,7 +143,7 @@ class Claims:
         return self._changed(service, mark, change, gives_up=False)
 
     def release(self, service: str, mark: str) -> bool:
-        """Delete this host's reservation with the id ``mark``; return False without it.
+        """Delete this host's reservation with the id ``mark``; return False if it has none.
 
         A service that was taken over from another host, and was never up here, returns to that
         host.
@@ -220,8 +220,8 @@ class Claims:
     ) -> tuple[ClusterClaim, Txn] | None:
         """Plan the reservation to request; return it with the transaction that writes it.
 
-        ``have`` is the service's present reservation. Returns None if it is already as wanted. The
-        others are as for `claim`; ``raced`` says that an earlier attempt has lost a race.
+        ``have`` is the service's present reservation. Returns None if it is already as wanted.
+        ``raced`` says that an earlier attempt has lost a race; other parameters are as for `claim`.
         """
         conditions = [Compare(self.keys.service(wanted.service), have.revision if have else 0)]
         takes = have is not None and have.host != self.host and have.gen >= since
@@ -371,7 +371,7 @@ class Claims:
 def _free(
     net: subnets.Network, gateway: str, taken: dict[str, Any], raced: bool, network: str
 ) -> str:
-    """Return a subnet's lowest free address, or with ``raced`` one of the `NEAR` lowest ones."""
+    """Return a subnet's lowest free address, or with ``raced`` one of the `NEAR` lowest."""
     base = int(net.network_address)
     known = map(ipaddress.ip_address, filter(key_values.is_address, taken))
     here = [address for address in known if address in net]
@@ -393,8 +393,8 @@ def _free(
 def _repeated[T](attempt: Callable[[bool], T | None], problem: str) -> T:
     """Call ``attempt`` until it returns a result other than None, at most `TRIES` times.
 
-    Its argument says whether an earlier request without an answer may have been carried out. Raises
-    NoAnswer, and Conflict with the text ``problem`` after the last attempt.
+    The argument of ``attempt`` says whether an earlier request without an answer may have been
+    carried out. Raises NoAnswer, and Conflict (``problem``) after the last attempt.
     """
     unknown: NoAnswer | None = None
     for _ in range(TRIES):

@@ -62,7 +62,7 @@ class Config(NamedTuple):
         return Keys(self.etcd.prefix)
 
     def access(self) -> Reach:
-        """Return the members of etcd, and absolute paths of the files with the credentials."""
+        """Return how to reach etcd, with absolute paths of the files with the credentials."""
         return self.etcd.located(paths.cluster_dir())
 
     def engine(self, brief: bool = False) -> Etcd:
@@ -190,7 +190,10 @@ def text_of(config: Config) -> str:
 
 
 def toml_of(head: str, values: object) -> str:
-    """Format a named tuple as TOML, whose values are JSON for its types. ``head`` is a comment."""
+    """Format a named tuple of tables as TOML. ``head`` is a comment.
+
+    JSON is valid as TOML for all types of its values.
+    """
     lines = [head]
     for name, value in convert.plain(values).items():
         if isinstance(value, dict):

@@ -68,7 +68,7 @@ def mtu(between: str, link: int) -> int:
 
 
 def require_mtu(between: str, link: int) -> None:
-    """Raise Error if the MTU ``link`` of the link with the address ``between`` is too small."""
+    """Raise Error if the MTU of a link is too small for a tunnel. ``between`` is its address."""
     least = LEAST_MTU + link - mtu(between, link)
     if link < least:
         raise Error(

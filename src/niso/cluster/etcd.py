@@ -386,7 +386,7 @@ def _text(packed: str) -> str:
 
 
 def _span(key: str, prefix: bool) -> dict[str, Any]:
-    """Return etcd's range of a single key, or of all keys with a prefix if ``prefix`` is set."""
+    """Return the fields of a request that select one key, or with ``prefix`` all keys with it."""
     end = {"range_end": _packed(key[:-1] + chr(ord(key[-1]) + 1))} if prefix else {}
     return {"key": _packed(key), **end}
 

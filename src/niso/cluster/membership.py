@@ -39,7 +39,10 @@ class ClusterKeys:
         self.keys = keys or Keys()
 
     def cluster(self) -> Cluster | None:
-        """Return the cluster in etcd, or None. Its id is niso's: etcd's survives a loss of data."""
+        """Return the cluster that etcd has, or None.
+
+        niso chooses the cluster's id, because etcd's own id survives a loss of etcd's data.
+        """
         item = self._item(self.keys.cluster)
         return key_values.cluster_of(item) if item is not None else None
 
@@ -201,7 +204,7 @@ class ClusterKeys:
         return gone
 
     def _had_by(self, host: str) -> list[tuple[KeyValue, ClusterClaim]]:
-        """Return the reservations that a host has, and those that may return to it."""
+        """Return the reservations that a host has, and the ones that may return to the host."""
         items = self.engine.get(self.keys.services).items
         claims = [(item, key_values.claim_of(item, self.keys)) for item in items]
         return [(item, claim) for item, claim in claims if host in (claim.host, claim.former)]

@@ -92,7 +92,7 @@ def _wanted(
 
 
 def fenced(store: Store, now: EngineView, own: str) -> list[str]:
-    """Return this host's services that another host has reserved later, with a higher ``gen``."""
+    """Return this host's services that another host has reserved later (with a higher ``gen``)."""
     lost = []
     for claim in store.across.claims(now.only):
         known = now.services.get(claim.service, NOTHING)
@@ -102,7 +102,7 @@ def fenced(store: Store, now: EngineView, own: str) -> list[str]:
 
 
 def _present(store: Store, services: Collection[str] | None = None) -> dict[str, ClaimedService]:
-    """Return the remote services in the store, or of these only the ones named in ``services``."""
+    """Return the remote services in the store, by name. ``services`` limits them to these names."""
     rows, names = store.across.addresses(services), store.across.called(services)
     return {name: ClaimedService(some, names.get(name, ())) for name, some in rows.items()}
 
@@ -345,7 +345,7 @@ def _without(
     services: Collection[str],
     addresses: Collection[tuple[str, str]],
 ) -> dict[str, ClaimedService]:
-    """Remove services and addresses from the remote services ``some``; return those that change."""
+    """Return the services in ``some`` that change if these services and addresses are removed."""
     changed = {}
     for name, known in some.items():
         rows = tuple(a for a in known.addresses if (a.network, a.address) not in addresses)

@@ -50,7 +50,7 @@ STRAY_S = 600.0
 class OwnClaims:
     """A publisher, which makes this host's reservations in etcd match its rows, pass by pass.
 
-    ``log`` logs a line, and ``say`` does so without repeating the last one.
+    ``log`` logs a line. ``say`` logs a line unless it repeats the previous one.
     """
 
     def __init__(self, log: Callable[[str], None], say: Callable[[str], None]) -> None:
@@ -268,7 +268,7 @@ def spec_of(network: NetworkRecord) -> Spec:
 
 
 def base_of(store: Store) -> int:
-    """Return a number above each ``gen`` so far: etcd's revisions start again after a loss."""
+    """Return a number above each ``gen`` so far. etcd's revisions start again after a loss."""
     known = [claim.gen for claim in store.across.claims()]
     known += [row.gen for rows in store.across.addresses().values() for row in rows]
     return (max(known, default=0) // EPOCH + 1) * EPOCH
@@ -308,7 +308,7 @@ def restore(store: Store, membership: ClusterKeys, own: HostEntry, encryption: s
 
 
 def _peers(store: Store, mtu: int, tunnel: Tunnel | None) -> Iterable[HostEntry]:
-    """Yield the other hosts, with the MTU ``mtu``; if encrypted, only those in the tunnel."""
+    """Yield the other hosts with the MTU ``mtu``. Encrypting hosts must have a known key."""
     inside = {end[2]: end for end in tunnel.others} if tunnel is not None else {}
     for name, (state_id, address, alive) in store.across.peers().items():
         if tunnel is None:

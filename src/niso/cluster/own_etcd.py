@@ -311,7 +311,7 @@ def members(engine: Etcd) -> list[EtcdMember]:
 
 
 def endpoints(listed: list[EtcdMember]) -> tuple[str, ...]:
-    """Return the client endpoints, HOST:PORT, of those members that vote."""
+    """Return the client endpoints, HOST:PORT, of the members that vote."""
     return tuple(member.client for member in listed if member.client and not member.learns)
 
 

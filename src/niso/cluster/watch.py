@@ -158,7 +158,7 @@ class WatchedKeys:
         return items
 
     def _checked(self, engine: Etcd, now_s: float) -> dict[str, KeyValue] | None:
-        """Return the cached keys if etcd's fingerprint shows that all are current; else None."""
+        """Return the cached keys, or None if etcd's fingerprint shows that they are not current."""
         with self._lock:
             before = self._at
         revision, newest, lease, number = engine.mark(self.prefix)
@@ -203,7 +203,7 @@ class Roster:
     def look(
         self, engine: Etcd, own: str, now_s: float
     ) -> tuple[tuple[HostEntry, ...], HostEntry | None]:
-        """Return all hosts, and the host ``own`` as etcd has it now, or None. Raises NoAnswer."""
+        """Return all hosts, and the host ``own`` as etcd has it now (or None). Raises NoAnswer."""
         item = ClusterKeys(engine, self.keys).host_item(own)
         items = self.kept.items(engine, now_s, item)
         if items is not self._items:

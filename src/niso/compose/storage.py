@@ -134,7 +134,7 @@ def _below(path: str, folder: str) -> bool:
 
 
 def _name(mount: VolumeMount, taken: Mapping[str, Any]) -> str:
-    """Return a name for a volume that is not in ``taken``, like its own name or its mount point."""
+    """Return a name for a volume, not in ``taken``, from its own name or its mount point."""
     given = mount.source if mount.kind == "volume" and mount.source else mount.target
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", given).strip("-_")
     plain = (plain if plain[:1].isalpha() else f"v-{plain}")[:55].rstrip("-")
@@ -205,7 +205,7 @@ _BYTES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 
 def words(value: object) -> list[str] | None:
-    """Return the words of a command, a list or a string for a shell; None if it is neither."""
+    """Return the words of a command: a list, or a string for a shell. Return None if invalid."""
     if isinstance(value, str):
         import shlex
 

@@ -334,7 +334,7 @@ def _ports(mappings: Any) -> Iterator[PortMapping]:
 
 
 def _policy(call: Call, notes: Mapping[str, str]) -> Policy:
-    """Return a policy that allows what configuration, annotations and CNI_ARGS all allow."""
+    """Return a policy that allows only what configuration, annotations and CNI_ARGS all allow."""
     noted = _once(((key.replace("-", "_"), value) for key, value in notes.items()), _PREFIX)
     own = [(key[5:].lower(), value) for key, value in call.args.items() if key[:5] == "NISO_"]
     args = _once(own, "NISO_")
@@ -402,7 +402,7 @@ def _delete(call: Call) -> None:
 
 
 def _gc(call: Call) -> None:
-    """Detach attachments on this network that are not in the engine's list of valid ones."""
+    """Detach attachments on this network that the engine's list of valid ones does not contain."""
     valid = call.config.get("cni.dev/valid-attachments", call.config.get("cni.dev/attachments"))
     if not isinstance(valid, list) or not all(isinstance(attachment, dict) for attachment in valid):
         raise Failure(WRONG_CONFIG, "cni.dev/valid-attachments is missing")
@@ -553,7 +553,7 @@ def require(call: Call, same: AttachedRow | None) -> None:
 
 
 def closed(store: Store, call: Call, request: Request, same: AttachedRow | None) -> Request:
-    """Give a pod's request its own policy if that is applied already, else one that denies all."""
+    """Give a pod's request its own policy if that policy is applied, or one that denies all."""
     from niso.engines import pod_agent
 
     if request.aliases:

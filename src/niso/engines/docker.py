@@ -325,7 +325,7 @@ def resume_pending() -> bool:
 
 
 def complete_pending() -> bool:
-    """Complete attachments whose interface Docker has moved; return whether some are not moved."""
+    """Complete attachments whose interface Docker has moved; return whether others must wait."""
     for id, since in list(_waiting.items()):
         try:
             if _completed(id) or time.monotonic() - since > _LONGEST_WAIT_S:
@@ -337,7 +337,7 @@ def complete_pending() -> bool:
 
 
 def _completed(id: str) -> bool:
-    """Complete an endpoint if Docker has moved its interface; return whether that is done."""
+    """Complete an endpoint once Docker has moved its interface; return False if it has not."""
     path = f"{_file(paths.run_dir(), id)}.netns"
     if not os.path.exists(path):
         return not os.path.lexists(path)

@@ -141,7 +141,7 @@ def mtu(text: str | None, option: str) -> int | None:
 
 
 def options(given: Any, known: tuple[str, ...], what: str, prefix: str = "") -> dict[str, str]:
-    """Return an engine's options as strings. Raises InvalidInput for an unknown one.
+    """Return an engine's options as strings. Raises InvalidInput for an unknown option.
 
     An unknown option is not ignored, because it may be a mistyped policy.
     """

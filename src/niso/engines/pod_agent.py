@@ -283,7 +283,7 @@ def stands(attached: AttachedRow) -> bool:
 
 
 def wait(store: Store, service: str, limit_s: float) -> bool:
-    """Wait until a pod's policy is applied; return False if it is late, or the pod detached."""
+    """Wait until a pod's policy is applied; return False if it is late or the pod is detached."""
     until, pause = time.monotonic() + limit_s, _FIRST_S
     while True:
         attached = store.attachments.get(service)

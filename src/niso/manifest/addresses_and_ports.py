@@ -149,7 +149,7 @@ def parse_port(text: str, key: str) -> PortMapping:
 
 
 def _split_address(text: str, key: str) -> tuple[str, str]:
-    """Split a published port into the canonical host address, `ANY` without one, and the rest."""
+    """Split a published port into (host address, rest). The address is `ANY` if it is left out."""
     if text.startswith("["):
         address, bracket, ports = text[1:].partition("]:")
         if not (bracket and values.is_ipv6(address)):

@@ -210,9 +210,9 @@ def checked(resolved: Resolved, path: str, owners: Collection[int] | None = None
 
 
 def _secrets(manifest: Any, owners: Collection[int] | None) -> Iterator[InvalidInput]:
-    """Yield an error for each secret that is not a regular file, or that others can change.
+    """Yield an error for each secret that is not a regular file, or that other users can change.
 
-    Others are all users except ``owners`` (uids). A missing file is no error, because it may be
+    Other users are all except ``owners`` (uids). A missing file is no error, because it may be
     created before the service is activated.
     """
     for name, secret in manifest.secrets.items():

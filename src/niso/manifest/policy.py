@@ -354,7 +354,7 @@ def _written(peer: str, suffix: str) -> str:
 
 
 def _not_a_peer(prefix: _Prefix) -> tuple[str, str] | None:
-    """Return (reason, valid form) if no service can have an address in a prefix; else None."""
+    """Return (reason, valid form) if no service can have an address in a prefix, or None."""
     if isinstance(prefix, ipaddress.IPv6Network) and prefix.subnet_of(_MAPPED):
         number = ipaddress.IPv4Network(
             (int(prefix.network_address) & 0xFFFFFFFF, prefix.prefixlen - 96)

@@ -349,7 +349,7 @@ def volume_name(text: str, key: str) -> str:
 
 
 def mount(text: str, key: str) -> str:
-    """Return ``text`` if a volume can be mounted there in the service. Raises InvalidInput."""
+    """Return ``text`` if it is valid as a volume's mount point. Raises InvalidInput."""
     reason = values.absolute_reason(text)
     if reason is None and text != "/" and not {"", ".", ".."}.isdisjoint(text.split("/")[1:]):
         reason = "contains an empty part, . or .."

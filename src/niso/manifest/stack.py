@@ -478,7 +478,7 @@ def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) ->
 def _here(at: str, key: str, overrides: Mapping[str, Any], error: Error) -> InvalidInput:
     """Convert an error of a manifest with ``overrides`` to an error of the [[service]] at ``key``.
 
-    The error is about the service as a whole if the stack.toml does not set the manifest's key.
+    If the stack.toml does not set the manifest's key, the error is about the whole service.
     """
     mine = _key_here(key, overrides, error.key or "")
     if mine is None:
@@ -817,7 +817,10 @@ def stack(plain: Stack) -> Stack:
 
 
 def _called(plain: Stack, names: Mapping[str, str]) -> dict[str, str]:
-    """Map each name or alias that only one service of the stack has to that service's full name."""
+    """Map names to services with the stack's prefix, for the names that policies may contain.
+
+    A name or alias is left out if several services of the stack have it.
+    """
     holders: dict[str, set[str]] = {}
     for member in plain.members:
         for name in member.loaded.spec.names:

@@ -412,7 +412,7 @@ def _item_lines(items: Sequence[ListLine], old: str) -> Iterator[str]:
 
 
 def _comments(array: str) -> tuple[dict[str, str], list[str]]:
-    """Return the comments of an array of strings: by the string next to them, and all others."""
+    """Return the comments of an array: a dict of comments next to a string, and all others."""
     beside: dict[str, str] = {}
     alone: list[str] = []
     last = ""

@@ -60,7 +60,7 @@ def require(text: str, key: str, reason: str | None, right: str, example: str = 
 
 
 def _name(text: str, key: str, right: str, example: str, *, is_label: bool = True) -> str:
-    """Return ``text`` if it is a valid name; with ``is_label``, one that /etc/hosts may contain."""
+    """Return ``text`` if it is a valid name, with ``is_label`` also for /etc/hosts."""
     reason = ""
     invalid = next((character for character in text if character not in NAME_CHARACTERS), None)
     if not text:
@@ -260,7 +260,7 @@ def rootfs(text: str, key: str) -> str:
 
 
 def path_below(text: str, key: str, folder: str) -> str:
-    """Make a path absolute that is relative to ``folder``. Raises InvalidInput if it leads out."""
+    """Return the absolute path of ``text``, which is relative to ``folder`` and below it."""
     home = os.path.realpath(folder)
     path = os.path.realpath(os.path.join(home, text))
     if ".." in text.split("/") or path_reason(text) or not f"{path}/".startswith(f"{home}/"):

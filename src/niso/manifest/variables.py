@@ -185,7 +185,7 @@ class Resolved(NamedTuple):
     errors: list[InvalidInput]
 
     def fresh(self, others: Iterable[Error]) -> list[Error]:
-        """Return these errors, and errors in ``others`` whose keys have no error here."""
+        """Return these errors, and errors of ``others`` with keys that have no error here."""
         unresolved = {error.key for error in self.errors}
         return [*self.errors, *(error for error in others if error.key not in unresolved)]
 
