@@ -284,6 +284,17 @@ def test_deactivate_takes_all_from_the_kernel_and_keeps_the_lease(lab: Lab) -> N
     assert address(lab, "d") == "10.99.1.2"
 
 
+@pytest.mark.parametrize("command", ["deactivate", "restart"])
+def test_process_gets_the_stop_signal_of_its_manifest(lab: Lab, command: str) -> None:
+    script = (
+        'trap "echo got INT; exit 0" INT; trap "echo got TERM" TERM; while :; do sleep 0.1; done'
+    )
+    keys = {"stop_signal": "SIGINT", "stop_timeout": "20s"}
+    lab.niso("activate", package(lab, "api", "sh", "-c", script, service=keys))
+    lab.niso(command, "api")
+    assert lab.niso("logs", "api").stdout == "got INT\n"
+
+
 def test_deactivate_ends_a_process_that_ignores_term_after_its_stop_timeout(lab: Lab) -> None:
     script = "trap '' TERM; while :; do sleep 0.1; done"
     lab.niso("activate", package(lab, "api", "sh", "-c", script, service={"stop_timeout": "300ms"}))

@@ -40,6 +40,27 @@ def test_a_folder_stands_for_its_files(tmp_path: Path, capsys, monkeypatch) -> N
     assert valid["kind"] == "manifest" and valid["services"] == ["api"]
 
 
+@pytest.mark.parametrize(
+    ("entrypoint", "key", "hint"),
+    [
+        ("/usr/lib/postgresql/17/bin/postgres", "", "INT"),
+        ("/usr/sbin/php-fpm8.4", "", "QUIT"),
+        ("/usr/sbin/nginx", 'stop_signal = "QUIT"', ""),
+        ("/usr/bin/redis-server", "", ""),
+    ],
+)
+def test_stop_signal_of_a_known_program_is_hinted_at(
+    tmp_path: Path, capsys, entrypoint: str, key: str, hint: str
+) -> None:
+    file = tmp_path / "manifest.toml"
+    text = MANIFEST.replace("./api", entrypoint)
+    file.write_text(f"{text}\n[service]\n{key}\n")
+    assert run(["check", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert (f'stops properly after {hint}: stop_signal = "{hint}"' in out) == bool(hint)
+    assert ("hint:" in out) == bool(hint)
+
+
 def test_a_stack_can_have_another_name(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "stack.toml").rename(tmp_path / "production.toml")

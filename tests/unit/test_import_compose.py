@@ -276,6 +276,30 @@ def test_restart_policy_of_deploy_comes_first(tmp_path: Path, policy: str, resta
     assert (("deploy.restart_policy.delay", "niso has no such key") in gaps) == ("5s" in policy)
 
 
+@pytest.mark.parametrize(
+    ("keys", "word", "gap"),
+    [
+        ("image: x, stop_signal: SIGQUIT", "QUIT", False),
+        ("image: x, stop_signal: 28", "WINCH", False),
+        ("image: x, stop_signal: SIGRTMIN+3", None, True),
+        ("image: x, stop_signal: '${stop}'", "${stop}", False),
+        ("image: x", None, False),
+        ("image: 'postgres:17-alpine'", "INT", False),
+        ("image: 'postgres:17', stop_signal: SIGTERM", "TERM", False),
+        ("image: 'docker.io/library/nginx@sha256:0'", "QUIT", False),
+        ("image: 'wordpress:6-php8.3-fpm-alpine'", "QUIT", False),
+        ("image: 'httpd:2.4'", "WINCH", False),
+    ],
+)
+def test_stop_signal_is_that_of_the_file_or_the_image(
+    tmp_path: Path, keys: str, word: str | None, gap: bool
+) -> None:
+    made = niso.import_compose(write(tmp_path, f"services: {{a: {{command: x, {keys}}}}}"))
+    service = tomllib.loads(made.text)["services"]["a"].get("service", {})
+    assert service.get("stop_signal") == word
+    assert ("stop_signal" in {one.key for one in made.missing}) == gap
+
+
 FRONT = "image: a, command: [x], healthcheck: {test: [CMD, ok]}"
 
 

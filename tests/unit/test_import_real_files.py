@@ -18,7 +18,7 @@ FILES = sorted((Path(__file__).parent / "compose").glob("*.yaml"))
 GAPS = {
     "blog": {
         "proxy": {"build", "command"},
-        "backend": {"build", "command", "stop_signal"},
+        "backend": {"build", "command"},
         "db": {"image", "entrypoint", "restart"},
     },
     "wordpress": {
@@ -121,7 +121,12 @@ def test_what_niso_has_keys_for_is_taken_over() -> None:
         "start_period": "30s",
         "retries": 5,
     }
-    assert blog["db"]["service"] == {"restart": "always", "user": "postgres"}
+    assert blog["db"]["service"] == {
+        "restart": "always",
+        "stop_signal": "INT",
+        "user": "postgres",
+    }
+    assert blog["backend"]["service"]["stop_signal"] == "INT"
     assert elk["setup"]["service"] == {"kind": "job"}
     assert elk["logstash"]["depends_on"] == {"setup": "completed"}
     assert elk["logstash"]["isolation"]["resources"] == {

@@ -17,9 +17,10 @@ from niso.manifest import stack as manifest_stack
 from niso.manifest.stack import stack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import niso
+    from niso.plan.specs import ServiceSpec
 
 
 # --- manifests, stacks and schemas ----------------------------------------------------------------
@@ -32,6 +33,7 @@ class Valid(NamedTuple):
     kind: str  # manifest or stack
     name: str  # name of the service or stack
     services: tuple[str, ...]  # strings: the service, or the services of the stack
+    hints: tuple[str, ...] = ()  # strings: what is valid, but probably not meant
 
 
 def validate(*files: str | os.PathLike[str]) -> tuple[Valid, ...]:
@@ -91,12 +93,26 @@ def _valid(file: str) -> Valid:
         stacks.refuse(loaded)
         if loaded.asks:
             loaded = stack(loaded)
-        return Valid(file, "stack", loaded.name, tuple(one.name for one in loaded.members))
+        names = tuple(one.name for one in loaded.members)
+        specs = (one.loaded.spec for one in loaded.members)
+        return Valid(file, "stack", loaded.name, names, tuple(_hints(specs)))
 
     manifest = load.load(file)
     static_check.refuse([manifest])
     spec = manifest.spec
-    return Valid(file, "manifest", spec.name, (spec.name,))
+    return Valid(file, "manifest", spec.name, (spec.name,), tuple(_hints([spec])))
+
+
+_STOP_SIGNALS = {"postgres": "INT", "nginx": "QUIT", "php-fpm": "QUIT", "httpd": "WINCH"}
+
+
+def _hints(specs: Iterable[ServiceSpec]) -> Iterator[str]:
+    """Yield a hint for each program that does not shut down properly after TERM."""
+    for spec in specs:
+        program = os.path.basename(spec.program.entrypoint).rstrip("0123456789.")
+        word = _STOP_SIGNALS.get(program)
+        if word is not None and spec.program.stop_signal == "TERM":
+            yield f'{spec.name}: {program} stops properly after {word}: stop_signal = "{word}"'
 
 
 def manifest_schema() -> dict[str, object]:

@@ -148,6 +148,7 @@ def _spec(
         dns=wanted.network.dns,
         dns_search=wanted.network.dns_search,
         secrets=tuple(Secret(name, path) for name, path in program.secrets.items()),
+        stop_signal=program.stop_signal,
     )
 
 

@@ -52,7 +52,8 @@ def run_meta(name: str, args: Args) -> int:
 
 def _valid(file: niso.Valid) -> str:
     services = f" of {', '.join(file.services)}" if file.kind == "stack" else ""
-    return f"{output.escaped(file.path)}: valid {file.kind} {file.name}{services}"
+    lines = [f"{output.escaped(file.path)}: valid {file.kind} {file.name}{services}"]
+    return "\n".join((*lines, *(f"  hint: {output.escaped(hint)}" for hint in file.hints)))
 
 
 def print_help(words: list[str]) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from signal import Signals
 
 from niso.base.errors import InvalidInput
 from niso.base.named_tuples import Any, NamedTuple
@@ -26,6 +27,12 @@ _FAILURES = {"rollback": "rollback", "pause": "keep"}
 _CONDITIONS = {"none": "no", "any": "always"}
 UNKNOWN = "SET-ME"
 """The entrypoint written for a service whose command is only known to its image."""
+_STOP_SIGNALS = {
+    **dict.fromkeys(("postgres", "postgis", "pgvector", "timescaledb"), "INT"),
+    **dict.fromkeys(("nginx", "nginx-unprivileged", "openresty", "php-fpm", "fpm"), "QUIT"),
+    **dict.fromkeys(("httpd", "apache"), "WINCH"),
+}
+"""Maps names of images, and words of their tags, to the STOPSIGNAL of these images."""
 
 
 class Missing(NamedTuple):
@@ -218,8 +225,19 @@ class ComposeService:
             text = duration(grace)
             if self._valid("stop_grace_period", text, BY_PATH["service.stop_timeout"].rule.parse):
                 self._put("service", "stop_timeout", text)
-        if scalar(keys.get("stop_signal")) not in ("", "SIGTERM", "TERM", "15"):
-            self._gap("stop_signal", "niso sends TERM, then KILL")
+        word = scalar(keys.get("stop_signal"))
+        if not word:
+            word = self._stop_signal()
+        elif word.isdigit() and int(word) in set(Signals):
+            word = Signals(int(word)).name
+        if word and self._valid("stop_signal", word, BY_PATH["service.stop_signal"].rule.parse):
+            self._put("service", "stop_signal", word.removeprefix("SIG"))
+
+    def _stop_signal(self) -> str:
+        """Return the stop signal of well-known images, such as ``php:8-fpm``, or ""."""
+        name, _, tag = self.image.rpartition("/")[2].partition("@")[0].partition(":")
+        words = (name, *tag.split("-"))
+        return next((_STOP_SIGNALS[word] for word in words if word in _STOP_SIGNALS), "")
 
     def _isolation(self) -> None:
         keys = self._keys

@@ -256,7 +256,10 @@ KEYS = (
         "Delay before the first restart, 10ms to 1m. It doubles with each failure, up to 1m."
     ),
     Key("service.stop_timeout", str, "10s", _duration(0.0, 3600.0), "stop_timeout_s").described(
-        "Time from TERM to KILL, up to 1h."
+        "Time from stop_signal to KILL, up to 1h."
+    ),
+    Key("service.stop_signal", str, "TERM", _SIGNAL, "stop_signal").described(
+        "Signal that asks the process to exit, by name: INT for PostgreSQL, QUIT for nginx."
     ),
     Key("service.kind", convert.choice("service", "job"), "service", to="kind").described(
         "service: runs until it is stopped. job: activate waits until it has ended, and fails "

@@ -118,6 +118,7 @@ class ProgramSpec(NamedTuple):
     # absolute paths of files with variables or secrets, which are not copied with the package
     apart: tuple[str, ...] = ()
     deploy: DeploySpec | None = None  # how its instances run; None without a service address
+    stop_signal: str = "TERM"  # without SIG
 
 
 class ServiceSpec(NamedTuple):
@@ -249,6 +250,7 @@ class ProcessSpec(NamedTuple):
     dns: tuple[str, ...] | None = None  # its name servers; None: the host's
     dns_search: tuple[str, ...] | None = None  # its search domains; None: the host's
     secrets: tuple[Secret, ...] = ()
+    stop_signal: str = "TERM"  # the signal that asks the process to exit, without SIG
 
 
 TAKEN = ("/proc", "/sys", "/dev", "/app", "/etc/niso-hosts")

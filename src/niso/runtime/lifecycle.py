@@ -134,10 +134,10 @@ def open_init(service: str) -> int:
 
 
 def terminate(service: str) -> int:
-    """Send SIGTERM to a service, and disable its restart policy. Call `stop` afterwards.
+    """Send a service its stop signal, and disable its restart policy. Call `stop` afterwards.
 
     Returns a pidfd of the service's PID 1, which the caller must close, or -1 if no running PID 1
-    handles SIGTERM.
+    handles the signal.
     """
     folder = paths.service_dir(service)
     if not os.path.isdir(folder):
@@ -150,19 +150,25 @@ def terminate(service: str) -> int:
         pid = crun.read_pid(f"{bundle}/pid")
         pidfd = crun.open_in_service(service, pid)
         if pidfd >= 0 and crun.is_init(pid):
-            crun.send_signal(pidfd, signal.SIGTERM)
+            crun.send_signal(pidfd, _stop_signal(crun.load(service)))
             return pidfd
         if pidfd >= 0:
             os.close(pidfd)
     return -1
 
 
+def _stop_signal(spec: ProcessSpec | None) -> int:
+    """Return the signal that asks a service's process to exit: SIGTERM without a valid spec."""
+    name = f"SIG{spec.stop_signal}" if spec is not None else "SIGTERM"
+    return signal.Signals.__members__.get(name, signal.SIGTERM)
+
+
 def stop(service: str, timeout_s: float | None = None) -> None:
     """Stop a service and remove its runtime files. Do nothing if there are none.
 
-    Sends SIGTERM, and SIGKILL after ``timeout_s`` seconds; None stands for the stop timeout in the
-    service's process record. The restart policy does not apply. Raises `ProcessError` if a process
-    does not exit.
+    Sends the stop signal, and SIGKILL after ``timeout_s`` seconds; None stands for the stop timeout
+    in the service's process record. The restart policy does not apply. Raises `ProcessError` if a
+    process does not exit.
     """
     try:
         if _end_runs(service, timeout_s):
@@ -332,7 +338,7 @@ def _delete(services: Iterable[str]) -> None:
 def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
     """Kill the PID 1 of a run, and with it all processes of the run (pid_namespaces(7)).
 
-    PID 1 gets SIGTERM, and SIGKILL after ``timeout_s`` seconds.
+    PID 1 gets the stop signal of ``spec``, and SIGKILL after ``timeout_s`` seconds.
     """
     pid = crun.read_pid(f"{bundle}/pid")
     pidfd = crun.open_in_service(spec.service, pid) if spec else -1
@@ -340,7 +346,7 @@ def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
         try:
             # A container that was created but never started does not handle SIGTERM.
             if timeout_s > 0 and crun.is_init(pid):
-                crun.send_signal(pidfd, signal.SIGTERM)
+                crun.send_signal(pidfd, _stop_signal(spec))
                 if crun.wait_readable(pidfd, timeout_s):
                     return
             crun.send_signal(pidfd, signal.SIGKILL)
