@@ -23,6 +23,8 @@ from services import (
     subnets,
 )
 from stack_world import members, needs, server, service, write
+from test_deploy import SERVER as DEPLOYED
+from test_deploy import Load
 
 BACKEND = {"backend": {"subnet": "10.99.7.0/24"}}
 HEALTHY = {"tcp": 80, "interval": "200ms"}
@@ -307,3 +309,151 @@ def test_status_shows_no_service_of_that_name_that_is_not_of_the_stack(lab: Lab)
     assert [(row["service"], row["status"], row["mode"]) for row in rows] == [
         ("db", "inactive", None)
     ]
+
+
+# --- services with a service address --------------------------------------------------------------
+
+
+def fronts(
+    lab: Lab, api: str = "v1", web: str = "v1", prefix: bool | None = None, **keys: Any
+) -> str:
+    """Write a stack of three: api, web, which needs api, and cli, which needs web.
+
+    ``api`` and ``web`` are arguments of the server of test_deploy. ``api`` has its keys in the
+    stack's file, ``web`` in its manifest. ``keys`` are further keys of both.
+    """
+    tables: dict[str, dict[str, Any]] = {
+        "service": {"replicas": 2},
+        "healthcheck": {"http": "http://127.0.0.1/0", "interval": "100ms", "retries": 2},
+        "deploy": {"monitor": "0s", "drain": "5s"},
+        "volumes": {"data": {"mount": "/data", "shared": True}},
+    }
+    for table, more in keys.items():
+        tables[table] = tables[table] | more
+    command = ("/usr/bin/python3", "-ISu", "/app/server.py")
+    files = {"server.py": DEPLOYED}
+    plain = package(lab, "api", *command, *api.split(), files=files)
+    full = package(lab, "web", *command, *web.split(), files=files, **tables)
+    return write(
+        lab,
+        service("cli", needs(lab, "cli", "web"), networks=["apps"], depends_on={"web": "healthy"}),
+        service("web", full, networks=["apps"], ports=["8081:80"], depends_on={"api": "healthy"}),
+        service("api", plain, networks=["apps"], ports=["8080:80"], **tables),
+        networks={"apps": {}},
+        prefix=prefix,
+    )
+
+
+def instances(lab: Lab) -> dict[str, int]:
+    """Return the process of each active instance."""
+    shown = json.loads(lab.niso("ps", "--instances", "--json").stdout)
+    names = [line["service"] for line in shown if "." in line["service"]]
+    return {name: pid_of(lab, name) for name in names}
+
+
+def page(lab: Lab, port: int) -> str:
+    url = f"http://{HOST}:{port}/"
+    return str(lab.client("curl", "-s", "-m", "30", url, check=False).stdout)
+
+
+def test_stack_of_services_with_instances(lab: Lab) -> None:
+    folder = fronts(lab)
+    said = up(lab, folder).splitlines()
+    assert [line.split(":")[0] for line in said] == ["network apps", "api", "web", "cli"]
+    assert lab.niso("logs", "cli").stdout == "start reached\n"
+    assert members(lab) == ["api", "cli", "web"]
+    for action in ("status", "ps"):
+        rows = json.loads(lab.niso("stack", action, folder, "--json").stdout)
+        assert {row["service"]: row["status"] for row in rows} == {
+            **{"api": "2/2 running", "web": "2/2 running", "cli": "running"},
+        }
+    first = instances(lab)
+    assert sorted(first) == ["api.1", "api.2", "web.1", "web.2"]
+    up(lab, folder)
+    assert instances(lab) == first
+    # both versions change, and nobody who asks sees that
+    loads = [Load(lab, "client", HOST, port) for port in (8080, 8081)]
+    up(lab, fronts(lab, "v2", "v2"))
+    assert instances(lab).keys() == {"api.3", "api.4", "web.3", "web.4"}
+    lab.niso("stack", "restart", folder)
+    assert instances(lab).keys() == {"api.1", "api.2", "web.1", "web.2"}
+    assert not instances(lab).items() & first.items()
+    for load in loads:
+        seen, errors = load.failed()
+        assert not errors and seen.keys() == {"v1", "v2"}
+    lab.niso("exec", "web.2", "--", "sh", "-c", "echo hello >/proc/1/fd/1")
+    logs = lab.niso("stack", "logs", folder).stdout.splitlines()
+    assert any("web.2" in line and "hello" in line for line in logs)
+    assert lab.niso("net", "check").returncode == 0
+    # down, up, and down with volumes
+    addresses = [ps(lab, name)["address"] for name in ("api", "web")]
+    down = lab.niso("stack", "down", folder).stdout.splitlines()
+    assert down == ["cli: inactive", "web: inactive", "api: inactive"]
+    assert instances(lab) == {} and page(lab, 8080) == ""
+    up(lab, folder)
+    assert [ps(lab, name)["address"] for name in ("api", "web")] == addresses
+    assert (page(lab, 8080), page(lab, 8081)) == ("v2", "v2")
+    data = lab.path("/var/lib/niso/volumes/web/data")
+    assert data.exists()
+    lab.niso("stack", "down", folder, "--volumes")
+    assert not data.exists()
+    assert lab.niso("net", "check").returncode == 0
+    assert not [name for name in lab.run("ip", "netns").stdout.split() if name.startswith("niso-")]
+
+
+@pytest.mark.parametrize("why", ["unhealthy", "ends", "within monitor"])
+def test_all_is_as_before_if_one_of_two_new_versions_fails(lab: Lab, why: str) -> None:
+    up(lab, fronts(lab))
+    before, cli = instances(lab), pid_of(lab, "cli")
+    loads = [Load(lab, "client", HOST, port) for port in (8080, 8081)]
+    words = {"unhealthy": "bad", "ends": "dies 0", "within monitor": "dies 2"}[why]
+    monitor = {"deploy": {"monitor": "60s"}} if why == "within monitor" else {}
+    for api, web in (("v2", words), (words, "v2")):
+        folder = fronts(lab, api, web, **monitor)
+        failed = lab.niso("stack", "up", "--timeout", "5s", folder, check=False, timeout=120)
+        assert failed.returncode == 1
+        assert instances(lab) == before
+        assert (page(lab, 8080), page(lab, 8081)) == ("v1", "v1")
+    for load in loads:
+        seen, errors = load.failed()
+        assert seen["v1"]
+        # a version that ends itself takes its open connections along
+        assert not errors or why == "within monitor"
+    assert pid_of(lab, "cli") == cli
+    assert lab.niso("net", "check").returncode == 0
+    up(lab, fronts(lab, "v3", "v3"))
+    assert (page(lab, 8080), page(lab, 8081)) == ("v3", "v3")
+    assert lab.niso("net", "check").returncode == 0
+
+
+def test_failed_first_up_of_services_with_instances_leaves_nothing(lab: Lab) -> None:
+    lab.niso("activate", server(lab, "base", healthcheck=HEALTHY))
+    lab.path("/var/lib/niso/volumes").mkdir(exist_ok=True)
+    before = snapshots.take(lab)
+    folder = fronts(lab)
+    needs(lab, "cli", "web", 81)  # no instance listens there
+    assert "cli: its process ended at once" in refused(lab, "stack", "up", folder)
+    assert instances(lab) == {} and page(lab, 8081) == ""
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+    assert lab.niso("net", "check").returncode == 0
+
+
+def test_instances_leave_with_their_service(lab: Lab) -> None:
+    folder = fronts(lab, prefix=True)
+    up(lab, folder)
+    assert members(lab) == ["shop-api", "shop-cli", "shop-web"]
+    assert instances(lab).keys() == {"shop-api.1", "shop-api.2", "shop-web.1", "shop-web.2"}
+    text = lab.path(f"{folder}/stack.toml").read_text()
+    head, _, others = text.partition("[[service]]")
+    kept = [part for part in others.split("[[service]]") if 'name = "api"' in part]
+    lab.write(f"{folder}/stack.toml", head + "".join(f"[[service]]{part}" for part in kept))
+    said = up(lab, folder)
+    assert "shop-web" in said
+    assert instances(lab).keys() == {"shop-api.1", "shop-api.2"}
+    assert ps(lab, "shop-web")["status"] == "inactive"
+    assert page(lab, 8080) == "v1" and page(lab, 8081) == ""
+    assert lab.niso("net", "check").returncode == 0
+    lab.niso("remove", "shop-web", "--volumes")
+    lab.niso("stack", "down", folder)
+    assert instances(lab) == {}
+    assert lab.niso("net", "check").returncode == 0

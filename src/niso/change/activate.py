@@ -82,6 +82,8 @@ def activate(
         rollouts = _rollouts(machine, targets)
         for one in rollouts:  # conmon's exit commands must not restart them meanwhile
             locks.enter_context(locked(machine.store, one.instances))
+        ending = machine.store.instances.with_instances(stack.leaving)
+        locks.enter_context(locked(machine.store, [n for n in ending if n not in stack.leaving]))
         activation = _Activation(machine, targets, stack, report, rollouts)
         try:
             activation.copy_packages()
@@ -218,7 +220,8 @@ class _Activation:
         ]
         self._retired = [name for one in rollouts for name in one.retired]
         names = [target.name for target in self._targets]
-        self._names = [*stack.leaving, *self._dropped, *self._retired, *names]
+        ending = self._store.instances.with_instances(stack.leaving)
+        self._names = [*ending, *self._dropped, *self._retired, *names]
         self._files = [(t, files) for t in self._targets if (files := t.files) is not None]
         self._copies = {t.name: files.copy_path(t.spec.front or t.name) for t, files in self._files}
         self._leaving: list[ServiceRow] = []
@@ -280,12 +283,16 @@ class _Activation:
 
     def start(self, changes: list[Change], timeout_s: float, after: After | None) -> None:
         """Start the processes; `start.run` describes the parameters."""
-        if self._rollouts:
-            from niso.change import deploy
-
-            after = deploy.needs(after, self._rollouts)
         runs = [done for done in changes if done.row.has_process]
-        start.run(self._machine.processes, runs, timeout_s, self._report, after)
+        if not self._rollouts:
+            start.run(self._machine.processes, runs, timeout_s, self._report, after)
+            return
+
+        from niso.change import deploy
+
+        after = deploy.needs(after, self._rollouts)
+        healthy = deploy.first_slots(self._machine, self._rollouts, self._report)
+        start.run(self._machine.processes, runs, timeout_s, self._report, after, healthy)
 
     def finish(self, changes: list[Change]) -> set[str]:
         """Delete intents, unused networks and old copies; return the services that changed."""
@@ -322,10 +329,10 @@ class _Activation:
             from niso.change import health_agent
 
             health_agent.ensure(self._machine)
-        for one in self._rollouts:
+        if self._rollouts:
             from niso.change import deploy
 
-            deploy.complete(self._machine, one, self._report)
+            deploy.complete(self._machine, self._rollouts, self._report)
 
     def outcomes(self, changes: list[Change], changed: set[str]) -> list[Outcome]:
         """Return one outcome per service. A service counts as changed if an instance changed."""

@@ -12,10 +12,10 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from signal import Signals
 
-from niso.base.errors import Conflict, Error, InvalidInput, NotFound, ProcessError
+from niso.base.errors import Conflict, Error, InvalidInput, NotFound, ProcessError, raise_all
 from niso.base.locks import Lock
 from niso.base.named_tuples import NamedTuple
 from niso.base.names import netns
@@ -24,6 +24,7 @@ from niso.change import process_record, stop
 from niso.change.journal import begin, locked
 from niso.change.scope import concerned
 from niso.change.targets import Target, of_row
+from niso.plan.specs import DeploySpec
 from niso.reconcile.change import change
 from niso.runtime import crun, health, lifecycle
 from niso.runtime.machine import Machine
@@ -254,15 +255,42 @@ def retire(machine: Machine, one: Rollout, report: Report) -> None:
 
     Waits at most ``deploy.drain``. The instance is not stopped yet.
     """
-    deploy = one.front.spec.program.deploy
-    assert deploy is not None
     if not one.retired:
         return
     begin(machine.store, list(one.retired), "activate")
     scope = concerned(machine.store, [one.name])
     with Lock(), change(machine.kernel, machine.store, scope, report):
         machine.store.instances.set_state(one.retired, LEAVING)
-    drain(machine, one.retired, deploy.drain_s, report)
+    drain(machine, one.retired, _deploy(one).drain_s, report)
+
+
+def first_slots(
+    machine: Machine, rollouts: Iterable[Rollout], report: Report
+) -> Callable[[str], None]:
+    """Return a function to call with each service that has become healthy.
+
+    When all instances of a service are healthy, none of which served before, the function gives
+    them their slots: services that depend on it may start next.
+    """
+    new = {
+        one.name: [target.name for target in one.new]
+        for one in rollouts
+        if not (one.replaces or one.retired)
+        and all(target.instance.state == STARTING for target in one.new if target.instance)
+    }
+    waiting = {front: {*names} for front, names in new.items()}
+
+    def healthy(name: str) -> None:
+        front, _, _ = name.partition(".")
+        if name not in waiting.get(front, ()):
+            return
+        waiting[front].remove(name)
+        if not waiting[front]:
+            store = machine.store
+            with Lock(), change(machine.kernel, store, concerned(store, [front]), report):
+                store.instances.set_state(new[front], SERVING)
+
+    return healthy
 
 
 # --- swap -----------------------------------------------------------------------------------------
@@ -275,7 +303,9 @@ def swap(store: Store, rollouts: Iterable[Rollout]) -> None:
     """
     for one in rollouts:
         store.instances.set_state([target.name for target in one.new], SERVING)
-        store.instances.set_state(one.old, LEAVING)
+        kept = {instance.service for instance in store.instances.of(one.name, KEPT)}
+        # of a version that failed and was kept: such an instance does not serve again
+        store.instances.set_state([name for name in one.old if name not in kept], LEAVING)
 
 
 def record(store: Store, one: Rollout, began: float, outcome: str, why: str = "") -> None:
@@ -289,72 +319,84 @@ def record(store: Store, one: Rollout, began: float, outcome: str, why: str = ""
 # --- after the swap -------------------------------------------------------------------------------
 
 
-def complete(machine: Machine, one: Rollout, report: Report) -> None:
+def complete(machine: Machine, rollouts: Iterable[Rollout], report: Report) -> None:
     """Watch the new instances, and stop the old ones when their connections are finished.
 
-    If a new instance fails while it is watched, the old ones serve again, unless
-    ``deploy.on_failure`` is keep. Raises ProcessError in both cases.
+    If a new instance fails while it is watched, the old instances of all ``rollouts`` serve again,
+    unless ``deploy.on_failure`` of the failed service is keep. Raises ProcessError in both cases.
     """
+    began = time.monotonic()
+    ending = [one for one in rollouts if one.old]
+    replaced = [one for one in ending if one.replaces]
+    for one in replaced:
+        report(Swapped(one.name, one.version))
+        if (name := _deploy(one).drain_signal) is not None:
+            for old in one.old:
+                lifecycle.send(old, Signals[f"SIG{name}"])
+    failed, why = _watch(machine, replaced, began) if replaced else (None, "")
+    error: list[Error] = []
+    if failed is not None and _deploy(failed).on_failure == "rollback":
+        _take_back(machine, replaced, failed, why, report)
+        reason, hint = "was taken back", "the former version serves; see niso logs"
+        if len(replaced) > 1:
+            hint = "the former versions of all services of the command serve; see niso logs"
+        error = [
+            ProcessError(f"version {failed.version} {reason}: {why}", hint, service=failed.name)
+        ]
+    elif failed is not None:
+        with Lock(), machine.store.transaction():
+            machine.store.instances.set_state(failed.old, KEPT)
+        ending.remove(failed)
+        hint = "both versions are left as they are (deploy.on_failure)"
+        error = [ProcessError(f"version {failed.version} failed: {why}", hint, service=failed.name)]
+    taken_back = replaced if error and failed in ending else []
+    for one in sorted(ending, key=lambda one: _deploy(one).drain_s):
+        names = [target.name for target in one.new] if one in taken_back else one.old
+        since = time.monotonic() if one in taken_back else began
+        drain(machine, names, since + _deploy(one).drain_s - time.monotonic(), report)
+        try:
+            _stop(machine, names, report)
+        except Error as other:
+            error.append(other)
+    raise_all(error)
+
+
+def _deploy(one: Rollout) -> DeploySpec:
     deploy = one.front.spec.program.deploy
     assert deploy is not None
-    if not one.old:
-        return
-    if not one.replaces:  # fewer instances of the same version
-        drain(machine, one.old, deploy.drain_s, report)
-        _stop(machine, one.old, report)
-        return
-    report(Swapped(one.name, one.version))
-    if deploy.drain_signal is not None:
-        for name in one.old:
-            lifecycle.send(name, Signals[f"SIG{deploy.drain_signal}"])
-    swapped = time.monotonic()
-    why = _watch(machine, one, swapped + deploy.monitor_s, swapped + deploy.drain_s)
-    if why and deploy.on_failure == "rollback":
-        _take_back(machine, one, why, report)
-        names = [target.name for target in one.new]
-        drain(machine, names, deploy.drain_s, report)
-        _stop(machine, names, report)
-        raise ProcessError(
-            f"version {one.version} was taken back: {why}",
-            "the former version serves; see niso logs",
-            service=one.name,
-        )
-    if why:
-        with Lock(), machine.store.transaction():
-            machine.store.instances.set_state(one.old, KEPT)
-        raise ProcessError(
-            f"version {one.version} failed: {why}",
-            "both versions are left as they are (deploy.on_failure)",
-            service=one.name,
-        )
-    drain(machine, one.old, swapped + deploy.drain_s - time.monotonic(), report)
-    _stop(machine, one.old, report)
+    return deploy
 
 
-def _watch(machine: Machine, one: Rollout, until: float, drained_by: float) -> str:
-    """Watch new instances until a monotonic time, and return why one has failed, or ""."""
-    processes, check = machine.processes, one.front.spec.program.healthcheck
-    names = [target.name for target in one.new]
-    pidfds = {name: processes.open_init(name) for name in names}
-    failures = dict.fromkeys(names, 0)
-    pause_s = min(check.interval_s, _MOST_PROBE_S) if check is not None else _MOST_PROBE_S
+def _watch(machine: Machine, rollouts: list[Rollout], since: float) -> tuple[Rollout | None, str]:
+    """Watch the new instances for ``deploy.monitor`` after ``since`` (monotonic).
+
+    Returns the first service of which an instance fails, and why; None and "" if none does. All are
+    watched for the longest of their times, because the old instances may have to serve again until
+    then.
+    """
+    processes = machine.processes
+    of = {target.name: one for one in rollouts for target in one.new}
+    checks = {name: one.front.spec.program.healthcheck for name, one in of.items()}
+    pidfds = {name: processes.open_init(name) for name in of}
+    failures = dict.fromkeys(of, 0)
+    until = since + max(_deploy(one).monitor_s for one in rollouts)
+    pause_s = min((_MOST_PROBE_S, *(check.interval_s for check in checks.values() if check)))
     try:
         while True:
             for name, pidfd in pidfds.items():
                 if pidfd < 0 or crun.wait_readable(pidfd, 0):
                     how = describe_exit(processes.exit_code(name))
-                    return f"the process of {name} ended ({how})"
-            if check is not None:
-                for name in names:
-                    if reason := probed(machine, name):
-                        failures[name] += 1
-                        if failures[name] >= check.retries:
-                            return f"{name} is unhealthy: {reason}"
-                    else:
-                        failures[name] = 0
+                    return of[name], f"the process of {name} ended ({how})"
+            for name, check in checks.items():
+                if check is not None and (reason := probed(machine, name)):
+                    failures[name] += 1
+                    if failures[name] >= check.retries:
+                        return of[name], f"{name} is unhealthy: {reason}"
+                else:
+                    failures[name] = 0
             left_s = until - time.monotonic()
             if left_s <= 0:
-                return ""
+                return None, ""
             poll = select.poll()
             for pidfd in pidfds.values():
                 poll.register(pidfd, select.POLLIN)
@@ -382,16 +424,23 @@ def probed(machine: Machine, name: str) -> str:
         probe.close()
 
 
-def _take_back(machine: Machine, one: Rollout, why: str, report: Report) -> None:
-    """Send new connections to the old instances again. The new ones finish their connections."""
-    store = machine.store
-    new = [target.name for target in one.new]
-    with Lock(), change(machine.kernel, store, concerned(store, [one.name]), report):
-        store.undo([Intent(one.name, "activate", one.undo)])
-        present = next(d for d in store.instances.deploys(one.name) if d.version == one.version)
-        store.instances.put_deploy(present._replace(outcome="taken back", why=why))
-        store.instances.set_state(one.old, SERVING)
-        store.instances.set_state(new, LEAVING)
+def _take_back(
+    machine: Machine, rollouts: list[Rollout], failed: Rollout, why: str, report: Report
+) -> None:
+    """Send new connections to the old instances of ``rollouts`` again, and none to the new ones.
+
+    ``why`` is the reason why the service of ``failed`` has failed.
+    """
+    store, names = machine.store, [one.name for one in rollouts]
+    with Lock(), change(machine.kernel, store, concerned(store, names), report):
+        store.undo([Intent(one.name, "activate", one.undo) for one in rollouts])
+        for one in rollouts:
+            reason = why if one is failed else f"{failed.name} failed: {why}"
+            present = next(d for d in store.instances.deploys(one.name) if d.version == one.version)
+            store.instances.put_deploy(present._replace(outcome="taken back", why=reason))
+            served = {instance.service for instance in store.instances.of(one.name, LEAVING)}
+            store.instances.set_state(served.intersection(one.old), SERVING)
+            store.instances.set_state([target.name for target in one.new], LEAVING)
 
 
 def drain(machine: Machine, names: Iterable[str], within_s: float, report: Report) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from niso.base import report as events
 from niso.base.errors import Conflict, Error, ProcessError
@@ -53,8 +53,11 @@ def run(
     timeout_s: float,
     report: Report = silent,
     after: After | None = None,
+    healthy: Callable[[str], object] = lambda _: None,
 ) -> None:
     """Start the processes that must start, each after its dependencies, and wait for all of them.
+
+    ``healthy`` is called with each service that becomes healthy, before its dependents start.
 
     Each process has ``timeout_s`` seconds from its own start. Within that time it must have run for
     `STARTED_WITHIN_S`, or all its threads must have gone to sleep; with a healthcheck, it must also
@@ -85,7 +88,7 @@ def run(
         stops = (was.process or row.require_process()) if was is not None and restarts else None
         starts.append(_begins(row, stops, restarts, check if asked else None, timeout_s))
     _check_order(processes, starts, after)
-    _Starting(processes, starts, after, report).all()
+    _Starting(processes, starts, after, report, healthy).all()
 
 
 def restart(
@@ -162,12 +165,18 @@ class _Starting:
     """All starts of processes of one command, which run concurrently."""
 
     def __init__(
-        self, processes: Processes, starts: list[Start], after: After, report: Report
+        self,
+        processes: Processes,
+        starts: list[Start],
+        after: After,
+        report: Report,
+        healthy: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._processes = processes
         self._todo = starts
         self._after = after
         self._report = report
+        self._healthy = healthy
         self._names = {start.name for start in starts}
         self._reached: dict[str, str] = {}
         self._ends: list[End] = []
@@ -295,6 +304,7 @@ class _Starting:
             if start.check is not None:
                 health.write_record(start.name, wait.run, "")
                 self._report(events.Healthy(start.name))
+                self._healthy(start.name)
             self._reached[start.name] = HEALTHY if start.check is not None else STARTED
             self._waits.remove(wait)
             wait.close()
