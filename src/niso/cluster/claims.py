@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TRIES = 16
 """The maximum number of attempts of a change that fails or that etcd leaves unanswered."""
 NEAR = 64
-"""After a lost race, a free address is chosen at random from the lowest so many free ones."""
+"""After a lost race, a free address is chosen at random from this many lowest free addresses."""
 MOST_KEYS = key_values.MOST_NAMES
 """The maximum number of keys of a service: etcd accepts 128 operations in a transaction."""
 

@@ -53,19 +53,19 @@ _tokens: dict[tuple[str, str] | None, str] = {}
 etcd takes 150 ms to check a password (bcrypt): for each thread, a busy machine took too long.
 """
 _PASSWORD_S = 10.0
-"""The timeout of a password check in seconds. A retry before it would start a second check."""
+"""The timeout of a password check in seconds. An earlier retry would start a second check."""
 
 
 class Reach(NamedTuple):
     """How to reach etcd: its members and credentials. In cluster.toml, paths are relative."""
 
     members: tuple[str, ...]  # "198.51.100.1:2379", "[2001:db8::1]:2379"
-    cacert: str = ""  # PEM; without it plain HTTP
+    cacert: str = ""  # path of a PEM file, as the next two; "" for plain HTTP
     cert: str = ""
     key: str = ""
     user_file: str = ""  # a file with one line, NAME:PASSWORD, if etcd has users
     prefix: str = PREFIX
-    own: bool = False  # niso set it up: members may come and go
+    own: bool = False  # whether niso runs etcd, so that its members may change
 
     def located(self, folder: str) -> Reach:
         """Return a copy in which the paths are absolute, below ``folder``."""

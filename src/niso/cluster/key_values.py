@@ -22,7 +22,7 @@ from niso.store.sqlite import decoded
 _KEPT = 1 << 16
 _LONGEST_VERSION = 40
 MOST_NAMES = 120
-"""The maximum number of names of a service: each is a key, of 128 in a transaction of etcd."""
+"""The maximum number of names of a service. Each is a key; etcd changes up to 128 at once."""
 # 32 bytes in base64, for WireGuard
 _PUBLIC_KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=", re.ASCII)
 
@@ -205,7 +205,7 @@ Encrypted clusters have version 2: hosts that know only version 1 would send in 
 class HostEntry(NamedTuple):
     name: str
     state_id: str
-    address: str  # by which the other hosts reach it
+    address: str  # the IP address by which the other hosts reach this host
     mtu: int  # bytes, of the link with that address
     alive: bool
     version: str = ""  # niso's version when the host joined or its agent last started
@@ -215,11 +215,11 @@ class HostEntry(NamedTuple):
 class Cluster(NamedTuple):
     identity: str
     port: int
-    encryption: str = ""  # for new hosts: see cluster/encryption.py
+    encryption: str = ""  # how new hosts encrypt: kernel or userspace; "" if hosts do not
 
 
 def host_of(item: KeyValue, keys: Keys) -> HostEntry:
-    """Parse a host's key, with ``alive`` False: another key shows that. Raises Error."""
+    """Parse a host's key. ``alive`` is False, because another key shows it. Raises Error."""
     value = valid(decode(item.value, item.key), item.key, "id", "address", "mtu")
     name = item.key.removeprefix(keys.hosts)
     if not (is_name(name) and is_address(str(value["address"]))):

@@ -204,7 +204,7 @@ def _write(spans: SpanRows, services: Services, peers: Peers) -> None:
 
 
 def _wire(store: Store, host: HostEntry) -> str:
-    """Return the source address of a host's VXLAN packets: in the tunnel, if it encrypts."""
+    """Return the source address of a host's VXLAN packets, inside the tunnel if encrypted."""
     if not host.public:
         return host.address
 

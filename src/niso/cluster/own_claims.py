@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from niso.kernel.real import Kernel
 
 ORPHAN_S = 60.0
-"""Seconds for which etcd may reserve a service without a row here: a command may write it."""
+"""Seconds for which a reservation without a row is kept, since a command may write the row."""
 STRAY_S = 600.0
 """Seconds between searches for reservations of this host on networks that it does not have."""
 
@@ -110,7 +110,10 @@ class OwnClaims:
         return lost, is_sure
 
     def _end_strays(self, store: Store, claims: Claims, now: EngineView, now_s: float) -> bool:
-        """Delete claims without a row here, as of late requests; return False if any existed."""
+        """Delete claims of this host that have no row; return False if there were any.
+
+        Late requests and restored backups of etcd leave such claims.
+        """
         names = now.services if now.only is None else now.only & now.services.keys()
         own = {
             name
@@ -180,7 +183,7 @@ def publish_claim(
 
 
 def is_so(store: Store, record: ClaimRow, now: EngineView) -> bool:
-    """Return whether a service's keys in etcd match its rows, which an undo may have changed."""
+    """Return whether a service's keys in etcd match its rows in this host's store."""
     row, known = store.service(record.service), now.services.get(record.service)
     if row is None or known is None or not record.addresses or not record.mark:
         return False

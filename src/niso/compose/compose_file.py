@@ -150,7 +150,7 @@ def _refuse_cycles(services: list[ComposeService], path: str) -> None:
 
 
 def _started(given: Mapping[str, Any], gaps: list[Missing]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (name, keys) of the services that `docker compose up` starts: without a profile."""
+    """Yield (name, keys) of the services without a profile, which `docker compose up` starts."""
     for name, keys in given.items():
         if isinstance(keys, dict) and keys.get("profiles"):
             profiles = ", ".join(map(scalar, items(keys["profiles"])))

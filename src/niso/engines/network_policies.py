@@ -34,7 +34,7 @@ type Selector = tuple[Expression, ...]
 
 
 class Pod(NamedTuple):
-    """A pod of Kubernetes. ``uid`` is the kubelet's id: that of the API differs for static pods."""
+    """A pod of Kubernetes. ``uid`` is the kubelet's id; for static pods, the API's id differs."""
 
     namespace: str
     name: str

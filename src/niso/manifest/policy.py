@@ -45,7 +45,7 @@ RIGHT = "PEER[:PORT[-PORT]][/tcp|udp|sctp|icmp], PEER a service, network:NAME, a
 EXAMPLE = '"frontend:8080/tcp"'
 EGRESS_ALLOW = "network.policy.egress.allow"
 MOST_NAMES = 32
-"""The maximum number of outside names in a policy."""
+"""The maximum number of DNS names in a policy."""
 
 DATE = (
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}"

@@ -165,7 +165,7 @@ class Stack(NamedTuple):
     path: str  # absolute path of the file
     networks: Mapping[str, NetworkRequest]
     members: tuple[StackMember, ...]  # each after its dependencies
-    asks: bool | None = None  # whether the file requests the prefix (`niso.manifest.stack`)
+    asks: bool | None = None  # the setting of prefix in the file, which `applies` uses
     prefix: str = ""  # prefix of the names of services and networks: shop-
 
     @property
@@ -180,7 +180,7 @@ class Outline(NamedTuple):
     name: str
     path: str
     after: Mapping[str, tuple[str, ...]]  # each service -> the services that it depends on
-    asks: bool | None = None  # as in Stack
+    asks: bool | None = None  # the setting of prefix in the file
 
 
 Also = Callable[[NetworkRequest], Iterable[InvalidInput]]
