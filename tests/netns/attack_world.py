@@ -16,7 +16,7 @@ import re
 import select
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from conftest import Lab
@@ -158,6 +158,15 @@ class World:
                 return False
             select.select(receivers, [], [], left)
         return True
+
+    def arrived(self, shots: Mapping[str, tuple[bytes, Watcher]], seconds: float = 0.5) -> set[str]:
+        """Return the names of the shots that their receivers see; all have the time together."""
+        end = time.monotonic() + seconds
+        return {
+            name
+            for name, (mark, receiver) in shots.items()
+            if self.arrives(mark, [receiver], max(0.0, end - time.monotonic()))
+        }
 
     def udp(self, source: str, target: str, mark: bytes, port: int, to: int = 80) -> Any:
         head = IPv6(src=source, dst=target) if ":" in target else IP(src=source, dst=target)

@@ -404,7 +404,7 @@ def test_nothing_leaves_an_internal_network_when_the_rules_are_flushed(
                     h / world.udp(mate.ip(family), t, mark, port, p)
                 ],
             )
-        return {name for name, way in ways.items() if world.arrives(marks[name], [way[3]], 0.5)}
+        return world.arrived({name: (marks[name], way[3]) for name, way in ways.items()})
 
     try:
         lab.run("nft", "flush", "ruleset")

@@ -125,9 +125,7 @@ def test_port_that_niso_does_not_know_says_nothing(
             / ARP(op=1, hwsrc=mine, psrc=db.ip4, pdst=GATEWAY["backend"][4])
         )
         world.honest(world.link["api"])  # by another port
-        found = {
-            name for name, (mark, receiver) in shots.items() if world.arrives(mark, [receiver], 0.5)
-        }
+        found = world.arrived(shots)
         entry = lab.run("ip", "neigh", "show", db.ip4, "dev", "niso-backend").stdout
         return found | ({"lie"} if mine in entry else set())
 

@@ -32,6 +32,7 @@ TALKER = """\
 import socket, sys
 talker = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10)
 print(talker.recv(1000).decode(), end="", flush=True)
+talker.settimeout(4)
 for line in sys.stdin:
     talker.sendall(line.encode())
     print(talker.recv(1000).decode(), end="", flush=True)

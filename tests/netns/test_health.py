@@ -226,7 +226,7 @@ def test_new_healthcheck_alone_restarts_nothing_and_is_waited_for(lab: Lab) -> N
 
 def test_slow_probe_of_one_does_not_delay_the_others(lab: Lab) -> None:
     """Two are healthy long before the third, which never is, has failed."""
-    keys = {"interval": "100ms", "timeout": "3s", "retries": 1, "start_period": "2s"}
+    keys = {"interval": "100ms", "timeout": "2s", "retries": 1, "start_period": "1s"}
     folders = [
         server(lab, "slow", ":8080", check=http("/silent", **keys)),
         server(lab, "one", ":8080", "0.3", check=http("/200")),
