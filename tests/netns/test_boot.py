@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from conftest import Lab, assert_whole
 from services import address, answer, ask, echo, idle, inspect, on, package, ps, refused
+from test_deploy import asked_page, serving, web
 
 STATE = "/var/lib/niso"
 
@@ -117,6 +118,85 @@ def test_port_that_a_forward_took_stays_where_it_is(boots, taker: str) -> None:
     assert lab.niso("activate", "api").stderr == ""
     assert answer(lab, "192.0.2.1", 8080, "client") == "api 192.0.2.2"
     assert_whole(lab)
+
+
+def slots(lab: Lab) -> int:
+    """Return the number of slots of all service addresses."""
+    listed = lab.run("nft", "-j", "list", "map", "inet", "niso", "slots4", check=False).stdout
+    found = [
+        part["map"] for part in json.loads(listed or "{}").get("nftables", []) if "map" in part
+    ]
+    return sum(len(each.get("elem", [])) for each in found)
+
+
+def test_instances_get_connections_after_a_reboot_when_they_are_healthy(boots) -> None:
+    lab = boots()
+    lab.niso("activate", web(lab, "slow", "0"))
+    lab.niso("activate", web(lab, "slow", "1"))
+    lab.niso("scale", "web=3")
+    lab.niso("enable", "web")
+    before = (ps(lab, "web")["address"], ps(lab, "web")["ports"])
+    assert slots(lab) == 64
+
+    for _ in range(2):
+        lab = boots(lab)
+        assert set(statuses(lab).values()) == {"inactive"}
+        restore = lab.popen("niso", "restore")
+        answers = []
+        while restore.poll() is None:
+            some = slots(lab) > 0
+            answers.append((some, asked_page(lab, "192.0.2.1", 8080, "client")))
+        assert restore.returncode == 0
+        assert (False, "") in answers  # instances were starting
+        # once there are slots, all answer
+        assert {page for some, page in answers if some} <= {"slow"}
+        assert slots(lab) == 64 and len(serving(lab)) == 3
+        assert (ps(lab, "web")["address"], ps(lab, "web")["ports"]) == before
+        assert asked_page(lab, "192.0.2.1", 8080, "client") == "slow"
+        assert_whole(lab)
+    # a boot is no version
+    history = json.loads(lab.niso("history", "web", "--json").stdout)
+    assert [line["version"] for line in history] == [1, 2]
+    lab.niso("rollback", "web")
+    # whatever ends all, or removes all
+    lab.niso("deactivate", "--all")
+    assert serving(lab) == [] and slots(lab) == 0
+    assert_whole(lab)
+    lab.niso("restore")
+    assert asked_page(lab, "192.0.2.1", 8080, "client") == "slow"
+    lab.niso("net", "repair", "--sweep")
+    left = lab.run("ip", "netns").stdout.split() + lab.run("nft", "list", "tables").stdout.split()
+    assert not [word for word in left if word.startswith("niso")]
+    assert not [link for link in lab.ip_json("link") if link["ifname"].startswith("niso")]
+
+
+def test_deploy_that_was_cut_off_after_its_swap_is_complete_after_a_reboot(boots) -> None:
+    lab = boots()
+    lab.niso("activate", web(lab, "v1"))
+    lab.niso("enable", "web")
+    command = lab.popen("niso", "activate", web(lab, "v2", deploy={"monitor": "60s"}))
+    lab.wait_for(lambda: asked_page(lab, "192.0.2.1", 8080, "client") == "v2", 60)
+    command.kill()
+    command.wait(10)
+    lab = boots(lab)
+    lab.niso("restore")
+    assert asked_page(lab, "192.0.2.1", 8080, "client") == "v2"
+    assert len(serving(lab)) == 2
+    assert_whole(lab)
+
+
+def test_instance_that_is_not_healthy_after_a_reboot_gets_no_connections(boots) -> None:
+    lab = boots()
+    lab.path("/tmp/flag").mkdir()
+    flag = {"flag": {"mount": "/flag", "host": "/tmp/flag", "mode": "ro"}}
+    lab.niso("activate", web(lab, "v1", volumes=flag), echo(lab, "other", network=on("apps")))
+    lab.niso("enable", "web", "other")
+    lab = boots(lab)
+    lab.write("/tmp/flag/broken", "")
+    failed = lab.niso("restore", "--timeout", "3s", check=False)
+    assert failed.returncode == 1 and "web" in failed.stderr
+    assert statuses(lab)["other"] == "running"
+    assert slots(lab) == 0 and asked_page(lab, "192.0.2.1", 8080, "client") == ""
 
 
 def test_service_that_was_active_and_is_not_enabled_is_inactive(boots) -> None:

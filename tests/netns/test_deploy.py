@@ -19,13 +19,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         time.sleep(float(self.path[1:] or 0))
         body = sys.argv[1].encode()
-        self.send_response(500 if sys.argv[1].startswith("bad") and self.path == "/0" else 200)
+        bad = sys.argv[1].startswith("bad") and self.path == "/0" or os.path.exists("/flag/broken")
+        self.send_response(500 if bad else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
     def log_message(self, *words): pass
 class Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128
+if sys.argv[1] == "slow": time.sleep(1.5)
 server = Server(("", 80), Handler)
 if sys.argv[1].startswith("dies"):
     import threading

@@ -24,7 +24,7 @@ from niso.change import process_record, stop
 from niso.change.journal import begin, locked
 from niso.change.scope import concerned
 from niso.change.targets import Target, of_row
-from niso.plan.specs import DeploySpec
+from niso.plan.specs import DeploySpec, ServiceSpec
 from niso.reconcile.change import change
 from niso.runtime import crun, health, lifecycle
 from niso.runtime.machine import Machine
@@ -66,7 +66,7 @@ class Rollout(NamedTuple):
     new: tuple[Target, ...]  # the instances that the service has afterwards
     old: tuple[str, ...]  # the active instances that it will not have
     undo: str = ""  # the service's previous rows, encoded as in an `Intent`
-    is_first: bool = False  # whether the service has no active instance yet
+    is_first: bool = False  # whether no instance is active, and the version is a new one
     replaces: bool = False  # start-first: whether all instances are replaced by a new version
     retired: tuple[str, ...] = ()  # stop-first: an instance stopped before its successor starts
     more: int = 0  # stop-first: how many instances of the former version remain
@@ -124,7 +124,7 @@ def rollout(machine: Machine, front: Target) -> Rollout:
     elif stale:
         stays, old, version, later = [], [one.service for one in active], version + 1, []
     elif not active:
-        version += 1
+        version = _served_last(front, row, deploys) or version + 1
     if stale:
         old += [one.service for one in store.instances.of(name, KEPT)]
     by_ordinal = {one.ordinal: one for one in stays}
@@ -144,11 +144,33 @@ def rollout(machine: Machine, front: Target) -> Rollout:
         tuple(new),
         tuple(old),
         undo=encoded(store.rows(name)) if active else "",
-        is_first=not active,
+        is_first=not active and all(one.version != version for one in deploys),
         replaces=bool(stale) and deploy.update == "start-first",
         retired=tuple(retired),
         more=len(later),
     )
+
+
+def _served_last(front: Target, row: ServiceRow | None, deploys: list[Deployed]) -> int:
+    """Return the number of the last version that served, if ``front`` is the same; else 0.
+
+    So a start after `deactivate` or a reboot is no new version. The number of instances may differ.
+    """
+    done = [one for one in deploys if one.outcome == "done"]
+    if row is None or not done or front.files is None:
+        return 0
+    last = done[-1]
+    spec = row._replace(manifest=last.manifest).service
+    if spec is None or last.package != front.files.copy_path(front.name):
+        return 0
+    return last.version if _with_replicas(spec, 1) == _with_replicas(front.spec, 1) else 0
+
+
+def _with_replicas(spec: ServiceSpec, replicas: int) -> ServiceSpec:
+    program = spec.program
+    assert program.deploy is not None
+    deploy = program.deploy._replace(replicas=replicas)
+    return spec._replace(process=program._replace(deploy=deploy))
 
 
 def _is_changed(machine: Machine, front: Target, instance: Instance) -> bool:
@@ -191,10 +213,7 @@ def scaled(store: Store, name: str, replicas: int) -> Target:
     Raises Conflict if the service is not active or has no service address.
     """
     target = of_row(_require_front(store, name))
-    program = target.spec.program
-    assert program.deploy is not None
-    program = program._replace(deploy=program.deploy._replace(replicas=replicas))
-    return target._replace(spec=target.spec._replace(process=program), pinned=True)
+    return target._replace(spec=_with_replicas(target.spec, replicas), pinned=True)
 
 
 def former(store: Store, name: str, version: int | None) -> Target:
