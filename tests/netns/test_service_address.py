@@ -329,7 +329,7 @@ def test_explain_evaluates_a_service_once_and_proves_it(shop: Lab) -> None:
     own = explained(shop, "cli", "web.2:80")
     assert own["to"]["service"] == "web.2" and not own["to"]["instances"]
     assert own["ingress"]["words"] == "web has no ingress policy"
-    assert explained(shop, vip, "cli:80")["verdict"] == "drop"
+    assert explained(shop, vip, "cli:80")["from"]["service"] == "web.1"
     for wrong in ("cli:99999", "cli:1x", "cli:0"):
         assert shop.niso("net", "explain", wrong, "web:80", check=False).returncode == 2
     assert shop.niso("net", "explain", "cli:80", "web", check=False).returncode == 2

@@ -152,11 +152,15 @@ class Host(ApiPart):
 
         return prove.ping(self.session, text(source, "source"), text(destination, "destination"))
 
-    def stats(self) -> tuple[niso.Stats, ...]:
-        """Return the counters of each active service. Raises KernelError."""
+    def stats(self, *, instances: bool = False) -> tuple[niso.Stats, ...]:
+        """Return the counters of each active service; with ``instances``, of each instance too.
+
+        Raises KernelError.
+        """
         from niso.look import drops
 
-        return tuple(drops.count(self.session.store().active_rows()))
+        counters = drops.count(self.session.store().active_rows())
+        return tuple(counters if instances else drops.by_service(counters))
 
     def metrics(self, *, flows: int = 200) -> tuple[niso.Metric, ...]:
         """Return metrics for Prometheus, with at most ``flows`` time series of flows.
@@ -208,27 +212,35 @@ class Host(ApiPart):
         return drops.Drops(self.session, _name(service))
 
     def flows(
-        self, service: str | None = None, *, denied: bool = False, since: str | None = None
+        self,
+        service: str | None = None,
+        *,
+        denied: bool = False,
+        since: str | None = None,
+        instances: bool = False,
     ) -> tuple[niso.Flow, ...]:
         """Return the flows of the last week, including refused flows, each with the deciding entry.
 
         ``service`` selects flows from and to one service. ``denied`` selects refused flows, and
         flows that pass only because a policy is in audit. ``since``, an RFC 3339 time or a period
-        such as ``2h``, selects flows that began later or are open. Raises NotFound, UsageError,
+        such as ``2h``, selects flows that began later or are open. With ``instances``, the
+        instances of services with replicas are listed apart. Raises NotFound, UsageError,
         KernelError.
         """
         from niso.look import flows
 
-        return flows.flows(self.session, _name(service), denied, since_time(since))
+        return flows.flows(self.session, _name(service), denied, since_time(since), instances)
 
-    def follow_flows(self, service: str | None = None, *, denied: bool = False) -> niso.Flows:
+    def follow_flows(
+        self, service: str | None = None, *, denied: bool = False, instances: bool = False
+    ) -> niso.Flows:
         """Stream new flows of all services. The arguments select flows as in `flows`.
 
         Use the result in a ``with`` block. It is an endless iterator of `niso.Flow`.
         """
         from niso.look import flows
 
-        return flows.Flows(self.session, _name(service), denied)
+        return flows.Flows(self.session, _name(service), denied, instances)
 
     def graph(
         self,

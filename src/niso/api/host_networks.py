@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from niso.base.errors import UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import owner
 from niso.look.session import ApiPart, as_usage, text, texts
 from niso.plan import records
 from niso.store.store import Store
@@ -276,6 +277,8 @@ def _described(store: Store, network: records.NetworkRecord) -> Network:
 
     services = []
     for member, is_active in store.members(network.name):
+        if owner(member) != member:
+            continue  # an instance of a service that is listed itself
         sharers = [(sharer, True) for sharer in store.sharers(member)]
         for service, active in ((member, is_active), *sharers):
             addresses = tuple(a for n, a in store.addresses(service) if n == network.name)

@@ -61,6 +61,11 @@ def link_prefix(service: str) -> str:
     return service[:5].rstrip("-")
 
 
+def owner(service: str) -> str:
+    """Return the service that users know: ``web`` for ``web`` and for its instance ``web.2``."""
+    return service.partition(".")[0]
+
+
 def netns(service: str) -> str:
     return f"niso-{service}"
 

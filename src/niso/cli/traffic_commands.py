@@ -118,7 +118,7 @@ def _print_proof(judged: niso.Judged, proof: niso.Proof) -> None:
 
 
 def _stats(host: Host, args: Args) -> int:
-    rows = host.stats()
+    rows = host.stats(instances=args.instances)
     audits = any(row.in_audits is not None for row in rows)
     counts = (f"{way}-{what}" for way in ("IN", "OUT") for what in ("PACKETS", "BYTES", "DROPS"))
     columns = ("SERVICE", *counts, "FOREIGN") + ("IN-AUDITS", "OUT-AUDITS") * audits
@@ -178,13 +178,15 @@ def _flows(host: Host, args: Args) -> int:
     with Progress(args) as host.progress:
         if args.follow:
             try:
-                with host.follow_flows(args.name, denied=args.denied) as flows:
+                with host.follow_flows(
+                    args.name, denied=args.denied, instances=args.instances
+                ) as flows:
                     while True:
                         _wait(None, _EVERY_S)
                         _print_lines(flows.read(), args.json, _line)
             except KeyboardInterrupt:
                 return 130
-        rows = host.flows(args.name, denied=args.denied, since=args.since)
+        rows = host.flows(args.name, denied=args.denied, since=args.since, instances=args.instances)
     return output.result(args, rows, lambda r: output.table(COLUMNS, map(_cells, _merged(r))))
 
 

@@ -539,7 +539,8 @@ def capture(session: Session, wanted: CaptureRequest) -> Capture:
         end = packet_path.resolve(store, service)
         if end.service not in world.services:
             raise UsageError(f"{service!r} is not a service", "niso ps lists the services", "NAME")
-        known[end.service] = world.services[end.service]
+        for name in store.instances.running(end.service):
+            known[name] = world.services[name]
     for captured in known.values():
         if captured.host:
             raise Conflict(
@@ -555,6 +556,8 @@ def capture(session: Session, wanted: CaptureRequest) -> Capture:
         other = packet_path.resolve(store, who, next(iter(known)))
         if other.service:
             addresses = addresses_of(world.services[other.service])
+            for name in store.instances.running(other.service):
+                addresses += addresses_of(world.services[name])
         elif other.address:
             addresses = (other.address,)
         else:  # the host, with the address that services see
@@ -598,8 +601,8 @@ def trace(
         return None
     family = next((s.version for s in steps if s.version in pairs), next(iter(pairs)))
     ends = pairs[family]
-    path = stages(steps, decide(world, *ends, port, proto))
     port_ = next((s.source_port for s in steps if s.source_port is not None), None)
+    path = stages(steps, decide(world, *ends, port, proto, port_))
     return Traced(
         ends[0],
         None if port is None else port_,

@@ -59,7 +59,7 @@ class Drops(ResultStream):
         store = session.store()
         self.session = session
         self._store = store
-        self._service = None if name is None else store.home(store.resolve(name))
+        self._service = None if name is None else names.owner(store.home(store.resolve(name)))
         self._world = fresh_world(session.kernel(), store)
         # the log has only packets dropped from now on; Conflict if another process reads the log
         self._source = Nflog(policy_rules.LOG_GROUP)
@@ -102,8 +102,11 @@ class Drops(ResultStream):
             direction = packet.prefix.removeprefix("niso ")
             if direction not in ("in", "out"):
                 continue  # a rule of another program
-            source, destination = map(self._store.lease_holder, (packet.source, packet.destination))
-            service = (source if direction == "out" else destination) or ""
+            source, destination = (
+                names.owner(self._store.lease_holder(end) or "")
+                for end in (packet.source, packet.destination)
+            )
+            service = source if direction == "out" else destination
             if self._service in (None, service):
                 egress, ingress = verdict.evaluate(
                     self._world(), packet.source, packet.destination, packet.port, packet.proto
@@ -231,6 +234,19 @@ def count(rows: Sequence[ServiceRow]) -> list[Stats]:
             )
         )
     return result
+
+
+def by_service(counters: Iterable[Stats]) -> list[Stats]:
+    """Return counters with those of the instances of each service added up, sorted by service."""
+    sums: dict[str, Stats] = {}
+    for one in counters:
+        service = names.owner(one.service)
+        if (before := sums.get(service)) is None:
+            sums[service] = one._replace(service=service)
+            continue
+        pairs = zip(before[1:], one[1:], strict=True)
+        sums[service] = Stats(service, *(b if a is None else a + (b or 0) for a, b in pairs))
+    return [sums[service] for service in sorted(sums)]
 
 
 def _policy_drops() -> tuple[_Counts | None, _Counts]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.names import bracketed, span
+from niso.base.names import bracketed, owner, span
 from niso.base.text import exact_time_text
 from niso.kernel.watches import TableChange, Watches
 from niso.look.services import fate, interrupted
@@ -20,7 +20,7 @@ from niso.plan import records
 from niso.runtime import status
 from niso.runtime.health import judge, read_record
 from niso.runtime.status import Status
-from niso.store.service_rows import ServiceRow
+from niso.store.service_rows import OUT, SERVING, ServiceRow
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ class Happened(NamedTuple):
     service: str | None  # the service; null if the event is about a network or the tables
     network: str | None  # the network; null if the event is not about a network
     what: str
-    """activated, deactivated, removed, exited (N), completed, failed, restarted, published,
-    unpublished, healthy, unhealthy, attached, detached, gone, network created, network removed,
-    foreign or lost"""
+    """activated, deployed, scaled, deactivated, removed, exited (N), completed, failed, restarted,
+    published, unpublished, healthy, unhealthy, attached, detached, gone, network created, network
+    removed, foreign or lost"""
     detail: str  # a description of the event; can be empty
     exit_code: int | None  # exit status, or 128 + N after signal N; null unless a process exited
     program: str | None  # name of the foreign program; null unless ``what`` is foreign
@@ -116,6 +116,8 @@ class Events(ResultStream):
         return changed, every
 
     def _chosen(self, events: Iterable[Happened]) -> tuple[Happened, ...]:
+        if self._name is None or owner(self._name) == self._name:
+            events = joined(events)
         return tuple(
             event
             for event in events
@@ -173,6 +175,10 @@ def _shown(session: Session, store: Store, row: ServiceRow) -> ServiceState:
     )
     if row.is_attachment:
         return shown._replace(state=fate(session, store, row))
+    if row.mode == "front":  # its instances have the processes
+        serving = store.instances.of(row.name, SERVING, OUT)
+        version = max((one.version for one in serving), default=0)
+        return shown._replace(state="running", version=version, replicas=len(serving))
     now = status.read(row.name)
     spec = row.process
     health, failure, probed_at = _health(row, now)
@@ -238,6 +244,8 @@ class ServiceState(NamedTuple):
     probed_at: float | None = None
     addresses: tuple[str, ...] = ()
     ports: tuple[str, ...] = ()  # ports of the manifest, as strings: 8080→80
+    version: int = 0  # of a service with replicas: the version that serves; 0 if none does
+    replicas: int = 0  # its instances that serve, or are out because they are not healthy
     forwards: tuple[str, ...] = ()  # ports that `niso port-forward` published, as strings
 
 
@@ -273,6 +281,20 @@ def between(before: Snapshot, after: Snapshot, now: float) -> list[Happened]:
         elif new is None:
             events.append(_event(now, None, "network removed", network=network))
     return sorted(events, key=lambda event: event.time)
+
+
+def joined(events: Iterable[Happened]) -> Iterator[Happened]:
+    """Yield events with those of an instance as events of its service.
+
+    An instance that begins or ends in a deploy is left out: the deploy is an event of the service.
+    """
+    for event in events:
+        instance, service = event.service or "", owner(event.service or "")
+        if instance == service:
+            yield event
+        elif event.what not in ("activated", "deactivated", "removed"):
+            detail = f"{instance}: {event.detail}" if event.detail else instance
+            yield event._replace(service=service, detail=detail)
 
 
 def past(snapshot: Snapshot, since: float) -> list[Happened]:
@@ -314,6 +336,11 @@ def _service(
             old = new._replace(state="running", health="")
     else:
         yield from _ports(name, old, new, now)
+        count = f"{new.replicas} instance{'s' * (new.replicas != 1)}"
+        if old.version and new.version and new.version != old.version:
+            yield _event(now, name, "deployed", f"version {new.version}, {count}")
+        elif old.version and new.version and new.replicas != old.replicas:
+            yield _event(now, name, "scaled", count)
     yield from _process(name, old, new, now)
 
 

@@ -208,6 +208,10 @@ class FlowReader:
             self._ends[address] = FlowEnd(name, None, address, is_host, gone)
         return self._ends[address]
 
+    def shown(self, key: Key) -> Key:
+        """Return the `Flow.id` under which a flow is shown."""
+        return self.end(key[0]).address, self.end(key[1]).address, *key[2:]
+
     def flow(self, key: Key, passes: bool) -> Flow:
         """Return a flow with its names and verdict, but without counts and times."""
         if (key, passes) not in self._flows:
@@ -222,8 +226,8 @@ class FlowReader:
         flow = Flow(from_, to, port, proto, word, *undecided, 0, None, None, 0, not passes)
         if flow.gone:
             return flow
-        owners = (self._owners.get(source), self._owners.get(destination))
-        world = self._part(frozenset(name for name in owners if name), passes)
+        owners = [self._owners.get(end, "") for end in (source, destination)]
+        world = self._part(frozenset({*owners, *map(names.owner, owners)} - {""}), passes)
         egress, ingress = evaluate(world, source, destination, port, proto)
         refusing = next((reason for reason in (egress, ingress) if not reason.passes), None)
         reason: Reason | None
@@ -243,16 +247,11 @@ class FlowReader:
             return flow
         return flow._replace(
             verdict=AUDIT if reason.audits else word,
-            service=self._shown(reason.service),
+            service=reason.service or None,
             key=reason.key or None,
             text=reason.text or None,
             words=reason.message,
         )
-
-    def _shown(self, service: str) -> str | None:
-        """Return the name to show for a service or instance, or None if the name is empty."""
-        known = self.world.services.get(service)
-        return (known.front if known is not None and not self._split else "") or service or None
 
     def _part(self, services: frozenset[str], passes: bool) -> PolicyContext:
         """Return only the given services with their policies, which are evaluated faster.
@@ -261,7 +260,8 @@ class FlowReader:
         """
         if (services, passes) not in self._parts:
             world = self.world
-            world = world._replace(services={name: world.services[name] for name in services})
+            known = {name: world.services[name] for name in services if name in world.services}
+            world = world._replace(services=known)
             if passes:
                 world = world._replace(outside=world.outside_ever)
             self._parts[services, passes] = world
@@ -345,7 +345,7 @@ def times(ago: float | None) -> tuple[str | None, float | None]:
 
 def published(world: PolicyContext, service: str, proto: str, port: int, family: int) -> int | None:
     """Return the host port through which other machines reach a port of a service, or None."""
-    for mapping in mappings(world.services.get(service), proto, port):
+    for mapping in mappings(world.services.get(names.owner(service)), proto, port):
         if not mapping.host_ip.startswith("127.") and family in mapping.families:
             return mapping.host_port + port - mapping.container_port
     return None
@@ -405,10 +405,10 @@ def read(
 class Flows(ResultStream):
     """An endless iterator of new `Flow`, to be used in a ``with`` block."""
 
-    def __init__(self, session: Session, name: str | None, denied: bool) -> None:
+    def __init__(self, session: Session, name: str | None, denied: bool, instances: bool) -> None:
         self.session = session
         self._service = None if name is None else _home(session.store(), name)
-        self._denied = denied
+        self._denied, self._instances = denied, instances or _is_instance(self._service)
         self._before = self._read()
 
     def __iter__(self) -> Iterator[Flow]:
@@ -422,16 +422,18 @@ class Flows(ResultStream):
         return _chosen(changes(before, self._before), self._service, self._denied)
 
     def _read(self) -> list[Flow]:
-        return read(self.session.kernel(), self.session.store(), with_open=False)[1]
+        kernel, store = self.session.kernel(), self.session.store()
+        return read(kernel, store, with_open=False, instances=self._instances)[1]
 
 
 def flows(
-    session: Session, name: str | None, denied: bool, since: float | None
+    session: Session, name: str | None, denied: bool, since: float | None, instances: bool
 ) -> tuple[Flow, ...]:
     """List the recorded flows, as described in `Host.flows`. ``since`` is in seconds since 1970."""
     store = session.store()
     service = None if name is None else _home(store, name)
-    _, found, missed = read(session.kernel(), store, since)
+    instances = instances or _is_instance(service)
+    _, found, missed = read(session.kernel(), store, since, instances=instances)
     if missed:
         session.caution(
             f"{missed} new flows are not shown: there are more than the kernel remembers",
@@ -455,11 +457,16 @@ def _home(store: Store, name: str) -> str:
     return home
 
 
+def _is_instance(service: str | None) -> bool:
+    return service is not None and names.owner(service) != service
+
+
 def _chosen(flows: Iterable[Flow], service: str | None, denied: bool) -> tuple[Flow, ...]:
     """Return the flows of one service or of all. ``denied`` selects flows that a policy denies."""
     chosen = []
     for flow in flows:
-        is_own = service is None or service in flow.services
+        # with the instances apart, the flows of a service are those of its instances
+        is_own = service is None or service in {*flow.services, *map(names.owner, flow.services)}
         if is_own and not (denied and flow.passes and not flow.audited):
             last, ago = times(flow.ago)
             chosen.append(flow._replace(last=last, ago=ago))

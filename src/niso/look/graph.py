@@ -61,7 +61,8 @@ def of_traffic(world: PolicyContext, seen: Iterable[Flow], only: frozenset[str] 
         (source, target, _ports_text(used), verdict_)
         for (source, target, verdict_), used in ports.items()
     ]
-    drawn = set(world.services) if only is None else only
+    drawn = {name for name, known in world.services.items() if not known.front}
+    drawn = drawn if only is None else set(only)
     drawn = drawn.union(*(row.services for row in rows))
     return _picture(world, drawn, edges, with_addresses=True)
 
@@ -73,7 +74,9 @@ def of_policies(world: PolicyContext, only: frozenset[str] | None, with_addresse
     that decides between two services of one network has an edge with the computed verdict.
     """
     known = [
-        service for name, service in sorted(world.services.items()) if only is None or name in only
+        service
+        for name, service in sorted(world.services.items())
+        if not service.front and (only is None or name in only)
     ]
     edges: list[Edge] = []
     for receiver in known:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from niso.base.errors import Conflict, Error, InvalidInput, UsageError
 from niso.base.named_tuples import NamedTuple
-from niso.base.names import DEFAULT_NETWORK, bracketed, family_of
+from niso.base.names import DEFAULT_NETWORK, bracketed, family_of, owner
 from niso.kernel.policy_rules import KEPT_S
 from niso.look import flows
 from niso.look.flows import EVERYBODY, Flow
@@ -411,9 +411,11 @@ def learn(
             ["a policy from these would deny some of them; docs/design/seeing.md has the limits"],
         )
     rows = {row.name: row for row in store.services()}
-    wanted = [store.home(store.resolve(name)) for name in services]
+    wanted = [owner(store.home(store.resolve(name))) for name in services]
     wanted = wanted or [
-        name for name, row in rows.items() if row.active and row.mode in ("bridge", "attached")
+        name
+        for name, row in rows.items()
+        if row.active and row.mode in ("bridge", "attached", "front") and name == owner(name)
     ]
     learned = []
     for name in dict.fromkeys(wanted):

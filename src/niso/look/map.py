@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel.flow_memory import Recorded
 from niso.look import top, what_if
-from niso.look.flows import AUDIT, DROP, HOST, PASS, Flow, FlowEnd, Memory, joined
+from niso.look.flows import AUDIT, DROP, HOST, PASS, Flow, FlowEnd, Key, Memory, joined
 from niso.look.host_ports import Port
 from niso.look.learn import WrittenNames
 from niso.look.session import Session, guarded
@@ -127,14 +127,21 @@ class Map(Metered):
         world = self._world
         kept, left_out = bounded(memory)
         seconds = round(top.elapsed(before, now), 3)
-        new = {} if before is now else top.growth(before, now)
+        new: dict[tuple[Key, str], int] = {}
+        counted: dict[Key, int] = {}
+        if before is not now:
+            for (key, verdict), number in top.growth(before, now).items():
+                shown = self._reader.shown(key), verdict
+                new[shown] = new.get(shown, 0) + number
+            for key, number in (moved or {}).items():
+                counted[self._reader.shown(key)] = counted.get(self._reader.shown(key), 0) + number
 
         def grown(flow: Flow) -> int:
             verdicts = (PASS, AUDIT) if flow.passes else (DROP,)
             return sum(new.get((flow.id, verdict), 0) for verdict in verdicts)
 
         def octets(flow: Flow) -> int:
-            return 0 if before is now or not flow.passes else (moved or {}).get(flow.id, 0)
+            return counted.get(flow.id, 0) if flow.passes else 0
 
         known = {row.name: row for row in self._rows}
         loads = top.services_between(self._reader, before, now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import groupby
 
 from niso.base import names
 from niso.base.errors import UsageError
@@ -18,6 +19,7 @@ from niso.plan.verdict import parsed
 from niso.reconcile import live_world
 from niso.reconcile.live_world import read_world
 from niso.runtime import status
+from niso.store.service_rows import STATES
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -84,12 +86,32 @@ def _of_services(session: Session, store: Store) -> tuple[Metric, ...]:
     rows = [row for row in store.services() if row.name in lines]
     states = {row.name: status.read(row.name) for row in rows if row.has_process and row.active}
     statuses = {row.name: lines[row.name].status for row in rows}
+    instances = {
+        front: list(ones)
+        for front, ones in groupby(store.instances.active(*STATES), lambda one: one.front)
+    }
+    for front, ones in instances.items():
+        runs = [status.read(one.service) for one in ones]
+        if any(run.state == "running" for run in runs):
+            statuses[front] = "running"
+        states[front] = status.NONE._replace(restarts=sum(run.restarts for run in runs))
     return (
         _by_service(
             GAUGE,
             "service_up",
             "1 if the service's process runs, or its namespace is attached.",
             ((name, int(state in ("running", "attached"))) for name, state in statuses.items()),
+        ),
+        _metric(
+            GAUGE,
+            "service_instances",
+            "Instances of a service with replicas in each state; only serving ones get"
+            " connections.",
+            (
+                Sample({"service": front, "state": state}, sum(one.state == state for one in ones))
+                for front, ones in instances.items()
+                for state in STATES
+            ),
         ),
         _by_service(
             GAUGE,
@@ -147,11 +169,13 @@ def _of_traffic(store: Store) -> tuple[Metric, ...]:
         for row in active
         for network in row.networks
     }
-    there = [
-        ({"service": ends[end][0], "network": ends[end][1]}, traffic)
-        for end, traffic in link_records.of_links(ends).items()
-    ]
-    stats = drops.count(active)
+    there: dict[tuple[str, str], dict[str, int]] = {}
+    for end, traffic in link_records.of_links(ends).items():
+        service, network = ends[end]
+        sums = there.setdefault((names.owner(service), network), {})
+        for field, number in traffic.items():
+            sums[field] = sums.get(field, 0) + number
+    stats = drops.by_service(drops.count(active))
 
     def by_direction(suffix: str) -> Iterator[Sample]:
         for counts in stats:
@@ -166,7 +190,10 @@ def _of_traffic(store: Store) -> tuple[Metric, ...]:
                 COUNTER,
                 f"network_{direction}_{unit}_total",
                 f"{unit.capitalize()} that the service {words} on a network.",
-                (Sample(labels, traffic[field]) for labels, traffic in there),
+                (
+                    Sample({"service": service, "network": network}, traffic[field])
+                    for (service, network), traffic in there.items()
+                ),
             )
             for direction, words, end in (("receive", "received", "tx"), ("transmit", "sent", "rx"))
             for unit in ("bytes", "packets")
@@ -200,7 +227,7 @@ def _of_policies(store: Store) -> tuple[Metric, ...]:
     with Nfnetlink() as kernel:
         for container in sorted(ruleset.COUNTED):
             for element, number, ago in kernel.counts(HEADERS[INET, container]):
-                service, entry = element.owner, element.entry
+                service, entry = names.owner(element.owner), element.entry
                 if service not in active or not entry.startswith("network.policy."):
                     continue
                 rule = service, entry.removeprefix("network.policy.")
@@ -221,7 +248,7 @@ def _of_policies(store: Store) -> tuple[Metric, ...]:
             (
                 (name, int(name in terms and terms[name].lasts))
                 for name in store.policied()
-                if name in active
+                if name in active and name == names.owner(name)
             ),
         ),
         _metric(

@@ -130,12 +130,13 @@ def resolve_both(store: Store, source: str, destination: str) -> tuple[PacketEnd
     Raises Error and UsageError like `resolve`.
     """
     from_ = resolve(store, source)
-    if store.instances.of(from_.service):  # an instance sends by its own address
-        serving = store.instances.of(from_.service, SERVING)
+    service = from_.service or store.lease_holder(from_.address) or ""
+    if store.instances.of(service):  # an instance sends by its own address
+        serving = store.instances.of(service, SERVING)
         if not serving:
-            reason = f"no instance of {from_.service} serves, so none can send"
-            raise Error(reason, f"niso ps -i {from_.service}")
-        from_ = from_._replace(service=serving[0].service)
+            reason = f"no instance of {service} serves, so none can send"
+            raise Error(reason, f"niso ps -i {service}")
+        from_ = PacketEnd(service=serving[0].service)
     if "." in destination and store.names_outside() and destination in store.outside.named():
         return from_, PacketEnd(outside=destination)
     try:

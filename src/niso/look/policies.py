@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.names import bracketed, family_of
+from niso.base.names import bracketed, family_of, owner
 from niso.base.text import exact_time_text, period_text
 from niso.kernel import ruleset
 from niso.kernel.nft_elements import HEADERS, Atoms, Nfnetlink
@@ -58,7 +58,7 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
     If ``unused_s`` is not None, only entries that were unused for so many seconds are returned.
     """
     store = session.store()
-    service = store.home(store.resolve(name))
+    service = owner(store.home(store.resolve(name)))
     policy = store.policy(service)
     if policy is None:
         return ()
@@ -109,7 +109,7 @@ def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set
         for container in sorted(ruleset.COUNTED):
             for element, packets, ago in kernel.counts(HEADERS[INET, container]):
                 key = element.entry
-                if element.owner != service or key not in counts:
+                if owner(element.owner) != service or key not in counts:
                     continue
                 counts[key].append((packets, ago, element.fields))
                 if key not in listed and element.value == PASSES:
@@ -125,7 +125,12 @@ def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]
     """
     world = read_world(session.kernel(), session.store())
     memory = flows.remembered(session.kernel(), world)
-    own = set(verdict.addresses_of(world.services[service]))
+    own = {
+        address
+        for known in world.services.values()
+        if known.owner == service
+        for address in verdict.addresses_of(known)
+    }
 
     passed, refused = (
         tuple(row for row in rows if not own.isdisjoint(row[:2]))
@@ -172,7 +177,7 @@ def warnings(kernel: Kernel, store: Store, services: Iterable[str]) -> Iterator[
     world: PolicyContext | None = None  # read once, and only if a policy needs it
     for name in services:
         policy = store.policy(name)
-        if policy is None:
+        if policy is None or owner(name) != name:  # instances have the policy of their service
             continue
         if name in terms:
             yield _audit(name, terms[name])

@@ -192,7 +192,7 @@ def service_lines(
     fronts = {row.name for row in known if row.mode == "front"}
     checked = [row for row in every if row.name.partition(".")[0] in fronts or row in known]
     healths = {name: health.state for name, health in _healths(session, store, checked).items()}
-    healths |= {name: _front_health(store, name, healths) for name in fronts}
+    healths |= {name: front_health(store, name, healths) for name in fronts}
     pending = interrupted(store)
     audits = _audits(store)
     with store.reading():
@@ -314,7 +314,7 @@ def _front_status(store: Store, row: ServiceRow) -> str:
     return f"{running}/{deploy.replicas if deploy is not None else len(serving)} running"
 
 
-def _front_health(store: Store, front: str, healths: Mapping[str, str]) -> str:
+def front_health(store: Store, front: str, healths: Mapping[str, str]) -> str:
     """Return the worst health among the serving instances of a service."""
     states = {healths.get(one.service) for one in store.instances.of(front, SERVING, OUT)}
     return next((s for s in ("unhealthy", "starting", "healthy") if s in states), "starting")

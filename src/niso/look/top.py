@@ -12,12 +12,13 @@ import time
 from niso.base import names
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import owner
 from niso.kernel.flow_memory import Meter
 from niso.kernel.sockets import Measured
 from niso.look import drops
 from niso.look.drops import Stats
 from niso.look.flows import DROP, FlowEnd, FlowReader, Key, Memory, more, remembered
-from niso.look.services import ServiceLine, health_targets, service_lines
+from niso.look.services import ServiceLine, front_health, health_targets, service_lines
 from niso.look.session import ResultStream, Session, guarded
 from niso.plan.verdict import PolicyContext, parsed
 from niso.reconcile.live_world import read_world
@@ -116,6 +117,7 @@ class Metered(ResultStream):
         self._before: TopSample | None = None
         self._meter: Meter | None = None
         self._version, self._until = -1, 0.0
+        self._instances = False  # whether instances are shown apart
         self._rows: list[ServiceRow] = []
         self._lines: dict[str, tuple[ServiceLine, float]] = {}  # by name, with the time of reading
         self._pids: dict[str, int] = {}
@@ -151,7 +153,7 @@ class Metered(ResultStream):
         )
         before, self._before = self._before, now
         if before is None:
-            self._reader = FlowReader(self._world)
+            self._reader = FlowReader(self._world, self._instances)
             with contextlib.suppress(KernelError):  # this kernel cannot count them
                 self._meter = Meter()
         self._reader = self._reader.in_world(self._world)
@@ -175,26 +177,37 @@ class Metered(ResultStream):
         lines = self._read_lines(store, self._rows)
         self._world = read_world(self.session.kernel(), store)
         running = (line.service for line in lines if line.status == "running")
-        pids = {name: status.read(name).pid for name in running}
+        instances = (row.name for row in self._rows if row.active and owner(row.name) != row.name)
+        pids = {name: status.read(name).pid for name in (*running, *instances)}
         self._pids = {name: pid for name, pid in pids.items() if pid is not None}
         self._targets = health_targets(store, self._rows)
         self._version, self._until = version, time.monotonic() + _AT_MOST_S
 
     def _read_changed(self, store: Store) -> None:
-        stale = [row for row in self._rows if row.active and not self._lives(row.name)]
+        stale = [
+            row
+            for row in self._rows
+            if row.active and row.mode != "front" and not self._lives(row.name)
+        ]
+        # the line of a service with replicas depends on all of its instances
+        owners = {owner(row.name) for row in stale}
+        self._read_lines(store, [row for row in self._rows if owner(row.name) in owners])
         # a service that runs again has another process
-        if stale and any(line.status == "running" for line in self._read_lines(store, stale)):
+        if any(row.has_process and status.read(row.name).state == "running" for row in stale):
             self._until = 0.0
-        names = {row.name for row in stale}
-        if targets := [target for target in self._targets if target.service not in names]:
+        if targets := [t for t in self._targets if owner(t.service) not in owners]:
             from niso.runtime.health import check_all
 
-            for name, health in check_all(targets, self.session.report).items():
+            found = check_all(targets, self.session.report)
+            healths = {name: health.state for name, health in found.items()}
+            fronts = {owner(name) for name in healths if owner(name) != name}
+            healths |= {name: front_health(store, name, healths) for name in fronts}
+            for name in healths.keys() & self._lines.keys():
                 line, at = self._lines[name]
-                self._lines[name] = line._replace(health=health.state), at
+                self._lines[name] = line._replace(health=healths[name]), at
 
     def _read_lines(self, store: Store, rows: Sequence[ServiceRow]) -> tuple[ServiceLine, ...]:
-        lines = service_lines(self.session, store, rows=rows)
+        lines = service_lines(self.session, store, rows=rows, instances=self._instances)
         at = time.monotonic()
         self._lines |= {line.service: (line, at) for line in lines}
         return lines
@@ -213,6 +226,7 @@ class Top(Metered):
     def __init__(self, session: Session, name: str | None) -> None:
         super().__init__(session)
         self.service = None if name is None else session.store().resolve(name)
+        self._instances = self.service is not None and owner(self.service) != self.service
         self._sample(with_open=False)
 
     @guarded
@@ -237,7 +251,8 @@ class Top(Metered):
         return self._sockets(self.session.store().home(service))
 
     def _sockets(self, home: str) -> tuple[ServiceSocket, ...]:
-        measured = self.session.kernel().measured_in(names.netns(home))
+        kernel, instances = self.session.kernel(), self.session.store().instances.running(home)
+        measured = [one for name in instances for one in kernel.measured_in(names.netns(name))]
         return sockets_of(self._reader, measured)
 
 
@@ -259,17 +274,25 @@ def between(
     ``moved`` has the bytes of each flow between the samples, or is None if they cannot be counted.
     """
     seconds = elapsed(before, now)
-    flows = []
+    # flows of the instances of a service are added up
+    sums: dict[FlowLoad, tuple[int, int]] = {}
     left = dict(moved or {})
     for (key, verdict), grown in growth(before, now).items():
         octets = 0 if verdict == DROP else left.pop(key, 0)
         if not grown and not octets:
             continue
         flow = reader.flow(key, verdict != DROP)
-        rate = round(grown / seconds, 3)
-        bits = None if moved is None else round(8 * octets / seconds, 1)
         # both ends, port and protocol; then from the service whose policy decides to ``agrees``
-        flows.append(FlowLoad(*(*flow[:4], verdict, rate, bits, *flow[5:11])))
+        load = FlowLoad(*(*flow[:4], verdict, 0.0, None, *flow[5:11]))
+        had = sums.get(load, (0, 0))
+        sums[load] = had[0] + grown, had[1] + octets
+    flows = [
+        load._replace(
+            new=round(grown / seconds, 3),
+            bits=None if moved is None else round(8 * octets / seconds, 1),
+        )
+        for load, (grown, octets) in sums.items()
+    ]
     flows.sort(
         key=lambda f: (-f.new, -(f.bits or 0), f.from_.name, f.to.name, f.port, f.proto, f.verdict)
     )
@@ -290,21 +313,32 @@ def services_between(
     for (key, _), grown in growth(before, now).items():
         for service in {reader.end(address).service or "" for address in key[:2] if grown}:
             new[service] = new.get(service, 0) + grown
+    joint: dict[str, list[str]] = {}
+    for name in now.stats:
+        for service in {name, owner(name)}:
+            joint.setdefault(service, []).append(name)
     services = []
     for line in now.lines:
         networks = now.networks.get(line.service, ())
-        was, stats = before.stats.get(line.service), now.stats.get(line.service)
+        its = [now.stats[name] for name in joint.get(line.service, ())]
+        was = [before.stats.get(stats.service) for stats in its]
         services.append(
             ServiceLoad(
                 line.service,
                 line.status,
                 line.health,
                 networks,
-                _bits(was and was.in_bytes, stats and stats.in_bytes, seconds),
-                _bits(was and was.out_bytes, stats and stats.out_bytes, seconds),
+                _sum(
+                    _bits(old and old.in_bytes, one.in_bytes, seconds)
+                    for old, one in zip(was, its, strict=True)
+                ),
+                _sum(
+                    _bits(old and old.out_bytes, one.out_bytes, seconds)
+                    for old, one in zip(was, its, strict=True)
+                ),
                 round(new.get(line.service, 0) / seconds, 3) if networks else None,
-                stats.in_drops if stats else None,
-                stats.out_drops if stats else None,
+                _sum(stats.in_drops for stats in its),
+                _sum(stats.out_drops for stats in its),
                 now.shares.get(line.service),
             )
         )
@@ -327,6 +361,12 @@ def sockets_of(reader: FlowReader, measured: Iterable[Measured]) -> tuple[Servic
         sockets.append(ServiceSocket(ends[0], client_port, ends[1], port, published, *figures))
     sockets.sort(key=lambda s: (s.from_.name, s.to.name, s.port, s.from_port, s.from_))
     return tuple(sockets)
+
+
+def _sum[T: (int, float)](values: Iterable[T | None]) -> T | None:
+    """Return the sum of the values that are known; None if none is."""
+    known = [value for value in values if value is not None]
+    return sum(known[1:], known[0]) if known else None
 
 
 def _bits(before: int | None, now: int | None, seconds: float) -> float | None:

@@ -260,8 +260,16 @@ class Store(SnapshotRows):
         )
 
     def member_counts(self) -> dict[str, int]:
-        """Return {network: number of recorded services on it}, without unused networks."""
-        return dict(self._run("SELECT network, COUNT(*) FROM endpoint GROUP BY network"))
+        """Return {network: number of recorded services on it}, without unused networks.
+
+        The instances of a service are not counted.
+        """
+        return dict(
+            self._run(
+                "SELECT network, COUNT(*) FROM endpoint"
+                " WHERE service NOT IN (SELECT service FROM instance) GROUP BY network"
+            )
+        )
 
     # --- writing; inside a transaction ------------------------------------------------------------
 

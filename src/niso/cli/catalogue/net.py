@@ -8,6 +8,7 @@ _SINCE = Option(
     "--since TIME", "only what was new since then: a time (RFC 3339) or a period such as 2h"
 )
 _FROM = Argument("FROM", "a service, an address or host", "end", key="source")
+_INSTANCES = Option("-i --instances", "show the instances of services with replicas apart")
 _TO = Argument(
     "TO",
     "a service, an address or host, optionally with :PORT and /PROTO",
@@ -218,7 +219,7 @@ _ACTIONS = (
     Command(
         "net stats",
         "show traffic and drop counters of services",
-        options=(JSON,),
+        options=(_INSTANCES, JSON),
         about="IN and OUT are traffic to and from a service since its activation, counted by its "
         "links. IN-DROPS and OUT-DROPS are packets dropped by the service's own ingress and egress "
         "policy since the policy last changed; drops by the other side's policy are counted there. "
@@ -234,6 +235,7 @@ _ACTIONS = (
         (
             Option("-f --follow", "show new flows as they happen"),
             Option("--denied", "show only what was dropped, or would be without an audit"),
+            _INSTANCES,
             _SINCE,
             JSON,
         ),
