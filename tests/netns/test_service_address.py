@@ -53,7 +53,7 @@ kind = socket.SOCK_STREAM if proto == "tcp" else socket.SOCK_DGRAM
 answers, began = [], time.monotonic()
 for _ in range(count):
     with socket.socket(family, kind) as s:
-        s.settimeout(5)
+        s.settimeout(5 if count > 1 else 1)  # one alone is to show that none is answered
         try:
             s.connect((address, port))
             if proto == "udp":
@@ -170,7 +170,7 @@ def test_the_address_on_an_internal_network_is_reached_from_there_alone(shop: La
     target = addresses(shop, "inner")[0]
     answers = asked(shop, "niso-near", target, 80)
     assert {answer.split()[0] for answer in answers} == instances(shop, "inner", 4)
-    assert {a.split()[-1] for a in asked(shop, "niso-cli", target, 80, count=2)} <= {
+    assert {a.split()[-1] for a in asked(shop, "niso-cli", target, 80, count=1)} <= {
         "OSError",
         "ConnectionRefusedError",
         "TimeoutError",
