@@ -14,12 +14,13 @@ from test_service_address import addresses, asked
 
 SERVER = r"""
 import http.server, os, socket, sys, time
+failing = [1] if sys.argv[1] == "bad" else []
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def do_GET(self):
         time.sleep(float(self.path[1:] or 0))
         body = sys.argv[1].encode()
-        bad = sys.argv[1].startswith("bad") and self.path == "/0" or os.path.exists("/flag/broken")
+        bad = failing and self.path == "/0" or os.path.exists("/flag/broken")
         self.send_response(500 if bad else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -32,6 +33,13 @@ server = Server(("", 80), Handler)
 if sys.argv[1].startswith("dies"):
     import threading
     threading.Timer(float(sys.argv[2]), os._exit, (7,)).start()
+if sys.argv[1] == "late":
+    with open("/data/starts", "a+") as starts:
+        print("start", file=starts, flush=True)
+        starts.seek(0)
+        if len(starts.readlines()) > 1:
+            import threading
+            threading.Timer(1, lambda: failing.append(1)).start()
 server.serve_forever()
 """
 
@@ -60,6 +68,9 @@ end.set()
 for thread in threads: thread.join()
 print(json.dumps([seen, errors]), flush=True)
 """
+
+
+SHARED = {"mount": "/data", "shared": True}
 
 
 class Load:
@@ -227,6 +238,30 @@ def test_stop_first_replaces_one_instance_after_the_other(lab: Lab) -> None:
     assert asked_page(lab, "192.0.2.1", 8080, "client") == "v2"
     lab.niso("net", "check")
     lab.niso("restart", "web")
+    lab.niso("net", "check")
+
+
+def test_surge_replaces_the_instances_in_steps(lab: Lab) -> None:
+    steps = {"deploy": {"surge": 1, "monitor": "2s"}, "volumes": {"data": SHARED}}
+    lab.niso("activate", web(lab, "v1", replicas=3, **steps))
+    load = Load(lab, "client", "192.0.2.1", 8080)
+    command = lab.popen("niso", "activate", web(lab, "v2", replicas=3, **steps))
+    counts = set()
+    while command.poll() is None:
+        counts.add(len(serving(lab)))
+    assert command.returncode == 0 and counts <= {3, 4} and 4 in counts
+    seen, errors = load.failed()
+    assert not errors and seen.keys() == {"v1", "v2"}
+
+    # the second step fails: the instance that was replaced before it gets its version back
+    load = Load(lab, "client", "192.0.2.1", 8080, "/0.2")
+    failed = lab.niso("activate", web(lab, "late", replicas=3, **steps), check=False, timeout=120)
+    assert failed.returncode == 1 and "version 3 was taken back" in failed.stderr
+    seen, errors = load.failed()
+    assert not errors and seen.keys() == {"v2", "late"}
+    assert len(serving(lab)) == 3
+    assert {asked_page(lab, "192.0.2.1", 8080, "client") for _ in range(30)} == {"v2"}
+    assert [outcome for _, outcome in history(lab)] == ["done", "done", "taken back"]
     lab.niso("net", "check")
 
 

@@ -309,6 +309,11 @@ FRONT = "image: a, command: [x], healthcheck: {test: [CMD, ok]}"
         ("deploy: {replicas: 3}", {"service": {"replicas": 3}}, set()),
         ("scale: 3", {"service": {"replicas": 3}}, set()),
         ("deploy: {replicas: 1}", {}, set()),
+        (
+            "deploy: {replicas: 4, update_config: {order: start-first, parallelism: 2}}",
+            {"service": {"replicas": 4, "update": "start-first"}, "deploy": {"surge": 2}},
+            set(),
+        ),
         ("scale: 40", {"service": {"replicas": 16}}, {"scale"}),
         ("deploy: {replicas: '${N}'}", {}, {"deploy.replicas"}),
         (
@@ -331,13 +336,13 @@ FRONT = "image: a, command: [x], healthcheck: {test: [CMD, ok]}"
         (
             "deploy: {replicas: 3, update_config: {parallelism: 1, delay: 5s, monitor: 9h,"
             " failure_action: continue, max_failure_ratio: 0.1}, rollback_config: {order: x}}",
-            {"service": {"replicas": 3}, "deploy": {"monitor": "3600s"}},
+            {"service": {"replicas": 3}, "deploy": {"monitor": "3600s", "surge": 1}},
             {
                 "deploy.rollback_config",
                 *(
                     f"deploy.update_config.{key}"
                     for key in (
-                        *("parallelism", "delay", "monitor", "failure_action"),
+                        *("delay", "monitor", "failure_action"),
                         "max_failure_ratio",
                     )
                 ),

@@ -31,7 +31,7 @@ HEAD: dict[str, Any] = {
 SMALLEST = (
     '{"package":{"name":"api","version":"1.0.0","rootfs":null},"binary":{"entrypoint":"bin/api","args":[],"working_dir":"/app"},'
     '"environment":{},"service":{"user":null,"restart":"on-failure","restart_delay":"1s","stop_timeout":"10s","stop_signal":"TERM","kind":"service","timeout":null,"replicas":null,"update":null,"env_file":[]},'
-    '"deploy":{"monitor":"10s","drain":"10s","drain_signal":null,"on_failure":"rollback"},'
+    '"deploy":{"surge":"all","monitor":"10s","drain":"10s","drain_signal":null,"on_failure":"rollback"},'
     '"isolation":{"capabilities":[],"read_only":true,"restrict_suid_sgid":true,'
     '"resources":{"memory_max":null,"cpu_max":null,"pids_limit":2048,"shm_size":"64M","tmp_size":"256M",'
     '"new_flows_limit":1000,"arp_limit":100,"fragments_limit":0,"new_neighbours_limit":20}},'
@@ -74,7 +74,7 @@ FULLEST = (
     '{"package":{"name":"api","version":"1.0.0","rootfs":"rootfs"},'
     '"binary":{"entrypoint":"bin/api","args":["--port","8080",""],"working_dir":"/srv"},"environment":{"B":"2","A":"1"},'
     '"service":{"user":"1000:1000","restart":"always","restart_delay":"200ms","stop_timeout":"2m","stop_signal":"TERM","kind":"service","timeout":null,"replicas":null,"update":null,"env_file":[]},'
-    '"deploy":{"monitor":"10s","drain":"10s","drain_signal":null,"on_failure":"rollback"},'
+    '"deploy":{"surge":"all","monitor":"10s","drain":"10s","drain_signal":null,"on_failure":"rollback"},'
     '"isolation":{"capabilities":["NET_RAW"],"read_only":false,"restrict_suid_sgid":true,'
     '"resources":{"memory_max":"512M","cpu_max":"200%","pids_limit":100,"shm_size":"64M","tmp_size":"128M",'
     '"new_flows_limit":1000,"arp_limit":100,"fragments_limit":40,"new_neighbours_limit":20}},'

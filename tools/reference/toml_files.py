@@ -257,7 +257,7 @@ def kind(key: dict[str, Any]) -> str:
         return " or ".join(kind(option) for option in key["anyOf"])
     if "enum" in key:
         values = [str(value) for value in key["enum"]]
-        return f"{', '.join(values[:-1])} or {values[-1]}"
+        return " or ".join([", ".join(values[:-1]), values[-1]] if values[1:] else values)
     if key["type"] == "array":
         items = key.get("items", {})
         return f"array of {items['type']}s" if "type" in items else "array of names"

@@ -175,9 +175,10 @@ def _rollouts(machine: Machine, targets: list[Target]) -> list[Rollout]:
 
 
 def _continue(machine: Machine, rollouts: list[Rollout], timeout_s: float, report: Report) -> None:
-    """Replace the remaining instances of stop-first deploys, one of each service at a time.
+    """Replace the remaining instances of services whose deploy needs several steps.
 
-    If one fails, the instances that were already replaced get the former version again.
+    If a step fails, the instances that were already replaced get the former version again, unless
+    ``deploy.on_failure`` is keep.
     """
     try:
         for done in range(max(one.more for one in rollouts)):
@@ -186,7 +187,11 @@ def _continue(machine: Machine, rollouts: list[Rollout], timeout_s: float, repor
     except Exception as error:
         from niso.change import deploy
 
-        former = [target for one in rollouts if (target := deploy.before(one)) is not None]
+        former = [
+            target
+            for one in rollouts
+            if not deploy.keeps(one) and (target := deploy.before(one)) is not None
+        ]
         try:
             activate(machine, former, timeout_s, report)
         except Error as other:
@@ -332,7 +337,7 @@ class _Activation:
         if self._rollouts:
             from niso.change import deploy
 
-            deploy.complete(self._machine, self._rollouts, self._report)
+            deploy.complete(self._machine, self._rollouts, self._began, self._report)
 
     def outcomes(self, changes: list[Change], changed: set[str]) -> list[Outcome]:
         """Return one outcome per service. A service counts as changed if an instance changed."""
@@ -444,7 +449,7 @@ class _Activation:
         changes = record_all(self._machine, self._swapped, self._copies, [], NO_STACK)
         deploy.swap(self._store, self._rollouts)
         for one in self._rollouts:
-            if one.is_first or one.replaces or (one.retired and not one.more):
+            if one.is_first or ((one.replaces or one.retired) and not one.more):
                 deploy.record(self._store, one, self._began, "done")
         return changes
 

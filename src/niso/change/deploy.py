@@ -69,7 +69,7 @@ class Rollout(NamedTuple):
     is_first: bool = False  # whether no instance is active, and the version is a new one
     replaces: bool = False  # start-first: whether all instances are replaced by a new version
     retired: tuple[str, ...] = ()  # stop-first: an instance stopped before its successor starts
-    more: int = 0  # stop-first: how many instances of the former version remain
+    more: int = 0  # how many further steps the deploy needs
 
     @property
     def name(self) -> str:
@@ -93,8 +93,8 @@ def rollout(machine: Machine, front: Target) -> Rollout:
     """Return which instances a service needs, and which present instances are to be replaced.
 
     An instance stays if its process is as desired and its version is at least ``front.again``. With
-    stop-first, only one instance is replaced. The caller must have the service's lock. Raises
-    InvalidInput.
+    stop-first, only one instance is replaced, and with ``deploy.surge``, only that many. The caller
+    must have the service's lock. Raises InvalidInput.
     """
     store, name = machine.store, front.name
     deploy = front.spec.program.deploy
@@ -116,10 +116,15 @@ def rollout(machine: Machine, front: Target) -> Rollout:
     stays = [one for one in active if one not in stale and one.ordinal in wanted]
     old = [one.service for one in active if one.ordinal not in wanted]
     replaced = [one for one in stale if one.ordinal in wanted]
-    retired, later = [], replaced[1:]
-    if replaced and deploy.update == "stop-first":
-        # one at a time: the others serve meanwhile
-        retired = [replaced[0].service]
+    step = 1 if deploy.update == "stop-first" else deploy.surge or len(replaced)
+    now, later = replaced[:step], replaced[step:]
+    retired = []
+    if replaced and (deploy.update == "stop-first" or deploy.surge):
+        # the other instances of the former version serve until a later step replaces them
+        if deploy.update == "stop-first":
+            retired = [one.service for one in now]
+        else:
+            old += [one.service for one in now]
         version = max((one.version for one in stays), default=version + 1)
     elif stale:
         stays, old, version, later = [], [one.service for one in active], version + 1, []
@@ -147,7 +152,7 @@ def rollout(machine: Machine, front: Target) -> Rollout:
         is_first=not active and all(one.version != version for one in deploys),
         replaces=bool(stale) and deploy.update == "start-first",
         retired=tuple(retired),
-        more=len(later),
+        more=-(-len(later) // max(step, 1)),
     )
 
 
@@ -247,7 +252,7 @@ def record_failures(store: Store, rollouts: Iterable[Rollout], began: float, err
     """Record deploys that were rolled back, with the error as the reason."""
     with Lock(), store.transaction():
         for one in rollouts:
-            if one.replaces and store.service(one.name) is not None:
+            if (one.replaces or one.retired) and store.service(one.name) is not None:
                 why = error.message if isinstance(error, Error) else type(error).__name__
                 record(store, one, began, "failed", why)
 
@@ -256,6 +261,11 @@ def before(one: Rollout) -> Target | None:
     """Return a service as before a rollout, ready to be activated, or None if it was inactive."""
     row = Intent(one.name, "activate", one.undo).before if one.undo else None
     return of_row(row)._replace(pinned=True) if row is not None else None
+
+
+def keeps(one: Rollout) -> bool:
+    """Return whether both versions are left as they are if the new one fails."""
+    return _deploy(one).on_failure == "keep"
 
 
 def _require_front(store: Store, name: str) -> ServiceRow:
@@ -338,11 +348,14 @@ def record(store: Store, one: Rollout, began: float, outcome: str, why: str = ""
 # --- after the swap -------------------------------------------------------------------------------
 
 
-def complete(machine: Machine, rollouts: Iterable[Rollout], report: Report) -> None:
+def complete(
+    machine: Machine, rollouts: Iterable[Rollout], deploy_began: float, report: Report
+) -> None:
     """Watch the new instances, and stop the old ones when their connections are finished.
 
     If a new instance fails while it is watched, the old instances of all ``rollouts`` serve again,
     unless ``deploy.on_failure`` of the failed service is keep. Raises ProcessError in both cases.
+    ``deploy_began`` is in seconds since the epoch.
     """
     began = time.monotonic()
     ending = [one for one in rollouts if one.old]
@@ -354,8 +367,8 @@ def complete(machine: Machine, rollouts: Iterable[Rollout], report: Report) -> N
                 lifecycle.send(old, Signals[f"SIG{name}"])
     failed, why = _watch(machine, replaced, began) if replaced else (None, "")
     error: list[Error] = []
-    if failed is not None and _deploy(failed).on_failure == "rollback":
-        _take_back(machine, replaced, failed, why, report)
+    if failed is not None and not keeps(failed):
+        _take_back(machine, replaced, failed, why, deploy_began, report)
         reason, hint = "was taken back", "the former version serves; see niso logs"
         if len(replaced) > 1:
             hint = "the former versions of all services of the command serve; see niso logs"
@@ -444,19 +457,24 @@ def probed(machine: Machine, name: str) -> str:
 
 
 def _take_back(
-    machine: Machine, rollouts: list[Rollout], failed: Rollout, why: str, report: Report
+    machine: Machine,
+    rollouts: list[Rollout],
+    failed: Rollout,
+    why: str,
+    began: float,
+    report: Report,
 ) -> None:
     """Send new connections to the old instances of ``rollouts`` again, and none to the new ones.
 
-    ``why`` is the reason why the service of ``failed`` has failed.
+    ``why`` is the reason why the service of ``failed`` has failed. The deploy began ``began``
+    seconds after the epoch.
     """
     store, names = machine.store, [one.name for one in rollouts]
     with Lock(), change(machine.kernel, store, concerned(store, names), report):
         store.undo([Intent(one.name, "activate", one.undo) for one in rollouts])
         for one in rollouts:
             reason = why if one is failed else f"{failed.name} failed: {why}"
-            present = next(d for d in store.instances.deploys(one.name) if d.version == one.version)
-            store.instances.put_deploy(present._replace(outcome="taken back", why=reason))
+            record(store, one, began, "taken back", reason)
             served = {instance.service for instance in store.instances.of(one.name, LEAVING)}
             store.instances.set_state(served.intersection(one.old), SERVING)
             store.instances.set_state([target.name for target in one.new], LEAVING)

@@ -537,7 +537,9 @@ class ComposeService:
         elif action not in ("", "rollback"):
             self._gap(f"{place}.failure_action", f"{action}: a version that fails is taken back")
         parallel = scalar(update.get("parallelism"))
-        if starts_first and parallel not in ("", "0", str(number)):
+        if starts_first and parallel.isdigit() and 0 < int(parallel) < number:
+            self._put("deploy", "surge", int(parallel))
+        elif starts_first and parallel and not parallel.isdigit():
             self._gap(f"{place}.parallelism", "all instances are replaced at the same time")
         elif not starts_first and parallel not in ("", "1"):
             self._gap(f"{place}.parallelism", "one instance is replaced after the other")

@@ -221,6 +221,10 @@ _POLICY_AUDIT_UNTIL = _pattern(policy.audit_end, rf"^(?:{policy.DATE}|{policy.NO
 
 
 _SERVICE_REPLICAS = _number(1, process_keys.MAX_REPLICAS, f"1 to {process_keys.MAX_REPLICAS}", "3")
+_DEPLOY_SURGE = Rule(
+    lambda value, key: 0 if value == "all" else _SERVICE_REPLICAS.parse(value, key),
+    _SERVICE_REPLICAS.schema,
+)
 _SIGNAL = _pattern(process_keys.signal, r"^(?:SIG)?[A-Z][A-Z0-9]*$")
 
 KEYS = (
@@ -284,6 +288,12 @@ KEYS = (
     ),
     Key("deploy", "Deploy", {}).described(
         "How instances are replaced. Only for a service with a service address."
+    ),
+    Key(
+        "deploy.surge", convert.choice("all") | int, "all", _DEPLOY_SURGE, "deploy.surge"
+    ).described(
+        "Number of new instances that run next to the old ones with start-first: all, or 1 to 16. "
+        "With a number, a deploy goes in steps, and both versions serve until its end."
     ),
     Key("deploy.monitor", str, "10s", _duration(0.0, 3600.0), "deploy.monitor_s").described(
         "Time after a swap in which the new version is taken back if an instance of it exits or "

@@ -65,6 +65,10 @@ def deploy_problems(data: Mapping[str, Any], parsed: Mapping[str, Any]) -> Itera
                 reason = "is not allowed: the service has one process"
                 yield values.wrong(join(join("volumes", name), "shared"), True, reason, "remove it")
         return
+    surge = deploy.get("surge", "all") if isinstance(deploy := data.get("deploy"), dict) else "all"
+    if surge != "all" and service.get("update", "start-first") != "start-first":
+        reason = "is not possible with stop-first, which replaces one instance after the other"
+        yield values.wrong("deploy.surge", surge, reason, "remove it")
     if service.get("kind", "service") == "job":
         yield values.wrong(key, service[key[8:]], "is not allowed for a job", "remove it")
     if (mode := network.get("mode", "bridge")) in ("host", "none", "share"):

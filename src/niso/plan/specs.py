@@ -60,6 +60,7 @@ class DeploySpec(NamedTuple):
     drain_s: float  # how long an instance may finish its connections before TERM
     drain_signal: str | None  # signal to the former instances right after a swap
     on_failure: Literal["rollback", "keep"]
+    surge: int = 0  # with start-first, how many instances are replaced at a time; 0: all
 
 
 class NetworkSpec(NamedTuple):
