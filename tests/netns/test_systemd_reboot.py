@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 
 import pytest
 from conftest import Lab, assert_whole
-from machine import FAILED, RUNNING, Machine, enabled, is_followed, needs_systemd, pids, row
+from machine import DEAD, FAILED, RUNNING, Machine, enabled, is_followed, needs_systemd, pids, row
 from services import answer, ask, echo, idle, on
+from test_deploy import asked_page, web
 
+EXITED = "active/exited"
 pytestmark = needs_systemd
 
 
@@ -97,3 +100,45 @@ def test_enabled_services_come_back_with_a_reboot(labs, tmp_path) -> None:
     for port in (8080, 9000):
         assert answer(second, "192.0.2.1", port, "client") == "api 192.0.2.2"
         assert ask(second, "192.0.2.1", port, "neighbour") == ""
+
+
+def test_unit_of_a_service_with_instances_starts_and_stops_them(labs, tmp_path) -> None:
+    first, second = labs
+    machine = Machine(first)
+
+    def instances(on: Machine) -> list[str]:
+        shown = json.loads(on.niso("ps", "--instances", "--json").stdout)
+        return [line["service"] for line in shown if "." in line["service"]]
+
+    machine.niso("activate", web(first, "v1"))
+    before = instances(machine)
+    machine.niso("enable", "web")
+    unit = machine.run("cat", "/etc/systemd/system/niso-web.service").stdout
+    assert "Type=oneshot" in unit
+    assert machine.state("web") == EXITED and instances(machine) == before
+    machine.systemctl("stop", "niso-web")
+    assert instances(machine) == [] and asked_page(first, "192.0.2.1", 8080, "client") == ""
+    machine.systemctl("start", "niso-web")
+    assert machine.state("web") == EXITED and len(instances(machine)) == 2
+    assert asked_page(first, "192.0.2.1", 8080, "client") == "v1"
+    # a deploy needs no unit, and a restart of the unit is one of the service
+    machine.niso("activate", web(first, "v2"))
+    assert asked_page(first, "192.0.2.1", 8080, "client") == "v2"
+    machine.niso("deactivate", "web")
+    assert machine.state("web") == DEAD
+    machine.niso("activate", "web")
+    assert machine.state("web") == EXITED
+    machine.systemctl("restart", "niso-web")
+    assert machine.state("web") == EXITED and len(instances(machine)) == 2
+    assert_whole(machine)
+    machine.halt()
+    disk = tmp_path / "disk"
+    shutil.copytree(machine.disk, disk, symlinks=True, ignore_dangling_symlinks=True)
+    again = Machine(second, like=disk)
+    second.wait_for(lambda: again.state("web") == EXITED, 30, again.journal("web"))
+    assert len(instances(again)) == 2
+    assert asked_page(second, "192.0.2.1", 8080, "client") == "v2"
+    assert_whole(again)
+    again.niso("disable", "web")
+    assert again.state("web") == DEAD
+    assert len(instances(again)) == 2 and asked_page(second, "192.0.2.1", 8080, "client") == "v2"

@@ -105,9 +105,9 @@ class Services(ApiPart):
 
         wanted = texts(names, "names")
         self.session.require()
-        if boot.has_ended_by_itself(wanted):
-            return ()
         machine = self.session.machine_for_change()
+        if boot.has_ended_by_itself(machine.store, wanted):
+            return ()
         names_ = _resolved(machine.store, wanted)
         return tuple(boot.deactivate(self.session, machine, names_, dry_run))
 

@@ -165,9 +165,7 @@ def enable(machine: Machine, names: list[str], report: Report = silent) -> list[
         for name in written:
             report(systemd.ChangingUnit("write", systemd.unit_file(name)))
         fresh.update(written)
-        _start_units(
-            units, (row for row in rows if row.active and row.has_process and not row.is_job)
-        )
+        _start_units(units, (row for row in rows if _has_lasting_unit(row)))
         outside_names_refresh.settle(machine, report)
     elif fresh:
         text = "systemd did not boot this machine, so nothing starts enabled services by itself"
@@ -210,8 +208,15 @@ def clear(machine: Machine, names: Iterable[str], report: Report = silent) -> li
         if text is None or not text.startswith(_MARK):
             continue
         mine.append(name)
+        row = machine.store.service(name)
         with journal.locked(machine.store, [name]):
-            units.stop_unit_only(name)
+            if row is not None and not row.has_process and not row.is_attachment:
+                # a stop of the unit as written would stop the instances
+                units.write(systemd.unit_file(name), text.replace("\nExecStop=", "\n# ExecStop="))
+                units.reload()
+                units.stop([name])
+            else:
+                units.stop_unit_only(name)
         report(systemd.ChangingUnit("remove", systemd.unit_file(name)))
     units.remove(mine)
     outside_names_refresh.settle(machine, report)
@@ -235,9 +240,11 @@ def hand_over(machine: Machine, names: Iterable[str]) -> None:
     """
     store, units = machine.store, machine.processes.units
     known = (row for name in names if (row := store.service(name)) is not None)
-    rows = [row for row in known if row.active and row.has_process and not row.is_job]
+    rows = [row for row in known if _has_lasting_unit(row)]
     for row in rows:
         if units.is_ours(row.name):
+            if not row.has_process:
+                return
             # its conmon was killed, but the process is still running
             if not units.is_supervised(row.name):
                 activate.restart(machine, [row.name])
@@ -254,8 +261,18 @@ def hand_over(machine: Machine, names: Iterable[str]) -> None:
         outside_names_refresh.settle(machine)
 
 
+def _has_lasting_unit(row: ServiceRow) -> bool:
+    """Return whether the unit is active as long as its service: not so for a job."""
+    return row.active and not row.is_job and not row.is_attachment
+
+
 def _start_units(units: Units, rows: Iterable[ServiceRow]) -> None:
-    waiting = [row.name for row in rows if units.is_outside(row.name)]
+    waiting = [
+        row.name
+        for row in rows
+        if units.is_outside(row.name)
+        or not (row.has_process or units.is_active(systemd.unit_of(row.name)))
+    ]
     if waiting:
         units.start(waiting)
 
@@ -394,9 +411,13 @@ def hand_over_started(session: Session, machine: Machine, names: list[str]) -> N
         session.caution(error.message, [error.hint] if error.hint else [])
 
 
-def has_ended_by_itself(names: list[str]) -> bool:
-    """Return whether systemd calls niso because a service's process has exited."""
-    return systemd.has_ended() and any(systemd.path(name) is not None for name in names)
+def has_ended_by_itself(store: Store, names: list[str]) -> bool:
+    """Return whether systemd calls niso because a service's process has exited.
+
+    The unit of a service with instances has no process, so its stop is always a request.
+    """
+    rows = [store.service(name) for name in names if systemd.path(name) is not None]
+    return systemd.has_ended() and any(row is None or row.has_process for row in rows)
 
 
 def deactivate(session: Session, machine: Machine, names: list[str], dry_run: bool) -> list[Done]:

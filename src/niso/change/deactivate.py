@@ -56,7 +56,18 @@ def deactivate(
                     store.end_publishing(name)
         stop.report_to_cluster(machine, services, report)
         raise_all(errors)
+    if not keep_forwards:
+        _stop_units(machine, named)
     return [Done(name, name in active) for name in named]
+
+
+def _stop_units(machine: Machine, services: list[str]) -> None:
+    """Stop the units of services with instances: systemd sees the end of a process only."""
+    units = machine.processes.units
+    for name in services:
+        row = machine.store.service(name)
+        if row is not None and row.enabled and row.mode == "front" and units.booted():
+            units.stop([name])
 
 
 def remove(
