@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from niso.look.policies import PolicyEntry as PolicyEntry
     from niso.look.prove import Pong as Pong, Proof as Proof
     from niso.look.services import AttachedTo as AttachedTo, Deploy as Deploy
+    from niso.look.services import ServiceInstance as ServiceInstance
     from niso.look.services import Endpoint as Endpoint
     from niso.look.services import Process as Process, Service as Service
     from niso.look.services import ServiceLine as ServiceLine, User as User
@@ -110,7 +111,7 @@ _MODULES = {
     "look.outside_names": "OutsideName",
     "look.policies": "PolicyEntry",
     "look.prove": "Pong Proof",
-    "look.services": "AttachedTo Deploy Endpoint Process Service ServiceLine User",
+    "look.services": "AttachedTo Deploy Endpoint Process Service ServiceInstance ServiceLine User",
     "look.top": "FlowLoad Load ServiceLoad ServiceSocket Top",
     "look.what_if": "MapChange PolicyEffect",
     "kernel.kinds.kind": "Finding",

@@ -186,3 +186,133 @@ def test_an_end_of_an_instance_is_an_event_of_its_service(shop: Lab) -> None:
     assert ("web", "exited (137)") in told and ("web", "restarted") in told
     assert ("web", "scaled") in told
     assert {service for service, _ in told} == {"web"}
+
+
+# --- check, repair, inspect -----------------------------------------------------------------------
+
+DELETE = (
+    "import sqlite3; d = sqlite3.connect('/var/lib/niso/state.db'); d.execute({!r}); d.commit()"
+)
+
+LOAD = """
+import socket, sys, time
+end, failed, done = time.monotonic() + float(sys.argv[2]), 0, 0
+while time.monotonic() < end:
+    try:
+        with socket.create_connection((sys.argv[1], 80), 2) as s:
+            done += bool(s.recv(99))
+    except OSError:
+        failed += 1
+    time.sleep(0.01)
+print(done, failed)
+"""
+
+KEPT_OPEN = """
+import socket, sys
+s = socket.create_connection((sys.argv[1], 80), 5)
+print(s.recv(9), flush=True)
+sys.stdin.readline()
+"""
+
+
+def sql(lab: Lab, statement: str) -> None:
+    lab.run(sys.executable, "-c", DELETE.format(statement))
+
+
+def agents(lab: Lab) -> list[str]:
+    return list(lab.run("pgrep", "-f", "niso.cli health", check=False).stdout.split())
+
+
+@pytest.fixture(scope="module")
+def front() -> Iterator[Lab]:
+    """A host with the service web, of three instances, and its client cli."""
+    with Lab(deadline_seconds=600) as lab:
+        lab.niso("net", "create", "backend", "--subnet", "10.99.1.0/24")
+        lab.niso(
+            "activate",
+            replicas(lab, "web", on("backend", ports=["8080:80"])),
+            package(lab, "cli", "/usr/bin/sleep", "100000", network=on("backend")),
+        )
+        yield lab
+
+
+def all_answer(lab: Lab) -> set[str]:
+    return {answer.split()[0] for answer in asked(lab, "niso-cli", addresses(lab, "web")[0], 80)}
+
+
+def test_inspect_tells_instances_and_their_service(front: Lab) -> None:
+    found = shown(front, "inspect", "web")
+    states = [(one["service"], one["state"], one["version"]) for one in found["instances"]]
+    assert states == [(f"web.{n}", "serving", 1) for n in (1, 2, 3)]
+    assert found["front"] is None and found["netns"] is None and found["health"] == "healthy"
+    one = shown(front, "inspect", "web.2")
+    assert one["front"] == "web" and [i["service"] for i in one["instances"]] == ["web.2"]
+    assert shown(front, "inspect", "cli")["instances"] == []
+
+
+def test_check_and_ps_say_that_no_process_watches_and_repair_starts_it(front: Lab) -> None:
+    front.wait_for(lambda: agents(front), 10)
+    time.sleep(5)  # a command that has just started the agent is not accused
+    assert "niso health" not in front.niso("net", "check").stderr
+    front.run("kill", "-9", *agents(front))
+    for words in (("ps",), ("net", "check"), ("net", "check", "web")):
+        told = front.niso(*words)
+        assert "no process watches web (niso health)" in told.stderr, words
+        assert "niso net repair" in told.stderr
+    assert "health" not in front.niso("net", "check", "cli").stderr
+    assert "start niso health" in front.niso("net", "repair", "--dry-run").stdout
+    front.niso("net", "repair")
+    front.wait_for(lambda: agents(front), 10)
+    front.wait_for(lambda: "health" not in front.niso("ps").stderr, 10)
+
+
+def test_check_names_missing_and_lingering_instances(front: Lab) -> None:
+    sql(front, "UPDATE instance SET state='leaving', since=since-30 WHERE service='web.2'")
+    told = front.niso("net", "check", check=False).stderr
+    assert "2 of 3 instances of web serve" in told and "leaving" not in told
+    sql(front, "UPDATE instance SET since=since-60 WHERE service='web.2'")
+    told = front.niso("net", "check", check=False).stderr
+    assert "web.2 has been leaving since 20" in told and "niso net repair" in told
+    sql(front, "UPDATE instance SET state='serving' WHERE service='web.2'")
+    assert front.niso("net", "check").stderr == ""
+
+
+@pytest.mark.parametrize("lost", ["web.2", None])
+def test_a_lost_row_of_an_instance_is_found_and_restored(front: Lab, lost: str | None) -> None:
+    before = shown(front, "inspect", "web")["instances"]
+    answering = all_answer(front)
+    sql(front, "DELETE FROM instance" + (f" WHERE service='{lost}'" if lost else ""))
+    told = front.niso("net", "check", check=False)
+    assert told.returncode == 1 and "instance of service 'web.2'" in told.stdout
+    assert all_answer(front) == answering
+    front.niso("net", "repair")
+    assert front.niso("net", "check").returncode == 0
+    after = shown(front, "inspect", "web")["instances"]
+    assert [one | {"since": ""} for one in after] == [one | {"since": ""} for one in before]
+    assert all_answer(front) == answering
+
+
+def test_repair_of_a_flushed_ruleset_keeps_service_addresses_and_connections(front: Lab) -> None:
+    vip = addresses(front, "web")[0]
+    load = front.popen(sys.executable, "-c", LOAD, vip, "6", netns="niso-cli")
+    time.sleep(1)
+    front.run("nft", "flush", "ruleset")
+    front.niso("net", "repair")
+    done, failed = map(int, load.communicate(timeout=30)[0].split())
+    assert done > 50 and failed < 10, (done, failed)
+    assert len(all_answer(front)) == 3 and front.niso("net", "check").returncode == 0
+
+
+def test_a_flushed_ruleset_in_a_deploy_is_repaired_or_made_again(front: Lab) -> None:
+    before = all_answer(front)
+    folder = "/tmp/packages/web"
+    text = front.run("cat", f"{folder}/manifest.toml").stdout
+    front.write(f"{folder}/manifest.toml", text.replace('"0s"', '"4s"').replace("-ISu", "-ISuu"))
+    deploy = front.popen("niso", "activate", folder)
+    front.wait_for(lambda: len(shown(front, "inspect", "web")["instances"]) == 6, 20)
+    front.run("nft", "flush", "ruleset")
+    front.niso("net", "repair")
+    assert deploy.wait(60) == 0
+    after = all_answer(front)
+    assert len(after) == 3 and not after & before
+    assert front.niso("net", "check").returncode == 0

@@ -396,6 +396,7 @@ class Host(ApiPart):
         for line, hint in (
             *check.full_neighbour_tables(before, after),
             *check.unpublished_ports(machine, name),
+            *check.instance_warnings(machine, name),
             *check.policy_warnings(machine, name),
         ):
             session.caution(line, (hint,))

@@ -263,9 +263,14 @@ class Services(ApiPart):
 
         ``instances`` adds the active instances of services with replicas.
         """
-        from niso.look.services import service_lines
+        from niso.look.services import service_lines, unwatched, unwatched_words
 
-        return service_lines(self.session, self.session.store(), instances=instances)
+        store = self.session.store()
+        lines = service_lines(self.session, store, instances=instances)
+        if lost := unwatched(store):
+            text_, hint = unwatched_words(lost)
+            self.session.caution(text_, (hint,))
+        return lines
 
     def history(self, name: str) -> tuple[niso.Deploy, ...]:
         """Return the last deploys of a service with replicas, the oldest first. Raises NotFound."""

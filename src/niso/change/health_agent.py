@@ -30,7 +30,7 @@ from niso.runtime.machine import Machine
 from niso.runtime.units import Following
 from niso.store.service_rows import OUT, SERVING
 
-AGENT = "health"
+AGENT = systemd.HEALTH
 UNIT = "niso_health.service"
 """The unit's name. No unit of a service has this name: they begin with niso-."""
 _LOCK = "niso.health"
@@ -271,19 +271,17 @@ def runs() -> bool:
 
 def is_needed(machine: Machine) -> bool:
     """Return whether a service needs the health agent."""
-    if machine.store.instances.active(SERVING, OUT):
-        return True
-    rows = map(machine.store.service, machine.store.checked_services())
-    return any(
-        row is not None and row.active and (check := row.healthcheck) and check.restarts
-        for row in rows
-    )
+    store = machine.store
+    return bool(store.instances.active(SERVING, OUT) or store.restarted_services())
 
 
-def ensure(machine: Machine) -> None:
-    """Start the health agent if a service needs it and it is not running."""
+def ensure(machine: Machine) -> bool:
+    """Start the health agent if a service needs it and it is not running.
+
+    Returns whether the agent was started.
+    """
     if runs() or not is_needed(machine):
-        return
+        return False
     units = machine.processes.units
     if units.booted():
         mark = _MARK + machine.store.state_id()
@@ -295,7 +293,7 @@ def ensure(machine: Machine) -> None:
             units.write(path, text)
             units.reload()
         units.start_unit(UNIT)
-        return
+        return True
     # no supervisor: it lives until no service needs it, or until it is killed
     subprocess.Popen(
         [sys.executable, "-I", "-m", "niso.cli", "health"],
@@ -306,6 +304,7 @@ def ensure(machine: Machine) -> None:
         env={name: value for name, value in os.environ.items() if name in _KEPT},
         start_new_session=True,
     )
+    return True
 
 
 _KEPT = ("PATH", "NISO_STATE_DIR", "NISO_RUN_DIR", "NISO_POOL")

@@ -19,7 +19,7 @@ from niso.base.locks import Lock, locked_services, service_lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import alias, state_id_of
 from niso.base.report import Event, Report, silent
-from niso.change import attach, journal, process_record
+from niso.change import attach, health_agent, journal, process_record
 from niso.change.targets import apart
 from niso.kernel import ruleset
 from niso.kernel.kinds.kind import Finding, Step
@@ -54,6 +54,7 @@ RepairingStore = events.event_class(
         f"{action} {table}{f' of {service}' if service else ''} in the store"
     ),
 )
+StartingHealth = events.event_class("StartingHealth", lambda: "start niso health")
 WritingSpec = events.event_class("WritingSpec", lambda service: f"write spec.json of {service}")
 
 
@@ -93,6 +94,8 @@ def plan_repair(machine: Machine, report: Report, network_only: bool = False) ->
             report(_mending(row.name, finding))
     for name in left_running(machine):
         report(events.Stopping(name))
+    if health_agent.is_needed(machine) and not health_agent.runs():
+        report(StartingHealth())
 
 
 def repair_all(machine: Machine, report: Report = silent) -> int:
@@ -116,6 +119,9 @@ def repair_all(machine: Machine, report: Report = silent) -> int:
                 done += _repair_process(machine, name, report, errors)
     done += _recover(machine, report, errors)
     done += _stop_left_running(machine, report, errors)
+    if health_agent.ensure(machine):
+        report(StartingHealth())
+        done += 1
     _raise_all(errors)
     return done
 

@@ -14,12 +14,12 @@ from collections.abc import Container, Iterable
 from niso.base.errors import Error, KernelError, NotFound
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.base.names import alias
+from niso.base.names import alias, owner
 from niso.kernel.kinds.kind import Finding
 from niso.kernel.neighbour_tables import Table
 from niso.look import exposure, policies, store_defects
 from niso.look.host_ports import shadows, unpublished
-from niso.look.services import interrupted
+from niso.look.services import few_instances, interrupted, unwatched, unwatched_words
 from niso.plan.desired import findings
 from niso.plan.records import NetworkRecord
 from niso.reconcile import host_settings
@@ -169,6 +169,15 @@ def unpublished_ports(machine: Machine, name: str | None) -> list[tuple[str, str
         if store.intent(service) is None
         for port in unpublished(store, service)
     ]
+
+
+def instance_warnings(machine: Machine, name: str | None) -> list[tuple[str, str]]:
+    """Return a warning and the next step for each service with replicas that needs attention."""
+    store = machine.store
+    active = list(dict.fromkeys(map(owner, _concerned(store, name)[1])))
+    warnings = list(few_instances(store, active))
+    lost = [service for service in unwatched(store) if service in active]
+    return [*warnings, unwatched_words(lost)] if lost else warnings
 
 
 def policy_warnings(machine: Machine, name: str | None = None) -> list[tuple[str, str]]:

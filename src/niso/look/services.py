@@ -10,11 +10,12 @@ command that changes anything completes the change or rolls it back (`niso.chang
 from __future__ import annotations
 
 import os
+import time
 
 from niso.base import paths
 from niso.base.locks import is_held
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.names import veth
+from niso.base.names import owner, veth
 from niso.base.text import time_text
 from niso.look import outside_names
 from niso.look.host_ports import Port, rows
@@ -22,11 +23,11 @@ from niso.look.outside_names import OutsideName
 from niso.runtime.crun import namespace
 from niso.runtime.logs import rotate_if_large
 from niso.runtime.status import Status, out_of_memory, read
-from niso.store.service_rows import OUT, SERVING, Intent, ServiceRow, service
+from niso.store.service_rows import LEAVING, OUT, SERVING, STATES, Intent, ServiceRow, service
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
     from niso.look.session import Session
@@ -71,7 +72,7 @@ class Endpoint(NamedTuple):
     gateway: tuple[str, ...]  # addresses of the bridge, one for each IP version
     mac: str  # MAC address of the interface inside the service
     interface: str  # interface inside the service
-    host_interface: str | None  # host end of the veth pair; null if inactive
+    host_interface: str | None  # host end of the veth pair; null if inactive or without a process
     mtu: int  # MTU in bytes
 
 
@@ -90,6 +91,17 @@ class AttachedTo(NamedTuple):
     id: str  # the program's id for the container; can be empty
     given: str  # the program's name for the container
     namespace: str  # path of the namespace as the program passed it; empty if niso created it
+
+
+class ServiceInstance(NamedTuple):
+    """An active instance of a service with replicas."""
+
+    service: str  # the instance's name, such as web.2
+    state: str
+    """starting; serving: gets connections; out: unhealthy or ended; leaving: finishes its
+    connections; kept: failed, and kept for a look"""
+    version: int  # the version in `Services.history`
+    since: str  # when the instance came into this state
 
 
 class Service(NamedTuple):
@@ -125,6 +137,9 @@ class Service(NamedTuple):
     activated_at: str | None  # time of the last activation
     attached: AttachedTo | None  # null if niso starts the service's process
     outside: tuple[OutsideName, ...]  # DNS names in the service's policy
+    front: str | None  # the service of which this is an instance; null for other services
+    instances: tuple[ServiceInstance, ...]
+    """the active instances of a service with replicas; of an instance, only itself"""
 
 
 class Deploy(NamedTuple):
@@ -370,7 +385,16 @@ def everything(session: Session, store: Store, name: str) -> Service:
     netns = paths.netns_path(row.name) if spec is None else spec.netns or None
     hostname = row.require_service().network.hostname if spec is None else spec.hostname
     status, now = _status(session, store, row)
-    health = _healths(session, store, [row]).get(row.name)
+    instance = store.instances.get(name)
+    instances = [instance] if instance is not None else store.instances.of(name, *STATES)
+    checked = (
+        [row] if row.mode != "front" else [*map(store.service, (i.service for i in instances))]
+    )
+    healths = _healths(session, store, filter(None, checked))
+    health = healths.get(row.name)
+    state = health.state if health else None
+    if row.mode == "front" and row.active:
+        state = front_health(store, name, {one: its.state for one, its in healths.items()})
     endpoints = _endpoints(store, row)
     families = store.port_families(row.name)
     uptime, ended_at = _times(now)
@@ -386,7 +410,7 @@ def everything(session: Session, store: Store, name: str) -> Service:
         service=row.name,
         status=status,
         interrupted=interrupted(store).get(name),
-        health=health.state if health else None,
+        health=state,
         health_said=health.failure or None if health else None,
         mode=row.mode,
         shares=row.provider,
@@ -399,7 +423,7 @@ def everything(session: Session, store: Store, name: str) -> Service:
         endpoints=endpoints,
         ports=rows((port for _, port in store.ports(row.name)), families),
         forwards=rows(store.forwards(row.name), families),
-        netns=netns if row.active else None,
+        netns=netns if row.active and row.mode != "front" else None,
         user=None if spec is None else User(spec.uid, spec.gid, spec.user_name),
         enabled=row.enabled,
         manifest_path=row.manifest_path,
@@ -413,12 +437,18 @@ def everything(session: Session, store: Store, name: str) -> Service:
         outside=outside_names.described(store, store.outside.of(row.name))
         if store.names_outside(row.name)
         else (),
+        front=instance.front if instance is not None else None,
+        instances=tuple(
+            ServiceInstance(one.service, one.state, one.version, time_text(one.since) or "")
+            for one in instances
+            if row.active
+        ),
     )
 
 
 def _endpoints(store: Store, row: ServiceRow) -> tuple[Endpoint, ...]:
     networks = {network.name: network for network in store.networks()}
-    owner = store.service(store.home(row.name)) or row  # the service that owns the namespace
+    home = store.service(store.home(row.name)) or row  # the service that owns the namespace
     links = {x.network: x for x in store.attachments.links(row.name)}
     by_network: dict[str, list[str]] = {}
     for name, address in store.addresses(row.name):
@@ -429,13 +459,73 @@ def _endpoints(store: Store, row: ServiceRow) -> tuple[Endpoint, ...]:
             networks[name].bridge,
             tuple(addresses),
             tuple(subnet.gateway for subnet in networks[name].subnets),
-            (links[name].mac if name in links else "") or store.derived_mac(owner.name, name),
+            (links[name].mac if name in links else "") or store.derived_mac(home.name, name),
             links[name].interface if name in links else f"eth{position}",
-            veth(owner.name, name, owner.generation) if row.active else None,
+            veth(home.name, name, home.generation) if row.active and row.mode != "front" else None,
             networks[name].mtu,
         )
         for position, (name, addresses) in enumerate(by_network.items())
     )
+
+
+# --- instances that need attention ----------------------------------------------------------------
+
+_STARTS_WITHIN_S = 5.0
+_LONG_S = 60.0
+
+
+def unwatched(store: Store) -> list[str]:
+    """Return the services that need ``niso health`` and have none. The reading wakes the agent.
+
+    A service whose instances began to serve only a moment ago is left out: the command that started
+    them has just started the agent.
+    """
+    began: dict[str, float] = {}
+    for one in store.instances.active(SERVING, OUT):
+        began[one.front] = min(one.since, began.get(one.front, one.since))
+    for name in store.restarted_services():
+        row = store.service(name)
+        began.setdefault(owner(name), (row and row.activated_at) or 0.0)
+    lost = [name for name in sorted(began) if time.time() - began[name] > _STARTS_WITHIN_S]
+    if not lost:
+        return []
+
+    from niso.runtime.units import HEALTH, agent_name
+
+    return [] if agent_name(HEALTH) else lost
+
+
+def unwatched_words(services: Sequence[str]) -> tuple[str, str]:
+    """Return the warning about services without ``niso health``, and the next step."""
+    return (
+        f"no process watches {', '.join(services)} (niso health): an instance that hangs still gets"
+        " connections",
+        "niso net repair starts it",
+    )
+
+
+def few_instances(store: Store, fronts: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield a warning and the next step for each service whose instances need attention.
+
+    It has fewer instances that serve than it should, or one that has been leaving for longer than
+    ``deploy.drain`` and a minute.
+    """
+    for name in fronts:
+        row = store.service(name)
+        spec = row.service if row is not None and row.active else None
+        if spec is None or spec.program.deploy is None or store.intent(name) is not None:
+            continue
+        deploy = spec.program.deploy
+        serving = len(store.instances.of(name, SERVING))
+        if serving < deploy.replicas:
+            yield f"{serving} of {deploy.replicas} instances of {name} serve", f"niso ps -i {name}"
+        for one in store.instances.of(name, LEAVING):
+            if time.time() - one.since > deploy.drain_s + _LONG_S:
+                yield (
+                    f"{one.service} has been leaving since {time_text(one.since)}, longer than"
+                    f" deploy.drain of {name}",
+                    f"niso logs {one.service}; niso net repair completes a deploy that was killed",
+                )
 
 
 # --- changes whose command has died ---------------------------------------------------------------

@@ -21,7 +21,7 @@ from niso.plan.specs import ServiceSpec
 from niso.reconcile import host_settings, live_world
 from niso.store import service_rows
 from niso.store.policy_rows import rows_of_policy
-from niso.store.service_rows import ServiceRow
+from niso.store.service_rows import LEAVING, OUT, SERVING, Instance, ServiceRow
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def _is_whole(
         follow |= rows_of_policy(name, policy, row.networks)
     return (
         all(store.has_rows(table, name, rows) for table, rows in follow.items())
+        and (not spec.front or store.instances.get(name) is not None)
         and all(
             network in networks
             and service_rows.is_leased(
@@ -158,10 +159,35 @@ def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -
         if store.require_network(network).span is None or store.claimed(name, network):
             service_rows.lease(store, name, network, spec.network.statics(network))
     store.set_policy(name, _policy(store, name, spec))
+    if spec.front and store.instances.get(name) is None:
+        store.instances.put(_lost_instance(kernel, store, row, spec))
     if row.active and store.port_families(name):
         if lost := _lost_ports(kernel, store, name, spec):
             store.set_ports(name, *lost)
         store.note_published(name)
+
+
+def _lost_instance(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -> Instance:
+    """Return the lost row of an instance of a service.
+
+    It serves only if the kernel's slots have it. Otherwise it is out until it is healthy, or
+    leaving if the service has all its instances without it.
+    """
+    own = {address for _, address in store.addresses(row.name)}
+    deploy = spec.program.deploy
+    replicas = deploy.replicas if deploy is not None else 1
+    others = store.instances.of(spec.front, SERVING, OUT)
+    free = [n for n in range(1, replicas + 1) if n not in {one.ordinal for one in others}]
+    state = OUT if free and row.active else LEAVING
+    for family in (4, 6) if free and row.active else ():
+        slots = kernel.list_elements(ruleset.INET, f"slots{family}") or ()
+        if any(own.intersection(element.value) for element in slots):
+            state = SERVING
+    done = [one for one in store.instances.deploys(spec.front) if one.outcome == "done"]
+    versions = [one.version for one in others or done]
+    number = int(row.name.rpartition(".")[2])
+    ordinal = free[0] if free else number
+    return Instance(row.name, spec.front, number, ordinal, state, max(versions, default=1))
 
 
 def _lost_ports(

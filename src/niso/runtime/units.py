@@ -461,6 +461,7 @@ def unit_file(service: str) -> str:
 
 AGENT = "agent"
 KUBERNETES = "kubernetes"
+HEALTH = "health"
 _LOOKS_S = 1.0
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from heapq import merge
@@ -658,6 +659,7 @@ class Instance(NamedTuple):
     ordinal: int  # 1 to the number of replicas; decides which slots the instance gets
     state: str
     version: int
+    since: float = 0.0  # when it came into this state, in seconds since 1970; set by the store
 
 
 class Deployed(NamedTuple):
@@ -748,7 +750,10 @@ class Instances(Rows):
 
     def put(self, instance: Instance) -> None:
         """Insert or replace an instance. The service's row must exist."""
-        self._db.execute("INSERT OR REPLACE INTO instance VALUES (?, ?, ?, ?, ?, ?)", instance)
+        before = self.get(instance.service)
+        since = time.time() if before is None or before.state != instance.state else before.since
+        row = instance._replace(since=since)
+        self._db.execute("INSERT OR REPLACE INTO instance VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         self._db.execute(
             "INSERT INTO published SELECT e.service, e.network, 0 FROM endpoint e"
             " WHERE e.service=? ORDER BY e.position LIMIT 1"
@@ -759,7 +764,8 @@ class Instances(Rows):
     def set_state(self, services: Iterable[str], state: str) -> None:
         """Record the new state of instances."""
         self._db.executemany(
-            "UPDATE instance SET state=? WHERE service=?", [(state, name) for name in services]
+            "UPDATE instance SET state=?1, since=?2 WHERE service=?3 AND state<>?1",
+            [(state, time.time(), name) for name in services],
         )
 
     def put_deploy(self, deploy: Deployed) -> None:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-VERSION = 2
+VERSION = 3
 """Version of the tables in `niso.store.tables`."""
-COLUMNS = 130
+COLUMNS = 131
 """The number of columns of all tables together. A database with another number is not a store."""
 
 

@@ -106,11 +106,11 @@ class Store(SnapshotRows):
             self._run(f"PRAGMA user_version={sqlite.VERSION}")
 
     def _require_version(self) -> None:
-        """Raise Error if the store has another version, or lacks tables. Upgrade version 1."""
+        """Raise Error if the store has another version, or lacks tables. Upgrade older ones."""
         version = int(self._run("PRAGMA user_version").fetchone()[0])
         if version < 1:
             raise damaged("a database, but not a store of niso")
-        if version == 1:
+        if version < sqlite.VERSION:
             self._upgrade()
         elif version != sqlite.VERSION:
             raise Error(
@@ -127,10 +127,13 @@ class Store(SnapshotRows):
         from niso.store import tables
 
         with self.transaction():
-            if self._db.execute("PRAGMA user_version").fetchone() == (1,):  # still
-                for statement in tables.INSTANCES.split(";"):
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version={sqlite.VERSION}")
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version == sqlite.VERSION:  # another process has upgraded it
+                return
+            added = "ALTER TABLE instance ADD COLUMN since REAL NOT NULL DEFAULT 0"
+            for statement in (tables.INSTANCES if version == 1 else added).split(";"):
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version={sqlite.VERSION}")
 
     def changes(self) -> int:
         """Return SQLite's data_version, which changes with every commit of another connection."""
@@ -197,6 +200,13 @@ class Store(SnapshotRows):
     def active_rows(self) -> list[ServiceRow]:
         rows = self._run("SELECT * FROM service WHERE active=1 ORDER BY name")
         return [service_row(row) for row in rows]
+
+    def restarted_services(self) -> list[str]:
+        """Return the active services that are restarted when they are unhealthy, sorted."""
+        return self._column(
+            "SELECT name FROM service WHERE active=1 AND CASE WHEN json_valid(manifest)"
+            " THEN json_extract(manifest, '$.process.healthcheck.restarts') END ORDER BY name"
+        )
 
     def checked_services(self) -> list[str]:
         """Return the active services that have a healthcheck, sorted. Fast with many services."""

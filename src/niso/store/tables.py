@@ -136,7 +136,8 @@ CREATE TABLE instance (
     number INTEGER NOT NULL,
     ordinal INTEGER NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('starting', 'serving', 'leaving', 'out', 'kept')),
-    version INTEGER NOT NULL
+    version INTEGER NOT NULL,
+    since REAL NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX instance_front ON instance (front);
 CREATE TABLE deploy (
