@@ -36,8 +36,8 @@ def count(frame: FrameType, event: str, _: object) -> None:
         return
     if package == "json" and caller is not None and caller.co_name == "_parse_json":
         package = "spec.json"  # a file of the run, which may be another one each time
-    if code.co_name == "size" and caller is not None and caller.co_name in ("memory_max", "size"):
-        return  # a part of that
+    if code.co_name == "size" and caller is not None and caller.co_name == "_size_in":
+        return  # a part of memory_max, or of the size of a volume
     counts[f"{package}.{code.co_name}", text] += 1
 
 
