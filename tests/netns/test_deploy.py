@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import Lab
-from services import on, package
+from services import idle, on, package, refused
 from test_service_address import addresses, asked
 
 SERVER = r"""
@@ -276,3 +276,34 @@ def test_failed_version_that_is_to_be_kept_stays_beside_the_former(shop: Lab) ->
     assert len(serving(shop)) == 2
     assert asked_page(shop, "192.0.2.1", 8080, "client") == "v3"
     shop.niso("net", "check")
+
+
+def test_copies_after_a_loss_have_the_policy_that_was_active(lab: Lab) -> None:
+    """Also if the package stayed the same, and after a version without the policy was taken back."""
+    copies = "/var/lib/niso/packages/web/*/manifest.toml"
+    lab.niso("net", "create", "--internal", "apps")
+    plain = {"network": {"ports": []}}
+    lab.niso("activate", web(lab, "v1", **plain))
+    closed = {"network": {"ports": [], "policy": {"allow_from": ["client"]}}}
+    lab.niso("activate", web(lab, "v2", **closed))
+    assert "allow_from" in lab.run("sh", "-c", f"cat {copies}").stdout
+    wide = plain | {"deploy": {"monitor": "10s"}}
+    lab.niso("activate", web(lab, "dies", "1.5", **wide), check=False)
+    assert history(lab)[-1] == (3, "taken back")
+    assert "allow_from" in lab.run("sh", "-c", f"cat {copies}").stdout
+    lab.write("/tmp/packages/web/new", "")
+    lab.niso("activate", web(lab, "v4", **plain))
+    lab.niso("rollback", "web")
+    assert len(lab.run("sh", "-c", f"ls {copies}").stdout.split()) == 1, "not of the former version"
+    lab.run("sh", "-c", "rm /var/lib/niso/state.db*")
+    lab.niso("net", "repair", "--sweep")
+    copy = lab.run("sh", "-c", f"echo {copies}").stdout.strip()
+    said = refused(lab, "activate", copy)
+    assert "network 'apps' was internal" in said and "niso net create --internal apps" in said
+    lab.niso("net", "create", "--internal", "apps")
+    lab.niso("activate", copy, idle(lab, "other", network=on("apps")))
+    lab.niso("activate", idle(lab, "client", network=on("apps")))
+    connect = "import socket, sys; socket.create_connection((sys.argv[1], 80), 2)"
+    words = ("/usr/bin/python3", "-ISc", connect, addresses(lab, "web")[0])
+    lab.run(*words, netns="niso-client")
+    assert lab.run(*words, netns="niso-other", check=False).returncode != 0

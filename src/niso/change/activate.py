@@ -302,9 +302,11 @@ class _Activation:
     def finish(self, changes: list[Change]) -> set[str]:
         """Delete intents, unused networks and old copies; return the services that changed."""
         fronts = {one.name: one for one in self._rollouts}
-        for done in changes:
-            if done.target.instance is None:
-                package.keep_manifest(done.row.package, done.target.spec)
+        begin(self._store, [target.name for target in self._swapped], "activate")
+        for target in self._targets:
+            if target.files is not None and target.instance is None:
+                copy, spec = self._copies[target.name], target.spec
+                package.keep_manifest(copy, spec, self._store.internal(spec.network.networks))
         left = _left(changes)
         # the activation has succeeded: an interrupt here would only leave unused copies
         with Lock(), signals_held():
@@ -316,8 +318,10 @@ class _Activation:
                 if done.target.instance is None and done.name not in fronts:
                     package.keep_only(done.row.name, {done.row.package})
             for name in fronts:
-                kept = self._store.instances.packages(name)
-                package.keep_only(name, {*kept, self._copies[name]})
+                kept, present = self._store.instances.packages(name), self._copies[name]
+                package.keep_only(name, {*kept, present})
+                for copy in {*kept} - {present}:
+                    package.drop_manifest(copy)
             for _, files in self._files:
                 if files.contents is not None:
                     files.contents.save()

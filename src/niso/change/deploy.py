@@ -24,9 +24,10 @@ from niso.change import process_record, stop
 from niso.change.journal import begin, locked
 from niso.change.scope import concerned
 from niso.change.targets import Target, of_row
+from niso.change.undo import restore_manifest
 from niso.plan.specs import DeploySpec, ServiceSpec
 from niso.reconcile.change import change
-from niso.runtime import crun, health, lifecycle
+from niso.runtime import crun, health, lifecycle, package
 from niso.runtime.machine import Machine
 from niso.runtime.status import describe_exit
 from niso.store.service_rows import (
@@ -470,6 +471,10 @@ def _take_back(
     seconds after the epoch.
     """
     store, names = machine.store, [one.name for one in rollouts]
+    # first: after a kill the copies have two manifests at worst, which cannot be activated together
+    befores = [Intent(one.name, "activate", one.undo).before for one in rollouts]
+    for row in befores:
+        restore_manifest(store, row)
     with Lock(), change(machine.kernel, store, concerned(store, names), report):
         store.undo([Intent(one.name, "activate", one.undo) for one in rollouts])
         for one in rollouts:
@@ -478,6 +483,10 @@ def _take_back(
             served = {instance.service for instance in store.instances.of(one.name, LEAVING)}
             store.instances.set_state(served.intersection(one.old), SERVING)
             store.instances.set_state([target.name for target in one.new], LEAVING)
+    for one, row in zip(rollouts, befores, strict=True):
+        files = one.front.files
+        if files is not None and row is not None and files.copy_path(one.name) != row.package:
+            package.drop_manifest(files.copy_path(one.name))
 
 
 def drain(machine: Machine, names: Iterable[str], within_s: float, report: Report) -> None:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
+from niso.base import paths
 from niso.base.errors import Conflict, Error
 from niso.base.locks import Lock
 from niso.base.names import netns
@@ -85,6 +86,7 @@ def _run(machine: Machine, log: Log, over: threading.Event) -> None:
     watched: dict[str, _Watched] = {}
     seen, idle_since, refreshed = -1, time.monotonic(), 0.0
     pipe = systemd.wake_pipe(AGENT)
+    file = _store_file()
     try:
         while not over.is_set():
             now = time.monotonic()
@@ -101,6 +103,8 @@ def _run(machine: Machine, log: Log, over: threading.Event) -> None:
             pidfds = [one.pidfd for one in watched.values() if one.pidfd >= 0]
             health.advance(probes, [*pidfds, pipe], _next(watched.values(), now))
             systemd.drain(pipe)
+            if _store_file() != file:  # it was lost: a sweep has removed what it records
+                return
             for one in watched.values():
                 try:
                     _judge(machine, one, log)
@@ -110,6 +114,14 @@ def _run(machine: Machine, log: Log, over: threading.Event) -> None:
         os.close(pipe)
         for one in watched.values():
             one.close()
+
+
+def _store_file() -> tuple[int, int] | None:
+    try:
+        info = os.stat(paths.database())
+    except FileNotFoundError:
+        return None
+    return info.st_dev, info.st_ino
 
 
 def _next(watched: Iterable[_Watched], now: float) -> float:

@@ -162,7 +162,23 @@ def _find_target(
             store.resolve(argument)
     from niso.manifest import load
 
-    return from_manifest(load.load(argument, owners))
+    loaded = load.load(argument, owners)
+    _refuse_lost_networks(store, loaded)
+    return from_manifest(loaded)
+
+
+def _refuse_lost_networks(store: Store, loaded: load.Loaded) -> None:
+    """Raise Conflict if a manifest of a package copy names an internal network that is missing.
+
+    The store was lost. An activation would create a network that is not internal.
+    """
+    from niso.runtime import package
+
+    for name in package.internal_networks(loaded.path):
+        if store.network(name) is None and name in loaded.spec.network.networks:
+            reason = f"network {name!r} was internal, and no longer exists"
+            key, hint = "network.networks", f"niso net create --internal {name}"
+            raise Conflict(reason, hint, key, file=loaded.path, service=loaded.spec.name)
 
 
 def from_manifest(loaded: load.Loaded) -> Target:

@@ -165,17 +165,25 @@ def undo(
         except Error as error:
             errors[name] = error
         kept = store.service(name)
-        _forget_failed(name, kept)
-        spec = kept.service if kept is not None and not kept.is_attachment else None
-        if kept is not None and spec is not None and os.path.isdir(kept.package):
-            try:
-                package.keep_manifest(kept.package, spec)
-            except Error as error:
-                errors[name] = error
+        _forget_failed(store, name, kept)
+        try:
+            restore_manifest(store, kept)
+        except Error as error:
+            errors[name] = error
     # last: if this process dies before, the next command repeats the undo
     stop.end_intents(store, undone)
     stop.report_to_cluster(machine, undone, report, final)
     return errors
+
+
+def restore_manifest(store: Store, row: ServiceRow | None) -> None:
+    """Write the manifest that a service's row records into the copy of its package.
+
+    Does nothing for an attachment or an instance, which has the package copy of its service.
+    """
+    spec = row.service if row is not None and not row.is_attachment else None
+    if row is not None and spec is not None and not spec.front and os.path.isdir(row.package):
+        package.keep_manifest(row.package, spec, store.internal(spec.network.networks))
 
 
 def _end_job(machine: Machine, name: str) -> None:
@@ -271,8 +279,9 @@ def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
     return shown
 
 
-def _forget_failed(name: str, kept: ServiceRow | None) -> None:
-    package.keep_only(name, {kept.package} if kept else set())
+def _forget_failed(store: Store, name: str, kept: ServiceRow | None) -> None:
+    former = store.instances.packages(name)
+    package.keep_only(name, {kept.package, *former} if kept else set())
     if kept is None:
         package.delete_tree(paths.log_dir(name))
         volumes.remove_empty(name)

@@ -21,7 +21,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from hashlib import sha256
 
@@ -178,11 +178,15 @@ def is_copied(
     )
 
 
-def keep_manifest(copy: str, spec: ServiceSpec) -> None:
-    """Write the active manifest into a package copy, unless the copy already has it."""
+def keep_manifest(copy: str, spec: ServiceSpec, internal: Iterable[str] = ()) -> None:
+    """Write the active manifest into a package copy, unless the copy already has it.
+
+    ``internal`` are the service's networks that are internal. A comment of the manifest names them,
+    because a network that an activation creates is not internal. Raises Error.
+    """
     path = os.path.join(copy, MANIFEST)
     try:
-        mark = _mark(spec)
+        mark = _mark(spec, internal)
         if (files.read(path) or b"").startswith(mark):
             return
         signals.hit(f"write {path}")
@@ -193,6 +197,30 @@ def keep_manifest(copy: str, spec: ServiceSpec) -> None:
         files.sync(copy)
     except OSError as error:
         raise Error(f"cannot write {path}: {error.strerror}", service=spec.name) from error
+
+
+def drop_manifest(copy: str) -> None:
+    """Delete the manifest of a copy that is kept for a rollback: its policy is a former one.
+
+    `keep_manifest` writes a manifest again if the copy is activated. Raises Error.
+    """
+    path = os.path.join(copy, MANIFEST)
+    if os.path.isfile(path):
+        signals.hit(f"delete {path}")
+        try:
+            files.remove(path)
+        except OSError as error:
+            raise Error(f"cannot delete {path}: {error.strerror}") from error
+
+
+def internal_networks(manifest: str) -> list[str]:
+    """Return the internal networks that a package copy's manifest names (`keep_manifest`)."""
+    try:
+        first, second, *_ = (files.read(manifest) or b"").split(b"\n", 2)
+    except (OSError, ValueError):
+        return []
+    is_copy = first.startswith(_MARK) and second.startswith(_INTERNAL)
+    return second.removeprefix(_INTERNAL).decode("utf-8", "replace").split() if is_copy else []
 
 
 def _write_manifest(copy: str, spec: ServiceSpec) -> None:
@@ -209,10 +237,14 @@ def _mode(spec: ServiceSpec) -> int:
     return 0o600 if spec.program.apart else 0o644
 
 
-def _mark(spec: ServiceSpec) -> bytes:
+_MARK = b"# niso: the manifest as it was activated, "
+_INTERNAL = b"# niso: internal networks: "
 
-    digest = sha256(service_rows.encode_service(spec).encode()).hexdigest()
-    return f"# niso: the manifest as it was activated, {digest}\n".encode()
+
+def _mark(spec: ServiceSpec, internal: Iterable[str] = ()) -> bytes:
+    names = " ".join(sorted(internal)).encode()
+    digest = sha256(service_rows.encode_service(spec).encode() + names).hexdigest()
+    return _MARK + f"{digest}\n".encode() + (_INTERNAL + names + b"\n" if names else b"")
 
 
 def _text(spec: ServiceSpec) -> bytes:

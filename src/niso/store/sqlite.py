@@ -144,8 +144,8 @@ def _split(names: str) -> frozenset[str]:
 
 def way_back() -> str:
     """Return the hint that says how to activate the services again after the store was lost."""
-    copies = os.path.join(paths.state_dir(), "packages")
-    return f"activate services again from their folders, or from the copies in {copies}/NAME/*"
+    copies = os.path.join(paths.state_dir(), "packages/NAME/*/manifest.toml")
+    return f"activate services again from their folders, or from the copies in {copies}"
 
 
 def damaged(reason: str) -> Error:

@@ -348,6 +348,11 @@ class Store(SnapshotRows):
         elsewhere = f"network NOT IN ({marks(networks)})"
         self._run(f"DELETE FROM lease WHERE service=? AND {elsewhere}", service, *networks)
 
+    def internal(self, networks: Iterable[str]) -> list[str]:
+        """Return those of the networks that exist and are internal."""
+        known = map(self.network, networks)
+        return [network.name for network in known if network is not None and network.internal]
+
     def free_uid(self, first: int, skip: Container[int] = ()) -> int:
         """Return the lowest uid from ``first`` on that is unused and not in ``skip``."""
         row = self._run(
