@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from refusals import refuses
 
 from niso.api import without_host
-from niso.base.errors import Error, ErrorGroup
+from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.change import repair, stacks
 from niso.look import stack_members
 from niso.manifest import stack
@@ -179,3 +179,46 @@ def test_errors_of_the_machine_name_the_key_too(world: World) -> None:
     with pytest.raises(Exception, match=r"stack\.toml: services\.api\.binary\.entrypoint"):
         world.up(write(world, HEAD + RUN.replace("sh", "nowhere")))
     world.assert_whole()
+
+
+def test_refusals_of_a_service_address_name_file_key_and_value(world: World) -> None:
+    web = world.package("web")
+    text = f"""[stack]
+name = "shop"
+[[service]]
+name = "web"
+package = "{web}"
+mode = "host"
+[service.service]
+replicas = 3
+[service.volumes]
+data = {{ mount = "/data" }}
+[services.api]
+{RUN}service = {{ replicas = 20 }}
+deploy = {{ monitor = "3s", on_failure = "no" }}
+[services.db]
+{RUN}deploy = {{ monitor = "3s" }}
+[services.job]
+{RUN}service = {{ update = "start-first", kind = "job" }}
+network = {{ ports = ["100-120:100-120"] }}
+"""
+    expected = [
+        'service[0].mode: "host" is not possible with service.replicas',
+        "service[0]: with",
+        "service[0].volumes.data: is writable",
+        "services.api.service.replicas: 20 is out of range (1 to 16)",
+        'services.api.deploy.on_failure: "no" is not a valid value',
+        "missing table [services.api.healthcheck]",
+        "services.db.deploy: is not allowed",
+        'services.job.service.update: "start-first" is not allowed for a job',
+        'services.job.network.ports[0]: "100-120:100-120" has 21 ports',
+    ]
+    found = errors(world, text)
+    for start in expected:
+        assert any(error.startswith(start) for error in found), (start, found)
+    assert [e for e in found if not e.startswith(tuple(expected))] == []
+    # a sharer in the same file
+    text = HEAD + RUN + "service = { replicas = 2 }\nhealthcheck = { tcp = 80 }\n"
+    text += f'[services.side]\n{RUN}network = {{ mode = "share", share = "api" }}\n'
+    with refuses(InvalidInput, "'api' has instances", key="services.side.network.share"):
+        world.up(write(world, text))

@@ -71,7 +71,7 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
         ),
         "front": (
             f"service {provider!r} has instances, each with a network namespace of its own",
-            "share the namespace of a service without service.replicas and start-first",
+            "share the namespace of a service that has no instances",
         ),
         "attached": (
             f"{provider!r} is an attachment, whose network namespace may end at any time",

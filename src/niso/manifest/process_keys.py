@@ -69,12 +69,13 @@ def deploy_problems(data: Mapping[str, Any], parsed: Mapping[str, Any]) -> Itera
     if surge != "all" and service.get("update", "start-first") != "start-first":
         reason = "is not possible with stop-first, which replaces one instance after the other"
         yield values.wrong("deploy.surge", surge, reason, "remove it")
-    if service.get("kind", "service") == "job":
+    is_job = service.get("kind", "service") == "job"
+    if is_job:
         yield values.wrong(key, service[key[8:]], "is not allowed for a job", "remove it")
     if (mode := network.get("mode", "bridge")) in ("host", "none", "share"):
         reason = f"is not possible with {key}: a service address needs a network"
         yield values.wrong("network.mode", mode, reason, 'mode = "bridge", or one process')
-    if "healthcheck" not in data:
+    if "healthcheck" not in data and not is_job:
         yield InvalidInput(
             "missing table [healthcheck]",
             "add [healthcheck]: an instance gets connections once it is healthy",
