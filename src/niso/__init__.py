@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from niso.look.explain import Judgement as Judgement, OtherHostObject as OtherHostObject
     from niso.look.flows import Flow as Flow, FlowEnd as FlowEnd, Flows as Flows
     from niso.look.host_ports import Port as Port, PublishedPort as PublishedPort
+    from niso.look.listening import Listening as Listening, ListeningSocket as ListeningSocket
     from niso.look.learn import LearnedEntry as LearnedEntry, LearnedPolicy as LearnedPolicy
     from niso.look.learn import PolicyChange as PolicyChange
     from niso.look.map import Map as Map, MapEnd as MapEnd, MapFlow as MapFlow
@@ -105,6 +106,7 @@ _MODULES = {
     "look.flows": "Flow FlowEnd Flows",
     "look.host_ports": "Port PublishedPort",
     "look.learn": "LearnedEntry LearnedPolicy PolicyChange",
+    "look.listening": "Listening ListeningSocket",
     "look.map": "Map MapEnd MapFlow MapNetwork MapPolicy MapService MapState",
     "look.metrics": "Metric Sample",
     "look.other_hosts": "ClusterLine ClusterPort",

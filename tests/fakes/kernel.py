@@ -174,6 +174,7 @@ class FakeHost:
         self.tracked: list[Tracked] = []
         self.policed: list[Tracked] = []  # the same flows, as policies match them
         self.listening: dict[str, list[Listener]] = {}  # by protocol
+        self.heard: dict[tuple[str, str], list[Listener]] = {}  # by namespace and protocol
         self.programs: dict[int, tuple[int, str]] = {}  # inode of a socket -> pid, name
         self.connected: dict[str, list[Connection]] = {}  # by namespace
         self.measured: dict[str, list[Measured]] = {}
@@ -263,6 +264,12 @@ class FakeHost:
 
     def socket_holder(self, inode: int) -> tuple[int, str] | None:
         return self.programs.get(inode)
+
+    def socket_holders(self, inodes: Iterable[int]) -> dict[int, tuple[int, str]]:
+        return {one: self.programs[one] for one in inodes if one in self.programs}
+
+    def listeners_in(self, name: str, proto: str) -> list[Listener] | None:
+        return [*self.heard.get((name, proto), ())] if self.has_netns(name) else None
 
     def connections_in(self, name: str) -> list[Connection]:
         return list(self.connected.get(name, ()))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from conftest import Lab, assert_whole
-from services import idle, on, refused
+from services import echo_in, idle, on, package, refused
 
 SUBNETS = {
     "backend": ("10.99.1.0/24", "fd00:99:1::/64"),
@@ -276,7 +276,10 @@ def test_text(world: Lab) -> None:
     assert "  ingress  drop  not listed in network.policy.allow_from of db" in rest
     assert "  path     pass  api and db are both on network backend" in rest
     through = world.niso("net", "explain", "192.0.2.2", "192.0.2.1:5432").stdout.splitlines()[0]
-    assert through == "192.0.2.2 → 192.0.2.1:5432 → db (10.99.1.2):80/tcp: pass"
+    assert (
+        through
+        == "192.0.2.2 → 192.0.2.1:5432 → db (10.99.1.2):80/tcp: pass, but nothing listens there"
+    )
     # one family where the other has another fate
     both = world.niso("net", "explain", "192.0.2.2", "db:80", check=False).stdout
     assert "only by its published ports" in both.splitlines()[1]
@@ -428,3 +431,206 @@ def test_what_the_host_forwards_for_services_alone_is_not_for_others(lab: Lab) -
     lab.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
     lab.niso("activate", "any")
     assert "no service is involved" in lab.niso("net", "explain", "192.0.2.2", "203.0.113.5").stdout
+
+
+LISTENER = """\
+import socket, sys, time
+kept = []
+for word in sys.argv[1:]:
+    kind, address, port = word.split(",")
+    one = socket.socket(
+        socket.AF_INET6 if ":" in address else socket.AF_INET,
+        socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM,
+    )
+    if ":" in address:
+        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, kind == "tcp6")
+    one.bind((address, int(port)))
+    if kind != "udp":
+        one.listen()
+    kept.append(one)
+time.sleep(100000)
+"""
+
+
+def listener(lab: Lab, name: str, *sockets: str, **sections: dict[str, Any]) -> str:
+    """Write a service with sockets written ``tcp,127.0.0.1,8080``; return its folder.
+
+    The protocol tcp6 is TCP of IPv6 only.
+    """
+    script = {"listen.py": LISTENER}
+    return package(
+        lab, name, "/usr/bin/python3", "-IS", "/app/listen.py", *sockets, files=script, **sections
+    )
+
+
+def test_answers_know_whether_a_program_listens(lab: Lab) -> None:
+    """A wrong port, loopback only and IPv6 only: the packet arrives, and nobody gets the connection."""
+    lab.niso("net", "create", "back", "--subnet", "10.99.1.0/24", "--subnet", "fd00:99::/64")
+    services = {
+        "wrong": (["tcp,0.0.0.0,8080", "udp,0.0.0.0,53"], ["8001:8081", "8053:53/udp"]),
+        "local": (["tcp,127.0.0.1,8080", "tcp,127.0.0.1,9090"], ["8002:8080"]),
+        "six": (["tcp6,::,8080"], ["8003:8080", "8153:8080/udp"]),
+        "right": (
+            ["tcp,::,8080", "udp,::,53"],
+            ["8004:8080", "8254:53/udp", "9000-9009:9000-9009"],
+        ),
+    }
+    folders = [
+        listener(lab, name, *sockets, network=on("back", ports=ports))
+        for name, (sockets, ports) in services.items()
+    ]
+    lab.niso("activate", *folders, idle(lab, "cli", network=on("back")))
+
+    def processes(name: str) -> set[int]:
+        return {*map(int, lab.run("ip", "netns", "pids", f"niso-{name}").stdout.split())}
+
+    def opened(name: str) -> int:
+        text = lab.run("ss", "-Hlntu", netns=f"niso-{name}").stdout
+        return len(text.splitlines())
+
+    lab.wait_for(lambda: [*map(opened, services)] == [2, 2, 1, 2], 30, "the sockets")
+
+    def answer(to: str) -> str:
+        found = explain(lab, "cli", to)
+        heard = found["listening"]
+        assert found["verdict"] == "pass"
+        if heard["listens"]:
+            assert "nothing listens" not in lab.niso("net", "explain", "cli", to).stdout
+            return "listens"
+        shown = lab.niso("net", "explain", "cli", to, "--prove").stdout
+        assert shown.splitlines()[0].endswith(": pass, but nothing listens there")
+        assert f", where nothing listens on port {heard['port']}" in shown
+        assert {one["pid"] for one in heard["others"]} <= processes(heard["service"])
+        return re.search("nothing listens on .*", shown.splitlines()[-2 - shown.count("counted")])[
+            0
+        ]  # type: ignore[index]
+
+    none = "nothing listens on"
+    assert {
+        to: answer(to)
+        for to in (
+            "wrong:8080",
+            "wrong:53/udp",
+            "right:8080",
+            "right:53/udp",
+            "host:8004",
+            "host:8254/udp",
+        )
+    } == dict.fromkeys(
+        ("wrong:8080", "wrong:53/udp", "right:8080", "right:53/udp", "host:8004", "host:8254/udp"),
+        "listens",
+    )
+    wrong = f"{none} 10.99.1.2:8081; python3 listens on 0.0.0.0:8080"
+    local = f"{none} 10.99.1.3:8080; python3 listens on 127.0.0.1:8080, python3 listens on 127.0.0.1:9090"
+    six = f"{none} 10.99.1.4:8080; python3 listens on [::]:8080 (IPv6 only)"
+    assert answer("wrong:8081") == answer("host:8001") == wrong
+    assert answer("local:8080") == answer("host:8002") == local
+    assert answer("six:8080") == answer("host:8003") == six
+    assert answer("right:53") == f"{none} 10.99.1.5:53; python3 listens on 0.0.0.0:8080"
+    assert answer("six:8080/udp") == (
+        f"{none} 10.99.1.4:8080/udp; no program of six listens on a udp port"
+    )
+    assert explain(lab, "cli", "wrong")["listening"] is None  # ICMP has no ports
+    assert explain(lab, "six", "wrong:8080", "-6")["listening"]["listens"] is False
+
+    checked = lab.niso("net", "check")
+    assert checked.stdout == "OK: the kernel matches the configuration\n"
+    for text in (
+        f"wrong: port 8001/tcp is published, but {wrong}",
+        f"local: port 8002/tcp is published, but {local}",
+        "port 8080\n",  # the next step for both
+        f"six: port 8003/tcp is published, but {six}",
+        "six: port 8153/udp is published, but",
+    ):
+        assert text in checked.stderr
+    assert "right" not in checked.stderr and checked.stderr.count("hint: ") == 4 + 1, checked.stderr
+    assert "local" in lab.niso("net", "check", "local").stderr
+    assert "nothing listens" not in lab.niso("net", "check", "right").stderr
+
+    rows = {
+        (line["service"], line["host"]): "; ".join(line["from"])
+        for line in json.loads(lab.niso("net", "ports", "--exposed", "--json").stdout)
+    }
+    assert wrong in rows["wrong", "0.0.0.0:8001"] and six in rows["six", "0.0.0.0:8003"]
+    assert none not in rows["six", "[::]:8003"] and none not in rows["right", "0.0.0.0:8004"]
+    assert (
+        f"{none} [fd00:99::2]:8081; python3 listens on 0.0.0.0:8080" in rows["wrong", "[::]:8001"]
+    )
+
+    shown = lab.niso("ps", "--listening").stdout.splitlines()
+    cells = {line.split()[0]: line.partition("s  ")[2].strip() for line in shown[1:]}
+    assert shown[0].split()[-1] == "LISTENS"
+    assert cells == {
+        "cli": "-",
+        "local": "127.0.0.1:8080, 127.0.0.1:9090; not 10.99.1.3:8080, [fd00:99::3]:8080",
+        "right": "8080, 53/udp",
+        "six": "[::]:8080; not 10.99.1.4:8080, 10.99.1.4:8080/udp, [fd00:99::4]:8080/udp",
+        "wrong": "8080, 53/udp; not 10.99.1.2:8081, [fd00:99::2]:8081, [fd00:99::2]:53/udp",
+    }
+    assert "LISTENS" not in lab.niso("ps").stdout
+    (line,) = (
+        one for one in json.loads(lab.niso("ps", "-l", "--json").stdout) if one["service"] == "six"
+    )
+    (socket_,) = line["listening"]
+    assert socket_.pop("pid") in processes("six")
+    assert socket_ == {"address": "::", "port": 8080, "proto": "tcp", "program": "python3"}
+
+    # a process that has ended listens nowhere, and check says that it has ended
+    lab.niso("kill", "local")
+    assert "no program of local listens" in answer_of_ended(lab)
+    assert "nothing listens" not in lab.niso("net", "check", "local", check=False).stderr
+
+
+def answer_of_ended(lab: Lab) -> str:
+    return str(lab.niso("net", "explain", "cli", "local:8080").stdout)
+
+
+def test_listening_of_instances_sharers_and_attachments(lab: Lab) -> None:
+    lab.niso("net", "create", "back", "--subnet", "10.99.1.0/24")
+    lab.niso(
+        "activate",
+        listener(
+            lab,
+            "pool",
+            "tcp,127.0.0.1,8080",
+            network=on("back", ports=["8001:8080"]),
+            service={"replicas": 2},
+            healthcheck={"command": ["/usr/bin/true"], "interval": "1s"},
+        ),
+        idle(lab, "home", network=on("back")),
+        listener(
+            lab,
+            "side",
+            "tcp,0.0.0.0,8080",
+            network={"mode": "share", "share": "home", "ports": ["8002:8080", "8003:81"]},
+        ),
+        idle(lab, "cli", network=on("back")),
+    )
+    lab.run("ip", "netns", "add", "mine")
+    lab.niso(
+        "net",
+        "attach",
+        "guest",
+        "--netns",
+        "/run/netns/mine",
+        "--network",
+        "back",
+        "--port",
+        "8004:80",
+    )
+    none = "nothing listens on"
+    lab.wait_for(lambda: "127.0.0.1:8080" in lab.niso("ps", "-l").stdout, 30, "a socket")
+    lab.wait_for(lambda: explain(lab, "cli", "side:8080")["listening"]["listens"], 30, "side")
+    found = explain(lab, "cli", "pool:8080")["listening"]
+    assert found["service"].startswith("pool.") and not found["listens"]
+    assert explain(lab, "cli", "side:81")["listening"]["listens"] is False
+    assert explain(lab, "cli", "guest:80")["listening"]["listens"] is False
+    warned = lab.niso("net", "check").stderr
+    assert f"pool: port 8001/tcp is published, but {none}" in warned
+    assert f"side: port 8003/tcp is published, but {none}" in warned
+    assert f"guest: port 8004/tcp is published, but {none} " in warned
+    assert "8002" not in warned
+    server = echo_in(lab, "mine", "guest")
+    lab.wait_for(lambda: explain(lab, "cli", "guest:80")["listening"]["listens"], 30, "guest")
+    assert "guest" not in lab.niso("net", "check").stderr
+    server.kill()

@@ -397,6 +397,7 @@ class Host(ApiPart):
             *check.full_neighbour_tables(before, after),
             *check.unpublished_ports(machine, name),
             *check.instance_warnings(machine, name),
+            *check.listening_warnings(machine, name),
             *check.policy_warnings(machine, name),
         ):
             session.caution(line, (hint,))

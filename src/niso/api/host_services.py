@@ -258,19 +258,27 @@ class Services(ApiPart):
 
     # --- inspect ---------------------------------------------------------------------------------
 
-    def list(self, *, instances: bool = False) -> tuple[niso.ServiceLine, ...]:
+    def list(
+        self, *, instances: bool = False, listening: bool = False
+    ) -> tuple[niso.ServiceLine, ...]:
         """Return all services with their status, sorted by name. Health checks that are due run.
 
-        ``instances`` adds the active instances of services with replicas.
+        ``instances`` adds the active instances of services with replicas. ``listening`` adds the
+        sockets on which each service listens.
         """
-        from niso.look.services import service_lines, unwatched, unwatched_words
+        from niso.look.services import (
+            service_lines,
+            unwatched,
+            unwatched_words,
+            with_listening,
+        )
 
         store = self.session.store()
         lines = service_lines(self.session, store, instances=instances)
         if lost := unwatched(store):
             text_, hint = unwatched_words(lost)
             self.session.caution(text_, (hint,))
-        return lines
+        return with_listening(self.session, store, lines) if listening else lines
 
     def history(self, name: str) -> tuple[niso.Deploy, ...]:
         """Return the last deploys of a service with replicas, the oldest first. Raises NotFound."""

@@ -247,6 +247,12 @@ def _port_text(port: niso.Port) -> str:
     return f"{host}{ends[0]}{arrow()}{ends[1]}{proto}"
 
 
+def socket_text(address: str, port: int, proto: str) -> str:
+    """Format where a socket listens as ``80``, ``127.0.0.1:80`` or ``[::]:53/udp``."""
+    host = "" if address == "0.0.0.0" else f"{bracketed(address)}:"
+    return f"{host}{port}{'' if proto == 'tcp' else f'/{proto}'}"
+
+
 def duration(seconds: float) -> str:
     """Format a duration as ``42s``, ``3m12s``, ``5h4m`` or ``12d3h``."""
     whole = int(seconds)

@@ -178,11 +178,14 @@ def _inspect(host: Host, args: Args) -> int:
 
 def _ps(host: Host, args: Args) -> int:
     if args.all_hosts:
+        if args.listening:
+            reason = "is for the services of this host"
+            raise UsageError(reason, "leave out --all-hosts", "--listening")
         with Progress(args) as host.progress:
             everywhere = host.services.everywhere()
         return output.result(args, everywhere, _print_everywhere)
     with Progress(args) as host.progress:
-        lines = host.services.list(instances=args.instances)
+        lines = host.services.list(instances=args.instances, listening=args.listening)
     return output.result(args, lines, _print_lines)
 
 
@@ -243,8 +246,9 @@ def _print_everywhere(lines: Iterable[niso.ClusterLine]) -> None:
 
 def _print_lines(lines: tuple[niso.ServiceLine, ...]) -> None:
     policies = ("POLICY",) * any(line.audit_until for line in lines)
+    listens = ("LISTENS",) * any(line.listening is not None for line in lines)
     output.table(
-        (*COLUMNS, *policies),
+        (*COLUMNS, *policies, *listens),
         [
             (
                 line.service,
@@ -255,10 +259,19 @@ def _print_lines(lines: tuple[niso.ServiceLine, ...]) -> None:
                 output.ports_text(line.ports or ()) or "-",
                 "-" if line.uptime is None else output.duration(line.uptime),
                 *("audit" if line.audit_until else "-" for _ in policies),
+                *(_listens(line) for _ in listens),
             )
             for line in lines
         ],
     )
+
+
+def _listens(line: niso.ServiceLine) -> str:
+    """Return where a service listens, and after "not" its published ports with no program."""
+    shown = [output.socket_text(one.address, one.port, one.proto) for one in line.listening or ()]
+    lacks = [output.socket_text(one.address, one.port, one.proto) for one in line.unheard or ()]
+    parts = [", ".join(dict.fromkeys(shown))] + [f"not {', '.join(lacks)}"] * bool(lacks)
+    return "; ".join(filter(None, parts)) or "-"
 
 
 def _logs(host: Host, args: Args) -> int:

@@ -53,7 +53,9 @@ def _explain(host: Host, args: Args) -> int:
 
 
 def _print_explained(explained: niso.Explanation) -> None:
-    _print_judged(explained.judged)
+    listening = explained.listening
+    is_heard = listening is None or listening.listens
+    _print_judged(explained.judged, "" if is_heard else ", but nothing listens there")
     for sharer, service in explained.shares.items():
         print(f"  {sharer} shares the network namespace, addresses and policy of {service}")
     other = explained.other_family
@@ -62,11 +64,13 @@ def _print_explained(explained: niso.Explanation) -> None:
         verdict = f"drop: {reason.words}" if reason else "pass"
         family = 6 if ":" in other.asked.address else 4
         print(output.escaped(f"  over IPv{family} ({other.asked.address}) {verdict}"))
+    if listening is not None and not is_heard:
+        print(output.escaped(f"  {'listens':<8} {'none':<4}  {listening.words}"))
     if explained.proof is not None:
-        _print_proof(explained.judged, explained.proof)
+        _print_proof(explained.judged, explained.proof, listening)
 
 
-def _print_judged(judged: niso.Judged) -> None:
+def _print_judged(judged: niso.Judged, but: str = "") -> None:
     arrow = output.arrow()
     asked = (
         [_end(None, judged.asked.address, judged.asked.port)]
@@ -76,7 +80,7 @@ def _print_judged(judged: niso.Judged) -> None:
     from_, to = judged.from_, judged.to
     reached = _end(to.service, to.address, to.port, to.host)
     ends = [_end(from_.service, from_.address, from_.port, from_.host), *asked, reached]
-    print(f"{f' {arrow} '.join(ends)}/{judged.asked.proto}: {judged.verdict}")
+    print(f"{f' {arrow} '.join(ends)}/{judged.asked.proto}: {judged.verdict}{but}")
     for name in ("path", "egress", "ingress"):
         part = getattr(judged, name)
         print(output.escaped(f"  {name:<8} {part.verdict}  {part.words}"))
@@ -94,7 +98,7 @@ def _end(service: str | None, address: str, port: int | None, host: str | None =
     return shown if port is None else f"{shown}:{port}"
 
 
-def _print_proof(judged: niso.Judged, proof: niso.Proof) -> None:
+def _print_proof(judged: niso.Judged, proof: niso.Proof, listening: niso.Listening | None) -> None:
     to = judged.to.service or judged.to.address
     if judged.to.instances:
         to = judged.to.instances[0]
@@ -105,6 +109,8 @@ def _print_proof(judged: niso.Judged, proof: niso.Proof) -> None:
         result = f"{to} {reply} a test packet"
     else:
         result = f"a test packet {'reached' if proof.arrived else 'did not reach'} {to}"
+        if proof.arrived and listening is not None and not listening.listens:
+            result += f", where nothing listens on port {listening.port}"
     outcome = {True: "confirmed", False: "CONTRADICTED", None: "inconclusive"}[proof.agrees]
     print(output.escaped(f"  {'proof':<8} {outcome}: {result}"))
     for count in proof.counters:

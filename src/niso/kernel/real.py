@@ -36,7 +36,7 @@ from niso.kernel.neighbour_tables import Table
 from niso.kernel.netns import Sockets, inside
 from niso.kernel.nft_elements import Element, Nfnetlink
 from niso.kernel.rtnetlink import Rtnl
-from niso.kernel.sockets import Connection, Measured
+from niso.kernel.sockets import Connection, Listener, Measured
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -215,6 +215,15 @@ class Kernel:
         with inside(name):
             return sockets.connections()
 
+    def listeners_in(self, name: str, proto: str) -> list[Listener] | None:
+        """Return the sockets in a namespace that wait for packets, as `sockets.listeners` does, or
+        None if the namespace does not exist.
+        """
+        if not netns.exists(name):
+            return None
+        with inside(name):
+            return sockets.listeners(proto)
+
     def destroy_connections(self, name: str) -> int:
         if not netns.exists(name):
             return 0
@@ -284,6 +293,7 @@ class Kernel:
 
     listeners = staticmethod(sockets.listeners)
     socket_holder = staticmethod(sockets.holder)
+    socket_holders = staticmethod(sockets.holders)
 
     def foreign_nat(self) -> dict[str, int]:
         """Return the number of IPv4 SNAT rules in each chain of another program ("FAMILY TABLE

@@ -173,7 +173,16 @@ def _connections[T](
 
 def holder(inode: int) -> tuple[int, str] | None:
     """Return the lowest pid with this socket open, and the name of its program, or None."""
-    wanted = f"socket:[{inode}]"
+    return holders([inode]).get(inode)
+
+
+def holders(inodes: Iterable[int]) -> dict[int, tuple[int, str]]:
+    """Return, by inode, the lowest pid that has a socket open and the name of the pid's program.
+
+    A socket that no visible process has open is left out.
+    """
+    wanted = {f"socket:[{inode}]": inode for inode in inodes}
+    result: dict[int, tuple[int, str]] = {}
 
     def link(path: str) -> str:
         with contextlib.suppress(FileNotFoundError):
@@ -181,15 +190,20 @@ def holder(inode: int) -> tuple[int, str] | None:
         return ""
 
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        if len(result) == len(wanted):
+            break
         folder = f"/proc/{pid}/fd"
         try:
-            if any(link(f"{folder}/{fd}") == wanted for fd in os.listdir(folder)):
+            own = {wanted.get(link(f"{folder}/{fd}")) for fd in os.listdir(folder)}
+            found = own - {None} - result.keys()
+            if found:
                 with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
                     # a program chooses its own name: a newline in it would break the output
-                    return pid, file.read().rstrip("\n").replace("\n", " ")
+                    name = file.read().rstrip("\n").replace("\n", " ")
+                result |= {inode: (pid, name) for inode in found if inode is not None}
         except OSError:  # the process has ended, or niso may not inspect it
             continue
-    return None
+    return result
 
 
 def _parse_ends(body: bytes) -> tuple[_End, _End, None]:

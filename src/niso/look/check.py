@@ -17,7 +17,7 @@ from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import alias, owner
 from niso.kernel.kinds.kind import Finding
 from niso.kernel.neighbour_tables import Table
-from niso.look import exposure, policies, store_defects
+from niso.look import exposure, listening, policies, store_defects
 from niso.look.host_ports import shadows, unpublished
 from niso.look.services import few_instances, interrupted, unwatched, unwatched_words
 from niso.plan.desired import findings
@@ -178,6 +178,18 @@ def instance_warnings(machine: Machine, name: str | None) -> list[tuple[str, str
     warnings = list(few_instances(store, active))
     lost = [service for service in unwatched(store) if service in active]
     return [*warnings, unwatched_words(lost)] if lost else warnings
+
+
+def listening_warnings(machine: Machine, name: str | None) -> list[tuple[str, str]]:
+    """Return a warning and the next step for each published port with no program behind it.
+
+    ``name`` limits the check to one service or network.
+    """
+    store = machine.store
+    active = _concerned(store, name)[1]
+    return listening.warnings(
+        machine.kernel, store, [one for one in active if store.intent(one) is None]
+    )
 
 
 def policy_warnings(machine: Machine, name: str | None = None) -> list[tuple[str, str]]:

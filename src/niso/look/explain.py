@@ -9,7 +9,8 @@ from niso.base.errors import UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import WaitingForPacket
 from niso.kernel import probe
-from niso.look import packet_path, prove
+from niso.look import listening, packet_path, prove
+from niso.look.listening import Listening
 from niso.look.packet_path import ExplainedPacket, Object, Packet
 from niso.look.prove import Proof, Sender
 from niso.plan.verdict import PolicyContext, Reason
@@ -89,6 +90,9 @@ class Explanation(NamedTuple):
     other_family: Judged | None
     """the verdict for the other IP version, if both ends have an address of that version"""
     shares: dict[str, str]  # for each end in another service's namespace, this other service
+    listening: Listening | None
+    """whether a program listens where the packet arrives; null if the packet is dropped, has no
+    port, or does not go to a service of this host"""
     proof: Proof | None = None  # result of the test packet; only with --prove
 
     @property
@@ -137,6 +141,7 @@ def explain(
         _judged(world, explained),
         None if other is None else _judged(world, other),
         {end.sharer: end.service for end in (from_, to) if end.sharer},
+        listening.of_packet(kernel, world, explained.verdict, proto),
         prove.prove(world, explained) if proves else None,
     )
 

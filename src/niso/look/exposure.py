@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import family_of, is_marked
 from niso.kernel.rtnetlink import Rtnl
-from niso.look import host_ports, other_firewalls
+from niso.look import host_ports, listening, other_firewalls
 from niso.look.other_firewalls import ForeignDrop
 from niso.plan.records import ANY4, ANY6, NetworkRecord, Policy, PortMapping
 from niso.store.store import Store
@@ -149,9 +149,11 @@ def exposed_ports(kernel: Kernel, store: Store) -> tuple[host_ports.PublishedPor
             only = network._replace(subnets=tuple(s for s in network.subnets if s.family == family))
             chains = [d.chain for d in drops(kernel, [only]) if "published" in d.what]
             blocked[network, family] = f" (but {', '.join(chains)} drops it)" if chains else ""
-    shadowed: dict[tuple[str, PortMapping, int], list[str]] = {}
+    notes: dict[tuple[str, PortMapping, int], list[str]] = {}
     for service, port, family, text in host_ports.shadows(kernel, store, services):
-        shadowed.setdefault((service, port, family), []).append(text)
+        notes.setdefault((service, port, family), []).append(text)
+    for service, port, family, found in listening.unheard(kernel, store, services):
+        notes.setdefault((service, port, family), []).append(found.words)
     result = []
     for service, port, row in lines:
         family = family_of(row.host_ip)
@@ -160,6 +162,6 @@ def exposed_ports(kernel: Kernel, store: Store) -> tuple[host_ports.PublishedPor
         but = blocked[first[service], family]
         at = port._replace(host_ip=row.host_ip)
         ways = narrowed(_ways(at, addresses, not_forwarding, closed, but), policies[service])
-        ways = [*ways, *shadowed.get((service, port, family), ())]
+        ways = [*ways, *notes.get((service, port, family), ())]
         result.append(host_ports.published_port(service, row, tuple(ways)))
     return tuple(result)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
+    from niso.look.listening import Listening, ListeningSocket
     from niso.look.session import Session
     from niso.runtime.health import Health, HealthTarget
 
@@ -50,6 +51,14 @@ class ServiceLine(NamedTuple):
     ended_at: str | None  # end time of the last process; null while a process runs
     audit_until: str | None
     """when the audit of the service's policy ends, or never; null if the policy is not in audit"""
+    listening: tuple[ListeningSocket, ...] | None = None
+    """sockets of the service that wait for packets; only with --listening"""
+    unheard: tuple[Listening, ...] | None = None
+    """published ports that no program of the service listens on; only with --listening"""
+
+    def left_out(self) -> tuple[str, ...]:
+        """Return the names of the fields that are left out of the JSON output."""
+        return ("listening", "unheard") if self.listening is None else ()
 
 
 class Process(NamedTuple):
@@ -223,6 +232,20 @@ def service_lines(
     for name in others and others - {line.service for line in lines}:
         lines.append(_inactive(name, None, pending, {}))
     return tuple(sorted(lines, key=lambda line: line.service))
+
+
+def with_listening(
+    session: Session, store: Store, lines: Iterable[ServiceLine]
+) -> tuple[ServiceLine, ...]:
+    """Return lines of `service_lines` with the listening sockets of each active service."""
+    from niso.look import listening  # imported late: without --listening, ps reads no kernel
+
+    kernel = session.kernel()
+    return tuple(
+        line._replace(listening=sockets, unheard=unheard)
+        for line in lines
+        for sockets, unheard in [listening.described(kernel, store, line.service)]
+    )
 
 
 def of_stack(

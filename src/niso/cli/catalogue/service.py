@@ -96,6 +96,7 @@ COMMANDS = (
             Option("-a --all", "no effect: inactive services are always listed"),
             Option("--all-hosts", "also list the services of other hosts"),
             Option("-i --instances", "also list the instances of services with replicas"),
+            Option("-l --listening", "also show on which ports the services listen"),
             JSON,
         ),
         about="STATUS is running, starting, restarting, completed (of a job), exited (N), failed "
@@ -103,8 +104,10 @@ COMMANDS = (
         "passed. A service stays active after its process has exited. With --all-hosts, the STATUS "
         "of a service on another host is up, down, or host gone; only those on networks that span "
         "hosts are known. If the cluster does not answer, a warning says how old the list of the "
-        "others is.",
-        lines="niso ps\nniso ps --json",
+        "others is. With --listening, LISTENS has the ports on which programs listen, with the "
+        "address if it is a single one, and after the word not the published ports on which no "
+        "program listens.",
+        lines="niso ps\nniso ps --listening\nniso ps --json",
     ),
     Command(
         "scale",
