@@ -327,7 +327,7 @@ def test_explain_evaluates_a_service_once_and_proves_it(shop: Lab) -> None:
         assert found["proof"]["arrived"] is (source != "far" or "8080" in to)
     assert "no instance" not in found["path"]["words"]
     own = explained(shop, "cli", "web.2:80")
-    assert own["to"]["service"] == "web.2" and not own["to"]["instances"]
+    assert own["to"]["service"] == "web.2" and "instances" not in own["to"]
     assert own["ingress"]["words"] == "web has no ingress policy"
     assert explained(shop, vip, "cli:80")["from"]["service"] == "web.1"
     for wrong in ("cli:99999", "cli:1x", "cli:0"):

@@ -67,6 +67,23 @@ def test_store_of_another_version_is_refused_and_left_as_it_is() -> None:
     assert list(sqlite3.connect(paths.database()).iterdump()) == before
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_older_stores_are_upgraded(version: int) -> None:
+    """Version 1 had no instances, version 2 no time since when they are in their state."""
+    store = Store.open()
+    state_id = store.state_id()
+    if version == 1:
+        store._db.execute("DROP TABLE instance")
+        store._db.execute("DROP TABLE deploy")
+    else:
+        store._db.execute("ALTER TABLE instance DROP COLUMN since")
+    store._db.execute(f"PRAGMA user_version={version}")
+    store.close()
+    store = Store.open()
+    assert store.state_id() == state_id and store.instances.all() == []
+    assert store._db.execute("PRAGMA user_version").fetchone() == (VERSION,)
+
+
 def test_columns_are_counted() -> None:
     """`Store.open` recognises a store by their number."""
     store = Store.open()

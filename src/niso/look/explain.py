@@ -36,8 +36,12 @@ class Destination(NamedTuple):
     port: int | None  # the port; null for icmp
     proto: str  # tcp, udp, sctp or icmp
     host: str | None  # the other host that the service is on; null for this host
-    instances: tuple[str, ...]
-    """strings: for a service address, the instances; one of these gets the packet"""
+    instances: tuple[str, ...] = ()
+    """strings: the instances of which one gets the packet; only for a service address"""
+
+    def left_out(self) -> tuple[str, ...]:
+        """Return the fields to leave out of JSON."""
+        return () if self.instances else ("instances",)
 
 
 class OtherHostObject(NamedTuple):
