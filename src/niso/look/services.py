@@ -536,9 +536,10 @@ def few_instances(store: Store, fronts: Iterable[str]) -> Iterator[tuple[str, st
     for name in fronts:
         row = store.service(name)
         spec = row.service if row is not None and row.active else None
-        if spec is None or spec.program.deploy is None or store.intent(name) is not None:
+        program = spec.process if spec is not None and spec.is_front else None
+        deploy = program.deploy if program is not None else None
+        if deploy is None or store.intent(name) is not None:
             continue
-        deploy = spec.program.deploy
         serving = len(store.instances.of(name, SERVING))
         if serving < deploy.replicas:
             yield f"{serving} of {deploy.replicas} instances of {name} serve", f"niso ps -i {name}"
