@@ -26,7 +26,7 @@ LINK_SYSCTLS = (
 )
 GLOBAL_LINKS = ("all", "default")
 KEPT_FILES = re.compile(
-    r"^/(run/niso/(lock|on-exit|locks/\.(cgroup|health)\.lock|skeletons/.*|crun/\.cache.*)|var/lib/niso/(state\.db|contents/).*)$"
+    r"^/(run/niso/(lock|on-exit|health\.wake|locks/(\.cgroup|\.health|niso\.health)\.lock|skeletons/.*|crun/\.cache.*)|var/lib/niso/(state\.db|contents/).*)$"
 )
 """What may stay when no service and no network is known: the lock, what all services share, the store itself."""
 
@@ -220,7 +220,9 @@ def _homes() -> dict[str, list[str]]:
     for pid in os.listdir("/proc"):
         if not pid.isdigit():
             continue
-        found = re.search(r"/niso-[0-9a-f]{8}/([a-z0-9-]+)", _read(f"/proc/{pid}/cgroup") or "")
+        found = re.search(
+            r"/niso-[0-9a-f]{8}/([a-z0-9][a-z0-9.-]*)", _read(f"/proc/{pid}/cgroup") or ""
+        )
         inode = _inode(f"/proc/{pid}/ns/net")
         if found and inode:
             homes.setdefault(found[1], set()).add(names.get(inode, "another"))

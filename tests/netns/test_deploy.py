@@ -28,7 +28,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *words): pass
 class Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128
-if sys.argv[1] == "slow": time.sleep(1.5)
+if sys.argv[1] == "slow": time.sleep(float([*sys.argv, "1.5"][2]))
 server = Server(("", 80), Handler)
 if sys.argv[1].startswith("dies"):
     import threading
@@ -100,7 +100,7 @@ def web(lab: Lab, *words: str, replicas: int | None = 2, **keys: Any) -> str:
     for table, more in keys.items():
         tables[table] = tables.get(table, {}) | more
     command = ("/usr/bin/python3", "-ISu", "/app/server.py", *words)
-    return package(lab, "web", *command, files={"server.py": SERVER}, **tables)
+    return package(lab, "web", *command, files={"server.py": SERVER, "version": words[0]}, **tables)
 
 
 @pytest.fixture
@@ -307,3 +307,70 @@ def test_copies_after_a_loss_have_the_policy_that_was_active(lab: Lab) -> None:
     words = ("/usr/bin/python3", "-ISc", connect, addresses(lab, "web")[0])
     lab.run(*words, netns="niso-client")
     assert lab.run(*words, netns="niso-other", check=False).returncode != 0
+
+
+def packages(lab: Lab) -> int:
+    return len(lab.run("sh", "-c", "ls /var/lib/niso/packages/web").stdout.split())
+
+
+def test_other_commands_leave_a_running_deploy_alone(shop: Lab) -> None:
+    load = Load(shop, "client", "192.0.2.1", 8080)
+    other = package(shop, "other", "/usr/bin/sleep", "1000")
+    slow = web(shop, "slow", "4", healthcheck={"retries": 1000}, deploy={"monitor": "4s"})
+    deploy = shop.popen("niso", "activate", slow)
+    shop.wait_for(lambda: len(serving(shop)) == 4, 60)  # the new ones wait until they are healthy
+    shop.niso("activate", other)
+    shop.niso("net", "repair", "--kernel")
+    assert len(serving(shop)) == 4
+    shop.wait_for(lambda: asked_page(shop, "192.0.2.1", 8080, "client") == "slow", 120)
+    deploy.send_signal(signal.SIGSTOP)  # it watches the new ones: the old ones may have to return
+    shop.niso("remove", "other")
+    shop.niso("net", "repair", "--kernel")
+    assert len(serving(shop)) == 4
+    deploy.send_signal(signal.SIGCONT)
+    _, errors = deploy.communicate(timeout=120)
+    assert deploy.returncode == 0, errors
+    assert len(serving(shop)) == 2
+    assert not load.failed()[1]
+    shop.niso("net", "check")
+
+
+def test_rollback_works_after_failed_deploys(shop: Lab) -> None:
+    shop.niso("activate", web(shop, "v2"))
+    for _ in range(3):
+        assert shop.niso("activate", web(shop, "bad"), check=False).returncode == 1
+    dies = web(shop, "dies", "1", deploy={"monitor": "30s"})
+    assert shop.niso("activate", dies, check=False).returncode == 1
+    assert packages(shop) == 2  # of the failed versions none
+    shop.niso("rollback", "web")
+    assert asked_page(shop, "192.0.2.1", 8080, "client") == "v1"
+    shop.niso("scale", "web=4")
+    shop.niso("scale", "web=1")
+    known = shop.run("ls", "/var/lib/niso/logs").stdout.split()
+    assert len([name for name in known if name.startswith("web.")]) <= 2
+    shop.niso("net", "check")
+
+
+def test_restart_of_one_instance_fails_no_request(shop: Lab) -> None:
+    load = Load(shop, "client", "192.0.2.1", 8080)
+    shop.niso("restart", "web.2")
+    shop.niso("restart", "web.1")
+    seen, errors = load.failed()
+    assert seen and not errors
+    assert len(serving(shop)) == 2
+    shop.niso("net", "check")
+
+
+def test_changed_secret_makes_a_new_version(lab: Lab) -> None:
+    secret = lab.write("/tmp/secret", "one", 0o600)
+    keys: dict[str, Any] = {"secrets": {"key": {"file": secret}}}
+    lab.niso("activate", web(lab, "v1", **keys))
+    lab.niso("activate", web(lab, "v2", **keys))
+    lab.write("/tmp/secret", "two", 0o600)
+    lab.niso("activate", web(lab, "v2", **keys))
+    assert history(lab)[-1] == (3, "done")
+    lab.niso("rollback", "web")  # with the present secret
+    for name in serving(lab):
+        assert lab.niso("exec", name, "--", "cat", "/run/secrets/key").stdout == "two"
+    lab.niso("scale", "web=3")
+    lab.niso("net", "check")

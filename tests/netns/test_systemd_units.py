@@ -10,7 +10,8 @@ import sys
 from conftest import Lab
 from machine import UNITS, Machine, needs_systemd
 from pages import ROOT
-from services import BUSYBOX, CLIENT, HOST, echo, on
+from services import BUSYBOX, CLIENT, HOST, echo, on, package
+from test_deploy import web
 
 GUIDE = ROOT / "docs/guide/systemd.md"
 FILE = re.compile(r"```ini\n# (/etc/\S+)\n(.*?)```", re.DOTALL)
@@ -170,3 +171,44 @@ def test_units_have_networks_of_niso(lab: Lab) -> None:
     assert machine.niso("kubernetes", "--disable").stdout.startswith(f"{agent}: disabled")
     assert machine.systemctl("is-active", agent, check=False).stdout == "inactive\n"
     assert machine.run("find", f"/{UNITS}", "-name", f"{agent}*").stdout == ""
+
+
+@needs_systemd
+def test_niso_health_has_a_unit_while_a_service_needs_it(lab: Lab) -> None:
+    machine = Machine(lab)
+    check = {"http": "http://127.0.0.1/0", "interval": "1s", "timeout": "1s", "retries": 2}
+    httpd = (BUSYBOX, "httpd", "-f", "-p", "80", "-h", "/app")
+    machine.niso(
+        "activate",
+        web(lab, "v1"),
+        package(
+            lab,
+            "plain",
+            *httpd,
+            files={"0": "well\n"},
+            healthcheck=check | {"on_unhealthy": "restart"},
+        ),
+    )
+
+    def unit(key: str) -> str:
+        shown = machine.systemctl("show", "--value", f"--property={key}", "niso_health.service")
+        return str(shown.stdout).strip()
+
+    def pid(service: str) -> int:
+        return int(json.loads(machine.niso("inspect", service, "--json").stdout)["pid"] or 0)
+
+    lab.wait_for(lambda: unit("ActiveState") == "active", 30)
+    first = unit("MainPID")
+    machine.run("kill", "-KILL", first)
+    lab.wait_for(lambda: unit("ActiveState") == "active" and unit("MainPID") != first, 60)
+    before = pid("plain")
+    server = machine.run("pgrep", "-P", str(before)).stdout.split()[0]
+    machine.run("kill", "-STOP", server)
+    lab.wait_for(lambda: pid("plain") not in (0, before), 60)
+    machine.systemctl("stop", "niso_health.service")  # nothing of the services is in its cgroup
+    assert pid("plain") not in (0, before)
+    machine.niso("activate", package(lab, "other", BUSYBOX, "sleep", "1000"))
+    lab.wait_for(lambda: unit("ActiveState") == "active", 60)
+    machine.niso("remove", "web", "plain")
+    lab.wait_for(lambda: unit("ActiveState") == "inactive", 60)
+    assert unit("Result") == "success"

@@ -211,7 +211,7 @@ class Services(ApiPart):
         """
         from niso.change import health_agent
 
-        return health_agent.follow(self.session.machine_for_change(), log)
+        return health_agent.follow(self.session, log)
 
     def exit_hooks(self, instance: str) -> tuple[Callable[[], None], Callable[[], None]]:
         """Return the functions to call after the exit and the restart of an instance's process."""

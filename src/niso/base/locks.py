@@ -117,10 +117,11 @@ def locked_services() -> set[str]:
         names = os.listdir(paths.lock_dir())
     except FileNotFoundError:
         return set()
+    stems = (name.removesuffix(".lock") for name in names if name.endswith(".lock"))
     return {
-        name.removesuffix(".lock")
-        for name in names
-        if name.count(".") == 1 and name.endswith(".lock")
+        stem
+        for stem in stems
+        if "." not in stem or (stem[0] != "." and stem.partition(".")[2].isdigit())
     }
 
 
@@ -148,7 +149,7 @@ def open_lock(name: str) -> int:
     """Open the lock file of ``name``, and create it with mode 0600 if it is missing.
 
     ``name`` is a service, or the name of an internal lock. Internal names contain a dot, which
-    service names cannot contain. Raises OSError.
+    service names cannot contain, except for those of instances (NAME.NUMBER). Raises OSError.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     try:

@@ -18,7 +18,7 @@ from niso.base.report import CopyingPackage, Report, Stopping, silent
 from niso.base.signals import signals_held
 from niso.change import outside_names_refresh, sharing, start, stop
 from niso.change.admit import NO_STACK, Change, NoClaims, StackMembership, record_all
-from niso.change.journal import begin, end_restart, locked, recover
+from niso.change.journal import begin, end_restart, locked, locked_instances, recover
 from niso.change.scope import leaving, scope_left, scope_of
 from niso.change.start import After
 from niso.change.targets import Target, of_row, replaced
@@ -31,7 +31,7 @@ from niso.reconcile.live_world import read_world
 from niso.runtime import package
 from niso.runtime.machine import Machine
 from niso.store import service_rows
-from niso.store.service_rows import ServiceRow
+from niso.store.service_rows import LEAVING, OUT, SERVING, ServiceRow
 from niso.store.snapshots import Scope
 from niso.store.store import Store
 
@@ -81,9 +81,10 @@ def activate(
     with locks:
         rollouts = _rollouts(machine, targets)
         for one in rollouts:  # conmon's exit commands must not restart them meanwhile
-            locks.enter_context(locked(machine.store, one.instances))
-        ending = machine.store.instances.with_instances(stack.leaving)
-        locks.enter_context(locked(machine.store, [n for n in ending if n not in stack.leaving]))
+            locks.enter_context(locked_instances(machine.store, one.instances))
+        ending = {*machine.store.instances.with_instances(stack.leaving)} - {*stack.leaving}
+        ending |= {*_dropped(machine.store, targets)}
+        locks.enter_context(locked_instances(machine.store, ending))
         activation = _Activation(machine, targets, stack, report, rollouts)
         try:
             activation.copy_packages()
@@ -163,6 +164,12 @@ def _locked(
     raise Conflict("other niso commands keep starting services that share a namespace", "try again")
 
 
+def _dropped(store: Store, targets: list[Target]) -> list[str]:
+    """Return the instances of services that no longer have a service address."""
+    plain = (target.name for target in targets if not target.spec.is_front)
+    return [name for service in plain for name in store.instances.names(service)]
+
+
 def _rollouts(machine: Machine, targets: list[Target]) -> list[Rollout]:
     """Return which instances to replace, for each service that has a service address."""
     fronts = [target for target in targets if target.spec.is_front]
@@ -216,13 +223,7 @@ class _Activation:
         # services whose rows change together with the slots of their service address
         self._swapped = [one.front for one in rollouts if one.replaces]
         self._targets = [*targets, *(instance for one in rollouts for instance in one.new)]
-        # instances of services that no longer have a service address
-        self._dropped = [
-            name
-            for target in targets
-            if not target.spec.is_front
-            for name in self._store.instances.names(target.name)
-        ]
+        self._dropped = _dropped(self._store, targets)
         self._retired = [name for one in rollouts for name in one.retired]
         names = [target.name for target in self._targets]
         ending = self._store.instances.with_instances(stack.leaving)
@@ -270,7 +271,9 @@ class _Activation:
 
             deploy.retire(self._machine, one, self._report)
         names = dict.fromkeys([*self._stack.leaving, *(row.name for row in self._leaving)])
-        begin(self._store, list(names), "activate")
+        # the intents of the retired ones have their rows from before they left the slots
+        fresh = [name for name in names if name not in self._retired]
+        begin(self._store, fresh, "activate")
         ended = stop.stop(self._machine.processes, self._leaving, self._report, {})
         raise_all([*ended.values()])
         self._stop_converted()
@@ -318,7 +321,9 @@ class _Activation:
                 if done.target.instance is None and done.name not in fronts:
                     package.keep_only(done.row.name, {done.row.package})
             for name in fronts:
-                kept, present = self._store.instances.packages(name), self._copies[name]
+                from niso.change import deploy
+
+                kept, present = deploy.used_packages(self._store, name), self._copies[name]
                 package.keep_only(name, {*kept, present})
                 for copy in {*kept} - {present}:
                     package.drop_manifest(copy)
@@ -498,6 +503,8 @@ class _Activation:
     def _end(self, left: set[str]) -> None:
         for name in self._names:
             self._store.end_intent(name)
+        for name in self._dropped:  # they are forgotten last, or by the next command
+            self._store.begin_intent(name, "remove", time.time())
         self._store.drop_implicit_networks(left)
 
 
@@ -546,14 +553,38 @@ def restart(
                     raise NotFound(f"{folder} is gone", row.again, service=name)
             replaced(row)
             rows.append(row)
+        instances = [name for name in services if store.instances.get(name) is not None]
         begin(store, services, "restart")
         try:
             rows = _refreshed(store, rows)
+            _leave(machine, instances, report)
             start.restart(machine.processes, rows, report, after)
             stop.end_intents(store, services)
+            _serve(machine, instances)
         except BaseException:
             end_restart(machine, services, report)
             raise
+
+
+def _leave(machine: Machine, instances: list[str], report: Report) -> None:
+    """Take instances out of the slots before their restart, and let connections finish."""
+    for name in instances:
+        from niso.change import deploy, health_agent
+
+        # not OUT: niso health would put it back
+        health_agent.move(machine, name, SERVING, LEAVING)
+        spec = machine.store.require_active(name).require_service()
+        if spec.program.deploy is not None:
+            deploy.drain(machine, [name], spec.program.deploy.drain_s, report)
+
+
+def _serve(machine: Machine, instances: list[str]) -> None:
+    """Put restarted, healthy instances back into the slots."""
+    for name in instances:
+        from niso.change import health_agent
+
+        for state in (LEAVING, OUT):
+            health_agent.move(machine, name, state, SERVING)
 
 
 def _refreshed(store: Store, rows: list[ServiceRow]) -> list[ServiceRow]:

@@ -230,7 +230,10 @@ def _record(
             errors.append(error)
     _set_ports(machine, target, before, ports_before, together, named)
     if target.instance is not None:
-        store.instances.put(target.instance)
+        now, instance = store.instances.get(name), target.instance
+        if now is not None and instance.state != service_rows.STARTING:
+            instance = instance._replace(state=now.state)  # niso health may just have changed it
+        store.instances.put(instance)
     return Change(target, before, row, restarts, rehosts)
 
 

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable, Mapping
 from signal import Signals
 
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound, ProcessError, raise_all
-from niso.base.locks import Lock
+from niso.base.locks import Lock, remove_locks, service_lock
 from niso.base.named_tuples import NamedTuple
 from niso.base.names import netns
 from niso.base.report import Report, event_class
 from niso.change import process_record, stop
-from niso.change.journal import begin, locked
+from niso.change.journal import begin, locked_instances
 from niso.change.scope import concerned
 from niso.change.targets import Target, of_row
 from niso.change.undo import restore_manifest
@@ -246,7 +246,7 @@ def former(store: Store, name: str, version: int | None) -> Target:
             fingerprint=os.path.basename(chosen.package),
             manifest_path=chosen.manifest_path,
         )
-    )._replace(pinned=True)
+    )._replace(pinned=True, replace=True)
 
 
 def record_failures(store: Store, rollouts: Iterable[Rollout], began: float, error: object) -> None:
@@ -254,14 +254,14 @@ def record_failures(store: Store, rollouts: Iterable[Rollout], began: float, err
     with Lock(), store.transaction():
         for one in rollouts:
             if (one.replaces or one.retired) and store.service(one.name) is not None:
-                why = error.message if isinstance(error, Error) else type(error).__name__
+                why = error.message if isinstance(error, Error) else "interrupted"
                 record(store, one, began, "failed", why)
 
 
 def before(one: Rollout) -> Target | None:
     """Return a service as before a rollout, ready to be activated, or None if it was inactive."""
     row = Intent(one.name, "activate", one.undo).before if one.undo else None
-    return of_row(row)._replace(pinned=True) if row is not None else None
+    return of_row(row)._replace(pinned=True, replace=True) if row is not None else None
 
 
 def keeps(one: Rollout) -> bool:
@@ -332,7 +332,9 @@ def swap(store: Store, rollouts: Iterable[Rollout]) -> None:
     The caller must write the new state to the kernel in the same change.
     """
     for one in rollouts:
-        store.instances.set_state([target.name for target in one.new], SERVING)
+        # an unhealthy instance that stays is left out: niso health decides when it returns
+        started = [instance.service for instance in store.instances.of(one.name, STARTING)]
+        store.instances.set_state(started, SERVING)
         kept = {instance.service for instance in store.instances.of(one.name, KEPT)}
         # of a version that failed and was kept: such an instance does not serve again
         store.instances.set_state([name for name in one.old if name not in kept], LEAVING)
@@ -350,7 +352,7 @@ def record(store: Store, one: Rollout, began: float, outcome: str, why: str = ""
 
 
 def complete(
-    machine: Machine, rollouts: Iterable[Rollout], deploy_began: float, report: Report
+    machine: Machine, rollouts: list[Rollout], deploy_began: float, report: Report
 ) -> None:
     """Watch the new instances, and stop the old ones when their connections are finished.
 
@@ -391,6 +393,8 @@ def complete(
             _stop(machine, names, report)
         except Error as other:
             error.append(other)
+    for one in rollouts:
+        tidy(machine, one.name, report)
     raise_all(error)
 
 
@@ -524,21 +528,52 @@ def _stop(machine: Machine, names: Iterable[str], report: Report) -> None:
         raise errors[0]
 
 
-def finish_leaving(machine: Machine, report: Report) -> None:
-    """Stop old instances of deploys that were interrupted after connections were switched.
+def tidy(machine: Machine, front: str, report: Report) -> None:
+    """Delete package copies that no instance and no rollback needs, and surplus inactive instances.
 
-    These instances receive no new connections. Instances of commands that are still running are
-    left unchanged.
+    Twice as many instances as active ones stay recorded, so that a deploy changes no addresses in
+    policies of other services. The caller must have the lock of the service ``front``.
     """
-    from niso.base.locks import service_lock
+    store = machine.store
+    package.keep_only(front, used_packages(store, front))
+    known, active = store.instances.of(front), store.instances.of(front, *STATES)
+    idle = [one.service for one in known if one not in active]
+    surplus = idle[len(active) :]
+    if surplus and active:
+        begin(store, surplus, "remove")
+        stop.forget(machine, surplus, report)
+        for name in surplus:
+            remove_locks(name)
 
+
+def used_packages(store: Store, front: str) -> set[str]:
+    """Return the package copies that a service, its instances or a rollback may need."""
+    names = store.instances.with_instances([front])
+    rows = [row for name in names if (row := store.service(name)) is not None]
+    used = {row.package for row in rows if row.active or row.name == front}
+    return used | {*store.instances.packages(front)}
+
+
+def finish_leaving(machine: Machine, report: Report) -> None:
+    """Stop the instances whose deploy was interrupted after the swap, as that deploy would have.
+
+    They get no new connections. Instances of commands that are still running are left unchanged,
+    and those that an interrupted activation must restore.
+    """
     store = machine.store
     leaving = store.instances.active(LEAVING)
     for front in dict.fromkeys(instance.front for instance in leaving):
         try:
             with service_lock(front, 0):
                 names = [one.service for one in store.instances.of(front, LEAVING)]
-                with locked(store, names):
-                    _stop(machine, names, report)
+                names = [name for name in names if store.intent(name) is None]
+                row = store.service(front)
+                spec = row.service if row is not None else None
+                deploy = spec.program.deploy if spec is not None else None
+                if names:
+                    drain(machine, names, deploy.drain_s if deploy is not None else 0.0, report)
+                    with locked_instances(store, names):
+                        _stop(machine, names, report)
+                    tidy(machine, front, report)
         except Conflict:
             continue

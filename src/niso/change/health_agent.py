@@ -9,7 +9,6 @@ again, and conmon's exit command still takes an instance out when its process en
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -19,18 +18,25 @@ from contextlib import suppress
 from niso.base import paths
 from niso.base.errors import Conflict, Error
 from niso.base.locks import Lock
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import netns
 from niso.base.report import silent
-from niso.change import deploy
-from niso.change.scope import concerned
 from niso.plan.records import Healthcheck
-from niso.reconcile.change import change
 from niso.runtime import crun, health, status
 from niso.runtime import units as systemd
-from niso.runtime.machine import Machine
 from niso.runtime.units import Following
 from niso.store.service_rows import OUT, SERVING
+from niso.store.store import Store
 
+if TYPE_CHECKING:
+    from niso.look.session import Session
+    from niso.runtime.machine import Machine
+
+# Code that changes the kernel takes more memory than all of the agent. A child process that ends
+# after each change imports it (`_act`).
+
+_WORDS = (sys.executable, "-I", "-m", "niso.change.health_agent")
+"""The command that niso starts: `niso health` without the memory of the command line's code."""
 AGENT = systemd.HEALTH
 UNIT = "niso_health.service"
 """The unit's name. No unit of a service has this name: they begin with niso-."""
@@ -57,11 +63,25 @@ class _Watched:
         self.probe: health.HealthProbe | None = None
         self.ask_at = self.look_at = 0.0
         self.failures = self.successes = 0
+        self.child, self.restart = 0, -1
 
     @property
     def interval_s(self) -> float:
         """Return the seconds between two probes."""
         return min(self.check.interval_s, _MOST_INTERVAL_S) if self.front else self.check.interval_s
+
+    def begin_restart(self) -> None:
+        """Start a `niso restart`, which may take a minute; ``restart`` is a pidfd of it."""
+        words = [sys.executable, "-I", "-m", "niso.cli", "restart", self.service]
+        self.child = os.posix_spawn(sys.executable, words, _environment())
+        self.restart = os.pidfd_open(self.child)
+
+    def end_restart(self) -> None:
+        """Reap the `niso restart` if it has ended."""
+        if self.restart >= 0 and crun.wait_readable(self.restart, 0):
+            os.waitpid(self.child, 0)
+            os.close(self.restart)
+            self.restart = -1
 
     def close(self) -> None:
         if self.probe is not None:
@@ -74,42 +94,43 @@ class _Watched:
 # --- the agent ------------------------------------------------------------------------------------
 
 
-def follow(machine: Machine, log: Log) -> Following:
-    """Return the health agent. The agent ends when no service needs it."""
+def follow(session: Session, log: Log) -> Following:
+    """Return the agent. It ends by itself when no service needs it."""
     over = threading.Event()
     held = Conflict("niso health runs already", f"systemctl status {UNIT}")
-    work = lambda: _run(machine, log, over)  # noqa: E731
+    work = lambda: _run(session, log, over)  # noqa: E731
     return Following(lambda: systemd.alone(_LOCK, held, work), over.set)
 
 
-def _run(machine: Machine, log: Log, over: threading.Event) -> None:
+def _run(session: Session, log: Log, over: threading.Event) -> None:
     watched: dict[str, _Watched] = {}
+    store = session.store()
     seen, idle_since, refreshed = -1, time.monotonic(), 0.0
     pipe = systemd.wake_pipe(AGENT)
     file = _store_file()
     try:
         while not over.is_set():
             now = time.monotonic()
-            if (changes := machine.store.changes()) != seen or now - refreshed > 10:
+            if session.store() is not store:  # `_act` has closed it
+                store, seen = session.store(), -1
+            if (changes := store.changes()) != seen or now - refreshed > 10:
                 seen, refreshed = changes, now
-                _refresh(machine, watched)
+                _refresh(store, watched)
             if watched:
                 idle_since = now
             elif now - idle_since > _IDLE_S:
                 return
             for one in watched.values():
-                _look(machine, one, now)
+                _look(one, now)
             probes = [one.probe for one in watched.values() if one.probe is not None]
             pidfds = [one.pidfd for one in watched.values() if one.pidfd >= 0]
+            pidfds += [one.restart for one in watched.values() if one.restart >= 0]
             health.advance(probes, [*pidfds, pipe], _next(watched.values(), now))
             systemd.drain(pipe)
             if _store_file() != file:  # it was lost: a sweep has removed what it records
                 return
             for one in watched.values():
-                try:
-                    _judge(machine, one, log)
-                except Error as error:  # the kernel refused, or a command has the lock for long
-                    log(f"{one.service}: {error}")
+                _judge(session, one, log)
     finally:
         os.close(pipe)
         for one in watched.values():
@@ -133,11 +154,11 @@ def _next(watched: Iterable[_Watched], now: float) -> float:
     return max(now, min(moments))
 
 
-def _refresh(machine: Machine, watched: dict[str, _Watched]) -> None:
-    """Update the set of watched services from the store."""
-    store, wanted = machine.store, {}
+def _refresh(store: Store, watched: dict[str, _Watched]) -> None:
+    """Read from the store which services to watch."""
+    wanted = {}
     fronts = {one.service: one.front for one in store.instances.active(SERVING, OUT)}
-    for name in {*fronts, *store.checked_services()}:
+    for name in {*fronts, *store.restarted_services()}:
         row = store.service(name)
         check = row.healthcheck if row is not None and row.active and row.has_process else None
         if row is None or check is None or not (name in fronts or check.restarts):
@@ -154,26 +175,32 @@ def _refresh(machine: Machine, watched: dict[str, _Watched]) -> None:
         watched[name].namespace = namespace
 
 
-def _look(machine: Machine, one: _Watched, now: float) -> None:
+def _look(one: _Watched, now: float) -> None:
+    """Open the process of a service if it has a new one, and start a probe that is due."""
     if one.pidfd < 0 and now >= one.look_at:
         one.look_at = now + _RUN_LOOK_S
         state = status.read(one.service)
         if state.state == "running" and state.pid:
-            one.pidfd = machine.processes.open_init(one.service)
+            one.pidfd = crun.open_in_service(one.service, state.pid)
             one.run = (state.pid, state.started_at or 0.0)
             one.failures = one.successes = 0
             one.ask_at = now
     if one.pidfd >= 0 and one.probe is None and now >= one.ask_at:
         one.ask_at = now + one.interval_s
-        one.probe = machine.processes.probe(one.check, one.service, one.namespace)
+        one.probe = health.begin(one.check, one.service, one.namespace)
 
 
-def _judge(machine: Machine, one: _Watched, log: Log) -> None:
-    """React to the end of a service's process, or to the result of a probe."""
+def _judge(session: Session, one: _Watched, log: Log) -> None:
+    """Act on the end of a process, and on the answer of a probe."""
+    one.end_restart()
     if one.pidfd >= 0 and crun.wait_readable(one.pidfd, 0):
         one.close()
-        if one.front and leave(machine, one.service):
-            log(f"{one.service}: its process ended: no new connections")
+        one.look_at = 0.0
+    if one.pidfd < 0:
+        # each time: an undo may have recorded meanwhile that the instance gets connections
+        if one.front and _is_in(session, one, SERVING):
+            ends = lambda machine: leave(machine, one.service)  # noqa: E731
+            _act(session, ends, log, f"{one.service}: its process ended: no new connections")
         return
     if one.probe is None or one.probe.answer is None:
         return
@@ -183,31 +210,57 @@ def _judge(machine: Machine, one: _Watched, log: Log) -> None:
     health.write_record(one.service, one.run, failure)
     if not failure:
         one.failures, one.successes = 0, one.successes + 1
-        if one.front and one.successes >= _AGAIN_AFTER and serve(machine, one.service):
-            log(f"{one.service}: healthy again: gets connections")
+        if one.front and one.successes >= _AGAIN_AFTER and _is_in(session, one, OUT):
+            again = lambda machine: serve(machine, one.service)  # noqa: E731
+            _act(session, again, log, f"{one.service}: healthy again: gets connections")
         return
     one.successes = 0
     one.failures += counts
     if one.failures < one.check.retries:
         return
-    if one.front and leave(machine, one.service, only_beside_others=True):
-        log(f"{one.service}: unhealthy, {failure}: no new connections")
-        machine.kernel.destroy_connections(netns(one.service))
-    if one.restarts:
+    if one.front and _is_in(session, one, SERVING):
+        fails = lambda machine: _freeze(machine, one.service)  # noqa: E731
+        _act(session, fails, log, f"{one.service}: unhealthy, {failure}: no new connections")
+    if one.restarts and one.restart < 0:
         log(f"{one.service}: unhealthy, {failure}: restarting it")
-        _restart(machine, one)
+        one.failures = 0
+        one.begin_restart()
+
+
+def _is_in(session: Session, one: _Watched, state: str) -> bool:
+    """Return whether an instance is in a state that it must leave."""
+    instance = session.store().instances.get(one.service)
+    return instance is not None and instance.state == state
 
 
 def _counts(one: _Watched) -> bool:
     return time.time() - one.run[1] >= one.check.start_period_s
 
 
-def _restart(machine: Machine, one: _Watched) -> None:
-    from niso.change import activate
+def _freeze(machine: Machine, service: str) -> bool:
+    """Take an unhealthy instance out of the slots unless it is the last; reset its connections."""
+    left = leave(machine, service, only_beside_others=True)
+    if left:
+        machine.kernel.destroy_connections(netns(service))
+    return left
 
-    one.close()
-    one.failures = 0
-    activate.restart(machine, [one.service], silent)
+
+def _act(session: Session, act: Callable[[Machine], bool], log: Log, done: str) -> None:
+    """Call ``act`` in a child process, and log ``done`` if it has changed something."""
+    session.close()  # SQLite connections must not be carried across a fork
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+        return
+    try:
+        from niso.look.session import open_session
+
+        if act(open_session(None, None, None).machine_for_change()):
+            log(done)
+    except Error as error:  # the kernel refused, or a command has the lock for long
+        log(f"{done}: {error}")
+    finally:
+        os._exit(0)
 
 
 # --- in and out of the slots ----------------------------------------------------------------------
@@ -219,17 +272,24 @@ def leave(machine: Machine, service: str, only_beside_others: bool = False) -> b
     With ``only_beside_others``, the last instance of a service stays: it may be unhealthy because
     of a database that all instances use. The caller must not have niso's lock. Raises Error.
     """
-    return _move(machine, service, SERVING, OUT, only_beside_others)
+    return move(machine, service, SERVING, OUT, only_beside_others)
 
 
 def serve(machine: Machine, service: str) -> bool:
-    """Send connections to an instance again, and return whether it received none. Raises Error."""
-    return _move(machine, service, OUT, SERVING, False)
+    """Put an instance back into the slots; return whether it was out. Raises as `leave` does."""
+    return move(machine, service, OUT, SERVING)
 
 
-def _move(
-    machine: Machine, service: str, before: str, after: str, only_beside_others: bool
+def move(
+    machine: Machine, service: str, before: str, after: str, only_beside_others: bool = False
 ) -> bool:
+    """Record the state ``after`` for an instance in the state ``before``, and write its slots.
+
+    Returns whether it was in the state ``before``. Raises Error.
+    """
+    from niso.change.scope import concerned
+    from niso.reconcile.change import change
+
     store = machine.store
     instance = store.instances.get(service)
     if instance is None or instance.state != before:  # cheap, before any lock
@@ -263,6 +323,8 @@ def restarted(machine: Machine, service: str) -> None:
 
     Leaves this to the agent if the agent runs. Gives up after a minute.
     """
+    from niso.change import deploy
+
     end, successes = time.monotonic() + _WITHIN_S, 0
     while time.monotonic() < end and not runs():
         failure = deploy.probed(machine, service)
@@ -299,6 +361,8 @@ def ensure(machine: Machine) -> bool:
         mark = _MARK + machine.store.state_id()
         more = ("RestartSec=1",)
         lines = systemd.agent(mark, "niso: health of services with replicas", ("health",), more)
+        own = "ExecStart=:" + " ".join(map(systemd.quoted, _WORDS))
+        lines = [own if line.startswith("ExecStart=") else line for line in lines]
         text = "\n".join(lines).replace("Restart=always", "Restart=on-failure")
         path = os.path.join(systemd.UNITS, UNIT)
         if units.read(path) != text:
@@ -306,17 +370,43 @@ def ensure(machine: Machine) -> bool:
             units.reload()
         units.start_unit(UNIT)
         return True
+    import subprocess
+
     # no supervisor: it lives until no service needs it, or until it is killed
     subprocess.Popen(
-        [sys.executable, "-I", "-m", "niso.cli", "health"],
+        _WORDS,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd="/",
-        env={name: value for name, value in os.environ.items() if name in _KEPT},
+        env=_environment(),
         start_new_session=True,
     )
     return True
 
 
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name in _KEPT}
+
+
 _KEPT = ("PATH", "NISO_STATE_DIR", "NISO_RUN_DIR", "NISO_POOL")
+
+
+def main() -> None:
+    """Run the agent until a signal ends it, or until no service needs it."""
+    import signal
+
+    from niso.look.session import open_session
+
+    try:
+        session = open_session(None, None, None)
+        following = follow(session, lambda line: print(line, flush=True))
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: following.stop())
+        following.run()
+    except Error as error:
+        sys.exit(f"niso: {error.message}")
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ from niso.base.locks import Lock, remove_locks, service_lock
 from niso.base.report import NotStarted, Recovered, Report, Unfinished, event_class, silent
 from niso.change import ports, stop
 from niso.runtime.machine import Machine
-from niso.store.service_rows import LEAVING, Intent
+from niso.store.service_rows import LEAVING, OUT, SERVING, Intent, front_of
 from niso.store.store import Store
 
 EndingRestart = event_class("EndingRestart", lambda service: f"complete the restart of {service}")
@@ -33,7 +33,14 @@ def end_restart(machine: Machine, services: list[str], report: Report) -> None:
             start_again(machine, name)
         except Error as error:
             report(NotStarted(name, error))
-    stop.end_intents(machine.store, services)
+    with machine.store.transaction():
+        # no connections until niso health finds them healthy
+        instances = machine.store.instances
+        left = [one for name in services if (one := instances.get(name)) is not None]
+        out = [one.service for one in left if one.state == LEAVING]
+        instances.set_state(out, OUT)
+        for name in services:
+            machine.store.end_intent(name)
 
 
 def recover(
@@ -55,6 +62,10 @@ def recover(
         from niso.change import deploy
 
         deploy.finish_leaving(machine, report)
+    if store.instances.active(SERVING, OUT) or store.restarted_services():
+        from niso.change import health_agent
+
+        health_agent.ensure(machine)
     intents = store.intents()
     if not intents:
         return 0
@@ -70,13 +81,11 @@ def recover(
         in_order(store, intents), lambda intent: intent.action == "activate"
     ):
         with ExitStack() as locks:
-            begun = []
+            begun: list[Intent] = []
+            held: set[str] = set()
             for seen in group:
-                try:
-                    locks.enter_context(service_lock(seen.service, 0))
-                except Conflict:
+                if not _try_lock(store, locks, held, seen.service):
                     continue
-                locks.callback(_remove_lock, store, seen.service)
                 intent = store.intent(seen.service)
                 # another command has recovered it
                 if intent is None or intent.action != seen.action:
@@ -90,6 +99,7 @@ def recover(
                 else:
                     errors |= _finish(machine, intent, report)
                     locks.close()  # no other change depends on this one
+                    held.clear()
             if begun:
                 machine.processes.end_unrecorded({intent.service for intent in begun})
                 errors |= undo(machine, begun, report)
@@ -102,6 +112,23 @@ def recover(
     if raised:
         raise ErrorGroup(raised)
     return done
+
+
+def _try_lock(store: Store, locks: ExitStack, held: set[str], service: str) -> bool:
+    """Lock a service, and return whether no other command has locked it.
+
+    The service of an instance is locked too: a command with its lock changes the instances. Those
+    that are locked already are in ``held``.
+    """
+    for name in dict.fromkeys((front_of(service), service)):
+        if name not in held:
+            try:
+                locks.enter_context(service_lock(name, 0))
+            except Conflict:
+                return False
+            held.add(name)
+            locks.callback(_remove_lock, store, name)
+    return True
 
 
 def _together(store: Store, intent: Intent) -> list[str]:
@@ -132,10 +159,23 @@ def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error
     return {}
 
 
-def locked(store: Store, services: list[str]) -> ExitStack:
-    """Lock several services, in sorted order, and return a context manager that unlocks them."""
+def locked(store: Store, services: Iterable[str]) -> ExitStack:
+    """Return the locks of several services, acquired in sorted order, as a context.
+
+    Instances are locked after all services, also after their own.
+    """
+    fronts = {front_of(name) for name in services}
     with ExitStack() as locks:
-        for name in sorted(set(services)):
+        for name in sorted(fronts):
+            locks.enter_context(locked_one(store, name))
+        locks.enter_context(locked_instances(store, {*services} - fronts))
+        return locks.pop_all()
+
+
+def locked_instances(store: Store, names: Iterable[str]) -> ExitStack:
+    """Return the locks of instances as a context. The caller must have locked their services."""
+    with ExitStack() as locks:
+        for name in sorted(names):
             locks.enter_context(locked_one(store, name))
         return locks.pop_all()
 

@@ -30,11 +30,12 @@ def concerned(
     The scope also contains the services that share a namespace with these, the services that have
     one of their names on another network (`NameRows.shadows`), and the networks of all. A network
     that a service has left is included if its bridge is still configured for the service's ports.
+    The service of an instance is included: a kill may have left slots that differ from the rows.
     ``networks`` are those that the services will join. ``names`` are names in policies that will
     resolve differently; services of other hosts with such names are included.
     """
     names = list(names)
-    everyone = store.with_companions(services)
+    everyone = store.with_companions(store.with_fronts(services))
     if others := store.shadows(everyone, networks):
         everyone = store.with_companions({*everyone, *others})
     on = {*networks, *store.published_on(everyone)}

@@ -388,7 +388,9 @@ class Wait:
         self.ask_at = began
         self.reason = ""
         self._pause_s = _FIRST_PAUSE_S
-        self._failures = 0
+        self._failures = self._successes = 0
+        # an instance gets connections at once: a first answer may be that of a starting server
+        self._enough = 2 if "." in start.name else 1
         lives_s = now.lives_s or 0.0
         self._counts_at = began - lives_s + (start.check.start_period_s if start.check else 0.0)
 
@@ -442,12 +444,16 @@ class Wait:
         probe, self.probe = self.probe, None
         probe.close()
         self.reason = probe.answer or ""
-        self.well = not self.reason
+        self._successes = 0 if self.reason else self._successes + 1
+        self.well = self._successes >= self._enough
         if self.reason and probe.last_output:
             self.reason += f"; it said: {probe.last_output}"
         if self.well:
             return
         now = time.monotonic()
+        if not self.reason:
+            self.ask_at = now + min(_FIRST_PAUSE_S, check.interval_s)
+            return
         if probe.began >= self._counts_at:
             self._failures += 1
             self._counts_at = probe.began + check.interval_s

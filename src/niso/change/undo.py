@@ -23,7 +23,7 @@ from niso.reconcile import host_settings
 from niso.reconcile.change import change
 from niso.runtime import package, volumes
 from niso.runtime.machine import Machine
-from niso.store.service_rows import Intent, ServiceRow
+from niso.store.service_rows import OUT, SERVING, Intent, ServiceRow, front_of
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -139,7 +139,12 @@ def undo(
     for intent in intents:
         report(Undoing(intent.service))
     errors: dict[str, Error] = {}
-    changed = [intent for intent in intents if not store.is_as_before(intent)]
+    # rows and slots of instances change together: the rows may be as before, and the slots not
+    changed = [
+        intent
+        for intent in intents
+        if not store.is_as_before(intent) or store.instances.of(front_of(intent.service))
+    ]
     # first: a job would go on changing data while its rows are undone
     for intent in intents:
         _end_job(machine, intent.service)
@@ -156,6 +161,7 @@ def undo(
             except Error as other:
                 errors[intent.service] = other
     undone = [intent.service for intent in intents if intent.service not in errors]
+    _take_out(machine, undone, report)
     # order is irrelevant: a shared namespace exists even without its owner's process
     for name in undone:
         try:
@@ -184,6 +190,29 @@ def restore_manifest(store: Store, row: ServiceRow | None) -> None:
     spec = row.service if row is not None and not row.is_attachment else None
     if row is not None and spec is not None and not spec.front and os.path.isdir(row.package):
         package.keep_manifest(row.package, spec, store.internal(spec.network.networks))
+
+
+def _take_out(machine: Machine, names: Iterable[str], report: Report) -> None:
+    """Take instances without a process out of the slots until they are healthy again.
+
+    niso health puts them back.
+    """
+    store = machine.store
+    if not (dead := _without_process(machine, names)):
+        return
+    fronts = [one.front for name in dead if (one := store.instances.get(name)) is not None]
+    with Lock(), change(machine.kernel, store, concerned(store, fronts), report, teardown=True):
+        store.instances.set_state(_without_process(machine, dead), OUT)
+
+
+def _without_process(machine: Machine, names: Iterable[str]) -> list[str]:
+    """Return the instances among ``names`` that get connections but have no process."""
+    own = [one for name in names if (one := machine.store.instances.get(name)) is not None]
+    return [
+        one.service
+        for one in own
+        if one.state == SERVING and not machine.processes.runs(one.service)
+    ]
 
 
 def _end_job(machine: Machine, name: str) -> None:
@@ -234,6 +263,8 @@ def _undo_records(
         with change(kernel, store, scope, report, teardown=True, detached=links) as undone:
             try:
                 store.undo(intents)
+                dead = _without_process(machine, (intent.service for intent in intents))
+                store.instances.set_state(dead, OUT)
             except sqlite3.IntegrityError as error:
                 # another command is undoing a service of the same activation, and has not yet
                 # released a name, address or port that this service had
@@ -280,8 +311,13 @@ def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
 
 
 def _forget_failed(store: Store, name: str, kept: ServiceRow | None) -> None:
-    former = store.instances.packages(name)
-    package.keep_only(name, {kept.package, *former} if kept else set())
+    """Delete what a failed activation has made; all of it for a new service (None)."""
+    if kept is not None and kept.mode == "front":
+        from niso.change import deploy
+
+        package.keep_only(name, deploy.used_packages(store, name))
+    elif kept is None or store.instances.get(name) is None:
+        package.keep_only(name, {kept.package} if kept else set())
     if kept is None:
         package.delete_tree(paths.log_dir(name))
         volumes.remove_empty(name)

@@ -6,7 +6,6 @@ The agents run in the foreground until a signal ends them.
 from __future__ import annotations
 
 import os
-import signal
 import stat
 import sys
 
@@ -15,14 +14,12 @@ from niso.api.host_cluster import ExistingEtcd
 from niso.base.errors import UsageError
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.cli import output
+from niso.cli.general_commands import follow
 from niso.cli.output import Progress, duration, result
 from niso.cli.parse import Args
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import niso
-    from niso.runtime.units import Following
 
 
 # --- niso cluster ---------------------------------------------------------------------------------
@@ -237,29 +234,7 @@ def _headline(seen: niso.ClusterStatus) -> str:
 # --- agents and niso kubernetes -------------------------------------------------------------------
 
 
-def follow(start: Callable[[Callable[[str], None]], Following]) -> int:
-    """Run an agent and print its log on stdout until a signal ends the agent.
-
-    ``start`` takes a function that logs a line, and returns the agent. Returns the exit status.
-    """
-    following = start(lambda line: print(output.escaped(line), flush=True))
-    ended = []
-
-    def end(number: int, _: object) -> None:
-        ended.append(number)
-        following.stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, end)
-    following.run()
-    return 130 if signal.SIGINT in ended else 0
-
-
-# --- niso health, niso kubernetes ------------------------------------------------------------
-
-
-def run_health(name: str, args: Args) -> int:
-    return follow(connect().services.watch_health)
+# --- niso kubernetes ------------------------------------------------------------------------
 
 
 def run_kubernetes(name: str, args: Args) -> int:

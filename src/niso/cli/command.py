@@ -195,7 +195,7 @@ _RUNS = (
     ("cluster", "cluster_commands.run_cluster", "general"),
     ("enable disable restore", "service_commands.run", "general"),
     ("agent", "cluster_commands.run_cluster", "general"),
-    ("health", "cluster_commands.run_health", "general"),
+    ("health", "general_commands.run_health", "general"),
     ("kubernetes", "cluster_commands.run_kubernetes", "general"),
     ("top", "traffic_commands.run_top", "general"),
     ("events", "traffic_commands.run_events", "general"),

@@ -1,7 +1,8 @@
-"""Run niso help, version, check, schema, lab, on-exit and import (from a compose file)."""
+"""Run niso help, version, check, schema, lab, on-exit, health and import (from a compose file)."""
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from niso import __version__
@@ -12,7 +13,10 @@ from niso.cli.command import ALIASES, COMMANDS, HIDDEN, Command, Group, find
 from niso.cli.parse import HELP, Args
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import niso
+    from niso.runtime.units import Following
 
 
 # --- help, version and others ---------------------------------------------------------------------
@@ -101,3 +105,27 @@ def _print_imported(made: niso.ImportedStack) -> None:
         lines.append("root file systems, in the folder of the stack.toml; one of each two lines:")
         lines += (output.escaped(f"  {command}") for command in made.commands)
     print("\n".join(lines), file=sys.stderr if made.file is None else None)
+
+
+# --- agents ---------------------------------------------------------------------------------------
+
+
+def follow(start: Callable[[Callable[[str], None]], Following]) -> int:
+    """Run the agent that ``start`` returns, and print its log on stdout; return the exit status."""
+    following = start(lambda line: print(output.escaped(line), flush=True))
+    ended = []
+
+    def end(number: int, _: object) -> None:
+        ended.append(number)
+        following.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, end)
+    following.run()
+    return 130 if signal.SIGINT in ended else 0
+
+
+def run_health(name: str, args: Args) -> int:
+    from niso.api.host import connect
+
+    return follow(connect().services.watch_health)

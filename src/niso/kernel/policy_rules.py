@@ -44,6 +44,16 @@ AUDITED = "audited"  # passed, although a policy in audit would deny it
 # passed within a bridge that is not tracked; UDP and SCTP are counted by packet
 SWITCHED = "switched"
 
+CHECKED = "0x40000000"
+"""The bit of the packet mark for frames from a service's port that have passed the source check.
+
+The chain ``raw`` drops packets from niso's bridges without this bit: they came through a port that
+niso did not create, or that was renamed, so that no rule of the bridge table matches its name. For
+packets from internal networks the bit is set again before routing, since mangle rules of other
+programs may overwrite it: without the bit, the routing rule of the network drops them
+(kernel/rtnetlink.py).
+"""
+
 TRACKED = "0x8000000"
 """The bit of the packet mark for bridged frames that have passed the inet table's prerouting hook.
 

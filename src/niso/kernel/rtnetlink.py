@@ -42,7 +42,7 @@ from niso.kernel.link_records import (
     rtmsg,
 )
 from niso.kernel.netlink import Message, attribute, attributes, nested, refused, string, text, u32
-from niso.kernel.ruleset import CHECKED
+from niso.kernel.policy_rules import CHECKED
 
 # --- links, addresses and routes ------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from struct import unpack_from
 
 from niso.base.names import BRIDGES, family_of, packed
 from niso.kernel import policy_rules
-from niso.kernel.policy_rules import CLASS
+from niso.kernel.policy_rules import CHECKED, CLASS
 
 # --- packets of other hosts (VXLAN) ---------------------------------------------------------------
 
@@ -134,15 +134,6 @@ def limit_text(value: tuple[int, str, int, bool]) -> str:
 # The packet mark of a frame that a foreign bridge switches. The bridge table sets it for the chain
 # forward of the inet table.
 SWITCHED = "0x4e150000"
-CHECKED = "0x40000000"
-"""The bit of the packet mark for frames from a service's port that have passed the source check.
-
-The chain ``raw`` drops packets from niso's bridges without this bit: they came through a port that
-niso did not create, or that was renamed, so that no rule of the bridge table matches its name. For
-packets from internal networks the bit is set again before routing, since mangle rules of other
-programs may overwrite it: without the bit, the routing rule of the network drops them
-(kernel/rtnetlink.py).
-"""
 
 RESOLVED = "0x4000000"
 """The bit of the packet mark for frames into which the bridge table has written the receiver's MAC.

@@ -676,6 +676,12 @@ class Deployed(NamedTuple):
     manifest_path: str
 
 
+def front_of(service: str) -> str:
+    """Return the service of an instance (NAME.NUMBER), or the service itself."""
+    front, _, number = service.rpartition(".")
+    return front if number.isdigit() and front else service
+
+
 class Instances(Rows):
     """The queries of the store for instances and deploys."""
 
@@ -743,8 +749,9 @@ class Instances(Rows):
         return [Deployed(*row) for row in rows]
 
     def packages(self, front: str) -> list[str]:
-        """Return the paths of the package copies of the last `KEPT_PACKAGES` deploys."""
-        return list(dict.fromkeys(d.package for d in self.deploys(front)))[-KEPT_PACKAGES:]
+        """Return the paths of the packages of the last `KEPT_PACKAGES` deploys that succeeded."""
+        done = [deploy.package for deploy in self.deploys(front) if deploy.outcome == "done"]
+        return list(dict.fromkeys(reversed(done)))[:KEPT_PACKAGES]
 
     # --- writing; inside a transaction ------------------------------------------------------------
 

@@ -117,7 +117,7 @@ class SnapshotRows(PortRows, PolicyRows):
 
     def names_with(self, services: Iterable[str]) -> tuple[Name, ...]:
         """Return ("service", name) for each name by which policies can refer to these services."""
-        named = self._with_fronts(services)
+        named = self.with_fronts(services)
         return tuple(
             sorted({("service", name) for service in named for name in self.names(service)})
         )
@@ -127,7 +127,7 @@ class SnapshotRows(PortRows, PolicyRows):
         """Return the queries for instances of services with a service address."""
         return Instances(self._db)
 
-    def _with_fronts(self, services: Iterable[str]) -> set[str]:
+    def with_fronts(self, services: Iterable[str]) -> set[str]:
         """Return services and, for each instance of a service, the service that it belongs to.
 
         Policies name the instances by the names of that service.

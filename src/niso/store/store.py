@@ -382,6 +382,8 @@ class Store(SnapshotRows):
         if not undoes and self.attachment_key(service) is not None:
             self.attachments.release(service, time.time())
         self._run("DELETE FROM service WHERE name=?", service)
+        if not undoes:
+            self._run("DELETE FROM deploy WHERE front=?", service)
         self.leave_stack(service)
 
     def set_sysctl_before(self, name: str, before: str) -> None:
