@@ -68,7 +68,10 @@ def package(
     lines = []
     for section, keys in tables.items():
         lines.append(f"[{section}]")
-        lines += [f"{key} = {toml(value)}" for key, value in keys.items()]
+        lines += [
+            f"{key if '.' not in key else json.dumps(key)} = {toml(value)}"
+            for key, value in keys.items()
+        ]
     folder = f"/tmp/packages/{name}"
     for path, text in {**(files or {}), "manifest.toml": "\n".join(lines) + "\n"}.items():
         there = lab.path(f"{folder}/{path}")

@@ -275,3 +275,107 @@ def test_cgroups_above_the_services_are_left_as_they_were(lab: Lab) -> None:
     lab.niso("remove", "api")
     assert above() == before
     assert lab.run("find", "/sys/fs/cgroup", "-name", "niso-*").stdout == ""
+
+
+def limits(text: str) -> dict[str, tuple[int, int]]:
+    """Parse lines of ``NAME SOFT HARD``."""
+    return {name: (int(soft), int(hard)) for name, soft, hard in map(str.split, text.splitlines())}
+
+
+SHOW = (
+    "import os, resource as r\n"
+    "for name in ('nofile', 'core', 'memlock', 'stack'):\n"
+    "    print(name, *r.getrlimit(getattr(r, 'RLIMIT_' + name.upper())))\n"
+    "print('umask', os.umask(0), os.getpriority(os.PRIO_PROCESS, 0))\n"
+    "print('oom', open('/proc/self/oom_score_adj').read().strip(), 0, flush=True)\n"
+)
+
+
+def test_limits_umask_and_niceness_are_the_services_and_not_those_of_the_shell(lab: Lab) -> None:
+    """Also after a restart, after a crash, and for commands of niso exec and of health checks."""
+    most = int(lab.run("sh", "-c", "ulimit -Hn").stdout)
+    defaults = {"nofile": (1024, min(1_048_576, most)), "core": (0, 0), "umask": (0o022, 0)}
+    script = f"{SHOW}import time; time.sleep(1000)"
+    shell = "umask 077; ulimit -Sn 200; ulimit -Ss 400; ulimit -Sl 16; ulimit -Sc unlimited; exec nice -n 4 niso"
+    keys = {"service": {"restart": "always", "restart_delay": "10ms"}}
+    api = package(lab, "api", PYTHON, "-c", script, **keys)
+    lab.run("bash", "-c", f"{shell} activate {api}")
+    lab.run("bash", "-c", f"{shell} restart api")
+    lab.niso("exec", "api", "--", "sh", "-c", "kill -9 -1", check=False)
+    lab.wait_for(lambda: lab.niso("logs", "api").stdout.count("oom ") == 3)
+    lab.run(
+        "bash",
+        "-c",
+        f"{shell} exec api -- {PYTHON} -c '{SHOW.replace(chr(39), chr(34))}' > /tmp/exec",
+    )
+    texts = [*lab.niso("logs", "api").stdout.split("nofile ")[1:]]
+    texts.append(lab.run("cat", "/tmp/exec").stdout.removeprefix("nofile "))
+    assert len(texts) == 4
+    for text in texts:
+        found = limits(f"nofile {text}")
+        assert found["stack"][0] == 8 << 20 and found["memlock"][0] > 16 << 10
+        assert {name: found[name] for name in defaults} == defaults
+    text = lab.niso("activate", package(lab, "api", PYTHON, "-c", script, limits=NEW)).stderr
+    assert "warning" not in text
+    lab.wait_for(lambda: lab.niso("logs", "api").stdout.count("oom ") == 4)
+    found = limits("nofile " + lab.niso("logs", "api").stdout.split("nofile ")[-1])
+    assert found["nofile"] == (300, 4000) and found["core"] == (5 << 20, -1)
+
+
+NEW = {"nofile": "300:4000", "core": "5M:unlimited"}
+
+
+def test_limit_that_the_machine_does_not_allow_is_named(lab: Lab) -> None:
+    done = lab.niso("activate", idle(lab, "api", limits={"nofile": 1 << 40}))
+    assert "limits.nofile" in done.stderr
+
+
+def test_sysctls_are_set_in_the_services_namespace_and_return_to_the_default(lab: Lab) -> None:
+    def shown() -> str:
+        names = ("core/somaxconn", "ipv4/tcp_rmem", "ipv4/conf/eth0/rp_filter")
+        files = [f"/proc/sys/net/{name}" for name in names]
+        text: str = lab.run("ip", "netns", "exec", "niso-api", "cat", *files).stdout
+        return " ".join(text.split())
+
+    on_host = lab.run("sysctl", "net.core.somaxconn").stdout
+    lab.niso("activate", idle(lab, "api"))
+    pid, before = pid_of(lab, "api"), shown()
+    keys = {"net.core.somaxconn": 77, "net.ipv4.tcp_rmem": "4096 9999 99999"}
+    own = {**keys, "net.ipv4.conf.eth0.rp_filter": 2}
+    lab.niso("activate", idle(lab, "api", sysctls=own))
+    assert shown() == "77 4096 9999 99999 2"
+    lab.run("ip", "netns", "exec", "niso-api", "sysctl", "-w", "net.core.somaxconn=5")
+    assert "somaxconn" in lab.niso("net", "check", check=False).stdout
+    lab.niso("net", "repair")
+    assert shown() == "77 4096 9999 99999 2"
+    # undone together with the failed activation
+    bad = {"net.core.somaxconn": 8, "net.core.no_such": 1}
+    assert "no_such" in refused(lab, "activate", idle(lab, "api", sysctls=bad))
+    assert shown() == "77 4096 9999 99999 2"
+    lab.niso("activate", idle(lab, "api", sysctls=keys))
+    assert shown() == f"77 4096 9999 99999 {before.split()[-1]}"
+    lab.niso("activate", idle(lab, "api"))
+    assert shown() == before and pid_of(lab, "api") == pid
+    assert lab.run("sysctl", "net.core.somaxconn").stdout == on_host
+    lab.niso("net", "check")
+
+
+def test_service_may_use_exactly_the_devices_of_its_manifest(lab: Lab) -> None:
+    """Its user owns them. The device cgroup refuses the access that the list does not name."""
+    script = (
+        "for f in /dev/full /dev/null2; do true < $f && echo read $f; true > $f && echo write $f; done;"
+        "ls -ln /dev/null2 /dev/full; ls /dev; exec sleep 1000"
+    )
+    devices = ["/dev/zero:/dev/null2:r", "/dev/net"]
+    keys = {"isolation": {"devices": devices, "capabilities": ["MKNOD", "DAC_OVERRIDE"]}}
+    lab.niso("activate", package(lab, "api", "sh", "-c", script, **keys))
+    lab.wait_for(lambda: "zero" in lab.niso("logs", "api").stdout)
+    text = lab.niso("logs", "api").stdout
+    uid = lab.niso("exec", "api", "--", "id", "-u").stdout.strip()
+    assert "read /dev/null2" in text and re.search(rf"cr-------- +1 +{uid} .*/dev/null2", text)
+    assert "net" in text.split()
+    # uid 0 with all rights on files is stopped by the cgroup alone
+    make = "mknod /tmp/kmsg c 1 11 && head -c 1 /tmp/kmsg"
+    assert lab.niso("exec", "api", "--", "sh", "-c", make, check=False).returncode != 0
+    api = idle(lab, "api", isolation={"devices": ["/dev/nope"]})
+    assert "isolation.devices[0]: '/dev/nope' does not exist" in refused(lab, "activate", api)

@@ -300,6 +300,56 @@ def test_stop_signal_is_that_of_the_file_or_the_image(
     assert ("stop_signal" in {one.key for one in made.missing}) == gap
 
 
+@pytest.mark.parametrize(
+    ("keys", "expected", "gaps"),
+    [
+        ("ulimits: {nofile: 65536, nproc: 10}", {"limits": {"nofile": 65536, "nproc": 10}}, 0),
+        (
+            "ulimits: {nofile: {soft: 1024, hard: 4096}, memlock: {soft: -1, hard: -1}}",
+            {"limits": {"nofile": "1024:4096", "memlock": "unlimited"}},
+            0,
+        ),
+        (
+            "ulimits: {files: 1, nofile: {soft: 9, hard: 1}, core: '${C}'}",
+            {"limits": {"core": "${C}"}},
+            2,
+        ),
+        (
+            "sysctls: [net.core.somaxconn=1024, net.ipv4.tcp_rmem=1 2 3, kernel.shmmax=1]",
+            {"sysctls": {"net.core.somaxconn": 1024, "net.ipv4.tcp_rmem": "1 2 3"}},
+            1,
+        ),
+        ("sysctls: {net.ipv6.conf.all.disable_ipv6: 0}", {}, 1),
+        ("network_mode: host, sysctls: {net.core.somaxconn: 1}", {}, 1),
+        (
+            "devices: ['/dev/fuse', '/dev/kmsg:/dev/log:r', '/dev/dri:/dev/dri:rwm']",
+            {
+                "isolation": {
+                    "devices": ["/dev/fuse", "/dev/kmsg:/dev/log:r", "/dev/dri:/dev/dri:rwm"]
+                }
+            },
+            0,
+        ),
+        (
+            "devices: [{source: /dev/fuse, permissions: r}, vendor.com/gpu=all, '/srv/x:/dev/x']",
+            {"isolation": {"devices": ["/dev/fuse:r"]}},
+            2,
+        ),
+    ],
+)
+def test_ulimits_sysctls_and_devices_are_taken_over(
+    tmp_path: Path, keys: str, expected: dict[str, Any], gaps: int
+) -> None:
+    made = niso.import_compose(
+        write(tmp_path, f"services: {{a: {{image: x, command: x, read_only: true, {keys}}}}}")
+    )
+    service = tomllib.loads(made.text)["services"]["a"]
+    tables = ("limits", "sysctls", "isolation")
+    assert {table: service[table] for table in tables if table in service} == expected
+    found = [one.key for one in made.missing if one.key in ("ulimits", "sysctls", "devices")]
+    assert len(found) == gaps
+
+
 FRONT = "image: a, command: [x], healthcheck: {test: [CMD, ok]}"
 
 

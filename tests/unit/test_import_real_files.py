@@ -30,7 +30,7 @@ GAPS = {
         "prometheus": {"image", "logging", "restart"},
         "grafana": {"image", "command"},
         "node-exporter": {"image", "entrypoint", "pid", "restart", "volumes"},
-        "cadvisor": {"image", "command", "privileged", "devices", "volumes"},
+        "cadvisor": {"image", "command", "privileged", "volumes"},
     },
     "gitea": {
         "server": {"image", "command", "restart"},
@@ -50,13 +50,12 @@ GAPS = {
             "image",
             "command",
             "restart",
-            "ulimits",
             "healthcheck.timeout",
             "healthcheck.start_interval",
         },
     },
     "elk": {
-        "Elastic_Search": {"", "image", "command", "environment", "ulimits"},
+        "Elastic_Search": {"", "image", "command", "environment"},
         "setup": {"image"},
         "logstash": {"image", "entrypoint", "healthcheck"},
         "kibana": {"profiles"},
@@ -73,7 +72,7 @@ GAPS = {
         "ui": {"image", "command", "depends_on", "restart"},
     },
     "minecraft": {
-        "mc": {"image", "command", "restart", "sysctls", "environment"},
+        "mc": {"image", "command", "restart", "environment"},
         "backup": {"image", "command", "links"},
     },
 }

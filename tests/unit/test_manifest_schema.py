@@ -267,7 +267,8 @@ def test_what_a_rule_accepts_the_schema_accepts(key: Key, text: str, number: int
         value = [value] * key.schema.get("minItems", 1)
         assume(key.name != "command" or text)
     elif dict in kind:
-        value = {"in" if key.name == "bandwidth" else "a": value}
+        names = {"bandwidth": "in", "limits": "nofile", "sysctls": "net.core.somaxconn"}
+        value = {names.get(key.name, "a"): value}
     assert PROPERTIES[key.path].is_valid(value)
 
 

@@ -159,7 +159,7 @@ def test_configuration_without_a_namespace_of_ones_own_has_no_network_entry() ->
 
     def config(**changes: str) -> dict[str, object]:
         spec = SPEC._replace(**changes)  # type: ignore[arg-type]
-        return oci.config(spec, "/b/root", "/etc/niso-hosts", oci.OciHost("/c", 1024, PROFILE))
+        return oci.config(spec, "/b/root", "/etc/niso-hosts", oci.OciHost("/c", {}, PROFILE))
 
     kinds = [namespace["type"] for namespace in config()["linux"]["namespaces"]]  # type: ignore[index]
     on_host = config(netns="", hosts_folder="")

@@ -156,7 +156,7 @@ def test_form_of_a_peer_is_right(form: str) -> None:
 
 
 def test_manifest_page_has_every_key_of_the_schema() -> None:
-    page = PAGES["reference/manifest.md"]
+    page = " ".join(PAGES["reference/manifest.md"].split())
     for struct, definition in json_schema.manifest_schema()["$defs"].items():
         for name, field in definition["properties"].items():
             assert field["description"] in page.replace("\\", ""), f"{struct}.{name}"

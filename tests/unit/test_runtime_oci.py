@@ -8,17 +8,15 @@ from typing import Any
 import pytest
 from oci_specs import PROFILE, SPEC
 
-from niso.plan.specs import ProcessSpec
+from niso.manifest import process_keys
+from niso.plan.specs import UNLIMITED, ProcessSpec
 from niso.runtime import oci, on_exit, status
 
+HOST = oci.OciHost("/usr/bin/catatonit", {}, PROFILE, ["/usr"])
 
-def config(spec: ProcessSpec = SPEC) -> dict[str, Any]:
-    return oci.config(
-        spec,
-        "/bundle/root",
-        "/etc/niso-hosts",
-        oci.OciHost("/usr/bin/catatonit", 1_048_576, PROFILE, ["/usr"]),
-    )
+
+def config(spec: ProcessSpec = SPEC, machine: oci.OciHost = HOST) -> dict[str, Any]:
+    return oci.config(spec, "/bundle/root", "/etc/niso-hosts", machine)
 
 
 def test_configuration_is_plain_json_and_says_the_same_each_time() -> None:
@@ -34,19 +32,36 @@ def test_program_runs_below_catatonit_with_the_specs_user_and_environment() -> N
 
 
 def test_environment_of_the_manifest_wins() -> None:
-    found = oci.process(SPEC._replace(environment={"PATH": "/x", "HOME": "/y"}), ["a"], 100)
+    found = oci.process(SPEC._replace(environment={"PATH": "/x", "HOME": "/y"}), ["a"], HOST)
     assert [entry for entry in found["env"] if entry.startswith(("PATH=", "HOME="))] == [
         "PATH=/x",
         "HOME=/y",
     ]
 
 
-def test_limit_of_open_files_is_never_more_than_the_caller_may_grant() -> None:
-    assert oci.process(SPEC, ["a"], 500)["rlimits"][0] == {
-        "type": "RLIMIT_NOFILE",
-        "soft": 500,
-        "hard": 500,
-    }
+def test_resource_limits_are_the_defaults_the_manifests_and_never_above_those_of_the_caller() -> (
+    None
+):
+    spec = SPEC._replace(rlimits={"core": (5, UNLIMITED), "memlock": (1 << 20, 1 << 30)})
+    for machine, nofile, memlock in (
+        (HOST, (1024, 1_048_576), (1 << 20, 1 << 30)),
+        (HOST._replace(limits_max={"nofile": 500, "memlock": 7}), (500, 500), (7, 7)),
+    ):
+        limits = oci.process(spec, ["a"], machine)["rlimits"]
+        assert {entry["type"][7:].lower() for entry in limits} == set(process_keys.RLIMITS)
+        found = {entry["type"]: (entry["soft"], entry["hard"]) for entry in limits}
+        assert found["RLIMIT_NOFILE"] == nofile and found["RLIMIT_MEMLOCK"] == memlock
+        assert found["RLIMIT_CORE"] == (5, UNLIMITED)
+    assert config()["process"]["oomScoreAdj"] == 0
+    assert "oomScoreAdj" not in config(machine=HOST._replace(resets=()))["process"]
+
+
+def test_devices_are_made_and_allowed_without_the_right_to_make_others() -> None:
+    fuse = {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}
+    found = config(machine=HOST._replace(devices=[{**fuse, "access": "r"}]))["linux"]
+    assert found["devices"] == [fuse]
+    rule = {"allow": True, "type": "c", "major": 10, "minor": 229, "access": "r"}
+    assert found["resources"]["devices"][-1] == rule
 
 
 def test_namespaces_are_new_but_for_the_network_which_is_joined_by_path() -> None:

@@ -32,9 +32,9 @@ SMALLEST = (
     '{"package":{"name":"api","version":"1.0.0","rootfs":null},"binary":{"entrypoint":"bin/api","args":[],"working_dir":"/app"},'
     '"environment":{},"service":{"user":null,"restart":"on-failure","restart_delay":"1s","stop_timeout":"10s","stop_signal":"TERM","kind":"service","timeout":null,"replicas":null,"update":null,"env_file":[]},'
     '"deploy":{"surge":"all","monitor":"10s","drain":"10s","drain_signal":null,"on_failure":"rollback"},'
-    '"isolation":{"capabilities":[],"read_only":true,"restrict_suid_sgid":true,'
+    '"isolation":{"capabilities":[],"read_only":true,"restrict_suid_sgid":true,"devices":[],'
     '"resources":{"memory_max":null,"cpu_max":null,"pids_limit":2048,"shm_size":"64M","tmp_size":"256M",'
-    '"new_flows_limit":1000,"arp_limit":100,"fragments_limit":0,"new_neighbours_limit":20}},'
+    '"new_flows_limit":1000,"arp_limit":100,"fragments_limit":0,"new_neighbours_limit":20}},"limits":{},"sysctls":{},'
     '"healthcheck":null,"volumes":{},"secrets":{},"network":{"mode":"bridge","share":null,"network":"niso-default","networks":[],"ports":[],'
     '"hostname":null,"aliases":[],"ip":null,"extra_hosts":{},"dns":null,"dns_search":null,"bandwidth":{},"policy":{"allow_from":null,"deny_from":[],"log":false,"egress":{"allow":null,"deny":[]},"mode":"enforce","audit_until":null}}}'
 )
@@ -75,9 +75,9 @@ FULLEST = (
     '"binary":{"entrypoint":"bin/api","args":["--port","8080",""],"working_dir":"/srv"},"environment":{"B":"2","A":"1"},'
     '"service":{"user":"1000:1000","restart":"always","restart_delay":"200ms","stop_timeout":"2m","stop_signal":"TERM","kind":"service","timeout":null,"replicas":null,"update":null,"env_file":[]},'
     '"deploy":{"surge":"all","monitor":"10s","drain":"10s","drain_signal":null,"on_failure":"rollback"},'
-    '"isolation":{"capabilities":["NET_RAW"],"read_only":false,"restrict_suid_sgid":true,'
+    '"isolation":{"capabilities":["NET_RAW"],"read_only":false,"restrict_suid_sgid":true,"devices":[],'
     '"resources":{"memory_max":"512M","cpu_max":"200%","pids_limit":100,"shm_size":"64M","tmp_size":"128M",'
-    '"new_flows_limit":1000,"arp_limit":100,"fragments_limit":40,"new_neighbours_limit":20}},'
+    '"new_flows_limit":1000,"arp_limit":100,"fragments_limit":40,"new_neighbours_limit":20}},"limits":{},"sysctls":{},'
     '"healthcheck":{"tcp":8080,"http":null,"command":null,"interval":"5s","timeout":"2s","retries":3,"start_period":"10s","on_unhealthy":"none"},'
     '"volumes":{"tmp":{"mount":"/scratch","host":null,"mode":"rw","tmpfs":true,"size":"64M","shared":false},'
     '"conf":{"mount":"/etc/api","host":"/etc/api","mode":"ro","tmpfs":false,"size":null,"shared":false}},"secrets":{},'
@@ -92,11 +92,11 @@ STORED = (
     '"hostname":"api","aliases":[],"ports":[],'
     '"policy":{"allow_from":null,"deny_from":[],"egress_allow":null,"egress_deny":[],"log":false,"audit":null},'
     '"limits":{"new_flows":1000,"fragments":0,"arp":100,"neighbours":20},"extra_hosts":{},"dns":null,"dns_search":null,'
-    '"bandwidth":{}},'
+    '"bandwidth":{},"sysctls":{}},'
     '"process":{"rootfs":null,"entrypoint":"bin/api","args":[],"working_dir":"/app","environment":{},"user":null,"kind":"service",'
     '"restart":"on-failure","restart_delay_s":1.0,"stop_timeout_s":10.0,"timeout_s":null,"capabilities":[],"read_only":true,'
     '"restrict_suid_sgid":true,"memory_max":null,"cpu_max":null,"pids_limit":2048,"shm_size":67108864,"tmp_size":268435456,'
-    '"healthcheck":null,"volumes":[],"secrets":{},"folder":null,"apart":[],"deploy":null,"stop_signal":"TERM"},"manifest":'
+    '"healthcheck":null,"volumes":[],"secrets":{},"folder":null,"apart":[],"deploy":null,"stop_signal":"TERM","rlimits":{},"devices":[]},"manifest":'
     + SMALLEST
     + ',"front":""}'
 )
@@ -106,14 +106,14 @@ STORED_FULL = (
     '"ports":[{"port":{"host_ip":"","host_port":80,"container_port":80,"proto":"tcp","count":1},"key":"network.ports[0]"}],'
     '"policy":{"allow_from":[],"deny_from":[],"egress_allow":[{"key":"network.policy.egress.allow[0]","text":"db:5432","peer":{"kind":"service","name":"db"},"first":5432,"last":5432,"proto":""}],"egress_deny":[{"key":"network.policy.egress.deny[0]","text":"10.0.0.0/8","peer":{"kind":"prefix","name":"10.0.0.0/8"},"first":0,"last":65535,"proto":""}],"log":true,"audit":null},'
     '"limits":{"new_flows":1000,"fragments":40,"arp":100,"neighbours":20},"extra_hosts":{},"dns":null,"dns_search":null,'
-    '"bandwidth":{}},'
+    '"bandwidth":{},"sysctls":{}},'
     '"process":{"rootfs":"rootfs","entrypoint":"bin/api","args":["--port","8080",""],"working_dir":"/srv",'
     '"environment":{"B":"2","A":"1"},"user":{"name":null,"uid":1000,"gid":1000},"kind":"service","restart":"always",'
     '"restart_delay_s":0.2,"stop_timeout_s":120.0,"timeout_s":null,"capabilities":["NET_RAW"],"read_only":false,'
     '"restrict_suid_sgid":true,"memory_max":536870912,"cpu_max":200,"pids_limit":100,"shm_size":67108864,"tmp_size":134217728,'
     '"healthcheck":{"address":"","port":8080,"host":"","path":null,"interval_s":5.0,"timeout_s":2.0,"retries":3,"start_period_s":10.0,"command":[],"restarts":false,"outer":false},'
     '"volumes":[{"name":"tmp","mount":"/scratch","host":null,"tmpfs":true,"read_only":false,"size":67108864,"shared":false},{"name":"conf","mount":"/etc/api","host":"/etc/api","tmpfs":false,"read_only":true,"size":null,"shared":false}],'
-    '"secrets":{},"folder":null,"apart":[],"deploy":null,"stop_signal":"TERM"},"manifest":'
+    '"secrets":{},"folder":null,"apart":[],"deploy":null,"stop_signal":"TERM","rlimits":{},"devices":[]},"manifest":'
     + FULLEST
     + ',"front":""}'
 )
@@ -257,6 +257,7 @@ def test_queries_of_the_stored_text_find_its_fields() -> None:
     """A query with another path would find nothing, and a service that sends raw frames would not be limited."""
     spec = service_spec(
         isolation={"capabilities": ["NET_RAW"], "resources": {"new_flows_limit": 7}},
+        sysctls={"net.core.somaxconn": 4096},
         healthcheck={"tcp": 80},
         network={"networks": ["one"], "bandwidth": {"in": "8M"}},
     )
@@ -271,6 +272,7 @@ def test_queries_of_the_stored_text_find_its_fields() -> None:
         assert store.checked_services() == ["api"]
         api, db = store.snapshot(ALL).services
         assert (api.raw, db.raw) == (True, False)
+        assert (api.sysctls, db.sysctls) == ((("net.core.somaxconn", "4096"),), ())
         assert api.limits == spec.network.limits and api.limits != db.limits
         assert api.bandwidth == (spec.network.bandwidth["in"], 0) != db.bandwidth
         text = service_rows.encode_service(spec)

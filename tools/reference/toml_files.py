@@ -101,6 +101,8 @@ _TABLES = (
     "environment",
     "service",
     "isolation",
+    "limits",
+    "sysctls",
     "deploy",
     "healthcheck",
     "volumes",
@@ -214,7 +216,8 @@ def _table(
     if "$ref" not in field:
         value = field["additionalProperties"]
         if "$ref" not in value:
-            yield Text("Each key is a name, each value a string.")
+            values = "a string or an integer" if "anyOf" in value else "a string"
+            yield Text(f"Each key is a name, each value {values}.")
             return
         yield Text("Each is `NAME = { ... }`:")
         field = value

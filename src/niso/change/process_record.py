@@ -149,6 +149,8 @@ def _spec(
         dns_search=wanted.network.dns_search,
         secrets=tuple(Secret(name, path) for name, path in program.secrets.items()),
         stop_signal=program.stop_signal,
+        rlimits=program.rlimits,
+        devices=program.devices,
     )
 
 

@@ -239,6 +239,14 @@ def _check_files(target: Target, files: PackageFiles) -> None:
             reason = "does not exist" if failed.errno == errno.ENOENT else failed.strerror
             invalid = InvalidInput(f"{path!r} {reason}", None, f"secrets.{name}.file")
             errors.append(_in_manifest(target, invalid))
+    for index, device in enumerate(program.devices):
+        try:
+            sources.find_device(device)
+        except OSError as failed:
+            reason = "does not exist" if failed.errno == errno.ENOENT else failed.strerror
+            hint, key = "ls -l /dev lists the devices of this host", f"isolation.devices[{index}]"
+            invalid = InvalidInput(f"{device.host!r} {reason}", hint, key)
+            errors.append(_in_manifest(target, invalid))
     errors += misplaced(target, rootfs, files.volumes)
     for call in checks:
         try:

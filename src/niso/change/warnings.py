@@ -15,10 +15,10 @@ from niso.kernel import host_facts, netns
 from niso.look import exposure, host_ports, outside_names
 from niso.look.session import Session
 from niso.manifest import process_keys
-from niso.plan.specs import MountedVolume, ProcessSpec
+from niso.plan.specs import UNLIMITED, MountedVolume, ProcessSpec
 from niso.plan.verdict import PolicyContext
 from niso.reconcile import host_settings
-from niso.runtime import cgroups, oci, sources, units, volumes
+from niso.runtime import cgroups, launch, oci, sources, units, volumes
 from niso.runtime.machine import Machine
 from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
@@ -107,6 +107,13 @@ def warn_of_limits(session: Session, store: Store, names: list[str]) -> None:
     """Warn about resource limits of services that this machine cannot enforce."""
     for name in names:
         row = store.service(name)
+        for limit, (_, hard) in row.require_process().rlimits.items() if row is not None else ():
+            most = launch.limits_max().get(limit, UNLIMITED)
+            if hard > most:
+                session.caution(
+                    f"{name}: limits.{limit} is {most}: this machine allows no more",
+                    ("see fs.nr_open, and the limits of the shell (ulimit -H)",),
+                )
         limits = cgroups.limits(row.require_process()) if row is not None else {}
         # the default, which was not requested
         if limits.get("pids") == {"limit": process_keys.PIDS}:
@@ -141,6 +148,7 @@ def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
         process = row.require_process()
         if process.capabilities:
             _warn_of_capabilities(session, store, row, process)
+        _warn_of_devices(session, process)
         shared = [volume for volume in process.volumes if sources.is_shared(volume)]
         for volume in shared:
             _warn_of_others(session, name, volume)
@@ -181,6 +189,28 @@ def _warn_of_capabilities(
         if capability in means:
             text = f"{row.name}: isolation.capabilities: {capability} affects the whole machine"
             session.caution(f"{text}: {means[capability]}")
+
+
+_MEMORY = ((1, 1), (1, 2), (1, 4))
+"""Numbers of /dev/mem, /dev/kmem and /dev/port (Linux' devices.txt)."""
+
+
+def _warn_of_devices(session: Session, process: ProcessSpec) -> None:
+    """Warn about devices with which a service can read or change the whole machine."""
+    for device in process.devices:
+        try:
+            found = sources.find_device(device).values()
+        except OSError:  # removed since the start
+            continue
+        effect = ""
+        if any(one["type"] == "b" for one in found):
+            effect = "every file on the block device, past all permissions"
+        elif any((one["major"], one["minor"]) in _MEMORY for one in found):
+            effect = "the machine's memory"
+        if effect:
+            verb = {"r": "read", "w": "change"}.get(device.access, "read and change")
+            text = f"{process.service}: isolation.devices: {device.host} affects the whole machine"
+            session.caution(f"{text}: the service can {verb} {effect}")
 
 
 def _warn_of_others(session: Session, name: str, volume: MountedVolume) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from signal import Signals
 
 from niso.base.errors import InvalidInput
@@ -81,6 +82,7 @@ class ComposeService:
             self._gap(key, what)
         self._secrets()
         self._network()
+        self._kernel()
         self._instances()
         for key in beyond(keys, HANDLED):
             if not key.startswith("x-") and keys[key] not in (None, False, [], {}):
@@ -291,6 +293,41 @@ class ComposeService:
         elif pids is not None:
             self._gap("pids_limit", f"{pids!r} is not a limit of niso: the default applies")
         self._put("isolation", "resources", table)
+
+    def _kernel(self) -> None:
+        """Convert ulimits, sysctls and devices."""
+        limits: dict[str, Any] = {}
+        for name, given in _mapping(self._keys.get("ulimits")).items():
+            both = [given.get("soft"), given.get("hard")] if isinstance(given, dict) else [given]
+            words = ["unlimited" if scalar(one) == "-1" else scalar(one) for one in both]
+            text = ":".join(dict.fromkeys(words))
+            if self._valid("ulimits", name, process_keys.rlimit_name) and self._valid(
+                "ulimits", text, partial(_limit, f"limits.{name}")
+            ):
+                limits[name] = int(text) if text.isdigit() else text
+        self.tables["limits"] = limits
+        settings: dict[str, Any] = {}
+        is_own = self.tables.get("network", {}).get("mode") not in ("host", "share")
+        for name, value in pairs(self._keys.get("sysctls")).items():
+            text = value or ""
+            if not is_own:
+                self._gap("sysctls", f"{name}: its network namespace is not the service's own")
+            elif self._valid("sysctls", name, process_keys.sysctl_name) and self._valid(
+                "sysctls", text, process_keys.sysctl
+            ):
+                settings[name] = int(text) if text.isdigit() else text
+        self.tables["sysctls"] = settings
+        devices = []
+        for item in items(self._keys.get("devices")):
+            parts = (
+                [item.get(key) for key in ("source", "target", "permissions")]
+                if isinstance(item, dict)
+                else [item]
+            )
+            text = ":".join(scalar(part) for part in parts if part)
+            if self._valid("devices", text, process_keys.device):
+                devices.append(text)
+        self._put("isolation", "devices", devices)
 
     def _healthcheck(self) -> None:
         check = self._keys.get("healthcheck")
@@ -603,6 +640,11 @@ def no_instances(keys: Mapping[str, Any]) -> str:
     return "scale" if replicas is None and scalar(keys.get("scale")) == "0" else ""
 
 
+def _limit(key: str, text: str, _: str) -> tuple[int, int]:
+    """Parse a limit by the rule of its name in ``key``, whose units may be bytes."""
+    return process_keys.rlimit(text, key)
+
+
 def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
@@ -617,7 +659,7 @@ HANDLED = frozenset(
         *("stop_grace_period", "user", "cap_add", "cap_drop", "read_only", "tmpfs", "volumes"),
         *("mem_limit", "cpus", "pids_limit", "shm_size", "deploy", "init", "security_opt"),
         *("profiles", "stdin_open", "tty", "attach", "annotations", "labels", "pull_policy"),
-        *("stop_signal", "scale"),
+        *("stop_signal", "scale", "ulimits", "sysctls", "devices"),
     )
 )
 OF_NETWORKS = {"aliases", "ipv4_address", "ipv6_address", "priority", "gw_priority"}
@@ -648,17 +690,17 @@ SHAPES: dict[str, tuple[type, ...]] = {
     "tmpfs": (str, list),
     "volumes": (list,),
     "security_opt": (str, list),
+    "ulimits": (dict,),
+    "sysctls": (list, dict),
+    "devices": (list,),
     "deploy": (dict,),
 }
 """The types that niso accepts for each key. A value of any other type is reported."""
 ELSEWHERE = {
     "logging": "niso keeps the output itself: niso logs",
-    "ulimits": "[isolation.resources] limits the service as a whole, and no single process",
     "privileged": "list the capabilities that it needs in isolation.capabilities",
-    "devices": "a service has no devices but null, zero, random, tty",
     "configs": "mount the file as a volume, read-only",
     "links": "the name of the service works; add its alias to that service's network.aliases",
     "external_links": "the services must share a network",
-    "sysctls": "niso sets what it needs; others cannot be set",
     "extends": "copy the keys of the other service",
 }

@@ -176,6 +176,11 @@ _RESOURCES_PIDS_LIMIT = _number(
     f"{process_keys.MIN_PIDS}, for PID 1 and the program, to {process_keys.MAX_PIDS}",
     "4096",
 )
+_LIMIT = _pattern(process_keys.rlimit, process_keys.RLIMIT)
+_LIMIT_NAME = Rule(process_keys.rlimit_name, {"enum": [*process_keys.RLIMITS]})
+_SYSCTL = _pattern(process_keys.sysctl, process_keys.SYSCTL_VALUE)
+_SYSCTL_NAME = _pattern(process_keys.sysctl_name, process_keys.SYSCTL)
+_DEVICE = _pattern(process_keys.device, process_keys.DEVICE)
 _HEALTHCHECK_TCP = _number(1, 65535, "1 to 65535", "8080", "is not a valid port")
 _HEALTHCHECK_HTTP = _pattern(
     process_keys.url,
@@ -325,6 +330,10 @@ KEYS = (
         "Whether the service cannot make setuid and setgid files, and cannot set these bits of "
         "folders (RestrictSUIDSGID of systemd)."
     ),
+    Key("isolation.devices", tuple[str, ...], (), _DEVICE, "devices").described(
+        "Devices of the host that the service may use: HOST[:PATH][:r|w|rw], below /dev. A folder "
+        "stands for the devices in it. The service's user owns them inside the service."
+    ),
     Key("isolation.resources", "Resources", {}).described(
         "Resource limits, enforced as far as the host's cgroups can."
     ),
@@ -370,6 +379,15 @@ KEYS = (
         "Addresses a second on the host's own links that the host asks for because of the service, "
         "of each family; 5 s of them at once. 0: no limit. Those asked for in the last 10 s do not "
         "count."
+    ),
+    Key("limits", dict[str, int | str], {}, _LIMIT, "rlimits", names=_LIMIT_NAME).described(
+        "Limits of each process, by the names of setrlimit(2): nofile = 65536, core = "
+        '"unlimited", memlock = "64M", nproc = "1000:2000" (soft and hard limit). The others have '
+        "the defaults, whoever starts the service: nofile 1024:1048576, core 0, memlock 8M."
+    ),
+    Key("sysctls", dict[str, int | str], {}, _SYSCTL, "sysctls", names=_SYSCTL_NAME).described(
+        "Sysctls of the service's own network namespace, with their names in quotes: "
+        '"net.core.somaxconn" = 4096. Only in the modes bridge and none.'
     ),
     Key("healthcheck", "Healthcheck", None).described(
         "Health probe inside the service: tcp, http or command."

@@ -1,4 +1,4 @@
-"""Parse [healthcheck], [isolation.resources] (memory limit, CPU), [secrets] and [volumes].
+"""Parse [healthcheck], [isolation], [limits], [sysctls], [secrets] and [volumes].
 
 A health check is a connection from inside the service's network namespace, only to the service
 itself: to its loopback or to its own addresses. Or it is a command that runs inside the service.
@@ -17,7 +17,7 @@ from niso.base.text import shown
 from niso.manifest import values
 from niso.manifest.values import join
 from niso.plan.records import SENDS_RAW, PortMapping
-from niso.plan.specs import taken
+from niso.plan.specs import NOT_DEVICES, UNLIMITED, Device, taken
 
 if TYPE_CHECKING:
     from typing import Any
@@ -307,6 +307,112 @@ def fragments_default(capabilities: Collection[str]) -> int:
     It is 0, no limit, if none of them lets the service send raw packets.
     """
     return 0 if SENDS_RAW.isdisjoint(capabilities) else FRAGMENTS
+
+
+# --- [limits], [sysctls] and isolation.devices ----------------------------------------------------
+
+
+_BYTES = frozenset(("as", "core", "data", "fsize", "memlock", "msgqueue", "rss", "stack"))
+RLIMITS = (*sorted(_BYTES), "cpu", "locks", "nice", "nofile", "nproc", "rtprio", "rttime")
+RLIMITS += ("sigpending",)
+"""The names of setrlimit(2) in lower case, without RLIMIT_: first those in bytes."""
+RLIMIT = r"^(?:unlimited|[0-9]{1,18}[KMG]?)(?::(?:unlimited|[0-9]{1,18}[KMG]?))?$"
+"""The pattern of a limit that is written as text."""
+DEVICE = r"^/dev/[^:\u0000-\u001f]+(?::/dev/[^:\u0000-\u001f]+)?(?::(?:r|w|rw))?$"
+SYSCTL = r"^net[./][a-z0-9_]+(?:[./][A-Za-z0-9_-]+)+$"
+SYSCTL_VALUE = r"^[A-Za-z0-9_-]+(?:[ \t]+[A-Za-z0-9_-]+)*$"
+_NISO_SETS = ("accept_ra", "addr_gen_mode", "disable_ipv6", "promote_secondaries", "mcast_solicit")
+
+
+def rlimit_name(text: str, key: str) -> str:
+    """Return ``text`` if it is the name of a resource limit. Raises InvalidInput."""
+    reason = None if text in RLIMITS else "is an unknown limit"
+    return values.require(text, key, reason, ", ".join(sorted(RLIMITS)))
+
+
+def rlimit(value: int | str, key: str) -> tuple[int, int]:
+    """Parse a limit such as 65536, ``1024:65536``, ``64M`` or ``unlimited`` to (soft, hard).
+
+    One number is both. The numbers have the units of setrlimit(2). Raises InvalidInput.
+    """
+    in_bytes = key.rpartition(".")[2] in _BYTES
+    right = "a number, unlimited, or SOFT:HARD" + (", also with K, M or G" if in_bytes else "")
+    example = '"64M"' if in_bytes else '"1024:65536"'
+    parts = [_rlimit(part, in_bytes) for part in str(value).split(":")]
+    soft, hard = parts[0], parts[-1]
+    if soft is None or hard is None or len(parts) > 2:
+        raise values.wrong(key, value, "is not a valid limit", right, example)
+    if soft > hard:
+        reason = "has a soft limit above the hard limit"
+        raise values.wrong(key, value, reason, "SOFT:HARD", example)
+    return soft, hard
+
+
+def _rlimit(text: str, in_bytes: bool) -> int | None:
+    if text == "unlimited":
+        return UNLIMITED
+    unit = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 1) if in_bytes else 1
+    digits = text[:-1] if unit > 1 else text
+    number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 18 else None
+    return None if number is None or number * unit > MAX_SIZE else number * unit
+
+
+def sysctl_name(text: str, key: str) -> str:
+    """Return ``text`` if it is a sysctl that a service may set in its network namespace.
+
+    Parts are separated by dots or slashes. niso's own settings of interfaces are refused, because
+    names, addresses and policies depend on them. Raises InvalidInput.
+    """
+    import re
+
+    name = text.replace(".", "/")
+    reason, right = None, "a sysctl below net, such as net.core.somaxconn"
+    if text == "net":
+        reason, right = "is no name", 'a name in quotes: "net.core.somaxconn" = 4096'
+    elif not text.startswith(("net.", "net/")):
+        reason = "is not a sysctl of the service's network namespace"
+    elif not re.fullmatch(SYSCTL, text, re.ASCII):
+        reason = "is not a valid name"
+    elif name.rpartition("/")[2] in _NISO_SETS:
+        reason, right = "is set by niso itself", "remove it"
+    return values.require(text, key, reason, right)
+
+
+def sysctl(value: int | str, key: str) -> str:
+    """Return the value of a sysctl as the kernel shows it: words separated by a tab."""
+    import re
+
+    text = str(value)
+    reason = None if re.fullmatch(SYSCTL_VALUE, text, re.ASCII) else "is not a valid value"
+    if any(re.fullmatch(r"-?0[xX]?[0-9A-Fa-f]+", word) for word in text.split()):
+        reason = "has a number that is not decimal"
+    values.require(text, key, reason, "decimal numbers or words, separated by spaces", '"4096"')
+    return "\t".join(text.split())
+
+
+def device(text: str, key: str) -> Device:
+    """Parse a device ``HOST[:PATH][:ACCESS]``, as Docker writes it. Raises InvalidInput.
+
+    Both paths are below /dev. ACCESS is r, w or rw; the m of Docker's default rwm, which lets a
+    container create the device node itself, is ignored.
+    """
+    right, example = "HOST[:PATH][:r|w|rw] with paths below /dev", '"/dev/fuse"'
+    paths = text.split(":")
+    access = "rw"
+    if len(paths) > 1 and not paths[-1].startswith("/"):
+        access = paths.pop().replace("m", "")
+    reason = None
+    if len(paths) > 2 or access not in ("r", "w", "rw"):
+        reason = "is not a valid device"
+    for path in paths if reason is None else ():
+        if not path.startswith("/dev/") or not path.isprintable():
+            reason = f"{shown(path)} is not below /dev"
+        elif not {"", ".", ".."}.isdisjoint(path.split("/")[1:]):
+            reason = f"{shown(path)} contains an empty part, . or .."
+    if reason is None and f"{paths[-1]}/".startswith(NOT_DEVICES):
+        reason = f"{shown(paths[-1])} is the service's own"
+    values.require(text, key, reason, right, example)
+    return Device(paths[0], paths[-1], access)
 
 
 # --- [secrets] ------------------------------------------------------------------------------------

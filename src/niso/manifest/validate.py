@@ -236,6 +236,11 @@ def rules(data: dict[str, Any], folder: str, parsed: dict[str, Any]) -> list[Inv
     errors += process_keys.deploy_problems(data, parsed)
     errors += _modes(network, package.get("name"))
     errors += _networks(network)
+    mode = network.get("mode")
+    if mode in ("host", "share") and _table(data, "sysctls"):
+        reason = f"is not allowed: {_WHY[mode]}"
+        hint, right = "remove [sysctls]", 'mode = "bridge" or "none"'
+        errors.append(InvalidInput(reason, hint, "sysctls", right=right))
     audit = _table(data, "network.policy")
     if "audit_until" in audit and audit.get("mode", "enforce") == "enforce":
         reason, right = "is not allowed: the policy is enforced", 'set mode = "audit", or remove it'

@@ -160,8 +160,12 @@ def _service(
         yield NetnsName(netns, *service.outside)
     else:
         yield Netns(netns, alias)
-        yield Sysctl(netns, "net/ipv4/ip_unprivileged_port_start", "0")
-        yield Sysctl(netns, "net/ipv4/ping_group_range", "0\t2147483647")
+        own_sysctls = {
+            "net/ipv4/ip_unprivileged_port_start": "0",
+            "net/ipv4/ping_group_range": "0\t2147483647",
+            **{name.replace(".", "/"): value for name, value in service.sysctls},
+        }
+        yield from (Sysctl(netns, *pair) for pair in own_sysctls.items())
         # a new address is added before the old one is deleted, and must not be deleted with it
         # (ip-sysctl.rst)
         yield Sysctl(netns, "net/ipv4/conf/all/promote_secondaries", "1")

@@ -288,6 +288,7 @@ class PlannedService(NamedTuple):
     mode: str = "bridge"
     limits: Limits = LIMITS
     bandwidth: tuple[int, int] = (0, 0)  # bytes per second in and out, on each network; 0: no limit
+    sysctls: tuple[tuple[str, str], ...] = ()  # names with dots and values, of its manifest
     extra_hosts: tuple[tuple[str, str], ...] = ()  # name and address, or HOST_GATEWAY
     outside: tuple[str, int] | None = None  # path and cookie of a foreign namespace
     raw: bool = False  # whether it, or a service in its namespace, may have `SENDS_RAW`

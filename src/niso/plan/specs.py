@@ -51,6 +51,14 @@ class Volume(NamedTuple):
     shared: bool = False  # several instances of the service may write to it
 
 
+class Device(NamedTuple):
+    """A device of the host that a service may use, or a folder with such devices."""
+
+    host: str  # path on the host, below /dev
+    inside: str  # path in the service, below /dev
+    access: str  # r, w or rw
+
+
 class DeploySpec(NamedTuple):
     """The settings by which a service with a service address runs and replaces its instances."""
 
@@ -80,6 +88,7 @@ class NetworkSpec(NamedTuple):
     dns: tuple[str, ...] | None = None  # None: the host's name servers
     dns_search: tuple[str, ...] | None = None  # None: the host's search domains
     bandwidth: Mapping[str, int] = {}  # "in" and "out", bytes per second; missing: no limit
+    sysctls: Mapping[str, str] = {}  # name with dots to value, in the service's own namespace
 
     def statics(self, network: str) -> tuple[str, ...]:
         """Return the static addresses on a network, at most one of each family."""
@@ -120,6 +129,9 @@ class ProgramSpec(NamedTuple):
     apart: tuple[str, ...] = ()
     deploy: DeploySpec | None = None  # how its instances run; None without a service address
     stop_signal: str = "TERM"  # without SIG
+    # name of setrlimit(2) in lower case, without RLIMIT_, to soft and hard limit
+    rlimits: Mapping[str, tuple[int, ...]] = {}
+    devices: tuple[Device, ...] = ()
 
 
 class ServiceSpec(NamedTuple):
@@ -252,7 +264,15 @@ class ProcessSpec(NamedTuple):
     dns_search: tuple[str, ...] | None = None  # its search domains; None: the host's
     secrets: tuple[Secret, ...] = ()
     stop_signal: str = "TERM"  # the signal that asks the process to exit, without SIG
+    rlimits: Mapping[str, tuple[int, ...]] = {}  # as in ProgramSpec: those that are not the default
+    devices: tuple[Device, ...] = ()
 
+
+UNLIMITED = (1 << 64) - 1
+"""The value of a resource limit that is no limit: RLIM_INFINITY (sys/resource.h)."""
+
+NOT_DEVICES = tuple(f"/dev/{name}/" for name in ("pts", "shm", "mqueue", "fd", "niso-init"))
+"""Paths at which no device can be, because niso mounts something else there."""
 
 TAKEN = ("/proc", "/sys", "/dev", "/app", "/etc/niso-hosts")
 """Paths that niso mounts itself: they and paths below them cannot be a volume's mount point."""

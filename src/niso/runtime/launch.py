@@ -56,8 +56,10 @@ LOG_SIZE_MAX = 64 << 20
 
 _FORK_TIMEOUT_S = 60.0
 """Seconds that conmon may take to fork after it is told to create. Normally it takes 1 ms."""
-_CAP_SYS_RESOURCE = 24
-"""Number of the capability in linux/capability.h."""
+_CAP_SYS_NICE, _CAP_SYS_RESOURCE = 23, 24
+"""Numbers of the capabilities in linux/capability.h."""
+_RLIMIT_LOCKS = 10
+"""RLIMIT_LOCKS (asm-generic/resource.h), which Python does not define."""
 
 _LIMITS = "AS CPU DATA FSIZE MEMLOCK MSGQUEUE NPROC RSS RTTIME SIGPENDING STACK"
 """Names of the resource limits RLIMIT_* (setrlimit(2)) that conmon gets."""
@@ -69,19 +71,39 @@ _FOLDERS = (
 _PROFILE = os.path.join(os.path.dirname(__file__), "seccomp.json")
 
 
-def nofile_max() -> int:
-    """Return the largest limit of open files that this process may set.
+def limits_max() -> dict[str, int]:
+    """Return the largest resource limits that this process may set; those left out are free.
 
-    Without the capability CAP_SYS_RESOURCE, root cannot exceed its own hard limit (setrlimit(2)).
+    Without the capability CAP_SYS_RESOURCE, root cannot exceed its own hard limits (setrlimit(2)).
     """
+    with open("/proc/sys/fs/nr_open", encoding="ascii") as file:
+        most = {"nofile": int(file.read())}
+    for name in () if _may(_CAP_SYS_RESOURCE) else oci.RLIMITS:
+        hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}", _RLIMIT_LOCKS))[1]
+        if hard != resource.RLIM_INFINITY:
+            most[name] = min(hard, most.get(name, hard))
+    return most
+
+
+def resets() -> list[str]:
+    """Return which of its nice value ("nice") and OOM score ("oom") this process may set to 0."""
+    can = []
+    if _may(_CAP_SYS_NICE) or os.getpriority(os.PRIO_PROCESS, 0) == 0:
+        can.append("nice")
+    with open("/proc/self/oom_score_adj", encoding="ascii") as file:
+        # without the capability, it depends on who set the score
+        if _may(_CAP_SYS_RESOURCE) or int(file.read()) == 0:
+            can.append("oom")
+    return can
+
+
+def _may(capability: int) -> bool:
+    """Return whether this process has a capability of the machine, not of a user namespace."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
         effective = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
-    with open("/proc/sys/fs/nr_open", encoding="ascii") as file:
-        most = int(file.read())
-    if effective & (1 << _CAP_SYS_RESOURCE):
-        return most
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    return most if hard == resource.RLIM_INFINITY else min(most, hard)
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        is_machine = file.read().split() == ["0", "0", str(2**32 - 1)]
+    return is_machine and bool(effective & (1 << capability))
 
 
 class Launch:
@@ -183,7 +205,9 @@ def write_bundle(spec: ProcessSpec, bundle: str, under: root.Skeleton | None) ->
             os.close(os.open(f"{shared}/{volume.name}", flags, 0o600))
     machine = oci.OciHost(
         init=os.path.join(bundle, INIT, os.path.basename(init())),
-        nofile_max=root.once(nofile_max),
+        limits_max=root.once(limits_max),
+        resets=root.once(resets),
+        devices=sources.devices(spec),
         seccomp=_profile(),
         host=f"{bundle}/{HOST}",
         secrets=f"{bundle}/{SECRETS}" if spec.secrets else "",

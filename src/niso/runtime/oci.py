@@ -6,10 +6,10 @@ runtime-spec 1.0.2, config.md). `niso.runtime.cgroups` computes its resource lim
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.plan.specs import ProcessSpec
+from niso.plan.specs import UNLIMITED, ProcessSpec
 from niso.runtime import cgroups
 from niso.runtime.crun import APP, INIT, cgroup_of, path_env
 from niso.runtime.root import TMPFS
@@ -52,10 +52,23 @@ The reason is IFLA_TARGET_NETNSID (linux/if_link.h).
 SHELL_TERM = "xterm"
 """Value of TERM for a command on a terminal, if the caller's is unset."""
 
-NOFILE_SOFT, NOFILE_HARD = 65_536, 1_048_576
-"""Soft and hard limit of open files.
+_ANY = (UNLIMITED, UNLIMITED)
+RLIMITS = {
+    **dict.fromkeys(("as", "cpu", "data", "fsize", "locks", "nproc", "rss", "rttime"), _ANY),
+    "core": (0, 0),
+    "memlock": (8 << 20, 8 << 20),
+    "msgqueue": (819_200, 819_200),
+    "nice": (0, 0),
+    # the soft limit is safe for select(2), which cannot use descriptors above 1023
+    "nofile": (1024, 1_048_576),
+    "rtprio": (0, 0),
+    "sigpending": (65_536, 65_536),
+    "stack": (8 << 20, UNLIMITED),
+}
+"""The soft and hard resource limits (setrlimit(2)) of a service whose manifest does not set them.
 
-They are enough for any service, and few enough for a program that closes all possible descriptors.
+They are those of a systemd unit, apart from core, and from nproc, which counts all processes of a
+uid: isolation.resources.pids_limit counts those of the service.
 """
 
 # As in Podman (pkg/specgen/generate/config_linux.go): files that reveal properties of the machine,
@@ -66,6 +79,7 @@ _MASKED = """
 /sys/fs/selinux
 """
 _READ_ONLY = "/proc/asound /proc/bus /proc/fs /proc/irq /proc/sys /proc/sysrq-trigger"
+_RULE = ("type", "major", "minor", "access")
 _DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2))
 """Device numbers of null, zero, full, random, urandom, tty and ptmx (Linux' devices.txt)."""
 
@@ -75,8 +89,8 @@ class OciHost(NamedTuple):
 
     init: str
     """The path of catatonit in the mount namespace in which crun creates the container."""
-    nofile_max: int
-    """The largest limit of open files that the caller may set."""
+    limits_max: Mapping[str, int]
+    """The largest resource limits that the caller may set, by their names; others are free."""
     seccomp: dict[str, Any]
     """The seccomp profile of all services (seccomp.json)."""
     folders: Sequence[str] = ()
@@ -89,10 +103,17 @@ class OciHost(NamedTuple):
     """
     secrets: str = ""
     """A folder that contains the secrets while the container is created; "" without secrets."""
+    devices: Sequence[dict[str, Any]] = ()
+    """The devices of the service (config-linux.md, Devices), each also with its ``access``."""
+    resets: Collection[str] = ("nice", "oom")
+    """Which of these values of itself, which crun would inherit, the caller may reset."""
 
 
-def process(spec: ProcessSpec, args: list[str], nofile_max: int) -> dict[str, Any]:
-    """Return the process object (config.md, Process) that runs ``args`` as the service does."""
+def process(spec: ProcessSpec, args: list[str], machine: OciHost) -> dict[str, Any]:
+    """Return the process object (config.md, Process) that runs ``args`` as the service does.
+
+    `niso exec` and health checks use it too, so they do not inherit the limits of a shell either.
+    """
     environment = {
         "PATH": path_env(spec.environment),
         "HOME": spec.home,
@@ -102,7 +123,14 @@ def process(spec: ProcessSpec, args: list[str], nofile_max: int) -> dict[str, An
     environment.update(spec.environment)
     capabilities = [f"CAP_{name}" for name in spec.capabilities]
     sets = ("bounding", "effective", "inheritable", "permitted", "ambient")
-    soft, hard = min(NOFILE_SOFT, nofile_max), min(NOFILE_HARD, nofile_max)
+    most = machine.limits_max
+    limits = {
+        name: [min(number, most.get(name, UNLIMITED)) for number in both]
+        for name, both in (RLIMITS | dict(spec.rlimits)).items()
+    }
+    reset: dict[str, Any] = {"oomScoreAdj": 0} if "oom" in machine.resets else {}
+    if "nice" in machine.resets:
+        reset["scheduler"] = {"policy": "SCHED_OTHER", "nice": 0}
     user = {"uid": spec.uid, "gid": spec.gid, "umask": 0o022}
     return {
         "terminal": False,
@@ -112,10 +140,11 @@ def process(spec: ProcessSpec, args: list[str], nofile_max: int) -> dict[str, An
         "cwd": spec.working_dir,
         "capabilities": {name: capabilities for name in sets},
         "rlimits": [
-            {"type": "RLIMIT_NOFILE", "soft": soft, "hard": hard},
-            {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
+            {"type": f"RLIMIT_{name.upper()}", "soft": soft, "hard": hard}
+            for name, (soft, hard) in sorted(limits.items())
         ],
         "noNewPrivileges": True,
+        **reset,
     }
 
 
@@ -136,7 +165,7 @@ def config(
     switches = ["restrict_suid_sgid"] if spec.restrict_suid_sgid else []
     return {
         "ociVersion": "1.0.2",
-        "process": process(spec, [INIT, "--", *spec.argv], machine.nofile_max),
+        "process": process(spec, [INIT, "--", *spec.argv], machine),
         "root": {"path": root, "readonly": spec.read_only},
         "hostname": spec.hostname,
         "mounts": [*_mounts(spec, hosts_at, machine), *volumes],
@@ -149,11 +178,19 @@ def config(
                 *([{"type": "network", "path": spec.netns}] if spec.netns else []),
             ],
             "cgroupsPath": cgroup_of(spec),
+            "devices": [
+                {key: value for key, value in one.items() if key != "access"}
+                for one in machine.devices
+            ],
             "resources": {
                 "devices": [
                     {"allow": False, "access": "rwm"},
                     *({**device, "major": major, "minor": minor} for major, minor in _DEVICES),
                     {**device, "major": 136},
+                    *(
+                        {"allow": True, **{key: one[key] for key in _RULE}}
+                        for one in machine.devices
+                    ),
                 ],
                 **{name: value for name, value in limits if name in machine.controllers},
             },

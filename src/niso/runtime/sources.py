@@ -21,12 +21,14 @@ from hashlib import sha256
 from niso.base import files, paths
 from niso.base.errors import Error, ProcessError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.plan.specs import Identity, MountedVolume, ProcessSpec, Secret
+from niso.plan.specs import NOT_DEVICES, Device, Identity, MountedVolume, ProcessSpec, Secret
 from niso.runtime import root, status
 from niso.runtime.crun import APP, load
 from niso.runtime.root import HOSTS, LOWER
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from niso.kernel.kinds.kind import Finding
 
 # --- recorded and opened files --------------------------------------------------------------------
@@ -90,6 +92,47 @@ def _recorded_secret(secret: Secret) -> Secret:
         return secret._replace(source=source, salt=salt, digest=digest)
     finally:
         os.close(fd)
+
+
+def devices(spec: ProcessSpec) -> list[dict[str, Any]]:
+    """Return the devices of a service (OCI runtime-spec, config-linux.md), each with its access.
+
+    The service's user owns them. Raises ProcessError if the host lacks one of them.
+    """
+    found = {}
+    for index, device in enumerate(spec.devices):
+        mode = 0o400 * ("r" in device.access) + 0o200 * ("w" in device.access)
+        own = {"fileMode": mode, "uid": spec.uid, "gid": spec.gid, "access": device.access}
+        try:
+            found.update({inside: {**one, **own} for inside, one in find_device(device).items()})
+        except OSError as error:
+            reason = f"isolation.devices[{index}]: {device.host}: {error.strerror}"
+            raise ProcessError(reason, "ls -l /dev", service=spec.service) from error
+    return list(found.values())
+
+
+def find_device(device: Device) -> dict[str, dict[str, Any]]:
+    """Return what a device of a manifest stands for: type and numbers by the path in the service.
+
+    A folder of the host stands for the devices in it and below it. Raises OSError if the host has
+    no such device, or if it is not below /dev, where only root can create files.
+    """
+    top = os.path.realpath(device.host)
+    found: dict[str, dict[str, Any]] = {}
+    paths = [top]
+    if os.path.isdir(top):
+        walk = os.walk(top)
+        paths = sorted(os.path.join(where, name) for where, _, names in walk for name in names)
+    for path in paths:
+        now = os.stat(path, follow_symlinks=False)
+        kind = {stat.S_IFCHR: "c", stat.S_IFBLK: "b"}.get(stat.S_IFMT(now.st_mode))
+        if kind is not None and path.startswith("/dev/") and not path.startswith(NOT_DEVICES):
+            inside = device.inside + path.removeprefix(top)
+            numbers = {"major": os.major(now.st_rdev), "minor": os.minor(now.st_rdev)}
+            found[inside] = {"path": inside, "type": kind, **numbers}
+    if not found:
+        raise OSError(errno.ENODEV, "is no device", top)
+    return found
 
 
 def read_secret(secret: Secret) -> bytes:

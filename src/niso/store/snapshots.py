@@ -205,7 +205,8 @@ class SnapshotRows(PortRows, PolicyRows):
         for name in names:
             row = self._run(
                 f"SELECT generation, mode, {_recorded('network.limits')},"
-                f" {_recorded('network.bandwidth')}, {_recorded('process.capabilities')}"
+                f" {_recorded('network.bandwidth')}, {_recorded('process.capabilities')},"
+                f" {_recorded('network.sysctls')}"
                 " FROM service WHERE name=? AND active=1",
                 name,
             ).fetchone()
@@ -235,6 +236,7 @@ class SnapshotRows(PortRows, PolicyRows):
                 mode=row[1],
                 limits=records.ATTACHED_LIMITS if row[1] == "attached" else _limits(row[2]),
                 bandwidth=_bandwidth(row[3]),
+                sysctls=_sysctls(row[5]),
                 extra_hosts=self._hosts(name, endpoints) if any_named else self.extra_hosts(name),
                 outside=outside,
                 raw=row[1] == "attached"
@@ -377,6 +379,15 @@ def _is_raw(text: object) -> bool:
         return not records.SENDS_RAW.isdisjoint(decoded(text))  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return False
+
+
+def _sysctls(text: object) -> tuple[tuple[str, str], ...]:
+    """Decode pairs of names and values. A damaged record has none."""
+    try:
+        pairs = sorted(decoded(text).items())  # type: ignore[arg-type]
+    except (TypeError, ValueError, AttributeError):
+        return ()
+    return tuple(pairs) if all(type(value) is str for _, value in pairs) else ()
 
 
 def _bandwidth(text: object) -> tuple[int, int]:

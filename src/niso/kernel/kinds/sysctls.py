@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Collection, Hashable, Iterable, Sequence
 
+from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel import proc_sys
 from niso.kernel.kinds.addresses import Address
 from niso.kernel.kinds.kind import AnyStep, Kind, Space, State, Step, Steps, by_key, in_netns
-from niso.kernel.kinds.links import Bridge
+from niso.kernel.kinds.links import Bridge, Veth
 from niso.kernel.kinds.namespaces import Netns
-from niso.kernel.netns import at
+from niso.kernel.netns import at, unnamed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +26,13 @@ ON = {"ip_forward": "1", "forwarding": "1", "force_forwarding": "1", "accept_ra"
 """The values of host sysctls while a service is active, by the last part of the sysctl's name. The
 store has the values from before.
 """
+
+
+DEFAULT = ""
+"""The value of a sysctl that gets the value that it has in a new network namespace."""
+_LINK_SETTINGS = ("accept_ra", "addr_gen_mode", "disable_ipv6", "promote_secondaries")
+"""Sysctls of interfaces that niso sets in services. They stay as they are if niso's plan no longer
+contains them."""
 
 
 class Sysctl(NamedTuple):
@@ -47,6 +56,8 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
         sysctl = step.obj
         prefix = f"ip netns exec {sysctl.netns} " if sysctl.netns else ""
         value = sysctl.value.replace("\t", " ")
+        if sysctl.value == DEFAULT:
+            return f"reset sysctl {sysctl.name}{in_netns(sysctl.netns)} to its default"
         return f"{prefix}sysctl -w '{sysctl.name}={value}'"
 
     def noun(self, obj: Sysctl) -> str:
@@ -114,6 +125,11 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
                 made.append(Step("change", obj, actual))
             if obj.name == FORWARDING6 and actual != obj:
                 reset.add(obj.netns)
+        last += [
+            Step("change", obj._replace(value=DEFAULT), obj)
+            for obj in sorted(have[Sysctl])
+            if _is_left(obj, want)
+        ]
         return (), made, (), last
 
     def is_read_back(self, obj: Sysctl) -> bool:
@@ -160,8 +176,20 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
 
     def write(self, writer: Writer, steps: Sequence[Step[Sysctl]]) -> None:
         name = steps[0].obj.netns
-        with at(name):
-            proc_sys.write_all((step.obj.name, step.obj.value) for step in steps)
+        values = {step.obj.name: step.obj.value for step in steps}
+        missing = {one: _default_name(one) for one, value in values.items() if value == DEFAULT}
+        if missing:
+            with unnamed():
+                found = proc_sys.read_all(missing.values())
+            values |= {one: value or DEFAULT for one, value in zip(missing, found, strict=True)}
+        try:
+            with at(name):
+                proc_sys.write_all((one, value) for one, value in values.items() if value)
+        except KernelError as error:
+            if name and error.errno in (errno.ENOENT, errno.EACCES, errno.EPERM):
+                error.hint = "some sysctls apply to the whole machine, and some need a module: "
+                error.hint += "/proc/sys/net in a service has those that it can set"
+            raise
 
 
 def _parts(obj: Sysctl) -> tuple[str, str, str]:
@@ -175,6 +203,29 @@ def _parts(obj: Sysctl) -> tuple[str, str, str]:
 def _link(obj: Sysctl) -> str:
     parts = obj.name.split("/")
     return parts[3] if parts[2:3] in (["conf"], ["neigh"]) else ""
+
+
+def _is_left(obj: Sysctl, want: State) -> bool:
+    """Return whether a sysctl was set for a manifest's [sysctls], and no longer is.
+
+    Its namespace and its interface stay.
+    """
+    if (
+        not obj.netns
+        or "/neigh/" in obj.name
+        or obj.name.rpartition("/")[2] in _LINK_SETTINGS
+        or obj.key() in {other.key() for other in want[Sysctl]}
+    ):
+        return False
+    links = {veth.peer for veth in want[Veth] if veth.netns == obj.netns}
+    link_stays = _link(obj) in {"", "all", "default", *links}
+    return link_stays and any(other.name == obj.netns for other in want[Netns])
+
+
+def _default_name(name: str) -> str:
+    """Return the sysctl that a new interface takes its value from, or the same sysctl."""
+    link = _link(Sysctl("", name, ""))
+    return name if link in ("", "all") else name.replace(f"/{link}/", "/default/", 1)
 
 
 def _order(obj: Sysctl) -> tuple[bool, bool, Sysctl]:
