@@ -101,16 +101,42 @@ def test_changed_volumes_restart_the_process_in_its_namespace(lab: Lab) -> None:
     assert sh(lab, "api", "cat /other/file") == "x\n"
 
 
-def test_failed_first_activation_leaves_no_empty_volume(lab: Lab) -> None:
-    refused(
-        lab, "activate", package(lab, "api", "/bin/false", volumes={"data": {"mount": "/data"}})
-    )
-    assert not lab.path(f"{KEPT}/api").exists()
-    folder = package(
-        lab, "api", "/bin/sh", "-c", "echo x >/data/x; exit 1", volumes={"data": {"mount": "/data"}}
-    )
-    refused(lab, "activate", folder)
-    assert lab.path(f"{KEPT}/api/data/x").exists()
+DATABASE = """
+[ -e /data/begun ] && [ ! -e /data/whole ] && { echo half made; exit 1; }
+echo x >/data/begun
+[ -e /data/whole ] || { sleep "$0"; echo x >/data/whole; }
+exec sleep 100000
+"""
+"""A server that, like many databases, cannot use files whose creation was interrupted."""
+
+
+def test_volume_that_a_failed_stack_created_is_deleted_and_an_older_one_stays(lab: Lab) -> None:
+    """The database creates its files slowly, and is killed because another service fails."""
+    data = {"data": {"mount": "/data"}}
+    entry = '[stack]\nname = "shop"\n'
+    for name in ("db", "web"):
+        entry += f'[[service]]\nname = "{name}"\npackage = "./{name}"\n'
+    lab.write("/tmp/packages/stack.toml", entry)
+    sh_c = (BUSYBOX, "sh", "-c")
+    package(lab, "db", *sh_c, DATABASE, "300", volumes=data)
+    sick = {"command": ["/bin/false"], "interval": "200ms", "retries": 1}
+    package(lab, "web", *sh_c, "sleep 100", volumes=data, healthcheck=sick)
+    said = lab.niso("stack", "up", "/tmp/packages", "-v", check=False)
+    assert said.returncode == 1 and "delete the volumes of db: data" in said.stderr
+    assert lab.run("ls", "-A", KEPT).stdout == ""
+    package(lab, "db", *sh_c, DATABASE, "0", volumes=data)
+    idle(lab, "web", volumes=data)
+    lab.niso("stack", "up", "/tmp/packages")
+    lab.wait_for(lambda: ok(lab, "db", "test -e /data/whole"))
+    # volumes that existed before are never deleted, but the new one of the same service is
+    package(lab, "web", "/bin/false", volumes=data | {"new": {"mount": "/new"}})
+    refused(lab, "stack", "up", "/tmp/packages")
+    assert lab.run("ls", "-A", f"{KEPT}/db", f"{KEPT}/web").stdout.split().count("data") == 2
+    assert not lab.path(f"{KEPT}/web/new").exists()
+    assert ok(lab, "db", "test -e /data/whole") and ok(lab, "web", "test -d /data")
+    lab.niso("remove", "web", "db")
+    refused(lab, "activate", "/tmp/packages/web")
+    assert lab.path(f"{KEPT}/web/data").exists(), "also if nothing was written to it"
 
 
 def test_uid_of_a_volume_that_is_kept_is_given_to_nobody_else(lab: Lab) -> None:

@@ -57,7 +57,7 @@ def release(store: Store, target: Target) -> None:
     on the new networks. Addresses are not released: until the kernel is updated, packets to them
     would reach the new owner.
     """
-    store.begin_intent(target.name, "activate", time.time())
+    store.begin_intent(target.name, "activate", time.time(), target.missing_volumes)
     wanted = {published.port for published in target.spec.network.ports}
     for port in store.manifest_ports(target.name):
         if port not in wanted:

@@ -297,3 +297,12 @@ class Target(NamedTuple):
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def missing_volumes(self) -> list[tuple[str, str]]:
+        """Return (service, volume) of each named volume that does not exist yet."""
+        mounted = self.files.volumes if self.files is not None else ()
+        missing = [
+            one.name for one in mounted if one.named and not os.path.lexists(one.source or "")
+        ]
+        return [(self.spec.front or self.name, name) for name in missing]

@@ -160,6 +160,9 @@ def undo(
                 del errors[intent.service]
             except Error as other:
                 errors[intent.service] = other
+    errors |= _remove_created(
+        machine, [intent for intent in intents if intent.service not in errors], report
+    )
     undone = [intent.service for intent in intents if intent.service not in errors]
     _take_out(machine, undone, report)
     # order is irrelevant: a shared namespace exists even without its owner's process
@@ -179,6 +182,24 @@ def undo(
     # last: if this process dies before, the next command repeats the undo
     stop.end_intents(store, undone)
     stop.report_to_cluster(machine, undone, report, final)
+    return errors
+
+
+def _remove_created(machine: Machine, intents: list[Intent], report: Report) -> dict[str, Error]:
+    """Delete the named volumes that activations have created; return the errors by service.
+
+    They can be half made: a database that is killed while it creates its files cannot use them
+    later. A volume of a process that still runs is kept.
+    """
+    errors: dict[str, Error] = {}
+    used = {one for i in intents for one in i.created if machine.processes.runs(i.service)}
+    for intent in intents:
+        for service, name in intent.created:
+            try:
+                if (service, name) not in used:
+                    volumes.remove_all(service, report, name)
+            except Error as error:
+                errors[intent.service] = error
     return errors
 
 
@@ -320,7 +341,7 @@ def _forget_failed(store: Store, name: str, kept: ServiceRow | None) -> None:
         package.keep_only(name, {kept.package} if kept else set())
     if kept is None:
         package.delete_tree(paths.log_dir(name))
-        volumes.remove_empty(name)
+        volumes.remove_empty_folder(name)
 
 
 def _runs_with(processes: Processes, name: str, wanted: ProcessSpec) -> bool:

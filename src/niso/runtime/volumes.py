@@ -180,16 +180,18 @@ def owners() -> dict[str, set[int]]:
     return owners
 
 
-def remove_empty(service: str) -> None:
-    folder = paths.volume_dir(service)
-    for path in (*(os.path.join(folder, name) for name in crun.names_in(folder)), folder):
-        with suppress(OSError):
-            os.rmdir(path)
+def remove_empty_folder(service: str) -> None:
+    """Delete the folder of a service's volumes if it has none."""
+    with suppress(OSError):
+        os.rmdir(paths.volume_dir(service))
 
 
-def check_removable(service: str) -> None:
-    """Raise Conflict if a file system is mounted in a volume: its files would be deleted."""
-    folder = os.path.realpath(paths.volume_dir(service))
+def check_removable(service: str, volume: str = "") -> None:
+    """Raise Conflict if a file system is mounted in a volume: its files would be deleted.
+
+    With an empty ``volume``, all volumes of the service are checked.
+    """
+    folder = os.path.realpath(os.path.join(paths.volume_dir(service), volume))
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         points = [cgroups.unescaped(line.split(" ")[4]) for line in lines]
     for point in points:
@@ -198,20 +200,22 @@ def check_removable(service: str) -> None:
             raise Conflict(reason, f"umount {point}", service=service)
 
 
-def remove_all(service: str, report: Report) -> None:
-    """Delete all named volumes of a service with their content, if it has any.
+def remove_all(service: str, report: Report, volume: str = "") -> None:
+    """Delete all named volumes of a service, or one of them, with their content, if they exist.
 
     The service must have no process. No symbolic link is followed. Raises Error.
     """
-    folder = paths.volume_dir(service)
+    folder = os.path.join(paths.volume_dir(service), volume)
     if not os.path.lexists(folder):
         return
-    check_removable(service)
+    check_removable(service, volume)
 
-    report(RemovingVolumes(service, tuple(existing_names(service))))
+    report(RemovingVolumes(service, (volume,) if volume else tuple(existing_names(service))))
     try:
         signals.hit(f"remove the volumes of {service}")
         files.remove_tree(folder)
+        if volume:
+            remove_empty_folder(service)
     except OSError as error:
         inside = f" (in it: {error.filename})" if error.filename not in (None, folder) else ""
         reason = f"cannot remove its volumes: {folder}{inside}: {error.strerror}"

@@ -185,8 +185,8 @@ class Intent(NamedTuple):
     and keeps the ports that `niso port-forward` added."""
     undo: str
     """The rows of the service before the change as JSON: {table: [{column: value}, ...]}. A blob is
-    {"hex": ...}. For the action ports it is {"moved": [{field of Port: value}, ...], "networks":
-    [...]}."""
+    {"hex": ...}. The key "volumes" lists the volumes of `created`. For the action ports it is
+    {"moved": [{field of Port: value}, ...], "networks": [...]}."""
 
     @property
     def before(self) -> ServiceRow | None:
@@ -197,6 +197,16 @@ class Intent(NamedTuple):
     @property
     def names(self) -> list[str]:
         return [row["name"] for row in decoded(self.undo).get("host_name", ())]
+
+    @property
+    def rows(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the rows of the service before the change, by table."""
+        return {key: rows for key, rows in decoded(self.undo).items() if key != "volumes"}
+
+    @property
+    def created(self) -> list[tuple[str, str]]:
+        """Return (service, volume) of each named volume that did not exist before the change."""
+        return [(service, name) for service, name in decoded(self.undo).get("volumes", ())]
 
 
 class ServiceRows(Rows):
@@ -213,17 +223,22 @@ class ServiceRows(Rows):
         query = "SELECT service, action, undo FROM intent WHERE service=?"
         return next((Intent(*row) for row in self._run(query, service)), None)
 
-    def begin_intent(self, service: str, action: str, now: float) -> None:
-        """Record that a change begins, with all present rows of the service for an undo."""
-        undo = encoded(self.rows(service))
-        self._put("intent", service, action, undo, now)
+    def begin_intent(
+        self, service: str, action: str, now: float, created: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        """Record that a change begins, with all present rows of the service for an undo.
+
+        ``created`` has (service, volume) of each named volume that the change may create.
+        """
+        undo = self.rows(service) | ({"volumes": [*created]} if created else {})
+        self._put("intent", service, action, encoded(undo), now)
 
     def end_intent(self, service: str) -> None:
         self._run("DELETE FROM intent WHERE service=?", service)
 
     def is_as_before(self, intent: Intent) -> bool:
         """Return whether the service's rows are the same as before the change."""
-        return bool(decoded(intent.undo) == self.rows(intent.service))
+        return intent.rows == self.rows(intent.service)
 
     def rows(self, service: str) -> dict[str, list[dict[str, object]]]:
         """Return all rows of a service as {table: [{column: value}, ...]}, ready for JSON."""

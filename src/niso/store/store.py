@@ -22,7 +22,7 @@ from niso.store.attached_rows import AttachedRows
 from niso.store.name_rows import suggest
 from niso.store.service_rows import ROW_TABLES, Intent, ServiceRow, service_row
 from niso.store.snapshots import SnapshotRows
-from niso.store.sqlite import Transaction, connected, damaged, decoded, encoded, marks, unusable
+from niso.store.sqlite import Transaction, connected, damaged, encoded, marks, unusable
 
 # --- the store ------------------------------------------------------------------------------------
 
@@ -405,7 +405,7 @@ class Store(SnapshotRows):
         for intent, _ in changed:
             self.forget(intent.service, undoes=True)
         for intent, _ in changed:
-            for table, rows in decoded(intent.undo).items():
+            for table, rows in intent.rows.items():
                 for row in rows:
                     values = [
                         bytes.fromhex(value["hex"]) if isinstance(value, dict) else value
