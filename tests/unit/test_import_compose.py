@@ -137,7 +137,7 @@ services:
     secrets: [key, {source: key, target: other}, nope]
 secrets: {key: {file: ./key.txt}}
 """
-    made = niso.import_compose(write(tmp_path, text))
+    made = niso.import_compose(file := write(tmp_path, text))
     service = tomllib.loads(made.text)["services"]["a"]
     args = ["${TAG}-${E:-e}", "$HOME", "$${HOME}", "${M:?why}"]
     assert service["binary"]["args"] == args
@@ -149,10 +149,18 @@ secrets: {key: {file: ./key.txt}}
     }
     told = {gap.key: gap.text for gap in made.missing if not gap.service}
     assert told == {
-        "${TAG}": "it must be set, in .env beside the stack.toml",
-        "${M}": "it must be set, in .env beside the stack.toml",
-        ".env": "copy it beside the stack.toml, if it has DATA, E, PORT",
+        "${TAG}": "it must be set, in .env next to the stack.toml",
+        "${M}": "it must be set, in .env next to the stack.toml",
     }
+    (tmp_path / ".env").write_text("TAG=3\nPORT=80\nOTHER=x\n")
+    told = {gap.key: gap.text for gap in niso.import_compose(file).missing if not gap.service}
+    assert told == {
+        "${M}": "it must be set, in .env next to the stack.toml",
+        ".env": "copy it next to the stack.toml: it sets PORT, TAG",
+    }
+    told = {gap.key for gap in niso.import_compose(file, tmp_path).missing if not gap.service}
+    assert told == {"${M}"}
+    (tmp_path / "stack.toml").unlink()
     for file in ("a.env", "key.txt"):
         (tmp_path / file).write_text("A=1\n")
     (tmp_path / ".env").write_text("TAG=3\nM=4\n")
@@ -348,6 +356,18 @@ def test_ulimits_sysctls_and_devices_are_taken_over(
     assert {table: service[table] for table in tables if table in service} == expected
     found = [one.key for one in made.missing if one.key in ("ulimits", "sysctls", "devices")]
     assert len(found) == gaps
+
+
+def test_links_are_aliases_and_mount_points_lose_their_slashes(tmp_path: Path) -> None:
+    text = """services:
+  a: {command: x, links: ["b:db", b, "none:x"], volumes: ["./x/:/etc//x/", "./y/:/y/:ro"]}
+  b: {command: y}
+"""
+    made = niso.import_compose(write(tmp_path, text))
+    services = tomllib.loads(made.text)["services"]
+    assert services["b"]["network"]["aliases"] == ["db"]
+    assert [volume["mount"] for volume in services["a"]["volumes"].values()] == ["/etc/x", "/y"]
+    assert not {"links", "volumes"} & {gap.key for gap in made.missing}
 
 
 FRONT = "image: a, command: [x], healthcheck: {test: [CMD, ok]}"

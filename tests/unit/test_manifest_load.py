@@ -176,7 +176,7 @@ def test_all_errors_come_at_once_with_their_keys(tmp_path: Path) -> None:
     restart = "sometimes"
     restart_delay = "2m"
     [isolation]
-    capabilities = ["CAP_NET_ADMIN"]
+    capabilities = ["CAP_NET_ADMINS"]
     read_only = "yes"
     [network]
     prots = ["80:80"]

@@ -133,7 +133,7 @@ def test_valid_manifest_passes(key: str, value: object) -> None:
         ("service.restart", "never"),
         ("service.restart_delay", "1"),
         ("service.user", "1:2:3"),
-        ("isolation.capabilities", ["CAP_NET_RAW"]),
+        ("isolation.capabilities", ["CAP_NET_ROW"]),
         ("isolation.resources", {"pids_limit": 1}),
         ("isolation.resources", {"arp_limit": -1}),
         ("isolation.resources", {"new_neighbours_limit": 10**6 + 1}),

@@ -126,10 +126,10 @@ RUN = 'binary = { entrypoint = "sh" }\n'
             ],
         ),
         (
-            HEAD + RUN + 'package = { name = "web", rootfs = "./rootfs" }\n',
+            HEAD + RUN + 'package = { name = "web", rootfs = "." }\n',
             [
                 'services.api.package.name: "web" is not the name of its table (leave it out)',
-                'services.api.package.rootfs: "./rootfs" does not exist',
+                'services.api.package.rootfs: "." is the package\'s own folder',
             ],
         ),
         (

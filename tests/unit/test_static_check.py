@@ -133,6 +133,14 @@ z = { mount = "/var/lock/y", tmpfs = true }""",
             ("services.a.volumes.z.mount", "it is /run/lock/y, which overlaps with /run/lock/y"),
         ],
     ),
+    "audit that has ended": (
+        {"a": 'policy = { mode = "audit", audit_until = 2020-01-01, allow_from = [] }'},
+        [("services.a.network.policy.audit_until", "has passed")],
+    ),
+    "audit that is too long": (
+        {"a": 'policy = { mode = "audit", audit_until = 2099-01-01, allow_from = [] }'},
+        [("services.a.network.policy.audit_until", "is more than 14 days ahead")],
+    ),
     "several services": (
         {"a": 'ports = ["80:80"]', "b": 'ports = ["80:80"]', "c": 'ports = ["80:80"]'},
         [
@@ -197,10 +205,6 @@ x = { mount = "/etc/ssl/x", host = "/nowhere" }
 key = { file = "/nowhere/key" }""",
         "b": "[services.b.binary]\nentrypoint = 'no-such-program'",
     },
-    "audits": {
-        "a": 'policy = { mode = "audit", audit_until = 2020-01-01, allow_from = [] }',
-        "b": 'policy = { mode = "audit", audit_until = 2099-01-01, allow_from = [] }',
-    },
     "free host ports beside named ones": {
         "a": 'ports = [":80"]',
         "b": 'ports = ["20000:80"]',
@@ -217,6 +221,40 @@ key = { file = "/nowhere/key" }""",
 def test_check_leaves_open_what_a_host_may_know_better(case: str, tmp_path: Path) -> None:
     names = [name for name in RIGHT[case] if name != "top"]
     assert niso.validate(written(tmp_path, **RIGHT[case]))[0].services == tuple(names)
+
+
+def test_check_refuses_missing_files_of_the_stack(tmp_path: Path) -> None:
+    files = """[services.a.volumes]
+x = { mount = "/etc/x", host = "./x.conf", mode = "ro" }
+[services.a.secrets]
+key = { file = "./key" }"""
+    file = written(tmp_path, a=files)
+    keys = ["services.a.secrets.key.file", "services.a.volumes.x.host"]
+    found = refused(file)
+    assert [key for key, _ in found] == keys
+    assert all(text.startswith("does not exist; ") for _, text in found)
+    for name in ("x.conf", "key"):
+        (tmp_path / name).touch()
+    niso.validate(file)
+
+
+def test_wrong_dependency_does_not_hide_other_errors(tmp_path: Path) -> None:
+    file = written(tmp_path, a='ports = ["80:80"]', b='ports = ["80:80"]')
+    text = file.read_text().replace("[services.a]", '[services.a]\ndepends_on = ["nope"]')
+    file.write_text(text)
+    keys = ["services.a.depends_on[0]", "services.a.network.ports[0]"]
+    assert [key for key, _ in refused(file)] == keys
+
+
+def test_missing_rootfs_is_a_hint_for_check_and_an_error_for_activation(world: World) -> None:
+    rootfs = """[services.a.package]
+rootfs = "rootfs"
+"""
+    file = written(world.folder, a=rootfs)
+    (valid,) = niso.validate(file)
+    assert f"a: the rootfs {world.folder}/rootfs does not exist yet" in valid.hints
+    ((key, reason),) = refused_by_activation(world, file)
+    assert key == "services.a.package.rootfs" and reason.startswith("does not exist")
 
 
 def test_check_of_one_manifest_refuses_a_share_of_itself(tmp_path: Path) -> None:

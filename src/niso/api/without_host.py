@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     import niso
-    from niso.plan.specs import ServiceSpec
 
 
 # --- manifests, stacks and schemas ----------------------------------------------------------------
@@ -89,26 +88,28 @@ def _valid(file: str) -> Valid:
         name == manifest_stack.FILE_NAME
         or "stack" in toml.load(file, "manifest.toml or stack.toml")
     ):
-        loaded = stack_members.load(file)
-        stacks.refuse(loaded)
+        loaded = stack_members.load(file, together=stacks.refuse)
         if loaded.asks:
             loaded = stack(loaded)
         names = tuple(one.name for one in loaded.members)
-        specs = (one.loaded.spec for one in loaded.members)
-        return Valid(file, "stack", loaded.name, names, tuple(_hints(specs)))
+        hints = tuple(_hints(one.loaded for one in loaded.members))
+        return Valid(file, "stack", loaded.name, names, hints)
 
     manifest = load.load(file)
     static_check.refuse([manifest])
     spec = manifest.spec
-    return Valid(file, "manifest", spec.name, (spec.name,), tuple(_hints([spec])))
+    return Valid(file, "manifest", spec.name, (spec.name,), tuple(_hints([manifest])))
 
 
 _STOP_SIGNALS = {"postgres": "INT", "nginx": "QUIT", "php-fpm": "QUIT", "httpd": "WINCH"}
 
 
-def _hints(specs: Iterable[ServiceSpec]) -> Iterator[str]:
-    """Yield a hint for each program that does not shut down properly after TERM."""
-    for spec in specs:
+def _hints(manifests: Iterable[load.Loaded]) -> Iterator[str]:
+    """Yield a hint for each missing rootfs, and each program that needs another stop signal."""
+    for loaded in manifests:
+        spec = loaded.spec
+        if (rootfs := static_check.missing_rootfs(loaded)) is not None:
+            yield f"{spec.name}: the rootfs {rootfs} does not exist yet"
         program = os.path.basename(spec.program.entrypoint).rstrip("0123456789.")
         word = _STOP_SIGNALS.get(program)
         if word is not None and spec.program.stop_signal == "TERM":

@@ -1,18 +1,20 @@
 """Find what an activation would refuse on any host (`niso check`).
 
 The services are recorded as in an activation, but in a store in memory and for a host without any
-configuration. What depends on the host or the present time is not checked.
+configuration. What depends on the host is not checked.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 
 from niso.base import names
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, flatten, raise_all
 from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.text import shown
 from niso.change import admit, networks, targets
 from niso.change.admit import NO_STACK, StackMembership, record_all
 from niso.change.targets import Target
@@ -54,9 +56,10 @@ def refuse(loaded: Iterable[Loaded], stack: StackMembership = NO_STACK) -> None:
     changed. Raises Conflict, InvalidInput, or an ErrorGroup of several errors.
     """
     manifests = list(loaded)
-    wanted = [_target(one) for one in manifests]
+    wanted = [Target(one.spec, one.path, files=None) for one in manifests]
     pairs = zip(manifests, wanted, strict=True)
-    errors: list[Error] = [error for pair in pairs for error in _misplaced(*pair)]
+    errors: list[Error] = [error for one in manifests for error in _missing_files(one)]
+    errors += [error for pair in pairs for error in _misplaced(*pair)]
     store = Store.empty()
     kernel: Any = SimpleNamespace(**{name: _constant(it) for name, it in _BARE_HOST.items()})
     processes: Any = None
@@ -82,17 +85,34 @@ def refuse(loaded: Iterable[Loaded], stack: StackMembership = NO_STACK) -> None:
     raise_all(errors)
 
 
-def _target(loaded: Loaded) -> Target:
-    """Return a service in the form that activations use, but without its files.
+def missing_rootfs(loaded: Loaded) -> str | None:
+    """Return the path of a service's rootfs if this folder does not exist, else None."""
+    written = loaded.spec.program.rootfs
+    path = os.path.join(os.path.dirname(loaded.path), written or "")
+    return path if written is not None and not os.path.isdir(path) else None
 
-    The audit of its policy is left out too, because it depends on the date.
-    """
-    network = loaded.spec.network
-    network = network._replace(policy=network.policy._replace(audit=None))
-    return Target(loaded.spec._replace(network=network), loaded.path, files=None)
+
+def _missing_files(loaded: Loaded) -> Iterator[InvalidInput]:
+    """Yield an error for each missing secret or volume below the folder of the manifest."""
+    program, below = loaded.spec.program, f"{os.path.dirname(loaded.path)}/"
+    paths = {f"secrets.{name}.file": file for name, file in program.secrets.items()}
+    paths |= {
+        f"volumes.{volume.name}.host": volume.host
+        for volume in program.volumes
+        if volume.host is not None
+    }
+    for key, path in paths.items():
+        if path.startswith(below) and not os.path.exists(path):
+            hint = "make it, or correct the path; an absolute path is not checked here"
+            where, name = loaded.path, loaded.spec.name
+            yield InvalidInput(
+                "does not exist", hint, key, value=shown(path), file=where, service=name
+            )
 
 
 def _misplaced(loaded: Loaded, target: Target) -> list[InvalidInput]:
+    if missing_rootfs(loaded) is not None:
+        return []
     rootfs = targets.rootfs(loaded)
     own = rootfs is not None
     placed = [volume for volume in targets.volumes(target.spec) if own or not _is_etc(volume.mount)]

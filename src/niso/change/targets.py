@@ -205,8 +205,8 @@ def apart(rootfs: str | None, spec: ServiceSpec) -> tuple[str, ...]:
 def rootfs(loaded: load.Loaded) -> str | None:
     """Return the real path of a manifest's rootfs, or None without a rootfs.
 
-    Raises InvalidInput if the path is outside the package's folder, because a symbolic link was
-    changed after the manifest was checked.
+    Raises InvalidInput if the folder does not exist, or if it is outside the package's folder
+    because a symbolic link was changed after the manifest was checked.
     """
     written = loaded.spec.program.rootfs
     if written is None:
@@ -216,6 +216,11 @@ def rootfs(loaded: load.Loaded) -> str | None:
     if not path.startswith(f"{home.rstrip('/')}/"):
         reason = f"leaves the folder of its file: it leads to {path}"
         raise InvalidInput(reason, None, "package.rootfs", file=loaded.path)
+    if not os.path.isdir(path):
+        hint = "make this folder: niso import and docs/guide/services.md show how"
+        raise InvalidInput(
+            "does not exist", hint, "package.rootfs", value=written, file=loaded.path
+        )
     return path
 
 

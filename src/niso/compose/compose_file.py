@@ -12,7 +12,7 @@ import os
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
-from niso.base.errors import InvalidInput
+from niso.base.errors import Error, InvalidInput
 from niso.base.named_tuples import Any, NamedTuple
 from niso.base.names import DEFAULT_NETWORK
 from niso.base.text import escaped
@@ -26,7 +26,7 @@ from niso.compose.service_tables import (
     no_instances,
 )
 from niso.compose.storage import Place, Storage, beyond, items, scalar, with_variables
-from niso.manifest import toml, yaml_file
+from niso.manifest import toml, variables, yaml_file
 from niso.manifest.addresses_and_ports import parse_port
 from niso.manifest.stack import long_name
 from niso.plan.records import PortMapping
@@ -60,6 +60,29 @@ class ImportedStack(NamedTuple):
     """
 
 
+def _in_env_file(folder: str) -> frozenset[str]:
+    """Return the names of the variables in the file .env of a folder; none if it is unreadable."""
+    try:
+        return frozenset(variables.read(os.path.realpath(os.path.join(folder, ".env")), {}))
+    except Error:
+        return frozenset()
+
+
+def _linked(services: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Map services to the aliases that ``links`` of other services give them.
+
+    An alias of a link is known only to the service with the link, in Compose. In a stack, all
+    services of a network know it.
+    """
+    linked: dict[str, list[str]] = {}
+    for keys in services.values():
+        for link in items(keys.get("links")):
+            service, _, alias = scalar(link).partition(":")
+            if alias and service in services:
+                linked.setdefault(service, []).append(alias)
+    return linked
+
+
 def convert(path: str, target: str | None = None) -> ImportedStack:
     """Convert the compose file at ``path`` to a stack.toml for the folder ``target``.
 
@@ -70,10 +93,11 @@ def convert(path: str, target: str | None = None) -> ImportedStack:
     place = Place(folder, None if target is None else os.path.abspath(target))
     gaps: list[Missing] = []
     data, used, needed = with_variables(yaml_file.load(path))
-    for name in sorted(needed):
-        gaps.append(Missing("", f"${{{name}}}", "it must be set, in .env beside the stack.toml"))
-    if listed := ", ".join(sorted(used)):
-        gaps.append(Missing("", ".env", f"copy it beside the stack.toml, if it has {listed}"))
+    given_ones = _in_env_file(folder)
+    for name in sorted(needed - given_ones):
+        gaps.append(Missing("", f"${{{name}}}", "it must be set, in .env next to the stack.toml"))
+    if place.target != folder and (listed := ", ".join(sorted((needed | used) & given_ones))):
+        gaps.append(Missing("", ".env", f"copy it next to the stack.toml: it sets {listed}"))
     given = data.get("services")
     if not isinstance(given, dict) or not given:
         raise InvalidInput("has no services", "pass a compose.yaml", "services", file=path)
@@ -97,6 +121,7 @@ def convert(path: str, target: str | None = None) -> ImportedStack:
             for name, keys in _items(data.get("secrets"))
             if (text := scalar(keys.get("file")))
         },
+        _linked(services),
     )
     made = [ComposeService(name, keys, world) for name, keys in services.items()]
     _refuse_cycles(made, path)

@@ -57,6 +57,7 @@ class ComposeFile(NamedTuple):
     storage: Storage
     place: Place  # folders of the two files
     secrets: Mapping[str, str]  # name of a secret -> path of its file
+    linked: Mapping[str, list[str]]  # service in the compose file -> its aliases in ``links``
 
 
 class ComposeService:
@@ -438,6 +439,7 @@ class ComposeService:
             self._put("network", "hostname", hostname)
         if container := scalar(keys.get("container_name")):
             aliases[container] = None
+        aliases |= dict.fromkeys(self._world.linked.get(self.given, ()))
         taken = [
             name
             for name in aliases
@@ -659,7 +661,7 @@ HANDLED = frozenset(
         *("stop_grace_period", "user", "cap_add", "cap_drop", "read_only", "tmpfs", "volumes"),
         *("mem_limit", "cpus", "pids_limit", "shm_size", "deploy", "init", "security_opt"),
         *("profiles", "stdin_open", "tty", "attach", "annotations", "labels", "pull_policy"),
-        *("stop_signal", "scale", "ulimits", "sysctls", "devices"),
+        *("stop_signal", "scale", "ulimits", "sysctls", "devices", "links"),
     )
 )
 OF_NETWORKS = {"aliases", "ipv4_address", "ipv6_address", "priority", "gw_priority"}
@@ -679,6 +681,7 @@ SHAPES: dict[str, tuple[type, ...]] = {
     "environment": (list, dict),
     "env_file": (str, list),
     "ports": (list,),
+    "links": (str, list),
     "networks": (list, dict),
     "network_mode": (str,),
     "secrets": (str, list),
@@ -700,7 +703,6 @@ ELSEWHERE = {
     "logging": "niso keeps the output itself: niso logs",
     "privileged": "list the capabilities that it needs in isolation.capabilities",
     "configs": "mount the file as a volume, read-only",
-    "links": "the name of the service works; add its alias to that service's network.aliases",
     "external_links": "the services must share a network",
     "extends": "copy the keys of the other service",
 }

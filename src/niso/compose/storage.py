@@ -152,7 +152,7 @@ def _mounts(keys: Mapping[str, Any], gaps: list[tuple[str, str]]) -> Iterator[Vo
         if mount is None:
             gaps.append(("volumes", f"{item!r} cannot be taken over"))
         else:
-            yield mount
+            yield mount._replace(target=re.sub("/+", "/", mount.target).rstrip("/") or "/")
     tmpfs = keys.get("tmpfs")
     for item in items(tmpfs):
         target, _, options = scalar(item).partition(":")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.manifest import stack
@@ -14,9 +14,13 @@ from niso.runtime import volumes
 from niso.store.store import Store
 
 
-def load(path: str, owners: Collection[int] | None = None) -> Stack:
-    """Read and validate a stack.toml, its manifests and networks. Raises as `stack.load` does."""
-    return stack.load(path, _network_errors, owners)
+def load(
+    path: str,
+    owners: Collection[int] | None = None,
+    together: Callable[[Stack], None] = lambda _: None,
+) -> Stack:
+    """Read and validate a stack.toml, its manifests and networks. Same as `stack.load`."""
+    return stack.load(path, _network_errors, owners, together)
 
 
 def named(store: Store, plain: Stack) -> Stack:

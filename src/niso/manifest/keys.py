@@ -167,7 +167,10 @@ _SERVICE_USER = _pattern(
     values.user,
     r"^(?:(?:0|[1-9][0-9]{0,9})(?::(?:0|[1-9][0-9]{0,9}))?|[A-Za-z_][A-Za-z0-9_.-]{0,31})$",
 )
-_CAPABILITIES = Rule(values.capability, {"enum": [*values.CAPABILITIES]})
+_CAPABILITIES = Rule(
+    values.capability,
+    {"enum": [*values.CAPABILITIES, *(f"CAP_{name}" for name in values.CAPABILITIES)]},
+)
 _RESOURCES_MEMORY_MAX = _pattern(process_keys.memory_max, _SIZE)
 _RESOURCES_CPU_MAX = _pattern(process_keys.cpu_max, r"^[1-9][0-9]{0,6}%$")
 _RESOURCES_PIDS_LIMIT = _number(
@@ -321,7 +324,7 @@ KEYS = (
         "Capabilities, file system access and resource limits."
     ),
     Key("isolation.capabilities", tuple[str, ...], (), _CAPABILITIES, "capabilities").described(
-        "Capabilities that the service keeps: names of capabilities(7) without CAP_."
+        "Capabilities that the service keeps: names of capabilities(7), with or without CAP_."
     ),
     Key("isolation.read_only", bool, True, to="read_only").described(
         "Whether / is read-only. /tmp, /run and /var/tmp are always tmpfs."
@@ -697,7 +700,8 @@ def _completed(manifest: Any, parsed: Mapping[str, Any]) -> Any:
         memory_max = _value(BY_PATH[path], limits.memory_max, path, parsed)
         limits = limits._replace(tmp_size=process_keys.tmp_default(memory_max))
     if limits.fragments_limit is None:
-        fragments = process_keys.fragments_default(isolation.capabilities)
+        names = [name.removeprefix("CAP_") for name in isolation.capabilities]
+        fragments = process_keys.fragments_default(names)
         limits = limits._replace(fragments_limit=fragments)
     if service.kind == "job":  # it runs once: its exit status is its result
         service = service._replace(restart="no")

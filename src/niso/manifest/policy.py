@@ -255,13 +255,14 @@ def _outside(peer: str, text: str, key: str, allowed: bool) -> Peer:
     example = '"api.example.com:443"'
     if peer == DOMAIN or peer.endswith(f".{DOMAIN}"):
         raise _wrong_entry(text, key, f"only NAME.{DOMAIN} is a name of a service")
+    if "*" in peer:
+        reason = "a wildcard stands for names that cannot be listed, so for no known addresses"
+        right = "each name, or a prefix" if allowed else "a service, an address or a prefix"
+        raise _wrong_entry(text, key, reason, right, example if allowed else '"203.0.113.0/24"')
     if not allowed:
         right = "a service, an address or a prefix"
         raise _wrong_entry(text, key, _NOT_HERE, right, '"203.0.113.7:443"')
     labels = peer.split(".")
-    if "*" in peer:
-        reason = "a wildcard stands for names that cannot be listed, so for no known addresses"
-        raise _wrong_entry(text, key, reason, "each name, or a prefix", example)
     if not peer.isascii():
         raise _wrong_entry(text, key, "it is not ASCII", "the form of DNS: xn--...", example)
     if peer != peer.lower():

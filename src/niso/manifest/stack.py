@@ -232,11 +232,17 @@ def _names(needs: object) -> tuple[str, ...]:
     return tuple(name for name in names if isinstance(name, str))
 
 
-def load(path: str, also: Also = lambda _: (), owners: Collection[int] | None = None) -> Stack:
+def load(
+    path: str,
+    also: Also = lambda _: (),
+    owners: Collection[int] | None = None,
+    together: Callable[[Stack], None] = lambda _: None,
+) -> Stack:
     """Read and check the stack.toml at ``path``, a file or its folder, and its manifests.
 
     If ``owners`` (uids) are given, only these users may be able to change the files. ``also``
-    returns further errors of a network. Raises NotFound if the file does not exist, Error if it
+    returns further errors of a network, and ``together`` raises those of the services together, if
+    each is valid alone. Raises NotFound if the file does not exist, Error if it
     cannot be read, InvalidInput if it is not valid TOML, and otherwise an ErrorGroup with all
     errors in the file and in the manifests. Each names its file, key and value.
     """
@@ -278,14 +284,22 @@ def load(path: str, also: Also = lambda _: (), owners: Collection[int] | None = 
     mine = [error for error in errors if not error.file]
     for one in mine:
         one.hint = one.hint or _form(one.key or "", data)
+    are_valid = not errors and not resolved.errors
     mine += dependencies(items, {member.name: member.loaded.spec for member in members})
     mine = [_in_file(path, error) for error in resolved.fresh(mine)]
-    if errors := [*mine, *(error for error in errors if error.file)]:
-        raise ErrorGroup(errors)
+    errors = [*mine, *(error for error in errors if error.file)]
     order = ordered({item.name: item.after for item in items.values()})
     members.sort(key=lambda member: order.index(member.name))
     members = _with_apart(members, os.path.dirname(path))
-    return Stack(name, path, networks, tuple(members), asks)
+    made = Stack(name, path, networks, tuple(members), asks)
+    try:
+        if are_valid:
+            together(made)
+    except Error as error:
+        errors += flatten(error)
+    if errors:
+        raise ErrorGroup(errors)
+    return made
 
 
 def _with_apart(members: list[StackMember], folder: str) -> list[StackMember]:

@@ -393,8 +393,8 @@ def _rootfs(rootfs: str, folder: str) -> Iterator[InvalidInput]:
         reason = "is the package's own folder"
     elif os.path.commonpath((path, home)) != home:
         reason = "leaves the package's folder"
-    elif not os.path.isdir(path):
-        reason = "is not a folder" if os.path.lexists(path) else "does not exist"
+    elif os.path.lexists(path) and not os.path.isdir(path):
+        reason = "is not a folder"
     if reason:
         right = "a folder beside the manifest"
         yield values.wrong("package.rootfs", rootfs, reason, right, '"rootfs"')

@@ -286,11 +286,13 @@ def environment_name(text: str, key: str) -> str:
 
 
 def capability(text: str, key: str) -> str:
-    """Return ``text`` if it is a name of capabilities(7) without CAP_. Raises InvalidInput."""
+    """Return a name of capabilities(7) without the prefix CAP_. Raises InvalidInput."""
     plain = text.upper().removeprefix("CAP_")
-    right = f'"{plain}"' if plain in CAPABILITIES else "a name of capabilities(7) without CAP_"
-    reason = None if text in CAPABILITIES else "is not a valid capability"
-    return require(text, key, reason, right, '"NET_BIND_SERVICE"')
+    right = f'"{plain}"' if plain in CAPABILITIES else "a name of capabilities(7)"
+    name = text.removeprefix("CAP_")
+    reason = None if name in CAPABILITIES else "is not a valid capability"
+    require(text, key, reason, right, '"NET_BIND_SERVICE"')
+    return name
 
 
 # --- lists of texts -------------------------------------------------------------------------------
