@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import re
 import shlex
+import subprocess
 from typing import Any
 
 import pytest
 
+import niso
+from niso.base import paths
 from niso.base.errors import Error, UsageError
 from niso.cli import command as cli_command
 from niso.cli import main
@@ -341,10 +345,47 @@ def test_words_that_nobody_expects_are_never_worse_than_an_error(command) -> Non
 
 
 @pytest.mark.parametrize("words", [["version"], ["--version"], ["-V"]])
-def test_version_is_that_of_the_package(capsys, words) -> None:
+def test_version_is_that_of_the_package_and_the_commit_of_the_checkout(capsys, words) -> None:
     import importlib.metadata
 
-    assert said(capsys, *words) == (0, f"niso {importlib.metadata.version('niso')}\n", "")
+    head = git(pathlib.Path(__file__).parent, "rev-parse", "HEAD")
+    expected = f"niso {importlib.metadata.version('niso')}+{head[:12]}\n"
+    assert said(capsys, *words) == (0, expected, "")
+
+
+def git(folder: pathlib.Path, *words: str) -> str:
+    command = ("git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b", *words)
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_commit_is_found_in_every_form_of_a_checkout(tmp_path, monkeypatch) -> None:
+    root, tree = tmp_path / "one", tmp_path / "two"
+    (root / "src/niso/base").mkdir(parents=True)
+
+    def version(folder: pathlib.Path = root) -> str:
+        monkeypatch.setattr(paths, "__file__", str(folder / "src/niso/base/paths.py"))
+        return paths.version()
+
+    assert version() == niso.__version__
+    git(root, "init", "-q")
+    assert version() == niso.__version__  # it has no commit yet
+    (root / "src/niso/base/a").write_text("")
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "a")
+    right = f"{niso.__version__}+{git(root, 'rev-parse', 'HEAD')[:12]}"
+    assert version() == right
+    git(root, "worktree", "add", "-q", str(tree))
+    assert version(tree) == right
+    git(root, "pack-refs", "--all")
+    assert version() == version(tree) == right
+    git(root, "checkout", "-q", "--detach")
+    assert version() == right
+    for text in ("ref: refs/../../x", "ref: refs/heads/none", "\0\xff" * 9000, "a" * 39):
+        (root / ".git/HEAD").write_text(text)
+        assert version() == niso.__version__
+    (root / ".git/HEAD").unlink()
+    os.mkfifo(root / ".git/HEAD")
+    assert version() == niso.__version__
 
 
 def test_the_commands_that_need_no_root(capsys) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 
+import niso
+
 NETNS_DIR = "/run/netns"
 LAB_MARK = "/run/niso-lab"
 STATE_DIR, RUN_DIR = "/var/lib/niso", "/run/niso"
@@ -109,3 +111,54 @@ def boot_id() -> str:
 def shown(path: str) -> str:
     """Return a path for a message, shortened in the middle if it has more than 200 characters."""
     return path if len(path) <= 200 else f"{path[:120]} ... {path[-75:]}"
+
+
+# --- the version of this installation -------------------------------------------------------------
+
+
+def version() -> str:
+    """Return niso's version, for a git checkout with its commit: ``0.1.0+1234567890ab``.
+
+    Changes that are not committed are not detected.
+    """
+    root = os.path.realpath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
+    commit = _commit(root) if os.path.isdir(os.path.join(root, "src", "niso")) else ""
+    return f"{niso.__version__}+{commit[:12]}" if commit else niso.__version__
+
+
+def _commit(root: str) -> str:
+    """Return the commit that is checked out in a folder, or "" if git does not record one there.
+
+    git itself is not run: for root, it refuses the repository of another user (gitrepository-layout
+    (5) describes the files).
+    """
+    folder = os.path.join(root, ".git")
+    if link := _line(folder):  # a worktree has a file
+        folder = os.path.join(root, link.removeprefix("gitdir: "))
+    head = _line(f"{folder}/HEAD")
+    if head.startswith("ref: refs/") and ".." not in head:
+        ref = head.removeprefix("ref: ")
+        common = os.path.join(folder, _line(f"{folder}/commondir") or ".")
+        head = _line(f"{folder}/{ref}") or _line(f"{common}/{ref}") or _packed(common, ref)
+    is_commit = len(head) >= 40 and set(head) <= set("0123456789abcdef")
+    return head if is_commit else ""
+
+
+def _packed(folder: str, ref: str) -> str:
+    try:
+        with open(f"{folder}/packed-refs", encoding="utf-8", errors="replace") as lines:
+            return next(
+                (line[:-1].partition(" ")[0] for line in lines if line[40:-1].strip() == ref), ""
+            )
+    except OSError:
+        return ""
+
+
+def _line(path: str) -> str:
+    """Return the first line of a small regular file, or "" if there is none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, encoding="utf-8", errors="replace") as file:
+            return file.readline(4096).rstrip("\n")
+    except OSError:
+        return ""

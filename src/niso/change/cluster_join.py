@@ -13,7 +13,6 @@ import shutil
 import socket
 from urllib.parse import urlsplit
 
-import niso
 from niso.base import files, paths
 from niso.base.errors import Conflict, Error, InvalidInput, UsageError
 from niso.base.locks import Lock, service_lock
@@ -356,12 +355,12 @@ def as_member(machine: Machine, own: Config, mtu: int) -> HostEntry:
     store = machine.store
     tunnel = store.across.tunnel()
     public = tunnel.public if tunnel else ""
-    return HostEntry(own.host, store.state_id(), own.address, mtu, True, niso.__version__, public)
+    return HostEntry(own.host, store.state_id(), own.address, mtu, True, paths.version(), public)
 
 
 def _record(machine: Machine, own: Config, cluster: Cluster, mtu: int) -> None:
     store = machine.store
-    host = HostEntry(own.host, store.state_id(), own.address, mtu, False, niso.__version__)
+    host = HostEntry(own.host, store.state_id(), own.address, mtu, False, paths.version())
     if own.encryption:
         host = host._replace(public=prepare(machine.kernel))
     with own.engine() as engine:

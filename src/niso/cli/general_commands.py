@@ -6,6 +6,7 @@ import signal
 import sys
 
 from niso import __version__
+from niso.base import paths
 from niso.base.errors import UsageError
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.cli import output, parse
@@ -26,7 +27,7 @@ def run_meta(name: str, args: Args) -> int:
     if name == "help":
         return print_help(args.words)
     if name == "version":
-        print(f"niso {__version__}")
+        print(f"niso {paths.version()}")
     elif name == "on-exit":
         from niso.api.host import connect
         from niso.runtime import on_exit

@@ -262,7 +262,7 @@ COMMANDS = (
         (Argument("COMMAND*", "a command and its action", "help", key="words"),),
         root=False,
     ),
-    Command("version", "print niso's version", root=False),
+    Command("version", "print niso's version, and the commit of a checkout", root=False),
     Command(
         "complete",
         "print completions of a command line; called by the scripts of niso completion",
