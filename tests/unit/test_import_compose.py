@@ -579,11 +579,15 @@ def test_missing_file_and_missing_library(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(Conflict):
         niso.import_compose(write(tmp_path, "services: {a: {image: a}}"), tmp_path)
     monkeypatch.setitem(sys.modules, "yaml", None)
-    with refuses(
-        Error, "PyYAML", hint="apt install python3-yaml, or install niso[compose] with pip"
-    ) as caught:
-        niso.import_compose(tmp_path / "compose.yaml")
-    assert caught.value.hint == "apt install python3-yaml, or install niso[compose] with pip"
+    own = ["/srv/venv/lib/python3.13/site-packages"]
+    for path, hint in (
+        ([*own, "/usr/lib/python3/dist-packages"], "apt install python3-yaml"),
+        (own, f"{sys.executable} -m pip install pyyaml"),
+    ):
+        monkeypatch.setattr(sys, "path", path)
+        with refuses(Error, "PyYAML", hint=hint) as caught:
+            niso.import_compose(tmp_path / "compose.yaml")
+        assert caught.value.hint == hint
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ passes an error on changes its fields, never its text. Every error that reaches 
 
 from __future__ import annotations
 
+import sys
+
 from niso.base.named_tuples import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -161,3 +163,22 @@ def flatten(error: Error) -> list[Error]:
     if not isinstance(error, ErrorGroup):
         return [error]
     return [one for inner in error.errors for one in flatten(inner)]
+
+
+def missing_library(names: str, what: str, *pip: str, instead: str = "") -> Error:
+    """Return an error about missing Python libraries, whose hint is the command to install them.
+
+    ``names`` and ``what`` are their names and what they do; ``pip`` are their names on PyPI, which
+    are also Debian's without ``python3-``. A virtual environment that does not see Debian's
+    packages needs pip. ``instead`` is a command that works without the libraries.
+    """
+    if any(path.endswith("/dist-packages") for path in sys.path):
+        install = f"apt install {' '.join(f'python3-{_DEBIAN.get(one, one)}' for one in pip)}"
+    else:
+        install = f"{sys.executable} -m pip install {' '.join(pip)}"
+    verb = "is" if len(pip) == 1 else "are"
+    hint = f"{instead}, or {install}" if instead else install
+    return Error(f"{names}, which {what}, {verb} not installed", hint)
+
+
+_DEBIAN = {"pyyaml": "yaml"}

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
-from niso.base.errors import Error
+from niso.base.errors import Error, missing_library
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.report import Caution, Finished, Report, silent
@@ -198,8 +198,7 @@ def require() -> Any:
         import dns.exception
         import dns.resolver
     except ImportError:
-        hint = "apt install python3-dnspython, or install niso[names] with pip"
-        raise Error("dnspython, which resolves outside names, is not installed", hint) from None
+        raise missing_library("dnspython", "resolves outside names", "dnspython") from None
     return dns
 
 

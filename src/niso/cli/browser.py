@@ -21,7 +21,7 @@ from importlib.util import find_spec
 
 from niso.api.host import Host, connect, plain
 from niso.base import files
-from niso.base.errors import Error, UsageError
+from niso.base.errors import Error, UsageError, missing_library
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.signals import keep_only, signals_held
 from niso.cli import output
@@ -56,8 +56,7 @@ def run(_: str, args: Args) -> int:
         raise UsageError("cannot be chosen with --socket", hint, "--port", value="0")
     path = None if args.socket is None else os.path.abspath(args.socket)
     if find_spec("starlette") is None or find_spec("uvicorn") is None:  # the server imports them
-        hint = "apt install python3-starlette python3-uvicorn, or install niso[web] with pip"
-        raise Error("starlette and uvicorn, which serve the page, are not installed", hint)
+        raise missing_library("starlette and uvicorn", "serve the page", "starlette", "uvicorn")
     try:
         with ExitStack() as stack:
             listener = stack.enter_context(_listening(path, port))

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 from niso.api.host import connect
 from niso.base import files
-from niso.base.errors import Error, UsageError
+from niso.base.errors import Error, UsageError, missing_library
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.cli import output
 from niso.cli.parse import Args
@@ -54,8 +54,8 @@ def _library() -> Any:
         import prometheus_client
         import prometheus_client.core
     except ImportError:
-        hint = "apt install python3-prometheus-client, or install niso[metrics] with pip"
-        raise Error("prometheus_client, which writes the metrics, is not installed", hint) from None
+        name, what = "prometheus_client", "writes the metrics"
+        raise missing_library(name, what, "prometheus-client") from None
     return prometheus_client
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from niso.api.host import connect
-from niso.base.errors import Error
+from niso.base.errors import missing_library
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.cli import traffic_commands
 from niso.cli.output import escaped
@@ -38,8 +38,8 @@ try:
     from textual.strip import Strip
     from textual.widgets import Footer, Input, Log, Static
 except ImportError:
-    hint = "niso top -n 1, apt install python3-textual, or install niso[top] with pip"
-    raise Error("textual, which draws the screen, is not installed", hint) from None
+    instead = "niso top -n 1"
+    raise missing_library("textual", "draws the screen", "textual", instead=instead) from None
 
 
 # --- the screen -----------------------------------------------------------------------------------

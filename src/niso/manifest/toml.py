@@ -15,7 +15,7 @@ import stat
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 
 from niso.base import files
-from niso.base.errors import Error, InvalidInput, NotFound
+from niso.base.errors import Error, InvalidInput, NotFound, missing_library
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.text import escaped
 
@@ -434,8 +434,7 @@ def _library() -> Any:
         import tomlkit
         import tomlkit.items
     except ImportError:
-        hint = "apt install python3-tomlkit, or install niso[learn] with pip"
-        raise Error("tomlkit, which changes manifests, is not installed", hint) from None
+        raise missing_library("tomlkit", "changes manifests", "tomlkit") from None
     return tomlkit
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from niso.base.errors import Error, InvalidInput, NotFound
+from niso.base.errors import Error, InvalidInput, NotFound, missing_library
 from niso.base.named_tuples import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -69,8 +69,7 @@ def _library() -> Any:
     try:
         import yaml  # type: ignore[import-untyped]
     except ImportError:
-        hint = "apt install python3-yaml, or install niso[compose] with pip"
-        raise Error("PyYAML, which reads YAML files, is not installed", hint) from None
+        raise missing_library("PyYAML", "reads YAML files", "pyyaml") from None
     return yaml
 
 

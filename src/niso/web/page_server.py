@@ -17,7 +17,7 @@ import resource
 import tempfile
 from hmac import compare_digest
 
-from niso.base.errors import Error
+from niso.base.errors import missing_library
 from niso.base.named_tuples import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,8 +42,9 @@ try:
     from starlette.routing import Route
     from uvicorn.protocols.http.h11_impl import H11Protocol
 except ImportError:
-    hint = "apt install python3-starlette python3-uvicorn, or install niso[web] with pip"
-    raise Error("starlette and uvicorn, which serve the page, are not installed", hint) from None
+    raise missing_library(
+        "starlette and uvicorn", "serve the page", "starlette", "uvicorn"
+    ) from None
 
 PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "page")
 NAMES = ("127.0.0.1", "localhost", "[::1]")
