@@ -135,3 +135,12 @@ def test_an_installed_niso_needs_no_clone(lab: Lab, wheel: pathlib.Path) -> None
 
     lab.run(niso, "lab", "--", niso, "activate", folder, cwd=folder)  # which is kept, of /tmp
     assert lab.run(niso, "ps", "--json").stdout.strip() == "[]"
+
+
+def test_removal_of_the_package_names_the_services_that_go_on(lab: Lab) -> None:
+    script = ("sh", str(ROOT / "debian" / "niso.prerm"))
+    assert lab.run(*script, "remove").stdout == ""
+    lab.niso("activate", echo(lab, "api"))
+    said = lab.run(*script, "remove").stdout
+    assert "these services go on running, with their networks, until a reboot: api\n" in said
+    assert lab.run(*script, "upgrade", "2").stdout == ""

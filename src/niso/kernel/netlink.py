@@ -75,7 +75,11 @@ def refused(what: str, number: int, message: str = "") -> KernelError:
     reason = reason[:1].lower() + reason[1:]
     if message:
         reason = f"{reason} ({message})" if reason else message
-    hint = "run it as root (sudo niso ...)" if number in (errno.EPERM, errno.EACCES) else None
+    hint = None
+    if number in (errno.EPERM, errno.EACCES):
+        hint = "run it as root (sudo niso ...)"
+        if os.geteuid() == 0:
+            hint = "root lacks capabilities here; if this is a container, run it with --privileged"
     return KernelError(f"cannot {what}: {reason}", hint, number)
 
 
