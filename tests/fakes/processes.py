@@ -427,6 +427,9 @@ class FakeUnits:
         if self.is_known(unit):
             self.others[unit] = False
 
+    def start_health(self, state_id: str) -> None:
+        self._processes.hit("start niso health")
+
     # --- running units of services ---
 
     def start(self, services: Iterable[str]) -> None:

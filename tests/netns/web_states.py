@@ -12,6 +12,7 @@ def state_of(names: list[str], networks: list[str]) -> dict[str, Any]:
             "service": name,
             "status": "running",
             "health": ("healthy", "unhealthy", None)[i % 3],
+            "health_age": 4.0 if i % 3 < 2 else None,
             "mode": "bridge",
             "stack": names[i % 5] if i % 2 else None,
             "shares": None,

@@ -66,6 +66,7 @@ def test_the_dashboard_shows_each_state_and_the_table_is_read() -> None:
     # what nobody would look at or be woken by
     ids = {
         "niso_service_enabled",
+        "niso_service_health_probe_time_seconds",
         "niso_service_info",
         "niso_service_start_time_seconds",
         "niso_network_receive_packets_total",

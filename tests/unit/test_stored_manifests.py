@@ -111,7 +111,7 @@ STORED_FULL = (
     '"environment":{"B":"2","A":"1"},"user":{"name":null,"uid":1000,"gid":1000},"kind":"service","restart":"always",'
     '"restart_delay_s":0.2,"stop_timeout_s":120.0,"timeout_s":null,"capabilities":["NET_RAW"],"read_only":false,'
     '"restrict_suid_sgid":true,"memory_max":536870912,"cpu_max":200,"pids_limit":100,"shm_size":67108864,"tmp_size":134217728,'
-    '"healthcheck":{"address":"","port":8080,"host":"","path":null,"interval_s":5.0,"timeout_s":2.0,"retries":3,"start_period_s":10.0,"command":[],"restarts":false,"outer":false},'
+    '"healthcheck":{"address":"","port":8080,"host":"","path":null,"interval_s":5.0,"timeout_s":2.0,"retries":3,"start_period_s":10.0,"command":[],"on_unhealthy":"none","outer":false},'
     '"volumes":[{"name":"tmp","mount":"/scratch","host":null,"tmpfs":true,"read_only":false,"size":67108864,"shared":false},{"name":"conf","mount":"/etc/api","host":"/etc/api","tmpfs":false,"read_only":true,"size":null,"shared":false}],'
     '"secrets":{},"folder":null,"apart":[],"deploy":null,"stop_signal":"TERM","rlimits":{},"devices":[]},"manifest":'
     + FULLEST

@@ -39,7 +39,7 @@ def row(source: str, to: str, packets: int) -> Recorded:
 
 def look(at: float, memory: look_flows.Memory, *stats: Stats) -> TopSample:
     lines = tuple(
-        ServiceLine(name, "running", None, "bridge", (), (), 1.0, None, None, None)
+        ServiceLine(name, "running", None, "bridge", (), (), 1.0, None, None, None, None)
         for name in ("api", "db", "side")
     )
     networks = {"api": ("back",), "db": ("back",), "side": ()}
@@ -64,9 +64,9 @@ def test_rates_between_two_looks() -> None:
     load = top.between(reader, before, now)
     assert load.seconds == 2.0
     assert load.services == (
-        ServiceLoad("api", "running", None, ("back",), 0.0, 0.0, 3.0, None, None, None),
-        ServiceLoad("db", "running", None, ("back",), 8000.0, 400.0, 5.0, 7, 0, None),
-        ServiceLoad("side", "running", None, (), None, None, None, None, None, "db"),
+        ServiceLoad("api", "running", None, ("back",), 0.0, 0.0, 3.0, None, None, None, None),
+        ServiceLoad("db", "running", None, ("back",), 8000.0, 400.0, 5.0, 7, 0, None, None),
+        ServiceLoad("side", "running", None, (), None, None, None, None, None, "db", None),
     )
     assert [(f.from_.name, f.to.name, f.port, f.verdict, f.new) for f in load.flows] == [
         ("api", "db", 80, "pass", 3.0),
@@ -173,9 +173,11 @@ def loads() -> Load:
     return Load(
         2.0,
         (
-            ServiceLoad("api", "running", "healthy", ("edge", "back"), 4e5, 7e5, 12.9, 0, 0, None),
-            ServiceLoad("db", "running", "unhealthy", ("back",), 9e5, 2e5, 2.2, 44, 0, None),
-            ServiceLoad("job", "inactive", None, (), None, None, None, None, None, None),
+            ServiceLoad(
+                "api", "running", "healthy", ("edge", "back"), 4e5, 7e5, 12.9, 0, 0, None, 3.0
+            ),
+            ServiceLoad("db", "running", "unhealthy", ("back",), 9e5, 2e5, 2.2, 44, 0, None, 65.0),
+            ServiceLoad("job", "inactive", None, (), None, None, None, None, None, None, None),
         ),
         (
             FlowLoad(end("api"), end("db"), 5432, "tcp", "pass", 2.0, None, *BY_NOTHING),
@@ -221,10 +223,10 @@ async def _on_the_screen() -> None:
         assert rows() == ["api", "db", "job"]
         picture = shown(screen.export_screenshot())
         assert "2 of 3 up  1 unhealthy  2.5 new/s  1.5 refused/s  1.3 Mb/s" in picture
-        assert re.search(r"db +unhealthy +900 kb/s +200 kb/s +███ +2\.2 +44 +0 +back", picture), (
-            picture
-        )
-        assert "api      healthy" in picture and "find" in picture and "quit" in picture
+        assert re.search(
+            r"db +unhealthy 1m5s ago +900 kb/s +200 kb/s +███ +2\.2 +44 +0 +back", picture
+        ), picture
+        assert "api      healthy 3s ago" in picture and "find" in picture and "quit" in picture
         assert await press("d") == ["db"]
         assert "only denied" in shown(screen.export_screenshot())
         assert await press("d", "s") == ["api", "db", "job"]

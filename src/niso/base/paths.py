@@ -84,6 +84,11 @@ def health_file(service: str) -> str:
     return f"{run_dir()}/health/{service}.json"
 
 
+def health_asked() -> str:
+    """Return the file whose time of change is the last request for health checks."""
+    return f"{run_dir()}/health.asked"
+
+
 def hosts_root() -> str:
     """Return the folder of hosts files, with one subfolder for each ordered list of networks."""
     return f"{run_dir()}/hosts"

@@ -510,7 +510,7 @@ class _Activation:
 
 def _restarts(target: Target) -> bool:
     check = target.spec.process.healthcheck if target.spec.process is not None else None
-    return check is not None and check.restarts
+    return check is not None and check.on_unhealthy != "none"
 
 
 def _left(changes: list[Change]) -> set[str]:

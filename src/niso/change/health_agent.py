@@ -1,6 +1,8 @@
-"""Watch instances, and services that restart when they are unhealthy (``niso health``).
+"""Probe services, and act on those that are unhealthy (``niso health``).
 
-One process on the machine does this, and only while a service needs it. An instance whose process
+One process on the machine does this, and only while it is needed: for instances, for services with
+``on_unhealthy``, and while commands ask for the health of services. It writes the results to files,
+which other commands read. An instance whose process
 ends, or that becomes unhealthy, receives no new connections to the service address until two probes
 in a row succeed. Packets do not depend on this process. If it dies, the next command starts it
 again, and conmon's exit command still takes an instance out when its process ends.
@@ -35,13 +37,7 @@ if TYPE_CHECKING:
 # Code that changes the kernel takes more memory than all of the agent. A child process that ends
 # after each change imports it (`_act`).
 
-_WORDS = (sys.executable, "-I", "-m", "niso.change.health_agent")
-"""The command that niso starts: `niso health` without the memory of the command line's code."""
-AGENT = systemd.HEALTH
-UNIT = "niso_health.service"
-"""The unit's name. No unit of a service has this name: they begin with niso-."""
 _LOCK = "niso.health"
-_MARK = "# written by niso; state folder "
 _LOOK_S = 0.25
 _RUN_LOOK_S = 0.1
 _IDLE_S = 2.0
@@ -55,33 +51,37 @@ type Log = Callable[[str], None]
 class _Watched:
     """A service whose process and health are watched."""
 
-    def __init__(self, service: str, front: str, check: Healthcheck, restarts: bool) -> None:
-        self.service, self.front, self.check, self.restarts = service, front, check, restarts
+    def __init__(self, service: str, front: str, check: Healthcheck) -> None:
+        self.service, self.front, self.check = service, front, check
         self.run = (0, 0.0)
         self.pidfd = -1
         self.namespace: str | None = None
         self.probe: health.HealthProbe | None = None
         self.ask_at = self.look_at = 0.0
         self.failures = self.successes = 0
-        self.child, self.restart = 0, -1
+        self.child, self.command = 0, -1
 
     @property
     def interval_s(self) -> float:
         """Return the seconds between two probes."""
         return min(self.check.interval_s, _MOST_INTERVAL_S) if self.front else self.check.interval_s
 
-    def begin_restart(self) -> None:
-        """Start a `niso restart`, which may take a minute; ``restart`` is a pidfd of it."""
-        words = [sys.executable, "-I", "-m", "niso.cli", "restart", self.service]
-        self.child = os.posix_spawn(sys.executable, words, _environment())
-        self.restart = os.pidfd_open(self.child)
+    def begin_command(self) -> None:
+        """Start `niso restart` or `niso deactivate`, which may take a minute.
 
-    def end_restart(self) -> None:
-        """Reap the `niso restart` if it has ended."""
-        if self.restart >= 0 and crun.wait_readable(self.restart, 0):
+        ``command`` is a pidfd of the process.
+        """
+        action = "restart" if self.check.on_unhealthy == "restart" else "deactivate"
+        words = [sys.executable, "-I", "-m", "niso.cli", action, self.service]
+        self.child = os.posix_spawn(sys.executable, words, systemd.agent_environment())
+        self.command = os.pidfd_open(self.child)
+
+    def end_command(self) -> None:
+        """Reap the command of `begin_command` if it has ended."""
+        if self.command >= 0 and crun.wait_readable(self.command, 0):
             os.waitpid(self.child, 0)
-            os.close(self.restart)
-            self.restart = -1
+            os.close(self.command)
+            self.command = -1
 
     def close(self) -> None:
         if self.probe is not None:
@@ -97,7 +97,7 @@ class _Watched:
 def follow(session: Session, log: Log) -> Following:
     """Return the agent. It ends by itself when no service needs it."""
     over = threading.Event()
-    held = Conflict("niso health runs already", f"systemctl status {UNIT}")
+    held = Conflict("niso health runs already", f"systemctl status {systemd.HEALTH_UNIT}")
     work = lambda: _run(session, log, over)  # noqa: E731
     return Following(lambda: systemd.alone(_LOCK, held, work), over.set)
 
@@ -105,17 +105,18 @@ def follow(session: Session, log: Log) -> Following:
 def _run(session: Session, log: Log, over: threading.Event) -> None:
     watched: dict[str, _Watched] = {}
     store = session.store()
-    seen, idle_since, refreshed = -1, time.monotonic(), 0.0
-    pipe = systemd.wake_pipe(AGENT)
+    seen, idle_since, refreshed, is_asked = -1, time.monotonic(), 0.0, False
+    pipe = systemd.wake_pipe(systemd.HEALTH)
     file = _store_file()
     try:
         while not over.is_set():
             now = time.monotonic()
             if session.store() is not store:  # `_act` has closed it
                 store, seen = session.store(), -1
-            if (changes := store.changes()) != seen or now - refreshed > 10:
+            changes, was_asked, is_asked = store.changes(), is_asked, health.asked()
+            if changes != seen or is_asked != was_asked or now - refreshed > 10:
                 seen, refreshed = changes, now
-                _refresh(store, watched)
+                _refresh(store, watched, is_asked)
             if watched:
                 idle_since = now
             elif now - idle_since > _IDLE_S:
@@ -124,7 +125,7 @@ def _run(session: Session, log: Log, over: threading.Event) -> None:
                 _look(one, now)
             probes = [one.probe for one in watched.values() if one.probe is not None]
             pidfds = [one.pidfd for one in watched.values() if one.pidfd >= 0]
-            pidfds += [one.restart for one in watched.values() if one.restart >= 0]
+            pidfds += [one.command for one in watched.values() if one.command >= 0]
             health.advance(probes, [*pidfds, pipe], _next(watched.values(), now))
             systemd.drain(pipe)
             if _store_file() != file:  # it was lost: a sweep has removed what it records
@@ -154,14 +155,17 @@ def _next(watched: Iterable[_Watched], now: float) -> float:
     return max(now, min(moments))
 
 
-def _refresh(store: Store, watched: dict[str, _Watched]) -> None:
-    """Read from the store which services to watch."""
+def _refresh(store: Store, watched: dict[str, _Watched], is_asked: bool) -> None:
+    """Read from the store which services to watch.
+
+    With ``is_asked``, these are all services with a health check.
+    """
     wanted = {}
     fronts = {one.service: one.front for one in store.instances.active(SERVING, OUT)}
-    for name in {*fronts, *store.restarted_services()}:
+    for name in {*fronts, *(store.checked_services() if is_asked else store.acted_on_services())}:
         row = store.service(name)
         check = row.healthcheck if row is not None and row.active and row.has_process else None
-        if row is None or check is None or not (name in fronts or check.restarts):
+        if row is None or check is None:
             continue
         wanted[name] = (fronts.get(name, ""), check, crun.namespace(row.require_process()))
     for name in watched.keys() - wanted.keys():
@@ -171,7 +175,7 @@ def _refresh(store: Store, watched: dict[str, _Watched]) -> None:
         if before is None or before.check != check:
             if before is not None:
                 before.close()
-            watched[name] = _Watched(name, front, check, check.restarts)
+            watched[name] = _Watched(name, front, check)
         watched[name].namespace = namespace
 
 
@@ -184,7 +188,7 @@ def _look(one: _Watched, now: float) -> None:
             one.pidfd = crun.open_in_service(one.service, state.pid)
             one.run = (state.pid, state.started_at or 0.0)
             one.failures = one.successes = 0
-            one.ask_at = now
+            one.ask_at = now if one.front else now + health.due_in(one.service, one.check, one.run)
     if one.pidfd >= 0 and one.probe is None and now >= one.ask_at:
         one.ask_at = now + one.interval_s
         one.probe = health.begin(one.check, one.service, one.namespace)
@@ -192,7 +196,7 @@ def _look(one: _Watched, now: float) -> None:
 
 def _judge(session: Session, one: _Watched, log: Log) -> None:
     """Act on the end of a process, and on the answer of a probe."""
-    one.end_restart()
+    one.end_command()
     if one.pidfd >= 0 and crun.wait_readable(one.pidfd, 0):
         one.close()
         one.look_at = 0.0
@@ -221,10 +225,11 @@ def _judge(session: Session, one: _Watched, log: Log) -> None:
     if one.front and _is_in(session, one, SERVING):
         fails = lambda machine: _freeze(machine, one.service)  # noqa: E731
         _act(session, fails, log, f"{one.service}: unhealthy, {failure}: no new connections")
-    if one.restarts and one.restart < 0:
-        log(f"{one.service}: unhealthy, {failure}: restarting it")
+    if one.check.on_unhealthy != "none" and one.command < 0:
+        doing = "restarting" if one.check.on_unhealthy == "restart" else "stopping"
+        log(f"{one.service}: unhealthy, {failure}: {doing} it")
         one.failures = 0
-        one.begin_restart()
+        one.begin_command()
 
 
 def _is_in(session: Session, one: _Watched, state: str) -> bool:
@@ -340,13 +345,13 @@ def restarted(machine: Machine, service: str) -> None:
 
 def runs() -> bool:
     """Wake the health agent, and return whether it is running."""
-    return systemd.agent_name(AGENT)
+    return systemd.agent_name(systemd.HEALTH)
 
 
 def is_needed(machine: Machine) -> bool:
     """Return whether a service needs the health agent."""
     store = machine.store
-    return bool(store.instances.active(SERVING, OUT) or store.restarted_services())
+    return bool(store.instances.active(SERVING, OUT) or store.acted_on_services())
 
 
 def ensure(machine: Machine) -> bool:
@@ -356,40 +361,8 @@ def ensure(machine: Machine) -> bool:
     """
     if runs() or not is_needed(machine):
         return False
-    units = machine.processes.units
-    if units.booted():
-        mark = _MARK + machine.store.state_id()
-        more = ("RestartSec=1",)
-        lines = systemd.agent(mark, "niso: health of services with replicas", ("health",), more)
-        own = "ExecStart=:" + " ".join(map(systemd.quoted, _WORDS))
-        lines = [own if line.startswith("ExecStart=") else line for line in lines]
-        text = "\n".join(lines).replace("Restart=always", "Restart=on-failure")
-        path = os.path.join(systemd.UNITS, UNIT)
-        if units.read(path) != text:
-            units.write(path, text)
-            units.reload()
-        units.start_unit(UNIT)
-        return True
-    import subprocess
-
-    # no supervisor: it lives until no service needs it, or until it is killed
-    subprocess.Popen(
-        _WORDS,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-        env=_environment(),
-        start_new_session=True,
-    )
+    machine.processes.units.start_health(machine.store.state_id())
     return True
-
-
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name in _KEPT}
-
-
-_KEPT = ("PATH", "NISO_STATE_DIR", "NISO_RUN_DIR", "NISO_POOL")
 
 
 def main() -> None:

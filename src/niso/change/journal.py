@@ -62,7 +62,7 @@ def recover(
         from niso.change import deploy
 
         deploy.finish_leaving(machine, report)
-    if store.instances.active(SERVING, OUT) or store.restarted_services():
+    if store.instances.active(SERVING, OUT) or store.acted_on_services():
         from niso.change import health_agent
 
         health_agent.ensure(machine)

@@ -266,6 +266,13 @@ def duration(seconds: float) -> str:
     return f"{whole}s"
 
 
+def health_text(health: str | None, age_s: float | None) -> str:
+    """Format a health and the seconds since its probe, such as ``healthy 4s ago``."""
+    if health is None:
+        return "-"
+    return health if age_s is None else f"{health} {duration(age_s)} ago"
+
+
 def note(line: str) -> None:
     """Print a step of a command on stderr, for ``-v``."""
     print(escaped_lines(line), file=sys.stderr)

@@ -253,7 +253,7 @@ def _print_lines(lines: tuple[niso.ServiceLine, ...]) -> None:
             (
                 line.service,
                 line.status + (f", {line.interrupted} interrupted" if line.interrupted else ""),
-                line.health or "-",
+                output.health_text(line.health, line.health_age),
                 line.mode or "-",
                 ", ".join(line.address) or "-",
                 output.ports_text(line.ports or ()) or "-",

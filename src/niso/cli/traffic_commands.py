@@ -555,7 +555,9 @@ def summary(load: niso.Load) -> list[tuple[str, str]]:
 
 
 def cells(load: niso.ServiceLoad) -> tuple[str, ...]:
-    state = load.health if load.health and load.status == "running" else load.status
+    state = load.status
+    if load.health and load.status == "running":
+        state = output.health_text(load.health, load.health_age)
     denied = (
         "-" if number is None else str(number) for number in (load.denied_in, load.denied_out)
     )

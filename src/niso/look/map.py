@@ -42,7 +42,9 @@ class MapService(NamedTuple):
 
     service: str  # the service's name
     status: str  # the state of the service, as niso ps shows it
-    health: str | None  # starting, healthy or unhealthy; null without a healthcheck
+    health: str | None
+    """starting, healthy or unhealthy at the last probe; null without a healthcheck"""
+    health_age: float | None  # seconds since the last probe; null if the process was not probed
     mode: str | None  # bridge, host, none, share or attached
     stack: str | None  # the stack that the service belongs to; null without a stack
     shares: str | None  # in mode share, the service that owns the network namespace; otherwise null
@@ -193,6 +195,7 @@ def _service(
         load.service,
         load.status,
         load.health,
+        load.health_age,
         line.mode,
         store.stack_of(load.service),
         load.shares,

@@ -83,6 +83,7 @@ def _by_service(
 
 def _of_services(session: Session, store: Store) -> tuple[Metric, ...]:
     lines = {line.service: line for line in services.service_lines(session, store)}
+    now = time.time()
     rows = [row for row in store.services() if row.name in lines]
     states = {row.name: status.read(row.name) for row in rows if row.has_process and row.active}
     statuses = {row.name: lines[row.name].status for row in rows}
@@ -137,6 +138,15 @@ def _of_services(session: Session, store: Store) -> tuple[Metric, ...]:
             "1 if the last probe succeeded; absent without a healthcheck or a process.",
             ((name, int(x.health == "healthy")) for name, x in lines.items() if x.health),
         ),
+        _by_service(
+            GAUGE,
+            "service_health_probe_time_seconds",
+            "Time of the last probe, in seconds since 1970; absent if the process was not probed.",
+            (
+                (name, round(now - x.health_age, 3) if x.health_age is not None else None)
+                for name, x in lines.items()
+            ),
+        ),
         _metric(
             GAUGE,
             "service_info",
@@ -151,7 +161,7 @@ def _of_services(session: Session, store: Store) -> tuple[Metric, ...]:
             COUNTER,
             "service_restarts_total",
             "Restarts by the restart policy since the activation.",
-            ((name, now.restarts) for name, now in states.items()),
+            ((name, x.restarts) for name, x in states.items()),
         ),
         _by_service(
             GAUGE,

@@ -42,7 +42,8 @@ class ServiceLine(NamedTuple):
     status: str
     """running, starting, restarting, completed, exited (N), failed or inactive; for an attachment
     attached or gone"""
-    health: str | None  # starting, healthy or unhealthy; null without a healthcheck
+    health: str | None
+    """starting, healthy or unhealthy at the last probe; null without a healthcheck"""
     mode: str | None  # bridge, host, none, share or attached; null if never activated
     address: tuple[str, ...]  # addresses, one for each network and IP version; can be empty
     ports: tuple[Port, ...]  # published ports, one for each IP version
@@ -51,6 +52,7 @@ class ServiceLine(NamedTuple):
     ended_at: str | None  # end time of the last process; null while a process runs
     audit_until: str | None
     """when the audit of the service's policy ends, or never; null if the policy is not in audit"""
+    health_age: float | None  # seconds since the last probe; null if there was none
     listening: tuple[ListeningSocket, ...] | None = None
     """sockets of the service that wait for packets; only with --listening"""
     unheard: tuple[Listening, ...] | None = None
@@ -123,6 +125,7 @@ class Service(NamedTuple):
     interrupted: str | None  # the command that was killed while changing the service; null if none
     health: str | None  # starting, healthy or unhealthy; null without a healthcheck
     health_said: str | None  # the output of the last health check
+    health_age: float | None  # seconds since the last probe; null if the process was not probed
     mode: str  # bridge, host, none, share or attached
     shares: str | None  # in mode share, the service that owns the network namespace; otherwise null
     shared_by: tuple[str, ...]  # strings: the active services that share the network namespace
@@ -215,7 +218,7 @@ def service_lines(
     known = [row for row in every if is_wanted(row.name)]
     fronts = {row.name for row in known if row.mode == "front"}
     checked = [row for row in every if row.name.partition(".")[0] in fronts or row in known]
-    healths = {name: health.state for name, health in _healths(session, store, checked).items()}
+    healths = known_healths(session, store, health_targets(store, checked))
     healths |= {name: front_health(store, name, healths) for name in fronts}
     pending = interrupted(store)
     audits = _audits(store)
@@ -281,7 +284,7 @@ def _line(
     session: Session,
     store: Store,
     row: ServiceRow,
-    health: str | None,
+    health: Health | None,
     pending: Mapping[str, str],
     audits: Mapping[str, str | None],
 ) -> ServiceLine:
@@ -294,7 +297,7 @@ def _line(
     return ServiceLine(
         row.name,
         status,
-        health,
+        health.state if health else None,
         row.mode,
         address,
         ports,
@@ -302,6 +305,7 @@ def _line(
         pending.get(row.name),
         ended_at,
         audits.get(row.name),
+        health.age_s if health else None,
     )
 
 
@@ -318,7 +322,7 @@ def _inactive(
 ) -> ServiceLine:
     status = "gone" if mode == "attached" else "inactive"
     notes = (pending.get(name), None, audits.get(name))
-    return ServiceLine(name, status, None, mode, (), (), None, *notes)
+    return ServiceLine(name, status, None, mode, (), (), None, *notes, None)
 
 
 def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Status | None]:
@@ -352,10 +356,15 @@ def _front_status(store: Store, row: ServiceRow) -> str:
     return f"{running}/{deploy.replicas if deploy is not None else len(serving)} running"
 
 
-def front_health(store: Store, front: str, healths: Mapping[str, str]) -> str:
-    """Return the worst health among the serving instances of a service."""
-    states = {healths.get(one.service) for one in store.instances.of(front, SERVING, OUT)}
-    return next((s for s in ("unhealthy", "starting", "healthy") if s in states), "starting")
+def front_health(store: Store, front: str, healths: Mapping[str, Health]) -> Health:
+    """Return the worst health among the serving instances of a service, and its oldest probe."""
+    from niso.runtime.health import Health
+
+    instances = store.instances.of(front, SERVING, OUT)
+    known = [healths[one.service] for one in instances if one.service in healths]
+    worst = ("unhealthy", "starting", "healthy")
+    known.sort(key=lambda health: (worst.index(health.state), health.asked_at or 0.0))
+    return known[0] if known else Health("starting", "")
 
 
 def fate(session: Session, store: Store, row: ServiceRow) -> str:
@@ -365,6 +374,22 @@ def fate(session: Session, store: Store, row: ServiceRow) -> str:
         return "gone"
     # reading the kernel takes half of the time of ps, so not for namespaces of niso's
     return "attached" if not attached.netns or attached.lives(session.kernel()) else "gone"
+
+
+def known_healths(
+    session: Session, store: Store, targets: Sequence[HealthTarget]
+) -> dict[str, Health]:
+    """Return the health of services at their last probe, and request probes that are due.
+
+    Does not wait for a probe: the health agent runs them, and the next call returns the results.
+    """
+    if not targets:
+        return {}
+
+    from niso.runtime import health
+
+    health.ask(session.processes().units, store.state_id(), targets)
+    return health.known(targets)
 
 
 def _healths(session: Session, store: Store, services: Iterable[ServiceRow]) -> dict[str, Health]:
@@ -415,9 +440,8 @@ def everything(session: Session, store: Store, name: str) -> Service:
     )
     healths = _healths(session, store, filter(None, checked))
     health = healths.get(row.name)
-    state = health.state if health else None
     if row.mode == "front" and row.active:
-        state = front_health(store, name, {one: its.state for one, its in healths.items()})
+        health = front_health(store, name, healths)
     endpoints = _endpoints(store, row)
     families = store.port_families(row.name)
     uptime, ended_at = _times(now)
@@ -433,8 +457,9 @@ def everything(session: Session, store: Store, name: str) -> Service:
         service=row.name,
         status=status,
         interrupted=interrupted(store).get(name),
-        health=state,
+        health=health.state if health else None,
         health_said=health.failure or None if health else None,
+        health_age=health.age_s if health else None,
         mode=row.mode,
         shares=row.provider,
         shared_by=tuple(store.sharers(row.name)),
@@ -506,7 +531,7 @@ def unwatched(store: Store) -> list[str]:
     began: dict[str, float] = {}
     for one in store.instances.active(SERVING, OUT):
         began[one.front] = min(one.since, began.get(one.front, one.since))
-    for name in store.restarted_services():
+    for name in store.acted_on_services():
         row = store.service(name)
         began.setdefault(owner(name), (row and row.activated_at) or 0.0)
     lost = [name for name in sorted(began) if time.time() - began[name] > _STARTS_WITHIN_S]

@@ -18,7 +18,13 @@ from niso.kernel.sockets import Measured
 from niso.look import drops
 from niso.look.drops import Stats
 from niso.look.flows import DROP, FlowEnd, FlowReader, Key, Memory, more, remembered
-from niso.look.services import ServiceLine, front_health, health_targets, service_lines
+from niso.look.services import (
+    ServiceLine,
+    front_health,
+    health_targets,
+    known_healths,
+    service_lines,
+)
 from niso.look.session import ResultStream, Session, guarded
 from niso.plan.verdict import PolicyContext, parsed
 from niso.reconcile.live_world import read_world
@@ -39,7 +45,8 @@ class ServiceLoad(NamedTuple):
 
     service: str  # the service's name
     status: str  # the state of the service, as niso ps shows it
-    health: str | None  # starting, healthy or unhealthy; null without a healthcheck
+    health: str | None
+    """starting, healthy or unhealthy at the last probe; null without a healthcheck"""
     networks: tuple[str, ...]  # strings: names of the service's networks
     received: float | None  # bits per second; null if the service has no interface of its own
     sent: float | None  # bits per second; null if the service has no interface of its own
@@ -47,6 +54,7 @@ class ServiceLoad(NamedTuple):
     denied_in: int | None  # total packets dropped by the service's ingress policy; null if unknown
     denied_out: int | None  # total packets dropped by the service's egress policy; null if unknown
     shares: str | None  # the other service whose network namespace is used; null if none
+    health_age: float | None  # seconds since the last probe; null if there was none
 
 
 class FlowLoad(NamedTuple):
@@ -196,15 +204,13 @@ class Metered(ResultStream):
         if any(row.has_process and status.read(row.name).state == "running" for row in stale):
             self._until = 0.0
         if targets := [t for t in self._targets if owner(t.service) not in owners]:
-            from niso.runtime.health import check_all
-
-            found = check_all(targets, self.session.report)
-            healths = {name: health.state for name, health in found.items()}
+            healths = known_healths(self.session, store, targets)
             fronts = {owner(name) for name in healths if owner(name) != name}
             healths |= {name: front_health(store, name, healths) for name in fronts}
             for name in healths.keys() & self._lines.keys():
                 line, at = self._lines[name]
-                self._lines[name] = line._replace(health=healths[name]), at
+                state, age_s = healths[name].state, healths[name].age_s
+                self._lines[name] = line._replace(health=state, health_age=age_s), at
 
     def _read_lines(self, store: Store, rows: Sequence[ServiceRow]) -> tuple[ServiceLine, ...]:
         lines = service_lines(self.session, store, rows=rows, instances=self._instances)
@@ -340,6 +346,7 @@ def services_between(
                 _sum(stats.in_drops for stats in its),
                 _sum(stats.out_drops for stats in its),
                 now.shares.get(line.service),
+                line.health_age,
             )
         )
     return tuple(services)

@@ -425,12 +425,12 @@ KEYS = (
     ).described("Time after the start in which failures do not count, up to 1h."),
     Key(
         "healthcheck.on_unhealthy",
-        convert.choice("none", "restart"),
+        convert.choice("none", "restart", "stop"),
         "none",
-        Rule(lambda text, _: text == "restart"),
-        "healthcheck.restarts",
+        to="healthcheck.on_unhealthy",
     ).described(
-        "restart: niso health restarts the service when it is unhealthy. none: it is only shown."
+        "restart or stop: niso health does this to the service when it is unhealthy. none: it is "
+        "only shown."
     ),
     Key("volumes.*", "Volume", {}, names=_VOLUMES_NAME).described(
         "Storage besides the root file system: folders that niso keeps, paths of the host, tmpfs."

@@ -83,6 +83,11 @@ def deploy_problems(data: Mapping[str, Any], parsed: Mapping[str, Any]) -> Itera
             right=f"a health check, because of {key}",
             names_key=False,
         )
+    check = data.get("healthcheck")
+    if isinstance(check, dict) and check.get("on_unhealthy") == "stop":
+        reason = f"is not possible with {key}: an unhealthy instance gets no connections"
+        wrong = "healthcheck.on_unhealthy", "stop", reason, '"none" or "restart"'
+        yield values.wrong(*wrong)
     for name, volume in volumes.items():
         if not isinstance(volume, dict) or volume.get("shared") is True:
             continue

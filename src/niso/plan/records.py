@@ -221,7 +221,7 @@ class Healthcheck(NamedTuple):
     retries: int
     start_period_s: float
     command: tuple[str, ...] = ()  # command to run inside the service, instead of a connection
-    restarts: bool = False  # an unhealthy service is restarted
+    on_unhealthy: str = "none"  # what happens to an unhealthy service: none, restart or stop
     outer: bool = False  # do not connect to loopback, where peers do not reach the service
 
     @property

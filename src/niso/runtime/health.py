@@ -33,9 +33,12 @@ from niso.plan.records import Healthcheck
 from niso.runtime import crun
 from niso.runtime.crun import read_json
 from niso.runtime.status import describe_exit, forget_health
+from niso.runtime.units import HEALTH, agent_name
 
 if TYPE_CHECKING:
     from typing import Any
+
+    from niso.runtime.units import Units
 
 
 # --- results and the health that follows ----------------------------------------------------------
@@ -96,6 +99,13 @@ class Health(NamedTuple):
     """one of healthy, unhealthy and starting"""
     failure: str
     """Why the last probe failed; "" if it succeeded."""
+    asked_at: float | None = None
+    """Unix time of the last probe, in seconds; None if this run was not probed."""
+
+    @property
+    def age_s(self) -> float | None:
+        """Return the seconds since the last probe, or None if there was none."""
+        return None if self.asked_at is None else round(max(0.0, time.time() - self.asked_at), 3)
 
 
 def write_record(service: str, run: tuple[int, float], failure: str) -> None:
@@ -156,6 +166,46 @@ def check_all(targets: Sequence[HealthTarget], report: Report) -> dict[str, Heal
     return {one.service: judge(one.check, one.run[1], _current(one)) for one in targets}
 
 
+def known(targets: Sequence[HealthTarget]) -> dict[str, Health]:
+    """Return the health of each service by name, as far as it is recorded. Nothing is probed."""
+    return {one.service: judge(one.check, one.run[1], _current(one)) for one in targets}
+
+
+def ask(units: Units, state_id: str, targets: Sequence[HealthTarget]) -> None:
+    """Request probes of all services with a health check for the next `ASKED_S` seconds.
+
+    Starts the health agent if a record is older than the interval of its health check and no agent
+    is running. Does not wait for a probe.
+    """
+    path = paths.health_asked()
+    try:
+        with open(path, "a", encoding="utf-8"):
+            os.utime(path)
+    except OSError:  # the run folder cannot be written: the last results are shown with their age
+        return
+    if any(map(_is_due, targets)) and not agent_name(HEALTH):
+        with suppress(Error, OSError):  # health is only shown; the caller answers without it
+            units.start_health(state_id)
+
+
+def asked() -> bool:
+    """Return whether a command has called `ask` within the last `ASKED_S` seconds."""
+    try:
+        return 0 <= time.time() - os.stat(paths.health_asked()).st_mtime < ASKED_S
+    except FileNotFoundError:
+        return False
+
+
+ASKED_S = 60.0
+
+
+def due_in(service: str, check: Healthcheck, run: tuple[int, float]) -> float:
+    """Return the seconds until the next probe of a run is due; 0 if it is due now."""
+    record = _current(HealthTarget(service, check, None, run))
+    left = 0.0 if record is None else record.asked_at + check.interval_s - time.time()
+    return left if 0 < left <= check.interval_s else 0.0
+
+
 def _current(target: HealthTarget) -> Probed | None:
     record = read_record(target.service)
     return record if record is not None and record.run == target.run else None
@@ -176,14 +226,14 @@ def judge(check: Healthcheck, started_at: float, record: Probed | None) -> Healt
     if record is None:
         return Health("starting", "")
     if not record.failures:
-        return Health("healthy", "")
+        return Health("healthy", "", record.asked_at)
     well_until = max(record.well_at, started_at + check.start_period_s)
     if not record.well_at and record.asked_at <= well_until:
-        return Health("starting", record.failure)
+        return Health("starting", record.failure, record.asked_at)
     ill_s = record.asked_at - well_until
     if record.failures >= check.retries or ill_s >= check.retries * check.interval_s:
-        return Health("unhealthy", record.failure)
-    return Health("healthy" if record.well_at else "starting", record.failure)
+        return Health("unhealthy", record.failure, record.asked_at)
+    return Health("healthy" if record.well_at else "starting", record.failure, record.asked_at)
 
 
 # --- probes by connection -------------------------------------------------------------------------

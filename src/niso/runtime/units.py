@@ -282,6 +282,36 @@ class Units:
     def stop_unit(self, unit: str) -> None:
         _systemctl("stop", "--", unit)
 
+    def start_health(self, state_id: str) -> None:
+        """Start the health agent (``niso health``), which must not be running.
+
+        ``state_id`` identifies the state folder. Without systemd, the agent runs without supervisor
+        until no service needs it. Raises Error.
+        """
+        words = (sys.executable, "-I", "-m", "niso.change.health_agent")  # needs little memory
+        if not booted():
+            import subprocess
+
+            subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                env=agent_environment(),
+                start_new_session=True,
+            )
+            return
+        lines = agent(f"# written by niso; state folder {state_id}", "niso: health", (HEALTH,))
+        own = "ExecStart=:" + " ".join(map(quoted, words))
+        lines = [own if line.startswith("ExecStart=") else line for line in lines]
+        text = "\n".join(lines).replace("Restart=always", "Restart=on-failure")
+        path = os.path.join(UNITS, HEALTH_UNIT)
+        if self.read(path) != text:
+            self.write(path, text)
+            self.reload()
+        self.start_unit(HEALTH_UNIT)
+
     # --- running units of services ---
 
     def start(self, services: Iterable[str]) -> None:
@@ -419,6 +449,12 @@ def agent(
     ]
 
 
+def agent_environment() -> dict[str, str]:
+    """Return the environment variables of an agent, or its commands, without systemd."""
+    names = ("PATH", "NISO_STATE_DIR", "NISO_RUN_DIR", "NISO_POOL")
+    return {name: value for name, value in os.environ.items() if name in names}
+
+
 def environment() -> list[str]:
     """Return the ``Environment=`` lines for niso's folders and address pool, if set."""
     variables = (
@@ -462,6 +498,8 @@ def unit_file(service: str) -> str:
 AGENT = "agent"
 KUBERNETES = "kubernetes"
 HEALTH = "health"
+HEALTH_UNIT = "niso_health.service"
+"""The health agent's unit. No unit of a service has this name: they begin with niso-."""
 _LOOKS_S = 1.0
 
 

@@ -201,11 +201,12 @@ class Store(SnapshotRows):
         rows = self._run("SELECT * FROM service WHERE active=1 ORDER BY name")
         return [service_row(row) for row in rows]
 
-    def restarted_services(self) -> list[str]:
-        """Return the active services that are restarted when they are unhealthy, sorted."""
+    def acted_on_services(self) -> list[str]:
+        """Return the active services that are restarted or stopped when they are unhealthy."""
         return self._column(
             "SELECT name FROM service WHERE active=1 AND CASE WHEN json_valid(manifest)"
-            " THEN json_extract(manifest, '$.process.healthcheck.restarts') END ORDER BY name"
+            " THEN json_extract(manifest, '$.process.healthcheck.on_unhealthy') END"
+            " IN ('restart', 'stop') ORDER BY name"
         )
 
     def checked_services(self) -> list[str]:

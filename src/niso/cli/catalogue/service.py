@@ -100,13 +100,13 @@ COMMANDS = (
             JSON,
         ),
         about="STATUS is running, starting, restarting, completed (of a job), exited (N), failed "
-        "or inactive. HEALTH is the result of the health check, which runs now if its interval has "
-        "passed. A service stays active after its process has exited. With --all-hosts, the STATUS "
-        "of a service on another host is up, down, or host gone; only those on networks that span "
-        "hosts are known. If the cluster does not answer, a warning says how old the list of the "
-        "others is. With --listening, LISTENS has the ports on which programs listen, with the "
-        "address if it is a single one, and after the word not the published ports on which no "
-        "program listens.",
+        "or inactive. HEALTH is the last known result of the health check, and its age. ps "
+        "waits for no probe. A service stays active after its process has exited. With "
+        "--all-hosts, the STATUS of a service on another host is up, down, or host gone; only "
+        "those on networks that span hosts are known. If the cluster does not answer, a warning "
+        "says how old the list of the others is. With --listening, "
+        "LISTENS has the ports on which programs listen, with the address if it is a single one, "
+        "and after the word not the published ports on which no program listens.",
         lines="niso ps\nniso ps --listening\nniso ps --json",
     ),
     Command(

@@ -56,7 +56,7 @@ export function tables(state, flows, services, choose) {
       few.map((service) => [
         name({ kind: "service", name: service.service }),
         service.status,
-        service.health ?? "–",
+        healthWords(service) ?? "–",
         rate(service.received),
         rate(service.sent),
         perSecond(service.new),
@@ -164,7 +164,7 @@ export function details(state, flows, node, close) {
   const out = own.filter((flow) => flow.from.name === service.service && flow.verdict !== "drop");
   const facts = [
     ["status", service.status],
-    ["health", service.health ?? "no healthcheck"],
+    ["health", healthWords(service) ?? "no healthcheck"],
     ["up for", service.uptime === null ? null : period(service.uptime)],
     ["networks", service.networks.join(", ")],
     ["network of", service.shares],
@@ -188,6 +188,9 @@ export function details(state, flows, node, close) {
     brief(out.slice(0, 200), (flow) => `→ ${target(flow)}`),
   ];
 }
+
+/** Return the health with the age of the last probe, or null without a health check. */
+const healthWords = (service) => (service.health === null || service.health_age === null ? service.health : `${service.health} ${period(service.health_age)} ago`);
 
 const isOf = (end, node) =>
   node.kind === "fold" ? node.members.includes(end.name) : node.kind === "host" ? end.kind === "host" : end.kind !== "service" && end.name === node.name;
