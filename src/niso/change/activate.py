@@ -16,8 +16,9 @@ from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import CopyingPackage, Report, Stopping, silent
 from niso.base.signals import signals_held
-from niso.change import outside_names_refresh, sharing, start, stop
+from niso.change import deploy, outside_names_refresh, sharing, start, stop
 from niso.change.admit import NO_STACK, Change, NoClaims, StackMembership, record_all
+from niso.change.deploy import Rollout
 from niso.change.journal import begin, end_restart, locked, locked_instances, recover
 from niso.change.scope import leaving, scope_left, scope_of
 from niso.change.start import After
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from niso.change import cluster_claims
-    from niso.change.deploy import Rollout
 
 
 _TRIES = 10
@@ -172,13 +172,7 @@ def _dropped(store: Store, targets: list[Target]) -> list[str]:
 
 def _rollouts(machine: Machine, targets: list[Target]) -> list[Rollout]:
     """Return which instances to replace, for each service that has a service address."""
-    fronts = [target for target in targets if target.spec.is_front]
-    if not fronts:
-        return []
-
-    from niso.change import deploy
-
-    return [deploy.rollout(machine, front) for front in fronts]
+    return [deploy.rollout(machine, target) for target in targets if target.spec.is_front]
 
 
 def _continue(machine: Machine, rollouts: list[Rollout], timeout_s: float, report: Report) -> None:
@@ -192,8 +186,6 @@ def _continue(machine: Machine, rollouts: list[Rollout], timeout_s: float, repor
             left = [one.front for one in rollouts if one.more > done]
             activate(machine, left, timeout_s, report, is_first=False)
     except Exception as error:
-        from niso.change import deploy
-
         former = [
             target
             for one in rollouts
@@ -267,8 +259,6 @@ class _Activation:
             with Lock(), change(self._kernel, self._store, self._scope(), dry_run=True):
                 self._record()
         for one in self._rollouts if self._retired else ():
-            from niso.change import deploy
-
             deploy.retire(self._machine, one, self._report)
         names = dict.fromkeys([*self._stack.leaving, *(row.name for row in self._leaving)])
         # the intents of the retired ones have their rows from before they left the slots
@@ -296,8 +286,6 @@ class _Activation:
             start.run(self._machine.processes, runs, timeout_s, self._report, after)
             return
 
-        from niso.change import deploy
-
         after = deploy.needs(after, self._rollouts)
         healthy = deploy.first_slots(self._machine, self._rollouts, self._report)
         start.run(self._machine.processes, runs, timeout_s, self._report, after, healthy)
@@ -321,8 +309,6 @@ class _Activation:
                 if done.target.instance is None and done.name not in fronts:
                     package.keep_only(done.row.name, {done.row.package})
             for name in fronts:
-                from niso.change import deploy
-
                 kept, present = deploy.used_packages(self._store, name), self._copies[name]
                 package.keep_only(name, {*kept, present})
                 for copy in {*kept} - {present}:
@@ -343,10 +329,7 @@ class _Activation:
             from niso.change import health_agent
 
             health_agent.ensure(self._machine)
-        if self._rollouts:
-            from niso.change import deploy
-
-            deploy.complete(self._machine, self._rollouts, self._began, self._report)
+        deploy.complete(self._machine, self._rollouts, self._began, self._report)
 
     def outcomes(self, changes: list[Change], changed: set[str]) -> list[Outcome]:
         """Return one outcome per service. A service counts as changed if an instance changed."""
@@ -378,8 +361,6 @@ class _Activation:
     def record_failures(self, error: BaseException) -> None:
         """Record the deploys that failed, for `niso history`."""
         if self._rollouts:
-            from niso.change import deploy
-
             deploy.record_failures(self._store, self._rollouts, self._began, error)
 
     # --- without changing anything ------------------------------------------------------------
@@ -452,8 +433,6 @@ class _Activation:
         """Record services with a service address, and send new connections to new instances."""
         if not self._rollouts:
             return []
-
-        from niso.change import deploy
 
         changes = record_all(self._machine, self._swapped, self._copies, [], NO_STACK)
         deploy.swap(self._store, self._rollouts)
@@ -569,7 +548,7 @@ def restart(
 def _leave(machine: Machine, instances: list[str], report: Report) -> None:
     """Take instances out of the slots before their restart, and let connections finish."""
     for name in instances:
-        from niso.change import deploy, health_agent
+        from niso.change import health_agent
 
         # not OUT: niso health would put it back
         health_agent.move(machine, name, SERVING, LEAVING)
