@@ -1,6 +1,7 @@
-"""Define `Host`, the public Python API: ``host = niso.connect()``. The command uses it too.
+"""Define `Host`, the public Python API: ``host = niso.connect()``.
 
-The types of the results define the JSON output. docs/reference/json.md is generated from them.
+The ``niso`` command uses this API too. Its JSON output follows from the types of the results, and
+docs/reference/json.md is generated from these types.
 """
 
 from __future__ import annotations

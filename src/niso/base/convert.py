@@ -7,8 +7,8 @@ A table is a `niso.base.named_tuples.NamedTuple`. The type of a table's key may 
 for which TOML has no value, and at most one array, one table and one string type. A key without a
 default is required.
 
-A validation library would take 6 of the 61 ms of an `activate` without changes. Here the first
-small manifest takes 0.1 ms, and each further one 7 µs.
+No validation library is used, because it would take 6 of the 61 ms of an `activate` that changes
+nothing. This module needs 0.1 ms for the first small manifest, and 7 µs for each further one.
 """
 
 from __future__ import annotations

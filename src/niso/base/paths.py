@@ -1,6 +1,7 @@
 """Return the paths of niso's files.
 
-Most of them are in two folders, which environment variables can set.
+Most of these paths are in the state folder or the run folder. The environment variables
+``NISO_STATE_DIR`` and ``NISO_RUN_DIR`` can set these two folders.
 """
 
 from __future__ import annotations

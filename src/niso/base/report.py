@@ -1,7 +1,7 @@
 """Define the events by which commands report progress and warnings to their caller.
 
-An event of only one module is defined there. Steps that change the kernel
-(`niso.kernel.kinds.kind.Step`) are events too. A receiver decides by the type of an event.
+Events that only one module reports are defined in that module. Steps that change the kernel
+(`niso.kernel.kinds.kind.Step`) are events too. A receiver decides by an event's type what to do.
 """
 
 from __future__ import annotations

@@ -2,16 +2,17 @@
 
 Ctrl-C signals the whole process group. In a forked child, CPython drops signals that arrived during
 the fork (PyOS_AfterFork_Child). A signal just after the fork would raise KeyboardInterrupt in the
-child too, which would then run the cleanup code of its parent a second time. Therefore code that
-forks blocks the signals until it has recorded the child. A child ends when its parent closes a
-descriptor or when its work is done, never by one of these signals.
+child too, and the child would then run the cleanup code of its parent a second time. Therefore code
+that forks blocks the signals until the parent has recorded the child. The child leaves them
+blocked: it exits when its work is done, or when its parent closes a descriptor.
 
 Failpoints: ``NISO_FAILPOINT=N[:ACTION]`` makes step N of a command die or fail (as gofail does).
-Code that changes anything outside this process calls `hit` just before. ACTION is ``kill`` (the
-default), the name of an errno, or one of `LATER`, which lets step N succeed and makes a later
-operation fail. ``NISO_FAILPOINT=0`` makes no step fail. With ``NISO_FAILPOINT_LOG=FILE``, each step
-that is reached is appended to FILE, and each check for one of `LATER` as ``- ACTION``. Failpoints
-work only in a disposable host created by ``niso lab``.
+Code that changes anything outside this process calls `hit` just before the change, which is a step.
+ACTION is ``kill`` (the default), the name of an errno, or a name in `LATER`. With a name in
+`LATER`, step N succeeds and a later operation fails. ``NISO_FAILPOINT=0`` makes no step fail. With
+``NISO_FAILPOINT_LOG=FILE``, each step that is reached is appended to FILE. Each operation that an
+ACTION in `LATER` could make fail is appended as ``- ACTION``. Failpoints work only in a disposable
+host created by ``niso lab``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Attach network namespaces of other programs to niso's networks, and detach them.
 
-The store records an attachment as a service without a package and a process. This module does not
-import code that only processes need, because a container engine waits for each call.
+The store records an attachment as a service that has neither a package nor a process. A container
+engine waits until each call has returned. To keep calls short, this module does not import code
+that only services with processes need.
 """
 
 from __future__ import annotations

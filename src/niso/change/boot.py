@@ -1,9 +1,11 @@
 """Write the systemd units of enabled services; without systemd, start services at boot.
 
 The unit of an enabled service calls ``niso activate`` and ``niso deactivate`` as a user would.
-/etc/nftables.conf usually begins with ``flush ruleset``, which deletes niso's tables too. A drop-in
-for such a firewall's unit therefore runs ``niso net repair --kernel``, which waits for no service:
-a service's unit may be waiting for the firewall's.
+
+This module also writes drop-ins for the units of other firewalls. /etc/nftables.conf usually begins
+with ``flush ruleset``, which deletes niso's tables too. After each start of such a firewall, the
+drop-in runs ``niso net repair --kernel`` to restore the tables. This command does not wait for
+services, because the unit of a service may itself be waiting for the firewall's unit.
 """
 
 from __future__ import annotations

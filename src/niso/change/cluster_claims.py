@@ -1,7 +1,8 @@
-"""Reserve in etcd what services need on networks that span hosts, and publish their state.
+"""Reserve names and addresses of services in etcd, and report to the cluster which services are up.
 
-What a service must reserve (claim) follows from its manifest and from the rows of the services that
-share its namespace. Only hosts of a cluster load this module.
+Only services on networks that span hosts need such reservations, called claims. The content of a
+service's claim follows from its manifest and from the rows of the services that share its
+namespace. Only hosts of a cluster load this module.
 """
 
 from __future__ import annotations

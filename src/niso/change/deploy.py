@@ -1,10 +1,11 @@
-"""Replace the instances of a service with a service address, without a failed request.
+"""Replace the instances of a service without a failed request.
 
-The new instances start next to the old ones, and must be healthy at their own addresses. Then one
-change of rows and kernel sends new connections to the service address and the ports to the new
-instances. The old instances keep their open connections. For a while (``deploy.monitor``) they stay
-ready to serve again if a new instance fails. They are stopped when their connections are finished,
-or when ``deploy.drain`` is over.
+The service has a service address: one address for all of its instances. New instances start while
+the old ones still run, and must become healthy at their own addresses. Then one change of rows and
+kernel directs new connections, to the service address and to the published ports, to the new
+instances. The old instances keep their open connections. During ``deploy.monitor`` they also stay
+ready to receive new connections again if a new instance fails. An old instance is stopped when its
+connections are finished, at the latest after ``deploy.drain``.
 """
 
 from __future__ import annotations

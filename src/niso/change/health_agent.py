@@ -1,11 +1,12 @@
-"""Probe services, and act on those that are unhealthy (``niso health``).
+"""Run the health agent (``niso health``), which probes services and acts on unhealthy ones.
 
-One process on the machine does this, and only while it is needed: for instances, for services with
-``on_unhealthy``, and while commands ask for the health of services. It writes the results to files,
-which other commands read. An instance whose process
-ends, or that becomes unhealthy, receives no new connections to the service address until two probes
-in a row succeed. Packets do not depend on this process. If it dies, the next command starts it
-again, and conmon's exit command still takes an instance out when its process ends.
+At most one health agent runs on a machine, and only while it is needed: for instances, for services
+with ``on_unhealthy``, and while commands ask for the health of services. The agent writes the
+results of its probes to files, which other commands read. If an instance exits or becomes
+unhealthy, the agent sends no new connections to it, until two probes in a row have succeeded.
+
+No packet passes through this process. If the agent is killed, the next command starts it again.
+Until then, conmon's exit command still takes an instance out when its process exits.
 """
 
 from __future__ import annotations

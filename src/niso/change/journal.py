@@ -1,8 +1,8 @@
 """Record changes in progress (intents), lock services, and recover changes of killed commands.
 
-The store records each change as an intent before the change reaches the kernel. If a later command
-finds an intent whose process has died, it completes the change (deactivate, remove) or undoes it
-(activate; see `niso.change.undo`).
+The store records a change as an intent before the kernel is changed. If a later command finds an
+intent whose command no longer runs, the change was interrupted. An interrupted deactivation or
+removal is then completed. An interrupted activation is undone (`niso.change.undo`).
 """
 
 from __future__ import annotations

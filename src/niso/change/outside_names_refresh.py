@@ -1,8 +1,8 @@
 """Resolve the DNS names in policies, update rules and hosts files, and install a timer for this.
 
-dnspython uses the name servers of the host's resolv.conf, including those on the host's loopback,
-which services cannot reach. The host's hosts file, whose lines have no TTL, and search domains are
-not used.
+Names are resolved with dnspython by the name servers of the host's resolv.conf. These may be on the
+host's loopback interface, where services could not reach them. The host's hosts file is not used,
+because its lines have no TTL. Search domains are not used either.
 """
 
 from __future__ import annotations

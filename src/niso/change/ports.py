@@ -1,7 +1,7 @@
 """Assign host ports to services: refuse ports that are taken, and choose free ones.
 
-This module also writes changed ports of running services to the kernel
-(`niso.change.port_forward`), and completes such a change after an interruption.
+For `niso.change.port_forward`, this module also publishes and withdraws ports while the service
+runs. If a command was killed during such a change, the next command completes it by `finish`.
 """
 
 from __future__ import annotations
@@ -185,10 +185,11 @@ FinishingPorts = event_class(
 
 
 def finish(machine: Machine, report: Report = silent) -> None:
-    """Complete the port changes that interrupted commands have recorded, as one change.
+    """Complete the changes of ports that interrupted `niso port-forward` commands have recorded.
 
-    One service may have taken a port from another. A running command has niso's lock until its port
-    changes are complete, so these records are from interrupted commands.
+    All are completed in one change, because one service may have taken a port from another. A
+    command records such a change and completes it without releasing niso's lock. A record that is
+    found under niso's lock is therefore from an interrupted command.
     """
     store = machine.store
     with Lock():
@@ -247,8 +248,9 @@ def _moving(
 ) -> change:
     """Return the context manager in which rows and kernel change for these ports.
 
-    ``on`` are the networks that the ports were published on before. The rows are committed before
-    the kernel changes: after a kill, the next command reads in them which ports were being changed.
+    ``on`` are the networks on which the ports were published before. The rows are committed before
+    the kernel changes. If niso is then killed, the next command finds in the rows which ports to
+    complete.
     """
     store, kernel = machine.store, machine.kernel
     scope = change_scope.concerned(store, sorted({service for service, _ in moved}), on)

@@ -1,7 +1,7 @@
 """Compute what the store records of a service's process: its uid and its ProcessSpec.
 
-This module also decides what the running process needs: nothing, a restart, or only another hosts
-file because the service's networks have changed.
+This module also decides what a new activation means for the running process. The process needs
+nothing, or a restart, or only another hosts file because the service's networks have changed.
 """
 
 from __future__ import annotations
@@ -71,10 +71,11 @@ def free_uid(store: Store, service: str) -> int:
 
 
 def _identified(spec: ProcessSpec, old: ProcessSpec | None, is_known: bool) -> ProcessSpec:
-    """Add digests of secrets, and device and inode numbers of host paths, to a process.
+    """Add digests of secrets, and device and inode numbers of host paths, to a ProcessSpec.
 
-    They show later whether a path has been replaced. If the service was activated by its name
-    (``is_known``), the values of the last activation (``old``) stay. Raises InvalidInput.
+    By these values, a later start detects that a path was replaced. ``old`` is the ProcessSpec of
+    the last activation, or None. ``is_known`` is true if the command names the service instead of a
+    manifest. In this case the values in ``old`` are used again. Raises InvalidInput.
     """
     if old is not None and is_known:
         known = {volume.name: volume for volume in old.volumes if volume.identity is not None}

@@ -1,7 +1,7 @@
 """Repair everything that `niso net check` reports, or remove all objects of niso (``--sweep``).
 
-Sweeping needs no store. niso's objects are found by the names and ids that niso gave them in the
-kernel, such as the alias of a network interface.
+A sweep works without the store. It finds niso's objects by the names and ids that niso gave them in
+the kernel, such as the alias of a network interface.
 """
 
 from __future__ import annotations
@@ -477,7 +477,10 @@ def _forget_active(kernel: Kernel, store: Store) -> None:
 
 
 def repair_row(processes: Processes, store: Store, name: str) -> None:
-    """Copy the process record of a running service into its row. Raises Error without a record."""
+    """Restore the ProcessSpec in a service's row from the spec.json of its running process.
+
+    Raises Error if there is no valid spec.json, or if the manifest in the row is damaged too.
+    """
     row = store.service(name)
     if row is None:
         return

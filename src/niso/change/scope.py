@@ -1,7 +1,8 @@
 """Compute the scope of a change: which services, networks and names the change affects.
 
-A change compares the kernel with the rows before the change and with the rows after it. The scope
-is therefore the union (`Scope.joined`) of the scopes computed from the rows of both times.
+Before a change of rows, and again after it, a command computes the scope from the present rows. The
+change reads and writes the kernel objects of both: its scope is their union (`Scope.joined`).
+Without the scope before the change, objects that are no longer needed would stay.
 """
 
 from __future__ import annotations

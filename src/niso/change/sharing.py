@@ -1,6 +1,7 @@
 """Let services (sharers) use the network namespace of another service (the provider).
 
-A provider has network mode bridge or none, so it never shares a namespace itself.
+The provider has the network mode bridge or none. A sharer cannot be the provider of another
+service.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Create networks that span hosts, add existing ones to this host, and remove them.
 
-Only commands about such networks load this module.
+Commands that concern only networks of one host do not load this module.
 """
 
 from __future__ import annotations
@@ -60,8 +60,10 @@ class Arriving(NamedTuple):
     ) -> list[NetworkRecord]:
         """Record the networks on this host, and return those that are new to this host.
 
-        The caller must be in a transaction, and must record the networks' remote services. Raises
-        Conflict if this host cannot have a network.
+        The caller must be in a transaction. In the same transaction, the caller must record the
+        services that other hosts have on these networks. Raises Conflict if the number (VNI) of a
+        network belongs to another network of this host, or if its subnet overlaps a prefix that
+        this host uses.
         """
         store, made = machine.store, []
         for spec in self.specs:

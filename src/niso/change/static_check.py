@@ -1,7 +1,8 @@
 """Find what an activation would refuse on any host (`niso check`).
 
-The services are recorded as in an activation, but in a store in memory and for a host without any
-configuration. What depends on the host is not checked.
+This module records the services as an activation does, but in a store in memory, and for a host
+that has no services, networks or interfaces. Rules that depend on the real host, such as which
+ports are free, are not checked.
 """
 
 from __future__ import annotations

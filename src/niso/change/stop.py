@@ -1,7 +1,8 @@
 """Stop services: stop their processes in parallel, remove their networks, delete their records.
 
-The caller must have the services' locks and must have recorded their intents. This module does not
-import code that only processes need, because attachments use it too.
+The caller must have the services' locks, and must have recorded for each service that its change is
+in progress (an intent). Attachments, which have no process, use this module too. To keep their
+calls short, it does not import code that only processes need.
 """
 
 from __future__ import annotations

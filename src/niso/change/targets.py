@@ -1,7 +1,7 @@
 """Find the services that the arguments of ``niso activate`` name, and check their files.
 
-A target is a service as a command found it before it took a lock: manifest, name and files. Nothing
-is changed.
+A target is a service with the manifest, name and files that the command found before it took a
+lock. This module changes nothing.
 """
 
 from __future__ import annotations

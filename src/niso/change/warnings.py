@@ -1,6 +1,6 @@
 """Warn about likely mistakes after a change; preview which flows a change would cut.
 
-Services are handed to systemd after the warnings of their activation (`niso.change.boot`).
+A command prints these warnings before it lets systemd supervise its services (`niso.change.boot`).
 """
 
 from __future__ import annotations

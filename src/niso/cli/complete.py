@@ -1,8 +1,9 @@
 """Complete command lines for bash and zsh.
 
-A short shell script passes the line to ``niso complete``, which prints one candidate on each line,
-followed by a tab and a description. A line that starts with a tab makes the script add file names
-(`MANIFESTS`, `FOLDERS`, `PROGRAMS`).
+A short shell script passes the command line to ``niso complete``, which prints one candidate on
+each line, followed by a tab and a description. If a printed line starts with a tab, the shell
+script adds names of files instead: manifests, folders or programs (`MANIFESTS`, `FOLDERS`,
+`PROGRAMS`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Print results as tables or JSON, and print slow steps on stderr, with control characters escaped.
 
-A thread prints the current step if the step takes more than a second, so that the main thread need
-not be interrupted.
+If a step takes more than a second, a thread prints the step while the main thread still runs it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Parse command lines, and format help: the first screen, a group of commands, one command.
 
-argparse would take a seventh of the time of a short command (docs/design/dependencies.md), and
-cannot report a misspelt option if an argument is missing too. Options may come anywhere before
-``--``, and cannot be abbreviated.
+niso does not use argparse, which would take a seventh of the time of a short command
+(docs/design/dependencies.md). If a command line has a misspelt option and also lacks an argument,
+argparse reports only the missing argument. Options may come anywhere before ``--``, and cannot be
+abbreviated.
 """
 
 from __future__ import annotations
@@ -289,7 +290,11 @@ def command(of: Command) -> str:
 
 
 def usage(of: Command, columns: int, before: str = "") -> str:
-    """Return the usage of a command, wrapped between its parts, behind the text ``before``."""
+    """Return the usage line of a command, with the text ``before`` in front of it.
+
+    A line that would be longer than ``columns`` is wrapped between two arguments or options.
+    Further lines are indented to the end of the command's name.
+    """
     first, *words = synopsis(of)
     line = before + first
     indent = " " * (len(line) + 1)

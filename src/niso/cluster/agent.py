@@ -1,12 +1,14 @@
 """Keep one host synchronised with the cluster.
 
-`Agent.look` does one sync pass: it brings other hosts' services to this host, and publishes this
-host's services. The state is in the store, and the id of this host's etcd lease in the run folder,
-so the agent can be killed at any point. While the agent or etcd is down, services run on, but the
-host does not learn of changes.
+`Agent.look` synchronises once, in both directions: it copies the services of other hosts from etcd
+to this host, and writes this host's services to etcd. This is called a sync pass. The agent can be
+killed at any point, because all of its state is in files: the store, and the id of this host's etcd
+lease in the run folder. While the agent or etcd is down, services continue to run, but this host
+does not learn of changes on other hosts.
 
-Another file has the time of the last sync pass, and since when each missing host is missing, by
-this host's monotonic clock. Clocks of different hosts are never compared.
+Another file contains the time of the last sync pass, and for each missing host the time since which
+it is missing. These are times of this host's monotonic clock. Clocks of different hosts are never
+compared.
 """
 
 from __future__ import annotations

@@ -3,10 +3,11 @@
 A reservation, or claim, has one key for the service, one for each address and one for each name.
 One transaction changes all of them, so two hosts cannot have the same address or name.
 
-Each claim contains a random id, its mark. If etcd does not answer a request, the mark in etcd shows
-whether the request was carried out. If not, it may still be carried out later. It is therefore sent
-again, with a condition that only one of the two requests can meet, until the claim shows which host
-has it.
+Each claim contains a random id, its mark. If etcd does not answer a request, this host reads the
+claim: if the claim in etcd has the mark, the request was carried out. Otherwise etcd may still
+carry out the request later. This host therefore sends the request again, with a condition that at
+most one of the two requests can meet. It repeats this until the claim in etcd shows which host has
+it.
 """
 
 from __future__ import annotations

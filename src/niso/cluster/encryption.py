@@ -1,7 +1,7 @@
 """Create the WireGuard keys of a host, and derive the tunnel that encrypts VXLAN between hosts.
 
-Each host has a key pair. Its private key is in a file of the cluster folder, its public key in
-etcd. Only encrypted clusters load this module.
+Each host has a key pair. The private key is in a file of the cluster folder, and the public key in
+etcd. Only hosts of encrypted clusters load this module.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Send requests to etcd through its JSON gateway (etcd.io/docs/v3.5/dev-guide/api_grpc_gateway).
 
-Any member can answer. If one does not, the request is sent to the next. It waits `ROUNDS` ×
-`REQUEST_S` seconds in all: with fewer members longer for each, as there is no other one to ask.
+Any member can answer. If a member does not answer, the request is sent to the next one. A request
+that no member answers fails after about `ROUNDS` × `REQUEST_S` seconds. The fewer members there
+are, the longer the request waits for each.
 
 In JSON, fields that are false or 0 are left out, and 64-bit numbers are strings. When etcd has
 users, the gateway accepts only client certificates without a common name.

@@ -1,7 +1,8 @@
 """Parse and check the values of the cluster's keys: reservations of services, hosts and networks.
 
-Values are checked before they reach the store and the kernel. Other hosts are trusted to reserve
-only what is free, but they may have bugs. In a shared etcd, other programs may write keys too.
+Values are checked before they are copied to the store and the kernel. Hosts of a cluster trust each
+other, but another host may have a bug. If other programs use the same etcd, they may write invalid
+keys too.
 """
 
 from __future__ import annotations

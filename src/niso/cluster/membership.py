@@ -1,6 +1,7 @@
 """Change the cluster's own keys by compare-and-swap: the cluster, its hosts, its networks.
 
-Other functions check that this host is in a cluster, and that etcd has that cluster.
+The functions here do not check that this host is in a cluster, nor that etcd has the data of this
+cluster. Their callers do.
 """
 
 from __future__ import annotations

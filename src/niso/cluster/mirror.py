@@ -1,7 +1,8 @@
 """Copy the services of other hosts from etcd into this host's store, and from there to the kernel.
 
-Services of other hosts are called remote. Each pass compares etcd's whole state with all rows. It
-therefore makes up for a lost event, and removes services that etcd no longer has.
+A service of another host is called a remote service. The agent compares the complete state in etcd
+with all rows for remote services. An event that was lost does no lasting harm for this reason, and
+services that etcd no longer has are removed.
 """
 
 from __future__ import annotations

@@ -1,11 +1,14 @@
 """Publish this host's services to etcd, and restore etcd's data after a loss.
 
-A service's claim (its keys in etcd) is made equal to its rows: present, up, down or deleted. A pass
-starts from the rows, so it also completes what an interrupted command did not publish.
+The claim of a service is the set of its keys in etcd. This module creates, changes or deletes the
+claim so that it agrees with the service's rows in the store. The rows are always the starting
+point. If a command was interrupted before it published a change, the next call therefore publishes
+this change.
 
-A restore writes the key ``cluster`` last, and other keys only while ``cluster`` is absent: until
-then, no host changes anything. Existing keys are not changed, so a restore can be repeated. The
-agents of other hosts restore what this host does not know.
+A restore writes the key ``cluster`` last, and writes the other keys only while ``cluster`` is
+absent. While ``cluster`` is absent, no host changes anything in etcd. Existing keys are left
+unchanged, so a restore can be repeated. This host can restore only the data that its own store
+contains. The agents of the other hosts restore the rest.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ STRAY_S = 600.0
 
 
 class OwnClaims:
-    """A publisher, which makes this host's reservations in etcd match its rows, pass by pass.
+    """A publisher, which repeatedly makes this host's reservations in etcd match its rows.
 
     ``log`` logs a line. ``say`` logs a line unless it repeats the previous one.
     """

@@ -1,11 +1,11 @@
 """Run this host's etcd member, and list and change the members of the cluster's etcd.
 
-etcd runs as the user of Debian's package, if that user exists, with its own copies of the
-certificates, which it reads at each new connection.
+If Debian's package has created a user for etcd, etcd runs as this user, otherwise as root. etcd
+gets its own copies of the certificates, because this user cannot read those of niso.
 
-A new member starts as a learner: it does not vote until it has all data. etcd changes its members
-only if all have been connected for 5 s, so such requests are repeated for a while
-(etcd.io/docs/v3.5/op-guide/runtime-configuration).
+A new member starts as a learner: it does not vote until it has all data. etcd refuses a change of
+its members unless all of them have been connected for 5 s. niso therefore repeats such a request
+for a while (etcd.io/docs/v3.5/op-guide/runtime-configuration).
 """
 
 from __future__ import annotations
@@ -130,9 +130,12 @@ def prepare() -> pwd.struct_passwd | None:
 
 
 def refuse(serials: Sequence[str]) -> list[str]:
-    """Make this host's member also refuse these certificates; return all refused serial numbers.
+    """Make this host's etcd member refuse certificates, and return the serial numbers of all that
+    it refuses.
 
-    Certificates that were refused before stay refused, because etcd's data may come from a backup.
+    ``serials`` are the certificates to add to those that the member already refuses. None is ever
+    accepted again: if etcd's data was restored from a backup, the list of refused certificates in
+    etcd may be older than this host's list.
     """
     before = (files.read(_refused_file()) or b"").decode().split()
     every = sorted({*before, *serials})

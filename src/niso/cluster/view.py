@@ -1,4 +1,7 @@
-"""Decode the cluster's address keys on networks; after the first pass only those that changed."""
+"""Decode the keys of etcd that list the addresses on a network.
+
+A key that was decoded before is decoded again only if its value has changed.
+"""
 
 from __future__ import annotations
 

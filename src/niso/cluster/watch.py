@@ -1,6 +1,7 @@
 """Cache etcd's keys with a prefix: read them all, then update them from the events of a watch.
 
-Reading all keys on many hosts is expensive for etcd. Checking whether a cache is complete is cheap.
+If many hosts each read all keys, this is expensive for etcd. Each host therefore caches the keys.
+To check whether a cache is complete, a host needs only a cheap request.
 """
 
 from __future__ import annotations

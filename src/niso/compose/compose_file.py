@@ -1,7 +1,8 @@
 """Convert a compose file to a stack.toml, and list what cannot be converted.
 
-Compose allows several services to have the same alias, and finds only at their start that two have
-the same host port. A stack allows neither, so such names and ports are left out.
+In Compose, several services may have the same alias. Two services may also declare the same host
+port, which fails only when the second one starts. A stack.toml with such an alias or port would be
+refused, so the alias or port is left out and listed.
 """
 
 from __future__ import annotations

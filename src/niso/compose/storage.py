@@ -1,6 +1,7 @@
-"""Convert the volumes of a compose file, and parse its single values.
+"""Convert the volumes of a compose file, and parse its variables, durations, sizes, words and
+ports.
 
-Values are variables, durations, sizes, words and ports, in the forms of the Compose Specification
+The forms of these values are those of the Compose Specification
 (https://github.com/compose-spec/compose-spec).
 """
 

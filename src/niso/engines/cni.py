@@ -1,11 +1,13 @@
 """Run as a CNI plugin: attach containers of containerd, Nomad and others to niso's networks.
 
-The specification is containernetworking/cni, SPEC.md, versions 0.3.0 to 1.1.0. In a list of
-plugins, the engine passes ``prevResult``: for ADD the result of the plugins before niso, into which
-niso merges its own, for CHECK and DEL the result of the whole list.
+The specification is containernetworking/cni, SPEC.md, versions 0.3.0 to 1.1.0. If niso is in a list
+of plugins, the engine passes the key ``prevResult``. For ADD, this is the result of the plugins
+before niso, into which niso merges its own result. For CHECK and DEL, it is the result of the whole
+list.
 
 If the configuration has the key ``kubernetes``, a pod is attached with a policy that denies all
-packets, until the agent (`niso.engines.pod_agent`) has applied its network policies.
+packets. When the agent (`niso.engines.pod_agent`) has computed the pod's network policies, it
+replaces this policy.
 """
 
 from __future__ import annotations

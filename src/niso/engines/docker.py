@@ -4,9 +4,11 @@ The protocol is JSON over HTTP (moby, libnetwork/docs/remote.md; seen with Docke
 passes the socket (sd_listen_fds(3)), or the first argument is its path. With a socket from systemd,
 the server exits when idle.
 
-Docker itself moves an interface from the host into its container, and makes no call afterwards.
-niso therefore attaches a namespace that it created, and hands the interface in it over to Docker.
-The path of the attachment is a symlink to a namespace. When the interface is in the container, niso
+Docker requests an interface before its container has a network namespace. Docker then moves the
+interface from the host into the container itself, and does not call the driver again. niso
+therefore attaches a namespace of its own, and moves the interface from there to the host for
+Docker. The path of the attachment is a symlink, which niso changes from its own namespace to the
+path of the container's, where no namespace exists yet. When the interface is in the container, niso
 completes the attachment.
 """
 

@@ -3,11 +3,11 @@
 The calls are ``info``, ``create``, ``setup NETNS`` and ``teardown NETNS``, with JSON on stdin and
 stdout (github.com/containers/netavark, plugin-API.md; seen with Podman 5.4).
 
-If aardvark-dns is installed, containers resolve each other's names with an instance of niso's own,
-because netavark's instance does not know the networks of plugins. aardvark-dns reads one file for
-each network: a line with the network's addresses, then ``ID IPV4S IPV6S NAMES`` for each container.
-At SIGHUP it reads the files again, and exits if there are none. Queries for other names are
-forwarded to the host's name servers, unless the client's address is only in files of internal
+If aardvark-dns is installed, niso runs an instance of it, by which containers resolve each other's
+names. The instance that netavark runs does not know the networks of plugins. aardvark-dns reads one
+file for each network: a line with the network's addresses, then ``ID IPV4S IPV6S NAMES`` for each
+container. At SIGHUP it reads the files again, and exits if there are none. Queries for other names
+are forwarded to the host's name servers, unless the client's address is only in files of internal
 networks, whose names end in ``%int``.
 """
 

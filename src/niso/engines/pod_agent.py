@@ -5,8 +5,9 @@ then waits until the labels of the attachment show that the pod's policy is appl
 can be killed at any point: a pod has either the denying policy or its own.
 
 A sync pass updates running pods before it releases a new pod, because their policies may refer to
-an earlier pod by the new pod's name. Namespaces whose policies need few nftables elements come
-first, and the elements of a namespace are limited, so that its users cannot delay other pods.
+an earlier pod by the new pod's name. Kubernetes namespaces whose policies need few nftables
+elements are updated first, and the number of elements of each Kubernetes namespace is limited. The
+users of one such namespace therefore cannot delay the pods of others.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Read, delete and add entries of connection tracking through ctnetlink.
 
 See linux/netfilter/nfnetlink_conntrack.h. `niso.reconcile.ended_flows` decides which flows a change
-deletes. All functions raise KernelError. A kernel without connection tracking has no flows.
+deletes. All functions raise KernelError. On a kernel without connection tracking, they find no
+flows.
 """
 
 from __future__ import annotations

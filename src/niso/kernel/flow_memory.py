@@ -3,9 +3,10 @@
 The rules that record allowed and refused flows, and the sets that they fill, are in
 `niso.kernel.policy_rules`.
 
-Bytes are counted only while a command runs, in temporary tables with the flag ``owner`` (nft(8)):
-the kernel deletes them with the socket that created them, also if this process is killed.
-docs/design/seeing.md explains where the rules are. Functions raise KernelError.
+Bytes are counted only while a command needs them, by rules in temporary nftables tables. These
+tables have the flag ``owner`` (nft(8)): when the socket that created them is closed, also by a kill
+of this process, the kernel deletes them. docs/design/seeing.md explains at which hooks the rules
+are. Functions raise KernelError.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Read facts about the host that planning needs: its MTU, the prefixes in use, its name servers."""
+"""Read facts about the host on which plans depend: MTU, prefixes in use and name servers."""
 
 from __future__ import annotations
 

@@ -4,9 +4,9 @@ See linux/rtnetlink.h, linux/if_link.h and linux/if_addr.h; for rate limits also
 linux/pkt_sched.h and net/sched/sch_tbf.c.
 
 Each setting of a bridge or port changes where frames go: an isolated port reaches no other isolated
-port, and a port without bcast_flood receives no ARP request. niso changes two defaults of a new
-port. Its ports do not flood unicast frames to an unknown MAC, since other services could read them.
-They do not learn MACs, since each MAC has a static entry.
+port, and a port without bcast_flood receives no ARP request. On its ports, niso changes two
+defaults of the kernel. A frame to an unknown MAC is not flooded to the ports, since all services of
+the network could then read it. MACs are not learned, since each MAC has a static entry.
 
 Traffic counters (rtnl_link_stats64) are read with RTM_GETSTATS, which returns only counters: 1.6 ms
 for 1,000 interfaces, where a list of interfaces with all their attributes takes 39 ms.

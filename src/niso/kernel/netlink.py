@@ -1,9 +1,9 @@
 """Send netlink requests, read the answers, and convert errors of the kernel to `KernelError`.
 
-See netlink(7) and linux/netlink.h. This is the only module that converts an errno (`refused`). Only
-messages from the kernel count, since a process with NET_ADMIN in a service's network namespace
-could send to niso's socket too. Truncated messages and impossible lengths raise an error; a partial
-answer is never returned.
+See netlink(7) and linux/netlink.h. Only this module converts an errno to an error (`refused`).
+Messages that are not from the kernel are ignored, since a process with NET_ADMIN in a service's
+network namespace could send to niso's socket too. A truncated message or an impossible length
+raises an error. A partial answer is never returned.
 """
 
 from __future__ import annotations

@@ -3,13 +3,12 @@
 See ip-netns(8) and network_namespaces(7); /run/netns is mounted as by iproute2 (ipnetns.c).
 
 `create` and `inside` move the calling thread to another namespace and back. They are for
-single-threaded programs: other threads would stay behind, and code that runs in between (a
-callback, a finaliser) would see the wrong namespace. If returning fails, the process exits at once,
-since anything it does later would change the wrong host.
+single-threaded programs: other threads stay in the first namespace, and a callback or finaliser
+that runs before the return sees the wrong namespace. If the return fails, the process exits at
+once, since all of its later changes would be made in the wrong namespace.
 
-A network interface is handed over to a container engine that itself moves the inner end of a veth
-pair into a container: Docker requests the interface on the host at a time when its container has no
-namespace yet.
+Handing over is for Docker, which moves the inner end of a veth pair into its container itself.
+Docker requests this end on the host at a time when the container has no namespace yet.
 
 Functions raise KernelError; those that mount raise OSError with the path.
 """

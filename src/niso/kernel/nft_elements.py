@@ -268,11 +268,12 @@ class Nfnetlink(netlink.Netfilter):
         self.transact_batch(what, _SUBSYSTEM, messages, _CLASHES)
 
     def counts(self, header: Header) -> list[tuple[Element, int, float | None]]:
-        """Return (element, packets, age) for the elements of a set or map that have a counter.
+        """Return (element, packets, age) for each element of a set or map that has a counter.
 
-        The age is the time since the last packet in seconds, or None if there was no packet or the
-        element does not record the time. For an interval of one field, the element has only its
-        start.
+        ``packets`` is the value of the counter. ``age`` is the time in seconds since the last
+        packet. ``age`` is None if no packet has matched the element, or if the element does not
+        record the time. If the elements of the set are intervals of a single field, only the start
+        of each interval is returned.
         """
         return self._listed(header, partial(_counted, header))
 

@@ -1,15 +1,15 @@
 """Read the packets that nftables rules log, trace or drop.
 
-Log: packets that rules log to a group (linux/netfilter/nfnetlink_log.h). The kernel stores nothing:
-packets of a group without a reader are lost. A group has one reader.
+Log: packets that rules log to a group (linux/netfilter/nfnetlink_log.h). A group has at most one
+reader. If it has none, its packets are lost, because the kernel does not store them.
 
-Trace: the path of packets through all nftables hooks, including those of other programs (nft(8),
-nftrace). Temporary tables mark the packets; the kernel deletes the tables (flag ``owner``) with the
-socket that created them, also if this process is killed.
+Trace: the path of packets through the nftables chains of all hooks and all programs (nft(8),
+nftrace). The packets are marked by rules in temporary tables. Because these tables have the flag
+``owner``, the kernel deletes them when the socket that created them is closed, also by a kill.
 
 Drops: the packets from and to some addresses that any nftables rule drops. Temporary tables mark
-packets of connections that are not established. A packet whose path ends in a drop is returned with
-its headers, since the kernel reports nothing else of the packet.
+the packets of connections that are not established. A packet whose path ends in a drop is returned.
+Only its headers are returned, since the kernel reports no more of a traced packet.
 """
 
 from __future__ import annotations

@@ -3,20 +3,22 @@
 These chains and maps are a part of `niso.kernel.ruleset`. The elements of policies are computed by
 `niso.plan.policy_elements`.
 
-Recording: the rules fill sets with who connected to whom, and which flow was refused. The sets are
-not part of State, and no process has to run. A key is (source, destination, protocol, port), after
-DNAT and before masquerading. An element has counters, and expires a week after its last packet. A
-full set drops no packet: its rule ends, and the next rule counts the flow as missed. Only protocols
-with ports are recorded. docs/design/seeing.md explains where the rules are;
-`niso.kernel.flow_memory` reads the sets.
+Recording: rules add an element to a set for each flow that was allowed, and to another set for each
+flow that was refused. No process has to run for this, and the elements are not part of State. The
+key of an element is (source, destination, protocol, port), after DNAT and before masquerading. An
+element has counters, and expires a week after its last packet. If a set is full, no packet is
+dropped: the flow is not recorded, and a counter of missed flows increases. Only protocols with
+ports are recorded. docs/design/seeing.md explains where the rules are; `niso.kernel.flow_memory`
+reads the sets.
 
 Audits: during its audit period a policy drops nothing. A packet that it would deny is recorded and
 returns to the chain ``forward``, where all other rules still apply to it. Sets contain the
 addresses of the audited services. The comment of an element has the service, and the begin and end
-of its audit in seconds since 1970. The element has a timeout: when the kernel deletes it, with or
-without niso running, the policy starts to drop. Therefore an expired element is not reported as
-missing: an element that is about to expire is neither desired nor read. An audit without an end has
-an element without a timeout. docs/design/policy.md explains audits.
+of its audit in seconds since 1970. The element has a timeout. When the timeout ends, the kernel
+deletes the element, and the policy begins to drop packets without any action of niso. A check must
+not report such an element as missing. Therefore an element that is about to expire is neither
+desired nor read. An audit without an end has an element without a timeout. docs/design/policy.md
+explains audits.
 """
 
 from __future__ import annotations

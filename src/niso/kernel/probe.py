@@ -1,7 +1,7 @@
 """Send one packet from any network namespace, and observe whether it arrives (raw(7), packet(7)).
 
-A socket belongs to the namespace that created it, so the caller returns to its own namespace at
-once.
+A socket stays in the network namespace in which it was created. The calling thread is therefore in
+the other namespace only while it creates the socket.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Read and write sysctls of the caller's network namespace; load kernel modules.
 
 See proc_sys_net(5) and ip-sysctl.rst. The parts of a name are separated by slashes, since an
-interface name may contain dots: "net/ipv4/conf/eth0.7/forwarding". Only modules that the kernel
-does not load on demand are loaded here. Functions raise KernelError.
+interface name may contain dots: "net/ipv4/conf/eth0.7/forwarding". Most kernel modules are loaded
+by the kernel on demand. This module loads only br_netfilter, for which the kernel does not do so.
+Functions raise KernelError.
 """
 
 from __future__ import annotations

@@ -3,10 +3,11 @@
 See linux/rtnetlink.h, linux/if_link.h, linux/fib_rules.h and ip-rule(8).
 
 An interface ("link" in the kernel's terms) that niso creates always has its alias, even if niso is
-killed: creation and alias are two messages of one sendmsg. The second message must not hit a
-foreign interface that already has the name, so both identify the interface by an index chosen here,
-from a range that the kernel's own counter does not reach. (A temporary name would work too, but a
-rename waits for RCU.)
+killed: one message creates the interface, another sets the alias, and one sendmsg sends both. If
+the creation fails because another program's interface has the name, the second message must not
+change the alias of that interface. Both messages therefore identify the interface by an index that
+niso chooses, from a range that the kernel's own counter does not reach. A temporary name would be
+an alternative, but a rename waits for RCU.
 """
 
 from __future__ import annotations

@@ -1,21 +1,21 @@
 """Define niso's two nftables tables: DNAT, masquerading, forwarding, anti-spoofing and tunnels.
 
-The tables are static, with sets and maps for services and networks. Chains never change with
-services: a change adds and deletes elements of sets and maps in one transaction, so its cost does
-not depend on the number of services. Both tables cover IPv4 and IPv6. `niso.kernel.policy_rules`
-defines the chains for policies and recorded flows, `niso.plan.elements` the elements.
-docs/design/packet.md describes the path of a packet.
+The tables are static, with sets and maps for services and networks. A change of services never
+changes the chains. It only adds and deletes elements of sets and maps, in one transaction, so its
+cost does not depend on the number of services. Both tables cover IPv4 and IPv6.
+`niso.kernel.policy_rules` defines the chains for policies and recorded flows, `niso.plan.elements`
+the elements. docs/design/packet.md describes the path of a packet.
 
 The bridge table checks frames at the ports of niso's bridges: what services may send, and which
 services frames reach. It runs before the inet table, and records its result in the packet mark.
 
 A VXLAN packet of another host is checked where it arrives, by the inner headers, before connection
 tracking (RFC 7348). It passes only if its inner destination is a service on this host. In addition
-its outer source, VNI, inner source MAC and inner source address must all belong to the same claim,
-which is a service's reservation of its addresses in the cluster. Therefore no host can send as a
-service of another host, or from an address that its service has lost. ARP, neighbour discovery to
-all, VLAN tags and broadcasts of other hosts are dropped. On a host without a network that spans
-hosts, all sets for this are empty.
+its outer source, VNI, inner source MAC and inner source address must all belong to the same claim.
+A claim is the cluster's reservation of addresses for a service. Therefore no host can send packets
+in the name of another host's service, or from an address that its own service no longer has. ARP
+packets, multicast neighbour discovery, frames with VLAN tags and broadcasts of other hosts are
+dropped. On a host without a network that spans hosts, all sets for this are empty.
 """
 
 from __future__ import annotations

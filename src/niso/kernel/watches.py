@@ -1,7 +1,8 @@
 """Wait for changes of niso's nftables tables, network interfaces and files, without polling.
 
-Events do not say what has changed, except for the tables: the kernel reports which tables changed
-and which thread committed the transaction. A reader must read everything again that it needs.
+For the tables, an event says which tables have changed and which thread committed the transaction.
+Other events do not say what has changed. After an event, a reader must read again all data that it
+needs.
 """
 
 from __future__ import annotations

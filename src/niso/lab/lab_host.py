@@ -1,18 +1,20 @@
 """Build the host of a lab: its file system, its cgroups, and a network with two more machines.
 
-File system: all writes are discarded at the end. The lab's root is an overlay over the machine's
-root, and each file system mounted below it, such as /usr, gets an overlay too. If the machine's
-root or /usr is itself an overlay, the lab shows the machine's own /usr read-only: services see it
-through one more overlay, and the kernel allows only two on top of each other
-(FILESYSTEM_MAX_STACK_DEPTH, linux/fs.h). /proc, /sys, /run, /tmp and the state folder are new. Only
-net in /proc/sys and the lab's cgroups are writable.
+File system: writes go to overlays, which are discarded at the end of the lab. The lab's root is an
+overlay over the machine's root, and each file system mounted below it, such as /usr, gets an
+overlay too. There is one exception: if the machine's root or /usr is itself an overlay, the lab
+shows the machine's own /usr read-only. Services see /usr through one more overlay, and the kernel
+allows only two overlays on top of each other (FILESYSTEM_MAX_STACK_DEPTH, linux/fs.h). /proc, /sys,
+/run, /tmp and the state folder are the lab's own. Only net in /proc/sys and the lab's cgroups are
+writable.
 
 Cgroups (cgroup_namespaces(7)): in each hierarchy, all cgroups of the lab are below one cgroup, the
 root of its cgroup namespace. In v1, this cgroup is below the caller's cgroup, whose limits still
 apply. In v2, it is below the root, because a cgroup with processes cannot enable controllers for
 its children. A hierarchy that is read-only or not mounted is left unchanged.
 
-Network: the host and two more machines are on a segment without a connection to the outside.
+Network: the lab's host and two simulated machines share an Ethernet segment, which has no
+connection to the outside.
 """
 
 from __future__ import annotations

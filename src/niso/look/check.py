@@ -1,8 +1,8 @@
 """List all differences between the desired and the actual state, for `niso net check`.
 
-Differences can be in the kernel, in the rows of niso's database, in processes and in copies of
-packages. An attachment whose namespace no longer exists is a difference too. The module
-`niso.change.repair` repairs all of them.
+There can be differences in the kernel, in the rows of niso's database, in processes and in copies
+of packages. An attachment whose namespace no longer exists is reported as a difference too. The
+module `niso.change.repair` repairs all of these differences.
 """
 
 from __future__ import annotations
@@ -369,9 +369,9 @@ container.
 def is_moving(attached: AttachedRow) -> bool:
     """Return whether a container engine is about to move an interface into its container.
 
-    The symlink at the attachment's path has the time at which niso created the interface. niso sets
-    the symlink's time to 0 when the interface is in the container. If the container ends later, the
-    engine itself detaches the container.
+    While this is so, the attachment's namespace can be missing without an error. The modification
+    time of the symlink at the attachment's path is the time at which niso created the interface.
+    When the interface has arrived in the container, niso sets this time to 0.
     """
     if attached.owner != BY_INTERFACE:
         return False

@@ -1,7 +1,8 @@
 """Explain why packets were dropped, stream dropped packets, and read traffic and drop counters.
 
-The stream contains the packets dropped by policies with ``log = true``. Each active service has
-counters of traffic, of packets that its policy dropped, and of frames with a forged source address.
+The stream contains the packets dropped by policies with ``log = true``. For each active service,
+the kernel counts its traffic, the packets that its policy dropped, and the frames that it sent with
+a forged source address.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Report from where services can be reached, and which other firewalls drop their packets."""
+"""Report from where services can be reached, and which other firewalls drop the packets."""
 
 from __future__ import annotations
 

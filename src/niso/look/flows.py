@@ -1,8 +1,8 @@
 """Read the recorded flows for `niso net flows`, with the names of services and their policies.
 
 Each flow is listed with the policy entry that applies to the flow now, and with the number of
-connections that are open. Metrics count flows by the names of services, so the number of series
-does not grow with the number of addresses.
+connections that are open. For metrics, flows are added up by the names of the services at both
+ends. Otherwise each client address would be a time series of its own.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """List the host's ports: the published ports, and the ports on which other programs listen.
 
-`niso.change.ports` refuses to publish a port that is taken.
+If a port is in use, `niso.change.ports` refuses to publish it.
 """
 
 from __future__ import annotations

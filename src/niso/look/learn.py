@@ -4,8 +4,9 @@ Flows that passed become allow entries by port and protocol, with names rather t
 published port that other machines used is allowed for all addresses, because the addresses of
 clients change. Refused flows only become comments.
 
-An existing allow list is narrowed, never widened. A used entry that names a service is limited to
-the ports that were used. Any other used entry is left unchanged.
+An existing allow list is narrowed, never widened. An entry that matched no flow becomes a comment.
+An entry that names a service and matched flows is limited to the ports of these flows. Any other
+entry that matched flows is left unchanged.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Find on which addresses and ports the programs of a service listen, and where they should.
 
-The rules may let a packet through although no program waits for it: the usual reasons are a wrong
-port, a program that listens on loopback only, and one that listens on IPv6 only. The kernel lists
-the sockets of a service's network namespace (`niso.kernel.sockets`). Rules of nftables inside that
-namespace are not examined.
+A packet may pass all rules although no program receives it. The usual reasons are that the program
+listens on another port, on loopback only, or on IPv6 only. The kernel lists the sockets of a
+service's network namespace (`niso.kernel.sockets`). Rules of nftables inside that namespace are not
+examined.
 """
 
 from __future__ import annotations

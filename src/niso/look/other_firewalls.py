@@ -1,12 +1,13 @@
-"""Find forward chains of other firewalls that drop what niso's rules accept, and name the remedy.
+"""Find forward chains of other firewalls that drop packets which niso's rules accept, and propose
+the commands that prevent this.
 
 A packet is forwarded only if the forward chains of all tables accept it. niso's rules therefore
 cannot override another program's drop policy, and niso never edits another program's table. This
 module evaluates those chains for a few hypothetical packets, and names the rule that is missing.
 
 Some properties of such a packet are unknown: its port, the remote address, and the name of the
-outside interface. An unknown property matches no rule. A chain that accepts the packet only because
-of an unknown property therefore counts as dropping the packet.
+outside interface. A condition on an unknown property counts as not met. If a rule accepts the
+packet only under such a condition, the chain is therefore reported as dropping the packet.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Show what each policy entry has allowed, and find likely mistakes in policies.
 
-Likely mistakes are unknown names, unreachable name servers, and audits that end. Mistakes are not
-differences between kernel and manifests, so `niso net check` reports them as warnings.
+Likely mistakes are names that no service has, name servers that a policy denies, and audits that
+end soon. The kernel agrees with the manifests despite such a mistake, so `niso net check` reports
+it only as a warning.
 """
 
 from __future__ import annotations
@@ -225,7 +226,8 @@ def _without_dns(
 ) -> Iterator[Warning_]:
     """Yield a warning for each name server of a service that the service's egress policy denies.
 
-    No warning is needed if the policy allows only services, and DNS names in the hosts file.
+    If the policy allows only services, networks of niso, and DNS names, no warning is needed: these
+    names are in the service's hosts file, so the service needs no name server.
     """
     own = {family_of(address): address for _, address in reversed(store.addresses(name))}
     allowed = policy.egress_allow

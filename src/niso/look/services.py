@@ -1,10 +1,11 @@
 """Determine the status of services, for ps, inspect and stack status.
 
 `niso.runtime.status` reads the state of a process. This module takes no lock. It changes nothing,
-except that it rotates log files that are too large.
+except that it rotates log files which are too large.
 
-If a command was killed while it changed a service, the service is shown with this command. The next
-command that changes anything completes the change or rolls it back (`niso.change.journal`).
+If a command was killed while it changed a service, the result for the service names this command
+(``interrupted``). The next command that changes anything completes the change or rolls it back
+(`niso.change.journal`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Open the database and folders for one `niso.connect`, and guard all calls of the public API.
 
 Only this module opens the database for a command. The guard checks arguments, and converts
-exceptions of lower layers to `Error`. If the database is missing while objects created with it
-still exist, commands are refused, because they would run on an empty database.
+exceptions of lower layers to `Error`. If the database is missing but kernel objects or processes
+that niso created still exist, commands are refused. Otherwise a command would take the empty
+database for the desired state.
 """
 
 from __future__ import annotations

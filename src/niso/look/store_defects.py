@@ -1,8 +1,9 @@
 """Check the rows of niso's database for consistency, and restore missing rows.
 
 Most rows of a service follow from its manifest. These rows are compared with the manifest one
-service at a time, so that memory use does not grow with the number of services. The same code
-restores missing rows in a copy of the database, to list them, and in the database, to repair it.
+service at a time, so that memory use does not grow with the number of services. To list missing
+rows, this module restores them in a copy of the database. To repair the database, the same code
+restores the rows in the database itself.
 """
 
 from __future__ import annotations

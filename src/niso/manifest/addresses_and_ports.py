@@ -1,8 +1,8 @@
 """Parse the keys of [network] with addresses: ip, extra_hosts, dns, dns_search and ports.
 
-The forms of a published port are Docker's (docs.docker.com/engine/network/port-publishing), with an
-optional protocol: ``HOST:CONTAINER``, optionally after a host address, and with equally long ranges
-on both sides. ``PORT`` is the same port on both sides; with ``:PORT``, niso chooses a free host
+A published port is written as in Docker (docs.docker.com/engine/network/port-publishing):
+``[ADDRESS:]HOST:CONTAINER[/PROTO]``. Each port can also be a range, if both ranges have the same
+length. ``PORT`` alone is the same port on both sides. With ``:PORT``, niso chooses a free host
 port. Arguments of the command line have the same forms.
 """
 

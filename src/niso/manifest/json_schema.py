@@ -1,9 +1,9 @@
 """Build the JSON Schemas (draft 2020-12) of manifest.toml and stack.toml, for editors.
 
 `niso schema` prints them. The schema of manifest.toml is derived from `niso.manifest.keys`;
-conditions between several keys are in this module. Whatever a schema rejects,
-`niso.manifest.validate` rejects too. It also checks what a schema cannot express: that folders
-exist, that names differ, that no host port is used twice.
+conditions between several keys are in this module. `niso.manifest.validate` rejects every file that
+a schema rejects. It also checks conditions that a schema cannot express: that folders exist, that
+names differ, and that no host port is used twice.
 """
 
 from __future__ import annotations

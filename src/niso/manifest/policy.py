@@ -2,15 +2,15 @@
 
 An entry is a peer, then optionally ``:PORT`` or ``:PORT-PORT``, then optionally ``/PROTO``:
 ``frontend:8080/tcp``. A peer is a service (name or hostname, with or without .niso.local),
-``network:NAME``, an address or a prefix. An IPv6 address or prefix is in brackets if ports follow
+``network:NAME``, an address or a prefix. An IPv6 address or prefix is in brackets if a port follows
 (RFC 3986, 3.2.2). In ``egress.allow`` of a manifest a peer may also be an outside name: a domain
 name with a dot that is not below niso.local. `niso.plan.verdict` defines what an entry matches.
 
-An attachment is a service that a container engine or another program starts. Its policy is written
-by the user of that program. A packet must also be allowed by the administrator's policies,
-``/etc/niso/policies/*.toml``. Such a file has tables ``[[policy]]`` with matchers that select
-attachments (name, network, owner, pod_namespace, as patterns of fnmatch(3)), and the keys of
-``[network.policy]``.
+An attachment is a service that a container engine or another program starts. The user of this
+program writes the attachment's policy. In addition, the administrator's policies in
+``/etc/niso/policies/*.toml`` must allow each packet of the attachment. Such a file has tables
+``[[policy]]`` with matchers that select attachments (name, network, owner, pod_namespace, as
+patterns of fnmatch(3)), and the keys of ``[network.policy]``.
 """
 
 from __future__ import annotations

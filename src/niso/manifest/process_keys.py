@@ -1,10 +1,10 @@
 """Parse [healthcheck], [isolation], [limits], [sysctls], [secrets] and [volumes].
 
-A health check is a connection from inside the service's network namespace, only to the service
-itself: to its loopback or to its own addresses. Or it is a command that runs inside the service.
-Secrets are files of the host that only the service's user can read, below /run/secrets.
-`niso.runtime.volumes` resolves the mount point of a volume through the symbolic links of the
-rootfs.
+A health check is a connection or a command. A connection is made from inside the service's network
+namespace, and only to the service's loopback or to its own addresses. A command runs inside the
+service. A secret is a file of the host that the service sees below /run/secrets, where only the
+service's user can read it. `niso.runtime.volumes` resolves the mount point of a volume through the
+symbolic links of the rootfs.
 """
 
 from __future__ import annotations

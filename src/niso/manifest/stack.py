@@ -1,11 +1,13 @@
 """Load stack.toml, which declares services and networks, and check it with its manifests.
 
-A [[service]] overrides keys of its package's manifest.toml. It has the keys of [network] directly,
-and the other tables under their names. A [services.NAME] is a complete manifest: the service has
-the name of its table, and its paths are relative to the stack's folder.
+A [[service]] refers to a package, and overrides keys of the package's manifest.toml. Keys of the
+manifest's [network] are written directly in [[service]], and other tables of the manifest as
+subtables with their names. A [services.NAME] is a complete manifest: NAME is the name of the
+service, and its paths are relative to the stack's folder.
 
 Services are ordered by their dependencies. With a prefix, the names of services and networks begin
-with the stack's name: ``db`` of the stack ``shop`` is ``shop-db``, and ``db`` remains a hostname.
+with the stack's name: for example, ``db`` of the stack ``shop`` becomes the service ``shop-db``
+with the hostname ``db``.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Parse and check single values, such as names, durations, sizes and addresses.
 
-An invalid text raises InvalidInput with the key, the value and the valid form. This module reads no
-file and does not depend on the tables of a manifest, so commands apply the same rules to arguments
-of the command line. ``key`` names the value in messages: it is the path of a manifest key, or the
-name of an argument.
+Each function raises InvalidInput for an invalid text, with the key, the value and the valid form.
+Commands apply the same functions to arguments of the command line. The parameter ``key`` names the
+value in messages: it is the path of a manifest key, or the name of an argument.
 """
 
 from __future__ import annotations

@@ -3,14 +3,14 @@
 A file of variables is the ``env_file`` of a service, or ``.env`` next to a manifest. A line is
 ``NAME=value``, optionally after ``export``. Blank lines and lines that start with ``#`` are
 skipped. Blanks around name and value are removed, and a ``#`` after a blank starts a comment. A
-value in single quotes is literal. In double quotes, a backslash escapes a backslash, a quote and a
-dollar, and before n, r and t it stands for a control character. A line with only a name takes the
-value from the environment, if the variable is set there.
+value in single quotes is literal. In double quotes, a backslash escapes a backslash, a quote or a
+dollar sign, and \\n, \\r and \\t are control characters. A line with only a name takes the value
+from the environment, if the variable is set there.
 
-Substitution is that of Compose. ``${NAME:-text}`` has a default for a variable that is unset or
-empty, and ``${NAME:?text}`` an error message for that case. Without the colon, an empty variable
-counts as set. ``${NAME:+text}`` is the text if the variable is set. ``$${`` is a literal ``${``.
-Any other ``$`` is literal, so that ``$NAME`` and ``$$`` remain for a shell.
+Substitution follows the rules of Compose. ``${NAME:-text}`` has a default for a variable that is
+unset or empty, and ``${NAME:?text}`` an error message for that case. Without the colon, an empty
+variable counts as set. ``${NAME:+text}`` is the text if the variable is set. ``$${`` is a literal
+``${``. Any other ``$`` is literal, so that ``$NAME`` and ``$$`` remain for a shell.
 """
 
 from __future__ import annotations
@@ -105,7 +105,11 @@ def read(
 
 
 def _line(line: str, where: str) -> tuple[str, str | None]:
-    """Parse a line to (name, value): "" for a line without name, None for a name without ``=``."""
+    """Parse a line of a file of variables, and return (name, value).
+
+    For a blank line or a comment, the name is "" and the value None. For a line with a name but no
+    ``=``, the value is None. ``where`` is the file and line number for errors. Raises InvalidInput.
+    """
     line = line.strip()
     if not line or line.startswith("#"):
         return "", None

@@ -3,8 +3,9 @@ actual state.
 
 A `Snapshot` is the part of the store that one command needs: one service, one network, or
 everything. `desired` turns it into a `State` with the same scope. `findings` returns the problems
-that `niso net check` reports: differences between the desired and the actual State, without
-differences that follow from another one. Pure: no I/O, no clock.
+that `niso net check` reports: the differences between the desired and the actual State. A
+difference that is only a consequence of another difference is left out. All functions are pure:
+they use neither I/O nor the clock.
 """
 
 from __future__ import annotations

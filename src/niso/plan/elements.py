@@ -1,7 +1,7 @@
 """Compute the elements of nftables sets and maps for services and networks. Pure.
 
-They are for published ports, allowed source addresses, and bridges. `niso.kernel.ruleset` defines
-what each set and map is for. `niso.plan.policy_elements` computes the elements of policies.
+The elements describe published ports, allowed source addresses, and bridges. `niso.kernel.ruleset`
+defines what each set and map is for. `niso.plan.policy_elements` computes the elements of policies.
 """
 
 from __future__ import annotations

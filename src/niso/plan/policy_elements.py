@@ -20,9 +20,10 @@ and ports. ``class_all`` has the decision on all other ports of a class. If far 
 needed without ``class_all``, the ports of a class that have no element are looked up among the
 entries for everybody, and ``class_rest`` decides on ports that these do not name.
 
-The precedence of deny over allow, and overlapping entries, are resolved here: no two elements of a
-part match the same packet. The element of a peer covers all entries that match this peer, also
-those of prefixes that contain it.
+Entries can overlap, and deny entries have precedence over allow entries. This module resolves both,
+so that within one part at most one element matches a packet. The element of a peer therefore
+includes the decisions of all entries that match this peer, also of entries for a prefix that
+contains the peer's address.
 """
 
 from __future__ import annotations

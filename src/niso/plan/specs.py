@@ -3,7 +3,7 @@
 A ServiceSpec consists of a `NetworkSpec` and a `ProgramSpec` for its process; an attachment, a
 service whose process niso does not run, has no ProgramSpec. `niso.manifest` builds a ServiceSpec
 from the text of a file. The store saves it, and all other code uses only this form. A ProcessSpec
-is complete: nothing has to be looked up to start the process.
+contains all values that are needed to start the process. No name has to be looked up.
 """
 
 from __future__ import annotations

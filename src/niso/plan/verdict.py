@@ -3,7 +3,8 @@
 Three checks must pass: the path (docs/design/packet.md), the egress policy of the sending service,
 and the ingress policy of the receiving one. The rules in the kernel (`niso.plan.policy_elements`)
 are derived from the same policies independently of this module, and tests compare the two. Only the
-first packet of a flow is evaluated: replies, and ICMP errors about them, pass with their flow.
+first packet of a flow is evaluated. Later packets of the flow, its replies, and ICMP errors about
+it pass without an evaluation.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Change the rows of the store and the kernel together; compare and repair the kernel's state.
 
-All commands that change both use the context manager `change`, which also deletes the flows that
-are no longer allowed after the change. Commands, repair and recovery after a crash run the same
-code with different scopes. Only this module compares the desired with the actual state of the
-kernel.
+All commands that change rows and kernel use the context manager `change`. It also deletes the flows
+that are no longer allowed after the change. Commands, repair and recovery after a crash run this
+code with different scopes. Only this module compares the desired state of the kernel with the
+actual state.
 """
 
 from __future__ import annotations

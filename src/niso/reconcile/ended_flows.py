@@ -1,9 +1,13 @@
 """Delete the flows that a change of ports or policies no longer allows.
 
 Connection tracking consults NAT rules only for the first packet of a flow. If a datagram arrives
-while niso's rules are missing, or before a published port changes, the entry for its flow has no
-NAT or the wrong NAT. Packets of that client are then misrouted for as long as the client sends.
-Allowed flows that begin to be tracked are added, so that they are not interrupted.
+while niso's rules are missing, its flow is recorded without NAT. If a datagram arrives before the
+target of a published port changes, its flow is recorded with the old target. If such a flow were
+not deleted, further packets of the client would go to the wrong address for as long as the client
+sends.
+
+When a change enables connection tracking on a bridge, this module adds the open connections to
+connection tracking. Otherwise they would be interrupted.
 """
 
 from __future__ import annotations

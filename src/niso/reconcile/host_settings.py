@@ -1,19 +1,21 @@
 """Set and restore the host's forwarding sysctls; write services' names to the host's hosts file.
 
-IPv4 has one sysctl. The IPv6 sysctl (conf/all/forwarding) also turns each network interface into a
-router: the host drops the routes that it has learned from router advertisements, and accepts no
-more unless accept_ra is 2. Linux 6.17 has force_forwarding, which only enables forwarding of
-packets that arrive on an interface. niso sets it for each interface, and as the default for new
-ones. In conf/all it is a command and not a state: writing it has no effect if it already reads 1,
-and does not apply to later interfaces. (Documentation/networking/ip-sysctl.rst,
-net/ipv6/addrconf.c.)
+IPv4 forwarding has one sysctl. The sysctl for IPv6 forwarding (conf/all/forwarding) also turns each
+network interface into a router: the host then deletes the routes that it has learned from router
+advertisements, and learns no more unless accept_ra is 2. Since Linux 6.17, each interface has the
+sysctl force_forwarding, which enables only the forwarding of packets that arrive on this interface.
+niso sets force_forwarding for each interface, and as the default for new interfaces. niso does not
+write conf/all/force_forwarding: writing 1 has no effect if 1 was written before, and never applies
+to later interfaces. (Documentation/networking/ip-sysctl.rst, net/ipv6/addrconf.c.)
 
-niso records the values before its first change. A program that sets ip_forward to 1 while it is
-already 1 leaves no trace. niso infers such a program from foreign NAT rules that were added since
-niso's first service was activated. Packets that the program would forward are dropped while the
-host forwards for services only, and forwarding stays on after the last service is deactivated.
+niso records the values before its first change. If another program needs IPv4 forwarding too and
+sets ip_forward to 1 while it already is 1, niso cannot see this. niso therefore assumes that such a
+program exists if other programs have added NAT rules since niso's first service was activated.
+Forwarding then stays on after the last service is deactivated. While the host forwards only because
+services need it, niso drops all packets that neither come from nor go to a bridge of niso.
 
-The names of active services are in the host's own hosts file only if this is enabled.
+The names of active services are written to the host's own hosts file only if the administrator has
+enabled this.
 """
 
 from __future__ import annotations

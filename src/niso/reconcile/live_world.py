@@ -1,7 +1,7 @@
 """Collect the services and networks against which policies are evaluated, and find ended audits.
 
-The data come from the store and the kernel. During an audit, packets that a policy would deny are
-only logged. An audit ends at a time in the manifest.
+These data come from the store and the kernel. During an audit, packets that a policy would deny are
+only recorded. The manifest says when the audit ends.
 """
 
 from __future__ import annotations

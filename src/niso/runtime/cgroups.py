@@ -1,6 +1,6 @@
 """Set the limits of services (memory, CPU, number of processes), and manage their cgroups.
 
-All mounted cgroup hierarchies are used: v1, v2 or both (cgroups(7)).
+The cgroups of a service are in all mounted hierarchies: v1, v2 or both (cgroups(7)).
 """
 
 from __future__ import annotations

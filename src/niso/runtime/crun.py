@@ -1,8 +1,9 @@
 """Run crun, read and write the records of an activation, and identify processes by pid.
 
-The records are spec.json and state.json. A recycled pid is never mistaken for the original process:
-functions that open a pidfd (pidfd_open(2)) check the process after they have opened the pidfd. From
-then on the descriptor refers to that process, even if its pid is reused.
+The records are spec.json and state.json. If a process exits, the kernel may give its pid to another
+process. Functions that find a process by its pid therefore first open a pidfd (pidfd_open(2)), and
+then check that it is the right process. The pidfd refers to the checked process even if the pid is
+reused later.
 """
 
 from __future__ import annotations

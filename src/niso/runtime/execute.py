@@ -1,8 +1,8 @@
 """Run a command inside a running service, as the service's user (``niso exec``, crun exec).
 
-crun changes the owner of its stdin and stdout to the service's user (fchown(2)), so crun never gets
-the caller's descriptors. Bytes are copied through pipes, or through a new terminal if the caller
-has one.
+crun changes the owner of its stdin and stdout to the service's user (fchown(2)). So that the
+caller's files keep their owner, crun gets pipes, or a new terminal if the caller has a terminal.
+niso copies the bytes.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Check the health of services by probes: a connection, or a command.
 
-For a connection, a socket is created inside the service's network namespace. No process runs in the
-namespace for this, and no shell is involved. Any number of probes share one poll(2), and each ends
-at its deadline, whatever its peer does.
+For a connection, niso creates a socket inside the service's network namespace. This needs neither a
+process in the namespace nor a shell. Many probes can run concurrently with one poll(2). Each probe
+ends at its deadline, even if the service does not react.
 
-A command runs with crun exec, inside the service, as its user and within its limits. Only the last
-part of its output is stored, in memory: the output may contain secrets, and no other user may read
-it. crun changes the owner of its stdin and stdout, so these are pipes.
+A command runs with crun exec, inside the service, as the service's user and within its limits. The
+output may contain secrets, which no other user may read. Therefore only the last part of the output
+is stored, and only in memory. crun changes the owner of its stdin and stdout, so these are pipes.
 """
 
 from __future__ import annotations

@@ -1,22 +1,24 @@
 """Start a service: mount its root in a private mount namespace, then run conmon and crun.
 
-    a thread: conmon                           waits for a byte on a pipe
-    a thread: mount the root, wait             its mount namespace ends with it
-    conmon: nsenter -- crun create             enters that namespace; the host's never has a mount
-    a byte to crun's FIFO                      starts the process, as crun start does
+A thread starts conmon, and mounts the root in a mount namespace of its own, so that the host's
+mount namespace never contains this mount. conmon waits for a byte on a pipe until the root is
+mounted. It then runs ``crun create`` inside this namespace, by nsenter(1). The namespace ends with
+the thread, after the container has been created. The process of the service starts when niso writes
+a byte to crun's FIFO, as ``crun start`` does.
 
-The caller writes the OCI bundle while conmon loads. After that, it may prepare other services.
-conmon runs in the log folder, because its log option cannot take a path with a ``:``.
+The caller writes the OCI bundle while conmon loads, and may prepare other services while crun
+creates the container. conmon runs in the log folder, because its option for the log's path cannot
+contain a ``:``.
 
-Each start copies a mount namespace twice: niso for the root, and crun for the container. The kernel
-copies mount by mount under one lock of the machine, and each service has a mount in /run/netns. So
-the first of several concurrent starts copies the host's mounts, and unmounts /run/netns in its
-copy. The other starts copy that namespace.
+Each start copies a mount namespace twice: niso copies one for the root, and crun one for the
+container. The kernel copies mount by mount under one lock of the machine, and each service has a
+mount in /run/netns. Therefore the first of several concurrent starts copies the host's namespace,
+and unmounts /run/netns in the copy. The other starts copy this smaller namespace.
 
-When a service ends, conmon starts niso by a script, ``<run>/on-exit``. conmon's command line stays
-the same as long as the service runs, while niso may be reinstalled in another folder or for another
-Python. So the script names the installation of niso that last wrote it. If that installation no
-longer exists, the script looks for the command ``niso``.
+When a service exits, conmon runs the script ``<run>/on-exit``, which starts niso. conmon's command
+line cannot name niso directly: it stays the same as long as the service runs, while niso may be
+reinstalled in another folder or for another Python. The script names the installation of niso that
+last wrote it. If that installation no longer exists, the script runs the ``niso`` in PATH.
 """
 
 from __future__ import annotations
@@ -263,7 +265,10 @@ class _Creator:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), "pthread_create") from None
 
     def create(self, folders: Sequence[str]) -> None:
-        """Mount the root, with ``folders`` of the host, and start to create the container."""
+        """Let this thread mount the root and then let conmon create the container. Do not wait.
+
+        ``folders`` are the folders of the host that are visible in the root.
+        """
         self._folders = folders
         self._may_create.release()
 

@@ -6,8 +6,9 @@ A caller that changes anything must have the service's lock (`niso.base.locks`).
 bundle, pid files, exit status). A recorded pid is used only if the kernel lists that process in the
 service's cgroup. Services whose runtime files were deleted are found by their cgroups.
 
-A program that cannot run, or that exits immediately, never sleeps before it exits. Therefore a
-program that sleeps has started successfully, and niso need not wait for a fixed time.
+To find out whether a start was successful, niso does not wait for a fixed time. A program that
+cannot run, or that exits immediately, does not sleep before it exits. A program that sleeps
+therefore counts as started.
 
 When the networks of a running service change, its new hosts folder is mounted beneath the old one,
 which is then unmounted (move_mount(2), MOVE_MOUNT_BENEATH, Linux 6.5). On an older kernel, the

@@ -3,10 +3,10 @@
 conmon writes ``service.log``. If the log exceeds 16 MiB when niso reads the service's status, niso
 renames ``service.log.1`` to ``.2`` and ``service.log`` to ``.1``, and makes conmon open a new file.
 
-A service may write more than that between two reads of its status. conmon replaces the file at a
-limit of its own (`niso.runtime.launch.LOG_SIZE_MAX`), which bounds the disk space. The old file
-survives as ``service.log.kept``, a hard link that niso has made. So the last 10 MB remain for each
-service that writes less than twice that limit between two reads.
+Between two reads of its status, a service may write much more than 16 MiB. To limit the disk space,
+conmon itself replaces the file when it reaches `niso.runtime.launch.LOG_SIZE_MAX` bytes. The old
+file survives as ``service.log.kept``, a hard link that niso has created. At least the last 10 MB of
+the output therefore remain, if the service writes less than twice this size between two reads.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Record the exit of a service's process, and apply its restart policy (conmon's exit command).
 
 conmon runs ``python -m niso.runtime.on_exit SERVICE BUNDLE`` (`niso.runtime.launch`) when a service
-has exited. A command that stops the service creates the file `status.STOPPING` in the run and then
-kills this process, which may be waiting for the service's lock, or for the delay before a restart.
-The name of this module must not change, because conmons that an earlier niso has started use it.
+has exited. This process may wait for the service's lock, or for the delay before a restart. A
+command that stops the service therefore creates the file `status.STOPPING` in the folder of the
+run, and then kills this process. The name of this module must not change, because conmons that an
+earlier version of niso has started run the module by this name.
 """
 
 from __future__ import annotations

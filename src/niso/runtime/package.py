@@ -2,17 +2,17 @@
 
 The folder of a copy is named after the fingerprint of its source: the names, the contents and the
 execute permission of all files except the manifest. A copy is made under a temporary name, and
-renamed when it is complete and flushed to the disk. The copy must survive a power failure, because
-the record of the activation, which refers to the copy, survives.
+renamed when it is complete and flushed to the disk. Without the flush, the record of an activation
+could survive a power failure, and the copy to which it refers could be empty.
 
-niso writes the manifest.toml of a copy. It is the active manifest, including what a stack.toml and
-variables have changed. If the store is lost, the copy can therefore be activated with the same
-policies.
+niso writes a manifest.toml into each copy. The file has the values that are active, including those
+from a stack.toml and from variables. If the store is lost, the copy can therefore be activated with
+the same policies.
 
 Digests of unchanged files are cached. A file counts as unchanged while its device, inode, size,
-mtime and ctime are the same. No process can set the ctime of a file (utimensat(2)). But two changes
-within one tick of the clock have the same ctime, so the digest of a file that changed in the last
-seconds is not cached.
+mtime and ctime are the same. The ctime is a reliable sign of a change, because no process can set
+it (utimensat(2)). However, two changes within one tick of the clock have the same ctime. The digest
+of a file that changed in the last seconds is therefore not cached.
 """
 
 from __future__ import annotations

@@ -1,20 +1,22 @@
 """Assemble the root file system of a service from overlays, with parts that services share.
 
-niso's layer is a small folder with mount points, /etc/passwd, /etc/hosts and similar files. It is
-the upper one of the two lower layers of an overlay, above the service's rootfs, which is never
-written to. `assemble` must run in a private mount namespace: the host's never has such a mount.
+The root is an overlay with two lower layers. The upper one is niso's layer: a small folder with
+mount points, /etc/passwd, /etc/hosts and similar files. The layer below is the service's rootfs,
+which is never written to. `assemble` must run in a private mount namespace, so that the mounts are
+not visible in the host's mount namespace.
 
-A service without a rootfs sees the host's /usr, read-only. Below niso's layer it has a skeleton: a
-folder with the mount points, symbolic links like /bin, and copies of those files in the host's /etc
-that programs need. No service can write to it. ``<run>/skeletons`` has one skeleton for each state
-of the host with which a service has started.
+A service without a rootfs sees the host's /usr, read-only. Its lower layer is a skeleton: a folder
+with the mount points, symbolic links like /bin, and copies of those files in the host's /etc that
+programs need. No service can write to a skeleton. When the host's files change, the next start
+creates another skeleton in ``<run>/skeletons``.
 
-All folders of the host that a service sees are overlays too. A service with access to the inodes of
-the host could watch them (inotify(7)), lock them (flock(2)) or take leases on them (fcntl(2)). It
-could so observe or delay each program of the host and of other services that opens them.
+All folders of the host that a service sees are overlays too. Without overlays, a service could
+watch inodes of the host (inotify(7)), lock them (flock(2)) or take leases on them (fcntl(2)). It
+could thereby observe or delay every program of the host and of other services that opens these
+files.
 
-While any start is in progress, concurrent starts in one process share what they read from the host.
-The system calls for mounts that Python lacks raise OSError.
+While any start is in progress, concurrent starts in one process share the data that they read from
+the host. Functions for system calls that Python lacks raise OSError.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ could replace the rootfs with a symbolic link to /. Therefore an activation reco
 path referred to. Each start opens the paths without following symbolic links, compares the files,
 and mounts exactly the opened files.
 
-A rootfs must stay the same folder. A host volume may be replaced where only root can do so, for
-example when an editor replaces a file. A secret is a file, which may be replaced by another file,
-but not by a symbolic link. A package copy must be a folder that only root can change.
+A rootfs must stay the same folder. A host volume may be another file than at the activation, for
+example after an edit, if only root can replace it. A secret may be replaced by another file, but
+not by a symbolic link. A package copy must be a folder that only root can change.
 """
 
 from __future__ import annotations

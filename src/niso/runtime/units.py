@@ -1,13 +1,14 @@
 """Manage the systemd units of services: find, write, start and stop them, and notify systemd.
 
-Only niso restarts a service. After a restart, niso notifies systemd of the unit's new main process
-(sd_notify(3), MAINPID). systemd therefore sees a restarted service as running, and takes only the
-final exit, with its exit status, for the end of the unit.
+Services are restarted only by niso, never by systemd. After a restart, niso notifies systemd of the
+unit's new main process (sd_notify(3), MAINPID). For systemd, the unit is active without
+interruption, and ends only with the last exit of the service, with its exit status.
 
-Only a process in the unit's cgroup may send the notification. The exit command is in that cgroup as
-a child of conmon. A niso command is not. Before it kills conmon, the command therefore moves a
-process of its own into the unit, the stand-in, which stays until the next conmon runs. If the
-stand-in exits without a next conmon, the unit ends, as for a service that was deactivated.
+systemd accepts this notification only from a process in the unit's cgroup. conmon's exit command is
+a child of conmon, and therefore in this cgroup. A niso command that restarts a service is not.
+Before it kills conmon, the command therefore moves a child of its own, the stand-in, into the
+unit's cgroup. The stand-in stays until the next conmon runs. If the stand-in exits before that, the
+unit ends, as for a service that was deactivated.
 
 `niso.change.boot` composes the text of an enabled service's unit. niso's agents run in the
 foreground of units. Commands wake them through a named pipe in the run folder.

@@ -1,8 +1,8 @@
 """Resolve the mount points of volumes; create and remove named volumes.
 
 The symbolic links of a mount point are resolved inside the rootfs (`niso.runtime.entrypoint`). If a
-mount point is missing, it is created in niso's own layer, and crun mounts there without leaving the
-root. Nothing is written to the rootfs or to a path of the host.
+mount point is missing in the rootfs, niso creates it in its own layer of the root. Nothing is
+written to the rootfs or to a path of the host.
 """
 
 from __future__ import annotations

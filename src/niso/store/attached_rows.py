@@ -1,9 +1,10 @@
 """Read and write the rows of attachments: services whose processes other programs start.
 
-The program that starts the process is the *owner* of the attachment: podman, cni, systemd, or cli
-if a person requested the attachment. The owner or niso creates the network namespace. ``id`` and
-``given`` are the owner's id and name for the attachment. When an attachment ends, its address stays
-reserved for the same owner and name (table ``released``) until no other address is free.
+The *owner* of an attachment is the program that requested it: podman, docker, cni or systemd, or
+cli for a person at the command line. The network namespace was created by the owner or by niso.
+``id`` and ``given`` are the owner's id and name for the attachment. When an attachment ends, the
+table ``released`` records its address with the owner and ``given``. The next attachment with both
+gets the address again. Another service gets it only if no other address is free.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ A service's name is unique on the host. Hostnames and aliases are unique on each
 networks may each have a ``db``. A service that resolves such a name gets the service on its own
 networks.
 
-A DNS name in a policy is called an outside name. Its recorded addresses are the same for all
-services, so undoing a change of a service leaves the record unchanged.
+A DNS name in a policy is called an outside name. All services share one record of its addresses.
+The undo of a service's change therefore leaves this record unchanged.
 """
 
 from __future__ import annotations

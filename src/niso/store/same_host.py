@@ -1,15 +1,16 @@
 """Detect a reboot, or a copied state folder: then the recorded kernel state is not this host's.
 
 A running host is identified by its boot id, its network namespace and the start time of its PID 1.
-A restarted container keeps only the boot id. If this identity is not the recorded one, the first
-process to open the store records that no service is active, and deletes the records of sysctls and
-of changes of ports, which concern the old kernel.
+All three are needed, because niso may run in a container: a restart of the container does not
+change the boot id. If this identity differs from the recorded one, the first process to open the
+store records that no service is active. It also deletes the records of sysctls and of interrupted
+port-forward commands, because their kernel state no longer exists.
 
 A copy of a state folder must not change the services of the original. The copy has the same state
 id, so it would treat the network interfaces, processes and rules of the original as its own.
-Therefore the store records the device, inode and path of its folder. The folder was moved, not
-copied, if device and inode are the same, or if the recorded path no longer has a store with this
-id.
+Therefore the store records the device, inode and path of its folder, and a folder that may be a
+copy is refused. The folder counts as moved, not as a copy, if device and inode are the same, or if
+there is no longer a store with this id at the recorded path.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Read and write the rows of networks that span hosts.
 
-The hosts of a cluster share their data in etcd (docs/design/cluster.md). A service reserves its
-names and addresses in etcd; this reservation is its claim. The store has a copy of the claims of
-other hosts' services, and a record of the claims of this host's services. Only stores with a
-network that spans hosts load this module.
+The hosts of a cluster share data in etcd (docs/design/cluster.md). The claim of a service is the
+reservation of its names and addresses in etcd. The store has a copy of the claims of other hosts'
+services, and a record of the claims of this host's services. This module is loaded only if the
+store has a network that spans hosts.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Open the store, and read and write its networks and settings (SQLite, in the state folder).
 
-The store does not contain the state of the kernel: `niso.plan` computes from the store what the
-kernel should have. A writer must have niso's lock and a transaction; readers need neither. SQLite's
-write-ahead log (WAL) isolates them from each other, and keeps the store consistent even if a
-process is killed.
+The store does not contain the state of the kernel. From the rows of the store, `niso.plan` computes
+which objects the kernel should have. A writer must have niso's lock and a transaction; readers need
+neither. SQLite's write-ahead log (WAL) isolates them from each other, and keeps the store
+consistent even if a process is killed.
 """
 
 from __future__ import annotations

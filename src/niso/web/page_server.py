@@ -1,4 +1,5 @@
-"""Serve the page of the map, and the states that come through a pipe, without any privilege.
+"""Serve the page of `niso web`, and the states of the map that arrive through a pipe, without
+privileges.
 
 The process needs neither root nor niso's database. It drops all privileges, so that it cannot read
 or change anything of the host. See unshare(2), chroot(2), capabilities(7), prctl(2), setresuid(2).

@@ -1,9 +1,9 @@
 """Define the kinds for addresses of interfaces, routes in services, and routing rules of networks.
 
-The routing rules (ip-rule(8)) isolate internal networks even if niso's nftables rules are flushed.
-The rule of a bridge prohibits each packet from the bridge that is not for the host. It does not
-match packets with the packet mark that niso's nftables rules set: while these rules exist, they
-decide.
+An internal network has no connection to the outside. Routing rules (ip-rule(8)) enforce this even
+if another program flushes niso's nftables rules. The routing rule of a bridge rejects each packet
+from the bridge that is not for the host itself. Packets with the packet mark that niso's nftables
+rules set are exempt from the routing rule, because for them the nftables rules decide.
 """
 
 from __future__ import annotations

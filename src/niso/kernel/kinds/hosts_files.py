@@ -2,8 +2,8 @@
 
 Files are parsed and edited as glibc and busybox read them (hosts(5)): one line for each address.
 All services with the same list of networks share one file, which has a line for each service that
-it lists. If a write is interrupted, it leaves a folder that is empty or has a temporary file not
-yet renamed. Such a leftover is used by a later write, or deleted.
+it lists. An interrupted write leaves a folder that is empty, or that contains a temporary file. A
+later write uses such a folder, or `niso net repair` deletes it.
 
 The host's own file is edited atomically. Outside of niso's block every byte stays the same, because
 the rest belongs to the administrator and other programs.

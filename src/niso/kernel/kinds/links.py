@@ -1,7 +1,7 @@
 """Define the kinds for bridges (one per network), veth pairs (one per endpoint) and rate limits.
 
-Another kind is for foreign network interfaces on niso's bridges. These are never desired, since no
-rule checks their frames.
+One more kind is for network interfaces that other programs have added to niso's bridges. The
+desired state never contains such an interface, since no rule checks its frames.
 
 A rate limit belongs to a veth pair. The traffic that a service receives is limited on the host's
 end of the pair, and the traffic that it sends on the end in the service.

@@ -6,14 +6,15 @@ in the kernel's neighbour table, which has room for 1,024 other entries (gc_thre
 services of other hosts, the bridge also answers ARP requests and neighbour solicitations from these
 entries (neigh_suppress), so that no request has to cross to another host.
 
-The host queues packets to an address without an entry for up to 3 s, and sends them when the
-address gets one. The packets may have been meant for an earlier holder of the address, and have
-passed rules from before the present holder. Therefore the queue is dropped before an entry is
-added.
+The kernel queues packets to an address without an entry for up to 3 s, and sends them when the
+address gets an entry. Without a precaution, a service could therefore receive packets that were
+meant for the previous holder of its address, and that only earlier rules allowed. niso therefore
+deletes this queue before it adds an entry.
 
 An FDB (forwarding database) object is for a service of another host, and stands for two entries of
-the kernel: the bridge sends frames to the MAC to its VXLAN port, and the VXLAN device sends them to
-the other host. Foreign entries are never desired.
+the kernel. By the first, the bridge sends frames for the service's MAC to its VXLAN port. By the
+second, the VXLAN device sends these frames to the other host. Entries of other programs are never
+part of the desired state.
 """
 
 from __future__ import annotations

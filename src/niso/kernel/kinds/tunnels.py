@@ -3,9 +3,9 @@
 Each network that spans hosts has a VXLAN device, a port of its bridge (linux/if_link.h, RFC 7348).
 
 In an encrypted cluster, each host has one WireGuard interface, served by the kernel or by
-wireguard-go and set with wg(8). VXLAN packets go through it, between addresses that exist only on
-it. WireGuard accepts a packet of another host only if its source is the address of that host
-(cryptokey routing).
+wireguard-go and set with wg(8). VXLAN packets are sent through this interface, between addresses
+that only WireGuard interfaces have. WireGuard accepts a packet of another host only if its source
+is the address of that host (cryptokey routing).
 """
 
 from __future__ import annotations
