@@ -323,6 +323,8 @@ def test_other_commands_leave_a_running_deploy_alone(shop: Lab) -> None:
     shop.niso("net", "repair", "--kernel")
     assert len(serving(shop)) == 4
     shop.wait_for(lambda: asked_page(shop, "192.0.2.1", 8080, "client") == "slow", 120)
+    # the kernel has the new slots before the change is committed, in which niso's lock is locked
+    shop.wait_for(lambda: history(shop)[-1] == (2, "done"), 60)
     deploy.send_signal(signal.SIGSTOP)  # it watches the new ones: the old ones may have to return
     shop.niso("remove", "other")
     shop.niso("net", "repair", "--kernel")
