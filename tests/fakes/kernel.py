@@ -307,6 +307,12 @@ class FakeHost:
     def engine_prefixes(self) -> list[tuple[Network, str]]:
         return list(self.engine_bridges)
 
+    def mtu_outwards(self, family: int) -> tuple[int, str] | None:
+        return None
+
+    def name_server_answers(self, servers: Iterable[str], seconds: float) -> bool:
+        return True
+
     def default_mtu(self) -> int:
         return self.mtu
 

@@ -233,6 +233,19 @@ def set_resolver(lab: Lab, text: str) -> None:
     lab.run("mount", "--bind", "/tmp/resolv.conf", "/etc/resolv.conf")
 
 
+def answer_names(lab: Lab) -> Process:
+    """Answer each DNS query to the client with REFUSED, and print a line for each."""
+    script = (
+        "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); "
+        f"s.bind(('{CLIENT}', 53)); print('ready', flush=True)\n"
+        "while True: q, a = s.recvfrom(512); s.sendto(q[:2] + b'\\x81\\x05' + q[4:], a);"
+        " print('asked', flush=True)"
+    )
+    server = lab.popen("python3", "-ISuc", script, netns="client")
+    assert server.stdout and server.stdout.readline() == b"ready\n"
+    return server
+
+
 def refuse_names(lab: Lab) -> None:
     """Set a resolver that refuses at once (ICMP port unreachable): an unknown name costs no time-out."""
     set_resolver(lab, f"nameserver {CLIENT}\n")

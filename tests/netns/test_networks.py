@@ -8,6 +8,7 @@ import json
 import snapshots
 from conftest import Lab
 from services import (
+    CLIENT,
     address,
     idle,
     on,
@@ -238,6 +239,16 @@ def test_mtu_is_that_of_the_default_route_or_as_asked_for(lab: Lab) -> None:
     ends = {link["ifname"]: (link["mtu"], link.get("master")) for link in lab.ip_json("link")}
     assert ends["niso-default"][0] == 1400 and ends["niso-small"][0] == 1300
     assert {mtu for mtu, master in ends.values() if master == "niso-small"} == {1300}
+    # an uplink with a smaller MTU than a network, such as a VPN that was started later
+    assert "MTU" not in lab.niso("net", "check").stderr
+    lab.run("ip", "link", "set", "uplink0", "mtu", "1350")
+    for argv in (("net", "check"), ("activate", idle(lab, "api", package={"version": "2.0.0"}))):
+        said = lab.niso(*argv).stderr
+        assert "network niso-default has an MTU of 1400 bytes" in said
+        assert "192.0.2.1, has 1350" in said and "hint: use a network made with --mtu 1350" in said
+        assert "network small" not in said
+    lab.run("ip", "route", "change", "default", "via", CLIENT, "dev", "uplink0", "mtu", "1200")
+    assert "network small has an MTU of 1300" in lab.niso("net", "check").stderr
 
 
 def test_networks_remove_refuses_while_a_known_service_is_on_it(lab: Lab) -> None:

@@ -105,10 +105,16 @@ def test_host_volume_is_not_what_another_user_has_put_there(
     assert "can replace it" not in warned
     replace = "mv data was; mkdir data; touch data/new; echo two >f; mv f file"
     lab.run("sh", "-ec", replace, cwd=home)
+    old = f"bound: volumes.file.host: {home}/file was replaced by another file"
+    assert lab.niso("exec", "bound", "--", "cat", "/file").stdout == "one\n"
+    assert old in lab.niso("net", "check", check=False).stderr
+    if only_root:
+        assert old in lab.niso("activate", "bound").stderr
     if not only_root:
         assert f"{home}/data is another folder, it was" in refused(lab, "restart", "bound")
         lab.run("sh", "-ec", "rm -r data; mv was data", cwd=home)
     lab.niso("restart", "bound")
+    assert "former" not in lab.niso("net", "check").stderr
     seen = lab.niso("exec", "bound", "--", "sh", "-c", "cat /file; ls /data").stdout.split()
     assert seen == ["two", "new" if only_root else "old"]
     for name in ("data", "file"):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from conftest import Lab, assert_whole
 from services import (
     BUSYBOX,
+    CLIENT,
     address,
+    answer_names,
     busybox_rootfs,
     echo,
     idle,
@@ -283,13 +286,52 @@ def test_each_address_on_shared_networks_has_a_name_and_the_nearest_the_plain_on
 def test_resolv_conf_is_the_hosts(lab: Lab) -> None:
     text = "search example.net\nnameserver 192.0.2.2\noptions timeout:1\n"
     set_resolver(lab, text)
+    answer_names(lab)
     assert "warning" not in lab.niso("activate", idle(lab, "api")).stderr
     assert lab.niso("exec", "api", "--", "cat", "/etc/resolv.conf").stdout == text
+
+
+def test_name_servers_that_do_not_answer_are_named_once(lab: Lab) -> None:
+    """An activation asks each name server once, `net check` always, and neither longer than a second."""
+    lab.niso("net", "create", "in", "--internal")
+    mute = "no name server of {} answers the host ({})"
+
+    def warned(*argv: str) -> str:
+        return str(lab.niso(*argv).stderr)
+
+    # one refuses at once (ICMP port unreachable), and no machine has the address of the other
+    both = f"{CLIENT}, 192.0.2.99"
+    set_resolver(lab, f"nameserver {CLIENT}\nnameserver 192.0.2.99\n")
+    began = time.monotonic()
+    said = warned("activate", idle(lab, "api"))
+    assert mute.format("api", both) in said and said.count("warning") == 1
+    assert "warning" not in warned("restart", "api")  # asked since the boot
+    assert mute.format("api", both) in warned("net", "check")
+    assert mute.format("api", both) in warned("net", "check", "api")
+    # services that reach no other machine, and those with name servers of their own
+    lab.niso(
+        "activate",
+        idle(lab, "inner", network=on("in")),
+        idle(lab, "none", network={"mode": "none"}),
+        idle(lab, "outer", network={"mode": "host"}),
+        idle(lab, "self", network={"dns": ["127.0.0.1"]}),
+    )
+    assert warned("net", "check").count("name server") == 1
+    own = idle(lab, "own", network={"dns": ["192.0.2.98"]})
+    assert mute.format("own", "192.0.2.98") in warned("activate", own)
+    assert warned("net", "check").count("name server") == 2
+    assert time.monotonic() - began < 60  # a query without a limit would take minutes
+    server = answer_names(lab)
+    assert mute.format("own", "192.0.2.98") in warned("net", "check")
+    assert mute.format("api", both) not in warned("net", "check")
+    assert "warning" not in warned("restart", "api")
+    assert server.stdout and [server.stdout.readline() for _ in range(2)] == [b"asked\n"] * 2
 
 
 def test_loopback_resolver_is_replaced_by_its_upstreams(lab: Lab) -> None:
     set_resolver(lab, "nameserver 127.0.0.53\noptions edns0\n")
     lab.write("/run/systemd/resolve/resolv.conf", "nameserver 192.0.2.2\nnameserver 192.0.2.3\n")
+    answer_names(lab)
     assert "warning" not in lab.niso("activate", idle(lab, "api")).stderr
     found = lab.niso("exec", "api", "--", "cat", "/etc/resolv.conf").stdout
     assert [line for line in found.splitlines() if line.startswith("nameserver")] == [

@@ -399,6 +399,7 @@ class Host(ApiPart):
             *check.unpublished_ports(machine, name),
             *check.instance_warnings(machine, name),
             *check.listening_warnings(machine, name),
+            *check.surroundings_warnings(machine, name),
             *check.policy_warnings(machine, name),
         ):
             session.caution(line, (hint,))

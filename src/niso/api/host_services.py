@@ -146,7 +146,7 @@ class Services(ApiPart):
         self.session.report(Finished())
         running = store.instances.runners(wanted)
         warnings.warn_of_limits(self.session, store, running)
-        warnings.warn_of_name_servers(self.session, running)
+        warnings.warn_of_name_servers(self.session, machine, running)
         boot.hand_over_started(self.session, machine, wanted)
         return tuple(Done(name, True) for name in wanted)
 

@@ -12,7 +12,7 @@ from niso.change import activate, targets
 from niso.change.activate import Outcome
 from niso.change.boot import hand_over_started
 from niso.kernel import host_facts, netns
-from niso.look import exposure, host_ports, outside_names
+from niso.look import exposure, host_ports, outside_names, surroundings
 from niso.look.session import Session
 from niso.manifest import process_keys
 from niso.plan.specs import UNLIMITED, MountedVolume, ProcessSpec
@@ -38,7 +38,8 @@ def activated(session: Session, machine: Machine, outcomes: Sequence[Outcome]) -
     _warn_of_rights(session, store, running)
     _warn_of_taken(session, store, names)
     warn_of_limits(session, store, running)
-    warn_of_name_servers(session, running)
+    warn_of_name_servers(session, machine, running)
+    _warn_of_files(session, store, names)
     _warn_of_policies(session, machine, names)
     _warn_of_names(session, store, changed)
     _warn_of_host(session, machine, changed)
@@ -66,6 +67,8 @@ def _warn_of_host(session: Session, machine: Machine, services: list[str]) -> No
             )
         for drop in exposure.drops(machine.kernel, networks):
             session.caution(drop.describe(), drop.remedy)
+        for text, hint in surroundings.small_mtus(machine.kernel, networks):
+            session.caution(text, (hint,))
         for problem, remedy in exposure.others_dropped(host_settings.others(machine.kernel, store)):
             session.caution(problem, [remedy])
 
@@ -93,14 +96,24 @@ def _warn_of_names(session: Session, store: Store, names: list[str]) -> None:
             session.caution(text, (hint,))
 
 
-def warn_of_name_servers(session: Session, names: list[str]) -> None:
-    """Warn if services use the host's resolv.conf and can reach none of its name servers."""
-    store = session.store()
+def _warn_of_files(session: Session, store: Store, names: list[str]) -> None:
+    running = [one for name in names for one in store.instances.running(name)]
+    for text, hint in surroundings.replaced_files(store, running):
+        session.caution(text, (hint,))
+
+
+def warn_of_name_servers(session: Session, machine: Machine, names: list[str]) -> None:
+    """Warn if services use the host's resolv.conf and can reach none of its name servers, or if
+    none of the services' name servers answers. The latter are asked once for each boot.
+    """
+    store = machine.store
     rows = [store.service(name) for name in names]
     own = [spec.dns for row in rows if row is not None and (spec := row.process) is not None]
     warning = host_facts.resolv_conf()[1] if own and None in own else None
     if warning:
         session.caution(warning)
+    for text, hint in surroundings.mute_name_servers(machine.kernel, store, names, once=True):
+        session.caution(text, (hint,))
 
 
 def warn_of_limits(session: Session, store: Store, names: list[str]) -> None:

@@ -21,6 +21,7 @@ from niso.kernel import flow_memory, netns
 from niso.kernel.netlink import address_family, refused, refusing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Self
 
 _NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
@@ -264,6 +265,61 @@ def own_address(destination: str) -> str | None:
         except OSError:
             return None
         return str(asker.getsockname()[0])
+
+
+# linux/in.h, linux/in6.h: IP_MTU and IPV6_MTU; addresses for documentation (RFC 5737, RFC 3849)
+_MTU = {4: (socket.IPPROTO_IP, 14, "203.0.113.1"), 6: (socket.IPPROTO_IPV6, 24, "2001:db8:ffff::1")}
+
+
+def mtu_outwards(family: int) -> tuple[int, str] | None:
+    """Return the MTU in bytes of the host's default route, and the host's address on that link.
+
+    Returns None without a default route of the IP version ``family`` (ip(7), IP_MTU).
+    """
+    level, option, far = _MTU[family]
+    with socket.socket(_FAMILY[family], socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
+        try:
+            asker.connect((far, 9))  # a socket for the route lookup; it sends nothing
+            return asker.getsockopt(level, option), str(asker.getsockname()[0])
+        except OSError:
+            return None
+
+
+def name_server_answers(servers: Iterable[str], seconds: float) -> bool:
+    """Return whether one of some name servers answers a query of the host within ``seconds``.
+
+    Each is asked for the SOA record of the root (RFC 1035, 4.1), which it may refuse: every answer
+    counts.
+    """
+    token = os.urandom(2)
+    query = token + struct.pack("!5H", 0x0100, 1, 0, 0, 0) + b"\0" + struct.pack("!HH", 6, 1)
+    poll, waiting = select.poll(), {}
+    deadline = time.monotonic() + seconds
+    with contextlib.ExitStack() as stack:
+        for server in servers:
+            kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+            asker = stack.enter_context(socket.socket(address_family(server), kind))
+            with contextlib.suppress(OSError):
+                asker.connect((server, 53))
+                asker.send(query)
+                poll.register(asker, select.POLLIN)
+                waiting[asker.fileno()] = asker
+        while waiting:
+            events = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            for fd, _ in events:
+                try:
+                    answer = waiting[fd].recv(512)
+                except BlockingIOError:
+                    continue
+                except OSError:  # an ICMP error: no program listens there
+                    poll.unregister(fd)
+                    del waiting[fd]
+                    continue
+                if answer[:2] == token and len(answer) > 2 and answer[2] & 0x80:
+                    return True
+            if not events or time.monotonic() >= deadline:
+                break
+    return False
 
 
 def _with_sum(packet: bytes, at: int, summed: bytes) -> bytes:

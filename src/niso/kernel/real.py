@@ -22,6 +22,7 @@ from niso.kernel import (
     host_facts,
     neighbour_tables,
     netns,
+    probe,
     proc_sys,
     rtnetlink,
     sockets,
@@ -273,6 +274,8 @@ class Kernel:
     local_prefixes = staticmethod(host_facts.local_prefixes)
     engine_prefixes = staticmethod(host_facts.engine_prefixes)
     default_mtu = staticmethod(host_facts.default_mtu)
+    mtu_outwards = staticmethod(probe.mtu_outwards)
+    name_server_answers = staticmethod(probe.name_server_answers)
     mtu_of = staticmethod(host_facts.mtu_of)
     why_no_ipv6 = staticmethod(host_facts.why_no_ipv6)
     why_no_wireguard = staticmethod(tunnels.lacks)

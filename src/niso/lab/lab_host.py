@@ -91,7 +91,7 @@ def build_mounts(
         if (source := _open(path)) >= 0
     }
     outside = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in writable}
-    resolver = _resolver()
+    resolver = os.path.realpath("/etc/resolv.conf")  # below /run with systemd-resolved
     # The layers of the lab's overlays, in a tmpfs that exists as long as the overlays.
     _mount("tmpfs", _LAYER, "tmpfs", _NOSUID | _NODEV, "mode=755")
     os.mkdir(_ROOT)
@@ -122,11 +122,10 @@ def build_mounts(
         _mount(f"/proc/self/fd/{source}", _ROOT + path, "", _BIND | _REC)
         os.close(source)
     _enter(_ROOT)
-    if resolver:
-        path, content = resolver
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "wb") as file:
-            file.write(content)
+    with suppress(OSError):  # a machine without the file, or with a read-only /etc
+        os.makedirs(os.path.dirname(resolver), exist_ok=True)
+        with open(resolver, "w", encoding="utf-8") as file:
+            file.write("# a lab reaches no name server of the machine\n")
     with open(paths.LAB_MARK, "w", encoding="utf-8") as file:
         file.write(f"{name}\n")
     with open("/etc/hosts", "a+b") as file:
@@ -282,17 +281,6 @@ def _reachable(current: str, covered: Iterable[str]) -> list[str]:
         if is_covered and not any(path.startswith(f"{folder}/") for folder in reachable):
             reachable.append(path)
     return reachable
-
-
-def _resolver() -> tuple[str, bytes] | None:
-    path = os.path.realpath("/etc/resolv.conf")
-    if not path.startswith("/run/"):
-        return None
-    try:
-        with open(path, "rb") as file:
-            return path, file.read()
-    except OSError:
-        return None
 
 
 def _mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:

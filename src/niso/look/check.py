@@ -17,7 +17,7 @@ from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import alias, owner
 from niso.kernel.kinds.kind import Finding
 from niso.kernel.neighbour_tables import Table
-from niso.look import exposure, listening, policies, store_defects
+from niso.look import exposure, listening, policies, store_defects, surroundings
 from niso.look.host_ports import shadows, unpublished
 from niso.look.services import few_instances, interrupted, unwatched, unwatched_words
 from niso.plan.desired import findings
@@ -190,6 +190,21 @@ def listening_warnings(machine: Machine, name: str | None) -> list[tuple[str, st
     return listening.warnings(
         machine.kernel, store, [one for one in active if store.intent(one) is None]
     )
+
+
+def surroundings_warnings(machine: Machine, name: str | None) -> list[tuple[str, str]]:
+    """Return a warning and the next step for each uplink with a small MTU, name servers that do not
+    answer, and files that were replaced on the host while a service has them as a volume.
+    """
+    store, kernel = machine.store, machine.kernel
+    networks, active = _concerned(store, name)
+    if not active:
+        return []
+    return [
+        *surroundings.small_mtus(kernel, networks),
+        *surroundings.mute_name_servers(kernel, store, active),
+        *surroundings.replaced_files(store, active),
+    ]
 
 
 def policy_warnings(machine: Machine, name: str | None = None) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import family_of, is_marked
 from niso.kernel.rtnetlink import Rtnl
-from niso.look import host_ports, listening, other_firewalls
+from niso.look import host_ports, other_firewalls
 from niso.look.other_firewalls import ForeignDrop
 from niso.plan.records import ANY4, ANY6, NetworkRecord, Policy, PortMapping
 from niso.store.store import Store
@@ -136,6 +136,8 @@ def _ways(
 
 def exposed_ports(kernel: Kernel, store: Store) -> tuple[host_ports.PublishedPort, ...]:
     """Return the published ports and who can reach each of them, for `Networks.exposure`."""
+    from niso.look import listening  # imported late: activations need the rest of this module
+
     lines = host_ports.port_rows(store)
     services = {service for service, _, _ in lines}
     internal = [network.name for network in store.networks() if network.internal]

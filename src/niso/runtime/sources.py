@@ -16,6 +16,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import sha256
 
 from niso.base import files, paths
@@ -174,6 +175,30 @@ def problems(spec: ProcessSpec) -> Iterator[Error]:
             os.close(_open(source))
         except Error as error:
             yield error
+
+
+def replaced_files(spec: ProcessSpec) -> Iterator[MountedVolume]:
+    """Yield each volume that is a single file, if the running service still sees a former file.
+
+    A mount shows one file. An editor, or a tool that replaces the file, makes another one.
+    """
+    single = [v for v in spec.volumes if is_shared(v) and v.identity and not v.identity.inode]
+    pid = status.read(spec.service).pid if single else None
+    if pid is None:
+        return
+    with suppress(OSError):  # the process has just ended
+        top = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)
+        try:
+            for volume in single:
+                with suppress(OSError):  # one of the two files does not exist
+                    fd = root.open_place(volume.mount, root.IN_ROOT, top)
+                    try:
+                        if not os.path.samestat(os.fstat(fd), os.stat(str(volume.source))):
+                            yield volume
+                    finally:
+                        os.close(fd)
+        finally:
+            os.close(top)
 
 
 def _no_secret(secret: Secret, error: OSError, service: str) -> ProcessError:

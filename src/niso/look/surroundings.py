@@ -1,0 +1,116 @@
+"""Find what services can no longer use of the host: its default route, name servers and files."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import time
+from contextlib import suppress
+
+from niso.base import files, paths
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.plan.records import NetworkRecord
+from niso.plan.subnets import MIN_MTUS
+from niso.runtime import sources
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from niso.kernel.real import Kernel
+
+_ANSWER_S = 1.0  # the most that all name servers together may take
+_MODES = ("bridge", "share")  # of services that may send a query through niso's networks
+
+
+def small_mtus(kernel: Kernel, networks: Iterable[NetworkRecord]) -> list[tuple[str, str]]:
+    """Return a warning and the next step for each network with a larger MTU than the uplink.
+
+    The uplink's MTU is that of the host's default route, for each IP version of the network.
+    Internal networks are left out.
+    """
+    outer = [network for network in networks if not network.internal]
+    families = {subnet.family for network in outer for subnet in network.subnets}
+    found = {family: kernel.mtu_outwards(family) for family in sorted(families)}
+    result = []
+    for network in outer:
+        mtus = [own for subnet in network.subnets if (own := found[subnet.family]) is not None]
+        least = min(mtus, default=(network.mtu, ""))
+        if least[0] < network.mtu:
+            what = f"network {network.name} has an MTU of {network.mtu} bytes, and the default"
+            text = f"{what} route, from {least[1]}, has {least[0]}: large packets may be lost"
+            lowest = MIN_MTUS[6 if 6 in {subnet.family for subnet in network.subnets} else 4]
+            new = f"use a network made with --mtu {least[0]}"
+            result.append((text, new if least[0] >= lowest else "raise the MTU of the link"))
+    return result
+
+
+def mute_name_servers(
+    kernel: Kernel, store: Store, services: Iterable[str], once: bool = False
+) -> list[tuple[str, str]]:
+    """Return a warning and the next step for services of which no name server answers.
+
+    Each name server gets one query from the host. All queries together take at most a second. With
+    ``once``, name servers that an earlier call with ``once`` has asked since the last boot are not
+    asked again.
+    """
+    asked = _asked() if once else set[str]()
+    end, result, new = time.monotonic() + _ANSWER_S, [], set[str]()
+    for servers, some in _name_servers(store, services).items():
+        if set(servers) <= asked:
+            continue
+        new.update(servers)
+        if not kernel.name_server_answers(servers, max(0.0, end - time.monotonic())):
+            shown = ", ".join(some[:3]) + (f" and {len(some) - 3} more" if len(some) > 3 else "")
+            text = f"no name server of {shown} answers the host ({', '.join(servers)})"
+            hint = "correct /etc/resolv.conf or network.dns; a service reads it at its next start"
+            result.append((f"{text}: names of other machines do not resolve", hint))
+    if once and new:
+        with suppress(OSError):  # they are then asked once more
+            files.replace(_path(), "\n".join(sorted(asked | new)).encode(), 0o600)
+    return result
+
+
+def replaced_files(store: Store, services: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield a warning and the next step for each file that was replaced on the host while a running
+    service has the file as a volume.
+    """
+    for service in services:
+        row = store.service(service)
+        process = row.process if row is not None and row.active and row.has_process else None
+        for volume in sources.replaced_files(process) if process is not None else ():
+            yield (
+                f"{service}: volumes.{volume.name}.host: {volume.source} was replaced by another"
+                " file; the service still sees the former one",
+                "the next start shows the new file; a mounted folder shows replaced files at once",
+            )
+
+
+def _path() -> str:
+    return os.path.join(paths.run_dir(), "name-servers-asked")
+
+
+def _asked() -> set[str]:
+    return set((files.read(_path()) or b"").decode("ascii", "replace").split())
+
+
+def _name_servers(store: Store, services: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
+    """Return, for each list of name servers, the active services whose programs use it.
+
+    Services that can reach no other machine are left out, and lists with a loopback address, which
+    is the service itself.
+    """
+    internal = {network.name for network in store.networks() if network.internal}
+    result: dict[tuple[str, ...], list[str]] = {}
+    for service in services:
+        row = store.service(service)
+        if row is None or not row.active or row.mode not in _MODES or row.process is None:
+            continue
+        if all(network in internal for network, _ in store.addresses(store.home(service))):
+            continue
+        lines = [line.split() for line in row.process.resolv_conf.splitlines()]
+        servers = [line[1] for line in lines if len(line) > 1 and line[0] == "nameserver"]
+        with suppress(ValueError):  # not an address
+            if servers and not any(ipaddress.ip_address(one).is_loopback for one in servers):
+                result.setdefault(tuple(servers), []).append(service)
+    return result
