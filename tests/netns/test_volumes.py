@@ -153,6 +153,47 @@ def test_uid_of_a_volume_that_is_kept_is_given_to_nobody_else(lab: Lab) -> None:
     assert sh(lab, "last", "id -u") == "1900000000\n"
 
 
+def test_volumes_that_come_from_another_host_are_given_to_the_service_of_their_name(
+    lab: Lab,
+) -> None:
+    """A uid has another service there: the volume of db is readable by db, and by no other."""
+    lab.niso("activate", idle(lab, "first"))
+    lab.run("sh", "-c", f"mkdir -p {KEPT}/db && cp -a $0 {KEPT}/db/data", moved_volume(lab))
+    host = "/tmp/srv"
+    lab.run("sh", "-c", f"mkdir {host} && chown 1900000000 {host}")
+    folder = with_volumes(lab, "db", data={"mount": "/data"}, host={"mount": "/srv", "host": host})
+    said = lab.niso("activate", folder, "-v").stderr
+    assert "give volume db/data to uid 1900000001" in said
+    listing = "find /data -exec stat -c '%n %u %g' {} +"
+    assert dict(line.split(" ", 1) for line in sh(lab, "db", listing).splitlines()) == {
+        "/data": "1900000001 1900000001",
+        "/data/a": "1900000001 1900000001",
+        "/data/a/file": "1900000001 1900000001",
+        "/data/a/link": "1900000001 1900000001",
+        "/data/of-root": "0 0",
+    }
+    assert lab.run("stat", "-c", "%u", host).stdout == "1900000000\n", "a path of the host"
+    assert lab.run("stat", "-c", "%u", "/tmp/precious").stdout == "1900000000\n", "behind a link"
+    assert sh(lab, "db", "cat /data/a/file") == "moved\n"
+    lab.niso("deactivate", "db")
+    lab.run("chown", "1900000000", f"{KEPT}/db/data")
+    lab.run("mkdir", f"{KEPT}/db/data/m")
+    lab.run("mount", "--bind", host, f"{KEPT}/db/data/m")
+    assert f"umount {KEPT}/db/data/m" in refused(lab, "activate", "db")
+    assert lab.run("stat", "-c", "%u", host).stdout == "1900000000\n"
+
+
+def moved_volume(lab: Lab) -> str:
+    """Make a volume as a copy of another host's state folder has it; return its path."""
+    lab.write("/tmp/precious", "")
+    lab.write("/tmp/moved/a/file", "moved\n")
+    lab.write("/tmp/moved/of-root", "")
+    lab.run("ln", "-s", "/tmp/precious", "/tmp/moved/a/link")
+    lab.run("chown", "-hR", "1900000000:1900000000", "/tmp/moved", "/tmp/precious")
+    lab.run("chown", "0:0", "/tmp/moved/of-root")
+    return "/tmp/moved"
+
+
 # --- remove --volumes ------------------------------------------------------------------------------------------------
 
 

@@ -311,7 +311,8 @@ def is_own_folder(info: os.stat_result) -> bool:
 # --- remove a folder with its content -------------------------------------------------------------
 
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""Flags of open(2) for a folder that is no symbolic link."""
 # linux/fs.h
 _IOC_GETFLAGS, _IOC_SETFLAGS = 0x8000_6601, 0x4000_6602  # plus the size of a long << 16
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
@@ -326,7 +327,7 @@ def remove_tree(path: str) -> None:
     the folder at the same time. After a failure, another call removes the rest. Raises OSError.
     """
     try:
-        top = os.open(path, _FOLDER)
+        top = os.open(path, FOLDER)
     except FileNotFoundError:
         return
     try:
@@ -348,7 +349,7 @@ def _empty(name: str, top: int, numbers: count[int]) -> None:
     """Remove the folder ``name`` in the folder ``top``, a descriptor. Subfolders that are not empty
     are first moved to ``top``, and remain for the caller to remove.
     """
-    folder = os.open(name, _FOLDER, dir_fd=top)
+    folder = os.open(name, FOLDER, dir_fd=top)
     try:
         for inner in os.listdir(folder):
             if not _unlink(inner, folder):

@@ -227,6 +227,7 @@ class _Starting:
 
     def _start(self, start: Start) -> None:
         if start.starts:
+            volumes.give_to_service(start.row.require_process(), self._report)
             self._report(event_of(start.row))
             self._begun.append((start, self._processes.begin(start.row.require_process())))
         else:

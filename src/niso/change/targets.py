@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from niso.base import paths
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound, flatten, raise_all
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.plan.specs import MountedVolume, Secret, ServiceSpec
+from niso.plan.specs import SERVICE_UIDS, MountedVolume, Secret, ServiceSpec
 from niso.store.attached_rows import AttachedLink, AttachedRow
 from niso.store.name_rows import bare_name
 from niso.store.service_rows import ServiceRow
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from niso.store.service_rows import Instance
 
 
-FIRST_UID = 1_900_000_000
-"""The first uid of services, above all ranges that Debian, systemd and subuid allocate."""
+FIRST_UID = SERVICE_UIDS.start
 
 
 def find_targets(

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from typing import Literal
 
 
+SERVICE_UIDS = range(1_900_000_000, 2_000_000_000)
+"""The uids and gids of services whose manifest names no user.
+
+They are above all ranges that Debian, systemd and subuid allocate.
+"""
+
+
 class ProcessUser(NamedTuple):
     """The user of a service: a ``name`` in its rootfs, or a ``uid`` with an optional ``gid``."""
 

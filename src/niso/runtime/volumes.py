@@ -7,16 +7,18 @@ written to the rootfs or to a path of the host.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from niso.base import files, paths, signals
 from niso.base.errors import Conflict, Error, InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING
-from niso.base.report import RemovingVolumes, Report
-from niso.plan.specs import MountedVolume, ProcessSpec, taken
+from niso.base.files import FOLDER
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.report import RemovingVolumes, Report, event_class, silent
+from niso.plan.specs import SERVICE_UIDS, MountedVolume, ProcessSpec, taken
 from niso.runtime import cgroups, crun
 from niso.runtime.entrypoint import TOP_LINKS
 from niso.runtime.root import TMPFS, etc_folders, place
@@ -130,8 +132,117 @@ def unwritable(spec: ProcessSpec) -> list[MountedVolume]:
     ]
 
 
+GivingVolume = event_class(
+    "GivingVolume",
+    lambda service, volume, uid, files=0: (
+        f"give volume {service}/{volume} to uid {uid}" + (f": {files} files" if files else "")
+    ),
+)
+"""The files of a named volume get the uid of its service. ``files`` were given so far."""
+_REPORT_EVERY = 10_000
+
+
+def give_to_service(spec: ProcessSpec, report: Report = silent) -> None:
+    """Give the named volumes of a service to its user if they have the uid of another service.
+
+    This is so after volumes were moved from another host, or after the store was lost. A volume
+    belongs to a service by its name. Only files whose uid or gid is one of services (SERVICE_UIDS)
+    are given; paths of the host are never changed. If the manifest names a user, nothing is given:
+    a rollback could not give it back. The process must not run. Raises Error.
+    """
+    for volume in spec.volumes if spec.uid in SERVICE_UIDS else ():
+        if not volume.named or volume.source is None or not os.path.isdir(volume.source):
+            continue
+        info = os.lstat(volume.source)
+        if _owner(info, spec) == (info.st_uid, info.st_gid):
+            continue
+        if point := _mounted_in(volume.source):
+            reason = f"volume {volume.name!r} has the uid of another service: it cannot be given to"
+            reason += f" uid {spec.uid} while something is mounted at {point}"
+            raise Conflict(reason, f"umount {point}", service=spec.service)
+        signals.hit(f"give volume {volume.source} to {spec.uid}")
+        report(GivingVolume(spec.service, volume.name, spec.uid))
+        given = 0
+        try:
+            for entry in walk(volume.source):
+                owner = _owner(entry.info, spec)
+                if owner != (entry.info.st_uid, entry.info.st_gid):
+                    os.chown(entry.name, *owner, dir_fd=entry.folder, follow_symlinks=False)
+                    given += 1
+                    if given % _REPORT_EVERY == 0:
+                        report(GivingVolume(spec.service, volume.name, spec.uid, given))
+            os.chown(volume.source, *_owner(info, spec))  # last, so that an interrupt is noticed
+        except OSError as error:
+            reason = f"cannot give volume {volume.name!r} to uid {spec.uid}: {error.strerror}"
+            raise Error(reason, service=spec.service) from error
+
+
+def _owner(info: os.stat_result, spec: ProcessSpec) -> tuple[int, int]:
+    """Return the uid and gid that a file of a service's volume should have."""
+    return (
+        spec.uid if info.st_uid in SERVICE_UIDS else info.st_uid,
+        spec.gid if info.st_gid in SERVICE_UIDS else info.st_gid,
+    )
+
+
+class VolumeEntry(NamedTuple):
+    """A file, folder or link in a volume."""
+
+    path: str  # relative to the volume
+    name: str
+    folder: int  # a descriptor of the folder that contains it, valid until the next entry
+    info: os.stat_result
+
+
+def walk(top: str) -> Iterator[VolumeEntry]:
+    """Yield everything in a folder, each folder before its content; no symbolic link is followed.
+
+    A service can nest folders deeper than there are descriptors, with paths longer than PATH_MAX.
+    Therefore only one folder is open at a time. Raises OSError, with ESTALE if a folder was moved
+    during the walk.
+    """
+    fd = os.open(top, FOLDER)
+    try:
+        levels = [(os.fstat(fd), "", iter(sorted(os.listdir(fd))))]
+        while levels:
+            _, path, names = levels[-1]
+            name = next(names, None)
+            if name is None:
+                levels.pop()
+                if levels:
+                    fd = _opened("..", fd)
+                    if not os.path.samestat(os.fstat(fd), levels[-1][0]):
+                        raise OSError(errno.ESTALE, "a folder was moved", path)
+                continue
+            try:
+                info = os.lstat(name, dir_fd=fd)
+            except FileNotFoundError:
+                continue  # it was deleted since the folder was read
+            below = f"{path}/{name}" if path else name
+            yield VolumeEntry(below, name, fd, info)
+            if stat.S_ISDIR(info.st_mode):
+                try:
+                    fd = _opened(name, fd)
+                except FileNotFoundError:
+                    continue
+                levels.append((os.fstat(fd), below, iter(sorted(os.listdir(fd)))))
+    finally:
+        os.close(fd)
+
+
+def _opened(name: str, folder: int) -> int:
+    """Open a folder inside another one, a descriptor that is then closed."""
+    fd = os.open(name, FOLDER, dir_fd=folder)
+    os.close(folder)
+    return fd
+
+
 def make_named(spec: ProcessSpec) -> None:
-    """Create the missing named volumes atomically, owned by the service's user, mode 0700."""
+    """Create the missing named volumes atomically, owned by the service's user, mode 0700.
+
+    Existing ones that have the uid of another service are given to the user.
+    """
+    give_to_service(spec)
     for volume in spec.volumes:
         if not volume.named or volume.source is None or os.path.isdir(volume.source):
             continue
@@ -191,13 +302,17 @@ def check_removable(service: str, volume: str = "") -> None:
 
     With an empty ``volume``, all volumes of the service are checked.
     """
-    folder = os.path.realpath(os.path.join(paths.volume_dir(service), volume))
+    if point := _mounted_in(os.path.join(paths.volume_dir(service), volume)):
+        reason = f"cannot remove its volumes: something is mounted at {point}"
+        raise Conflict(reason, f"umount {point}", service=service)
+
+
+def _mounted_in(folder: str) -> str | None:
+    """Return a mount point at or below a folder, or None."""
+    folder = os.path.realpath(folder)
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        points = [cgroups.unescaped(line.split(" ")[4]) for line in lines]
-    for point in points:
-        if _is_within(point, folder):
-            reason = f"cannot remove its volumes: something is mounted at {point}"
-            raise Conflict(reason, f"umount {point}", service=service)
+        points = (cgroups.unescaped(line.split(" ")[4]) for line in lines)
+        return next((point for point in points if _is_within(point, folder)), None)
 
 
 def remove_all(service: str, report: Report, volume: str = "") -> None:
