@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from niso.look.map import MapNetwork as MapNetwork, MapPolicy as MapPolicy
     from niso.look.map import MapService as MapService, MapState as MapState
     from niso.look.metrics import Metric as Metric, Sample as Sample
+    from niso.look.named_volumes import VolumeLine as VolumeLine
     from niso.look.other_hosts import ClusterLine as ClusterLine, ClusterPort as ClusterPort
     from niso.look.outside_names import OutsideName as OutsideName
     from niso.look.policies import PolicyEntry as PolicyEntry
@@ -109,6 +110,7 @@ _MODULES = {
     "look.listening": "Listening ListeningSocket",
     "look.map": "Map MapEnd MapFlow MapNetwork MapPolicy MapService MapState",
     "look.metrics": "Metric Sample",
+    "look.named_volumes": "VolumeLine",
     "look.other_hosts": "ClusterLine ClusterPort",
     "look.outside_names": "OutsideName",
     "look.policies": "PolicyEntry",

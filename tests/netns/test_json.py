@@ -58,6 +58,10 @@ def test_every_command_prints_what_the_reference_says(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "side", network={"mode": "share", "share": "web"}))
     lab.niso("activate", idle(lab, "alone", network={"mode": "none"}))
 
+    ask(lab, "activate", idle(lab, "disk", volumes={"data": {"mount": "/data"}}))
+    assert ask(lab, "volume", "list") == ask(lab, "volume", "inspect", "disk/data")
+    ask(lab, "remove", "disk")
+    assert ask(lab, "volume", "remove", "disk/data")[0]["mount"] is None
     for name in ("api", "web", "job", "side", "alone"):
         ask(lab, "inspect", name)
     assert {row["service"] for row in ask(lab, "ps")} == {"api", "web", "job", "side", "alone"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -228,6 +229,39 @@ def test_volumes_that_a_removed_service_left_can_be_removed(lab: Lab) -> None:
     assert not lab.path(f"{KEPT}/api").exists()
     assert "api" in refused(lab, "remove", "--volumes", "api")
     refused(lab, "remove", "--volumes", "../logs")
+
+
+def test_volumes_are_listed_with_their_sizes_and_removed_one_by_one(lab: Lab) -> None:
+    both = {"data": {"mount": "/data"}, "more": {"mount": "/more"}}
+    lab.niso("activate", with_volumes(lab, "api", **both), with_volumes(lab, "db", **both))
+    write = f"head -c 3000000 /dev/urandom >/data/big; {BUSYBOX} ln /data/big /data/again"
+    sh(lab, "db", write)
+    (shown,) = json.loads(lab.niso("volume", "inspect", "db/data").stdout)
+    assert shown.pop("size") // 100_000 == 30, "a file with two names is counted once"
+    assert shown == {
+        "volume": "db/data",
+        "service": "db",
+        "status": "active",
+        "mount": "/data",
+        "owner": 1900000001,
+        "files": 2,
+        "path": f"{KEPT}/db/data",
+    }
+    assert "'db' is active" in refused(lab, "volume", "remove", "db/data")
+    for wrong in ("db", "../db/data", "db/", "db/../api", "db/data/big", "db/.data.new", "/db"):
+        assert lab.niso("volume", "remove", wrong, check=False).returncode in (1, 2)
+    lab.niso("deactivate", "db")
+    assert "'api' is active" in refused(lab, "volume", "remove", "db/data", "api/data")
+    assert lab.niso("volume", "remove", "db/data").stdout.startswith("db/data: removed  2.9 MB")
+    lab.niso("remove", "api")
+    lines = [line.split()[:3] for line in lab.niso("volume", "list").stdout.splitlines()[1:]]
+    assert lines == [
+        ["api/data", "removed", "-"],
+        ["api/more", "removed", "-"],
+        ["db/more", "inactive", "/more"],
+    ]
+    lab.niso("volume", "remove", "api/data", "api/more")
+    assert not lab.path(f"{KEPT}/api").exists() and lab.path(f"{KEPT}/db/more").exists()
 
 
 def test_mount_of_the_host_in_a_volume_is_not_emptied(lab: Lab) -> None:

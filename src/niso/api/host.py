@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from niso.api.host_networks import Networks
     from niso.api.host_services import Services
     from niso.api.host_stacks import Stacks
+    from niso.api.host_volumes import Volumes
     from niso.kernel.kinds.kind import Finding
     from niso.look.session import Progress
     from niso.runtime.machine import Machine
@@ -129,6 +130,13 @@ class Host(ApiPart):
         from niso.api.host_stacks import Stacks
 
         return Stacks(self.session)
+
+    @property
+    def volumes(self) -> Volumes:
+        """The API of named volumes."""
+        from niso.api.host_volumes import Volumes
+
+        return Volumes(self.session)
 
     # --- packets ---------------------------------------------------------------------------------
 

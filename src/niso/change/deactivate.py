@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from niso.base.errors import Conflict, raise_all
 from niso.base.locks import Lock
 from niso.base.named_tuples import NamedTuple
@@ -98,15 +100,21 @@ def remove(
         raise_all(errors)
 
 
-def remove_volumes(machine: Machine, services: list[str], report: Report = silent) -> None:
-    """Delete the named volumes of services. Raises Conflict if a service is active, and Error."""
-    store = machine.store
+def remove_volumes(
+    machine: Machine, wanted: Iterable[tuple[str, str]], report: Report = silent
+) -> None:
+    """Delete named volumes, each given as (service, volume). An empty volume stands for all.
+
+    Raises Conflict if a service is active or something is mounted in a volume, and Error.
+    """
+    store, wanted = machine.store, list(wanted)
+    services = list(dict.fromkeys(service for service, _ in wanted))
     recover(machine, report, services)
     with locked(store, services):
-        for name in services:
-            if (row := store.service(name)) is not None and row.active:
-                reason = f"service {name!r} is active and uses its volumes"
+        for service, volume in wanted:
+            if (row := store.service(service)) is not None and row.active:
+                reason = f"service {service!r} is active and uses its volumes"
                 raise Conflict(reason, "they can be removed once it is inactive")
-            volumes.check_removable(name)
-        for name in services:
-            volumes.remove_all(name, report)
+            volumes.check_removable(service, volume)
+        for service, volume in wanted:
+            volumes.remove_all(service, report, volume)

@@ -192,7 +192,7 @@ def down(
             if kept := volumes.existing_names(name):
                 report(RemovingVolumes(name, tuple(kept)))
     elif with_volumes:
-        deactivate.remove_volumes(machine, names, report)
+        deactivate.remove_volumes(machine, [(name, "") for name in names], report)
     ended = [Done(name, True) for name in names] if dry_run else ended
     return StackDown(outline.name, tuple(ended))
 

@@ -129,11 +129,15 @@ class Command(NamedTuple):
 
 
 class Group(NamedTuple):
-    """A command with actions. Each action is a `Command` with a name such as ``net list``."""
+    """A command with actions. Each action is a `Command` with a name such as ``net list``.
+
+    If ``aside`` is True, overviews list only the group's name.
+    """
 
     name: str
     does: str
     actions: tuple[Command, ...]
+    aside: bool = False
 
 
 VERBOSE = Option("-v --verbose", "print each step")
@@ -192,6 +196,7 @@ _RUNS = (
     ("exec kill port-forward", "service_commands.run", "service"),
     ("net", "net_commands.run_net", "net"),
     ("stack", "service_commands.run", "service"),
+    ("volume", "volume_commands.run", "volume"),
     ("cluster", "cluster_commands.run_cluster", "general"),
     ("enable disable restore", "service_commands.run", "general"),
     ("agent", "cluster_commands.run_cluster", "general"),
@@ -209,7 +214,7 @@ _RUNS = (
 COMMANDS = {name: (run, described) for names, run, described in _RUNS for name in names.split()}
 """The function of cli that runs each command, and the module of cli/catalogue that describes it."""
 
-GROUPS = ("net", "stack", "cluster")
+GROUPS = ("net", "stack", "volume", "cluster")
 """The commands that have actions, such as ``niso net list``."""
 
 HIDDEN = ("complete", "on-exit")

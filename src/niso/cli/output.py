@@ -45,6 +45,17 @@ def escaped_lines(text: str) -> str:
     )
 
 
+def size_text(size: int) -> str:
+    """Return a number of bytes for a table, in units of 1,024: ``512 B``, ``1.5 MB``."""
+    power = 0
+    while size >= 1000 * 1024**power and power < len(_UNITS) - 1:
+        power += 1
+    return f"{size / 1024**power:.{min(power, 1)}f} {_UNITS[power]}"
+
+
+_UNITS = ("B", "KB", "MB", "GB", "TB")
+
+
 def arrow() -> str:
     """Return ``→``, or ``->`` if the encoding of the output or the locale may lack the arrow."""
     locale = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_CTYPE", "LANG"))), "")

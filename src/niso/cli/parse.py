@@ -232,7 +232,7 @@ def first_screen(version: str, commands: list[Command | Group]) -> str:
     columns = width()
     head = f"niso {version}: networking for services on Linux, without a daemon or a proxy"
     use, more = "usage: niso COMMAND ...", "niso help COMMAND shows its options and examples"
-    asides = [one.name for one in commands if isinstance(one, Command) and one.aside]
+    asides = [one.name for one in commands if one.aside]
     lines = _list([(one.name, one.does) for one in commands if one.name not in asides], columns)
     lines += _wrapped(f"also: {', '.join((*asides, 'help', 'version'))}", columns)
     begin = [

@@ -230,6 +230,25 @@ def walk(top: str) -> Iterator[VolumeEntry]:
         os.close(fd)
 
 
+def size(top: str) -> tuple[int, int]:
+    """Return the bytes that a folder takes on the disk, and the number of its files and folders.
+
+    A file with several links is counted once. Raises OSError.
+    """
+    seen: set[tuple[int, int]] = set()
+    total = os.lstat(top).st_blocks * 512
+    count = 0
+    for entry in walk(top):
+        info = entry.info
+        count += 1
+        if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
+            if (info.st_dev, info.st_ino) in seen:
+                continue
+            seen.add((info.st_dev, info.st_ino))
+        total += info.st_blocks * 512
+    return total, count
+
+
 def _opened(name: str, folder: int) -> int:
     """Open a folder inside another one, a descriptor that is then closed."""
     fd = os.open(name, FOLDER, dir_fd=folder)

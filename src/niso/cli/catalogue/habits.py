@@ -42,7 +42,9 @@ HABITS = {
     "network connect, network disconnect, net connect, net disconnect": "niso activate ./FOLDER:"
     " after a change of networks in its manifest; the process keeps running",
     "network": "niso net list: niso help net lists the actions",
-    "volume, volumes": "niso inspect NAME: lists the volumes of a service",
+    "volumes, volume ls": "niso volume list: with sizes; a volume belongs to one service",
+    "volume rm, volume prune": "niso volume remove SERVICE/NAME",
+    "volume create": "niso activate ./FOLDER: creates the volumes of [volumes] in its manifest",
     "secret, secrets": "a secret is a file that [secrets] of a manifest names",
     "generate systemd, generate, quadlet": "niso enable NAME: starts the service at boot",
     "info, system info": "niso version",
