@@ -407,7 +407,8 @@ def test_every_habit_is_answered_and_names_a_real_command() -> None:
             assert error.hint == hint != ""
         if hint.startswith("niso "):
             words = hint.partition(": ")[0].split()[1:]
-            command = " ".join(words[:2]) if words[0] in ("net", "stack") else words[0]
+            groups = ("net", "stack", "volume")
+            command = " ".join(words[:2]) if words[0] in groups else words[0]
             assert command in COMMANDS, theirs
             assert not any(command in COMMANDS for command in theirs.split(", ")), theirs
     for typed_, like in (
