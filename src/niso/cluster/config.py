@@ -135,7 +135,7 @@ def host_name(text: str, key: str) -> str:
 
 
 def ip_address(text: str, key: str) -> str:
-    """Return a host's address in canonical form. Raises InvalidInput."""
+    """Return a host's address in canonical form. Raises InvalidInput if the value is invalid."""
     if not key_values.is_host_address(text):
         raise InvalidInput(
             "is not an address of a host",

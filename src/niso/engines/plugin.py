@@ -121,7 +121,7 @@ def mac(text: object) -> str:
 
 
 def port(host_ip: str, host: int, container: int, proto: str, count: int = 1) -> PortMapping:
-    """Build a published port from an engine's values. Raises InvalidInput.
+    """Build a published port from an engine's values. Raises InvalidInput if the value is invalid.
 
     ``host`` 0 lets niso choose a host port. ``count`` is the length of a range of ports.
     """

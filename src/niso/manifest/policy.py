@@ -165,7 +165,7 @@ def parse_egress_allow(text: str, key: str) -> Entry:
 
 
 def parse_entry(text: str, key: str, egress: bool, outside: bool = False) -> Entry:
-    """Parse an entry of a policy. Raises InvalidInput.
+    """Parse an entry of a policy. Raises InvalidInput if the value is invalid.
 
     ``key`` is the key path of the entry. ``egress`` says whether the list is for connections of the
     service, and ``outside`` whether the entry may be a DNS name.
@@ -226,7 +226,7 @@ def _range(ports: str, text: str, key: str) -> tuple[int, int]:
 
 
 def _peer(peer: str, suffix: str, text: str, key: str, egress: bool) -> Peer:
-    """Parse the peer of the entry ``text``. Raises InvalidInput.
+    """Parse the peer of the entry ``text``. Raises InvalidInput if the value is invalid.
 
     ``suffix`` is the part of the entry after the peer, such as ``:80/tcp``.
     """

@@ -141,7 +141,7 @@ def url(text: str, key: str, names: Iterable[str] = ()) -> tuple[str, int, str, 
     """Parse the URL of a health check to (address to connect to, port, Host header, path).
 
     The host must be the service itself: localhost, a loopback address or one of ``names``. The
-    address is "" for localhost and for these names. Raises InvalidInput.
+    address is "" for localhost and for these names. Raises InvalidInput if the value is invalid.
     """
     scheme, mark, location = text.partition("://")
     reason = None
@@ -366,7 +366,7 @@ def sysctl_name(text: str, key: str) -> str:
     """Return ``text`` if it is a sysctl that a service may set in its network namespace.
 
     Parts are separated by dots or slashes. niso's own settings of interfaces are refused, because
-    names, addresses and policies depend on them. Raises InvalidInput.
+    names, addresses and policies depend on them. Raises InvalidInput if the value is invalid.
     """
     import re
 
@@ -482,7 +482,7 @@ def host(text: str, key: str) -> str:
 
 
 def size(text: str, key: str) -> int:
-    """Parse the size of a tmpfs volume to bytes. Raises InvalidInput."""
+    """Parse the size of a tmpfs volume to bytes. Raises InvalidInput if the value is invalid."""
     return _size_in(text, key, 0, "at most 1000000000G", '"64M"')
 
 

@@ -246,7 +246,7 @@ def entrypoint(text: str, key: str) -> str:
 
 
 def working_dir(text: str, key: str) -> str:
-    """Return ``text`` if it is an absolute path. Raises InvalidInput."""
+    """Return ``text`` if it is an absolute path. Raises InvalidInput if the value is invalid."""
     return require(text, key, absolute_reason(text), "an absolute path", '"/app"')
 
 

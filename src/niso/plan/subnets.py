@@ -113,7 +113,7 @@ EXAMPLES = ("a prefix like 10.99.1.0/24", "a prefix like fd12:3456:789a:1::/64")
 
 
 def parse_subnet(text: str) -> Network:
-    """Parse a subnet from user input. Raises UsageError.
+    """Parse a subnet from user input. Raises UsageError if the subnet is invalid.
 
     IPv6 subnets are global unicast or unique local prefixes from /48 (a site, RFC 6177) to /126,
     the longest with room for a service next to the bridge, because the subnet's own address is the
