@@ -145,10 +145,10 @@ class Host(ApiPart):
     ) -> niso.Explanation:
         """Return whether a packet would be accepted, and which rule or policy decides.
 
-        ``source`` is a service, an address or ``host``, with a source port if ``cli:40001``.
-        ``destination`` can also have a port, as in ``db:5432``, ``db:53/udp`` or ``db/icmp``.
-        ``family`` is 4 or 6, by default 4 if both ends have IPv4. ``prove`` also sends a test
-        packet. Raises NotFound, UsageError, Error.
+        ``source`` is a service, an address or ``host``, optionally with a source port
+        (``cli:40001``). ``destination`` can also have a port, as in ``db:5432``, ``db:53/udp`` or
+        ``db/icmp``. ``family`` is 4 or 6, by default 4 if both ends have IPv4. ``prove`` also sends
+        a test packet. Raises NotFound, UsageError, Error.
         """
         from niso.look import explain
 
@@ -228,12 +228,13 @@ class Host(ApiPart):
         since: str | None = None,
         instances: bool = False,
     ) -> tuple[niso.Flow, ...]:
-        """Return the flows of the last week, including refused flows, each with the deciding entry.
+        """Return the flows of the last week, including refused flows, each with the policy entry
+        that decides.
 
         ``service`` selects flows from and to one service. ``denied`` selects refused flows, and
         flows that pass only because a policy is in audit. ``since``, an RFC 3339 time or a period
         such as ``2h``, selects flows that began later or are open. With ``instances``, the
-        instances of services with replicas are listed apart. Raises NotFound, UsageError,
+        instances of services with replicas are listed separately. Raises NotFound, UsageError,
         KernelError.
         """
         from niso.look import flows

@@ -157,8 +157,8 @@ class Clusters(ApiPart):
 def _entering[T](call: Callable[[], T]) -> T:
     """Call a function that adds this host to a cluster, and return its result.
 
-    Errors name the caller's arguments, as in `as_usage`, and no files that were made from them and
-    no longer exist.
+    An error names the argument of the caller that caused it, as in `as_usage`. It never names a
+    file that niso has created from an argument, because the file is removed after the error.
     """
     try:
         return as_usage(call)

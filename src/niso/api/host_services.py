@@ -62,10 +62,10 @@ class Services(ApiPart):
         ``what`` are manifests, folders with a manifest.toml, existing services, or `Package`
         values. If a service is already active, only the changes of its manifest are applied.
         ``timeout`` is the number of seconds for each service to start or become healthy.
-        ``replace`` allows a service to replace one of the same name from another folder. ``take``
-        takes over services of cluster hosts that are gone. With ``dry_run``, nothing is changed.
-        Without ``trust_owner``, a manifest that users other than root and the caller can change is
-        refused.
+        ``replace`` allows a service to replace one of the same name from another folder. With
+        ``take``, a service is taken over from a host of the cluster that no longer answers. With
+        ``dry_run``, nothing is changed. Without ``trust_owner``, a manifest that users other than
+        root and the caller can change is refused.
 
         Raises InvalidInput, Conflict, NotFound, KernelError, ProcessError, ErrorGroup.
         """

@@ -52,10 +52,10 @@ class Change(NamedTuple):
 def release(store: Store, target: Target) -> None:
     """Record a change in progress (intent) for a service, and release its unneeded ports and names.
 
-    Call this for all services of a command before any `record`, so that another service can get
-    them. If the service changes its networks, all its names are released, and `record` checks them
-    on the new networks. Addresses are not released: until the kernel is updated, packets to them
-    would reach the new owner.
+    Call this for all services of a command before any `record`. One service of the command can then
+    get a port or name that another one releases. If the service changes its networks, all its names
+    are released, and `record` checks them on the new networks. Addresses are not released: until
+    the kernel is updated, packets to them would reach the new owner.
     """
     store.begin_intent(target.name, "activate", time.time(), target.missing_volumes)
     wanted = {published.port for published in target.spec.network.ports}

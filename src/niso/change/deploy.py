@@ -94,9 +94,10 @@ class Rollout(NamedTuple):
 def rollout(machine: Machine, front: Target) -> Rollout:
     """Return which instances a service needs, and which present instances are to be replaced.
 
-    An instance stays if its process is as desired and its version is at least ``front.again``. With
-    stop-first, only one instance is replaced, and with ``deploy.surge``, only that many. The caller
-    must have the service's lock. Raises InvalidInput.
+    An instance stays if its process is as desired and its version is at least ``front.again``. The
+    result is for one step of a deploy. A step replaces one instance with stop-first, at most
+    ``deploy.surge`` instances with this key, and otherwise all. The caller must have the service's
+    lock. Raises InvalidInput.
     """
     store, name = machine.store, front.name
     deploy = front.spec.program.deploy
@@ -159,9 +160,10 @@ def rollout(machine: Machine, front: Target) -> Rollout:
 
 
 def _served_last(front: Target, row: ServiceRow | None, deploys: list[Deployed]) -> int:
-    """Return the number of the last version that served, if ``front`` is the same; else 0.
+    """Return the number of the version that served last if ``front`` is equal to it, otherwise 0.
 
-    So a start after `deactivate` or a reboot is no new version. The number of instances may differ.
+    Only the number of instances may differ. Without this, a start after `deactivate` or after a
+    reboot would count as a new version.
     """
     done = [one for one in deploys if one.outcome == "done"]
     if row is None or not done or front.files is None:
@@ -198,7 +200,7 @@ def _is_changed(machine: Machine, front: Target, instance: Instance) -> bool:
 def needs(
     after: Mapping[str, Mapping[str, str]] | None, rollouts: Iterable[Rollout]
 ) -> dict[str, Mapping[str, str]]:
-    """Return dependencies in which the instances of services stand in for these services.
+    """Return dependencies in which each service of ``rollouts`` is replaced by its instances.
 
     ``after`` maps each service to its dependencies and the state that each must reach.
     """
@@ -300,8 +302,9 @@ def first_slots(
 ) -> Callable[[str], None]:
     """Return a function to call with each service that has become healthy.
 
-    When all instances of a service are healthy, none of which served before, the function gives
-    them their slots: services that depend on it may start next.
+    The function acts on services of which no instance served before. When all instances of such a
+    service are healthy, it gives them their slots, because services that depend on this service may
+    be started next and connect to it.
     """
     new = {
         one.name: [target.name for target in one.new]
@@ -408,9 +411,9 @@ def _deploy(one: Rollout) -> DeploySpec:
 def _watch(machine: Machine, rollouts: list[Rollout], since: float) -> tuple[Rollout | None, str]:
     """Watch the new instances for ``deploy.monitor`` after ``since`` (monotonic).
 
-    Returns the first service of which an instance fails, and why; None and "" if none does. All are
-    watched for the longest of their times, because the old instances may have to serve again until
-    then.
+    If an instance fails, returns its service and the reason. If none fails, returns (None, ""). All
+    services are watched until the longest ``deploy.monitor`` of them is over. Until then a failure
+    of any service makes the old instances of all services serve again.
     """
     processes = machine.processes
     of = {target.name: one for one in rollouts for target in one.new}
@@ -556,10 +559,10 @@ def used_packages(store: Store, front: str) -> set[str]:
 
 
 def finish_leaving(machine: Machine, report: Report) -> None:
-    """Stop the instances whose deploy was interrupted after the swap, as that deploy would have.
+    """Stop the old instances of deploys that were interrupted after the swap.
 
-    They get no new connections. Instances of commands that are still running are left unchanged,
-    and those that an interrupted activation must restore.
+    These instances already receive no new connections. Instances that belong to a running command,
+    or that the undo of an interrupted activation will restore, are left unchanged.
     """
     store = machine.store
     leaving = store.instances.active(LEAVING)

@@ -275,8 +275,9 @@ def _act(session: Session, act: Callable[[Machine], bool], log: Log, done: str) 
 def leave(machine: Machine, service: str, only_beside_others: bool = False) -> bool:
     """Stop sending connections to an instance, and return whether it received connections.
 
-    With ``only_beside_others``, the last instance of a service stays: it may be unhealthy because
-    of a database that all instances use. The caller must not have niso's lock. Raises Error.
+    With ``only_beside_others``, the last instance that receives connections continues to receive
+    them: all instances may be unhealthy only because of a database that they all use. The caller
+    must not have niso's lock. Raises Error.
     """
     return move(machine, service, SERVING, OUT, only_beside_others)
 

@@ -117,8 +117,8 @@ def recover(
 def _try_lock(store: Store, locks: ExitStack, held: set[str], service: str) -> bool:
     """Lock a service, and return whether no other command has locked it.
 
-    The service of an instance is locked too: a command with its lock changes the instances. Those
-    that are locked already are in ``held``.
+    For an instance, the service that it belongs to is locked too, because a command that has locked
+    the service may change its instances. ``held`` are the services that are already locked.
     """
     for name in dict.fromkeys((front_of(service), service)):
         if name not in held:
@@ -162,7 +162,7 @@ def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error
 def locked(store: Store, services: Iterable[str]) -> ExitStack:
     """Return the locks of several services, acquired in sorted order, as a context.
 
-    Instances are locked after all services, also after their own.
+    An instance is locked after all services, also after the service that it belongs to.
     """
     fronts = {front_of(name) for name in services}
     with ExitStack() as locks:

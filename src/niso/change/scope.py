@@ -28,10 +28,11 @@ def concerned(
 ) -> Scope:
     """Return the scope of a change of services, according to the present rows.
 
-    The scope also contains the services that share a namespace with these, the services that have
-    one of their names on another network (`NameRows.shadows`), and the networks of all. A network
-    that a service has left is included if its bridge is still configured for the service's ports.
-    The service of an instance is included: a kill may have left slots that differ from the rows.
+    The scope also contains the services that share a namespace with ``services``, the services that
+    have one of the same names on another network (`NameRows.shadows`), and the networks of all
+    these services. A network that a service has left is included if its bridge is still configured
+    for the service's ports. For an instance, the service that it belongs to is included, because an
+    earlier, killed command may have left slots of this service that differ from the rows.
     ``networks`` are those that the services will join. ``names`` are names in policies that will
     resolve differently; services of other hosts with such names are included.
     """
@@ -105,9 +106,9 @@ def scope_of(store: Store, targets: list[Target]) -> Scope:
 def _other_meanings(store: Store, target: Target) -> set[Name]:
     """Return the names that may resolve to other addresses after a service's activation.
 
-    If the service keeps its addresses, names and networks, there are none, unless it shares a
-    namespace: the name of such a service resolves only while it is active. Names that share an
-    address with a changed name are included.
+    There are none if the service keeps its addresses, names and networks. A service that shares a
+    namespace is an exception: its names resolve only while it is active, so an activation always
+    changes them. Names that share an address with a changed name are included.
     """
     row, wanted = store.service(target.name), target.spec.network
     on = wanted.networks

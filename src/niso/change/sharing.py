@@ -27,8 +27,8 @@ def home(
 ) -> tuple[str, str, str]:
     """Return the network namespace path, hosts folder and host name for a service's process.
 
-    All are "" in the host's own network namespace. ``provider`` is the existing service whose
-    namespace the service shares, or None.
+    All three are "" for a service that uses the host's own network. ``provider`` is the existing
+    service whose namespace the service shares, or None.
     """
     if provider is not None:
         return home(store, provider, store.require_known(provider).require_service(), None)

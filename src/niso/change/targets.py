@@ -169,7 +169,8 @@ def _find_target(
 def _refuse_lost_networks(store: Store, loaded: load.Loaded) -> None:
     """Raise Conflict if a manifest of a package copy names an internal network that is missing.
 
-    The store was lost. An activation would create a network that is not internal.
+    The network is missing if the store was lost. An activation would create it as an ordinary
+    network, from which packets can leave the host.
     """
     from niso.runtime import package
 

@@ -127,7 +127,8 @@ def undo(
     wait_s: float | None = None,
     final: bool = True,
 ) -> dict[str, Error]:
-    """Undo several activations as one change, because one may use what another has released.
+    """Undo several activations as one change, because one may use names or ports that another
+    released.
 
     ``wait_s`` is the time in seconds to wait for niso's lock, or None for no limit. ``final`` is
     false if a request to etcd may still be in progress. Returns the errors by service. Raises Busy

@@ -37,7 +37,8 @@ MOST_KEYS = key_values.MOST_NAMES
 class Wanted(NamedTuple):
     """What a host wants to reserve for a service.
 
-    Preferred addresses are used only if they are free; a requested one that is not is an error.
+    A preferred address is used only if it is free. A requested address that is not free is an
+    error.
     """
 
     service: str
@@ -173,9 +174,9 @@ class Claims:
     def _changed(self, service: str, mark: str, change: Any, gives_up: bool) -> bool:
         """Change the keys of this host's reservation; return False if another host has it.
 
-        ``change`` gets the reservation and its keys, and returns the writes. ``gives_up`` says that
-        they delete it: if it is absent after a request without an answer, the request was carried
-        out.
+        ``change`` gets the reservation and its keys, and returns the writes. ``gives_up`` is true
+        if these writes delete the reservation. In this case, if a request gets no answer and the
+        reservation is then absent, the request was carried out.
         """
         own = self.keys.service(service)
 
@@ -221,8 +222,9 @@ class Claims:
     ) -> tuple[ClusterClaim, Txn] | None:
         """Plan the reservation to request; return it with the transaction that writes it.
 
-        ``have`` is the service's present reservation. Returns None if it is already as wanted.
-        ``raced`` says that an earlier attempt has lost a race; other parameters are as for `claim`.
+        ``have`` is the service's present reservation. Returns None if this reservation is already
+        as requested. ``raced`` is true if another host has changed the keys during an earlier
+        attempt. The other parameters are as for `claim`.
         """
         conditions = [Compare(self.keys.service(wanted.service), have.revision if have else 0)]
         takes = have is not None and have.host != self.host and have.gen >= since

@@ -161,7 +161,8 @@ def _adopt(store: Store, kernel: Kernel) -> str:
 def mend(store: Store, kernel: Kernel) -> None:
     """Restore the WireGuard interface as recorded. The caller must not have niso's lock.
 
-    The kernel's events are not enough to find all changes.
+    This is called periodically, because the kernel sends no event for some changes of the
+    interface.
     """
     if store.across.tunnel() is None:
         return

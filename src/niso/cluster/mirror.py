@@ -161,8 +161,9 @@ def _change(
 def revert_attempt(store: Store, kernel: Kernel, report: Report) -> None:
     """Undo a change of remote services that was interrupted, if there is one.
 
-    Each command calls this before its own changes, which cannot undo kernel objects without rows.
-    The caller must not have niso's lock. Raises KernelError.
+    Each command calls this before its own changes. The interrupted change may have left kernel
+    objects without rows, which later changes would not find. The caller must not have niso's lock.
+    Raises KernelError.
     """
     with Lock():
         _revert_attempt(store, kernel, report)

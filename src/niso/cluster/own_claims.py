@@ -248,8 +248,8 @@ def _is_wanted(
 ) -> bool:
     """Return whether a service of this host should be reserved in etcd.
 
-    An inactive service should not be if a command failed to reserve it, or if it has lost an
-    address.
+    An active service always should be. An inactive service should not be if an earlier command
+    failed to reserve it, or if it no longer has all of its addresses.
     """
     if row.active:
         return True

@@ -34,7 +34,8 @@ _BACK_OFF_S = (0.2, 5.0)
 class WatchedKeys:
     """A cache of etcd's keys with a prefix. One thread may watch while another reads.
 
-    Without a watch, each read checks the cache with etcd. Times are of one monotonic clock.
+    While no watch updates the cache, each read asks etcd whether the cache is still up to date. All
+    times are of one monotonic clock.
     """
 
     def __init__(self, prefix: str) -> None:

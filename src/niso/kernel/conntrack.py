@@ -95,9 +95,9 @@ def flush_ports(
     first, last), before NAT. If there is a flow to one of the ports, ``addresses`` is called once.
     Only flows to the addresses or prefixes that it returns are deleted.
 
-    TCP flows with a reply are deleted only with ``answered``, for a server that no longer exists. A
-    TCP handshake in progress is treated like an established flow: its next packet would count as
-    the first of a new flow, go to the new service, and be reset.
+    TCP flows with a reply are deleted only with ``answered``, which is for a server that no longer
+    exists. A TCP handshake in progress is treated like an established flow: its next packet would
+    count as the first of a new flow, go to the new service, and be reset.
     """
     wanted: dict[int, set[int]] = {}
     for proto, first, last in ports:
@@ -160,9 +160,9 @@ def _flush(
     sending, so the search also ends after a pass that began so late that all entries it found were
     created under the new rules.
 
-    ``exact`` says that the IPv4 requests return only entries to be deleted. Where this is cheaper,
-    the kernel is then asked to delete by the filter. Linux 6.18 can do this; an older kernel
-    refuses, because the filter does not describe a single flow.
+    With ``exact``, every entry that an IPv4 request returns is to be deleted. If it costs less, the
+    kernel is then requested to delete all entries that match the filter. Linux 6.18 can do this. An
+    older kernel refuses a filter that does not describe a single flow, and the entries are listed.
     """
 
     def parse(body: bytes) -> bytes | None:

@@ -307,8 +307,9 @@ def _flags(tunnel: bool) -> dict[int, tuple[str, int]]:
 def new_port(hairpin: bool, learns: bool = False) -> bytes:
     """Return the netlink attributes that apply niso's settings to a new port in one RTM_NEWLINK.
 
-    With ``learns``, learning and flooding stay on, as by default. For each message that changes one
-    of the two, the kernel walks all ports (nbp_update_port_count, net/bridge/br_if.c).
+    With ``learns``, learning and flooding stay on, as by default. Both are set by the same message
+    as the other settings, because for each message that changes one of them the kernel walks all
+    ports (nbp_update_port_count, net/bridge/br_if.c).
     """
     flags = {BRPORT_MODE: hairpin, _LEARNING: learns, _FLOOD: learns}
     return _port_setting(b"".join(attribute(kind, bytes([on])) for kind, on in flags.items()))

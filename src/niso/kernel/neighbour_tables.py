@@ -134,11 +134,11 @@ def _entry(rtnl: Rtnl, port_index: int, mac: str) -> tuple[int, int, int]:
 def add_fdb_entry(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
     """Add a static entry to a bridge, by which the bridge sends frames for ``mac`` to this port.
 
-    ``own`` is the MAC of the port itself if the port is new. The kernel adds an entry for that MAC,
-    which is deleted: no service sends to it, and the kernel walks all entries for each port that is
-    added or removed. A new port replaces no entry for the host. No port replaces the bridge's own
-    entry, because services could then no longer reach the host. In these cases KernelError has
-    EADDRINUSE.
+    ``own`` is the MAC of the port itself if the port is new. For this MAC the kernel has added an
+    entry, which is deleted here: no service sends to it, and the kernel walks all entries whenever
+    a port is added or removed. Raises KernelError with EADDRINUSE if ``mac`` is the bridge's own
+    MAC, because services could then no longer reach the host. For a new port, the same error is
+    raised if ``mac`` is the MAC of any interface of the host.
     """
     body = _ndmsg.pack(_AF_BRIDGE, port_index, _NOARP, _MASTERS, 0) + _mac(mac)
     what = f"add the forwarding entry of {mac} for link {port_index}"

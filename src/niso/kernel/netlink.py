@@ -425,8 +425,9 @@ class Netlink:
 class Netfilter(Netlink):
     """A socket for netfilter (nf_tables, conntrack). It is reused unless its last use failed.
 
-    Closing such a socket waits some 11 ms, until the kernel has freed what the last nf_tables
-    transaction removed (nft_rcv_nl_event, net/netfilter/nf_tables_api.c). An activation opens five.
+    Closing such a socket takes about 11 ms, until the kernel has freed the objects that the last
+    nf_tables transaction removed (nft_rcv_nl_event, net/netfilter/nf_tables_api.c). Without reuse,
+    an activation would open and close five.
     """
 
     def __init__(self) -> None:

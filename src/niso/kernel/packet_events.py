@@ -214,8 +214,8 @@ _QUIET_S = 0.3  # after this silence, the path of a packet is complete
 class TraceStep(NamedTuple):
     """One event of a traced packet in one chain: a rule matched, or the chain's policy decided.
 
-    ``network`` and ``transport`` are the first 40 and 20 bytes of the packet's headers. They are
-    empty if the kernel has already sent them.
+    ``network`` and ``transport`` are the first 40 and 20 bytes of the packet's headers. The kernel
+    sends them once for each trace id. In later events of this id both are empty.
     """
 
     id: int  # the kernel's trace id of the packet

@@ -410,10 +410,11 @@ def is_wanted(value: tuple[Any, ...], now: float) -> bool:
 
 
 def seen(left: float | None, value: tuple[Any, ...], now: float) -> str | None:
-    """Return the problem of an element's timeout, "" without a problem, or None if it expires soon.
+    """Return how the timeout of an element differs from the end of its audit period ``value``.
 
-    ``left`` is the rest of the timeout in seconds, or None if the element has no timeout. ``value``
-    is its audit period.
+    The result is "" if the timeout is right. The result is None if the element expires soon and
+    must be ignored. ``left`` is the rest of the timeout in seconds, or None if the element has no
+    timeout.
     """
     right = timeout_s(value, now)
     if left is None:

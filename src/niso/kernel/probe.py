@@ -43,11 +43,12 @@ _AT_ONCE = 1000  # foreign packets to skip before the time is checked
 class ProbePacket:
     """A test packet from ``source`` to ``destination``, as a context manager.
 
-    ``namespace`` is the sender's; "" is the caller's. ``proto`` is tcp (a SYN), udp (an empty
-    datagram) or sctp (an INIT) with ``port``, or icmp (an echo request). ``watched`` is (namespace
-    of the receiver, port after NAT). ``size`` is the length of an echo's IP packet in bytes; such a
-    packet must not be fragmented. ``own_port`` is the source port, or 0 for any. Raises KernelError
-    if a namespace or the source address does not exist, or the port is in use.
+    ``namespace`` is the network namespace of the sender, or "" for the caller's. ``proto`` is tcp
+    (a SYN), udp (an empty datagram) or sctp (an INIT) with ``port``, or icmp (an echo request).
+    ``watched`` is (namespace of the receiver, port after NAT). ``size`` is the length of an echo's
+    IP packet in bytes; such a packet must not be fragmented. ``own_port`` is the source port, or 0
+    for any. Raises KernelError if a namespace or the source address does not exist, or the port is
+    in use.
     """
 
     def __init__(

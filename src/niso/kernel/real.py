@@ -50,9 +50,10 @@ if TYPE_CHECKING:
 class Kernel:
     """The network of the host's kernel, in the caller's network namespace. Not thread-safe.
 
-    Inside a ``with`` block, its sockets stay open between calls. ``alias`` is the text that marks
-    the network interfaces of a state folder as niso's, with the folder's id. All methods raise
-    KernelError. Functions of other modules that are assigned here have their docstrings there.
+    Inside a ``with`` block, the sockets of this object stay open between calls. ``alias`` is a text
+    with the id of a state folder, by which niso recognises the network interfaces of this folder.
+    All methods raise KernelError. Functions of other modules that are assigned here have their
+    docstrings there.
 
     The tests' `fakes.kernel.Fake` has the same methods, in memory; contract tests compare both.
     """

@@ -181,7 +181,7 @@ def instance_warnings(machine: Machine, name: str | None) -> list[tuple[str, str
 
 
 def listening_warnings(machine: Machine, name: str | None) -> list[tuple[str, str]]:
-    """Return a warning and the next step for each published port with no program behind it.
+    """Return a warning and the next step for each published port on which no program listens.
 
     ``name`` limits the check to one service or network.
     """

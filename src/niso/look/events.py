@@ -84,8 +84,9 @@ class Events(ResultStream):
     def read(self) -> tuple[Happened, ...]:
         """Wait for a change and return its events. A change can be without events.
 
-        Returns 0.1 s after the last change, but not later than about 1 s after the first change
-        plus the pause after the last snapshot.
+        Changes in quick succession are reported by one call, which returns 0.1 s after the last of
+        them. If changes do not stop, it returns about 1 s after the first one. After each snapshot
+        there is a pause, which can delay the result further.
         """
         self._watches.wait(None)
         time.sleep(max(0.0, self._free_at - time.monotonic()))

@@ -121,8 +121,9 @@ def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set
 def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]:
     """Return the number of open flows, and the age of the last flow, for each policy entry.
 
-    Entries are identified by their manifest keys. The counters of nftables rules have no age,
-    because they restart when the policy or an address changes.
+    Entries are identified by their manifest keys. Both numbers come from the recorded flows. The
+    counters in policy elements are not used for this, because they restart at 0 when the policy or
+    an address changes.
     """
     world = read_world(session.kernel(), session.store())
     memory = flows.remembered(session.kernel(), world)

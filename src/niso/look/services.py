@@ -524,7 +524,8 @@ _LONG_S = 60.0
 
 
 def unwatched(store: Store) -> list[str]:
-    """Return the services that need ``niso health`` and have none. The reading wakes the agent.
+    """Return the services that need the health agent (``niso health``) while the agent does not
+    run.
 
     A service whose instances began to serve only a moment ago is left out: the command that started
     them has just started the agent.

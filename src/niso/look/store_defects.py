@@ -171,8 +171,9 @@ def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -
 def _lost_instance(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -> Instance:
     """Return the lost row of an instance of a service.
 
-    It serves only if the kernel's slots have it. Otherwise it is out until it is healthy, or
-    leaving if the service has all its instances without it.
+    The row was lost, so the state of the instance is inferred. It is "serving" if a slot in the
+    kernel has its address. Otherwise it is "out" until the instance is healthy. It is "leaving" if
+    the service has all of its instances without this one.
     """
     own = {address for _, address in store.addresses(row.name)}
     deploy = spec.program.deploy

@@ -45,7 +45,7 @@ def signal(text: str, key: str) -> str:
 
 
 def deploy_problems(data: Mapping[str, Any], parsed: Mapping[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error for each key that contradicts that a service has, or lacks, a service address.
+    """Yield an error for each key that is not possible with, or not without, a service address.
 
     A service has a service address if it sets service.replicas, or service.update = "start-first".
     ``data`` is the manifest, and ``parsed`` its valid values by key path.
@@ -506,7 +506,8 @@ def _overlapping(
 ) -> Iterator[InvalidInput]:
     """Yield an error if the mount point ``point`` overlaps an earlier one, and record it.
 
-    ``points`` maps earlier mount points to their keys, ``above`` their parent folders to them.
+    ``points`` maps each earlier mount point to its key in the manifest. ``above`` maps each parent
+    folder of an earlier mount point to that mount point.
     """
     parts = point.split("/")
     folders = ["/".join(parts[:end]) for end in range(2, len(parts))]

@@ -227,8 +227,9 @@ def published_on(
 ) -> list[Element]:
     """Return the elements of a published port for clients on another network of the service.
 
-    ``bridge`` and ``addresses`` are the bridge and the service's addresses on that network. Clients
-    are sent to these addresses, because replies from others would not pass the host.
+    ``bridge`` and ``addresses`` are the bridge and the service's addresses on that network. A
+    client there is sent to the service's address on the same network. From another address of the
+    service, replies would reach the client directly, without the host that translates them.
     """
     if port.host_ip.startswith("127."):
         return []

@@ -551,10 +551,10 @@ def _by_port(direction: _Direction, entries: list[Entry], proto: str) -> _Runs:
 def _deviations(table: _Table, family: int, wider: _Table | None = None) -> list[_Ports]:
     """Return the ports (protocol, first, last, decision) whose decision is not the expected one.
 
-    The expected decision is ``table.base``. The table ``wider`` of a wider peer is what the rules
-    look up next: if it is given and its decision on a port differs from ``wider.base``, then that
-    decision is expected. The same verdict by another manifest entry also counts as different, so
-    that each entry has its counter.
+    ``table`` is for one peer, and ``wider`` for a wider peer, which the rules look up next. On a
+    port where the decision of ``wider`` differs from ``wider.base``, the decision of ``wider`` is
+    expected. On all other ports, and without ``wider``, ``table.base`` is expected. The same
+    verdict by another manifest entry also counts as different, so that each entry has its counter.
     """
     result: list[_Ports] = []
     expected = table.base

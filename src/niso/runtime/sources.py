@@ -353,7 +353,7 @@ def changeable(path: str, trusted: set[int], by_new_names: bool = False) -> str 
 def _identity(fd: int, boot: str) -> Identity:
     """Return the identity of an open file: device and inode number, and the id of the boot.
 
-    For files other than folders, the numbers are 0, because editors replace files.
+    For a file that is not a folder, both numbers are 0, because an edit may replace the file.
     """
     info = os.fstat(fd)
     if not stat.S_ISDIR(info.st_mode):

@@ -156,7 +156,8 @@ def _has_run_file(service: str, name: str) -> bool:
 def in_own_netns(service: str) -> bool:
     """Return whether PID 1 is in the network namespace that now has the service's name.
 
-    A service without its own namespace must be in the caller's. If unknown, returns True.
+    A service without its own namespace must be in the caller's namespace. Returns True if niso
+    cannot find out in which namespace PID 1 is.
     """
     return is_in_own_netns(crun.load(service), read(service).pid)
 

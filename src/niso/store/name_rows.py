@@ -122,10 +122,11 @@ class NameRows(ServiceRows):
     ) -> set[str]:
         """Return other services that have a name of these services on another network.
 
-        If several services have a name, the hosts file of a service has the one on the first of its
-        networks. Therefore only services are returned that some active service can reach as well as
-        one of ``services``. ``networks`` and ``fresh`` are networks and names that ``services`` are
-        about to get.
+        If several services have a name, the hosts file of a reader contains only one of them: the
+        one on the first of the reader's networks. A change of ``services`` can therefore change
+        which address such a name has. The result has only services for which there is a reader: an
+        active service on one of their networks and on a network of ``services``. ``networks`` and
+        ``fresh`` are networks and names that ``services`` are about to get.
         """
         own = set(services)
         names = {*fresh, *(name for service in own for name in self.names(service))}

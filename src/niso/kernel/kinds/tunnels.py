@@ -299,9 +299,9 @@ def shown(
 ) -> tuple[str, int, tuple[tuple[str, str, str], ...]]:
     """Return (public key, port, peers) of a WireGuard interface, or empty values if wg(8) fails.
 
-    ``endpoints`` maps the public keys of other hosts to their desired endpoints. WireGuard replies
-    to the address from which a host last sent, which may be another one. Therefore the desired
-    endpoint is returned for a host with a session.
+    ``endpoints`` maps the public keys of other hosts to their desired endpoints. WireGuard itself
+    changes the endpoint of a host to the address from which the host last sent. This is not an
+    error. For a host with a session, the desired endpoint is therefore returned.
     """
     try:
         lines = _run(["wg", "show", name, "dump"]).splitlines()
