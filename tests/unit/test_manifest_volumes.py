@@ -203,9 +203,9 @@ def test_wrong_healthcheck_is_refused(section: dict[str, Any], keys: list[str] |
 def test_healthcheck_has_its_defaults() -> None:
     assert service_spec().program.healthcheck is None
     spec = service_spec(network={"hostname": "web"}, healthcheck={"http": "http://web/x"})
-    assert spec.program.healthcheck == ("", 80, "web", "/x", 5.0, 2.0, 3, 10.0, (), False, False)
+    assert spec.program.healthcheck == ("", 80, "web", "/x", 5.0, 2.0, 3, 10.0, (), "none", False)
     spec = service_spec(healthcheck={"tcp": 81, "retries": 1, "interval": "1s"})
-    assert spec.program.healthcheck == ("", 81, "", None, 1.0, 2.0, 1, 10.0, (), False, False)
+    assert spec.program.healthcheck == ("", 81, "", None, 1.0, 2.0, 1, 10.0, (), "none", False)
 
 
 # --- resources -------------------------------------------------------------------------------------------------------

@@ -294,7 +294,7 @@ def test_without_its_libraries_the_screen_names_the_package(monkeypatch) -> None
     monkeypatch.setitem(sys.modules, "rich.segment", None)
     with pytest.raises(Error) as caught:
         importlib.import_module("niso.cli.top_screen")
-    assert "python3-textual" in (caught.value.hint or "")
+    assert "textual" in (caught.value.hint or "")
 
 
 def test_commands_of_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
