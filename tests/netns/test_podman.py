@@ -39,6 +39,8 @@ def test_containers_on_networks_of_niso(lab: Lab) -> None:
     podman.run("bad", "--network", "backend", "--network-alias", "www")  # an alias of several
     assert ps(lab, "api")["address"][0] == "10.99.30.9"
     web, own = ps(lab, "web")["address"][0], podman("inspect", "api").stdout
+    addresses = podman("exec", "api", "/bin/busybox", "ip", "address").stdout
+    assert "inet 10.99.30.9/24 brd 10.99.30.255 " in addresses
     assert "10.99.30.9" in own
     assert outside() == "api"
     assert podman.get("api", web) == "web" and podman.get("bad", web) == ""

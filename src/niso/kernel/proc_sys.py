@@ -8,6 +8,7 @@ Functions raise KernelError.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 
@@ -48,7 +49,10 @@ def write(name: str, value: str) -> None:
 
 
 def write_all(values: Iterable[tuple[str, str]]) -> None:
-    """Set several sysctls in this order. ``values`` are pairs (name, value)."""
+    """Set several sysctls in this order. ``values`` are pairs (name, value).
+
+    If /proc/sys is read-only, a sysctl that already has its value is no error.
+    """
     inode = 0
     for name, value in values:
         what = f"set sysctl {name} to '{value}'"
@@ -56,7 +60,12 @@ def write_all(values: Iterable[tuple[str, str]]) -> None:
         with refusing(what):
             signals.hit(what)
             inode = inode or os.stat(_OWN).st_ino
-            fd = _open(inode, name, os.O_WRONLY | os.O_TRUNC)
+            try:
+                fd = _open(inode, name, os.O_WRONLY | os.O_TRUNC)
+            except OSError as error:
+                if error.errno == errno.EROFS and _read(inode, name) == value:
+                    continue
+                raise
             try:
                 os.write(fd, value.encode())
             finally:

@@ -66,7 +66,7 @@ _INET6_ADDR_GEN_MODE, _ADDR_GEN_MODE_NONE = 8, 1
 _SKIP_STATS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
 
 _RTNH_F_ONLINK = 4  # linux/rtnetlink.h
-_IFA_F_NODAD, _IFA_F_NOPREFIXROUTE = 0x02, 0x200
+_IFA_BROADCAST, _IFA_F_NODAD, _IFA_F_NOPREFIXROUTE = 4, 0x02, 0x200
 _RTA_PREFSRC = 7
 _METRIC6 = 256  # IP6_RT_PRIO_ADDRCONF: routes that the kernel adds with IPv6 addresses
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
@@ -326,9 +326,10 @@ class Rtnl(netlink.Netlink):
         """Add an address with its prefix length to an interface, unless the interface has it.
 
         With ``replace`` an existing address becomes permanent. Without ``routed``, the kernel adds
-        no route to its prefix. An IPv6 address skips duplicate address detection: niso assigns no
-        address twice, and the service would have to wait. The kernel derives the scope of an IPv6
-        address: fe80::1/64 is link-local.
+        no route to its prefix, and an IPv4 address gets a broadcast address, which programs in a
+        service may ask for (SIOCGIFBRDADDR, netdevice(7)). An IPv6 address skips duplicate address
+        detection: niso assigns no address twice, and the service would have to wait. The kernel
+        derives the scope of an IPv6 address: fe80::1/64 is link-local.
         """
         family, packed, length = parse_cidr(cidr)
         flags = _IFA_F_NODAD if family == socket.AF_INET6 else 0
@@ -336,7 +337,11 @@ class Rtnl(netlink.Netlink):
         body += attribute(link_records.IFA_LOCAL, packed) + attribute(
             link_records.IFA_ADDRESS, packed
         )
-        body += b"" if routed else u32(link_records.IFA_FLAGS, flags | _IFA_F_NOPREFIXROUTE)
+        if not routed:
+            body += u32(link_records.IFA_FLAGS, flags | _IFA_F_NOPREFIXROUTE)
+            if family == socket.AF_INET and length < 31:  # RFC 3021: none on a /31
+                last = int.from_bytes(packed, "big") | (1 << (32 - length)) - 1
+                body += attribute(_IFA_BROADCAST, last.to_bytes(4, "big"))
         what = f"add address {cidr} to link {link_index}"
         how = netlink.REPLACE if replace else netlink.EXCL
         messages = [Message(what, _NEWADDR, netlink.CREATE | how, body, (errno.EEXIST,))]

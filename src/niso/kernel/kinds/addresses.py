@@ -65,8 +65,10 @@ class _Addresses(Kind[Address], of=Address):
         address = step.obj
         start = inside(address.netns)
         if step.action != "change":
-            alone = "" if address.routed or step.action == "delete" else " noprefixroute"
-            return f"{start}address {step.action} {address.address} dev {address.link}{alone}"
+            is_alone = not address.routed and step.action != "delete"
+            brd = " brd +" if is_alone and ":" not in address.address else ""
+            alone = " noprefixroute" if is_alone else ""
+            return f"{start}address {step.action} {address.address}{brd} dev {address.link}{alone}"
         actual = step.actual or address
         commands = []
         dev = f"dev {address.link}"
