@@ -6,12 +6,12 @@ from figures import Found, Row, median, number, percentile, ratio, spread, times
 from page_parts import prose
 
 WIRES = {
-    "underlay": "plain underlay: two namespaces, no rule, no connection tracking",
-    "underlay tracked": "the same with connection tracking and one rule on both hosts",
+    "underlay": "two hosts on a link without a tunnel (underlay): no rule, no connection tracking",
+    "underlay tracked": "two hosts without a tunnel, with connection tracking and one rule on both",
     "tunnel": "bridge and VXLAN on both hosts, no rule, no connection tracking",
-    "tunnel tracked": "the same with connection tracking on the bridges and one rule",
+    "tunnel tracked": "bridge and VXLAN on both hosts, with connection tracking on the bridges and one rule",
     "span": "niso, services on two hosts over VXLAN, no policy",
-    "span policed": "niso, the same, with a policy that allows the client",
+    "span policed": "niso, services on two hosts over VXLAN, with a policy that allows the client",
     "one host": "niso, services on one host, no policy",
     "swarm": "Docker Swarm, containers on two hosts on an overlay network",
 }
@@ -103,8 +103,8 @@ def cluster(found: Found, drawn: set[str]) -> list[str]:
         *lines,
         "",
         prose(
-            "Three labs on one virtual link act as hosts. Each has a member of etcd (data on tmpfs) and an agent, with TLS."
-            " The targets for traffic are 0.85 of the underlay for connections, and 0.9 for throughput. Services have no"
+            "Three labs on one virtual link act as hosts. On each lab run a member of etcd, with its data on tmpfs, and an agent, which use TLS."
+            " The targets for traffic are 0.85 of the underlay's rate for connections, and 0.9 for throughput. Services have no"
             " process. The many services on other hosts exist only as claims, in a real etcd. A request is a connection"
             " to another host with one byte of answer."
         ),

@@ -7,10 +7,10 @@ from page_parts import picture, prose
 
 INSIDE = {
     "switched": "plain switching: no rule, no connection tracking",
-    "tracked": "the same with connection tracking and one rule",
+    "tracked": "plain switching with connection tracking and one rule",
     "no-policy": "niso, no policy",
     "policed": "niso, a policy that allows the client among 10 peers",
-    "unlimited": "the same without the rules for limits",
+    "unlimited": "niso, the same policy, without the rules for limits",
     "no-policy-forgets": "niso, no policy, without the rules that record flows",
     "policed-forgets": "niso, the same policy, without the rules that record flows",
 }
@@ -65,7 +65,7 @@ def inside(found: Found, drawn: set[str]) -> list[str]:
         lines += [
             "",
             prose(
-                "The policy of each service names 10 other services on its network, with a port. The changes were measured in process; the"
+                "The policy of each service names 10 other services on its network, with a port. The changes were measured in process. The"
                 " services have no process."
             ),
             "",
@@ -78,7 +78,7 @@ def _one_processor(found: Found) -> list[str]:
     if not found.rows("path tcp"):
         return []
     heads = ("a TCP connection, µs", "a UDP flow, µs", "256 KiB of a connection, µs")
-    lines = ["### The same on one processor", ""]
+    lines = ["### Traffic on one bridge, with client and server on one processor", ""]
     lines += [f"| | {' | ratio of switching to it | '.join(heads)} | ratio of switching to it |"]
     lines += [f"| --- |{' --- |' * 6}"]
     for who, name in INSIDE.items():

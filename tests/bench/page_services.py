@@ -44,8 +44,11 @@ def services(found: Found, drawn: set[str]) -> list[str]:
         *picture("whole", "Start and removal of one service, by number of services", drawn),
     ]
     for what, commands in (
-        ("start", ("`niso activate`", "`podman run -d -p`", "the same on a niso network")),
-        ("remove", ("`niso remove`", "`podman rm -f`", "the same on a niso network")),
+        (
+            "start",
+            ("`niso activate`", "`podman run -d -p`", "`podman run -d -p` on a niso network"),
+        ),
+        ("remove", ("`niso remove`", "`podman rm -f`", "`podman rm -f` on a niso network")),
     ):
         parties = ("niso", "podman", "podman-niso", "docker")
         docker = f"`docker {'run -d -p' if what == 'start' else 'rm -f'}`"

@@ -43,7 +43,7 @@ def short(figures: dict[str, Any]) -> str:
         )
         beside = [(f"niso with {few}", own), *_of(found, "attach", tools, many)]
         line(
-            f"the same with {many:,}",
+            f"attach a network, in process, with {many:,} services",
             found.row("attach", "niso", many),
             beside,
             "ms",
@@ -105,7 +105,7 @@ def short(figures: dict[str, Any]) -> str:
         )
         at = last.at if last else 0
         line(
-            f"the same, the last of {at:,} ports",
+            f"new TCP connections through the last of {at:,} published ports",
             last,
             [("1 port", only)],
             "a second",

@@ -131,8 +131,7 @@ def test_the_page_is_what_its_figures_make_of_it_and_says_in_ten_lines_what_to_e
     assert page_expect.expect({}) == []  # without its figures no line is written
 
 
-def test_niso_is_ahead_behind_or_level() -> None:
-    assert page_expect._standing(1.0, 2.0) == "behind"
-    assert page_expect._standing(1.0, 2.0, less_is_better=True) == "ahead of"
-    assert page_expect._standing(2.0, 1.0) == "ahead of"
-    assert page_expect._standing(0.99, 1.0) == "level with"
+def test_niso_is_compared_in_words() -> None:
+    assert page_expect._compared(1.0, 2.0) == "less than"
+    assert page_expect._compared(2.0, 1.0) == "more than"
+    assert page_expect._compared(0.99, 1.0) == "about the same as"
