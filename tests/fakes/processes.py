@@ -408,6 +408,28 @@ class FakeUnits:
             self.enabled.discard(service)
             del self.files[unit_file(service)], self.known[unit_file(service)]
 
+    # --- timers of jobs ---
+
+    def check_schedule(self, service: str, schedule: str) -> None:
+        pass
+
+    def enable_timer(self, service: str) -> None:
+        self.known = dict(self.files)
+        self._require(service, "enable-timer")
+        self.enabled.discard(service)
+        self.others[units.timer_of(service)] = True
+
+    def stop_timer(self, service: str) -> None:
+        self.others[units.timer_of(service)] = False
+
+    def remove_timer(self, service: str) -> None:
+        del self.files[units.timer_file(service)]
+        self.known = dict(self.files)
+        self.others.pop(units.timer_of(service), None)
+
+    def timers(self, services: Iterable[str]) -> dict[str, tuple[float | None, float | None]]:
+        return dict.fromkeys(services, (None, None))
+
     # --- foreign units ---
 
     def is_known(self, unit: str) -> bool:

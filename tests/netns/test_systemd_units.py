@@ -6,9 +6,10 @@ import json
 import pathlib
 import re
 import sys
+from typing import Any
 
 from conftest import Lab
-from machine import UNITS, Machine, needs_systemd
+from machine import UNITS, Machine, needs_systemd, row
 from pages import ROOT
 from services import BUSYBOX, CLIENT, HOST, echo, on, package
 from test_deploy import web
@@ -212,3 +213,63 @@ def test_niso_health_has_a_unit_while_a_service_needs_it(lab: Lab) -> None:
     machine.niso("remove", "web", "plain")
     lab.wait_for(lambda: unit("ActiveState") == "inactive", 60)
     assert unit("Result") == "success"
+
+
+@needs_systemd
+def test_job_with_a_schedule_runs_when_its_timer_elapses_and_not_before(lab: Lab) -> None:
+    """The timer runs it with the service's network; its failure is the unit's, and the next time is tried again."""
+    machine = Machine(lab)
+    script = "date +%s; cat /sys/class/net/eth0/operstate; test ! -e /data/fail"
+    machine.run("install", "-d", "-m", "777", "/srv/data")
+    tables: dict[str, Any] = {"volumes": {"data": {"mount": "/data", "host": "/srv/data"}}}
+
+    def job(schedule: str) -> str:
+        service = {"kind": "job", "schedule": schedule}
+        return package(lab, "backup", BUSYBOX, "sh", "-c", script, service=service, **tables)
+
+    done = machine.niso("activate", job("*-*-* 03:00"))
+    assert "backup: nothing runs it on its schedule" in done.stderr
+    assert row(machine, "backup")["status"] == "scheduled"
+    assert machine.niso("logs", "backup").stdout == "" and machine.niso("net", "check").stdout
+    assert machine.niso("enable", "backup").stdout.startswith("backup: enabled")
+    shown = row(machine, "backup")
+    assert shown["next_run"].partition("T")[2].startswith("03:00:00") and not shown["last_run"]
+    assert "NEXT RUN" in machine.niso("ps").stdout
+    # by hand
+    machine.niso("restart", "backup")
+    shown = row(machine, "backup")
+    assert shown["status"] == "completed" and shown["last_run"] <= shown["ended_at"]
+    assert machine.niso("logs", "backup").stdout.count("up") == 1
+    # the changed schedule applies at once: every second
+    machine.niso("activate", job("*:*:*"))
+    lab.wait_for(lambda: machine.niso("logs", "backup").stdout.count("up") >= 3, 20, "two runs")
+    # a run that fails
+    machine.run("touch", "/srv/data/fail")
+    lab.wait_for(lambda: machine.show("backup", "Result")["Result"] == "exit-code", 20)
+    lab.wait_for(lambda: row(machine, "backup")["status"] == "exited (1)", 20)
+    machine.run("rm", "/srv/data/fail")
+    lab.wait_for(lambda: row(machine, "backup")["status"] == "completed", 20, "the next run")
+    # deactivate stops the timer, and activate starts it again
+    machine.niso("deactivate", "backup")
+    count = machine.niso("logs", "backup").stdout.count("up")
+    assert not lab.observed(lambda: machine.niso("logs", "backup").stdout.count("up") > count, 3)
+    assert row(machine, "backup")["next_run"] is None
+    # as after a reboot, when the time comes
+    machine.systemctl("start", "niso-backup")
+    assert row(machine, "backup")["status"] == "completed"
+    count += 1
+    assert machine.niso("logs", "backup").stdout.count("up") == count
+    machine.niso("activate", "backup")
+    lab.wait_for(lambda: machine.niso("logs", "backup").stdout.count("up") > count, 20)
+    # without a schedule it is a job like any other
+    machine.niso("activate", package(lab, "backup", BUSYBOX, "true", service={"kind": "job"}))
+    units = machine.run("ls", f"/{UNITS}").stdout
+    assert "niso-backup.timer" not in units and "niso-backup.service" in units
+    machine.niso("activate", job("*:*:*"))
+    machine.niso("disable", "backup")
+    assert "niso-backup" not in machine.run("find", f"/{UNITS}").stdout
+    assert "0 timers" in machine.systemctl("list-timers", "--all", "niso-*").stdout
+    machine.niso("activate", job("03:00 Europe/Nowhere"))
+    done = machine.niso("enable", "backup", check=False)
+    assert done.returncode == 1 and "Europe/Nowhere" in done.stderr
+    assert "niso-backup" not in machine.run("find", f"/{UNITS}").stdout

@@ -70,6 +70,41 @@ def test_without_systemd_only_the_store_records_it(world: World) -> None:
     assert boot.disable(world.machine, ["api"]) == [boot.Marked("api", True, None)]
 
 
+NIGHTLY = {"service": {"kind": "job", "schedule": "*-*-* 03:00"}}
+
+
+def test_schedule_without_systemd_is_refused_with_the_line_of_cron(world: World) -> None:
+    world.processes.units.is_init = False
+    world.activate(world.package("backup", **NIGHTLY))
+    hint = "add to root's crontab: 0 3 * * * niso activate backup && niso restart backup"
+    with refuses(Conflict, "'backup'", "systemd", key="service.schedule", hint=hint):
+        boot.enable(world.machine, ["backup"])
+    assert enabled(world) == []
+
+
+def test_timer_follows_the_schedule_and_goes_with_it(world: World) -> None:
+    """A job with a schedule does not run at its activation, nor at boot."""
+    units, timer = world.processes.units, "/etc/systemd/system/niso-backup.timer"
+    world.activate(world.package("backup", **NIGHTLY))
+    assert not world.processes.runs("backup")
+    boot.enable(world.machine, ["backup"])
+    assert "OnCalendar=*-*-* 03:00\n" in units.files[timer] and units.enabled == set()
+    assert "RemainAfterExit" not in units.files[timer.replace("timer", "service")]
+    assert boot.restore(world.machine, 1.0).outcomes == ()
+    nightly = {"service": {"kind": "job", "schedule": "hourly"}}
+    world.activate(world.package("backup", **nightly))
+    boot.hand_over(world.machine, ["backup"])
+    assert "OnCalendar=hourly\n" in units.files[timer]
+    units.files[timer] = "# of another\n"
+    with refuses(Conflict, timer):
+        boot.hand_over(world.machine, ["backup"])
+    units.files[timer] = units.known[timer]
+    deactivate(world.machine, ["backup"])
+    assert not units.is_active("niso-backup.timer")
+    boot.disable(world.machine, ["backup"])
+    assert not [path for path in units.files if "backup" in path]
+
+
 def test_unit_of_another_is_left_alone(world: World) -> None:
     world.activate(world.package("api"))
     world.processes.units.files[API] = "[Unit]\nDescription=theirs\n"

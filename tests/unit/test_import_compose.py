@@ -370,6 +370,36 @@ def test_links_are_aliases_and_mount_points_lose_their_slashes(tmp_path: Path) -
     assert not {"links", "volumes"} & {gap.key for gap in made.missing}
 
 
+@pytest.mark.parametrize(
+    ("keys", "service", "gap"),
+    [
+        (
+            "deploy: {replicas: 0, labels: [swarm.cronjob.enable=true, 'swarm.cronjob.schedule=0 3 * * *']}",
+            {"kind": "job", "schedule": "*-*-* 03:00"},
+            "niso enable s-a starts its timer",
+        ),
+        (
+            "labels: {swarm.cronjob.schedule: '0 0 1 * 1'}",
+            {"kind": "job"},
+            "swarm.cronjob.schedule: '0 0 1 * 1': set service.schedule (systemd.time(7))",
+        ),
+        (
+            "labels: {ofelia.job-exec.x.schedule: '@daily'}",
+            {"restart": "no"},
+            'ofelia: write a service with this command, kind = "job" and schedule',
+        ),
+    ],
+)
+def test_times_of_a_job_are_taken_over(
+    tmp_path: Path, keys: str, service: dict[str, str], gap: str
+) -> None:
+    made = niso.import_compose(
+        write(tmp_path, f"name: s\nservices: {{a: {{image: x, command: x, {keys}}}}}")
+    )
+    assert tomllib.loads(made.text)["services"]["a"]["service"] == service
+    assert gap in [one.text for one in made.missing if one.key == "labels"]
+
+
 FRONT = "image: a, command: [x], healthcheck: {test: [CMD, ok]}"
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from niso.base import text as base_text
 from niso.base.errors import InvalidInput
-from niso.manifest import addresses_and_ports, values
+from niso.manifest import addresses_and_ports, process_keys, values
 from niso.manifest.addresses_and_ports import parse_port
 from niso.manifest.keys import BY_PATH
 from niso.plan import specs
@@ -27,6 +27,15 @@ ACCEPTED: list[tuple[Parser, str, object]] = [
     (BY_PATH["service.stop_timeout"].rule.parse, "0s", 0.0),
     (BY_PATH["service.restart_delay"].rule.parse, "10ms", 0.01),
     (BY_PATH["service.restart_delay"].rule.parse, "1m", 60.0),
+    *(
+        (BY_PATH["service.schedule"].rule.parse, text, text)
+        for text in (
+            *("daily", "*-*-* 03:00", "03:00", "Mon..Fri 08:00", "Mon,Wed *-*-1..7 4:00:00"),
+            *("*:0/15", "Mon 05:00 Europe/Berlin", "*-*~1 03:00", "Sat", "2026-12-24 18:00"),
+        )
+    ),
+    (BY_PATH["service.schedule"].rule.parse, " Daily  ", "daily"),
+    (BY_PATH["service.schedule"].rule.parse, "monday   3:00", "monday 3:00"),
     (values.size, "64K", 65536),
     (values.size, "512M", 512 * 1024**2),
     (values.size, "2G", 2 * 1024**3),
@@ -84,6 +93,13 @@ REFUSED: list[tuple[Parser, list[str]]] = [
     ),
     (BY_PATH["service.restart_delay"].rule.parse, ["0s", "9ms", "61s", "2m"]),
     (BY_PATH["service.stop_timeout"].rule.parse, ["2h"]),
+    (
+        BY_PATH["service.schedule"].rule.parse,
+        [
+            *("", "foo", "25:00", "*-13-01", "0 3 * * *", "@daily", "*-*-*T03:00", "1:2:3:4"),
+            *("00:00/0", "UTC", "-1:00", "daily\nOnBootSec=1", "03:00 %h", "a" * 300),
+        ],
+    ),
     (values.size, ["", "K", "0K", "64", "64k", "64KB", "1.5G", "-1K", "9" * 5000 + "K"]),
     (
         values.service_name,
@@ -224,3 +240,29 @@ def test_no_text_makes_a_parser_raise_anything_but_invalid_input(parser: Parser,
         parser(text, "key")
     except InvalidInput as error:
         assert error.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("times", "schedule", "back"),
+    [
+        ("0 3 * * *", "*-*-* 03:00", "0 3 * * *"),
+        ("*/5 * * * *", "*-*-* *:0/5", "*/5 * * * *"),
+        ("0 4 * * 1-5", "Mon..Fri *-*-* 04:00", "0 4 * * Mon-Fri"),
+        ("15 2 1 */3 *", "*-1/3-01 02:15", "15 2 1 */3 *"),
+        ("0 22 * * 0,6", "Sun,Sat *-*-* 22:00", "0 22 * * Sun,Sat"),
+        ("@weekly", "weekly", "0 0 * * Mon"),
+        ("0 0 1 * 1", None, None),  # cron: on the first and on Mondays
+        ("61 * * * *", None, None),
+        ("reboot", None, None),
+    ],
+)
+def test_times_of_cron_become_calendar_events_and_back(
+    times: str, schedule: str | None, back: str | None
+) -> None:
+    assert process_keys.of_cron(times) == schedule
+    assert schedule is None or process_keys.cron(schedule) == back
+
+
+@pytest.mark.parametrize("schedule", ["*-*~1 03:00", "Mon *-*-1..7 04:00", "03:00 UTC", "*:*:0/5"])
+def test_times_that_cron_does_not_have(schedule: str) -> None:
+    assert process_keys.calendar(schedule, "k") == schedule and process_keys.cron(schedule) is None

@@ -30,7 +30,7 @@ HEAD: dict[str, Any] = {
 }
 SMALLEST = (
     '{"package":{"name":"api","version":"1.0.0","rootfs":null},"binary":{"entrypoint":"bin/api","args":[],"working_dir":"/app"},'
-    '"environment":{},"service":{"user":null,"restart":"on-failure","restart_delay":"1s","stop_timeout":"10s","stop_signal":"TERM","kind":"service","timeout":null,"replicas":null,"update":null,"env_file":[]},'
+    '"environment":{},"service":{"user":null,"restart":"on-failure","restart_delay":"1s","stop_timeout":"10s","stop_signal":"TERM","kind":"service","timeout":null,"schedule":null,"replicas":null,"update":null,"env_file":[]},'
     '"deploy":{"surge":"all","monitor":"10s","drain":"10s","drain_signal":null,"on_failure":"rollback"},'
     '"isolation":{"capabilities":[],"read_only":true,"restrict_suid_sgid":true,"devices":[],'
     '"resources":{"memory_max":null,"cpu_max":null,"pids_limit":2048,"shm_size":"64M","tmp_size":"256M",'
@@ -73,7 +73,7 @@ FULL: dict[str, Any] = {
 FULLEST = (
     '{"package":{"name":"api","version":"1.0.0","rootfs":"rootfs"},'
     '"binary":{"entrypoint":"bin/api","args":["--port","8080",""],"working_dir":"/srv"},"environment":{"B":"2","A":"1"},'
-    '"service":{"user":"1000:1000","restart":"always","restart_delay":"200ms","stop_timeout":"2m","stop_signal":"TERM","kind":"service","timeout":null,"replicas":null,"update":null,"env_file":[]},'
+    '"service":{"user":"1000:1000","restart":"always","restart_delay":"200ms","stop_timeout":"2m","stop_signal":"TERM","kind":"service","timeout":null,"schedule":null,"replicas":null,"update":null,"env_file":[]},'
     '"deploy":{"surge":"all","monitor":"10s","drain":"10s","drain_signal":null,"on_failure":"rollback"},'
     '"isolation":{"capabilities":["NET_RAW"],"read_only":false,"restrict_suid_sgid":true,"devices":[],'
     '"resources":{"memory_max":"512M","cpu_max":"200%","pids_limit":100,"shm_size":"64M","tmp_size":"128M",'
@@ -96,7 +96,7 @@ STORED = (
     '"process":{"rootfs":null,"entrypoint":"bin/api","args":[],"working_dir":"/app","environment":{},"user":null,"kind":"service",'
     '"restart":"on-failure","restart_delay_s":1.0,"stop_timeout_s":10.0,"timeout_s":null,"capabilities":[],"read_only":true,'
     '"restrict_suid_sgid":true,"memory_max":null,"cpu_max":null,"pids_limit":2048,"shm_size":67108864,"tmp_size":268435456,'
-    '"healthcheck":null,"volumes":[],"secrets":{},"folder":null,"apart":[],"deploy":null,"stop_signal":"TERM","rlimits":{},"devices":[]},"manifest":'
+    '"healthcheck":null,"volumes":[],"secrets":{},"folder":null,"apart":[],"deploy":null,"stop_signal":"TERM","rlimits":{},"devices":[],"schedule":null},"manifest":'
     + SMALLEST
     + ',"front":""}'
 )
@@ -113,7 +113,7 @@ STORED_FULL = (
     '"restrict_suid_sgid":true,"memory_max":536870912,"cpu_max":200,"pids_limit":100,"shm_size":67108864,"tmp_size":134217728,'
     '"healthcheck":{"address":"","port":8080,"host":"","path":null,"interval_s":5.0,"timeout_s":2.0,"retries":3,"start_period_s":10.0,"command":[],"on_unhealthy":"none","outer":false},'
     '"volumes":[{"name":"tmp","mount":"/scratch","host":null,"tmpfs":true,"read_only":false,"size":67108864,"shared":false},{"name":"conf","mount":"/etc/api","host":"/etc/api","tmpfs":false,"read_only":true,"size":null,"shared":false}],'
-    '"secrets":{},"folder":null,"apart":[],"deploy":null,"stop_signal":"TERM","rlimits":{},"devices":[]},"manifest":'
+    '"secrets":{},"folder":null,"apart":[],"deploy":null,"stop_signal":"TERM","rlimits":{},"devices":[],"schedule":null},"manifest":'
     + FULLEST
     + ',"front":""}'
 )

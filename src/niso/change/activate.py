@@ -323,6 +323,8 @@ class _Activation:
 
         A replaced instance is stopped when its connections are finished.
         """
+        if self._leaving:
+            stop.stop_timers(self._machine, [row.name for row in self._leaving])
         if self._dropped:
             stop.forget(self._machine, self._dropped, self._report)
         if self._rollouts or any(_restarts(target) for target in self._targets):
@@ -502,7 +504,9 @@ def _outcome(store: Store, done: Change, changed: bool) -> Outcome:
     name = done.row.name
     addresses = tuple(address for _, address in store.addresses(name))
     ports = rows((port for _, port in store.ports(name)), store.port_families(name))
-    return Outcome(name, changed, addresses, ports, done.target.spec.program.kind == "job")
+    program = done.target.spec.program
+    ran = program.kind == "job" and program.schedule is None
+    return Outcome(name, changed, addresses, ports, ran)
 
 
 def restart(

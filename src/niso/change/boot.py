@@ -22,6 +22,7 @@ from niso.change import deactivate as change_deactivate
 from niso.change.activate import Outcome
 from niso.change.deactivate import Done
 from niso.change.targets import find_targets
+from niso.manifest import process_keys
 from niso.reconcile.change import repair
 from niso.runtime import units as systemd
 from niso.runtime.machine import Machine
@@ -41,6 +42,7 @@ _SERVICE = (
     "NotifyAccess=all",
 )
 _JOB = ("# the start lasts until the job has ended", "Type=oneshot", "RemainAfterExit=yes")
+_SCHEDULED = ("# started by the timer, and active while the job runs", "Type=oneshot")
 RESERVED = ("docker", "wireguard")
 """Service names that are refused because a unit of niso itself has the same file name.
 
@@ -65,12 +67,19 @@ class Marked(NamedTuple):
 
 
 def unit_text(
-    service: str, state_id: str, provider: str | None, stop_timeout_s: float, job: bool = False
+    service: str,
+    state_id: str,
+    provider: str | None,
+    stop_timeout_s: float,
+    job: bool = False,
+    scheduled: bool = False,
 ) -> str:
     """Return the text of a service's unit file (systemd.service(5)).
 
     ``provider`` is the service whose namespace this service shares, or None. ``stop_timeout_s`` is
-    in seconds. With ``job``, the unit stays active after the process has exited.
+    in seconds. With ``job``, the unit stays active after the process has exited. With
+    ``scheduled``, it is active while the process runs, and `timer_text` starts it instead of the
+    boot. The network of such a job stays, so the unit does not deactivate it.
     """
     after = [
         "network-online.target",
@@ -88,17 +97,38 @@ def unit_text(
         "StartLimitIntervalSec=0",
         "",
         "[Service]",
-        *(_JOB if job else _SERVICE),
+        *(_SCHEDULED if scheduled else _JOB if job else _SERVICE),
         "Restart=no",
         *systemd.environment(),
         f"ExecStart={systemd.command('activate', service)}",
-        f"ExecStop={systemd.command('deactivate', service)}",
+        *([f"ExecStart={systemd.command('restart', service)}"] if scheduled else []),
+        *([] if scheduled else [f"ExecStop={systemd.command('deactivate', service)}"]),
         "SuccessExitStatus=143",
         f"TimeoutStartSec={'infinity' if job else int(start.TIMEOUT_S) + _SPARE_S}",
         f"TimeoutStopSec={int(stop_timeout_s) + _SPARE_S}",
         "",
+        *([] if scheduled else ["[Install]", f"WantedBy={systemd.WANTED_BY}", ""]),
+    ]
+    return "\n".join(lines)
+
+
+def timer_text(service: str, state_id: str, schedule: str) -> str:
+    """Return the text of the timer of a job with a schedule (systemd.timer(5)).
+
+    A run that was missed because the machine was off is made up for at boot.
+    """
+    lines = [
+        _MARK + state_id,
+        "[Unit]",
+        f"Description=niso job {service}: {schedule}",
+        "",
+        "[Timer]",
+        f"OnCalendar={schedule}",
+        "AccuracySec=1s",
+        "Persistent=true",
+        "",
         "[Install]",
-        f"WantedBy={systemd.WANTED_BY}",
+        "WantedBy=timers.target",
         "",
     ]
     return "\n".join(lines)
@@ -109,7 +139,9 @@ def _refuse_foreign(units: Units, store: Store, service: str) -> None:
     text = units.read(file)
     if text is None and service in RESERVED:
         raise Conflict(f"{systemd.unit_of(service)} is a unit of niso itself", hint)
-    systemd.refuse_foreign(file, text, _MARK + store.state_id(), f"move it away, or {hint}")
+    for path in (file, systemd.timer_file(service)):
+        text = units.read(path)
+        systemd.refuse_foreign(path, text, _MARK + store.state_id(), f"move it away, or {hint}")
 
 
 def _refuse_alone(store: Store, row: ServiceRow, together: Iterable[str]) -> None:
@@ -128,21 +160,61 @@ def _write_units(units: Units, store: Store, rows: Iterable[ServiceRow]) -> list
 
     Returns the names of these services.
     """
-    stale = []
+    stale, timers = [], []
     for row in rows:
         file, program = systemd.unit_file(row.name), row.require_service().program
         timeout_s = program.stop_timeout_s + (program.deploy.drain_s if program.deploy else 0)
         # systemd supervises no instances: the unit starts and stops them
         once = row.is_job or not row.has_process
-        text = unit_text(row.name, store.state_id(), row.provider, timeout_s, once)
+        settings = (row.name, store.state_id(), row.provider, timeout_s, once)
+        text = unit_text(*settings, scheduled=row.schedule is not None)
         is_written = units.read(file) == text
         if not is_written:
             units.write(file, text)
+        if row.schedule is not None:
+            if _write_timer(units, store, row) or not is_written:
+                timers.append(row.name)
+            continue
+        if units.read(systemd.timer_file(row.name)) is not None:  # it had a schedule
+            units.remove_timer(row.name)
         if not (is_written and units.is_enabled(row.name)):
             stale.append(row.name)
     if stale:
         units.enable(stale)
-    return stale
+    for name in timers:
+        units.enable_timer(name)
+    return [*stale, *timers]
+
+
+def _write_timer(units: Units, store: Store, row: ServiceRow) -> bool:
+    """Write the timer of a job unless it is as it should be; return whether it was written."""
+    file, text = (
+        systemd.timer_file(row.name),
+        timer_text(row.name, store.state_id(), row.schedule or ""),
+    )
+    if units.read(file) == text and units.is_active(systemd.timer_of(row.name)):
+        return False
+    units.write(file, text)
+    return True
+
+
+def _refuse_without_systemd(rows: Iterable[ServiceRow]) -> None:
+    """Raise Conflict for a job with a schedule on a machine without systemd."""
+    for row in rows:
+        if row.schedule is not None:
+            times = process_keys.cron(row.schedule)
+            raise Conflict(
+                f"{row.name!r} has a schedule, and systemd, which would run it, did not boot this"
+                " machine",
+                f"add to root's crontab: {times or 'MIN HOUR DAY MONTH WEEKDAY'}"
+                f" {cron_command(row.name)}",
+                "service.schedule",
+            )
+
+
+def cron_command(service: str) -> str:
+    """Return the command by which cron runs a job with a schedule."""
+    return f"niso activate {service} && niso restart {service}"
 
 
 # --- enable, disable ------------------------------------------------------------------------------
@@ -160,6 +232,10 @@ def enable(machine: Machine, names: list[str], report: Report = silent) -> list[
         _refuse_alone(store, row, names)
         if units.booted():
             _refuse_foreign(units, store, row.name)
+            if row.schedule is not None:
+                units.check_schedule(row.name, row.schedule)
+    if not units.booted():
+        _refuse_without_systemd(rows)
     fresh = {row.name for row in rows if not row.enabled}
     _set_enabled(store, fresh, True)
     if units.booted():
@@ -210,6 +286,8 @@ def clear(machine: Machine, names: Iterable[str], report: Report = silent) -> li
         if text is None or not text.startswith(_MARK):
             continue
         mine.append(name)
+        if units.read(systemd.timer_file(name)) is not None:
+            units.remove_timer(name)
         row = machine.store.service(name)
         with journal.locked(machine.store, [name]):
             if row is not None and not row.has_process and not row.is_attachment:
@@ -241,7 +319,7 @@ def hand_over(machine: Machine, names: Iterable[str]) -> None:
     Raises Error or OSError.
     """
     store, units = machine.store, machine.processes.units
-    known = (row for name in names if (row := store.service(name)) is not None)
+    known = [row for name in names if (row := store.service(name)) is not None]
     rows = [row for row in known if _has_lasting_unit(row)]
     for row in rows:
         if units.is_ours(row.name):
@@ -255,10 +333,11 @@ def hand_over(machine: Machine, names: Iterable[str]) -> None:
             return
     rows = [row for row in rows if row.enabled]
     if units.booted():
-        for row in rows:
+        jobs = [row for row in known if row.enabled and row.is_job and not units.is_ours(row.name)]
+        for row in (*rows, *jobs):
             _refuse_foreign(units, store, row.name)
             _refuse_alone(store, row, ())
-        _write_units(units, store, rows)
+        _write_units(units, store, [*rows, *jobs])
         _start_units(units, rows)
         outside_names_refresh.settle(machine)
 
@@ -303,7 +382,7 @@ def restore(machine: Machine, timeout_s: float, report: Report = silent) -> Rest
             repair(machine.kernel, store, report)
     except Error as error:
         errors += flatten(error)
-    enabled = [row for row in store.services() if row.enabled]
+    enabled = [row for row in store.services() if row.enabled and row.schedule is None]
     outcomes: list[Outcome] = []
     for shares in (False, True):
         together = [row.name for row in enabled if (row.provider is not None) is shares]

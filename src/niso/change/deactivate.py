@@ -43,6 +43,8 @@ def deactivate(
             stop.refuse(store, services)
             stop.plan_only(machine, services, report)
         return []
+    if not keep_forwards:
+        stop.stop_timers(machine, named)
     recover(machine, report, services)
     with locked(store, services):
         for name in () if keep_forwards else services:

@@ -58,7 +58,8 @@ def specified(
     lives = processes.runs(name) and processes.status(name).state != "restarting"
     running = old if lives else None
     rehosts = can_swap(processes, running, spec)
-    return uid, spec, not rehosts and running != spec, rehosts
+    starts = not rehosts and running != spec and target.spec.program.schedule is None
+    return uid, spec, starts, rehosts
 
 
 def free_uid(store: Store, service: str) -> int:

@@ -109,7 +109,7 @@ def _begins(
     check: Healthcheck | None,
     timeout_s: float,
 ) -> Start:
-    if not row.is_job:
+    if not row.is_job or not starts:  # a job with a schedule waits for its time
         return Start(row, stops, starts, check, timeout_s)
     program = row.require_service().program
     return Start(row, stops, starts, None, program.timeout_s or math.inf, job=True)
@@ -146,6 +146,9 @@ def _check_order(processes: Processes, starts: list[Start], after: After) -> Non
                     raise Conflict(f"{reason} has no healthcheck", hint)
                 if state == COMPLETED and not start.job:
                     hint = f'set service.kind = "job" for {dependency}, or wait for started'
+                    if start.row.is_job:
+                        text = f"{reason} runs on a schedule"
+                        raise Conflict(text, f"remove the schedule of {dependency}, or the need")
                     raise Conflict(f"{reason} is not a job", hint)
                 continue
             now = processes.status(dependency)

@@ -105,6 +105,14 @@ def forget(
             store.drop_implicit_networks(scope.networks or ())
 
 
+def stop_timers(machine: Machine, services: list[str]) -> None:
+    """Stop the timers of jobs, and runs that they have started, which would activate the jobs."""
+    units, enabled = machine.processes.units, machine.store.scheduled()
+    for name in services:
+        if enabled.get(name) and units.booted():
+            units.stop_timer(name)
+
+
 def stop(
     processes: Processes, rows: Iterable[ServiceRow], report: Report, needs: Needs
 ) -> dict[str, Error]:

@@ -42,6 +42,7 @@ def activated(session: Session, machine: Machine, outcomes: Sequence[Outcome]) -
     _warn_of_files(session, store, names)
     _warn_of_policies(session, machine, names)
     _warn_of_names(session, store, changed)
+    _warn_of_schedules(session, store, names)
     _warn_of_host(session, machine, changed)
     hand_over_started(session, machine, names)
 
@@ -94,6 +95,13 @@ def _warn_of_names(session: Session, store: Store, names: list[str]) -> None:
             hint = f"niso enable {name}" if units.booted() else hint
             text = f"{name}: nothing resolves the outside names of its policy again"
             session.caution(text, (hint,))
+
+
+def _warn_of_schedules(session: Session, store: Store, names: list[str]) -> None:
+    """Warn about jobs with a schedule that no timer runs."""
+    waiting = [name for name, enabled in store.scheduled().items() if name in names and not enabled]
+    for name in waiting:
+        session.caution(f"{name}: nothing runs it on its schedule", (f"niso enable {name}",))
 
 
 def _warn_of_files(session: Session, store: Store, names: list[str]) -> None:

@@ -246,9 +246,10 @@ def _print_everywhere(lines: Iterable[niso.ClusterLine]) -> None:
 
 def _print_lines(lines: tuple[niso.ServiceLine, ...]) -> None:
     policies = ("POLICY",) * any(line.audit_until for line in lines)
+    runs = ("LAST RUN", "NEXT RUN") * any(line.next_run or line.last_run for line in lines)
     listens = ("LISTENS",) * any(line.listening is not None for line in lines)
     output.table(
-        (*COLUMNS, *policies, *listens),
+        (*COLUMNS, *policies, *runs, *listens),
         [
             (
                 line.service,
@@ -259,6 +260,7 @@ def _print_lines(lines: tuple[niso.ServiceLine, ...]) -> None:
                 output.ports_text(line.ports or ()) or "-",
                 "-" if line.uptime is None else output.duration(line.uptime),
                 *("audit" if line.audit_until else "-" for _ in policies),
+                *((line.last_run or "-", line.next_run or "-") if runs else ()),
                 *(_listens(line) for _ in listens),
             )
             for line in lines

@@ -22,6 +22,7 @@ from niso.compose.service_tables import (
     ComposeFile,
     ComposeService,
     Missing,
+    cron_times,
     has_check,
     label,
     no_instances,
@@ -208,7 +209,9 @@ def _free(wanted: str, taken: Collection[str]) -> str:
 
 
 def _jobs(services: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    for keys in services.values():
+    for own, keys in services.items():
+        if cron_times(keys):
+            yield own
         needs = keys.get("depends_on")
         for name, item in needs.items() if isinstance(needs, dict) else ():
             if isinstance(item, dict) and item.get("condition") == "service_completed_successfully":

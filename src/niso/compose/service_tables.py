@@ -52,7 +52,8 @@ class ComposeFile(NamedTuple):
     networks: Mapping[str, str]  # name of a network in the compose file -> name in the stack
     internal: frozenset[str]  # internal networks
     checked: frozenset[str]  # services with a health check
-    jobs: frozenset[str]  # services whose completion another service waits for
+    # services whose completion another service waits for, or that swarm-cronjob runs
+    jobs: frozenset[str]
     providers: frozenset[str]  # services whose network namespace another service uses
     storage: Storage
     place: Place  # folders of the two files
@@ -85,6 +86,9 @@ class ComposeService:
         self._network()
         self._kernel()
         self._instances()
+        if any(name.startswith("ofelia.") for name in pairs(keys.get("labels"))):
+            what = 'ofelia: write a service with this command, kind = "job" and schedule'
+            self._gap("labels", what)
         for key in beyond(keys, HANDLED):
             if not key.startswith("x-") and keys[key] not in (None, False, [], {}):
                 self._gap(key, ELSEWHERE.get(key, "niso has no such key"))
@@ -207,6 +211,7 @@ class ComposeService:
             self._gap("restart", f"the number of times ({count}) is not limited")
         if self.given in self._world.jobs:
             self._put("service", "kind", "job")
+            self._schedule()
             if policy != "no":
                 self._gap("restart", "a job is not restarted")
         elif policy == "unless-stopped":
@@ -235,6 +240,15 @@ class ComposeService:
             word = Signals(int(word)).name
         if word and self._valid("stop_signal", word, BY_PATH["service.stop_signal"].rule.parse):
             self._put("service", "stop_signal", word.removeprefix("SIG"))
+
+    def _schedule(self) -> None:
+        """Convert the times at which swarm-cronjob runs the service."""
+        times = cron_times(self._keys)
+        if (schedule := process_keys.of_cron(times)) is not None:
+            self._put("service", "schedule", schedule)
+            self._gap("labels", f"niso enable {self._world.stack}-{self.name} starts its timer")
+        elif times:
+            self._gap("labels", f"{CRON}: {times!r}: set service.schedule (systemd.time(7))")
 
     def _stop_signal(self) -> str:
         """Return the stop signal of well-known images, such as ``php:8-fpm``, or ""."""
@@ -634,9 +648,21 @@ def has_check(keys: Mapping[str, Any]) -> bool:
     return bool(test) and (not isinstance(test, list) or test[0] != "NONE")
 
 
+CRON = "swarm.cronjob.schedule"
+"""The label by which swarm-cronjob runs a service at certain times."""
+
+
+def cron_times(keys: Mapping[str, Any]) -> str:
+    """Return the times in a service's label for swarm-cronjob, as in crontab(5), or ""."""
+    labels = {**pairs(keys.get("labels")), **pairs(_mapping(keys.get("deploy")).get("labels"))}
+    return labels.get(CRON) or ""
+
+
 def no_instances(keys: Mapping[str, Any]) -> str:
     """Return the key that makes `docker compose up` start no container of a service, or ""."""
     replicas = _mapping(keys.get("deploy")).get("replicas")
+    if cron_times(keys):
+        return ""
     if scalar(replicas) == "0":
         return "deploy.replicas"
     return "scale" if replicas is None and scalar(keys.get("scale")) == "0" else ""

@@ -41,8 +41,8 @@ class ServiceLine(NamedTuple):
 
     service: str  # the service's name
     status: str
-    """running, starting, restarting, completed, exited (N), failed or inactive; for an attachment
-    attached or gone"""
+    """running, starting, restarting, completed, exited (N), failed, scheduled (a job that has not
+    run since its activation) or inactive; for an attachment attached or gone"""
     health: str | None
     """starting, healthy or unhealthy at the last probe; null without a healthcheck"""
     mode: str | None  # bridge, host, none, share or attached; null if never activated
@@ -54,6 +54,9 @@ class ServiceLine(NamedTuple):
     audit_until: str | None
     """when the audit of the service's policy ends, or never; null if the policy is not in audit"""
     health_age: float | None  # seconds since the last probe; null if there was none
+    last_run: str | None = None
+    """when the job last started; null if it is not enabled, or has no schedule"""
+    next_run: str | None = None  # when systemd starts the job next; null if nothing runs it
     listening: tuple[ListeningSocket, ...] | None = None
     """sockets of the service that wait for packets; only with --listening"""
     unheard: tuple[Listening, ...] | None = None
@@ -232,6 +235,12 @@ def service_lines(
             for name, mode in (store.inactive_modes() if rows is None else ())
             if "." not in name and is_wanted(name)
         ]
+    enabled = [name for name, on in store.scheduled().items() if on and is_wanted(name)]
+    if enabled and os.path.isdir("/run/systemd/system"):
+        from niso.runtime import units  # imported late: most hosts have no such job
+
+        times = units.Units().timers(enabled)
+        lines = [_at_times(line, *times.get(line.service, (None, None))) for line in lines]
     others = pending.keys() if wanted is None else wanted
     for name in others and others - {line.service for line in lines}:
         lines.append(_inactive(name, None, pending, {}))
@@ -264,6 +273,16 @@ def of_stack(
     found = [*service_lines(session, store, own | members)]
     found += [_inactive(name, None, {}, {}) for name in names if name not in own]
     return tuple(sorted(found, key=lambda line: line.service))
+
+
+def _at_times(line: ServiceLine, last: float | None, next_: float | None) -> ServiceLine:
+    """Add the times of a job's last and next run: by its timer, or the last by a command.
+
+    The times of the timer, which it keeps over a reboot, are Unix times in seconds.
+    """
+    started = read(line.service).started_at
+    last = max(filter(None, (last, started)), default=None)
+    return line._replace(last_run=time_text(last), next_run=time_text(next_))
 
 
 def _audits(store: Store) -> dict[str, str | None]:
@@ -344,7 +363,8 @@ def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Statu
         # after a rollback of a failed version, there is no record of the run before
         or (now.state == "none" and store.intent(row.name) is None)
     ) and row.is_job:
-        status = "completed"
+        waits = row.schedule is not None and now.state == "none"
+        status = "scheduled" if waits else "completed"
     return status, now
 
 

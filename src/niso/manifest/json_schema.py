@@ -35,7 +35,7 @@ def manifest_schema() -> dict[str, Any]:
     tables["Service"] |= {
         "if": {"properties": {"kind": {"const": "job"}}, "required": ["kind"]},
         "then": {"properties": {"restart": {"const": "no"}}},
-        "else": {"properties": {"timeout": False}},
+        "else": {"properties": {"timeout": False, "schedule": False}},
     }
     tables["Manifest"]["not"] = {
         "properties": {

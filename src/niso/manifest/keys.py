@@ -233,6 +233,7 @@ _DEPLOY_SURGE = Rule(
     lambda value, key: 0 if value == "all" else _SERVICE_REPLICAS.parse(value, key),
     _SERVICE_REPLICAS.schema,
 )
+_CALENDAR = _pattern(process_keys.calendar, process_keys.CALENDAR)
 _SIGNAL = _pattern(process_keys.signal, r"^(?:SIG)?[A-Z][A-Z0-9]*$")
 
 KEYS = (
@@ -279,6 +280,10 @@ KEYS = (
     ),
     Key("service.timeout", str | None, None, _duration(0.1, 86_400.0), "timeout_s").described(
         "Time limit of a job, 100ms to 24h. If unset, it has none."
+    ),
+    Key("service.schedule", str | None, None, _CALENDAR, "schedule").described(
+        "Times at which systemd runs a job: daily, Mon..Fri 08:00, *-*-* 03:00 (systemd.time(7)). "
+        "activate does not run it; niso enable starts its timer, and niso restart runs it."
     ),
     Key("service.replicas", int | None, None, _SERVICE_REPLICAS).described(
         "Number of instances, 1 to 16. If set, also to 1, the service has a service address, which "

@@ -44,6 +44,133 @@ def signal(text: str, key: str) -> str:
     return name
 
 
+_CRON = {
+    "minutely": "* * * * *",
+    "hourly": "0 * * * *",
+    "daily": "0 0 * * *",
+    "weekly": "0 0 * * Mon",
+    "monthly": "0 0 1 * *",
+    "quarterly": "0 0 1 1,4,7,10 *",
+    "semiannually": "0 0 1 1,7 *",
+    "yearly": "0 0 1 1 *",
+    "annually": "0 0 1 1 *",
+}
+"""The words of systemd.time(7) for calendar events, and the same times in crontab(5)."""
+_WEEK = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
+CALENDAR = r"^[A-Za-z0-9*][A-Za-z0-9*,./:~_+ -]*$"
+
+
+def _calendar_pattern() -> str:
+    part = r"(?:\*|[0-9]{1,4}(?:\.\.[0-9]{1,4})?)(?:/[1-9][0-9]{0,3})?"
+    parts = f"{part}(?:,{part})*"
+    day = (
+        "(?:Mon(?:day)?|Tue(?:sday)?|Wed(?:nesday)?|Thu(?:rsday)?|Fri(?:day)?|Sat(?:urday)?"
+        "|Sun(?:day)?)"
+    )
+    days = rf"{day}(?:(?:\.\.|-){day})?"
+    return (
+        rf"(?:(?P<days>{days}(?:,{days})*) ?\b)?"
+        rf"(?: ?(?:(?P<year>{parts})-)?(?P<month>{parts})(?P<end>[-~])(?P<day>{parts}))?"
+        rf"(?: ?(?P<hour>{parts}):(?P<minute>{parts})(?::(?P<second>{parts}))?)?"
+        r"(?: (?P<zone>[A-Za-z_]+(?:/[A-Za-z0-9_+-]+)*))?"
+    )
+
+
+_RANGES = {
+    "year": (1970, 2199),
+    "month": (1, 12),
+    "day": (1, 31),
+    "hour": (0, 23),
+    "minute": (0, 59),
+    "second": (0, 59),
+}
+
+
+def _calendar_parts(text: str) -> dict[str, str] | None:
+    """Split a calendar event of systemd.time(7) into its parts; None if it is not valid.
+
+    A missing part is "". systemd checks the rest, such as the time zone, when it reads a timer.
+    """
+    import re
+
+    found = re.fullmatch(_calendar_pattern(), text, re.ASCII | re.IGNORECASE)
+    parts = {} if found is None else found.groupdict("")
+    if not any(parts[name] for name in ("days", "month", "hour") if parts):
+        return None
+    for name, (low, high) in _RANGES.items():
+        numbers = re.findall(r"(?<![0-9/])[0-9]+", parts[name])
+        if not all(low <= int(number) <= high for number in numbers):
+            return None
+    return parts
+
+
+def calendar(text: str, key: str) -> str:
+    """Return a calendar event of systemd.time(7), with single spaces. Raises InvalidInput."""
+    plain = " ".join(text.split())
+    right = "a calendar event of systemd.time(7), such as daily, Mon..Fri 08:00 or *-*-* 03:00"
+    reason = "is not a valid time"
+    if plain.lower() in _CRON:
+        return plain.lower()
+    valid = len(plain) <= MAX_CALENDAR and _calendar_parts(plain) is not None
+    if not valid and _of_cron(plain):
+        reason += " (it has the form of cron)"
+        right = f'"{_of_cron(plain)}"'
+    values.require(text, key, None if valid else reason, right, '"*-*-* 03:00"')
+    return plain
+
+
+MAX_CALENDAR = 200
+
+
+def cron(schedule: str) -> str | None:
+    """Return the five fields of crontab(5) for a calendar event; None if cron has no such times."""
+    import re
+
+    if schedule in _CRON:
+        return _CRON[schedule]
+    parts = _calendar_parts(schedule)
+    if parts is None or parts["zone"] or parts["end"] == "~" or parts["year"] not in ("", "*"):
+        return None
+    if parts["second"] not in ("", "0", "00"):
+        return None
+    fields = []
+    for name, other in (("minute", "0"), ("hour", "0"), ("day", "*"), ("month", "*")):
+        text = re.sub(r"\b0+(?=[0-9])", "", parts[name] or other).replace("..", "-")
+        text = re.sub(r"(?<![0-9-])[01]/", "*/", text)
+        if re.search(r"(?<![-0-9])[0-9]+/", text):
+            return None
+        fields.append(text)
+    days = re.sub(r"([A-Za-z]{3})[a-z]*", lambda day: day[1].capitalize(), parts["days"])
+    if days and fields[2] != "*":  # cron takes either, systemd both
+        return None
+    return " ".join((*fields, days.replace("..", "-") or "*"))
+
+
+def _of_cron(text: str) -> str | None:
+    """Return the calendar event for the five fields of crontab(5); None if it is no such text."""
+    import re
+
+    known = {f"@{word}": word for word in _CRON} | {"@midnight": "daily"}
+    fields = text.split()
+    if text in known or len(fields) != 5:
+        return known.get(text)
+    minute, hour, day, month, weekday = fields
+    numbered = re.sub(r"\b[0-7]\b", lambda at: _WEEK[int(at[0]) % 7], weekday)
+    found = "" if weekday in ("*", "?") else numbered.replace("-", "..") + " "
+    times = []
+    for field, first in ((month, 1), (day, 1), (hour, 0), (minute, 0)):
+        times.append(field.replace("?", "*").replace("-", "..").replace("*/", f"{first}/"))
+    times = [time.zfill(2) if time.isdecimal() else time for time in times]
+    made = f"{found}*-{times[0]}-{times[1]} {times[2]}:{times[3]}"
+    both = found and times[1] != "*"
+    return None if both or _calendar_parts(made) is None else made
+
+
+def of_cron(text: str) -> str | None:
+    """Return the calendar event of systemd.time(7) for times of crontab(5), or None."""
+    return _of_cron(" ".join(text.split()))
+
+
 def deploy_problems(data: Mapping[str, Any], parsed: Mapping[str, Any]) -> Iterator[InvalidInput]:
     """Yield an error for each key that is not possible with, or not without, a service address.
 

@@ -318,6 +318,9 @@ def _kind(service: dict[str, Any], data: Mapping[str, object]) -> Iterator[Inval
         reason = "is not allowed: only a job has a time limit"
         right = 'remove it, or set kind = "job"'
         yield values.wrong("service.timeout", service["timeout"], reason, right)
+    if service.get("kind", "service") == "service" and "schedule" in service:
+        reason, right = "is not allowed: only a job has a schedule", 'kind = "job", or remove it'
+        yield values.wrong("service.schedule", service["schedule"], reason, right)
     if service.get("kind") != "job":
         return  # `walk` reports it
     if (restart := service.get("restart", "no")) in ("always", "on-failure"):

@@ -139,6 +139,7 @@ class ProgramSpec(NamedTuple):
     # name of setrlimit(2) in lower case, without RLIMIT_, to soft and hard limit
     rlimits: Mapping[str, tuple[int, ...]] = {}
     devices: tuple[Device, ...] = ()
+    schedule: str | None = None  # the times of a job, as in systemd.time(7)
 
 
 class ServiceSpec(NamedTuple):

@@ -52,6 +52,10 @@ def unit_of(service: str) -> str:
     return f"niso-{service}.service"
 
 
+def timer_of(service: str) -> str:
+    return f"niso-{service}.timer"
+
+
 def booted() -> bool:
     """Return whether systemd is the init of this machine (sd_booted(3))."""
     return os.path.isdir("/run/systemd/system")
@@ -269,6 +273,54 @@ class Units:
         _systemctl("daemon-reload")
         _systemctl("reset-failed", *units, may_fail=True)
 
+    # --- timers of jobs ---
+
+    def check_schedule(self, service: str, schedule: str) -> None:
+        """Raise Error if systemd does not know the times, such as their time zone."""
+        import subprocess
+
+        argv = ["systemd-analyze", "calendar", "--", schedule]
+        with contextlib.suppress(FileNotFoundError):  # then `enable_timer` reports it
+            done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+            if done.returncode != 0:
+                reason = f"service.schedule: systemd does not know {schedule!r}"
+                hint = "systemd-analyze calendar shows what it knows, timedatectl list-timezones"
+                raise Error(reason, f"{hint} the time zones", service=service)
+
+    def enable_timer(self, service: str) -> None:
+        """Make systemd read a job's units, enable its timer instead of a start at boot, and start
+        the timer anew. Raises Error if systemd refuses the timer.
+        """
+        _systemctl("daemon-reload")
+        if self.is_enabled(service):
+            _systemctl("disable", unit_of(service))
+        _systemctl("enable", timer_of(service))
+        _systemctl("restart", timer_of(service))
+
+    def stop_timer(self, service: str) -> None:
+        """Stop a job's timer, and the unit of a run that it has started."""
+        _systemctl("stop", timer_of(service), unit_of(service), may_fail=True)
+
+    def remove_timer(self, service: str) -> None:
+        """Stop, disable and delete a job's timer. A run of the job goes on."""
+        _systemctl("disable", "--now", timer_of(service))
+        self.delete(timer_file(service))
+        _systemctl("daemon-reload")
+
+    def timers(self, services: Iterable[str]) -> dict[str, tuple[float | None, float | None]]:
+        """Map services to the last and the next run of their timers, as Unix times in seconds."""
+        names = list(services)
+        if not names:
+            return {}
+        wanted = "--property=LastTriggerUSec,NextElapseUSecRealtime"
+        text = _systemctl("show", wanted, "--", *map(timer_of, names), may_fail=True)
+        found = {}
+        for name, block in zip(names, text.split("\n\n"), strict=False):
+            lines = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+            last, next_ = lines.get("LastTriggerUSec", ""), lines.get("NextElapseUSecRealtime", "")
+            found[name] = (_unix(last), _unix(next_))
+        return found
+
     # --- foreign units ---
 
     def is_known(self, unit: str) -> bool:
@@ -356,6 +408,14 @@ class Units:
         stop_unit_only(
             service, status.conmon(service), cgroup_of(spec) if spec is not None else None
         )
+
+
+def _unix(text: str) -> float | None:
+    """Parse ``Tue 2026-12-01 03:00:00 UTC``, as systemctl shows a time, to a Unix time."""
+    words = text.split()
+    if len(words) != 4:  # empty: the timer has no such run
+        return None
+    return time.mktime(time.strptime(" ".join(words[1:3]), "%Y-%m-%d %H:%M:%S"))
 
 
 def _systemctl(*arguments: str, may_fail: bool = False) -> str:
@@ -492,6 +552,10 @@ WANTED_BY = "multi-user.target"
 
 def unit_file(service: str) -> str:
     return os.path.join(UNITS, unit_of(service))
+
+
+def timer_file(service: str) -> str:
+    return os.path.join(UNITS, timer_of(service))
 
 
 # --- waking an agent ------------------------------------------------------------------------------

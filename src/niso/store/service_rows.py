@@ -126,6 +126,11 @@ class ServiceRow(NamedTuple):
         return self._program is not None and self._program.kind == "job"
 
     @property
+    def schedule(self) -> str | None:
+        """Return the times at which systemd runs the job, or None if it runs at each activation."""
+        return self._program.schedule if self._program is not None else None
+
+    @property
     def folder(self) -> str:
         """Return the folder of the package; "" for an empty package."""
         program = self._program

@@ -216,6 +216,14 @@ class Store(SnapshotRows):
             " THEN json_type(manifest, '$.process.healthcheck') END='object' ORDER BY name"
         )
 
+    def scheduled(self) -> dict[str, bool]:
+        """Map each job with a schedule to whether it is enabled. Fast with many services."""
+        rows = self._run(
+            "SELECT name, enabled FROM service WHERE CASE WHEN json_valid(manifest)"
+            " THEN json_type(manifest, '$.process.schedule') END='text' ORDER BY name"
+        )
+        return {row[0]: bool(row[1]) for row in rows}
+
     def service_names(self) -> list[tuple[str, bool, bool]]:
         """Return (name, is active, starts at boot) of all services, sorted by name."""
         rows = self._run("SELECT name, active, enabled FROM service ORDER BY name")
