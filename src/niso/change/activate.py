@@ -231,7 +231,9 @@ class _Activation:
 
     # --- the steps, in order ------------------------------------------------------------------
     def copy_packages(self) -> None:
-        """Copy changed packages. Record intents first, so that recovery would delete the copies."""
+        """Copy changed packages, after recording intents, by which a recovery can delete the
+        copies.
+        """
         fresh = self._fresh()
         begin(self._store, [target.name for target, _ in fresh], "activate")
         for target, files in fresh:

@@ -343,7 +343,7 @@ def hand_over(machine: Machine, names: Iterable[str]) -> None:
 
 
 def _has_lasting_unit(row: ServiceRow) -> bool:
-    """Return whether the unit is active as long as its service: not so for a job."""
+    """Return whether a service's unit is active as long as the service. A job's unit is not."""
     return row.active and not row.is_job and not row.is_attachment
 
 

@@ -268,7 +268,7 @@ def before(one: Rollout) -> Target | None:
 
 
 def keeps(one: Rollout) -> bool:
-    """Return whether both versions are left as they are if the new one fails."""
+    """Return whether old and new instances keep running if the new version fails (on_failure)."""
     return _deploy(one).on_failure == "keep"
 
 

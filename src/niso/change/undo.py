@@ -333,7 +333,7 @@ def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
 
 
 def _forget_failed(store: Store, name: str, kept: ServiceRow | None) -> None:
-    """Delete what a failed activation has made; all of it for a new service (None)."""
+    """Delete the package copy of a failed activation; for a new service, also logs and volumes."""
     if kept is not None and kept.mode == "front":
         from niso.change import deploy
 

@@ -29,7 +29,7 @@ from niso.base.named_tuples import Any, NamedTuple
 
 
 class NoAnswer(Error):
-    """Raised if no member of etcd answers. ``unknown``: etcd may have carried the request out."""
+    """Raised if no member of etcd answers. If ``unknown``, etcd may have done the request."""
 
     def __init__(self, reason: str, hint: str | None = None, unknown: bool = False) -> None:
         super().__init__(reason, hint)

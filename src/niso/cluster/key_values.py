@@ -137,7 +137,9 @@ class ClusterClaim(NamedTuple):
     sharers: Sharers = ()  # services that share its namespace, for display
 
     def keys(self, keys: Keys) -> set[str]:
-        """Return the etcd keys of its addresses and names, also of reserved former ones."""
+        """Return the etcd keys of the claim's addresses and names, and of former ones still
+        reserved.
+        """
         names = {keys.name(net, name) for net in self.networks for name in self.names}
         return {*names, *self.address_keys(keys), *self.kept}
 
@@ -289,7 +291,7 @@ _MOST = {"port": 1 << 16, "mtu": 1 << 17, "vni": 1 << 24}
 
 
 def valid(value: dict[str, Any], key: str, *needed: str) -> dict[str, Any]:
-    """Return the value of a key if it has the ``needed`` fields, in their range. Raises Error."""
+    """Return the value of a key. Raise Error unless all ``needed`` fields are in their range."""
     for name in needed:
         if name not in value or (name in _MOST and not is_number(value[name], _MOST[name])):
             raise invalid(key)

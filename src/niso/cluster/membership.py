@@ -322,7 +322,9 @@ class ClusterKeys:
         self._settle(txn, lambda: self._item(self.keys.spec(name)) is None)
 
     def index(self) -> tuple[Compare, dict[str, dict[str, Any]]]:
-        """Return the list of all networks in etcd, and the condition that it is unchanged."""
+        """Return the list of all networks in etcd, and a condition that fails if the list has
+        changed.
+        """
         item = self._item(self.keys.nets)
         held = Compare(self.keys.nets, item.modified if item else 0)
         return held, index_of(item) if item else {}

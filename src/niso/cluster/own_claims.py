@@ -274,7 +274,7 @@ def spec_of(network: NetworkRecord) -> Spec:
 
 
 def base_of(store: Store) -> int:
-    """Return a number above each ``gen`` so far. etcd's revisions start again after a loss."""
+    """Return a number above each ``gen`` so far, as etcd's revisions restart at 1 after a loss."""
     known = [claim.gen for claim in store.across.claims()]
     known += [row.gen for rows in store.across.addresses().values() for row in rows]
     return (max(known, default=0) // EPOCH + 1) * EPOCH

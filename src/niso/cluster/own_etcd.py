@@ -76,7 +76,7 @@ def program() -> str:
 
 
 def words(config: Config) -> list[str]:
-    """Return etcd's command-line options. Those with initial- matter at its first start only."""
+    """Return etcd's command-line options. etcd uses those with initial- only at its first start."""
     assert config.member is not None
     tls = os.path.join(folder(), "tls")
     authority, certificate, key = (os.path.join(tls, name) for name in _COPIED)

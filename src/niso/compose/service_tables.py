@@ -554,7 +554,7 @@ class ComposeService:
         return ""
 
     def _unchecked(self, key: str) -> str:
-        """Give a service without a health check one of a port; return why that failed, or ""."""
+        """Add a health check of a port to a service without one; return why this failed, or ""."""
         if "healthcheck" in self.tables:
             return ""
         ports = [*self.tables.get("network", {}).get("ports", ()), *items(self._keys.get("expose"))]

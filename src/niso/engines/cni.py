@@ -555,7 +555,7 @@ def require(call: Call, same: AttachedRow | None) -> None:
 
 
 def closed(store: Store, call: Call, request: Request, same: AttachedRow | None) -> Request:
-    """Give a pod's request its own policy if that policy is applied, or one that denies all."""
+    """Return a pod's request with its own policy if that is applied, or one that denies all."""
     from niso.engines import pod_agent
 
     if request.aliases:

@@ -326,7 +326,7 @@ _NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_.-")
 
 
 def update(machine: Machine, network: str, owner: str) -> None:
-    """Write a network's file for aardvark-dns, and make it read its files again. Raises OSError."""
+    """Write a network's file for aardvark-dns, which then reads its files again. Raises OSError."""
     program = _program()
     if program is None:
         return

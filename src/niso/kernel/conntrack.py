@@ -290,8 +290,8 @@ def tracked() -> list[Tracked]:
 
 
 def opened() -> list[tuple[str, Connection]]:
-    """Return the tracked open flows of TCP, UDP and SCTP as (protocol, ends after DNAT). TCP
-    connections are established; flows of other protocols have had a reply.
+    """Return the tracked open flows of TCP, UDP and SCTP as (protocol, ends after DNAT). Only
+    established TCP connections are included, and only flows of other protocols with a reply.
     """
     return _all(_parse_open)
 

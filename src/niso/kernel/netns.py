@@ -255,7 +255,7 @@ def own_cookie() -> int:
 
 
 def target(name: str) -> str | None:
-    """Return where the symbolic link ``name`` leads. Returns "" for another file, None for none."""
+    """Return where the symbolic link ``name`` leads. "" if it is no link, None if missing."""
     try:
         return os.readlink(_path(name))
     except FileNotFoundError:

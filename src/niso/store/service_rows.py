@@ -195,7 +195,7 @@ class Intent(NamedTuple):
 
     @property
     def before(self) -> ServiceRow | None:
-        """Return the row before the change, or None for a new service or the action ports."""
+        """Return the row before the change. None for a new service, and for a change of ports."""
         saved = decoded(self.undo).get("service")
         return service_row(tuple(saved[0][name] for name in ServiceRow._fields)) if saved else None
 

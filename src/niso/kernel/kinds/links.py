@@ -260,9 +260,7 @@ class _Veths(Kind[Veth], of=Veth):
         )
 
     def blocking(self, want: State, have: State) -> frozenset[Veth]:
-        """Return the existing pairs that have the name or the inner end of a desired pair, not
-        both.
-        """
+        """Return the existing pairs with either the name or the inner end of a desired pair."""
         wanted = {veth.name: veth[1:4] for veth in want[Veth]}
         ends = {(veth.netns, veth.peer) for veth in want[Veth]}
         return frozenset(
