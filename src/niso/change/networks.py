@@ -311,7 +311,7 @@ def _require_unused(store: Store, name: str) -> None:
 def show(machine: Machine, on: bool) -> bool:
     """Write services' names to the host's own hosts file, or remove them.
 
-    Returns whether anything changed. Raises KernelError.
+    Returns whether anything changed. Raises KernelError if the file cannot be replaced.
     """
     store, kernel = machine.store, machine.kernel
     with Lock():

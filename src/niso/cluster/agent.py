@@ -1,12 +1,12 @@
 """Keep one host synchronised with the cluster.
 
 `Agent.look` synchronises once, in both directions: it copies the services of other hosts from etcd
-to this host, and writes this host's services to etcd. This is called a sync pass. The agent can be
+to this host, and writes this host's services to etcd. This is called a poll. The agent can be
 killed at any point, because all of its state is in files: the store, and the id of this host's etcd
 lease in the run folder. While the agent or etcd is down, services continue to run, but this host
 does not learn of changes on other hosts.
 
-Another file contains the time of the last sync pass, and for each missing host the time since which
+Another file contains the time of the last poll, and for each missing host the time since which
 it is missing. These are times of this host's monotonic clock. Clocks of different hosts are never
 compared.
 """
@@ -45,12 +45,12 @@ TTL_S = 10
 KEEP_S = 3.0
 MEND_S = 1.0
 LOOK_S = 30.0
-"""Seconds between full sync passes, which find changes that no watch reported."""
+"""Seconds between complete polls, which find changes that no watch reported."""
 GATHER_S = 0.005
 LEAST_S = 0.05
-"""The minimum interval in seconds between two sync passes: at most 20 passes a second."""
+"""The minimum interval in seconds between two polls: at most 20 a second."""
 SPREAD_S = 0.001
-"""Seconds for each host that a sync pass waits, at random, if only hosts join or leave."""
+"""Seconds for each host that a poll waits, at random, if only hosts join or leave."""
 LATE_S = 5.0
 """The lag in seconds from which on the agent reports that it is behind."""
 GUARD_S = 60.0
@@ -104,9 +104,9 @@ class Agent:
     def look(
         self, store: Store, kernel: Kernel, engine: Etcd, now_s: float, whole: bool = True
     ) -> list[str]:
-        """Do one sync pass; return the names of other hosts' services that changed.
+        """Poll etcd once; return the names of other hosts' services that changed.
 
-        Without ``whole``, only services that changed in the cluster since the last pass are
+        Without ``whole``, only services that changed in the cluster since the last poll are
         compared, if that pass was completed and hosts and networks are unchanged. ``now_s`` is a
         time of a monotonic clock. Raises NoAnswer and Error.
         """
@@ -281,7 +281,7 @@ class Agent:
         return now._replace(hosts=tuple(hosts))
 
     def run(self, store: Store, kernel: Kernel) -> None:
-        """Run a sync pass after each change here or in etcd, until `stop` is called."""
+        """Poll after each change here or in etcd, until `stop` is called."""
         for target in (self._alive, self._listen, *((self._mend,) if self.mend else ())):
             threading.Thread(target=target, daemon=True).start()
         engine = None
@@ -292,7 +292,7 @@ class Agent:
             if not self._wake.wait(max(0.0, whole_s - time.monotonic())):
                 self._hurry.set()
             time.sleep(GATHER_S)
-            # every host runs a pass when one comes or goes: spread them
+            # every host polls when one joins or leaves: spread the polls
             self._hurry.wait(about(SPREAD_S) * len(hosts))
             self._wake.clear()
             self._hurry.clear()
@@ -344,7 +344,7 @@ class Agent:
         self._hurry.set()
 
     def _notice(self, hurry: bool = True) -> None:
-        """Request a sync pass. Without ``hurry`` it may wait, so that hosts spread their passes."""
+        """Request a poll. Without ``hurry``, it may be delayed, so that hosts spread their polls."""
         self.lag.notice(time.monotonic())
         self._wake.set()
         if hurry:
@@ -405,7 +405,7 @@ def _text(error: Exception) -> str:
 
 
 def last() -> tuple[float | None, dict[str, float]]:
-    """Read the time of the last sync pass, or None, and since when each missing host is missing."""
+    """Read the time of the last poll, or None, and since when each missing host is missing."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         kept = json.loads(files.read(_path()) or b"{}")
         gone = {str(host): float(seen_s) for host, seen_s in kept["gone"].items()}
@@ -414,7 +414,7 @@ def last() -> tuple[float | None, dict[str, float]]:
 
 
 def note(gone: Iterable[str], now_s: float) -> None:
-    """Record the time of a sync pass, and that the hosts ``gone`` are missing. Raises OSError."""
+    """Record the time of a poll, and that the hosts ``gone`` are missing. Raises OSError."""
     before = last()[1]
     now = {host: before.get(host, now_s) for host in sorted(gone)}
     kept = json.dumps({"at": now_s, "gone": now})

@@ -260,7 +260,8 @@ def _period() -> tuple[str, ...]:
 
 
 def _run(*words: str, text: str = "") -> str:
-    """Run openssl with ``text`` as stdin; return stdout. Only the user can read its files."""
+    """Run openssl with ``text`` as stdin; return stdout. Other users cannot read files it creates.
+    """
     try:
         done = subprocess.run(
             ["openssl", *words],

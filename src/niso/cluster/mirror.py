@@ -43,7 +43,7 @@ def apply_claims(store: Store, kernel: Kernel, now: EngineView, own: str) -> lis
         if now.only is not None:
             places = [(a.network, a.address) for known in wanted.values() for a in known.addresses]
             if not now.only.issuperset(store.across.holders(places).values()):
-                # the rows differ from what the last pass wrote: compare everything
+                # the rows differ from what the last poll wrote: compare everything
                 now = now._replace(only=None)
                 wanted = _wanted(store, now, own, spans)
         present = _present(store, now.only)
@@ -73,7 +73,7 @@ def _wanted(
 ) -> dict[str, ClaimedService]:
     """Return the remote services to record here, with their addresses on the networks ``spans``.
 
-    Only services that may have changed since the last pass are returned.
+    Only services that may have changed since the last poll are returned.
     """
     names = now.services if now.only is None else now.only
     wanted = {}

@@ -36,7 +36,7 @@ class EngineView(NamedTuple):
     networks: frozenset[str]  # the networks that were read
     wrong: tuple[str, ...] = ()  # keys with an invalid value, which count as absent
     only: frozenset[str] | None = None
-    """The services that changed after the last pass; None if any service may have changed."""
+    """The services that changed after the last poll; None if any service may have changed."""
 
 
 type _Row = tuple[RemoteAddress, tuple[str, ...]]
@@ -61,7 +61,7 @@ def seen(
 
 
 class View:
-    """An incremental decoder of the cluster's address keys, for the sync passes of host ``own``."""
+    """An incremental decoder of the cluster's address keys, for the polls of the host ``own``."""
 
     def __init__(self, keys: Keys, own: str) -> None:
         self._keys = keys

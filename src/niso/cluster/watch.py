@@ -233,7 +233,7 @@ class Lag:
             self._since_s = now_s
 
     def caught_up(self, began_s: float) -> None:
-        """Record that the sync pass that began at ``began_s`` has applied all earlier changes."""
+        """Record that the poll that began at ``began_s`` has applied all earlier changes."""
         self._since_s = self._last_s if self._last_s > began_s else None
 
     def seconds(self, now_s: float) -> float:

@@ -4,10 +4,10 @@ The CNI plugin attaches a pod with a policy that denies all packets, and wakes t
 then waits until the labels of the attachment show that the pod's policy is applied. Both processes
 can be killed at any point: a pod has either the denying policy or its own.
 
-A sync pass updates running pods before it releases a new pod, because their policies may refer to
-an earlier pod by the new pod's name. Kubernetes namespaces whose policies need few nftables
-elements are updated first, and the number of elements of each Kubernetes namespace is limited. The
-users of one such namespace therefore cannot delay the pods of others.
+Running pods are updated before a new pod is released, because their policies may refer to an
+earlier pod by the new pod's name. Kubernetes namespaces whose policies need few nftables elements
+are updated first, and the number of elements of each Kubernetes namespace is limited. The users of
+one such namespace therefore cannot delay the pods of others.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from niso.store.attached_rows import AttachedRow, wishes
 from niso.store.store import Store
 
 LOOK_S = 30.0
-"""Seconds between sync passes if no event occurs."""
+"""Seconds between updates of all policies if no event occurs."""
 GATHER_S = 0.005
 _FAILED_S = 1.0
 _MOST_OF_NAMESPACE = 30_000
@@ -65,7 +65,7 @@ class PodAgent:
         self.policies = stream(f"{_GROUP}/networkpolicies", network_policies.network_policy)
 
     def look(self, machine: Machine) -> list[str]:
-        """Do one sync pass; return the attachments whose policies changed. Raises Error."""
+        """Update all policies once; return the changed attachments. Raises Error."""
         if not all(watch.is_known for watch in (self.pods, self.spaces, self.policies)):
             return []
         attachments = machine.store.attachments
@@ -105,7 +105,7 @@ class PodAgent:
                     if self._apply(machine, local[name][0], policies[name]):
                         changed.append(name)
                 except Error as error:
-                    # a pod that was detached or attached again since gets a sync pass of its own
+                    # a pod that was detached or attached again since gets an update of its own
                     if machine.store.attachments.get(name) == local[name][0]:
                         error.service = error.service or name
                         errors.append(error)
@@ -205,7 +205,7 @@ class PodAgent:
             self._log(f"{about}: {text}" if about else text)
 
     def run(self, machine: Machine) -> None:
-        """Run a sync pass after each change, until `stop` is called."""
+        """Update the policies after each change, until `stop` is called."""
         for watch in (self.pods, self.spaces, self.policies):
             threading.Thread(target=watch.run, args=(self._over,), daemon=True).start()
         threading.Thread(target=self._listen, daemon=True).start()

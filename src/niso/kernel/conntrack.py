@@ -156,9 +156,9 @@ def _flush(
 ) -> int:
     """Delete the entries that the requests return and ``matches`` accepts, and return their number.
 
-    The search is repeated until a pass finds no entry. Clients of a busy service never stop
-    sending, so the search also ends after a pass that began so late that all entries it found were
-    created under the new rules.
+    The search is repeated until it finds no entry. Clients of a busy service never stop sending.
+    The search is therefore repeated only as long as it can find entries that were created under the
+    old rules.
 
     With ``exact``, every entry that an IPv4 request returns is to be deleted. If it costs less, the
     kernel is then requested to delete all entries that match the filter. Linux 6.18 can do this. An

@@ -145,7 +145,7 @@ def with_paths(
 def _env_files(
     written: Any, key: str, folder: str, owners: Collection[int] | None
 ) -> tuple[Any, list[InvalidInput]]:
-    """Make the paths in env_file absolute, without symbolic links. Return value and errors."""
+    """Make the paths in env_file absolute, without symbolic links; return (new value, errors)."""
     errors: list[InvalidInput] = []
 
     def placed(file: Any, at: str) -> Any:

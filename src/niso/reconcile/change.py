@@ -437,8 +437,8 @@ def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
 
 
 def _without(state: State, every: State, ended: frozenset[str]) -> State:
-    """Return a state without the objects in namespaces that no longer exist, ``ended``. The state
-    ``every`` lists these objects, which are deleted together with their attachment.
+    """Return a state without the objects in ``ended``, namespaces that no longer exist. ``every``
+    is a state that contains these objects.
     """
     return state.without(State(obj for obj in every if _in(obj, ended))) if ended else state
 

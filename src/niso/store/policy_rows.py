@@ -137,8 +137,8 @@ class PolicyRows(NameRows):
     def _members(self, policed: Iterable[Policed]) -> tuple[Member, ...]:
         """Return the addresses of all names that entries of these policies refer to.
 
-        If only some addresses of a policy's peers change, only names with these addresses are
-        included.
+        A policy with ``only`` is recomputed only for the peers with these addresses. Of its
+        services, only those with one of these addresses are included.
         """
         wanted: set[Name] = set()
         for policy in policed:

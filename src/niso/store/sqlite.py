@@ -215,9 +215,10 @@ def _empty_reserve() -> None:
 
 
 def _fill_reserve(make: bool = False) -> None:
-    """Fill the reserve of disk space as far as possible.
+    """Extend the file that reserves disk space to its full size, as far as the disk has space.
 
-    With ``make``, a missing reserve is created if twice its size is free on the disk.
+    If the file is missing, it is created only with ``make``, and only if the disk has twice its
+    size free.
     """
     try:
         try:

@@ -16,8 +16,9 @@ IPv4 and IPv6 use the same kinds. ``netns`` is a name in /run/netns, and ``""`` 
 
 A State is read for requested objects only, the *candidates*, or for everything that belongs to
 niso. The kernel itself shows what belongs to which state folder: its id is in the set ``owner`` of
-niso's nftables tables, and in the alias of interfaces and of ``lo`` in namespaces. An object with a
-required name that belongs to another program or state folder is *foreign*: a Conflict.
+niso's nftables tables, and in the alias of interfaces and of ``lo`` in namespaces. If an object
+with a required name belongs to another program or state folder, it is *foreign*, and a Conflict is
+raised or recorded.
 """
 
 from __future__ import annotations
