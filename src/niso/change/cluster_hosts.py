@@ -464,8 +464,9 @@ def _tend_certificates(machine: Machine, own: Config, membership: ClusterKeys) -
 def _tend(machine: Machine, engine: Etcd, whole: bool) -> None:
     """Update this host's values in etcd, and the list of etcd's members in cluster.toml.
 
-    ``whole`` is false if hosts have only joined or left. Only hosts with an etcd member act in this
-    case: members check certificates, and all agents would query etcd at the same time.
+    ``whole`` is false if hosts have only joined or left. In this case only hosts with an etcd
+    member act, because only members check certificates. If all hosts acted, all agents would query
+    etcd at the same time.
     """
     own = config.require()
     if not whole and own.member is None:

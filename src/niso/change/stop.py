@@ -162,7 +162,7 @@ def stop(
 
 
 def _over(asked: Mapping[str, tuple[int, float]]) -> list[str]:
-    """Wait until a process has exited or timed out, and return all such services.
+    """Wait until a process has exited or timed out. Return the services of all such processes.
 
     ``asked`` maps a service to its pidfd and the monotonic time of its timeout.
     """

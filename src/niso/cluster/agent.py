@@ -344,7 +344,7 @@ class Agent:
         self._hurry.set()
 
     def _notice(self, hurry: bool = True) -> None:
-        """Request a poll. Without ``hurry``, it may be delayed, so that hosts spread their polls."""
+        """Request a poll. Without ``hurry``, it may be delayed, so that hosts poll one by one."""
         self.lag.notice(time.monotonic())
         self._wake.set()
         if hurry:

@@ -164,10 +164,10 @@ class Etcd:
                 raise
 
     def watch(self, prefix: str, revision: int, silence_s: float) -> Iterator[Batch]:
-        """Yield changes of keys with a prefix from a revision on, in batches. Raises Compacted.
+        """Yield changes of keys with a prefix from a revision on, in batches.
 
-        Raises NoAnswer if nothing arrives for ``silence_s`` seconds, or if the member is cut off
-        from the others.
+        Raises Compacted if etcd no longer has all changes from this revision on. Raises NoAnswer if
+        nothing arrives for ``silence_s`` seconds, or if the member is cut off from the others.
         """
         request = {**_span(prefix, True), "start_revision": revision, "progress_notify": True}
         connection, response = self._open("/v3/watch", {"create_request": request})

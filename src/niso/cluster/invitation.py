@@ -260,8 +260,7 @@ def _period() -> tuple[str, ...]:
 
 
 def _run(*words: str, text: str = "") -> str:
-    """Run openssl with ``text`` as stdin; return stdout. Other users cannot read files it creates.
-    """
+    """Run openssl with ``text`` as stdin; return stdout. Others cannot read files it creates."""
     try:
         done = subprocess.run(
             ["openssl", *words],

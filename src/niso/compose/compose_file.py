@@ -229,8 +229,9 @@ def _networks(
 ) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
     """Return the name in the stack for each network of the compose file, and settings by that name.
 
-    The stack has a prefix, so its networks belong to it alone. Compose's network ``default``
-    becomes niso-default. Services without a common network have none in the stack either.
+    The stack has a prefix, so no other stack uses its networks. Compose's network ``default``
+    becomes niso-default. Services that share no network in the compose file share none in the stack
+    either.
     """
     names: dict[str, str] = {DEFAULT: DEFAULT_NETWORK}
     external: dict[str, str] = {}

@@ -177,9 +177,9 @@ def open_session(
     run_dir: str | os.PathLike[str] | None,
     progress: Progress | None,
 ) -> Session:
-    """Open a session. Raises Error.
+    """Open a session. Raises Error if the caller is not root.
 
-    For a folder that is None, the environment variable or the default is used.
+    A folder that is None is set by its environment variable, or has its default path.
     """
     for variable, folder in (("NISO_STATE_DIR", state_dir), ("NISO_RUN_DIR", run_dir)):
         name = variable.removeprefix("NISO_").lower()

@@ -82,8 +82,9 @@ def read(
 
     ``path`` must be absolute, with its symbolic links resolved: no link is followed. A line with
     only a name takes its value from ``environment``. Errors name the line and the file ``shown``,
-    by default ``path``. Raises NotFound, Error and InvalidInput. With ``owners`` (uids), it also
-    raises InvalidInput if other users can change the file.
+    by default ``path``. Raises NotFound if the file does not exist, Error if it cannot be read, and
+    InvalidInput for an invalid line. With ``owners`` (uids), InvalidInput is also raised if other
+    users can change the file.
     """
     variables: dict[str, str] = {}
     try:
