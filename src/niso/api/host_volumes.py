@@ -14,15 +14,16 @@ class Volumes(ApiPart):
     """The API of named volumes: ``host.volumes``. A volume is given as ``SERVICE/NAME``."""
 
     def list(self, *names: str) -> tuple[niso.VolumeLine, ...]:
-        """Return the volumes of all services, or of these services, or only these volumes.
+        """Return the named volumes of this host, or only those of ``names``.
 
-        Reads every folder of the volumes for their sizes. Raises NotFound.
+        A name is a service or ``SERVICE/NAME``. To find the sizes, all folders of the volumes are
+        read. Raises NotFound.
         """
         wanted = texts(names, "names")
         return tuple(named_volumes.lines(self.session.store(), wanted))
 
     def remove(self, *names: str) -> tuple[niso.VolumeLine, ...]:
-        """Delete volumes with their content, and return what they were.
+        """Delete volumes with their content, and return a description of each.
 
         Raises NotFound, UsageError, and Conflict if the service of a volume is active.
         """

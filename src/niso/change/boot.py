@@ -77,9 +77,10 @@ def unit_text(
     """Return the text of a service's unit file (systemd.service(5)).
 
     ``provider`` is the service whose namespace this service shares, or None. ``stop_timeout_s`` is
-    in seconds. With ``job``, the unit stays active after the process has exited. With
-    ``scheduled``, it is active while the process runs, and `timer_text` starts it instead of the
-    boot. The network of such a job stays, so the unit does not deactivate it.
+    in seconds. With ``job``, the unit stays active after the process has exited. ``scheduled`` is
+    for a job with a schedule: the unit is active only while the process runs, and a timer
+    (`timer_text`) starts it. Such a job keeps its network between runs, so the unit does not
+    deactivate the job.
     """
     after = [
         "network-online.target",
@@ -115,7 +116,7 @@ def unit_text(
 def timer_text(service: str, state_id: str, schedule: str) -> str:
     """Return the text of the timer of a job with a schedule (systemd.timer(5)).
 
-    A run that was missed because the machine was off is made up for at boot.
+    If the machine was off at the time of a run, the job runs at the next boot.
     """
     lines = [
         _MARK + state_id,
@@ -187,7 +188,7 @@ def _write_units(units: Units, store: Store, rows: Iterable[ServiceRow]) -> list
 
 
 def _write_timer(units: Units, store: Store, row: ServiceRow) -> bool:
-    """Write the timer of a job unless it is as it should be; return whether it was written."""
+    """Write the timer of a job, unless the file is up to date; return whether it was written."""
     file, text = (
         systemd.timer_file(row.name),
         timer_text(row.name, store.state_id(), row.schedule or ""),

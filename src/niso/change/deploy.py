@@ -303,8 +303,8 @@ def first_slots(
     """Return a function to call with each service that has become healthy.
 
     The function acts on services of which no instance served before. When all instances of such a
-    service are healthy, it gives them their slots, because services that depend on this service may
-    be started next and connect to it.
+    service are healthy, the function gives the instances their slots. Services that depend on this
+    service may be started next, and connect to it.
     """
     new = {
         one.name: [target.name for target in one.new]

@@ -106,7 +106,7 @@ def forget(
 
 
 def stop_timers(machine: Machine, services: list[str]) -> None:
-    """Stop the timers of jobs, and runs that they have started, which would activate the jobs."""
+    """Stop the timers of jobs, and runs of the timers, which would activate the jobs again."""
     units, enabled = machine.processes.units, machine.store.scheduled()
     for name in services:
         if enabled.get(name) and units.booted():

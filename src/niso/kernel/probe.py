@@ -289,8 +289,8 @@ def mtu_outwards(family: int) -> tuple[int, str] | None:
 def name_server_answers(servers: Iterable[str], seconds: float) -> bool:
     """Return whether one of some name servers answers a query of the host within ``seconds``.
 
-    Each is asked for the SOA record of the root (RFC 1035, 4.1), which it may refuse: every answer
-    counts.
+    Each name server is asked for the SOA record of the root (RFC 1035, 4.1). Any answer counts,
+    even a refusal.
     """
     token = os.urandom(2)
     query = token + struct.pack("!5H", 0x0100, 1, 0, 0, 0) + b"\0" + struct.pack("!HH", 6, 1)

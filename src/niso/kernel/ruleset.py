@@ -811,7 +811,9 @@ DIGEST = sha256(TABLES.encode()).hexdigest()[:8]
 
 
 def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]]:
-    """Yield the items of `DECLARED`. Sets filled by rules are left out: they have longer types."""
+    """Yield the items of `DECLARED`. Sets that rules fill are left out, because their types are
+    longer.
+    """
     table = ""
     for line in TABLES.splitlines():
         if line.startswith("table "):

@@ -210,7 +210,7 @@ def _published_address(store: Store, home: str, family: int) -> str:
 
 
 def warnings(kernel: Kernel, store: Store, services: Iterable[str]) -> list[tuple[str, str]]:
-    """Return a warning and the next step for each published port with no program behind it."""
+    """Return a warning and the next step for each published port on which no program listens."""
     result: dict[tuple[str, PortMapping], tuple[str, str]] = {}
     for service, port, _, found in unheard(kernel, store, services):
         text = f"{service}: port {port.host_side} is published, but {found.words}"
@@ -239,7 +239,8 @@ def _remedy(found: Listening) -> str:
 def described(
     kernel: Kernel, store: Store, service: str
 ) -> tuple[tuple[ListeningSocket, ...], tuple[Listening, ...]]:
-    """Return the listening sockets of a service, and its published ports with none, for `niso ps`.
+    """For `niso ps`, return a service's listening sockets, and its ports on which no program
+    listens.
 
     The sockets are those of all serving instances, each socket once.
     """

@@ -1,4 +1,4 @@
-"""Find what services can no longer use of the host: its default route, name servers and files."""
+"""Find problems outside niso that affect services: a small MTU, name servers, replaced files."""
 
 from __future__ import annotations
 
