@@ -276,9 +276,10 @@ def of_stack(
 
 
 def _at_times(line: ServiceLine, last: float | None, next_: float | None) -> ServiceLine:
-    """Add the times of a job's last and next run: by its timer, or the last by a command.
+    """Add the times of a job's last and next run, by its timer or by a command.
 
-    The times of the timer, which it keeps over a reboot, are Unix times in seconds.
+    ``last`` and ``next_`` are the timer's times, as Unix times in seconds. systemd stores ``last``
+    over a reboot.
     """
     started = read(line.service).started_at
     last = max(filter(None, (last, started)), default=None)
@@ -577,8 +578,8 @@ def unwatched_words(services: Sequence[str]) -> tuple[str, str]:
 def few_instances(store: Store, fronts: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yield a warning and the next step for each service whose instances need attention.
 
-    It has fewer instances that serve than it should, or one that has been leaving for longer than
-    ``deploy.drain`` and a minute.
+    Such a service has fewer serving instances than it should have, or it has an instance that has
+    been leaving for longer than ``deploy.drain`` and a minute.
     """
     for name in fronts:
         row = store.service(name)

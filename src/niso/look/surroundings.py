@@ -97,8 +97,8 @@ def _asked() -> set[str]:
 def _name_servers(store: Store, services: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
     """Return, for each list of name servers, the active services whose programs use it.
 
-    Services that can reach no other machine are left out, and lists with a loopback address, which
-    is the service itself.
+    Services that can reach no other machine are left out. Lists with a loopback address are left
+    out too, because such an address is the service itself.
     """
     internal = {network.name for network in store.networks() if network.internal}
     result: dict[tuple[str, ...], list[str]] = {}

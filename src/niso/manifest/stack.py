@@ -243,10 +243,10 @@ def load(
     """Read and check the stack.toml at ``path``, a file or its folder, and its manifests.
 
     If ``owners`` (uids) are given, only these users may be able to change the files. ``also``
-    returns further errors of a network, and ``together`` raises those of the services together, if
-    each is valid alone. Raises NotFound if the file does not exist, Error if it
-    cannot be read, InvalidInput if it is not valid TOML, and otherwise an ErrorGroup with all
-    errors in the file and in the manifests. Each names its file, key and value.
+    returns further errors of a network. If each service is valid by itself, ``together`` is called
+    to raise the errors of all services taken together. Raises NotFound if the file does not exist,
+    Error if it cannot be read, InvalidInput if it is not valid TOML, and otherwise an ErrorGroup
+    with all errors in the file and in the manifests. Each names its file, key and value.
     """
     path = place(path)
     resolved, variables = resolve(toml.load(path, FILE_NAME, owners), path, owners)

@@ -74,7 +74,7 @@ _PROFILE = os.path.join(os.path.dirname(__file__), "seccomp.json")
 
 
 def limits_max() -> dict[str, int]:
-    """Return the largest resource limits that this process may set; those left out are free.
+    """Return the largest resource limits that this process may set. Others have no maximum.
 
     Without the capability CAP_SYS_RESOURCE, root cannot exceed its own hard limits (setrlimit(2)).
     """

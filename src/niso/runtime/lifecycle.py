@@ -244,8 +244,8 @@ def _failed(service: str, what: str, error: OSError) -> ProcessError:
 def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s: float) -> None:
     """Kill the processes of runs, and their conmons.
 
-    The caller must delete the container from crun afterwards, not before: until it exits, a conmon
-    that is creating a container could complete the creation.
+    The caller must delete the container from crun only afterwards: until a conmon has exited, it
+    could still complete the creation of a container.
     """
     signals.hit(f"stop the process of {service}")
     for bundle in runs:

@@ -145,10 +145,11 @@ _REPORT_EVERY = 10_000
 def give_to_service(spec: ProcessSpec, report: Report = silent) -> None:
     """Give the named volumes of a service to its user if they have the uid of another service.
 
-    This is so after volumes were moved from another host, or after the store was lost. A volume
-    belongs to a service by its name. Only files whose uid or gid is one of services (SERVICE_UIDS)
-    are given; paths of the host are never changed. If the manifest names a user, nothing is given:
-    a rollback could not give it back. The process must not run. Raises Error.
+    The uid can differ after volumes were moved from another host, or after the store was lost. A
+    volume belongs to a service by its name. Only files whose uid or gid is in SERVICE_UIDS get
+    another owner. Volumes that are paths of the host stay unchanged. If the manifest names a user,
+    no file is changed, because a rollback could not restore the owner. The process must not run.
+    Raises Error.
     """
     for volume in spec.volumes if spec.uid in SERVICE_UIDS else ():
         if not volume.named or volume.source is None or not os.path.isdir(volume.source):
