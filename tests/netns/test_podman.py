@@ -25,6 +25,8 @@ def test_containers_on_networks_of_niso(lab: Lab) -> None:
         ("--opt", "vlan=3"),
         ("--opt", "allow_from=we?b"),
         ("--ip-range", "10.99.30.0/28", "--subnet", "10.99.31.0/24"),
+        ("--interface-name", "own0"),
+        ("--subnet", "fdd:1::/64"),  # 0fdd:
     ):
         refused = podman("network", "create", "-d", "niso", *wrong, "bad", check=False)
         assert refused.returncode and "netavark: niso: " in refused.stderr, refused.stderr
@@ -271,12 +273,14 @@ def test_network_that_podman_creates_again_is_what_it_says(lab: Lab) -> None:
     made = ("net", "create", "own", "--subnet", "10.99.40.0/24")
     lab.niso(*made)
     podman(*create, "--subnet", "10.99.40.0/24", "own")  # which Podman joins
+    assert not known("back")  # removed by the call
+    podman(*create, "old")
     podman(*create, "young")
-    for path in ("back", "young"):
-        lab.run("touch", "-d", "-2 min", f"/var/lib/niso/podman/{path}")
-    podman(*remove, "own")
+    lab.niso("net", "gc")
+    lab.run("touch", "/var/lib/niso/podman/damaged")
+    podman(*remove, "own", "old")
     said = lab.niso("net", "gc")
-    assert "network 'back' is removed" in said.stderr and not known("back")
+    assert "network 'old' is removed" in said.stderr and not known("old")
     assert known("own") and known("young")
     # what was made in the place of one that Podman removed is not Podman's
     podman(*remove, "young")
@@ -325,6 +329,141 @@ while True:
     server.sendto(asked[:2] + flags + asked[12:end] + found, peer)
 """
 FOUND = "203.0.113.9"
+ASK = "/bin/busybox timeout 2 /bin/busybox nslookup -type=a example.com."
+
+
+@needs_podman
+@pytest.mark.skipif(not AARDVARK.exists(), reason="./dev test unpacks aardvark-dns")
+def test_name_servers_of_containers_and_networks(lab: Lab) -> None:
+    podman = Podman(lab)
+    found = {}
+    for number, (who, address) in enumerate((("client", CLIENT), ("neighbour", NEIGHBOUR))):
+        found[address] = f"203.0.113.{number + 1}"
+        text = NAME_SERVER.replace(FOUND, found[address])
+        lab.popen("/usr/bin/python3", "-ISc", text, netns=who)
+    set_resolver(lab, "nameserver 127.0.0.9\n")
+
+    def answer(name: str) -> str:
+        said = podman("exec", name, "/bin/busybox", "sh", "-c", ASK, check=False).stdout
+        return "".join(address for address, text in found.items() if text in said)
+
+    create = ("network", "create", "-d", "niso")
+    podman(*create, "plain")
+    refused = podman(*create, "--dns", CLIENT, "own", check=False)
+    assert "podman network update --dns-add" in refused.stderr
+    podman(*create, "own")
+    podman("network", "update", "--dns-add", CLIENT, "own")
+    podman(*create, "--internal", "closed")
+    for name, *options in (
+        ("none", "--network=plain"),
+        ("net", "--network=own"),
+        ("box", "--network=plain", "--dns", NEIGHBOUR),
+        ("both", "--network=own", "--dns", NEIGHBOUR),
+        ("inner", "--network=closed", "--dns", NEIGHBOUR),
+    ):
+        podman.run(name, *options)
+    wanted = {"none": "", "net": CLIENT, "box": NEIGHBOUR, "both": NEIGHBOUR, "inner": ""}
+    assert {name: answer(name) for name in wanted} == wanted
+    assert podman.get("net", "both") == "both" and podman.get("box", "none") == "none"
+    # a server added later is used from the next start or stop of a container on
+    podman("network", "update", "--dns-add", CLIENT, "plain")
+    podman.run("late", "--network=plain")
+    assert [answer(name) for name in ("none", "late", "box")] == [CLIENT, CLIENT, NEIGHBOUR]
+    podman("rm", "-f", "-t0", "late", "both")
+    assert [answer(name) for name in ("none", "net", "box")] == [CLIENT, CLIENT, NEIGHBOUR]
+
+
+@needs_podman
+def test_what_podman_does_without_a_call(lab: Lab) -> None:
+    """It renames containers, removes networks, and its storage may be deleted."""
+    podman = Podman(lab)
+    create = ("network", "create", "-d", "niso")
+    start = ("run", "-d", "--network", "back", "--name")
+    sleep = (IMAGE, "/bin/busybox", "sleep", "1000")
+
+    def known() -> dict[str, str]:
+        rows = json.loads(lab.niso("net", "list", "--json").stdout)
+        return {row["name"]: "".join(row["subnet"]) for row in rows}
+
+    def names() -> list[str]:
+        return [row["service"] for row in json.loads(lab.niso("ps", "--json").stdout)]
+
+    # a network is removed once Podman's file of it was seen to be gone
+    podman(*create, "--subnet", "10.99.30.0/24", "back")
+    podman(*create, "young")  # its file may not be there yet
+    lab.run("rm", "/tmp/podman/networks/young.json")
+    podman.run("My_Box.1", "--network", "back", "-p", "8080:80")
+    assert names() == ["my-box-1"]
+    podman("rm", "-f", "-t0", "My_Box.1")
+    podman("network", "rm", "back")
+    lab.niso("net", "gc", "--owner", "podman")
+    assert known().keys() == {"young"}
+    for options in ((), ("--internal",), ("--ipv6",)):  # as by compose down, up
+        for number in (31, 32):
+            subnet = f"10.99.{number}.0/24"
+            podman(*create, "--subnet", subnet, *options, "back")
+            podman.run("box", "--network", "back")
+            assert known()["back"].split(",")[0] == subnet
+            podman("rm", "-f", "-t0", "box")
+            podman("network", "rm", "back")
+    # a renamed container has its name in niso from its next start, or from a reload
+    podman(*create, "back")
+    podman.run("box", "--network", "back", "-p", "8080:80")
+    address = ps(lab, "box")["address"]
+    podman("rename", "box", "old")
+    refused = podman(*start, "box", *sleep, check=False)
+    podman("rm", "box")
+    assert "renamed container 'box' to 'old'" in refused.stderr, refused.stderr
+    podman("network", "reload", "old")
+    assert names() == ["old"] and ps(lab, "old")["address"] == address
+    assert fetch(lab.client, f"{HOST}:8080") == "box"
+    podman("rm", "-f", "-t0", "box")
+    podman.run("box", "--network", "back")
+    assert names() == ["box", "old"] and podman.get("box", "old") == "box"  # what it serves
+    podman("rm", "-f", "-t0", "old", "box")
+    # Podman's storage is deleted: a process keeps its attachment, a namespace alone does not
+    for name in ("alone", "busy"):
+        podman(*start, name, *sleep)
+    podman(*start, "box", "-p8080:80", *sleep)
+    form = "{{.State.ConmonPid}} {{.State.Pid}}"
+    for name in ("alone", "box", "busy"):
+        pids = podman("inspect", "--format", form, name).stdout.split()
+        lab.run("kill", "-9", pids[0])
+        if name != "busy":
+            lab.run("kill", "-9", pids[1])
+    lab.niso("net", "gc")
+    assert names() == ["alone", "box", "busy"]  # Podman has them
+    lab.run("rm", "-rf", "/run/podman/libpod", check=False)
+    lab.run("sh", "-c", "rm -rf /tmp/podman/vfs/*", check=False)
+    podman("import", "/tmp/image.tar", IMAGE)
+    podman.run("box", "--network", "back", "-p", "8080:80")
+    assert fetch(lab.client, f"{HOST}:8080") == "box"
+    assert names() == ["alone", "box", "busy"]
+    assert "alone: detached" in lab.niso("net", "gc").stdout
+    assert names() == ["box", "busy"]
+    lab.niso("net", "check")
+
+
+ROOTLESS = """\
+mkdir -p /tmp/user/run
+cp -r /tmp/podman/home /tmp/user/home
+chown -R 1000:1000 /tmp/user
+exec setpriv --reuid 1000 --regid 1000 --clear-groups env HOME=/tmp/user/home \\
+  XDG_RUNTIME_DIR=/tmp/user/run podman --root /tmp/user/data --runroot /tmp/user/run/storage \\
+  --network-config-dir /tmp/user/networks --tmpdir /tmp/user/run/tmp "$@"
+"""
+
+
+@needs_podman
+def test_rootless_podman_is_told_first_that_there_are_no_rootless_networks(lab: Lab) -> None:
+    podman = Podman(lab)
+    podman("network", "create", "-d", "niso", "back")
+    shell = ("sh", "-c", ROOTLESS, "sh")
+    refused = lab.run(*WITH_PODMAN, *shell, "network", "create", "-d", "niso", "own", check=False)
+    said = refused.stderr.strip().splitlines()[-1]
+    assert said.endswith(
+        "niso: niso has no rootless networks (run podman as root, or use -d bridge)"
+    ), refused.stderr
 
 
 @needs_podman

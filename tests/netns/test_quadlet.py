@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import shutil
 import sys
 import textwrap
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import Lab
 from machine import Machine, needs_systemd
+from pages import ROOT
 from podman_world import IMAGE, PEERS, SECCOMP, needs_podman
 from samples import LONG
 from services import BUSYBOX, CLIENT, HOST, fetch
@@ -150,3 +152,37 @@ def test_units_of_quadlet_are_on_networks_of_niso(lab: Lab, machine: Machine) ->
     assert from_client() == ""
     assert [line["service"] for line in json.loads(machine.niso("ps", "--json").stdout)] == ["api"]
     machine.niso("net", "check")
+
+
+UNIT = re.compile(r"```ini\n# (/etc/systemd/system/\S+)\n(.*?)```", re.DOTALL)
+
+
+@needs_systemd
+@needs_podman
+def test_network_that_podman_removes_goes_at_once_with_the_units_of_the_guide(
+    lab: Lab, machine: Machine
+) -> None:
+    for path, text in UNIT.findall((ROOT / "docs/guide/podman.md").read_text()):
+        packaged = ROOT / "debian" / path.rpartition("/")[2]
+        assert packaged.read_text() == text.replace("/usr/local/bin", "/usr/bin")
+        own = text.replace("/usr/local/bin", f"{sys.prefix}/bin")
+        pathlib.Path(f"{machine.disk}{path}").write_text(own)
+    machine.systemctl("daemon-reload")
+    machine.systemctl("enable", "--now", "niso-podman.path")
+
+    def known() -> list[str]:
+        return [row["name"] for row in json.loads(machine.niso("net", "list", "--json").stdout)]
+
+    names = [f"n{number}" for number in range(8)]  # more than systemd starts in a row by default
+    for name in ("back", *names):
+        machine.run("podman", "network", "create", "-d", "niso", name)
+    assert known() == ["back", *names]
+    notes = ("sh", "-c", "grep -l seen /var/lib/niso/podman/*")
+    lab.wait_for(
+        lambda: len(machine.run(*notes, check=False).stdout.split()) == 9, 20, "their files"
+    )
+    for name in names:
+        machine.run("podman", "network", "rm", name)
+    lab.wait_for(lambda: known() == ["back"], 20, "the end of the networks")
+    machine.run("podman", "network", "rm", "back")
+    lab.wait_for(lambda: known() == [], 20, "the end of the network")

@@ -120,7 +120,7 @@ POD = {"CONTAINERID": "c1", "NETNS": NETNS, "IFNAME": "eth0"}
 
 
 def test_network_that_niso_calls_by_another_name(world: World, run: Run) -> None:
-    for name, known in (("shop_back", "shop-back-"), ("Shop", "hop-"), ("shop-back", "shop-back")):
+    for name, known in (("shop_back", "shop-back-"), ("Shop", "shop-"), ("shop-back", "shop-back")):
         named = {key: value for key, value in NETWORK.items() if key != "subnets"} | {"name": name}
         status, made = run(netavark.main, named, "create")
         assert status == 0 and made["name"] == name
@@ -160,7 +160,7 @@ def test_podman_creates_sets_up_and_tears_down(world: World, run: Run) -> None:
         },
     )
     (attached,) = world.store.attachments.all("podman", "b186d057f65e")
-    assert attached.service.startswith("c-web-1-") and attached.given == "c_web_1"
+    assert (attached.service, attached.given) == ("c-web-1", "c_web_1")
     assert world.store.names(attached.service) == (attached.service, "web", "b186d057f65e")
     assert world.ports(attached.service) == ["127.0.0.1:9000-9002:9000-9002/udp"]
     assert run(netavark.main, setup, "setup", NETNS) == (0, answer)
@@ -286,6 +286,10 @@ def test_names_of_engines_become_names_of_services(text: str) -> None:
     assert service_name(name, "") == name
     assert (name == text) == (text == "web")
     assert name != plugin.label(f"{text}_")
+    similar = plugin.label(text, similar=True)
+    assert service_name(similar, "") == similar
+    plain = {"web": "web", "c_web_1": "c-web-1", "Web": "web", "a.b": "a-b"}
+    assert similar == plain.get(text, name)
 
 
 def test_second_network_of_a_pod_leaves_its_network_policy_and_limits(

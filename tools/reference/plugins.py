@@ -231,7 +231,10 @@ def _netavark() -> Page:
                     ("allow_from and the like", f"{_ENTRIES}, for all containers on it"),
                 )
             ),
-            Text("`--ip-range`, `--route` and `--dns` of a network are refused."),
+            Text(
+                "`--ip-range`, `--route`, `--interface-name` and `--dns` of `network create` "
+                "are refused."
+            ),
             Heading("Options of a container"),
             Text("With `--network NETWORK:KEY=VALUE`:"),
             Terms(

@@ -119,8 +119,9 @@ class Attachments(ApiPart):
             raise UsageError("needs --owner", "ids are those of one owner", "--valid")
         machine = self.session.machine_for_change()
         gone = attach.collect(machine, owner, ids, self.session.report)
-        if owner in (None, "podman"):
-            netavark.drop_networks(machine, report=self.session.report)
+        if owner in (None, netavark.OWNER):
+            gone += netavark.collect(machine)
+            netavark.drop_networks(machine, self.session.report)
         return tuple(Changed(name, True) for name in gone)
 
 

@@ -5,9 +5,10 @@ stdout (github.com/containers/netavark, plugin-API.md; seen with Podman 5.4).
 
 If aardvark-dns is installed, niso runs an instance of it, by which containers resolve each other's
 names. The instance that netavark runs does not know the networks of plugins. aardvark-dns reads one
-file for each network: a line with the network's addresses, then ``ID IPV4S IPV6S NAMES`` for each
-container. At SIGHUP it reads the files again, and exits if there are none. Queries for other names
-are forwarded to the host's name servers, unless the client's address is only in files of internal
+file for each network: a line with the network's addresses and name servers, then ``ID IPV4S IPV6S
+NAMES SERVERS`` for each container. At SIGHUP it reads the files again, and exits if there are none.
+Queries for other names are forwarded to the container's name servers, or else to the network's, or
+else to the host's, unless the client's address is only in files of internal
 networks, whose names end in ``%int``.
 """
 
@@ -18,17 +19,18 @@ import glob
 import json
 import os
 import signal
+import sqlite3
 import sys
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 
 import niso
 from niso.base import files, paths
-from niso.base.errors import Error, InvalidInput
+from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.named_tuples import Any
-from niso.base.names import family_of, prefix
+from niso.base.names import MAC_PREFIX, bridge, family_of, prefix
 from niso.base.report import Caution, Report, silent
 from niso.change import attach, networks
 from niso.change.attach import Request, Wish
@@ -37,6 +39,7 @@ from niso.manifest.values import network_name
 from niso.plan.records import NetworkRecord, PortMapping
 from niso.plan.subnets import NetworkRequest
 from niso.runtime.machine import Machine
+from niso.store.attached_rows import AttachedRow, wishes
 from niso.store.store import Store
 
 OWNER = "podman"
@@ -45,6 +48,8 @@ _CONFIGURATIONS = ("/usr/share/containers/containers.conf", "/etc/containers/con
 _YOUNG_S = 60
 _OPTIONS = ("mtu", "isolate", "dns", *plugin.POLICY_KEYS)
 _OWN_OPTIONS = ("name", *plugin.POLICY_KEYS)
+_ROOTLESS = "_CONTAINERS_ROOTLESS_UID"
+"""The environment variable that Podman sets in the user namespace of a rootless user."""
 
 
 def main() -> None:
@@ -60,6 +65,8 @@ def _answer(words: list[str]) -> dict[str, Any] | None:
         raise InvalidInput(
             "this is a plugin for netavark", "create, setup NETNS, teardown NETNS or info"
         )
+    if os.environ.get(_ROOTLESS):
+        raise Error("niso has no rootless networks", "run podman as root, or use -d bridge")
     given = plugin.read_object()
     machine = plugin.machine()
     if command == "create":
@@ -75,8 +82,20 @@ def _answer(words: list[str]) -> dict[str, Any] | None:
 
 def _create(machine: Machine, given: dict[str, Any]) -> dict[str, Any]:
     """Create a network for Podman; return Podman's description of it, with niso's values."""
-    drop_networks(machine, _network_name(given))
-    network = _ensured(machine, given)
+    name = _network_name(given)
+    if given.get("network_interface") not in (None, "", bridge(name)):
+        raise InvalidInput(
+            f"--interface-name: the bridge of this network is {bridge(name)}", "leave it out"
+        )
+    if given.get("network_dns_servers"):  # Podman would refuse the answer
+        hint = f"create it without, then podman network update --dns-add ADDRESS {given['name']}"
+        raise InvalidInput("--dns: a network of niso cannot be created with it", hint)
+    lock = _locked()
+    try:
+        _drop(machine, name, silent)
+        network = _ensured(machine, given)
+    finally:
+        os.close(lock)
     return given | {
         "subnets": [{"subnet": s.cidr, "gateway": s.gateway} for s in network.subnets],
         "network_interface": network.bridge,
@@ -98,6 +117,7 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> NetworkRecord:
     plugin.policies(
         (options, f"network-{name}.")
     )  # refuse a wrong entry before the first container
+    _servers(given.get("network_dns_servers"))
     known = machine.store.network(name)
     subnets = given.get("subnets") or []
     if known is not None and _is_as_described(known, given, options.get("mtu")):
@@ -109,9 +129,8 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> NetworkRecord:
                 "--ip-range: niso leases any address of a subnet",
                 "choose a smaller --subnet; static addresses are never leased to others",
             )
-    for key, option in (("routes", "--route"), ("network_dns_servers", "--dns")):
-        if given.get(key):
-            raise InvalidInput(f"{option}: not supported by networks of niso", "leave it out")
+    if given.get("routes"):
+        raise InvalidInput("--route: not supported by networks of niso", "leave it out")
     mtu = plugin.mtu(options.get("mtu"), "--opt mtu")
     try:
         prefixes = tuple(str(ip_network(str(subnet["subnet"]))) for subnet in subnets)
@@ -139,7 +158,7 @@ def _is_as_described(known: NetworkRecord, given: Mapping[str, Any], mtu: str | 
         have == sorted(want)
         and known.internal == bool(given.get("internal"))
         and mtu in (None, str(known.mtu))
-        and not any(given.get(key) for key in ("routes", "network_dns_servers"))
+        and not given.get("routes")
     )
 
 
@@ -154,30 +173,55 @@ def _notes() -> str:
     return os.path.join(paths.state_dir(), "podman")
 
 
-def drop_networks(machine: Machine, wanted: str = "", report: Report = silent) -> None:
+def _locked() -> int:
+    """Lock the notes on Podman's networks; return a descriptor, whose end unlocks them.
+
+    Otherwise a network that Podman creates could be removed in place of an earlier one of its name.
+    """
+    os.makedirs(_notes(), mode=0o700, exist_ok=True)
+    lock = os.open(_notes(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+def drop_networks(machine: Machine, report: Report = silent) -> None:
     """Remove the networks that Podman has removed, if no service is on them. Raises OSError.
 
-    Podman does not call its plugin when it removes a network, but deletes the network's file. It
-    writes the file of a new network after the call, so young networks stay, except the network
-    ``wanted``, which Podman is about to create again.
+    Podman does not call its plugin when it removes a network, but deletes the network's file.
     """
-
-    try:
-        names = sorted(os.listdir(_notes()))
-    except FileNotFoundError:
+    if not os.path.isdir(_notes()):
         return
+    lock = _locked()
+    try:
+        _drop(machine, "", report)
+    finally:
+        os.close(lock)
+
+
+def _drop(machine: Machine, wanted: str, report: Report) -> None:
+    """Carry out `drop_networks` under the lock.
+
+    Podman writes the file of a new network after the call. A young network whose file has not been
+    seen therefore stays, except the network ``wanted``, which Podman is about to create again.
+    """
     store = machine.store
-    for name in names:
-        if "." in name:  # another process is writing it
+    for name in sorted(os.listdir(_notes())):
+        if "." in name:  # left by a process that was killed while it wrote
             continue
         path = os.path.join(_notes(), name)
-        content = files.read(path)
-        note = json.loads(content.decode()) if content is not None else {}
-        if not isinstance(note, dict) or store.network_made_at(name) != note.get("made_at"):
+        try:
+            note = plugin.load(path) or {}
+        except ValueError:
+            note = {}  # it was damaged
+        if "file" not in note or store.network_made_at(name) != note.get("made_at"):
             files.remove(path)  # another network of that name
             continue
-        is_young = time.time() - os.stat(path).st_mtime < _YOUNG_S
-        if os.path.lexists(str(note["file"])) or (is_young and name != wanted):
+        if os.path.lexists(str(note["file"])):
+            if not note.get("seen"):
+                plugin.save(path, note | {"seen": True})
+            continue
+        is_new = not note.get("seen") and time.time() - os.stat(path).st_mtime < _YOUNG_S
+        if is_new and name != wanted:
             continue
         if store.members(name) or store.held_by(name):
             continue
@@ -231,20 +275,30 @@ def _network_name(given: Mapping[str, Any]) -> str:
 
 
 def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    network = _ensured(machine, given["network"])
+    lock = _locked()
+    try:
+        _drop(machine, "", silent)
+        network = _ensured(machine, given["network"])
+    finally:
+        os.close(lock)
     mine = given.get("network_options") or {}
     container, called = str(given["container_id"]), str(given["container_name"])
     options = plugin.options(given["network"].get("options"), _OPTIONS, "--opt")
     own = plugin.options(mine.get("options"), _OWN_OPTIONS, f"--network {network.name}:")
+    database = _database()
+    record = recorded(database, container) or {}
+    _let_go(machine, container, called)
     store = machine.store
     # netavark calls once for each network: a later call extends the attachment of the first
-    same, name = plugin.find(machine, OWNER, container, netns, own.get("name") or called)
+    same, name = plugin.find(machine, OWNER, container, netns, own.get("name") or called, True)
     wish = Wish(
         network.name,
         attach.interface_name(str(mine.get("interface_name") or "eth0")),
         tuple(map(plugin.address, mine.get("static_ips") or ())),
-        plugin.mac(mine.get("static_mac")),
+        _mac(mine, (record.get("newNetworks") or {}).get(given["network"]["name"])),
     )
+    servers = _servers(record.get("dnsServer"))
+    labels = {DATABASE: database, SERVERS: " ".join(servers)}
     request = Request(
         name,
         netns,
@@ -254,6 +308,7 @@ def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, 
         owner=OWNER,
         id=container,
         given=called,
+        labels=tuple((key, value) for key, value in labels.items() if value),
         policies=(
             (
                 network.name,
@@ -267,13 +322,14 @@ def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, 
         request = request._replace(wishes=tuple(sorted(request.wishes)))
     attach.attach(machine, request)
     has_names = options.get("dns") != "none"
+    resolvers = _servers(given["network"].get("network_dns_servers"))
     if has_names:
-        update(machine, network.name, OWNER)
-    has_server = has_names and _program() is not None
-    resolvers = [subnet.gateway for subnet in network.subnets] if has_server else []
+        update(machine, network.name, OWNER, resolvers)
+        if _program() is not None:
+            resolvers = [subnet.gateway for subnet in network.subnets]
     link, mac, addresses = plugin.endpoint(store, name, network)
     return {
-        "dns_search_domains": [DOMAIN] if resolvers else [],
+        "dns_search_domains": [DOMAIN] if has_names and _program() is not None else [],
         "dns_server_ips": resolvers,
         "interfaces": {
             link.interface: {
@@ -284,6 +340,23 @@ def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, 
             }
         },
     }
+
+
+def _mac(mine: Mapping[str, Any], chosen: object) -> str:
+    """Return the MAC address that a user has chosen for a container, or "".
+
+    ``podman network reload`` passes the present MAC address. niso derived it from a name that the
+    container may no longer have. ``chosen`` are the options of the network in Podman's record.
+    """
+    mac = plugin.mac(mine.get("static_mac"))
+    is_derived = isinstance(chosen, dict) and not chosen.get("static_mac")
+    return "" if is_derived and mac.startswith(MAC_PREFIX) else mac
+
+
+def _servers(given: object) -> list[str]:
+    """Return the addresses of name servers. Raises ValueError if one is not an address."""
+    texts = given if isinstance(given, list) else []
+    return [plugin.address(text) for text in texts if text != "none"]  # --dns none
 
 
 def _port(given: Mapping[str, Any]) -> PortMapping:
@@ -305,7 +378,116 @@ def _teardown(machine: Machine, given: Mapping[str, Any]) -> None:
     for attached in machine.store.attachments.all(OWNER, str(given["container_id"])):
         plugin.take_off(machine, attached, lambda link: link.network == network)
     if machine.store.network(network) is not None:
+        update(machine, network, OWNER, _servers(given["network"].get("network_dns_servers")))
+    drop_networks(machine)
+
+
+# --- what Podman has on record --------------------------------------------------------------------
+
+DATABASE, SERVERS = "podman_database", "podman_dns"
+"""Labels of an attachment: the path of Podman's database, and the name servers of --dns."""
+_PATIENCE_S = 20.0
+
+
+def _database() -> str:
+    """Return the path of the database that the calling podman has open; "" if it has none.
+
+    netavark passes neither the options of a container that are not about its networks nor the
+    folder of Podman's storage.
+    """
+    try:
+        with open(f"/proc/{os.getppid()}/stat", encoding="utf-8", errors="replace") as file:
+            podman = int(file.read().rpartition(")")[2].split()[1])
+        folder = f"/proc/{podman}/fd"
+        paths_open = [os.readlink(f"{folder}/{number}") for number in os.listdir(folder)]
+    except OSError:
+        return ""  # netavark was called by another program
+    return next((path for path in paths_open if path.endswith("/db.sql")), "")
+
+
+def recorded(database: str, container: str) -> dict[str, Any] | None:
+    """Return Podman's record of a container, {} if it cannot be read, None if there is none.
+
+    Raises Error if Podman's database stays locked.
+    """
+    if not database:
+        return {}
+    if not os.path.exists(database):
+        return None
+    uri = database.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    query = "SELECT JSON FROM ContainerConfig WHERE ID=?"
+    try:
+        db = sqlite3.connect(f"file:{uri}?mode=ro", timeout=_PATIENCE_S, uri=True)
+        try:
+            row = db.execute(query, (container,)).fetchone()
+        finally:
+            db.close()
+        record = json.loads(row[0]) if row is not None else None
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+            raise Error(f"{database}: {error}", "try again") from error
+        return {}
+    except (sqlite3.DatabaseError, ValueError):
+        return {}
+    return record if record is None or isinstance(record, dict) else {}
+
+
+def _let_go(machine: Machine, container: str, called: str) -> None:
+    """Detach a container of the same name that Podman no longer has. Raises Conflict if it has."""
+    for attached in machine.store.attachments.all(OWNER):
+        if attached.given != called or attached.id == container:
+            continue
+        if _is_left(attached):
+            _detach(machine, attached)
+            continue
+        now = (recorded(_database_of(attached), attached.id) or {}).get("name", called)
+        if now != called:
+            raise Conflict(
+                f"Podman has renamed container {called!r} to {now!r}, and niso has not",
+                f"podman network reload {now}",
+            )
+
+
+def collect(machine: Machine) -> list[str]:
+    """Detach the containers that neither Podman nor a process has; return their names.
+
+    The files of their namespaces are left if Podman's storage is deleted.
+    """
+    done = []
+    for attached in machine.store.attachments.all(OWNER):
+        if _is_left(attached):
+            _detach(machine, attached)
+            done.append(attached.service)
+    return done
+
+
+def _detach(machine: Machine, attached: AttachedRow) -> None:
+    on = [link.network for link in machine.store.attachments.links(attached.service)]
+    attach.detach(machine, attached.service, attached.id)
+    for network in on:
         update(machine, network, OWNER)
+
+
+def _database_of(attached: AttachedRow) -> str:
+    return str(wishes(attached)["labels"].get(DATABASE, ""))
+
+
+def _is_left(attached: AttachedRow) -> bool:
+    """Return whether Podman has no record of a container, and no process is in its namespace."""
+    if recorded(_database_of(attached), attached.id) is not None:
+        return False
+    try:
+        space = os.stat(attached.netns)
+    except OSError:
+        return True
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            there = os.stat(f"/proc/{pid}/ns/net")
+        except OSError:
+            continue  # it has ended
+        if (there.st_dev, there.st_ino) == (space.st_dev, space.st_ino):
+            return False
+    return True
 
 
 # --- names by aardvark-dns ------------------------------------------------------------------------
@@ -325,8 +507,14 @@ Services of niso are on the network too, and aardvark-dns forwards for addresses
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_.-")
 
 
-def update(machine: Machine, network: str, owner: str) -> None:
-    """Write a network's file for aardvark-dns, which then reads its files again. Raises OSError."""
+def update(
+    machine: Machine, network: str, owner: str, servers: Sequence[str] | None = None
+) -> None:
+    """Write a network's file for aardvark-dns, which then reads its files again. Raises OSError.
+
+    Queries for other names are forwarded to ``servers``, or to the servers of the host if there are
+    none. None leaves the servers as they are.
+    """
     program = _program()
     if program is None:
         return
@@ -337,6 +525,10 @@ def update(machine: Machine, network: str, owner: str) -> None:
         # under the lock, the last writer has also read the store last
         fcntl.flock(lock, fcntl.LOCK_EX)
         text = _text(machine.store, network, owner)
+        servers = _present(folder, network) if servers is None else servers
+        if servers:
+            head, _, rest = text.partition("\n")
+            text = f"{head} {','.join(servers)}\n{rest}" if text else ""
         known = machine.store.network(network)
         ends = (_INTERNAL, "") if known is not None and known.internal else ("", _INTERNAL)
         path, other = (os.path.join(folder, f"{network}{end}") for end in ends)
@@ -354,6 +546,13 @@ def update(machine: Machine, network: str, owner: str) -> None:
         os.close(lock)
 
 
+def _present(folder: str, network: str) -> list[str]:
+    """Return the name servers in the first line of a network's file for aardvark-dns."""
+    content = files.read(f"{folder}/{network}") or files.read(f"{folder}/{network}{_INTERNAL}")
+    head = (content or b"").decode().partition("\n")[0].split()
+    return head[1].split(",") if len(head) > 1 else []
+
+
 def _program() -> str | None:
     return next((path for path in PROGRAMS if os.access(path, os.X_OK)), None)
 
@@ -368,7 +567,9 @@ def _text(store: Store, network: str, owner: str) -> str:
         shown = ",".join(sorted(name for name in names if name and _NAME.issuperset(name)))
         if own and shown:
             families = (",".join(a for a in own if family_of(a) == n) for n in (4, 6))
-            lines.append(f"{attached.service} {' '.join(families)} {shown}\n")
+            servers = wishes(attached)["labels"].get(SERVERS, "").replace(" ", ",")
+            line = f"{attached.service} {' '.join(families)} {shown} {servers}"
+            lines.append(f"{line.rstrip()}\n")
     if known is None or not lines:
         return ""
     if known.internal:

@@ -29,6 +29,8 @@ from niso.store.store import Store
 _LONGEST_NAME = 40
 """The maximum length of an attachment's name. A longer name is cut, and a hash is added."""
 
+_SIMILAR = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_.")
+
 
 class _LateProcesses:
     """A stand-in for `Processes`, whose 15 modules are imported only to undo a change."""
@@ -54,18 +56,18 @@ def machine() -> Machine:
 
 
 def find(
-    machine: Machine, owner: str, id: str, netns: str, wanted: str
+    machine: Machine, owner: str, id: str, netns: str, wanted: str, similar: bool = False
 ) -> tuple[AttachedRow | None, str]:
     """Return the attachment of a namespace, None for a new one, and the name that it has or gets.
 
     ``owner`` and ``id`` are the engine and its container, ``netns`` the path of the namespace, and
-    ``wanted`` the name for a new attachment.
+    ``wanted`` the name for a new attachment. ``similar`` is as in `label`.
     """
     known = machine.store.attachments.all(owner, id)
     there = machine.kernel.cookie_at(netns)
     same = next((attached for attached in known if there and attached.cookie == there), None)
     if same is None and not known:
-        return None, free_name(machine, wanted, id)
+        return None, free_name(machine, wanted, id, similar)
     return same, (same or known[0]).service
 
 
@@ -85,14 +87,20 @@ def endpoint(
     return link, link.mac or store.derived_mac(name, network.name), addresses
 
 
-def label(text: str) -> str:
-    """Convert a text to a valid service name. If the text was changed, a hash is added."""
-    plain = "".join(c if c.isascii() and (c.islower() or c.isdigit()) else "-" for c in text)
+def label(text: str, similar: bool = False) -> str:
+    """Convert a text to a valid service name. If the text was changed, a hash is added.
+
+    With ``similar`` no hash is added if only capital letters, ``_`` and ``.`` were replaced:
+    ``My_Web.1`` becomes ``my-web-1``. Two texts may then have the same name.
+    """
+    lower = text.lower() if text.isascii() else text
+    plain = "".join(c if c.isascii() and (c.islower() or c.isdigit()) else "-" for c in lower)
     words = [word for word in plain.split("-") if word]
     name = "-".join(words) or "c"
+    is_same = name == (plain if similar and not set(lower) - _SIMILAR else text)
     if not name[0].isalpha() or name in ("host", "localhost") or name.startswith("ip6-"):
-        name = f"c-{name}"
-    if name == text and len(name) <= _LONGEST_NAME:
+        name, is_same = f"c-{name}", False
+    if is_same and len(name) <= _LONGEST_NAME:
         return name
     short = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:5]
     return f"{name[:_LONGEST_NAME].rstrip('-')}-{short}"
@@ -197,9 +205,12 @@ def flag(value: object, where: str) -> bool:
     return text in ("true", "1")
 
 
-def free_name(machine: Machine, wanted: str, id: str) -> str:
-    """Return a free name for an attachment: ``wanted``, or with the container's ``id`` appended."""
-    name = label(wanted)
+def free_name(machine: Machine, wanted: str, id: str, similar: bool = False) -> str:
+    """Return a free name for an attachment: ``wanted``, or with the container's ``id`` appended.
+
+    ``similar`` is as in `label`.
+    """
+    name = label(wanted, similar)
     store = machine.store
     row, held = store.service(name), store.attachments.get(name)
     is_free = row is None or (held is not None and not (row.active and held.lives(machine.kernel)))

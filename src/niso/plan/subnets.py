@@ -140,7 +140,11 @@ def parse_subnet(text: str) -> Network:
         special = (subnet.is_loopback, subnet.is_multicast, subnet.is_link_local)
         usable = not (any(special) or subnet.is_reserved or subnet.subnet_of(THIS_NETWORK))
     if not usable:
-        raise UsageError(f"{text}: not a prefix of unicast addresses", hint, key)
+        unicast6 = " or ".join(map(str, UNICAST6))
+        # fdd: is 0fdd:, although it looks like a unique local prefix
+        seen = f", but {subnet.exploded[:4]}:" if ":" in text and text[:1] != "0" else ""
+        reason = f"not in {unicast6}{seen}" if seen else "not a prefix of unicast addresses"
+        raise UsageError(f"{text}: {reason}", hint, key)
     return subnet
 
 

@@ -139,7 +139,9 @@ _ACTIONS = (
             ),
             *REPORTS,
         ),
-        about="A namespace ends with the last process or mount that holds it, or by a reboot.",
+        about="A namespace ends with the last process or mount that holds it, or by a reboot.\n\n"
+        "Containers that Podman no longer has are detached too, if no process is in them. Networks "
+        "that Podman has removed are removed, if no service is on them.",
         lines="niso net gc\nniso net gc --owner podman --valid 'b186d057f65e'",
         ends=True,
         aside=True,
