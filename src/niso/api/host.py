@@ -292,7 +292,7 @@ class Host(ApiPart):
 
         Use the result in a ``with`` block. Its ``read()`` returns bytes of a pcapng file with the
         services' names, or with ``lines`` bytes of text, and b"" at the end. Its ``stop()`` ends
-        the capture. Raises Error without tcpdump, UsageError, Conflict, NotFound.
+        the capture. Raises UsageError, NotFound, Conflict, and Error if tcpdump is not installed.
         """
         from niso.look import capture
 
@@ -374,8 +374,8 @@ class Host(ApiPart):
     def refresh_names(self, *, force: bool = False) -> tuple[niso.OutsideName, ...]:
         """Resolve the DNS names in policies whose answers have expired. ``force`` resolves all.
 
-        Rules and the services' hosts files are changed together. Returns all names. Raises Error if
-        dnspython is not installed, KernelError.
+        Rules and the services' hosts files are changed together. Returns all names. Raises
+        KernelError, and Error if dnspython is not installed.
         """
         from niso.change import outside_names_refresh
 
@@ -442,7 +442,8 @@ class Host(ApiPart):
     def guard_firewalls(self, on: bool = True) -> tuple[niso.Marked, ...]:
         """Make systemd repair niso's rules after each start or reload of another firewall.
 
-        ``on=False`` turns this off. Raises Error without systemd, Conflict.
+        ``on=False`` turns this off. Raises Conflict for a drop-in of another program, and Error
+        without systemd.
         """
         from niso.change import boot
 

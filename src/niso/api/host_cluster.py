@@ -99,8 +99,8 @@ class Clusters(ApiPart):
     def leave(self, *, force: bool = False) -> str:
         """Remove this host from its cluster, with ``force`` even if etcd does not answer.
 
-        Returns the name of this host in the cluster. Raises Conflict if services of this host are
-        on networks of the cluster, Error.
+        Returns the name of this host in the cluster. Raises Error, and Conflict if services of this
+        host are on networks of the cluster.
         """
         machine = self.session.machine_for_change()
         return cluster_join.leave(machine, force, self.session.report).host
@@ -125,7 +125,7 @@ class Clusters(ApiPart):
     def be_only_member(self) -> None:
         """Make this host's etcd member the only one, after most members were lost for good.
 
-        Raises Conflict if most members still answer, Error.
+        Raises Error, and Conflict if most members still answer.
         """
         cluster_hosts.be_only_member(self.session.machine_for_change(), self.session.report)
 

@@ -126,7 +126,7 @@ class Services(ApiPart):
     def restart(self, *names: str) -> tuple[niso.Done, ...]:
         """Restart the processes of active services. Addresses and ports stay the same.
 
-        Raises Conflict if a service is not active, NotFound, ProcessError.
+        Raises NotFound, ProcessError, and Conflict if a service is not active.
         """
         return self.restart_in_order(texts(names, "names"), None)
 

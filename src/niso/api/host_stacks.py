@@ -82,7 +82,7 @@ class Stacks(ApiPart):
     def restart(self, stack: str | os.PathLike[str]) -> tuple[niso.Done, ...]:
         """Restart a stack's active services, each after the services that it depends on.
 
-        Raises Conflict if the stack came from another file, NotFound, ProcessError.
+        Raises NotFound, ProcessError, and Conflict if the stack came from another file.
         """
         self.session.require()
         loaded = stack_members.load(path(stack, "stack"))

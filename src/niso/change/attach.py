@@ -287,8 +287,8 @@ def apply_policies(machine: Machine, report: Report = silent) -> list[Attachment
 def detach(machine: Machine, name: str, id: str | None = None, report: Report = silent) -> bool:
     """Detach an attachment, and return whether it existed.
 
-    With ``id``, an attachment of this name that has another id is left unchanged. Raises Conflict
-    if the name belongs to a service with a process, and KernelError.
+    With ``id``, an attachment of this name that has another id is left unchanged. Raises
+    KernelError, and Conflict if the name belongs to a service with a process.
     """
     store = machine.store
     if store.intents():

@@ -204,7 +204,7 @@ def prepare(
 ) -> ActivationClaims | NoClaims:
     """Reserve in etcd what services need, and return the reservations.
 
-    ``made`` are networks that the command creates on this host alone, and ``unobserved`` new
+    ``made`` are networks that the command creates on this host alone. ``unobserved`` are new
     networks whose flows are not recorded. With ``dry_run``, nothing is reserved. Raises Conflict,
     NoAnswer or Error; the caller must then call `report_changes` to release what was reserved.
     """

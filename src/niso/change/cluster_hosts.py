@@ -190,7 +190,7 @@ def forget(machine: Machine, host: str) -> Forgotten:
     """Remove a lost host from the cluster with all its claims, and revoke its certificates.
 
     If the host has left or never joined, only its certificates are revoked. Raises NotFound if
-    nothing of the host exists, Conflict if the host is alive, and NoAnswer.
+    nothing of the host exists, Conflict if it is alive, and NoAnswer if etcd fails.
     """
     own = require_member(machine)
     if host == own.host:
@@ -233,8 +233,8 @@ def add_member(machine: Machine, host: str, report: Report) -> int:
 def remove_member(machine: Machine, host: str, report: Report) -> int:
     """Remove the etcd member of this host (``host`` is "") or of a lost host.
 
-    Returns the number of voting members that remain. Raises Conflict for the only member and for a
-    host that is alive, NotFound, NoAnswer or Error.
+    Returns the number of voting members that remain. Raises NotFound, NoAnswer, Error, and Conflict
+    for the only member or a host that is alive.
     """
     own = _require_own_etcd(machine)
     with service_lock(LOCK), own.engine() as engine:
@@ -264,7 +264,7 @@ def remove_member(machine: Machine, host: str, report: Report) -> int:
 def be_only_member(machine: Machine, report: Report) -> None:
     """Make this host's etcd member the only member, with its data, after most were lost.
 
-    Raises Conflict if most members answer, and Error.
+    Raises Conflict if most members answer, and Error if this host has no member or etcd fails.
     """
     own = _require_own_etcd(machine)
     if own.member is None:

@@ -107,7 +107,7 @@ def remove_volumes(
 ) -> None:
     """Delete named volumes, each given as (service, volume). An empty volume stands for all.
 
-    Raises Conflict if a service is active or something is mounted in a volume, and Error.
+    Raises Error, and Conflict if a service is active or something is mounted in a volume.
     """
     store, wanted = machine.store, list(wanted)
     services = list(dict.fromkeys(service for service, _ in wanted))

@@ -273,8 +273,8 @@ def remove(
     """Remove networks and their bridges. If one network cannot be removed, none is removed.
 
     A network that spans hosts is removed from the cluster first, even if this host does not have
-    the network. Raises NotFound, Conflict if a service on any host is on one of the networks, and
-    KernelError.
+    the network. Raises NotFound, KernelError, and Conflict if a service of any host is on one of
+    the networks.
     """
     from niso.change import span_networks
 

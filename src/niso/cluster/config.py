@@ -78,7 +78,7 @@ def file_path() -> str:
 
 
 def load() -> Config | None:
-    """Read cluster.toml. Returns None if this host is in no cluster. Raises Error."""
+    """Read cluster.toml. Returns None without the file. Raises Error if its content is invalid."""
     path = file_path()
     return parsed(toml.load(path, FILE_NAME), path) if os.path.lexists(path) else None
 

@@ -78,7 +78,7 @@ def check(machine: Machine, name: str | None = None) -> list[Finding]:
 
 
 def problems(machine: Machine) -> dict[str, int] | None:
-    """Count the lasting problems of each kind, without taking niso's lock.
+    """Count the lasting problems, by kind of problem, without taking niso's lock.
 
     A problem is lasting if all of several comparisons find the problem. Returns None if objects
     vanished during each comparison. Raises KernelError.

@@ -170,7 +170,8 @@ def spawn(
     """Start crun exec in a process group of its own, and return its pid.
 
     ``stem`` and ``oci_process`` are the results of `prepare`. ``files`` are the command's stdin,
-    stdout and stderr. ``options`` are further options for crun, ``settings`` those of posix_spawn.
+    stdout and stderr. ``options`` are further options for crun, and ``settings`` are arguments of
+    posix_spawn.
     """
     write_json(f"{stem}.json", oci_process)
     os.close(os.open(f"{stem}.log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))

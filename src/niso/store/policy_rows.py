@@ -87,7 +87,8 @@ class PolicyRows(NameRows):
     ) -> Iterator[Policed]:
         """Yield the policies of services, and the entries of other policies that contain names.
 
-        ``names`` are the names in policies that now stand for other addresses.
+        ``names`` are names whose addresses have changed. A policy of another service that contains
+        such a name is yielded with these addresses (`Policed.only`).
         """
         # the instances of a service with a service address have its policy
         fronts = self._column(FRONTS)
