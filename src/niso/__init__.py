@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from niso.change.cluster_hosts import ClusterStatus as ClusterStatus, Forgotten as Forgotten
     from niso.change.cluster_join import Membership as Membership
     from niso.change.deactivate import Done as Done
+    from niso.change.save_load import LoadedService as LoadedService, Saved as Saved
     from niso.change.stacks import StackDown as StackDown, StackUp as StackUp
     from niso.compose.compose_file import ImportedStack as ImportedStack
     from niso.compose.service_tables import Missing as Missing
@@ -97,6 +98,7 @@ _MODULES = {
     "change.cluster_hosts": "ClusterHost ClusterMember ClusterStatus Forgotten",
     "change.cluster_join": "Membership",
     "change.deactivate": "Done",
+    "change.save_load": "LoadedService Saved",
     "change.stacks": "StackDown StackUp",
     "compose.compose_file": "ImportedStack",
     "compose.service_tables": "Missing",

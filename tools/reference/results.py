@@ -188,6 +188,8 @@ RESULTS: dict[str, Result] = {
     "stack status": _array("ServiceLine"),
     "stack ps": _array("ServiceLine"),
     "stack restart": _array("Done"),
+    "save": _object("Saved"),
+    "load": _array("LoadedService"),
     "volume list": _array("VolumeLine"),
     "volume inspect": _array("VolumeLine"),
     "volume remove": _array("VolumeLine"),

@@ -1,12 +1,27 @@
-"""Manage named volumes (``host.volumes``)."""
+"""Manage named volumes (``host.volumes``); save services with them, and load them."""
 
 from __future__ import annotations
 
+import time
+
+from niso.base.errors import UsageError
 from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.report import Finished
 from niso.look import named_volumes
-from niso.look.session import ApiPart, as_usage, texts
+from niso.look.session import (
+    LEAST_TIMEOUT_S,
+    ApiPart,
+    as_usage,
+    callers,
+    path,
+    seconds,
+    text,
+    texts,
+)
 
 if TYPE_CHECKING:
+    import os
+
     import niso
 
 
@@ -35,3 +50,77 @@ class Volumes(ApiPart):
         found = named_volumes.lines(machine.store, wanted) if wanted else []
         deactivate.remove_volumes(machine, pairs, self.session.report)
         return tuple(found)
+
+    # --- archives of services ---------------------------------------------------------------------
+
+    def save(
+        self,
+        *services: str,
+        stack: str | None = None,
+        all: bool = False,
+        output: str | os.PathLike[str] | None = None,
+        secrets: bool = False,
+        stop: bool = False,
+    ) -> niso.Saved:
+        """Save services to an archive: packages, active manifests, volumes, addresses, networks.
+
+        ``stack`` is the name of a stack, all of whose services are saved. ``all`` saves all
+        services except attachments. ``output`` is the archive's path, ``-`` for standard output, or
+        None for a file in the working directory. ``secrets`` includes the content of secrets.
+        With ``stop``, active services are deactivated meanwhile. Raises Conflict, NotFound, Error.
+        """
+        from niso.change import save_load
+
+        named = texts(services, "services")
+        if (bool(named) + (stack is not None) + all) != 1:
+            raise UsageError("needs services, a stack, or all", "niso help save")
+        machine = self.session.machine_for_change()
+        store = machine.store
+        if stack is not None:
+            names = store.stack_members(text(stack, "stack"))
+            if not names:
+                raise UsageError(f"no stack {stack!r}", "niso save takes the name of a stack")
+        elif all:
+            rows = store.services()
+            names = [
+                r.name for r in rows if not r.is_attachment and not store.instances.get(r.name)
+            ]
+            if not names:
+                raise UsageError("no service to save", "niso ps lists the services")
+        else:
+            names = list(dict.fromkeys(store.resolve(name) for name in named))
+        file = None if output == "-" else path(output, "output") if output is not None else ""
+        if file == "":
+            day = time.strftime("%Y-%m-%d")
+            file = f"{stack or ('all' if all else names[0])}-{day}.niso"
+        return save_load.save(machine, names, file, secrets, stop, self.session.report)
+
+    def load(
+        self,
+        file: str | os.PathLike[str],
+        *,
+        prefix: str | None = None,
+        timeout: float = 60.0,
+        trust_owner: bool = True,
+    ) -> tuple[niso.LoadedService, ...]:
+        """Load the services of an archive, and start those that ran when it was saved.
+
+        ``prefix`` makes them the services of a new stack of this name, whose names begin with it.
+        If anything fails, all that was loaded is removed. ``timeout`` is the number of seconds for
+        each service to start or become healthy. Without ``trust_owner``, an archive that users
+        other than root and the caller can change is refused. Raises Error, Conflict, InvalidInput.
+        """
+        from niso.change import save_load
+        from niso.manifest import values
+
+        self.session.require()
+        timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)
+        if prefix is not None:
+            as_usage(lambda: values.service_name(text(prefix, "prefix"), "--as"))
+        machine = self.session.machine_for_change(create=True)
+        trusted = None if trust_owner else callers()
+        loaded = save_load.load(
+            machine, path(file, "file"), prefix, trusted, timeout_s, self.session.report
+        )
+        self.session.report(Finished())
+        return tuple(loaded)

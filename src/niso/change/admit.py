@@ -225,7 +225,8 @@ def _record(
     for network in on:
         try:
             kept = store.attachment_key(name)
-            service_rows.lease(store, name, network, wanted.network.statics(network), beside, kept)
+            statics, prefers = wanted.network.statics(network), target.prefers.get(network, ())
+            service_rows.lease(store, name, network, statics, beside, kept, prefers)
         except (Conflict, InvalidInput) as error:
             errors.append(error)
     _set_ports(machine, target, before, ports_before, together, named)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound, flatten, raise_all
@@ -297,6 +297,7 @@ class Target(NamedTuple):
     take: bool = False  # whether to take the name over from a lost host of the cluster
     instance: Instance | None = None  # the instance's record; None if it is no instance
     pinned: bool = False  # a former version, or another number of instances than recorded
+    prefers: Mapping[str, tuple[str, ...]] = {}  # network -> addresses to get if they are free
     again: int = 0  # instances of lower versions are replaced, even if nothing has changed
 
     @property

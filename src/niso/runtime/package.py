@@ -190,10 +190,10 @@ def keep_manifest(copy: str, spec: ServiceSpec, internal: Iterable[str] = ()) ->
         if (files.read(path) or b"").startswith(mark):
             return
         signals.hit(f"write {path}")
-        text = mark + _text(spec)
+        content = mark + text(spec)
         if os.path.isdir(path):  # of a package whose manifest has another name
             return
-        files.replace(path, text, _mode(spec))
+        files.replace(path, content, _mode(spec))
         files.sync(copy)
     except OSError as error:
         raise Error(f"cannot write {path}: {error.strerror}", service=spec.name) from error
@@ -228,7 +228,7 @@ def _write_manifest(copy: str, spec: ServiceSpec) -> None:
     if os.path.isdir(path) and not os.path.islink(path):
         return
     with open(files.make(path, _mode(spec)), "wb") as file:
-        file.write(_mark(spec) + _text(spec))
+        file.write(_mark(spec) + text(spec))
         os.fchmod(file.fileno(), _mode(spec))
 
 
@@ -247,7 +247,8 @@ def _mark(spec: ServiceSpec, internal: Iterable[str] = ()) -> bytes:
     return _MARK + f"{digest}\n".encode() + (_INTERNAL + names + b"\n" if names else b"")
 
 
-def _text(spec: ServiceSpec) -> bytes:
+def text(spec: ServiceSpec) -> bytes:
+    """Return the active manifest of a service as TOML."""
     data = load.written(spec)
     lines = [line for name, table in data.items() if table for line in toml.table(name, table, 0)]
     return "\n".join(lines).encode()

@@ -157,7 +157,7 @@ def give_to_service(spec: ProcessSpec, report: Report = silent) -> None:
         info = os.lstat(volume.source)
         if _owner(info, spec) == (info.st_uid, info.st_gid):
             continue
-        if point := _mounted_in(volume.source):
+        if point := mounted_in(volume.source):
             reason = f"volume {volume.name!r} has the uid of another service: it cannot be given to"
             reason += f" uid {spec.uid} while something is mounted at {point}"
             raise Conflict(reason, f"umount {point}", service=spec.service)
@@ -322,12 +322,12 @@ def check_removable(service: str, volume: str = "") -> None:
 
     With an empty ``volume``, all volumes of the service are checked.
     """
-    if point := _mounted_in(os.path.join(paths.volume_dir(service), volume)):
+    if point := mounted_in(os.path.join(paths.volume_dir(service), volume)):
         reason = f"cannot remove its volumes: something is mounted at {point}"
         raise Conflict(reason, f"umount {point}", service=service)
 
 
-def _mounted_in(folder: str) -> str | None:
+def mounted_in(folder: str) -> str | None:
     """Return a mount point at or below a folder, or None."""
     folder = os.path.realpath(folder)
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:

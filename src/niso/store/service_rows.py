@@ -21,7 +21,7 @@ from heapq import merge
 from niso.base import convert, paths
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.names import family_of, prefix
+from niso.base.names import Prefix, family_of, prefix
 from niso.plan.records import Healthcheck, NetworkRecord, PortMapping, SubnetRecord
 from niso.plan.specs import ProcessSpec, ProgramSpec, ServiceSpec
 from niso.store.port_rows import PORT_COLUMNS, PRIMARY
@@ -518,6 +518,7 @@ def lease(
     statics: Sequence[str] = (),
     beside: frozenset[str] = frozenset(),
     kept: tuple[str, str] | None = None,
+    prefers: Sequence[str] = (),
 ) -> None:
     """Reserve an address for a service in each subnet of a network.
 
@@ -526,7 +527,8 @@ def lease(
     that the cluster has reserved for the service (its claim). The caller must be in a transaction.
     ``statics`` has at most one address of each family. ``beside`` are the services that the same
     command activates. ``kept`` is (owner, owner's name) of an attachment, which gets the address
-    that it had before. An address that an attachment has released is assigned to another service
+    that it had before. ``prefers`` are addresses that the service gets if they are free. An address
+    that an attachment has released is assigned to another service
     only if no other address is free; then the one released first is taken. Raises InvalidInput if a
     static address is unusable, Conflict if it is taken or the network is full.
     """
@@ -557,6 +559,7 @@ def lease(
         elif store.lease_of(service, network_name, subnet.family) is None:
             where = network_name, subnet.family
             free = None if kept is None else store.released_by(*kept, *where)
+            free = _preferred(store, prefers, net, gateway) if free is None else free
             if free is None:
                 released = store.released(*where)
                 free = subnets.first_free(net, gateway, store.used_numbers(*where, released))
@@ -565,6 +568,18 @@ def lease(
                 raise _full(store, network_name, subnet.family, subnet.cidr)
             address = net.at(free)
             store.add_lease(service, network_name, subnet.family, free, address, static=False)
+
+
+def _preferred(store: Store, prefers: Sequence[str], net: Prefix, gateway: int) -> int | None:
+    """Return the offset of the first preferred address that a service can have in a subnet."""
+    from niso.plan import subnets
+
+    for address in prefers:
+        if net.holds(address) and store.lease_holder(address) is None:
+            number = net.offset(address)
+            if not subnets.refusal(net, gateway, number):
+                return number
+    return None
 
 
 def is_leased(store: Store, service: str, network: NetworkRecord, statics: Sequence[str]) -> bool:

@@ -312,6 +312,10 @@ class Store(SnapshotRows):
         if self.cluster_id():
             self.across.forget_nameless()
 
+    def is_implicit(self, network: str) -> bool:
+        """Return whether a network is deleted with its last recorded service."""
+        return self._has("SELECT 1 FROM network WHERE name=? AND implicit=1", network)
+
     def drop_implicit_networks(self, names: Iterable[str]) -> list[str]:
         """Delete those of the given networks that are implicit and unused; return their names."""
         gone = [

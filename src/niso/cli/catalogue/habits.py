@@ -42,13 +42,15 @@ HABITS = {
     "network connect, network disconnect, net connect, net disconnect": "niso activate ./FOLDER:"
     " after a change of networks in its manifest; the process keeps running",
     "network": "niso net list: niso help net lists the actions",
+    "export, checkpoint, commit": "niso save NAME: the package, its volumes and networks",
+    "volume import": "niso load FILE: loads an archive of niso save",
     "volumes, volume ls": "niso volume list: with sizes; a volume belongs to one service",
     "volume rm, volume prune": "niso volume remove SERVICE/NAME",
     "volume create": "niso activate ./FOLDER: creates the volumes of [volumes] in its manifest",
     "secret, secrets": "a secret is a file that [secrets] of a manifest names",
     "generate systemd, generate, quadlet": "niso enable NAME: starts the service at boot",
     "info, system info": "niso version",
-    "build, pull, push, images, image, load, save, login": "there are no images: a service is a"
+    "build, pull, push, images, image, login": "there are no images: a service is a"
     " folder, and can have a root file system",
     "prune, system prune, network prune, net prune": "networks that a manifest made are removed"
     " with their last service",

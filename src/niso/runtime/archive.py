@@ -1,0 +1,315 @@
+"""Write and read the archives of `niso save`: tar files, compressed by zstd or gzip.
+
+The first entry describes the content (`DESCRIPTION`). The last one, SHA256SUMS, has the digest of
+each file, as sha256sum(1) prints it, and one digest of the names, owners and modes of all entries.
+An archive is read as untrusted data: an entry cannot be created outside the target folder, because
+each folder is opened without following links, and nothing that exists is replaced.
+"""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import io
+import os
+import shutil
+import stat
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+
+from niso.base.errors import Error, InvalidInput
+from niso.base.files import FOLDER
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.text import escaped
+from niso.runtime import volumes
+
+if TYPE_CHECKING:
+    from typing import IO, Any
+
+DESCRIPTION = "niso-save.json"
+_SUMS = "SHA256SUMS"
+_ZSTD, _GZIP = b"\x28\xb5\x2f\xfd", b"\x1f\x8b"
+_CHUNK = 1 << 20
+_MOST_DESCRIPTION = 16 << 20
+_KINDS = {
+    stat.S_IFREG: tarfile.REGTYPE,
+    stat.S_IFDIR: tarfile.DIRTYPE,
+    stat.S_IFLNK: tarfile.SYMTYPE,
+    stat.S_IFIFO: tarfile.FIFOTYPE,
+}
+"""The types of files that an archive can have. Sockets and devices are left out."""
+
+
+class _Sums:
+    """The digests of an archive's entries."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._entries = sha256()
+
+    def add(self, member: tarfile.TarInfo, digest: str | None) -> None:
+        """Add an entry. ``digest`` is that of its content, for a regular file."""
+        head = (member.type, member.mode, member.uid, member.gid, member.linkname, member.name)
+        self._entries.update(f"{head}\n".encode("utf-8", "surrogateescape"))
+        if digest is not None:
+            name = member.name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+            mark = "\\" if name != member.name else ""  # as sha256sum(1) escapes names
+            self._lines.append(f"{mark}{digest}  {name}\n")
+
+    def text(self) -> bytes:
+        head = f"# names, owners and modes: {self._entries.hexdigest()}\n"
+        return "".join([head, *self._lines]).encode("utf-8", "surrogateescape")
+
+
+# --- write ----------------------------------------------------------------------------------------
+
+
+class _Content:
+    """A file of which exactly ``size`` bytes are read, and digested.
+
+    A running service may change the file: what is missing then is read as zeros.
+    """
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd, self._left = fd, size
+        self.digest = sha256()
+
+    def read(self, size: int) -> bytes:
+        wanted = min(size, self._left)
+        data = os.read(self._fd, wanted) if wanted else b""
+        if len(data) < wanted and not data:
+            data = bytes(wanted)
+        while len(data) < wanted:
+            more = os.read(self._fd, wanted - len(data))
+            data += more or bytes(wanted - len(data))
+        self._left -= len(data)
+        self.digest.update(data)
+        return data
+
+
+class ArchiveWriter:
+    """An archive that is being written to an open file."""
+
+    def __init__(self, out: IO[bytes]) -> None:
+        self._tar = tarfile.TarFile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT)
+        self._sums = _Sums()
+
+    def add_bytes(self, name: str, content: bytes, mode: int = 0o600) -> None:
+        """Add a file of root with this content."""
+        member = tarfile.TarInfo(name)
+        member.size, member.mode = len(content), mode
+        self._tar.addfile(member, io.BytesIO(content))
+        self._sums.add(member, sha256(content).hexdigest())
+
+    def add_folder(self, name: str) -> None:
+        """Add an empty folder of root, which only root may enter."""
+        member = tarfile.TarInfo(name)
+        member.type, member.mode = tarfile.DIRTYPE, 0o700
+        self._tar.addfile(member)
+        self._sums.add(member, None)
+
+    def add_tree(self, name: str, top: str, but: str = "") -> None:
+        """Add a folder with its content, except for the file ``but`` in it. Raises OSError."""
+        self._add(name, os.lstat(top), -1, top)
+        for entry in volumes.walk(top):
+            if entry.path != but:
+                with suppress(FileNotFoundError):  # it was deleted since the folder was read
+                    self._add(f"{name}/{entry.path}", entry.info, entry.folder, entry.name)
+
+    def _add(self, name: str, info: os.stat_result, folder: int, file: str) -> None:
+        kind = _KINDS.get(stat.S_IFMT(info.st_mode))
+        if kind is None:
+            return
+        where = folder if folder >= 0 else None
+        member = tarfile.TarInfo(name)
+        member.type, member.mode = kind, stat.S_IMODE(info.st_mode)
+        member.uid, member.gid, member.mtime = info.st_uid, info.st_gid, int(info.st_mtime)
+        if kind == tarfile.SYMTYPE:
+            member.linkname = os.readlink(file, dir_fd=where)
+        if kind != tarfile.REGTYPE:
+            self._tar.addfile(member)
+            self._sums.add(member, None)
+            return
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(file, flags, dir_fd=where)
+        try:
+            now = os.fstat(fd)
+            if not stat.S_ISREG(now.st_mode):
+                raise OSError(errno.ESTALE, "was replaced by something else", name)
+            member.size = now.st_size
+            content = _Content(fd, now.st_size)
+            self._tar.addfile(member, content)  # type: ignore[arg-type]  # only read() is called
+        finally:
+            os.close(fd)
+        self._sums.add(member, content.digest.hexdigest())
+
+    def close(self) -> None:
+        """Add the digests and end the archive."""
+        text = self._sums.text()
+        self.add_bytes(_SUMS, text)
+        self._tar.close()
+
+
+@contextmanager
+def compressed(out: IO[bytes]) -> Iterator[IO[bytes]]:
+    """Yield a file to write to, whose compressed content goes to ``out``.
+
+    Uses the program zstd, or gzip if zstd is not installed. Raises Error.
+    """
+    program = shutil.which("zstd")
+    if program is None:
+        with gzip.GzipFile(fileobj=out, mode="wb", compresslevel=6, filename="") as file:
+            yield file  # type: ignore[misc]  # a GzipFile can be written to
+        return
+    with subprocess.Popen([program, "-q", "-c"], stdin=subprocess.PIPE, stdout=out) as process:
+        assert process.stdin is not None
+        try:
+            yield process.stdin
+            process.stdin.close()
+        except BaseException:
+            process.kill()
+            raise
+        if process.wait() != 0:
+            raise Error(f"zstd failed with exit status {process.returncode}")
+
+
+# --- read -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def decompressed(file: IO[bytes]) -> Iterator[IO[bytes]]:
+    """Yield the decompressed content of an archive file. Raises Error and InvalidInput."""
+    head = os.pread(file.fileno(), 4, 0)  # zstd reads from the start, so nothing is buffered here
+    if head.startswith(_GZIP):
+        with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
+            yield unpacked  # type: ignore[misc]  # a GzipFile can be read from
+        return
+    if not head.startswith(_ZSTD):
+        raise InvalidInput("is not an archive of niso save", "niso save NAME writes one")
+    program = shutil.which("zstd")
+    if program is None:
+        raise Error("the archive needs the program zstd", "apt install zstd")
+    words = [program, "-q", "-d", "-c"]
+    with subprocess.Popen(
+        words, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout
+        finally:
+            process.kill()
+
+
+def extract(stream: IO[bytes], folder: str) -> bytes:
+    """Extract an archive into an empty folder, and return its description.
+
+    Raises InvalidInput if the archive is damaged, or if an entry would leave the folder.
+    """
+    sums, first, end = _Sums(), b"", None
+    top = os.open(folder, FOLDER)
+    try:
+        with tarfile.open(fileobj=stream, mode="r|", errors="surrogateescape") as tar:
+            for member in tar:
+                if end is not None:
+                    raise _damaged("has entries after its checksums")
+                if member.name == _SUMS:
+                    end = _content(tar, member)
+                elif not first:
+                    if member.name != DESCRIPTION:
+                        raise _damaged("is not an archive of niso save")
+                    first = _content(tar, member)
+                    sums.add(member, sha256(first).hexdigest())
+                else:
+                    sums.add(member, _extract_one(tar, member, top))
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
+        raise _damaged(f"is damaged: {error}") from error
+    finally:
+        os.close(top)
+    if end is None:
+        raise _damaged("is incomplete")
+    if end != sums.text():
+        raise _damaged("is damaged: its content does not match its checksums")
+    return first
+
+
+def _damaged(reason: str) -> InvalidInput:
+    return InvalidInput(reason, "save it again, and compare the two copies with sha256sum")
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member) if member.isreg() else None
+    if file is None or member.size > (_MOST_DESCRIPTION if member.name != _SUMS else 1 << 31):
+        raise _damaged("is not an archive of niso save")
+    return file.read()
+
+
+def _extract_one(tar: tarfile.TarFile, member: tarfile.TarInfo, top: int) -> str | None:
+    """Create one entry below the folder ``top``. Return the digest of a regular file."""
+    parts = member.name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\0" in member.name:
+        raise _damaged(f"has an entry that leaves its folder: {escaped(member.name)}")
+    if member.type not in _KINDS.values():
+        raise _damaged(f"has an entry of a type that is not allowed: {escaped(member.name)}")
+    digest = None
+    parent = _parent(top, parts[:-1], member.name)
+    name, mode = parts[-1], stat.S_IMODE(member.mode)
+    owner = member.uid, member.gid
+    try:
+        if member.issym():
+            os.symlink(member.linkname, name, dir_fd=parent)
+            os.chown(name, *owner, dir_fd=parent, follow_symlinks=False)
+            return None
+        if member.isdir():
+            os.mkdir(name, 0o700, dir_fd=parent)
+            fd = os.open(name, FOLDER, dir_fd=parent)
+        elif member.isfifo():
+            os.mkfifo(name, 0o600, dir_fd=parent)
+            fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=parent)
+        else:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(name, flags, 0o600, dir_fd=parent)
+        try:
+            if member.isreg():
+                digest = _write(tar, member, fd)
+            os.fchown(fd, *owner)
+            os.fchmod(fd, mode)  # after chown, which clears setuid
+            if member.isreg():
+                os.utime(fd, (member.mtime, member.mtime))
+        finally:
+            os.close(fd)
+    except FileExistsError:
+        raise _damaged(f"has an entry twice: {escaped(member.name)}") from None
+    finally:
+        os.close(parent)
+    return digest
+
+
+def _parent(top: int, parts: list[str], name: str) -> int:
+    """Open the folder of an entry without following links. The caller closes the descriptor."""
+    fd = os.dup(top)
+    for part in parts:
+        try:
+            below = os.open(part, FOLDER, dir_fd=fd)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
+            reason = f"has an entry whose folder is not in it, or is a link: {escaped(name)}"
+            raise _damaged(reason) from None
+        finally:
+            os.close(fd)
+        fd = below
+    return fd
+
+
+def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, fd: int) -> str:
+    digest = sha256()
+    file: Any = tar.extractfile(member)
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+        view = memoryview(chunk)
+        while view:
+            view = view[os.write(fd, view) :]
+    return digest.hexdigest()

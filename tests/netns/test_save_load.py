@@ -1,0 +1,196 @@
+"""Test niso save and niso load with real services: data, policies, addresses, and hostile archives."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from typing import Any
+
+import pytest
+from conftest import Lab
+from services import BUSYBOX, answer, ask, busybox_rootfs, echo, idle, inspect, on, package, ps
+from volume_services import KEPT, sh
+
+BACK = {"networks": ["back", "front"]}
+
+
+def saved(lab: Lab, *words: str) -> str:
+    return str(lab.niso("save", *words, "-o", "/tmp/x.niso").stdout)
+
+
+def forget(lab: Lab) -> None:
+    """Leave nothing of niso: the host is then as empty as another one."""
+    lab.run("sh", "-c", "niso deactivate --all; rm -rf /var/lib/niso/*; niso net repair --sweep")
+    lab.run("rm", "-rf", "/tmp/packages", "/tmp/token")
+
+
+def town(lab: Lab) -> None:
+    """A database that only api may reach, on an internal network, with a secret; and an outsider."""
+    lab.niso("net", "create", "--internal", "back", "--subnet", "10.77.0.0/24")
+    lab.write("/tmp/token", "s3cret\n")
+    lab.run("chmod", "600", "/tmp/token")
+    first = idle(lab, "first", network=on("back"))
+    more = {
+        "volumes": {"data": {"mount": "/data"}},
+        "secrets": {"token": {"file": "/tmp/token"}},
+    }
+    api = idle(lab, "api", network={**BACK, "ports": ["8080:80"]})
+    lab.niso("activate", first, echo(lab, "db", network=BACK, **more), api)
+    # a later change of the policy needs no restart
+    policy = {**BACK, "policy": {"allow_from": ["api"]}}
+    lab.niso("activate", echo(lab, "db", network=policy, **more))
+    script = "mkdir /data/a; echo one >/data/a/file; ln -s /etc/passwd /data/link; chmod 640 /data/a/file"
+    sh(lab, "db", script)
+
+
+def test_services_are_restored_on_an_empty_host_as_they_were(lab: Lab) -> None:
+    town(lab)
+    lab.niso("remove", "first")
+    before = {name: ps(lab, name)["address"] for name in ("db", "api")}
+    assert before["db"][0] == "10.77.0.3", "not the first address"
+    listing = "cd /data && find . -exec stat -c '%n %a %F %s' {} + | sort"
+    files = sh(lab, "db", listing)
+    assert "db, api" in saved(lab, "db", "api", "--secrets")
+    assert lab.run("stat", "-c", "%a", "/tmp/x.niso").stdout == "600\n"
+    forget(lab)
+    lab.niso("load", "/tmp/x.niso")
+    assert {name: ps(lab, name)["address"] for name in ("db", "api")} == before
+    assert sh(lab, "db", listing) == files and sh(lab, "db", "cat /data/a/file") == "one\n"
+    assert sh(lab, "db", "cat /run/secrets/token") == "s3cret\n"
+    lab.niso("activate", idle(lab, "other", network=on("back")))
+    assert answer(lab, before["db"][0], 80, "niso-api"), "the policy is that of the last activation"
+    assert not ask(lab, before["db"][0], 80, "niso-other")
+    assert '"internal": true' in lab.niso("net", "inspect", "back", "--json").stdout
+    assert lab.niso("net", "check").stdout == "OK: the kernel matches the configuration\n"
+
+
+def test_services_are_loaded_next_to_those_that_were_saved(lab: Lab) -> None:
+    town(lab)
+    saved(lab, "db", "api")
+    said = lab.niso("load", "/tmp/x.niso", check=False)
+    assert said.returncode == 1 and "db: a service of this name exists" in said.stderr
+    said = lab.niso("load", "/tmp/x.niso", "--as", "test")
+    assert "network test-back gets" in said.stderr and "host port 8080/tcp is taken" in said.stderr
+    new, old = ps(lab, "test-db"), ps(lab, "db")
+    assert not {*new["address"]} & {*old["address"]}
+    assert ps(lab, "test-api")["ports"][0]["host_port"] != 8080
+    assert sh(lab, "test-db", "cat /data/a/file") == "one\n"
+    assert inspect(lab, "test-db")["user"]["uid"] != inspect(lab, "db")["user"]["uid"]
+    sh(lab, "test-db", "echo two >/data/a/file")
+    assert sh(lab, "db", "cat /data/a/file") == "one\n"
+    assert '"internal": true' in lab.niso("net", "inspect", "test-back", "--json").stdout
+    lab.niso("activate", idle(lab, "other", network=on("test-back")))
+    assert answer(lab, new["address"][0], 80, "niso-test-api")
+    assert not ask(lab, new["address"][0], 80, "niso-other")
+    # the loaded stack can be applied again, and nothing changes
+    folder = "/var/lib/niso/loaded/stacks/test"
+    assert "unchanged" in lab.niso("stack", "up", folder).stdout
+
+
+def test_stack_with_replicas_rootfs_and_job_is_loaded_whole_or_not_at_all(lab: Lab) -> None:
+    check = {"healthcheck": {"tcp": 80, "interval": "200ms"}}
+    echo(lab, "web", service={"replicas": 2}, deploy={"monitor": "0s"}, **check)
+    busybox_rootfs(lab, "/tmp/packages/tree/rootfs")
+    package(lab, "tree", "/bin/busybox", "sleep", "1000", package={"rootfs": "rootfs"})
+    package(lab, "job", BUSYBOX, "true", service={"kind": "job"})
+    entry = '[stack]\nname = "shop"\n'
+    for name in ("tree", "job", "web"):
+        entry += f'[[service]]\nname = "{name}"\npackage = "./{name}"\n'
+    lab.write("/tmp/packages/stack.toml", entry + 'depends_on = { tree = "started" }\n')
+    lab.niso("stack", "up", "/tmp/packages")
+    vip = ps(lab, "web")["address"]
+    pid = inspect(lab, "tree")["pid"]
+    saved(lab, "--stack", "shop", "--stop")
+    assert inspect(lab, "tree")["pid"] not in (None, pid), "stopped, and started again"
+    assert ps(lab, "job")["status"] == "completed", "not run again"
+    forget(lab)
+    # a port of a service fails, so nothing stays
+    lab.niso("net", "create", "niso", check=False)
+    lab.run("mkdir", "-p", f"{KEPT}/web/data")
+    said = lab.niso("load", "/tmp/x.niso", check=False)
+    assert "web: volumes of this name exist already: data" in said.stderr
+    assert not lab.path("/var/lib/niso/loaded/stacks").exists()
+    assert lab.niso("ps", "--json").stdout == "[]\n"
+    lab.run("rm", "-r", f"{KEPT}/web")
+    lab.niso("load", "/tmp/x.niso")
+    assert ps(lab, "web")["address"] == vip and ps(lab, "web")["status"] == "2/2 running"
+    assert ps(lab, "tree")["status"] == "running"
+    file = lab.path("/var/lib/niso/loaded/stacks/shop/stack.toml").read_text()
+    assert 'depends_on = { tree = "started" }' in file
+    assert {one["service"] for one in json.loads(lab.niso("ps", "--json").stdout)} == {
+        "web",
+        "tree",
+    }
+
+
+def test_load_that_fails_leaves_nothing(lab: Lab) -> None:
+    """The loaded service dies at its start, because the host lacks its secret."""
+    town(lab)
+    saved(lab, "db", "api")
+    forget(lab)
+    said = lab.niso("load", "/tmp/x.niso", check=False)
+    assert said.returncode == 1 and "'/tmp/token' does not exist" in said.stderr
+    assert lab.niso("volume", "list", "--json").stdout == "[]\n"
+    assert lab.niso("net", "list", "--json").stdout == "[]\n"
+    assert lab.niso("ps", "--json").stdout == "[]\n"
+    left = lab.run("find", "/var/lib/niso/loaded", "-type", "f").stdout
+    assert left == ""
+
+
+def test_damaged_and_foreign_archives_are_refused(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "api", volumes={"data": {"mount": "/data"}}))
+    sh(lab, "api", "head -c 200000 /dev/urandom >/data/big")
+    saved(lab, "api")
+    lab.run("sh", "-c", "niso remove --volumes api; cd /tmp; zstd -qdc x.niso >x.tar")
+    whole = lab.path("/tmp/x.tar").read_bytes()
+    at = whole.index(b"services/api/volumes/data/big") + 150_000
+    flipped = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+    for data, reason in (
+        (whole[: len(whole) // 2], "is damaged"),
+        (flipped, "does not match its checksums"),
+        (whole.replace(b"uid=1900000000", b"uid=1900000007"), "does not match its checksums"),
+        (b"", "is not an archive"),
+    ):
+        lab.path("/tmp/bad.tar").write_bytes(data)
+        lab.run("sh", "-c", "cd /tmp && gzip -kf bad.tar && [ -s bad.tar ] || : >bad.tar.gz")
+        said = lab.niso("load", "/tmp/bad.tar.gz", check=False)
+        assert said.returncode == 1 and reason in said.stderr, (reason, said.stderr)
+    lab.run("chown", "1000", "/tmp/x.niso")
+    said = lab.niso("load", "/tmp/x.niso", check=False)
+    assert said.returncode == 1 and "belongs to uid 1000" in said.stderr
+    assert lab.niso("ps", "--json").stdout == "[]\n" and lab.run("ls", KEPT).stdout == ""
+    lab.niso("load", "/tmp/x.niso", "--trust-owner")
+    assert lab.run("stat", "-c", "%s", f"{KEPT}/api/data/big").stdout == "200000\n"
+
+
+def entry(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", text: bytes = b"x") -> Any:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, link
+    member.size = len(text) if kind == tarfile.REGTYPE else 0
+    return member, text
+
+
+OUT = "services/api/volumes/out"
+FOLDERS = [entry(f"services{more}", tarfile.DIRTYPE) for more in ("", "/api", "/api/volumes")]
+ESCAPES = {
+    "parent": [entry("services/../../../../tmp/escaped")],
+    "absolute": [entry("/tmp/escaped")],
+    "link": [*FOLDERS, entry(OUT, tarfile.SYMTYPE, "/tmp"), entry(f"{OUT}/escaped")],
+    "twice": [*FOLDERS, entry(OUT, tarfile.SYMTYPE, "/tmp/escaped"), entry(OUT)],
+    "hard link": [*FOLDERS, entry(OUT, tarfile.LNKTYPE, "/etc/shadow")],
+    "device": [*FOLDERS, entry(OUT, tarfile.BLKTYPE)],
+}
+
+
+@pytest.mark.parametrize("how", ESCAPES)
+def test_archive_does_not_write_outside_its_folder(lab: Lab, how: str) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz", format=tarfile.PAX_FORMAT) as tar:
+        for member, text in (entry("niso-save.json", text=b"{}"), *ESCAPES[how]):
+            tar.addfile(member, io.BytesIO(text))
+    lab.path("/tmp/evil.niso").write_bytes(packed.getvalue())
+    said = lab.niso("load", "/tmp/evil.niso", check=False)
+    assert said.returncode == 1 and "has an entry" in said.stderr
+    assert not lab.path("/tmp/escaped").exists()
+    assert lab.run("ls", "-A", "/var/lib/niso/loaded").stdout == ""
