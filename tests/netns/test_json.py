@@ -60,6 +60,9 @@ def test_every_command_prints_what_the_reference_says(lab: Lab) -> None:
 
     ask(lab, "activate", idle(lab, "disk", volumes={"data": {"mount": "/data"}}))
     assert ask(lab, "volume", "list") == ask(lab, "volume", "inspect", "disk/data")
+    assert ask(lab, "save", "disk", "-o", "/tmp/disk.niso")["services"] == ["disk"]
+    assert ask(lab, "load", "/tmp/disk.niso", "--as", "new")[0]["saved_as"] == "disk"
+    lab.niso("remove", "--volumes", "new-disk")
     ask(lab, "remove", "disk")
     assert ask(lab, "volume", "remove", "disk/data")[0]["mount"] is None
     for name in ("api", "web", "job", "side", "alone"):

@@ -213,6 +213,7 @@ def test_text_of_a_manifest_is_parsed_in_manifest_alone() -> None:
     own = {
         "runtime.package": {"toml"},  # it writes the manifest of a copy
         "change.boot": {"process_keys"},  # it converts a parsed schedule to cron's form
+        "change.save_load": {"toml", "values"},  # it writes the manifests of loaded services
         "change.warnings": {"process_keys"},
         "look.learn": {"toml"},
         "look.other_hosts": {"addresses_and_ports"},

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Container, Iterable, Mapping
@@ -190,9 +189,7 @@ def _dependencies(machine: Machine, names: Iterable[str], report: Report) -> sta
 
 def _write(rows: list[ServiceRow], described: SavedHost, out: IO[bytes], report: Report) -> None:
     with archive.compressed(out) as stream:
-        writer = archive.ArchiveWriter(stream)
-        text = json.dumps(convert.plain(described), indent=1, ensure_ascii=False)
-        writer.add_bytes(archive.DESCRIPTION, text.encode())
+        writer = archive.ArchiveWriter(stream, convert.plain(described))
         writer.add_folder("services")
         for row, service in zip(rows, described.services, strict=True):
             try:
@@ -335,8 +332,7 @@ def _read(path: str, staged: str, owners: Collection[int] | None) -> SavedHost:
                 how = files.file_changed_by_others(path, owners, file.fileno())
                 toml.require_owner(how, owners)
             with archive.decompressed(file) as stream:
-                text = archive.extract(stream, staged)
-        saved = convert.convert(json.loads(text), SavedHost)
+                saved = convert.convert(archive.extract(stream, staged), SavedHost)
         if saved.format != FORMAT:
             raise InvalidInput(f"has format {saved.format}, which this niso does not know")
         _check_names(saved)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import gzip
 import io
+import json
 import os
 import shutil
 import stat
@@ -93,9 +94,11 @@ class _Content:
 class ArchiveWriter:
     """An archive that is being written to an open file."""
 
-    def __init__(self, out: IO[bytes]) -> None:
+    def __init__(self, out: IO[bytes], description: object) -> None:
         self._tar = tarfile.TarFile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT)
         self._sums = _Sums()
+        text = json.dumps(description, indent=1, ensure_ascii=False)
+        self.add_bytes(DESCRIPTION, text.encode("utf-8", "surrogateescape"))
 
     def add_bytes(self, name: str, content: bytes, mode: int = 0o600) -> None:
         """Add a file of root with this content."""
@@ -203,8 +206,8 @@ def decompressed(file: IO[bytes]) -> Iterator[IO[bytes]]:
             process.kill()
 
 
-def extract(stream: IO[bytes], folder: str) -> bytes:
-    """Extract an archive into an empty folder, and return its description.
+def extract(stream: IO[bytes], folder: str) -> object:
+    """Extract an archive into an empty folder, and return its description, not yet checked.
 
     Raises InvalidInput if the archive is damaged, or if an entry would leave the folder.
     """
@@ -232,7 +235,11 @@ def extract(stream: IO[bytes], folder: str) -> bytes:
         raise _damaged("is incomplete")
     if end != sums.text():
         raise _damaged("is damaged: its content does not match its checksums")
-    return first
+    try:
+        description: object = json.loads(first)
+    except (ValueError, RecursionError):
+        raise _damaged("has no valid description of its content") from None
+    return description
 
 
 def _damaged(reason: str) -> InvalidInput:

@@ -205,6 +205,7 @@ COMMANDS = (
         "126 the command is not executable\n"
         "127 the command was not found\n"
         "128+N the command was killed by signal N",
+        aside=True,  # the first screen ends with it
     ),
     Command(
         "check",
