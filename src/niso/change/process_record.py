@@ -171,7 +171,7 @@ def can_swap(processes: Processes, old: ProcessSpec | None, new: ProcessSpec) ->
 
 
 def swap_or_restart(processes: Processes, spec: ProcessSpec, report: Report) -> None:
-    """Mount the hosts file of a new process record in a running service, or restart it.
+    """Mount the hosts file of a new ProcessSpec in a running service, or restart the service.
 
     Raises ProcessError.
     """

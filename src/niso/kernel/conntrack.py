@@ -1,4 +1,4 @@
-"""Read, delete and add entries of connection tracking through ctnetlink.
+"""Read, delete and add conntrack entries through ctnetlink.
 
 See linux/netfilter/nfnetlink_conntrack.h. `niso.reconcile.ended_flows` decides which flows a change
 deletes. All functions raise KernelError. On a kernel without connection tracking, they find no

@@ -345,7 +345,7 @@ instance.
 def _spread(port: str = "") -> str:
     """Return the rules that translate a service address to the instance in the flow's slot. The
     slot is a hash of the client's address and port, so a flow returns to its instance even if its
-    entry of connection tracking is deleted.
+    conntrack entry is deleted.
     """
     return "\n".join(
         f"\t\t{'meta l4proto { tcp, udp, sctp } ' if port else ''}"

@@ -175,7 +175,7 @@ def rows(ports: Iterable[records.PortMapping], families: tuple[int, ...]) -> tup
 
 
 class PublishedPort(NamedTuple):
-    """A published port and the active service behind it."""
+    """A published port and the active service to which it leads."""
 
     service: str  # the service's name
     host: str  # host address and port or range

@@ -1,4 +1,4 @@
-"""Decide which addresses a DNS name in policies has, from the answers of DNS. Pure; no clock.
+"""Decide which addresses a DNS name in policies has, from DNS answers. Pure; no clock.
 
 An address is in one of three states:
 

@@ -182,7 +182,7 @@ def save(spec: ProcessSpec) -> None:
 
 
 def load(service: str) -> ProcessSpec | None:
-    """Return the process record of a service's present activation, or None without a valid one."""
+    """Return the ProcessSpec of a service's present activation, or None without a valid one."""
     text = files.read(f"{paths.service_dir(service)}/spec.json")
     return None if text is None else _parsed(text)
 

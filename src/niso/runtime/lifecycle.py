@@ -168,7 +168,7 @@ def stop(service: str, timeout_s: float | None = None) -> None:
     """Stop a service and remove its runtime files. Do nothing if there are none.
 
     Sends the stop signal, and SIGKILL after ``timeout_s`` seconds; None stands for the stop timeout
-    in the service's process record. The restart policy does not apply. Raises `ProcessError` if a
+    in the service's ProcessSpec. The restart policy does not apply. Raises `ProcessError` if a
     process does not exit.
     """
     try:

@@ -79,7 +79,7 @@ def main(
 
 
 def _current(service: str, bundle: str) -> ProcessSpec | None:
-    """Return the process record of a service if this is its present run and no stop has begun."""
+    """Return the ProcessSpec of a service if this is its present run and no stop has begun."""
     record = read_state(service)
     if files.read(f"{bundle}/{status.EXITED_PID}") != str(os.getpid()).encode():
         # this run's folder was removed, and another run has created one of the same name

@@ -67,7 +67,7 @@ def is_shared(volume: MountedVolume) -> bool:
 
 
 def recorded(spec: ProcessSpec) -> ProcessSpec:
-    """Add the identities (device, inode, digest) of files to a process record that lacks them.
+    """Add the identities (device, inode, digest) of files to a ProcessSpec that lacks them.
 
     Symbolic links in a host volume's path are resolved now, and never again.
     """

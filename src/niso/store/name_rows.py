@@ -1,4 +1,4 @@
-"""Find services by name, and store the DNS names in policies with the answers of DNS.
+"""Find services by name, and store the DNS names in policies with DNS answers.
 
 A service's name is unique on the host. Hostnames and aliases are unique on each network, so two
 networks may each have a ``db``. A service that resolves such a name gets the service on its own
@@ -252,7 +252,7 @@ def suggest(name: str, known: list[str], otherwise: str) -> str:
     return f"did you mean {near[0]!r}?" if near else otherwise
 
 
-# --- outside names and the answers of DNS ---------------------------------------------------------
+# --- outside names and DNS answers ----------------------------------------------------------------
 
 
 class OutsideRows(Rows):
