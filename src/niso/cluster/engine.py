@@ -1,10 +1,10 @@
 """Define the requests, answers and errors of the cluster's key-value store (etcd), and its keys.
 
 Every change increments the store's revision. The *modified* revision of a key is the revision of
-its last change; 0 if the key does not exist. `niso.cluster.etcd.Etcd` sends the requests;
-`fakes.engine` carries them out in memory for tests, and the same tests run on both.
+its last change, or 0 if the key does not exist. `niso.cluster.etcd.Etcd` sends the requests to
+etcd. In tests, `fakes.engine` carries them out in memory. The same tests run on both.
 
-Values are JSON objects. A writer keeps the fields that it does not know.
+Each line has a key and the fields of its value, a JSON object. A writer keeps unknown fields.
 
     cluster                  {id, port, proto}
     nets                     {NETWORK: {vni, subnets}}: one index, so that nothing overlaps
@@ -17,7 +17,7 @@ Values are JSON objects. A writer keeps the fields that it does not know.
     h/HOST/live              {boot}, with the host's lease
     cert/HOST/SERIAL         {}: a certificate that HOST was given, SERIAL as openssl(1) shows it
     refused/SERIAL           {host}: a revoked certificate
-    late/HOST                {seconds} that its agent lags, with the same lease; absent: 0
+    late/HOST                {seconds}: the lag of its agent, with the host's lease, if not 0
 """
 
 from __future__ import annotations

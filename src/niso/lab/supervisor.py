@@ -1,11 +1,10 @@
 """Run a command in a lab, with a supervisor outside its pid namespace.
 
-    caller ── supervisor ── PID 1 ── command
-
-The caller forwards signals. It gives the terminal to the command and takes it back. The supervisor
-cleans up, even if the caller is killed. If the supervisor is killed, the caller cleans up. If both
-are killed, the next lab cleans up. If either dies, the kernel kills PID 1 (PR_SET_PDEATHSIG,
-prctl(2)), and with it every process in the lab (pid_namespaces(7)).
+The caller forks the supervisor, the supervisor forks the lab's PID 1, and PID 1 forks the command.
+The caller forwards signals, gives the terminal to the command and takes it back. The supervisor
+cleans up after the command. If the supervisor is killed, the caller cleans up. If both are killed,
+the next lab cleans up. If the caller or the supervisor dies, the kernel kills PID 1
+(PR_SET_PDEATHSIG, prctl(2)), and with it every process in the lab (pid_namespaces(7)).
 """
 
 from __future__ import annotations

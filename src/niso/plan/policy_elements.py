@@ -2,7 +2,7 @@
 
 One direction of a service's policy is a function from (peer, protocol, port) to a verdict. It is
 split into parts, each of which is one map lookup. A part is looked up only if no earlier part has
-an answer:
+an answer. Each line has the name of a part, the fields of its key, and the packets that it is for:
 
     port         own address, peer, protocol, port      a listed peer, by its address
     ports        own address, peer, protocol, ports
@@ -15,10 +15,10 @@ an answer:
     class_rest   own address, class
     rest         own address
 
-All prefixes with the same decisions are one class, so the elements are not the product of prefixes
-and ports. ``class_all`` has the decision on all other ports of a class. If far fewer elements are
-needed without ``class_all``, the ports of a class that have no element are looked up among the
-entries for everybody, and ``class_rest`` decides on ports that these do not name.
+All prefixes with the same decisions are one class. Otherwise each combination of a prefix and a
+port would need an element. ``class_all`` has the decision on all other ports of a class. If this
+needs far fewer elements, a class has no element in ``class_all``: its other ports are looked up in
+``any_port`` and ``any_ports``, and ``class_rest`` decides on the ports that these do not contain.
 
 Entries can overlap, and deny entries have precedence over allow entries. This module resolves both,
 so that within one part at most one element matches a packet. The element of a peer therefore
