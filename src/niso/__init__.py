@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from niso.compose.service_tables import Missing as Missing
     from niso.kernel.kinds.kind import Finding as Finding
     from niso.look.capture import Capture as Capture, Stage as Stage, Traced as Traced
+    from niso.look.chains_on_path import OtherChain as OtherChain, OtherFirewalls as OtherFirewalls
     from niso.look.drops import Drop as Drop, Drops as Drops, Stats as Stats
     from niso.look.events import Events as Events, Happened as Happened
     from niso.look.explain import Explanation as Explanation, Judged as Judged
@@ -103,6 +104,7 @@ _MODULES = {
     "compose.compose_file": "ImportedStack",
     "compose.service_tables": "Missing",
     "look.capture": "Capture Stage Traced",
+    "look.chains_on_path": "OtherChain OtherFirewalls",
     "look.drops": "Drop Drops Stats",
     "look.events": "Events Happened",
     "look.explain": "Explanation Judged Judgement OtherHostObject",

@@ -146,7 +146,7 @@ class NoForeignChains(ForeignChains):
     def __exit__(self, *_: object) -> None:
         pass
 
-    def base_chains(self) -> list[Chain]:
+    def base_chains(self, everywhere: bool = False) -> list[Chain]:
         return []
 
 

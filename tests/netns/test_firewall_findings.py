@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from conftest import Lab, assert_whole
-from services import CLIENT, HOST, answer, ask, echo, on
+from services import CLIENT, ECHO, HOST, answer, ask, echo, echo_in, on
 
 DROP = """\
 table ip filter {
@@ -83,6 +83,196 @@ def test_link_of_the_host_that_does_not_forward_is_told_and_left_alone(lab: Lab)
     answer(lab, HOST, 8080, "client")
     assert_whole(lab)
     assert lab.niso("net", "explain", CLIENT, f"{HOST}:8080").returncode == 0
+
+
+def base(
+    hook: str, *rules: str, policy: str = "accept", family: str = "inet", at: str = "0"
+) -> str:
+    """Return a table with one base chain of these rules."""
+    head = f"type filter hook {hook} priority {at}; policy {policy};"
+    lines = "\n".join((f"table {family} other {{", "chain guard {", head, *rules, "}", "}"))
+    return f"{lines}\n"
+
+
+# a packet's ends, and per table whether the kernel lets a connection pass, and what explain says
+CLIENT_IN, FAR_IN, BESIDE, OWN, TO_HOST, OUT = (
+    (CLIENT, f"{HOST}:8000"),
+    ("far", "host:8000"),
+    ("cli", "api:80"),
+    ("host", "api:80"),
+    ("cli", "host:9000"),
+    ("cli", f"{CLIENT}:80"),
+)
+EVERY = (CLIENT_IN, FAR_IN, BESIDE, OWN, TO_HOST, OUT)
+# the table; the ways that it blocks; those of which niso cannot tell
+TABLES: list[tuple[str, tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]] = [
+    (base("forward", "tcp dport 80 drop"), (CLIENT_IN, FAR_IN, BESIDE, OUT), ()),
+    (base("forward", "tcp dport { 79-81, 443 } reject"), (CLIENT_IN, FAR_IN, BESIDE, OUT), ()),
+    (
+        base("forward", "tcp dport vmap { 22 : accept, 80 : drop }"),
+        (CLIENT_IN, FAR_IN, BESIDE, OUT),
+        (),
+    ),
+    (base("forward", "tcp dport 8000 drop"), (), ()),  # DNAT has changed the port
+    (base("forward", "ct original proto-dst 8000 drop"), (CLIENT_IN, FAR_IN), ()),
+    (base("prerouting", "tcp dport 8000 drop", at="-300"), (CLIENT_IN, FAR_IN), ()),
+    (base("prerouting", "tcp dport 8000 drop", at="-150"), (CLIENT_IN, FAR_IN), ()),
+    (base("prerouting", "tcp dport 80 drop"), (CLIENT_IN, FAR_IN, BESIDE, OUT), ()),
+    (base("forward", f"ip saddr {CLIENT} drop"), (CLIENT_IN, OUT), ()),
+    (base("forward", "ip daddr 10.99.1.0/24 tcp dport 80 drop"), (CLIENT_IN, FAR_IN, BESIDE), ()),
+    (base("forward", 'iifname "uplink0" tcp dport 80 drop'), (CLIENT_IN,), ()),
+    (base("forward", 'oifname "uplink0" drop'), (OUT, CLIENT_IN), ()),
+    (base("forward", policy="drop"), (CLIENT_IN, FAR_IN, BESIDE, OUT), ()),
+    (
+        base(
+            "forward", "ct state established,related accept", "tcp dport 80 accept", policy="drop"
+        ),
+        (),
+        (),
+    ),
+    (base("forward", "tcp sport 80 drop"), (CLIENT_IN, FAR_IN, BESIDE, OUT), ()),  # the replies
+    (base("forward", "tcp dport 80 meta mark 3 drop"), (), (CLIENT_IN, FAR_IN, BESIDE, OUT)),
+    (base("forward", "meta mark 3 drop"), (), ()),
+    (
+        base("forward", "tcp dport 80 meta mark 0 accept", policy="drop"),
+        (CLIENT_IN, FAR_IN, BESIDE, OUT),
+        (CLIENT_IN, FAR_IN, BESIDE, OUT),
+    ),
+    (base("input", "tcp dport 9000 reject"), (TO_HOST,), ()),
+    (base("output", 'oifname "niso-back" drop'), (OWN, TO_HOST), ()),
+    (
+        base("postrouting", 'oifname "niso-back" tcp dport 80 drop'),
+        (CLIENT_IN, FAR_IN, BESIDE, OWN),
+        (),
+    ),
+    (base("forward", "tcp dport 80 drop", family="bridge"), (BESIDE,), ()),
+    (base("forward", "tcp dport 80 drop", family="ip6"), (), ()),
+]
+
+
+def test_explain_says_what_chains_of_other_programs_do_as_the_kernel_does(lab: Lab) -> None:
+    lab.niso("net", "create", "back", "--subnet", "10.99.1.0/24")
+    lab.niso("net", "create", "front", "--subnet", "10.99.2.0/24")
+    lab.niso(
+        "activate",
+        echo(lab, "api", network=on("back", ports=["8000:80"])),
+        echo(lab, "cli", network=on("back")),
+        echo(lab, "far", network=on("front")),
+    )
+    echo_in(lab, "client", "client")
+    lab.popen("/usr/bin/python3", "-ISuc", ECHO, "host", "9000")
+
+    def passes(source: str, to: str) -> bool:
+        netns = {CLIENT: "client", "host": None}.get(source, f"niso-{source}")
+        name, _, port = to.partition(":")
+        gateway = {"far": "10.99.2.1", "cli": "10.99.1.1"}.get(source, HOST)
+        address = {"api": "10.99.1.2", "host": gateway}.get(name, name)
+        return ask(lab, address, int(port), netns) != ""
+
+    for way in EVERY:
+        lab.wait_for(lambda way=way: passes(*way), 20, str(way))
+        assert "others" not in lab.niso("net", "explain", *way).stdout
+    wrong = []
+    for table, blocked, unsure in TABLES:
+        lab.run("nft", "-f", "-", input=table)
+        for way in EVERY:
+            done = lab.niso("net", "explain", *way, "--json", check=False)
+            found = json.loads(done.stdout)
+            certain = [one for one in found["others"]["drops"] if one["verdict"] == "drop"]
+            maybe = [one for one in found["others"]["drops"] if one["verdict"] != "drop"]
+            is_dropped = any(not one["replies"] for one in certain)
+            expected = way in blocked and way not in unsure, way in unsure
+            if (
+                (bool(certain), bool(maybe)) != expected
+                or done.returncode != int(is_dropped)
+                or (way not in unsure and passes(*way) is bool(certain))
+                or (found["verdict"] != "pass")
+            ):
+                wrong.append(f"{table} {way}: {found['others']} {done.returncode} {passes(*way)}")
+        lab.run("nft", "delete", "table", *table.split()[1:3])
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_foreign_rule_for_one_port_is_found_and_named(lab: Lab) -> None:
+    services = [
+        echo(lab, "api", network=on("back", ports=["8000:80"])),
+        echo(lab, "web", 81, network=on("back", ports=["8001:81", "9000-9003:9000-9003/udp"])),
+    ]
+    lab.niso("activate", *services)
+    answer(lab, HOST, 8000, "client")
+    answer(lab, HOST, 8001, "client")
+
+    def findings() -> list[str]:
+        found = json.loads(lab.niso("net", "check", "--json", check=False).stdout)
+        return [each["what"] for each in found]
+
+    def ways(service: str) -> str:
+        rows = json.loads(lab.niso("net", "ports", "--exposed", "--json").stdout)
+        return "; ".join(way for row in rows if row["service"] == service for way in row["from"])
+
+    assert findings() == []
+    for table, chain, rule, service, port in (
+        (
+            base("forward", "tcp dport 80 counter drop"),
+            "inet other guard",
+            "tcp dport 80 counter drop",
+            "api",
+            "8000/tcp",
+        ),
+        (
+            base("prerouting", "tcp dport 8001 drop", at="-300"),
+            "inet other guard",
+            "tcp dport 8001 drop",
+            "web",
+            "8001/tcp",
+        ),
+        (
+            base("forward", "udp dport 9003 drop", family="ip"),
+            "ip other guard",
+            "udp dport 9003 drop",
+            "web",
+            "9000-9003/udp",
+        ),
+    ):
+        lab.run("nft", "-f", "-", input=table)
+        (found,) = findings()
+        assert f"nftables chain {chain} drops connections to port {port} of '{service}'" in found
+        assert found.endswith(f"by its rule: {rule}")
+        other = "web" if service == "api" else "api"
+        assert rule in ways(service) and "drop" not in ways(other)
+        for name, status in ((service, 1), (other, 0)):
+            assert lab.niso("net", "check", name, check=False).returncode == status
+        if port != "9000-9003/udp":
+            explained = lab.niso("net", "explain", CLIENT, f"{HOST}:{port}", check=False)
+            first, *_, last = explained.stdout.splitlines()
+            assert explained.returncode == 1
+            assert first.endswith(": pass, but another firewall drops it")
+            assert last.startswith("  others   drop  nftables chain ") and last.endswith(rule)
+            proved = lab.niso("net", "explain", "host", f"{service}:{port.replace('800', '8')}")
+            assert "others" not in proved.stdout  # no chain at its hooks
+            assert ask(lab, HOST, int(port[:4]), "client") == ""
+        lab.run("nft", "delete", "table", *table.split()[1:3])
+    # iptables' own matches, and a rule that is not for all clients
+    for argv in (
+        ("-p", "tcp", "-m", "multiport", "--dports", "79,80:81", "-j", "DROP"),
+        ("-p", "tcp", "--dport", "80", "-j", "DROP"),
+        ("-p", "tcp", "!", "--dport", "81", "-j", "REJECT"),
+    ):
+        lab.run("iptables", "-A", "FORWARD", *argv)
+        assert any("port 8000/tcp of 'api'" in found for found in findings()), argv
+        assert ask(lab, HOST, 8000, "client") == ""
+        assert any("'web'" in found for found in findings()) is ("multiport" in argv)
+        lab.run("iptables", "-F", "FORWARD")
+    lab.run(
+        "iptables", "-A", "FORWARD", "-s", "192.0.2.9", "-p", "tcp", "--dport", "80", "-j", "DROP"
+    )
+    assert findings() == []
+    assert "may drop it by its rule: ip saddr 192.0.2.9 tcp dport 80" in ways("api")
+    assert "others   pass" in lab.niso("net", "explain", CLIENT, f"{HOST}:8000").stdout
+    assert (
+        "others   drop"
+        in lab.niso("net", "explain", "192.0.2.9", f"{HOST}:8000", check=False).stdout
+    )
 
 
 NAT = """\

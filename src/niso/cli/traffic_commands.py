@@ -55,7 +55,11 @@ def _explain(host: Host, args: Args) -> int:
 def _print_explained(explained: niso.Explanation) -> None:
     listening = explained.listening
     is_heard = listening is None or listening.listens
-    _print_judged(explained.judged, "" if is_heard else ", but nothing listens there")
+    others = explained.others
+    but = "" if is_heard else ", but nothing listens there"
+    if others is not None and others.is_dropped:
+        but = ", but another firewall drops it"
+    _print_judged(explained.judged, but)
     for sharer, service in explained.shares.items():
         print(f"  {sharer} shares the network namespace, addresses and policy of {service}")
     other = explained.other_family
@@ -68,6 +72,18 @@ def _print_explained(explained: niso.Explanation) -> None:
         print(output.escaped(f"  {'listens':<8} {'none':<4}  {listening.words}"))
     if explained.proof is not None:
         _print_proof(explained.judged, explained.proof, listening)
+    if others is not None:
+        _print_others(others)
+
+
+def _print_others(others: niso.OtherFirewalls) -> None:
+    lines = [("drop" if one.verdict == "drop" else "?", one.words) for one in others.drops]
+    if others.passes:
+        chains = ", ".join(others.passes)
+        lines.append(("pass", f"by chains of other programs: nftables {chains}"))
+    lines += [("?", f"{text}; niso net trace follows packets") for text in others.unseen]
+    for verdict, text in lines:
+        print(output.escaped(f"  {'others':<8} {verdict:<4}  {text}"))
 
 
 def _print_judged(judged: niso.Judged, but: str = "") -> None:

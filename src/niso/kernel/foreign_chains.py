@@ -1,4 +1,4 @@
-"""Read forward chains of other programs through netlink (linux/netfilter/nf_tables.h).
+"""Read chains of other programs through netlink (linux/netfilter/nf_tables.h).
 
 libnftables would read a whole table with its sets to show one chain, and does not say what an
 iptables match (``-m conntrack --ctstate ...``) tests. This module reads a chain or an element only
@@ -21,8 +21,8 @@ from niso.kernel.nft_elements import Nfnetlink, about, nfgenmsg
 FAMILIES = {number: name for name, number in nft_elements.FAMILIES.items()}
 
 _GETTABLE, _GETCHAIN, _GETRULE, _GETSET, _GETSETELEM = 0x0A01, 0x0A04, 0x0A07, 0x0A0A, 0x0A0D
-_FORWARD = 2  # NF_INET_FORWARD, NF_BR_FORWARD
-_POSTROUTING = 4  # NF_INET_POST_ROUTING
+HOOKS = ("prerouting", "input", "forward", "output", "postrouting")  # NF_INET_*, NF_BR_*
+_FORWARD, _POSTROUTING = HOOKS.index("forward"), HOOKS.index("postrouting")
 _DORMANT = 1  # NFT_TABLE_F_DORMANT
 _CATCHALL = 2  # NFT_SET_ELEM_CATCHALL
 _REGISTERS = 80  # bytes: a verdict and 16 words
@@ -32,20 +32,22 @@ _MISSING = (errno.ENOENT,)
 
 
 class Chain(NamedTuple):
-    """A base chain at the hook ``forward``."""
+    """A base chain that filters packets."""
 
     family: int  # one of `FAMILIES`
     table: str
     name: str
     accepts: bool  # the chain's policy is accept
+    hook: int = _FORWARD  # index in `HOOKS`
+    priority: int = 0
 
 
 class RegisterLoad(NamedTuple):
     """An expression of a rule that loads a value into a register. Here and in the classes below, a
     register is given by its byte offset.
 
-    The value is "meta" or "ct" number ``key``, or ``length`` bytes from ``offset`` of the "payload"
-    header ``key`` (NFT_PAYLOAD_*_HEADER).
+    The value is "meta", "ct" or `ORIGINAL` number ``key``, or ``length`` bytes from ``offset`` of
+    the "payload" header ``key`` (NFT_PAYLOAD_*_HEADER).
     """
 
     register: int
@@ -83,17 +85,22 @@ class Lookup(NamedTuple):
 
 
 class IptablesMatch(NamedTuple):
-    """The iptables match "conntrack" or "physdev" in a rule. A field that is None is not tested."""
+    """The iptables match "conntrack", "physdev", "tcp", "udp" or "multiport" in a rule. A field
+    that is None is not tested.
+    """
 
     states: int | None = None  # the states that match, as bits XT_CONNTRACK_STATE_BIT
-    inverted: bool = False  # whether all other states match instead
+    inverted: bool = False  # whether all other states, or all other ports, match instead
     reply: bool | None = None  # whether only replies match, or only other packets
     bridged: bool | None = None
+    sources: tuple[tuple[int, int], ...] | None = None  # ranges of source ports
+    targets: tuple[tuple[int, int], ...] | None = None  # ranges of destination ports
 
 
 # expressions of a rule: one writes a value that this module cannot know; of the other, it cannot
 # know whether it matches
 CLOBBERS, MAY_MATCH = "clobbers", "may match"
+ORIGINAL = "ct original"  # source of a `RegisterLoad`: of the packet before any NAT
 
 
 class ChainVerdict(NamedTuple):
@@ -129,9 +136,14 @@ class ForeignChains(Nfnetlink):
         self._key_lengths: dict[tuple[int, str, str], int] = {}
         self._elements: dict[tuple[int, str, str, bytes], tuple[bool, ChainVerdict | None]] = {}
 
-    def base_chains(self) -> list[Chain]:
-        """Return other programs' base chains at the hook ``forward`` in active tables."""
-        chains = self.dump("list chains", _GETCHAIN, nfgenmsg(0), _base_chain)
+    def base_chains(self, everywhere: bool = False) -> list[Chain]:
+        """Return other programs' base chains at the hook ``forward`` in active tables.
+
+        With ``everywhere``, chains at the other hooks are returned too, except those that only
+        translate addresses.
+        """
+        found = self.dump("list chains", _GETCHAIN, nfgenmsg(0), _base_chain)
+        chains = [chain for chain in found if everywhere or chain.hook == _FORWARD]
         asleep = {table for table in {chain[:2] for chain in chains} if self._dormant(*table)}
         return [chain for chain in chains if chain[:2] not in asleep]
 
@@ -206,12 +218,17 @@ def _base_chain(body: bytes) -> Chain | None:
     if 4 not in fields or not body or body[0] not in FAMILIES:  # NFTA_CHAIN_HOOK
         return None
     table = string(fields.get(1, b""))
-    if _number(attributes(fields[4]), 1) != _FORWARD or (
-        table == "niso" and FAMILIES[body[0]] in ("inet", "bridge")
+    place = attributes(fields[4])  # NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY
+    hook, priority = _number(place, 1), int.from_bytes(place.get(2, b""), "big", signed=True)
+    if (
+        hook >= len(HOOKS)
+        or string(fields.get(7, b"")) == "nat"  # NFTA_CHAIN_TYPE
+        or (table == "niso" and FAMILIES[body[0]] in ("inet", "bridge"))
     ):
         return None
     # NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY
-    return Chain(body[0], table, string(fields.get(3, b"")), _number(fields, 5, 1) == 1)
+    name, accepts = string(fields.get(3, b"")), _number(fields, 5, 1) == 1
+    return Chain(body[0], table, name, accepts, hook, priority)
 
 
 def _nat_chain(body: bytes) -> tuple[str, int] | None:
@@ -262,9 +279,14 @@ def _load(source: str, fields: dict[int, bytes]) -> Expression | None:
     if source == "payload":
         numbers = (_number(fields, kind) for kind in (2, 3, 4))
         return RegisterLoad(_register(fields, 1), source, *numbers)
-    # NFTA_CT_DIRECTION: an address or counter of one direction
+    # NFTA_CT_DIRECTION: an address, port or counter of one direction, 0 for the original one
     if source == "ct" and 3 in fields and _number(fields, 2) != 1:
-        return CLOBBERS
+        original = not _number(fields, 3)
+        return (
+            RegisterLoad(_register(fields, 1), ORIGINAL, _number(fields, 2))
+            if original
+            else (CLOBBERS)
+        )
     return RegisterLoad(_register(fields, 1), source, _number(fields, 2))
 
 
@@ -323,6 +345,10 @@ def _match(fields: dict[int, bytes]) -> Expression | None:
         return IptablesMatch(*struct.unpack_from("=I", info))
     if name == "physdev" and len(info) >= 66 and info[65] == 4:  # XT_PHYSDEV_OP_BRIDGED alone
         return IptablesMatch(bridged=not info[64] & 4)
+    if name in ("tcp", "udp") and len(info) >= 9:
+        return _ports_match(name, info)
+    if name == "multiport" and revision == 1 and len(info) >= 48:
+        return _multiport(info)
     if name == "conntrack" and revision in (2, 3) and len(info) >= 152:
         # struct xt_conntrack_mtinfo3: 128 bytes of addresses, 8 of times, 10 of ports, then
         flags, inverted, states = struct.unpack_from("=3H", info, 146)
@@ -331,6 +357,40 @@ def _match(fields: dict[int, bytes]) -> Expression | None:
             reply = bool(inverted & 0x1000) if flags & 0x1000 else None
             return IptablesMatch(states if flags & 1 else None, bool(inverted & 1), reply)
     return MAY_MATCH
+
+
+def _ports_match(name: str, info: bytes) -> Expression | None:
+    """Parse struct xt_tcp or xt_udp: ranges of source and destination ports, then flags."""
+    first, last, low, high = struct.unpack_from("=4H", info)
+    # struct xt_tcp: an option and TCP flags before the flags that invert
+    more, inverted = (info[8] or info[9], info[11]) if name == "tcp" else (0, info[8])
+    by_source, by_target = (first, last) != (0, 0xFFFF), (low, high) != (0, 0xFFFF)
+    if more or inverted & ~3 or (by_source and by_target and inverted):
+        return MAY_MATCH
+    if not (by_source or by_target):
+        return MAY_MATCH if inverted else None
+    return IptablesMatch(
+        inverted=bool(inverted),
+        sources=((first, last),) if by_source else None,
+        targets=((low, high),) if by_target else None,
+    )
+
+
+def _multiport(info: bytes) -> Expression:
+    """Parse struct xt_multiport_v1: flags, count, 15 ports, 15 marks of a range's start, invert."""
+    which, count, *rest = struct.unpack_from("=BB15H15BB", info)
+    ports, starts, inverted = rest[:count], rest[15:30], bool(rest[30])
+    ranges, index = [], 0
+    while index < len(ports):
+        last = index + 1 if starts[index] and index + 1 < len(ports) else index
+        ranges.append((ports[index], ports[last]))
+        index = last + 1
+    if which > 1 or count > 15:  # XT_MULTIPORT_EITHER
+        return MAY_MATCH
+    found = tuple(ranges)
+    if which:
+        return IptablesMatch(inverted=inverted, targets=found)
+    return IptablesMatch(inverted=inverted, sources=found)
 
 
 def _target(fields: dict[int, bytes]) -> Expression | None:

@@ -133,6 +133,10 @@ class Nft:
         """Return one table as text, without elements of sets and values of counters."""
         return self.text(f"list table {family_table}", _STATELESS | _TERSE)
 
+    def chain(self, family: str, table: str, name: str) -> str:
+        """Return one chain as text, without values of counters. The names must be plain words."""
+        return self.text(f"list chain {family} {table} {name}", _STATELESS)
+
     def _dry_run(self, text: str) -> str:
         """Return nft's error messages for commands without executing them."""
         fd = os.memfd_create("nft")

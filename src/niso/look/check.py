@@ -17,7 +17,7 @@ from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import alias, owner
 from niso.kernel.kinds.kind import Finding
 from niso.kernel.neighbour_tables import Table
-from niso.look import exposure, listening, policies, store_defects, surroundings
+from niso.look import chains_on_path, exposure, listening, policies, store_defects, surroundings
 from niso.look.host_ports import shadows, unpublished
 from niso.look.services import few_instances, interrupted, unwatched, unwatched_words
 from niso.plan.desired import findings
@@ -113,6 +113,7 @@ def _others(machine: Machine, name: str | None) -> list[Finding]:
             Finding("foreign", drop.describe(), f"add: {'; '.join(drop.remedy)}")
             for drop in exposure.drops(kernel, networks)
         ),
+        *_dropped_ports(kernel, store, active),
         *(Finding("foreign", *texts) for texts in closed),
         *(Finding("foreign", *texts) for texts in exposure.others_dropped(others)),
         *(
@@ -120,6 +121,21 @@ def _others(machine: Machine, name: str | None) -> list[Finding]:
             for service, _, _, text in shadows(kernel, store, active)
         ),
     ]
+
+
+def _dropped_ports(kernel: Kernel, store: Store, active: list[str]) -> list[Finding]:
+    """Return the rules of other programs that drop all new connections to a published port."""
+    found = {
+        Finding(
+            "foreign",
+            f"nftables chain {other.chain} drops connections to port {port.host_side} of"
+            f" {service!r} by its rule: {other.rule}",
+            "remove that rule, or do not publish the port",
+        ): None
+        for service, port, _, other in chains_on_path.of_ports(kernel, store, active)
+        if other.verdict == chains_on_path.DROP
+    }
+    return list(found)
 
 
 def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list[tuple[str, str]]:

@@ -9,7 +9,8 @@ from niso.base.errors import UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import WaitingForPacket
 from niso.kernel import probe
-from niso.look import listening, packet_path, prove
+from niso.look import chains_on_path, listening, packet_path, prove
+from niso.look.chains_on_path import OtherFirewalls
 from niso.look.listening import Listening
 from niso.look.packet_path import ExplainedPacket, Object, Packet
 from niso.look.prove import Proof, Sender
@@ -97,12 +98,15 @@ class Explanation(NamedTuple):
     listening: Listening | None
     """whether a program listens where the packet arrives; null if the packet is dropped, has no
     port, or does not go to a service of this host"""
+    others: OtherFirewalls | None
+    """what rules of other programs do to the packet; null if niso drops the packet, or if it passes
+    no rule of this host"""
     proof: Proof | None = None  # result of the test packet; only with --prove
 
     @property
     def passes(self) -> bool:
-        """True if the packet passes."""
-        return self.judged.passes
+        """True if the packet passes niso's rules and those of other programs."""
+        return self.judged.passes and not (self.others and self.others.is_dropped)
 
     def left_out(self) -> tuple[str, ...]:
         """Return the names of the fields that are left out of the JSON output."""
@@ -141,12 +145,19 @@ def explain(
     other = None
     if family is None:
         other = packet_path.other_family(store, world, from_, to, packet, closed)
+    others = chains_on_path.of_packet(kernel, world, explained)
+    expected = explained
+    if others is not None and others.is_dropped:
+        # whether niso's rules count the packet first depends on the other chain's place
+        verdict = explained.verdict._replace(passes=False)
+        expected = explained._replace(verdict=verdict, counted=())
     return Explanation(
         _judged(world, explained),
         None if other is None else _judged(world, other),
         {end.sharer: end.service for end in (from_, to) if end.sharer},
         listening.of_packet(kernel, world, explained.verdict, proto),
-        prove.prove(world, explained) if proves else None,
+        others,
+        prove.prove(world, expected) if proves else None,
     )
 
 

@@ -17,15 +17,12 @@ if TYPE_CHECKING:
     from niso.kernel.real import Kernel
 
 
-_BRIDGED = {4: "net/bridge/bridge-nf-call-iptables", 6: "net/bridge/bridge-nf-call-ip6tables"}
-
-
 def drops(kernel: Kernel, networks: Iterable[NetworkRecord]) -> list[ForeignDrop]:
     """Return other programs' chains that drop packets of these networks. Raises KernelError."""
     groups: dict[tuple[int, bool], list[str]] = {}
     for network in networks:
         for family in (subnet.family for subnet in network.subnets):
-            bridged = network.publishes or kernel.sysctl(_BRIDGED[family]) == "1"
+            bridged = other_firewalls.is_bridged(kernel, network, family)
             groups.setdefault((family, bridged), []).append(network.bridge)
     if not groups:
         return []
@@ -136,7 +133,8 @@ def _ways(
 
 def exposed_ports(kernel: Kernel, store: Store) -> tuple[host_ports.PublishedPort, ...]:
     """Return the published ports and who can reach each of them, for `Networks.exposure`."""
-    from niso.look import listening  # imported late: activations need the rest of this module
+    # imported late: activations need the rest of this module
+    from niso.look import chains_on_path, listening
 
     lines = host_ports.port_rows(store)
     services = {service for service, _, _ in lines}
@@ -156,6 +154,8 @@ def exposed_ports(kernel: Kernel, store: Store) -> tuple[host_ports.PublishedPor
         notes.setdefault((service, port, family), []).append(text)
     for service, port, family, found in listening.unheard(kernel, store, services):
         notes.setdefault((service, port, family), []).append(found.words)
+    for service, port, family, other in chains_on_path.of_ports(kernel, store, services):
+        notes.setdefault((service, port, family), []).append(f"but {other.words}")
     result = []
     for service, port, row in lines:
         family = family_of(row.host_ip)

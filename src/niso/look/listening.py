@@ -15,7 +15,7 @@ from niso.base import names
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import bracketed, family_of
-from niso.plan.records import ANY4, ANY6, PortMapping, ServiceEndpoint, primary
+from niso.plan.records import ANY4, ANY6, NetworkRecord, PortMapping, ServiceEndpoint, primary
 from niso.plan.verdict import PORTED
 from niso.runtime import status
 from niso.store.service_rows import SERVING
@@ -173,17 +173,19 @@ def unheard(
         ports = [port for _, port in store.ports(service) if port.count == 1]
         if not ports:
             continue
-        homes = [(runner, store.home(runner)) for runner in _runners(store, service)]
+        ends = [
+            (runner, store.home(runner), family, address)
+            for runner in _runners(store, service)
+            for _, family, address in published_at(store, runner)
+        ]
         for port in ports:
-            for family in store.port_families(service):
-                for runner, home in homes if family in port.families else ():
-                    address = _published_address(store, home, family)
-                    if not address:
-                        continue
+            missing: dict[int, Listening] = {}
+            for runner, home, family, address in ends:
+                if family in port.families and family not in missing:
                     found = sockets.at(runner, home, address, port.container_port, port.proto)
                     if found is not None and not found.listens:
-                        yield service, port, family, found
-                        break
+                        missing[family] = found
+            yield from ((service, port, family, missing[family]) for family in sorted(missing))
 
 
 def _runners(store: Store, service: str) -> list[str]:
@@ -198,15 +200,20 @@ def _runners(store: Store, service: str) -> list[str]:
     return [name for name in names if status.read(name).state == "running"]
 
 
-def _published_address(store: Store, home: str, family: int) -> str:
-    """Return the address to which the published ports of a service lead, or ""."""
+def published_at(store: Store, service: str) -> Iterator[tuple[NetworkRecord, int, str]]:
+    """Yield the network, IP version and address to which the published ports of a service lead.
+
+    For a service with replicas, the address is the service address.
+    """
     by_network: dict[str, list[str]] = {}
-    for network, address in store.addresses(home):
+    for network, address in store.addresses(store.home(service)):
         by_network.setdefault(network, []).append(address)
     networks = {name: store.require_network(name) for name in by_network}
     endpoints = [ServiceEndpoint(name, tuple(each)) for name, each in by_network.items()]
     first = primary(endpoints, networks)
-    return next((a for a in first.addresses if family_of(a) == family), "") if first else ""
+    if first is not None:
+        for address in first.addresses:
+            yield networks[first.network], family_of(address), address
 
 
 def warnings(kernel: Kernel, store: Store, services: Iterable[str]) -> list[tuple[str, str]]:

@@ -36,6 +36,7 @@ from niso.kernel.rtnetlink import Rtnl
 
 if TYPE_CHECKING:
     from niso.kernel.real import Kernel
+    from niso.plan.records import NetworkRecord
 
 
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
@@ -109,9 +110,8 @@ def drops(
                     tools = visited if tools is None else tools & visited
         if what:
             remedy = _remedy(chain, tuple(concerned), ways, tools or set())
-            parts = (FAMILIES[chain.family], chain.table, chain.name)
             order = tuple(word for word in (PUBLISHED, OUTWARD, WITHIN) if word in what)
-            dropping.append(ForeignDrop(" ".join(map(_shown, parts)), order, remedy, (*concerned,)))
+            dropping.append(ForeignDrop(chain_name(chain), order, remedy, (*concerned,)))
     return dropping
 
 
@@ -161,10 +161,7 @@ def _remedy(
     keys = ("meta obrname", "meta ibrname") if family == "bridge" else ("oifname", "iifname")
     star = ("niso-*",) if wild else bridges
     rules = [f'{keys[i]} "{bridge}" accept' for bridge in star for i in ordered]
-    if not all(
-        part and not part[0].isdigit() and part[0] not in "-." and set(part) <= _PLAIN
-        for part in (table, name)
-    ):
+    if not (is_plain(table) and is_plain(name)):
         # nft's syntax cannot express such a name
         return tuple(f"have this chain begin with: {rule}" for rule in rules)
     import shlex  # imported late: it compiles a regular expression
@@ -172,6 +169,16 @@ def _remedy(
     return tuple(
         f"nft {shlex.quote(f'insert rule {family} {table} {name} {rule}')}" for rule in rules
     )
+
+
+def is_plain(name: str) -> bool:
+    """Return whether nft(8) can express the name of a table or chain."""
+    return bool(name) and not name[0].isdigit() and name[0] not in "-." and set(name) <= _PLAIN
+
+
+def chain_name(chain: Chain) -> str:
+    """Return family, table and name of a chain, printable."""
+    return " ".join(map(_shown, (FAMILIES[chain.family], chain.table, chain.name)))
 
 
 def _shown(text: str) -> str:
@@ -187,6 +194,7 @@ def _shown(text: str) -> str:
 
 # --- evaluating chains for hypothetical packets ---------------------------------------------------
 
+ACCEPTS, DROPS, MAY_DROP = "accept", "drop", "may drop"
 PUBLISHED, OUTWARD, WITHIN = "published", "outward", "within the network"
 _NUMBERS = {name: number for number, name in FAMILIES.items()}
 _DEPTH = 16  # NFT_JUMP_STACK_SIZE
@@ -201,13 +209,16 @@ _ESTABLISHED, _NEW = 2, 8
 _SEEN_REPLY, _CONFIRMED, _SRC_NAT, _DST_NAT = 2, 8, 16, 32
 _XT_SNAT, _XT_DNAT = 64, 128
 _ETHERTYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}
+_BRIDGED = {4: "net/bridge/bridge-nf-call-iptables", 6: "net/bridge/bridge-nf-call-ip6tables"}
 _ARP = b"\x08\x06"
 
+Place = tuple[str, int]
+"""A rule: the name of its chain, and its position in the chain, from 0."""
 Bits = tuple[bytes, bytes]
 """A partly known value, and a mask in which each known bit of the value is 1."""
 Bridge = tuple[str, int, Mapping[int, str]]
 """A bridge of niso: its name, interface index (0 if it does not exist) and prefix by IP version."""
-_UPLINK: Bits = (bytes(16), bytes(16))
+UPLINK: Bits = (bytes(16), bytes(16))
 """The unknown name of a network interface that is not one of niso's bridges."""
 
 
@@ -256,11 +267,21 @@ def _routed(bridge: Bridge, family: int, what: str, established: bool, reply: bo
     }
     name, number, _ = bridge
     for name_key, index_key, is_own in ((_IIFNAME, _IIF, enters), (_OIFNAME, _OIF, leaves)):
-        facts["meta", name_key] = _all(_name(name)) if is_own else _UPLINK
+        facts["meta", name_key] = _all(_name(name)) if is_own else UPLINK
         if is_own and number:
             facts["meta", index_key] = _all(struct.pack("=I", number))
     headers = {1: _header(bridge, family, enters, leaves)}
     return PacketBits(what, enters, facts, headers, tracked, reply, what == WITHIN)
+
+
+def frame(bridge: Bridge, family: int) -> PacketBits:
+    """Return the first frame of a connection between two services of a bridge."""
+    return _switched(bridge, family, _ETHERTYPES[family], False)
+
+
+def is_bridged(kernel: Kernel, network: NetworkRecord, family: int) -> bool:
+    """Return whether frames that a bridge switches traverse the chains for routed packets too."""
+    return network.publishes or kernel.sysctl(_BRIDGED[family]) == "1"
 
 
 def _switched(bridge: Bridge, family: int, ethertype: bytes, reply: bool) -> PacketBits:
@@ -334,28 +355,127 @@ def follow(source: ForeignChains, chain: Chain, packet: PacketBits) -> tuple[boo
     return chain.accepts if accepted is None else accepted, visited
 
 
+def judge(
+    source: ForeignChains, chain: Chain, packet: PacketBits, any_end: bool = False
+) -> tuple[str, Place | None]:
+    """Return what a base chain does to a packet, and the rule that decides.
+
+    The first result is ACCEPTS, DROPS or MAY_DROP. MAY_DROP is returned if the chain drops the
+    packet unless a rule matches of which that is unknown, and if such a rule would drop the packet
+    and matches its address or port. With ``any_end``, the rule need only test an address or port.
+    The rule is None if the chain's policy decides.
+    """
+    may_accept = False
+    may_drop: Place | None = None
+    steps = 0
+
+    def walk(name: str, depth: int, certain: bool, named: bool) -> tuple[bool, Place] | None:
+        """Return whether a chain accepts the packet and by which rule, or None if the packet leaves
+        the chain. ``certain`` says whether the packet reaches the chain for certain, ``named``
+        whether a rule on the way to it matches an address or port of the packet.
+        """
+        nonlocal may_accept, may_drop, steps
+        for number, rule in enumerate(source.rules(chain.family, chain.table, name)):
+            steps += 1
+            if steps > _STEPS:
+                return True, (name, number)
+            matches, verdict, names = _evaluate(source, chain, packet, rule, True, any_end)
+            if matches is False or verdict is None or verdict.kind in ("continue", "break"):
+                continue
+            known = certain and matches is True
+            if verdict.kind in ("accept", "drop"):
+                if known:
+                    return verdict.kind == "accept", (name, number)
+                may_accept |= verdict.kind == "accept"
+                if verdict.kind == "drop" and (names or named) and may_drop is None:
+                    may_drop = name, number
+            elif verdict.kind == "return" or depth >= _DEPTH:
+                if matches is True:
+                    return None
+                may_accept = True  # a later rule of the chain may not be reached
+            else:
+                decided = walk(verdict.chain, depth + 1, known, named or names)
+                if decided is not None or (verdict.kind == "goto" and known):
+                    return decided
+        return None
+
+    decided = walk(chain.name, 0, True, False)
+    accepts, place = decided or (chain.accepts, None)
+    if not accepts:
+        return (MAY_DROP if may_accept else DROPS), place
+    return (MAY_DROP, may_drop) if may_drop is not None else (ACCEPTS, place)
+
+
 def _verdict(
     source: ForeignChains, chain: Chain, packet: PacketBits, rule: Rule
 ) -> ChainVerdict | None:
     """Return the verdict of a rule, or None if the rule does not match or is not known to match."""
+    matches, verdict, _ = _evaluate(source, chain, packet, rule)
+    return verdict if matches is True else None
+
+
+def _evaluate(
+    source: ForeignChains,
+    chain: Chain,
+    packet: PacketBits,
+    rule: Rule,
+    doubts: bool = False,
+    any_end: bool = False,
+) -> tuple[bool | None, ChainVerdict | None, bool]:
+    """Evaluate a rule. Return whether it matches (None if unknown), its verdict, and whether it
+    matches an address or port of the packet.
+
+    Without ``doubts``, the evaluation ends at the first unknown expression, without a verdict. With
+    ``any_end``, the third result is whether the rule tests an address or port.
+    """
     registers = _Registers()
+    matches: bool | None = True
+    names = False
+    of_packet: dict[int, bool] = {}  # by register, whether it has an address or port
     for expression in rule:
         if isinstance(expression, ChainVerdict):
-            return expression
+            return matches, expression, names
+        one: bool | None
         if isinstance(expression, Lookup):
             where = chain.family, chain.table, expression.name
             key = registers.read(expression.register, source.key_length(*where))
             if key is None:
-                return None
-            has, verdict = source.element(*where, key)
-            if expression.verdict and verdict is not None:
-                return verdict
-            matches = has if expression.verdict else has is not expression.inverted
+                one = None
+            else:
+                has, verdict = source.element(*where, key)
+                names |= of_packet.get(expression.register, False)
+                if expression.verdict and verdict is not None:
+                    return matches, verdict, names
+                one = has if expression.verdict else has is not expression.inverted
         else:
-            matches = bool(_matches(expression, packet, registers))
-        if not matches:
-            return None
-    return None
+            one = _matches(expression, packet, registers)
+            if isinstance(expression, RegisterLoad):
+                of_packet[expression.register] = is_end = _is_end(expression)
+                names |= any_end and is_end
+            elif isinstance(expression, Mask):
+                of_packet[expression.target] = of_packet.get(expression.source, False)
+            elif isinstance(expression, Between):
+                names |= one is True and of_packet.get(expression.register, False)
+            elif isinstance(expression, IptablesMatch):
+                ports = expression.sources or expression.targets
+                names |= ports is not None and (one is True or any_end)
+        if one is False:
+            return False, None, False
+        if one is None:
+            matches = None
+            if not doubts:
+                break
+    return matches, None, names
+
+
+def _is_end(load: RegisterLoad) -> bool:
+    """Return whether a value is an address or a port of the packet."""
+    if load.source == "payload":
+        # an IPv4 header has TTL and protocol where an IPv6 header has its source address
+        in_header = load.offset >= 12 or (load.offset == 8 and load.length > 1)
+        return load.offset < 4 if load.key == 2 else load.key == 1 and in_header
+    # NFT_CT_SRC, NFT_CT_DST, NFT_CT_PROTO_SRC, NFT_CT_PROTO_DST and NFT_CT_SRC_IP to DST_IP6
+    return load.source == foreign_chains.ORIGINAL and load.key in (8, 9, 11, 12, *range(19, 23))
 
 
 def _matches(expression: Expression, packet: PacketBits, registers: _Registers) -> bool | None:
@@ -369,6 +489,8 @@ def _matches(expression: Expression, packet: PacketBits, registers: _Registers) 
             matches = registers.between(expression)
             return matches if matches is None else matches is not expression.inverted
         case IptablesMatch():
+            if expression.sources is not None or expression.targets is not None:
+                return _has_ports(expression, packet)
             if expression.bridged is not None:
                 return packet.bridged is expression.bridged
             if packet.tracked is None:
@@ -381,6 +503,21 @@ def _matches(expression: Expression, packet: PacketBits, registers: _Registers) 
         case _:
             return None
     return True
+
+
+def _has_ports(match: IptablesMatch, packet: PacketBits) -> bool | None:
+    """Return whether the packet has the ports of an iptables match, or None if that is unknown."""
+    data, known = packet.headers.get(2, (bytes(4), bytes(4)))
+    fits: list[bool | None] = []
+    for offset, ranges in ((0, match.sources), (2, match.targets)):
+        if ranges is not None and known[offset : offset + 2] == b"\xff\xff":
+            port = int.from_bytes(data[offset : offset + 2], "big")
+            fits.append(any(low <= port <= high for low, high in ranges))
+        elif ranges is not None:
+            fits.append(None)
+    if False in fits:
+        return match.inverted
+    return None if None in fits else not match.inverted
 
 
 def _loaded(load: RegisterLoad, packet: PacketBits) -> Bits | None:
@@ -411,7 +548,7 @@ class _Registers:
         self._data[register : register + size] = data.ljust(size, b"\0")[:size]
         self._known[register : register + size] = mask.ljust(size, b"\xff")[:size]
         self._uplinks.discard(register)
-        if value is _UPLINK:
+        if value is UPLINK:
             self._uplinks.add(register)
 
     def mask(self, expression: Mask) -> None:

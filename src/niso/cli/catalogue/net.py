@@ -206,7 +206,9 @@ _ACTIONS = (
         "PROTO is tcp (the default), udp or sctp. Without a port the packet is an ICMP echo "
         "request. Put an IPv6 address with a port in brackets. IPv4 is used between services if "
         "both have it. If TO is a service with replicas, the source port decides which instance "
-        "gets the packet: FROM:PORT names the instance.",
+        "gets the packet: FROM:PORT names the instance. The line listens says if no program of the "
+        "service listens there. The lines others say what nftables chains of other programs do to "
+        "the packet; niso net trace shows the same of real packets.",
         lines="niso net explain api postgres:5432\n"
         "niso net explain api postgres:5432 --prove  # with a test packet\n"
         "niso net explain 192.0.2.7 192.0.2.1:8080/tcp"
@@ -214,8 +216,8 @@ _ACTIONS = (
         "niso net explain api '[fd00:99:1::2]:53/udp'\n"
         "niso net explain host api  # ICMP echo\n"
         "niso net explain api:40001 web:80  # which instance gets a connection from this port",
-        statuses="0 the packet passes\n"
-        "1 it is dropped, or the test packet contradicts the verdict\n"
+        statuses="0 the packet passes, whether a program listens or not\n"
+        "1 it is dropped, also by another firewall, or the test packet contradicts the verdict\n"
         "2 invalid arguments: a name is unknown, or an end has no address of the family",
     ),
     Command(

@@ -1,0 +1,406 @@
+"""Find the chains of other programs that a packet passes, and which of them drop the packet.
+
+The chains are evaluated for one packet of `niso net explain`, or for a new connection to a
+published port. Known are the ends of the packet, its ports, the network interfaces and the state of
+connection tracking. A rule that tests something else, such as a mark or a rate, may match or not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+
+from niso.base.errors import KernelError
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import packed
+from niso.kernel import foreign_chains, libnftables, probe
+from niso.kernel.foreign_chains import FAMILIES, HOOKS, Chain, ForeignChains
+from niso.kernel.rtnetlink import Rtnl
+from niso.look import listening, other_firewalls
+from niso.look.other_firewalls import ACCEPTS, DROPS, MAY_DROP, UPLINK, Bits, PacketBits, Place
+from niso.look.packet_path import ExplainedPacket, Packet
+from niso.plan.records import WIDE, NetworkRecord, PortMapping
+from niso.plan.verdict import PolicyContext, is_host, network_of
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from niso.kernel.real import Kernel
+
+_NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
+_SYN, _SYN_ACK = 0x02, 0x12
+_BRIDGE = next(number for number, name in FAMILIES.items() if name == "bridge")
+_INET = {4: ("inet", "ip"), 6: ("inet", "ip6")}
+# priorities (linux/netfilter_ipv4.h): connection tracking, DNAT in prerouting and output
+_CONNTRACK, _DSTNAT = -200, -100
+# enum nft_meta_keys; nft_ct_keys: state, direction, status, proto-dst, IPv4 and IPv6 destination
+_IIF, _OIF, _IIFNAME, _OIFNAME, _NFPROTO, _L4PROTO, _PROTOCOL = 4, 5, 6, 7, 15, 16, 1
+_FROM_OUTSIDE = ("prerouting", "forward", "postrouting")
+_EPHEMERAL = 50_000  # stands for an unknown source port, which is none of a service
+_NOWHERE = {4: "0.0.0.0", 6: "::"}  # the packet's family alone counts
+_STATE, _DIRECTION, _STATUS, _PROTO_DST, _DST_IP, _DST_IP6 = 0, 1, 2, 12, 20, 22
+_NEW, _ESTABLISHED, _DNAT, _XT_DNAT = 8, 2, 32, 128
+
+
+class OtherChain(NamedTuple):
+    """A base chain of another program that drops a packet or its replies, or may drop them."""
+
+    chain: str  # family, table and name of the chain, as nft(8) writes them
+    hook: str  # prerouting, input, forward, output or postrouting
+    verdict: str  # drop, or may drop: this depends on more than the ends of the packet
+    replies: bool  # whether the replies are dropped, not the packet
+    rule: str | None  # the rule that decides; null if the chain drops what no rule accepts
+
+    @property
+    def words(self) -> str:
+        """What the chain does, in words."""
+        verb = "drops" if self.verdict == DROP else "may drop"
+        what = "replies to it" if self.replies else "it"
+        why = f"by its rule: {self.rule}" if self.rule is not None else "by default"
+        return f"nftables chain {self.chain} ({self.hook}) {verb} {what} {why}"
+
+
+class OtherFirewalls(NamedTuple):
+    """What rules of other programs do to a packet that niso lets pass."""
+
+    drops: tuple[OtherChain, ...]  # chains that drop the packet or its replies, or may drop them
+    passes: tuple[str, ...]  # strings: the other chains on the packet's path, which let it pass
+    unseen: tuple[str, ...]  # strings: rules that niso cannot read
+
+    @property
+    def is_dropped(self) -> bool:
+        """True if a chain drops the packet for certain."""
+        return any(one.verdict == DROP and not one.replies for one in self.drops)
+
+
+DROP = "drop"
+
+
+class _Way(NamedTuple):
+    """A hook that a packet passes, with the interfaces there. "" is no interface, None unknown."""
+
+    hook: str
+    enters: str | None
+    leaves: str | None
+
+
+class _Ends(NamedTuple):
+    """The ends of a packet. What is None is unknown."""
+
+    source: str | None
+    own_port: int | None
+    destination: str | None
+    port: int | None
+
+
+def of_packet(
+    kernel: Kernel, world: PolicyContext, explained: ExplainedPacket
+) -> OtherFirewalls | None:
+    """Return what chains of other programs do to a packet, or None if niso drops the packet or the
+    packet passes no chain of this host.
+    """
+    packet, verdict = explained.packet, explained.verdict
+    sender, receiver = (
+        world.services.get(party.service) for party in (verdict.source, verdict.receiver)
+    )
+    to_itself = sender is not None and sender is receiver
+    if not verdict.passes or to_itself or (sender is not None and sender.host):
+        return None
+    unseen = list(other_firewalls.unseen((packet.family,)))
+    drops: dict[OtherChain, None] = {}
+    passes: dict[str, None] = {}
+    try:
+        with kernel.foreign_chains() as source:
+            chains = source.base_chains(everywhere=True)
+            steps = list(_steps(kernel, world, explained)) if chains else ()
+            for families, way, bits in steps:
+                for chain in chains:
+                    early = way.hook in ("prerouting", "output") and chain.priority <= _DSTNAT
+                    if HOOKS[chain.hook] != way.hook or chain.family not in families:
+                        continue
+                    one = bits[early]
+                    if chain.priority <= _CONNTRACK and way.hook in ("prerouting", "output"):
+                        one = _untracked(one)
+                    result, place = other_firewalls.judge(source, chain, one)
+                    name = other_firewalls.chain_name(chain)
+                    if result == ACCEPTS:
+                        passes[name] = None
+                    else:
+                        word = DROP if result == DROPS else MAY_DROP
+                        rule = rule_text(chain, place)
+                        drops[OtherChain(name, way.hook, word, one.reply, rule)] = None
+    except KernelError as error:
+        unseen.append(f"chains of other programs cannot be read: {error.message}")
+    found = dict.fromkeys(one.chain for one in drops)
+    # a chain that drops the packet is not named for its replies too
+    lost = {one.chain for one in drops if not one.replies}
+    shown = tuple(one for one in drops if not (one.replies and one.chain in lost))
+    return OtherFirewalls(shown, tuple(name for name in passes if name not in found), (*unseen,))
+
+
+def of_ports(
+    kernel: Kernel, store: Store, services: Iterable[str]
+) -> Iterator[tuple[str, PortMapping, int, OtherChain]]:
+    """Yield each rule of another program that drops, or may drop, new connections to one published
+    port.
+
+    Each result has the service, its port, an IP version, and the chain. Chains that drop packets
+    whatever their port are left out (`niso.look.exposure.drops`). For a range, its first and last
+    port are tried. Raises KernelError.
+    """
+    with kernel.foreign_chains() as source:
+        chains = [
+            chain
+            for chain in source.base_chains(everywhere=True)
+            if HOOKS[chain.hook] in _FROM_OUTSIDE and chain.family != _BRIDGE
+        ]
+        touched: dict[tuple[str, int, str], list[Chain]] = {}
+        for service in services if chains else ():
+            ports = [port for _, port in store.ports(service)]
+            for network, family, address in listening.published_at(store, service) if ports else ():
+                # of a service address, the chains see the address of an instance
+                to = None if store.instances.of(service) else address
+                for port in ports:
+                    key = network.bridge, family, port.proto
+                    if key not in touched:
+                        touched[key] = _touching(source, chains, network, family, port.proto)
+                    if family in port.families and touched[key]:
+                        for other in _of_port(source, touched[key], network, family, to, port):
+                            yield service, port, family, other
+
+
+def _touching(
+    source: ForeignChains, chains: list[Chain], network: NetworkRecord, family: int, proto: str
+) -> list[Chain]:
+    """Return the chains with a rule that drops packets by their address or port."""
+    nothing = _Ends(None, None, None, None)
+    return [
+        chain
+        for chain in chains
+        if FAMILIES[chain.family] in _INET[family]
+        and _outside(source, chain, network, family, proto, nothing, None, True)
+    ]
+
+
+def _of_port(
+    source: ForeignChains,
+    chains: Iterable[Chain],
+    network: NetworkRecord,
+    family: int,
+    address: str | None,
+    port: PortMapping,
+) -> Iterator[OtherChain]:
+    for chain in chains:
+        for offset in sorted({0, port.count - 1}):
+            to = None if port.host_ip in WIDE else port.host_ip
+            before = _Ends(None, _EPHEMERAL, to, port.host_port + offset)
+            after = _Ends(None, _EPHEMERAL, address, port.container_port + offset)
+            found = _outside(source, chain, network, family, port.proto, after, before, False)
+            if found is not None:
+                yield found
+                break
+
+
+def _outside(
+    source: ForeignChains,
+    chain: Chain,
+    network: NetworkRecord,
+    family: int,
+    proto: str,
+    after: _Ends,
+    before: _Ends | None,
+    any_end: bool,
+) -> OtherChain | None:
+    """Return a chain if one of its rules drops, or may drop, a packet from outside to a service.
+
+    ``after`` and ``before`` are the ends of the packet after and before DNAT.
+    """
+    hook = HOOKS[chain.hook]
+    leaves = "" if hook == "prerouting" else network.bridge
+    way = _Way(hook, "" if hook == "postrouting" else None, leaves)
+    packet = Packet(_NOWHERE[family], _NOWHERE[family], after.port, proto)
+    is_early = hook == "prerouting" and chain.priority <= _DSTNAT
+    ends = before if is_early and before is not None else after
+    bits = _routed(way, packet, ends, None if is_early else before)
+    if hook == "prerouting" and chain.priority <= _CONNTRACK:
+        bits = _untracked(bits)
+    result, place = other_firewalls.judge(source, chain, bits, any_end)
+    if result == ACCEPTS or place is None:
+        return None
+    rule = None if any_end else rule_text(chain, place)
+    word = DROP if result == DROPS else MAY_DROP
+    return OtherChain(other_firewalls.chain_name(chain), hook, word, False, rule)
+
+
+def _steps(
+    kernel: Kernel, world: PolicyContext, explained: ExplainedPacket
+) -> Iterator[tuple[set[int], _Way, dict[bool, PacketBits]]]:
+    """Yield the hooks that a packet and its reply pass: the families of chains there, the hook, and
+    the packet after DNAT (False) and before DNAT (True).
+    """
+    packet, verdict = explained.packet, explained.verdict
+    receiver = verdict.receiver.address
+    own_port = packet.own_port or _EPHEMERAL
+    before = _Ends(packet.source, own_port, packet.destination, packet.port)
+    after = before._replace(destination=receiver, port=verdict.port)
+    entered = network_of(world, packet.source) if verdict.source.service else None
+    reached = network_of(world, receiver) if verdict.receiver.service else None
+    from_host, to_host = is_host(world, packet.source), is_host(world, receiver)
+    routed = {number for number, name in FAMILIES.items() if name in _INET[packet.family]}
+    translated = (packet.destination, packet.port) != (receiver, verdict.port)
+    original = before if translated and not verdict.instances else None
+    is_switched = entered is not None and entered == reached and original is None
+    if is_switched and entered is not None:
+        yield {_BRIDGE}, _Way("forward", None, None), _both(_switched(entered, packet, after))
+        bridged = other_firewalls.is_bridged(kernel, entered, packet.family)
+        if not bridged:
+            return
+        bridge = entered.bridge
+        ways = [
+            _Way("prerouting", bridge, ""),
+            _Way("forward", bridge, bridge),
+            _Way("postrouting", "", bridge),
+        ]
+    else:
+        first = entered.bridge if entered else "lo" if to_host else link_towards(packet.source)
+        last = reached.bridge if reached else "lo" if from_host else link_towards(receiver)
+        if from_host:
+            ways = [_Way("output", "", last), _Way("postrouting", "", last)]
+        elif to_host:
+            ways = [_Way("prerouting", first, ""), _Way("input", first, "")]
+        else:
+            ways = [
+                _Way("prerouting", first, ""),
+                _Way("forward", first, last),
+                _Way("postrouting", "", last),
+            ]
+        if from_host and to_host:
+            ways += [_Way("prerouting", "lo", ""), _Way("input", "lo", "")]
+    for way in ways:
+        bits = {
+            early: _routed(way, packet, before if early else after, None if early else original)
+            for early in (False, True)
+        }
+        yield routed, way, bits
+    for way in _replies(ways):
+        reply = _Ends(after.destination, after.port, after.source, after.own_port)
+        yield routed, way, _both(_routed(way, packet, reply, original, reply=True))
+
+
+def _replies(ways: Iterable[_Way]) -> Iterator[_Way]:
+    """Yield where the replies are filtered: forwarded, or received and sent by the host."""
+    other = {"forward": "forward", "input": "output", "output": "input"}
+    for way in ways:
+        if way.hook in other:
+            yield _Way(other[way.hook], way.leaves, way.enters)
+
+
+def _both(bits: PacketBits) -> dict[bool, PacketBits]:
+    return {False: bits, True: bits}
+
+
+def _untracked(bits: PacketBits) -> PacketBits:
+    """Return a packet before connection tracking has seen it."""
+    facts = {key: value for key, value in bits.facts.items() if key[0] == "meta"}
+    return bits._replace(facts=facts, tracked=None)
+
+
+def _switched(network: NetworkRecord, packet: Packet, ends: _Ends) -> PacketBits:
+    frame = other_firewalls.frame((network.bridge, 0, {}), packet.family)
+    l4proto = {("meta", _L4PROTO): _whole(bytes([_number(packet)]))}
+    headers = {**frame.headers, **_headers(packet, ends, is_reply=False)}
+    return frame._replace(facts={**frame.facts, **l4proto}, headers=headers)
+
+
+def _routed(
+    way: _Way, packet: Packet, ends: _Ends, original: _Ends | None, reply: bool = False
+) -> PacketBits:
+    state = _ESTABLISHED if reply else _NEW
+    is_ipv4 = packet.family == 4
+    facts: dict[tuple[str, int], Bits] = {
+        ("meta", _NFPROTO): _whole(bytes([2 if is_ipv4 else 10])),
+        ("meta", _PROTOCOL): _whole(b"\x08\x00" if is_ipv4 else b"\x86\xdd"),
+        ("meta", _L4PROTO): _whole(bytes([_number(packet)])),
+        ("ct", _STATE): _whole(struct.pack("=I", state)),
+        ("ct", _DIRECTION): _whole(bytes([reply])),
+        ("ct", _STATUS): (struct.pack("=I", _DNAT if original else 0), struct.pack("=I", _DNAT)),
+    }
+    for link, name_key, index_key in (
+        (way.enters, _IIFNAME, _IIF),
+        (way.leaves, _OIFNAME, _OIF),
+    ):
+        facts["meta", name_key] = (
+            UPLINK if link is None else _whole(link.encode()[:16].ljust(16, b"\0"))
+        )
+        with contextlib.suppress(OSError):
+            number = socket.if_nametoindex(link) if link else 0
+            if link is not None:
+                facts["meta", index_key] = _whole(struct.pack("=I", number))
+    to = original or (ends if not reply else None)
+    if to is not None and to.destination is not None:
+        key = _DST_IP if is_ipv4 else _DST_IP6
+        facts[foreign_chains.ORIGINAL, key] = _whole(packed(to.destination))
+    if to is not None and to.port is not None:
+        facts[foreign_chains.ORIGINAL, _PROTO_DST] = _whole(struct.pack("!H", to.port))
+    tracked = state | (_XT_DNAT if original else 0)
+    return PacketBits("", True, facts, _headers(packet, ends, reply), tracked, reply, False)
+
+
+def _headers(packet: Packet, ends: _Ends, is_reply: bool) -> dict[int, Bits]:
+    """Return the headers of a packet by NFT_PAYLOAD_*_HEADER, as far as they are known."""
+    start, width, at = (12, 4, 9) if packet.family == 4 else (8, 16, 6)
+    data, known = bytearray(start + 2 * width), bytearray(start + 2 * width)
+    data[at], known[at] = _number(packet), 0xFF
+    for offset, address in ((start, ends.source), (start + width, ends.destination)):
+        if address is not None:
+            data[offset : offset + width] = packed(address)
+            known[offset : offset + width] = b"\xff" * width
+    inner, sure = bytearray(20), bytearray(20)
+    if packet.proto == "icmp":
+        kinds = (8, 0) if packet.family == 4 else (128, 129)
+        inner[0], sure[0], sure[1] = kinds[is_reply], 0xFF, 0xFF
+    else:
+        for offset, port in ((0, ends.own_port), (2, ends.port)):
+            if port is not None:
+                inner[offset : offset + 2] = struct.pack("!H", port)
+                sure[offset : offset + 2] = b"\xff\xff"
+        if packet.proto == "tcp":
+            inner[13], sure[13] = (_SYN_ACK if is_reply else _SYN), 0xFF
+    return {1: (bytes(data), bytes(known)), 2: (bytes(inner), bytes(sure))}
+
+
+def _number(packet: Packet) -> int:
+    return _NUMBERS.get(packet.proto, 1 if packet.family == 4 else 58)
+
+
+def _whole(data: bytes) -> Bits:
+    return data, b"\xff" * len(data)
+
+
+def link_towards(address: str) -> str | None:
+    """Return the interface by which the host sends to an address, or None if that is unknown."""
+    own = probe.own_address(address)
+    if own is None:
+        return None
+    with Rtnl() as rtnl:
+        found = {a.index for a in rtnl.addresses() if a.address.partition("/")[0] == own}
+        return rtnl.name(found.pop()) if len(found) == 1 else None
+
+
+def rule_text(chain: Chain, place: Place | None) -> str | None:
+    """Return a rule as nft(8) writes it, or None for the policy of a chain."""
+    if place is None:
+        return None
+    family, (name, number) = FAMILIES[chain.family], place
+    if not (other_firewalls.is_plain(chain.table) and other_firewalls.is_plain(name)):
+        return f"number {number + 1}"  # such a name could end the command
+    with contextlib.suppress(KernelError), libnftables.Nft() as nft:
+        text = nft.chain(family, chain.table, name)
+        inside = text.partition(f"chain {name} {{\n")[2].partition("\n\t}")[0]
+        lines = [line.strip() for line in inside.splitlines()]
+        rules = [one for one in lines if one and not one.startswith(("type ", "comment ", "#"))]
+        if number < len(rules):
+            return rules[number]
+    return f"number {number + 1} of {name}"
