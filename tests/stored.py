@@ -96,7 +96,7 @@ def put(
 
 
 def dump(store: Store) -> dict[str, list[tuple[object, ...]]]:
-    """All rows of all tables, without intents and the place of the folder."""
+    """All rows of all tables, without intents, the history and the place of the folder."""
     tables = store._db.execute(
         "SELECT name FROM sqlite_master WHERE type='table' AND name NOT LIKE 'sqlite%'"
     ).fetchall()
@@ -106,5 +106,5 @@ def dump(store: Store) -> dict[str, list[tuple[object, ...]]]:
             key=repr,
         )
         for (table,) in tables
-        if table != "intent"
+        if table not in ("intent", "deploy")
     }

@@ -376,3 +376,61 @@ def test_changed_secret_makes_a_new_version(lab: Lab) -> None:
         assert lab.niso("exec", name, "--", "cat", "/run/secrets/key").stdout == "two"
     lab.niso("scale", "web=3")
     lab.niso("net", "check")
+
+
+# --- history and rollback of a service with one process -------------------------------------------
+
+
+def test_plain_service_has_a_history_and_goes_back(lab: Lab) -> None:
+    """Policy and program of a former generation return together; two packages are kept."""
+
+    def version(number: int, **keys: Any) -> str:
+        told = {"version": f"{number}.0.0"}
+        files = {"data": "one" if number == 1 else "two" if number < 4 else "four"}
+        return idle(lab, "db", package=told, environment={"V": str(number)}, files=files, **keys)
+
+    def value() -> str:
+        return str(lab.niso("exec", "db", "--", "/bin/sh", "-c", "echo $V").stdout).strip()
+
+    def told() -> list[tuple[int, str, str, bool]]:
+        lines = json.loads(lab.niso("history", "db", "--json").stdout)
+        return [(x["version"], x["outcome"], x["package_version"], x["serving"]) for x in lines]
+
+    lab.niso("activate", version(1, network=on("back") | {"policy": {"allow_from": ["api"]}}))
+    lab.run("env", "SUDO_USER=alice", "niso", "activate", version(2, network=on("back")))
+    lab.niso("activate", "db")  # unchanged: no generation
+    lab.niso("restart", "db")
+    failed = version(3, network=on("back"), healthcheck={"tcp": 9, "start_period": "100ms"})
+    refused(lab, "activate", failed)
+    first = [(1, "done", "1.0.0", False), (2, "done", "2.0.0", False), (3, "done", "2.0.0", True)]
+    assert told() == [*first, (4, "failed", "3.0.0", False)]
+    lines = json.loads(lab.niso("history", "--json").stdout)
+    assert [line["service"] for line in lines] == ["db"] * 4
+    assert lines[1]["who"].endswith("alice") or "alice" in lines[1]["who"]
+    assert lines[1]["sudo_user"] == "alice" and lines[1]["command"].startswith("niso activate /")
+    assert lines[2]["command"] == "niso restart db" and lines[2]["sudo_user"] is None
+    assert "connection refused" in lines[3]["why"] or "healthy" in lines[3]["why"]
+    assert value() == "2"
+    lab.niso("rollback", "db")
+    assert value() == "1"
+    shown = json.loads(lab.niso("inspect", "db").stdout)
+    assert shown["manifest"]["network"]["policy"]["allow_from"] == ["api"]
+    assert lab.run("cat", f"{shown['package']}/data").stdout == "one"
+    lab.niso("net", "check")
+    lab.niso("rollback", "db", "2")
+    assert value() == "2"
+    package_ = json.loads(lab.niso("inspect", "db").stdout)["package"]
+    assert lab.run("cat", f"{package_}/data").stdout == "two"
+    lab.niso("deactivate", "db")
+    assert told()[-1] == (7, "stopped", "2.0.0", False)
+    lab.niso("activate", version(4, network=on("back")))
+    assert "generation 1 of 'db' is not kept" in refused(lab, "rollback", "db", "1")
+    assert "generation 7 of 'db' is a stop" in refused(lab, "rollback", "db", "7")
+    assert "no generation 99" in refused(lab, "rollback", "db", "99")
+    assert "is not the number" in refused(lab, "rollback", "db", "x", status=2)
+    table = lab.niso("history").stdout
+    assert "GENERATION" in table and "alice" in table and "niso rollback db 2" in table
+    copies = lab.run("find", "/var/lib/niso/packages/db", "-mindepth", "1", "-maxdepth", "1").stdout
+    assert len(copies.split()) == 2
+    lab.niso("remove", "db")
+    assert lab.niso("history", "--json").stdout.strip() == "[]"

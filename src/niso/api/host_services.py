@@ -169,7 +169,9 @@ class Services(ApiPart):
     def rollback(
         self, name: str, version: int | None = None, *, timeout: float = 60.0
     ) -> tuple[niso.Outcome, ...]:
-        """Deploy a former version of a service, by default the last version that served before.
+        """Activate a former generation of a service, by default the last one that differs.
+
+        ``version`` is the number of a generation of `history`.
 
         ``timeout`` is as for `scale`. Raises UsageError, NotFound, Conflict, ProcessError. In these
         cases nothing has changed.
@@ -280,12 +282,15 @@ class Services(ApiPart):
             self.session.caution(text_, (hint,))
         return with_listening(self.session, store, lines) if listening else lines
 
-    def history(self, name: str) -> tuple[niso.Deploy, ...]:
-        """Return the last deploys of a service with replicas, the oldest first. Raises NotFound."""
+    def history(self, name: str | None = None) -> tuple[niso.Deploy, ...]:
+        """Return what commands did to a service, or to all services; the oldest first.
+
+        The last 50 deploys, restarts and stops of each service are kept. Raises NotFound.
+        """
         from niso.look.services import deploys
 
         store = self.session.store()
-        return deploys(store, store.resolve(text(name, "name")))
+        return deploys(store, None if name is None else store.resolve(text(name, "name")))
 
     def everywhere(self) -> tuple[niso.ClusterLine, ...]:
         """Return the services of all hosts of the cluster, sorted by name.

@@ -17,6 +17,8 @@ STATE_DIR, RUN_DIR = "/var/lib/niso", "/run/niso"
 POLICY_DIR = "/etc/niso/policies"
 is_command = False
 """Whether this process is a niso command, not a program that uses niso as a library."""
+command_line: list[str] = []
+"""The arguments of the niso command that this process runs; empty in other programs."""
 
 
 def state_dir() -> str:

@@ -19,7 +19,7 @@ from niso.base.signals import signals_held
 from niso.change import deploy, outside_names_refresh, sharing, start, stop
 from niso.change.admit import NO_STACK, Change, NoClaims, StackMembership, record_all
 from niso.change.deploy import Rollout
-from niso.change.journal import begin, end_restart, locked, locked_instances, recover
+from niso.change.journal import begin, end_restart, locked, locked_instances, record, recover
 from niso.change.scope import leaving, scope_left, scope_of
 from niso.change.start import After
 from niso.change.targets import Target, of_row, replaced
@@ -306,19 +306,31 @@ class _Activation:
             with self._last_change(left):
                 changes += self._swap()
                 changed = self._changed(changes)
+                plain = [
+                    done.row
+                    for done in changes
+                    if done.target.instance is None and done.name not in fronts
+                ]
+                deployed = [row for row in plain if row.name in changed]
+                record(self._store, deployed, self._began, "done")
                 self._end(left)
-            for done in changes:
-                if done.target.instance is None and done.name not in fronts:
-                    package.keep_only(done.row.name, {done.row.package})
+            for row in plain:
+                self._keep_packages(
+                    row.name, {row.package, *self._store.instances.packages(row.name)}
+                )
             for name in fronts:
-                kept, present = deploy.used_packages(self._store, name), self._copies[name]
-                package.keep_only(name, {*kept, present})
-                for copy in {*kept} - {present}:
-                    package.drop_manifest(copy)
+                self._keep_packages(name, deploy.used_packages(self._store, name))
             for _, files in self._files:
                 if files.contents is not None:
                     files.contents.save()
         return changed
+
+    def _keep_packages(self, service: str, copies: set[str]) -> None:
+        """Delete all copies of a service's package but these and the present one."""
+        present = self._copies[service]
+        package.keep_only(service, {*copies, present})
+        for copy in copies - {present}:
+            package.drop_manifest(copy)
 
     def complete(self) -> None:
         """Start `niso health` if a service needs health checks, and stop the replaced instances.
@@ -364,6 +376,17 @@ class _Activation:
 
     def record_failures(self, error: BaseException) -> None:
         """Record the deploys that failed, for `niso history`."""
+        fronts = {one.name for one in self._rollouts}
+        rows = []
+        for target in self._targets:
+            if target.instance is None and target.name not in fronts:
+                row = self._store.service(target.name)
+                if row is not None and target.name in self._copies:
+                    manifest = service_rows.encode_service(target.spec)
+                    rows.append(row._replace(manifest=manifest, package=self._copies[row.name]))
+        if rows:
+            with Lock(), self._store.transaction():
+                record(self._store, rows, self._began, "failed", error)
         if self._rollouts:
             deploy.record_failures(self._store, self._rollouts, self._began, error)
 
@@ -539,6 +562,8 @@ def restart(
             replaced(row)
             rows.append(row)
         instances = [name for name in services if store.instances.get(name) is not None]
+        began, error = time.time(), None
+        recorded = [row for row in rows if row.name not in instances]
         begin(store, services, "restart")
         try:
             rows = _refreshed(store, rows)
@@ -546,9 +571,13 @@ def restart(
             start.restart(machine.processes, rows, report, after)
             stop.end_intents(store, services)
             _serve(machine, instances)
-        except BaseException:
+        except BaseException as failure:
+            error = failure
             end_restart(machine, services, report)
             raise
+        finally:
+            with Lock(), store.transaction():
+                record(store, recorded, began, "failed" if error else "done", error)
 
 
 def _leave(machine: Machine, instances: list[str], report: Report) -> None:

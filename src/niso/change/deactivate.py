@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 from niso.base.errors import Conflict, raise_all
@@ -9,7 +10,7 @@ from niso.base.locks import Lock
 from niso.base.named_tuples import NamedTuple
 from niso.base.report import Report, silent
 from niso.change import stop
-from niso.change.journal import begin, locked, recover
+from niso.change.journal import begin, locked, record, recover
 from niso.runtime import volumes
 from niso.runtime.machine import Machine
 
@@ -51,8 +52,13 @@ def deactivate(
             store.require_known(name)
         running = {*store.active_services()}
         active = [name for name in services if name in running]
+        began, rows = time.time(), [store.require_known(name) for name in named if name in active]
         begin(store, active, "stop" if keep_forwards else "deactivate")
         errors = stop.finish(machine, active, report, True, keep_forwards, needs)
+        own = [row for row in rows if not row.is_attachment]
+        if own:
+            with Lock(), store.transaction():
+                record(store, own, began, "failed" if errors else "stopped", *errors[:1])
         idle = [name for name in services if name not in active and store.forwards(name)]
         if idle and not keep_forwards:
             with Lock(), store.transaction():

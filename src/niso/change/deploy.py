@@ -232,16 +232,31 @@ def former(store: Store, name: str, version: int | None) -> Target:
     files of variables are read as they are now. Raises NotFound if the version is not recorded, or
     if its package was deleted.
     """
-    row = _require_front(store, name)
+    row = store.require_known(name)
+    row.require_own()
     deploys = store.instances.deploys(name)
     present = max((one.version for one in store.instances.of(name, SERVING, OUT)), default=0)
     known_ones = [one for one in deploys if one.outcome == "done" and one.version != present]
+    if not present:
+        now = (row.manifest, row.package)
+        known_ones = [one for one in known_ones if (one.manifest, one.package) != now]
     if version is not None:
         known_ones = [one for one in deploys if one.version == version]
     if not known_ones:
-        what = "no former version" if version is None else f"no version {version}"
+        what = "no former version" if version is None else f"no generation {version}"
         raise NotFound(f"{name!r} has {what}", f"niso history {name}", service=name)
     chosen = known_ones[-1]
+    if chosen.outcome == "stopped" or not (chosen.manifest and os.path.isdir(chosen.package)):
+        reason = f"the package of generation {chosen.version} of {name!r} is not kept"
+        if chosen.outcome == "stopped":
+            reason = f"generation {chosen.version} of {name!r} is a stop"
+        usable = [
+            str(one.version)
+            for one in deploys
+            if one.outcome == "done" and one.manifest and os.path.isdir(one.package)
+        ]
+        hint = f"niso rollback {name} {usable[-1]}" if usable else f"niso history {name}"
+        raise NotFound(reason, hint, service=name)
     return of_row(
         row._replace(
             manifest=chosen.manifest,

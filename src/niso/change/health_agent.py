@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from niso.base import paths
+from niso.base.caller import BY
 from niso.base.errors import Conflict, Error
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
@@ -74,7 +75,9 @@ class _Watched:
         """
         action = "restart" if self.check.on_unhealthy == "restart" else "deactivate"
         words = [sys.executable, "-I", "-m", "niso.cli", action, self.service]
-        self.child = os.posix_spawn(sys.executable, words, systemd.agent_environment())
+        self.child = os.posix_spawn(
+            sys.executable, words, systemd.agent_environment() | {BY: "niso health"}
+        )
         self.command = os.pidfd_open(self.child)
 
     def end_command(self) -> None:

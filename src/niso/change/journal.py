@@ -18,7 +18,15 @@ from niso.base.locks import Lock, remove_locks, service_lock
 from niso.base.report import NotStarted, Recovered, Report, Unfinished, event_class, silent
 from niso.change import ports, stop
 from niso.runtime.machine import Machine
-from niso.store.service_rows import LEAVING, OUT, SERVING, Intent, front_of
+from niso.store.service_rows import (
+    LEAVING,
+    OUT,
+    SERVING,
+    Deployed,
+    Intent,
+    ServiceRow,
+    front_of,
+)
 from niso.store.store import Store
 
 EndingRestart = event_class("EndingRestart", lambda service: f"complete the restart of {service}")
@@ -41,6 +49,26 @@ def end_restart(machine: Machine, services: list[str], report: Report) -> None:
         instances.set_state(out, OUT)
         for name in services:
             machine.store.end_intent(name)
+
+
+def record(
+    store: Store, rows: Iterable[ServiceRow], began: float, outcome: str, why: object = None
+) -> None:
+    """Record for `niso history` what a command did to services, as in `Deployed`.
+
+    ``began`` is the start of the command as a Unix time, and ``why`` the error if it failed. The
+    caller must be in a transaction.
+    """
+    reason = ""
+    if why is not None:
+        reason = why.message if isinstance(why, Error) else "interrupted"
+    for row in rows:
+        took_s = round(max(0.0, time.time() - began), 3)
+        version = store.instances.next_version(row.name)
+        what = (row.manifest, row.package, row.manifest_path)
+        store.instances.put_deploy(
+            Deployed(row.name, version, began, took_s, outcome, reason, *what)
+        )
 
 
 def recover(

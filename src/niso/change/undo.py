@@ -339,7 +339,8 @@ def _forget_failed(store: Store, name: str, kept: ServiceRow | None) -> None:
 
         package.keep_only(name, deploy.used_packages(store, name))
     elif kept is None or store.instances.get(name) is None:
-        package.keep_only(name, {kept.package} if kept else set())
+        former = store.instances.packages(name) if kept else ()
+        package.keep_only(name, {kept.package, *former} if kept else set())
     if kept is None:
         package.delete_tree(paths.log_dir(name))
         volumes.remove_empty_folder(name)

@@ -82,6 +82,7 @@ def run(arguments: list[str]) -> int:
 
 def _run(arguments: list[str], as_json: bool) -> int:
     """Run one command and return its exit status. Raises KeyboardInterrupt after a signal."""
+    paths.command_line = arguments
     failed = 2 if " ".join(arguments[:2]) in JUDGES else 0
     if arguments[:1] in (["exec"], ["lab"]):
         failed = 125

@@ -201,9 +201,12 @@ def _scale(host: Host, args: Args) -> int:
 
 
 def _rollback(host: Host, args: Args) -> int:
-    version = args.to
+    version, key = (args.generation, "GENERATION") if args.generation else (args.to, "--to")
+    if args.generation and args.to:
+        raise UsageError("name the generation once", f"niso rollback {args.name} {args.to}", "--to")
     if version is not None and not (version.isascii() and version.isdigit()):
-        raise UsageError(f"{version!r} is not the number of a version", "niso history", "--to")
+        hint = f"niso history {args.name} lists them"
+        raise UsageError(f"{version!r} is not the number of a generation", hint, key)
     timeout_s = duration(args.timeout, "--timeout")
     with Progress(args) as host.progress:
         outcomes = host.services.rollback(
@@ -220,16 +223,20 @@ def _history(host: Host, args: Args) -> int:
 def _print_history(lines: Iterable[niso.Deploy]) -> None:
     rows = (
         (
+            line.service,
             str(line.version),
             line.at,
             f"{line.took:.1f}s",
             f"{line.outcome}, serving" if line.serving else line.outcome,
             line.package_version,
+            line.who or "-",
+            output.escaped(line.command) or "-",
             output.escaped(line.why.split("\n")[0]) or "-",
         )
         for line in lines
     )
-    output.table(("VERSION", "TIME", "TOOK", "OUTCOME", "PACKAGE", "REASON"), rows)
+    titles = ("SERVICE", "GENERATION", "TIME", "TOOK", "OUTCOME", "PACKAGE", "WHO", "COMMAND")
+    output.table((*titles, "REASON"), rows)
 
 
 def _print_everywhere(lines: Iterable[niso.ClusterLine]) -> None:

@@ -24,7 +24,7 @@ from niso.look.outside_names import OutsideName
 from niso.runtime.crun import namespace
 from niso.runtime.logs import rotate_if_large
 from niso.runtime.status import Status, out_of_memory, read
-from niso.store.service_rows import LEAVING, OUT, SERVING, STATES, Intent, ServiceRow, service
+from niso.store.service_rows import LEAVING, OUT, SERVING, STATES, Intent, ServiceRow
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -159,45 +159,63 @@ class Service(NamedTuple):
 
 
 class Deploy(NamedTuple):
-    """One deploy of a service with replicas, in the result of `Services.history`."""
+    """What one command did to a service, in the result of `Services.history`."""
 
+    service: str
+    """the service's name"""
     version: int
-    """the number of the version"""
+    """the generation: the number of the deploy, restart or stop"""
     at: str
-    """when the deploy began"""
+    """when the command began"""
     took: float
-    """seconds until the version served, or failed"""
+    """seconds until the generation ran, or failed"""
     outcome: str
-    """done, failed or taken back"""
+    """done, failed, taken back or stopped"""
     serving: bool
-    """whether instances of the version serve now"""
+    """whether the generation runs now"""
     package_version: str
-    """package.version in the manifest of this version"""
+    """package.version in the manifest of this generation"""
     why: str
     """why the deploy failed or was taken back; can be empty"""
+    who: str
+    """the user of the login, and of sudo if that is another one; empty if unknown"""
+    login_uid: int | None
+    """the uid of the login, which su and sudo do not change; null if there was no login"""
+    sudo_user: str | None
+    """the user who ran sudo; null without sudo"""
+    command: str
+    """the command line"""
 
 
-def deploys(store: Store, name: str) -> tuple[Deploy, ...]:
-    """Return the recorded deploys of a service, the oldest first."""
-    serving = {one.version for one in store.instances.of(name, SERVING, OUT)}
-    return tuple(
+def deploys(store: Store, name: str | None) -> tuple[Deploy, ...]:
+    """Return the recorded deploys of a service, or of all services; the oldest first."""
+    from niso.base.caller import name_of
+
+    serving = {(one.front, one.version) for one in store.instances.active(SERVING, OUT)}
+    known = store.instances.deploys(name)
+    fronts = {one.front for one in store.instances.all()}
+    for row in store.active_rows():
+        if row.name not in fronts:
+            done = [d.version for d in known if d.front == row.name and d.outcome == "done"]
+            serving.update((row.name, version) for version in done[-1:])
+    found = [
         Deploy(
+            one.front,
             one.version,
             time_text(one.at) or "",
             one.took_s,
             one.outcome,
-            one.version in serving and one.outcome == "done",
-            _package_version(one.manifest),
+            (one.front, one.version) in serving and one.outcome == "done",
+            one.package_version,
             one.why,
+            name_of(one.login_uid, one.sudo_user),
+            one.login_uid,
+            one.sudo_user or None,
+            one.command,
         )
-        for one in store.instances.deploys(name)
-    )
-
-
-def _package_version(manifest: str) -> str:
-    spec = service(manifest)
-    package = spec.manifest.get("package") if spec is not None else None
-    return str(package.get("version", "")) if isinstance(package, dict) else ""
+        for one in known
+    ]
+    return tuple(found if name else sorted(found, key=lambda one: one.at))
 
 
 def service_lines(

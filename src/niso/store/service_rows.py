@@ -682,7 +682,9 @@ finishes its connections. ``out``: it is not healthy, or its process has ended. 
 version has replaced it, and it runs until the next deploy (``deploy.on_failure``).
 """
 STATES = (STARTING, SERVING, LEAVING, OUT, KEPT)
-KEPT_DEPLOYS, KEPT_PACKAGES = 10, 3
+KEPT_DEPLOYS, KEPT_MANIFESTS = 50, 10
+KEPT_PACKAGES, KEPT_PLAIN_PACKAGES = 3, 2
+"""How many packages are kept of a service with a service address, and of others."""
 
 
 class Instance(NamedTuple):
@@ -698,17 +700,21 @@ class Instance(NamedTuple):
 
 
 class Deployed(NamedTuple):
-    """The record of one deploy of a service with a service address."""
+    """The record of what one command did to a service: a deploy, a restart or a stop."""
 
     front: str  # the service
-    version: int
+    version: int  # the generation; with a service address, the version of its instances
     at: float  # seconds since 1970
     took_s: float
-    outcome: str  # "done", "failed" or "taken back"
+    outcome: str  # "done", "failed", "taken back" or "stopped"
     why: str
-    manifest: str  # JSON of the ServiceSpec
+    manifest: str  # JSON of the ServiceSpec; "" for all but the last KEPT_MANIFESTS
     package: str  # path of the package copy
     manifest_path: str
+    package_version: str = ""  # package.version in the manifest
+    login_uid: int | None = None
+    sudo_user: str = ""
+    command: str = ""
 
 
 def front_of(service: str) -> str:
@@ -778,15 +784,30 @@ class Instances(Rows):
         )
         return [Instance(*row) for row in rows]
 
-    def deploys(self, front: str) -> list[Deployed]:
-        """Return the last deploys of a service, the oldest first."""
-        rows = self._db.execute("SELECT * FROM deploy WHERE front=? ORDER BY version", (front,))
+    def deploys(self, front: str | None) -> list[Deployed]:
+        """Return the last deploys of a service, or of all services; the oldest first."""
+        rows = self._db.execute(
+            "SELECT * FROM deploy WHERE front=?1 OR ?1 IS NULL ORDER BY front, version", (front,)
+        )
         return [Deployed(*row) for row in rows]
 
     def packages(self, front: str) -> list[str]:
-        """Return the paths of the packages of the last `KEPT_PACKAGES` deploys that succeeded."""
+        """Return the paths of the packages of the last deploys that succeeded, newest first.
+
+        They are at most `KEPT_PACKAGES`, or `KEPT_PLAIN_PACKAGES` without a service address.
+        """
         done = [deploy.package for deploy in self.deploys(front) if deploy.outcome == "done"]
-        return list(dict.fromkeys(reversed(done)))[:KEPT_PACKAGES]
+        kept = KEPT_PACKAGES if self.names(front) else KEPT_PLAIN_PACKAGES
+        return list(dict.fromkeys(reversed(done)))[:kept]
+
+    def next_version(self, front: str) -> int:
+        """Return the number of the next record of a service."""
+        rows = self._db.execute(
+            "SELECT MAX(version) FROM (SELECT version FROM deploy WHERE front=?1"
+            " UNION ALL SELECT version FROM instance WHERE front=?1)",
+            (front,),
+        )
+        return int(rows.fetchone()[0] or 0) + 1
 
     # --- writing; inside a transaction ------------------------------------------------------------
 
@@ -811,9 +832,24 @@ class Instances(Rows):
         )
 
     def put_deploy(self, deploy: Deployed) -> None:
-        """Insert or replace the record of a deploy, and delete all but the last `KEPT_DEPLOYS`."""
-        self._db.execute("INSERT OR REPLACE INTO deploy VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", deploy)
+        """Insert or replace the record of a deploy, and delete all but the last `KEPT_DEPLOYS`.
+
+        The caller (`niso.base.caller`) is added, unless the record has a command already.
+        """
+        from niso.base.caller import caller
+
+        by = caller() if not deploy.command else deploy[-3:]
+        row = (*deploy[:-4], _package_version(deploy.manifest) or deploy.package_version, *by)
+        self._db.execute(f"INSERT OR REPLACE INTO deploy VALUES ({marks(row)})", row)
+        older = (deploy.front, deploy.version - KEPT_MANIFESTS)
+        self._db.execute("UPDATE deploy SET manifest='' WHERE front=? AND version<=?", older)
         self._db.execute(
             "DELETE FROM deploy WHERE front=? AND version<=?",
             (deploy.front, deploy.version - KEPT_DEPLOYS),
         )
+
+
+def _package_version(manifest: str) -> str:
+    spec = service(manifest) if manifest else None
+    package = spec.manifest.get("package") if spec is not None else None
+    return str(package.get("version", "")) if isinstance(package, dict) else ""

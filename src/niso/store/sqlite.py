@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-VERSION = 3
+VERSION = 4
 """Version of the tables in `niso.store.tables`."""
-COLUMNS = 131
+COLUMNS = 135
 """The number of columns of all tables together. A database with another number is not a store."""
 
 

@@ -130,8 +130,8 @@ class Store(SnapshotRows):
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if version == sqlite.VERSION:  # another process has upgraded it
                 return
-            added = "ALTER TABLE instance ADD COLUMN since REAL NOT NULL DEFAULT 0"
-            for statement in (tables.INSTANCES if version == 1 else added).split(";"):
+            later = [one for at, added in tables.ADDED.items() if at > version for one in added]
+            for statement in tables.INSTANCES.split(";") if version == 1 else later:
                 self._db.execute(statement)
             self._db.execute(f"PRAGMA user_version={sqlite.VERSION}")
 

@@ -150,7 +150,22 @@ CREATE TABLE deploy (
     manifest TEXT NOT NULL,
     package TEXT NOT NULL,
     manifest_path TEXT NOT NULL,
+    package_version TEXT NOT NULL DEFAULT '',
+    login_uid INTEGER,
+    sudo_user TEXT NOT NULL DEFAULT '',
+    command TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (front, version)
 ) STRICT, WITHOUT ROWID;
 """
 """The tables that version 2 added."""
+
+ADDED = {
+    3: ("ALTER TABLE instance ADD COLUMN since REAL NOT NULL DEFAULT 0",),
+    4: (
+        "ALTER TABLE deploy ADD COLUMN package_version TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE deploy ADD COLUMN login_uid INTEGER",
+        "ALTER TABLE deploy ADD COLUMN sudo_user TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE deploy ADD COLUMN command TEXT NOT NULL DEFAULT ''",
+    ),
+}
+"""The statements by which each later version changed the tables of version 2."""

@@ -124,28 +124,32 @@ COMMANDS = (
     ),
     Command(
         "rollback",
-        "deploy a former version of a service",
-        (Argument("NAME", "an active service with replicas", "active"),),
+        "activate a former package and manifest of a service",
         (
-            Option("--to VERSION", "the number of a version in niso history"),
+            Argument("NAME", "a known service", "service"),
+            Argument("GENERATION?", "its number in niso history"),
+        ),
+        (
+            Option("--to GENERATION", "the same"),
             TIMEOUT,
             JSON,
         ),
-        "Without --to, this is the last version that served before the present one. It starts "
-        "beside the present one, as in any deploy, with its manifest and package. Secrets are read "
-        "as they are now. The packages of the last three versions are kept.",
-        "niso rollback api\nniso rollback api --to 4",
+        "Without a number, this is the last generation with another package or manifest. A "
+        "service with replicas is replaced as in any deploy, other services restart. Secrets are "
+        "read as they are now. The last two packages are kept, with replicas the last three.",
+        "niso rollback api\nniso rollback api 4",
         "1 the version did not become healthy: nothing was changed",
         aside=True,
     ),
     Command(
         "history",
-        "list the versions of a service and how they were deployed",
-        (Argument("NAME", "a service with replicas", "service"),),
+        "list who activated, restarted or stopped services",
+        (Argument("NAME?", "only this service", "service"),),
         (JSON,),
-        "The last ten are kept. OUTCOME is done, failed (the version did not become healthy), or "
-        "taken back (it failed within deploy.monitor).",
-        "niso history api",
+        "The last 50 of each service are kept. OUTCOME is done, failed (it was rolled back), taken "
+        "back (it failed within deploy.monitor), or stopped. WHO is the user of the login, and of "
+        "sudo if that is another one.",
+        "niso history\nniso history api",
         aside=True,
     ),
     Command(
