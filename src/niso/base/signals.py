@@ -125,8 +125,9 @@ def hit(name: str) -> None:
 
 
 def broken(what: str) -> bool:
-    """Return whether a test makes the operation ``what``, a key of `LATER`, fail now. `OVERRUN`
-    fails only once.
+    """Return whether a test has requested that the operation ``what`` fails now.
+
+    ``what`` is a key of `LATER`. The operation `OVERRUN` fails only once, all others each time.
     """
     global _broken
     if _spec is None or _spec[0] < 0:

@@ -98,9 +98,9 @@ def port_unforward(
 ) -> list[tuple[str, PortMapping]]:
     """Withdraw a port that `port_forward` added. The service may be inactive since a reboot.
 
-    Ports in manifests that only this forward kept from being published are published again in the
-    same transaction, and returned as pairs (service, port). Raises NotFound if the port is not
-    forwarded, and Conflict if the manifest publishes it.
+    The forward may have taken ports that manifests of other services ask for. These ports are
+    published in the same transaction, and returned as pairs (service, port). Raises NotFound if the
+    port is not forwarded, and Conflict if the manifest publishes it.
     """
     recover(machine, report, [name])
     store = machine.store

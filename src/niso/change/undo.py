@@ -44,8 +44,9 @@ def undo_all(
 ) -> None:
     """Undo an activation that failed or was interrupted by the exception ``cause``.
 
-    Raises an ErrorGroup, with ``cause`` first, if the undo fails, or if a process that ran before
-    exits immediately after its start. If ``cause`` is not an Error, raises nothing.
+    Raises an ErrorGroup, with ``cause`` first, if the undo fails, or if a process that was running
+    before the activation is started again and exits at once. If ``cause`` is not an Error, raises
+    nothing.
     """
     global undoing
     store, is_failure = machine.store, isinstance(cause, Exception)

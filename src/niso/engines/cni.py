@@ -259,7 +259,10 @@ def _require_configured(network: NetworkRecord, config: Mapping[str, Any]) -> No
 
 
 def _given(call: Call) -> str:
-    """Return the name for an attachment: of the pod and its namespace, or the container's id."""
+    """Return the name of an attachment, made of the pod's name and Kubernetes namespace.
+
+    A container without a pod is named by its id.
+    """
     pod, space = (call.args.get(f"K8S_POD_{word}", "") for word in ("NAME", "NAMESPACE"))
     if not pod:
         return call.container

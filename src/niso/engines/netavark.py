@@ -449,9 +449,10 @@ def _let_go(machine: Machine, container: str, called: str) -> None:
 
 
 def collect(machine: Machine) -> list[str]:
-    """Detach the containers that neither Podman nor a process has; return their names.
+    """Detach the containers that Podman no longer has, and return their names.
 
-    The files of their namespaces are left if Podman's storage is deleted.
+    A container stays attached while a process runs in its namespace. If Podman's storage was
+    deleted, the files of the namespaces are not deleted.
     """
     done = []
     for attached in machine.store.attachments.all(OWNER):

@@ -508,8 +508,10 @@ def _not_kept(reason: str, hint: str, step: AnyStep) -> KernelError:
 
 
 def _culprit(error: KernelError) -> object:
-    """Return the object to leave out after a step failed because of a container. It is the name of
-    the namespace, or only a route if the container has its own route there, as a VPN may.
+    """Return what the change leaves out when it is tried again, after a container made it fail.
+
+    This is the container's whole namespace (a name), or only one route (an object) if a program in
+    the container, such as a VPN, has set the same route.
     """
     is_route = isinstance(error.obj, Route) and error.errno == errno.EEXIST
     return error.obj if is_route else error.space

@@ -338,9 +338,9 @@ def changeable(path: str, trusted: set[int], by_new_names: bool = False) -> str 
     """Return a folder above a path in which other users can replace entries, or None.
 
     ``trusted`` are the uids that do not count as other users. ``path`` must have no symbolic links.
-    In a folder with the sticky bit, only the owner of an entry can replace it (inode(7)). With
-    ``by_new_names``, this bit gives no protection: others could create the name after it was
-    removed.
+    In a folder with the sticky bit, only the owner of an entry can replace it (inode(7)). Set
+    ``by_new_names`` if the entry may be removed: any user can then create one with its name, even
+    in a folder with the sticky bit.
     """
     folder = path
     while folder != "/":

@@ -129,7 +129,7 @@ class SpanRows(Rows):
         return _claim(row) if row else None
 
     def claims(self, services: Collection[str] | None = None) -> list[ClaimRow]:
-        """Return the reservations of this host's services, sorted; None means all services."""
+        """Return the claims of ``services``, sorted. None means all services of this host."""
         return sorted(_claim(row) for row in self._of("SELECT * FROM claim", services))
 
     def leased(self) -> set[tuple[str, str]]:
@@ -237,7 +237,7 @@ class SpanRows(Rows):
         self._put("claim", claim.service, claim.mark, claim.gen, encoded(claim.addresses))
 
     def drop_claim(self, service: str) -> None:
-        """Delete a service's claim and addresses, because other services may reserve them now."""
+        """Delete a service's claim and addresses, which the cluster no longer reserves for it."""
         self._run("DELETE FROM claim WHERE service=?", service)
         self._run(
             "DELETE FROM lease WHERE service=? AND network IN (SELECT network FROM span)", service
