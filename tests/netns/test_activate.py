@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from typing import Any
 
+import images
 import pytest
 import snapshots
 from conftest import Lab, assert_whole
@@ -124,6 +126,50 @@ def test_service_runs_from_its_own_rootfs_as_the_user_asked_for(lab: Lab, user: 
     assert sorted(str(path) for path in lab.path(f"{folder}/rootfs").rglob("*")) == before
     assert lab.niso("exec", "box", "--", "ls", "/bin/busybox").stdout == "/bin/busybox\n"
     assert lab.niso("exec", "box", "--", "ls", "/usr", check=False).returncode != 0
+
+
+def test_several_services_run_images_in_one_shared_rootfs_that_none_can_change(lab: Lab) -> None:
+    """The image says program, user, environment, working directory, stop signal and volumes."""
+    root = busybox_rootfs(lab, "/tmp/roots/box")
+    script = "id; pwd; env; touch /bin/x /home/web/x; touch /data/kept && ls -ln /data;"
+    script += " trap 'echo got INT; exit 0' INT; while :; do sleep 0.1; done"
+    config = {
+        "Entrypoint": ["sh", "-c"],
+        "Cmd": [script],
+        "User": "web",
+        "Env": ["PATH=/bin", "FROM=image", "LEVEL=image"],
+        "WorkingDir": "/home/web",
+        "StopSignal": "SIGINT",
+        "Volumes": {"/data": {}},
+        "ExposedPorts": {"80/tcp": {}},
+    }
+    images.layout(lab.path("/tmp/images/box"), config)
+    for name in ("one", "two"):
+        text = f'[package]\nname = "{name}"\nversion = "1"\nrootfs = "{root}"\n'
+        text += 'oci = "/tmp/images/box"\n[environment]\nLEVEL = "manifest"\n'
+        lab.write(f"/tmp/packages/{name}/manifest.toml", text)
+    before = sorted(str(path) for path in lab.path(root).rglob("*"))
+    lab.niso("activate", "/tmp/packages/one", "/tmp/packages/two")
+    for name in ("one", "two"):
+        said = lab.wait_for(lambda name=name: "kept" in (t := lab.niso("logs", name).stdout) and t)
+        lines = said.splitlines()
+        assert lines[0].startswith("uid=33(web) gid=44(web)") and "/home/web" in lines
+        assert {"FROM=image", "LEVEL=manifest", "PATH=/bin"} <= set(lines)
+        assert "/bin/x: Read-only file system" in said
+    assert sorted(str(path) for path in lab.path(root).rglob("*")) == before
+    assert json.loads(lab.niso("net", "ports", "--json").stdout) == []
+    # the image is needed for the activation alone
+    lab.run("rm", "-r", "/tmp/images")
+    lab.niso("restart", "one")
+    lab.niso("deactivate", "two")
+    lab.niso("activate", "two")
+    assert "got INT" in lab.niso("logs", "one").stdout
+    assert "package.oci" in refused(lab, "activate", "/tmp/packages/one")
+    text = lab.path("/tmp/packages/two/manifest.toml").read_text()
+    for bad in ("/", "/var/lib"):
+        changed = text.replace(root, bad).replace('oci = "/tmp/images/box"', "")
+        lab.write("/tmp/packages/two/manifest.toml", changed + '[binary]\nentrypoint = "sh"\n')
+        assert "package.rootfs" in refused(lab, "activate", "/tmp/packages/two")
 
 
 # --- what an argument means ------------------------------------------------------------------------------------------

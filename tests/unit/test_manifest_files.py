@@ -6,14 +6,17 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import images
 import pytest
 from manifests import HEAD, error, loaded, write
 from refusals import refuses
 
 from niso.base.errors import Error, ErrorGroup, InvalidInput, NotFound
-from niso.manifest import toml
+from niso.manifest import image, toml
 from niso.manifest.load import load
+from niso.runtime import package
 
 
 @pytest.mark.parametrize(
@@ -128,7 +131,7 @@ def test_rootfs_must_be_a_folder_of_the_package(tmp_path: Path) -> None:
     def with_rootfs(name: str) -> str:
         return HEAD.replace("[binary]", f'rootfs = "{name}"\n[binary]')
 
-    for name in ("build/rootfs", "inside", "build/rootfs/"):
+    for name in ("build/rootfs", "inside", "build/rootfs/", "/usr", f"{tmp_path}/package-2"):
         assert loaded(package, with_rootfs(name)).program.rootfs == name
     assert loaded(package, with_rootfs("none")).program.rootfs == "none"  # built later
     for name in (
@@ -139,7 +142,8 @@ def test_rootfs_must_be_a_folder_of_the_package(tmp_path: Path) -> None:
         ".",
         "sibling",
         "..",
-        "/usr",
+        "/",
+        "/usr/../etc",
         "build/../..",
         "",
     ):
@@ -151,3 +155,179 @@ def test_package_folder_that_is_a_link_has_its_rootfs(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("real")
     write(tmp_path / "real", HEAD.replace("[binary]", 'rootfs = "rootfs"\n[binary]'))
     assert load(str(tmp_path / "link")).folder == str(tmp_path / "link")
+
+
+# --- package.oci ----------------------------------------------------------------------------------
+
+
+REDIS = {
+    "User": "redis:redis",
+    "ExposedPorts": {"6379/tcp": {}},
+    "Env": ["PATH=/usr/local/bin:/bin", "REDIS_VERSION=7", "MODE=image"],
+    "Entrypoint": ["docker-entrypoint.sh", "-x"],
+    "Cmd": ["redis-server", "${not a variable}"],
+    "Volumes": {"/data": {}, "/var/lib/x/": {}},
+    "WorkingDir": "/data",
+    "StopSignal": "SIGINT",
+}
+SMALL = '[package]\nname = "api"\nversion = "1"\noci = "images/redis"\n'
+
+
+def with_image(folder: Path, more: str = "", config: object = REDIS, head: str = SMALL) -> Any:
+    images.layout(folder / "images/redis", config)
+    return loaded(folder, head + more)
+
+
+def test_manifest_takes_from_its_image_what_it_does_not_say(tmp_path: Path) -> None:
+    spec = with_image(tmp_path)
+    program = spec.program
+    assert (program.entrypoint, program.working_dir) == ("docker-entrypoint.sh", "/data")
+    assert program.args == ("-x", "redis-server", "${not a variable}")
+    assert program.environment == {
+        "PATH": "/usr/local/bin:/bin",
+        "REDIS_VERSION": "7",
+        "MODE": "image",
+    }
+    assert program.user is not None and program.user.text == "redis"
+    assert program.stop_signal == "INT" and program.rootfs is None
+    assert {one.name: one.mount for one in program.volumes} == {
+        "data": "/data",
+        "var-lib-x": "/var/lib/x",
+    }
+    assert spec.network.ports == (), "an exposed port is not a published one"
+    assert str(tmp_path / "images/redis") in program.apart
+    # the manifest in the copy of the package has the values, and needs no image
+    text = package._text(spec).decode()
+    (tmp_path / "copy").mkdir()
+    copied = loaded(tmp_path / "copy", text)
+    assert copied.program._replace(apart=()) == program._replace(apart=())
+
+
+def test_manifest_goes_before_its_image(tmp_path: Path) -> None:
+    (tmp_path / "env").write_text("MODE=file\nLEVEL=file\n")
+    more = """
+[binary]
+args = ["other"]
+working_dir = "/"
+[environment]
+LEVEL = "manifest"
+[service]
+user = "7"
+stop_signal = "TERM"
+env_file = "env"
+[volumes]
+files = { mount = "/data/below" }
+"""
+    program = with_image(tmp_path, more).program
+    assert (program.entrypoint, program.args) == ("docker-entrypoint.sh", ("-x", "other"))
+    assert program.environment["MODE"] == "file" and program.environment["LEVEL"] == "manifest"
+    assert program.user.text == "7" and program.stop_signal == "TERM"
+    assert program.working_dir == "/"
+    assert [one.name for one in program.volumes] == ["var-lib-x", "files"]
+    own = with_image(tmp_path, '[binary]\nentrypoint = "redis-server"\n').program
+    assert (own.entrypoint, own.args) == ("redis-server", ())
+
+
+@pytest.mark.parametrize("user", ["", "0", "root", "0:0", "root:root"])
+def test_root_of_an_image_is_not_taken_over(tmp_path: Path, user: str) -> None:
+    spec = with_image(tmp_path, config={"Cmd": ["x", "y"], "User": user})
+    assert spec.program.user is None and spec.program.working_dir == "/"
+    assert (spec.program.entrypoint, spec.program.args) == ("x", ("y",))
+
+
+@pytest.mark.parametrize(
+    ("config", "more", "words"),
+    [
+        ({}, "", ["has no entrypoint and no command"]),
+        ({"Cmd": ["x"]}, '[binary]\nargs = ["y"]', ["has no entrypoint"]),
+        ({"Cmd": "x"}, "", ["Cmd", "array of strings"]),
+        ({"Cmd": ["x"], "StopSignal": "SIGRTMIN+3"}, "", ["service.stop_signal", "SIGRTMIN+3"]),
+        ({"Cmd": ["x"], "User": "a b"}, "", ["service.user", "a b"]),
+        ({"Cmd": ["x"], "Env": ["A B=1"]}, "", ["environment", "A B"]),
+        ([], "", ["is not an object"]),
+    ],
+)
+def test_config_that_cannot_be_used_is_an_error_of_the_key(
+    tmp_path: Path, config: object, more: str, words: list[str]
+) -> None:
+    with refuses(ErrorGroup, *words, key="package.oci"):
+        with_image(tmp_path, more, config or ({} if config == {} else [1]))
+
+
+def test_image_of_a_tag_and_of_this_processor_is_chosen(tmp_path: Path) -> None:
+    folder = tmp_path / "images/redis"
+
+    def of(word: str, **more: Any) -> dict[str, Any]:
+        return images.image(folder, {"Cmd": [word]}, **more)
+
+    def start(tag: str = "") -> str:
+        text = SMALL.replace("redis", f"redis{tag}")
+        return str(loaded(tmp_path, text).program.entrypoint)
+
+    own = image._MACHINES[os.uname().machine]
+    several = {
+        "manifests": [
+            of("other", platform={"architecture": "vax"}),
+            of("this", platform={"architecture": own}),
+        ]
+    }
+    seven, eight = {images.REF: "7"}, {images.REF: "8"}
+    images.index(
+        folder,
+        of("seven", annotations=seven),
+        images.blob(folder, several) | {"annotations": eight},
+    )
+    assert (start(":7"), start(":8")) == ("seven", "this")
+    for tag, words in (("", ["several images", "7, 8"]), (":9", ["'9'", "7, 8"])):
+        with refuses(ErrorGroup, *words, key="package.oci"):
+            start(tag)
+    images.index(folder, images.blob(folder, {"manifests": [of("x", platform={})]}))
+    assert start() == "x"
+
+
+def test_bundle_has_its_rootfs_too(tmp_path: Path) -> None:
+    process = {
+        "args": ["redis-server", "-x"],
+        "env": ["A=1"],
+        "cwd": "/data",
+        "user": {"uid": 999, "gid": 999},
+    }
+    notes = {"org.opencontainers.image.stopSignal": "SIGQUIT"}
+    mounts = [
+        {"destination": "/data", "type": "tmpfs", "source": "none"},
+        {"destination": "/dev/shm", "type": "tmpfs", "source": "shm"},
+    ]
+    images.bundle(tmp_path / "images/redis", process, annotations=notes, mounts=mounts)
+    program = loaded(tmp_path, SMALL).program
+    assert (program.entrypoint, program.args) == ("redis-server", ("-x",))
+    assert program.rootfs == str(tmp_path / "images/redis/rootfs")
+    assert program.user.text == "999:999" and program.stop_signal == "QUIT"
+    assert [one.mount for one in program.volumes] == ["/data"]
+    images.bundle(tmp_path / "images/redis", process, root={"path": "../../.."})
+    with refuses(ErrorGroup, "root outside", key="package.oci"):
+        loaded(tmp_path, SMALL)
+
+
+def test_damaged_and_foreign_images_are_refused(tmp_path: Path) -> None:
+    folder = images.layout(tmp_path / "images/redis", REDIS)
+    good = (folder / "index.json").read_text()
+    for text in ("", "[]", "{}", '{"manifests": [{"digest": "sha256:../../x"}]}', "[" * 100_000):
+        (folder / "index.json").write_text(text)
+        with refuses(ErrorGroup, key="package.oci"):
+            loaded(tmp_path, SMALL)
+    (folder / "index.json").write_text(good)
+    assert loaded(tmp_path, SMALL)
+    for blob in (folder / "blobs/sha256").iterdir():
+        content = blob.read_bytes()
+        blob.write_bytes(content.replace(b"redis", b"raids").replace(b"layers", b"player"))
+        with refuses(ErrorGroup, "damaged", key="package.oci"):
+            loaded(tmp_path, SMALL)
+        blob.write_bytes(content)
+    (folder / "index.json").unlink()
+    with refuses(ErrorGroup, "no index.json and no config.json", key="package.oci"):
+        loaded(tmp_path, SMALL)
+    os.mkfifo(folder / "index.json")
+    with refuses(ErrorGroup, "not a regular file"):
+        loaded(tmp_path, SMALL)
+    with refuses(ErrorGroup, "does not exist", key="package.oci"):
+        loaded(tmp_path, SMALL.replace("redis", "none"))

@@ -177,7 +177,7 @@ REFUSED: list[tuple[Parser, list[str]]] = [
         ["", "../x", "bin/../../x", "bin/", "a\x00b", "a\nb", "\x1b[31m", "x" * 4096],
     ),
     (values.working_dir, ["", "app", "./app", "/a\x00"]),
-    (values.rootfs, ["", "/rootfs", "..", "a/../../b", "a\x07"]),
+    (values.rootfs, ["", "/", "/a/../b", "..", "a/../../b", "a\x07"]),
     (values.environment_name, ["", "A B", "1A", "A-B", "A=B", "Ä", "A\x00"]),
     (values.capability, ["", "net_admin", "cap_net_admin", "CAP_CAP_NET_ADMIN", "ALL"]),
     (values.argument, ["a\x00b", "x" * (values.MAX_STRING + 1), "ä" * 65536]),

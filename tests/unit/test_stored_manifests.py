@@ -29,7 +29,7 @@ HEAD: dict[str, Any] = {
     "binary": {"entrypoint": "bin/api"},
 }
 SMALLEST = (
-    '{"package":{"name":"api","version":"1.0.0","rootfs":null},"binary":{"entrypoint":"bin/api","args":[],"working_dir":"/app"},'
+    '{"package":{"name":"api","version":"1.0.0","rootfs":null,"oci":null},"binary":{"entrypoint":"bin/api","args":[],"working_dir":"/app"},'
     '"environment":{},"service":{"user":null,"restart":"on-failure","restart_delay":"1s","stop_timeout":"10s","stop_signal":"TERM","kind":"service","timeout":null,"schedule":null,"replicas":null,"update":null,"env_file":[]},'
     '"deploy":{"surge":"all","monitor":"10s","drain":"10s","drain_signal":null,"on_failure":"rollback"},'
     '"isolation":{"capabilities":[],"read_only":true,"restrict_suid_sgid":true,"devices":[],'
@@ -71,7 +71,7 @@ FULL: dict[str, Any] = {
     },
 }
 FULLEST = (
-    '{"package":{"name":"api","version":"1.0.0","rootfs":"rootfs"},'
+    '{"package":{"name":"api","version":"1.0.0","rootfs":"rootfs","oci":null},'
     '"binary":{"entrypoint":"bin/api","args":["--port","8080",""],"working_dir":"/srv"},"environment":{"B":"2","A":"1"},'
     '"service":{"user":"1000:1000","restart":"always","restart_delay":"200ms","stop_timeout":"2m","stop_signal":"TERM","kind":"service","timeout":null,"schedule":null,"replicas":null,"update":null,"env_file":[]},'
     '"deploy":{"surge":"all","monitor":"10s","drain":"10s","drain_signal":null,"on_failure":"rollback"},'

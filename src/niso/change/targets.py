@@ -213,9 +213,15 @@ def rootfs(loaded: load.Loaded) -> str | None:
         return None
     home = os.path.realpath(os.path.dirname(loaded.path))
     path = os.path.realpath(os.path.join(home, written))
-    if not path.startswith(f"{home.rstrip('/')}/"):
+    if not written.startswith("/") and not path.startswith(f"{home.rstrip('/')}/"):
         reason = f"leaves the folder of its file: it leads to {path}"
         raise InvalidInput(reason, None, "package.rootfs", file=loaded.path)
+    inside = f"{path.rstrip('/')}/"
+    if any(own.startswith(inside) for own in (paths.state_dir(), paths.run_dir())):
+        reason = "contains niso's own files, with the data of all services"
+        raise InvalidInput(
+            reason, "another folder", "package.rootfs", value=written, file=loaded.path
+        )
     if not os.path.isdir(path):
         hint = "make this folder: niso import and docs/guide/services.md show how"
         raise InvalidInput(

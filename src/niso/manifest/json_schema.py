@@ -43,6 +43,12 @@ def manifest_schema() -> dict[str, Any]:
         },
         "required": ["service", "healthcheck"],
     }
+    # an image has an entrypoint
+    tables["Manifest"]["required"].remove("binary")
+    tables["Binary"]["required"] = []
+    has_image = {"properties": {"package": {"required": ["oci"]}}, "required": ["package"]}
+    needs_program = {"properties": {"binary": {"required": ["entrypoint"]}}, "required": ["binary"]}
+    tables["Manifest"] |= {"if": has_image, "else": needs_program}
     network = tables["Network"]
     network["not"] = {"required": ["network", "networks"]}
     network["allOf"] = [_mode(mode, without) for mode, without in validate.WITHOUT.items()]

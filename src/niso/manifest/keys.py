@@ -159,7 +159,8 @@ _RATE = _number(
 _PEER_IN = _pattern(policy.parse_ingress, f"^(?:{_PEERS})$")
 _PEER_OUT = _pattern(policy.parse_egress, f"^(?:{_PEERS})$")
 _PACKAGE_VERSION = _pattern(values.version, r"^[A-Za-z0-9][A-Za-z0-9.+_~-]{0,63}$")
-_PACKAGE_ROOTFS = _pattern(values.rootfs, rf"^(?!/){_NO_CLIMB}{_PATH[1:]}")
+_PACKAGE_ROOTFS = _pattern(values.rootfs, rf"^(?!/+$){_NO_CLIMB}{_PATH[1:]}")
+_PACKAGE_OCI = _pattern(values.image_path, rf"^{_NO_CLIMB}{_PATH[1:]}")
 _BINARY_ENTRYPOINT = _pattern(values.entrypoint, rf"^{_NO_CLIMB}(?!.*/$){_PATH[1:]}")
 _BINARY_WORKING_DIR = _pattern(values.working_dir, rf"^/{_PATH[1:-2]}*$")
 _ENVIRONMENT_NAME = _pattern(values.environment_name, r"^[A-Za-z_][A-Za-z0-9_]{0,254}$")
@@ -243,11 +244,18 @@ KEYS = (
     ),
     Key("package.version", str, rule=_PACKAGE_VERSION).described("Version of the package."),
     Key("package.rootfs", str | None, None, _PACKAGE_ROOTFS, "rootfs").described(
-        "Folder beside the manifest: the service's root file system. niso never writes to it."
+        "Folder beside the manifest, or an absolute path, which several services can share: the "
+        "root file system. niso never writes to it."
+    ),
+    Key("package.oci", str | None, None, _PACKAGE_OCI).described(
+        "Folder of an image: an OCI layout with an optional :TAG, or an unpacked bundle. The "
+        "manifest takes from its config what it does not set: entrypoint, args, environment, "
+        "user, working_dir, stop_signal, volumes, and the rootfs of a bundle."
     ),
     Key("binary", "Binary").described("Program to run."),
     Key("binary.entrypoint", str, rule=_BINARY_ENTRYPOINT, to="entrypoint").described(
-        "File of the package, absolute path in the rootfs, or command on the service's PATH."
+        "File of the package, absolute path in the rootfs, or command on the service's PATH. "
+        "Required unless package.oci is set."
     ),
     Key("binary.args", tuple[str, ...], (), _TEXT, "args").described(
         "Arguments of the entrypoint."

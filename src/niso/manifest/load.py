@@ -11,7 +11,7 @@ from niso.base.errors import Error, ErrorGroup, InvalidInput, NotFound
 from niso.base.files import file_changed_by_others, link_of_others
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.text import escaped, shown
-from niso.manifest import toml, validate, values
+from niso.manifest import image, toml, validate, values
 from niso.manifest import variables as manifest_variables
 from niso.manifest.keys import TABLES, Manifest, spec
 from niso.manifest.values import join
@@ -179,7 +179,9 @@ def checked(resolved: Resolved, path: str, owners: Collection[int] | None = None
     parsed: dict[str, Any] = {}
     errors: list[Error] = []
     others: list[Error] = []  # errors about other files, such as env_file
-    data = resolved.data
+    data, from_image, images, refused = image.applied(resolved.data, os.path.dirname(path), owners)
+    for one in refused:
+        (others if one.file else errors).append(one)
     try:
         manifest = convert.convert(data, Manifest)
     except ValueError:
@@ -187,7 +189,7 @@ def checked(resolved: Resolved, path: str, owners: Collection[int] | None = None
     errors += validate.rules(data, os.path.dirname(path), parsed)
     errors = resolved.fresh(errors)
     files = manifest.service.env_file if manifest is not None else ()
-    environment: dict[str, str] = {}
+    environment = dict(from_image)
     files = (files,) if isinstance(files, str) else files
     for file in files:
         if values.absolute_reason(file):
@@ -205,7 +207,7 @@ def checked(resolved: Resolved, path: str, owners: Collection[int] | None = None
         manifest = manifest._replace(environment={**environment, **manifest.environment})
     beside = os.path.join(os.path.dirname(path), ".env")
     made = spec(manifest, parsed)
-    apart = tuple(path for path in (beside, *files) if os.path.lexists(path))
+    apart = tuple(path for path in (beside, *files, *images) if os.path.lexists(path))
     return made._replace(process=made.program._replace(apart=apart))
 
 
@@ -245,6 +247,7 @@ def written(spec: ServiceSpec) -> dict[str, Any]:
             data[name] = _changed(table, defaults[name])
     own = data.get("service", {})
     own.pop("env_file", None)  # its variables are in the environment
+    data["package"].pop("oci", None)  # the values of its image are in the tables
     if spec.program.kind == "job":  # always "no", which a manifest leaves out
         own.pop("restart", None)
     return data

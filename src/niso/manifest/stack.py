@@ -128,6 +128,7 @@ Package = _table(
     Key("name", str | None, None),
     Key("version", str, VERSION),
     Key("rootfs", str | None, None),
+    Key("oci", str | None, None),
     Key("folder", str | None, None).described(
         "Folder that the service sees at /app, relative to this file. If unset, /app is empty."
     ),

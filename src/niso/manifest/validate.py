@@ -394,10 +394,11 @@ def _rootfs(rootfs: str, folder: str) -> Iterator[InvalidInput]:
     reason = ""
     if path == home:
         reason = "is the package's own folder"
-    elif os.path.commonpath((path, home)) != home:
+    elif path == "/":
+        reason = "is the host's own"
+    elif not rootfs.startswith("/") and os.path.commonpath((path, home)) != home:
         reason = "leaves the package's folder"
     elif os.path.lexists(path) and not os.path.isdir(path):
         reason = "is not a folder"
     if reason:
-        right = "a folder beside the manifest"
-        yield values.wrong("package.rootfs", rootfs, reason, right, '"rootfs"')
+        yield values.wrong("package.rootfs", rootfs, reason, values.ROOTFS_RIGHT, '"rootfs"')

@@ -251,11 +251,25 @@ def working_dir(text: str, key: str) -> str:
 
 
 def rootfs(text: str, key: str) -> str:
-    """Return ``text`` if it is a path inside the package: relative, and without ``..``."""
-    reason = path_reason(text) or ("is not relative" if text.startswith("/") else None)
+    """Return ``text`` if it can be the path of a rootfs: below the package, or absolute."""
+    reason = path_reason(text)
     if reason is None and ".." in text.split("/"):
         reason = "leaves the package's folder"
-    return require(text, key, reason, "a folder beside the manifest", '"rootfs"')
+    if reason is None and not text.strip("/"):
+        reason = "is the host's own"
+    return require(text, key, reason, ROOTFS_RIGHT, '"rootfs"')
+
+
+ROOTFS_RIGHT = "a folder beside the manifest, or an absolute path"
+IMAGE_RIGHT = "an OCI layout (index.json) or an unpacked bundle (config.json and rootfs)"
+
+
+def image_path(text: str, key: str) -> str:
+    """Return ``text`` if it is valid as the path of an image. Raises InvalidInput."""
+    reason = path_reason(text)
+    if reason is None and ".." in text.split("/"):
+        reason = "contains .."
+    return require(text, key, reason, IMAGE_RIGHT, '"images/redis"')
 
 
 def path_below(text: str, key: str, folder: str) -> str:

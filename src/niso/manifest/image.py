@@ -1,0 +1,320 @@
+"""Take what a manifest does not say from the config of an image: ``package.oci``.
+
+The image is a folder: an OCI layout (image-spec, image-layout.md), as skopeo copy and podman save
+write it, or an unpacked bundle (runtime-spec, bundle.md), as umoci unpack writes it. Only its
+configuration is read. niso unpacks no layers and asks no registry.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Collection, Mapping
+from hashlib import sha256
+
+from niso.base.errors import Error, InvalidInput
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.text import shown
+from niso.manifest import process_keys, toml, values
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+KEY = "package.oci"
+_RIGHT = values.IMAGE_RIGHT
+_HINT = "skopeo copy docker://IMAGE oci:FOLDER:TAG makes a layout, umoci unpack a bundle"
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64", "ppc64le": "ppc64le"}
+_MACHINES |= {"s390x": "s390x", "armv7l": "arm", "i686": "386"}
+"""Names of processors in uname(2), and in images (GOARCH)."""
+_REF = "org.opencontainers.image.ref.name"
+_MAX_DEPTH = 3
+"""Limit for an index in an index, such as that of an image for several processors."""
+_OF_BUNDLE = ("/dev", "/proc", "/sys", "/run", "/tmp")  # noqa: S108  # every bundle mounts them
+
+
+class Image(NamedTuple):
+    """The configuration of an image."""
+
+    folder: str  # absolute path of the layout or bundle, without symbolic links
+    entrypoint: tuple[str, ...]
+    command: tuple[str, ...]  # the arguments, or the whole command without an entrypoint
+    environment: Mapping[str, str]
+    user: str  # as in a manifest; "" for root, whose place a uid of the service takes
+    working_dir: str
+    stop_signal: str  # "" if the image sets none
+    ports: tuple[str, ...]  # 6379/tcp: the ports that it exposes, which niso does not publish
+    volumes: tuple[str, ...]  # mount points
+    rootfs: str | None  # absolute path of the root file system of a bundle
+
+
+def read(text: str, folder: str, owners: Collection[int] | None = None) -> Image:
+    """Read the configuration of an image.
+
+    ``text`` is the path of its folder, relative to ``folder``, and optionally ``:TAG``. If
+    ``owners`` (uids) are given, only these users may be able to change the files. Raises Error.
+    """
+    place = os.path.join(folder, values.image_path(text, KEY))
+    tag = ""
+    if not os.path.isdir(place) and ":" in os.path.basename(place):
+        place, _, tag = place.rpartition(":")
+    place = os.path.realpath(place)
+    if not os.path.isdir(place):
+        raise InvalidInput("does not exist", _HINT, KEY, value=shown(text), right=_RIGHT)
+    if os.path.lexists(f"{place}/index.json"):
+        return _of_layout(_File(place, owners), tag)
+    if os.path.lexists(f"{place}/config.json"):
+        return _of_bundle(_File(place, owners))
+    raise values.wrong(KEY, text, "has no index.json and no config.json", _RIGHT)
+
+
+class _File:
+    """A reader of the JSON files of an image, which checks who can change them."""
+
+    def __init__(self, folder: str, owners: Collection[int] | None) -> None:
+        self.folder = folder
+        self._owners = owners
+
+    def error(self, name: str, reason: str) -> InvalidInput:
+        error = InvalidInput(f"{name} of the image {reason}", _HINT, KEY)
+        error.value = shown(self.folder)
+        return error
+
+    def table(self, name: str, digest: str = "") -> dict[str, Any]:
+        """Return the JSON object in a file. ``digest`` is its SHA-256, if it is known."""
+        try:
+            content = toml.content(f"{self.folder}/{name}", "image", self._owners, _HINT)
+        except Error as error:
+            error.file = f"{self.folder}/{name}"
+            raise
+        if digest and sha256(content).hexdigest() != digest:
+            raise self.error(name, "is damaged: its SHA-256 is not its name")
+        try:
+            found = json.loads(content)
+        except (ValueError, RecursionError):
+            raise self.error(name, "is not JSON") from None
+        if not isinstance(found, dict):
+            raise self.error(name, "is not a JSON object")
+        return found
+
+    def blob(self, descriptor: object) -> dict[str, Any]:
+        """Return the JSON object that a descriptor refers to (image-spec, descriptor.md)."""
+        digest = descriptor.get("digest") if isinstance(descriptor, dict) else None
+        found = re.fullmatch("sha256:([0-9a-f]{64})", digest if isinstance(digest, str) else "")
+        if found is None:
+            raise self.error("index.json", f"has no valid digest: {shown(digest)}")
+        return self.table(f"blobs/sha256/{found[1]}", found[1])
+
+
+def _of_layout(file: _File, tag: str) -> Image:
+    index = file.table("index.json")
+    for _ in range(_MAX_DEPTH):
+        manifest = file.blob(_chosen(file, index, tag))
+        if "manifests" not in manifest:
+            break
+        index, tag = manifest, ""
+    config = file.blob(manifest.get("config")).get("config") or {}
+    if not isinstance(config, dict):
+        raise file.error("its config", "is not an object")
+    return Image(
+        file.folder,
+        _words(file, config, "Entrypoint"),
+        _words(file, config, "Cmd"),
+        _environment(_words(file, config, "Env")),
+        _user(str(config.get("User") or "")),
+        str(config.get("WorkingDir") or "/"),
+        str(config.get("StopSignal") or ""),
+        tuple(sorted(_table(config.get("ExposedPorts")))),
+        tuple(sorted(_table(config.get("Volumes")))),
+        None,
+    )
+
+
+def _chosen(file: _File, index: Mapping[str, Any], tag: str) -> object:
+    """Return the descriptor of the image with a tag, for the processor of this machine."""
+    given = index.get("manifests")
+    found = [one for one in given if isinstance(one, dict)] if isinstance(given, list) else []
+    tags = [_table(one.get("annotations")).get(_REF) for one in found]
+    if tag:
+        found = [one for one, name in zip(found, tags, strict=True) if name == tag]
+    elif len(found) > 1 and any(tags):
+        known = ", ".join(sorted(str(name) for name in tags if name))
+        raise file.error("index.json", f"has several images: add :TAG to the path ({known})")
+    machine = _MACHINES.get(os.uname().machine, os.uname().machine)
+    platforms = [str(_table(one.get("platform")).get("architecture", machine)) for one in found]
+    if len(found) > 1:
+        found = [one for one, of in zip(found, platforms, strict=True) if of == machine]
+    if not found:
+        what = f"has no image with the tag {tag!r}" if tag else f"has no image for {machine}"
+        raise file.error("index.json", f"{what} ({', '.join(map(str, filter(None, tags)))})")
+    return found[0]
+
+
+def _of_bundle(file: _File) -> Image:
+    config = file.table("config.json")
+    process, notes = _table(config.get("process")), _table(config.get("annotations"))
+    args = _words(file, process, "args")
+    user = _table(process.get("user"))
+    ids = [user.get("uid"), user.get("gid")]
+    mounts = config.get("mounts")
+    volumes = [
+        str(one.get("destination"))
+        for one in (mounts if isinstance(mounts, list) else ())
+        # umoci writes a volume of the image so
+        if isinstance(one, dict) and (one.get("type"), one.get("source")) == ("tmpfs", "none")
+    ]
+    ports = str(notes.get("org.opencontainers.image.exposedPorts") or "")
+    root = str(_table(config.get("root")).get("path") or "rootfs")
+    rootfs = os.path.realpath(os.path.join(file.folder, root))
+    if not rootfs.startswith(f"{file.folder}/"):
+        raise file.error("config.json", f"has its root outside: {shown(root)}")
+    return Image(
+        file.folder,
+        args[:1],
+        args[1:],
+        _environment(_words(file, process, "env")),
+        _user(":".join(str(one) for one in ids if type(one) is int)),
+        str(process.get("cwd") or "/"),
+        str(notes.get("org.opencontainers.image.stopSignal") or ""),
+        tuple(sorted(filter(None, ports.split(",")))),
+        tuple(sorted(one for one in volumes if not f"{one}/".startswith(_OF_BUNDLE))),
+        rootfs,
+    )
+
+
+def _table(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _words(file: _File, table: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    given = table.get(name) or []
+    if not isinstance(given, list) or not all(isinstance(word, str) for word in given):
+        raise file.error(f"{name} in the config", "is not an array of strings")
+    return tuple(given)
+
+
+def _environment(words: tuple[str, ...]) -> dict[str, str]:
+    return {name: value for name, _, value in (word.partition("=") for word in words)}
+
+
+def _user(text: str) -> str:
+    """Return the user of an image as in a manifest, or "" for root."""
+    name, _, group = text.partition(":")
+    if name in ("", "0", "root"):
+        return ""
+    return f"{name}:{group}" if name.isdecimal() and group.isdecimal() else name
+
+
+# --- a manifest and its image ---------------------------------------------------------------------
+
+
+class Applied(NamedTuple):
+    """A manifest's data, completed by its image."""
+
+    data: dict[str, Any]
+    environment: Mapping[str, str]  # that of the image, before all variables of the manifest
+    folders: tuple[str, ...]  # of the image; they are no part of the package
+    errors: tuple[Error, ...] = ()
+
+
+def applied(data: dict[str, Any], folder: str, owners: Collection[int] | None = None) -> Applied:
+    """Complete a manifest's data by the image in its key package.oci, if it has that key.
+
+    ``folder`` and ``owners`` are as for `read`. Tables that do not have the right type stay as they
+    are: `niso.manifest.validate.walk` reports them.
+    """
+    package = _table(data.get("package"))
+    text = package.get("oci")
+    own = {name: data.get(name, {}) for name in ("binary", "service", "volumes")}
+    if not isinstance(text, str) or not all(isinstance(table, dict) for table in own.values()):
+        return Applied(data, {}, ())
+    try:
+        image = read(text, folder, owners)
+    except Error as error:
+        # so that no error about a missing entrypoint hides this one
+        return Applied(
+            {**data, "binary": {"entrypoint": "unknown", **own["binary"]}}, {}, (), (error,)
+        )
+    checks = _Checks(image)
+    binary = _program(own["binary"], image, checks)
+    binary.setdefault("working_dir", image.working_dir)
+    service = dict(own["service"])
+    for name, value, rule in (
+        ("user", image.user, values.user),
+        ("stop_signal", image.stop_signal, process_keys.signal),
+    ):
+        if name not in service and value and checks.accept(f"service.{name}", value, rule):
+            service[name] = value
+    environment = {
+        name: value
+        for name, value in image.environment.items()
+        if checks.accept("environment", name, values.environment_name)
+        and checks.accept("environment", value, values.argument)
+    }
+    volumes = {**_volumes(image.volumes, own["volumes"]), **own["volumes"]}
+    package = {"rootfs": image.rootfs, **package} if image.rootfs else package
+    done = {**data, "package": package, "binary": binary}
+    done |= {"service": service} if service else {}
+    done |= {"volumes": volumes} if volumes else {}
+    return Applied(done, environment, (image.folder,), tuple(checks.errors))
+
+
+class _Checks:
+    """Values of an image that are checked by the rules of the keys that they go to."""
+
+    def __init__(self, image: Image) -> None:
+        self.errors: list[Error] = []
+        self._image = image
+
+    def accept(self, key: str, value: str, rule: Callable[[str, str], object]) -> bool:
+        try:
+            rule(value, key)
+        except InvalidInput as error:
+            self.refuse(f"its image has {key} {shown(value)}, which {error.reason}", f"set {key}")
+            return False
+        return True
+
+    def refuse(self, reason: str, hint: str) -> None:
+        self.errors.append(InvalidInput(reason, hint, KEY, value=shown(self._image.folder)))
+
+
+def _program(own: Mapping[str, Any], image: Image, checks: _Checks) -> dict[str, Any]:
+    """Return [binary] with entrypoint and arguments, combined as Docker does.
+
+    An entrypoint of the manifest replaces both of the image. Arguments of the manifest replace the
+    command of the image.
+    """
+    if "entrypoint" in own:
+        return dict(own)
+    given = own.get("args")
+    args = given if isinstance(given, list) else list(image.command)
+    argv = [*image.entrypoint, *args]
+    if not argv or (given is not None and not image.entrypoint):
+        what = "entrypoint" if argv else "entrypoint and no command"
+        checks.refuse(f"its image has no {what}", "set binary.entrypoint")
+        argv = ["unknown", *args]  # so that no other error hides this one
+    return {**own, "entrypoint": argv[0], "args": argv[1:]}
+
+
+def _volumes(points: tuple[str, ...], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a named volume for each mount point of an image that no volume of the manifest has.
+
+    Its name is its path with ``-``. A path at which niso mounts nothing is left out.
+    """
+    taken = [str(_table(volume).get("mount")) for volume in own.values()]
+    made: dict[str, dict[str, str]] = {}
+    for point in points:
+        try:
+            mount = process_keys.mount(os.path.normpath(point), KEY)
+        except InvalidInput:
+            continue
+        name = re.sub(r"[^A-Za-z0-9_-]+", "-", mount.strip("/"))[: values.MAX_NAME]
+        name = name if name[:1].isalpha() else f"v{name}"[: values.MAX_NAME]
+        overlaps = any(
+            f"{mount}/".startswith(f"{other}/") or f"{other}/".startswith(f"{mount}/")
+            for other in (*taken, *(one["mount"] for one in made.values()))
+        )
+        if not overlaps and name not in own and name not in made:
+            made[name] = {"mount": mount}
+    return made
