@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import images
 import pytest
 from compose_files import write
 from refusals import refuses
@@ -398,6 +399,40 @@ def test_times_of_a_job_are_taken_over(
     )
     assert tomllib.loads(made.text)["services"]["a"]["service"] == service
     assert gap in [one.text for one in made.missing if one.key == "labels"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "binary", "program"),
+    [
+        ("", {}, ("entry", ("-x", "cmd"))),
+        ("command: [a, b]", {"args": ["a", "b"]}, ("entry", ("-x", "a", "b"))),
+        ("entrypoint: [e, f]", {"entrypoint": "e", "args": ["f"]}, ("e", ("f",))),
+        (
+            "entrypoint: e, command: a, working_dir: /w",
+            {"entrypoint": "e", "args": ["a"], "working_dir": "/w"},
+            ("e", ("a",)),
+        ),
+    ],
+)
+def test_words_of_an_image_come_from_its_layout(
+    tmp_path: Path, keys: str, binary: dict[str, Any], program: tuple[str, tuple[str, ...]]
+) -> None:
+    config = {"Entrypoint": ["entry", "-x"], "Cmd": ["cmd"], "StopSignal": "SIGQUIT"}
+    images.index(
+        tmp_path / "images/a",
+        images.image(tmp_path / "images/a", config, annotations={images.REF: "latest"}),
+    )
+    (tmp_path / "rootfs/a").mkdir(parents=True)
+    made = niso.import_compose(
+        write(tmp_path, f"services: {{a: {{image: postgres, {keys}}}}}"), tmp_path
+    )
+    service = tomllib.loads(made.text)["services"]["a"]
+    assert service.get("binary", {}) == binary
+    assert service["package"]["oci"] == "images/a:latest"
+    assert not {one.key for one in made.missing} & {"command", "entrypoint", "image"}
+    [member] = stack.load(str(tmp_path)).members
+    own = member.loaded.spec.program
+    assert (own.entrypoint, own.args, own.stop_signal) == (*program, "QUIT")
 
 
 FRONT = "image: a, command: [x], healthcheck: {test: [CMD, ok]}"

@@ -224,6 +224,8 @@ files = { mount = "/data/below" }
     assert program.user.text == "7" and program.stop_signal == "TERM"
     assert program.working_dir == "/"
     assert [one.name for one in program.volumes] == ["var-lib-x", "files"]
+    only = with_image(tmp_path, '[binary]\nargs = ["y", "z"]\n', {"Cmd": ["x"]}).program
+    assert (only.entrypoint, only.args) == ("y", ("z",))
     own = with_image(tmp_path, '[binary]\nentrypoint = "redis-server"\n').program
     assert (own.entrypoint, own.args) == ("redis-server", ())
 
@@ -239,7 +241,7 @@ def test_root_of_an_image_is_not_taken_over(tmp_path: Path, user: str) -> None:
     ("config", "more", "words"),
     [
         ({}, "", ["has no entrypoint and no command"]),
-        ({"Cmd": ["x"]}, '[binary]\nargs = ["y"]', ["has no entrypoint"]),
+        ({"Cmd": ["x"]}, "[binary]\nargs = []", ["has no entrypoint"]),
         ({"Cmd": "x"}, "", ["Cmd", "array of strings"]),
         ({"Cmd": ["x"], "StopSignal": "SIGRTMIN+3"}, "", ["service.stop_signal", "SIGRTMIN+3"]),
         ({"Cmd": ["x"], "User": "a b"}, "", ["service.user", "a b"]),

@@ -105,7 +105,9 @@ _STOP_SIGNALS = {"postgres": "INT", "nginx": "QUIT", "php-fpm": "QUIT", "httpd":
 
 
 def _hints(manifests: Iterable[load.Loaded]) -> Iterator[str]:
-    """Yield a hint for each missing rootfs, and each program that needs another stop signal."""
+    """Yield a hint for each missing rootfs, each program that needs another stop signal, and the
+    ports that an image exposes if the service publishes none.
+    """
     for loaded in manifests:
         spec = loaded.spec
         if (rootfs := static_check.missing_rootfs(loaded)) is not None:
@@ -114,6 +116,21 @@ def _hints(manifests: Iterable[load.Loaded]) -> Iterator[str]:
         word = _STOP_SIGNALS.get(program)
         if word is not None and spec.program.stop_signal == "TERM":
             yield f'{spec.name}: {program} stops properly after {word}: stop_signal = "{word}"'
+        network = spec.network
+        if network.mode == "bridge" and not network.ports and (exposed := _exposed(loaded)):
+            text = "network.ports would publish them"
+            yield f"{spec.name}: its image exposes {exposed}; {text}"
+
+
+def _exposed(loaded: load.Loaded) -> str:
+    """Return the ports that the image of a service exposes, such as ``6379/tcp``, or ""."""
+    from niso.manifest import image
+
+    package = loaded.spec.manifest.get("package")
+    text = package.get("oci") if isinstance(package, dict) else None
+    if not isinstance(text, str):
+        return ""
+    return ", ".join(image.read(text, os.path.dirname(loaded.path)).ports)
 
 
 def manifest_schema() -> dict[str, object]:

@@ -5,6 +5,7 @@ Keys that niso does not support, or treats differently, are reported as gaps.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -143,15 +144,20 @@ class ComposeService:
         keys = self._keys
         image = scalar(keys.get("image"))
         self._put("package", "rootfs", f"./rootfs/{self.name}")
+        first, then = self._words("entrypoint"), self._words("command")
+        if self._layout:
+            self._put("package", "oci", f"images/{self.name}:latest")
+            self._with_image(first, then)
+            return
         if keys.get("build"):
             self._gap("build", f"build it as before, and put its files into rootfs/{self.name}")
         elif image:
             self._gap(
                 "image",
                 f"put the files of {image} into rootfs/{self.name}, see below; what its image says"
-                " of user, environment and working directory is not known here",
+                " of user, environment and working directory is not known here. Import again when"
+                f" images/{self.name} exists",
             )
-        first, then = self._words("entrypoint"), self._words("command")
         argv = [*(first or []), *(then or [])]
         if not argv:
             argv = [UNKNOWN]
@@ -168,6 +174,25 @@ class ComposeService:
         self._put("binary", "working_dir", folder)
         if any(word == "/app" or word.startswith("/app/") for word in (folder, *argv)):
             self._gap("working_dir", "/app is the service's package, and hides that of the image")
+
+    @property
+    def _layout(self) -> str:
+        """Return the folder with the OCI layout of the service's image, or "" if it is missing."""
+        place = self._world.place
+        folder = os.path.join(place.target or place.folder, "images", self.name)
+        return folder if os.path.isfile(f"{folder}/index.json") else ""
+
+    def _with_image(self, first: list[str] | None, then: list[str] | None) -> None:
+        """Convert what the service sets besides its image, whose config niso reads."""
+        if first and self._valid("entrypoint", first[0], values.entrypoint):
+            self._put("binary", "entrypoint", first[0])
+            then = [*first[1:], *(then or [])]
+        self._put("binary", "args", then)
+        folder = scalar(self._keys.get("working_dir"))
+        if folder and self._valid("working_dir", folder, values.working_dir):
+            self._put("binary", "working_dir", folder)
+        if not os.path.isdir(os.path.join(self._layout, "..", "..", "rootfs", self.name)):
+            self._gap("image", f"unpack images/{self.name} into rootfs/{self.name}, see below")
 
     def _words(self, key: str) -> list[str] | None:
         """Return the words of the command in a key, or None if the service has no such key."""
@@ -235,7 +260,7 @@ class ComposeService:
                 self._put("service", "stop_timeout", text)
         word = scalar(keys.get("stop_signal"))
         if not word:
-            word = self._stop_signal()
+            word = "" if self._layout else self._stop_signal()
         elif word.isdigit() and int(word) in set(Signals):
             word = Signals(int(word)).name
         if word and self._valid("stop_signal", word, BY_PATH["service.stop_signal"].rule.parse):

@@ -283,17 +283,15 @@ def _program(own: Mapping[str, Any], image: Image, checks: _Checks) -> dict[str,
     """Return [binary] with entrypoint and arguments, combined as Docker does.
 
     An entrypoint of the manifest replaces both of the image. Arguments of the manifest replace the
-    command of the image.
+    command of the image; the first one is the program if the image has no entrypoint.
     """
     if "entrypoint" in own:
         return dict(own)
-    given = own.get("args")
-    args = given if isinstance(given, list) else list(image.command)
-    argv = [*image.entrypoint, *args]
-    if not argv or (given is not None and not image.entrypoint):
-        what = "entrypoint" if argv else "entrypoint and no command"
-        checks.refuse(f"its image has no {what}", "set binary.entrypoint")
-        argv = ["unknown", *args]  # so that no other error hides this one
+    given = own.get("args", list(image.command))
+    argv = [*image.entrypoint, *(given if isinstance(given, list) else [])]
+    if not argv:
+        checks.refuse("its image has no entrypoint and no command", "set binary.entrypoint")
+        argv = ["unknown"]  # so that no other error hides this one
     return {**own, "entrypoint": argv[0], "args": argv[1:]}
 
 
