@@ -15,6 +15,7 @@ import tomllib
 from functools import cache
 from typing import Any
 
+import images
 import pages
 import pytest
 
@@ -190,7 +191,11 @@ def check(data: dict[str, Any], folder: pathlib.Path) -> None:
     data.setdefault("package", {"name": "shown", "version": "1"})
     data.setdefault("binary", {"entrypoint": "true"})
     if "rootfs" in data["package"]:
-        (folder / data["package"]["rootfs"]).mkdir()
+        (folder / data["package"]["rootfs"]).mkdir(parents=True)
+    if "oci" in data["package"]:
+        place, _, tag = data["package"]["oci"].partition(":")
+        made = images.image(folder / place, {"Cmd": ["x"]}, annotations={images.REF: tag})
+        images.index(folder / place, made)
     (folder / "manifest.toml").write_text(toml(data))
     load.load(str(folder))
 
