@@ -210,6 +210,35 @@ def interface_that_exists_is_an_error(plugin: Plugin) -> None:
         plugin.call("DEL", **{**given, "NETNS": ""})
 
 
+def interface_that_the_plugin_made_is_an_error(plugin: Plugin) -> None:
+    with namespace(plugin) as given:
+        plugin.call("ADD", **given)
+        before = links(plugin, given)
+        assert plugin.call("ADD", **given).status != 0
+        assert links(plugin, given) == before
+        plugin.call("DEL", **given)
+        assert plugin.call("ADD", **given).status == 0
+        plugin.call("DEL", **given)
+
+
+def check_without_a_result_is_an_error(plugin: Plugin) -> None:
+    version = plugin.has("CHECK")
+    assert version
+    with namespace(plugin) as given:
+        plugin.call("ADD", version, **given)
+        assert plugin.call("CHECK", version, **given).status != 0
+        plugin.call("DEL", version, **given)
+
+
+def missing_namespace_is_error_4(plugin: Plugin) -> None:
+    with namespace(plugin) as given:
+        pass
+    for path in (given["NETNS"], "/etc/hostname"):
+        answer = plugin.call("ADD", **{**given, "NETNS": path})
+        assert answer.error("1.0.0") == 4 and "CNI_NETNS" in answer.data["msg"]
+    plugin.call("DEL", **{**given, "NETNS": ""})
+
+
 def check_finds_a_lost_address(plugin: Plugin) -> None:
     version = plugin.has("CHECK")
     assert version
@@ -244,6 +273,9 @@ CASES: dict[str, Callable[[Plugin], None]] = {
         add_and_delete_in_every_version,
         delete_of_what_is_gone_is_no_error,
         interface_that_exists_is_an_error,
+        interface_that_the_plugin_made_is_an_error,
+        missing_namespace_is_error_4,
+        check_without_a_result_is_an_error,
         check_finds_a_lost_address,
         containers_reach_each_other,
     )

@@ -55,7 +55,8 @@ def _cni() -> Page:
             ),
             Text(
                 "The commands are ADD, DEL, CHECK (from 0.4.0), GC and STATUS (from 1.1.0), and "
-                "VERSION. ADD may be repeated, and DEL does not fail for what is gone."
+                "VERSION. ADD of an interface that exists is an error, and DEL does not fail for "
+                "what is gone."
             ),
             Heading("Configuration"),
             Text("Keys of the plugin in /etc/cni/net.d/*.conflist. Others are refused:"),

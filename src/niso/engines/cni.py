@@ -101,7 +101,7 @@ def _answer(command: str, version: str, config: dict[str, Any]) -> dict[str, Any
 OWNER = "cni"
 _WAYS = {"in": "ingress", "out": "egress"}
 _SINCE_0_4, _SINCE_1_1 = VERSIONS[2:], VERSIONS[4:]
-_NOT_USABLE, _DIFFERENT = 50, 101
+_NOT_USABLE, _DIFFERENT, _EXISTS = 50, 101, 102
 _KEYS = {
     *("cniVersion", "name", "type", "network", "subnets", "internal", "ipv6", "mtu", "policy"),
     *("kubernetes", "annotations", "names", "capabilities", "runtimeConfig", "args", "dns"),
@@ -190,10 +190,10 @@ def _add(call: Call) -> dict[str, Any]:
         raise Failure(WRONG_CONFIG, f"runtimeConfig.dns has other keys than {', '.join(keys)}")
     machine = plugin.machine()
     store = machine.store
+    _require_namespace(machine, call)
     same, name = plugin.find(machine, OWNER, call.container, call.netns, _given(call))
     waits, is_chained = "kubernetes" in call.config, call.config.get("prevResult") is not None
-    if is_chained:
-        require_free(store, call, same)
+    require_free(store, call, same)
     if waits:
         require(call, same)
     request = _request(call, runtime, name)
@@ -222,6 +222,11 @@ def _add(call: Call) -> dict[str, Any]:
     if any(servers.values()):
         own["dns"] = {keys[key]: value for key, value in servers.items() if value}
     return merged(call, own) if is_chained else own
+
+
+def _require_namespace(machine: Machine, call: Call) -> None:
+    if machine.kernel.cookie_at(call.netns) is None:
+        raise Failure(WRONG_VARIABLE, f"CNI_NETNS: {call.netns} is not a network namespace")
 
 
 def _folded(value: Any) -> dict[str, Any]:
@@ -427,12 +432,20 @@ def _gc(call: Call) -> None:
 def _check(call: Call) -> None:
     from niso.look import check
 
+    if call.config.get(_KEY) is None:
+        hint = "the runtime passes the result of ADD"
+        raise Failure(WRONG_CONFIG, f"{_KEY} is missing, and CHECK needs it", hint)
     machine = plugin.machine()
     store = machine.store
+    _require_namespace(machine, call)
     for attached in store.attachments.all(OWNER, call.container):
         links = store.attachments.links(attached.service)
         if any(x.network == call.network and x.interface == call.interface for x in links):
-            findings = [finding.text for finding in check.check(machine, attached.service)]
+            # the plugin portmap sets it on the bridge, which is not the container's
+            bridges = (names.bridge(link.network) for link in links)
+            theirs = [f"net/ipv4/conf/{bridge}/route_localnet" for bridge in bridges]
+            found = check.check(machine, attached.service, theirs)
+            findings = [finding.text for finding in found]
             lost = addresses(call) - {address for _, address in store.addresses(attached.service)}
             findings += [f"missing: address {address}" for address in sorted(lost)]
             if machine.kernel.cookie_at(call.netns) != attached.cookie:
@@ -472,15 +485,18 @@ _HINT = "look at the plugins before niso-cni in the list"
 
 
 def require_free(store: Store, call: Call, same: AttachedRow | None) -> None:
-    """Raise Failure if an earlier plugin of the list has made the requested interface.
+    """Raise Failure if niso or an earlier plugin of the list has made the requested interface.
 
-    An interface made by niso is no error: ADD may be repeated, and niso may be twice in a list.
-    ``same`` is the present attachment of the container.
+    If niso is twice in a list, the interface that the first call made is no error. ``same`` is the
+    present attachment of the container.
     """
     own = store.attachments.links(same.service) if same is not None else ()
     is_own = any(link.interface == call.interface for link in own)
-    interfaces = _previous(call)["interfaces"]
+    interfaces = _previous(call)["interfaces"] if call.config.get(_KEY) is not None else ()
     is_made = any(x.get("sandbox") and x.get("name") == call.interface for x in interfaces)
+    if is_own and not is_made:
+        reason = f"CNI_IFNAME: {call.interface} of {call.container} exists already"
+        raise Failure(_EXISTS, reason, "call DEL before another ADD")
     if is_made and not is_own:
         raise Failure(
             WRONG_CONFIG,

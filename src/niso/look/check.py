@@ -15,7 +15,8 @@ from niso.base.errors import Error, KernelError, NotFound
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import alias, owner
-from niso.kernel.kinds.kind import Finding
+from niso.kernel.kinds.kind import Finding, State
+from niso.kernel.kinds.sysctls import Sysctl
 from niso.kernel.neighbour_tables import Table
 from niso.look import chains_on_path, exposure, listening, policies, store_defects, surroundings
 from niso.look.host_ports import shadows, unpublished
@@ -52,8 +53,13 @@ PROBLEMS: tuple[Problem, ...] = ("missing", "foreign", "different", "gone")
 """All kinds of differences."""
 
 
-def check(machine: Machine, name: str | None = None) -> list[Finding]:
+def check(
+    machine: Machine, name: str | None = None, may_be_on: Container[str] = ()
+) -> list[Finding]:
     """Return the problems that `niso net check` reports for the host or for one service or network.
+
+    ``may_be_on`` are sysctls of the host that are no problem of ``name`` if another program has set
+    them to something else than 0.
 
     This function changes nothing. A difference may be due to a command that is running now, so
     differences are compared again under niso's lock. Raises KernelError, NotFound if ``name`` is
@@ -61,7 +67,7 @@ def check(machine: Machine, name: str | None = None) -> list[Finding]:
     """
     present: list[Finding] | None
     try:
-        present = _own(machine, name)
+        present = _own(machine, name, may_be_on)
     except KernelError:  # an object vanished between two reads
         present = None
     for _ in range(_LOOKS - 1):
@@ -69,7 +75,7 @@ def check(machine: Machine, name: str | None = None) -> list[Finding]:
             break
         time.sleep(_PAUSE_S)
         with Lock(_WAITS_S):
-            again = _own(machine, name)
+            again = _own(machine, name, may_be_on)
         known = {
             (finding.problem, finding.what) for finding in (again if present is None else present)
         }
@@ -246,7 +252,7 @@ def _concerned(store: Store, name: str | None) -> tuple[list[NetworkRecord], lis
     ], active
 
 
-def _own(machine: Machine, name: str | None) -> list[Finding]:
+def _own(machine: Machine, name: str | None, may_be_on: Container[str] = ()) -> list[Finding]:
     """Return the problems of niso's own objects, for the host or for one service or network."""
     store, kernel = machine.store, machine.kernel
     defects = store_defects.find_defects(kernel, store)
@@ -274,6 +280,12 @@ def _own(machine: Machine, name: str | None) -> list[Finding]:
         ]
     scope, active = _scope(store, name)
     want = desired_now(kernel, store, scope)
+    if may_be_on:
+        want = State(
+            obj
+            for obj in want
+            if not (isinstance(obj, Sysctl) and obj.value == "0" and obj.name in may_be_on)
+        )
     service = store.name_holder(bare_name(name))
     return [
         *_interrupted(store, service),
