@@ -197,7 +197,7 @@ def test_manifest_takes_from_its_image_what_it_does_not_say(tmp_path: Path) -> N
     assert spec.network.ports == (), "an exposed port is not a published one"
     assert str(tmp_path / "images/redis") in program.apart
     # the manifest in the copy of the package has the values, and needs no image
-    text = package._text(spec).decode()
+    text = package.text(spec).decode()
     (tmp_path / "copy").mkdir()
     copied = loaded(tmp_path / "copy", text)
     assert copied.program._replace(apart=()) == program._replace(apart=())
