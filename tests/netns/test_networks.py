@@ -248,7 +248,8 @@ def test_mtu_is_that_of_the_default_route_or_as_asked_for(lab: Lab) -> None:
         assert "192.0.2.1, has 1350" in said and "hint: use a network made with --mtu 1350" in said
         assert "network small" not in said
     lab.run("ip", "route", "change", "default", "via", CLIENT, "dev", "uplink0", "mtu", "1200")
-    assert "network small has an MTU of 1300" in lab.niso("net", "check").stderr
+    assert "network small has an MTU of 1300" in lab.niso("net", "check", "small").stderr
+    assert "network small" not in lab.niso("net", "check").stderr  # no service is on it now
 
 
 def test_networks_remove_refuses_while_a_known_service_is_on_it(lab: Lab) -> None:

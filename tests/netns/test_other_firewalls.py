@@ -11,7 +11,7 @@ from typing import NamedTuple
 import firewall_texts as texts
 import pytest
 from conftest import Lab
-from services import CLIENT, ECHO, HOST, address, answer, ask, echo, on
+from services import CLIENT, ECHO, HOST, address, answer, ask, echo, idle, on
 
 ALL = ("published", "outward", "within the network")
 OUT = ("outward", "within the network")
@@ -284,6 +284,10 @@ def test_names_of_a_hostile_table_are_escaped_and_no_command_is_made_of_them(lab
     assert remedy == [
         f'have this chain begin with: {key} "niso-backend" accept' for key in ("iifname", "oifname")
     ]
+    lab.niso("activate", idle(lab, "api", network=on("backend")))
+    said = lab.niso("net", "explain", "api", f"{CLIENT}:80", check=False).stdout
+    assert f"others   drop  nftables chain {chain} (forward) drops it by default" in said
+    assert "\x1b" not in said
 
 
 HOSTILE = r"""
@@ -316,3 +320,6 @@ def test_rules_of_iptables_legacy_are_said_to_be_unseen(lab: Lab) -> None:
     lab.run("iptables-legacy", "-P", "FORWARD", "DROP")
     said = "rules of iptables-legacy are not visible; check with iptables-legacy -S FORWARD"
     assert lab.run(sys.executable, "-c", code).stdout == f"{[said]}\n"
+    lab.niso("activate", idle(lab, "api", network=on("backend")))
+    explained = lab.niso("net", "explain", "api", f"{CLIENT}:80").stdout.splitlines()
+    assert explained[-1] == f"  others   ?     {said}"

@@ -81,7 +81,7 @@ def _print_others(others: niso.OtherFirewalls) -> None:
     if others.passes:
         chains = ", ".join(others.passes)
         lines.append(("pass", f"by chains of other programs: nftables {chains}"))
-    lines += [("?", f"{text}; niso net trace follows packets") for text in others.unseen]
+    lines += [("?", text) for text in others.unseen]
     for verdict, text in lines:
         print(output.escaped(f"  {'others':<8} {verdict:<4}  {text}"))
 

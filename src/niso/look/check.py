@@ -220,8 +220,9 @@ def surroundings_warnings(machine: Machine, name: str | None) -> list[tuple[str,
     """
     store, kernel = machine.store, machine.kernel
     networks, active = _concerned(store, name)
-    if not active:
-        return []
+    if name is None:  # the default route does not concern a network without services
+        used = {network for service in active for network, _ in store.addresses(service)}
+        networks = [network for network in networks if network.name in used]
     return [
         *surroundings.small_mtus(kernel, networks),
         *surroundings.mute_name_servers(kernel, store, active),

@@ -23,6 +23,7 @@ HABITS = {
     "sh, shell, enter": "niso exec NAME -- sh: uses a terminal if there is one",
     "cp": "niso exec NAME -- cat FILE: or mount a host folder as a volume",
     "port": "niso net ports: --exposed shows from where each is reachable",
+    "ss, netstat, lsof": "niso ps --listening: where the programs of each service listen",
     "stats": "niso net stats: network counters only",
     "expose": "niso port-forward NAME 8081:80: no restart",
     "up, compose up, compose start, compose create, stack start, stack deploy": "niso stack up:"
