@@ -146,6 +146,9 @@ class NoForeignChains(ForeignChains):
     def __exit__(self, *_: object) -> None:
         pass
 
+    def redirects(self) -> bool:
+        return False
+
     def base_chains(self, everywhere: bool = False) -> list[Chain]:
         return []
 

@@ -482,7 +482,8 @@ def test_answers_know_whether_a_program_listens(lab: Lab) -> None:
     lab.niso("activate", *folders, idle(lab, "cli", network=on("back")))
 
     def processes(name: str) -> set[int]:
-        return {*map(int, lab.run("ip", "netns", "pids", f"niso-{name}").stdout.split())}
+        argv = ("ps", "-eo", "pid=") if name == "host" else ("ip", "netns", "pids", f"niso-{name}")
+        return {*map(int, lab.run(*argv).stdout.split())}
 
     def opened(name: str) -> int:
         text = lab.run("ss", "-Hlntu", netns=f"niso-{name}").stdout
@@ -499,11 +500,11 @@ def test_answers_know_whether_a_program_listens(lab: Lab) -> None:
             return "listens"
         shown = lab.niso("net", "explain", "cli", to, "--prove").stdout
         assert shown.splitlines()[0].endswith(": pass, but nothing listens there")
-        assert f", where nothing listens on port {heard['port']}" in shown
+        where = "but" if heard["service"] == "host" else "where"
+        assert f", {where} nothing listens on port {heard['port']}" in shown
         assert {one["pid"] for one in heard["others"]} <= processes(heard["service"])
-        return re.search("nothing listens on .*", shown.splitlines()[-2 - shown.count("counted")])[
-            0
-        ]  # type: ignore[index]
+        (line,) = (line for line in shown.splitlines() if line.startswith("  listens  none  "))
+        return line.removeprefix("  listens  none  ")
 
     none = "nothing listens on"
     assert {
@@ -531,6 +532,15 @@ def test_answers_know_whether_a_program_listens(lab: Lab) -> None:
         f"{none} 10.99.1.4:8080/udp; no program of six listens on a udp port"
     )
     assert explain(lab, "cli", "wrong")["listening"] is None  # ICMP has no ports
+    # the host is asked too, unless another program may send its packets elsewhere
+    assert answer("host:70") == f"{none} 10.99.1.1:70; no program of the host listens on a tcp port"
+    lab.popen("/usr/bin/python3", "-IS", "-m", "http.server", "70", "--bind", "127.0.0.1")
+    local_host = f"{none} 10.99.1.1:70; python3 listens on 127.0.0.1:70"
+    lab.wait_for(lambda: answer("host:70") == local_host, 30, "the host's server")
+    assert explain(lab, "host", "127.0.0.1:70")["listening"]["listens"]
+    lab.run("iptables", "-t", "nat", "-A", "PREROUTING", "-p", "udp", "-j", "ACCEPT")
+    assert explain(lab, "cli", "host:70")["listening"] is None
+    lab.run("iptables", "-t", "nat", "-F", "PREROUTING")
     assert explain(lab, "six", "wrong:8080", "-6")["listening"]["listens"] is False
 
     checked = lab.niso("net", "check")

@@ -123,6 +123,8 @@ def _print_proof(judged: niso.Judged, proof: niso.Proof, listening: niso.Listeni
     elif proof.arrived is None:
         reply = "replied to" if proof.answered else "did not reply to"
         result = f"{to} {reply} a test packet"
+        if proof.answered and listening is not None and not listening.listens:
+            result += f", but nothing listens on port {listening.port}"
     else:
         result = f"a test packet {'reached' if proof.arrived else 'did not reach'} {to}"
         if proof.arrived and listening is not None and not listening.listens:

@@ -151,7 +151,13 @@ class ForeignChains(Nfnetlink):
         """Return the number of rules in each chain that translates sources of IPv4 packets. The
         keys are "FAMILY TABLE CHAIN". niso's own chain is left out.
         """
-        return dict(self.dump("list chains", _GETCHAIN, nfgenmsg(0), _nat_chain))
+        found = self.dump("list chains", _GETCHAIN, nfgenmsg(0), _nat_chain)
+        return {name: uses for hook, name, uses in found if hook == _POSTROUTING}
+
+    def redirects(self) -> bool:
+        """Return whether rules of other programs may translate the destinations of packets."""
+        found = self.dump("list chains", _GETCHAIN, nfgenmsg(0), _nat_chain)
+        return any(uses for hook, _, uses in found if hook != _POSTROUTING)
 
     def rules(self, family: int, table: str, chain: str) -> list[Rule]:
         key = (family, table, chain)
@@ -231,19 +237,19 @@ def _base_chain(body: bytes) -> Chain | None:
     return Chain(body[0], table, name, accepts, hook, priority)
 
 
-def _nat_chain(body: bytes) -> tuple[str, int] | None:
+def _nat_chain(body: bytes) -> tuple[int, str, int] | None:
+    """Return hook, "FAMILY TABLE CHAIN" and number of rules of a chain that translates IPv4."""
     fields = attributes(body, 4)
     if 4 not in fields or not body or FAMILIES.get(body[0]) not in ("inet", "ip"):
         return None
     table = string(fields.get(1, b""))
-    if (
-        _number(attributes(fields[4]), 1) != _POSTROUTING
-        or string(fields.get(7, b"")) != "nat"  # NFTA_CHAIN_TYPE
-        or (table == "niso" and FAMILIES[body[0]] == "inet")
+    hook = _number(attributes(fields[4]), 1)
+    if string(fields.get(7, b"")) != "nat" or (  # NFTA_CHAIN_TYPE
+        table == "niso" and FAMILIES[body[0]] == "inet"
     ):
         return None
     # NFTA_CHAIN_USE counts rules and jumps, and no rule jumps to a base chain
-    return f"{FAMILIES[body[0]]} {table} {string(fields.get(3, b''))}", _number(fields, 6)
+    return hook, f"{FAMILIES[body[0]]} {table} {string(fields.get(3, b''))}", _number(fields, 6)
 
 
 def rule(body: bytes) -> Rule:

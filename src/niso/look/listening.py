@@ -16,7 +16,7 @@ from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import bracketed, family_of
 from niso.plan.records import ANY4, ANY6, NetworkRecord, PortMapping, ServiceEndpoint, primary
-from niso.plan.verdict import PORTED
+from niso.plan.verdict import PORTED, is_host
 from niso.runtime import status
 from niso.store.service_rows import SERVING
 from niso.store.store import Store
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from niso.kernel.sockets import Listener
     from niso.plan.verdict import PolicyContext, Verdict
 
+HOST = "host"  # no service has this name
 _SHOWN = 3  # sockets that a text names
 _YOUNG_S = 60.0  # a service that has just started may not listen yet
 
@@ -52,9 +53,9 @@ class Listening(NamedTuple):
     """Whether a program listens on an address and port of a service."""
 
     listens: bool  # whether a program listens there
-    service: str  # the service, or the instance of a service
-    address: str  # an address of the service
-    port: int  # a port of the service
+    service: str  # the service, or the instance of a service; host for the host
+    address: str  # an address of the service or of the host
+    port: int  # the port
     proto: str  # tcp, udp or sctp
     others: tuple[ListeningSocket, ...]
     """sockets of the service for the same protocol, the most similar first; empty if ``listens``"""
@@ -74,7 +75,8 @@ class Listening(NamedTuple):
         ]
         if len(self.others) > _SHOWN:
             shown.append(f"{len(self.others) - _SHOWN} more sockets listen elsewhere")
-        instead = ", ".join(shown) or f"no program of {self.service} listens on a {self.proto} port"
+        whose = "the host" if self.service == HOST else self.service
+        instead = ", ".join(shown) or f"no program of {whose} listens on a {self.proto} port"
         return f"nothing listens on {at}; {instead}"
 
 
@@ -86,13 +88,16 @@ class ServiceSockets:
         self._found: dict[tuple[str, str], list[Listener] | None] = {}
 
     def of(self, home: str, proto: str) -> list[Listener] | None:
-        """Return the sockets in the network namespace of the service ``home``, or None if the
+        """Return the sockets in the network namespace of a service, or of `HOST`, or None if the
         namespace does not exist.
         """
         if (home, proto) not in self._found:
             found = None
             with contextlib.suppress(KernelError):
-                found = self._kernel.listeners_in(names.netns(home), proto)
+                if home == HOST:
+                    found = self._kernel.listeners(proto)
+                else:
+                    found = self._kernel.listeners_in(names.netns(home), proto)
             self._found[home, proto] = found
         return self._found[home, proto]
 
@@ -142,7 +147,8 @@ def of_packet(
     kernel: Kernel, world: PolicyContext, verdict: Verdict, proto: str
 ) -> Listening | None:
     """Return whether a program listens where a packet arrives. Returns None if the packet is
-    dropped, has no port, or does not go to an active service of this host.
+    dropped, has no port, or does not go to an active service of this host or to the host itself.
+    It is also None for the host if rules of other programs may send the packet elsewhere.
 
     If one of several instances may get the packet, the result is about the first instance in which
     no program listens.
@@ -150,6 +156,12 @@ def of_packet(
     if not verdict.passes or verdict.port is None:
         return None
     sockets, last = ServiceSockets(kernel), None
+    to = verdict.destination
+    if not to.service and is_host(world, to.address):
+        with contextlib.suppress(KernelError), kernel.foreign_chains() as source:
+            if not source.redirects():
+                last = sockets.at(HOST, HOST, to.address, verdict.port, proto)
+        return last
     for party in verdict.instances or (verdict.destination,):
         known = world.services.get(party.service)
         if known is None or known.host or not known.active or known.serving is not None:
