@@ -6,6 +6,7 @@ import json
 import tomllib
 from pathlib import Path
 
+import images
 import pytest
 from jsonschema import Draft202012Validator
 
@@ -59,6 +60,17 @@ def test_stop_signal_of_a_known_program_is_hinted_at(
     out = capsys.readouterr().out
     assert (f'stops properly after {hint}: stop_signal = "{hint}"' in out) == bool(hint)
     assert ("hint:" in out) == bool(hint)
+
+
+@pytest.mark.parametrize("ports", ["", 'network = { ports = ["80:6379"] }'])
+def test_ports_that_an_image_exposes_are_hinted_at_if_none_is_published(
+    tmp_path: Path, capsys, ports: str
+) -> None:
+    images.layout(tmp_path / "img", {"Cmd": ["x"], "ExposedPorts": {"6379/tcp": {}}})
+    package = '{ name = "api", version = "1", oci = "img" }'
+    (tmp_path / "manifest.toml").write_text(f"package = {package}\n{ports}\n")
+    assert run(["check", str(tmp_path)]) == 0
+    assert ("exposes 6379/tcp" in capsys.readouterr().out) == (not ports)
 
 
 def test_a_stack_can_have_another_name(tmp_path: Path) -> None:

@@ -203,19 +203,18 @@ def _refuse_without_systemd(rows: Iterable[ServiceRow]) -> None:
     """Raise Conflict for a job with a schedule on a machine without systemd."""
     for row in rows:
         if row.schedule is not None:
-            times = process_keys.cron(row.schedule)
             raise Conflict(
                 f"{row.name!r} has a schedule, and systemd, which would run it, did not boot this"
                 " machine",
-                f"add to root's crontab: {times or 'MIN HOUR DAY MONTH WEEKDAY'}"
-                f" {cron_command(row.name)}",
+                f"add to root's crontab: {cron_line(row.name, row.schedule)}",
                 "service.schedule",
             )
 
 
-def cron_command(service: str) -> str:
-    """Return the command by which cron runs a job with a schedule."""
-    return f"niso activate {service} && niso restart {service}"
+def cron_line(service: str, schedule: str) -> str:
+    """Return the line of crontab(5) that runs a job at the times of its schedule."""
+    times = process_keys.cron(schedule) or "MINUTE HOUR DAY MONTH WEEKDAY"
+    return f"{times} niso activate {service} && niso restart {service}"
 
 
 # --- enable, disable ------------------------------------------------------------------------------

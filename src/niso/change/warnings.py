@@ -10,7 +10,7 @@ import os
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.change import activate, targets
 from niso.change.activate import Outcome
-from niso.change.boot import hand_over_started
+from niso.change.boot import cron_line, hand_over_started
 from niso.kernel import host_facts, netns
 from niso.look import exposure, host_ports, outside_names, surroundings
 from niso.look.session import Session
@@ -42,7 +42,7 @@ def activated(session: Session, machine: Machine, outcomes: Sequence[Outcome]) -
     _warn_of_files(session, store, names)
     _warn_of_policies(session, machine, names)
     _warn_of_names(session, store, changed)
-    _warn_of_schedules(session, store, names)
+    _warn_of_schedules(session, store, changed)
     _warn_of_host(session, machine, changed)
     hand_over_started(session, machine, names)
 
@@ -101,7 +101,11 @@ def _warn_of_schedules(session: Session, store: Store, names: list[str]) -> None
     """Warn about jobs with a schedule that no timer runs."""
     waiting = [name for name, enabled in store.scheduled().items() if name in names and not enabled]
     for name in waiting:
-        session.caution(f"{name}: nothing runs it on its schedule", (f"niso enable {name}",))
+        row = store.service(name)
+        hint = f"niso enable {name}"
+        if row is not None and row.schedule is not None and not units.booted():
+            hint = f"add to root's crontab: {cron_line(name, row.schedule)}"
+        session.caution(f"{name}: nothing runs it on its schedule", (hint,))
 
 
 def _warn_of_files(session: Session, store: Store, names: list[str]) -> None:

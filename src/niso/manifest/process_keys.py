@@ -537,12 +537,13 @@ def device(text: str, key: str) -> Device:
     if len(paths) > 2 or access not in ("r", "w", "rw"):
         reason = "is not a valid device"
     for path in paths if reason is None else ():
+        named = "" if path == text else f"has the path {shown(path)}, which "
         if not path.startswith("/dev/") or not path.isprintable():
-            reason = f"{shown(path)} is not below /dev"
+            reason = f"{named}is not below /dev"
         elif not {"", ".", ".."}.isdisjoint(path.split("/")[1:]):
-            reason = f"{shown(path)} contains an empty part, . or .."
-    if reason is None and f"{paths[-1]}/".startswith(NOT_DEVICES):
-        reason = f"{shown(paths[-1])} is the service's own"
+            reason = f"{named}contains an empty part, . or .."
+        elif f"{path}/".startswith(NOT_DEVICES):
+            reason = f"{named}is the service's own"
     values.require(text, key, reason, right, example)
     return Device(paths[0], paths[-1], access)
 
