@@ -44,8 +44,9 @@ from niso.kernel.foreign_chains import (
 )
 from niso.kernel.netlink import attribute, nested, text
 from niso.kernel.real import Kernel
-from niso.look import other_firewalls
+from niso.look import chains_on_path, other_firewalls
 from niso.look.other_firewalls import OUTWARD, PUBLISHED, WITHIN, Bridge, drops
+from niso.look.packet_path import Packet
 
 
 def found(
@@ -417,3 +418,95 @@ def test_no_bridge_asks_nothing(monkeypatch) -> None:
         foreign_chains.ForeignChains, "base_chains", lambda self: pytest.fail("asked")
     )
     assert other_firewalls.foreign_drops(Kernel(), [], True) == []
+
+
+PORT = RegisterLoad(R1, "payload", 2, 2, 2)
+TO_80 = (PORT, Between(R1, b"\0P", b"\0P"))
+TO_81 = (PORT, Between(R1, b"\0Q", b"\0Q"))
+MARK = (RegisterLoad(R1, "meta", 3), Between(R1, b"\0\0\0\1", b"\0\0\0\1"))
+JUMP, GOTO = ChainVerdict("jump", "more"), ChainVerdict("goto", "more")
+
+
+@pytest.mark.parametrize(
+    ("rules", "more", "accepts", "result", "place"),
+    [
+        ([], [], True, "accept", None),
+        ([], [], False, "drop", None),
+        ([(*TO_80, DROP)], [], True, "drop", ("FORWARD", 0)),
+        ([(*TO_81, DROP)], [], True, "accept", None),
+        ([(*TO_81, ACCEPT), (*TO_80, ACCEPT)], [], False, "accept", ("FORWARD", 1)),
+        # what depends on a mark: a drop is named only if it is for the packet's port
+        ([(*MARK, DROP)], [], True, "accept", None),
+        ([(*TO_80, *MARK, DROP)], [], True, "may drop", ("FORWARD", 0)),
+        ([(*TO_81, *MARK, DROP)], [], True, "accept", None),
+        ([(*MARK, ACCEPT)], [], False, "may drop", None),
+        ([(*TO_81, *MARK, ACCEPT)], [], False, "drop", None),
+        ([(*MARK, ACCEPT), (*TO_80, DROP)], [], True, "may drop", ("FORWARD", 1)),
+        ([(*TO_80, MAY_MATCH, DROP), (ACCEPT,)], [], True, "may drop", ("FORWARD", 0)),
+        # other chains, reached for certain or not
+        ([(JUMP,)], [(*TO_80, DROP)], True, "drop", ("more", 0)),
+        ([(*TO_80, JUMP)], [(*MARK, DROP)], True, "may drop", ("more", 0)),
+        ([(*MARK, JUMP)], [(*TO_80, DROP)], True, "may drop", ("more", 0)),
+        ([(*MARK, JUMP)], [(DROP,)], True, "accept", None),
+        ([(*MARK, JUMP), (DROP,)], [(ACCEPT,)], True, "may drop", ("FORWARD", 1)),
+        ([(GOTO,), (DROP,)], [], True, "accept", None),
+        ([(*MARK, GOTO), (DROP,)], [], True, "drop", ("FORWARD", 1)),
+        ([(JUMP,), (ACCEPT,)], [(*MARK, RETURN), (*TO_80, DROP)], True, "may drop", ("more", 1)),
+        ([(JUMP,), (ACCEPT,)], [(RETURN,), (*TO_80, DROP)], True, "accept", ("FORWARD", 1)),
+        # iptables' matches of ports
+        ([(IptablesMatch(targets=((70, 90),)), DROP)], [], True, "drop", ("FORWARD", 0)),
+        ([(IptablesMatch(targets=((81, 90),)), DROP)], [], True, "accept", None),
+        (
+            [(IptablesMatch(inverted=True, targets=((81, 81),)), DROP)],
+            [],
+            True,
+            "drop",
+            ("FORWARD", 0),
+        ),
+        ([(IptablesMatch(sources=((1, 9),)), DROP)], [], True, "accept", None),
+    ],
+)
+def test_one_packet_is_judged_by_what_is_known_of_it(rules, more, accepts, result, place) -> None:
+    chain = Chain(IP, "filter", "FORWARD", accepts)
+    way = chains_on_path._Way("forward", "uplink9", "niso-backend")
+    ends = chains_on_path._Ends("192.0.2.2", 50_000, "10.99.1.2", 80)
+    packet = chains_on_path._routed(way, Packet("192.0.2.2", "10.99.1.2", 80, "tcp"), ends, None)
+    found = other_firewalls.judge(Rules(*rules, more=more), chain, packet)
+    assert found[0] == result
+    if result != "accept":
+        assert found[1] == place
+
+
+def test_chains_that_jump_in_a_circle_end() -> None:
+    """The kernel refuses a circle, but the rules may change while they are read."""
+    chain = Chain(IP, "filter", "FORWARD", True)
+    way = chains_on_path._Way("forward", None, "niso-backend")
+    ends = chains_on_path._Ends(None, None, None, 80)
+    packet = chains_on_path._routed(way, Packet("0.0.0.0", "0.0.0.0", 80, "tcp"), ends, None)
+    rules = Rules((*MARK, JUMP), more=[(*MARK, JUMP), (*MARK, JUMP)])
+    assert other_firewalls.judge(rules, chain, packet)[0] == "accept"
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "info", "expected"),
+    [
+        ("tcp", 0, struct.pack("=4H4B", 0, 65535, 80, 80, 0, 0, 0, 0), IptablesMatch(targets=((80, 80),))),
+        ("tcp", 0, struct.pack("=4H4B", 0, 65535, 80, 80, 0, 0, 0, 2), IptablesMatch(inverted=True, targets=((80, 80),))),
+        ("tcp", 0, struct.pack("=4H4B", 1, 2, 0, 65535, 0, 0, 0, 0), IptablesMatch(sources=((1, 2),))),
+        ("tcp", 0, struct.pack("=4H4B", 0, 65535, 80, 80, 0, 2, 2, 0), MAY_MATCH),  # flags
+        ("udp", 0, struct.pack("=4HBx", 0, 65535, 53, 54, 0), IptablesMatch(targets=((53, 54),))),
+        ("udp", 0, struct.pack("=4HBx", 0, 65535, 0, 65535, 0), None),
+        ("udp", 0, b"\0" * 8, MAY_MATCH),
+        (
+            "multiport",
+            1,
+            struct.pack("=BB15H15BB", 1, 3, 80, 90, 443, *[0] * 12, 1, *[0] * 14, 0),
+            IptablesMatch(targets=((80, 90), (443, 443))),
+        ),
+        ("multiport", 1, struct.pack("=BB15H15BB", 2, 1, 80, *[0] * 14, *[0] * 15, 0), MAY_MATCH),
+        ("multiport", 0, bytes(48), MAY_MATCH),
+    ],
+)  # fmt: skip
+def test_port_matches_of_iptables_are_read(name, revision, info, expected) -> None:
+    fields = {1: name.encode() + b"\0", 2: struct.pack(">I", revision), 3: info}
+    assert foreign_chains._match(fields) == expected
