@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from cluster_hosts import Cluster, cluster
 from reference.results import RESULTS
 from result_forms import conforms
-from services import ask, echo
+from services import BUSYBOX, ask, echo, on, pings
+from test_deploy import Load, serving
+from test_deploy import web as deployed
 
 DROP_WIRE = """\
 add table bridge wall
@@ -260,3 +264,108 @@ def dropped(made: Cluster, name: str) -> int:
         for expression in rule["expr"]
         if "counter" in expression
     )
+
+
+def web(made: Cluster, name: str, version: str, **tables: Any) -> str:
+    """Write a version of a service with two instances on a host; return its folder."""
+    keys = tables.pop("network", {})
+    return deployed(made.hosts[name].lab, version, network=on("backend", **keys), **tables)
+
+
+def asked_from(made: Cluster, name: str, by: str, address: str, times: int = 40) -> dict[str, int]:
+    """Return how many answers a service of a host gets from each version; "" for none."""
+    lab, seen = made.hosts[name].lab, dict[str, int]()
+    for _ in range(times):
+        words = (BUSYBOX, "wget", "-q", "-T", "1", "-O", "-", f"http://{address}/0")
+        said = str(lab.run(*words, netns=f"niso-{by}", check=False).stdout)
+        seen[said] = seen.get(said, 0) + 1
+    return seen
+
+
+def test_a_service_address_is_reached_from_other_hosts_and_deploys_lose_nothing(
+    one: Cluster,
+) -> None:
+    b, c = one.hosts["b"].lab, one.hosts["c"].lab
+    for name in ("cli", "evil"):
+        one.activate("c", name)
+    one.activate("c", "bound", policy={"egress": {"allow": ["web:80"]}})
+    rules = {"ports": ["8080:80"], "policy": {"allow_from": ["cli", "bound"]}}
+    drain = {"drain": "30s"}
+    first = web(one, "b", "v1", network=rules, deploy=drain)
+    [outcome] = json.loads(one.niso("b", "activate", first, "--json").stdout)
+    vip = outcome["address"][0]
+    one.wait("c", lambda: one.sees("c", vip, "web"), "web's name on c")
+    # the policies of both hosts mean the instances, and the service address is only theirs
+    one.wait("c", lambda: asked_from(one, "c", "cli", vip, 1) == {"v1": 1}, "v1")
+    assert asked_from(one, "c", "cli", vip, 20) == {"v1": 20}
+    assert asked_from(one, "c", "bound", vip, 5) == {"v1": 5}
+    assert asked_from(one, "c", "evil", vip, 2) == {"": 2}
+    assert pings(c, outcome["address"][1], "niso-cli"), "the service address of IPv6"
+    assert not pings(c, outcome["address"][1], "niso-evil")
+    assert len(led_to(one, "c", vip)) == 2
+    assert ask(c, "10.99.1.3", 80, "niso-bound") == "", "no other service"
+    one.check("b", "c")
+    explained = one.explain("c", "cli", "web:80")
+    assert explained["verdict"] == "pass"
+    assert one.explain("c", "evil", "web:80")["verdict"] == "drop"
+    assert "out4_port { 10.99.1.4 . 10.99.1.6 . tcp . 80" in str(
+        one.explain("c", "bound", "web:80")
+    )
+    assert one.rows("c").keys() == {"cli", "evil", "bound", "web"}
+    assert "web.1" not in one.niso("c", "net", "inspect", "backend").stdout
+    # c's agent stands still: the former instances stay until it has seen that they leave
+    one.pause_agent("c")
+    second = web(one, "b", "v2", network=rules, deploy=drain)
+    deploy = b.popen("niso", "activate", second)
+    one.wait("b", lambda: led_to(one, "b", vip).isdisjoint(led_to(one, "c", vip)), "swap on b")
+    time.sleep(2)
+    assert deploy.poll() is None
+    assert asked_from(one, "c", "cli", vip, 5) == {"v1": 5}
+    one.agents["c"].send_signal(signal.SIGCONT)
+    assert deploy.wait(60) == 0
+    assert asked_from(one, "c", "cli", vip, 5) == {"v2": 5}
+    load = Load(c, "niso-cli", vip, 80, "/0")
+    third = web(one, "b", "v3", network=rules, service={"restart": "no"})
+    one.niso("b", "activate", third)
+    seen, errors = load.failed()
+    assert errors == [] and {*seen} == {"v2", "v3"}
+    one.check("b", "c")
+    # without the cluster no version is replaced: c would go on with instances that have ended
+    one.signal_etcd("a", signal.SIGKILL)
+    assert "does not answer" in one.refused("b", "activate", web(one, "b", "v4", network=rules))
+    assert asked_from(one, "c", "cli", vip, 5) == {"v3": 5}
+    one.start_etcd("a")
+    # an instance whose process has ended leaves the slots of all hosts
+    before = led_to(one, "c", vip)
+    one.niso("b", "kill", serving(b)[0])
+    one.wait("c", lambda: len(led_to(one, "c", vip)) == 1, "one instance on c")
+    assert led_to(one, "c", vip) < before
+    assert asked_from(one, "c", "cli", vip, 20) == {"v3": 20}
+    # b is lost: all its instances leave, and c takes the service over with its address
+    one.kill_agent("b", by="c")
+    one.wait("c", lambda: not led_to(one, "c", vip), "no instance on c")
+    assert not one.sees("c", vip, "web")
+    there = web(one, "c", "v4", network=rules, deploy=drain)
+    assert "web is on b, which does not answer" in one.refused("c", "activate", there)
+    [outcome] = json.loads(one.niso("c", "activate", there, "--take", "--json").stdout)
+    assert outcome["address"][0] == vip
+    assert asked_from(one, "c", "cli", vip, 5) == {"v4": 5}
+    one.start_agent("b")
+    one.wait("b", lambda: one.status("b", "web") == "inactive", "web ended on b")
+    one.check("b", "c")
+    one.niso("c", "remove", "web")
+    one.niso("b", "remove", "web")
+    one.wait("c", lambda: one.rows("c").keys() == {"cli", "evil", "bound"}, "web gone")
+    one.check("b", "c")
+
+
+def led_to(made: Cluster, name: str, vip: str) -> set[str]:
+    """Return the addresses of the instances to which a host leads a service address."""
+    shown = made.hosts[name].lab.run("nft", "-j", "list", "map", "inet", "niso", "slots4").stdout
+    [table] = [item["map"] for item in json.loads(shown)["nftables"] if "map" in item]
+    pairs = [(key, value) for key, value in table.get("elem", ())]
+    return {
+        value
+        for key, value in pairs
+        if (key["elem"]["val"] if "elem" in key else key)["concat"][0] == vip
+    }

@@ -154,7 +154,8 @@ class Networks(ApiPart):
         lines = []
         for network in store.networks():
             count = counts.get(network.name, 0)
-            elsewhere = sum(other.is_on(network.name) for other in others)
+            there = [other for other in others if other.is_on(network.name)]
+            elsewhere = sum(owner(other.name) == other.name for other in there)
             line = NetworkLine(network.name, _subnets(network), count, _vni(network), elsewhere)
             lines.append(line)
         return tuple(sorted(lines, key=lambda line: (line.name != _DEFAULT_NETWORK, line.name)))
@@ -303,6 +304,8 @@ def _elsewhere(store: Store, network: str) -> Iterator[NetworkMember]:
     """Yield the services of other hosts on a network. A service is active if its name resolves."""
     hosts = {address: host for host, (_, address, _) in store.across.peers().items()}
     for service in store.across.remotes((network,), "network"):
+        if owner(service.name) != service.name:
+            continue
         endpoints = [e for e in service.endpoints if e.network == network]
         addresses = tuple(address for e in endpoints for address in e.addresses)
         host = hosts.get(service.host, service.host)

@@ -365,7 +365,10 @@ class _Activation:
         pairs = ((c.name, c.before.provider if c.before else None) for c in changes)
         untold = cluster_claims.behind(self._store, pairs)
         others = (name for name in self._names if name not in self.claims)
-        services = list(dict.fromkeys((*untold, *others)))
+        # first the instances that now serve, so that other hosts always have some
+        instances = [t.name for one in self._rollouts for t in one.new]
+        instances += [name for one in self._rollouts for name in one.old]
+        services = list(dict.fromkeys((*instances, *untold, *others)))
         cluster_claims.report_changes(self._machine, services, self._report)
 
     def undo(self, error: BaseException) -> None:

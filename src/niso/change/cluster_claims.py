@@ -24,9 +24,10 @@ from niso.cluster import mirror, view
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import NoAnswer
 from niso.cluster.membership import ClusterKeys, require_own
-from niso.cluster.own_claims import about, publish_claim, recorded, untold, wanted_by_rows
+from niso.cluster.own_claims import about, is_up, publish_claim, recorded, untold, wanted_by_rows
 from niso.runtime import units
 from niso.runtime.machine import Machine
+from niso.store.service_rows import SERVING, STARTING
 from niso.store.snapshots import Scope
 from niso.store.span_rows import ClaimRow
 from niso.store.store import Store
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from niso.cluster.etcd import Etcd
 
 
+_LOOK_S = 0.02
 _LATER = "the agent says it once the cluster answers: niso cluster status"
 
 
@@ -96,7 +98,7 @@ class ActivationClaims:
                 held = self._claims.claim(asked, target.take, keep=True, renew=renew)
                 self._held[name] = recorded(held)
             except NoAnswer as error:
-                if (record := known[name]) is None:
+                if (record := known[name]) is None or self._replaces(target):
                     raise
                 self._is_silent, self._held[name] = True, record
                 text = f"{target.name} starts by this host's own record: {error.message}"
@@ -106,6 +108,14 @@ class ActivationClaims:
                     error.file, error.service = target.manifest_path, name
                 errors.append(error)
         raise_all(errors)
+
+    def _replaces(self, target: Target) -> bool:
+        """Return whether a target is an instance that will replace serving ones.
+
+        Without the cluster, services of other hosts would connect to the former instances for ever.
+        """
+        one, instances = target.instance, self._machine.store.instances
+        return one is not None and one.state == STARTING and bool(instances.of(one.front, SERVING))
 
     def foresee(self, wanted: dict[str, tuple[Target, Wanted]]) -> None:
         """Compute what `claim` would reserve, without reserving it. Raises Conflict or NoAnswer."""
@@ -182,7 +192,9 @@ class ActivationClaims:
             own = {}
         for name, claim in own.items():
             try:
-                held = self._claims.publish(name, claim.mark, True, about(store, name))
+                row = store.service(name)
+                up = row is None or is_up(store, row)
+                held = self._claims.publish(name, claim.mark, up, about(store, name))
             except NoAnswer as error:
                 untold(store, own)
                 report(Caution(f"other hosts do not know yet that {name} is up", (_LATER,)))
@@ -294,6 +306,43 @@ def report_changes(
     finally:
         engine.close()
     units.agent_name()
+
+
+def report_leaving(machine: Machine, instances: Iterable[str], end: float, report: Report) -> None:
+    """Publish that instances leave, and wait until all live hosts send them no new connections.
+
+    Waits at most until ``end`` (monotonic), which is also when the wait ends if the cluster does
+    not answer: other hosts may then still send connections. The caller must have the lock of the
+    instances' service. Raises no Error.
+    """
+    store = machine.store
+    names = [name for name in instances if store.across.claim(name) is not None]
+    joined = machine.joined() if names else None
+    if joined is None:
+        return
+    engine = joined.engine(brief=True)
+    claims, membership = Claims(engine, joined.host, joined.keys), ClusterKeys(engine, joined.keys)
+    try:
+        require_own(store, membership)
+        since: dict[str, int] = {}  # by network: the revision from which on all have left
+        for name in names:
+            publish_claim(store, machine.kernel, claims, name)
+            held = claims.held(name)
+            for network in held.networks if held is not None else ():
+                since[network] = max(since.get(network, 0), held.revision if held else 0)
+        units.agent_name()
+        own = joined.host
+        while late := [h for on, at in since.items() for h in membership.unseen(on, at, own)]:
+            if time.monotonic() >= end:
+                text = f"{', '.join(sorted({*late}))}: does not yet know which instances leave"
+                report(Caution(text, ("niso cluster status shows how far it is behind",)))
+                break
+            time.sleep(_LOOK_S)
+    except Error as error:
+        report(_caution(error))
+        time.sleep(max(0.0, end - time.monotonic()))
+    finally:
+        engine.close()
 
 
 def _caution(error: Error) -> Event:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from signal import Signals
 
-from niso.base.errors import Conflict, Error, InvalidInput, NotFound, ProcessError, raise_all
+from niso.base.errors import Conflict, Error, NotFound, ProcessError, raise_all
 from niso.base.locks import Lock, remove_locks, service_lock
 from niso.base.named_tuples import NamedTuple
 from niso.base.names import netns
@@ -97,16 +97,11 @@ def rollout(machine: Machine, front: Target) -> Rollout:
     An instance stays if its process is as desired and its version is at least ``front.again``. The
     result is for one step of a deploy. A step replaces one instance with stop-first, at most
     ``deploy.surge`` instances with this key, and otherwise all. The caller must have the service's
-    lock. Raises InvalidInput.
+    lock.
     """
     store, name = machine.store, front.name
     deploy = front.spec.program.deploy
     assert deploy is not None
-    for network in front.spec.network.networks:
-        if (known := store.network(network)) is not None and known.span is not None:
-            reason = f"is not possible on network {network!r}, which spans hosts"
-            key = "service.replicas" if deploy.replicas > 1 else "service.update"
-            raise InvalidInput(reason, None, key, file=front.manifest_path, service=name)
     known_ones = store.instances.of(name)
     row = store.service(name)
     active = store.instances.of(name, SERVING, OUT) if row is not None and row.active else []
@@ -115,6 +110,8 @@ def rollout(machine: Machine, front: Target) -> Rollout:
     versions = [one.version for one in known_ones] + [one.version for one in deploys]
     version = max(versions, default=0)
     taken = {one.number for one in store.instances.of(name, *STATES)}
+    if store.cluster_id():
+        taken |= {int(other.rpartition(".")[2]) for other in store.across.instances(name)}
     stale = [o for o in active if o.version < front.again or _is_changed(machine, front, o)]
     stays = [one for one in active if one not in stale and one.ordinal in wanted]
     old = [one.service for one in active if one.ordinal not in wanted]
@@ -506,6 +503,7 @@ def _take_back(
             served = {instance.service for instance in store.instances.of(one.name, LEAVING)}
             store.instances.set_state(served.intersection(one.old), SERVING)
             store.instances.set_state([target.name for target in one.new], LEAVING)
+    stop.report_to_cluster(machine, [name for one in rollouts for name in one.old], report)
     for one, row in zip(rollouts, befores, strict=True):
         files = one.front.files
         if files is not None and row is not None and files.copy_path(one.name) != row.package:
@@ -513,9 +511,16 @@ def _take_back(
 
 
 def drain(machine: Machine, names: Iterable[str], within_s: float, report: Report) -> None:
-    """Wait until instances have no open connections of clients, at most ``within_s`` seconds."""
+    """Wait until instances have no open connections of clients, at most ``within_s`` seconds.
+
+    Before, it waits until the other hosts of a cluster send them no new connections.
+    """
     names = list(names)
     end = time.monotonic() + within_s
+    if machine.store.cluster_id():
+        from niso.change import cluster_claims
+
+        cluster_claims.report_leaving(machine, names, end, report)
     shown = False
     while (count := sum(connections(machine, name) for name in names)) and (time.monotonic() < end):
         if not shown:
@@ -561,6 +566,7 @@ def tidy(machine: Machine, front: str, report: Report) -> None:
     if surplus and active:
         begin(store, surplus, "remove")
         stop.forget(machine, surplus, report)
+        stop.report_to_cluster(machine, surplus, report)
         for name in surplus:
             remove_locks(name)
 

@@ -313,6 +313,8 @@ def move(
             return False
         with change(machine.kernel, store, concerned(store, [instance.front]), silent):
             store.instances.set_state([service], after)
+    if store.cluster_id():
+        systemd.agent_name()  # the cluster's agent publishes the change
     return True
 
 

@@ -98,6 +98,7 @@ class Agent:
         self._own = OwnClaims(log, self._say)
         self._doubt_since: float | None = None  # since when etcd's state is implausible
         self._lives = 0  # the lease on which this host's live key was last written
+        self._seen: dict[str, tuple[int, int]] = {}  # by network: lease and revision
         self._said = ""
         self._wrong: tuple[str, ...] = ()
 
@@ -160,10 +161,25 @@ class Agent:
         if is_sure and self._doubt_since is None:
             self._view.done()
         self.lag.caught_up(now_s)
+        if self._doubt_since is None:
+            self._say_seen(membership, spans)
         with contextlib.suppress(OSError):  # only lists show this record
             note((host.name for host in hosts if not host.alive), now_s)
         self._said = self._said if self._doubt_since is not None else ""
         return changed
+
+    def _say_seen(self, membership: ClusterKeys, networks: Iterable[str]) -> None:
+        """Write up to which revision this host has applied the changes of instances.
+
+        A deploy on another host waits for this revision before it stops an instance.
+        """
+        lease = self._lives
+        for network in networks if lease else ():
+            now = (lease, self._view.newest.get(network, 0))
+            if now[1] and self._seen.get(network) != now:
+                with contextlib.suppress(Error):  # the next pass tries again
+                    membership.say_seen(network, self.host, *now)
+                    self._seen[network] = now
 
     def _has_left(self, store: Store) -> bool:
         if store.cluster_id() == self.cluster:
@@ -232,6 +248,8 @@ class Agent:
             return lease
         if ClusterKeys(engine, self.keys).live(self.host, self.state_id, lease, self.boot):
             self._lives = lease
+            if self._view.newest:
+                self._notice()  # the key that says what this host has seen needs the new lease
             return lease
         engine.revoke(lease)
         self._say(f"{self.host} is not a host of the cluster: nothing is changed")

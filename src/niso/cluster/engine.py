@@ -137,6 +137,9 @@ class Keys:
     def host(self, host: str) -> str:
         return f"{self.hosts}{host}"
 
+    def seen(self, network: str, host: str = "") -> str:
+        return f"{self.prefix}seen/{network}/{host}"
+
     def certificates(self, host: str) -> str:
         return f"{self.prefix}cert/{host}/"
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.named_tuples import Any, NamedTuple
+from niso.base.names import owner
 from niso.cluster.engine import Keys, KeyValue, decode, invalid
 from niso.manifest import values
 from niso.plan.records import Entry, Policy
@@ -22,6 +23,7 @@ from niso.store.sqlite import decoded
 
 _KEPT = 1 << 16
 _LONGEST_VERSION = 40
+_DIGITS = 6  # of the number of an instance
 MOST_NAMES = 120
 """The maximum number of names of a service. Each is a key; etcd changes up to 128 at once."""
 # 32 bytes in base64, for WireGuard
@@ -43,6 +45,16 @@ def is_name(text: str) -> bool:
     except InvalidInput:
         return False
     return True
+
+
+def is_service(text: str) -> bool:
+    """Return whether ``text`` is a valid name of a service, or of an instance: NAME.NUMBER."""
+    front = owner(text)
+    number = text[len(front) + 1 :]
+    return is_name(front) and (
+        front == text
+        or (number.isascii() and number.isdigit() and number[0] != "0" and len(number) <= _DIGITS)
+    )
 
 
 def is_number(value: object, most: int = 1 << 53) -> bool:

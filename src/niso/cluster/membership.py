@@ -140,6 +140,24 @@ class ClusterKeys:
         live = Put(self.keys.live(host), encode({"boot": boot}), lease)
         return self.engine.commit(Txn((Compare(item.key, item.modified),), (live,))) > 0
 
+    def say_seen(self, network: str, host: str, lease: int, revision: int) -> None:
+        """Write up to which revision a host has applied changes of instances, with its lease."""
+        value = encode({"revision": revision})
+        self.engine.commit(Txn((), (Put(self.keys.seen(network, host), value, lease),)))
+
+    def unseen(self, network: str, revision: int, own: str) -> list[str]:
+        """Return the live hosts but ``own`` that have not applied the changes up to a revision.
+
+        Hosts without instances of other hosts on the network are left out.
+        """
+        prefix = self.keys.seen(network)
+        hosts = []
+        for item in self.engine.get(prefix).items:
+            host, seen = item.key.removeprefix(prefix), decode(item.value, item.key).get("revision")
+            if host != own and not (isinstance(seen, int) and seen >= revision):
+                hosts.append(host)
+        return hosts
+
     def say_late(self, host: str, lease: int, seconds: int) -> None:
         """Write the lag in seconds of a host's agent, with the host's lease. 0 deletes it."""
         key = self.keys.late + host

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.names import owner
 from niso.base.report import Report, silent
 from niso.cluster import encryption
 from niso.cluster.key_values import HostEntry
@@ -64,8 +65,29 @@ def apply_claims(store: Store, kernel: Kernel, now: EngineView, own: str) -> lis
             staying = {name: known for name, known in wanted.items() if name not in moved}
             changed |= _apply(store, kernel, now, (present, staying), own)
             present = _present(store, now.only)
+        if waiting := _unreachable(present, wanted):
+            changed |= _apply(store, kernel, now, (present, {**present, **waiting}), own)
+            present = _present(store, now.only)
         changed |= _apply(store, kernel, now, (present, wanted), own)
     return sorted(changed)
+
+
+def _unreachable(
+    present: dict[str, ClaimedService], wanted: dict[str, ClaimedService]
+) -> dict[str, ClaimedService]:
+    """Return the instances of services that this host cannot reach yet, as if they were not up.
+
+    Slots that lead to them are written to the kernel before their neighbour and forwarding entries.
+    Connections would fail in between.
+    """
+    return {
+        name: known._replace(addresses=tuple(a._replace(up=False) for a in known.addresses))
+        for name, known in wanted.items()
+        if owner(name) != name
+        and any(a.up for a in known.addresses)
+        and {(a.network, a.address, a.host) for a in known.addresses}
+        != {(a.network, a.address, a.host) for a in present.get(name, NOTHING).addresses}
+    }
 
 
 def _wanted(
@@ -239,6 +261,8 @@ def make_way(
 def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, ClaimedService]) -> Scope:
     """Return the scope of changing remote services. Those that ``wanted`` lacks are removed."""
     changed = {*changed}
+    # the slots of a service address lead to the instances
+    changed |= {owner(name) for name in changed}
     some = (wanted, _present(store, changed))
     both = [known for name in changed for services in some if (known := services.get(name))]
     called = {*changed, *(name for known in both for name in known.names)}

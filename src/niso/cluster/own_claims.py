@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from niso.base.errors import Conflict, Error
 from niso.base.locks import Busy, Lock, remove_locks, service_lock
 from niso.base.named_tuples import TYPE_CHECKING, Any
+from niso.base.names import owner
 from niso.cluster import mirror
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import Compare, Keys, NoAnswer, Put, Refused, Txn, encode
@@ -36,7 +37,7 @@ from niso.cluster.key_values import ClusterClaim as Held
 from niso.cluster.membership import PORT, ClusterKeys
 from niso.cluster.view import EngineView
 from niso.plan.records import NetworkRecord, Tunnel
-from niso.store.service_rows import ServiceRow
+from niso.store.service_rows import SERVING, ServiceRow
 from niso.store.span_rows import ClaimRow
 from niso.store.sqlite import encoded
 from niso.store.store import Store
@@ -178,7 +179,7 @@ def publish_claim(
     if record != now:
         with store.transaction():
             store.across.set_claim(now._replace(mark=""))
-    claims.publish(service, have.mark, row.active, about(store, service))
+    claims.publish(service, have.mark, is_up(store, row), about(store, service))
     if record != now:
         with store.transaction():
             store.across.set_claim(now)
@@ -196,9 +197,20 @@ def is_so(store: Store, record: ClaimRow, now: EngineView) -> bool:
         {(a.network, a.address) for a in known.addresses} == _places(record.addresses) == leased
         and {*record.addresses} == {*on}
         and {a.gen for a in known.addresses} == {record.gen}
-        and {a.up for a in known.addresses} == {row.active}
+        and {a.up for a in known.addresses} == {is_up(store, row)}
         and {*known.names} == {*store.names_there(record.service)}
     )
+
+
+def is_up(store: Store, row: ServiceRow) -> bool:
+    """Return whether other hosts may connect to a service, or to an instance of a service.
+
+    An instance is up if it receives connections to its service's address.
+    """
+    if not row.active or owner(row.name) == row.name:
+        return row.active
+    instance = store.instances.get(row.name)
+    return instance is not None and instance.state == SERVING
 
 
 def untold(store: Store, services: Iterable[str]) -> None:
@@ -346,7 +358,7 @@ def _recorded(store: Store, host: str) -> Iterable[tuple[Held, dict[str, Any]]]:
         if row is not None and record.addresses:
             who = (name, host, record.gen, record.mark or os.urandom(16).hex())
             what = (record.addresses, store.names_there(name), 0)
-            yield Held(*who, *what, up=row.active), about(store, name)
+            yield Held(*who, *what, up=is_up(store, row)), about(store, name)
     for name, rows in store.across.addresses().items():
         newest = max(rows, key=lambda row: row.gen)
         who = (name, newest.host, newest.gen, os.urandom(16).hex())

@@ -10,6 +10,7 @@ from sys import intern
 
 from niso.base.errors import Error
 from niso.base.named_tuples import NamedTuple
+from niso.base.names import owner
 from niso.cluster import key_values
 from niso.cluster.engine import Keys, KeyValue, decode
 from niso.cluster.key_values import HostEntry
@@ -74,6 +75,8 @@ class View:
         self._wrong: dict[str, None] = {}
         self._services: dict[str, ClaimedService] = {}
         self._is_done = False
+        self.newest: dict[str, int] = {}
+        """The revision of the last change of an instance of a service, by network."""
 
     def seen(
         self,
@@ -118,6 +121,7 @@ class View:
         if items is before:
             return set()
         touched: dict[str, set[str]] = {}  # service -> keys of its rows
+        newest = 0
         differ = [
             key
             for key, item in items.items()
@@ -137,6 +141,10 @@ class View:
             if now is not None:
                 self._rows[key] = now
                 touched[now[0].service].add(key)
+                if owner(now[0].service) != now[0].service:
+                    newest = max(newest, items[key].modified)
+        if newest:
+            self.newest[network] = newest
         for name, keys in touched.items():
             rows = sorted(self._rows[key] for key in keys)
             if rows:
@@ -166,7 +174,7 @@ class View:
         if not (
             key_values.is_address(address)
             and (subnets is None or key_values.is_usable(address, subnets.get(network, ())))
-            and key_values.is_name(name)
+            and key_values.is_service(name)
             and key_values.is_name(str(host))
             and host not in self._strange
             and key_values.is_number(gen)

@@ -6,7 +6,7 @@ import time
 
 from niso.base.errors import Error, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.names import span
+from niso.base.names import owner, span
 from niso.cluster import agent, key_values
 from niso.cluster.claims import Claims
 from niso.cluster.engine import NoAnswer
@@ -131,6 +131,7 @@ def _claimed(store: Store, joined: Config) -> list[ClusterLine]:
         )
         for claim in claims
         for service, ports in ((claim.service, claim.ports), *claim.sharers)
+        if owner(service) == service
     ]
 
 
@@ -146,6 +147,7 @@ def _mirrored(store: Store) -> list[ClusterLine]:
             (),
         )
         for service, rows in store.across.addresses().items()
+        if owner(service) == service
     ]
 
 
@@ -165,6 +167,9 @@ def world(
     ]
     if not remote:
         return here
+    # the instances have the policy of a service with a service address
+    fronts = {known.name for known in remote if known.serving is not None}
+    remote += [known for known in here.services.values() if known.host and known.front in fronts]
 
     if proves:
         raise Error(

@@ -693,6 +693,10 @@ def _members(world: PolicyContext, policy: Policy) -> list[Member]:
             members.append(Member(kind, name, world.outside.get(name, ())))
         elif kind == "service":
             holder = next((known for known in world.services.values() if name in known.names), None)
-            if holder is not None:
+            if holder is not None and holder.serving is not None:  # the name means its instances
+                parts = [one for one in world.services.values() if one.front == holder.name]
+                addresses = tuple(address for one in parts for address in addresses_of(one))
+                members.append(Member(kind, name, addresses))
+            elif holder is not None:
                 members.append(Member(kind, name, addresses_of(holder)))
     return members

@@ -61,7 +61,10 @@ def desired(snapshot: Snapshot) -> State:
             objects += _service(snapshot, service, networks)
     alias = names.alias(snapshot.state_id)
     for remote in snapshot.remotes:
-        objects += _remote(remote, networks, alias)
+        if remote.mode == "front":
+            objects += _front(snapshot, remote, networks)
+        else:
+            objects += _remote(remote, networks, alias)
     return State(objects)
 
 

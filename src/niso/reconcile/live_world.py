@@ -11,6 +11,7 @@ import time
 
 from niso.base.errors import InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import owner
 from niso.base.text import local_time_text
 from niso.kernel import policy_rules
 from niso.kernel.link_records import prefix
@@ -64,12 +65,17 @@ def read_world(kernel: Kernel, store: Store) -> PolicyContext:
     for remote in others:
         if remote.name in services:  # a service of this host hides it
             continue
+        front = owner(remote.name)
+        also = (front,) if front != remote.name else ()
+        parts = store.across.serving(remote.name) if remote.mode == "front" else ()
         services[remote.name] = KnownService(
             name=remote.name,
-            names=(remote.name,),
+            names=(remote.name, *also),
             endpoints=remote.endpoints,
             host=by_address.get(remote.host, remote.host),
             heard=False,
+            front="".join(also),
+            serving=tuple(part[:2] for part in parts) if remote.mode == "front" else None,
         )
     own = kernel.host_addresses()
     host = frozenset(address.partition("/")[0] for address in own)

@@ -14,6 +14,10 @@ Name = tuple[str, str]
 
 _TABLES = ("policy", "policy_peer", "outside_peer", "policed")
 _ELSEWHERE = "SELECT address FROM remote WHERE service=? ORDER BY network, family"
+_INSTANCES_ELSEWHERE = (
+    "SELECT address FROM remote WHERE service>?||'.' AND service<?||'/'"
+    " ORDER BY network, family, address"
+)
 
 
 FRONTS = (
@@ -166,9 +170,17 @@ class PolicyRows(NameRows):
             " WHERE l.address=?1"
             " UNION ALL SELECT i.front FROM lease l JOIN instance i ON i.service=l.service"
             " WHERE l.address=?1"
-            " UNION ALL SELECT service FROM remote WHERE address=?1",
+            " UNION ALL SELECT service FROM remote WHERE address=?1"
+            # the name of a service means its instances
+            " UNION ALL SELECT substr(service, 1, instr(service, '.')-1) FROM remote"
+            " WHERE address=?1 AND instr(service, '.')",
             address,
         )
+
+    def _elsewhere(self, name: str) -> list[str]:
+        """Return the addresses of a service of other hosts, or those of its instances."""
+        instances = self._column(_INSTANCES_ELSEWHERE, name, name)
+        return instances or self._column(_ELSEWHERE, name)
 
     def _meant(self, kind: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return (addresses or subnets, gateways) of a name in a policy."""
@@ -183,7 +195,7 @@ class PolicyRows(NameRows):
             "SELECT name, provider, active, mode FROM service WHERE name=?", name
         ).fetchone()
         if holder is None:
-            return tuple(self._column(_ELSEWHERE, name)), ()
+            return tuple(self._elsewhere(name)), ()
         service, provider, active, mode = holder
         if mode == "front":  # its address never is the source or destination in a policy
             addresses = self._column(
@@ -198,7 +210,7 @@ class PolicyRows(NameRows):
         query = "SELECT address FROM lease WHERE service=? ORDER BY network, family"
         addresses = self._column(query, home)
         if not addresses and not active:  # the service may have been moved to another host
-            addresses = self._column(_ELSEWHERE, name)
+            addresses = self._elsewhere(name)
         return tuple(addresses), ()
 
     # --- writing; inside a transaction ------------------------------------------------------------

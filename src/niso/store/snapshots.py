@@ -30,6 +30,11 @@ _PUBLISHED_BESIDE_BY_SHARER = (
     "SELECT 1 FROM endpoint e CROSS JOIN service v ON v.provider=e.service AND v.active=1"
     " JOIN published p ON p.service=v.name WHERE e.network=n.name"
 )
+# connections to the service address of a service of other hosts are translated here
+_INSTANCES_ELSEWHERE = (
+    "SELECT 1 FROM meta m JOIN remote r ON r.network=n.name AND instr(r.service, '.')"
+    " WHERE m.key='instances'"
+)
 
 
 _FRONT_NETWORKS = (
@@ -141,7 +146,8 @@ class SnapshotRows(PortRows, PolicyRows):
             "SELECT n.name, n.bridge, n.mtu, family, cidr, gateway, internal, observe,"
             f" EXISTS({_PUBLISHED}) OR EXISTS({_PUBLISHED_BESIDE} AND e.position>0)"
             f" OR EXISTS({_PUBLISHED_BESIDE_BY_SHARER} AND e.position>0) OR n.internal"
-            f" AND (EXISTS({_PUBLISHED_BESIDE}) OR EXISTS({_PUBLISHED_BESIDE_BY_SHARER})),"
+            f" AND (EXISTS({_PUBLISHED_BESIDE}) OR EXISTS({_PUBLISHED_BESIDE_BY_SHARER}))"
+            f" OR p.vni IS NOT NULL AND EXISTS({_INSTANCES_ELSEWHERE}),"
             f" EXISTS({_PUBLISHED} AND by_loopback),"
             " EXISTS(SELECT 1 FROM policed p JOIN service v ON v.name=p.service AND v.active=1"
             " WHERE p.network=n.name), vni, port, local"

@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Collection, Iterable, Mapping
 
 from niso.base.named_tuples import NamedTuple
+from niso.base.names import owner
 from niso.plan.records import PlannedService, ServiceEndpoint, Tunnel
 from niso.store.sqlite import Rows, decoded, encoded, marks
 
@@ -19,6 +20,12 @@ _QUERY = (
     "SELECT r.service, p.address, r.network, r.address, r.up AND p.live"
     " FROM remote r JOIN span s ON s.network=r.network JOIN peer p ON p.host=r.host"
 )
+
+OF_FRONT = "service>?||'.' AND service<?||'/'"
+"""SQL condition for the instances of a service, NAME.NUMBER. The name is a parameter twice."""
+
+_ORDINALS = 16
+"""The number above which the ordinals of instances on other hosts are: a host has 16 at most."""
 
 
 class RemoteAddress(NamedTuple):
@@ -80,7 +87,45 @@ class SpanRows(Rows):
                 others = list(have.endpoints)
                 endpoint = ServiceEndpoint(network, (address,))
             made[service] = have._replace(endpoints=(*others, endpoint))
+        for front in self.fronts().intersection(made):
+            serving = tuple((ordinal, on) for ordinal, _, on in self.serving(front))
+            made[front] = made[front]._replace(mode="front", serving=serving)
         return list(made.values())
+
+    def fronts(self) -> set[str]:
+        """Return the services with a service address of which other hosts have instances."""
+        if self._meta("instances") is None:
+            return set()
+        names = self._column("SELECT DISTINCT service FROM remote WHERE instr(service, '.')")
+        return {*map(owner, names)}
+
+    def instances(self, front: str) -> list[str]:
+        """Return the names of all instances of a service on other hosts, sorted."""
+        query = f"SELECT DISTINCT service FROM remote WHERE {OF_FRONT} ORDER BY service"
+        return self._column(query, front, front)
+
+    def serving(self, front: str) -> list[tuple[int, str, tuple[ServiceEndpoint, ...]]]:
+        """Return the instances on other hosts that receive connections to a service address.
+
+        They are (ordinal, name, endpoints). The ordinals differ from those of this host's instances
+        of the service. Instances of lost hosts are left out.
+        """
+        query = (
+            "SELECT service, network, r.address FROM remote r JOIN peer p ON p.host=r.host"
+            f" WHERE {OF_FRONT} AND up AND live ORDER BY service, network, family"
+        )
+        endpoints: dict[str, dict[str, tuple[str, ...]]] = {}
+        for service, network, address in self._run(query, front, front):
+            on = endpoints.setdefault(service, {})
+            on[network] = (*on.get(network, ()), address)
+        return [
+            (
+                _ORDINALS + int(service.rpartition(".")[2]),
+                service,
+                tuple(ServiceEndpoint(*pair) for pair in on.items()),
+            )
+            for service, on in endpoints.items()
+        ]
 
     def addresses(
         self, services: Collection[str] | None = None
@@ -183,7 +228,7 @@ class SpanRows(Rows):
         if identity:
             self._set_meta("cluster", encoded({"id": identity}))
             return
-        self._run("DELETE FROM meta WHERE key IN ('cluster', 'attempt', 'tunnel')")
+        self._run("DELETE FROM meta WHERE key IN ('cluster', 'attempt', 'tunnel', 'instances')")
         for table in ("remote_name", "remote", "peer", "claim"):
             self._run(f"DELETE FROM {table}")
 
@@ -216,10 +261,18 @@ class SpanRows(Rows):
             self._put("remote", *row)
         for position, name in enumerate(names if rows else ()):
             self._put("remote_name", name, service, position)
+        if owner(service) != service:
+            self._note_instances()
+
+    def _note_instances(self) -> None:
+        """Record whether other hosts have instances, so that other clusters never search them."""
+        found = self._has("SELECT 1 FROM remote WHERE instr(service, '.') LIMIT 1")
+        self._set_meta("instances", "1" if found else None)
 
     def forget_nameless(self) -> None:
         """Delete the names of other hosts' services that have no address in this store any more."""
         self._run("DELETE FROM remote_name WHERE service NOT IN (SELECT service FROM remote)")
+        self._note_instances()
 
     def drop_stale_lease(self, service: str, address: str) -> None:
         """Delete the reservation of an address if it belongs to another, inactive service.
