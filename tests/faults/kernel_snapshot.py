@@ -269,6 +269,7 @@ def _store() -> dict[str, list[str]]:
         return {"cannot be read": [str(error)]}
     finally:
         database.close()
+    rows["deploy"] = _last_successes(rows.get("deploy", []))
     kept = {
         name: sorted(
             _without_generation([row[key] for key in row.keys() if key not in CHANGING])  # noqa: SIM118  # sqlite3.Row iterates over values
@@ -277,6 +278,20 @@ def _store() -> dict[str, list[str]]:
         for name, found in rows.items()
     }
     return {name: found for name, found in kept.items() if found}
+
+
+def _last_successes(history: list[sqlite3.Row]) -> list[Any]:
+    """The last success of each service in its history, without what differs from run to run.
+
+    An interrupted command leaves a row of its failure, and the same command again one more.
+    """
+    last = {}
+    for row in sorted(history, key=lambda row: row["at"]):
+        if row["outcome"] in ("done", "stopped"):
+            last[row["front"]] = {
+                key: row[key] for key in ("front", "outcome", "manifest", "package")
+            }
+    return list(last.values())
 
 
 def _without_generation(row: list[object]) -> str:

@@ -54,7 +54,7 @@ def request(name: str, arguments: list[str]) -> NetworkRequest:
         (["--subnet", "fd00::/47"], ["--subnet fd00::/47", "/48 to /126"]),
         (["--subnet", "fd00::/127"], ["--subnet fd00::/127", "/48 to /126"]),
         *(
-            (["--subnet", each], [f"--subnet {each}", "not a prefix of unicast addresses"])
+            (["--subnet", each], [f"--subnet {each}", "not in 2000::/3 or fc00::/7"])
             for each in (
                 "::/64",
                 "::ffff:0:0/96",

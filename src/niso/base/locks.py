@@ -31,15 +31,15 @@ class Busy(Conflict):
 def take(fd: int, service: str, at_most_s: float | None = None, quiet: bool = False) -> bool:
     """Lock the file ``fd`` exclusively (flock(2)), waiting while another process holds the lock.
 
-    Returns False if the lock is still not free after ``at_most_s`` seconds. Before waiting, the
-    event WaitingForLock is reported with ``service`` ("" for the global lock), unless ``quiet``.
-    Raises OSError.
+    Returns False if the lock is still not free after ``at_most_s`` seconds; 0 means not to wait.
+    Before waiting, the event WaitingForLock is reported with ``service`` ("" for the global lock),
+    unless ``quiet``. Raises OSError.
     """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except BlockingIOError:
-        if listener is not None and not quiet:
+        if listener is not None and not quiet and at_most_s != 0:
             from niso.base.report import WaitingForLock
 
             listener(WaitingForLock(service))

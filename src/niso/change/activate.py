@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from niso.base.errors import Conflict, Error, ErrorGroup, NotFound, raise_all
-from niso.base.locks import Lock
+from niso.base.locks import Busy, Lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import CopyingPackage, Report, Stopping, silent
 from niso.base.signals import signals_held
@@ -378,7 +378,10 @@ class _Activation:
             stop.report_to_cluster(self._machine, self.claims.homes, self._report)
 
     def record_failures(self, error: BaseException) -> None:
-        """Record the deploys that failed, for `niso history`."""
+        """Record the deploys that failed, for `niso history`.
+
+        After an interrupt the record is left out if another process holds niso's lock.
+        """
         fronts = {one.name for one in self._rollouts}
         rows = []
         for target in self._targets:
@@ -387,10 +390,11 @@ class _Activation:
                 if row is not None and target.name in self._copies:
                     manifest = service_rows.encode_service(target.spec)
                     rows.append(row._replace(manifest=manifest, package=self._copies[row.name]))
-        if rows:
-            with Lock(), self._store.transaction():
-                record(self._store, rows, self._began, "failed", error)
-        if self._rollouts:
+        if not rows and not self._rollouts:
+            return
+        wait_s = None if isinstance(error, Exception) else 0.0
+        with suppress(Busy), Lock(wait_s, required=True), self._store.transaction():
+            record(self._store, rows, self._began, "failed", error)
             deploy.record_failures(self._store, self._rollouts, self._began, error)
 
     # --- without changing anything ------------------------------------------------------------

@@ -43,12 +43,13 @@ _SERVICE = (
 )
 _JOB = ("# the start lasts until the job has ended", "Type=oneshot", "RemainAfterExit=yes")
 _SCHEDULED = ("# started by the timer, and active while the job runs", "Type=oneshot")
-RESERVED = ("docker", "wireguard")
+RESERVED = ("docker", "podman", "wireguard")
 """Service names that are refused because a unit of niso itself has the same file name.
 
-The Debian package niso-docker has a unit in /usr/lib, which a unit in /etc would hide. The unit of
-wireguard-go exists only while its network interface does (kernel/kinds/tunnels.py). Other units
-have names that no service can have (`outside_names_refresh.TIMER`), or are files that are checked.
+The Debian packages niso-docker and niso-podman have units in /usr/lib, which units in /etc would
+hide. The unit of wireguard-go exists only while its network interface does
+(kernel/kinds/tunnels.py). Other units have names that no service can have
+(`outside_names_refresh.TIMER`), or are files that are checked.
 """
 _SPARE_S = 90
 """Seconds that niso itself may take, in addition to a service's start or stop timeout."""

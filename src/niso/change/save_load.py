@@ -196,7 +196,11 @@ def _write(rows: list[ServiceRow], described: SavedHost, out: IO[bytes], report:
                 _write_one(writer, row, service, report)
             except OSError as error:
                 reason = f"cannot save it: {error.filename or ''}: {error.strerror}"
-                hint = "niso save --stop saves files that do not change" if row.active else None
+                hint = (
+                    "files of a running service can change; save it after it is stopped"
+                    if row.active
+                    else None
+                )
                 raise Error(reason, hint, service=row.name) from error
         writer.close()
 

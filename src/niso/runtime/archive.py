@@ -60,7 +60,7 @@ class _Sums:
             mark = "\\" if name != member.name else ""  # as sha256sum(1) escapes names
             self._lines.append(f"{mark}{digest}  {name}\n")
 
-    def text(self) -> bytes:
+    def listing(self) -> bytes:
         head = f"# names, owners and modes: {self._entries.hexdigest()}\n"
         return "".join([head, *self._lines]).encode("utf-8", "surrogateescape")
 
@@ -151,7 +151,7 @@ class ArchiveWriter:
 
     def close(self) -> None:
         """Add the digests and end the archive."""
-        text = self._sums.text()
+        text = self._sums.listing()
         self.add_bytes(_SUMS, text)
         self._tar.close()
 
@@ -233,7 +233,7 @@ def extract(stream: IO[bytes], folder: str) -> object:
         os.close(top)
     if end is None:
         raise _damaged("is incomplete")
-    if end != sums.text():
+    if end != sums.listing():
         raise _damaged("is damaged: its content does not match its checksums")
     try:
         description: object = json.loads(first)
