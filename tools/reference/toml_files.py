@@ -181,8 +181,8 @@ def stack_blocks() -> Iterator[Block]:
             ("depends_on", "as for a [[service]]"),
             (
                 "package: table",
-                "rootfs: the root file system. folder: what the service sees at /app; if unset, "
-                "/app is empty. version: 0 if unset. The table can be left out.",
+                "rootfs: the root file system. oci: its image. folder: what the service sees at "
+                "/app; if unset, /app is empty. version: 0 if unset. The table can be left out.",
             ),
             (f"{', '.join(stack.OVERRIDES)}, network", "the tables of a manifest"),
         )

@@ -230,7 +230,8 @@ def _inline(tables: dict[str, Any]) -> dict[str, Any]:
     package["properties"] |= _described(stack.Package, {"folder": folder})
     package["required"] = []
     package["properties"]["rootfs"]["description"] = (
-        "Folder beside this file: the service's root file system. niso never writes to it."
+        "Folder beside this file, or an absolute path, which several services can share: the root "
+        "file system. niso never writes to it."
     )
     return whole
 
