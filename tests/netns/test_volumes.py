@@ -423,6 +423,10 @@ os.execv("/usr/bin/busybox", ["busybox", "sleep", "1000"])
     lab.niso("activate", folder)
     kept = "/var/lib/niso/volumes/evil/data"
     lab.wait_for(lambda: "i---" in lab.run("lsattr", "-d", kept).stdout, 20)
+    (shown,) = json.loads(lab.niso("volume", "inspect", "evil/data").stdout)
+    assert shown["files"] == 10_003
+    lab.niso("save", "evil", "-o", "/tmp/evil.niso")
+    assert lab.run("sh", "-c", "zstd -qdc /tmp/evil.niso | tar t | wc -l").stdout > "10003"
     assert lab.run("rm", "-rf", kept, check=False).returncode != 0
     lab.niso("remove", "--volumes", "evil")
     assert lab.run("ls", "/var/lib/niso/volumes").stdout == ""

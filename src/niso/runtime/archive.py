@@ -212,7 +212,7 @@ def extract(stream: IO[bytes], folder: str) -> object:
     Raises InvalidInput if the archive is damaged, or if an entry would leave the folder.
     """
     sums, first, end = _Sums(), b"", None
-    top = os.open(folder, FOLDER)
+    place = _Place(folder)
     try:
         with tarfile.open(fileobj=stream, mode="r|", errors="surrogateescape") as tar:
             for member in tar:
@@ -226,11 +226,11 @@ def extract(stream: IO[bytes], folder: str) -> object:
                     first = _content(tar, member)
                     sums.add(member, sha256(first).hexdigest())
                 else:
-                    sums.add(member, _extract_one(tar, member, top))
+                    sums.add(member, _extract_one(tar, member, place))
     except (tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
         raise _damaged(f"is damaged: {error}") from error
     finally:
-        os.close(top)
+        place.close()
     if end is None:
         raise _damaged("is incomplete")
     if end != sums.listing():
@@ -253,15 +253,15 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return file.read()
 
 
-def _extract_one(tar: tarfile.TarFile, member: tarfile.TarInfo, top: int) -> str | None:
-    """Create one entry below the folder ``top``. Return the digest of a regular file."""
+def _extract_one(tar: tarfile.TarFile, member: tarfile.TarInfo, place: _Place) -> str | None:
+    """Create one entry below the top folder of ``place``. Return the digest of a regular file."""
     parts = member.name.split("/")
     if any(part in ("", ".", "..") for part in parts) or "\0" in member.name:
         raise _damaged(f"has an entry that leaves its folder: {escaped(member.name)}")
     if member.type not in _KINDS.values():
         raise _damaged(f"has an entry of a type that is not allowed: {escaped(member.name)}")
     digest = None
-    parent = _parent(top, parts[:-1], member.name)
+    parent = place.go(parts[:-1], member.name)
     name, mode = parts[-1], stat.S_IMODE(member.mode)
     owner = member.uid, member.gid
     try:
@@ -289,26 +289,51 @@ def _extract_one(tar: tarfile.TarFile, member: tarfile.TarInfo, top: int) -> str
             os.close(fd)
     except FileExistsError:
         raise _damaged(f"has an entry twice: {escaped(member.name)}") from None
-    finally:
-        os.close(parent)
     return digest
 
 
-def _parent(top: int, parts: list[str], name: str) -> int:
-    """Open the folder of an entry without following links. The caller closes the descriptor."""
-    fd = os.dup(top)
-    for part in parts:
-        try:
-            below = os.open(part, FOLDER, dir_fd=fd)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                raise
-            reason = f"has an entry whose folder is not in it, or is a link: {escaped(name)}"
-            raise _damaged(reason) from None
-        finally:
-            os.close(fd)
-        fd = below
-    return fd
+class _Place:
+    """The folder in which entries are created. It moves from entry to entry.
+
+    A service can nest thousands of folders, with paths longer than PATH_MAX. Therefore only one is
+    open at a time, and the next one is reached from it. No other process may change the folders.
+    """
+
+    def __init__(self, top: str) -> None:
+        self._fd = os.open(top, FOLDER)
+        self._at: list[str] = []
+
+    def go(self, parts: list[str], name: str) -> int:
+        """Open a folder below the top without following links, and return its descriptor.
+
+        ``name`` is the entry, for messages. Raises InvalidInput if the folder does not exist.
+        """
+        same = 0
+        for have, want in zip(self._at, parts, strict=False):
+            if have != want:
+                break
+            same += 1
+        while len(self._at) > same:
+            self._to("..")
+            self._at.pop()
+        for part in parts[same:]:
+            try:
+                self._to(part)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    raise
+                reason = f"has an entry whose folder is not in it, or is a link: {escaped(name)}"
+                raise _damaged(reason) from None
+            self._at.append(part)
+        return self._fd
+
+    def _to(self, part: str) -> None:
+        fd = os.open(part, FOLDER, dir_fd=self._fd)
+        os.close(self._fd)
+        self._fd = fd
+
+    def close(self) -> None:
+        os.close(self._fd)
 
 
 def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, fd: int) -> str:
