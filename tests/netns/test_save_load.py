@@ -12,6 +12,7 @@ from conftest import Lab
 from services import BUSYBOX, answer, ask, busybox_rootfs, echo, idle, inspect, on, package, ps
 from volume_services import KEPT, sh
 
+VOLUME = {"data": {"mount": "/data"}}
 BACK = {"networks": ["back", "front"]}
 
 
@@ -136,6 +137,24 @@ def test_load_that_fails_leaves_nothing(lab: Lab) -> None:
     assert lab.niso("ps", "--json").stdout == "[]\n"
     left = lab.run("find", "/var/lib/niso/loaded", "-type", "f").stdout
     assert left == ""
+
+
+def test_service_that_is_changed_while_it_is_saved_is_not_saved(lab: Lab) -> None:
+    """It can crash and restart meanwhile, but no archive has half of two versions."""
+    lab.niso("activate", idle(lab, "api", volumes=VOLUME))
+    sh(lab, "api", "head -c 60000000 /dev/urandom >/data/big")
+    wait = "for i in $(seq 600); do [ -e /tmp/go ] && break; sleep 0.1; done; cat >/tmp/x.niso"
+    saving = lab.popen("sh", "-c", f"niso save api -o - 2>/tmp/said | ({wait})")
+    lab.wait_for(lambda: "zstd" in lab.run("ps", "-eo", "args").stdout)
+    lab.run("kill", "-9", str(inspect(lab, "api")["pid"]))
+    lab.wait_for(lambda: inspect(lab, "api")["restarts"] == 1, 30, "a restart meanwhile")
+    lab.niso("activate", idle(lab, "api", environment={"NEW": "1"}, volumes=VOLUME))
+    lab.run("touch", "/tmp/go")
+    saving.wait(60)
+    said = lab.run("cat", "/tmp/said").stdout
+    assert "api: another command has changed it" in said and "Traceback" not in said
+    said = lab.niso("load", "/tmp/x.niso", "--as", "new", check=False)
+    assert said.returncode == 1 and "is " in said.stderr
 
 
 def test_damaged_and_foreign_archives_are_refused(lab: Lab) -> None:

@@ -127,24 +127,28 @@ def save(
         if not os.path.isdir(row.package):
             reason = f"its package copy {row.package} is gone"
             raise NotFound(reason, row.again, service=row.name)
+    if path is not None and os.path.isdir(path):
+        raise InvalidInput(f"{path} is a folder", "name a file in it", "--output")
     with ExitStack() as held:
         after = _dependencies(machine, names, report)
         if stop and (active := [row.name for row in rows if row.active and not row.is_job]):
             held.callback(_activate_again, machine, active, after, report)
             deactivate.deactivate(machine, active, report, keep_forwards=True, needs=after)
-        held.enter_context(journal.locked(store, store.instances.with_instances(names)))
+        # an active service is not locked: conmon could not restart it while it is saved
+        idle = [name for name in names if not store.require_known(name).active]
+        held.enter_context(journal.locked(store, idle))
         now = [store.require_known(name) for name in names]
         rows = [row._replace(active=was.active) for row, was in zip(now, rows, strict=True)]
         described = _describe(machine, rows, secrets, after)
         if path is None:
             with open(1, "wb", closefd=False) as out:
-                _write(rows, described, out, report)
+                _write(machine, now, described, out, report)
             return Saved("-", 0, tuple(names))
         draft = f"{path}.new"
         held.callback(_unlink, draft)
         fd = files.make(draft, 0o600)
         with open(fd, "wb") as out:
-            _write(rows, described, out, report)
+            _write(machine, now, described, out, report)
             out.flush()
             os.fsync(out.fileno())
             size = os.fstat(out.fileno()).st_size
@@ -187,13 +191,22 @@ def _dependencies(machine: Machine, names: Iterable[str], report: Report) -> sta
     return _among(after, {*names})
 
 
-def _write(rows: list[ServiceRow], described: SavedHost, out: IO[bytes], report: Report) -> None:
+def _write(
+    machine: Machine,
+    rows: list[ServiceRow],
+    described: SavedHost,
+    out: IO[bytes],
+    report: Report,
+) -> None:
+    """Write an archive. Raises Error if another command has changed a service meanwhile."""
     with archive.compressed(out) as stream:
         writer = archive.ArchiveWriter(stream, convert.plain(described))
         writer.add_folder("services")
         for row, service in zip(rows, described.services, strict=True):
             try:
                 _write_one(writer, row, service, report)
+            except BrokenPipeError:
+                raise  # of the archive
             except OSError as error:
                 reason = f"cannot save it: {error.filename or ''}: {error.strerror}"
                 hint = (
@@ -202,6 +215,10 @@ def _write(rows: list[ServiceRow], described: SavedHost, out: IO[bytes], report:
                     else None
                 )
                 raise Error(reason, hint, service=row.name) from error
+        for row in rows:
+            if machine.store.service(row.name) != row:
+                reason = "another command has changed it while it was saved"
+                raise Conflict(reason, "save it again", service=row.name)
         writer.close()
 
 
@@ -425,7 +442,7 @@ class _Loading:
                 errors.append(Conflict("a service of this name exists", hint, service=name))
             elif existing := volumes.existing_names(name):
                 reason = f"volumes of this name exist already: {', '.join(existing)}"
-                errors.append(Conflict(reason, hint, service=name))
+                errors.append(Conflict(reason, f"{hint}; niso volume list", service=name))
         for network in self._saved.networks:
             try:
                 self._plan(network)

@@ -91,11 +91,23 @@ class _Content:
         return data
 
 
+class _Pipe:
+    """A file that tarfile only writes to. A pipe has no position."""
+
+    def __init__(self, out: IO[bytes]) -> None:
+        self.write = out.write
+
+    def tell(self) -> int:
+        return 0
+
+
 class ArchiveWriter:
     """An archive that is being written to an open file."""
 
     def __init__(self, out: IO[bytes], description: object) -> None:
-        self._tar = tarfile.TarFile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT)
+        # the mode "w|" would write to the file again when an exception has closed it
+        pipe: Any = _Pipe(out)
+        self._tar = tarfile.TarFile(fileobj=pipe, mode="w", format=tarfile.PAX_FORMAT)
         self._sums = _Sums()
         text = json.dumps(description, indent=1, ensure_ascii=False)
         self.add_bytes(DESCRIPTION, text.encode("utf-8", "surrogateescape"))
@@ -167,16 +179,21 @@ def compressed(out: IO[bytes]) -> Iterator[IO[bytes]]:
         with gzip.GzipFile(fileobj=out, mode="wb", compresslevel=6, filename="") as file:
             yield file  # type: ignore[misc]  # a GzipFile can be written to
         return
-    with subprocess.Popen([program, "-q", "-c"], stdin=subprocess.PIPE, stdout=out) as process:
-        assert process.stdin is not None
+    words, pipe = [program, "-q", "-c"], subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=out, stderr=pipe) as process:
+        assert process.stdin is not None and process.stderr is not None
         try:
             yield process.stdin
             process.stdin.close()
+        except BrokenPipeError:
+            process.stdin = None  # what is left in its buffer cannot be written
         except BaseException:
             process.kill()
             raise
+        said = process.stderr.read().decode("utf-8", "replace").strip()
         if process.wait() != 0:
-            raise Error(f"zstd failed with exit status {process.returncode}")
+            said = said or f"zstd ended with status {process.returncode}"
+            raise Error(f"cannot write the archive: {said}")
 
 
 # --- read -----------------------------------------------------------------------------------------
