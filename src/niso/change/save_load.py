@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Container, Iterable, Mapping
 from contextlib import ExitStack
@@ -348,7 +349,10 @@ def _staging(folder: str, kept: ExitStack) -> str:
 def _read(path: str, staged: str, owners: Collection[int] | None) -> SavedHost:
     """Extract an archive into a folder, and return its description, checked. Raises Error."""
     try:
-        with open(path, "rb", buffering=0) as file:
+        opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(opened, "rb", buffering=0) as file:
+            if not stat.S_ISREG(os.fstat(opened).st_mode):
+                raise InvalidInput("is not an archive of niso save", "niso save NAME writes one")
             if owners is not None:
                 how = files.file_changed_by_others(path, owners, file.fileno())
                 toml.require_owner(how, owners)
