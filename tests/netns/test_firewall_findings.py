@@ -195,7 +195,7 @@ def test_explain_says_what_chains_of_other_programs_do_as_the_kernel_does(lab: L
 
 def test_a_foreign_rule_for_one_port_is_found_and_named(lab: Lab) -> None:
     services = [
-        echo(lab, "api", network=on("back", ports=["8000:80"])),
+        echo(lab, "api", network=on("back", ports=["8000:80", "127.0.0.1:8005:80"])),
         echo(lab, "web", 81, network=on("back", ports=["8001:81", "9000-9003:9000-9003/udp"])),
     ]
     lab.niso("activate", *services)
@@ -240,6 +240,7 @@ def test_a_foreign_rule_for_one_port_is_found_and_named(lab: Lab) -> None:
         assert found.endswith(f"by its rule: {rule}")
         other = "web" if service == "api" else "api"
         assert rule in ways(service) and "drop" not in ways(other)
+        assert ways(service).count(rule) == 1  # no other machine can reach the port on 127.0.0.1
         for name, status in ((service, 1), (other, 0)):
             assert lab.niso("net", "check", name, check=False).returncode == status
         if port != "9000-9003/udp":

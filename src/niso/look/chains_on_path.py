@@ -163,6 +163,8 @@ def of_ports(
                 # of a service address, the chains see the address of an instance
                 to = None if store.instances.of(service) else address
                 for port in ports:
+                    if port.host_ip.startswith("127."):
+                        continue  # only the host reaches it, and its packets are not forwarded
                     key = network.bridge, family, port.proto
                     if key not in touched:
                         touched[key] = _touching(source, chains, network, family, port.proto)
