@@ -196,9 +196,18 @@ def test_policies_mean_all_instances_and_these_reach_each_other(lab: Lab) -> Non
         "activate",
         web(lab, "v1", network={"policy": {"allow_from": ["cli"]}}),
         package(lab, "cli", *sleep, network=on("apps", policy={"egress": {"allow": ["web"]}})),
-        package(lab, "other", *sleep, network=on("apps")),
+        package(lab, "other", *sleep, network=on("apps", policy={"egress": {"allow": ["web:80"]}})),
     )
     vip = addresses(lab, "web")[0]
+
+    def proved(source: str, to: str) -> str:
+        """Return the verdict of explain, which a packet has to confirm."""
+        words = ("net", "explain", source, to, "--prove", "--json")
+        found = json.loads(lab.niso(*words, check=False).stdout)
+        assert found["proof"]["agrees"], (source, to, found)
+        parts = [part for part in ("egress", "ingress") if found[part]["verdict"] == "drop"]
+        return " ".join([found["verdict"], *parts])
+
     for version in ("v1", "v2"):
         if version != "v1":
             lab.niso("activate", web(lab, version, network={"policy": {"allow_from": ["cli"]}}))
@@ -207,6 +216,11 @@ def test_policies_mean_all_instances_and_these_reach_each_other(lab: Lab) -> Non
             for _ in range(12):
                 assert asked_page(lab, vip, 80, netns) == version
         assert set(asked(lab, "niso-other", vip, 80, count=1)) == {"TimeoutError"}
+        for to in ("web", first):
+            assert [proved("cli", f"{to}:80"), proved("cli", to)] == ["pass", "pass"]
+            assert proved("other", f"{to}:80") == "drop ingress"
+            assert proved("other", f"{to}:81") == "drop egress ingress"
+            assert proved("other", to) == "drop egress ingress"
     lab.niso("net", "check")
 
 
