@@ -105,8 +105,17 @@ def test_who_connected_to_whom_and_what_decides(world: Lab) -> None:
     for wrong in (["--format", "gif"], ["-o", "/gone/x"], ["--declared", "--since", "1h"]):
         done = world.niso("net", "graph", *wrong, check=False)
         assert done.returncode == 2 and "Traceback" not in done.stderr and not done.stdout
-    modes = [idle(world, f"in-{mode}", network={"mode": mode}) for mode in ("host", "none")]
+    modes = [
+        idle(world, f"in-{mode}", network={"mode": mode}, service={"restart": "no"})
+        for mode in ("host", "none")
+    ]
     world.niso("activate", *modes)
+    world.niso("kill", "in-none", "--signal", "KILL")
+    ended = ("net", "graph"), ("net", "graph", "--declared")
+    for words in ended:
+        world.wait_for(lambda words=words: "exited" in world.niso(*words).stdout, 20, "the end")
+        text = world.niso(*words).stdout
+        assert 'n_in_none["in-none<br>exited (137)"]' in text and 'n_in_host["in-host"]' in text
     for wrong in (
         ["nobody"],
         ["--since", "yesterday"],

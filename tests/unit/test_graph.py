@@ -73,6 +73,10 @@ flowchart LR
     shared = world([known("pod", {"back": ["10.99.1.7"]}, names=("b", "pod", "a"))], [BACK], [HOST])
     text = graph.mermaid(graph.of_traffic(shared, (), None))
     assert 'n_pod["pod #43; a #43; b<br>10.99.1.7"]' in text
+    text = graph.mermaid(graph.of_policies(shared, None, True, {"b": "exited (1)", "c": "failed"}))
+    assert 'n_pod["pod #43; a #43; b<br>10.99.1.7<br>b: exited (1)"]' in text
+    text = graph.mermaid(graph.of_traffic(WORLD, (), None, {"db": "exited (137)"}))
+    assert 'n_db["db<br>10.99.1.2<br>exited (137)"]' in text
     only = graph.of_traffic(WORLD, flows, frozenset(["web"]))
     assert [lines[0] for _, nodes in only[0] for _, lines in nodes] == ["web"]
     many = [row(f"198.51.100.{i}", "10.99.2.2", 80 + i) for i in range(9)]

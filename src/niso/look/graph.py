@@ -12,13 +12,14 @@ from __future__ import annotations
 import ipaddress
 import re
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 from niso.base import names
 from niso.base.errors import Error, UsageError
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import span
-from niso.look import stack_members
+from niso.look import services, stack_members
 from niso.look.flows import AUDIT, DROP, EVERYBODY, HOST, OUTSIDE, PASS, Flow, read
 from niso.manifest.stack import Stack
 from niso.plan.records import Entry, NetworkRecord, Peer, PortMapping, ServiceEndpoint, SubnetRecord
@@ -46,8 +47,16 @@ Picture = tuple[list[tuple[str, list[Node]]], list[Node], list[Edge]]
 """The boxes of services, in titled groups by networks, then the other boxes, and the edges."""
 
 
-def of_traffic(world: PolicyContext, seen: Iterable[Flow], only: frozenset[str] | None) -> Picture:
-    """Draw the recorded flows of all services, or only flows to or from the given services."""
+def of_traffic(
+    world: PolicyContext,
+    seen: Iterable[Flow],
+    only: frozenset[str] | None,
+    states: Mapping[str, str] = MappingProxyType({}),
+) -> Picture:
+    """Draw the recorded flows of all services, or only flows to or from the given services.
+
+    ``states`` has the status of services, such as ``exited (1)``. A box without one runs.
+    """
     rows = [s for s in seen if only is None or not only.isdisjoint(s.services)]
     addresses = {e.address for row in rows for e in (row.from_, row.to) if not e.is_known}
     folded = len(addresses) > _MOST_OUTSIDE
@@ -64,14 +73,20 @@ def of_traffic(world: PolicyContext, seen: Iterable[Flow], only: frozenset[str] 
     drawn = {name for name, known in world.services.items() if not known.front}
     drawn = drawn if only is None else set(only)
     drawn = drawn.union(*(row.services for row in rows))
-    return _picture(world, drawn, edges, with_addresses=True)
+    return _picture(world, drawn, edges, True, states)
 
 
-def of_policies(world: PolicyContext, only: frozenset[str] | None, with_addresses: bool) -> Picture:
+def of_policies(
+    world: PolicyContext,
+    only: frozenset[str] | None,
+    with_addresses: bool,
+    states: Mapping[str, str] = MappingProxyType({}),
+) -> Picture:
     """Draw what policies and published ports allow, whether or not there is traffic.
 
-    A published port has an edge from each kind of client that may use the port. Each policy entry
-    that decides between two services of one network has an edge with the computed verdict.
+    ``states`` is that of `of_traffic`. A published port has an edge from each kind of client that
+    may use the port. Each policy entry that decides between two services of one network has an edge
+    with the computed verdict.
     """
     known = [
         service
@@ -99,7 +114,7 @@ def of_policies(world: PolicyContext, only: frozenset[str] | None, with_addresse
                     ends = (name, receiver.name)
                     source, target = ends if incoming else reversed(ends)
                     edges.append((source, target, _entry_text(entry), verdict_))
-    return _picture(world, {service.name for service in known}, edges, with_addresses)
+    return _picture(world, {service.name for service in known}, edges, with_addresses, states)
 
 
 def _users(world: PolicyContext, receiver: KnownService, port: PortMapping) -> Iterator[str]:
@@ -193,7 +208,11 @@ def _ports_text(ports: Iterable[tuple[int, str]]) -> str:
 
 
 def _picture(
-    world: PolicyContext, drawn: Iterable[str], edges: Iterable[Edge], with_addresses: bool
+    world: PolicyContext,
+    drawn: Iterable[str],
+    edges: Iterable[Edge],
+    with_addresses: bool,
+    states: Mapping[str, str],
 ) -> Picture:
     ids = _ids(drawn)
     groups: dict[tuple[str, ...], list[Node]] = {}
@@ -201,7 +220,11 @@ def _picture(
         known = world.services[name]
         addresses = addresses_of(known) if with_addresses else ()
         sharers = sorted(set(known.names) - {name})
-        lines = (" + ".join((name, *sharers)), *addresses, *(() if known.active else ("inactive",)))
+        ended = [(one, states[one]) for one in (name, *sharers) if one in states]
+        if not known.active:
+            ended = [(name, "inactive")]
+        notes = (f"{one}: {state}" if sharers else state for one, state in ended)
+        lines = (" + ".join((name, *sharers)), *addresses, *notes)
         on = tuple(endpoint.network for endpoint in known.endpoints)
         groups.setdefault(on, []).append((own, lines))
     others: dict[str, Node] = {}
@@ -323,7 +346,14 @@ def _picture_of_host(
         world, seen, _ = read(kernel, store, since)
     if only is not None:
         only &= frozenset(world.services)
-    return of_policies(world, only, True) if declared else of_traffic(world, seen, only)
+    states = {
+        line.service: line.status
+        for line in services.service_lines(session, store)
+        if line.status not in ("running", "attached")
+    }
+    if declared:
+        return of_policies(world, only, True, states)
+    return of_traffic(world, seen, only, states)
 
 
 def _drawn(text: bytes, format_: str) -> bytes:
