@@ -412,6 +412,8 @@ def test_times_of_a_job_are_taken_over(
             {"entrypoint": "e", "args": ["a"], "working_dir": "/w"},
             ("e", ("a",)),
         ),
+        ("command: []", {"args": []}, ("entry", ("-x",))),
+        ("entrypoint: [], command: [a, b]", {"entrypoint": "a", "args": ["b"]}, ("a", ("b",))),
     ],
 )
 def test_words_of_an_image_come_from_its_layout(
@@ -433,6 +435,21 @@ def test_words_of_an_image_come_from_its_layout(
     [member] = stack.load(str(tmp_path)).members
     own = member.loaded.spec.program
     assert (own.entrypoint, own.args, own.stop_signal) == (*program, "QUIT")
+
+
+def test_images_without_tag_bundles_and_damaged_images(tmp_path: Path) -> None:
+    images.layout(tmp_path / "images/a", {"Cmd": ["x"]})
+    images.bundle(tmp_path / "images/b", {"args": ["y"]})
+    images.layout(tmp_path / "images/c", {"Cmd": "not an array"})
+    file = write(tmp_path, "services: {a: {image: a}, b: {image: b}, c: {image: c}}")
+    made = niso.import_compose(file, tmp_path)
+    data = tomllib.loads(made.text)["services"]
+    assert data["a"]["package"] == {"rootfs": "./rootfs/a", "oci": "images/a"}
+    assert data["b"]["package"] == {"oci": "images/b"}
+    assert "oci" not in data["c"]["package"]
+    assert any("Cmd in the config" in one.text for one in made.missing if one.service == "c")
+    names = [member.loaded.spec.program.entrypoint for member in stack.load(str(tmp_path)).members]
+    assert names == ["x", "y", "SET-ME"]
 
 
 FRONT = "image: a, command: [x], healthcheck: {test: [CMD, ok]}"

@@ -8,15 +8,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
-from signal import Signals
+from functools import cached_property, partial
 
-from niso.base.errors import InvalidInput
+from niso.base.errors import Error, InvalidInput
 from niso.base.named_tuples import Any, NamedTuple
 from niso.base.names import DEFAULT_NETWORK
 from niso.compose import storage
 from niso.compose.storage import Place, Storage, beyond, duration, items, pairs, scalar, seconds
-from niso.manifest import addresses_and_ports, process_keys, values
+from niso.manifest import addresses_and_ports, image, process_keys, values
 from niso.manifest.addresses_and_ports import parse_port
 from niso.manifest.keys import BY_PATH
 from niso.plan.records import PortMapping
@@ -142,19 +141,19 @@ class ComposeService:
 
     def _program(self) -> None:
         keys = self._keys
-        image = scalar(keys.get("image"))
+        named = scalar(keys.get("image"))
         self._put("package", "rootfs", f"./rootfs/{self.name}")
         first, then = self._words("entrypoint"), self._words("command")
-        if self._layout:
-            self._put("package", "oci", f"images/{self.name}:latest")
+        if self._oci:
+            self._put("package", "oci", self._oci)
             self._with_image(first, then)
             return
         if keys.get("build"):
             self._gap("build", f"build it as before, and put its files into rootfs/{self.name}")
-        elif image:
+        elif named:
             self._gap(
                 "image",
-                f"put the files of {image} into rootfs/{self.name}, see below; what its image says"
+                f"put the files of {named} into rootfs/{self.name}, see below; what its image says"
                 " of user, environment and working directory is not known here. Import again when"
                 f" images/{self.name} exists",
             )
@@ -175,23 +174,44 @@ class ComposeService:
         if any(word == "/app" or word.startswith("/app/") for word in (folder, *argv)):
             self._gap("working_dir", "/app is the service's package, and hides that of the image")
 
-    @property
-    def _layout(self) -> str:
-        """Return the folder with the OCI layout of the service's image, or "" if it is missing."""
+    @cached_property
+    def _oci(self) -> str:
+        """Return the path of the service's image for package.oci, or "" if no image is there."""
         place = self._world.place
-        folder = os.path.join(place.target or place.folder, "images", self.name)
-        return folder if os.path.isfile(f"{folder}/index.json") else ""
+        base, error = place.target or place.folder, None
+        for text in (f"images/{self.name}:latest", f"images/{self.name}"):
+            try:
+                image.read(text, base)
+                return text
+            except Error as refused:
+                error = refused
+        if os.path.lexists(os.path.join(base, "images", self.name)):
+            self._gap("image", f"images/{self.name} cannot be used: {error}")
+        return ""
 
     def _with_image(self, first: list[str] | None, then: list[str] | None) -> None:
-        """Convert what the service sets besides its image, whose config niso reads."""
-        if first and self._valid("entrypoint", first[0], values.entrypoint):
-            self._put("binary", "entrypoint", first[0])
-            then = [*first[1:], *(then or [])]
-        self._put("binary", "args", then)
+        """Convert what the service sets besides its image, whose config niso reads.
+
+        An empty entrypoint or command replaces that of the image, too (compose-spec, 05-services).
+        """
+        binary = self.tables.setdefault("binary", {})
+        if first is not None:
+            program, *then = [*first, *(then or [])] or [UNKNOWN]
+            if program == UNKNOWN:
+                self._gap("entrypoint", "set binary.entrypoint: it is empty without a command")
+            elif not self._valid("entrypoint", program, values.entrypoint):
+                program = UNKNOWN
+            binary["entrypoint"] = program
+        if then is not None:
+            binary["args"] = then
         folder = scalar(self._keys.get("working_dir"))
         if folder and self._valid("working_dir", folder, values.working_dir):
-            self._put("binary", "working_dir", folder)
-        if not os.path.isdir(os.path.join(self._layout, "..", "..", "rootfs", self.name)):
+            binary["working_dir"] = folder
+        place = self._world.place
+        base = place.target or place.folder
+        if os.path.isfile(os.path.join(base, self._oci, "config.json")):
+            del self.tables["package"]["rootfs"]  # that of the bundle is used
+        elif not os.path.isdir(os.path.join(base, "rootfs", self.name)):
             self._gap("image", f"unpack images/{self.name} into rootfs/{self.name}, see below")
 
     def _words(self, key: str) -> list[str] | None:
@@ -260,11 +280,10 @@ class ComposeService:
                 self._put("service", "stop_timeout", text)
         word = scalar(keys.get("stop_signal"))
         if not word:
-            word = "" if self._layout else self._stop_signal()
-        elif word.isdigit() and int(word) in set(Signals):
-            word = Signals(int(word)).name
-        if word and self._valid("stop_signal", word, BY_PATH["service.stop_signal"].rule.parse):
-            self._put("service", "stop_signal", word.removeprefix("SIG"))
+            word = "" if self._oci else self._stop_signal()
+        if word and self._valid("stop_signal", word, process_keys.signal):
+            name = word if "${" in word else process_keys.signal(word, "stop_signal")
+            self._put("service", "stop_signal", name)
 
     def _schedule(self) -> None:
         """Convert the times at which swarm-cronjob runs the service."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from hashlib import sha256
 
 from niso.base.errors import Error, InvalidInput
@@ -31,6 +31,7 @@ _MACHINES |= {"s390x": "s390x", "armv7l": "arm", "i686": "386"}
 _REF = "org.opencontainers.image.ref.name"
 _MAX_DEPTH = 3
 """Limit for an index in an index, such as that of an image for several processors."""
+_MAX_VOLUMES = 100
 _OF_BUNDLE = ("/dev", "/proc", "/sys", "/run", "/tmp")  # noqa: S108  # every bundle mounts them
 
 
@@ -64,7 +65,7 @@ def read(text: str, folder: str, owners: Collection[int] | None = None) -> Image
         raise InvalidInput("does not exist", _HINT, KEY, value=shown(text), right=_RIGHT)
     if os.path.lexists(f"{place}/index.json"):
         return _of_layout(_File(place, owners), tag)
-    if os.path.lexists(f"{place}/config.json"):
+    if os.path.lexists(f"{place}/config.json") and not tag:
         return _of_bundle(_File(place, owners))
     raise values.wrong(KEY, text, "has no index.json and no config.json", _RIGHT)
 
@@ -92,8 +93,9 @@ class _File:
             raise self.error(name, "is damaged: its SHA-256 is not its name")
         try:
             found = json.loads(content)
+            json.dumps(found, ensure_ascii=False).encode()  # "\\ud800" is valid JSON, but no text
         except (ValueError, RecursionError):
-            raise self.error(name, "is not JSON") from None
+            raise self.error(name, "is not JSON in UTF-8") from None
         if not isinstance(found, dict):
             raise self.error(name, "is not a JSON object")
         return found
@@ -122,10 +124,10 @@ def _of_layout(file: _File, tag: str) -> Image:
         _words(file, config, "Entrypoint"),
         _words(file, config, "Cmd"),
         _environment(_words(file, config, "Env")),
-        _user(str(config.get("User") or "")),
-        str(config.get("WorkingDir") or "/"),
-        str(config.get("StopSignal") or ""),
-        tuple(sorted(_table(config.get("ExposedPorts")))),
+        _user(_word(file, config, "User")),
+        _word(file, config, "WorkingDir") or "/",
+        _word(file, config, "StopSignal"),
+        _ports(_table(config.get("ExposedPorts"))),
         tuple(sorted(_table(config.get("Volumes")))),
         None,
     )
@@ -139,16 +141,20 @@ def _chosen(file: _File, index: Mapping[str, Any], tag: str) -> object:
     if tag:
         found = [one for one, name in zip(found, tags, strict=True) if name == tag]
     elif len(found) > 1 and any(tags):
-        known = ", ".join(sorted(str(name) for name in tags if name))
-        raise file.error("index.json", f"has several images: add :TAG to the path ({known})")
+        raise file.error("index.json", f"has several images: add :TAG to the path{_list(tags)}")
     machine = _MACHINES.get(os.uname().machine, os.uname().machine)
     platforms = [str(_table(one.get("platform")).get("architecture", machine)) for one in found]
     if len(found) > 1:
         found = [one for one, of in zip(found, platforms, strict=True) if of == machine]
     if not found:
-        what = f"has no image with the tag {tag!r}" if tag else f"has no image for {machine}"
-        raise file.error("index.json", f"{what} ({', '.join(map(str, filter(None, tags)))})")
+        what = f"the tag {shown(tag)}" if tag else f"the processor {machine}"
+        raise file.error("index.json", f"has no image with {what}{_list(tags)}")
     return found[0]
+
+
+def _list(tags: list[object]) -> str:
+    words = sorted(shown(tag) for tag in tags if tag)
+    return f" ({', '.join(words[:20])})" if words else ""
 
 
 def _of_bundle(file: _File) -> Image:
@@ -164,8 +170,8 @@ def _of_bundle(file: _File) -> Image:
         # umoci writes a volume of the image so
         if isinstance(one, dict) and (one.get("type"), one.get("source")) == ("tmpfs", "none")
     ]
-    ports = str(notes.get("org.opencontainers.image.exposedPorts") or "")
-    root = str(_table(config.get("root")).get("path") or "rootfs")
+    ports = _word(file, notes, "org.opencontainers.image.exposedPorts")
+    root = _word(file, _table(config.get("root")), "path") or "rootfs"
     rootfs = os.path.realpath(os.path.join(file.folder, root))
     if not rootfs.startswith(f"{file.folder}/"):
         raise file.error("config.json", f"has its root outside: {shown(root)}")
@@ -175,9 +181,9 @@ def _of_bundle(file: _File) -> Image:
         args[1:],
         _environment(_words(file, process, "env")),
         _user(":".join(str(one) for one in ids if type(one) is int)),
-        str(process.get("cwd") or "/"),
-        str(notes.get("org.opencontainers.image.stopSignal") or ""),
-        tuple(sorted(filter(None, ports.split(",")))),
+        _word(file, process, "cwd") or "/",
+        _word(file, notes, "org.opencontainers.image.stopSignal"),
+        _ports(ports.split(",")),
         tuple(sorted(one for one in volumes if not f"{one}/".startswith(_OF_BUNDLE))),
         rootfs,
     )
@@ -187,11 +193,24 @@ def _table(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _word(file: _File, table: Mapping[str, Any], name: str) -> str:
+    given = table.get(name) or ""
+    if not isinstance(given, str):
+        raise file.error(f"{name} in the config", "is not a string")
+    return given
+
+
 def _words(file: _File, table: Mapping[str, Any], name: str) -> tuple[str, ...]:
     given = table.get(name) or []
     if not isinstance(given, list) or not all(isinstance(word, str) for word in given):
         raise file.error(f"{name} in the config", "is not an array of strings")
     return tuple(given)
+
+
+def _ports(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(
+        sorted(filter(re.compile(r"[0-9]{1,5}(-[0-9]{1,5})?(/[a-z]{1,8})?").fullmatch, names))
+    )
 
 
 def _environment(words: tuple[str, ...]) -> dict[str, str]:
@@ -238,8 +257,11 @@ def applied(data: dict[str, Any], folder: str, owners: Collection[int] | None = 
         )
     checks = _Checks(image)
     binary = _program(own["binary"], image, checks)
-    binary.setdefault("working_dir", image.working_dir)
     service = dict(own["service"])
+    if "working_dir" not in binary and checks.accept(
+        "binary.working_dir", image.working_dir, values.working_dir
+    ):
+        binary["working_dir"] = image.working_dir
     for name, value, rule in (
         ("user", image.user, values.user),
         ("stop_signal", image.stop_signal, process_keys.signal),
@@ -249,9 +271,15 @@ def applied(data: dict[str, Any], folder: str, owners: Collection[int] | None = 
     environment = {
         name: value
         for name, value in image.environment.items()
-        if checks.accept("environment", name, values.environment_name)
+        if name not in _table(data.get("environment"))
+        and checks.accept("environment", name, values.environment_name)
         and checks.accept("environment", value, values.argument)
     }
+    if len(image.volumes) > _MAX_VOLUMES:
+        checks.refuse(
+            f"its image has more than {_MAX_VOLUMES} volumes", f"set all keys without {KEY}"
+        )
+        image = image._replace(volumes=())
     volumes = {**_volumes(image.volumes, own["volumes"]), **own["volumes"]}
     package = {"rootfs": image.rootfs, **package} if image.rootfs else package
     done = {**data, "package": package, "binary": binary}
@@ -271,7 +299,8 @@ class _Checks:
         try:
             rule(value, key)
         except InvalidInput as error:
-            self.refuse(f"its image has {key} {shown(value)}, which {error.reason}", f"set {key}")
+            hint = f"set {key}, or all keys without {KEY}"
+            self.refuse(f"its image has {key} {shown(value)}, which {error.reason}", hint)
             return False
         return True
 
@@ -287,32 +316,42 @@ def _program(own: Mapping[str, Any], image: Image, checks: _Checks) -> dict[str,
     """
     if "entrypoint" in own:
         return dict(own)
-    given = own.get("args", list(image.command))
-    argv = [*image.entrypoint, *(given if isinstance(given, list) else [])]
+    words = [*image.entrypoint, *(() if "args" in own else image.command)]
+    rules = [
+        ("binary.entrypoint", values.entrypoint),
+        *[("binary.args", values.argument)] * len(words),
+    ]
+    fits = [checks.accept(key, word, rule) for word, (key, rule) in zip(words, rules, strict=False)]
+    given = own.get("args", [])
+    if not all(fits) or not isinstance(given, list):
+        return {**own, "entrypoint": "unknown"}  # so that no other error hides this one
+    argv = [*words, *given]
     if not argv:
         checks.refuse("its image has no entrypoint and no command", "set binary.entrypoint")
-        argv = ["unknown"]  # so that no other error hides this one
-    return {**own, "entrypoint": argv[0], "args": argv[1:]}
+    return {**own, "entrypoint": argv[0] if argv else "unknown", "args": argv[1:]}
 
 
 def _volumes(points: tuple[str, ...], own: Mapping[str, Any]) -> dict[str, Any]:
     """Return a named volume for each mount point of an image that no volume of the manifest has.
 
-    Its name is its path with ``-``. A path at which niso mounts nothing is left out.
+    Its name is its path with ``-``, and a number if that name is taken. A path at which niso
+    mounts nothing is left out.
     """
     taken = [str(_table(volume).get("mount")) for volume in own.values()]
     made: dict[str, dict[str, str]] = {}
     for point in points:
         try:
-            mount = process_keys.mount(os.path.normpath(point), KEY)
+            mount = process_keys.mount(os.path.normpath(re.sub("^/+", "/", point)), KEY)
         except InvalidInput:
             continue
-        name = re.sub(r"[^A-Za-z0-9_-]+", "-", mount.strip("/"))[: values.MAX_NAME]
-        name = name if name[:1].isalpha() else f"v{name}"[: values.MAX_NAME]
+        word = re.sub(r"[^A-Za-z0-9_-]+", "-", mount.strip("/"))
+        word = (word if word[:1].isalpha() else f"v{word}")[: values.MAX_NAME]
+        names = (word, *(f"{word[: values.MAX_NAME - 4]}-{number}" for number in range(2, 999)))
+        name = next(name for name in names if name not in own and name not in made)
         overlaps = any(
             f"{mount}/".startswith(f"{other}/") or f"{other}/".startswith(f"{mount}/")
             for other in (*taken, *(one["mount"] for one in made.values()))
         )
-        if not overlaps and name not in own and name not in made:
+        if not overlaps:
             made[name] = {"mount": mount}
     return made

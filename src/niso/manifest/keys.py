@@ -235,7 +235,7 @@ _DEPLOY_SURGE = Rule(
     _SERVICE_REPLICAS.schema,
 )
 _CALENDAR = _pattern(process_keys.calendar, process_keys.CALENDAR)
-_SIGNAL = _pattern(process_keys.signal, r"^(?:SIG)?[A-Z][A-Z0-9]*$")
+_SIGNAL = _pattern(process_keys.signal, r"^(?:(?:SIG)?[A-Z][A-Z0-9]*|[1-9][0-9]?)$")
 
 KEYS = (
     Key("package", "Package").described("Name and version of the service."),
@@ -280,7 +280,7 @@ KEYS = (
         "Time from stop_signal to KILL, up to 1h."
     ),
     Key("service.stop_signal", str, "TERM", _SIGNAL, "stop_signal").described(
-        "Signal that asks the process to exit, by name: INT for PostgreSQL, QUIT for nginx."
+        "Signal that asks the process to exit, name or number: INT for PostgreSQL, QUIT for nginx."
     ),
     Key("service.kind", convert.choice("service", "job"), "service", to="kind").described(
         "service: runs until it is stopped. job: activate waits until it has ended, and fails "

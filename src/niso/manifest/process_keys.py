@@ -31,14 +31,16 @@ MAX_SPREAD = 16  # host ports of one entry of network.ports: each is a separate 
 
 
 def signal(text: str, key: str) -> str:
-    """Return the name of a signal without ``SIG``, whether or not ``text`` begins with ``SIG``.
+    """Return the name of a signal without ``SIG``. ``text`` is its name or its number.
 
     Raises InvalidInput if signal(7) does not have it.
     """
     from signal import Signals
 
-    name = text.upper().removeprefix("SIG")
-    if f"SIG{name}" not in Signals.__members__:
+    known = Signals.__members__
+    numbers = {str(one.value): name for name, one in known.items()}
+    name = numbers.get(text, text.upper()).removeprefix("SIG")
+    if f"SIG{name}" not in known:
         right = "a signal of signal(7), such as TERM, INT, QUIT or USR1"
         raise values.wrong(key, text, "is no signal", right, '"QUIT"')
     return name
