@@ -18,8 +18,9 @@ failing = [1] if sys.argv[1] == "bad" else []
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def do_GET(self):
-        time.sleep(float(self.path[1:] or 0))
-        body = sys.argv[1].encode()
+        size = int(self.path[2:]) if self.path.startswith("/b") else 0
+        time.sleep(0 if size else float(self.path[1:] or 0))
+        body = sys.argv[1].encode() + bytes(size)
         bad = failing and self.path == "/0" or os.path.exists("/flag/broken")
         self.send_response(500 if bad else 200)
         self.send_header("Content-Length", str(len(body)))
@@ -67,6 +68,26 @@ sys.stdin.read()
 end.set()
 for thread in threads: thread.join()
 print(json.dumps([seen, errors]), flush=True)
+"""
+
+
+# receive slowly, and never send again
+SLOW = r"""
+import socket, sys, time
+client = socket.socket()
+client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+client.settimeout(30)
+client.connect(("192.0.2.1", 8080))
+client.sendall(f"GET /b{sys.argv[1]} HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n".encode())
+size = len(client.recv(8192))
+print("ready", flush=True)
+try:
+    while more := len(client.recv(8192)):
+        size += more
+        time.sleep(0.1)
+    print("whole" if size >= int(sys.argv[1]) else f"only {size}")
+except OSError as error:
+    print(type(error).__name__)
 """
 
 
@@ -358,8 +379,11 @@ def test_rollback_works_after_failed_deploys(shop: Lab) -> None:
     dies = web(shop, "dies", "1", deploy={"monitor": "30s"})
     assert shop.niso("activate", dies, check=False).returncode == 1
     assert packages(shop) == 2  # of the failed versions none
+    shop.niso("restart", "web")  # the same version again
+    shop.niso("scale", "web=1")
     shop.niso("rollback", "web")
     assert asked_page(shop, "192.0.2.1", 8080, "client") == "v1"
+    assert len(serving(shop)) == 1
     shop.niso("scale", "web=4")
     shop.niso("scale", "web=1")
     known = shop.run("ls", "/var/lib/niso/logs").stdout.split()
@@ -373,8 +397,28 @@ def test_restart_of_one_instance_fails_no_request(shop: Lab) -> None:
     shop.niso("restart", "web.1")
     seen, errors = load.failed()
     assert seen and not errors
+    assert "is an instance of 'web'" in refused(shop, "remove", "web.1")
     assert len(serving(shop)) == 2
     shop.niso("net", "check")
+
+
+@pytest.mark.parametrize(
+    ("size", "drain", "end"), [(200_000, "20s", "whole"), (9_000_000, "1s", "ConnectionResetError")]
+)
+def test_slow_client_gets_the_rest_within_drain_or_a_reset(
+    lab: Lab, size: int, drain: str, end: str
+) -> None:
+    """The server has sent all of 200 kB at once: the connection is open, but not established."""
+    lab.niso("activate", web(lab, "v1", deploy={"drain": drain}))
+    slow = ("/usr/bin/python3", "-ISuc", SLOW, str(size))
+    clients = [lab.popen(*slow, netns="client") for _ in range(4)]
+    for client in clients:
+        assert client.stdout is not None
+        assert client.stdout.readline() == b"ready\n"
+    lab.niso("scale", "web=1")
+    lab.niso("activate", web(lab, "v2", replicas=1, deploy={"drain": drain}))
+    for client in clients:
+        assert client.communicate(timeout=60)[0].strip() == end
 
 
 def test_changed_secret_makes_a_new_version(lab: Lab) -> None:

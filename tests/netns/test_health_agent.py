@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from conftest import Lab, Process
 from services import BUSYBOX, on, package
-from test_deploy import Load, asked_page, web
+from test_deploy import Load, asked_page, serving, web
 from test_service_address import addresses
 
 AGENT = "niso.change.health_agent"
@@ -70,6 +70,19 @@ def test_instance_that_is_killed_leaves_and_returns(shop: Lab) -> None:
     assert asked_page(shop, "192.0.2.1", 8080, "client") == "v1"
     shop.wait_for(lambda: slots(shop) == both, 20)
     shop.niso("net", "check")
+
+
+def test_instance_returns_that_was_probed_before_it_served(shop: Lab) -> None:
+    keys = {"service": {"restart": "always"}, "healthcheck": {"retries": 1000}}
+    deploy = shop.popen("niso", "activate", web(shop, "slow", "2", **keys))
+    shop.wait_for(lambda: len(serving(shop)) == 4, 30)  # `ps` asks for probes of all of them
+    _, errors = deploy.communicate(timeout=60)
+    assert deploy.returncode == 0, errors
+    both, new = slots(shop), serving(shop)[0]
+    assert len(both) == 2
+    send(shop, pid_of(shop, new), signal.SIGKILL)
+    shop.wait_for(lambda: slots(shop) == both - {addresses(shop, new)[0]}, 10)
+    shop.wait_for(lambda: slots(shop) == both, 20)
 
 
 def test_hook_of_conmon_takes_an_instance_out_without_the_process(shop: Lab) -> None:

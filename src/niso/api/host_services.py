@@ -199,6 +199,7 @@ class Services(ApiPart):
         machine = self.session.machine_for_change()
         store = machine.store
         wanted = [*dict.fromkeys(_known(store, name, volumes) for name in texts(names, "names"))]
+        _refuse_instances(store, wanted)
         enabled = [name for name in wanted if (row := store.service(name)) and row.enabled]
         deactivate.remove(machine, wanted, self.session.report, volumes)
         if enabled:
@@ -413,7 +414,7 @@ class Services(ApiPart):
         store = self.session.store()
         running = store.instances.runners([service := self._active(store, name)])
         if not running:
-            raise Conflict(f"no instance of {service!r} serves", f"niso ps -i, for {service}")
+            raise Conflict(f"no instance of {service!r} serves", "niso ps -i")
         return running[0], words
 
     def _active(self, store: Store, name: str) -> str:
@@ -479,11 +480,17 @@ def _resolved(store: Store, names: Iterable[str], instances: bool = False) -> li
     Raises Conflict if one of them is an instance of a service, unless ``instances`` is true.
     """
     services = [*dict.fromkeys(_own(store, name) for name in names)]
-    for service in () if instances else services:
+    if not instances:
+        _refuse_instances(store, services)
+    return services
+
+
+def _refuse_instances(store: Store, services: Iterable[str]) -> None:
+    """Raise Conflict if one of the services is an instance of another."""
+    for service in services:
         if (one := store.instances.get(service)) is not None:
             reason = f"{service!r} is an instance of {one.front!r}"
             raise Conflict(reason, f"name the service; niso scale {one.front}=N changes its number")
-    return services
 
 
 def _own(store: Store, name: str) -> str:

@@ -128,7 +128,9 @@ def rollout(machine: Machine, front: Target) -> Rollout:
         version = max((one.version for one in stays), default=version + 1)
     elif stale:
         stays, old, version, later = [], [one.service for one in active], version + 1, []
-    elif not active:
+    elif active:
+        version = max(one.version for one in active)
+    else:
         version = _served_last(front, row, deploys) or version + 1
     if stale:
         old += [one.service for one in store.instances.of(name, KEPT)]
@@ -225,18 +227,25 @@ def scaled(store: Store, name: str, replicas: int) -> Target:
 def former(store: Store, name: str, version: int | None) -> Target:
     """Return a former version of a service, ready to be activated (a target).
 
-    With ``version`` None, returns the last version that served before the present one. Secrets and
-    files of variables are read as they are now. Raises NotFound if the version is not recorded, or
-    if its package was deleted.
+    With ``version`` None, returns the last version that served before the present one. The number
+    of instances, which `niso scale` may have changed, stays as it is. Secrets and files of
+    variables are read as they are now. Raises NotFound if the version is not recorded, or if its
+    package was deleted.
     """
     row = store.require_known(name)
     row.require_own()
     deploys = store.instances.deploys(name)
     present = max((one.version for one in store.instances.of(name, SERVING, OUT)), default=0)
-    known_ones = [one for one in deploys if one.outcome == "done" and one.version != present]
-    if not present:
-        now = (row.manifest, row.package)
-        known_ones = [one for one in known_ones if (one.manifest, one.package) != now]
+    # `restart` makes another version of the same manifest and package
+    now = {(one.manifest, one.package) for one in deploys if one.version == present}
+    now = now or {(row.manifest, row.package)}
+    known_ones = [
+        one
+        for one in deploys
+        if one.outcome == "done"
+        and one.version != present
+        and (one.manifest, one.package) not in now
+    ]
     if version is not None:
         known_ones = [one for one in deploys if one.version == version]
     if not known_ones:
@@ -254,14 +263,19 @@ def former(store: Store, name: str, version: int | None) -> Target:
         ]
         hint = f"niso rollback {name} {usable[-1]}" if usable else f"niso history {name}"
         raise NotFound(reason, hint, service=name)
-    return of_row(
+    target = of_row(
         row._replace(
             manifest=chosen.manifest,
             package=chosen.package,
             fingerprint=os.path.basename(chosen.package),
             manifest_path=chosen.manifest_path,
         )
-    )._replace(pinned=True, replace=True)
+    )
+    now_spec = row.service
+    if present and now_spec is not None and target.spec.program.deploy is not None:
+        replicas = now_spec.program.deploy.replicas if now_spec.program.deploy else 1
+        target = target._replace(spec=_with_replicas(target.spec, replicas))
+    return target._replace(pinned=True, replace=True)
 
 
 def record_failures(store: Store, rollouts: Iterable[Rollout], began: float, error: object) -> None:
@@ -532,14 +546,19 @@ def drain(machine: Machine, names: Iterable[str], within_s: float, report: Repor
         time.sleep(_DRAIN_LOOK_S)
 
 
-def connections(machine: Machine, name: str) -> int:
-    """Return how many TCP connections of clients an instance has, opened or being opened.
+_OPEN = ("established", "syn-recv", "close-wait", "fin-wait-1", "closing", "last-ack")
 
-    Connections from the instance to itself do not count.
+
+def connections(machine: Machine, name: str) -> int:
+    """Return how many TCP connections of clients an instance has.
+
+    These include connections that are being opened, and those that the instance has closed but
+    whose last data the client has not received. Connections from the instance to itself do not
+    count.
     """
     return sum(
         measured.is_server
-        and measured.state in ("established", "syn-recv", "close-wait")
+        and measured.state in _OPEN
         and not measured.connection.client.startswith("127.")
         and measured.connection.client not in ("::1", measured.connection.server)
         for measured in machine.kernel.measured_in(netns(name))
@@ -549,7 +568,7 @@ def connections(machine: Machine, name: str) -> int:
 def _stop(machine: Machine, names: Iterable[str], report: Report) -> None:
     names = list(names)
     begin(machine.store, names, "deactivate")
-    errors: list[Error] = stop.finish(machine, names, report, ends=True)
+    errors: list[Error] = stop.finish(machine, names, report, ends=True, resets=True)
     if errors:
         raise errors[0]
 

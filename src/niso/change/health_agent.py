@@ -176,7 +176,7 @@ def _refresh(store: Store, watched: dict[str, _Watched], is_asked: bool) -> None
         watched.pop(name).close()
     for name, (front, check, namespace) in wanted.items():
         before = watched.get(name)
-        if before is None or before.check != check:
+        if before is None or (before.check, before.front) != (check, front):
             if before is not None:
                 before.close()
             watched[name] = _Watched(name, front, check)

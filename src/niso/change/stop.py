@@ -16,6 +16,7 @@ from niso.base import paths
 from niso.base.errors import Error
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.names import netns
 from niso.base.report import Forgetting, Report, Stopping
 from niso.change.scope import all_names, concerned, with_remotes
 from niso.change.sharing import in_use
@@ -43,13 +44,16 @@ def finish(
     ends: bool,
     keep_forwards: bool = False,
     needs: Needs | None = None,
+    resets: bool = False,
 ) -> list[Error]:
     """Stop services and remove their networks, and return the errors of failed stops.
 
     A service whose process could not be stopped keeps its network. With ``ends``, records of
     changes in progress (intents) are deleted. With ``keep_forwards``, ports of `niso port-forward`
-    return at the next activation. Raises Error if the kernel refuses a change; in that case no
-    service is recorded as stopped, and the call can be repeated.
+    return at the next activation. With ``resets``, clients get a reset for each connection that is
+    still open when the process has ended; otherwise a client that only receives would wait for
+    ever. Raises Error if the kernel refuses a change; in that case no service is recorded as
+    stopped, and the call can be repeated.
     """
     store = machine.store
     rows = [row for name in services if (row := store.service(name)) is not None]
@@ -59,6 +63,8 @@ def finish(
     # keep a namespace as long as the process of a service that shares it is in it
     kept = {*errors, *(row.provider for row in rows if row.name in errors)}
     rows = [row for row in rows if row.name not in kept]
+    for row in rows if resets else ():
+        machine.kernel.destroy_connections(netns(row.name))
     withdraw(machine, rows, report, ends, keep_forwards)
     return list(errors.values())
 

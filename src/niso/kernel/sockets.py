@@ -136,7 +136,8 @@ def destroy() -> int:
     Both ends get a reset, so no client waits for an answer (SOCK_DESTROY, linux/sock_diag.h).
     Returns 0 on a kernel without CONFIG_INET_DIAG_DESTROY. Raises KernelError.
     """
-    mask = sum(1 << state for state in (1, 4, 5, 8))  # those that may still exchange data
+    # those whose client still waits for data, or whose data the server still waits for
+    mask = sum(1 << state for state in (1, 4, 8))
     absent = (errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL)
     count = 0
     with netlink.Netlink(netlink.SOCK_DIAG) as kernel:

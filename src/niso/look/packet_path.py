@@ -135,7 +135,7 @@ def resolve_both(store: Store, source: str, destination: str) -> tuple[PacketEnd
         serving = store.instances.of(service, SERVING)
         if not serving:
             reason = f"no instance of {service} serves, so none can send"
-            raise Error(reason, f"niso ps -i {service}")
+            raise Error(reason, "niso ps -i")
         from_ = PacketEnd(service=serving[0].service)
     if "." in destination and store.names_outside() and destination in store.outside.named():
         return from_, PacketEnd(outside=destination)

@@ -608,7 +608,7 @@ def few_instances(store: Store, fronts: Iterable[str]) -> Iterator[tuple[str, st
             continue
         serving = len(store.instances.of(name, SERVING))
         if serving < deploy.replicas:
-            yield f"{serving} of {deploy.replicas} instances of {name} serve", f"niso ps -i {name}"
+            yield f"{serving} of {deploy.replicas} instances of {name} serve", "niso ps -i"
         for one in store.instances.of(name, LEAVING):
             if time.time() - one.since > deploy.drain_s + _LONG_S:
                 yield (

@@ -231,7 +231,8 @@ _POLICY_AUDIT_UNTIL = _pattern(policy.audit_end, rf"^(?:{policy.DATE}|{policy.NO
 
 _SERVICE_REPLICAS = _number(1, process_keys.MAX_REPLICAS, f"1 to {process_keys.MAX_REPLICAS}", "3")
 _DEPLOY_SURGE = Rule(
-    lambda value, key: 0 if value == "all" else _SERVICE_REPLICAS.parse(value, key),
+    # the type of the key excludes other strings
+    lambda value, key: _SERVICE_REPLICAS.parse(value, key) if isinstance(value, int) else 0,
     _SERVICE_REPLICAS.schema,
 )
 _CALENDAR = _pattern(process_keys.calendar, process_keys.CALENDAR)
