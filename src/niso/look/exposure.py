@@ -152,7 +152,9 @@ def exposed_ports(kernel: Kernel, store: Store) -> tuple[host_ports.PublishedPor
     notes: dict[tuple[str, PortMapping, int], list[str]] = {}
     for service, port, family, text in host_ports.shadows(kernel, store, services):
         notes.setdefault((service, port, family), []).append(text)
-    for service, port, family, found in listening.unheard(kernel, store, services):
+    for service, port, family, found in listening.unheard(
+        listening.ServiceSockets(kernel), store, services
+    ):
         notes.setdefault((service, port, family), []).append(found.words)
     for service, port, family, other in chains_on_path.of_ports(kernel, store, services):
         notes.setdefault((service, port, family), []).append(f"but {other.words}")

@@ -86,6 +86,7 @@ class ServiceSockets:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._found: dict[tuple[str, str], list[Listener] | None] = {}
+        self._holders: dict[int, tuple[int, str] | None] = {}
 
     def of(self, home: str, proto: str) -> list[Listener] | None:
         """Return the sockets in the network namespace of a service, or of `HOST`, or None if the
@@ -136,9 +137,15 @@ class ServiceSockets:
         once: dict[int, Listener] = {}
         for one in found:  # a socket for both IP versions is listed twice
             once.setdefault(one.inode, one)
-        holders = self._kernel.socket_holders(once) if once else {}
+        if not once.keys() <= self._holders.keys():
+            # each search reads all processes of the host, so one is for all sockets read so far
+            every = {one.inode for known in self._found.values() for one in known or ()}
+            new = every - self._holders.keys()
+            self._holders |= dict.fromkeys(new) | self._kernel.socket_holders(new)
         return tuple(
-            ListeningSocket(one.address, one.port, proto, *holders.get(one.inode, (None, None)))
+            ListeningSocket(
+                one.address, one.port, proto, *(self._holders[one.inode] or (None, None))
+            )
             for one in once.values()
         )
 
@@ -173,14 +180,14 @@ def of_packet(
 
 
 def unheard(
-    kernel: Kernel, store: Store, services: Iterable[str]
+    sockets: ServiceSockets, store: Store, services: Iterable[str]
 ) -> Iterator[tuple[str, PortMapping, int, Listening]]:
     """Yield each published port that leads to an address and port on which no program listens.
 
     Each result has the service, its port and an IP version. Left out are ranges of ports, because
     programs open these on demand, and services whose process does not run.
     """
-    sockets = ServiceSockets(kernel)
+    published = []
     for service in services:
         ports = [port for _, port in store.ports(service) if port.count == 1]
         if not ports:
@@ -190,6 +197,11 @@ def unheard(
             for runner in _runners(store, service)
             for _, family, address in published_at(store, runner)
         ]
+        published.append((service, ports, ends))
+        for _, home, _, _ in ends:  # read all sockets first, see _named
+            for proto in {port.proto for port in ports}:
+                sockets.of(home, proto)
+    for service, ports, ends in published:
         for port in ports:
             missing: dict[int, Listening] = {}
             for runner, home, family, address in ends:
@@ -231,7 +243,7 @@ def published_at(store: Store, service: str) -> Iterator[tuple[NetworkRecord, in
 def warnings(kernel: Kernel, store: Store, services: Iterable[str]) -> list[tuple[str, str]]:
     """Return a warning and the next step for each published port on which no program listens."""
     result: dict[tuple[str, PortMapping], tuple[str, str]] = {}
-    for service, port, _, found in unheard(kernel, store, services):
+    for service, port, _, found in unheard(ServiceSockets(kernel), store, services):
         text = f"{service}: port {port.host_side} is published, but {found.words}"
         lives_s = status.read(found.service).lives_s
         if lives_s is not None and lives_s < _YOUNG_S:
@@ -256,15 +268,22 @@ def _remedy(found: Listening) -> str:
 
 
 def described(
-    kernel: Kernel, store: Store, service: str
-) -> tuple[tuple[ListeningSocket, ...], tuple[Listening, ...]]:
-    """For `niso ps`, return a service's listening sockets, and its ports on which no program
+    kernel: Kernel, store: Store, services: Iterable[str]
+) -> dict[str, tuple[tuple[ListeningSocket, ...], tuple[Listening, ...]]]:
+    """For `niso ps`, return each service's listening sockets, and its ports on which no program
     listens.
 
     The sockets are those of all serving instances, each socket once.
     """
     sockets = ServiceSockets(kernel)
-    homes = {store.home(runner) for runner in _runners(store, service)}
-    own = dict.fromkeys(one for home in sorted(homes) for one in sockets.all_of(home))
-    missing = dict.fromkeys(found for *_, found in unheard(kernel, store, [service]))
-    return tuple(own), tuple(missing)
+    homes = {name: {store.home(one) for one in _runners(store, name)} for name in services}
+    for home in set[str]().union(*homes.values()):  # read all sockets first, see _named
+        for proto in PORTED:
+            sockets.of(home, proto)
+    return {
+        name: (
+            tuple(dict.fromkeys(one for home in sorted(own) for one in sockets.all_of(home))),
+            tuple(dict.fromkeys(found for *_, found in unheard(sockets, store, [name]))),
+        )
+        for name, own in homes.items()
+    }

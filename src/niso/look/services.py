@@ -271,11 +271,11 @@ def with_listening(
     """Return lines of `service_lines` with the listening sockets of each active service."""
     from niso.look import listening  # imported late: without --listening, ps reads no kernel
 
-    kernel = session.kernel()
+    by_name = {line.service: line for line in lines}
+    found = listening.described(session.kernel(), store, by_name)
     return tuple(
-        line._replace(listening=sockets, unheard=unheard)
-        for line in lines
-        for sockets, unheard in [listening.described(kernel, store, line.service)]
+        by_name[name]._replace(listening=sockets, unheard=unheard)
+        for name, (sockets, unheard) in found.items()
     )
 
 
