@@ -7,7 +7,6 @@ import json
 import tarfile
 from typing import Any
 
-import pytest
 from conftest import Lab
 from services import BUSYBOX, answer, ask, busybox_rootfs, echo, idle, inspect, on, package, ps
 from volume_services import KEPT, sh
@@ -80,6 +79,9 @@ def test_services_are_loaded_next_to_those_that_were_saved(lab: Lab) -> None:
     assert inspect(lab, "test-db")["user"]["uid"] != inspect(lab, "db")["user"]["uid"]
     sh(lab, "test-db", "echo two >/data/a/file")
     assert sh(lab, "db", "cat /data/a/file") == "one\n"
+    loads = [lab.popen("niso", "load", "/tmp/x.niso", "--as", "twice") for _ in range(2)]
+    assert sorted(load.wait(60) for load in loads) == [0, 1], "one after the other"
+    assert sh(lab, "twice-db", "cat /data/a/file") == "one\n", "not removed by the one that failed"
     assert '"internal": true' in lab.niso("net", "inspect", "test-back", "--json").stdout
     lab.niso("activate", idle(lab, "other", network=on("test-back")))
     assert answer(lab, new["address"][0], 80, "niso-test-api")
@@ -183,33 +185,67 @@ def test_damaged_and_foreign_archives_are_refused(lab: Lab) -> None:
     assert lab.run("stat", "-c", "%s", f"{KEPT}/api/data/big").stdout == "200000\n"
 
 
-def entry(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", text: bytes = b"x") -> Any:
+def entry(
+    name: str,
+    kind: bytes = tarfile.REGTYPE,
+    link: str = "",
+    text: bytes = b"x",
+    pax: dict[str, str] | None = None,
+    uid: int = 0,
+    as_type: bytes | None = None,
+) -> Any:
     member = tarfile.TarInfo(name)
-    member.type, member.linkname = kind, link
+    member.type, member.linkname, member.uid = as_type or kind, link, uid
     member.size = len(text) if kind == tarfile.REGTYPE else 0
+    member.pax_headers = pax or {}
     return member, text
 
 
 OUT = "services/api/volumes/out"
-FOLDERS = [entry(f"services{more}", tarfile.DIRTYPE) for more in ("", "/api", "/api/volumes")]
+FOLDERS = [
+    entry(f"services{more}", tarfile.DIRTYPE)
+    for more in ("", "/api", "/api/volumes", "/api/volumes/out")
+]
+HOLES = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "1000000000000"}
 ESCAPES = {
     "parent": [entry("services/../../../../tmp/escaped")],
     "absolute": [entry("/tmp/escaped")],
-    "link": [*FOLDERS, entry(OUT, tarfile.SYMTYPE, "/tmp"), entry(f"{OUT}/escaped")],
-    "twice": [*FOLDERS, entry(OUT, tarfile.SYMTYPE, "/tmp/escaped"), entry(OUT)],
-    "hard link": [*FOLDERS, entry(OUT, tarfile.LNKTYPE, "/etc/shadow")],
-    "device": [*FOLDERS, entry(OUT, tarfile.BLKTYPE)],
+    "link": [*FOLDERS, entry(f"{OUT}/a", tarfile.SYMTYPE, "/tmp"), entry(f"{OUT}/a/escaped")],
+    "twice": [*FOLDERS, entry(f"{OUT}/a", tarfile.SYMTYPE, "/tmp/escaped"), entry(f"{OUT}/a")],
+    "hard link": [*FOLDERS, entry(f"{OUT}/a", tarfile.LNKTYPE, "/etc/shadow")],
+    "device": [*FOLDERS, entry(f"{OUT}/a", tarfile.BLKTYPE)],
+    "volume is a link": [*FOLDERS[:3], entry(OUT, tarfile.SYMTYPE, "/etc")],
+    "service is a link": [FOLDERS[0], entry("services/api", tarfile.SYMTYPE, "/srv")],
+    "manifest is a link": [
+        *FOLDERS[:2],
+        entry("services/api/manifest.toml", tarfile.SYMTYPE, "/x"),
+    ],
+    "holes": [*FOLDERS, entry(f"{OUT}/a", text=b"1\n0\n0\n", pax=HOLES)],
+    "header": [entry("x", text=b"x" * 20_000_000, as_type=tarfile.XHDTYPE)],
+    "owner": [*FOLDERS, entry(f"{OUT}/a", uid=1 << 40)],
+    "space": [*FOLDERS, entry(f"{OUT}/a", text=b"x" * 20_000_000)],
 }
 
 
-@pytest.mark.parametrize("how", ESCAPES)
-def test_archive_does_not_write_outside_its_folder(lab: Lab, how: str) -> None:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz", format=tarfile.PAX_FORMAT) as tar:
-        for member, text in (entry("niso-save.json", text=b"{}"), *ESCAPES[how]):
-            tar.addfile(member, io.BytesIO(text))
-    lab.path("/tmp/evil.niso").write_bytes(packed.getvalue())
-    said = lab.niso("load", "/tmp/evil.niso", check=False)
-    assert said.returncode == 1 and "has an entry" in said.stderr
-    assert not lab.path("/tmp/escaped").exists()
-    assert lab.run("ls", "-A", "/var/lib/niso/loaded").stdout == ""
+def test_archive_does_not_write_outside_its_folder_or_fill_the_disk(lab: Lab) -> None:
+    lab.run("mkdir", "-p", "/var/lib/niso/loaded")
+    lab.run("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", "/var/lib/niso/loaded")
+    for how, members in ESCAPES.items():
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz", format=tarfile.PAX_FORMAT) as tar:
+            for member, text in (entry("niso-save.json", text=b"{}"), *members):
+                tar.addfile(member, io.BytesIO(text))
+        lab.path("/tmp/evil.niso").write_bytes(packed.getvalue())
+        said = lab.niso("load", "/tmp/evil.niso", check=False)
+        reason = REASONS.get(how, "has an entry")
+        assert said.returncode == 1 and reason in said.stderr, (how, said.stderr)
+        assert not lab.path("/tmp/escaped").exists(), how
+        assert lab.run("ls", "-A", "/var/lib/niso/loaded").stdout == "", how
+
+
+REASONS = {
+    "holes": "has a sparse entry",
+    "header": "has a header that is too long",
+    "owner": "has an owner or a time out of range",
+    "space": "needs more space than",
+}

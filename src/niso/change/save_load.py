@@ -13,8 +13,8 @@ from collections.abc import Container, Iterable, Mapping
 from contextlib import ExitStack
 
 from niso import __version__
-from niso.base import convert, files, paths
-from niso.base.errors import Conflict, Error, InvalidInput, NotFound, raise_all
+from niso.base import convert, files, locks, paths
+from niso.base.errors import Conflict, Error, InvalidInput, NotFound, UsageError, raise_all
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import DEFAULT_NETWORK
@@ -324,22 +324,25 @@ def load(
         loading.check()
         with ExitStack() as undo:
             loading.make_networks(undo)
-            loading.place(undo)
+            try:
+                loading.place(undo)
+            except InvalidInput as error:
+                error.file = error.file or path
+                raise
             loading.activate(undo, timeout_s)
             undo.pop_all()
     return loading.loaded()
 
 
 def _staging(folder: str, kept: ExitStack) -> str:
-    """Create a folder to extract an archive into, and remove those of processes that were killed.
+    """Create a folder to extract an archive into, and remove that of a process that was killed.
 
-    ``kept`` removes the folder when it ends.
+    Only one process loads at a time. ``kept`` ends this, and removes the folder.
     """
-    for name in os.listdir(folder):
-        pid = name.removeprefix(".new-")
-        if pid != name and not os.path.exists(f"/proc/{pid}"):
-            files.remove_tree(os.path.join(folder, name))
-    staged = os.path.join(folder, f".new-{os.getpid()}")
+    lock = os.open(folder, files.FOLDER)
+    kept.callback(os.close, lock)
+    locks.take(lock, "")
+    staged = os.path.join(folder, ".new")
     files.remove_tree(staged)
     os.mkdir(staged, 0o700)
     kept.callback(files.remove_tree, staged)
@@ -352,7 +355,8 @@ def _read(path: str, staged: str, owners: Collection[int] | None) -> SavedHost:
         opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(opened, "rb", buffering=0) as file:
             if not stat.S_ISREG(os.fstat(opened).st_mode):
-                raise InvalidInput("is not an archive of niso save", "niso save NAME writes one")
+                hint = "niso save NAME writes an archive; store what comes from a pipe in a file"
+                raise InvalidInput("is not a regular file", hint)
             if owners is not None:
                 how = files.file_changed_by_others(path, owners, file.fileno())
                 toml.require_owner(how, owners)
@@ -481,6 +485,9 @@ class _Loading:
         besides = [(net, other.name) for other in self._requests.values() for net in other.nets]
         try:
             networks.plan_network(self._machine, request, besides=besides)
+        except UsageError as error:
+            reason = f"has a network {network.name!r} with invalid keys: {error.reason}"
+            raise InvalidInput(reason) from None
         except Conflict as error:
             has_ipv6 = any(":" in subnet for subnet in network.subnets)
             request = request._replace(subnets=(), gateways=(), ipv6=has_ipv6)
@@ -521,15 +528,23 @@ class _Loading:
                 target = paths.volume_dir(name)
                 os.makedirs(os.path.dirname(target), 0o700, exist_ok=True)
                 volumes.remove_empty_folder(name)
-                undo.callback(volumes.remove_all, name, self._report)
                 _rename(os.path.join(source, "volumes"), target)
-                for volume in service.volumes:
-                    if not os.path.isdir(os.path.join(target, volume)):
-                        raise InvalidInput(f"lacks volume {volume!r} of {service.name!r}")
+                undo.callback(self._drop_volumes, name)
+                if {*os.listdir(target)} != {*service.volumes}:
+                    raise InvalidInput(f"has other volumes of {service.name!r} than it lists")
         for stack in {*map(self._stack, self._saved.services)} - {"", *self._joined}:
             folder = self._stack_folder(stack)
             undo.callback(files.remove_tree, folder)
             files.replace(self._stack_path(stack), self._stack_file(stack), 0o600)
+
+    def _drop_volumes(self, name: str) -> None:
+        """Delete the volumes of a service that could not be loaded.
+
+        Another command can have activated a service of this name. Then they stay.
+        """
+        with journal.locked_one(self._store, name):
+            if self._store.service(name) is None:
+                volumes.remove_all(name, self._report)
 
     def _place_package(self, source: str, home: str, service: SavedService) -> None:
         files.remove_tree(home)
@@ -558,6 +573,8 @@ class _Loading:
     def _adapt(self, data: dict[str, Any], manifest: str, service: SavedService) -> None:
         """Change what cannot be the same on this host: taken ports, and addresses of subnets."""
         spec = manifest_load.checked(manifest_load.prepared(data, manifest), manifest)
+        if spec.name != service.name:
+            raise InvalidInput(f"has the manifest of {spec.name!r} as that of {service.name!r}")
         network, name = data.get("network", {}), self._name(service.name)
         if "ip" in network and self._moved & {*spec.network.networks}:
             del network["ip"]

@@ -3,7 +3,8 @@
 The first entry describes the content (`DESCRIPTION`). The last one, SHA256SUMS, has the digest of
 each file, as sha256sum(1) prints it, and one digest of the names, owners and modes of all entries.
 An archive is read as untrusted data: an entry cannot be created outside the target folder, because
-each folder is opened without following links, and nothing that exists is replaced.
+each folder is opened without following links, and nothing that exists is replaced. Links are only
+allowed inside a package, a root file system and a volume.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,6 +37,10 @@ _SUMS = "SHA256SUMS"
 _ZSTD, _GZIP = b"\x28\xb5\x2f\xfd", b"\x1f\x8b"
 _CHUNK = 1 << 20
 _MOST_DESCRIPTION = 16 << 20
+_MOST_HEADER = 16 << 20
+"""Bytes of a tar header: a path of 5,000 nested folders is longer than one megabyte."""
+_LEAST_FREE = 1 << 30
+"""Bytes that must stay free on the disk, or a twentieth of the disk if this is less."""
 _KINDS = {
     stat.S_IFREG: tarfile.REGTYPE,
     stat.S_IFDIR: tarfile.DIRTYPE,
@@ -42,6 +48,10 @@ _KINDS = {
     stat.S_IFIFO: tarfile.FIFOTYPE,
 }
 """The types of files that an archive can have. Sockets and devices are left out."""
+_LONG_HEADERS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
 
 
 class _Sums:
@@ -63,6 +73,11 @@ class _Sums:
     def listing(self) -> bytes:
         head = f"# names, owners and modes: {self._entries.hexdigest()}\n"
         return "".join([head, *self._lines]).encode("utf-8", "surrogateescape")
+
+
+def _forget_members(tar: tarfile.TarFile) -> None:
+    """Empty tarfile's list of entries, because volumes can have millions of files."""
+    vars(tar)["members"].clear()
 
 
 # --- write ----------------------------------------------------------------------------------------
@@ -117,6 +132,7 @@ class ArchiveWriter:
         member = tarfile.TarInfo(name)
         member.size, member.mode = len(content), mode
         self._tar.addfile(member, io.BytesIO(content))
+        _forget_members(self._tar)
         self._sums.add(member, sha256(content).hexdigest())
 
     def add_folder(self, name: str) -> None:
@@ -146,6 +162,7 @@ class ArchiveWriter:
             member.linkname = os.readlink(file, dir_fd=where)
         if kind != tarfile.REGTYPE:
             self._tar.addfile(member)
+            _forget_members(self._tar)
             self._sums.add(member, None)
             return
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -157,6 +174,7 @@ class ArchiveWriter:
             member.size = now.st_size
             content = _Content(fd, now.st_size)
             self._tar.addfile(member, content)  # type: ignore[arg-type]  # only read() is called
+            _forget_members(self._tar)
         finally:
             os.close(fd)
         self._sums.add(member, content.digest.hexdigest())
@@ -226,24 +244,30 @@ def decompressed(file: IO[bytes]) -> Iterator[IO[bytes]]:
 def extract(stream: IO[bytes], folder: str) -> object:
     """Extract an archive into an empty folder, and return its description, not yet checked.
 
-    Raises InvalidInput if the archive is damaged, or if an entry would leave the folder.
+    Raises InvalidInput if the archive is damaged, or if an entry would leave the folder, and Error
+    if the disk has too little space.
     """
     sums, first, end = _Sums(), b"", None
     place = _Place(folder)
     try:
-        with tarfile.open(fileobj=stream, mode="r|", errors="surrogateescape") as tar:
+        with tarfile.open(
+            fileobj=stream, mode="r|", errors="surrogateescape", tarinfo=_Header
+        ) as tar:
             for member in tar:
+                _forget_members(tar)
                 if end is not None:
                     raise _damaged("has entries after its checksums")
                 if member.name == _SUMS:
-                    end = _content(tar, member)
+                    end = _content(tar, member, len(sums.listing()))
                 elif not first:
                     if member.name != DESCRIPTION:
                         raise _damaged("is not an archive of niso save")
-                    first = _content(tar, member)
+                    first = _content(tar, member, _MOST_DESCRIPTION)
                     sums.add(member, sha256(first).hexdigest())
                 else:
                     sums.add(member, _extract_one(tar, member, place))
+    except OverflowError:
+        raise _damaged("has an owner or a time out of range") from None
     except (tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
         raise _damaged(f"is damaged: {error}") from error
     finally:
@@ -263,20 +287,70 @@ def _damaged(reason: str) -> InvalidInput:
     return InvalidInput(reason, "save it again, and compare the two copies with sha256sum")
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+class _Header(tarfile.TarInfo):
+    """An entry whose headers fit in memory."""
+
+    def _proc_member(self, reader: tarfile.TarFile) -> tarfile.TarInfo:
+        """Read the rest of the header, as tarfile's method, which subclasses may replace.
+
+        Raises InvalidInput if the rest is too long.
+        """
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise _damaged("has a sparse entry")
+        if self.type in _LONG_HEADERS and self.size > _MOST_HEADER:
+            raise _damaged("has a header that is too long")
+        entry: tarfile.TarInfo = super()._proc_member(reader)  # type: ignore[misc]
+        return entry
+
+    def _proc_gnusparse_10(self, *_: object) -> None:
+        """Refuse a list of holes, which tarfile would read into memory."""
+        raise _damaged("has a sparse entry")
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> bytes:
+    """Return the content of an entry, which may have ``most`` bytes. Raises InvalidInput."""
     file = tar.extractfile(member) if member.isreg() else None
-    if file is None or member.size > (_MOST_DESCRIPTION if member.name != _SUMS else 1 << 31):
+    if file is None or member.size > most:
+        if member.name == _SUMS:
+            raise _damaged("is damaged: its content does not match its checksums")
         raise _damaged("is not an archive of niso save")
     return file.read()
+
+
+def _check_layout(parts: list[str], member: tarfile.TarInfo) -> None:
+    """Check that an entry is where `niso save` writes one of its type.
+
+    The folders above packages, root file systems and volumes are real folders: a link in place of
+    one would lead to the host's files. Raises InvalidInput.
+    """
+    match parts:
+        case (
+            ["services"]
+            | ["services", _]
+            | ["services", _, "package" | "rootfs" | "secrets" | "volumes"]
+            | ["services", _, "volumes", _]
+        ):
+            is_expected = member.isdir()
+        case ["services", _, "manifest.toml"] | ["services", _, "secrets", _]:
+            is_expected = member.isreg()
+        case ["services", _, "package" | "rootfs" | "volumes", *_]:
+            is_expected = True
+        case _:
+            is_expected = False
+    if not is_expected:
+        raise _damaged(f"has an entry that no archive of niso save has: {escaped(member.name)}")
 
 
 def _extract_one(tar: tarfile.TarFile, member: tarfile.TarInfo, place: _Place) -> str | None:
     """Create one entry below the top folder of ``place``. Return the digest of a regular file."""
     parts = member.name.split("/")
-    if any(part in ("", ".", "..") for part in parts) or "\0" in member.name:
+    if any(part in ("", ".", "..") for part in parts) or "\0" in member.name + member.linkname:
         raise _damaged(f"has an entry that leaves its folder: {escaped(member.name)}")
-    if member.type not in _KINDS.values():
+    is_odd = member.issparse() or member.size < 0 or (member.issym() and not member.linkname)
+    if member.type not in _KINDS.values() or is_odd:
         raise _damaged(f"has an entry of a type that is not allowed: {escaped(member.name)}")
+    _check_layout(parts, member)
+    place.take_file()
     digest = None
     parent = place.go(parts[:-1], member.name)
     name, mode = parts[-1], stat.S_IMODE(member.mode)
@@ -297,7 +371,7 @@ def _extract_one(tar: tarfile.TarFile, member: tarfile.TarInfo, place: _Place) -
             fd = os.open(name, flags, 0o600, dir_fd=parent)
         try:
             if member.isreg():
-                digest = _write(tar, member, fd)
+                digest = _write(tar, member, fd, place)
             os.fchown(fd, *owner)
             os.fchmod(fd, mode)  # after chown, which clears setuid
             if member.isreg():
@@ -317,8 +391,26 @@ class _Place:
     """
 
     def __init__(self, top: str) -> None:
+        self._top = top
         self._fd = os.open(top, FOLDER)
         self._at: list[str] = []
+        disk = os.fstatvfs(self._fd)
+        self._reserve = min(_LEAST_FREE, disk.f_blocks * disk.f_frsize // 20)
+        self._left = disk.f_bavail * disk.f_frsize - self._reserve
+        self._files = disk.f_favail if disk.f_files else sys.maxsize  # Btrfs has no limit
+
+    def take_file(self) -> None:
+        """Reserve disk space for a file, without its content. Raises Error."""
+        self._files -= 1
+        self.take(512)
+
+    def take(self, size: int) -> None:
+        """Reserve ``size`` bytes of disk space. Raises Error."""
+        self._left -= size
+        if self._left < 0 or self._files < 0:
+            reason = f"needs more space than {self._top} has"
+            hint = f"{self._reserve >> 20} MB of the disk must stay free"
+            raise Error(reason, hint)
 
     def go(self, parts: list[str], name: str) -> int:
         """Open a folder below the top without following links, and return its descriptor.
@@ -353,12 +445,18 @@ class _Place:
         os.close(self._fd)
 
 
-def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, fd: int) -> str:
+def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, fd: int, place: _Place) -> str:
+    """Write the content of an entry to a file, and return its digest. Zeros become holes."""
     digest = sha256()
     file: Any = tar.extractfile(member)
     while chunk := file.read(_CHUNK):
         digest.update(chunk)
+        if not chunk.strip(b"\0"):
+            os.lseek(fd, len(chunk), os.SEEK_CUR)
+            continue
+        place.take(len(chunk))
         view = memoryview(chunk)
         while view:
             view = view[os.write(fd, view) :]
+    os.ftruncate(fd, member.size)
     return digest.hexdigest()
