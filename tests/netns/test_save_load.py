@@ -38,7 +38,7 @@ def town(lab: Lab) -> None:
     api = idle(lab, "api", network={**BACK, "ports": ["8080:80"]})
     lab.niso("activate", first, echo(lab, "db", network=BACK, **more), api)
     # a later change of the policy needs no restart
-    policy = {**BACK, "policy": {"allow_from": ["api"]}}
+    policy = {**BACK, "policy": {"allow_from": ["api", "10.77.0.200"]}}
     lab.niso("activate", echo(lab, "db", network=policy, **more))
     script = "mkdir /data/a; echo one >/data/a/file; ln -s /etc/passwd /data/link; chmod 640 /data/a/file"
     sh(lab, "db", script)
@@ -67,11 +67,17 @@ def test_services_are_restored_on_an_empty_host_as_they_were(lab: Lab) -> None:
 
 def test_services_are_loaded_next_to_those_that_were_saved(lab: Lab) -> None:
     town(lab)
-    saved(lab, "db", "api")
+    lab.niso("activate", idle(lab, "later"))
+    lab.niso("deactivate", "later")
+    saved(lab, "db", "api", "later")
+    said = lab.niso("save", "db", "-o", "/dev/null", check=False)
+    assert said.returncode == 1 and "/dev/null is not a regular file" in said.stderr
     said = lab.niso("load", "/tmp/x.niso", check=False)
     assert said.returncode == 1 and "db: a service of this name exists" in said.stderr
     said = lab.niso("load", "/tmp/x.niso", "--as", "test")
     assert "network test-back gets" in said.stderr and "host port 8080/tcp is taken" in said.stderr
+    assert "addresses of a network that has others here: 10.77.0.200\n" in said.stderr
+    assert lab.niso("net", "check").stdout == "OK: the kernel matches the configuration\n"
     new, old = ps(lab, "test-db"), ps(lab, "db")
     assert not {*new["address"]} & {*old["address"]}
     assert ps(lab, "test-api")["ports"][0]["host_port"] != 8080

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from niso.base.errors import UsageError
@@ -20,8 +21,6 @@ from niso.look.session import (
 )
 
 if TYPE_CHECKING:
-    import os
-
     import niso
 
 
@@ -74,6 +73,9 @@ class Volumes(ApiPart):
         named = texts(services, "services")
         if (bool(named) + (stack is not None) + all) != 1:
             raise UsageError("needs services, a stack, or all", "niso help save")
+        if output == "-" and os.isatty(1):
+            hint = "niso save NAME -o FILE"
+            raise UsageError("an archive cannot be printed on a terminal", hint)
         machine = self.session.machine_for_change()
         store = machine.store
         if stack is not None:

@@ -11,6 +11,7 @@ import stat
 import time
 from collections.abc import Container, Iterable, Mapping
 from contextlib import ExitStack
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from niso import __version__
 from niso.base import convert, files, locks, paths
@@ -27,7 +28,7 @@ from niso.look.host_ports import Listeners
 from niso.manifest import load as manifest_load
 from niso.manifest import toml, values
 from niso.manifest.stack import long_name
-from niso.plan.records import ANY, PortMapping
+from niso.plan.records import ANY, Entry, PortMapping
 from niso.plan.subnets import NetworkRequest
 from niso.runtime import archive, package, sources, volumes
 from niso.runtime.machine import Machine
@@ -128,8 +129,10 @@ def save(
         if not os.path.isdir(row.package):
             reason = f"its package copy {row.package} is gone"
             raise NotFound(reason, row.again, service=row.name)
-    if path is not None and os.path.isdir(path):
-        raise InvalidInput(f"{path} is a folder", "name a file in it", "--output")
+    path = None if path is None else os.path.realpath(path)
+    if path is not None and os.path.lexists(path) and not os.path.isfile(path):
+        what = "a folder" if os.path.isdir(path) else "not a regular file"
+        raise InvalidInput(f"{path} is {what}", "name a file in a folder", "--output")
     with ExitStack() as held:
         after = _dependencies(machine, names, report)
         if stop and (active := [row.name for row in rows if row.active and not row.is_job]):
@@ -501,9 +504,15 @@ class _Loading:
         self._requests[network.name] = request
 
     def make_networks(self, undo: ExitStack) -> None:
-        """Record the networks. The activation creates the bridges of implicit ones."""
+        """Record the networks. The activation creates the bridges of implicit ones.
+
+        An implicit network of inactive services is only in the file of their stack.
+        """
         implicit = {network.name for network in self._saved.networks if network.implicit}
+        used = {name for one in self._saved.services if _starts(one) for name in one.addresses}
         for saved, request in self._requests.items():
+            if saved in implicit and saved not in used:
+                continue
             if saved in implicit:
                 with Lock(), self._store.transaction():
                     networks.ensure(self._machine, request, implicit=True)
@@ -580,6 +589,17 @@ class _Loading:
             del network["ip"]
             what = f"{name}: gets new addresses instead of static ones: its network has others here"
             self._report(Caution(what, ()))
+        former = [
+            ip_network(subnet)
+            for one in self._saved.networks
+            if one.name in self._moved
+            for subnet in one.subnets
+        ]
+        texts = [entry.text for entry in spec.network.policy.entries() if _names(entry, former)]
+        if texts:
+            what = f"{name}: its policy names addresses of a network that has others here: "
+            hint = f"correct them in {manifest}"
+            self._report(Caution(what + ", ".join(texts), (hint,)))
         families = (4, 6)
         listeners = Listeners(self._machine.kernel, families)
         ports = []
@@ -628,7 +648,7 @@ class _Loading:
         for service in self._saved.services:
             groups.setdefault(self._stack(service), []).append(service)
         for stack, services in groups.items():
-            started = [one for one in services if one.active and not one.job]
+            started = [*filter(_starts, services)]
             names = [self._name(one.name) for one in started]
             if not names:
                 continue
@@ -683,6 +703,23 @@ class _Loading:
                 )
             )
         return result
+
+
+def _names(entry: Entry, subnets: list[IPv4Network | IPv6Network]) -> bool:
+    """Return whether a policy entry names addresses, and all are of one of the subnets."""
+    if entry.peer.kind not in ("prefix", "prefixes"):
+        return False
+    named = [ip_network(prefix) for prefix in entry.peer.name.split(",")]
+    return any(
+        one.version == subnet.version and one.subnet_of(subnet)  # type: ignore[arg-type]
+        for one in named
+        for subnet in subnets
+    )
+
+
+def _starts(service: SavedService) -> bool:
+    """Return whether `load` starts a saved service."""
+    return service.active and not service.job
 
 
 def _chosen(port: PortMapping) -> str:
