@@ -89,6 +89,9 @@ COMMANDS = {
     "rollback": ("rollback a",),
     "history": ("history a",),
     "health": ("health",),
+    "volume": ("volume list", "volume remove a/data"),
+    "save": ("save a -o /tmp/other.tar",),
+    "load": ("load /tmp/a.tar --as other",),
     "stack": ("stack up /tmp/stack", "stack down shop", "stack status /tmp/stack"),
     "cluster": ("cluster init", "cluster status", "cluster leave"),
     "agent": ("agent",),
@@ -177,6 +180,7 @@ def held() -> Iterator[World]:
             '[stack]\nname = "shop"\n[[service]]\nname = "a"\npackage = "../a"\n',
         )
         world.niso("activate", "/tmp/a")
+        world.niso("save", "a", "-o", "/tmp/a.tar")
         copy = f"import sqlite3; sqlite3.connect('{DATABASE}').execute('PRAGMA wal_checkpoint(TRUNCATE)')"
         lab.run("python3", "-ISc", copy)
         lab.run("cp", DATABASE, "/tmp/whole.db")

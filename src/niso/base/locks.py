@@ -219,6 +219,15 @@ class Lock:
         last._file.close()
 
 
+def lock_after(error: BaseException | None) -> Lock:
+    """Return niso's lock, to record how a command ended: with this exception or None.
+
+    After an interrupt the lock raises Busy instead of waiting.
+    """
+    is_interrupt = error is not None and not isinstance(error, Exception)
+    return Lock(0.0 if is_interrupt else None, required=True)
+
+
 def _is_interrupted() -> bool:
     """Return whether the current exception is an interrupt or was raised while handling one."""
     error = sys.exception()

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 from niso.base.errors import Conflict, Error, ErrorGroup, NotFound, raise_all
-from niso.base.locks import Busy, Lock
+from niso.base.locks import Busy, Lock, lock_after
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import CopyingPackage, Report, Stopping, silent
 from niso.base.signals import signals_held
 from niso.change import deploy, outside_names_refresh, sharing, start, stop
 from niso.change.admit import NO_STACK, Change, NoClaims, StackMembership, record_all
 from niso.change.deploy import Rollout
-from niso.change.journal import begin, end_restart, locked, locked_instances, record, recover
+from niso.change.journal import begin, end_restart, locked, locked_instances, recover
 from niso.change.scope import leaving, scope_left, scope_of
 from niso.change.start import After
 from niso.change.targets import Target, of_row, replaced
@@ -312,7 +312,7 @@ class _Activation:
                     if done.target.instance is None and done.name not in fronts
                 ]
                 deployed = [row for row in plain if row.name in changed]
-                record(self._store, deployed, self._began, "done")
+                stop.record(self._store, deployed, self._began, "done")
                 self._end(left)
             for row in plain:
                 self._keep_packages(
@@ -392,9 +392,8 @@ class _Activation:
                     rows.append(row._replace(manifest=manifest, package=self._copies[row.name]))
         if not rows and not self._rollouts:
             return
-        wait_s = None if isinstance(error, Exception) else 0.0
-        with suppress(Busy), Lock(wait_s, required=True), self._store.transaction():
-            record(self._store, rows, self._began, "failed", error)
+        with suppress(Busy), lock_after(error), self._store.transaction():
+            stop.record(self._store, rows, self._began, "failed", error)
             deploy.record_failures(self._store, self._rollouts, self._began, error)
 
     # --- without changing anything ------------------------------------------------------------
@@ -583,8 +582,8 @@ def restart(
             end_restart(machine, services, report)
             raise
         finally:
-            with Lock(), store.transaction():
-                record(store, recorded, began, "failed" if error else "done", error)
+            with suppress(Busy), lock_after(error), store.transaction():
+                stop.record(store, recorded, began, "failed" if error else "done", error)
 
 
 def _leave(machine: Machine, instances: list[str], report: Report) -> None:

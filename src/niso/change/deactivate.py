@@ -10,7 +10,7 @@ from niso.base.locks import Lock
 from niso.base.named_tuples import NamedTuple
 from niso.base.report import Report, silent
 from niso.change import stop
-from niso.change.journal import begin, locked, record, recover
+from niso.change.journal import begin, locked, recover
 from niso.runtime import volumes
 from niso.runtime.machine import Machine
 
@@ -52,13 +52,13 @@ def deactivate(
             store.require_known(name)
         running = {*store.active_services()}
         active = [name for name in services if name in running]
-        began, rows = time.time(), [store.require_known(name) for name in named if name in active]
+        began = time.time()
         begin(store, active, "stop" if keep_forwards else "deactivate")
-        errors = stop.finish(machine, active, report, True, keep_forwards, needs)
-        own = [row for row in rows if not row.is_attachment]
-        if own:
+        errors = stop.finish(machine, active, report, True, keep_forwards, needs, began=began)
+        left = [row for name in named if (row := store.service(name)) is not None and row.active]
+        if errors and left:
             with Lock(), store.transaction():
-                record(store, own, began, "failed" if errors else "stopped", *errors[:1])
+                stop.record(store, left, began, "failed", errors[0])
         idle = [name for name in services if name not in active and store.forwards(name)]
         if idle and not keep_forwards:
             with Lock(), store.transaction():

@@ -22,9 +22,7 @@ from niso.store.service_rows import (
     LEAVING,
     OUT,
     SERVING,
-    Deployed,
     Intent,
-    ServiceRow,
     front_of,
 )
 from niso.store.store import Store
@@ -49,26 +47,6 @@ def end_restart(machine: Machine, services: list[str], report: Report) -> None:
         instances.set_state(out, OUT)
         for name in services:
             machine.store.end_intent(name)
-
-
-def record(
-    store: Store, rows: Iterable[ServiceRow], began: float, outcome: str, why: object = None
-) -> None:
-    """Record for `niso history` what a command did to services, as in `Deployed`.
-
-    ``began`` is the start of the command as a Unix time, and ``why`` the error if it failed. The
-    caller must be in a transaction.
-    """
-    reason = ""
-    if why is not None:
-        reason = why.message if isinstance(why, Error) else "interrupted"
-    for row in rows:
-        took_s = round(max(0.0, time.time() - began), 3)
-        version = store.instances.next_version(row.name)
-        what = (row.manifest, row.package, row.manifest_path)
-        store.instances.put_deploy(
-            Deployed(row.name, version, began, took_s, outcome, reason, *what)
-        )
 
 
 def recover(
@@ -177,8 +155,8 @@ def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error
             machine.processes.end_unrecorded({name})
             end_restart(machine, [name], report)
         else:
-            keep_forwards = intent.action == "stop"
-            raise_all(stop.finish(machine, [name], report, not removes, keep_forwards))
+            keep_forwards, now = intent.action == "stop", None if removes else time.time()
+            raise_all(stop.finish(machine, [name], report, not removes, keep_forwards, began=now))
             if removes:
                 stop.forget(machine, [name], report, intent.action == "remove volumes")
             stop.report_to_cluster(machine, [name], report)

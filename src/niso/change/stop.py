@@ -23,7 +23,7 @@ from niso.change.sharing import in_use
 from niso.reconcile import host_settings
 from niso.reconcile.change import change
 from niso.runtime.machine import Machine
-from niso.store.service_rows import ServiceRow
+from niso.store.service_rows import Deployed, ServiceRow
 from niso.store.snapshots import Scope
 from niso.store.store import Store
 
@@ -45,6 +45,7 @@ def finish(
     keep_forwards: bool = False,
     needs: Needs | None = None,
     resets: bool = False,
+    began: float | None = None,
 ) -> list[Error]:
     """Stop services and remove their networks, and return the errors of failed stops.
 
@@ -52,7 +53,8 @@ def finish(
     changes in progress (intents) are deleted. With ``keep_forwards``, ports of `niso port-forward`
     return at the next activation. With ``resets``, clients get a reset for each connection that is
     still open when the process has ended; otherwise a client that only receives would wait for
-    ever. Raises Error if the kernel refuses a change; in that case no service is recorded as
+    ever. With ``began``, the start of the command as a Unix time, the stop is recorded for `niso
+    history`. Raises Error if the kernel refuses a change; in that case no service is recorded as
     stopped, and the call can be repeated.
     """
     store = machine.store
@@ -65,7 +67,7 @@ def finish(
     rows = [row for row in rows if row.name not in kept]
     for row in rows if resets else ():
         machine.kernel.destroy_connections(netns(row.name))
-    withdraw(machine, rows, report, ends, keep_forwards)
+    withdraw(machine, rows, report, ends, keep_forwards, began=began)
     return list(errors.values())
 
 
@@ -217,12 +219,14 @@ def withdraw(
     ends: bool,
     keep_forwards: bool = False,
     forgets: bool = False,
+    began: float | None = None,
 ) -> None:
     """Record services as inactive and remove their networks.
 
     With ``ends``, records of changes in progress (intents) are deleted. With ``forgets``, all rows
     of the services are deleted. With ``keep_forwards``, ports of `niso port-forward` return at the
-    next activation. Raises Error; after an error nothing is recorded, and the call can be repeated.
+    next activation. ``began`` is that of `finish`. Raises Error; after an error nothing is
+    recorded, and the call can be repeated.
     """
     store, kernel = machine.store, machine.kernel
     rows = list(rows)
@@ -234,6 +238,10 @@ def withdraw(
             scope = with_remotes(store, scope)
         with change(kernel, store, scope, report, teardown=True, detached=links):
             deactivate_rows(machine, rows, keep_forwards)
+            if began is not None:
+                own = [row for row in rows if not row.is_attachment]
+                fronts = [row for row in own if store.instances.get(row.name) is None]
+                record(store, fronts, began, "stopped")
             for row in rows:
                 if forgets:
                     store.forget(row.name)
@@ -242,6 +250,26 @@ def withdraw(
             if forgets:
                 store.drop_implicit_networks(scope.networks or ())
     kernel.delete_detached(links)
+
+
+def record(
+    store: Store, rows: Iterable[ServiceRow], began: float, outcome: str, why: object = None
+) -> None:
+    """Record for `niso history` what a command did to services, as in `Deployed`.
+
+    ``began`` is the start of the command as a Unix time, and ``why`` the error if it failed. The
+    caller must be in a transaction.
+    """
+    reason = ""
+    if why is not None:
+        reason = why.message if isinstance(why, Error) else "interrupted"
+    for row in rows:
+        took_s = round(max(0.0, time.time() - began), 3)
+        version = store.instances.next_version(row.name)
+        what = (row.manifest, row.package, row.manifest_path)
+        store.instances.put_deploy(
+            Deployed(row.name, version, began, took_s, outcome, reason, *what)
+        )
 
 
 def deactivate_rows(
