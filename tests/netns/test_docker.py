@@ -7,11 +7,12 @@ import pathlib
 import re
 import signal
 import sys
+import time
 from typing import Any
 
 import pytest
 from conftest import Lab
-from docker_world import IMAGE, PEERS, SOCKET, Docker, needs_docker
+from docker_world import IMAGE, PEERS, SOCKET, WITH_DOCKER, Docker, needs_docker
 from machine import Machine, needs_systemd
 from pages import ROOT
 from samples import LONG
@@ -201,6 +202,13 @@ def test_containers_start_again_after_a_crash_of_dockerd(
     docker.driver.kill()
     docker.driver.wait(5)
     lab.run("kill", "-9", *pids)
+    # Docker's files of the namespaces are left, and no program is there to tell niso
+    lab.wait_for(
+        lambda: lab.niso("net", "check", check=False).stdout.count("gone: ") == len(names),
+        10,
+        "check to know",
+    )
+    assert lab.niso("net", "gc").stdout.count(": detached") == len(names) and rows(lab) == {}
     lab.run("sh", "-c", "rm -f /run/niso/docker/*")
     docker.driver = docker.serve()
     docker.daemon = docker.start(*options)
@@ -208,6 +216,51 @@ def test_containers_start_again_after_a_crash_of_dockerd(
     all_are_back()
     docker("rm", "-f", *names)
     assert rows(lab) == {} and list(lab.path("/run/niso/docker").iterdir()) == []
+
+
+@needs_docker
+def test_killed_driver_and_lost_state_leave_docker_its_commands(lab: Lab) -> None:
+    docker = Docker(lab)
+    for way in ("-i", "-o"):
+        lab.run("iptables", "-I", "DOCKER-USER", way, "niso-+", "-j", "ACCEPT")
+    create = ("network", "create", "-d", "niso")
+    docker(*create, "back")
+    # killed during a call, which Docker repeats without its content
+    docker.driver.send_signal(signal.SIGSTOP)
+    waits = lab.popen(*WITH_DOCKER, "docker", *create, "front", stdout=-1, stderr=-1)
+    time.sleep(1)
+    docker.driver.kill()
+    docker.driver.wait(5)
+    docker.driver = docker.serve()
+    out, err = waits.communicate(timeout=60)
+    assert "KeyError" not in err and "killed during this call" in err, (out, err)
+    docker(*create, "front")
+    # containers at once, after two that have ended without a call
+    for name in ("one", "two"):
+        docker.run(name, "--network", "back", "-p", "8080:80" if name == "one" else "8081:80")
+    pids = docker("inspect", "-f", "{{.State.Pid}}", "one", "two").stdout.split()
+    docker.daemon.send_signal(signal.SIGKILL)
+    docker.daemon.wait(30)
+    lab.run("kill", "-9", *pids)
+    docker.daemon = docker.start()
+    command = f"docker run -d --network back -p $((8080 + $i)):80 {IMAGE} /bin/busybox sleep 1000"
+    line = f"for i in $(seq 0 11); do {command} & done; wait"
+    made = lab.run(*WITH_DOCKER, "sh", "-c", line, timeout=120)
+    ids = made.stdout.split()
+    assert len(ids) == 12, made.stderr
+    lab.wait_for(
+        lambda: [row["status"] for row in rows(lab).values()] == ["attached"] * 12,
+        20,
+        "the containers' interfaces",
+    )
+    docker("rm", "-f", "one", "two", *ids, timeout=120)
+    lab.niso("net", "check")
+    # without niso's state, Docker's networks can still be removed
+    docker.run("last", "--network", "back")
+    lab.run("sh", "-c", "rm -rf /var/lib/niso/*")
+    docker("rm", "-f", "last")
+    docker("network", "rm", "back", "front")
+    assert "niso" not in docker("network", "ls").stdout
 
 
 COMPOSE = """\

@@ -322,18 +322,21 @@ def collect(
 ) -> list[str]:
     """Detach attachments that have ended, and return their names.
 
-    An attachment has ended if its namespace no longer exists. With ``valid``, an attachment whose
-    id is not in it has ended too. With ``owner``, only this owner's attachments are examined.
+    An attachment has ended if its namespace no longer exists, or if it is a container of Docker
+    without a process. With ``valid``, an attachment whose id is not in it has ended too. With
+    ``owner``, only this owner's attachments are examined.
     """
-    from niso.look.check import is_moving
+    from niso.look import check
 
-    store, kernel = machine.store, machine.kernel
+    store = machine.store
     known = None if valid is None else set(valid)
     done = []
-    for attached in store.attachments.all(owner):
+    present = store.attachments.all(owner)
+    ended = check.ended(machine.kernel, present)
+    for attached in present:
         row = store.service(attached.service)
         is_kept = row is not None and row.active and (known is None or attached.id in known)
-        if row is None or (is_kept and (attached.lives(kernel) or is_moving(attached))):
+        if row is None or (is_kept and attached.service not in ended):
             continue
         if detach(machine, attached.service, attached.id, report):
             done.append(attached.service)

@@ -124,15 +124,19 @@ def _create_network(given: dict[str, Any]) -> None:
 
 
 def _delete_network(given: dict[str, Any]) -> None:
-    """Delete the network of a call, if it was created for Docker and no service of niso uses it."""
+    """Delete the network of a call, if it was created for Docker and no service of niso uses it.
+
+    An error is only logged: otherwise Docker could never remove its own network.
+    """
     path = _file(paths.state_dir(), given["NetworkID"])
-    known = plugin.load(path)
-    machine = plugin.machine()
-    if known is not None and known["made"] and machine.store.network(known["network"]) is not None:
-        try:
-            networks.remove(machine, [known["network"]])
-        except Error as error:
-            say(f"network {known['network']} is left: {error.message}")
+    try:
+        known = plugin.load(path) or {}
+        machine = plugin.machine()
+        name = str(known.get("network", ""))
+        if known.get("made") and machine.store.network(name) is not None:
+            networks.remove(machine, [name])
+    except (Error, OSError, ValueError) as error:
+        _say_error(f"network {os.path.basename(path)[:12]} is left: ", error)
     _remove(path)
 
 
@@ -306,8 +310,17 @@ def _leave(given: dict[str, Any]) -> None:
 
 
 def _delete_endpoint(given: dict[str, Any]) -> None:
-    _leave(given)
-    _forget_files(given["EndpointID"])
+    """Detach an endpoint, unless Leave has done so, and delete its data.
+
+    An error is only logged: otherwise Docker would keep the endpoint, and could not remove the
+    network. While an endpoint is left, its addresses are refused to others; `net gc` detaches it.
+    """
+    id = os.path.basename(_file(paths.run_dir(), given["EndpointID"]))
+    try:
+        _leave(given)
+    except (Error, OSError) as error:
+        _say_error(f"endpoint {id[:12]} is left: ", error)
+    _forget_files(id)
 
 
 def resume_pending() -> bool:
@@ -386,6 +399,9 @@ _MOST_BYTES = 4 << 20
 _TYPE = "application/vnd.docker.plugins.v1.2+json"
 
 
+_WITHOUT_BODY = ("Activate", "GetCapabilities")
+
+
 class _Handler(BaseHTTPRequestHandler):
     """A handler of one call. The server has one thread, so calls are handled one after another."""
 
@@ -410,6 +426,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> dict[str, object]:
         length = int(self.headers.get("Content-Length") or 0)
+        if not length and self.path.rpartition(".")[2] not in _WITHOUT_BODY:
+            # Docker repeats a call that a killed driver did not answer, but without its content
+            raise Error("niso-docker was killed during this call", "repeat the docker command")
         if length > _MOST_BYTES:
             raise InvalidInput("this call is too long")
         body = json.loads(self.rfile.read(length).decode() or "{}")

@@ -35,6 +35,7 @@ from niso.base.report import Caution, Report, silent
 from niso.change import attach, networks
 from niso.change.attach import Request, Wish
 from niso.engines import plugin
+from niso.kernel import netns
 from niso.manifest.values import network_name
 from niso.plan.records import NetworkRecord, PortMapping
 from niso.plan.subnets import NetworkRequest
@@ -274,7 +275,7 @@ def _network_name(given: Mapping[str, Any]) -> str:
 # --- setup, teardown ------------------------------------------------------------------------------
 
 
-def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def _setup(machine: Machine, space: str, given: Mapping[str, Any]) -> dict[str, Any]:
     lock = _locked()
     try:
         _drop(machine, "", silent)
@@ -290,7 +291,7 @@ def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, 
     _let_go(machine, container, called)
     store = machine.store
     # netavark calls once for each network: a later call extends the attachment of the first
-    same, name = plugin.find(machine, OWNER, container, netns, own.get("name") or called, True)
+    same, name = plugin.find(machine, OWNER, container, space, own.get("name") or called, True)
     wish = Wish(
         network.name,
         attach.interface_name(str(mine.get("interface_name") or "eth0")),
@@ -301,7 +302,7 @@ def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, 
     labels = {DATABASE: database, SERVERS: " ".join(servers)}
     request = Request(
         name,
-        netns,
+        space,
         (wish,),
         tuple(map(_port, given.get("port_mappings") or ())),
         plugin.aliases((called, *(mine.get("aliases") or ())), name),
@@ -477,18 +478,8 @@ def _is_left(attached: AttachedRow) -> bool:
     """Return whether Podman has no record of a container, and no process is in its namespace."""
     if recorded(_database_of(attached), attached.id) is not None:
         return False
-    try:
-        space = os.stat(attached.netns)
-    except OSError:
-        return True
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            there = os.stat(f"/proc/{pid}/ns/net")
-        except OSError:
-            continue  # it has ended
-        if (there.st_dev, there.st_ino) == (space.st_dev, space.st_ino):
-            return False
-    return True
+    is_there = os.path.exists(attached.netns)
+    return not is_there or attached.netns in netns.emptied([attached.netns])
 
 
 # --- names by aardvark-dns ------------------------------------------------------------------------

@@ -244,6 +244,25 @@ def _cookie(fd: int, name: str) -> int:
         return own_cookie()
 
 
+def emptied(paths: Collection[str]) -> set[str]:
+    """Return those of the paths whose namespace exists, but has no process."""
+    empty: dict[str, tuple[int, int]] = {}
+    for path in paths:
+        try:
+            info = os.stat(path)
+        except OSError:
+            continue
+        empty[path] = (info.st_dev, info.st_ino)
+    for pid in filter(str.isdigit, os.listdir("/proc") if empty else ()):
+        try:
+            info = os.stat(f"/proc/{pid}/ns/net")
+        except OSError:
+            continue  # the process has ended
+        if (info.st_dev, info.st_ino) in empty.values():
+            empty = {path: key for path, key in empty.items() if key != (info.st_dev, info.st_ino)}
+    return set(empty)
+
+
 def own_cookie() -> int:
     kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
     with (

@@ -15,6 +15,7 @@ from niso.base.errors import Error, KernelError, NotFound
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import alias, owner
+from niso.kernel import netns
 from niso.kernel.kinds.kind import Finding, State
 from niso.kernel.kinds.sysctls import Sysctl
 from niso.kernel.neighbour_tables import Table
@@ -28,7 +29,7 @@ from niso.reconcile.change import compare, desired_now
 from niso.runtime import package, sources
 from niso.runtime.machine import Machine
 from niso.runtime.sources import BLIND, UNKNOWN
-from niso.store.attached_rows import BY_INTERFACE, AttachedRow
+from niso.store.attached_rows import BY_INTERFACE, LOST, AttachedRow
 from niso.store.name_rows import bare_name, suggest
 from niso.store.service_rows import ServiceRow
 from niso.store.snapshots import Scope
@@ -426,17 +427,29 @@ def is_moving(attached: AttachedRow) -> bool:
 
 
 def gone(kernel: Kernel, store: Store, only: Container[str] | None = None) -> list[str]:
-    """Return the active attachments whose network namespace no longer exists.
+    """Return the active attachments that have ended.
 
     If ``only`` is not None, only attachments with these names are checked.
     """
-    ended = []
-    for row in store.attachments.rows():
-        if row.active and (only is None or row.name in only):
-            attached = store.attachments.get(row.name)
-            if attached is None or not (attached.lives(kernel) or is_moving(attached)):
-                ended.append(row.name)
-    return ended
+    active = [
+        attached
+        for row in store.attachments.rows()
+        if row.active and (only is None or row.name in only)
+        for attached in [store.attachments.get(row.name) or LOST._replace(service=row.name)]
+    ]
+    return sorted(ended(kernel, active))
+
+
+def ended(kernel: Kernel, attachments: Iterable[AttachedRow]) -> set[str]:
+    """Return the names of those attachments that have ended.
+
+    An attachment has ended if its namespace no longer exists. A container of Docker has also ended
+    if it has no process: if dockerd is killed, the file of the namespace stays.
+    """
+    settled = [attached for attached in attachments if not is_moving(attached)]
+    over = {attached.service for attached in settled if not attached.lives(kernel)}
+    of_docker = {one.netns: one.service for one in settled if one.owner == BY_INTERFACE}
+    return over | {of_docker[path] for path in netns.emptied(of_docker)}
 
 
 def shown(attached: AttachedRow) -> str:

@@ -37,7 +37,7 @@ class AttachedRow(NamedTuple):
         return not self.netns or kernel.cookie_at(self.netns) == self.cookie
 
 
-_LOST = AttachedRow("", "", "", "", "/proc/0/ns/net", 0)
+LOST = AttachedRow("", "", "", "", "/proc/0/ns/net", 0)
 """A stand-in for a deleted row. Its path is one at which no namespace can exist."""
 
 
@@ -97,7 +97,7 @@ class AttachedRows(Rows):
         The namespace is (path, cookie), or None if niso created it. The interfaces are a dict
         {network: (interface name, MAC, whether the default route uses the interface)}.
         """
-        attached = self.get(service) or _LOST
+        attached = self.get(service) or LOST
         outside = (attached.netns, attached.cookie) if attached.netns else None
         return outside, {
             link.network: (link.interface, link.mac, link.routes) for link in self.links(service)
