@@ -33,16 +33,26 @@ DAEMON = (
 
 
 class Docker:
-    """A daemon in the lab, which ends with it, and ``docker``."""
+    """A daemon in the lab, which ends with it, and ``docker``.
 
-    def __init__(self, lab: Lab) -> None:
+    With ``before``, ``lab`` is the machine of that lab after a power loss: only its disk is left.
+    """
+
+    def __init__(self, lab: Lab, before: Lab | None = None) -> None:
         self.lab = lab
         for folder in ("/run/docker/plugins", "/tmp/docker", "/tmp/image/bin"):
             lab.path(folder).mkdir(parents=True)
+        for folder in ("/tmp/docker/data", "/var/lib/niso") if before is not None else ():
+            lab.path(folder).parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run(("cp", "-aT", before.path(folder), lab.path(folder)), check=True)
         self.driver = self.serve()
         if lab.path("/sys/fs/cgroup/unified").is_dir():  # runc refuses hybrid cgroups
             lab.run("mount", "-t", "tmpfs", "none", "/sys/fs/cgroup/unified")
         self.daemon = self.start()
+        for way in ("-i", "-o"):  # docs/guide/firewalls.md
+            lab.run("iptables", "-I", "DOCKER-USER", way, "niso-+", "-j", "ACCEPT")
+        if before is not None:
+            return
         shutil.copy(BUSYBOX, lab.path("/tmp/image/bin/busybox"))
         lab.run("tar", "-C", "/tmp/image", "-cf", "/tmp/image.tar", "bin")
         self("import", "/tmp/image.tar", IMAGE)

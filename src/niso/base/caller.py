@@ -1,4 +1,4 @@
-"""Find out who runs this process, for `niso history`."""
+"""Find out who runs this process, for `niso history`; identify other processes."""
 
 from __future__ import annotations
 
@@ -40,6 +40,19 @@ def caller() -> Caller:
         uid = None
     sudo_user = os.environ.get("SUDO_USER", "")
     return Caller(None if uid == _UNSET else uid, _shown(sudo_user), _shown(command))
+
+
+def process_key(pid: int) -> str:
+    """Return a text that only this process has until the next boot; "" if it has ended.
+
+    It is the process's id and start time, because ids are reused (proc_pid_stat(5)).
+    """
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in ("Z", "X") else f"{pid} {fields[19]}"
 
 
 def name_of(login_uid: int | None, sudo_user: str) -> str:

@@ -71,7 +71,7 @@ def _error(version: str, error: Exception) -> dict[str, object]:
     elif isinstance(error, OSError):
         message = f"{error.filename or 'system call'}: {error.strerror}"
     else:
-        code, message = WRONG_CONFIG, f"does not understand this call: {error!r}"
+        code, message = WRONG_CONFIG, plugin.malformed(error, "this call")
     shown = version if version in VERSIONS else VERSIONS[-1]
     return {"cniVersion": shown, "code": code, "msg": f"niso: {message}", "details": details}
 

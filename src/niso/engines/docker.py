@@ -18,6 +18,7 @@ import json
 import os
 import socket
 import socketserver
+import struct
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from hashlib import sha256
 from http.server import BaseHTTPRequestHandler
 
 from niso.base import files, names, paths
+from niso.base.caller import process_key
 from niso.base.errors import Error, InvalidInput, NotFound
 from niso.base.locks import Lock
 from niso.base.named_tuples import Any
@@ -37,7 +39,7 @@ from niso.manifest.values import network_name
 from niso.plan.records import Policy, PortMapping
 from niso.plan.subnets import NetworkRequest
 from niso.runtime.machine import Machine
-from niso.store.attached_rows import BY_INTERFACE
+from niso.store.attached_rows import BY_INTERFACE, CALLER
 
 OWNER = BY_INTERFACE
 WAIT_S = 0.05
@@ -47,6 +49,7 @@ _GENERIC = "com.docker.network.generic"
 _PORTS = "com.docker.network.portmap"
 _INTERNAL = "com.docker.network.internal"
 _PREFIX = "niso."
+_CALLER = "caller"  # the key that niso adds to each call: the `process_key` of dockerd
 _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
 _NAMED = "named"
 _OPTIONS = ("mtu", "network", _NAMED, *plugin.POLICY_KEYS)
@@ -231,14 +234,15 @@ def _forget_ended(machine: Machine, request: Request) -> None:
     """
     store = machine.store
     wanted = {ip for wish in request.wishes for ip in wish.ips}
-    for attached in store.attachments.all(OWNER):
+    present = store.attachments.all(OWNER)
+    ended = check.ended(machine.kernel, present)
+    for attached in present:
         row = store.service(attached.service)
         if row is None or attached.id == request.id:
             continue
-        if row.active and attached.lives(machine.kernel):
-            continue
         is_taken = bool(wanted & {address for _, address in store.addresses(attached.service)})
-        if row.active and check.is_moving(attached) and not is_taken:
+        is_left = is_taken and not attached.lives(machine.kernel)
+        if row.active and attached.service not in ended and not is_left:
             continue
         try:
             attach.detach(machine, attached.service, attached.id)
@@ -273,7 +277,7 @@ def _request(
     interface = endpoint.get("Interface") or {}
     ips = [str(interface.get(key) or "") for key in ("Address", "AddressIPv6")]
     called = own.get("name") or f"c-{id[:12]}"
-    name = str(network["network"])
+    name, engine = str(network["network"]), str(endpoint.get(_CALLER, ""))
     wish = Wish(
         name,
         "eth0",
@@ -287,6 +291,7 @@ def _request(
         owner=OWNER,
         id=id,
         given=called,
+        labels=((CALLER, engine),) if engine else (),
         policies=((name, _policy(network["options"], own)),),
     )
 
@@ -397,8 +402,6 @@ _FIRST_FD = 3  # SD_LISTEN_FDS_START
 _IDLE_S = 30.0
 _MOST_BYTES = 4 << 20
 _TYPE = "application/vnd.docker.plugins.v1.2+json"
-
-
 _WITHOUT_BODY = ("Activate", "GetCapabilities")
 
 
@@ -412,7 +415,7 @@ class _Handler(BaseHTTPRequestHandler):
         call = self.path.rpartition(".")[2]
         status = 200
         try:
-            answer = answer_call(call, self._body())
+            answer = answer_call(call, self._body() | {_CALLER: self._caller()})
         except (Error, OSError, *plugin.MALFORMED) as error:
             status, answer = 500, {"Err": plugin.one_line(error, call)}
         if "Err" in answer:
@@ -424,11 +427,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text)
 
+    def _caller(self) -> str:
+        """Return the `process_key` of the process that has connected (SO_PEERCRED, unix(7))."""
+        size = struct.calcsize("3i")
+        sent = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        return process_key(struct.unpack("3i", sent)[0])
+
     def _body(self) -> dict[str, object]:
         length = int(self.headers.get("Content-Length") or 0)
         if not length and self.path.rpartition(".")[2] not in _WITHOUT_BODY:
             # Docker repeats a call that a killed driver did not answer, but without its content
-            raise Error("niso-docker was killed during this call", "repeat the docker command")
+            raise Error("niso-docker was killed during this call", "try again")
         if length > _MOST_BYTES:
             raise InvalidInput("this call is too long")
         body = json.loads(self.rfile.read(length).decode() or "{}")

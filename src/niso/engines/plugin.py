@@ -323,6 +323,10 @@ def one_line(error: Exception, call: str = "this call") -> str:
         return "; ".join(map(one_line, error.errors))
     if isinstance(error, Error):
         return f"niso: {error.message}{f' ({error.hint})' if error.hint else ''}"
-    return (
-        f"niso: {error if isinstance(error, OSError) else f'does not understand {call}: {error!r}'}"
-    )
+    return f"niso: {error if isinstance(error, OSError) else malformed(error, call)}"
+
+
+def malformed(error: Exception, call: str) -> str:
+    """Describe an exception of `MALFORMED`: the call lacks a key or has a value of a wrong type."""
+    what = f"has no {error}" if isinstance(error, KeyError) else f"is malformed: {error}"
+    return f"{call} {what}"

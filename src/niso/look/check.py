@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Container, Iterable
 
+from niso.base.caller import process_key
 from niso.base.errors import Error, KernelError, NotFound
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
@@ -29,7 +30,7 @@ from niso.reconcile.change import compare, desired_now
 from niso.runtime import package, sources
 from niso.runtime.machine import Machine
 from niso.runtime.sources import BLIND, UNKNOWN
-from niso.store.attached_rows import BY_INTERFACE, LOST, AttachedRow
+from niso.store.attached_rows import BY_INTERFACE, CALLER, LOST, AttachedRow, wishes
 from niso.store.name_rows import bare_name, suggest
 from niso.store.service_rows import ServiceRow
 from niso.store.snapshots import Scope
@@ -353,7 +354,9 @@ def _processes(machine: Machine, active: list[str]) -> list[Finding]:
         Finding(
             "gone",
             f"attachment {name!r}{f' ({shown(attached)})' if attached else ''}",
-            "its network namespace has ended",
+            "its network namespace has ended"
+            if attached is None or not attached.lives(machine.kernel)
+            else "its network namespace has no process",
         )
         for name in gone(machine.kernel, store, active)
         for attached in (store.attachments.get(name),)
@@ -416,14 +419,19 @@ def is_moving(attached: AttachedRow) -> bool:
 
     While this is so, the attachment's namespace can be missing without an error. The modification
     time of the symlink at the attachment's path is the time at which niso created the interface.
-    When the interface has arrived in the container, niso sets this time to 0.
+    When the interface has arrived in the container, niso sets this time to 0. A container engine
+    that has been killed no longer moves the interface, but its container may have it already.
     """
     if attached.owner != BY_INTERFACE:
         return False
     try:
-        return 0 <= time.time() - os.lstat(attached.netns).st_mtime < _MOVING_S
+        is_recent = 0 <= time.time() - os.lstat(attached.netns).st_mtime < _MOVING_S
     except OSError:
         return False
+    engine = wishes(attached)["labels"].get(CALLER, "")
+    if not is_recent or not engine or process_key(int(engine.partition(" ")[0])) == engine:
+        return is_recent
+    return os.path.exists(attached.netns) and not netns.emptied([attached.netns])
 
 
 def gone(kernel: Kernel, store: Store, only: Container[str] | None = None) -> list[str]:

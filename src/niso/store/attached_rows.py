@@ -43,6 +43,8 @@ LOST = AttachedRow("", "", "", "", "/proc/0/ns/net", 0)
 
 CHOSEN_ALIASES, CHOSEN_IP = "chosen_aliases", "chosen_ip"
 """Labels of a pod: the names and the address that its user has chosen with annotations."""
+CALLER = "caller"
+"""The label that has the `process_key` of the dockerd that requested the attachment."""
 NAMESPACE = "pod_namespace"
 """The label that has the Kubernetes namespace of a pod."""
 
