@@ -108,6 +108,9 @@ def test_stack_with_replicas_rootfs_and_job_is_loaded_whole_or_not_at_all(lab: L
         entry += f'[[service]]\nname = "{name}"\npackage = "./{name}"\n'
     lab.write("/tmp/packages/stack.toml", entry + 'depends_on = { tree = "started" }\n')
     lab.niso("stack", "up", "/tmp/packages")
+    lab.niso("scale", "web=3")
+    said = lab.niso("save", "web.1", check=False)
+    assert said.returncode == 1 and "'web.1' is an instance of 'web'" in said.stderr
     vip = ps(lab, "web")["address"]
     pid = inspect(lab, "tree")["pid"]
     saved(lab, "--stack", "shop", "--stop")
@@ -123,7 +126,7 @@ def test_stack_with_replicas_rootfs_and_job_is_loaded_whole_or_not_at_all(lab: L
     assert lab.niso("ps", "--json").stdout == "[]\n"
     lab.run("rm", "-r", f"{KEPT}/web")
     lab.niso("load", "/tmp/x.niso")
-    assert ps(lab, "web")["address"] == vip and ps(lab, "web")["status"] == "2/2 running"
+    assert ps(lab, "web")["address"] == vip and ps(lab, "web")["status"] == "3/3 running"
     assert ps(lab, "tree")["status"] == "running"
     file = lab.path("/var/lib/niso/loaded/stacks/shop/stack.toml").read_text()
     assert 'depends_on = { tree = "started" }' in file

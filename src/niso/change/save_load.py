@@ -126,6 +126,10 @@ def save(
     rows = [store.require_known(name) for name in names]
     for row in rows:
         row.require_own()
+        if (one := store.instances.get(row.name)) is not None:
+            raise Conflict(
+                f"{row.name!r} is an instance of {one.front!r}", f"niso save {one.front}"
+            )
         if not os.path.isdir(row.package):
             reason = f"its package copy {row.package} is gone"
             raise NotFound(reason, row.again, service=row.name)

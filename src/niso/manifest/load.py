@@ -246,6 +246,9 @@ def written(spec: ServiceSpec) -> dict[str, Any]:
         elif isinstance(table, Mapping):
             data[name] = _changed(table, defaults[name])
     own = data.get("service", {})
+    deploy = spec.program.deploy
+    if deploy is not None and "replicas" in own:
+        own["replicas"] = deploy.replicas  # niso scale changes only this number
     own.pop("env_file", None)  # its variables are in the environment
     data["package"].pop("oci", None)  # the values of its image are in the tables
     if spec.program.kind == "job":  # always "no", which a manifest leaves out
