@@ -14,7 +14,7 @@ from niso.base import paths
 from niso.base.errors import Error, ErrorGroup, ProcessError
 from niso.base.locks import Busy, Lock
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.base.report import Report, Undoing
+from niso.base.report import Caution, Report, Undoing
 from niso.change import process_record, stop
 from niso.change.scope import all_names, concerned, with_remotes
 from niso.change.start import until_started
@@ -199,7 +199,13 @@ def _remove_created(machine: Machine, intents: list[Intent], report: Report) -> 
         for service, name in intent.created:
             try:
                 if (service, name) not in used:
+                    path = os.path.join(paths.volume_dir(service), name)
+                    has_files = os.path.isdir(path) and bool(os.listdir(path))
                     volumes.remove_all(service, report, name)
+                    if has_files:
+                        what = f"{service}: the activation is undone, and the volume {name!r} that "
+                        what += "it created is deleted with its files: they could be half made"
+                        report(Caution(what, ()))
             except Error as error:
                 errors[intent.service] = error
     return errors
