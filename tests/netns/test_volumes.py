@@ -179,6 +179,10 @@ def test_volumes_that_come_from_another_host_are_given_to_the_service_of_their_n
     assert lab.run("stat", "-c", "%u", "/tmp/precious").stdout == "1900000000\n", "behind a link"
     assert sh(lab, "db", "cat /data/a/file") == "moved\n"
     lab.niso("deactivate", "db")
+    lab.run("chown", "1900000000", f"{KEPT}/db/data/a")
+    lab.niso("activate", "db")
+    assert sh(lab, "db", "stat -c %u /data/a") == "1900000001\n", "the folder of the volume was its"
+    lab.niso("deactivate", "db")
     lab.run("chown", "1900000000", f"{KEPT}/db/data")
     lab.run("mkdir", f"{KEPT}/db/data/m")
     lab.run("mount", "--bind", host, f"{KEPT}/db/data/m")
@@ -262,6 +266,14 @@ def test_volumes_are_listed_with_their_sizes_and_removed_one_by_one(lab: Lab) ->
         ["api/more", "removed", "-"],
         ["db/more", "inactive", "/more"],
     ]
+    lab.run("sh", "-c", f"mkdir /srv/big && mv {KEPT}/db/more /srv/big && touch {KEPT}/db/stray")
+    lab.run("ln", "-s", "/srv/big/more", f"{KEPT}/db/more")  # as root moves it to another disk
+    assert "db/more" in lab.niso("volume", "list").stdout
+    lab.niso("save", "db", "-o", "/tmp/db.niso")
+    listed = lab.run("sh", "-c", "zstd -qdc /tmp/db.niso | tar tv").stdout
+    (line,) = [one for one in listed.splitlines() if one.endswith("/volumes/more/")]
+    assert line.startswith("drwx")
+    lab.run("sh", "-c", f"rm {KEPT}/db/stray {KEPT}/db/more && mv /srv/big/more {KEPT}/db/more")
     lab.niso("volume", "remove", "api/data", "api/more")
     assert not lab.path(f"{KEPT}/api").exists() and lab.path(f"{KEPT}/db/more").exists()
 

@@ -109,6 +109,15 @@ RemovingVolumes = event_class(
     "RemovingVolumes",
     lambda service, volumes: f"delete the volumes of {service}: {', '.join(volumes)}",
 )
+GivingVolume = event_class(
+    "GivingVolume",
+    lambda service, volume, uid, files=0: (
+        f"give volume {service}/{volume} to uid {uid}" + (f": {files} files" if files else "")
+    ),
+)
+"""The files of a named volume get the uid of its service. ``files`` were given so far."""
+Saving = event_class("Saving", lambda service, what: f"save {what} of {service}")
+Extracting = event_class("Extracting", lambda file: f"extract and check {file}")
 WaitingForPacket = event_class(
     "WaitingForPacket",
     lambda to, kind: (

@@ -19,7 +19,7 @@ from niso.base.errors import Conflict, Error, InvalidInput, NotFound, UsageError
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import DEFAULT_NETWORK
-from niso.base.report import Caution, Report, event_class, silent
+from niso.base.report import Caution, Extracting, Report, Saving, silent
 from niso.base.text import escaped, time_text
 from niso.change import activate, deactivate, journal, networks, start, targets
 from niso.change.admit import NO_STACK, StackMembership
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from niso.change.activate import Outcome
 
 FORMAT = 1
-Saving = event_class("Saving", lambda service, what: f"save {what} of {service}")
-Extracting = event_class("Extracting", lambda file: f"extract and check {file}")
 _ROOTFS = ".niso-rootfs"
 """Name of the folder with a loaded service's root file system, inside its package."""
 
@@ -254,7 +252,7 @@ def _write_one(
             reason = f"cannot save volume {name!r}: something is mounted at {point}"
             raise Conflict(reason, f"umount {point}", service=row.name)
         report(Saving(row.name, f"volume {name}"))
-        writer.add_tree(f"{base}/volumes/{name}", path)
+        writer.add_tree(f"{base}/volumes/{name}", os.path.realpath(path))
 
 
 def _describe(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from niso.base import paths
 from niso.base.errors import InvalidInput, NotFound
@@ -29,16 +30,19 @@ def lines(store: Store, wanted: list[str]) -> list[VolumeLine]:
 
     ``wanted`` has volumes (``db/data``) and services (``db``). Raises NotFound.
     """
-    names = [(service, name) for service in volumes.owners() for name in _names(service)]
+    names = [
+        (service, name) for service in volumes.owners() for name in volumes.existing_names(service)
+    ]
     for one in wanted:
         if not any(_is_meant(one, *volume) for volume in names):
             hint = "niso volume list lists the volumes"
             raise NotFound(f"no volume {one!r}" if "/" in one else f"{one!r} has no volume", hint)
-    return [
-        _line(store, service, name)
-        for service, name in sorted(names)
-        if not wanted or any(_is_meant(one, service, name) for one in wanted)
-    ]
+    found = []
+    for service, name in sorted(names):
+        if not wanted or any(_is_meant(one, service, name) for one in wanted):
+            with suppress(FileNotFoundError):  # the volume was removed in the meantime
+                found.append(_line(store, service, name))
+    return found
 
 
 def split(volume: str) -> tuple[str, str]:
@@ -47,10 +51,6 @@ def split(volume: str) -> tuple[str, str]:
     if not service or not name or "/" in name or name.startswith(".") or service.startswith("."):
         raise InvalidInput(f"{volume!r} is not SERVICE/NAME", "niso volume list lists the volumes")
     return service, name
-
-
-def _names(service: str) -> list[str]:
-    return volumes.existing_names(service)
 
 
 def _is_meant(given: str, service: str, name: str) -> bool:
@@ -64,7 +64,7 @@ def _line(store: Store, service: str, name: str) -> VolumeLine:
     mount = next((one.mount for one in declared if one.name == name and not one.host), None)
     path = os.path.join(paths.volume_dir(service), name)
     status = "removed" if row is None else "active" if row.active else "inactive"
-    size, files = volumes.size(path)
+    size, files = volumes.size(os.path.realpath(path))  # root may have moved it to another disk
     return VolumeLine(
         f"{service}/{name}", service, status, mount, os.lstat(path).st_uid, size, files, path
     )

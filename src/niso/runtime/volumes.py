@@ -12,12 +12,13 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import islice
 
 from niso.base import files, paths, signals
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.files import FOLDER
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.report import RemovingVolumes, Report, event_class, silent
+from niso.base.report import GivingVolume, RemovingVolumes, Report, silent
 from niso.plan.specs import SERVICE_UIDS, MountedVolume, ProcessSpec, taken
 from niso.runtime import cgroups, crun
 from niso.runtime.entrypoint import TOP_LINKS
@@ -132,14 +133,9 @@ def unwritable(spec: ProcessSpec) -> list[MountedVolume]:
     ]
 
 
-GivingVolume = event_class(
-    "GivingVolume",
-    lambda service, volume, uid, files=0: (
-        f"give volume {service}/{volume} to uid {uid}" + (f": {files} files" if files else "")
-    ),
-)
-"""The files of a named volume get the uid of its service. ``files`` were given so far."""
 _REPORT_EVERY = 10_000
+_MOST_ENTRIES = 1000
+"""How many files and folders directly in a volume are compared at each start."""
 
 
 def give_to_service(spec: ProcessSpec, report: Report = silent) -> None:
@@ -155,7 +151,9 @@ def give_to_service(spec: ProcessSpec, report: Report = silent) -> None:
         if not volume.named or volume.source is None or not os.path.isdir(volume.source):
             continue
         info = os.lstat(volume.source)
-        if _owner(info, spec) == (info.st_uid, info.st_gid):
+        if stat.S_ISLNK(info.st_mode):
+            continue  # root has moved the volume: the files are at a path of the host
+        if not _has_other_owner(volume.source, info, spec):
             continue
         if point := mounted_in(volume.source):
             reason = f"volume {volume.name!r} has the uid of another service: it cannot be given to"
@@ -176,6 +174,15 @@ def give_to_service(spec: ProcessSpec, report: Report = silent) -> None:
         except OSError as error:
             reason = f"cannot give volume {volume.name!r} to uid {spec.uid}: {error.strerror}"
             raise Error(reason, service=spec.service) from error
+
+
+def _has_other_owner(top: str, info: os.stat_result, spec: ProcessSpec) -> bool:
+    """Return whether a volume, or a file or folder directly in it, has another service's uid."""
+    if _owner(info, spec) != (info.st_uid, info.st_gid):
+        return True
+    with os.scandir(top) as entries:
+        found = [entry.stat(follow_symlinks=False) for entry in islice(entries, _MOST_ENTRIES)]
+    return any(_owner(one, spec) != (one.st_uid, one.st_gid) for one in found)
 
 
 def _owner(info: os.stat_result, spec: ProcessSpec) -> tuple[int, int]:
@@ -296,8 +303,9 @@ def mounts(spec: ProcessSpec, where: list[Placed], shared: str) -> list[dict[str
 
 def existing_names(service: str) -> list[str]:
     """Return the names of a service's existing named volumes. The service may have been removed."""
-    names = crun.names_in(paths.volume_dir(service))
-    return [name for name in names if not name.startswith(".")]
+    top = paths.volume_dir(service)
+    names = [name for name in crun.names_in(top) if not name.startswith(".")]
+    return [name for name in names if os.path.isdir(os.path.join(top, name))]
 
 
 def owners() -> dict[str, set[int]]:
