@@ -138,6 +138,7 @@ def take(lab: Lab) -> Snapshot:
     found["files"] = {
         path: value for path, value in files if path not in _FOLDERS and not path.startswith(_STAYS)
     }
+    found["store"].pop("deploy", None)  # the history, also of commands that changed nothing else
     return found
 
 
