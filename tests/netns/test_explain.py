@@ -529,11 +529,13 @@ def test_answers_know_whether_a_program_listens(lab: Lab) -> None:
     assert answer("six:8080") == answer("host:8003") == six
     assert answer("right:53") == f"{none} 10.99.1.5:53; python3 listens on 0.0.0.0:8080"
     assert answer("six:8080/udp") == (
-        f"{none} 10.99.1.4:8080/udp; no program of six listens on a udp port"
+        f"{none} 10.99.1.4:8080/udp; no program of six listens on any udp port"
     )
     assert explain(lab, "cli", "wrong")["listening"] is None  # ICMP has no ports
     # the host is asked too, unless another program may send its packets elsewhere
-    assert answer("host:70") == f"{none} 10.99.1.1:70; no program of the host listens on a tcp port"
+    assert (
+        answer("host:70") == f"{none} 10.99.1.1:70; no program of the host listens on any tcp port"
+    )
     lab.popen("/usr/bin/python3", "-IS", "-m", "http.server", "70", "--bind", "127.0.0.1")
     local_host = f"{none} 10.99.1.1:70; python3 listens on 127.0.0.1:70"
     lab.wait_for(lambda: answer("host:70") == local_host, 30, "the host's server")

@@ -15,9 +15,11 @@ from niso.kernel import netns, sockets
 
 
 def opened(
-    family: int, kind: int, address: str, port: int, *, only_v6: bool = False
+    family: int, kind: int, address: str, port: int, *, only_v6: bool = False, link: str = ""
 ) -> socket.socket:
     one = socket.socket(family, kind)
+    if link:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, link.encode())
     if family == socket.AF_INET6:
         one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_v6)
     one.bind((address, port))
@@ -39,6 +41,8 @@ def test_listeners_are_those_that_take_what_comes_to_their_port() -> None:
         only6 = opened(socket.AF_INET6, kind, "::", 8004, only_v6=True)
         both = opened(socket.AF_INET6, kind, "::", 8005)
         mapped = opened(socket.AF_INET6, kind, "::ffff:127.0.0.1", 8006)
+        local4 = opened(socket.AF_INET, kind, "0.0.0.0", 8008, link="lo")
+        local6 = opened(socket.AF_INET6, kind, "::", 8009, link="lo")
         client = socket.socket(socket.AF_INET, kind)
         client.bind(("127.0.0.1", 8007))
         client.connect(("127.0.0.1", 8001))
@@ -50,9 +54,12 @@ def test_listeners_are_those_that_take_what_comes_to_their_port() -> None:
             (socket.AF_INET6, "::", 8005, inode(both)),
             (socket.AF_INET, "0.0.0.0", 8005, inode(both)),
             (socket.AF_INET, "127.0.0.1", 8006, inode(mapped)),
+            (socket.AF_INET, "127.0.0.1", 8008, inode(local4)),
+            (socket.AF_INET6, "::1", 8009, inode(local6)),
+            (socket.AF_INET, "127.0.0.1", 8009, inode(local6)),
         }
         assert set(sockets.listeners(proto)) == expected
-        for port in range(8000, 8009):
+        for port in range(8000, 8011):
             assert set(sockets.listeners(proto, port)) == {
                 row for row in expected if row[2] == port
             }

@@ -44,6 +44,7 @@ _PROTOCOLS = {
     "sctp": (socket.IPPROTO_SCTP, _LISTEN),
 }
 _LAST_PORT = 65535
+_LOOPBACK = 1  # the index of lo in each network namespace (linux/net_namespace.h)
 _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0.0.0.0/96
 
 _request = struct.Struct("=BBBxI")  # struct inet_diag_req_v2, before its socket id
@@ -92,7 +93,8 @@ def listeners(proto: str, first: int | None = None, last: int | None = None) -> 
 
     For "tcp" and "sctp" these are listening sockets, for "udp" those that are bound and not
     connected. With ``first``, only sockets at this port, or at a port of ``first`` to ``last``, are
-    returned. An IPv6 socket that also accepts IPv4 is returned once for each family.
+    returned. An IPv6 socket that also accepts IPv4 is returned once for each family. The address of
+    a socket that is bound to the device lo alone is a loopback address.
     """
     number, state = _PROTOCOLS[proto]
     low, high = (1, _LAST_PORT) if first is None else (first, first if last is None else last)
@@ -235,9 +237,13 @@ def _address(family: int, packed: bytes) -> tuple[int, str]:
 
 def _parse(body: bytes) -> list[Listener]:
     port, _, source, _ = _id.unpack_from(body, 4)
+    link: int = struct.unpack_from("=I", body, 4 + _id.size)[0]
     inode: int = struct.unpack_from("=I", body, 4 + _ID_SIZE + 16)[0]
     result = [Listener(*_address(body[0], source), port, inode)]
     only_v6 = attributes(body, _ATTRIBUTES).get(_SKV6ONLY, b"\1") != b"\0"
     if body[0] == socket.AF_INET6 and source == bytes(16) and not only_v6:
         result.append(Listener(socket.AF_INET, "0.0.0.0", port, inode))
+    if link == _LOOPBACK and source == bytes(16):  # bound to the device lo (SO_BINDTODEVICE)
+        own: dict[int, str] = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+        return [one._replace(address=own[one.family]) for one in result]
     return result

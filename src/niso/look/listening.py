@@ -73,10 +73,11 @@ class Listening(NamedTuple):
             f"{other.text} (IPv6 only)" if is_ipv4 and other.address == ANY6 else other.text
             for other in self.others[:_SHOWN]
         ]
-        if len(self.others) > _SHOWN:
-            shown.append(f"{len(self.others) - _SHOWN} more sockets listen elsewhere")
+        more = len(self.others) - _SHOWN
+        if more > 0:
+            shown.append(f"{more} more socket{'s listen' if more > 1 else ' listens'} elsewhere")
         whose = "the host" if self.service == HOST else self.service
-        instead = ", ".join(shown) or f"no program of {whose} listens on a {self.proto} port"
+        instead = ", ".join(shown) or f"no program of {whose} listens on any {self.proto} port"
         return f"nothing listens on {at}; {instead}"
 
 
