@@ -131,8 +131,7 @@ def save(
         if not os.path.isdir(row.package):
             reason = f"its package copy {row.package} is gone"
             raise NotFound(reason, row.again, service=row.name)
-    path = None if path is None else os.path.realpath(path)
-    if path is not None and os.path.lexists(path) and not os.path.isfile(path):
+    if path is not None and os.path.exists(path) and not os.path.isfile(path):
         what = "a folder" if os.path.isdir(path) else "not a regular file"
         raise InvalidInput(f"{path} is {what}", "name a file in a folder", "--output")
     with ExitStack() as held:
@@ -150,7 +149,8 @@ def save(
             with open(1, "wb", closefd=False) as out:
                 _write(machine, now, described, out, report)
             return Saved("-", 0, tuple(names))
-        draft = f"{path}.new"
+        target = os.path.realpath(path)  # a link stays, and leads to the archive
+        draft = f"{target}.new"
         held.callback(_unlink, draft)
         fd = files.make(draft, 0o600)
         with open(fd, "wb") as out:
@@ -158,7 +158,7 @@ def save(
             out.flush()
             os.fsync(out.fileno())
             size = os.fstat(out.fileno()).st_size
-        files.rename(draft, path)
+        files.rename(draft, target)
     return Saved(path, size, tuple(names))
 
 
