@@ -179,9 +179,14 @@ def test_volumes_that_come_from_another_host_are_given_to_the_service_of_their_n
     assert lab.run("stat", "-c", "%u", "/tmp/precious").stdout == "1900000000\n", "behind a link"
     assert sh(lab, "db", "cat /data/a/file") == "moved\n"
     lab.niso("deactivate", "db")
-    lab.run("chown", "1900000000", f"{KEPT}/db/data/a")
+    # files that were copied into the volume, whose folder has the right owner
+    lab.run("chown", "-R", "1900000000", f"{KEPT}/db/data/a")
+    lab.run("chattr", "+i", f"{KEPT}/db/data/a/file")
+    assert "cannot give volume 'data' to uid 1900000001" in refused(lab, "activate", "db")
+    lab.run("chattr", "-i", f"{KEPT}/db/data/a/file")
     lab.niso("activate", "db")
-    assert sh(lab, "db", "stat -c %u /data/a") == "1900000001\n", "the folder of the volume was its"
+    owners = sh(lab, "db", "stat -c %u /data /data/a /data/a/file")
+    assert owners == "1900000001\n" * 3, "the second start goes on after the first"
     lab.niso("deactivate", "db")
     lab.run("chown", "1900000000", f"{KEPT}/db/data")
     lab.run("mkdir", f"{KEPT}/db/data/m")
