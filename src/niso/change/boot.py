@@ -10,6 +10,8 @@ services, because the unit of a service may itself be waiting for the firewall's
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable
 
 from niso.base import paths
@@ -213,9 +215,13 @@ def _refuse_without_systemd(rows: Iterable[ServiceRow]) -> None:
 
 
 def cron_line(service: str, schedule: str) -> str:
-    """Return the line of crontab(5) that runs a job at the times of its schedule."""
+    """Return the line of crontab(5) that runs a job at the times of its schedule.
+
+    Cron looks for commands in /usr/bin and /bin alone.
+    """
     times = process_keys.cron(schedule) or "MINUTE HOUR DAY MONTH WEEKDAY"
-    return f"{times} niso activate {service} && niso restart {service}"
+    niso = "niso" if os.path.exists("/usr/bin/niso") else os.path.join(sys.prefix, "bin/niso")
+    return f"{times} {niso} activate {service} && {niso} restart {service}"
 
 
 # --- enable, disable ------------------------------------------------------------------------------

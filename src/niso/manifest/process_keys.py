@@ -110,14 +110,13 @@ def calendar(text: str, key: str) -> str:
     """Return a calendar event of systemd.time(7), with single spaces. Raises InvalidInput."""
     plain = " ".join(text.split())
     right = "a calendar event of systemd.time(7), such as daily, Mon..Fri 08:00 or *-*-* 03:00"
-    reason = "is not a valid time"
+    reason, example = "is not a valid time", "*-*-* 03:00"
     if plain.lower() in _CRON:
         return plain.lower()
     valid = len(plain) <= MAX_CALENDAR and _calendar_parts(plain) is not None
-    if not valid and _of_cron(plain):
-        reason += " (it has the form of cron)"
-        right = f'"{_of_cron(plain)}"'
-    values.require(text, key, None if valid else reason, right, '"*-*-* 03:00"')
+    if not valid and (converted := _of_cron(plain)):
+        reason, example = "is a time of cron", converted
+    values.require(text, key, None if valid else reason, right, f'"{example}"')
     return plain
 
 
