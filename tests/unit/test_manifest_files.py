@@ -14,6 +14,7 @@ from manifests import HEAD, error, loaded, write
 from refusals import refuses
 
 from niso.base.errors import Error, ErrorGroup, InvalidInput, NotFound
+from niso.cli import main
 from niso.manifest import image, toml
 from niso.manifest.load import load
 from niso.runtime import package
@@ -99,6 +100,29 @@ def test_manifest_that_is_no_regular_file_is_refused_without_waiting(tmp_path: P
     ):
         with pytest.raises(Error, match=words):
             load(str(tmp_path / name))
+
+
+@pytest.mark.usefixtures("alarm")
+def test_texts_that_would_take_long_end_soon(tmp_path: Path, capsys: Any) -> None:
+    """tomllib alone needs memory that grows with the square of the parts of a key."""
+    dots = "a." * 100_000
+    for text in (f"{dots}b=1", f"[{dots}b]", f"x={{ {'a . ' * 17}b=1 }}", '"a".' * 90_000 + "b=1"):
+        with refuses(InvalidInput, "line 1: a key has more than 16 parts"):
+            load(write(tmp_path, text))
+    # dots in strings and comments are no keys, and a string without an end takes no longer
+    dots = "1." * 5_000
+    words = f"\"{dots}\", \"\"\"\n{dots}\n\"\"\", '{dots}', '''\n{dots}'''"
+    text = HEAD + f"args = [{words}] # {dots}\n"
+    assert len(loaded(tmp_path, text).program.args) == 4
+    with refuses(InvalidInput, "line 1"):
+        load(write(tmp_path, '"""\\' * 200_000 + "." * 20))
+    volumes = "".join(f'volumes.v{n}.mount = "/srv/v{n}"\n' for n in range(3_000))
+    write(tmp_path, 'package = { name = "a", version = "1" }\nbinary.entrypoint = "sh"\n' + volumes)
+    assert main.run(["check", str(tmp_path)]) == 0
+    write(tmp_path, HEAD + "".join(f"b{n} = 1\n" for n in range(3_000)))
+    assert main.run(["check", str(tmp_path)]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) < 300 and said[-1] == "niso: 2900 more errors"
 
 
 @pytest.mark.parametrize("path", ["a\x00b", "\ud800.toml", "\x1b[31m.toml"])

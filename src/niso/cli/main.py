@@ -107,10 +107,15 @@ def _run(arguments: list[str], as_json: bool) -> int:
         return _failed(known, as_json, failed or 1)
 
 
+MAX_SHOWN = 100
+"""Limit of errors that a command prints as text."""
+
+
 def _report(error: Error, as_json: bool) -> None:
     """Print an error, or each error of a group, on stderr, as text or JSON."""
     try:
-        for one in error.errors if isinstance(error, ErrorGroup) else [error]:
+        errors = error.errors if isinstance(error, ErrorGroup) else [error]
+        for one in errors if as_json else errors[:MAX_SHOWN]:
             if as_json:
                 import json
 
@@ -118,6 +123,8 @@ def _report(error: Error, as_json: bool) -> None:
                 print(json.dumps({"error": body}), file=sys.stderr)
             else:
                 error_lines(one.message, one.hint)
+        if not as_json and len(errors) > MAX_SHOWN:
+            error_lines(f"{len(errors) - MAX_SHOWN} more errors", None)
     except (OSError, MemoryError):  # stderr is closed, or nothing can be imported
         try:
             os.write(2, f"niso: {error.message}\n".encode(errors="backslashreplace"))

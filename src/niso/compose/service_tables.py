@@ -154,8 +154,8 @@ class ComposeService:
             self._gap(
                 "image",
                 f"put the files of {named} into rootfs/{self.name}, see below; what its image says"
-                " of user, environment and working directory is not known here. Import again when"
-                f" images/{self.name} exists",
+                " of user, environment, working directory and stop signal is not known here. Import"
+                f" again when images/{self.name} exists",
             )
         argv = [*(first or []), *(then or [])]
         if not argv:

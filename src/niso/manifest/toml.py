@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 
 MAX_BYTES = 1024 * 1024
+_MAX_PARTS = 16
+"""Limit of parts in a dotted key."""
 _COMPOSE = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
 _COMMANDS = {
     "stack.toml": "niso stack up {folder}",
@@ -155,6 +157,7 @@ def parse(content: bytes) -> dict[str, object]:
         raise InvalidInput(reason, "save the file as UTF-8") from None
     import tomllib
 
+    _refuse_long_keys(text)
     try:
         data = tomllib.loads(text)
         if "audit_until" in text:
@@ -167,6 +170,24 @@ def parse(content: bytes) -> dict[str, object]:
         raise InvalidInput("nested too deeply") from None
     except ValueError:  # int() has a limit of digits; all other ValueErrors are TOMLDecodeErrors
         raise InvalidInput("a number has too many digits") from None
+
+
+def _refuse_long_keys(text: str) -> None:
+    """Raise InvalidInput if a key has too many parts, such as ``a.a.a``.
+
+    The memory that tomllib needs for a key grows with the square of the number of its parts.
+    """
+    if all(line.count(".") < _MAX_PARTS for line in text.split("\n")):
+        return
+    line, dots = 1, 0
+    for piece in _PIECE.findall(text):
+        if piece[0] not in "\"'#":
+            for position, part in enumerate(re.split(r"[=,\[\]{}\n]", piece)):
+                dots = part.count(".") + (0 if position else dots)
+                if dots >= _MAX_PARTS:
+                    reason = f"line {line}: a key has more than {_MAX_PARTS} parts"
+                    raise InvalidInput(reason, "docs/reference/manifest.md has the keys")
+        line += piece.count("\n")
 
 
 def write_dates(table: dict[str, object]) -> None:
@@ -219,9 +240,11 @@ _PART = re.compile(
 )
 _INDEX = re.compile(r"\[(\d+)\]")
 _PIECE = re.compile(
-    r'"""(?:[^\\]|\\.)*?"{3,5}|\'\'\'.*?\'{3,5}|"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|#[^\n]*|[\[{]|[\]}]|\n|[^\[\]{}"\'#\n]+',
+    r'"""(?:[^\\]|\\.)*?(?:"{3,5}|\Z)|\'\'\'.*?(?:\'{3,5}|\Z)'
+    r'|"(?:[^"\\\n]|\\.)*"?|\'[^\'\n]*\'?|#[^\n]*|[\[{]|[\]}]|\n|[^\[\]{}"\'#\n]+',
     re.DOTALL,
 )
+"""Matches the tokens of a text in time linear in its length, even if a string has no end."""
 
 
 def locate(text: str, errors: list[Error]) -> None:

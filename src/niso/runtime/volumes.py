@@ -41,15 +41,39 @@ def resolve_mount_points(rootfs: str | None, volumes: Iterable[MountedVolume]) -
     ``rootfs`` is the service's root file system, or None. Raises InvalidInput with the key of the
     manifest if a mount point cannot be used, or if two overlap.
     """
+    placed, errors = _placed(rootfs, volumes)
+    if errors:
+        raise errors[0]
+    return placed
+
+
+def check(rootfs: str | None, volumes: Iterable[MountedVolume]) -> list[InvalidInput]:
+    """Return all errors in the volumes of a service. Nothing is changed."""
+    return _placed(rootfs, volumes)[1]
+
+
+def _placed(
+    rootfs: str | None, volumes: Iterable[MountedVolume]
+) -> tuple[list[Placed], list[InvalidInput]]:
     result: list[Placed] = []
+    errors: list[InvalidInput] = []
+    points: dict[str, tuple[str, str]] = {}  # mount point -> as in the manifest, and itself
+    above: dict[str, tuple[str, str]] = {}  # folder above a mount point -> the same
     for volume in volumes:
-        at = _place(rootfs, volume)
-        for other, taken_at, _ in result:
-            if _is_within(at, taken_at) or _is_within(taken_at, at):
-                reason = f"it is {at}, which overlaps with {other.mount} ({taken_at})"
+        try:
+            at = _place(rootfs, volume)
+            folders = [at[:end] for end, letter in enumerate(at) if letter == "/" and end]
+            taken_by = [points[place] for place in (at, *folders) if place in points]
+            if taken_by := [*taken_by, *([above[at]] if at in above else ())]:
+                other, taken_at = taken_by[0]
+                reason = f"it is {at}, which overlaps with {other} ({taken_at})"
                 raise _bad_mount(volume, reason)
-        result.append((volume, at, _is_folder(volume)))
-    return result
+            result.append((volume, at, _is_folder(volume)))
+            points[at] = volume.mount, at
+            above |= dict.fromkeys(folders, points[at])
+        except InvalidInput as error:
+            errors.append(error)
+    return result, errors
 
 
 def _place(rootfs: str | None, volume: MountedVolume) -> str:
@@ -66,7 +90,8 @@ def _place_assembled(volume: MountedVolume) -> str:
     path = volume.mount
     read_only = ["/usr", *(f"/{name}" for name in TOP_LINKS)]
     read_only = [folder for folder in read_only if _is_within(path, folder)]
-    read_only += [folder for folder in etc_folders() if path.startswith(f"{folder}/")]
+    if path.startswith("/etc/"):
+        read_only += [folder for folder in etc_folders() if path.startswith(f"{folder}/")]
     if read_only:
         raise _bad_mount(volume, f"without a rootfs, {read_only[0]} is the host's, read-only")
     links = [(link, target) for link, target in _LINKS if _is_within(path, link)]
@@ -366,17 +391,3 @@ def remove_all(service: str, report: Report, volume: str = "") -> None:
         reason = f"cannot remove its volumes: {folder}{inside}: {error.strerror}"
         hint = "once that is corrected, remove them again"
         raise Error(reason, hint, service=service) from error
-
-
-def check(rootfs: str | None, volumes: Iterable[MountedVolume]) -> list[InvalidInput]:
-    """Return all errors in the volumes of a service. Nothing is changed."""
-    errors: list[InvalidInput] = []
-    good: list[MountedVolume] = []
-    for volume in volumes:
-        try:
-            resolve_mount_points(rootfs, [*good, volume])
-        except InvalidInput as error:
-            errors.append(error)
-        else:
-            good.append(volume)
-    return errors
