@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import tarfile
 from typing import Any
 
@@ -155,6 +156,16 @@ def test_service_that_is_changed_while_it_is_saved_is_not_saved(lab: Lab) -> Non
     lab.niso("activate", idle(lab, "api", volumes=VOLUME))
     sh(lab, "api", "head -c 60000000 /dev/urandom >/data/big")
     wait = "for i in $(seq 600); do [ -e /tmp/go ] && break; sleep 0.1; done; cat >/tmp/x.niso"
+    # killed while the service is stopped: the next command starts it
+    lab.run("mkfifo", "/tmp/fifo")
+    saving = lab.popen("sh", "-c", "exec niso save api --stop -o - >/tmp/fifo")
+    reading = lab.popen("sh", "-c", "exec sleep 1000 </tmp/fifo")
+    lab.wait_for(lambda: inspect(lab, "api")["pid"] is None, 30, "a stop")
+    saving.send_signal(signal.SIGKILL)
+    saving.wait(60)
+    reading.send_signal(signal.SIGKILL)
+    lab.niso("activate", idle(lab, "other"))
+    assert ps(lab, "api")["status"] == "running"
     saving = lab.popen("sh", "-c", f"niso save api -o - 2>/tmp/said | ({wait})")
     lab.wait_for(lambda: "zstd" in lab.run("ps", "-eo", "args").stdout)
     lab.run("kill", "-9", str(inspect(lab, "api")["pid"]))

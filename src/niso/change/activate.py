@@ -541,12 +541,17 @@ def _outcome(store: Store, done: Change, changed: bool) -> Outcome:
 
 
 def restart(
-    machine: Machine, services: list[str], report: Report = silent, after: After | None = None
+    machine: Machine,
+    services: list[str],
+    report: Report = silent,
+    after: After | None = None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> None:
     """Restart the processes of active services; their networks stay unchanged.
 
-    ``after`` is described at `start.run`. Raises Conflict, NotFound or ProcessError. After an
-    error, processes that niso has stopped are started again.
+    ``after`` is described at `start.run`. ``meanwhile`` is called while none of the processes runs.
+    Raises Conflict, NotFound or ProcessError, and the errors of ``meanwhile``. After an error,
+    processes that niso has stopped are started again.
     """
     store = machine.store
     recover(machine, report, services)
@@ -574,6 +579,10 @@ def restart(
         try:
             rows = _refreshed(store, rows)
             _leave(machine, instances, report)
+            if meanwhile is not None:
+                errors = stop.stop(machine.processes, rows, report, after or {})
+                raise_all([*errors.values()])
+                meanwhile()
             start.restart(machine.processes, rows, report, after)
             stop.end_intents(store, services)
             _serve(machine, instances)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import ExitStack
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
@@ -116,8 +116,8 @@ def save(
 ) -> Saved:
     """Write services to an archive file, or to standard output if ``path`` is None.
 
-    ``secrets`` includes the content of their secrets. With ``stop``, active services are
-    deactivated meanwhile, so that their volumes do not change. Raises Conflict, NotFound, Error.
+    ``secrets`` includes the content of their secrets. With ``stop``, active services are stopped
+    meanwhile, so that their volumes do not change. Raises Conflict, NotFound, Error.
     """
     store = machine.store
     journal.recover(machine, report, names)
@@ -134,32 +134,50 @@ def save(
     if path is not None and os.path.exists(path) and not os.path.isfile(path):
         what = "a folder" if os.path.isdir(path) else "not a regular file"
         raise InvalidInput(f"{path} is {what}", "name a file in a folder", "--output")
+    after = _dependencies(machine, names, report)
+    active = [row.name for row in rows if stop and row.active and not row.is_job]
+    size = 0
+
+    def write() -> None:
+        nonlocal size
+        now = [store.require_known(name) for name in names]
+        kept = [row._replace(active=was.active) for row, was in zip(now, rows, strict=True)]
+        described = _describe(machine, kept, secrets, after)
+        size = _write_file(path, lambda out: _write(machine, now, described, out, report))
+
+    if active and not any(row.mode == "front" for row in rows):
+        # also if this process is killed, the next command or boot starts the services
+        activate.restart(machine, active, report, _among(after, active), meanwhile=write)
+        return Saved(path or "-", size, tuple(names))
     with ExitStack() as held:
-        after = _dependencies(machine, names, report)
-        if stop and (active := [row.name for row in rows if row.active and not row.is_job]):
+        if active:
             held.callback(_activate_again, machine, active, after, report)
             deactivate.deactivate(machine, active, report, keep_forwards=True, needs=after)
         # an active service is not locked: conmon could not restart it while it is saved
         idle = [name for name in names if not store.require_known(name).active]
         held.enter_context(journal.locked(store, idle))
-        now = [store.require_known(name) for name in names]
-        rows = [row._replace(active=was.active) for row, was in zip(now, rows, strict=True)]
-        described = _describe(machine, rows, secrets, after)
-        if path is None:
-            with open(1, "wb", closefd=False) as out:
-                _write(machine, now, described, out, report)
-            return Saved("-", 0, tuple(names))
-        target = os.path.realpath(path)  # a link stays, and leads to the archive
-        draft = f"{target}.new"
-        held.callback(_unlink, draft)
-        fd = files.make(draft, 0o600)
-        with open(fd, "wb") as out:
-            _write(machine, now, described, out, report)
+        write()
+    return Saved(path or "-", size, tuple(names))
+
+
+def _write_file(path: str | None, write: Callable[[IO[bytes]], None]) -> int:
+    """Write a file at once, or to standard output if ``path`` is None. Return its size in bytes."""
+    if path is None:
+        with open(1, "wb", closefd=False) as out:
+            write(out)
+        return 0
+    target = os.path.realpath(path)  # a link stays, and leads to the archive
+    draft = f"{target}.new"
+    try:
+        with open(files.make(draft, 0o600), "wb") as out:
+            write(out)
             out.flush()
             os.fsync(out.fileno())
             size = os.fstat(out.fileno()).st_size
         files.rename(draft, target)
-    return Saved(path, size, tuple(names))
+    finally:
+        _unlink(draft)
+    return size
 
 
 def _unlink(path: str) -> None:
