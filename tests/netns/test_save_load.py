@@ -50,7 +50,8 @@ def test_services_are_restored_on_an_empty_host_as_they_were(lab: Lab) -> None:
     lab.niso("remove", "first")
     before = {name: ps(lab, name)["address"] for name in ("db", "api")}
     assert before["db"][0] == "10.77.0.3", "not the first address"
-    listing = "cd /data && find . -exec stat -c '%n %a %F %s' {} + | sort"
+    sh(lab, "db", "ln /data/a/file /data/again; truncate -s 50M /data/holes")
+    listing = "cd /data && find . -exec stat -c '%n %a %F %s %h' {} + | sort"
     files = sh(lab, "db", listing)
     assert "db, api" in saved(lab, "db", "api", "--secrets")
     assert lab.run("stat", "-c", "%a", "/tmp/x.niso").stdout == "600\n"
@@ -58,6 +59,7 @@ def test_services_are_restored_on_an_empty_host_as_they_were(lab: Lab) -> None:
     lab.niso("load", "/tmp/x.niso")
     assert {name: ps(lab, name)["address"] for name in ("db", "api")} == before
     assert sh(lab, "db", listing) == files and sh(lab, "db", "cat /data/a/file") == "one\n"
+    assert sh(lab, "db", "stat -c %b /data/holes") == "0\n"
     assert sh(lab, "db", "cat /run/secrets/token") == "s3cret\n"
     lab.niso("activate", idle(lab, "other", network=on("back")))
     assert answer(lab, before["db"][0], 80, "niso-api"), "the policy is that of the last activation"
@@ -233,6 +235,22 @@ ESCAPES = {
     "link": [*FOLDERS, entry(f"{OUT}/a", tarfile.SYMTYPE, "/tmp"), entry(f"{OUT}/a/escaped")],
     "twice": [*FOLDERS, entry(f"{OUT}/a", tarfile.SYMTYPE, "/tmp/escaped"), entry(f"{OUT}/a")],
     "hard link": [*FOLDERS, entry(f"{OUT}/a", tarfile.LNKTYPE, "/etc/shadow")],
+    "hard link to a link": [
+        *FOLDERS,
+        entry(f"{OUT}/a", tarfile.SYMTYPE, "/etc/shadow"),
+        entry(f"{OUT}/b", tarfile.LNKTYPE, f"{OUT}/a"),
+    ],
+    "hard link through a link": [
+        *FOLDERS,
+        entry(f"{OUT}/a", tarfile.SYMTYPE, "/etc"),
+        entry(f"{OUT}/b", tarfile.LNKTYPE, f"{OUT}/a/shadow"),
+    ],
+    "hard link to the manifest": [
+        *FOLDERS,
+        entry("services/api/manifest.toml"),
+        entry(f"{OUT}/a", tarfile.LNKTYPE, "services/api/manifest.toml"),
+    ],
+    "hard link to a parent": [*FOLDERS, entry(f"{OUT}/a", tarfile.LNKTYPE, f"{OUT}/../../x")],
     "device": [*FOLDERS, entry(f"{OUT}/a", tarfile.BLKTYPE)],
     "volume is a link": [*FOLDERS[:3], entry(OUT, tarfile.SYMTYPE, "/etc")],
     "service is a link": [FOLDERS[0], entry("services/api", tarfile.SYMTYPE, "/srv")],

@@ -4,7 +4,8 @@ The first entry describes the content (`DESCRIPTION`). The last one, SHA256SUMS,
 each file, as sha256sum(1) prints it, and one digest of the names, owners and modes of all entries.
 An archive is read as untrusted data: an entry cannot be created outside the target folder, because
 each folder is opened without following links, and nothing that exists is replaced. Links are only
-allowed inside a package, a root file system and a volume.
+allowed inside a package, a root file system and a volume. A hard link must lead to a file that the
+same folder of the archive has.
 """
 
 from __future__ import annotations
@@ -124,6 +125,8 @@ class ArchiveWriter:
         pipe: Any = _Pipe(out)
         self._tar = tarfile.TarFile(fileobj=pipe, mode="w", format=tarfile.PAX_FORMAT)
         self._sums = _Sums()
+        self._linked: dict[tuple[int, int], str] = {}
+        """The files with several names in the folder that is being added, by device and inode."""
         text = json.dumps(description, indent=1, ensure_ascii=False)
         self.add_bytes(DESCRIPTION, text.encode("utf-8", "surrogateescape"))
 
@@ -144,6 +147,7 @@ class ArchiveWriter:
 
     def add_tree(self, name: str, top: str, but: str = "") -> None:
         """Add a folder with its content, except for the file ``but`` in it. Raises OSError."""
+        self._linked.clear()
         self._add(name, os.lstat(top), -1, top)
         for entry in volumes.walk(top):
             if entry.path != but:
@@ -153,6 +157,14 @@ class ArchiveWriter:
     def _add(self, name: str, info: os.stat_result, folder: int, file: str) -> None:
         kind = _KINDS.get(stat.S_IFMT(info.st_mode))
         if kind is None:
+            return
+        inode = (info.st_dev, info.st_ino)
+        if kind == tarfile.REGTYPE and (first := self._linked.get(inode)) is not None:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.LNKTYPE, first
+            self._tar.addfile(member)
+            _forget_members(self._tar)
+            self._sums.add(member, None)
             return
         where = folder if folder >= 0 else None
         member = tarfile.TarInfo(name)
@@ -173,6 +185,8 @@ class ArchiveWriter:
                 raise OSError(errno.ESTALE, "was replaced by something else", name)
             member.size = now.st_size
             content = _Content(fd, now.st_size)
+            if now.st_nlink > 1:
+                self._linked[now.st_dev, now.st_ino] = name
             self._tar.addfile(member, content)  # type: ignore[arg-type]  # only read() is called
             _forget_members(self._tar)
         finally:
@@ -347,9 +361,12 @@ def _extract_one(tar: tarfile.TarFile, member: tarfile.TarInfo, place: _Place) -
     if any(part in ("", ".", "..") for part in parts) or "\0" in member.name + member.linkname:
         raise _damaged(f"has an entry that leaves its folder: {escaped(member.name)}")
     is_odd = member.issparse() or member.size < 0 or (member.issym() and not member.linkname)
-    if member.type not in _KINDS.values() or is_odd:
+    if member.type not in (*_KINDS.values(), tarfile.LNKTYPE) or is_odd:
         raise _damaged(f"has an entry of a type that is not allowed: {escaped(member.name)}")
     _check_layout(parts, member)
+    if member.islnk():
+        _link(parts, member, place)
+        return None
     place.take_file()
     digest = None
     parent = place.go(parts[:-1], member.name)
@@ -381,6 +398,31 @@ def _extract_one(tar: tarfile.TarFile, member: tarfile.TarInfo, place: _Place) -
     except FileExistsError:
         raise _damaged(f"has an entry twice: {escaped(member.name)}") from None
     return digest
+
+
+def _link(parts: list[str], member: tarfile.TarInfo, place: _Place) -> None:
+    """Create a hard link to a file of the same package, root file system or volume."""
+    other = member.linkname.split("/")
+    depth = 4 if parts[2] == "volumes" else 3
+    reason = f"has an entry that links to a file outside its folder: {escaped(member.name)}"
+    is_below = len(other) > depth and other[:depth] == parts[:depth]
+    if not is_below or any(part in ("", ".", "..") for part in other):
+        raise _damaged(reason)
+    folder = place.go(other[:-1], member.name)
+    try:
+        fd = os.open(other[-1], os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    except FileNotFoundError:
+        raise _damaged(reason) from None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise _damaged(reason)
+        place.take_file()
+        parent = place.go(parts[:-1], member.name)
+        os.link(f"/proc/self/fd/{fd}", parts[-1], dst_dir_fd=parent, follow_symlinks=True)
+    except FileExistsError:
+        raise _damaged(f"has an entry twice: {escaped(member.name)}") from None
+    finally:
+        os.close(fd)
 
 
 class _Place:
