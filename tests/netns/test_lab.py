@@ -207,7 +207,9 @@ def test_lab_that_cannot_be_made_says_why_with_status_125(lab: Lab) -> None:
     done = lab.run("setpriv", "--bounding-set", "-sys_admin", *LAB, "true", check=False)
     assert done.returncode == 125
     assert done.stderr.startswith("niso: cannot ")
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr and "--privileged" in done.stderr
+    done = lab.run("unshare", "--user", "--map-root-user", *LAB, "true", check=False)
+    assert done.returncode == 125 and "user namespace" in done.stderr
 
 
 def test_mount_whose_name_is_not_utf_8_does_not_hinder_a_lab(lab: Lab) -> None:

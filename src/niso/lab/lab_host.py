@@ -286,7 +286,12 @@ def _reachable(current: str, covered: Iterable[str]) -> list[str]:
 def _mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
     names = (os.fsencode(source), os.fsencode(target), kind.encode())
     if _libc.mount(*names, flags, os.fsencode(options)):
-        raise refused(f"mount {kind or source} on {target}", ctypes.get_errno())
+        error = refused(f"mount {kind or source} on {target}", ctypes.get_errno())
+        with open("/proc/self/uid_map", encoding="ascii") as ids:
+            if ids.read().split() != ["0", "0", "4294967295"]:  # user_namespaces(7)
+                error.hint = "run it as the machine's root: this is a user namespace, such as a"
+                error.hint += " rootless container"
+        raise error
 
 
 # --- cgroups --------------------------------------------------------------------------------------
