@@ -33,6 +33,8 @@ from niso.kernel import foreign_chains
 from niso.kernel.foreign_chains import (
     CLOBBERS,
     MAY_MATCH,
+    MAY_MATCH_END,
+    ORIGINAL,
     Between,
     Chain,
     ChainVerdict,
@@ -322,7 +324,7 @@ def test_families_are_those_of_the_bridge() -> None:
 
 def expressions(*entries: tuple[str, bytes]) -> bytes:
     listed = (nested(1, text(1, name), nested(2, data)) for name, data in entries)
-    return bytes(4) + nested(4, *listed)
+    return bytes([2, 0, 0, 0]) + nested(4, *listed)
 
 
 def be32(kind: int, number: int) -> bytes:
@@ -351,18 +353,42 @@ def test_rule_is_read_from_the_kernels_words() -> None:
 @pytest.mark.parametrize(
     ("flags", "inverted", "states", "expected"),
     [
-        (0x2001, 0, 2 | 4, IptablesMatch(2 | 4)),
-        (0x1, 1, 8, IptablesMatch(8, True)),
-        (0x1000, 0, 0, IptablesMatch(None, False, False)),
-        (0x1001, 0x1000, 2, IptablesMatch(2, False, True)),
-        (0x41, 0, 2, MAY_MATCH),  # and a status
-        (0x2, 0, 0, MAY_MATCH),  # a protocol
+        (0x2001, 0, 2 | 4, [IptablesMatch(2 | 4)]),
+        (0x1, 1, 8, [IptablesMatch(8, True)]),
+        (0x1000, 0, 0, [IptablesMatch(None, False, False)]),
+        (0x1001, 0x1000, 2, [IptablesMatch(2, False, True)]),
+        (
+            0x41,  # and a status
+            0,
+            2,
+            [
+                IptablesMatch(2),
+                RegisterLoad(80, "ct", 2),
+                Mask(80, 80, struct.pack("=I", 32), bytes(4)),
+                Between(80, bytes(4), bytes(4), True),
+            ],
+        ),
+        (0x2, 2, 0, [RegisterLoad(80, "meta", 16), Between(80, b"\6", b"\6", True)]),  # a protocol
+        (
+            0x208,  # the destination before DNAT
+            0x8,
+            0,
+            [
+                RegisterLoad(80, ORIGINAL, 20),
+                Mask(80, 80, b"\xff\xff\0\0", bytes(4)),
+                Between(80, b"\n\1\0\0", b"\n\1\0\0", True),
+                RegisterLoad(80, ORIGINAL, 12),
+                Between(80, b"\0P", b"\0Z"),
+            ],
+        ),
+        (0x10, 0, 0, [MAY_MATCH]),  # the source of replies
     ],
 )
 def test_conntrack_match_of_iptables_is_read(flags, inverted, states, expected) -> None:
-    info = bytes(146) + struct.pack("=3H", flags, inverted, states) + bytes(12)
+    info = bytes(32) + b"\n\1".ljust(16, b"\0") + b"\xff\xff".ljust(16, b"\0") + bytes(72)
+    info += struct.pack("=12H", 6, 0, 80, 0, 0, flags, inverted, states, 32, 0, 90, 0)
     match = text(1, "conntrack") + be32(2, 3) + attribute(3, info)
-    assert rule(expressions(("match", match))) == (expected,)
+    assert rule(expressions(("match", match))) == tuple(expected)
     assert rule(
         expressions(("match", text(1, "conntrack") + be32(2, 3) + attribute(3, info[:100])))
     ) == (MAY_MATCH,)
@@ -436,7 +462,8 @@ JUMP, GOTO = ChainVerdict("jump", "more"), ChainVerdict("goto", "more")
         ([(*TO_81, DROP)], [], True, "accept", None),
         ([(*TO_81, ACCEPT), (*TO_80, ACCEPT)], [], False, "accept", ("FORWARD", 1)),
         # what depends on a mark: a drop is named only if it is for the packet's port
-        ([(*MARK, DROP)], [], True, "accept", None),
+        ([(*MARK, DROP)], [], True, "unsure", None),
+        ([(MAY_MATCH_END, DROP)], [], True, "may drop", ("FORWARD", 0)),
         ([(*TO_80, *MARK, DROP)], [], True, "may drop", ("FORWARD", 0)),
         ([(*TO_81, *MARK, DROP)], [], True, "accept", None),
         ([(*MARK, ACCEPT)], [], False, "may drop", None),
@@ -447,7 +474,7 @@ JUMP, GOTO = ChainVerdict("jump", "more"), ChainVerdict("goto", "more")
         ([(JUMP,)], [(*TO_80, DROP)], True, "drop", ("more", 0)),
         ([(*TO_80, JUMP)], [(*MARK, DROP)], True, "may drop", ("more", 0)),
         ([(*MARK, JUMP)], [(*TO_80, DROP)], True, "may drop", ("more", 0)),
-        ([(*MARK, JUMP)], [(DROP,)], True, "accept", None),
+        ([(*MARK, JUMP)], [(DROP,)], True, "unsure", None),
         ([(*MARK, JUMP), (DROP,)], [(ACCEPT,)], True, "may drop", ("FORWARD", 1)),
         ([(GOTO,), (DROP,)], [], True, "accept", None),
         ([(*MARK, GOTO), (DROP,)], [], True, "drop", ("FORWARD", 1)),
@@ -509,4 +536,18 @@ def test_chains_that_jump_in_a_circle_end() -> None:
 )  # fmt: skip
 def test_port_matches_of_iptables_are_read(name, revision, info, expected) -> None:
     fields = {1: name.encode() + b"\0", 2: struct.pack(">I", revision), 3: info}
-    assert foreign_chains._match(fields) == expected
+    assert foreign_chains._match(fields) == (() if expected is None else (expected,))
+
+
+def test_address_matches_of_iptables_are_read() -> None:
+    ends = [b"\n\0\0\1", b"\n\0\0\x09", b"\n\1\0\1", b"\n\1\0\x09"]
+    info = b"".join(end.ljust(16, b"\0") for end in ends) + b"\x23"  # both, not the destination
+    fields = {1: b"iprange\0", 2: struct.pack(">I", 1), 3: info}
+    assert foreign_chains._match(fields, "ip") == (
+        RegisterLoad(80, "payload", 1, 12, 4),
+        Between(80, ends[0], ends[1]),
+        RegisterLoad(80, "payload", 1, 16, 4),
+        Between(80, ends[2], ends[3], True),
+    )
+    assert foreign_chains._match(fields, "inet") == (MAY_MATCH,)
+    assert foreign_chains._match({1: b"set\0", 3: b"?"}) == (MAY_MATCH_END,)

@@ -77,11 +77,13 @@ def _print_explained(explained: niso.Explanation) -> None:
 
 
 def _print_others(others: niso.OtherFirewalls) -> None:
-    lines = [("drop" if one.verdict == "drop" else "?", one.words) for one in others.drops]
+    lines = [("?", text) for text in others.unseen]
     if others.passes:
         chains = ", ".join(others.passes)
-        lines.append(("pass", f"by chains of other programs: nftables {chains}"))
-    lines += [("?", text) for text in others.unseen]
+        lines.insert(0, ("pass", f"by chains of other programs: nftables {chains}"))
+    # the last line decides
+    lines += [("?", one.words) for one in others.drops if one.verdict != "drop"]
+    lines += [("drop", one.words) for one in others.drops if one.verdict == "drop"]
     for verdict, text in lines:
         print(output.escaped(f"  {'others':<8} {verdict:<4}  {text}"))
 

@@ -10,22 +10,26 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 
 from niso.base.named_tuples import NamedTuple
 from niso.kernel import netlink, nft_elements
 from niso.kernel.netlink import attribute, attributes, nested, parse_reply, string, text
 from niso.kernel.nft_elements import Nfnetlink, about, nfgenmsg
 
-# the families with a hook ``forward``: number to name
+# number to name
 FAMILIES = {number: name for name, number in nft_elements.FAMILIES.items()}
 
 _GETTABLE, _GETCHAIN, _GETRULE, _GETSET, _GETSETELEM = 0x0A01, 0x0A04, 0x0A07, 0x0A0A, 0x0A0D
-HOOKS = ("prerouting", "input", "forward", "output", "postrouting")  # NF_INET_*, NF_BR_*
+# NF_INET_*, NF_BR_*; the hook ingress of netdev has another number there
+HOOKS = ("prerouting", "input", "forward", "output", "postrouting", "ingress")
 _FORWARD, _POSTROUTING = HOOKS.index("forward"), HOOKS.index("postrouting")
+_INGRESS = HOOKS.index("ingress")
 _DORMANT = 1  # NFT_TABLE_F_DORMANT
 _CATCHALL = 2  # NFT_SET_ELEM_CATCHALL
-_REGISTERS = 80  # bytes: a verdict and 16 words
+_REGISTERS = 96  # bytes: a verdict and 16 words, and `_OWN`
+_OWN = 80  # a register that no rule uses, for what a match of iptables compares
 
 _VERDICTS = {-1: "continue", -2: "break", -3: "jump", -4: "goto", -5: "return"}
 _MISSING = (errno.ENOENT,)
@@ -40,6 +44,7 @@ class Chain(NamedTuple):
     accepts: bool  # the chain's policy is accept
     hook: int = _FORWARD  # index in `HOOKS`
     priority: int = 0
+    links: tuple[str, ...] = ()  # the network interfaces of a chain at the hook ingress
 
 
 class RegisterLoad(NamedTuple):
@@ -100,6 +105,7 @@ class IptablesMatch(NamedTuple):
 # expressions of a rule: one writes a value that this module cannot know; of the other, it cannot
 # know whether it matches
 CLOBBERS, MAY_MATCH = "clobbers", "may match"
+MAY_MATCH_END = "may match an address or port"
 ORIGINAL = "ct original"  # source of a `RegisterLoad`: of the packet before any NAT
 
 
@@ -110,7 +116,7 @@ class ChainVerdict(NamedTuple):
     chain: str = ""  # the chain to which a jump or goto leads
 
 
-# a string is CLOBBERS or MAY_MATCH
+# a string is CLOBBERS, MAY_MATCH or MAY_MATCH_END
 Expression = RegisterLoad | Mask | Between | Lookup | IptablesMatch | ChainVerdict | str
 Rule = tuple[Expression, ...]
 
@@ -226,6 +232,10 @@ def _base_chain(body: bytes) -> Chain | None:
     table = string(fields.get(1, b""))
     place = attributes(fields[4])  # NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY
     hook, priority = _number(place, 1), int.from_bytes(place.get(2, b""), "big", signed=True)
+    if FAMILIES[body[0]] == "netdev":
+        hook = len(HOOKS) if hook else _INGRESS  # NF_NETDEV_INGRESS, NF_NETDEV_EGRESS
+    # NFTA_HOOK_DEV, NFTA_HOOK_DEVS
+    links = [place[3]] if 3 in place else netlink.several(place.get(4, b""))
     if (
         hook >= len(HOOKS)
         or string(fields.get(7, b"")) == "nat"  # NFTA_CHAIN_TYPE
@@ -234,7 +244,7 @@ def _base_chain(body: bytes) -> Chain | None:
         return None
     # NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY
     name, accepts = string(fields.get(3, b"")), _number(fields, 5, 1) == 1
-    return Chain(body[0], table, name, accepts, hook, priority)
+    return Chain(body[0], table, name, accepts, hook, priority, tuple(map(string, links)))
 
 
 def _nat_chain(body: bytes) -> tuple[int, str, int] | None:
@@ -258,7 +268,11 @@ def rule(body: bytes) -> Rule:
     try:
         for entry in netlink.several(attributes(body, 4).get(4, b"")):  # NFTA_RULE_EXPRESSIONS
             outer = attributes(entry)
-            expression = _expression(string(outer.get(1, b"")), attributes(outer.get(2, b"")))
+            name, fields = string(outer.get(1, b"")), attributes(outer.get(2, b""))
+            if name == "match":
+                expressions += _match(fields, FAMILIES.get(body[0], ""))
+                continue
+            expression = _expression(name, fields)
             if expression is not None:
                 expressions.append(expression)
     except netlink.MALFORMED:
@@ -342,27 +356,72 @@ def _object(fields: dict[int, bytes]) -> Expression | None:
     return None if _number(fields, 1, 2) not in (2, 4, 5) else MAY_MATCH
 
 
-def _match(fields: dict[int, bytes]) -> Expression | None:
+def _match(fields: dict[int, bytes], family: str = "") -> tuple[Expression, ...]:
     """Parse an iptables match from name, revision and its struct of linux/netfilter/xt_*.h."""
     name, revision, info = string(fields.get(1, b"")), _number(fields, 2), fields.get(3, b"")
+    one: Expression | None = MAY_MATCH
     if name == "comment":
-        return None
-    if name == "state" and len(info) >= 4:
-        return IptablesMatch(*struct.unpack_from("=I", info))
-    if name == "physdev" and len(info) >= 66 and info[65] == 4:  # XT_PHYSDEV_OP_BRIDGED alone
-        return IptablesMatch(bridged=not info[64] & 4)
-    if name in ("tcp", "udp") and len(info) >= 9:
-        return _ports_match(name, info)
-    if name == "multiport" and revision == 1 and len(info) >= 48:
-        return _multiport(info)
-    if name == "conntrack" and revision in (2, 3) and len(info) >= 152:
-        # struct xt_conntrack_mtinfo3: 128 bytes of addresses, 8 of times, 10 of ports, then
-        flags, inverted, states = struct.unpack_from("=3H", info, 146)
-        if not flags & ~0x3001:  # XT_CONNTRACK_STATE, _DIRECTION, _STATE_ALIAS
-            # the bit selects the original direction; inverted, the reply direction
-            reply = bool(inverted & 0x1000) if flags & 0x1000 else None
-            return IptablesMatch(states if flags & 1 else None, bool(inverted & 1), reply)
-    return MAY_MATCH
+        one = None
+    elif name == "set":
+        one = MAY_MATCH_END
+    elif name == "state" and len(info) >= 4:
+        one = IptablesMatch(*struct.unpack_from("=I", info))
+    elif name == "physdev" and len(info) >= 66 and info[65] == 4:  # XT_PHYSDEV_OP_BRIDGED alone
+        one = IptablesMatch(bridged=not info[64] & 4)
+    elif name in ("tcp", "udp") and len(info) >= 9:
+        one = _ports_match(name, info)
+    elif name == "multiport" and revision == 1 and len(info) >= 48:
+        one = _multiport(info)
+    elif name == "iprange" and revision == 1 and len(info) >= 65 and family in ("ip", "ip6"):
+        return tuple(_iprange(info, family == "ip"))
+    elif name == "conntrack" and revision in (2, 3) and len(info) >= 154:
+        flags = int.from_bytes(info[146:148], sys.byteorder)
+        # of the rest, replies, times and the port ranges of revision 2 are not read
+        known = 0x304F | (0x300 if revision == 3 else 0)
+        if not flags & ~known and (family in ("ip", "ip6") or not flags & 0xC):
+            return tuple(_conntrack(info, flags, family == "ip"))
+    return () if one is None else (one,)
+
+
+def _iprange(info: bytes, is_ipv4: bool) -> Iterator[Expression]:
+    """Parse struct xt_iprange_mtinfo: the first and last source and destination, then flags."""
+    start, width = (12, 4) if is_ipv4 else (8, 16)  # the addresses of an IP header
+    for number in (0, 1):
+        if info[64] & 1 << number:
+            first, last = (info[at : at + width] for at in (number * 32, number * 32 + 16))
+            yield RegisterLoad(_OWN, "payload", 1, start + number * width, width)
+            yield Between(_OWN, first, last, bool(info[64] & 0x10 << number))
+
+
+def _conntrack(info: bytes, flags: int, is_ipv4: bool) -> Iterator[Expression]:
+    """Parse struct xt_conntrack_mtinfo3: 128 bytes of addresses, 8 of times, then numbers.
+
+    ``flags`` are its match_flags (XT_CONNTRACK_*).
+    """
+    numbers = struct.unpack_from("=12H", info.ljust(160, b"\0"), 136)
+    proto, inverted, states, status = numbers[0], *numbers[6:9]
+    width = 4 if is_ipv4 else 16
+    if flags & 0x1001:  # STATE, DIRECTION; the bit selects the original direction
+        reply = bool(inverted & 0x1000) if flags & 0x1000 else None
+        yield IptablesMatch(states if flags & 1 else None, bool(inverted & 1), reply)
+    if flags & 2:  # PROTO
+        yield RegisterLoad(_OWN, "meta", 16)  # NFT_META_L4PROTO
+        yield Between(_OWN, bytes([proto & 0xFF]), bytes([proto & 0xFF]), bool(inverted & 2))
+    for bit, start, key in ((4, 0, 19), (8, 32, 20)):  # ORIGSRC, ORIGDST; NFT_CT_SRC_IP, _DST_IP
+        if flags & bit:
+            address, mask = info[start : start + width], info[start + 16 : start + 16 + width]
+            yield RegisterLoad(_OWN, ORIGINAL, key if is_ipv4 else key + 2)
+            yield Mask(_OWN, _OWN, mask, bytes(width))
+            yield Between(_OWN, address, address, bool(inverted & bit))
+    if flags & 0x40:  # STATUS: one of the bits is set
+        yield RegisterLoad(_OWN, "ct", 2)
+        yield Mask(_OWN, _OWN, struct.pack("=I", status), bytes(4))
+        yield Between(_OWN, bytes(4), bytes(4), not inverted & 0x40)
+    for bit, number, key in ((0x100, 1, 11), (0x200, 2, 12)):  # ORIGSRC_PORT, ORIGDST_PORT
+        if flags & bit:
+            first, last = (struct.pack(">H", numbers[at]) for at in (number, number + 8))
+            yield RegisterLoad(_OWN, ORIGINAL, key)
+            yield Between(_OWN, first, last, bool(inverted & bit))
 
 
 def _ports_match(name: str, info: bytes) -> Expression | None:
@@ -443,7 +502,6 @@ _PARSERS: dict[str, Callable[[dict[int, bytes]], Expression | None]] = {
     "objref": _object,
     # NFTA_DYNSET_EXPR, NFTA_DYNSET_EXPRESSIONS: for example a limit
     "dynset": lambda fields: MAY_MATCH if 7 in fields or 10 in fields else None,
-    "match": _match,
     "target": _target,
     "reject": lambda _: ChainVerdict("drop"),
     # NF_QUEUE: the program that reads the queue decides, so there is nothing to warn about

@@ -198,7 +198,7 @@ def _written(kind: int, atom: Any) -> str:
 
 # --- read and change elements ---------------------------------------------------------------------
 
-FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}  # NFPROTO_*
+FAMILIES = {"inet": 1, "ip": 2, "netdev": 5, "bridge": 7, "ip6": 10}  # NFPROTO_*
 _GETSET, _GETSETELEM = 0x0A0A, 0x0A0D  # NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_*
 _SET_FLAGS, _SET_KEY_LEN, _SET_DATA_TYPE, _SET_DATA_LEN = 3, 5, 6, 7
 _LIST_ELEMENTS, _LIST_ELEM = 3, 1

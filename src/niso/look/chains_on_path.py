@@ -18,7 +18,16 @@ from niso.kernel import foreign_chains, libnftables, probe
 from niso.kernel.foreign_chains import FAMILIES, HOOKS, Chain, ForeignChains
 from niso.kernel.rtnetlink import Rtnl
 from niso.look import listening, other_firewalls
-from niso.look.other_firewalls import ACCEPTS, DROPS, MAY_DROP, UPLINK, Bits, PacketBits, Place
+from niso.look.other_firewalls import (
+    ACCEPTS,
+    DROPS,
+    MAY_DROP,
+    UNSURE,
+    UPLINK,
+    Bits,
+    PacketBits,
+    Place,
+)
 from niso.look.packet_path import ExplainedPacket, Packet
 from niso.plan.records import WIDE, NetworkRecord, PortMapping
 from niso.plan.verdict import PolicyContext, is_host, network_of
@@ -32,15 +41,17 @@ if TYPE_CHECKING:
 _NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
 _SYN, _SYN_ACK = 0x02, 0x12
 _BRIDGE = next(number for number, name in FAMILIES.items() if name == "bridge")
-_INET = {4: ("inet", "ip"), 6: ("inet", "ip6")}
+_INET = {4: ("inet", "ip", "netdev"), 6: ("inet", "ip6", "netdev")}
 # priorities (linux/netfilter_ipv4.h): connection tracking, DNAT in prerouting and output
 _CONNTRACK, _DSTNAT = -200, -100
-# enum nft_meta_keys; nft_ct_keys: state, direction, status, proto-dst, IPv4 and IPv6 destination
+# enum nft_meta_keys; nft_ct_keys: state, direction, status, ports, and addresses of IPv4 and IPv6
 _IIF, _OIF, _IIFNAME, _OIFNAME, _NFPROTO, _L4PROTO, _PROTOCOL = 4, 5, 6, 7, 15, 16, 1
-_FROM_OUTSIDE = ("prerouting", "forward", "postrouting")
+_FROM_OUTSIDE = ("ingress", "prerouting", "forward", "postrouting")
+_EARLY = ("ingress", "prerouting", "output")  # hooks at which DNAT may not have been done
 _EPHEMERAL = 50_000  # stands for an unknown source port, which is none of a service
 _NOWHERE = {4: "0.0.0.0", 6: "::"}  # the packet's family alone counts
-_STATE, _DIRECTION, _STATUS, _PROTO_DST, _DST_IP, _DST_IP6 = 0, 1, 2, 12, 20, 22
+_STATE, _DIRECTION, _STATUS = 0, 1, 2
+_PROTO_SRC, _PROTO_DST, _SRC_IP, _DST_IP, _SRC_IP6, _DST_IP6 = 11, 12, 19, 20, 21, 22
 _NEW, _ESTABLISHED, _DNAT, _XT_DNAT = 8, 2, 32, 128
 
 
@@ -48,7 +59,7 @@ class OtherChain(NamedTuple):
     """A base chain of another program that drops a packet or its replies, or may drop them."""
 
     chain: str  # family, table and name of the chain, as nft(8) writes them
-    hook: str  # prerouting, input, forward, output or postrouting
+    hook: str  # ingress, prerouting, input, forward, output or postrouting
     verdict: str  # drop, or may drop: this depends on more than the ends of the packet
     replies: bool  # whether the replies are dropped, not the packet
     rule: str | None  # the rule that decides; null if the chain drops what no rule accepts
@@ -67,7 +78,7 @@ class OtherFirewalls(NamedTuple):
 
     drops: tuple[OtherChain, ...]  # chains that drop the packet or its replies, or may drop them
     passes: tuple[str, ...]  # strings: the other chains on the packet's path, which let it pass
-    unseen: tuple[str, ...]  # strings: rules that niso cannot read
+    unseen: tuple[str, ...]  # strings: rules that niso cannot read or cannot evaluate
 
     @property
     def is_dropped(self) -> bool:
@@ -111,22 +122,26 @@ def of_packet(
     unseen = list(other_firewalls.unseen((packet.family,)))
     drops: dict[OtherChain, None] = {}
     passes: dict[str, None] = {}
+    unsure: dict[str, None] = {}
     try:
         with kernel.foreign_chains() as source:
             chains = source.base_chains(everywhere=True)
             steps = list(_steps(kernel, world, explained)) if chains else ()
             for families, way, bits in steps:
                 for chain in chains:
-                    early = way.hook in ("prerouting", "output") and chain.priority <= _DSTNAT
                     if HOOKS[chain.hook] != way.hook or chain.family not in families:
                         continue
-                    one = bits[early]
-                    if chain.priority <= _CONNTRACK and way.hook in ("prerouting", "output"):
+                    if way.hook == "ingress" and way.enters not in chain.links:
+                        continue
+                    one = bits[_is_before(chain, _DSTNAT)]
+                    if _is_before(chain, _CONNTRACK):
                         one = _untracked(one)
                     result, place = other_firewalls.judge(source, chain, one)
                     name = other_firewalls.chain_name(chain)
                     if result == ACCEPTS:
                         passes[name] = None
+                    elif result == UNSURE:
+                        unsure[name] = None
                     else:
                         word = DROP if result == DROPS else MAY_DROP
                         rule = rule_text(chain, place)
@@ -137,7 +152,20 @@ def of_packet(
     # a chain that drops the packet is not named for its replies too
     lost = {one.chain for one in drops if not one.replies}
     shown = tuple(one for one in drops if not (one.replies and one.chain in lost))
-    return OtherFirewalls(shown, tuple(name for name in passes if name not in found), (*unseen,))
+    unsure = {name: None for name in unsure if name not in found}
+    if unsure:
+        unseen.append(
+            f"nftables {', '.join(unsure)}: whether it drops depends on a mark, a rate or the like;"
+            " niso net trace shows what happens to a packet"
+        )
+    certain = tuple(name for name in passes if name not in found and name not in unsure)
+    return OtherFirewalls(shown, certain, (*unseen,))
+
+
+def _is_before(chain: Chain, priority: int) -> bool:
+    """Return whether a chain sees packets before the step with this priority, as DNAT."""
+    hook = HOOKS[chain.hook]
+    return hook == "ingress" or (hook in _EARLY and chain.priority <= priority)
 
 
 def of_ports(
@@ -220,19 +248,20 @@ def _outside(
     ``after`` and ``before`` are the ends of the packet after and before DNAT.
     """
     hook = HOOKS[chain.hook]
-    leaves = "" if hook == "prerouting" else network.bridge
+    leaves = "" if hook in _EARLY else network.bridge
     way = _Way(hook, "" if hook == "postrouting" else None, leaves)
     packet = Packet(_NOWHERE[family], _NOWHERE[family], after.port, proto)
-    is_early = hook == "prerouting" and chain.priority <= _DSTNAT
+    is_early = _is_before(chain, _DSTNAT)
     ends = before if is_early and before is not None else after
     bits = _routed(way, packet, ends, None if is_early else before)
-    if hook == "prerouting" and chain.priority <= _CONNTRACK:
+    if _is_before(chain, _CONNTRACK):
         bits = _untracked(bits)
     result, place = other_firewalls.judge(source, chain, bits, any_end)
-    if result == ACCEPTS or place is None:
+    if result in (ACCEPTS, UNSURE) or place is None:
         return None
     rule = None if any_end else rule_text(chain, place)
-    word = DROP if result == DROPS else MAY_DROP
+    # a chain at the hook ingress is for some network interfaces
+    word = DROP if result == DROPS and hook != "ingress" else MAY_DROP
     return OtherChain(other_firewalls.chain_name(chain), hook, word, False, rule)
 
 
@@ -271,9 +300,14 @@ def _steps(
         if from_host:
             ways = [_Way("output", "", last), _Way("postrouting", "", last)]
         elif to_host:
-            ways = [_Way("prerouting", first, ""), _Way("input", first, "")]
+            ways = [
+                _Way("ingress", first, ""),
+                _Way("prerouting", first, ""),
+                _Way("input", first, ""),
+            ]
         else:
             ways = [
+                _Way("ingress", first, ""),
                 _Way("prerouting", first, ""),
                 _Way("forward", first, last),
                 _Way("postrouting", "", last),
@@ -340,12 +374,15 @@ def _routed(
             number = socket.if_nametoindex(link) if link else 0
             if link is not None:
                 facts["meta", index_key] = _whole(struct.pack("=I", number))
-    to = original or (ends if not reply else None)
-    if to is not None and to.destination is not None:
-        key = _DST_IP if is_ipv4 else _DST_IP6
-        facts[foreign_chains.ORIGINAL, key] = _whole(packed(to.destination))
-    if to is not None and to.port is not None:
-        facts[foreign_chains.ORIGINAL, _PROTO_DST] = _whole(struct.pack("!H", to.port))
+    first = original or (ends if not reply else None)
+    if first is not None:
+        keys = (_SRC_IP, _DST_IP) if is_ipv4 else (_SRC_IP6, _DST_IP6)
+        for key, address in zip(keys, (first.source, first.destination), strict=True):
+            if address is not None:
+                facts[foreign_chains.ORIGINAL, key] = _whole(packed(address))
+        for key, port in ((_PROTO_SRC, first.own_port), (_PROTO_DST, first.port)):
+            if port is not None:
+                facts[foreign_chains.ORIGINAL, key] = _whole(struct.pack("!H", port))
     tracked = state | (_XT_DNAT if original else 0)
     return PacketBits("", True, facts, _headers(packet, ends, reply), tracked, reply, False)
 

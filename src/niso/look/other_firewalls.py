@@ -194,12 +194,12 @@ def _shown(text: str) -> str:
 
 # --- evaluating chains for hypothetical packets ---------------------------------------------------
 
-ACCEPTS, DROPS, MAY_DROP = "accept", "drop", "may drop"
+ACCEPTS, DROPS, MAY_DROP, UNSURE = "accept", "drop", "may drop", "unsure"
 PUBLISHED, OUTWARD, WITHIN = "published", "outward", "within the network"
 _NUMBERS = {name: number for number, name in FAMILIES.items()}
 _DEPTH = 16  # NFT_JUMP_STACK_SIZE
 _STEPS = 50_000  # the most rules evaluated for a packet; after these it counts as accepted
-_REGISTERS = 80  # bytes of all registers
+_REGISTERS = 96  # bytes of all registers, and of the one that matches of iptables compare
 
 # enum nft_meta_keys, nft_ct_keys; ct state and status (linux/netfilter/nf_conntrack_common.h)
 _PROTOCOL, _IIF, _OIF, _IIFNAME, _OIFNAME, _NFPROTO = 1, 4, 5, 6, 7, 15
@@ -360,12 +360,13 @@ def judge(
 ) -> tuple[str, Place | None]:
     """Return what a base chain does to a packet, and the rule that decides.
 
-    The first result is ACCEPTS, DROPS or MAY_DROP. MAY_DROP is returned if the chain drops the
-    packet unless a rule matches of which that is unknown, and if such a rule would drop the packet
-    and matches its address or port. With ``any_end``, the rule need only test an address or port.
-    The rule is None if the chain's policy decides.
+    The first result is ACCEPTS, DROPS, MAY_DROP or UNSURE. MAY_DROP is returned if the chain drops
+    the packet unless a rule matches of which that is unknown, and if such a rule would drop the
+    packet and matches its address or port. With ``any_end``, the rule need only test an address or
+    port. UNSURE is returned if such a rule matches neither, as one for a mark. The rule is None if
+    the chain's policy decides.
     """
-    may_accept = False
+    may_accept = unsure = False
     may_drop: Place | None = None
     steps = 0
 
@@ -374,7 +375,7 @@ def judge(
         the chain. ``certain`` says whether the packet reaches the chain for certain, ``named``
         whether a rule on the way to it matches an address or port of the packet.
         """
-        nonlocal may_accept, may_drop, steps
+        nonlocal may_accept, may_drop, unsure, steps
         for number, rule in enumerate(source.rules(chain.family, chain.table, name)):
             steps += 1
             if steps > _STEPS:
@@ -387,6 +388,7 @@ def judge(
                 if known:
                     return verdict.kind == "accept", (name, number)
                 may_accept |= verdict.kind == "accept"
+                unsure |= verdict.kind == "drop"
                 if verdict.kind == "drop" and (names or named) and may_drop is None:
                     may_drop = name, number
             elif verdict.kind == "return" or depth >= _DEPTH:
@@ -403,7 +405,9 @@ def judge(
     accepts, place = decided or (chain.accepts, None)
     if not accepts:
         return (MAY_DROP if may_accept else DROPS), place
-    return (MAY_DROP, may_drop) if may_drop is not None else (ACCEPTS, place)
+    if may_drop is not None:
+        return MAY_DROP, may_drop
+    return (UNSURE if unsure else ACCEPTS), place
 
 
 def _verdict(
@@ -456,6 +460,8 @@ def _evaluate(
                 of_packet[expression.target] = of_packet.get(expression.source, False)
             elif isinstance(expression, Between):
                 names |= one is True and of_packet.get(expression.register, False)
+            elif expression == foreign_chains.MAY_MATCH_END:
+                names |= any_end or _has_ends(packet)
             elif isinstance(expression, IptablesMatch):
                 ports = expression.sources or expression.targets
                 names |= ports is not None and (one is True or any_end)
@@ -466,6 +472,11 @@ def _evaluate(
             if not doubts:
                 break
     return matches, None, names
+
+
+def _has_ends(packet: PacketBits) -> bool:
+    """Return whether both addresses of a packet are known."""
+    return all(bits == 0xFF for bits in packet.headers.get(1, (b"", bytes(20)))[1][12:])
 
 
 def _is_end(load: RegisterLoad) -> bool:
