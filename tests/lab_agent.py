@@ -52,7 +52,6 @@ LOADED = (
     "kernel.sockets",
     "lab.__main__",
     "look.check",
-    "look.exposure",
     "look.other_firewalls",
     "look.services",
     "look.store_defects",

@@ -68,10 +68,10 @@ if TYPE_CHECKING:
     from niso.look.metrics import Metric as Metric, Sample as Sample
     from niso.look.named_volumes import VolumeLine as VolumeLine
     from niso.look.other_hosts import ClusterLine as ClusterLine, ClusterPort as ClusterPort
-    from niso.look.outside_names import OutsideName as OutsideName
     from niso.look.policies import PolicyEntry as PolicyEntry
     from niso.look.prove import Pong as Pong, Proof as Proof
     from niso.look.services import AttachedTo as AttachedTo, Deploy as Deploy
+    from niso.look.services import OutsideName as OutsideName
     from niso.look.services import ServiceInstance as ServiceInstance
     from niso.look.services import Endpoint as Endpoint
     from niso.look.services import Process as Process, Service as Service
@@ -116,10 +116,10 @@ _MODULES = {
     "look.metrics": "Metric Sample",
     "look.named_volumes": "VolumeLine",
     "look.other_hosts": "ClusterLine ClusterPort",
-    "look.outside_names": "OutsideName",
     "look.policies": "PolicyEntry",
     "look.prove": "Pong Proof",
-    "look.services": "AttachedTo Deploy Endpoint Process Service ServiceInstance ServiceLine User",
+    "look.services": "AttachedTo Deploy Endpoint OutsideName Process Service ServiceInstance"
+    " ServiceLine User",
     "look.top": "FlowLoad Load ServiceLoad ServiceSocket Top",
     "look.what_if": "MapChange PolicyEffect",
     "kernel.kinds.kind": "Finding",

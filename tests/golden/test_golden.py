@@ -23,9 +23,8 @@ from stored import TemporaryStore, add_network, put, service_spec
 
 from niso.base.names import DEFAULT_NETWORK
 from niso.kernel import ruleset as kernel_ruleset
-from niso.kernel.diff import diff
 from niso.kernel.kinds import kind as kinds_kind
-from niso.kernel.kinds.kind import AnyStep, State
+from niso.kernel.kinds.kind import AnyStep, State, diff
 from niso.kernel.kinds.nft import NftTransaction, Ruleset
 from niso.kernel.kinds.sysctls import FORWARDING
 from niso.manifest.addresses_and_ports import parse_port

@@ -396,7 +396,7 @@ def test_the_commands_that_need_no_root(capsys) -> None:
 
 
 def test_every_habit_is_answered_and_names_a_real_command() -> None:
-    from niso.cli.catalogue.habits import HABITS
+    from niso.cli.catalogue.general import HABITS
     from niso.cli.parse import unknown_command
 
     typed = [command for theirs in HABITS for command in theirs.split(", ")]

@@ -16,10 +16,9 @@ from snapshots_made import endpoint, everything, network, snapshots
 
 from niso.base.errors import KernelError
 from niso.kernel import ruleset
-from niso.kernel.diff import diff
 from niso.kernel.kinds.addresses import Route
 from niso.kernel.kinds.hosts_files import HostsEdit
-from niso.kernel.kinds.kind import State, Step
+from niso.kernel.kinds.kind import State, Step, diff
 from niso.kernel.kinds.links import Bridge, Veth
 from niso.kernel.kinds.namespaces import Netns
 from niso.kernel.kinds.nft import NftTransaction, Ruleset

@@ -246,7 +246,7 @@ def test_link_of_too_small_an_mtu_is_refused(world: World, engine: Engine) -> No
 
 def test_kernel_that_has_got_wireguard_has_the_link_made_again() -> None:
     link = WireGuard(TUNNEL, USERSPACE, "fd00::1/64", 4800, 1440, KEYS[0], "niso:1")
-    from niso.kernel.diff import diff
+    from niso.kernel.kinds.kind import diff
 
     steps = diff(State([link._replace(form=KERNEL)]), State([link]))
     assert [(step.action, step.obj.form) for step in steps] == [  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ import pytest
 from fakes.kernel import Fake
 
 from niso.kernel.sockets import Listener
-from niso.look import exposure
+from niso.look import other_firewalls
 from niso.look.listening import ServiceSockets
 from niso.manifest.policy import parse
 from niso.plan.records import Policy
@@ -31,8 +31,8 @@ WAYS = ["this host", "services", "other machines via 192.0.2.1 on uplink0"]
     ],
 )
 def test_policy_narrows_who_can_reach_a_port(policy: Policy | None, expected: list[str]) -> None:
-    assert exposure.narrowed(WAYS, policy) == expected
-    assert exposure.narrowed(["this host"], policy) == ["this host"]
+    assert other_firewalls.narrowed(WAYS, policy) == expected
+    assert other_firewalls.narrowed(["this host"], policy) == ["this host"]
 
 
 def test_programs_of_many_sockets_are_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:

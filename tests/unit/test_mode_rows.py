@@ -13,7 +13,7 @@ from stored import TemporaryStore, add_network, put, service_spec
 
 from niso.base import names
 from niso.base.errors import Conflict, InvalidInput
-from niso.change import sharing, stop, undo
+from niso.change import scope, stop, undo
 from niso.kernel import ruleset
 from niso.kernel.kinds.addresses import Address
 from niso.kernel.kinds.hosts_files import HostsFile, HostsLine
@@ -226,24 +226,23 @@ def test_provider_that_cannot_be_is_refused_with_the_next_step(store: Store) -> 
         ("gone", "is not active", "niso activate gone"),
     ):
         with pytest.raises(Conflict, match=words) as caught:
-            sharing.provider_of(store, target("x", mode="share", share=asked), frozenset({"x"}))
+            scope.provider_of(store, target("x", mode="share", share=asked), frozenset({"x"}))
         assert hint in (caught.value.hint or "")
     with store.transaction():
         put(store, "x", (), mode="none", hostname="other")
     with refuses(InvalidInput, key="network.share", hint="name another service"):
-        sharing.provider_of(store, target("x", mode="share", share="other"), frozenset({"x"}))
+        scope.provider_of(store, target("x", mode="share", share="other"), frozenset({"x"}))
     assert (
-        sharing.provider_of(store, target("y", mode="share", share="web"), frozenset({"y"}))
-        == "api"
+        scope.provider_of(store, target("y", mode="share", share="web"), frozenset({"y"})) == "api"
     )
-    assert sharing.provider_of(store, target("y", mode="none"), frozenset({"y"})) is None
+    assert scope.provider_of(store, target("y", mode="none"), frozenset({"y"})) is None
     # one that another command is at may be gone in a moment
     with store.transaction():
         store.begin_intent("api", "activate", 1.0)
     with refuses(Conflict, key="network.share", hint="try again when that command has finished"):
-        sharing.provider_of(store, target("y", mode="share", share="api"), frozenset({"y"}))
+        scope.provider_of(store, target("y", mode="share", share="api"), frozenset({"y"}))
     assert (
-        sharing.provider_of(store, target("y", mode="share", share="api"), frozenset({"y", "api"}))
+        scope.provider_of(store, target("y", mode="share", share="api"), frozenset({"y", "api"}))
         == "api"
     )
 
@@ -286,9 +285,9 @@ def test_provider_cannot_become_what_has_no_namespace(store: Store) -> None:
         hint="activate in the same command, with a mode other than share: side",
         file="api/manifest.toml",
     ):
-        sharing.check(store, [host])
+        scope.check(store, [host])
     with refuses(Conflict, "api", hint="it can end after these, or in the same command: side"):
-        sharing.check(store, [], [row])
+        scope.check(store, [], [row])
 
 
 def test_sharers_follow_a_provider_that_shows_them_something_else(store: Store) -> None:
@@ -297,10 +296,10 @@ def test_sharers_follow_a_provider_that_shows_them_something_else(store: Store) 
     share(store)
     row, provider = store.service("side"), store.service("api")
     assert row is not None and provider is not None
-    there = sharing.home(
+    there = scope.home(
         store, "api", service_spec("api", network={"network": "one", "hostname": "web"}), None
     )
-    assert there == sharing.home(
+    assert there == scope.home(
         store, "side", service_spec("side", network={"mode": "share", "share": "api"}), "api"
     )
     with store.transaction():
@@ -311,8 +310,8 @@ def test_sharers_follow_a_provider_that_shows_them_something_else(store: Store) 
     same = target(
         "api", network="one", hostname="web", ports=["1:1"], aliases=["x"], ip="10.99.1.9"
     )
-    assert [target.name for target in sharing.with_followers(store, [same])] == ["api"]
-    sharing.check(store, [provider])
+    assert [target.name for target in scope.with_followers(store, [same])] == ["api"]
+    scope.check(store, [provider])
     for network in (
         {"network": "two", "hostname": "web"},
         {"network": "one"},
@@ -323,9 +322,9 @@ def test_sharers_follow_a_provider_that_shows_them_something_else(store: Store) 
             mode=str(network.get("mode", "bridge")),
         )
         with refuses(Conflict, "api", hint="try again"):
-            sharing.check(store, [moved])
-        sharing.check(store, [moved, row])
-    assert sharing.home(store, "open", service_spec("open", network={"mode": "host"}), None) == (
+            scope.check(store, [moved])
+        scope.check(store, [moved, row])
+    assert scope.home(store, "open", service_spec("open", network={"mode": "host"}), None) == (
         "",
         "",
         "",

@@ -12,8 +12,8 @@ from stored import TemporaryStore, add_network, put
 
 from niso.base import names
 from niso.base.errors import Conflict, InvalidInput
-from niso.change import sharing, stop
-from niso.change.scope import scope_of
+from niso.change import stop
+from niso.change.scope import provider_of, scope_of
 from niso.kernel.kinds.kind import State
 from niso.kernel.kinds.namespaces import Netns
 from niso.plan.desired import desired
@@ -59,7 +59,7 @@ def _apply(store: Store, operation: tuple) -> tuple[Scope, Scope] | None:
     wanted = target(name, **network)
     try:
         if mode == "share":
-            provider = sharing.provider_of(store, wanted, frozenset({name}))
+            provider = provider_of(store, wanted, frozenset({name}))
         elif mode == "host" and store.sharers(name):
             return None
     except (Conflict, InvalidInput):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from niso.cli.catalogue.habits import HABITS
+from niso.cli.catalogue.general import HABITS
 
 GUIDE = "guide/coming-from-docker.md"
 _BEGIN = "<!-- commands: written by ./dev docs -->\n"

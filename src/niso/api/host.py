@@ -383,9 +383,9 @@ class Host(ApiPart):
 
     def names_due(self) -> float:
         """Return the seconds until `refresh_names` has a DNS name to resolve, at most 60."""
-        from niso.look import outside_names
+        from niso.look import services
 
-        return outside_names.next_due(self.session)
+        return services.next_due(self.session)
 
     # --- check and repair ------------------------------------------------------------------------
 
@@ -394,7 +394,7 @@ class Host(ApiPart):
 
         ``name`` limits the check to one service or network. Raises NotFound, KernelError, Conflict.
         """
-        from niso.look import check, other_firewalls, outside_names
+        from niso.look import check, other_firewalls, services
 
         name = None if name is None else text(name, "name")
         session, machine = self.session, self.session.machine()
@@ -413,7 +413,7 @@ class Host(ApiPart):
         ):
             session.caution(line, (hint,))
         if machine.store.names_outside():
-            outside_names.warn(session, name)
+            services.warn(session, name)
         if machine.store.cluster_id():
             findings += _of_cluster(session, machine, name)
         return tuple(findings)

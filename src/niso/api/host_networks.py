@@ -201,9 +201,9 @@ class Networks(ApiPart):
 
     def exposure(self) -> tuple[niso.PublishedPort, ...]:
         """Return `ports` with ``from_``, which says who can reach each port. Raises KernelError."""
-        from niso.look import exposure
+        from niso.look import other_firewalls
 
-        return exposure.exposed_ports(self.session.kernel(), self.session.store())
+        return other_firewalls.exposed_ports(self.session.kernel(), self.session.store())
 
     def host_names(self, *, on_host: bool | None = None) -> HostNames:
         """Return the names by which the host itself can reach services.

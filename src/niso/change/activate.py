@@ -16,7 +16,7 @@ from niso.base.locks import Busy, Lock, lock_after
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import CopyingPackage, Report, Stopping, silent
 from niso.base.signals import signals_held
-from niso.change import deploy, outside_names_refresh, sharing, start, stop
+from niso.change import deploy, outside_names_refresh, scope, start, stop
 from niso.change.admit import NO_STACK, Change, NoClaims, StackMembership, record_all
 from niso.change.deploy import Rollout
 from niso.change.journal import begin, end_restart, locked, locked_instances, recover
@@ -131,7 +131,7 @@ def _planned(
     rows in the store, and once with the rows that the activation would write.
     """
     store = machine.store
-    targets = sharing.with_followers(store, targets, stack.leaving)
+    targets = scope.with_followers(store, targets, stack.leaving)
     activation = _Activation(machine, targets, stack, report, _rollouts(machine, targets))
     activation.claim(dry_run=True)
     answers = outside_names_refresh.look(machine, targets)
@@ -156,7 +156,7 @@ def _locked(
     names = {*stack.leaving, *(target.name for target in wanted)}
     for _ in range(_TRIES):
         with locked(store, list(names)) as locks:
-            now = sharing.with_followers(store, wanted, stack.leaving)
+            now = scope.with_followers(store, wanted, stack.leaving)
             missing = {target.name for target in now} - names
             if not missing:
                 return locks.pop_all(), now

@@ -15,7 +15,7 @@ from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, flatten,
 from niso.base.named_tuples import NamedTuple
 from niso.base.names import link_prefix, prefix, veth
 from niso.base.report import Report
-from niso.change import sharing, stop, targets
+from niso.change import scope, stop, targets
 from niso.change.networks import ensure
 from niso.change.ports import admit
 from niso.change.targets import Target
@@ -101,7 +101,7 @@ def record_all(
             errors += flatten(error)
     raise_all(errors)
     changes = [made[target.name] for target in targets]
-    sharing.check(store, [change.row for change in changes], leaving)
+    scope.check(store, [change.row for change in changes], leaving)
     if stack.stack:
         for change in changes:
             if change.target.instance is None:
@@ -160,7 +160,7 @@ def _record(
     before = store.service(name)
     if before is not None:
         _refuse_other(before, target)
-    provider = sharing.provider_of(store, target, together)
+    provider = scope.provider_of(store, target, together)
     held = _held_names(store, wanted, provider, together, beside)
     errors += held.values()
     on = wanted.network.networks

@@ -17,7 +17,7 @@ from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.report import Caution, Finished, Report, silent
 from niso.change.scope import concerned
-from niso.look.outside_names import OutsideName, described
+from niso.look.services import OutsideName, described
 from niso.plan.dns_answers import (
     FORMER,
     NOW,

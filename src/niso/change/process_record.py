@@ -11,7 +11,7 @@ import os
 from niso.base.errors import InvalidInput, ProcessError
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.report import Report, event_class
-from niso.change import sharing
+from niso.change import scope
 from niso.change.targets import FIRST_UID, Target
 from niso.kernel import host_facts
 from niso.plan.specs import ProcessSpec, Secret, ServiceSpec
@@ -108,7 +108,7 @@ def _spec(
 ) -> ProcessSpec:
     """Return the process that a manifest describes. ``copy`` is the path of the package copy."""
     program = wanted.program
-    netns, hosts_folder, hostname = sharing.home(store, wanted.name, wanted, provider)
+    netns, hosts_folder, hostname = scope.home(store, wanted.name, wanted, provider)
     uid, gid, groups, user_name, home = resolve_user(
         files.rootfs, program.user, uid, wanted.front or wanted.name
     )

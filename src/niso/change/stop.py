@@ -18,8 +18,7 @@ from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import netns
 from niso.base.report import Forgetting, Report, Stopping
-from niso.change.scope import all_names, concerned, with_remotes
-from niso.change.sharing import in_use
+from niso.change.scope import all_names, concerned, in_use, with_remotes
 from niso.reconcile import host_settings
 from niso.reconcile.change import change
 from niso.runtime.machine import Machine

@@ -12,7 +12,7 @@ from niso.change import activate, targets
 from niso.change.activate import Outcome
 from niso.change.boot import cron_line, hand_over_started
 from niso.kernel import host_facts, netns
-from niso.look import exposure, host_ports, outside_names, surroundings
+from niso.look import host_ports, other_firewalls, services, surroundings
 from niso.look.session import Session
 from niso.manifest import process_keys
 from niso.plan.specs import UNLIMITED, MountedVolume, ProcessSpec
@@ -66,11 +66,13 @@ def _warn_of_host(session: Session, machine: Machine, services: list[str]) -> No
                 " /run/netns have no names",
                 ("run it without PrivateTmp=, ProtectSystem= and the like",),
             )
-        for drop in exposure.drops(machine.kernel, networks):
+        for drop in other_firewalls.network_drops(machine.kernel, networks):
             session.caution(drop.describe(), drop.remedy)
         for text, hint in surroundings.small_mtus(machine.kernel, networks):
             session.caution(text, (hint,))
-        for problem, remedy in exposure.others_dropped(host_settings.others(machine.kernel, store)):
+        for problem, remedy in other_firewalls.others_dropped(
+            host_settings.others(machine.kernel, store)
+        ):
             session.caution(problem, [remedy])
 
 
@@ -89,7 +91,7 @@ def _warn_of_names(session: Session, store: Store, names: list[str]) -> None:
     for name in names:
         row = store.service(name)
         for outside in store.outside.of(name):
-            outside_names.warn_of_families(session, store.outside.answer(outside), [name])
+            services.warn_of_families(session, store.outside.answer(outside), [name])
         if store.names_outside(name) and not (row and row.enabled and units.booted()):
             hint = "call niso net refresh every minute, or run niso net refresh --for 24h"
             hint = f"niso enable {name}" if units.booted() else hint

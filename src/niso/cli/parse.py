@@ -196,7 +196,7 @@ def unknown_command(words: list[str]) -> UsageError:
 
     The hint is the niso command for a command of another tool, or the closest command (`unknown`).
     """
-    from niso.cli.catalogue.habits import answer
+    from niso.cli.catalogue.general import answer
 
     group = find(words[0], "") if words[0] in COMMANDS else None
     kind, name = ("action", " ".join(words[:2])) if group else ("command", words[0])

@@ -15,9 +15,8 @@ from niso.base.errors import Error
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import alias, bracketed
-from niso.kernel.diff import diff
 from niso.kernel.kinds import tunnels
-from niso.kernel.kinds.kind import State
+from niso.kernel.kinds.kind import State, diff
 from niso.kernel.kinds.tunnels import WireGuard
 from niso.kernel.ruleset import TUNNEL
 from niso.plan.records import Tunnel

@@ -175,8 +175,8 @@ def of_ports(
     port.
 
     Each result has the service, its port, an IP version, and the chain. Chains that drop packets
-    whatever their port are left out (`niso.look.exposure.drops`). For a range, its first and last
-    port are tried. Raises KernelError.
+    whatever their port are left out (`niso.look.other_firewalls.network_drops`). For a range, its
+    first and last port are tried. Raises KernelError.
     """
     with kernel.foreign_chains() as source:
         chains = [

@@ -20,7 +20,14 @@ from niso.kernel import netns
 from niso.kernel.kinds.kind import Finding, State
 from niso.kernel.kinds.sysctls import Sysctl
 from niso.kernel.neighbour_tables import Table
-from niso.look import chains_on_path, exposure, listening, policies, store_defects, surroundings
+from niso.look import (
+    chains_on_path,
+    listening,
+    other_firewalls,
+    policies,
+    store_defects,
+    surroundings,
+)
 from niso.look.host_ports import shadows, unpublished
 from niso.look.services import few_instances, interrupted, unwatched, unwatched_words
 from niso.plan.desired import findings
@@ -115,15 +122,15 @@ def _others(machine: Machine, name: str | None) -> list[Finding]:
     networks, active = _concerned(store, name)
     others = host_settings.others(kernel, store) if name is None and store.any_active() else []
     # without active services, no interface has to forward
-    closed = exposure.closed_links(kernel) if active else []
+    closed = other_firewalls.closed_links(kernel) if active else []
     return [
         *(
             Finding("foreign", drop.describe(), f"add: {'; '.join(drop.remedy)}")
-            for drop in exposure.drops(kernel, networks)
+            for drop in other_firewalls.network_drops(kernel, networks)
         ),
         *_dropped_ports(kernel, store, active),
         *(Finding("foreign", *texts) for texts in closed),
-        *(Finding("foreign", *texts) for texts in exposure.others_dropped(others)),
+        *(Finding("foreign", *texts) for texts in other_firewalls.others_dropped(others)),
         *(
             Finding("foreign", text, f"service {service!r} publishes it")
             for service, _, _, text in shadows(kernel, store, active)

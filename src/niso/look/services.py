@@ -6,6 +6,8 @@ except that it rotates log files which are too large.
 If a command was killed while it changed a service, the result for the service names this command
 (``interrupted``). The next command that changes anything completes the change or rolls it back
 (`niso.change.journal`).
+
+The last part lists the DNS names outside niso.local that policies use.
 """
 
 from __future__ import annotations
@@ -16,11 +18,10 @@ import time
 from niso.base import paths
 from niso.base.locks import is_held
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.names import owner, veth
-from niso.base.text import time_text
-from niso.look import outside_names
+from niso.base.names import family_of, owner, veth
+from niso.base.text import period_text, time_text
 from niso.look.host_ports import Port, rows
-from niso.look.outside_names import OutsideName
+from niso.plan.dns_answers import FORMER, NOW, Outside
 from niso.runtime.crun import namespace
 from niso.runtime.logs import rotate_if_large
 from niso.runtime.status import Status, out_of_memory, read
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from niso.look.listening import Listening, ListeningSocket
     from niso.look.session import Session
     from niso.runtime.health import Health, HealthTarget
+    from niso.store.store import Store
 
 
 class ServiceLine(NamedTuple):
@@ -522,7 +524,7 @@ def everything(session: Session, store: Store, name: str) -> Service:
         created_at=time_text(row.created_at) or "",
         activated_at=time_text(row.activated_at),
         attached=None if attached is None else AttachedTo(*attached[1:5]),
-        outside=outside_names.described(store, store.outside.of(row.name))
+        outside=described(store, store.outside.of(row.name))
         if store.names_outside(row.name)
         else (),
         front=instance.front if instance is not None else None,
@@ -639,3 +641,100 @@ def interrupted(store: Store) -> dict[str, str]:
         for intent in store.intents()
         if not is_held(intent.service) and store.intent(intent.service) == intent
     }
+
+
+# --- DNS names outside niso.local -----------------------------------------------------------------
+
+
+OVERDUE_S = 600.0  # seconds without an answer after which `Host.check` warns
+
+
+class OutsideName(NamedTuple):
+    """A DNS name outside niso.local that policies use, and its addresses."""
+
+    name: str  # the DNS name
+    services: tuple[str, ...]  # strings: the active services whose policies use the name
+    addresses: tuple[str, ...]  # strings: the name's addresses in the rules and in hosts files
+    former: tuple[str, ...]
+    """strings: addresses that the rules still allow, for programs that resolved the name earlier"""
+    asked_at: str | None  # when the name was last resolved; null if never
+    until: str | None  # when the answer expires; null without addresses
+    problem: str | None  # why the last query failed; null if it succeeded
+
+
+def described(store: Store, names: Iterable[str] | None = None) -> tuple[OutsideName, ...]:
+    """Return these DNS names, or the names of all policies, with addresses, sorted by name."""
+    if not store.names_outside():
+        return ()
+    rows = store.outside
+    wanted = rows.named() if names is None else sorted(names)
+    return tuple(_described(rows.answer(name), rows.naming([name])) for name in wanted)
+
+
+def _described(answer: Outside, services: list[str]) -> OutsideName:
+    ends = [known.until for known in answer.addresses if known.state == NOW]
+    return OutsideName(
+        answer.name,
+        tuple(services),
+        answer.in_state(NOW),
+        answer.in_state(FORMER),
+        time_text(answer.asked_at or None),
+        time_text(min(ends, default=None)),
+        answer.problem or None,
+    )
+
+
+def next_due(session: Session) -> float:
+    """Return the seconds until the next DNS name must be resolved, at most 60."""
+    store, now = session.store(), time.time()
+    answers = store.outside.answers() if store.names_outside() else []
+    return min([60.0, *(max(answer.due_at - now, 1.0) for answer in answers)])
+
+
+def warn(session: Session, name: str | None) -> None:
+    """Warn of each DNS name without a valid address in the policies of a service, or of all."""
+    rows, now = session.store().outside, time.time()
+    unknown: dict[tuple[str, str], list[str]] = {}  # by (services, reason)
+    for answer in map(rows.answer, rows.named(active=True)):
+        services = rows.naming([answer.name])
+        if name is not None and name not in services:
+            continue
+        warn_of_families(session, answer, services if name is None else [name])
+        by = ", ".join(services)
+        ends = [known.until for known in answer.addresses if known.state == "now"]
+        if not ends:
+            reason = answer.problem or "it has not been asked for"
+            unknown.setdefault((by, reason), []).append(answer.name)
+        elif min(ends) + OVERDUE_S < now:
+            since = period_text(now - min(ends))
+            reason = f": {answer.problem}" if answer.problem else ""
+            session.caution(
+                f"{answer.name}, which {by} may connect to, has addresses whose time ended"
+                f" {since} ago{reason}",
+                ("niso net refresh asks again; niso enable SERVICE lets systemd do so",),
+            )
+    for (by, reason), names in unknown.items():
+        has = "has" if len(names) == 1 else "have"
+        session.caution(
+            f"{', '.join(names)}, which {by} may connect to, {has} no address: {reason}",
+            ("niso net refresh asks again",),
+        )
+
+
+def warn_of_families(session: Session, answer: Outside, services: Iterable[str]) -> None:
+    """Warn if a DNS name has only addresses of an IP version for which a service has no route."""
+    store = session.store()
+    known = {family_of(address) for address in answer.in_state("now")}
+    for service in services if known else ():
+        first = next(iter(store.networks_of(service)), None)
+        network = None if first is None else store.network(first)
+        families = {subnet.family for subnet in network.subnets} if network is not None else known
+        if not known & families:
+            lacks, has = (
+                " or ".join(f"IPv{n}" for n in sorted(some)) for some in (families, known)
+            )
+            session.caution(
+                f"{answer.name}, which {service} may connect to, has no {lacks} address,"
+                f" and network {first} no {has} subnet",
+                (f"name a network with {has} first; niso net create NAME --ipv6 makes one",),
+            )

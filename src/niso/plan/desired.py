@@ -15,11 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from niso.base import names
 from niso.base.names import family_of
 from niso.kernel import ruleset
-from niso.kernel.diff import wanted as in_view_of
 from niso.kernel.kinds import hosts_files
 from niso.kernel.kinds.addresses import Address, Route, RoutingRule
 from niso.kernel.kinds.hosts_files import HostsFile, HostsLine, line_names
 from niso.kernel.kinds.kind import KINDS, Finding, KernelObject, State, by_key, kind_of
+from niso.kernel.kinds.kind import wanted as in_view_of
 from niso.kernel.kinds.links import Bridge, Shaper, Veth
 from niso.kernel.kinds.namespaces import Netns, NetnsName
 from niso.kernel.kinds.neighbours import Fdb, PermanentNeighbour

@@ -16,10 +16,20 @@ from niso.base.errors import Conflict, Error, ErrorGroup, KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import alias, hosts_folder, own_hosts_folder, prefix
 from niso.base.report import Caution, Report, silent
-from niso.kernel.diff import diff, without_foreign
 from niso.kernel.kinds.addresses import Address, Route
 from niso.kernel.kinds.hosts_files import HostsEdit
-from niso.kernel.kinds.kind import KINDS, AnyStep, Foreign, KernelObject, Kind, State, Step, kind_of
+from niso.kernel.kinds.kind import (
+    KINDS,
+    AnyStep,
+    Foreign,
+    KernelObject,
+    Kind,
+    State,
+    Step,
+    diff,
+    kind_of,
+    without_foreign,
+)
 from niso.kernel.kinds.links import Bridge, Veth
 from niso.kernel.kinds.namespaces import Netns, NetnsName
 from niso.kernel.kinds.neighbours import PermanentNeighbour
