@@ -63,6 +63,16 @@ def test_sweep_leaves_nothing_and_services_can_come_again(full: World) -> None:
     full.assert_whole()
 
 
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_forwarding_stays_on_for_programs_that_came_later(full: World, is_lost: bool) -> None:
+    full.kernel.nat["ip nat POSTROUTING"] = 1
+    if is_lost:
+        os.unlink(paths.database())
+    repair.sweep(full.kernel, full.processes)
+    assert full.kernel.sysctl(FORWARDING) == "1"
+    assert not full.kernel.everything(State())
+
+
 def test_processes_end_first_and_tables_last(full: World) -> None:
     kinds = [words.partition(" ")[0] for words in swept(full)]
     order = ["stop", "ip", "sysctl", "nft"]

@@ -16,7 +16,7 @@ from niso.base import names, paths, signals
 from niso.base import report as events
 from niso.base.errors import Conflict, Error, ErrorGroup, flatten
 from niso.base.locks import Lock, locked_services, service_lock
-from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.named_tuples import TYPE_CHECKING, Any
 from niso.base.names import alias, state_id_of
 from niso.base.report import Event, Report, silent
 from niso.change import attach, health_agent, journal, process_record
@@ -26,6 +26,7 @@ from niso.kernel.kinds.kind import Finding, Step
 from niso.kernel.kinds.links import Veth
 from niso.kernel.kinds.namespaces import Netns, NetnsName
 from niso.kernel.kinds.nft import NftTransaction
+from niso.kernel.kinds.sysctls import FORWARDING
 from niso.look import check, store_defects
 from niso.look.check import left_running, of_package, of_service
 from niso.look.store_defects import Defect, _marked_sysctls, _restored
@@ -432,25 +433,39 @@ def _attached() -> frozenset[int]:
         "SELECT cookie FROM attached a JOIN service s ON s.name=a.service"
         " WHERE a.netns!='' AND s.active=1"
     )
+    return frozenset(row[0] for row in _read(query))
+
+
+def _nat_before() -> dict[str, int]:
+    """Return what `Store.nat_before` does, read like `_attached`."""
+    query = "SELECT j.key, j.value FROM meta m, json_each(m.value) j WHERE m.key='nat_before'"
+    return dict(_read(query))
+
+
+def _read(query: str) -> list[tuple[Any, ...]]:
     try:
         if not os.path.lexists(paths.database()):
-            return frozenset()
+            return []
         db = connected(paths.database())
         try:
-            return frozenset(row[0] for row in db.execute(query))
+            return db.execute(query).fetchall()
         finally:
             db.close()
     except (Error, OSError, sqlite3.DatabaseError):
-        return frozenset()
+        return []
 
 
 def _all_rules(kernel: Kernel, going: dict[str, str]) -> Iterator[_Removal]:
     """Yield removals that restore the host's sysctls, then removals of niso's nftables tables.
 
-    Sysctls of the links ``going``, which are removed, are left out.
+    Sysctls of the links ``going``, which are removed, are left out. IPv4 forwarding stays on if
+    other programs have added NAT rules since niso switched it on.
     """
     marks = kernel.list_elements(ruleset.INET, "before") or ()
-    for name, value in host_settings.to_put_back(kernel, dict(map(elements.sysctl_before, marks))):
+    before = dict(map(elements.sysctl_before, marks))
+    if before.get(FORWARDING) == "0" and host_settings.added_nat(kernel, _nat_before()):
+        before[FORWARDING] = "1"
+    for name, value in host_settings.to_put_back(kernel, before):
         if not going.keys() & set(name.split("/")):
             put_back = events.Command(f"sysctl -w {name}={value}")
             yield put_back, partial(kernel.set_sysctl, name, value), False
@@ -468,6 +483,7 @@ def _forget_active(kernel: Kernel, store: Store) -> None:
                 store.set_active(name, False)
             for intent in store.intents():
                 store.end_intent(intent.service)
+            host_settings.note_late(kernel, store)
             host_settings.put_back(kernel, store)
     except sqlite3.DatabaseError as error:
         raise unusable(error) from error

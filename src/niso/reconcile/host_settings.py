@@ -78,10 +78,13 @@ def others(kernel: Kernel, store: Store) -> list[str]:
     """
     if store.sysctls_before().get(FORWARDING) != "0":
         return []
-    before = store.nat_before()
-    return sorted(
-        chain for chain, rules in kernel.foreign_nat().items() if rules > before.get(chain, 0)
-    )
+    return added_nat(kernel, store.nat_before())
+
+
+def added_nat(kernel: Kernel, before: Mapping[str, int]) -> list[str]:
+    """Return the nftables chains of other programs that have more NAT rules than ``before``."""
+    now = kernel.foreign_nat()
+    return sorted(chain for chain, rules in now.items() if rules > before.get(chain, 0))
 
 
 def note_late(kernel: Kernel, store: Store) -> None:
