@@ -11,6 +11,7 @@ from cni_driver import CASES, List, Plugin, links, namespace
 from conftest import TESTS, Lab
 from containerd_world import IMAGE, SOCKET, Containerd, needs_containerd
 from cri import Cri, Refused, framed
+from deb_world import Packages
 from services import BUSYBOX, CLIENT, HOST, answer, ask, echo, echo_in, idle, inspect, on, ps
 
 NISO = f"{sys.prefix}/bin/niso-cni"
@@ -112,6 +113,51 @@ def test_niso_is_one_of_several_plugins_of_a_list(niso: Plugin) -> None:
         List(bridge).delete(**given)
     assert lab.niso("ps").stdout.count("\n") == 1
     lab.niso("net", "check")
+
+
+@pytest.mark.skipif(not BRIDGE.exists(), reason="./dev test unpacks Debian's plugins")
+def test_uninstall_leaves_other_plugins_their_networks(niso: Plugin) -> None:
+    lab = niso.lab
+    lab.write("/tmp/outside/index.html", "outside\n")
+    lab.popen(BUSYBOX, "httpd", "-f", "-p", "80", "-h", "/tmp/outside", netns="client")
+    with_niso = ("env", f"PATH={sys.prefix}/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    packages = Packages(lab, "niso", "niso-cni", with_words=with_niso)
+    ipam = {"type": "host-local", "ranges": [[{"subnet": "10.66.0.0/24"}]], "dataDir": "/tmp/ipam"}
+    ipam["routes"] = [{"dst": "0.0.0.0/0"}]
+    own = {"bridge": "br0", "isGateway": True, "ipMasq": True, "ipam": ipam}
+    (bridge,) = others(lab, {"type": "bridge", **own})
+
+    def read(given: dict[str, str]) -> str:
+        name = given["NETNS"].rpartition("/")[2]
+        words = (BUSYBOX, "wget", "-qO-", "-T2", f"http://{CLIENT}")
+        return lab.run(*words, netns=name, check=False).stdout.strip()
+
+    file = "/etc/cni/net.d/10-niso.conflist"
+
+    def configure() -> None:
+        text = json.dumps({"name": "pods", "plugins": [CONFIG]})
+        lab.run("sh", "-c", f"mkdir -p /etc/cni/net.d && cat > {file}", input=text)
+
+    with namespace(niso) as given, namespace(niso) as second:
+        niso.call("ADD", **given)  # before the other plugin, which finds forwarding switched on
+        List(bridge).add(**second)
+        assert read(given) == "outside"
+        configure()
+        packages.follow("cni")
+        assert not links(niso, given) and lab.run("test", "-e", file, check=False).returncode
+        niso.call("ADD", **given)
+        configure()
+        refused = packages.purge("niso-cni")
+        assert f"in use: container {given['CONTAINERID'].replace('_', '-')}" in refused.stderr
+        assert read(given) == "outside"
+        done = packages.purge("niso-cni", answer=True)
+        assert done.returncode == 0 and f"{file} names niso-cni" in done.stderr, done.stderr
+        assert not links(niso, given)
+        done = packages.purge("niso", answer=True)
+        assert done.returncode == 0, done.stderr
+        assert read(second) == "outside"
+        List(bridge).delete(**second)
+    assert "no objects" in lab.niso("net", "repair", "--sweep").stdout
 
 
 @pytest.mark.skipif(not BRIDGE.exists(), reason="./dev test unpacks Debian's plugins")

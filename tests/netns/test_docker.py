@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 from conftest import Lab
-from docker_world import IMAGE, PEERS, SOCKET, WITH_DOCKER, Docker, needs_docker
+from deb_world import Packages
+from docker_world import IMAGE, PATH, PEERS, SOCKET, WITH_DOCKER, Docker, needs_docker
 from machine import Machine, needs_systemd
 from pages import ROOT
 from samples import LONG
-from services import CLIENT, HOST, fetch, ps
+from services import BUSYBOX, CLIENT, HOST, fetch, idle, ps
 
 HOST6 = "2001:db8::1"
+WITH_NISO = (*WITH_DOCKER[:-1], f"PATH={sys.prefix}/bin:{PATH}")
 
 
 def network(name: str, *options: str) -> str:
@@ -291,6 +293,50 @@ def test_killed_driver_and_lost_state_leave_docker_its_commands(lab: Lab) -> Non
     docker("rm", "-f", "last")
     docker("network", "rm", "back", "front")
     assert "niso" not in docker("network", "ls").stdout
+
+
+@needs_docker
+def test_uninstall_leaves_docker_its_own_networks(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "first"))  # before Docker, which finds forwarding switched on
+    docker = Docker(lab)
+    lab.write("/tmp/outside/index.html", "outside\n")
+    lab.popen(BUSYBOX, "httpd", "-f", "-p", "80", "-h", "/tmp/outside", netns="client")
+    docker.run("own", "-p", "8090:80")
+    packages = Packages(lab, "niso", "niso-docker", with_words=WITH_NISO)
+
+    def use() -> None:
+        docker("network", "create", "-d", "niso", "backend")
+        docker.run("web", "--network", network("backend", "name=web"), "-p", "8080:80")
+        lab.wait_for(lambda: "web" in rows(lab), 10, "its interface")
+
+    def is_removed() -> None:
+        assert "backend" not in docker("network", "ls").stdout
+        assert list(rows(lab)) == ["first"]
+
+    # by hand, as in the guide
+    use()
+    assert docker.get("web", CLIENT) == "outside"
+    packages.follow("docker")
+    is_removed()
+    docker("rm", "-f", "web")
+    # by the package
+    use()
+    refused = packages.purge("niso-docker")
+    assert "in use: network backend, container web\n" in refused.stderr, refused.stderr
+    assert fetch(lab.client, f"{HOST}:8080") == "web"
+    done = packages.purge("niso-docker", answer=True)
+    assert done.returncode == 0, done.stderr
+    is_removed()
+    assert docker("inspect", "-f", "{{.State.Running}}", "web").stdout == "true\n"
+    done = packages.purge("niso", answer=True)
+    assert done.returncode == 0, done.stderr
+    for _ in range(2):
+        is_removed()
+        assert docker.get("own", CLIENT) == "outside"
+        assert fetch(lab.client, f"{HOST}:8090") == "own"
+        docker("restart", "-t0", "own")
+        docker.wait_until_served("own")
+    assert "no objects" in lab.niso("net", "repair", "--sweep").stdout
 
 
 COMPOSE = """\

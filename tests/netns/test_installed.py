@@ -11,6 +11,7 @@ import zipfile
 
 import pytest
 from conftest import TESTS, Lab
+from deb_world import Packages
 from services import HOST, answer, echo, pid_of
 
 ROOT = TESTS.parent
@@ -137,10 +138,25 @@ def test_an_installed_niso_needs_no_clone(lab: Lab, wheel: pathlib.Path) -> None
     assert lab.run(niso, "ps", "--json").stdout.strip() == "[]"
 
 
-def test_removal_of_the_package_names_the_services_that_go_on(lab: Lab) -> None:
-    script = ("sh", str(ROOT / "debian" / "niso.prerm"))
-    assert lab.run(*script, "remove").stdout == ""
+def test_packages_are_removed_once_nothing_uses_them(lab: Lab) -> None:
+    packages = Packages(lab, "niso", "niso-podman")
+    lab.run("ip", "netns", "add", "box")
     lab.niso("activate", echo(lab, "api"))
-    said = lab.run(*script, "remove").stdout
-    assert "these services go on running, with their networks, until a reboot: api\n" in said
-    assert lab.run(*script, "upgrade", "2").stdout == ""
+    lab.niso("enable", "api")
+    lab.niso("net", "attach", "box", "--netns", "/run/netns/box")
+    refused = packages.purge("niso-podman", "niso")
+    assert refused.returncode and "niso: not removed, because it is in use: " in refused.stderr
+    assert "service api, cli box" in refused.stderr and "niso/disconnect" in refused.stderr
+    states = lab.run(
+        "dpkg-query", "-Wf", "${db:Status-Status} ", "niso", "niso-podman", check=False
+    )
+    assert states.stdout == "installed "  # no container of Podman uses niso
+    lab.niso("net", "check")
+    assert packages.purge("niso", answer=False).returncode
+    done = packages.purge("niso", answer=True)
+    assert done.returncode == 0, done.stderr
+    assert lab.niso("net", "repair", "--sweep").stdout == "no objects of niso in the kernel\n"
+    rows = json.loads(lab.niso("ps", "--json").stdout)
+    assert [(row["service"], row["status"]) for row in rows] == [("api", "inactive")]
+    assert not json.loads(lab.niso("inspect", "api", "--json").stdout)["enabled"]
+    assert lab.run("ip", "netns", "exec", "box", "ip", "-br", "link").stdout.split()[0] == "lo"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import Lab
+from deb_world import Packages
 from podman_world import AARDVARK, IMAGE, PEERS, WITH_PODMAN, Podman, needs_podman
 from samples import LONG, samples
 from services import BUSYBOX, CLIENT, HOST, NEIGHBOUR, echo, fetch, idle, on, ps, set_resolver
@@ -442,6 +443,54 @@ def test_what_podman_does_without_a_call(lab: Lab) -> None:
     assert "alone: detached" in lab.niso("net", "gc").stdout
     assert names() == ["box", "busy"]
     lab.niso("net", "check")
+
+
+@needs_podman
+def test_uninstall_leaves_podman_its_own_networks(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "first"))  # before Podman, which finds forwarding switched on
+    podman = Podman(lab)
+    lab.write("/tmp/outside/index.html", "outside\n")
+    lab.popen(BUSYBOX, "httpd", "-f", "-p", "80", "-h", "/tmp/outside", netns="client")
+    podman.run("own", "-p", "8090:80")
+    packages = Packages(lab, "niso", "niso-podman", with_words=WITH_PODMAN)
+    sleep = (IMAGE, "/bin/busybox", "sleep", "1000")
+
+    def use() -> None:
+        podman("network", "create", "-d", "niso", "backend")
+        podman.run("web", "--network", "backend", "-p", "8080:80")
+
+    def is_removed() -> None:
+        assert podman("network", "ls", "--format", "{{.Name}}").stdout == "podman\n"
+        assert [row["service"] for row in json.loads(lab.niso("ps", "--json").stdout)] == ["first"]
+        assert "backend" not in lab.niso("net", "list").stdout
+
+    use()
+    packages.follow("podman")
+    is_removed()
+    podman("rm", "-f", "-t0", "web")
+    use()
+    podman("create", "--name", "off", "--network", "backend", *sleep)
+    podman("pod", "create", "--name", "shop", "--network", "backend", "-p", "9090:80")
+    podman("run", "-d", "--name", "inside", "--pod", "shop", *sleep)
+    refused = packages.purge("niso-podman")
+    assert refused.returncode and "in use: network backend, " in refused.stderr, refused.stderr
+    assert fetch(lab.client, f"{HOST}:8080") == "web"
+    done = packages.purge("niso-podman", answer=True)
+    assert done.returncode == 0, done.stderr
+    is_removed()
+    done = packages.purge("niso", answer=True)
+    assert done.returncode == 0, done.stderr
+    lab.run("rm", "/tmp/podman/plugins/niso")
+    for _ in range(2):
+        is_removed()
+        assert podman.get("own", CLIENT) == "outside"
+        assert fetch(lab.client, f"{HOST}:8090") == "own"
+        podman("restart", "-t0", "own", "web", "off", "inside")
+    podman("network", "connect", "podman", "web")
+    assert podman.get("web", CLIENT) == "outside"
+    podman("pod", "rm", "-f", "-t0", "shop")
+    podman("rm", "-f", "-t0", "own", "web", "off")
+    assert "no objects" in lab.niso("net", "repair", "--sweep").stdout
 
 
 ROOTLESS = """\

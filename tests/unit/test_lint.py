@@ -34,7 +34,8 @@ def scripts(word: bytes) -> list[str]:
     return found
 
 
-SHELL = scripts(b"sh")
+PACKAGES = [*(ROOT / "debian").glob("*.prerm"), ROOT / "debian/removal.sh"]
+SHELL = [*scripts(b"sh"), *(str(file.relative_to(ROOT)) for file in PACKAGES)]
 PYTHON = ["examples", "src", "tests", "tools", *scripts(b"python")]
 
 COMMANDS = {
