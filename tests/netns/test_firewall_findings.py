@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from conftest import Lab, assert_whole
-from services import CLIENT, ECHO, HOST, answer, ask, echo, echo_in, on
+from services import CLIENT, ECHO, HOST, address, answer, ask, echo, echo_in, idle, on
 
 DROP = """\
 table ip filter {
@@ -275,7 +275,7 @@ def test_a_foreign_rule_for_one_port_is_found_and_named(lab: Lab) -> None:
 
 
 def test_a_foreign_rule_for_some_clients_is_named_for_these(lab: Lab) -> None:
-    lab.niso("activate", echo(lab, "api", network={"ports": ["8000:80"]}))
+    lab.niso("activate", echo(lab, "api", network={"ports": ["8000:80"]}), idle(lab, "cli"))
     answer(lab, HOST, 8000, "client")
 
     def last(source: str) -> str:
@@ -311,6 +311,14 @@ def test_a_foreign_rule_for_some_clients_is_named_for_these(lab: Lab) -> None:
         rows = lab.niso("net", "ports", "--exposed").stdout
         assert ("may drop it by its rule" in rows) is ("--dport" in argv), (argv, rows)
         lab.run("iptables", "-F", "FORWARD")
+    # frames within a network pass the forward chains, too
+    lab.run("iptables", "-P", "FORWARD", "DROP")
+    lab.run("iptables", "-A", "FORWARD", "-m", "physdev", "--physdev-is-bridged", "-j", "ACCEPT")
+    assert ask(lab, address(lab, "api"), 80, "niso-cli") != ""
+    assert lab.niso("net", "explain", "cli", "api:80").stdout.splitlines()[-1] == (
+        "  others   pass  by chains of other programs: nftables ip filter FORWARD"
+    )
+    assert last(CLIENT).endswith("drops it by default")
 
 
 NAT = """\

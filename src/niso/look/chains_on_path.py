@@ -319,10 +319,11 @@ def _steps(
             early: _routed(way, packet, before if early else after, None if early else original)
             for early in (False, True)
         }
-        yield routed, way, bits
+        yield routed, way, {key: one._replace(bridged=is_switched) for key, one in bits.items()}
     for way in _replies(ways):
         reply = _Ends(after.destination, after.port, after.source, after.own_port)
-        yield routed, way, _both(_routed(way, packet, reply, original, reply=True))
+        one = _routed(way, packet, reply, original, reply=True)
+        yield routed, way, _both(one._replace(bridged=is_switched))
 
 
 def _replies(ways: Iterable[_Way]) -> Iterator[_Way]:
