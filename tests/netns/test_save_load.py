@@ -13,6 +13,12 @@ from services import BUSYBOX, answer, ask, busybox_rootfs, echo, idle, inspect, 
 from volume_services import KEPT, sh
 
 VOLUME = {"data": {"mount": "/data"}}
+DEFAULT = "system.posix_acl_default"
+ACL = (
+    "import os, struct; no = 2**32 - 1; acl = struct.pack('<I' + 'HHI' * 5, 2, 1, 7, no,"
+    " 2, 7, 1234, 4, 0, no, 16, 7, no, 32, 0, no)"
+)
+"""Code that makes an access control list: all rights for the owner and for uid 1234 (acl(5))."""
 BACK = {"networks": ["back", "front"]}
 
 
@@ -51,6 +57,10 @@ def test_services_are_restored_on_an_empty_host_as_they_were(lab: Lab) -> None:
     before = {name: ps(lab, name)["address"] for name in ("db", "api")}
     assert before["db"][0] == "10.77.0.3", "not the first address"
     sh(lab, "db", "ln /data/a/file /data/again; truncate -s 50M /data/holes")
+    mark = r"import os; os.setxattr('/data/a/file', 'user.niso', b'\xff\0=\n1')"
+    lab.niso("exec", "db", "--", "/usr/bin/python3", "-c", mark)
+    # every new file in the folder would get this list, but the saved files did not
+    lab.run("python3", "-c", f"{ACL}; os.setxattr('{KEPT}/db/data/a', {DEFAULT!r}, acl)")
     listing = "cd /data && find . -exec stat -c '%n %a %F %s %h' {} + | sort"
     files = sh(lab, "db", listing)
     assert "db, api" in saved(lab, "db", "api", "--secrets")
@@ -60,6 +70,13 @@ def test_services_are_restored_on_an_empty_host_as_they_were(lab: Lab) -> None:
     assert {name: ps(lab, name)["address"] for name in ("db", "api")} == before
     assert sh(lab, "db", listing) == files and sh(lab, "db", "cat /data/a/file") == "one\n"
     assert sh(lab, "db", "stat -c %b /data/holes") == "0\n"
+    show = (
+        "import os; print(os.getxattr('/data/a/file', 'user.niso'), os.listxattr('/data/a/file'))"
+    )
+    said = lab.niso("exec", "db", "--", "/usr/bin/python3", "-c", show).stdout
+    assert said == "b'\\xff\\x00=\\n1' ['user.niso']\n"
+    same = f"{ACL}; print(os.getxattr('{KEPT}/db/data/a', {DEFAULT!r}) == acl)"
+    assert lab.run("python3", "-c", same).stdout == "True\n"
     assert sh(lab, "db", "cat /run/secrets/token") == "s3cret\n"
     lab.niso("activate", idle(lab, "other", network=on("back")))
     assert answer(lab, before["db"][0], 80, "niso-api"), "the policy is that of the last activation"

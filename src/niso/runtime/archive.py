@@ -49,6 +49,9 @@ _KINDS = {
     stat.S_IFIFO: tarfile.FIFOTYPE,
 }
 """The types of files that an archive can have. Sockets and devices are left out."""
+_ATTRIBUTE = "SCHILY.xattr."
+"""Prefix of extended attributes in PAX headers, as star(1) and GNU tar write them."""
+_ACLS = ("system.posix_acl_access", "system.posix_acl_default")
 _LONG_HEADERS = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
@@ -64,7 +67,8 @@ class _Sums:
 
     def add(self, member: tarfile.TarInfo, digest: str | None) -> None:
         """Add an entry. ``digest`` is that of its content, for a regular file."""
-        head = (member.type, member.mode, member.uid, member.gid, member.linkname, member.name)
+        head: tuple[object, ...] = (member.type, member.mode, member.uid, member.gid)
+        head = (*head, member.linkname, member.name, *_attributes(member))
         self._entries.update(f"{head}\n".encode("utf-8", "surrogateescape"))
         if digest is not None:
             name = member.name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
@@ -79,6 +83,51 @@ class _Sums:
 def _forget_members(tar: tarfile.TarFile) -> None:
     """Empty tarfile's list of entries, because volumes can have millions of files."""
     vars(tar)["members"].clear()
+
+
+def _is_kept(attribute: str) -> bool:
+    return attribute in _ACLS or (attribute.startswith("user.") and "=" not in attribute)
+
+
+def _read_attributes(path: str) -> dict[str, str]:
+    """Return the extended attributes and access control lists of a file, as PAX headers."""
+    try:
+        names = [*filter(_is_kept, os.listxattr(path, follow_symlinks=False))]
+        values = {name: os.getxattr(path, name, follow_symlinks=False) for name in names}
+    except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.ENODATA):  # ENODATA: one was just removed
+            return {}
+        raise
+    text = {name: value.decode("utf-8", "surrogateescape") for name, value in values.items()}
+    return {f"{_ATTRIBUTE}{name}": value for name, value in text.items()}
+
+
+def _attributes(member: tarfile.TarInfo) -> list[tuple[str, str]]:
+    """Return the names and values of an entry's extended attributes, in their order of names."""
+    headers = member.pax_headers.items()
+    found = [(key, value) for key, value in headers if key.startswith(_ATTRIBUTE)]
+    return sorted((key.removeprefix(_ATTRIBUTE), str(value)) for key, value in found)
+
+
+def _remove_inherited(fd: int, acl: str) -> None:
+    """Remove an access control list that a new file has from its folder."""
+    try:
+        os.removexattr(fd, acl)
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.ENODATA):
+            raise
+
+
+def _write_attributes(member: tarfile.TarInfo, fd: int) -> None:
+    """Set the extended attributes of an entry. Raises Error if the file system has none."""
+    for name, value in _attributes(member):
+        if not _is_kept(name):
+            raise _damaged(f"has the attribute {escaped(name)}: {escaped(member.name)}")
+        try:
+            os.setxattr(fd, name, value.encode("utf-8", "surrogateescape"))
+        except OSError as error:
+            reason = f"cannot set {escaped(name)} of {escaped(member.name)}: {error.strerror}"
+            raise Error(reason) from error
 
 
 # --- write ----------------------------------------------------------------------------------------
@@ -123,7 +172,8 @@ class ArchiveWriter:
     def __init__(self, out: IO[bytes], description: object) -> None:
         # the mode "w|" would write to the file again when an exception has closed it
         pipe: Any = _Pipe(out)
-        self._tar = tarfile.TarFile(fileobj=pipe, mode="w", format=tarfile.PAX_FORMAT)
+        format = tarfile.PAX_FORMAT
+        self._tar = tarfile.TarFile(fileobj=pipe, mode="w", format=format, encoding="utf-8")
         self._sums = _Sums()
         self._linked: dict[tuple[int, int], str] = {}
         """The files with several names in the folder that is being added, by device and inode."""
@@ -172,6 +222,9 @@ class ArchiveWriter:
         member.uid, member.gid, member.mtime = info.st_uid, info.st_gid, int(info.st_mtime)
         if kind == tarfile.SYMTYPE:
             member.linkname = os.readlink(file, dir_fd=where)
+        elif kind != tarfile.FIFOTYPE:
+            path = f"/proc/self/fd/{folder}/{file}" if folder >= 0 else file
+            member.pax_headers = _read_attributes(path)
         if kind != tarfile.REGTYPE:
             self._tar.addfile(member)
             _forget_members(self._tar)
@@ -265,7 +318,11 @@ def extract(stream: IO[bytes], folder: str) -> object:
     place = _Place(folder)
     try:
         with tarfile.open(
-            fileobj=stream, mode="r|", errors="surrogateescape", tarinfo=_Header
+            fileobj=stream,
+            mode="r|",
+            encoding="utf-8",
+            errors="surrogateescape",
+            tarinfo=_Header,
         ) as tar:
             for member in tar:
                 _forget_members(tar)
@@ -390,7 +447,11 @@ def _extract_one(tar: tarfile.TarFile, member: tarfile.TarInfo, place: _Place) -
             if member.isreg():
                 digest = _write(tar, member, fd, place)
             os.fchown(fd, *owner)
+            for acl in _ACLS if member.isdir() else _ACLS[:1]:
+                _remove_inherited(fd, acl)
             os.fchmod(fd, mode)  # after chown, which clears setuid
+            if not member.isfifo():
+                _write_attributes(member, fd)
             if member.isreg():
                 os.utime(fd, (member.mtime, member.mtime))
         finally:
