@@ -39,7 +39,7 @@ def concerned(
     """Return the scope of a change of services, according to the present rows.
 
     The scope also contains the services that share a namespace with ``services``, the services that
-    have one of the same names on another network (`NameRows.shadows`), and the networks of all
+    have one of the same names on another network (`PolicyRows.shadows`), and the networks of all
     these services. A network that a service has left is included if its bridge is still configured
     for the service's ports. For an instance, the service that it belongs to is included, because an
     earlier, killed command may have left slots of this service that differ from the rows.

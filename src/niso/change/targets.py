@@ -15,7 +15,7 @@ from niso.base.errors import Conflict, Error, InvalidInput, NotFound, flatten, r
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.plan.specs import SERVICE_UIDS, MountedVolume, Secret, ServiceSpec
 from niso.store.attached_rows import AttachedLink, AttachedRow
-from niso.store.name_rows import bare_name
+from niso.store.policy_rows import bare_name
 from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
 

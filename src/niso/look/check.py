@@ -38,7 +38,7 @@ from niso.runtime import package, sources
 from niso.runtime.machine import Machine
 from niso.runtime.sources import BLIND, UNKNOWN
 from niso.store.attached_rows import BY_INTERFACE, CALLER, LOST, AttachedRow, wishes
-from niso.store.name_rows import bare_name, suggest
+from niso.store.policy_rows import bare_name, suggest
 from niso.store.service_rows import ServiceRow
 from niso.store.snapshots import Scope
 from niso.store.store import Store

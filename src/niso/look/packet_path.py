@@ -40,7 +40,7 @@ from niso.plan.verdict import (
     is_name_server_elsewhere,
     network_of,
 )
-from niso.store.name_rows import bare_name
+from niso.store.policy_rows import bare_name
 from niso.store.service_rows import SERVING
 from niso.store.store import Store
 

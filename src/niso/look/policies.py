@@ -26,7 +26,7 @@ from niso.plan.records import METADATA_WORD, Entry, Peer, Policy
 from niso.plan.verdict import PolicyContext
 from niso.reconcile import live_world
 from niso.reconcile.live_world import read_world
-from niso.store.name_rows import suggest
+from niso.store.policy_rows import suggest
 from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
 

@@ -1,12 +1,22 @@
-"""Store policies: each service's policy, the peers in it, and the networks where it applies."""
+"""Store names of services, and policies with their peers, networks and DNS answers.
+
+A service's name is unique on the host. Hostnames and aliases are unique on each network, so two
+networks may each have a ``db``. A service that resolves such a name gets the service on its own
+networks.
+
+A DNS name in a policy is called an outside name. All services share one record of its addresses.
+The undo of a service's change therefore leaves this record unchanged.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
+from niso.base.errors import Conflict, NotFound
+from niso.plan.dns_answers import FORMER, NOW, PAST, DnsAddress, Outside
 from niso.plan.records import Audit, Entry, Member, Peer, PlannedService, Policed, Policy
-from niso.store.name_rows import NameRows, OutsideRows
-from niso.store.sqlite import decoded, encoded
+from niso.store.service_rows import ServiceRows
+from niso.store.sqlite import Rows, decoded, encoded, others_intend
 
 Name = tuple[str, str]
 """A service or network that a policy names, as (kind, name): kind "service" or "network"."""
@@ -19,6 +29,11 @@ _INSTANCES_ELSEWHERE = (
     " ORDER BY network, family, address"
 )
 
+_ON = (
+    "SELECT h.service FROM host_name h JOIN service s ON s.name=h.service"
+    " JOIN endpoint e ON e.service=COALESCE(s.provider, s.name)"
+)
+
 
 FRONTS = (
     "SELECT name FROM (SELECT DISTINCT front FROM instance) CROSS JOIN service ON name=front"
@@ -27,8 +42,8 @@ FRONTS = (
 """SQL query for the services with a service address."""
 
 
-class PolicyRows(NameRows):
-    """The queries of the store for policies."""
+class PolicyRows(ServiceRows):
+    """The queries of the store for policies and for names."""
 
     def policy(self, service: str) -> Policy | None:
         """Return a service's policy as written in its manifest, or None if it has no policy."""
@@ -56,7 +71,7 @@ class PolicyRows(NameRows):
 
         A name that no service has is replaced by "", which matches nothing. The entry is not
         deleted, because a deny list could then become empty, which means no policy. A name that
-        several services have becomes one entry for each of these services (`NameRows.meant`).
+        several services have becomes one entry for each of these services (`PolicyRows.meant`).
         """
         policy = self.policy(service)
         if policy is None:
@@ -224,6 +239,217 @@ class PolicyRows(NameRows):
         for table, rows in tables.items():
             self._set_rows(table, service, rows)
 
+    # --- names -----------------------------------------------------------------
+
+    def names(self, service: str) -> tuple[str, ...]:
+        """Return the names of a service: its hostname, its service name, and its aliases."""
+        return tuple(
+            self._column("SELECT name FROM host_name WHERE service=? ORDER BY position", service)
+        )
+
+    def names_there(self, service: str) -> tuple[str, ...]:
+        """Return the names of a service and of the active services in its network namespace."""
+        sharers = self.sharers(service)
+        return (*self.names(service), *(name for sharer in sharers for name in self.names(sharer)))
+
+    def extra_hosts(self, service: str) -> tuple[tuple[str, str], ...]:
+        return tuple(
+            self._run("SELECT name, address FROM extra_host WHERE service=? ORDER BY name", service)
+        )
+
+    def set_extra_hosts(self, service: str, hosts: Iterable[tuple[str, str]]) -> None:
+        self._set_rows("extra_host", service, ((service, *host) for host in hosts))
+
+    def networks_of(self, service: str) -> tuple[str, ...]:
+        """Return the networks of a service, or of the owner of its namespace, in their order."""
+        return tuple(
+            self._column(
+                "SELECT network FROM endpoint WHERE service=? ORDER BY position", self.home(service)
+            )
+        )
+
+    def networks_in_use(self) -> list[str]:
+        """Return the networks of active services, even if rows of endpoints are missing."""
+        return sorted({network for networks in self._network_lists() for network in networks})
+
+    def _network_lists(self) -> list[list[str]]:
+        rows = self._column("SELECT DISTINCT networks FROM service WHERE active=1")
+        return [decoded(text) for text in rows]
+
+    def holders(self, name: str) -> list[str]:
+        """Return the recorded services that have this name, hostname or alias, sorted."""
+        return self._column("SELECT service FROM host_name WHERE name=? ORDER BY service", name)
+
+    def holders_beside(self, service: str, name: str) -> list[str]:
+        """Return the services with this name that share a network with ``service``, sorted."""
+        return self._column(
+            f"{_ON} WHERE h.name=? AND e.network IN (SELECT network FROM endpoint WHERE service=?)"
+            " GROUP BY h.service ORDER BY h.service",
+            *(name, self.home(service)),
+        )
+
+    def holders_elsewhere(self, name: str, beside: str | None = None) -> list[str]:
+        """Return the services of other hosts that have a name, sorted.
+
+        With ``beside``, only services on a network of the service ``beside`` are returned.
+        """
+        query = "SELECT DISTINCT n.service FROM remote_name n"
+        values: tuple[str, ...] = (name,)
+        if beside is not None:
+            query += (
+                " JOIN remote r ON r.service=n.service"
+                " JOIN endpoint e ON e.network=r.network AND e.service=?"
+            )
+            values = (self.home(beside), name)
+        return self._column(f"{query} WHERE n.name=? ORDER BY n.service", *values)
+
+    def hosts_of(self, name: str) -> list[str]:
+        """Return the other hosts that have a service with this name, sorted."""
+        return self._column(
+            "SELECT DISTINCT r.host FROM remote r JOIN remote_name n ON n.service=r.service"
+            " WHERE n.name=? ORDER BY r.host",
+            name,
+        )
+
+    def meant(self, service: str, name: str) -> tuple[list[str], list[str]]:
+        """Return the services that a name in the policy of ``service`` refers to, as two lists.
+
+        The first list is for allow entries, and has at most one service: the one with this hostname
+        or alias on the networks of ``service``, else the one with this service name on any network.
+        If the name is ambiguous, the list is empty; activations with such a name are refused. The
+        second list is for deny entries, and has all services that the name can refer to.
+        """
+        beside = self.holders_beside(service, name)
+        elsewhere = self.holders_elsewhere(name, service)
+        beside += [other for other in elsewhere if other not in beside]
+        mode = self.mode(name)
+        here = mode not in (None, "host")
+        remote = "SELECT 1 FROM remote WHERE service=? LIMIT 1"
+        called = [name] if here or (mode is None and self._has(remote, name)) else []
+        allowed = beside if len(beside) == 1 else [] if beside else called
+        return allowed, [*beside, *(own for own in called if own not in beside)]
+
+    def shadows(
+        self, services: Iterable[str], networks: Iterable[str] = (), fresh: Iterable[str] = ()
+    ) -> set[str]:
+        """Return other services that have a name of these services on another network.
+
+        If several services have a name, the hosts file of a reader contains only one of them: the
+        one on the first of the reader's networks. A change of ``services`` can therefore change
+        which address such a name has. The result has only services for which there is a reader: an
+        active service on one of their networks and on a network of ``services``. ``networks`` and
+        ``fresh`` are networks and names that ``services`` are about to get.
+        """
+        own = set(services)
+        names = {*fresh, *(name for service in own for name in self.names(service))}
+        others = {other for name in names for other in self.holders(name)} - own
+        if not others:
+            return set()
+        on = {*networks, *(network for service in own for network in self.networks_of(service))}
+        beside = {network for one in self._network_lists() if on & set(one) for network in one}
+        return {other for other in others if beside & set(self.networks_of(other))}
+
+    def resolve(self, name: str, asker: str | None = None) -> str:
+        """Return the service that a user means by a name, with or without the suffix .niso.local.
+
+        The first choice is the service that ``asker`` reaches by the name, the second the service
+        with this service name, the third the only service with this hostname or alias. Raises
+        NotFound, and Conflict if the name is ambiguous.
+        """
+        bare = bare_name(name)
+        if (service := self._found(bare, asker)) is not None:
+            return service
+        if self._column("SELECT service FROM instance WHERE service=?", bare):
+            return bare
+        if there := self.hosts_of(bare):
+            hint = f"it is on {', '.join(there)}: run the command there"
+            raise NotFound(f"no service {name!r} on this host", hint)
+        # a damaged key may be NULL
+        known = self._column("SELECT DISTINCT name FROM host_name WHERE name!='' ORDER BY name")
+        raise NotFound(f"no service {name!r}", suggest(bare, known, "niso ps lists the services"))
+
+    # Names given up by a change in progress stay reserved: an undo may have to restore them.
+
+    def name_holder(self, name: str) -> str | None:
+        """Return the service that has a name, or gets it back if a change in progress is undone.
+
+        Returns None if there is none. Raises Conflict if the name is ambiguous.
+        """
+        if (service := self._found(name, None)) is not None:
+            return service
+        return next(iter(self._restored(name)), None)
+
+    def holders_on(
+        self, name: str, networks: Container[str], but: str, beside: frozenset[str]
+    ) -> list[tuple[str, str]]:
+        """Return (service, network) for each service that has a name on one of these networks.
+
+        Services are included that get the name back if their change in progress is undone, except
+        those in ``beside``, which are part of the caller's own command and would be undone with it.
+        The service ``but`` is left out.
+        """
+        held = {service: set(self.networks_of(service)) for service in self.holders(name)}
+        restored = self._restored(name) if others_intend(self._db, beside) else {}
+        for service, on in restored.items():
+            if service not in beside:
+                held[service] = held.get(service, set()) | on
+        return [
+            (service, network)
+            for service, on in sorted(held.items())
+            for network in sorted(on)
+            if service != but and network in networks
+        ]
+
+    def shown(self, services: Iterable[str]) -> str:
+        """Format services with their networks for messages: ``'db' (network backend)``."""
+        parts = []
+        for service in services:
+            on = self.networks_of(service)
+            where = f"network{'s' * (len(on) > 1)} {', '.join(on)}" if on else "no network"
+            parts.append(f"{service!r} ({where})")
+        return ", ".join(parts)
+
+    def _found(self, bare: str, asker: str | None) -> str | None:
+        candidates = self._reached(asker, bare) if asker else []
+        if not candidates:
+            everywhere = self.holders(bare)
+            candidates = [bare] if bare in everywhere else everywhere
+        if len(candidates) > 1:
+            raise Conflict(
+                f"{bare!r} is ambiguous, it could be {self.shown(candidates)}",
+                f"use the name of the service, such as {candidates[0]}",
+            )
+        return candidates[0] if candidates else None
+
+    def _reached(self, service: str, name: str) -> list[str]:
+        return self._column(
+            f"{_ON} JOIN endpoint own ON own.network=e.network AND own.service=?"
+            " WHERE h.name=? ORDER BY s.active DESC, own.position LIMIT 1",
+            *(self.home(service), name),
+        )
+
+    def _restored(self, name: str) -> dict[str, set[str]]:
+        """Return {service: networks} of services that get a name back if their change is undone."""
+        restored: dict[str, set[str]] = {}
+        rows = self._run(
+            "SELECT service, COALESCE(json_extract(undo, '$.service[0].provider'), service)"
+            " FROM intent WHERE EXISTS(SELECT 1 FROM json_each(undo, '$.host_name')"
+            " WHERE json_extract(value, '$.name')=?)",
+            name,
+        ).fetchall()
+        for service, home in rows:
+            on = self._column(
+                "SELECT json_extract(value, '$.network') FROM intent,"
+                " json_each(undo, '$.endpoint') WHERE service=?"
+                " UNION SELECT network FROM endpoint WHERE service=?",
+                *(home, home),
+            )
+            restored[service] = set(on)
+        return restored
+
+    def mode(self, service: str) -> str | None:
+        return self._text("SELECT mode FROM service WHERE name=?", service)
+
 
 def rows_of_policy(
     service: str, policy: Policy, networks: Iterable[str]
@@ -259,3 +485,101 @@ def policy_of(value: list[object]) -> Policy:
         bool(log),
         Audit(*audit) if audit else None,  # type: ignore[misc]
     )
+
+
+# --- names of services ----------------------------------------------------------------------------
+
+
+def bare_name(name: str) -> str:
+    # importing names.DOMAIN would load another module in every command
+    return name.removesuffix(".niso.local")
+
+
+def suggest(name: str, known: list[str], otherwise: str) -> str:
+    """Return a hint with the most similar existing name, or ``otherwise`` without one."""
+    import difflib
+
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]!r}?" if near else otherwise
+
+
+# --- outside names and DNS answers ----------------------------------------------------------------
+
+
+class OutsideRows(Rows):
+    """The queries of the store for DNS names in policies."""
+
+    def of(self, service: str) -> tuple[str, ...]:
+        """Return the DNS names in a service's policy, sorted."""
+        query = "SELECT name FROM outside_peer WHERE service=? ORDER BY name"
+        return tuple(self._column(query, service))
+
+    def named(self, active: bool = False) -> list[str]:
+        """Return the DNS names in all policies, or only in those of active services; sorted."""
+        return self._column(
+            "SELECT DISTINCT p.name FROM outside_peer p JOIN service s ON s.name=p.service"
+            " WHERE s.active>=? ORDER BY p.name",
+            int(active),
+        )
+
+    def naming(self, names: Iterable[str]) -> list[str]:
+        """Return the active services whose policies contain one of these DNS names, sorted."""
+        query = (
+            "SELECT p.service FROM outside_peer p JOIN service s ON s.name=p.service AND s.active=1"
+            " WHERE p.name=?"
+        )
+        return sorted({service for name in names for service in self._column(query, name)})
+
+    def answer(self, name: str) -> Outside:
+        """Return the recorded DNS answer for a name, empty if the record is missing or damaged."""
+        text = self._text("SELECT answer FROM outside_name WHERE name=?", name)
+        return (text and _answer(name, text)) or Outside(name)
+
+    def answers(self) -> list[Outside]:
+        """Return the recorded DNS answers for all DNS names in policies, sorted by name."""
+        return [self.answer(name) for name in self.named()]
+
+    def meant(self, name: str) -> tuple[str, ...]:
+        """Return the addresses at which policies allow a DNS name."""
+        return self.answer(name).in_state(NOW, FORMER)
+
+    def ever(self, name: str) -> tuple[str, ...]:
+        """Return all recorded addresses of a DNS name, also those that are no longer allowed."""
+        return self.answer(name).in_state(NOW, FORMER, PAST)
+
+    def hosts(self, service: str) -> list[tuple[str, str]]:
+        """Return (name, address) of the latest DNS answers for a service's hosts file."""
+        return [
+            (name, address)
+            for name in self.of(service)
+            for address in self.answer(name).in_state(NOW)
+        ]
+
+    # --- writing; inside a transaction ------------------------------------------------------------
+
+    def put(self, answers: Iterable[Outside]) -> None:
+        for answer in answers:
+            self._put("outside_name", answer.name, encoded(answer[1:]))
+
+    def forget_others(self, before: float) -> None:
+        """Delete the records of DNS names in no policy, unless resolved after ``before``."""
+        query = "SELECT name FROM outside_name WHERE name NOT IN (SELECT name FROM outside_peer)"
+        for name in self._column(query):
+            if not self.answer(name).asked_at > before:
+                self._run("DELETE FROM outside_name WHERE name=?", name)
+
+
+def _answer(name: str, text: str) -> Outside | None:
+    """Decode the record of a DNS name, or return None if it is damaged, to resolve it again."""
+    import ipaddress
+
+    try:
+        asked_at, due_at, problem, settled, addresses = decoded(text)
+        known = tuple(
+            DnsAddress(str(ipaddress.ip_address(address)), str(state), float(until))
+            for address, state, until in addresses
+        )
+        times = float(asked_at), float(due_at)
+        return Outside(name, *times, str(problem), settled is True, known)
+    except (TypeError, ValueError):
+        return None

@@ -19,7 +19,7 @@ from niso.base.errors import Conflict, Error, NotFound
 from niso.plan.records import NetworkRecord
 from niso.store import same_host, sqlite
 from niso.store.attached_rows import AttachedRows
-from niso.store.name_rows import suggest
+from niso.store.policy_rows import suggest
 from niso.store.service_rows import ROW_TABLES, Intent, ServiceRow, service_row
 from niso.store.snapshots import SnapshotRows
 from niso.store.sqlite import Transaction, connected, damaged, encoded, marks, unusable
