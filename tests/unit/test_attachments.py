@@ -239,14 +239,14 @@ def test_what_cannot_be_attached_is_refused_and_changes_nothing(world: World) ->
 
 def test_after_a_reboot_the_owners_bring_them_back(world: World) -> None:
     from niso.change import boot
-    from niso.store import same_host
+    from niso.store.store import reset_after_reboot
 
     attach(world, owner="podman", id="b186")
     world.activate(world.package("api", network={"networks": ["backend"]}))
     boot.enable(world.machine, ["api"])
     before = {name: world.store.addresses(name) for name in ("box", "api")}
     with world.store.transaction():
-        same_host.forget_if_gone(world.store._db, "another-boot 1 2")
+        reset_after_reboot(world.store._db, "another-boot 1 2")
     world._use(world.store)  # nothing of the kernel is left
     done = boot.restore(world.machine, 5.0)
     assert ([one.service for one in done.outcomes], done.errors) == (["api"], ())
@@ -256,7 +256,7 @@ def test_after_a_reboot_the_owners_bring_them_back(world: World) -> None:
     assert {name: world.store.addresses(name) for name in before} == before
     world.assert_whole()
     with world.store.transaction():
-        same_host.forget_if_gone(world.store._db, "a-third-boot 1 2")
+        reset_after_reboot(world.store._db, "a-third-boot 1 2")
     world._use(world.store)
     assert change_attach.collect(world.machine) == ["box"]
     world.assert_whole()

@@ -17,12 +17,12 @@ from collections.abc import Container, Iterable
 from niso.base import files, names, paths, signals
 from niso.base.errors import Conflict, Error, NotFound
 from niso.plan.records import NetworkRecord
-from niso.store import same_host, sqlite
+from niso.store import sqlite
 from niso.store.attached_rows import AttachedRows
 from niso.store.policy_rows import suggest
 from niso.store.service_rows import ROW_TABLES, Intent, ServiceRow, service_row
 from niso.store.snapshots import SnapshotRows
-from niso.store.sqlite import Transaction, connected, damaged, encoded, marks, unusable
+from niso.store.sqlite import Transaction, connected, damaged, decoded, encoded, marks, unusable
 
 # --- the store ------------------------------------------------------------------------------------
 
@@ -48,15 +48,15 @@ class Store(SnapshotRows):
                 sqlite.require_store()
                 store = cls(connected(path))
                 store._require_version()
-                if (folder := same_host.changed(store._db)) is not None:
+                if (folder := _new_location(store._db)) is not None:
                     with store.transaction():
                         store._set_meta("folder", folder)
             else:
                 store = cls.empty()
-            here = same_host.here()
-            if same_host.recorded(store._db) != here and not same_host.go_home(store._db, here):
+            here = _host_identity()
+            if _recorded_identity(store._db) != here and not _enter_store_netns(store._db, here):
                 with store.transaction():
-                    same_host.forget_if_gone(store._db, here)
+                    reset_after_reboot(store._db, here)
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise unusable(error) from error
         except OSError as error:
@@ -444,3 +444,174 @@ def _remove_database(path: str) -> None:
             os.unlink(f"{path}{ending}")
         except FileNotFoundError:
             pass
+
+
+# --- a reboot, or a copied state folder -----------------------------------------------------------
+#
+# A running host is identified by its boot id, its network namespace and the start time of its
+# PID 1. All three are needed, because niso may run in a container: a restart of the container does
+# not change the boot id. If this identity differs from the recorded one, the first process to open
+# the store records that no service is active. It also deletes the records of sysctls and of
+# interrupted port-forward commands, because their kernel state no longer exists.
+#
+# A copy of a state folder must not change the services of the original. The copy has the same state
+# id, so it would treat the network interfaces, processes and rules of the original as its own.
+# Therefore the store records the device, inode and path of its folder, and a folder that may be a
+# copy is refused. The folder counts as moved, not as a copy, if device and inode are the same, or
+# if there is no longer a store with this id at the recorded path.
+
+
+_FORGET = (
+    "UPDATE service SET active=0 WHERE active=1",
+    # undoing a change must leave the service inactive
+    "UPDATE intent SET undo=json_set(undo, '$.service[0].active', 0)"
+    " WHERE json_extract(undo, '$.service[0].active')=1",
+    "UPDATE intent SET undo=json_set(undo, '$.published', json('[]'))"
+    " WHERE json_type(undo, '$.published')='array'",
+    "DELETE FROM intent WHERE action='ports'",
+    "DELETE FROM sysctl",
+    "DELETE FROM meta WHERE key='nat_before'",
+    "DELETE FROM published",
+)
+
+
+def _host_identity() -> str:
+    """Return the host's identity: boot id, network namespace and start time of PID 1.
+
+    See random(4), namespaces(7) and proc_pid_stat(5). Raises OSError.
+    """
+    with open("/proc/1/stat", encoding="utf-8", errors="replace") as file:
+        started = file.read().rpartition(")")[2].split()[19]
+    return f"{paths.boot_id()} {os.stat('/proc/self/ns/net').st_ino} {started}"
+
+
+def _recorded_identity(db: sqlite3.Connection) -> str | None:
+    """Return the host identity recorded in the store, or None in a new store."""
+    row = db.execute("SELECT value FROM meta WHERE key='world'").fetchone()
+    return str(row[0]) if row else None
+
+
+def _record_identity(db: sqlite3.Connection, world: str) -> None:
+    """Record a host identity, the result of `_host_identity`, in the caller's transaction."""
+    db.execute("INSERT OR REPLACE INTO meta VALUES ('world', ?)", (world,))
+
+
+def _enter_store_netns(db: sqlite3.Connection, world: str) -> bool:
+    """Enter the network namespace of the store's services if PID 1 is in that namespace.
+
+    A command can be started in another network namespace, for instance by a unit with
+    PrivateNetwork=. ``world`` is the identity that this process sees (`_host_identity`). Returns
+    whether the process has moved. Raises OSError, and Conflict in a program that uses niso as a
+    library, which niso must not move.
+    """
+    before = _recorded_identity(db)
+    was, now = (before or "").split(), world.split()
+    if was == now or len(was) != len(now) or (was[0], was[2]) != (now[0], now[2]):
+        return False  # a new store, or one of another boot
+    fd = os.open("/proc/1/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if str(os.fstat(fd).st_ino) != was[1]:
+            return False
+        if not paths.is_command:
+            reason = "this process is in another network namespace than its state folder is of"
+            raise Conflict(reason, "start it in that of PID 1: nsenter -t 1 -n")
+        os.setns(fd, os.CLONE_NEWNET)
+    finally:
+        os.close(fd)
+    return True
+
+
+def reset_after_reboot(db: sqlite3.Connection, world: str) -> None:
+    """Record all services as inactive if the host is not the recorded one, or has rebooted.
+
+    ``world`` is the host's present identity (`_host_identity`). Raises Conflict if services still
+    run in another network namespace of the same boot, because changes made in this one would not
+    reach them. The caller must be in a transaction.
+    """
+    before = _recorded_identity(db)
+    if before == world:
+        return
+    boot, network = (before or world).split()[:2]
+    if boot == world.split(maxsplit=1)[0] and _any_lives(db):
+        if network == world.split()[1]:  # another PID namespace
+            _record_identity(db, world)
+            return
+        reason = "the services of this state folder are in another network namespace"
+        raise Conflict(reason, "run niso in the one that it was started in before")
+    for statement in _FORGET:
+        db.execute(statement)
+    _record_identity(db, world)
+
+
+def _any_lives(db: sqlite3.Connection) -> bool:
+    state_id = db.execute("SELECT value FROM meta WHERE key='state_id'").fetchone()[0]
+    active = [row[0] for row in db.execute("SELECT name FROM service WHERE active=1")]
+    return any(_is_mount(paths.netns_path(name)) or _runs(name, state_id) for name in active)
+
+
+def _is_mount(path: str) -> bool:
+    try:
+        return os.stat(path).st_dev != os.stat(os.path.dirname(path)).st_dev
+    except OSError:
+        return False
+
+
+def _runs(service: str, state_id: str) -> bool:
+    try:
+        with open(os.path.join(paths.service_dir(service), "state.json"), encoding="utf-8") as file:
+            pid = int(decoded(file.read())["pid"])
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            return f"/niso-{state_id}/{service}\n" in file.read()
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _new_location(db: sqlite3.Connection) -> str | None:
+    """Return the location of the state folder if it has changed, otherwise None.
+
+    The location is the device, inode and path. Raises Error if the folder is a copy of a folder
+    that still exists. Raises OSError.
+    """
+    folder = os.path.abspath(paths.state_dir())
+    here = _inode_of(folder)
+    now = f"{here} {ascii(folder)[1:-1]}"  # escaped, because a path need not be UTF-8
+    row = db.execute("SELECT value FROM meta WHERE key='folder'").fetchone()
+    if row is None or row[0] == now:
+        return None if row else now
+    try:
+        device, inode, path = str(row[0]).split(" ", 2)
+        was, before = f"{device} {inode}", path.encode().decode("unicode_escape")
+        there = _inode_of(before)
+    except (OSError, ValueError):
+        return now
+    if there == here:
+        # the same folder under another path, or after a reboot that has renumbered the devices
+        return None if here == was else now
+    state_id = db.execute("SELECT value FROM meta WHERE key='state_id'").fetchone()
+    if here != was and _state_id(before) == state_id:
+        raise Error(
+            f"{folder} is a copy of the state folder {before}, which has the same services",
+            f"use NISO_STATE_DIR={before}; to go on with the copy, first move that one away",
+        )
+    return now
+
+
+def _inode_of(folder: str) -> str:
+    status = os.stat(folder)
+    return f"{status.st_dev} {status.st_ino}"
+
+
+def _state_id(folder: str) -> tuple[str] | None:
+    path = os.path.join(folder, os.path.basename(paths.database()))
+    if not os.path.isfile(path):
+        return None
+    try:
+        other = sqlite3.connect(path)
+        try:
+            query = "SELECT value FROM meta WHERE key='state_id'"
+            row: tuple[str] | None = other.execute(query).fetchone()
+        finally:
+            other.close()
+    except sqlite3.Error:
+        return None
+    return row
