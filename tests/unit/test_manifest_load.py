@@ -368,7 +368,7 @@ def test_unknown_key_without_a_near_one_lists_what_there_is(tmp_path: Path) -> N
         ("[[network]]\n", "network", "is an array (must be a table)"),
         ("[environment]\nA = 1979-05-27", "environment.A", "is a date or time"),
         ("[environment]\nA = 0x" + "f" * 9000, "environment.A", "a very large number"),
-        ("[environment]\nA" + ".a" * 2000 + " = 1", "environment.A", "is a table"),
+        ("[environment]\nA" + ".a" * 14 + " = 1", "environment.A", "is a table"),
     ],
 )
 def test_wrong_part_is_named(tmp_path: Path, text: str, key: str, words: str) -> None:
