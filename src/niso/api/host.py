@@ -424,16 +424,15 @@ class Host(ApiPart):
         With ``kernel``, no process is started or stopped, no attachment is removed, and no
         interrupted change is completed or rolled back. Raises ErrorGroup, Error.
         """
-        from niso.change import boot
-        from niso.change.repair import plan_repair, repair_all, repair_network
+        from niso.change import boot, repair
 
         machine = self.session.machine_for_change()
         if dry_run:
-            plan_repair(machine, self.session.report, kernel)
+            repair.plan_repair(machine, self.session.report, kernel)
             return Repaired(0)
         if kernel:
-            return Repaired(repair_network(machine, self.session.report))
-        steps = repair_all(machine, self.session.report)
+            return Repaired(repair.repair_network(machine, self.session.report))
+        steps = repair.repair_all(machine, self.session.report)
         self.session.report(Finished())
         if steps:
             boot.hand_over_started(self.session, machine, machine.store.active_services())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 from niso.base.errors import InvalidInput, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.change import attach, unit_network, warnings
@@ -203,8 +205,6 @@ def _request(given: AttachRequest) -> Request:
 
 def _wish(written: str) -> Wish:
     """Parse a network such as ``backend,interface=net0,ip=10.99.1.9``. Raises InvalidInput."""
-    from ipaddress import ip_address
-
     name, *keys = written.split(",")
     given: dict[str, list[str]] = {word: [] for word in _WISHES}
     for key in keys:

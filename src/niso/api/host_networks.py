@@ -253,11 +253,9 @@ def _declared(text: str) -> Iterator[str]:
 
 
 def _tables(as_text: bool) -> list[Any]:
-    from niso.kernel import ruleset
-    from niso.kernel.libnftables import Nft
-    from niso.kernel.nft_elements import Nfnetlink
+    from niso.kernel import libnftables, nft_elements, ruleset
 
-    with Nft() as kernel, Nfnetlink() as netlink:
+    with libnftables.Nft() as kernel, nft_elements.Nfnetlink() as netlink:
         return [
             kernel.text(f"list table {table}") if as_text else kernel.query(f"list table {table}")
             for table in ruleset.CONTAINERS

@@ -135,8 +135,7 @@ class Services(ApiPart):
 
         ``after`` maps services to their dependencies.
         """
-        from niso.change import activate, boot, warnings
-        from niso.change.deactivate import Done
+        from niso.change import activate, boot, deactivate, warnings
 
         machine = self.session.machine_for_change()
         store = machine.store
@@ -148,7 +147,7 @@ class Services(ApiPart):
         warnings.warn_of_limits(self.session, store, running)
         warnings.warn_of_name_servers(self.session, machine, running)
         boot.hand_over_started(self.session, machine, wanted)
-        return tuple(Done(name, True) for name in wanted)
+        return tuple(deactivate.Done(name, True) for name in wanted)
 
     def scale(self, name: str, replicas: int, *, timeout: float = 60.0) -> tuple[niso.Outcome, ...]:
         """Change the number of instances of a service, until its manifest is activated again.
@@ -194,7 +193,6 @@ class Services(ApiPart):
     def remove(self, *names: str, volumes: bool = False) -> tuple[niso.Done, ...]:
         """Stop services and delete their records. ``volumes`` deletes volumes too. Raises Error."""
         from niso.change import boot, deactivate
-        from niso.change.deactivate import Done
 
         machine = self.session.machine_for_change()
         store = machine.store
@@ -204,7 +202,7 @@ class Services(ApiPart):
         deactivate.remove(machine, wanted, self.session.report, volumes)
         if enabled:
             boot.clear(machine, enabled, self.session.report)
-        return tuple(Done(name, True) for name in wanted)
+        return tuple(deactivate.Done(name, True) for name in wanted)
 
     def watch_health(self, log: Callable[[str], None]) -> Following:
         """Return the agent that withdraws unhealthy instances and restarts unhealthy services.

@@ -12,7 +12,7 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.change import stacks, static_check
 from niso.look import stack_members
 from niso.look.session import path
-from niso.manifest import load, toml
+from niso.manifest import image, json_schema, load, toml
 from niso.manifest import stack as manifest_stack
 from niso.manifest.stack import stack
 
@@ -124,8 +124,6 @@ def _hints(manifests: Iterable[load.Loaded]) -> Iterator[str]:
 
 def _exposed(loaded: load.Loaded) -> str:
     """Return the ports that the image of a service exposes, such as ``6379/tcp``, or ""."""
-    from niso.manifest import image
-
     package = loaded.spec.manifest.get("package")
     text = package.get("oci") if isinstance(package, dict) else None
     if not isinstance(text, str):
@@ -135,15 +133,11 @@ def _exposed(loaded: load.Loaded) -> str:
 
 def manifest_schema() -> dict[str, object]:
     """Return the JSON Schema of manifest.toml."""
-    from niso.manifest import json_schema
-
     return json_schema.manifest_schema()
 
 
 def stack_schema() -> dict[str, object]:
     """Return the JSON Schema of stack.toml."""
-    from niso.manifest import json_schema
-
     return json_schema.stack_schema()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import sys
 
 from niso.base import paths
@@ -59,8 +60,6 @@ def name_of(login_uid: int | None, sudo_user: str) -> str:
     """Return a user as text: of the login, and of sudo if that is another; "" if unknown."""
     login = ""
     if login_uid is not None:
-        import pwd
-
         try:
             login = pwd.getpwuid(login_uid).pw_name
         except KeyError:

@@ -13,6 +13,7 @@ from weakref import ref
 from niso.base import paths
 from niso.base.errors import Conflict, Error
 from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.report import WaitingForLock
 
 if TYPE_CHECKING:
     from niso.base.report import Report
@@ -40,8 +41,6 @@ def take(fd: int, service: str, at_most_s: float | None = None, quiet: bool = Fa
         return True
     except BlockingIOError:
         if listener is not None and not quiet and at_most_s != 0:
-            from niso.base.report import WaitingForLock
-
             listener(WaitingForLock(service))
     if at_most_s is None:
         fcntl.flock(fd, fcntl.LOCK_EX)

@@ -175,17 +175,16 @@ def _record(
     spec, restarts, rehosts = "", False, False
     if target.files is None:
         uid = before.uid if before else store.uid_of_nobody()
-    elif wanted.is_front:
-        from niso.change import process_record
-
-        uid = before.uid if before else process_record.free_uid(store, name)
     else:
         from niso.change import process_record
 
-        uid, process, restarts, rehosts = process_record.specified(
-            machine, target, target.files, copy, generation, provider, before
-        )
-        spec = service_rows.encode_process(process)
+        if wanted.is_front:
+            uid = before.uid if before else process_record.free_uid(store, name)
+        else:
+            uid, process, restarts, rehosts = process_record.specified(
+                machine, target, target.files, copy, generation, provider, before
+            )
+            spec = service_rows.encode_process(process)
     row = ServiceRow(
         name=name,
         manifest_path=target.manifest_path,

@@ -12,6 +12,7 @@ Until then, conmon's exit command still takes an instance out when its process e
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -25,6 +26,7 @@ from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import netns
 from niso.base.report import silent
+from niso.look.session import open_session
 from niso.plan.records import Healthcheck
 from niso.runtime import crun, health, status
 from niso.runtime import units as systemd
@@ -262,8 +264,6 @@ def _act(session: Session, act: Callable[[Machine], bool], log: Log, done: str) 
         os.waitpid(pid, 0)
         return
     try:
-        from niso.look.session import open_session
-
         if act(open_session(None, None, None).machine_for_change()):
             log(done)
     except Error as error:  # the kernel refused, or a command has the lock for long
@@ -374,10 +374,6 @@ def ensure(machine: Machine) -> bool:
 
 def main() -> None:
     """Run the agent until a signal ends it, or until no service needs it."""
-    import signal
-
-    from niso.look.session import open_session
-
     try:
         session = open_session(None, None, None)
         following = follow(session, lambda line: print(line, flush=True))

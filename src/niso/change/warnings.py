@@ -14,7 +14,7 @@ from niso.change.boot import cron_line, hand_over_started
 from niso.kernel import host_facts, netns
 from niso.look import host_ports, other_firewalls, services, surroundings
 from niso.look.session import Session
-from niso.manifest import process_keys
+from niso.manifest import load, process_keys
 from niso.plan.specs import UNLIMITED, MountedVolume, ProcessSpec
 from niso.plan.verdict import PolicyContext
 from niso.reconcile import host_settings
@@ -266,7 +266,6 @@ def effects(session: Session, what: Sequence[str], since: float | None) -> tuple
     """
     from niso.change import stacks
     from niso.look import stack_members
-    from niso.manifest import load
     from niso.manifest.stack import FILE_NAME
 
     machine = session.machine()

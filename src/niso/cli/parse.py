@@ -26,6 +26,7 @@ from niso.cli.command import (
     sentence,
     synopsis,
 )
+from niso.cli.output import columns_variable
 
 if TYPE_CHECKING:
     from typing import Any
@@ -218,8 +219,6 @@ WIDEST = 100
 
 def width() -> int:
     """Return the width of help in columns, which is 80 without a terminal."""
-    from niso.cli.output import columns_variable
-
     try:
         columns = columns_variable() or os.get_terminal_size(1).columns
     except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import signal
 import socket
@@ -51,7 +52,6 @@ def run(_: str, args: Args) -> int:
 
 def _library() -> Any:
     try:
-        import prometheus_client
         import prometheus_client.core
     except ImportError:
         name, what = "prometheus_client", "writes the metrics"
@@ -172,8 +172,6 @@ def address_of(where: str) -> tuple[str, int]:
 
     Raises UsageError.
     """
-    import ipaddress
-
     host, _, port = where.rpartition(":")
     bare = host[1:-1] if host[:1] == "[" and host[-1:] == "]" else host
     valid = port.isascii() and port.isdigit() and int(port[:6]) <= 65535

@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import sys
+import threading
 
 from niso.api.host import Host, connect
 from niso.base.errors import ErrorGroup, UsageError
@@ -310,7 +311,6 @@ def _print_chunks(chunks: Iterable[bytes], follow: bool) -> int:
 
 def _watch_reader(gone: list[bool]) -> None:
     """Interrupt this command when the reader of its output exits, and add True to ``gone``."""
-    import threading
 
     def watch() -> None:
         poll = select.poll()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Container, Iterable, Iterator, Mapping
 
 from niso.base.errors import InvalidInput
@@ -208,8 +209,6 @@ _BYTES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 def words(value: object) -> list[str] | None:
     """Return the words of a command: a list, or a string for a shell. Return None if invalid."""
     if isinstance(value, str):
-        import shlex
-
         try:
             return shlex.split(value)
         except ValueError:

@@ -18,6 +18,7 @@ from niso.base.named_tuples import Any
 from niso.change import attach
 from niso.change.attach import POD_POLICY, Request, combined
 from niso.kernel.real import Kernel
+from niso.look import session
 from niso.manifest.addresses_and_ports import parse_port
 from niso.manifest.policy import denials, parse_entry
 from niso.manifest.values import host_label
@@ -43,8 +44,6 @@ class _LateProcesses:
 
 def machine() -> Machine:
     """Open this host's store, kernel and processes (`Machine`). Raises Error without root."""
-    from niso.look import session
-
     if os.geteuid() != 0:
         raise Error("niso needs root", "niso has no rootless networks")
     paths.is_command = True

@@ -15,10 +15,11 @@ import time
 from datetime import datetime
 from sqlite3 import DatabaseError, OperationalError
 
-from niso.base import paths
+from niso.base import locks, paths
 from niso.base.errors import Conflict, Error, InvalidInput, UsageError
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import state_id_of
+from niso.base.report import Caution, Expects
 from niso.store import sqlite, store
 from niso.store.sqlite import unusable, way_back
 
@@ -117,8 +118,6 @@ class Session:
 
     def report_waits(self) -> None:
         """Report each wait for a lock to the progress callback, until this call of the API ends."""
-        from niso.base import locks
-
         self._listeners.append(locks.listener)
         locks.listener = self.report
 
@@ -129,8 +128,6 @@ class Session:
 
     def listen_no_more(self, before: int) -> None:
         """Restore the lock listener of the time when `listening` had the value ``before``."""
-        from niso.base import locks
-
         if self.listening > before:
             locks.listener = self._listeners[before]
             del self._listeners[before:]
@@ -155,14 +152,10 @@ class Session:
 
     def caution(self, text: str, hints: Iterable[str] = ()) -> None:
         """Send a warning with next steps to the progress callback."""
-        from niso.base.report import Caution
-
         self.report(Caution(text, tuple(hints)))
 
     def expect(self, services: Iterable[str]) -> None:
         """Report to the progress callback which services must become healthy."""
-        from niso.base.report import Expects
-
         names = tuple(services)
         if names:
             self.report(Expects(names))

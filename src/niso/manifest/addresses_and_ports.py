@@ -8,6 +8,7 @@ port. Arguments of the command line have the same forms.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Iterator
 
 from niso.base.errors import InvalidInput
@@ -39,8 +40,6 @@ def static_address(text: str, key: str) -> str:
 
 
 def _not_unicast6(text: str) -> str | None:
-    import ipaddress
-
     address = ipaddress.IPv6Address(text)
     if address.is_unspecified or address.is_loopback:
         return "is an address of the machine itself"
@@ -91,8 +90,6 @@ def extra_address(text: str, key: str) -> str:
         return text
     right = 'an IPv4 or IPv6 address, or "host-gateway"'
     values.require(text, key, _address_reason(text), right, '"192.0.2.7"')
-    import ipaddress
-
     return str(ipaddress.ip_address(text))
 
 
@@ -163,15 +160,11 @@ def _split_address(text: str, key: str) -> tuple[str, str]:
     reason = _not_a_host(address)
     if reason:
         raise _wrong(text, key, reason)
-    import ipaddress
-
     return str(ipaddress.ip_address(address)), ports
 
 
 def _not_a_host(text: str) -> str | None:
     """Return why no port can be published on a host address, or None if that is possible."""
-    import ipaddress  # most ports name no address
-
     address = ipaddress.ip_address(text)
     if address.version == 6 and address.ipv4_mapped:
         return f"{text} is an IPv4-mapped address, write {address.ipv4_mapped}"

@@ -9,7 +9,10 @@ symbolic links of the rootfs.
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from signal import Signals
 
 from niso.base.errors import InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING
@@ -35,8 +38,6 @@ def signal(text: str, key: str) -> str:
 
     Raises InvalidInput if signal(7) does not have it.
     """
-    from signal import Signals
-
     known = Signals.__members__
     numbers = {str(one.value): name for name, one in known.items()}
     name = numbers.get(text, text.upper()).removeprefix("SIG")
@@ -93,8 +94,6 @@ def _calendar_parts(text: str) -> dict[str, str] | None:
 
     A missing part is "". systemd checks the rest, such as the time zone, when it reads a timer.
     """
-    import re
-
     found = re.fullmatch(_calendar_pattern(), text, re.ASCII | re.IGNORECASE)
     parts = {} if found is None else found.groupdict("")
     if not any(parts[name] for name in ("days", "month", "hour") if parts):
@@ -125,8 +124,6 @@ MAX_CALENDAR = 200
 
 def cron(schedule: str) -> str | None:
     """Return the five fields of crontab(5) for a calendar event; None if cron has no such times."""
-    import re
-
     if schedule in _CRON:
         return _CRON[schedule]
     parts = _calendar_parts(schedule)
@@ -149,8 +146,6 @@ def cron(schedule: str) -> str | None:
 
 def _of_cron(text: str) -> str | None:
     """Return the calendar event for the five fields of crontab(5); None if it is no such text."""
-    import re
-
     known = {f"@{word}": word for word in _CRON} | {"@midnight": "daily"}
     fields = text.split()
     if text in known or len(fields) != 5:
@@ -313,11 +308,8 @@ def _address(text: str, key: str, name: str, names: set[str]) -> str:
         return ""
     if values.is_ipv4(name) and name.startswith("127."):
         return name
-    if values.is_ipv6(name):
-        import ipaddress
-
-        if ipaddress.IPv6Address(name) == ipaddress.IPv6Address(1):
-            return "::1"
+    if values.is_ipv6(name) and ipaddress.IPv6Address(name) == ipaddress.IPv6Address(1):
+        return "::1"
     reason = f"{shown(name)} is not the service itself" if name else "it has no host"
     raise values.wrong(key, text, f"is not a valid URL here: {reason}", _RIGHT, _EXAMPLE)
 
@@ -496,8 +488,6 @@ def sysctl_name(text: str, key: str) -> str:
     Parts are separated by dots or slashes. niso's own settings of interfaces are refused, because
     names, addresses and policies depend on them. Raises InvalidInput if the value is invalid.
     """
-    import re
-
     name = text.replace(".", "/")
     reason, right = None, "a sysctl below net, such as net.core.somaxconn"
     if text == "net":
@@ -513,8 +503,6 @@ def sysctl_name(text: str, key: str) -> str:
 
 def sysctl(value: int | str, key: str) -> str:
     """Return the value of a sysctl as the kernel shows it: words separated by a tab."""
-    import re
-
     text = str(value)
     reason = None if re.fullmatch(SYSCTL_VALUE, text, re.ASCII) else "is not a valid value"
     if any(re.fullmatch(r"-?0[xX]?[0-9A-Fa-f]+", word) for word in text.split()):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterable, Iterator
 
 from niso.base import files
@@ -108,8 +109,6 @@ def unescaped(path: str) -> str:
     """Replace the octal escapes of a path in mountinfo (``\\040`` for a space)."""
     if "\\" not in path:
         return path
-    import re
-
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Sequence
 
@@ -127,8 +128,6 @@ def problem_with(mounts: dict[str, str], path: str, depth: int = 0) -> Problem |
         os.close(fd)
     if not head.startswith(b"#!"):
         return None
-    import re  # most entrypoints are not scripts
-
     # As in the kernel (fs/binfmt_script.c): only space, tab, newline and NUL end the name.
     interpreter = os.fsdecode(re.split(rb"[ \t\n\0]", head[2:].lstrip(b" \t"), maxsplit=1)[0])
     if not interpreter:

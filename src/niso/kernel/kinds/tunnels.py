@@ -15,6 +15,7 @@ import fcntl
 import os
 import socket
 import struct
+import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
 
@@ -240,7 +241,6 @@ _TIMEOUT_S, _PAUSE_S = 10.0, 0.02
 def lacks(form: str) -> str | None:
     """Return why this host cannot have a WireGuard interface of this form, or None if it can."""
     import shutil
-    import threading
 
     if shutil.which("wg") is None:
         return "wg is missing: apt-get install wireguard-tools"
