@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from niso.api.host_networks import Rules as Rules, Subnet as Subnet
     from niso.api.host_services import Executed as Executed, Forwarded as Forwarded
     from niso.api.host_services import Package as Package, Signalled as Signalled, Taken as Taken
+    from niso.api.host_volumes import VolumeLine as VolumeLine
     from niso.api.without_host import Valid as Valid, import_compose as import_compose
     from niso.api.without_host import manifest_schema as manifest_schema
     from niso.api.without_host import stack_schema as stack_schema, validate as validate
@@ -66,7 +67,6 @@ if TYPE_CHECKING:
     from niso.look.map import MapNetwork as MapNetwork, MapPolicy as MapPolicy
     from niso.look.map import MapService as MapService, MapState as MapState
     from niso.look.metrics import Metric as Metric, Sample as Sample
-    from niso.look.named_volumes import VolumeLine as VolumeLine
     from niso.look.other_hosts import ClusterLine as ClusterLine, ClusterPort as ClusterPort
     from niso.look.policies import PolicyEntry as PolicyEntry
     from niso.look.prove import Pong as Pong, Proof as Proof
@@ -87,6 +87,7 @@ _MODULES = {
     "api.host_networks": "CreatedNetwork HostName HostNames Network NetworkLine NetworkMember"
     " RemovedNetwork Rules Subnet",
     "api.host_services": "Executed Forwarded Package Signalled Taken",
+    "api.host_volumes": "VolumeLine",
     "api.without_host": "Valid import_compose manifest_schema stack_schema validate",
     "base.errors": "Conflict Error ErrorGroup InvalidInput KernelError NotFound ProcessError"
     " UsageError",
@@ -114,7 +115,6 @@ _MODULES = {
     "look.listening": "Listening ListeningSocket",
     "look.map": "Map MapEnd MapFlow MapNetwork MapPolicy MapService MapState",
     "look.metrics": "Metric Sample",
-    "look.named_volumes": "VolumeLine",
     "look.other_hosts": "ClusterLine ClusterPort",
     "look.policies": "PolicyEntry",
     "look.prove": "Pong Proof",

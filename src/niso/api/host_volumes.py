@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 
-from niso.base.errors import UsageError
-from niso.base.named_tuples import TYPE_CHECKING
+from niso.base import paths
+from niso.base.errors import InvalidInput, NotFound, UsageError
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import Finished
-from niso.look import named_volumes
 from niso.look.session import (
     LEAST_TIMEOUT_S,
     ApiPart,
@@ -19,9 +20,24 @@ from niso.look.session import (
     text,
     texts,
 )
+from niso.runtime import volumes
+from niso.store.store import Store
 
 if TYPE_CHECKING:
     import niso
+
+
+class VolumeLine(NamedTuple):
+    """One named volume in the result of `Volumes.list`."""
+
+    volume: str  # SERVICE/NAME, such as db/data
+    service: str  # the service that the volume belongs to
+    status: str  # active or inactive, of the service; removed, if there is no such service
+    mount: str | None  # path inside the service; null if its manifest does not name the volume
+    owner: int  # uid that owns the volume's folder
+    size: int  # bytes on the disk
+    files: int  # number of files and folders
+    path: str  # the volume's folder on the host
 
 
 class Volumes(ApiPart):
@@ -34,7 +50,7 @@ class Volumes(ApiPart):
         read. Raises NotFound.
         """
         wanted = texts(names, "names")
-        return tuple(named_volumes.lines(self.session.store(), wanted))
+        return tuple(_lines(self.session.store(), wanted))
 
     def remove(self, *names: str) -> tuple[niso.VolumeLine, ...]:
         """Delete volumes with their content, and return a description of each.
@@ -44,9 +60,9 @@ class Volumes(ApiPart):
         from niso.change import deactivate
 
         wanted = texts(names, "names")
-        pairs = as_usage(lambda: [named_volumes.split(name) for name in wanted])
+        pairs = as_usage(lambda: [_split(name) for name in wanted])
         machine = self.session.machine_for_change()
-        found = named_volumes.lines(machine.store, wanted) if wanted else []
+        found = _lines(machine.store, wanted) if wanted else []
         deactivate.remove_volumes(machine, pairs, self.session.report)
         return tuple(found)
 
@@ -126,3 +142,51 @@ class Volumes(ApiPart):
         )
         self.session.report(Finished())
         return tuple(loaded)
+
+
+# --- the list of volumes --------------------------------------------------------------------------
+
+
+def _lines(store: Store, wanted: list[str]) -> list[VolumeLine]:
+    """Return the volumes of all services, or only some of them.
+
+    ``wanted`` has volumes (``db/data``) and services (``db``). Raises NotFound.
+    """
+    names = [
+        (service, name) for service in volumes.owners() for name in volumes.existing_names(service)
+    ]
+    for one in wanted:
+        if not any(_is_meant(one, *volume) for volume in names):
+            hint = "niso volume list lists the volumes"
+            raise NotFound(f"no volume {one!r}" if "/" in one else f"{one!r} has no volume", hint)
+    found = []
+    for service, name in sorted(names):
+        if not wanted or any(_is_meant(one, service, name) for one in wanted):
+            with suppress(FileNotFoundError):  # the volume was removed in the meantime
+                found.append(_line(store, service, name))
+    return found
+
+
+def _split(volume: str) -> tuple[str, str]:
+    """Return service and name of a volume. Raises InvalidInput if it is not SERVICE/NAME."""
+    service, _, name = volume.partition("/")
+    if not service or not name or "/" in name or name.startswith(".") or service.startswith("."):
+        raise InvalidInput(f"{volume!r} is not SERVICE/NAME", "niso volume list lists the volumes")
+    return service, name
+
+
+def _is_meant(given: str, service: str, name: str) -> bool:
+    return given in (service, f"{service}/{name}")
+
+
+def _line(store: Store, service: str, name: str) -> VolumeLine:
+    row = store.service(service)
+    spec = row.service if row is not None else None
+    declared = spec.process.volumes if spec is not None and spec.process is not None else ()
+    mount = next((one.mount for one in declared if one.name == name and not one.host), None)
+    path = os.path.join(paths.volume_dir(service), name)
+    status = "removed" if row is None else "active" if row.active else "inactive"
+    size, files = volumes.size(os.path.realpath(path))  # root may have moved it to another disk
+    return VolumeLine(
+        f"{service}/{name}", service, status, mount, os.lstat(path).st_uid, size, files, path
+    )

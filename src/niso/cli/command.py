@@ -196,7 +196,7 @@ _RUNS = (
     ("exec kill port-forward", "service_commands.run", "service"),
     ("net", "net_commands.run_net", "net"),
     ("stack", "service_commands.run", "service"),
-    ("volume save load", "volume_commands.run", "volume"),
+    ("volume save load", "service_commands.run", "volume"),
     ("cluster", "cluster_commands.run_cluster", "general"),
     ("enable disable restore", "service_commands.run", "general"),
     ("agent", "cluster_commands.run_cluster", "general"),
