@@ -286,8 +286,13 @@ def test_killed_driver_and_lost_state_leave_docker_its_commands(lab: Lab) -> Non
     docker.daemon.wait(30)
     lab.run("kill", "-9", pid, check=False)  # or it has ended with dockerd
     assert "gone: " in lab.niso("net", "check", check=False).stdout
+    lab.niso("net", "gc")
+    docker.driver.kill()
+    docker.driver.wait(5)
+    docker.driver = docker.serve()
     docker.daemon = docker.start()
     docker.run("last", "--network", "back", "-p", "8080:80")
+    assert len(list(lab.path("/run/niso/docker").iterdir())) == 2  # of this one
     # without niso's state, Docker's networks can still be removed
     lab.run("sh", "-c", "rm -rf /var/lib/niso/*")
     docker("rm", "-f", "last")

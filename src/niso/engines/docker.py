@@ -338,10 +338,30 @@ def resume_pending() -> bool:
             row = machine.store.service(attached.service)
             if row is not None and row.active and not attached.lives(machine.kernel):
                 _waiting[attached.id] = time.monotonic()
+        _remove_left_files(machine)
     except (Error, OSError) as error:
         _say_error("", error)
         return False
     return True
+
+
+def _remove_left_files(machine: Machine) -> None:
+    """Remove the data of endpoints of a dockerd that has ended, unless they are attached.
+
+    `net gc` detaches endpoints, but does not remove their data. A dockerd that is killed between
+    CreateEndpoint and Join leaves such data too.
+    """
+    folder = os.path.join(paths.run_dir(), "docker")
+    present = os.listdir(folder) if os.path.isdir(folder) else []
+    for id in {name.partition(".")[0] for name in present}:
+        try:
+            kept = plugin.load(_file(paths.run_dir(), id)) or {}
+        except (ValueError, Error):
+            continue  # not written by niso
+        engine = str((kept.get("endpoint") or {}).get(_CALLER, ""))
+        has_ended = engine and process_key(int(engine.partition(" ")[0])) != engine
+        if has_ended and not machine.store.attachments.all(OWNER, id):
+            _forget_files(id)
 
 
 def complete_pending() -> bool:
