@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from niso.look.map import MapService as MapService, MapState as MapState
     from niso.look.metrics import Metric as Metric, Sample as Sample
     from niso.look.other_hosts import ClusterLine as ClusterLine, ClusterPort as ClusterPort
+    from niso.look.policies import MapChange as MapChange, PolicyEffect as PolicyEffect
     from niso.look.policies import PolicyEntry as PolicyEntry
     from niso.look.prove import Pong as Pong, Proof as Proof
     from niso.look.services import AttachedTo as AttachedTo, Deploy as Deploy
@@ -78,7 +79,6 @@ if TYPE_CHECKING:
     from niso.look.services import ServiceLine as ServiceLine, User as User
     from niso.look.top import FlowLoad as FlowLoad, Load as Load, ServiceLoad as ServiceLoad
     from niso.look.top import ServiceSocket as ServiceSocket, Top as Top
-    from niso.look.what_if import MapChange as MapChange, PolicyEffect as PolicyEffect
 
 _MODULES = {
     "api.host": "Host Repaired Swept connect plain",
@@ -116,12 +116,11 @@ _MODULES = {
     "look.map": "Map MapEnd MapFlow MapNetwork MapPolicy MapService MapState",
     "look.metrics": "Metric Sample",
     "look.other_hosts": "ClusterLine ClusterPort",
-    "look.policies": "PolicyEntry",
+    "look.policies": "MapChange PolicyEffect PolicyEntry",
     "look.prove": "Pong Proof",
     "look.services": "AttachedTo Deploy Endpoint OutsideName Process Service ServiceInstance"
     " ServiceLine User",
     "look.top": "FlowLoad Load ServiceLoad ServiceSocket Top",
-    "look.what_if": "MapChange PolicyEffect",
     "kernel.kinds.kind": "Finding",
 }
 """Module -> names imported from it, separated by spaces."""

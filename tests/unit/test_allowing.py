@@ -10,8 +10,8 @@ from samples import samples
 
 from niso.kernel.flow_memory import Recorded
 from niso.look import flows as look_flows
-from niso.look import map, what_if
-from niso.look.what_if import MapChange
+from niso.look import map, policies
+from niso.look.policies import MapChange
 from niso.plan import verdict
 from niso.plan.records import PortMapping
 from niso.plan.verdict import PolicyContext
@@ -73,7 +73,7 @@ POLICIES = st.fixed_dictionaries({}, optional=dict.fromkeys(LISTS, ENTRIES))
 def test_the_lines_let_this_flow_pass_and_no_other_when_they_only_add(db, guest, source) -> None:
     there = made(db, guest)
     flow = refused(there, source, DB)
-    changes = what_if.changes(there, flow, lambda owner, other: other)
+    changes = policies.changes(there, flow, lambda owner, other: other)
     after = applied(there, changes)
     judged = verdict.evaluate(after, source, DB, 80, "tcp")
     assert all(reason.passes for reason in judged)
@@ -108,7 +108,7 @@ def test_the_lines_let_this_flow_pass_and_no_other_when_they_only_add(db, guest,
 )
 def test_lines(db, guest, ends, expected) -> None:
     there = made(db, guest)
-    changes = what_if.changes(there, refused(there, *ends), lambda owner, other: other)
+    changes = policies.changes(there, refused(there, *ends), lambda owner, other: other)
     assert [(c.key.removeprefix("network.policy."), c.text, c.adds) for c in changes] == expected
 
 
@@ -119,7 +119,7 @@ def test_what_an_audit_lets_pass_has_the_lines_too() -> None:
     row = Recorded(GUEST, DB, "tcp", 80, 3, 60, 1.0)
     (flow,) = look_flows.joined(there, look_flows.Memory((row,), (), {}, 0, (row,)))
     assert flow.verdict == look_flows.AUDIT
-    (change,) = what_if.changes(there, flow, lambda owner, other: other)
+    (change,) = policies.changes(there, flow, lambda owner, other: other)
     assert change.text == "guest:80/tcp"
     assert [rows for _, rows in map.grouped([flow])] == [[flow]]
 
@@ -127,9 +127,11 @@ def test_what_an_audit_lets_pass_has_the_lines_too() -> None:
 def test_a_service_without_a_name_of_its_own_is_written_by_address() -> None:
     there = made({"allow_from": []}, {})
     flow = refused(there, GUEST, DB)
-    (change,) = what_if.changes(there, flow, lambda owner, other: None)
+    (change,) = policies.changes(there, flow, lambda owner, other: None)
     assert change.text == f"{GUEST}:80/tcp"
-    assert what_if.changes(there, flow._replace(was_dropped=False), lambda owner, other: None) == ()
+    assert (
+        policies.changes(there, flow._replace(was_dropped=False), lambda owner, other: None) == ()
+    )
 
 
 def test_a_map_has_few_other_machines_and_counts_what_it_leaves_out() -> None:

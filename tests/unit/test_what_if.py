@@ -15,7 +15,7 @@ from samples import samples
 from niso.change import activate, targets
 from niso.kernel.flow_memory import Recorded
 from niso.look import flows
-from niso.look.what_if import PolicyEffect, effects
+from niso.look.policies import PolicyEffect, effects
 from niso.plan import verdict
 from niso.plan.records import Policy, PortMapping
 from niso.plan.verdict import PolicyContext

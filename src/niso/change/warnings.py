@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from niso.change.attach import Attachment
-    from niso.look.what_if import PolicyEffect
+    from niso.look.policies import PolicyEffect
 
 
 def activated(session: Session, machine: Machine, outcomes: Sequence[Outcome]) -> None:
@@ -291,9 +291,9 @@ def _of_change(
     names: frozenset[str],
     since: float | None,
 ) -> tuple[PolicyEffect, ...]:
-    from niso.look import flows, what_if
+    from niso.look import flows, policies
 
     changed = {name for name, known in after.services.items() if before.services.get(name) != known}
     memory = flows.remembered(session.kernel(), before)
     recent = flows.lately(flows.joined(before, memory), since)
-    return tuple(what_if.effects(before, after, recent, names | changed))
+    return tuple(policies.effects(before, after, recent, names | changed))

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel.flow_memory import Recorded
-from niso.look import top, what_if
+from niso.look import policies, top
 from niso.look.flows import AUDIT, DROP, HOST, PASS, Flow, FlowEnd, Key, Memory, joined
 from niso.look.host_ports import Port
 from niso.look.learn import WrittenNames
+from niso.look.policies import MapChange
 from niso.look.session import Session, guarded
 from niso.look.top import Metered, ServiceLoad
-from niso.look.what_if import MapChange
 from niso.plan.verdict import KnownService, PolicyContext
 from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
@@ -166,7 +166,7 @@ class Map(Metered):
                     group,
                     sum(map(grown, group)) / (seconds or 1.0),
                     None if moved is None else sum(map(octets, group)) / (seconds or 1.0),
-                    lambda flow: what_if.changes(world, flow, name),
+                    lambda flow: policies.changes(world, flow, name),
                 )
                 for ends, group in grouped(joined(world, kept, self._reader))
             ),
