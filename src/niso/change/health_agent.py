@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from niso.base import paths
-from niso.base.caller import BY
 from niso.base.errors import Conflict, Error
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
@@ -31,7 +30,7 @@ from niso.plan.records import Healthcheck
 from niso.runtime import crun, health, status
 from niso.runtime import units as systemd
 from niso.runtime.units import Following
-from niso.store.service_rows import OUT, SERVING
+from niso.store.service_rows import BY, OUT, SERVING
 from niso.store.store import Store
 
 if TYPE_CHECKING:

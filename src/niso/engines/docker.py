@@ -26,7 +26,6 @@ from hashlib import sha256
 from http.server import BaseHTTPRequestHandler
 
 from niso.base import files, names, paths
-from niso.base.caller import process_key
 from niso.base.errors import Error, InvalidInput, NotFound
 from niso.base.locks import Lock
 from niso.base.named_tuples import Any
@@ -39,7 +38,7 @@ from niso.manifest.values import network_name
 from niso.plan.records import Policy, PortMapping
 from niso.plan.subnets import NetworkRequest
 from niso.runtime.machine import Machine
-from niso.store.attached_rows import BY_INTERFACE, CALLER
+from niso.store.attached_rows import BY_INTERFACE, CALLER, process_key
 
 OWNER = BY_INTERFACE
 WAIT_S = 0.05

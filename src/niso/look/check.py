@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Container, Iterable
 
-from niso.base.caller import process_key
 from niso.base.errors import Error, KernelError, NotFound
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
@@ -37,7 +36,7 @@ from niso.reconcile.change import compare, desired_now
 from niso.runtime import package, sources
 from niso.runtime.machine import Machine
 from niso.runtime.sources import BLIND, UNKNOWN
-from niso.store.attached_rows import BY_INTERFACE, CALLER, LOST, AttachedRow, wishes
+from niso.store.attached_rows import BY_INTERFACE, CALLER, LOST, AttachedRow, process_key, wishes
 from niso.store.policy_rows import bare_name, suggest
 from niso.store.service_rows import ServiceRow
 from niso.store.snapshots import Scope

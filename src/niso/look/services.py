@@ -13,6 +13,7 @@ The last part lists the DNS names outside niso.local that policies use.
 from __future__ import annotations
 
 import os
+import pwd
 import time
 
 from niso.base import paths
@@ -189,10 +190,21 @@ class Deploy(NamedTuple):
     """the command line"""
 
 
+def _user_of(login_uid: int | None, sudo_user: str) -> str:
+    """Return a user as text: of the login, and of sudo if that is another; "" if unknown."""
+    login = ""
+    if login_uid is not None:
+        try:
+            login = pwd.getpwuid(login_uid).pw_name
+        except KeyError:
+            login = str(login_uid)
+    if not login or login == sudo_user:
+        return sudo_user
+    return f"{login} (sudo: {sudo_user})" if sudo_user else login
+
+
 def deploys(store: Store, name: str | None) -> tuple[Deploy, ...]:
     """Return the recorded deploys of a service, or of all services; the oldest first."""
-    from niso.base.caller import name_of
-
     serving = {(one.front, one.version) for one in store.instances.active(SERVING, OUT)}
     known = store.instances.deploys(name)
     fronts = {one.front for one in store.instances.all()}
@@ -210,7 +222,7 @@ def deploys(store: Store, name: str | None) -> tuple[Deploy, ...]:
             (one.front, one.version) in serving and one.outcome == "done",
             one.package_version,
             one.why,
-            name_of(one.login_uid, one.sudo_user),
+            _user_of(one.login_uid, one.sudo_user),
             one.login_uid,
             one.sudo_user or None,
             one.command,

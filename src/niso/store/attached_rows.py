@@ -49,6 +49,19 @@ NAMESPACE = "pod_namespace"
 """The label that has the Kubernetes namespace of a pod."""
 
 
+def process_key(pid: int) -> str:
+    """Return a text that only this process has until the next boot; "" if it has ended.
+
+    It is the process's id and start time, because ids are reused (proc_pid_stat(5)).
+    """
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in ("Z", "X") else f"{pid} {fields[19]}"
+
+
 class AttachedLink(NamedTuple):
     """The network interface of an attachment on one network: the inner end of a veth pair."""
 

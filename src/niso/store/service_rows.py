@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
 
     from niso.store.store import Store
 
+
+BY = "NISO_BY"
+"""The environment variable by which niso itself, such as `niso health`, names itself as caller."""
+_UNSET = (1 << 32) - 1
+_MOST = 300
+"""The most characters that are recorded of a command line."""
 
 # --- services, changes in progress, stacks, modes and leases --------------------------------------
 
@@ -834,11 +841,9 @@ class Instances(Rows):
     def put_deploy(self, deploy: Deployed) -> None:
         """Insert or replace the record of a deploy, and delete all but the last `KEPT_DEPLOYS`.
 
-        The caller (`niso.base.caller`) is added, unless the record has a command already.
+        The user who runs niso and its command line are added, unless the record has a command.
         """
-        from niso.base.caller import caller
-
-        by = caller() if not deploy.command else deploy[-3:]
+        by = _caller() if not deploy.command else deploy[-3:]
         row = (*deploy[:-4], _package_version(deploy.manifest) or deploy.package_version, *by)
         self._db.execute(f"INSERT OR REPLACE INTO deploy VALUES ({marks(row)})", row)
         older = (deploy.front, deploy.version - KEPT_MANIFESTS)
@@ -853,3 +858,32 @@ def _package_version(manifest: str) -> str:
     spec = service(manifest) if manifest else None
     package = spec.manifest.get("package") if spec is not None else None
     return str(package.get("version", "")) if isinstance(package, dict) else ""
+
+
+def _caller() -> tuple[int | None, str, str]:
+    """Return who runs this process: the uid of the login, the user of sudo, and the command line.
+
+    The uid is None without a login; su(1) and sudo(8) do not change it. The user is "" without
+    sudo. See proc_pid_loginuid(5) and sudo(8).
+    """
+    own = (
+        ["niso", *paths.command_line]
+        if paths.command_line
+        else [os.path.basename(sys.argv[0]), *sys.argv[1:]]
+    )
+    command = " ".join(own)
+    by = os.environ.get(BY, "")
+    if by:
+        return None, "", _shown(f"{by}: {command}")
+    try:
+        with open("/proc/self/loginuid", encoding="ascii") as file:
+            uid: int | None = int(file.read())
+    except (OSError, ValueError):  # a kernel without auditing
+        uid = None
+    sudo_user = os.environ.get("SUDO_USER", "")
+    return None if uid == _UNSET else uid, _shown(sudo_user), _shown(command)
+
+
+def _shown(text: str) -> str:
+    clean = "".join(c if c.isprintable() else "?" for c in text)
+    return clean if len(clean) <= _MOST else f"{clean[: _MOST - 3]}..."
