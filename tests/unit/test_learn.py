@@ -31,7 +31,7 @@ from niso.kernel.flow_memory import Recorded
 from niso.look import flows
 from niso.look import learn as look_learn
 from niso.look.learn import LearnedEntry, LearnedPolicy, PolicyChange, WrittenNames, learn_flows
-from niso.manifest.toml import ListLine, with_list
+from niso.manifest.toml import with_list
 from niso.plan import verdict
 from niso.plan.records import Policy, PortMapping
 from niso.plan.verdict import PolicyContext
@@ -238,9 +238,9 @@ def _of(on: PolicyContext, address: str) -> verdict.KnownService | None:
 # --- into a manifest -------------------------------------------------------------------------------------------------
 
 ITEMS = [
-    ListLine("api:5432/tcp", True),
-    ListLine("a:53/udp", True, "DNS"),
-    ListLine("bad:1/tcp", False, "denied"),
+    ("api:5432/tcp", True, ""),
+    ("a:53/udp", True, "DNS"),
+    ("bad:1/tcp", False, "denied"),
 ]
 OWN = ("network", "policy")
 FORMS = [
@@ -298,7 +298,7 @@ def test_comments_of_the_old_list_stay() -> None:
         result,
         OWN,
         "allow_from",
-        [*ITEMS, ListLine("old", False, "in the manifest; nothing used it")],
+        [*ITEMS, ("old", False, "in the manifest; nothing used it")],
     )
     assert again.count('# "bad:1/tcp",') == 1 and '# "old",' in again
 

@@ -299,8 +299,7 @@ class Host(ApiPart):
         whose = tuple(texts((service, *others), "service"))
         who = None if peer is None else text(peer, "peer")
         more = "" if filter is None else text(filter, "filter")
-        wanted = capture.CaptureRequest(whose, who, more, count, lines, drops)
-        return capture.capture(self.session, wanted)
+        return capture.capture(self.session, whose, who, more, count, lines, drops)
 
     def trace(
         self, source: str, destination: str, *, any_packet: bool = False, wait_s: float = 30.0

@@ -27,7 +27,7 @@ from niso.compose.service_tables import (
     label,
     no_instances,
 )
-from niso.compose.storage import Place, Storage, beyond, items, scalar, with_variables
+from niso.compose.storage import Storage, beyond, items, scalar, with_variables
 from niso.manifest import toml, variables, yaml_file
 from niso.manifest.addresses_and_ports import parse_port
 from niso.manifest.stack import long_name
@@ -92,13 +92,13 @@ def convert(path: str, target: str | None = None) -> ImportedStack:
     `yaml_file.load`, and InvalidInput if the file has no services.
     """
     folder = os.path.dirname(os.path.abspath(path))
-    place = Place(folder, None if target is None else os.path.abspath(target))
+    target = None if target is None else os.path.abspath(target)
     gaps: list[Missing] = []
     data, used, needed = with_variables(yaml_file.load(path))
     given_ones = _in_env_file(folder)
     for name in sorted(needed - given_ones):
         gaps.append(Missing("", f"${{{name}}}", "it must be set, in .env next to the stack.toml"))
-    if place.target != folder and (listed := ", ".join(sorted((needed | used) & given_ones))):
+    if target != folder and (listed := ", ".join(sorted((needed | used) & given_ones))):
         gaps.append(Missing("", ".env", f"copy it next to the stack.toml: it sets {listed}"))
     given = data.get("services")
     if not isinstance(given, dict) or not given:
@@ -116,8 +116,7 @@ def convert(path: str, target: str | None = None) -> ImportedStack:
         frozenset(name for name, keys in services.items() if has_check(keys)),
         frozenset(_jobs(services)),
         frozenset(scalar(keys.get("network_mode"))[8:] for keys in services.values()),
-        Storage(stack, place, services),
-        place,
+        Storage(stack, folder, target, services),
         {
             name: text
             for name, keys in _items(data.get("secrets"))

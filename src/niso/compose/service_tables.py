@@ -14,7 +14,7 @@ from niso.base.errors import Error, InvalidInput
 from niso.base.named_tuples import Any, NamedTuple
 from niso.base.names import DEFAULT_NETWORK
 from niso.compose import storage
-from niso.compose.storage import Place, Storage, beyond, duration, items, pairs, scalar, seconds
+from niso.compose.storage import Storage, beyond, duration, items, pairs, scalar, seconds
 from niso.manifest import addresses_and_ports, image, process_keys, values
 from niso.manifest.addresses_and_ports import parse_port
 from niso.manifest.keys import BY_PATH
@@ -56,7 +56,6 @@ class ComposeFile(NamedTuple):
     jobs: frozenset[str]
     providers: frozenset[str]  # services whose network namespace another service uses
     storage: Storage
-    place: Place  # folders of the two files
     secrets: Mapping[str, str]  # name of a secret -> path of its file
     linked: Mapping[str, list[str]]  # service in the compose file -> its aliases in ``links``
 
@@ -177,8 +176,7 @@ class ComposeService:
     @cached_property
     def _oci(self) -> str:
         """Return the path of the service's image for package.oci, or "" if no image is there."""
-        place = self._world.place
-        base, error = place.target or place.folder, None
+        base, error = self._world.storage.base, None
         for text in (f"images/{self.name}:latest", f"images/{self.name}"):
             try:
                 image.read(text, base)
@@ -207,8 +205,7 @@ class ComposeService:
         folder = scalar(self._keys.get("working_dir"))
         if folder and self._valid("working_dir", folder, values.working_dir):
             binary["working_dir"] = folder
-        place = self._world.place
-        base = place.target or place.folder
+        base = self._world.storage.base
         if os.path.isfile(os.path.join(base, self._oci, "config.json")):
             del self.tables["package"]["rootfs"]  # that of the bundle is used
         elif not os.path.isdir(os.path.join(base, "rootfs", self.name)):
@@ -235,7 +232,7 @@ class ComposeService:
             file = scalar(item.get("path") if isinstance(item, dict) else item)
             if isinstance(item, dict) and item.get("required") is False:
                 self._gap("env_file", f"{file} must exist")
-            files.append(self._world.place.path(file))
+            files.append(self._world.storage.path(file))
         self._put("service", "env_file", files)
 
     def _restart(self) -> str:
@@ -438,7 +435,7 @@ class ComposeService:
             if file is None:
                 self._gap("secrets", f"{name} is not a file: write it into one")
             elif self._valid("secrets", target or name, process_keys.secret_name):
-                path = self._world.place.path(file)
+                path = self._world.storage.path(file)
                 if reason := values.path_reason(path):
                     self._gap("secrets", f"{path!r} {reason}")
                 else:

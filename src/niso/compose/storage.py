@@ -32,11 +32,29 @@ class VolumeMount(NamedTuple):
     size: str | None = None
 
 
-class Place(NamedTuple):
-    """The folder of the compose file, and the folder where the stack.toml will be."""
+class Storage:
+    """A converter of the paths and volumes in a compose file, for all its services.
 
-    folder: str  # absolute folder of the compose file
-    target: str | None  # absolute folder of the stack.toml; None if unknown
+    ``folder`` is the absolute folder of the compose file, and ``target`` that of the stack.toml,
+    None if unknown.
+    """
+
+    def __init__(
+        self,
+        stack: str,
+        folder: str,
+        target: str | None,
+        services: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        self._stack, self._folder, self._target = stack, folder, target
+        self.base = target or folder
+        """The folder that may have images and root file systems."""
+        users: dict[str, list[str]] = {}
+        for name, keys in services.items():
+            for mount in _mounts(keys, []):
+                if mount.kind == "volume" and mount.source:
+                    users.setdefault(mount.source, []).append(name)
+        self._users = {source: names for source, names in users.items() if len(names) > 1}
 
     def path(self, text: str) -> str:
         """Convert a path of the compose file to a path for the stack.toml.
@@ -45,26 +63,13 @@ class Place(NamedTuple):
         uses its own files. A path that leaves this folder by a symbolic link stays absolute,
         because niso would refuse it otherwise.
         """
-        whole = os.path.normpath(os.path.join(self.folder, text))
-        if self.target is None:
+        whole = os.path.normpath(os.path.join(self._folder, text))
+        if self._target is None:
             return whole
-        real, target = os.path.realpath(whole), os.path.realpath(self.target)
-        if _below(f"{whole}/", self.target) and _below(f"{real}/", target):
-            return f"./{os.path.relpath(whole, self.target)}".removesuffix(".")
+        real, target = os.path.realpath(whole), os.path.realpath(self._target)
+        if _below(f"{whole}/", self._target) and _below(f"{real}/", target):
+            return f"./{os.path.relpath(whole, self._target)}".removesuffix(".")
         return whole
-
-
-class Storage:
-    """A converter of the volumes in a compose file, which knows the volumes of all its services."""
-
-    def __init__(self, stack: str, place: Place, services: Mapping[str, Mapping[str, Any]]) -> None:
-        self._stack, self._place = stack, place
-        users: dict[str, list[str]] = {}
-        for name, keys in services.items():
-            for mount in _mounts(keys, []):
-                if mount.kind == "volume" and mount.source:
-                    users.setdefault(mount.source, []).append(name)
-        self._users = {source: names for source, names in users.items() if len(names) > 1}
 
     def volumes(self, keys: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         """Return the [volumes] table of a service, and the unsupported keys: (key, explanation)."""
@@ -114,7 +119,7 @@ class Storage:
                 gaps.append(("volumes", f"{host}: write the absolute path"))
                 return None
             if not host.startswith("$"):
-                host = self._place.path(host)
+                host = self.path(host)
                 if reason := path_reason(host):
                     gaps.append(("volumes", f"{host!r} {reason}"))
                     return None

@@ -52,17 +52,6 @@ from niso.runtime import root
 _MOST_REASONS = 4096
 
 
-class CaptureRequest(NamedTuple):
-    """The arguments of `Host.capture`. ``filter`` is an expression of pcap-filter(7)."""
-
-    services: tuple[str, ...]
-    peer: str | None
-    filter: str
-    most: int | None  # the number of packets after which the capture ends
-    text: bool  # whether to return lines of text, not a pcapng file
-    drops: bool  # whether to capture only packets that rules drop
-
-
 def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
     """Return a filter (pcap-filter(7)) that combines these addresses, a port and another filter."""
     parts = []
@@ -80,6 +69,8 @@ class Capture(ResultStream):
     """Running captures of several services, whose packets are merged. A context manager.
 
     ``namespaces`` maps service names to network namespaces, and ``names`` maps addresses to names.
+    ``filter`` is an expression of pcap-filter(7). The capture ends after ``most`` packets. With
+    ``text``, it has lines of text, not a pcapng file.
     If ``drops`` is given, the packets are dropped packets, each with the reason that the function
     ``reason`` returns. The kernel reports only their headers, which tcpdump filters and prints.
     Raises Error if tcpdump is not installed, KernelError and ProcessError.
@@ -89,14 +80,17 @@ class Capture(ResultStream):
         self,
         namespaces: Mapping[str, str],
         names: Mapping[str, str],
-        wanted: CaptureRequest,
+        filter: str,
+        most: int | None,
+        text: bool,
         drops: Trace | None = None,
         reason: Callable[[Dropped], str] = lambda _: "",
     ) -> None:
-        self._names, self._wanted, self._drops, self._reason = names, wanted, drops, reason
+        self._names, self._filter, self._most, self._text = names, filter, most, text
+        self._drops, self._reason = drops, reason
         self._reasons: dict[int, str] = {}  # by time in microseconds since 1970
-        self._file = CaptureFile(names, lambda time: self._reasons.get(time, ""), wanted.most)
-        self._left = wanted.most
+        self._file = CaptureFile(names, lambda time: self._reasons.get(time, ""), most)
+        self._left = most
         self._epoll = select.epoll()
         self._sources: list[Tcpdump] = []  # one for each service
         self._wide = max(map(len, namespaces)) + 2 if len(namespaces) > 1 else 0
@@ -155,11 +149,10 @@ class Capture(ResultStream):
     def _start(
         self, name: str, words: Sequence[str], namespace: str = "", stdin: int | None = None
     ) -> None:
-        wanted = self._wanted
-        argv = [*words, *(["-l"] if wanted.text else ["-U", "-w", "-"])]
-        argv += [] if wanted.most is None else ["-c", str(wanted.most)]
+        argv = [*words, *(["-l"] if self._text else ["-U", "-w", "-"])]
+        argv += [] if self._most is None else ["-c", str(self._most)]
         convert = self._file.converter(name)
-        tcpdump = Tcpdump(name, convert, argv, wanted.filter, self._names, namespace, stdin)
+        tcpdump = Tcpdump(name, convert, argv, self._filter, self._names, namespace, stdin)
         self._sources.append(tcpdump)
         for fd in (tcpdump.out, tcpdump.err):
             self._epoll.register(fd, select.EPOLLIN)
@@ -167,7 +160,7 @@ class Capture(ResultStream):
     def _start_with_drops(self, drops: Trace) -> None:
         end, self._pipe = os.pipe2(os.O_CLOEXEC)
         try:
-            words = ["-r", "-", *(["-tt"] if self._wanted.text else [])]
+            words = ["-r", "-", *(["-tt"] if self._text else [])]
             self._start("dropped", words, stdin=end)
         finally:
             os.close(end)
@@ -204,7 +197,7 @@ class Capture(ResultStream):
                 if not data:
                     self._sources.remove(source)
                     source.close()
-                shown = self._lines(source, data) if self._wanted.text else source.convert(data)
+                shown = self._lines(source, data) if self._text else source.convert(data)
                 if self._file.is_full or self._left == 0:
                     self.stop()
                 return shown
@@ -520,15 +513,26 @@ class Traced(NamedTuple):
     stages: tuple[Stage, ...]  # the chains that decided something, in order
 
 
-def capture(session: Session, wanted: CaptureRequest) -> Capture:
-    """Start a capture, as described in `Host.capture`."""
-    if wanted.most is not None and wanted.most < 1:
+def capture(
+    session: Session,
+    services: Iterable[str],
+    peer: str | None,
+    filter: str,
+    most: int | None,
+    text: bool,
+    drops: bool,
+) -> Capture:
+    """Start a capture, as described in `Host.capture`. ``most`` and ``text`` are as in `Capture`.
+
+    With ``drops``, only packets that rules drop are captured.
+    """
+    if most is not None and most < 1:
         hint = "niso net capture db -c 10"
-        raise UsageError("must be 1 or more", hint, "-c", value=str(wanted.most))
+        raise UsageError("must be 1 or more", hint, "-c", value=str(most))
     store = session.store()
     world = read_world(session.kernel(), store)
     known: dict[str, KnownService] = {}
-    for service in wanted.services:
+    for service in services:
         if packet_path.parse_target(service)[1] is not None:
             hint = f"niso net capture SERVICE {service}"
             raise UsageError(f"{service!r} is not a service, but a port of one", hint, "NAME")
@@ -551,8 +555,8 @@ def capture(session: Session, wanted: CaptureRequest) -> Capture:
     addresses: tuple[str, ...] = ()
     port = None
     gateways = [s.gateway for n in world.networks.values() for s in n.subnets]
-    if wanted.peer is not None:
-        who, port, _ = packet_path.parse_target(wanted.peer)
+    if peer is not None:
+        who, port, _ = packet_path.parse_target(peer)
         other = packet_path.resolve(store, who, next(iter(known)))
         if other.service:
             addresses = addresses_of(world.services[other.service])
@@ -568,9 +572,9 @@ def capture(session: Session, wanted: CaptureRequest) -> Capture:
         for address in addresses_of(holder)
     }
     named |= dict.fromkeys(gateways, "host")
-    wanted = wanted._replace(filter=expression(dict.fromkeys(addresses), port, wanted.filter))
-    if not wanted.drops:
-        return Capture({name: netns(name) for name in known}, named, wanted)
+    filter = expression(dict.fromkeys(addresses), port, filter)
+    if not drops:
+        return Capture({name: netns(name) for name in known}, named, filter, most, text)
     ends = [
         veth(row.name, network, row.generation)
         for row in store.services()
@@ -578,9 +582,9 @@ def capture(session: Session, wanted: CaptureRequest) -> Capture:
         for network in row.networks
     ]
     own = [address for service in known.values() for address in addresses_of(service)]
-    drops = Trace(drop_rules(own, ends, [bridge(row.name) for row in store.networks()]))
+    dropped = Trace(drop_rules(own, ends, [bridge(row.name) for row in store.networks()]))
     present = fresh_world(session.kernel(), store)
-    return Capture({}, named, wanted, drops, lambda dropped: why(present(), dropped))
+    return Capture({}, named, filter, most, text, dropped, lambda one: why(present(), one))
 
 
 def trace(

@@ -27,7 +27,6 @@ from niso.look.session import Session, callers
 from niso.manifest import toml
 from niso.manifest.policy import parse_entry
 from niso.manifest.stack import applies, long_name, outline
-from niso.manifest.toml import ListLine
 from niso.plan import verdict
 from niso.plan.records import Entry, Peer, Policy
 from niso.plan.verdict import KnownService, PolicyContext
@@ -470,7 +469,7 @@ def changes(session: Session, learned: Iterable[LearnedPolicy]) -> tuple[PolicyC
             lists.append(((*table, "egress"), "allow", policy.egress, active.egress_allow))
         for path, key, entries, applied in lists:
             old = after[target]
-            items = (ListLine(entry.text, entry.allowed, entry.note) for entry in entries)
+            items = ((entry.text, entry.allowed, entry.note) for entry in entries)
             try:
                 new = after[target] = toml.with_list(old, path, key, items)
             except InvalidInput as error:

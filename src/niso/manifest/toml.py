@@ -16,7 +16,7 @@ from collections.abc import Collection, Container, Iterable, Iterator, Mapping, 
 
 from niso.base import files
 from niso.base.errors import Error, InvalidInput, NotFound, missing_library
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.text import escaped
 
 if TYPE_CHECKING:
@@ -340,12 +340,8 @@ _TOKEN = re.compile(r"""("(?:\\.|[^"\\\n])*"|'[^'\n]*')|\#([^\n]*)|(\n)""")
 """Matches the tokens in an array of strings: a string, a comment, or the end of a line."""
 
 
-class ListLine(NamedTuple):
-    """A string in a list, with the comment ``note``. If not ``used``, it is commented out."""
-
-    text: str
-    used: bool
-    note: str = ""
+ListLine = tuple[str, bool, str]
+"""A string in a list, whether it is used (otherwise it is commented out), and a comment or ""."""
 
 
 def _loads(text: str) -> dict[str, Any]:
@@ -367,7 +363,7 @@ def with_list(text: str, path: KeyPath, key: str, items: Iterable[ListLine]) -> 
         at: Any = expected
         for name in path:
             at = at[name] if isinstance(name, int) else at.setdefault(name, {})
-        at[key] = [item.text for item in wanted if item.used]
+        at[key] = [text for text, used, _ in wanted if used]
         result = _edited(_library(), text, path, key, wanted)
         same = _loads(result) == expected
     except (TypeError, ValueError, AttributeError, LookupError):  # includes tomlkit's
@@ -416,22 +412,22 @@ def _edited(tomlkit: Any, text: str, path: KeyPath, key: str, items: Sequence[Li
 
 def listed(items: Iterable[ListLine]) -> Iterator[str]:
     """Yield the lines of a list of strings in TOML, without the brackets around it."""
-    for item in items:
-        quoted = json.dumps(item.text)
-        note = f"  # {item.note}" if item.note else ""
-        yield f"{quoted},{note}" if item.used else f"# {quoted},{note}"
+    for text, used, note in items:
+        quoted = json.dumps(text)
+        comment = f"  # {note}" if note else ""
+        yield f"{quoted},{comment}" if used else f"# {quoted},{comment}"
 
 
 def _item_lines(items: Sequence[ListLine], old: str) -> Iterator[str]:
     """Yield the lines of a new list, with the comments of the list ``old`` that it replaces."""
     beside, alone = _comments(old)
     for comment in alone:
-        if not any(comment.startswith(json.dumps(item.text)) for item in items):
+        if not any(comment.startswith(json.dumps(text)) for text, _, _ in items):
             yield f"# {comment}"
-    for item in items:
-        comment = beside.get(item.text, "")
-        note = comment if item.note in comment else f"{item.note}; {comment}".removesuffix("; ")
-        yield from listed([item._replace(note=note)])
+    for text, used, note in items:
+        comment = beside.get(text, "")
+        both = comment if note in comment else f"{note}; {comment}".removesuffix("; ")
+        yield from listed([(text, used, both)])
 
 
 def _comments(array: str) -> tuple[dict[str, str], list[str]]:
