@@ -75,6 +75,9 @@ def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(one: Cl
     one.check("b", "c")
     shown = one.niso("b", "cluster", "status").stdout.splitlines()
     assert [line.split()[-1] for line in shown[1:5]] == ["BEHIND", "0s", "0s", "0s"]
+    # with the commit of the checkout
+    version = one.niso("b", "version").stdout.split()[1]
+    assert [line.split()[-2] for line in shown[1:5]] == ["NISO", version, version, version]
     assert "backend  10.99.1.0/24, fd00:99:1::/64  1         2          4097" in (
         one.niso("b", "net", "list").stdout
     )

@@ -351,6 +351,8 @@ def test_sysctls_are_set_in_the_services_namespace_and_return_to_the_default(lab
     # undone together with the failed activation
     bad = {"net.core.somaxconn": 8, "net.core.no_such": 1}
     assert "no_such" in refused(lab, "activate", idle(lab, "api", sysctls=bad))
+    words = {"net.core.somaxconn": "many"}
+    assert "value in [sysctls]" in refused(lab, "activate", idle(lab, "api", sysctls=words))
     assert shown() == "77 4096 9999 99999 2"
     lab.niso("activate", idle(lab, "api", sysctls=keys))
     assert shown() == f"77 4096 9999 99999 {before.split()[-1]}"

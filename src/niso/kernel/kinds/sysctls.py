@@ -189,6 +189,8 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
             if name and error.errno in (errno.ENOENT, errno.EACCES, errno.EPERM):
                 error.hint = "some sysctls apply to the whole machine, and some need a module: "
                 error.hint += "/proc/sys/net in a service has those that it can set"
+            elif name and error.errno in (errno.EINVAL, errno.ERANGE):
+                error.hint = "correct the value in [sysctls] of the service's manifest"
             raise
 
 
