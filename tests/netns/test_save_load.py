@@ -202,6 +202,13 @@ def test_damaged_and_foreign_archives_are_refused(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "api", volumes={"data": {"mount": "/data"}}))
     sh(lab, "api", "head -c 200000 /dev/urandom >/data/big")
     saved(lab, "api")
+    gzip = lab.run(
+        "sh", "-c", "n=$(command -v niso); PATH=/none $n save api -o - | gzip -dc | tar t"
+    )
+    assert "services/api/volumes/data/big\n" in gzip.stdout, "gzip where zstd is missing"
+    full = "n=$(command -v niso); PATH=/none $n save api -o - >/dev/full"
+    said = lab.run("sh", "-c", full, check=False)
+    assert said.returncode == 1 and "cannot write the archive: No space left" in said.stderr
     lab.run("sh", "-c", "niso remove --volumes api; cd /tmp; zstd -qdc x.niso >x.tar")
     whole = lab.path("/tmp/x.tar").read_bytes()
     at = whole.index(b"services/api/volumes/data/big") + 150_000

@@ -162,6 +162,15 @@ def save(
 
 def _write_file(path: str | None, write: Callable[[IO[bytes]], None]) -> int:
     """Write a file at once, or to standard output if ``path`` is None. Return its size in bytes."""
+    try:
+        return _write_whole(path, write)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise Error(f"cannot write the archive: {error.strerror}") from error
+
+
+def _write_whole(path: str | None, write: Callable[[IO[bytes]], None]) -> int:
     if path is None:
         with open(1, "wb", closefd=False) as out:
             write(out)
