@@ -32,6 +32,7 @@ engine_containers() {
 
 # Print what uses niso. $1: docker, podman or cni; or niso for all that is active
 uses() {
+	niso ps > /dev/null 2>&1 || echo "unknown, because niso ps fails"
 	case $1 in
 	docker | podman)
 		engine_networks "$1" | sed 's/^/network /'
@@ -83,6 +84,10 @@ for row in json.load(sys.stdin):
 # $1: as in uses, $2: the package
 before_removal() {
 	command -v niso > /dev/null || return 0
+	# a chroot has the kernel and the network of its host
+	if ischroot 2> /dev/null; then
+		return 0
+	fi
 	if [ "$1" = docker ] && command -v docker > /dev/null && ! docker version > /dev/null 2>&1 &&
 		[ -n "$(ls -A /var/lib/niso/docker 2> /dev/null)" ]; then
 		echo "$2: not removed: Docker has networks of niso, and can remove them only while dockerd" >&2

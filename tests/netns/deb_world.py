@@ -17,7 +17,7 @@ class Packages:
         self.lab, self.with_words = lab, with_words
         for name in names:
             control = lab.path(f"/tmp/deb/{name}/DEBIAN")
-            control.mkdir(parents=True)
+            control.mkdir(parents=True, exist_ok=True)
             needs = "debconf" if name == "niso" else "debconf, niso"
             head = f"Package: {name}\nVersion: 1\nArchitecture: all\nMaintainer: x <x@x.invalid>\n"
             (control / "control").write_text(f"{head}Depends: {needs}\nDescription: a test\n")
@@ -29,7 +29,7 @@ class Packages:
                 for line in (DEBIAN / "niso.install").read_text().splitlines():
                     source, folder = line.split()
                     there = control.parent / folder
-                    there.mkdir(parents=True)
+                    there.mkdir(parents=True, exist_ok=True)
                     (there / source.rpartition("/")[2]).write_bytes(
                         (TESTS.parent / source).read_bytes()
                     )

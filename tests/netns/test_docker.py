@@ -326,7 +326,10 @@ def test_uninstall_leaves_docker_its_own_networks(lab: Lab) -> None:
     docker("rm", "-f", "web")
     # by the package
     use()
-    refused = packages.purge("niso-docker")
+    packages.with_words = (*WITH_NISO, "DOCKER_HOST=unix:///run/none.sock")
+    assert "dockerd does not answer" in packages.purge("niso-docker", answer=True).stderr
+    packages.with_words = WITH_NISO
+    refused = packages.purge("niso-docker", answer=False)
     assert "in use: network backend, container web\n" in refused.stderr, refused.stderr
     assert fetch(lab.client, f"{HOST}:8080") == "web"
     done = packages.purge("niso-docker", answer=True)

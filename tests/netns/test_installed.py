@@ -160,3 +160,11 @@ def test_packages_are_removed_once_nothing_uses_them(lab: Lab) -> None:
     assert [(row["service"], row["status"]) for row in rows] == [("api", "inactive")]
     assert not json.loads(lab.niso("inspect", "api", "--json").stdout)["enabled"]
     assert lab.run("ip", "netns", "exec", "box", "ip", "-br", "link").stdout.split()[0] == "lo"
+    # a store that cannot be read may have services that run
+    packages = Packages(lab, "niso")
+    lab.niso("activate", "api")
+    lab.run("sh", "-c", "echo damaged > /var/lib/niso/state.db")
+    refused = packages.purge("niso", answer=False)
+    assert refused.returncode and "niso ps fails" in refused.stderr
+    assert packages.purge("niso", answer=True).returncode == 0
+    assert lab.niso("net", "repair", "--sweep").stdout == "no objects of niso in the kernel\n"
