@@ -76,7 +76,8 @@ if TYPE_CHECKING:
     from niso.look.services import ServiceInstance as ServiceInstance
     from niso.look.services import Endpoint as Endpoint
     from niso.look.services import Process as Process, Service as Service
-    from niso.look.services import ServiceLine as ServiceLine, User as User
+    from niso.look.services import ProcessLoad as ProcessLoad, ServiceLine as ServiceLine
+    from niso.look.services import User as User
     from niso.look.top import FlowLoad as FlowLoad, Load as Load, ServiceLoad as ServiceLoad
     from niso.look.top import ServiceSocket as ServiceSocket, Top as Top
 
@@ -118,8 +119,8 @@ _MODULES = {
     "look.other_hosts": "ClusterLine ClusterPort",
     "look.policies": "MapChange PolicyEffect PolicyEntry",
     "look.prove": "Pong Proof",
-    "look.services": "AttachedTo Deploy Endpoint OutsideName Process Service ServiceInstance"
-    " ServiceLine User",
+    "look.services": "AttachedTo Deploy Endpoint OutsideName Process ProcessLoad Service"
+    " ServiceInstance ServiceLine User",
     "look.top": "FlowLoad Load ServiceLoad ServiceSocket Top",
     "kernel.kinds.kind": "Finding",
 }

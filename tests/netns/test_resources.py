@@ -5,8 +5,10 @@ These run with whatever hierarchy the machine has for each controller (v1 or v2)
 
 from __future__ import annotations
 
+import json
 import pathlib
 import re
+import time
 
 import pytest
 from conftest import Lab
@@ -381,3 +383,57 @@ def test_service_may_use_exactly_the_devices_of_its_manifest(lab: Lab) -> None:
     assert lab.niso("exec", "api", "--", "sh", "-c", make, check=False).returncode != 0
     api = idle(lab, "api", isolation={"devices": ["/dev/nope"]})
     assert "isolation.devices[0]: '/dev/nope' does not exist" in refused(lab, "activate", api)
+
+
+def test_what_a_service_uses_is_shown_everywhere(lab: Lab) -> None:
+    """One service is throttled at 5 % of a processor, and the limit of memory kills its child."""
+    needs("memory")
+    needs("cpu")
+    limits = {"isolation.resources": {"memory_max": "64M", "cpu_max": "5%"}}
+    script = (
+        "import os\nheld = bytearray(os.urandom(1 << 20) * 20)\n"
+        "if not os.fork():\n    b'x' * (200 << 20)\n"
+        "os.wait()\nopen('/tmp/ready', 'w')\nwhile True: pass"
+    )
+    lab.niso("activate", idle(lab, "calm"), package(lab, "busy", PYTHON, "-ISc", script, **limits))
+    lab.wait_for(lambda: lab.niso("exec", "busy", "--", "ls", "/tmp/ready", check=False).stdout, 30)
+    time.sleep(2)
+    lines = {x["service"]: x for x in json.loads(lab.niso("ps", "--stats", "--json").stdout)}
+    busy, calm = lines["busy"]["load"], lines["calm"]["load"]
+    assert 1 < busy["cpu"] < 15 and calm["cpu"] < 1, (busy, calm)
+    assert busy["cpu_seconds"] > 10 * calm["cpu_seconds"] > 0
+    assert busy["throttled_seconds"] > 0.3
+    assert 20 << 20 < busy["memory"] < busy["memory_limit"] == 64 << 20
+    assert busy["oom_kills"] == 1 and calm["oom_kills"] == 0 and calm["memory_limit"] is None
+    assert lines["busy"]["restarts"] == 0 and "load" not in ps(lab, "busy")
+    table = lab.niso("ps", "--stats").stdout
+    assert "OOM KILLS" in table and "64.0M" in table and "RESTARTS" in table
+    process = inspect(lab, "busy")
+    assert process["oom_kills"] == 1 and process["memory_limit"] == 64 << 20
+    metrics = lab.run("niso", "metrics").stdout
+    for text in (
+        'memory_limit_bytes{service="busy"} 6.7108864e+07',
+        'oom_kills_total{service="busy"} 1.0',
+        'cpu_limit{service="busy"} 0.05',
+        'cpu_seconds_total{service="calm"}',
+        'cpu_throttled_seconds_total{service="busy"}',
+        'memory_bytes{service="calm"}',
+    ):
+        assert f"niso_service_{text}" in metrics, text
+    assert 'memory_limit_bytes{service="calm"}' not in metrics
+    first, second = json.loads(lab.niso("top", "-n", "1", "--json").stdout)["services"]
+    assert (first["service"], second["service"]) == ("busy", "calm")
+    assert first["cpu"] > 1 and first["memory"] > 20 << 20
+
+
+def test_event_of_a_process_that_took_too_much_memory(lab: Lab) -> None:
+    needs("memory")
+    script = "import time; time.sleep(4); b'x' * (200 << 20)"
+    keys = {"restart": "always", "restart_delay": "30s"}
+    limits = {"isolation.resources": {"memory_max": "32M"}}
+    lab.niso("activate", package(lab, "api", PYTHON, "-ISc", script, service=keys, **limits))
+    events = lab.popen("niso", "events", "api", "--for", "15s", "--json")
+    lines = [json.loads(line) for line in events.communicate()[0].splitlines()]
+    ended = next(line for line in lines if line["what"].startswith("exited"))
+    assert ended["detail"] == "killed: out of memory; restart: always"
+    assert ended["exit_code"] == 137

@@ -13,6 +13,8 @@ def state_of(names: list[str], networks: list[str]) -> dict[str, Any]:
             "status": "running",
             "health": ("healthy", "unhealthy", None)[i % 3],
             "health_age": 4.0 if i % 3 < 2 else None,
+            "cpu": 1.5,
+            "memory": 1048576,
             "mode": "bridge",
             "stack": names[i % 5] if i % 2 else None,
             "shares": None,

@@ -65,6 +65,7 @@ def test_the_dashboard_shows_each_state_and_the_table_is_read() -> None:
     assert known["niso_policy_audit"] == {"service"}
     # what nobody would look at or be woken by
     ids = {
+        "niso_service_cpu_limit",
         "niso_service_enabled",
         "niso_service_health_probe_time_seconds",
         "niso_service_info",

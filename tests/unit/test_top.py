@@ -23,6 +23,7 @@ from niso.look.drops import Stats
 from niso.look.services import ServiceLine
 from niso.look.top import FlowLoad, Load, ServiceLoad, ServiceSocket, TopSample
 from niso.plan.records import PortMapping
+from niso.runtime.cgroups import Usage
 
 PICTURE = pathlib.Path(__file__).parents[1] / "golden" / "top.svg"
 DB, API = "10.99.1.2", "10.99.1.3"
@@ -39,13 +40,15 @@ def row(source: str, to: str, packets: int) -> Recorded:
 
 def look(at: float, memory: look_flows.Memory, *stats: Stats) -> TopSample:
     lines = tuple(
-        ServiceLine(name, "running", None, "bridge", (), (), 1.0, None, None, None, None)
+        ServiceLine(name, "running", None, "bridge", (), (), 1.0, None, None, None, None, None)
         for name in ("api", "db", "side")
     )
     networks = {"api": ("back",), "db": ("back",), "side": ()}
     shares = {"side": "db"}
     counts = top.counts(memory)
-    return TopSample(at, lines, networks, shares, {s.service: s for s in stats}, counts)
+    # db uses 5 % of a processor
+    usages = {"db": Usage(at / 20, None, 3 << 20, None, 0)}
+    return TopSample(at, lines, networks, shares, {s.service: s for s in stats}, counts, usages)
 
 
 def test_rates_between_two_looks() -> None:
@@ -64,9 +67,11 @@ def test_rates_between_two_looks() -> None:
     load = top.between(reader, before, now)
     assert load.seconds == 2.0
     assert load.services == (
-        ServiceLoad("api", "running", None, ("back",), 0.0, 0.0, 3.0, None, None, None, None),
-        ServiceLoad("db", "running", None, ("back",), 8000.0, 400.0, 5.0, 7, 0, None, None),
-        ServiceLoad("side", "running", None, (), None, None, None, None, None, "db", None),
+        ServiceLoad(
+            "db", "running", None, ("back",), 8e3, 4e2, 5.0, 7, 0, None, None, 5.0, 3 << 20
+        ),
+        ServiceLoad("api", "running", None, ("back",), 0.0, 0.0, 3.0, *[None] * 6),
+        ServiceLoad("side", "running", None, (), *[None] * 5, "db", *[None] * 3),
     )
     assert [(f.from_.name, f.to.name, f.port, f.verdict, f.new) for f in load.flows] == [
         ("api", "db", 80, "pass", 3.0),
@@ -80,9 +85,9 @@ def test_rates_between_two_looks() -> None:
         ("host", "db:80/tcp", "2.0 kb/s", "0.0", "pass", "-"),  # has begun before
     ]
     assert [traffic_commands.cells(service) for service in load.services] == [
-        ("api", "running", "0 b/s", "0 b/s", "3.0", "-", "-", "back"),
-        ("db", "running", "8.0 kb/s", "400 b/s", "5.0", "7", "0", "back"),
-        ("side", "running", "-", "-", "-", "-", "-", "-"),
+        ("db", "running", "5.0%", "3.0M", "8.0 kb/s", "400 b/s", "5.0", "7", "0", "back"),
+        ("api", "running", "-", "-", "0 b/s", "0 b/s", "3.0", "-", "-", "back"),
+        ("side", "running", "-", "-", "-", "-", "-", "-", "-", "-"),
     ]
     assert traffic_commands.summary(load) == [
         ("3 of 3 up", ""),
@@ -174,10 +179,14 @@ def loads() -> Load:
         2.0,
         (
             ServiceLoad(
-                "api", "running", "healthy", ("edge", "back"), 4e5, 7e5, 12.9, 0, 0, None, 3.0
+                *("api", "running", "healthy", ("edge", "back"), 4e5, 7e5, 12.9, 0, 0, None),
+                *(3.0, 41.5, 24 << 20),
             ),
-            ServiceLoad("db", "running", "unhealthy", ("back",), 9e5, 2e5, 2.2, 44, 0, None, 65.0),
-            ServiceLoad("job", "inactive", None, (), None, None, None, None, None, None, None),
+            ServiceLoad(
+                *("db", "running", "unhealthy", ("back",), 9e5, 2e5, 2.2, 44, 0, None),
+                *(65.0, 12.0, 2 << 30),
+            ),
+            ServiceLoad("job", "inactive", None, (), *[None] * 9),
         ),
         (
             FlowLoad(end("api"), end("db"), 5432, "tcp", "pass", 2.0, None, *BY_NOTHING),
@@ -224,13 +233,14 @@ async def _on_the_screen() -> None:
         picture = shown(screen.export_screenshot())
         assert "2 of 3 up  1 unhealthy  2.5 new/s  1.5 refused/s  1.3 Mb/s" in picture
         assert re.search(
-            r"db +unhealthy 1m5s ago +900 kb/s +200 kb/s +███ +2\.2 +44 +0 +back", picture
+            r"db +unhealthy 1m5s ago +12\.0% +2\.0G +900 kb/s +200 kb/s +███ +2\.2 +44 +0 +back",
+            picture,
         ), picture
         assert "api      healthy 3s ago" in picture and "find" in picture and "quit" in picture
         assert await press("d") == ["db"]
         assert "only denied" in shown(screen.export_screenshot())
         assert await press("d", "s") == ["api", "db", "job"]
-        assert await press("s", "s") == ["db", "api", "job"]
+        assert await press("s", "s", "s", "s") == ["db", "api", "job"]
         assert await press("s") == ["api", "db", "job"]
         # the cursor is on db since it was alone, and stays there when the order changes
         screen.update_load(loads()._replace(services=loads().services[::-1]))
@@ -434,7 +444,7 @@ async def _many() -> None:
         assert re.search("s987.*s999", shown(screen.export_screenshot()), re.DOTALL)
         await pilot.press("pageup")
         assert table.key == "s987"
-        await pilot.press("end", "s")
+        await pilot.press("end", "s", "s", "s")
         await pilot.pause()
         assert table.key == "s999" and table.cursor == 0
         await pilot.press("down", "down", "up")

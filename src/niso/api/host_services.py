@@ -260,18 +260,20 @@ class Services(ApiPart):
     # --- inspect ---------------------------------------------------------------------------------
 
     def list(
-        self, *, instances: bool = False, listening: bool = False
+        self, *, instances: bool = False, listening: bool = False, stats: bool = False
     ) -> tuple[niso.ServiceLine, ...]:
-        """Return all services with their status, sorted by name. Health checks that are due run.
+        """Return all services with their status, sorted by name.
 
         ``instances`` adds the active instances of services with replicas. ``listening`` adds the
-        sockets on which each service listens.
+        sockets on which each service listens. ``stats`` adds the processor time and memory of each
+        service, which takes half a second.
         """
         from niso.look.services import (
             service_lines,
             unwatched,
             unwatched_words,
             with_listening,
+            with_loads,
         )
 
         store = self.session.store()
@@ -279,6 +281,7 @@ class Services(ApiPart):
         if lost := unwatched(store):
             text_, hint = unwatched_words(lost)
             self.session.caution(text_, (hint,))
+        lines = with_loads(store, lines) if stats else lines
         return with_listening(self.session, store, lines) if listening else lines
 
     def history(self, name: str | None = None) -> tuple[niso.Deploy, ...]:

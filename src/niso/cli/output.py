@@ -276,6 +276,22 @@ def duration(seconds: float) -> str:
     return f"{whole}s"
 
 
+def size(octets: int | None) -> str:
+    """Format a number of bytes with binary units, as manifests have them, such as ``64.0M``."""
+    if octets is None:
+        return "-"
+    number = float(octets)
+    for unit in ("", "K", "M"):
+        if number < 1024:
+            return f"{number:.1f}{unit}" if unit else f"{octets}"
+        number /= 1024
+    return f"{number:.1f}G"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}%"
+
+
 def health_text(health: str | None, age_s: float | None) -> str:
     """Format a health and the seconds since its probe, such as ``healthy 4s ago``."""
     if health is None:

@@ -182,11 +182,16 @@ def _ps(host: Host, args: Args) -> int:
         if args.listening:
             reason = "is for the services of this host"
             raise UsageError(reason, "leave out --all-hosts", "--listening")
+        if args.stats:
+            reason = "is for the services of this host"
+            raise UsageError(reason, "leave out --all-hosts", "--stats")
         with Progress(args) as host.progress:
             everywhere = host.services.everywhere()
         return output.result(args, everywhere, _print_everywhere)
     with Progress(args) as host.progress:
-        lines = host.services.list(instances=args.instances, listening=args.listening)
+        lines = host.services.list(
+            instances=args.instances, listening=args.listening, stats=args.stats
+        )
     return output.result(args, lines, _print_lines)
 
 
@@ -255,9 +260,12 @@ def _print_everywhere(lines: Iterable[niso.ClusterLine]) -> None:
 def _print_lines(lines: tuple[niso.ServiceLine, ...]) -> None:
     policies = ("POLICY",) * any(line.audit_until for line in lines)
     runs = ("LAST RUN", "NEXT RUN") * any(line.next_run or line.last_run for line in lines)
+    has_stats = any(line.load is not None for line in lines)
+    restarts = ("RESTARTS",) * (has_stats or any(line.restarts for line in lines))
+    stats = ("CPU", "CPU TIME", "THROTTLED", "MEMORY", "LIMIT", "OOM KILLS") * has_stats
     listens = ("LISTENS",) * any(line.listening is not None for line in lines)
     output.table(
-        (*COLUMNS, *policies, *runs, *listens),
+        (*COLUMNS, *restarts, *stats, *policies, *runs, *listens),
         [
             (
                 line.service,
@@ -267,6 +275,8 @@ def _print_lines(lines: tuple[niso.ServiceLine, ...]) -> None:
                 ", ".join(line.address) or "-",
                 output.ports_text(line.ports or ()) or "-",
                 "-" if line.uptime is None else output.duration(line.uptime),
+                *("-" if line.restarts is None else str(line.restarts) for _ in restarts),
+                *(_stats(line.load) if stats else ()),
                 *("audit" if line.audit_until else "-" for _ in policies),
                 *((line.last_run or "-", line.next_run or "-") if runs else ()),
                 *(_listens(line) for _ in listens),
@@ -274,6 +284,19 @@ def _print_lines(lines: tuple[niso.ServiceLine, ...]) -> None:
             for line in lines
         ],
     )
+
+
+def _stats(load: niso.ProcessLoad | None) -> tuple[str, ...]:
+    """Return the cells of the columns that ``ps --stats`` adds."""
+    if load is None:
+        return ("-",) * 6
+    times = (
+        "-" if s is None else f"{s:.1f}s" if s < 60 else output.duration(s)
+        for s in (load.cpu_seconds, load.throttled_seconds)
+    )
+    sizes = (output.size(load.memory), output.size(load.memory_limit))
+    kills = "-" if load.oom_kills is None else str(load.oom_kills)
+    return (output.percent(load.cpu), *times, *sizes, kills)
 
 
 def _listens(line: niso.ServiceLine) -> str:

@@ -60,13 +60,15 @@ def _denied(load: ServiceLoad) -> int:
     return (load.denied_in or 0) + (load.denied_out or 0)
 
 
-ORDERS: dict[str, Callable[[ServiceLoad], float]] = {
-    "name": lambda load: 0,
+ORDERS: dict[str, Callable[[ServiceLoad], float | str]] = {
+    "busy": lambda load: 0,
+    "name": lambda load: load.service,
+    "memory": lambda load: -(load.memory or 0),
     "traffic": lambda load: -(load.received or 0) - (load.sent or 0),
     "new": lambda load: -(load.new or 0),
     "denied": lambda load: -_denied(load),
 }
-"""The key by which services are sorted, for each order. Equal keys keep the order of names."""
+"""The key by which services are sorted, for each order. Equal keys keep the order of `top.busy`."""
 
 
 def show(name: str | None) -> int:
@@ -136,7 +138,7 @@ class TopScreen(App[None]):
     def __init__(self, name: str | None = None) -> None:
         super().__init__()
         self.chosen, self._fixed = name, name is not None
-        self.only_denied, self.order, self.wanted = False, "name", ""
+        self.only_denied, self.order, self.wanted = False, "busy", ""
         self.is_over = False
         # wakes the measuring thread to end it, or to list another service's sockets
         self.wake = threading.Event()
@@ -225,7 +227,7 @@ class TopScreen(App[None]):
         parts = [("niso top", "name"), *traffic_commands.summary(load)]
         if self.chosen is not None:
             parts.insert(1, (self.chosen, "name"))
-        parts += [(f"sorted by {self.order}", "")] * (self.order != "name")
+        parts += [(f"sorted by {self.order}", "")] * (self.order != "busy")
         parts += [("only denied", "")] * self.only_denied
         parts += [(repr(self.wanted), "")] * bool(self.wanted)
         words = Text("  ").join(Text(text, STYLES[kind]) for text, kind in parts)

@@ -518,7 +518,18 @@ def _event_text(event: niso.Happened) -> str:
 
 
 EVERY_S = 2.0
-TOP_COLUMNS = ("SERVICE", "HEALTH", "IN", "OUT", "NEW/s", "DENIED IN", "DENIED OUT", "NETWORKS")
+TOP_COLUMNS = (
+    "SERVICE",
+    "HEALTH",
+    "CPU",
+    "MEMORY",
+    "IN",
+    "OUT",
+    "NEW/s",
+    "DENIED IN",
+    "DENIED OUT",
+    "NETWORKS",
+)
 FLOW_COLUMNS = ("FROM", "TO", "TRAFFIC", "NEW/s", "VERDICT", "BY")
 SOCKET_COLUMNS = ("FROM", "TO", "STATE", "RTT", "RETRANS", "RECEIVED", "SENT")
 
@@ -584,7 +595,8 @@ def cells(load: niso.ServiceLoad) -> tuple[str, ...]:
     networks = ", ".join(load.networks) or "-"
     new = "-" if load.new is None else f"{load.new:.1f}"
     rates = rate(load.received), rate(load.sent)
-    return (load.service, state, *rates, new, *denied, networks)
+    uses = output.percent(load.cpu), output.size(load.memory)
+    return (load.service, state, *uses, *rates, new, *denied, networks)
 
 
 def flow_cells(flow: niso.FlowLoad) -> tuple[str, ...]:

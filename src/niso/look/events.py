@@ -191,6 +191,7 @@ def _shown(session: Session, store: Store, row: ServiceRow) -> ServiceState:
         ended_at=now.ended_at,
         restarts=now.restarts,
         error=now.error or "",
+        out_of_memory=status.out_of_memory(row.name),
         restart=spec.restart if spec is not None else "",
         health=health,
         failure=failure,
@@ -239,6 +240,7 @@ class ServiceState(NamedTuple):
     ended_at: float | None = None
     restarts: int = 0
     error: str = ""
+    out_of_memory: bool = False  # whether the memory limit has killed a process of the present run
     restart: str = ""  # the restart policy
     health: str = ""  # result of the last health check; "" if there was none
     failure: str = ""
@@ -393,7 +395,8 @@ def _ended(name: str, new: ServiceState, at: float) -> Happened:
     if new.job and not new.exit_code:
         return _event(at, name, "completed", "", 0)
     code = new.exit_code
-    return _event(at, name, f"exited ({code})", f"restart: {new.restart}", code)
+    killed = "killed: out of memory; " * new.out_of_memory
+    return _event(at, name, f"exited ({code})", f"{killed}restart: {new.restart}", code)
 
 
 def _time(at: float | None, now: float) -> float:

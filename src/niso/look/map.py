@@ -45,6 +45,8 @@ class MapService(NamedTuple):
     health: str | None
     """starting, healthy or unhealthy at the last probe; null without a healthcheck"""
     health_age: float | None  # seconds since the last probe; null if the process was not probed
+    cpu: float | None  # percent of one processor; null if unknown
+    memory: int | None  # bytes of memory, without the file cache; null if unknown
     mode: str | None  # bridge, host, none, share or attached
     stack: str | None  # the stack that the service belongs to; null without a stack
     shares: str | None  # in mode share, the service that owns the network namespace; otherwise null
@@ -196,6 +198,8 @@ def _service(
         load.status,
         load.health,
         load.health_age,
+        load.cpu,
+        load.memory,
         line.mode,
         store.stack_of(load.service),
         load.shares,

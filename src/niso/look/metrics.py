@@ -19,7 +19,7 @@ from niso.plan.verdict import parsed
 from niso.reconcile import live_world
 from niso.reconcile.live_world import read_world
 from niso.runtime import status
-from niso.store.service_rows import STATES
+from niso.store.service_rows import STATES, ServiceRow
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -163,12 +163,48 @@ def _of_services(session: Session, store: Store) -> tuple[Metric, ...]:
             "Restarts by the restart policy since the activation.",
             ((name, x.restarts) for name, x in states.items()),
         ),
+        *_of_cgroups(store, rows),
         _by_service(
             GAUGE,
             "service_start_time_seconds",
             "Start of the running process, in seconds since 1970.",
             ((name, x.started_at) for name, x in states.items() if x.state == "running"),
         ),
+    )
+
+
+def _of_cgroups(store: Store, rows: Iterable[ServiceRow]) -> Iterator[Metric]:
+    usages = {row.name: services.usage_of(store, row.name) for row in rows if row.active}
+    specs = {row.name: spec for row in rows if row.active and (spec := row.process) is not None}
+    for type_, name, help_, field in (
+        (COUNTER, "cpu_seconds_total", "Processor time since the start.", "cpu_s"),
+        (
+            COUNTER,
+            "cpu_throttled_seconds_total",
+            "Time for which cpu_max stopped the service since the start.",
+            "throttled_s",
+        ),
+        (GAUGE, "memory_bytes", "Memory, without the file cache.", "memory"),
+        (
+            GAUGE,
+            "memory_limit_bytes",
+            "Limit of the memory; absent without memory_max.",
+            "memory_limit",
+        ),
+        (
+            COUNTER,
+            "oom_kills_total",
+            "Processes that the memory limit has killed since the start.",
+            "oom_kills",
+        ),
+    ):
+        values = ((service, getattr(usage, field)) for service, usage in usages.items())
+        yield _by_service(type_, f"service_{name}", help_, values)
+    yield _by_service(
+        GAUGE,
+        "service_cpu_limit",
+        "Limit of the processor time, in processors; absent without cpu_max.",
+        ((name, spec.cpu_max / 100) for name, spec in specs.items() if spec.cpu_max is not None),
     )
 
 

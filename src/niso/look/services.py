@@ -23,6 +23,7 @@ from niso.base.names import family_of, owner, veth
 from niso.base.text import period_text, time_text
 from niso.look.host_ports import Port, rows
 from niso.plan.dns_answers import FORMER, NOW, Outside
+from niso.runtime import cgroups
 from niso.runtime.crun import namespace
 from niso.runtime.logs import rotate_if_large
 from niso.runtime.status import Status, out_of_memory, read
@@ -57,6 +58,7 @@ class ServiceLine(NamedTuple):
     audit_until: str | None
     """when the audit of the service's policy ends, or never; null if the policy is not in audit"""
     health_age: float | None  # seconds since the last probe; null if there was none
+    restarts: int | None  # restarts by the restart policy since the activation; null if inactive
     last_run: str | None = None
     """when the job last started; null if it is not enabled, or has no schedule"""
     next_run: str | None = None  # when systemd starts the job next; null if nothing runs it
@@ -64,10 +66,24 @@ class ServiceLine(NamedTuple):
     """sockets of the service that wait for packets; only with --listening"""
     unheard: tuple[Listening, ...] | None = None
     """published ports that no program of the service listens on; only with --listening"""
+    load: ProcessLoad | None = None
+    """processor time and memory of the service; only with --stats"""
 
     def left_out(self) -> tuple[str, ...]:
         """Return the names of the fields that are left out of the JSON output."""
-        return ("listening", "unheard") if self.listening is None else ()
+        listening = ("listening", "unheard") * (self.listening is None)
+        return (*listening, *("load",) * (self.load is None))
+
+
+class ProcessLoad(NamedTuple):
+    """What a service uses, as its cgroup counts; of all instances of a service with replicas."""
+
+    cpu: float | None  # percent of one processor, over 0.5 s; null if unknown
+    cpu_seconds: float | None  # processor time since the start; null if unknown
+    throttled_seconds: float | None  # time for which cpu_max stopped the service; null if unknown
+    memory: int | None  # bytes of memory, without the file cache; null if unknown
+    memory_limit: int | None  # bytes; null without memory_max
+    oom_kills: int | None  # processes that memory_max has killed; null if unknown
 
 
 class Process(NamedTuple):
@@ -77,6 +93,11 @@ class Process(NamedTuple):
     exit_code: int | None  # exit status of the last process; only if active
     out_of_memory: bool  # whether a process was killed for exceeding memory_max; only if active
     restarts: int  # restarts since the activation; only if active
+    cpu_seconds: float | None  # processor time since the start; null if unknown
+    throttled_seconds: float | None  # time for which cpu_max stopped the service; null if unknown
+    memory: int | None  # bytes of memory, without the file cache; null if unknown
+    memory_limit: int | None  # bytes; null without memory_max
+    oom_kills: int | None  # processes that memory_max has killed; null if unknown
     started_at: str | None  # start time of the process; only if active
     ended_at: str | None  # end time of the last process, null while one runs; only if active
 
@@ -279,6 +300,34 @@ def service_lines(
     return tuple(sorted(lines, key=lambda line: line.service))
 
 
+def usage_of(store: Store, name: str) -> cgroups.Usage:
+    """Return what a service uses now; of all instances of a service with replicas together."""
+    usage = cgroups.Usage(None, None, None, None, None)
+    for one in store.instances.running(name):
+        usage = usage.plus(cgroups.usage(f"/niso-{store.state_id()}/{one}"))
+    return usage
+
+
+_STATS_S = 0.5
+
+
+def with_loads(store: Store, lines: Iterable[ServiceLine]) -> tuple[ServiceLine, ...]:
+    """Return lines of `service_lines` with what each service uses. Takes half a second."""
+    lines = list(lines)
+    began = time.monotonic()
+    first = {line.service: usage_of(store, line.service).cpu_s for line in lines}
+    time.sleep(_STATS_S)
+    result = []
+    for line in lines:
+        usage, before = usage_of(store, line.service), first[line.service]
+        cpu = None
+        if usage.cpu_s is not None and before is not None:
+            spent = max(0.0, usage.cpu_s - before)
+            cpu = round(100 * spent / (time.monotonic() - began), 1)
+        result.append(line._replace(load=ProcessLoad(cpu, *usage)))
+    return tuple(result)
+
+
 def with_listening(
     session: Session, store: Store, lines: Iterable[ServiceLine]
 ) -> tuple[ServiceLine, ...]:
@@ -359,6 +408,7 @@ def _line(
         ended_at,
         audits.get(row.name),
         health.age_s if health else None,
+        now.restarts if now else _front_restarts(store, row),
     )
 
 
@@ -375,7 +425,7 @@ def _inactive(
 ) -> ServiceLine:
     status = "gone" if mode == "attached" else "inactive"
     notes = (pending.get(name), None, audits.get(name))
-    return ServiceLine(name, status, None, mode, (), (), None, *notes, None)
+    return ServiceLine(name, status, None, mode, (), (), None, *notes, None, None)
 
 
 def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Status | None]:
@@ -408,6 +458,12 @@ def _front_status(store: Store, row: ServiceRow) -> str:
     spec = row.service
     deploy = spec.program.deploy if spec is not None else None
     return f"{running}/{deploy.replicas if deploy is not None else len(serving)} running"
+
+
+def _front_restarts(store: Store, row: ServiceRow) -> int | None:
+    if row.mode != "front":
+        return None
+    return sum(read(one.service).restarts for one in store.instances.of(row.name, *STATES))
 
 
 def front_health(store: Store, front: str, healths: Mapping[str, Health]) -> Health:
@@ -504,6 +560,7 @@ def everything(session: Session, store: Store, name: str) -> Service:
         now.exit_code,
         out_of_memory(row.name),
         now.restarts,
+        *usage_of(store, row.name),
         time_text(now.started_at),
         ended_at,
     )

@@ -24,11 +24,13 @@ from niso.look.services import (
     health_targets,
     known_healths,
     service_lines,
+    usage_of,
 )
 from niso.look.session import ResultStream, Session, guarded
 from niso.plan.verdict import PolicyContext, parsed
 from niso.reconcile.live_world import read_world
 from niso.runtime import status
+from niso.runtime.cgroups import Usage
 from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
 
@@ -55,6 +57,8 @@ class ServiceLoad(NamedTuple):
     denied_out: int | None  # total packets dropped by the service's egress policy; null if unknown
     shares: str | None  # the other service whose network namespace is used; null if none
     health_age: float | None  # seconds since the last probe; null if there was none
+    cpu: float | None  # percent of one processor; null if unknown
+    memory: int | None  # bytes of memory, without the file cache; null if unknown
 
 
 class FlowLoad(NamedTuple):
@@ -94,7 +98,7 @@ class Load(NamedTuple):
     """The rates of services and flows between two samples."""
 
     seconds: float  # seconds between the two samples
-    services: tuple[ServiceLoad, ...]  # all services, by name
+    services: tuple[ServiceLoad, ...]  # all services, the busiest first
     flows: tuple[FlowLoad, ...]  # flows with new flows or traffic, the most frequent first
     sockets: tuple[ServiceSocket, ...] = ()
     """TCP connections of the requested service, sorted by client and server"""
@@ -109,6 +113,7 @@ class TopSample(NamedTuple):
     shares: dict[str, str]
     stats: dict[str, Stats]
     flows: dict[tuple[Key, str], int]
+    usages: dict[str, Usage]
 
 
 class Metered(ResultStream):
@@ -146,7 +151,7 @@ class Metered(ResultStream):
         """
         self._read_services()
         memory = remembered(self.session.kernel(), self._world, with_open)
-        at, rows = time.monotonic(), self._rows
+        at, rows, store = time.monotonic(), self._rows, self.session.store()
         lines = (
             line if line.uptime is None else line._replace(uptime=round(line.uptime + at - read, 3))
             for _, (line, read) in sorted(self._lines.items())
@@ -158,6 +163,7 @@ class Metered(ResultStream):
             {row.name: row.provider for row in rows if row.provider},
             {counts.service: counts for counts in drops.count([r for r in rows if r.active])},
             counts(memory),
+            {line.service: usage_of(store, line.service) for line, _ in self._lines.values()},
         )
         before, self._before = self._before, now
         if before is None:
@@ -313,7 +319,10 @@ def elapsed(before: TopSample, now: TopSample) -> float:
 def services_between(
     reader: FlowReader, before: TopSample, now: TopSample
 ) -> tuple[ServiceLoad, ...]:
-    """Compute the rates of services between two samples, in the order of the second sample."""
+    """Compute the rates of services between two samples, the busiest first.
+
+    Services are sorted by processor time, then traffic, then memory, then name.
+    """
     seconds = elapsed(before, now)
     new: dict[str, int] = {}
     for (key, _), grown in growth(before, now).items():
@@ -347,9 +356,25 @@ def services_between(
                 _sum(stats.out_drops for stats in its),
                 now.shares.get(line.service),
                 line.health_age,
+                _cpu(before.usages.get(line.service), now.usages.get(line.service), seconds),
+                usage.memory if (usage := now.usages.get(line.service)) else None,
             )
         )
+    services.sort(key=busy)
     return tuple(services)
+
+
+def busy(load: ServiceLoad) -> tuple[float, float, int, str]:
+    """Return the sort key that puts busy services first: processor time, traffic, then memory."""
+    traffic = (load.received or 0.0) + (load.sent or 0.0)
+    return -round(load.cpu or 0.0), -traffic, -((load.memory or 0) >> 20), load.service
+
+
+def _cpu(before: Usage | None, now: Usage | None, seconds: float) -> float | None:
+    """Return the percentage of one processor that a service used, or None if unknown."""
+    if before is None or now is None or before.cpu_s is None or now.cpu_s is None:
+        return None
+    return round(100 * max(0.0, now.cpu_s - before.cpu_s) / seconds, 1)
 
 
 def sockets_of(reader: FlowReader, measured: Iterable[Measured]) -> tuple[ServiceSocket, ...]:

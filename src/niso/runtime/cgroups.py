@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from niso.base import files
 from niso.base.locks import open_lock
+from niso.base.named_tuples import NamedTuple
 from niso.plan.specs import ProcessSpec
 
 CONTROLLERS = {
@@ -54,6 +55,83 @@ def _own_cgroups() -> dict[str, str]:
     if own and all(os.path.exists(f"{root}/cgroup.procs") for root in own):
         return own
     return {unescaped(point): "" for _, point, *_ in mounts()}
+
+
+class Usage(NamedTuple):
+    """What the processes of a service have used, as its cgroup counts. None if not counted here."""
+
+    cpu_s: float | None  # seconds of processor time
+    throttled_s: float | None  # seconds in which the limit of processor time stopped processes
+    memory: int | None  # bytes, without the file cache that the kernel can free at once
+    memory_limit: int | None  # bytes; None without a limit
+    oom_kills: int | None  # processes that the memory limit has killed
+
+    def plus(self, other: Usage) -> Usage:
+        """Add the usage of another cgroup. A value that only one of them has is taken as it is."""
+        return Usage(
+            _sum(self.cpu_s, other.cpu_s),
+            _sum(self.throttled_s, other.throttled_s),
+            _sum(self.memory, other.memory),
+            _sum(self.memory_limit, other.memory_limit),
+            _sum(self.oom_kills, other.oom_kills),
+        )
+
+
+def _sum[N: (int, float)](one: N | None, other: N | None) -> N | None:
+    return other if one is None else one if other is None else one + other
+
+
+def usage(path: str) -> Usage:
+    """Return the usage of a cgroup, whose path is relative to the mount points.
+
+    Sources: Documentation/admin-guide/cgroup-v2.rst; cgroup-v1/memory.rst and cpuacct.rst.
+    """
+    cpu_s = throttled_s = memory = limit = kills = None
+    for root in roots():
+        folder = f"{root}{path}"
+        cpu = _table(f"{folder}/cpu.stat")
+        if "usage_usec" in cpu:
+            cpu_s = cpu["usage_usec"] / 1e6
+        if (total_ns := _number(f"{folder}/cpuacct.usage")) is not None:
+            cpu_s = total_ns / 1e9
+        if "throttled_usec" in cpu or "throttled_time" in cpu:
+            throttled_s = cpu.get("throttled_usec", 0) / 1e6 + cpu.get("throttled_time", 0) / 1e9
+        for size, most, events, cache in (
+            ("memory.current", "memory.max", "memory.events", "inactive_file"),
+            (
+                "memory.usage_in_bytes",
+                "memory.limit_in_bytes",
+                "memory.oom_control",
+                "total_inactive_file",
+            ),
+        ):
+            if (used := _number(f"{folder}/{size}")) is not None:
+                memory = max(0, used - _table(f"{folder}/memory.stat").get(cache, 0))
+                limit = _number(f"{folder}/{most}")  # None for "max"
+                kills = _table(f"{folder}/{events}").get("oom_kill")
+    unlimited = limit is not None and limit > _UNLIMITED
+    return Usage(cpu_s, throttled_s, memory, None if unlimited else limit, kills)
+
+
+_UNLIMITED = 1 << 60
+"""v1 shows no limit of memory as the largest number of pages."""
+
+
+def _number(path: str) -> int | None:
+    try:
+        return int(files.read(path) or b"")
+    except (OSError, ValueError):
+        return None
+
+
+def _table(path: str) -> dict[str, int]:
+    """Read a file of lines ``name number``; return {} if it does not exist."""
+    try:
+        lines = (files.read(path) or b"").decode().splitlines()
+    except OSError:
+        return {}
+    pairs = (line.split() for line in lines)
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
 
 
 def limits(spec: ProcessSpec) -> dict[str, dict[str, int]]:

@@ -465,7 +465,7 @@ HABITS = {
     "cp": "niso exec NAME -- cat FILE: or mount a host folder as a volume",
     "port": "niso net ports: --exposed shows from where each is reachable",
     "ss, netstat, lsof": "niso ps --listening: where the programs of each service listen",
-    "stats": "niso net stats: network counters only",
+    "stats": "niso ps --stats: niso top is live, niso net stats counts packets",
     "expose": "niso port-forward NAME 8081:80: no restart",
     "up, compose up, compose start, compose create, stack start, stack deploy": "niso stack up:"
     " reads ./stack.toml",

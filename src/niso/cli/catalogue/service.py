@@ -95,6 +95,7 @@ COMMANDS = (
         options=(
             Option("-a --all", "no effect: inactive services are always listed"),
             Option("--all-hosts", "also list the services of other hosts"),
+            Option("--stats", "also show processor time, memory and restarts"),
             Option("-i --instances", "also list the instances of services with replicas"),
             Option("-l --listening", "also show on which ports the services listen"),
             JSON,
@@ -104,7 +105,9 @@ COMMANDS = (
         "waits for no probe. A service stays active after its process has exited. With "
         "--all-hosts, the STATUS of a service on another host is up, down, or host gone; only "
         "those on networks that span hosts are known. If the cluster does not answer, a warning "
-        "says how old the list of the others is. With --listening, "
+        "says how old the list of the others is. With --stats, "
+        "CPU is in percent of one processor over half a second, and MEMORY is without the file "
+        "cache. RESTARTS is also shown if a service has restarted. With --listening, "
         "LISTENS has the ports on which programs listen, with the address if it is a single one, "
         "and after the word not the published ports on which no program listens.",
         lines="niso ps\nniso ps --listening\nniso ps --json",

@@ -52,11 +52,13 @@ export function tables(state, flows, services, choose) {
     more,
     table(
       `Services (${services.length})`,
-      [["Service"], ["Status"], ["Health"], ["In", "number"], ["Out", "number"], ["New", "number"], ["Denied in", "number"], ["Denied out", "number"], ["Networks"], ["Addresses"], ["Ports"]],
+      [["Service"], ["Status"], ["Health"], ["CPU", "number"], ["Memory", "number"], ["In", "number"], ["Out", "number"], ["New", "number"], ["Denied in", "number"], ["Denied out", "number"], ["Networks"], ["Addresses"], ["Ports"]],
       few.map((service) => [
         name({ kind: "service", name: service.service }),
         service.status,
         healthWords(service) ?? "–",
+        service.cpu === null ? "–" : `${service.cpu.toFixed(1)} %`,
+        service.memory === null ? "–" : `${(service.memory / 1048576).toFixed(1)} MiB`,
         rate(service.received),
         rate(service.sent),
         perSecond(service.new),
@@ -165,6 +167,8 @@ export function details(state, flows, node, close) {
   const facts = [
     ["status", service.status],
     ["health", healthWords(service) ?? "no healthcheck"],
+    ["processor", service.cpu === null ? null : `${service.cpu.toFixed(1)} % of one`],
+    ["memory", service.memory === null ? null : `${(service.memory / 1048576).toFixed(1)} MiB`],
     ["up for", service.uptime === null ? null : period(service.uptime)],
     ["networks", service.networks.join(", ")],
     ["network of", service.shares],
