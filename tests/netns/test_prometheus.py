@@ -40,6 +40,9 @@ tests:
       - {series: 'niso_policy_dropped_packets_total{service="db", direction="ingress"}', values: '0+9x20'}
       - {series: 'niso_foreign_frames_total{service="db"}', values: '0x5 1x15'}
       - {series: 'niso_check_problems{instance="a", kind="bridge"}', values: '0x2 1x18'}
+      - {series: 'niso_service_oom_kills_total{service="db"}', values: '0x5 1x15'}
+      - {series: 'niso_service_memory_bytes{service="db"}', values: '91x20'}
+      - {series: 'niso_service_memory_limit_bytes{service="db"}', values: '100x20'}
       - {series: 'niso_conntrack_entries', values: '81x20'}
       - {series: 'niso_conntrack_entries_limit', values: '100x20'}
     alert_rule_test:
@@ -65,6 +68,8 @@ FIRING = {
     "NisoServiceDown": "severity: critical, instance: a, service: api",
     "NisoServiceUnhealthy": "severity: warning, service: db",
     "NisoServiceRestarts": "severity: warning, service: db",
+    "NisoServiceOutOfMemory": "severity: warning, service: db",
+    "NisoServiceNearMemoryLimit": "severity: warning, service: db",
     "NisoPolicyDrops": "severity: info, service: db, direction: ingress",
     "NisoForeignFrames": "severity: warning, service: db",
     "NisoKernelDiffers": "severity: warning, instance: a",

@@ -40,7 +40,7 @@ def row(source: str, to: str, packets: int) -> Recorded:
 
 def look(at: float, memory: look_flows.Memory, *stats: Stats) -> TopSample:
     lines = tuple(
-        ServiceLine(name, "running", None, "bridge", (), (), 1.0, None, None, None, None, None)
+        ServiceLine(name, "running", None, "bridge", (), (), 1.0, *[None] * 7)
         for name in ("api", "db", "side")
     )
     networks = {"api": ("back",), "db": ("back",), "side": ()}

@@ -59,9 +59,9 @@ class ServiceLine(NamedTuple):
     """when the audit of the service's policy ends, or never; null if the policy is not in audit"""
     health_age: float | None  # seconds since the last probe; null if there was none
     restarts: int | None  # restarts by the restart policy since the activation; null if inactive
-    last_run: str | None = None
+    last_run: str | None
     """when the job last started; null if it is not enabled, or has no schedule"""
-    next_run: str | None = None  # when systemd starts the job next; null if nothing runs it
+    next_run: str | None  # when systemd starts the job next; null if nothing runs it
     listening: tuple[ListeningSocket, ...] | None = None
     """sockets of the service that wait for packets; only with --listening"""
     unheard: tuple[Listening, ...] | None = None
@@ -93,11 +93,15 @@ class Process(NamedTuple):
     exit_code: int | None  # exit status of the last process; only if active
     out_of_memory: bool  # whether a process was killed for exceeding memory_max; only if active
     restarts: int  # restarts since the activation; only if active
-    cpu_seconds: float | None  # processor time since the start; null if unknown
-    throttled_seconds: float | None  # time for which cpu_max stopped the service; null if unknown
-    memory: int | None  # bytes of memory, without the file cache; null if unknown
-    memory_limit: int | None  # bytes; null without memory_max
-    oom_kills: int | None  # processes that memory_max has killed; null if unknown
+    cpu_seconds: float | None
+    """processor time since the start; null if unknown; only if active"""
+    throttled_seconds: float | None
+    """time for which cpu_max stopped the service; null if unknown; only if active"""
+    memory: int | None
+    """bytes of memory, without the file cache; null if unknown; only if active"""
+    memory_limit: int | None  # bytes; null without memory_max; only if active
+    oom_kills: int | None
+    """processes that memory_max has killed; null if unknown; only if active"""
     started_at: str | None  # start time of the process; only if active
     ended_at: str | None  # end time of the last process, null while one runs; only if active
 
@@ -409,6 +413,8 @@ def _line(
         audits.get(row.name),
         health.age_s if health else None,
         now.restarts if now else _front_restarts(store, row),
+        None,
+        None,
     )
 
 
@@ -425,7 +431,7 @@ def _inactive(
 ) -> ServiceLine:
     status = "gone" if mode == "attached" else "inactive"
     notes = (pending.get(name), None, audits.get(name))
-    return ServiceLine(name, status, None, mode, (), (), None, *notes, None, None)
+    return ServiceLine(name, status, None, mode, (), (), None, *notes, *[None] * 4)
 
 
 def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Status | None]:

@@ -308,7 +308,8 @@ def between(
     flows.sort(
         key=lambda f: (-f.new, -(f.bits or 0), f.from_.name, f.to.name, f.port, f.proto, f.verdict)
     )
-    return Load(round(seconds, 3), services_between(reader, before, now), tuple(flows))
+    services = sorted(services_between(reader, before, now), key=busy)
+    return Load(round(seconds, 3), tuple(services), tuple(flows))
 
 
 def elapsed(before: TopSample, now: TopSample) -> float:
@@ -319,10 +320,7 @@ def elapsed(before: TopSample, now: TopSample) -> float:
 def services_between(
     reader: FlowReader, before: TopSample, now: TopSample
 ) -> tuple[ServiceLoad, ...]:
-    """Compute the rates of services between two samples, the busiest first.
-
-    Services are sorted by processor time, then traffic, then memory, then name.
-    """
+    """Compute the rates of services between two samples, in the order of the second sample."""
     seconds = elapsed(before, now)
     new: dict[str, int] = {}
     for (key, _), grown in growth(before, now).items():
@@ -360,12 +358,11 @@ def services_between(
                 usage.memory if (usage := now.usages.get(line.service)) else None,
             )
         )
-    services.sort(key=busy)
     return tuple(services)
 
 
 def busy(load: ServiceLoad) -> tuple[float, float, int, str]:
-    """Return the sort key that puts busy services first: processor time, traffic, then memory."""
+    """Return a key that sorts services by processor time, traffic and memory, the most first."""
     traffic = (load.received or 0.0) + (load.sent or 0.0)
     return -round(load.cpu or 0.0), -traffic, -((load.memory or 0) >> 20), load.service
 
