@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from niso.look.capture import Capture as Capture, Stage as Stage, Traced as Traced
     from niso.look.chains_on_path import OtherChain as OtherChain, OtherFirewalls as OtherFirewalls
     from niso.look.drops import Drop as Drop, Drops as Drops, Stats as Stats
-    from niso.look.events import Events as Events, Happened as Happened
+    from niso.look.events import Events as Events
     from niso.look.explain import Explanation as Explanation, Judged as Judged
     from niso.look.explain import Judgement as Judgement, OtherHostObject as OtherHostObject
     from niso.look.flows import Flow as Flow, FlowEnd as FlowEnd, Flows as Flows
@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from niso.look.services import User as User
     from niso.look.top import FlowLoad as FlowLoad, Load as Load, ServiceLoad as ServiceLoad
     from niso.look.top import ServiceSocket as ServiceSocket, Top as Top
+    from niso.runtime.event_log import Happened as Happened
 
 _MODULES = {
     "api.host": "Host Repaired Swept connect plain",
@@ -108,7 +109,7 @@ _MODULES = {
     "look.capture": "Capture Stage Traced",
     "look.chains_on_path": "OtherChain OtherFirewalls",
     "look.drops": "Drop Drops Stats",
-    "look.events": "Events Happened",
+    "look.events": "Events",
     "look.explain": "Explanation Judged Judgement OtherHostObject",
     "look.flows": "Flow FlowEnd Flows",
     "look.host_ports": "Port PublishedPort",
@@ -122,6 +123,7 @@ _MODULES = {
     "look.services": "AttachedTo Deploy Endpoint OutsideName Process ProcessLoad Service"
     " ServiceInstance ServiceLine User",
     "look.top": "FlowLoad Load ServiceLoad ServiceSocket Top",
+    "runtime.event_log": "Happened",
     "kernel.kinds.kind": "Finding",
 }
 """Module -> names imported from it, separated by spaces."""

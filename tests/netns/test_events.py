@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from conftest import Lab, Process
-from services import idle, on
+from services import BUSYBOX, idle, on, package
 
 PYTHON = "import niso; h = niso.connect(); h.services.deactivate('api')"
 
@@ -107,8 +107,10 @@ def test_one_service_its_health_and_the_past_beside_a_lost_run_folder(lab: Lab) 
     api = idle(lab, "api", network=on("back"))
     lab.niso("activate", api, idle(lab, "db", network=on("back"), healthcheck=check))
     text = lab.niso("events", "db", "--since", "1h", "--for", "300ms").stdout
-    (line,) = text.splitlines()
-    assert line.split()[1:3] == ["db", "activated"]
+    assert [line.split()[1:3] for line in text.splitlines()] == [
+        ["db", "activated"],
+        ["db", "healthy"],
+    ]
 
     events = watching(lab, "db")
     lab.niso("restart", "api", "db")
@@ -128,3 +130,35 @@ def test_one_service_its_health_and_the_past_beside_a_lost_run_folder(lab: Lab) 
     assert events.until("deactivated")[-1] == ("db", "deactivated", "")
     events.process.kill()
     events.process.wait(10)
+
+
+def test_no_event_is_lost_however_fast_they_follow(lab: Lab) -> None:
+    loop = package(
+        lab, "loop", BUSYBOX, "sleep", "0.3", service={"restart": "always", "restart_delay": "10ms"}
+    )
+    lab.niso("activate", idle(lab, "api"), loop)
+    events = watching(lab)
+    for _ in range(10):
+        lab.niso("deactivate", "api")
+        lab.niso("activate", "api")
+
+    def restarts() -> int:
+        return int(json.loads(lab.niso("inspect", "loop").stdout)["restarts"])
+
+    lab.wait_for(lambda: restarts() >= 10, 60)
+    lab.niso("deactivate", "loop")
+    seen: list[tuple[str | None, str]] = []
+    while ("loop", "deactivated") not in seen:
+        seen += [line[:2] for line in events.until("deactivated")]
+    events.process.kill()
+    events.process.wait(10)
+    # the ring, without a process that watches
+    past = lab.niso("events", "--json", "--since", "1h", "--for", "200ms").stdout.splitlines()
+    known = [(line["service"], line["what"]) for line in map(json.loads, past)]
+    api = [what for service, what in known if service == "api"]
+    assert api == ["activated", *["deactivated", "activated"] * 10]
+    ends = [what for service, what in known if service == "loop"][1:-1]
+    assert ends[:2] == ["exited (0)", "restarted"] and len(ends) >= 20
+    assert ends == (["exited (0)", "restarted"] * len(ends))[: len(ends)]
+    watched = ["deactivated", "activated"] * 10
+    assert [what for service, what in seen if service == "api"] == watched

@@ -90,7 +90,7 @@ def test_every_command_prints_what_the_reference_says(lab: Lab) -> None:
     lab.client("/usr/bin/busybox", "nc", "-w", "1", "192.0.2.1", "8080", input="", check=False)
     assert ask(lab, "net", "flows")[0]["published"] == 8080
     assert "api" in {service["service"] for service in ask(lab, "top")["services"]}
-    assert ask(lab, "events", "web", "--since", "1h", "--for", "300ms")["what"] == "activated"
+    assert ask(lab, "events", "alone", "--since", "1h", "--for", "300ms")["what"] == "activated"
     ping = lab.popen("ping", "-i", "0.2", "192.0.2.1", netns="client")
     ask(lab, "net", "trace", "192.0.2.2", "192.0.2.1")
     ping.kill()

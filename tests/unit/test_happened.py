@@ -13,7 +13,8 @@ import pytest
 from niso.kernel import netlink, watches
 from niso.kernel.watches import TableChange
 from niso.look import events
-from niso.look.events import ServiceState, between, past
+from niso.runtime import event_log
+from niso.runtime.event_log import ServiceState, happened, service_events
 
 OFF = ServiceState(False, False)
 UP = ServiceState(
@@ -30,10 +31,8 @@ BOX = ServiceState(True, True, activated_at=10.0, state="attached", addresses=("
 
 
 def said(old: ServiceState | None, new: ServiceState | None) -> list[tuple[str, str]]:
-    looks = [({} if shown is None else {"a": shown}, {}) for shown in (old, new)]
-    assert between(looks[1], looks[1], 99.0) == []
-    changes = between(looks[0], looks[1], 99.0)
-    assert [change.time for change in changes] == sorted(change.time for change in changes)
+    assert list(service_events("a", new, new, 99.0)) == []
+    changes = sorted(service_events("a", old, new, 99.0), key=lambda change: change.time)
     assert all(change.service == "a" for change in changes)
     return [(change.what, change.detail) for change in changes]
 
@@ -60,6 +59,16 @@ CASES = {
     "deactivated": (UP, OFF, [("deactivated", "")]),
     "removed while active": (UP, None, [("deactivated", "")]),
     "removed": (OFF, None, [("removed", "")]),
+    "out of memory": (
+        UP,
+        UP._replace(state="restarting", exit_code=137, ended_at=12.0, out_of_memory=True),
+        [("exited (137)", "killed: out of memory; restart: on-failure")],
+    ),
+    "another process was out of memory, long before": (
+        UP,
+        UP._replace(state="exited", exit_code=0, ended_at=12.0, out_of_memory=True),
+        [("exited (0)", "restart: on-failure")],
+    ),
     "killed, waits": (
         UP,
         UP._replace(state="restarting", exit_code=137, ended_at=12.0),
@@ -122,29 +131,56 @@ def test_each_change_is_one_line(old, new, lines) -> None:
     assert said(old, new) == lines
 
 
-def test_a_network_is_made_before_its_services_and_removed_after_them() -> None:
-    empty, full = (
-        ({}, {}),
-        ({"a": UP}, {"back": ("10.99.0.0/24", "fd00::/64")}),
-    )
-    made = between(empty, full, 99.0)
-    assert [(c.network, c.service, c.what) for c in made] == [
-        ("back", None, "network created"),
-        (None, "a", "activated"),
-    ]
-    assert made[0].detail == "10.99.0.0/24, fd00::/64"
-    assert [c.what for c in between(full, empty, 99.0)] == ["deactivated", "network removed"]
+def test_networks_are_events_unless_they_are_older_than_the_boot() -> None:
+    made = {"back": (90.0, "10.99.0.0/24, fd00::/64"), "old": (-1e12, "10.99.1.0/24")}
+    network = [("1970-01-01T00:01:30.000Z", "back", "network created", "10.99.0.0/24, fd00::/64")]
+    for known in (None, {"old": "10.99.1.0/24"}):
+        found = event_log._of_networks(known, made, 99.0)
+        assert [(c.time, c.network, c.what, c.detail) for c in found] == network
+    (gone,) = event_log._of_networks({"back": "x", "old": "y"}, {"old": made["old"]}, 99.0)
+    assert (gone.network, gone.what) == ("back", "network removed")
 
 
-def test_the_past_is_what_is_still_known() -> None:
-    ended = UP._replace(state="exited", exit_code=0, ended_at=30.0, restarts=2, started_at=20.0)
-    known = ({"a": ended, "b": OFF, "c": UP._replace(health="unhealthy", probed_at=25.0)}, {})
-    assert [(c.time, c.service, c.what) for c in past(known, 10.5)] == [
-        ("1970-01-01T00:00:20.000Z", "a", "restarted"),
-        ("1970-01-01T00:00:25.000Z", "c", "unhealthy"),
-        ("1970-01-01T00:00:30.000Z", "a", "exited (0)"),
-    ]
-    assert [c.what for c in past(known, 0.0)][:2] == ["activated", "activated"]
+@pytest.fixture
+def ring(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("NISO_RUN_DIR", str(tmp_path))
+    return tmp_path / "events"
+
+
+def test_ring_has_the_last_events_and_survives_damage(ring: Path) -> None:
+    def add(first: int, count: int) -> None:
+        one = [happened(float(i), f"s{i}", "activated", "→") for i in range(first, first + count)]
+        event_log._record(lambda now: (one, {}))
+
+    assert event_log.since(0) == [] and event_log.last() == 0
+    for i in range(2500):
+        add(i, 1)
+    kept = event_log.since(0)
+    assert [one.service for _, one in kept] == [f"s{i}" for i in range(1500, 2500)]
+    assert kept[-1][1].detail == "→"
+    numbers = [number for number, _ in kept]
+    assert numbers == sorted({*numbers}) and event_log.last() == numbers[-1]
+    with (ring / "log").open("a") as log:
+        log.write('{"n": 9, "ti')  # its writer was killed
+    assert event_log.since(numbers[-1]) == []
+    add(2500, 2)
+    assert [one.service for _, one in event_log.since(numbers[-1])] == ["s2500", "s2501"]
+    for path in ring.glob("log*"):  # the run folder was emptied
+        path.unlink()
+    add(2502, 1)
+    assert [one.service for _, one in event_log.since(numbers[-1])] == ["s2502"]
+
+
+def test_health_of_a_recorded_run_alone_is_an_event(ring: Path) -> None:
+    event_log._record(lambda now: ([], {"a": UP, "off": OFF}))
+    for service, started_at in (("a", 1.0), ("off", 11.0), ("b", 11.0)):
+        event_log.record_health(service, started_at, "healthy", "", 12.0)
+    assert event_log.since(0) == []
+    for health in ("starting", "healthy", "healthy", "unhealthy"):
+        event_log.record_health("a", 11.0, health, "refused" * (health == "unhealthy"), 12.0)
+    found = [(one.service, one.what, one.detail) for _, one in event_log.since(0)]
+    assert found == [("a", "healthy", ""), ("a", "unhealthy", "refused")]
+    assert event_log.recorded() == {"a", "off"}
 
 
 def test_transactions_of_one_foreign_process_are_one_line_and_own_ones_none() -> None:

@@ -216,7 +216,7 @@ def _judge(session: Session, one: _Watched, log: Log) -> None:
     failure, counts = one.probe.answer, _counts(one)
     one.probe.close()
     one.probe = None
-    health.write_record(one.service, one.run, failure)
+    health.write_record(one.service, one.check, one.run, failure)
     if not failure:
         one.failures, one.successes = 0, one.successes + 1
         if one.front and one.successes >= _AGAIN_AFTER and _is_in(session, one, OUT):

@@ -17,6 +17,7 @@ from niso.base.errors import Conflict, Error, ErrorGroup, raise_all
 from niso.base.locks import Lock, remove_locks, service_lock
 from niso.base.report import NotStarted, Recovered, Report, Unfinished, event_class, silent
 from niso.change import ports, stop
+from niso.runtime import event_log
 from niso.runtime.machine import Machine
 from niso.store.service_rows import (
     LEAVING,
@@ -188,7 +189,10 @@ def locked_instances(store: Store, names: Iterable[str]) -> ExitStack:
 
 @contextmanager
 def locked_one(store: Store, service: str) -> Iterator[None]:
-    """Lock a service in a ``with`` block. Afterwards, delete the lock of a removed service."""
+    """Lock a service in a ``with`` block. Afterwards, record its events for `niso events`.
+
+    The lock of a removed service is deleted.
+    """
     with service_lock(service):
         try:
             yield
@@ -198,6 +202,7 @@ def locked_one(store: Store, service: str) -> Iterator[None]:
 
 def _remove_lock(store: Store, name: str) -> None:
     try:
+        event_log.record(store, [name])
         known = store.service(name) is not None
     except sqlite3.Error:
         return

@@ -21,6 +21,7 @@ from niso.plan.records import NetworkRecord, SubnetRecord
 from niso.plan.subnets import PREFIX_LENGTH, PRIVATE, NetworkRequest
 from niso.reconcile import host_settings
 from niso.reconcile.change import change
+from niso.runtime import event_log
 from niso.runtime.machine import Machine
 from niso.store.snapshots import Scope
 from niso.store.store import Store
@@ -264,6 +265,7 @@ def _create(
                 with change(kernel, store, scope, teardown=True, rows_first=True):
                     store.drop_network(request.name)
             raise
+    event_log.record(store, ())
     return network
 
 
@@ -298,6 +300,7 @@ def remove(
             for name in names:
                 store.require_network(name)
                 store.drop_network(name)
+    event_log.record(store, ())
 
 
 def _require_unused(store: Store, name: str) -> None:

@@ -306,7 +306,7 @@ class _Starting:
             self._reached.setdefault(start.name, STARTED)
         elif wait.well:
             if start.check is not None:
-                health.write_record(start.name, wait.run, "")
+                health.write_record(start.name, start.check, wait.run, "")
                 self._report(events.Healthy(start.name))
                 self._healthy(start.name)
             self._reached[start.name] = HEALTHY if start.check is not None else STARTED

@@ -231,7 +231,8 @@ class Watches:
     def _watch(self) -> None:
         services = os.path.join(paths.run_dir(), "services")
         health = os.path.dirname(paths.health_file(""))
-        folders = [paths.state_dir(), paths.run_dir(), services, health]
+        events = os.path.join(paths.run_dir(), "events")
+        folders = [paths.state_dir(), paths.run_dir(), services, health, events]
         # a folder created later causes an event in its parent, and is watched then
         for service in _listed(services):
             folders.append(service)

@@ -30,7 +30,7 @@ from niso.base.names import family_of
 from niso.base.report import Report, WaitingForHealth
 from niso.base.signals import signals_held
 from niso.plan.records import Healthcheck
-from niso.runtime import crun
+from niso.runtime import crun, event_log
 from niso.runtime.crun import read_json
 from niso.runtime.status import describe_exit, forget_health
 from niso.runtime.units import HEALTH, agent_name
@@ -80,6 +80,8 @@ class Probed(NamedTuple):
     """Number of failures since the last success."""
     failure: str
     """Why the last probe failed; "" if it succeeded."""
+    state: str = ""
+    """The health that followed from the last probe, as in `Health`."""
 
 
 class HealthTarget(NamedTuple):
@@ -108,11 +110,11 @@ class Health(NamedTuple):
         return None if self.asked_at is None else round(max(0.0, time.time() - self.asked_at), 3)
 
 
-def write_record(service: str, run: tuple[int, float], failure: str) -> None:
+def write_record(service: str, check: Healthcheck, run: tuple[int, float], failure: str) -> None:
     """Record the result of a probe: ``failure`` is "" or the reason why the probe failed.
 
-    ``run`` identifies the run as in `Probed`. If the service is removed concurrently, the record is
-    deleted again.
+    ``run`` identifies the run as in `Probed`. A change of the health is an event of the service. If
+    the service is removed concurrently, the record is deleted again.
     """
     before = read_record(service)
     now = time.time()
@@ -122,6 +124,7 @@ def write_record(service: str, run: tuple[int, float], failure: str) -> None:
         after = before._replace(asked_at=now, failures=before.failures + 1, failure=failure)
     else:
         after = Probed(run, now, now, 0, "")
+    after = after._replace(state=judge(check, run[1], after).state)
     path = paths.health_file(service)
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     draft = f"{path}.{os.getpid()}"  # two processes may write concurrently
@@ -130,6 +133,8 @@ def write_record(service: str, run: tuple[int, float], failure: str) -> None:
     os.rename(draft, path)
     if not os.path.isdir(paths.service_dir(service)):
         forget_health(service)
+    elif after.state != before.state:
+        event_log.record_health(service, run[1], after.state, failure, now)
 
 
 def read_record(service: str) -> Probed | None:
@@ -139,7 +144,7 @@ def read_record(service: str) -> Probed | None:
         record = None if fields is None else Probed(**{**fields, "run": tuple(fields["run"])})
     except (ValueError, TypeError, KeyError):
         return None
-    kinds = {"asked_at": float, "well_at": float, "failures": int, "failure": str}
+    kinds = {"asked_at": float, "well_at": float, "failures": int, "failure": str, "state": str}
     if all(isinstance(getattr(record, name, None), kind) for name, kind in kinds.items()):
         return record
     return None
@@ -160,7 +165,7 @@ def check_all(targets: Sequence[HealthTarget], report: Report) -> dict[str, Heal
             due = [target for target in due if _is_due(target)]
             failures = probe_all([(one.check, one.service, one.namespace) for one in due])
             for target, failure in zip(due, failures, strict=True):
-                write_record(target.service, target.run, failure)
+                write_record(target.service, target.check, target.run, failure)
         finally:
             os.close(lock)
     return {one.service: judge(one.check, one.run[1], _current(one)) for one in targets}

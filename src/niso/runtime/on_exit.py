@@ -19,7 +19,7 @@ from niso.base.errors import Error
 from niso.base.locks import service_lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.plan.specs import ProcessSpec
-from niso.runtime import cgroups, launch, lifecycle, logs, status, units
+from niso.runtime import cgroups, event_log, launch, lifecycle, logs, status, units
 from niso.runtime.crun import cgroup_of, load, read_state
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def main(
         if spec is None:
             return
         record = _record_end(spec, bundle, code)
+        event_log.record_run(service)
     ended()
     while record["phase"] == "restarting":
         time.sleep(delay_s(spec.restart_delay_s, max(0, record["failures"] - 1)))
@@ -74,6 +75,7 @@ def main(
             if _current(service, bundle) is None:
                 return
             record = _restart(spec, record)
+            event_log.record_run(service)
         if record["phase"] == "running":
             restarted()
 

@@ -778,6 +778,14 @@ class Instances(Rows):
         known = self.of(service)
         return [one.service for one in self.of(service, *STATES)] if known else [service]
 
+    def in_service(self, front: str) -> tuple[int, int]:
+        """Return the newest version of a service that serves, and the number of its instances.
+
+        Counts the instances that serve, or are out because they are not healthy. (0, 0) if none.
+        """
+        serving = self.of(front, SERVING, OUT)
+        return max((one.version for one in serving), default=0), len(serving)
+
     def with_instances(self, services: Iterable[str]) -> list[str]:
         """Return services and all of their instances."""
         return [one for service in services for one in (service, *self.names(service))]

@@ -120,6 +120,17 @@ class SnapshotRows(PortRows, PolicyRows):
     def networks(self) -> list[NetworkRecord]:
         return self._networks(None)
 
+    def networks_made(self) -> dict[str, tuple[float, str]]:
+        """Return when each network was created, in seconds since 1970, and its subnets as text."""
+        made: dict[str, tuple[float, str]] = {}
+        for name, at, cidr in self._run(
+            "SELECT n.name, n.created_at, s.cidr FROM network n"
+            " LEFT JOIN subnet s ON s.network=n.name ORDER BY n.name, s.family"
+        ):
+            before = f"{made[name][1]}, " if name in made else ""
+            made[name] = at, f"{before}{cidr or ''}"
+        return made
+
     def names_with(self, services: Iterable[str]) -> tuple[Name, ...]:
         """Return ("service", name) for each name by which policies can refer to these services."""
         named = self.with_fronts(services)
