@@ -131,6 +131,7 @@ def test_plugin_loads_no_manifest_and_nothing_of_processes(lab: Lab) -> None:
     call("DEL")
     folders = (OTHER_COMMANDS - {"engines"}) | {"api", "cli", "runtime"}
     for command in ("ADD", "DEL"):
-        # the type alone: no module of processes
-        found = set(call(command)) - {"niso.runtime", "niso.runtime.machine"}
+        # a type, and the record of events: no module of processes
+        others = {"niso.runtime", "niso.runtime.machine", "niso.runtime.event_log"}
+        found = set(call(command)) - others
         assert_few(command, found, folders, NEVER | {"ctypes"})

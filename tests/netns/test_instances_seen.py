@@ -220,7 +220,7 @@ def sql(lab: Lab, statement: str) -> None:
 
 
 def agents(lab: Lab) -> list[str]:
-    return list(lab.run("pgrep", "-f", "niso.cli health", check=False).stdout.split())
+    return list(lab.run("pgrep", "-f", "niso.change.health_agent", check=False).stdout.split())
 
 
 @pytest.fixture(scope="module")

@@ -69,6 +69,7 @@ def test_the_dashboard_shows_each_state_and_the_table_is_read() -> None:
         "niso_service_enabled",
         "niso_service_health_probe_time_seconds",
         "niso_service_info",
+        "niso_service_instances",
         "niso_service_start_time_seconds",
         "niso_network_receive_packets_total",
         "niso_network_transmit_packets_total",

@@ -213,20 +213,20 @@ def test_state_follows_from_the_answers(found: Probed | None, state: str) -> Non
 
 
 def test_answers_are_counted_for_one_run_of_the_process() -> None:
-    health.write_record("api", RUN, "no")
+    health.write_record("api", CHECK, RUN, "no")
     assert (
         health.read_record("api") is None
     )  # the service's folder is not there: nothing may be left
     folder = paths.service_dir("api")
     os.makedirs(folder)
-    health.write_record("api", RUN, "no")
-    health.write_record("api", RUN, "none")
+    health.write_record("api", CHECK, RUN, "no")
+    health.write_record("api", CHECK, RUN, "none")
     found = health.read_record("api")
     assert found is not None and (found.failures, found.failure, found.well_at) == (2, "none", 0.0)
-    health.write_record("api", RUN, "")
+    health.write_record("api", CHECK, RUN, "")
     found = health.read_record("api")
     assert found is not None and found.failures == 0 and found.well_at > 0
-    health.write_record("api", (13, 2000.0), "no")
+    health.write_record("api", CHECK, (13, 2000.0), "no")
     found = health.read_record("api")
     assert found is not None and (found.run, found.failures, found.well_at) == (
         (13, 2000.0),
@@ -266,7 +266,7 @@ def test_only_those_that_are_due_are_asked(monkeypatch: pytest.MonkeyPatch) -> N
         health.HealthTarget(name, CHECK._replace(port=port), None, RUN)
         for name, port in (("one", 1), ("two", 2))
     ]
-    health.write_record("one", RUN, "")
+    health.write_record("one", CHECK, RUN, "")
     assert {
         name: found.state for name, found in health.check_all(services, told.append).items()
     } == {

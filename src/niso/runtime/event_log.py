@@ -26,17 +26,17 @@ from niso.base.locks import open_lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import bracketed, owner, span
 from niso.base.text import exact_time_text
-from niso.runtime import status
-from niso.runtime.crun import read_json
-from niso.runtime.status import Status
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from niso.plan.records import PortMapping
     from niso.store.service_rows import ServiceRow
     from niso.store.store import Store
 
 MOST = 1000
 """How many events the ring has at least, once that many have happened."""
+_STOPPING = "stopping"  # the state of a process that a command is stopping
 _NETWORKS = ".networks"
 """The name in ``<run>/events/states`` of the recorded networks, which no service can have."""
 
@@ -79,15 +79,16 @@ def record(
         states: dict[str, ServiceState | None] = {}
         for name in services:
             row = store.service(name)
-            stops = row is not None and row.active and row.has_process and status.is_stopping(name)
-            if name in busy or stops:
+            if name in busy:
                 continue
             old, new = _recorded(name), None if row is None else _present(store, row, fate)
+            if new is not None and new.state == _STOPPING:
+                continue
             found += service_events(name, old, new, now)
             if new != old:
                 states[name] = new
         made = store.networks_made()
-        known = read_json(_state_file(_NETWORKS))
+        known = _read_json(_state_file(_NETWORKS))
         if known is None or known != {name: subnets for name, (_, subnets) in made.items()}:
             # a network comes before the services on it
             first = min((one.time for one in found), default="9")
@@ -111,7 +112,9 @@ def record_run(service: str) -> None:
         old = _recorded(service)
         if old is None or not old.active:
             return [], {}
-        new = _with_run(old, service, status.read(service))
+        new = _with_run(old, service)
+        if new.state == _STOPPING:
+            return [], {}
         return list(_process(service, old, new, now)), {service: new}
 
     _record(compare)
@@ -221,7 +224,7 @@ def _state_file(name: str) -> str:
 
 
 def _recorded(service: str) -> ServiceState | None:
-    fields = read_json(_state_file(service))
+    fields = _read_json(_state_file(service))
     if fields is None:
         return None
     try:
@@ -238,6 +241,12 @@ def recorded() -> set[str]:
     except FileNotFoundError:
         return set()
     return {name for name in names if not name.startswith(".") and not name.endswith(".new")}
+
+
+def _read_json(path: str) -> dict[str, Any] | None:
+    content = files.read(path)
+    fields = None if content is None else json.loads(content)
+    return fields if isinstance(fields, dict) else None
 
 
 def _save(name: str, fields: dict[str, object] | None) -> None:
@@ -272,13 +281,13 @@ def _present(store: Store, row: ServiceRow, fate: Callable[[ServiceRow], str]) -
     if row.mode == "front":  # its instances have the processes
         version, count = store.instances.in_service(row.name)
         return shown._replace(state="running", version=version, replicas=count)
-    spec, now = row.process, status.read(row.name)
+    spec = row.process
     shown = shown._replace(job=row.is_job, restart=spec.restart if spec is not None else "")
-    shown = _with_run(shown, row.name, now)
-    if row.healthcheck is None or now.state != "running":
+    shown = _with_run(shown, row.name)
+    if row.healthcheck is None or shown.state != "running":
         return shown
-    probed = read_json(paths.health_file(row.name)) or {}
-    if probed.get("run") != [now.pid or 0, now.started_at or 0.0]:
+    probed = _read_json(paths.health_file(row.name)) or {}
+    if [*probed.get("run", ())][1:] != [shown.started_at or 0.0]:
         return shown
     return shown._replace(
         health=str(probed.get("state", "")),
@@ -287,8 +296,13 @@ def _present(store: Store, row: ServiceRow, fate: Callable[[ServiceRow], str]) -
     )
 
 
-def _with_run(shown: ServiceState, service: str, now: Status) -> ServiceState:
+def _with_run(shown: ServiceState, service: str) -> ServiceState:
     """Replace the properties of a service's run by those of its present run. It has no health."""
+    from niso.runtime import status  # not for attachments, whose engine waits
+
+    now = status.read(service)
+    if status.is_stopping(service):
+        return shown._replace(state=_STOPPING)
     return shown._replace(
         state=now.state,
         exit_code=now.exit_code,
@@ -388,7 +402,7 @@ def service_events(
     if old is None or not old.active:
         if new is not None and new.active:
             yield _began(name, new, _time(new.activated_at, now))
-            yield from _process(name, new._replace(state="running", health=""), new, now)
+            yield from _process(name, _as_started(new), new, now)
         elif new is None and old is not None:
             yield happened(now, name, "removed")
         return
@@ -398,7 +412,7 @@ def service_events(
     if new.activated_at != old.activated_at:
         yield _began(name, new, _time(new.activated_at, now))
         if new.started_at != old.started_at:  # another process
-            old = new._replace(state="running", health="")
+            old = _as_started(new)
     else:
         yield from _ports(name, old, new, now)
         count = f"{new.replicas} instance{'s' * (new.replicas != 1)}"
@@ -407,6 +421,11 @@ def service_events(
         elif old.version and new.version and new.replicas != old.replicas:
             yield happened(now, name, "scaled", count)
     yield from _process(name, old, new, now)
+
+
+def _as_started(new: ServiceState) -> ServiceState:
+    """Return the state right after an activation, which has waited until the service is healthy."""
+    return new._replace(state="running", health="" if new.health == "unhealthy" else new.health)
 
 
 def _ports(name: str, old: ServiceState, new: ServiceState, now: float) -> Iterator[Happened]:
