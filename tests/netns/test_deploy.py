@@ -300,6 +300,27 @@ def test_surge_replaces_the_instances_in_steps(lab: Lab) -> None:
     lab.niso("net", "check")
 
 
+def test_deploy_that_is_killed_between_two_steps_is_named_until_it_is_completed(lab: Lab) -> None:
+    steps = {"deploy": {"surge": 1, "monitor": "3s"}}
+    lab.niso("activate", web(lab, "v1", replicas=3, **steps))
+    command = lab.popen("niso", "activate", folder := web(lab, "v2", replicas=3, **steps))
+    lab.wait_for(lambda: "v2" in {asked_page(lab, "192.0.2.1", 8080, "client") for _ in range(9)})
+    assert "was killed" not in lab.niso("ps").stderr
+    command.send_signal(signal.SIGKILL)
+    command.wait(10)
+    for words in (("ps",), ("net", "check")):
+        told = lab.niso(*words, check=False).stderr
+        assert "the deploy of web was killed: 1 of its 3 instances" in told, words
+        assert f"niso activate {folder}" in told
+    assert history(lab) == [(1, "done")]
+    lab.niso("activate", folder)
+    for words in (("ps",), ("net", "check")):
+        assert "was killed" not in lab.niso(*words).stderr
+    assert history(lab) == [(1, "done"), (2, "done")]
+    (instance, *_) = serving(lab)
+    assert lab.niso("history", instance).stdout == lab.niso("history", "web").stdout
+
+
 def test_failed_version_that_is_to_be_kept_stays_beside_the_former(shop: Lab) -> None:
     keep = {"deploy": {"monitor": "30s", "on_failure": "keep"}}
     failed = shop.niso("activate", web(shop, "dies", "2", **keep), check=False)

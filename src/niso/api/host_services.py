@@ -7,6 +7,7 @@ import sys
 
 from niso.base.errors import Conflict, NotFound, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import owner
 from niso.base.report import Finished
 from niso.look.host_ports import Port, rows
 from niso.look.session import (
@@ -270,6 +271,7 @@ class Services(ApiPart):
         """
         from niso.look.services import (
             service_lines,
+            unfinished,
             unwatched,
             unwatched_words,
             with_listening,
@@ -281,18 +283,21 @@ class Services(ApiPart):
         if lost := unwatched(store):
             text_, hint = unwatched_words(lost)
             self.session.caution(text_, (hint,))
+        for text_, hint in unfinished(store).values():
+            self.session.caution(text_, (hint,))
         lines = with_loads(store, lines) if stats else lines
         return with_listening(self.session, store, lines) if listening else lines
 
     def history(self, name: str | None = None) -> tuple[niso.Deploy, ...]:
         """Return what commands did to a service, or to all services; the oldest first.
 
-        The last 50 deploys, restarts and stops of each service are kept. Raises NotFound.
+        The last 50 deploys, restarts and stops of each service are kept. An instance has the
+        history of its service. Raises NotFound.
         """
         from niso.look.services import deploys
 
         store = self.session.store()
-        return deploys(store, None if name is None else store.resolve(text(name, "name")))
+        return deploys(store, None if name is None else owner(store.resolve(text(name, "name"))))
 
     def everywhere(self) -> tuple[niso.ClusterLine, ...]:
         """Return the services of all hosts of the cluster, sorted by name.

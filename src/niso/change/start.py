@@ -524,7 +524,7 @@ def ended(processes: Processes, start: Start, unhealthy: bool) -> Error:
 
 
 def _last_output(processes: Processes, service: str) -> str:
-    lines = processes.last_lines(service, _LAST_LINES)
+    lines = [line for line in processes.last_lines(service, _LAST_LINES) if line.strip()]
     return "; last output:" + "".join(f"\n    {line}" for line in lines) if lines else ""
 
 

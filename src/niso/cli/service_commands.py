@@ -237,12 +237,20 @@ def _print_history(lines: Iterable[niso.Deploy]) -> None:
             line.package_version,
             line.who or "-",
             output.escaped(line.command) or "-",
-            output.escaped(line.why.split("\n")[0]) or "-",
+            _shortened(" ".join(map(str.strip, line.why.splitlines()))) or "-",
         )
         for line in lines
     )
     titles = ("SERVICE", "GENERATION", "TIME", "TOOK", "OUTCOME", "PACKAGE", "WHO", "COMMAND")
     output.table((*titles, "REASON"), rows)
+
+
+_MOST_REASON = 160
+"""How many characters of the reason `history` prints. With --json, the reason is whole."""
+
+
+def _shortened(text: str) -> str:
+    return output.escaped(text if len(text) <= _MOST_REASON else f"{text[: _MOST_REASON - 3]}...")
 
 
 def _print_everywhere(lines: Iterable[niso.ClusterLine]) -> None:

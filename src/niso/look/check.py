@@ -28,7 +28,13 @@ from niso.look import (
     surroundings,
 )
 from niso.look.host_ports import shadows, unpublished
-from niso.look.services import few_instances, interrupted, unwatched, unwatched_words
+from niso.look.services import (
+    few_instances,
+    interrupted,
+    unfinished,
+    unwatched,
+    unwatched_words,
+)
 from niso.plan.desired import findings
 from niso.plan.records import NetworkRecord
 from niso.reconcile import host_settings
@@ -206,6 +212,7 @@ def instance_warnings(machine: Machine, name: str | None) -> list[tuple[str, str
     store = machine.store
     active = list(dict.fromkeys(map(owner, _concerned(store, name)[1])))
     warnings = list(few_instances(store, active))
+    warnings += [words for service, words in unfinished(store).items() if service in active]
     lost = [service for service in unwatched(store) if service in active]
     return [*warnings, unwatched_words(lost)] if lost else warnings
 

@@ -670,6 +670,28 @@ def unwatched_words(services: Sequence[str]) -> tuple[str, str]:
     )
 
 
+def unfinished(store: Store) -> dict[str, tuple[str, str]]:
+    """Return a warning and the next step, by service, for each deploy that was killed halfway.
+
+    Such a deploy replaces instances in steps. It was killed between two steps, so both versions
+    serve until the next activation. The last step records the deploy.
+    """
+    found = {}
+    for name in store.instances.of_two_versions():
+        row = store.service(name)
+        if row is None or is_held(name) or name not in store.instances.of_two_versions():
+            continue
+        serving = store.instances.of(name, SERVING, OUT)
+        newest = max(one.version for one in serving)
+        new = sum(one.version == newest for one in serving)
+        found[name] = (
+            f"the deploy of {name} was killed: {new} of its {len(serving)} instances have the new"
+            " version",
+            f"{row.again} completes it",
+        )
+    return found
+
+
 def few_instances(store: Store, fronts: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yield a warning and the next step for each service whose instances need attention.
 

@@ -824,6 +824,17 @@ class Instances(Rows):
         )
         return int(rows.fetchone()[0] or 0) + 1
 
+    def of_two_versions(self) -> list[str]:
+        """Return the services of which two versions serve, the newer of which is in no record."""
+        rows = self._db.execute(
+            "SELECT i.front FROM instance i JOIN service s ON s.name=i.service AND s.active=1"
+            " WHERE i.state IN (?, ?) GROUP BY i.front HAVING COUNT(DISTINCT i.version) > 1"
+            " AND MAX(i.version) >"
+            " COALESCE((SELECT MAX(version) FROM deploy d WHERE d.front=i.front), 0)",
+            (SERVING, OUT),
+        )
+        return [row[0] for row in rows]
+
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def put(self, instance: Instance) -> None:
