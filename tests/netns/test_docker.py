@@ -204,6 +204,10 @@ def test_containers_start_again_after_a_crash_of_dockerd_and_a_power_loss(
 
     before = seen()
     end(signal.SIGKILL)
+    # the containers go on running, and so do their networks
+    assert lab.niso("net", "gc").stdout == "" and len(rows(lab)) == len(names)
+    assert fetch(lab.client, f"{HOST}:8080") == "c0"
+    lab.niso("net", "check")
     docker.daemon = docker.start(*options)
     all_are_back()
     docker("restart", "-t0", *names)
