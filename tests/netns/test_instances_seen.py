@@ -275,6 +275,13 @@ def test_check_names_missing_and_lingering_instances(front: Lab) -> None:
     assert "web.2 has been leaving since 20" in told and "niso net repair" in told
     sql(front, "UPDATE instance SET state='serving' WHERE service='web.2'")
     assert front.niso("net", "check").stderr == ""
+    link = ("ip", "link", "set", "eth0", "mtu")
+    front.run(*link, "1400", netns="niso-web.2")
+    for name, status in (("web", 1), ("web.2", 1), ("web.1", 0), ("cli", 0), ("web.9", 2)):
+        done = front.niso("net", "check", name, check=False)
+        assert done.returncode == status, (name, done.stdout)
+    front.run(*link, "1500", netns="niso-web.2")
+    front.niso("net", "check", "web")
 
 
 @pytest.mark.parametrize("lost", ["web.2", None])

@@ -141,11 +141,15 @@ def test_link_of_a_host_volume_is_followed_at_the_activation_alone(lab: Lab) -> 
         "linked: volumes.v.host: users other than root and the owner of /tmp/v/1 can replace it"
         in warned
     )
+    assert "leads to" not in lab.niso("net", "check").stderr
     lab.run("ln", "-sfn", "2", "/tmp/v/now")
+    said = "volumes.v.host: /tmp/v/now leads to /tmp/v/2 now; the service still has /tmp/v/1"
+    assert said in lab.niso("net", "check", "linked").stderr
     lab.niso("restart", "linked")
     assert lab.niso("exec", "linked", "--", BUSYBOX, "ls", "/v").stdout.split() == ["one"]
-    lab.niso("activate", folder)
+    assert said not in lab.niso("activate", folder).stderr
     assert lab.niso("exec", "linked", "--", BUSYBOX, "ls", "/v").stdout.split() == ["two"]
+    assert "leads to" not in lab.niso("net", "check").stderr
     lab.niso("remove", "linked")
 
 

@@ -317,6 +317,10 @@ def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:
     """
     if store.network(name) is not None and store.name_holder(bare_name(name)) is None:
         return Scope((), (name,)), []
+    if name in store.instances.names(owner(name)):
+        instance = store.service(name)
+        assert instance is not None
+        return Scope((name,), instance.networks), [name] if instance.active else []
     if store.name_holder(bare_name(name)) is None:
         known = [*(service for service, _, _ in store.service_names()), *store.network_names()]
         raise NotFound(
@@ -326,7 +330,9 @@ def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:
     service = store.resolve(name)
     row = store.service(service)
     assert row is not None
-    return Scope(store.with_companions([service]), row.networks), [service] if row.active else []
+    every = store.instances.with_instances([service])
+    active = [one for one in every if (found := store.service(one)) is not None and found.active]
+    return Scope(store.with_companions(every), row.networks), active
 
 
 def _finding(defect: store_defects.Defect) -> Finding:

@@ -9,13 +9,14 @@ from contextlib import suppress
 
 from niso.base import files, paths
 from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.names import owner
 from niso.plan.records import NetworkRecord
 from niso.plan.subnets import MIN_MTUS
 from niso.runtime import sources
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from niso.kernel.real import Kernel
 
@@ -71,19 +72,31 @@ def mute_name_servers(
     return result
 
 
-def replaced_files(store: Store, services: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield a warning and the next step for each file that was replaced on the host while a running
-    service has the file as a volume.
+def replaced_files(store: Store, services: Iterable[str]) -> list[tuple[str, str]]:
+    """Return a warning and the next step for each file that was replaced on the host while a
+    running service has the file as a volume, and for each path of a volume whose symbolic links
+    lead elsewhere now. Instances are named by their service.
     """
+    result: dict[tuple[str, str], None] = {}
     for service in services:
         row = store.service(service)
         process = row.process if row is not None and row.active and row.has_process else None
-        for volume in sources.replaced_files(process) if process is not None else ():
-            yield (
-                f"{service}: volumes.{volume.name}.host: {volume.source} was replaced by another"
-                " file; the service still sees the former one",
-                "the next start shows the new file; a mounted folder shows replaced files at once",
-            )
+        if row is None or process is None or not any(map(sources.is_shared, process.volumes)):
+            continue
+        program = row.require_service().process
+        written = {one.name: one.host for one in program.volumes} if program is not None else {}
+        replaced = {volume.name for volume in sources.replaced_files(process)}
+        for volume in filter(sources.is_shared, process.volumes):
+            key, host = f"{owner(service)}: volumes.{volume.name}.host", written.get(volume.name)
+            real = os.path.realpath(host) if host else volume.source
+            if real != volume.source and os.path.exists(str(real)):
+                text = f"{key}: {host} leads to {real} now; the service still has {volume.source}"
+                result[text, f"{row.again}, if it may be used"] = None
+            elif volume.name in replaced:
+                text = f"{key}: {volume.source} was replaced by another file"
+                hint = "the next start shows the new file; a mounted folder shows replaced files"
+                result[f"{text}; the service still sees the former one", f"{hint} at once"] = None
+    return list(result)
 
 
 def _path() -> str:
@@ -101,7 +114,7 @@ def _name_servers(store: Store, services: Iterable[str]) -> dict[tuple[str, ...]
     out too, because such an address is the service itself.
     """
     internal = {network.name for network in store.networks() if network.internal}
-    result: dict[tuple[str, ...], list[str]] = {}
+    result: dict[tuple[str, ...], dict[str, None]] = {}
     for service in services:
         row = store.service(service)
         if row is None or not row.active or row.mode not in _MODES or row.process is None:
@@ -112,5 +125,5 @@ def _name_servers(store: Store, services: Iterable[str]) -> dict[tuple[str, ...]
         servers = [line[1] for line in lines if len(line) > 1 and line[0] == "nameserver"]
         with suppress(ValueError):  # not an address
             if servers and not any(ipaddress.ip_address(one).is_loopback for one in servers):
-                result.setdefault(tuple(servers), []).append(service)
-    return result
+                result.setdefault(tuple(servers), {})[owner(service)] = None
+    return {servers: list(names) for servers, names in result.items()}
