@@ -119,12 +119,13 @@ print(json.dumps(found))
 
 _STAYS = (
     "/run/niso/lock",
+    "/run/niso/events",
     "/run/niso/skeletons",
     "/run/niso/crun/.cache",
     "/etc",
     "/var/lib/niso/contents",
 )
-"""Files that may come with any command: locks (empty), copies of the host's /etc, crun's cache, digests of packages."""
+"""Files that may come with any command: locks (empty), copies of the host's /etc, crun's cache, digests of packages, past events."""
 
 _FOLDERS = {"/run/niso", "/run/niso/crun", "/run/niso/hosts", "/run/niso/services"}
 _FOLDERS |= {"/var/lib/niso/logs", "/var/lib/niso/packages"}

@@ -214,7 +214,8 @@ def test_changed_package_file_restarts_and_shows_the_new_one(lab: Lab) -> None:
     )
     assert pid_of(lab, "api") != pid
     assert "10002" in lab.niso("exec", "api", "--", "cat", "/app/bin/run").stdout
-    assert len(os.listdir(lab.path("/var/lib/niso/packages/api"))) == 1
+    # the former copy is kept for niso rollback
+    assert len(os.listdir(lab.path("/var/lib/niso/packages/api"))) == 2
 
 
 def test_changed_network_moves_the_endpoint(lab: Lab) -> None:
