@@ -381,6 +381,8 @@ def test_damaged_and_foreign_images_are_refused(tmp_path: Path) -> None:
             loaded(tmp_path, SMALL)
     (folder / "index.json").write_text(good)
     assert loaded(tmp_path, SMALL)
+    with refuses(InvalidInput, "belongs to", file="images/redis/index.json"):
+        image.read("images/redis", str(tmp_path), {os.getuid() + 1})
     for blob in (folder / "blobs/sha256").iterdir():
         content = blob.read_bytes()
         blob.write_bytes(content.replace(b"redis", b"raids").replace(b"layers", b"player"))
