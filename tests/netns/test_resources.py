@@ -428,12 +428,15 @@ def test_what_a_service_uses_is_shown_everywhere(lab: Lab) -> None:
 
 def test_event_of_a_process_that_took_too_much_memory(lab: Lab) -> None:
     needs("memory")
-    script = "import time; time.sleep(4); b'x' * (200 << 20)"
-    keys = {"restart": "always", "restart_delay": "30s"}
+    script = "import time; time.sleep(2); b'x' * (200 << 20)"
+    keys = {"restart": "always", "restart_delay": "100ms"}
     limits = {"isolation.resources": {"memory_max": "32M"}}
     lab.niso("activate", package(lab, "api", PYTHON, "-ISc", script, service=keys, **limits))
-    events = lab.popen("niso", "events", "api", "--for", "15s", "--json")
+    events = lab.popen("niso", "events", "api", "--for", "6s", "--json")
     lines = [json.loads(line) for line in events.communicate()[0].splitlines()]
     ended = next(line for line in lines if line["what"].startswith("exited"))
     assert ended["detail"] == "killed: out of memory; restart: always"
     assert ended["exit_code"] == 137
+    # the cgroup of the run that was killed no longer exists
+    line = json.loads(lab.niso("ps", "--stats", "--json").stdout)[0]
+    assert line["load"]["oom_kills"] >= line["restarts"] >= 1

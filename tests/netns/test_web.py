@@ -262,6 +262,8 @@ def test_the_page_in_chromium(lab: Lab) -> None:
     assert chosen == "s db"
     browser.press("Enter")
     assert browser.wait("document.querySelector('#side h2').innerText") == chosen[2:]
+    side = browser.ask("document.querySelector('#side').innerText")
+    assert re.search(r"processor\s+[\d.]+ % of one\s+memory\s+[\d.]+ MiB", side), side
     assert browser.ask("document.activeElement.getAttribute('aria-pressed')") == "true"
     browser.press("Escape")
     assert "Not allowed" in browser.ask("document.querySelector('#side h2').innerText")

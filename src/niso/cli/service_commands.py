@@ -223,7 +223,10 @@ def _rollback(host: Host, args: Args) -> int:
 
 
 def _history(host: Host, args: Args) -> int:
-    return output.result(args, host.services.history(args.name), _print_history)
+    lines = host.services.history(args.name)
+    if args.name and not lines:
+        output.note(f"niso: {output.escaped(args.name)} has no history: it was never activated")
+    return output.result(args, lines, _print_history)
 
 
 def _print_history(lines: Iterable[niso.Deploy]) -> None:

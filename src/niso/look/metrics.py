@@ -194,7 +194,7 @@ def _of_cgroups(store: Store, rows: Iterable[ServiceRow]) -> Iterator[Metric]:
         (
             COUNTER,
             "oom_kills_total",
-            "Processes that the memory limit has killed since the start.",
+            "Processes that the memory limit has killed since the activation.",
             "oom_kills",
         ),
     ):

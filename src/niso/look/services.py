@@ -26,7 +26,7 @@ from niso.plan.dns_answers import FORMER, NOW, Outside
 from niso.runtime import cgroups
 from niso.runtime.crun import namespace
 from niso.runtime.logs import rotate_if_large
-from niso.runtime.status import Status, out_of_memory, read
+from niso.runtime.status import Status, former_oom_kills, out_of_memory, read
 from niso.store.service_rows import LEAVING, OUT, SERVING, STATES, Intent, ServiceRow
 from niso.store.store import Store
 
@@ -83,7 +83,8 @@ class ProcessLoad(NamedTuple):
     throttled_seconds: float | None  # time for which cpu_max stopped the service; null if unknown
     memory: int | None  # bytes of memory, without the file cache; null if unknown
     memory_limit: int | None  # bytes; null without memory_max
-    oom_kills: int | None  # processes that memory_max has killed; null if unknown
+    oom_kills: int | None
+    """processes that memory_max has killed since the activation; null if unknown"""
 
 
 class Process(NamedTuple):
@@ -101,7 +102,7 @@ class Process(NamedTuple):
     """bytes of memory, without the file cache; null if unknown; only if active"""
     memory_limit: int | None  # bytes; null without memory_max; only if active
     oom_kills: int | None
-    """processes that memory_max has killed; null if unknown; only if active"""
+    """processes that memory_max has killed since the activation; null if unknown; only if active"""
     started_at: str | None  # start time of the process; only if active
     ended_at: str | None  # end time of the last process, null while one runs; only if active
 
@@ -308,7 +309,10 @@ def usage_of(store: Store, name: str) -> cgroups.Usage:
     """Return what a service uses now; of all instances of a service with replicas together."""
     usage = cgroups.Usage(None, None, None, None, None)
     for one in store.instances.running(name):
-        usage = usage.plus(cgroups.usage(f"/niso-{store.state_id()}/{one}"))
+        own = cgroups.usage(f"/niso-{store.state_id()}/{one}")
+        if former := former_oom_kills(one):
+            own = own._replace(oom_kills=former + (own.oom_kills or 0))
+        usage = usage.plus(own)
     return usage
 
 
@@ -570,6 +574,10 @@ def everything(session: Session, store: Store, name: str) -> Service:
         time_text(now.started_at),
         ended_at,
     )
+    if row.mode == "front" and row.active:
+        names = [one.service for one in instances]
+        restarts, killed = sum(read(one).restarts for one in names), any(map(out_of_memory, names))
+        process = Process(None, None, killed, restarts, *usage_of(store, name), None, None)
     return Service(
         service=row.name,
         status=status,

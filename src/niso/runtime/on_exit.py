@@ -99,8 +99,9 @@ def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
             # The pid file is kept until now: a stop must also wait for the conmon of that run.
             lifecycle.end_conmon(older)
             files.remove_tree(older)
-    lifecycle.clear(spec.service)
     path = cgroup_of(spec)
+    kills = cgroups.usage(path).oom_kills or 0
+    lifecycle.clear(spec.service)
     cgroups.remove_with_parent(path)
     logs.rotate_if_large(spec.service)
     began = record.get("started_monotonic")
@@ -113,6 +114,7 @@ def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
         exit_code=code,
         failures=failures + (code != 0),
         ended_at=status.ended_at(spec.service, bundle) or time.time(),
+        oom_kills=int(record.get("oom_kills", 0)) + kills,
     )
     status.write_state(spec.service, record)
     if not restarts:  # no other code removes niso's own cgroup
@@ -129,6 +131,7 @@ def _restart(spec: ProcessSpec, record: dict[str, Any]) -> dict[str, Any]:
     number = int(record["run"]) + 1
     restarts, failures = int(record["restarts"]) + 1, int(record["failures"])
     counts = {"restarts": restarts, "failures": failures, "exit_code": record["exit_code"]}
+    counts["oom_kills"] = record.get("oom_kills", 0)
     try:
         launch.Launch(spec, number, counts).finish()
     except (Error, OSError) as error:

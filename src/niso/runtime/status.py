@@ -235,6 +235,14 @@ def out_of_memory(service: str) -> bool:
     return _has_run_file(service, "persist/oom")
 
 
+def former_oom_kills(service: str) -> int:
+    """Return how many processes the memory limit has killed in the former runs of a service.
+
+    Counts the runs since the activation. The cgroup of each run counted them, and no longer exists.
+    """
+    return crun.int_or_none((crun.read_state(service) or {}).get("oom_kills")) or 0
+
+
 def bundle_of(service: str, number: int) -> str:
     return f"{paths.service_dir(service)}/run-{number}"
 
