@@ -80,6 +80,10 @@ CASES = {
     "deactivate-last": Case(("activate /tmp/a /tmp/b",), "deactivate a b", 12),
     "remove": Case(("activate /tmp/a",), "remove a", 12),
     "restart": Case(("activate /tmp/a",), "restart a", 8),
+    "save": Case(("activate /tmp/a",), "save --stop -o /tmp/saved a", 8),
+    "load": Case(
+        ("activate /tmp/a", "save -o /tmp/saved a", "remove a"), "load /tmp/saved", 30, True
+    ),
     "port-forward": Case(("activate /tmp/a",), "port-forward a 9000:90", 4, True),
     "port-replace": Case(("activate /tmp/a /tmp/b",), "port-forward a 8081:81 --replace", 4, True),
     "port-remove": Case(
@@ -140,6 +144,7 @@ def again(world: World, case: Case) -> None:
     if done.returncode:
         words = {
             "remove": "no service 'a'",
+            "load": "a: a service of this name exists",
             "net": "no network 'backend'",
             "port-forward": "is not forwarded to 'a'",
         }

@@ -244,6 +244,8 @@ def _files() -> list[str]:
             if "/services/" in folder and "/run-" in folder:
                 folders[:] = []
                 continue
+            if folder == "/var/lib/niso":
+                folders[:] = [name for name in folders if name != "loaded"]  # it is the user's
             found += [os.path.join(folder, name) for name in files]
             if not folders and not files and folder.count("/") > root.count("/") + 1:
                 found.append(f"{folder}/")
