@@ -82,6 +82,9 @@ def record_all(
     store = machine.store
     if stack.stack:
         prepare(machine, stack, copies)
+    else:
+        for request in stack.networks:
+            ensure(machine, request, implicit=True)
     stop.deactivate_rows(machine, leaving)
     for target in targets:
         release(store, target)
@@ -503,7 +506,7 @@ OR_REPLACE = "choose another name; --replace takes over its services"
 
 
 class StackMembership(NamedTuple):
-    """The stack that an activation's services belong to."""
+    """The stack that an activation's services belong to, and networks to create with them."""
 
     stack: str  # the stack's name
     file: str  # absolute path of the stack.toml

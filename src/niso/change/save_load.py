@@ -16,7 +16,6 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from niso import __version__
 from niso.base import convert, files, locks, paths
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound, UsageError, raise_all
-from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import DEFAULT_NETWORK
 from niso.base.report import Caution, Extracting, Report, Saving, silent
@@ -533,26 +532,12 @@ class _Loading:
         self._requests[network.name] = request
 
     def make_networks(self, undo: ExitStack) -> None:
-        """Record the networks. The activation creates the bridges of implicit ones.
-
-        An implicit network of inactive services is only in the file of their stack.
-        """
-        implicit = {network.name for network in self._saved.networks if network.implicit}
-        used = {name for one in self._saved.services if _starts(one) for name in one.addresses}
-        for saved, request in self._requests.items():
-            if saved in implicit and saved not in used:
-                continue
-            if saved in implicit:
-                with Lock(), self._store.transaction():
-                    networks.ensure(self._machine, request, implicit=True)
-                undo.callback(self._drop, request.name)
-            else:
+        """Create the networks, except those that exist only as long as services use them."""
+        for network in self._saved.networks:
+            request = self._requests.get(network.name)
+            if request is not None and not network.implicit:
                 networks.create(self._machine, request, self._report)
                 undo.callback(networks.remove, self._machine, [request.name], self._report)
-
-    def _drop(self, network: str) -> None:
-        with Lock(), self._store.transaction():
-            self._store.drop_implicit_networks([network])
 
     def place(self, undo: ExitStack) -> None:
         """Move the packages and volumes from the staging folder to their places."""
@@ -689,8 +674,14 @@ class _Loading:
                 },
                 {*names},
             )
+            used = {network for one in started for network in one.addresses}
+            implicit = [one.name for one in self._saved.networks if one.implicit]
+            requests = [self._requests.get(name) for name in implicit if name in used]
+            made = tuple(request for request in requests if request is not None)
             file = self._joined.get(stack) or self._stack_path(stack)
-            joins = StackMembership(stack, file, escaped(file), (), ()) if stack else NO_STACK
+            joins = NO_STACK._replace(networks=made)
+            if stack:
+                joins = StackMembership(stack, file, escaped(file), made, ())
             outcomes = activate.activate(
                 self._machine, found, timeout_s, self._report, after=after, stack=joins
             )
