@@ -168,6 +168,15 @@ def test_load_that_fails_leaves_nothing(lab: Lab) -> None:
     assert lab.niso("ps", "--json").stdout == "[]\n"
     left = lab.run("find", "/var/lib/niso/loaded", "-type", "f").stdout
     assert left == ""
+    # the same if it is killed: the next command removes what it made
+    lab.write("/tmp/token", "s3cret\n")
+    lab.run("chmod", "600", "/tmp/token")
+    kill = {"NISO_FAILPOINT": "40:kill"}
+    assert lab.niso("load", "/tmp/x.niso", env=kill, check=False).returncode == -9
+    lab.niso("net", "repair")
+    assert lab.niso("volume", "list", "--json").stdout == "[]\n"
+    lab.niso("load", "/tmp/x.niso")
+    assert sh(lab, "db", "cat /data/a/file") == "one\n"
 
 
 def test_service_that_is_changed_while_it_is_saved_is_not_saved(lab: Lab) -> None:

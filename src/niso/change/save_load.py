@@ -698,7 +698,8 @@ class _Loading:
             loaded = {one.name: manifest_load.load(self._home(one)) for one in started}
         return [
             targets.from_manifest(loaded[self._name(one.name)])._replace(
-                prefers={self._name(on): ips for on, ips in one.addresses.items()}
+                prefers={self._name(on): ips for on, ips in one.addresses.items()},
+                placed=True,
             )
             for one in started
         ]

@@ -305,6 +305,7 @@ class Target(NamedTuple):
     pinned: bool = False  # a former version, or another number of instances than recorded
     prefers: Mapping[str, tuple[str, ...]] = {}  # network -> addresses to get if they are free
     again: int = 0  # instances of lower versions are replaced, even if nothing has changed
+    placed: bool = False  # whether its named volumes were put in place for this activation
 
     @property
     def name(self) -> str:
@@ -312,9 +313,11 @@ class Target(NamedTuple):
 
     @property
     def missing_volumes(self) -> list[tuple[str, str]]:
-        """Return (service, volume) of each named volume that does not exist yet."""
+        """Return (service, volume) of each named volume to delete if the activation is undone."""
         mounted = self.files.volumes if self.files is not None else ()
         missing = [
-            one.name for one in mounted if one.named and not os.path.lexists(one.source or "")
+            one.name
+            for one in mounted
+            if one.named and (self.placed or not os.path.lexists(one.source or ""))
         ]
         return [(self.spec.front or self.name, name) for name in missing]
