@@ -255,60 +255,57 @@ def applied(data: dict[str, Any], folder: str, owners: Collection[int] | None = 
         return Applied(
             {**data, "binary": {"entrypoint": "unknown", **own["binary"]}}, {}, (), (error,)
         )
-    checks = _Checks(image)
-    binary = _program(own["binary"], image, checks)
+    errors: list[tuple[str, str]] = []
+    binary = _program(own["binary"], image, errors)
     service = dict(own["service"])
-    if "working_dir" not in binary and checks.accept(
-        "binary.working_dir", image.working_dir, values.working_dir
+    if "working_dir" not in binary and _fits(
+        "binary.working_dir", image.working_dir, values.working_dir, errors
     ):
         binary["working_dir"] = image.working_dir
     for name, value, rule in (
         ("user", image.user, values.user),
         ("stop_signal", image.stop_signal, process_keys.signal),
     ):
-        if name not in service and value and checks.accept(f"service.{name}", value, rule):
+        if name not in service and value and _fits(f"service.{name}", value, rule, errors):
             service[name] = value
     environment = {
         name: value
         for name, value in image.environment.items()
         if name not in _table(data.get("environment"))
-        and checks.accept("environment", name, values.environment_name)
-        and checks.accept("environment", value, values.argument)
+        and _fits("environment", name, values.environment_name, errors)
+        and _fits("environment", value, values.argument, errors)
     }
     if len(image.volumes) > _MAX_VOLUMES:
-        checks.refuse(
-            f"its image has more than {_MAX_VOLUMES} volumes", f"set all keys without {KEY}"
-        )
+        reason = f"its image has more than {_MAX_VOLUMES} volumes"
+        errors.append((reason, f"set all keys without {KEY}"))
         image = image._replace(volumes=())
     volumes = {**_volumes(image.volumes, own["volumes"]), **own["volumes"]}
     package = {"rootfs": image.rootfs, **package} if image.rootfs else package
     done = {**data, "package": package, "binary": binary}
     done |= {"service": service} if service else {}
     done |= {"volumes": volumes} if volumes else {}
-    return Applied(done, environment, (image.folder,), tuple(checks.errors))
+    folder = image.folder
+    refused = (InvalidInput(why, hint, KEY, value=shown(folder)) for why, hint in errors)
+    return Applied(done, environment, (folder,), tuple(refused))
 
 
-class _Checks:
-    """Values of an image that are checked by the rules of the keys that they go to."""
+def _fits(
+    key: str, value: str, rule: Callable[[str, str], object], errors: list[tuple[str, str]]
+) -> bool:
+    """Return whether a value of an image passes the rule of the key that it goes to.
 
-    def __init__(self, image: Image) -> None:
-        self.errors: list[Error] = []
-        self._image = image
-
-    def accept(self, key: str, value: str, rule: Callable[[str, str], object]) -> bool:
-        try:
-            rule(value, key)
-        except InvalidInput as error:
-            hint = f"set {key}, or all keys without {KEY}"
-            self.refuse(f"its image has {key} {shown(value)}, which {error.reason}", hint)
-            return False
-        return True
-
-    def refuse(self, reason: str, hint: str) -> None:
-        self.errors.append(InvalidInput(reason, hint, KEY, value=shown(self._image.folder)))
+    Otherwise the reason and the next step are appended to ``errors``.
+    """
+    try:
+        rule(value, key)
+    except InvalidInput as error:
+        hint = f"set {key}, or all keys without {KEY}"
+        errors.append((f"its image has {key} {shown(value)}, which {error.reason}", hint))
+        return False
+    return True
 
 
-def _program(own: Mapping[str, Any], image: Image, checks: _Checks) -> dict[str, Any]:
+def _program(own: Mapping[str, Any], image: Image, errors: list[tuple[str, str]]) -> dict[str, Any]:
     """Return [binary] with entrypoint and arguments, combined as Docker does.
 
     An entrypoint of the manifest replaces both of the image. Arguments of the manifest replace the
@@ -321,13 +318,13 @@ def _program(own: Mapping[str, Any], image: Image, checks: _Checks) -> dict[str,
         ("binary.entrypoint", values.entrypoint),
         *[("binary.args", values.argument)] * len(words),
     ]
-    fits = [checks.accept(key, word, rule) for word, (key, rule) in zip(words, rules, strict=False)]
+    fits = [_fits(key, word, rule, errors) for word, (key, rule) in zip(words, rules, strict=False)]
     given = own.get("args", [])
     if not all(fits) or not isinstance(given, list):
         return {**own, "entrypoint": "unknown"}  # so that no other error hides this one
     argv = [*words, *given]
     if not argv:
-        checks.refuse("its image has no entrypoint and no command", "set binary.entrypoint")
+        errors.append(("its image has no entrypoint and no command", "set binary.entrypoint"))
     return {**own, "entrypoint": argv[0] if argv else "unknown", "args": argv[1:]}
 
 

@@ -23,6 +23,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
+from types import SimpleNamespace
 
 from niso.base.errors import Error, InvalidInput
 from niso.base.files import FOLDER
@@ -156,22 +157,12 @@ class _Content:
         return data
 
 
-class _Pipe:
-    """A file that tarfile only writes to. A pipe has no position."""
-
-    def __init__(self, out: IO[bytes]) -> None:
-        self.write = out.write
-
-    def tell(self) -> int:
-        return 0
-
-
 class ArchiveWriter:
     """An archive that is being written to an open file."""
 
     def __init__(self, out: IO[bytes], description: object) -> None:
         # the mode "w|" would write to the file again when an exception has closed it
-        pipe: Any = _Pipe(out)
+        pipe: Any = SimpleNamespace(write=out.write, tell=lambda: 0)  # a pipe has no position
         format = tarfile.PAX_FORMAT
         self._tar = tarfile.TarFile(fileobj=pipe, mode="w", format=format, encoding="utf-8")
         self._sums = _Sums()
