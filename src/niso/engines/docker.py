@@ -429,6 +429,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     timeout = 10  # seconds until a silent client is disconnected
     protocol_version = "HTTP/1.0"
+    last_s = 0.0
+    """The start of the latest call, in seconds of the monotonic clock."""
+
+    def handle(self) -> None:
+        """Handle a call. Log why it failed, for example because the client has disconnected."""
+        _Handler.last_s = time.monotonic()
+        try:
+            super().handle()
+        except Exception as error:
+            say(f"a call failed: {error!r}")
 
     def do_POST(self) -> None:
         call = self.path.rpartition(".")[2]
@@ -468,22 +478,6 @@ class _Handler(BaseHTTPRequestHandler):
         """Write no log of calls, because Docker calls often."""
 
 
-class _Server(socketserver.UnixStreamServer):
-    def __init__(self, listening: socket.socket) -> None:
-        super().__init__("", _Handler, bind_and_activate=False)
-        self.socket.close()
-        self.socket = listening
-        self.last = time.monotonic()
-
-    def handle_error(self, *_: object) -> None:
-        """Log why a call failed, for example because the client has disconnected."""
-        say(f"a call failed: {sys.exc_info()[1]!r}")
-
-    def process_request(self, *given: object) -> None:
-        self.last = time.monotonic()
-        super().process_request(*given)  # type: ignore[arg-type]
-
-
 def main() -> None:
     """Serve calls. Return after some idle time if systemd passed the socket; otherwise never."""
     try:
@@ -491,14 +485,17 @@ def main() -> None:
     except (OSError, Error) as error:
         say(f"niso-docker: {error}")
         os._exit(1)
-    with _Server(listening) as server:
+    _Handler.last_s = time.monotonic()
+    with socketserver.UnixStreamServer("", _Handler, bind_and_activate=False) as server:
+        server.socket.close()
+        server.socket = listening
         is_taken_up = False
         while True:
             is_taken_up = is_taken_up or resume_pending()
             is_waiting = complete_pending()
             server.timeout = WAIT_S if is_waiting else _IDLE_S
             server.handle_request()
-            is_idle = time.monotonic() - server.last >= _IDLE_S
+            is_idle = time.monotonic() - _Handler.last_s >= _IDLE_S
             if is_passed and is_idle and not complete_pending():
                 return
 
