@@ -14,7 +14,7 @@ import pytest
 from conftest import Lab
 from services import echo, idle, on
 
-from niso.cli.command import Command, Group, find
+from niso.cli.command import Command, find
 from niso.cli.general_commands import first_screen
 
 HERE = "/tmp/here"
@@ -36,11 +36,7 @@ JUDGES = {"net explain": {0, 1}, "net policy test": {0, 2}}
 
 
 def commands() -> list[Command]:
-    return [
-        each
-        for one in first_screen()
-        for each in (one.actions if isinstance(one, Group) else (one,))
-    ]
+    return [each for one in first_screen() for each in (one.actions or (one,))]
 
 
 def make(lab: Lab) -> None:

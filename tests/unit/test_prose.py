@@ -10,7 +10,6 @@ import pytest
 from test_imports import MODULES, tree
 
 from niso.cli import command as cli_command
-from niso.cli.command import Group
 
 PROSE = {"message", "detail", "reason", "words", "hint", "right"}
 """The fields that are text for people."""
@@ -111,7 +110,7 @@ def test_showing_it_is_none(code: str) -> None:
 COMMANDS = {
     command.name: command
     for entry in (cli_command.find(name, "") for name in cli_command.COMMANDS)
-    for command in (entry.actions if isinstance(entry, Group) else (entry,))
+    for command in (entry.actions or (entry,))
 }
 WRITTEN = re.compile(r"niso ((?:net |stack )?[a-z][a-z-]*)([^;]*)")
 """A command in a text, and what follows it to the end of the sentence."""

@@ -13,7 +13,7 @@ from reference.document import Code, Heading, Page, Terms, Text, man, markdown
 from reference.pages import pages
 
 from niso.cli import command as cli_command
-from niso.cli.command import Command, Group
+from niso.cli.command import Command
 from niso.cli.general_commands import first_screen
 from niso.engines import cni, docker, netavark, plugin
 from niso.manifest import json_schema, load, stack
@@ -27,11 +27,7 @@ MANUALS = [name for name in PAGES if name.startswith("man/")]
 
 
 def commands() -> list[Command]:
-    return [
-        each
-        for one in first_screen()
-        for each in (one.actions if isinstance(one, Group) else (one,))
-    ]
+    return [each for one in first_screen() for each in (one.actions or (one,))]
 
 
 def test_pages_are_what_the_code_says() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from niso.cli import command as cli_command
 from niso.cli import general_commands
-from niso.cli.command import Command, Group, meaning, sentence
+from niso.cli.command import Command, meaning, sentence
 from niso.cli.parse import examples, usage
 from reference.document import Block, Code, Heading, Page, Terms, Text
 
@@ -84,12 +84,12 @@ def page_blocks() -> Iterator[Block]:
         f"{_root()}"
     )
     for entry in general_commands.first_screen():
-        commands = entry.actions if isinstance(entry, Group) else (entry,)
-        if isinstance(entry, Group):
+        commands = entry.actions or (entry,)
+        if entry.actions:
             yield Heading(f"niso {entry.name}")
             yield Text(sentence(entry.does))
         for command in commands:
-            yield Heading(f"niso {command.name}", 2 if isinstance(entry, Group) else 1)
+            yield Heading(f"niso {command.name}", 2 if entry.actions else 1)
             yield from _command(command)
     yield from _common()
 
@@ -97,14 +97,14 @@ def page_blocks() -> Iterator[Block]:
 def _root() -> str:
     """Return which commands need root, as a sentence."""
     every = [cli_command.find(name, "") for name in cli_command.COMMANDS if name != "complete"]
-    free = sorted(one.name for one in every if isinstance(one, Command) and not one.root)
+    free = sorted(one.name for one in every if not one.root)
     return f"All commands except {', '.join(free[:-1])} and {free[-1]} need root."
 
 
 def manuals() -> Iterator[Page]:
     """Return niso(1), niso-net(1) and niso-stack(1)."""
     first = general_commands.first_screen()
-    groups = [entry for entry in first if isinstance(entry, Group)]
+    groups = [entry for entry in first if entry.actions]
     blocks: list[Block] = [
         Heading("Synopsis"),
         Code("niso COMMAND [ARGUMENTS] [OPTIONS]\nniso help [COMMAND [ACTION]]\nniso version"),
@@ -121,7 +121,7 @@ def manuals() -> Iterator[Page]:
     ]
     for entry in first:
         blocks.append(Heading(f"niso {entry.name}", 2))
-        if isinstance(entry, Command):
+        if not entry.actions:
             blocks += _command(entry)
         else:
             blocks.append(Text(f"{sentence(entry.does)} See niso-{entry.name}(1)."))

@@ -104,6 +104,8 @@ class Command(NamedTuple):
     meaning. ``root`` is True if the command needs root. ``ends`` is True if the command stops or
     deletes something. Such a command is never suggested for a misspelt one. If ``aside`` is True,
     overviews list only the command's name.
+
+    A command with ``actions`` is a group. Each action has a name such as ``net list``.
     """
 
     name: str
@@ -116,6 +118,7 @@ class Command(NamedTuple):
     root: bool = True
     ends: bool = False
     aside: bool = False
+    actions: tuple[Command, ...] = ()
 
     @property
     def examples(self) -> list[tuple[str, str]]:
@@ -126,18 +129,6 @@ class Command(NamedTuple):
     def exits(self) -> tuple[tuple[str, str], ...]:
         split = (line.partition(" ") for line in self.statuses.splitlines())
         return tuple((number, meaning) for number, _, meaning in split)
-
-
-class Group(NamedTuple):
-    """A command with actions. Each action is a `Command` with a name such as ``net list``.
-
-    If ``aside`` is True, overviews list only the group's name.
-    """
-
-    name: str
-    does: str
-    actions: tuple[Command, ...]
-    aside: bool = False
 
 
 VERBOSE = Option("-v --verbose", "print each step")
@@ -223,13 +214,13 @@ HIDDEN = ("complete", "on-exit")
 ALIASES = {"-h": "help", "--help": "help", "-V": "version", "--version": "version"}
 
 
-def find(name: str, action: str) -> Command | Group:
+def find(name: str, action: str) -> Command:
     """Return a command, or its group if the group does not have the action.
 
     ``action`` can be followed by an argument, which is ignored.
     """
     catalogue = module(f"catalogue.{COMMANDS[name][1]}")
-    group: Group | None = catalogue.GROUP if name in GROUPS else None
+    group: Command | None = catalogue.GROUP if name in GROUPS else None
     commands: tuple[Command, ...] = group.actions if group else catalogue.COMMANDS
     wanted = (f"{name} {action}", f"{name} {action.partition(' ')[0]}") if group else (name,)
     match = next((command for command in commands if command.name in wanted), None)

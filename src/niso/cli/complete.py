@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from niso.base.errors import Error
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import bracketed, span
-from niso.cli.command import ALIASES, COMMANDS, HIDDEN, Command, Group, Option, find
+from niso.cli.command import ALIASES, COMMANDS, HIDDEN, Command, Option, find
 from niso.cli.parse import HELP, Args, unknown
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def candidates(words: list[str], current: str) -> Candidates:
         topic = find(words[1], "") if len(words) > 1 and words[1] in COMMANDS else None
         return _commands() if len(words) == 1 else _actions(topic, words[2:])
     command = find(name, " ".join(words[1:3]))
-    if isinstance(command, Group):
+    if command.actions:
         return _actions(command, words[1:])
     return _of_command(command, words[1 + command.name.count(" ") :], current)
 
@@ -107,10 +107,10 @@ def _commands() -> Candidates:
     return [(name, find(name, "").does) for name in COMMANDS if name not in HIDDEN]
 
 
-def _actions(group: Command | Group | None, words: Sequence[str]) -> Candidates:
+def _actions(group: Command | None, words: Sequence[str]) -> Candidates:
     """Return the words that can follow ``words`` in a group's actions, with descriptions."""
     following: dict[str, str] = {}
-    for action in group.actions if isinstance(group, Group) else ():
+    for action in group.actions if group is not None else ():
         own = action.name.split()[1:]
         if own[: len(words)] == [*words] and len(own) > len(words):
             following.setdefault(own[len(words)], action.does)

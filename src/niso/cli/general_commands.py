@@ -10,7 +10,7 @@ from niso.base import paths
 from niso.base.errors import UsageError
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.cli import output, parse
-from niso.cli.command import ALIASES, COMMANDS, HIDDEN, Command, Group, find
+from niso.cli.command import ALIASES, COMMANDS, HIDDEN, Command, find
 from niso.cli.parse import HELP, Args
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def print_help(words: list[str]) -> int:
     if name not in COMMANDS:
         raise parse.unknown_command(words)
     topic = find(name, " ".join(words[1:3]))
-    if isinstance(topic, Command):
+    if not topic.actions:
         print(parse.command(topic), end="")
     elif words[1:] and words[1] not in HELP:
         raise parse.unknown_command(words)
@@ -79,7 +79,7 @@ def print_help(words: list[str]) -> int:
     return 0
 
 
-def first_screen() -> list[Command | Group]:
+def first_screen() -> list[Command]:
     """Return the commands on help's first screen: all but help, version and the hidden ones."""
     return [find(name, "") for name in COMMANDS if name not in (*HIDDEN, "help", "version")]
 

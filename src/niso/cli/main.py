@@ -141,7 +141,7 @@ def _failed(error: Error, as_json: bool, status: int) -> int:
 
 
 def _command(arguments: list[str]) -> int:
-    from niso.cli.command import ALIASES, COMMANDS, Group, find, runner
+    from niso.cli.command import ALIASES, COMMANDS, find, runner
     from niso.cli.parse import HELP, asks_help, parse, unknown_command
 
     name = ALIASES.get(arguments[0], arguments[0])
@@ -155,7 +155,7 @@ def _command(arguments: list[str]) -> int:
         raise unknown_command(arguments)
     words = arguments[1:]
     command = find(name, " ".join(words[:2]))
-    if isinstance(command, Group):
+    if command.actions:
         if not words or words[0] in HELP:
             return _print_help([name])
         _refuse_early_option(arguments, 1)
@@ -177,13 +177,13 @@ def _refuse_early_option(arguments: list[str], place: int) -> None:
 
     ``place`` is the position of the option in the command line.
     """
-    from niso.cli.command import COMMANDS, Command, find
+    from niso.cli.command import COMMANDS, find
 
     option, words = arguments[place], [*arguments[:place], *arguments[place + 1 :]]
     if not option.startswith("-") or not words or words[0] not in COMMANDS:
         return
     command = find(words[0], " ".join(words[1:3]))
-    if isinstance(command, Command):
+    if not command.actions:
         takes = any(option in known.flags and not known.metavar for known in command.options)
         fits = takes and "--" not in words and _plain([*words, option])
         hint = f"niso {command.name} --help lists its options"

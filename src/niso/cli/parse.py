@@ -19,7 +19,6 @@ from niso.cli.command import (
     HIDDEN,
     Argument,
     Command,
-    Group,
     Option,
     find,
     meaning,
@@ -203,11 +202,11 @@ def unknown_command(words: list[str]) -> UsageError:
     kind, name = ("action", " ".join(words[:2])) if group else ("command", words[0])
     if known := answer(words):
         return UsageError(f"unknown {kind} {name!r}", known)
-    if isinstance(group, Group):
+    if group is not None and group.actions:
         actions = {action.name: action.ends for action in group.actions}
         return unknown(kind, name, actions, f"niso help {group.name} lists them", group.name)
     every = [find(command, "") for command in COMMANDS if command not in HIDDEN]
-    ends = {one.name: isinstance(one, Command) and one.ends for one in every}
+    ends = {one.name: one.ends for one in every}
     return unknown(kind, name, ends, "niso help lists them")
 
 
@@ -226,7 +225,7 @@ def width() -> int:
     return min(max(columns, 40), WIDEST)
 
 
-def first_screen(version: str, commands: list[Command | Group]) -> str:
+def first_screen(version: str, commands: list[Command]) -> str:
     """Return the output of ``niso``. It has at most 23 lines, so that a prompt fits below it."""
     columns = width()
     head = f"niso {version}: networking for services on Linux, without a daemon or a proxy"
@@ -252,7 +251,7 @@ start:  {first}   {what}
 """
 
 
-def group(of: Group) -> str:
+def group(of: Command) -> str:
     columns = width()
     short = {action: action.name.removeprefix(f"{of.name} ") for action in of.actions}
     lines = _list([(name, one.does) for one, name in short.items() if not one.aside], columns)

@@ -7,7 +7,7 @@ has the list as a table, which ``./dev docs`` writes.
 
 from __future__ import annotations
 
-from niso.cli.command import FOR, JSON, REPORTS, TIMEOUT, VERBOSE, Argument, Command, Group, Option
+from niso.cli.command import FOR, JSON, REPORTS, TIMEOUT, VERBOSE, Argument, Command, Option
 
 # --- general commands -----------------------------------------------------------------------------
 
@@ -441,7 +441,7 @@ _ACTIONS = (
         aside=True,
     ),
 )
-GROUP = Group("cluster", "let several hosts share networks", _ACTIONS)
+GROUP = Command("cluster", "let several hosts share networks", actions=_ACTIONS)
 
 
 # --- habits of other tools ------------------------------------------------------------------------

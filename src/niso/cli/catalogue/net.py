@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from niso.cli.command import CHANGES, FOR, JSON, REPORTS, Argument, Command, Group, Option
+from niso.cli.command import CHANGES, FOR, JSON, REPORTS, Argument, Command, Option
 
 _SINCE = Option(
     "--since TIME", "only what was new since then: a time (RFC 3339) or a period such as 2h"
@@ -500,4 +500,4 @@ _ACTIONS = (
         "niso net repair --sweep",
     ),
 )
-GROUP = Group("net", "manage networks, published ports and policies", _ACTIONS)
+GROUP = Command("net", "manage networks, published ports and policies", actions=_ACTIONS)

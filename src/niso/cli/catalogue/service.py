@@ -10,7 +10,6 @@ from niso.cli.command import (
     TRUST_OWNER,
     Argument,
     Command,
-    Group,
     Option,
 )
 
@@ -317,4 +316,6 @@ _ACTIONS = (
         lines="niso stack logs ./shop -n 20\nniso stack logs -f",
     ),
 )
-GROUP = Group("stack", "manage the services of a stack.toml: up, down, ps, logs, restart", _ACTIONS)
+GROUP = Command(
+    "stack", "manage the services of a stack.toml: up, down, ps, logs, restart", actions=_ACTIONS
+)

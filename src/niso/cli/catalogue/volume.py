@@ -9,7 +9,6 @@ from niso.cli.command import (
     TRUST_OWNER,
     Argument,
     Command,
-    Group,
     Option,
 )
 
@@ -91,4 +90,6 @@ _ACTIONS = (
         ends=True,
     ),
 )
-GROUP = Group("volume", "manage named volumes: list, inspect, remove", _ACTIONS, aside=True)
+GROUP = Command(
+    "volume", "manage named volumes: list, inspect, remove", actions=_ACTIONS, aside=True
+)
