@@ -32,7 +32,7 @@ from niso.cluster import view
 from niso.cluster.engine import NoAnswer, decode
 from niso.cluster.key_values import claim_of
 from niso.cluster.membership import ClusterKeys
-from niso.cluster.own_claims import STRAY_S
+from niso.cluster.own_claims import STRAY_S, is_up
 from niso.plan.policy_elements import PASSES
 from niso.plan.subnets import NetworkRequest
 
@@ -102,7 +102,14 @@ class Walk:
             table["policy"] = {"allow_from": [draw.choice(SERVICES)]}
         take = draw.random() < 0.4
         self.say(f"{node.name}: activate {service} {table} {'--take' * take}")
-        path = node.world.package(service, network=table)
+        more: dict[str, Any] = {}
+        if service in ("web", "api") and draw.random() < 0.9:
+            more = {
+                "service": {"replicas": draw.choice((1, 2))},
+                "healthcheck": {"command": ["true"]},
+                "deploy": {"monitor": "0s", "drain": "0s"},
+            }
+        path = node.world.package(service, network=table, **more)
 
         def command() -> object:
             found = targets.find_targets(node.world.store, [path])
@@ -115,7 +122,7 @@ class Walk:
         what = draw.choices(range(4), (8, 2, 3, 1))[0]
         if what == 0:
             return self.activation(node)
-        known = [row.name for row in node.world.store.services()]
+        known = [r.name for r in node.world.store.services() if r.name == names.owner(r.name)]
         if what == 3 or not known:
             self.say(f"{node.name}: network front")
             return partial(self.network, node)
@@ -270,7 +277,7 @@ class Walk:
                     assert decode(items[each].value, each)["service"] == claim.service
                 for each in claim.address_keys(KEYS):
                     value = decode(items[each].value, each)
-                    assert (value["host"], value["gen"]) == (claim.host, claim.gen)
+                    assert value["host"] in claim.hosts and value["gen"] == claim.gen
         below = f"{KEYS.prefix}net/"
         found = {key for key in items if key.startswith(below) and not key.endswith("/spec")}
         assert found == held
@@ -286,7 +293,10 @@ class Walk:
                 heard[address] = e.owner
         macs = {
             names.mac(service, on, store.cluster_id()): service
-            for service in SERVICES
+            for service in (
+                *SERVICES,
+                *(f"{front}.{number}" for front in ("api", "web") for number in range(1, 100)),
+            )
             for on in ("backend", "front")
         }
         for e in elements:
@@ -298,8 +308,8 @@ class Walk:
                 if peer in heard and holder is not None and store.intent(holder) is None:
                     policy = store.policy(holder)
                     assert policy is not None and own != peer, f"{node.name}: {e}"
-                    [entry] = policy.allow_from or ()
-                    assert heard[peer] == entry.peer.name, f"{node.name}: {e}"
+                    allowed = {entry.peer.name for entry in policy.allow_from or ()}
+                    assert names.owner(heard[peer]) in allowed, f"{node.name}: {e}"
 
     # --- the end ---
 
@@ -343,7 +353,6 @@ class Walk:
 
     def require_agreed(self) -> None:
         items = self.engine.get(KEYS.services).items
-        claims = {claim.service: claim for claim in (claim_of(item, KEYS) for item in items)}
         hosts = ClusterKeys(self.engine).hosts()
         for node in self.nodes:
             if self.fake is not None:
@@ -355,7 +364,11 @@ class Walk:
                 node.world.assert_whole()
                 spans = [n.name for n in store.networks() if n.span is not None]
                 held = {r.service: r for r in store.across.claims()}
-                own = {name: claim for name, claim in claims.items() if claim.host == node.name}
+                own = {
+                    item.key.removeprefix(KEYS.services): claim_of(item, KEYS, node.name)
+                    for item in items
+                    if node.name in claim_of(item, KEYS).hosts
+                }
                 assert held.keys() == own.keys(), (node.name, held, own)
                 for name, claim in own.items():
                     row = store.service(name)
@@ -371,13 +384,10 @@ class Walk:
                         assert row.name in own, f"{row.name} runs on {node.name} without a claim"
                 found = {on: self.engine.get(KEYS.addresses(on)).items for on in spans}
                 seen = view.seen(hosts, dict(found), KEYS).services
-                others = {
-                    name: known.addresses
-                    for name, known in seen.items()
-                    if all(a.host != node.name for a in known.addresses)
-                }
+                others = {name: known.addresses for name, known in seen.items() if name not in own}
                 assert store.across.addresses() == others
                 for name, known in seen.items():
                     if name in own:
                         row = store.service(name)
-                        assert row and {a.up for a in known.addresses} == {row.active}
+                        up = row is not None and is_up(store, row)
+                        assert {a.up for a in known.addresses} == {up or own[name].any_up}

@@ -19,6 +19,7 @@ from stored import TemporaryStore, dump
 
 from niso.base import paths, signals
 from niso.base.errors import Error
+from niso.base.names import owner
 from niso.change import activate as change_activate
 from niso.change import networks as change_networks
 from niso.change import stacks, targets
@@ -60,7 +61,7 @@ def unused(store: Store) -> list[str]:
     """Return the networks that should have gone with their last service."""
     with sqlite3.connect(paths.database()) as db:
         rows = db.execute("SELECT name FROM network WHERE implicit=1").fetchall()
-    return [name for (name,) in rows if not store.member_counts().get(name)]
+    return [name for (name,) in rows if not store.members(name)]
 
 
 class World:
@@ -169,9 +170,9 @@ class World:
         assert [finding.text for finding in check.check(self.machine)] == []
         own = [row.name for row in self.store.services() if row.active and row.has_process]
         assert own == self.processes.services()
-        assert unused(self.store) == []
+        assert (left := unused(self.store)) == [], left
         for row in self.store.services():
-            if row.has_process:
+            if row.has_process and row.name == owner(row.name):
                 copy = load.load(f"{row.package}/manifest.toml").spec
                 assert without_texts(copy.network.policy) == without_texts(
                     row.require_service().network.policy

@@ -125,7 +125,7 @@ def all_elements(service: str, network: str, number: int = 0) -> list[Element]:
             element
             for address in (four, six)
             for element in elements.service_address(
-                f"{service[:60]}-s", names.bridge(network), mac, address, {1: address, 2: address}
+                f"{service[:60]}-s", names.bridge(network), mac, address, {1: address}, {2: address}
             )
         ),
         *elements.hairpin(service, ((four, subnets[0].gateway), (six, subnets[1].gateway))),

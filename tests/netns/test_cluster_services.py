@@ -372,3 +372,103 @@ def led_to(made: Cluster, name: str, vip: str) -> set[str]:
         for key, value in pairs
         if (key["elem"]["val"] if "elem" in key else key)["concat"][0] == vip
     }
+
+
+def test_a_service_on_two_hosts_is_one_service_address_with_instances_of_both(
+    one: Cluster,
+) -> None:
+    labs = {name: one.hosts[name].lab for name in "bc"}
+    for name in "bc":
+        one.activate(name, f"cli-{name}")
+    one.activate("c", "evil")
+    rules = {"ports": ["8080:80"], "policy": {"deny_from": ["evil"]}}
+    keys = {"network": rules, "deploy": {"drain": "30s"}}
+
+    def activate(name: str, version: str) -> str:
+        words = ("activate", web(one, name, version, **keys), "--json")
+        [outcome] = json.loads(one.niso(name, *words).stdout)
+        return str(outcome["address"][0])
+
+    def all_see(instances: int) -> None:
+        for name in "bc":
+            one.wait(name, lambda name=name: len(led_to(one, name, vip)) == instances, "slots")
+
+    def loads() -> dict[str, Load]:
+        return {name: Load(labs[name], f"niso-cli-{name}", vip, 80, "/0.05") for name in "bc"}
+
+    vip = activate("b", "b1")
+    all_see(2)
+    # c joins, b deploys, c deploys: no request fails, and ports lead to the instances of their host
+    asking = loads() | {"port": Load(labs["b"], "client", "192.0.2.1", 8080, "/0.05")}
+    assert activate("c", "c1") == vip
+    all_see(4)
+    one.check("b", "c")
+    assert activate("b", "b2") == vip
+    assert activate("c", "c2") == vip
+    seen = {}
+    for name, load in asking.items():
+        seen[name], errors = load.failed()
+        assert errors == [], name
+    assert {*seen["b"]} == {*seen["c"]} == {"b1", "c1", "b2", "c2"}
+    assert {*seen["port"]} == {"b1", "b2"}
+    assert page(labs["c"], "192.0.2.1:8080", "client") == "c2"
+    assert page(labs["c"], vip) == "c2", "a program of the host"
+    assert asked_from(one, "c", "evil", vip, 2) == {"": 2}
+    assert "c2" in asked_from(one, "b", serving(labs["b"])[0], vip), "instances reach each other"
+    listed = json.loads(one.niso("a", "ps", "--all-hosts", "--json").stdout)
+    assert [(row["host"], row["status"]) for row in listed if row["service"] == "web"] == [
+        ("b", "up"),
+        ("c", "up"),
+    ]
+    told = one.explain("b", "cli-b", "web:80")
+    assert told["verdict"] == "pass"
+    assert f"{vip} stands for 4 instances on c, this host" in told["path"]["words"]
+    assert f"{vip} stands for 2 instances" in one.explain("c", "host", "web:80")["path"]["words"]
+    assert one.explain("c", "evil", "web:80")["verdict"] == "drop"
+    # names and addresses are common, and a plain service of the name is refused
+    said = one.refused("c", "activate", web(one, "c", "c3", network={"aliases": ["www"]}))
+    assert "web is on b too, with the names web instead of web, www" in said
+    said = one.refused("c", "activate", web(one, "c", "c3", network={"ip": "10.99.1.200"}))
+    assert f"web is on b too, with {vip}, " in said and "instead of 10.99.1.200" in said
+    assert "web is on b too, and only a service with a service address" in one.refused(
+        "c", "activate", one.package("c", "web")
+    )
+    # a version that fails on c changes nothing for b
+    before = led_to(one, "b", vip)
+    one.refused("c", "activate", "--timeout", "1s", web(one, "c", "bad", **keys))
+    assert led_to(one, "b", vip) == before == led_to(one, "c", vip)
+    # b leaves and comes back: no request of a service fails, and its port is closed at once
+    asking = loads()
+    one.niso("b", "deactivate", "web")
+    all_see(2)
+    assert one.sees("b", vip, "web")
+    assert page(labs["b"], "192.0.2.1:8080", "client") == ""
+    one.check("b", "c")
+    one.niso("b", "activate", "web")
+    all_see(4)
+    for name, load in asking.items():
+        seen[name], errors = load.failed()
+        assert errors == [], name
+    # b is lost: its instances leave, and c has the name still, and deploys alone
+    one.kill_agent("b", by="c")
+    one.wait("c", lambda: len(led_to(one, "c", vip)) == 2, "c alone")
+    assert one.sees("c", vip, "web")
+    activate("c", "c4")
+    assert asked_from(one, "c", "cli-c", vip, 20) == {"c4": 20}
+    one.start_agent("b")
+    all_see(4)
+    one.check("b", "c")
+    # the last host has it until it is removed there too
+    one.niso("c", "remove", "web")
+    assert {*asked_from(one, "c", "cli-c", vip, 8)} == {"b2"}
+    assert page(labs["b"], vip) == "b2"
+    one.check("b", "c")
+    one.niso("b", "remove", "web")
+    one.wait("c", lambda: not one.sees("c", vip, "web"), "web gone")
+    assert "web" not in one.rows("c")
+    one.check("b", "c")
+
+
+def page(lab: Any, place: str, netns: str | None = None) -> str:
+    words = ("curl", "-s", "-m", "5", f"http://{place}/0")
+    return str(lab.run(*words, netns=netns, check=False).stdout)

@@ -11,7 +11,7 @@ from refusals import refuses
 
 from niso.base.errors import Conflict, NotFound
 from niso.cluster.claims import Claims, Wanted
-from niso.cluster.engine import Keys, NoAnswer, decode
+from niso.cluster.engine import Keys, NoAnswer, Put, Txn, decode
 from niso.cluster.key_values import HostEntry, Spec
 from niso.cluster.membership import FIRST_VNI, ClusterKeys
 
@@ -207,6 +207,133 @@ def test_claims_at_once_are_all_different(engine: FakeEngine) -> None:
     assert len(set(found)) == 64
     held = addresses(engine)
     assert {held[address] for address in found} == {f"s{number}" for number in range(64)}
+
+
+def front(name: str, *names: str, **more: dict[str, tuple[str, ...]]) -> Wanted:
+    return wanted(name, **more)._replace(names=(name, *names), front=True)
+
+
+def ups(engine: FakeEngine) -> set[tuple[str, bool]]:
+    """Return (host, up) of the addresses."""
+    values = (decode(item.value, item.key) for item in engine.get(KEYS.addresses("backend")).items)
+    return {(value["host"], value["up"]) for value in values}
+
+
+def test_service_with_a_service_address_is_on_several_hosts(engine: FakeEngine) -> None:
+    a, b, cluster = Claims(engine, "a"), Claims(engine, "b"), ClusterKeys(engine)
+    one = a.claim(front("web"))
+    assert a.publish("web", one.mark, up=True, about={"ports": ["80"]})
+    engine.lose = ["there", "back"]
+    two = b.claim(front("web"))
+    assert (two.networks, two.gen, two.names) == (one.networks, one.gen, one.names)
+    assert two.mark != one.mark and two.hosts == ("b", "a")
+    assert ups(engine) == {("a", True)}, "unchanged for other hosts until it is up"
+    assert not b.publish("web", one.mark, up=True), "each has its own mark"
+    # down on b: up all the same
+    assert b.publish("web", two.mark, up=False, about={"ports": ["81"]})
+    assert {up for _, up in ups(engine)} == {True}
+    assert b.publish("web", two.mark, up=True)
+    assert a.publish("web", one.mark, up=True)
+    listed = [(claim.host, claim.up, claim.ports) for claim in cluster.services()]
+    assert listed == [("a", True, ("80",)), ("b", True, ("81",))]
+    assert cluster.services_of("a") == cluster.services_of("b") == ["web"]
+    # a new claim of one does not take it from the other
+    again = a.claim(front("web"), renew=True)
+    assert again.gen == one.gen and again.mark != one.mark
+    held = b.held("web")
+    assert held is not None and (held.host, held.mark) == ("b", two.mark)
+    # who leaves leaves it to the others, also if the answer is lost
+    engine.lose = ["back"]
+    assert a.release("web", again.mark)
+    assert ups(engine) == {("b", True)}
+    assert not a.publish("web", again.mark, up=False)
+    assert b.release("web", two.mark)
+    assert engine.keys(KEYS.services) == [] and addresses(engine) == {}
+    assert engine.keys(f"{KEYS.network('backend')}n/") == []
+
+
+def test_service_on_several_hosts_has_the_same_names_and_addresses(engine: FakeEngine) -> None:
+    a, b = Claims(engine, "a"), Claims(engine, "b")
+    one = a.claim(front("web", "www"))
+    with refuses(
+        Conflict,
+        "a",
+        "web",
+        hint="it can be activated here once it is removed on a; to run it on both, set"
+        " service.replicas on both",
+    ):
+        b.claim(wanted("web"))
+    alike = (
+        "networks, addresses and names are the same on all hosts: they can be changed while it is"
+        " active on one host"
+    )
+    with refuses(Conflict, "on a too", "www", hint=alike, key="network.aliases"):
+        b.claim(front("web"))
+    asked = front("web", "www", requested={"backend": ("10.99.1.9",)})
+    with refuses(Conflict, "10.99.1.2", "10.99.1.9", hint=alike, key="network.ip"):
+        b.claim(asked)
+    ClusterKeys(engine).create_network(Spec("side", 0, 1430, (("10.99.2.0/24", "10.99.2.1"),)))
+    other = front("web", "www")._replace(networks=("backend", "side"))
+    with refuses(Conflict, "backend", "side", hint=alike, key="network.networks"):
+        b.claim(other)
+    assert a.held("web") == one
+    b.claim(front("web", "www"))
+    with refuses(
+        Conflict,
+        "on b too",
+        hint="service.replicas gives it one; without, it has to be removed on b",
+        key="service.replicas",
+    ):
+        a.claim(wanted("web")._replace(names=("web", "www")))
+    with refuses(Conflict, "on b too", "www", hint=alike, key="network.aliases"):
+        a.claim(front("web"))
+    # a command that changes it on its only host first completes
+    c = Claims(engine, "a").claim(front("api"))
+    Claims(engine, "a").claim(front("api", "more"), keep=True)
+    Claims(engine, "a").claim(front("api"), keep=True)
+    with refuses(Conflict, "a is changing api", hint="try again"):
+        b.claim(front("api"))
+    assert c.gen
+
+
+def test_service_of_several_lost_hosts_is_taken_over_and_returns(engine: FakeEngine) -> None:
+    a, b, c = (Claims(engine, host) for host in "abc")
+    one, two = a.claim(front("web")), b.claim(front("web"))
+    assert a.publish("web", one.mark, True) and b.publish("web", two.mark, True)
+    engine.revoke(engine.get(KEYS.live("a"), one=True).items[0].lease)
+    # b is alive: c joins without taking anything over
+    three = c.claim(front("web"), take=True)
+    assert three.gen == one.gen and {*three.hosts} == {"a", "b", "c"}
+    assert c.release("web", three.mark)
+    engine.revoke(engine.get(KEYS.live("b"), one=True).items[0].lease)
+    with refuses(Conflict, "web is on", "do not answer") as raised:
+        c.claim(front("web"))
+    assert "--take moves it here with 10.99.1.2" in (raised.value.hint or "")
+    taken = c.claim(front("web"), take=True)
+    assert (taken.hosts, taken.gen) == (("c",), one.gen + 1)
+    assert not a.publish("web", one.mark, up=True) and not b.release("web", two.mark)
+    # it did not start: it is the lost hosts' again
+    assert c.release("web", taken.mark)
+    held = a.held("web")
+    assert held is not None and {*held.hosts} == {"a", "b"} and held.mark == one.mark
+    # a is forgotten, and b has it alone
+    engine.lose = ["back"]
+    assert ClusterKeys(engine).forget("a") == ["web"]
+    held = b.held("web")
+    assert held is not None and (held.hosts, held.mark) == (("b",), two.mark)
+    assert {host for host, _ in ups(engine)} == {"b"}
+
+
+def test_backup_without_a_host_that_joined_later_loses_nothing(engine: FakeEngine) -> None:
+    a, b = Claims(engine, "a"), Claims(engine, "b")
+    one = a.claim(front("web"))
+    backup = engine.get(KEYS.service("web"), one=True).items[0].value
+    two = b.claim(front("web"))
+    engine.commit(Txn((), (Put(KEYS.service("web"), backup),)))
+    for name in "ab":
+        engine.revoke(engine.get(KEYS.live(name), one=True).items[0].lease)
+    again = b.claim(front("web"), since=two.gen)
+    assert again.hosts == ("b", "a") and again.gen == one.gen
 
 
 # --- the cluster itself ---------------------------------------------------------------------------------------------

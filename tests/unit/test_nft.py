@@ -111,6 +111,7 @@ def test_only_published_ports_may_go_before_what_they_lead_to() -> None:
         "hairpin",
         "vips",
         "slots",
+        "near",
         "front_addr",
         "front_any",
         "front_local_addr",

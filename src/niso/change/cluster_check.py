@@ -103,8 +103,14 @@ def _hidden(
             "names and policies here mean the own one: give one of both another name",
         )
         for claim in claims
-        if claim.host != own and claim.service in here
+        if claim.host != own and claim.service in here and not _is_idle_front(store, claim)
     ]
+
+
+def _is_idle_front(store: Store, claim: ClusterClaim) -> bool:
+    """Return whether a service of several hosts is inactive on this host, and hides nothing."""
+    row = store.service(claim.service)
+    return claim.front and row is not None and row.mode == "front" and not row.active
 
 
 def _etcd(own: Config) -> list[tuple[str, str]]:

@@ -18,13 +18,14 @@ from niso.base.report import AskingCluster, Caution, Event, Report, silent
 from niso.change import span_networks
 from niso.change.admit import NoClaims
 from niso.change.journal import locked
-from niso.change.scope import named_provider
+from niso.change.scope import concerned, named_provider
 from niso.change.targets import Target
 from niso.cluster import mirror, view
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import NoAnswer
 from niso.cluster.membership import ClusterKeys, require_own
 from niso.cluster.own_claims import about, is_up, publish_claim, recorded, untold, wanted_by_rows
+from niso.reconcile.change import change
 from niso.runtime import units
 from niso.runtime.machine import Machine
 from niso.store.service_rows import SERVING, STARTING
@@ -345,6 +346,33 @@ def report_leaving(machine: Machine, instances: Iterable[str], end: float, repor
         engine.close()
 
 
+def hand_over(machine: Machine, service: str, report: Report) -> None:
+    """Give up this host's claim of a service that other hosts have too, and record it as theirs.
+
+    Its service address leads to their instances all the time. The caller must have the service's
+    lock. Nothing is changed if etcd does not answer; the agent does it later. Raises KernelError.
+    """
+    store, joined = machine.store, machine.joined()
+    if joined is None:
+        return
+    engine = joined.engine(brief=True)
+    try:
+        claims = Claims(engine, joined.host, joined.keys)
+        held = claims.held(service)
+        if held is None or held.host != joined.host or not held.others:
+            return
+        claims.release(service, held.mark)
+    except Error as error:
+        report(_caution(error))
+        return
+    finally:
+        engine.close()
+    with Lock():
+        scope = concerned(store, [service]).joined(mirror.scope_of(store, [service], {}))
+        with change(machine.kernel, store, scope, report):
+            store.across.hand_over(service, store.names_there(service))
+
+
 def _caution(error: Error) -> Event:
     event: Event = Caution(error.message, (error.hint,) if error.hint else ())
     return event
@@ -465,7 +493,28 @@ def needs_of(
     every = dict.fromkeys((*spec.names, *names.get(target.name, ())))
     called = tuple(name for name in every if name not in former)
     statics = {net: tuple(spec.network.statics(net)) for net in on}
-    return Wanted(target.name, on, called, statics, had)
+    return Wanted(target.name, on, called, statics, had, spec.is_front)
+
+
+def instances_elsewhere(machine: Machine, front: Target) -> set[int]:
+    """Return the numbers of a service's instances that other hosts have reserved.
+
+    This host's instances may be included. If etcd does not answer, the numbers come from this
+    host's copy of the cluster's data.
+    """
+    store, on = machine.store, front.spec.network.networks
+    known = {int(other.rpartition(".")[2]) for other in store.across.instances(front.name)}
+    unknown = [net for net in on if net != DEFAULT_NETWORK and store.network(net) is None]
+    joined = machine.joined() if unknown or store.across.spanning(on) else None
+    if joined is None:
+        return known
+    engine = joined.engine(brief=True)
+    try:
+        return known | ClusterKeys(engine, joined.keys).instances(front.name)
+    except NoAnswer:
+        return known
+    finally:
+        engine.close()
 
 
 def own_record(store: Store, target: Target, wanted: Wanted) -> ClaimRow | None:

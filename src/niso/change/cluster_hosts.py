@@ -10,6 +10,7 @@ from niso.base import files, paths
 from niso.base.errors import Conflict, Error, NotFound
 from niso.base.locks import service_lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import owner
 from niso.base.report import Report
 from niso.change import attach, cluster_check, cluster_join
 from niso.change.cluster_join import LOCK, Membership, as_member, membership_of, require_member
@@ -135,7 +136,11 @@ def status(machine: Machine) -> tuple[ClusterStatus, list[tuple[str, tuple[str, 
     now, (at_s, gone) = time.monotonic(), last()
 
     def described(host: HostEntry) -> ClusterHost:
-        claimed = [claim for claim in claims if claim.host == host.name]
+        claimed = [
+            claim
+            for claim in claims
+            if claim.host == host.name and claim.service == owner(claim.service)
+        ]
         used = sorted({network for claim in claimed for network in claim.networks})
         here = host.name == own.host
         state = "here" if here else "alive" if host.alive else "gone"

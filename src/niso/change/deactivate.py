@@ -54,6 +54,7 @@ def deactivate(
         active = [name for name in services if name in running]
         began = time.time()
         begin(store, active, "stop" if keep_forwards else "deactivate")
+        _leave_others(machine, active, report)
         errors = stop.finish(machine, active, report, True, keep_forwards, needs, began=began)
         left = [row for name in named if (row := store.service(name)) is not None and row.active]
         if errors and left:
@@ -69,6 +70,14 @@ def deactivate(
     if not keep_forwards:
         _stop_units(machine, named)
     return [Done(name, name in active) for name in named]
+
+
+def _leave_others(machine: Machine, services: list[str], report: Report) -> None:
+    """Have other hosts serve the services that they have too, before they are stopped here."""
+    if machine.store.cluster_id():
+        from niso.change import deploy
+
+        deploy.leave_others(machine, services, report)
 
 
 def _stop_units(machine: Machine, services: list[str]) -> None:
@@ -98,6 +107,7 @@ def remove(
                 volumes.check_removable(name)  # before anything is stopped
         homes = [store.home(name) for name in known]
         begin(store, known, "remove volumes" if with_volumes else "remove")
+        _leave_others(machine, known, report)
         errors = stop.finish(machine, known, report, ends=False)
         ended = [name for name in known if (row := store.service(name)) and not row.active]
         stop.forget(machine, ended, report, with_volumes)

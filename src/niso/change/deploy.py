@@ -111,7 +111,10 @@ def rollout(machine: Machine, front: Target) -> Rollout:
     version = max(versions, default=0)
     taken = {one.number for one in store.instances.of(name, *STATES)}
     if store.cluster_id():
-        taken |= {int(other.rpartition(".")[2]) for other in store.across.instances(name)}
+        from niso.change import cluster_claims
+
+        own = {one.number for one in known_ones}
+        taken |= cluster_claims.instances_elsewhere(machine, front) - own
     stale = [o for o in active if o.version < front.again or _is_changed(machine, front, o)]
     stays = [one for one in active if one not in stale and one.ordinal in wanted]
     old = [one.service for one in active if one.ordinal not in wanted]
@@ -169,7 +172,7 @@ def _served_last(front: Target, row: ServiceRow | None, deploys: list[Deployed])
         return 0
     last = done[-1]
     spec = row._replace(manifest=last.manifest).service
-    if spec is None or last.package != front.files.copy_path(front.name):
+    if spec is None or not spec.is_front or last.package != front.files.copy_path(front.name):
         return 0
     return last.version if _with_replicas(spec, 1) == _with_replicas(front.spec, 1) else 0
 
@@ -544,6 +547,29 @@ def drain(machine: Machine, names: Iterable[str], within_s: float, report: Repor
             report(Draining(front, count))
             shown = True
         time.sleep(_DRAIN_LOOK_S)
+
+
+def leave_others(machine: Machine, services: Iterable[str], report: Report) -> None:
+    """Leave the services that other hosts have too to these hosts, before they are stopped here.
+
+    The instances of this host receive no new connections, and finish the open ones for at most
+    ``deploy.drain``. Then the service address leads to other hosts' instances, as on hosts that
+    never had the service. The caller must have the locks of the services and of their instances.
+    """
+    store = machine.store
+    for name in services:
+        row = store.service(name)
+        spec = row.service if row is not None and row.active and row.mode == "front" else None
+        if spec is None or not store.across.elsewhere(name):
+            continue
+        deploy, scope = spec.program.deploy, concerned(store, [name])
+        served = [one.service for one in store.instances.of(name, SERVING, OUT)]
+        with Lock(), change(machine.kernel, store, scope, report):
+            store.instances.set_state(served, LEAVING)
+        drain(machine, served, deploy.drain_s if deploy is not None else 0.0, report)
+        from niso.change import cluster_claims
+
+        cluster_claims.hand_over(machine, name, report)
 
 
 _OPEN = ("established", "syn-recv", "close-wait", "fin-wait-1", "closing", "last-ack")

@@ -23,7 +23,7 @@ from niso.reconcile import host_settings
 from niso.reconcile.change import change
 from niso.runtime import package, volumes
 from niso.runtime.machine import Machine
-from niso.store.service_rows import OUT, SERVING, Intent, ServiceRow, front_of
+from niso.store.service_rows import OUT, SERVING, STARTING, Intent, ServiceRow, front_of
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -291,9 +291,11 @@ def _undo_records(
         # if niso dies here, the intents and their rows stay
         with change(kernel, store, scope, report, teardown=True, detached=links) as undone:
             try:
+                _doubt_slots(store, undone, (intent.service for intent in intents))
                 store.undo(intents)
-                dead = _without_process(machine, (intent.service for intent in intents))
-                store.instances.set_state(dead, OUT)
+                if dead := _without_process(machine, (intent.service for intent in intents)):
+                    undone.doubt()  # the kernel may have their slots still, as the old rows say
+                    store.instances.set_state(dead, OUT)
             except sqlite3.IntegrityError as error:
                 # another command is undoing a service of the same activation, and has not yet
                 # released a name, address or port that this service had
@@ -305,6 +307,18 @@ def _undo_records(
             undone.scope = scope.joined(concerned(store, touched))
             undone.then(lambda: _show_hosts(processes, shown))
     kernel.delete_detached(links)
+
+
+def _doubt_slots(store: Store, undone: change, names: Iterable[str]) -> None:
+    """Treat the slots of instances that did not serve yet as if the kernel had them.
+
+    An interrupted change may have created the slots before it could record them.
+    """
+    own = [one for name in names if (one := store.instances.get(name)) is not None]
+    if starting := [one.service for one in own if one.state == STARTING]:
+        store.instances.set_state(starting, SERVING)
+        undone.doubt()
+        store.instances.set_state(starting, STARTING)
 
 
 def _show_hosts(processes: Processes, shown: Iterable[ProcessSpec]) -> None:

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.base.named_tuples import TYPE_CHECKING, Any, NamedTuple
+from niso.base.names import owner
 from niso.cluster import key_values
 from niso.cluster.engine import Compare, Delete, Keys, KeyValue, NoAnswer, Put, Txn, decode, encode
 from niso.cluster.key_values import ClusterClaim, address_value, claim_of, spec_of
@@ -46,6 +47,7 @@ class Wanted(NamedTuple):
     names: tuple[str, ...]  # the hostname is first
     requested: dict[str, tuple[str, ...]]
     preferred: dict[str, tuple[str, ...]]
+    front: bool = False  # whether it has a service address, so that several hosts can have it
 
 
 class Claims:
@@ -57,10 +59,13 @@ class Claims:
         self.keys = keys or Keys()
 
     def held(self, service: str) -> ClusterClaim | None:
-        """Return the reservation of a service, by any host; None if the service is not reserved."""
+        """Return the reservation of a service, by any host; None if the service is not reserved.
+
+        If several hosts have the service, the result is this host's reservation, if it has one.
+        """
         key = self.keys.service(service)
         items = self.engine.get(key, one=True).items
-        return claim_of(items[0], self.keys) if items else None
+        return claim_of(items[0], self.keys, self.host) if items else None
 
     def is_alive(self, host: str) -> bool:
         """Return whether a host is alive, that is, whether its lease in etcd has not expired."""
@@ -80,8 +85,10 @@ class Claims:
         host still uses them, and an undo may need them. With ``take``, the claim of another host is
         taken over if that host's lease has expired. ``since`` is the number ``gen`` of the claim
         that this host has recorded. A claim of another host with a lower ``gen`` comes from a
-        backup, and is replaced. With ``renew``, the claim is rewritten even if it is right, so that
-        an earlier request without an answer can no longer be carried out.
+        backup, and is replaced. A service with a service address that is on other hosts, of which
+        one is alive or ``gen`` is ``since``, is reserved for this host too. With ``renew``, the
+        claim is rewritten even if it is right, so that an earlier request without an answer can no
+        longer be carried out.
 
         Raises Conflict if another host has the service or another service has an address or name,
         and NotFound for an unknown network.
@@ -93,9 +100,10 @@ class Claims:
             have = self.held(wanted.service)
             if have is not None and have.mark == mark:
                 return have  # the request without an answer was carried out
-            if have is not None and have.host != self.host and have.gen >= since:
-                self._require_lost(have, take)
-            planned = self._planned(wanted, have, mark, keep, since, renew, raced)
+            joins = self._joins(wanted, have, since)
+            if have is not None and have.host != self.host and have.gen >= since and not joins:
+                self._require_lost(wanted, have, take)
+            planned = self._planned(wanted, have, joins, mark, keep, since, renew, raced)
             if planned is None:
                 return have
             claim, txn = planned
@@ -108,9 +116,10 @@ class Claims:
     def foreseen(self, wanted: Wanted, take: bool = False) -> ClusterClaim:
         """Return the reservation that `claim` would make. Nothing is written to etcd."""
         have = self.held(wanted.service)
-        if have is not None and have.host != self.host:
-            self._require_lost(have, take)
-        planned = self._planned(wanted, have)
+        joins = self._joins(wanted, have)
+        if have is not None and have.host != self.host and not joins:
+            self._require_lost(wanted, have, take)
+        planned = self._planned(wanted, have, joins)
         if planned is None:
             assert have is not None
             return have
@@ -126,7 +135,7 @@ class Claims:
 
         def change(claim: ClusterClaim, items: dict[str, KeyValue]) -> list[Put | Delete]:
             key = self.keys.service(service)
-            value = decode(items[key].value, key)
+            value = key_values.turned(decode(items[key].value, key), self.host)
             if up:
                 value.pop("former", None)
             value["kept"] = []
@@ -135,7 +144,8 @@ class Claims:
                 for address in addresses:
                     key = self.keys.address(network, address)
                     value = decode(items[key].value, key) if key in items else {}
-                    values[key] = value | address_value(claim, up)
+                    any_up = claim._replace(up=up).any_up
+                    values[key] = value | address_value(claim, any_up)
             texts = {key: encode(value) for key, value in values.items()}
             have = {key: items[key].value for key in texts.keys() & items.keys()}
             gone = [Delete(key) for key in claim.kept]
@@ -148,11 +158,13 @@ class Claims:
         """Delete this host's reservation with the id ``mark``; return False if it has none.
 
         A service that was taken over from another host, and was never up here, returns to that
-        host.
+        host. A service that other hosts have too remains theirs.
         """
 
         def change(claim: ClusterClaim, items: dict[str, KeyValue]) -> list[Put | Delete]:
             key = self.keys.service(service)
+            if claim.others:
+                return [*without(items, claim, self.keys, self.host)]
             if not claim.former:
                 return [Delete(gone) for gone in sorted({key, *claim.keys(self.keys)})]
             value = decode(items[key].value, key)
@@ -160,6 +172,8 @@ class Claims:
             gen = claim.gen + 1
             value |= {"host": claim.former, "gen": gen, "claim": str(former["claim"])}
             value["up"] = bool(former["up"])
+            if "others" in former:
+                value["others"] = former["others"]
             back = claim._replace(host=claim.former, gen=gen)
             puts: list[Put | Delete] = [Put(key, encode(value))]
             for network, addresses in claim.networks.items():
@@ -184,7 +198,8 @@ class Claims:
             claim = self.held(service)
             # no claim after a request without an answer: that request was carried out
             if claim is None or claim.host != self.host or claim.mark != mark:
-                return gives_up and is_unknown and claim is None
+                is_given_up = claim is None or (claim.front and self.host not in claim.hosts)
+                return gives_up and is_unknown and is_given_up
             items: dict[str, KeyValue] = {}
             for key in (own, *claim.address_keys(self.keys)):
                 items |= {item.key: item for item in self.engine.get(key, one=True).items}
@@ -196,24 +211,71 @@ class Claims:
 
         return _repeated(attempt, f"{service}: other hosts keep changing it")
 
-    def _require_lost(self, have: ClusterClaim, take: bool) -> None:
-        """Raise Conflict unless another host's lease has expired and ``take`` is set."""
-        if self.is_alive(have.host):
-            raise Conflict(
-                f"{have.service} is on {have.host}, which is alive",
-                f"it can be activated here once it is removed on {have.host}",
-            )
+    def _joins(self, wanted: Wanted, have: ClusterClaim | None, since: int = 0) -> bool:
+        """Return whether this host will have a service in addition to other hosts."""
+        if have is None or self.host in have.hosts or not (wanted.front and have.front):
+            return False
+        return have.gen == since or (have.gen > since and any(map(self.is_alive, have.hosts)))
+
+    def _require_lost(self, wanted: Wanted, have: ClusterClaim, take: bool) -> None:
+        """Raise Conflict unless the leases of other hosts have expired and ``take`` is set."""
+        if alive := next(filter(self.is_alive, have.hosts), None):
+            if have.service != owner(have.service):
+                raise Conflict(f"{alive} has just started an instance {have.service}", "try again")
+            hint = f"it can be activated here once it is removed on {alive}"
+            if have.front != wanted.front:
+                hint += "; to run it on both, set service.replicas on both"
+            raise Conflict(f"{have.service} is on {alive}, which is alive", hint)
         if not take:
             addresses = ", ".join(a for some in have.networks.values() for a in some)
+            hosts, verb = ", ".join(have.hosts), "do" if have.others else "does"
+            comes = (
+                "each stops it when it comes back"
+                if have.others
+                else (f"{have.host} stops it when it comes back")
+            )
             raise Conflict(
-                f"{have.service} is on {have.host}, which does not answer",
-                f"--take moves it here with {addresses}; {have.host} stops it when it comes back",
+                f"{have.service} is on {hosts}, which {verb} not answer",
+                f"--take moves it here with {addresses}; {comes}",
+            )
+
+    def _require_alike(self, wanted: Wanted, claim: ClusterClaim, have: ClusterClaim) -> None:
+        """Raise Conflict unless a service will have the same addresses and names on all hosts."""
+        there = ", ".join(host for host in have.hosts if host != self.host)
+        if have.kept or have.former:
+            raise Conflict(f"{there} is changing {have.service}", "try again")
+        where = f"{have.service} is on {there} too"
+        if not wanted.front:
+            reason = f"{where}, and only a service with a service address can be on several hosts"
+            hint = f"service.replicas gives it one; without, it has to be removed on {there}"
+            raise Conflict(reason, hint, key="service.replicas")
+        alike = "networks, addresses and names are the same on all hosts"
+        if claim.networks.keys() != have.networks.keys():
+            raise Conflict(
+                f"{where}, on {_listed(have.networks)} instead of {_listed(claim.networks)}",
+                f"{alike}: they can be changed while it is active on one host",
+                key="network.networks",
+            )
+        for network, addresses in claim.networks.items():
+            if addresses != have.networks[network]:
+                raise Conflict(
+                    f"{where}, with {_listed(have.networks[network])} instead of"
+                    f" {_listed(addresses)} on network {network!r}",
+                    f"{alike}: they can be changed while it is active on one host",
+                    key="network.ip",
+                )
+        if {*claim.names} != {*have.names}:
+            raise Conflict(
+                f"{where}, with the names {_listed(have.names)} instead of {_listed(claim.names)}",
+                f"{alike}: they can be changed while it is active on one host",
+                key="network.aliases",
             )
 
     def _planned(
         self,
         wanted: Wanted,
         have: ClusterClaim | None,
+        joins: bool,
         mark: str = "",
         keep: bool = False,
         since: int = 0,
@@ -222,15 +284,18 @@ class Claims:
     ) -> tuple[ClusterClaim, Txn] | None:
         """Plan the reservation to request; return it with the transaction that writes it.
 
-        ``have`` is the service's present reservation. Returns None if this reservation is already
-        as requested. ``raced`` is true if another host has changed the keys during an earlier
-        attempt. The other parameters are as for `claim`.
+        ``have`` is the service's present reservation, and ``joins`` says whether this host will
+        have the service in addition to the hosts that have it. Returns None if this reservation is
+        already as requested. ``raced`` is true if another host has changed the keys during an
+        earlier attempt. The other parameters are as for `claim`.
         """
         conditions = [Compare(self.keys.service(wanted.service), have.revision if have else 0)]
-        takes = have is not None and have.host != self.host and have.gen >= since
+        takes = have is not None and have.host != self.host and have.gen >= since and not joins
         if have is not None and takes:
             # not if the other host has come back: then its live key exists
-            conditions.append(Compare(self.keys.live(have.host)))
+            conditions += [Compare(self.keys.live(host)) for host in have.hosts]
+        is_own = have is not None and have.host == self.host
+        is_shared = have is not None and (joins or (is_own and bool(have.others)))
         networks: dict[str, tuple[str, ...]] = {}
         known: dict[str, KeyValue] = {}
         newest = base = 0
@@ -248,8 +313,14 @@ class Claims:
             networks[network] = self._addresses(wanted, have, network, items, raced)
         # a revision is higher than the number of any former claim, even one that was given up
         gen = max(have.gen + 1 if have else base + newest, since + 1)
-        claim = ClusterClaim(wanted.service, self.host, gen, mark, networks, wanted.names, 0)
-        same = () if renew else ("host", "networks", "names")
+        claim = ClusterClaim(
+            wanted.service, self.host, gen, mark, networks, wanted.names, 0, front=wanted.front
+        )
+        if have is not None and is_shared:
+            self._require_alike(wanted, claim, have)
+            # with a higher number, this host would take the service over from the others
+            claim = claim._replace(gen=have.gen, names=have.names)
+        same = () if renew else ("host", "networks", "names", "front")
         if have is not None and same and all(getattr(claim, f) == getattr(have, f) for f in same):
             return None
         self._require_free(claim, known)
@@ -264,28 +335,38 @@ class Claims:
         key = self.keys.service(wanted.service)
         present = self.engine.get(key, one=True).items if have else ()
         before = decode(present[0].value, wanted.service) if present else {}
+        if joins and before:
+            before = key_values.added(before, self.host)
+        elif is_own:
+            before = key_values.turned(before, self.host)
         value: dict[str, Any] = {
             "host": self.host,
-            "gen": gen,
+            "gen": claim.gen,
             "claim": mark,
             "networks": networks,
             "kept": list(claim.kept),
+            "front": claim.front,
         }
         if have is not None and takes:
             held = have.address_keys(self.keys) & known.keys()
             up = any(decode(known[key].value, key).get("up") for key in held)
             value["up"] = False
             value["former"] = {"host": have.host, "claim": have.mark, "up": up}
+            if "others" in before:
+                value["former"]["others"] = before.pop("others")
             claim = claim._replace(former=have.host)
         elif have is not None and have.host == self.host:
             claim = claim._replace(former=have.former)
         else:
             before.pop("former", None)
-        own = encode(before | value | {"names": list(wanted.names)})
-        is_own = have is not None and have.host == self.host
+            if not joins:
+                before.pop("others", None)
+        value = before | value | {"names": list(claim.names)}
+        claim = claim._replace(others=key_values.others_of(value))
         changes: tuple[Put | Delete, ...] = (
-            Put(key, own),
-            *self._entries(claim, known, is_own),
+            Put(key, encode(value)),
+            # the other hosts' entries are right until this host publishes the service
+            *(self._entries(claim, known, is_own) if not joins else ()),
             *(Delete(key) for key in sorted(old - new)),
         )
         return claim, Txn(tuple(conditions), changes)
@@ -369,6 +450,26 @@ class Claims:
                 f"{host}",
                 "choose another one",
             )
+
+
+def without(
+    items: Mapping[str, KeyValue], claim: ClusterClaim, keys: Keys, host: str
+) -> Iterator[Put]:
+    """Yield the writes by which a host no longer has a service that other hosts have too.
+
+    ``items`` are the present keys of the service and of its addresses.
+    """
+    key = keys.service(claim.service)
+    value = key_values.left(decode(items[key].value, key), host)
+    rest = claim_of(items[key]._replace(value=encode(value)), keys)
+    yield Put(key, encode(value))
+    for key in sorted(claim.address_keys(keys)):
+        kept = decode(items[key].value, key) if key in items else {}
+        yield Put(key, encode(kept | address_value(rest, rest.any_up)))
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(words) or "none"
 
 
 def _free(

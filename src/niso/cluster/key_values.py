@@ -130,8 +130,20 @@ type Sharers = tuple[tuple[str, tuple[str, ...]], ...]
 """Pairs of an active service that shares the namespace of another, and its published ports."""
 
 
+class OtherHost(NamedTuple):
+    """Another host that has the same service with a service address."""
+
+    host: str
+    up: bool
+    ports: tuple[str, ...]
+
+
 class ClusterClaim(NamedTuple):
-    """A host's reservation of a service, with its addresses and names, as etcd has it."""
+    """A host's reservation of a service, with its addresses and names, as etcd has it.
+
+    Several hosts can have a service with a service address. Each of them has its own ``mark``,
+    ``up``, ``ports`` and ``policy``; the other fields are common.
+    """
 
     service: str
     host: str
@@ -147,6 +159,17 @@ class ClusterClaim(NamedTuple):
     # keys of former addresses and names, which stay reserved until the service is published
     kept: tuple[str, ...] = ()
     sharers: Sharers = ()  # services that share its namespace, for display
+    front: bool = False  # whether it has a service address
+    others: tuple[OtherHost, ...] = ()  # hosts that have the service too
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        return (self.host, *(other.host for other in self.others))
+
+    @property
+    def any_up(self) -> bool:
+        """Return whether the service is up on any host."""
+        return self.up or any(other.up for other in self.others)
 
     def keys(self, keys: Keys) -> set[str]:
         """Return the etcd keys of the claim's addresses and names, and of former ones still
@@ -166,10 +189,58 @@ def shown_values(ports: tuple[str, ...], policy: str, sharers: Sharers = ()) -> 
     return {"ports": list(ports), "policy": policy, "sharers": {n: [*some] for n, some in sharers}}
 
 
-def claim_of(item: KeyValue, keys: Keys) -> ClusterClaim:
-    """Parse a service's key in etcd to the reservation. Raises Error if its value is invalid."""
+_OWN = ("claim", "up", "ports", "policy", "sharers")
+"""The fields of a service's key of which each host that has the service has its own."""
+
+
+def turned(value: dict[str, Any], host: str) -> dict[str, Any]:
+    """Return the value of a service's key as a host writes it.
+
+    The fields of one host are at the top level, those of other hosts that have the same service in
+    ``others``. A host that does not have the service gets the value unchanged.
+    """
+    others = value.get("others")
+    if not isinstance(others, dict) or not isinstance(others.get(host), dict):
+        return value
+    own = {key: text for key, text in value.items() if key in _OWN}
+    rest = {key: text for key, text in value.items() if key not in _OWN}
+    others = {name: each for name, each in others.items() if name != host} | {value["host"]: own}
+    return {**rest, **value["others"][host], "host": host, "others": others}
+
+
+def added(value: dict[str, Any], host: str) -> dict[str, Any]:
+    """Return the value of a service's key with a further host, on which the service is not up."""
+    blank: dict[str, Any] = {"claim": "", "up": False, "ports": [], "policy": ""}
+    return turned(value | {"others": value.get("others", {}) | {host: blank}}, host)
+
+
+def left(value: dict[str, Any], host: str) -> dict[str, Any]:
+    """Return the value of a service's key without a host. Another host must have the service."""
+    rest = turned(value, sorted({value["host"], *value["others"]} - {host})[0])
+    others = {name: each for name, each in rest["others"].items() if name != host}
+    return {key: each for key, each in rest.items() if key != "others"} | (
+        {"others": others} if others else {}
+    )
+
+
+def others_of(value: dict[str, Any]) -> tuple[OtherHost, ...]:
+    """Return the other hosts that have a service, by the value of its key."""
+    return tuple(
+        OtherHost(str(name), bool(each.get("up")), tuple(map(str, each.get("ports", ()))))
+        for name, each in value.get("others", {}).items()
+    )
+
+
+def claim_of(item: KeyValue, keys: Keys, host: str = "") -> ClusterClaim:
+    """Parse a service's key in etcd to the reservation. Raises Error if its value is invalid.
+
+    If several hosts have the service, the result is the reservation of ``host``, if it is one of
+    them.
+    """
     value = decode(item.value, item.key)
     try:
+        value = turned(value, host)
+        others = others_of(value)
         networks = {str(net): tuple(map(str, some)) for net, some in value["networks"].items()}
         addresses = [address for some in networks.values() for address in some]
         former = [value["former"]["host"]] if "former" in value else []
@@ -177,6 +248,7 @@ def claim_of(item: KeyValue, keys: Keys) -> ClusterClaim:
             (str(name), tuple(map(str, some))) for name, some in value.get("sharers", {}).items()
         )
         called = (value["host"], *former, *value["names"], *(name for name, _ in sharers))
+        called += tuple(other.host for other in others)
         sound = all(map(is_address, addresses)) and all(is_name(str(name)) for name in called)
         if not sound or not is_number(value["gen"]):
             raise ValueError
@@ -194,6 +266,8 @@ def claim_of(item: KeyValue, keys: Keys) -> ClusterClaim:
             str(value.get("policy", "")),
             tuple(map(str, value.get("kept", ()))),
             sharers,
+            bool(value.get("front")),
+            others,
         )
     except (LookupError, TypeError, ValueError, AttributeError):
         raise invalid(item.key) from None

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from niso.base.errors import Conflict, Error, NotFound
 from niso.base.named_tuples import TYPE_CHECKING, Any
 from niso.cluster import key_values
-from niso.cluster.claims import TRIES
+from niso.cluster.claims import TRIES, without
 from niso.cluster.engine import Compare, Delete, Keys, KeyValue, NoAnswer, Put, Txn, decode, encode
 from niso.cluster.key_values import Cluster, ClusterClaim, HostEntry, Spec, host_value, index_of
 from niso.runtime.machine import Machine
@@ -189,13 +189,27 @@ class ClusterKeys:
         self._delete(item.key, Txn((Compare(item.key, item.modified),), changes))
 
     def services(self) -> list[ClusterClaim]:
-        """Return the reservations of all services in etcd, sorted by service."""
+        """Return the reservations of all services in etcd by each host, sorted by service."""
         items = self.engine.get(self.keys.services, stale=True).items
-        return [key_values.claim_of(item, self.keys) for item in items]
+        claims = [(item, key_values.claim_of(item, self.keys)) for item in items]
+        return [
+            key_values.claim_of(item, self.keys, host)
+            for item, claim in claims
+            for host in sorted(claim.hosts)
+        ]
+
+    def instances(self, front: str) -> set[int]:
+        """Return the numbers of the instances of a service that any host has reserved."""
+        prefix = self.keys.service(f"{front}.")
+        return {
+            int(number)
+            for key in self.engine.keys(prefix)
+            if (number := key.removeprefix(prefix)).isdecimal()
+        }
 
     def services_of(self, host: str) -> list[str]:
         """Return the names of the services that a host has reserved in etcd."""
-        return [claim.service for _, claim in self._had_by(host) if claim.host == host]
+        return [claim.service for _, claim in self._had_by(host) if host in claim.hosts]
 
     def forget(self, host: str) -> list[str]:
         """Remove a lost host and its claims; return its services. Raises Conflict, NotFound."""
@@ -210,7 +224,10 @@ class ClusterKeys:
         while some := self._had_by(host):
             for item, claim in some:
                 held = (Compare(item.key, item.modified), Compare(self.keys.live(host)))
-                if claim.host == host:
+                if host in claim.hosts and claim.others:
+                    self._leave_to_others(item.key, host)
+                    gone.append(claim.service)
+                elif claim.host == host:
                     keys = sorted({item.key, *claim.keys(self.keys)})
                     self._delete(item.key, Txn(held, tuple(map(Delete, keys))))
                     gone.append(claim.service)
@@ -222,11 +239,25 @@ class ClusterKeys:
         self._delete(key, Txn(lost, (Delete(key), *self._withdrawing(host))))
         return gone
 
+    def _leave_to_others(self, key: str, host: str) -> None:
+        """Remove a lost host from the reservation of a service that other hosts have too."""
+
+        def txn() -> Txn:
+            item = self._item(key)
+            assert item is not None
+            claim = key_values.claim_of(item, self.keys)
+            found = [self._item(address) for address in sorted(claim.address_keys(self.keys))]
+            items = {each.key: each for each in (item, *found) if each is not None}
+            held = (Compare(item.key, item.modified), Compare(self.keys.live(host)))
+            return Txn(held, tuple(without(items, claim, self.keys, host)))
+
+        self._settle(txn, lambda: all(item.key != key for item, _ in self._had_by(host)))
+
     def _had_by(self, host: str) -> list[tuple[KeyValue, ClusterClaim]]:
         """Return the reservations that a host has, and the ones that may return to the host."""
         items = self.engine.get(self.keys.services).items
         claims = [(item, key_values.claim_of(item, self.keys)) for item in items]
-        return [(item, claim) for item, claim in claims if host in (claim.host, claim.former)]
+        return [(item, claim) for item, claim in claims if host in (*claim.hosts, claim.former)]
 
     def issued(self, host: str, serial: str) -> None:
         """Record the serial number of a certificate that was created for a host."""

@@ -245,12 +245,16 @@ def make_way(
     """Remove remote services and (network, address) pairs that this host has just reserved.
 
     This host's copy of the cluster's state may be older than etcd's. If an inactive service of this
-    host had one of the addresses, the record of its claim is deleted. The caller has niso's lock,
+    host had one of the addresses, the record of its claim is deleted. A service that other hosts
+    have too is left to the caller's change, so that its service address leads to their instances
+    without a gap. The caller has niso's lock,
     and no open transaction. Raises KernelError.
     """
     _revert_attempt(store, kernel, report)
     had = {*services, *store.across.holders(addresses).values()}
-    if changed := _without(_present(store, had), services, addresses):
+    joined = store.across.fronts().intersection(services)
+    present = {name: known for name, known in _present(store, had).items() if name not in joined}
+    if changed := _without(present, services, addresses):
         _change(store, kernel, changed, {}, report)
     holders = {store.lease_holder(address) for _, address in addresses}
     lost = sorted({holder for holder in holders if holder is not None} - {*services})
@@ -266,6 +270,8 @@ def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, ClaimedServ
     some = (wanted, _present(store, changed))
     both = [known for name in changed for services in some if (known := services.get(name))]
     called = {*changed, *(name for known in both for name in known.names)}
+    # other hosts' services may have the same names on other networks, in the same hosts files
+    changed |= {other for name in called for other in store.holders_elsewhere(name)}
     # networks before and after: else the end of the last service would count as that of its network
     networks = {address.network for known in both for address in known.addresses}
     return _scope(store, called, networks, sorted(changed))

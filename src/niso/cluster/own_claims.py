@@ -164,7 +164,9 @@ def publish_claim(
                 store.across.set_claim(ClaimRow(service, "", 0, {}))
         return True
     since = record.gen if record is not None else 0
-    if have is not None and not mine and have.gen >= since:
+    # with the same number, a backup of etcd does not have that this host has the service too
+    joins = row.mode == "front" and have is not None and have.front and have.gen == since
+    if have is not None and not mine and have.gen >= since and not joins:
         return False
     if not mine or have is None or (have.networks, have.names) != (wanted.requested, wanted.names):
         try:
@@ -245,7 +247,8 @@ def about(store: Store, service: str) -> dict[str, Any]:
 def wanted_by_rows(store: Store, row: ServiceRow, on: Sequence[str]) -> Wanted:
     """Return what a service must reserve: its names, and its addresses on the networks ``on``."""
     leased = _by_network(pair for pair in store.addresses(row.name) if pair[0] in on)
-    return Wanted(row.name, tuple(on), store.names_there(row.name), leased, {})
+    names = store.names_there(row.name)
+    return Wanted(row.name, tuple(on), names, leased, {}, row.mode == "front")
 
 
 def _by_network(pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
@@ -265,6 +268,9 @@ def _is_wanted(
     """
     if row.active:
         return True
+    # names and addresses of an inactive service stay reserved, unless other hosts have it too
+    if have and mine and have.others:
+        return False
     if record is None or not record.addresses or (have and mine and have.former):
         return False
     on = store.across.spanning(row.networks)
@@ -358,12 +364,15 @@ def _recorded(store: Store, host: str) -> Iterable[tuple[Held, dict[str, Any]]]:
         if row is not None and record.addresses:
             who = (name, host, record.gen, record.mark or os.urandom(16).hex())
             what = (record.addresses, store.names_there(name), 0)
-            yield Held(*who, *what, up=is_up(store, row)), about(store, name)
+            front = row.mode == "front"
+            yield Held(*who, *what, up=is_up(store, row), front=front), about(store, name)
+    fronts = store.across.fronts()
     for name, rows in store.across.addresses().items():
         newest = max(rows, key=lambda row: row.gen)
         who = (name, newest.host, newest.gen, os.urandom(16).hex())
         networks = _by_network((row.network, row.address) for row in rows)
-        claim = Held(*who, networks, store.across.names(name), 0, up=newest.up)
+        front = name in fronts
+        claim = Held(*who, networks, store.across.names(name), 0, up=newest.up, front=front)
         yield claim, shown_values((), "")
 
 
@@ -377,6 +386,7 @@ def _values(claim: Held, shown: Mapping[str, Any], keys: Keys) -> dict[str, str]
         "names": claim.names,
         "kept": claim.kept,
         "up": claim.up,
+        "front": claim.front,
         **shown,
     }
     values: dict[str, dict[str, Any]] = {keys.service(claim.service): service}

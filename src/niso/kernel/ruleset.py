@@ -323,6 +323,8 @@ SERVICE_SETS = "\n".join(
         f"set vips{family} {{ type ifname . ipv{family}_addr; }}",
         f"map slots{family} {{ typeof {_address(family)} daddr . {_SLOT}"
         f" : {_address(family)} daddr; }}",
+        f"map near{family} {{ typeof {_address(family)} daddr . {_SLOT}"
+        f" : {_address(family)} daddr; }}",
         f"map front_addr{family} {{ type ipv{family}_addr . inet_proto . inet_service"
         f" : ipv{family}_addr; }}",
         f"map front_any{family} {{ type inet_proto . inet_service : ipv{family}_addr; }}",
@@ -336,20 +338,21 @@ SERVICE_SETS = "\n".join(
 )
 """The declarations of the sets and maps for services with a service address.
 
-``vips`` has the service addresses of each bridge, ``slots`` the instance of each slot. The
+``vips`` has the service addresses of each bridge, ``slots`` the instance of each slot. ``near`` has
+only instances of this host, for services that have instances on other hosts too. The
 ``front_`` maps lead a published port to the service address, and then to the port inside the
 instance.
 """
 
 
-def _spread(port: str = "") -> str:
+def _spread(slots: str, port: str = "") -> str:
     """Return the rules that translate a service address to the instance in the flow's slot. The
     slot is a hash of the client's address and port, so a flow returns to its instance even if its
-    conntrack entry is deleted.
+    conntrack entry is deleted. ``slots`` and ``port`` are names of maps without the family.
     """
     return "\n".join(
         f"\t\t{'meta l4proto { tcp, udp, sctp } ' if port else ''}"
-        f"dnat {ip} to {ip} daddr . {hashed} map @slots{family}"
+        f"dnat {ip} to {ip} daddr . {hashed} map @{slots}{family}"
         + (f" : {ip} daddr . meta l4proto . th dport map @{port}{family}" if port else "")
         for family, ip, hashed in ((4, "ip", _HASH), (6, "ip6", _HASH6))
     )
@@ -389,11 +392,17 @@ def _rotated(word: int, bits: int) -> int:
 
 SERVICE_CHAINS = f"""\
 	chain spread {{
-{_spread()}
+{_spread("slots")}
+	}}
+
+	chain spread_near {{
+{_spread("near")}
+		goto spread
 	}}
 
 	chain to_front {{
-{_spread("front_port")}
+{_spread("near", "front_port")}
+{_spread("slots", "front_port")}
 	}}
 """
 
@@ -605,8 +614,8 @@ table inet niso {{
 	chain output {{
 		type nat hook output priority dstnat; policy accept;
 		fib daddr type local jump publish
-		oifname {BRIDGES} oifname . ip daddr @vips4 goto spread
-		oifname {BRIDGES} oifname . ip6 daddr @vips6 goto spread
+		oifname {BRIDGES} oifname . ip daddr @vips4 goto spread_near comment "no answer comes back from instances on other hosts"
+		oifname {BRIDGES} oifname . ip6 daddr @vips6 goto spread_near
 	}}
 
 	chain postrouting {{

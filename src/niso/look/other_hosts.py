@@ -159,25 +159,26 @@ def world(
     If the cluster does not answer, a warning says that these policies are unknown. Raises Error,
     also if ``proves`` requests a test packet to or from another host.
     """
-    remote = [
+    ends = [
         known
         for known in here.services.values()
-        if known.host
-        and any({source, destination} & {*endpoint.addresses} for endpoint in known.endpoints)
+        if any({source, destination} & {*endpoint.addresses} for endpoint in known.endpoints)
     ]
-    if not remote:
+    remote = [known for known in ends if known.host]
+    # the instances have the policy of a service with a service address, which may be on this host
+    fronts = {known.name for known in ends if known.serving is not None}
+    parts = [known for known in here.services.values() if known.host and known.front in fronts]
+    if not (remote or parts):
         return here
-    # the instances have the policy of a service with a service address
-    fronts = {known.name for known in remote if known.serving is not None}
-    remote += [known for known in here.services.values() if known.host and known.front in fronts]
 
-    if proves:
+    if proves and remote:
         raise Error(
             f"{remote[0].name} is on {remote[0].host}: a test packet is followed within one host",
             "niso net ping sends one there",
             "--prove",
             names_key=False,
         )
+    remote += parts
     _require_within(here, source, destination)
     store = session.store()
     joined = require_joined(session.machine())
@@ -185,7 +186,7 @@ def world(
     try:
         claims = Claims(engine, joined.host, joined.keys)
         held = {known.name: claims.held(known.name) for known in remote}
-        hosts = {claim.host for claim in held.values() if claim is not None}
+        hosts = {host for claim in held.values() if claim is not None for host in claim.hosts}
         silent = {host for host in hosts if not claims.is_alive(host)}
     except NoAnswer as error:
         hints = [f"{known.host} has that of {known.name}: ask there" for known in remote]
@@ -202,11 +203,11 @@ def world(
         policy = _policy(claim.policy, known) if claim.policy else known.policy
         services[known.name] = known._replace(
             policy=_resolved(store, here, known, policy),
-            active=claim.up,
+            active=claim.any_up,
             audits=audits(policy, time.time()),
             heard=True,
         )
-        if claim.host in silent:
+        if silent.issuperset(claim.hosts):
             session.caution(f"{claim.host} does not answer: {known.name} may not run any more")
     return here._replace(services=services)
 

@@ -640,16 +640,25 @@ def _to_instances(
     network, family = network_of(world, address), family_of(address)
     assert network is not None
     mac = names.mac("", network.bridge, names.alias(store.state_id()))
-    elements = service_address(name, network.bridge, mac, address, {1: verdict.receiver.address})
     is_direct = address == packet.destination
+    # a map of its own has the instances of this host, if other hosts have some too
+    known = world.services[name]
+    others = [other for _, part in known.serving or () if (other := world.services.get(part))]
+    is_mixed = any(other.host for other in others) and not all(other.host for other in others)
+    is_near = is_mixed and not (is_direct and verdict.source.service)
+    instance = {1: verdict.receiver.address}
+    elements = service_address(
+        name, network.bridge, mac, address, instance, instance if is_near else {}
+    )
+    container = f"near{family}" if is_near else f"slots{family}"
     tables = (ruleset.INET, ruleset.BRIDGE) if verdict.source.service else (ruleset.INET,)
     vips = [e for e in elements if e.container == f"vips{family}" and e.table in tables]
     objects = [*map(_object, vips if is_direct else ())]
     slot = ruleset.slot_of(packet.source, packet.proto, packet.own_port)
     if slot is None:
-        chain = "spread" if is_direct else "to_front"
-        return [*objects, *_static(ruleset.INET, chain, f"@slots{family}")]
-    slots = (e for e in elements if e.container == f"slots{family}" and e.fields[1] == slot)
+        chain = ("spread_near" if is_near else "spread") if is_direct else "to_front"
+        return [*objects, *_static(ruleset.INET, chain, f"@{container}")]
+    slots = (e for e in elements if e.container == container and e.fields[1] == slot)
     return [*objects, *map(_object, slots)]
 
 

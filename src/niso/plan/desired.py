@@ -240,27 +240,31 @@ def _front(
     snapshot: Snapshot, service: PlannedService, networks: dict[str, NetworkRecord]
 ) -> Iterator[Element]:
     """Yield the nftables elements of a service address, and of published ports that lead to it.
-    Nothing is yielded while no instance of the service receives connections.
+    Nothing is yielded while no instance of the service receives connections. Published ports, and
+    programs of this host, are led only to instances on this host.
     """
     first = primary(service.endpoints, networks)
-    if first is None or not service.serving:
+    if first is None or not (service.serving or service.elsewhere):
         return
     elsewhere: dict[str, list[str]] = {}
     for endpoint in service.endpoints:
         bridge = networks[endpoint.network].bridge
         mac = names.mac("", bridge, names.alias(snapshot.state_id))
-        by_family: dict[tuple[str, int], dict[int, str]] = {}
-        for ordinal, its in service.serving:
-            for other in its:
-                for address in other.addresses if other.network == endpoint.network else ():
-                    key = (other.network, family_of(address))
-                    by_family.setdefault(key, {})[ordinal] = address
         for address in endpoint.addresses:
-            serving = by_family.get((endpoint.network, family_of(address)), {})
-            yield from elements.service_address(service.name, bridge, mac, address, serving)
+            near, far = (
+                {
+                    ordinal: own
+                    for ordinal, its in some
+                    for other in its
+                    for own in other.addresses
+                    if other.network == endpoint.network and family_of(own) == family_of(address)
+                }
+                for some in (service.serving, service.elsewhere)
+            )
+            yield from elements.service_address(service.name, bridge, mac, address, near, far)
         if endpoint is not first:
             elsewhere[bridge] = list(endpoint.addresses)
-    for port in service.ports:
+    for port in service.ports if service.serving else ():
         yield from elements.front_port(service.name, port, first.addresses, elsewhere)
 
 

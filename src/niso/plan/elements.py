@@ -282,23 +282,32 @@ def fill(ordinals: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def service_address(
-    service: str, bridge: str, bridge_mac: str, address: str, serving: Mapping[int, str]
+    service: str,
+    bridge: str,
+    bridge_mac: str,
+    address: str,
+    near: Mapping[int, str],
+    far: Mapping[int, str],
 ) -> list[Element]:
     """Return the nftables elements of a service address on one network.
 
-    A service address is one address for all instances of a service. ``serving`` maps the ordinals
-    of the instances that receive connections to their addresses. If it is empty, there are no
-    elements, and the address is refused like any address without a service.
+    A service address is one address for all instances of a service. ``near`` maps the ordinals of
+    the instances on this host that receive connections to their addresses, ``far`` those on other
+    hosts. If both are empty, there are no elements, and the address is refused like any address
+    without a service. The map ``near`` is only needed if the two differ.
     """
+    serving = {**near, **far}
     if not serving:
         return []
     family = family_of(address)
+    maps = {f"slots{family}": serving} | ({f"near{family}": near} if near and far else {})
     return [
         Element(INET, f"vips{family}", (bridge, address), (), service),
         Element(BRIDGE, f"vips{family}", (bridge_mac, address), (), service),
         *(
-            Element(INET, f"slots{family}", (address, slot), (serving[ordinal],), service)
-            for slot, ordinal in enumerate(fill(tuple(sorted(serving))))
+            Element(INET, name, (address, slot), (some[ordinal],), service)
+            for name, some in maps.items()
+            for slot, ordinal in enumerate(fill(tuple(sorted(some))))
         ),
     ]
 

@@ -293,8 +293,10 @@ class PlannedService(NamedTuple):
     outside: tuple[str, int] | None = None  # path and cookie of a foreign namespace
     raw: bool = False  # whether it, or a service in its namespace, may have `SENDS_RAW`
     host: str = ""  # the underlay address of its host; "" for this host
-    # with mode front: ordinal and endpoints of each instance that serves
+    # with mode front: ordinal and endpoints of each instance on this host that serves
     serving: tuple[tuple[int, tuple[ServiceEndpoint, ...]], ...] = ()
+    # with mode front: the same of the instances on other hosts
+    elsewhere: tuple[tuple[int, tuple[ServiceEndpoint, ...]], ...] = ()
 
     def is_on(self, network: str) -> bool:
         return any(endpoint.network == network for endpoint in self.endpoints)

@@ -108,11 +108,15 @@ def decide(
     instances: tuple[Party, ...] = ()
     if to_itself and sender is not None:
         egress = ingress = Reason(True, f"{sender[0].name} may always reach itself")
-    elif instances := _instances(context, receiver, source, proto, own_port):
+    elif instances := _instances(
+        context, receiver, source, proto, own_port, sender is None or address != destination
+    ):
         parts = [evaluate(context, source, one.address, port, proto) for one in instances]
         drops = [not (egress.passes and ingress.passes) for egress, ingress in parts]
         if path.passes and receiver is not None:
-            message = _stands_for(path.message, address, receiver[0], instances)
+            near = sender is None or address != destination
+            serving = _serving(context, receiver[0], near)
+            message = _stands_for(context, path.message, address, serving, instances)
             if len(set(drops)) > 1:
                 message += "; their policies differ by address: name the source port"
             path = path._replace(message=message)
@@ -140,11 +144,15 @@ def _instances(
     source: str,
     proto: str,
     own_port: int | None,
+    near: bool,
 ) -> tuple[Party, ...]:
-    """Return the instances of the receiver that may get a packet, if it has a service address."""
-    if receiver is None or not receiver[0].serving:
+    """Return the instances of the receiver that may get a packet, if it has a service address.
+
+    ``near`` is as for `_serving`.
+    """
+    serving, family = _serving(context, receiver[0], near) if receiver else (), family_of(source)
+    if receiver is None or not serving:
         return ()
-    serving, family = receiver[0].serving, family_of(source)
     if (slot := slot_of(source, proto, own_port)) is not None:
         ordinal = fill(tuple(sorted(dict(serving))))[slot]
         serving = tuple(one for one in serving if one[0] == ordinal)
@@ -158,11 +166,33 @@ def _instances(
     )
 
 
+def _serving(
+    context: PolicyContext, known: KnownService, near: bool
+) -> tuple[tuple[int, str], ...]:
+    """Return the ordinals and names of the instances to which packets to a service may be led.
+
+    With ``near``, the packets are those to a published port or from a program of this host. For a
+    service of this host, they are led only to instances on this host.
+    """
+    serving = known.serving or ()
+    if not near or known.host:
+        return serving
+    here = (one for one in serving if one[1] in context.services)
+    return tuple(one for one in here if not context.services[one[1]].host)
+
+
 def _stands_for(
-    message: str, address: str, known: KnownService, instances: tuple[Party, ...]
+    context: PolicyContext,
+    message: str,
+    address: str,
+    serving: tuple[tuple[int, str], ...],
+    instances: tuple[Party, ...],
 ) -> str:
-    count = len(known.serving or ())
+    count = len(serving)
     which = instances[0].service if count == 1 else f"{count} instances"
+    hosts = {known.host for _, name in serving if (known := context.services.get(name)) is not None}
+    if count > 1 and len(hosts) > 1:
+        which += " on " + ", ".join(sorted(host or "this host" for host in hosts))
     gets = f", and {instances[0].service} gets this packet" if len(instances) < count else ""
     return f"{message}; {address} stands for {which}{gets}"
 
@@ -405,6 +435,11 @@ def _to_service(
             f"{known.name} is on {known.host}, and programs of the host reach services of this"
             " host alone"
         )
+    if packet.from_host and known.serving and not _serving(context, known, True):
+        return _drop(
+            f"all instances of {known.name} that serve are on other hosts, and programs of the host"
+            " reach services of this host alone"
+        )
     if packet.from_host:
         return _accept("the host can reach every service")
     if not sender:
@@ -476,7 +511,9 @@ def _published(
     for hosts in ((str(to),), WIDE):
         for known in context.services.values():
             first = primary(known.endpoints, context.networks) if known.ports else None
-            if first is None or not known.active or known.serving == ():
+            if first is None or not known.active:
+                continue
+            if known.serving is not None and not _serving(context, known, True):
                 continue
             if all(family_of(address) != to.version for address in first.addresses):
                 continue  # ports of this family are published only by the default route

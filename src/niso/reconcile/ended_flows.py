@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 _PORT_MAPS = PUBLISHED | LOCAL | FRONTS
 _SLOTS = ("slots4", "slots6")
+_NEAR = ("near4", "near6")
 _PASSES = 8
 NO_STATE = State()
 
@@ -109,6 +110,11 @@ def _targets(want: State) -> Callable[[str, str, int | None], set[str]]:
     instances: dict[str, set[str]] = {}
     for element in filter(is_slot, want[Element]):
         instances.setdefault(element.fields[0], set()).add(element.value[0])
+    near: dict[str, set[str]] = {}  # ports lead to instances of this host
+    for element in want[Element]:
+        if element.container in _NEAR:
+            near.setdefault(element.fields[0], set()).add(element.value[0])
+    instances |= near
     for element in want[Element]:
         has_host = _PORT_MAPS.get(element.container)
         if has_host is None:

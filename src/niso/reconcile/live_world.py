@@ -38,6 +38,9 @@ def read_world(kernel: Kernel, store: Store) -> PolicyContext:
     serving: dict[str, tuple[tuple[int, str], ...]] = {}
     for one in store.instances.active(SERVING):
         serving[one.front] = (*serving.get(one.front, ()), (one.ordinal, one.service))
+    for name in store.across.fronts() if store.cluster_id() else ():
+        parts = tuple(part[:2] for part in store.across.serving(name))
+        serving[name] = (*serving.get(name, ()), *parts)
     for row in store.services():
         if row.mode == "share":  # on the network, only the namespace's owner counts
             continue
@@ -62,20 +65,26 @@ def read_world(kernel: Kernel, store: Store) -> PolicyContext:
     hosts = store.across.peers() if others else {}
     by_address = {address: host for host, (_, address, _) in hosts.items()}
     # services of other hosts, which enforce the policies of these services themselves
+    hosts_of: dict[str, set[str]] = {}  # of services with a service address
     for remote in others:
-        if remote.name in services:  # a service of this host hides it
+        hosts_of.setdefault(owner(remote.name), set()).add(by_address.get(remote.host, remote.host))
+    for remote in others:
+        here = services.get(remote.name)
+        # a service of this host hides it, unless the service is on several hosts and inactive here
+        if here is not None and (here.active or here.serving is None or remote.mode != "front"):
             continue
         front = owner(remote.name)
         also = (front,) if front != remote.name else ()
-        parts = store.across.serving(remote.name) if remote.mode == "front" else ()
         services[remote.name] = KnownService(
             name=remote.name,
             names=(remote.name, *also),
             endpoints=remote.endpoints,
-            host=by_address.get(remote.host, remote.host),
+            host=", ".join(sorted(hosts_of[remote.name]))
+            if remote.mode == "front"
+            else by_address.get(remote.host, remote.host),
             heard=False,
             front="".join(also),
-            serving=tuple(part[:2] for part in parts) if remote.mode == "front" else None,
+            serving=serving.get(remote.name, ()) if remote.mode == "front" else None,
         )
     own = kernel.host_addresses()
     host = frozenset(address.partition("/")[0] for address in own)

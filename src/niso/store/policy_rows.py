@@ -218,7 +218,8 @@ class PolicyRows(ServiceRows):
                 " ORDER BY network, family, address",
                 name,
             )
-            return tuple(addresses), ()
+            # the service may be on other hosts too
+            return (*addresses, *self._column(_INSTANCES_ELSEWHERE, name, name)), ()
         # an inactive service keeps its addresses; one that shares another's namespace has the
         # addresses of that one only while it is active
         home = service if provider is None else provider if active else ""

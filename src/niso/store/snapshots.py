@@ -259,6 +259,7 @@ class SnapshotRows(PortRows, PolicyRows):
                 raw=row[1] == "attached"
                 or (own and (_is_raw(row[4]) or any(map(self._sharer_is_raw, sharers)))),
                 serving=tuple(self._serving(name)) if row[1] == "front" else (),
+                elsewhere=self._serving_elsewhere(name) if row[1] == "front" else (),
             )
 
     def _addresses_on(self, service: str) -> dict[str, tuple[str, ...]]:
@@ -271,6 +272,9 @@ class SnapshotRows(PortRows, PolicyRows):
         for instance in self.instances.of(front, SERVING):
             on = self._addresses_on(instance.service)
             yield instance.ordinal, tuple(ServiceEndpoint(*pair) for pair in on.items())
+
+    def _serving_elsewhere(self, front: str) -> tuple[tuple[int, tuple[ServiceEndpoint, ...]], ...]:
+        return self.across.elsewhere(front) if self._meta("instances") is not None else ()
 
     def _sharer_is_raw(self, name: str) -> bool:
         query = f"SELECT {_recorded('process.capabilities')} FROM service WHERE name=?"

@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Collection, Iterable, Mapping
 
 from niso.base.named_tuples import NamedTuple
-from niso.base.names import owner
+from niso.base.names import family_of, owner
 from niso.plan.records import PlannedService, ServiceEndpoint, Tunnel
 from niso.store.sqlite import Rows, decoded, encoded, marks
 
@@ -88,9 +88,30 @@ class SpanRows(Rows):
                 endpoint = ServiceEndpoint(network, (address,))
             made[service] = have._replace(endpoints=(*others, endpoint))
         for front in self.fronts().intersection(made):
-            serving = tuple((ordinal, on) for ordinal, _, on in self.serving(front))
-            made[front] = made[front]._replace(mode="front", serving=serving)
+            known = made[front]
+            known_as = self.names(front) if self._is_up(front) else known.names
+            made[front] = known._replace(
+                mode="front", names=known_as, elsewhere=self.elsewhere(front)
+            )
         return list(made.values())
+
+    def _is_up(self, front: str) -> bool:
+        """Return whether a service is up and has an instance on a live host.
+
+        The service may be on several hosts, and its own row names only one of them.
+        """
+        return self._has(
+            "SELECT 1 FROM remote f JOIN remote i"
+            " ON i.service>f.service||'.' AND i.service<f.service||'/'"
+            " JOIN peer p ON p.host=i.host WHERE f.service=? AND f.up AND p.live LIMIT 1",
+            front,
+        )
+
+    def elsewhere(self, front: str) -> tuple[tuple[int, tuple[ServiceEndpoint, ...]], ...]:
+        """Return the ordinals and endpoints of a service's instances on other hosts (`serving`)."""
+        if self._meta("instances") is None:
+            return ()
+        return tuple((ordinal, on) for ordinal, _, on in self.serving(front))
 
     def fronts(self) -> set[str]:
         """Return the services with a service address of which other hosts have instances."""
@@ -263,6 +284,26 @@ class SpanRows(Rows):
             self._put("remote_name", name, service, position)
         if owner(service) != service:
             self._note_instances()
+
+    def hand_over(self, service: str, names: Iterable[str]) -> None:
+        """Record a service of this host as one of another host that has an instance of it."""
+        claim, host = (
+            self.claim(service),
+            self._text(
+                "SELECT r.host FROM remote r JOIN peer p ON p.host=r.host"
+                f" WHERE {OF_FRONT} AND up AND live ORDER BY service",
+                *(service, service),
+            ),
+        )
+        if claim is None or host is None:
+            return
+        self.drop_claim(service)
+        rows = [
+            RemoteAddress(network, family_of(address), address, service, host, claim.gen, True)
+            for network, addresses in claim.addresses.items()
+            for address in addresses
+        ]
+        self.set_service(service, rows, names)
 
     def _note_instances(self) -> None:
         """Record whether other hosts have instances, so that other clusters never search them."""
