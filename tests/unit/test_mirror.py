@@ -63,6 +63,36 @@ def test_names_are_those_of_what_is_up_on_a_host_that_lives(cluster: Cluster) ->
     cluster.world.assert_whole()
 
 
+def test_service_of_two_hosts_has_its_name_and_the_instances_of_the_live_one(
+    cluster: Cluster,
+) -> None:
+    for host, number in (("a", 1), ("c", 2)):
+        claims = Claims(cluster.engine, host)
+        web = claims.claim(Wanted("web", ("backend",), ("web",), {}, {}, front=True))
+        one = claims.claim(Wanted(f"web.{number}", ("backend",), (), {}, {}))
+        assert claims.publish("web", web.mark, True)
+        assert claims.publish(f"web.{number}", one.mark, True)
+
+    def slots() -> set[str]:
+        elements = cluster.world.kernel.elements.values()
+        return {str(e.value[0]) for e in elements if e.container == "slots4"}
+
+    line = f"{web.networks['backend'][0]} web"
+    cluster.follow()
+    assert line in cluster.lines() and len(slots()) == 2
+    # c was the last to publish the service, so the address is recorded as on c
+    cluster.engine.revoke(cluster.lease)
+    cluster.follow()
+    assert line in cluster.lines() and len(slots()) == 1
+    assert one.networks["backend"][0] not in slots()
+    cluster.world.assert_whole()
+    lives = cluster.engine.get(KEYS.live("a"), one=True).items
+    cluster.engine.revoke(lives[0].lease)
+    cluster.follow()
+    assert line not in cluster.lines() and not slots()
+    cluster.world.assert_whole()
+
+
 def test_service_that_moves_is_heard_from_its_new_host_alone(cluster: Cluster) -> None:
     cluster.claim("c", "api")
     cluster.follow()

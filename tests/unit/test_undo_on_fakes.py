@@ -129,6 +129,16 @@ def restarted(world: World) -> Command:
     return lambda: activate.restart(world.machine, ["api", "db"])
 
 
+def replicated(world: World) -> Command:
+    """Give a service a service address; its history has a version without one."""
+    world.activate(world.package("api", network=WEB), world.package("db"))
+    deactivate(world.machine, ["api"])
+    tables = {"service": {"replicas": 2}, "healthcheck": {"command": ["true"]}}
+    deploy = {"monitor": "0s", "drain": "0s"}
+    manifest = world.package("api", network=WEB, deploy=deploy, **tables)
+    return lambda: world.activate(manifest)
+
+
 UNDONE: list[Scene] = [
     *(
         new,
@@ -203,6 +213,20 @@ def test_death_at_any_step_is_recovered(tmp_path: Path, scene: Scene) -> None:
             command()
 
     broken(tmp_path, scene, True, look)
+
+
+@pytest.mark.parametrize("kills", [False, True])
+def test_service_address_that_breaks_at_any_step_leaves_no_slots(
+    tmp_path: Path, kills: bool
+) -> None:
+    """The command may have finished with its last steps, so the service is there or not."""
+
+    def look(world: World, command: Command, _: object) -> None:
+        journal.recover(world.machine)
+        world.assert_whole()
+        command()
+
+    broken(tmp_path, replicated, kills, look)
 
 
 # --- a signal while another command holds niso's lock ----------------------------------------------------------------
