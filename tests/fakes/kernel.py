@@ -280,6 +280,9 @@ class FakeHost:
     def measured_in(self, name: str) -> list[Measured]:
         return list(self.measured.get(name, ()))
 
+    def destroy_connections(self, name: str) -> int:
+        return len(self.measured.pop(name, ()))
+
     # --- the host's own hosts file ---
 
     def host_names(self, mark: str) -> tuple[str, ...]:
