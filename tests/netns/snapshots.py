@@ -120,12 +120,14 @@ print(json.dumps(found))
 _STAYS = (
     "/run/niso/lock",
     "/run/niso/events",
+    "/run/niso/health.",
     "/run/niso/skeletons",
     "/run/niso/crun/.cache",
     "/etc",
     "/var/lib/niso/contents",
 )
-"""Files that may come with any command: locks (empty), copies of the host's /etc, crun's cache, digests of packages, past events."""
+"""Files that may come with any command: locks (empty), copies of the host's /etc, crun's cache, digests of packages, past
+events, and what niso health is asked."""
 
 _FOLDERS = {"/run/niso", "/run/niso/crun", "/run/niso/hosts", "/run/niso/services"}
 _FOLDERS |= {"/var/lib/niso/logs", "/var/lib/niso/packages"}
@@ -139,6 +141,8 @@ def take(lab: Lab) -> Snapshot:
     found["files"] = {
         path: value for path, value in files if path not in _FOLDERS and not path.startswith(_STAYS)
     }
+    # it ends by itself
+    found["processes"] = [each for each in found["processes"] if "change.health_agent" not in each]
     found["store"].pop("deploy", None)  # the history, also of commands that changed nothing else
     return found
 

@@ -69,7 +69,7 @@ def test_ps_shows_all_known_services(lab: Lab) -> None:
     assert rows["api"]["uptime"] > 0 and rows["off"]["uptime"] is None
     assert set(rows["api"]) == {
         *("service", "status", "health", "mode", "address", "ports", "uptime", "interrupted"),
-        *("ended_at", "audit_until"),
+        *("ended_at", "audit_until", "health_age", "restarts", "last_run", "next_run"),
     }
     api = lab.niso("ps").stdout.splitlines()[1]
     assert re.fullmatch(r"api +running +- +bridge +10\.99\.0\.2 +8080→80, 443→443 +\d+s", api)

@@ -31,6 +31,8 @@ FOLLOWS = (
     "metrics --listen",
 )
 """What goes on until somebody ends it."""
+ELSEWHERE = ("scale", "rollback", "save", "load")
+"""What needs replicas, versions, archives or volumes: test_deploy, test_save_load, test_volumes."""
 JUDGES = {"net explain": {0, 1}, "net policy test": {0, 2}}
 """Where others than 0 are answers: here nobody has sent anything."""
 
@@ -119,6 +121,8 @@ def test_every_example_works(world: Lab) -> None:
                 world.niso("net", "create", line.split()[3])
             if command.name in ("agent", "kubernetes") or command.name.startswith("cluster "):
                 continue  # they need other hosts, or an API server: test_cluster_commands, test_pods
+            if command.name in ELSEWHERE or command.name.startswith("volume "):
+                continue
             if line == LAB:  # a lab has a /tmp of its own: see below
                 continue
             if (
@@ -136,7 +140,7 @@ def test_every_example_works(world: Lab) -> None:
                 make(world)
             if command.name in ENDS and "--dry-run" not in line:
                 make(world)
-    assert len(wrong) > 45 and not "\n".join(filter(None, wrong))
+    assert len(wrong) > 45 and [*filter(None, wrong)] == []
 
 
 def test_example_of_the_lab_works() -> None:
