@@ -14,11 +14,10 @@ from cluster_world import KEYS, Joined
 from fake_world import Steps, World
 
 from niso.change.cluster_hosts import end_services
-from niso.cluster.agent import Agent
+from niso.cluster.agent import Agent, WatchedKeys
 from niso.cluster.engine import Compacted, NoAnswer
 from niso.cluster.key_values import HostEntry
 from niso.cluster.membership import ClusterKeys
-from niso.cluster.watch import WatchedKeys
 from niso.store.store import Store
 
 NETWORKS = ("backend", "front")

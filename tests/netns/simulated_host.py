@@ -15,12 +15,11 @@ from fake_world import World
 
 from niso.change import networks
 from niso.cluster import view
-from niso.cluster.agent import Agent
+from niso.cluster.agent import Agent, WatchedKeys
 from niso.cluster.engine import Batch, Keys
 from niso.cluster.etcd import Etcd, Reach, _batch
 from niso.cluster.key_values import HostEntry
 from niso.cluster.membership import ClusterKeys
-from niso.cluster.watch import WatchedKeys
 from niso.kernel.ruleset import CLAIMS
 from niso.plan.subnets import NetworkRequest
 

@@ -19,7 +19,7 @@ from niso.base.errors import Conflict, Error
 from niso.base.locks import Lock
 from niso.change.deactivate import deactivate
 from niso.cluster import agent as cluster_agent
-from niso.cluster import mirror, watch
+from niso.cluster import mirror
 from niso.cluster.agent import GUARD_S, TTL_S, Agent
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import Answer, Delete, NoAnswer, Put, Txn, decode, encode
@@ -319,8 +319,7 @@ def test_running_agent_sees_what_changes(host: Hosted) -> None:
 def test_agent_waits_for_its_files_and_ends_well_once_the_host_has_left(
     host: Hosted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (cluster_agent, watch):
-        monkeypatch.setattr(module, "about", lambda seconds: 0.01)
+    monkeypatch.setattr(cluster_agent, "about", lambda seconds: 0.01)
     cluster, missing = host.cluster, [True]
 
     def connect() -> FakeEngine:

@@ -7,6 +7,7 @@ import random
 import pytest
 from fakes.engine import FakeEngine
 
+from niso.cluster.agent import CHECK_S, TRUST_S, WHOLE_S, WatchedKeys
 from niso.cluster.engine import (
     Answer,
     Batch,
@@ -17,7 +18,6 @@ from niso.cluster.engine import (
     Put,
     Txn,
 )
-from niso.cluster.watch import CHECK_S, TRUST_S, WHOLE_S, WatchedKeys
 
 AT = "h/"
 

@@ -1,6 +1,6 @@
 """Test how an agent measures that it is behind."""
 
-from niso.cluster.watch import Lag
+from niso.cluster.agent import Lag
 
 
 def test_lag_is_counted_from_the_first_thing_that_no_look_has_seen() -> None:
