@@ -28,7 +28,7 @@ from niso.base.errors import Conflict, Error
 from niso.change import journal, networks, repair, targets
 from niso.change.activate import activate
 from niso.change.deactivate import deactivate, remove
-from niso.cluster import view
+from niso.cluster import mirror
 from niso.cluster.engine import NoAnswer, decode
 from niso.cluster.key_values import claim_of
 from niso.cluster.membership import ClusterKeys
@@ -383,7 +383,7 @@ class Walk:
                     if row.active and any(on in spans for on in row.networks):
                         assert row.name in own, f"{row.name} runs on {node.name} without a claim"
                 found = {on: self.engine.get(KEYS.addresses(on)).items for on in spans}
-                seen = view.seen(hosts, dict(found), KEYS).services
+                seen = mirror.seen(hosts, dict(found), KEYS).services
                 others = {name: known.addresses for name, known in seen.items() if name not in own}
                 assert store.across.addresses() == others
                 for name, known in seen.items():

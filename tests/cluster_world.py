@@ -13,7 +13,7 @@ from niso.change import targets
 from niso.change.activate import activate
 from niso.change.attach import Request, Wish
 from niso.change.cluster_hosts import end_services
-from niso.cluster import mirror, view
+from niso.cluster import mirror
 from niso.cluster.agent import Agent
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import Keys, decode
@@ -89,9 +89,9 @@ class Cluster:
         now = self.seen()
         return mirror.apply_claims(self.world.store, self.world.kernel, now, ME)
 
-    def seen(self) -> view.EngineView:
+    def seen(self) -> mirror.EngineView:
         items = self.engine.get(KEYS.addresses("backend")).items
-        return view.seen(self.membership.hosts(), {"backend": items}, KEYS)
+        return mirror.seen(self.membership.hosts(), {"backend": items}, KEYS)
 
     # --- what the kernel has ---
 

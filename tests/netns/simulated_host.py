@@ -14,7 +14,7 @@ from typing import Any
 from fake_world import World
 
 from niso.change import networks
-from niso.cluster import view
+from niso.cluster import mirror
 from niso.cluster.agent import Agent, WatchedKeys
 from niso.cluster.engine import Batch, Keys
 from niso.cluster.etcd import Etcd, Reach, _batch
@@ -117,7 +117,7 @@ class Simulated:
     def differs(self, hosts: list[HostEntry]) -> bool:
         """Whether its mirror or its kernel is not as the cluster is."""
         items = self.engine.get(KEYS.addresses(self.network)).items
-        seen = view.seen(hosts, {self.network: items}, KEYS, None, self.name)
+        seen = mirror.seen(hosts, {self.network: items}, KEYS, None, self.name)
         wanted = {
             name: (known.addresses, known.names)
             for name, known in seen.services.items()

@@ -24,8 +24,8 @@ from niso.cluster.agent import GUARD_S, TTL_S, Agent
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import Answer, Delete, NoAnswer, Put, Txn, decode, encode
 from niso.cluster.key_values import HostEntry
+from niso.cluster.mirror import EngineView
 from niso.cluster.own_claims import recorded
-from niso.cluster.view import EngineView
 from niso.kernel.real import Kernel
 from niso.store.sqlite import encoded
 from niso.store.store import Store

@@ -20,7 +20,7 @@ from niso.change.admit import NoClaims
 from niso.change.journal import locked
 from niso.change.scope import concerned, named_provider
 from niso.change.targets import Target
-from niso.cluster import mirror, view
+from niso.cluster import mirror
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import NoAnswer
 from niso.cluster.membership import ClusterKeys, require_own
@@ -169,7 +169,7 @@ class ActivationClaims:
             if have is None or have.gen < claim.gen:
                 store.across.set_claim(claim)
 
-    def _changed_services(self) -> dict[str, view.ClaimedService]:
+    def _changed_services(self) -> dict[str, mirror.ClaimedService]:
         seen, own = self._arriving.seen, self._joined.host
         return mirror.changed_services(
             self._machine.store, seen, own, self._held, self._addresses()

@@ -13,7 +13,7 @@ from niso.base.errors import Conflict, Error, NotFound
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import Caution, Report
 from niso.change import networks
-from niso.cluster import encryption, mirror, view
+from niso.cluster import encryption, mirror
 from niso.cluster.key_values import Cluster, Spec
 from niso.cluster.membership import FIRST_VNI, MOST_VNI, ClusterKeys, require_joined, require_own
 from niso.plan.records import NetworkRecord, Span, SubnetRecord
@@ -40,11 +40,11 @@ class Arriving(NamedTuple):
     joined: Config
     port: int  # UDP port of VXLAN
     specs: tuple[Spec, ...]  # the settings of the networks
-    seen: view.EngineView  # what etcd records about services on the networks
+    seen: mirror.EngineView  # what etcd records about services on the networks
 
     @classmethod
     def none(cls, joined: Config) -> Arriving:
-        return cls(joined, 0, (), view.EngineView((), {}, frozenset()))
+        return cls(joined, 0, (), mirror.EngineView((), {}, frozenset()))
 
     def scope(self, store: Store) -> Scope:
         changed = mirror.changed_services(store, self.seen, self.joined.host)
@@ -105,7 +105,7 @@ def arriving(joined: Config, engine: Etcd, cluster: Cluster, specs: Sequence[Spe
             )
     items = {s.name: engine.get(joined.keys.addresses(s.name)).items for s in specs}
     subnets = {spec.name: spec.subnets for spec in specs}
-    seen = view.seen(hosts, dict(items), joined.keys, subnets, joined.host)
+    seen = mirror.seen(hosts, dict(items), joined.keys, subnets, joined.host)
     return Arriving(joined, cluster.port, tuple(specs), seen)
 
 
@@ -254,7 +254,7 @@ def remove(machine: Machine, removed: Sequence[str], dry_run: bool = False) -> N
 
 def _addresses(engine: Etcd, joined: Config, name: str) -> list[RemoteAddress]:
     items = engine.get(joined.keys.addresses(name)).items
-    services = view.seen((), {name: items}, joined.keys).services
+    services = mirror.seen((), {name: items}, joined.keys).services
     return [address for known in services.values() for address in known.addresses]
 
 

@@ -30,8 +30,8 @@ from niso.cluster.claims import Claims
 from niso.cluster.engine import Batch, Compacted, Keys, KeyValue
 from niso.cluster.key_values import HostEntry, host_of
 from niso.cluster.membership import ClusterKeys
+from niso.cluster.mirror import ClaimedService, EngineView, View
 from niso.cluster.own_claims import OwnClaims
-from niso.cluster.view import ClaimedService, EngineView, View
 from niso.runtime import units
 from niso.store.sqlite import unusable
 from niso.store.store import Store

@@ -35,7 +35,7 @@ from niso.cluster.key_values import (
 )
 from niso.cluster.key_values import ClusterClaim as Held
 from niso.cluster.membership import PORT, ClusterKeys
-from niso.cluster.view import EngineView
+from niso.cluster.mirror import EngineView
 from niso.plan.records import NetworkRecord, Tunnel
 from niso.store.service_rows import SERVING, ServiceRow
 from niso.store.span_rows import ClaimRow
