@@ -316,8 +316,10 @@ class FakeHost:
     def mtu_outwards(self, family: int) -> tuple[int, str] | None:
         return None
 
-    def name_server_answers(self, servers: Iterable[str], seconds: float) -> bool:
-        return True
+    def mute_name_servers(
+        self, lists: Iterable[tuple[str, ...]], seconds: float
+    ) -> list[tuple[str, ...]]:
+        return []
 
     def default_mtu(self) -> int:
         return self.mtu

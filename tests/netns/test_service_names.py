@@ -317,15 +317,17 @@ def test_name_servers_that_do_not_answer_are_named_once(lab: Lab) -> None:
         idle(lab, "self", network={"dns": ["127.0.0.1"]}),
     )
     assert warned("net", "check").count("name server") == 1
-    own = idle(lab, "own", network={"dns": ["192.0.2.98"]})
-    assert mute.format("own", "192.0.2.98") in warned("activate", own)
+    own = idle(lab, "alone", network={"dns": ["192.0.2.98"]})
+    assert mute.format("alone", "192.0.2.98") in warned("activate", own)
     assert warned("net", "check").count("name server") == 2
     assert time.monotonic() - began < 60  # a query without a limit would take minutes
     server = answer_names(lab)
-    assert mute.format("own", "192.0.2.98") in warned("net", "check")
-    assert mute.format("api", both) not in warned("net", "check")
+    silent = ("192.0.2.98", "lladdr", "02:00:00:00:00:98", "nud", "permanent", "dev", "uplink0")
+    lab.run("ip", "neigh", "replace", *silent)
+    said = warned("net", "check")  # the second of a mute one is not lost for the next
+    assert mute.format("alone", "192.0.2.98") in said and mute.format("api", both) not in said
     assert "warning" not in warned("restart", "api")
-    assert server.stdout and [server.stdout.readline() for _ in range(2)] == [b"asked\n"] * 2
+    assert server.stdout and server.stdout.readline() == b"asked\n"
 
 
 def test_loopback_resolver_is_replaced_by_its_upstreams(lab: Lab) -> None:

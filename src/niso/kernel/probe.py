@@ -286,30 +286,32 @@ def mtu_outwards(family: int) -> tuple[int, str] | None:
             return None
 
 
-def name_server_answers(servers: Iterable[str], seconds: float) -> bool:
-    """Return whether one of some name servers answers a query of the host within ``seconds``.
+def mute_name_servers(lists: Iterable[tuple[str, ...]], seconds: float) -> list[tuple[str, ...]]:
+    """Return the lists of name servers of which none answers a query of the host within
+    ``seconds``.
 
-    Each name server is asked for the SOA record of the root (RFC 1035, 4.1). Any answer counts,
-    even a refusal.
+    All name servers are asked at once, each for the SOA record of the root (RFC 1035, 4.1). Any
+    answer counts, even a refusal.
     """
     token = os.urandom(2)
     query = token + struct.pack("!5H", 0x0100, 1, 0, 0, 0) + b"\0" + struct.pack("!HH", 6, 1)
-    poll, waiting = select.poll(), {}
+    poll, waiting, mute = select.poll(), {}, list(lists)
     deadline = time.monotonic() + seconds
     with contextlib.ExitStack() as stack:
-        for server in servers:
+        for server in {server: None for servers in mute for server in servers}:
             kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
             asker = stack.enter_context(socket.socket(address_family(server), kind))
             with contextlib.suppress(OSError):
                 asker.connect((server, 53))
                 asker.send(query)
                 poll.register(asker, select.POLLIN)
-                waiting[asker.fileno()] = asker
-        while waiting:
+                waiting[asker.fileno()] = asker, server
+        while mute and waiting:
             events = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
             for fd, _ in events:
+                asker, server = waiting[fd]
                 try:
-                    answer = waiting[fd].recv(512)
+                    answer = asker.recv(512)
                 except BlockingIOError:
                     continue
                 except OSError:  # an ICMP error: no program listens there
@@ -317,10 +319,10 @@ def name_server_answers(servers: Iterable[str], seconds: float) -> bool:
                     del waiting[fd]
                     continue
                 if answer[:2] == token and len(answer) > 2 and answer[2] & 0x80:
-                    return True
+                    mute = [servers for servers in mute if server not in servers]
             if not events or time.monotonic() >= deadline:
                 break
-    return False
+    return mute
 
 
 def _with_sum(packet: bytes, at: int, summed: bytes) -> bytes:

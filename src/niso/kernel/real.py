@@ -276,7 +276,7 @@ class Kernel:
     engine_prefixes = staticmethod(host_facts.engine_prefixes)
     default_mtu = staticmethod(host_facts.default_mtu)
     mtu_outwards = staticmethod(probe.mtu_outwards)
-    name_server_answers = staticmethod(probe.name_server_answers)
+    mute_name_servers = staticmethod(probe.mute_name_servers)
     mtu_of = staticmethod(host_facts.mtu_of)
     why_no_ipv6 = staticmethod(host_facts.why_no_ipv6)
     why_no_wireguard = staticmethod(tunnels.lacks)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import time
 from contextlib import suppress
 
 from niso.base import files, paths
@@ -56,16 +55,19 @@ def mute_name_servers(
     asked again.
     """
     asked = _asked() if once else set[str]()
-    end, result, new = time.monotonic() + _ANSWER_S, [], set[str]()
-    for servers, some in _name_servers(store, services).items():
-        if set(servers) <= asked:
-            continue
-        new.update(servers)
-        if not kernel.name_server_answers(servers, max(0.0, end - time.monotonic())):
-            shown = ", ".join(some[:3]) + (f" and {len(some) - 3} more" if len(some) > 3 else "")
-            text = f"no name server of {shown} answers the host ({', '.join(servers)})"
-            hint = "correct /etc/resolv.conf or network.dns; a service reads it at its next start"
-            result.append((f"{text}: names of other machines do not resolve", hint))
+    found = {
+        servers: some
+        for servers, some in _name_servers(store, services).items()
+        if not set(servers) <= asked
+    }
+    result = []
+    for servers in kernel.mute_name_servers(found, _ANSWER_S):
+        some = found[servers]
+        shown = ", ".join(some[:3]) + (f" and {len(some) - 3} more" if len(some) > 3 else "")
+        text = f"no name server of {shown} answers the host ({', '.join(servers)})"
+        hint = "correct /etc/resolv.conf or network.dns; a service reads it at its next start"
+        result.append((f"{text}: names of other machines do not resolve", hint))
+    new = {server for servers in found for server in servers}
     if once and new:
         with suppress(OSError):  # they are then asked once more
             files.replace(_path(), "\n".join(sorted(asked | new)).encode(), 0o600)
