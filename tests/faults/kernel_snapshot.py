@@ -26,7 +26,7 @@ LINK_SYSCTLS = (
 )
 GLOBAL_LINKS = ("all", "default")
 KEPT_FILES = re.compile(
-    r"^/(run/niso/(lock|on-exit|health\.(wake|asked)|locks/(\.cgroup|\.health|niso\.health)\.lock|skeletons/.*|crun/\.cache.*)|var/lib/niso/(state\.db|contents/).*)$"
+    r"^/(run/niso/(lock|on-exit|health\.(wake|asked)|events[^/]*(/.*)?|locks/(\.cgroup|\.health|\.events|niso\.health)\.lock|skeletons/.*|crun/\.cache.*)|var/lib/niso/(state\.db|contents/).*)$"
 )
 """What may stay when no service and no network is known: the lock, what all services share, the store itself."""
 
