@@ -6,8 +6,8 @@ killed at any point, because all of its state is in files: the store, and the id
 lease in the run folder. While the agent or etcd is down, services continue to run, but this host
 does not learn of changes on other hosts.
 
-Another file contains the time of the last poll, and for each missing host the time since which
-it is missing. These are times of this host's monotonic clock. Clocks of different hosts are never
+Another file contains the time of the last poll, and for each missing host the time since which it
+is missing. These are times of this host's monotonic clock. Clocks of different hosts are never
 compared.
 """
 
@@ -61,11 +61,11 @@ _GUARDED = 4
 class Agent:
     """The agent that keeps this host synchronised with the cluster.
 
-    ``me`` is this host's name, and the ids of its state folder, cluster and boot. ``end``
-    deactivates services that another host has taken over. ``tend`` does periodic work: it is called
-    about every `LOOK_S` seconds with True, and with False when hosts join or leave. ``mend``
-    repairs the tunnel: it is called every `MEND_S` seconds in a thread of its own, with True if a
-    complete check is due.
+    ``me`` has this host's name, and the ids of its state folder, cluster and boot. The others are
+    functions. ``end`` deactivates services that another host has taken over. ``tend`` does periodic
+    work: it is called about every `LOOK_S` seconds with True, and with False when hosts join or
+    leave. ``mend`` repairs the tunnel: it is called every `MEND_S` seconds in a thread of its own,
+    with True if a complete check is due.
     """
 
     def __init__(
@@ -105,11 +105,11 @@ class Agent:
     def look(
         self, store: Store, kernel: Kernel, engine: Etcd, now_s: float, whole: bool = True
     ) -> list[str]:
-        """Poll etcd once; return the names of other hosts' services that changed.
+        """Synchronise with etcd once; return the names of other hosts' services that changed.
 
-        Without ``whole``, only services that changed in the cluster since the last poll are
-        compared, if that pass was completed and hosts and networks are unchanged. ``now_s`` is a
-        time of a monotonic clock. Raises NoAnswer and Error.
+        Without ``whole``, only services that changed in etcd since the last poll are compared. All
+        services are compared nevertheless if the last poll was not completed, or if hosts or
+        networks have changed. ``now_s`` is a monotonic time in seconds. Raises NoAnswer and Error.
         """
         if whole:
             self._view.doubt()
@@ -169,7 +169,7 @@ class Agent:
         return changed
 
     def _say_seen(self, membership: ClusterKeys, networks: Iterable[str]) -> None:
-        """Write up to which revision this host has applied the changes of instances.
+        """Write to etcd the revision up to which this host knows the instances of other hosts.
 
         A deploy on another host waits for this revision before it stops an instance.
         """
@@ -191,8 +191,8 @@ class Agent:
     def _spans(self, store: Store, kernel: Kernel, engine: Etcd, member: bool) -> list[str]:
         """Return this host's networks that span hosts.
 
-        On a member of the cluster, networks that etcd no longer has are removed here first, or
-        written to etcd again if services of this host use them.
+        If this host is in the cluster, a network that etcd no longer has is first removed here, or
+        written to etcd again if services of this host use it.
         """
         here = {n.name: n.span.vni for n in store.networks() if n.span is not None}
         if not member:
@@ -211,7 +211,6 @@ class Agent:
         return kept
 
     def _restore(self, store: Store, engine: Etcd, name: str) -> None:
-        """Write a network that etcd has lost to etcd again, if a service of this host is on it."""
         if not any(name in claim.addresses for claim in store.across.claims()):
             self._say(f"the cluster does not have network {name}, which has services here")
             return
@@ -224,7 +223,7 @@ class Agent:
             self._say(f"the cluster does not have network {name} any more: {error.message}")
 
     def _still(self, store: Store, claims: Claims, lost: list[str]) -> list[str]:
-        """Return the services in ``lost`` that another host has, read under their locks."""
+        """Return the services in ``lost`` that another host still has, checked under locks."""
         ended = []
         for service in lost:
             try:
@@ -237,10 +236,10 @@ class Agent:
         return ended
 
     def keep(self, engine: Etcd, lease: int) -> int:
-        """Renew this host's etcd lease, or create one; return its id, or 0 outside the cluster.
+        """Renew this host's etcd lease, or create one if it has expired; return the lease's id.
 
         If an earlier process created the lease, the host may have left and joined again since then.
-        Its key ``live`` is therefore written again.
+        Its key ``live`` is therefore written again. If this host is not in the cluster, returns 0.
         """
         if not (lease and engine.keep(lease)):
             lease = engine.grant(TTL_S)
@@ -261,7 +260,7 @@ class Agent:
             self.log(text)
 
     def _guarded(self, store: Store, now: EngineView, now_s: float) -> EngineView:
-        """Return the state ``now`` of etcd, corrected if too much has disappeared at once.
+        """Return the state ``now`` of the cluster, corrected if too many hosts disappeared at once.
 
         If etcd has lost its data, or this host's member is cut off, all other hosts seem to have
         disappeared. The corrected state still contains them, until `GUARD_S` seconds have passed.
@@ -299,7 +298,7 @@ class Agent:
         return now._replace(hosts=tuple(hosts))
 
     def run(self, store: Store, kernel: Kernel) -> None:
-        """Poll after each change here or in etcd, until `stop` is called."""
+        """Synchronise periodically and after changes here or in etcd, until `stop` is called."""
         for target in (self._alive, self._listen, *((self._mend,) if self.mend else ())):
             threading.Thread(target=target, daemon=True).start()
         engine = None
@@ -346,7 +345,7 @@ class Agent:
         return self._kept[network]
 
     def watch(self, networks: Iterable[str]) -> None:
-        """Watch the hosts and these networks in etcd, each in a thread that is started once."""
+        """Watch the keys of hosts and of these networks in etcd, each in a thread of its own."""
         watched = [(self.keys.hosts, self.roster.kept, False)]
         watched += [(self.keys.network(name), self.kept(name), True) for name in networks]
         for prefix, kept, hurry in watched:
@@ -362,7 +361,7 @@ class Agent:
         self._hurry.set()
 
     def _notice(self, hurry: bool = True) -> None:
-        """Request a poll. Without ``hurry``, it may be delayed, so that hosts poll one by one."""
+        """Request a poll. Without ``hurry``, it may be delayed, to spread the polls of hosts."""
         self.lag.notice(time.monotonic())
         self._wake.set()
         if hurry:
@@ -379,7 +378,6 @@ class Agent:
             self.log(f"commands of this host cannot wake the agent: {error}")
 
     def _mend(self) -> None:
-        """Call ``mend`` periodically to repair the tunnel, even while etcd does not answer."""
         assert self.mend is not None
         whole = -LOOK_S
         while not self._over.is_set():
@@ -423,7 +421,7 @@ def _text(error: Exception) -> str:
 
 
 def last() -> tuple[float | None, dict[str, float]]:
-    """Read the time of the last poll, or None, and since when each missing host is missing."""
+    """Return the time of the last poll (or None), and since when each missing host is missing."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         kept = json.loads(files.read(_path()) or b"{}")
         gone = {str(host): float(seen_s) for host, seen_s in kept["gone"].items()}
@@ -432,7 +430,7 @@ def last() -> tuple[float | None, dict[str, float]]:
 
 
 def note(gone: Iterable[str], now_s: float) -> None:
-    """Record the time of a poll, and that the hosts ``gone`` are missing. Raises OSError."""
+    """Record the time of a poll, and ``gone``, the hosts that are missing. Raises OSError."""
     before = last()[1]
     now = {host: before.get(host, now_s) for host in sorted(gone)}
     kept = json.dumps({"at": now_s, "gone": now})
@@ -462,7 +460,7 @@ _BACK_OFF_S = (0.2, 5.0)
 
 
 class WatchedKeys:
-    """A cache of etcd's keys with a prefix. One thread may watch while another reads.
+    """A cache of the keys in etcd that have a prefix. One thread may watch, another may read.
 
     While no watch updates the cache, each read asks etcd whether the cache is still up to date. All
     times are of one monotonic clock.
@@ -518,10 +516,10 @@ class WatchedKeys:
         over: threading.Event,
         hurry: bool,
     ) -> None:
-        """Watch a prefix of etcd, and update this cache of a part of it, until ``over`` is set.
+        """Watch a prefix in etcd until ``over`` is set, and update this cache by the events.
 
-        ``notice`` is called after each change with ``hurry``, which says whether to apply it at
-        once.
+        ``prefix`` may be shorter than that of the cache. ``notice`` is called after each change
+        with ``hurry``, which says whether to apply the change at once.
         """
         wait = _BACK_OFF_S[0]
         engine = connected(connect, over)
@@ -547,16 +545,17 @@ class WatchedKeys:
                 wait = min(2 * wait, _BACK_OFF_S[1])
 
     def lose(self) -> None:
-        """Record that the watch has ended, so that each read checks the cache with etcd."""
+        """Record that no watch updates the cache, so that each read checks the cache with etcd."""
         with self._lock:
             self._is_followed = False
 
     def items(
         self, engine: Etcd, now_s: float, known: KeyValue | None = None
     ) -> dict[str, KeyValue]:
-        """Return all keys with the prefix, by name; the same dict as before if nothing has changed.
+        """Return all keys with the prefix, by name, from the cache or, if outdated, from etcd.
 
-        ``known`` is a key that the caller has read. If the cache differs, all keys are read again.
+        If nothing has changed, the dict is the same object as before. ``known`` is a key that the
+        caller has just read. If it differs from the cache, all keys are read.
         """
         with self._lock:
             items = self._items
@@ -574,7 +573,6 @@ class WatchedKeys:
         return self._read(engine, now_s)
 
     def _read(self, engine: Etcd, now_s: float) -> dict[str, KeyValue]:
-        """Read all keys from etcd, cache them unless newer events have come, and return them."""
         with self._lock:
             before = self._at
         answer = engine.get(self.prefix)
@@ -590,7 +588,7 @@ class WatchedKeys:
         return items
 
     def _checked(self, engine: Etcd, now_s: float) -> dict[str, KeyValue] | None:
-        """Return the cached keys, or None if etcd's fingerprint shows that they are not current."""
+        """Return the cached keys if etcd's fingerprint of the keys confirms them, or else None."""
         with self._lock:
             before = self._at
         revision, newest, lease, number = engine.mark(self.prefix)
@@ -608,7 +606,7 @@ class WatchedKeys:
 
 
 def connected(connect: Callable[[], Etcd], over: threading.Event) -> Etcd | None:
-    """Open a connection once its files exist; return None if ``over`` is set before."""
+    """Connect to etcd, and retry until this succeeds. Return None if ``over`` is set first."""
     while not over.is_set():
         try:
             return connect()
@@ -618,12 +616,12 @@ def connected(connect: Callable[[], Etcd], over: threading.Event) -> Etcd | None
 
 
 def about(seconds: float) -> float:
-    """Return a random time from half to one and a half of ``seconds``, to spread requests."""
+    """Return a random number from 0.5 to 1.5 times ``seconds``, to spread requests over time."""
     return seconds * (0.5 + os.urandom(1)[0] / 255)
 
 
 class Roster:
-    """A reader of the cluster's hosts. It decodes a host's key only if its value has changed."""
+    """A reader of the cluster's hosts. A host's key is decoded only if its value has changed."""
 
     def __init__(self, keys: Keys) -> None:
         self.keys = keys
@@ -635,7 +633,7 @@ class Roster:
     def look(
         self, engine: Etcd, own: str, now_s: float
     ) -> tuple[tuple[HostEntry, ...], HostEntry | None]:
-        """Return all hosts, and the host ``own`` as etcd has it now (or None). Raises NoAnswer."""
+        """Return all hosts, and separately the host ``own`` (or None). Raises NoAnswer."""
         item = ClusterKeys(engine, self.keys).host_item(own)
         items = self.kept.items(engine, now_s, item)
         if items is not self._items:
@@ -650,7 +648,7 @@ class Roster:
 
 
 class Lag:
-    """A meter of how long changes wait for the agent. Several threads may call `notice`."""
+    """A clock of how long changes wait for the agent. Several threads may call `notice`."""
 
     def __init__(self) -> None:
         self._since_s: float | None = None
@@ -663,10 +661,10 @@ class Lag:
             self._since_s = now_s
 
     def caught_up(self, began_s: float) -> None:
-        """Record that the poll that began at ``began_s`` has applied all earlier changes."""
+        """Record that a poll, which began at ``began_s``, has applied all changes before it."""
         self._since_s = self._last_s if self._last_s > began_s else None
 
     def seconds(self, now_s: float) -> float:
-        """Return for how many seconds the oldest change has been waiting; 0 if no change waits."""
+        """Return for how many seconds the oldest change has waited, or 0 if no change waits."""
         since_s = self._since_s
         return 0.0 if since_s is None else max(0.0, now_s - since_s)

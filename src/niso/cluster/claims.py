@@ -4,10 +4,10 @@ A reservation, or claim, has one key for the service, one for each address and o
 One transaction changes all of them, so two hosts cannot have the same address or name.
 
 Each claim contains a random id, its mark. If etcd does not answer a request, this host reads the
-claim: if the claim in etcd has the mark, the request was carried out. Otherwise etcd may still
-carry out the request later. This host therefore sends the request again, with a condition that at
-most one of the two requests can meet. It repeats this until the claim in etcd shows which host has
-it.
+claim. If the claim in etcd has the mark of the request, the request was carried out. Otherwise etcd
+may still carry out the request later. This host therefore sends the request again, with a condition
+that at most one of the two requests can meet. It repeats this until the claim in etcd shows which
+host has the service.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ MOST_KEYS = key_values.MOST_NAMES
 
 
 class Wanted(NamedTuple):
-    """What a host wants to reserve for a service.
+    """The addresses and names that a host wants to reserve for a service.
 
-    A preferred address is used only if it is free. A requested address that is not free is an
+    A preferred address is used only if it is free. A requested address that is not free causes an
     error.
     """
 
@@ -59,7 +59,7 @@ class Claims:
         self.keys = keys or Keys()
 
     def held(self, service: str) -> ClusterClaim | None:
-        """Return the reservation of a service, by any host; None if the service is not reserved.
+        """Return the reservation of a service by any host, or None if no host has reserved it.
 
         If several hosts have the service, the result is this host's reservation, if it has one.
         """
@@ -68,7 +68,7 @@ class Claims:
         return claim_of(items[0], self.keys, self.host) if items else None
 
     def is_alive(self, host: str) -> bool:
-        """Return whether a host is alive, that is, whether its lease in etcd has not expired."""
+        """Return whether a host is alive: its lease in etcd has not expired."""
         return bool(self.engine.get(self.keys.live(host), one=True).items)
 
     def claim(
@@ -85,13 +85,15 @@ class Claims:
         host still uses them, and an undo may need them. With ``take``, the claim of another host is
         taken over if that host's lease has expired. ``since`` is the number ``gen`` of the claim
         that this host has recorded. A claim of another host with a lower ``gen`` comes from a
-        backup, and is replaced. A service with a service address that is on other hosts, of which
-        one is alive or ``gen`` is ``since``, is reserved for this host too. With ``renew``, the
-        claim is rewritten even if it is right, so that an earlier request without an answer can no
-        longer be carried out.
+        backup, and is replaced.
 
-        Raises Conflict if another host has the service or another service has an address or name,
-        and NotFound for an unknown network.
+        A service with a service address can be on several hosts. It is reserved for this host too,
+        if one of the other hosts is alive or the ``gen`` of their claim is ``since``. With
+        ``renew``, the claim is rewritten even if it is right, so that an earlier request without an
+        answer can no longer be carried out.
+
+        Raises Conflict if another host has the service, or if another service has an address or
+        name. Raises NotFound for an unknown network.
         """
         mark, raced = os.urandom(16).hex(), False
 
@@ -114,7 +116,7 @@ class Claims:
         return _repeated(attempt, f"{wanted.service}: other hosts keep changing what it needs")
 
     def foreseen(self, wanted: Wanted, take: bool = False) -> ClusterClaim:
-        """Return the reservation that `claim` would make. Nothing is written to etcd."""
+        """Return the reservation that `claim` would make, without writing to etcd."""
         have = self.held(wanted.service)
         joins = self._joins(wanted, have)
         if have is not None and have.host != self.host and not joins:
@@ -128,7 +130,7 @@ class Claims:
     def publish(
         self, service: str, mark: str, up: bool, about: Mapping[str, Any] | None = None
     ) -> bool:
-        """Write to etcd whether a service is up, and the fields ``about``, which are for display.
+        """Write to etcd whether a service is up, and ``about``: fields for display on other hosts.
 
         Returns False if this host no longer has the reservation with the id ``mark``.
         """
@@ -155,10 +157,10 @@ class Claims:
         return self._changed(service, mark, change, gives_up=False)
 
     def release(self, service: str, mark: str) -> bool:
-        """Delete this host's reservation with the id ``mark``; return False if it has none.
+        """Delete this host's reservation with the id ``mark``. Returns False if there is none.
 
         A service that was taken over from another host, and was never up here, returns to that
-        host. A service that other hosts have too remains theirs.
+        host. If other hosts have the service too, they keep it.
         """
 
         def change(claim: ClusterClaim, items: dict[str, KeyValue]) -> list[Put | Delete]:
@@ -186,11 +188,12 @@ class Claims:
         return self._changed(service, mark, change, gives_up=True)
 
     def _changed(self, service: str, mark: str, change: Any, gives_up: bool) -> bool:
-        """Change the keys of this host's reservation; return False if another host has it.
+        """Change the keys of this host's reservation of a service.
 
-        ``change`` gets the reservation and its keys, and returns the writes. ``gives_up`` is true
-        if these writes delete the reservation. In this case, if a request gets no answer and the
-        reservation is then absent, the request was carried out.
+        Returns False if this host does not have the reservation with the id ``mark``. ``change``
+        gets the reservation and its keys, and returns the writes. ``gives_up`` is true if these
+        writes delete the reservation. In this case, if a request gets no answer and the reservation
+        is then absent, the request was carried out.
         """
         own = self.keys.service(service)
 
@@ -212,13 +215,13 @@ class Claims:
         return _repeated(attempt, f"{service}: other hosts keep changing it")
 
     def _joins(self, wanted: Wanted, have: ClusterClaim | None, since: int = 0) -> bool:
-        """Return whether this host will have a service in addition to other hosts."""
+        """Return whether the service will be on this host in addition to the hosts that have it."""
         if have is None or self.host in have.hosts or not (wanted.front and have.front):
             return False
         return have.gen == since or (have.gen > since and any(map(self.is_alive, have.hosts)))
 
     def _require_lost(self, wanted: Wanted, have: ClusterClaim, take: bool) -> None:
-        """Raise Conflict unless the leases of other hosts have expired and ``take`` is set."""
+        """Raise Conflict unless ``take`` is set and no host that has the service is alive."""
         if alive := next(filter(self.is_alive, have.hosts), None):
             if have.service != owner(have.service):
                 raise Conflict(f"{alive} has just started an instance {have.service}", "try again")
@@ -240,7 +243,7 @@ class Claims:
             )
 
     def _require_alike(self, wanted: Wanted, claim: ClusterClaim, have: ClusterClaim) -> None:
-        """Raise Conflict unless a service will have the same addresses and names on all hosts."""
+        """Raise Conflict if the service would have other addresses or names on this host."""
         there = ", ".join(host for host in have.hosts if host != self.host)
         if have.kept or have.former:
             raise Conflict(f"{there} is changing {have.service}", "try again")
@@ -282,12 +285,12 @@ class Claims:
         renew: bool = False,
         raced: bool = False,
     ) -> tuple[ClusterClaim, Txn] | None:
-        """Plan the reservation to request; return it with the transaction that writes it.
+        """Compute the reservation to request, and the transaction that writes it.
 
         ``have`` is the service's present reservation, and ``joins`` says whether this host will
-        have the service in addition to the hosts that have it. Returns None if this reservation is
-        already as requested. ``raced`` is true if another host has changed the keys during an
-        earlier attempt. The other parameters are as for `claim`.
+        have the service in addition to the hosts that have it. Returns None if ``have`` is already
+        as requested. ``raced`` is true if another host has changed the keys during an earlier
+        attempt. The other parameters are those of `claim`.
         """
         conditions = [Compare(self.keys.service(wanted.service), have.revision if have else 0)]
         takes = have is not None and have.host != self.host and have.gen >= since and not joins
@@ -377,7 +380,7 @@ class Claims:
         """Yield the writes of the address and name keys of a reservation.
 
         ``known`` are the present keys. If ``is_own``, this host already had the reservation, and
-        its addresses that are up stay up.
+        the addresses that are up stay up.
         """
         for network, addresses in claim.networks.items():
             for address in addresses:
@@ -398,8 +401,9 @@ class Claims:
     ) -> tuple[str, ...]:
         """Choose a service's address in each subnet of a network.
 
-        The first choice is the requested address, then the one that the service has, then a
-        preferred one if it is free, then any free one. ``raced`` is as for `_planned`.
+        The order of preference is: the requested address, the address that the service has, a
+        preferred address that is free, any free address. ``raced`` has the same meaning as in
+        `_planned`.
         """
         prefix = self.keys.addresses(network)
         spec = spec_of(network, items[self.keys.spec(network)])
@@ -436,7 +440,6 @@ class Claims:
         return tuple(chosen)
 
     def _require_free(self, claim: ClusterClaim, known: dict[str, KeyValue]) -> None:
-        """Raise Conflict if another service has an address or name that ``claim`` contains."""
         for key in sorted(claim.keys(self.keys)):
             holder = decode(known[key].value, key).get("service") if key in known else None
             if holder in (None, claim.service):
@@ -455,7 +458,7 @@ class Claims:
 def without(
     items: Mapping[str, KeyValue], claim: ClusterClaim, keys: Keys, host: str
 ) -> Iterator[Put]:
-    """Yield the writes by which a host no longer has a service that other hosts have too.
+    """Yield the writes that remove a host from a service's reservation. Other hosts keep it.
 
     ``items`` are the present keys of the service and of its addresses.
     """
@@ -475,7 +478,7 @@ def _listed(words: Iterable[str]) -> str:
 def _free(
     net: subnets.Network, gateway: str, taken: dict[str, Any], raced: bool, network: str
 ) -> str:
-    """Return a subnet's lowest free address, or with ``raced`` one of the `NEAR` lowest."""
+    """Return the lowest free address of a subnet, or if ``raced``, one of the `NEAR` lowest."""
     base = int(net.network_address)
     known = map(ipaddress.ip_address, filter(key_values.is_address, taken))
     here = [address for address in known if address in net]
@@ -495,10 +498,10 @@ def _free(
 
 
 def _repeated[T](attempt: Callable[[bool], T | None], problem: str) -> T:
-    """Call ``attempt`` until it returns a result other than None, at most `TRIES` times.
+    """Call ``attempt`` until it returns a result, not None, but at most `TRIES` times.
 
     The argument of ``attempt`` says whether an earlier request without an answer may have been
-    carried out. Raises NoAnswer, and Conflict (``problem``) after the last attempt.
+    carried out. Raises NoAnswer. After the last attempt, raises Conflict with the text ``problem``.
     """
     unknown: NoAnswer | None = None
     for _ in range(TRIES):

@@ -1,4 +1,4 @@
-"""Read and write cluster.toml: this host's cluster, its name there, and how it reaches etcd.
+"""Read and write cluster.toml: the name of this host in its cluster, and how to reach etcd.
 
 The file is in `paths.cluster_dir`, next to the certificates that niso created. Most commands only
 call `load`. A host without the file is in no cluster.
@@ -62,11 +62,11 @@ class Config(NamedTuple):
         return Keys(self.etcd.prefix)
 
     def access(self) -> Reach:
-        """Return how to reach etcd, with absolute paths of the files with the credentials."""
+        """Return the members and credentials of etcd, with absolute paths of credential files."""
         return self.etcd.located(paths.cluster_dir())
 
     def engine(self, brief: bool = False) -> Etcd:
-        """Return a client of etcd, for use in one thread. Raises Error if its files are not usable.
+        """Return a client of etcd, for use in one thread. Raises Error if a file is not usable.
 
         With ``brief``, a request waits `BRIEF_S` seconds for each member and is not repeated.
         """
@@ -78,7 +78,7 @@ def file_path() -> str:
 
 
 def load() -> Config | None:
-    """Read cluster.toml. Returns None without the file. Raises Error if its content is invalid."""
+    """Read cluster.toml, or return None if the file is missing. Raises Error if it is invalid."""
     path = file_path()
     return parsed(toml.load(path, FILE_NAME), path) if os.path.lexists(path) else None
 
@@ -95,7 +95,7 @@ def require() -> Config:
 
 
 def parsed(data: dict[str, Any], path: str) -> Config:
-    """Convert and check the data of cluster.toml. Raises InvalidInput or ErrorGroup."""
+    """Check the parsed TOML of cluster.toml, and convert it. Raises InvalidInput or ErrorGroup."""
     try:
         own, etcd, member = convert.convert(data, _File)
         config = Config(own.name, own.address, etcd, member, own.encryption)
@@ -130,7 +130,7 @@ def _errors(config: Config) -> Iterator[Error]:
 
 
 def host_name(text: str, key: str) -> str:
-    """Return ``text`` if it is a valid name of a host, as for services. Raises InvalidInput."""
+    """Return ``text`` if it is a valid host name: a service name too. Raises InvalidInput."""
     return values.host_label(text, key)
 
 
@@ -159,7 +159,7 @@ def endpoint(text: str, key: str) -> str:
 
 
 def key_prefix(text: str, key: str) -> str:
-    """Return ``text`` if it is a valid prefix of etcd keys, as /niso/prod/. Raises InvalidInput."""
+    """Return ``text`` if it is a prefix of etcd keys like /niso/prod/. Raises InvalidInput."""
     if not (text.startswith("/") and text.endswith("/") and text.isascii() and text.isprintable()):
         raise InvalidInput(
             "is not a prefix of keys", key=key, value=shown(text), right="such as /niso/prod/"
@@ -168,7 +168,7 @@ def key_prefix(text: str, key: str) -> str:
 
 
 def way_to_encrypt(text: str, key: str) -> str:
-    """Return how a host encrypts: kernel, userspace, or "" for not at all. Raises InvalidInput."""
+    """Return ``text`` if it is kernel, userspace or "" (no encryption). Raises InvalidInput."""
     if text not in ("", "kernel", "userspace"):
         raise InvalidInput(
             "is not a way to encrypt", key=key, value=shown(text), right="kernel or userspace"
@@ -190,7 +190,7 @@ def text_of(config: Config) -> str:
 
 
 def toml_of(head: str, values: object) -> str:
-    """Format a named tuple of tables as TOML. ``head`` is a comment.
+    """Format a named tuple, whose fields are tables, as TOML. ``head`` is a comment above them.
 
     JSON is valid as TOML for all types of its values.
     """

@@ -39,7 +39,10 @@ _LENGTH = 64
 
 
 def chosen(kernel: Kernel, asked: str) -> str:
-    """Return how this host can encrypt: "kernel", or "userspace" if ``asked``. Raises Error."""
+    """Return how this host can encrypt, "kernel" or "userspace". Raises Error if it cannot.
+
+    "userspace" is returned only if the kernel cannot encrypt and ``asked`` is "userspace".
+    """
     why = kernel.why_no_ipv6()  # addresses inside the tunnel are IPv6
     if why is not None:
         raise Error(f"this host cannot encrypt: {why}")
@@ -55,19 +58,19 @@ def chosen(kernel: Kernel, asked: str) -> str:
 
 
 def address(cluster: str, host: str) -> str:
-    """Return a host's IPv6 address inside the tunnel (RFC 4193), a hash of cluster and host."""
+    """Return a host's IPv6 address inside the tunnel (RFC 4193), hashed from cluster and host."""
     prefix = b"\xfd" + hashlib.sha256(cluster.encode()).digest()[:5] + bytes(2)
     own = hashlib.sha256(f"{cluster}/{host}".encode()).digest()[:8]
     return str(ipaddress.IPv6Address(prefix + own))
 
 
 def mtu(between: str, link: int) -> int:
-    """Return the MTU of a tunnel, given its outer address (``between``) and the MTU of its link."""
+    """Return the MTU of a tunnel between hosts, from the MTU of its link and a host's address."""
     return link - HEADERS[6 if ":" in between else 4]
 
 
 def require_mtu(between: str, link: int) -> None:
-    """Raise Error if the MTU of a link is too small for a tunnel. ``between`` is its address."""
+    """Raise Error if the MTU ``link`` is too small for a tunnel from the address ``between``."""
     least = LEAST_MTU + link - mtu(between, link)
     if link < least:
         raise Error(
@@ -89,7 +92,7 @@ def prepare(kernel: Kernel) -> str:
 def tunnel(
     cluster: str, port: int, how: str, own: HostEntry, hosts: Iterable[HostEntry] = ()
 ) -> Tunnel:
-    """Return the WireGuard tunnel from the host ``own`` to ``hosts``, at VXLAN's ``port`` + 1."""
+    """Build the WireGuard tunnel from ``own`` to ``hosts``. Its UDP port is VXLAN's plus 1."""
     others = {
         host.public: (
             host.public,
@@ -111,7 +114,7 @@ def tunnel(
 
 
 def follow(store: Store, kernel: Kernel, hosts: Iterable[HostEntry], own: str) -> None:
-    """Make WireGuard's peers equal to the cluster's hosts. The caller must not have niso's lock."""
+    """Make WireGuard's peers match the cluster's hosts. The caller must not have niso's lock."""
     hosts = list(hosts)
     present = store.across.tunnel()
     me = next((host for host in hosts if host.name == own), None)
@@ -126,7 +129,7 @@ def follow(store: Store, kernel: Kernel, hosts: Iterable[HostEntry], own: str) -
 
 
 def _record(store: Store, kernel: Kernel, wanted: Tunnel) -> bool:
-    """Record a tunnel and change the kernel; return False if the host has left its cluster."""
+    """Record a tunnel and set up the kernel. Returns False if the host has left its cluster."""
     with Lock():
         if store.across.tunnel() is None:
             return False
@@ -146,7 +149,7 @@ def renew(store: Store, kernel: Kernel) -> str:
 
 
 def _adopt(store: Store, kernel: Kernel) -> str:
-    """Make the record and the interface match the private key's file; return the public key."""
+    """Make the store and the interface match the private key's file; return the public key."""
     present, private = store.across.tunnel(), files.read(paths.wireguard_key())
     if present is None:  # a command left the cluster in the meantime
         return ""
@@ -158,10 +161,10 @@ def _adopt(store: Store, kernel: Kernel) -> str:
 
 
 def mend(store: Store, kernel: Kernel) -> None:
-    """Restore the WireGuard interface as recorded. The caller must not have niso's lock.
+    """Restore the WireGuard interface as the store records it.
 
     This is called periodically, because the kernel sends no event for some changes of the
-    interface.
+    interface. The caller must not have niso's lock.
     """
     if store.across.tunnel() is None:
         return
@@ -176,7 +179,7 @@ def mend(store: Store, kernel: Kernel) -> None:
 
 
 def serves(store: Store, kernel: Kernel) -> bool:
-    """Return whether the WireGuard interface works, or is not needed by this host."""
+    """Return whether the WireGuard interface works, or this host does not need one."""
     present = store.across.tunnel()
     spans = any(network.span is not None for network in store.networks())
     return present is None or not spans or kernel.wireguard_answers(TUNNEL, present.form)

@@ -29,7 +29,7 @@ from niso.base.named_tuples import Any, NamedTuple
 
 
 class NoAnswer(Error):
-    """Raised if no member of etcd answers. If ``unknown``, etcd may have done the request."""
+    """An error: no etcd member answers. If ``unknown``, etcd may have carried out the request."""
 
     def __init__(self, reason: str, hint: str | None = None, unknown: bool = False) -> None:
         super().__init__(reason, hint)
@@ -37,7 +37,7 @@ class NoAnswer(Error):
 
 
 class Refused(NoAnswer):
-    """Raised if etcd refuses a request. ``code`` is etcd's (google.rpc.Code), or 0 if unknown.
+    """An error: etcd refuses a request. ``code`` is a google.rpc.Code, or 0 if unknown.
 
     It is a kind of NoAnswer, so callers that can continue without an answer also continue here.
     """
@@ -48,7 +48,7 @@ class Refused(NoAnswer):
 
 
 class Compacted(Exception):
-    """Raised if etcd no longer has the requested events, so that all keys must be read again."""
+    """An error: etcd no longer has the requested events, so all keys must be read again."""
 
 
 class KeyValue(NamedTuple):
@@ -59,7 +59,7 @@ class KeyValue(NamedTuple):
 
 
 class Compare(NamedTuple):
-    """A condition of a transaction on the last change of a key."""
+    """A condition of a transaction: the last change of a key was at a given revision."""
 
     key: str
     modified: int = 0  # the revision of the key's last change; 0 if the key must not exist
@@ -78,21 +78,21 @@ class Delete(NamedTuple):
 
 
 class Txn(NamedTuple):
-    """Changes of different keys that etcd makes together if all conditions are met."""
+    """A transaction: changes of different keys, made together if all conditions are met."""
 
     conditions: tuple[Compare, ...]
     changes: tuple[Put | Delete, ...]
 
 
 class Answer(NamedTuple):
-    """The keys and values that etcd has at a revision, sorted by key."""
+    """The result of a read: keys with their values at a revision, sorted by key."""
 
     revision: int
     items: tuple[KeyValue, ...]
 
 
 class Batch(NamedTuple):
-    """Events of a watch up to a revision. An empty one only shows that the connection works."""
+    """Events of a watch up to a revision. Without events, it shows that the connection works."""
 
     revision: int
     events: tuple[Event, ...]
@@ -105,7 +105,7 @@ PREFIX = "/niso/v1/"
 
 
 class Keys:
-    """The names of niso's keys in etcd, all with the prefix of the cluster."""
+    """The names of niso's keys in etcd. All begin with the prefix from cluster.toml."""
 
     def __init__(self, prefix: str = PREFIX) -> None:
         self.prefix = prefix

@@ -1,8 +1,8 @@
 """Send requests to etcd through its JSON gateway (etcd.io/docs/v3.5/dev-guide/api_grpc_gateway).
 
 Any member can answer. If a member does not answer, the request is sent to the next one. A request
-that no member answers fails after about `ROUNDS` × `REQUEST_S` seconds. The fewer members there
-are, the longer the request waits for each.
+that no member answers fails after about `ROUNDS` × `REQUEST_S` seconds. With fewer members, a
+request waits longer for each of them.
 
 In JSON, fields that are false or 0 are left out, and 64-bit numbers are strings. When etcd has
 users, the gateway accepts only client certificates without a common name.
@@ -58,7 +58,7 @@ _PASSWORD_S = 10.0
 
 
 class Reach(NamedTuple):
-    """How to reach etcd: its members and credentials. In cluster.toml, paths are relative."""
+    """The members of etcd and the credentials for them. In cluster.toml, paths are relative."""
 
     members: tuple[str, ...]  # "198.51.100.1:2379", "[2001:db8::1]:2379"
     cacert: str = ""  # path of a PEM file, as the next two; "" for plain HTTP
@@ -69,14 +69,14 @@ class Reach(NamedTuple):
     own: bool = False  # whether niso runs etcd, so that its members may change
 
     def located(self, folder: str) -> Reach:
-        """Return a copy in which the paths are absolute, below ``folder``."""
+        """Return a copy in which relative paths are made absolute, below ``folder``."""
         chosen = (self.cacert, self.cert, self.key, self.user_file)
         cacert, cert, key, user = (os.path.join(folder, file) if file else "" for file in chosen)
         return self._replace(cacert=cacert, cert=cert, key=key, user_file=user)
 
 
 class Etcd:
-    """A client of etcd, for one thread at a time. Raises Error if a credential file is unusable."""
+    """A client of etcd, for one thread at a time. Raises Error for an unusable credential file."""
 
     def __init__(self, reach: Reach, request_s: float = REQUEST_S, rounds: int = ROUNDS) -> None:
         self._members = list(reach.members)
@@ -101,7 +101,7 @@ class Etcd:
             self._connection = None
 
     def get(self, prefix: str, *, one: bool = False, stale: bool = False) -> Answer:
-        """Return all keys with a prefix, or with ``one`` only the key itself.
+        """Return all keys with a prefix. If ``one``, ``prefix`` is the name of a single key.
 
         With ``stale``, an etcd member that is cut off from the others may answer too.
         """
@@ -120,10 +120,10 @@ class Etcd:
     def mark(self, prefix: str) -> tuple[int, int, int, int]:
         """Return a fingerprint of the keys with a prefix. While it stays equal, no key has changed.
 
-        It consists of etcd's revision, the modified revision and the lease of the key that was
-        changed last (0 without keys), and the number of keys. A changed key has a higher revision
-        than all others, and a deleted one changes the number. If etcd was restored from a backup,
-        revisions can repeat, but the lease then differs. A count_only request would ignore
+        The fingerprint consists of etcd's revision, the modified revision and the lease of the key
+        that was changed last (0 without keys), and the number of keys. A changed key has a higher
+        revision than all others, and a deleted one changes the number. If etcd was restored from a
+        backup, revisions can repeat, but the lease then differs. A count_only request would ignore
         revisions (etcd 3.5.16).
         """
         order = {"limit": 1, "keys_only": True, "sort_order": "DESCEND", "sort_target": "MOD"}
@@ -135,8 +135,8 @@ class Etcd:
     def commit(self, txn: Txn) -> int:
         """Carry out a transaction; return etcd's revision, or 0 if a condition was not met.
 
-        If NoAnswer is raised with ``unknown``, etcd may have carried the transaction out, or may do
-        so later.
+        If NoAnswer is raised with ``unknown``, etcd may have carried out the transaction, or may
+        still carry it out.
         """
         body = {
             "compare": [_compare(condition) for condition in txn.conditions],
@@ -150,7 +150,7 @@ class Etcd:
         return int(self.call("/v3/lease/grant", {"TTL": ttl_s}, True)["ID"])
 
     def keep(self, lease: int) -> bool:
-        """Renew a lease; return False if it no longer exists."""
+        """Renew a lease. Returns False if the lease no longer exists."""
         # the answer for an expired lease has no TTL
         answer = self.call("/v3/lease/keepalive", {"ID": str(lease)}, True, wait_s=self._request_s)
         return int(answer.get("result", {}).get("TTL", 0)) > 0
@@ -164,7 +164,7 @@ class Etcd:
                 raise
 
     def watch(self, prefix: str, revision: int, silence_s: float) -> Iterator[Batch]:
-        """Yield changes of keys with a prefix from a revision on, in batches.
+        """Yield the changes of keys with a prefix, in batches, beginning with a revision.
 
         Raises Compacted if etcd no longer has all changes from this revision on. Raises NoAnswer if
         nothing arrives for ``silence_s`` seconds, or if the member is cut off from the others.
@@ -243,7 +243,6 @@ class Etcd:
         raise NoAnswer(self._silence(problems), _HINT)
 
     def _headers(self) -> dict[str, str]:
-        """Return a request's headers, with a token if etcd has users. Raises OSError, Refused."""
         headers = {"Host": "niso"}
         token = _tokens.get(self._user)
         if self._user and not token:
@@ -265,7 +264,7 @@ class Etcd:
     def _open(
         self, path: str, body: dict[str, Any]
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """Send a request to the members until one answers with a stream. Raises NoAnswer."""
+        """Send a streaming request to the members in turn until one answers. Raises NoAnswer."""
         problem = ""
         for _ in range(len(self._members)):
             self.close()  # a stream needs a connection of its own
@@ -288,7 +287,6 @@ class Etcd:
         raise NoAnswer(self._silence([problem]), _HINT)
 
     def _connected(self) -> http.client.HTTPConnection:
-        """Return the connection to the current member, and open it if necessary. Raises OSError."""
         if self._connection is None:
             host, _, port = self._members[0].rpartition(":")
             place = (host.strip("[]"), int(port))
@@ -312,13 +310,11 @@ class Etcd:
 
 
 def _wait(connection: http.client.HTTPConnection, seconds: float) -> None:
-    """Set the timeout in seconds for the next answer on a connection."""
     if connection.sock is not None:
         connection.sock.settimeout(seconds)
 
 
 def _context(reach: Reach) -> ssl.SSLContext:
-    """Build the TLS settings. Raises Error with the path of an unusable certificate or key."""
     for path in (reach.cacert, reach.cert, reach.key):
         try:
             with open(path or reach.cacert, "rb"):
@@ -355,7 +351,7 @@ def _document(text: bytes) -> dict[str, Any]:
 
 
 def _error(text: bytes) -> tuple[int, str]:
-    """Parse an error response to its code and reason. For an invalid one, the code is 0."""
+    """Return (code, reason) of an error response. If the response is invalid, the code is 0."""
     try:
         document = _document(text)
         inner = document.get("error", document)
@@ -366,7 +362,6 @@ def _error(text: bytes) -> tuple[int, str]:
 
 
 def _problem(error: Exception) -> str:
-    """Describe on one line why a request got no answer."""
     reason = (isinstance(error, OSError) and error.strerror) or str(error)
     if isinstance(error, ssl.SSLError):
         reason = (getattr(error, "reason", "") or reason).replace("_", " ")
@@ -382,12 +377,12 @@ def _packed(text: str) -> str:
 
 
 def _text(packed: str) -> str:
-    """Decode a base64 key or value. Bytes that are not UTF-8, never niso's, are replaced."""
+    """Decode a base64 key or value. Bytes that are not UTF-8 are replaced: niso writes none."""
     return base64.b64decode(packed).decode(errors="replace")
 
 
 def _span(key: str, prefix: bool) -> dict[str, Any]:
-    """Return the fields of a request that select one key, or with ``prefix`` all keys with it."""
+    """Return the fields of a request that select one key, or all keys with a prefix."""
     end = {"range_end": _packed(key[:-1] + chr(ord(key[-1]) + 1))} if prefix else {}
     return {"key": _packed(key), **end}
 
@@ -416,7 +411,7 @@ def _revision(answer: dict[str, Any]) -> int:
 
 
 def _batch(line: bytes) -> Batch | None:
-    """Parse a line of a watch to events; None confirms the watch. Raises Compacted, NoAnswer."""
+    """Parse a line of a watch, None if it confirms the watch. Raises Compacted, NoAnswer."""
     document = _document(line)
     if "error" in document:
         raise NoAnswer(f"the watch has ended: {_error(line)[1]}", _HINT)

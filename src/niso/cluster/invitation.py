@@ -1,7 +1,8 @@
 """Write and read invitations to a cluster; create its authority and certificates with openssl(1).
 
-An invitation is one file with the host's own certificate and key, so no server has to sign. The
-invitation of a member of etcd also contains the authority's key, with which it can invite others.
+An invitation is one file with the invited host's own certificate and key, so no server has to sign.
+The invitation of a host that becomes a member of etcd also contains the authority's key, with which
+the host can invite others.
 
 A host's certificate has no subject, because etcd's gateway refuses certificates with a common name
 when etcd has users. The extension with its addresses is therefore critical (RFC 5280, 4.2.1.6).
@@ -34,7 +35,7 @@ _NOT_ONE = "make a new one: niso cluster invite HOST --address A"
 
 
 class Files(NamedTuple):
-    """The contents of the files that a host needs to reach etcd; "" if a file is not needed."""
+    """The contents of the files that a host needs to reach etcd, "" for each that it does not."""
 
     cacert: str = ""
     cert: str = ""
@@ -50,7 +51,7 @@ class Invitation(NamedTuple):
     files: Files
 
     def config(self) -> Config:
-        """Build the configuration of the invited host, for its cluster.toml."""
+        """Build the configuration that the invited host will have in its cluster.toml."""
         kept = self.files
         return Config(
             self.host.name,
@@ -92,17 +93,17 @@ def parsed(text: bytes) -> Invitation:
 
 
 def contents(own: Config) -> Files:
-    """Return the contents of the files with which this host reaches etcd. Raises Error."""
+    """Return the contents of the files by which this host reaches etcd. Raises Error."""
     reach = own.access()
     wanted = (reach.cacert, reach.cert, reach.key, reach.user_file)
     return Files(*(_content(path) if path else "" for path in wanted))
 
 
 def issued(own: Config, address: str, member: bool) -> tuple[Files, str]:
-    """Create a certificate for a host with this address; return its files and its serial number.
+    """Create a certificate for a host with this address; return its files and serial number.
 
-    Only a host that becomes a ``member`` of etcd gets the authority's key, because its holder can
-    create certificates that no host records or can revoke. Raises Error.
+    The files include the authority's key only if the host becomes a ``member`` of etcd: whoever has
+    the key can create certificates that are not recorded and cannot be revoked. Raises Error.
     """
     folder = paths.cluster_dir()
     key = os.path.join(folder, AUTHORITY_KEY)
@@ -120,7 +121,7 @@ def issued(own: Config, address: str, member: bool) -> tuple[Files, str]:
 
 
 def keep(made: Files, folder: str = "") -> None:
-    """Write an invitation's files into a folder, by default that of cluster.toml, atomically."""
+    """Write an invitation's files atomically to a folder, by default that of cluster.toml."""
     named = {
         AUTHORITY: made.cacert,
         CERTIFICATE: made.cert,
@@ -137,7 +138,7 @@ def keep(made: Files, folder: str = "") -> None:
 
 
 def require_valid(invited: Invitation, own: Config) -> None:
-    """Check the files of an invitation with a request to etcd. Raises InvalidInput and NoAnswer."""
+    """Check that an invitation's files give access to etcd. Raises InvalidInput, NoAnswer."""
     with tempfile.TemporaryDirectory(dir=paths.cluster_dir(), prefix="new-") as folder:
         keep(invited.files, folder)
         have = own.etcd
@@ -211,7 +212,7 @@ def make_authority(folder: str, cluster: str) -> None:
 
 
 def issue(authority: str, folder: str, addresses: Sequence[str]) -> None:
-    """Create a host's certificate, for its addresses and localhost, and its key. Raises Error."""
+    """Create a key and a certificate for these addresses and localhost. Raises Error."""
     names = [f"IP:{address}" for address in (*addresses, "127.0.0.1", "::1")]
     key, request = os.path.join(folder, KEY), os.path.join(folder, "host.csr")
     _run(*("req", "-new", *_CURVE, "-subj", "/", "-keyout", key, "-out", request))
@@ -260,7 +261,7 @@ def _period() -> tuple[str, ...]:
 
 
 def _run(*words: str, text: str = "") -> str:
-    """Run openssl with ``text`` as stdin; return stdout. Others cannot read files it creates."""
+    """Run openssl with ``text`` as stdin; return stdout. Only root can read files it creates."""
     try:
         done = subprocess.run(
             ["openssl", *words],

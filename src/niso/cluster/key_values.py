@@ -48,7 +48,7 @@ def is_name(text: str) -> bool:
 
 
 def is_service(text: str) -> bool:
-    """Return whether ``text`` is a valid name of a service, or of an instance: NAME.NUMBER."""
+    """Return whether ``text`` is a valid name of a service or of an instance (NAME.NUMBER)."""
     front = owner(text)
     number = text[len(front) + 1 :]
     return is_name(front) and (
@@ -63,13 +63,13 @@ def is_number(value: object, most: int = 1 << 53) -> bool:
 
 
 def version(text: object) -> str:
-    """Return the version of niso on another host for display, or "" if the value is not valid."""
+    """Return the niso version of another host for display, or "" if the value is invalid."""
     good = isinstance(text, str) and len(text) <= _LONGEST_VERSION and text.isprintable()
     return str(text) if good else ""
 
 
 def is_usable(address: str, networks: tuple[tuple[str, str], ...]) -> bool:
-    """Return whether a service can have an address on one of the subnets, (CIDR, gateway)."""
+    """Return whether a service can have an address on one of these subnets (CIDR, gateway)."""
     number = ipaddress.ip_address(address)
     for cidr, gateway in networks:
         net = ipaddress.ip_network(cidr)
@@ -82,7 +82,7 @@ def is_usable(address: str, networks: tuple[tuple[str, str], ...]) -> bool:
 
 @lru_cache(_KEPT)
 def is_host_address(text: str) -> bool:
-    """Return whether ``text`` is an IP address by which a host can be reached from another one."""
+    """Return whether ``text`` is an IP address at which other hosts can reach a host."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
@@ -110,7 +110,6 @@ def policy(text: str) -> Policy:
 
 
 def _is_entry(entry: Entry) -> bool:
-    """Return whether a policy entry is valid: other hosts may write any values."""
     texts = (entry.key, entry.text, entry.peer.kind, entry.peer.name, entry.proto)
     if not all(type(text) is str for text in texts):
         return False
@@ -131,7 +130,7 @@ type Sharers = tuple[tuple[str, tuple[str, ...]], ...]
 
 
 class OtherHost(NamedTuple):
-    """Another host that has the same service with a service address."""
+    """A further host that has a service with a service address."""
 
     host: str
     up: bool
@@ -139,7 +138,7 @@ class OtherHost(NamedTuple):
 
 
 class ClusterClaim(NamedTuple):
-    """A host's reservation of a service, with its addresses and names, as etcd has it.
+    """The reservation of a service by a host in etcd, with addresses and names.
 
     Several hosts can have a service with a service address. Each of them has its own ``mark``,
     ``up``, ``ports`` and ``policy``; the other fields are common.
@@ -172,14 +171,12 @@ class ClusterClaim(NamedTuple):
         return self.up or any(other.up for other in self.others)
 
     def keys(self, keys: Keys) -> set[str]:
-        """Return the etcd keys of the claim's addresses and names, and of former ones still
-        reserved.
-        """
+        """Return the etcd keys of all addresses and names, including former ones still reserved."""
         names = {keys.name(net, name) for net in self.networks for name in self.names}
         return {*names, *self.address_keys(keys), *self.kept}
 
     def address_keys(self, keys: Keys) -> set[str]:
-        """Return the etcd keys that reserve the addresses."""
+        """Return the etcd keys of the reserved addresses."""
         return {keys.address(net, a) for net, some in self.networks.items() for a in some}
 
 
@@ -194,10 +191,10 @@ _OWN = ("claim", "up", "ports", "policy", "sharers")
 
 
 def turned(value: dict[str, Any], host: str) -> dict[str, Any]:
-    """Return the value of a service's key as a host writes it.
+    """Return the value of a service's key in etcd, arranged for one of its hosts.
 
-    The fields of one host are at the top level, those of other hosts that have the same service in
-    ``others``. A host that does not have the service gets the value unchanged.
+    The fields of ``host`` are then at the top level, and those of other hosts that have the service
+    in ``others``. If ``host`` does not have the service, the value is returned unchanged.
     """
     others = value.get("others")
     if not isinstance(others, dict) or not isinstance(others.get(host), dict):
@@ -209,7 +206,7 @@ def turned(value: dict[str, Any], host: str) -> dict[str, Any]:
 
 
 def added(value: dict[str, Any], host: str) -> dict[str, Any]:
-    """Return the value of a service's key with a further host, on which the service is not up."""
+    """Return the value of a service's key with a further host, where the service is not up."""
     blank: dict[str, Any] = {"claim": "", "up": False, "ports": [], "policy": ""}
     return turned(value | {"others": value.get("others", {}) | {host: blank}}, host)
 
@@ -224,7 +221,7 @@ def left(value: dict[str, Any], host: str) -> dict[str, Any]:
 
 
 def others_of(value: dict[str, Any]) -> tuple[OtherHost, ...]:
-    """Return the other hosts that have a service, by the value of its key."""
+    """Return the other hosts that have a service, parsed from the value of its key."""
     return tuple(
         OtherHost(str(name), bool(each.get("up")), tuple(map(str, each.get("ports", ()))))
         for name, each in value.get("others", {}).items()
@@ -232,7 +229,7 @@ def others_of(value: dict[str, Any]) -> tuple[OtherHost, ...]:
 
 
 def claim_of(item: KeyValue, keys: Keys, host: str = "") -> ClusterClaim:
-    """Parse a service's key in etcd to the reservation. Raises Error if its value is invalid.
+    """Convert a service's key in etcd to a reservation. Raises Error if its value is invalid.
 
     If several hosts have the service, the result is the reservation of ``host``, if it is one of
     them.
@@ -308,7 +305,7 @@ class Cluster(NamedTuple):
 
 
 def host_of(item: KeyValue, keys: Keys) -> HostEntry:
-    """Parse a host's key. ``alive`` is False, because another key shows it. Raises Error."""
+    """Convert a host's key in etcd. ``alive`` is False: another key shows it. Raises Error."""
     value = valid(decode(item.value, item.key), item.key, "id", "address", "mtu")
     name = item.key.removeprefix(keys.hosts)
     if not (is_name(name) and is_address(str(value["address"]))):
@@ -321,7 +318,7 @@ def host_of(item: KeyValue, keys: Keys) -> HostEntry:
 
 
 def cluster_of(item: KeyValue) -> Cluster:
-    """Parse the key of the cluster. Raises Error if this niso does not know its version."""
+    """Convert the key ``cluster`` in etcd. Raises Error if this niso does not know its version."""
     value = valid(decode(item.value, item.key), item.key, "id", "port")
     encryption = str(value.get("encrypt", ""))
     if encryption not in ("", "kernel", "userspace"):
@@ -353,7 +350,7 @@ def host_value(host: HostEntry) -> dict[str, Any]:
 
 
 def require_family(address: str, other: str, host: str) -> None:
-    """Raise Conflict if one host's address is IPv4 and the other host's is IPv6."""
+    """Raise Conflict if the addresses of two hosts have different IP versions."""
     if (":" in address) != (":" in other):
         raise Conflict(
             f"{address} is of another family than {other} of host {host}",
@@ -362,7 +359,7 @@ def require_family(address: str, other: str, host: str) -> None:
 
 
 class Spec(NamedTuple):
-    """A network of the cluster, as etcd has it."""
+    """The properties of a network that spans hosts, as etcd has them."""
 
     name: str
     vni: int
@@ -377,7 +374,7 @@ _MOST = {"port": 1 << 16, "mtu": 1 << 17, "vni": 1 << 24}
 
 
 def valid(value: dict[str, Any], key: str, *needed: str) -> dict[str, Any]:
-    """Return the value of a key. Raise Error unless all ``needed`` fields are in their range."""
+    """Return the value of a key. Raises Error if a ``needed`` field is missing or out of range."""
     for name in needed:
         if name not in value or (name in _MOST and not is_number(value[name], _MOST[name])):
             raise invalid(key)
@@ -385,7 +382,7 @@ def valid(value: dict[str, Any], key: str, *needed: str) -> dict[str, Any]:
 
 
 def index_of(item: KeyValue) -> dict[str, dict[str, Any]]:
-    """Parse the key that lists all networks: {NETWORK: {vni, subnets}}. Raises Error."""
+    """Convert the key of the list of networks: {NETWORK: {vni, subnets}}. Raises Error."""
     index = decode(item.value, item.key)
     for value in index.values():
         subnets = value.get("subnets") if isinstance(value, dict) else None
@@ -399,7 +396,7 @@ def index_of(item: KeyValue) -> dict[str, dict[str, Any]]:
 
 
 def spec_of(name: str, item: KeyValue) -> Spec:
-    """Parse the key of one network in etcd. Raises Error if its value is invalid."""
+    """Convert the key of one network in etcd. Raises Error if its value is invalid."""
     value = valid(decode(item.value, item.key), item.key, "subnets", "vni", "mtu")
     try:
         subnets = tuple((str(each["cidr"]), str(each["gateway"])) for each in value["subnets"])

@@ -1,4 +1,4 @@
-"""Change the cluster's own keys by compare-and-swap: the cluster, its hosts, its networks.
+"""Change the keys in etcd of the cluster itself, its hosts and its networks, by compare-and-swap.
 
 The functions here do not check that this host is in a cluster, nor that etcd has the data of this
 cluster. Their callers do.
@@ -33,14 +33,14 @@ MOST_VNI = (1 << 24) - 1
 
 
 class ClusterKeys:
-    """A client for the cluster's own keys in etcd. Methods raise NoAnswer, Refused and Error."""
+    """A client for etcd's keys of the cluster, its hosts and networks. Raises NoAnswer, Error."""
 
     def __init__(self, engine: Etcd, keys: Keys | None = None) -> None:
         self.engine = engine
         self.keys = keys or Keys()
 
     def cluster(self) -> Cluster | None:
-        """Return the cluster that etcd has, or None.
+        """Return the cluster that etcd has, or None if etcd has none.
 
         niso chooses the cluster's id, because etcd's own id survives a loss of etcd's data.
         """
@@ -65,7 +65,7 @@ class ClusterKeys:
         return made
 
     def hosts(self) -> list[HostEntry]:
-        """Return all hosts of the cluster, sorted by name, with whether each is alive."""
+        """Return all hosts of the cluster, sorted by name. ``alive`` says whether each is alive."""
         items = {item.key: item for item in self.engine.get(self.keys.hosts).items}
         return [
             key_values.host_of(item, self.keys)._replace(alive=f"{key}/live" in items)
@@ -80,9 +80,9 @@ class ClusterKeys:
     def join(self, host: HostEntry) -> None:
         """Add a host to the cluster, or update its values in etcd.
 
-        Raises Conflict if another host has this name, state folder or address, if the IP version
-        differs from the other hosts', or if the cluster is encrypted and the host is not, or vice
-        versa.
+        Raises Conflict if another host has this name, state folder or address. Also raises Conflict
+        if the IP version differs from the other hosts', or if the cluster is encrypted and the host
+        is not, or vice versa.
         """
         value = host_value(host)
         key = self.keys.host(host.name)
@@ -122,7 +122,7 @@ class ClusterKeys:
         self._settle(txn, lambda: self._has(key, value))
 
     def refresh(self, host: HostEntry) -> None:
-        """Update address, MTU, version and public key of a host in etcd, if etcd has it."""
+        """Update a host's address, MTU, version and public key in etcd, if etcd has the host."""
         item = self._item(self.keys.host(host.name))
         before = decode(item.value, item.key) if item else {}
         value = {"address": host.address, "mtu": host.mtu, "niso": host.version}
@@ -133,7 +133,7 @@ class ClusterKeys:
             self.engine.commit(Txn((Compare(item.key, item.modified),), (put,)))
 
     def live(self, host: str, state_id: str, lease: int, boot: str) -> bool:
-        """Record that a host is alive while its lease exists; return False if it was removed."""
+        """Record that a host is alive while its lease exists. Return False if it was removed."""
         item = self._item(self.keys.host(host))
         if item is None or decode(item.value, item.key).get("id") != state_id:
             return False
@@ -141,14 +141,15 @@ class ClusterKeys:
         return self.engine.commit(Txn((Compare(item.key, item.modified),), (live,))) > 0
 
     def say_seen(self, network: str, host: str, lease: int, revision: int) -> None:
-        """Write up to which revision a host has applied changes of instances, with its lease."""
+        """Write the revision up to which a host has applied changes of instances on a network."""
         value = encode({"revision": revision})
         self.engine.commit(Txn((), (Put(self.keys.seen(network, host), value, lease),)))
 
     def unseen(self, network: str, revision: int, own: str) -> list[str]:
-        """Return the live hosts but ``own`` that have not applied the changes up to a revision.
+        """Return the live hosts that have not yet applied the changes up to a revision.
 
-        Hosts without instances of other hosts on the network are left out.
+        The host ``own`` is left out, and hosts that have no instances of other hosts on the
+        network.
         """
         prefix = self.keys.seen(network)
         hosts = []
@@ -159,13 +160,13 @@ class ClusterKeys:
         return hosts
 
     def say_late(self, host: str, lease: int, seconds: int) -> None:
-        """Write the lag in seconds of a host's agent, with the host's lease. 0 deletes it."""
+        """Write the lag in seconds of a host's agent, until its lease ends. 0 deletes the key."""
         key = self.keys.late + host
         value = encode({"seconds": seconds})
         self.engine.commit(Txn((), (Put(key, value, lease) if seconds else Delete(key),)))
 
     def late(self) -> dict[str, int]:
-        """Return the lag in seconds of hosts' agents, for display. Invalid values are ignored."""
+        """Return the lag of agents in seconds by host, for display. Invalid values are ignored."""
         behind = {}
         for item in self.engine.get(self.keys.late, stale=True).items:
             with contextlib.suppress(Error):
@@ -189,7 +190,7 @@ class ClusterKeys:
         self._delete(item.key, Txn((Compare(item.key, item.modified),), changes))
 
     def services(self) -> list[ClusterClaim]:
-        """Return the reservations of all services in etcd by each host, sorted by service."""
+        """Return the reservations of all services by all hosts, sorted by service."""
         items = self.engine.get(self.keys.services, stale=True).items
         claims = [(item, key_values.claim_of(item, self.keys)) for item in items]
         return [
@@ -199,7 +200,7 @@ class ClusterKeys:
         ]
 
     def instances(self, front: str) -> set[int]:
-        """Return the numbers of the instances of a service that any host has reserved."""
+        """Return the numbers of the instances of a service (``front``) that hosts have reserved."""
         prefix = self.keys.service(f"{front}.")
         return {
             int(number)
@@ -212,7 +213,10 @@ class ClusterKeys:
         return [claim.service for _, claim in self._had_by(host) if host in claim.hosts]
 
     def forget(self, host: str) -> list[str]:
-        """Remove a lost host and its claims; return its services. Raises Conflict, NotFound."""
+        """Remove a host that is not alive, and its reservations, from etcd; return its services.
+
+        Raises Conflict if the host is alive, and NotFound.
+        """
         key = self.keys.host(host)
         item = self._item(key)
         if item is None:
@@ -240,7 +244,7 @@ class ClusterKeys:
         return gone
 
     def _leave_to_others(self, key: str, host: str) -> None:
-        """Remove a lost host from the reservation of a service that other hosts have too."""
+        """Remove a lost host from the reservation of a service that other hosts keep."""
 
         def txn() -> Txn:
             item = self._item(key)
@@ -254,7 +258,7 @@ class ClusterKeys:
         self._settle(txn, lambda: all(item.key != key for item, _ in self._had_by(host)))
 
     def _had_by(self, host: str) -> list[tuple[KeyValue, ClusterClaim]]:
-        """Return the reservations that a host has, and the ones that may return to the host."""
+        """Return the reservations, with their keys, that a host has or that may return to it."""
         items = self.engine.get(self.keys.services).items
         claims = [(item, key_values.claim_of(item, self.keys)) for item in items]
         return [(item, claim) for item, claim in claims if host in (*claim.hosts, claim.former)]
@@ -268,14 +272,14 @@ class ClusterKeys:
         return self.engine.keys(self.keys.certificates(host))
 
     def withdraw(self, host: str) -> int:
-        """Revoke all certificates of a host at etcd's members; return how many there were."""
+        """Revoke all certificates of a host; return their number. etcd's members refuse them."""
         changes = self._withdrawing(host)
         if changes:
             self._settle(lambda: Txn((), changes), lambda: not self._withdrawing(host))
         return len(changes) // 2
 
     def refuse(self, serials: Iterable[str]) -> None:
-        """Revoke certificates by serial number, after etcd was restored from a backup."""
+        """Record again which serial numbers are revoked, after etcd was restored from a backup."""
         for serial in serials:
             self._put(Put(self.keys.refused + serial, encode({})))
 
@@ -306,7 +310,7 @@ class ClusterKeys:
         return key_values.spec_of(name, item) if item else None
 
     def create_network(self, spec: Spec) -> Spec:
-        """Create a network in etcd, unless it exists; return it with its VNI. Raises Conflict."""
+        """Create a network in etcd or return the existing one, with its VNI. Raises Conflict."""
         made: list[Spec] = []
 
         def txn() -> Txn:
@@ -371,8 +375,9 @@ class ClusterKeys:
         self._settle(txn, lambda: self._item(self.keys.spec(name)) is None)
 
     def index(self) -> tuple[Compare, dict[str, dict[str, Any]]]:
-        """Return the list of all networks in etcd, and a condition that fails if the list has
-        changed.
+        """Return the list of all networks in etcd, with a condition for transactions.
+
+        The condition fails if the list has changed.
         """
         item = self._item(self.keys.nets)
         held = Compare(self.keys.nets, item.modified if item else 0)
@@ -393,9 +398,10 @@ class ClusterKeys:
         return item is not None and value.items() <= decode(item.value, key).items()
 
     def _settle(self, txn: Callable[[], Txn], is_done: Callable[[], bool]) -> None:
-        """Commit the transaction that ``txn`` builds, at most `TRIES` times. Raises Conflict.
+        """Commit the transaction that ``txn`` builds. Retry up to `TRIES` times.
 
-        If etcd does not answer a request, ``is_done`` returns whether it was carried out.
+        If a request gets no answer, ``is_done`` is asked whether it was carried out. Raises
+        Conflict if a condition failed each time.
         """
         for attempt in range(TRIES):
             try:
@@ -416,7 +422,6 @@ class ClusterKeys:
 
 
 def _require_apart(spec: Spec, index: dict[str, Any]) -> None:
-    """Raise Conflict if a network in the cluster has the same name as ``spec``, or overlaps it."""
     for name, network in index.items():
         if name == spec.name:
             raise Conflict(f"network {name!r} exists in the cluster", "choose another name")
@@ -444,7 +449,7 @@ def require_joined(machine: Machine) -> Config:
 
 
 def require_own(store: Store, membership: ClusterKeys) -> Cluster:
-    """Return the cluster in etcd. Raises Conflict unless it is the cluster that this host is in."""
+    """Return the cluster in etcd. Raises Conflict unless this host is in this cluster."""
     cluster, own = membership.cluster(), store.cluster_id()
     if cluster is None or cluster.identity != own:
         has = f"cluster {cluster.identity}" if cluster else "no cluster"

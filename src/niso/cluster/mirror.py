@@ -1,8 +1,8 @@
 """Copy the services of other hosts from etcd into this host's store, and from there to the kernel.
 
 A service of another host is called a remote service. The agent compares the complete state in etcd
-with all rows for remote services. An event that was lost does no lasting harm for this reason, and
-services that etcd no longer has are removed.
+with all rows for remote services. A lost event therefore does no lasting harm, and services that
+are no longer in etcd are removed.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 def apply_claims(store: Store, kernel: Kernel, now: EngineView, own: str) -> list[str]:
-    """Make rows and kernel equal to etcd's state ``now``; return the remote services that changed.
+    """Make rows and kernel match the state ``now`` of etcd; return the changed remote services.
 
-    ``own`` is this host's name. Its own services are not copied, nor addresses that a command has
-    reserved here after ``now`` was read.
+    ``own`` is this host's name. The host's own services are not copied. Addresses that a command
+    has reserved here after ``now`` was read are not copied either.
 
     If an address has moved from one service to another, it is first removed from the old one, with
-    its conntrack entries. The caller must not have niso's lock. Raises KernelError and Error; then
-    nothing is recorded, and the next call tries again.
+    its conntrack entries. The caller must not have niso's lock. Raises KernelError and Error. In
+    this case nothing is recorded, and the next call tries again.
     """
     with Lock():
         if not store.cluster_id():  # a command left the cluster after etcd was read
@@ -77,10 +77,10 @@ def apply_claims(store: Store, kernel: Kernel, now: EngineView, own: str) -> lis
 def _unreachable(
     present: dict[str, ClaimedService], wanted: dict[str, ClaimedService]
 ) -> dict[str, ClaimedService]:
-    """Return the instances of services that this host cannot reach yet, as if they were not up.
+    """Return the instances that this host cannot reach yet, changed to not up.
 
-    Slots that lead to them are written to the kernel before their neighbour and forwarding entries.
-    Connections would fail in between.
+    The kernel could otherwise send connections to an instance before it has the instance's
+    neighbour and forwarding entries.
     """
     return {
         name: known._replace(addresses=tuple(a._replace(up=False) for a in known.addresses))
@@ -97,7 +97,7 @@ def _wanted(
 ) -> dict[str, ClaimedService]:
     """Return the remote services to record here, with their addresses on the networks ``spans``.
 
-    Only services that may have changed since the last poll are returned.
+    If only some services may have changed since the last poll, only these are returned.
     """
     names = now.services if now.only is None else now.only
     wanted = {}
@@ -127,7 +127,6 @@ def fenced(store: Store, now: EngineView, own: str) -> list[str]:
 
 
 def _present(store: Store, services: Collection[str] | None = None) -> dict[str, ClaimedService]:
-    """Return the remote services in the store, by name. ``services`` limits them to these names."""
     rows, names = store.across.addresses(services), store.across.called(services)
     return {name: ClaimedService(some, names.get(name, ())) for name, some in rows.items()}
 
@@ -141,8 +140,8 @@ def _apply(
 ) -> set[str]:
     """Write the rows that differ and update the kernel; return the services that changed.
 
-    ``turn`` has the remote services (in the store, to be recorded), and ``own`` is this host's
-    name.
+    ``turn`` is a pair of remote services by name: those in the store, and those to be recorded.
+    ``own`` is this host's name.
     """
     present, wanted = turn
     peers, before_peers = {}, {}
@@ -170,8 +169,8 @@ def _change(
 ) -> None:
     """Change rows and kernel objects of remote services and hosts in one transaction.
 
-    ``peers`` maps names of hosts to (state id, address, alive), or to None to delete the host. The
-    attempt is recorded first, so that a later command can undo it after a failure.
+    ``peers`` maps a host to (state id, address, alive), or to None to delete the host. The attempt
+    is recorded first, so that a later command can undo it after a failure.
     """
     spans = store.across
     with store.transaction():
@@ -194,7 +193,7 @@ def revert_attempt(store: Store, kernel: Kernel, report: Report) -> None:
 
 
 def _revert_attempt(store: Store, kernel: Kernel, report: Report) -> None:
-    """Do what `revert_attempt` does, for a caller that has niso's lock."""
+    """Undo an interrupted change as `revert_attempt` does. The caller has niso's lock."""
     spans = store.across
     attempt = spans.attempt()
     if attempt is None:
@@ -219,7 +218,7 @@ def _revert_attempt(store: Store, kernel: Kernel, report: Report) -> None:
 
 
 def _write(spans: SpanRows, services: Services, peers: Peers) -> None:
-    """Write rows. Delete services without addresses, and hosts whose row is None."""
+    """Write rows of services and hosts. Delete services without addresses and hosts with None."""
     for host, row in peers.items():
         if row is not None:
             spans.set_peer(host, *row)
@@ -230,7 +229,7 @@ def _write(spans: SpanRows, services: Services, peers: Peers) -> None:
 
 
 def _wire(store: Store, host: HostEntry) -> str:
-    """Return the source address of a host's VXLAN packets, inside the tunnel if encrypted."""
+    """Return the address from which a host sends VXLAN packets: in the tunnel if encrypted."""
     if not host.public:
         return host.address
 
@@ -248,9 +247,9 @@ def make_way(
 
     This host's copy of the cluster's state may be older than etcd's. If an inactive service of this
     host had one of the addresses, the record of its claim is deleted. A service that other hosts
-    have too is left to the caller's change, so that its service address leads to their instances
-    without a gap. The caller has niso's lock,
-    and no open transaction. Raises KernelError.
+    have too is not removed here: the caller's change replaces it, so that its service address leads
+    to their instances without a gap. The caller has niso's lock, and no open transaction. Raises
+    KernelError.
     """
     _revert_attempt(store, kernel, report)
     had = {*services, *store.across.holders(addresses).values()}
@@ -265,7 +264,7 @@ def make_way(
 
 
 def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, ClaimedService]) -> Scope:
-    """Return the scope of changing remote services. Those that ``wanted`` lacks are removed."""
+    """Return the scope of changing remote services. Those not in ``wanted`` are removed."""
     changed = {*changed}
     # the slots of a service address lead to the instances
     changed |= {owner(name) for name in changed}
@@ -301,7 +300,7 @@ def _scope(
 
 
 def drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None:
-    """Delete the records of claims (reservations) of services that other hosts have taken over.
+    """Delete the records of reservations whose services other hosts have taken over.
 
     Policies then no longer resolve to these services. An active service is skipped. The caller must
     not have niso's lock.
@@ -311,7 +310,7 @@ def drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None
 
 
 def _drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None:
-    """Do what `drop_claims` does, for a caller that has niso's lock."""
+    """Delete records of reservations as `drop_claims` does. The caller has niso's lock."""
     rows = {service: store.service(service) for service in services}
     services = [service for service, row in rows.items() if row is None or not row.active]
     called = {name for service in services for name in (service, *store.names(service))}
@@ -322,9 +321,10 @@ def _drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> Non
 
 
 def drop_network(store: Store, kernel: Kernel, name: str, report: Report = silent) -> bool:
-    """Remove a network that the cluster no longer has; return False if a service here is on it.
+    """Remove a network that the cluster no longer has, unless a service of this host is on it.
 
-    The caller must not have niso's lock. Raises KernelError if the network could not be removed.
+    Returns whether the network was removed. The caller must not have niso's lock. Raises
+    KernelError if the removal failed.
     """
     with Lock():
         if store.members(name) or store.held_by(name):
@@ -345,8 +345,9 @@ def changed_services(
 ) -> dict[str, ClaimedService]:
     """Return the new states of the remote services that a command of this host changes.
 
-    ``now`` is etcd's state on networks that are new to this host: their services are added.
-    ``services`` and (network, address) pairs that this host has reserved are removed.
+    ``now`` is etcd's state on networks that are new to this host: the services on them are added.
+    ``services`` and ``addresses``, (network, address) pairs, were reserved by this host and are
+    removed.
     """
     had = store.across.holders(addresses).values()
     present = _present(store, {*now.services, *services, *had})
@@ -379,7 +380,7 @@ def _without(
     services: Collection[str],
     addresses: Collection[tuple[str, str]],
 ) -> dict[str, ClaimedService]:
-    """Return the services in ``some`` that change if these services and addresses are removed."""
+    """Return the new states of those services in ``some`` that lose addresses or are removed."""
     changed = {}
     for name, known in some.items():
         rows = tuple(a for a in known.addresses if (a.network, a.address) not in addresses)
@@ -433,16 +434,19 @@ def seen(
 ) -> EngineView:
     """Decode the address keys (``net/NETWORK/a/…``) of some networks to services.
 
-    ``networks`` maps names of networks to their keys and values. ``subnets`` maps them to (CIDR,
-    gateway) pairs: keys with addresses that a service cannot have there are rejected. Keys of hosts
-    that the host ``own`` cannot reach are rejected too.
+    ``networks`` maps each network to its keys. ``subnets`` maps each network to (CIDR, gateway)
+    pairs: keys with addresses that a service cannot have there are rejected. Keys of hosts that the
+    host ``own`` cannot reach are rejected too.
     """
     items = {name: {item.key: item for item in some} for name, some in networks.items()}
     return View(keys, own).seen(hosts, items, subnets)
 
 
 class View:
-    """An incremental decoder of the cluster's address keys, for the polls of the host ``own``."""
+    """An incremental decoder of the cluster's address keys.
+
+    ``own`` is this host, which polls etcd repeatedly.
+    """
 
     def __init__(self, keys: Keys, own: str) -> None:
         self._keys = keys
@@ -466,8 +470,8 @@ class View:
     ) -> EngineView:
         """Decode the address keys of networks, as the function `seen` does.
 
-        ``networks`` maps networks to values by key. A value that has not changed is not decoded
-        again: callers must not modify the mappings.
+        ``networks`` maps each network to its keys by name. A key that has not changed is not
+        decoded again: callers must not modify the mappings.
         """
         pairs = None if subnets is None else {n: (*subnets.get(n, ()),) for n in networks}
         hosts, strange = tuple(hosts), self._strange
@@ -488,15 +492,14 @@ class View:
         )
 
     def done(self) -> None:
-        """Record that this host now matches the last result of `seen`."""
+        """Record that this host has applied the last result of `seen`."""
         self._is_done = True
 
     def doubt(self) -> None:
-        """Make the next result of `seen` say that any service may have changed."""
+        """Make the next result of `seen` declare that any service may have changed."""
         self._is_done = False
 
     def _take(self, network: str, items: Mapping[str, KeyValue]) -> set[str]:
-        """Decode the changed keys of a network; return the names of their services."""
         before = self._items.get(network, {})
         if items is before:
             return set()
@@ -537,7 +540,6 @@ class View:
         return {*touched}
 
     def _row(self, network: str, item: KeyValue) -> _Row | None:
-        """Decode an address key; return None if its value is invalid or names no service."""
         prefix = self._keys.addresses(network)
         if not item.key.startswith(prefix):
             return None
@@ -574,8 +576,7 @@ class View:
 def _strange_hosts(hosts: Sequence[HostEntry], own: str) -> frozenset[str]:
     """Return the names of hosts that the host ``own`` cannot reach by their addresses.
 
-    Such an address is not unicast, of another IP version than the address of ``own``, or equal to
-    it.
+    Such an address is not unicast, equals the address of ``own``, or has another IP version.
     """
     here = next((host.address for host in hosts if host.name == own), "")
     return frozenset(

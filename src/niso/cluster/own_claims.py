@@ -1,7 +1,7 @@
 """Publish this host's services to etcd, and restore etcd's data after a loss.
 
-The claim of a service is the set of its keys in etcd. This module creates, changes or deletes the
-claim so that it agrees with the service's rows in the store. The rows are always the starting
+The claim (reservation) of a service is the set of its keys in etcd. This module creates, changes or
+deletes claims so that they match the services' rows in the store. The rows are always the starting
 point. If a command was interrupted before it published a change, the next call therefore publishes
 this change.
 
@@ -54,7 +54,7 @@ STRAY_S = 600.0
 class OwnClaims:
     """A publisher, which repeatedly makes this host's reservations in etcd match its rows.
 
-    ``log`` logs a line. ``say`` logs a line unless it repeats the previous one.
+    ``log`` logs a line. ``say`` logs a line unless the line repeats the previous one.
     """
 
     def __init__(self, log: Callable[[str], None], say: Callable[[str], None]) -> None:
@@ -73,8 +73,8 @@ class OwnClaims:
     ) -> tuple[list[str], bool]:
         """Write, change or delete the reservations in etcd that do not match this host's rows.
 
-        A service that a command is changing is skipped. ``now`` is etcd's state, ``now_s`` a
-        monotonic time. Returns the services that other hosts now have, and whether all keys were
+        A service that a command is changing is skipped. ``now`` is the state of etcd, and ``now_s``
+        a monotonic time. Returns the services that other hosts have now, and whether all keys were
         already right.
         """
         lost, is_sure = [], True
@@ -114,9 +114,9 @@ class OwnClaims:
         return lost, is_sure
 
     def _end_strays(self, store: Store, claims: Claims, now: EngineView, now_s: float) -> bool:
-        """Delete claims of this host that have no row; return False if there were any.
+        """Delete this host's reservations in etcd without a row. Returns False if there were any.
 
-        Late requests and restored backups of etcd leave such claims.
+        Late requests and restored backups of etcd leave such reservations.
         """
         names = now.services if now.only is None else now.only & now.services.keys()
         own = {
@@ -142,12 +142,13 @@ class OwnClaims:
 def publish_claim(
     store: Store, kernel: Kernel, claims: Claims, service: str, final: bool = True
 ) -> bool:
-    """Make a service's reservation in etcd match its rows; return False if another host has it.
+    """Make a service's reservation in etcd match its rows. Returns False if another host has it.
 
     The caller has the service's lock, but not niso's, and no change of the service is in progress.
-    Without ``final``, an empty record of the reservation stays, because a request may still be on
-    its way to etcd. A service that is not reserved loses its addresses, so that no policy resolves
-    to them. Raises NoAnswer, Error, and Conflict if other services have its addresses or names.
+    Without ``final``, an empty record of the reservation stays in the store, because a request may
+    still be on its way to etcd. A service that is not reserved loses its addresses, so that no
+    policy resolves to them. Raises NoAnswer, Error, and Conflict if other services have its
+    addresses or names.
     """
     row, record, have = store.service(service), store.across.claim(service), claims.held(service)
     on = store.across.spanning(row.networks) if row is not None else []
@@ -189,7 +190,7 @@ def publish_claim(
 
 
 def is_so(store: Store, record: ClaimRow, now: EngineView) -> bool:
-    """Return whether a service's keys in etcd match its rows in this host's store."""
+    """Return whether a service's keys in etcd match the service's rows in this host's store."""
     row, known = store.service(record.service), now.services.get(record.service)
     if row is None or known is None or not record.addresses or not record.mark:
         return False
@@ -205,7 +206,7 @@ def is_so(store: Store, record: ClaimRow, now: EngineView) -> bool:
 
 
 def is_up(store: Store, row: ServiceRow) -> bool:
-    """Return whether other hosts may connect to a service, or to an instance of a service.
+    """Return whether other hosts may connect to a service or an instance.
 
     An instance is up if it receives connections to its service's address.
     """
@@ -216,7 +217,7 @@ def is_up(store: Store, row: ServiceRow) -> bool:
 
 
 def untold(store: Store, services: Iterable[str]) -> None:
-    """Mark services for the agent to publish again. The caller must not have niso's lock."""
+    """Make the agent publish services again. The caller must not have niso's lock."""
     with Lock(), store.transaction():
         for service in services:
             if (record := store.across.claim(service)) is not None:
@@ -245,7 +246,7 @@ def about(store: Store, service: str) -> dict[str, Any]:
 
 
 def wanted_by_rows(store: Store, row: ServiceRow, on: Sequence[str]) -> Wanted:
-    """Return what a service must reserve: its names, and its addresses on the networks ``on``."""
+    """Return the names, and the addresses on the networks ``on``, that a service must reserve."""
     leased = _by_network(pair for pair in store.addresses(row.name) if pair[0] in on)
     names = store.names_there(row.name)
     return Wanted(row.name, tuple(on), names, leased, {}, row.mode == "front")
@@ -263,8 +264,8 @@ def _is_wanted(
 ) -> bool:
     """Return whether a service of this host should be reserved in etcd.
 
-    An active service always should be. An inactive service should not be if an earlier command
-    failed to reserve it, or if it no longer has all of its addresses.
+    An active service should always be reserved. An inactive one should not be reserved if an
+    earlier command failed to reserve it, or if it no longer has all of its addresses.
     """
     if row.active:
         return True
@@ -285,23 +286,23 @@ LIVES_S = 30
 
 
 def spec_of(network: NetworkRecord) -> Spec:
-    """Convert the record of a network that spans hosts to its form in etcd."""
+    """Convert the store's record of a network that spans hosts to the form that etcd has."""
     assert network.span is not None
     subnets = tuple((subnet.cidr, subnet.gateway) for subnet in network.subnets)
     return Spec(network.name, network.span.vni, network.mtu, subnets, network.internal)
 
 
 def base_of(store: Store) -> int:
-    """Return a number above each ``gen`` so far, as etcd's revisions restart at 1 after a loss."""
+    """Return a number above each ``gen`` so far. etcd counts from 1 again after a data loss."""
     known = [claim.gen for claim in store.across.claims()]
     known += [row.gen for rows in store.across.addresses().values() for row in rows]
     return (max(known, default=0) // EPOCH + 1) * EPOCH
 
 
 def restore(store: Store, membership: ClusterKeys, own: HostEntry, encryption: str = "") -> Cluster:
-    """Write all keys that the host ``own`` knows to an etcd that has lost them; return the cluster.
+    """Write all keys that the store of the host ``own`` contains to an etcd without data.
 
-    Raises Conflict if etcd has a cluster.
+    Returns the cluster. Raises Conflict if etcd already has a cluster.
     """
     networks = [network for network in store.networks() if network.span is not None]
     tunnel = store.across.tunnel()
@@ -332,7 +333,7 @@ def restore(store: Store, membership: ClusterKeys, own: HostEntry, encryption: s
 
 
 def _peers(store: Store, mtu: int, tunnel: Tunnel | None) -> Iterable[HostEntry]:
-    """Yield the other hosts with the MTU ``mtu``. Encrypting hosts must have a known key."""
+    """Yield the other hosts. In an encrypted cluster, hosts without a known key are left out."""
     inside = {end[2]: end for end in tunnel.others} if tunnel is not None else {}
     for name, (state_id, address, alive) in store.across.peers().items():
         if tunnel is None:
@@ -358,7 +359,7 @@ def _put(membership: ClusterKeys, values: dict[str, str], lease: int = 0) -> Non
 
 
 def _recorded(store: Store, host: str) -> Iterable[tuple[Held, dict[str, Any]]]:
-    """Yield the reservations that the store records, of all hosts, each with fields for display."""
+    """Yield the reservations of all hosts in the store, each with its fields for display."""
     for record in store.across.claims():
         row, name = store.service(record.service), record.service
         if row is not None and record.addresses:
@@ -377,7 +378,6 @@ def _recorded(store: Store, host: str) -> Iterable[tuple[Held, dict[str, Any]]]:
 
 
 def _values(claim: Held, shown: Mapping[str, Any], keys: Keys) -> dict[str, str]:
-    """Return all etcd keys of a service's reservation, with their JSON values."""
     service = {
         "host": claim.host,
         "gen": claim.gen,

@@ -1,7 +1,7 @@
 """Run this host's etcd member, and list and change the members of the cluster's etcd.
 
 If Debian's package has created a user for etcd, etcd runs as this user, otherwise as root. etcd
-gets its own copies of the certificates, because this user cannot read those of niso.
+gets its own copies of the certificates, because this user cannot read niso's.
 
 A new member starts as a learner: it does not vote until it has all data. etcd refuses a change of
 its members unless all of them have been connected for 5 s. niso therefore repeats such a request
@@ -41,7 +41,7 @@ _COPIED = (invitation.AUTHORITY, invitation.CERTIFICATE, invitation.KEY)
 
 
 def folder() -> str:
-    """Return the path of etcd's folder, such as /var/lib/niso-etcd."""
+    """Return the path of the folder of this host's etcd member, such as /var/lib/niso-etcd."""
     return f"{paths.state_dir()}-etcd"
 
 
@@ -76,7 +76,7 @@ def program() -> str:
 
 
 def words(config: Config) -> list[str]:
-    """Return etcd's command-line options. etcd uses those with initial- only at its first start."""
+    """Return etcd's command-line options. Those with initial- matter only at the first start."""
     assert config.member is not None
     tls = os.path.join(folder(), "tls")
     authority, certificate, key = (os.path.join(tls, name) for name in _COPIED)
@@ -111,7 +111,7 @@ def words(config: Config) -> list[str]:
 
 
 def prepare() -> pwd.struct_passwd | None:
-    """Create etcd's folders and copies of its certificates; return its user, or None for root."""
+    """Create etcd's folders and certificate copies; return etcd's user, or None for root."""
     user, owner = _user()
     os.makedirs(folder(), 0o755, exist_ok=True)
     os.makedirs(data(), 0o700, exist_ok=True)
@@ -130,12 +130,11 @@ def prepare() -> pwd.struct_passwd | None:
 
 
 def refuse(serials: Sequence[str]) -> list[str]:
-    """Make this host's etcd member refuse certificates, and return the serial numbers of all that
-    it refuses.
+    """Make this host's etcd member refuse certificates, in addition to those refused already.
 
-    ``serials`` are the certificates to add to those that the member already refuses. None is ever
-    accepted again: if etcd's data was restored from a backup, the list of refused certificates in
-    etcd may be older than this host's list.
+    Returns the serial numbers of all refused certificates. A refused certificate is never accepted
+    again: if etcd's data was restored from a backup, the list in etcd may be older than this
+    host's.
     """
     before = (files.read(_refused_file()) or b"").decode().split()
     every = sorted({*before, *serials})
@@ -180,7 +179,7 @@ def execute(config: Config, *more: str) -> NoReturn:
 
 
 def start(config: Config, *more: str) -> None:
-    """Start etcd as a background process that outlives this one, with the options ``more``."""
+    """Start etcd in the background with the further options ``more``. It outlives this process."""
     prepare()
     output = os.open(log(), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     child = os.fork()
@@ -225,7 +224,7 @@ def stop() -> None:
 
 
 def be_alone(config: Config) -> None:
-    """Make this host's member, which is not running, the only member of etcd. Raises Error."""
+    """Make this host's member, which must not be running, the only member. Raises Error."""
     start(config, "--force-new-cluster")
     try:
         wait(config)
@@ -287,7 +286,7 @@ class EtcdMember(NamedTuple):
 
 
 class EtcdState(NamedTuple):
-    """The status of one etcd member, as the member reports it."""
+    """The status of an etcd member, as this member itself reports it."""
 
     version: str
     leader: str  # a member's identity; "0" if there is none
@@ -314,12 +313,12 @@ def members(engine: Etcd) -> list[EtcdMember]:
 
 
 def endpoints(listed: list[EtcdMember]) -> tuple[str, ...]:
-    """Return the client endpoints, HOST:PORT, of the members that vote."""
+    """Return the client endpoints HOST:PORT of the voting members."""
     return tuple(member.client for member in listed if member.client and not member.learns)
 
 
 def state(reach: Reach, client: str) -> EtcdState | None:
-    """Return the status of the member at the endpoint ``client``, or None without an answer."""
+    """Return the status of the member with the endpoint ``client``, or None if it is silent."""
     with Etcd(reach._replace(members=(client,)), _ANSWER_S, rounds=1) as engine:
         try:
             answer = engine.call("/v3/maintenance/status", {})
@@ -344,7 +343,7 @@ _ALARMS = {
 
 
 def alarmed(states: Iterable[EtcdState]) -> list[tuple[str, str]]:
-    """Return (warning, next step) for each alarm that members of etcd report."""
+    """Return (warning, next step) for each alarm that etcd reports."""
     known = dict.fromkeys(alarm for state in states for alarm in state.alarms)
     said = (_ALARMS.get(alarm, ("has an alarm", "etcdctl alarm list")) for alarm in known)
     return [
@@ -364,7 +363,7 @@ def _ahead_s(date: str, now_s: float) -> float:
 
 
 def add(engine: Etcd, peer: str) -> None:
-    """Add the member with the URL ``peer`` to etcd as a learner, unless it is a member already."""
+    """Add a member with the peer URL ``peer`` to etcd as a learner. Do nothing if it exists."""
     request = {"peerURLs": [peer], "isLearner": True}
     _insist(
         lambda: engine.call("/v3/cluster/member/add", request),
@@ -373,7 +372,7 @@ def add(engine: Etcd, peer: str) -> None:
 
 
 def promote(engine: Etcd, peer: str) -> None:
-    """Make the learner with the URL ``peer`` a voting member, as soon as it has all data."""
+    """Make the learner with the peer URL ``peer`` a voting member, once it has all data."""
 
     def it() -> EtcdMember:
         for member in members(engine):
@@ -388,7 +387,7 @@ def promote(engine: Etcd, peer: str) -> None:
 
 
 def remove(engine: Etcd, member: EtcdMember) -> None:
-    """Remove a member from etcd, unless it was removed already. Raises NoAnswer."""
+    """Remove a member from etcd. Do nothing if it was already removed. Raises NoAnswer."""
     _insist(
         lambda: engine.call("/v3/cluster/member/remove", {"ID": member.identity}),
         lambda: all(other.identity != member.identity for other in members(engine)),
@@ -396,7 +395,7 @@ def remove(engine: Etcd, member: EtcdMember) -> None:
 
 
 def snapshot(engine: Etcd) -> Iterator[bytes]:
-    """Yield the blocks of a backup of etcd, for ``etcdutl snapshot restore``. Raises Error."""
+    """Yield a backup of etcd, for ``etcdutl snapshot restore``, in blocks. Raises Error."""
     digest, last = hashlib.sha256(), b""
     for answer in engine.stream("/v3/maintenance/snapshot", {}):
         blob = last + base64.b64decode(answer.get("blob", ""))
@@ -409,7 +408,7 @@ def snapshot(engine: Etcd) -> Iterator[bytes]:
 
 
 def _insist(request: Callable[[], object], is_done: Callable[[], bool]) -> None:
-    """Repeat a request for `PATIENCE_S` s, until ``is_done`` is true. Raises NoAnswer, Refused."""
+    """Repeat a request for `PATIENCE_S` s until ``is_done()``. Raises NoAnswer, Refused."""
     until = time.monotonic() + PATIENCE_S
     while not is_done():
         try:

@@ -1,8 +1,8 @@
 """Read a kubeconfig, and get, list and watch objects of Kubernetes' API server.
 
 The API is described at kubernetes.io, API concepts, and the kubeconfig in k8s.io/client-go,
-tools/clientcmd/api/v1. A key that niso does not support is an error: with incomplete credentials,
-niso would act as another user.
+tools/clientcmd/api/v1. A kubeconfig key that niso does not support is an error: with incomplete
+credentials, niso would act as another user.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NOT_FOUND = 404
 
 
 class ApiServerError(Error):
-    """Raised if the API server refuses a request (HTTP ``status``), or does not answer (-1)."""
+    """An error of the API server. ``status`` is its HTTP status, or -1 without an answer."""
 
     def __init__(self, reason: str, hint: str | None = None, status: int = -1) -> None:
         super().__init__(reason, hint)
@@ -53,7 +53,7 @@ class ApiServer:
         self._connection: http.client.HTTPConnection | None = None
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any] | None:
-        """Return the object or list at a path of the API, None if absent. Raises ApiServerError."""
+        """Return the object or list at a path, or None if it is absent. Raises ApiServerError."""
         try:
             for fresh in (False, True):
                 known = self._connection is not None and not fresh
@@ -81,7 +81,7 @@ class ApiServer:
     def watch(
         self, path: str, query: Mapping[str, str], silence_s: float
     ) -> Iterator[dict[str, Any]]:
-        """Yield the events of a watch until the server ends it. Raises ApiServerError.
+        """Yield the events of a watch until the server ends the watch. Raises ApiServerError.
 
         ``silence_s`` is the timeout in seconds for each event.
         """
@@ -208,7 +208,7 @@ _USER = (
 
 
 class Access(NamedTuple):
-    """The address of an API server and the credentials for it, in PEM. Unused fields are ""."""
+    """The address of an API server, and the credentials in PEM. Fields without a value are ""."""
 
     server: str  # "https://192.0.2.1:6443"
     authority: bytes = b""
@@ -220,7 +220,7 @@ class Access(NamedTuple):
 
 
 def read(path: str) -> Access:
-    """Read a kubeconfig (YAML or JSON), and return its current context. Raises Error."""
+    """Read the address and credentials from a kubeconfig's current context. Raises Error."""
     path = os.path.abspath(path)
     text = _bytes(path)
     try:
@@ -302,7 +302,7 @@ def _bytes(path: str) -> bytes:
 
 
 def _named(path: str, data: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
-    """Return the kubeconfig's entry with this name, of the kind context, cluster or user."""
+    """Return the entry ``name`` of a kubeconfig's contexts, clusters or users (``kind``)."""
     some = data.get(f"{kind}s")
     for item in some if isinstance(some, list) else ():
         if isinstance(item, dict) and item.get("name") == name and isinstance(item.get(kind), dict):
@@ -319,9 +319,9 @@ def _require(path: str, given: Mapping[str, Any], kind: str, keys: Iterable[str]
 
 
 def _content(path: str, given: Mapping[str, Any], key: str) -> bytes:
-    """Return the PEM content of a kubeconfig's key, such as client-key, or b"" without the key.
+    """Return the PEM content of a kubeconfig's key, such as client-key, or b"" if it is absent.
 
-    The content is in the key itself with the ending -data, or in the file that the key names.
+    The content is either in the key KEY-data, or in the file whose path is the value of KEY.
     """
     data, file = given.get(f"{key}-data"), given.get(key)
     if data:
@@ -379,7 +379,7 @@ class WatchedObjects:
 
     @property
     def is_known(self) -> bool:
-        """Return whether the first list of all objects has been read."""
+        """Return whether the cache is filled: the first list of all objects has been read."""
         return self._version > 0
 
     def objects(self) -> dict[Key, Any]:
@@ -388,9 +388,10 @@ class WatchedObjects:
             return {key: obj for key, (_, obj) in self._kept.items()}
 
     def merge(self, data: Mapping[str, Any]) -> None:
-        """Add the objects of a list to the cache, if the list is newer. Raises ApiServerError.
+        """Add the objects of a list to the cache, if the list is newer than the cache.
 
-        A cached object that is not in the list stays until the watch reports its deletion.
+        A cached object that is not in the list stays until the watch reports its deletion. Raises
+        ApiServerError.
         """
         version, items = self._listed(data)
         with self._lock:
@@ -400,7 +401,6 @@ class WatchedObjects:
                     self._keep(self._merged, item)
 
     def _listed(self, data: Mapping[str, Any]) -> tuple[int, list[Any]]:
-        """Return (resource version, objects) of a list from the server. Raises ApiServerError."""
         items = data.get("items") or []
         if not (version := _version(data)) or not isinstance(items, list):
             raise ApiServerError(f"{self.path}: the answer is not a list with a resourceVersion")
@@ -409,7 +409,7 @@ class WatchedObjects:
         return version, items
 
     def run(self, over: threading.Event) -> None:
-        """List and watch objects until ``over`` is set. After errors, delays become longer."""
+        """List and watch objects until ``over`` is set. Retry after errors, with longer delays."""
         wait, listed = _BACK_OFF_S[0], 0.0
         again = True
         server: ApiServer | None = None
@@ -432,7 +432,6 @@ class WatchedObjects:
             wait = min(2 * wait, _BACK_OFF_S[1])
 
     def _list(self, server: ApiServer) -> None:
-        """Replace the cache by a list of all objects from the server. Raises ApiServerError."""
         kept: Cached = {}
         with self._lock:
             self._merged.clear()
@@ -455,7 +454,6 @@ class WatchedObjects:
             self._kept, self._version = kept, version
 
     def _watch(self, server: ApiServer, over: threading.Event) -> None:
-        """Apply the events of a watch to the cache until it ends. Raises ApiServerError."""
         query = {
             "resourceVersion": str(self._version),
             "allowWatchBookmarks": "true",
@@ -484,7 +482,6 @@ class WatchedObjects:
                 self._changed()
 
     def _keep(self, kept: Cached, item: Mapping[str, Any]) -> None:
-        """Put a parsed object into ``kept``, unless a newer version of it is there."""
         key, version = _key(item), _version(item)
         if key in kept and kept[key][0] > version:
             return
@@ -506,7 +503,6 @@ def _key(item: object) -> Key:
 
 
 def _version(item: object) -> int:
-    """Return the resource version of an object or list, or 0 if the field is missing."""
     text = str(_meta(item).get("resourceVersion") or "0")
     return int(text) if text.isdecimal() and len(text) <= _LONGEST_VERSION else 0
 

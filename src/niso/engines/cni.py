@@ -6,8 +6,8 @@ before niso, into which niso merges its own result. For CHECK and DEL, it is the
 list.
 
 If the configuration has the key ``kubernetes``, a pod is attached with a policy that denies all
-packets. When the agent (`niso.engines.pod_agent`) has computed the pod's network policies, it
-replaces this policy.
+packets. The agent (`niso.engines.pod_agent`) computes the pod's network policies, and then replaces
+this policy.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Failure(Error):
 
 
 def main() -> None:
-    """Carry out one call of the engine, print the answer, and end the process."""
+    """Carry out one call of the container engine, print the answer, and end the process."""
     config: dict[str, Any] = {"cniVersion": VERSIONS[-1]}
 
     def call() -> object:
@@ -60,7 +60,6 @@ def main() -> None:
 
 
 def _error(version: str, error: Exception) -> dict[str, object]:
-    """Convert an exception to the JSON answer of CNI, with the matching error code."""
     code, details = KERNEL, ""
     if isinstance(error, ErrorGroup):
         message = "; ".join(one.message for one in error.errors)
@@ -116,7 +115,7 @@ _ID = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_
 
 
 class Call(NamedTuple):
-    """The parameters of a call, already checked, from environment variables and stdin."""
+    """The checked parameters of a CNI call, from environment variables and stdin."""
 
     version: str
     config: Mapping[str, Any]
@@ -158,7 +157,6 @@ def _call(command: str, version: str, config: dict[str, Any]) -> Call:
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
-    """Raise Failure if the network configuration requests what niso does not support."""
     if "ipam" in config:
         raise Failure(WRONG_CONFIG, "ipam: niso leases addresses itself", "remove the key")
     if unknown := sorted(config.keys() - _KEYS):
@@ -230,7 +228,7 @@ def _require_namespace(machine: Machine, call: Call) -> None:
 
 
 def _folded(value: Any) -> dict[str, Any]:
-    """Convert the keys of an object to lower case, at all depths: containerd writes HostPort."""
+    """Convert all keys of nested objects to lower case, because containerd writes HostPort."""
 
     def fold(inner: Any) -> Any:
         if isinstance(inner, dict):
@@ -242,7 +240,6 @@ def _folded(value: Any) -> dict[str, Any]:
 
 
 def _require_configured(network: NetworkRecord, config: Mapping[str, Any]) -> None:
-    """Raise Failure if an existing network is not as the network configuration describes it."""
     there = {subnet.cidr for subnet in network.subnets}
     subnets, has_ipv6 = set(config.get("subnets", ())), any(":" in cidr for cidr in there)
     if subnets and subnets != there:
@@ -264,10 +261,7 @@ def _require_configured(network: NetworkRecord, config: Mapping[str, Any]) -> No
 
 
 def _given(call: Call) -> str:
-    """Return the name of an attachment, made of the pod's name and Kubernetes namespace.
-
-    A container without a pod is named by its id.
-    """
+    """Return the attachment's name: the pod's name and namespace, or else the container's id."""
     pod, space = (call.args.get(f"K8S_POD_{word}", "") for word in ("NAME", "NAMESPACE"))
     if not pod:
         return call.container
@@ -276,7 +270,6 @@ def _given(call: Call) -> str:
 
 
 def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
-    """Build the request to attach the container. Raises Failure, InvalidInput."""
     notes = runtime.get(_ANNOTATIONS) or {}
     if not isinstance(notes, dict):  # policies could be in it
         raise Failure(WRONG_CONFIG, f"{_ANNOTATIONS} is not an object")
@@ -321,7 +314,7 @@ def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
 
 
 def _bandwidth(given: Any) -> tuple[tuple[str, int], ...]:
-    """Return the engine's rates by direction, in bytes per second. A rate of 0 means no limit."""
+    """Convert the engine's rates to (direction, bytes per second). 0 means no limit."""
     rates = {way: given.get(f"{key}rate") for way, key in _WAYS.items()} if given else {}
     return tuple(
         (way, rate_of_bits(int(rate), "bandwidth", rate)) for way, rate in rates.items() if rate
@@ -367,7 +360,6 @@ def _once(pairs: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
 
 
 def _result(store: Store, call: Call, name: str) -> dict[str, Any]:
-    """Build the result of ADD: interfaces, addresses and routes of the attachment ``name``."""
     network, row = store.require_network(call.network), store.service(name)
     link, mac, addresses = plugin.endpoint(store, name, network)
     assert row is not None
@@ -412,7 +404,7 @@ def _delete(call: Call) -> None:
 
 
 def _gc(call: Call) -> None:
-    """Detach attachments on this network that the engine's list of valid ones does not contain."""
+    """Detach each attachment on this network that is not in the engine's list of valid ones."""
     valid = call.config.get("cni.dev/valid-attachments", call.config.get("cni.dev/attachments"))
     if not isinstance(valid, list) or not all(isinstance(attachment, dict) for attachment in valid):
         raise Failure(WRONG_CONFIG, "cni.dev/valid-attachments is missing")
@@ -457,7 +449,6 @@ def _check(call: Call) -> None:
 
 
 def _status(call: Call) -> None:
-    """Raise Failure if an ADD could not succeed now."""
     try:
         machine = plugin.machine()
         with Nft():
@@ -485,10 +476,11 @@ _HINT = "look at the plugins before niso-cni in the list"
 
 
 def require_free(store: Store, call: Call, same: AttachedRow | None) -> None:
-    """Raise Failure if niso or an earlier plugin of the list has made the requested interface.
+    """Raise Failure if the requested interface already exists in the container.
 
-    If niso is twice in a list, the interface that the first call made is no error. ``same`` is the
-    present attachment of the container.
+    An earlier plugin of the list, or niso itself, may have created it. If niso is twice in a list,
+    the interface that niso's first call created is no error. ``same`` is the container's present
+    attachment.
     """
     own = store.attachments.links(same.service) if same is not None else ()
     is_own = any(link.interface == call.interface for link in own)
@@ -506,7 +498,7 @@ def require_free(store: Store, call: Call, same: AttachedRow | None) -> None:
 
 
 def merged(call: Call, own: dict[str, Any]) -> dict[str, Any]:
-    """Merge niso's result into that of the earlier plugins, without duplicates. Raises Failure."""
+    """Merge niso's result into the earlier plugins' result, without duplicates. Raises Failure."""
     before = _previous(call)
     interfaces = list(before["interfaces"])
     places = []
@@ -526,7 +518,7 @@ def merged(call: Call, own: dict[str, Any]) -> dict[str, Any]:
 
 
 def addresses(call: Call) -> set[str]:
-    """Return the addresses of the interface in the result of the whole list. Raises Failure."""
+    """Return the addresses that the list's result has for the interface. Raises Failure."""
     if call.config.get(_KEY) is None:
         return set()
     previous = _previous(call)
@@ -543,7 +535,7 @@ def addresses(call: Call) -> set[str]:
 
 
 def _previous(call: Call) -> dict[str, Any]:
-    """Return ``prevResult`` with empty lists where lists are missing or null. Raises Failure."""
+    """Return ``prevResult``. Missing lists and null become empty lists. Raises Failure."""
     given = call.config[_KEY]
     if not isinstance(given, dict):
         raise Failure(WRONG_CONFIG, f"{_KEY} is not an object", _HINT)
@@ -564,7 +556,7 @@ _POD_HINT = "systemctl status niso_kubernetes"
 
 
 def require(call: Call, same: AttachedRow | None) -> None:
-    """Raise Failure if a pod has no name, or waits for its policy and no agent is running."""
+    """Raise Failure if a pod has no name, or if its policy is not applied and no agent runs."""
     from niso.engines import pod_agent
 
     _wait_s(call)
@@ -574,7 +566,7 @@ def require(call: Call, same: AttachedRow | None) -> None:
 
 
 def closed(store: Store, call: Call, request: Request, same: AttachedRow | None) -> Request:
-    """Return a pod's request with its own policy if that is applied, or one that denies all."""
+    """Return a pod's request, with the pod's own policy if it is applied, or else denying all."""
     from niso.engines import pod_agent
 
     if request.aliases:
@@ -588,7 +580,7 @@ def closed(store: Store, call: Call, request: Request, same: AttachedRow | None)
 
 
 def wait(machine: Machine, call: Call, service: str) -> None:
-    """Wait until a pod's policy is applied. If it is late, detach the pod and raise Failure."""
+    """Wait until a pod's policy is applied. After the timeout, detach the pod and raise Failure."""
     from niso.engines import pod_agent
 
     limit_s = _wait_s(call)

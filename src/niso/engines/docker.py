@@ -6,10 +6,10 @@ the server exits when idle.
 
 Docker requests an interface before its container has a network namespace. Docker then moves the
 interface from the host into the container itself, and does not call the driver again. niso
-therefore attaches a namespace of its own, and moves the interface from there to the host for
-Docker. The path of the attachment is a symlink, which niso changes from its own namespace to the
-path of the container's, where no namespace exists yet. When the interface is in the container, niso
-completes the attachment.
+therefore creates a namespace and attaches it, and then moves the interface from there to the host
+for Docker. The attachment refers to its namespace by the path of a symlink. The symlink first leads
+to niso's namespace, and then to the path at which Docker will create the container's namespace.
+When the interface is in the container, niso completes the attachment.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _waiting: dict[str, float] = {}
 
 
 def answer_call(call: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Carry out a call of Docker; return the answer, empty for an unknown call. Raises Error."""
+    """Carry out a call of Docker, and return the answer, {} for an unknown call. Raises Error."""
     carry_out = _CALLS.get(call)
     return (carry_out(given) if carry_out is not None else None) or {}
 
@@ -75,7 +75,7 @@ def _say_error(where: str, error: Exception) -> None:
 
 
 def _file(top: str, id: object) -> str:
-    """Return the path below ``top`` of niso's data on Docker's object ``id``; check the id."""
+    """Return the path for niso's data about a Docker object. Raises InvalidInput for a bad id."""
     text = str(id)
     if not 0 < len(text) <= 64 or not set(text) <= set("0123456789abcdef"):
         raise InvalidInput(f"{text!r} is not an id of Docker")
@@ -126,7 +126,7 @@ def _create_network(given: dict[str, Any]) -> None:
 
 
 def _delete_network(given: dict[str, Any]) -> None:
-    """Delete the network of a call, if it was created for Docker and no service of niso uses it.
+    """Delete a network that was created for Docker, unless a service of niso uses the network.
 
     An error is only logged: otherwise Docker could never remove its own network.
     """
@@ -143,7 +143,7 @@ def _delete_network(given: dict[str, Any]) -> None:
 
 
 def _create_endpoint(given: dict[str, Any]) -> dict[str, Any]:
-    """Save an endpoint's data for `_join`. Raises InvalidInput early, for a wrong option."""
+    """Save an endpoint's data for `_join`. Raises InvalidInput if an option is wrong."""
     own, options = _own_options(given), _network(given)["options"]
     _policy(options, own)
     plugin.mac((given.get("Interface") or {}).get("MacAddress"))
@@ -159,7 +159,7 @@ def _create_endpoint(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _own_options(endpoint: Mapping[str, Any]) -> dict[str, str]:
-    """Return the options of an endpoint, driver-opt=niso.KEY=VALUE in Docker, by KEY."""
+    """Return the values of an endpoint's options ``driver-opt=niso.KEY=VALUE`` by KEY."""
     own = {
         str(key).removeprefix(_PREFIX): value
         for key, value in (endpoint.get("Options") or {}).items()
@@ -173,7 +173,6 @@ def _policy(options: Mapping[str, str], own: Mapping[str, str]) -> Policy:
 
 
 def _ports(given: Mapping[str, Any]) -> tuple[PortMapping, ...]:
-    """Return the ports that a call of Docker publishes. Raises InvalidInput."""
     ports = []
     for one in (given.get("Options") or {}).get(_PORTS) or ():
         first, last = int(one["HostPort"]), int(one.get("HostPortEnd") or one["HostPort"])
@@ -189,7 +188,7 @@ def _ports(given: Mapping[str, Any]) -> tuple[PortMapping, ...]:
 
 
 def _join(given: dict[str, Any]) -> dict[str, Any]:
-    """Attach a namespace made by niso for an endpoint, and hand its interface over to Docker."""
+    """Attach a new namespace for an endpoint, and hand the interface in it over to Docker."""
     network, path = _network(given), _file(paths.run_dir(), given["EndpointID"])
     kept, sandbox = plugin.load(path), str(given["SandboxKey"])
     if kept is None or not sandbox.startswith("/"):
@@ -226,10 +225,10 @@ def _join(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _forget_ended(machine: Machine, request: Request) -> None:
-    """Detach endpoints whose container ended without a call, for example because Docker was killed.
+    """Detach endpoints whose container has ended without a call, for example with Docker.
 
-    Docker reuses their addresses and ports. If Docker may still be moving an endpoint's interface,
-    the endpoint is detached only if ``request`` has one of its addresses.
+    Docker reuses the addresses and ports of such containers. An endpoint whose interface Docker may
+    still be moving is detached only if ``request`` has one of its addresses.
     """
     store = machine.store
     wanted = {ip for wish in request.wishes for ip in wish.ips}
@@ -261,7 +260,7 @@ def _forget_files(id: str) -> None:
 
 
 def _lead(path: str, target: str) -> None:
-    """Change the target of an endpoint's symlink to a namespace, in one atomic step."""
+    """Replace, atomically, an endpoint's symlink to a network namespace."""
     draft = f"{path}.new"
     _remove(draft)
     os.symlink(target, draft)
@@ -271,7 +270,7 @@ def _lead(path: str, target: str) -> None:
 def _request(
     machine: Machine, network: Mapping[str, Any], endpoint: Mapping[str, Any], id: str
 ) -> Request:
-    """Build the request to attach an endpoint, without ports, which a later call publishes."""
+    """Build the request to attach an endpoint. Its ports are published by a later call."""
     own = _own_options(endpoint)
     interface = endpoint.get("Interface") or {}
     ips = [str(interface.get(key) or "") for key in ("Address", "AddressIPv6")]
@@ -314,10 +313,11 @@ def _leave(given: dict[str, Any]) -> None:
 
 
 def _delete_endpoint(given: dict[str, Any]) -> None:
-    """Detach an endpoint, unless Leave has done so, and delete its data.
+    """Detach an endpoint, unless the call Leave has done so, and delete its data.
 
     An error is only logged: otherwise Docker would keep the endpoint, and could not remove the
-    network. While an endpoint is left, its addresses are refused to others; `net gc` detaches it.
+    network. The addresses of an endpoint that could not be detached stay reserved until `net gc`
+    detaches it.
     """
     id = os.path.basename(_file(paths.run_dir(), given["EndpointID"]))
     try:
@@ -328,7 +328,7 @@ def _delete_endpoint(given: dict[str, Any]) -> None:
 
 
 def resume_pending() -> bool:
-    """Wait again for interfaces that an earlier process handed over; return False on an error."""
+    """Watch for interfaces that a former server process handed over. Return False on an error."""
     if not os.path.lexists(paths.database()):
         return True
     try:
@@ -345,7 +345,7 @@ def resume_pending() -> bool:
 
 
 def _remove_left_files(machine: Machine) -> None:
-    """Remove the data of endpoints of a dockerd that has ended, unless they are attached.
+    """Remove the data of endpoints that a former dockerd has left, unless they are attached.
 
     `net gc` detaches endpoints, but does not remove their data. A dockerd that is killed between
     CreateEndpoint and Join leaves such data too.
@@ -364,7 +364,7 @@ def _remove_left_files(machine: Machine) -> None:
 
 
 def complete_pending() -> bool:
-    """Complete attachments whose interface Docker has moved; return whether others must wait."""
+    """Complete the attachments whose interface has arrived; return whether others wait."""
     for id, since in list(_waiting.items()):
         try:
             if _completed(id) or time.monotonic() - since > _LONGEST_WAIT_S:
@@ -376,7 +376,7 @@ def complete_pending() -> bool:
 
 
 def _completed(id: str) -> bool:
-    """Complete an endpoint once Docker has moved its interface; return False if it has not."""
+    """Complete an endpoint if Docker has moved its interface. Return False if Docker has not."""
     path = f"{_file(paths.run_dir(), id)}.netns"
     if not os.path.exists(path):
         return not os.path.lexists(path)
@@ -425,7 +425,7 @@ _WITHOUT_BODY = ("Activate", "GetCapabilities")
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """A handler of one call. The server has one thread, so calls are handled one after another."""
+    """A handler of one call. The server has one thread, so it handles one call at a time."""
 
     timeout = 10  # seconds until a silent client is disconnected
     protocol_version = "HTTP/1.0"
@@ -433,7 +433,6 @@ class _Handler(BaseHTTPRequestHandler):
     """The start of the latest call, in seconds of the monotonic clock."""
 
     def handle(self) -> None:
-        """Handle a call. Log why it failed, for example because the client has disconnected."""
         _Handler.last_s = time.monotonic()
         try:
             super().handle()
@@ -457,7 +456,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def _caller(self) -> str:
-        """Return the `process_key` of the process that has connected (SO_PEERCRED, unix(7))."""
+        """Return the `process_key` of the client's process (SO_PEERCRED, unix(7))."""
         size = struct.calcsize("3i")
         sent = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
         return process_key(struct.unpack("3i", sent)[0])
@@ -475,11 +474,11 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def log_message(self, *_: object) -> None:
-        """Write no log of calls, because Docker calls often."""
+        """Log nothing. Overrides a method that would log each call."""
 
 
 def main() -> None:
-    """Serve calls. Return after some idle time if systemd passed the socket; otherwise never."""
+    """Serve calls. If systemd passed the socket, return after some time without calls."""
     try:
         listening, is_passed = _listening()
     except (OSError, Error) as error:
@@ -501,7 +500,6 @@ def main() -> None:
 
 
 def _listening() -> tuple[socket.socket, bool]:
-    """Return the socket to serve, and whether systemd has passed it. Raises OSError, Error."""
     if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
         return socket.socket(fileno=_FIRST_FD), True
     if len(sys.argv) != 2 or not sys.argv[1].startswith("/"):

@@ -1,15 +1,15 @@
-"""Run as a plugin of netavark, Podman's network program, and serve names with aardvark-dns.
+"""Run as a plugin of netavark, Podman's network program, and resolve names with aardvark-dns.
 
 The calls are ``info``, ``create``, ``setup NETNS`` and ``teardown NETNS``, with JSON on stdin and
 stdout (github.com/containers/netavark, plugin-API.md; seen with Podman 5.4).
 
-If aardvark-dns is installed, niso runs an instance of it, by which containers resolve each other's
-names. The instance that netavark runs does not know the networks of plugins. aardvark-dns reads one
-file for each network: a line with the network's addresses and name servers, then ``ID IPV4S IPV6S
-NAMES SERVERS`` for each container. At SIGHUP it reads the files again, and exits if there are none.
-Queries for other names are forwarded to the container's name servers, or else to the network's, or
-else to the host's, unless the client's address is only in files of internal
-networks, whose names end in ``%int``.
+If aardvark-dns is installed, niso runs an instance of it, so that containers can resolve each
+other's names. The instance that netavark runs does not know the networks of plugins. aardvark-dns
+reads one file for each network: a line with the network's addresses and name servers, then ``ID
+IPV4S IPV6S NAMES SERVERS`` for each container. At SIGHUP it reads the files again, and exits if
+there are none. Queries for other names are forwarded to the name servers of the container, or else
+of the network, or else of the host. They are not forwarded if the client's address is only in files
+of internal networks, whose names end in ``%int``.
 """
 
 from __future__ import annotations
@@ -82,7 +82,6 @@ def _answer(words: list[str]) -> dict[str, Any] | None:
 
 
 def _create(machine: Machine, given: dict[str, Any]) -> dict[str, Any]:
-    """Create a network for Podman; return Podman's description of it, with niso's values."""
     name = _network_name(given)
     if given.get("network_interface") not in (None, "", bridge(name)):
         raise InvalidInput(
@@ -110,7 +109,6 @@ def _create(machine: Machine, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ensured(machine: Machine, given: Mapping[str, Any]) -> NetworkRecord:
-    """Return niso's network for a network of Podman, and create it if necessary. Raises Error."""
     name = _network_name(given)
     options = plugin.options(given.get("options"), _OPTIONS, "--opt")
     if options.get("dns", "aardvark") not in ("aardvark", "none"):
@@ -164,7 +162,7 @@ def _is_as_described(known: NetworkRecord, given: Mapping[str, Any], mtu: str | 
 
 
 def _note(machine: Machine, network: str, called: str) -> None:
-    """Record that a network was created for Podman, which calls it ``called``."""
+    """Record that a network was created for the Podman network ``called``."""
     file = os.path.join(_network_folder(), f"{called}.json")
     note = {"file": file, "made_at": machine.store.network_made_at(network)}
     plugin.save(os.path.join(_notes(), network), note)
@@ -175,9 +173,9 @@ def _notes() -> str:
 
 
 def _locked() -> int:
-    """Lock the notes on Podman's networks; return a descriptor, whose end unlocks them.
+    """Lock the records about Podman's networks, until the returned descriptor is closed.
 
-    Otherwise a network that Podman creates could be removed in place of an earlier one of its name.
+    Without the lock, niso could remove a network that Podman is creating again under the same name.
     """
     os.makedirs(_notes(), mode=0o700, exist_ok=True)
     lock = os.open(_notes(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -186,7 +184,7 @@ def _locked() -> int:
 
 
 def drop_networks(machine: Machine, report: Report = silent) -> None:
-    """Remove the networks that Podman has removed, if no service is on them. Raises OSError.
+    """Remove networks that Podman no longer has, unless a service is on them. Raises OSError.
 
     Podman does not call its plugin when it removes a network, but deletes the network's file.
     """
@@ -200,7 +198,7 @@ def drop_networks(machine: Machine, report: Report = silent) -> None:
 
 
 def _drop(machine: Machine, wanted: str, report: Report) -> None:
-    """Carry out `drop_networks` under the lock.
+    """Remove networks as `drop_networks` does, for a caller that has the lock.
 
     Podman writes the file of a new network after the call. A young network whose file has not been
     seen therefore stays, except the network ``wanted``, which Podman is about to create again.
@@ -236,7 +234,6 @@ def _drop(machine: Machine, wanted: str, report: Report) -> None:
 
 
 def _network_folder() -> str:
-    """Return the folder in which Podman keeps its files about networks (containers.conf(5))."""
     with open(f"/proc/{os.getppid()}/cmdline", "rb") as file:
         words = os.fsdecode(file.read()).split("\0")
     option = "--network-config-dir"
@@ -257,7 +254,7 @@ def _network_folder() -> str:
 
 
 def _network_name(given: Mapping[str, Any]) -> str:
-    """Return niso's name for a network of Podman: the same, or a similar one for ``shop_back``.
+    """Return niso's name for a Podman network: the same, or a similar valid one for ``shop_back``.
 
     Raises InvalidInput for a name that means something else in niso, such as ``none``.
     """
@@ -344,10 +341,11 @@ def _setup(machine: Machine, space: str, given: Mapping[str, Any]) -> dict[str, 
 
 
 def _mac(mine: Mapping[str, Any], chosen: object) -> str:
-    """Return the MAC address that a user has chosen for a container, or "".
+    """Return the MAC address that a user has chosen for a container, or "" without one.
 
-    ``podman network reload`` passes the present MAC address. niso derived it from a name that the
-    container may no longer have. ``chosen`` are the options of the network in Podman's record.
+    ``podman network reload`` also passes a MAC address that niso has derived from a name. The
+    container may no longer have this name, so the result is "". ``chosen`` are the options of the
+    network in Podman's record of the container.
     """
     mac = plugin.mac(mine.get("static_mac"))
     is_derived = isinstance(chosen, dict) and not chosen.get("static_mac")
@@ -355,7 +353,6 @@ def _mac(mine: Mapping[str, Any], chosen: object) -> str:
 
 
 def _servers(given: object) -> list[str]:
-    """Return the addresses of name servers. Raises ValueError if one is not an address."""
     texts = given if isinstance(given, list) else []
     return [plugin.address(text) for text in texts if text != "none"]  # --dns none
 
@@ -371,7 +368,6 @@ def _port(given: Mapping[str, Any]) -> PortMapping:
 
 
 def _teardown(machine: Machine, given: Mapping[str, Any]) -> None:
-    """Detach a container from the network of a call, if it is on this network."""
     try:
         network = _network_name(given["network"])
     except InvalidInput:
@@ -391,10 +387,10 @@ _PATIENCE_S = 20.0
 
 
 def _database() -> str:
-    """Return the path of the database that the calling podman has open; "" if it has none.
+    """Return the path of the Podman database that the calling podman has open, or "".
 
-    netavark passes neither the options of a container that are not about its networks nor the
-    folder of Podman's storage.
+    The database has options of a container that netavark does not pass. netavark does not pass the
+    folder of Podman's storage either.
     """
     try:
         with open(f"/proc/{os.getppid()}/stat", encoding="utf-8", errors="replace") as file:
@@ -407,9 +403,9 @@ def _database() -> str:
 
 
 def recorded(database: str, container: str) -> dict[str, Any] | None:
-    """Return Podman's record of a container, {} if it cannot be read, None if there is none.
+    """Return Podman's record of a container, or None if Podman has no such container.
 
-    Raises Error if Podman's database stays locked.
+    If the record cannot be read, returns {}. Raises Error if the database stays locked.
     """
     if not database:
         return {}
@@ -434,7 +430,10 @@ def recorded(database: str, container: str) -> dict[str, Any] | None:
 
 
 def _let_go(machine: Machine, container: str, called: str) -> None:
-    """Detach a container of the same name that Podman no longer has. Raises Conflict if it has."""
+    """Detach a former container of the same name (``called``) that Podman no longer has.
+
+    Raises Conflict if Podman has renamed the other container.
+    """
     for attached in machine.store.attachments.all(OWNER):
         if attached.given != called or attached.id == container:
             continue
@@ -453,7 +452,7 @@ def collect(machine: Machine) -> list[str]:
     """Detach the containers that Podman no longer has, and return their names.
 
     A container stays attached while a process runs in its namespace. If Podman's storage was
-    deleted, the files of the namespaces are not deleted.
+    deleted, the files of the namespaces still exist.
     """
     done = []
     for attached in machine.store.attachments.all(OWNER):
@@ -502,10 +501,10 @@ _NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_.-")
 def update(
     machine: Machine, network: str, owner: str, servers: Sequence[str] | None = None
 ) -> None:
-    """Write a network's file for aardvark-dns, which then reads its files again. Raises OSError.
+    """Write a network's file for aardvark-dns, and make aardvark-dns read its files again.
 
-    Queries for other names are forwarded to ``servers``, or to the servers of the host if there are
-    none. None leaves the servers as they are.
+    Queries for other names are forwarded to ``servers``, or to the host's servers if the list is
+    empty. If ``servers`` is None, the servers in the file are kept. Raises OSError.
     """
     program = _program()
     if program is None:
@@ -550,7 +549,7 @@ def _program() -> str | None:
 
 
 def _text(store: Store, network: str, owner: str) -> str:
-    """Return the content of a network's file for aardvark-dns; "" if no container is on it."""
+    """Return a network's file for aardvark-dns, or "" if no container is on the network."""
     known = store.network(network)
     lines = []
     for attached in store.attachments.all(owner):
@@ -571,7 +570,7 @@ def _text(store: Store, network: str, owner: str) -> str:
 
 
 def _silenced(store: Store, network: NetworkRecord, family: int) -> list[str]:
-    """Return the addresses on an internal network whose queries aardvark-dns must not forward."""
+    """Return the addresses on an internal network whose queries must not be forwarded."""
     addresses = {address for address, _, _ in store.leases(network.name, family)}
     for subnet in network.subnets:
         if subnet.family == family:
@@ -582,7 +581,7 @@ def _silenced(store: Store, network: NetworkRecord, family: int) -> list[str]:
 
 
 def _notify(program: str, folder: str, needed: bool) -> None:
-    """Make aardvark-dns read its files again; if it is not running, start it if ``needed``."""
+    """Make aardvark-dns read its files again. If it is not running but ``needed``, start it."""
     try:
         with open(os.path.join(folder, _PID_FILE), encoding="ascii") as file:
             pid = int(file.read())

@@ -1,9 +1,9 @@
 """Translate Kubernetes' network policies into niso's policy for one pod, without side effects.
 
 The rules are those of k8s.io/api/networking/v1. If no policy selects a pod for a direction, all
-packets of that direction pass. Several policies allow what any of them allows, and there are no
-deny rules. The API server may be newer than niso: a policy that contains anything unknown allows
-nothing (`NetworkPolicy.error`).
+packets of that direction pass. If several policies select a pod, each packet that one of them
+allows passes. There are no deny rules. The API server may be newer than niso: a policy that
+contains anything unknown allows nothing (`NetworkPolicy.error`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ type Selector = tuple[Expression, ...]
 
 
 class Pod(NamedTuple):
-    """A pod of Kubernetes. ``uid`` is the kubelet's id; for static pods, the API's id differs."""
+    """A pod of Kubernetes. ``uid`` is the kubelet's id, which for static pods is not the API's."""
 
     namespace: str
     name: str
@@ -45,7 +45,7 @@ class Pod(NamedTuple):
 
 
 class Other(NamedTuple):
-    """A peer of a rule: either the prefix ``cidr``, or pods that two label selectors select."""
+    """A peer of a rule: a prefix (``cidr``), or the pods that two label selectors select."""
 
     cidr: str = ""  # prefix in canonical form; "" if the peer is pods
     excepted: tuple[str, ...] = ()  # prefixes excluded from ``cidr``
@@ -54,7 +54,7 @@ class Other(NamedTuple):
 
 
 class RulePorts(NamedTuple):
-    """The ports of a rule: from ``first`` to ``last``, or the port that pods call ``name``."""
+    """The ports of a rule: a range from ``first`` to ``last``, or a port named in pods."""
 
     proto: str
     first: int = 0
@@ -63,14 +63,14 @@ class RulePorts(NamedTuple):
 
 
 class PolicyRule(NamedTuple):
-    """A rule of a policy for one direction. None means all peers, or all ports."""
+    """A rule of a policy for one direction. A field that is None means all peers or ports."""
 
     others: tuple[Other, ...] | None = None
     targets: tuple[RulePorts, ...] | None = None
 
 
 class NetworkPolicy(NamedTuple):
-    """A network policy. ``ingress`` or ``egress`` is None if the policy does not restrict it."""
+    """A network policy. A direction that the policy does not restrict is None."""
 
     namespace: str
     name: str
@@ -82,7 +82,7 @@ class NetworkPolicy(NamedTuple):
 
 
 def selects(selector: Selector, labels: Labels) -> bool:
-    """Return whether labels meet all conditions of a selector (k8s.io/apimachinery, pkg/labels)."""
+    """Return whether labels meet all requirements of a selector (k8s.io/apimachinery, labels)."""
     for key, operator, values in selector:
         value = labels.get(key)
         if operator in (_IN, _EXISTS):
@@ -126,7 +126,7 @@ def namespace(data: Mapping[str, Any]) -> tuple[str, Labels]:
 
 
 def network_policy(data: Mapping[str, Any]) -> NetworkPolicy:
-    """Parse a network policy. One that niso does not support allows nothing. Raises ValueError."""
+    """Parse a network policy. If niso does not support it, it allows nothing. Raises ValueError."""
     try:
         space, name = data["metadata"]["namespace"], data["metadata"]["name"]
     except _MALFORMED as error:
@@ -239,9 +239,10 @@ class Objects(NamedTuple):
 
 
 def policy_of(pod: Pod, world: Objects) -> Policy:
-    """Return niso's policy for a pod. Raises InvalidInput if it would be too large.
+    """Combine the network policies that select a pod to one policy of niso.
 
-    Pods of other nodes, and pods in the host network, are never peers.
+    Pods of other nodes, and pods in the host network, are never peers. Raises InvalidInput if the
+    policy would be too large.
     """
     selecting = [
         policy
@@ -267,9 +268,10 @@ Allowed = tuple[str, Peer, Ports]
 
 
 def _list(allowed: Iterable[Allowed], direction: str) -> tuple[Entry, ...]:
-    """Build policy entries, each once, in the order that needs the fewest nftables elements.
+    """Convert what rules allow to policy entries, without duplicates.
 
-    Raises InvalidInput if there are too many. ``direction`` is part of their key.
+    The order is the one that needs the fewest nftables elements. Raises InvalidInput if there are
+    too many entries. ``direction`` is part of the manifest key of the entries.
     """
     first: dict[tuple[Peer, Ports], str] = {}
     characters = 0
@@ -328,7 +330,7 @@ def _egress(policies: Iterable[NetworkPolicy], world: Objects) -> Iterator[Allow
 
 
 def _ports(rule: PolicyRule, receiver: Pod | None) -> Iterator[Ports]:
-    """Yield the ports that a rule allows. Named ports are those of the pod ``receiver``."""
+    """Yield the ports that a rule allows. Named ports are resolved for the pod ``receiver``."""
     if rule.targets is None:
         yield _ALL
     for target in rule.targets or ():
@@ -347,7 +349,7 @@ def _named(target: RulePorts, receiver: Pod | None) -> Iterator[Ports]:
 def _peers(
     rule: PolicyRule, policy: NetworkPolicy, world: Objects
 ) -> Iterator[tuple[Peer, Pod | None]]:
-    """Yield the peers of a rule, each with its pod, or None for a prefix."""
+    """Yield pairs (peer, pod) for the peers of a rule. For a prefix, the pod is None."""
     if rule.others is None:
         yield from ((peer, None) for peer in _EVERYWHERE)
     blocks: dict[str, None] = {}
@@ -381,7 +383,7 @@ def _pods(other: Other, policy: NetworkPolicy, world: Objects) -> Iterator[tuple
 
 
 def _prefixes(cidr: str, excluded: tuple[str, ...]) -> Iterator[str]:
-    """Yield prefixes, in ascending order, that cover ``cidr`` without the excluded prefixes."""
+    """Yield, in ascending order, the prefixes of which ``cidr`` without ``excluded`` consists."""
     whole = ipaddress.ip_network(cidr)
     others = (ipaddress.ip_network(text) for text in excluded)
     excepted = [

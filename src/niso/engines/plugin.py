@@ -34,7 +34,7 @@ _SIMILAR = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_.")
 
 
 class _LateProcesses:
-    """A stand-in for `Processes`, whose 15 modules are imported only to undo a change."""
+    """A stand-in for `Processes` that imports its 15 modules only when an undo needs it."""
 
     def __getattr__(self, name: str) -> Any:
         from niso.runtime.processes import Processes
@@ -57,10 +57,11 @@ def machine() -> Machine:
 def find(
     machine: Machine, owner: str, id: str, netns: str, wanted: str, similar: bool = False
 ) -> tuple[AttachedRow | None, str]:
-    """Return the attachment of a namespace, None for a new one, and the name that it has or gets.
+    """Find a container's attachment; return it with its name.
 
-    ``owner`` and ``id`` are the engine and its container, ``netns`` the path of the namespace, and
-    ``wanted`` the name for a new attachment. ``similar`` is as in `label`.
+    For a new container, or another namespace of the container, returns None and the name for the
+    new attachment. ``owner`` is the engine, ``id`` its container, ``netns`` the path of the
+    namespace, and ``wanted`` the preferred name. ``similar`` has the same meaning as in `label`.
     """
     known = machine.store.attachments.all(owner, id)
     there = machine.kernel.cookie_at(netns)
@@ -73,9 +74,9 @@ def find(
 def endpoint(
     store: Store, name: str, network: NetworkRecord
 ) -> tuple[AttachedLink, str, list[tuple[SubnetRecord, str]]]:
-    """Return an attachment's interface on a network, its MAC address, and its addresses.
+    """Return an attachment's interface on a network, the MAC address and the IP addresses.
 
-    Each address is a pair (subnet, address with prefix length).
+    Each IP address is a pair (subnet, address with prefix length).
     """
     link = next(link for link in store.attachments.links(name) if link.network == network.name)
     own = [address for on, address in store.addresses(name) if on == network.name]
@@ -87,9 +88,9 @@ def endpoint(
 
 
 def label(text: str, similar: bool = False) -> str:
-    """Convert a text to a valid service name. If the text was changed, a hash is added.
+    """Convert a text to a valid service name. If the text was changed, the name ends in a hash.
 
-    With ``similar`` no hash is added if only capital letters, ``_`` and ``.`` were replaced:
+    With ``similar``, no hash is added if only capital letters, ``_`` and ``.`` were replaced:
     ``My_Web.1`` becomes ``my-web-1``. Two texts may then have the same name.
     """
     lower = text.lower() if text.isascii() else text
@@ -106,7 +107,7 @@ def label(text: str, similar: bool = False) -> str:
 
 
 def aliases(texts: Iterable[object], but: str) -> tuple[str, ...]:
-    """Return the texts that are valid aliases, in lower case, without the name ``but``."""
+    """Return those texts, in lower case, that are valid aliases. The name ``but`` is left out."""
     valid: dict[str, None] = {}
     for text in texts:
         try:
@@ -128,9 +129,9 @@ def mac(text: object) -> str:
 
 
 def port(host_ip: str, host: int, container: int, proto: str, count: int = 1) -> PortMapping:
-    """Build a published port from an engine's values. Raises InvalidInput if the value is invalid.
+    """Build a published port from an engine's values. Raises InvalidInput for an invalid value.
 
-    ``host`` 0 lets niso choose a host port. ``count`` is the length of a range of ports.
+    If ``host`` is 0, niso chooses a host port. ``count`` is the length of a range of ports.
     """
     address = f"[{host_ip}]:" if ":" in host_ip else f"{host_ip}:" if host_ip else ANY
     spans = [f"{n}-{n + count - 1}" if count > 1 else str(n) for n in (host, container)]
@@ -140,7 +141,7 @@ def port(host_ip: str, host: int, container: int, proto: str, count: int = 1) ->
 
 
 def mtu(text: str | None, option: str) -> int | None:
-    """Parse the value of an MTU option to bytes; None if it was not given. Raises InvalidInput."""
+    """Parse an MTU option to bytes, or return None if it was not given. Raises InvalidInput."""
     try:
         return None if text is None else int(text)
     except ValueError:
@@ -162,7 +163,10 @@ def options(given: Any, known: tuple[str, ...], what: str, prefix: str = "") -> 
 
 
 def policies(*given: tuple[Mapping[str, object], str]) -> Policy:
-    """Return the policy that allows what all these tables allow. Their prefixes are for errors."""
+    """Return the policy that allows only what each of several tables of policy keys allows.
+
+    ``given`` are pairs (table, prefix of the keys in error messages).
+    """
     return combined(
         policy({key: some[key] for key in POLICY_KEYS if key in some}, where)
         for some, where in given
@@ -170,7 +174,7 @@ def policies(*given: tuple[Mapping[str, object], str]) -> Policy:
 
 
 def policy(given: Mapping[str, object], where: str) -> Policy:
-    """Parse a table with `POLICY_KEYS`. ``where`` is a prefix for errors. Raises InvalidInput."""
+    """Parse a policy from a table. ``where`` prefixes its keys in errors. Raises InvalidInput."""
     if not given:
         return Policy()
 
@@ -205,9 +209,9 @@ def flag(value: object, where: str) -> bool:
 
 
 def free_name(machine: Machine, wanted: str, id: str, similar: bool = False) -> str:
-    """Return a free name for an attachment: ``wanted``, or with the container's ``id`` appended.
+    """Return an unused name for an attachment: ``wanted``, or with the container's ``id`` appended.
 
-    ``similar`` is as in `label`.
+    ``similar`` has the same meaning as in `label`.
     """
     name = label(wanted, similar)
     store = machine.store
@@ -217,7 +221,7 @@ def free_name(machine: Machine, wanted: str, id: str, similar: bool = False) -> 
 
 
 def joined(store: Store, request: Request) -> Request:
-    """Add the networks that an attachment already has to the request for one more network.
+    """Return a request for one more network with the networks that the attachment already has.
 
     The policy of a pod is kept too. Raises Conflict if the attachment has another interface on the
     new network, or the same interface on another network.
@@ -250,7 +254,7 @@ def joined(store: Store, request: Request) -> Request:
 
 
 def take_off(machine: Machine, attached: AttachedRow, goes: Callable[[AttachedLink], bool]) -> None:
-    """Remove the interfaces for which ``goes`` is true; detach the attachment if none is left."""
+    """Remove the interfaces for which ``goes`` is true. If none is left, detach the attachment."""
     store = machine.store
     links = store.attachments.links(attached.service)
     left = {link.network for link in links if not goes(link)}
@@ -277,7 +281,7 @@ MALFORMED = (TypeError, KeyError, ValueError, AttributeError, OverflowError, Rec
 
 
 def run(call: Callable[[], object], failed: Callable[[Exception], object]) -> None:
-    """Carry out a call, print its answer, or the result of ``failed``, and end the process."""
+    """Carry out a call, print its answer (after an error that of ``failed``), and exit."""
     status = 0
     try:
         answer = call()
@@ -304,20 +308,20 @@ def read_object() -> dict[str, Any]:
 
 
 def load(path: str) -> dict[str, Any] | None:
-    """Read an object from a file that `save` wrote; return None if there is no file."""
+    """Read a JSON object from a file that `save` wrote, or return None if the file is missing."""
     content = files.read(path)
     value = json.loads(content.decode()) if content is not None else None
     return value if isinstance(value, dict) else None
 
 
 def save(path: str, value: Mapping[str, Any]) -> None:
-    """Write an object to a file that only root can read, atomically."""
+    """Write a JSON object atomically to a file that only root can read."""
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     files.replace(path, json.dumps(value).encode(), 0o600)
 
 
 def one_line(error: Exception, call: str = "this call") -> str:
-    """Describe on one line why a call failed, with a hint if the error has one."""
+    """Describe on one line why a call has failed, with the hint of the error if it has one."""
     if isinstance(error, ErrorGroup):
         return "; ".join(map(one_line, error.errors))
     if isinstance(error, Error):
@@ -326,6 +330,6 @@ def one_line(error: Exception, call: str = "this call") -> str:
 
 
 def malformed(error: Exception, call: str) -> str:
-    """Describe an exception of `MALFORMED`: the call lacks a key or has a value of a wrong type."""
+    """Describe an error in `MALFORMED`: the call lacks a key, or a value has a wrong type."""
     what = f"has no {error}" if isinstance(error, KeyError) else f"is malformed: {error}"
     return f"{call} {what}"

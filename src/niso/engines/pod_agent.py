@@ -1,4 +1,4 @@
-"""Apply Kubernetes' network policies to this node's pods, and make new pods wait for theirs.
+"""Apply Kubernetes' network policies to this node's pods. New pods wait for their policies.
 
 The CNI plugin attaches a pod with a policy that denies all packets, and wakes the agent. The plugin
 then waits until the labels of the attachment show that the pod's policy is applied. Both processes
@@ -47,7 +47,7 @@ _GROUP = "/apis/networking.k8s.io/v1"
 
 
 class PodAgent:
-    """An agent that applies network policies to this node's pods. ``connect`` makes a client."""
+    """An agent that applies network policies to this node's pods. ``connect`` returns a client."""
 
     def __init__(self, connect: Callable[[], ApiServer], log: Callable[[str], None]) -> None:
         self._connect = connect
@@ -65,7 +65,7 @@ class PodAgent:
         self.policies = stream(f"{_GROUP}/networkpolicies", network_policies.network_policy)
 
     def look(self, machine: Machine) -> list[str]:
-        """Update all policies once; return the changed attachments. Raises Error."""
+        """Update the policies of all pods once; return the changed attachments. Raises Error."""
         if not all(watch.is_known for watch in (self.pods, self.spaces, self.policies)):
             return []
         attachments = machine.store.attachments
@@ -118,9 +118,10 @@ class PodAgent:
     def _wanted(
         self, known: Mapping[str, Pod], world: Objects
     ) -> tuple[dict[str, Policy], dict[str, int]]:
-        """Return the policy of each pod, and how many nftables elements each namespace needs.
+        """Return each pod's policy, and how many nftables elements each Kubernetes namespace needs.
 
-        A pod is denied all packets if its policy, or its namespace's policies, would be too large.
+        If the policy of a pod, or the policies of its namespace, would be too large, the pod's
+        policy denies all packets.
         """
         policies: dict[str, Policy] = {}
         each: dict[Policy, int] = {}
@@ -148,7 +149,10 @@ class PodAgent:
         return policies, costs
 
     def _has_read(self, pod: Who, errors: list[Error]) -> bool:
-        """Read a new pod and its policies, as watches may be late; return False on an error."""
+        """Read a new pod and its policies from the API server, because a watch may lag behind.
+
+        If this fails, adds the error to ``errors`` and returns False.
+        """
         space = quote(pod.namespace, safe="")
         query = {"fieldSelector": f"metadata.name={pod.name}"}
         if errors:
@@ -170,7 +174,7 @@ class PodAgent:
         return True
 
     def _apply(self, machine: Machine, attached: AttachedRow, policy: Policy) -> bool:
-        """Apply a pod's policy, or deny all packets if it is invalid; return whether it changed."""
+        """Apply a policy to a pod, or deny all packets if it is invalid. Return if it changed."""
         now = attach.current(machine.store, attached.service)
         if now is None or not attached.lives(machine.kernel):
             return False
@@ -205,7 +209,7 @@ class PodAgent:
             self._log(f"{about}: {text}" if about else text)
 
     def run(self, machine: Machine) -> None:
-        """Update the policies after each change, until `stop` is called."""
+        """Update the policies periodically and after each change, until `stop` is called."""
         for watch in (self.pods, self.spaces, self.policies):
             threading.Thread(target=watch.run, args=(self._over,), daemon=True).start()
         threading.Thread(target=self._listen, daemon=True).start()
@@ -246,7 +250,7 @@ _FIRST_S, _LONGEST_S = 0.002, 0.05
 
 
 class Who(NamedTuple):
-    """The pod of an attachment, with its uid in the container runtime."""
+    """The identity of an attachment's pod. ``uid`` is the one in the container runtime."""
 
     namespace: str
     name: str
@@ -259,14 +263,14 @@ def agent_runs() -> bool:
 
 
 def closed(request: Request, pod: Who) -> Request:
-    """Return a pod's request with a policy that denies all packets, and labels that it waits."""
+    """Return a pod's request with a policy that denies all, and labels that the pod is waiting."""
     own = {_NAMESPACE: pod.namespace, _NAME: pod.name, _UID: pod.uid, _POLICY: _WAITS}
     labels = {**dict(request.labels), **own}
     return request._replace(policy=CLOSED, labels=tuple(sorted(labels.items())))
 
 
 def standing(request: Request, policy: Policy) -> Request:
-    """Return a pod's request with its own policy, and labels that the policy is applied."""
+    """Return a pod's request with the pod's own policy, and labels that it is applied."""
     labels = {**dict(request.labels), _POLICY: _STANDS}
     return request._replace(policy=policy, labels=tuple(sorted(labels.items())))
 
@@ -279,12 +283,12 @@ def pod_of(attached: AttachedRow) -> Who | None:
 
 
 def stands(attached: AttachedRow) -> bool:
-    """Return whether the agent has applied the policy of a pod."""
+    """Return whether the agent has applied the policy of an attachment's pod."""
     return bool(wishes(attached).get("labels", {}).get(_POLICY) == _STANDS)
 
 
 def wait(store: Store, service: str, limit_s: float) -> bool:
-    """Wait until a pod's policy is applied; return False if it is late or the pod is detached."""
+    """Wait until a pod's policy is applied. Return False if it is late or the pod is detached."""
     until, pause = time.monotonic() + limit_s, _FIRST_S
     while True:
         attached = store.attachments.get(service)
@@ -305,7 +309,7 @@ _MARK = "# written by niso kubernetes --enable, removed by --disable; state fold
 
 
 def follow(machine: Machine, config: str, log: Callable[[str], None]) -> Following:
-    """Build the agent for the kubeconfig ``config``, with functions to run and to stop it.
+    """Build the agent for the kubeconfig ``config``, and return functions that run and stop it.
 
     Raises Error if the kubeconfig is unusable.
     """
@@ -326,7 +330,7 @@ def follow(machine: Machine, config: str, log: Callable[[str], None]) -> Followi
 
 
 def unit_texts(config: str, state_id: str) -> dict[str, str]:
-    """Return the agent's systemd unit and the drop-in that starts it at boot: texts by path."""
+    """Return, by path, the texts of the agent's systemd unit and of the drop-in that starts it."""
     mark = f"{_MARK}{state_id}"
     words = ("kubernetes", "--kubeconfig", config)
     files = {

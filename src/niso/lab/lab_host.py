@@ -70,9 +70,9 @@ def build_mounts(
     """Mount the file system of a lab, and make it the root.
 
     The caller is the lab's PID 1, in new mount, pid, net and cgroup namespaces. ``folders`` are the
-    lab's cgroups. A hierarchy in ``cgroup_mounts`` in which the lab has no cgroup is read-only.
-    Writes in the folders ``writable`` go to the machine itself and persist. Raises KernelError,
-    OSError.
+    lab's cgroups. A hierarchy in ``cgroup_mounts`` in which the lab has no cgroup is mounted
+    read-only. Writes in the folders ``writable`` go to the machine itself and persist. Raises
+    KernelError, OSError.
     """
     current = os.getcwd()
     _leave_chroot()
@@ -137,10 +137,11 @@ def build_mounts(
 
 
 def _cover(source: int, path: str) -> None:
-    """Mount a folder or file at a path of the lab. ``source`` is its descriptor, which is closed.
+    """Mount a folder or file at a path of the lab, so that writes to it stay in the lab.
 
-    Writes stay in the lab: a folder gets an overlay, a single file is copied. If the kernel refuses
-    the overlay because there would be three on top of each other, the mount is read-only.
+    A folder gets an overlay. A single file is copied. If the kernel refuses the overlay because
+    there would be three on top of each other, the mount is read-only. ``source`` is a descriptor of
+    the folder or file, which is closed.
     """
     lower, target = f"/proc/self/fd/{source}", _ROOT + path
     try:
@@ -168,7 +169,7 @@ def _cover(source: int, path: str) -> None:
 
 
 def _leave_chroot() -> None:
-    """Make all mounts private. In a chroot, make its root the root of the mount namespace.
+    """Make all mounts private. In a chroot, make its folder the root of the mount namespace.
 
     A process that joins a mount namespace starts at the namespace's root (setns(2)). ``crun exec``
     would therefore leave the chroot.
@@ -266,7 +267,7 @@ def _copy_owner(source: str, target: str) -> None:
 
 
 def _reachable(current: str, covered: Iterable[str]) -> list[str]:
-    """Return the folders below ``covered`` that must stay visible in the lab.
+    """Return the folders that must stay visible although they are below a folder in ``covered``.
 
     These are the current folder, Python's folders, and niso's checkout or installation.
     """
@@ -305,7 +306,7 @@ _REMOVE_S = 5.0
 
 
 class LabCgroup(NamedTuple):
-    """A mounted cgroup hierarchy, and the lab's folder in it."""
+    """A mounted cgroup hierarchy, and the folder of a lab in this hierarchy."""
 
     point: str
     unified: bool
@@ -319,7 +320,7 @@ class LabCgroup(NamedTuple):
 
 
 def mounts() -> list[LabCgroup]:
-    """Return the mounted cgroup hierarchies, each once (cgroups(7)).
+    """Return each mounted cgroup hierarchy once (cgroups(7)).
 
     In v1, labs create their folders in this process's cgroup, or at the mount point if this cgroup
     is not visible below the mount point.
@@ -374,7 +375,7 @@ def _make(mount: LabCgroup, path: str) -> LabCgroup:
 
 
 def enter(folders: list[LabCgroup]) -> list[LabCgroup]:
-    """Move this process into cgroups, and return those that it could enter."""
+    """Move this process into each of the cgroups; return those for which this succeeded."""
     entered = []
     for folder in folders:
         with suppress(OSError):
@@ -397,7 +398,7 @@ def enable_controllers(folders: list[LabCgroup]) -> None:
 
 
 def remove(folders: list[LabCgroup]) -> None:
-    """Remove the lab's cgroups when they are empty, after at most 5 s, and close their locks."""
+    """Wait up to 5 s until the lab's cgroups are empty, remove them, and close their locks."""
     deadline = time.monotonic() + _REMOVE_S
     for folder in folders:
         # A process leaves its cgroup shortly after its parent has received SIGCHLD.
@@ -407,7 +408,7 @@ def remove(folders: list[LabCgroup]) -> None:
 
 
 def sweep() -> None:
-    """Remove the cgroups of labs that were killed. Cgroups of running labs stay."""
+    """Remove the cgroups of labs that were killed, but not those of running labs."""
     for mount in mounts():
         parent = os.path.dirname(mount.base)
         # The caller can get a new v1 cgroup each time, as a sibling of the last one.

@@ -45,11 +45,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Terminal:
-    """The controlling terminal, given to the command if it can have its own process group.
+    """The controlling terminal, which is given to the command if possible.
 
-    With its own group, ``kill 0`` only affects the lab, and Ctrl-C does not reach niso. In a
-    pipeline or in the background, the shell's process group must keep the terminal, and the command
-    stays in that group.
+    If the command has its own process group, ``kill 0`` only affects the lab, and Ctrl-C does not
+    reach niso. In a pipeline or in the background, the shell's process group must keep the
+    terminal, and the command stays in that group.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,6 @@ class _Terminal:
             os.tcsetpgrp(self.fd, os.getpgrp())
 
     def take_back(self, status: int) -> None:
-        """Put niso in the foreground again, after the command has exited with ``status``."""
         if self.fd < 0:
             return
 
@@ -126,7 +125,7 @@ def run(command: list[str], writable: Iterable[str] = ()) -> int:
 
 
 class _Lab(NamedTuple):
-    """The state of a lab that all its processes share."""
+    """The state of a lab, which the caller, the supervisor and PID 1 share."""
 
     name: str
     folders: list[lab_host.LabCgroup]
@@ -166,7 +165,6 @@ def _in_child(failure: int, work: Callable[[], int]) -> NoReturn:
 
 
 def _wait_for(child: int) -> int:
-    """Wait for a child process, forward signals to it, and return its exit status."""
     while True:
         info = signal.sigwaitinfo(_WATCHED)
         if info.si_signo == signal.SIGCHLD:
@@ -191,7 +189,6 @@ def _die_with_parent(number: int) -> None:
 
 
 def _supervise(lab: _Lab, caller: int, failure: int) -> int:
-    """Run the supervisor: start the lab's PID 1, wait for it, and clean up."""
     _die_with_parent(_PARENT_GONE)
     if os.getppid() != caller:
         os.kill(os.getpid(), _PARENT_GONE)
@@ -254,7 +251,6 @@ def _environment() -> dict[str, str]:
 
 
 def _execute(lab: _Lab, environment: dict[str, str]) -> NoReturn:
-    """Replace this process with the command, or print the reason and exit with 126 or 127."""
     status = FAILED
     command = lab.command
     try:
@@ -277,7 +273,6 @@ def _execute(lab: _Lab, environment: dict[str, str]) -> NoReturn:
 
 
 def _reap_until_end(command: int, terminal: _Terminal) -> int:
-    """Reap exited processes and forward signals until the command exits; return its status."""
     while True:
         info = signal.sigwaitinfo(_WATCHED)
         if info.si_signo in _PASSED_ON:

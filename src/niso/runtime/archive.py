@@ -60,14 +60,14 @@ _LONG_HEADERS = (
 
 
 class _Sums:
-    """The digests of an archive's entries."""
+    """The digests of an archive's entries, from which the last entry, SHA256SUMS, is written."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
         self._entries = sha256()
 
     def add(self, member: tarfile.TarInfo, digest: str | None) -> None:
-        """Add an entry. ``digest`` is that of its content, for a regular file."""
+        """Add an entry. ``digest`` is the digest of a regular file's content, otherwise None."""
         head: tuple[object, ...] = (member.type, member.mode, member.uid, member.gid)
         head = (*head, member.linkname, member.name, *_attributes(member))
         self._entries.update(f"{head}\n".encode("utf-8", "surrogateescape"))
@@ -82,7 +82,7 @@ class _Sums:
 
 
 def _forget_members(tar: tarfile.TarFile) -> None:
-    """Empty tarfile's list of entries, because volumes can have millions of files."""
+    """Empty the list of entries that tarfile keeps in memory: volumes can have millions."""
     vars(tar)["members"].clear()
 
 
@@ -104,14 +104,13 @@ def _read_attributes(path: str) -> dict[str, str]:
 
 
 def _attributes(member: tarfile.TarInfo) -> list[tuple[str, str]]:
-    """Return the names and values of an entry's extended attributes, in their order of names."""
     headers = member.pax_headers.items()
     found = [(key, value) for key, value in headers if key.startswith(_ATTRIBUTE)]
     return sorted((key.removeprefix(_ATTRIBUTE), str(value)) for key, value in found)
 
 
 def _remove_inherited(fd: int, acl: str) -> None:
-    """Remove an access control list that a new file has from its folder."""
+    """Remove the access control list that a new file has inherited from its folder."""
     try:
         os.removexattr(fd, acl)
     except OSError as error:
@@ -120,7 +119,6 @@ def _remove_inherited(fd: int, acl: str) -> None:
 
 
 def _write_attributes(member: tarfile.TarInfo, fd: int) -> None:
-    """Set the extended attributes of an entry. Raises Error if the file system has none."""
     for name, value in _attributes(member):
         if not _is_kept(name):
             raise _damaged(f"has the attribute {escaped(name)}: {escaped(member.name)}")
@@ -135,9 +133,9 @@ def _write_attributes(member: tarfile.TarInfo, fd: int) -> None:
 
 
 class _Content:
-    """A file of which exactly ``size`` bytes are read, and digested.
+    """A reader of exactly ``size`` bytes of a file, which also computes their digest.
 
-    A running service may change the file: what is missing then is read as zeros.
+    A running service may shorten the file during the read. The missing bytes are read as zeros.
     """
 
     def __init__(self, fd: int, size: int) -> None:
@@ -172,7 +170,7 @@ class ArchiveWriter:
         self.add_bytes(DESCRIPTION, text.encode("utf-8", "surrogateescape"))
 
     def add_bytes(self, name: str, content: bytes, mode: int = 0o600) -> None:
-        """Add a file of root with this content."""
+        """Add a regular file with this content, owned by root."""
         member = tarfile.TarInfo(name)
         member.size, member.mode = len(content), mode
         self._tar.addfile(member, io.BytesIO(content))
@@ -180,14 +178,14 @@ class ArchiveWriter:
         self._sums.add(member, sha256(content).hexdigest())
 
     def add_folder(self, name: str) -> None:
-        """Add an empty folder of root, which only root may enter."""
+        """Add an empty folder that root owns and only root may enter."""
         member = tarfile.TarInfo(name)
         member.type, member.mode = tarfile.DIRTYPE, 0o700
         self._tar.addfile(member)
         self._sums.add(member, None)
 
     def add_tree(self, name: str, top: str, but: str = "") -> None:
-        """Add a folder with its content, except for the file ``but`` in it. Raises OSError."""
+        """Add a folder and its content, but not its file ``but``. Raises OSError."""
         self._linked.clear()
         self._add(name, os.lstat(top), -1, top)
         for entry in volumes.walk(top):
@@ -238,7 +236,7 @@ class ArchiveWriter:
         self._sums.add(member, content.digest.hexdigest())
 
     def close(self) -> None:
-        """Add the digests and end the archive."""
+        """Write the last entry, SHA256SUMS, and end the archive."""
         text = self._sums.listing()
         self.add_bytes(_SUMS, text)
         self._tar.close()
@@ -246,7 +244,7 @@ class ArchiveWriter:
 
 @contextmanager
 def compressed(out: IO[bytes]) -> Iterator[IO[bytes]]:
-    """Yield a file to write to, whose compressed content goes to ``out``.
+    """Yield a writable file. The data written to it is compressed and written to ``out``.
 
     Uses the program zstd, or gzip if zstd is not installed. Raises Error.
     """
@@ -302,8 +300,8 @@ def decompressed(file: IO[bytes]) -> Iterator[IO[bytes]]:
 def extract(stream: IO[bytes], folder: str) -> object:
     """Extract an archive into an empty folder, and return its description, not yet checked.
 
-    Raises InvalidInput if the archive is damaged, or if an entry would leave the folder, and Error
-    if the disk has too little space.
+    Raises InvalidInput if the archive is damaged, or if an entry would leave the folder. Raises
+    Error if the disk has too little space.
     """
     sums, first, end = _Sums(), b"", None
     place = _Place(folder)
@@ -350,10 +348,10 @@ def _damaged(reason: str) -> InvalidInput:
 
 
 class _Header(tarfile.TarInfo):
-    """An entry whose headers fit in memory."""
+    """A header of an archive entry. A header that is too large for memory is refused."""
 
     def _proc_member(self, reader: tarfile.TarFile) -> tarfile.TarInfo:
-        """Read the rest of the header, as tarfile's method, which subclasses may replace.
+        """Read the rest of a header. Overrides a method that tarfile lets subclasses replace.
 
         Raises InvalidInput if the rest is too long.
         """
@@ -365,12 +363,12 @@ class _Header(tarfile.TarInfo):
         return entry
 
     def _proc_gnusparse_10(self, *_: object) -> None:
-        """Refuse a list of holes, which tarfile would read into memory."""
+        """Refuse a sparse file, because tarfile would read its list of holes into memory."""
         raise _damaged("has a sparse entry")
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> bytes:
-    """Return the content of an entry, which may have ``most`` bytes. Raises InvalidInput."""
+    """Return the content of an entry. Raises InvalidInput if it exceeds ``most`` bytes."""
     file = tar.extractfile(member) if member.isreg() else None
     if file is None or member.size > most:
         if member.name == _SUMS:
@@ -380,10 +378,10 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> bytes:
 
 
 def _check_layout(parts: list[str], member: tarfile.TarInfo) -> None:
-    """Check that an entry is where `niso save` writes one of its type.
+    """Raise InvalidInput unless `niso save` writes entries of this type at this path.
 
-    The folders above packages, root file systems and volumes are real folders: a link in place of
-    one would lead to the host's files. Raises InvalidInput.
+    The folders above packages, root file systems and volumes must be real folders: a link in place
+    of one would lead to the host's files.
     """
     match parts:
         case (
@@ -478,10 +476,11 @@ def _link(parts: list[str], member: tarfile.TarInfo, place: _Place) -> None:
 
 
 class _Place:
-    """The folder in which entries are created. It moves from entry to entry.
+    """A walker of the folders in which entries are created, which moves from entry to entry.
 
-    A service can nest thousands of folders, with paths longer than PATH_MAX. Therefore only one is
-    open at a time, and the next one is reached from it. No other process may change the folders.
+    A service can nest thousands of folders, with paths longer than PATH_MAX. Therefore only one
+    folder is open at a time, and the next one is reached from it. No other process may change the
+    folders.
     """
 
     def __init__(self, top: str) -> None:
@@ -494,12 +493,12 @@ class _Place:
         self._files = disk.f_favail if disk.f_files else sys.maxsize  # Btrfs has no limit
 
     def take_file(self) -> None:
-        """Reserve disk space for a file, without its content. Raises Error."""
+        """Reserve the disk space that an empty file takes. Raises Error if it is exhausted."""
         self._files -= 1
         self.take(512)
 
     def take(self, size: int) -> None:
-        """Reserve ``size`` bytes of disk space. Raises Error."""
+        """Reserve ``size`` bytes of disk space. Raises Error if the space is exhausted."""
         self._left -= size
         if self._left < 0 or self._files < 0:
             reason = f"needs more space than {self._top} has"
@@ -540,7 +539,7 @@ class _Place:
 
 
 def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, fd: int, place: _Place) -> str:
-    """Write the content of an entry to a file, and return its digest. Zeros become holes."""
+    """Write an entry's content to a file, return its digest. Blocks of zeros become holes."""
     digest = sha256()
     file: Any = tar.extractfile(member)
     while chunk := file.read(_CHUNK):

@@ -58,7 +58,7 @@ def _own_cgroups() -> dict[str, str]:
 
 
 class Usage(NamedTuple):
-    """What the processes of a service have used, as its cgroup counts. None if not counted here."""
+    """The resources that a cgroup's processes have used. None if the kernel does not count one."""
 
     cpu_s: float | None  # seconds of processor time
     throttled_s: float | None  # seconds in which the limit of processor time stopped processes
@@ -67,7 +67,7 @@ class Usage(NamedTuple):
     oom_kills: int | None  # processes that the memory limit has killed
 
     def plus(self, other: Usage) -> Usage:
-        """Add the usage of another cgroup. A value that only one of them has is taken as it is."""
+        """Return the sum of two usages. A value that is None in one of them counts as 0."""
         return Usage(
             _sum(self.cpu_s, other.cpu_s),
             _sum(self.throttled_s, other.throttled_s),
@@ -125,7 +125,7 @@ def _number(path: str) -> int | None:
 
 
 def _table(path: str) -> dict[str, int]:
-    """Read a file of lines ``name number``; return {} if it does not exist."""
+    """Read a file of lines ``name number`` to a dict, which is empty if the file does not exist."""
     try:
         lines = (files.read(path) or b"").decode().splitlines()
     except OSError:
@@ -148,7 +148,7 @@ def limits(spec: ProcessSpec) -> dict[str, dict[str, int]]:
 
 
 def usable(wanted: Iterable[str]) -> list[str]:
-    """Return which of the given controllers (memory, cpu, pids) can limit a service here.
+    """Return those of the given controllers (memory, cpu, pids) that can limit services here.
 
     With v1, a hierarchy with the controller must be mounted where crun expects it. With v2 alone,
     the controller must be enabled for the children of the root cgroup; this function enables it if
@@ -194,9 +194,10 @@ def move_nowhere() -> None:
     """Move this process into the cgroup that it is already in, so that the next move is fast.
 
     The kernel moves processes under a lock that is cheap for readers. The first writer waits for an
-    RCU grace period, about 19 ms; writers soon after it do not wait (cgroup_threadgroup_rwsem,
-    kernel/cgroup/cgroup.c; Documentation/locking/percpu-rw-semaphore.rst). Does nothing if no
-    writable cgroup is found. Raises OSError or ValueError.
+    RCU grace period, about 19 ms. Writers soon after the first one do not wait
+    (cgroup_threadgroup_rwsem, kernel/cgroup/cgroup.c;
+    Documentation/locking/percpu-rw-semaphore.rst). Does nothing if no writable cgroup is found.
+    Raises OSError or ValueError.
     """
     paths = dict(own_lines())
     # The usual mount points; with 1,000 services, reading mountinfo costs 2 ms.
@@ -244,9 +245,9 @@ def _words(path: str) -> list[str]:
 
 
 def holds(path: str, pid: int) -> bool:
-    """Return whether a process is in or below a cgroup. If the process has exited, return False.
+    """Return whether a running process is in a cgroup or in a descendant of the cgroup.
 
-    ``path`` is the cgroup's path for this process. Its full path may have further parents.
+    ``path`` is the cgroup's path as this process sees it. The full path may be longer.
     """
     lines = os.fsdecode(files.of_process(pid, "cgroup")).split("\n")
     return any(f"{path}/" in f"{line}/" for line in lines)
@@ -255,7 +256,7 @@ def holds(path: str, pid: int) -> bool:
 def holds_wholly(path: str, pid: int) -> bool:
     """Return whether a process is in or below a cgroup in all hierarchies that crun uses.
 
-    crun uses all v1 hierarchies, or v2 if there is no v1. If the process has exited, returns True.
+    crun uses all v1 hierarchies, or v2 if there is no v1. Returns True if the process has exited.
     """
     content = os.fsdecode(files.of_process(pid, "cgroup"))
     if not content:
@@ -287,7 +288,7 @@ def remove(path: str) -> None:
 
 
 def remove_with_parent(path: str) -> None:
-    """Remove a service's cgroup. Unless a service is starting, remove its empty parent too."""
+    """Remove a service's cgroup, and its parent if empty and no service is starting."""
     remove(path)
     guard = open_lock(".cgroup")
     try:
@@ -313,9 +314,9 @@ def remove_empty(folder: str) -> None:
 def keep(pid: int, path: str) -> None:
     """Move a conmon process and its future children out of the cgroup of niso's caller.
 
-    ``path`` is the cgroup of conmon's service. When a systemd unit, a session or a CI job ends, all
-    processes in its cgroup are killed, and before that its limits would apply to conmon. In a
-    hierarchy where the caller is in the root cgroup, conmon stays in the root, which has no limits.
+    The limits of the caller's cgroup would apply to conmon. When a systemd unit, a session or a CI
+    job ends, all processes in its cgroup are killed. ``path`` is the cgroup of conmon's service. In
+    a hierarchy where the caller is in the root cgroup, which has no limits, conmon stays there.
     """
     for root, own in _own_cgroups().items():
         if own != "/":
@@ -323,10 +324,10 @@ def keep(pid: int, path: str) -> None:
 
 
 def keep_in(root: str, pid: int, path: str) -> None:
-    """Move conmon as `keep` does, in the hierarchy that is mounted at ``root``.
+    """Move conmon as `keep` does, but only in the hierarchy that is mounted at ``root``.
 
-    If the cgroup `KEEPERS` cannot take the process (a new cgroup of v1's cpuset has no CPUs), the
-    process moves to the root cgroup. If this fails too, the process is not moved.
+    The cgroup `KEEPERS` may not accept the process: a new cgroup of v1's cpuset has no CPUs. In
+    this case the process is moved to the root cgroup. If this fails too, the process is not moved.
     """
     folder = f"{root}{os.path.dirname(path)}/{KEEPERS}"
     if move(pid, folder):
@@ -341,7 +342,7 @@ def keep_in(root: str, pid: int, path: str) -> None:
 
 
 def release(pids: Iterable[int], path: str) -> None:
-    """Move processes from the cgroup `KEEPERS` to the root cgroup, before they exit."""
+    """Move processes from the cgroup `KEEPERS`, next to ``path``, to the root cgroup."""
     for root in roots():
         kept = pids_in(f"{root}{os.path.dirname(path)}/{KEEPERS}")
         for pid in set(pids) & set(kept):
@@ -349,7 +350,7 @@ def release(pids: Iterable[int], path: str) -> None:
 
 
 def move(pid: int, folder: str) -> bool:
-    """Move a process into a cgroup, and return whether it succeeded. Pid 0 is this process."""
+    """Move a process (0: this process) into a cgroup, and return whether the move succeeded."""
     return _write(f"{folder}/cgroup.procs", str(pid))
 
 

@@ -63,9 +63,9 @@ def container_dir(service: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment variables of conmon, crun and niso's exit command.
+    """Return the environment variables for conmon, crun and niso's exit command.
 
-    LANG is left out: with it, conmon and nsenter would each read the twelve files of a locale.
+    LANG is left out: with LANG, conmon and nsenter would each read the twelve files of a locale.
     """
     fixed = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_CTYPE": "C.UTF-8"}
     names = (name for name in os.environ if name.startswith("NISO_") and "FAILPOINT" not in name)
@@ -73,7 +73,7 @@ def environment() -> dict[str, str]:
 
 
 def run(*args: str) -> tuple[int, str]:
-    """Run crun until it exits, even after a signal; return its exit status and error messages."""
+    """Run crun until it exits, also if a signal arrives; return its exit status and messages."""
 
     program = tool("crun")
     with signals_held():
@@ -182,13 +182,13 @@ def save(spec: ProcessSpec) -> None:
 
 
 def load(service: str) -> ProcessSpec | None:
-    """Return the ProcessSpec of a service's present activation, or None without a valid one."""
+    """Return the ProcessSpec of a service's present activation, or None if none is valid."""
     text = files.read(f"{paths.service_dir(service)}/spec.json")
     return None if text is None else _parsed(text)
 
 
 def group(service: str) -> str | None:
-    """Return the cgroup of a service's present activation, or None without a spec.json.
+    """Return the cgroup of a service's present activation, or None if spec.json is missing.
 
     Only the necessary field is decoded, because lists of many services call this function.
     """
@@ -282,15 +282,15 @@ def open_in_service(service: str, pid: int | None) -> int:
 
 
 def open_supervisor(pid: int | None, bundle: str) -> int:
-    """Return a pidfd of the conmon or exit command of a run, or -1 if ``pid`` is neither."""
+    """Return a pidfd of ``pid`` if it is the conmon or exit command of a run, otherwise -1."""
     return _open_if(pid, lambda pid: is_supervisor(pid, bundle))
 
 
 def _open_if(pid: int | None, is_it: Callable[[int], bool]) -> int:
-    """Return a pidfd of a process, or -1 if the process does not exist or is not accepted.
+    """Return a pidfd of a process, or -1 if the process does not exist or ``is_it`` is false.
 
-    ``is_it`` decides whether the process is accepted. It is called after the pidfd is opened,
-    because before that the pid could be reused for another process.
+    ``is_it`` is called after the pidfd is opened, because before that the pid could be reused for
+    another process.
     """
     if pid is None:
         return -1
@@ -305,7 +305,7 @@ def _open_if(pid: int | None, is_it: Callable[[int], bool]) -> int:
 
 
 def is_supervisor(pid: int | None, bundle: str) -> bool:
-    """Return whether a process is the conmon or the exit command of a run (its OCI bundle)."""
+    """Return whether a process is conmon or the exit command of the run with this OCI bundle."""
     words = [] if pid is None else command_line(pid)
     name = os.fsencode(bundle)
     return name in words or b"--exit-command-arg=" + name in words
@@ -348,9 +348,9 @@ def int_or_none(value: object) -> int | None:
 
 
 def wait_readable(fd: int, timeout_s: float) -> bool:
-    """Wait until a descriptor is readable, as a pidfd is when its process exits.
+    """Wait until a descriptor is readable. A pidfd is readable when its process has exited.
 
-    Returns False if ``timeout_s`` seconds pass before.
+    Returns False if the descriptor is not readable after ``timeout_s`` seconds.
     """
     poll = select.poll()
     poll.register(fd, select.POLLIN)

@@ -53,8 +53,8 @@ def resolve_entrypoint(package: str, rootfs: str | None, entrypoint: str, path_e
     """Return the path, inside the service, of the entrypoint that a manifest names.
 
     ``entrypoint`` is a file of the package, an absolute path, or a command to search for in the
-    folders of ``path_env``. The file must be regular and executable, and so must the interpreter of
-    a script. Raises `InvalidInput` with the key binary.entrypoint.
+    folders of ``path_env``. The file must be regular and executable. The interpreter of a script
+    must be so too. Raises `InvalidInput` with the key binary.entrypoint.
     """
     mounts = mounts_of(package, rootfs)
     path = entrypoint
@@ -87,8 +87,8 @@ def resolve_entrypoint(package: str, rootfs: str | None, entrypoint: str, path_e
 def search(mounts: dict[str, str], command: str, path_env: str) -> str | None:
     """Search the folders of a PATH variable for a command, as execvp(3) does.
 
-    Returns the path of the first file that can be executed. If there is none, returns the first
-    file with the command's name, or None.
+    Returns the path of the first file that can be executed. If no file can be executed, returns the
+    first file with the command's name, or None.
     """
     present = None
     for folder in path_env.split(":"):
@@ -194,10 +194,10 @@ def exists(mounts: dict[str, str], path: str) -> bool:
 def check_working_dir(
     package: str, rootfs: str | None, working_dir: str, volumes: Sequence[str] = ()
 ) -> None:
-    """Raise `InvalidInput` (key binary.working_dir) if the service will not have that folder.
+    """Raise `InvalidInput` (key binary.working_dir) if the folder is missing in the service.
 
-    Folders in or below the mount points of volumes are accepted, because their content is known
-    only at run time.
+    Folders in or below the mount points of volumes are accepted, because the content of volumes is
+    known only at run time.
     """
     if any(working_dir == point or working_dir.startswith(f"{point}/") for point in volumes):
         return
@@ -241,8 +241,9 @@ def resolve_user(
 ) -> tuple[int, int, tuple[int, ...], str, str]:
     """Return the user of a service: uid, gid, supplementary gids, user name and home directory.
 
-    The default is ``own_uid`` and the service's name. Names are looked up in /etc/passwd and
-    /etc/group of the rootfs, or of the host. Raises `InvalidInput` with the key service.user.
+    If ``user`` is None, the uid is ``own_uid`` and the name is the service's. Names are looked up
+    in /etc/passwd and /etc/group of the rootfs, or of the host. Raises `InvalidInput` with the key
+    service.user.
     """
     if user is None:
         return own_uid, own_uid, (), service, _HOME
@@ -282,7 +283,7 @@ def read_database(rootfs: str | None, name: str) -> list[list[str]]:
 
 
 def _is_id(text: str) -> bool:
-    """Return whether a field is a valid uid or gid. int() refuses more than 4300 digits."""
+    """Return whether a field is a valid uid or gid. Long ones are rejected before int()."""
     return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= MAX_ID
 
 
@@ -302,10 +303,10 @@ def open_inside(mounts: dict[str, str], path: str) -> tuple[int, str]:
     """Open a path as a service sees it, without side effects (O_PATH).
 
     ``mounts`` maps mount points to folders of the host: ``{"": rootfs, "/app": package}``, where ""
-    is the root. If the root is the host's own, only the parts that such a service has are visible:
-    /home and /opt are not, even if a path through them leads back into /usr. Returns the
-    descriptor, which the caller must close, and the path inside the service with all symbolic links
-    resolved. Raises OSError (ENOENT, ENOTDIR, ELOOP and others).
+    is the root. If the root is the host's own, only those parts of the host are visible that such a
+    service sees. /home and /opt are not visible, even if a path through them leads back into /usr.
+    Returns the descriptor, which the caller must close, and the path inside the service with all
+    symbolic links resolved. Raises OSError (ENOENT, ENOTDIR, ELOOP and others).
     """
     todo = _parts(path)
     done: list[str] = []

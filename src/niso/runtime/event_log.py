@@ -1,12 +1,12 @@
-"""Keep the last events of services and networks in a ring in the run folder, for `niso events`.
+"""Record the events of services and networks in a ring of files, for `niso events`.
 
-niso has no daemon, so each process of niso that changes something also records the events. It
+niso has no daemon, so each niso process that changes something also records the events. The process
 compares the services that it has changed with their last recorded state, and appends the
 differences to the ring (`record`). A command does this before it releases the lock of a service
-(`niso.change.journal.locked_one`), conmon's exit command when a process has ended and when it runs
-again (`record_run`), and a process that probes a service when its health has changed
-(`record_health`). `niso events` does the same for all services, and so notices what no process of
-niso has done. The recorded states are under one lock, so no event is recorded twice.
+(`niso.change.journal.locked_one`). conmon's exit command does it when a process has ended or was
+restarted (`record_run`), and a process that probes a service when the health has changed
+(`record_health`). `niso events` does the same for all services, to find changes that no niso
+process has made. The recorded states are under one lock, so no event is recorded twice.
 
 ``<run>/events/log`` has one event a line as JSON, with a number that increases. A full file becomes
 ``log.1``. ``<run>/events/states`` has the last recorded state of each service.
@@ -66,7 +66,7 @@ def record(
     interrupted: Collection[str] = (),
     fate: Callable[[ServiceRow], str] = lambda _: "attached",
 ) -> None:
-    """Record the events of services and of all networks since they were last recorded.
+    """Record the changes of these services and of all networks since the last call as events.
 
     A service that a command is changing is left out, unless it is one of ``interrupted``, whose
     command was killed. ``fate`` returns the state of an attachment: attached or gone. Raises
@@ -102,10 +102,10 @@ def record(
 
 
 def record_run(service: str) -> None:
-    """Record that the process of a service has ended or was started. Does not raise.
+    """Record that the process of a service has ended or was started. Never raises.
 
-    Does nothing unless the service is recorded as active: a command that activates the service
-    records its process.
+    Does nothing if the service is not recorded as active: a command that is activating the service
+    records the process itself.
     """
 
     def compare(now: float) -> tuple[list[Happened], dict[str, ServiceState | None]]:
@@ -123,10 +123,10 @@ def record_run(service: str) -> None:
 def record_health(
     service: str, started_at: float, health: str, failure: str, probed_at: float | None
 ) -> None:
-    """Record the health of a service's run after a probe. Does not raise.
+    """Record the health of a service's run after a probe. Never raises.
 
-    ``started_at`` is the start of the run. Does nothing if another run is recorded, whose command
-    records its health. Times are in seconds since 1970.
+    ``started_at`` is the start of the run. If the recorded state is of another run, nothing is
+    recorded. Times are in seconds since 1970.
     """
 
     def compare(now: float) -> tuple[list[Happened], dict[str, ServiceState | None]]:
@@ -142,7 +142,7 @@ def record_health(
 def _record(
     compare: Callable[[float], tuple[list[Happened], dict[str, ServiceState | None]]],
 ) -> None:
-    """Append the events that ``compare`` returns, and store the states that it returns."""
+    """Append the events, and store the states by service, that ``compare`` returns."""
     try:
         lock = open_lock(".events")
         try:
@@ -180,7 +180,7 @@ def _append(found: list[Happened]) -> None:
 
 
 def since(number: int) -> list[tuple[int, Happened]]:
-    """Return the events of the ring after a number, each with its number, oldest first."""
+    """Return (number, event) for each event with a number above ``number``, oldest first."""
     found: list[tuple[int, Happened]] = []
     for path in (_log(), f"{_log()}.1"):
         for line in reversed(_read(path).splitlines()):
@@ -211,7 +211,7 @@ def _read(path: str) -> bytes:
 
 
 def folder() -> str:
-    """Return the folder with the ring."""
+    """Return the folder that contains the event files."""
     return f"{paths.run_dir()}/events"
 
 
@@ -235,7 +235,7 @@ def _recorded(service: str) -> ServiceState | None:
 
 
 def recorded() -> set[str]:
-    """Return the services with a recorded state. The store may no longer have some of them."""
+    """Return the services with a recorded state, also services that were removed since."""
     try:
         names = os.listdir(_state_file(""))
     except FileNotFoundError:
@@ -297,7 +297,7 @@ def _present(store: Store, row: ServiceRow, fate: Callable[[ServiceRow], str]) -
 
 
 def _with_run(shown: ServiceState, service: str) -> ServiceState:
-    """Replace the properties of a service's run by those of its present run. It has no health."""
+    """Return a state updated with the present run of a service, without its health."""
     from niso.runtime import status  # not for attachments, whose engine waits
 
     now = status.read(service)
@@ -370,9 +370,10 @@ def happened(
 def _of_networks(
     known: dict[str, str] | None, made: dict[str, tuple[float, str]], now: float
 ) -> Iterator[Happened]:
-    """Yield the events of networks. ``made`` has the creation time and subnets of each network.
+    """Yield the events of networks, from the recorded and the present networks.
 
-    Without recorded networks, as after a boot, those that are older than the boot are no events.
+    ``known`` has the recorded networks. After a boot it is None: only networks that were created
+    since the boot are events. ``made`` has the creation time and subnets of each present network.
     """
     up_since = now - time.clock_gettime(time.CLOCK_BOOTTIME)
     for name, (at, subnets) in sorted(made.items()):
@@ -383,9 +384,10 @@ def _of_networks(
 
 
 def joined(events: Iterable[Happened]) -> Iterator[Happened]:
-    """Yield events with those of an instance as events of its service.
+    """Convert the events of a service's instances to events of the service.
 
-    An instance that begins or ends in a deploy is left out: the deploy is an event of the service.
+    The activation and removal of an instance in a deploy is left out, because the deploy itself is
+    an event of the service.
     """
     for event in events:
         instance, service = event.service or "", owner(event.service or "")
@@ -424,7 +426,7 @@ def service_events(
 
 
 def _as_started(new: ServiceState) -> ServiceState:
-    """Return the state right after an activation, which has waited until the service is healthy."""
+    """Return a state as of the end of the activation, which waits until a service is healthy."""
     return new._replace(state="running", health="" if new.health == "unhealthy" else new.health)
 
 

@@ -51,10 +51,10 @@ def execute(
     """Run a command in a service, and return its exit status: 128 + N after signal N.
 
     The command runs as ``user``, by default as the service's user, with the service's capabilities
-    and limits. ``files`` are its stdin, stdout and stderr, by default the caller's. The signals
-    ``forwarded`` that the caller receives are forwarded to the command. The command gets a terminal
-    if both stdin and stdout are terminals. Raises `ProcessError` with exit_status 127 (command not
-    found), 126 (not executable) or 125 (other).
+    and limits. ``files`` are its stdin, stdout and stderr, by default the caller's. If the caller
+    receives one of the signals ``forwarded``, the command gets the signal. The command gets a
+    terminal if both stdin and stdout are terminals. Raises `ProcessError` with exit_status 127
+    (command not found), 126 (not executable) or 125 (other).
     """
     for fd in (0, 1, 2):
         # Occupy the number of a closed standard descriptor, so that no other file gets it.
@@ -137,7 +137,7 @@ def _become(service: str, user: ProcessUser, oci_process: dict[str, Any]) -> Non
 
 
 def _check_command(service: str, pid: int, command: str, oci_process: dict[str, Any]) -> None:
-    """Raise `ProcessError` if the running service has no such executable command.
+    """Raise `ProcessError` if a command does not exist in a service, or cannot be executed.
 
     ``pid`` is a process of the service. Without this check, a missing command would look like a
     command that exits with status 127.
@@ -218,7 +218,6 @@ class _Session:
         self._started = False
 
     def run(self, forwarded: tuple[int, ...]) -> int:
-        """Run the command, forward signals to it, and return its exit status."""
         for number in forwarded:
             self._handlers[number] = signal.signal(number, self._note)
         if self._terminal:
@@ -241,7 +240,6 @@ class _Session:
         return SIGNALLED - code if code < 0 else code
 
     def close(self) -> None:
-        """Restore the terminal and the signal handlers; release all resources and kill crun."""
         if self._saved_tty is not None:
             with suppress(termios.error):  # it has hung up
                 termios.tcsetattr(0, termios.TCSADRAIN, self._saved_tty)
@@ -362,7 +360,7 @@ class _Session:
         return poll
 
     def _drain(self) -> None:
-        """Copy the rest of the output to the caller. If crun failed, its stderr is left out."""
+        """Copy the rest of the output to the caller, but not the stderr of a crun that failed."""
         failed = not self._started and os.path.getsize(f"{self._stem}.log") > 0
         for fd in [fd for fd, target in self._sources.items() if target != 2 or not failed]:
             os.set_blocking(fd, False)

@@ -6,7 +6,7 @@ ends at its deadline, even if the service does not react.
 
 A command runs with crun exec, inside the service, as the service's user and within its limits. The
 output may contain secrets, which no other user may read. Therefore only the last part of the output
-is stored, and only in memory. crun changes the owner of its stdin and stdout, so these are pipes.
+is kept, and only in memory. crun changes the owner of its stdin and stdout, so these are pipes.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
 
 
 def advance(probes: Sequence[HealthProbe], others: Sequence[int], until: float) -> None:
-    """Wait until a health probe can continue or a descriptor is readable; continue ready probes.
+    """Wait until a probe can continue or another descriptor is readable; then continue probes.
 
-    ``others`` are the descriptors. The wait ends at the latest at the monotonic time ``until``, in
-    seconds.
+    Probes whose deadline has passed end. ``others`` are the other descriptors. The wait ends at the
+    latest at the monotonic time ``until``, in seconds.
     """
     poll = select.poll()
     for probe in probes:
@@ -95,7 +95,7 @@ class HealthTarget(NamedTuple):
 
 
 class Health(NamedTuple):
-    """The health of one service."""
+    """The health of one service, derived from the results of its probes."""
 
     state: str
     """one of healthy, unhealthy and starting"""
@@ -113,8 +113,8 @@ class Health(NamedTuple):
 def write_record(service: str, check: Healthcheck, run: tuple[int, float], failure: str) -> None:
     """Record the result of a probe: ``failure`` is "" or the reason why the probe failed.
 
-    ``run`` identifies the run as in `Probed`. A change of the health is an event of the service. If
-    the service is removed concurrently, the record is deleted again.
+    ``run`` identifies the run as in `Probed`. If the health has changed, an event is recorded too.
+    If the service is removed concurrently, the record is deleted again.
     """
     before = read_record(service)
     now = time.time()
@@ -151,7 +151,7 @@ def read_record(service: str) -> Probed | None:
 
 
 def check_all(targets: Sequence[HealthTarget], report: Report) -> dict[str, Health]:
-    """Return the health of each service by name.
+    """Probe services if necessary, and return the health of each service by name.
 
     A service is probed if its last probe is older than the interval of its healthcheck. The probes
     run concurrently. ``report`` receives an event with the services that are probed.
@@ -172,15 +172,15 @@ def check_all(targets: Sequence[HealthTarget], report: Report) -> dict[str, Heal
 
 
 def known(targets: Sequence[HealthTarget]) -> dict[str, Health]:
-    """Return the health of each service by name, as far as it is recorded. Nothing is probed."""
+    """Return the health of each service by name, from recorded results, without a probe."""
     return {one.service: judge(one.check, one.run[1], _current(one)) for one in targets}
 
 
 def ask(units: Units, state_id: str, targets: Sequence[HealthTarget]) -> None:
     """Request probes of all services with a health check for the next `ASKED_S` seconds.
 
-    Starts the health agent if a record is older than the interval of its health check and no agent
-    is running. Does not wait for a probe.
+    Starts the health agent if a record in ``targets`` is older than the interval of its health
+    check and no agent is running. Returns without waiting for a probe.
     """
     path = paths.health_asked()
     try:
@@ -222,7 +222,7 @@ def _is_due(target: HealthTarget) -> bool:
 
 
 def judge(check: Healthcheck, started_at: float, record: Probed | None) -> Health:
-    """Return the health that follows from the recorded results of probes.
+    """Derive the health of a service from the recorded results of its probes.
 
     ``started_at`` is the start of the run as a Unix time in seconds. Services are probed only on
     request. A failure therefore also counts for the probes that would have run since the last
@@ -255,10 +255,10 @@ _Steps = Generator[tuple[socket.socket, int], None, str]
 
 
 class HealthProbe:
-    """One probe by connection. Call `advance` when ``fd`` is ready for ``events`` (poll(2))."""
+    """A probe by connection. Call `advance` when ``fd`` is ready for ``events`` (poll(2))."""
 
     def __init__(self, check: Healthcheck, namespace: str | None) -> None:
-        """Start the probe in a namespace of /run/netns; with None, in the caller's own."""
+        """Start the probe in a namespace of /run/netns. If it is None, use the caller's own."""
         self.began = time.monotonic()
         self.deadline = self.began + check.timeout_s
         self.fd = -1
@@ -281,7 +281,7 @@ class HealthProbe:
             self.answer = f"{self._check.target}: {error}"
 
     def give_up_if_late(self) -> None:
-        """End the probe if its deadline has passed, with an answer that names the pending step."""
+        """End the probe if its deadline has passed. Its answer then names the unfinished step."""
         if self.answer is None and time.monotonic() >= self.deadline:
             self.close()
             late = f"{self._doing[0]} within {self._check.timeout_s:g}s"
@@ -289,7 +289,7 @@ class HealthProbe:
 
     @property
     def last_output(self) -> str:
-        """Return the last line of a command's output; "", because this probe runs no command."""
+        """Return "". In subclasses, it is the last line of a command's output."""
         return ""
 
     def close(self) -> None:
@@ -297,10 +297,10 @@ class HealthProbe:
 
 
 def _steps(check: Healthcheck, namespace: str | None, doing: list[str]) -> _Steps:
-    """Run a probe as a generator, which yields pairs (socket, events) to wait for.
+    """Probe step by step. Each step yields (socket, events) and continues when they are ready.
 
-    The generator returns "" for healthy, or the reason why the probe failed. ``doing`` has one
-    string, which is set to the present step.
+    The generator returns "" for healthy, or the reason why the probe failed. It sets ``doing[0]``
+    to the present step, for the message of a probe that is too slow.
     """
     refusals = ""
     for address in _candidates(check, namespace):
@@ -362,7 +362,7 @@ def _inside(namespace: str | None) -> Any:
 def _http(sock: socket.socket, check: Healthcheck) -> _Steps:
     """Send an HTTP request (RFC 9112), and evaluate the status line of the final response.
 
-    Interim responses (RFC 9110, 15.2) are skipped. Yields and returns what `_steps` does.
+    Interim responses (RFC 9110, 15.2) are skipped. Yields and returns the same as `_steps`.
     """
     request = (
         f"GET {check.path} HTTP/1.1\r\nHost: {check.host}\r\n"
@@ -415,7 +415,7 @@ def begin(check: Healthcheck, service: str, namespace: str | None) -> HealthProb
 
 
 def probe_all(targets: Sequence[tuple[Healthcheck, str, str | None]]) -> list[str]:
-    """Run probes of (healthcheck, service, namespace) concurrently; return each answer."""
+    """Probe (healthcheck, service, namespace) concurrently. Return "" or the failure of each."""
     probes: list[HealthProbe] = []
     try:
         for target in targets:
@@ -437,10 +437,10 @@ _KEPT, _LINE = 4096, 200
 
 
 class CommandProbe(HealthProbe):
-    """One probe by command. ``fd`` is ready when the command has exited or written output."""
+    """A probe by command. ``fd`` is ready when the command has exited or written output."""
 
     def __init__(self, check: Healthcheck, service: str) -> None:
-        """Start the command. If the service has no process, the probe fails."""
+        """Start the command in the service. The probe fails if the service is not running."""
         self.began = time.monotonic()
         self.deadline = self.began + check.timeout_s
         self.fd, self.events = -1, select.POLLIN
@@ -482,9 +482,9 @@ class CommandProbe(HealthProbe):
         ready.close()
 
     def advance(self) -> None:
-        """Read the command's output, and its exit status if the command has exited.
+        """Read the command's output. If the command has exited, read its exit status too.
 
-        After the command has exited, processes that it has left are killed.
+        After the exit of the command, remaining processes of its process group are killed.
         """
         if self.answer is not None:
             return
@@ -547,8 +547,8 @@ class CommandProbe(HealthProbe):
     def _end_group(self) -> None:
         """Kill the remaining processes in the process group of a command that has exited.
 
-        While a process is in the group, no other process group gets its number (free_pid,
-        kernel/pid.c).
+        The kernel does not reuse the number of a process group while a process is in the group
+        (free_pid, kernel/pid.c).
         """
         leader = crun.read_pid(f"{self._stem}.pid")
         for pid in crun.in_group(self._service, leader) if leader is not None else ():

@@ -74,9 +74,10 @@ _PROFILE = os.path.join(os.path.dirname(__file__), "seccomp.json")
 
 
 def limits_max() -> dict[str, int]:
-    """Return the largest resource limits that this process may set. Others have no maximum.
+    """Return the largest resource limits that this process may set, by their names.
 
-    Without the capability CAP_SYS_RESOURCE, root cannot exceed its own hard limits (setrlimit(2)).
+    A limit without a maximum is left out. Without the capability CAP_SYS_RESOURCE, root cannot
+    exceed its own hard limits (setrlimit(2)).
     """
     with open("/proc/sys/fs/nr_open", encoding="ascii") as file:
         most = {"nofile": int(file.read())}
@@ -88,7 +89,7 @@ def limits_max() -> dict[str, int]:
 
 
 def resets() -> list[str]:
-    """Return which of its nice value ("nice") and OOM score ("oom") this process may set to 0."""
+    """Return which of "nice" (nice value) and "oom" (OOM score) this process may set to 0."""
     can = []
     if _may(_CAP_SYS_NICE) or os.getpriority(os.PRIO_PROCESS, 0) == 0:
         can.append("nice")
@@ -100,7 +101,7 @@ def resets() -> list[str]:
 
 
 def _may(capability: int) -> bool:
-    """Return whether this process has a capability of the machine, not of a user namespace."""
+    """Return whether this process has a capability in the initial user namespace."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
         effective = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
     with open("/proc/self/uid_map", encoding="ascii") as file:
@@ -109,12 +110,12 @@ def _may(capability: int) -> bool:
 
 
 class Launch:
-    """One run of a service: the constructor creates its container, and `finish` starts it.
+    """One run of a service. The constructor creates the container; `finish` starts its process.
 
-    ``number`` counts the runs of an activation from 0. ``counts`` has the numbers of restarts and
-    of consecutive failures. Both are recorded in state.json. The caller must have the service's
-    lock, and must call `finish` or `close`. Raises OSError, or `ProcessError` with the message of
-    crun or conmon. After an error, the caller must remove what was created
+    ``number`` is 0 for the first run of an activation, 1 for the next. ``counts`` has the numbers
+    of restarts and of consecutive failures. All of them are recorded in state.json. The caller must
+    have the service's lock, and must call `finish` or `close`. Raises OSError, or `ProcessError`
+    with the message of crun or conmon. After an error, the caller must remove what was created
     (`niso.runtime.lifecycle.clear`).
     """
 
@@ -152,7 +153,7 @@ class Launch:
             raise
 
     def finish(self) -> int:
-        """Wait for the container, start it, and return the pid of its PID 1 on the host."""
+        """Wait for the container, start its process, and return the pid of PID 1 on the host."""
         service = self._spec.service
         try:
             pid = self._creator.pid()
@@ -265,9 +266,10 @@ class _Creator:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), "pthread_create") from None
 
     def create(self, folders: Sequence[str]) -> None:
-        """Let this thread mount the root and then let conmon create the container. Do not wait.
+        """Let this thread mount the root and then let conmon create the container.
 
-        ``folders`` are the folders of the host that are visible in the root.
+        Returns without waiting. ``folders`` are the folders of the host that are visible in the
+        root.
         """
         self._folders = folders
         self._may_create.release()
@@ -297,7 +299,7 @@ class _Creator:
         raise ProcessError(message.removeprefix("; "), service=self._spec.service)
 
     def close(self) -> None:
-        """End the thread, and with it its mounts. Kill conmon if it has not begun to create."""
+        """End the thread and its mounts. Kill conmon if no container creation has begun."""
         with signals_held():
             self._closed = True
             self._may_end.release()
@@ -404,7 +406,7 @@ _spawning = threading.Lock()
 def _nothing_inherited() -> Iterator[None]:
     """Run a ``with`` block whose child processes do not inherit the caller's descriptors.
 
-    POSIX_SPAWN_CLOSE would fail for numbers above the present limit of open files.
+    POSIX_SPAWN_CLOSE would fail for descriptors above the present limit of open files.
     """
     with _spawning:
         left = _inherited_once() if paths.is_command else _inherited()
@@ -493,7 +495,7 @@ _base: list[int] = []
 
 
 def enter() -> None:
-    """Move the calling thread into a new mount namespace, whose mounts the host never sees.
+    """Move the calling thread into a new mount namespace. The host does not see mounts there.
 
     Later mounts of the host appear in this namespace (mount_namespaces(7), MS_SLAVE). The thread
     must have unshared CLONE_FS, and must have called `root.begin`. Raises OSError.
@@ -523,7 +525,7 @@ def enter() -> None:
 
 
 def _close() -> None:
-    """Close the mount namespace that starts copy. It keeps mounts in use that were unmounted."""
+    """Close the namespace that each start copies. It would keep unmounted file systems in use."""
     while _base:
         os.close(_base.pop())
 
@@ -579,7 +581,7 @@ def write() -> None:
 
 
 def renew() -> None:
-    """Write conmon's exit script again if another installation of niso wrote it. Ignore errors."""
+    """Write conmon's exit script again if another installation of niso wrote it. Never raises."""
     try:
         if files.read(path()) is not None:
             write()
@@ -588,7 +590,7 @@ def renew() -> None:
 
 
 def remove_unused() -> None:
-    """Delete unused skeletons of roots, and the exit script if no service has runtime files.
+    """Delete unused skeletons of roots. If no service has runtime files, delete the exit script.
 
     Does nothing while a service is starting.
     """

@@ -1,4 +1,4 @@
-"""Start, signal, stop and clean up the process of a service; find processes without records.
+"""Start, signal, stop and clean up the processes of services; find processes without records.
 
 A caller that changes anything must have the service's lock (`niso.base.locks`).
 
@@ -12,7 +12,7 @@ therefore counts as started.
 
 When the networks of a running service change, its new hosts folder is mounted beneath the old one,
 which is then unmounted (move_mount(2), MOVE_MOUNT_BENEATH, Linux 6.5). On an older kernel, the
-service sees neither for a short time. The service may have changed its /etc: niso follows no
+service sees neither folder for a short time. The service may have changed its /etc: niso follows no
 symbolic link there, and replaces only a mount of the file system with niso's hosts files.
 """
 
@@ -54,7 +54,7 @@ _FILES, _BYTES, _INODES = 64, 1 << 18, 64
 
 
 def require_room() -> None:
-    """Raise ProcessError if a start would lack descriptors, disk space or inodes."""
+    """Raise ProcessError if too few descriptors, inodes or bytes on disk are left for a start."""
     held: list[int] = []
     try:
         held += (os.dup(0) for _ in range(_FILES))
@@ -74,11 +74,11 @@ def require_room() -> None:
 
 
 class ProcessStart:
-    """A start in progress: crun creates the container, and `finish` starts its process.
+    """The start of a service. Crun creates the container, and `finish` starts its process.
 
     The caller must call `finish` or `close`. The constructor first removes what an earlier
-    activation has left. Raises `ProcessError` with the message of crun; after an error no process,
-    cgroup, mount or file is left, except the log.
+    activation has left. Raises `ProcessError` with the message of crun. After an error, only the
+    log is left, but no process, cgroup, mount or other file.
     """
 
     def __init__(self, spec: ProcessSpec) -> None:
@@ -101,7 +101,7 @@ class ProcessStart:
 
     @property
     def is_created(self) -> bool:
-        """Return whether `finish` would not block: the container exists, or its creation failed."""
+        """Return whether `finish` would not wait: the container exists or its creation failed."""
         return crun.wait_readable(self.fd, 0)
 
     def finish(self) -> int:
@@ -114,7 +114,7 @@ class ProcessStart:
 
 @contextmanager
 def _whole(service: str) -> Iterator[None]:
-    """Run a ``with`` block. If it fails, remove all processes and files of the service."""
+    """Run a ``with`` block. If an error occurs, remove all processes and files of the service."""
     try:
         yield
     except Error:
@@ -130,7 +130,7 @@ def start(spec: ProcessSpec) -> int:
 
 
 def open_init(service: str) -> int:
-    """Return a pidfd of the service's PID 1, or -1 without one. The caller must close it."""
+    """Return a pidfd of a service's PID 1, which the caller must close, or -1 if it has none."""
     return crun.open_in_service(service, status.read(service).pid)
 
 
@@ -159,17 +159,16 @@ def terminate(service: str) -> int:
 
 
 def _stop_signal(spec: ProcessSpec | None) -> int:
-    """Return the signal that asks a service's process to exit: SIGTERM without a valid spec."""
     name = f"SIG{spec.stop_signal}" if spec is not None else "SIGTERM"
     return signal.Signals.__members__.get(name, signal.SIGTERM)
 
 
 def stop(service: str, timeout_s: float | None = None) -> None:
-    """Stop a service and remove its runtime files. Do nothing if there are none.
+    """Stop a service and remove its runtime files. Do nothing if it has no runtime files.
 
-    Sends the stop signal, and SIGKILL after ``timeout_s`` seconds; None stands for the stop timeout
-    in the service's ProcessSpec. The restart policy does not apply. Raises `ProcessError` if a
-    process does not exit.
+    Sends the stop signal, and SIGKILL after ``timeout_s`` seconds. If ``timeout_s`` is None, the
+    stop timeout in the service's ProcessSpec applies. The service is not restarted. Raises
+    `ProcessError` if a process does not exit.
     """
     try:
         if _end_runs(service, timeout_s):
@@ -180,11 +179,11 @@ def stop(service: str, timeout_s: float | None = None) -> None:
 
 
 def stop_all(services: Iterable[str]) -> dict[str, Error]:
-    """Kill services with one crun process, without a timeout; return the errors by service."""
+    """Kill services at once, with a single crun process; return the errors by service."""
     errors: dict[str, Error] = {}
 
     def attempt(names: Iterable[str], do: Callable[[str], bool]) -> list[str]:
-        """Call ``do`` for each service, and return those for which it returned true."""
+        """Call ``do`` for each service; return the services for which it returned true."""
         done = []
         for name in names:
             try:
@@ -228,7 +227,7 @@ def _remove(service: str) -> bool:
 
 
 def abandon(spec: ProcessSpec, bundle: str) -> None:
-    """Clean up after a run that failed to start. Only the files of this run are deleted."""
+    """Clean up after a run that failed to start. Files of other runs stay."""
     if os.path.isdir(bundle):
         _end_all(spec.service, spec, [bundle], 0)
         clear(spec.service)
@@ -244,8 +243,8 @@ def _failed(service: str, what: str, error: OSError) -> ProcessError:
 def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s: float) -> None:
     """Kill the processes of runs, and their conmons.
 
-    The caller must delete the container from crun only afterwards: until a conmon has exited, it
-    could still complete the creation of a container.
+    The caller must delete the container from crun only after this call: until a conmon has exited,
+    it could still complete the creation of a container.
     """
     signals.hit(f"stop the process of {service}")
     for bundle in runs:
@@ -273,10 +272,10 @@ def kill_orphan(orphan: Orphan) -> None:
 
 
 def _end_orphans(service: str, path: str | None) -> None:
-    """Kill the processes of a service whose runtime folder was removed, if there are any.
+    """Kill all remaining processes of a service whose runtime folder was removed.
 
-    crun's record of the container still has the paths of the bundle and the cgroup. Without that
-    record, all processes in the cgroup ``path`` are killed.
+    crun's record of the container still has the paths of the bundle and the cgroup. If there is no
+    such record, all processes in the cgroup ``path`` are killed.
     """
     # The state of an interrupted create lacks these keys and counts as none.
     known = crun.read_json(f"{crun.container_dir(service)}/status") or {}
@@ -294,7 +293,7 @@ def _end_orphans(service: str, path: str | None) -> None:
 
 
 def end_unrecorded_conmons(services: Collection[str]) -> None:
-    """Kill each conmon of these services that an interrupted start has not recorded.
+    """Kill conmons of these services that an interrupted start has left without a pid file.
 
     Such a conmon would mistake a later run in a folder of the same name for its own. The caller
     must have the locks of the services. All processes of the host are scanned.
@@ -390,7 +389,6 @@ def end_conmon(bundle: str, pid: int | None = None) -> None:
 
 
 def _kill_cgroup(service: str, path: str) -> None:
-    """Kill the processes in a cgroup, such as those of an interrupted crun create."""
     for pid in cgroups.pids(path):
         try:
             pidfd = os.pidfd_open(pid)
@@ -448,9 +446,9 @@ def name(number: int) -> str:
 def send(service: str, number: int) -> bool:
     """Send a signal to a service's process, and return whether the process exited soon after.
 
-    SIGKILL is sent to PID 1; the kernel then kills all other processes (pid_namespaces(7)). Other
-    signals are sent to the process of the entrypoint, which is PID 1's first child, because PID 1
-    is an init that cannot pass on SIGSTOP. Raises ProcessError if the service has no process.
+    SIGKILL is sent to PID 1, and the kernel then kills all other processes (pid_namespaces(7)).
+    Other signals are sent to the process of the entrypoint, which is PID 1's first child, because
+    PID 1 is an init that cannot pass on SIGSTOP. Raises ProcessError if the service has no process.
     """
     pid = status.read(service).pid
     first = next(iter(crun.children(pid)), pid) if number != signal.SIGKILL else pid
@@ -485,11 +483,11 @@ Mark = tuple[tuple[int, bytes], ...]
 
 
 def mark(init: int) -> Mark | None:
-    """Return counts of context switches of a service's threads if it is idle, else None.
+    """Return the context switch counts of a service's threads if the service is idle, else None.
 
-    ``init`` is the service's PID 1. The service is idle if all its threads sleep, one of them has
-    executed the entrypoint, and no process below PID 1 has children: a shell may continue or exit
-    when its child exits. Two equal results mean that no thread has run in between. On a kernel
+    Two equal results mean that no thread has run in between. ``init`` is the service's PID 1. The
+    service is idle if all its threads sleep, one of them has executed the entrypoint, and no
+    process below PID 1 has children: a shell may continue or exit when its child exits. On a kernel
     without CONFIG_PROC_CHILDREN, the result is always None.
     """
     threads: list[tuple[int, bytes]] = []
@@ -549,7 +547,7 @@ _RESOLVE = root.BENEATH | root.NO_SYMLINKS | root.NO_MAGICLINKS
 
 
 def swap(spec: ProcessSpec) -> None:
-    """Mount a service's hosts folder in its running process, and record it for later restarts.
+    """Replace the hosts folder that a service's running process sees, also for later restarts.
 
     Raises ProcessError.
     """
@@ -642,7 +640,7 @@ class Orphan(NamedTuple):
 
 
 def orphans(state_ids: Iterable[str]) -> list[Orphan]:
-    """Return the services of state folders that have a cgroup but no runtime files, sorted."""
+    """Return the services, sorted, that have a cgroup but no runtime files in this run folder."""
     known = {*status.services(), cgroups.KEEPERS}
     found = []
     for state_id in sorted(set(state_ids)):

@@ -96,7 +96,7 @@ def read(
 def records(
     service: str, last: int | None, follow: bool, since: float | None
 ) -> Iterator[Record | None]:
-    """Yield the records that `read` prints. With ``follow``, yield None before the new ones."""
+    """Yield the records that `read` shows. With ``follow``, None precedes the new ones."""
     files = _open_files(f"{paths.log_dir(service)}/{LOG_NAME}")
     try:
         start, offset = (0, 0) if last is None else _tail(files, last)
@@ -147,10 +147,10 @@ def shown(record: Record, timestamps: bool) -> bytes:
 
 
 def _joined(lines: Iterator[bytes], begun: list[Record] | None = None) -> Iterator[Record]:
-    """Yield records from the lines of log files, with the parts of each line joined.
+    """Convert lines of log files to records, and join the parts of each line that conmon split.
 
-    Records of the other stream may be between the parts. ``begun`` has incomplete records that the
-    lines continue.
+    Parts of a line of stdout can be separated by records of stderr, and vice versa. ``begun`` has
+    incomplete records that the first lines continue.
     """
     open_lines = {record.stream: record for record in begun or ()}
     for line in lines:
@@ -179,7 +179,7 @@ def _lines(fd: int, offset: int, end: int | None) -> Iterator[bytes]:
 def _follow(service: str, fd: int, offset: int) -> Iterator[bytes]:
     """Yield the new lines of a log, also after rotation, until the log folder is removed.
 
-    ``fd`` is the newest file, which has been read up to ``offset``, or -1. The function closes it.
+    ``fd`` is the newest file, read up to ``offset``, or -1 without a file. It is closed here.
     """
     path = f"{paths.log_dir(service)}/{LOG_NAME}"
     partial = b""
@@ -221,9 +221,9 @@ def _end_of_last_line(fd: int) -> int:
 
 
 def _tail(files: list[int], last: int) -> tuple[int, int]:
-    """Return where the last lines of a log start: the index of a file, and an offset in it.
+    """Return the position (index of a file, offset) from which to read the last lines of a log.
 
-    The files are read from their end. At least ``last`` lines follow that offset.
+    The files are read from their end. At least ``last`` lines follow the position.
     """
     ended = 0
     for i in reversed(range(len(files))):
@@ -246,7 +246,7 @@ def _tail(files: list[int], last: int) -> tuple[int, int]:
 
 
 def _open_files(path: str) -> list[int]:
-    """Return descriptors of the files of a log, the oldest first, without duplicates."""
+    """Open the files of a log, the oldest first and each once; return their descriptors."""
     files: list[int] = []
     seen: set[tuple[int, int]] = set()
     # Newest first: a rotation in between then shows a file twice, but never hides one.
@@ -265,7 +265,6 @@ def _open_files(path: str) -> list[int]:
 
 
 def _rotate(service: str, path: str) -> None:
-    """Rename the log and make conmon open a new file. Wait for this at most `_REOPEN_S` seconds."""
     record = read_state(service) or {"run": 0}
     ctl = -1
     try:
@@ -290,9 +289,9 @@ def _rotate(service: str, path: str) -> None:
 
 
 def _keep(path: str) -> None:
-    """Create the hard link ``.kept`` to the present log, which survives conmon's own rotation.
+    """Create the hard link ``.kept`` to the log, so that conmon's own rotation does not delete it.
 
-    If ``.kept`` already is a log that conmon has replaced, it is first renamed to ``.1``.
+    If ``.kept`` is the link to an earlier log, which conmon has replaced, it is renamed to ``.1``.
     """
     kept = f"{path}.kept"
     if _identity(kept) is not None and not _same(path, kept):
@@ -353,7 +352,6 @@ def read_joint(
 def _followed(
     services: list[str], last: int | None, since: float | None
 ) -> Iterator[tuple[str, Record]]:
-    """Yield the existing records of services, sorted by time, and then their new records."""
     queue: SimpleQueue[tuple[str, Record | None] | None] = SimpleQueue()
 
     def collect(service: str) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Machine(NamedTuple):
-    """The store, kernel and processes that a command uses, and its access to the cluster."""
+    """The store, the kernel, the processes of services and the cluster, as a command uses them."""
 
     store: Store
     kernel: Kernel

@@ -85,7 +85,7 @@ _DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2))
 
 
 class OciHost(NamedTuple):
-    """The properties of the machine on which config.json depends."""
+    """The properties of the machine on which a service's OCI configuration depends."""
 
     init: str
     """The path of catatonit in the mount namespace in which crun creates the container."""
@@ -112,7 +112,8 @@ class OciHost(NamedTuple):
 def process(spec: ProcessSpec, args: list[str], machine: OciHost) -> dict[str, Any]:
     """Return the process object (config.md, Process) that runs ``args`` as the service does.
 
-    `niso exec` and health checks use it too, so they do not inherit the limits of a shell either.
+    `niso exec` and health checks use the object too. Therefore their processes do not inherit the
+    limits of a shell either.
     """
     environment = {
         "PATH": path_env(spec.environment),
@@ -155,7 +156,7 @@ def config(
     machine: OciHost,
     volumes: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Return the content of config.json.
+    """Return the OCI configuration of a service, the content of config.json.
 
     ``root`` is the path on the host where the service's root is mounted. ``hosts_at`` is the mount
     point of the hosts folder inside the service. ``volumes`` are mount objects, which come last.
@@ -202,11 +203,11 @@ def config(
 
 
 def select_seccomp(profile: dict[str, Any], have: Collection[str]) -> dict[str, Any]:
-    """Return the seccomp profile for a service.
+    """Return the seccomp profile of a service: the rules of ``profile`` that apply to the service.
 
-    ``have`` are the service's capabilities and its [isolation] switches that are on. A rule of
-    ``profile`` with the key ``with`` applies only if ``have`` contains the named capability or
-    switch. A rule with the key ``without`` applies only if ``have`` does not contain it.
+    ``have`` are the service's capabilities and its [isolation] switches that are on. A rule with
+    the key ``with`` applies only if ``have`` contains the named capability or switch. A rule with
+    the key ``without`` applies only if ``have`` does not contain it.
     """
     rules = [
         {key: value for key, value in rule.items() if key not in ("with", "without", "why")}

@@ -81,7 +81,7 @@ def main(
 
 
 def _current(service: str, bundle: str) -> ProcessSpec | None:
-    """Return the ProcessSpec of a service if this is its present run and no stop has begun."""
+    """Return a service's ProcessSpec if ``bundle`` is its present run and no stop has begun."""
     record = read_state(service)
     if files.read(f"{bundle}/{status.EXITED_PID}") != str(os.getpid()).encode():
         # this run's folder was removed, and another run has created one of the same name
@@ -92,7 +92,7 @@ def _current(service: str, bundle: str) -> ProcessSpec | None:
 
 
 def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
-    """Clean up after a run, and record its end. Returns the new content of state.json."""
+    """Clean up after a run, record its end, and return the new content of state.json."""
     record = read_state(spec.service) or {"run": 0, "restarts": 0, "failures": 0}
     for older in status.bundles(os.path.dirname(bundle)):
         if older != bundle:
@@ -124,7 +124,7 @@ def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
 
 
 def _restart(spec: ProcessSpec, record: dict[str, Any]) -> dict[str, Any]:
-    """Start the next run of a service; ``record`` describes the previous one.
+    """Start the next run of a service. ``record`` is the content of state.json.
 
     Returns {"phase": "running"}, or after a failure the new content of state.json, with the error.
     """

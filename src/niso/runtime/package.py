@@ -1,9 +1,10 @@
-"""Copy packages. /app in a service is a copy from its activation, so later edits have no effect.
+"""Copy packages to the state folder, where they are the folder /app of services.
 
-The folder of a copy is named after the fingerprint of its source: the names, the contents and the
-execute permission of all files except the manifest. A copy is made under a temporary name, and
-renamed when it is complete and flushed to the disk. Without the flush, the record of an activation
-could survive a power failure, and the copy to which it refers could be empty.
+Each activation makes a copy, so later edits of the package have no effect. The folder of a copy is
+named after the fingerprint of its source: the names, the contents and the execute permission of all
+files except the manifest. A copy is made under a temporary name, and renamed when it is complete
+and flushed to the disk. Without the flush, the record of an activation could survive a power
+failure, while the files of its copy would be empty.
 
 niso writes a manifest.toml into each copy. The file has the values that are active, including those
 from a stack.toml and from variables. If the store is lost, the copy can therefore be activated with
@@ -200,7 +201,7 @@ def keep_manifest(copy: str, spec: ServiceSpec, internal: Iterable[str] = ()) ->
 
 
 def drop_manifest(copy: str) -> None:
-    """Delete the manifest of a copy that is kept for a rollback: its policy is a former one.
+    """Delete the manifest of a copy that is kept for a rollback, because its policy is outdated.
 
     `keep_manifest` writes a manifest again if the copy is activated. Raises Error.
     """
@@ -214,7 +215,7 @@ def drop_manifest(copy: str) -> None:
 
 
 def internal_networks(manifest: str) -> list[str]:
-    """Return the internal networks that a package copy's manifest names (`keep_manifest`)."""
+    """Return the internal networks that `keep_manifest` has named in a manifest."""
     try:
         first, second, *_ = (files.read(manifest) or b"").split(b"\n", 2)
     except (OSError, ValueError):
@@ -233,7 +234,7 @@ def _write_manifest(copy: str, spec: ServiceSpec) -> None:
 
 
 def _mode(spec: ServiceSpec) -> int:
-    """Return the file mode of a manifest: 0600 if it has variables from files, maybe passwords."""
+    """Return the file mode of a manifest: 0600 if variables from files may contain secrets."""
     return 0o600 if spec.program.apart else 0o644
 
 
@@ -264,7 +265,7 @@ def _is_same(entry: _PackageEntry, path: str) -> bool:
 
 
 def is_emptied(copy: str) -> bool:
-    """Return whether all files of a copy are empty, as after a power failure.
+    """Return whether all files of a package copy are empty, as after a power failure.
 
     Earlier versions of niso did not flush copies to the disk.
     """
@@ -282,7 +283,7 @@ def is_emptied(copy: str) -> bool:
 
 
 def keep_only(service: str, copies: set[str]) -> None:
-    """Delete all copies of a service's package except the given paths."""
+    """Delete all copies of a service's package except those with the given paths."""
     folder = package_dir(service)
     if not copies:
         forget(service)
@@ -332,9 +333,9 @@ class _PackageEntry(NamedTuple):
 def _walk(folder: str, apart: Apart) -> Iterator[_PackageEntry]:
     """Yield all entries of a package except the paths in ``apart``, each folder before its content.
 
-    If ``folder`` is "", the service has no files of its own, and nothing is yielded. Each folder is
-    opened component by component from the top, and never through a symbolic link. A user who can
-    write to the package therefore cannot make niso read files elsewhere.
+    If ``folder`` is "", the service has no package, and nothing is yielded. Each folder is opened
+    component by component from the top, and never through a symbolic link. A user who can write to
+    the package therefore cannot make niso read files elsewhere.
     """
     skipped = _identities(apart)
     pending = [("", 0)] if folder else []
@@ -353,7 +354,7 @@ def _walk(folder: str, apart: Apart) -> Iterator[_PackageEntry]:
 def _entries(
     folder: str, base: str, skipped: set[tuple[int, int] | None]
 ) -> Iterator[_PackageEntry]:
-    """Yield the entries of one folder of a package (``base``), sorted by name.
+    """Yield the entries of ``base``, a folder of a package, sorted by name.
 
     ``skipped`` are the device and inode numbers of files to leave out.
     """
@@ -426,7 +427,6 @@ def _cannot_read(path: str, error: OSError) -> Error:
 
 
 def _copy_one(entry: _PackageEntry, source: str, target: str) -> None:
-    """Copy an entry of a package to ``target``. ``source`` is its path for error messages."""
     info = entry.info
     if stat.S_ISLNK(info.st_mode):
         os.symlink(entry.target, target)
@@ -462,10 +462,7 @@ def _send(writer: int, reader: int, start: int, end: int) -> None:
 
 
 def _data(reader: int, info: os.stat_result) -> Iterator[tuple[int, int]]:
-    """Yield the ranges (start, end) of an open file that are not holes (lseek(2)).
-
-    The ranges end at the size in ``info``, so that a file that keeps growing is not read for ever.
-    """
+    """Yield the data ranges (start, end) of an open file (lseek(2)), up to the size in ``info``."""
     size = info.st_size
     if info.st_blocks * 512 >= size:
         yield 0, size
@@ -493,7 +490,7 @@ _DIGEST = 64
 
 
 class PackageFiles(NamedTuple):
-    """The files of a service to activate, as they are before any lock is taken."""
+    """The files of a service that is being activated, as found before any lock is taken."""
 
     folder: str  # the package to copy, or the existing copy if the service is activated by its name
     rootfs: str | None
@@ -519,7 +516,7 @@ class PackageFiles(NamedTuple):
 
 
 class Contents:
-    """The cached digests of a service's package files. To save them, the service must be locked."""
+    """The cached digests of a service's package files. A caller of `save` needs its lock."""
 
     def __init__(self, service: str) -> None:
         self._path = contents_file(service)
@@ -532,7 +529,7 @@ class Contents:
         self._recent: set[str] = set()
 
     def digest(self, path: str, info: os.stat_result, fd: int) -> str:
-        """Return the digest of a regular file, 64 hexadecimal digits. Read the file unless cached.
+        """Return the SHA-256 digest of a regular file, in hexadecimal. Read the file unless cached.
 
         ``path`` is relative to the package, and ``fd`` is open with O_PATH.
         """

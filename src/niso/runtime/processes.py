@@ -17,7 +17,7 @@ _EXIT_CODE_S = 1.0
 
 
 class Processes:
-    """The processes of services on this machine.
+    """A gateway to the processes of services on this machine.
 
     A caller that changes anything must have the service's lock (`niso.base.locks`). The static
     methods are functions of other modules, which document them.

@@ -193,9 +193,10 @@ def _write(path: str, content: bytes) -> None:
 
 
 def check_points(rootfs: str) -> None:
-    """Raise InvalidInput (key package.rootfs) if a symbolic link makes a mount hide another one.
+    """Raise InvalidInput (key package.rootfs) if a mount of niso would hide another one.
 
-    This happens if a link at one of niso's mount points leads to / or into another mount point.
+    This happens if a symbolic link at one of niso's mount points in the rootfs leads to / or into
+    another mount point.
     """
     at = {point: place(rootfs, point) or "/" for point in (*MOUNT_POINTS, "/etc")}
     for point in MOUNT_POINTS:
@@ -216,7 +217,7 @@ def check_points(rootfs: str) -> None:
 
 
 def place(rootfs: str, path: str) -> str:
-    """Resolve the symbolic links of a path inside the rootfs. Missing parts stay unchanged."""
+    """Resolve the symbolic links of a path inside the rootfs. Missing folders are kept as named."""
     missing = ""
     while path:
         try:
@@ -231,10 +232,10 @@ def place(rootfs: str, path: str) -> str:
 
 
 def mount_point(below: str, layer: str, path: str) -> None:
-    """Create the folder ``path`` in the layer, as a mount point.
+    """Create the folder ``path`` as a mount point in niso's layer of a root.
 
-    ``below`` is the rootfs or skeleton under the layer. Parent folders that exist there get the
-    same owner and mode in the layer.
+    ``below`` is the rootfs or skeleton under the layer. Parent folders that exist in ``below`` get
+    the same owner and mode in the layer.
     """
     path = place(below, path)
     built = ""
@@ -253,7 +254,7 @@ def mount_point(below: str, layer: str, path: str) -> None:
 
 
 def mount_file(below: str, layer: str, path: str) -> None:
-    """Create an empty file in the layer, as a mount point, unless the file exists."""
+    """Create an empty file in niso's layer as a mount point, unless the file exists."""
     path = place(below, path)
     mount_point(below, layer, os.path.dirname(path))
     with suppress(FileExistsError):
@@ -449,7 +450,7 @@ def begin() -> None:
 
 
 def end() -> None:
-    """Record that a start has ended. After the last start, drop the results of `once`."""
+    """Record that a start has ended. After the last start, empty the cache of `once`."""
     global _starts
     with _lock:
         _starts -= 1
@@ -461,13 +462,13 @@ def end() -> None:
 
 
 def after_last_start(drop: Callable[[], object]) -> None:
-    """Call a function after the last start in progress. The caller must have called `begin`."""
+    """Call a function when no start is in progress any more. The caller is in a start."""
     with _lock:
         _after_last_start.append(drop)
 
 
 def once[T](read: Callable[..., T], *args: object) -> T:
-    """Call a function once and cache its result while a start is in progress.
+    """Return ``read(*args)``, from a cache while any start is in progress.
 
     The caller must not modify the result.
     """
@@ -518,13 +519,13 @@ def syncfs(fd: int) -> None:
 
 
 def open_place(path: str, resolve: int, folder: int = AT_FDCWD, flags: int = 0) -> int:
-    """Open a path below the folder ``folder`` with openat2(2), with O_PATH and RESOLVE_* flags."""
+    """Open a path below a folder by openat2(2), with O_PATH and the RESOLVE_* flags ``resolve``."""
     how = _open_how.pack(os.O_PATH | os.O_CLOEXEC | flags, 0, resolve)
     return _call("syscall", _OPENAT2, folder, os.fsencode(path), how, len(how), name=path)
 
 
 def clone_mount(fd: int, path: str = "", recursive: bool = False) -> int:
-    """Return a new detached bind mount of ``path`` below ``fd``, or of ``fd`` (open_tree(2))."""
+    """Return a new detached bind mount of ``path`` below ``fd``, by default of ``fd`` itself."""
     flags = _CLONE | _CLOEXEC | (_RECURSIVE if recursive else 0)
     flags |= 0 if path else _AT_EMPTY_PATH
     return _call("syscall", _OPEN_TREE, fd, os.fsencode(path), flags, name=path)
@@ -559,7 +560,7 @@ def _libc() -> CDLL:
 def _call(function: str, *arguments: int | bytes | None, name: str = "") -> int:
     """Call a function of the C library. If the result is negative, raise OSError.
 
-    ``name`` is the file name for the error.
+    ``name`` becomes the file name of the error.
     """
     import ctypes
 

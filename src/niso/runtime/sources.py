@@ -67,7 +67,7 @@ def is_shared(volume: MountedVolume) -> bool:
 
 
 def recorded(spec: ProcessSpec) -> ProcessSpec:
-    """Add the identities (device, inode, digest) of files to a ProcessSpec that lacks them.
+    """Return a ProcessSpec with the identities (device, inode, digest) of the service's files.
 
     Symbolic links in a host volume's path are resolved now, and never again.
     """
@@ -98,7 +98,7 @@ def _recorded_secret(secret: Secret) -> Secret:
 def devices(spec: ProcessSpec) -> list[dict[str, Any]]:
     """Return the devices of a service (OCI runtime-spec, config-linux.md), each with its access.
 
-    The service's user owns them. Raises ProcessError if the host lacks one of them.
+    The devices will belong to the service's user. Raises ProcessError if the host lacks one.
     """
     found = {}
     for index, device in enumerate(spec.devices):
@@ -113,10 +113,10 @@ def devices(spec: ProcessSpec) -> list[dict[str, Any]]:
 
 
 def find_device(device: Device) -> dict[str, dict[str, Any]]:
-    """Return what a device of a manifest stands for: type and numbers by the path in the service.
+    """Return the OCI devices (path, type, numbers) for a device of a manifest, by path.
 
-    A folder of the host stands for the devices in it and below it. Raises OSError if the host has
-    no such device, or if it is not below /dev, where only root can create files.
+    A device of a manifest can be a folder, for all devices in or below the folder. Raises OSError
+    if the host has no such device, or if it is not below /dev, where only root can create files.
     """
     top = os.path.realpath(device.host)
     found: dict[str, dict[str, Any]] = {}
@@ -164,7 +164,7 @@ def _recorded(volume: MountedVolume, boot: str) -> MountedVolume:
 
 
 def problems(spec: ProcessSpec) -> Iterator[Error]:
-    """Yield an error for each path that no longer refers to the file of the activation."""
+    """Yield an error for each path that no longer refers to the same file as at the activation."""
     for secret in spec.secrets:
         try:
             read_secret(secret)
@@ -178,9 +178,10 @@ def problems(spec: ProcessSpec) -> Iterator[Error]:
 
 
 def replaced_files(spec: ProcessSpec) -> Iterator[MountedVolume]:
-    """Yield each volume that is a single file, if the running service still sees a former file.
+    """Yield each volume that is a single file and was replaced since the service started.
 
-    A mount shows one file. An editor, or a tool that replaces the file, makes another one.
+    The running service still sees the former file: an editor or another tool may write a new file
+    and rename it, while a mount shows the old one.
     """
     single = [v for v in spec.volumes if is_shared(v) and v.identity and not v.identity.inode]
     pid = status.read(spec.service).pid if single else None
@@ -248,7 +249,7 @@ class OpenSources:
         """The spec with paths through the descriptors, which are valid in this process only."""
 
     def close(self) -> None:
-        """Close the descriptors. Mounts that were created from them stay."""
+        """Close the descriptors. Mounts that were created from them continue to exist."""
         for fd in self.trees.values():
             os.close(fd)
         self.trees.clear()
@@ -292,10 +293,7 @@ def _not_copy(path: str, what: str, service: str, manifest: str) -> ProcessError
 
 
 def _open(source: _Source, service: str = "") -> int:
-    """Open a rootfs or host volume after verifying that it is the recorded file.
-
-    Raises ProcessError.
-    """
+    """Open a rootfs or host volume if it is still the recorded file. Raises ProcessError."""
     was = source.identity
     try:
         fd = root.open_place(source.path, 0 if was is None else _NO_LINKS)
@@ -335,12 +333,12 @@ def _not_it(source: _Source, what: str, service: str) -> ProcessError:
 
 
 def changeable(path: str, trusted: set[int], by_new_names: bool = False) -> str | None:
-    """Return a folder above a path in which other users can replace entries, or None.
+    """Return a folder above ``path`` whose entries other users can replace, or None.
 
     ``trusted`` are the uids that do not count as other users. ``path`` must have no symbolic links.
     In a folder with the sticky bit, only the owner of an entry can replace it (inode(7)). Set
-    ``by_new_names`` if the entry may be removed: any user can then create one with its name, even
-    in a folder with the sticky bit.
+    ``by_new_names`` if the entry may be removed: any user can then create an entry with this name,
+    even in a folder with the sticky bit.
     """
     folder = path
     while folder != "/":
@@ -365,7 +363,7 @@ def _identity(fd: int, boot: str) -> Identity:
 
 
 def of_process(name: str) -> Finding | None:
-    """Return the problem of an active service's process that `niso net check` reports, or None."""
+    """Return what `niso net check` reports about an active service's process, or None."""
     from niso.kernel.kinds.kind import Finding
 
     what = f"process of service {name!r}"

@@ -1,6 +1,7 @@
-"""Read the status of a service's process from niso's files and /proc, without lock or fork.
+"""Read the status of a service's process from niso's files and /proc.
 
-`niso.look.services` derives the column STATUS of `niso ps` from this status.
+This needs neither locks nor child processes. `niso.look.services` derives the column STATUS of
+`niso ps` from this status.
 """
 
 from __future__ import annotations
@@ -112,7 +113,6 @@ def _read(service: str) -> Status:
 
 
 def _read_running(service: str, record: dict[str, Any], bundle: str, shown: Status) -> Status:
-    """Check whether a run that is recorded as running has ended, and return its status."""
     pid = crun.int_or_none(record.get("pid"))
     if pid is not None and crun.in_service(service, pid):
         return shown._replace(pid=pid)
@@ -154,7 +154,7 @@ def _has_run_file(service: str, name: str) -> bool:
 
 
 def in_own_netns(service: str) -> bool:
-    """Return whether PID 1 is in the network namespace that now has the service's name.
+    """Return whether a service's PID 1 is in the network namespace that niso has for the service.
 
     A service without its own namespace must be in the caller's namespace. Returns True if niso
     cannot find out in which namespace PID 1 is.
@@ -174,7 +174,7 @@ def is_in_own_netns(spec: ProcessSpec | None, pid: int | None) -> bool:
 
 
 def known_to_crun(service: str, pid: int) -> bool:
-    """Return whether crun has recorded this pid as PID 1, and so can find the service."""
+    """Return whether crun has recorded ``pid`` as PID 1 of the service's container."""
     try:
         known = crun.read_json(f"{crun.container_dir(service)}/status")
     except OSError:
@@ -183,10 +183,9 @@ def known_to_crun(service: str, pid: int) -> bool:
 
 
 def outside_cgroup(service: str, keeper: int | None) -> bool:
-    """Return whether PID 1 runs as conmon's child but was moved out of the service's cgroup.
+    """Return whether a service's PID 1 was moved out of the service's cgroup in any hierarchy.
 
-    ``keeper`` is the pid of conmon, or None. PID 1 must be in the cgroup in each hierarchy that
-    crun uses.
+    ``keeper`` is the pid of conmon. Returns False if it is None, or if PID 1 is not its child.
     """
     record = crun.read_json(f"{paths.service_dir(service)}/state.json")
     spec = crun.load(service)
@@ -211,7 +210,7 @@ def conmon(service: str) -> int | None:
 
 
 def supervisors(service: str) -> list[int]:
-    """Return the pids of the present run's conmon and its descendants outside the service."""
+    """Return the pids of a run's conmon and those of its descendants outside the service."""
     pids = [pid] if (pid := conmon(service)) is not None else []
     for parent in pids:  # the list grows while it is walked
         pids += crun.children(parent)
@@ -236,9 +235,9 @@ def out_of_memory(service: str) -> bool:
 
 
 def former_oom_kills(service: str) -> int:
-    """Return how many processes the memory limit has killed in the former runs of a service.
+    """Return how many processes the memory limit has killed since the activation.
 
-    Counts the runs since the activation. The cgroup of each run counted them, and no longer exists.
+    The present run is not included. Each former run had its own cgroup, which no longer exists.
     """
     return crun.int_or_none((crun.read_state(service) or {}).get("oom_kills")) or 0
 
@@ -252,7 +251,7 @@ def write_state(service: str, record: dict[str, Any]) -> None:
 
 
 def exit_code(service: str, bundle: str) -> int | None:
-    """Return the exit status that conmon has written, or None if conmon has written none."""
+    """Return the exit status that conmon has written for a run, or None if it has not."""
     try:
         return int(files.read(f"{bundle}/exits/{crun.container_id(service)}") or b"")
     except ValueError:
@@ -268,7 +267,7 @@ def ended_at(service: str, bundle: str) -> float | None:
 
 
 def forget_health(service: str) -> None:
-    """Delete the recorded probe results of a service, if there are any."""
+    """Delete the recorded probe results of a service, if they exist."""
     try:
         os.unlink(paths.health_file(service))
     except FileNotFoundError:
@@ -276,7 +275,7 @@ def forget_health(service: str) -> None:
 
 
 def services() -> list[str]:
-    """Return all services that have a process or files of a former process."""
+    """Return the services that have a runtime folder, also those without a process."""
     return crun.names_in(os.path.join(paths.run_dir(), "services"))
 
 

@@ -8,7 +8,7 @@ systemd accepts this notification only from a process in the unit's cgroup. conm
 a child of conmon, and therefore in this cgroup. A niso command that restarts a service is not.
 Before it kills conmon, the command therefore moves a child of its own, the stand-in, into the
 unit's cgroup. The stand-in stays until the next conmon runs. If the stand-in exits before that, the
-unit ends, as for a service that was deactivated.
+unit ends, as after a deactivation of the service.
 
 `niso.change.boot` composes the text of an enabled service's unit. niso's agents run in the
 foreground of units. Commands wake them through a named pipe in the run folder.
@@ -62,15 +62,15 @@ def booted() -> bool:
 
 
 def has_ended() -> bool:
-    """Return whether this command is an ExecStop that runs because the main process has exited.
+    """Return whether systemd runs this command as ExecStop after the main process has exited.
 
-    Otherwise ExecStop runs in order to stop that process (systemd.exec(5), $EXIT_CODE).
+    If the process has not exited, ExecStop has to stop it (systemd.exec(5), $EXIT_CODE).
     """
     return "EXIT_CODE" in os.environ
 
 
 def path(service: str, pid: int | None = None) -> str | None:
-    """Return the cgroup of a service's unit if a process is in it, else None.
+    """Return the cgroup of a service's unit if a process is in the cgroup, else None.
 
     ``pid`` is the process, by default this one. Also returns None if the process has exited
     (proc_pid_cgroup(5)).
@@ -84,12 +84,12 @@ def path(service: str, pid: int | None = None) -> str | None:
 
 
 def logs_to_journal(service: str) -> bool:
-    """Return whether a conmon that starts now writes to journald, as it does inside a unit."""
+    """Return whether a conmon started now writes to journald, because it is inside a unit."""
     return (service in _stand_ins or path(service) is not None) and os.path.exists(_JOURNAL)
 
 
 def adopt(pid: int, to: str) -> None:
-    """Move a process into a cgroup, in each hierarchy in which the cgroup exists."""
+    """Move a process into a cgroup. Hierarchies that do not have this cgroup are skipped."""
     for root in roots():
         move(pid, f"{root}{to}")
 
@@ -125,7 +125,8 @@ The value is (pipe to the process, pipe from the process, the unit's cgroup, the
 def add_stand_in(service: str, conmon: int | None) -> None:
     """Add a stand-in process to a service's unit, before the caller kills the service's conmon.
 
-    Does nothing if conmon is in no unit, or if this process is in the same unit.
+    The stand-in keeps the unit active. Does nothing if conmon is in no unit, or if this process is
+    in the same unit.
     """
     if conmon is None or service in _stand_ins or path(service) is not None:
         return
@@ -146,7 +147,7 @@ def add_stand_in(service: str, conmon: int | None) -> None:
 
 
 def hand_over(service: str, conmon: int | None) -> None:
-    """Make a new conmon the main process of the unit. The stand-in then exits."""
+    """Make a new conmon the main process of the unit, and let the stand-in exit."""
     if service not in _stand_ins or conmon is None:
         return
     hold, done, unit, _ = _stand_ins.pop(service)
@@ -162,7 +163,7 @@ def hand_over(service: str, conmon: int | None) -> None:
 
 
 def stop_unit_only(service: str, conmon: int | None, path: str | None) -> None:
-    """Stop a service's unit, after moving conmon and its children out of the unit.
+    """Stop a service's unit, but first move conmon and its children out of the unit.
 
     ``path`` is the cgroup of the service, to which the processes are moved. It is None if the unit
     has no other process than the stand-in.
@@ -182,7 +183,7 @@ def stop_unit_only(service: str, conmon: int | None, path: str | None) -> None:
 
 
 def _stand(unit: str, wait: int, say: int) -> NoReturn:
-    """Run the stand-in in this child process, and never return.
+    """Run the stand-in in this child process until it exits.
 
     A second fork makes systemd the parent of the stand-in, so that systemd sees its exit status.
     """
@@ -276,7 +277,7 @@ class Units:
     # --- timers of jobs ---
 
     def check_schedule(self, service: str, schedule: str) -> None:
-        """Raise Error if systemd does not know the times, such as their time zone."""
+        """Raise Error if systemd cannot parse a schedule, or does not know its time zone."""
         import subprocess
 
         argv = ["systemd-analyze", "calendar", "--", schedule]
@@ -288,8 +289,9 @@ class Units:
                 raise Error(reason, f"{hint} the time zones", service=service)
 
     def enable_timer(self, service: str) -> None:
-        """Make systemd read a job's units, enable its timer instead of a start at boot, and start
-        the timer anew. Raises Error if systemd refuses the timer.
+        """Enable the timer of a job, in place of a start at boot, and restart the timer.
+
+        systemd reads the job's units again. Raises Error if systemd refuses the timer.
         """
         _systemctl("daemon-reload")
         if self.is_enabled(service):
@@ -298,17 +300,17 @@ class Units:
         _systemctl("restart", timer_of(service))
 
     def stop_timer(self, service: str) -> None:
-        """Stop a job's timer, and the unit of a run that it has started."""
+        """Stop a job's timer, and the job's unit if the timer has started it."""
         _systemctl("stop", timer_of(service), unit_of(service), may_fail=True)
 
     def remove_timer(self, service: str) -> None:
-        """Stop, disable and delete a job's timer. A run of the job goes on."""
+        """Stop, disable and delete a job's timer. A job that is running continues."""
         _systemctl("disable", "--now", timer_of(service))
         self.delete(timer_file(service))
         _systemctl("daemon-reload")
 
     def timers(self, services: Iterable[str]) -> dict[str, tuple[float | None, float | None]]:
-        """Map services to the last and the next run of their timers, as Unix times in seconds."""
+        """Map services to (last, next) run of their timers, as Unix times in seconds or None."""
         names = list(services)
         if not names:
             return {}
@@ -339,8 +341,8 @@ class Units:
     def start_health(self, state_id: str) -> None:
         """Start the health agent (``niso health``), which must not be running.
 
-        ``state_id`` identifies the state folder. Without systemd, the agent runs without supervisor
-        until no service needs it. Raises Error.
+        ``state_id`` identifies the state folder. Without systemd, the agent has no supervisor, and
+        exits when no service needs it. Raises Error.
         """
         words = (sys.executable, "-I", "-m", "niso.change.health_agent")  # needs little memory
         if not booted():
@@ -383,12 +385,12 @@ class Units:
         return bool(status.supervisors(service))
 
     def is_outside(self, service: str) -> bool:
-        """Return whether the service has a conmon that does not run in the service's unit."""
+        """Return whether the service's conmon runs outside the service's unit."""
         conmon = status.conmon(service)
         return conmon is not None and path(service, conmon) is None
 
     def ready(self, service: str) -> None:
-        """Make the service's conmon the main process of its unit, in which this command runs.
+        """Make the service's conmon the main process of its unit, to which this command belongs.
 
         The caller must have the service's lock. Raises ProcessError if the process has exited.
         """
@@ -411,7 +413,7 @@ class Units:
 
 
 def _unix(text: str) -> float | None:
-    """Parse ``Tue 2026-12-01 03:00:00 UTC``, as systemctl shows a time, to a Unix time."""
+    """Convert a time such as ``Tue 2026-12-01 03:00:00 UTC`` from systemctl to a Unix time."""
     words = text.split()
     if len(words) != 4:  # empty: the timer has no such run
         return None
@@ -419,7 +421,6 @@ def _unix(text: str) -> float | None:
 
 
 def _systemctl(*arguments: str, may_fail: bool = False) -> str:
-    """Run systemctl and return its output. Raises Error if it fails, unless ``may_fail``."""
     import subprocess
 
     command = f"systemctl {' '.join(arguments)}"
@@ -463,9 +464,10 @@ they start before niso, niso records that forwarding was already on.
 
 
 def refuse_foreign(path: str, text: str | None, mark: str, hint: str = "move it away") -> None:
-    """Raise Conflict if a unit file or drop-in exists and does not begin with niso's mark.
+    """Raise Conflict if the file of a unit or drop-in exists but was not written by niso.
 
-    ``text`` is its content, or None if there is no file.
+    ``text`` is the content of the file, or None if there is no file. A file that niso has written
+    begins with ``mark``.
     """
     if text is not None and not text.startswith(mark):
         raise Conflict(f"{path} already exists and was not made for this state folder", hint)
@@ -476,10 +478,10 @@ def drop_in(unit: str) -> str:
 
 
 def command(*words: str) -> str:
-    """Return the command line of this installation of niso with these arguments, for a unit file.
+    """Return the command line, for a unit file, that runs this installation of niso.
 
-    It begins with ``:``, so that ``$`` has no special meaning (systemd.service(5)). The caller may
-    put another prefix before it.
+    The arguments are ``words``. The command line begins with ``:``, so that ``$`` has no special
+    meaning (systemd.service(5)). The caller may put another prefix before it.
     """
     return ":" + " ".join(quoted(word) for word in (sys.executable, "-I", "-m", "niso.cli", *words))
 
@@ -512,13 +514,13 @@ def agent(
 
 
 def agent_environment() -> dict[str, str]:
-    """Return the environment variables of an agent, or its commands, without systemd."""
+    """Return the environment variables with which a command starts an agent without systemd."""
     names = ("PATH", "NISO_STATE_DIR", "NISO_RUN_DIR", "NISO_POOL")
     return {name: value for name, value in os.environ.items() if name in names}
 
 
 def environment() -> list[str]:
-    """Return the ``Environment=`` lines for niso's folders and address pool, if set."""
+    """Return ``Environment=`` lines for niso's folders and address pool, except defaults."""
     variables = (
         ("NISO_STATE_DIR", paths.state_dir(), paths.STATE_DIR),
         ("NISO_RUN_DIR", paths.run_dir(), paths.RUN_DIR),
@@ -531,7 +533,7 @@ def environment() -> list[str]:
 def quoted(word: str) -> str:
     """Quote a word for a unit file (systemd.syntax(7); systemd.unit(5), Specifiers).
 
-    ``$`` needs no quoting: commands have the prefix ``:``, and ``$`` is special nowhere else.
+    ``$`` is not quoted, because it is special only in commands, whose prefix ``:`` disables it.
     """
     if word and all(c.isascii() and (c.isalnum() or c in "/._-+=,@") for c in word):
         return word
@@ -603,7 +605,7 @@ def drain(pipe: int) -> None:
 
 
 def listen(name: str, woken: Callable[[], object], over: threading.Event) -> None:
-    """Call a function each time a command wakes an agent, until the event ``over`` is set."""
+    """Call ``woken`` each time a command wakes an agent, until the event ``over`` is set."""
     fd = wake_pipe(name)
     try:
         while not over.is_set():
@@ -618,7 +620,7 @@ def listen(name: str, woken: Callable[[], object], over: threading.Event) -> Non
 
 
 class Following(NamedTuple):
-    """An agent of this host.
+    """The functions of an agent of this host.
 
     ``run`` returns after a call of ``stop``, which a signal handler may call.
     """
@@ -628,9 +630,9 @@ class Following(NamedTuple):
 
 
 def alone(lock: str, held: Conflict, work: Callable[[], None]) -> None:
-    """Run the main function of an agent that may run only once on a host.
+    """Run ``work``, the main function of an agent, unless the agent already runs on this host.
 
-    ``lock`` is the name of the agent's lock. Raises ``held`` if the agent is already running.
+    ``lock`` is the name of the agent's lock. If another process has the lock, raises ``held``.
     """
     with contextlib.ExitStack() as locks:
         try:

@@ -48,7 +48,7 @@ def resolve_mount_points(rootfs: str | None, volumes: Iterable[MountedVolume]) -
 
 
 def check(rootfs: str | None, volumes: Iterable[MountedVolume]) -> list[InvalidInput]:
-    """Return all errors in the volumes of a service. Nothing is changed."""
+    """Return all errors in the volumes of a service, without changing anything."""
     return _placed(rootfs, volumes)[1]
 
 
@@ -127,8 +127,8 @@ def _bad_mount(volume: MountedVolume, reason: str) -> InvalidInput:
 def is_writable(volume: MountedVolume, spec: ProcessSpec) -> bool:
     """Return whether the service's user may write to a host volume.
 
-    If this is unknown, because the volume does not exist or has an access control list (acl(5)),
-    returns True.
+    Returns True if this is unknown, because the volume does not exist or has an access control list
+    (acl(5)).
     """
     path = str(volume.source)
     try:
@@ -164,12 +164,12 @@ _MOST_ENTRIES = 1000
 
 
 def give_to_service(spec: ProcessSpec, report: Report = silent) -> None:
-    """Give the named volumes of a service to its user if they have the uid of another service.
+    """Change the owner of named volumes to the service's user if another service owns them.
 
     The uid can differ after volumes were moved from another host, or after the store was lost. A
     volume belongs to a service by its name. Only files whose uid or gid is in SERVICE_UIDS get
     another owner. Volumes that are paths of the host stay unchanged. If the manifest names a user,
-    no file is changed, because a rollback could not restore the owner. The process must not run.
+    no file is changed, because a rollback could not restore the owner. The service must not run.
     Raises Error.
     """
     for volume in spec.volumes if spec.uid in SERVICE_UIDS else ():
@@ -204,7 +204,6 @@ def give_to_service(spec: ProcessSpec, report: Report = silent) -> None:
 
 
 def _has_other_owner(top: str, info: os.stat_result, spec: ProcessSpec) -> bool:
-    """Return whether a volume, or a file or folder directly in it, has another service's uid."""
     if _owner(info, spec) != (info.st_uid, info.st_gid):
         return True
     with os.scandir(top) as entries:
@@ -213,7 +212,6 @@ def _has_other_owner(top: str, info: os.stat_result, spec: ProcessSpec) -> bool:
 
 
 def _owner(info: os.stat_result, spec: ProcessSpec) -> tuple[int, int]:
-    """Return the uid and gid that a file of a service's volume should have."""
     return (
         spec.uid if info.st_uid in SERVICE_UIDS else info.st_uid,
         spec.gid if info.st_gid in SERVICE_UIDS else info.st_gid,
@@ -230,7 +228,7 @@ class VolumeEntry(NamedTuple):
 
 
 def walk(top: str) -> Iterator[VolumeEntry]:
-    """Yield everything in a folder, each folder before its content; no symbolic link is followed.
+    """Yield everything in a folder, each folder before its content. Do not follow symbolic links.
 
     A service can nest folders deeper than there are descriptors, with paths longer than PATH_MAX.
     Therefore only one folder is open at a time. Raises OSError, with ESTALE if a folder was moved
@@ -285,7 +283,7 @@ def size(top: str) -> tuple[int, int]:
 
 
 def _opened(name: str, folder: int) -> int:
-    """Open a folder inside another one, a descriptor that is then closed."""
+    """Open a folder in the folder with the descriptor ``folder``, and close this descriptor."""
     fd = os.open(name, FOLDER, dir_fd=folder)
     os.close(folder)
     return fd
@@ -294,7 +292,7 @@ def _opened(name: str, folder: int) -> int:
 def make_named(spec: ProcessSpec) -> None:
     """Create the missing named volumes atomically, owned by the service's user, mode 0700.
 
-    Existing ones that have the uid of another service are given to the user.
+    The owner of an existing volume is changed to the user if it is another service's uid.
     """
     give_to_service(spec)
     for volume in spec.volumes:
@@ -311,7 +309,7 @@ def make_named(spec: ProcessSpec) -> None:
 
 
 def mounts(spec: ProcessSpec, where: list[Placed], shared: str) -> list[dict[str, Any]]:
-    """Return the OCI mount objects of volumes. Host volumes are found by name in ``shared``."""
+    """Return the OCI mount objects of volumes. The folder ``shared`` has the host volumes."""
     result = []
     for volume, at, _ in where:
         if volume.source is not None:
@@ -329,7 +327,7 @@ def mounts(spec: ProcessSpec, where: list[Placed], shared: str) -> list[dict[str
 
 
 def existing_names(service: str) -> list[str]:
-    """Return the names of a service's existing named volumes. The service may have been removed."""
+    """Return the names of a service's named volumes on disk, even if the service was removed."""
     top = paths.volume_dir(service)
     names = [name for name in crun.names_in(top) if not name.startswith(".")]
     return [name for name in names if os.path.isdir(os.path.join(top, name))]
@@ -347,15 +345,15 @@ def owners() -> dict[str, set[int]]:
 
 
 def remove_empty_folder(service: str) -> None:
-    """Delete the folder of a service's volumes if it has none."""
+    """Delete the folder of a service's named volumes if it is empty."""
     with suppress(OSError):
         os.rmdir(paths.volume_dir(service))
 
 
 def check_removable(service: str, volume: str = "") -> None:
-    """Raise Conflict if a file system is mounted in a volume: its files would be deleted.
+    """Raise Conflict if a file system is mounted in a volume, whose files would be deleted too.
 
-    With an empty ``volume``, all volumes of the service are checked.
+    If ``volume`` is empty, all volumes of the service are checked.
     """
     if point := mounted_in(os.path.join(paths.volume_dir(service), volume)):
         reason = f"cannot remove its volumes: something is mounted at {point}"
@@ -371,9 +369,9 @@ def mounted_in(folder: str) -> str | None:
 
 
 def remove_all(service: str, report: Report, volume: str = "") -> None:
-    """Delete all named volumes of a service, or one of them, with their content, if they exist.
+    """Delete the named volumes of a service with their content, or only ``volume`` if given.
 
-    The service must have no process. No symbolic link is followed. Raises Error.
+    The service must have no process. Symbolic links are not followed. Raises Error.
     """
     folder = os.path.join(paths.volume_dir(service), volume)
     if not os.path.lexists(folder):

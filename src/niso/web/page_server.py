@@ -1,8 +1,8 @@
-"""Serve the page of `niso web`, and the states of the map that arrive through a pipe, without
-privileges.
+"""Serve the page of `niso web` and the states of its map, without privileges.
 
-The process needs neither root nor niso's database. It drops all privileges, so that it cannot read
-or change anything of the host. See unshare(2), chroot(2), capabilities(7), prctl(2), setresuid(2).
+The states arrive through a pipe. The process needs neither root nor niso's database. It drops all
+privileges, so that it cannot read or change anything of the host. See unshare(2), chroot(2),
+capabilities(7), prctl(2), setresuid(2).
 
 A client needs the token to read states. The page takes the token from the fragment of the address,
 which browsers do not send, and stores it for its own origin. The token is not a cookie, because
@@ -175,7 +175,7 @@ def application(states: States, token: str, page: Page) -> ASGIApp:
     inner = Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown})
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse some requests (see `refused`), and add headers to each answer."""
+        """Refuse requests for which `refused` returns a status, and add headers to all answers."""
         if scope["type"] != "http":
             return
 
@@ -205,7 +205,7 @@ def _refusal(status: int) -> Response:
 
 
 def refused(scope: Scope) -> int:
-    """Return the HTTP status with which a request is refused, or 0 if it is accepted."""
+    """Return the HTTP status for a request that must be refused, or 0 for an acceptable one."""
     values: dict[bytes, list[bytes]] = {}
     for name, value in scope["headers"]:
         values.setdefault(name, []).append(value)
@@ -225,7 +225,7 @@ def refused(scope: Scope) -> int:
 
 
 def _is_own(host: str) -> bool:
-    """Return whether a Host header (RFC 9110, 7.2) names this machine's loopback interface."""
+    """Return whether a Host header (RFC 9110, 7.2) names a loopback address of this machine."""
     name, colon, port = host.rpartition(":")
     if not colon or host.endswith("]"):
         name, port = host, "80"
@@ -233,7 +233,7 @@ def _is_own(host: str) -> bool:
 
 
 class _Impatient(H11Protocol):
-    """An HTTP protocol that closes connections without a complete request in time.
+    """An HTTP protocol that closes a connection if no complete request arrives in time.
 
     uvicorn itself only limits the time between a complete answer and the next request.
     """
@@ -255,10 +255,10 @@ class _Impatient(H11Protocol):
 
 
 def serve(listener: socket.socket, pipe: int, status: int, token: str) -> None:
-    """Serve the page until the other end of a pipe is closed.
+    """Serve the page until the other end of ``pipe`` is closed. States are read from ``pipe``.
 
-    States are read from ``pipe``. When the server is ready, it writes a line to ``status``. Raises
-    OSError if privileges cannot be dropped. In this case nothing has been served.
+    When the server is ready, it writes a line to ``status``. Raises OSError if privileges cannot be
+    dropped. In this case no request has been served.
     """
     page = files()
     asyncio.run(_rehearse(page))
@@ -267,7 +267,7 @@ def serve(listener: socket.socket, pipe: int, status: int, token: str) -> None:
 
 
 async def _rehearse(page: Page) -> None:
-    """Answer requests without a socket, so that all libraries are imported before `confine`."""
+    """Answer requests without a socket, so that `confine` is called with all modules imported."""
     states = States()
     states.put(b"{}\n")
     states.end()
