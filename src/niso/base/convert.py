@@ -39,9 +39,7 @@ def choice(*texts: str) -> Any:
 
 
 def kind(of: Any) -> Kind:
-    """Convert the type in an annotation, such as ``tuple[str, ...]``, to the `Kind` that describes
-    it.
-    """
+    """Convert a type annotation, such as ``tuple[str, ...]``, to the `Kind` that describes it."""
     if type(of) is UnionType:
         return {form: inside for part in of.__args__ for form, inside in kind(part).items()}
     if type(of) is GenericAlias:
@@ -56,7 +54,7 @@ def kind(of: Any) -> Kind:
 
 
 def field(table: Any, name: str) -> Kind:
-    """Return the `Kind` of a table's key ``name``. Its annotation is evaluated only once."""
+    """Return the `Kind` of a table's key ``name``. The annotation is evaluated only once."""
     of = table.__annotations__[name]
     known = table.__module__, of
     if known not in _known:

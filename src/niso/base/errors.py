@@ -41,26 +41,26 @@ class Error(Exception):
         self.key = key
         """A manifest key (``network.ports[1]``), option (``--subnet``) or argument (``PORT``)."""
         self.file = file
-        """The path of the file that contains the key, printable."""
+        """The path of the file with the key. Unprintable characters are escaped."""
         self.line = 0
         """The line number of the key in the file; 0 if unknown."""
         self.value = value
-        """The value of the key as written in the file, printable."""
+        """The value of the key as written in the file. Unprintable characters are escaped."""
         self.right = right
-        """A valid value, or what to do instead; shown in parentheses."""
+        """A valid value, or the right way to do it. Messages show it in parentheses."""
         self.service = service
         """The service whose process or manifest the error is about."""
         self.names_key = names_key
-        """Whether the message begins with the key; if not, the reason may name it."""
+        """Whether the message begins with the key. If it does not, the reason may name the key."""
         self.about_key = about_key
-        """Whether the reason describes the key. If not, it describes the value, if there is one."""
+        """Whether the reason describes the key. If it does not, it describes the value."""
 
     @property
     def detail(self) -> str:
         """Return the message without the file or service that the error is about.
 
-        It has the form ``KEY: VALUE REASON (RIGHT)``. If the reason describes the key, it has the
-        form ``KEY = VALUE: REASON (RIGHT)``.
+        Its form is ``KEY: VALUE REASON (RIGHT)``, or ``KEY = VALUE: REASON (RIGHT)`` if the reason
+        describes the key.
         """
         key = (self.key or "") if self.names_key else ""
         reason = f"{self.reason} ({self.right})" if self.right else self.reason
@@ -74,8 +74,8 @@ class Error(Exception):
 
     @property
     def message(self) -> str:
-        """Return the message for users: `detail`, after the file and line, or after the service if
-        no file is set.
+        """Return the message for users: `Error.detail` after the file and line. If no file is set,
+        the service takes the place of the file.
         """
         place = f"{self.file}:{self.line}" if self.file and self.line else self.file or self.service
         return f"{place}: {self.detail}" if place else self.detail
@@ -108,7 +108,7 @@ class InvalidInput(Error):
 
 class Conflict(Error):
     """Raised if another service or program has the requested name, address, port or other resource.
-    The message names this holder.
+    The message names the service or program.
     """
 
 
@@ -133,12 +133,12 @@ class KernelError(Error):
 
 
 class ProcessError(Error):
-    """Raised if a service's process cannot be started or stopped. It quotes the OCI runtime."""
+    """Raised if a service's process cannot be started or stopped. Quotes the OCI runtime."""
 
 
 class ErrorGroup(Error):
-    """Several errors raised as one: those of one manifest, or of one teardown. The list ``errors``
-    is never empty. The hint, key and exit status are those of its first error.
+    """Several errors raised as one, such as those of one manifest or of one teardown. The list
+    ``errors`` is never empty. The group's hint, key and exit status are those of the first.
     """
 
     def __init__(self, errors: list[Error]) -> None:
@@ -151,26 +151,25 @@ class ErrorGroup(Error):
 
 
 def raise_all(errors: list[Error]) -> None:
-    """Raise the error of a list with one error, or an ErrorGroup of several. No-op for an empty
-    list.
-    """
+    """Raise a single error itself, several as an ErrorGroup, and nothing for an empty list."""
     if errors:
         raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
 
 
 def flatten(error: Error) -> list[Error]:
-    """Return all errors of a group and of its nested groups, or an error that is no group."""
+    """Return all errors of a group and of its nested groups. Another error is returned alone."""
     if not isinstance(error, ErrorGroup):
         return [error]
     return [one for inner in error.errors for one in flatten(inner)]
 
 
 def missing_library(names: str, what: str, *pip: str, instead: str = "") -> Error:
-    """Return an error about missing Python libraries, whose hint is the command to install them.
+    """Return an error about missing Python libraries. The hint is the command that installs them.
 
-    ``names`` and ``what`` are their names and what they do; ``pip`` are their names on PyPI, which
-    are also Debian's without ``python3-``. A virtual environment that does not see Debian's
-    packages needs pip. ``instead`` is a command that works without the libraries.
+    ``names`` are the libraries' names for the message, and ``what`` says what they are needed for.
+    ``pip`` are their names on PyPI. With ``python3-`` before them, these are Debian's names too. In
+    a virtual environment that does not see Debian's packages, the hint is a pip command.
+    ``instead`` is a command that works without the libraries.
     """
     if any(path.endswith("/dist-packages") for path in sys.path):
         install = f"apt install {' '.join(f'python3-{_DEBIAN.get(one, one)}' for one in pip)}"

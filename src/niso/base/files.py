@@ -1,4 +1,4 @@
-"""Read, write and remove niso's own files and folders, also if another program replaced them.
+"""Read, write and remove niso's own files and folders, even if another program has replaced them.
 
 Only a regular file counts as present. No function here follows a symbolic link or blocks on a FIFO.
 
@@ -25,8 +25,8 @@ _NONE = (errno.ENOENT, errno.ELOOP, errno.ENXIO)  # ELOOP: a symbolic link; ENXI
 
 
 def read(path: str, mode: int = 0) -> bytes | None:
-    """Return the content of a regular file. Raises OSError. The result is None if there is no
-    regular file at ``path``, or if the file lacks one of the permission bits in ``mode``.
+    """Return the content of a regular file. Raises OSError. If there is no regular file at
+    ``path``, or the file lacks one of the permission bits in ``mode``, returns None.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -64,8 +64,8 @@ def of_process(pid: int | None, name: str) -> bytes:
 
 
 def make(path: str, mode: int) -> int:
-    """Create the file ``path`` with these permissions, and return a descriptor open for writing. An
-    existing file or empty folder at ``path`` is removed first. Raises OSError.
+    """Create the file ``path`` with these permissions. Return a descriptor that is open for
+    writing. An existing file or empty folder at ``path`` is removed first. Raises OSError.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
@@ -76,7 +76,7 @@ def make(path: str, mode: int) -> int:
 
 
 def write(fd: int, content: bytes) -> None:
-    """Write all of ``content`` to a descriptor. Raises OSError."""
+    """Write all of ``content`` to an open descriptor. Raises OSError."""
     left = memoryview(content)
     while left:
         left = left[os.write(fd, left) :]
@@ -101,13 +101,13 @@ def replace(path: str, content: bytes, mode: int, owner: tuple[int, int] | None 
 
 
 def require_plain(path: str) -> None:
-    """Raise OSError if ``path`` exists and is not a regular file, which `rename` would replace."""
+    """Raise OSError if ``path`` exists but is not a regular file: `rename` would replace it."""
     if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
         raise FileExistsError(errno.EEXIST, "it is not a regular file")
 
 
 def sync(path: str) -> None:
-    """Flush a file, or the entries of a folder, to disk (fsync(2)). Raises OSError."""
+    """Flush a file's content, or a folder's entries, to disk (fsync(2)). Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -116,7 +116,7 @@ def sync(path: str) -> None:
 
 
 def rename(draft: str, path: str) -> None:
-    """Rename ``draft`` to ``path``, replacing a file or an empty folder there. Raises OSError."""
+    """Rename ``draft`` to ``path``, replacing a file or empty folder there. Raises OSError."""
     try:
         os.rename(draft, path)
     except IsADirectoryError:
@@ -135,13 +135,13 @@ def remove(path: str) -> None:
 def file_changed_by_others(
     path: str, trusted: Collection[int], fd: int | None = None
 ) -> str | None:
-    """Describe how users not in ``trusted`` (uids) can change or replace a file, or return None.
+    """Describe how users not in ``trusted`` (uids) can change or replace a file.
 
-    ``fd`` is an open descriptor of the file, if the caller has read it. If ``path`` is a symbolic
-    link, both the folder of the link and the folder of the file that it leads to are checked. All
-    links on the path must belong to users in ``trusted``: whoever can create names in a folder can
-    create a link to any file of root. The result is a clause, such as "its folder is writable for
-    group devs". Raises OSError.
+    Returns None if they cannot, otherwise a clause, such as "its folder is writable for group
+    devs". ``fd`` is an open descriptor of the file, if the caller has read it. If ``path`` is a
+    symbolic link, both the folder of the link and the folder of the file that it leads to are
+    checked. All links on the path must belong to users in ``trusted``: whoever can create names in
+    a folder can create a link to any file of root. Raises OSError.
     """
     if fd is not None and not os.path.samestat(os.fstat(fd), os.stat(path)):
         return "it was replaced while it was read"
@@ -157,11 +157,10 @@ def file_changed_by_others(
 
 def link_of_others(path: str, trusted: Collection[int]) -> str | None:
     """Describe the first symbolic link in a path that belongs to a user not in ``trusted`` (uids).
-    Returns None if all links belong to users in ``trusted``.
 
-    The result continues a sentence, such as "leads through /srv/app, which belongs to user bob".
-    Symbolic links in /proc are not followed, because the links to a process's descriptors belong to
-    that process. Raises OSError.
+    Returns None if there is no such link. Otherwise the result continues a sentence, such as "leads
+    through /srv/app, which belongs to user bob". Symbolic links in /proc are not followed, because
+    the links to a process's descriptors belong to that process. Raises OSError.
     """
     at, followed = "/", 0
     # a working folder outside the root of its namespace has no path, and absolute paths need none
@@ -196,8 +195,7 @@ _MOST_LINKS = 40  # as the kernel (MAXSYMLINKS, linux/namei.h)
 def changed_by_others(
     place: str | int, trusted: Collection[int], sticky: bool = True
 ) -> str | None:
-    """Describe how users not in ``trusted`` (uids) can change a file, or return None if they
-    cannot.
+    """Describe how users not in ``trusted`` (uids) can change a file. Returns None if they cannot.
 
     ``place`` is the path of a file or folder, or a descriptor that was not opened with O_PATH. A
     symbolic link is followed. The result continues a sentence: "belongs to user bob", or "is
@@ -236,8 +234,8 @@ _ACL_USER, _ACL_GROUP_OBJ, _ACL_GROUP = 0x02, 0x04, 0x08
 
 
 def _listed(place: str | int) -> tuple[list[int], list[int]] | None:
-    """Return the uids and the gids that a file's access control list (acl(5)) allows to write.
-    Returns None if the file has no list. Raises OSError.
+    """Return (uids, gids) that a file's access control list (acl(5)) allows to write. Raises
+    OSError. If the file has no such list, returns None.
     """
     try:
         value = os.getxattr(place, _ACL)
@@ -303,7 +301,7 @@ def _group(gid: int) -> str:
 
 
 def is_own_folder(info: os.stat_result) -> bool:
-    """Return whether stat(2) shows a folder that only root and this process's user can change."""
+    """Return whether ``info`` is of a folder that only root and the current user can change."""
     own = info.st_uid in (0, os.geteuid()) and not info.st_mode & 0o022
     return stat.S_ISDIR(info.st_mode) and own
 
@@ -312,16 +310,16 @@ def is_own_folder(info: os.stat_result) -> bool:
 
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-"""Flags of open(2) for a folder that is no symbolic link."""
+"""Flags for open(2) to open a folder, but not a symbolic link to a folder."""
 # linux/fs.h
 _IOC_GETFLAGS, _IOC_SETFLAGS = 0x8000_6601, 0x4000_6602  # plus the size of a long << 16
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
-"""Error numbers with which rename(2) reports that the new name is already in use."""
+"""The error numbers with which rename(2) reports that the new name is already in use."""
 _PROTECTED = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
 
 
 def remove_tree(path: str) -> None:
-    """Remove a folder with its content, without following links. A missing folder is not an error.
+    """Remove a folder and its content. Links are not followed. A missing folder is not an error.
 
     Immutable and append-only files are removed too (ioctl_iflags(2)). No other process may modify
     the folder at the same time. After a failure, another call removes the rest. Raises OSError.
@@ -347,7 +345,7 @@ def remove_tree(path: str) -> None:
 
 def _empty(name: str, top: int, numbers: count[int]) -> None:
     """Remove the folder ``name`` in the folder ``top``, a descriptor. Subfolders that are not empty
-    are first moved to ``top``, and remain for the caller to remove.
+    are first moved to ``top``, where the caller must remove them.
     """
     folder = os.open(name, FOLDER, dir_fd=top)
     try:
@@ -360,9 +358,10 @@ def _empty(name: str, top: int, numbers: count[int]) -> None:
 
 
 def _unlink(name: str, folder: int) -> bool:
-    """Remove the file or empty folder ``name`` in ``folder``, a descriptor, and return True. A
-    folder that is not empty stays, and the result is False. Immutable and append-only attributes
-    that prevent the removal are cleared. Raises OSError.
+    """Remove the file or empty folder ``name`` in ``folder``, a descriptor. Raises OSError.
+
+    Attributes that prevent the removal (immutable, append-only) are cleared. Returns False for a
+    folder that is not empty, which stays.
     """
     try:
         os.unlink(name, dir_fd=folder)
@@ -379,7 +378,6 @@ def _unlink(name: str, folder: int) -> bool:
 
 
 def _rmdir(name: str, folder: int) -> bool:
-    """Remove a folder if it is empty, and return whether it was removed. Raises OSError."""
     try:
         os.rmdir(name, dir_fd=folder)
     except OSError as error:
@@ -390,9 +388,7 @@ def _rmdir(name: str, folder: int) -> bool:
 
 
 def _move(name: str, folder: int, top: int, numbers: count[int]) -> None:
-    """Move the folder ``name`` from one folder to another (descriptors). Its new name is a dot and
-    the next unused number.
-    """
+    """Move the folder ``name`` between two folders (descriptors), to an unused numbered name."""
     for number in numbers:
         try:
             os.rename(name, f".{number}", src_dir_fd=folder, dst_dir_fd=top)
@@ -403,9 +399,7 @@ def _move(name: str, folder: int, top: int, numbers: count[int]) -> None:
 
 
 def _unprotect(name: str, folder: int | None) -> None:
-    """Clear the immutable and append-only attributes of a file or folder. Other types of file are
-    left unchanged.
-    """
+    """Clear the immutable and append-only attributes of a regular file or a folder."""
     if stat.S_IFMT(os.lstat(name, dir_fd=folder).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
         return
     import struct

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from niso.base.report import Report
 
 listener: Report | None = None
-"""The function that is called when a command waits for a lock; None if no progress is shown."""
+"""The function that is called when a command waits for a lock, or None if no progress is shown."""
 
 
 _PAUSE_S = 0.005
@@ -60,7 +60,7 @@ class service_lock:
     """A context manager that locks a service by its file ``<run>/locks/<service>.lock`` (flock(2)).
 
     The kernel releases the lock when the process ends. ``timeout_s`` is the time to wait in
-    seconds, None for no limit. Raises `Busy` on timeout. The descriptor is close-on-exec, so that
+    seconds. None means no limit. Raises `Busy` on timeout. The descriptor is close-on-exec, so that
     no service or conmon inherits the lock.
     """
 
@@ -92,8 +92,8 @@ class service_lock:
 
 
 def is_held(service: str) -> bool:
-    """Return whether any process holds the lock of a service, without taking the lock. /proc/locks
-    lists each lock with the device and inode of its file (proc_locks(5)).
+    """Return whether any process holds the lock of a service. The lock itself is not taken.
+    /proc/locks lists each lock with the device and inode of its file (proc_locks(5)).
     """
     try:
         info = os.stat(_path(service))
@@ -111,7 +111,7 @@ def is_held(service: str) -> bool:
 
 
 def locked_services() -> set[str]:
-    """Return the services that have a lock file, even if the store does not record them yet."""
+    """Return the services that have a lock file, also those that the store does not yet record."""
     try:
         names = os.listdir(paths.lock_dir())
     except FileNotFoundError:
@@ -207,7 +207,7 @@ class Lock:
 
     def _require_alone(self) -> None:
         """Raise RuntimeError if this thread already holds the lock. If an interrupt
-        (KeyboardInterrupt) prevented the release of the lock, release the lock instead.
+        (KeyboardInterrupt) prevented the lock's release, release the lock instead.
         """
         known = Lock._last.get(get_ident())
         last = known() if known is not None else None
@@ -219,16 +219,17 @@ class Lock:
 
 
 def lock_after(error: BaseException | None) -> Lock:
-    """Return niso's lock, to record how a command ended: with this exception or None.
+    """Return niso's global lock, for the code that records how a command ended.
 
-    After an interrupt the lock raises Busy instead of waiting.
+    ``error`` is the exception that ended the command, or None. After an interrupt, the lock does
+    not wait, but raises Busy.
     """
     is_interrupt = error is not None and not isinstance(error, Exception)
     return Lock(0.0 if is_interrupt else None, required=True)
 
 
 def _is_interrupted() -> bool:
-    """Return whether the current exception is an interrupt or was raised while handling one."""
+    """Return whether the current exception is an interrupt, or was raised while handling one."""
     error = sys.exception()
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__

@@ -2,8 +2,8 @@
 
 `activate` loads 77 classes of named tuples. For each class, ``typing.NamedTuple`` compiles two
 strings of source code and every annotation, which takes 0.14 ms. No short command needs the module
-typing for anything else. Import and classes took 15 of the 113 ms of `activate`, and 6 of the 29 ms
-of `net list`.
+typing for anything else. Importing typing and making these classes took 15 of the 113 ms of
+`activate`, and 6 of the 29 ms of `net list`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ _templates: dict[int, Any] = {}
 
 
 def _template(count: int) -> Any:
-    """Return a ``__new__`` function for tuples of ``count`` fields. The functions are cached,
-    because compiling one is slow.
-    """
+    """Return a ``__new__`` function for tuples of ``count`` fields. Cached: compiling is slow."""
     if count not in _templates:
         arguments = "".join(f"a{i}, " for i in range(count))
         text = f"lambda _cls, {arguments}: _new(_cls, ({arguments}))"
@@ -38,9 +36,7 @@ def _template(count: int) -> Any:
 
 
 def _maker(name: str, fields: tuple[str, ...], defaults: tuple[object, ...]) -> FunctionType:
-    """Return the ``__new__`` method of a named tuple class. Classes with the same number of fields
-    share compiled code.
-    """
+    """Return the ``__new__`` method of a named tuple class, with cached compiled code."""
     template = _template(len(fields))
     code = template.__code__.replace(
         co_varnames=("_cls", *fields), co_name="__new__", co_qualname=f"{name}.__new__"
@@ -100,7 +96,7 @@ if not TYPE_CHECKING:
 
 
 def named_tuple(name: str, types: dict[str, Any], defaults: dict[str, Any]) -> Any:
-    """Return a new named tuple class. ``types`` maps its fields to their types, and ``defaults``
-    maps its last fields to their defaults.
+    """Return a new named tuple class. ``types`` maps its fields to their types, ``defaults`` its
+    last fields to their defaults.
     """
     return _Kind(name, (NamedTuple,), {"__annotations__": types, **defaults})

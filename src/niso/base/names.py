@@ -14,7 +14,7 @@ from niso.base.named_tuples import NamedTuple
 MAX_IFNAME = 15
 DEFAULT_NETWORK = "niso-default"
 BRIDGES = '"niso-*"'
-"""The pattern in nftables rules that matches all bridges of niso. Matching it takes less than half
+"""A pattern for nftables rules that matches all bridges of niso. Matching it takes less than half
 the time of a lookup in a set."""
 DOMAIN = "niso.local"
 MAC_PREFIX = "0a:"
@@ -57,12 +57,12 @@ def veth(service: str, network: str, generation: int) -> str:
 
 
 def link_prefix(service: str) -> str:
-    """Return the first characters of a service's name, which its interface names contain."""
+    """Return the first characters of a service's name, as in the names of its interfaces."""
     return service[:5].rstrip("-")
 
 
 def owner(service: str) -> str:
-    """Return the service that users know: ``web`` for ``web`` and for its instance ``web.2``."""
+    """Return the service of a service or instance name: ``web`` for both ``web`` and ``web.2``."""
     return service.partition(".")[0]
 
 
@@ -74,12 +74,12 @@ _MARK = "niso:"
 
 
 def alias(state_id: str) -> str:
-    """Return the alias (IFLA_IFALIAS) of niso's interfaces, with the id of the state folder."""
+    """Return the alias (IFLA_IFALIAS) for interfaces that niso creates for this state folder."""
     return f"{_MARK}{state_id}"
 
 
 def is_marked(alias: str) -> bool:
-    """Return whether an interface with this alias was created by niso, from any state folder."""
+    """Return whether an interface's alias shows that niso created it, for any state folder."""
     return alias.startswith(_MARK)
 
 
@@ -101,15 +101,15 @@ def mac(service: str, network: str, owner: str) -> str:
 
 
 def own_hosts_folder(service: str) -> str:
-    """Return the name of the folder with the hosts file that only this service reads. It begins
-    with "=", which no name of a network does.
+    """Return the name of the folder with the hosts file that only this service reads. The name
+    begins with "=", with which no network's name begins.
     """
     return f"={service}"
 
 
 def hosts_folder(networks: tuple[str, ...]) -> str:
-    """Return the name of the folder with the hosts file for services on exactly these networks, in
-    this order.
+    """Return the folder name of the hosts file for services on these networks. All services that
+    are on exactly these networks, in this order, share the file.
     """
     plain = "+".join(networks)
     return plain if len(plain) <= 100 else f"{plain[:80]}+{_digest(plain, 16)}"
@@ -121,34 +121,34 @@ def family_of(address: str) -> int:
 
 
 def bracketed(address: str) -> str:
-    """Return ``[fd00::1]`` for an IPv6 address, and an IPv4 address unchanged (RFC 3986, 3.2.2)."""
+    """Return an address as in a URL: ``[fd00::1]`` for IPv6, IPv4 unchanged (RFC 3986, 3.2.2)."""
     return f"[{address}]" if family_of(address) == 6 else address
 
 
 def span(first: int, count: int) -> str:
-    """Format a port, or a range of ``count`` ports: ``8000`` or ``8000-8010``."""
+    """Format ``count`` ports from ``first`` on: ``8000`` for one port, or ``8000-8010``."""
     return str(first) if count == 1 else f"{first}-{first + count - 1}"
 
 
 _COMPATIBLE = bytes(10)
 _SIZES = {4: 4, 6: 16}
-"""Bytes of an address by IP version."""
+"""Maps the IP version to the number of bytes of an address."""
 
 
 def packed(address: str) -> bytes:
-    """Return the bytes of an address in network order. Raises OSError if it is invalid."""
+    """Return the bytes of an address in network byte order. Raises OSError for invalid text."""
     from socket import AF_INET, AF_INET6, inet_pton
 
     return inet_pton(AF_INET6 if ":" in address else AF_INET, address)
 
 
 def number(address: str) -> int:
-    """Return an address as an integer. Raises OSError if it is invalid."""
+    """Return an address as an integer. Raises OSError for invalid text."""
     return int.from_bytes(packed(address))
 
 
 def unpacked(address: bytes) -> str:
-    """Format an address of 4 or 16 bytes in network order as `ipaddress` does."""
+    """Format the 4 or 16 bytes of an address, in network byte order, as `ipaddress` does."""
     from socket import AF_INET, AF_INET6, inet_ntop
 
     if len(address) == 4:
@@ -162,7 +162,7 @@ def unpacked(address: bytes) -> str:
 
 
 class Prefix(NamedTuple):
-    """An IP prefix as numbers: 10.99.1.0/24 is (4, 0x0a630100, 24)."""
+    """An IP prefix as (IP version, first address, length). 10.99.1.0/24 is (4, 0x0a630100, 24)."""
 
     version: int
     start: int
@@ -174,7 +174,7 @@ class Prefix(NamedTuple):
         return 1 << (_SIZES[self.version] * 8 - self.length)
 
     def at(self, offset: int) -> str:
-        """Return the address at ``offset`` in the prefix. Raises ValueError if it is outside."""
+        """Return the address at ``offset`` in the prefix. Raises ValueError if it is not inside."""
         if not 0 <= offset < self.num_addresses:
             raise ValueError(offset)
         from socket import AF_INET, AF_INET6, inet_ntop

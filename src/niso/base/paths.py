@@ -16,9 +16,9 @@ STATE_DIR, RUN_DIR = "/var/lib/niso", "/run/niso"
 """The locations of the two folders if no environment variable sets them."""
 POLICY_DIR = "/etc/niso/policies"
 is_command = False
-"""Whether this process is a niso command, not a program that uses niso as a library."""
+"""Whether this process is a niso command. In a program that uses niso as a library, it is False."""
 command_line: list[str] = []
-"""The arguments of the niso command that this process runs; empty in other programs."""
+"""The arguments of the niso command that this process runs. In other programs, it is empty."""
 
 
 def state_dir() -> str:
@@ -28,7 +28,7 @@ def state_dir() -> str:
 
 
 def run_dir() -> str:
-    """Return the folder of volatile state (``NISO_RUN_DIR``), which a reboot clears."""
+    """Return the folder of volatile state (``NISO_RUN_DIR``), which does not outlive a reboot."""
     other = os.environ.get("NISO_RUN_DIR")
     return os.path.abspath(other) if other else RUN_DIR
 
@@ -57,9 +57,7 @@ def packages_dir() -> str:
 
 
 def package_dir(service: str) -> str:
-    """Return the folder of a service's package copies, with one subfolder for each different
-    content.
-    """
+    """Return the folder with the copies of a service's package, one subfolder for each content."""
     return f"{packages_dir()}/{service}"
 
 
@@ -88,12 +86,12 @@ def health_file(service: str) -> str:
 
 
 def health_asked() -> str:
-    """Return the file whose time of change is the last request for health checks."""
+    """Return the path of a file that is touched at each request for health checks."""
     return f"{run_dir()}/health.asked"
 
 
 def hosts_root() -> str:
-    """Return the folder of hosts files, with one subfolder for each ordered list of networks."""
+    """Return the folder of hosts files. It has a subfolder for each ordered list of networks."""
     return f"{run_dir()}/hosts"
 
 
@@ -111,7 +109,7 @@ def in_lab() -> bool:
 
 
 def boot_id() -> str:
-    """Return the kernel's id of the current boot (random(4)). Raises OSError."""
+    """Return the kernel's random id of the current boot (random(4)). Raises OSError."""
     with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
         return file.read().strip()
 
@@ -125,9 +123,8 @@ def shown(path: str) -> str:
 
 
 def version() -> str:
-    """Return niso's version, for a git checkout with its commit: ``0.1.0+1234567890ab``.
-
-    Changes that are not committed are not detected.
+    """Return niso's version. In a git checkout, it contains the commit: ``0.1.0+1234567890ab``.
+    Uncommitted changes are not detected.
     """
     root = os.path.realpath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
     commit = _commit(root) if os.path.isdir(os.path.join(root, "src", "niso")) else ""
@@ -135,7 +132,7 @@ def version() -> str:
 
 
 def _commit(root: str) -> str:
-    """Return the commit that is checked out in a folder, or "" if git does not record one there.
+    """Return the commit that is checked out in a folder, or "" if the folder is not a git checkout.
 
     git itself is not run: for root, it refuses the repository of another user (gitrepository-layout
     (5) describes the files).
@@ -163,7 +160,6 @@ def _packed(folder: str, ref: str) -> str:
 
 
 def _line(path: str) -> str:
-    """Return the first line of a small regular file, or "" if there is none."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(fd, encoding="utf-8", errors="replace") as file:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
         """A progress event: a step that is about to run, or something that has happened."""
 
         def describe(self) -> str:
-            """Return the event as text. A step with several commands has one line for each."""
+            """Return the event as text. A step that runs several commands has one line for each
+            command.
+            """
 
 else:
     Event = object  # a Protocol would import typing
@@ -31,12 +33,12 @@ Report = Callable[[Event], None]
 
 
 def silent(_: Event) -> None:
-    """Ignore an event. This is the default receiver of events."""
+    """Ignore an event. This is the default receiver of a command's events."""
 
 
 def event_class(name: str, sentence: Callable[..., str]) -> type[Any]:
-    """Return a new class of events, a named tuple with the name ``name``. ``sentence`` returns the
-    text that ``describe`` prints. Its parameters are the fields of the class.
+    """Return a new class of events: a named tuple with the name ``name``. ``sentence`` returns the
+    text for ``describe``. Its parameters are the fields of the class.
     """
     fields = sentence.__code__.co_varnames[: sentence.__code__.co_argcount]
     defaults = sentence.__defaults__ or ()
@@ -53,18 +55,18 @@ def event_class(name: str, sentence: Callable[..., str]) -> type[Any]:
 Caution = event_class("Caution", lambda text, hints=(): text)
 """A warning, such as a missing name server or another firewall."""
 Expects = event_class("Expects", lambda services: f"waiting until healthy: {', '.join(services)}")
-"""The services that must become healthy. The event comes before the first step."""
+"""The services that must become healthy. The event is reported before the first step."""
 Finished = event_class("Finished", lambda: "done")
-"""The change is complete. Warnings and the handover to systemd follow."""
+"""The change is complete. Only warnings and the handover to systemd follow."""
 WaitingForLock = event_class(
     "WaitingForLock",
     lambda service="": (
         f"waiting for another niso command that is changing {service or 'the network'}"
     ),
 )
-"""The command waits for another one, which changes ``service``, or the network if that is ""."""
+"""The command waits for another command that changes ``service``, or the network if that is ""."""
 AskingCluster = event_class("AskingCluster", lambda: "waiting for the cluster to answer")
-"""The command waits for etcd, to reserve names and addresses or to publish its changes."""
+"""The command waits for etcd, in order to reserve names and addresses or to publish its changes."""
 Recovered = event_class(
     "Recovered",
     lambda service, command, rolled_back: (
@@ -77,7 +79,7 @@ Unfinished = event_class(
         f"{service}: the interrupted change is still incomplete: {error.message}"
     ),
 )
-"""An interrupted change of a service failed again because of ``error``."""
+"""An interrupted change of a service could again not be completed, because of ``error``."""
 NotStarted = event_class(
     "NotStarted", lambda service, error: f"{service}: cannot start it again: {error.message}"
 )
@@ -87,7 +89,7 @@ Starting = event_class(
     "Starting",
     lambda service, argv=(): f"start {service}" + (f": {' '.join(argv)}" if argv else ""),
 )
-"""niso starts the process of a service. ``argv`` is empty if the process is restarted."""
+"""niso starts the process of a service. If the process is restarted, ``argv`` is empty."""
 Stopping = event_class("Stopping", lambda service: f"stop {service}")
 Healthy = event_class("Healthy", lambda service: f"{service} is healthy")
 Completed = event_class("Completed", lambda service: f"{service} is completed")
@@ -102,7 +104,7 @@ ShowingHosts = event_class(
         f"mount {f'the hosts file {folder}' if folder else 'its hosts file'} in {service}"
     ),
 )
-"""niso mounts another hosts file in a running service. "" is the service's own file."""
+"""niso mounts another hosts file in a running service. "" means the service's own file."""
 Forgetting = event_class("Forgetting", lambda service: f"delete the record of {service}")
 """niso deletes a service's reserved addresses, logs and package copies."""
 RemovingVolumes = event_class(
@@ -115,7 +117,8 @@ GivingVolume = event_class(
         f"give volume {service}/{volume} to uid {uid}" + (f": {files} files" if files else "")
     ),
 )
-"""The files of a named volume get the uid of its service. ``files`` were given so far."""
+"""niso changes the owner of a named volume's files to its service's uid. ``files`` is their number
+so far."""
 Saving = event_class("Saving", lambda service, what: f"save {what} of {service}")
 Extracting = event_class("Extracting", lambda file: f"extract and check {file}")
 WaitingForPacket = event_class(
@@ -126,7 +129,7 @@ WaitingForPacket = event_class(
         + f" {to}"
     ),
 )
-"""The command waits for a packet to the service ``to``, or for a reply from it. ``kind`` is
-"reply", "test" for a packet of niso, or "real" for a packet of another program."""
+"""The command waits for a packet. ``kind`` is "test" for a packet of niso to the service ``to``,
+"real" for a packet of another program to this service, or "reply" for its reply."""
 Command = event_class("Command", lambda text: text)
-"""A change of the kernel, as the command line that would have the same effect."""
+"""A change of the kernel, as a command line that would have the same effect."""

@@ -49,7 +49,7 @@ class signals_held:
 
 
 def keep_only(fds: Iterable[int]) -> None:
-    """Close all descriptors except ``fds``. A forked child thus closes the locks of its parent."""
+    """Close all descriptors except ``fds``, so that a forked child keeps no lock of its parent."""
     for low, high in pairwise([-1, *sorted(fds), 1 << 20]):
         if (
             low + 1 < high
@@ -58,7 +58,7 @@ def keep_only(fds: Iterable[int]) -> None:
 
 
 def heed_signals() -> None:
-    """Restore the default action of SIGINT, SIGTERM and SIGHUP in a child, and unblock them."""
+    """Unblock SIGINT, SIGTERM and SIGHUP in a forked child, with their default actions."""
     for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
@@ -98,10 +98,12 @@ def _note(line: str) -> None:
 
 
 def hit(name: str) -> None:
-    """Count a step that is about to run, and log its description ``name`` for tests.
+    """Mark a step: a change outside this process that is about to happen. Tests can make steps
+    fail.
 
-    If a test has chosen this step, kill this process with SIGKILL, raise OSError with the requested
-    errno, or make a later operation fail (`broken`).
+    If a test has chosen this step, this kills the process with SIGKILL, raises OSError with the
+    chosen errno, or makes a later operation fail (`broken`). ``name`` describes the step in a
+    test's log.
     """
     global _count, _spec, _broken
     if _spec is None:
@@ -125,9 +127,8 @@ def hit(name: str) -> None:
 
 
 def broken(what: str) -> bool:
-    """Return whether a test has requested that the operation ``what`` fails now.
-
-    ``what`` is a key of `LATER`. The operation `OVERRUN` fails only once, all others each time.
+    """Return whether a test has requested that the operation ``what`` fails now. ``what`` is a key
+    of `LATER`. The operation `OVERRUN` fails only once, all others each time.
     """
     global _broken
     if _spec is None or _spec[0] < 0:

@@ -18,12 +18,12 @@ def exact_time_text(seconds: float) -> str:
 
 
 def period_text(seconds: float) -> str:
-    """Format a duration in seconds as minutes (``5m``), or as hours (``2h``) from 7200 s on."""
+    """Format a duration in seconds as minutes (``5m``), or from 7200 s on as hours (``2h``)."""
     return f"{seconds / 3600:.0f}h" if seconds >= 7200 else f"{seconds / 60:.0f}m"
 
 
 def escaped(text: str) -> str:
-    """Escape unprintable characters as TOML does, so that a terminal can print the text."""
+    """Escape unprintable characters as TOML does, so that a text is safe to print on a terminal."""
     if text.isprintable():
         return text
     short = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
@@ -59,5 +59,5 @@ def shown(value: object, limit: int = 80, depth: int = 2) -> str:
 
 
 def local_time_text(seconds: float) -> str:
-    """Format a time (seconds since 1970) in the host's time zone, without seconds."""
+    """Format a time (seconds since 1970) in the host's time zone, to the minute."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

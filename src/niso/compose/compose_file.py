@@ -63,7 +63,7 @@ class ImportedStack(NamedTuple):
 
 
 def _in_env_file(folder: str) -> frozenset[str]:
-    """Return the names of the variables in the file .env of a folder; none if it is unreadable."""
+    """Return the names of the variables in a folder's file .env, or none if it is unreadable."""
     try:
         return frozenset(variables.read(os.path.realpath(os.path.join(folder, ".env")), {}))
     except Error:
@@ -71,10 +71,10 @@ def _in_env_file(folder: str) -> frozenset[str]:
 
 
 def _linked(services: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Map services to the aliases that ``links`` of other services give them.
+    """Return {service: aliases} for the aliases that ``links`` of other services give to a service.
 
-    An alias of a link is known only to the service with the link, in Compose. In a stack, all
-    services of a network know it.
+    In Compose, only the service with the link knows such an alias. In a stack, all services of a
+    network know it.
     """
     linked: dict[str, list[str]] = {}
     for keys in services.values():
@@ -86,10 +86,11 @@ def _linked(services: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def convert(path: str, target: str | None = None) -> ImportedStack:
-    """Convert the compose file at ``path`` to a stack.toml for the folder ``target``.
+    """Convert the compose file at ``path`` to a stack.toml for the folder ``target``. Writes
+    nothing.
 
-    Without ``target``, all host paths are absolute. Nothing is written. Raises the errors of
-    `yaml_file.load`, and InvalidInput if the file has no services.
+    Without ``target``, all host paths are absolute. Raises the errors of `yaml_file.load`, and
+    InvalidInput if the file has no services.
     """
     folder = os.path.dirname(os.path.abspath(path))
     target = None if target is None else os.path.abspath(target)
@@ -152,7 +153,6 @@ def convert(path: str, target: str | None = None) -> ImportedStack:
 
 
 def _fetch(service: str, image: str) -> list[str]:
-    """Return two shell commands: each fetches an image and unpacks it as a service's rootfs."""
     if not image:
         return []
     word, folder = shlex.quote(image), f"rootfs/{service}"
@@ -164,7 +164,6 @@ def _fetch(service: str, image: str) -> list[str]:
 
 
 def _refuse_cycles(services: list[ComposeService], path: str) -> None:
-    """Raise InvalidInput if services depend on each other in a cycle, which Compose refuses too."""
     needs = {one.name: one.tables.get("depends_on", {}) for one in services}
     try:
         graphlib.TopologicalSorter(needs).prepare()
@@ -176,7 +175,7 @@ def _refuse_cycles(services: list[ComposeService], path: str) -> None:
 
 
 def _started(given: Mapping[str, Any], gaps: list[Missing]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (name, keys) of the services without a profile, which `docker compose up` starts."""
+    """Yield (name, keys) of the services that `docker compose up` starts: all without a profile."""
     for name, keys in given.items():
         if isinstance(keys, dict) and keys.get("profiles"):
             profiles = ", ".join(map(scalar, items(keys["profiles"])))
@@ -190,7 +189,7 @@ def _started(given: Mapping[str, Any], gaps: list[Missing]) -> Iterator[tuple[st
 
 
 def _names(services: Mapping[str, Any]) -> dict[str, str]:
-    """Give each service of the compose file a valid and unique name in the stack."""
+    """Return {name in the compose file: valid, unique name in the stack} for all services."""
     names: dict[str, str] = {}
     for name in services:
         plain = label(name)
@@ -218,7 +217,6 @@ def _jobs(services: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _items(given: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield (name, keys) of each item in a table of a compose file, such as networks."""
     for name, item in given.items() if isinstance(given, dict) else ():
         yield name, item if isinstance(item, dict) else {}
 
@@ -226,11 +224,12 @@ def _items(given: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _networks(
     given: object, stack: str, gaps: list[Missing]
 ) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
-    """Return the name in the stack for each network of the compose file, and settings by that name.
+    """Convert the networks of the compose file. Returns two dicts.
 
-    The stack has a prefix, so no other stack uses its networks. Compose's network ``default``
-    becomes niso-default. Services that share no network in the compose file share none in the stack
-    either.
+    The first maps a network's name in the compose file to the name in the stack, the second this
+    name to the network's settings. The stack has a prefix, so no other stack uses its networks.
+    Compose's network ``default`` becomes niso-default. Services that share no network in the
+    compose file share none in the stack either.
     """
     names: dict[str, str] = {DEFAULT: DEFAULT_NETWORK}
     external: dict[str, str] = {}
@@ -318,7 +317,7 @@ def _lines(service: ComposeService) -> Iterator[str]:
 
 
 def _networks_of(name: str, services: Mapping[str, ComposeService]) -> tuple[str, ...]:
-    """Return the networks of a service, or of the service whose namespace it shares."""
+    """Return the networks of a service, or of the service whose network namespace it shares."""
     table = services[name].tables.get("network", {})
     if table.get("mode") == "share":
         table = services[table["share"]].tables.get("network", {})
@@ -328,14 +327,14 @@ def _networks_of(name: str, services: Mapping[str, ComposeService]) -> tuple[str
 
 
 def settle(services: Iterable[ComposeService]) -> None:
-    """Remove hostnames, aliases and host ports from services if an earlier service has them."""
+    """Remove hostnames, aliases and host ports that an earlier service in the list already has."""
     by_name = {service.name: service for service in services}
     # a service keeps its own name, whatever aliases earlier services have
     names = {(on, name): name for name in by_name for on in _networks_of(name, by_name)}
     ports: list[tuple[PortMapping, str]] = []
 
     def may_have(service: ComposeService, key: str, name: str) -> bool:
-        """Reserve a name on a service's networks; return False if another service has it there."""
+        """Reserve a name on a service's networks. Returns False if the name is already taken."""
         on = _networks_of(service.name, by_name)
         for network in on:
             holder = names.get((network, name), service.name)
@@ -347,7 +346,7 @@ def settle(services: Iterable[ComposeService]) -> None:
         return True
 
     def may_publish(service: ComposeService, key: str, text: str) -> bool:
-        """Reserve the host ports of a published port; return False if another service has one."""
+        """Reserve the host ports of a published port. Returns False if one is already taken."""
         try:
             port = parse_port(text, key)
         except InvalidInput:  # the entry has a variable

@@ -1,6 +1,5 @@
-"""Convert one service of a compose file to the tables of a manifest.
-
-Keys that niso does not support, or treats differently, are reported as gaps.
+"""Convert one service of a compose file to the tables of a manifest. Keys that niso does not
+support, or treats differently, are recorded as gaps.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from niso.manifest.keys import BY_PATH
 from niso.plan.records import PortMapping
 
 DEFAULT = "default"
-"""The network of services that name no network."""
+"""The network in Compose of services that set no network."""
 _STATES = {"service_healthy": "healthy", "service_completed_successfully": "completed"}
 _ORDERS = ("start-first", "stop-first")
 _FAILURES = {"rollback": "rollback", "pause": "keep"}
 _CONDITIONS = {"none": "no", "any": "always"}
 UNKNOWN = "SET-ME"
-"""The entrypoint written for a service whose command is only known to its image."""
+"""The entrypoint that is written if only the image defines the service's command."""
 _STOP_SIGNALS = {
     **dict.fromkeys(("postgres", "postgis", "pgvector", "timescaledb"), "INT"),
     **dict.fromkeys(("nginx", "nginx-unprivileged", "openresty", "php-fpm", "fpm"), "QUIT"),
     **dict.fromkeys(("httpd", "apache"), "WINCH"),
 }
-"""Maps names of images, and words of their tags, to the STOPSIGNAL of these images."""
+"""Maps names of images, and words in their tags, to the STOPSIGNAL of these images."""
 
 
 class Missing(NamedTuple):
@@ -45,7 +44,7 @@ class Missing(NamedTuple):
 
 
 class ComposeFile(NamedTuple):
-    """What the conversion of one service needs to know of the whole compose file."""
+    """The facts about the whole compose file that the conversion of one service needs."""
 
     stack: str
     names: Mapping[str, str]  # name of a service in the compose file -> name in the stack
@@ -61,7 +60,7 @@ class ComposeFile(NamedTuple):
 
 
 class ComposeService:
-    """A converter of one service to ``tables``; ``gaps`` are keys that niso does not support."""
+    """A converter of one service. The result is in ``tables``, unsupported keys are in ``gaps``."""
 
     def __init__(self, name: str, keys: Mapping[str, Any], world: ComposeFile) -> None:
         self.gaps: list[Missing] = []
@@ -103,12 +102,11 @@ class ComposeService:
         self.gaps.append(Missing(self.given, key, what))
 
     def _put(self, table: str, key: str, value: object) -> None:
-        """Set a key of a table, unless the value is an empty list, table or string."""
         if value or value is False:
             self.tables.setdefault(table, {})[key] = value
 
     def _valid(self, key: str, value: str, rule: Callable[[str, str], object]) -> bool:
-        """Return whether ``rule`` accepts a value. If not, the key is reported as unsupported."""
+        """Return whether ``rule`` accepts a value. If not, record the key as a gap."""
         if "${" in value:  # niso reads the variable when it has a value
             return True
         try:
@@ -175,7 +173,7 @@ class ComposeService:
 
     @cached_property
     def _oci(self) -> str:
-        """Return the path of the service's image for package.oci, or "" if no image is there."""
+        """Return the path of the service's image for package.oci, or "" if no folder has it."""
         base, error = self._world.storage.base, None
         for text in (f"images/{self.name}:latest", f"images/{self.name}"):
             try:
@@ -188,9 +186,10 @@ class ComposeService:
         return ""
 
     def _with_image(self, first: list[str] | None, then: list[str] | None) -> None:
-        """Convert what the service sets besides its image, whose config niso reads.
+        """Convert the command and working folder of a service. niso reads other values from its
+        image.
 
-        An empty entrypoint or command replaces that of the image, too (compose-spec, 05-services).
+        An empty entrypoint or command also replaces that of the image (compose-spec, 05-services).
         """
         binary = self.tables.setdefault("binary", {})
         if first is not None:
@@ -236,7 +235,7 @@ class ComposeService:
         self._put("service", "env_file", files)
 
     def _restart(self) -> str:
-        """Return the restart policy, in the form of the key ``restart``, but also of ``deploy``."""
+        """Return the restart policy of ``restart`` or ``deploy``, in the form of ``restart``."""
         given = self._keys.get("restart")
         swarm = _mapping(_mapping(self._keys.get("deploy")).get("restart_policy"))
         if not swarm:
@@ -283,7 +282,6 @@ class ComposeService:
             self._put("service", "stop_signal", name)
 
     def _schedule(self) -> None:
-        """Convert the times at which swarm-cronjob runs the service."""
         times = cron_times(self._keys)
         if (schedule := process_keys.of_cron(times)) is not None:
             self._put("service", "schedule", schedule)
@@ -292,7 +290,7 @@ class ComposeService:
             self._gap("labels", f"{CRON}: {times!r}: set service.schedule (systemd.time(7))")
 
     def _stop_signal(self) -> str:
-        """Return the stop signal of well-known images, such as ``php:8-fpm``, or ""."""
+        """Return the stop signal of a well-known image such as ``php:8-fpm``, or ""."""
         name, _, tag = self.image.rpartition("/")[2].partition("@")[0].partition(":")
         words = (name, *tag.split("-"))
         return next((_STOP_SIGNALS[word] for word in words if word in _STOP_SIGNALS), "")
@@ -351,7 +349,6 @@ class ComposeService:
         self._put("isolation", "resources", table)
 
     def _kernel(self) -> None:
-        """Convert ulimits, sysctls and devices."""
         limits: dict[str, Any] = {}
         for name, given in _mapping(self._keys.get("ulimits")).items():
             both = [given.get("soft"), given.get("hard")] if isinstance(given, dict) else [given]
@@ -542,7 +539,7 @@ class ComposeService:
 
     # --- instances: scale, deploy.replicas, deploy.update_config ------------------------------
     def _instances(self) -> None:
-        """Convert the number of instances and how they are replaced, if niso supports both."""
+        """Convert the number and replacement of instances, if niso supports both here."""
         deploy = _mapping(self._keys.get("deploy"))
         update = _mapping(deploy.get("update_config"))
         key, number = self._replicas(deploy)
@@ -568,7 +565,7 @@ class ComposeService:
         self._spread_ports()
 
     def _replicas(self, deploy: Mapping[str, Any]) -> tuple[str, int]:
-        """Return the key with the number of instances, and this number within niso's limits."""
+        """Return (key that sets the number of instances, this number within niso's limits)."""
         most = process_keys.MAX_REPLICAS
         key = "deploy.replicas" if deploy.get("replicas") is not None else "scale"
         given = deploy.get("replicas", self._keys.get("scale"))
@@ -581,9 +578,10 @@ class ComposeService:
         return key, min(number, most)
 
     def _one_process(self) -> str:
-        """Return why a service must have a single process, without a service address.
+        """Return why a service must have a single process, so that it cannot have a service
+        address.
 
-        The result is "" if it can have a service address, provided that it has a health check.
+        Returns "" if the service can have a service address, provided that it has a health check.
         """
         mode = self.tables.get("network", {}).get("mode", "bridge")
         if self.given in self._world.jobs:
@@ -595,7 +593,9 @@ class ComposeService:
         return ""
 
     def _unchecked(self, key: str) -> str:
-        """Add a health check of a port to a service without one; return why this failed, or ""."""
+        """Add a health check of a port to a service without a health check. Returns why this is not
+        possible, or "" if the service now has a health check.
+        """
         if "healthcheck" in self.tables:
             return ""
         ports = [*self.tables.get("network", {}).get("ports", ()), *items(self._keys.get("expose"))]
@@ -612,7 +612,7 @@ class ComposeService:
         return "each instance needs a health check"
 
     def _update(self, update: Mapping[str, Any], order: str, number: int) -> None:
-        """Convert the keys of ``update_config``, except ``order``, to the table [deploy]."""
+        """Convert the keys of ``update_config`` to the table [deploy], except ``order``."""
         place = "deploy.update_config"
         starts_first = order == "start-first"
         given_s = seconds(update.get("monitor"))
@@ -681,7 +681,7 @@ def label(text: str) -> str:
 
 
 def has_check(keys: Mapping[str, Any]) -> bool:
-    """Return whether a service of the compose file has a health check that is enabled."""
+    """Return whether a service of the compose file has a health check that is not disabled."""
     check = keys.get("healthcheck")
     if not isinstance(check, dict) or check.get("disable") is True:
         return False
@@ -690,17 +690,17 @@ def has_check(keys: Mapping[str, Any]) -> bool:
 
 
 CRON = "swarm.cronjob.schedule"
-"""The label by which swarm-cronjob runs a service at certain times."""
+"""The label that sets the times at which swarm-cronjob runs a service."""
 
 
 def cron_times(keys: Mapping[str, Any]) -> str:
-    """Return the times in a service's label for swarm-cronjob, as in crontab(5), or ""."""
+    """Return the times in a service's label for swarm-cronjob, in the form of crontab(5), or ""."""
     labels = {**pairs(keys.get("labels")), **pairs(_mapping(keys.get("deploy")).get("labels"))}
     return labels.get(CRON) or ""
 
 
 def no_instances(keys: Mapping[str, Any]) -> str:
-    """Return the key that makes `docker compose up` start no container of a service, or ""."""
+    """Return the key by which `docker compose up` starts no container of a service, or ""."""
     replicas = _mapping(keys.get("deploy")).get("replicas")
     if cron_times(keys):
         return ""
@@ -710,7 +710,7 @@ def no_instances(keys: Mapping[str, Any]) -> str:
 
 
 def _limit(key: str, text: str, _: str) -> tuple[int, int]:
-    """Parse a limit by the rule of its name in ``key``, whose units may be bytes."""
+    """Parse a resource limit whose name is the last part of ``key``. Some limits are in bytes."""
     return process_keys.rlimit(text, key)
 
 
@@ -765,7 +765,8 @@ SHAPES: dict[str, tuple[type, ...]] = {
     "devices": (list,),
     "deploy": (dict,),
 }
-"""The types that niso accepts for each key. A value of any other type is reported."""
+"""Maps each key to the types that niso accepts for it. A value of another type is recorded as a
+gap."""
 ELSEWHERE = {
     "logging": "niso keeps the output itself: niso logs",
     "privileged": "list the capabilities that it needs in isolation.capabilities",

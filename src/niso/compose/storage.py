@@ -33,10 +33,10 @@ class VolumeMount(NamedTuple):
 
 
 class Storage:
-    """A converter of the paths and volumes in a compose file, for all its services.
+    """A converter of the paths and volumes of all services in a compose file.
 
-    ``folder`` is the absolute folder of the compose file, and ``target`` that of the stack.toml,
-    None if unknown.
+    ``folder`` is the absolute path of the compose file's folder. ``target`` is that of the
+    stack.toml's folder, or None if it is unknown.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Storage:
     ) -> None:
         self._stack, self._folder, self._target = stack, folder, target
         self.base = target or folder
-        """The folder that may have images and root file systems."""
+        """The folder in which images and root file systems may be."""
         users: dict[str, list[str]] = {}
         for name, keys in services.items():
             for mount in _mounts(keys, []):
@@ -72,7 +72,7 @@ class Storage:
         return whole
 
     def volumes(self, keys: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """Return the [volumes] table of a service, and the unsupported keys: (key, explanation)."""
+        """Return a service's [volumes] table, and (key, explanation) for unsupported keys."""
         gaps: list[tuple[str, str]] = []
         made: dict[str, Any] = {}
         points: dict[str, str] = {}
@@ -131,7 +131,7 @@ class Storage:
 
 
 def anonymous(keys: Mapping[str, Any]) -> set[str]:
-    """Return the mount points of the volumes that have no name in the compose file."""
+    """Return the mount points of a service's volumes that have no name in the compose file."""
     mounts = _mounts(keys, [])
     return {mount.target for mount in mounts if mount.kind == "volume" and not mount.source}
 
@@ -141,7 +141,7 @@ def _below(path: str, folder: str) -> bool:
 
 
 def _name(mount: VolumeMount, taken: Mapping[str, Any]) -> str:
-    """Return a name for a volume, not in ``taken``, from its own name or its mount point."""
+    """Return an unused name for a volume, derived from the volume's own name or mount point."""
     given = mount.source if mount.kind == "volume" and mount.source else mount.target
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", given).strip("-_")
     plain = (plain if plain[:1].isalpha() else f"v-{plain}")[:55].rstrip("-")
@@ -152,7 +152,7 @@ def _name(mount: VolumeMount, taken: Mapping[str, Any]) -> str:
 
 
 def _mounts(keys: Mapping[str, Any], gaps: list[tuple[str, str]]) -> Iterator[VolumeMount]:
-    """Yield the mounts of a service. Entries that cannot be parsed are explained in ``gaps``."""
+    """Yield the mounts of a service. For an invalid entry, ``gaps`` gets (key, explanation)."""
     given = keys.get("volumes")
     for item in given if isinstance(given, list) else ():
         mount = _long(item, gaps) if isinstance(item, dict) else _short(scalar(item), gaps)
@@ -186,7 +186,7 @@ def _long(item: Mapping[str, Any], gaps: list[tuple[str, str]]) -> VolumeMount |
 
 
 def _short(text: str, gaps: list[tuple[str, str]]) -> VolumeMount | None:
-    """Parse a mount in the short form ``[SOURCE:]TARGET[:MODE]``; return None if it is invalid."""
+    """Parse a mount in the short form ``[SOURCE:]TARGET[:MODE]``. Returns None if it is invalid."""
     parts = fields(text)
     if len(parts) == 1:
         return VolumeMount("volume", "", text)
@@ -212,7 +212,7 @@ _BYTES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 
 def words(value: object) -> list[str] | None:
-    """Return the words of a command: a list, or a string for a shell. Return None if invalid."""
+    """Return the words of a command. A string is split as a shell would. None means invalid."""
     if isinstance(value, str):
         try:
             return shlex.split(value)
@@ -231,19 +231,19 @@ def scalar(value: object) -> str:
 
 
 def items(value: object) -> list[Any]:
-    """Return a list unchanged, a string or number in a list, and otherwise an empty list."""
+    """Return a value as a list: a list unchanged, a string or number as an item, else no items."""
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return [value]
     return value if isinstance(value, list) else []
 
 
 def beyond(given: Iterable[str], known: Container[str]) -> list[str]:
-    """Return the keys of a table that are not in ``known``, in their order."""
+    """Return the keys of a table that are not in ``known``, in the order of the table."""
     return [key for key in given if key not in known]
 
 
 def pairs(value: object) -> dict[str, str | None]:
-    """Convert a mapping, or a list of ``NAME=value``, to a dict. Names without a value get None."""
+    """Convert a mapping, or a list of ``NAME=value``, to a dict. A name alone maps to None."""
     if isinstance(value, dict):
         return {name: None if item is None else scalar(item) for name, item in value.items()}
     values: dict[str, str | None] = {}
@@ -254,7 +254,7 @@ def pairs(value: object) -> dict[str, str | None]:
 
 
 def seconds(value: object) -> float | None:
-    """Parse a duration such as ``1m30s`` to seconds. Return None if it is invalid."""
+    """Parse a duration such as ``1m30s`` to seconds. Returns None if it is invalid."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, str):
@@ -266,12 +266,12 @@ def seconds(value: object) -> float | None:
 
 
 def duration(value_s: float) -> str:
-    """Format a duration in seconds as in a manifest: ``90s``, ``500ms``."""
+    """Format a duration for a manifest: ``90s`` or ``500ms``."""
     return f"{value_s:.0f}s" if value_s == int(value_s) else f"{max(1, round(value_s * 1000))}ms"
 
 
 def parse_size(value: object) -> str | None:
-    """Convert a size such as ``512m`` to a size for a manifest, in whole K; None if invalid."""
+    """Convert a size such as ``512m`` to a manifest's form, in whole K, or None if invalid."""
     parsed = _SIZE.fullmatch(scalar(value).strip())
     if parsed is None:
         return None
@@ -283,9 +283,8 @@ def parse_size(value: object) -> str | None:
 
 
 def port(value: object) -> str | None:
-    """Convert a published port of Compose to one of a manifest. Return None if it is invalid.
-
-    A port without a host port becomes ``:80``: niso chooses a host port, as Compose does.
+    """Convert a published port of Compose to that of a manifest. Returns None if it is invalid. A
+    port without a host port becomes ``:80``: niso chooses a host port, as Compose does.
     """
     if isinstance(value, dict):
         target, published = scalar(value.get("target")), scalar(value.get("published"))
@@ -303,21 +302,20 @@ def port(value: object) -> str | None:
 
 
 def first_of_range(entry: str) -> str:
-    """Return an entry of ``ports`` with only the first of several host ports for one port.
-
-    Compose gives each container one of the host ports, as in ``8080-8082:80``.
+    """Return an entry of ``ports`` with only the first of several host ports for one port. In
+    ``8080-8082:80``, Compose gives each container one of the host ports.
     """
     match = re.fullmatch(r"((?:.*:)?)(\d+)-\d+(:\d+(?:/\w+)?)", entry)
     return f"{match[1]}{match[2]}{match[3]}" if match else entry
 
 
 def fields(entry: str) -> list[str]:
-    """Split an entry at its colons, except those inside ``${NAME:-default}``."""
+    """Split an entry of ``ports`` or ``volumes`` at colons outside of ``${NAME:-default}``."""
     return re.split(r":(?![^{}]*\})", entry)
 
 
 def with_variables(data: Any) -> tuple[Any, set[str], set[str]]:
-    """Convert the variables in all strings to the syntax of stack.toml, but not in keys.
+    """Convert the variables in all strings to the syntax of stack.toml. Keys are not converted.
 
     Forms with braces are equal in both files. ``$NAME`` becomes ``${NAME}``, and ``$$`` becomes
     ``$``. Returns (data, names of variables with a default, names of variables without one).

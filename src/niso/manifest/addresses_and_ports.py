@@ -1,9 +1,9 @@
-"""Parse the keys of [network] with addresses: ip, extra_hosts, dns, dns_search and ports.
+"""Parse the keys of [network] with addresses or ports: ip, extra_hosts, dns, dns_search and ports.
 
 A published port is written as in Docker (docs.docker.com/engine/network/port-publishing):
 ``[ADDRESS:]HOST:CONTAINER[/PROTO]``. Each port can also be a range, if both ranges have the same
-length. ``PORT`` alone is the same port on both sides. With ``:PORT``, niso chooses a free host
-port. Arguments of the command line have the same forms.
+length. ``PORT`` alone publishes a port under the same number. With ``:PORT``, niso chooses a free
+host port. Arguments of the command line have the same forms.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 MAX_SERVERS = 3
-"""The maximum number of name servers, which is MAXNS of resolv.conf(5)."""
+"""The maximum number of name servers that resolvers use: MAXNS of resolv.conf(5)."""
 _HOST_CHARACTERS = values.NAME_CHARACTERS | {"_"}
 
 
 def static_address(text: str, key: str) -> str:
-    """Return the static address ``text`` of a service. Raises InvalidInput if it is not unicast."""
+    """Return ``text`` if it is valid as a service's static address. Raises InvalidInput."""
     if values.is_ipv6(text):
         why = _not_unicast6(text)
     elif (octets := values.ipv4_octets(text)) is None:
@@ -67,14 +67,14 @@ def _is_domain(text: str) -> bool:
 
 
 def domain(text: str, key: str) -> str:
-    """Return the domain name ``text`` if it is valid (RFC 1035, 2.3.1, and also with ``_``)."""
+    """Return ``text`` if it is a domain name (RFC 1035, 2.3.1, or with _). Raises InvalidInput."""
     reason = None if _is_domain(text) else "is not a valid domain"
     right = "labels of letters, digits, - and _, with dots between them"
     return values.require(text, key, reason, right, '"example.com"')
 
 
 def extra_host(text: str, key: str) -> str:
-    """Return ``text`` if it is valid as a name in extra_hosts. Raises InvalidInput otherwise."""
+    """Return ``text`` if it is valid as a name in extra_hosts. Raises InvalidInput."""
     reason = None
     if not _is_domain(text) or text != text.lower() or values.is_ipv4(text):
         reason = "is not a valid name"
@@ -85,7 +85,7 @@ def extra_host(text: str, key: str) -> str:
 
 
 def extra_address(text: str, key: str) -> str:
-    """Return the canonical form of an address in extra_hosts, or ``host-gateway`` unchanged."""
+    """Return the canonical form of an address in extra_hosts. ``host-gateway`` is unchanged."""
     if text == HOST_GATEWAY:
         return text
     right = 'an IPv4 or IPv6 address, or "host-gateway"'
@@ -94,7 +94,7 @@ def extra_address(text: str, key: str) -> str:
 
 
 def problems(network: dict[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error if the array ``ip`` or ``dns`` in [network] is empty or too long."""
+    """Yield an error for each invalid combination of values in the arrays ``ip`` and ``dns``."""
     yield from _families(network.get("ip"), "network.ip")
     dns = network.get("dns")
     if isinstance(dns, list) and len(dns) > MAX_SERVERS:
@@ -129,7 +129,7 @@ NO_LOOPBACK6 = (
 
 
 def parse_port(text: str, key: str) -> PortMapping:
-    """Parse a published port. ``host_port`` is 0 if niso is to choose it. Raises InvalidInput."""
+    """Parse a published port. Raises InvalidInput. If niso is to choose the host port, it is 0."""
     address, ports = _split_address(text, key)
     ports, slash, proto = ports.partition("/")
     if slash and proto not in PROTOCOLS:
@@ -146,7 +146,7 @@ def parse_port(text: str, key: str) -> PortMapping:
 
 
 def _split_address(text: str, key: str) -> tuple[str, str]:
-    """Split a published port into (host address, rest). The address is `ANY` if it is left out."""
+    """Split a published port into (host address, rest). The address is `ANY` if none is set."""
     if text.startswith("["):
         address, bracket, ports = text[1:].partition("]:")
         if not (bracket and values.is_ipv6(address)):
@@ -164,7 +164,7 @@ def _split_address(text: str, key: str) -> tuple[str, str]:
 
 
 def _not_a_host(text: str) -> str | None:
-    """Return why no port can be published on a host address, or None if that is possible."""
+    """Return why no port can be published on a host address. Returns None if it is possible."""
     address = ipaddress.ip_address(text)
     if address.version == 6 and address.ipv4_mapped:
         return f"{text} is an IPv4-mapped address, write {address.ipv4_mapped}"
@@ -181,7 +181,7 @@ def _not_a_host(text: str) -> str | None:
 
 
 def _range(part: str, text: str, key: str) -> tuple[int, int]:
-    """Parse the part ``8000-8010`` of a published port to (first, last), and ``80`` to (80, 80)."""
+    """Parse a port ``80`` to (80, 80), and a range ``8000-8010`` to (8000, 8010)."""
     low, dash, high = part.partition("-")
     first = values.port_number(low)
     last = values.port_number(high) if dash else first
@@ -197,7 +197,9 @@ def _wrong(text: str, key: str, reason: str) -> InvalidInput:
 
 
 def distinct(ports: tuple[PortMapping, ...]) -> tuple[PortMapping, ...]:
-    """Remove repeated ports, and ports on one IP version that are also on all addresses."""
+    """Return published ports without redundant ones: repeated ports, and ports on all addresses of
+    one IP version that are also published on all addresses of both.
+    """
     known = dict.fromkeys(ports)
     return tuple(
         p for p in known if p.host_ip not in (ANY4, ANY6) or p._replace(host_ip=ANY) not in known
@@ -205,11 +207,12 @@ def distinct(ports: tuple[PortMapping, ...]) -> tuple[PortMapping, ...]:
 
 
 def contradictions(ports: Iterable[PortMapping]) -> list[tuple[int, int]]:
-    """Find the published ports that contradict an earlier port; return pairs of their indexes.
+    """Find published ports that contradict an earlier one. Return pairs of indexes into ``ports``.
 
-    A pair is (port, earlier port). Two different ports contradict each other if they publish the
-    same host port on the same address. Each port is the first of at most one pair. A port on one
-    address does not contradict a port on all addresses, because the former has precedence.
+    A pair is (index of the port, index of the earlier port). Two different ports contradict each
+    other if they publish the same host port on the same address. A port is first in at most one
+    pair. A port on one address does not contradict a port on all addresses, because the former has
+    precedence.
     """
     groups: dict[tuple[str, str], list[tuple[int, int, int, PortMapping]]] = {}
     for index, port in enumerate(ports):

@@ -1,8 +1,8 @@
-"""Take what a manifest does not say from the config of an image: ``package.oci``.
+"""Take values that a manifest does not set from the config of an image (``package.oci``).
 
 The image is a folder: an OCI layout (image-spec, image-layout.md), as skopeo copy and podman save
 write it, or an unpacked bundle (runtime-spec, bundle.md), as umoci unpack writes it. Only its
-configuration is read. niso unpacks no layers and asks no registry.
+configuration is read. niso unpacks no layers and contacts no registry.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _RIGHT = values.IMAGE_RIGHT
 _HINT = "skopeo copy docker://IMAGE oci:FOLDER:TAG makes a layout, umoci unpack a bundle"
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64", "ppc64le": "ppc64le"}
 _MACHINES |= {"s390x": "s390x", "armv7l": "arm", "i686": "386"}
-"""Names of processors in uname(2), and in images (GOARCH)."""
+"""Maps names of processors in uname(2) to their names in images (GOARCH)."""
 _REF = "org.opencontainers.image.ref.name"
 _MAX_DEPTH = 3
-"""Limit for an index in an index, such as that of an image for several processors."""
+"""How deep indexes may be nested. An image for several processors has an index in the index."""
 _MAX_VOLUMES = 100
 _OF_BUNDLE = ("/dev", "/proc", "/sys", "/run", "/tmp")  # noqa: S108  # every bundle mounts them
 
 
 class Image(NamedTuple):
-    """The configuration of an image."""
+    """The parts of an image's configuration that niso uses."""
 
     folder: str  # absolute path of the layout or bundle, without symbolic links
     entrypoint: tuple[str, ...]
@@ -51,10 +51,10 @@ class Image(NamedTuple):
 
 
 def read(text: str, folder: str, owners: Collection[int] | None = None) -> Image:
-    """Read the configuration of an image.
+    """Read the configuration of an image. Raises Error.
 
-    ``text`` is the path of its folder, relative to ``folder``, and optionally ``:TAG``. If
-    ``owners`` (uids) are given, only these users may be able to change the files. Raises Error.
+    ``text`` is the path of the image's folder, relative to ``folder``, and optionally ``:TAG``. If
+    ``owners`` (uids) are given, only these users may be able to change the files.
     """
     place = os.path.join(folder, values.image_path(text, KEY))
     tag = ""
@@ -71,7 +71,7 @@ def read(text: str, folder: str, owners: Collection[int] | None = None) -> Image
 
 
 class _File:
-    """A reader of the JSON files of an image, which checks who can change them."""
+    """A reader of an image's JSON files, which refuses files that untrusted users can change."""
 
     def __init__(self, folder: str, owners: Collection[int] | None) -> None:
         self.folder = folder
@@ -83,7 +83,7 @@ class _File:
         return error
 
     def table(self, name: str, digest: str = "") -> dict[str, Any]:
-        """Return the JSON object in a file. ``digest`` is its SHA-256, if it is known."""
+        """Return the JSON object in a file. ``digest`` is the file's SHA-256, or "" if unknown."""
         try:
             content = toml.content(f"{self.folder}/{name}", "image", self._owners, _HINT)
         except Error as error:
@@ -134,7 +134,7 @@ def _of_layout(file: _File, tag: str) -> Image:
 
 
 def _chosen(file: _File, index: Mapping[str, Any], tag: str) -> object:
-    """Return the descriptor of the image with a tag, for the processor of this machine."""
+    """Return the descriptor of the image with this tag for the processor of this machine."""
     given = index.get("manifests")
     found = [one for one in given if isinstance(one, dict)] if isinstance(given, list) else []
     tags = [_table(one.get("annotations")).get(_REF) for one in found]
@@ -218,7 +218,7 @@ def _environment(words: tuple[str, ...]) -> dict[str, str]:
 
 
 def _user(text: str) -> str:
-    """Return the user of an image as in a manifest, or "" for root."""
+    """Return the user of an image as a manifest would set it, or "" for root."""
     name, _, group = text.partition(":")
     if name in ("", "0", "root"):
         return ""
@@ -229,7 +229,7 @@ def _user(text: str) -> str:
 
 
 class Applied(NamedTuple):
-    """A manifest's data, completed by its image."""
+    """A manifest's data, completed with values from the manifest's image."""
 
     data: dict[str, Any]
     environment: Mapping[str, str]  # that of the image, before all variables of the manifest
@@ -238,10 +238,11 @@ class Applied(NamedTuple):
 
 
 def applied(data: dict[str, Any], folder: str, owners: Collection[int] | None = None) -> Applied:
-    """Complete a manifest's data by the image in its key package.oci, if it has that key.
+    """Complete a manifest's data with values from the image in its key package.oci, if it has the
+    key.
 
-    ``folder`` and ``owners`` are as for `read`. Tables that do not have the right type stay as they
-    are: `niso.manifest.validate.walk` reports them.
+    ``folder`` and ``owners`` are as for `read`. Tables of a wrong type stay as they are, because
+    `niso.manifest.validate.walk` reports them.
     """
     package = _table(data.get("package"))
     text = package.get("oci")
@@ -292,9 +293,8 @@ def applied(data: dict[str, Any], folder: str, owners: Collection[int] | None = 
 def _fits(
     key: str, value: str, rule: Callable[[str, str], object], errors: list[tuple[str, str]]
 ) -> bool:
-    """Return whether a value of an image passes the rule of the key that it goes to.
-
-    Otherwise the reason and the next step are appended to ``errors``.
+    """Return whether a value of an image is valid for the manifest's key. If not, add an error. The
+    error is (reason, next step), and is appended to ``errors``.
     """
     try:
         rule(value, key)
@@ -306,10 +306,11 @@ def _fits(
 
 
 def _program(own: Mapping[str, Any], image: Image, errors: list[tuple[str, str]]) -> dict[str, Any]:
-    """Return [binary] with entrypoint and arguments, combined as Docker does.
+    """Return [binary] with the entrypoint and arguments of manifest and image, combined as in
+    Docker.
 
     An entrypoint of the manifest replaces both of the image. Arguments of the manifest replace the
-    command of the image; the first one is the program if the image has no entrypoint.
+    command of the image. If the image has no entrypoint, the first argument is the program.
     """
     if "entrypoint" in own:
         return dict(own)
@@ -329,10 +330,10 @@ def _program(own: Mapping[str, Any], image: Image, errors: list[tuple[str, str]]
 
 
 def _volumes(points: tuple[str, ...], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a named volume for each mount point of an image that no volume of the manifest has.
+    """Return a named volume for each mount point of an image at which the manifest has no volume.
 
-    Its name is its path with ``-``, and a number if that name is taken. A path at which niso
-    mounts nothing is left out.
+    A volume is named after its mount point, with ``-`` for ``/``, and a number if the name is
+    taken. Mount points at which niso mounts nothing are left out.
     """
     taken = [str(_table(volume).get("mount")) for volume in own.values()]
     made: dict[str, dict[str, str]] = {}

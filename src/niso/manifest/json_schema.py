@@ -1,7 +1,7 @@
 """Build the JSON Schemas (draft 2020-12) of manifest.toml and stack.toml, for editors.
 
-`niso schema` prints them. The schema of manifest.toml is derived from `niso.manifest.keys`;
-conditions between several keys are in this module. `niso.manifest.validate` rejects every file that
+`niso schema` prints them. The schema of manifest.toml is derived from `niso.manifest.keys`.
+Conditions between several keys are in this module. `niso.manifest.validate` rejects every file that
 a schema rejects. It also checks conditions that a schema cannot express: that folders exist, that
 names differ, and that no host port is used twice.
 """
@@ -69,7 +69,7 @@ def manifest_schema() -> dict[str, Any]:
 
 
 def _mode(mode: str, without: list[str]) -> dict[str, Any]:
-    """Build the condition that [network] has none of the keys ``without`` if it has this mode."""
+    """Build the condition that [network] with this mode has none of the keys ``without``."""
     needs: dict[str, Any] = {"properties": {"mode": {"const": mode}}}
     if mode != "bridge":
         needs["required"] = ["mode"]
@@ -80,7 +80,7 @@ def _mode(mode: str, without: list[str]) -> dict[str, Any]:
 
 
 def definitions(table: Any) -> dict[str, Any]:
-    """Return the JSON Schemas of a table's class and of the tables nested in it, by class name."""
+    """Return {class name: JSON Schema} for a table's class and for the tables nested in it."""
     known = convert.fields(table)
     properties = {name: _kind(may_be) for name, may_be in known.items()}
     for name, default in table._field_defaults.items():
@@ -102,7 +102,6 @@ def definitions(table: Any) -> dict[str, Any]:
 
 
 def _tables(may_be: Kind) -> Iterator[Any]:
-    """Yield the classes of all tables that a value of this type can contain."""
     for inside in may_be.values():
         if convert.is_table(inside):
             yield inside
@@ -111,7 +110,7 @@ def _tables(may_be: Kind) -> Iterator[Any]:
 
 
 def _kind(may_be: Kind) -> dict[str, Any]:
-    """Build the JSON Schema of a value with this type, without None, which TOML does not have."""
+    """Build the JSON Schema of a value with these types. None is left out, as TOML has no null."""
     choices = [_choice(form, inside) for form, inside in may_be.items() if form is not NoneType]
     return choices[0] if len(choices) == 1 else {"anyOf": choices}
 
@@ -128,7 +127,7 @@ def _choice(form: type, inside: Any) -> dict[str, Any]:
 
 
 def _set_rule(field: dict[str, Any], rule: Mapping[str, Any]) -> None:
-    """Add a rule's conditions to the JSON Schema ``field``, for an array to that of its items."""
+    """Add the conditions of a rule to the JSON Schema ``field``, or to that of an array's items."""
     for choice in field.get("anyOf", [field]):
         items = {"array": "items", "object": "additionalProperties"}.get(choice.get("type"))
         if items:
@@ -217,7 +216,7 @@ def stack_schema() -> dict[str, Any]:
 
 
 def _inline(tables: dict[str, Any]) -> dict[str, Any]:
-    """Derive the JSON Schemas of [services.NAME], which requires fewer keys than a manifest."""
+    """Derive the JSON Schemas for [services.NAME], which requires fewer keys than a manifest."""
     text = json.dumps({f"Inline{name}": tables[name] for name in _OWN})
     for name in _OWN:
         text = text.replace(f'"#/$defs/{name}"', f'"#/$defs/Inline{name}"')

@@ -1,10 +1,10 @@
 """Declare every key of manifest.toml, each once, in `KEYS`.
 
 A declaration has the key's path, type, description, default and rule, and the field of
-`niso.plan.specs.ServiceSpec` that the value goes to. From these declarations follow the types and
-defaults (`TABLES`), the checks (`niso.manifest.validate`), the JSON Schema
-(`niso.manifest.json_schema`), the reference and the manual page, and the ServiceSpec (`spec`). To
-add a key, add an entry here, a field of the ServiceSpec, and the code that uses the field.
+`niso.plan.specs.ServiceSpec` that the value goes to. The types and defaults (`TABLES`), the checks
+(`niso.manifest.validate`), the JSON Schema (`niso.manifest.json_schema`), the reference, the manual
+page and the ServiceSpec (`spec`) are derived from these declarations. To add a key, add an entry
+here, a field of the ServiceSpec, and the code that uses the field.
 
 Conditions between several keys are in `niso.manifest.validate` and, for the schema, in
 `niso.manifest.json_schema`.
@@ -33,45 +33,45 @@ class Rule(NamedTuple):
     """A condition that a value, or each item of an array or table, must meet."""
 
     parse: Callable[[Any, str], Any]
-    """A function that takes a value and its key path, and returns the parsed value. It raises
-    InvalidInput if the value does not meet the condition."""
+    """A function (value, key path) that returns the parsed value. It raises InvalidInput if the
+    value does not meet the condition."""
     schema: Mapping[str, Any] = {}
     """The same condition as a JSON Schema, as far as a schema can express it."""
 
 
 ANY = Rule(lambda value, _: value)
-"""The rule of a key for which every value of the right type is valid."""
+"""The rule of a key that accepts every value of the right type."""
 
 
 class Key(NamedTuple):
     path: str
-    """The path, such as service.stop_timeout. volumes.*.size is a key of each table in [volumes].
-    """
+    """The path of the key, such as service.stop_timeout. volumes.*.size is a key of each table in
+    [volumes]."""
     type: Any
-    """The type, as in `niso.base.convert`. If it is a string, the key is a table with this title.
-    """
+    """The type, in the form of `niso.base.convert`. If it is a string, the key is a table with this
+    title."""
     default: Any = ...
     """The default value; Ellipsis if the key is required. A table has ``{}``, since its keys have
     their own defaults."""
     rule: Rule = ANY
     to: str = ""
     """The field of the NetworkSpec or ProgramSpec that the value goes to. ``limits.arp`` is a field
-    of a record in it. If it is empty, `spec` handles the value."""
+    of the record ``limits`` in it. If it is "", the function `spec` handles the value."""
     names: Rule = ANY
-    """The rule for the names in a table whose names the user chooses."""
+    """For a table with names that the user chooses: the rule for these names."""
     schema: Mapping[str, Any] = {}
-    """Further conditions on the whole value, for the JSON Schema."""
+    """Further conditions on the whole value, as a JSON Schema."""
     modes: tuple[str, ...] = ()
-    """For a key of [network], the modes in which it is allowed; empty means all."""
+    """The network modes in which a key of [network] is allowed. Empty means all modes."""
     about: str = ""
-    """The description, for the schema and the reference."""
+    """The description of the key, for the JSON Schema and the reference."""
 
     def described(self, about: str) -> Key:
         return self._replace(about=about)
 
     @property
     def table(self) -> str:
-        """Return the path of the table that this key is in; "" for the top level of the file."""
+        """Return the path of the table that this key is in, or "" for the top level of the file."""
         return self.path.removesuffix(".*").rpartition(".")[0]
 
     @property
@@ -84,7 +84,7 @@ class Key(NamedTuple):
 
     @property
     def has_any_names(self) -> bool:
-        """Return whether users choose the names of the tables below this key, as in [volumes]."""
+        """Return whether this key is a table in which users choose the names, such as [volumes]."""
         return self.path.endswith(".*")
 
 
@@ -96,12 +96,11 @@ def _pattern(parse: Callable[[str, str], Any], pattern: str) -> Rule:
 
 
 def _duration(low: float, high: float) -> Rule:
-    """Build the rule for a duration such as ``5s``, from ``low`` to ``high`` seconds."""
     return _pattern(lambda text, key: values.duration(text, key, low, high), _DURATION)
 
 
 def _number(low: int, high: int, right: str, example: str, reason: str = "is out of range") -> Rule:
-    """Build the rule for an integer. The three texts are parts of its error message."""
+    """Build the rule for an integer. ``right``, ``example`` and ``reason`` are for its error."""
 
     def parse(number: int, key: str) -> int:
         if not low <= number <= high:
@@ -625,7 +624,7 @@ TABLES: dict[str, Any] = {}
 
 
 def _table(path: str, title: str) -> Any:
-    """Build the named tuple class of the table at the key path ``path``, and add it to `TABLES`."""
+    """Build the named tuple class of the table at a key path, and add the class to `TABLES`."""
     types: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
     for name, key in SECTIONS[path].items():
@@ -648,7 +647,7 @@ BY_PATH = {key.path: key for key in KEYS if not key.is_table}
 
 
 def key_at(path: str) -> Key | None:
-    """Return the declaration of the key at a path such as ``network.ports[0]``; None if unknown."""
+    """Return the declaration of the key at a path such as ``network.ports[0]``, or None."""
     plain = path.rpartition("[")[0] or path
     above, _, name = plain.rpartition(".")
     paths = (plain, f"{above.partition('.')[0]}.*.{name}", above)
@@ -659,7 +658,7 @@ def key_at(path: str) -> Key | None:
 
 
 def spec(manifest: Any, parsed: Mapping[str, Any]) -> ServiceSpec:
-    """Build the ServiceSpec of a manifest, an instance of `Manifest`.
+    """Build the ServiceSpec of a manifest, which is an instance of the class `Manifest`.
 
     ``parsed`` has the values that `niso.manifest.validate.rules` has parsed, by their key paths
     (``network.ports[0]``). Other values are parsed here. Raises InvalidInput.
@@ -707,7 +706,7 @@ def spec(manifest: Any, parsed: Mapping[str, Any]) -> ServiceSpec:
 
 
 def _completed(manifest: Any, parsed: Mapping[str, Any]) -> Any:
-    """Set the defaults that depend on other keys, because a stored manifest has all values."""
+    """Set the defaults that depend on other keys, because the stored manifest has all values."""
     isolation, service = manifest.isolation, manifest.service
     limits, path = isolation.resources, "isolation.resources.memory_max"
     if limits.tmp_size is None:
@@ -725,11 +724,11 @@ def _completed(manifest: Any, parsed: Mapping[str, Any]) -> Any:
 def _read(
     section: str, table: Any, base: str, parsed: Mapping[str, Any], made: dict[str, dict[str, Any]]
 ) -> None:
-    """Add the parsed values of a table and its subtables to ``made``.
+    """Add the parsed values of a table and of its subtables to ``made``.
 
-    ``made`` maps the record in a ServiceSpec, such as "limits", to its fields. ``section`` is the
-    table's path in `SECTIONS`, and ``base`` its path in the file. Tables whose names the user
-    chooses, such as [volumes.data], are left out.
+    ``made`` maps each record in a ServiceSpec, such as "limits", to its fields. ``section`` is the
+    table's path in `SECTIONS`, and ``base`` its path in the file. Subtables with names that the
+    user chooses, such as [volumes.data], are left out.
     """
     for (name, key), value in zip(SECTIONS[section].items(), table, strict=True):
         if key.to:
@@ -741,7 +740,7 @@ def _read(
 
 
 def _value(key: Key, value: Any, path: str, parsed: Mapping[str, Any]) -> Any:
-    """Return the parsed form of a value. In an array or a table, each item is parsed."""
+    """Parse the value of a key by the key's rule. In an array or a table, each item is parsed."""
     if value is None or key.rule is ANY:
         return value
     if type(value) is tuple:
@@ -753,7 +752,7 @@ def _value(key: Key, value: Any, path: str, parsed: Mapping[str, Any]) -> Any:
 
 
 def _deploy(service: Any, fields: dict[str, Any]) -> specs.DeploySpec | None:
-    """Return how a service's instances are replaced; None if the service has no service address."""
+    """Return how the instances of a service are replaced, or None without a service address."""
     if service.replicas is None and service.update != "start-first":
         return None
     return specs.DeploySpec(service.replicas or 1, service.update or "start-first", **fields)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "manifest.toml"
 Outer = Callable[[], Mapping[str, str]]
-"""A function without arguments that reads variables, and returns their values by name."""
+"""A function without arguments that returns the variables of a stack, by name."""
 
 
 class Loaded(NamedTuple):
@@ -36,11 +36,12 @@ class Loaded(NamedTuple):
 
 
 def load(path: str, owners: Collection[int] | None = None) -> Loaded:
-    """Read and check the manifest at ``path``: a file, or a folder with a manifest.toml.
+    """Read and check a manifest. ``path`` is the file, or a folder with a manifest.toml.
 
     If ``owners`` (uids) are given, only these users may be able to change the file. Raises NotFound
-    if it does not exist, Error if it cannot be read, InvalidInput if it is not valid TOML, and an
-    ErrorGroup with one InvalidInput for each invalid value. Messages begin with the file's path.
+    if the file does not exist, Error if it cannot be read, InvalidInput if it is not valid TOML,
+    and an ErrorGroup with one InvalidInput for each invalid value. Messages begin with the file's
+    path.
     """
     path = place(path)
     data = prepared(toml.load(path, FILE_NAME, owners), path, owners)
@@ -48,10 +49,10 @@ def load(path: str, owners: Collection[int] | None = None) -> Loaded:
 
 
 def of_data(data: object, folder: str) -> Loaded:
-    """Check a manifest that is given as dicts and lists, as tomllib returns them.
+    """Check a manifest that is given as dicts and lists, in the form that tomllib returns.
 
-    ``folder`` is the package's folder. Messages refer to the data as the manifest.toml in it.
-    Raises NotFound if the folder does not exist, and ErrorGroup as `load` does.
+    ``folder`` is the package's folder. Error messages name the manifest.toml in this folder. Raises
+    NotFound if the folder does not exist, and ErrorGroup as `load` does.
     """
     path = os.path.join(folder, FILE_NAME)
     if not os.path.isdir(folder):
@@ -71,7 +72,9 @@ def of_data(data: object, folder: str) -> Loaded:
 
 
 def _tables(value: object) -> object:
-    """Copy data to plain dicts and lists. Raises RecursionError and UnicodeEncodeError."""
+    """Copy mappings and sequences to plain dicts and lists, so that the caller cannot change them
+    later. Raises RecursionError and UnicodeEncodeError.
+    """
     if isinstance(value, Mapping):
         return {_tables(str(key)): _tables(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -82,7 +85,7 @@ def _tables(value: object) -> object:
 
 
 def place(path: str) -> str:
-    """Return the absolute path of a manifest.toml. ``path`` is the file or its folder."""
+    """Return the absolute path of a manifest.toml, given the file or its folder."""
     path = os.path.abspath(path)
     return os.path.join(path, FILE_NAME) if os.path.isdir(path) else path
 
@@ -93,7 +96,7 @@ def prepared(
     owners: Collection[int] | None = None,
     outer: Outer | None = None,
 ) -> Resolved:
-    """Substitute the variables in a manifest's data, and make its paths absolute.
+    """Substitute the variables in a manifest's data, and make its relative paths absolute.
 
     ``path`` is the manifest's file. ``outer`` returns the variables of a stack, which have
     precedence over those in the file .env next to the manifest. Raises Error and InvalidInput if
@@ -110,7 +113,8 @@ def prepared(
 def with_paths(
     resolved: Resolved, folder: str, owners: Collection[int] | None = None, base: str = ""
 ) -> Resolved:
-    """Make the relative paths in the data of a manifest absolute: env_file, volumes and secrets.
+    """Make the relative paths in a manifest's data absolute: those in env_file, volumes and
+    secrets.
 
     Paths are relative to ``folder``, and none may lead out of it. The host path of a volume is
     relative only if it begins with ``./``. ``base`` is the key path of the data in its file. If
@@ -145,7 +149,7 @@ def with_paths(
 def _env_files(
     written: Any, key: str, folder: str, owners: Collection[int] | None
 ) -> tuple[Any, list[InvalidInput]]:
-    """Make the paths in env_file absolute, without symbolic links; return (new value, errors)."""
+    """Make the paths in env_file absolute, with links resolved. Return (new value, errors)."""
     errors: list[InvalidInput] = []
 
     def placed(file: Any, at: str) -> Any:
@@ -257,7 +261,7 @@ def written(spec: ServiceSpec) -> dict[str, Any]:
 
 
 def _changed(table: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a table that are not as in ``defaults``. ``${`` in strings is escaped."""
+    """Return the keys of a table whose values differ from ``defaults``, with ``${`` escaped."""
     result: dict[str, Any] = {}
     for name, value in table.items():
         default = defaults.get(name)

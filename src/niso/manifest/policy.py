@@ -3,8 +3,8 @@
 An entry is a peer, then optionally ``:PORT`` or ``:PORT-PORT``, then optionally ``/PROTO``:
 ``frontend:8080/tcp``. A peer is a service (name or hostname, with or without .niso.local),
 ``network:NAME``, an address or a prefix. An IPv6 address or prefix is in brackets if a port follows
-(RFC 3986, 3.2.2). In ``egress.allow`` of a manifest a peer may also be an outside name: a domain
-name with a dot that is not below niso.local. `niso.plan.verdict` defines what an entry matches.
+(RFC 3986, 3.2.2). In ``egress.allow`` of a manifest a peer may also be a DNS name: a domain name
+with a dot that is not below niso.local. `niso.plan.verdict` defines what an entry matches.
 
 An attachment is a service that a container engine or another program starts. The user of this
 program writes the attachment's policy. In addition, the administrator's policies in
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 PROTOCOLS = ("tcp", "udp", "sctp", "icmp")
 ALL_PORTS = (0, 65535)
-"""The ports of an entry that names none. Such an entry also matches protocols without ports."""
+"""The ports of an entry that sets no ports. Such an entry also matches protocols without ports."""
 RIGHT = "PEER[:PORT[-PORT]][/tcp|udp|sctp|icmp], PEER a service, network:NAME, address or prefix"
 EXAMPLE = '"frontend:8080/tcp"'
 EGRESS_ALLOW = "network.policy.egress.allow"
@@ -51,12 +51,12 @@ DATE = (
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
     r"(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?(?:Z|[+-][0-9]{2}:[0-9]{2})?)?"
 )
-"""The regular expression of a date, or of a date and time, in ``audit_until``."""
+"""A regular expression for the values of ``audit_until``: a date, or a date and time."""
 
 NO_END = "never"
 """The value of ``audit_until`` for an audit period without an end."""
 AUDIT_ENDS = f'a date, a date and time, or "{NO_END}"'
-"""The valid values of ``audit_until``, for messages."""
+"""A description of the valid values of ``audit_until``, for messages."""
 
 _NETWORK = "network:"
 _NOT_HERE = "names outside niso.local can only be in network.policy.egress.allow of a manifest"
@@ -98,10 +98,10 @@ def parse(
 
 
 def denials(entries: Iterable[Entry]) -> tuple[Entry, ...]:
-    """Add the addresses of cloud metadata services before each entry "metadata" of ``egress.deny``.
+    """Expand the entry "metadata" in ``egress.deny``, which denies the metadata services of clouds.
 
-    The entry "metadata" itself stays, because a service can have this name, and a list must not
-    deny less than it declares.
+    Entries with the addresses of these services are added before it. The entry "metadata" itself
+    stays, because a service can have this name, and a list must not deny less than it declares.
     """
     result: list[Entry] = []
     for entry in entries:
@@ -114,7 +114,7 @@ def denials(entries: Iterable[Entry]) -> tuple[Entry, ...]:
 
 
 def audit_end(text: str, key: str) -> int:
-    """Parse the end of an audit period to seconds since 1970. Raises InvalidInput.
+    """Parse the end of an audit period to a Unix time in seconds. Raises InvalidInput.
 
     ``text`` is a date or date-time of TOML (RFC 3339). A date means the start of the day. Without
     an offset, the time zone is the host's. For "never", the result is
@@ -167,8 +167,8 @@ def parse_egress_allow(text: str, key: str) -> Entry:
 def parse_entry(text: str, key: str, egress: bool, outside: bool = False) -> Entry:
     """Parse an entry of a policy. Raises InvalidInput if the value is invalid.
 
-    ``key`` is the key path of the entry. ``egress`` says whether the list is for connections of the
-    service, and ``outside`` whether the entry may be a DNS name.
+    ``key`` is the key path of the entry. ``egress`` says whether the entry is for connections from
+    the service, and ``outside`` whether the entry may be a DNS name.
     """
     peer, suffix = _split(text, key)
     ports, slash, proto = (
@@ -191,7 +191,7 @@ def parse_entry(text: str, key: str, egress: bool, outside: bool = False) -> Ent
 
 
 def _split(text: str, key: str) -> tuple[str, str]:
-    """Split an entry into its peer, without brackets, and the ports and protocol after the peer."""
+    """Split an entry into (peer, ports and protocol). The peer has no brackets."""
     if text.startswith("["):
         peer, bracket, suffix = text[1:].partition("]")
         if not bracket or ":" not in peer or (suffix and suffix[0] not in ":/"):
@@ -211,7 +211,6 @@ def _split(text: str, key: str) -> tuple[str, str]:
 
 
 def _range(ports: str, text: str, key: str) -> tuple[int, int]:
-    """Parse the ports ``80`` or ``80-90`` of an entry to (first, last). Raises InvalidInput."""
     low, dash, high = ports.partition("-")
     first = values.port_number(low)
     last = values.port_number(high) if dash else first
@@ -226,9 +225,8 @@ def _range(ports: str, text: str, key: str) -> tuple[int, int]:
 
 
 def _peer(peer: str, suffix: str, text: str, key: str, egress: bool) -> Peer:
-    """Parse the peer of the entry ``text``. Raises InvalidInput if the value is invalid.
-
-    ``suffix`` is the part of the entry after the peer, such as ``:80/tcp``.
+    """Parse the peer of the entry ``text``. Raises InvalidInput if the peer is invalid. ``suffix``
+    is the part of the entry after the peer, such as ``:80/tcp``.
     """
     if not peer:
         everybody = f'"0.0.0.0/0{suffix}" for all of IPv4, "[::/0]{suffix}" for all of IPv6'
@@ -241,7 +239,6 @@ def _peer(peer: str, suffix: str, text: str, key: str, egress: bool) -> Peer:
 
 
 def _is_domain(peer: str) -> bool:
-    """Return whether a peer looks like a DNS name, and not like an address or a service's name."""
     if "." not in peer or ":" in peer or "/" in peer:
         return False
     if peer[0] in values.DIGITS:  # 10.1.2.x is a mistyped address, 1.example.com is a name
@@ -336,7 +333,7 @@ def _prefix(peer: str, suffix: str, text: str, key: str) -> _Prefix:
 
 
 def _not_an_address(text: str, with_length: bool) -> str:
-    """Return why ``text`` is not an address. ``with_length`` says that a prefix length follows."""
+    """Return why a text is not an address. ``with_length`` says that a prefix length follows it."""
     shown = base_text.shown(text)
     if ":" not in text:
         if with_length and not _OF_IPV4.issuperset(text):
@@ -348,14 +345,13 @@ def _not_an_address(text: str, with_length: bool) -> str:
 
 
 def _written(peer: str, suffix: str) -> str:
-    """Format peer and ``suffix`` as an entry in quotes, an IPv6 peer before a port in brackets."""
     if ":" in peer and suffix.startswith(":"):
         return f'"[{peer}]{suffix}"'
     return f'"{peer}{suffix}"'
 
 
 def _not_a_peer(prefix: _Prefix) -> tuple[str, str] | None:
-    """Return (reason, valid form) if no service can have an address in a prefix, or None."""
+    """Return (reason, valid form) if no service can have an address in a prefix, otherwise None."""
     if isinstance(prefix, ipaddress.IPv6Network) and prefix.subnet_of(_MAPPED):
         number = ipaddress.IPv4Network(
             (int(prefix.network_address) & 0xFFFFFFFF, prefix.prefixlen - 96)
@@ -386,8 +382,8 @@ _LISTS = ("allow_from", "deny_from")
 _EGRESS = ("allow", "deny")
 _FURTHER = ("log", "egress")
 _LONGEST_NAME = 30
-"""The maximum length of a file name in characters. The name is part of the comments of nftables
-elements, whose length is limited."""
+"""The maximum length of a policy file's name in characters. The name is part of the comments of
+nftables elements, whose length is limited."""
 
 
 def about(
@@ -431,7 +427,7 @@ def _untrusted(path: str) -> str:
 
 
 def _tables(file: str) -> list[dict[str, Any]]:
-    """Read the tables [[policy]] of a file. Raises Error if the file or a key is invalid."""
+    """Read the [[policy]] tables of a policy file. Raises Error if the file or a key is invalid."""
     if len(os.path.basename(file)) > _LONGEST_NAME:
         raise InvalidInput(f"{file}: its name is too long", f"at most {_LONGEST_NAME} characters")
     data = toml.load(file, "file of policies", {0}, _untrusted(file))
@@ -468,7 +464,7 @@ def _wrong_file(file: str, reason: str) -> InvalidInput:
 
 
 def _is_about(table: Mapping[str, Any], subject: Mapping[str, tuple[str, ...]]) -> bool:
-    """Return whether every matcher in a [[policy]] table matches a value of the attachment."""
+    """Return whether each matcher in a [[policy]] table matches a value in ``subject``."""
     from fnmatch import fnmatchcase
 
     for matcher in table.keys() & {*MATCHERS}:

@@ -34,9 +34,8 @@ MAX_SPREAD = 16  # host ports of one entry of network.ports: each is a separate 
 
 
 def signal(text: str, key: str) -> str:
-    """Return the name of a signal without ``SIG``. ``text`` is its name or its number.
-
-    Raises InvalidInput if signal(7) does not have it.
+    """Return the name of a signal without ``SIG``, given its name or number. Raises InvalidInput.
+    Only the signals of signal(7) are valid.
     """
     known = Signals.__members__
     numbers = {str(one.value): name for name, one in known.items()}
@@ -58,7 +57,8 @@ _CRON = {
     "yearly": "0 0 1 1 *",
     "annually": "0 0 1 1 *",
 }
-"""The words of systemd.time(7) for calendar events, and the same times in crontab(5)."""
+"""Maps the words for calendar events of systemd.time(7) to the same times in the form of
+crontab(5)."""
 _WEEK = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
 CALENDAR = r"^[A-Za-z0-9*][A-Za-z0-9*,./:~_+ -]*$"
 
@@ -90,9 +90,8 @@ _RANGES = {
 
 
 def _calendar_parts(text: str) -> dict[str, str] | None:
-    """Split a calendar event of systemd.time(7) into its parts; None if it is not valid.
-
-    A missing part is "". systemd checks the rest, such as the time zone, when it reads a timer.
+    """Split a calendar event of systemd.time(7) into its parts. Returns None if it is not valid. A
+    missing part is "". systemd checks the rest, such as the time zone, when it reads a timer.
     """
     found = re.fullmatch(_calendar_pattern(), text, re.ASCII | re.IGNORECASE)
     parts = {} if found is None else found.groupdict("")
@@ -106,7 +105,9 @@ def _calendar_parts(text: str) -> dict[str, str] | None:
 
 
 def calendar(text: str, key: str) -> str:
-    """Return a calendar event of systemd.time(7), with single spaces. Raises InvalidInput."""
+    """Return ``text`` with single spaces if it is a calendar event of systemd.time(7). Raises
+    InvalidInput. If the text is a time in the form of crontab(5), the error shows the event.
+    """
     plain = " ".join(text.split())
     right = "a calendar event of systemd.time(7), such as daily, Mon..Fri 08:00 or *-*-* 03:00"
     reason, example = "is not a valid time", "*-*-* 03:00"
@@ -123,7 +124,7 @@ MAX_CALENDAR = 200
 
 
 def cron(schedule: str) -> str | None:
-    """Return the five fields of crontab(5) for a calendar event; None if cron has no such times."""
+    """Convert a calendar event to the five fields of crontab(5), or None if that is impossible."""
     if schedule in _CRON:
         return _CRON[schedule]
     parts = _calendar_parts(schedule)
@@ -145,7 +146,6 @@ def cron(schedule: str) -> str | None:
 
 
 def _of_cron(text: str) -> str | None:
-    """Return the calendar event for the five fields of crontab(5); None if it is no such text."""
     known = {f"@{word}": word for word in _CRON} | {"@midnight": "daily"}
     fields = text.split()
     if text in known or len(fields) != 5:
@@ -163,12 +163,14 @@ def _of_cron(text: str) -> str | None:
 
 
 def of_cron(text: str) -> str | None:
-    """Return the calendar event of systemd.time(7) for times of crontab(5), or None."""
+    """Convert times in the form of crontab(5) to a calendar event of systemd.time(7). Returns None
+    if the text is invalid, or if no calendar event expresses the times.
+    """
     return _of_cron(" ".join(text.split()))
 
 
 def deploy_problems(data: Mapping[str, Any], parsed: Mapping[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error for each key that is not possible with, or not without, a service address.
+    """Yield an error for each key that needs a service address or cannot be combined with one.
 
     A service has a service address if it sets service.replicas, or service.update = "start-first".
     ``data`` is the manifest, and ``parsed`` its valid values by key path.
@@ -226,7 +228,7 @@ def deploy_problems(data: Mapping[str, Any], parsed: Mapping[str, Any]) -> Itera
 
 
 def _spread_ports(parsed: Mapping[str, Any], key: str) -> Iterator[InvalidInput]:
-    """Yield an error for each port that a service with a service address cannot publish."""
+    """Yield an error for each published port that is impossible with a service address."""
     earlier: list[PortMapping] = []
     for path, port in parsed.items():
         if not path.startswith("network.ports["):
@@ -248,7 +250,7 @@ def _spread_ports(parsed: Mapping[str, Any], key: str) -> Iterator[InvalidInput]
 
 
 KINDS = ("tcp", "http", "command")
-"""The keys that choose the kind of a health check, which must have exactly one of them."""
+"""The keys of [healthcheck] that choose the kind of check. Exactly one of them must be set."""
 MAX_RETRIES = 1000
 MAX_URL = 2048
 _RIGHT = (
@@ -303,7 +305,6 @@ def _after(text: str) -> tuple[str, str]:
 
 
 def _address(text: str, key: str, name: str, names: set[str]) -> str:
-    """Return the address to connect to for the host ``name`` of a URL. Raises InvalidInput."""
     if name == "localhost" or name in names or name.removesuffix(".niso.local") in names:
         return ""
     if values.is_ipv4(name) and name.startswith("127."):
@@ -315,13 +316,13 @@ def _address(text: str, key: str, name: str, names: set[str]) -> str:
 
 
 def own_names(name: object, hostname: object, aliases: object) -> set[str]:
-    """Return the host names that refer to the service itself in the URL of its health check."""
+    """Return the host names by which the URL of a health check can refer to the service itself."""
     more = aliases if isinstance(aliases, list | tuple) else ()
     return {own for own in (name, hostname, *more) if isinstance(own, str)}
 
 
 def health_problems(section: Mapping[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error for keys of [healthcheck] that exclude each other, or if all are missing."""
+    """Yield an error if [healthcheck] has keys that exclude each other, or no key for its kind."""
     command = section.get("command")
     if isinstance(command, list) and (not command or command[0] == ""):
         right = "a program and its arguments"
@@ -346,14 +347,14 @@ MIN_PIDS = 2  # PID 1 of the service and its program
 MAX_PIDS = 4_194_304  # PID_MAX_LIMIT (linux/threads.h)
 MAX_PERCENT = 1_000_000
 PIDS = 2048
-"""The maximum number of processes and threads if the manifest sets none. Podman has the same."""
+"""The maximum number of processes and threads if the manifest sets none, as in Podman."""
 TMP = 256 << 20
-"""The size of each of /tmp, /run and /var/tmp in bytes if the service has no memory limit."""
+"""The size in bytes of /tmp, /run and /var/tmp each, for a service without a memory limit."""
 MIN_TMPFS = 64 << 10
 FRAGMENTS = 40
 """The limit of IP fragments per second for a service that can send incomplete packets. The host
 keeps the parts of such packets for 30 s, in 4 MiB (net.ipv4.ipfrag_time, ipfrag_high_thresh), which
-is enough for 1,600 large ones."""
+is enough for 1,600 large packets."""
 MAX_RATE = 1_000_000
 """The highest value of the network limits in [isolation.resources], per second."""
 WAYS = ("in", "out")
@@ -375,10 +376,7 @@ def _size_in(text: str, key: str, low: int, right: str, example: str) -> int:
 
 
 def rate(text: str, key: str) -> int:
-    """Parse a rate in bits per second, such as ``100M`` (powers of 1000), to bytes per second.
-
-    Raises InvalidInput.
-    """
+    """Parse a rate such as ``100M`` bits per second to bytes per second. Raises InvalidInput."""
     unit = _RATE_UNITS.get(text[-1:])
     digits = text[:-1]
     number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 9 else 0
@@ -396,7 +394,7 @@ def rate_of_bits(bits: int, key: str, written: object) -> int:
 
 
 def way(text: str, key: str) -> str:
-    """Return ``text`` if it is a direction of network.bandwidth, in or out. Raises InvalidInput."""
+    """Return ``text`` if it is a key of network.bandwidth: in or out. Raises InvalidInput."""
     return values.require(
         text, key, None if text in WAYS else "is an unknown direction", "in or out"
     )
@@ -419,7 +417,9 @@ def tmpfs(text: str, key: str) -> int:
 
 
 def tmp_default(memory_max: int | None) -> str:
-    """Return the default size of /tmp, /run and /var/tmp each, given the memory limit in bytes."""
+    """Return the default size of each of /tmp, /run and /var/tmp, as in a manifest. ``memory_max``
+    is the service's memory limit in bytes, or None for no limit.
+    """
     size = TMP if memory_max is None else memory_max // 4
     if size >= 1 << 39:  # the text of a size has at most nine digits
         return f"{size >> 30}G"
@@ -428,8 +428,7 @@ def tmp_default(memory_max: int | None) -> str:
 
 def fragments_default(capabilities: Collection[str]) -> int:
     """Return the default limit of IP fragments per second for a service with these capabilities.
-
-    It is 0, no limit, if none of them lets the service send raw packets.
+    The result is 0, which means no limit, if no capability lets the service send raw packets.
     """
     return 0 if SENDS_RAW.isdisjoint(capabilities) else FRAGMENTS
 
@@ -440,9 +439,9 @@ def fragments_default(capabilities: Collection[str]) -> int:
 _BYTES = frozenset(("as", "core", "data", "fsize", "memlock", "msgqueue", "rss", "stack"))
 RLIMITS = (*sorted(_BYTES), "cpu", "locks", "nice", "nofile", "nproc", "rtprio", "rttime")
 RLIMITS += ("sigpending",)
-"""The names of setrlimit(2) in lower case, without RLIMIT_: first those in bytes."""
+"""The resources of setrlimit(2), in lower case without RLIMIT_. Limits in bytes come first."""
 RLIMIT = r"^(?:unlimited|[0-9]{1,18}[KMG]?)(?::(?:unlimited|[0-9]{1,18}[KMG]?))?$"
-"""The pattern of a limit that is written as text."""
+"""A regular expression for a resource limit that is written as text."""
 DEVICE = r"^/dev/[^:\u0000-\u001f]+(?::/dev/[^:\u0000-\u001f]+)?(?::(?:r|w|rw))?$"
 SYSCTL = r"^net[./][a-z0-9_]+(?:[./][A-Za-z0-9_-]+)+$"
 SYSCTL_VALUE = r"^[A-Za-z0-9_-]+(?:[ \t]+[A-Za-z0-9_-]+)*$"
@@ -456,9 +455,8 @@ def rlimit_name(text: str, key: str) -> str:
 
 
 def rlimit(value: int | str, key: str) -> tuple[int, int]:
-    """Parse a limit such as 65536, ``1024:65536``, ``64M`` or ``unlimited`` to (soft, hard).
-
-    One number is both. The numbers have the units of setrlimit(2). Raises InvalidInput.
+    """Parse a limit such as 65536, ``1024:65536``, ``64M`` or ``unlimited`` to (soft, hard). A
+    single number is used for both limits, in the units of setrlimit(2). Raises InvalidInput.
     """
     in_bytes = key.rpartition(".")[2] in _BYTES
     right = "a number, unlimited, or SOFT:HARD" + (", also with K, M or G" if in_bytes else "")
@@ -485,8 +483,9 @@ def _rlimit(text: str, in_bytes: bool) -> int | None:
 def sysctl_name(text: str, key: str) -> str:
     """Return ``text`` if it is a sysctl that a service may set in its network namespace.
 
-    Parts are separated by dots or slashes. niso's own settings of interfaces are refused, because
-    names, addresses and policies depend on them. Raises InvalidInput if the value is invalid.
+    Parts are separated by dots or slashes. Sysctls of interfaces that niso itself sets are refused,
+    because names, addresses and policies depend on them. Raises InvalidInput if the value is
+    invalid.
     """
     name = text.replace(".", "/")
     reason, right = None, "a sysctl below net, such as net.core.somaxconn"
@@ -502,7 +501,7 @@ def sysctl_name(text: str, key: str) -> str:
 
 
 def sysctl(value: int | str, key: str) -> str:
-    """Return the value of a sysctl as the kernel shows it: words separated by a tab."""
+    """Return a sysctl's value in the form in which the kernel shows it: words between tabs."""
     text = str(value)
     reason = None if re.fullmatch(SYSCTL_VALUE, text, re.ASCII) else "is not a valid value"
     if any(re.fullmatch(r"-?0[xX]?[0-9A-Fa-f]+", word) for word in text.split()):
@@ -553,7 +552,7 @@ def secret_name(text: str, key: str) -> str:
 
 
 def file(text: str, key: str) -> str:
-    """Return the path of a secret, which `niso.manifest.load` has made absolute."""
+    """Return the path of a secret unchanged. `niso.manifest.load` has made it absolute."""
     reason = values.absolute_reason(text)
     return values.require(text, key, reason, "a path of the host", '"./secret.txt"')
 
@@ -593,7 +592,7 @@ def mount(text: str, key: str) -> str:
 
 
 def host(text: str, key: str) -> str:
-    """Return the host path of a volume, which `niso.manifest.load` has made absolute."""
+    """Return a volume's host path unchanged. `niso.manifest.load` has made it absolute."""
     right = "an absolute path on the host, or one beside this file that starts with ./"
     return values.require(text, key, values.absolute_reason(text), right, '"/srv/data"')
 
@@ -621,7 +620,8 @@ def volumes_problems(
 def _overlapping(
     point: str, key: str, points: dict[str, str], above: dict[str, str]
 ) -> Iterator[InvalidInput]:
-    """Yield an error if the mount point ``point`` overlaps an earlier one, and record it.
+    """Yield an error if the mount point ``point`` overlaps an earlier one. Then record the mount
+    point.
 
     ``points`` maps each earlier mount point to its key in the manifest. ``above`` maps each parent
     folder of an earlier mount point to that mount point.
@@ -643,7 +643,6 @@ def _overlapping(
 
 
 def _combined(keys: Mapping[str, Any], base: str) -> Iterator[InvalidInput]:
-    """Yield an error for each key of a volume that cannot be combined with its other keys."""
     tmpfs, bound = keys.get("tmpfs") is True, "host" in keys
     only_host = "only a path of the host has a mode, other volumes are writable"
     for is_wrong, key, reason, right in (

@@ -2,8 +2,8 @@
 
 A [[service]] refers to a package, and overrides keys of the package's manifest.toml. Keys of the
 manifest's [network] are written directly in [[service]], and other tables of the manifest as
-subtables with their names. A [services.NAME] is a complete manifest: NAME is the name of the
-service, and its paths are relative to the stack's folder.
+subtables with their names. A [services.NAME] is a complete manifest of the service NAME. Its paths
+are relative to the stack's folder.
 
 Services are ordered by their dependencies. With a prefix, the names of services and networks begin
 with the stack's name: for example, ``db`` of the stack ``shop`` becomes the service ``shop-db``
@@ -57,7 +57,7 @@ CONDITIONS = ("started", "healthy", "completed")
 _CHOICE = convert.choice(*CONDITIONS)
 _NEEDS: Any = dict[str, _CHOICE] | tuple[str, ...]  # type: ignore[valid-type]
 ABOUT: dict[str, str] = {}
-"""The descriptions of the keys that a manifest does not have, for the schema and the reference."""
+"""The descriptions of the keys that only stack.toml has, for the JSON Schema and the reference."""
 
 
 def _table(title: str, *keys: Key) -> Any:
@@ -122,7 +122,7 @@ Own = _table(
 # the key of a [services.NAME] that a manifest does not have, and its table package
 Needs = _table("Needs", _DEPENDS_ON)
 VERSION = "0"
-"""The version of a service that is written in a stack.toml, if it specifies none."""
+"""The version of a [services.NAME] that does not set package.version."""
 Package = _table(
     "Package",
     Key("name", str | None, None),
@@ -162,7 +162,7 @@ class StackMember(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """A valid stack.toml, with the manifests of its services."""
+    """A valid stack.toml, together with the manifests of its services."""
 
     name: str
     path: str  # absolute path of the file
@@ -178,7 +178,7 @@ class Stack(NamedTuple):
 
 
 class Outline(NamedTuple):
-    """The name, services and dependencies of a stack.toml, whose other parts may be invalid."""
+    """The name, services and dependencies of a stack.toml. Its other parts may be invalid."""
 
     name: str
     path: str
@@ -192,7 +192,7 @@ have complete key paths (``networks.backend.subnet``)."""
 
 
 def place(path: str) -> str:
-    """Return the absolute path of a stack.toml. ``path`` is the file or its folder."""
+    """Return the absolute path of a stack.toml, given the file or its folder."""
     path = os.path.abspath(path)
     is_file = path.endswith(".toml") and not os.path.isdir(path)
     return path if is_file else os.path.join(path, FILE_NAME)
@@ -201,7 +201,7 @@ def place(path: str) -> str:
 def outline(path: str) -> Outline:
     """Read only the name, the services and the dependencies of a stack.toml.
 
-    Raises NotFound if it does not exist, Error if it cannot be read, and InvalidInput or an
+    Raises NotFound if the file does not exist, Error if it cannot be read, and InvalidInput or an
     ErrorGroup if these parts are invalid.
     """
     path = place(path)
@@ -241,13 +241,13 @@ def load(
     owners: Collection[int] | None = None,
     together: Callable[[Stack], None] = lambda _: None,
 ) -> Stack:
-    """Read and check the stack.toml at ``path``, a file or its folder, and its manifests.
+    """Read and check a stack.toml and its manifests. ``path`` is the file or its folder.
 
     If ``owners`` (uids) are given, only these users may be able to change the files. ``also``
     returns further errors of a network. If each service is valid by itself, ``together`` is called
     to raise the errors of all services taken together. Raises NotFound if the file does not exist,
-    Error if it cannot be read, InvalidInput if it is not valid TOML, and otherwise an ErrorGroup
-    with all errors in the file and in the manifests. Each names its file, key and value.
+    Error if it cannot be read, and InvalidInput if it is not valid TOML. All errors in the file and
+    in the manifests are raised as one ErrorGroup. Each names its file, key and value.
     """
     path = place(path)
     resolved, variables = resolve(toml.load(path, FILE_NAME, owners), path, owners)
@@ -306,7 +306,7 @@ def load(
 
 
 def _with_apart(members: list[StackMember], folder: str) -> list[StackMember]:
-    """Add to each member the files with secrets or variables that package copies leave out."""
+    """Add to each service the list of the stack's files that contain secrets or variables."""
     specs = [member.loaded.spec for member in members]
     programs = [spec.program for spec in specs]
     own = (path for program in programs for path in (*program.apart, *program.secrets.values()))
@@ -321,8 +321,7 @@ def _with_apart(members: list[StackMember], folder: str) -> list[StackMember]:
 
 
 def as_stack_error(stack: Stack, error: Error, of: StackMember | None = None) -> Error:
-    """Convert a manifest's error to an error of the stack.toml, if the stack.toml sets the key.
-
+    """Convert an error of a manifest to an error of the stack.toml, if the stack.toml sets the key.
     ``of`` is the service that the error is about, or None if that is unknown.
     """
     for member in stack.members if of is None else (of,):
@@ -352,7 +351,6 @@ def _in_file(path: str, error: Error) -> Error:
 
 
 def _tables(items: object) -> list[tuple[str, dict[str, Any]]]:
-    """Return (key path, content) for each [[service]], without items that are not tables."""
     tables = enumerate(items if isinstance(items, list) else [])
     return [(f"service[{index}]", item) for index, item in tables if isinstance(item, dict)]
 
@@ -368,7 +366,7 @@ def _refused(rule: Callable[[str, str], object], value: str, key: str) -> Invali
 def _top(
     data: dict[str, object], also: Also
 ) -> tuple[str, bool | None, dict[str, NetworkRequest], list[InvalidInput]]:
-    """Check a stack.toml without its services; return (name, prefix, networks by name, errors)."""
+    """Check a stack.toml except its services. Returns (name, prefix, networks by name, errors)."""
     shape = dict(data)
     if isinstance(items := data.get("service"), list):
         shape["service"] = [{} if isinstance(one, dict) else one for one in items]
@@ -447,11 +445,11 @@ def _package(
     overrides: Mapping[str, Any],
     of_stack: tuple[Collection[int] | None, Outer],
 ) -> Loaded:
-    """Load the package of a [[service]], and replace keys of its manifest by those of the stack.
+    """Load the package of a [[service]], and override keys of its manifest by those of the stack.
 
     ``path`` is the package's absolute path, and ``package`` the path as it is written. ``of_stack``
-    are (owners, function that returns the variables of the stack). Raises InvalidInput or
-    ErrorGroup. Only errors of the manifest itself have a file.
+    is (owners, function that returns the variables of the stack). Raises InvalidInput or
+    ErrorGroup. Only errors of the package's own manifest name a file.
     """
     key, right = f"{item.key}.package", "a folder with a manifest.toml"
     if not package or not package.isprintable():
@@ -478,9 +476,8 @@ def _package(
 
 
 def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a package's manifest in which a stack's ``overrides`` replace keys.
-
-    An array or a volume is replaced as a whole.
+    """Return a manifest's data with the keys of a [[service]] in place of those of the package. An
+    array or a volume is replaced as a whole.
     """
     network = {key: value for key, value in overrides.items() if key in NETWORK_KEYS}
     more = {key: value for key, value in overrides.items() if key in OVERRIDES}
@@ -493,9 +490,10 @@ def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) ->
 
 
 def _here(at: str, key: str, overrides: Mapping[str, Any], error: Error) -> InvalidInput:
-    """Convert an error of a manifest with ``overrides`` to an error of the [[service]] at ``key``.
+    """Convert an error of a package's manifest to an error of the [[service]] at the key path
+    ``key``.
 
-    If the stack.toml does not set the manifest's key, the error is about the whole service.
+    If the [[service]] does not set the key of the error, the error is about the whole service.
     """
     mine = _key_here(key, overrides, error.key or "")
     if mine is None:
@@ -533,7 +531,7 @@ _TABLES = "|".join(Manifest._fields)
 
 
 def inline_tables(services: object) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield (key path, name, content) for each [services.NAME], without those of a wrong type."""
+    """Yield (key path, name, content) for each [services.NAME] that is a table."""
     for name, table in services.items() if isinstance(services, dict) else ():
         if isinstance(table, dict):
             yield values.join("services", name), name, table
@@ -542,10 +540,10 @@ def inline_tables(services: object) -> Iterator[tuple[str, str, dict[str, Any]]]
 def checked(
     path: str, key: str, name: str, table: Mapping[str, Any], owners: Collection[int] | None
 ) -> Loaded:
-    """Check the [services.NAME] table at the path ``key`` of a stack.toml, a complete manifest.
+    """Check a [services.NAME] table of a stack.toml, which is a complete manifest.
 
-    ``path`` is the file, and ``owners`` as for `load`. Raises ErrorGroup; only errors of files of
-    variables have a file.
+    ``path`` is the stack.toml, ``key`` the table's path in it. ``owners`` is as for `load`. Raises
+    ErrorGroup. Only errors in files of variables name a file.
     """
     errors: list[Error] = []
     if "depends_on" in table:
@@ -575,7 +573,7 @@ def checked(
 
 
 def _folder(path: str, key: str, folder: object, owners: Collection[int] | None) -> str:
-    """Return the absolute path of the folder in package.folder, or "" if that is not set."""
+    """Return the absolute path of the folder in package.folder, or "" if the key is not set."""
     right, example = "a folder beside the stack.toml", '"./api"'
     if folder is None:
         return ""
@@ -598,7 +596,9 @@ def _folder(path: str, key: str, folder: object, owners: Collection[int] | None)
 
 
 def moved_error(error: Error, key: str, file: str = "") -> InvalidInput:
-    """Convert an error of a manifest to one of the stack.toml, for the service at ``key``."""
+    """Convert an error of a service's manifest to an error of the stack.toml that has the service.
+    ``key`` is the service's key path in the stack.toml.
+    """
     new = InvalidInput.of(error)
     new.file = file
     # it has no package.name, since its name is that of its table
@@ -667,8 +667,8 @@ def resolve(
 
 
 _INSTEAD = {"network": ("network", "networks"), "healthcheck": process_keys.KINDS}
-"""Keys of a table that exclude each other. One of them in the stack replaces the others in the
-manifest."""
+"""Keys of a table that exclude each other. If a stack sets one of them, it replaces the others in
+the manifest."""
 
 
 def laid_over(base: dict[str, Any], laid: Mapping[str, Any], table: str = "") -> dict[str, Any]:
@@ -687,7 +687,7 @@ def laid_over(base: dict[str, Any], laid: Mapping[str, Any], table: str = "") ->
 
 
 class _Item(NamedTuple):
-    """A service of a stack, as needed to check the dependencies of all services."""
+    """The key path, name and dependencies of a service in a stack."""
 
     key: str
     name: str
@@ -695,14 +695,13 @@ class _Item(NamedTuple):
     listed: bool  # whether depends_on is an array
 
     def path(self, dependency: str) -> str:
-        """Return the path of a dependency's key in depends_on."""
         base = f"{self.key}.depends_on"
         index = list(self.after).index(dependency)
         return f"{base}[{index}]" if self.listed else values.join(base, dependency)
 
 
 def item(own: Mapping[str, Any], key: str) -> _Item:
-    """Build the `_Item` of a service from the keys of its table, without values of a wrong type."""
+    """Build the `_Item` of a service from its table. Values of a wrong type are left out."""
     needs = own.get("depends_on")
     after: dict[str, Condition] = {}
     if isinstance(needs, list):
@@ -714,7 +713,7 @@ def item(own: Mapping[str, Any], key: str) -> _Item:
 
 
 def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
-    """Sort names so that each follows its dependencies. Nothing is sorted if there is a cycle."""
+    """Sort names so that each follows its dependencies. A cycle leaves the order unchanged."""
     try:
         return [name for name in graphlib.TopologicalSorter(after).static_order() if name in after]
     except graphlib.CycleError:
@@ -724,9 +723,8 @@ def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
 def dependencies(
     items: Mapping[str, _Item], known: Mapping[str, ServiceSpec]
 ) -> Iterable[InvalidInput]:
-    """Yield an error for each cycle and each invalid dependency of a stack's services.
-
-    ``known`` has the specs of the services whose manifests are valid.
+    """Yield an error for each cycle and each invalid dependency of a stack's services. ``known``
+    has the specs of the services whose manifests are valid.
     """
     for item in items.values():
         for name, condition in item.after.items():
@@ -771,7 +769,7 @@ def applies(
 ) -> bool:
     """Return whether the names of a stack's services get the stack's name as prefix.
 
-    ``prefix`` is the setting in the stack.toml. If it is None, a stack that exists keeps its names:
+    ``prefix`` is the setting in the stack.toml. If it is None, an existing stack keeps its names:
     ``members`` are its recorded services, also those that its file no longer has. A new stack gets
     the prefix if another stack already has a service with one of ``names`` (``taken``).
     """
@@ -787,7 +785,7 @@ def applies(
 
 
 def prefixed_outline(plain: Outline) -> Outline:
-    """Add the stack's prefix to all names of services in an outline."""
+    """Return an outline in which all names of services have the stack's prefix."""
     after = {
         long_name(plain.name, name): tuple(long_name(plain.name, other) for other in others)
         for name, others in plain.after.items()
@@ -834,9 +832,8 @@ def stack(plain: Stack) -> Stack:
 
 
 def _called(plain: Stack, names: Mapping[str, str]) -> dict[str, str]:
-    """Map names to services with the stack's prefix, for the names that policies may contain.
-
-    A name or alias is left out if several services of the stack have it.
+    """Map the names that policies may contain to the services' names with the stack's prefix. A
+    name or alias is left out if several services of the stack have it.
     """
     holders: dict[str, set[str]] = {}
     for member in plain.members:
@@ -854,10 +851,10 @@ def _member(
 ) -> StackMember:
     """Add the stack's prefix to a service, and to its networks, policy peers and dependencies.
 
-    Its short name becomes an alias if the service has another hostname, but only if no other
-    service of the stack has this name (``lone``), and only if all its networks are the stack's: on
-    other networks, the alias could clash with a second stack of the same names. ``called`` and
-    ``networks`` map names of services and networks to names with the prefix.
+    If the service has another hostname, its name without the prefix becomes an alias. This requires
+    that no other service of the stack has this name (``lone``), and that all its networks are the
+    stack's: on other networks, the alias could clash with a second stack of the same names.
+    ``called`` and ``networks`` map names of services and networks to names with the prefix.
     """
     spec = member.loaded.spec
     network = spec.network
@@ -883,7 +880,9 @@ def _member(
 
 
 def _written(spec: ServiceSpec, policy: Policy) -> dict[str, object]:
-    """Return the manifest of a spec with prefixes. ``policy`` is the policy without prefixes."""
+    """Return the manifest of a spec whose names have the prefix, with the prefix in the manifest
+    too. ``policy`` is the policy without prefixes.
+    """
     network = spec.network
     data: dict[str, Any] = dict(spec.manifest)
     data["package"] = {**data["package"], "name": spec.name}

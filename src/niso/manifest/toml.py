@@ -1,9 +1,10 @@
 """Read, edit and write TOML files; find the line of a key for error messages.
 
 Errors name the file, and syntax errors also the line and column. tomllib does not report the line
-of a key, so `locate` scans the text for it, but only after an error was found in a valid file.
-`with_list` changes one list of a file, and leaves comments and order unchanged. It needs tomlkit,
-which only `niso net learn --write` loads. Values are written as in https://toml.io/en/v1.0.0.
+of a key. Therefore `locate` scans the text for the key, but only after an error was found in a
+valid file. `with_list` changes one list of a file, and leaves comments and order unchanged. It
+needs tomlkit, which only `niso net learn --write` loads. Values are written as in
+https://toml.io/en/v1.0.0.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1024 * 1024
 _MAX_PARTS = 16
-"""Limit of parts in a dotted key."""
+"""The maximum number of parts in a dotted key."""
 _COMPOSE = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
 _COMMANDS = {
     "stack.toml": "niso stack up {folder}",
     "manifest.toml": "niso activate {folder}",
     **{name: f"niso import {{folder}}/{name} --output {{folder}}" for name in _COMPOSE},
 }
-"""Maps the name of a file to the command for it, for the hint if a folder has this file only."""
+"""Maps a file name to the command for such a file, for the hint if a folder has only this file."""
 
 
 def load(
@@ -55,7 +56,7 @@ def load(
 
 
 def _meant(path: str, is_missing: bool) -> str | None:
-    """Return a hint if ``path`` is YAML, or missing while a similar file exists; otherwise None."""
+    """Return a hint if ``path`` is a YAML file, or is missing and its folder has a similar file."""
     folder, name = os.path.split(path)
     # the command line may have taken the argument for a folder
     file = folder if is_missing else path
@@ -77,12 +78,12 @@ def content(
     links: bool = True,
     untrusted: str | None = None,
 ) -> bytes:
-    """Return the content of a user's file. ``name`` is the name of such files in messages.
+    """Return the content of a user's file. ``name`` is what messages call such a file.
 
-    ``hint`` is for a missing file, by default to pass the path. Without ``links``, an absolute path
-    with a symbolic link is refused. If ``owners`` (uids) are given, no other user may be able to
-    change the file or its folder; ``untrusted`` is the hint if others can. Raises NotFound, Error
-    and InvalidInput.
+    ``hint`` is the next step if the file is missing, by default to pass the path. Without
+    ``links``, an absolute path with a symbolic link is refused. If ``owners`` (uids) are given, no
+    other user may be able to change the file or its folder; ``untrusted`` is the hint if one can.
+    Raises NotFound, Error and InvalidInput.
     """
     hint = hint or f"pass the path of a {name} or of its folder"
     try:
@@ -110,10 +111,10 @@ def content(
 
 
 def require_owner(how: str | None, owners: Container[int], hint: str | None = None) -> None:
-    """Raise InvalidInput if other users than ``owners`` (uids) can change a file or folder.
+    """Raise InvalidInput if users other than ``owners`` (uids) can change a file or folder.
 
-    ``how`` says how they can change it, as `files.changed_by_others` returns it, or is None if they
-    cannot. ``hint`` is the next step, by default to pass --trust-owner.
+    ``how`` describes how they can change it, as `files.changed_by_others` returns it, or is None if
+    they cannot. ``hint`` is the next step, by default to pass --trust-owner.
     """
     if how is None:
         return
@@ -126,12 +127,12 @@ def require_owner(how: str | None, owners: Container[int], hint: str | None = No
 
 
 def _open(path: str, flags: int) -> int:
-    """Open a file with O_NONBLOCK, because opening a FIFO would wait for a writer otherwise."""
+    """Open a file without blocking: opening a FIFO would otherwise wait for a writer."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _open_plain(path: str, flags: int) -> int:
-    """Open an absolute path, but fail with ELOOP or ENOTDIR if it has a symbolic link."""
+    """Open an absolute path. Fails with ELOOP or ENOTDIR if a part of it is a symbolic link."""
     *above, name = path.split("/")[1:]
     folder = os.open("/", os.O_PATH | os.O_CLOEXEC)
     try:
@@ -201,9 +202,8 @@ def write_dates(table: dict[str, object]) -> None:
 
 
 def _syntax(message: str, text: str) -> str:
-    """Return the message of a tomllib error with the position first.
-
-    ``Invalid value (at line 3, column 5)`` becomes ``line 3, column 5: invalid value``.
+    """Return the message of a tomllib error with the position first, for a user. ``Invalid value
+    (at line 3, column 5)`` becomes ``line 3, column 5: invalid value``.
     """
     reason, _, place = message.removesuffix(")").rpartition(" (at ")
     if place == "end of document":
@@ -213,7 +213,7 @@ def _syntax(message: str, text: str) -> str:
 
 
 def _duplicate(reason: str, place: str, text: str) -> str:
-    """Return a plain reason if tomllib's ``reason`` is a duplicate table or key; otherwise ""."""
+    """Return a plain reason if tomllib reports a duplicate table or key, otherwise ""."""
     match = re.match(r"line ([0-9]+),", place)
     lines = text.split("\n")
     line = lines[int(match[1]) - 1].strip() if match else ""
@@ -244,11 +244,14 @@ _PIECE = re.compile(
     r'|"(?:[^"\\\n]|\\.)*"?|\'[^\'\n]*\'?|#[^\n]*|[\[{]|[\]}]|\n|[^\[\]{}"\'#\n]+',
     re.DOTALL,
 )
-"""Matches the tokens of a text in time linear in its length, even if a string has no end."""
+"""Matches one token of a TOML text. The time is linear in the text's length, even if a string has
+no end."""
 
 
 def locate(text: str, errors: list[Error]) -> None:
-    """Set the line number of each error to the line of its key, or of the table around the key."""
+    """Set the line number of each error to the line of its key. If the key is not in the text, the
+    line is that of the innermost table around the key.
+    """
     lines = dict(_lines(text))
     for error in errors:
         path = _path(error.key or "")
@@ -283,7 +286,7 @@ def _name(part: re.Match[str]) -> str:
 
 
 def _lines(text: str) -> Iterator[tuple[Path, int]]:
-    """Yield (path, line number) for each key and table. The first mention of a path comes last."""
+    """Yield (path, line number) for each key and table. A path's first mention comes last."""
     lines: list[tuple[Path, int]] = []
     table: Path = ()
     counts: dict[Path, int] = {}
@@ -302,7 +305,7 @@ def _lines(text: str) -> Iterator[tuple[Path, int]]:
 
 
 def _resolved(names: Path, counts: dict[Path, int]) -> Path:
-    """Return a header's path with the index of the latest item after each array of tables in it."""
+    """Add to a table header's path the index of the latest item in each array of tables."""
     path: Path = ()
     for position, name in enumerate(names):
         path = (*path, name)
@@ -334,14 +337,14 @@ def _statements(text: str) -> Iterator[tuple[int, str]]:
 
 
 KeyPath = Sequence[str | int]
-"""The path to a table: names of tables, and positions in arrays of tables."""
+"""The path to a table in a file: names of tables, and indexes in arrays of tables."""
 
 _TOKEN = re.compile(r"""("(?:\\.|[^"\\\n])*"|'[^'\n]*')|\#([^\n]*)|(\n)""")
 """Matches the tokens in an array of strings: a string, a comment, or the end of a line."""
 
 
 ListLine = tuple[str, bool, str]
-"""A string in a list, whether it is used (otherwise it is commented out), and a comment or ""."""
+"""A line of a list: (string, whether it is used or commented out, comment or "")."""
 
 
 def _loads(text: str) -> dict[str, Any]:
@@ -354,8 +357,8 @@ def with_list(text: str, path: KeyPath, key: str, items: Iterable[ListLine]) -> 
     """Return a TOML text in which ``key`` of the table at ``path`` has this list of strings.
 
     Missing tables are added. Comments of the old list are kept if they are on lines of their own or
-    next to a string that is kept. Raises Error if tomlkit is missing, InvalidInput if anything else
-    would change.
+    next to a string that is kept. Raises Error if tomlkit is missing, and InvalidInput if the edit
+    would change anything else.
     """
     wanted = list(items)
     expected = _loads(text)
@@ -377,7 +380,7 @@ def with_list(text: str, path: KeyPath, key: str, items: Iterable[ListLine]) -> 
 
 
 def list_at(text: str, path: KeyPath, key: str) -> object:
-    """Return the value of ``key`` in the table at ``path`` of a TOML text, or None if not set."""
+    """Return the value of ``key`` in the table at ``path`` of a TOML text, or None if unset."""
     value: Any = _loads(text)
     try:
         for name in (*path, key):
@@ -419,7 +422,7 @@ def listed(items: Iterable[ListLine]) -> Iterator[str]:
 
 
 def _item_lines(items: Sequence[ListLine], old: str) -> Iterator[str]:
-    """Yield the lines of a new list, with the comments of the list ``old`` that it replaces."""
+    """Yield the lines of a new list. Comments of the replaced list ``old`` are kept."""
     beside, alone = _comments(old)
     for comment in alone:
         if not any(comment.startswith(json.dumps(text)) for text, _, _ in items):
@@ -431,7 +434,6 @@ def _item_lines(items: Sequence[ListLine], old: str) -> Iterator[str]:
 
 
 def _comments(array: str) -> tuple[dict[str, str], list[str]]:
-    """Return the comments of an array: a dict of comments next to a string, and all others."""
     beside: dict[str, str] = {}
     alone: list[str] = []
     last = ""
@@ -464,8 +466,8 @@ _ESCAPES: dict[int, str] = {
     **{number: f"\\u{number:04x}" for number in (*range(0x20), 0x7F)},
     **{ord(char): f"\\{short}" for char, short in zip('"\\\n\r\t\b\f', '"\\nrtbf', strict=True)},
 }
-"""Maps the characters that a basic string of TOML cannot contain to their escapes. `json` would
-have them too, but takes time to load in each activation."""
+"""Maps the characters that a basic string of TOML cannot contain to their escapes. The module
+`json` could escape them too, but would take time to load in each activation."""
 
 
 def value(data: object) -> str:
@@ -484,13 +486,13 @@ def value(data: object) -> str:
 
 
 def key(name: str) -> str:
-    """Format a key as TOML: bare if possible, otherwise quoted."""
+    """Format a key as TOML, with quotes only if necessary."""
     bare = name and name.isascii() and name.replace("-", "").replace("_", "").isalnum()
     return name if bare else value(name)
 
 
 def table(header: str, data: Mapping[str, Any], inline: int) -> Iterator[str]:
-    """Yield the lines of a table. From the depth ``inline`` on, nested tables are inline tables."""
+    """Yield the lines of a TOML table. From the depth ``inline`` on, tables are inline tables."""
     below = {name: one for name, one in data.items() if isinstance(one, Mapping) and inline}
     if len(below) < len(data) or not below:
         yield f"[{header}]"

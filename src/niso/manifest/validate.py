@@ -1,7 +1,7 @@
 """Find all errors of a manifest: `walk` finds wrong keys and types, `rules` finds invalid values.
 
-Both take the data that tomllib returned. `walk` is called only if `niso.base.convert.convert` has
-failed. `rules` skips values of a wrong type.
+Both functions take the data that tomllib returned. `walk` is called only if
+`niso.base.convert.convert` has failed. `rules` skips values of a wrong type.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ WITHOUT = {
     ]
     for mode in ("host", "none", "share", "bridge")
 }
-"""Maps each mode of [network] to the keys that are errors in it, because they have no effect there.
-"""
+"""Maps each mode of [network] to the keys that have no effect in this mode, and are therefore
+errors."""
 _WHY = {
     "host": 'with mode = "host" the service uses the host\'s network',
     "none": 'with mode = "none" the service has no network',
@@ -65,11 +65,11 @@ def walk(data: object, table: type, key: str = "") -> list[InvalidInput]:
 def unknown_key(
     key: str, value: object, known: str, near: str | None, elsewhere: str = ""
 ) -> InvalidInput:
-    """Build the error for the unknown key at the path ``key``.
+    """Build the error for an unknown key. ``key`` is its path.
 
     The message proposes ``near``, the path of a key with a similar name. If ``near`` is None, it
-    lists the ``known`` keys, and proposes the path of a key with this name in another table
-    (``elsewhere``).
+    lists the ``known`` keys, and proposes ``elsewhere``, the path of a key with the same name in
+    another table.
     """
     right = f"did you mean {near}?" if near else f"known keys: {known}"
     hint = None if near else f"remove {key}"
@@ -127,7 +127,9 @@ def _walk_table(
 
 
 def elsewhere(name: str, value: object, table: Any, key: str = "") -> str:
-    """Return the path of the only key in nested tables with this name and type of value, or ""."""
+    """Return the path of the only key in nested tables that has this name and accepts this value.
+    Returns "" if there is none, or several.
+    """
     places = [
         path
         for path, kind in _keys(table, key)
@@ -154,7 +156,7 @@ def _missing(path: str, name: str, table: str, may_be: Kind) -> InvalidInput:
 
 
 def _allowed(may_be: Kind) -> str:
-    """Describe the types or values that a key can have, in the terms of TOML. None is left out."""
+    """Describe the types or values that a key can have, for an error message. None is left out."""
     choices: list[str] = []
     for form, inside in may_be.items():
         if form is str and inside:
@@ -177,7 +179,7 @@ def _example(value: object, may_be: Kind, key: str) -> str:
 
 
 def _accepted(path: str, *texts: str) -> str:
-    """Return the first text that is valid for a key, in quotes, or the example of its rule."""
+    """Return the first valid one of ``texts`` in quotes, or the example of the key's rule."""
     example, key = "", keys.key_at(path)
     rule = keys.ANY if key is None else key.rule
     for text in texts:
@@ -190,7 +192,7 @@ def _accepted(path: str, *texts: str) -> str:
 
 
 def nearest(name: str, known: list[str]) -> str | None:
-    """Return the name in ``known`` that is most similar to ``name``, or None if none is."""
+    """Return the name in ``known`` that is most similar to ``name``, or None if none is similar."""
     if len(name) > values.MAX_NAME:
         return None
     import difflib
@@ -255,7 +257,8 @@ def rules(data: dict[str, Any], folder: str, parsed: dict[str, Any]) -> list[Inv
 
 
 def _written(data: dict[str, Any]) -> Iterator[tuple[Parse, Any, str]]:
-    """Yield (rule, value, key path) for each value, and for each name in a table, that has a rule.
+    """Yield (rule, value, key path) for each value that has a rule, and for each such name in a
+    table.
 
     The names in a table come before its values. Unknown keys and values of a wrong type are
     skipped, because `walk` reports them.
@@ -275,7 +278,7 @@ def _written(data: dict[str, Any]) -> Iterator[tuple[Parse, Any, str]]:
 
 
 def _tables(data: dict[str, Any], section: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (path, content) for each table of a section. The section [volumes] can have several."""
+    """Yield (path, content) for each table of a section. Only [volumes] can have several tables."""
     if not section:
         yield "", data
     elif section.endswith(".*"):
@@ -288,7 +291,7 @@ def _tables(data: dict[str, Any], section: str) -> Iterator[tuple[str, dict[str,
 
 
 def _typed(value: Any, may_be: Kind, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield (path, item) for a value and, at all depths, its items, if their types are right."""
+    """Yield (path, item) for a value and its items at all depths, except those of a wrong type."""
     form = type(value)
     inside = may_be.get(form)
     if form is list and inside is not None:
@@ -333,7 +336,7 @@ def _kind(service: dict[str, Any], data: Mapping[str, object]) -> Iterator[Inval
 
 
 def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
-    """Yield an error for each key of [network] that its mode does not allow, or that is missing."""
+    """Yield an error for each key of [network] that its mode does not allow, or requires."""
     mode = network.get("mode", "bridge")
     if not isinstance(mode, str) or mode not in WITHOUT:
         return
@@ -358,7 +361,7 @@ def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
 
 
 def _networks(network: dict[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error if [network] has two keys for its networks, or an ``ip`` that does not fit."""
+    """Yield an error if [network] names its networks by two keys, or ``ip`` does not fit them."""
     several, ip = network.get("networks"), network.get("ip")
     if "network" in network and "networks" in network:
         reason, right = "conflicts with network.network", "set only one of the two"
@@ -379,7 +382,7 @@ def _networks(network: dict[str, Any]) -> Iterator[InvalidInput]:
 
 
 def _repeated(items: object, key: str) -> Iterator[InvalidInput]:
-    """Yield an error for each string in an array that is equal to an earlier one."""
+    """Yield an error for each string in an array that an earlier item equals."""
     first: dict[str, int] = {}
     for path, text in texts(items if isinstance(items, list) else None, key):
         index = int(path[len(key) + 1 : -1])

@@ -1,8 +1,8 @@
 """Parse and check single values, such as names, durations, sizes and addresses.
 
 Each function raises InvalidInput for an invalid text, with the key, the value and the valid form.
-Commands apply the same functions to arguments of the command line. The parameter ``key`` names the
-value in messages: it is the path of a manifest key, or the name of an argument.
+Commands check their arguments with the same functions. The parameter ``key`` names the value in
+messages: it is the path of a manifest key, or the name of an argument.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def wrong(key: str, value: object, reason: str, right: str, example: str = "") -
 
 
 def require(text: str, key: str, reason: str | None, right: str, example: str = "") -> str:
-    """Return ``text`` if ``reason`` is empty; otherwise raise the error that `wrong` builds."""
+    """Return ``text`` if ``reason`` is None or "". Otherwise raise the error built by `wrong`."""
     if reason:
         raise wrong(key, text, reason, right, example)
     return text
 
 
 def _name(text: str, key: str, right: str, example: str, *, is_label: bool = True) -> str:
-    """Return ``text`` if it is a valid name, with ``is_label`` also for /etc/hosts."""
+    """Return ``text`` if it is a valid name, and with ``is_label`` also a valid host name."""
     reason = ""
     invalid = next((character for character in text if character not in NAME_CHARACTERS), None)
     if not text:
@@ -83,7 +83,7 @@ def service_name(text: str, key: str) -> str:
 
 
 def host_label(text: str, key: str) -> str:
-    """Return ``text`` if it is a lower-case host label that is not reserved (RFC 1123, 2.1)."""
+    """Return ``text`` if it is a valid lower-case host name (RFC 1123, 2.1) and not reserved."""
     return _name(text, key, NAME_RIGHT, '"web"')
 
 
@@ -91,8 +91,8 @@ def network_name(text: str, key: str) -> str:
     """Return ``text`` if it is a valid name of a network. Raises InvalidInput.
 
     ``default`` is refused, because its bridge would have the same name as that of ``niso-default``.
-    ``none`` and ``host`` are refused, because they are values of network.mode: such a network would
-    be the opposite of docker's ``--network none``.
+    ``none`` and ``host`` are refused, because they are values of network.mode: a network ``none``
+    would mean the opposite of docker's ``--network none``.
     """
     _name(text, key, NETWORK_RIGHT, '"backend"', is_label=False)
     if text == "default":
@@ -104,21 +104,19 @@ def network_name(text: str, key: str) -> str:
 
 
 def _number(text: str, digits: int) -> int | None:
-    """Parse a decimal number without sign or leading zeros. Return None if it is invalid."""
     is_valid = text and len(text) <= digits and DIGITS.issuperset(text)
     return int(text) if is_valid and (text[0] != "0" or text == "0") else None
 
 
 def port_number(text: str) -> int | None:
-    """Parse a port from 1 to 65535. Return None if it is invalid."""
+    """Parse a port from 1 to 65535. Returns None if the text is invalid."""
     number = _number(text, 5)
     return number if number and number <= 65535 else None
 
 
 def duration(text: str, key: str, low: float = 0.0, high: float = 86_400.0) -> float:
-    """Parse a duration such as ``200ms``, ``5s``, ``2m`` or ``1h`` to seconds.
-
-    Raises InvalidInput if the text is invalid, or not from ``low`` to ``high`` seconds.
+    """Parse a duration such as ``200ms``, ``5s``, ``2m`` or ``1h`` to seconds. Raises InvalidInput
+    if the text is invalid, or not from ``low`` to ``high`` seconds.
     """
     right, example = "a whole number with unit ms, s, m or h", '"10s"'
     digits = text.rstrip("hms")
@@ -141,10 +139,7 @@ def _short(seconds: float) -> str:
 
 
 def size(text: str, key: str) -> int:
-    """Parse a size such as ``64K``, ``512M`` or ``2G`` to bytes (powers of 1024).
-
-    Raises InvalidInput.
-    """
+    """Parse a size such as ``512M`` or ``2G`` to bytes (powers of 1024). Raises InvalidInput."""
     unit, number = _SIZE_UNITS.get(text[-1:]), _number(text[:-1], 9)
     if unit is None or not number:
         right = "a whole number above 0 with unit K, M or G"
@@ -153,7 +148,7 @@ def size(text: str, key: str) -> int:
 
 
 def ipv4_octets(text: str) -> tuple[int, ...] | None:
-    """Parse an IPv4 address in strict form (RFC 6943, 3.1.1) to four numbers; None if invalid."""
+    """Parse an IPv4 address in strict form (RFC 6943, 3.1.1) to four numbers, or return None."""
     parts = text.split(".", 4)
     numbers = [_number(part, 3) for part in parts]
     octets = tuple(number for number in numbers if number is not None and number <= 255)
@@ -178,7 +173,7 @@ def is_ipv6(text: str) -> bool:
 
 
 def not_unicast(octets: tuple[int, ...]) -> str | None:
-    """Return why no host can have this IPv4 address (RFC 6890, 2.2.2), or None if a host can."""
+    """Return why no host can have this IPv4 address (RFC 6890, 2.2.2), or None if one can."""
     if octets[0] == 0:
         return "is in 0.0.0.0/8, which no host can have"
     if octets[0] == 127:
@@ -235,7 +230,7 @@ def absolute_reason(text: str) -> str | None:
 
 
 def entrypoint(text: str, key: str) -> str:
-    """Return ``text`` if it can name a file in the package, an absolute path, or a command."""
+    """Return ``text`` if it can be an entrypoint: a file in the package, a path, or a command."""
     reason = path_reason(text)
     if reason is None and ".." in text.split("/"):
         reason = "leaves the package"
@@ -251,7 +246,7 @@ def working_dir(text: str, key: str) -> str:
 
 
 def rootfs(text: str, key: str) -> str:
-    """Return ``text`` if it can be the path of a rootfs: below the package, or absolute."""
+    """Return ``text`` if it is valid as the path of a rootfs: below the package, or absolute."""
     reason = path_reason(text)
     if reason is None and ".." in text.split("/"):
         reason = "leaves the package's folder"
@@ -273,7 +268,7 @@ def image_path(text: str, key: str) -> str:
 
 
 def path_below(text: str, key: str, folder: str) -> str:
-    """Return the absolute path of ``text``, which is relative to ``folder`` and below it."""
+    """Join ``folder`` and the path ``text``. Raises InvalidInput if the result is not below it."""
     home = os.path.realpath(folder)
     path = os.path.realpath(os.path.join(home, text))
     if ".." in text.split("/") or path_reason(text) or not f"{path}/".startswith(f"{home}/"):
@@ -299,7 +294,7 @@ def environment_name(text: str, key: str) -> str:
 
 
 def capability(text: str, key: str) -> str:
-    """Return a name of capabilities(7) without the prefix CAP_. Raises InvalidInput."""
+    """Return a capability's name (capabilities(7)) without the prefix CAP_. Raises InvalidInput."""
     plain = text.upper().removeprefix("CAP_")
     right = f'"{plain}"' if plain in CAPABILITIES else "a name of capabilities(7)"
     name = text.removeprefix("CAP_")
@@ -312,14 +307,14 @@ def capability(text: str, key: str) -> str:
 
 
 def join(base: str, name: str) -> str:
-    """Append the key ``name`` to a key path, with quotes if TOML needs them."""
+    """Append the key ``name`` to the key path ``base``, in quotes if TOML requires them."""
     bare = name and name.isascii() and name.replace("-", "").replace("_", "").isalnum()
     part = name if bare else text.shown(name)
     return f"{base}.{part}" if base else part
 
 
 def texts(items: object, key: str) -> Iterator[tuple[str, str]]:
-    """Yield (key path, string) for each string in the array or table at ``key``."""
+    """Yield (key path, string) for each string in the array or table at the key path ``key``."""
     if isinstance(items, list):
         pairs = [(f"{key}[{index}]", item) for index, item in enumerate(items)]
     else:

@@ -1,11 +1,11 @@
-"""Substitute ``${NAME}`` in the values of a TOML file, and read files of environment variables.
+r"""Substitute ``${NAME}`` in the values of a TOML file, and read files of environment variables.
 
 A file of variables is the ``env_file`` of a service, or ``.env`` next to a manifest. A line is
 ``NAME=value``, optionally after ``export``. Blank lines and lines that start with ``#`` are
 skipped. Blanks around name and value are removed, and a ``#`` after a blank starts a comment. A
 value in single quotes is literal. In double quotes, a backslash escapes a backslash, a quote or a
-dollar sign, and \\n, \\r and \\t are control characters. A line with only a name takes the value
-from the environment, if the variable is set there.
+dollar sign, and \n, \r and \t are control characters. A line with only a name takes the value from
+the environment, if the variable is set there.
 
 Substitution follows the rules of Compose. ``${NAME:-text}`` has a default for a variable that is
 unset or empty, and ``${NAME:?text}`` an error message for that case. Without the colon, an empty
@@ -64,7 +64,7 @@ def variables(
 
 
 def _is_text(value: str) -> bool:
-    """Return whether a variable's value is UTF-8. os.environ has surrogates for other bytes."""
+    """Return whether a variable's value is UTF-8. Other bytes are surrogates in os.environ."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -83,8 +83,8 @@ def read(
     ``path`` must be absolute, with its symbolic links resolved: no link is followed. A line with
     only a name takes its value from ``environment``. Errors name the line and the file ``shown``,
     by default ``path``. Raises NotFound if the file does not exist, Error if it cannot be read, and
-    InvalidInput for an invalid line. With ``owners`` (uids), InvalidInput is also raised if other
-    users can change the file.
+    InvalidInput for an invalid line. If ``owners`` (uids) are given, InvalidInput is also raised if
+    other users can change the file.
     """
     variables: dict[str, str] = {}
     try:
@@ -138,7 +138,6 @@ def _is_name(text: str) -> bool:
 
 
 def _value(text: str) -> str:
-    """Parse what follows the ``=`` of a line to the value of the variable. Raises InvalidInput."""
     quote = text[:1]
     if quote not in ("'", '"'):
         for index, character in enumerate(text):
@@ -165,7 +164,7 @@ def _value(text: str) -> str:
 
 
 MAX_DEPTH = 16
-"""How deep defaults may be nested in each other."""
+"""The maximum number of defaults that are nested in each other."""
 LITERAL = "write $${ for a literal ${"
 Variables = tuple[Mapping[str, str], str]
 """The variables that a file may use, and the path of the .env file in which users can set them."""
@@ -190,15 +189,15 @@ class Resolved(NamedTuple):
     errors: list[InvalidInput]
 
     def fresh(self, others: Iterable[Error]) -> list[Error]:
-        """Return these errors, and errors of ``others`` with keys that have no error here."""
+        """Return this object's errors, and those of ``others`` whose keys have no error here."""
         unresolved = {error.key for error in self.errors}
         return [*self.errors, *(error for error in others if error.key not in unresolved)]
 
 
 def resolve(data: dict[str, Any], variables: Variables, kinds: Kind, key: str = "") -> Resolved:
-    """Substitute the variables in all strings of ``data``, but not in keys.
+    """Substitute the variables in all strings of ``data``. Variables in keys are not substituted.
 
-    ``kinds`` has the types of the keys: if a number or boolean is expected, the string is
+    ``kinds`` are the types of the keys: if a key needs a number or boolean, its string is
     converted. ``key`` is the key path of ``data``.
     """
     errors: list[InvalidInput] = []
@@ -229,7 +228,7 @@ def resolve(data: dict[str, Any], variables: Variables, kinds: Kind, key: str = 
 
 
 def _typed(text: str, may_be: Kind) -> object:
-    """Convert a string to a number or boolean if its key can have such a value, but no string."""
+    """Convert a string to a number or boolean, if its key can have such a value but no string."""
     if str not in may_be and bool in may_be and text in ("true", "false"):
         return text == "true"
     plain = text.removeprefix("-")
@@ -238,7 +237,7 @@ def _typed(text: str, may_be: Kind) -> object:
 
 
 def text(written: str, variables: Variables, depth: int = 0) -> str:
-    """Substitute the variables in ``written``, a string inside ``depth`` nested defaults."""
+    """Substitute the variables in a string. ``depth`` is the number of defaults around it."""
     if depth > MAX_DEPTH:
         right = f"at most {MAX_DEPTH} defaults in each other"
         raise InvalidInput("is nested too deeply", right=right)
@@ -256,7 +255,7 @@ def text(written: str, variables: Variables, depth: int = 0) -> str:
 
 
 def _closed(after: str) -> tuple[str, str]:
-    """Split the text after a ``${`` at the matching ``}`` into the parts before and after it."""
+    """Split the text after a ``${`` into the parts before and after the matching ``}``."""
     open_, at = 1, 0
     while at < len(after):
         if after.startswith("${", at):
@@ -271,7 +270,7 @@ def _closed(after: str) -> tuple[str, str]:
 
 
 def _substituted(inside: str, variables: Variables, depth: int) -> str:
-    """Return what to insert for ``${...}``, given the text in the braces. Raises InvalidInput."""
+    """Return the replacement for ``${...}``, given the text in the braces. Raises InvalidInput."""
     name = re.split(r"\W", inside, maxsplit=1, flags=re.ASCII)[0]
     operation = inside.removeprefix(name)
     colon = operation.startswith(":")

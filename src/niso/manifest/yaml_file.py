@@ -23,16 +23,17 @@ _SCALARS = (
     ("int", r"^(?:0|-?[1-9][0-9]*)$", "-0123456789"),
     ("float", r"^-?(?:0|[1-9][0-9]*)\.(?:0|[0-9]*[1-9])$", "-0123456789"),
 )
-"""(tag, pattern, first characters) of scalars that are not strings. The patterns are those of YAML
-1.2 (10.3.2) for forms that Python writes in the same way, so that every scalar keeps its text. In
-contrast to YAML 1.1, ``22:22`` is not a number of base 60, and ``yes`` is not a boolean."""
+"""(tag, pattern, first characters) of scalars that are not strings. The patterns match the forms of
+YAML 1.2 (10.3.2) that Python writes in the same way, so that every scalar keeps its text. Unlike in
+YAML 1.1, ``22:22`` is not a number of base 60, and ``yes`` is not a boolean."""
 
 
 def load(path: str, wanted: str = "a compose.yaml") -> dict[str, Any]:
     """Read a YAML file whose top level must be a mapping. Keys are converted to strings.
 
-    ``wanted`` is the kind of file, for messages. Raises NotFound, Error if PyYAML is missing or the
-    file cannot be read, and InvalidInput if it is not YAML, too large, or not a mapping.
+    ``wanted`` describes the expected file, for messages. Raises NotFound, Error if PyYAML is
+    missing or the file cannot be read, and InvalidInput if it is not YAML, too large, or not a
+    mapping.
     """
     yaml = _library()
     try:
@@ -78,7 +79,7 @@ def _loader(yaml: Any) -> Any:
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
         def compose_mapping_node(self, anchor: str | None) -> Any:
-            """Refuse a duplicate key (YAML 1.2, 3.2.1.3): PyYAML would take the last value."""
+            """Refuse duplicate keys (YAML 1.2, 3.2.1.3). PyYAML would use the last value."""
             node = super().compose_mapping_node(anchor)
             seen: set[str] = set()
             for key, _ in node.value:
@@ -100,7 +101,7 @@ def _loader(yaml: Any) -> Any:
 
 
 def _plain(value: object, count: list[int]) -> Any:
-    """Copy a value, with keys, dates and bytes as strings. ``count[0]`` is the number of values."""
+    """Copy a value with keys, dates and bytes as strings. ``count[0]`` counts the values so far."""
     count[0] += 1
     if count[0] > MAX_VALUES:
         raise OverflowError

@@ -1,10 +1,11 @@
 """Read and write the rows of attachments: services whose processes other programs start.
 
 The *owner* of an attachment is the program that requested it: podman, docker, cni or systemd, or
-cli for a person at the command line. The network namespace was created by the owner or by niso.
-``id`` and ``given`` are the owner's id and name for the attachment. When an attachment ends, the
-table ``released`` records its address with the owner and ``given``. The next attachment with both
-gets the address again. Another service gets it only if no other address is free.
+cli for a person at the command line. The owner or niso has created the network namespace. ``id``
+and ``given`` are the owner's id and name for the attachment. When an attachment ends, the table
+``released`` records its addresses with the owner and ``given``. The next attachment with the same
+owner and ``given`` gets these addresses again. Another service gets one only if no other address is
+free.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class AttachedRow(NamedTuple):
-    """An attachment; the fields are the columns of its table."""
+    """A service whose process another program starts. The fields are the columns of its table."""
 
     service: str
     owner: str
@@ -33,26 +34,29 @@ class AttachedRow(NamedTuple):
     asked: str = "{}"  # JSON of the owner's request
 
     def lives(self, kernel: Kernel) -> bool:
-        """Return whether the namespace exists, or was created by niso. Raises KernelError."""
+        """Return whether the attachment's network namespace still exists. Raises KernelError. For a
+        namespace that niso created, the result is always True.
+        """
         return not self.netns or kernel.cookie_at(self.netns) == self.cookie
 
 
 LOST = AttachedRow("", "", "", "", "/proc/0/ns/net", 0)
-"""A stand-in for a deleted row. Its path is one at which no namespace can exist."""
+"""A stand-in for the row of an attachment that was deleted. No namespace can exist at its path."""
 
 
 CHOSEN_ALIASES, CHOSEN_IP = "chosen_aliases", "chosen_ip"
-"""Labels of a pod: the names and the address that its user has chosen with annotations."""
+"""The labels of a pod that hold the names and the address that its user chose with annotations."""
 CALLER = "caller"
-"""The label that has the `process_key` of the dockerd that requested the attachment."""
+"""The label that holds the `process_key` of the dockerd that requested the attachment."""
 NAMESPACE = "pod_namespace"
-"""The label that has the Kubernetes namespace of a pod."""
+"""The label that holds the Kubernetes namespace of a pod."""
 
 
 def process_key(pid: int) -> str:
-    """Return a text that only this process has until the next boot; "" if it has ended.
+    """Return a string that identifies a process until the next boot, or "" if the process has
+    ended.
 
-    It is the process's id and start time, because ids are reused (proc_pid_stat(5)).
+    The string contains the process's id and start time, because ids are reused (proc_pid_stat(5)).
     """
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
@@ -86,7 +90,7 @@ class AttachedRows(Rows):
         return [AttachedRow(*row) for row in rows]
 
     def of_cookie(self, cookie: int) -> list[AttachedRow]:
-        """Return the attachments in the namespace that has this cookie (SO_NETNS_COOKIE)."""
+        """Return the attachments in the network namespace with this cookie (SO_NETNS_COOKIE)."""
         rows = self._run("SELECT * FROM attached WHERE cookie=?", cookie)
         return [AttachedRow(*row) for row in rows]
 
@@ -107,7 +111,7 @@ class AttachedRows(Rows):
     def planned(
         self, service: str
     ) -> tuple[tuple[str, int] | None, dict[str, tuple[str, str, bool]]]:
-        """Return an attachment's namespace and network interfaces, as `niso.plan` needs them.
+        """Return an attachment's network namespace and interfaces, as `niso.plan` needs them.
 
         The namespace is (path, cookie), or None if niso created it. The interfaces are a dict
         {network: (interface name, MAC, whether the default route uses the interface)}.
@@ -121,22 +125,21 @@ class AttachedRows(Rows):
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def put(self, attached: AttachedRow, links: Iterable[AttachedLink]) -> None:
-        """Insert or replace an attachment with its interfaces. Its service's row must exist."""
+        """Insert or replace an attachment and its interfaces. The row of its service must exist."""
         self._put("attached", *attached)
         name = attached.service
         rows = ((name, *link[:3], int(link.routes)) for link in links)
         self._set_rows("attached_link", name, rows)
 
     def move(self, service: str, cookie: int, interface: str) -> None:
-        """Record that an attachment with only one interface has another namespace and interface.
-
+        """Record that an attachment with one interface now has another namespace and interface.
         ``cookie`` identifies the new namespace (SO_NETNS_COOKIE).
         """
         self._run("UPDATE attached SET cookie=? WHERE service=?", cookie, service)
         self._run("UPDATE attached_link SET interface=? WHERE service=?", interface, service)
 
     def release(self, service: str, now: float) -> None:
-        """Record that the addresses of an attachment are free, and which attachment had them."""
+        """Record an attachment's addresses as released, for its owner's next one of this name."""
         self._run(
             "INSERT OR REPLACE INTO released SELECT l.network, l.family, l.number, a.owner,"
             " a.given, ? FROM lease l JOIN attached a ON a.service=l.service WHERE l.service=?",
@@ -144,7 +147,7 @@ class AttachedRows(Rows):
         )
 
     def drop_released(self) -> None:
-        """Delete the records of released addresses that services have again."""
+        """Delete the records of released addresses that are now assigned to services again."""
         self._run(
             "DELETE FROM released WHERE EXISTS (SELECT 1 FROM lease l"
             " WHERE l.network=released.network AND l.family=released.family"
@@ -153,9 +156,11 @@ class AttachedRows(Rows):
 
 
 def wishes(attached: AttachedRow) -> dict[str, Any]:
-    """Decode the owner's request. Its keys may be policy, policies (by network) and labels."""
+    """Decode the settings that the owner requested for an attachment. The possible keys are
+    ``policy``, ``policies`` (by network) and ``labels``.
+    """
     return dict(decoded(attached.asked))
 
 
 BY_INTERFACE = "docker"
-"""The owner that has one attachment for each interface. It sets the default route itself."""
+"""The owner that makes one attachment for each interface, and sets the default route itself."""

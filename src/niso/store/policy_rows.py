@@ -1,10 +1,10 @@
-"""Store names of services, and policies with their peers, networks and DNS answers.
+"""Store the names of services, and policies with their peers, networks and DNS answers.
 
 A service's name is unique on the host. Hostnames and aliases are unique on each network, so two
-networks may each have a ``db``. A service that resolves such a name gets the service on its own
-networks.
+networks may each have a ``db``. A service that resolves such a name gets the address of the service
+on its own networks.
 
-A DNS name in a policy is called an outside name. All services share one record of its addresses.
+All services share one record of the addresses of a DNS name in policies (table ``outside_name``).
 The undo of a service's change therefore leaves this record unchanged.
 """
 
@@ -43,7 +43,7 @@ FRONTS = (
 
 
 class PolicyRows(ServiceRows):
-    """The queries of the store for policies and for names."""
+    """The queries of the store for policies and for the names of services."""
 
     def policy(self, service: str) -> Policy | None:
         """Return a service's policy as written in its manifest, or None if it has no policy."""
@@ -54,7 +54,11 @@ class PolicyRows(ServiceRows):
         return self._column("SELECT service FROM policy ORDER BY service")
 
     def audits(self) -> dict[str, tuple[int, int]]:
-        """Return {service: (start, end)} of audits of policies, also ended ones, as Unix times."""
+        """Return {service: (start, end)} of the audit periods of policies, as Unix times.
+
+        In an audit period, packets that a policy would drop are only recorded. Periods that have
+        ended are included.
+        """
         rows = self._run(
             "SELECT service, json_extract(audit, '$[1]'), json_extract(audit, '$[2]') FROM ("
             "SELECT service, CASE WHEN json_valid(text) THEN json_extract(text, '$[5]') END audit"
@@ -67,7 +71,7 @@ class PolicyRows(ServiceRows):
         }
 
     def policy_now(self, service: str) -> Policy | None:
-        """Return a service's policy in which each name is replaced by the service that has it now.
+        """Return a service's policy with each name replaced by the service that has the name now.
 
         A name that no service has is replaced by "", which matches nothing. The entry is not
         deleted, because a deny list could then become empty, which means no policy. A name that
@@ -90,12 +94,12 @@ class PolicyRows(ServiceRows):
         return OutsideRows(self._db)
 
     def names_outside(self, service: str | None = None) -> bool:
-        """Return whether a service's policy, or for None any policy, contains DNS names."""
+        """Return whether a service's policy has DNS names; if ``service`` is None, any policy."""
         query = "SELECT 1 FROM outside_peer WHERE ?1 IS NULL OR service=?1 LIMIT 1"
         return self._has(query, service)
 
     def _apart(self) -> list[str]:
-        """Return the services that have a hosts file of their own, sorted."""
+        """Return the services whose hosts file is not shared with other services, sorted."""
         return self._column(
             "SELECT service FROM extra_host UNION SELECT service FROM outside_peer"
             f" EXCEPT {FRONTS} ORDER BY 1"
@@ -104,10 +108,12 @@ class PolicyRows(ServiceRows):
     def _policed(
         self, services: Iterable[PlannedService], names: Iterable[Name]
     ) -> Iterator[Policed]:
-        """Yield the policies of services, and the entries of other policies that contain names.
+        """Yield the policies of services, and policies of other services that contain changed
+        names.
 
-        ``names`` are names whose addresses have changed. A policy of another service that contains
-        such a name is yielded with these addresses (`Policed.only`).
+        The addresses of ``names`` have changed. If a policy of another service contains such a
+        name, it is yielded with these addresses (`Policed.only`), so that only their entries are
+        recomputed.
         """
         # the instances of a service with a service address have its policy
         fronts = self._column(FRONTS)
@@ -155,10 +161,10 @@ class PolicyRows(ServiceRows):
         )
 
     def _members(self, policed: Iterable[Policed]) -> tuple[Member, ...]:
-        """Return the addresses of all names that entries of these policies refer to.
+        """Return the addresses of all names in the entries of these policies.
 
-        A policy with ``only`` is recomputed only for the peers with these addresses. Of its
-        services, only those with one of these addresses are included.
+        If a policy has ``only``, its entries are recomputed only for peers with these addresses. Of
+        the services in its entries, only those with one of these addresses are included.
         """
         wanted: set[Name] = set()
         for policy in policed:
@@ -193,12 +199,11 @@ class PolicyRows(ServiceRows):
         )
 
     def _elsewhere(self, name: str) -> list[str]:
-        """Return the addresses of a service of other hosts, or those of its instances."""
         instances = self._column(_INSTANCES_ELSEWHERE, name, name)
         return instances or self._column(_ELSEWHERE, name)
 
     def _meant(self, kind: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return (addresses or subnets, gateways) of a name in a policy."""
+        """Return (addresses or subnets, gateways) for a name. Only a network has gateways."""
         if kind == "outside":
             return self.outside.meant(name), ()
         if kind == "network":
@@ -232,7 +237,7 @@ class PolicyRows(ServiceRows):
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def set_policy(self, service: str, policy: Policy | None) -> None:
-        """Replace a service's policy. The rows of its endpoints must be up to date."""
+        """Replace a service's policy. The rows of the service's endpoints must be up to date."""
         tables: dict[str, Sequence[tuple[object, ...]]] = dict.fromkeys(_TABLES, ())
         if policy is not None:
             on = self._column("SELECT network FROM endpoint WHERE service=?", service)
@@ -249,7 +254,7 @@ class PolicyRows(ServiceRows):
         )
 
     def names_there(self, service: str) -> tuple[str, ...]:
-        """Return the names of a service and of the active services in its network namespace."""
+        """Return the names of a service and of active services that share its network namespace."""
         sharers = self.sharers(service)
         return (*self.names(service), *(name for sharer in sharers for name in self.names(sharer)))
 
@@ -262,7 +267,9 @@ class PolicyRows(ServiceRows):
         self._set_rows("extra_host", service, ((service, *host) for host in hosts))
 
     def networks_of(self, service: str) -> tuple[str, ...]:
-        """Return the networks of a service, or of the owner of its namespace, in their order."""
+        """Return the networks of a service, in the order of its manifest. A service in a shared
+        namespace has the networks of the namespace's owner.
+        """
         return tuple(
             self._column(
                 "SELECT network FROM endpoint WHERE service=? ORDER BY position", self.home(service)
@@ -270,7 +277,9 @@ class PolicyRows(ServiceRows):
         )
 
     def networks_in_use(self) -> list[str]:
-        """Return the networks of active services, even if rows of endpoints are missing."""
+        """Return the networks of active services, according to the services' own rows. These rows
+        are complete even if rows of endpoints are missing in a damaged store.
+        """
         return sorted({network for networks in self._network_lists() for network in networks})
 
     def _network_lists(self) -> list[list[str]]:
@@ -278,7 +287,7 @@ class PolicyRows(ServiceRows):
         return [decoded(text) for text in rows]
 
     def holders(self, name: str) -> list[str]:
-        """Return the recorded services that have this name, hostname or alias, sorted."""
+        """Return the recorded services with this service name, hostname or alias, sorted."""
         return self._column("SELECT service FROM host_name WHERE name=? ORDER BY service", name)
 
     def holders_beside(self, service: str, name: str) -> list[str]:
@@ -290,9 +299,8 @@ class PolicyRows(ServiceRows):
         )
 
     def holders_elsewhere(self, name: str, beside: str | None = None) -> list[str]:
-        """Return the services of other hosts that have a name, sorted.
-
-        With ``beside``, only services on a network of the service ``beside`` are returned.
+        """Return the services of other hosts that have a name, sorted. If ``beside`` is given, only
+        services that share a network with this service are returned.
         """
         query = "SELECT DISTINCT n.service FROM remote_name n"
         values: tuple[str, ...] = (name,)
@@ -316,9 +324,10 @@ class PolicyRows(ServiceRows):
         """Return the services that a name in the policy of ``service`` refers to, as two lists.
 
         The first list is for allow entries, and has at most one service: the one with this hostname
-        or alias on the networks of ``service``, else the one with this service name on any network.
-        If the name is ambiguous, the list is empty; activations with such a name are refused. The
-        second list is for deny entries, and has all services that the name can refer to.
+        or alias on the networks of ``service``. If there is none, it is the service with this
+        service name on any network. If the name is ambiguous, the first list is empty, and
+        activations are refused. The second list is for deny entries, and has all services that the
+        name can refer to.
         """
         beside = self.holders_beside(service, name)
         elsewhere = self.holders_elsewhere(name, service)
@@ -333,13 +342,13 @@ class PolicyRows(ServiceRows):
     def shadows(
         self, services: Iterable[str], networks: Iterable[str] = (), fresh: Iterable[str] = ()
     ) -> set[str]:
-        """Return other services that have a name of these services on another network.
+        """Return other services that have one of the names of ``services`` on another network.
 
         If several services have a name, the hosts file of a reader contains only one of them: the
-        one on the first of the reader's networks. A change of ``services`` can therefore change
-        which address such a name has. The result has only services for which there is a reader: an
-        active service on one of their networks and on a network of ``services``. ``networks`` and
-        ``fresh`` are networks and names that ``services`` are about to get.
+        one on the first of the reader's networks. A change of ``services`` can therefore change the
+        address of such a name. The result has only services that have a reader: an active service
+        on one of their networks and on a network of ``services``. ``networks`` and ``fresh`` are
+        networks and names that ``services`` are about to get.
         """
         own = set(services)
         names = {*fresh, *(name for service in own for name in self.names(service))}
@@ -353,9 +362,9 @@ class PolicyRows(ServiceRows):
     def resolve(self, name: str, asker: str | None = None) -> str:
         """Return the service that a user means by a name, with or without the suffix .niso.local.
 
-        The first choice is the service that ``asker`` reaches by the name, the second the service
-        with this service name, the third the only service with this hostname or alias. Raises
-        NotFound, and Conflict if the name is ambiguous.
+        The first choice is the service that the service ``asker`` reaches by the name, the second
+        the service with this service name, the third the only service with this hostname or alias.
+        Raises NotFound, and Conflict if the name is ambiguous.
         """
         bare = bare_name(name)
         if (service := self._found(bare, asker)) is not None:
@@ -372,9 +381,8 @@ class PolicyRows(ServiceRows):
     # Names given up by a change in progress stay reserved: an undo may have to restore them.
 
     def name_holder(self, name: str) -> str | None:
-        """Return the service that has a name, or gets it back if a change in progress is undone.
-
-        Returns None if there is none. Raises Conflict if the name is ambiguous.
+        """Return the service that has a name, or would have it after a change in progress is
+        undone. Returns None if no service has the name. Raises Conflict if the name is ambiguous.
         """
         if (service := self._found(name, None)) is not None:
             return service
@@ -385,9 +393,9 @@ class PolicyRows(ServiceRows):
     ) -> list[tuple[str, str]]:
         """Return (service, network) for each service that has a name on one of these networks.
 
-        Services are included that get the name back if their change in progress is undone, except
-        those in ``beside``, which are part of the caller's own command and would be undone with it.
-        The service ``but`` is left out.
+        Services are included that would have the name again if their change in progress were
+        undone. The services ``beside`` are excepted: they belong to the caller's own command, and
+        would be undone together with it. The service ``but`` is left out.
         """
         held = {service: set(self.networks_of(service)) for service in self.holders(name)}
         restored = self._restored(name) if others_intend(self._db, beside) else {}
@@ -402,7 +410,7 @@ class PolicyRows(ServiceRows):
         ]
 
     def shown(self, services: Iterable[str]) -> str:
-        """Format services with their networks for messages: ``'db' (network backend)``."""
+        """Format services with their networks for messages, such as ``'db' (network backend)``."""
         parts = []
         for service in services:
             on = self.networks_of(service)
@@ -430,7 +438,7 @@ class PolicyRows(ServiceRows):
         )
 
     def _restored(self, name: str) -> dict[str, set[str]]:
-        """Return {service: networks} of services that get a name back if their change is undone."""
+        """Return {service: networks} of the services that would have a name again after an undo."""
         restored: dict[str, set[str]] = {}
         rows = self._run(
             "SELECT service, COALESCE(json_extract(undo, '$.service[0].provider'), service)"
@@ -455,7 +463,7 @@ class PolicyRows(ServiceRows):
 def rows_of_policy(
     service: str, policy: Policy, networks: Iterable[str]
 ) -> dict[str, Sequence[tuple[object, ...]]]:
-    """Return {table: rows} to store for a policy; ``networks`` are the networks of its service."""
+    """Return {table: rows} to store for a policy. ``networks`` are the networks of ``service``."""
     peers = {
         (entry.peer.kind, entry.peer.name)
         for entry in policy.entries()
@@ -470,7 +478,7 @@ def rows_of_policy(
 
 
 def policy_of(value: list[object]) -> Policy:
-    """Decode a policy that `PolicyRows.set_policy` encoded as JSON."""
+    """Decode a stored policy: the lists that JSON makes of a `Policy`."""
 
     def entries(items: object) -> tuple[Entry, ...] | None:
         if items is None:
@@ -497,7 +505,7 @@ def bare_name(name: str) -> str:
 
 
 def suggest(name: str, known: list[str], otherwise: str) -> str:
-    """Return a hint with the most similar existing name, or ``otherwise`` without one."""
+    """Return a hint with the name in ``known`` that is most similar, or else ``otherwise``."""
     import difflib
 
     near = difflib.get_close_matches(name, known, 1)
@@ -516,7 +524,7 @@ class OutsideRows(Rows):
         return tuple(self._column(query, service))
 
     def named(self, active: bool = False) -> list[str]:
-        """Return the DNS names in all policies, or only in those of active services; sorted."""
+        """Return the DNS names in all policies, or only in those of active services, sorted."""
         return self._column(
             "SELECT DISTINCT p.name FROM outside_peer p JOIN service s ON s.name=p.service"
             " WHERE s.active>=? ORDER BY p.name",
@@ -532,7 +540,7 @@ class OutsideRows(Rows):
         return sorted({service for name in names for service in self._column(query, name)})
 
     def answer(self, name: str) -> Outside:
-        """Return the recorded DNS answer for a name, empty if the record is missing or damaged."""
+        """Return the recorded DNS answer for a name. Without a valid record, it is empty."""
         text = self._text("SELECT answer FROM outside_name WHERE name=?", name)
         return (text and _answer(name, text)) or Outside(name)
 
@@ -541,7 +549,7 @@ class OutsideRows(Rows):
         return [self.answer(name) for name in self.named()]
 
     def meant(self, name: str) -> tuple[str, ...]:
-        """Return the addresses at which policies allow a DNS name."""
+        """Return the addresses to which policies with this DNS name allow connections."""
         return self.answer(name).in_state(NOW, FORMER)
 
     def ever(self, name: str) -> tuple[str, ...]:
@@ -549,7 +557,9 @@ class OutsideRows(Rows):
         return self.answer(name).in_state(NOW, FORMER, PAST)
 
     def hosts(self, service: str) -> list[tuple[str, str]]:
-        """Return (name, address) of the latest DNS answers for a service's hosts file."""
+        """Return (name, address) for the DNS names in a service's policy, for its hosts file. The
+        addresses are those of the latest DNS answers.
+        """
         return [
             (name, address)
             for name in self.of(service)
@@ -563,7 +573,7 @@ class OutsideRows(Rows):
             self._put("outside_name", answer.name, encoded(answer[1:]))
 
     def forget_others(self, before: float) -> None:
-        """Delete the records of DNS names in no policy, unless resolved after ``before``."""
+        """Delete DNS answers from before ``before`` (Unix time) for names that are in no policy."""
         query = "SELECT name FROM outside_name WHERE name NOT IN (SELECT name FROM outside_peer)"
         for name in self._column(query):
             if not self.answer(name).asked_at > before:
@@ -571,7 +581,7 @@ class OutsideRows(Rows):
 
 
 def _answer(name: str, text: str) -> Outside | None:
-    """Decode the record of a DNS name, or return None if it is damaged, to resolve it again."""
+    """Decode the record of a DNS name, or return None if the record is damaged."""
     import ipaddress
 
     try:

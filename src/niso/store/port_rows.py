@@ -27,7 +27,7 @@ PRIMARY = (
     "e.network=(SELECT o.network FROM endpoint o JOIN network i ON i.name=o.network"
     " WHERE o.service=e.service ORDER BY i.internal, o.position LIMIT 1)"
 )
-"""SQL condition: the endpoint ``e`` is on the network of its service's default route.
+"""An SQL condition: the endpoint ``e`` is on the network of its service's default route.
 `niso.plan.records.primary` chooses the same endpoint."""
 
 _TO_PUBLISH = (
@@ -37,14 +37,16 @@ _TO_PUBLISH = (
     f" JOIN endpoint e ON e.service=COALESCE(s.provider, s.name) AND {PRIMARY}"
     " WHERE p.service=? GROUP BY p.service"
 )
-"""SQL query for the row that a service should have in the table published."""
+"""An SQL query for the row that a service should have in the table ``published``."""
 
 
 class PortRows(Rows):
     """The queries of the store for published ports."""
 
     def ports(self, service: str | None = None) -> ServicePorts:
-        """Return (service, port) of one service, or of all for None, in manifest order."""
+        """Return (service, port) for the ports of a service, in the order of its manifest. If
+        ``service`` is None, returns the ports of all services.
+        """
         return self._ports("WHERE service=?", service) if service else self._ports("")
 
     def _ports(self, where: str, *values: str) -> ServicePorts:
@@ -58,17 +60,17 @@ class PortRows(Rows):
         return self._has(f"SELECT 1 FROM port WHERE {_IS}", service, *port)
 
     def some_ports(self, service: str, among: Iterable[PortMapping]) -> list[PortMapping]:
-        """Return those of the given ports that a service has."""
+        """Return those of the given ports that a service has recorded as published."""
         return [port for port in dict.fromkeys(among) if self.has_port(service, port)]
 
     def published_on(self, services: Iterable[str]) -> set[str]:
-        """Return the networks whose bridges are configured for ports of these services."""
+        """Return the networks on which any of these services has published a port while active."""
         query = "SELECT network FROM published WHERE service=?"
         networks = {network for service in services for network in self._column(query, service)}
         return networks & {*self._column("SELECT name FROM network")} if networks else networks
 
     def publishes(self, service: str) -> bool:
-        """Return whether a service has published a port at any time since it was activated."""
+        """Return whether a service has published a port at any time since its activation."""
         return self._has("SELECT 1 FROM published WHERE service=?", service)
 
     def forwards(self, service: str) -> list[PortMapping]:
@@ -79,18 +81,18 @@ class PortRows(Rows):
         return [port for _, port in self._ports("WHERE service=? AND origin=?", service, origin)]
 
     def all_forwards(self) -> ServicePorts:
-        """Return the ports that `niso port-forward` added, also those of inactive services."""
+        """Return (service, port) for all ports that `niso port-forward` added, also if inactive."""
         return self._ports("WHERE origin=?", FORWARD)
 
     def manifest_ports(self, service: str) -> list[PortMapping]:
-        """Return the ports of a service whose host ports are set in its manifest."""
+        """Return the ports of a service whose manifest sets the host port."""
         return self._of_origin(service, MANIFEST)
 
     def port_holders(self, wanted: PortMapping, but: frozenset[str] = frozenset()) -> ServicePorts:
-        """Return (service, port) for each port of active services that conflicts with a port.
+        """Return (service, port) for each port of an active service that conflicts with ``wanted``.
 
-        Ports that services get back if a change in progress is undone are included, except those of
-        the services ``but``.
+        Ports that a service would have again after a change in progress is undone are included,
+        except those of the services ``but``.
         """
         proto, first, last = wanted.proto, wanted.host_port, wanted.last
         live = (
@@ -116,7 +118,7 @@ class PortRows(Rows):
         ]
 
     def chosen_port(self, service: str, wanted: PortMapping) -> int | None:
-        """Return the host port that niso chose for a port whose manifest sets none, or None."""
+        """Return the host port that niso chose for a published port, or None if it chose none."""
         rows = self._column(
             "SELECT host_port FROM port WHERE service=? AND origin=?"
             " AND host_ip=? AND container_port=? AND proto=? AND count=?",
@@ -125,9 +127,11 @@ class PortRows(Rows):
         return next(iter(rows), None)
 
     def spans(self, proto: str, first: int, last: int) -> list[tuple[int, int]]:
-        """Return (first, last) for each recorded range of host ports that overlaps a range.
+        """Return (first, last) for each recorded range of host ports that overlaps ``first`` to
+        ``last``.
 
-        Ports of inactive services, and all ports that an undo would restore, are included.
+        Ranges of inactive services are included. So are all ranges that an undo would restore,
+        whether or not they overlap.
         """
         return self._run(
             "SELECT host_port, host_port+count-1 FROM port"
@@ -142,7 +146,7 @@ class PortRows(Rows):
     def set_ports(
         self, service: str, ports: Iterable[PortMapping], chosen: Iterable[PortMapping] = ()
     ) -> None:
-        """Replace a service's ports from the manifest. niso chose the host ports in ``chosen``."""
+        """Replace a service's ports from the manifest. niso chose the host ports of ``chosen``."""
         cursor = self._run(
             f"SELECT {PORT_COLUMNS}, origin FROM port WHERE service=? ORDER BY position", service
         )
@@ -173,8 +177,7 @@ class PortRows(Rows):
 
     def add_back(self, service: str, port: PortMapping, manifest: Sequence[PortMapping]) -> None:
         """Publish a port of the manifest again, after `niso port-forward` no longer uses it.
-
-        ``manifest`` are the manifest's ports, whose order the rows keep.
+        ``manifest`` has all ports of the manifest, whose order the rows keep.
         """
         chosen = self._of_origin(service, CHOSEN)
         mine = [port, *self.manifest_ports(service), *chosen]
@@ -200,18 +203,18 @@ class PortRows(Rows):
         )
 
     def is_noted(self, service: str) -> bool:
-        """Return whether the record of `note_published` for a service is up to date."""
+        """Return whether a service's record in the table ``published`` is up to date."""
         row = self._run(_TO_PUBLISH, service).fetchone()
         noted = self.published_row(service)
         return row is None or (noted is not None and noted[1] == row[1] and noted[2] >= row[2])
 
     def published_row(self, service: str) -> tuple[str, str, int] | None:
-        """Return a service's record of `note_published`, or None, for `put_published_row`."""
+        """Return a service's row of the table ``published``, or None if the service has none."""
         rows = self._run("SELECT * FROM published WHERE service=?", service)
         return next(iter(rows), None)
 
     def put_published_row(self, service: str, row: tuple[object, ...] | None) -> None:
-        """Replace a service's record of `note_published`, or delete it for None."""
+        """Replace a service's row of the table ``published``, or delete it if ``row`` is None."""
         self._set_rows("published", service, () if row is None else (row,))
 
     def take_port(self, service: str, port: PortMapping) -> None:
@@ -242,12 +245,14 @@ class PortRows(Rows):
         ]
 
     def moved_on(self) -> set[str]:
-        """Return the networks on which changes in progress add or remove ports."""
+        """Return the networks on which a change in progress adds or removes ports."""
         rows = self._column("SELECT undo FROM intent WHERE action='ports'")
         return {network for undo in rows for network in decoded(undo)["networks"]}
 
     def end_publishing(self, service: str, keep_forwards: bool = False) -> None:
-        """Record that a service publishes no ports. Ports of `niso port-forward` can be kept."""
+        """Record that a service no longer publishes ports. Ports that `niso port-forward` added are
+        deleted, unless ``keep_forwards``.
+        """
         if not keep_forwards:
             self._run("DELETE FROM port WHERE service=? AND origin=?", service, FORWARD)
         self._run("DELETE FROM published WHERE service=?", service)

@@ -1,9 +1,9 @@
 """Read and write the rows of services, of changes in progress and of stacks; assign addresses.
 
-A service belongs to at most one stack, until it is removed or leaves the stack's file. A service
-with mode ``share`` shares the network namespace of another service, its ``provider``. It has no
-endpoint, and uses the addresses, networks and address families of its provider. While it is active,
-its names and ports belong to the namespace of its provider.
+A service belongs to at most one stack, until the service is removed or is no longer in the stack's
+file. A service with mode ``share`` shares the network namespace of another service, its
+``provider``. Such a service has no endpoint, and uses the addresses, networks and address families
+of its provider. While it is active, its names and ports belong to the namespace of its provider.
 
 A lease is an address that is reserved for a service on a network; `lease` assigns it. ServiceSpec
 and ProcessSpec are stored as JSON.
@@ -35,10 +35,11 @@ if TYPE_CHECKING:
 
 
 BY = "NISO_BY"
-"""The environment variable by which niso itself, such as `niso health`, names itself as caller."""
+"""The environment variable that overrides the recorded caller of a command. niso sets it for its
+own commands, such as `niso health`."""
 _UNSET = (1 << 32) - 1
 _MOST = 300
-"""The most characters that are recorded of a command line."""
+"""The maximum length of a recorded command line, in characters."""
 
 # --- services, changes in progress, stacks, modes and leases --------------------------------------
 
@@ -60,8 +61,8 @@ ROW_TABLES = (
     "instance",
     "stack_member",
 )
-"""The tables with rows of a service, referenced tables first. The column with the service's name is
-``name`` in the first table, ``service`` in the others."""
+"""The tables with rows of a service. A table comes after the tables that it references. The column
+with the service's name is ``name`` in the first table, and ``service`` in the others."""
 
 
 _IS_FREE = (
@@ -72,7 +73,7 @@ _PROVIDER = "(SELECT COALESCE(provider, name) FROM service WHERE name=?)"
 
 
 class ServiceRow(NamedTuple):
-    """A recorded service. The fields are the columns of its table."""
+    """A recorded service. The fields are the columns of the table ``service``."""
 
     name: str
     manifest_path: str
@@ -102,7 +103,7 @@ class ServiceRow(NamedTuple):
 
     @property
     def is_attachment(self) -> bool:
-        """Return whether another program made the service's namespace."""
+        """Return whether the service is an attachment, whose process another program starts."""
         return self.mode == "attached"
 
     @property
@@ -120,7 +121,7 @@ class ServiceRow(NamedTuple):
 
     @property
     def healthcheck(self) -> Healthcheck | None:
-        """Return the healthcheck, or None if there is none or the row is damaged."""
+        """Return the health check, or None if the service has none or its row is damaged."""
         return self._program.healthcheck if self._program is not None else None
 
     @property
@@ -134,19 +135,19 @@ class ServiceRow(NamedTuple):
 
     @property
     def schedule(self) -> str | None:
-        """Return the times at which systemd runs the job, or None if it runs at each activation."""
+        """Return the times at which systemd runs a job, or None for a job without a schedule."""
         return self._program.schedule if self._program is not None else None
 
     @property
     def folder(self) -> str:
-        """Return the folder of the package; "" for an empty package."""
+        """Return the folder of the service's package, or "" if its package is empty."""
         program = self._program
         here = os.path.dirname(self.manifest_path)
         return here if program is None or program.folder is None else program.folder
 
     @property
     def again(self) -> str:
-        """Return the command line with which a user activates the service again from its file."""
+        """Return the command line that activates the service again from its file, for hints."""
         program = self._program
         is_inline = program is not None and program.folder is not None
         return f"niso {'stack up' if is_inline else 'activate'} {self.manifest_path}"
@@ -175,7 +176,7 @@ class ServiceRow(NamedTuple):
 
 
 def service_row(row: tuple[object, ...]) -> ServiceRow:
-    """Convert a row of the table service, as SQLite returns it."""
+    """Convert a row of the table ``service`` from the form in which SQLite returns it."""
     fields = ServiceRow(*row[: len(ServiceRow._fields)])  # type: ignore[arg-type]
     package, copy = fields.package, f"/packages/{fields.name}/{fields.fingerprint}"
     if package.endswith(copy):
@@ -189,7 +190,7 @@ def service_row(row: tuple[object, ...]) -> ServiceRow:
 
 
 class Intent(NamedTuple):
-    """The record of a change in progress. After a kill, the next command undoes or finishes it."""
+    """The record of a change in progress, which after a crash the next command undoes or ends."""
 
     service: str
     action: str
@@ -197,12 +198,12 @@ class Intent(NamedTuple):
     and keeps the ports that `niso port-forward` added."""
     undo: str
     """The rows of the service before the change as JSON: {table: [{column: value}, ...]}. A blob is
-    {"hex": ...}. The key "volumes" lists the volumes of `created`. For the action ports it is
-    {"moved": [{field of Port: value}, ...], "networks": [...]}."""
+    {"hex": ...}. The key "volumes" lists the volumes of `created`. For the action ports, the JSON
+    is {"moved": [{field of Port: value}, ...], "networks": [...]}."""
 
     @property
     def before(self) -> ServiceRow | None:
-        """Return the row before the change. None for a new service, and for a change of ports."""
+        """Return the service's row before the change, or None for a new service or action ports."""
         saved = decoded(self.undo).get("service")
         return service_row(tuple(saved[0][name] for name in ServiceRow._fields)) if saved else None
 
@@ -212,12 +213,12 @@ class Intent(NamedTuple):
 
     @property
     def rows(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the rows of the service before the change, by table."""
+        """Return the rows that the service had before the change, as {table: rows}."""
         return {key: rows for key, rows in decoded(self.undo).items() if key != "volumes"}
 
     @property
     def created(self) -> list[tuple[str, str]]:
-        """Return (service, volume) of each named volume that did not exist before the change."""
+        """Return (service, volume) of each named volume that the change may have created."""
         return [(service, name) for service, name in decoded(self.undo).get("volumes", ())]
 
 
@@ -238,9 +239,8 @@ class ServiceRows(Rows):
     def begin_intent(
         self, service: str, action: str, now: float, created: Sequence[tuple[str, str]] = ()
     ) -> None:
-        """Record that a change begins, with all present rows of the service for an undo.
-
-        ``created`` has (service, volume) of each named volume that the change may create.
+        """Record that a change of a service begins, with all present rows of the service for an
+        undo. ``created`` has (service, volume) of each named volume that the change may create.
         """
         undo = self.rows(service) | ({"volumes": [*created]} if created else {})
         self._put("intent", service, action, encoded(undo), now)
@@ -249,7 +249,7 @@ class ServiceRows(Rows):
         self._run("DELETE FROM intent WHERE service=?", service)
 
     def is_as_before(self, intent: Intent) -> bool:
-        """Return whether the service's rows are the same as before the change."""
+        """Return whether a change in progress has so far left the service's rows unchanged."""
         return intent.rows == self.rows(intent.service)
 
     def rows(self, service: str) -> dict[str, list[dict[str, object]]]:
@@ -293,7 +293,9 @@ class ServiceRows(Rows):
         return self._column("SELECT DISTINCT stack FROM stack_member ORDER BY stack")
 
     def join_stack(self, service: str, stack: str, file: str) -> None:
-        """Record that a service belongs to a stack, which ``file`` declares, and to no other."""
+        """Record that a service belongs to a stack, and no longer to any other stack. ``file`` is
+        the stack.toml that declares the service.
+        """
         self._put("stack_member", service, stack, file)
 
     def leave_stack(self, service: str) -> None:
@@ -302,11 +304,11 @@ class ServiceRows(Rows):
     # --- network modes ----------------------------------------------------------------------------
 
     def home(self, service: str) -> str:
-        """Return the service that owns the network namespace of a service, which may be itself."""
+        """Return the owner of the network namespace of ``service``: a provider or itself."""
         return self._column(f"SELECT {_PROVIDER}", service)[0] or service
 
     def inactive_modes(self) -> list[tuple[str, str]]:
-        """Return (name, mode) for each inactive service, sorted. Fast with many services."""
+        """Return (name, network mode) for each inactive service, sorted by name."""
         return self._run("SELECT name, mode FROM service WHERE active=0 ORDER BY name").fetchall()
 
     def sharers(self, provider: str) -> list[str]:
@@ -316,9 +318,10 @@ class ServiceRows(Rows):
         )
 
     def held_sharers(self, provider: str, but: frozenset[str] = frozenset()) -> list[str]:
-        """Return the services that share a namespace, or do so if a change in progress is undone.
+        """Return the services that share the network namespace of ``provider``, sorted.
 
-        ``provider`` is the namespace's owner. For the services ``but``, no undo is considered.
+        Services that would share it after a change in progress is undone are included, except for
+        changes of the services ``but``.
         """
         sharers = set(self.sharers(provider))
         if others_intend(self._db, but):
@@ -331,14 +334,16 @@ class ServiceRows(Rows):
         return sorted(sharers)
 
     def with_companions(self, services: Iterable[str]) -> tuple[str, ...]:
-        """Return services, the owners of their namespaces, and all active services in these."""
+        """Return services together with all other services in their network namespaces. These are
+        the owners of the namespaces, and the active services that share them.
+        """
         names = set(services)
         homes = {self.home(name) for name in names}
         sharers = {sharer for home in homes for sharer in self.sharers(home)}
         return tuple(sorted(names | homes | sharers))
 
     def ports_there(self, service: str) -> list[PortMapping]:
-        """Return the ports of a service, and then those of active services in its namespace."""
+        """Return the ports of a service, then those of active services that share its namespace."""
         rows = self._run(
             f"SELECT {PORT_COLUMNS} FROM port JOIN service s ON s.name=port.service"
             " WHERE s.name=? OR (s.provider=? AND s.active=1) ORDER BY s.name!=?, s.name, position",
@@ -347,9 +352,8 @@ class ServiceRows(Rows):
         return [PortMapping(*row) for row in rows]
 
     def addresses(self, service: str) -> list[tuple[str, str]]:
-        """Return (network, address) of a service, in the order of its networks.
-
-        A service in a shared namespace has the addresses of the namespace's owner.
+        """Return (network, address) for each address of a service, in the order of its networks. A
+        service in a shared namespace has the addresses of the namespace's owner.
         """
         return self._run(
             "SELECT e.network, l.address FROM endpoint e"
@@ -359,7 +363,7 @@ class ServiceRows(Rows):
         ).fetchall()
 
     def port_families(self, service: str) -> tuple[int, ...]:
-        """Return the address families (4, 6) of the network where a service publishes ports."""
+        """Return the address families (4, 6) of the network on which a service publishes ports."""
         return tuple(
             self._column(
                 "SELECT family FROM subnet s JOIN endpoint e ON e.network=s.network"
@@ -371,7 +375,7 @@ class ServiceRows(Rows):
     # --- leases -----------------------------------------------------------------------------------
 
     def leases(self, network: str, family: int = 4) -> list[tuple[str, str, bool]]:
-        """Return (address, service, whether it is active) for each reserved address, ascending."""
+        """Return (address, service, is active) for a network's reserved addresses, sorted."""
         rows = self._run(
             "SELECT address, service, active FROM lease JOIN service s ON s.name=lease.service"
             " WHERE network=? AND family=? ORDER BY number",
@@ -380,7 +384,7 @@ class ServiceRows(Rows):
         return [(row[0], row[1], bool(row[2])) for row in rows]
 
     def leases_of(self, services: Collection[str]) -> set[tuple[str, str]]:
-        """Return (service, address) of services' addresses, also those an undo would restore."""
+        """Return (service, address) for services' addresses, also those that an undo restores."""
         among = f"service IN ({marks(services)})"
         rows = self._run(
             f"SELECT service, address FROM lease WHERE {among}"
@@ -392,7 +396,9 @@ class ServiceRows(Rows):
         return set(rows)
 
     def lease_of(self, service: str, network: str, family: int) -> tuple[str, bool] | None:
-        """Return (address, whether it is static) for a service's reserved address, or None."""
+        """Return (address, whether it is static) for the address reserved for a service on a
+        network. Returns None if no address is reserved.
+        """
         row = self._run(
             "SELECT address, static FROM lease WHERE service=? AND network=? AND family=?",
             *(service, network, family),
@@ -400,7 +406,7 @@ class ServiceRows(Rows):
         return (row[0], bool(row[1])) if row else None
 
     def lease_holder(self, address: str) -> str | None:
-        """Return the service that has an address, or gets it back by an undo, or None."""
+        """Return the service for which an address is reserved, now or after an undo, or None."""
         return self._text(
             "SELECT service FROM lease WHERE address=?"
             " UNION ALL SELECT service FROM intent, json_each(undo, '$.lease')"
@@ -409,7 +415,7 @@ class ServiceRows(Rows):
         )
 
     def endpoints_like(self, prefix: str) -> list[tuple[str, str, int]]:
-        """Return (service, network, generation) of the endpoints of services with a name prefix.
+        """Return (service, network, generation) for the endpoints of services whose names begin so.
 
         Endpoints of inactive services are included, because the kernel may still be deleting their
         interfaces. Endpoints that an undo would restore are included too.
@@ -426,9 +432,8 @@ class ServiceRows(Rows):
     def used_numbers(
         self, network: str, family: int, released: Iterable[int] = ()
     ) -> Iterator[int]:
-        """Yield the offsets in a subnet that are reserved, or would be after an undo, ascending.
-
-        The offsets ``released`` are yielded too.
+        """Yield the offsets of reserved addresses in a network's subnet, ascending. Offsets that an
+        undo would reserve again, and the offsets ``released``, are yielded too.
         """
         held = self._column(
             "SELECT unhex(json_extract(value, '$.number.hex'))"
@@ -443,15 +448,14 @@ class ServiceRows(Rows):
         return merge(leased, sorted({*map(int.from_bytes, held), *released}))
 
     def released(self, network: str, family: int) -> list[int]:
-        """Return the offsets of free addresses that attachments had, in order of release."""
+        """Return the offsets of free addresses that attachments have released, the oldest first."""
         query = f"SELECT number FROM released r WHERE network=? AND family=? AND {_IS_FREE}"
         rows = self._column(f"{query} ORDER BY released_at, number", network, family)
         return [int.from_bytes(number) for number in rows]
 
     def released_by(self, owner: str, given: str, network: str, family: int) -> int | None:
-        """Return the offset of the free address that an owner's attachment had before, or None.
-
-        ``given`` is the owner's name for the attachment.
+        """Return the offset of the free address that the same attachment had before, or None. The
+        attachment is identified by its owner, and by ``given``, the owner's name for it.
         """
         rows = self._column(
             "SELECT number FROM released r WHERE owner=? AND given=? AND network=? AND family=?"
@@ -461,7 +465,7 @@ class ServiceRows(Rows):
         return int.from_bytes(rows[0]) if rows else None
 
     def attachment_key(self, service: str) -> tuple[str, str] | None:
-        """Return (owner, owner's name) of an attachment, or None for a service of another kind."""
+        """Return (owner, owner's name) of an attachment, or None for any other service."""
         query = "SELECT owner, given FROM attached WHERE service=?"
         return next(iter(self._run(query, service)), None)
 
@@ -527,17 +531,17 @@ def lease(
     kept: tuple[str, str] | None = None,
     prefers: Sequence[str] = (),
 ) -> None:
-    """Reserve an address for a service in each subnet of a network.
+    """Reserve an address for a service in each subnet of a network. Call it in a transaction.
 
     The address is the static address if there is one, otherwise the address that the service
-    already has, otherwise the lowest free one. On a network that spans hosts, it is the address
-    that the cluster has reserved for the service (its claim). The caller must be in a transaction.
-    ``statics`` has at most one address of each family. ``beside`` are the services that the same
-    command activates. ``kept`` is (owner, owner's name) of an attachment, which gets the address
-    that it had before. ``prefers`` are addresses that the service gets if they are free. An address
-    that an attachment has released is assigned to another service
-    only if no other address is free; then the one released first is taken. Raises InvalidInput if a
-    static address is unusable, Conflict if it is taken or the network is full.
+    already has, otherwise the lowest free one. On a network that spans hosts, the address is the
+    one that the cluster has reserved for the service (its claim). ``statics`` has at most one
+    address of each family. ``beside`` are the services that the same command activates. ``kept`` is
+    (owner, owner's name) of an attachment, which gets the address that it had before. ``prefers``
+    are addresses that the service gets if they are free. An address that an attachment has released
+    is assigned to another service only if no other address is free; the address released first is
+    then taken. Raises InvalidInput if a static address is unusable, Conflict if it is taken or the
+    network is full.
     """
     from niso.plan import subnets
 
@@ -578,7 +582,7 @@ def lease(
 
 
 def _preferred(store: Store, prefers: Sequence[str], net: Prefix, gateway: int) -> int | None:
-    """Return the offset of the first preferred address that a service can have in a subnet."""
+    """Return the offset of the first address in ``prefers`` that is free in a subnet, or None."""
     from niso.plan import subnets
 
     for address in prefers:
@@ -590,9 +594,8 @@ def _preferred(store: Store, prefers: Sequence[str], net: Prefix, gateway: int) 
 
 
 def is_leased(store: Store, service: str, network: NetworkRecord, statics: Sequence[str]) -> bool:
-    """Return whether a service has all addresses that `lease` would reserve on a network.
-
-    Returns True on a network that spans hosts if this host has no claim for the service.
+    """Return whether a service has all addresses that `lease` would reserve on a network. If a
+    network spans hosts and this host has no claim for the service, the result is True.
     """
     spans = network.span is not None
     claimed = store.claimed(service, network.name) if spans else ()
@@ -612,7 +615,7 @@ def is_leased(store: Store, service: str, network: NetworkRecord, statics: Seque
 def _lease_claimed(
     store: Store, service: str, network: str, subnet: SubnetRecord, claimed: Sequence[str]
 ) -> None:
-    """Record the address that a service has reserved in the cluster. Raises Conflict."""
+    """Reserve for a service the address that the cluster has reserved for it. Raises Conflict."""
     net = prefix(subnet.cidr)
     address = next((text for text in claimed if net.holds(text)), None)
     if address is None:
@@ -682,16 +685,16 @@ def _full(store: Store, network: str, family: int, cidr: str) -> Conflict:
 # process. Its instances are ordinary services, called NAME.NUMBER.
 
 STARTING, SERVING, LEAVING, OUT, KEPT = "starting", "serving", "leaving", "out", "kept"
-"""The states of an instance. Only in the state serving, it gets connections to the service address.
+"""The states of an instance. Only an instance in the state ``serving`` gets new connections to the
+service address.
 
 ``starting``: the instance is not yet healthy. ``leaving``: another version has replaced it, and it
 finishes its connections. ``out``: it is not healthy, or its process has ended. ``kept``: a failed
-version has replaced it, and it runs until the next deploy (``deploy.on_failure``).
-"""
+version has replaced it, and it runs until the next deploy (``deploy.on_failure``)."""
 STATES = (STARTING, SERVING, LEAVING, OUT, KEPT)
 KEPT_DEPLOYS, KEPT_MANIFESTS = 50, 10
 KEPT_PACKAGES, KEPT_PLAIN_PACKAGES = 3, 2
-"""How many packages are kept of a service with a service address, and of others."""
+"""How many package copies are kept: of a service with a service address, and of any other."""
 
 
 class Instance(NamedTuple):
@@ -725,7 +728,7 @@ class Deployed(NamedTuple):
 
 
 def front_of(service: str) -> str:
-    """Return the service of an instance (NAME.NUMBER), or the service itself."""
+    """Return the service that an instance (NAME.NUMBER) belongs to. Any other name is unchanged."""
     front, _, number = service.rpartition(".")
     return front if number.isdigit() and front else service
 
@@ -734,7 +737,7 @@ class Instances(Rows):
     """The queries of the store for instances and deploys."""
 
     def get(self, service: str) -> Instance | None:
-        """Return the instance with this service name, or None."""
+        """Return the instance with the name ``service`` (NAME.NUMBER), or None if there is none."""
         row = self._db.execute("SELECT * FROM instance WHERE service=?", (service,)).fetchone()
         return Instance(*row) if row else None
 
@@ -744,9 +747,8 @@ class Instances(Rows):
         return [Instance(*row) for row in rows]
 
     def of(self, front: str, *states: str) -> list[Instance]:
-        """Return the instances of a service, in the order of their numbers.
-
-        With ``states``, only active instances in one of these states are returned.
+        """Return the instances of a service, in the order of their numbers. If ``states`` are
+        given, only active instances in one of these states are returned.
         """
         rows = self._db.execute(
             "SELECT i.*, s.active FROM instance i JOIN service s ON s.name=i.service"
@@ -764,7 +766,11 @@ class Instances(Rows):
         return [instance.service for instance in self.of(front)]
 
     def runners(self, services: Iterable[str]) -> list[str]:
-        """Return services, each service with a service address replaced by a serving instance."""
+        """Replace each service with a service address by one serving instance, for commands in a
+        process.
+
+        If such a service has no serving instance, it is left out. Other services are unchanged.
+        """
         result = []
         for service in services:
             if known := self.of(service):
@@ -774,20 +780,19 @@ class Instances(Rows):
         return result
 
     def running(self, service: str) -> list[str]:
-        """Return the active instances of a service, or the service itself without instances."""
+        """Return a service's active instances, or the service itself if it never has instances."""
         known = self.of(service)
         return [one.service for one in self.of(service, *STATES)] if known else [service]
 
     def in_service(self, front: str) -> tuple[int, int]:
-        """Return the newest version of a service that serves, and the number of its instances.
-
-        Counts the instances that serve, or are out because they are not healthy. (0, 0) if none.
+        """Return (newest version, number) of the instances of a service that are in use. These are
+        the active instances in the states ``serving`` and ``out``. Returns (0, 0) without any.
         """
         serving = self.of(front, SERVING, OUT)
         return max((one.version for one in serving), default=0), len(serving)
 
     def with_instances(self, services: Iterable[str]) -> list[str]:
-        """Return services and all of their instances."""
+        """Return services, each followed by its instances."""
         return [one for service in services for one in (service, *self.names(service))]
 
     def active(self, *states: str) -> list[Instance]:
@@ -800,23 +805,22 @@ class Instances(Rows):
         return [Instance(*row) for row in rows]
 
     def deploys(self, front: str | None) -> list[Deployed]:
-        """Return the last deploys of a service, or of all services; the oldest first."""
+        """Return the last deploys of a service, the oldest first. None means all services."""
         rows = self._db.execute(
             "SELECT * FROM deploy WHERE front=?1 OR ?1 IS NULL ORDER BY front, version", (front,)
         )
         return [Deployed(*row) for row in rows]
 
     def packages(self, front: str) -> list[str]:
-        """Return the paths of the packages of the last deploys that succeeded, newest first.
-
-        They are at most `KEPT_PACKAGES`, or `KEPT_PLAIN_PACKAGES` without a service address.
+        """Return the package paths of the last successful deploys of a service, the newest first.
+        Their number is at most `KEPT_PACKAGES`, or `KEPT_PLAIN_PACKAGES` without a service address.
         """
         done = [deploy.package for deploy in self.deploys(front) if deploy.outcome == "done"]
         kept = KEPT_PACKAGES if self.names(front) else KEPT_PLAIN_PACKAGES
         return list(dict.fromkeys(reversed(done)))[:kept]
 
     def next_version(self, front: str) -> int:
-        """Return the number of the next record of a service."""
+        """Return the version number for the next deploy of a service."""
         rows = self._db.execute(
             "SELECT MAX(version) FROM (SELECT version FROM deploy WHERE front=?1"
             " UNION ALL SELECT version FROM instance WHERE front=?1)",
@@ -825,7 +829,7 @@ class Instances(Rows):
         return int(rows.fetchone()[0] or 0) + 1
 
     def of_two_versions(self) -> list[str]:
-        """Return the services of which two versions serve, the newer of which is in no record."""
+        """Return services with instances of two versions, of which the newer has no record yet."""
         rows = self._db.execute(
             "SELECT i.front FROM instance i JOIN service s ON s.name=i.service AND s.active=1"
             " WHERE i.state IN (?, ?) GROUP BY i.front HAVING COUNT(DISTINCT i.version) > 1"
@@ -838,7 +842,7 @@ class Instances(Rows):
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def put(self, instance: Instance) -> None:
-        """Insert or replace an instance. The service's row must exist."""
+        """Insert or replace an instance. The row of the instance's own service must exist."""
         before = self.get(instance.service)
         since = time.time() if before is None or before.state != instance.state else before.since
         row = instance._replace(since=since)
@@ -858,9 +862,8 @@ class Instances(Rows):
         )
 
     def put_deploy(self, deploy: Deployed) -> None:
-        """Insert or replace the record of a deploy, and delete all but the last `KEPT_DEPLOYS`.
-
-        The user who runs niso and its command line are added, unless the record has a command.
+        """Insert or replace the record of a deploy, and delete all but the last `KEPT_DEPLOYS`
+        records. Unless ``deploy`` has a command, this process's user and command line are recorded.
         """
         by = _caller() if not deploy.command else deploy[-3:]
         row = (*deploy[:-4], _package_version(deploy.manifest) or deploy.package_version, *by)

@@ -1,4 +1,4 @@
-"""Read the input of plans: networks and their settings, active services, and peers of policies."""
+"""Read what `niso.plan` computes plans from: networks, active services, and peers of policies."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ _FRONT_NETWORKS = (
 
 
 class Scope(NamedTuple):
-    """The services, networks and ports that one command concerns; None means all of them."""
+    """The services, networks and ports that one command concerns. None means all of them."""
 
     services: tuple[str, ...] | None = None
     networks: tuple[str, ...] | None = None
     ports: tuple[PortMapping, ...] | None = None  # only these ports of the services
     names: tuple[Name, ...] = ()
-    """Names of services and networks that now stand for other addresses in policies."""
+    """Names in policies whose addresses have changed: names of services and networks."""
     remotes: tuple[str, ...] = ()
     """Names of services of other hosts."""
 
     def joined(self, other: Scope) -> Scope:
-        """Return the union of two scopes, with the ports of this one. Neither may be `ALL`."""
+        """Return the union of two scopes, neither `ALL`. Its ports are only those of this scope."""
         return Scope(
             tuple(sorted({*(self.services or ()), *(other.services or ())})),
             tuple(sorted({*(self.networks or ()), *(other.networks or ())})),
@@ -69,10 +69,10 @@ ALL = Scope()
 
 
 class SnapshotRows(PortRows, PolicyRows):
-    """The queries of the store for plans."""
+    """The queries of the store for the input of plans."""
 
     def state_id(self) -> str:
-        """Return the random id of the state folder. Raises Error if it is missing."""
+        """Return the random id of the state folder. Raises Error if the store has no id."""
         state_id = self._meta("state_id")
         if state_id is None:
             raise damaged("it has no state_id")
@@ -82,7 +82,7 @@ class SnapshotRows(PortRows, PolicyRows):
         return self._column("SELECT name FROM service WHERE active=1 ORDER BY name")
 
     def any_active(self, family: int | None = None) -> bool:
-        """Return whether any service is active on a network, or on one with this address family."""
+        """Return whether any service is active on a network, or on one with ``family`` (4 or 6)."""
         if family is None:
             return self._has("SELECT 1 FROM service WHERE active=1 AND networks!='[]' LIMIT 1")
         return self._has(
@@ -93,11 +93,11 @@ class SnapshotRows(PortRows, PolicyRows):
         )
 
     def sysctls_before(self) -> dict[str, str]:
-        """Return {name: value} of sysctls before niso changed them."""
+        """Return {name: former value} of the sysctls that niso has changed."""
         return dict(self._run("SELECT name, before FROM sysctl"))
 
     def nat_before(self) -> dict[str, int]:
-        """Return how many NAT rules of other programs each chain had before niso was used."""
+        """Return {chain: number of NAT rules of other programs} from before niso was first used."""
         text = self._meta("nat_before")
         return dict(decoded(text)) if text else {}
 
@@ -121,7 +121,7 @@ class SnapshotRows(PortRows, PolicyRows):
         return self._networks(None)
 
     def networks_made(self) -> dict[str, tuple[float, str]]:
-        """Return when each network was created, in seconds since 1970, and its subnets as text."""
+        """Return {network: (Unix time of its creation, its subnets as one string)}."""
         made: dict[str, tuple[float, str]] = {}
         for name, at, cidr in self._run(
             "SELECT n.name, n.created_at, s.cidr FROM network n"
@@ -140,13 +140,12 @@ class SnapshotRows(PortRows, PolicyRows):
 
     @property
     def instances(self) -> Instances:
-        """Return the queries for instances of services with a service address."""
+        """Return an object with the queries for instances and deploys."""
         return Instances(self._db)
 
     def with_fronts(self, services: Iterable[str]) -> set[str]:
-        """Return services and, for each instance of a service, the service that it belongs to.
-
-        Policies name the instances by the names of that service.
+        """Return services and, for each instance among them, the service that the instance belongs
+        to. Policies name instances by the names of that service.
         """
         instances = ((name, self.instances.get(name)) for name in services)
         return {one for name, own in instances for one in (name, own.front if own else name)}
@@ -182,27 +181,26 @@ class SnapshotRows(PortRows, PolicyRows):
 
     @property
     def across(self) -> SpanRows:
-        """Return the queries for networks that span hosts."""
+        """Return an object with the queries for networks that span hosts."""
         return SpanRows(self._db)
 
     def is_broken_off(self) -> bool:
-        """Return whether a change of the copied rows of other hosts' services was interrupted."""
+        """Return whether an update of the copied rows of other hosts' services was interrupted."""
         return self._meta("attempt") is not None
 
     def others(self) -> list[PlannedService]:
         return self.across.remotes() if self._has("SELECT 1 FROM span LIMIT 1") else []
 
     def claimed(self, service: str, network: str) -> tuple[str, ...]:
-        """Return the addresses that a service has reserved in the cluster on a network."""
+        """Return the addresses reserved in the cluster for a service of this host on a network."""
         claim = self.across.claim(service)
         return claim.addresses.get(network, ()) if claim else ()
 
     def _remotes(
         self, scope: Scope, seen: set[str]
     ) -> tuple[tuple[PlannedService, ...], tuple[PlannedService, ...]]:
-        """Return two tuples of remote services: those in a scope, and those on networks.
-
-        ``seen`` are these networks.
+        """Return two tuples of services of other hosts. The first has the services in a scope, the
+        second those on the networks ``seen``.
         """
         spans = self.across
         if scope.services is None:
@@ -214,9 +212,8 @@ class SnapshotRows(PortRows, PolicyRows):
     def _active(
         self, names: Iterable[str], ports: tuple[PortMapping, ...] | None = None
     ) -> Iterator[PlannedService]:
-        """Yield the active services among the named ones, as the plan needs them.
-
-        If ``ports`` is given, other ports are left out.
+        """Yield those of the named services that are active, as `niso.plan` needs them. If
+        ``ports`` is given, other published ports are left out.
         """
         any_named = self.names_outside()
         for name in names:
@@ -285,8 +282,8 @@ class SnapshotRows(PortRows, PolicyRows):
     ) -> tuple[tuple[str, str], ...]:
         """Return (name, address) for each line that only this service's hosts file has.
 
-        The lines are the extra hosts of the manifest, and the DNS names in the policy. DNS names
-        have only addresses of families for which the service has a default route.
+        The lines are the extra hosts of the manifest, and the DNS names in the policy. A DNS name
+        has only addresses of families for which the service has a default route.
         """
         extra = self.extra_hosts(service)
         if not self.names_outside(service):
@@ -383,7 +380,7 @@ class SnapshotRows(PortRows, PolicyRows):
 
 
 def _recorded(field: str) -> str:
-    """Return the SQL expression for a field of a ServiceSpec. Damaged JSON evaluates to NULL."""
+    """Return an SQL expression for a field of a stored ServiceSpec. It is NULL for damaged JSON."""
     return f"CASE WHEN json_valid(manifest) THEN json_extract(manifest, '$.{field}') END"
 
 
@@ -403,7 +400,6 @@ def _is_raw(text: object) -> bool:
 
 
 def _sysctls(text: object) -> tuple[tuple[str, str], ...]:
-    """Decode pairs of names and values. A damaged record has none."""
     try:
         pairs = sorted(decoded(text).items())  # type: ignore[arg-type]
     except (TypeError, ValueError, AttributeError):
@@ -412,7 +408,7 @@ def _sysctls(text: object) -> tuple[tuple[str, str], ...]:
 
 
 def _bandwidth(text: object) -> tuple[int, int]:
-    """Decode (in, out) in bytes per second. 0 means no limit; so does a damaged record."""
+    """Decode (in, out) in bytes per second. 0 means no limit. A damaged record has no limits."""
     try:
         rates = decoded(text)  # type: ignore[arg-type]
         both = (rates.get("in", 0), rates.get("out", 0))

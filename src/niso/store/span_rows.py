@@ -22,10 +22,12 @@ _QUERY = (
 )
 
 OF_FRONT = "service>?||'.' AND service<?||'/'"
-"""SQL condition for the instances of a service, NAME.NUMBER. The name is a parameter twice."""
+"""An SQL condition for the instances (NAME.NUMBER) of a service. The service's name is a parameter
+twice."""
 
 _ORDINALS = 16
-"""The number above which the ordinals of instances on other hosts are: a host has 16 at most."""
+"""Added to the numbers of instances on other hosts. A host has at most 16 instances of a service,
+so their ordinals differ from those of this host's instances."""
 
 
 class RemoteAddress(NamedTuple):
@@ -58,7 +60,8 @@ class ClaimRow(NamedTuple):
 Services = Mapping[str, tuple[tuple[RemoteAddress, ...], tuple[str, ...]]]
 """Maps a service of another host to (addresses, names)."""
 Peers = Mapping[str, tuple[str, str, bool] | None]
-"""Maps another host to (state id, address, whether alive), or None if the host is to be removed."""
+"""Maps another host to (state id, address, whether alive). None means that the host is to be
+removed."""
 
 
 class SpanRows(Rows):
@@ -67,7 +70,8 @@ class SpanRows(Rows):
     def remotes(
         self, values: Collection[str] | None = None, column: str = "service"
     ) -> list[PlannedService]:
-        """Return services of other hosts, sorted by name: those with these names, or all for None.
+        """Return services of other hosts, sorted by name. ``values`` are their names; None means
+        all.
 
         If ``column`` is "network", ``values`` are networks instead, and the result has only
         endpoints on these networks.
@@ -96,9 +100,8 @@ class SpanRows(Rows):
         return list(made.values())
 
     def _is_up(self, front: str) -> bool:
-        """Return whether a service is up and has an instance on a live host.
-
-        The service may be on several hosts, and its own row names only one of them.
+        """Return whether another live host has an instance of a service, and the service is up. The
+        service may be on several hosts, and its own row names only one of them.
         """
         return self._has(
             "SELECT 1 FROM remote f JOIN remote i"
@@ -108,13 +111,13 @@ class SpanRows(Rows):
         )
 
     def elsewhere(self, front: str) -> tuple[tuple[int, tuple[ServiceEndpoint, ...]], ...]:
-        """Return the ordinals and endpoints of a service's instances on other hosts (`serving`)."""
+        """Return (ordinal, endpoints) for each serving instance of a service on another host."""
         if self._meta("instances") is None:
             return ()
         return tuple((ordinal, on) for ordinal, _, on in self.serving(front))
 
     def fronts(self) -> set[str]:
-        """Return the services with a service address of which other hosts have instances."""
+        """Return the services with a service address that have instances on other hosts."""
         if self._meta("instances") is None:
             return set()
         names = self._column("SELECT DISTINCT service FROM remote WHERE instr(service, '.')")
@@ -126,10 +129,10 @@ class SpanRows(Rows):
         return self._column(query, front, front)
 
     def serving(self, front: str) -> list[tuple[int, str, tuple[ServiceEndpoint, ...]]]:
-        """Return the instances on other hosts that receive connections to a service address.
+        """Return (ordinal, name, endpoints) for each instance that serves on another host.
 
-        They are (ordinal, name, endpoints). The ordinals differ from those of this host's instances
-        of the service. Instances of lost hosts are left out.
+        Such an instance receives connections to the service address of ``front``. Its ordinal
+        differs from those of this host's instances. Instances on lost hosts are left out.
         """
         query = (
             "SELECT service, network, r.address FROM remote r JOIN peer p ON p.host=r.host"
@@ -151,7 +154,7 @@ class SpanRows(Rows):
     def addresses(
         self, services: Collection[str] | None = None
     ) -> dict[str, tuple[RemoteAddress, ...]]:
-        """Return the sorted addresses of services of other hosts; None means all services."""
+        """Return {service: sorted addresses} for services of other hosts. None means all."""
         by_service: dict[str, list[RemoteAddress]] = {}
         query = "SELECT network, family, address, service, host, gen, up FROM remote"
         for network, family, address, service, host, gen, up in self._of(query, services):
@@ -160,7 +163,7 @@ class SpanRows(Rows):
         return {service: tuple(sorted(rows)) for service, rows in by_service.items()}
 
     def called(self, services: Collection[str] | None = None) -> dict[str, tuple[str, ...]]:
-        """Return the names of other hosts' services, hostname first; None means all services."""
+        """Return {service: names} for services of other hosts, hostname first. None means all."""
         by_service: dict[str, tuple[str, ...]] = {}
         query = "SELECT service, name FROM remote_name"
         for service, name in self._of(query, services, order="ORDER BY service, position"):
@@ -170,14 +173,14 @@ class SpanRows(Rows):
     def _of(
         self, query: str, values: Collection[str] | None, column: str = "service", order: str = ""
     ) -> sqlite3.Cursor:
-        """Run a query for the rows whose ``column`` has one of these values, or all for None."""
+        """Run a query for the rows whose ``column`` has one of ``values``. None means all rows."""
         if values is None:
             return self._run(f"{query} {order}")
         where = f"WHERE {column} IN ({marks(values)})"
         return self._run(f"{query} {where} {order}", *tuple(values))
 
     def holders(self, addresses: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
-        """Return the services of other hosts that have these addresses, by (network, address)."""
+        """Return {(network, address): service} for the addresses used on other hosts."""
         query = "SELECT service FROM remote WHERE network=? AND address=?"
         found = {place: self._text(query, *place) for place in addresses}
         return {place: service for place, service in found.items() if service is not None}
@@ -186,7 +189,7 @@ class SpanRows(Rows):
         return self.called((service,)).get(service, ())
 
     def peers(self) -> dict[str, tuple[str, str, bool]]:
-        """Return {host name: (state id, address, whether it is alive)} of the other hosts."""
+        """Return {host: (state id, address, whether the host is alive)} for the other hosts."""
         rows = self._run("SELECT host, id, address, live FROM peer")
         return {host: (state_id, address, bool(live)) for host, state_id, address, live in rows}
 
@@ -195,11 +198,11 @@ class SpanRows(Rows):
         return _claim(row) if row else None
 
     def claims(self, services: Collection[str] | None = None) -> list[ClaimRow]:
-        """Return the claims of ``services``, sorted. None means all services of this host."""
+        """Return the claims of services of this host, sorted by service. None means all."""
         return sorted(_claim(row) for row in self._of("SELECT * FROM claim", services))
 
     def leased(self) -> set[tuple[str, str]]:
-        """Return (network, address) of all active services on networks that span hosts."""
+        """Return (network, address) for this host's active services on networks that span hosts."""
         rows = self._run(
             "SELECT l.network, l.address FROM span s CROSS JOIN lease l ON l.network=s.network"
             " JOIN service v ON v.name=l.service AND v.active=1"
@@ -207,16 +210,15 @@ class SpanRows(Rows):
         return {(network, address) for network, address in rows}
 
     def spanning(self, networks: Collection[str], implicit: bool = False) -> list[str]:
-        """Return which of the given networks span hosts, in the same order.
-
-        With ``implicit``, returns only those that are deleted with their last service on this host.
+        """Return those of the given networks that span hosts, in the same order. With ``implicit``,
+        only networks that are deleted with their last service on this host are returned.
         """
         which = "WHERE network IN (SELECT name FROM network WHERE implicit=1)" if implicit else ""
         spans = self._column(f"SELECT network FROM span {which}")
         return [network for network in networks if network in spans]
 
     def attempt(self) -> tuple[Services, Peers] | None:
-        """Return the change of the copied rows that is in progress or was interrupted, or None."""
+        """Return the update of the copied rows that is in progress or was interrupted, or None."""
         text = self._meta("attempt")
         if text is None:
             return None
@@ -235,7 +237,7 @@ class SpanRows(Rows):
         return self._text("SELECT network FROM span WHERE vni=?", vni)
 
     def tunnel(self) -> Tunnel | None:
-        """Return the WireGuard tunnel between the hosts, or None without encryption."""
+        """Return this host's WireGuard tunnel, or None if the cluster is not encrypted."""
         text = self._meta("tunnel")
         if text is None:
             return None
@@ -245,7 +247,7 @@ class SpanRows(Rows):
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def set_cluster(self, identity: str) -> None:
-        """Record the id of the cluster that this host is in. "" deletes all rows of the cluster."""
+        """Record the id of this host's cluster. If the id is "", delete all rows of the cluster."""
         if identity:
             self._set_meta("cluster", encoded({"id": identity}))
             return
@@ -257,12 +259,12 @@ class SpanRows(Rows):
         self._set_meta("tunnel", encoded(list(tunnel)))
 
     def set_attempt(self, attempt: tuple[Services, Peers] | None) -> None:
-        """Record a change of the copied rows before it begins. None records that it is complete."""
+        """Record an update of the copied rows before it begins. None records its completion."""
         data = attempt and encoded([dict(part) for part in attempt])
         self._set_meta("attempt", data)
 
     def set_span(self, network: str, vni: int, port: int, local: str) -> None:
-        """Record that a network spans hosts. ``local`` is this host's source address for VXLAN."""
+        """Record that a network spans hosts. ``local`` is this host's address for VXLAN packets."""
         self._put("span", network, vni, port, local)
 
     def set_peer(self, host: str, state_id: str, address: str, live: bool) -> None:
@@ -274,7 +276,7 @@ class SpanRows(Rows):
     def set_service(
         self, service: str, addresses: Iterable[RemoteAddress], names: Iterable[str]
     ) -> None:
-        """Replace the addresses and names of a remote service, or delete it without addresses."""
+        """Replace addresses and names of another host's service. Without addresses, delete it."""
         self._run("DELETE FROM remote WHERE service=?", service)
         self._run("DELETE FROM remote_name WHERE service=?", service)
         rows = list(addresses)
@@ -286,7 +288,9 @@ class SpanRows(Rows):
             self._note_instances()
 
     def hand_over(self, service: str, names: Iterable[str]) -> None:
-        """Record a service of this host as one of another host that has an instance of it."""
+        """Make a service of this host a service of another host on which an instance of it serves.
+        Nothing changes if there is no such host.
+        """
         claim, host = (
             self.claim(service),
             self._text(
@@ -306,17 +310,17 @@ class SpanRows(Rows):
         self.set_service(service, rows, names)
 
     def _note_instances(self) -> None:
-        """Record whether other hosts have instances, so that other clusters never search them."""
+        """Record whether other hosts have instances. If not, no query searches them."""
         found = self._has("SELECT 1 FROM remote WHERE instr(service, '.') LIMIT 1")
         self._set_meta("instances", "1" if found else None)
 
     def forget_nameless(self) -> None:
-        """Delete the names of other hosts' services that have no address in this store any more."""
+        """Delete the names of other hosts' services that have no address left in this store."""
         self._run("DELETE FROM remote_name WHERE service NOT IN (SELECT service FROM remote)")
         self._note_instances()
 
     def drop_stale_lease(self, service: str, address: str) -> None:
-        """Delete the reservation of an address if it belongs to another, inactive service.
+        """Delete the reservation of an address by another service of this host that is inactive.
 
         ``service`` has reserved the address in the cluster. The inactive service has moved to
         another host, or has given up its own reservation in the cluster.
@@ -331,7 +335,7 @@ class SpanRows(Rows):
         self._put("claim", claim.service, claim.mark, claim.gen, encoded(claim.addresses))
 
     def drop_claim(self, service: str) -> None:
-        """Delete a service's claim and addresses, which the cluster no longer reserves for it."""
+        """Delete the claim and addresses of a service that has nothing reserved in the cluster."""
         self._run("DELETE FROM claim WHERE service=?", service)
         self._run(
             "DELETE FROM lease WHERE service=? AND network IN (SELECT network FROM span)", service

@@ -36,7 +36,7 @@ def decoded(text: str) -> Any:
 
 
 class Rows:
-    """Base class of the queries of the store, with helper methods for frequent queries."""
+    """A base class for the queries of the store, with helper methods for frequent queries."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -55,11 +55,9 @@ class Rows:
         return self._db.execute(query, values).fetchone() is not None
 
     def _put(self, table: str, *values: object) -> None:
-        """Insert a row into a table, or replace the row with the same primary key."""
         self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks(values)})", values)
 
     def _set_rows(self, table: str, service: str, rows: Iterable[tuple[object, ...]]) -> None:
-        """Replace the rows of a service in a table."""
         self._db.execute(f"DELETE FROM {table} WHERE service=?", (service,))
         for row in rows:
             self._db.execute(f"INSERT INTO {table} VALUES ({marks(row)})", row)
@@ -74,7 +72,7 @@ class Rows:
 
 
 def marks(values: Iterable[object]) -> str:
-    """Return one SQL placeholder for each value: ``?, ?``."""
+    """Return the SQL placeholders for a list of values, such as ``?, ?`` for two."""
     return ", ".join("?" for _ in values)
 
 
@@ -107,7 +105,7 @@ class Transaction:
         return self
 
     def cancel(self) -> None:
-        """Make the end of the block roll back the transaction (``--dry-run``)."""
+        """Let the end of the block roll back the transaction, as ``--dry-run`` does."""
         self._cancelled = True
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -129,9 +127,8 @@ class Transaction:
 
 
 def others_intend(connection: sqlite3.Connection, but: frozenset[str]) -> bool:
-    """Return whether a change of any service that is not in ``but`` is in progress.
-
-    Reads only one row of names, because the recorded data of a change is slow to read.
+    """Return whether any service outside ``but`` has a change in progress. Only the services' names
+    are read, because the recorded data of a change are slow to read.
     """
     names = connection.execute("SELECT group_concat(service, ' ') FROM intent").fetchone()[0]
     return names is not None and not _split(names) <= but
@@ -143,13 +140,13 @@ def _split(names: str) -> frozenset[str]:
 
 
 def way_back() -> str:
-    """Return the hint that says how to activate the services again after the store was lost."""
+    """Return a hint that says how to activate the services again after the store was lost."""
     copies = os.path.join(paths.state_dir(), "packages/NAME/*/manifest.toml")
     return f"activate services again from their folders, or from the copies in {copies}"
 
 
 def damaged(reason: str) -> Error:
-    """Return the error for an unusable state.db. ``reason`` may have several lines."""
+    """Return the error for an unusable state.db. Line breaks in ``reason`` become spaces."""
     return Error(
         f"{paths.database()}: {' '.join(reason.split())}",
         f"move it away; net repair has --sweep, which removes what is left; then {way_back()}",
@@ -157,7 +154,7 @@ def damaged(reason: str) -> Error:
 
 
 def require_store() -> None:
-    """Raise Error if the existing state.db is not a regular file or is empty."""
+    """Raise Error if state.db exists but is not a regular file, or is empty."""
     try:
         status = os.stat(paths.database())
     except FileNotFoundError:
@@ -171,7 +168,7 @@ def require_store() -> None:
 
 
 def unusable(error: Exception) -> Error:
-    """Convert an error of SQLite to an Error, with a hint for its cause."""
+    """Convert an exception of SQLite to an Error, with a hint for the cause."""
     message = f"{paths.database()}: {error}"
     # the low byte is the primary code (sqlite.org/rescode.html)
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -203,7 +200,8 @@ def unusable(error: Exception) -> Error:
 # A file next to the store is emptied during a write, so that services can be stopped and removed on
 # a full disk. Other processes can take the space only during the milliseconds in between.
 ROOM = 1 << 20
-"""The size of the reserve in bytes. SQLite's log and index need a tenth of it for one command."""
+"""The size of the reserved disk space in bytes. For one command, SQLite's log and index need a
+tenth of it."""
 
 
 def _empty_reserve() -> None:
@@ -215,10 +213,8 @@ def _empty_reserve() -> None:
 
 
 def _fill_reserve(make: bool = False) -> None:
-    """Extend the file that reserves disk space to its full size, as far as the disk has space.
-
-    If the file is missing, it is created only with ``make``, and only if the disk has twice its
-    size free.
+    """Extend the file that reserves disk space to its full size, as far as the disk has space. A
+    missing file is created only with ``make``, and only if twice its size is free on the disk.
     """
     try:
         try:
@@ -252,11 +248,12 @@ def _free() -> int:
 
 _Connection = type("_Connection", (sqlite3.Connection,), {})  # it supports weak references
 _open: list[ref[sqlite3.Connection]] = []
-"""All open connections. sqlite3 has reference cycles: a connection can outlive its Store."""
+"""All open connections. They are listed because a connection can outlive its Store: sqlite3 has
+reference cycles."""
 
 
 def close_all() -> None:
-    """Close all connections, before this process exits without Python's shutdown."""
+    """Close all connections. Call it before the process exits without Python's shutdown."""
     for reference in _open:
         if (connection := reference()) is not None:
             connection.close()
@@ -264,7 +261,7 @@ def close_all() -> None:
 
 
 def connected(path: str) -> sqlite3.Connection:
-    """Open a database in WAL mode. A query waits at most 10 s for a lock."""
+    """Return a connection to a database, in WAL mode. A query waits at most 10 s for a lock."""
     connection: sqlite3.Connection = sqlite3.connect(
         path, timeout=10, isolation_level=None, factory=_Connection
     )

@@ -1,8 +1,8 @@
 """Open the store, and read and write its networks and settings (SQLite, in the state folder).
 
 The store does not contain the state of the kernel. From the rows of the store, `niso.plan` computes
-which objects the kernel should have. A writer must have niso's lock and a transaction; readers need
-neither. SQLite's write-ahead log (WAL) isolates them from each other, and keeps the store
+which objects the kernel should have. A writer must have niso's lock and a transaction. A reader
+needs neither: SQLite's write-ahead log (WAL) isolates readers from writers, and keeps the store
 consistent even if a process is killed.
 """
 
@@ -34,7 +34,7 @@ class Store(SnapshotRows):
 
     @classmethod
     def open(cls, create: bool = True) -> Store:
-        """Open state.db. If it is missing, create it, or return an empty store. Raises Error."""
+        """Open state.db. If it is missing, create it or, without ``create``, use an empty store."""
         path = paths.database()
         exists = os.path.lexists(path)
         try:
@@ -71,7 +71,7 @@ class Store(SnapshotRows):
 
     @classmethod
     def _create(cls, path: str) -> None:
-        """Create the database under a temporary name, unless another process has created it."""
+        """Create the database under a temporary name, unless another process creates it first."""
         folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         draft = f"{path}.new"
         try:
@@ -106,7 +106,7 @@ class Store(SnapshotRows):
             self._run(f"PRAGMA user_version={sqlite.VERSION}")
 
     def _require_version(self) -> None:
-        """Raise Error if the store has another version, or lacks tables. Upgrade older ones."""
+        """Upgrade an older store. Raise Error if it is newer, or if tables are missing."""
         version = int(self._run("PRAGMA user_version").fetchone()[0])
         if version < 1:
             raise damaged("a database, but not a store of niso")
@@ -136,7 +136,7 @@ class Store(SnapshotRows):
             self._db.execute(f"PRAGMA user_version={sqlite.VERSION}")
 
     def changes(self) -> int:
-        """Return SQLite's data_version, which changes with every commit of another connection."""
+        """Return a number that changes with each commit of another connection (data_version)."""
         return int(self._run("PRAGMA data_version").fetchone()[0])
 
     def transaction(self) -> Transaction:
@@ -144,20 +144,20 @@ class Store(SnapshotRows):
         return Transaction(self._db)
 
     def reading(self) -> Transaction:
-        """Return a read transaction as a context manager, for many queries in a row."""
+        """Return a read transaction as a context manager: all queries in it see the same state."""
         return Transaction(self._db, writes=False)
 
     # --- integrity ------------------------------------------------------------
 
     def require_sound(self) -> None:
-        """Let SQLite check all pages. Raises Error if the database is damaged."""
+        """Let SQLite check all pages of the database. Raises Error if the database is damaged."""
         self._run("PRAGMA cache_size=-256")  # KiB
         problems = self._column("PRAGMA quick_check(1)")
         if problems != ["ok"]:
             raise damaged("; ".join(problems))
 
     def orphans(self) -> list[tuple[str, str]]:
-        """Return (table, service) for rows that belong to a service without a row of its own."""
+        """Return (table, service) for rows of services without a row in the table ``service``."""
         query = "SELECT DISTINCT service FROM {} WHERE service NOT IN (SELECT name FROM service)"
         return [
             (table, str(service))
@@ -170,7 +170,7 @@ class Store(SnapshotRows):
             self._run(f"DELETE FROM {table} WHERE service NOT IN (SELECT name FROM service)")
 
     def in_memory(self) -> Store:
-        """Return a copy of the store in memory; changes to the copy are not saved."""
+        """Return a copy of the store in memory. Changes to the copy are not saved."""
         copy = connected(":memory:")
         self._db.backup(copy)
         return Store(copy)
@@ -182,7 +182,7 @@ class Store(SnapshotRows):
         return service_row(row) if row else None
 
     def require_known(self, name: str) -> ServiceRow:
-        """Return the row of a service. Raises NotFound if it was removed in the meantime."""
+        """Return the row of a service. Raises NotFound if the store has no such service."""
         if (row := self.service(name)) is None:
             raise NotFound(f"no service {name!r}", "niso ps lists the services")
         return row
@@ -202,7 +202,7 @@ class Store(SnapshotRows):
         return [service_row(row) for row in rows]
 
     def acted_on_services(self) -> list[str]:
-        """Return the active services that are restarted or stopped when they are unhealthy."""
+        """Return the active services that niso restarts or stops when they are unhealthy."""
         return self._column(
             "SELECT name FROM service WHERE active=1 AND CASE WHEN json_valid(manifest)"
             " THEN json_extract(manifest, '$.process.healthcheck.on_unhealthy') END"
@@ -210,14 +210,14 @@ class Store(SnapshotRows):
         )
 
     def checked_services(self) -> list[str]:
-        """Return the active services that have a healthcheck, sorted. Fast with many services."""
+        """Return the active services that have a health check, sorted. Needs only one query."""
         return self._column(
             "SELECT name FROM service WHERE active=1 AND CASE WHEN json_valid(manifest)"
             " THEN json_type(manifest, '$.process.healthcheck') END='object' ORDER BY name"
         )
 
     def scheduled(self) -> dict[str, bool]:
-        """Map each job with a schedule to whether it is enabled. Fast with many services."""
+        """Return {job: whether it is activated at boot} for each job with a schedule."""
         rows = self._run(
             "SELECT name, enabled FROM service WHERE CASE WHEN json_valid(manifest)"
             " THEN json_type(manifest, '$.process.schedule') END='text' ORDER BY name"
@@ -233,7 +233,7 @@ class Store(SnapshotRows):
         return self._column("SELECT name FROM network ORDER BY name")
 
     def require_network(self, name: str) -> NetworkRecord:
-        """Return a network. Raises NotFound with a hint that names a similar network, if any."""
+        """Return a network. Raises NotFound, with a hint that proposes a similar name."""
         network = self.network(name)
         if network is None:
             hint = suggest(name, self.network_names(), "niso net list lists them")
@@ -244,7 +244,7 @@ class Store(SnapshotRows):
         return self._text("SELECT name FROM network WHERE bridge=?", bridge)
 
     def members(self, network: str) -> list[tuple[str, bool]]:
-        """Return (service, whether it is active) of a network's services, sorted by address."""
+        """Return (service, whether it is active) for a network's services, sorted by address."""
         rows = self._run(
             "SELECT s.name, s.active FROM endpoint e JOIN service s ON s.name=e.service"
             " LEFT JOIN lease l ON l.service=e.service AND l.network=e.network"
@@ -260,18 +260,18 @@ class Store(SnapshotRows):
         return names.mac(service, network, span.cluster if span is not None else self.state_id())
 
     def chosen_macs(self, networks: Iterable[str]) -> list[tuple[str, str, str]]:
-        """Return (network, service, MAC) for each MAC address that an attachment chose, sorted."""
+        """Return (network, service, MAC) for the MACs that attachments' owners chose, sorted."""
         rows = self._run("SELECT network, service, mac FROM attached_link WHERE mac!=''")
         on = frozenset(networks)
         return sorted((row[0], row[1], row[2]) for row in rows if row[0] in on)
 
     def network_made_at(self, network: str) -> float | None:
-        """Return the Unix time, in seconds, at which a network was created, or None."""
+        """Return the Unix time in seconds at which a network was created, or None if unknown."""
         times = self._column("SELECT created_at FROM network WHERE name=?", network)
         return times[0] if times else None
 
     def held_by(self, network: str) -> list[str]:
-        """Return the services that are on a network again if their change in progress is undone."""
+        """Return the services that would be on a network again if their change were undone."""
         return self._column(
             "SELECT service FROM intent, json_each(undo, '$.endpoint')"
             " WHERE json_extract(value, '$.network')=?",
@@ -279,10 +279,7 @@ class Store(SnapshotRows):
         )
 
     def member_counts(self) -> dict[str, int]:
-        """Return {network: number of recorded services on it}, without unused networks.
-
-        The instances of a service are not counted.
-        """
+        """Return {network: number of its services}, without instances and unused networks."""
         return dict(
             self._run(
                 "SELECT network, COUNT(*) FROM endpoint"
@@ -303,21 +300,21 @@ class Store(SnapshotRows):
             self._run("INSERT INTO subnet VALUES (?, ?, ?, ?)", network.name, *subnet)
 
     def keep_network(self, name: str) -> None:
-        """Record that a network stays when its last service is removed (no longer implicit)."""
+        """Record that a network is no longer implicit, so that it stays without services."""
         self._run("UPDATE network SET implicit=0 WHERE name=? AND implicit=1", name)
 
     def drop_network(self, name: str) -> None:
-        """Delete a network with its subnets, and the rows of other hosts' services on it."""
+        """Delete a network with its subnets, and the addresses of other hosts' services on it."""
         self._run("DELETE FROM network WHERE name=?", name)
         if self.cluster_id():
             self.across.forget_nameless()
 
     def is_implicit(self, network: str) -> bool:
-        """Return whether a network is deleted with its last recorded service."""
+        """Return whether a network is deleted together with its last recorded service."""
         return self._has("SELECT 1 FROM network WHERE name=? AND implicit=1", network)
 
     def drop_implicit_networks(self, names: Iterable[str]) -> list[str]:
-        """Delete those of the given networks that are implicit and unused; return their names."""
+        """Delete those of the given networks that are implicit and unused. Return their names."""
         gone = [
             name
             for name in sorted(set(names))
@@ -330,7 +327,7 @@ class Store(SnapshotRows):
         return gone
 
     def put_service(self, row: ServiceRow) -> None:
-        """Insert or replace the row of a service. The service's rows in other tables stay."""
+        """Insert or replace a service's row in the table ``service``. Rows in other tables stay."""
         columns = row._asdict() | {
             "active": int(row.active),
             "networks": encoded(row.networks),
@@ -348,7 +345,7 @@ class Store(SnapshotRows):
         self._run("UPDATE service SET active=? WHERE name=?", int(active), name)
 
     def set_enabled(self, name: str, enabled: bool) -> None:
-        """Record whether a service is started at boot."""
+        """Record whether a service is activated at boot."""
         self._run("UPDATE service SET enabled=? WHERE name=?", int(enabled), name)
 
     def set_names(self, service: str, names: tuple[str, ...]) -> None:
@@ -362,12 +359,12 @@ class Store(SnapshotRows):
         self._run(f"DELETE FROM lease WHERE service=? AND {elsewhere}", service, *networks)
 
     def internal(self, networks: Iterable[str]) -> list[str]:
-        """Return those of the networks that exist and are internal."""
+        """Return those of the given networks that are internal. Unknown networks are left out."""
         known = map(self.network, networks)
         return [network.name for network in known if network is not None and network.internal]
 
     def free_uid(self, first: int, skip: Container[int] = ()) -> int:
-        """Return the lowest uid from ``first`` on that is unused and not in ``skip``."""
+        """Return the lowest uid from ``first`` on that no service has and is not in ``skip``."""
         row = self._run(
             "SELECT COALESCE(MIN(uid + 1), ?) FROM service s"
             " WHERE NOT EXISTS (SELECT 1 FROM service WHERE uid=s.uid+1) AND s.uid>=?"
@@ -380,7 +377,7 @@ class Store(SnapshotRows):
         return uid
 
     def uid_of_nobody(self) -> int:
-        """Return an unused negative number, as the uid in the row of an attachment."""
+        """Return an unused negative number, for the uid in an attachment's row."""
         return min(self._column("SELECT MIN(uid) FROM service")[0] or 0, 0) - 1
 
     @property
@@ -388,9 +385,8 @@ class Store(SnapshotRows):
         return AttachedRows(self._db)
 
     def forget(self, service: str, undoes: bool = False) -> None:
-        """Delete all rows of a service except the record of its change in progress.
-
-        The addresses of an attachment stay reserved for its owner, unless its creation is undone.
+        """Delete all rows of a service except the record of its change in progress. An attachment's
+        addresses are recorded as released, unless this undoes the attachment's creation.
         """
         if not undoes and self.attachment_key(service) is not None:
             self.attachments.release(service, time.time())
@@ -400,11 +396,11 @@ class Store(SnapshotRows):
         self.leave_stack(service)
 
     def set_sysctl_before(self, name: str, before: str) -> None:
-        """Record the value that a sysctl had before niso's first change. Later calls do nothing."""
+        """Record a sysctl's value from before niso first changed it. Later calls have no effect."""
         self._run("INSERT OR IGNORE INTO sysctl VALUES (?, ?)", name, before)
 
     def clear_sysctls_before(self, pattern: str) -> None:
-        """Delete the recorded values of sysctls whose name matches the glob ``pattern``."""
+        """Delete the recorded former values of sysctls whose names match the glob ``pattern``."""
         self._run("DELETE FROM sysctl WHERE name GLOB ?", pattern)
 
     def undo(self, intents: Iterable[Intent]) -> None:
@@ -476,8 +472,7 @@ _FORGET = (
 
 
 def _host_identity() -> str:
-    """Return the host's identity: boot id, network namespace and start time of PID 1.
-
+    """Return a string that identifies the running host: boot id, network namespace, start of PID 1.
     See random(4), namespaces(7) and proc_pid_stat(5). Raises OSError.
     """
     with open("/proc/1/stat", encoding="utf-8", errors="replace") as file:
@@ -492,17 +487,16 @@ def _recorded_identity(db: sqlite3.Connection) -> str | None:
 
 
 def _record_identity(db: sqlite3.Connection, world: str) -> None:
-    """Record a host identity, the result of `_host_identity`, in the caller's transaction."""
     db.execute("INSERT OR REPLACE INTO meta VALUES ('world', ?)", (world,))
 
 
 def _enter_store_netns(db: sqlite3.Connection, world: str) -> bool:
-    """Enter the network namespace of the store's services if PID 1 is in that namespace.
+    """Enter the network namespace of the store's services if it is the namespace of PID 1.
 
     A command can be started in another network namespace, for instance by a unit with
     PrivateNetwork=. ``world`` is the identity that this process sees (`_host_identity`). Returns
-    whether the process has moved. Raises OSError, and Conflict in a program that uses niso as a
-    library, which niso must not move.
+    whether the process has changed its namespace. Raises OSError. Raises Conflict in a program that
+    uses niso as a library, because niso must not change the namespace of such a program.
     """
     before = _recorded_identity(db)
     was, now = (before or "").split(), world.split()
@@ -522,11 +516,11 @@ def _enter_store_netns(db: sqlite3.Connection, world: str) -> bool:
 
 
 def reset_after_reboot(db: sqlite3.Connection, world: str) -> None:
-    """Record all services as inactive if the host is not the recorded one, or has rebooted.
+    """Record all services as inactive if the host has rebooted, or is another one than recorded.
 
     ``world`` is the host's present identity (`_host_identity`). Raises Conflict if services still
-    run in another network namespace of the same boot, because changes made in this one would not
-    reach them. The caller must be in a transaction.
+    run in another network namespace of the same boot, because changes made in this namespace would
+    not reach them. The caller must be in a transaction.
     """
     before = _recorded_identity(db)
     if before == world:
@@ -567,7 +561,7 @@ def _runs(service: str, state_id: str) -> bool:
 
 
 def _new_location(db: sqlite3.Connection) -> str | None:
-    """Return the location of the state folder if it has changed, otherwise None.
+    """Return the location of the state folder if it is not the recorded one, otherwise None.
 
     The location is the device, inode and path. Raises Error if the folder is a copy of a folder
     that still exists. Raises OSError.

@@ -1,4 +1,4 @@
-"""Define the tables of state.db. Only creating or upgrading a store loads this module."""
+"""Define the tables of state.db. This module is loaded only to create or upgrade a store."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ CREATE TABLE deploy (
     PRIMARY KEY (front, version)
 ) STRICT, WITHOUT ROWID;
 """
-"""The tables that version 2 added."""
+"""The statements for the tables that version 2 of the store added."""
 
 ADDED = {
     3: ("ALTER TABLE instance ADD COLUMN since REAL NOT NULL DEFAULT 0",),
@@ -168,4 +168,4 @@ ADDED = {
         "ALTER TABLE deploy ADD COLUMN command TEXT NOT NULL DEFAULT ''",
     ),
 }
-"""The statements by which each later version changed the tables of version 2."""
+"""Maps each later version of the store to the statements that change the tables of version 2."""
