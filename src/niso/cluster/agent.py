@@ -477,7 +477,7 @@ class WatchedKeys:
         self._whole_s: float | None = None  # when all keys were last read
 
     def begin(self, engine: Etcd, now_s: float) -> int:
-        """Read all keys for a new watch; return the revision to watch from. Raises NoAnswer."""
+        """Read all keys, and return the revision at which a new watch starts. Raises NoAnswer."""
         self.lose()
         self.items(engine, now_s)
         with self._lock:
@@ -486,7 +486,7 @@ class WatchedKeys:
             return self._at + 1
 
     def hear(self, batch: Batch, now_s: float) -> bool:
-        """Apply the events of a watch in order; return False if a new watch must be started."""
+        """Apply the events of a watch to the cache. Return False if a new watch is needed."""
         with self._lock:
             if not self._is_followed:
                 return False
@@ -648,7 +648,7 @@ class Roster:
 
 
 class Lag:
-    """A clock of how long changes wait for the agent. Several threads may call `notice`."""
+    """A meter of how long changes wait for the agent. Several threads may call `notice`."""
 
     def __init__(self) -> None:
         self._since_s: float | None = None

@@ -377,7 +377,7 @@ class Claims:
     def _entries(
         self, claim: ClusterClaim, known: Mapping[str, KeyValue], is_own: bool
     ) -> Iterator[Put]:
-        """Yield the writes of the address and name keys of a reservation.
+        """Yield Put operations for the address and name keys of a reservation.
 
         ``known`` are the present keys. If ``is_own``, this host already had the reservation, and
         the addresses that are up stay up.
@@ -458,7 +458,7 @@ class Claims:
 def without(
     items: Mapping[str, KeyValue], claim: ClusterClaim, keys: Keys, host: str
 ) -> Iterator[Put]:
-    """Yield the writes that remove a host from a service's reservation. Other hosts keep it.
+    """Yield the Put operations that remove a host from a service's reservation by several hosts.
 
     ``items`` are the present keys of the service and of its addresses.
     """
@@ -478,7 +478,7 @@ def _listed(words: Iterable[str]) -> str:
 def _free(
     net: subnets.Network, gateway: str, taken: dict[str, Any], raced: bool, network: str
 ) -> str:
-    """Return the lowest free address of a subnet, or if ``raced``, one of the `NEAR` lowest."""
+    """Return the lowest free address of a subnet, or after a race one of the `NEAR` lowest."""
     base = int(net.network_address)
     known = map(ipaddress.ip_address, filter(key_values.is_address, taken))
     here = [address for address in known if address in net]
@@ -498,7 +498,7 @@ def _free(
 
 
 def _repeated[T](attempt: Callable[[bool], T | None], problem: str) -> T:
-    """Call ``attempt`` until it returns a result, not None, but at most `TRIES` times.
+    """Call ``attempt`` until its result is not None, but at most `TRIES` times.
 
     The argument of ``attempt`` says whether an earlier request without an answer may have been
     carried out. Raises NoAnswer. After the last attempt, raises Conflict with the text ``problem``.

@@ -130,7 +130,7 @@ def _errors(config: Config) -> Iterator[Error]:
 
 
 def host_name(text: str, key: str) -> str:
-    """Return ``text`` if it is a valid host name: a service name too. Raises InvalidInput."""
+    """Return ``text`` if a host or service can have this name. Raises InvalidInput."""
     return values.host_label(text, key)
 
 

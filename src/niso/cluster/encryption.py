@@ -129,7 +129,7 @@ def follow(store: Store, kernel: Kernel, hosts: Iterable[HostEntry], own: str) -
 
 
 def _record(store: Store, kernel: Kernel, wanted: Tunnel) -> bool:
-    """Record a tunnel and set up the kernel. Returns False if the host has left its cluster."""
+    """Record a tunnel and create it in the kernel. Return False if the cluster was left."""
     with Lock():
         if store.across.tunnel() is None:
             return False

@@ -35,7 +35,7 @@ _NOT_ONE = "make a new one: niso cluster invite HOST --address A"
 
 
 class Files(NamedTuple):
-    """The contents of the files that a host needs to reach etcd, "" for each that it does not."""
+    """The contents of the files that a host needs to reach etcd. An unneeded file is ""."""
 
     cacert: str = ""
     cert: str = ""
@@ -67,7 +67,7 @@ class Invitation(NamedTuple):
 
 
 def text_of(invitation: Invitation) -> str:
-    """Format an invitation as the text of its file."""
+    """Return the content of the file that represents an invitation."""
     return config.toml_of(_HEAD, invitation)
 
 

@@ -206,13 +206,13 @@ def turned(value: dict[str, Any], host: str) -> dict[str, Any]:
 
 
 def added(value: dict[str, Any], host: str) -> dict[str, Any]:
-    """Return the value of a service's key with a further host, where the service is not up."""
+    """Add a host to the value of a service's key in etcd. The service is not up on this host."""
     blank: dict[str, Any] = {"claim": "", "up": False, "ports": [], "policy": ""}
     return turned(value | {"others": value.get("others", {}) | {host: blank}}, host)
 
 
 def left(value: dict[str, Any], host: str) -> dict[str, Any]:
-    """Return the value of a service's key without a host. Another host must have the service."""
+    """Remove a host, which is not the last one, from the value of a service's key in etcd."""
     rest = turned(value, sorted({value["host"], *value["others"]} - {host})[0])
     others = {name: each for name, each in rest["others"].items() if name != host}
     return {key: each for key, each in rest.items() if key != "others"} | (

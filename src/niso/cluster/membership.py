@@ -244,7 +244,7 @@ class ClusterKeys:
         return gone
 
     def _leave_to_others(self, key: str, host: str) -> None:
-        """Remove a lost host from the reservation of a service that other hosts keep."""
+        """Remove a host from the reservation of a service that other hosts also have."""
 
         def txn() -> Txn:
             item = self._item(key)
@@ -272,14 +272,14 @@ class ClusterKeys:
         return self.engine.keys(self.keys.certificates(host))
 
     def withdraw(self, host: str) -> int:
-        """Revoke all certificates of a host; return their number. etcd's members refuse them."""
+        """Revoke the certificates of a host, which etcd then refuses; return their number."""
         changes = self._withdrawing(host)
         if changes:
             self._settle(lambda: Txn((), changes), lambda: not self._withdrawing(host))
         return len(changes) // 2
 
     def refuse(self, serials: Iterable[str]) -> None:
-        """Record again which serial numbers are revoked, after etcd was restored from a backup."""
+        """Mark certificates as revoked again, after etcd was restored from a backup."""
         for serial in serials:
             self._put(Put(self.keys.refused + serial, encode({})))
 

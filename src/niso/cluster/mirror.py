@@ -218,7 +218,7 @@ def _revert_attempt(store: Store, kernel: Kernel, report: Report) -> None:
 
 
 def _write(spans: SpanRows, services: Services, peers: Peers) -> None:
-    """Write rows of services and hosts. Delete services without addresses and hosts with None."""
+    """Write rows of services and hosts. Delete services without addresses, and hosts of None."""
     for host, row in peers.items():
         if row is not None:
             spans.set_peer(host, *row)

@@ -52,7 +52,7 @@ STRAY_S = 600.0
 
 
 class OwnClaims:
-    """A publisher, which repeatedly makes this host's reservations in etcd match its rows.
+    """A publisher, which repeatedly makes this host's reservations in etcd match the store.
 
     ``log`` logs a line. ``say`` logs a line unless the line repeats the previous one.
     """
@@ -71,7 +71,7 @@ class OwnClaims:
     def bring(
         self, store: Store, kernel: Kernel, claims: Claims, now: EngineView, now_s: float
     ) -> tuple[list[str], bool]:
-        """Write, change or delete the reservations in etcd that do not match this host's rows.
+        """Write, change or delete the reservations in etcd that do not match this host's store.
 
         A service that a command is changing is skipped. ``now`` is the state of etcd, and ``now_s``
         a monotonic time. Returns the services that other hosts have now, and whether all keys were
@@ -217,7 +217,7 @@ def is_up(store: Store, row: ServiceRow) -> bool:
 
 
 def untold(store: Store, services: Iterable[str]) -> None:
-    """Make the agent publish services again. The caller must not have niso's lock."""
+    """Make the agent publish services to etcd again. The caller must not have niso's lock."""
     with Lock(), store.transaction():
         for service in services:
             if (record := store.across.claim(service)) is not None:

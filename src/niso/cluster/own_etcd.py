@@ -318,7 +318,7 @@ def endpoints(listed: list[EtcdMember]) -> tuple[str, ...]:
 
 
 def state(reach: Reach, client: str) -> EtcdState | None:
-    """Return the status of the member with the endpoint ``client``, or None if it is silent."""
+    """Return the status of the member with the endpoint ``client``, or None without an answer."""
     with Etcd(reach._replace(members=(client,)), _ANSWER_S, rounds=1) as engine:
         try:
             answer = engine.call("/v3/maintenance/status", {})
@@ -363,7 +363,7 @@ def _ahead_s(date: str, now_s: float) -> float:
 
 
 def add(engine: Etcd, peer: str) -> None:
-    """Add a member with the peer URL ``peer`` to etcd as a learner. Do nothing if it exists."""
+    """Add a member with the URL ``peer`` to etcd as a learner, unless it is a member already."""
     request = {"peerURLs": [peer], "isLearner": True}
     _insist(
         lambda: engine.call("/v3/cluster/member/add", request),

@@ -404,7 +404,7 @@ def _delete(call: Call) -> None:
 
 
 def _gc(call: Call) -> None:
-    """Detach each attachment on this network that is not in the engine's list of valid ones."""
+    """Detach each container on this network that is not in the engine's list of attachments."""
     valid = call.config.get("cni.dev/valid-attachments", call.config.get("cni.dev/attachments"))
     if not isinstance(valid, list) or not all(isinstance(attachment, dict) for attachment in valid):
         raise Failure(WRONG_CONFIG, "cni.dev/valid-attachments is missing")
@@ -566,7 +566,7 @@ def require(call: Call, same: AttachedRow | None) -> None:
 
 
 def closed(store: Store, call: Call, request: Request, same: AttachedRow | None) -> Request:
-    """Return a pod's request, with the pod's own policy if it is applied, or else denying all."""
+    """Set the policy in a pod's request: the pod's own if it is applied, or else deny all."""
     from niso.engines import pod_agent
 
     if request.aliases:

@@ -260,7 +260,7 @@ def _forget_files(id: str) -> None:
 
 
 def _lead(path: str, target: str) -> None:
-    """Replace, atomically, an endpoint's symlink to a network namespace."""
+    """Replace an endpoint's symlink to a network namespace atomically."""
     draft = f"{path}.new"
     _remove(draft)
     os.symlink(target, draft)
@@ -364,7 +364,7 @@ def _remove_left_files(machine: Machine) -> None:
 
 
 def complete_pending() -> bool:
-    """Complete the attachments whose interface has arrived; return whether others wait."""
+    """Finish attaching endpoints whose interface has arrived; return whether others wait."""
     for id, since in list(_waiting.items()):
         try:
             if _completed(id) or time.monotonic() - since > _LONGEST_WAIT_S:
@@ -376,7 +376,7 @@ def complete_pending() -> bool:
 
 
 def _completed(id: str) -> bool:
-    """Complete an endpoint if Docker has moved its interface. Return False if Docker has not."""
+    """Finish attaching an endpoint. Return False if Docker has not moved its interface yet."""
     path = f"{_file(paths.run_dir(), id)}.netns"
     if not os.path.exists(path):
         return not os.path.lexists(path)

@@ -281,7 +281,7 @@ MALFORMED = (TypeError, KeyError, ValueError, AttributeError, OverflowError, Rec
 
 
 def run(call: Callable[[], object], failed: Callable[[Exception], object]) -> None:
-    """Carry out a call, print its answer (after an error that of ``failed``), and exit."""
+    """Print the result of ``call`` as JSON, or after an error the result of ``failed``; exit."""
     status = 0
     try:
         answer = call()

@@ -110,7 +110,7 @@ class PodAgent:
                         error.service = error.service or name
                         errors.append(error)
                 if name in heavy and name in changed and self._wake.is_set():
-                    return changed  # something else is due; the next look goes on
+                    return changed  # something else is due; the next call continues
             if errors:
                 raise ErrorGroup(errors)
         return changed
@@ -174,7 +174,7 @@ class PodAgent:
         return True
 
     def _apply(self, machine: Machine, attached: AttachedRow, policy: Policy) -> bool:
-        """Apply a policy to a pod, or deny all packets if it is invalid. Return if it changed."""
+        """Apply a pod's policy. If it is invalid, deny all packets. Return whether it changed."""
         now = attach.current(machine.store, attached.service)
         if now is None or not attached.lives(machine.kernel):
             return False
@@ -250,7 +250,7 @@ _FIRST_S, _LONGEST_S = 0.002, 0.05
 
 
 class Who(NamedTuple):
-    """The identity of an attachment's pod. ``uid`` is the one in the container runtime."""
+    """The identity of an attachment's pod. ``uid`` is the container runtime's id of the pod."""
 
     namespace: str
     name: str
@@ -263,14 +263,14 @@ def agent_runs() -> bool:
 
 
 def closed(request: Request, pod: Who) -> Request:
-    """Return a pod's request with a policy that denies all, and labels that the pod is waiting."""
+    """Return a pod's request with a policy that denies all packets, labelled as waiting."""
     own = {_NAMESPACE: pod.namespace, _NAME: pod.name, _UID: pod.uid, _POLICY: _WAITS}
     labels = {**dict(request.labels), **own}
     return request._replace(policy=CLOSED, labels=tuple(sorted(labels.items())))
 
 
 def standing(request: Request, policy: Policy) -> Request:
-    """Return a pod's request with the pod's own policy, and labels that it is applied."""
+    """Return a pod's request with the pod's own policy, labelled as applied."""
     labels = {**dict(request.labels), _POLICY: _STANDS}
     return request._replace(policy=policy, labels=tuple(sorted(labels.items())))
 
@@ -288,7 +288,7 @@ def stands(attached: AttachedRow) -> bool:
 
 
 def wait(store: Store, service: str, limit_s: float) -> bool:
-    """Wait until a pod's policy is applied. Return False if it is late or the pod is detached."""
+    """Wait up to ``limit_s`` seconds for a pod's policy. Return whether it was applied."""
     until, pause = time.monotonic() + limit_s, _FIRST_S
     while True:
         attached = store.attachments.get(service)

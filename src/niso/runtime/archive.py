@@ -539,7 +539,7 @@ class _Place:
 
 
 def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, fd: int, place: _Place) -> str:
-    """Write an entry's content to a file, return its digest. Blocks of zeros become holes."""
+    """Write an entry's content to a file; return its digest. Blocks of zeros become holes."""
     digest = sha256()
     file: Any = tar.extractfile(member)
     while chunk := file.read(_CHUNK):

@@ -58,7 +58,7 @@ def _own_cgroups() -> dict[str, str]:
 
 
 class Usage(NamedTuple):
-    """The resources that a cgroup's processes have used. None if the kernel does not count one."""
+    """The resource usage of a cgroup. A field that the kernel does not count here is None."""
 
     cpu_s: float | None  # seconds of processor time
     throttled_s: float | None  # seconds in which the limit of processor time stopped processes
@@ -288,7 +288,7 @@ def remove(path: str) -> None:
 
 
 def remove_with_parent(path: str) -> None:
-    """Remove a service's cgroup, and its parent if empty and no service is starting."""
+    """Remove a service's cgroup. Remove the empty parent too, unless a service is starting."""
     remove(path)
     guard = open_lock(".cgroup")
     try:
@@ -312,7 +312,7 @@ def remove_empty(folder: str) -> None:
 
 
 def keep(pid: int, path: str) -> None:
-    """Move a conmon process and its future children out of the cgroup of niso's caller.
+    """Move a conmon process and its future children from the caller's cgroup to `KEEPERS`.
 
     The limits of the caller's cgroup would apply to conmon. When a systemd unit, a session or a CI
     job ends, all processes in its cgroup are killed. ``path`` is the cgroup of conmon's service. In
@@ -342,7 +342,7 @@ def keep_in(root: str, pid: int, path: str) -> None:
 
 
 def release(pids: Iterable[int], path: str) -> None:
-    """Move processes from the cgroup `KEEPERS`, next to ``path``, to the root cgroup."""
+    """Move conmons from the cgroup `KEEPERS`, next to ``path``, to the root cgroup."""
     for root in roots():
         kept = pids_in(f"{root}{os.path.dirname(path)}/{KEEPERS}")
         for pid in set(pids) & set(kept):

@@ -73,7 +73,7 @@ def environment() -> dict[str, str]:
 
 
 def run(*args: str) -> tuple[int, str]:
-    """Run crun until it exits, also if a signal arrives; return its exit status and messages."""
+    """Run crun to its end, even if a signal arrives; return its exit status and messages."""
 
     program = tool("crun")
     with signals_held():
@@ -138,7 +138,7 @@ def plain_message(output: bytes) -> str:
 
 
 def read_all(fd: int, most: int = 1 << 16) -> bytes:
-    """Read a descriptor to its end and close it; return at most the first ``most`` bytes."""
+    """Read a descriptor to its end and close it. Return at most the first ``most`` bytes."""
     kept = b""
     try:
         while chunk := os.read(fd, 4096):

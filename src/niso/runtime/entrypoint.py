@@ -53,8 +53,8 @@ def resolve_entrypoint(package: str, rootfs: str | None, entrypoint: str, path_e
     """Return the path, inside the service, of the entrypoint that a manifest names.
 
     ``entrypoint`` is a file of the package, an absolute path, or a command to search for in the
-    folders of ``path_env``. The file must be regular and executable. The interpreter of a script
-    must be so too. Raises `InvalidInput` with the key binary.entrypoint.
+    folders of ``path_env``. The file must be regular and executable, as must the interpreter of a
+    script. Raises `InvalidInput` with the key binary.entrypoint.
     """
     mounts = mounts_of(package, rootfs)
     path = entrypoint
@@ -283,7 +283,7 @@ def read_database(rootfs: str | None, name: str) -> list[list[str]]:
 
 
 def _is_id(text: str) -> bool:
-    """Return whether a field is a valid uid or gid. Long ones are rejected before int()."""
+    """Return whether a field is a valid uid or gid. int() would raise for over 4300 digits."""
     return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= MAX_ID
 
 

@@ -196,7 +196,7 @@ def since(number: int) -> list[tuple[int, Happened]]:
 
 
 def last() -> int:
-    """Return the number of the last event; 0 if the ring is empty."""
+    """Return the number of the last event, or 0 if no event is recorded."""
     for path in (_log(), f"{_log()}.1"):
         for line in reversed(_read(path).splitlines()):
             try:
@@ -297,7 +297,7 @@ def _present(store: Store, row: ServiceRow, fate: Callable[[ServiceRow], str]) -
 
 
 def _with_run(shown: ServiceState, service: str) -> ServiceState:
-    """Return a state updated with the present run of a service, without its health."""
+    """Return a recorded state of a service, updated by its present run but without health."""
     from niso.runtime import status  # not for attachments, whose engine waits
 
     now = status.read(service)

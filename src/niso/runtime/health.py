@@ -205,7 +205,7 @@ ASKED_S = 60.0
 
 
 def due_in(service: str, check: Healthcheck, run: tuple[int, float]) -> float:
-    """Return the seconds until the next probe of a run is due; 0 if it is due now."""
+    """Return the seconds until the next probe of a run is due, or 0 if it is due now."""
     record = _current(HealthTarget(service, check, None, run))
     left = 0.0 if record is None else record.asked_at + check.interval_s - time.time()
     return left if 0 < left <= check.interval_s else 0.0
@@ -289,7 +289,7 @@ class HealthProbe:
 
     @property
     def last_output(self) -> str:
-        """Return "". In subclasses, it is the last line of a command's output."""
+        """Return the last line of output, which is "" for a probe by connection."""
         return ""
 
     def close(self) -> None:

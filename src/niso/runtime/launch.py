@@ -525,7 +525,7 @@ def enter() -> None:
 
 
 def _close() -> None:
-    """Close the namespace that each start copies. It would keep unmounted file systems in use."""
+    """Close the mount namespace that starts copy, so that unmounted file systems are released."""
     while _base:
         os.close(_base.pop())
 

@@ -547,7 +547,7 @@ _RESOLVE = root.BENEATH | root.NO_SYMLINKS | root.NO_MAGICLINKS
 
 
 def swap(spec: ProcessSpec) -> None:
-    """Replace the hosts folder that a service's running process sees, also for later restarts.
+    """Replace the folder with /etc/hosts that a running service sees, also for later restarts.
 
     Raises ProcessError.
     """
@@ -575,7 +575,7 @@ def swap(spec: ProcessSpec) -> None:
 
 
 def _swap_in_child(pidfd: int, tree: int, device: int) -> str:
-    """Replace the hosts folder in the mount namespace of the process that a pidfd refers to.
+    """Replace the folder with /etc/hosts in the mount namespace of a pidfd's process.
 
     ``tree`` is the new mount. ``device`` is the st_dev of niso's hosts files. Returns the error
     message, or "" after success.

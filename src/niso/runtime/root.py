@@ -217,7 +217,7 @@ def check_points(rootfs: str) -> None:
 
 
 def place(rootfs: str, path: str) -> str:
-    """Resolve the symbolic links of a path inside the rootfs. Missing folders are kept as named."""
+    """Resolve the symbolic links of a path inside the rootfs. Missing parts are left unchanged."""
     missing = ""
     while path:
         try:
@@ -320,7 +320,7 @@ def etc_folders() -> list[str]:
 
 
 def current() -> Skeleton:
-    """Return the skeleton for the present state of the host, and create it if it is missing.
+    """Return the skeleton (lower layer of roots) for the host's present files, or create it.
 
     The caller must have the lock ``.cgroup`` in shared mode until its bundle has a link to the
     skeleton, so that `remove_unused` does not delete the skeleton.
@@ -370,7 +370,7 @@ def _files() -> Iterator[_Entry]:
 
 
 def _make(path: str, entries: list[_Entry], folders: list[str]) -> None:
-    """Create a skeleton atomically, with mount points for ``folders`` of the host."""
+    """Create a skeleton of roots atomically, with mount points for ``folders`` of the host."""
     draft = f"{path}.{os.getpid()}.new"
     files.remove_tree(draft)
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
@@ -411,7 +411,7 @@ def _folder(path: str) -> None:
 
 
 def remove_unused() -> None:
-    """Delete the skeletons that no service uses, except the newest one.
+    """Delete the skeletons of roots that no service uses, except the newest one.
 
     The caller must have the lock ``.cgroup`` in exclusive mode, so that no service is starting.
     """
@@ -503,7 +503,7 @@ _mount_attr = struct.Struct("=QQQQ")  # struct mount_attr: set, clear, propagati
 def mount(
     source: str | None, target: str, kind: str | None, flags: int, data: str | None = None
 ) -> None:
-    """Call mount(2). Raises OSError with the target as its file name."""
+    """Call mount(2). An OSError has the target as its file name."""
     texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
     _call("mount", *texts[:3], flags, texts[3], name=target)
 

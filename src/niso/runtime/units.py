@@ -147,7 +147,7 @@ def add_stand_in(service: str, conmon: int | None) -> None:
 
 
 def hand_over(service: str, conmon: int | None) -> None:
-    """Make a new conmon the main process of the unit, and let the stand-in exit."""
+    """Make a new conmon the main process of its unit, and end the unit's stand-in process."""
     if service not in _stand_ins or conmon is None:
         return
     hold, done, unit, _ = _stand_ins.pop(service)

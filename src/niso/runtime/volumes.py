@@ -188,7 +188,7 @@ def give_to_service(spec: ProcessSpec, report: Report = silent) -> None:
         report(GivingVolume(spec.service, volume.name, spec.uid))
         given = 0
         try:
-            if info.st_uid == spec.uid:  # if this is interrupted, the next start goes on
+            if info.st_uid == spec.uid:  # if this is interrupted, the next start continues
                 os.chown(volume.source, next(uid for uid in SERVICE_UIDS if uid != spec.uid), -1)
             for entry in walk(volume.source):
                 owner = _owner(entry.info, spec)
