@@ -131,7 +131,7 @@ def _table(data: dict[str, object], table: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Convert a result of `convert` back to dicts, lists and single values, with all keys."""
+    """Convert a result of `convert` back to plain data, including keys with default values."""
     if is_table(value):
         return {name: plain(item) for name, item in zip(value._fields, value, strict=True)}
     if type(value) is dict:

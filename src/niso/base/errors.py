@@ -133,7 +133,7 @@ class KernelError(Error):
 
 
 class ProcessError(Error):
-    """Raised if a service's process cannot be started or stopped. Quotes the OCI runtime."""
+    """Raised if a service's process cannot be started or stopped, with the runtime's message."""
 
 
 class ErrorGroup(Error):

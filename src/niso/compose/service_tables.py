@@ -539,7 +539,7 @@ class ComposeService:
 
     # --- instances: scale, deploy.replicas, deploy.update_config ------------------------------
     def _instances(self) -> None:
-        """Convert the number and replacement of instances, if niso supports both here."""
+        """Convert the number of instances and the way in which they are replaced, if possible."""
         deploy = _mapping(self._keys.get("deploy"))
         update = _mapping(deploy.get("update_config"))
         key, number = self._replicas(deploy)

@@ -231,7 +231,7 @@ def scalar(value: object) -> str:
 
 
 def items(value: object) -> list[Any]:
-    """Return a value as a list: a list unchanged, a string or number as an item, else no items."""
+    """Return a list unchanged, a string or number in a list, and otherwise an empty list."""
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return [value]
     return value if isinstance(value, list) else []

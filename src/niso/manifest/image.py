@@ -238,8 +238,7 @@ class Applied(NamedTuple):
 
 
 def applied(data: dict[str, Any], folder: str, owners: Collection[int] | None = None) -> Applied:
-    """Complete a manifest's data with values from the image in its key package.oci, if it has the
-    key.
+    """Complete a manifest's data with values from its image (package.oci), if it has an image.
 
     ``folder`` and ``owners`` are as for `read`. Tables of a wrong type stay as they are, because
     `niso.manifest.validate.walk` reports them.

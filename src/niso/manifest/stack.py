@@ -476,8 +476,8 @@ def _package(
 
 
 def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a manifest's data with the keys of a [[service]] in place of those of the package. An
-    array or a volume is replaced as a whole.
+    """Override keys of a package's manifest by those of a [[service]]. An array or a volume is
+    replaced as a whole.
     """
     network = {key: value for key, value in overrides.items() if key in NETWORK_KEYS}
     more = {key: value for key, value in overrides.items() if key in OVERRIDES}
@@ -490,9 +490,7 @@ def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) ->
 
 
 def _here(at: str, key: str, overrides: Mapping[str, Any], error: Error) -> InvalidInput:
-    """Convert an error of a package's manifest to an error of the [[service]] at the key path
-    ``key``.
-
+    """Convert an error of a package's manifest to an error of the [[service]] at the path ``key``.
     If the [[service]] does not set the key of the error, the error is about the whole service.
     """
     mine = _key_here(key, overrides, error.key or "")
@@ -771,7 +769,7 @@ def applies(
 
     ``prefix`` is the setting in the stack.toml. If it is None, an existing stack keeps its names:
     ``members`` are its recorded services, also those that its file no longer has. A new stack gets
-    the prefix if another stack already has a service with one of ``names`` (``taken``).
+    the prefix if ``taken``: another stack already has a service with one of ``names``.
     """
     if prefix is not None:
         return prefix

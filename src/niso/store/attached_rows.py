@@ -53,9 +53,7 @@ NAMESPACE = "pod_namespace"
 
 
 def process_key(pid: int) -> str:
-    """Return a string that identifies a process until the next boot, or "" if the process has
-    ended.
-
+    """Return a string that identifies a process until the next boot, or "" for an ended process.
     The string contains the process's id and start time, because ids are reused (proc_pid_stat(5)).
     """
     try:
@@ -76,14 +74,14 @@ class AttachedLink(NamedTuple):
 
 
 class AttachedRows(Rows):
-    """The queries of the store for attachments."""
+    """Database queries for attachments."""
 
     def get(self, service: str) -> AttachedRow | None:
         rows = self._run("SELECT * FROM attached WHERE service=?", service)
         return next((AttachedRow(*row) for row in rows), None)
 
     def all(self, owner: str | None = None, id: str | None = None) -> list[AttachedRow]:
-        """Return the attachments with this owner and id (None: any), sorted by service name."""
+        """Return the attachments with this owner and id, sorted by service. None means any."""
         asked = {key: text for key, text in (("owner", owner), ("id", id)) if text is not None}
         where = " AND ".join(f"{key}=:{key}" for key in asked) or "TRUE"
         rows = self._db.execute(f"SELECT * FROM attached WHERE {where} ORDER BY service", asked)

@@ -43,7 +43,7 @@ FRONTS = (
 
 
 class PolicyRows(ServiceRows):
-    """The queries of the store for policies and for the names of services."""
+    """Database queries for policies and for the names of services."""
 
     def policy(self, service: str) -> Policy | None:
         """Return a service's policy as written in its manifest, or None if it has no policy."""
@@ -344,11 +344,11 @@ class PolicyRows(ServiceRows):
     ) -> set[str]:
         """Return other services that have one of the names of ``services`` on another network.
 
-        If several services have a name, the hosts file of a reader contains only one of them: the
-        one on the first of the reader's networks. A change of ``services`` can therefore change the
-        address of such a name. The result has only services that have a reader: an active service
-        on one of their networks and on a network of ``services``. ``networks`` and ``fresh`` are
-        networks and names that ``services`` are about to get.
+        If a service is on several networks, each of which has a service with the same name, its
+        hosts file contains only the one on the first of these networks. A change of ``services``
+        can therefore change the address of this name there. The result has only services that share
+        a network with such a service, which is active and on a network of ``services``.
+        ``networks`` and ``fresh`` are networks and names that ``services`` are about to get.
         """
         own = set(services)
         names = {*fresh, *(name for service in own for name in self.names(service))}
@@ -516,7 +516,7 @@ def suggest(name: str, known: list[str], otherwise: str) -> str:
 
 
 class OutsideRows(Rows):
-    """The queries of the store for DNS names in policies."""
+    """Database queries for DNS names in policies."""
 
     def of(self, service: str) -> tuple[str, ...]:
         """Return the DNS names in a service's policy, sorted."""
@@ -557,8 +557,8 @@ class OutsideRows(Rows):
         return self.answer(name).in_state(NOW, FORMER, PAST)
 
     def hosts(self, service: str) -> list[tuple[str, str]]:
-        """Return (name, address) for the DNS names in a service's policy, for its hosts file. The
-        addresses are those of the latest DNS answers.
+        """Return (name, address) for the lines of a service's hosts file with DNS names in its
+        policy. The addresses are those of the latest DNS answers.
         """
         return [
             (name, address)

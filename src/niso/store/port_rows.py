@@ -41,7 +41,7 @@ _TO_PUBLISH = (
 
 
 class PortRows(Rows):
-    """The queries of the store for published ports."""
+    """Database queries for published ports."""
 
     def ports(self, service: str | None = None) -> ServicePorts:
         """Return (service, port) for the ports of a service, in the order of its manifest. If
@@ -85,7 +85,7 @@ class PortRows(Rows):
         return self._ports("WHERE origin=?", FORWARD)
 
     def manifest_ports(self, service: str) -> list[PortMapping]:
-        """Return the ports of a service whose manifest sets the host port."""
+        """Return the published ports of a service that have a host port in its manifest."""
         return self._of_origin(service, MANIFEST)
 
     def port_holders(self, wanted: PortMapping, but: frozenset[str] = frozenset()) -> ServicePorts:

@@ -190,7 +190,7 @@ def service_row(row: tuple[object, ...]) -> ServiceRow:
 
 
 class Intent(NamedTuple):
-    """The record of a change in progress, which after a crash the next command undoes or ends."""
+    """The record of a change in progress. After a crash, the next command undoes or ends it."""
 
     service: str
     action: str
@@ -203,7 +203,7 @@ class Intent(NamedTuple):
 
     @property
     def before(self) -> ServiceRow | None:
-        """Return the service's row before the change, or None for a new service or action ports."""
+        """Return the service's row from before the change, or None if the record has none."""
         saved = decoded(self.undo).get("service")
         return service_row(tuple(saved[0][name] for name in ServiceRow._fields)) if saved else None
 
@@ -223,7 +223,7 @@ class Intent(NamedTuple):
 
 
 class ServiceRows(Rows):
-    """The queries of the store for changes in progress, stacks, network modes and leases."""
+    """Database queries for changes in progress, stacks, network modes and leases."""
 
     # --- changes in progress ----------------------------------------------------------------------
 
@@ -304,7 +304,7 @@ class ServiceRows(Rows):
     # --- network modes ----------------------------------------------------------------------------
 
     def home(self, service: str) -> str:
-        """Return the owner of the network namespace of ``service``: a provider or itself."""
+        """Return the service that owns the network namespace of ``service``, perhaps itself."""
         return self._column(f"SELECT {_PROVIDER}", service)[0] or service
 
     def inactive_modes(self) -> list[tuple[str, str]]:
@@ -334,8 +334,8 @@ class ServiceRows(Rows):
         return sorted(sharers)
 
     def with_companions(self, services: Iterable[str]) -> tuple[str, ...]:
-        """Return services together with all other services in their network namespaces. These are
-        the owners of the namespaces, and the active services that share them.
+        """Return the given services and all others in their network namespaces: owner and active
+        sharers.
         """
         names = set(services)
         homes = {self.home(name) for name in names}
@@ -465,7 +465,7 @@ class ServiceRows(Rows):
         return int.from_bytes(rows[0]) if rows else None
 
     def attachment_key(self, service: str) -> tuple[str, str] | None:
-        """Return (owner, owner's name) of an attachment, or None for any other service."""
+        """Return (owner, the owner's name for it) of an attachment, or None for another service."""
         query = "SELECT owner, given FROM attached WHERE service=?"
         return next(iter(self._run(query, service)), None)
 
@@ -488,7 +488,7 @@ class ServiceRows(Rows):
 
 
 def encode_service(spec: ServiceSpec) -> str:
-    """Encode a ServiceSpec as JSON with all keys, because another niso may have other defaults."""
+    """Encode a ServiceSpec as JSON with all keys: other versions of niso have other defaults."""
     return json.dumps(convert.plain(spec), ensure_ascii=False, separators=(",", ":"))
 
 
@@ -734,7 +734,7 @@ def front_of(service: str) -> str:
 
 
 class Instances(Rows):
-    """The queries of the store for instances and deploys."""
+    """Database queries for instances and deploys."""
 
     def get(self, service: str) -> Instance | None:
         """Return the instance with the name ``service`` (NAME.NUMBER), or None if there is none."""

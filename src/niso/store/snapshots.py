@@ -69,7 +69,7 @@ ALL = Scope()
 
 
 class SnapshotRows(PortRows, PolicyRows):
-    """The queries of the store for the input of plans."""
+    """Database queries for the input of plans."""
 
     def state_id(self) -> str:
         """Return the random id of the state folder. Raises Error if the store has no id."""
@@ -144,7 +144,7 @@ class SnapshotRows(PortRows, PolicyRows):
         return Instances(self._db)
 
     def with_fronts(self, services: Iterable[str]) -> set[str]:
-        """Return services and, for each instance among them, the service that the instance belongs
+        """Return the given services and, for each instance among them, the service that it belongs
         to. Policies name instances by the names of that service.
         """
         instances = ((name, self.instances.get(name)) for name in services)
@@ -185,7 +185,7 @@ class SnapshotRows(PortRows, PolicyRows):
         return SpanRows(self._db)
 
     def is_broken_off(self) -> bool:
-        """Return whether an update of the copied rows of other hosts' services was interrupted."""
+        """Return whether an update of this host's copy of other hosts' services was interrupted."""
         return self._meta("attempt") is not None
 
     def others(self) -> list[PlannedService]:

@@ -65,7 +65,7 @@ removed."""
 
 
 class SpanRows(Rows):
-    """The queries of the store for networks that span hosts."""
+    """Database queries for networks that span hosts."""
 
     def remotes(
         self, values: Collection[str] | None = None, column: str = "service"
@@ -180,7 +180,7 @@ class SpanRows(Rows):
         return self._run(f"{query} {where} {order}", *tuple(values))
 
     def holders(self, addresses: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
-        """Return {(network, address): service} for the addresses used on other hosts."""
+        """Return {(network, address): service} for addresses that services of other hosts have."""
         query = "SELECT service FROM remote WHERE network=? AND address=?"
         found = {place: self._text(query, *place) for place in addresses}
         return {place: service for place, service in found.items() if service is not None}
@@ -218,7 +218,7 @@ class SpanRows(Rows):
         return [network for network in networks if network in spans]
 
     def attempt(self) -> tuple[Services, Peers] | None:
-        """Return the update of the copied rows that is in progress or was interrupted, or None."""
+        """Return the unfinished update of this host's copy of other hosts' services, or None."""
         text = self._meta("attempt")
         if text is None:
             return None
@@ -259,7 +259,7 @@ class SpanRows(Rows):
         self._set_meta("tunnel", encoded(list(tunnel)))
 
     def set_attempt(self, attempt: tuple[Services, Peers] | None) -> None:
-        """Record an update of the copied rows before it begins. None records its completion."""
+        """Record that an update of other hosts' services begins. None records its completion."""
         data = attempt and encoded([dict(part) for part in attempt])
         self._set_meta("attempt", data)
 
@@ -310,7 +310,7 @@ class SpanRows(Rows):
         self.set_service(service, rows, names)
 
     def _note_instances(self) -> None:
-        """Record whether other hosts have instances. If not, no query searches them."""
+        """Record whether other hosts have instances, so that queries for them can be skipped."""
         found = self._has("SELECT 1 FROM remote WHERE instr(service, '.') LIMIT 1")
         self._set_meta("instances", "1" if found else None)
 

@@ -36,7 +36,7 @@ def decoded(text: str) -> Any:
 
 
 class Rows:
-    """A base class for the queries of the store, with helper methods for frequent queries."""
+    """A base class for groups of database queries, with methods for frequent kinds of query."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db

@@ -314,7 +314,9 @@ class Store(SnapshotRows):
         return self._has("SELECT 1 FROM network WHERE name=? AND implicit=1", network)
 
     def drop_implicit_networks(self, names: Iterable[str]) -> list[str]:
-        """Delete those of the given networks that are implicit and unused. Return their names."""
+        """Delete those networks that are implicit (see `add_network`) and unused. Return their
+        names.
+        """
         gone = [
             name
             for name in sorted(set(names))
@@ -386,7 +388,7 @@ class Store(SnapshotRows):
 
     def forget(self, service: str, undoes: bool = False) -> None:
         """Delete all rows of a service except the record of its change in progress. An attachment's
-        addresses are recorded as released, unless this undoes the attachment's creation.
+        addresses are recorded as released, unless its creation is undone (``undoes``).
         """
         if not undoes and self.attachment_key(service) is not None:
             self.attachments.release(service, time.time())
