@@ -243,7 +243,7 @@ class Claims:
             )
 
     def _require_alike(self, wanted: Wanted, claim: ClusterClaim, have: ClusterClaim) -> None:
-        """Raise Conflict if the service would have other addresses or names on this host."""
+        """Raise Conflict if a service's addresses or names would differ between its hosts."""
         there = ", ".join(host for host in have.hosts if host != self.host)
         if have.kept or have.former:
             raise Conflict(f"{there} is changing {have.service}", "try again")

@@ -149,7 +149,7 @@ def renew(store: Store, kernel: Kernel) -> str:
 
 
 def _adopt(store: Store, kernel: Kernel) -> str:
-    """Make the store and the interface match the private key's file; return the public key."""
+    """Make the store and WireGuard match the private key's file; return the public key."""
     present, private = store.across.tunnel(), files.read(paths.wireguard_key())
     if present is None:  # a command left the cluster in the meantime
         return ""

@@ -377,7 +377,7 @@ def _packed(text: str) -> str:
 
 
 def _text(packed: str) -> str:
-    """Decode a base64 key or value. Bytes that are not UTF-8, as niso writes none, are replaced."""
+    """Decode a base64 key or value of etcd. Bytes that are not UTF-8 are replaced."""
     return base64.b64decode(packed).decode(errors="replace")
 
 

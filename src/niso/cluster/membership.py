@@ -215,7 +215,7 @@ class ClusterKeys:
     def forget(self, host: str) -> list[str]:
         """Remove a host that is not alive, and its reservations, from etcd; return its services.
 
-        Raises Conflict if the host is alive, and NotFound.
+        Raises Conflict if the host is alive, and NotFound for an unknown host.
         """
         key = self.keys.host(host)
         item = self._item(key)
@@ -258,7 +258,7 @@ class ClusterKeys:
         self._settle(txn, lambda: all(item.key != key for item, _ in self._had_by(host)))
 
     def _had_by(self, host: str) -> list[tuple[KeyValue, ClusterClaim]]:
-        """Return the reservations, with their keys, that a host has or that may return to it."""
+        """Return the reservations, with keys, of a host's services and of those taken from it."""
         items = self.engine.get(self.keys.services).items
         claims = [(item, key_values.claim_of(item, self.keys)) for item in items]
         return [(item, claim) for item, claim in claims if host in (*claim.hosts, claim.former)]

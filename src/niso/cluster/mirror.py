@@ -229,7 +229,7 @@ def _write(spans: SpanRows, services: Services, peers: Peers) -> None:
 
 
 def _wire(store: Store, host: HostEntry) -> str:
-    """Return the address from which a host sends VXLAN packets: in the tunnel if encrypted."""
+    """Return a host's VXLAN source address, which is in the tunnel if VXLAN is encrypted."""
     if not host.public:
         return host.address
 
@@ -443,10 +443,7 @@ def seen(
 
 
 class View:
-    """An incremental decoder of the cluster's address keys.
-
-    ``own`` is this host, which polls etcd repeatedly.
-    """
+    """An incremental decoder of etcd's address keys, for ``own``, this host."""
 
     def __init__(self, keys: Keys, own: str) -> None:
         self._keys = keys

@@ -253,7 +253,7 @@ def _pid_file() -> str:
 
 
 def _last_words() -> str:
-    """Return the last error in etcd's log, as ``: REASON``, or "" if it has none."""
+    """Return the last error in etcd's log as ``: REASON``, or "" if the log has no error."""
     try:
         with open(log(), encoding="utf-8", errors="replace") as file:
             last = file.read()[-10_000:].strip().splitlines()[-1]

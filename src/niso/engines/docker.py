@@ -225,7 +225,7 @@ def _join(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _forget_ended(machine: Machine, request: Request) -> None:
-    """Detach endpoints whose container has ended without a call, for example with Docker.
+    """Detach endpoints whose container ended without a call, for example because Docker was killed.
 
     Docker reuses the addresses and ports of such containers. An endpoint whose interface Docker may
     still be moving is detached only if ``request`` has one of its addresses.

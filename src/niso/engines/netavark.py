@@ -570,7 +570,7 @@ def _text(store: Store, network: str, owner: str) -> str:
 
 
 def _silenced(store: Store, network: NetworkRecord, family: int) -> list[str]:
-    """Return the addresses on an internal network whose queries must not be forwarded."""
+    """Return the addresses on an internal network whose DNS queries must not be forwarded."""
     addresses = {address for address, _, _ in store.leases(network.name, family)}
     for subnet in network.subnets:
         if subnet.family == family:

@@ -118,7 +118,7 @@ def pod(data: Mapping[str, Any]) -> Pod:
 
 
 def namespace(data: Mapping[str, Any]) -> tuple[str, Labels]:
-    """Parse a namespace to its name and labels. Raises ValueError if it is not a namespace."""
+    """Parse the JSON of a Kubernetes namespace to its name and labels. Raises ValueError."""
     try:
         return data["metadata"]["name"], _labels(data["metadata"])
     except _MALFORMED as error:

@@ -298,7 +298,7 @@ def decompressed(file: IO[bytes]) -> Iterator[IO[bytes]]:
 
 
 def extract(stream: IO[bytes], folder: str) -> object:
-    """Extract an archive into an empty folder, and return its description, not yet checked.
+    """Extract an archive into an empty folder. Return the archive's description, not yet checked.
 
     Raises InvalidInput if the archive is damaged, or if an entry would leave the folder. Raises
     Error if the disk has too little space.

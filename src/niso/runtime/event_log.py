@@ -142,7 +142,7 @@ def record_health(
 def _record(
     compare: Callable[[float], tuple[list[Happened], dict[str, ServiceState | None]]],
 ) -> None:
-    """Append the events, and store the states by service, that ``compare`` returns."""
+    """Append events to the ring and store states of services, both as ``compare`` returns them."""
     try:
         lock = open_lock(".events")
         try:
@@ -426,7 +426,7 @@ def service_events(
 
 
 def _as_started(new: ServiceState) -> ServiceState:
-    """Return a state as of the end of the activation, which waits until a service is healthy."""
+    """Return a service's state after an activation, which waits until the service is healthy."""
     return new._replace(state="running", health="" if new.health == "unhealthy" else new.health)
 
 

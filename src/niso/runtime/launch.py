@@ -179,7 +179,7 @@ def write_bundle(spec: ProcessSpec, bundle: str, under: root.Skeleton | None) ->
     """Write the OCI bundle: config.json, and the folders from which the root is mounted.
 
     ``spec`` is the service's process, with the paths that `sources.OpenSources` has opened.
-    ``under`` is the skeleton of the root for a service without a rootfs, else None.
+    ``under`` is the skeleton, the root's lower layer, for a service without a rootfs, else None.
     """
     if not spec.netns:
         spec = spec._replace(hostname=os.uname().nodename, resolv_conf=root.of_host("resolv.conf"))
@@ -525,7 +525,7 @@ def enter() -> None:
 
 
 def _close() -> None:
-    """Close the mount namespace that starts copy, so that unmounted file systems are released."""
+    """Close the mount namespace that each start copies. Unmounted file systems are then freed."""
     while _base:
         os.close(_base.pop())
 

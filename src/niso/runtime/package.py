@@ -89,9 +89,9 @@ def copy(
     """Copy a package folder to the state folder, and return the path of the copy.
 
     ``digest`` is the fingerprint of the package. If a complete copy exists (`is_copied`), nothing
-    is copied; a damaged copy is replaced. Root owns the copy; other users may read everything and
-    write nothing. ``spec`` is written as the copy's manifest. Raises InvalidInput if the package
-    changes during the copy, or Error.
+    is copied. A damaged copy is replaced. Root owns the copy, which other users may read but not
+    write. ``spec`` is written as the copy's manifest. Raises InvalidInput if the package changes
+    during the copy. Raises Error.
     """
     target = os.path.join(package_dir(service), digest)
     if is_copied(service, digest, folder, apart, manifest):

@@ -60,8 +60,8 @@ def write_layer(spec: ProcessSpec, layer: str, below: str) -> str:
     """Write the files that only this service's root has into the empty folder ``layer``.
 
     ``below`` is the service's rootfs. For a service without a rootfs, it is the skeleton, which
-    already has the mount points. Returns the mount point of the hosts folder inside the service.
-    Raises OSError.
+    already has the mount points. Returns the mount point, inside the service, of the folder with
+    /etc/hosts. Raises OSError.
     """
     _copy_owner(below, layer)
     etc = place(below, "/etc")

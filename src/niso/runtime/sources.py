@@ -96,7 +96,7 @@ def _recorded_secret(secret: Secret) -> Secret:
 
 
 def devices(spec: ProcessSpec) -> list[dict[str, Any]]:
-    """Return the devices of a service (OCI runtime-spec, config-linux.md), each with its access.
+    """Return the devices of a service (OCI runtime-spec, config-linux.md) with access rights.
 
     The devices will belong to the service's user. Raises ProcessError if the host lacks one.
     """

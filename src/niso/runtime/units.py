@@ -183,7 +183,7 @@ def stop_unit_only(service: str, conmon: int | None, path: str | None) -> None:
 
 
 def _stand(unit: str, wait: int, say: int) -> NoReturn:
-    """Run the stand-in in this child process until it exits.
+    """Run the stand-in, which keeps a unit active between two conmons, in this child process.
 
     A second fork makes systemd the parent of the stand-in, so that systemd sees its exit status.
     """
