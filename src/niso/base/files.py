@@ -301,7 +301,7 @@ def _group(gid: int) -> str:
 
 
 def is_own_folder(info: os.stat_result) -> bool:
-    """Return whether ``info`` is of a folder that only root and the current user can change."""
+    """Return whether stat(2) shows a folder that only root and this process's user can change."""
     own = info.st_uid in (0, os.geteuid()) and not info.st_mode & 0o022
     return stat.S_ISDIR(info.st_mode) and own
 

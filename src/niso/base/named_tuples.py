@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NamedTuple, Self
 else:
-    Any = object  # only annotations name it, and nothing evaluates them
+    Any = object  # used only in annotations, which are not evaluated
 
 __all__ = ["TYPE_CHECKING", "Any", "NamedTuple", "named_tuple"]
 

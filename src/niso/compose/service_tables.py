@@ -206,7 +206,7 @@ class ComposeService:
             binary["working_dir"] = folder
         base = self._world.storage.base
         if os.path.isfile(os.path.join(base, self._oci, "config.json")):
-            del self.tables["package"]["rootfs"]  # that of the bundle is used
+            del self.tables["package"]["rootfs"]  # the rootfs of the bundle is used
         elif not os.path.isdir(os.path.join(base, "rootfs", self.name)):
             self._gap("image", f"unpack images/{self.name} into rootfs/{self.name}, see below")
 
@@ -466,7 +466,7 @@ class ComposeService:
             given = {DEFAULT: None}
         for name in beyond(given, known):
             self._gap("networks", f"{name!r} is not in the file: left out")
-        # the first one has the default route, which an internal one cannot have
+        # the first network has the default route, which an internal network cannot have
         names = [name for name in given if name in known] or [DEFAULT]
         names.sort(key=lambda name: name in self._world.internal)
         if names != [DEFAULT] or known[DEFAULT] != DEFAULT_NETWORK:

@@ -42,7 +42,7 @@ class Image(NamedTuple):
     entrypoint: tuple[str, ...]
     command: tuple[str, ...]  # the arguments, or the whole command without an entrypoint
     environment: Mapping[str, str]
-    user: str  # as in a manifest; "" for root, whose place a uid of the service takes
+    user: str  # as in a manifest; "" for root, which a uid of the service replaces
     working_dir: str
     stop_signal: str  # "" if the image sets none
     ports: tuple[str, ...]  # 6379/tcp: the ports that it exposes, which niso does not publish
@@ -167,7 +167,7 @@ def _of_bundle(file: _File) -> Image:
     volumes = [
         str(one.get("destination"))
         for one in (mounts if isinstance(mounts, list) else ())
-        # umoci writes a volume of the image so
+        # the form in which umoci writes a volume of the image
         if isinstance(one, dict) and (one.get("type"), one.get("source")) == ("tmpfs", "none")
     ]
     ports = _word(file, notes, "org.opencontainers.image.exposedPorts")
@@ -233,7 +233,7 @@ class Applied(NamedTuple):
 
     data: dict[str, Any]
     environment: Mapping[str, str]  # that of the image, before all variables of the manifest
-    folders: tuple[str, ...]  # of the image; they are no part of the package
+    folders: tuple[str, ...]  # folders of the image, which are not in the package
     errors: tuple[Error, ...] = ()
 
 

@@ -410,7 +410,7 @@ def about(
 def _files() -> list[str]:
     folder = paths.policy_dir()
     try:
-        # who changes the folder, or the one above, can take policies away
+        # a user who can change the folder or its parent folder can remove policies
         for at in (os.path.dirname(folder), folder):
             if how := files.changed_by_others(at, {0}):
                 raise InvalidInput(f"{at}: it {how}", _untrusted(at))

@@ -376,7 +376,7 @@ def _size_in(text: str, key: str, low: int, right: str, example: str) -> int:
 
 
 def rate(text: str, key: str) -> int:
-    """Parse a rate such as ``100M`` bits per second to bytes per second. Raises InvalidInput."""
+    """Parse a rate in bit/s such as ``100M`` (powers of 1000) to bytes/s. Raises InvalidInput."""
     unit = _RATE_UNITS.get(text[-1:])
     digits = text[:-1]
     number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 9 else 0

@@ -56,7 +56,7 @@ def load(
 
 
 def _meant(path: str, is_missing: bool) -> str | None:
-    """Return a hint if ``path`` is a YAML file, or is missing and its folder has a similar file."""
+    """Return a hint if ``path`` is a YAML file, or is missing next to a similar file, else None."""
     folder, name = os.path.split(path)
     # the command line may have taken the argument for a folder
     file = folder if is_missing else path

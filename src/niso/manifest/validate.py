@@ -127,7 +127,7 @@ def _walk_table(
 
 
 def elsewhere(name: str, value: object, table: Any, key: str = "") -> str:
-    """Return the path of the only key in nested tables that has this name and accepts this value.
+    """Return the path of the only key in nested tables that has this name and this type of value.
     Returns "" if there is none, or several.
     """
     places = [
@@ -257,8 +257,7 @@ def rules(data: dict[str, Any], folder: str, parsed: dict[str, Any]) -> list[Inv
 
 
 def _written(data: dict[str, Any]) -> Iterator[tuple[Parse, Any, str]]:
-    """Yield (rule, value, key path) for each value that has a rule, and for each such name in a
-    table.
+    """Yield (rule, value, key path) for each value, and for each name in a table, that has a rule.
 
     The names in a table come before its values. Unknown keys and values of a wrong type are
     skipped, because `walk` reports them.

@@ -217,7 +217,7 @@ class PolicyRows(ServiceRows):
         if holder is None:
             return tuple(self._elsewhere(name)), ()
         service, provider, active, mode = holder
-        if mode == "front":  # its address never is the source or destination in a policy
+        if mode == "front":  # policies apply to the addresses of its instances
             addresses = self._column(
                 "SELECT address FROM lease JOIN instance USING (service) WHERE front=?"
                 " ORDER BY network, family, address",
@@ -225,8 +225,8 @@ class PolicyRows(ServiceRows):
             )
             # the service may be on other hosts too
             return (*addresses, *self._column(_INSTANCES_ELSEWHERE, name, name)), ()
-        # an inactive service keeps its addresses; one that shares another's namespace has the
-        # addresses of that one only while it is active
+        # an inactive service keeps its own addresses; a service in a shared namespace has the
+        # addresses of the namespace's owner, but only while it is active
         home = service if provider is None else provider if active else ""
         query = "SELECT address FROM lease WHERE service=? ORDER BY network, family"
         addresses = self._column(query, home)

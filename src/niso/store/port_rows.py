@@ -17,7 +17,7 @@ ServicePorts = list[tuple[str, PortMapping]]  # (service, port)
 MANIFEST, CHOSEN, FORWARD = "manifest", "chosen", "forward"
 PORT_COLUMNS = "host_ip, host_port, container_port, proto, count"
 _IS = "service=? AND host_ip=? AND host_port=? AND container_port=? AND proto=? AND count=?"
-# a port of an intent's undo
+# the columns of a port in the record of a change in progress
 _UNDONE = ", ".join(f"json_extract(value, '$.{column}')" for column in PortMapping._fields)
 _UNDONE_SPAN = (
     "json_extract(value, '$.host_port') AS first, json_extract(value, '$.count') AS length"

@@ -19,8 +19,8 @@ _PUBLISHED = (
     "SELECT 1 FROM published p JOIN service v ON v.name=p.service AND v.active=1"
     " WHERE p.network=n.name"
 )
-# peers on a service's other networks reach its published ports there; the first is another one only
-# if it is internal (`niso.plan.records.primary`)
+# peers on a service's other networks reach its published ports there; its first network is one of
+# these only if it is internal (`niso.plan.records.primary`)
 _PUBLISHED_BESIDE = (
     "SELECT 1 FROM endpoint e JOIN service v ON v.name=e.service AND v.active=1"
     " JOIN published p ON p.service=e.service WHERE e.network=n.name"
@@ -319,7 +319,7 @@ class SnapshotRows(PortRows, PolicyRows):
             )
         }
         lists.pop((), None)
-        for text in self._column(_FRONT_NETWORKS):  # they read no hosts file
+        for text in self._column(_FRONT_NETWORKS):  # these services read no hosts file
             lists[tuple(decoded(text))] -= 1
         lists = {networks: count for networks, count in lists.items() if count}
         apart = tuple(self._active(self._apart()))

@@ -288,8 +288,8 @@ class SpanRows(Rows):
             self._note_instances()
 
     def hand_over(self, service: str, names: Iterable[str]) -> None:
-        """Make a service of this host a service of another host on which an instance of it serves.
-        Nothing changes if there is no such host.
+        """Record that a service of this host now belongs to another host with a serving instance of
+        it. If no other host has such an instance, nothing changes.
         """
         claim, host = (
             self.claim(service),

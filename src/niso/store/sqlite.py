@@ -267,7 +267,7 @@ def connected(path: str) -> sqlite3.Connection:
     )
     _open[:] = [*(reference for reference in _open if reference() is not None), ref(connection)]
     if path != ":memory:":
-        _empty_reserve()  # SQLite creates its log and the index of it
+        _empty_reserve()  # SQLite creates its log and the log's index
         try:
             # SQLite does not wait for the lock of this change, which a second process may hold on a
             # new database: it is retried for at most 10 s

@@ -428,7 +428,7 @@ class Store(SnapshotRows):
         for intent, now in changed:
             restored = self.service(intent.service)
             if restored is not None and now is not None:
-                self.set_enabled(intent.service, now.enabled)  # column that is not part of a change
+                self.set_enabled(intent.service, now.enabled)  # a change does not set this column
             if restored is not None and restored.active:
                 self.note_published(intent.service)
             for sharer in self.sharers(intent.service):
