@@ -106,7 +106,7 @@ def _calendar_parts(text: str) -> dict[str, str] | None:
 
 def calendar(text: str, key: str) -> str:
     """Return ``text`` with single spaces if it is a calendar event of systemd.time(7). Raises
-    InvalidInput. If the text is a time in the form of crontab(5), the error shows the event.
+    InvalidInput. For a time in the form of crontab(5), the error proposes a calendar event.
     """
     plain = " ".join(text.split())
     right = "a calendar event of systemd.time(7), such as daily, Mon..Fri 08:00 or *-*-* 03:00"

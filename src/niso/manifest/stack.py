@@ -830,8 +830,8 @@ def stack(plain: Stack) -> Stack:
 
 
 def _called(plain: Stack, names: Mapping[str, str]) -> dict[str, str]:
-    """Map the names that policies may contain to the services' names with the stack's prefix. A
-    name or alias is left out if several services of the stack have it.
+    """Map names that policies may contain to the names of services with the stack's prefix. A name
+    or alias is left out if several services of the stack have it.
     """
     holders: dict[str, set[str]] = {}
     for member in plain.members:

@@ -213,7 +213,7 @@ def _syntax(message: str, text: str) -> str:
 
 
 def _duplicate(reason: str, place: str, text: str) -> str:
-    """Return a plain reason if tomllib reports a duplicate table or key, otherwise ""."""
+    """Return a readable reason if tomllib reports a duplicate table or key, otherwise ""."""
     match = re.match(r"line ([0-9]+),", place)
     lines = text.split("\n")
     line = lines[int(match[1]) - 1].strip() if match else ""

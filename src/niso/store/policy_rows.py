@@ -184,7 +184,7 @@ class PolicyRows(ServiceRows):
         return tuple(Member(kind, name, *self._meant(kind, name)) for kind, name in sorted(wanted))
 
     def _names_of(self, address: str) -> list[str]:
-        """Return the services of all hosts that use an address, also by sharing a namespace."""
+        """Return the services of all hosts that have an address, also as sharers of a namespace."""
         return self._column(
             "SELECT s.name FROM lease l"
             " JOIN service s ON s.name=l.service OR (s.provider=l.service AND s.active=1)"

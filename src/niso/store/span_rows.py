@@ -198,7 +198,7 @@ class SpanRows(Rows):
         return _claim(row) if row else None
 
     def claims(self, services: Collection[str] | None = None) -> list[ClaimRow]:
-        """Return the claims of services of this host, sorted by service. None means all."""
+        """Return the claims of this host's services, sorted by service. None means all services."""
         return sorted(_claim(row) for row in self._of("SELECT * FROM claim", services))
 
     def leased(self) -> set[tuple[str, str]]:
