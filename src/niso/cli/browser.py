@@ -81,7 +81,10 @@ def run(_: str, args: Args) -> int:
 
 
 def _serve(look: Iterator[bytes], server: _PageServer, end: float | None) -> None:
-    """Pass measurements to the server every `EVERY_S` seconds, until ``end`` (monotonic clock)."""
+    """Pass measurements to the server every `EVERY_S` seconds, until ``end`` (monotonic clock).
+
+    If ``end`` is None, there is no limit.
+    """
     began = time.monotonic()
     while True:
         wait = max(EVERY_S, _SHARE * (time.monotonic() - began))
@@ -93,9 +96,9 @@ def _serve(look: Iterator[bytes], server: _PageServer, end: float | None) -> Non
 
 
 def _looks(host: Host) -> Iterator[bytes]:
-    """Yield measurements as lines of JSON. The first measurement may raise Error.
+    """Measure services, networks and flows repeatedly, and yield each result as a line of JSON.
 
-    A later error is a line too.
+    Raises Error if the first measurement fails. A later error is yielded as a line of JSON.
     """
     with host.map() as measured:
         yield _line({"state": plain(measured.read())})
@@ -156,7 +159,9 @@ class _PageServer:
             raise self._failure(b"")
 
     def _failure(self, said: bytes) -> Error:
-        """Return an error that says why the server exited. ``said`` is its output read so far."""
+        """Return an error that says why the server exited. ``said`` is the output read from it so
+        far.
+        """
         while block := os.read(self._status, 4096):
             said += block
         if said:
@@ -180,7 +185,10 @@ class _PageServer:
 
 
 def _in_child(listener: socket.socket, pipe: int, status: int, token: str) -> None:
-    """Serve the page until ``pipe`` is closed, then exit this process. Signals are blocked."""
+    """Serve the page in a forked process until ``pipe`` is closed, then exit from this process.
+
+    Signals are blocked. An error is written to the descriptor ``status``.
+    """
     from niso.web import page_server
 
     code = 1
@@ -233,7 +241,10 @@ def _listening(path: str | None, port: int) -> Iterator[socket.socket]:
 
 
 def _remove_dead(path: str) -> None:
-    """Remove a Unix socket of root if no process listens on it. Raises OSError for other files."""
+    """Remove a Unix socket of this user on which no process listens, before a new one is made.
+
+    Raises OSError if the path exists and is not a socket.
+    """
     with suppress(FileNotFoundError):
         info = os.lstat(path)
         if not stat.S_ISSOCK(info.st_mode):

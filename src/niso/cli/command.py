@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 class Argument(NamedTuple):
     """A positional argument of a command, such as ``NAME``, ``FILE?``, ``PATH*`` or ``-- CMD...``.
 
-    A last character ``?`` makes the argument optional, ``+`` allows several, and ``*`` both. With
-    ``-- ``, the argument takes all remaining words. ``completes`` is a key of `complete._KINDS`.
-    ``key`` is the attribute of `Args`, if it is not the lower-case name, with an s if several are
+    A last character ``?`` makes the argument optional, ``+`` allows several values, and ``*``
+    allows none or several. An argument that begins with ``-- `` takes all remaining words.
+    ``completes`` is a key of `complete._KINDS`. ``key`` is the attribute of `Args` that gets the
+    value. The default is the argument's name in lower case, with an s if several values are
     allowed.
     """
 
@@ -36,7 +37,8 @@ class Argument(NamedTuple):
 
     @property
     def times(self) -> str:
-        """``?``, ``*`` or ``+``. "" means exactly once, and ``...`` means all remaining words."""
+        """How many words the argument takes: "" for one, ``?``, ``*``, ``+``, or ``...`` for all.
+        """
         return "..." if "-- " in self.spelled else self.spelled[len(self.metavar) :]
 
     @property
@@ -48,11 +50,11 @@ class Option(NamedTuple):
     """An option of a command, such as ``-v --verbose``, ``-n N``, ``--port PORT...``.
 
     A word after the flags is the name of the option's value. Without this word, the option is a
-    switch. ``...`` allows the option several times. Options with the same ``group`` exclude each
-    other. ``means`` is the value of a given switch, if not True. ``ends`` is True if the option
-    stops or deletes something. ``implied`` is the value of an option given without a value; other
-    values must then follow after ``=``. ``key`` is the attribute of `Args`, if it is not the last
-    flag.
+    switch, and ``means`` is its value if given (default True). ``...`` allows the option several
+    times. Only one option of the same ``group`` can be given. ``ends`` is True if the option stops
+    or deletes something. ``implied`` is the value of an option given without a value; other values
+    must then follow after ``=``. ``key`` is the attribute of `Args` that gets the value. The
+    default is the last flag.
     """
 
     spelled: str
@@ -99,11 +101,11 @@ class Option(NamedTuple):
 class Command(NamedTuple):
     """The description of a command.
 
-    ``does`` is an imperative phrase. In ``lines``, each line is an example, and a remark can follow
-    after two spaces, ``#`` and a space. In ``statuses``, each line is an exit status with its
-    meaning. ``root`` is True if the command needs root. ``ends`` is True if the command stops or
-    deletes something. Such a command is never suggested for a misspelt one. If ``aside`` is True,
-    overviews list only the command's name.
+    ``does`` says in an imperative phrase what the command does. Each line of ``lines`` is an
+    example and can end with two spaces, ``#``, a space and a remark. Each line of ``statuses`` is
+    an exit status with its meaning. ``root`` is True if the command needs root. ``ends`` is True if
+    the command stops or deletes something. Such a command is never suggested for a misspelt one. If
+    ``aside`` is True, overviews list only the command's name.
 
     A command with ``actions`` is a group. Each action has a name such as ``net list``.
     """
@@ -148,7 +150,10 @@ def meaning(of: Argument | Option) -> str:
 
 
 def synopsis(command: Command) -> list[str]:
-    """Return the parts of a usage line, such as ``[--subnet CIDR]...``, to wrap between them."""
+    """Return the parts of a command's usage line, such as ``[--subnet CIDR]...``.
+
+    A long usage line may be wrapped only between two of these parts.
+    """
     shown = [f"niso {command.name}"]
     for argument in command.arguments:
         if argument.times == "...":
@@ -215,9 +220,10 @@ ALIASES = {"-h": "help", "--help": "help", "-V": "version", "--version": "versio
 
 
 def find(name: str, action: str) -> Command:
-    """Return a command, or its group if the group does not have the action.
+    """Return the description of a command, such as ``ps``, or of an action, such as ``net list``.
 
-    ``action`` can be followed by an argument, which is ignored.
+    Returns the description of the group if the group has no such action. A second word in
+    ``action`` is ignored if it is not part of the action's name.
     """
     catalogue = module(f"catalogue.{COMMANDS[name][1]}")
     group: Command | None = catalogue.GROUP if name in GROUPS else None

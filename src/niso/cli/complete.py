@@ -62,7 +62,10 @@ def _script(shell: str) -> int:
 
 
 def split(line: str) -> tuple[list[str], str]:
-    """Split a line at the cursor into its complete words, without quotes, and the last word."""
+    """Split the part of a command line before the cursor into its words, without quotes.
+
+    Returns the complete words, and the unfinished word at the cursor.
+    """
     words: list[str] = []
     word, quote, begun, escaped = "", "", False, False
     for letter in line:
@@ -108,7 +111,7 @@ def _commands() -> Candidates:
 
 
 def _actions(group: Command | None, words: Sequence[str]) -> Candidates:
-    """Return the words that can follow ``words`` in a group's actions, with descriptions."""
+    """Return the words that can follow the words of an action typed so far, with descriptions."""
     following: dict[str, str] = {}
     for action in group.actions if group is not None else ():
         own = action.name.split()[1:]
@@ -201,7 +204,7 @@ def _networks() -> Candidates:
 
 
 def _words(ports: Iterable[niso.Port]) -> list[str]:
-    """Write ports as in a manifest. A port on all addresses is one word."""
+    """Format ports as the manifest writes them. A port on all addresses is listed once."""
     words = []
     for port in ports:
         host = "" if port.anywhere else f"{bracketed(port.host_ip)}:"
@@ -211,7 +214,11 @@ def _words(ports: Iterable[niso.Port]) -> list[str]:
 
 
 def _forwards(placed: list[str], given: list[str]) -> Candidates:
-    """Return a service's forwarded ports, or with --replace the published ports of others."""
+    """Return candidates for the ports of ``niso port-forward``.
+
+    These are the service's ports that are forwarded now. With --replace, they are the ports that
+    other services publish.
+    """
 
     def read(host: niso.Host) -> Candidates:
         if "--replace" not in given:
@@ -225,7 +232,8 @@ def _forwards(placed: list[str], given: list[str]) -> Candidates:
 
 
 def _targets(placed: list[str], given: list[str]) -> Candidates:
-    """Return all services, and SERVICE:PORT for each published port of a service."""
+    """Return candidates for a destination: services, SERVICE:PORT of published ports, and ``host``.
+    """
 
     def read(host: niso.Host) -> Candidates:
         ports = host.networks.ports()

@@ -80,7 +80,7 @@ def print_help(words: list[str]) -> int:
 
 
 def first_screen() -> list[Command]:
-    """Return the commands on help's first screen: all but help, version and the hidden ones."""
+    """Return the commands on help's first screen: all but help, version and hidden commands."""
     return [find(name, "") for name in COMMANDS if name not in (*HIDDEN, "help", "version")]
 
 
@@ -112,7 +112,10 @@ def _print_imported(made: niso.ImportedStack) -> None:
 
 
 def follow(start: Callable[[Callable[[str], None]], Following]) -> int:
-    """Run the agent that ``start`` returns, and print its log on stdout; return the exit status."""
+    """Run the agent that ``start`` returns until a signal ends it, and return the exit status.
+
+    The agent's log is printed on stdout.
+    """
     following = start(lambda line: print(output.escaped(line), flush=True))
     ended = []
 

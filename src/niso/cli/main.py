@@ -133,7 +133,8 @@ def _report(error: Error, as_json: bool) -> None:
 
 
 def _failed(error: Error, as_json: bool, status: int) -> int:
-    """Report an error and return ``status``. Raises KeyboardInterrupt if there was a signal."""
+    """Report an error and return ``status``. Raises KeyboardInterrupt if a signal arrived before.
+    """
     _report(error, as_json)
     if state.last > 0:  # the signal may have caused the error
         raise KeyboardInterrupt
@@ -173,7 +174,7 @@ def _command(arguments: list[str]) -> int:
 
 
 def _refuse_early_option(arguments: list[str], place: int) -> None:
-    """Raise UsageError if an option that belongs after the command precedes it.
+    """Raise UsageError if an option is written before the command to which it belongs.
 
     ``place`` is the position of the option in the command line.
     """
@@ -199,7 +200,6 @@ def _print_help(words: list[str]) -> int:
 
 
 def _plain(arguments: list[str]) -> bool:
-    """Return whether all words can be written without quotes in a shell."""
     return all(word and all(c.isalnum() or c in "-_./:=,@%+" for c in word) for word in arguments)
 
 
@@ -221,7 +221,7 @@ def explained(error: Exception) -> Error:
 
 
 def _of_output(error: OSError) -> Error | None:
-    """Return an `Error` if the system call that failed was a write to stdout, else None."""
+    """Return an `Error` if a failed system call was a write to stdout, else None."""
     try:
         sys.stdout.flush()  # fails again, except after a write larger than the buffer
         os.write(1, b"")
@@ -270,7 +270,7 @@ def interrupt(*_: object) -> None:
 
 
 def _unraisable(lost: UnraisableHookArgs) -> None:
-    """Raise a KeyboardInterrupt again that Python has discarded.
+    """Raise a KeyboardInterrupt again that Python would discard. Hook for `sys.unraisablehook`.
 
     importlib runs a weak reference callback after each import. Python discards a KeyboardInterrupt
     raised in this callback, and the command would otherwise run to its end.

@@ -266,7 +266,7 @@ def _policy_test(host: Host, args: Args) -> int:
 
 
 def say_what_changes(host: Host, *what: str) -> None:
-    """Print the recorded flows that an activation would cut or newly allow, if any."""
+    """Print the recorded flows that an activation would cut or newly allow."""
     effects = [e for e in host.policy_effects(*what) if e.effect != "pass"]
     if effects:
         _print_effects(effects)
@@ -300,7 +300,10 @@ _COLUMNS = ("NAME", "ADDRESSES", "UNTIL", "SERVICES", "PROBLEM")
 
 
 def _refresh(host: Host, args: Args) -> int:
-    """Resolve the DNS names. With --for, resolve each name again when due, until Ctrl-C."""
+    """Resolve the DNS names that policies use.
+
+    With --for, resolves each name again when its answer expires, until the time is over or Ctrl-C.
+    """
     if not args.for_:
         return _refresh_once(host, args)
     end = time.monotonic() + duration(args.for_, "--for")

@@ -191,14 +191,14 @@ def ago(seconds: float | None, never: str = "-") -> str:
 
 
 def flow_cells(flow: niso.Flow | niso.PolicyEffect) -> tuple[str, ...]:
-    """Return the cells FROM, TO, NEW, OPEN and LAST of a flow in a table."""
+    """Return the cells of a flow in the columns FROM, TO, NEW, OPEN and LAST of a table."""
     return (*ends(flow), str(flow.new or "-"), str(flow.open or "-"), ago(flow.ago))
 
 
 def merged[T: (niso.Flow, niso.PolicyEffect)](
     flows: Iterable[T], key: Callable[[T], object]
 ) -> list[T]:
-    """Merge flows with the same ``key``, such as those of IPv4 and IPv6, and add their numbers."""
+    """Merge flows with the same ``key``, such as those of IPv4 and IPv6, and add their counts."""
     rows: dict[object, T] = {}
     for flow in flows:
         known = rows.setdefault(key(flow), flow)
@@ -218,7 +218,7 @@ def as_json(value: object) -> None:
 
 
 def result[T](args: Args, value: T, show: Callable[[T], object]) -> int:
-    """Print a result of the API as JSON with --json, else by calling ``show``. Returns 0."""
+    """Print a result of the API as JSON if --json was given, else call ``show``. Returns 0."""
     if args.json:
         as_json(value)
     else:
@@ -227,14 +227,14 @@ def result[T](args: Args, value: T, show: Callable[[T], object]) -> int:
 
 
 def results[T](args: Args, done: Sequence[T], line: Callable[[T], str]) -> int:
-    """Print results as JSON with --json, else one line of text for each result. Returns 0."""
+    """Print each result with ``line`` as a line of text, or all as JSON with --json. Returns 0."""
     return result(args, done, lambda done: [print(line(one)) for one in done])
 
 
 def changes(args: Args, done: Sequence[niso.Changed], words: tuple[str, str]) -> int:
     """Print for each service whether it was changed, and return 0.
 
-    ``words`` are the texts for a service that is unchanged and for a service that was changed.
+    ``words`` has the text for an unchanged service, and then the text for a changed service.
     """
     return results(args, done, lambda one: f"{one.service}: {words[one.changed]}")
 
@@ -245,7 +245,9 @@ def ports_text(ports: Iterable[niso.Port]) -> str:
 
 
 def as_listed(port: str) -> str:
-    """Format a port from a manifest (``127.0.0.1:53:53/udp``) in the style of `ports_text`."""
+    """Format a port as the manifest writes it (``127.0.0.1:53:53/udp``) in the style of
+    `ports_text`.
+    """
     host, colon, container = port.removeprefix("0.0.0.0:").rpartition(":")
     return f"{host}{arrow()}{container}" if colon else port
 
@@ -293,7 +295,7 @@ def percent(value: float | None) -> str:
 
 
 def health_text(health: str | None, age_s: float | None) -> str:
-    """Format a health and the seconds since its probe, such as ``healthy 4s ago``."""
+    """Format a health and the age of its last probe in seconds, such as ``healthy 4s ago``."""
     if health is None:
         return "-"
     return health if age_s is None else f"{health} {duration(age_s)} ago"
@@ -350,10 +352,11 @@ SLOW = (
 
 
 class Progress:
-    """A printer of events, as -v and --dry-run request: ``with Progress(args) as host.progress:``.
+    """A printer of a command's events: ``with Progress(args) as host.progress:``.
 
-    Without these options, a thread prints the steps that take more than a second. The thread starts
-    with the first event that can be slow. Warnings are always printed.
+    With -v or --dry-run, all events are printed. Otherwise a thread prints only the steps that take
+    more than a second. The thread starts with the first event that can be slow. Warnings are always
+    printed.
     """
 
     def __init__(self, args: Args) -> None:
@@ -414,7 +417,8 @@ class Progress:
             step("nothing to do")
 
     def _stop(self) -> None:
-        """End the thread, after the thread has finished a line that it is printing."""
+        """End the thread. If the thread is printing a line, first wait until the line is complete.
+        """
         if self._running:
             self._over.release()
             with self._printing:  # let a line in progress come before the command's output
@@ -449,7 +453,7 @@ class Progress:
                     self._reported = elapsed
 
     def _follow(self, event: Event) -> None:
-        """Record which of the services that must become healthy are not healthy yet."""
+        """Update the list of services that must become healthy and are not healthy yet."""
         if isinstance(event, report.Starting) and event.service in self._waits:
             self._unhealthy[event.service] = None
         elif isinstance(event, report.Healthy):

@@ -42,7 +42,7 @@ Args = SimpleNamespace
 
 
 def asks_help(words: list[str], command: Command) -> bool:
-    """Return whether the words request the help of niso, not of a command that niso runs."""
+    """Return whether the words ask for help of niso, rather than of a program that niso runs."""
     for word in words:
         if word == "--" or (
             not word.startswith("-") and command.arguments and command.arguments[0].times == "..."
@@ -110,7 +110,7 @@ def _is_option(word: str) -> bool:
 
 
 def _split(word: str, flags: dict[str, Option]) -> tuple[str, str | None]:
-    """Split ``--mtu=9``, ``-n5`` or ``-ft`` into the option and the rest, which can be None."""
+    """Split ``--mtu=9``, ``-n5`` or ``-ft`` into the option and the rest. The rest can be None."""
     if word.startswith("--"):
         flag, equals, value = word.partition("=")
         return flag, value if equals else None
@@ -166,9 +166,9 @@ def unknown(
     """Return the error for an unknown word, such as a misspelt command or option.
 
     ``known`` maps each valid word to whether it stops or deletes something. The hint names the
-    closest valid word. If a word that stops or deletes something is close, no word is suggested,
-    because the user may mean this word or its opposite. ``otherwise`` is the hint if no word is
-    close. The names of actions begin with their ``group``, which is not compared.
+    closest valid word. If a similar word stops or deletes something, no word is suggested, because
+    the user may mean this word or its opposite. ``otherwise`` is the hint if no word is similar. If
+    the words are actions of a ``group``, only the part after the group's name is compared.
     """
     import difflib
 
@@ -194,7 +194,8 @@ def unknown(
 def unknown_command(words: list[str]) -> UsageError:
     """Return the error for words that name no command or action.
 
-    The hint is the niso command for a command of another tool, or the closest command (`unknown`).
+    The hint names the niso command that replaces a command of another tool, or else the closest
+    command (see `unknown`).
     """
     from niso.cli.catalogue.general import answer
 
@@ -226,7 +227,7 @@ def width() -> int:
 
 
 def first_screen(version: str, commands: list[Command]) -> str:
-    """Return the output of ``niso``. It has at most 23 lines, so that a prompt fits below it."""
+    """Return the text that ``niso`` alone prints. A prompt fits below its at most 23 lines."""
     columns = width()
     head = f"niso {version}: networking for services on Linux, without a daemon or a proxy"
     use, more = "usage: niso COMMAND ...", "niso help COMMAND shows its options and examples"
@@ -288,10 +289,10 @@ def command(of: Command) -> str:
 
 
 def usage(of: Command, columns: int, before: str = "") -> str:
-    """Return the usage line of a command, with the text ``before`` in front of it.
+    """Return the usage line of a command, with the text ``before`` in front.
 
-    A line that would be longer than ``columns`` is wrapped between two arguments or options.
-    Further lines are indented to the end of the command's name.
+    If the line would be longer than ``columns``, it is wrapped between two arguments or options.
+    The next lines are indented to the end of the command's name.
     """
     first, *words = synopsis(of)
     line = before + first
@@ -307,7 +308,7 @@ def usage(of: Command, columns: int, before: str = "") -> str:
 
 
 def _wrapped(text: str, columns: int, head: str = "", indent: int = 0) -> str:
-    """Wrap a text after ``head``. The other lines are indented by ``indent`` columns."""
+    """Wrap a text after ``head``. Lines after the first are indented by ``indent`` columns."""
     import textwrap
 
     filled = textwrap.TextWrapper(
@@ -317,7 +318,7 @@ def _wrapped(text: str, columns: int, head: str = "", indent: int = 0) -> str:
 
 
 def _list(rows: list[tuple[str, str]], columns: int) -> str:
-    """Format rows in two columns. Text of the second column is wrapped inside this column."""
+    """Format rows in two columns. Text in the second column is wrapped within that column."""
     left = min(max(len(word) for word, _ in rows), 22)
     shown = ""
     for word, text in rows:

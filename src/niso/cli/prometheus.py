@@ -60,7 +60,10 @@ def _library() -> Any:
 
 
 def text(flows: int, progress: Any = None) -> bytes:
-    """Return all metrics in Prometheus' text format 0.0.4. Raises Error."""
+    """Collect all metrics in the text format 0.0.4 of Prometheus. Raises Error.
+
+    ``flows`` is the maximum number of time series about flows.
+    """
     library = _library()
 
     def collect() -> Iterator[Family]:
@@ -79,7 +82,10 @@ def text(flows: int, progress: Any = None) -> bytes:
 
 
 def _write(path: str, body: bytes) -> None:
-    """Write a file atomically. Raises UsageError, also if the path is a folder, device or link."""
+    """Write a file atomically. Raises UsageError if the path is a folder, device or link.
+
+    Also raises UsageError if writing fails.
+    """
     # node_exporter reads only *.prom, and therefore ignores this temporary file
     draft = f"{path}.{os.getpid()}"
     try:
@@ -102,7 +108,7 @@ def _write(path: str, body: bytes) -> None:
 
 
 class _Scrape(BaseHTTPRequestHandler):
-    """A handler of one request, in a process of its own that the kernel kills after a timeout."""
+    """A handler of one HTTP request. It has its own process, which is killed after a timeout."""
 
     flows = 0
     server_version, sys_version = "niso", ""
@@ -129,7 +135,7 @@ class _Scrape(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Write no log, because Prometheus sends a request every few seconds."""
+        """Write no log: Prometheus sends a request every few seconds."""
 
 
 class _MetricsServer(socketserver.ForkingMixIn, socketserver.TCPServer):
@@ -142,7 +148,7 @@ class _MetricsServer(socketserver.ForkingMixIn, socketserver.TCPServer):
         super().__init__((address, port), _Scrape)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Report in one line why a request failed, such as a client that disconnected."""
+        """Report in one line why a request failed, for example because the client disconnected."""
         output.error(f"metrics: {sys.exception()}", None)
 
 
@@ -168,9 +174,9 @@ def _listen(where: str, flows: int) -> int:
 
 
 def address_of(where: str) -> tuple[str, int]:
-    """Parse ``[ADDR:]PORT`` to address and port. The default address is 127.0.0.1.
+    """Parse ``[ADDR:]PORT`` to an address and a port. Raises UsageError.
 
-    Raises UsageError.
+    Without ADDR, the address is 127.0.0.1.
     """
     host, _, port = where.rpartition(":")
     bare = host[1:-1] if host[:1] == "[" and host[-1:] == "]" else host

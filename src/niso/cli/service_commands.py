@@ -298,7 +298,6 @@ def _print_lines(lines: tuple[niso.ServiceLine, ...]) -> None:
 
 
 def _stats(load: niso.ProcessLoad | None) -> tuple[str, ...]:
-    """Return the cells of the columns that ``ps --stats`` adds."""
     if load is None:
         return ("-",) * 6
     times = (
@@ -311,7 +310,10 @@ def _stats(load: niso.ProcessLoad | None) -> tuple[str, ...]:
 
 
 def _listens(line: niso.ServiceLine) -> str:
-    """Return where a service listens, and after "not" its published ports with no program."""
+    """Format the sockets on which a service listens, such as ``80; not 81``.
+
+    After "not" are the published ports on which no program listens.
+    """
     shown = [output.socket_text(one.address, one.port, one.proto) for one in line.listening or ()]
     lacks = [output.socket_text(one.address, one.port, one.proto) for one in line.unheard or ()]
     parts = [", ".join(dict.fromkeys(shown))] + [f"not {', '.join(lacks)}"] * bool(lacks)
@@ -323,7 +325,7 @@ def _logs(host: Host, args: Args) -> int:
 
 
 def _print_chunks(chunks: Iterable[bytes], follow: bool) -> int:
-    """Print lines of logs and return the exit status. ``follow`` prints each line at once."""
+    """Print logs and return the exit status. With ``follow``, each chunk is printed at once."""
     raw = sys.stdout.buffer
     terminal = output.is_terminal()
     gone: list[bool] = []
@@ -344,7 +346,10 @@ def _print_chunks(chunks: Iterable[bytes], follow: bool) -> int:
 
 
 def _watch_reader(gone: list[bool]) -> None:
-    """Interrupt this command when the reader of its output exits, and add True to ``gone``."""
+    """Start a thread that interrupts this command when the reader of its output has exited.
+
+    The thread then adds True to ``gone``.
+    """
 
     def watch() -> None:
         poll = select.poll()

@@ -72,7 +72,10 @@ ORDERS: dict[str, Callable[[ServiceLoad], float | str]] = {
 
 
 def show(name: str | None) -> int:
-    """Show the screen for one service or all services, until q or Ctrl-C. Raises Error."""
+    """Show the screen of ``niso top`` until q or Ctrl-C. Raises Error.
+
+    If ``name`` is None, the screen shows all services, otherwise one.
+    """
     # reports mistakes before the screen is drawn
     with connect() as host, host.top(name) as measured:
         screen = TopScreen(measured.service)
@@ -92,7 +95,10 @@ def show(name: str | None) -> int:
 
 
 def _read(screen: TopScreen) -> None:
-    """Measure every `EVERY_S` seconds, in a thread because health checks can take long."""
+    """Measure every `EVERY_S` seconds and update the screen. Runs in a thread.
+
+    A thread is needed because health checks can take long.
+    """
     try:
         with connect() as host, host.top() as measured:
             due = time.monotonic() + traffic_commands.EVERY_S
@@ -175,7 +181,7 @@ class TopScreen(App[None]):
         self._draw()
 
     def update_sockets(self, service: str, sockets: tuple[ServiceSocket, ...]) -> None:
-        """Show the sockets of a service, if the user has not chosen another service since."""
+        """Show the sockets of a service, unless the user has chosen another service meanwhile."""
         if service != self.chosen:
             return
         self._sockets = {}
@@ -186,7 +192,8 @@ class TopScreen(App[None]):
         self._draw()
 
     def update_load(self, load: Load) -> None:
-        """Show a new measurement, and flows that had traffic in the last `HISTORY` measurements."""
+        """Show a new measurement. Flows stay until they had no traffic for `HISTORY` measurements.
+        """
         self._load = load
         bits = {row.service: (row.received or 0) + (row.sent or 0) for row in load.services}
         self._history = {
@@ -207,7 +214,6 @@ class TopScreen(App[None]):
         self._draw()
 
     def _arrange(self) -> None:
-        """Show the tables of the present view, and give one of them the keyboard focus."""
         services, flows, sockets = self._tables()
         services.display = self.chosen is None
         flows.display = self.chosen is not None or self._is_tall
@@ -246,7 +252,7 @@ class TopScreen(App[None]):
             sockets.fill(traffic_commands.SOCKET_COLUMNS, list(self._sockets), self._socket_cells)
 
     def _flow_keys(self) -> list[str]:
-        """Return the keys of the flows to show: denied flows, then those with most traffic."""
+        """Return the keys of the flows to show: denied flows first, then by traffic."""
         home, rank, past = self._home(self.chosen), list(_VERDICTS).index, self._flow_history
 
         def is_shown(flow: FlowLoad) -> bool:
@@ -300,7 +306,7 @@ class TopScreen(App[None]):
         )
 
     def _choose_row(self, key: str) -> None:
-        """Show the flows of the service in a row, or of a service at one end of the row's flow."""
+        """Show only one service: that of the chosen row, or one at an end of the row's flow."""
         if self.chosen is not None:
             return  # only flows and sockets of one service are shown
         flow = self._flows.get(key)
@@ -319,7 +325,8 @@ class TopScreen(App[None]):
         self._draw()
 
     def on_input_submitted(self) -> None:
-        """Return the keyboard focus to the table, which remains filtered."""
+        """Return the keyboard focus to the table. The table remains filtered by the entered text.
+        """
         self.query_one(Input).remove_class("shown")
         self._arrange()
 
@@ -360,9 +367,10 @@ class TopScreen(App[None]):
             self.push_screen(Output(traffic_commands.logs_words(service)))
 
     def _subject(self) -> tuple[str | None, FlowLoad | None]:
-        """Return the service and the flow at the cursor. Each can be None.
+        """Return the service and the flow that a key press refers to. Each can be None.
 
-        With a flow, the service is the chosen one, or a service at one end of the flow.
+        If the cursor is on a flow, the service is the one that the screen shows, or else a service
+        at one end of the flow.
         """
         services, _, sockets = self._tables()
         table = next((part for part in self._tables() if part.has_focus), services)
@@ -377,7 +385,9 @@ class TopScreen(App[None]):
         return self._home(self.chosen) or flow.to.service or flow.from_.service, flow
 
     def _home(self, name: str | None) -> str | None:
-        """Return the service that owns the network namespace of a service."""
+        """Return the service whose network namespace a service uses, which is usually the service
+        itself.
+        """
         loads = self._load.services if self._load else ()
         return next((load.shares or name for load in loads if load.service == name), name)
 
@@ -397,7 +407,7 @@ def _bars(values: list[float]) -> str:
 
 
 def _kind(load: ServiceLoad) -> str:
-    """Return the name of the style in which a service's state is shown."""
+    """Return the name of the style for a service's state: good, bad, waiting or ""."""
     if load.status == "running":
         health = {"healthy": "good", "unhealthy": "bad", "starting": "waiting"}
         return health.get(load.health or "", "")
@@ -428,7 +438,8 @@ STYLES = {
 class RowTable(ScrollView, can_focus=True):
     """A table that may have many rows, of which only the visible ones are drawn.
 
-    The first line has the titles. If the order of the rows changes, the cursor stays on its row.
+    The first line has the column titles. If the order of the rows changes, the cursor follows its
+    row.
     """
 
     COMPONENT_CLASSES: ClassVar = {"rows--titles", "rows--cursor"}
@@ -457,7 +468,7 @@ class RowTable(ScrollView, can_focus=True):
         self._cells: Callable[[str], Cells] = lambda _: ()
 
     def fill(self, titles: tuple[str, ...], keys: list[str], cells: Callable[[str], Cells]) -> None:
-        """Show a row for each key, with the cells that ``cells`` returns for the key."""
+        """Replace all rows. Each key is a row, for which ``cells`` returns the texts and styles."""
         at = self.key
         if titles != self._titles:
             self._titles, self._widths = titles, [len(title) for title in titles]
@@ -480,7 +491,7 @@ class RowTable(ScrollView, can_focus=True):
         self._measure()
 
     def _measure(self) -> None:
-        """Redraw the table. A column becomes wider for a visible row, but never narrower."""
+        """Redraw the table. Columns are widened for the visible rows, but never made narrower."""
         first = self.scroll_offset.y
         for key in self.keys[first : first + self.size.height]:
             needed = [len(text) for text, _ in self._cells(key)]

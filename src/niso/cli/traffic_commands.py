@@ -109,7 +109,7 @@ def _print_judged(judged: niso.Judged, but: str = "") -> None:
 
 
 def _end(service: str | None, address: str, port: int | None, host: str | None = None) -> str:
-    """Format an end of a flow: ``db (10.99.1.2 on HOST):5432`` or ``[2001:db8::2]:80``."""
+    """Format one end of a flow: ``db (10.99.1.2 on HOST):5432`` or ``[2001:db8::2]:80``."""
     shown = bracketed(address) if port is not None else address
     if service:
         shown = f"{service} ({address}{f' on {host}' if host else ''})"
@@ -164,9 +164,9 @@ def _log(host: Host, args: Args) -> int:
 
 
 def _wait(source: niso.Drops | niso.Events | None, seconds: float | None = None) -> bool:
-    """Wait until ``source`` can be read. Return False if ``seconds`` have passed before that.
+    """Wait until ``source`` has something to read. Return False after ``seconds`` without anything.
 
-    Raises BrokenPipeError if stdout is closed, even if no output is written.
+    Raises BrokenPipeError if stdout has been closed by its reader.
     """
     poll = select.poll()
     if source is not None:
@@ -288,12 +288,16 @@ def _unwritten(path: str, error: OSError, option: str = "-w") -> UsageError:
 
 
 def _is_peer(word: str) -> bool:
-    """Return whether a word can only be a peer, such as ``db:80``, ``host`` or an address."""
+    """Return whether a word must be a peer (``db:80``, ``host``, an address), not a service's name.
+    """
     return word == "host" or not word[:1].isalpha() or not set(word).isdisjoint(":/")
 
 
 def _copy(capture: niso.Capture, file: IO[bytes], seconds: float | None, as_text: bool) -> int:
-    """Copy a capture to a file until it ends or ``seconds`` have passed. Return the exit status."""
+    """Copy a capture to a file until the capture ends, and return the exit status.
+
+    If ``seconds`` is given, the capture is stopped after this time.
+    """
     end = None if seconds is None else time.monotonic() + seconds
     poll = select.poll()
     poll.register(capture, select.POLLIN)
@@ -360,7 +364,7 @@ def _cells(flow: niso.Flow) -> tuple[str, ...]:
 
 
 def decided_by(flow: niso.Flow | niso.FlowLoad) -> str:
-    """Return what decides about a flow: ``published 8080``, ``db allow_from[0] "api:80"``."""
+    """Format what decides about a flow: ``published 8080``, ``db allow_from[0] "api:80"``."""
     parts = [] if flow.published is None else [f"published {flow.published}"]
     if flow.key:
         line = f"{flow.service} {flow.key.removeprefix('network.policy.')}"
@@ -407,7 +411,8 @@ def _learn(host: Host, args: Args) -> int:
 
 
 def _watch(period: str) -> str:
-    """Wait for a period, or until Ctrl-C. Return the time (RFC 3339) at which the wait began."""
+    """Wait for a period such as ``1h``, or until Ctrl-C. Return the start of the wait (RFC 3339).
+    """
     seconds = duration(period, "--for")
     start = datetime.now(UTC)
     output.note(f"niso: watching for {period}; Ctrl-C ends it early")
@@ -419,7 +424,7 @@ def _watch(period: str) -> str:
 
 
 def _lines(policy: niso.LearnedPolicy) -> Iterator[str]:
-    """Yield the lines of a learned policy as TOML, with the recorded flows as comments."""
+    """Yield the lines of a learned policy as TOML. Comments show the recorded flows."""
     # a path with a newline must not end the comment
     where = output.escaped(policy.file or f"{policy.service} (no manifest)")
     peers = sum(entry.allowed for entry in policy.allow_from)
@@ -570,7 +575,10 @@ def _print_loads(top: niso.Top, args: Args) -> None:
 
 
 def summary(load: niso.Load) -> list[tuple[str, str]]:
-    """Return the parts of the headline, such as ``2 of 3 up``, each with its style's name."""
+    """Return the parts of the headline of ``niso top``, such as ``2 of 3 up``.
+
+    Each part has the name of its style.
+    """
     up = sum(service.status in ("running", "attached", "completed") for service in load.services)
     unhealthy = sum(service.health == "unhealthy" for service in load.services)
     new = dict.fromkeys(("pass", "audit", "drop"), 0.0)

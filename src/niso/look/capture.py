@@ -53,7 +53,10 @@ _MOST_REASONS = 4096
 
 
 def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
-    """Return a filter (pcap-filter(7)) that combines these addresses, a port and another filter."""
+    """Return a pcap-filter(7) expression for packets from or to hosts, on a port, and for ``more``.
+
+    ``more`` is another expression. Empty parts are left out.
+    """
     parts = []
     hosts = " or ".join(f"host {address}" for address in addresses)
     if hosts:
@@ -66,14 +69,14 @@ def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
 
 
 class Capture(ResultStream):
-    """Running captures of several services, whose packets are merged. A context manager.
+    """A capture of packets of several services, merged into one stream. A context manager.
 
     ``namespaces`` maps service names to network namespaces, and ``names`` maps addresses to names.
-    ``filter`` is an expression of pcap-filter(7). The capture ends after ``most`` packets. With
-    ``text``, it has lines of text, not a pcapng file.
-    If ``drops`` is given, the packets are dropped packets, each with the reason that the function
-    ``reason`` returns. The kernel reports only their headers, which tcpdump filters and prints.
-    Raises Error if tcpdump is not installed, KernelError and ProcessError.
+    ``filter`` is an expression of pcap-filter(7). The capture ends after ``most`` packets. The
+    stream is a pcapng file, or lines of text if ``text`` is true. If ``drops`` is given, only
+    dropped packets are captured. The function ``reason`` returns why a packet was dropped. The
+    kernel reports only the headers of such packets, which tcpdump filters and prints. Raises Error
+    if tcpdump is not installed, KernelError and ProcessError.
     """
 
     def __init__(
@@ -116,7 +119,7 @@ class Capture(ResultStream):
     def read_ready(self, seconds: float | None = 0.0) -> bytes | None:
         """Return packets as `read` does, or None if no packet arrives within ``seconds``.
 
-        If ``seconds`` is None, there is no limit.
+        If ``seconds`` is None, the wait has no limit.
         """
         if not self._sources:
             return b""
@@ -126,7 +129,7 @@ class Capture(ResultStream):
         return None if self._sources else b""
 
     def stop(self) -> None:
-        """Stop the captures. `read` still returns the packets captured before."""
+        """Stop capturing. `read` still returns the packets that were captured before."""
         self._hang_up()  # in a capture of dropped packets, tcpdump exits at the end of its input
         for source in self._sources if self._drops is None else ():
             source.stop()
@@ -183,7 +186,7 @@ class Capture(ResultStream):
                     os.write(self._pipe, packet)
 
     def _take(self, fd: int) -> bytes:
-        """Read from a descriptor that is ready, and return the output for the caller."""
+        """Read from one ready descriptor, and return the part of the stream that results."""
         if self._drops is not None and fd == self._drops.fileno():
             self._pass_on(self._drops)
             return b""
@@ -218,7 +221,7 @@ class Capture(ResultStream):
         return b"".join(line + b"\n" for line in shown)
 
     def _line(self, line: bytes) -> bytes:
-        """Add the reason to tcpdump's line of a dropped packet. Return other lines unchanged."""
+        """Append the reason if the line of tcpdump is about a dropped packet."""
         seconds, dot, others = line.partition(b".")
         micros, _, what = others.partition(b" ")
         if self._drops is None or not (dot and seconds.isdigit() and micros.isdigit()):
@@ -287,7 +290,9 @@ class Tcpdump:
         return data
 
     def hear(self) -> bool:
-        """Read tcpdump's error output and store it for a later message. Return False at its end."""
+        """Read part of tcpdump's error output, to be used in an error message. Return False at its
+        end.
+        """
         data = os.read(self.err, _CHUNK)
         self._said = (self._said + data)[-_SAID:]
         return bool(data)
@@ -328,7 +333,7 @@ class Tcpdump:
 
 
 def _watch(pid: int) -> int:
-    """Fork a process that kills ``pid`` if this process dies. Return the PID of the new process."""
+    """Fork a process that kills ``pid`` if this process dies. Return the forked process's PID."""
     own, child = os.pidfd_open(os.getpid()), os.pidfd_open(pid)
     try:
         watcher = os.fork()
@@ -364,7 +369,10 @@ def _become(
 
 
 def _hide_hosts(names: Mapping[str, str]) -> None:
-    """Give this process a mount namespace in which /etc/hosts is the only source of names."""
+    """Make tcpdump look up names only in a private /etc/hosts, which contains ``names``.
+
+    For this, the calling process enters a new mount namespace. ``names`` maps addresses to names.
+    """
     os.unshare(os.CLONE_NEWNS)
     root.mount(None, "/", None, _MS_REC | _MS_PRIVATE)
     folder = paths.run_dir()
@@ -391,10 +399,10 @@ _MOST = 262_144  # snapshot length: bytes of a packet
 
 
 class CaptureFile:
-    """A builder of a pcapng file that merges several captures, block by block.
+    """A builder of a pcapng file that merges several captures. Each method returns bytes to append.
 
-    ``comment`` maps a packet's time in microseconds since 1970 to its comment or "". ``most`` is
-    the number of packets after which the file is full.
+    ``comment`` returns the comment, or "", for a packet with this time (microseconds since 1970).
+    ``most`` is the number of packets after which the file is full.
     """
 
     def __init__(
@@ -412,7 +420,7 @@ class CaptureFile:
         return self._left is not None and self._left <= 0
 
     def interface(self, name: str, link: int, most: int) -> tuple[int, bytes]:
-        """Add an interface with a pcap link type. Return its number and the blocks to write."""
+        """Add an interface with a pcap link type. Return its number and the bytes to append."""
         head = b""
         if not self._interfaces:
             head = _block(_SECTION, struct.pack("=IHHq", 0x1A2B3C4D, 1, 0, -1))
@@ -422,7 +430,7 @@ class CaptureFile:
         return number, head + _block(_INTERFACE, body)
 
     def packet(self, interface: int, time: int, data: bytes, length: int) -> bytes:
-        """Return the block of a packet, or b"" if the file is full."""
+        """Return the block of a packet to append, or b"" if the file is full."""
         if self.is_full:
             return b""
         if self._left is not None:
@@ -434,7 +442,10 @@ class CaptureFile:
         return _block(_PACKET, body)
 
     def converter(self, name: str) -> Callable[[bytes], bytes]:
-        """Return a function that converts a pcap stream to blocks. It raises ValueError."""
+        """Return a function that converts parts of a pcap stream to pcapng blocks.
+
+        ``name`` is the interface's name. The function raises ValueError if its input is not pcap.
+        """
         rest = b""
         interface: int | None = None
 
@@ -524,7 +535,7 @@ def capture(
 ) -> Capture:
     """Start a capture, as described in `Host.capture`. ``most`` and ``text`` are as in `Capture`.
 
-    With ``drops``, only packets that rules drop are captured.
+    If ``drops`` is true, only packets that nftables rules drop are captured.
     """
     if most is not None and most < 1:
         hint = "niso net capture db -c 10"
@@ -626,9 +637,9 @@ _LEADS = ("jump ", "goto ")
 
 
 def stages(steps: list[TraceStep], verdict: Verdict | None) -> list[Stage]:
-    """Return the steps of a traced packet at which a chain decided something.
+    """Return the chains that decided something about a traced packet, in order.
 
-    If a verdict is given, steps in policy chains name the policy entry that decides.
+    If a verdict is given, the text of a policy chain names the policy entry that decides.
     """
     result = []
     for step in steps:

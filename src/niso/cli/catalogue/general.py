@@ -1,8 +1,8 @@
 """Describe enable, disable, restore, lab, schema, completion, help, version and niso cluster.
 
-`HABITS` has the commands of other tools, each with the niso command that does the same.
+`HABITS` maps commands of other tools to the niso command that does the same.
 `niso.cli.parse.unknown_command` prints the niso command as a hint. docs/guide/coming-from-docker.md
-has the list as a table, which ``./dev docs`` writes.
+shows `HABITS` as a table, which ``./dev docs`` writes.
 """
 
 from __future__ import annotations
@@ -509,11 +509,11 @@ _PROGRAMS = ("docker", "podman", "compose", "docker-compose", "systemctl", "kube
 
 
 def answer(words: list[str]) -> str:
-    """Return the hint for a command line of another tool, or "".
+    """Return the niso command that replaces a command line of another tool, or "" if unknown.
 
-    If ``words`` begin with several commands in the list, the longest command applies. The first
-    word may be the other tool's name, such as ``docker``, unless the first two words are in the
-    list.
+    The commands of other tools are the keys of `HABITS`. The longest key with which ``words`` begin
+    applies. The first word may be the name of the other tool, such as ``docker``. This name is
+    skipped unless `HABITS` contains the first two words.
     """
     meant = {word: hint for theirs, hint in HABITS.items() for word in theirs.split(", ")}
     typed = [word for word in words if not word.startswith("-")]
