@@ -1,8 +1,9 @@
-"""Find the chains of other programs that a packet passes, and which of them drop the packet.
+"""Find nftables chains of other programs that a packet passes, and which of them drop the packet.
 
 The chains are evaluated for one packet of `niso net explain`, or for a new connection to a
-published port. Known are the ends of the packet, its ports, the network interfaces and the state of
-connection tracking. A rule that tests something else, such as a mark or a rate, may match or not.
+published port. The evaluation knows the packet's addresses and ports, the network interfaces and
+the state of connection tracking. A rule that tests something else, such as a mark or a rate, may
+match or not.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class OtherChain(NamedTuple):
 
     @property
     def words(self) -> str:
-        """What the chain does, in words."""
+        """A phrase that names the chain, its hook, what it does to the packet, and its rule."""
         verb = "drops" if self.verdict == DROP else "may drop"
         what = "replies to it" if self.replies else "it"
         why = f"by its rule: {self.rule}" if self.rule is not None else "by default"
@@ -90,7 +91,10 @@ DROP = "drop"
 
 
 class _Way(NamedTuple):
-    """A hook that a packet passes, with the interfaces there. "" is no interface, None unknown."""
+    """A hook that a packet passes, and the interfaces by which the packet enters and leaves there.
+
+    An interface is "" if there is none, and None if it is unknown.
+    """
 
     hook: str
     enters: str | None
@@ -98,7 +102,7 @@ class _Way(NamedTuple):
 
 
 class _Ends(NamedTuple):
-    """The ends of a packet. What is None is unknown."""
+    """The addresses and ports of a packet. None stands for an unknown address or port."""
 
     source: str | None
     own_port: int | None
@@ -109,8 +113,9 @@ class _Ends(NamedTuple):
 def of_packet(
     kernel: Kernel, world: PolicyContext, explained: ExplainedPacket
 ) -> OtherFirewalls | None:
-    """Return what chains of other programs do to a packet, or None if niso drops the packet or the
-    packet passes no chain of this host.
+    """Return what nftables chains of other programs do to a packet and its replies.
+
+    Returns None if niso drops the packet, or if the packet passes no chain of this host.
     """
     packet, verdict = explained.packet, explained.verdict
     sender, receiver = (
@@ -163,7 +168,7 @@ def of_packet(
 
 
 def _is_before(chain: Chain, priority: int) -> bool:
-    """Return whether a chain sees packets before the step with this priority, as DNAT."""
+    """Return whether a chain is evaluated before the step with this priority, such as DNAT."""
     hook = HOOKS[chain.hook]
     return hook == "ingress" or (hook in _EARLY and chain.priority <= priority)
 
@@ -171,12 +176,11 @@ def _is_before(chain: Chain, priority: int) -> bool:
 def of_ports(
     kernel: Kernel, store: Store, services: Iterable[str]
 ) -> Iterator[tuple[str, PortMapping, int, OtherChain]]:
-    """Yield each rule of another program that drops, or may drop, new connections to one published
-    port.
+    """Yield rules of other programs that drop, or may drop, new connections to one published port.
 
-    Each result has the service, its port, an IP version, and the chain. Chains that drop packets
-    whatever their port are left out (`niso.look.other_firewalls.network_drops`). For a range, its
-    first and last port are tried. Raises KernelError.
+    Each result has the service, the published port, an IP version, and the chain with the rule. Of
+    a range of ports, the first and the last port are tried. Chains that drop packets to all ports
+    are left out, because `niso.look.other_firewalls.network_drops` finds these. Raises KernelError.
     """
     with kernel.foreign_chains() as source:
         chains = [
@@ -204,7 +208,7 @@ def of_ports(
 def _touching(
     source: ForeignChains, chains: list[Chain], network: NetworkRecord, family: int, proto: str
 ) -> list[Chain]:
-    """Return the chains with a rule that drops packets by their address or port."""
+    """Return the chains that have a rule which drops packets by address or port."""
     nothing = _Ends(None, None, None, None)
     return [
         chain
@@ -243,9 +247,11 @@ def _outside(
     before: _Ends | None,
     any_end: bool,
 ) -> OtherChain | None:
-    """Return a chain if one of its rules drops, or may drop, a packet from outside to a service.
+    """Return a chain if it drops, or may drop, a packet from another machine to a service.
 
-    ``after`` and ``before`` are the ends of the packet after and before DNAT.
+    Otherwise, returns None. ``after`` and ``before`` have the packet's addresses and ports after
+    and before DNAT. If ``any_end`` is true, it suffices that a dropping rule tests any address or
+    port.
     """
     hook = HOOKS[chain.hook]
     leaves = "" if hook in _EARLY else network.bridge
@@ -268,8 +274,10 @@ def _outside(
 def _steps(
     kernel: Kernel, world: PolicyContext, explained: ExplainedPacket
 ) -> Iterator[tuple[set[int], _Way, dict[bool, PacketBits]]]:
-    """Yield the hooks that a packet and its reply pass: the families of chains there, the hook, and
-    the packet after DNAT (False) and before DNAT (True).
+    """Yield the hooks that a packet and its reply pass, in order.
+
+    Each result has the families of the chains at the hook, the hook, and the packet as a chain
+    after DNAT (key False) or before DNAT (key True) processes it.
     """
     packet, verdict = explained.packet, explained.verdict
     receiver = verdict.receiver.address
@@ -327,7 +335,7 @@ def _steps(
 
 
 def _replies(ways: Iterable[_Way]) -> Iterator[_Way]:
-    """Yield where the replies are filtered: forwarded, or received and sent by the host."""
+    """Yield the hooks at which replies are filtered, for the hooks that the packet passes."""
     other = {"forward": "forward", "input": "output", "output": "input"}
     for way in ways:
         if way.hook in other:
@@ -339,7 +347,7 @@ def _both(bits: PacketBits) -> dict[bool, PacketBits]:
 
 
 def _untracked(bits: PacketBits) -> PacketBits:
-    """Return a packet before connection tracking has seen it."""
+    """Return a packet as it is before connection tracking has processed it."""
     facts = {key: value for key, value in bits.facts.items() if key[0] == "meta"}
     return bits._replace(facts=facts, tracked=None)
 
@@ -389,7 +397,8 @@ def _routed(
 
 
 def _headers(packet: Packet, ends: _Ends, is_reply: bool) -> dict[int, Bits]:
-    """Return the headers of a packet by NFT_PAYLOAD_*_HEADER, as far as they are known."""
+    """Return the known bits of a packet's headers, by number of the header (NFT_PAYLOAD_*_HEADER).
+    """
     start, width, at = (12, 4, 9) if packet.family == 4 else (8, 16, 6)
     data, known = bytearray(start + 2 * width), bytearray(start + 2 * width)
     data[at], known[at] = _number(packet), 0xFF
@@ -430,7 +439,9 @@ def link_towards(address: str) -> str | None:
 
 
 def rule_text(chain: Chain, place: Place | None) -> str | None:
-    """Return a rule as nft(8) writes it, or None for the policy of a chain."""
+    """Return a rule as nft(8) writes it. Returns None if the policy of the chain decides, not a
+    rule.
+    """
     if place is None:
         return None
     family, (name, number) = FAMILIES[chain.family], place

@@ -72,12 +72,13 @@ def check(
 ) -> list[Finding]:
     """Return the problems that `niso net check` reports for the host or for one service or network.
 
-    ``may_be_on`` are sysctls of the host that are no problem of ``name`` if another program has set
-    them to something else than 0.
+    ``may_be_on`` are sysctls of the host. If ``name`` is given, another program may set these
+    sysctls to another value than 0 without this being a problem.
 
-    This function changes nothing. A difference may be due to a command that is running now, so
-    differences are compared again under niso's lock. Raises KernelError, NotFound if ``name`` is
-    neither a service nor a network, and Conflict if another process does not release the lock.
+    This function changes nothing. A difference may be due to a command that is running now.
+    Differences are therefore compared again while this function has niso's lock. Raises
+    KernelError, NotFound if ``name`` is neither a service nor a network, and Conflict if another
+    process does not release the lock.
     """
     present: list[Finding] | None
     try:
@@ -98,10 +99,10 @@ def check(
 
 
 def problems(machine: Machine) -> dict[str, int] | None:
-    """Count the lasting problems, by kind of problem, without taking niso's lock.
+    """Count the problems that several comparisons in a row find, without taking niso's lock.
 
-    A problem is lasting if all of several comparisons find the problem. Returns None if objects
-    vanished during each comparison. Raises KernelError.
+    Returns the number for each kind of problem, or None if objects vanished during each comparison.
+    Raises KernelError.
     """
     lasting: set[tuple[Problem, str]] | None = None
     for turn in range(_LOOKS):
@@ -122,7 +123,10 @@ def problems(machine: Machine) -> dict[str, int] | None:
 
 
 def _others(machine: Machine, name: str | None) -> list[Finding]:
-    """Return settings of other programs that block packets of services (or only of ``name``)."""
+    """Return settings of other programs that block packets of services.
+
+    If ``name`` is given, only this service or network is checked.
+    """
     store, kernel = machine.store, machine.kernel
     networks, active = _concerned(store, name)
     others = host_settings.others(kernel, store) if name is None and store.any_active() else []
@@ -144,7 +148,8 @@ def _others(machine: Machine, name: str | None) -> list[Finding]:
 
 
 def _dropped_ports(kernel: Kernel, store: Store, active: list[str]) -> list[Finding]:
-    """Return the rules of other programs that drop all new connections to a published port."""
+    """Return a problem for each rule of another program that drops connections to a published port.
+    """
     found = {
         Finding(
             "foreign",
@@ -189,10 +194,10 @@ def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list
 
 
 def unpublished_ports(machine: Machine, name: str | None) -> list[tuple[str, str]]:
-    """Return a warning and the next step for each manifest port that lost its host port.
+    """Return a warning and the next step for each port that a `niso port-forward` replaced.
 
-    A `niso port-forward` took the host port. This forward no longer exists, so an activation can
-    publish the port again. ``name`` limits the check to one service or network.
+    The manifest publishes the port. The forward took the host port and no longer exists, so an
+    activation can publish the port again. ``name`` limits the check to one service or network.
     """
     store = machine.store
     return [
@@ -230,8 +235,10 @@ def listening_warnings(machine: Machine, name: str | None) -> list[tuple[str, st
 
 
 def surroundings_warnings(machine: Machine, name: str | None) -> list[tuple[str, str]]:
-    """Return a warning and the next step for each uplink with a small MTU, name servers that do not
-    answer, and files that were replaced on the host while a service has them as a volume.
+    """Return warnings about problems outside niso, each with the next step.
+
+    Checked are the uplink's MTU, name servers that do not answer, and files that were replaced on
+    the host while a service has them as a volume.
     """
     store, kernel = machine.store, machine.kernel
     networks, active = _concerned(store, name)
@@ -257,7 +264,7 @@ def policy_warnings(machine: Machine, name: str | None = None) -> list[tuple[str
 
 
 def _concerned(store: Store, name: str | None) -> tuple[list[NetworkRecord], list[str]]:
-    """Return the networks and active services to check: of the host, or only those of ``name``."""
+    """Return the networks and the active services to check. If ``name`` is None, these are all."""
     if name is None:
         return store.networks(), store.active_services()
     scope, active = _scope(store, name)
@@ -269,7 +276,10 @@ def _concerned(store: Store, name: str | None) -> tuple[list[NetworkRecord], lis
 
 
 def _own(machine: Machine, name: str | None, may_be_on: Container[str] = ()) -> list[Finding]:
-    """Return the problems of niso's own objects, for the host or for one service or network."""
+    """Return the problems of niso's own objects.
+
+    If ``name`` is given, only this service or network is checked.
+    """
     store, kernel = machine.store, machine.kernel
     defects = store_defects.find_defects(kernel, store)
     if any(problem != "different" for problem, _, _ in defects):
@@ -341,7 +351,10 @@ def _finding(defect: store_defects.Defect) -> Finding:
 
 
 def _interrupted(store: Store, only: str | None = None) -> list[Finding]:
-    """Return a problem for each service (or only ``only``) whose last command was killed."""
+    """Return a problem for each service whose last command was killed.
+
+    If ``only`` is given, only this service is checked.
+    """
     return [
         Finding(
             "different",
@@ -358,7 +371,7 @@ NOT_ACTIVE = "it is not active"
 
 
 def left_running(machine: Machine) -> list[str]:
-    """Return the inactive services that still have a process, or files of a process."""
+    """Return the services that are not active but still have a process, or files of a process."""
     store, running = machine.store, []
     for name in machine.processes.services():
         row = store.service(name)
@@ -406,7 +419,8 @@ def _processes(machine: Machine, active: list[str]) -> list[Finding]:
 
 
 def of_service(processes: Processes, row: ServiceRow) -> Finding | None:
-    """Return the problem of a service's process, or None. A job's process may have exited."""
+    """Return the problem of a service's process, or None. An exited process of a job is no problem.
+    """
     finding = processes.defect(row.name)
     if finding is not None and row.is_job and finding.defect not in (UNKNOWN, BLIND):
         return None
@@ -414,7 +428,8 @@ def of_service(processes: Processes, row: ServiceRow) -> Finding | None:
 
 
 def of_package(row: ServiceRow) -> Finding | None:
-    """Return a problem if a service's copy of its package is missing, unusable or emptied."""
+    """Return a problem if a service's copy of its package is missing, unusable or has empty files.
+    """
     what = f"package copy {row.package} of service {row.name!r}"
     if not os.path.isdir(row.package):
         return Finding("missing", what, row.again)
@@ -436,10 +451,10 @@ container.
 def is_moving(attached: AttachedRow) -> bool:
     """Return whether a container engine is about to move an interface into its container.
 
-    While this is so, the attachment's namespace can be missing without an error. The modification
-    time of the symlink at the attachment's path is the time at which niso created the interface.
-    When the interface has arrived in the container, niso sets this time to 0. A container engine
-    that has been killed no longer moves the interface, but its container may have it already.
+    Until then, the attachment's namespace may be missing without an error. The modification time of
+    the symlink at the attachment's path is the time at which niso created the interface. When the
+    interface has arrived in the container, niso sets this time to 0. A container engine that has
+    been killed does not move the interface, but may have done so before.
     """
     if attached.owner != BY_INTERFACE:
         return False
@@ -454,7 +469,7 @@ def is_moving(attached: AttachedRow) -> bool:
 
 
 def gone(kernel: Kernel, store: Store, only: Container[str] | None = None) -> list[str]:
-    """Return the active attachments that have ended.
+    """Return the names of active attachments whose namespace or container no longer exists.
 
     If ``only`` is not None, only attachments with these names are checked.
     """
@@ -468,10 +483,10 @@ def gone(kernel: Kernel, store: Store, only: Container[str] | None = None) -> li
 
 
 def ended(kernel: Kernel, attachments: Iterable[AttachedRow]) -> set[str]:
-    """Return the names of those attachments that have ended.
+    """Return the names of the given attachments whose namespace or container no longer exists.
 
-    An attachment has ended if its namespace no longer exists. A container of Docker has also ended
-    if it has no process: if dockerd is killed, the file of the namespace stays.
+    A container of Docker no longer exists if it has no process. If dockerd was killed, the file of
+    its namespace remains.
     """
     settled = [attached for attached in attachments if not is_moving(attached)]
     over = {attached.service for attached in settled if not attached.lives(kernel)}

@@ -1,8 +1,8 @@
-"""Explain why packets were dropped, stream dropped packets, and read traffic and drop counters.
+"""Explain why packets were dropped, stream dropped packets, and read counters of traffic and drops.
 
-The stream contains the packets dropped by policies with ``log = true``. For each active service,
-the kernel counts its traffic, the packets that its policy dropped, and the frames that it sent with
-a forged source address.
+The stream contains packets dropped by policies with ``log = true``. For each active service, the
+kernel counts the traffic, the packets that the service's policy dropped, and the frames dropped
+because the service sent them with a forged source address.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ class Drop(NamedTuple):
 
 
 class Drops(ResultStream):
-    """An endless iterator of `Drop`, to be used in a ``with`` block. `fileno` is for poll(2)."""
+    """An endless iterator of packets that policies drop, each a `Drop`. Use it in a ``with`` block.
+
+    `fileno` returns a descriptor for poll(2).
+    """
 
     def __init__(self, session: Session, name: str | None) -> None:
         store = session.store()
@@ -125,9 +128,9 @@ class Drops(ResultStream):
 
 
 def fresh_world(kernel: Kernel, store: Store) -> Callable[[], PolicyContext]:
-    """Return a function that returns the recorded services and policies.
+    """Return a function that reads the services and policies in the database.
 
-    The returned function reads the database only if it has changed since the last call.
+    This function reads the database again only if the database has changed since its last call.
     """
     known: tuple[int, PolicyContext] | None = None
 
@@ -154,7 +157,8 @@ _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp", 1: "icmp", 58: "icmp"}
 
 
 def words(world: PolicyContext, dropped: Dropped) -> str:
-    """Return why a packet was dropped: the reason of a policy or network, or the nftables rule."""
+    """Return why a packet was dropped: a phrase about the policy or network, or the nftables rule.
+    """
     place = f"{dropped.table} {dropped.chain}"
     if dropped.table not in (INET, BRIDGE):
         return f"{place}: {dropped.rule or 'policy drop'}"
@@ -197,7 +201,7 @@ _Counts = dict[tuple[str, str], int]
 
 
 def count(rows: Sequence[ServiceRow]) -> list[Stats]:
-    """Return the counters of services, all of which must be active. Raises KernelError."""
+    """Return the traffic and drop counters of active services. Raises KernelError."""
     if not rows:
         return []
     ends = {
@@ -238,7 +242,9 @@ def count(rows: Sequence[ServiceRow]) -> list[Stats]:
 
 
 def by_service(counters: Iterable[Stats]) -> list[Stats]:
-    """Return counters with those of the instances of each service added up, sorted by service."""
+    """Return one `Stats` for each service, sorted by name. The counters of its instances are added
+    up.
+    """
     sums: dict[str, Stats] = {}
     for one in counters:
         service = names.owner(one.service)
@@ -251,10 +257,10 @@ def by_service(counters: Iterable[Stats]) -> list[Stats]:
 
 
 def _policy_drops() -> tuple[_Counts | None, _Counts]:
-    """Return the packets dropped by policies, and the packets that passed only because of an audit.
+    """Count the packets dropped by policies, and the packets that passed only because of an audit.
 
-    Both results map (direction, service) to a number of packets. The first result is None if niso's
-    nftables table is missing.
+    Both results map (direction, service) to a number of packets. The first result is None if the
+    nftables table of niso is missing.
     """
     drops: _Counts = {}
     audits: _Counts = {}
@@ -273,7 +279,10 @@ def _policy_drops() -> tuple[_Counts | None, _Counts]:
 
 
 def _foreign() -> dict[str, int] | None:
-    """Count dropped forged frames by bridge port. None means that niso's table is missing."""
+    """Count the dropped frames with a forged source address, by name of the bridge port.
+
+    Returns None if the nftables table of niso is missing.
+    """
     with Nfnetlink() as kernel:
         if kernel.all_of(ruleset.BRIDGE, "owner") is None:
             return None

@@ -1,8 +1,9 @@
 """Report events of services and networks as they happen, for `Host.events`.
 
-No daemon is needed. The kernel wakes the caller, which reads what other processes of niso have
-recorded (`niso.runtime.event_log`), and records itself what no process of niso has recorded. All
-changes by one command are one event, because a service is not compared until its command has ended.
+No daemon is needed. The kernel wakes the caller. The caller then reads the events that other
+processes of niso have recorded (`niso.runtime.event_log`), and itself records the other changes.
+All changes by one command are one event, because a service is not compared until its command has
+ended.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ The more services there are, the longer a snapshot takes.
 
 
 class Events(ResultStream):
-    """An endless iterator of `Happened` for use in a ``with`` block. `fileno` is for poll(2)."""
+    """An endless iterator of events, each a `Happened`. Use it in a ``with`` block.
+
+    `fileno` returns a descriptor for poll(2).
+    """
 
     def __init__(self, session: Session, name: str | None, since: float | None) -> None:
         self.session = session
@@ -60,16 +64,17 @@ class Events(ResultStream):
         return self._watches.fileno()
 
     def past(self) -> tuple[Happened, ...]:
-        """Return the events that are on record since the requested time. There may be none."""
+        """Return the recorded events since the time that the caller requested. There may be none.
+        """
         return self._chosen(sorted(self._past, key=lambda one: one.time))
 
     @guarded
     def read(self) -> tuple[Happened, ...]:
-        """Wait for a change and return its events. A change can be without events.
+        """Wait for a change and return its events. A change may have no event.
 
         Changes in quick succession are reported by one call, which returns 0.1 s after the last of
-        them. If changes do not stop, it returns about 1 s after the first one. After each snapshot
-        there is a pause, which can delay the result further.
+        these changes. If changes do not stop, the call returns about 1 s after the first change. A
+        pause after each snapshot can delay the result further.
         """
         self._watches.wait(None)
         time.sleep(max(0.0, self._free_at - time.monotonic()))
@@ -85,7 +90,7 @@ class Events(ResultStream):
         return self._chosen([*changes, *_foreign(tables, now)])
 
     def _catch_up(self) -> None:
-        """Record what no process of niso has recorded, such as the end of an attachment."""
+        """Record events that no process of niso has recorded, such as the end of an attachment."""
         store = self.session.store()
         names = {row.name for row in store.services()} | event_log.recorded()
         state = lambda row: fate(self.session, store, row)  # noqa: E731
@@ -95,10 +100,10 @@ class Events(ResultStream):
         self._watches.close()
 
     def _folded(self) -> tuple[bool, list[TableChange] | None]:
-        """Collect changes until none follow.
+        """Collect changes until there is a short time without changes.
 
-        Returns whether anything changed, and the changes of nftables by other programs. The latter
-        are None if the kernel skipped some of them.
+        Returns whether anything changed, and the changes of nftables by other programs. The second
+        result is None if the kernel skipped some changes.
         """
         changed, every = self._watches.read()
         end = time.monotonic() + _LONGEST_S

@@ -41,7 +41,7 @@ class Destination(NamedTuple):
     """strings: the instances of which one gets the packet; only for a service address"""
 
     def left_out(self) -> tuple[str, ...]:
-        """Return the fields to leave out of JSON."""
+        """Return the names of the fields that are left out of the JSON output."""
         return () if self.instances else ("instances",)
 
 
@@ -53,7 +53,7 @@ class OtherHostObject(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """The verdict on a packet of one part of the configuration, such as the sender's policy."""
+    """The verdict of one part of the configuration, such as the sender's policy, on a packet."""
 
     verdict: str  # pass, drop, or audit: passes only because the policy is in audit
     words: str  # the reason for the verdict
@@ -116,7 +116,8 @@ class Explanation(NamedTuple):
 def explain(
     session: Session, source: str, destination: str, family: int | None, proves: bool
 ) -> Explanation:
-    """Explain a packet's path (see `Host.explain`). With ``proves``, a test packet is sent too."""
+    """Explain a packet's path (see `Host.explain`). If ``proves`` is true, also send a test packet.
+    """
     from niso.look import other_hosts
 
     if family not in (None, 4, 6):

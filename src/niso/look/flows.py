@@ -125,7 +125,8 @@ class Memory(NamedTuple):
     def by_verdict(self) -> Iterator[tuple[str, Recorded]]:
         """Yield each recorded flow with its verdict.
 
-        A flow with the verdict PASS counts only packets that passed without the help of an audit.
+        The verdict is AUDIT for packets that passed only because a policy is in audit, otherwise
+        PASS or DROP. A flow can have more than one verdict.
         """
         passed = {row[:4]: row for row in self.passed}
         for row in self.audited:
@@ -137,7 +138,10 @@ class Memory(NamedTuple):
 
 
 def remembered(kernel: Kernel, world: PolicyContext, with_open: bool = True) -> Memory:
-    """Return the recorded flows. ``with_open`` adds the open connections. Raises KernelError."""
+    """Read the flows that nftables has recorded. Raises KernelError.
+
+    If ``with_open`` is true, also read the connections that are open now.
+    """
     ends: set[tuple[str, Connection]] = set()
     if with_open:
         ends.update(conntrack.opened())
@@ -162,7 +166,8 @@ def remembered(kernel: Kernel, world: PolicyContext, with_open: bool = True) -> 
 
 
 class FlowReader:
-    """A reader that adds names and the deciding policy entry to flows, and caches the results."""
+    """A reader that adds names, the verdict and the deciding policy entry to flows, with a cache.
+    """
 
     def __init__(self, world: PolicyContext, instances: bool = False) -> None:
         self.world = world
@@ -181,10 +186,11 @@ class FlowReader:
                 self._ends[address] = FlowEnd(name, None, address)
 
     def _service_end(self, known: KnownService, address: str) -> FlowEnd:
-        """Return the end of a flow that has an address of a service or of an instance (replica).
+        """Return the source or destination of flows for an address of a service or instance
+        (replica).
 
-        The address of an instance is replaced by its service's address on the same network, unless
-        this reader lists instances separately.
+        The address of an instance is replaced by the address of its service on the same network,
+        unless this reader lists instances separately.
         """
         front = self.world.services.get(known.front)
         if front is None or self._split:
@@ -195,7 +201,10 @@ class FlowReader:
         return FlowEnd(front.name, front.name, next(a for a in shared if family_of(a) == family))
 
     def in_world(self, world: PolicyContext) -> FlowReader:
-        """Return this reader, or a new one if policies have changed or the cache is full."""
+        """Return a reader for the given policies: this reader, or a new one.
+
+        A new reader is needed if policies have changed or the cache is full.
+        """
         is_same = world == self.world and len(self._flows) <= _MOST_CACHED
         return self if is_same else FlowReader(world, self._split)
 
@@ -209,7 +218,7 @@ class FlowReader:
         return self._ends[address]
 
     def shown(self, key: Key) -> Key:
-        """Return the `Flow.id` under which a flow is shown."""
+        """Return the `Flow.id` of the flow that represents this one, with addresses of services."""
         return self.end(key[0]).address, self.end(key[1]).address, *key[2:]
 
     def flow(self, key: Key, passes: bool) -> Flow:
@@ -254,9 +263,10 @@ class FlowReader:
         )
 
     def _part(self, services: frozenset[str], passes: bool) -> PolicyContext:
-        """Return only the given services with their policies, which are evaluated faster.
+        """Return the policies of only the given services, which are evaluated faster.
 
-        For flows that passed, a DNS name in a policy stands for all the addresses that it ever had.
+        For flows that passed, a DNS name in a policy stands for all addresses that the name ever
+        had.
         """
         if (services, passes) not in self._parts:
             world = self.world
@@ -272,7 +282,10 @@ _MOST_CACHED = 50_000
 
 
 def joined(world: PolicyContext, memory: Memory, reader: FlowReader | None = None) -> list[Flow]:
-    """Return all recorded flows with names and verdicts, sorted by names and port."""
+    """Return all recorded flows with names and verdicts, sorted by names and port.
+
+    If ``reader`` is None, a new reader is used.
+    """
     counts = dict(memory.opened)
     reader = reader or FlowReader(world)
     result: list[Flow] = []
@@ -312,7 +325,10 @@ def _merged(flows: Iterable[Flow]) -> list[Flow]:
 
 
 def lately(flows: Iterable[Flow], since: float | None) -> list[Flow]:
-    """Return the flows that are open or began after ``since`` (Unix time; None means all)."""
+    """Return the flows that are open, or that began after ``since`` (Unix time).
+
+    If ``since`` is None, returns all flows.
+    """
     if since is None:
         return list(flows)
     oldest = time.time() - since
@@ -320,9 +336,9 @@ def lately(flows: Iterable[Flow], since: float | None) -> list[Flow]:
 
 
 def changes(before: Iterable[Flow], after: Iterable[Flow]) -> list[Flow]:
-    """Return the flows that began between two queries, oldest first.
+    """Return the flows that began between two readings of the flows, oldest first.
 
-    The field ``new`` counts only flows that began between the queries.
+    In the result, the field ``new`` counts only flows that began between the readings.
     """
     counted = {(flow.id, flow.verdict): flow.new for flow in before}
     fresh = (
@@ -334,7 +350,7 @@ def changes(before: Iterable[Flow], after: Iterable[Flow]) -> list[Flow]:
 
 
 def more(before: int, now: int) -> int:
-    """Return the growth of a counter. A counter lower than before has restarted at 0."""
+    """Return how much a counter has grown. A counter lower than before has restarted at 0."""
     return now - before if now >= before else now
 
 
@@ -344,7 +360,7 @@ def times(ago: float | None) -> tuple[str | None, float | None]:
 
 
 def published(world: PolicyContext, service: str, proto: str, port: int, family: int) -> int | None:
-    """Return the host port through which other machines reach a port of a service, or None."""
+    """Return the host port by which other machines reach a port of a service, or None."""
     for mapping in mappings(world.services.get(names.owner(service)), proto, port):
         if not mapping.host_ip.startswith("127.") and family in mapping.families:
             return mapping.host_port + port - mapping.container_port
@@ -352,7 +368,7 @@ def published(world: PolicyContext, service: str, proto: str, port: int, family:
 
 
 def mappings(known: KnownService | None, proto: str, port: int) -> list[PortMapping]:
-    """Return the published ports and port ranges that lead to a port of a service."""
+    """Return the published ports, and ranges of ports, that lead to the given port of a service."""
     return [
         mapping
         for mapping in (known.ports if known else ())
@@ -363,12 +379,12 @@ def mappings(known: KnownService | None, proto: str, port: int) -> list[PortMapp
 def closed(
     world: PolicyContext, source: str, destination: str, proto: str, port: int, across: bool = False
 ) -> Reason | None:
-    """Return why no packet gets from one address to a port of another, or None if a packet can.
+    """Return why no packet can get from one address to a port of another, or None if it can.
 
-    Policies are not evaluated. Flows are recorded after DNAT, so a flow through a published port
-    looks like a flow to the service's own address. A flow from another machine always came through
-    a published port. If ``across`` is true, flows between services on different networks are
-    assumed to come through a published port too.
+    Only networks and published ports are considered, not policies. Flows are recorded after DNAT,
+    so a flow through a published port looks like a flow to the service's own address. A flow from
+    another machine always came through a published port. If ``across`` is true, flows between
+    services on different networks are assumed to come through a published port too.
     """
     path = decide(world, source, destination, port, proto).path
     sender, receiver = (holder_of(world, end) for end in (source, destination))
@@ -391,7 +407,8 @@ def read(
 ) -> tuple[PolicyContext, list[Flow], int]:
     """Read the policies, the recorded flows, and the number of flows that could not be recorded.
 
-    If ``since`` (Unix time) is given, only flows that are open or began later are returned.
+    If ``since`` (Unix time) is given, only flows that are open or began later are returned. If
+    ``instances`` is true, the flows of instances (replicas) are listed separately.
     """
     world = read_world(kernel, store)
     memory = remembered(kernel, world, with_open)
@@ -403,7 +420,7 @@ def read(
 
 
 class Flows(ResultStream):
-    """An endless iterator of new `Flow`, to be used in a ``with`` block."""
+    """An endless iterator of new flows, each a `Flow`. Use it in a ``with`` block."""
 
     def __init__(self, session: Session, name: str | None, denied: bool, instances: bool) -> None:
         self.session = session
@@ -429,7 +446,8 @@ class Flows(ResultStream):
 def flows(
     session: Session, name: str | None, denied: bool, since: float | None, instances: bool
 ) -> tuple[Flow, ...]:
-    """List the recorded flows, as described in `Host.flows`. ``since`` is in seconds since 1970."""
+    """List the recorded flows, as described in `Host.flows`. ``since`` is a Unix time in seconds.
+    """
     store = session.store()
     service = None if name is None else _home(store, name)
     instances = instances or _is_instance(service)
@@ -443,7 +461,7 @@ def flows(
 
 
 def _home(store: Store, name: str) -> str:
-    """Return the service that owns the network namespace of a service, and therefore its addresses.
+    """Return the service whose network namespace, and thus addresses, the given service uses.
 
     Raises Error if this namespace has no addresses.
     """
@@ -462,7 +480,9 @@ def _is_instance(service: str | None) -> bool:
 
 
 def _chosen(flows: Iterable[Flow], service: str | None, denied: bool) -> tuple[Flow, ...]:
-    """Return the flows of one service or of all. ``denied`` selects flows that a policy denies."""
+    """Return the flows of one service or of all. If ``denied`` is true, only flows that a policy
+    denies.
+    """
     chosen = []
     for flow in flows:
         # with the instances apart, the flows of a service are those of its instances
@@ -482,7 +502,10 @@ Total = tuple[str, str, int, str, str]  # source, destination, port, protocol an
 
 
 def totals(world: PolicyContext, memory: Memory, limit: int) -> tuple[list[tuple[Total, int]], int]:
-    """Count flows by names. Return the ``limit`` highest counts, and how many were left out."""
+    """Count flows by the names of their ends, port, protocol and verdict.
+
+    Returns the ``limit`` highest counts, and the number of counts that were left out.
+    """
     reader = FlowReader(world)
 
     def name(address: str) -> str:

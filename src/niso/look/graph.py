@@ -55,7 +55,7 @@ def of_traffic(
 ) -> Picture:
     """Draw the recorded flows of all services, or only flows to or from the given services.
 
-    ``states`` has the status of services, such as ``exited (1)``. A box without one runs.
+    ``states`` maps services to a status such as ``exited (1)``. A service not in ``states`` runs.
     """
     rows = [s for s in seen if only is None or not only.isdisjoint(s.services)]
     addresses = {e.address for row in rows for e in (row.from_, row.to) if not e.is_known}
@@ -84,9 +84,9 @@ def of_policies(
 ) -> Picture:
     """Draw what policies and published ports allow, whether or not there is traffic.
 
-    ``states`` is that of `of_traffic`. A published port has an edge from each kind of client that
-    may use the port. Each policy entry that decides between two services of one network has an edge
-    with the computed verdict.
+    ``states`` is as in `of_traffic`. A published port has an edge from each kind of client that may
+    use the port. Each policy entry that applies to packets between two services of one network has
+    an edge with the resulting verdict.
     """
     known = [
         service
@@ -118,7 +118,7 @@ def of_policies(
 
 
 def _users(world: PolicyContext, receiver: KnownService, port: PortMapping) -> Iterator[str]:
-    """Yield the text of a box in the graph for each kind of client of a published port."""
+    """Yield the clients that may use a published port, each as the text of a box in the graph."""
     if port.host_ip and ipaddress.ip_address(port.host_ip).is_loopback:
         yield HOST
         return
@@ -141,9 +141,9 @@ def _users(world: PolicyContext, receiver: KnownService, port: PortMapping) -> I
 
 
 def _outer(world: PolicyContext, peer: Peer) -> Iterator[str]:
-    """Yield the text of the graph's box for a policy's peer outside niso's networks.
+    """Yield the text of the graph's box for a policy's peer that is outside niso's networks.
 
-    Several prefixes share one box.
+    Several address prefixes share one box.
     """
     if peer.kind == "outside":
         yield peer.name
@@ -161,7 +161,7 @@ def _port_text(port: PortMapping) -> str:
 
 
 def _between(world: PolicyContext, sender: KnownService, receiver: KnownService) -> Iterator[Edge]:
-    """Yield an edge between two services for each policy entry about packets between them."""
+    """Yield an edge for each policy entry that applies to packets from one service to another."""
     for endpoint in receiver.endpoints:
         beside = [e for e in sender.endpoints if e.network == endpoint.network]
         if not beside or not endpoint.addresses:
@@ -319,7 +319,9 @@ _PATIENCE_S = 120
 def graph(
     session: Session, format_: str, stack: str | None, declared: bool, since: float | None
 ) -> bytes:
-    """Draw services and their flows; see `Host.graph`. ``since`` is in seconds since 1970."""
+    """Draw services and their flows, as described in `Host.graph`. ``since`` is a Unix time in
+    seconds.
+    """
     if format_ not in FORMATS:
         raise UsageError(f"{format_!r} is not a format", ", ".join(FORMATS), "--format")
     if declared and since is not None:

@@ -23,7 +23,10 @@ HOLDERS = ("podman",)  # owners of attachments whose own programs listen on publ
 
 
 def published_by(row: ServiceRow) -> tuple[records.PortMapping, ...]:
-    """Return the ports in the manifest of the last activation, or none if the row is damaged."""
+    """Return the ports in a service's manifest of the last activation.
+
+    If the service's row in the database is damaged, the result is empty.
+    """
     spec = row.service
     return tuple(published.port for published in spec.network.ports) if spec is not None else ()
 
@@ -34,11 +37,11 @@ def taken(
     wanted: Iterable[records.PortMapping],
     published: Container[records.PortMapping],
 ) -> list[tuple[records.PortMapping, str, records.PortMapping]]:
-    """Return the ports of a service's manifest that a `niso port-forward` has taken away.
+    """Return the ports of a service's manifest that a `niso port-forward` uses now.
 
-    Each result has the wanted port, the service that has the port now, and that service's own port.
-    A taken port is in the manifest of the last activation (``published``), but not in the service's
-    rows. The port stays taken while the forward exists.
+    Each result has the wanted port, the service that has the host port now, and the port to which
+    that service forwards it. ``published`` are the ports that the service published before the
+    forward took them.
     """
     gone = [
         port
@@ -55,7 +58,10 @@ def taken(
 
 
 def unpublished(store: Store, service: str) -> list[records.PortMapping]:
-    """Return the manifest ports that a service lost to a `port-forward` that no longer exists."""
+    """Return the ports of a service's manifest that remain unpublished after a `niso port-forward`.
+
+    The forward took the host port and no longer exists.
+    """
     row = store.service(service)
     wanted = published_by(row) if row is not None else ()
     lost = [
@@ -72,18 +78,22 @@ def unpublished(store: Store, service: str) -> list[records.PortMapping]:
 
 
 def same_place(one: records.PortMapping, other: records.PortMapping) -> bool:
-    """Return whether two ports use the same host port, at the same address or on all addresses."""
+    """Return whether two ports use the same host port, and the same address or both all addresses.
+    """
     alike = one.host_ip == other.host_ip or (one.is_wide and other.is_wide)
     return alike and one.clashes(other)
 
 
 def as_held(held: records.PortMapping, wanted: records.PortMapping) -> str:
-    """Return " as ADDRESS:PORT" if a recorded port has another address or port than wanted."""
+    """Return " as ADDRESS:PORT" if a recorded port has another host address or port than wanted.
+
+    Otherwise, returns "".
+    """
     return "" if held.host_side == wanted.host_side else f" as {held.host_side}"
 
 
 class Listeners:
-    """The listening sockets of the host, read for each protocol when first needed."""
+    """The listening sockets of the host. The sockets of a protocol are read when first needed."""
 
     def __init__(self, kernel: Kernel, families: tuple[int, ...]) -> None:
         self._kernel = kernel
@@ -97,7 +107,7 @@ class Listeners:
         return self._found[proto]
 
     def clashing(self, port: records.PortMapping) -> list[Listener]:
-        """Return the host's sockets that now receive packets to a port that is to be published."""
+        """Return the host's sockets that would lose packets if this port were published."""
         return [
             listener
             for listener in self.of(port.proto)
@@ -107,7 +117,9 @@ class Listeners:
         ]
 
     def check(self, port: records.PortMapping, key: str) -> None:
-        """Raise Conflict, with the manifest's key, if a process of the host listens on the port."""
+        """Raise Conflict if a process of the host listens on the port. ``key`` is the manifest's
+        key.
+        """
         for listener in self.clashing(port):
             program, at = self.described(listener)
             raise Conflict(
@@ -117,7 +129,7 @@ class Listeners:
             )
 
     def described(self, listener: Listener) -> tuple[str, str]:
-        """Return the program that owns a socket, and the socket's address and port, as strings."""
+        """Return a phrase for the program that owns a socket, and the socket's address and port."""
         who = self._kernel.socket_holder(listener.inode)
         program = f"{who[1]} (pid {who[0]})" if who else "a process that is not visible from here"
         return program, f"{bracketed(listener.address)}:{listener.port}"
@@ -126,7 +138,8 @@ class Listeners:
 def shadows(
     kernel: Kernel, store: Store, services: Iterable[str]
 ) -> list[tuple[str, records.PortMapping, int, str]]:
-    """Return programs of the host that listen on services' published ports. Raises KernelError.
+    """Find programs of the host that listen on published ports and get no packets. Raises
+    KernelError.
 
     Each result has the service, its port, an IP version, and a text that names the program.
     """
@@ -195,7 +208,7 @@ def published_ports(store: Store) -> tuple[PublishedPort, ...]:
 
 
 def port_rows(store: Store) -> list[tuple[str, records.PortMapping, Port]]:
-    """Return service, recorded port and `Port` to show, for all ports of active services."""
+    """Return the published ports of all active services: service, recorded port, `Port` to show."""
     ports = store.active_ports()
     families = {service: store.port_families(service) for service in {name for name, _ in ports}}
     return [
@@ -204,6 +217,6 @@ def port_rows(store: Store) -> list[tuple[str, records.PortMapping, Port]]:
 
 
 def published_port(service: str, port: Port, ways: tuple[str, ...] | None) -> PublishedPort:
-    """Build a `PublishedPort`. The strings ``ways`` say from where the port can be reached."""
+    """Build a `PublishedPort`. ``ways`` are phrases that say from where the port can be reached."""
     address = f"{bracketed(port.host_ip)}:{span(port.host_port, port.range)}"
     return PublishedPort(service, address, port.container_port, port, ways)

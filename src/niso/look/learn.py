@@ -48,7 +48,7 @@ Name = Callable[[str], str | None]
 
 
 class LearnedEntry(NamedTuple):
-    """An entry of a learned allow list, or a comment in this list about what could be an entry."""
+    """An entry of a learned allow list, or a comment in the list about a possible entry."""
 
     text: str  # the entry
     allowed: bool  # false: only a comment, for example for a peer that was denied
@@ -60,7 +60,7 @@ class LearnedEntry(NamedTuple):
 
 
 class LearnedPolicy(NamedTuple):
-    """The policy of a service that allows its recorded flows."""
+    """A policy for a service, derived from its recorded flows so that it allows these flows."""
 
     service: str  # the service's name
     file: str | None  # the manifest or stack.toml with the service's policy; null without one
@@ -97,7 +97,8 @@ def learn_flows(
 
 
 class _PeerPorts(NamedTuple):
-    """A peer, ports and a protocol, to group the flows that one policy entry allows."""
+    """A peer, a range of ports and a protocol. One policy entry allows all flows with these values.
+    """
 
     peer: str  # as in a manifest, so an IPv6 address is in brackets
     first: int
@@ -154,7 +155,9 @@ class _Learner:
                 yield _line(entry.text, (), False, "in the manifest; nothing used it")
 
     def _entry(self, listed: tuple[Entry, ...] | None, seen: Flow, egress: bool) -> Entry | None:
-        """Return the narrowest entry of the present allow list that allows a flow, if any."""
+        """Return the narrowest entry of the service's present allow list that allows a flow, or
+        None.
+        """
         if listed is None:
             return None
         peer = seen.to if egress else seen.from_
@@ -168,9 +171,9 @@ class _Learner:
     def _groups(
         self, rows: Iterable[Flow], egress: bool
     ) -> tuple[dict[_PeerPorts, list[Flow]], list[Flow]]:
-        """Group flows by the entry that allows them.
+        """Group flows by the new policy entry that will allow them.
 
-        Flows of services that no longer exist are returned separately.
+        Flows of services that no longer exist get no entry. They are the second result.
         """
         groups: dict[_PeerPorts, list[Flow]] = {}
         outside: dict[tuple[int, str, int], list[Flow]] = {}
@@ -206,7 +209,7 @@ class _Learner:
         return groups, gone
 
     def _inside(self, family: int) -> list[_Prefix]:
-        """Return all prefixes from which services get addresses, and the host's addresses."""
+        """Return the prefixes of niso's networks and address pools, and the host's addresses."""
         world = self._world
         subnets = (subnet.cidr for on in world.networks.values() for subnet in on.subnets)
         texts = (*world.host, *world.pools, *subnets)
@@ -236,7 +239,9 @@ class _Learner:
         gone: Sequence[Flow],
         egress: bool,
     ) -> Iterator[LearnedEntry]:
-        """Yield comments on denied peers, unused ports, and networks that could be allowed."""
+        """Yield comments about denied peers, unused ports, and networks that could replace
+        services.
+        """
         entries = {group.text for group in groups}
         others: dict[_PeerPorts, list[Flow]] = {}
         for flow in refused:
@@ -306,11 +311,11 @@ def _of(address: str, seen: Flow, note: str = "") -> _PeerPorts:
 def _outside(
     rows: Sequence[Flow], egress: bool, inside: Sequence[_Prefix]
 ) -> Iterator[tuple[_PeerPorts, list[Flow]]]:
-    """Yield entries for addresses outside niso's networks, with their flows, for one port.
+    """Yield policy entries for addresses outside niso's networks, each with the flows it allows.
 
-    Neighbouring addresses are merged into the smallest prefix that contains them, until at most
-    `MOST_OUTSIDE` entries are left, if possible. No merged prefix contains an address of the
-    prefixes ``inside``, which are niso's or the host's.
+    All given flows are to one port. Neighbouring addresses are merged into the smallest prefix that
+    contains them, until at most `MOST_OUTSIDE` entries are left, if possible. No merged prefix
+    contains an address of the prefixes ``inside``, which are niso's or the host's.
     """
     by_number: dict[int, list[Flow]] = {}
     for flow in rows:
@@ -352,7 +357,7 @@ _Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def _joined(groups: dict[_PeerPorts, list[Flow]]) -> Iterator[tuple[_PeerPorts, list[Flow]]]:
-    """Yield entries in order, with their flows. Consecutive ports of one peer become a range."""
+    """Yield entries in order, each with its flows. Consecutive ports of one peer become a range."""
     order = sorted(groups, key=lambda g: (g.peer, g.proto, g.first))
     last: tuple[_PeerPorts, list[Flow]] | None = None
     for group in order:
@@ -402,7 +407,10 @@ class PolicyChange(NamedTuple):
 def learn(
     session: Session, services: Sequence[str], since: float | None, egress: bool
 ) -> tuple[LearnedPolicy, ...]:
-    """Derive policies from recorded flows; see `Host.learn`. ``since`` is in seconds since 1970."""
+    """Derive policies from recorded flows, as described in `Host.learn`.
+
+    ``since`` is a Unix time in seconds. If ``egress`` is true, also derive egress policies.
+    """
     store = session.store()
     world, seen, missed = flows.read(session.kernel(), store, since)
     if missed:
@@ -540,10 +548,11 @@ _OWN = ("network", "policy")
 
 
 def _place(store: Store, row: ServiceRow) -> _Place:
-    """Return the location of a service's policy, even if the policy does not exist yet.
+    """Return the file and table for a service's policy. The policy need not exist yet.
 
     The policy of a [[service]] in a stack.toml is usually in the manifest of its package. The
-    policy is in the stack.toml if that has a policy for the service, or uses the package twice.
+    policy is in the stack.toml if the stack.toml already has a policy for the service, or if two of
+    its services use the package.
     """
     stack = store.stack_of(row.name)
     for file in store.stack_files(stack) if stack else ():
@@ -569,7 +578,10 @@ def _place(store: Store, row: ServiceRow) -> _Place:
 def _require_own(
     store: Store, row: ServiceRow, place: _Place, writers: dict[tuple[object, ...], str]
 ) -> None:
-    """Raise Conflict if the policies of two services have the same location."""
+    """Raise Conflict if a service's policy has the same location as that of another service.
+
+    ``writers`` maps each location to the service that was checked before.
+    """
     other = writers.setdefault(place, row.name)
     file, path = place
     if path == _OWN and other == row.name:
@@ -604,7 +616,10 @@ def _apply(store: Store, file: str, rows: Sequence[ServiceRow]) -> str:
 
 
 def watched_s(row: ServiceRow, since: float | None = None) -> float | None:
-    """Return how many seconds an active service's flows have been recorded after ``since``."""
+    """Return for how many seconds the flows of a service have been recorded since ``since``.
+
+    ``since`` is a Unix time. Returns None if the service is not active.
+    """
     if not row.active or row.activated_at is None:
         return None
     return max(0.0, min(KEPT_S, time.time() - max(row.activated_at, since or 0.0)))
@@ -614,11 +629,10 @@ def watched_s(row: ServiceRow, since: float | None = None) -> float | None:
 
 
 class WrittenNames:
-    """The names by which the policy of one service can refer to services and networks.
+    """The names by which one service's policy in its file can refer to services and networks.
 
-    A service of the same stack has the name that the stack's file uses, without the stack's prefix.
-    If the file is copied for another stack, its policies therefore refer to that stack's own
-    services.
+    A service of the same stack is named as in the stack's file, without the stack's prefix. If the
+    file is copied for another stack, its policies then refer to that stack's own services.
     """
 
     def __init__(self, store: Store, service: str) -> None:
@@ -632,7 +646,7 @@ class WrittenNames:
             self._read(stack)
 
     def _read(self, stack: str) -> None:
-        """Read the names from the stack's files, or derive the names if the files are missing."""
+        """Read the names from the stack's files. If these files are missing, derive the names."""
         services: set[str] = set()
         networks: set[str] = {DEFAULT_NETWORK}
         for file in self._store.stack_files(stack):
@@ -654,7 +668,10 @@ class WrittenNames:
         self._file, self._own, self._networks = services, full(services), full(networks)
 
     def service(self, other: str) -> str | None:
-        """Return a name that refers only to the given service, or None if there is no such name."""
+        """Return the name by which the policy can refer to a service.
+
+        Returns None if each name of the service could also refer to another service.
+        """
         if other in self._members and other not in self._own:
             return None  # the service is no longer in the file
         names = [self._own.get(other, other)]

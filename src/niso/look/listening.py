@@ -1,8 +1,8 @@
-"""Find on which addresses and ports the programs of a service listen, and where they should.
+"""Find on which addresses and ports the programs of a service listen, and where they should listen.
 
 A packet may pass all rules although no program receives it. The usual reasons are that the program
 listens on another port, on loopback only, or on IPv6 only. The kernel lists the sockets of a
-service's network namespace (`niso.kernel.sockets`). Rules of nftables inside that namespace are not
+service's network namespace (`niso.kernel.sockets`). nftables rules inside that namespace are not
 examined.
 """
 
@@ -62,7 +62,7 @@ class Listening(NamedTuple):
 
     @property
     def words(self) -> str:
-        """Where no program listens, and where programs listen instead."""
+        """A phrase that says where no program listens, and where programs listen instead."""
         proto = "" if self.proto == "tcp" else f"/{self.proto}"
         at = f"{bracketed(self.address)}:{self.port}{proto}"
         if self.listens:
@@ -90,8 +90,10 @@ class ServiceSockets:
         self._holders: dict[int, tuple[int, str] | None] = {}
 
     def of(self, home: str, proto: str) -> list[Listener] | None:
-        """Return the sockets in the network namespace of a service, or of `HOST`, or None if the
-        namespace does not exist.
+        """Return the listening sockets in the network namespace of a service, or of the host
+        (`HOST`).
+
+        Returns None if the namespace does not exist.
         """
         if (home, proto) not in self._found:
             found = None
@@ -104,7 +106,8 @@ class ServiceSockets:
         return self._found[home, proto]
 
     def at(self, service: str, home: str, address: str, port: int, proto: str) -> Listening | None:
-        """Return whether a program listens on this address and port, or None if that is not known.
+        """Return whether a program of a service listens on this address and port, or None if
+        unknown.
 
         ``home`` is the service that owns the network namespace of ``service``.
         """
@@ -154,12 +157,12 @@ class ServiceSockets:
 def of_packet(
     kernel: Kernel, world: PolicyContext, verdict: Verdict, proto: str
 ) -> Listening | None:
-    """Return whether a program listens where a packet arrives. Returns None if the packet is
-    dropped, has no port, or does not go to an active service of this host or to the host itself.
-    It is also None for the host if rules of other programs may send the packet elsewhere.
+    """Return whether a program listens on the address and port at which a packet arrives.
 
-    If one of several instances may get the packet, the result is about the first instance in which
-    no program listens.
+    Returns None if the packet is dropped, has no port, or does not go to the host or to an active
+    service of this host. Also returns None if the packet goes to the host and rules of other
+    programs may redirect it. If one of several instances gets the packet, the result is about the
+    first instance in which no program listens.
     """
     if not verdict.passes or verdict.port is None:
         return None
@@ -185,8 +188,8 @@ def unheard(
 ) -> Iterator[tuple[str, PortMapping, int, Listening]]:
     """Yield each published port that leads to an address and port on which no program listens.
 
-    Each result has the service, its port and an IP version. Left out are ranges of ports, because
-    programs open these on demand, and services whose process does not run.
+    Each result has the service, its port and an IP version. Ranges of ports are left out, because
+    programs open these on demand. Services whose process does not run are left out too.
     """
     published = []
     for service in services:
@@ -214,7 +217,10 @@ def unheard(
 
 
 def _runners(store: Store, service: str) -> list[str]:
-    """Return the running instances of a service that serve, or the service itself if it runs."""
+    """Return the instances of a service that receive its traffic and run.
+
+    For a service without instances, returns the service itself if it runs.
+    """
     row = store.service(service)
     if row is None or not row.active:
         return []
@@ -228,7 +234,7 @@ def _runners(store: Store, service: str) -> list[str]:
 def published_at(store: Store, service: str) -> Iterator[tuple[NetworkRecord, int, str]]:
     """Yield the network, IP version and address to which the published ports of a service lead.
 
-    For a service with replicas, the address is the service address.
+    If the service has replicas, the address is the shared address of the service.
     """
     by_network: dict[str, list[str]] = {}
     for network, address in store.addresses(store.home(service)):
@@ -271,10 +277,9 @@ def _remedy(found: Listening) -> str:
 def described(
     kernel: Kernel, store: Store, services: Iterable[str]
 ) -> dict[str, tuple[tuple[ListeningSocket, ...], tuple[Listening, ...]]]:
-    """For `niso ps`, return each service's listening sockets, and its ports on which no program
-    listens.
+    """Return each service's listening sockets, and its published ports without a listening program.
 
-    The sockets are those of all serving instances, each socket once.
+    This is for `niso ps`. If the service has instances, their sockets are merged.
     """
     sockets = ServiceSockets(kernel)
     homes = {name: {store.home(one) for one in _runners(store, name)} for name in services}

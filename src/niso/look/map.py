@@ -116,7 +116,7 @@ class MapState(NamedTuple):
 
 
 class Map(Metered):
-    """A stream of the state of services, networks and flows, to be used in a ``with`` block."""
+    """A stream of the state of services, networks and flows. Use it in a ``with`` block."""
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)
@@ -177,7 +177,10 @@ class Map(Metered):
         )
 
     def _name_in(self, store: Store) -> Callable[[str, str], str | None]:
-        """Return a cached lookup of the name by which one service's policy refers to another."""
+        """Return a cached function (service, other service) -> name.
+
+        The name is the one by which the first service's policy can refer to the other service.
+        """
         version = store.changes()
         if version != self._version:
             self._version, self._names = version, {}
@@ -243,7 +246,9 @@ def _flow(
     moved: float | None,
     changes: Callable[[Flow], tuple[MapChange, ...]],
 ) -> MapFlow:
-    """Merge a group of flows into one. ``rate`` (flows) and ``moved`` (bytes) are per second."""
+    """Merge a group of flows into one. ``rate`` is new flows per second, ``moved`` bytes per
+    second.
+    """
     last = min(flows, key=lambda flow: math.inf if flow.ago is None else flow.ago)
     return MapFlow(
         *ends,
@@ -271,9 +276,9 @@ MOST_PASSED, MOST_REFUSED, MOST_OPEN = 4000, 1000, 1000
 
 
 def bounded(memory: Memory) -> tuple[Memory, int]:
-    """Reduce recorded flows to the latest, and open flows to the most frequent.
+    """Limit recorded flows to the latest, and open flows to those with most connections.
 
-    Also returns how many flows are left out.
+    Also returns the number of flows that were left out.
     """
 
     def latest(rows: tuple[Recorded, ...], most: int) -> tuple[Recorded, ...]:
@@ -302,7 +307,9 @@ def grouped(flows: Sequence[Flow]) -> list[tuple[tuple[MapEnd, MapEnd], list[Flo
 
 
 def _shown(ends: Iterable[FlowEnd]) -> Mapping[str, int]:
-    """Return the DNS names and addresses with the most flows, with the number of flows of each."""
+    """Return the DNS names and other addresses that have the most flows, with their numbers of
+    flows.
+    """
     counts: dict[str, int] = {}
     for end in ends:
         if not (end.is_known or end.gone):

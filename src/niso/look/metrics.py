@@ -37,7 +37,7 @@ class Sample(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """A metric with its samples. There can be no samples."""
+    """A metric with its samples, possibly none."""
 
     name: str  # name, as in Prometheus
     type: str  # counter or gauge
@@ -46,7 +46,10 @@ class Metric(NamedTuple):
 
 
 def metrics(session: Session, flows: int) -> tuple[Metric, ...]:
-    """Collect all metrics, as described in `Host.metrics`. ``flows`` limits the series of flows."""
+    """Collect all metrics, as described in `Host.metrics`.
+
+    ``flows`` is the maximum number of time series about flows.
+    """
     if flows < 0:
         raise UsageError("must be 0 or more", "--flows 200", "--flows", value=str(flows))
     store = session.store()
