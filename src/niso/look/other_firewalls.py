@@ -1,15 +1,15 @@
 """Find forward chains of other firewalls that drop packets which niso's rules accept, and propose
-the commands that prevent this.
+commands that prevent this.
 
 A packet is forwarded only if the forward chains of all tables accept it. niso's rules therefore
 cannot override another program's drop policy, and niso never edits another program's table. This
-module evaluates those chains for a few hypothetical packets, and names the rule that is missing.
+module evaluates the forward chains for some hypothetical packets, and names the missing rule.
 
 Some properties of such a packet are unknown: its port, the remote address, and the name of the
 outside interface. A condition on an unknown property counts as not met. If a rule accepts the
 packet only under such a condition, the chain is therefore reported as dropping the packet.
 
-The second part reports from where services can be reached.
+The second part of the module reports from where services can be reached.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ForeignDrop(NamedTuple):
     bridges: tuple[str, ...]  # the affected bridges
 
     def describe(self) -> str:
-        """Describe the drop in one line, without the remedy."""
+        """Describe in one line what the chain drops. The remedy is not included."""
         bridges, what = ", ".join(self.bridges), ", ".join(self.what)
         return f"nftables chain {self.chain} drops connections of {bridges} ({what})"
 
@@ -69,8 +69,8 @@ def foreign_drops(
 
     Only packets of the given bridges are tested. ``bridged`` is true if nf_call_iptables of a
     bridge or net.bridge.bridge-nf-call-iptables is 1. Frames between two services of a bridge then
-    traverse the forward chains of ip, ip6 and inet too. Rules of iptables-legacy are not visible
-    (see `unseen`). Raises KernelError.
+    also traverse the forward chains of the families ip, ip6 and inet. Rules of iptables-legacy are
+    not visible (see `unseen`). Raises KernelError.
     """
     names = sorted(set(bridges))
     with kernel.foreign_chains() as source:
@@ -81,7 +81,9 @@ def foreign_drops(
 
 
 def unseen(families: Iterable[int] = (4,)) -> list[str]:
-    """Return a warning for each IP version that has a table of iptables-legacy."""
+    """Return a warning for each IP version that has rules of iptables-legacy, which niso cannot
+    read.
+    """
     return [
         f"rules of {tool} are not visible; check with {tool} -S FORWARD"
         for family, tool in ((4, "iptables-legacy"), (6, "ip6tables-legacy"))
@@ -96,7 +98,10 @@ def drops(
     bridged: bool,
     families: tuple[int, ...],
 ) -> list[ForeignDrop]:
-    """Evaluate these chains for packets of these bridges. The result is that of `foreign_drops`."""
+    """Return those of the given chains that drop packets of the given bridges.
+
+    The parameters and the result are as in `foreign_drops`.
+    """
     traced = [(bridge[0], list(packets(bridge, bridged, families))) for bridge in bridges]
     dropping = []
     for chain in sorted(chains):
@@ -135,11 +140,12 @@ def _bridges(names: list[str]) -> Iterator[Bridge]:
 def _remedy(
     chain: Chain, bridges: tuple[str, ...], ways: set[bool], visited: set[str]
 ) -> tuple[str, ...]:
-    """Return shell commands that stop a drop, for the tool that created the chain.
+    """Return shell commands that add a rule so that a chain no longer drops niso's packets.
 
-    ``ways`` contains True if packets that enter by a bridge must be accepted, and False if packets
-    that leave by a bridge must be accepted. A new rule can be added to each of the chains
-    ``visited``, because all the dropped packets traverse them.
+    The commands use the tool that created the chain. ``ways`` contains True if packets that enter
+    by a bridge must be accepted, and False if packets that leave by a bridge must be accepted. The
+    rule can be added to any chain in ``visited``, because all dropped packets traverse these
+    chains.
     """
     family, table, name = FAMILIES[chain.family], chain.table, chain.name
     ordered = sorted(ways, reverse=True)  # entering first
@@ -243,7 +249,10 @@ class PacketBits(NamedTuple):
 def packets(
     bridge: Bridge, bridged: bool, families: Iterable[int]
 ) -> Iterator[tuple[set[int], PacketBits]]:
-    """Yield hypothetical packets of a bridge, each with the families of tables it traverses."""
+    """Yield hypothetical packets of a bridge.
+
+    Each result has the families of the tables that the packet traverses, and the packet.
+    """
     for family in families:
         routed = {_NUMBERS["inet"], _NUMBERS["ip" if family == 4 else "ip6"]}
         for established, reply in ((False, False), (True, False), (True, True)):
@@ -286,12 +295,13 @@ def frame(bridge: Bridge, family: int) -> PacketBits:
 
 
 def is_bridged(kernel: Kernel, network: NetworkRecord, family: int) -> bool:
-    """Return whether frames that a bridge switches traverse the chains for routed packets too."""
+    """Return whether frames within a bridge also traverse the chains for routed packets."""
     return network.publishes or kernel.sysctl(_BRIDGED[family]) == "1"
 
 
 def _switched(bridge: Bridge, family: int, ethertype: bytes, reply: bool) -> PacketBits:
-    """Return a hypothetical frame between two services of a bridge, with unknown tracking state."""
+    """Return a hypothetical frame between two services of a bridge. Its tracking state is unknown.
+    """
     port = b"ni" + bytes(14), b"\xff\xff" + bytes(14)  # names of bridge ports begin with ni
     own = _all(_name(bridge[0]))
     facts = {
@@ -333,12 +343,13 @@ def _name(ifname: str) -> bytes:
 
 
 def follow(source: ForeignChains, chain: Chain, packet: PacketBits) -> tuple[bool, set[str]]:
-    """Return whether a base chain accepts a packet, and the names of the chains it traversed."""
+    """Return whether a base chain accepts a packet, and the names of the chains that it traverses.
+    """
     visited: set[str] = set()
     steps = 0
 
     def walk(name: str, depth: int) -> bool | None:
-        """Return whether a chain accepts the packet, or None if the packet leaves the chain."""
+        """Return whether a chain accepts the packet, or None if no rule of the chain decides."""
         nonlocal steps
         visited.add(name)
         for rule in source.rules(chain.family, chain.table, name):
@@ -366,20 +377,22 @@ def judge(
 ) -> tuple[str, Place | None]:
     """Return what a base chain does to a packet, and the rule that decides.
 
-    The first result is ACCEPTS, DROPS, MAY_DROP or UNSURE. MAY_DROP is returned if the chain drops
-    the packet unless a rule matches of which that is unknown, and if such a rule would drop the
-    packet and matches its address or port. With ``any_end``, the rule need only test an address or
-    port. UNSURE is returned if such a rule matches neither, as one for a mark. The rule is None if
-    the chain's policy decides.
+    The first result is ACCEPTS, DROPS, MAY_DROP or UNSURE. MAY_DROP and UNSURE mean that a rule
+    which would drop the packet may match, because a property that the rule tests is unknown. The
+    result is MAY_DROP if this rule also matches the packet's address or port, or if ``any_end`` is
+    true and the rule tests one. Otherwise, as for a rule that tests only a mark, the result is
+    UNSURE. The second result is None if the chain's policy decides.
     """
     may_accept = unsure = False
     may_drop: Place | None = None
     steps = 0
 
     def walk(name: str, depth: int, certain: bool, named: bool) -> tuple[bool, Place] | None:
-        """Return whether a chain accepts the packet and by which rule, or None if the packet leaves
-        the chain. ``certain`` says whether the packet reaches the chain for certain, ``named``
-        whether a rule on the way to it matches an address or port of the packet.
+        """Return whether a chain accepts the packet, and by which rule. None means that no rule
+        decides.
+
+        ``certain`` is true if the packet reaches the chain for certain. ``named`` is true if a rule
+        that jumps to the chain matches an address or port of the packet.
         """
         nonlocal may_accept, may_drop, unsure, steps
         for number, rule in enumerate(source.rules(chain.family, chain.table, name)):
@@ -432,11 +445,11 @@ def _evaluate(
     doubts: bool = False,
     any_end: bool = False,
 ) -> tuple[bool | None, ChainVerdict | None, bool]:
-    """Evaluate a rule. Return whether it matches (None if unknown), its verdict, and whether it
-    matches an address or port of the packet.
+    """Return whether a rule matches a packet (None if unknown), and the rule's verdict.
 
-    Without ``doubts``, the evaluation ends at the first unknown expression, without a verdict. With
-    ``any_end``, the third result is whether the rule tests an address or port.
+    The third result says whether the rule matches an address or port of the packet, or with
+    ``any_end``, whether the rule tests one. Without ``doubts``, the evaluation ends without a
+    verdict at the first expression whose value is unknown.
     """
     registers = _Registers()
     matches: bool | None = True
@@ -486,7 +499,7 @@ def _has_ends(packet: PacketBits) -> bool:
 
 
 def _is_end(load: RegisterLoad) -> bool:
-    """Return whether a value is an address or a port of the packet."""
+    """Return whether an expression of a rule loads an address or port of the packet."""
     if load.source == "payload":
         # an IPv4 header has TTL and protocol where an IPv6 header has its source address
         in_header = load.offset >= 12 or (load.offset == 8 and load.length > 1)
@@ -548,7 +561,9 @@ def _loaded(load: RegisterLoad, packet: PacketBits) -> Bits | None:
 
 
 class _Registers:
-    """The registers of nftables while a rule is evaluated, with a mask of the known bits."""
+    """The registers of nftables during the evaluation of a rule. A mask records which bits are
+    known.
+    """
 
     def __init__(self) -> None:
         self.forget()
@@ -558,7 +573,7 @@ class _Registers:
         self._uplinks: set[int] = set()
 
     def write(self, register: int, value: Bits | None) -> None:
-        """Set a register. None stands for an unknown value, which is at most 16 bytes long."""
+        """Set a register. None stands for an unknown value of at most 16 bytes."""
         data, mask = value or (bytes(16), bytes(16))
         size = min(-(-len(data) // 4) * 4, _REGISTERS - register)
         # a value shorter than a word is padded with zeros (nft_reg_store8)
@@ -581,7 +596,7 @@ class _Registers:
         self.write(expression.target, (bytes(a & b ^ x for a, b, x in bits), now))
 
     def read(self, register: int, length: int) -> bytes | None:
-        """Return the bytes of a register, or None if one of its bits is unknown."""
+        """Return the bytes in a register, or None if one of their bits is unknown."""
         end = register + length
         if not length or end > _REGISTERS or any(x != 0xFF for x in self._known[register:end]):
             return None
@@ -634,7 +649,10 @@ def network_drops(kernel: Kernel, networks: Iterable[NetworkRecord]) -> list[For
 
 
 def others_dropped(chains: Iterable[str]) -> list[tuple[str, str]]:
-    """Return a problem and its remedy for each of the given NAT chains of other programs."""
+    """Return a problem and its remedy for each given NAT chain of another program.
+
+    niso drops the packets that such a chain translates.
+    """
     return [
         (
             f"nftables chain {chain} translates addresses of packets that niso drops: the host"
@@ -662,9 +680,9 @@ def _forwarding(link: str) -> str:
 
 
 def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
-    """Add a policy's limits to the lines that say who can reach a port.
+    """Add a policy's restrictions to the lines that say who can reach a published port.
 
-    The first line is about this host, which no policy limits.
+    The first of ``ways`` is about this host, which no policy restricts.
     """
     if policy is None or len(ways) < 2:
         return ways
@@ -680,7 +698,9 @@ def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
 
 
 def _addresses() -> list[tuple[str, str, bool]]:
-    """List the host's addresses, each with its interface and whether it leads to other machines."""
+    """List the host's addresses: address, interface, and whether other machines can use the
+    address.
+    """
     addresses = []
     with Rtnl() as rtnl:
         links = {link.index: link for link in rtnl.links()}
@@ -700,11 +720,11 @@ def _ways(
     internal: Sequence[str],
     but: str,
 ) -> list[str]:
-    """Return the lines that say who can reach a port.
+    """Return the lines that say who can reach a published port.
 
-    ``closed`` are the interfaces that do not forward IPv4. ``internal`` are the networks from which
-    the port cannot be reached. ``but`` is a note about firewalls of other programs that drop
-    packets.
+    ``addresses`` is the result of `_addresses`. ``closed`` are the interfaces that do not forward
+    IPv4. ``internal`` are networks from which the port cannot be reached. ``but`` is a note about
+    firewalls of other programs that drop packets.
     """
     if port.host_ip in (ANY4, ANY6):
         published = [item for item in addresses if family_of(item[0]) in port.families]
@@ -727,7 +747,7 @@ def _ways(
 
 
 def exposed_ports(kernel: Kernel, store: Store) -> tuple[host_ports.PublishedPort, ...]:
-    """Return the published ports and who can reach each of them, for `Networks.exposure`."""
+    """Return the published ports, each with who can reach the port, for `Networks.exposure`."""
     # imported late: activations need the rest of this module
     from niso.look import chains_on_path, listening
 

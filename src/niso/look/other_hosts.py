@@ -80,7 +80,7 @@ def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
 def ports(session: Session, machine: Machine) -> tuple[ClusterPort, ...]:
     """Return the published ports of active services on all live hosts of the cluster, by service.
 
-    If the cluster does not answer, a warning says that only this host's ports are listed.
+    If the cluster does not answer, a warning says that only the ports of this host are listed.
     """
     store = machine.store
     joined = require_joined(machine)
@@ -107,7 +107,7 @@ def _port(service: str, host: str, port: PortMapping) -> ClusterPort:
 
 
 def _others(store: Store, joined: Config) -> tuple[list[ClusterClaim], set[str]]:
-    """Return the services that other hosts have recorded in etcd, and the names of live hosts."""
+    """Read from etcd the services of other hosts, and the names of all live hosts."""
     engine = joined.engine(brief=True)
     try:
         membership = ClusterKeys(engine, joined.keys)
@@ -136,7 +136,7 @@ def _claimed(store: Store, joined: Config) -> list[ClusterLine]:
 
 
 def _mirrored(store: Store) -> list[ClusterLine]:
-    """Return the services of other hosts from this host's copy of the cluster's data."""
+    """Return the services of other hosts, read from this host's copy of the cluster's data."""
     alive = {host for host, (_, _, lives) in store.across.peers().items() if lives}
     return [
         ClusterLine(
@@ -154,10 +154,13 @@ def _mirrored(store: Store) -> list[ClusterLine]:
 def world(
     session: Session, here: PolicyContext, source: str, destination: str, proves: bool = False
 ) -> PolicyContext:
-    """Add to ``here`` the policies of other hosts' services that send or receive a packet.
+    """Add to the policies known here the policy of each service of another host that sends or
+    receives.
 
-    If the cluster does not answer, a warning says that these policies are unknown. Raises Error,
-    also if ``proves`` requests a test packet to or from another host.
+    ``source`` and ``destination`` are a packet's addresses. If the cluster does not answer, a
+    warning says that these policies are unknown. Raises Error. Also raises Error if ``proves`` is
+    true and the packet is to or from another host, because a test packet is only followed within
+    one host.
     """
     ends = [
         known
@@ -213,7 +216,10 @@ def world(
 
 
 def _require_within(here: PolicyContext, source: str, destination: str) -> None:
-    """Raise Error if a service of another host sends to no service: its routes are unknown here."""
+    """Raise Error if a service of another host sends a packet to an address that no service has.
+
+    The routes for such a packet are unknown on this host.
+    """
     sender = holder_of(here, source)
     if sender is not None and sender[0].host and holder_of(here, destination) is None:
         name, host = sender[0].name, sender[0].host
@@ -234,7 +240,9 @@ def _policy(text: str, known: KnownService) -> Policy:
 
 
 def _resolved(store: Store, here: PolicyContext, known: KnownService, policy: Policy) -> Policy:
-    """Replace each name in another host's policy by the service to which the name refers there."""
+    """Replace the names in the policy of another host's service by the services that the names
+    mean.
+    """
     on = {endpoint.network for endpoint in known.endpoints}
 
     def entries(some: tuple[Entry, ...]) -> tuple[Entry, ...]:

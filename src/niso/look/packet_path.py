@@ -1,4 +1,4 @@
-"""Compute the path of a packet: its ends, whether it passes, and the nftables objects that decide.
+"""Compute the path of a packet: its addresses, the verdict, and the nftables objects that decide.
 
 The arguments FROM and TO of a command are resolved to services and addresses. `niso.plan.verdict`
 computes the verdict. This module adds the nftables objects that enforce the verdict.
@@ -60,15 +60,15 @@ class PacketEnd(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name to show in messages."""
+        """The name of the service, the host or the address, for messages."""
         return self.sharer or self.service or self.address or self.outside or HOST
 
 
 class Packet(NamedTuple):
     """A packet as sent, before DNAT. ``port`` is None for icmp.
 
-    ``own_port`` is the source port, if it is known. It decides which instance of a service gets the
-    packet.
+    ``own_port`` is the source port, or None if unknown. The instance of a service that gets the
+    packet depends on the source port.
     """
 
     source: str
@@ -83,7 +83,10 @@ class Packet(NamedTuple):
 
 
 def parse_target(text: str) -> tuple[str, int | None, str]:
-    """Parse ``db`` or ``[fd00::2]:80/tcp`` to a name, a port (None for icmp), and a protocol."""
+    """Parse ``db`` or ``[fd00::2]:80/tcp`` to a name or address, a port, and a protocol.
+
+    Without a port, the protocol is icmp and the port is None. Raises UsageError.
+    """
 
     def wrong(reason: str) -> UsageError:
         return UsageError(f"TO {text!r}: {reason}", TARGET)
@@ -114,7 +117,11 @@ def parse_target(text: str) -> tuple[str, int | None, str]:
 
 
 def parse_source(text: str) -> tuple[str, int | None]:
-    """Parse ``cli:40001`` or ``[fd00::2]:40001`` to a name or address, and a port or None."""
+    """Parse ``cli:40001`` or ``[fd00::2]:40001`` to a name or address, and a port. Raises
+    UsageError.
+
+    Without a port, the port is None.
+    """
     end, colon, number = text.rpartition(":")
     if not colon or not number.isdecimal() or (":" in end and not end.endswith("]")):
         return text, None
@@ -124,10 +131,10 @@ def parse_source(text: str) -> tuple[str, int | None]:
 
 
 def resolve_both(store: Store, source: str, destination: str) -> tuple[PacketEnd, PacketEnd]:
-    """Resolve the sender (FROM) and the receiver (TO) of a packet.
+    """Resolve the arguments FROM (the sender) and TO (the receiver) of a packet.
 
-    A name in TO is looked up first on the networks of FROM. TO may also be a DNS name of a policy.
-    Raises Error and UsageError like `resolve`.
+    A name in TO is looked up first on the networks of FROM. TO may also be a DNS name in a policy.
+    Raises Error and UsageError as `resolve` does.
     """
     from_ = resolve(store, source)
     service = from_.service or store.lease_holder(from_.address) or ""
@@ -177,7 +184,8 @@ def resolve(store: Store, text: str, asker: str | None = None) -> PacketEnd:
 
 
 def _named(store: Store, text: str, asker: str | None) -> str:
-    """Return the service with a name, hostname or alias, on this host or else on another host."""
+    """Return the service with a name, hostname or alias. This host is searched before other hosts.
+    """
     try:
         return store.resolve(text, asker)
     except NotFound:
@@ -216,10 +224,11 @@ def _end(store: Store, service: str) -> PacketEnd:
 def ends(
     world: PolicyContext, source: PacketEnd, destination: PacketEnd, family: int | None = None
 ) -> tuple[str, str]:
-    """Return the source and destination addresses of a packet, preferably IPv4 addresses.
+    """Return the source and destination addresses of a packet between two ends, preferably IPv4.
 
-    The addresses follow from the sender's hosts file and routes. Raises Error if the two have no
-    addresses of one IP version, and UsageError if the arguments have different IP versions.
+    The addresses follow from the sender's hosts file and routes. Raises Error if no IP version has
+    addresses at both ends with a route between them. Raises UsageError if the arguments have
+    different IP versions.
     """
     given = {family_of(end.address) for end in (source, destination) if end.address}
     if len(given) > 1:
@@ -253,7 +262,7 @@ def ends(
 def ends_by_family(
     world: PolicyContext, source: PacketEnd, destination: PacketEnd
 ) -> dict[int, tuple[str, str]]:
-    """Return source and destination, as `ends` does, for each IP version that both ends have."""
+    """Return the addresses that `ends` returns, for each IP version that both ends have."""
     first = ends(world, source, destination)
     pairs = {family_of(first[1]): first}
     if not (source.address or destination.address):
@@ -272,7 +281,7 @@ def _ends(
 
 
 def _destination(world: PolicyContext, source: PacketEnd, to: PacketEnd, family: int) -> str | None:
-    """Return the address to which the sender resolves the destination, or None."""
+    """Return the address to which the sender resolves the name of the destination, or None."""
     if to.address:
         return to.address
     sender = world.services.get(source.service)
@@ -361,7 +370,7 @@ def explain(
     packet: Packet,
     closed: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> ExplainedPacket:
-    """Return the verdict on a packet, with the nftables objects that enforce it.
+    """Return the verdict on a packet, with the nftables objects that enforce the verdict.
 
     ``closed`` maps each interface that does not forward packets to its addresses (`host_facts`).
     """
@@ -397,7 +406,10 @@ def explain(
 def _closed_link(
     world: PolicyContext, packet: Packet, verdict: Verdict, closed: Mapping[str, Collection[str]]
 ) -> str:
-    """Return the interface on which a packet arrives if that does not forward packets, else ""."""
+    """Return the interface on which a packet arrives, if this interface does not forward packets.
+
+    Otherwise, returns "".
+    """
     from_outside = (
         not verdict.source.service and not is_host(world, packet.source) and packet.family == 4
     )
@@ -415,7 +427,10 @@ def other_family(
     packet: Packet,
     closed: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> ExplainedPacket | None:
-    """Explain a packet for the other IP version. Return None if an end has no such address."""
+    """Explain the same packet for the other IP version.
+
+    Returns None if the source or the destination has no address of this version.
+    """
     try:
         from_, to = ends(world, source, destination, 4 if packet.family == 6 else 6)
     except Error:
@@ -424,7 +439,7 @@ def other_family(
 
 
 def _walks(world: PolicyContext, packet: Packet, sender: KnownService | None) -> bool:
-    """Return whether a packet leaves its sender's namespace and so traverses the policy chains."""
+    """Return whether a packet leaves its sender's namespace and so traverses chains of policies."""
     if sender is None:
         return not is_host(world, packet.source)
     to = packet.destination
@@ -445,7 +460,7 @@ def _path(
     """Return the nftables objects on a packet's path.
 
     The three results are all objects, the rules that drop the packet before policies are evaluated,
-    and the rules that drop it afterwards.
+    and the rules that drop the packet after policies are evaluated.
     """
     family = packet.family
     raw, word = ("raw", "ip") if family == 4 else ("raw6", "ip6")
@@ -520,7 +535,7 @@ def _dropping(
     raw: str,
     inside: str,
 ) -> tuple[_Rules, _Rules]:
-    """Return the rules that drop a packet before policies are evaluated, and those afterwards."""
+    """Return the rules that drop a packet before policies are evaluated, and the rules after."""
     is_within = entered is not None and reached is not None and reached.name == entered.name
     if entered and entered.internal and not is_within:
         return _static(ruleset.INET, "forward", "out of an internal network"), ()
@@ -552,7 +567,11 @@ def _passing(
 
 
 def _static(table: str, chain: str, fragment: str, last: int = 0) -> _Rules:
-    """Return the first fixed rule of a chain that contains ``fragment``, or the last such rule."""
+    """Return the rule of a chain whose text contains ``fragment``: the first, or the last if
+    ``last``.
+
+    The chain is one of niso's chains with fixed rules. The result is empty if no rule contains it.
+    """
     rules = ruleset.rules_of(table, chain)
     found = [
         Object(table, chain, text, place) for place, text in enumerate(rules) if fragment in text
@@ -568,9 +587,10 @@ def _object(element: Element) -> Object:
 def _port_elements(
     store: Store, sender: KnownService, receiver: KnownService, network: NetworkRecord, address: str
 ) -> _Rules:
-    """Return the nftables elements that allow a service's source address on its bridge port.
+    """Return the nftables elements by which a bridge port accepts a source address of a service.
 
-    On the receiver's host, the port of a service of another host is the network's VXLAN device.
+    On the receiver's host, the bridge port of a service of another host is the network's VXLAN
+    device.
     """
     service, row = sender.name, store.service(sender.name)
     lets = (f"sources{family_of(address)}", *ruleset.CLAIMS)
@@ -601,7 +621,7 @@ def _objects(elements: Iterable[Element], containers: Collection[str], host: str
 def _published(
     world: PolicyContext, packet: Packet, verdict: Verdict, entered: NetworkRecord | None
 ) -> list[Object]:
-    """Return the nftables map elements that translate a packet to a service, if any."""
+    """Return the elements of nftables maps that translate a published port to a service, if any."""
     known = world.services[verdict.destination.service]
     target = verdict.destination.address
     home = primary(known.endpoints, world.networks)
@@ -634,7 +654,8 @@ def _to_instances(
 ) -> list[Object]:
     """Return the nftables objects that lead a packet from a service address to an instance.
 
-    If the instance is known, its slot is the last of them, otherwise the rule that chooses a slot.
+    The last object is the slot of the instance, or if the instance is unknown, the rule that
+    chooses a slot.
     """
     name, address = verdict.destination
     network, family = network_of(world, address), family_of(address)
@@ -670,7 +691,7 @@ def _policy_objects(
     peer: str,
     packet: _Judged,
 ) -> _Rules:
-    """Return the nftables elements that lead a packet to a service's policy and decide about it."""
+    """Return the nftables elements that select and evaluate a service's policy for a packet."""
     if known is None or not known.active or not known.heard:
         return ()
     policed = Policed(known.name, addresses_of(known), known.policy)

@@ -1,8 +1,8 @@
-"""Show what each policy entry has allowed, find likely mistakes, and evaluate other policies.
+"""Show what each policy entry has allowed, find likely mistakes, and evaluate proposed policies.
 
 Likely mistakes are names that no service has, name servers that a policy denies, and audits that
-end soon. The kernel agrees with the manifests despite such a mistake, so `niso net check` reports
-it only as a warning.
+end soon. The kernel agrees with the manifests despite such a mistake, so `niso net check` reports a
+mistake only as a warning.
 
 The functions at the end evaluate flows under policies that are not active, and find manifest lines
 that allow a flow. These functions read and change nothing on the host.
@@ -56,9 +56,10 @@ class PolicyEntry(NamedTuple):
 
 
 def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEntry, ...]:
-    """Return the entries of a service's policy, with their use.
+    """Return the entries of a service's policy, with how often and when each was used.
 
-    If ``unused_s`` is not None, only entries that were unused for so many seconds are returned.
+    If ``unused_s`` is not None, only entries that were unused for this time in seconds are
+    returned.
     """
     store = session.store()
     service = owner(store.home(store.resolve(name)))
@@ -97,9 +98,9 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
 
 
 def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set[str]]:
-    """Return the counters of each policy entry, and which entries allow packets.
+    """Return the counters of each policy entry, and the set of entries that allow packets.
 
-    Entries are identified by their manifest keys.
+    Entries are identified by their keys in the manifest.
     """
     listed = {entry.key for entry in policy.entries()}
     passing = {e.key for e in (*(policy.allow_from or ()), *(policy.egress_allow or ()))}
@@ -121,11 +122,10 @@ def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set
 
 
 def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]:
-    """Return the number of open flows, and the age of the last flow, for each policy entry.
+    """Return for each policy entry the number of open flows, and the seconds since the last flow.
 
-    Entries are identified by their manifest keys. Both numbers come from the recorded flows. The
-    counters in policy elements are not used for this, because they restart at 0 when the policy or
-    an address changes.
+    Entries are identified by their manifest keys. Both numbers come from the recorded flows, not
+    from the counters of policy elements, which restart at 0 when the policy or an address changes.
     """
     world = read_world(session.kernel(), session.store())
     memory = flows.remembered(session.kernel(), world)
@@ -158,7 +158,9 @@ def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]
 
 
 def _narrower(text: str | None, counts: Iterable[_Count]) -> str:
-    """Return a note that suggests a narrower entry if only one protocol was used, else ""."""
+    """Return a note that suggests a narrower entry, or "" if the entry was used for several
+    protocols.
+    """
     if text is None or "/" in text.rpartition(":")[2] or ":" not in text:
         return ""
     used = set()
@@ -229,8 +231,8 @@ def _without_dns(
 ) -> Iterator[Warning_]:
     """Yield a warning for each name server of a service that the service's egress policy denies.
 
-    If the policy allows only services, networks of niso, and DNS names, no warning is needed: these
-    names are in the service's hosts file, so the service needs no name server.
+    No warning is needed if the policy allows only services, niso's networks and DNS names. The
+    service's hosts file contains all these names, so the service needs no name server.
     """
     own = {family_of(address): address for _, address in reversed(store.addresses(name))}
     allowed = policy.egress_allow
@@ -251,7 +253,10 @@ def _without_dns(
 
 
 def _is_listed(world: PolicyContext, entry: Entry) -> bool:
-    """Return whether an entry allows only names in the hosts file or addresses of networks."""
+    """Return whether a policy entry needs no name server.
+
+    This is so if the entry has a name that is in the hosts file, or addresses in a network of niso.
+    """
     if entry.peer.kind != "prefix":
         return entry.peer.kind != "prefixes"  # a manifest cannot contain this kind
     prefix = ipaddress.ip_network(entry.peer.name)
@@ -286,7 +291,7 @@ flow passes now and would still pass.
 
 
 class PolicyEffect(NamedTuple):
-    """The effect of a change of policies on flows from one address to a port of another."""
+    """What a change of policies does to flows from one address to a port of another."""
 
     effect: str  # cut, pass, new (was denied, would pass) or audit (passes only due to the audit)
     from_: FlowEnd  # source of the flows
@@ -305,10 +310,10 @@ class PolicyEffect(NamedTuple):
 def effects(
     before: PolicyContext, after: PolicyContext, seen: Iterable[Flow], services: frozenset[str]
 ) -> list[PolicyEffect]:
-    """Return the effects on flows if services and policies change, cut flows first.
+    """Return what a change of services and policies does to recorded flows, cut flows first.
 
-    ``seen`` are flows with their verdicts under ``before``. A flow between services that are not in
-    ``services`` is listed only if the change affects it. Flows that are still denied are left out.
+    The verdicts in ``seen`` are those under ``before``. A flow of none of the changed ``services``
+    is listed only if the change affects the flow. Flows that remain denied are left out.
     """
     result = []
     for flow in seen:
@@ -342,7 +347,10 @@ def effects(
 
 
 def _reason(before: PolicyContext, after: PolicyContext, seen: Flow) -> Reason | None:
-    """Return the reason for the verdict on a flow after a change, or None if no policy decides."""
+    """Return the reason for the verdict on a recorded flow after a change of policies.
+
+    Returns None if no policy applies to the flow.
+    """
     if seen.passes:
         after = after._replace(outside=after.outside_ever)
     port = seen.published
@@ -382,9 +390,8 @@ def _network(world: PolicyContext, end: FlowEnd) -> str:
 def _by_port(before: PolicyContext, seen: Flow) -> bool:
     """Return whether a flow must have come through a published port.
 
-    This is so if the flow comes from another network, or from an address of the host that is not
-    the gateway's. Programs of the host connect to a service from the gateway's address, unless they
-    bind another address.
+    This is so if the flow comes from another network, or from an address of the host other than the
+    gateway's. Programs of the host connect to a service from the gateway's address by default.
     """
     network = _network(before, seen.to)
     if not network:
@@ -395,9 +402,10 @@ def _by_port(before: PolicyContext, seen: Flow) -> bool:
 
 
 def _address(after: PolicyContext, end: FlowEnd, network: str) -> str | None:
-    """Return the address of a flow's end after a change.
+    """Return the address of a flow's source or destination after a change of policies.
 
-    For a service, this is its address on ``network``, or None if it has none there.
+    If this end is a service, the address is the service's address on ``network``. Returns None if
+    the service has no address there.
     """
     if not end.service:
         return end.address
@@ -405,7 +413,11 @@ def _address(after: PolicyContext, end: FlowEnd, network: str) -> str | None:
 
 
 def _addresses(after: PolicyContext, end: FlowEnd) -> list[tuple[str, str]]:
-    """Return the networks of an active service, each with its address of the same IP version."""
+    """Return the networks of the service at one end of a flow, each with the service's address
+    there.
+
+    Only addresses of the same IP version are returned. Services that are not active have none.
+    """
     known = after.services.get(end.service or "")
     return [
         (endpoint.network, address)
@@ -416,9 +428,10 @@ def _addresses(after: PolicyContext, end: FlowEnd) -> list[tuple[str, str]]:
 
 
 def _moved(after: PolicyContext, seen: Flow, by_port: bool) -> tuple[str, str] | None:
-    """Return the addresses that a flow can use if one end has left its network, or None.
+    """Return the source and destination that a flow can use if a service has left its network.
 
-    Two services use a network of both. Otherwise the first network of the service is used.
+    Two services use a network that both have. Otherwise the first network of the service is used.
+    Returns None if there is no such network.
     """
     if seen.from_.service and seen.to.service and not by_port:
         for network, address in _addresses(after, seen.to):
@@ -435,7 +448,8 @@ def _moved(after: PolicyContext, seen: Flow, by_port: bool) -> tuple[str, str] |
 
 
 def _publishes(world: PolicyContext, seen: Flow) -> bool:
-    """Return whether a flow's destination publishes the flow's port at the host port it used."""
+    """Return whether the destination of a flow publishes the flow's port at the host port it used.
+    """
     used, family = seen.published, family_of(seen.from_.address)
     return any(
         family in port.families and used in (None, port.host_port + seen.port - port.container_port)
@@ -451,7 +465,7 @@ Name = Callable[[str, str], str | None]
 
 
 class MapChange(NamedTuple):
-    """A change of one policy entry. All suggested changes together allow a denied flow."""
+    """A change of one policy entry. Several changes together can be needed to allow a flow."""
 
     service: str  # the service whose manifest changes
     key: str  # key of the manifest
@@ -460,10 +474,10 @@ class MapChange(NamedTuple):
 
 
 def changes(world: PolicyContext, seen: Flow, name: Name) -> tuple[MapChange, ...]:
-    """Return the manifest changes that allow a denied flow, and only its port and protocol.
+    """Return the manifest changes that allow a denied flow, and nothing but its port and protocol.
 
     A flow that passes only because of an audit counts as denied. The result is empty if no network
-    or published port connects both ends, or if a service at one end no longer exists.
+    or published port connects source and destination, or if a service at one end no longer exists.
     """
     if (seen.passes and not seen.audited) or seen.gone:
         return ()
@@ -486,7 +500,10 @@ def changes(world: PolicyContext, seen: Flow, name: Name) -> tuple[MapChange, ..
 
 
 def _change(refusing: Reason, seen: Flow, name: Name) -> tuple[MapChange, Entry | None]:
-    """Return the change that removes one reason for denial, and the entry to add, if any."""
+    """Return the manifest change that removes one reason for denying a flow.
+
+    The second result is the entry to add, or None if the change removes an entry.
+    """
     key = refusing.key
     if key.endswith("]"):
         return MapChange(refusing.service, key, refusing.text, False), None

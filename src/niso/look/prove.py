@@ -45,8 +45,8 @@ class Counter(NamedTuple):
 class Proof(NamedTuple):
     """The result of a test packet.
 
-    ``agrees`` is None if nothing could be observed: no rule counts the packet, its destination is
-    not a service, and no reply arrived.
+    ``agrees`` is None if nothing could be observed. In this case no rule counts the packet, the
+    destination is not a service, and no reply arrived.
     """
 
     agrees: bool | None  # whether the observations confirm the verdict; null if inconclusive
@@ -79,7 +79,7 @@ def sender_namespace(world: PolicyContext, packet: Packet, verdict: Verdict) -> 
 
 
 def prove(world: PolicyContext, explained: ExplainedPacket) -> Proof:
-    """Send a test packet. Observe whether it arrives and whether the expected rules count it."""
+    """Send a test packet, and observe whether it arrives and is counted by the expected rules."""
     packet, verdict = explained.packet, explained.verdict
     namespace = sender_namespace(world, packet, verdict)
     receiver = world.services.get(verdict.receiver.service)
@@ -124,7 +124,7 @@ def prove(world: PolicyContext, explained: ExplainedPacket) -> Proof:
 
 
 def _packets(kernel: Nft, rule: Object) -> int | None:
-    """Return the packet count of a rule or set element, or None if the kernel does not have it."""
+    """Return the packet count of a rule or set element, or None if it is missing in the kernel."""
     if rule.element is not None:
         with Nfnetlink() as netlink:
             return netlink.count(rule.element)
@@ -154,7 +154,7 @@ class Sender(NamedTuple):
     port: int | None = None  # the source port; only if it is known
 
     def left_out(self) -> tuple[str, ...]:
-        """Return the fields to leave out of JSON."""
+        """Return the names of the fields that are left out of the JSON output."""
         return ("port",) if self.port is None else ()
 
 
@@ -258,7 +258,10 @@ def ping(session: Session, source: str, destination: str) -> Pong:
 
 
 def _without_icmp(world: PolicyContext, verdict: Verdict, reason: Reason) -> Entry | None:
-    """Return the allow entry, if any, that allows only ports of the peer and therefore no ICMP."""
+    """Return the allow entry because of which an echo request was denied, or None.
+
+    Such an entry allows only ports of the peer, and therefore no ICMP.
+    """
     if not reason.service or reason.text:  # a deny entry explains enough
         return None
     policy = world.services[reason.service].policy

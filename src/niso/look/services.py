@@ -76,7 +76,10 @@ class ServiceLine(NamedTuple):
 
 
 class ProcessLoad(NamedTuple):
-    """What a service uses, as its cgroup counts; of all instances of a service with replicas."""
+    """The processor time and memory of a service, from its cgroup.
+
+    If the service has replicas, these are the sums of all instances.
+    """
 
     cpu: float | None  # percent of one processor, over 0.5 s; null if unknown
     cpu_seconds: float | None  # processor time since the start; null if unknown
@@ -217,7 +220,10 @@ class Deploy(NamedTuple):
 
 
 def _user_of(login_uid: int | None, sudo_user: str) -> str:
-    """Return a user as text: of the login, and of sudo if that is another; "" if unknown."""
+    """Format the user who ran a command: the login user, and sudo's user if different.
+
+    Returns "" if both are unknown.
+    """
     login = ""
     if login_uid is not None:
         try:
@@ -230,7 +236,9 @@ def _user_of(login_uid: int | None, sudo_user: str) -> str:
 
 
 def deploys(store: Store, name: str | None) -> tuple[Deploy, ...]:
-    """Return the recorded deploys of a service, or of all services; the oldest first."""
+    """Return the recorded deploys, the oldest first. If ``name`` is given, only those of this
+    service.
+    """
     serving = {(one.front, one.version) for one in store.instances.active(SERVING, OUT)}
     known = store.instances.deploys(name)
     fronts = {one.front for one in store.instances.all()}
@@ -267,8 +275,9 @@ def service_lines(
 ) -> tuple[ServiceLine, ...]:
     """Return all services by name, with their status.
 
-    ``only`` limits the result to these services. ``rows`` are their rows, if already read.
-    ``instances`` adds the active instances of services that have a service address.
+    ``only`` limits the result to these services. ``rows`` are the rows of the database, if the
+    caller has already read them. If ``instances`` is true, the active instances of services with
+    replicas are listed too.
     """
     wanted = None if only is None else set(only)
     every = store.active_rows() if rows is None else rows
@@ -306,7 +315,10 @@ def service_lines(
 
 
 def usage_of(store: Store, name: str) -> cgroups.Usage:
-    """Return what a service uses now; of all instances of a service with replicas together."""
+    """Return the present usage of a service's cgroup: processor time, memory and oom kills.
+
+    If the service has replicas, these are the sums of all instances.
+    """
     usage = cgroups.Usage(None, None, None, None, None)
     for one in store.instances.running(name):
         own = cgroups.usage(f"/niso-{store.state_id()}/{one}")
@@ -320,7 +332,7 @@ _STATS_S = 0.5
 
 
 def with_loads(store: Store, lines: Iterable[ServiceLine]) -> tuple[ServiceLine, ...]:
-    """Return lines of `service_lines` with what each service uses. Takes half a second."""
+    """Add processor time and memory to lines of `service_lines`. Takes half a second to measure."""
     lines = list(lines)
     began = time.monotonic()
     first = {line.service: usage_of(store, line.service).cpu_s for line in lines}
@@ -339,7 +351,7 @@ def with_loads(store: Store, lines: Iterable[ServiceLine]) -> tuple[ServiceLine,
 def with_listening(
     session: Session, store: Store, lines: Iterable[ServiceLine]
 ) -> tuple[ServiceLine, ...]:
-    """Return lines of `service_lines` with the listening sockets of each active service."""
+    """Add the listening sockets of each active service to lines of `service_lines`."""
     from niso.look import listening  # imported late: without --listening, ps reads no kernel
 
     by_name = {line.service: line for line in lines}
@@ -353,9 +365,9 @@ def with_listening(
 def of_stack(
     session: Session, store: Store, names: Iterable[str], stack: str
 ) -> tuple[ServiceLine, ...]:
-    """Return the services of a stack, and the services that the stack's file lists.
+    """Return the services of a stack, and the services in the stack's file, by name.
 
-    A listed service that belongs to another stack is shown as inactive.
+    A service in the file that belongs to another stack is shown as inactive.
     """
     members = {*store.stack_members(stack)}
     own = {name for name in names if name in members or store.service(name) is None}
@@ -365,10 +377,10 @@ def of_stack(
 
 
 def _at_times(line: ServiceLine, last: float | None, next_: float | None) -> ServiceLine:
-    """Add the times of a job's last and next run, by its timer or by a command.
+    """Add to a service the times at which its job last ran and will run next.
 
-    ``last`` and ``next_`` are the timer's times, as Unix times in seconds. systemd stores ``last``
-    over a reboot.
+    ``last`` and ``next_`` come from the systemd timer, as Unix times in seconds. ``last`` survives
+    a reboot. A run by a command counts too.
     """
     started = read(line.service).started_at
     last = max(filter(None, (last, started)), default=None)
@@ -423,7 +435,10 @@ def _line(
 
 
 def _times(now: Status | None) -> tuple[float | None, str | None]:
-    """Return the uptime of a running process in seconds, and the end time of an exited process."""
+    """Return the uptime of a running process in seconds, and the end time of an exited process.
+
+    A value that does not apply is None.
+    """
     if now is None:
         return None, None
     is_running = now.state == "running"
@@ -439,7 +454,9 @@ def _inactive(
 
 
 def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Status | None]:
-    """Return a service's status as text, and the `Status` of its process (None without one)."""
+    """Return a service's status as text, and the `Status` of its process, or None without a
+    process.
+    """
     if row.is_attachment:
         return fate(session, store, row), None
     if not row.active:
@@ -462,7 +479,7 @@ def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Statu
 
 
 def _front_status(store: Store, row: ServiceRow) -> str:
-    """Return how many instances of a service run, and how many it should have: ``2/3 running``."""
+    """Return how many instances of a service run and how many should run: ``2/3 running``."""
     serving = store.instances.of(row.name, SERVING)
     running = sum(read(instance.service).state == "running" for instance in serving)
     spec = row.service
@@ -477,7 +494,10 @@ def _front_restarts(store: Store, row: ServiceRow) -> int | None:
 
 
 def front_health(store: Store, front: str, healths: Mapping[str, Health]) -> Health:
-    """Return the worst health among the serving instances of a service, and its oldest probe."""
+    """Return the worst health among the instances of a service.
+
+    Of several instances with this health, the one with the oldest probe is used.
+    """
     from niso.runtime.health import Health
 
     instances = store.instances.of(front, SERVING, OUT)
@@ -501,7 +521,8 @@ def known_healths(
 ) -> dict[str, Health]:
     """Return the health of services at their last probe, and request probes that are due.
 
-    Does not wait for a probe: the health agent runs them, and the next call returns the results.
+    This function does not wait. The health agent runs the probes, and a later call returns the
+    results.
     """
     if not targets:
         return {}
@@ -513,7 +534,6 @@ def known_healths(
 
 
 def _healths(session: Session, store: Store, services: Iterable[ServiceRow]) -> dict[str, Health]:
-    """Return the health of running services that have a health check. Probes run in parallel."""
     targets = health_targets(store, services)
     if not targets:
         return {}
@@ -648,11 +668,10 @@ _LONG_S = 60.0
 
 
 def unwatched(store: Store) -> list[str]:
-    """Return the services that need the health agent (``niso health``) while the agent does not
-    run.
+    """Return the services that need the health agent (``niso health``), if the agent does not run.
 
-    A service whose instances began to serve only a moment ago is left out: the command that started
-    them has just started the agent.
+    A service whose instances started only a moment ago is left out. The command that started them
+    has just started the agent.
     """
     began: dict[str, float] = {}
     for one in store.instances.active(SERVING, OUT):
@@ -679,10 +698,10 @@ def unwatched_words(services: Sequence[str]) -> tuple[str, str]:
 
 
 def unfinished(store: Store) -> dict[str, tuple[str, str]]:
-    """Return a warning and the next step, by service, for each deploy that was killed halfway.
+    """Return a warning and the next step for each service whose last deploy was killed halfway.
 
-    Such a deploy replaces instances in steps. It was killed between two steps, so both versions
-    serve until the next activation. The last step records the deploy.
+    A deploy replaces instances in steps, and its last step records the deploy. If the deploy was
+    killed between two steps, instances of both versions receive traffic until the next activation.
     """
     found = {}
     for name in store.instances.of_two_versions():
@@ -703,8 +722,8 @@ def unfinished(store: Store) -> dict[str, tuple[str, str]]:
 def few_instances(store: Store, fronts: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yield a warning and the next step for each service whose instances need attention.
 
-    Such a service has fewer serving instances than it should have, or it has an instance that has
-    been leaving for longer than ``deploy.drain`` and a minute.
+    Either fewer instances receive traffic than should, or an instance that is being stopped has
+    kept connections for longer than ``deploy.drain`` and a minute.
     """
     for name in fronts:
         row = store.service(name)
@@ -731,12 +750,14 @@ _COMMANDS = {"stop": "deactivate", "remove volumes": "remove", "ports": "port-fo
 
 
 def command_of(intent: Intent) -> str:
-    """Return the name of the command that began a change, from the database row of the change."""
+    """Return the name of the command that began a change. ``intent`` is the record of this change.
+    """
     return _COMMANDS.get(intent.action, intent.action)
 
 
 def interrupted(store: Store) -> dict[str, str]:
-    """Return, by service, each killed command whose change of the service is incomplete.
+    """Return the services that a killed command has left half changed, each with the command's
+    name.
 
     A command takes the service's lock before it records the change, and releases the lock after it
     has deleted the record. A recorded change without a lock is therefore interrupted.
@@ -768,7 +789,10 @@ class OutsideName(NamedTuple):
 
 
 def described(store: Store, names: Iterable[str] | None = None) -> tuple[OutsideName, ...]:
-    """Return these DNS names, or the names of all policies, with addresses, sorted by name."""
+    """Return DNS names with their addresses, sorted by name.
+
+    If ``names`` is None, these are the names in all policies.
+    """
     if not store.names_outside():
         return ()
     rows = store.outside
@@ -790,14 +814,17 @@ def _described(answer: Outside, services: list[str]) -> OutsideName:
 
 
 def next_due(session: Session) -> float:
-    """Return the seconds until the next DNS name must be resolved, at most 60."""
+    """Return the seconds until a DNS name must be resolved again, at most 60."""
     store, now = session.store(), time.time()
     answers = store.outside.answers() if store.names_outside() else []
     return min([60.0, *(max(answer.due_at - now, 1.0) for answer in answers)])
 
 
 def warn(session: Session, name: str | None) -> None:
-    """Warn of each DNS name without a valid address in the policies of a service, or of all."""
+    """Warn of each DNS name in a policy that has no valid address.
+
+    If ``name`` is None, the policies of all services are checked, otherwise that of one service.
+    """
     rows, now = session.store().outside, time.time()
     unknown: dict[tuple[str, str], list[str]] = {}  # by (services, reason)
     for answer in map(rows.answer, rows.named(active=True)):
@@ -827,7 +854,10 @@ def warn(session: Session, name: str | None) -> None:
 
 
 def warn_of_families(session: Session, answer: Outside, services: Iterable[str]) -> None:
-    """Warn if a DNS name has only addresses of an IP version for which a service has no route."""
+    """Warn of services that have no route for the IP version of a DNS name's addresses.
+
+    ``answer`` has the DNS name and its addresses.
+    """
     store = session.store()
     known = {family_of(address) for address in answer.in_state("now")}
     for service in services if known else ():

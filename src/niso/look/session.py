@@ -46,7 +46,10 @@ def joined() -> Config | None:
 
 
 class Session:
-    """A connection to niso. Like its SQLite connection, it is for one thread and one process."""
+    """The state of one `niso.connect`: the open database, the kernel and the progress callback.
+
+    Like a SQLite connection, a session is for one thread and one process.
+    """
 
     def __init__(self, progress: Progress | None) -> None:
         self.progress = progress
@@ -61,7 +64,7 @@ class Session:
         """Raise Conflict if this session cannot be used.
 
         This is so in another thread or process, after the folders of this process have changed, or
-        if the database is missing while its objects exist.
+        if the database is missing although kernel objects or processes of niso exist.
         """
         if self._owner != _here():
             raise Conflict(
@@ -80,8 +83,8 @@ class Session:
     def store(self, create: bool = False) -> store.Store:
         """Return the store, niso's database. Raises Error.
 
-        If the database file does not exist, the store is created if ``create`` is true, else in
-        memory.
+        If the database file does not exist and ``create`` is true, the file is created. If
+        ``create`` is false, the store is an empty database in memory.
         """
         self.require()
         if self._store is not None and os.path.lexists(paths.database()):
@@ -100,7 +103,7 @@ class Session:
         return Machine(self.store(create), self.kernel(), self.processes(), joined)
 
     def machine_for_change(self, create: bool = False) -> Machine:
-        """Return the `Machine` for a call that takes locks, and report when it waits for a lock."""
+        """Return the `Machine` for a call that takes locks. Each wait for a lock is reported."""
         self.report_waits()
         return self.machine(create)
 
@@ -117,17 +120,18 @@ class Session:
         return Processes()
 
     def report_waits(self) -> None:
-        """Report each wait for a lock to the progress callback, until this call of the API ends."""
+        """Report waits for locks to the progress callback until this call of the API returns."""
         self._listeners.append(locks.listener)
         locks.listener = self.report
 
     @property
     def listening(self) -> int:
-        """The number of calls of this session that are reporting waits for locks."""
+        """The number of API calls, nested in each other, that report waits for locks."""
         return len(self._listeners)
 
     def listen_no_more(self, before: int) -> None:
-        """Restore the lock listener of the time when `listening` had the value ``before``."""
+        """End the reports of waits for locks that began after `listening` had the value ``before``.
+        """
         if self.listening > before:
             locks.listener = self._listeners[before]
             del self._listeners[before:]
@@ -141,7 +145,8 @@ class Session:
     # --- progress --------------------------------------------------------------------------------
 
     def report(self, event: Event) -> None:
-        """Pass an event to the progress callback, whose exception ends the API call."""
+        """Pass an event to the progress callback. An exception of the callback ends the API call.
+        """
         if self.progress is None or self._owner != _here():
             return  # another thread is waiting for a lock
         try:
@@ -155,7 +160,7 @@ class Session:
         self.report(Caution(text, tuple(hints)))
 
     def expect(self, services: Iterable[str]) -> None:
-        """Report to the progress callback which services must become healthy."""
+        """Tell the progress callback which services must become healthy."""
         names = tuple(services)
         if names:
             self.report(Expects(names))
@@ -172,7 +177,7 @@ def open_session(
 ) -> Session:
     """Open a session. Raises Error if the caller is not root.
 
-    A folder that is None is set by its environment variable, or has its default path.
+    If a folder is None, the environment variable for this folder or the default path is used.
     """
     for variable, folder in (("NISO_STATE_DIR", state_dir), ("NISO_RUN_DIR", run_dir)):
         name = variable.removeprefix("NISO_").lower()
@@ -187,7 +192,8 @@ def open_session(
 
 
 def close_all() -> None:
-    """Close all stores, for a process that skips the interpreter's shutdown."""
+    """Close the stores of all sessions, for a process that ends without the interpreter's shutdown.
+    """
     sqlite.close_all()
 
 
@@ -199,7 +205,7 @@ LEAST_TIMEOUT_S = 0.2
 def guarded[**P, R](method: Callable[P, R]) -> Callable[P, R]:
     """Wrap a method of the API so that it raises `Error` instead of sqlite3.Error and OSError.
 
-    If the method reports waits for locks, the reports end when the method returns.
+    If the method starts to report waits for locks, the reports end when the method returns.
     """
 
     def call(*args: P.args, **named: P.kwargs) -> R:
@@ -239,7 +245,7 @@ class ResultStream:
 
 
 class ApiPart:
-    """A part of the public API. All public methods of its subclasses are `guarded`."""
+    """The base of classes of the public API. All their public methods are `guarded`."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -251,7 +257,9 @@ class ApiPart:
 
 
 def explained(error: Exception) -> Error | None:
-    """Return the `Error` for an sqlite3.Error, an OSError or a damaged row, or None for others."""
+    """Return the `Error` for an sqlite3.Error, an OSError or a damaged row. Otherwise, returns
+    None.
+    """
     kind = type(error)
     if kind.__module__ == "sqlite3":
         if isinstance(error, OperationalError) or kind is DatabaseError:
@@ -284,7 +292,7 @@ def _is_of_store(error: Exception) -> bool:
 
 
 def as_usage[T](call: Callable[[], T]) -> T:
-    """Call a function. An InvalidInput that names no file is raised as UsageError."""
+    """Call a function, and raise UsageError instead of an InvalidInput that names no file."""
     try:
         return call()
     except InvalidInput as error:
@@ -340,14 +348,15 @@ def seconds(value: object, what: str, low: float) -> float:
 
 
 def duration(value: str, what: str) -> float:
-    """Convert a duration, written as in a manifest (``60s``), to seconds. Raises UsageError."""
+    """Convert a duration as written in a manifest, such as ``60s``, to seconds. Raises UsageError.
+    """
     from niso.manifest import values
 
     return as_usage(lambda: values.duration(value, what, low=LEAST_TIMEOUT_S))
 
 
 def line_count(value: object) -> int | None:
-    """Check an argument that is a number of lines, or None for all lines. Raises UsageError."""
+    """Check that an argument is a number of lines, or None for all lines. Raises UsageError."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
@@ -358,7 +367,10 @@ def line_count(value: object) -> int | None:
 
 
 def moment(value: object, what: str) -> float:
-    """Convert a time (RFC 3339, local without offset) or a period such as ``2h`` to Unix time."""
+    """Convert a time (RFC 3339), or a period such as ``2h`` before now, to Unix time.
+
+    A time without an offset is local.
+    """
     given = text(value, what)
     digits, unit = given[:-1], _PERIODS.get(given[-1:])
     if unit and digits.isascii() and digits.isdigit() and len(digits) < 10:
@@ -375,18 +387,19 @@ def moment(value: object, what: str) -> float:
 
 
 def since_time(since: str | None) -> float | None:
-    """Convert an optional argument ``since`` as `moment` does. Raises UsageError."""
+    """Convert the argument ``since`` as `moment` does. None remains None. Raises UsageError."""
     return None if since is None else moment(since, "--since")
 
 
 def callers() -> set[int]:
-    """Return the uids whose files niso trusts: root, this process's user, and sudo(8)'s user."""
+    """Return the uids whose files niso trusts: root, this process's user, and the user of sudo(8).
+    """
     sudo = os.environ.get("SUDO_UID", "")
     return {0, os.geteuid(), *([int(sudo)] if sudo.isascii() and sudo.isdigit() else [])}
 
 
 def user_of(user: str | None) -> Any:
-    """Parse the value of ``exec --user``, which can be None. Raises UsageError."""
+    """Parse the value of ``exec --user``. None remains None. Raises UsageError."""
     from niso.manifest import values
 
     given = None if user is None else text(user, "user")

@@ -1,4 +1,4 @@
-"""Load a stack.toml with the names that its services have on this host, and list its services."""
+"""Read a stack.toml with the names that its services have on this host, and list its services."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ def load(
     owners: Collection[int] | None = None,
     together: Callable[[Stack], None] = lambda _: None,
 ) -> Stack:
-    """Read and validate a stack.toml, its manifests and networks. Same as `stack.load`."""
+    """Read and validate a stack.toml, its manifests and its networks, as `stack.load` does."""
     return stack.load(path, _network_errors, owners, together)
 
 
 def named(store: Store, plain: Stack) -> Stack:
-    """Return a stack whose services have the names that they have on this host.
+    """Return the stack with the names that its services have on this host.
 
-    With ``prefix = true`` these names begin with the stack's name. Raises ErrorGroup.
+    If the stack's services have a prefix (``prefix = true``), each name begins with the stack's
+    name. Raises ErrorGroup.
     """
     names = [member.name for member in plain.members]
     wanted = prefixed(store, plain.asks, plain.name, names)
@@ -34,9 +35,9 @@ def named(store: Store, plain: Stack) -> Stack:
 
 
 def outlined(store: Store, path: str) -> stack.Outline:
-    """Read the outline of a stack.toml, with the services' names on this host.
+    """Read the outline of a stack.toml, with the names that its services have on this host.
 
-    Raises as `stack.outline` does.
+    Raises the errors of `stack.outline`.
     """
     plain = stack.outline(path)
     wanted = prefixed(store, plain.asks, plain.name, plain.after)
@@ -44,7 +45,10 @@ def outlined(store: Store, path: str) -> stack.Outline:
 
 
 def own(store: Store, path: str) -> stack.Outline:
-    """Return the outline as `outlined` does. Raise Conflict if the stack is of another file."""
+    """Read the outline of a stack.toml as `outlined` does, before a command changes the stack.
+
+    Raises Conflict if the stack's services came from another stack.toml that still exists.
+    """
     outline = outlined(store, path)
     _refuse_elsewhere(store, outline.name, outline.path)
     return outline
@@ -55,7 +59,7 @@ def _refuse_elsewhere(store: Store, name: str, path: str) -> None:
 
 
 def members(store: Store, outline: stack.Outline) -> list[str]:
-    """Return the existing services of a stack, each before the services that it depends on."""
+    """Return the existing services of a stack. Each service precedes those that it depends on."""
     known = store.stack_members(outline.name)
     order = [name for name in reversed(stack.ordered(outline.after)) if name in known]
     return [*(name for name in known if name not in order), *order]
@@ -87,7 +91,7 @@ def taken(store: Store, stack: str, services: Iterable[str]) -> dict[str, Confli
 def prefixed(store: Store, asks: bool | None, stack: str, names: Iterable[str]) -> bool:
     """Return whether the names of a stack's services begin with the stack's name on this host.
 
-    ``asks`` is the setting ``prefix`` of its file, or None if the file has no such setting. If all
+    ``asks`` is the setting ``prefix`` of the stack's file, or None without this setting. If all
     services of the stack have been removed, the names of remaining volumes show the earlier
     setting.
     """
@@ -111,7 +115,9 @@ def refuse_elsewhere(store: Store, stack: str, file: str, hint: str) -> None:
 
 
 def error_of(network: str, error: Error) -> InvalidInput:
-    """Return a network's error with its key in stack.toml, such as ``networks.backend.subnet``."""
+    """Convert an error about a network so that it names the key in stack.toml, such as
+    ``networks.backend.subnet``.
+    """
     new = InvalidInput.of(error)
     option = (error.key or "").removeprefix("--")
     new.key = f"networks.{network}" + (f".{option}" if option else "")
@@ -122,5 +128,5 @@ def error_of(network: str, error: Error) -> InvalidInput:
 
 
 def is_elsewhere(before: str, now: str) -> bool:
-    """Return whether the former file still exists and is a different file from the present one."""
+    """Return whether the file ``before`` still exists and is not the file ``now``."""
     return os.path.exists(before) and os.path.realpath(before) != os.path.realpath(now)

@@ -1,4 +1,4 @@
-"""Check the rows of niso's database for consistency, and restore missing rows.
+"""Check that the rows of niso's database are complete, and restore missing rows.
 
 Most rows of a service follow from its manifest. These rows are compared with the manifest one
 service at a time, so that memory use does not grow with the number of services. To list missing
@@ -39,7 +39,7 @@ and "different" if the row that describes the service itself is damaged.
 
 
 def find_defects(kernel: Kernel, store: Store) -> list[Defect]:
-    """Return the defects of the store's rows. Raises Error if the database file is damaged."""
+    """Return the defects of the database's rows. Raises Error if the database file is damaged."""
     with store.reading():
         store.require_sound()
         defects: list[Defect] = [("foreign", *orphan) for orphan in store.orphans()]
@@ -74,7 +74,7 @@ def find_defects(kernel: Kernel, store: Store) -> list[Defect]:
 
 
 def _restored(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Defect]:
-    """Restore missing rows of services and of all services in the same namespaces.
+    """Restore missing rows of services, and of services that share a namespace with them.
 
     Returns the defects that were repaired. Raises Error.
     """
@@ -103,7 +103,8 @@ def _is_whole(
     row: ServiceRow,
     spec: ServiceSpec,
 ) -> bool:
-    """Return whether the store has all rows that the service's own row and the kernel imply."""
+    """Return whether the database has all rows that follow from a service's own row and the kernel.
+    """
     name = row.name
     policy = _policy(store, name, spec)
     follow: dict[str, Sequence[tuple[object, ...]]] = {
@@ -141,7 +142,7 @@ def _policy(store: Store, service: str, spec: ServiceSpec) -> Policy | None:
 def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -> None:
     """Restore the missing rows that follow from a service's own row.
 
-    Raises Error if a network is missing, or if another service now has an address of the service.
+    Raises Error if a network is missing, or if another service now has an address of this service.
     """
     name = row.name
     store.set_names(name, spec.names)
@@ -169,11 +170,11 @@ def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -
 
 
 def _lost_instance(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -> Instance:
-    """Return the lost row of an instance of a service.
+    """Build the row of an instance of a service from other data, because the row was lost.
 
-    The row was lost, so the state of the instance is inferred. It is "serving" if a slot in the
-    kernel has its address. Otherwise it is "out" until the instance is healthy. It is "leaving" if
-    the service has all of its instances without this one.
+    The state of the instance is "serving" if a slot in the kernel has the instance's address.
+    Otherwise it is "out" until the instance is healthy. It is "leaving" if the service has all of
+    its instances without this one.
     """
     own = {address for _, address in store.addresses(row.name)}
     deploy = spec.program.deploy
@@ -195,10 +196,11 @@ def _lost_instance(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceS
 def _lost_ports(
     kernel: Kernel, store: Store, service: str, spec: ServiceSpec
 ) -> tuple[list[PortMapping], list[PortMapping]] | None:
-    """Return the arguments of `Store.set_ports` that restore lost manifest ports, or None.
+    """Return the arguments for `Store.set_ports` that restore lost manifest ports.
 
-    A port is lost if the kernel still publishes the port and the store has no row for it. If
-    neither has the port, it may have been taken with port-forward --replace, which is no defect.
+    A port is lost if the kernel publishes the port and the store has no row for it. If neither has
+    the port, port-forward --replace may have taken it, which is no defect. Returns None if no port
+    is lost.
     """
     forwards = set(store.forwards(service))
     before = {port for _, port in store.ports(service)} - forwards
@@ -221,7 +223,10 @@ def _lost_ports(
 def _port_in_kernel(
     kernel: Kernel, store: Store, service: str, port: PortMapping
 ) -> PortMapping | None:
-    """Return a service's port with its host port if niso's nftables maps contain it, or None."""
+    """Return a service's port, with its host port, if the nftables maps of niso contain the port.
+
+    Otherwise, returns None.
+    """
     own = store.addresses(service)
     first = [address for network, address in own if network == own[0][0]]
     for address in first if not port.host_port else ():
@@ -274,5 +279,5 @@ def _lease_again(
 
 
 def _marked_sysctls(kernel: Kernel) -> dict[str, str]:
-    """Return the forwarding sysctls recorded in nftables, each with its value before niso."""
+    """Return the forwarding sysctls recorded in nftables, each with the value from before niso."""
     return dict(map(elements.sysctl_before, kernel.list_elements(ruleset.INET, "before") or ()))

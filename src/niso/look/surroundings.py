@@ -24,10 +24,10 @@ _MODES = ("bridge", "share")  # of services that may send a query through niso's
 
 
 def small_mtus(kernel: Kernel, networks: Iterable[NetworkRecord]) -> list[tuple[str, str]]:
-    """Return a warning and the next step for each network with a larger MTU than the uplink.
+    """Return a warning and the next step for each network whose MTU is larger than the uplink's.
 
-    The uplink's MTU is that of the host's default route, for each IP version of the network.
-    Internal networks are left out.
+    The uplink is the interface of the host's default route. Each IP version of the network is
+    checked. Internal networks are left out.
     """
     outer = [network for network in networks if not network.internal]
     families = {subnet.family for network in outer for subnet in network.subnets}
@@ -48,11 +48,11 @@ def small_mtus(kernel: Kernel, networks: Iterable[NetworkRecord]) -> list[tuple[
 def mute_name_servers(
     kernel: Kernel, store: Store, services: Iterable[str], once: bool = False
 ) -> list[tuple[str, str]]:
-    """Return a warning and the next step for services of which no name server answers.
+    """Return a warning and the next step for services none of whose name servers answers.
 
-    Each name server gets one query from the host. All queries together take at most a second. With
-    ``once``, name servers that an earlier call with ``once`` has asked since the last boot are not
-    asked again.
+    Each name server gets one query from the host. All queries together take at most a second. If
+    ``once`` is true, name servers that were already asked with ``once`` since the last boot are
+    left out.
     """
     asked = _asked() if once else set[str]()
     found = {
@@ -75,9 +75,12 @@ def mute_name_servers(
 
 
 def replaced_files(store: Store, services: Iterable[str]) -> list[tuple[str, str]]:
-    """Return a warning and the next step for each file that was replaced on the host while a
-    running service has the file as a volume, and for each path of a volume whose symbolic links
-    lead elsewhere now. Instances are named by their service.
+    """Return a warning and the next step for each volume that shows a file or folder no longer in
+    use.
+
+    Either the file was replaced on the host while a running service had it as a volume, or the
+    symbolic links in the volume's path now lead elsewhere. A warning about an instance names its
+    service.
     """
     result: dict[tuple[str, str], None] = {}
     for service in services:
@@ -110,7 +113,7 @@ def _asked() -> set[str]:
 
 
 def _name_servers(store: Store, services: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
-    """Return, for each list of name servers, the active services whose programs use it.
+    """Return the lists of name servers in use, each with the active services that use the list.
 
     Services that can reach no other machine are left out. Lists with a loopback address are left
     out too, because such an address is the service itself.

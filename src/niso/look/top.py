@@ -105,7 +105,7 @@ class Load(NamedTuple):
 
 
 class TopSample(NamedTuple):
-    """The state of services and flows at one time. `between` computes rates from two samples."""
+    """The state of services and flows at one time. `between` compares two samples."""
 
     at: float  # seconds of a monotonic clock
     lines: tuple[ServiceLine, ...]
@@ -117,10 +117,11 @@ class TopSample(NamedTuple):
 
 
 class Metered(ResultStream):
-    """A sampler of services, policies and flows that measures bytes of flows until it is closed.
+    """A sampler of services, policies and flows. Until it is closed, the kernel counts bytes of
+    flows.
 
     Reading a service takes 0.4 ms, so the sampler caches services. While the database is unchanged
-    and the process of a service is running, only the health of the service is checked again.
+    and the process of a service is running, only the health of the service is read again.
     """
 
     def __init__(self, session: Session) -> None:
@@ -145,7 +146,8 @@ class Metered(ResultStream):
     def _sample(
         self, with_open: bool
     ) -> tuple[TopSample, TopSample, Memory, Mapping[Key, int] | None]:
-        """Return the last sample, a new sample, the recorded flows, and the bytes of each flow.
+        """Take a sample. Return the previous sample, this one, the recorded flows, and each flow's
+        bytes.
 
         The bytes are None if this kernel cannot count them.
         """
@@ -233,7 +235,7 @@ class Metered(ResultStream):
 
 
 class Top(Metered):
-    """A stream of the rates of one service or of all services, to be used in a ``with`` block."""
+    """A stream of the rates of one service or of all services. Use it in a ``with`` block."""
 
     def __init__(self, session: Session, name: str | None) -> None:
         super().__init__(session)
@@ -269,12 +271,12 @@ class Top(Metered):
 
 
 def counts(memory: Memory) -> dict[tuple[Key, str], int]:
-    """Return the number of packets of each recorded flow, by flow and verdict."""
+    """Return the number of packets of each recorded flow, by key of the flow and verdict."""
     return {(row[:4], verdict): row.packets for verdict, row in memory.by_verdict()}
 
 
 def growth(before: TopSample, now: TopSample) -> dict[tuple[Key, str], int]:
-    """Return how many new flows there were between two samples, by flow and verdict."""
+    """Return how many new flows began between two samples, by key of the flow and verdict."""
     return {key: more(before.flows.get(key, 0), count) for key, count in now.flows.items()}
 
 
@@ -283,7 +285,8 @@ def between(
 ) -> Load:
     """Compute the rates of services and flows between two samples.
 
-    ``moved`` has the bytes of each flow between the samples, or is None if they cannot be counted.
+    ``moved`` maps flows to their bytes between the samples. If the kernel cannot count bytes,
+    ``moved`` is None.
     """
     seconds = elapsed(before, now)
     # flows of the instances of a service are added up
@@ -362,7 +365,7 @@ def services_between(
 
 
 def busy(load: ServiceLoad) -> tuple[float, float, int, str]:
-    """Return a key that sorts services by processor time, traffic and memory, the most first."""
+    """Return a sort key that places services with most processor time, traffic and memory first."""
     traffic = (load.received or 0.0) + (load.sent or 0.0)
     return -round(load.cpu or 0.0), -traffic, -((load.memory or 0) >> 20), load.service
 
@@ -393,7 +396,7 @@ def sockets_of(reader: FlowReader, measured: Iterable[Measured]) -> tuple[Servic
 
 
 def _sum[T: (int, float)](values: Iterable[T | None]) -> T | None:
-    """Return the sum of the values that are known; None if none is."""
+    """Return the sum of the values that are not None, or None if all values are None."""
     known = [value for value in values if value is not None]
     return sum(known[1:], known[0]) if known else None
 
