@@ -81,10 +81,7 @@ def run(_: str, args: Args) -> int:
 
 
 def _serve(look: Iterator[bytes], server: _PageServer, end: float | None) -> None:
-    """Pass measurements to the server every `EVERY_S` seconds, until ``end`` (monotonic clock).
-
-    If ``end`` is None, there is no limit.
-    """
+    """Pass measurements to the server until ``end`` (monotonic clock), or without limit if None."""
     began = time.monotonic()
     while True:
         wait = max(EVERY_S, _SHARE * (time.monotonic() - began))
@@ -96,10 +93,7 @@ def _serve(look: Iterator[bytes], server: _PageServer, end: float | None) -> Non
 
 
 def _looks(host: Host) -> Iterator[bytes]:
-    """Measure services, networks and flows repeatedly, and yield each result as a line of JSON.
-
-    Raises Error if the first measurement fails. A later error is yielded as a line of JSON.
-    """
+    """Measure repeatedly, and yield lines of JSON. Raises Error if the first measurement fails."""
     with host.map() as measured:
         yield _line({"state": plain(measured.read())})
         while True:
@@ -145,7 +139,6 @@ class _PageServer:
         return self
 
     def write(self, line: bytes) -> None:
-        """Pass a measurement to the server. Raises Error if the server has exited."""
         view = memoryview(line)
         try:
             while view:
@@ -159,9 +152,6 @@ class _PageServer:
             raise self._failure(b"")
 
     def _failure(self, said: bytes) -> Error:
-        """Return an error that says why the server exited. ``said`` is the output read from it so
-        far.
-        """
         while block := os.read(self._status, 4096):
             said += block
         if said:
@@ -185,10 +175,7 @@ class _PageServer:
 
 
 def _in_child(listener: socket.socket, pipe: int, status: int, token: str) -> None:
-    """Serve the page in a forked process until ``pipe`` is closed, then exit from this process.
-
-    Signals are blocked. An error is written to the descriptor ``status``.
-    """
+    """Serve the page in a forked process until ``pipe`` is closed, then exit. Blocks signals."""
     from niso.web import page_server
 
     code = 1
@@ -241,10 +228,7 @@ def _listening(path: str | None, port: int) -> Iterator[socket.socket]:
 
 
 def _remove_dead(path: str) -> None:
-    """Remove a Unix socket of this user on which no process listens, before a new one is made.
-
-    Raises OSError if the path exists and is not a socket.
-    """
+    """Remove a Unix socket without a listener. Raises OSError if the file is not a socket."""
     with suppress(FileNotFoundError):
         info = os.lstat(path)
         if not stat.S_ISSOCK(info.st_mode):

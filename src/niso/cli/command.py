@@ -19,10 +19,9 @@ class Argument(NamedTuple):
     """A positional argument of a command, such as ``NAME``, ``FILE?``, ``PATH*`` or ``-- CMD...``.
 
     A last character ``?`` makes the argument optional, ``+`` allows several values, and ``*``
-    allows none or several. An argument that begins with ``-- `` takes all remaining words.
-    ``completes`` is a key of `complete._KINDS`. ``key`` is the attribute of `Args` that gets the
-    value. The default is the argument's name in lower case, with an s if several values are
-    allowed.
+    allows none or several. After ``-- ``, the argument takes all remaining words. ``completes`` is
+    a key of `complete._KINDS`. ``key`` is the attribute of `Args` that gets the value. The default
+    is the name in lower case, with an s if several values are allowed.
     """
 
     spelled: str
@@ -37,7 +36,8 @@ class Argument(NamedTuple):
 
     @property
     def times(self) -> str:
-        """How many words the argument takes: "" for one, ``?``, ``*``, ``+``, or ``...`` for all.
+        """How many words the argument takes: "" is one, ``...`` is the rest, or ``?``, ``*``,
+        ``+``.
         """
         return "..." if "-- " in self.spelled else self.spelled[len(self.metavar) :]
 
@@ -150,10 +150,7 @@ def meaning(of: Argument | Option) -> str:
 
 
 def synopsis(command: Command) -> list[str]:
-    """Return the parts of a command's usage line, such as ``[--subnet CIDR]...``.
-
-    A long usage line may be wrapped only between two of these parts.
-    """
+    """Return the parts of a usage line, such as ``[--subnet CIDR]...``. Only parts are wrapped."""
     shown = [f"niso {command.name}"]
     for argument in command.arguments:
         if argument.times == "...":
@@ -222,8 +219,7 @@ ALIASES = {"-h": "help", "--help": "help", "-V": "version", "--version": "versio
 def find(name: str, action: str) -> Command:
     """Return the description of a command, such as ``ps``, or of an action, such as ``net list``.
 
-    Returns the description of the group if the group has no such action. A second word in
-    ``action`` is ignored if it is not part of the action's name.
+    Without such an action, returns the group. A word after the action's name is ignored.
     """
     catalogue = module(f"catalogue.{COMMANDS[name][1]}")
     group: Command | None = catalogue.GROUP if name in GROUPS else None

@@ -62,10 +62,7 @@ def _script(shell: str) -> int:
 
 
 def split(line: str) -> tuple[list[str], str]:
-    """Split the part of a command line before the cursor into its words, without quotes.
-
-    Returns the complete words, and the unfinished word at the cursor.
-    """
+    """Split the command line before the cursor into complete words and the unfinished word."""
     words: list[str] = []
     word, quote, begun, escaped = "", "", False, False
     for letter in line:
@@ -214,11 +211,7 @@ def _words(ports: Iterable[niso.Port]) -> list[str]:
 
 
 def _forwards(placed: list[str], given: list[str]) -> Candidates:
-    """Return candidates for the ports of ``niso port-forward``.
-
-    These are the service's ports that are forwarded now. With --replace, they are the ports that
-    other services publish.
-    """
+    """Return candidates: the service's forwarded ports, or with --replace other services' ports."""
 
     def read(host: niso.Host) -> Candidates:
         if "--replace" not in given:
@@ -232,8 +225,7 @@ def _forwards(placed: list[str], given: list[str]) -> Candidates:
 
 
 def _targets(placed: list[str], given: list[str]) -> Candidates:
-    """Return candidates for a destination: services, SERVICE:PORT of published ports, and ``host``.
-    """
+    """Return candidates for a destination: services, published SERVICE:PORT, and ``host``."""
 
     def read(host: niso.Host) -> Candidates:
         ports = host.networks.ports()

@@ -112,10 +112,7 @@ def _print_imported(made: niso.ImportedStack) -> None:
 
 
 def follow(start: Callable[[Callable[[str], None]], Following]) -> int:
-    """Run the agent that ``start`` returns until a signal ends it, and return the exit status.
-
-    The agent's log is printed on stdout.
-    """
+    """Run an agent that prints its log, until a signal ends it. Return the exit status."""
     following = start(lambda line: print(output.escaped(line), flush=True))
     ended = []
 

@@ -81,7 +81,6 @@ def run(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str], as_json: bool) -> int:
-    """Run one command and return its exit status. Raises KeyboardInterrupt after a signal."""
     paths.command_line = arguments
     failed = 2 if " ".join(arguments[:2]) in JUDGES else 0
     if arguments[:1] in (["exec"], ["lab"]):
@@ -112,7 +111,6 @@ MAX_SHOWN = 100
 
 
 def _report(error: Error, as_json: bool) -> None:
-    """Print an error, or each error of a group, on stderr, as text or JSON."""
     try:
         errors = error.errors if isinstance(error, ErrorGroup) else [error]
         for one in errors if as_json else errors[:MAX_SHOWN]:
@@ -133,8 +131,7 @@ def _report(error: Error, as_json: bool) -> None:
 
 
 def _failed(error: Error, as_json: bool, status: int) -> int:
-    """Report an error and return ``status``. Raises KeyboardInterrupt if a signal arrived before.
-    """
+    """Report an error and return ``status``. Raises KeyboardInterrupt after a signal."""
     _report(error, as_json)
     if state.last > 0:  # the signal may have caused the error
         raise KeyboardInterrupt
@@ -174,10 +171,7 @@ def _command(arguments: list[str]) -> int:
 
 
 def _refuse_early_option(arguments: list[str], place: int) -> None:
-    """Raise UsageError if an option is written before the command to which it belongs.
-
-    ``place`` is the position of the option in the command line.
-    """
+    """Raise UsageError if the word at ``place`` is an option written before its command."""
     from niso.cli.command import COMMANDS, find
 
     option, words = arguments[place], [*arguments[:place], *arguments[place + 1 :]]

@@ -300,10 +300,7 @@ _COLUMNS = ("NAME", "ADDRESSES", "UNTIL", "SERVICES", "PROBLEM")
 
 
 def _refresh(host: Host, args: Args) -> int:
-    """Resolve the DNS names that policies use.
-
-    With --for, resolves each name again when its answer expires, until the time is over or Ctrl-C.
-    """
+    """Resolve the DNS names of policies. With --for, repeat as answers expire, until Ctrl-C."""
     if not args.for_:
         return _refresh_once(host, args)
     end = time.monotonic() + duration(args.for_, "--for")

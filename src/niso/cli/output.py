@@ -97,10 +97,7 @@ def _escaped_row(row: Sequence[str]) -> list[str]:
 def _narrowed(
     lines: list[list[str]], widths: list[int], room: int
 ) -> tuple[list[list[str]], list[int]]:
-    """Wrap the lists in a table's cells between items, in the widest columns first.
-
-    Returns the new lines and the widths of the columns.
-    """
+    """Wrap cells with lists between items, widest column first. Return new lines and widths."""
     least = [
         max(len(item) for line in lines for item in _items(line[i])) for i in range(len(widths))
     ]
@@ -119,7 +116,6 @@ def _narrowed(
 
 
 def _items(value: str) -> list[str]:
-    """Split a list into its items, each with the comma or semicolon that follows."""
     return value.replace(", ", ",\0").replace("; ", ";\0").split("\0")
 
 
@@ -245,9 +241,7 @@ def ports_text(ports: Iterable[niso.Port]) -> str:
 
 
 def as_listed(port: str) -> str:
-    """Format a port as the manifest writes it (``127.0.0.1:53:53/udp``) in the style of
-    `ports_text`.
-    """
+    """Format a port of a manifest, such as ``127.0.0.1:53:53/udp``, as `ports_text` does."""
     host, colon, container = port.removeprefix("0.0.0.0:").rpartition(":")
     return f"{host}{arrow()}{container}" if colon else port
 
@@ -354,8 +348,8 @@ SLOW = (
 class Progress:
     """A printer of a command's events: ``with Progress(args) as host.progress:``.
 
-    With -v or --dry-run, all events are printed. Otherwise a thread prints only the steps that take
-    more than a second. The thread starts with the first event that can be slow. Warnings are always
+    With -v or --dry-run, all events are printed. Otherwise a thread prints only steps that take
+    more than a second. The thread starts with the first such kind of event. Warnings are always
     printed.
     """
 
@@ -417,8 +411,7 @@ class Progress:
             step("nothing to do")
 
     def _stop(self) -> None:
-        """End the thread. If the thread is printing a line, first wait until the line is complete.
-        """
+        """End the thread. A line that the thread is printing is completed first."""
         if self._running:
             self._over.release()
             with self._printing:  # let a line in progress come before the command's output

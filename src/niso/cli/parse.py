@@ -194,8 +194,7 @@ def unknown(
 def unknown_command(words: list[str]) -> UsageError:
     """Return the error for words that name no command or action.
 
-    The hint names the niso command that replaces a command of another tool, or else the closest
-    command (see `unknown`).
+    The hint is the niso command for a command of another tool, or the closest command (`unknown`).
     """
     from niso.cli.catalogue.general import answer
 
@@ -318,7 +317,6 @@ def _wrapped(text: str, columns: int, head: str = "", indent: int = 0) -> str:
 
 
 def _list(rows: list[tuple[str, str]], columns: int) -> str:
-    """Format rows in two columns. Text in the second column is wrapped within that column."""
     left = min(max(len(word) for word, _ in rows), 22)
     shown = ""
     for word, text in rows:

@@ -60,10 +60,7 @@ def _library() -> Any:
 
 
 def text(flows: int, progress: Any = None) -> bytes:
-    """Collect all metrics in the text format 0.0.4 of Prometheus. Raises Error.
-
-    ``flows`` is the maximum number of time series about flows.
-    """
+    """Return all metrics in Prometheus' text format 0.0.4. Raises Error."""
     library = _library()
 
     def collect() -> Iterator[Family]:
@@ -82,10 +79,7 @@ def text(flows: int, progress: Any = None) -> bytes:
 
 
 def _write(path: str, body: bytes) -> None:
-    """Write a file atomically. Raises UsageError if the path is a folder, device or link.
-
-    Also raises UsageError if writing fails.
-    """
+    """Write a file atomically. Raises UsageError if this fails or the path is not a plain file."""
     # node_exporter reads only *.prom, and therefore ignores this temporary file
     draft = f"{path}.{os.getpid()}"
     try:

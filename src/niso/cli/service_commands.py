@@ -310,10 +310,7 @@ def _stats(load: niso.ProcessLoad | None) -> tuple[str, ...]:
 
 
 def _listens(line: niso.ServiceLine) -> str:
-    """Format the sockets on which a service listens, such as ``80; not 81``.
-
-    After "not" are the published ports on which no program listens.
-    """
+    """Format a service's sockets and, after "not", its ports without a listener: ``80; not 81``."""
     shown = [output.socket_text(one.address, one.port, one.proto) for one in line.listening or ()]
     lacks = [output.socket_text(one.address, one.port, one.proto) for one in line.unheard or ()]
     parts = [", ".join(dict.fromkeys(shown))] + [f"not {', '.join(lacks)}"] * bool(lacks)
@@ -346,10 +343,7 @@ def _print_chunks(chunks: Iterable[bytes], follow: bool) -> int:
 
 
 def _watch_reader(gone: list[bool]) -> None:
-    """Start a thread that interrupts this command when the reader of its output has exited.
-
-    The thread then adds True to ``gone``.
-    """
+    """Interrupt this command, and add True to ``gone``, when the reader of stdout exits."""
 
     def watch() -> None:
         poll = select.poll()

@@ -72,9 +72,9 @@ ORDERS: dict[str, Callable[[ServiceLoad], float | str]] = {
 
 
 def show(name: str | None) -> int:
-    """Show the screen of ``niso top`` until q or Ctrl-C. Raises Error.
+    """Show the screen for one service until q or Ctrl-C. Raises Error.
 
-    If ``name`` is None, the screen shows all services, otherwise one.
+    If ``name`` is None, the screen shows all services.
     """
     # reports mistakes before the screen is drawn
     with connect() as host, host.top(name) as measured:
@@ -95,10 +95,7 @@ def show(name: str | None) -> int:
 
 
 def _read(screen: TopScreen) -> None:
-    """Measure every `EVERY_S` seconds and update the screen. Runs in a thread.
-
-    A thread is needed because health checks can take long.
-    """
+    """Measure every `EVERY_S` seconds. Runs in a thread, because health checks can take long."""
     try:
         with connect() as host, host.top() as measured:
             due = time.monotonic() + traffic_commands.EVERY_S
@@ -192,8 +189,7 @@ class TopScreen(App[None]):
         self._draw()
 
     def update_load(self, load: Load) -> None:
-        """Show a new measurement. Flows stay until they had no traffic for `HISTORY` measurements.
-        """
+        """Show a new measurement, and the flows with traffic in the last `HISTORY` measurements."""
         self._load = load
         bits = {row.service: (row.received or 0) + (row.sent or 0) for row in load.services}
         self._history = {
@@ -325,8 +321,7 @@ class TopScreen(App[None]):
         self._draw()
 
     def on_input_submitted(self) -> None:
-        """Return the keyboard focus to the table. The table remains filtered by the entered text.
-        """
+        """Return the keyboard focus to the table. The entered text remains its filter."""
         self.query_one(Input).remove_class("shown")
         self._arrange()
 
@@ -369,8 +364,7 @@ class TopScreen(App[None]):
     def _subject(self) -> tuple[str | None, FlowLoad | None]:
         """Return the service and the flow that a key press refers to. Each can be None.
 
-        If the cursor is on a flow, the service is the one that the screen shows, or else a service
-        at one end of the flow.
+        With a flow, the service is the one that the screen shows, or one at an end of the flow.
         """
         services, _, sockets = self._tables()
         table = next((part for part in self._tables() if part.has_focus), services)
@@ -385,9 +379,7 @@ class TopScreen(App[None]):
         return self._home(self.chosen) or flow.to.service or flow.from_.service, flow
 
     def _home(self, name: str | None) -> str | None:
-        """Return the service whose network namespace a service uses, which is usually the service
-        itself.
-        """
+        """Return the service whose network namespace a service uses, usually its own."""
         loads = self._load.services if self._load else ()
         return next((load.shares or name for load in loads if load.service == name), name)
 
@@ -407,7 +399,6 @@ def _bars(values: list[float]) -> str:
 
 
 def _kind(load: ServiceLoad) -> str:
-    """Return the name of the style for a service's state: good, bad, waiting or ""."""
     if load.status == "running":
         health = {"healthy": "good", "unhealthy": "bad", "starting": "waiting"}
         return health.get(load.health or "", "")
@@ -438,8 +429,7 @@ STYLES = {
 class RowTable(ScrollView, can_focus=True):
     """A table that may have many rows, of which only the visible ones are drawn.
 
-    The first line has the column titles. If the order of the rows changes, the cursor follows its
-    row.
+    The first line has the titles. If the order of the rows changes, the cursor follows its row.
     """
 
     COMPONENT_CLASSES: ClassVar = {"rows--titles", "rows--cursor"}
@@ -619,7 +609,6 @@ class Output(ModalScreen[None]):
             self._title(f"(exit status {self._end()})")
 
     def _end(self) -> int | None:
-        """Stop the command if it is still running, and return its exit status."""
         process = self._process
         if process is None:
             return None

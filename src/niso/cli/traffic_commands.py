@@ -164,10 +164,7 @@ def _log(host: Host, args: Args) -> int:
 
 
 def _wait(source: niso.Drops | niso.Events | None, seconds: float | None = None) -> bool:
-    """Wait until ``source`` has something to read. Return False after ``seconds`` without anything.
-
-    Raises BrokenPipeError if stdout has been closed by its reader.
-    """
+    """Return whether ``source`` becomes readable in time. Raises BrokenPipeError without stdout."""
     poll = select.poll()
     if source is not None:
         poll.register(source, select.POLLIN)
@@ -179,7 +176,6 @@ def _wait(source: niso.Drops | niso.Events | None, seconds: float | None = None)
 
 
 def _print_lines[T](results: Iterable[T], as_json: bool, line: Callable[[T], str]) -> None:
-    """Print each result at once, as a line of text or as a JSON object on a line."""
     for one in results:
         print(json.dumps(plain(one)) if as_json else output.escaped(line(one)))
     sys.stdout.flush()
@@ -288,16 +284,12 @@ def _unwritten(path: str, error: OSError, option: str = "-w") -> UsageError:
 
 
 def _is_peer(word: str) -> bool:
-    """Return whether a word must be a peer (``db:80``, ``host``, an address), not a service's name.
-    """
+    """Return whether a word must be a peer (``db:80``, ``host``, an address), not a service."""
     return word == "host" or not word[:1].isalpha() or not set(word).isdisjoint(":/")
 
 
 def _copy(capture: niso.Capture, file: IO[bytes], seconds: float | None, as_text: bool) -> int:
-    """Copy a capture to a file until the capture ends, and return the exit status.
-
-    If ``seconds`` is given, the capture is stopped after this time.
-    """
+    """Copy a capture to a file for at most ``seconds``. Return the exit status."""
     end = None if seconds is None else time.monotonic() + seconds
     poll = select.poll()
     poll.register(capture, select.POLLIN)
@@ -411,8 +403,7 @@ def _learn(host: Host, args: Args) -> int:
 
 
 def _watch(period: str) -> str:
-    """Wait for a period such as ``1h``, or until Ctrl-C. Return the start of the wait (RFC 3339).
-    """
+    """Wait for a period such as ``1h`` or until Ctrl-C. Return the start time (RFC 3339)."""
     seconds = duration(period, "--for")
     start = datetime.now(UTC)
     output.note(f"niso: watching for {period}; Ctrl-C ends it early")
@@ -575,10 +566,7 @@ def _print_loads(top: niso.Top, args: Args) -> None:
 
 
 def summary(load: niso.Load) -> list[tuple[str, str]]:
-    """Return the parts of the headline of ``niso top``, such as ``2 of 3 up``.
-
-    Each part has the name of its style.
-    """
+    """Return the parts of the headline, such as ``2 of 3 up``, each with its style's name."""
     up = sum(service.status in ("running", "attached", "completed") for service in load.services)
     unhealthy = sum(service.health == "unhealthy" for service in load.services)
     new = dict.fromkeys(("pass", "audit", "drop"), 0.0)

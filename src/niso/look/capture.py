@@ -53,9 +53,9 @@ _MOST_REASONS = 4096
 
 
 def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
-    """Return a pcap-filter(7) expression for packets from or to hosts, on a port, and for ``more``.
+    """Return a pcap-filter(7) expression that combines hosts, a port and another expression.
 
-    ``more`` is another expression. Empty parts are left out.
+    Empty parts are left out.
     """
     parts = []
     hosts = " or ".join(f"host {address}" for address in addresses)
@@ -290,9 +290,7 @@ class Tcpdump:
         return data
 
     def hear(self) -> bool:
-        """Read part of tcpdump's error output, to be used in an error message. Return False at its
-        end.
-        """
+        """Read tcpdump's error output, for a later error message. Return False at its end."""
         data = os.read(self.err, _CHUNK)
         self._said = (self._said + data)[-_SAID:]
         return bool(data)
@@ -369,10 +367,7 @@ def _become(
 
 
 def _hide_hosts(names: Mapping[str, str]) -> None:
-    """Make tcpdump look up names only in a private /etc/hosts, which contains ``names``.
-
-    For this, the calling process enters a new mount namespace. ``names`` maps addresses to names.
-    """
+    """Enter a mount namespace in which names are looked up only in an /etc/hosts of ``names``."""
     os.unshare(os.CLONE_NEWNS)
     root.mount(None, "/", None, _MS_REC | _MS_PRIVATE)
     folder = paths.run_dir()
@@ -442,9 +437,8 @@ class CaptureFile:
         return _block(_PACKET, body)
 
     def converter(self, name: str) -> Callable[[bytes], bytes]:
-        """Return a function that converts parts of a pcap stream to pcapng blocks.
-
-        ``name`` is the interface's name. The function raises ValueError if its input is not pcap.
+        """Return a function that converts a pcap stream to blocks. The function may raise
+        ValueError.
         """
         rest = b""
         interface: int | None = None
@@ -485,7 +479,6 @@ def _block_of_names(names: Mapping[str, str]) -> bytes:
 
 
 def _option(code: int, text: str) -> bytes:
-    """Return an option of a pcapng block, followed by the end of the options."""
     value = text.encode()
     return struct.pack("=HH", code, len(value)) + _padded(value) + struct.pack("=HH", 0, 0)
 

@@ -1,9 +1,8 @@
 """Find nftables chains of other programs that a packet passes, and which of them drop the packet.
 
 The chains are evaluated for one packet of `niso net explain`, or for a new connection to a
-published port. The evaluation knows the packet's addresses and ports, the network interfaces and
-the state of connection tracking. A rule that tests something else, such as a mark or a rate, may
-match or not.
+published port. The packet's addresses, ports, network interfaces and state of connection tracking
+are known. A rule that tests something else, such as a mark or a rate, may match or not.
 """
 
 from __future__ import annotations
@@ -91,10 +90,7 @@ DROP = "drop"
 
 
 class _Way(NamedTuple):
-    """A hook that a packet passes, and the interfaces by which the packet enters and leaves there.
-
-    An interface is "" if there is none, and None if it is unknown.
-    """
+    """A hook that a packet passes, and its interfaces there: "" for none, None for unknown."""
 
     hook: str
     enters: str | None
@@ -113,9 +109,8 @@ class _Ends(NamedTuple):
 def of_packet(
     kernel: Kernel, world: PolicyContext, explained: ExplainedPacket
 ) -> OtherFirewalls | None:
-    """Return what nftables chains of other programs do to a packet and its replies.
-
-    Returns None if niso drops the packet, or if the packet passes no chain of this host.
+    """Return what chains of other programs do to a packet and its replies. Returns None if
+    niso drops the packet or the packet passes no chain of this host.
     """
     packet, verdict = explained.packet, explained.verdict
     sender, receiver = (
@@ -247,11 +242,10 @@ def _outside(
     before: _Ends | None,
     any_end: bool,
 ) -> OtherChain | None:
-    """Return a chain if it drops, or may drop, a packet from another machine to a service.
+    """Return a chain that drops, or may drop, a packet from another machine to a service, or None.
 
-    Otherwise, returns None. ``after`` and ``before`` have the packet's addresses and ports after
-    and before DNAT. If ``any_end`` is true, it suffices that a dropping rule tests any address or
-    port.
+    ``after`` and ``before`` have the packet's addresses and ports after and before DNAT. If
+    ``any_end`` is true, a dropping rule need only test some address or port.
     """
     hook = HOOKS[chain.hook]
     leaves = "" if hook in _EARLY else network.bridge
@@ -274,10 +268,8 @@ def _outside(
 def _steps(
     kernel: Kernel, world: PolicyContext, explained: ExplainedPacket
 ) -> Iterator[tuple[set[int], _Way, dict[bool, PacketBits]]]:
-    """Yield the hooks that a packet and its reply pass, in order.
-
-    Each result has the families of the chains at the hook, the hook, and the packet as a chain
-    after DNAT (key False) or before DNAT (key True) processes it.
+    """Yield the hooks that a packet and its reply pass, in order. Each result has the families of
+    the chains there, the hook, and the packet after DNAT (key False) and before DNAT (key True).
     """
     packet, verdict = explained.packet, explained.verdict
     receiver = verdict.receiver.address
@@ -347,7 +339,6 @@ def _both(bits: PacketBits) -> dict[bool, PacketBits]:
 
 
 def _untracked(bits: PacketBits) -> PacketBits:
-    """Return a packet as it is before connection tracking has processed it."""
     facts = {key: value for key, value in bits.facts.items() if key[0] == "meta"}
     return bits._replace(facts=facts, tracked=None)
 
@@ -397,8 +388,7 @@ def _routed(
 
 
 def _headers(packet: Packet, ends: _Ends, is_reply: bool) -> dict[int, Bits]:
-    """Return the known bits of a packet's headers, by number of the header (NFT_PAYLOAD_*_HEADER).
-    """
+    """Return the known bits of a packet's headers, by number of header (NFT_PAYLOAD_*_HEADER)."""
     start, width, at = (12, 4, 9) if packet.family == 4 else (8, 16, 6)
     data, known = bytearray(start + 2 * width), bytearray(start + 2 * width)
     data[at], known[at] = _number(packet), 0xFF
@@ -439,9 +429,7 @@ def link_towards(address: str) -> str | None:
 
 
 def rule_text(chain: Chain, place: Place | None) -> str | None:
-    """Return a rule as nft(8) writes it. Returns None if the policy of the chain decides, not a
-    rule.
-    """
+    """Return a rule as nft(8) writes it, or None if a chain's policy decides, not a rule."""
     if place is None:
         return None
     family, (name, number) = FAMILIES[chain.family], place

@@ -72,13 +72,12 @@ def check(
 ) -> list[Finding]:
     """Return the problems that `niso net check` reports for the host or for one service or network.
 
-    ``may_be_on`` are sysctls of the host. If ``name`` is given, another program may set these
-    sysctls to another value than 0 without this being a problem.
+    ``may_be_on`` are sysctls of the host that another program may set to another value than 0. This
+    is then no problem of ``name``.
 
-    This function changes nothing. A difference may be due to a command that is running now.
-    Differences are therefore compared again while this function has niso's lock. Raises
-    KernelError, NotFound if ``name`` is neither a service nor a network, and Conflict if another
-    process does not release the lock.
+    This function changes nothing. A difference may be due to a command that is running now, so
+    differences are compared again under niso's lock. Raises KernelError, NotFound if ``name`` is
+    neither a service nor a network, and Conflict if another process does not release the lock.
     """
     present: list[Finding] | None
     try:
@@ -123,10 +122,7 @@ def problems(machine: Machine) -> dict[str, int] | None:
 
 
 def _others(machine: Machine, name: str | None) -> list[Finding]:
-    """Return settings of other programs that block packets of services.
-
-    If ``name`` is given, only this service or network is checked.
-    """
+    """Return settings of other programs that block packets of services, or only of ``name``."""
     store, kernel = machine.store, machine.kernel
     networks, active = _concerned(store, name)
     others = host_settings.others(kernel, store) if name is None and store.any_active() else []
@@ -148,8 +144,7 @@ def _others(machine: Machine, name: str | None) -> list[Finding]:
 
 
 def _dropped_ports(kernel: Kernel, store: Store, active: list[str]) -> list[Finding]:
-    """Return a problem for each rule of another program that drops connections to a published port.
-    """
+    """Return rules of other programs that drop all new connections to a published port."""
     found = {
         Finding(
             "foreign",
@@ -235,10 +230,8 @@ def listening_warnings(machine: Machine, name: str | None) -> list[tuple[str, st
 
 
 def surroundings_warnings(machine: Machine, name: str | None) -> list[tuple[str, str]]:
-    """Return warnings about problems outside niso, each with the next step.
-
-    Checked are the uplink's MTU, name servers that do not answer, and files that were replaced on
-    the host while a service has them as a volume.
+    """Return warnings, each with the next step: an uplink with a small MTU, name servers that do
+    not answer, and files that were replaced on the host while a service has them as a volume.
     """
     store, kernel = machine.store, machine.kernel
     networks, active = _concerned(store, name)
@@ -276,10 +269,7 @@ def _concerned(store: Store, name: str | None) -> tuple[list[NetworkRecord], lis
 
 
 def _own(machine: Machine, name: str | None, may_be_on: Container[str] = ()) -> list[Finding]:
-    """Return the problems of niso's own objects.
-
-    If ``name`` is given, only this service or network is checked.
-    """
+    """Return the problems of niso's own objects, or only of the service or network ``name``."""
     store, kernel = machine.store, machine.kernel
     defects = store_defects.find_defects(kernel, store)
     if any(problem != "different" for problem, _, _ in defects):
@@ -351,10 +341,7 @@ def _finding(defect: store_defects.Defect) -> Finding:
 
 
 def _interrupted(store: Store, only: str | None = None) -> list[Finding]:
-    """Return a problem for each service whose last command was killed.
-
-    If ``only`` is given, only this service is checked.
-    """
+    """Return a problem for each service, or only for ``only``, whose last command was killed."""
     return [
         Finding(
             "different",
@@ -419,8 +406,7 @@ def _processes(machine: Machine, active: list[str]) -> list[Finding]:
 
 
 def of_service(processes: Processes, row: ServiceRow) -> Finding | None:
-    """Return the problem of a service's process, or None. An exited process of a job is no problem.
-    """
+    """Return the problem of a service's process, or None. A job's process may have exited."""
     finding = processes.defect(row.name)
     if finding is not None and row.is_job and finding.defect not in (UNKNOWN, BLIND):
         return None
@@ -428,8 +414,7 @@ def of_service(processes: Processes, row: ServiceRow) -> Finding | None:
 
 
 def of_package(row: ServiceRow) -> Finding | None:
-    """Return a problem if a service's copy of its package is missing, unusable or has empty files.
-    """
+    """Return a problem if a service's copy of its package is missing, unusable or emptied."""
     what = f"package copy {row.package} of service {row.name!r}"
     if not os.path.isdir(row.package):
         return Finding("missing", what, row.again)

@@ -54,10 +54,7 @@ class Drop(NamedTuple):
 
 
 class Drops(ResultStream):
-    """An endless iterator of packets that policies drop, each a `Drop`. Use it in a ``with`` block.
-
-    `fileno` returns a descriptor for poll(2).
-    """
+    """An endless iterator of `Drop` for a ``with`` block. `fileno` can be passed to poll(2)."""
 
     def __init__(self, session: Session, name: str | None) -> None:
         store = session.store()
@@ -157,8 +154,7 @@ _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp", 1: "icmp", 58: "icmp"}
 
 
 def words(world: PolicyContext, dropped: Dropped) -> str:
-    """Return why a packet was dropped: a phrase about the policy or network, or the nftables rule.
-    """
+    """Return why a packet was dropped: a phrase about policy or network, or the nftables rule."""
     place = f"{dropped.table} {dropped.chain}"
     if dropped.table not in (INET, BRIDGE):
         return f"{place}: {dropped.rule or 'policy drop'}"
@@ -179,10 +175,7 @@ def words(world: PolicyContext, dropped: Dropped) -> str:
 
 
 def _packet(headers: bytes) -> tuple[str, str, int | None, str]:
-    """Parse an IP header and return the packet's source, destination, port and protocol.
-
-    The port is None if the protocol has no ports or the header is cut short.
-    """
+    """Parse an IP header to source, destination, port (None if unknown) and protocol."""
     if headers[0] >> 4 == 4:
         size, number, ends = (headers[0] & 15) * 4, headers[9], (headers[12:16], headers[16:20])
     else:
@@ -242,9 +235,7 @@ def count(rows: Sequence[ServiceRow]) -> list[Stats]:
 
 
 def by_service(counters: Iterable[Stats]) -> list[Stats]:
-    """Return one `Stats` for each service, sorted by name. The counters of its instances are added
-    up.
-    """
+    """Return one `Stats` for each service, sorted by name, with the sums of its instances."""
     sums: dict[str, Stats] = {}
     for one in counters:
         service = names.owner(one.service)
@@ -279,10 +270,7 @@ def _policy_drops() -> tuple[_Counts | None, _Counts]:
 
 
 def _foreign() -> dict[str, int] | None:
-    """Count the dropped frames with a forged source address, by name of the bridge port.
-
-    Returns None if the nftables table of niso is missing.
-    """
+    """Count dropped forged frames by bridge port. Returns None without niso's nftables table."""
     with Nfnetlink() as kernel:
         if kernel.all_of(ruleset.BRIDGE, "owner") is None:
             return None

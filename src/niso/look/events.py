@@ -1,9 +1,8 @@
 """Report events of services and networks as they happen, for `Host.events`.
 
-No daemon is needed. The kernel wakes the caller. The caller then reads the events that other
-processes of niso have recorded (`niso.runtime.event_log`), and itself records the other changes.
-All changes by one command are one event, because a service is not compared until its command has
-ended.
+No daemon is needed. The kernel wakes the caller. The caller reads the events that other processes
+of niso have recorded (`niso.runtime.event_log`), and itself records the other changes. All changes
+by one command are one event, because a service is not compared until its command has ended.
 """
 
 from __future__ import annotations
@@ -34,10 +33,7 @@ The more services there are, the longer a snapshot takes.
 
 
 class Events(ResultStream):
-    """An endless iterator of events, each a `Happened`. Use it in a ``with`` block.
-
-    `fileno` returns a descriptor for poll(2).
-    """
+    """An endless iterator of `Happened` for a ``with`` block. `fileno` can be passed to poll(2)."""
 
     def __init__(self, session: Session, name: str | None, since: float | None) -> None:
         self.session = session
@@ -64,8 +60,7 @@ class Events(ResultStream):
         return self._watches.fileno()
 
     def past(self) -> tuple[Happened, ...]:
-        """Return the recorded events since the time that the caller requested. There may be none.
-        """
+        """Return the events recorded since the time that the caller requested, if any."""
         return self._chosen(sorted(self._past, key=lambda one: one.time))
 
     @guarded
@@ -90,7 +85,6 @@ class Events(ResultStream):
         return self._chosen([*changes, *_foreign(tables, now)])
 
     def _catch_up(self) -> None:
-        """Record events that no process of niso has recorded, such as the end of an attachment."""
         store = self.session.store()
         names = {row.name for row in store.services()} | event_log.recorded()
         state = lambda row: fate(self.session, store, row)  # noqa: E731
@@ -102,8 +96,7 @@ class Events(ResultStream):
     def _folded(self) -> tuple[bool, list[TableChange] | None]:
         """Collect changes until there is a short time without changes.
 
-        Returns whether anything changed, and the changes of nftables by other programs. The second
-        result is None if the kernel skipped some changes.
+        Returns whether anything changed, and changes of nftables (None if the kernel skipped some).
         """
         changed, every = self._watches.read()
         end = time.monotonic() + _LONGEST_S

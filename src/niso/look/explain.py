@@ -116,8 +116,7 @@ class Explanation(NamedTuple):
 def explain(
     session: Session, source: str, destination: str, family: int | None, proves: bool
 ) -> Explanation:
-    """Explain a packet's path (see `Host.explain`). If ``proves`` is true, also send a test packet.
-    """
+    """Explain a packet's path (see `Host.explain`). With ``proves``, also send a test packet."""
     from niso.look import other_hosts
 
     if family not in (None, 4, 6):

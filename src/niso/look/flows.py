@@ -123,10 +123,9 @@ class Memory(NamedTuple):
     audited: tuple[Recorded, ...] = ()
 
     def by_verdict(self) -> Iterator[tuple[str, Recorded]]:
-        """Yield each recorded flow with its verdict.
+        """Yield each recorded flow with its verdict PASS, AUDIT or DROP.
 
-        The verdict is AUDIT for packets that passed only because a policy is in audit, otherwise
-        PASS or DROP. A flow can have more than one verdict.
+        Packets that passed only because of an audit are counted as AUDIT, and not as PASS.
         """
         passed = {row[:4]: row for row in self.passed}
         for row in self.audited:
@@ -138,10 +137,7 @@ class Memory(NamedTuple):
 
 
 def remembered(kernel: Kernel, world: PolicyContext, with_open: bool = True) -> Memory:
-    """Read the flows that nftables has recorded. Raises KernelError.
-
-    If ``with_open`` is true, also read the connections that are open now.
-    """
+    """Read the recorded flows, and with ``with_open`` the open connections. Raises KernelError."""
     ends: set[tuple[str, Connection]] = set()
     if with_open:
         ends.update(conntrack.opened())
@@ -166,8 +162,7 @@ def remembered(kernel: Kernel, world: PolicyContext, with_open: bool = True) -> 
 
 
 class FlowReader:
-    """A reader that adds names, the verdict and the deciding policy entry to flows, with a cache.
-    """
+    """A reader that adds names, verdict and deciding policy entry to flows, with a cache."""
 
     def __init__(self, world: PolicyContext, instances: bool = False) -> None:
         self.world = world
@@ -186,11 +181,10 @@ class FlowReader:
                 self._ends[address] = FlowEnd(name, None, address)
 
     def _service_end(self, known: KnownService, address: str) -> FlowEnd:
-        """Return the source or destination of flows for an address of a service or instance
-        (replica).
+        """Return the `FlowEnd` for an address of a service or of an instance (replica).
 
-        The address of an instance is replaced by the address of its service on the same network,
-        unless this reader lists instances separately.
+        The address of an instance is replaced by its service's address on the same network, unless
+        this reader lists instances separately.
         """
         front = self.world.services.get(known.front)
         if front is None or self._split:
@@ -201,10 +195,7 @@ class FlowReader:
         return FlowEnd(front.name, front.name, next(a for a in shared if family_of(a) == family))
 
     def in_world(self, world: PolicyContext) -> FlowReader:
-        """Return a reader for the given policies: this reader, or a new one.
-
-        A new reader is needed if policies have changed or the cache is full.
-        """
+        """Return this reader, or a new one if policies have changed or the cache is full."""
         is_same = world == self.world and len(self._flows) <= _MOST_CACHED
         return self if is_same else FlowReader(world, self._split)
 
@@ -265,8 +256,7 @@ class FlowReader:
     def _part(self, services: frozenset[str], passes: bool) -> PolicyContext:
         """Return the policies of only the given services, which are evaluated faster.
 
-        For flows that passed, a DNS name in a policy stands for all addresses that the name ever
-        had.
+        For flows that passed, a DNS name in a policy stands for all its former addresses too.
         """
         if (services, passes) not in self._parts:
             world = self.world
@@ -282,10 +272,7 @@ _MOST_CACHED = 50_000
 
 
 def joined(world: PolicyContext, memory: Memory, reader: FlowReader | None = None) -> list[Flow]:
-    """Return all recorded flows with names and verdicts, sorted by names and port.
-
-    If ``reader`` is None, a new reader is used.
-    """
+    """Return all recorded flows with names and verdicts, sorted by names and port."""
     counts = dict(memory.opened)
     reader = reader or FlowReader(world)
     result: list[Flow] = []
@@ -325,7 +312,7 @@ def _merged(flows: Iterable[Flow]) -> list[Flow]:
 
 
 def lately(flows: Iterable[Flow], since: float | None) -> list[Flow]:
-    """Return the flows that are open, or that began after ``since`` (Unix time).
+    """Return the flows that are open or that began after ``since`` (Unix time).
 
     If ``since`` is None, returns all flows.
     """
@@ -407,8 +394,8 @@ def read(
 ) -> tuple[PolicyContext, list[Flow], int]:
     """Read the policies, the recorded flows, and the number of flows that could not be recorded.
 
-    If ``since`` (Unix time) is given, only flows that are open or began later are returned. If
-    ``instances`` is true, the flows of instances (replicas) are listed separately.
+    If ``since`` (Unix time) is given, only flows that are open or began later are returned. With
+    ``instances``, flows of instances (replicas) are listed separately.
     """
     world = read_world(kernel, store)
     memory = remembered(kernel, world, with_open)
@@ -446,8 +433,7 @@ class Flows(ResultStream):
 def flows(
     session: Session, name: str | None, denied: bool, since: float | None, instances: bool
 ) -> tuple[Flow, ...]:
-    """List the recorded flows, as described in `Host.flows`. ``since`` is a Unix time in seconds.
-    """
+    """List the recorded flows, as described in `Host.flows`. ``since`` is a Unix time."""
     store = session.store()
     service = None if name is None else _home(store, name)
     instances = instances or _is_instance(service)
@@ -480,9 +466,7 @@ def _is_instance(service: str | None) -> bool:
 
 
 def _chosen(flows: Iterable[Flow], service: str | None, denied: bool) -> tuple[Flow, ...]:
-    """Return the flows of one service or of all. If ``denied`` is true, only flows that a policy
-    denies.
-    """
+    """Return the flows of one service or of all. With ``denied``, return only denied flows."""
     chosen = []
     for flow in flows:
         # with the instances apart, the flows of a service are those of its instances
@@ -502,10 +486,7 @@ Total = tuple[str, str, int, str, str]  # source, destination, port, protocol an
 
 
 def totals(world: PolicyContext, memory: Memory, limit: int) -> tuple[list[tuple[Total, int]], int]:
-    """Count flows by the names of their ends, port, protocol and verdict.
-
-    Returns the ``limit`` highest counts, and the number of counts that were left out.
-    """
+    """Count flows by names. Return the ``limit`` highest counts, and how many were left out."""
     reader = FlowReader(world)
 
     def name(address: str) -> str:

@@ -141,10 +141,7 @@ def _users(world: PolicyContext, receiver: KnownService, port: PortMapping) -> I
 
 
 def _outer(world: PolicyContext, peer: Peer) -> Iterator[str]:
-    """Yield the text of the graph's box for a policy's peer that is outside niso's networks.
-
-    Several address prefixes share one box.
-    """
+    """Yield the box text for a policy's peer outside niso's networks. Prefixes share one box."""
     if peer.kind == "outside":
         yield peer.name
     elif peer.kind in ("prefix", "prefixes"):
@@ -154,7 +151,6 @@ def _outer(world: PolicyContext, peer: Peer) -> Iterator[str]:
 
 
 def _port_text(port: PortMapping) -> str:
-    """Format a published port as ``8080→80``, or as two ranges."""
     host = span(port.host_port, port.count) if port.host_port else "?"
     proto = "" if port.proto == "tcp" else f"/{port.proto}"
     return f"{host}→{span(port.container_port, port.count)}{proto}"
@@ -246,7 +242,6 @@ def _picture(
 
 
 def _ids(names: Iterable[str]) -> dict[str, str]:
-    """Map each name to a unique identifier: ``n_``, the name, and a number if needed."""
     ids: dict[str, str] = {}
     for name in sorted(names):
         plain = own = f"n_{re.sub('[^a-z0-9]', '_', name)}"
@@ -319,9 +314,7 @@ _PATIENCE_S = 120
 def graph(
     session: Session, format_: str, stack: str | None, declared: bool, since: float | None
 ) -> bytes:
-    """Draw services and their flows, as described in `Host.graph`. ``since`` is a Unix time in
-    seconds.
-    """
+    """Draw services and their flows (see `Host.graph`). ``since`` is a Unix time."""
     if format_ not in FORMATS:
         raise UsageError(f"{format_!r} is not a format", ", ".join(FORMATS), "--format")
     if declared and since is not None:

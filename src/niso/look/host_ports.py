@@ -23,10 +23,7 @@ HOLDERS = ("podman",)  # owners of attachments whose own programs listen on publ
 
 
 def published_by(row: ServiceRow) -> tuple[records.PortMapping, ...]:
-    """Return the ports in a service's manifest of the last activation.
-
-    If the service's row in the database is damaged, the result is empty.
-    """
+    """Return the ports in the manifest of the last activation, or none if the row is damaged."""
     spec = row.service
     return tuple(published.port for published in spec.network.ports) if spec is not None else ()
 
@@ -58,10 +55,7 @@ def taken(
 
 
 def unpublished(store: Store, service: str) -> list[records.PortMapping]:
-    """Return the ports of a service's manifest that remain unpublished after a `niso port-forward`.
-
-    The forward took the host port and no longer exists.
-    """
+    """Return the ports of a service's manifest that an ended `niso port-forward` had taken away."""
     row = store.service(service)
     wanted = published_by(row) if row is not None else ()
     lost = [
@@ -78,17 +72,13 @@ def unpublished(store: Store, service: str) -> list[records.PortMapping]:
 
 
 def same_place(one: records.PortMapping, other: records.PortMapping) -> bool:
-    """Return whether two ports use the same host port, and the same address or both all addresses.
-    """
+    """Return whether two ports share a host port, and have the same address or all addresses."""
     alike = one.host_ip == other.host_ip or (one.is_wide and other.is_wide)
     return alike and one.clashes(other)
 
 
 def as_held(held: records.PortMapping, wanted: records.PortMapping) -> str:
-    """Return " as ADDRESS:PORT" if a recorded port has another host address or port than wanted.
-
-    Otherwise, returns "".
-    """
+    """Return " as ADDRESS:PORT" if a recorded port is on another host port than wanted, else ""."""
     return "" if held.host_side == wanted.host_side else f" as {held.host_side}"
 
 
@@ -117,9 +107,7 @@ class Listeners:
         ]
 
     def check(self, port: records.PortMapping, key: str) -> None:
-        """Raise Conflict if a process of the host listens on the port. ``key`` is the manifest's
-        key.
-        """
+        """Raise Conflict, with the key of the manifest, if a process of the host has the port."""
         for listener in self.clashing(port):
             program, at = self.described(listener)
             raise Conflict(
@@ -138,8 +126,7 @@ class Listeners:
 def shadows(
     kernel: Kernel, store: Store, services: Iterable[str]
 ) -> list[tuple[str, records.PortMapping, int, str]]:
-    """Find programs of the host that listen on published ports and get no packets. Raises
-    KernelError.
+    """Find programs of the host that listen on published ports, in vain. Raises KernelError.
 
     Each result has the service, its port, an IP version, and a text that names the program.
     """

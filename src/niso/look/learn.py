@@ -97,8 +97,7 @@ def learn_flows(
 
 
 class _PeerPorts(NamedTuple):
-    """A peer, a range of ports and a protocol. One policy entry allows all flows with these values.
-    """
+    """A peer, a range of ports and a protocol. One policy entry allows all flows of this kind."""
 
     peer: str  # as in a manifest, so an IPv6 address is in brackets
     first: int
@@ -155,9 +154,7 @@ class _Learner:
                 yield _line(entry.text, (), False, "in the manifest; nothing used it")
 
     def _entry(self, listed: tuple[Entry, ...] | None, seen: Flow, egress: bool) -> Entry | None:
-        """Return the narrowest entry of the service's present allow list that allows a flow, or
-        None.
-        """
+        """Return the narrowest entry in the present allow list that allows a flow, or None."""
         if listed is None:
             return None
         peer = seen.to if egress else seen.from_
@@ -171,10 +168,7 @@ class _Learner:
     def _groups(
         self, rows: Iterable[Flow], egress: bool
     ) -> tuple[dict[_PeerPorts, list[Flow]], list[Flow]]:
-        """Group flows by the new policy entry that will allow them.
-
-        Flows of services that no longer exist get no entry. They are the second result.
-        """
+        """Group flows by the new entry that allows them. Also return flows of removed services."""
         groups: dict[_PeerPorts, list[Flow]] = {}
         outside: dict[tuple[int, str, int], list[Flow]] = {}
         gone = []
@@ -239,9 +233,7 @@ class _Learner:
         gone: Sequence[Flow],
         egress: bool,
     ) -> Iterator[LearnedEntry]:
-        """Yield comments about denied peers, unused ports, and networks that could replace
-        services.
-        """
+        """Yield comments on denied peers, unused ports, and networks to replace services."""
         entries = {group.text for group in groups}
         others: dict[_PeerPorts, list[Flow]] = {}
         for flow in refused:
@@ -407,10 +399,7 @@ class PolicyChange(NamedTuple):
 def learn(
     session: Session, services: Sequence[str], since: float | None, egress: bool
 ) -> tuple[LearnedPolicy, ...]:
-    """Derive policies from recorded flows, as described in `Host.learn`.
-
-    ``since`` is a Unix time in seconds. If ``egress`` is true, also derive egress policies.
-    """
+    """Derive policies from recorded flows (see `Host.learn`). ``since`` is a Unix time."""
     store = session.store()
     world, seen, missed = flows.read(session.kernel(), store, since)
     if missed:
@@ -526,7 +515,6 @@ def write(changes: Iterable[PolicyChange]) -> None:
 
 
 def _draft(path: str, text: str, drafts: dict[str, str]) -> None:
-    """Write the new content of a file to a temporary file in its folder. Raises OSError."""
     import tempfile
 
     status = os.stat(path)
@@ -551,8 +539,7 @@ def _place(store: Store, row: ServiceRow) -> _Place:
     """Return the file and table for a service's policy. The policy need not exist yet.
 
     The policy of a [[service]] in a stack.toml is usually in the manifest of its package. The
-    policy is in the stack.toml if the stack.toml already has a policy for the service, or if two of
-    its services use the package.
+    policy is in the stack.toml if this file has a policy for the service or uses the package twice.
     """
     stack = store.stack_of(row.name)
     for file in store.stack_files(stack) if stack else ():
@@ -578,10 +565,7 @@ def _place(store: Store, row: ServiceRow) -> _Place:
 def _require_own(
     store: Store, row: ServiceRow, place: _Place, writers: dict[tuple[object, ...], str]
 ) -> None:
-    """Raise Conflict if a service's policy has the same location as that of another service.
-
-    ``writers`` maps each location to the service that was checked before.
-    """
+    """Raise Conflict if the policies of two services have the same location."""
     other = writers.setdefault(place, row.name)
     file, path = place
     if path == _OWN and other == row.name:
@@ -596,7 +580,6 @@ def _require_own(
 
 
 def _read(path: str) -> str:
-    """Return the content of a TOML file of the user. Raises InvalidInput and Error."""
     try:
         content = toml.content(path, os.path.basename(path), callers())
         toml.parse(content)
@@ -616,9 +599,9 @@ def _apply(store: Store, file: str, rows: Sequence[ServiceRow]) -> str:
 
 
 def watched_s(row: ServiceRow, since: float | None = None) -> float | None:
-    """Return for how many seconds the flows of a service have been recorded since ``since``.
+    """Return for how many seconds a service's flows have been recorded after ``since`` (Unix time).
 
-    ``since`` is a Unix time. Returns None if the service is not active.
+    If the service is not active, returns None.
     """
     if not row.active or row.activated_at is None:
         return None
@@ -668,10 +651,7 @@ class WrittenNames:
         self._file, self._own, self._networks = services, full(services), full(networks)
 
     def service(self, other: str) -> str | None:
-        """Return the name by which the policy can refer to a service.
-
-        Returns None if each name of the service could also refer to another service.
-        """
+        """Return a name that refers only to the given service, or None if there is no such name."""
         if other in self._members and other not in self._own:
             return None  # the service is no longer in the file
         names = [self._own.get(other, other)]

@@ -90,10 +90,8 @@ class ServiceSockets:
         self._holders: dict[int, tuple[int, str] | None] = {}
 
     def of(self, home: str, proto: str) -> list[Listener] | None:
-        """Return the listening sockets in the network namespace of a service, or of the host
-        (`HOST`).
-
-        Returns None if the namespace does not exist.
+        """Return the sockets in the network namespace of a service or of the host (`HOST`). Returns
+        None if the namespace does not exist.
         """
         if (home, proto) not in self._found:
             found = None
@@ -106,8 +104,7 @@ class ServiceSockets:
         return self._found[home, proto]
 
     def at(self, service: str, home: str, address: str, port: int, proto: str) -> Listening | None:
-        """Return whether a program of a service listens on this address and port, or None if
-        unknown.
+        """Return whether a program listens on this address and port, or None if that is unknown.
 
         ``home`` is the service that owns the network namespace of ``service``.
         """

@@ -177,10 +177,7 @@ class Map(Metered):
         )
 
     def _name_in(self, store: Store) -> Callable[[str, str], str | None]:
-        """Return a cached function (service, other service) -> name.
-
-        The name is the one by which the first service's policy can refer to the other service.
-        """
+        """Return a cached `WrittenNames.service`, with two arguments: service and other service."""
         version = store.changes()
         if version != self._version:
             self._version, self._names = version, {}
@@ -246,9 +243,7 @@ def _flow(
     moved: float | None,
     changes: Callable[[Flow], tuple[MapChange, ...]],
 ) -> MapFlow:
-    """Merge a group of flows into one. ``rate`` is new flows per second, ``moved`` bytes per
-    second.
-    """
+    """Merge a group of flows. ``rate`` is new flows per second, ``moved`` bytes per second."""
     last = min(flows, key=lambda flow: math.inf if flow.ago is None else flow.ago)
     return MapFlow(
         *ends,
@@ -307,9 +302,7 @@ def grouped(flows: Sequence[Flow]) -> list[tuple[tuple[MapEnd, MapEnd], list[Flo
 
 
 def _shown(ends: Iterable[FlowEnd]) -> Mapping[str, int]:
-    """Return the DNS names and other addresses that have the most flows, with their numbers of
-    flows.
-    """
+    """Return the DNS names and addresses with the most flows, and how many flows each has."""
     counts: dict[str, int] = {}
     for end in ends:
         if not (end.is_known or end.gone):

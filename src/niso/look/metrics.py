@@ -46,10 +46,7 @@ class Metric(NamedTuple):
 
 
 def metrics(session: Session, flows: int) -> tuple[Metric, ...]:
-    """Collect all metrics, as described in `Host.metrics`.
-
-    ``flows`` is the maximum number of time series about flows.
-    """
+    """Collect all metrics (see `Host.metrics`), with at most ``flows`` time series about flows."""
     if flows < 0:
         raise UsageError("must be 0 or more", "--flows 200", "--flows", value=str(flows))
     store = session.store()
@@ -79,7 +76,6 @@ def _metric(type_: str, name: str, help_: str, samples: Iterable[Sample]) -> Met
 def _by_service(
     type_: str, name: str, help_: str, values: Iterable[tuple[str, float | None]]
 ) -> Metric:
-    """Return a metric with one value for each service, except services whose value is None."""
     samples = (Sample({"service": service}, v) for service, v in values if v is not None)
     return _metric(type_, name, help_, samples)
 

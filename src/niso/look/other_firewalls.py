@@ -81,9 +81,7 @@ def foreign_drops(
 
 
 def unseen(families: Iterable[int] = (4,)) -> list[str]:
-    """Return a warning for each IP version that has rules of iptables-legacy, which niso cannot
-    read.
-    """
+    """Return a warning for each IP version that has rules of iptables-legacy."""
     return [
         f"rules of {tool} are not visible; check with {tool} -S FORWARD"
         for family, tool in ((4, "iptables-legacy"), (6, "ip6tables-legacy"))
@@ -98,10 +96,7 @@ def drops(
     bridged: bool,
     families: tuple[int, ...],
 ) -> list[ForeignDrop]:
-    """Return those of the given chains that drop packets of the given bridges.
-
-    The parameters and the result are as in `foreign_drops`.
-    """
+    """Return those of the chains that drop packets of these bridges, as `foreign_drops` does."""
     traced = [(bridge[0], list(packets(bridge, bridged, families))) for bridge in bridges]
     dropping = []
     for chain in sorted(chains):
@@ -142,10 +137,9 @@ def _remedy(
 ) -> tuple[str, ...]:
     """Return shell commands that add a rule so that a chain no longer drops niso's packets.
 
-    The commands use the tool that created the chain. ``ways`` contains True if packets that enter
-    by a bridge must be accepted, and False if packets that leave by a bridge must be accepted. The
-    rule can be added to any chain in ``visited``, because all dropped packets traverse these
-    chains.
+    The commands are for the tool that created the chain. ``ways`` contains True for packets that
+    enter by a bridge, and False for packets that leave by a bridge. The rule can be added to any
+    chain in ``visited``, because all dropped packets traverse these chains.
     """
     family, table, name = FAMILIES[chain.family], chain.table, chain.name
     ordered = sorted(ways, reverse=True)  # entering first
@@ -194,8 +188,6 @@ def chain_name(chain: Chain) -> str:
 
 
 def _shown(text: str) -> str:
-    """Escape a string as `niso.base.text.escaped` does, and also escape its spaces."""
-
     def escape(c: str) -> str:
         if c.isprintable() and c != " ":
             return c
@@ -249,10 +241,7 @@ class PacketBits(NamedTuple):
 def packets(
     bridge: Bridge, bridged: bool, families: Iterable[int]
 ) -> Iterator[tuple[set[int], PacketBits]]:
-    """Yield hypothetical packets of a bridge.
-
-    Each result has the families of the tables that the packet traverses, and the packet.
-    """
+    """Yield hypothetical packets of a bridge, each with the families of tables on its path."""
     for family in families:
         routed = {_NUMBERS["inet"], _NUMBERS["ip" if family == 4 else "ip6"]}
         for established, reply in ((False, False), (True, False), (True, True)):
@@ -300,8 +289,7 @@ def is_bridged(kernel: Kernel, network: NetworkRecord, family: int) -> bool:
 
 
 def _switched(bridge: Bridge, family: int, ethertype: bytes, reply: bool) -> PacketBits:
-    """Return a hypothetical frame between two services of a bridge. Its tracking state is unknown.
-    """
+    """Return a hypothetical frame within a bridge. Its connection tracking state is unknown."""
     port = b"ni" + bytes(14), b"\xff\xff" + bytes(14)  # names of bridge ports begin with ni
     own = _all(_name(bridge[0]))
     facts = {
@@ -343,8 +331,7 @@ def _name(ifname: str) -> bytes:
 
 
 def follow(source: ForeignChains, chain: Chain, packet: PacketBits) -> tuple[bool, set[str]]:
-    """Return whether a base chain accepts a packet, and the names of the chains that it traverses.
-    """
+    """Return whether a base chain accepts a packet, and the chains that the packet traverses."""
     visited: set[str] = set()
     steps = 0
 
@@ -388,11 +375,10 @@ def judge(
     steps = 0
 
     def walk(name: str, depth: int, certain: bool, named: bool) -> tuple[bool, Place] | None:
-        """Return whether a chain accepts the packet, and by which rule. None means that no rule
-        decides.
+        """Return whether a chain accepts the packet, and by which rule. None: no rule decides.
 
-        ``certain`` is true if the packet reaches the chain for certain. ``named`` is true if a rule
-        that jumps to the chain matches an address or port of the packet.
+        ``certain`` is true if the packet surely reaches the chain. ``named`` is true if a rule that
+        jumps to the chain matches an address or port.
         """
         nonlocal may_accept, may_drop, unsure, steps
         for number, rule in enumerate(source.rules(chain.family, chain.table, name)):
@@ -494,12 +480,10 @@ def _evaluate(
 
 
 def _has_ends(packet: PacketBits) -> bool:
-    """Return whether both addresses of a packet are known."""
     return all(bits == 0xFF for bits in packet.headers.get(1, (b"", bytes(20)))[1][12:])
 
 
 def _is_end(load: RegisterLoad) -> bool:
-    """Return whether an expression of a rule loads an address or port of the packet."""
     if load.source == "payload":
         # an IPv4 header has TTL and protocol where an IPv6 header has its source address
         in_header = load.offset >= 12 or (load.offset == 8 and load.length > 1)
@@ -561,9 +545,7 @@ def _loaded(load: RegisterLoad, packet: PacketBits) -> Bits | None:
 
 
 class _Registers:
-    """The registers of nftables during the evaluation of a rule. A mask records which bits are
-    known.
-    """
+    """The registers of nftables while a rule is evaluated. A mask tells which bits are known."""
 
     def __init__(self) -> None:
         self.forget()
@@ -649,10 +631,7 @@ def network_drops(kernel: Kernel, networks: Iterable[NetworkRecord]) -> list[For
 
 
 def others_dropped(chains: Iterable[str]) -> list[tuple[str, str]]:
-    """Return a problem and its remedy for each given NAT chain of another program.
-
-    niso drops the packets that such a chain translates.
-    """
+    """Return a problem and its remedy for each NAT chain whose packets niso drops."""
     return [
         (
             f"nftables chain {chain} translates addresses of packets that niso drops: the host"
@@ -698,9 +677,7 @@ def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
 
 
 def _addresses() -> list[tuple[str, str, bool]]:
-    """List the host's addresses: address, interface, and whether other machines can use the
-    address.
-    """
+    """List the host's addresses, with interface and whether other machines can use the address."""
     addresses = []
     with Rtnl() as rtnl:
         links = {link.index: link for link in rtnl.links()}
@@ -722,9 +699,9 @@ def _ways(
 ) -> list[str]:
     """Return the lines that say who can reach a published port.
 
-    ``addresses`` is the result of `_addresses`. ``closed`` are the interfaces that do not forward
-    IPv4. ``internal`` are networks from which the port cannot be reached. ``but`` is a note about
-    firewalls of other programs that drop packets.
+    ``addresses`` is a result of `_addresses`. ``closed`` are interfaces that do not forward IPv4,
+    and ``internal`` networks without access to the port. ``but`` is a note about dropping
+    firewalls.
     """
     if port.host_ip in (ANY4, ANY6):
         published = [item for item in addresses if family_of(item[0]) in port.families]

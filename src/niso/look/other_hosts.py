@@ -154,13 +154,10 @@ def _mirrored(store: Store) -> list[ClusterLine]:
 def world(
     session: Session, here: PolicyContext, source: str, destination: str, proves: bool = False
 ) -> PolicyContext:
-    """Add to the policies known here the policy of each service of another host that sends or
-    receives.
+    """Add to ``here`` the policies of other hosts' services that send or receive a packet.
 
-    ``source`` and ``destination`` are a packet's addresses. If the cluster does not answer, a
-    warning says that these policies are unknown. Raises Error. Also raises Error if ``proves`` is
-    true and the packet is to or from another host, because a test packet is only followed within
-    one host.
+    If the cluster does not answer, a warning says that these policies are unknown. Raises Error,
+    also if ``proves`` requests a test packet, which cannot be followed on another host.
     """
     ends = [
         known
@@ -216,10 +213,7 @@ def world(
 
 
 def _require_within(here: PolicyContext, source: str, destination: str) -> None:
-    """Raise Error if a service of another host sends a packet to an address that no service has.
-
-    The routes for such a packet are unknown on this host.
-    """
+    """Raise Error if another host's service sends to no service, because its routes are unknown."""
     sender = holder_of(here, source)
     if sender is not None and sender[0].host and holder_of(here, destination) is None:
         name, host = sender[0].name, sender[0].host
@@ -240,9 +234,7 @@ def _policy(text: str, known: KnownService) -> Policy:
 
 
 def _resolved(store: Store, here: PolicyContext, known: KnownService, policy: Policy) -> Policy:
-    """Replace the names in the policy of another host's service by the services that the names
-    mean.
-    """
+    """Replace names in the policy of another host's service by the services that they mean."""
     on = {endpoint.network for endpoint in known.endpoints}
 
     def entries(some: tuple[Entry, ...]) -> tuple[Entry, ...]:

@@ -83,10 +83,7 @@ class Packet(NamedTuple):
 
 
 def parse_target(text: str) -> tuple[str, int | None, str]:
-    """Parse ``db`` or ``[fd00::2]:80/tcp`` to a name or address, a port, and a protocol.
-
-    Without a port, the protocol is icmp and the port is None. Raises UsageError.
-    """
+    """Parse ``db`` or ``[fd00::2]:80/tcp`` to a name, a port (None for icmp), and a protocol."""
 
     def wrong(reason: str) -> UsageError:
         return UsageError(f"TO {text!r}: {reason}", TARGET)
@@ -117,11 +114,7 @@ def parse_target(text: str) -> tuple[str, int | None, str]:
 
 
 def parse_source(text: str) -> tuple[str, int | None]:
-    """Parse ``cli:40001`` or ``[fd00::2]:40001`` to a name or address, and a port. Raises
-    UsageError.
-
-    Without a port, the port is None.
-    """
+    """Parse ``cli:40001`` or ``[fd00::2]:40001`` to a name or address, and a port or None."""
     end, colon, number = text.rpartition(":")
     if not colon or not number.isdecimal() or (":" in end and not end.endswith("]")):
         return text, None
@@ -184,8 +177,7 @@ def resolve(store: Store, text: str, asker: str | None = None) -> PacketEnd:
 
 
 def _named(store: Store, text: str, asker: str | None) -> str:
-    """Return the service with a name, hostname or alias. This host is searched before other hosts.
-    """
+    """Return the service with a name, hostname or alias, preferably on this host."""
     try:
         return store.resolve(text, asker)
     except NotFound:
@@ -226,9 +218,8 @@ def ends(
 ) -> tuple[str, str]:
     """Return the source and destination addresses of a packet between two ends, preferably IPv4.
 
-    The addresses follow from the sender's hosts file and routes. Raises Error if no IP version has
-    addresses at both ends with a route between them. Raises UsageError if the arguments have
-    different IP versions.
+    The addresses follow from the sender's hosts file and routes. Raises Error if the two have no
+    addresses of one IP version, and UsageError if the arguments have different IP versions.
     """
     given = {family_of(end.address) for end in (source, destination) if end.address}
     if len(given) > 1:
@@ -406,10 +397,7 @@ def explain(
 def _closed_link(
     world: PolicyContext, packet: Packet, verdict: Verdict, closed: Mapping[str, Collection[str]]
 ) -> str:
-    """Return the interface on which a packet arrives, if this interface does not forward packets.
-
-    Otherwise, returns "".
-    """
+    """Return the interface on which a packet arrives, if forwarding is off there, else ""."""
     from_outside = (
         not verdict.source.service and not is_host(world, packet.source) and packet.family == 4
     )
@@ -427,10 +415,7 @@ def other_family(
     packet: Packet,
     closed: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> ExplainedPacket | None:
-    """Explain the same packet for the other IP version.
-
-    Returns None if the source or the destination has no address of this version.
-    """
+    """Explain a packet for the other IP version, or return None if an end has no such address."""
     try:
         from_, to = ends(world, source, destination, 4 if packet.family == 6 else 6)
     except Error:
@@ -459,8 +444,7 @@ def _path(
 ) -> tuple[_Rules, _Rules, _Rules]:
     """Return the nftables objects on a packet's path.
 
-    The three results are all objects, the rules that drop the packet before policies are evaluated,
-    and the rules that drop the packet after policies are evaluated.
+    Returns all objects, the rules that drop the packet before policies, and those after policies.
     """
     family = packet.family
     raw, word = ("raw", "ip") if family == 4 else ("raw6", "ip6")
@@ -567,11 +551,7 @@ def _passing(
 
 
 def _static(table: str, chain: str, fragment: str, last: int = 0) -> _Rules:
-    """Return the rule of a chain whose text contains ``fragment``: the first, or the last if
-    ``last``.
-
-    The chain is one of niso's chains with fixed rules. The result is empty if no rule contains it.
-    """
+    """Return a chain's first fixed rule that contains ``fragment``, or with ``last`` the last."""
     rules = ruleset.rules_of(table, chain)
     found = [
         Object(table, chain, text, place) for place, text in enumerate(rules) if fragment in text
@@ -589,8 +569,7 @@ def _port_elements(
 ) -> _Rules:
     """Return the nftables elements by which a bridge port accepts a source address of a service.
 
-    On the receiver's host, the bridge port of a service of another host is the network's VXLAN
-    device.
+    On the receiver's host, the port of a service of another host is the network's VXLAN device.
     """
     service, row = sender.name, store.service(sender.name)
     lets = (f"sources{family_of(address)}", *ruleset.CLAIMS)
@@ -654,8 +633,7 @@ def _to_instances(
 ) -> list[Object]:
     """Return the nftables objects that lead a packet from a service address to an instance.
 
-    The last object is the slot of the instance, or if the instance is unknown, the rule that
-    chooses a slot.
+    The last object is the slot of the instance, or the rule that chooses a slot by source port.
     """
     name, address = verdict.destination
     network, family = network_of(world, address), family_of(address)

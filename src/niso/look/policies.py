@@ -58,8 +58,7 @@ class PolicyEntry(NamedTuple):
 def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEntry, ...]:
     """Return the entries of a service's policy, with how often and when each was used.
 
-    If ``unused_s`` is not None, only entries that were unused for this time in seconds are
-    returned.
+    If ``unused_s`` is not None, only entries that were unused for this many seconds are returned.
     """
     store = session.store()
     service = owner(store.home(store.resolve(name)))
@@ -98,10 +97,7 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
 
 
 def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set[str]]:
-    """Return the counters of each policy entry, and the set of entries that allow packets.
-
-    Entries are identified by their keys in the manifest.
-    """
+    """Return the counters of each policy entry by manifest key, and the keys that allow packets."""
     listed = {entry.key for entry in policy.entries()}
     passing = {e.key for e in (*(policy.allow_from or ()), *(policy.egress_allow or ()))}
     counts: dict[str, list[_Count]] = {entry.key: [] for entry in policy.entries()}
@@ -158,9 +154,7 @@ def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]
 
 
 def _narrower(text: str | None, counts: Iterable[_Count]) -> str:
-    """Return a note that suggests a narrower entry, or "" if the entry was used for several
-    protocols.
-    """
+    """Return a note that suggests a narrower entry if only one protocol was used, else ""."""
     if text is None or "/" in text.rpartition(":")[2] or ":" not in text:
         return ""
     used = set()
@@ -253,10 +247,7 @@ def _without_dns(
 
 
 def _is_listed(world: PolicyContext, entry: Entry) -> bool:
-    """Return whether a policy entry needs no name server.
-
-    This is so if the entry has a name that is in the hosts file, or addresses in a network of niso.
-    """
+    """Return whether an entry has only names in the hosts file or addresses of niso's networks."""
     if entry.peer.kind != "prefix":
         return entry.peer.kind != "prefixes"  # a manifest cannot contain this kind
     prefix = ipaddress.ip_network(entry.peer.name)
@@ -347,10 +338,7 @@ def effects(
 
 
 def _reason(before: PolicyContext, after: PolicyContext, seen: Flow) -> Reason | None:
-    """Return the reason for the verdict on a recorded flow after a change of policies.
-
-    Returns None if no policy applies to the flow.
-    """
+    """Return the reason for a flow's verdict after a policy change. None: no policy decides."""
     if seen.passes:
         after = after._replace(outside=after.outside_ever)
     port = seen.published
@@ -402,22 +390,14 @@ def _by_port(before: PolicyContext, seen: Flow) -> bool:
 
 
 def _address(after: PolicyContext, end: FlowEnd, network: str) -> str | None:
-    """Return the address of a flow's source or destination after a change of policies.
-
-    If this end is a service, the address is the service's address on ``network``. Returns None if
-    the service has no address there.
-    """
+    """Return the address of a flow's end. For a service, this is its address on ``network``."""
     if not end.service:
         return end.address
     return next((address for on, address in _addresses(after, end) if on == network), None)
 
 
 def _addresses(after: PolicyContext, end: FlowEnd) -> list[tuple[str, str]]:
-    """Return the networks of the service at one end of a flow, each with the service's address
-    there.
-
-    Only addresses of the same IP version are returned. Services that are not active have none.
-    """
+    """Return an active service's networks, each with its address of the flow's IP version."""
     known = after.services.get(end.service or "")
     return [
         (endpoint.network, address)
@@ -430,8 +410,7 @@ def _addresses(after: PolicyContext, end: FlowEnd) -> list[tuple[str, str]]:
 def _moved(after: PolicyContext, seen: Flow, by_port: bool) -> tuple[str, str] | None:
     """Return the source and destination that a flow can use if a service has left its network.
 
-    Two services use a network that both have. Otherwise the first network of the service is used.
-    Returns None if there is no such network.
+    Two services use a network of both, else the first network of each is used. Can return None.
     """
     if seen.from_.service and seen.to.service and not by_port:
         for network, address in _addresses(after, seen.to):
@@ -448,8 +427,7 @@ def _moved(after: PolicyContext, seen: Flow, by_port: bool) -> tuple[str, str] |
 
 
 def _publishes(world: PolicyContext, seen: Flow) -> bool:
-    """Return whether the destination of a flow publishes the flow's port at the host port it used.
-    """
+    """Return whether the destination of a flow publishes the port and host port of the flow."""
     used, family = seen.published, family_of(seen.from_.address)
     return any(
         family in port.families and used in (None, port.host_port + seen.port - port.container_port)
@@ -500,10 +478,7 @@ def changes(world: PolicyContext, seen: Flow, name: Name) -> tuple[MapChange, ..
 
 
 def _change(refusing: Reason, seen: Flow, name: Name) -> tuple[MapChange, Entry | None]:
-    """Return the manifest change that removes one reason for denying a flow.
-
-    The second result is the entry to add, or None if the change removes an entry.
-    """
+    """Return the change that removes one reason for denial, and the entry if one is added."""
     key = refusing.key
     if key.endswith("]"):
         return MapChange(refusing.service, key, refusing.text, False), None

@@ -258,10 +258,7 @@ def ping(session: Session, source: str, destination: str) -> Pong:
 
 
 def _without_icmp(world: PolicyContext, verdict: Verdict, reason: Reason) -> Entry | None:
-    """Return the allow entry because of which an echo request was denied, or None.
-
-    Such an entry allows only ports of the peer, and therefore no ICMP.
-    """
+    """Return the allow entry, if any, that allows only ports of the peer and therefore no ICMP."""
     if not reason.service or reason.text:  # a deny entry explains enough
         return None
     policy = world.services[reason.service].policy

@@ -76,10 +76,7 @@ class ServiceLine(NamedTuple):
 
 
 class ProcessLoad(NamedTuple):
-    """The processor time and memory of a service, from its cgroup.
-
-    If the service has replicas, these are the sums of all instances.
-    """
+    """What a service uses, as its cgroup counts: the sum of all instances if it has replicas."""
 
     cpu: float | None  # percent of one processor, over 0.5 s; null if unknown
     cpu_seconds: float | None  # processor time since the start; null if unknown
@@ -220,10 +217,7 @@ class Deploy(NamedTuple):
 
 
 def _user_of(login_uid: int | None, sudo_user: str) -> str:
-    """Format the user who ran a command: the login user, and sudo's user if different.
-
-    Returns "" if both are unknown.
-    """
+    """Format the login user, and the user of sudo if different. Returns "" if unknown."""
     login = ""
     if login_uid is not None:
         try:
@@ -236,8 +230,9 @@ def _user_of(login_uid: int | None, sudo_user: str) -> str:
 
 
 def deploys(store: Store, name: str | None) -> tuple[Deploy, ...]:
-    """Return the recorded deploys, the oldest first. If ``name`` is given, only those of this
-    service.
+    """Return the recorded deploys of a service, the oldest first.
+
+    If ``name`` is None, returns the deploys of all services.
     """
     serving = {(one.front, one.version) for one in store.instances.active(SERVING, OUT)}
     known = store.instances.deploys(name)
@@ -275,9 +270,8 @@ def service_lines(
 ) -> tuple[ServiceLine, ...]:
     """Return all services by name, with their status.
 
-    ``only`` limits the result to these services. ``rows`` are the rows of the database, if the
-    caller has already read them. If ``instances`` is true, the active instances of services with
-    replicas are listed too.
+    ``only`` limits the result to these services. ``rows`` are the database rows, if already read.
+    With ``instances``, the active instances of services with replicas are listed too.
     """
     wanted = None if only is None else set(only)
     every = store.active_rows() if rows is None else rows
@@ -315,10 +309,7 @@ def service_lines(
 
 
 def usage_of(store: Store, name: str) -> cgroups.Usage:
-    """Return the present usage of a service's cgroup: processor time, memory and oom kills.
-
-    If the service has replicas, these are the sums of all instances.
-    """
+    """Return a service's processor time, memory and oom kills, as the sum of all instances."""
     usage = cgroups.Usage(None, None, None, None, None)
     for one in store.instances.running(name):
         own = cgroups.usage(f"/niso-{store.state_id()}/{one}")
@@ -377,11 +368,7 @@ def of_stack(
 
 
 def _at_times(line: ServiceLine, last: float | None, next_: float | None) -> ServiceLine:
-    """Add to a service the times at which its job last ran and will run next.
-
-    ``last`` and ``next_`` come from the systemd timer, as Unix times in seconds. ``last`` survives
-    a reboot. A run by a command counts too.
-    """
+    """Add the times of a job's last run, by timer or command, and of its next run."""
     started = read(line.service).started_at
     last = max(filter(None, (last, started)), default=None)
     return line._replace(last_run=time_text(last), next_run=time_text(next_))
@@ -435,10 +422,7 @@ def _line(
 
 
 def _times(now: Status | None) -> tuple[float | None, str | None]:
-    """Return the uptime of a running process in seconds, and the end time of an exited process.
-
-    A value that does not apply is None.
-    """
+    """Return the uptime in seconds of a running process, and the end time of an exited process."""
     if now is None:
         return None, None
     is_running = now.state == "running"
@@ -454,9 +438,7 @@ def _inactive(
 
 
 def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Status | None]:
-    """Return a service's status as text, and the `Status` of its process, or None without a
-    process.
-    """
+    """Return a service's status as text, and the `Status` of its process, if any."""
     if row.is_attachment:
         return fate(session, store, row), None
     if not row.active:
@@ -496,7 +478,7 @@ def _front_restarts(store: Store, row: ServiceRow) -> int | None:
 def front_health(store: Store, front: str, healths: Mapping[str, Health]) -> Health:
     """Return the worst health among the instances of a service.
 
-    Of several instances with this health, the one with the oldest probe is used.
+    If several instances have this health, the result is about the one with the oldest probe.
     """
     from niso.runtime.health import Health
 
@@ -521,7 +503,7 @@ def known_healths(
 ) -> dict[str, Health]:
     """Return the health of services at their last probe, and request probes that are due.
 
-    This function does not wait. The health agent runs the probes, and a later call returns the
+    Does not wait for a probe: the health agent runs the probes, and a later call returns the
     results.
     """
     if not targets:
@@ -750,14 +732,12 @@ _COMMANDS = {"stop": "deactivate", "remove volumes": "remove", "ports": "port-fo
 
 
 def command_of(intent: Intent) -> str:
-    """Return the name of the command that began a change. ``intent`` is the record of this change.
-    """
+    """Return the name of the command that began a change, from the change's database row."""
     return _COMMANDS.get(intent.action, intent.action)
 
 
 def interrupted(store: Store) -> dict[str, str]:
-    """Return the services that a killed command has left half changed, each with the command's
-    name.
+    """Return the services that a killed command has half changed, each with the command's name.
 
     A command takes the service's lock before it records the change, and releases the lock after it
     has deleted the record. A recorded change without a lock is therefore interrupted.
@@ -789,9 +769,9 @@ class OutsideName(NamedTuple):
 
 
 def described(store: Store, names: Iterable[str] | None = None) -> tuple[OutsideName, ...]:
-    """Return DNS names with their addresses, sorted by name.
+    """Return these DNS names with their addresses, sorted by name.
 
-    If ``names`` is None, these are the names in all policies.
+    If ``names`` is None, returns the DNS names in all policies.
     """
     if not store.names_outside():
         return ()
@@ -821,9 +801,9 @@ def next_due(session: Session) -> float:
 
 
 def warn(session: Session, name: str | None) -> None:
-    """Warn of each DNS name in a policy that has no valid address.
+    """Warn of DNS names in a service's policy that have no valid address.
 
-    If ``name`` is None, the policies of all services are checked, otherwise that of one service.
+    If ``name`` is None, checks the policies of all services.
     """
     rows, now = session.store().outside, time.time()
     unknown: dict[tuple[str, str], list[str]] = {}  # by (services, reason)
@@ -854,10 +834,7 @@ def warn(session: Session, name: str | None) -> None:
 
 
 def warn_of_families(session: Session, answer: Outside, services: Iterable[str]) -> None:
-    """Warn of services that have no route for the IP version of a DNS name's addresses.
-
-    ``answer`` has the DNS name and its addresses.
-    """
+    """Warn of services without a route for the IP versions of a DNS name's addresses."""
     store = session.store()
     known = {family_of(address) for address in answer.in_state("now")}
     for service in services if known else ():

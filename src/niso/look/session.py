@@ -46,10 +46,7 @@ def joined() -> Config | None:
 
 
 class Session:
-    """The state of one `niso.connect`: the open database, the kernel and the progress callback.
-
-    Like a SQLite connection, a session is for one thread and one process.
-    """
+    """The state of one `niso.connect`, for one thread and process like its SQLite connection."""
 
     def __init__(self, progress: Progress | None) -> None:
         self.progress = progress
@@ -130,8 +127,7 @@ class Session:
         return len(self._listeners)
 
     def listen_no_more(self, before: int) -> None:
-        """End the reports of waits for locks that began after `listening` had the value ``before``.
-        """
+        """End the reports of waits that began after `listening` had the value ``before``."""
         if self.listening > before:
             locks.listener = self._listeners[before]
             del self._listeners[before:]
@@ -145,8 +141,7 @@ class Session:
     # --- progress --------------------------------------------------------------------------------
 
     def report(self, event: Event) -> None:
-        """Pass an event to the progress callback. An exception of the callback ends the API call.
-        """
+        """Pass an event to the progress callback. If this raises, the API call ends."""
         if self.progress is None or self._owner != _here():
             return  # another thread is waiting for a lock
         try:
@@ -192,8 +187,7 @@ def open_session(
 
 
 def close_all() -> None:
-    """Close the stores of all sessions, for a process that ends without the interpreter's shutdown.
-    """
+    """Close all stores, for a process that ends without the interpreter's shutdown."""
     sqlite.close_all()
 
 
@@ -257,9 +251,7 @@ class ApiPart:
 
 
 def explained(error: Exception) -> Error | None:
-    """Return the `Error` for an sqlite3.Error, an OSError or a damaged row. Otherwise, returns
-    None.
-    """
+    """Return the `Error` for an sqlite3.Error, OSError or damaged row, or None for others."""
     kind = type(error)
     if kind.__module__ == "sqlite3":
         if isinstance(error, OperationalError) or kind is DatabaseError:
@@ -348,8 +340,7 @@ def seconds(value: object, what: str, low: float) -> float:
 
 
 def duration(value: str, what: str) -> float:
-    """Convert a duration as written in a manifest, such as ``60s``, to seconds. Raises UsageError.
-    """
+    """Convert a duration as in a manifest, such as ``60s``, to seconds. Raises UsageError."""
     from niso.manifest import values
 
     return as_usage(lambda: values.duration(value, what, low=LEAST_TIMEOUT_S))
@@ -367,10 +358,7 @@ def line_count(value: object) -> int | None:
 
 
 def moment(value: object, what: str) -> float:
-    """Convert a time (RFC 3339), or a period such as ``2h`` before now, to Unix time.
-
-    A time without an offset is local.
-    """
+    """Convert a time (RFC 3339, by default local) or an age such as ``2h`` to Unix time."""
     given = text(value, what)
     digits, unit = given[:-1], _PERIODS.get(given[-1:])
     if unit and digits.isascii() and digits.isdigit() and len(digits) < 10:
@@ -392,8 +380,7 @@ def since_time(since: str | None) -> float | None:
 
 
 def callers() -> set[int]:
-    """Return the uids whose files niso trusts: root, this process's user, and the user of sudo(8).
-    """
+    """Return the uids whose files niso trusts: root, this process's user, and sudo(8)'s user."""
     sudo = os.environ.get("SUDO_UID", "")
     return {0, os.geteuid(), *([int(sudo)] if sudo.isascii() and sudo.isdigit() else [])}
 

@@ -24,10 +24,8 @@ def load(
 
 
 def named(store: Store, plain: Stack) -> Stack:
-    """Return the stack with the names that its services have on this host.
-
-    If the stack's services have a prefix (``prefix = true``), each name begins with the stack's
-    name. Raises ErrorGroup.
+    """Return the stack with the names that its services have on this host. With ``prefix = true``,
+    these names begin with the stack's name. Raises ErrorGroup.
     """
     names = [member.name for member in plain.members]
     wanted = prefixed(store, plain.asks, plain.name, names)
@@ -45,7 +43,7 @@ def outlined(store: Store, path: str) -> stack.Outline:
 
 
 def own(store: Store, path: str) -> stack.Outline:
-    """Read the outline of a stack.toml as `outlined` does, before a command changes the stack.
+    """Read the outline of a stack.toml as `outlined` does.
 
     Raises Conflict if the stack's services came from another stack.toml that still exists.
     """
@@ -115,9 +113,7 @@ def refuse_elsewhere(store: Store, stack: str, file: str, hint: str) -> None:
 
 
 def error_of(network: str, error: Error) -> InvalidInput:
-    """Convert an error about a network so that it names the key in stack.toml, such as
-    ``networks.backend.subnet``.
-    """
+    """Name the key of stack.toml, such as ``networks.backend.subnet``, in a network's error."""
     new = InvalidInput.of(error)
     option = (error.key or "").removeprefix("--")
     new.key = f"networks.{network}" + (f".{option}" if option else "")

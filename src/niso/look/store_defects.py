@@ -103,8 +103,7 @@ def _is_whole(
     row: ServiceRow,
     spec: ServiceSpec,
 ) -> bool:
-    """Return whether the database has all rows that follow from a service's own row and the kernel.
-    """
+    """Return whether the database has all rows that follow from a service's row and the kernel."""
     name = row.name
     policy = _policy(store, name, spec)
     follow: dict[str, Sequence[tuple[object, ...]]] = {
@@ -196,11 +195,10 @@ def _lost_instance(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceS
 def _lost_ports(
     kernel: Kernel, store: Store, service: str, spec: ServiceSpec
 ) -> tuple[list[PortMapping], list[PortMapping]] | None:
-    """Return the arguments for `Store.set_ports` that restore lost manifest ports.
+    """Return the arguments of `Store.set_ports` that restore lost manifest ports, or None.
 
     A port is lost if the kernel publishes the port and the store has no row for it. If neither has
-    the port, port-forward --replace may have taken it, which is no defect. Returns None if no port
-    is lost.
+    the port, port-forward --replace may have taken the port, which is no defect.
     """
     forwards = set(store.forwards(service))
     before = {port for _, port in store.ports(service)} - forwards
@@ -223,10 +221,7 @@ def _lost_ports(
 def _port_in_kernel(
     kernel: Kernel, store: Store, service: str, port: PortMapping
 ) -> PortMapping | None:
-    """Return a service's port, with its host port, if the nftables maps of niso contain the port.
-
-    Otherwise, returns None.
-    """
+    """Return a service's port, with its host port, if niso's nftables maps have it, else None."""
     own = store.addresses(service)
     first = [address for network, address in own if network == own[0][0]]
     for address in first if not port.host_port else ():

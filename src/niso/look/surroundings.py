@@ -75,12 +75,9 @@ def mute_name_servers(
 
 
 def replaced_files(store: Store, services: Iterable[str]) -> list[tuple[str, str]]:
-    """Return a warning and the next step for each volume that shows a file or folder no longer in
-    use.
-
-    Either the file was replaced on the host while a running service had it as a volume, or the
-    symbolic links in the volume's path now lead elsewhere. A warning about an instance names its
-    service.
+    """Return a warning and the next step for each file that was replaced on the host while a
+    running service has the file as a volume, and for each path of a volume whose symbolic links now
+    lead elsewhere. A warning about an instance names the instance's service.
     """
     result: dict[tuple[str, str], None] = {}
     for service in services:

@@ -117,8 +117,7 @@ class TopSample(NamedTuple):
 
 
 class Metered(ResultStream):
-    """A sampler of services, policies and flows. Until it is closed, the kernel counts bytes of
-    flows.
+    """A sampler of services, policies and flows that counts bytes of flows until it is closed.
 
     Reading a service takes 0.4 ms, so the sampler caches services. While the database is unchanged
     and the process of a service is running, only the health of the service is read again.
@@ -146,8 +145,7 @@ class Metered(ResultStream):
     def _sample(
         self, with_open: bool
     ) -> tuple[TopSample, TopSample, Memory, Mapping[Key, int] | None]:
-        """Take a sample. Return the previous sample, this one, the recorded flows, and each flow's
-        bytes.
+        """Take a sample. Return the previous one, this one, the flows, and the bytes of each flow.
 
         The bytes are None if this kernel cannot count them.
         """
@@ -177,10 +175,7 @@ class Metered(ResultStream):
         return before or now, now, memory, moved
 
     def _read_services(self) -> None:
-        """Read all services if the database has changed, else only those that can have changed.
-
-        Raises Error.
-        """
+        """Read the services that can have changed since the last call. Raises Error."""
         store = self.session.store()
         version = store.changes()
         # the store does not change when a command dies or an audit ends
@@ -285,8 +280,7 @@ def between(
 ) -> Load:
     """Compute the rates of services and flows between two samples.
 
-    ``moved`` maps flows to their bytes between the samples. If the kernel cannot count bytes,
-    ``moved`` is None.
+    ``moved`` maps flows to their bytes between the samples, or is None if bytes are not counted.
     """
     seconds = elapsed(before, now)
     # flows of the instances of a service are added up
@@ -371,7 +365,6 @@ def busy(load: ServiceLoad) -> tuple[float, float, int, str]:
 
 
 def _cpu(before: Usage | None, now: Usage | None, seconds: float) -> float | None:
-    """Return the percentage of one processor that a service used, or None if unknown."""
     if before is None or now is None or before.cpu_s is None or now.cpu_s is None:
         return None
     return round(100 * max(0.0, now.cpu_s - before.cpu_s) / seconds, 1)
@@ -396,16 +389,12 @@ def sockets_of(reader: FlowReader, measured: Iterable[Measured]) -> tuple[Servic
 
 
 def _sum[T: (int, float)](values: Iterable[T | None]) -> T | None:
-    """Return the sum of the values that are not None, or None if all values are None."""
     known = [value for value in values if value is not None]
     return sum(known[1:], known[0]) if known else None
 
 
 def _bits(before: int | None, now: int | None, seconds: float) -> float | None:
-    """Convert two readings of a byte counter to bits per second.
-
-    Returns None if the second reading is missing, and 0 if only the first reading is missing.
-    """
+    """Return bits per second from two byte counts. Returns None without ``now``."""
     if now is None:
         return None
     return 0.0 if before is None else round(8 * more(before, now) / seconds, 1)
