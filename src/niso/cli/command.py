@@ -36,9 +36,7 @@ class Argument(NamedTuple):
 
     @property
     def times(self) -> str:
-        """How many words the argument takes: "" is one, ``...`` is the rest, or ``?``, ``*``,
-        ``+``.
-        """
+        """The suffix ``?``, ``*``, ``+`` or "". ``...`` means that all other words follow."""
         return "..." if "-- " in self.spelled else self.spelled[len(self.metavar) :]
 
     @property
@@ -150,7 +148,7 @@ def meaning(of: Argument | Option) -> str:
 
 
 def synopsis(command: Command) -> list[str]:
-    """Return the parts of a usage line, such as ``[--subnet CIDR]...``. Only parts are wrapped."""
+    """Return the parts, such as ``[--subnet CIDR]...``, between which a usage line is wrapped."""
     shown = [f"niso {command.name}"]
     for argument in command.arguments:
         if argument.times == "...":
@@ -219,7 +217,7 @@ ALIASES = {"-h": "help", "--help": "help", "-V": "version", "--version": "versio
 def find(name: str, action: str) -> Command:
     """Return the description of a command, such as ``ps``, or of an action, such as ``net list``.
 
-    Without such an action, returns the group. A word after the action's name is ignored.
+    If the group has no such action, returns the group. A word after the action is ignored.
     """
     catalogue = module(f"catalogue.{COMMANDS[name][1]}")
     group: Command | None = catalogue.GROUP if name in GROUPS else None

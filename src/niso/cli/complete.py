@@ -108,7 +108,7 @@ def _commands() -> Candidates:
 
 
 def _actions(group: Command | None, words: Sequence[str]) -> Candidates:
-    """Return the words that can follow the words of an action typed so far, with descriptions."""
+    """Complete the name of a group's action. ``words`` are the complete words of the name."""
     following: dict[str, str] = {}
     for action in group.actions if group is not None else ():
         own = action.name.split()[1:]

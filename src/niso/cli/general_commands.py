@@ -112,7 +112,7 @@ def _print_imported(made: niso.ImportedStack) -> None:
 
 
 def follow(start: Callable[[Callable[[str], None]], Following]) -> int:
-    """Run an agent that prints its log, until a signal ends it. Return the exit status."""
+    """Run an agent and print its log, until a signal arrives. Return the exit status."""
     following = start(lambda line: print(output.escaped(line), flush=True))
     ended = []
 

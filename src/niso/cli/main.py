@@ -131,7 +131,7 @@ def _report(error: Error, as_json: bool) -> None:
 
 
 def _failed(error: Error, as_json: bool, status: int) -> int:
-    """Report an error and return ``status``. Raises KeyboardInterrupt after a signal."""
+    """Report an error and return ``status``. Raises KeyboardInterrupt if a signal has arrived."""
     _report(error, as_json)
     if state.last > 0:  # the signal may have caused the error
         raise KeyboardInterrupt

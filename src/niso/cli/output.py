@@ -97,7 +97,7 @@ def _escaped_row(row: Sequence[str]) -> list[str]:
 def _narrowed(
     lines: list[list[str]], widths: list[int], room: int
 ) -> tuple[list[list[str]], list[int]]:
-    """Wrap cells with lists between items, widest column first. Return new lines and widths."""
+    """Narrow a table by wrapping lists in its cells. Return the new lines and column widths."""
     least = [
         max(len(item) for line in lines for item in _items(line[i])) for i in range(len(widths))
     ]
@@ -289,7 +289,7 @@ def percent(value: float | None) -> str:
 
 
 def health_text(health: str | None, age_s: float | None) -> str:
-    """Format a health and the age of its last probe in seconds, such as ``healthy 4s ago``."""
+    """Format a health state and the age of its probe, such as ``healthy 4s ago``."""
     if health is None:
         return "-"
     return health if age_s is None else f"{health} {duration(age_s)} ago"
@@ -348,9 +348,9 @@ SLOW = (
 class Progress:
     """A printer of a command's events: ``with Progress(args) as host.progress:``.
 
-    With -v or --dry-run, all events are printed. Otherwise a thread prints only steps that take
-    more than a second. The thread starts with the first such kind of event. Warnings are always
-    printed.
+    With -v or --dry-run, all events are printed. Otherwise only warnings are printed, and by a
+    thread the steps that take more than a second. The thread starts with the first slow kind of
+    step.
     """
 
     def __init__(self, args: Args) -> None:
@@ -389,7 +389,7 @@ class Progress:
             self._show(event)
 
     def _report(self, event: Event) -> None:
-        """Record the step that begins now, and start the thread if the step can be slow."""
+        """Record that a step begins, and start the thread if the step can be slow."""
         now = time.monotonic()
         if not self._running and not isinstance(event, SLOW) and now < self._began + SOON_S:
             return

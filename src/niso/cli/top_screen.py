@@ -458,7 +458,7 @@ class RowTable(ScrollView, can_focus=True):
         self._cells: Callable[[str], Cells] = lambda _: ()
 
     def fill(self, titles: tuple[str, ...], keys: list[str], cells: Callable[[str], Cells]) -> None:
-        """Replace all rows. Each key is a row, for which ``cells`` returns the texts and styles."""
+        """Replace all rows. Each row has a key, for which ``cells`` returns the row's cells."""
         at = self.key
         if titles != self._titles:
             self._titles, self._widths = titles, [len(title) for title in titles]
@@ -550,7 +550,7 @@ _END_S = 5.0
 
 
 class Output(ModalScreen[None]):
-    """A screen that runs ``niso WORDS`` and shows its output. Closing it stops the command."""
+    """A screen that runs ``niso WORDS`` and shows its output. Closing the screen stops niso."""
 
     CSS = """
     #command { padding: 0 1; background: $panel; text-style: bold; }

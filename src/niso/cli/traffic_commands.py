@@ -164,7 +164,7 @@ def _log(host: Host, args: Args) -> int:
 
 
 def _wait(source: niso.Drops | niso.Events | None, seconds: float | None = None) -> bool:
-    """Return whether ``source`` becomes readable in time. Raises BrokenPipeError without stdout."""
+    """Return whether ``source`` is readable in time. Raises BrokenPipeError if stdout is closed."""
     poll = select.poll()
     if source is not None:
         poll.register(source, select.POLLIN)

@@ -221,7 +221,7 @@ class Capture(ResultStream):
         return b"".join(line + b"\n" for line in shown)
 
     def _line(self, line: bytes) -> bytes:
-        """Append the reason if the line of tcpdump is about a dropped packet."""
+        """Add to a line of tcpdump's output the reason for which the packet was dropped, if any."""
         seconds, dot, others = line.partition(b".")
         micros, _, what = others.partition(b" ")
         if self._drops is None or not (dot and seconds.isdigit() and micros.isdigit()):
@@ -437,9 +437,7 @@ class CaptureFile:
         return _block(_PACKET, body)
 
     def converter(self, name: str) -> Callable[[bytes], bytes]:
-        """Return a function that converts a pcap stream to blocks. The function may raise
-        ValueError.
-        """
+        """Return a function that converts pcap to pcapng blocks. The function raises ValueError."""
         rest = b""
         interface: int | None = None
 

@@ -90,7 +90,10 @@ DROP = "drop"
 
 
 class _Way(NamedTuple):
-    """A hook that a packet passes, and its interfaces there: "" for none, None for unknown."""
+    """A hook that a packet passes, and the interfaces by which the packet enters and leaves there.
+
+    An interface is "" if there is none, and None if it is unknown.
+    """
 
     hook: str
     enters: str | None
@@ -327,7 +330,7 @@ def _steps(
 
 
 def _replies(ways: Iterable[_Way]) -> Iterator[_Way]:
-    """Yield the hooks at which replies are filtered, for the hooks that the packet passes."""
+    """Given the hooks that a packet passes, yield the hooks that filter its replies."""
     other = {"forward": "forward", "input": "output", "output": "input"}
     for way in ways:
         if way.hook in other:
@@ -429,7 +432,7 @@ def link_towards(address: str) -> str | None:
 
 
 def rule_text(chain: Chain, place: Place | None) -> str | None:
-    """Return a rule as nft(8) writes it, or None if a chain's policy decides, not a rule."""
+    """Return the text of a rule as nft(8) writes it, or None if ``place`` is None."""
     if place is None:
         return None
     family, (name, number) = FAMILIES[chain.family], place

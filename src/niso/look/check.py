@@ -72,8 +72,8 @@ def check(
 ) -> list[Finding]:
     """Return the problems that `niso net check` reports for the host or for one service or network.
 
-    ``may_be_on`` are sysctls of the host that another program may set to another value than 0. This
-    is then no problem of ``name``.
+    Sysctls of the host in ``may_be_on`` are not reported for ``name`` if another program has set
+    them to another value than 0.
 
     This function changes nothing. A difference may be due to a command that is running now, so
     differences are compared again under niso's lock. Raises KernelError, NotFound if ``name`` is
@@ -98,10 +98,9 @@ def check(
 
 
 def problems(machine: Machine) -> dict[str, int] | None:
-    """Count the problems that several comparisons in a row find, without taking niso's lock.
+    """Count the problems that several comparisons in a row find, by kind, without niso's lock.
 
-    Returns the number for each kind of problem, or None if objects vanished during each comparison.
-    Raises KernelError.
+    Returns None if objects vanished during each comparison. Raises KernelError.
     """
     lasting: set[tuple[Problem, str]] | None = None
     for turn in range(_LOOKS):
@@ -122,7 +121,10 @@ def problems(machine: Machine) -> dict[str, int] | None:
 
 
 def _others(machine: Machine, name: str | None) -> list[Finding]:
-    """Return settings of other programs that block packets of services, or only of ``name``."""
+    """Return settings of other programs that block packets of services.
+
+    ``name`` limits the check to one service or network.
+    """
     store, kernel = machine.store, machine.kernel
     networks, active = _concerned(store, name)
     others = host_settings.others(kernel, store) if name is None and store.any_active() else []
@@ -269,7 +271,10 @@ def _concerned(store: Store, name: str | None) -> tuple[list[NetworkRecord], lis
 
 
 def _own(machine: Machine, name: str | None, may_be_on: Container[str] = ()) -> list[Finding]:
-    """Return the problems of niso's own objects, or only of the service or network ``name``."""
+    """Return the problems of niso's own objects.
+
+    ``name`` limits the check to one service or network.
+    """
     store, kernel = machine.store, machine.kernel
     defects = store_defects.find_defects(kernel, store)
     if any(problem != "different" for problem, _, _ in defects):
@@ -311,7 +316,7 @@ def _own(machine: Machine, name: str | None, may_be_on: Container[str] = ()) -> 
 
 
 def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:
-    """Return the scope to compare for a service or network, and the service's name if it is active.
+    """Return the objects to compare for a service or network, and the service if it is active.
 
     Raises NotFound if ``name`` is neither a service nor a network.
     """
@@ -341,7 +346,10 @@ def _finding(defect: store_defects.Defect) -> Finding:
 
 
 def _interrupted(store: Store, only: str | None = None) -> list[Finding]:
-    """Return a problem for each service, or only for ``only``, whose last command was killed."""
+    """Return a problem for each service whose last command was killed.
+
+    ``only`` limits the check to one service.
+    """
     return [
         Finding(
             "different",

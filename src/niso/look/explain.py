@@ -66,7 +66,7 @@ class Judgement(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """A packet, and the verdict on it."""
+    """A packet and its verdict."""
 
     from_: Sender  # the sender
     asked: AskedDestination  # the destination to which the packet was sent
@@ -83,7 +83,7 @@ class Judged(NamedTuple):
 
     @property
     def dropped_by(self) -> Judgement | None:
-        """The first part, in the kernel's order, that drops the packet, or None."""
+        """The verdict that drops the packet, if any. Of several, the first in kernel order."""
         parts = (self.path, self.egress, self.ingress)
         return next((part for part in parts if part.verdict == "drop"), None)
 

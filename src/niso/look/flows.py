@@ -195,7 +195,7 @@ class FlowReader:
         return FlowEnd(front.name, front.name, next(a for a in shared if family_of(a) == family))
 
     def in_world(self, world: PolicyContext) -> FlowReader:
-        """Return this reader, or a new one if policies have changed or the cache is full."""
+        """Return this reader, or a new one if ``world`` has other policies or the cache is full."""
         is_same = world == self.world and len(self._flows) <= _MOST_CACHED
         return self if is_same else FlowReader(world, self._split)
 
@@ -209,7 +209,7 @@ class FlowReader:
         return self._ends[address]
 
     def shown(self, key: Key) -> Key:
-        """Return the `Flow.id` of the flow that represents this one, with addresses of services."""
+        """Return the `Flow.id` of a flow: addresses of instances become those of their service."""
         return self.end(key[0]).address, self.end(key[1]).address, *key[2:]
 
     def flow(self, key: Key, passes: bool) -> Flow:
@@ -366,7 +366,7 @@ def mappings(known: KnownService | None, proto: str, port: int) -> list[PortMapp
 def closed(
     world: PolicyContext, source: str, destination: str, proto: str, port: int, across: bool = False
 ) -> Reason | None:
-    """Return why no packet can get from one address to a port of another, or None if it can.
+    """Return why no packet can get from one address to a port of another, or None if one can.
 
     Only networks and published ports are considered, not policies. Flows are recorded after DNAT,
     so a flow through a published port looks like a flow to the service's own address. A flow from
@@ -486,7 +486,10 @@ Total = tuple[str, str, int, str, str]  # source, destination, port, protocol an
 
 
 def totals(world: PolicyContext, memory: Memory, limit: int) -> tuple[list[tuple[Total, int]], int]:
-    """Count flows by names. Return the ``limit`` highest counts, and how many were left out."""
+    """Count flows by the names of both ends, port, protocol and verdict.
+
+    Returns the ``limit`` highest counts, and how many counts were left out.
+    """
     reader = FlowReader(world)
 
     def name(address: str) -> str:

@@ -380,7 +380,7 @@ def declared_world(stack: Stack) -> PolicyContext:
     """Return the services, networks and policies of a stack, as if the stack were active.
 
     A network without a declared subnet gets a made-up subnet, and services get made-up addresses.
-    These depend only on the file, differ from real ones, and serve only to compute verdicts.
+    Made-up values depend only on the file, differ from real ones, and serve to compute verdicts.
     """
     used = {name for member in stack.members for name in member.loaded.spec.network.networks}
     networks = {}

@@ -23,7 +23,10 @@ HOLDERS = ("podman",)  # owners of attachments whose own programs listen on publ
 
 
 def published_by(row: ServiceRow) -> tuple[records.PortMapping, ...]:
-    """Return the ports in the manifest of the last activation, or none if the row is damaged."""
+    """Return the ports in a service's manifest of the last activation.
+
+    If the service's row in the database is damaged, returns no ports.
+    """
     spec = row.service
     return tuple(published.port for published in spec.network.ports) if spec is not None else ()
 
@@ -126,7 +129,8 @@ class Listeners:
 def shadows(
     kernel: Kernel, store: Store, services: Iterable[str]
 ) -> list[tuple[str, records.PortMapping, int, str]]:
-    """Find programs of the host that listen on published ports, in vain. Raises KernelError.
+    """Find programs that get no packets because they listen on a published port. Raises
+    KernelError.
 
     Each result has the service, its port, an IP version, and a text that names the program.
     """

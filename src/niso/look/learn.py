@@ -233,7 +233,7 @@ class _Learner:
         gone: Sequence[Flow],
         egress: bool,
     ) -> Iterator[LearnedEntry]:
-        """Yield comments on denied peers, unused ports, and networks to replace services."""
+        """Yield comments: denied peers, unused ports, and networks that could replace entries."""
         entries = {group.text for group in groups}
         others: dict[_PeerPorts, list[Flow]] = {}
         for flow in refused:
@@ -376,7 +376,7 @@ def _line(text: str, rows: Sequence[Flow], allowed: bool = True, note: str = "")
 
 
 class PolicyChange(NamedTuple):
-    """A change of a file that has not been written yet."""
+    """A planned change of the policies in a manifest or stack.toml."""
 
     file: str  # the absolute path of the file
     services: tuple[str, ...]  # services whose policies are in the file
@@ -438,7 +438,7 @@ def learn(
 
 
 def changes(session: Session, learned: Iterable[LearnedPolicy]) -> tuple[PolicyChange, ...]:
-    """Return the file changes that write learned policies; see `Host.learned_changes`."""
+    """Return the file changes that write learned policies (see `Host.learned_changes`)."""
     store = session.store()
     before: dict[str, str] = {}
     after: dict[str, str] = {}

@@ -177,7 +177,7 @@ class Map(Metered):
         )
 
     def _name_in(self, store: Store) -> Callable[[str, str], str | None]:
-        """Return a cached `WrittenNames.service`, with two arguments: service and other service."""
+        """Return a cached function that gives the name of a service in another service's policy."""
         version = store.changes()
         if version != self._version:
             self._version, self._names = version, {}

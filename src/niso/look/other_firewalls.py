@@ -375,7 +375,7 @@ def judge(
     steps = 0
 
     def walk(name: str, depth: int, certain: bool, named: bool) -> tuple[bool, Place] | None:
-        """Return whether a chain accepts the packet, and by which rule. None: no rule decides.
+        """Return whether a chain accepts the packet, and by which rule, or None if no rule decides.
 
         ``certain`` is true if the packet surely reaches the chain. ``named`` is true if a rule that
         jumps to the chain matches an address or port.
@@ -700,8 +700,7 @@ def _ways(
     """Return the lines that say who can reach a published port.
 
     ``addresses`` is a result of `_addresses`. ``closed`` are interfaces that do not forward IPv4,
-    and ``internal`` networks without access to the port. ``but`` is a note about dropping
-    firewalls.
+    and ``internal`` networks without access to the port. ``but`` is a note about other firewalls.
     """
     if port.host_ip in (ANY4, ANY6):
         published = [item for item in addresses if family_of(item[0]) in port.families]

@@ -154,7 +154,7 @@ def _mirrored(store: Store) -> list[ClusterLine]:
 def world(
     session: Session, here: PolicyContext, source: str, destination: str, proves: bool = False
 ) -> PolicyContext:
-    """Add to ``here`` the policies of other hosts' services that send or receive a packet.
+    """Add the policies of other hosts' services that send or receive a packet to those known here.
 
     If the cluster does not answer, a warning says that these policies are unknown. Raises Error,
     also if ``proves`` requests a test packet, which cannot be followed on another host.

@@ -216,10 +216,10 @@ def _end(store: Store, service: str) -> PacketEnd:
 def ends(
     world: PolicyContext, source: PacketEnd, destination: PacketEnd, family: int | None = None
 ) -> tuple[str, str]:
-    """Return the source and destination addresses of a packet between two ends, preferably IPv4.
+    """Return the source and destination addresses of a packet, preferably IPv4 addresses.
 
-    The addresses follow from the sender's hosts file and routes. Raises Error if the two have no
-    addresses of one IP version, and UsageError if the arguments have different IP versions.
+    The addresses follow from the sender's hosts file and routes. Raises Error if both ends have no
+    addresses of the same IP version, and UsageError if the arguments have different IP versions.
     """
     given = {family_of(end.address) for end in (source, destination) if end.address}
     if len(given) > 1:
@@ -345,7 +345,7 @@ class Object(NamedTuple):
 
 
 class ExplainedPacket(NamedTuple):
-    """A verdict on a packet, with the nftables objects that implement its three parts."""
+    """A verdict on a packet, with the nftables objects of its path, egress and ingress policy."""
 
     packet: Packet
     verdict: Verdict

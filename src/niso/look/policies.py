@@ -338,7 +338,7 @@ def effects(
 
 
 def _reason(before: PolicyContext, after: PolicyContext, seen: Flow) -> Reason | None:
-    """Return the reason for a flow's verdict after a policy change. None: no policy decides."""
+    """Return the reason for a flow's verdict after a policy change, or None without a policy."""
     if seen.passes:
         after = after._replace(outside=after.outside_ever)
     port = seen.published
@@ -408,9 +408,9 @@ def _addresses(after: PolicyContext, end: FlowEnd) -> list[tuple[str, str]]:
 
 
 def _moved(after: PolicyContext, seen: Flow, by_port: bool) -> tuple[str, str] | None:
-    """Return the source and destination that a flow can use if a service has left its network.
+    """Return the source and destination for a flow if a service has left its network, or None.
 
-    Two services use a network of both, else the first network of each is used. Can return None.
+    Two services use a network of both. Otherwise the first network of each service is used.
     """
     if seen.from_.service and seen.to.service and not by_port:
         for network, address in _addresses(after, seen.to):

@@ -124,7 +124,7 @@ def prove(world: PolicyContext, explained: ExplainedPacket) -> Proof:
 
 
 def _packets(kernel: Nft, rule: Object) -> int | None:
-    """Return the packet count of a rule or set element, or None if it is missing in the kernel."""
+    """Return the packet count of a rule or set element, or None if the kernel does not have it."""
     if rule.element is not None:
         with Nfnetlink() as netlink:
             return netlink.count(rule.element)

@@ -217,7 +217,10 @@ class Deploy(NamedTuple):
 
 
 def _user_of(login_uid: int | None, sudo_user: str) -> str:
-    """Format the login user, and the user of sudo if different. Returns "" if unknown."""
+    """Format the user who ran a command: the login user, and sudo's user if different.
+
+    Returns "" if both are unknown.
+    """
     login = ""
     if login_uid is not None:
         try:
@@ -704,8 +707,8 @@ def unfinished(store: Store) -> dict[str, tuple[str, str]]:
 def few_instances(store: Store, fronts: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yield a warning and the next step for each service whose instances need attention.
 
-    Either fewer instances receive traffic than should, or an instance that is being stopped has
-    kept connections for longer than ``deploy.drain`` and a minute.
+    Either fewer instances than declared receive traffic, or an instance that is to be stopped has
+    been draining for longer than ``deploy.drain`` and a minute.
     """
     for name in fronts:
         row = store.service(name)

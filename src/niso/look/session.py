@@ -141,7 +141,7 @@ class Session:
     # --- progress --------------------------------------------------------------------------------
 
     def report(self, event: Event) -> None:
-        """Pass an event to the progress callback. If this raises, the API call ends."""
+        """Pass an event to the progress callback. An exception of the callback ends the call."""
         if self.progress is None or self._owner != _here():
             return  # another thread is waiting for a lock
         try:
@@ -251,7 +251,7 @@ class ApiPart:
 
 
 def explained(error: Exception) -> Error | None:
-    """Return the `Error` for an sqlite3.Error, OSError or damaged row, or None for others."""
+    """Return the `Error` for an sqlite3.Error, OSError or damaged row. Returns None for others."""
     kind = type(error)
     if kind.__module__ == "sqlite3":
         if isinstance(error, OperationalError) or kind is DatabaseError:

@@ -113,7 +113,7 @@ def refuse_elsewhere(store: Store, stack: str, file: str, hint: str) -> None:
 
 
 def error_of(network: str, error: Error) -> InvalidInput:
-    """Name the key of stack.toml, such as ``networks.backend.subnet``, in a network's error."""
+    """Convert a network's error to one with the key in stack.toml: ``networks.backend.subnet``."""
     new = InvalidInput.of(error)
     option = (error.key or "").removeprefix("--")
     new.key = f"networks.{network}" + (f".{option}" if option else "")
