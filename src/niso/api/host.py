@@ -47,10 +47,10 @@ def connect(
 ) -> Host:
     """Return the `Host` of this machine, without changing or creating anything.
 
-    The folders default to those of the command: ``NISO_STATE_DIR`` or /var/lib/niso, and
+    The folders default to those of the niso command: ``NISO_STATE_DIR`` or /var/lib/niso, and
     ``NISO_RUN_DIR`` or /run/niso. A folder given here applies to the whole process and its
-    children. ``progress`` is called with each event (`niso.Event`). Raises `niso.Error` without
-    root.
+    children. ``progress`` is called with each event (`niso.Event`). Raises `niso.Error` if the
+    process is not root.
     """
     return Host(open_session(state_dir, run_dir, progress))
 
@@ -77,7 +77,7 @@ class Host(ApiPart):
         self.close()
 
     def close(self) -> None:
-        """Close the database. A later call opens it again."""
+        """Close the database. The next call of another method opens it again."""
         self.session.close()
 
     @property
@@ -162,9 +162,9 @@ class Host(ApiPart):
         return prove.ping(self.session, text(source, "source"), text(destination, "destination"))
 
     def stats(self, *, instances: bool = False) -> tuple[niso.Stats, ...]:
-        """Return the counters of each active service; with ``instances``, of each instance too.
+        """Return the counters of each active service.
 
-        Raises KernelError.
+        With ``instances``, also returns the counters of each instance. Raises KernelError.
         """
         from niso.look import drops
 
@@ -204,8 +204,8 @@ class Host(ApiPart):
     def map(self) -> niso.Map:
         """Start to observe services, networks and flows, as the map of ``niso web`` does.
 
-        Each ``read()`` of the result returns a `niso.MapState`. Use the result in a ``with`` block,
-        or close it, because the kernel counts the bytes of flows until it is closed.
+        Each ``read()`` of the result returns a `niso.MapState`. Close the result, or use it in a
+        ``with`` block, because the kernel counts the bytes of all flows until then.
         """
         from niso.look.map import Map
 
@@ -228,14 +228,13 @@ class Host(ApiPart):
         since: str | None = None,
         instances: bool = False,
     ) -> tuple[niso.Flow, ...]:
-        """Return the flows of the last week, including refused flows, each with the policy entry
-        that decides.
+        """Return the flows of the last week, each with the policy entry that decides on it.
 
-        ``service`` selects flows from and to one service. ``denied`` selects refused flows, and
-        flows that pass only because a policy is in audit. ``since``, an RFC 3339 time or a period
-        such as ``2h``, selects flows that began later or are open. With ``instances``, the
-        instances of services with replicas are listed separately. Raises NotFound, UsageError,
-        KernelError.
+        Refused flows are included. ``service`` selects flows from and to one service. ``denied``
+        selects refused flows, and flows that pass only because a policy is in audit mode.
+        ``since``, an RFC 3339 time or a period such as ``2h``, selects flows that began later or
+        are still open. With ``instances``, the instances of services with replicas are listed
+        separately. Raises NotFound, UsageError, KernelError.
         """
         from niso.look import flows
 
@@ -262,10 +261,10 @@ class Host(ApiPart):
     ) -> bytes:
         """Return a picture of services and their flows, in the format mermaid, dot, svg or png.
 
-        ``stack`` is a stack.toml and limits the picture to its services. With ``declared``, the
-        picture shows what policies allow instead of recorded traffic. With both, the picture
-        depends only on the stack's files. ``since`` is as for `flows`. Raises UsageError, and Error
-        if the program ``dot`` is needed and missing.
+        ``stack`` is the path of a stack.toml. It limits the picture to the services of this stack.
+        With ``declared``, the picture shows what policies allow instead of recorded traffic. With
+        both arguments, the picture depends only on the stack's files. ``since`` selects flows as in
+        `flows`. Raises UsageError, and Error if the program ``dot`` is needed and missing.
         """
         from niso.look import graph
 
@@ -288,11 +287,12 @@ class Host(ApiPart):
 
         ``peer`` is another service or an address, optionally with a port (``db:5432``). ``filter``
         is an expression of pcap-filter(7). The capture ends after ``count`` packets. With
-        ``drops``, the capture has the headers of packets that nftables drops, with the reasons.
+        ``drops``, the capture has the headers of packets that nftables drops, each with the reason.
 
-        Use the result in a ``with`` block. Its ``read()`` returns bytes of a pcapng file with the
-        services' names, or with ``lines`` bytes of text, and b"" at the end. Its ``stop()`` ends
-        the capture. Raises UsageError, NotFound, Conflict, and Error if tcpdump is not installed.
+        Use the result in a ``with`` block. Its method ``read()`` returns the next bytes of a pcapng
+        file that also has the services' names, and b"" at the end. With ``lines``, it returns lines
+        of text as bytes. Its method ``stop()`` ends the capture. Raises UsageError, NotFound,
+        Conflict, and Error if tcpdump is not installed.
         """
         from niso.look import capture
 
@@ -307,7 +307,7 @@ class Host(ApiPart):
         """Wait for a real packet and return its path through all netfilter hooks.
 
         Returns None if no packet came within ``wait_s`` seconds. ``source`` and ``destination`` are
-        as for `explain`. For TCP, only the first packet of a connection is traced, unless
+        written as for `explain`. For TCP, only the first packet of a connection is traced, unless
         ``any_packet`` is true. Tables of other programs are included. Raises NotFound, UsageError,
         KernelError.
         """
@@ -319,10 +319,11 @@ class Host(ApiPart):
     def learn(
         self, *services: str, since: str | None = None, egress: bool = False
     ) -> tuple[niso.LearnedPolicy, ...]:
-        """Return policies that allow the recorded flows of these services, or of all active ones.
+        """Return policies that would allow the recorded flows of services.
 
-        ``since`` is as for `flows`. With ``egress``, the policies also limit where the services
-        connect. Raises NotFound, UsageError, KernelError.
+        If no service is given, returns policies for all active services. ``since`` selects flows as
+        in `flows`. With ``egress``, the policies also limit where the services connect. Raises
+        NotFound, UsageError, KernelError.
         """
         from niso.look import learn
 
@@ -331,7 +332,7 @@ class Host(ApiPart):
     def learned_changes(
         self, learned: Iterable[niso.LearnedPolicy]
     ) -> tuple[niso.PolicyChange, ...]:
-        """Return how learned policies would change the services' manifests, and write no file.
+        """Return how learned policies would change the services' manifests. No file is written.
 
         Raises Error if a service has no manifest or tomlkit is missing. Raises Conflict if two
         services have the same manifest.
@@ -347,7 +348,7 @@ class Host(ApiPart):
         learn.write(changes)
 
     def policy(self, service: str, *, unused: str | None = None) -> tuple[niso.PolicyEntry, ...]:
-        """Return what each entry of a policy has allowed or denied, and when it last did so.
+        """Return the entries of a service's policy, each with how many flows it decided on.
 
         ``unused``, a period such as ``7d``, selects entries that matched no flow in that time.
         Raises NotFound, UsageError, KernelError.
@@ -362,7 +363,7 @@ class Host(ApiPart):
     ) -> tuple[niso.PolicyEffect, ...]:
         """Return which recorded flows an activation of manifests or of a stack would cut or allow.
 
-        ``since`` is as for `flows`. Raises the errors of `Services.activate`.
+        ``since`` selects flows as in `flows`. Raises the errors of `Services.activate`.
         """
         from niso.change import warnings
 
@@ -371,10 +372,10 @@ class Host(ApiPart):
         )
 
     def refresh_names(self, *, force: bool = False) -> tuple[niso.OutsideName, ...]:
-        """Resolve the DNS names in policies whose answers have expired. ``force`` resolves all.
+        """Resolve the DNS names in policies whose answers have expired, and return all DNS names.
 
-        Rules and the services' hosts files are changed together. Returns all names. Raises
-        KernelError, and Error if dnspython is not installed.
+        With ``force``, all names are resolved. The nftables rules and the services' hosts files are
+        updated together. Raises KernelError, and Error if dnspython is not installed.
         """
         from niso.change import outside_names_refresh
 
@@ -502,7 +503,7 @@ PYTHON_ONLY = ("anywhere", "label", "idle", "is_host", "gone", "was_dropped", "d
 
 
 def plain(value: object) -> Any:
-    """Convert a result, or several, to dicts and lists of str, int, float, bool and None."""
+    """Convert one or more results to dicts, lists, str, int, float, bool and None, as for JSON."""
     fields: tuple[str, ...] | None = getattr(value, "_fields", None)
     if fields is None:
         return [plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -28,7 +28,7 @@ Changed = Done
 """The result of `Attachments.detach`, `gc` and `apply_policies` for one attachment."""
 
 _WISHES = {"interface": 1, "ip": 2, "mac": 1}
-"""How often each key of a network may occur at most."""
+"""How many times each key may occur in the text of one network."""
 
 
 class AttachRequest(NamedTuple):
@@ -97,7 +97,7 @@ class Attachments(ApiPart):
     def apply_policies(self) -> tuple[Changed, ...]:
         """Apply the files in /etc/niso/policies to all attachments. Raises Error or ErrorGroup.
 
-        An attachment that an error names keeps its previous policy.
+        If an attachment's new policy cannot be applied, the attachment keeps its previous policy.
         """
         machine = self.session.machine_for_change()
         done = attach.apply_policies(machine, self.session.report)
@@ -110,9 +110,9 @@ class Attachments(ApiPart):
         """Detach the attachments whose namespace no longer exists.
 
         Networks that Podman has removed are removed too, if no service is on them. ``owner`` limits
-        this to the attachments and networks of one program. ``valid`` are the ids that this program
-        still has. Its attachments with other ids are detached too. Raises KernelError, and
-        UsageError for ``valid`` without ``owner``.
+        the call to the attachments and networks of one program. ``valid`` are the ids that this
+        program still uses. With it, the program's attachments with other ids are detached too.
+        Raises KernelError, and UsageError for ``valid`` without ``owner``.
         """
         from niso.engines import netavark
 
@@ -159,7 +159,6 @@ def _complete(given: AttachRequest) -> AttachRequest:
 
 
 def _words(given: AttachRequest) -> list[str]:
-    """Return the arguments of the niso command by which a systemd unit attaches its namespace."""
     words = ["net", "attach", given.name, "--new", "--owner", given.owner, "--id", given.id]
     lists = {"--network": given.networks, "--port": given.ports, "--alias": given.aliases}
     for flag, values in lists.items():

@@ -51,8 +51,8 @@ class Clusters(ApiPart):
 
         ``name`` defaults to the hostname, and ``address`` to the address of the interface with the
         default route. ``etcd`` is an existing etcd. Without it, this host runs an etcd member. With
-        ``encrypt`` "kernel", WireGuard encrypts the traffic between hosts. With "userspace",
-        wireguard-go does so on hosts whose kernel lacks WireGuard. ``restore``, which excludes all
+        ``encrypt`` "kernel", WireGuard encrypts the traffic between hosts. With "userspace", hosts
+        whose kernel lacks WireGuard use the program wireguard-go. ``restore``, which excludes all
         other arguments, writes this host's cluster to etcd again after etcd has lost its data.
         Raises UsageError, Conflict, Error.
         """
@@ -89,18 +89,18 @@ class Clusters(ApiPart):
         """Join a cluster with the content of an invitation.
 
         ``member`` decides whether this host runs an etcd member. By default, the first three hosts
-        do. ``encrypt`` ("kernel" or "userspace") is how this host encrypts traffic, if not in the
-        cluster's default way. Raises InvalidInput, Conflict, Error.
+        do. ``encrypt`` ("kernel" or "userspace") is how this host encrypts traffic. The default is
+        the cluster's own setting. Raises InvalidInput, Conflict, Error.
         """
         machine = self.session.machine_for_change(create=True)
         how, report = text(encrypt, "--encrypt"), self.session.report
         return _entering(lambda: cluster_join.join(machine, invitation, member, report, how))
 
     def leave(self, *, force: bool = False) -> str:
-        """Remove this host from its cluster, with ``force`` even if etcd does not answer.
+        """Remove this host from its cluster, and return the name that the host had in the cluster.
 
-        Returns the name of this host in the cluster. Raises Error, and Conflict if services of this
-        host are on networks of the cluster.
+        With ``force``, the host leaves even if etcd does not answer. Raises Error, and Conflict if
+        services of this host are on networks of the cluster.
         """
         machine = self.session.machine_for_change()
         return cluster_join.leave(machine, force, self.session.report).host
@@ -110,14 +110,17 @@ class Clusters(ApiPart):
         return cluster_hosts.forget(self.session.machine(), text(host, "HOST"))
 
     def add_member(self, host: str = "") -> int:
-        """Run an etcd member on this host. Return the number of members. Raises Conflict, Error."""
+        """Start an etcd member on this host, and return the number of members that vote.
+
+        ``host`` must be empty or the name of this host. Raises Conflict, Error.
+        """
         machine = self.session.machine_for_change()
         return cluster_hosts.add_member(machine, text(host, "HOST"), self.session.report)
 
     def remove_member(self, host: str = "") -> int:
-        """Remove the etcd member of this or a lost host. Return the number of remaining members.
+        """Remove the etcd member of a lost host, or of this host if ``host`` is empty.
 
-        Raises Conflict, NotFound, Error.
+        Returns the number of remaining members. Raises Conflict, NotFound, Error.
         """
         machine = self.session.machine_for_change()
         return cluster_hosts.remove_member(machine, text(host, "HOST"), self.session.report)
@@ -134,7 +137,7 @@ class Clusters(ApiPart):
         return cluster_hosts.backup(self.session.machine(), path(file, "FILE"))
 
     def status(self) -> niso.ClusterStatus:
-        """Return the cluster's hosts and etcd's members. Raises Error if there is no cluster."""
+        """Return the cluster's hosts and etcd's members. Raises Error outside a cluster."""
         machine = self.session.machine()
         seen, warnings = cluster_hosts.status(machine)
         for warning in warnings:
@@ -150,15 +153,15 @@ class Clusters(ApiPart):
         return cluster_hosts.follow(self.session.machine(), log)
 
     def become_etcd(self) -> None:
-        """Replace this process with this host's etcd member. Raises Error if the host runs none."""
+        """Replace this process with this host's etcd member. Raises Error if there is no member."""
         own_etcd.execute(require())
 
 
 def _entering[T](call: Callable[[], T]) -> T:
     """Call a function that adds this host to a cluster, and return its result.
 
-    An error names the argument of the caller that caused it, as in `as_usage`. It never names a
-    file that niso has created from an argument, because the file is removed after the error.
+    Errors name the argument that caused them, as with `as_usage`. An error in a file that niso has
+    unpacked from an invitation is attributed to the invitation, because the file is removed.
     """
     try:
         return as_usage(call)

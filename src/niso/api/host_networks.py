@@ -119,9 +119,9 @@ class Networks(ApiPart):
         ``subnets`` has at most one prefix per IP version and defaults to the next free /24.
         ``gateways`` are the bridge's addresses. ``ipv6`` adds a unique local /64. ``internal``
         disables forwarding out of the network. ``mtu`` is in bytes. ``allow_public`` permits public
-        prefixes. This host can then no longer reach the real addresses in these prefixes.
-        ``observe`` records flows. ``span`` creates the network in the cluster too, or adds a
-        network of the cluster to this host.
+        prefixes. This host can then no longer reach the real addresses in these prefixes. With
+        ``observe``, niso records the network's flows. ``span`` creates the network in the cluster
+        too, or adds a network of the cluster to this host.
 
         Raises Conflict, UsageError, KernelError, and Error if the cluster does not answer. In these
         cases nothing has changed.
@@ -184,7 +184,10 @@ class Networks(ApiPart):
         return tuple(RemovedNetwork(name, not dry_run) for name in wanted)
 
     def ports(self) -> tuple[niso.PublishedPort, ...]:
-        """Return the published ports of active services, one for each address or IP version."""
+        """Return the published ports of active services.
+
+        A port has one result for each host address or IP version on which it is published.
+        """
         from niso.look import host_ports
 
         return host_ports.published_ports(self.session.store())
@@ -200,7 +203,10 @@ class Networks(ApiPart):
         return other_hosts.ports(self.session, self.session.machine())
 
     def exposure(self) -> tuple[niso.PublishedPort, ...]:
-        """Return `ports` with ``from_``, which says who can reach each port. Raises KernelError."""
+        """Return the published ports as `ports` does, and also who can reach each port (``from_``).
+
+        Raises KernelError.
+        """
         from niso.look import other_firewalls
 
         return other_firewalls.exposed_ports(self.session.kernel(), self.session.store())
@@ -234,12 +240,12 @@ class Networks(ApiPart):
         return Rules(items)
 
     def rules_text(self) -> str:
-        """Return the tables of `rules` as nft(8) prints them. Raises KernelError."""
+        """Return the same tables as `rules`, in the text format of nft(8). Raises KernelError."""
         return "".join(_declared("".join(_tables(as_text=True))))
 
 
 def _declared(text: str) -> Iterator[str]:
-    """Remove the elements of dynamic sets from the text of nftables tables, and yield its lines."""
+    """Yield the lines of printed nftables tables without the elements of dynamic sets."""
     fills = skips = False
     for line in text.splitlines(keepends=True):
         if line.startswith(("\tset ", "\tmap ")):
@@ -299,7 +305,7 @@ def _described(store: Store, network: records.NetworkRecord) -> Network:
 
 
 def _elsewhere(store: Store, network: str) -> Iterator[NetworkMember]:
-    """Yield the services of other hosts on a network. A service is active if its name resolves."""
+    """Yield services of other hosts on a network. Active means that the name resolves here."""
     hosts = {address: host for host, (_, address, _) in store.across.peers().items()}
     for service in store.across.remotes((network,), "network"):
         if owner(service.name) != service.name:

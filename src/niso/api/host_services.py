@@ -45,7 +45,7 @@ class Package(NamedTuple):
 
 
 class Services(ApiPart):
-    """The API of services: ``host.services``. A service is given by name, hostname or alias."""
+    """The API of services: ``host.services``. Methods take a service's name, hostname or alias."""
 
     # --- start and stop --------------------------------------------------------------------------
 
@@ -62,8 +62,8 @@ class Services(ApiPart):
 
         ``what`` are manifests, folders with a manifest.toml, existing services, or `Package`
         values. If a service is already active, only the changes of its manifest are applied.
-        ``timeout`` is the number of seconds for each service to start or become healthy.
-        ``replace`` allows a service to replace one of the same name from another folder. With
+        ``timeout`` is the number of seconds for each service to start or become healthy. With
+        ``replace``, a service may replace a service of the same name from another folder. With
         ``take``, a service is taken over from a host of the cluster that no longer answers. With
         ``dry_run``, nothing is changed. Without ``trust_owner``, a manifest that users other than
         root and the caller can change is refused.
@@ -169,12 +169,11 @@ class Services(ApiPart):
     def rollback(
         self, name: str, version: int | None = None, *, timeout: float = 60.0
     ) -> tuple[niso.Outcome, ...]:
-        """Activate a former generation of a service, by default the last one that differs.
+        """Activate a former generation of a service.
 
-        ``version`` is the number of a generation of `history`.
-
-        ``timeout`` is as for `scale`. Raises UsageError, NotFound, Conflict, ProcessError. In these
-        cases nothing has changed.
+        ``version`` is the number of a generation of `history`. The default is the last generation
+        that differs from the present one. ``timeout`` is as for `scale`. Raises UsageError,
+        NotFound, Conflict, ProcessError. In these cases nothing has changed.
         """
         from niso.change import deploy
 
@@ -216,7 +215,7 @@ class Services(ApiPart):
         return health_agent.follow(self.session, log)
 
     def exit_hooks(self, instance: str) -> tuple[Callable[[], None], Callable[[], None]]:
-        """Return the functions to call after the exit and the restart of an instance's process."""
+        """Return two functions to call after an instance's process has exited and has restarted."""
         from niso.change import health_agent
 
         machine = self.session.machine_for_change()
@@ -289,7 +288,7 @@ class Services(ApiPart):
         return with_listening(self.session, store, lines) if listening else lines
 
     def history(self, name: str | None = None) -> tuple[niso.Deploy, ...]:
-        """Return what commands did to a service, or to all services; the oldest first.
+        """Return what commands did to one service or to all services, oldest first.
 
         The last 50 deploys, restarts and stops of each service are kept. An instance has the
         history of its service. Raises NotFound.
@@ -302,7 +301,8 @@ class Services(ApiPart):
     def everywhere(self) -> tuple[niso.ClusterLine, ...]:
         """Return the services of all hosts of the cluster, sorted by name.
 
-        If etcd does not answer, a warning says so. Raises Error if this host is in no cluster.
+        If etcd does not answer, returns what this host has recorded, and reports a warning. Raises
+        Error if this host is in no cluster.
         """
         from niso.look import other_hosts
 
@@ -408,10 +408,6 @@ class Services(ApiPart):
         )
 
     def _to_run(self, name: str, command: Iterable[str]) -> tuple[str, Any]:
-        """Return the service or instance in which a command is to run, and the command's words.
-
-        Raises Conflict if the service is not active.
-        """
         words = texts(command, "command")
         if not words:
             raise UsageError("missing command", f"niso exec {text(name, 'name')} -- CMD")
@@ -424,7 +420,6 @@ class Services(ApiPart):
         return running[0], words
 
     def _active(self, store: Store, name: str) -> str:
-        """Return the active service with this name or alias. Raises Conflict, NotFound."""
         service = _own(store, text(name, "name"))
         store.require_active(service)
         return service
@@ -451,8 +446,8 @@ class Services(ApiPart):
     def port_unforward(self, name: str, port: str) -> Forwarded:
         """Withdraw a port that `port_forward` published. Raises NotFound, Conflict.
 
-        If the host port was taken from a manifest's port of a service, that port is published
-        again.
+        If the forward took the host port from another service whose manifest publishes the port,
+        this service gets the port back.
         """
         from niso.change import port_forward
 
@@ -492,7 +487,6 @@ def _resolved(store: Store, names: Iterable[str], instances: bool = False) -> li
 
 
 def _refuse_instances(store: Store, services: Iterable[str]) -> None:
-    """Raise Conflict if one of the services is an instance of another."""
     for service in services:
         if (one := store.instances.get(service)) is not None:
             reason = f"{service!r} is an instance of {one.front!r}"
@@ -508,7 +502,11 @@ def _own(store: Store, name: str) -> str:
 
 
 def _known(store: Store, name: str, with_volumes: bool) -> str:
-    """Return a service as `_own` does. ``with_volumes`` also allows a removed one with volumes."""
+    """Return the name of the service to remove that has this name or alias.
+
+    With ``with_volumes``, a service that was removed but still has volumes is accepted too. Raises
+    NotFound, or Conflict for an attachment.
+    """
     from niso.runtime import volumes
 
     try:
@@ -523,7 +521,7 @@ def _known(store: Store, name: str, with_volumes: bool) -> str:
 
 
 class Taken(NamedTuple):
-    """The ports that another service lost to a forwarded port, or got back from it."""
+    """A service's ports that a port forward has replaced, or that are published again after it."""
 
     service: str  # the service's name
     ports: tuple[Port, ...]  # published ports, one for each IP version

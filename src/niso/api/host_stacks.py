@@ -39,12 +39,12 @@ class Stacks(ApiPart):
         replace: bool = False,
         trust_owner: bool = True,
     ) -> niso.StackUp:
-        """Apply a stack.toml: activate its services. If one of them fails, roll back everything.
+        """Apply a stack.toml: activate its services. If one service fails, roll back everything.
 
-        ``replace`` takes over services and a stack of the same names from other folders.
-        ``timeout`` is the number of seconds for each service to start or become healthy. Without
-        ``trust_owner``, files that users other than root and the caller can change are refused.
-        Raises InvalidInput, Conflict, NotFound, KernelError, ProcessError, ErrorGroup.
+        ``replace`` allows the stack and its services to replace those of the same names from other
+        folders. ``timeout`` is the number of seconds for each service to start or become healthy.
+        Without ``trust_owner``, files that users other than root and the caller can change are
+        refused. Raises InvalidInput, Conflict, NotFound, KernelError, ProcessError, ErrorGroup.
         """
         self.session.require()
         timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)
@@ -61,9 +61,9 @@ class Stacks(ApiPart):
     def down(
         self, stack: str | os.PathLike[str], *, volumes: bool = False, dry_run: bool = False
     ) -> niso.StackDown:
-        """Deactivate a stack's services, each before the services that it depends on. Raises Error.
+        """Deactivate a stack's services, each before the services that it depends on.
 
-        Addresses and networks are kept. ``volumes`` deletes the named volumes.
+        Addresses and networks are kept. ``volumes`` deletes the named volumes. Raises Error.
         """
         machine = self.session.machine_for_change()
         where = path(stack, "stack")

@@ -1,4 +1,4 @@
-"""Manage named volumes (``host.volumes``); save services with them, and load them."""
+"""Manage named volumes (``host.volumes``), save services to an archive, and load an archive."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ class Volumes(ApiPart):
 
         ``stack`` is the name of a stack, all of whose services are saved. ``all`` saves all
         services except attachments. ``output`` is the archive's path, ``-`` for standard output, or
-        None for a file in the working directory. ``secrets`` includes the content of secrets.
-        With ``stop``, active services are deactivated meanwhile. Raises Conflict, NotFound, Error.
+        None for a file in the working directory. ``secrets`` includes the content of secrets. With
+        ``stop``, active services are stopped during the save. Raises Conflict, NotFound, Error.
         """
         from niso.change import save_load
 
@@ -123,10 +123,11 @@ class Volumes(ApiPart):
     ) -> tuple[niso.LoadedService, ...]:
         """Load the services of an archive, and start those that ran when it was saved.
 
-        ``prefix`` makes them the services of a new stack of this name, whose names begin with it.
-        If anything fails, all that was loaded is removed. ``timeout`` is the number of seconds for
-        each service to start or become healthy. Without ``trust_owner``, an archive that users
-        other than root and the caller can change is refused. Raises Error, Conflict, InvalidInput.
+        With ``prefix``, the services form a new stack of this name, and their names begin with it.
+        If anything fails, everything that was loaded is removed. ``timeout`` is the number of
+        seconds for each service to start or become healthy. Without ``trust_owner``, an archive
+        that users other than root and the caller can change is refused. Raises Error, Conflict,
+        InvalidInput.
         """
         from niso.change import save_load
         from niso.manifest import values
@@ -148,10 +149,6 @@ class Volumes(ApiPart):
 
 
 def _lines(store: Store, wanted: list[str]) -> list[VolumeLine]:
-    """Return the volumes of all services, or only some of them.
-
-    ``wanted`` has volumes (``db/data``) and services (``db``). Raises NotFound.
-    """
     names = [
         (service, name) for service in volumes.owners() for name in volumes.existing_names(service)
     ]
@@ -168,7 +165,7 @@ def _lines(store: Store, wanted: list[str]) -> list[VolumeLine]:
 
 
 def _split(volume: str) -> tuple[str, str]:
-    """Return service and name of a volume. Raises InvalidInput if it is not SERVICE/NAME."""
+    """Split ``SERVICE/NAME`` into service and volume. Raises InvalidInput for another format."""
     service, _, name = volume.partition("/")
     if not service or not name or "/" in name or name.startswith(".") or service.startswith("."):
         raise InvalidInput(f"{volume!r} is not SERVICE/NAME", "niso volume list lists the volumes")

@@ -72,7 +72,7 @@ def _locate(errors: list[Error]) -> None:
 
 
 def _places(given: str) -> Iterator[str]:
-    """Yield the manifest and stack files at a path. An empty folder yields its missing manifest."""
+    """Yield the manifest and stack files at a path. If it has none, yield PATH/manifest.toml."""
     if not os.path.isdir(given):
         yield os.path.abspath(given)
         return
@@ -105,9 +105,7 @@ _STOP_SIGNALS = {"postgres": "INT", "nginx": "QUIT", "php-fpm": "QUIT", "httpd":
 
 
 def _hints(manifests: Iterable[load.Loaded]) -> Iterator[str]:
-    """Yield a hint for each missing rootfs, each program that needs another stop signal, and the
-    ports that an image exposes if the service publishes none.
-    """
+    """Yield hints about valid settings that are probably mistakes, such as a missing rootfs."""
     for loaded in manifests:
         spec = loaded.spec
         if (rootfs := static_check.missing_rootfs(loaded)) is not None:
@@ -123,7 +121,6 @@ def _hints(manifests: Iterable[load.Loaded]) -> Iterator[str]:
 
 
 def _exposed(loaded: load.Loaded) -> str:
-    """Return the ports that the image of a service exposes, such as ``6379/tcp``, or ""."""
     package = loaded.spec.manifest.get("package")
     text = package.get("oci") if isinstance(package, dict) else None
     if not isinstance(text, str):
@@ -152,8 +149,8 @@ def import_compose(
 ) -> niso.ImportedStack:
     """Convert a compose file to a stack.toml, and write the stack.toml into the folder ``output``.
 
-    Without ``output``, no file is written. Does not need root. Raises Conflict if the folder has a
-    stack.toml, NotFound, InvalidInput, and Error without PyYAML.
+    If ``output`` is None, no file is written. Does not need root. Raises Conflict if the folder has
+    a stack.toml, NotFound, InvalidInput, and Error without PyYAML.
     """
     from niso.compose import compose_file
 
@@ -163,7 +160,6 @@ def import_compose(
 
 
 def _write(folder: str, text: str) -> str:
-    """Write a stack.toml that only its owner can read. Raises Conflict if the file exists."""
     target = os.path.join(os.path.abspath(folder), FILE_NAME)
     try:
         os.makedirs(folder, exist_ok=True)

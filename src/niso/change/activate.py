@@ -65,12 +65,12 @@ def activate(
     stack: StackMembership = NO_STACK,
     is_first: bool = True,
 ) -> list[Outcome]:
-    """Activate services with their networks and processes; if one fails, roll back all of them.
+    """Activate services with their networks and processes. If one service fails, roll back all.
 
-    ``timeout_s`` (seconds) and ``after`` are described at `start.run`. For a ``stack``, niso also
-    creates the stack's networks, records the services as its members, and stops services that are
-    no longer in the stack's file. Raises InvalidInput, Conflict, KernelError or ProcessError after
-    the roll-back.
+    ``timeout_s`` (seconds) and the dependencies ``after`` are described at `start.run`. For a
+    ``stack``, niso also creates the stack's networks, records the services as its members, and
+    stops services that are no longer in the stack's file. Raises InvalidInput, Conflict,
+    KernelError or ProcessError after the roll-back.
     """
     if dry_run:
         return _planned(machine, targets, stack, report)
@@ -111,7 +111,10 @@ def activate(
 def foreseen(
     machine: Machine, targets: list[Target], stack: StackMembership = NO_STACK
 ) -> tuple[PolicyContext, PolicyContext]:
-    """Return the services and networks that policies would see before and after an activation."""
+    """Return the services and networks that policies refer to, before and after an activation.
+
+    The activation is only simulated.
+    """
     worlds: list[PolicyContext] = []
     observe = lambda: worlds.append(read_world(machine.kernel, machine.store))  # noqa: E731
     _planned(machine, targets, stack, silent, observe)
@@ -149,9 +152,9 @@ def _locked(
 ) -> tuple[ExitStack, list[Target]]:
     """Lock the services of an activation, and return the locks and the services (targets).
 
-    Services that leave the stack are locked too. Services that must restart because they share a
-    namespace are locked and returned too. Raises NotFound if a service was removed, and Conflict if
-    more services keep appearing.
+    Active services that must restart because they share a namespace are added to the result. These
+    services and the services that leave the stack are locked too. Raises NotFound if a service was
+    removed, and Conflict if more services keep appearing.
     """
     names = {*stack.leaving, *(target.name for target in wanted)}
     for _ in range(_TRIES):
@@ -165,13 +168,13 @@ def _locked(
 
 
 def _dropped(store: Store, targets: list[Target]) -> list[str]:
-    """Return the instances of services that no longer have a service address."""
+    """Return the instances of services that will run as a single process, without instances."""
     plain = (target.name for target in targets if not target.spec.is_front)
     return [name for service in plain for name in store.instances.names(service)]
 
 
 def _rollouts(machine: Machine, targets: list[Target]) -> list[Rollout]:
-    """Return which instances to replace, for each service that has a service address."""
+    """For each service with instances, return which instances to start and to replace."""
     return [deploy.rollout(machine, target) for target in targets if target.spec.is_front]
 
 
@@ -231,9 +234,7 @@ class _Activation:
 
     # --- the steps, in order ------------------------------------------------------------------
     def copy_packages(self) -> None:
-        """Copy changed packages, after recording intents, by which a recovery can delete the
-        copies.
-        """
+        """Copy changed packages, after recording intents so that recovery can delete the copies."""
         fresh = self._fresh()
         begin(self._store, [target.name for target, _ in fresh], "activate")
         for target, files in fresh:
@@ -241,7 +242,7 @@ class _Activation:
             files.copy(target.spec, target.manifest_path)
 
     def claim(self, dry_run: bool = False) -> None:
-        """Reserve in etcd the names and addresses of the services; a dry run only checks them."""
+        """Reserve names and addresses in etcd. With ``dry_run``, only check that all are free."""
         if not self._store.cluster_id():
             return
         from niso.change import cluster_claims
@@ -254,7 +255,7 @@ class _Activation:
         )
 
     def stop_leaving(self) -> None:
-        """Stop services that are no longer in the stack's file, unless the new rows are refused."""
+        """Stop services that left the stack's file, after checking the new rows for conflicts."""
         self._find_leaving()
         if self._leaving:
             # detect conflicts before anything is stopped
@@ -271,7 +272,6 @@ class _Activation:
         self._stop_converted()
 
     def change(self) -> list[Change]:
-        """Write the rows of the services, and change the kernel to match these rows."""
         with Lock():
             self.claims.remove_displaced(self._report)
             scope = self._scope()
@@ -282,7 +282,6 @@ class _Activation:
         return changes
 
     def start(self, changes: list[Change], timeout_s: float, after: After | None) -> None:
-        """Start the processes; `start.run` describes the parameters."""
         runs = [done for done in changes if done.row.has_process]
         if not self._rollouts:
             start.run(self._machine.processes, runs, timeout_s, self._report, after)
@@ -293,7 +292,7 @@ class _Activation:
         start.run(self._machine.processes, runs, timeout_s, self._report, after, healthy)
 
     def finish(self, changes: list[Change]) -> set[str]:
-        """Delete intents, unused networks and old copies; return the services that changed."""
+        """Delete intents, unused networks and old package copies. Return the changed services."""
         fronts = {one.name: one for one in self._rollouts}
         begin(self._store, [target.name for target in self._swapped], "activate")
         for target in self._targets:
@@ -326,17 +325,14 @@ class _Activation:
         return changed
 
     def _keep_packages(self, service: str, copies: set[str]) -> None:
-        """Delete all copies of a service's package but these and the present one."""
+        """Delete a service's package copies, except its present copy and those in ``copies``."""
         present = self._copies[service]
         package.keep_only(service, {*copies, present})
         for copy in copies - {present}:
             package.drop_manifest(copy)
 
     def complete(self) -> None:
-        """Start `niso health` if a service needs health checks, and stop the replaced instances.
-
-        A replaced instance is stopped when its connections are finished.
-        """
+        """Start `niso health` if needed. Stop replaced instances when their connections end."""
         if self._leaving:
             stop.stop_timers(self._machine, [row.name for row in self._leaving])
         if self._dropped:
@@ -357,7 +353,7 @@ class _Activation:
         ]
 
     def release_claims(self, changes: list[Change]) -> None:
-        """Report to the cluster which services were stopped or need no reserved names any more."""
+        """Report to the cluster which services have stopped, or need other reserved names now."""
         if not self._store.cluster_id():
             return
         from niso.change import cluster_claims
@@ -378,9 +374,9 @@ class _Activation:
             stop.report_to_cluster(self._machine, self.claims.homes, self._report)
 
     def record_failures(self, error: BaseException) -> None:
-        """Record the deploys that failed, for `niso history`.
+        """Record the failed deploys for `niso history`.
 
-        After an interrupt the record is left out if another process holds niso's lock.
+        If the command was interrupted and another process has niso's lock, nothing is recorded.
         """
         fronts = {one.name for one in self._rollouts}
         rows = []
@@ -463,7 +459,7 @@ class _Activation:
         return record_all(self._machine, targets, self._copies, self._leaving, self._stack)
 
     def _swap(self) -> list[Change]:
-        """Record services with a service address, and send new connections to new instances."""
+        """Record the services that have instances, and send new connections to new instances."""
         if not self._rollouts:
             return []
 
@@ -475,10 +471,9 @@ class _Activation:
         return changes
 
     def _last_change(self, left: set[str]) -> AbstractContextManager[object]:
-        """Return the context manager of the last change of rows and kernel in this activation.
+        """Return the context manager of the change after which new instances receive connections.
 
-        ``left`` are networks that services have left, and that the change may delete. New instances
-        receive connections from this change on.
+        The change may also delete networks that services have left (``left``).
         """
         if not self._rollouts:
             return leaving(self._machine, left, self._report)
@@ -487,7 +482,6 @@ class _Activation:
         return change(self._kernel, self._store, scope, self._report, teardown=True)
 
     def _stop_converted(self) -> None:
-        """Stop the former single process of each service that now runs as several instances."""
         rows = [
             row
             for one in self._rollouts
@@ -547,11 +541,11 @@ def restart(
     after: After | None = None,
     meanwhile: Callable[[], None] | None = None,
 ) -> None:
-    """Restart the processes of active services; their networks stay unchanged.
+    """Restart the processes of active services. Their networks stay unchanged.
 
-    ``after`` is described at `start.run`. ``meanwhile`` is called while none of the processes runs.
-    Raises Conflict, NotFound or ProcessError, and the errors of ``meanwhile``. After an error,
-    processes that niso has stopped are started again.
+    The dependencies ``after`` are described at `start.run`. ``meanwhile`` is called while none of
+    the processes runs. Raises Conflict, NotFound or ProcessError, and the errors of ``meanwhile``.
+    After an error, processes that niso has stopped are started again.
     """
     store = machine.store
     recover(machine, report, services)
@@ -596,7 +590,7 @@ def restart(
 
 
 def _leave(machine: Machine, instances: list[str], report: Report) -> None:
-    """Take instances out of the slots before their restart, and let connections finish."""
+    """Send no new connections to instances before a restart, and let open connections finish."""
     for name in instances:
         from niso.change import health_agent
 
@@ -608,7 +602,7 @@ def _leave(machine: Machine, instances: list[str], report: Report) -> None:
 
 
 def _serve(machine: Machine, instances: list[str]) -> None:
-    """Put restarted, healthy instances back into the slots."""
+    """Send new connections to restarted, healthy instances again."""
     for name in instances:
         from niso.change import health_agent
 

@@ -113,7 +113,7 @@ def record_all(
 
 
 def _takes(target: Target) -> tuple[bool, bool, bool]:
-    """Return a sort key. Services with fixed addresses come first, sharers of namespaces last."""
+    """Return the sort key by which services with fixed addresses are recorded first."""
     network = target.spec.network
     fixed = network.addresses or network.addresses6
     return network.mode == "share", target.instance is not None, not fixed
@@ -131,9 +131,9 @@ def record(
     """Write the desired rows of one service to the store. Call `release` first.
 
     ``copy`` is the path of the service's package. ``together`` are all services of the command, and
-    ``beside`` those that it activates. ``named`` are all host ports in their manifests. Raises
-    Conflict or InvalidInput, with the manifest and its key, or an ErrorGroup; after an error the
-    caller must roll back.
+    ``beside`` only the services that the command activates. ``named`` are all host ports in the
+    manifests of the command. Raises Conflict or InvalidInput, with the manifest and its key, or an
+    ErrorGroup. After an error the caller must roll back.
     """
     errors: list[Error] = []
     try:
@@ -270,7 +270,7 @@ def _set_ports(
     together: frozenset[str],
     named: tuple[PortMapping, ...],
 ) -> None:
-    """Record a service's host ports; ``had`` are the previous ports. Raises errors of `admit`."""
+    """Check and record a service's host ports. ``had`` are the previous host ports."""
     store, name, wanted = machine.store, target.name, target.spec.network.ports
     keys = [published.key for published in wanted]
     if not store.port_families(name):
@@ -310,7 +310,7 @@ def _held_names(
 ) -> dict[str, Conflict]:
     """Return an error for each requested name that another service has on a common network.
 
-    Other services may share this service's namespace. Their names are checked too.
+    If services share this service's namespace, their names are checked too.
     """
     networks = spec.network.networks if provider is None else store.networks_of(provider)
     sharers = store.held_sharers(spec.name, together)
@@ -381,7 +381,7 @@ def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str
 
 
 def _is_own(store: Store, name: str, entry: Entry, namespace: str) -> bool:
-    """Return whether a policy entry of a pod was written by the user of this pod namespace."""
+    """Return whether a policy entry belongs to the user of this namespace of Kubernetes."""
     same = namespace != "" and _labels(store, name).get("pod_namespace") == namespace
     return same and entry.key.startswith("niso.io/")
 
@@ -445,7 +445,6 @@ def _picks(store: Store, peer: Peer, address: str) -> bool:
 
 
 def _check_naming(store: Store, spec: ServiceSpec, name: str, other: str) -> None:
-    """Raise Conflict if this service makes a policy of ``other`` ambiguous or impossible."""
     row = store.service(other)
     entries = (store.policy(other) or Policy()).entries()
     entry = next((item for item in entries if item.peer == Peer("service", name)), None)
@@ -506,7 +505,7 @@ OR_REPLACE = "choose another name; --replace takes over its services"
 
 
 class StackMembership(NamedTuple):
-    """The stack that an activation's services belong to, and networks to create with them."""
+    """The stack that an activation's services belong to, and the networks to create for it."""
 
     stack: str  # the stack's name
     file: str  # absolute path of the stack.toml
@@ -530,7 +529,7 @@ class NoClaims:
         return False
 
     def close(self) -> None:
-        """Close nothing."""
+        """Do nothing, because there is no connection to etcd."""
 
     def networks(self, service: str) -> Collection[str]:
         return ()
@@ -542,14 +541,14 @@ class NoClaims:
         return Scope((), ())
 
     def record(self) -> None:
-        """Record nothing."""
+        """Record nothing, because the command has reserved nothing."""
 
     def publish(self, report: Report) -> None:
-        """Publish nothing."""
+        """Publish nothing, because the command has reserved nothing."""
 
 
 def shared(store: Store, wanted: StackMembership) -> Iterator[tuple[str, str]]:
-    """Yield (network, other stack) for each network on which another stack has services.
+    """Yield (network, other stack) for each of a stack's networks that another stack uses too.
 
     Networks that span hosts, and networks that this stack already uses, are left out.
     """
@@ -566,7 +565,7 @@ def _others(store: Store, stack: str, network: str) -> set[str]:
 
 
 def prepare(machine: Machine, wanted: StackMembership, services: Iterable[str]) -> None:
-    """Record a stack's networks, and remove services that are no longer in its file from the stack.
+    """Record a stack's networks, and end the membership of services that left the stack's file.
 
     Call this before the stack's services are recorded, in the same transaction. Raises a Conflict
     that names the file and the key.
@@ -604,7 +603,7 @@ def network_error(
 ) -> Conflict:
     """Turn an error about a stack's network into a Conflict that names the stack's file.
 
-    ``on`` are the services on the network; the hint lists them if the network differs.
+    If the network exists with other settings, the hint lists the services on the network (``on``).
     """
     from niso.look.stack_members import error_of
 

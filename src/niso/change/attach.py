@@ -75,8 +75,8 @@ def attach(
     The attachment's packets must also be allowed by the administrator's policies
     (`niso.manifest.policy`). For a namespace that is already attached, only the differences are
     applied. An existing attachment of this name is replaced if its namespace no longer exists, or
-    if it has the owner and id of the request. With ``instead_of``, the call fails unless the
-    present attachment has this row. Raises InvalidInput, NotFound, Conflict or KernelError. After
+    if it has the owner and id of the request. With ``instead_of``, a recorded attachment, the call
+    fails if the record has changed. Raises InvalidInput, NotFound, Conflict or KernelError. After
     an error nothing has changed, except that an attachment whose namespace no longer exists may
     have been removed.
     """
@@ -254,8 +254,8 @@ def current(store: Store, name: str) -> Request | None:
 def apply_policies(machine: Machine, report: Report = silent) -> list[Attachment]:
     """Apply the administrator's present policies to all attachments whose namespaces exist.
 
-    Returns one result per updated attachment. An attachment that failed keeps its previous policy.
-    All attachments are tried before an error, or an ErrorGroup, is raised.
+    Returns one result per updated attachment. If the update of an attachment fails, its previous
+    policy stays in force. All attachments are tried before an error, or an ErrorGroup, is raised.
     """
     store = machine.store
     done, errors = [], list[Error]()
@@ -323,8 +323,8 @@ def collect(
     """Detach attachments that have ended, and return their names.
 
     An attachment has ended if its namespace no longer exists, or if it is a container of Docker
-    without a process. With ``valid``, an attachment whose id is not in it has ended too. With
-    ``owner``, only this owner's attachments are examined.
+    without a process. With ``valid``, an attachment whose id is not among these ids has ended too.
+    With ``owner``, only this owner's attachments are examined.
     """
     from niso.look import check
 
@@ -416,8 +416,8 @@ def _links(
     """Choose an interface name for each requested network, and the network of the default route.
 
     Networks that are already attached keep their interface names. The default route uses the first
-    network that is not internal, else the first; if another program has set a default route, niso
-    sets none. Raises InvalidInput or Conflict.
+    network that is not internal, or the first network if all are internal. If another program has
+    set a default route, niso sets no default route. Raises InvalidInput or Conflict.
     """
     had = {link.network: link for link in store.attachments.links(request.name)} if before else {}
     _refuse_twice([wish.network for wish in request.wishes], "--network")
@@ -449,10 +449,7 @@ def _links(
 
 
 def _own_mac(store: Store, name: str, wish: Wish) -> str:
-    """Return the MAC address that a request chooses, or "" if niso derives one.
-
-    Raises InvalidInput if the address is invalid or has a prefix reserved for niso.
-    """
+    """Return the MAC address in a request after validation, or "" if niso derives one."""
     chosen = mac(wish.mac) if wish.mac else ""
     if not chosen or chosen == store.derived_mac(name, wish.network):
         return ""
@@ -505,9 +502,9 @@ def _refuse_twice(values: Sequence[str], what: str) -> None:
 
 
 def interface_name(text: str) -> str:
-    """Return an interface name, if the kernel would accept it (dev_valid_name in net/core/dev.c).
+    """Return an interface name unchanged, after checking that the kernel would accept it.
 
-    Raises InvalidInput.
+    The check is that of dev_valid_name in net/core/dev.c. Raises InvalidInput.
     """
     bad = text in _NO_INTERFACE or len(text.encode()) > _MAX_INTERFACE
     if bad or any(c in "/:" or c.isspace() or not c.isprintable() for c in text):
@@ -566,7 +563,6 @@ def _meeting(
 
 
 def _met(one: Entry, other: Entry) -> Entry | None:
-    """Return an entry for the packets that both entries match, or None if there are none."""
     peer = _peer(one, other)
     first, last = max(one.first, other.first), min(one.last, other.last)
     proto = one.proto or other.proto

@@ -81,8 +81,8 @@ def unit_text(
 
     ``provider`` is the service whose namespace this service shares, or None. ``stop_timeout_s`` is
     in seconds. With ``job``, the unit stays active after the process has exited. ``scheduled`` is
-    for a job with a schedule: the unit is active only while the process runs, and a timer
-    (`timer_text`) starts it. Such a job keeps its network between runs, so the unit does not
+    for a job with a schedule. A timer (`timer_text`) starts the unit of such a job, and the unit is
+    active only while the process runs. The job keeps its network between runs, so the unit does not
     deactivate the job.
     """
     after = [
@@ -151,7 +151,7 @@ def _refuse_foreign(units: Units, store: Store, service: str) -> None:
 def _refuse_alone(store: Store, row: ServiceRow, together: Iterable[str]) -> None:
     """Raise Conflict if a service shares the namespace of a service that is not enabled.
 
-    ``together`` are services that the same command enables.
+    Services that the same command enables (``together``) count as enabled.
     """
     provider = row.provider and store.service(row.provider)
     if provider and not provider.enabled and provider.name not in together:
@@ -160,10 +160,7 @@ def _refuse_alone(store: Store, row: ServiceRow, together: Iterable[str]) -> Non
 
 
 def _write_units(units: Units, store: Store, rows: Iterable[ServiceRow]) -> list[str]:
-    """Write and enable the units of services that are missing, outdated or disabled.
-
-    Returns the names of these services.
-    """
+    """Write and enable units that are missing or outdated. Return the names of their services."""
     stale, timers = [], []
     for row in rows:
         file, program = systemd.unit_file(row.name), row.require_service().program
@@ -191,7 +188,6 @@ def _write_units(units: Units, store: Store, rows: Iterable[ServiceRow]) -> list
 
 
 def _write_timer(units: Units, store: Store, row: ServiceRow) -> bool:
-    """Write the timer of a job, unless the file is up to date; return whether it was written."""
     file, text = (
         systemd.timer_file(row.name),
         timer_text(row.name, store.state_id(), row.schedule or ""),
@@ -203,7 +199,6 @@ def _write_timer(units: Units, store: Store, row: ServiceRow) -> bool:
 
 
 def _refuse_without_systemd(rows: Iterable[ServiceRow]) -> None:
-    """Raise Conflict for a job with a schedule on a machine without systemd."""
     for row in rows:
         if row.schedule is not None:
             raise Conflict(
@@ -228,7 +223,7 @@ def cron_line(service: str, schedule: str) -> str:
 
 
 def enable(machine: Machine, names: list[str], report: Report = silent) -> list[Marked]:
-    """Enable services, so that they start at boot; systemd supervises those that are active.
+    """Enable services, so that they start at boot. Let systemd supervise those that are active.
 
     Raises Conflict if a service shares the namespace of a service that is not enabled, or if
     another program has a unit of this name. Raises Error if systemd fails.
@@ -280,7 +275,7 @@ def disable(machine: Machine, names: list[str], report: Report = silent) -> list
 
 
 def clear(machine: Machine, names: Iterable[str], report: Report = silent) -> list[str]:
-    """Remove the units of services, and return the services that had a unit.
+    """Remove the systemd units of services, and return the services that had a unit.
 
     The processes of the services keep running.
     """
@@ -350,7 +345,7 @@ def hand_over(machine: Machine, names: Iterable[str]) -> None:
 
 
 def _has_lasting_unit(row: ServiceRow) -> bool:
-    """Return whether a service's unit is active as long as the service. A job's unit is not."""
+    """Return whether a service's unit stays active as long as the service, unlike that of a job."""
     return row.active and not row.is_job and not row.is_attachment
 
 
@@ -366,7 +361,7 @@ def _start_units(units: Units, rows: Iterable[ServiceRow]) -> None:
 
 
 class Restored(NamedTuple):
-    """Result of `Services.restore`: outcomes of activated services, and errors of the others."""
+    """Result of `Services.restore`: the outcomes of activated services, and all errors."""
 
     outcomes: tuple[Outcome, ...]
     errors: tuple[Error, ...]
@@ -438,10 +433,11 @@ def _text(state_id: str) -> str:
 
 
 def enable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
-    """Write the drop-ins for the units of other firewalls, even if these are not installed yet.
+    """Make systemd repair niso's rules whenever another firewall has been loaded or stopped.
 
-    Raises Error if systemd is not the init, and Conflict if a drop-in exists that was not written
-    for this state folder.
+    A drop-in is written for each known firewall's unit, even if it is not installed yet. Raises
+    Error if systemd is not the init, and Conflict if a drop-in exists that was not written for this
+    state folder.
     """
     units, state_id = machine.processes.units, machine.store.state_id()
     if not units.booted():
@@ -462,7 +458,7 @@ def enable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
 
 
 def disable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
-    """Remove the drop-ins that were written for this state folder, and skip all others."""
+    """Remove the drop-ins that `enable_firewall` has written for this state folder."""
     units, state_id = machine.processes.units, machine.store.state_id()
     done = []
     for unit in _UNITS:
@@ -482,7 +478,7 @@ def disable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
 def hand_over_started(session: Session, machine: Machine, names: list[str]) -> None:
     """Let systemd supervise services that a command has started.
 
-    If systemd requested the start, an error is raised. Otherwise it becomes a warning.
+    If systemd requested the start, errors are raised. Otherwise an error becomes a warning.
     """
     by_systemd = any(systemd.path(name) is not None for name in names)
     if not by_systemd and not (
@@ -502,7 +498,7 @@ def hand_over_started(session: Session, machine: Machine, names: list[str]) -> N
 def has_ended_by_itself(store: Store, names: list[str]) -> bool:
     """Return whether systemd calls niso because a service's process has exited.
 
-    The unit of a service with instances has no process, so its stop is always a request.
+    A unit of a service with instances has no process. Such a unit stops only on request.
     """
     rows = [store.service(name) for name in names if systemd.path(name) is not None]
     return systemd.has_ended() and any(row is None or row.has_process for row in rows)

@@ -84,9 +84,10 @@ def _own_agent() -> list[tuple[str, str]]:
 def _hidden(
     store: Store, elsewhere: set[str], claims: Iterable[ClusterClaim], own: str
 ) -> list[tuple[str, str]]:
-    """Return warnings about networks and services of this host that hide those of the cluster.
+    """Return warnings about names that exist both on this host and in its cluster.
 
-    ``elsewhere`` are the names of the cluster's networks, and ``own`` is this host's name.
+    A network or service of this host hides one of the same name in the cluster. ``elsewhere`` are
+    the names of the cluster's networks, and ``own`` is this host's name.
     """
     hidden = [
         (
@@ -108,7 +109,7 @@ def _hidden(
 
 
 def _is_idle_front(store: Store, claim: ClusterClaim) -> bool:
-    """Return whether a service of several hosts is inactive on this host, and hides nothing."""
+    """Return whether a service of several hosts is recorded on this host, but not active here."""
     row = store.service(claim.service)
     return claim.front and row is not None and row.mode == "front" and not row.active
 
@@ -154,9 +155,9 @@ def _asks(store: Store, service: str) -> bool:
 
 
 def _meet(mine: ClusterClaim, other: ClusterClaim, on: set[str]) -> _Pair | None:
-    """Return a pair of services with their addresses on a common network.
+    """Return a pair of services with their addresses on a network in ``on``.
 
-    ``on`` are the networks to test. Returns None if the services have no common network or family.
+    Returns None if the services have no such network, or no common IP version.
     """
     for network in on & mine.networks.keys() & other.networks.keys():
         for to in other.networks[network]:

@@ -45,7 +45,7 @@ _LATER = "the agent says it once the cluster answers: niso cluster status"
 class ActivationClaims:
     """The reservations in etcd (claims) of one activation's services.
 
-    Also has the networks that span hosts and that this host does not have yet.
+    An instance also has the networks of the cluster that the activation adds to this host.
     """
 
     def __init__(
@@ -82,10 +82,11 @@ class ActivationClaims:
         return claim.addresses if claim is not None else ()
 
     def claim(self, wanted: dict[str, tuple[Target, Wanted]], report: Report) -> None:
-        """Reserve in etcd what services need.
+        """Reserve in etcd the names and addresses that services need.
 
-        If etcd does not answer, a sufficient claim in this host's store is used, with a warning.
-        Raises Conflict if another host has a name or address, NoAnswer, or ErrorGroup.
+        If etcd does not answer, a service can use its reservation in this host's store, if this
+        suffices; a warning is reported. Raises Conflict if another host has a name or address,
+        NoAnswer, or ErrorGroup.
         """
         known = {name: self._own_record(name, *pair) for name, pair in wanted.items()}
         self._begin([name for name, record in known.items() if record is None])
@@ -111,9 +112,9 @@ class ActivationClaims:
         raise_all(errors)
 
     def _replaces(self, target: Target) -> bool:
-        """Return whether a target is an instance that will replace serving ones.
+        """Return whether an instance will replace others that receive connections now.
 
-        Without the cluster, services of other hosts would connect to the former instances for ever.
+        Without etcd, other hosts would continue to connect to the replaced instances.
         """
         one, instances = target.instance, self._machine.store.instances
         return one is not None and one.state == STARTING and bool(instances.of(one.front, SERVING))
@@ -136,7 +137,7 @@ class ActivationClaims:
         return store.across.claim(name) if is_around else own_record(store, target, asked)
 
     def _begin(self, services: list[str]) -> None:
-        """Record changes in progress and empty claims, so that recovery finds what was reserved."""
+        """Record intents and empty claims, so that recovery can release what is reserved next."""
         store = self._machine.store
         if services:
             with Lock(), store.transaction():
@@ -154,7 +155,10 @@ class ActivationClaims:
         mirror.make_way(machine.store, machine.kernel, self._held, self._addresses(), report)
 
     def scope(self) -> Scope:
-        """Return the scope of this activation's new networks and changed remote services."""
+        """Return the kernel objects that change with this activation's claims, as a scope.
+
+        These belong to networks that are new on this host, and to changed services of other hosts.
+        """
         changed = self._changed_services()
         return mirror.scope_of(self._machine.store, changed, changed)
 
@@ -215,11 +219,12 @@ def prepare(
     dry_run: bool = False,
     unobserved: Collection[str] = (),
 ) -> ActivationClaims | NoClaims:
-    """Reserve in etcd what services need, and return the reservations.
+    """Reserve in etcd the names and addresses that services need, and return the reservations.
 
     ``made`` are networks that the command creates on this host alone. ``unobserved`` are new
     networks whose flows are not recorded. With ``dry_run``, nothing is reserved. Raises Conflict,
-    NoAnswer or Error; the caller must then call `report_changes` to release what was reserved.
+    NoAnswer or Error. After an error, the caller must call `report_changes` to release the
+    reservations.
     """
     store = machine.store
     every = list(targets)
@@ -310,10 +315,10 @@ def report_changes(
 
 
 def report_leaving(machine: Machine, instances: Iterable[str], end: float, report: Report) -> None:
-    """Publish that instances leave, and wait until all live hosts send them no new connections.
+    """Publish that instances will stop, and wait until other hosts send them no new connections.
 
-    Waits at most until ``end`` (monotonic), which is also when the wait ends if the cluster does
-    not answer: other hosts may then still send connections. The caller must have the lock of the
+    The wait ends at the monotonic time ``end``, even if hosts may still send connections. If etcd
+    does not answer, the wait always lasts until then. The caller must have the lock of the
     instances' service. Raises no Error.
     """
     store = machine.store
@@ -347,10 +352,11 @@ def report_leaving(machine: Machine, instances: Iterable[str], end: float, repor
 
 
 def hand_over(machine: Machine, service: str, report: Report) -> None:
-    """Give up this host's claim of a service that other hosts have too, and record it as theirs.
+    """Release this host's claim of a service that other hosts run too.
 
-    Its service address leads to their instances all the time. The caller must have the service's
-    lock. Nothing is changed if etcd does not answer; the agent does it later. Raises KernelError.
+    The service is then recorded as a service of other hosts, whose instances receive all
+    connections to the service address. The caller must have the service's lock. If etcd does not
+    answer, nothing changes here, and the agent releases the claim later. Raises KernelError.
     """
     store, joined = machine.store, machine.joined()
     if joined is None:
@@ -388,10 +394,9 @@ def report_remaining(machine: Machine) -> None:
 def _arriving(
     store: Store, joined: Config, engine: Etcd, unknown: list[str], brief: bool
 ) -> span_networks.Arriving:
-    """Return those of the unknown networks that exist in the cluster.
+    """Return the networks of the cluster that this host does not have, out of ``unknown``.
 
-    ``unknown`` are networks that this host does not have. With ``brief``, returns no networks if
-    etcd does not answer.
+    With ``brief``, returns no networks if etcd does not answer.
     """
     membership = ClusterKeys(engine, joined.keys)
     try:
@@ -412,7 +417,10 @@ def _arriving(
 
 
 def home_network(store: Store, target: Target, targets: Iterable[Target]) -> str:
-    """Return the service whose namespace ``target`` will share, or "" if none is found."""
+    """Return the name of the service whose namespace a service to activate will share.
+
+    Returns "" if the service shares no namespace, or if no service has the name in the manifest.
+    """
     share = target.spec.network.share
     for other in targets if share is not None else ():
         if share == other.name or share in other.spec.names:
@@ -430,8 +438,9 @@ def needed_names(
 ) -> dict[str, tuple[str, ...]]:
     """Return the names that a namespace's owner must claim for the services that share it.
 
-    Each of these services has only its own name. If a service moves from one owner to another on
-    this host, the new owner claims the name after the old one has released it (`behind`).
+    The result maps the owner to the names of these services. If a service moves from one owner to
+    another on this host, the new owner claims the name after the old one has released it
+    (`behind`).
     """
     providers = {*homes.values(), *(target.name for target in targets)} - {""}
     needed = {provider: {*store.sharers(provider)} for provider in providers}
@@ -445,10 +454,10 @@ def needed_names(
 def needed_around(
     store: Store, homes: dict[str, str], names: dict[str, tuple[str, ...]]
 ) -> dict[str, Wanted]:
-    """Return the extended claims of unchanged services whose namespaces changed services share.
+    """Return extended claims of services that only gain other services in their namespaces.
 
-    A service that another command is changing is left out: a claim with a new id would make that
-    command conclude that it has lost its claim.
+    A service that another command is changing is left out, because a claim with a new id would make
+    that command conclude that it has lost its claim.
     """
     wanted: dict[str, Wanted] = {}
     for home in {*homes.values()} - {*homes, ""}:
@@ -462,7 +471,7 @@ def needed_around(
 
 
 def behind(store: Store, services: Iterable[tuple[str, str | None]]) -> list[str]:
-    """Return the services whose claims must be updated after other services have changed.
+    """Return the services whose claims must be updated after services have changed their namespace.
 
     ``services`` are pairs: a changed service, and the service whose namespace it shared before or
     None. A service that must release names comes before one that must claim them.
@@ -481,8 +490,9 @@ def needs_of(
 ) -> Wanted:
     """Return the claim that a service needs on networks that span hosts (``spans``).
 
-    The claim has the addresses in the manifest, otherwise the previous ones. A service that shares
-    a namespace leaves out names that the namespace's owner has claimed.
+    The claim has the addresses in the manifest. On networks for which the manifest names no
+    address, the claim has the service's previous addresses. A service that shares a namespace
+    leaves out names that the namespace's owner has claimed.
     """
     spec = target.spec
     on = tuple(network for network in spec.network.networks if network in spans)
@@ -518,7 +528,7 @@ def instances_elsewhere(machine: Machine, front: Target) -> set[int]:
 
 
 def own_record(store: Store, target: Target, wanted: Wanted) -> ClaimRow | None:
-    """Return this host's record of a service's claim, or None if the claim does not suffice."""
+    """Return this host's record of a service's claim, or None if names or addresses are missing."""
     claim = store.across.claim(target.name)
     if claim is None or {*claim.addresses} != {*wanted.networks}:
         return None

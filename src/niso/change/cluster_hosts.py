@@ -178,7 +178,7 @@ def status(machine: Machine) -> tuple[ClusterStatus, list[tuple[str, tuple[str, 
 
 
 def _members(own: Config, engine: Etcd | None) -> list[own_etcd.EtcdMember]:
-    """Return etcd's members, or only endpoints if etcd does not answer or niso does not run it."""
+    """Return the members of niso's own etcd. If the members are unknown, return endpoints only."""
     if engine is not None and own.etcd.own:
         return own_etcd.members(engine)
     return [own_etcd.EtcdMember("", "", "", place, False) for place in own.etcd.members]
@@ -218,7 +218,10 @@ def forget(machine: Machine, host: str) -> Forgotten:
 
 
 def add_member(machine: Machine, host: str, report: Report) -> int:
-    """Start an etcd member on this host, and return the number of voting members. Raises Error."""
+    """Start an etcd member on this host, and return the number of voting members.
+
+    ``host`` must be "" or this host's name. Raises Error.
+    """
     own = _require_own_etcd(machine)
     if host not in ("", own.host):
         raise Conflict(f"this host is {own.host}", f"run it on {host}")
@@ -267,7 +270,7 @@ def remove_member(machine: Machine, host: str, report: Report) -> int:
 
 
 def be_only_member(machine: Machine, report: Report) -> None:
-    """Make this host's etcd member the only member, with its data, after most were lost.
+    """Make this host's etcd member the only member, and keep its data, after most were lost.
 
     Raises Conflict if most members answer, and Error if this host has no member or etcd fails.
     """
@@ -345,7 +348,7 @@ def _answering(machine: Machine, own: Config, report: Report) -> Config:
 
 
 def backup(machine: Machine, path: str) -> int:
-    """Write a snapshot of etcd's data to a file that only root can read; return its size."""
+    """Write a snapshot of etcd's data to a file that only root can read. Return its size."""
     own = _require_own_etcd(machine)
     if os.path.isdir(path):
         raise Error(f"{path} is a folder", "name a file in it")
@@ -432,9 +435,9 @@ def _mending(machine: Machine) -> Callable[[bool], None]:
 
 
 def end_services(machine: Machine, services: list[str]) -> None:
-    """Deactivate or detach services that another host has claimed.
+    """Deactivate services, or detach attachments, whose names another host has claimed.
 
-    Services that share their namespaces are deactivated too.
+    Services that share the namespaces of these services are deactivated too.
     """
     store = machine.store
     recover(machine, names=services)  # it may complete the removal of one
@@ -448,7 +451,7 @@ def end_services(machine: Machine, services: list[str]) -> None:
 
 
 def _tend_certificates(machine: Machine, own: Config, membership: ClusterKeys) -> None:
-    """Record this host's certificate in etcd, and make its etcd member refuse revoked ones.
+    """Record this host's certificate in etcd, and make its etcd member refuse revoked certificates.
 
     Does nothing if etcd has lost the cluster's data.
     """

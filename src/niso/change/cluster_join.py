@@ -150,8 +150,8 @@ def invite(machine: Machine, host: str, address: str, renew: bool, member: bool 
     """Return an invitation for a host: a string that contains private keys.
 
     With ``renew``, a host of the cluster gets new certificates. With ``member``, the host may run
-    an etcd member; the first three hosts may do so without it. Raises Conflict, Error, UsageError
-    or InvalidInput.
+    an etcd member. The first three hosts may do so even without ``member``. Raises Conflict, Error,
+    UsageError or InvalidInput.
     """
     own = require_member(machine)
     config.host_name(host, "HOST")
@@ -192,12 +192,13 @@ def invite(machine: Machine, host: str, address: str, renew: bool, member: bool 
 def join(
     machine: Machine, text: bytes, member: bool | None, report: Report, encrypt: str = ""
 ) -> Membership:
-    """Join the cluster that an invitation is for. On a host of the cluster, renew certificates.
+    """Join the cluster of an invitation. If this host is in the cluster, renew its certificates.
 
-    ``text`` is the invitation. ``member`` says whether to run an etcd member on this host; with
-    None, the first three hosts do. ``encrypt`` is how this host encrypts, "" for the cluster's
-    default. Raises InvalidInput, Conflict, Error or NoAnswer, after everything that was created has
-    been removed. A failure to start the etcd member does not undo the join.
+    ``text`` is the invitation. ``member`` says whether to run an etcd member on this host. If
+    ``member`` is None, the first three hosts run one. ``encrypt`` is how this host encrypts
+    traffic, or "" for the cluster's default. Raises InvalidInput, Conflict, Error or NoAnswer,
+    after everything that was created has been removed. A failure to start the etcd member does not
+    undo the join.
     """
     config.way_to_encrypt(encrypt, "--encrypt")
     invited = invitation.parsed(text)
@@ -254,7 +255,7 @@ def join(
 def _renew(
     machine: Machine, invited: Invitation, member: bool | None, report: Report
 ) -> Membership:
-    """Install new certificates on a host of the cluster, and renew its encryption key."""
+    """Install new certificates on this host of the cluster, and renew its encryption key."""
     own = config.require()
     if invited.host.name != own.host:
         raise Conflict(
@@ -288,7 +289,7 @@ def _renew(
 
 
 def become_member(machine: Machine, own: Config, report: Report) -> Config:
-    """Start an etcd member on this host; return the new configuration. Raises Error or NoAnswer."""
+    """Start an etcd member on this host. Return the new configuration. Raises Error or NoAnswer."""
     own_etcd.program()
     require_free(machine, ETCD)
     peer = own_etcd.peer_url(own.address)
@@ -311,7 +312,7 @@ def become_member(machine: Machine, own: Config, report: Report) -> Config:
 
 
 def end_member(machine: Machine, own: Config, engine: Etcd, report: Report) -> None:
-    """Stop this host's etcd member, if any, and remove it from etcd. Raises Error or NoAnswer."""
+    """Stop this host's etcd member and remove it from etcd. Raises Error or NoAnswer."""
     peer = own_etcd.peer_url(own.address)
     for member in own_etcd.members(engine):
         if member.peer == peer:
@@ -342,10 +343,7 @@ def _require_apart(machine: Machine) -> None:
 
 
 def _require_own(machine: Machine, address: str, key: str) -> int:
-    """Return the MTU in bytes of the interface that has this address of the host.
-
-    Raises InvalidInput if ``address`` is not an address of this host.
-    """
+    """Return the MTU in bytes of the interface with this address. Raises InvalidInput."""
     mtu = machine.kernel.mtu_of(address)
     if mtu is None:
         reason = f"{address} is not an address of this host"
@@ -354,7 +352,7 @@ def _require_own(machine: Machine, address: str, key: str) -> int:
 
 
 def as_member(machine: Machine, own: Config, mtu: int) -> HostEntry:
-    """Return the entry of this host that is published in etcd. ``mtu`` is in bytes."""
+    """Return this host's entry in the cluster's list of hosts in etcd. ``mtu`` is in bytes."""
     store = machine.store
     tunnel = store.across.tunnel()
     public = tunnel.public if tunnel else ""
@@ -376,7 +374,7 @@ def _record(machine: Machine, own: Config, cluster: Cluster, mtu: int) -> None:
 
 
 def clear(machine: Machine, report: Report) -> None:
-    """Stop the agent and etcd, and remove all files of a cluster that this host is not in."""
+    """Stop the agent and etcd, and remove all files of a cluster that the host is no longer in."""
     end(machine, AGENT, report)
     end(machine, ETCD, report)
     own_etcd.forget()
@@ -407,9 +405,9 @@ def _drop_authority_key() -> None:
 
 
 def _own_address() -> str:
-    """Return the address from which this host would send packets to the internet. None are sent.
+    """Return the address from which this host would send packets to the internet.
 
-    Raises UsageError if the host has no default route.
+    No packet is sent. Raises UsageError if the host has no default route.
     """
     for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -424,9 +422,9 @@ def _own_address() -> str:
 def leave(machine: Machine, force: bool, report: Report) -> Config:
     """Remove this host from its cluster, and return its former configuration.
 
-    With ``force``, the host leaves even if etcd does not answer; the cluster then still lists the
-    host. Raises Conflict if services of this host are on networks that span hosts. Raises NoAnswer
-    or Error.
+    With ``force``, the host leaves even if etcd does not answer. In this case the cluster still
+    lists the host. Raises Conflict if services of this host are on networks that span hosts. Raises
+    NoAnswer or Error.
     """
     store = machine.store
     own = config.require()
@@ -502,9 +500,9 @@ def require_free(machine: Machine, which: str) -> None:
 
 
 def start_agent(machine: Machine, report: Report) -> None:
-    """Start the agent, and enable it at boot. Raises Error.
+    """Start the cluster's agent, and enable it at boot. Raises Error.
 
-    If systemd is not the init, nothing is started; a warning says how to start the agent.
+    If systemd is not the init, nothing is started, and a warning says how to start the agent.
     """
     if machine.processes.units.booted():
         _start_unit(machine, AGENT, report)

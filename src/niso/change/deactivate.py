@@ -32,10 +32,10 @@ def deactivate(
 ) -> list[Done]:
     """Stop services and remove their networks. Their addresses stay reserved.
 
-    With ``keep_forwards``, ports of `niso port-forward` return at the next activation. ``needs``
-    are the services' dependencies: a dependency is stopped after the services that need it. With
-    ``dry_run``, the steps are only reported. Raises Error, and NotFound if recovery has just
-    completed the removal of a service.
+    With ``keep_forwards``, ports of `niso port-forward` are published again at the next activation.
+    ``needs`` maps services to their dependencies: a dependency is stopped after the services that
+    need it. With ``dry_run``, the steps are only reported. Raises Error, and NotFound if recovery
+    has just completed the removal of a service.
     """
     store = machine.store
     named, services = services, store.instances.with_instances(services)
@@ -73,7 +73,7 @@ def deactivate(
 
 
 def _leave_others(machine: Machine, services: list[str], report: Report) -> None:
-    """Have other hosts serve the services that they have too, before they are stopped here."""
+    """Direct clients to other hosts that run the services too, before this host stops them."""
     if machine.store.cluster_id():
         from niso.change import deploy
 
@@ -81,7 +81,7 @@ def _leave_others(machine: Machine, services: list[str], report: Report) -> None
 
 
 def _stop_units(machine: Machine, services: list[str]) -> None:
-    """Stop the units of services with instances: systemd sees the end of a process only."""
+    """Stop units of services with instances, which have no process whose end systemd sees."""
     units = machine.processes.units
     for name in services:
         row = machine.store.service(name)
@@ -121,9 +121,10 @@ def remove(
 def remove_volumes(
     machine: Machine, wanted: Iterable[tuple[str, str]], report: Report = silent
 ) -> None:
-    """Delete named volumes, each given as (service, volume). An empty volume stands for all.
+    """Delete named volumes, each given as (service, volume).
 
-    Raises Error, and Conflict if a service is active or something is mounted in a volume.
+    If the volume is "", all volumes of the service are deleted. Raises Error, and Conflict if a
+    service is active or something is mounted in a volume.
     """
     store, wanted = machine.store, list(wanted)
     services = list(dict.fromkeys(service for service, _ in wanted))

@@ -50,12 +50,12 @@ from niso.store.store import Store
 Swapped = event_class(
     "Swapped", lambda service, version: f"{service}: connections go to version {version}"
 )
-"""New connections go to the instances of a version."""
+"""Event: new connections go to the instances of a version."""
 Draining = event_class(
     "Draining",
     lambda service, connections: f"{service}: {connections} open connections to finish",
 )
-"""The former instances of a service still have open connections."""
+"""Event: the former instances of a service still have open connections."""
 
 _DRAIN_LOOK_S = 0.05
 _MOST_PROBE_S = 1.0
@@ -66,7 +66,7 @@ class Rollout(NamedTuple):
 
     front: Target
     new: tuple[Target, ...]  # the instances that the service has afterwards
-    old: tuple[str, ...]  # the active instances that it will not have
+    old: tuple[str, ...]  # the active instances that are to be stopped
     undo: str = ""  # the service's previous rows, encoded as in an `Intent`
     is_first: bool = False  # whether no instance is active, and the version is a new one
     replaces: bool = False  # start-first: whether all instances are replaced by a new version
@@ -94,10 +94,10 @@ class Rollout(NamedTuple):
 def rollout(machine: Machine, front: Target) -> Rollout:
     """Return which instances a service needs, and which present instances are to be replaced.
 
-    An instance stays if its process is as desired and its version is at least ``front.again``. The
-    result is for one step of a deploy. A step replaces one instance with stop-first, at most
-    ``deploy.surge`` instances with this key, and otherwise all. The caller must have the service's
-    lock.
+    An instance stays if its process is as desired and its version is not below ``front.again``. The
+    result is for one step of a deploy. With stop-first, a step replaces one instance. Otherwise it
+    replaces at most ``deploy.surge`` instances, or all if this key is not set. The caller must have
+    the service's lock.
     """
     store, name = machine.store, front.name
     deploy = front.spec.program.deploy
@@ -162,10 +162,10 @@ def rollout(machine: Machine, front: Target) -> Rollout:
 
 
 def _served_last(front: Target, row: ServiceRow | None, deploys: list[Deployed]) -> int:
-    """Return the number of the version that served last if ``front`` is equal to it, otherwise 0.
+    """Return the version that served last if ``front`` is that version again, otherwise 0.
 
-    Only the number of instances may differ. Without this, a start after `deactivate` or after a
-    reboot would count as a new version.
+    With this check, a start after `deactivate` or after a reboot does not count as a new version.
+    Only the number of instances may differ.
     """
     done = [one for one in deploys if one.outcome == "done"]
     if row is None or not done or front.files is None:
@@ -202,9 +202,10 @@ def _is_changed(machine: Machine, front: Target, instance: Instance) -> bool:
 def needs(
     after: Mapping[str, Mapping[str, str]] | None, rollouts: Iterable[Rollout]
 ) -> dict[str, Mapping[str, str]]:
-    """Return dependencies in which each service of ``rollouts`` is replaced by its instances.
+    """Replace services that have instances by their instances in a mapping of dependencies.
 
-    ``after`` maps each service to its dependencies and the state that each must reach.
+    ``after`` maps each service to its dependencies and the state that each must reach. ``rollouts``
+    are the services with their instances. Returns the new mapping.
     """
     instances = {one.name: [target.name for target in one.new] for one in rollouts}
     result: dict[str, Mapping[str, str]] = {}
@@ -219,7 +220,7 @@ def needs(
 
 
 def scaled(store: Store, name: str, replicas: int) -> Target:
-    """Return the service with another number of instances, ready to be activated (a target).
+    """Return a service with another number of instances, ready to be activated (a target).
 
     Raises Conflict if the service is not active or has no service address.
     """
@@ -230,7 +231,7 @@ def scaled(store: Store, name: str, replicas: int) -> Target:
 def former(store: Store, name: str, version: int | None) -> Target:
     """Return a former version of a service, ready to be activated (a target).
 
-    With ``version`` None, returns the last version that served before the present one. The number
+    If ``version`` is None, returns the last version that served before the present one. The number
     of instances, which `niso scale` may have changed, stays as it is. Secrets and files of
     variables are read as they are now. Raises NotFound if the version is not recorded, or if its
     package was deleted.
@@ -293,13 +294,13 @@ def record_failures(store: Store, rollouts: Iterable[Rollout], began: float, err
 
 
 def before(one: Rollout) -> Target | None:
-    """Return a service as before a rollout, ready to be activated, or None if it was inactive."""
+    """Return a service as before a rollout, ready to activate, or None if it was inactive."""
     row = Intent(one.name, "activate", one.undo).before if one.undo else None
     return of_row(row)._replace(pinned=True, replace=True) if row is not None else None
 
 
 def keeps(one: Rollout) -> bool:
-    """Return whether old and new instances keep running if the new version fails (on_failure)."""
+    """Return whether old and new instances keep running after a failure of the new version."""
     return _deploy(one).on_failure == "keep"
 
 
@@ -315,9 +316,10 @@ def _require_front(store: Store, name: str) -> ServiceRow:
 
 
 def retire(machine: Machine, one: Rollout, report: Report) -> None:
-    """Send no new connections to an instance of a stop-first deploy, and let open ones finish.
+    """Send no new connections to the instance that a stop-first deploy replaces in this step.
 
-    Waits at most ``deploy.drain``. The instance is not stopped yet.
+    Waits at most ``deploy.drain`` until open connections have finished. The instance is not
+    stopped.
     """
     if not one.retired:
         return
@@ -331,11 +333,11 @@ def retire(machine: Machine, one: Rollout, report: Report) -> None:
 def first_slots(
     machine: Machine, rollouts: Iterable[Rollout], report: Report
 ) -> Callable[[str], None]:
-    """Return a function to call with each service that has become healthy.
+    """Return a function to call with each instance that has become healthy.
 
-    The function acts on services of which no instance served before. When all instances of such a
-    service are healthy, the function gives the instances their slots. Services that depend on this
-    service may be started next, and connect to it.
+    The function matters for services of which no instance has served yet. When all instances of
+    such a service are healthy, the function directs the service's connections to the instances. The
+    services that depend on this service may be started next.
     """
     new = {
         one.name: [target.name for target in one.new]
@@ -362,9 +364,10 @@ def first_slots(
 
 
 def swap(store: Store, rollouts: Iterable[Rollout]) -> None:
-    """Record that new instances receive connections, and that old ones finish theirs.
+    """Record that new instances receive new connections, and that old instances do not.
 
-    The caller must write the new state to the kernel in the same change.
+    The old instances keep their open connections. The caller must write the new state to the kernel
+    in the same change.
     """
     for one in rollouts:
         # an unhealthy instance that stays is left out: niso health decides when it returns
@@ -391,8 +394,8 @@ def complete(
 ) -> None:
     """Watch the new instances, and stop the old ones when their connections are finished.
 
-    If a new instance fails while it is watched, the old instances of all ``rollouts`` serve again,
-    unless ``deploy.on_failure`` of the failed service is keep. Raises ProcessError in both cases.
+    If a watched instance fails, the old instances of all ``rollouts`` serve again, unless
+    ``deploy.on_failure`` of the failed service is keep. Raises ProcessError in both cases.
     ``deploy_began`` is in seconds since the epoch.
     """
     began = time.monotonic()
@@ -504,10 +507,10 @@ def _take_back(
     began: float,
     report: Report,
 ) -> None:
-    """Send new connections to the old instances of ``rollouts`` again, and none to the new ones.
+    """Send new connections to the old instances of services again, and none to the new ones.
 
-    ``why`` is the reason why the service of ``failed`` has failed. The deploy began ``began``
-    seconds after the epoch.
+    ``failed`` is the service whose new version has failed, and ``why`` the reason. The deploy began
+    ``began`` seconds after the epoch.
     """
     store, names = machine.store, [one.name for one in rollouts]
     # first: after a kill the copies have two manifests at worst, which cannot be activated together
@@ -532,7 +535,7 @@ def _take_back(
 def drain(machine: Machine, names: Iterable[str], within_s: float, report: Report) -> None:
     """Wait until instances have no open connections of clients, at most ``within_s`` seconds.
 
-    Before, it waits until the other hosts of a cluster send them no new connections.
+    In a cluster, first waits until other hosts send the instances no new connections.
     """
     names = list(names)
     end = time.monotonic() + within_s
@@ -550,11 +553,12 @@ def drain(machine: Machine, names: Iterable[str], within_s: float, report: Repor
 
 
 def leave_others(machine: Machine, services: Iterable[str], report: Report) -> None:
-    """Leave the services that other hosts have too to these hosts, before they are stopped here.
+    """Direct new connections to other hosts that run the same services, before a stop on this host.
 
     The instances of this host receive no new connections, and finish the open ones for at most
-    ``deploy.drain``. Then the service address leads to other hosts' instances, as on hosts that
-    never had the service. The caller must have the locks of the services and of their instances.
+    ``deploy.drain``. Then the service address leads to other hosts' instances. Services that run
+    only on this host are skipped. The caller must have the locks of the services and of their
+    instances.
     """
     store = machine.store
     for name in services:
@@ -602,8 +606,9 @@ def _stop(machine: Machine, names: Iterable[str], report: Report) -> None:
 def tidy(machine: Machine, front: str, report: Report) -> None:
     """Delete package copies that no instance and no rollback needs, and surplus inactive instances.
 
-    Twice as many instances as active ones stay recorded, so that a deploy changes no addresses in
-    policies of other services. The caller must have the lock of the service ``front``.
+    The records of as many inactive instances as active ones are kept. The next deploy uses their
+    addresses again, so that policies of other services stay unchanged in the kernel. The caller
+    must have the lock of the service ``front``.
     """
     store = machine.store
     package.keep_only(front, used_packages(store, front))
@@ -619,7 +624,7 @@ def tidy(machine: Machine, front: str, report: Report) -> None:
 
 
 def used_packages(store: Store, front: str) -> set[str]:
-    """Return the package copies that a service, its instances or a rollback may need."""
+    """Return the package copies that a service, its instances or a rollback may still need."""
     names = store.instances.with_instances([front])
     rows = [row for name in names if (row := store.service(name)) is not None]
     used = {row.package for row in rows if row.active or row.name == front}
@@ -627,10 +632,10 @@ def used_packages(store: Store, front: str) -> set[str]:
 
 
 def finish_leaving(machine: Machine, report: Report) -> None:
-    """Stop the old instances of deploys that were interrupted after the swap.
+    """Stop the old instances of deploys that were interrupted when new instances already served.
 
-    These instances already receive no new connections. Instances that belong to a running command,
-    or that the undo of an interrupted activation will restore, are left unchanged.
+    Instances that belong to a running command, or that the undo of an interrupted activation will
+    restore, are left unchanged.
     """
     store = machine.store
     leaving = store.instances.active(LEAVING)

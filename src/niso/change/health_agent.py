@@ -6,7 +6,8 @@ results of its probes to files, which other commands read. If an instance exits 
 unhealthy, the agent sends no new connections to it, until two probes in a row have succeeded.
 
 No packet passes through this process. If the agent is killed, the next command starts it again.
-Until then, conmon's exit command still takes an instance out when its process exits.
+Until then, no unhealthy instance is noticed, but an instance whose process exits still receives no
+new connections: its supervisor, conmon, calls niso.
 """
 
 from __future__ import annotations
@@ -66,13 +67,12 @@ class _Watched:
 
     @property
     def interval_s(self) -> float:
-        """Return the seconds between two probes."""
         return min(self.check.interval_s, _MOST_INTERVAL_S) if self.front else self.check.interval_s
 
     def begin_command(self) -> None:
-        """Start `niso restart` or `niso deactivate`, which may take a minute.
+        """Start `niso restart` or `niso deactivate` for the service, in a process of its own.
 
-        ``command`` is a pidfd of the process.
+        The command may take a minute. The attribute ``command`` then has a pidfd of the process.
         """
         action = "restart" if self.check.on_unhealthy == "restart" else "deactivate"
         words = [sys.executable, "-I", "-m", "niso.cli", action, self.service]
@@ -82,7 +82,7 @@ class _Watched:
         self.command = os.pidfd_open(self.child)
 
     def end_command(self) -> None:
-        """Reap the command of `begin_command` if it has ended."""
+        """Reap the process that `begin_command` has started, if it has ended."""
         if self.command >= 0 and crun.wait_readable(self.command, 0):
             os.waitpid(self.child, 0)
             os.close(self.command)
@@ -100,7 +100,7 @@ class _Watched:
 
 
 def follow(session: Session, log: Log) -> Following:
-    """Return the agent. It ends by itself when no service needs it."""
+    """Return the health agent, ready to run. The agent ends by itself when no service needs it."""
     over = threading.Event()
     held = Conflict("niso health runs already", f"systemctl status {systemd.HEALTH_UNIT}")
     work = lambda: _run(session, log, over)  # noqa: E731
@@ -161,10 +161,7 @@ def _next(watched: Iterable[_Watched], now: float) -> float:
 
 
 def _refresh(store: Store, watched: dict[str, _Watched], is_asked: bool) -> None:
-    """Read from the store which services to watch.
-
-    With ``is_asked``, these are all services with a health check.
-    """
+    """Read from the store the services to watch: all with a health check if ``is_asked``."""
     wanted = {}
     fronts = {one.service: one.front for one in store.instances.active(SERVING, OUT)}
     for name in {*fronts, *(store.checked_services() if is_asked else store.acted_on_services())}:
@@ -185,7 +182,7 @@ def _refresh(store: Store, watched: dict[str, _Watched], is_asked: bool) -> None
 
 
 def _look(one: _Watched, now: float) -> None:
-    """Open the process of a service if it has a new one, and start a probe that is due."""
+    """Open a pidfd of a service's new process. Start a probe of the service if one is due."""
     if one.pidfd < 0 and now >= one.look_at:
         one.look_at = now + _RUN_LOOK_S
         state = status.read(one.service)
@@ -200,7 +197,7 @@ def _look(one: _Watched, now: float) -> None:
 
 
 def _judge(session: Session, one: _Watched, log: Log) -> None:
-    """Act on the end of a process, and on the answer of a probe."""
+    """Act on the end of a service's process, and on the answer of a health probe."""
     one.end_command()
     if one.pidfd >= 0 and crun.wait_readable(one.pidfd, 0):
         one.close()
@@ -238,7 +235,6 @@ def _judge(session: Session, one: _Watched, log: Log) -> None:
 
 
 def _is_in(session: Session, one: _Watched, state: str) -> bool:
-    """Return whether an instance is in a state that it must leave."""
     instance = session.store().instances.get(one.service)
     return instance is not None and instance.state == state
 
@@ -248,7 +244,10 @@ def _counts(one: _Watched) -> bool:
 
 
 def _freeze(machine: Machine, service: str) -> bool:
-    """Take an unhealthy instance out of the slots unless it is the last; reset its connections."""
+    """Send no new connections to an unhealthy instance, and reset its open connections.
+
+    The last instance that receives connections is left alone. Returns whether it was excluded.
+    """
     left = leave(machine, service, only_beside_others=True)
     if left:
         machine.kernel.destroy_connections(netns(service))
@@ -256,7 +255,7 @@ def _freeze(machine: Machine, service: str) -> bool:
 
 
 def _act(session: Session, act: Callable[[Machine], bool], log: Log, done: str) -> None:
-    """Call ``act`` in a child process, and log ``done`` if it has changed something."""
+    """Call a function in a child process. If the function returns true, log ``done``."""
     session.close()  # SQLite connections must not be carried across a fork
     pid = os.fork()
     if pid:
@@ -285,16 +284,18 @@ def leave(machine: Machine, service: str, only_beside_others: bool = False) -> b
 
 
 def serve(machine: Machine, service: str) -> bool:
-    """Put an instance back into the slots; return whether it was out. Raises as `leave` does."""
+    """Send connections to an instance again. Return whether it was excluded. Raises Error."""
     return move(machine, service, OUT, SERVING)
 
 
 def move(
     machine: Machine, service: str, before: str, after: str, only_beside_others: bool = False
 ) -> bool:
-    """Record the state ``after`` for an instance in the state ``before``, and write its slots.
+    """Change an instance's recorded state from ``before`` to ``after``, and update the kernel.
 
-    Returns whether it was in the state ``before``. Raises Error.
+    The state decides whether the instance receives new connections. Returns false, without a
+    change, if the instance is not in the state ``before``. With ``only_beside_others``, does the
+    same if no other instance receives connections. Raises Error.
     """
     from niso.change.scope import concerned
     from niso.reconcile.change import change
@@ -324,7 +325,7 @@ _WITHIN_S, _PAUSE_S = 60.0, 0.5
 
 
 def ended(machine: Machine, service: str) -> None:
-    """Stop sending connections to an instance whose process has ended, in case no agent runs."""
+    """Send no new connections to an instance whose process has ended, in case no agent runs."""
     with suppress(Error):  # the process is gone: its connections are refused
         leave(machine, service)
 
@@ -332,7 +333,7 @@ def ended(machine: Machine, service: str) -> None:
 def restarted(machine: Machine, service: str) -> None:
     """Send connections to a restarted instance again when it is healthy.
 
-    Leaves this to the agent if the agent runs. Gives up after a minute.
+    If the health agent runs, this is left to the agent. Gives up after a minute.
     """
     from niso.change import deploy
 

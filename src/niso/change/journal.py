@@ -32,7 +32,7 @@ EndingRestart = event_class("EndingRestart", lambda service: f"complete the rest
 
 
 def end_restart(machine: Machine, services: list[str], report: Report) -> None:
-    """Start the processes of an interrupted restart again; report those that cannot start."""
+    """Complete an interrupted restart: start the processes, and report those that cannot start."""
     from niso.change.undo import start_again
 
     for name in services:
@@ -53,11 +53,12 @@ def end_restart(machine: Machine, services: list[str], report: Report) -> None:
 def recover(
     machine: Machine, report: Report = silent, names: Iterable[str] = (), every: bool = False
 ) -> int:
-    """Complete or undo interrupted changes, and return how many were handled.
+    """Complete or undo interrupted changes, and return the number of these changes.
 
-    ``names`` are the services of the command that follows. Only their errors are raised at the end,
-    or all errors with ``every``. Results of other services are only reported. An interrupted change
-    of this host's copy of the cluster's data is undone first, and is not counted.
+    ``names`` are the services of the command that follows. After all changes, errors of these
+    services are raised. With ``every``, errors of all services are raised. Other errors are only
+    reported. An interrupted update of this host's copy of the cluster's data is undone first, and
+    is not counted.
     """
     store = machine.store
     machine.processes.renew()
@@ -139,7 +140,7 @@ def _try_lock(store: Store, locks: ExitStack, held: set[str], service: str) -> b
 
 
 def _together(store: Store, intent: Intent) -> list[str]:
-    """Return the services to recover with a change. A change of ports can involve several."""
+    """Return the services of an interrupted change. A change of ports can have several."""
     if intent.action != "ports":
         return [intent.service]
     return sorted({service for service, _ in store.moved_ports()})

@@ -63,9 +63,9 @@ def ensure(
     """Record a network unless it exists. Return the new network, or None if it exists already.
 
     An implicit network is deleted when no service uses it. An existing network stays implicit only
-    if the request is ``implicit`` too. ``holds`` is as in `plan_network`. The caller must be in a
-    transaction. Raises UsageError, and Conflict if the existing network differs, or if the name,
-    subnet or bridge is taken.
+    if the request is ``implicit`` too. ``holds`` is an address that the subnet must contain, or
+    None. The caller must be in a transaction. Raises UsageError, and Conflict if the existing
+    network differs, or if the name, subnet or bridge is taken.
     """
     store = machine.store
     present = store.network(request.name)
@@ -129,7 +129,7 @@ def plan_network(
 
 
 def _taken(machine: Machine) -> list[tuple[subnets.Network, str]]:
-    """Return the prefixes that a new network must not overlap, as (prefix, phrase for owner)."""
+    """Return (prefix, owner) for each prefix that a new network must not overlap."""
     store = machine.store
     taken = [
         (ipaddress.ip_network(subnet.cidr), f"network {network.name!r}")
@@ -153,10 +153,6 @@ def _taken(machine: Machine) -> list[tuple[subnets.Network, str]]:
 def _require_free(
     name: str, net: subnets.Network, taken: Sequence[tuple[subnets.Network, str]], holds: str | None
 ) -> None:
-    """Raise Conflict if a subnet overlaps a prefix in use.
-
-    ``holds`` is the static address for which the subnet was chosen, or None.
-    """
     for other, whose in taken:
         if other.version != net.version or not other.overlaps(net):
             continue
@@ -312,7 +308,7 @@ def _require_unused(store: Store, name: str) -> None:
 
 
 def show(machine: Machine, on: bool) -> bool:
-    """Write services' names to the host's own hosts file, or remove them.
+    """Write the services' names to the host's hosts file, or remove the names if ``on`` is false.
 
     Returns whether anything changed. Raises KernelError if the file cannot be replaced.
     """

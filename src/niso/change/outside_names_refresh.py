@@ -70,10 +70,11 @@ def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent
 
 
 def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
-    """Remove addresses of DNS names that belong to the networks which this command creates.
+    """Forbid DNS names in policies to mean addresses within networks that this command creates.
 
-    The names were resolved before the networks were recorded. The caller must be in the transaction
-    that has recorded them. Raises KernelError.
+    Such addresses are removed from the recorded answers, with a warning, because the names were
+    resolved before the networks existed. The caller must be in the transaction that has recorded
+    the networks. Raises KernelError.
     """
     if not (names := _names(targets)):
         return
@@ -86,7 +87,7 @@ def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
 
 
 def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:
-    """Resolve the DNS names in policies without a recent answer. The answers are not recorded."""
+    """Resolve the DNS names in policies that have no recent answer, without recording answers."""
     names = _names(targets)
     if not names:
         return []
@@ -107,9 +108,9 @@ def refresh(
 ) -> list[str]:
     """Resolve the DNS names whose TTL is over, apply the answers, and return the changed names.
 
-    ``names`` are the names to consider; None means all names in policies. With ``force``, names are
-    resolved even if their TTL is not over. Open connections stay open even if an address is
-    removed. Raises KernelError, and Error if dnspython is not installed.
+    ``names`` are the names to consider. If ``names`` is None, all names in policies are considered.
+    With ``force``, names are resolved even if their TTL is not over. Open connections stay open
+    even if an address is removed. Raises KernelError, and Error if dnspython is not installed.
     """
     rows = machine.store.outside
     now = time.time()
@@ -131,7 +132,7 @@ def _apply(
     now: float,
     report: Report,
 ) -> list[str]:
-    """Record DNS answers and update the kernel; return the names whose addresses changed.
+    """Record DNS answers and update the kernel. Return the names whose addresses changed.
 
     The caller must have niso's lock. ``unsettled`` are names whose recorded answers may not be in
     the kernel yet. The rows are committed first, marked as unsettled. If this process is then
@@ -235,10 +236,7 @@ def ask(names: Iterable[str]) -> dict[str, tuple[DnsAnswer, ...]]:
 
 
 def _one(dns: Any, resolver: Any, name: str, family: int, end: float) -> DnsAnswer:
-    """Resolve a DNS name for an address family (4 or 6).
-
-    ``end`` is the monotonic time by which the answer must arrive.
-    """
+    """Resolve a DNS name for an IP version until ``end``, a monotonic time in seconds."""
     left = end - time.monotonic()
     if left <= 0:
         return DnsAnswer(family, problem="there was no time to ask", silent=True)
@@ -278,7 +276,7 @@ _MARK = "# written by niso enable for outside names; state folder "
 
 
 def settle(machine: Machine, report: Report = silent) -> None:
-    """Write the timer's units if an enabled service has DNS names in policies, else remove them."""
+    """Install the timer that resolves DNS names, or remove it if no enabled service needs it."""
     store, units = machine.store, machine.processes.units
     if not units.booted():
         return
@@ -336,7 +334,7 @@ def _path(name: str) -> str:
 
 
 def refresh_names(session: Session, force: bool) -> tuple[OutsideName, ...]:
-    """Resolve DNS names whose TTL is over, and return all DNS names; see `Host.refresh_names`."""
+    """Do the work of `Host.refresh_names`, and return all DNS names in policies."""
     machine = session.machine_for_change()
     if machine.store.names_outside():
         refresh(machine, report=session.report, force=force)

@@ -24,8 +24,8 @@ def port_forward(
     """Publish one more port of an active service immediately.
 
     Returns whether anything changed, and the withdrawn ports as pairs (service, port). With
-    ``replace``, ports that have the same host port are withdrawn; otherwise they cause a Conflict.
-    Raises Conflict or KernelError; after an error nothing has changed.
+    ``replace``, ports that have the same host port are withdrawn. Without ``replace``, they cause a
+    Conflict. Raises Conflict or KernelError. After an error nothing has changed.
     """
     recover(machine, report, [name])
     store, key = machine.store, "PORT"

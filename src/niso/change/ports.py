@@ -42,13 +42,13 @@ def admit(
 ) -> tuple[list[PortMapping], list[PortMapping]]:
     """Check the host ports that a manifest names, and choose a host port for the other ports.
 
-    Returns all ports to publish, and those of them whose host port was chosen. ``before`` are the
-    present ports of the service, which are not checked again. ``together`` are the command's
-    services: ports that they release are free. ``named`` are the host ports in the command's
-    manifests, which are not chosen for other ports. ``published`` are the manifest's ports of the
-    last activation; a port that another service's forward has taken since is left out. The caller
-    must be in a transaction. Raises a Conflict that names the key and the port's owner, or an
-    ErrorGroup.
+    Returns all ports to publish, and the ports among them whose host port was chosen. ``before``
+    are the present ports of the service, which are not checked again. ``together`` are the
+    command's services, whose present ports count as free. ``named`` are the host ports in the
+    command's manifests, which are not chosen for other ports. ``published`` are the manifest's
+    ports of the last activation. If another service has since taken one of them by `niso
+    port-forward`, the port is left out. The caller must be in a transaction. Raises a Conflict that
+    names the key and the port's owner, or an ErrorGroup.
     """
     store = machine.store
     keys = keys or [f"network.ports[{position}]" for position in range(len(wanted))]
@@ -100,7 +100,7 @@ def admit(
 
 
 def check_family(service: str, port: PortMapping, families: tuple[int, ...], key: str) -> None:
-    """Raise Conflict if a service has no address of the families that a port is published for."""
+    """Raise Conflict if a port is published for an IP version that the service does not have."""
     if not set(port.families) & set(families):
         family = port.families[0]
         raise Conflict(
@@ -146,7 +146,7 @@ def _choose(
     listeners: Listeners,
     key: str,
 ) -> int:
-    """Choose a host port: the previous one if it is free, else the lowest that is free.
+    """Choose a host port: the service's previous one if it is free, otherwise the lowest free one.
 
     ``others`` are the ports of this manifest, and the host ports in all manifests of the command.
     ``have`` are the present ports of the service. Raises Conflict if no host port is free.
@@ -188,8 +188,8 @@ def finish(machine: Machine, report: Report = silent) -> None:
     """Complete the changes of ports that interrupted `niso port-forward` commands have recorded.
 
     All are completed in one change, because one service may have taken a port from another. A
-    command records such a change and completes it without releasing niso's lock. A record that is
-    found under niso's lock is therefore from an interrupted command.
+    command that is not interrupted keeps niso's lock from the record of a change to its completion.
+    So each record that is found under niso's lock is from an interrupted command.
     """
     store = machine.store
     with Lock():

@@ -36,7 +36,7 @@ def specified(
     provider: str | None,
     before: ServiceRow | None,
 ) -> tuple[int, ProcessSpec, bool, bool]:
-    """Return the desired process of a service, and what the running process needs to become it.
+    """Return the desired process of a service, and how the running process must be changed.
 
     The result is the uid of the service, the process, whether it must be started or restarted, and
     whether it only needs another hosts file. ``before`` is the service's previous row, or None.
@@ -63,7 +63,7 @@ def specified(
 
 
 def free_uid(store: Store, service: str) -> int:
-    """Choose the uid of a new service: the owner of volumes left from its name, or a free uid."""
+    """Return a uid for a new service. If volumes of its name exist, return their owner's uid."""
     kept = volumes.owners()
     for uid in sorted(kept.pop(service, ())):
         if uid >= FIRST_UID and store.free_uid(uid) == uid:
@@ -163,7 +163,7 @@ RestartingInstead = event_class(
 
 
 def can_swap(processes: Processes, old: ProcessSpec | None, new: ProcessSpec) -> bool:
-    """Return whether replacing only the hosts file makes a running process as desired."""
+    """Return whether a process needs only another hosts file to match its new ProcessSpec."""
     if old is None or not (old.hosts_folder and new.hosts_folder) or old == new:
         return False
     same = old._replace(hosts_folder=new.hosts_folder) == new
@@ -171,7 +171,7 @@ def can_swap(processes: Processes, old: ProcessSpec | None, new: ProcessSpec) ->
 
 
 def swap_or_restart(processes: Processes, spec: ProcessSpec, report: Report) -> None:
-    """Mount the hosts file of a new ProcessSpec in a running service, or restart the service.
+    """Replace the hosts file of a running service, or restart the service if this is impossible.
 
     Raises ProcessError.
     """

@@ -130,8 +130,8 @@ def repair_all(machine: Machine, report: Report = silent) -> int:
 def repair_network(machine: Machine, report: Report = silent) -> int:
     """Repair the store and the kernel. Processes and interrupted changes are left unchanged.
 
-    Only niso's own lock is acquired, so that a systemd unit for which services wait can call this.
-    Raises the same errors as `repair_all`.
+    The locks of services are not acquired, so that a systemd unit for which services wait can call
+    this. Raises the same errors as `repair_all`.
     """
     errors: list[Error] = []
     with Lock():
@@ -182,7 +182,7 @@ def _recover(machine: Machine, report: Report, errors: list[Error]) -> int:
 
 
 def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int:
-    """Repair the kernel and delete flows that its rules deny; return the number of repairs."""
+    """Repair the kernel and delete connections that its rules deny. Return the repairs' count."""
     store, kernel, *_ = machine
     done, steps = 0, []
     with _collecting(errors):
@@ -206,7 +206,7 @@ def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int
 
 
 def _repair_process(machine: Machine, name: str, report: Report, errors: list[Error]) -> int:
-    """Repair the package copy, spec.json and process of a service; return the number of repairs.
+    """Repair a service's package copy, spec.json and process. Return the number of repairs.
 
     The caller must have locked the service.
     """
@@ -253,7 +253,7 @@ def _stop_left_running(machine: Machine, report: Report, errors: list[Error]) ->
 
 
 def _copy_again(row: ServiceRow, report: Report) -> int:
-    """Copy a service's package again if the copy is damaged. Return 1 if copied, else 0."""
+    """Copy a service's package again if the copy is damaged. Return the number of copies made."""
     if of_package(row) is None:
         return 0
     folder, contents, spec = row.folder, Contents(row.name), row.require_service()
@@ -426,8 +426,8 @@ def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Removal]:
 def _attached() -> frozenset[int]:
     """Return the cookies (SO_NETNS_COOKIE) of the namespaces of active attachments.
 
-    If the database file is missing or damaged, returns none. The file is read directly, because
-    opening the store would record a move of the folder or a reboot.
+    If the database file is missing or damaged, returns no cookies. The file is read directly,
+    because opening the store would record a move of the folder or a reboot.
     """
     query = (
         "SELECT cookie FROM attached a JOIN service s ON s.name=a.service"
@@ -437,7 +437,7 @@ def _attached() -> frozenset[int]:
 
 
 def _nat_before() -> dict[str, int]:
-    """Return what `Store.nat_before` does, read like `_attached`."""
+    """Return how many NAT rules of other programs each chain had before niso was used."""
     query = "SELECT j.key, j.value FROM meta m, json_each(m.value) j WHERE m.key='nat_before'"
     return dict(_read(query))
 
@@ -458,8 +458,8 @@ def _read(query: str) -> list[tuple[Any, ...]]:
 def _all_rules(kernel: Kernel, going: dict[str, str]) -> Iterator[_Removal]:
     """Yield removals that restore the host's sysctls, then removals of niso's nftables tables.
 
-    Sysctls of the links ``going``, which are removed, are left out. IPv4 forwarding stays on if
-    other programs have added NAT rules since niso switched it on.
+    Sysctls of network interfaces that are removed anyway (``going``) are left out. IPv4 forwarding
+    stays on if other programs have added NAT rules since niso switched it on.
     """
     marks = kernel.list_elements(ruleset.INET, "before") or ()
     before = dict(map(elements.sysctl_before, marks))
@@ -508,7 +508,7 @@ def repair_row(processes: Processes, store: Store, name: str) -> None:
 
 
 def repair_defects(kernel: Kernel, store: Store, defects: Iterable[Defect]) -> None:
-    """Repair rows of the store that are missing or foreign, in the caller's transaction."""
+    """Repair rows of the store that are missing or wrong, in the caller's transaction."""
     wanted = [(table, service) for problem, table, service in defects if problem == "missing"]
     _restored(kernel, store, [service for _, service in wanted if service])
     if any(table == "sysctl" for table, _ in wanted):

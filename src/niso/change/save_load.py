@@ -116,7 +116,7 @@ def save(
     """Write services to an archive file, or to standard output if ``path`` is None.
 
     ``secrets`` includes the content of their secrets. With ``stop``, active services are stopped
-    meanwhile, so that their volumes do not change. Raises Conflict, NotFound, Error.
+    during the save, so that their volumes do not change. Raises Conflict, NotFound, Error.
     """
     store = machine.store
     journal.recover(machine, report, names)
@@ -160,7 +160,7 @@ def save(
 
 
 def _write_file(path: str | None, write: Callable[[IO[bytes]], None]) -> int:
-    """Write a file at once, or to standard output if ``path`` is None. Return its size in bytes."""
+    """Write a whole file, or to standard output if ``path`` is None. Return the size in bytes."""
     try:
         return _write_whole(path, write)
     except OSError as error:
@@ -194,14 +194,13 @@ def _unlink(path: str) -> None:
 
 
 def _activate_again(machine: Machine, names: list[str], after: start.After, report: Report) -> None:
-    """Activate services that were stopped while they were saved."""
     wanted = [targets.from_store(machine.store, name) for name in names]
     order = _among(after, {target.name for target in wanted})
     activate.activate(machine, wanted, start.TIMEOUT_S, report, after=order)
 
 
 def _among(after: start.After, names: Container[str]) -> dict[str, dict[str, str]]:
-    """Return the dependencies that are between the given services."""
+    """Remove from a mapping of dependencies all services that are not in ``names``."""
     return {
         name: {other: state for other, state in needs.items() if other in names}
         for name, needs in after.items()
@@ -210,7 +209,7 @@ def _among(after: start.After, names: Container[str]) -> dict[str, dict[str, str
 
 
 def _dependencies(machine: Machine, names: Iterable[str], report: Report) -> start.After:
-    """Return the dependencies of services, as the files of their stacks have them now."""
+    """Return the dependencies between services according to the present files of their stacks."""
     store, after = machine.store, dict[str, dict[str, str]]()
     for stack in dict.fromkeys(filter(None, map(store.stack_of, names))):
         try:
@@ -230,7 +229,7 @@ def _write(
     out: IO[bytes],
     report: Report,
 ) -> None:
-    """Write an archive. Raises Error if another command has changed a service meanwhile."""
+    """Write an archive. Raises Error if another command changes a service at the same time."""
     with archive.compressed(out) as stream:
         writer = archive.ArchiveWriter(stream, convert.plain(described))
         writer.add_folder("services")
@@ -337,12 +336,13 @@ def load(
     timeout_s: float = start.TIMEOUT_S,
     report: Report = silent,
 ) -> list[LoadedService]:
-    """Load the services of an archive: volumes, networks and addresses; start those that ran.
+    """Load the services of an archive with their volumes, networks and addresses.
 
-    With ``prefix``, all services become those of a new stack of this name, and the names of
-    services and networks begin with it. With ``owners``, the file must belong to one of these uids.
-    ``timeout_s`` is the time in seconds for the start of a service. After an error, everything that
-    was loaded is removed. Raises InvalidInput, Conflict, and the errors of an activation.
+    Services that ran when they were saved are started. With ``prefix``, all services become those
+    of a new stack of this name, and the names of services and networks begin with it. With
+    ``owners``, the file must belong to one of these uids. ``timeout_s`` is the time in seconds for
+    the start of a service. After an error, everything that was loaded is removed. Raises
+    InvalidInput, Conflict, and the errors of an activation.
     """
     journal.recover(machine, report)
     folder = os.path.join(paths.state_dir(), "loaded")
@@ -366,9 +366,9 @@ def load(
 
 
 def _staging(folder: str, kept: ExitStack) -> str:
-    """Create a folder to extract an archive into, and remove that of a process that was killed.
+    """Create a locked folder into which an archive is extracted. Return the folder's path.
 
-    Only one process loads at a time. ``kept`` ends this, and removes the folder.
+    ``kept`` removes the folder and the lock, which allows only one process to load at a time.
     """
     lock = os.open(folder, files.FOLDER)
     kept.callback(os.close, lock)
@@ -381,7 +381,7 @@ def _staging(folder: str, kept: ExitStack) -> str:
 
 
 def _read(path: str, staged: str, owners: Collection[int] | None) -> SavedHost:
-    """Extract an archive into a folder, and return its description, checked. Raises Error."""
+    """Extract an archive into ``staged``. Return its description, validated. Raises Error."""
     try:
         opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(opened, "rb", buffering=0) as file:
@@ -407,7 +407,7 @@ def _read(path: str, staged: str, owners: Collection[int] | None) -> SavedHost:
 
 
 def _check_names(saved: SavedHost) -> None:
-    """Raise InvalidInput if a name in an archive could be a path, or is given twice."""
+    """Raise InvalidInput if an archive has names that could be paths, or one service twice."""
     for network in saved.networks:
         if network.name != DEFAULT_NETWORK:
             values.network_name(network.name, "networks")
@@ -424,7 +424,7 @@ def _check_names(saved: SavedHost) -> None:
 
 
 class _Loading:
-    """The steps of `load`, in order. Each passes to an ExitStack how it is undone."""
+    """The steps of `load`, in order. Each step adds its undo function to an ExitStack."""
 
     def __init__(
         self,
@@ -450,14 +450,13 @@ class _Loading:
         self._outcomes: dict[str, Outcome] = {}
 
     def _name(self, saved: str) -> str:
-        """Return the name that a service or network of the archive has on this host."""
         return long_name(self._prefix, saved) if self._prefix else saved
 
     def _stack(self, service: SavedService) -> str:
         return self._prefix or service.stack
 
     def _home(self, service: SavedService) -> str:
-        """Return the folder of a loaded service's package."""
+        """Return the folder for the package of a loaded service."""
         stack = self._stack(service)
         if stack and stack not in self._joined:
             return os.path.join(self._stack_folder(stack), service.name)
@@ -470,7 +469,7 @@ class _Loading:
         return os.path.join(self._stack_folder(stack), "stack.toml")
 
     def check(self) -> None:
-        """Raise the errors of all services whose names are taken, and of unusable networks."""
+        """Check the names of services and the settings of networks. Raises all errors together."""
         errors: list[Error] = []
         if self._prefix and self._store.stack_members(self._prefix):
             errors.append(Conflict(f"stack {self._prefix!r} exists already", "choose another name"))
@@ -490,7 +489,7 @@ class _Loading:
         raise_all(errors)
 
     def _plan(self, network: SavedNetwork) -> None:
-        """Decide how to create a network, or note that it exists."""
+        """Plan the creation of a missing network. If the saved subnets are taken, choose others."""
         name = self._name(network.name)
         present = self._store.network(name)
         if present is not None:
@@ -561,10 +560,7 @@ class _Loading:
             files.replace(self._stack_path(stack), self._stack_file(stack), 0o600)
 
     def _drop_volumes(self, name: str) -> None:
-        """Delete the volumes of a service that could not be loaded.
-
-        Another command can have activated a service of this name. Then they stay.
-        """
+        """Delete the volumes of a service that was not loaded, unless the service exists now."""
         with journal.locked_one(self._store, name):
             if self._store.service(name) is None:
                 volumes.remove_all(name, self._report)
@@ -594,7 +590,7 @@ class _Loading:
         files.replace(manifest, "\n".join(lines).encode(), 0o600)
 
     def _adapt(self, data: dict[str, Any], manifest: str, service: SavedService) -> None:
-        """Change what cannot be the same on this host: taken ports, and addresses of subnets."""
+        """Replace taken host ports in a loaded manifest. Warn about addresses of other subnets."""
         spec = manifest_load.checked(manifest_load.prepared(data, manifest), manifest)
         if spec.name != service.name:
             raise InvalidInput(f"has the manifest of {spec.name!r} as that of {service.name!r}")
@@ -630,7 +626,7 @@ class _Loading:
             network["ports"] = ports
 
     def _stack_file(self, stack: str) -> bytes:
-        """Return a stack.toml of the loaded services of a stack."""
+        """Return the content of a new stack.toml for the loaded services of a stack."""
         members = [one for one in self._saved.services if self._stack(one) == stack]
         used = {network for one in members for network in one.addresses}
         lines = [*toml.table("stack", {"name": stack, "prefix": self._prefix is not None}, 0)]
@@ -657,7 +653,7 @@ class _Loading:
         return {key: value for key, value in keys.items() if value is not None and value != []}
 
     def activate(self, undo: ExitStack, timeout_s: float) -> None:
-        """Start the services that were active, each stack in one activation."""
+        """Start the services that were active when they were saved, in one activation per stack."""
         groups: dict[str, list[SavedService]] = {}
         for service in self._saved.services:
             groups.setdefault(self._stack(service), []).append(service)
@@ -689,7 +685,7 @@ class _Loading:
             self._outcomes |= {one.service: one for one in outcomes}
 
     def _targets(self, stack: str, started: list[SavedService]) -> list[targets.Target]:
-        """Return the services of a group to activate, which prefer their former addresses."""
+        """Return services to start (targets), which get their saved addresses again if free."""
         if stack and stack not in self._joined:
             plain = stack_members.load(self._stack_path(stack))
             named = stack_members.named(self._store, plain)
@@ -705,7 +701,6 @@ class _Loading:
         ]
 
     def loaded(self) -> list[LoadedService]:
-        """Return the results, in the order of the archive."""
         result = []
         for one in self._saved.services:
             name = self._name(one.name)
@@ -727,7 +722,7 @@ class _Loading:
 
 
 def _names(entry: Entry, subnets: list[IPv4Network | IPv6Network]) -> bool:
-    """Return whether a policy entry names addresses, and all are of one of the subnets."""
+    """Return whether a policy entry has an address or prefix that is within one of the subnets."""
     if entry.peer.kind not in ("prefix", "prefixes"):
         return False
     named = [ip_network(prefix) for prefix in entry.peer.name.split(",")]
@@ -739,12 +734,11 @@ def _names(entry: Entry, subnets: list[IPv4Network | IPv6Network]) -> bool:
 
 
 def _starts(service: SavedService) -> bool:
-    """Return whether `load` starts a saved service."""
     return service.active and not service.job
 
 
 def _chosen(port: PortMapping) -> str:
-    """Return a published port as a manifest has it, with a host port that niso chooses."""
+    """Return a port in a manifest's notation without a host port, so that niso chooses one."""
     inner = str(port.container_port)
     if port.count > 1:
         inner += f"-{port.container_port + port.count - 1}"
@@ -753,7 +747,7 @@ def _chosen(port: PortMapping) -> str:
 
 
 def _rename(source: str, target: str) -> None:
-    """Move a folder of an extracted archive to its place. Raises InvalidInput if it is missing."""
+    """Move a folder of an extracted archive. Raises InvalidInput if the folder is missing."""
     try:
         if not os.path.isdir(source) or os.path.islink(source):
             raise InvalidInput(f"lacks the folder {os.path.basename(source)} of a service")

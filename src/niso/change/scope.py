@@ -41,10 +41,10 @@ def concerned(
     The scope also contains the services that share a namespace with ``services``, the services that
     have one of the same names on another network (`PolicyRows.shadows`), and the networks of all
     these services. A network that a service has left is included if its bridge is still configured
-    for the service's ports. For an instance, the service that it belongs to is included, because an
-    earlier, killed command may have left slots of this service that differ from the rows.
-    ``networks`` are those that the services will join. ``names`` are names in policies that will
-    resolve differently; services of other hosts with such names are included.
+    for the service's ports. For an instance, the service that it belongs to is included, because a
+    killed command may have left this service's load balancing different from the rows. ``networks``
+    are those that the services will join. ``names`` are names in policies that will resolve
+    differently. Services of other hosts with such names are included.
     """
     names = list(names)
     everyone = store.with_companions(store.with_fronts(services))
@@ -65,7 +65,7 @@ def _shadowed(store: Store, services: Iterable[str], names: Iterable[Name]) -> t
 
 
 def with_remotes(store: Store, scope: Scope) -> Scope:
-    """Add services of other hosts to the scope of a change that may remove implicit networks."""
+    """Add services of other hosts to the scope of a change that may delete implicit networks."""
     if not store.cluster_id():
         return scope
     from niso.change import span_networks
@@ -87,7 +87,7 @@ def leaving(machine: Machine, networks: Collection[str], report: Report) -> chan
 
 
 def scope_left(store: Store, networks: Collection[str]) -> Scope:
-    """Return the scope of a change that may delete networks, with the remote services on them."""
+    """Return the scope of a change that may delete networks, with other hosts' services on them."""
     on = tuple(sorted(networks))
     return with_remotes(store, Scope((), on, names=tuple(("network", name) for name in on)))
 
@@ -116,9 +116,9 @@ def scope_of(store: Store, targets: list[Target]) -> Scope:
 def _other_meanings(store: Store, target: Target) -> set[Name]:
     """Return the names that may resolve to other addresses after a service's activation.
 
-    There are none if the service keeps its addresses, names and networks. A service that shares a
-    namespace is an exception: its names resolve only while it is active, so an activation always
-    changes them. Names that share an address with a changed name are included.
+    If the service keeps its addresses, names and networks, no name changes. A service that shares a
+    namespace is an exception, because its names resolve only while it is active. Names that share
+    an address with a changed name are included.
     """
     row, wanted = store.service(target.name), target.spec.network
     on = wanted.networks
@@ -177,7 +177,7 @@ def home(
 def provider_of(store: Store, target: Target, together: frozenset[str]) -> str | None:
     """Return the service whose namespace a service will share, or None if its mode is not share.
 
-    ``together`` are the command's services; those with other modes are already recorded. Raises
+    ``together`` are the command's services. Those with other modes must already be recorded. Raises
     Conflict if the namespace is not available, and InvalidInput if the manifest names its own
     service.
     """
@@ -227,7 +227,7 @@ def followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]) -> 
     """Return the active services that must restart because of an activation.
 
     A service in a shared namespace uses the host name and hosts file of the namespace's owner, so
-    it restarts if these change. ``ending`` are services that the command stops; they are left out.
+    it restarts if these change. Services that the command stops (``ending``) are left out.
     """
     chosen = list(wanted)
     excluded = {*ending, *(target.name for target in chosen)}

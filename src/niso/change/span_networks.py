@@ -90,9 +90,9 @@ class Arriving(NamedTuple):
 
 
 def arriving(joined: Config, engine: Etcd, cluster: Cluster, specs: Sequence[Spec]) -> Arriving:
-    """Read from etcd which remote services are on networks that this host is to get.
+    """Read from etcd which services of other hosts are on networks that this host is to get.
 
-    Raises Conflict if packets of a network do not fit this host's link.
+    Raises Conflict if packets of a network do not fit the MTU of this host's link.
     """
     hosts = ClusterKeys(engine, joined.keys).hosts()
     own = next((host for host in hosts if host.name == joined.host), None)
@@ -122,7 +122,7 @@ def propose(machine: Machine, request: NetworkRequest, dry_run: bool) -> Propose
     """Create a network in the cluster unless the cluster has it. This host is not changed.
 
     With ``dry_run``, the cluster is not changed either. Raises Error, NoAnswer if etcd does not
-    answer, and Conflict if the network exists and differs, or overlaps another one.
+    answer, and Conflict if the cluster's network has other settings, or overlaps another network.
     """
     store, name = machine.store, request.name
     if name == names.DEFAULT_NETWORK:
@@ -216,7 +216,7 @@ def _network(spec: Spec, joined: Config, cluster: Cluster) -> NetworkRecord:
 
 
 def withdraw(machine: Machine, proposed: Proposed, report: Report) -> None:
-    """Remove a network from the cluster if `propose` created it. Turn an error into a warning."""
+    """Remove a network from the cluster if `propose` created it. Errors become warnings."""
     if proposed.made:
         try:
             remove(machine, [proposed.request.name])
@@ -259,10 +259,10 @@ def _addresses(engine: Etcd, joined: Config, name: str) -> list[RemoteAddress]:
 
 
 def going(store: Store, scope: Scope, every: bool = False) -> Scope:
-    """Add the remote services on a scope's networks that span hosts to the scope.
+    """Add other hosts' services on networks that may be deleted to the scope of a change.
 
-    Only implicit networks count, or with ``every`` all. Implicit networks are deleted when no
-    service uses them.
+    These are the implicit networks of the scope that span hosts. With ``every``, they are all
+    networks of the scope that span hosts.
     """
     on = store.across.spanning(scope.networks or (), implicit=not every)
     return scope.joined(mirror.scope_on(store, on)) if on else scope

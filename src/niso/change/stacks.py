@@ -58,7 +58,7 @@ def up(
 ) -> StackUp:
     """Apply the stack's file. After an error, all changes are rolled back.
 
-    With ``replace``, services and a stack of these names that came from other folders are replaced.
+    With ``replace``, a stack and services of the same names from other folders are replaced.
     ``timeout_s`` is the time in seconds for the start of a service. Raises the errors of
     `activate.activate`.
     """
@@ -141,7 +141,10 @@ def _in_cluster(
 def foreseen(
     machine: Machine, stack: Stack, replace: bool = False
 ) -> tuple[PolicyContext, PolicyContext]:
-    """Return the services and networks that policies would see before and after `up`."""
+    """Return the services and networks that policies refer to, before and after `up`.
+
+    The call of `up` is only simulated.
+    """
     wanted, joins = _joining(machine.store, named(machine.store, stack), replace)
     return activate.foreseen(machine, wanted, joins)
 
@@ -157,9 +160,9 @@ def _joining(store: Store, stack: Stack, replace: bool) -> tuple[list[Target], S
 def _membership(
     stack: Stack, on: Container[str], left: Iterable[str] = (), replace: bool = False
 ) -> StackMembership:
-    """Return the membership of a stack's services.
+    """Return the stack membership to record for services.
 
-    ``on`` are the networks that they use, and ``left`` the services that are no longer in the file.
+    ``on`` are the networks of the services, and ``left`` the services that left the stack's file.
     """
     requests = [request for name, request in stack.networks.items() if name in on]
     return StackMembership(

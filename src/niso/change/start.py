@@ -60,7 +60,7 @@ def run(
     ``healthy`` is called with each service that becomes healthy, before its dependents start.
 
     Each process has ``timeout_s`` seconds from its own start. Within that time it must have run for
-    `STARTED_WITHIN_S`, or all its threads must have gone to sleep; with a healthcheck, it must also
+    `STARTED_WITHIN_S`, or all its threads must have gone to sleep. With a healthcheck, it must also
     become healthy. A job must exit with status 0 within the timeout in its manifest. A process that
     already runs as desired is waited for only if another one depends on it, its healthcheck is new,
     or it was restarted automatically and has not been healthy since. Raises ProcessError with the
@@ -116,7 +116,7 @@ def _begins(
 
 
 def event_of(row: ServiceRow, rehosts: bool = False) -> Event:
-    """Return the event that a service starts or, with ``rehosts``, that it gets a hosts file."""
+    """Return the event for a service that starts, or gets another hosts file (``rehosts``)."""
     process = row.require_process()
     event: Event = events.Starting(row.name, process.argv)
     if rehosts:
@@ -125,7 +125,7 @@ def event_of(row: ServiceRow, rehosts: bool = False) -> Event:
 
 
 def _was_healthy(processes: Processes, service: str) -> bool:
-    """Return whether a service was healthy since its last automatic restart, or had no restart."""
+    """Return whether a service was healthy since its last automatic restart, or never restarted."""
     now = processes.status(service)
     if now.restarts == 0:
         return True  # its activation has waited until it was healthy
@@ -134,7 +134,7 @@ def _was_healthy(processes: Processes, service: str) -> bool:
 
 
 def _check_order(processes: Processes, starts: list[Start], after: After) -> None:
-    """Raise Conflict if a service depends on a service that cannot reach the required state."""
+    """Raise Conflict if a service depends on another that cannot reach the required state."""
     known = {start.name: start for start in starts}
     for name, dependencies in after.items():
         for dependency, state in dependencies.items():
@@ -209,7 +209,7 @@ class _Starting:
                 wait.close()
 
     def _ready(self) -> Iterator[Start]:
-        """Yield services whose dependencies are ready. At most `_AT_ONCE` are created at a time."""
+        """Yield services with ready dependencies, while fewer than `_AT_ONCE` are being created."""
         for start in self._todo if len(self._begun) < _AT_ONCE else ():
             needs = self._after.get(start.name, {})
             if all(
@@ -264,7 +264,7 @@ class _Starting:
             self._look(waiter)
 
     def _stop_ended(self) -> None:
-        """Kill what remains of stopped processes, and queue their services for a new start."""
+        """End the stop of processes that have exited, and queue their services for a new start."""
         over = [end for end in self._ends if end.is_over]
         for end in over:
             self._ends.remove(end)
@@ -277,7 +277,7 @@ class _Starting:
     def _has_succeeded(self, wait: Wait) -> bool:
         """Return whether a job, or a process without restarts, has exited with status 0.
 
-        If so, the service is recorded as completed or started.
+        If so, the success is recorded.
         """
         start = wait.start
         once = start.job or (wait.well and start.row.require_process().restart == "no")
@@ -507,7 +507,7 @@ def failed(processes: Processes, service: str, what: str) -> ProcessError:
 
 
 def ended(processes: Processes, start: Start, unhealthy: bool) -> Error:
-    """Return the error for a process that has exited, perhaps before it was healthy."""
+    """Return the error for a process that exited too early, with its last output."""
     service = start.name
     how = describe_exit(processes.exit_code(service))
     output = _last_output(processes, service)

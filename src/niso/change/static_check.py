@@ -139,7 +139,7 @@ def _providers(wanted: Iterable[Target]) -> list[Target]:
 
 
 def _stand_in(name: str, sharer: ServiceSpec) -> ServiceSpec:
-    """Return a stand-in, with a network of its own, for the service whose namespace is shared."""
+    """Return a placeholder for an unknown service whose namespace a service shares."""
     network = sharer.network._replace(
         mode="bridge",
         share=None,
@@ -154,10 +154,10 @@ def _stand_in(name: str, sharer: ServiceSpec) -> ServiceSpec:
 
 
 def _make_unknown(host: Machine, wanted: Iterable[Target], stack: StackMembership) -> None:
-    """Record each network that the services use and that is not recorded yet.
+    """Record placeholders for networks of services that exist only on the real host.
 
-    A network whose subnet no file declares gets a subnet that contains all addresses. Raises
-    Conflict if a declared subnet overlaps that of another network.
+    A network whose subnet no file declares gets a subnet that contains all addresses, so that all
+    static addresses are valid. Raises Conflict if a declared subnet overlaps another network.
     """
     store = host.store
     requests = {one.name: one for one in stack.networks}
@@ -185,10 +185,11 @@ def _make_unknown(host: Machine, wanted: Iterable[Target], stack: StackMembershi
 
 
 def _anything(family: int, position: int) -> SubnetRecord:
-    """Return a subnet that contains all addresses of a family (4 or 6).
+    """Return a placeholder subnet that contains all addresses of a family (4 or 6).
 
-    Services without a static address get an address from 0.0.0.0/8 or ::/104, which cannot contain
-    static addresses. ``position`` selects another part of this range for each network.
+    With it, static addresses can be checked without the real subnet. Services without a static
+    address get an address from 0.0.0.0/8 or ::/104, which cannot contain static addresses.
+    ``position`` selects another part of this range for each network.
     """
     start = ipaddress.ip_address(position * _SPACE)
     text = str(start if family == 4 else ipaddress.IPv6Address(int(start)))

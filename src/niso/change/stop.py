@@ -50,11 +50,11 @@ def finish(
 
     A service whose process could not be stopped keeps its network. With ``ends``, records of
     changes in progress (intents) are deleted. With ``keep_forwards``, ports of `niso port-forward`
-    return at the next activation. With ``resets``, clients get a reset for each connection that is
-    still open when the process has ended; otherwise a client that only receives would wait for
-    ever. With ``began``, the start of the command as a Unix time, the stop is recorded for `niso
-    history`. Raises Error if the kernel refuses a change; in that case no service is recorded as
-    stopped, and the call can be repeated.
+    are published again at the next activation. With ``resets``, clients get a reset for each
+    connection that is still open when the process has ended; otherwise a client that only receives
+    would wait for ever. With ``began``, the start of the command as a Unix time, the stop is
+    recorded for `niso history`. Raises Error if the kernel refuses a change. In this case no
+    service is recorded as stopped, and the call can be repeated.
     """
     store = machine.store
     rows = [row for name in services if (row := store.service(name)) is not None]
@@ -86,7 +86,7 @@ def forget(
 ) -> None:
     """Delete the records, files and intents of stopped services, and optionally their volumes.
 
-    Raises Error if a file cannot be deleted; in that case no record is deleted, and the call can be
+    Raises Error if a file cannot be deleted. In this case no record is deleted, and the call can be
     repeated.
     """
     from niso.runtime import package, volumes
@@ -113,7 +113,7 @@ def forget(
 
 
 def stop_timers(machine: Machine, services: list[str]) -> None:
-    """Stop the timers of jobs, and runs of the timers, which would activate the jobs again."""
+    """Stop the timers of jobs and the jobs that they run, so that no timer starts a job again."""
     units, enabled = machine.processes.units, machine.store.scheduled()
     for name in services:
         if enabled.get(name) and units.booted():
@@ -223,9 +223,10 @@ def withdraw(
     """Record services as inactive and remove their networks.
 
     With ``ends``, records of changes in progress (intents) are deleted. With ``forgets``, all rows
-    of the services are deleted. With ``keep_forwards``, ports of `niso port-forward` return at the
-    next activation. ``began`` is that of `finish`. Raises Error; after an error nothing is
-    recorded, and the call can be repeated.
+    of the services are deleted. With ``keep_forwards``, ports of `niso port-forward` are published
+    again at the next activation. With ``began``, the start of the command as a Unix time, the stop
+    is recorded for `niso history`. Raises Error. After an error nothing is recorded, and the call
+    can be repeated.
     """
     store, kernel = machine.store, machine.kernel
     rows = list(rows)
@@ -254,7 +255,7 @@ def withdraw(
 def record(
     store: Store, rows: Iterable[ServiceRow], began: float, outcome: str, why: object = None
 ) -> None:
-    """Record for `niso history` what a command did to services, as in `Deployed`.
+    """Record for `niso history` what a command did to services. ``outcome`` is as in `Deployed`.
 
     ``began`` is the start of the command as a Unix time, and ``why`` the error if it failed. The
     caller must be in a transaction.

@@ -68,7 +68,7 @@ def refuse_elsewhere(before: ServiceRow, target: Target) -> None:
 
 
 def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
-    """Return whether the folder ./NAME has another manifest than the one activated as ``name``.
+    """Return whether the folder ./NAME may have another manifest than the active service ``name``.
 
     This is so if the active manifest is in another folder, or if a file was changed since the
     package copy was made. The test uses the files' status change time (ctime, inode(7)), which no
@@ -91,10 +91,10 @@ def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
 
 
 def still_so(store: Store, target: Target) -> Target:
-    """Return a service to activate, read again from the store now that it is locked.
+    """Return a service to activate, read again from the store now that the service is locked.
 
-    A service from a manifest file is returned unchanged. Raises NotFound if the service was
-    removed.
+    Another command may have changed the service before. A service from a manifest file is returned
+    unchanged. Raises NotFound if the service was removed.
     """
     if target.files is None or target.files.fingerprint is not None:
         return target
@@ -137,7 +137,7 @@ def of_row(row: ServiceRow) -> Target:
 
 
 def replaced(row: ServiceRow) -> None:
-    """Raise Error if a service's package copy or a path was replaced since its activation."""
+    """Raise Error if a package copy or path of a service was replaced since its activation."""
     from niso.runtime import sources
 
     os.close(sources.open_copy(row.package, row.name, row.manifest_path))
@@ -231,7 +231,7 @@ def rootfs(loaded: load.Loaded) -> str | None:
 
 
 def _check_files(target: Target, files: PackageFiles) -> None:
-    """Check the rootfs, program, user, working folder, secrets and volumes of a service."""
+    """Check a service's rootfs, program, user, working folder, secrets, devices and volumes."""
     from niso.runtime import crun, entrypoint, root, sources
 
     program, folder, rootfs = target.spec.program, files.folder, files.rootfs
@@ -302,7 +302,7 @@ class Target(NamedTuple):
     replace: bool = False  # whether to replace a service of this name from another folder
     take: bool = False  # whether to take the name over from a lost host of the cluster
     instance: Instance | None = None  # the instance's record; None if it is no instance
-    pinned: bool = False  # a former version, or another number of instances than recorded
+    pinned: bool = False  # whether the target is a former version, or scaled by the user
     prefers: Mapping[str, tuple[str, ...]] = {}  # network -> addresses to get if they are free
     again: int = 0  # instances of lower versions are replaced, even if nothing has changed
     placed: bool = False  # whether its named volumes were put in place for this activation

@@ -74,7 +74,7 @@ def undo_all(
 def _unstarted(
     machine: Machine, undone: Iterable[str], ran: dict[str, float | None]
 ) -> list[Error]:
-    """Wait for processes that an undo has started again; return the errors of those that exited.
+    """Wait for processes that an undo has started again. Return an error for each that exited.
 
     ``ran`` has the start time of each process before the undo. A process can fail now because a
     secret, a volume or a database has changed since then.
@@ -128,12 +128,12 @@ def undo(
     wait_s: float | None = None,
     final: bool = True,
 ) -> dict[str, Error]:
-    """Undo several activations as one change, because one may use names or ports that another
-    released.
+    """Undo several activations as one change of the store and the kernel.
 
-    ``wait_s`` is the time in seconds to wait for niso's lock, or None for no limit. ``final`` is
-    false if a request to etcd may still be in progress. Returns the errors by service. Raises Busy
-    if niso's lock is not free within ``wait_s``.
+    Several may depend on each other, because one may use names or ports that another has released.
+    ``wait_s`` is the time in seconds to wait for niso's lock. If ``wait_s`` is None, there is no
+    limit. ``final`` is false if a request to etcd may still be in progress. Returns the errors by
+    service. Raises Busy if niso's lock is not free within ``wait_s``.
     """
     if not intents:
         return {}
@@ -188,10 +188,10 @@ def undo(
 
 
 def _remove_created(machine: Machine, intents: list[Intent], report: Report) -> dict[str, Error]:
-    """Delete the named volumes that activations have created; return the errors by service.
+    """Delete the volumes that activations have created. Return the errors by service.
 
-    They can be half made: a database that is killed while it creates its files cannot use them
-    later. A volume of a process that still runs is kept.
+    Such a volume can be incomplete: a database that is killed while it creates its files cannot use
+    them later. A volume of a process that still runs is kept.
     """
     errors: dict[str, Error] = {}
     used = {one for i in intents for one in i.created if machine.processes.runs(i.service)}
@@ -212,9 +212,9 @@ def _remove_created(machine: Machine, intents: list[Intent], report: Report) -> 
 
 
 def restore_manifest(store: Store, row: ServiceRow | None) -> None:
-    """Write the manifest that a service's row records into the copy of its package.
+    """Write the manifest that a service's row records into the service's package copy.
 
-    Does nothing for an attachment or an instance, which has the package copy of its service.
+    Does nothing for an attachment, or for an instance, which uses the package copy of its service.
     """
     spec = row.service if row is not None and not row.is_attachment else None
     if row is not None and spec is not None and not spec.front and os.path.isdir(row.package):
@@ -222,10 +222,7 @@ def restore_manifest(store: Store, row: ServiceRow | None) -> None:
 
 
 def _take_out(machine: Machine, names: Iterable[str], report: Report) -> None:
-    """Take instances without a process out of the slots until they are healthy again.
-
-    niso health puts them back.
-    """
+    """Send no new connections to instances without a process. niso health ends this."""
     store = machine.store
     if not (dead := _without_process(machine, names)):
         return
@@ -235,7 +232,7 @@ def _take_out(machine: Machine, names: Iterable[str], report: Report) -> None:
 
 
 def _without_process(machine: Machine, names: Iterable[str]) -> list[str]:
-    """Return the instances among ``names`` that get connections but have no process."""
+    """Return the instances among ``names`` that receive connections but have no process."""
     own = [one for name in names if (one := machine.store.instances.get(name)) is not None]
     return [
         one.service
@@ -310,9 +307,9 @@ def _undo_records(
 
 
 def _doubt_slots(store: Store, undone: change, names: Iterable[str]) -> None:
-    """Treat the slots of instances that did not serve yet as if the kernel had them.
+    """Make an undo delete the load balancing of starting instances, even if none is recorded.
 
-    An interrupted change may have created the slots before it could record them.
+    An interrupted change may have reached the kernel before the store.
     """
     own = [one for name in names if (one := store.instances.get(name)) is not None]
     if starting := [one.service for one in own if one.state == STARTING]:
@@ -330,7 +327,7 @@ def _show_hosts(processes: Processes, shown: Iterable[ProcessSpec]) -> None:
 
 
 def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
-    """Kill processes that differ from the old rows; return those that need their old hosts file."""
+    """Kill processes that differ from the old rows. Return specs that need only a hosts file."""
     store, _, processes, _ = machine
     shown: list[ProcessSpec] = []
     for intent in intents:
@@ -354,7 +351,7 @@ def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
 
 
 def _forget_failed(store: Store, name: str, kept: ServiceRow | None) -> None:
-    """Delete the package copy of a failed activation; for a new service, also logs and volumes."""
+    """Delete the package copy of a failed activation. Delete the logs if the service is new."""
     if kept is not None and kept.mode == "front":
         from niso.change import deploy
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     pass
 
 OWNER = "systemd"
-"""The owner of attachments for units. Their id is the name of the ordinary unit."""
+"""The owner of attachments for systemd units. Their id is the name of the ordinary unit."""
 _MARK = "# written by niso net attach, removed by niso net detach; state folder "
 _UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]+\.service", re.ASCII)  # systemd.unit(5)
 _LONGEST = 255  # UNIT_NAME_MAX, systemd's src/basic/unit-name.h
@@ -54,7 +54,7 @@ def _file(attachment: str) -> str:
 
 
 def _network_text(attachment: str, unit: str, words: Sequence[str], state_id: str) -> str:
-    """Return the text of the unit that attaches a namespace with these arguments of niso."""
+    """Return the text of the unit that runs niso with ``words`` to attach a namespace."""
     lines = [
         _MARK + state_id,
         "[Unit]",
@@ -152,7 +152,7 @@ def _undo(
     texts: dict[str, str | None],
     report: Report,
 ) -> None:
-    """Restore the unit files to their former texts (None: no file), and the former attachment."""
+    """Restore unit files and an attachment after an error. A text of None means no file."""
     units = machine.processes.units
     try:
         for path, text in reversed(texts.items()):

@@ -100,7 +100,6 @@ def _warn_of_names(session: Session, store: Store, names: list[str]) -> None:
 
 
 def _warn_of_schedules(session: Session, store: Store, names: list[str]) -> None:
-    """Warn about jobs with a schedule that no timer runs."""
     waiting = [name for name, enabled in store.scheduled().items() if name in names and not enabled]
     for name in waiting:
         row = store.service(name)
@@ -117,8 +116,9 @@ def _warn_of_files(session: Session, store: Store, names: list[str]) -> None:
 
 
 def warn_of_name_servers(session: Session, machine: Machine, names: list[str]) -> None:
-    """Warn if services use the host's resolv.conf and can reach none of its name servers, or if
-    none of the services' name servers answers. The latter are asked once for each boot.
+    """Warn about services whose name servers do not answer, or cannot be reached by services.
+
+    The name servers are those in the host's resolv.conf or in manifests, and are asked once a boot.
     """
     store = machine.store
     rows = [store.service(name) for name in names]
@@ -258,11 +258,10 @@ def _warn_of_others(session: Session, name: str, volume: MountedVolume) -> None:
 
 
 def effects(session: Session, what: Sequence[str], since: float | None) -> tuple[PolicyEffect, ...]:
-    """Return how activating services or a stack would change the verdicts on recorded flows.
+    """Return which recorded flows an activation of services or of a stack would cut or allow.
 
-    ``what`` are the arguments of `niso activate`, or the path of a stack. ``since`` is a Unix time
-    in seconds: flows that began earlier and are no longer open are left out. See
-    `Host.policy_effects`.
+    ``what`` are the arguments of `niso activate`, or the path of a stack. Only flows that began
+    after the Unix time ``since`` or are open now are considered. See `Host.policy_effects`.
     """
     from niso.change import stacks
     from niso.look import stack_members
