@@ -81,7 +81,10 @@ def run(_: str, args: Args) -> int:
 
 
 def _serve(look: Iterator[bytes], server: _PageServer, end: float | None) -> None:
-    """Pass measurements to the server until ``end`` (monotonic clock), or without limit if None."""
+    """Pass measurements to the server every `EVERY_S` seconds, until ``end`` (monotonic clock).
+
+    If ``end`` is None, there is no limit.
+    """
     began = time.monotonic()
     while True:
         wait = max(EVERY_S, _SHARE * (time.monotonic() - began))

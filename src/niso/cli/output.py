@@ -228,7 +228,7 @@ def results[T](args: Args, done: Sequence[T], line: Callable[[T], str]) -> int:
 
 
 def changes(args: Args, done: Sequence[niso.Changed], words: tuple[str, str]) -> int:
-    """Print for each service whether it was changed, and return 0.
+    """Print for each service whether the service was changed, and return 0.
 
     ``words`` has the text for an unchanged service, and then the text for a changed service.
     """
@@ -349,8 +349,7 @@ class Progress:
     """A printer of a command's events: ``with Progress(args) as host.progress:``.
 
     With -v or --dry-run, all events are printed. Otherwise only warnings are printed, and by a
-    thread the steps that take more than a second. The thread starts with the first slow kind of
-    step.
+    thread the steps that take more than a second. The thread starts with the first slow step.
     """
 
     def __init__(self, args: Args) -> None:

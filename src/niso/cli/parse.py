@@ -226,7 +226,10 @@ def width() -> int:
 
 
 def first_screen(version: str, commands: list[Command]) -> str:
-    """Return the text that ``niso`` alone prints. A prompt fits below its at most 23 lines."""
+    """Return the text that ``niso`` without arguments prints.
+
+    The text has at most 23 lines, so that a prompt fits below.
+    """
     columns = width()
     head = f"niso {version}: networking for services on Linux, without a daemon or a proxy"
     use, more = "usage: niso COMMAND ...", "niso help COMMAND shows its options and examples"

@@ -302,7 +302,7 @@ class TopScreen(App[None]):
         )
 
     def _choose_row(self, key: str) -> None:
-        """Show only one service: that of the chosen row, or one at an end of the row's flow."""
+        """Show only the service in the chosen row, or a service at one end of the row's flow."""
         if self.chosen is not None:
             return  # only flows and sockets of one service are shown
         flow = self._flows.get(key)
@@ -321,7 +321,7 @@ class TopScreen(App[None]):
         self._draw()
 
     def on_input_submitted(self) -> None:
-        """Return the keyboard focus to the table. The entered text remains its filter."""
+        """Return the keyboard focus to the table, which the entered text continues to filter."""
         self.query_one(Input).remove_class("shown")
         self._arrange()
 
@@ -379,7 +379,7 @@ class TopScreen(App[None]):
         return self._home(self.chosen) or flow.to.service or flow.from_.service, flow
 
     def _home(self, name: str | None) -> str | None:
-        """Return the service whose network namespace a service uses, usually its own."""
+        """Return the owner of a service's network namespace, which is usually the service."""
         loads = self._load.services if self._load else ()
         return next((load.shares or name for load in loads if load.service == name), name)
 

@@ -186,7 +186,7 @@ class Capture(ResultStream):
                     os.write(self._pipe, packet)
 
     def _take(self, fd: int) -> bytes:
-        """Read from one ready descriptor, and return the part of the stream that results."""
+        """Read from a ready descriptor, and return what the caller of `read` gets from this."""
         if self._drops is not None and fd == self._drops.fileno():
             self._pass_on(self._drops)
             return b""

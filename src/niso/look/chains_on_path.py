@@ -56,7 +56,7 @@ _NEW, _ESTABLISHED, _DNAT, _XT_DNAT = 8, 2, 32, 128
 
 
 class OtherChain(NamedTuple):
-    """A base chain of another program that drops a packet or its replies, or may drop them."""
+    """A base chain of another program that drops, or may drop, a packet or its replies."""
 
     chain: str  # family, table and name of the chain, as nft(8) writes them
     hook: str  # ingress, prerouting, input, forward, output or postrouting
@@ -74,7 +74,7 @@ class OtherChain(NamedTuple):
 
 
 class OtherFirewalls(NamedTuple):
-    """What rules of other programs do to a packet that niso lets pass."""
+    """What nftables rules of other programs do to a packet that niso's rules let pass."""
 
     drops: tuple[OtherChain, ...]  # chains that drop the packet or its replies, or may drop them
     passes: tuple[str, ...]  # strings: the other chains on the packet's path, which let it pass

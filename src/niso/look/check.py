@@ -98,9 +98,10 @@ def check(
 
 
 def problems(machine: Machine) -> dict[str, int] | None:
-    """Count the problems that several comparisons in a row find, by kind, without niso's lock.
+    """Count problems by kind, without taking niso's lock. Raises KernelError.
 
-    Returns None if objects vanished during each comparison. Raises KernelError.
+    Only problems that several comparisons in a row find are counted. Returns None if objects
+    vanished during each comparison.
     """
     lasting: set[tuple[Problem, str]] | None = None
     for turn in range(_LOOKS):
@@ -464,7 +465,8 @@ def is_moving(attached: AttachedRow) -> bool:
 def gone(kernel: Kernel, store: Store, only: Container[str] | None = None) -> list[str]:
     """Return the names of active attachments whose namespace or container no longer exists.
 
-    If ``only`` is not None, only attachments with these names are checked.
+    An attachment is a namespace of another program that niso connects to networks. If ``only`` is
+    not None, only attachments with these names are checked.
     """
     active = [
         attached

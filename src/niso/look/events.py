@@ -65,11 +65,11 @@ class Events(ResultStream):
 
     @guarded
     def read(self) -> tuple[Happened, ...]:
-        """Wait for a change and return its events. A change may have no event.
+        """Wait for a change and return its events, if any.
 
-        Changes in quick succession are reported by one call, which returns 0.1 s after the last of
-        these changes. If changes do not stop, the call returns about 1 s after the first change. A
-        pause after each snapshot can delay the result further.
+        Changes in quick succession are reported by one call, which returns 0.1 s after the last
+        change. If changes do not stop, the call returns about 1 s after the first change. A pause
+        after each snapshot can delay the result further.
         """
         self._watches.wait(None)
         time.sleep(max(0.0, self._free_at - time.monotonic()))

@@ -92,7 +92,7 @@ class Flow(NamedTuple):
 
     @property
     def audited(self) -> bool:
-        """True if the flows pass, or passed, only because a policy is in audit."""
+        """True if the flows pass, or passed, only because a policy is in audit, not in force."""
         return self.verdict == AUDIT
 
     @property
@@ -209,7 +209,7 @@ class FlowReader:
         return self._ends[address]
 
     def shown(self, key: Key) -> Key:
-        """Return the `Flow.id` of a flow: addresses of instances become those of their service."""
+        """Replace the addresses of instances in a flow's key by addresses of their service."""
         return self.end(key[0]).address, self.end(key[1]).address, *key[2:]
 
     def flow(self, key: Key, passes: bool) -> Flow:
@@ -447,7 +447,7 @@ def flows(
 
 
 def _home(store: Store, name: str) -> str:
-    """Return the service whose network namespace, and thus addresses, the given service uses.
+    """Return the service whose network namespace and addresses the given service uses.
 
     Raises Error if this namespace has no addresses.
     """

@@ -129,10 +129,9 @@ class Listeners:
 def shadows(
     kernel: Kernel, store: Store, services: Iterable[str]
 ) -> list[tuple[str, records.PortMapping, int, str]]:
-    """Find programs that get no packets because they listen on a published port. Raises
-    KernelError.
+    """Find programs that get no packets, because they listen on published ports of services.
 
-    Each result has the service, its port, an IP version, and a text that names the program.
+    Each result has service, port, IP version, and a text about the program. Raises KernelError.
     """
     listeners: dict[tuple[int, ...], Listeners] = {}
     result = []

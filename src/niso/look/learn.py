@@ -120,7 +120,7 @@ class _Learner:
         self._world, self._known, self._name, self._network = world, known, name, network
 
     def lines(self, seen: Sequence[Flow], egress: bool) -> Iterator[LearnedEntry]:
-        """Yield the allow entries of one direction, and then entries that are only comments."""
+        """Yield the entries for ingress or egress, and then entries that are only comments."""
         passed = [s for s in seen if s.passes and s.agrees and not s.audited]
         before = {s.id for s in passed}
         refused = [
@@ -168,7 +168,7 @@ class _Learner:
     def _groups(
         self, rows: Iterable[Flow], egress: bool
     ) -> tuple[dict[_PeerPorts, list[Flow]], list[Flow]]:
-        """Group flows by the new entry that allows them. Also return flows of removed services."""
+        """Group flows by the new entry that allows them. Also return flows of deleted services."""
         groups: dict[_PeerPorts, list[Flow]] = {}
         outside: dict[tuple[int, str, int], list[Flow]] = {}
         gone = []

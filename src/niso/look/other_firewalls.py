@@ -96,7 +96,7 @@ def drops(
     bridged: bool,
     families: tuple[int, ...],
 ) -> list[ForeignDrop]:
-    """Return those of the chains that drop packets of these bridges, as `foreign_drops` does."""
+    """Return those of the given chains that drop packets of bridges. See `foreign_drops`."""
     traced = [(bridge[0], list(packets(bridge, bridged, families))) for bridge in bridges]
     dropping = []
     for chain in sorted(chains):
@@ -723,7 +723,7 @@ def _ways(
 
 
 def exposed_ports(kernel: Kernel, store: Store) -> tuple[host_ports.PublishedPort, ...]:
-    """Return the published ports, each with who can reach the port, for `Networks.exposure`."""
+    """Return the published ports and who can reach each port, for `Networks.exposure`."""
     # imported late: activations need the rest of this module
     from niso.look import chains_on_path, listening
 

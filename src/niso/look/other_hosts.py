@@ -213,7 +213,7 @@ def world(
 
 
 def _require_within(here: PolicyContext, source: str, destination: str) -> None:
-    """Raise Error if another host's service sends to no service, because its routes are unknown."""
+    """Raise Error if a service of another host sends to no service: the routes are unknown here."""
     sender = holder_of(here, source)
     if sender is not None and sender[0].host and holder_of(here, destination) is None:
         name, host = sender[0].name, sender[0].host
@@ -234,7 +234,7 @@ def _policy(text: str, known: KnownService) -> Policy:
 
 
 def _resolved(store: Store, here: PolicyContext, known: KnownService, policy: Policy) -> Policy:
-    """Replace names in the policy of another host's service by the services that they mean."""
+    """Replace the names in another host's policy by the services that these names mean there."""
     on = {endpoint.network for endpoint in known.endpoints}
 
     def entries(some: tuple[Entry, ...]) -> tuple[Entry, ...]:

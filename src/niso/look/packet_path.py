@@ -397,7 +397,7 @@ def explain(
 def _closed_link(
     world: PolicyContext, packet: Packet, verdict: Verdict, closed: Mapping[str, Collection[str]]
 ) -> str:
-    """Return the interface on which a packet arrives, if forwarding is off there, else ""."""
+    """Return the interface on which a packet arrives if it forwards no packets, else ""."""
     from_outside = (
         not verdict.source.service and not is_host(world, packet.source) and packet.family == 4
     )
@@ -444,7 +444,8 @@ def _path(
 ) -> tuple[_Rules, _Rules, _Rules]:
     """Return the nftables objects on a packet's path.
 
-    Returns all objects, the rules that drop the packet before policies, and those after policies.
+    The results are all objects, rules that drop the packet before policies are evaluated, and rules
+    that drop the packet afterwards.
     """
     family = packet.family
     raw, word = ("raw", "ip") if family == 4 else ("raw6", "ip6")

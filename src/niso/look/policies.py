@@ -303,8 +303,8 @@ def effects(
 ) -> list[PolicyEffect]:
     """Return what a change of services and policies does to recorded flows, cut flows first.
 
-    The verdicts in ``seen`` are those under ``before``. A flow of none of the changed ``services``
-    is listed only if the change affects the flow. Flows that remain denied are left out.
+    The verdicts in ``seen`` are those under ``before``. A flow without a service in ``services`` is
+    listed only if the change affects the flow. Flows that remain denied are left out.
     """
     result = []
     for flow in seen:

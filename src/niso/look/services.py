@@ -76,7 +76,7 @@ class ServiceLine(NamedTuple):
 
 
 class ProcessLoad(NamedTuple):
-    """What a service uses, as its cgroup counts: the sum of all instances if it has replicas."""
+    """The processor time and memory of a service. With replicas, the sums of all instances."""
 
     cpu: float | None  # percent of one processor, over 0.5 s; null if unknown
     cpu_seconds: float | None  # processor time since the start; null if unknown
@@ -129,7 +129,7 @@ class User(NamedTuple):
 
 
 class AttachedTo(NamedTuple):
-    """The program that created an attachment's namespace, and that program's names for it."""
+    """The program that created an attachment's namespace, and its names for the container."""
 
     owner: str  # the program that created the namespace: cli, podman, cni
     id: str  # the program's id for the container; can be empty
@@ -188,7 +188,7 @@ class Service(NamedTuple):
 
 
 class Deploy(NamedTuple):
-    """What one command did to a service, in the result of `Services.history`."""
+    """What one command did to a service: one result of `Services.history`."""
 
     service: str
     """the service's name"""
@@ -493,7 +493,7 @@ def front_health(store: Store, front: str, healths: Mapping[str, Health]) -> Hea
 
 
 def fate(session: Session, store: Store, row: ServiceRow) -> str:
-    """Return "attached" if an attachment's namespace exists, else "gone"."""
+    """Return "attached" if the namespace of an attachment exists, else "gone"."""
     attached = store.attachments.get(row.name)
     if not row.active or attached is None:
         return "gone"

@@ -171,9 +171,8 @@ def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -
 def _lost_instance(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -> Instance:
     """Build the row of an instance of a service from other data, because the row was lost.
 
-    The state of the instance is "serving" if a slot in the kernel has the instance's address.
-    Otherwise it is "out" until the instance is healthy. It is "leaving" if the service has all of
-    its instances without this one.
+    The state is "serving" if a slot in the kernel has the instance's address, and "leaving" if the
+    service has all of its instances without this one. Otherwise the state is "out" (not healthy).
     """
     own = {address for _, address in store.addresses(row.name)}
     deploy = spec.program.deploy
@@ -221,7 +220,7 @@ def _lost_ports(
 def _port_in_kernel(
     kernel: Kernel, store: Store, service: str, port: PortMapping
 ) -> PortMapping | None:
-    """Return a service's port, with its host port, if niso's nftables maps have it, else None."""
+    """Return a service's port, with its host port, if niso's nftables maps publish the port."""
     own = store.addresses(service)
     first = [address for network, address in own if network == own[0][0]]
     for address in first if not port.host_port else ():
