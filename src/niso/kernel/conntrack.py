@@ -55,10 +55,10 @@ _Entry = dict[int, bytes]
 
 
 def flush_addresses(addresses: Iterable[str]) -> int:
-    """Delete all tracked flows with one of these addresses at either end, before or after NAT.
-
-    All protocols are covered, also ICMP. The search is repeated until no entry is found, since
-    packets in transit create new entries. Returns the number of deleted entries.
+    """Delete the conntrack entries that have one of these addresses as source or destination.
+    Addresses before and after NAT are compared. Entries of all protocols are deleted, also of ICMP.
+    The search is repeated until no entry is found, since packets in transit create new entries.
+    Returns the number of deleted entries.
     """
     wanted = dict.fromkeys(map(packed, addresses))
 
@@ -89,13 +89,13 @@ def flush_ports(
     addresses: Callable[[], Iterable[str]] | None = None,
     answered: bool = False,
 ) -> int:
-    """Delete the tracked flows to or from these ports of the host, and return their number.
+    """Delete the conntrack entries of flows to or from ports of the host, and return their number.
 
     Callers use this function when published ports are added, removed or moved. A port is (protocol,
-    first, last), before NAT. If there is a flow to one of the ports, ``addresses`` is called once.
-    Only flows to the addresses or prefixes that it returns are deleted.
+    first, last), before NAT. If a flow uses one of the ports, ``addresses`` is called once, and
+    only flows to the addresses or prefixes that it returns are deleted.
 
-    TCP flows with a reply are deleted only with ``answered``, which is for a server that no longer
+    TCP flows that have had a reply stay, unless ``answered`` is set because the server no longer
     exists. A TCP handshake in progress is treated like an established flow: its next packet would
     count as the first of a new flow, go to the new service, and be reset.
     """
@@ -145,8 +145,9 @@ def flush_ports(
 
 
 def _filter(family: int, kind: int, flags: int, wanted: bytes) -> bytes:
-    """Return a request for the entries that have the values ``wanted`` in the direction ``kind``.
-    ``flags`` say which values are compared. Before Linux 5.8 the kernel returns all entries.
+    """Return the body of a request that lists the conntrack entries with the values ``wanted``.
+    Only the direction ``kind`` (CTA_TUPLE_*) is compared, and only the fields that ``flags``
+    select. Before Linux 5.8 the kernel returns all entries.
     """
     return nfgenmsg(family) + nested(kind, wanted) + nested(_FILTER, u32(kind, flags))
 
@@ -154,11 +155,13 @@ def _filter(family: int, kind: int, flags: int, wanted: bytes) -> bytes:
 def _flush(
     filters: list[bytes], matches: Callable[[int, _Entry], bool], exact: bool = False
 ) -> int:
-    """Delete the entries that the requests return and ``matches`` accepts, and return their number.
+    """Delete the conntrack entries that a function accepts, and return the number of deleted
+    entries.
 
-    The search is repeated until it finds no entry. Clients of a busy service never stop sending.
-    The search is therefore repeated only as long as it can find entries that were created under the
-    old rules.
+    ``filters`` are bodies of requests that list entries, and ``matches`` is the function. The
+    search is repeated until it finds no entry. Clients of a busy service never stop sending. The
+    search is therefore repeated only as long as it can find entries that were created under the old
+    rules.
 
     With ``exact``, every entry that an IPv4 request returns is to be deleted. If it costs less, the
     kernel is then requested to delete all entries that match the filter. Linux 6.18 can do this. An
@@ -204,7 +207,7 @@ def _flush(
 
 
 def _delete_by(kernel: netlink.Netfilter, filters: list[bytes]) -> bool:
-    """Let the kernel delete the entries that match the filters. Returns False if it cannot."""
+    """Delete the entries that match the filters. Returns False if the kernel cannot do this."""
     can = True
     what = "delete conntrack entries"
     for chunk in itertools.batched(filters, _CHUNK):
@@ -227,7 +230,7 @@ def _count(kernel: netlink.Netfilter) -> int:
 
 
 def within(addresses: Iterable[str]) -> Callable[[bytes], bool]:
-    """Return a function that tests whether a packed address is in these addresses or prefixes."""
+    """Return a function that tests whether a packed address is among addresses or prefixes."""
     exact, prefixes = set(), []
     for text in addresses:
         if "/" in text:
@@ -259,8 +262,8 @@ _NAMES = {1: "icmp", 58: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
 
 
 class Tracked(NamedTuple):
-    """A tracked flow, with the addresses of its packets and of its replies. Without NAT, both are
-    the same in reverse. The ports are None if the protocol has no ports.
+    """A flow in connection tracking, with the addresses of its packets and of the replies. Without
+    NAT, the replies have the same addresses in reverse. Ports are None for protocols without ports.
     """
 
     proto: str  # the name of the protocol in policies
@@ -276,7 +279,7 @@ class Tracked(NamedTuple):
 
 
 def of(addresses: Iterable[str]) -> list[Tracked]:
-    """Return the tracked flows with one of these addresses at either end, before or after NAT."""
+    """Return the tracked flows from or to one of these addresses, before or after NAT."""
     wanted = set(addresses)
     return [
         flow
@@ -290,8 +293,9 @@ def tracked() -> list[Tracked]:
 
 
 def opened() -> list[tuple[str, Connection]]:
-    """Return the tracked open flows of TCP, UDP and SCTP as (protocol, ends after DNAT). Only
-    established TCP connections are included, and only flows of other protocols with a reply.
+    """Return the open TCP, UDP and SCTP flows in connection tracking as (protocol, addresses and
+    ports after DNAT). A TCP flow is open if it is established. A UDP or SCTP flow is open if it has
+    had a reply.
     """
     return _all(_parse_open)
 
@@ -303,7 +307,9 @@ def _all[T](parse: Callable[[bytes], T | None]) -> list[T]:
 
 
 def end(flows: Iterable[Tracked]) -> int:
-    """Delete flows and return their number. The next packet of a deleted flow starts a new flow."""
+    """Delete flows from connection tracking, and return their number. The next packet of a deleted
+    flow is evaluated as the first packet of a new flow.
+    """
     handles = [flow.handle for flow in flows]
     with netlink.Netfilter() as kernel:
         _delete(kernel, handles)
@@ -311,10 +317,10 @@ def end(flows: Iterable[Tracked]) -> int:
 
 
 def introduce(connections: Iterable[Connection]) -> None:
-    """Add open TCP connections to connection tracking as established. Tracked ones are unchanged.
-
-    Callers use this function for a bridge whose frames are about to be tracked. Otherwise a packet
-    from the middle of a connection would count as the first of a new one.
+    """Add open TCP connections to connection tracking as established. Callers use this function for
+    a bridge whose frames are about to be tracked. Otherwise a packet from the middle of a
+    connection would count as the first of a new one. Connections that are already tracked are not
+    changed.
     """
     flags = netlink.CREATE | netlink.EXCL
     with netlink.Netfilter() as kernel:
@@ -365,8 +371,8 @@ def _parse_open(body: bytes) -> tuple[str, Connection] | None:
 
 
 def _handle(family: int, entry: _Entry) -> bytes:
-    """Return the body of the request that deletes an entry. The request contains the entry's id,
-    because another entry could by then have the same addresses and ports.
+    """Return the body of the request that deletes a conntrack entry. It contains the entry's id,
+    because a new entry could by then have the same addresses and ports.
     """
     tail = b"".join(attribute(kind, entry[kind]) for kind in (_ID, _ZONE) if kind in entry)
     return nfgenmsg(family) + nested(_TUPLE_ORIG, entry[_TUPLE_ORIG]) + tail

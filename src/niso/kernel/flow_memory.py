@@ -3,10 +3,10 @@
 The rules that record allowed and refused flows, and the sets that they fill, are in
 `niso.kernel.policy_rules`.
 
-Bytes are counted only while a command needs them, by rules in temporary nftables tables. These
-tables have the flag ``owner`` (nft(8)): when the socket that created them is closed, also by a kill
-of this process, the kernel deletes them. docs/design/seeing.md explains at which hooks the rules
-are. Functions raise KernelError.
+Bytes are counted only while a command needs the counts, by rules in temporary nftables tables.
+These tables have the flag ``owner`` (nft(8)): the kernel deletes them when the socket that created
+them is closed, also if this process is killed. docs/design/seeing.md explains at which hooks the
+rules are. Functions raise KernelError.
 """
 
 from __future__ import annotations
@@ -57,11 +57,10 @@ _MISSED = {
 
 
 class Recorded(NamedTuple):
-    """The recorded flows from ``source`` to ``destination`` and ``port``, after DNAT.
-
-    ``packets`` is the number of flows, since only their first packets are counted; each attempt at
-    a refused flow counts. ``octets`` are the bytes of these packets. ``ago`` is the time in seconds
-    since the last of these packets.
+    """All recorded flows from one source address to one destination address and port, after DNAT.
+    Only the first packet of each flow is counted, so ``packets`` is the number of flows. Each
+    attempt at a refused flow counts. ``octets`` are the bytes of these packets. ``ago`` is the time
+    in seconds since the last of these packets.
     """
 
     source: str
@@ -74,8 +73,9 @@ class Recorded(NamedTuple):
 
 
 def recorded(name: str) -> list[Recorded]:
-    """Return the flows that the rules have recorded in two sets, such as ``seen4`` and ``seen6``
-    for the name ``seen``. Without niso's tables the list is empty.
+    """Return the flows that niso's rules have recorded in the IPv4 set and the IPv6 set of a
+    ``name``. For the name ``seen`` these are ``seen4`` and ``seen6``. Without niso's tables the
+    list is empty.
     """
     return [
         flow
@@ -85,12 +85,12 @@ def recorded(name: str) -> list[Recorded]:
 
 
 def missed() -> dict[str, int]:
-    """Return for each set how many new flows were not recorded because the set was full."""
+    """Return, for each set of flows, how many flows were not recorded because the set was full."""
     return {name: _count(*place) for name, place in _MISSED.items()}
 
 
 def forget(addresses: Collection[str]) -> None:
-    """Delete the recorded flows of addresses and prefixes that are released or get a new holder."""
+    """Delete the recorded flows from and to addresses and prefixes that a service no longer has."""
     families = {str(family_of(address)) for address in addresses}
     has = conntrack.within(addresses)
     for name, table in PLACES.items():
@@ -101,7 +101,7 @@ def forget(addresses: Collection[str]) -> None:
 
 
 def leave_out(source: str, proto: str, port: int) -> None:
-    """Make the rules ignore a test packet of niso, so that it is not recorded as a flow."""
+    """Make the rules that record flows ignore a test packet with this source and protocol."""
     name = f"{policy_rules.PROBES}{family_of(source)}"
     for table in (INET, BRIDGE):
         probe = Element(table, name, (source, proto, port))
@@ -114,7 +114,9 @@ def leave_out(source: str, proto: str, port: int) -> None:
 
 
 def dump[T](table: str, name: str, parse: Callable[[bytes, dict[int, bytes]], T]) -> list[T]:
-    """Call ``parse(key, netlink attributes)`` for the elements of a set, and return the results."""
+    """Read all elements of an nftables set. ``parse`` is called with the key and the netlink
+    attributes of each element. Returns the results of these calls.
+    """
 
     def parse_all(answer: bytes) -> list[T]:
         return [
@@ -129,9 +131,6 @@ def dump[T](table: str, name: str, parse: Callable[[bytes, dict[int, bytes]], T]
 
 
 def _ends(key: bytes) -> tuple[tuple[str, str, str], bytes]:
-    """Return ((source, destination, protocol), ports) from the key of an element. A protocol
-    without a name here is a number. Each port has 4 bytes.
-    """
     size = 16 if len(key) >= 40 else 4
     proto = key[2 * size]
     source, destination = unpacked(key[:size]), unpacked(key[size : 2 * size])
@@ -146,7 +145,6 @@ def _parse_recorded(key: bytes, fields: dict[int, bytes]) -> Recorded:
 
 
 def _counted(fields: dict[int, bytes]) -> tuple[int, int]:
-    """Return (packets, bytes) of the counter in an element."""
     counter = attributes(attributes(fields[_ELEM_EXPR])[_EXPR_DATA])
     packets, octets = (counter[kind] for kind in (_COUNTER_PACKETS, _COUNTER_BYTES))
     return int.from_bytes(packets, "big"), int.from_bytes(octets, "big")
@@ -164,8 +162,6 @@ def _delete(table: str, name: str, keys: list[bytes]) -> None:
 
 
 def _count(table: str, chain: str) -> int:
-    """Return the packets of the only counter in a chain, or 0 if the chain does not exist."""
-
     def parse(answer: bytes) -> int:
         expressions = attributes(answer, 4).get(_RULE_EXPRESSIONS, b"")
         return sum(
@@ -193,7 +189,7 @@ _numbers = itertools.count()
 
 
 class Meter:
-    """A counter of the bytes of flows. It counts as long as the object exists."""
+    """A counter of the bytes of all flows of services. It counts as long as the object exists."""
 
     def __init__(self) -> None:
         self._name = f"{PREFIX}{os.getpid()}_meter{next(_numbers)}"
@@ -213,10 +209,9 @@ class Meter:
             self.close()
 
     def read(self) -> dict[Key, int]:
-        """Return the bytes of each flow since the last call, both directions together.
-
-        On a bridge without connection tracking, it is unknown which end has opened a flow. The
-        result then has two keys for the flow, one for each possibility.
+        """Return how many bytes each flow has transferred since the last call, both directions
+        added. On a bridge without connection tracking, it is unknown which end opened a flow. The
+        result then has two keys for the flow: one for each possible client.
         """
         now: dict[tuple[str, tuple[object, ...]], int] = {}
         switched: dict[Key, int] = {}
@@ -251,7 +246,9 @@ def _parse_switched(
 
 
 def tables(name: str) -> str:
-    """Return the temporary tables ``name`` in nft(8) syntax. A full set counts no new flows."""
+    """Return the definition of the temporary nftables tables that count bytes, in nft(8) syntax.
+    Both tables have the ``name``. When a set is full, new flows are not counted.
+    """
 
     def sets(way: str, ports: str) -> str:
         limits = f"size {_SIZE}; flags dynamic, timeout; timeout {_KEPT_S}s; counter;"

@@ -1,6 +1,6 @@
-"""Read chains of other programs through netlink (linux/netfilter/nf_tables.h).
+"""Read nftables chains of other programs through netlink (linux/netfilter/nf_tables.h).
 
-libnftables would read a whole table with its sets to show one chain, and does not say what an
+To show one chain, libnftables would read a whole table with its sets. It also does not say what an
 iptables match (``-m conntrack --ctstate ...``) tests. This module reads a chain or an element only
 when a packet reaches it. Any privileged program may have written the rules, so lengths and numbers
 are not trusted.
@@ -36,7 +36,7 @@ _MISSING = (errno.ENOENT,)
 
 
 class Chain(NamedTuple):
-    """A base chain that filters packets."""
+    """A base chain of another program that filters packets."""
 
     family: int  # one of `FAMILIES`
     table: str
@@ -48,11 +48,10 @@ class Chain(NamedTuple):
 
 
 class RegisterLoad(NamedTuple):
-    """An expression of a rule that loads a value into a register. Here and in the classes below, a
-    register is given by its byte offset.
-
-    The value is "meta", "ct" or `ORIGINAL` number ``key``, or ``length`` bytes from ``offset`` of
-    the "payload" header ``key`` (NFT_PAYLOAD_*_HEADER).
+    """A rule's expression that loads a value into a register. Here and in the classes below, a
+    register is identified by its byte offset. If ``source`` is "meta", "ct" or `ORIGINAL`, the
+    value is the field with the number ``key``. If ``source`` is "payload", the value is ``length``
+    bytes from ``offset`` of the header ``key`` (NFT_PAYLOAD_*_HEADER).
     """
 
     register: int
@@ -72,7 +71,7 @@ class Mask(NamedTuple):
 
 
 class Between(NamedTuple):
-    """A rule's expression that matches if ``register`` is in a range. An empty bound is open."""
+    """A rule's expression that matches if ``register`` is in a range. b"" means no bound."""
 
     register: int
     first: bytes
@@ -81,7 +80,7 @@ class Between(NamedTuple):
 
 
 class Lookup(NamedTuple):
-    """A rule's expression that matches if the set ``name`` contains the value in ``register``."""
+    """A rule's expression that matches if the value in ``register`` is in the set ``name``."""
 
     name: str
     register: int
@@ -90,7 +89,7 @@ class Lookup(NamedTuple):
 
 
 class IptablesMatch(NamedTuple):
-    """The iptables match "conntrack", "physdev", "tcp", "udp" or "multiport" in a rule. A field
+    """An iptables match in a rule: "conntrack", "physdev", "tcp", "udp" or "multiport". A field
     that is None is not tested.
     """
 
@@ -110,7 +109,7 @@ ORIGINAL = "ct original"  # source of a `RegisterLoad`: of the packet before any
 
 
 class ChainVerdict(NamedTuple):
-    """A verdict of a rule, chain or element."""
+    """The verdict of a rule, a chain's policy or an element of a verdict map."""
 
     kind: str  # accept, drop, jump, goto, return, continue or break
     chain: str = ""  # the chain to which a jump or goto leads
@@ -132,8 +131,8 @@ _TARGETS_DROP = {"REJECT", "DROP", "TARPIT", "DELUDE", "CHAOS"}
 
 
 class ForeignChains(Nfnetlink):
-    """A reader of nftables chains and sets in the caller's network namespace, with a cache. Methods
-    raise KernelError.
+    """A reader of other programs' nftables chains and sets in the caller's network namespace.
+    Answers of the kernel are cached. Methods raise KernelError.
     """
 
     def __init__(self) -> None:
@@ -143,10 +142,9 @@ class ForeignChains(Nfnetlink):
         self._elements: dict[tuple[int, str, str, bytes], tuple[bool, ChainVerdict | None]] = {}
 
     def base_chains(self, everywhere: bool = False) -> list[Chain]:
-        """Return other programs' base chains at the hook ``forward`` in active tables.
-
-        With ``everywhere``, chains at the other hooks are returned too, except those that only
-        translate addresses.
+        """Return other programs' base chains at the hook ``forward``. With ``everywhere``, return
+        the chains at all hooks, except those that only translate addresses. Dormant tables are left
+        out.
         """
         found = self.dump("list chains", _GETCHAIN, nfgenmsg(0), _base_chain)
         chains = [chain for chain in found if everywhere or chain.hook == _FORWARD]
@@ -154,14 +152,14 @@ class ForeignChains(Nfnetlink):
         return [chain for chain in chains if chain[:2] not in asleep]
 
     def nat4(self) -> dict[str, int]:
-        """Return the number of rules in each chain that translates sources of IPv4 packets. The
-        keys are "FAMILY TABLE CHAIN". niso's own chain is left out.
+        """Return the number of rules in each IPv4 SNAT chain that another program has added. The
+        keys are "FAMILY TABLE CHAIN".
         """
         found = self.dump("list chains", _GETCHAIN, nfgenmsg(0), _nat_chain)
         return {name: uses for hook, name, uses in found if hook == _POSTROUTING}
 
     def redirects(self) -> bool:
-        """Return whether rules of other programs may translate the destinations of packets."""
+        """Return whether rules of other programs may translate destinations of IPv4 packets."""
         found = self.dump("list chains", _GETCHAIN, nfgenmsg(0), _nat_chain)
         return any(uses for hook, _, uses in found if hook != _POSTROUTING)
 
@@ -186,8 +184,8 @@ class ForeignChains(Nfnetlink):
     def element(
         self, family: int, table: str, name: str, key: bytes
     ) -> tuple[bool, ChainVerdict | None]:
-        """Return whether a set has this key or a catch-all element, and the verdict of the element.
-        The verdict is None if the element has none.
+        """Look up a key in a set or verdict map. Returns whether an element, or the catch-all
+        element, matches the key, and its verdict. The verdict is None if the element has none.
         """
         cached = self._elements.get((family, table, name, key))
         if cached is None:
@@ -248,7 +246,6 @@ def _base_chain(body: bytes) -> Chain | None:
 
 
 def _nat_chain(body: bytes) -> tuple[int, str, int] | None:
-    """Return hook, "FAMILY TABLE CHAIN" and number of rules of a chain that translates IPv4."""
     fields = attributes(body, 4)
     if 4 not in fields or not body or FAMILIES.get(body[0]) not in ("inet", "ip"):
         return None
@@ -263,7 +260,7 @@ def _nat_chain(body: bytes) -> tuple[int, str, int] | None:
 
 
 def rule(body: bytes) -> Rule:
-    """Parse a rule (NFT_MSG_NEWRULE) into the expressions that can decide on a packet."""
+    """Parse a rule (NFT_MSG_NEWRULE) into the expressions that affect its verdict."""
     expressions: list[Expression] = []
     try:
         for entry in netlink.several(attributes(body, 4).get(4, b"")):  # NFTA_RULE_EXPRESSIONS
@@ -281,7 +278,7 @@ def rule(body: bytes) -> Rule:
 
 
 def _expression(name: str, fields: dict[int, bytes]) -> Expression | None:
-    """Parse an expression. Returns None if the rule always continues with the next expression."""
+    """Parse an expression of a rule. Returns None if it has no effect on which packets match."""
     parse = _PARSERS.get(name)
     if parse is not None:
         return parse(fields)
@@ -291,9 +288,7 @@ def _expression(name: str, fields: dict[int, bytes]) -> Expression | None:
 
 
 def _load(source: str, fields: dict[int, bytes]) -> Expression | None:
-    """Parse an expression of type meta, ct or payload. Returns None for an expression that writes
-    the packet's field instead of loading it into a register.
-    """
+    """Parse a meta, ct or payload expression. Returns None if it changes the packet instead."""
     if 1 not in fields:
         return None
     if source == "payload":
@@ -318,7 +313,6 @@ def _bitwise(fields: dict[int, bytes]) -> Expression:
 
 
 def _compare(fields: dict[int, bytes]) -> Expression:
-    """Parse a comparison: NFT_CMP_EQ, NEQ, LT, LTE, GT or GTE."""
     register, operator, data = _register(fields, 1), _number(fields, 2), _value(fields.get(3))
     if not data or operator > 5:
         return MAY_MATCH
@@ -350,9 +344,6 @@ def _immediate(fields: dict[int, bytes]) -> Expression:
 
 
 def _object(fields: dict[int, bytes]) -> Expression | None:
-    """Parse a reference to an object (NFT_OBJECT_*). A quota, limit or connlimit may end the rule.
-    Any other object is ignored, also one from a map.
-    """
     return None if _number(fields, 1, 2) not in (2, 4, 5) else MAY_MATCH
 
 
@@ -395,8 +386,7 @@ def _iprange(info: bytes, is_ipv4: bool) -> Iterator[Expression]:
 
 def _conntrack(info: bytes, flags: int, is_ipv4: bool) -> Iterator[Expression]:
     """Parse struct xt_conntrack_mtinfo3: 128 bytes of addresses, 8 of times, then numbers.
-
-    ``flags`` are its match_flags (XT_CONNTRACK_*).
+    ``flags`` are the struct's match_flags (XT_CONNTRACK_*).
     """
     numbers = struct.unpack_from("=12H", info.ljust(160, b"\0"), 136)
     proto, inverted, states, status = numbers[0], *numbers[6:9]
@@ -470,7 +460,7 @@ def _number(fields: dict[int, bytes], kind: int, default: int = 0) -> int:
 
 
 def _register(fields: dict[int, bytes], kind: int) -> int:
-    """Return the byte offset of a register: NFT_REG_1.. have 16 bytes, NFT_REG32_00.. have 4."""
+    """Return the byte offset of a register. NFT_REG_1 has 16 bytes, NFT_REG32_00 has 4 bytes."""
     number = _number(fields, kind)
     return min(number * 16 if number < 8 else (number - 4) * 4, _REGISTERS)
 
@@ -510,7 +500,7 @@ _PARSERS: dict[str, Callable[[dict[int, bytes]], Expression | None]] = {
 
 
 def unseen(family: int) -> bool:
-    """Return whether iptables-legacy has a filter table. nf_tables does not list such tables."""
+    """Return whether iptables-legacy has a filter table, whose rules nf_tables does not show."""
     path = f"/proc/thread-self/net/ip{'6' if family == 6 else ''}_tables_names"
     try:
         with open(path, encoding="ascii") as file:

@@ -18,7 +18,7 @@ RESOLVED_UPSTREAMS = "/run/systemd/resolve/resolv.conf"
 
 
 def default_mtu() -> int:
-    """Return the MTU in bytes of the interface with the default route (IPv4 first), or 1500."""
+    """Return the MTU in bytes of the default route's interface (IPv4 before IPv6), or else 1500."""
     with Rtnl() as rtnl:
         routes = rtnl.routes()
         mtus = {link.index: link.mtu for link in rtnl.links()}
@@ -35,8 +35,8 @@ def mtu_of(address: str) -> int | None:
 
 
 def used_prefixes(except_alias: str) -> list[tuple[Network, str]]:
-    """Return (prefix, interface) of all routes and addresses, except those of interfaces with the
-    alias ``except_alias``. Default routes and link-local prefixes are left out.
+    """Return (prefix, interface) of all routes and addresses of the host. Default routes,
+    link-local prefixes, and interfaces with the alias ``except_alias`` are left out.
     """
     used: dict[tuple[Network, str], None] = {}
     with Rtnl() as rtnl:
@@ -59,7 +59,7 @@ _LOCAL, _RTN_LOCAL = 255, 2  # RT_TABLE_LOCAL and RTN_LOCAL, linux/rtnetlink.h
 
 
 def local_prefixes() -> list[Network]:
-    """Return the prefixes of the host's addresses and of ``ip route add local PREFIX``."""
+    """Return the prefixes of the host's addresses and those added with ``ip route add local``."""
     with Rtnl() as rtnl:
         routes = rtnl.routes(table=_LOCAL)
     return [ipaddress.ip_network(one.destination) for one in routes if one.type == _RTN_LOCAL]
@@ -70,10 +70,9 @@ _VIRTUAL = ("veth", "tun", "vxlan")
 
 
 def engine_prefixes() -> list[tuple[Network, str]]:
-    """Return (prefix, bridge) for other programs' bridges that connect only containers or VMs.
-
-    A bridge with a port of another kind, or with a default route, connects the host to a network of
-    other machines.
+    """Return (prefix, bridge) for bridges that container engines or virtual machines use. These are
+    the bridges of other programs whose ports are all virtual. A bridge with any other port, or with
+    a default route, connects the host to other machines and is left out.
     """
     found: dict[tuple[Network, str], None] = {}
     with Rtnl() as rtnl:
@@ -105,11 +104,10 @@ def why_no_ipv6() -> str | None:
 
 
 def receiving6() -> list[str]:
-    """Return the network interfaces that can receive IPv6 packets from other machines.
-
-    Left out are lo; bridge ports, since their bridge receives for them; the WireGuard interface of
-    an encrypted cluster, which carries VXLAN only; and interfaces named "all" or "default", whose
-    sysctl folders are not for an interface.
+    """Return the network interfaces that can receive IPv6 packets from other machines. The
+    following interfaces are left out: lo; ports of bridges, since the bridge receives for them; the
+    WireGuard interface of an encrypted cluster, which carries VXLAN only; and interfaces with the
+    name "all" or "default", because sysctl folders with these names are not for one interface.
     """
     with Rtnl() as rtnl:
         links = rtnl.links()
@@ -122,8 +120,9 @@ def receiving6() -> list[str]:
 
 
 def not_forwarding() -> dict[str, set[str]]:
-    """Return other programs' interfaces that are up and do not forward IPv4 although the host does.
-    The dict maps their names to their IPv4 addresses (ip-sysctl.rst, conf/interface/forwarding).
+    """Return other programs' interfaces that are up but do not forward IPv4, although the host
+    does. The dict maps the name of each interface to its IPv4 addresses. The sysctl is
+    conf/interface/forwarding (ip-sysctl.rst).
     """
     if proc_sys.read("net/ipv4/ip_forward") != "1":
         return {}
@@ -147,8 +146,8 @@ def not_forwarding() -> dict[str, set[str]]:
 def resolv_conf(
     dns: Sequence[str] | None = None, search: Sequence[str] | None = None
 ) -> tuple[str, str | None]:
-    """Return the content of a service's /etc/resolv.conf, and a warning or None. Name servers
-    ``dns`` and domains ``search`` that are None are taken from the host.
+    """Return the content of a service's /etc/resolv.conf, and a warning or None. ``dns`` are name
+    servers and ``search`` are domains. If a parameter is None, the host's values are used.
     """
     text, warning = _host_resolv_conf()
     replaced = {"nameserver": dns, "search": search, "domain": search}
@@ -162,8 +161,8 @@ def resolv_conf(
 
 def _host_resolv_conf() -> tuple[str, str | None]:
     """Return the content of /etc/resolv.conf for a service that uses the host's name servers, and a
-    warning or None. Loopback servers are left out, because a service cannot reach them. If known,
-    the upstream servers of systemd-resolved (systemd-resolved.service(8)) replace its stub.
+    warning or None. Loopback servers are left out, because a service cannot reach them. The stub of
+    systemd-resolved(8) is replaced by its upstream servers, if these can be read.
     """
     text = _read("/etc/resolv.conf")
     if not any(map(_is_loopback, text.splitlines())):

@@ -1,8 +1,8 @@
-"""Run nftables through libnftables.so.1 (libnftables(3), libnftables-json(5)), in this process.
+"""Run nft commands in this process through libnftables.so.1 (libnftables(3), libnftables-json(5)).
 
-An `Nft` object belongs to the network namespace that opened it. Single elements are read by
+An `Nft` object belongs to the network namespace that opened it. Single elements of sets are read by
 `niso.kernel.nft_elements`: to return one element, libnftables reads all elements of the table, and
-it crashes on a request for 200.
+it crashes on a request for 200 elements.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def _load() -> ctypes.CDLL:
 
 
 def release_memory() -> None:
-    """Release unused memory of libnftables (malloc_trim(3)), 3 MiB after comparing both tables."""
+    """Return memory that libnftables no longer uses to the operating system (malloc_trim(3)). After
+    a comparison of both nftables tables, this is 3 MiB.
+    """
     import ctypes
 
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -64,8 +66,8 @@ def release_memory() -> None:
 
 
 class Nft:
-    """A libnftables context in the caller's network namespace, as a context manager. Nothing is
-    written to stdout or stderr. Methods raise KernelError, with nft's own text.
+    """A libnftables context in the caller's network namespace, used as a context manager. Nothing
+    is written to stdout or stderr. Methods raise KernelError with the error message of nft.
     """
 
     def __init__(self) -> None:
@@ -88,7 +90,7 @@ class Nft:
             self._context = None
 
     def run(self, text: str) -> None:
-        """Apply nft(8) commands, any number of lines, as one transaction."""
+        """Execute nft(8) commands as one transaction. ``text`` may have any number of lines."""
         what = f"apply nftables rules ({text.strip().partition(chr(10))[0][:80]})"
         with refusing(what):
             signals.hit(what)
@@ -102,7 +104,7 @@ class Nft:
             raise refused(what, errno.ENOBUFS)
 
     def query(self, command: str) -> list[dict[str, Any]]:
-        """Return the objects in the JSON output of a ``list`` command, without ``metainfo``."""
+        """Execute a ``list`` command. Returns the objects in its JSON output, except metainfo."""
         answer = self._list(command, _JSON) or b'{"nftables": []}'
         try:
             items = json.loads(answer.decode())["nftables"]
@@ -113,7 +115,7 @@ class Nft:
             ) from error
 
     def text(self, command: str, flags: int = 0) -> str:
-        """Return the text output of a ``list`` command. ``flags`` are those of libnftables(3)."""
+        """Execute a ``list`` command, and return its output. See libnftables(3) for ``flags``."""
         return self._list(command, flags).decode("utf-8", "replace")
 
     def _list(self, command: str, flags: int) -> bytes:
@@ -126,11 +128,11 @@ class Nft:
         return output
 
     def outline(self) -> str:
-        """Return all tables as text, with the handles of rules, without elements of sets."""
+        """Return all tables as text, with the handles of rules, but without elements of sets."""
         return self.text("list ruleset", _HANDLES | _TERSE)
 
     def definition(self, family_table: str) -> str:
-        """Return one table as text, without elements of sets and values of counters."""
+        """Return one table as text, without elements of sets and without values of counters."""
         return self.text(f"list table {family_table}", _STATELESS | _TERSE)
 
     def chain(self, family: str, table: str, name: str) -> str:
@@ -138,7 +140,7 @@ class Nft:
         return self.text(f"list chain {family} {table} {name}", _STATELESS)
 
     def _dry_run(self, text: str) -> str:
-        """Return nft's error messages for commands without executing them."""
+        """Check nft commands without executing them, and return the error messages of nft."""
         fd = os.memfd_create("nft")
         try:
             with open(fd, "w", encoding="utf-8", closefd=False) as file:
@@ -157,9 +159,9 @@ class Nft:
         return errors.decode("utf-8", "replace")
 
     def _error(self, errors: str, text: str) -> KernelError:
-        """Convert the first error in nft's output to a KernelError. An error is
-        "[FILE:LINE:FROM-TO: ]Error: REASON", the line, and carets below it. ``text`` are the
-        commands that were executed.
+        """Convert the first error in nft's output, ``errors``, to a KernelError. nft prints an
+        error as "[FILE:LINE:FROM-TO: ]Error: REASON", then the command's line, then carets below a
+        part of this line. ``text`` has the commands that were executed.
         """
         lines = errors.splitlines()
         start = next((i for i, line in enumerate(lines) if "Error: " in line), -1)

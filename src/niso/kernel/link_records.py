@@ -1,15 +1,16 @@
-"""Parse network interfaces, addresses, routes, bridge settings, rate limits and traffic counters.
+"""Parse what the kernel reports about network interfaces: addresses, routes, settings and counters.
 
-See linux/rtnetlink.h, linux/if_link.h and linux/if_addr.h; for rate limits also tc-tbf(8),
+See linux/rtnetlink.h, linux/if_link.h and linux/if_addr.h. For rate limits, see also tc-tbf(8),
 linux/pkt_sched.h and net/sched/sch_tbf.c.
 
-Each setting of a bridge or port changes where frames go: an isolated port reaches no other isolated
-port, and a port without bcast_flood receives no ARP request. On its ports, niso changes two
-defaults of the kernel. A frame to an unknown MAC is not flooded to the ports, since all services of
-the network could then read it. MACs are not learned, since each MAC has a static entry.
+Each setting of a bridge or port changes where frames are sent: for example, an isolated port
+reaches no other isolated port, and a port without bcast_flood receives no ARP request. On bridge
+ports, niso changes two defaults of the kernel. A frame to an unknown MAC is not flooded to the
+ports, since all services of the network could then read it. MACs are not learned, since each MAC
+has a static entry.
 
-Traffic counters (rtnl_link_stats64) are read with RTM_GETSTATS, which returns only counters: 1.6 ms
-for 1,000 interfaces, where a list of interfaces with all their attributes takes 39 ms.
+Traffic counters (rtnl_link_stats64) are read with RTM_GETSTATS, which returns only counters. This
+takes 1.6 ms for 1,000 interfaces; a list of interfaces with all their attributes takes 39 ms.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ class Link(NamedTuple):
 
 
 class LinkAddress(NamedTuple):
-    """An address of the network interface with this ``index``, such as "10.99.1.1/24". ``family``
-    is AF_INET or AF_INET6, and ``flags`` are IFA_F_*.
+    """An address of a network interface, such as "10.99.1.1/24". ``index`` is the interface's
+    index. ``family`` is AF_INET or AF_INET6, and ``flags`` are IFA_F_*.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index
@@ -87,15 +88,15 @@ class LinkAddress(NamedTuple):
 
     @property
     def lasts(self) -> bool:
-        """Return whether the address is permanent: its valid and preferred lifetimes never end."""
+        """Return whether neither the valid nor the preferred lifetime of the address is limited."""
         return self.flags & (_IFA_F_PERMANENT | _IFA_F_DEPRECATED) == _IFA_F_PERMANENT
 
 
 class LinkRoute(NamedTuple):
-    """A route. The ``destination`` of a default route is "0.0.0.0/0" or "::/0".
-
-    ``gateway`` is "" if there is none. ``index`` is the index of the network interface, or 0. Of
-    several routes to a destination the kernel takes the one with the lowest metric.
+    """A route. The ``destination`` of a default route is "0.0.0.0/0" or "::/0". ``gateway`` is ""
+    for a route without a gateway. ``index`` is the index of the network interface, or 0 if the
+    route has none. If several routes have the same destination, the kernel uses the one with the
+    lowest metric.
     """
 
     destination: str
@@ -113,7 +114,7 @@ def parse_cidr(cidr: str) -> tuple[int, bytes, int]:
 
 
 def prefix(cidr: str) -> str:
-    """Return the prefix of an address with a prefix length: "10.0.0.0/8" for "10.1.2.3/8"."""
+    """Return the prefix that an address with its length is in: "10.0.0.0/8" for "10.1.2.3/8"."""
     family, address, length = parse_cidr(cidr)
     beyond = 8 * len(address) - length
     number = int.from_bytes(address) >> beyond << beyond
@@ -202,7 +203,7 @@ def call_flags(call_iptables: bool | None, call_ip6tables: bool | None) -> list[
 
 
 def of_kind(kind: str, *settings: bytes) -> bytes:
-    """Return the netlink attribute IFLA_LINKINFO with an interface's kind and settings."""
+    """Return the attribute IFLA_LINKINFO: the kind of an interface ("bridge") and its settings."""
     data = (nested(INFO_DATA, *settings),) if settings else ()
     return nested(IFLA_LINKINFO, text(INFO_KIND, kind), *data)
 
@@ -270,9 +271,9 @@ _SETTINGS: dict[int, tuple[str, str, int]] = {
 
 
 def _port_drift(settings: dict[int, bytes], operstate: int, tunnel: bool) -> list[str]:
-    """Return the settings of a bridge port that differ from niso's, such as ``isolated on``.
-    ``settings`` is the port's IFLA_INFO_SLAVE_DATA. ``operstate`` is IF_OPER_*. The port state is
-    compared only while the port has a carrier; otherwise the kernel sets it.
+    """Return the settings of a bridge port (IFLA_INFO_SLAVE_DATA) that differ from niso's, such as
+    ``isolated on``. ``operstate`` is IF_OPER_*. The port's STP state is compared only while the
+    port has a carrier, because the kernel sets it at other times.
     """
     parts = [
         f"{name} {'on' if settings[kind][0] else 'off'}"
@@ -305,19 +306,21 @@ def _flags(tunnel: bool) -> dict[int, tuple[str, int]]:
 
 
 def new_port(hairpin: bool, learns: bool = False) -> bytes:
-    """Return the netlink attributes that apply niso's settings to a new port in one RTM_NEWLINK.
+    """Return the netlink attributes that apply niso's settings to a new bridge port.
 
-    With ``learns``, learning and flooding stay on, as by default. Both are set by the same message
-    as the other settings, because for each message that changes one of them the kernel walks all
-    ports (nbp_update_port_count, net/bridge/br_if.c).
+    With ``learns``, the port learns MACs and frames to unknown MACs are flooded to it, as is the
+    kernel's default. All settings are in one RTM_NEWLINK message, because for each message that
+    changes learning or flooding the kernel walks all ports (nbp_update_port_count,
+    net/bridge/br_if.c).
     """
     flags = {BRPORT_MODE: hairpin, _LEARNING: learns, _FLOOD: learns}
     return _port_setting(b"".join(attribute(kind, bytes([on])) for kind, on in flags.items()))
 
 
 def usual(drift: str, tunnel: bool = False) -> list[bytes]:
-    """Return the netlink attributes that reset settings of a bridge or port to niso's. ``drift``
-    names the settings. Each attribute must be sent in its own RTM_NEWLINK, in this order.
+    """Return the netlink attributes that reset settings of a bridge or bridge port to niso's
+    values. ``drift`` names the settings to reset, as `Link.drift` does. Each attribute must be sent
+    in an RTM_NEWLINK message of its own, in the returned order.
     """
     names = [part.partition(" ")[0] for part in drift.split(", ")] if drift else []
     port = [
@@ -356,20 +359,23 @@ _parms = struct.Struct("=12s12sIII")  # tc_tbf_qopt: rate, peak rate, limit, buf
 
 
 def burst(rate: int) -> int:
-    """Return how many bytes may pass at once at a rate in bytes per second: those of 20 ms, and at
-    least 32 KiB.
+    """Return how many bytes a rate limit lets pass at once: the traffic of 20 ms, and at least 32
+    KiB. ``rate`` is in bytes per second.
     """
     return max(rate // 50, _LEAST_BURST)
 
 
 def limit(rate: int) -> int:
-    """Return how many bytes may queue at a rate in bytes per second: the burst and 50 ms more."""
+    """Return how many bytes a rate limit queues at most: a burst, and the traffic of 50 ms.
+    ``rate`` is in bytes per second.
+    """
     return rate // 20 + burst(rate)
 
 
 def limit_of(rtnl: Rtnl, link: Link) -> tuple[int, int]:
-    """Return the rate limit of an interface as (bytes per second, bytes that may queue). Both are 0
-    without a limit. Only a root queueing discipline of kind tbf is a limit. Raises KernelError.
+    """Return the rate limit of an interface as (bytes per second, bytes that may be queued).
+    Without a rate limit, both are 0. Only a root queueing discipline of kind tbf counts as a rate
+    limit. Raises KernelError.
     """
     if link.qdisc != TBF:
         return 0, 0
@@ -415,7 +421,7 @@ def set_rate(rtnl: Rtnl, link_index: int, rate: int) -> None:
 
 
 def clear(rtnl: Rtnl, link_index: int) -> None:
-    """Restore the default queueing discipline of a network interface. Raises KernelError."""
+    """Remove the rate limit of a network interface. Raises KernelError."""
     body = _tcmsg.pack(0, link_index, 0, _ROOT, 0)
     rtnl.transact(Message(f"clear the rate of link {link_index}", _DELQDISC, 0, body, _NONE))
 
@@ -432,9 +438,7 @@ _ifreq = struct.Struct("=16si20x")
 
 
 def of_links(names: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Return the traffic counters (`TRAFFIC`) of those interfaces that exist, by interface name.
-    Raises KernelError.
-    """
+    """Return the traffic counters of those interfaces that exist, by name. Raises KernelError."""
     indexes = _indexes(names)
     if not indexes:
         return {}
@@ -445,7 +449,7 @@ def of_links(names: Iterable[str]) -> dict[str, dict[str, int]]:
 
 
 def _indexes(names: Iterable[str]) -> dict[str, int]:
-    """Return the indexes of existing interfaces by name. if_nametoindex(3) would be slower."""
+    """Return the indexes of existing interfaces. if_nametoindex(3) opens a socket for each name."""
     indexes = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
         for name in names:

@@ -1,9 +1,9 @@
-"""Read, add and delete static neighbour entries; read how full the tables are (linux/neighbour.h).
+"""Read, add and delete neighbour and forwarding entries; read how full neighbour tables are.
 
-A neighbour entry maps an address to a MAC, so that packets need no ARP. An entry of a bridge's
-forwarding database (FDB) maps a MAC to a port. An entry of a VXLAN device's FDB maps a MAC to
-another host. niso adds the first two kinds for each service, and all three for each service of
-another host. Functions with an rtnetlink socket raise KernelError.
+See linux/neighbour.h. A neighbour entry maps an address to a MAC, so that packets need no ARP. An
+entry in a bridge's forwarding database (FDB) maps a MAC to a port. An entry in a VXLAN device's FDB
+maps a MAC to another host. niso adds the first two kinds for each service of this host, and all
+three for each service of another host. Functions with an rtnetlink socket raise KernelError.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _ndt_stats = struct.Struct("=80xQ")  # ten other counters, ndts_table_fulls
 
 
 class Table(NamedTuple):
-    """The fill level of the neighbour table of an address family. The host shares the table with
-    all services.
+    """The fill level of the kernel's neighbour table for one IP version. The host and all services
+    share this table.
 
-    ``most`` is net.ipv{4,6}.neigh.default.gc_thresh3. When the table has so many entries, a new
-    neighbour is refused with ENOBUFS (neigh_alloc, net/core/neighbour.c). Permanent entries and
-    those of routing daemons do not count. The kernel does not report how many counted entries other
-    namespaces have: ndtc_entries includes all entries.
+    ``most`` is the limit net.ipv{4,6}.neigh.default.gc_thresh3. If the table has this many entries,
+    the kernel refuses a new neighbour with ENOBUFS (neigh_alloc, net/core/neighbour.c). Permanent
+    entries and entries of routing daemons do not count. How many counted entries other namespaces
+    have is unknown, since the kernel reports only the number of all entries (ndtc_entries).
     """
 
     family: int  # 4 or 6
@@ -78,7 +78,7 @@ def tables(rtnl: Rtnl) -> list[Table]:
 
 
 def permanent(rtnl: Rtnl) -> list[tuple[int, str, str]]:
-    """Return the permanent neighbour entries of both families as (link index, address, MAC)."""
+    """Return all permanent neighbour entries, IPv4 and IPv6: (interface index, address, MAC)."""
 
     def parse(body: bytes) -> tuple[int, str, str] | None:
         family, index, state, _, _ = _ndmsg.unpack_from(body)
@@ -91,8 +91,8 @@ def permanent(rtnl: Rtnl) -> list[tuple[int, str, str]]:
 
 
 def of_bridges(rtnl: Rtnl, bridge_index: int = 0) -> dict[int, set[StaticEntry]]:
-    """Return the static entries in the forwarding database of all bridges, or of one, by the index
-    of the bridge. The kernel walks all interfaces for each request.
+    """Return the static entries in the forwarding databases of bridges, by the index of the bridge.
+    If ``bridge_index`` is 0, all bridges are read. The kernel walks all interfaces for each call.
     """
 
     def parse(body: bytes) -> tuple[int, StaticEntry] | None:
@@ -112,15 +112,15 @@ def of_bridges(rtnl: Rtnl, bridge_index: int = 0) -> dict[int, set[StaticEntry]]
 
 
 def is_fixed(rtnl: Rtnl, port_index: int, mac: str) -> bool:
-    """Return whether a bridge has a static entry that sends frames for a MAC to this port."""
+    """Return whether a bridge has a static entry by which frames for a MAC go to this port."""
     index, _, state = _entry(rtnl, port_index, mac)
     return index == port_index and bool(state & _NOARP)
 
 
 def _entry(rtnl: Rtnl, port_index: int, mac: str) -> tuple[int, int, int]:
-    """Return (interface, bridge, state) of a MAC's entry in the bridge of a port, or zeros if
-    missing. Interface and bridge are indexes, equal for an entry of the bridge itself. The state is
-    NUD_*.
+    """Look up a MAC in the forwarding database of the bridge that a port belongs to. Returns (index
+    of the interface to which frames are sent, index of the bridge, NUD_* state), or zeros without
+    an entry. Both indexes are equal if the bridge passes the frames to the host.
     """
     body = _request(_AF_BRIDGE, port_index) + _mac(mac)
     answer = rtnl.get_one(f"find the port of {mac}", _GETNEIGH, body, _ABSENT)
@@ -134,11 +134,11 @@ def _entry(rtnl: Rtnl, port_index: int, mac: str) -> tuple[int, int, int]:
 def add_fdb_entry(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
     """Add a static entry to a bridge, by which the bridge sends frames for ``mac`` to this port.
 
-    ``own`` is the MAC of the port itself if the port is new. For this MAC the kernel has added an
-    entry, which is deleted here: no service sends to it, and the kernel walks all entries whenever
-    a port is added or removed. Raises KernelError with EADDRINUSE if ``mac`` is the bridge's own
-    MAC, because services could then no longer reach the host. For a new port, the same error is
-    raised if ``mac`` is the MAC of any interface of the host.
+    For a new port, ``own`` is the MAC of the port itself. The kernel has added an entry for this
+    MAC. This function deletes it: no service sends frames to this MAC, and the kernel walks all
+    entries whenever a port is added or removed. Raises KernelError with EADDRINUSE if ``mac`` is
+    the bridge's own MAC, because services could then no longer reach the host. For a new port, the
+    same error is raised if ``mac`` is the MAC of any interface of the host.
     """
     body = _ndmsg.pack(_AF_BRIDGE, port_index, _NOARP, _MASTERS, 0) + _mac(mac)
     what = f"add the forwarding entry of {mac} for link {port_index}"
@@ -158,22 +158,25 @@ def add_fdb_entry(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
 
 
 def take(bridge_index: int, mac: str) -> Message:
-    """Return the message that makes a bridge pass frames to its own MAC to the host."""
+    """Return the message that adds a local FDB entry for a bridge's own MAC. By this entry, the
+    bridge passes frames for this MAC up to the host.
+    """
     body = _ndmsg.pack(_AF_BRIDGE, bridge_index, _PERMANENT, _SELF, 0) + _mac(mac)
     what = f"add the forwarding entry of {mac} for bridge {bridge_index} itself"
     return Message(what, _NEWNEIGH, netlink.CREATE | netlink.REPLACE, body)
 
 
 def delete_fdb_entry(port_index: int, mac: str) -> Message:
-    """Return the message that deletes a bridge's static entry of a MAC."""
+    """Return the message that deletes a bridge's static forwarding entry for a MAC."""
     body = _request(_AF_BRIDGE, port_index, _MASTERS) + _mac(mac)
     what = f"delete the forwarding entry of {mac}"
     return Message(what, _DELNEIGH, 0, body, _MISSING)
 
 
 def of_tunnel(rtnl: Rtnl, index: int) -> list[tuple[str, str]]:
-    """Return the entries of a VXLAN device as (MAC, host), and the bridge's entries for this port
-    as (MAC, ""). Entries that the kernel itself adds are left out.
+    """Return the forwarding entries of a VXLAN device. An entry of the device itself is (MAC,
+    address of the other host). An entry by which its bridge sends frames to the device is (MAC,
+    ""). Entries that the kernel adds by itself are left out.
     """
     body = _request(_AF_BRIDGE, index)
     parsed = rtnl.dump("list a VXLAN device's table", _GETNEIGH, body, _tunnel_entry)
@@ -192,7 +195,10 @@ def _tunnel_entry(body: bytes) -> tuple[int, str, str] | None:
 
 
 def tunnel_entry(rtnl: Rtnl, index: int, mac: str) -> tuple[str, bool]:
-    """Return (host of a MAC on a VXLAN device or "", whether its bridge sends it to the device)."""
+    """Look up a MAC in the forwarding entries of a VXLAN device and of its bridge. Returns the host
+    to which the device sends frames for the MAC, or "", and whether the bridge sends them to the
+    device.
+    """
     body = _request(_AF_BRIDGE, index, _SELF) + _mac(mac)
     answer = rtnl.get_one(f"find the host of {mac}", _GETNEIGH, body, _ABSENT)
     entry = _tunnel_entry(answer) if answer is not None else None
@@ -200,8 +206,9 @@ def tunnel_entry(rtnl: Rtnl, index: int, mac: str) -> tuple[str, bool]:
 
 
 def add_tunnel_entry(index: int, mac: str, host: str, was: str = "") -> list[Message]:
-    """Return the messages that make a VXLAN device and its bridge send frames for a MAC to
-    ``host``. ``was`` is the host to which the device sent them before, or "".
+    """Return the messages that make a VXLAN device and its bridge send frames for a MAC to another
+    host. ``host`` is the address of that host. ``was`` is the address to which the device sent
+    these frames before, or "" if the device has no entry for the MAC.
     """
     what = f"add the forwarding entry of {mac} to {host}"
     flags = netlink.CREATE | netlink.REPLACE
@@ -217,8 +224,8 @@ def add_tunnel_entry(index: int, mac: str, host: str, was: str = "") -> list[Mes
 
 
 def delete_tunnel_entry(index: int, mac: str, port: bool = True) -> list[Message]:
-    """Return the messages that delete the entry of a MAC on a VXLAN device. With ``port``, the
-    entry on its bridge is deleted too.
+    """Return the messages that delete the entry for a MAC from a VXLAN device. With ``port``, the
+    entry by which the bridge sends frames for the MAC to the device is deleted too.
     """
     what = f"delete the forwarding entry of {mac}"
     body = _request(_AF_BRIDGE, index, _SELF) + _mac(mac)
@@ -227,7 +234,7 @@ def delete_tunnel_entry(index: int, mac: str, port: bool = True) -> list[Message
 
 
 def mac_of(rtnl: Rtnl, index: int, address: str) -> str:
-    """Return the MAC of an interface's permanent neighbour entry for an address, or ""."""
+    """Return the MAC of an interface's permanent neighbour entry for an address, or "" if none."""
     body = _request(address_family(address), index) + attribute(_DST, packed(address))
     answer = rtnl.get_one(f"find the MAC of {address}", _GETNEIGH, body, _ABSENT)
     if answer is None or not _ndmsg.unpack_from(answer)[2] & _PERMANENT:

@@ -1,9 +1,9 @@
 """Send netlink requests, read the answers, and convert errors of the kernel to `KernelError`.
 
-See netlink(7) and linux/netlink.h. Only this module converts an errno to an error (`refused`).
-Messages that are not from the kernel are ignored, since a process with NET_ADMIN in a service's
-network namespace could send to niso's socket too. A truncated message or an impossible length
-raises an error. A partial answer is never returned.
+See netlink(7) and linux/netlink.h. Only this module converts an error number to an error
+(`refused`). Messages that are not from the kernel are ignored, since a process with NET_ADMIN in a
+service's network namespace could send messages to niso's socket too. A truncated message or an
+impossible length raises an error, so that a partial answer is never returned.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _attribute = struct.Struct("=HH")  # struct nlattr
 
 
 class Message(NamedTuple):
-    """A request that changes an object of the kernel. ``what`` describes the request in errors."""
+    """A request to the kernel to change an object. ``what`` describes it in error messages."""
 
     what: str
     kind: int
@@ -70,7 +70,7 @@ Reply = tuple[int, int, int, bytes]  # kind, flags, sequence number and body of 
 
 
 def refused(what: str, number: int, message: str = "") -> KernelError:
-    """Return the error for a failed request from its errno and the kernel's text (extended ACK)."""
+    """Return the error for a request that failed, from its errno and the kernel's message."""
     reason = os.strerror(number) if number else ""
     reason = reason[:1].lower() + reason[1:]
     if message:
@@ -85,7 +85,7 @@ def refused(what: str, number: int, message: str = "") -> KernelError:
 
 @contextlib.contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """Convert an OSError of the ``with`` block to the KernelError of the request ``what``."""
+    """Convert an OSError of the ``with`` block to a KernelError. ``what`` names the request."""
     try:
         yield
     except OSError as error:
@@ -94,11 +94,9 @@ def refusing(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def named() -> Iterator[None]:
-    """Rename the calling thread to niso in a ``with`` block.
-
-    The kernel reports the name of the thread that commits an nftables transaction
-    (NFTA_GEN_PROC_NAME). By this name `niso events` recognises the transactions of Python programs
-    that use niso as a library.
+    """Rename the calling thread to "niso" for the duration of a ``with`` block. The kernel reports
+    the name of the thread that commits an nftables transaction (NFTA_GEN_PROC_NAME). By this name,
+    `niso events` recognises transactions of Python programs that use niso as a library.
     """
     own = OWN_THREAD.encode()
     try:
@@ -138,8 +136,8 @@ def nested(kind: int, *parts: bytes) -> bytes:
 
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
-    """Return the payloads of the netlink attributes from ``offset`` by their kind. The last
-    attribute of a kind counts. Raises ValueError if malformed.
+    """Parse netlink attributes from ``offset``, and return their payloads by attribute type. If a
+    type occurs several times, the last attribute is returned. Raises ValueError if malformed.
     """
     payloads = {}
     end = len(data)
@@ -153,7 +151,7 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
 
 
 def several(data: bytes, kind: int | None = None) -> Iterator[bytes]:
-    """Yield the payloads of all attributes, or only of one kind. Raises ValueError if malformed."""
+    """Yield the payloads of attributes, of all types or one. Raises ValueError if malformed."""
     offset = 0
     while offset + 4 <= len(data):
         length, own_kind = _attribute.unpack_from(data, offset)
@@ -165,7 +163,7 @@ def several(data: bytes, kind: int | None = None) -> Iterator[bytes]:
 
 
 def parse_reply[T](what: str, parse: Callable[[bytes], T], answer: bytes) -> T:
-    """Return the result of ``parse`` for an answer. Raises KernelError for a malformed answer."""
+    """Parse an answer to the request ``what``. Raises KernelError if the answer is malformed."""
     try:
         return parse(answer)
     except MALFORMED as error:
@@ -209,8 +207,9 @@ class Netlink:
         self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
 
     def notices(self, what: str) -> list[Reply] | None:
-        """Wait for a datagram and return its messages, or None if the kernel had to skip some.
-        Raises KernelError, and BlockingIOError if the socket does not block.
+        """Wait for a datagram of a multicast group, and return its messages. Returns None if
+        messages were lost because the socket's buffer was full. Raises KernelError. If the socket
+        is non-blocking and no datagram has arrived, raises BlockingIOError.
         """
         try:
             return self.receive()
@@ -222,16 +221,17 @@ class Netlink:
             raise refused(what, error.errno or 0) from error
 
     def enlarge_buffer(self, size: int) -> None:
-        """Set the size of the receive buffer in bytes. No-op if the caller may not do this."""
+        """Set the size of the receive buffer in bytes, if the process has the privilege."""
         with contextlib.suppress(PermissionError):  # in a user namespace
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
 
     def transact(self, *messages: Message) -> None:
-        """Send messages in one sendmsg, so that a kill cannot separate them.
+        """Send all messages in one system call, so that the kernel gets all of them even if niso is
+        killed.
 
         The kernel handles all messages before the call returns, and does not stop at an error.
         Therefore later messages must be harmless if an earlier one failed. Raises KernelError for
-        the first failure whose error number is not in the message's ``fine``.
+        the first message that failed, unless its field ``fine`` contains the error number.
         """
         first, last = self._sequence + 1, self._sequence + len(messages)
         # errors are always answered, and arrive before the ACK that only the last message requests
@@ -260,10 +260,9 @@ class Netlink:
     def transact_batch(
         self, what: str, subsystem: int, messages: list[Message], clashes: tuple[int, ...] = ()
     ) -> None:
-        """Send a batch (nfnetlink_rcv_batch), which the kernel applies completely or not at all.
-
-        ``subsystem`` is NFNL_SUBSYS_*. An error number in ``clashes`` is reported as EEXIST. Raises
-        KernelError.
+        """Send a batch of netfilter messages, which the kernel applies completely or not at all.
+        ``subsystem`` is NFNL_SUBSYS_*. Error numbers in ``clashes`` are reported as EEXIST. Raises
+        KernelError. See nfnetlink_rcv_batch in net/netfilter/nfnetlink.c.
         """
         start = self._sequence + 1
         limit = struct.pack("!BBH", 0, 0, subsystem)  # struct nfgenmsg
@@ -292,19 +291,18 @@ class Netlink:
     def get_one(
         self, what: str, kind: int, body: bytes, absent: tuple[int, ...], flags: int = 0
     ) -> bytes | None:
-        """Send a request and return the body of the answer. Returns None if the kernel answers with
-        an error number in ``absent``. Raises KernelError for other errors.
+        """Request one object, and return the body of the answer. Returns None if the kernel answers
+        with an error number in ``absent``. Raises KernelError for other errors.
         """
         return self.get_all(what, kind, [body], absent, flags)[0]
 
     def get_all(
         self, what: str, kind: int, bodies: list[bytes], absent: tuple[int, ...], flags: int = 0
     ) -> list[bytes | None]:
-        """Send several requests in one sendmsg. Returns the answers in order, each as `get_one`
-        does.
-
-        All answers together must fit into the socket's buffer. With ACK in ``flags``, the answer to
-        a request that is only acknowledged is None.
+        """Send several requests in one system call. Returns the answers in the order of the
+        requests, each as `get_one` returns it. All answers together must fit into the socket's
+        buffer. With ACK in ``flags``, the answer is None for a request that the kernel only
+        acknowledges.
         """
         first = self._sequence + 1
         packet = b"".join(self._pack(kind, flags, body) for body in bodies)
@@ -338,12 +336,10 @@ class Netlink:
         parse: Callable[[bytes], T | None],
         absent: tuple[int, ...] = (),
     ) -> list[T]:
-        """Request a list of objects, and return the results of ``parse`` for their bodies, without
-        None.
-
-        The list is empty if the kernel answers with an error number in ``absent``. The request is
-        repeated if concurrent changes interrupted it, or the socket's buffer was too small. Raises
-        KernelError.
+        """Request the list of all objects of a kind, and parse each of them with ``parse``. Returns
+        the results that are not None. The list is empty if the kernel answers with an error number
+        in ``absent``. The request is repeated if an object changed while the kernel sent the list,
+        or if the socket's buffer was too small. Raises KernelError.
         """
         for _ in range(_DUMP_TRIES):
             try:
@@ -397,8 +393,8 @@ class Netlink:
         )
 
     def receive(self) -> list[Reply]:
-        """Return the messages of one datagram. A datagram that is not from the kernel (port 0,
-        netlink(7)) is ignored and returns none. Raises OSError.
+        """Receive one datagram and return its messages. For a datagram of another process, the list
+        is empty: only the kernel has the port 0 (netlink(7)). Raises OSError.
         """
         data, _, truncated, (sender, _) = self._socket.recvmsg(_BUFFER)
         if signals.broken(signals.OVERRUN):
@@ -416,18 +412,17 @@ class Netlink:
         return replies
 
     def _drain(self) -> None:
-        """Discard the rest of an abandoned list. Its later messages have an old sequence number."""
+        """Discard the rest of an abandoned list. What arrives later has an old sequence number."""
         with contextlib.suppress(OSError):
             while self._socket.recv(_BUFFER, socket.MSG_DONTWAIT):
                 pass
 
 
 class Netfilter(Netlink):
-    """A socket for netfilter (nf_tables, conntrack). It is reused unless its last use failed.
-
-    Closing such a socket takes about 11 ms, until the kernel has freed the objects that the last
-    nf_tables transaction removed (nft_rcv_nl_event, net/netfilter/nf_tables_api.c). Without reuse,
-    an activation would open and close five.
+    """A netlink socket for netfilter (nf_tables, conntrack). After use the open socket is stored
+    and used again, unless its last use failed. To close such a socket takes about 11 ms, until the
+    kernel has freed the objects that the last nf_tables transaction removed (nft_rcv_nl_event,
+    net/netfilter/nf_tables_api.c). Without reuse, an activation would open and close five sockets.
     """
 
     def __init__(self) -> None:
@@ -456,7 +451,7 @@ def _bad() -> OSError:
 
 
 def _result(reply: Reply) -> tuple[int, str]:
-    """Return (error number or 0, text) of a reply (struct nlmsgerr). Raises OSError."""
+    """Return (error number or 0, text) of an answer (struct nlmsgerr). Raises OSError."""
     kind, flags, _, body = reply
     offset = 4 if kind == _NLMSG_DONE else 20  # of the reply's attributes
     try:

@@ -1,16 +1,17 @@
-"""Create, name, enter and hand over network namespaces, in /run/netns as ``ip netns`` does.
+"""Create, name and enter network namespaces, and move network interfaces between them.
 
-See ip-netns(8) and network_namespaces(7); /run/netns is mounted as by iproute2 (ipnetns.c).
+Names are files in /run/netns, as for ``ip netns``. See ip-netns(8) and network_namespaces(7).
+/run/netns is mounted as by iproute2 (ipnetns.c).
 
 `create` and `inside` move the calling thread to another namespace and back. They are for
 single-threaded programs: other threads stay in the first namespace, and a callback or finaliser
-that runs before the return sees the wrong namespace. If the return fails, the process exits at
+that runs before the return uses the wrong namespace. If the return fails, the process exits at
 once, since all of its later changes would be made in the wrong namespace.
 
-Handing over is for Docker, which moves the inner end of a veth pair into its container itself.
-Docker requests this end on the host at a time when the container has no namespace yet.
+`hand_over` and `find` are for Docker, which itself moves the inner end of a veth pair into its
+container. Docker requests this end on the host before the container has a namespace.
 
-Functions raise KernelError; those that mount raise OSError with the path.
+Functions raise KernelError. Functions that mount raise OSError with the path.
 """
 
 from __future__ import annotations
@@ -48,12 +49,13 @@ def create(name: str, *, alias: str = "") -> None:
 
 
 def make(name: str, *, alias: str = "") -> Rtnl:
-    """Create the namespace ``name`` with ``lo`` up, and return an rtnetlink socket in it.
+    """Create the namespace ``name`` with ``lo`` up, and return an rtnetlink socket in the
+    namespace.
 
-    The caller closes the socket. The name is added last, so that a namespace with this name always
-    has its ``alias`` (of ``lo``), which contains the id of the state folder. A kill leaves at most
-    an empty file, which counts as absent and is reused. Raises KernelError with EEXIST if the name
-    is taken.
+    The caller closes the socket. ``lo`` gets the ``alias``, which contains the id of the state
+    folder. The name is added last, so that a namespace with this name always has the alias. If niso
+    is killed, at most an empty file remains in /run/netns. The file counts as absent and is reused.
+    Raises KernelError with EEXIST if the name is taken.
     """
     path = _path(name)
     what = f"create network namespace '{name}'"
@@ -82,7 +84,7 @@ def make(name: str, *, alias: str = "") -> Rtnl:
 
 
 def marked(pid: int) -> str:
-    """Return the alias of ``lo`` in the network namespace of a process, or "" on an error."""
+    """Return the alias of ``lo`` in a process's network namespace, or "" on an error."""
     path = f"/proc/{pid}/ns/net"
     with contextlib.suppress(KernelError), OtherNetns(None, path), Rtnl() as rtnl:
         lo = rtnl.link("lo")
@@ -91,8 +93,9 @@ def marked(pid: int) -> str:
 
 
 def attach(name: str, pid: int, alias: str) -> None:
-    """Name the network namespace of a process ``name`` again. Its ``lo`` must have the alias
-    ``alias``, which marks the namespace as niso's.
+    """Add a name to the network namespace of a process. ``lo`` in the namespace must have the
+    ``alias``, which shows that niso created the namespace. Callers use this if the name was
+    removed.
     """
     path = _path(name)
     what = f"name the network namespace of process {pid} '{name}'"
@@ -131,7 +134,7 @@ def delete(name: str) -> None:
 
 
 def clear_unfinished(name: str) -> None:
-    """Remove the empty file left by an interrupted `make`."""
+    """Remove the empty file that an interrupted `make` has left in /run/netns."""
     if not exists(name):
         with (
             refusing(f"clear the leftovers of network namespace '{name}'"),
@@ -141,7 +144,9 @@ def clear_unfinished(name: str) -> None:
 
 
 def exists(name: str) -> bool:
-    """Return whether a network namespace has this name. An interrupted `make` does not count."""
+    """Return whether a network namespace has this name. The empty file that an interrupted `make`
+    leaves does not count.
+    """
     with _opened(_path(name), name) as fd:
         return fd is not None
 
@@ -157,7 +162,7 @@ def _opened(path: str, name: str) -> Iterator[int | None]:
 
 
 def _open(path: str, name: str) -> int | None:
-    """Return a descriptor of the namespace at ``path``, or None. ``name`` is its name in errors."""
+    """Open the namespace at ``path``, and return a descriptor or None. Errors contain ``name``."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
@@ -174,7 +179,7 @@ def _open(path: str, name: str) -> int | None:
 
 
 def identity(name: str) -> tuple[int, int]:
-    """Return the (device, inode) of the namespace that now has this name (ioctl_ns(2))."""
+    """Return (device, inode), which identify the namespace with this name (ioctl_ns(2))."""
     path, pin = _path(name), _pins.get(name)
     with refusing(f"open network namespace '{name}'"):
         status = os.stat(path) if pin is None else os.fstat(pin)
@@ -186,11 +191,10 @@ def names() -> list[str]:
 
 
 def own_names() -> list[str]:
-    """Return the sorted names in /run/netns of namespaces that niso may have created.
-
-    The alias of ``lo`` is not enough to recognise such a namespace: a program with NET_ADMIN can
-    give the ``lo`` of its container any alias. A namespace to which one of niso's symbolic links
-    leads is an attachment, whatever its name.
+    """Return the names of namespaces in /run/netns that niso may have created, sorted. The alias of
+    ``lo`` is not enough to recognise such a namespace: a program with NET_ADMIN can give the ``lo``
+    of its container any alias. Therefore only names with niso's prefix are returned. A namespace to
+    which one of niso's symbolic links leads is an attachment, and is left out.
     """
     attached = {_inode(name) for name in symlinks()}
     return [
@@ -214,7 +218,7 @@ def _listed() -> list[str]:
 
 
 def open_fd(name: str) -> int:
-    """Return a descriptor of the namespace ``name``, which the caller closes."""
+    """Open the network namespace ``name``, and return a descriptor, which the caller closes."""
     path = _path(name)
     fd = os.dup(_pins[name]) if name in _pins else _open(path, name)
     if fd is None:
@@ -230,7 +234,9 @@ _pins: dict[str, int] = {}
 
 
 def cookie_at(path: str) -> int | None:
-    """Return the cookie of a namespace (SO_NETNS_COOKIE), unique within a boot, or None."""
+    """Return the cookie (SO_NETNS_COOKIE) of the namespace at a path, or None if the path leads to
+    no namespace. No two namespaces have the same cookie before the next boot.
+    """
     with _opened(path, path) as fd:
         return None if fd is None else _cookie(fd, path)
 
@@ -245,7 +251,7 @@ def _cookie(fd: int, name: str) -> int:
 
 
 def emptied(paths: Collection[str]) -> set[str]:
-    """Return those of the paths whose namespace exists, but has no process."""
+    """Return those of the paths that lead to a network namespace without a process."""
     empty: dict[str, tuple[int, int]] = {}
     for path in paths:
         try:
@@ -274,7 +280,9 @@ def own_cookie() -> int:
 
 
 def target(name: str) -> str | None:
-    """Return where the symbolic link ``name`` leads. "" if it is no link, None if missing."""
+    """Return the path to which the symbolic link ``name`` in /run/netns leads. Returns "" if the
+    file is not a symbolic link, and None if it does not exist.
+    """
     try:
         return os.readlink(_path(name))
     except FileNotFoundError:
@@ -286,13 +294,14 @@ def target(name: str) -> str | None:
 
 
 def symlinks() -> list[str]:
-    """Return the symbolic links in /run/netns named "niso-...", sorted, including broken ones."""
+    """Return niso's symbolic links in /run/netns ("niso-..."), sorted, including broken links."""
     return sorted(name for name in _listed() if name.startswith(_PREFIX) and target(name))
 
 
 def pin(name: str, path: str, cookies: Collection[int]) -> int:
-    """Let ``name`` mean the namespace that is now at ``path`` until `unpin`, if its cookie is in
-    ``cookies``. Returns the cookie of the namespace at ``path``, or 0 if there is none.
+    """Make ``name`` mean the namespace that is now at ``path``, in all functions of this module,
+    until `unpin` is called. This is not done if the cookie of the namespace is not in ``cookies``.
+    Returns this cookie, or 0 if there is no namespace at ``path``.
     """
     with _opened(path, path) as fd:
         cookie = 0 if fd is None else _cookie(fd, path)
@@ -303,7 +312,7 @@ def pin(name: str, path: str, cookies: Collection[int]) -> int:
 
 
 def unpin() -> None:
-    """Undo all `pin` calls, because the open descriptor of a namespace would keep it alive."""
+    """Undo all `pin` calls. Otherwise the open descriptors would keep the namespaces alive."""
     for name in list(_pins):
         _release(name)
 
@@ -314,8 +323,9 @@ def _release(name: str) -> None:
 
 
 def link(name: str, path: str) -> None:
-    """Make ``name`` a symbolic link to ``path``, atomically. The link does not keep the namespace
-    alive. Raises KernelError with EEXIST if ``name`` exists and is not a symbolic link.
+    """Create or replace the symbolic link ``name`` in /run/netns, which leads to the namespace at
+    ``path``. The change is atomic. The namespace is not kept alive by the link. Raises KernelError
+    with EEXIST if ``name`` exists and is not a symbolic link.
     """
     there = _path(name)
     what = f"name the network namespace {path} '{name}'"
@@ -333,7 +343,7 @@ def link(name: str, path: str) -> None:
 
 
 def unlink(name: str) -> None:
-    """Remove the symbolic link ``name``, but not the file to which it leads."""
+    """Remove the symbolic link ``name`` from /run/netns, but not the file to which it leads."""
     what = f"remove the name '{name}'"
     with refusing(what), contextlib.suppress(FileNotFoundError):
         signals.hit(what)
@@ -347,17 +357,17 @@ def inside(name: str) -> OtherNetns:
 
 
 def at(name: str) -> contextlib.AbstractContextManager[None]:
-    """Run a ``with`` block in the namespace ``name``. The name "" is the caller's own namespace."""
+    """Run a ``with`` block in the namespace ``name``, or for "" in the caller's own namespace."""
     return OtherNetns(name) if name else contextlib.nullcontext()
 
 
 def unnamed() -> OtherNetns:
-    """Run a ``with`` block in a new namespace, which exists as long as something refers to it."""
+    """Run a ``with`` block in a new namespace without a name. It exists as long as it is in use."""
     return OtherNetns(None)
 
 
 class OtherNetns:
-    """A context manager that enters a namespace given by name or ``path``, or a new one."""
+    """A context manager that enters the namespace with a name or at a path, or a new namespace."""
 
     def __init__(self, name: str | None, path: str | None = None) -> None:
         self._name = name
@@ -428,8 +438,9 @@ def unmount(path: str) -> None:
 
 
 def share() -> None:
-    """Make /run/netns a shared mount, so that deletions here take effect in all mount namespaces.
-    The mounts in it are left out: they would take 0.3 ms for 1,000 namespaces.
+    """Make /run/netns a shared mount, so that a deletion of a name takes effect in all mount
+    namespaces. The mounts below /run/netns are not changed, because this would take 0.3 ms for
+    1,000 namespaces.
     """
     try:
         _mount("", paths.NETNS_DIR, _MS_SHARED)
@@ -444,10 +455,9 @@ def share() -> None:
 
 
 def is_hidden() -> bool:
-    """Return whether the host cannot see the names of namespaces that this process creates.
-
-    A private mount namespace can have a /run/netns that does not share its mounts with that of PID
-    1 (mount_namespaces(7)), for example in a systemd unit with PrivateTmp=.
+    """Return whether the host cannot see the network namespaces that this process names in
+    /run/netns. In a private mount namespace, /run/netns may not share its mounts with the
+    /run/netns of PID 1 (mount_namespaces(7)). An example is a systemd unit with PrivateTmp=.
     """
     with contextlib.suppress(OSError):  # no PID 1 that this process may inspect
         if os.readlink("/proc/self/ns/mnt") != os.readlink("/proc/1/ns/mnt"):
@@ -457,8 +467,8 @@ def is_hidden() -> bool:
 
 
 def _peer_group(process: str) -> str | None:
-    """Return the peer group "shared:N" of /run/netns as a process sees it (proc_pid_mountinfo(5)),
-    or None if /run/netns is not a mount point or not shared.
+    """Return the peer group ("shared:7") of the mount /run/netns in a process's mount namespace, or
+    None if /run/netns is not a mount point or not shared (proc_pid_mountinfo(5)).
     """
     group = None
     with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
@@ -485,7 +495,7 @@ def _call(function: str, *arguments: object, path: str) -> None:
 
 
 class ForeignNetns(NamedTuple):
-    """The facts about an existing network namespace, which any program may have created."""
+    """Facts about an existing network namespace, which any program may have created."""
 
     cookie: int
     mark: str  # niso's mark on the namespace's lo, "" if niso did not create the namespace
@@ -513,11 +523,10 @@ def look(path: str) -> ForeignNetns | None:
 
 
 def dead_names(marked: set[tuple[int, int]]) -> list[str]:
-    """Return niso's symbolic links to namespaces that no longer exist, and to namespaces with the
-    inner end of one of niso's veth pairs.
-
-    ``marked`` are niso's veth pairs, as (index of the inner end, index of the host's end). One
-    index alone is not enough, because it is unique only within a namespace.
+    """Return niso's symbolic links in /run/netns that can be deleted. These are links to namespaces
+    that no longer exist, and links to namespaces that contain the inner end of one of niso's veth
+    pairs. ``marked`` are niso's veth pairs, each as (index of the inner end, index of the host's
+    end). Both indexes are compared, because an index is unique only within a namespace.
     """
 
     def is_dead(name: str) -> bool:
@@ -534,14 +543,14 @@ def dead_names(marked: set[tuple[int, int]]) -> list[str]:
 
 
 def new_namespace() -> int:
-    """Create a network namespace that exists until the returned descriptor is closed."""
+    """Create a namespace that exists until the returned descriptor is closed."""
     with unnamed():
         return os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def hand_over(space: int, interface: str, name: str) -> None:
-    """Move an interface from the namespace ``space`` (a descriptor) into the caller's, renamed to
-    ``name``. The interface is then down.
+    """Move a network interface from another namespace into the caller's, and rename it to ``name``.
+    ``space`` is a descriptor of the other namespace. After the move the interface is down.
     """
     home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -558,11 +567,10 @@ def hand_over(space: int, interface: str, name: str) -> None:
 
 
 def find(path: str, host_end: str, address: str) -> tuple[int, str] | None:
-    """Return (cookie, interface) of the inner end of a veth pair, if it is in the namespace at
-    ``path``.
-
-    ``host_end`` is the pair's end on the host. Returns None until the container engine has set the
-    inner end up with ``address``.
+    """Find the inner end of a veth pair in the namespace at ``path``. Returns (cookie of the
+    namespace, name of the inner end). ``host_end`` is the name of the pair's end on the host.
+    Returns None if the inner end is not in the namespace, or if the container engine has not yet
+    set it up with ``address``.
     """
     cookie = cookie_at(path)
     if cookie is None:
@@ -587,7 +595,7 @@ _MOST = 64  # open sockets: a command may touch more services than a process may
 
 
 class Sockets:
-    """A cache of rtnetlink sockets by network namespace. A context manager that closes them."""
+    """A cache of rtnetlink sockets, one for each namespace. A context manager that closes them."""
 
     def __init__(self) -> None:
         self._here: Rtnl | None = None
@@ -603,13 +611,13 @@ class Sockets:
         unpin()
 
     def here(self) -> Rtnl:
-        """Return a socket in the namespace in which this method was first called."""
+        """Return a socket in the caller's namespace. Later calls return the same socket."""
         if self._here is None:
             self._here = Rtnl()
         return self._here
 
     def at(self, name: str) -> Rtnl:
-        """Return a socket in the namespace that now has this name, or `here` for the name ""."""
+        """Return a socket in the namespace that has this name now. For "", return `here`."""
         if not name:
             return self.here()
         known = self._inside.get(name)

@@ -1,7 +1,7 @@
 """Read and change single elements of nftables sets and maps (linux/netfilter/nf_tables.h).
 
-Values are converted to the bytes that the kernel stores, and back. Each element takes 10 µs,
-independent of the size of the set.
+Values are converted to the bytes that the kernel stores, and back. To read or change an element
+takes 10 µs, independent of the size of the set.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _limit(expression: dict[int, bytes]) -> Atoms:
 
 
 def pack_range(kind: int, atom: Any) -> tuple[bytes, bytes]:
-    """Encode a field of a key as its first and last value, which are equal if it is no range."""
+    """Encode a key's field as (first value, last value), which are equal if it is no range."""
     width, pack, _ = _CODECS[kind]
     if kind in _RANGES:
         return pack(atom[0]), pack(atom[1])
@@ -162,7 +162,7 @@ def pack_range(kind: int, atom: Any) -> tuple[bytes, bytes]:
 
 
 def unpack_range(kind: int, first: bytes, last: bytes) -> Any:
-    """Decode a field of an interval from its first and last value. This reverses `pack_range`."""
+    """Decode one field of a key from its first and last value. `pack_range` encodes it."""
     width, _, unpack = _CODECS[kind]
     if kind in _RANGES:
         return unpack(first), unpack(last)
@@ -240,10 +240,9 @@ class Header(NamedTuple):
 
     @property
     def is_lone(self) -> bool:
-        """Return whether the set has intervals of a single field.
-
-        The kernel stores them as starts and ends, and an end is left out if the next interval
-        follows at once. Therefore `Nfnetlink.change` cannot write them.
+        """Return whether the set has intervals, and its key is a single field. The kernel stores
+        such an interval as its start and its end, and omits the end if the next interval follows
+        immediately. Therefore `Nfnetlink.change` cannot write such a set.
         """
         return self.interval and len(self.key) == 1
 
@@ -252,11 +251,10 @@ class Nfnetlink(netlink.Netfilter):
     """A socket for nf_tables in the network namespace that opened it. Methods raise KernelError."""
 
     def change(self, what: str, edits: Iterable[Edit]) -> None:
-        """Apply all edits in one transaction. If one fails, none is applied.
-
-        The cost does not depend on the number of existing elements. libnftables would first list
-        all sets and the elements of those with intervals. Errors have EEXIST if an element already
-        exists.
+        """Add and delete elements in one transaction. If one edit fails, none is applied. The cost
+        does not depend on the number of existing elements. libnftables would first list all sets
+        and the elements of those with intervals. Raises KernelError; its errno is EEXIST if an
+        element already exists. ``what`` describes the transaction in error messages.
         """
         messages = []
         for adds, header, chunk in _chunks(edits):
@@ -271,9 +269,9 @@ class Nfnetlink(netlink.Netfilter):
         """Return (element, packets, age) for each element of a set or map that has a counter.
 
         ``packets`` is the value of the counter. ``age`` is the time in seconds since the last
-        packet. ``age`` is None if no packet has matched the element, or if the element does not
-        record the time. If the elements of the set are intervals of a single field, only the start
-        of each interval is returned.
+        packet that matched. ``age`` is None if no packet has matched, or if the element does not
+        record the time. If the key of the set is an interval of one field, elements have only the
+        start of the interval.
         """
         return self._listed(header, partial(_counted, header))
 
@@ -284,10 +282,9 @@ class Nfnetlink(netlink.Netfilter):
         return self._listed(header, partial(_parse_elements, header))
 
     def all_of(self, table: str, container: str) -> list[Element] | None:
-        """Return all elements of one of niso's sets or maps, or None if the set does not exist.
-
-        If another version of niso created the set with other types, the list is empty, because niso
-        will recreate its table.
+        """Return all elements of one of niso's sets or maps, or None if the kernel does not have
+        it. If another version of niso created the set with other types, the list is empty, because
+        niso will recreate the table.
         """
         header = HEADERS[table, container]
         what = f"read {table} {container}"
@@ -306,7 +303,7 @@ class Nfnetlink(netlink.Netfilter):
         return [element for part in dumped for element in part]
 
     def count(self, element: Element) -> int | None:
-        """Return the packets that an element has counted, or None if no equal element exists."""
+        """Return how many packets an element has counted, or None if no equal element exists."""
         header = HEADERS[element[:2]]
         first, last = _pack_key(header, element.fields)
         what = "read nftables elements"
@@ -318,8 +315,8 @@ class Nfnetlink(netlink.Netfilter):
         return None
 
     def get(self, wanted: Iterable[tuple[Header, Atoms]]) -> dict[Atoms, Element]:
-        """Return the requested elements that exist, by `Element.key`. ``wanted`` are pairs (set or
-        map, fields of the key).
+        """Return those of the elements ``wanted`` that exist, by `Element.key`. ``wanted`` are
+        pairs (set or map, fields of the key).
         """
         result: dict[Atoms, Element] = {}
         for chunk in itertools.batched(wanted, _CHUNK):
@@ -347,13 +344,13 @@ class Nfnetlink(netlink.Netfilter):
 
 
 class Edit(NamedTuple):
-    """The addition or deletion of one element in an nftables transaction."""
+    """One change in an nftables transaction: an element is added or deleted."""
 
     verb: str  # "add" or "delete"
     element: Element
 
     def text(self) -> str:
-        """Return the command for the edit in nft's syntax (nft(8))."""
+        """Return the nft(8) command that has the same effect."""
         element = self.element
         table, container = element[:2]
         what = element.text
@@ -372,7 +369,7 @@ class Edit(NamedTuple):
 
 
 def elements(answer: bytes) -> Iterator[dict[int, bytes]]:
-    """Yield the netlink attributes of each element in an answer of the kernel."""
+    """Yield the netlink attributes of each element in a message of the kernel, ``answer``."""
     return map(attributes, several(attributes(answer, 4).get(_LIST_ELEMENTS, b""), _LIST_ELEM))
 
 
@@ -383,9 +380,10 @@ def _only(answer: bytes) -> dict[int, bytes]:
 def _parse_element(
     header: Header, key: Atoms, first: bytes, last: bytes, ends: list[bytes | None], answer: bytes
 ) -> Element | None:
-    """Return the requested element, or None if the kernel's answer has another one. The request was
-    for ``key``, whose bytes are ``first`` to ``last``. For an interval with one field, ``ends`` are
-    the answers for its last value and for the value after it.
+    """Parse the kernel's answer to a request for one element. Returns None if the answer has
+    another element, such as an interval that contains the requested one. The requested ``key`` has
+    the bytes ``first`` to ``last``. If the key is an interval of one field, ``ends`` are the
+    answers to requests for its last value and for the value after it.
     """
     element = _only(answer)
     # an interval set answers with the element that contains the key, possibly a wider one
@@ -429,9 +427,9 @@ def _bounds(answer: bytes) -> list[_Bound]:
 
 
 def _intervals(header: Header, bounds: Iterable[_Bound]) -> list[Element]:
-    """Convert the starts and ends of intervals, as the kernel lists them for sets with one field,
-    to elements. The kernel omits the end of an interval where the next one starts, and after the
-    highest number.
+    """Convert starts and ends of intervals to elements. The kernel lists intervals of one field in
+    this form. It omits the end of an interval if the next interval starts there, and the end after
+    the highest number.
     """
     result = []
     ordered = sorted(bounds, key=lambda bound: bound[:2])
@@ -447,8 +445,8 @@ def _intervals(header: Header, bounds: Iterable[_Bound]) -> list[Element]:
 
 
 def _made(header: Header, key: Atoms, element: dict[int, bytes]) -> Element | None:
-    """Build an element from its key and its netlink attributes. Returns None for an element of an
-    audit period that is about to expire.
+    """Build an element from its key and its netlink attributes. Returns None if the element is of
+    an audit period that is about to expire.
     """
     owner, _, entry = _comment(element).partition(" ")
     value: Atoms = ()
@@ -529,16 +527,16 @@ def _packed_key(first: bytes, last: bytes) -> bytes:
 
 
 def about(table: str, name: str) -> bytes:
-    """Return the first bytes of a message about a set, its elements, or the rules of a chain.
-    NFTA_*_TABLE and NFTA_*_NAME or _SET have the same numbers.
+    """Return the beginning of a netlink message about a set, the elements of a set, or the rules of
+    a chain. The name has the same attribute number in all three kinds of messages.
     """
     family, _, own = table.partition(" ")
     return nfgenmsg(FAMILIES[family]) + text(1, own) + text(2, name)
 
 
 def _chunks(edits: Iterable[Edit]) -> Iterator[tuple[bool, Header, list[bytes]]]:
-    """Group edits of one set up to a size. Yields (whether the edits add, the set, packed
-    elements).
+    """Group consecutive edits of one set into messages of limited size. Yields (whether elements
+    are added, the set, packed elements).
     """
     for (verb, place), group in itertools.groupby(
         edits, lambda edit: (edit.verb, edit.element[:2])
@@ -587,8 +585,8 @@ def _pack_value(header: Header, value: Atoms) -> bytes:
 
 
 def declared(table: str, container: str, key: str, value: str | None, interval: bool) -> Header:
-    """Return the types of a set or map from its declaration. ``key`` and ``value`` are type names
-    in nft's syntax, such as "inet_proto . inet_service".
+    """Convert the declaration of a set or map to a `Header`. ``key`` and ``value`` are names of
+    types in nft's syntax, such as "inet_proto . inet_service".
     """
     types = [
         tuple(_NAMES[name] for name in names.split(" . "))
@@ -625,13 +623,13 @@ def data_value(nest: bytes) -> bytes:
 
 
 def _pack_key(header: Header, key: Atoms) -> tuple[bytes, bytes]:
-    """Encode a key as (first value, last value). Without intervals the last value is b""."""
+    """Encode a key as (first value, last value). Without intervals, the last value is b""."""
     first, last = _pack_fields(header.key, key)
     return first, last if header.interval else b""
 
 
 def _pack_fields(kinds: tuple[int, ...], atoms: Atoms) -> tuple[bytes, bytes]:
-    """Encode fields as (first values, last values). Several fields are padded to 32 bits each."""
+    """Encode fields as (first values, last values). Each of several fields is padded to 32 bits."""
     ranges = [pack_range(kind, atom) for kind, atom in zip(kinds, atoms, strict=True)]
     if len(ranges) == 1:
         return ranges[0]
@@ -680,13 +678,14 @@ def _comment(element: dict[int, bytes]) -> str:
 class Element(NamedTuple):
     """One element of an nftables set or map.
 
-    ``fields`` is its key, and ``value`` the value that a map has for it. Addresses, prefixes, MACs,
-    protocols and names of interfaces are strings; ports, VNIs and classes are numbers. In sets with
-    intervals, ports are always (first, last), and so are the addresses of a class, as numbers. A
-    verdict is (word, chain) or (word,).
+    ``fields`` are the fields of the key. In a map, ``value`` is the value for this key. Addresses,
+    prefixes, MACs, protocols and names of interfaces are strings; ports, VNIs and classes are
+    numbers. If the key has intervals, ports are always (first, last), and so are the addresses of a
+    class, as numbers. A verdict is (word, chain) or (word,).
 
-    In a set, ``value`` is (), the tuple of `ruleset.limit`, or an audit period: (since, until) in
-    seconds since 1970. Only this file converts elements to bytes and to nft's syntax.
+    In a set, ``value`` is one of: (); a rate limit as returned by `ruleset.limit`; the audit period
+    of a policy as (since, until) in seconds since 1970. Only this file converts elements to bytes
+    and to nft's syntax.
     """
 
     table: str  # "inet niso" or "bridge niso"
@@ -705,7 +704,7 @@ class Element(NamedTuple):
 
     @property
     def ends(self) -> bool:
-        """Return whether the element is of an audit period, which the kernel ends by a timeout."""
+        """Return whether the kernel deletes the element at the end of a policy's audit period."""
         return self.container in policy_rules.PLACES
 
     @property
@@ -715,8 +714,8 @@ class Element(NamedTuple):
 
     @property
     def value_text(self) -> str:
-        """Return the value or rate limit in nft's syntax. For an audit period, return what is wrong
-        with its timeout, or "".
+        """Return the value or rate limit in nft's syntax. For an element of an audit period, return
+        how its timeout in the kernel is wrong, or "".
         """
         if self.ends:
             return " ".join(self.value[2:])
@@ -729,11 +728,11 @@ class Element(NamedTuple):
 
     @property
     def comment(self) -> str:
-        """Return the comment that the element has in the kernel."""
+        """Return the comment in the kernel: service, and manifest entry or audit period."""
         more = map(str, self.value[:2]) if self.ends else ()
         return " ".join(part for part in (self.owner, self.entry, *more) if part)
 
 
 def ports_of(field: int | tuple[int, int]) -> tuple[int, int]:
-    """Return (first, last) of the ports in a key. Sets without intervals have one port there."""
+    """Return a key's field with ports as (first, last). Without intervals, it is a single port."""
     return field if isinstance(field, tuple) else (field, field)

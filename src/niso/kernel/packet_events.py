@@ -1,15 +1,18 @@
 """Read the packets that nftables rules log, trace or drop.
 
-Log: packets that rules log to a group (linux/netfilter/nfnetlink_log.h). A group has at most one
-reader. If it has none, its packets are lost, because the kernel does not store them.
+Logged packets: rules log packets to a group (linux/netfilter/nfnetlink_log.h). At most one process
+can read a group. Packets that are logged while no process reads the group are lost, because the
+kernel does not store them.
 
-Trace: the path of packets through the nftables chains of all hooks and all programs (nft(8),
-nftrace). The packets are marked by rules in temporary tables. Because these tables have the flag
-``owner``, the kernel deletes them when the socket that created them is closed, also by a kill.
+Traced packets: the kernel reports the path of a packet through the nftables chains of all hooks and
+all programs (nft(8), nftrace). Rules in temporary tables mark the packets to trace. These tables
+have the flag ``owner``: the kernel deletes them when the socket that created them is closed, also
+if niso is killed.
 
-Drops: the packets from and to some addresses that any nftables rule drops. Temporary tables mark
-the packets of connections that are not established. A packet whose path ends in a drop is returned.
-Only its headers are returned, since the kernel reports no more of a traced packet.
+Dropped packets: packets from and to some addresses that any nftables rule drops. For this,
+temporary tables trace the packets of connections that are not established. Packets whose path ends
+in a drop are returned. Only their headers are returned, since the kernel reports no more of a
+traced packet.
 """
 
 from __future__ import annotations
@@ -65,9 +68,9 @@ class Logged(NamedTuple):
 
 
 class Nflog(netlink.Netlink):
-    """A reader of the packets logged to ``group`` in the caller's network namespace. A context
-    manager. Raises Conflict if another process reads the group, KernelError without the kernel
-    module.
+    """A reader of the packets that rules log to a group, in the caller's network namespace. A
+    context manager. Raises Conflict if another process reads the group, and KernelError without the
+    kernel module nfnetlink_log.
     """
 
     def __init__(self, group: int) -> None:
@@ -81,9 +84,7 @@ class Nflog(netlink.Netlink):
             raise
 
     def read(self) -> list[Logged] | None:
-        """Wait for packets and return them. Returns None if some were lost because the caller read
-        too slowly.
-        """
+        """Wait for logged packets and return them, or None if the kernel had to skip packets."""
         what = "read logged packets"
         replies = self.notices(what)
         if replies is None:
@@ -117,8 +118,8 @@ class Nflog(netlink.Netlink):
 
 
 def _holder(group: int) -> str:
-    """Describe the process that reads a group, or return "". The port of its netlink socket mostly
-    is its pid (netlink(7)).
+    """Describe the process that reads a log group, or return "". The port of a netlink socket is
+    usually the pid of its process (netlink(7)).
     """
     with contextlib.suppress(OSError), open(_BOUND, encoding="ascii") as file:
         for line in file:
@@ -156,8 +157,8 @@ def _link(index: bytes) -> str:
 
 
 def _ends(packet: bytes) -> tuple[str, str, int | None, str] | None:
-    """Return (source, destination, destination port, protocol) of an IP packet, or None. The packet
-    may be cut off. The port is None if there is none.
+    """Parse an IP packet into (source, destination, destination port, protocol). Returns None if it
+    is not an IP packet. The packet may be truncated. The port is None if the packet has no port.
     """
     version = packet[0] >> 4 if packet else 0
     if version == 4 and len(packet) >= 20:
@@ -178,8 +179,8 @@ def _ends(packet: bytes) -> tuple[str, str, int | None, str] | None:
 
 
 def _upper(packet: bytes) -> tuple[int, int, bool]:
-    """Return the protocol and offset of an IPv6 packet's payload, and False if the packet is a
-    fragment other than the first.
+    """Return (protocol, offset) of an IPv6 packet's payload, and whether the payload begins in this
+    packet. In a later fragment it does not.
     """
     number, offset, first = packet[6], 40, True
     while offset + 8 <= len(packet):
@@ -212,10 +213,10 @@ _QUIET_S = 0.3  # after this silence, the path of a packet is complete
 
 
 class TraceStep(NamedTuple):
-    """One event of a traced packet in one chain: a rule matched, or the chain's policy decided.
-
-    ``network`` and ``transport`` are the first 40 and 20 bytes of the packet's headers. The kernel
-    sends them once for each trace id. In later events of this id both are empty.
+    """One event on the path of a traced packet: a rule of a chain matched, or the chain's policy
+    decided. ``network`` are up to 40 bytes of the packet's IP header, and ``transport`` up to 20
+    bytes of its TCP, UDP or ICMP header. The kernel sends them only with the first event of a trace
+    id. In later events both are empty.
     """
 
     id: int  # the kernel's trace id of the packet
@@ -236,13 +237,15 @@ class TraceStep(NamedTuple):
         return self.network[0] >> 4 if self.network else None
 
     def is_of_packet(self, other: TraceStep) -> bool:
-        """Return whether both steps have headers of the same packet, without source NAT."""
+        """Return whether both steps are about the same packet. Destination NAT between them is
+        recognised, source NAT is not.
+        """
         return self._sent != b"" and self._sent == other._sent
 
     @property
     def _sent(self) -> bytes:
-        """Return the header bytes, set by the sender, that identify the packet. Destination and
-        checksums are left out, because DNAT changes them.
+        """Return the bytes of the headers that identify the packet, such as source and sequence
+        number. Destination and checksums are left out, because DNAT changes them.
         """
         of_packet = self.transport[:2] + self.transport[4:6]  # a port or type; length, sequence, id
         if self.version == 4 and len(self.network) >= 20:
@@ -253,8 +256,9 @@ class TraceStep(NamedTuple):
 
 
 class Trace(netlink.Netlink):
-    """A tracer of packets, active while the object exists. A context manager. Raises KernelError.
-    ``tables`` are the temporary tables that mark the packets: `trace_rules` or `drop_rules`.
+    """A tracer of packets, which is active while the object exists. A context manager. Raises
+    KernelError. ``tables`` define temporary tables that mark the packets to trace: the result of
+    `trace_rules` or `drop_rules`.
     """
 
     def __init__(self, tables: str) -> None:
@@ -279,12 +283,13 @@ class Trace(netlink.Netlink):
         super().close()
 
     def first(self, seconds: float) -> list[TraceStep]:
-        """Wait for one packet and return the steps of its path, or no steps if no packet comes in
-        time.
+        """Wait at most ``seconds`` for a traced packet, and return the steps of its path. Returns
+        an empty list if no packet comes in time.
 
-        When a bridge passes the packet up to the host, the kernel changes its trace id, because the
-        id depends on the network interface by which the packet came (trace_fill_id,
-        net/netfilter/nf_tables_trace.c). Such steps are recognised by the packet's headers.
+        When a bridge passes the packet up to the host, the kernel changes the packet's trace id,
+        because the id depends on the network interface by which the packet came (trace_fill_id,
+        net/netfilter/nf_tables_trace.c). Steps with the new id are recognised by the packet's
+        headers.
         """
         steps: list[TraceStep] = []
         ids: set[int] = set()
@@ -364,8 +369,9 @@ def _rule(source: str, destination: str, port: int | None, proto: str, starts: b
 
 
 def trace_rules(ends: Iterable[tuple[str, str]], port: int | None, proto: str, starts: bool) -> str:
-    """Return the temporary tables that mark packets for tracing, in nft(8) syntax. ``ends`` are
-    (source, destination). With ``starts``, only TCP packets that begin a connection are marked.
+    """Return temporary nftables tables that mark packets for tracing, in nft(8) syntax. ``ends``
+    are pairs (source, destination). With ``starts``, only TCP packets that open a connection are
+    marked.
     """
     rules = "; ".join(_rule(*pair, port, proto, starts) for pair in ends)
     name = f"{PREFIX}{os.getpid()}"
@@ -412,10 +418,10 @@ def _packet(network: bytes, transport: bytes) -> tuple[bytes, int]:
 
 
 def drop_rules(addresses: Collection[str], ends: Collection[str], bridges: Collection[str]) -> str:
-    """Return the temporary tables that mark packets of some services, in nft(8) syntax.
-
-    ``addresses`` are the services' addresses, ``ends`` the host's ends of their veth pairs, and
-    ``bridges`` the bridges of all networks.
+    """Return temporary nftables tables that mark packets of some services for tracing, in nft(8)
+    syntax. ``addresses`` are the services' addresses, ``ends`` the host's ends of their veth pairs,
+    and ``bridges`` the bridges of all networks. `Trace` returns the marked packets that are
+    dropped.
     """
     limit = f"limit rate {MOST_A_SECOND}/second burst {MOST_A_SECOND} packets meta nftrace set 1"
     into, either, foreign = [], [], []

@@ -1,15 +1,15 @@
-"""Define the nftables rules that apply policies, audit them, and record flows.
+"""Define the nftables rules that apply policies, audit policies, and record flows.
 
-These chains and maps are a part of `niso.kernel.ruleset`. The elements of policies are computed by
-`niso.plan.policy_elements`.
+These chains and maps are a part of `niso.kernel.ruleset`. `niso.plan.policy_elements` computes the
+elements for policies.
 
-Recording: rules add an element to a set for each flow that was allowed, and to another set for each
-flow that was refused. No process has to run for this, and the elements are not part of State. The
-key of an element is (source, destination, protocol, port), after DNAT and before masquerading. An
-element has counters, and expires a week after its last packet. If a set is full, no packet is
-dropped: the flow is not recorded, and a counter of missed flows increases. Only protocols with
-ports are recorded. docs/design/seeing.md explains where the rules are; `niso.kernel.flow_memory`
-reads the sets.
+Recording: for each flow that was allowed, a rule adds an element to a set, and for each flow that
+was refused, a rule adds an element to another set. No process has to run for this, and the elements
+are not part of State. The key of an element is (source, destination, protocol, port), after DNAT
+and before masquerading. An element has counters, and expires a week after its last packet. If a set
+is full, a flow is not recorded, and a counter of missed flows increases; the packet is not dropped.
+Only protocols with ports are recorded. docs/design/seeing.md explains where the rules are.
+`niso.kernel.flow_memory` reads the sets.
 
 Audits: during its audit period a policy drops nothing. A packet that it would deny is recorded and
 returns to the chain ``forward``, where all other rules still apply to it. Sets contain the
@@ -17,7 +17,7 @@ addresses of the audited services. The comment of an element has the service, an
 of its audit in seconds since 1970. The element has a timeout. When the timeout ends, the kernel
 deletes the element, and the policy begins to drop packets without any action of niso. A check must
 not report such an element as missing. Therefore an element that is about to expire is neither
-desired nor read. An audit without an end has an element without a timeout. docs/design/policy.md
+desired nor read. For an audit without an end, the element has no timeout. docs/design/policy.md
 explains audits.
 """
 
@@ -99,7 +99,7 @@ def _sets(bridge: bool) -> str:
 
 
 def _own(verdict: str) -> str:
-    """Return the rules that apply ``verdict`` to niso's own test packets without recording them."""
+    """Return the rules that apply ``verdict`` to niso's test packets, without recording them."""
     return "\n".join(
         f"\t\t{word} saddr . meta l4proto . th sport @{PROBES}{family} {verdict}"
         for family, word in _WORDS.items()
@@ -107,7 +107,7 @@ def _own(verdict: str) -> str:
 
 
 def _record(name: str, verdict: str) -> str:
-    """Return the rules that record a flow in a set and end with ``verdict``."""
+    """Return the rules that record a packet's flow in the sets ``name``, then apply ``verdict``."""
     lines = [
         f"\t\tupdate @{name}{number} {{ {_KEY.format(word=word)} }} {verdict}"
         for number, word in _WORDS.items()
@@ -335,7 +335,9 @@ A packet from the middle of a closed TCP connection starts no flow from or to th
 
 
 def chain(ingress: bool, log: bool) -> str:
-    """Return the name of the chain for packets that a policy denies, except in its audit period."""
+    """Return the nftables chain for packets that a policy with an audit denies. The chain drops
+    these packets, except during the audit period.
+    """
     return f"audit_{'log_' if log else ''}{'in' if ingress else 'out'}"
 
 
@@ -377,8 +379,8 @@ _TOO_LONG = "with a timeout after its end"
 
 
 def term(entry: str) -> tuple[int, int] | tuple[()]:
-    """Return (since, until) of an audit period from an element's comment without the service.
-    Returns () if the comment is not niso's.
+    """Parse the audit period (since, until) in an element's comment, from which the service was
+    removed. Returns () if niso did not write the comment.
     """
     since, _, until = entry.partition(" ")
     try:
@@ -388,10 +390,9 @@ def term(entry: str) -> tuple[int, int] | tuple[()]:
 
 
 def left_s(since: int, until: int, now: float) -> float:
-    """Return the remaining time of an audit period in seconds, or `ENDLESS`. Times are in seconds
-    since 1970.
-
-    The result is 0 if the period has ended, or if the clock is implausible (see `SLACK_S`).
+    """Return how many seconds of an audit period remain, or `ENDLESS`. Parameters are in seconds
+    since 1970. The result is 0 if the period has ended, or if the clock is implausible (see
+    `SLACK_S`).
     """
     if until == NEVER and since:
         return ENDLESS
@@ -401,7 +402,7 @@ def left_s(since: int, until: int, now: float) -> float:
 
 
 def timeout_s(value: tuple[Any, ...], now: float) -> float:
-    """Return the remaining seconds of an element whose audit period (since, until) is ``value``."""
+    """Return the remaining seconds of the audit period ``value``, which is (since, until)."""
     return left_s(value[0], value[1], now) if value[1:] else 0
 
 
@@ -410,11 +411,10 @@ def is_wanted(value: tuple[Any, ...], now: float) -> bool:
 
 
 def seen(left: float | None, value: tuple[Any, ...], now: float) -> str | None:
-    """Return how the timeout of an element differs from the end of its audit period ``value``.
-
-    The result is "" if the timeout is right. The result is None if the element expires soon and
-    must be ignored. ``left`` is the rest of the timeout in seconds, or None if the element has no
-    timeout.
+    """Compare the timeout of an nftables element with the end of its audit period, ``value``.
+    Returns "" if the timeout is as desired, and otherwise how it differs. ``left`` are the seconds
+    until the element expires, or None if it has no timeout. The result is None if the element
+    expires so soon that callers must ignore it.
     """
     right = timeout_s(value, now)
     if left is None:

@@ -43,12 +43,12 @@ _AT_ONCE = 1000  # foreign packets to skip before the time is checked
 class ProbePacket:
     """A test packet from ``source`` to ``destination``, as a context manager.
 
-    ``namespace`` is the network namespace of the sender, or "" for the caller's. ``proto`` is tcp
-    (a SYN), udp (an empty datagram) or sctp (an INIT) with ``port``, or icmp (an echo request).
-    ``watched`` is (namespace of the receiver, port after NAT). ``size`` is the length of an echo's
-    IP packet in bytes; such a packet must not be fragmented. ``own_port`` is the source port, or 0
-    for any. Raises KernelError if a namespace or the source address does not exist, or the port is
-    in use.
+    ``namespace`` is the sender's network namespace, or "" for the caller's. ``proto`` is one of:
+    tcp (a SYN), udp (an empty datagram) and sctp (an INIT), which have a ``port``; icmp (an echo
+    request). ``watched`` is (namespace of the receiver, port after NAT), or None if the arrival is
+    not observed. ``size`` is the length of the echo request's IP packet in bytes; if it is not 0,
+    the packet must not be fragmented. ``own_port`` is the source port, or 0 for any. Raises
+    KernelError if a namespace or the source address does not exist, or the port is in use.
     """
 
     def __init__(
@@ -91,8 +91,9 @@ class ProbePacket:
         return new
 
     def send(self) -> str:
-        """Send the packet once. Returns why the sender's own kernel refused it, or "". The rules do
-        not record the packet as a flow. Raises KernelError for other failures.
+        """Send the packet once. If the sender's own kernel refuses the packet, the reason is
+        returned, otherwise "". niso's rules do not record the packet as a flow. Raises KernelError
+        for other failures.
         """
         if self._proto != "icmp":
             flow_memory.leave_out(self._source, self._proto, self._own_port)
@@ -109,10 +110,9 @@ class ProbePacket:
         return ""
 
     def wait(self, seconds: float, for_answer: bool = False) -> tuple[bool | None, bool]:
-        """Wait at most ``seconds`` until the packet arrives. Returns (arrived, answered).
-
-        ``arrived`` is None if no namespace is watched. In this case, or with ``for_answer``, the
-        function waits for the answer.
+        """Wait at most ``seconds`` until the packet arrives. Returns (arrived, answered). If no
+        namespace is watched, ``arrived`` is None and the function waits for the answer. With
+        ``for_answer``, the function always waits for the answer.
         """
         deadline = time.monotonic() + seconds
         poll = select.poll()
@@ -235,7 +235,9 @@ class ProbePacket:
 
 
 def echo(namespace: str, source: str, destination: str, seconds: float) -> float | None:
-    """Return the round-trip time of an ICMP echo in seconds, or None. Raises KernelError."""
+    """Send an ICMP echo request, and return the round-trip time in seconds. Returns None if there
+    is no reply within ``seconds``. Raises KernelError.
+    """
     with ProbePacket(namespace, source, destination, None, "icmp") as probe:
         start = time.perf_counter()
         if unsent := probe.send():
@@ -244,7 +246,7 @@ def echo(namespace: str, source: str, destination: str, seconds: float) -> float
 
 
 def free_port(namespace: str, source: str, proto: str) -> int:
-    """Return a source port that no program of a namespace uses at present. Raises KernelError."""
+    """Return a source port that no program in a namespace uses now. Raises KernelError."""
     kind = socket.SOCK_DGRAM if proto == "udp" else socket.SOCK_STREAM
     with (
         refusing(f"send from {source}"),
@@ -256,7 +258,7 @@ def free_port(namespace: str, source: str, proto: str) -> int:
 
 
 def own_address(destination: str) -> str | None:
-    """Return the source address of the caller's packets to an address, or None without a route."""
+    """Return the source address of packets to ``destination``, or None without a route."""
     with socket.socket(
         address_family(destination), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
     ) as asker:
@@ -273,9 +275,8 @@ _MTU = {4: (socket.IPPROTO_IP, 14, "203.0.113.1"), 6: (socket.IPPROTO_IPV6, 24, 
 
 
 def mtu_outwards(family: int) -> tuple[int, str] | None:
-    """Return the MTU in bytes of the host's default route, and the host's address on that link.
-
-    Returns None without a default route of the IP version ``family`` (ip(7), IP_MTU).
+    """Return (MTU in bytes of the host's default route, the host's source address for this route).
+    Returns None if the IP version ``family`` has no default route. See IP_MTU in ip(7).
     """
     level, option, far = _MTU[family]
     with socket.socket(_FAMILY[family], socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
@@ -287,11 +288,9 @@ def mtu_outwards(family: int) -> tuple[int, str] | None:
 
 
 def mute_name_servers(lists: Iterable[tuple[str, ...]], seconds: float) -> list[tuple[str, ...]]:
-    """Return the lists of name servers of which none answers a query of the host within
-    ``seconds``.
-
-    All name servers are asked at once, each for the SOA record of the root (RFC 1035, 4.1). Any
-    answer counts, even a refusal.
+    """Return those of the lists of name servers in which no server answers within ``seconds``. All
+    name servers are asked at once, each for the SOA record of the root (RFC 1035, 4.1). Any answer
+    counts, even a refusal.
     """
     token = os.urandom(2)
     query = token + struct.pack("!5H", 0x0100, 1, 0, 0, 0) + b"\0" + struct.pack("!HH", 6, 1)
@@ -326,7 +325,7 @@ def mute_name_servers(lists: Iterable[tuple[str, ...]], seconds: float) -> list[
 
 
 def _with_sum(packet: bytes, at: int, summed: bytes) -> bytes:
-    """Return a packet with the Internet checksum (RFC 1071) of ``summed`` at offset ``at``."""
+    """Return ``packet`` with the Internet checksum (RFC 1071) of ``summed`` at offset ``at``."""
     total = sum(struct.unpack(f"!{len(summed) // 2}H", summed))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
@@ -334,7 +333,7 @@ def _with_sum(packet: bytes, at: int, summed: bytes) -> bytes:
 
 
 def _crc32c(data: bytes) -> int:
-    """Return the CRC32c checksum of SCTP (RFC 9260, appendix A)."""
+    """Compute the checksum of an SCTP packet (RFC 9260, appendix A)."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte

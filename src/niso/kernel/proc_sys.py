@@ -1,9 +1,8 @@
-"""Read and write sysctls of the caller's network namespace; load kernel modules.
+"""Read and write sysctls of the caller's network namespace; load the kernel module br_netfilter.
 
-See proc_sys_net(5) and ip-sysctl.rst. The parts of a name are separated by slashes, since an
-interface name may contain dots: "net/ipv4/conf/eth0.7/forwarding". Most kernel modules are loaded
-by the kernel on demand. This module loads only br_netfilter, for which the kernel does not do so.
-Functions raise KernelError.
+See proc_sys_net(5) and ip-sysctl.rst. The parts of a sysctl's name are separated by slashes, since
+the name of an interface may contain dots: "net/ipv4/conf/eth0.7/forwarding". The kernel itself
+loads most kernel modules on demand, but not br_netfilter. Functions raise KernelError.
 """
 
 from __future__ import annotations
@@ -49,9 +48,8 @@ def write(name: str, value: str) -> None:
 
 
 def write_all(values: Iterable[tuple[str, str]]) -> None:
-    """Set several sysctls in this order. ``values`` are pairs (name, value).
-
-    If /proc/sys is read-only, a sysctl that already has its value is no error.
+    """Set several sysctls in the order of ``values``, which are pairs (name, value). If /proc/sys
+    is read-only, this is no error for a sysctl that already has its value.
     """
     inode = 0
     for name, value in values:
@@ -86,7 +84,7 @@ def _read(inode: int, name: str) -> str | None:
 
 
 def _open(inode: int, name: str, flags: int) -> int:
-    """Return a descriptor of a sysctl in this thread's network namespace. Raises OSError."""
+    """Return a descriptor of a sysctl in the calling thread's namespace. Raises OSError."""
     _check(name)
     _, family, tail = name.split("/", 2)
     key = (inode, family)
@@ -117,12 +115,12 @@ def _open_folder(family: str) -> int:
 
 
 def _own_sys() -> int:
-    """Return a descriptor of /proc/sys, or of the same folder in a private mount (fsopen(2)).
+    """Open /proc/sys, or the same folder in a private mount (fsopen(2)), and return a descriptor.
 
-    The sysctl folders of all namespaces have the same names, so they share one chain of the file
-    system's dentry cache. With 1,000 namespaces, opening two of them in /proc takes 1 to 2 ms. In a
-    private mount it takes 0.07 ms, including the mount. If /proc/sys/net is read-only, no private
-    mount is used, so that sysctls stay read-only.
+    The private mount is faster with many namespaces. Their sysctl folders have the same names, so
+    they share one chain of the file system's dentry cache. With 1,000 namespaces, opening two
+    folders in /proc takes 1 to 2 ms. In a private mount it takes 0.07 ms, including the mount. If
+    /proc/sys/net is read-only, no private mount is used, so that sysctls stay read-only.
     """
     try:
         has_few = len(os.listdir(paths.NETNS_DIR)) <= _FEW
@@ -150,7 +148,7 @@ def _own_sys() -> int:
 
 
 def _check(name: str) -> None:
-    """Raise KernelError for a name outside net/. Such a sysctl applies to the whole machine."""
+    """Raise KernelError for a sysctl outside net/, because it applies to the whole machine."""
     if not name.startswith("net/") or ".." in name.split("/") or name.count("/") < 2:
         raise KernelError(f"'{name}' is not a sysctl of a network namespace")
 
@@ -164,11 +162,10 @@ _MODPROBE = ("/usr/sbin/modprobe", "/sbin/modprobe")
 
 
 def load_bridge_netfilter() -> None:
-    """Load the kernel module br_netfilter if it is missing. Bridges with nf_call_iptables need it.
-
-    The module's global sysctls start at 1, which would pass the frames of all other bridges through
-    the rules of all tables. They are set to 0, so that these bridges behave as without the module.
-    Raises KernelError if the module does not exist.
+    """Load the kernel module br_netfilter, if it is missing. Bridges with nf_call_iptables need it.
+    The module's global sysctls are 1 at first, which would pass the frames of all other bridges
+    through the rules of all tables. This function sets them to 0, so that these bridges behave as
+    without the module. Raises KernelError if the module does not exist.
     """
     if os.path.isdir(f"{_SYS}/{BRIDGE_NETFILTER}"):
         return

@@ -1,6 +1,6 @@
-"""Define `Kernel`, the interface to the network of the host's kernel, and write steps to it.
+"""Define `Kernel`, niso's interface to the kernel's network, and execute steps.
 
-Only this module executes steps. The code that writes an object is in its kind (kernel/kinds).
+Only this module executes steps. How an object is written is defined by its kind (kernel/kinds).
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ if TYPE_CHECKING:
 
 
 class Kernel:
-    """The network of the host's kernel, in the caller's network namespace. Not thread-safe.
+    """niso's interface to the kernel's network, in the caller's network namespace. Not thread-safe.
 
-    Inside a ``with`` block, the sockets of this object stay open between calls. ``alias`` is a text
-    with the id of a state folder, by which niso recognises the network interfaces of this folder.
-    All methods raise KernelError. Functions of other modules that are assigned here have their
-    docstrings there.
+    Inside a ``with`` block, the sockets of this object stay open between calls. The parameter
+    ``alias`` is a string with the id of a state folder. niso gives it to network interfaces as
+    their alias, and recognises its own interfaces by it. All methods raise KernelError. Functions
+    of other modules that are assigned to names in this class have their docstrings there.
 
-    The tests' `fakes.kernel.Fake` has the same methods, in memory; contract tests compare both.
+    For tests, `fakes.kernel.Fake` has the same methods, in memory. Contract tests compare both.
     """
 
     def __init__(self) -> None:
@@ -84,29 +84,29 @@ class Kernel:
 
         All addresses and routes of the candidates' interfaces are returned too. The cost depends
         only on the number of candidates. With ``strays``, changes of other programs to the
-        candidates' interfaces are read as well. With ``taken``, nftables tables and elements are
-        not read: they are assumed to be as in ``candidates``.
+        candidates' interfaces are also returned. With ``taken``, nftables tables and elements are
+        not read, but assumed to be as in ``candidates``.
 
         Raises Conflict if an object with a candidate's name belongs to another program or state
-        folder. With ``foreign``, the Conflict is recorded there, and the object is left out.
+        folder. If ``foreign`` is given, the Conflict is added to it instead, and the object is left
+        out.
         """
         with self:
             return kind.read(candidates, alias, self._sockets, foreign, strays, taken)
 
     def read_all(self, want: State, alias: str, foreign: Foreign) -> State:
-        """Return all objects of the state folder with this ``alias``, desired or not. ``want``
-        selects the sysctls to read. Conflicts are recorded in ``foreign``.
+        """Return all objects in the kernel of the state folder with this ``alias``, also those that
+        are not in the desired state ``want``. ``want`` selects the sysctls to read. Conflicts are
+        added to ``foreign``.
         """
         with self:
             return kind.read_all(want, alias, self._sockets, foreign)
 
     def write(self, steps: Iterable[AnyStep], ending: list[str] | None = None) -> None:
-        """Execute all steps in order, stopping at the first failure.
-
-        With the list ``ending``, veth pairs whose namespace is deleted too are only detached from
-        their bridge, and their names are added to the list. The caller must pass the list to
-        `delete_detached` after releasing the lock, because deleting takes 20 ms. The KernelError
-        has the description of the failed step.
+        """Execute all steps in order, and stop at the first failure. The KernelError names the
+        failed step. If the list ``ending`` is given, a veth pair whose namespace is also deleted is
+        only detached from its bridge, and its name is added to the list. The caller must pass the
+        list to `delete_detached` after releasing niso's lock, because the deletion takes 20 ms.
         """
         with self:
             Writer(steps, self._sockets, ending).run()
@@ -114,7 +114,7 @@ class Kernel:
     def write_best_effort(
         self, steps: Iterable[AnyStep], ending: list[str] | None = None
     ) -> list[Error]:
-        """Execute all steps as `write` does, but continue after failures, and return the errors.
+        """Execute all steps as `write` does, but continue after a failure. Returns the errors.
         After a failure no nftables rule or element is deleted, since it may guard an object that
         still exists.
         """
@@ -141,9 +141,7 @@ class Kernel:
     # --- objects with niso's mark ---
 
     def marked_links(self) -> dict[str, str]:
-        """Return {name: alias} of the interfaces that niso created for any state folder. Bridges
-        are last.
-        """
+        """Return {name: alias} of niso's interfaces, for all state folders. Bridges come last."""
         with self:
             links = sorted(self._sockets.here().links(), key=lambda link: link.kind == "bridge")
         return {link.name: link.alias for link in links if is_marked(link.alias)}
@@ -159,9 +157,7 @@ class Kernel:
             ]
 
     def marked_netns(self) -> dict[str, str]:
-        """Return {name: alias of ``lo``} of the network namespaces that niso created for any state
-        folder.
-        """
+        """Return the namespaces that niso created for any state folder: {name: alias of ``lo``}."""
         marked = {}
         for name in netns.own_names():
             with inside(name), Rtnl() as rtnl:
@@ -171,16 +167,14 @@ class Kernel:
         return marked
 
     def marked_names(self) -> list[str]:
-        """Return the symbolic links in /run/netns that niso made to namespaces of other programs
-        (`netns.dead_names`).
-        """
+        """Return niso's symbolic links in /run/netns that a sweep deletes (`netns.dead_names`)."""
         with self:
             links = self._sockets.here().links()
         marked = {(link.peer_index, link.index) for link in links if is_marked(link.alias)}
         return netns.dead_names(marked)
 
     def clear_hosts(self) -> None:
-        """Remove all hosts files in the run folder, and niso's blocks in the host's hosts file."""
+        """Remove all hosts files of services, and niso's blocks in the host's own hosts file."""
         import shutil
 
         shutil.rmtree(paths.hosts_root(), ignore_errors=True)
@@ -203,7 +197,7 @@ class Kernel:
     name_netns = staticmethod(netns.attach)
 
     def addresses_in(self, name: str, link: str) -> list[str]:
-        """Return the addresses, with prefix lengths, of an interface in a namespace."""
+        """Return the addresses, with prefix lengths, of a network interface in a namespace."""
         if not netns.exists(name):
             return []
         with inside(name), Rtnl() as rtnl:
@@ -211,16 +205,14 @@ class Kernel:
             return [assigned.address for assigned in rtnl.addresses(there.index)] if there else []
 
     def connections_in(self, name: str) -> list[Connection]:
-        """Return the established TCP connections in a namespace, or none if it does not exist."""
+        """Return the established TCP connections in a namespace, or [] if it does not exist."""
         if not netns.exists(name):
             return []
         with inside(name):
             return sockets.connections()
 
     def listeners_in(self, name: str, proto: str) -> list[Listener] | None:
-        """Return the sockets in a namespace that wait for packets, as `sockets.listeners` does, or
-        None if the namespace does not exist.
-        """
+        """Return the result of `sockets.listeners` in a namespace, or None if it does not exist."""
         if not netns.exists(name):
             return None
         with inside(name):
@@ -233,9 +225,7 @@ class Kernel:
             return sockets.destroy()
 
     def measured_in(self, name: str) -> list[Measured]:
-        """Return all TCP connections in a namespace with measurements, or none without the
-        namespace.
-        """
+        """Return the result of `sockets.measured` in a namespace, or [] if it does not exist."""
         if not netns.exists(name):
             return []
         with inside(name):
@@ -250,12 +240,12 @@ class Kernel:
     forget_flows = staticmethod(flow_memory.forget)
 
     def flush_addresses(self, addresses: Iterable[str]) -> None:
-        """Delete all flows with one of these addresses at either end, until no flow is left."""
+        """Delete the tracked flows from and to these addresses (`conntrack.flush_addresses`)."""
         conntrack.flush_addresses(addresses)
 
     def flush_ports(self, claims: Iterable[tuple[str, int, int]], answered: bool) -> None:
-        """Delete the flows to ports of the host, given as (protocol, first, last), until no flow is
-        left. TCP flows that have had a reply are deleted only with ``answered``.
+        """Delete the tracked flows to ports of the host, which are (protocol, first, last). TCP
+        flows that have had a reply are deleted only with ``answered`` (`conntrack.flush_ports`).
         """
 
         def own() -> list[str]:
@@ -267,7 +257,7 @@ class Kernel:
     # --- the host ---
 
     def host_addresses(self) -> list[str]:
-        """Return all addresses of the host with their prefix lengths: "192.0.2.1/24"."""
+        """Return all addresses of the host with their prefix lengths, such as "192.0.2.1/24"."""
         with self:
             return [assigned.address for assigned in self._sockets.here().addresses()]
 
@@ -282,7 +272,7 @@ class Kernel:
     why_no_wireguard = staticmethod(tunnels.lacks)
 
     def wireguard_keys(self, private: str) -> tuple[str, str]:
-        """Return (private key, public key). For "", a new private key is generated."""
+        """Return (private key, public key). If ``private`` is "", a private key is generated."""
         private = private or tunnels.new_key()
         return private, tunnels.public_key(private)
 
@@ -291,7 +281,7 @@ class Kernel:
     not_forwarding = staticmethod(host_facts.not_forwarding)
 
     def neighbour_tables(self) -> list[Table]:
-        """Return how full the neighbour tables of both families are."""
+        """Return how full the kernel's neighbour tables are, for IPv4 and IPv6."""
         with self:
             return neighbour_tables.tables(self._sockets.here())
 
@@ -300,8 +290,8 @@ class Kernel:
     socket_holders = staticmethod(sockets.holders)
 
     def foreign_nat(self) -> dict[str, int]:
-        """Return the number of IPv4 SNAT rules in each chain of another program ("FAMILY TABLE
-        CHAIN").
+        """Return the number of rules in each IPv4 SNAT chain that another program has added. The
+        keys are "FAMILY TABLE CHAIN".
         """
         with self.foreign_chains() as source:
             return source.nat4()
@@ -313,10 +303,8 @@ class Kernel:
 
 
 class Writer:
-    """A list of steps to execute, with the sockets through which they are written.
-
-    With the list ``ending``, veth pairs whose namespace is deleted too are only detached from their
-    bridge, and their names are added to the list.
+    """An executor of a list of steps. If the list ``ending`` is given, a veth pair whose namespace
+    is also deleted is only detached from its bridge, and its name is added to the list.
     """
 
     def __init__(
@@ -339,8 +327,9 @@ class Writer:
         }
 
     def write_sysctls(self, netns: str, link: str) -> None:
-        """Set all sysctls that the steps have for a new interface, before it is set up. Otherwise
-        the kernel would give the interface an IPv6 address and send from it.
+        """Set the sysctls that the steps contain for a new interface. Callers do this before they
+        set the interface up, since the kernel would otherwise give it an IPv6 address and send from
+        it.
         """
         sysctls = [s for s in self._sysctls.get(netns, ()) if _link(s) == link]
         if sysctls:
@@ -351,7 +340,7 @@ class Writer:
         return self.sockets.at(netns)
 
     def link(self, netns: str, name: str) -> tuple[Rtnl, int | None]:
-        """Return (rtnetlink socket of the namespace, index of the interface if it exists)."""
+        """Return an rtnetlink socket in a namespace, and the interface's index there, or None."""
         rtnl = self.rtnl(netns)
         try:
             return rtnl, rtnl.index(name)
@@ -362,7 +351,7 @@ class Writer:
 
     @staticmethod
     def existing(index: int | None, link: str) -> int:
-        """Return ``index``. Raises KernelError if it is None: the interface ``link`` is missing."""
+        """Return ``index``. Raises KernelError if it is None, since the interface is missing."""
         if index is None:
             raise KernelError(f"link {link!r} does not exist", "niso net repair", errno.ENODEV)
         return index

@@ -1,13 +1,13 @@
-"""Create and change network interfaces, addresses, routes and routing rules by rtnetlink(7).
+"""Create and change network interfaces, addresses, routes and routing rules through rtnetlink(7).
 
 See linux/rtnetlink.h, linux/if_link.h, linux/fib_rules.h and ip-rule(8).
 
-An interface ("link" in the kernel's terms) that niso creates always has its alias, even if niso is
-killed: one message creates the interface, another sets the alias, and one sendmsg sends both. If
-the creation fails because another program's interface has the name, the second message must not
-change the alias of that interface. Both messages therefore identify the interface by an index that
-niso chooses, from a range that the kernel's own counter does not reach. A temporary name would be
-an alternative, but a rename waits for RCU.
+An interface ("link" in the kernel's terms) that niso creates always has niso's alias, even if niso
+is killed: one message creates the interface, another sets the alias, and one system call sends
+both. If the creation fails because another program's interface has the name, the second message
+must not change the alias of that interface. Both messages therefore identify the interface by an
+index that niso chooses, from a range that the kernel's own counter does not reach. Creating the
+interface with a temporary name would be an alternative, but a rename waits for RCU.
 """
 
 from __future__ import annotations
@@ -83,10 +83,9 @@ _ifr_data = struct.Struct("@16sP16x")
 
 
 class Rtnl(netlink.Netlink):
-    """An rtnetlink socket in the network namespace that opened it. A context manager.
-
-    Methods raise KernelError, with the object's name and the kernel's error text. Deleting an
-    object that does not exist is a no-op.
+    """An rtnetlink socket in the network namespace that opened it. A context manager. Methods raise
+    KernelError with the object's name and the kernel's error message. Deleting an object that does
+    not exist is not an error.
     """
 
     def __init__(self) -> None:
@@ -103,7 +102,7 @@ class Rtnl(netlink.Netlink):
         )
 
     def index(self, name: str) -> int:
-        """Return the index of an interface (netdevice(7)), at a tenth of the cost of `link`."""
+        """Return the index of an interface (netdevice(7)) in a tenth of the time of `link`."""
         with netlink.refusing(f"find link '{name}'"):
             answer = ioctl(self._socket, _SIOCGIFINDEX, _ifreq.pack(name.encode(), 0))
         return int(_ifreq.unpack(answer)[1])
@@ -125,11 +124,13 @@ class Rtnl(netlink.Netlink):
         return not self._ethtool(f"read offloads of link '{name}'", name, _GTXCSUM, 0)
 
     def make_sums(self, name: str) -> None:
-        """Make an interface complete checksums, and split large packets, before it sends."""
+        """Switch off an interface's checksum offload: the kernel then completes checksums, and
+        splits large packets, before it sends them.
+        """
         self._ethtool(f"switch off checksum offload of link '{name}'", name, _STXCSUM, 0)
 
     def join_segments(self, name: str) -> None:
-        """Make an interface join small TCP segments that it receives, if it can (ETHTOOL_SGRO)."""
+        """Switch on GRO, if possible: the interface joins small TCP segments that it receives."""
         try:
             self._ethtool(f"switch on GRO of link '{name}'", name, _SGRO, 1)
         except KernelError as error:
@@ -137,7 +138,6 @@ class Rtnl(netlink.Netlink):
                 raise
 
     def _ethtool(self, what: str, name: str, command: int, value: int) -> int:
-        """Execute a command with a struct ethtool_value (linux/ethtool.h) and return its value."""
         data = array("I", (command, value))
         with netlink.refusing(what):
             ioctl(self._socket, _SIOCETHTOOL, _ifr_data.pack(name.encode(), data.buffer_info()[0]))
@@ -153,12 +153,13 @@ class Rtnl(netlink.Netlink):
         call_iptables: bool = False,
         call_ip6tables: bool = False,
     ) -> None:
-        """Create a bridge that is up, without STP, multicast snooping and link-local address.
+        """Create a bridge and set it up, without STP, multicast snooping and IPv6 link-local
+        address.
 
-        Its MAC is ``mac`` or random, and never changes. By default a bridge takes the lowest MAC of
-        its ports, which would change while services have it in their neighbour tables.
-        ``call_iptables`` and ``call_ip6tables`` pass bridged frames to the IPv4 and IPv6 hooks
-        whatever the values of the sysctls bridge-nf-call-*.
+        If ``mac`` is None, the bridge gets a random MAC. Its MAC never changes. By default a bridge
+        takes the lowest MAC of its ports, which would change while services have it in their
+        neighbour tables. With ``call_iptables`` and ``call_ip6tables``, bridged frames pass the
+        IPv4 and IPv6 hooks, whatever the values of the sysctls bridge-nf-call-*.
         """
         index = self.free_index()
         data = (
@@ -193,11 +194,10 @@ class Rtnl(netlink.Netlink):
         port: bytes,
         alias: str,
     ) -> tuple[int, str]:
-        """Create a veth pair, and return (index, MAC) of the end in this namespace.
-
-        The end ``name`` is up and a port of ``bridge`` with the settings ``port``
-        (`link_records.new_port`). The end ``peer`` is down. The interface is set up last, because
-        the kernel walks all IPv6 routes for each change of an interface that is up.
+        """Create a veth pair, and return (index, MAC) of the end in this socket's namespace. This
+        end is called ``name``. It is up and a port of ``bridge``, with the settings ``port``
+        (`link_records.new_port`). The other end, ``peer``, is down. The interface is set up last,
+        because the kernel walks all IPv6 routes for each change of an interface that is up.
         """
         master = self.index(bridge)
         index = self.free_index()
@@ -235,10 +235,9 @@ class Rtnl(netlink.Netlink):
         mac: str | None = None,
         drift: str = "",
     ) -> None:
-        """Change those settings of the network interface ``name`` that are not None.
-
-        With ``master`` "", the interface is detached from its bridge. The settings that ``drift``
-        names are reset to niso's (`link_records.usual`).
+        """Change the settings of a network interface that are not None. If ``master`` is "", the
+        interface is detached from its bridge. ``drift`` names settings to reset to niso's values
+        (`link_records.usual`).
         """
         flags, switched = IFF_UP if up else 0, 0 if up is None else IFF_UP
         if link_records.ARP_OFF in drift.split(", "):
@@ -281,7 +280,7 @@ class Rtnl(netlink.Netlink):
         self.transact(change_link(what, _named(name) + own))
 
     def detach(self, names: Sequence[str]) -> None:
-        """Set interfaces down and detach them from their bridge. Afterwards no packet passes
+        """Set interfaces down and detach them from their bridge. From then on no packet passes
         through them, whatever happens at the other end of a veth pair.
         """
         bodies = ((n, _named(n, change=IFF_UP) + u32(IFLA_MASTER, 0)) for n in names)
@@ -290,15 +289,15 @@ class Rtnl(netlink.Netlink):
         )
 
     def delete_link(self, name: str) -> None:
-        """Delete an interface. The other end of a veth interface is deleted with it."""
+        """Delete an interface. If it is an end of a veth pair, the other end is deleted too."""
         what = f"delete link '{name}'"
         self.transact(Message(what, _DELLINK, 0, _named(name), (errno.ENODEV,)))
 
     def delete_links(self, names: Sequence[str]) -> None:
-        """Delete several interfaces, and the other ends of veth pairs, at the cost of one.
-
-        They are put into a group with a random number, which is then deleted: the kernel
-        unregisters them together and waits for RCU once (rtnl_group_dellink, net/core/rtnetlink.c).
+        """Delete several interfaces, and the other ends of veth pairs, in the time that one takes.
+        The interfaces are put into a group with a random number, and the group is deleted: the
+        kernel then unregisters all of them together, and waits for RCU once (rtnl_group_dellink,
+        net/core/rtnetlink.c).
         """
         number = int.from_bytes(os.urandom(4)) >> 1 | 1
         what = f"delete links {', '.join(repr(name) for name in names)}"
@@ -325,11 +324,12 @@ class Rtnl(netlink.Netlink):
     ) -> None:
         """Add an address with its prefix length to an interface, unless the interface has it.
 
-        With ``replace`` an existing address becomes permanent. Without ``routed``, the kernel adds
-        no route to its prefix, and an IPv4 address gets a broadcast address, which programs in a
-        service may ask for (SIOCGIFBRDADDR, netdevice(7)). An IPv6 address skips duplicate address
-        detection: niso assigns no address twice, and the service would have to wait. The kernel
-        derives the scope of an IPv6 address: fe80::1/64 is link-local.
+        With ``replace``, an existing address becomes permanent. If ``routed`` is False, the kernel
+        adds no route to the address's prefix. An IPv4 address then gets a broadcast address, which
+        programs in a service may request (SIOCGIFBRDADDR, netdevice(7)). IPv6 addresses skip
+        duplicate address detection: niso assigns no address twice, and the service would have to
+        wait. The kernel derives the scope of an IPv6 address from the address: fe80::1/64 is
+        link-local.
         """
         family, packed, length = parse_cidr(cidr)
         flags = _IFA_F_NODAD if family == socket.AF_INET6 else 0
@@ -352,7 +352,7 @@ class Rtnl(netlink.Netlink):
         self.transact(*messages)
 
     def add_connected_route(self, link_index: int, cidr: str) -> None:
-        """Add the route to an address's prefix, as the kernel does when it adds the address."""
+        """Add the route to an address's prefix, as the kernel does when it adds an address."""
         family, packed, length = parse_cidr(cidr)
         _, network, _ = parse_cidr(prefix(cidr))
         is_4 = family == socket.AF_INET
@@ -378,7 +378,9 @@ class Rtnl(netlink.Netlink):
     def routes(
         self, link_index: int | None = None, table: int = MAIN
     ) -> list[link_records.LinkRoute]:
-        """Return the routes of a table in both families, through one interface or any interface."""
+        """Return the IPv4 and IPv6 routes of a table. If ``link_index`` is not None, only routes
+        through this interface are returned.
+        """
         body = rtmsg.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0) + u32(
             link_records.RTA_TABLE, table
         )
@@ -388,10 +390,10 @@ class Rtnl(netlink.Netlink):
         return [route for family, route in dumped if family in _FAMILIES and route.table == table]
 
     def add_route(self, destination: str, gateway: str, index: int, metric: int = 0) -> None:
-        """Add a unicast route to the main table. With gateway "", the destination is on the link.
-
-        A gateway needs no route of its own (flag onlink). ``metric`` 0 is the default. An equal
-        route is left unchanged. Another route to ``destination`` with this metric is an error.
+        """Add a unicast route to the main table. If ``gateway`` is "", the destination is on the
+        link. With ``metric`` 0, the route has the kernel's default metric. A gateway needs no route
+        of its own (flag onlink). An equal route is left unchanged. Another route with the same
+        destination and metric is an error.
         """
         what = f"add route {destination} via {gateway or 'link'} {index}"
         body = _route(destination, gateway, index, BOOT)
@@ -405,13 +407,13 @@ class Rtnl(netlink.Netlink):
                 raise
 
     def delete_route(self, destination: str, gateway: str, index: int, metric: int = 0) -> None:
-        """Delete a route to ``destination`` with this gateway. Metric 0 matches any metric."""
+        """Delete the route to ``destination`` by this gateway. Metric 0 matches any metric."""
         body = _route(destination, gateway, index, 0)
         body += u32(RTA_PRIORITY, metric) if metric else b""
         self._delete_routes(f"delete route {destination} via {gateway or 'link'} {index}", body)
 
     def delete_nowhere(self, destination: str, kind: str) -> None:
-        """Delete a route of a type in `NOWHERE`, with any metric."""
+        """Delete routes of a type in `NOWHERE`, such as blackhole, whatever their metric."""
         family, packed, length = parse_cidr(destination)
         body = rtmsg.pack(family, length, 0, 0, MAIN, 0, _SCOPE_NOWHERE, NOWHERE[kind], 0)
         body += attribute(RTA_DST, packed) if length else b""
@@ -420,7 +422,7 @@ class Rtnl(netlink.Netlink):
         self._delete_routes(f"delete {kind} route {destination}", body)
 
     def _delete_routes(self, what: str, body: bytes) -> None:
-        """Delete all matching routes. A request without a metric deletes only the first of them."""
+        """Delete all matching routes. One request without a metric deletes only the first."""
         for _ in range(_MOST_ROUTES):
             try:
                 self.transact(Message(what, _DELROUTE, 0, body))
@@ -430,7 +432,7 @@ class Rtnl(netlink.Netlink):
                 return
 
     def free_index(self) -> int:
-        """Return an unused index for a new interface, from a range that the kernel does not use."""
+        """Return an unused interface index, from a range that the kernel itself does not use."""
         for _ in range(_INDEX_TRIES):
             index = _OWN_INDEX + int.from_bytes(os.urandom(4), "big") % (1 << 29)
             if not self.name(index):
@@ -438,11 +440,10 @@ class Rtnl(netlink.Netlink):
         raise refused("find a free link index", errno.EBUSY)
 
     def create(self, index: int, what: str, made: bytes, marked: bytes, *more: Message) -> None:
-        """Create an interface without automatic link-local address, set its alias, and send the
-        messages ``more``.
-
-        ``made`` are its attributes, and ``marked`` is the attribute with the alias. All messages
-        are in one sendmsg; if one fails, the interface is deleted.
+        """Create an interface, set its alias, and send the messages ``more``, all in one system
+        call. ``made`` has the interface's attributes, and ``marked`` the attribute with the alias.
+        The interface gets no automatic link-local address. If a message fails, the interface is
+        deleted.
         """
         new = Message(what, NEWLINK, netlink.CREATE | netlink.EXCL, ifinfo(index) + made)
         mark = change_link(what, ifinfo(index) + marked)
@@ -481,8 +482,8 @@ def raise_up(name: str, index: int) -> Message:
 
 
 def no_link_local(what: str, index: int) -> Message:
-    """Return the message that disables the automatic IPv6 link-local address of an interface. It
-    has no effect without IPv6, or if the MTU is too small for IPv6.
+    """Return the message by which an interface gets no automatic IPv6 link-local address. The
+    message has no effect without IPv6, or if the interface's MTU is too small for IPv6.
     """
     mode = attribute(_INET6_ADDR_GEN_MODE, bytes([_ADDR_GEN_MODE_NONE]))
     body = ifinfo(index) + nested(_IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
@@ -521,13 +522,13 @@ _header = struct.Struct("=BBBBBBBBI")  # struct fib_rule_hdr
 
 
 def selector(link: str) -> str:
-    """Return the routing rule of a bridge in the syntax of ip-rule(8), without the family."""
+    """Return niso's routing rule for a bridge in the syntax of ip-rule(8), for both IP versions."""
     return f"iif {link} fwmark 0/{CHECKED} priority {PRIORITY} protocol {PROTOCOL} prohibit"
 
 
 def of_niso(rtnl: Rtnl, family: int) -> list[tuple[str, str, bytes]]:
-    """Return niso's routing rules of a family (4 or 6) as (bridge, drift, kernel's answer). The
-    drift describes how a rule differs from the rule that `add` creates.
+    """Return niso's routing rules of one IP version as (bridge, drift, kernel's answer). ``family``
+    is 4 or 6. The drift describes how a rule differs from the rule that `add` creates.
     """
     body = _header.pack(_RULE_FAMILIES[family], 0, 0, 0, 0, 0, 0, 0, 0)
     # a kernel without IPv6 or without policy routing has none
@@ -536,7 +537,7 @@ def of_niso(rtnl: Rtnl, family: int) -> list[tuple[str, str, bytes]]:
 
 
 def add(rtnl: Rtnl, link: str, family: int) -> None:
-    """Add the routing rule of a bridge for a family. The bridge need not exist yet."""
+    """Add niso's routing rule for a bridge, which need not exist yet. ``family`` is 4 or 6."""
     body = _header.pack(_RULE_FAMILIES[family], 0, 0, 0, 0, 0, 0, _PROHIBIT, 0)
     body += text(_IIFNAME, link) + u32(_PRIORITY, PRIORITY) + u32(_FWMARK, 0)
     body += u32(_FWMASK, _MASK) + attribute(_PROTOCOL, bytes([PROTOCOL]))
@@ -544,8 +545,8 @@ def add(rtnl: Rtnl, link: str, family: int) -> None:
 
 
 def delete(rtnl: Rtnl, link: str, family: int, drift: str = "") -> None:
-    """Delete those of niso's routing rules of a bridge that differ from the desired rule as
-    ``drift`` describes. The drift "" selects rules that do not differ.
+    """Delete niso's routing rules for a bridge that have this ``drift``, as `of_niso` returns it.
+    The drift "" selects the rules that are as desired.
     """
     what = f"delete the routing rule of '{link}'"
     for *rule, body in of_niso(rtnl, family):

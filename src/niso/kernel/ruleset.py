@@ -1,13 +1,14 @@
 """Define niso's two nftables tables: DNAT, masquerading, forwarding, anti-spoofing and tunnels.
 
-The tables are static, with sets and maps for services and networks. A change of services never
-changes the chains. It only adds and deletes elements of sets and maps, in one transaction, so its
-cost does not depend on the number of services. Both tables cover IPv4 and IPv6.
-`niso.kernel.policy_rules` defines the chains for policies and recorded flows, `niso.plan.elements`
-the elements. docs/design/packet.md describes the path of a packet.
+The chains of the tables never change. Sets and maps contain the services and networks. A change of
+services only adds and deletes elements of sets and maps, in one transaction, so its cost does not
+depend on the number of services. Both tables cover IPv4 and IPv6. `niso.kernel.policy_rules`
+defines the chains for policies and recorded flows, and `niso.plan.elements` computes the elements.
+docs/design/packet.md describes the path of a packet.
 
-The bridge table checks frames at the ports of niso's bridges: what services may send, and which
-services frames reach. It runs before the inet table, and records its result in the packet mark.
+The bridge table checks frames at the ports of niso's bridges: which frames services may send, and
+which services may receive frames. It runs before the inet table, and records its result in the
+packet mark.
 
 A VXLAN packet of another host is checked where it arrives, by the inner headers, before connection
 tracking (RFC 7348). It passes only if its inner destination is a service on this host. In addition
@@ -15,7 +16,7 @@ its outer source, VNI, inner source MAC and inner source address must all belong
 A claim is the cluster's reservation of addresses for a service. Therefore no host can send packets
 in the name of another host's service, or from an address that its own service no longer has. ARP
 packets, multicast neighbour discovery, frames with VLAN tags and broadcasts of other hosts are
-dropped. On a host without a network that spans hosts, all sets for this are empty.
+dropped. On a host without a network that spans hosts, all sets for these checks are empty.
 """
 
 from __future__ import annotations
@@ -118,8 +119,9 @@ _BURST = {FLOWS: 5, FRAGMENTS: 5, ARP: 10, ASKERS: 5}  # burst, in seconds of th
 
 
 def limit(what: str, rate: int) -> tuple[int, str, int, bool]:
-    """Return a rate limit as (rate, unit of time, burst in packets, whether packets above match).
-    ``rate`` is in packets per second, for an element of the set ``what``.
+    """Return the value of an element in ``what``, a set of rate limits. ``rate`` is in packets per
+    second. The value is (rate, unit of time, burst in packets, whether packets above the limit
+    match).
     """
     return (rate, "second", rate * _BURST[what], True)
 
@@ -346,9 +348,10 @@ instance.
 
 
 def _spread(slots: str, port: str = "") -> str:
-    """Return the rules that translate a service address to the instance in the flow's slot. The
-    slot is a hash of the client's address and port, so a flow returns to its instance even if its
-    conntrack entry is deleted. ``slots`` and ``port`` are names of maps without the family.
+    """Return the rules that translate a service address to the address of one instance. A hash of
+    the client's address and port selects a slot, and the map ``slots`` has the instance of each
+    slot. So the packets of a flow have the same instance even if its conntrack entry is deleted.
+    ``slots`` and ``port`` are names of maps without the IP version.
     """
     return "\n".join(
         f"\t\t{'meta l4proto { tcp, udp, sctp } ' if port else ''}"
@@ -359,10 +362,11 @@ def _spread(slots: str, port: str = "") -> str:
 
 
 def slot_of(client: str, proto: str, port: int | None) -> int | None:
-    """Return the slot of a client's flow to a service address, or None without a source port.
+    """Return the slot that the rules select for a client's flow to a service address. Returns None
+    for a protocol with ports if ``port``, the source port, is None.
 
     The slot is ``jhash`` of the client's address and port, as nft_hash computes it: Jenkins'
-    lookup3 (linux/jhash.h) of two registers, the second of which the port fills by half. For an
+    lookup3 (linux/jhash.h) of two registers. The port fills half of the second register. For an
     ICMP echo request, the rules read its type and code as the port.
     """
     if proto == "icmp":
@@ -408,9 +412,9 @@ SERVICE_CHAINS = f"""\
 
 
 def _to_front(key: str = "", where: str = "") -> str:
-    """Return the rules that replace the host's address by the service address of a published port.
-    The address is looked up by ``key``, the host's address if the port is published on only one,
-    and the port. The next rules of the chain see the service address as the destination.
+    """Return the rules that replace the host's address by a service address, for a published port.
+    ``key`` is the beginning of the key that the maps are searched for, and ``where`` a part of the
+    maps' names. The next rules see the service address as the destination.
     """
     return "\n".join(
         f"\t\t{ip} daddr set {key}{at}meta l4proto . th dport map @front_{where}{name}{family}"
@@ -820,9 +824,7 @@ DIGEST = sha256(TABLES.encode()).hexdigest()[:8]
 
 
 def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]]:
-    """Yield the items of `DECLARED`. Sets that rules fill are left out, because their types are
-    longer.
-    """
+    """Parse the declarations of sets and maps in `TABLES`, except those that rules fill."""
     table = ""
     for line in TABLES.splitlines():
         if line.startswith("table "):
@@ -869,7 +871,7 @@ LATE = frozenset(_GUARDS.split())
 
 
 def rules_of(table: str, chain: str) -> list[str]:
-    """Return the rules of a chain in one of niso's tables, in order."""
+    """Return the rules of one chain in one of niso's tables, in order."""
     body = TABLES.partition(f"table {table} {{")[2].partition(f"chain {chain} {{\n")[2]
     lines = [line.strip() for line in body.partition("\n\t}")[0].splitlines()]
     return [line for line in lines if not line.startswith("type ")]

@@ -57,7 +57,7 @@ _ATTRIBUTES = 4 + _ID_SIZE + 20  # offset of the attributes in struct inet_diag_
 
 
 class Listener(NamedTuple):
-    """A socket that receives packets to a port. "0.0.0.0" and "::" stand for all addresses."""
+    """A socket that receives packets to a port. The address "0.0.0.0" or "::" means any address."""
 
     family: int
     address: str
@@ -66,7 +66,7 @@ class Listener(NamedTuple):
 
 
 class Connection(NamedTuple):
-    """A TCP connection: the addresses and ports of the client and the server."""
+    """The addresses and ports of a TCP connection's client and server."""
 
     client: str
     client_port: int
@@ -75,7 +75,7 @@ class Connection(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """A TCP connection with the measurements of its socket in this namespace (struct tcp_info). A
+    """A TCP connection with measurements of its socket in this namespace (struct tcp_info). A
     measurement is None if the kernel does not report it, for example during the handshake.
     """
 
@@ -91,10 +91,10 @@ class Measured(NamedTuple):
 def listeners(proto: str, first: int | None = None, last: int | None = None) -> list[Listener]:
     """Return the sockets of this network namespace that wait for packets.
 
-    For "tcp" and "sctp" these are listening sockets, for "udp" those that are bound and not
-    connected. With ``first``, only sockets at this port, or at a port of ``first`` to ``last``, are
-    returned. An IPv6 socket that also accepts IPv4 is returned once for each family. The address of
-    a socket that is bound to the device lo alone is a loopback address.
+    For "tcp" and "sctp" these are listening sockets. For "udp" these are sockets that are bound and
+    not connected. With ``first``, only sockets at this port are returned, or at the ports from
+    ``first`` to ``last``. An IPv6 socket that also accepts IPv4 is returned once for each IP
+    version. If a socket is bound to the device lo alone, its address is a loopback address.
     """
     number, state = _PROTOCOLS[proto]
     low, high = (1, _LAST_PORT) if first is None else (first, first if last is None else last)
@@ -118,14 +118,14 @@ def listeners(proto: str, first: int | None = None, last: int | None = None) -> 
 
 
 def connections() -> list[Connection]:
-    """Return the established TCP connections of this network namespace. If the local port has a
-    listening socket, the local end is the server, otherwise the client.
+    """Return the established TCP connections of this network namespace. The local end is the server
+    if a socket listens on the local port, otherwise the client.
     """
     return [connection for connection, *_ in _connections((_ESTABLISHED,), 0, _parse_ends)]
 
 
 def measured() -> list[Measured]:
-    """Return the TCP connections of this namespace, including those being opened or closed."""
+    """Return the TCP connections of this namespace, also while they are opened or closed."""
     return [
         Measured(connection, is_server, *figures)
         for connection, is_server, figures in _connections(_STATES, 1 << _INFO - 1, _parse_measured)
@@ -133,10 +133,9 @@ def measured() -> list[Measured]:
 
 
 def destroy() -> int:
-    """Reset the TCP connections of this network namespace, and return their number.
-
-    Both ends get a reset, so no client waits for an answer (SOCK_DESTROY, linux/sock_diag.h).
-    Returns 0 on a kernel without CONFIG_INET_DIAG_DESTROY. Raises KernelError.
+    """Reset the TCP connections of this network namespace, and return their number. Both ends
+    receive the reset, so no client waits for an answer (SOCK_DESTROY, linux/sock_diag.h). Returns 0
+    on a kernel without CONFIG_INET_DIAG_DESTROY. Raises KernelError.
     """
     # those whose client still waits for data, or whose data the server still waits for
     mask = sum(1 << state for state in (1, 4, 8))
@@ -162,7 +161,9 @@ def _identity(body: bytes) -> bytes:
 def _connections[T](
     states: Iterable[int], extensions: int, parse: Callable[[bytes], tuple[_End, _End, T]]
 ) -> Iterator[tuple[Connection, bool, T]]:
-    """Yield (connection, whether the local end is the server's, third result of ``parse``)."""
+    """Yield TCP connections with a state in ``states``: (connection, whether the local end is the
+    server, third result of ``parse``).
+    """
     served = {listener.port for listener in listeners("tcp")}
     mask = sum(1 << state for state in states)
     with netlink.Netlink(netlink.SOCK_DIAG) as kernel:
@@ -175,14 +176,13 @@ def _connections[T](
 
 
 def holder(inode: int) -> tuple[int, str] | None:
-    """Return the lowest pid with this socket open, and the name of its program, or None."""
+    """Return (pid, program) of the process with the lowest pid that has a socket open, or None."""
     return holders([inode]).get(inode)
 
 
 def holders(inodes: Iterable[int]) -> dict[int, tuple[int, str]]:
-    """Return, by inode, the lowest pid that has a socket open and the name of the pid's program.
-
-    A socket that no visible process has open is left out.
+    """Find the processes that have sockets open. Returns, by the socket's inode, the lowest pid and
+    the name of its program. A socket that no visible process has open is left out.
     """
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
     result: dict[int, tuple[int, str]] = {}
@@ -228,7 +228,7 @@ def _parse_measured(body: bytes) -> tuple[_End, _End, _Figures]:
 
 
 def _address(family: int, packed: bytes) -> tuple[int, str]:
-    """Return (family, address) of a socket's end. An IPv4-mapped address counts as IPv4."""
+    """Return (IP version as AF_*, address). An IPv4-mapped IPv6 address is returned as IPv4."""
     if family == socket.AF_INET6 and packed.startswith(_MAPPED):
         family, packed = socket.AF_INET, packed[12:]
     size = 4 if family == socket.AF_INET else 16

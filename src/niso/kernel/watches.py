@@ -1,6 +1,6 @@
 """Wait for changes of niso's nftables tables, network interfaces and files, without polling.
 
-For the tables, an event says which tables have changed and which thread committed the transaction.
+An event about nftables says which tables have changed, and which thread committed the transaction.
 Other events do not say what has changed. After an event, a reader must read again all data that it
 needs.
 """
@@ -43,7 +43,7 @@ _NONBLOCK_CLOEXEC = os.O_NONBLOCK | os.O_CLOEXEC  # IN_NONBLOCK, IN_CLOEXEC
 
 
 class TableChange(NamedTuple):
-    """One transaction that changed niso's tables."""
+    """An nftables transaction that changed niso's tables."""
 
     tables: tuple[str, ...]  # "inet niso", "bridge niso" or both
     process: str  # the name of the thread that committed the transaction
@@ -51,12 +51,12 @@ class TableChange(NamedTuple):
 
     @property
     def is_own(self) -> bool:
-        """Return whether a program of niso committed the transaction."""
+        """Return whether a program that uses niso committed the transaction."""
         return self.process.startswith(OWN_THREAD)
 
 
 def listener(protocol: int, group: int) -> netlink.Netlink:
-    """Return a netlink socket that listens to one multicast group. Raises KernelError."""
+    """Open a netlink socket that receives one multicast group's messages. Raises KernelError."""
     source = netlink.Netlink(protocol)
     try:
         with refusing(_LISTEN):
@@ -70,7 +70,7 @@ def listener(protocol: int, group: int) -> netlink.Netlink:
 
 
 def received(source: netlink.Netlink) -> list[tuple[int, bytes]] | None:
-    """Return (type, body) of all messages that have arrived, or None if some were lost."""
+    """Return all messages that have arrived as (type, body), or None if messages were lost."""
     messages: list[tuple[int, bytes]] = []
     lost = False
     while True:
@@ -83,10 +83,10 @@ def received(source: netlink.Netlink) -> list[tuple[int, bytes]] | None:
 
 
 def table_changes(messages: Iterable[tuple[int, bytes]], touched: list[str]) -> list[TableChange]:
-    """Return the transactions that changed niso's tables, from messages about nftables.
-
-    ``touched`` collects the tables of a transaction whose last message has not yet arrived. The
-    caller passes the same list to each call, at first empty. Raises KernelError.
+    """Return the transactions that changed niso's tables, from the kernel's messages about
+    nftables. ``touched`` is a list that is empty at first. The caller passes the same list to each
+    call: if the last message of a transaction has not yet arrived, the list has the tables of this
+    transaction. Raises KernelError.
     """
     changes = []
     for kind, body in messages:
@@ -107,13 +107,12 @@ def table_changes(messages: Iterable[tuple[int, bytes]], touched: list[str]) -> 
 
 
 def _is_own_link(body: bytes) -> bool:
-    """Return whether a message is about a network interface that may be niso's."""
     fields = parse_reply(_LISTEN, lambda body: attributes(body, _IFINFO), body)
     return string(fields.get(_IFNAME, b"")).startswith(_LINKS)
 
 
 class Folders:
-    """A watcher of files in folders by inotify(7). Methods raise KernelError."""
+    """A watcher of the files in some folders, through inotify(7). Methods raise KernelError."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -132,7 +131,7 @@ class Folders:
         return self._fd
 
     def watch(self, folders: Iterable[str]) -> None:
-        """Watch more folders. For a missing folder, its nearest existing parent is watched."""
+        """Watch more folders. Instead of a missing folder, its nearest parent is watched."""
         for path in folders:
             folder = path
             while self._add(folder) in (errno.ENOENT, errno.ENOTDIR) and folder != "/":
@@ -166,7 +165,7 @@ class Folders:
 
 
 def _is_noise(events: bytes) -> bool:
-    """Return whether events (struct inotify_event) concern only SQLite's shared memory."""
+    """Return whether all events (struct inotify_event) are about SQLite's shared memory file."""
     offset = 0
     while offset + 16 <= len(events):
         mask, _, length = struct.unpack_from("=III", events, offset + 4)
@@ -178,8 +177,8 @@ def _is_noise(events: bytes) -> bool:
 
 
 class Watches:
-    """A watcher of everything on this host that shows a change of niso's state: nftables tables,
-    network interfaces and files. A context manager. Raises KernelError.
+    """A watcher of everything on this host that changes with niso's state: nftables tables, network
+    interfaces and files. A context manager. Raises KernelError.
     """
 
     def __init__(self) -> None:
@@ -210,12 +209,15 @@ class Watches:
         return self._poll.fileno()
 
     def wait(self, seconds: float | None) -> bool:
-        """Wait for a change, at most ``seconds`` unless None. Returns whether there is a change."""
+        """Wait at most ``seconds`` for a change. If ``seconds`` is None, there is no limit. Returns
+        whether there was a change.
+        """
         return bool(self._poll.poll(seconds))
 
     def read(self) -> tuple[bool, list[TableChange] | None]:
-        """Return whether anything changed since the last call, and the transactions of niso's
-        tables. The latter are None if the kernel had to skip some.
+        """Return whether anything has changed since the last call, and the transactions that
+        changed niso's tables. The transactions are None if the kernel's messages about some of them
+        were lost.
         """
         messages = received(self._tables)
         tables = None if messages is None else table_changes(messages, self._touched)

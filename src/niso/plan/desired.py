@@ -1,11 +1,10 @@
-"""Compute the desired state of the kernel from the store's rows, and its differences from the
-actual state.
+"""Compute the desired state of the kernel from the store, and compare it with the actual state.
 
-A `Snapshot` is the part of the store that one command needs: one service, one network, or
-everything. `desired` turns it into a `State` with the same scope. `findings` returns the problems
-that `niso net check` reports: the differences between the desired and the actual State. A
-difference that is only a consequence of another difference is left out. All functions are pure:
-they use neither I/O nor the clock.
+A `Snapshot` contains the rows of the store that one command needs: those of one service, of one
+network, or all. `desired` computes a `State` from it, for the same services and networks.
+`findings` returns the problems that `niso net check` reports: the differences between the desired
+and the actual State. If a difference is only a consequence of another one, it is left out. All
+functions are pure: they use neither I/O nor the clock.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ The host needs it to send neighbour solicitations for packets that it forwards (
 
 
 def desired(snapshot: Snapshot) -> State:
-    """Return the desired state of the kernel for the services and networks of a snapshot."""
+    """Return the desired state of the kernel for the services and networks in a snapshot."""
     networks = {network.name: network for network in snapshot.networks}
     objects: list[KernelObject] = [*_shared(snapshot), *_hosts_files(snapshot)]
     for network in snapshot.networks:
@@ -69,7 +68,7 @@ def desired(snapshot: Snapshot) -> State:
 
 
 def _shared(snapshot: Snapshot) -> Iterator[KernelObject]:
-    """Yield niso's nftables tables, host sysctls, and elements that all services share."""
+    """Yield the objects for all services: nftables tables, some elements, and host sysctls."""
     if snapshot.any_network:
         yield Ruleset(ruleset.DIGEST)
         yield from owner(snapshot.state_id)
@@ -93,7 +92,7 @@ def _shared(snapshot: Snapshot) -> Iterator[KernelObject]:
 
 
 def _network(snapshot: Snapshot, network: NetworkRecord) -> Iterator[KernelObject]:
-    """Yield the bridge of a network with its gateway addresses, nftables elements and sysctls."""
+    """Yield the bridge of a network, and the bridge's addresses, nftables elements and sysctls."""
     alias = names.alias(snapshot.state_id)
     bridge = network.bridge
     families = {subnet.family for subnet in network.subnets}
@@ -125,8 +124,8 @@ def _network(snapshot: Snapshot, network: NetworkRecord) -> Iterator[KernelObjec
 def _remote(
     remote: PlannedService, networks: dict[str, NetworkRecord], alias: str
 ) -> Iterator[KernelObject]:
-    """Yield the objects through which services on this host reach a service of another host. The
-    same objects allow only this service to answer with its addresses.
+    """Yield the objects by which services on this host reach a service of another host. They also
+    ensure that no other service can send from the addresses of this service.
     """
     for endpoint in remote.endpoints:
         network = networks[endpoint.network]
@@ -147,16 +146,17 @@ def _remote(
 def _service(
     snapshot: Snapshot, service: PlannedService, networks: dict[str, NetworkRecord]
 ) -> Iterator[KernelObject]:
-    """Yield the namespace of a service, and for each network a veth pair, addresses and routes.
+    """Yield the namespace of a service, and for each of its networks a veth pair, addresses and
+    routes.
 
-    A service sends all packets for a network to its gateway's MAC, which the nftables bridge table
-    replaces by the receiver's. Therefore a service has one neighbour on each network, and the
-    kernel's neighbour table, which all namespaces share, has no entry for a pair of services.
+    A service sends all packets for a network to its gateway's MAC, and the nftables bridge table
+    replaces this MAC by the receiver's. Therefore a service has one neighbour on each network. The
+    kernel's neighbour table, which all namespaces share, needs no entry for each pair of services.
 
     If a program binds a socket to a network interface, the kernel treats any IPv4 address as a
-    neighbour on it when no route through the interface matches. With mcast_solicit 0 the kernel
-    sends no ARP request for such an address. Its entry fails at once, and is removed when the table
-    needs room (neigh_forced_gc, net/core/neighbour.c).
+    neighbour on this interface when no route through the interface matches. With mcast_solicit 0
+    the kernel sends no ARP request for such an address. The entry for the address fails at once,
+    and is removed when the table needs room (neigh_forced_gc, net/core/neighbour.c).
     """
     alias = names.alias(snapshot.state_id)
     netns = names.netns(service.name)
@@ -220,9 +220,9 @@ def _service(
 def _published(
     service: PlannedService, port: PortMapping, networks: dict[str, NetworkRecord]
 ) -> Iterator[Element]:
-    """Yield the nftables elements of one published port of a service. The elements lead to the
-    service's addresses on its primary network. Clients on another network of the service are led to
-    its addresses on that network.
+    """Yield the nftables elements of one published port. Connections to the port are translated to
+    the service's addresses on its primary network. Connections from clients on another network of
+    the service are translated to the service's addresses on that network.
     """
     first = primary(service.endpoints, networks)
     if first is None:
@@ -239,9 +239,9 @@ def _published(
 def _front(
     snapshot: Snapshot, service: PlannedService, networks: dict[str, NetworkRecord]
 ) -> Iterator[Element]:
-    """Yield the nftables elements of a service address, and of published ports that lead to it.
-    Nothing is yielded while no instance of the service receives connections. Published ports, and
-    programs of this host, are led only to instances on this host.
+    """Yield the nftables elements of a service address, and of ports that are published for it.
+    While no instance of the service receives connections, there are no elements. Connections to
+    published ports, and from programs of this host, are sent only to instances on this host.
     """
     first = primary(service.endpoints, networks)
     if first is None or not (service.serving or service.elsewhere):
@@ -269,10 +269,10 @@ def _front(
 
 
 def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> frozenset[int]:
-    """Return the address families (4, 6) that the host forwards only because services need it.
-
-    ``before`` maps host sysctls to their values before niso changed them. ``any_active`` says
-    whether a service is active on any network, and ``any_active6`` on a network with IPv6.
+    """Return the IP versions (4, 6) for which forwarding is enabled on the host only for niso's
+    services. ``before`` maps host sysctls to their values before niso changed them. ``any_active``
+    says whether a service is active on any network, and ``any_active6`` whether one is on a network
+    with IPv6.
     """
     four = any_active and before.get(FORWARDING) == "0"
     six = any_active6 and any(
@@ -283,8 +283,9 @@ def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> froz
 
 
 def _link_sysctls(netns: str, link: str, networks: Iterable[NetworkRecord]) -> Iterator[Sysctl]:
-    """Yield the sysctls of a network interface in a service. The name ``default`` stands for
-    interfaces that are created later. ``lo`` already exists and keeps ::1.
+    """Yield the sysctls of a network interface in a service. For the name ``default``, they apply
+    to interfaces that are created later. They never apply to ``lo``, which already exists and has
+    ::1.
     """
     if any(subnet.family == 6 for network in networks for subnet in network.subnets):
         # niso assigns all addresses: packets from a generated one would be dropped
@@ -297,13 +298,15 @@ def _link_sysctls(netns: str, link: str, networks: Iterable[NetworkRecord]) -> I
 
 
 def _hosts_files(snapshot: Snapshot) -> Iterator[HostsFile | HostsLine]:
-    """Yield all hosts files in scope, and their lines: one for each address of a listed service.
+    """Yield all hosts files in scope, and their lines: one for each address of each service in the
+    file.
 
-    A hosts file is read by all services with the same ordered list of networks. It lists a service
-    with the addresses on the first of these networks that the service is on. The line has those
-    names of the service that no service on an earlier network has. Addresses on later networks get
-    a name that contains the network. The host is listed with the gateways of the first network. A
-    service without a network, or with extra hosts, has a hosts file of its own.
+    A hosts file is shared by all services with the same ordered list of networks. It contains a
+    service with its addresses on the first of these networks that the service is on. The line has
+    the names of the service, except names that a service on an earlier network has. For addresses
+    on later networks, the name contains the network. The host itself is in the file with the
+    gateways of the first network. A service without a network, or with extra hosts, has a hosts
+    file of its own.
     """
     for service in snapshot.services:
         if service.mode == "none":
@@ -344,9 +347,9 @@ def _services_lines(
     extra: Iterable[tuple[str, str]],
     services: Iterable[PlannedService],
 ) -> Iterator[HostsLine]:
-    """Yield the lines of one hosts file for the services on the networks of its readers.
-    ``networks`` is the ordered list of these networks. ``extra`` are pairs (name, address) of extra
-    hosts from the manifest, whose names have precedence.
+    """Yield the lines for services in one hosts file. ``networks`` is the ordered list of networks
+    of the services that share the file. ``extra`` are pairs (name, address): the manifest's extra
+    hosts, whose names have precedence.
     """
     listed = []  # (position of the network in ``networks``, service, addresses there)
     for service in services:
@@ -371,9 +374,9 @@ def _services_lines(
 
 
 def findings(want: State, have: State) -> list[Finding]:
-    """Return the differences between the desired and the actual state, for `niso net check`. A
-    difference that follows from another is left out, such as an address of a missing network
-    interface.
+    """Return the differences between the desired and the actual state, for `niso net check`. If a
+    difference follows from another, it is left out: for example the missing address of a missing
+    network interface.
     """
     result: list[Finding] = []
     # missing or foreign parents, and conditions that explain other differences; sysctls are

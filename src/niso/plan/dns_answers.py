@@ -1,10 +1,10 @@
-"""Decide which addresses a DNS name in policies has, from DNS answers. Pure; no clock.
+"""Compute from DNS answers which addresses the rules allow for a DNS name in a policy.
 
-An address is in one of three states:
+All functions are pure, and do not read the clock. An address is in one of three states:
 
-- ``NOW``: the latest answer has it. The rules and the service's hosts file contain it.
-- ``FORMER``: the latest answer no longer has it. The rules still allow it, since a program may have
-  looked it up just before.
+- ``NOW``: the latest answer contains it. The rules and the service's hosts file contain it.
+- ``FORMER``: the latest answer no longer contains it. The rules still allow it, since a program may
+  have looked it up just before.
 - ``PAST``: the rules no longer allow it. It is recorded only to find the name to which an open
   connection was made.
 """
@@ -43,10 +43,9 @@ Forbids = Callable[[str], str]
 
 
 class DnsAddress(NamedTuple):
-    """A recorded address of a DNS name in policies.
-
-    ``until`` is a time in seconds since 1970: the end of the TTL if the state is NOW, the time when
-    the rules will no longer allow the address if FORMER, or the time when the address became PAST.
+    """A recorded address of a DNS name in policies. ``until`` is in seconds since 1970. Its meaning
+    depends on ``state``. NOW: the end of the TTL. FORMER: the time when the rules will no longer
+    allow the address. PAST: the time when the rules stopped allowing the address.
     """
 
     address: str
@@ -55,7 +54,7 @@ class DnsAddress(NamedTuple):
 
 
 class Outside(NamedTuple):
-    """The recorded addresses of a DNS name in policies. Times are in seconds since 1970."""
+    """A DNS name in policies, with its recorded addresses. Times are in seconds since 1970."""
 
     name: str
     asked_at: float = 0.0
@@ -65,21 +64,21 @@ class Outside(NamedTuple):
     addresses: tuple[DnsAddress, ...] = ()  # sorted
 
     def in_state(self, *states: str) -> tuple[str, ...]:
-        """Return the addresses with one of these states, in the order of ``states``."""
+        """Return the addresses that have one of these states, in the order of ``states``."""
         return tuple(
             known.address for state in states for known in self.addresses if known.state == state
         )
 
     def is_due(self, forbids: Forbids, now: float) -> bool:
-        """Return whether the name should be resolved again. This is so if its time has come, the
-        clock was set back, or one of its recorded addresses is now forbidden.
+        """Return whether the name should be resolved again: the time for this has come, the clock
+        was set back, or one of the recorded addresses is now forbidden.
         """
         barred = any(forbids(address) for address in self.in_state(NOW, FORMER))
         return barred or not self.asked_at <= now < self.due_at
 
 
 class DnsAnswer(NamedTuple):
-    """The DNS answer for one address family of a name. ``silent`` means that no server answered."""
+    """The DNS answer for a name and one IP version. ``silent`` means that no server answered."""
 
     family: int
     addresses: tuple[str, ...] = ()
@@ -89,10 +88,9 @@ class DnsAnswer(NamedTuple):
 
 
 def after(before: Outside, heard: Iterable[DnsAnswer], forbids: Forbids, now: float) -> Outside:
-    """Return the new record of a DNS name, without forbidden addresses.
-
-    ``before`` is its previous record, ``heard`` the DNS answers for both address families, and
-    ``now`` the time in seconds since 1970.
+    """Return the record of a DNS name after new DNS answers. Forbidden addresses are left out.
+    ``before`` is the previous record. ``heard`` are the answers for both IP versions. ``now`` is in
+    seconds since 1970.
     """
     result: list[DnsAddress] = []
     problems: list[str] = []
@@ -125,7 +123,7 @@ def after(before: Outside, heard: Iterable[DnsAnswer], forbids: Forbids, now: fl
 
 
 def barred(before: Outside, forbids: Forbids, now: float) -> Outside:
-    """Return the record of a name, in which addresses that are now forbidden become PAST."""
+    """Return the record of a DNS name, with addresses that are now forbidden changed to PAST."""
     in_use = before.in_state(NOW, FORMER)
     gone = {address: reason for address in in_use if (reason := forbids(address))}
     if not gone:
@@ -142,7 +140,7 @@ def barred(before: Outside, forbids: Forbids, now: float) -> Outside:
 def _family(
     known: list[DnsAddress], answer: list[str] | None, until: float, forbids: Forbids, now: float
 ) -> list[DnsAddress]:
-    """Return the new records of a name's addresses of one family. ``known`` are the previous
+    """Return the new records of a name's addresses of one IP version. ``known`` are the previous
     records. ``answer`` are the addresses in the new DNS answer, or None if no server answered.
     ``until`` is the end of the answer's TTL in seconds since 1970.
     """
@@ -188,12 +186,12 @@ def forbidden_addresses(
     bridges: Iterable[tuple[str, str]] = (),
     local: Iterable[str] = (),
 ) -> Forbids:
-    """Return a function that says why a DNS name may not have an address (DNS rebinding).
+    """Return a function that says why a DNS name may not have an address, to prevent DNS rebinding.
+    For an allowed address, the function returns "".
 
-    For an allowed address the function returns "". ``host`` are the host's own addresses with
-    prefix lengths. ``prefixes`` are the prefixes of niso's networks. ``bridges`` are pairs (prefix,
-    bridge name) of container engines. ``local`` are prefixes whose packets the host itself
-    receives.
+    ``host`` are the host's own addresses with prefix lengths. ``prefixes`` are the prefixes of
+    niso's networks. ``bridges`` are pairs (prefix, bridge name) of container engines. ``local`` are
+    prefixes whose packets the host itself receives.
     """
     import ipaddress
 
@@ -215,7 +213,9 @@ def forbidden_addresses(
                 broadcasts.add(str(network[-1]))
 
     def translated(number: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-        """Return why the IPv4 address in an IPv6 address is forbidden (RFC 6052, RFC 3056)."""
+        """Return why the IPv4 address that an IPv6 address contains is forbidden, or "" (RFC 6052,
+        RFC 3056).
+        """
         if isinstance(number, ipaddress.IPv4Address):
             return ""
         if number.ipv4_mapped:

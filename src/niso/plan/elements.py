@@ -1,7 +1,8 @@
 """Compute the elements of nftables sets and maps for services and networks. Pure.
 
-The elements describe published ports, allowed source addresses, and bridges. `niso.kernel.ruleset`
-defines what each set and map is for. `niso.plan.policy_elements` computes the elements of policies.
+The elements are for published ports, allowed source addresses, service addresses and bridges.
+`niso.kernel.ruleset` defines the purpose of each set and map. `niso.plan.policy_elements` computes
+the elements of policies.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from niso.plan.records import LIMITS, Limits, PortMapping, SubnetRecord
 
 
 def closed(family: int) -> Element:
-    """Return the nftables element by which the host forwards a family only for niso's services."""
+    """Return the element by which the host forwards packets of an IP version only for services."""
     return Element(INET, "closed", (f"ipv{family}",))
 
 
@@ -27,10 +28,9 @@ _SHORT = {"force_forwarding": "force"}  # an interface name has at most 15 chara
 
 
 def before(sysctl: str, value: str) -> list[Element]:
-    """Return the nftables element that records the value of a host sysctl before niso changed it.
-
-    `niso net repair --sweep` uses it if there is no store. The list is empty if nft cannot express
-    the name of the sysctl's network interface.
+    """Return the element that records a host sysctl's value from before niso changed it. `niso net
+    repair --sweep` restores this value if there is no store. If nft cannot express the name of the
+    sysctl's network interface, the list is empty.
     """
     match sysctl.split("/"):
         case ["net", "ipv4", "ip_forward" as what]:
@@ -47,7 +47,7 @@ def before(sysctl: str, value: str) -> list[Element]:
 
 
 def sysctl_before(element: Element) -> tuple[str, str]:
-    """Return the name and the value of the sysctl that an nftables element of `before` records."""
+    """Return (sysctl, value) from an element that `before` has returned."""
     link, what, value = element.fields
     if what == "ip_forward":
         return "net/ipv4/ip_forward", value
@@ -63,7 +63,9 @@ def network(
     internal: bool = False,
     observe: bool = True,
 ) -> list[Element]:
-    """Return the nftables elements of a network. ``mac`` is the MAC of its bridge."""
+    """Return the elements of a network. ``mac`` is the MAC of its bridge. ``observe`` says whether
+    flows on the network are recorded.
+    """
     keys = [(INET, "bridges", (bridge,)), (INET, "same_bridge", (bridge, bridge))]
     keys += [(INET, "internal", (bridge,))] if internal else []
     keys += [(INET, WATCHED, (bridge,))] if observe else []
@@ -79,33 +81,31 @@ def network(
 
 
 def wire(port: int) -> Element:
-    """Return the nftables element that makes the rules check VXLAN packets to this UDP port."""
+    """Return the element by which the rules check VXLAN packets to a UDP port of this host."""
     return Element(INET, "wire", (port,))
 
 
 def sealed(port: int) -> Element:
-    """Return the nftables element that accepts VXLAN packets to a UDP port only by WireGuard."""
+    """Return the element by which VXLAN packets to a UDP port must arrive through WireGuard."""
     return Element(INET, "sealed", (port,))
 
 
 def spans(network: str, vxlan: str) -> list[Element]:
-    """Return the nftables elements of the VXLAN device of a network that spans hosts."""
+    """Return the elements for the VXLAN device of a network that spans hosts."""
     sets = ((INET, "ports"), (BRIDGE, "ports"), (INET, "vxlans"))
     return [Element(*one, (vxlan,), (), network) for one in sets]
 
 
 def here(service: str, vni: int, mac: str) -> Element:
-    """Return the nftables element that allows other hosts to send to a service here by VXLAN."""
+    """Return the element by which other hosts can send VXLAN packets to a service of this host."""
     return Element(INET, "here", (vni, mac or _NO_MAC), (), service)
 
 
 def claim(
     service: str, host: str, vni: int, vxlan: str, mac: str, addresses: Iterable[str]
 ) -> list[Element]:
-    """Return the nftables elements that allow only one host to send with the addresses of a service
-    of another host.
-
-    ``host`` is the address of that host, and ``vxlan`` the VXLAN device of the network.
+    """Return the elements by which only the host of a remote service can send from its addresses.
+    ``host`` is the address of that host, and ``vxlan`` the VXLAN device of the service's network.
     """
     elements: list[Element] = []
     outer = family_of(host)
@@ -121,7 +121,7 @@ _NO_MAC = "00:00:00:00:00:00"
 
 
 def _source(service: str, link: str, mac: str, address: str) -> list[Element]:
-    """Return the nftables elements that allow a source address on a bridge port or VXLAN device."""
+    """Return the elements that allow a source address on a bridge port or VXLAN device."""
     family = family_of(address)
     elements = [
         Element(BRIDGE, f"sources{family}", (link, mac, address), (), service),
@@ -133,7 +133,9 @@ def _source(service: str, link: str, mac: str, address: str) -> list[Element]:
 
 
 def receivers(service: str, bridge_mac: str, mac: str, addresses: Iterable[str]) -> list[Element]:
-    """Return the nftables elements that write a service's MAC into packets to its bridge's MAC."""
+    """Return the elements by which packets that are sent to the MAC of a bridge get a service's
+    MAC, if their destination is one of the service's addresses.
+    """
     return [
         Element(BRIDGE, f"receivers{family_of(address)}", (bridge_mac, address), (mac,), service)
         for address in addresses
@@ -148,8 +150,9 @@ def endpoint(
     limits: Limits = LIMITS,
     observe: bool = True,
 ) -> list[Element]:
-    """Return the elements of a service's port on a bridge: its MAC, source addresses and limits.
-    ``host_end`` is the name of the port. ``observe`` says whether flows of the port are recorded.
+    """Return the elements for the port by which a service is connected to a bridge: the service's
+    MAC, source addresses and limits. ``host_end`` is the name of the port. ``observe`` says whether
+    flows of the port are recorded.
     """
     port = (host_end,)
     elements = [Element(table, "ports", port, (), service) for table in (INET, BRIDGE)]
@@ -189,9 +192,9 @@ The value says whether keys have the host's address after the bridge, before pro
 
 
 def published(service: str, port: PortMapping, addresses: Iterable[str]) -> list[Element]:
-    """Return the elements that translate a published port or range to the service's ``addresses``.
-    Addresses of a family that the host address does not have are ignored. A range whose host ports
-    equal the service's ports is a single element.
+    """Return the elements that translate a published port or port range to a service's addresses.
+    Addresses are ignored if the port is not published for their IP version. A port range has only
+    one element if its ports are the same on the host and in the service.
     """
     elements = []
     single = not port.is_wide
@@ -213,8 +216,8 @@ def published(service: str, port: PortMapping, addresses: Iterable[str]) -> list
 
 def _kept(service: str, port: PortMapping, where: str, start: tuple[str, ...]) -> list[Element]:
     """Return the element that reserves the host ports of a published port, so that masquerading
-    does not choose them. ``where`` ends the name of the set, and ``start`` begins the key of the
-    element.
+    does not choose them. ``where`` is the end of the set's name, and ``start`` the beginning of the
+    element's key.
     """
     if port.count > 1:
         key = (*start, (port.host_port, port.last))
@@ -225,11 +228,13 @@ def _kept(service: str, port: PortMapping, where: str, start: tuple[str, ...]) -
 def published_on(
     service: str, port: PortMapping, bridge: str, addresses: Iterable[str]
 ) -> list[Element]:
-    """Return the elements of a published port for clients on another network of the service.
+    """Return the elements of a published port for clients on a further network of the service.
+    ``bridge`` and ``addresses`` are the network's bridge and the service's addresses on this
+    network.
 
-    ``bridge`` and ``addresses`` are the bridge and the service's addresses on that network. A
-    client there is sent to the service's address on the same network. From another address of the
-    service, replies would reach the client directly, without the host that translates them.
+    A connection of such a client is translated to the service's address on the client's own
+    network. From another address of the service, replies would reach the client directly, without
+    the host that translates them back.
     """
     if port.host_ip.startswith("127."):
         return []
@@ -246,8 +251,8 @@ def published_on(
 
 
 def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
-    """Return the nftables elements for a service that connects to its own published port. They
-    replace the source address by the gateway's. ``own`` are pairs (address, gateway).
+    """Return the elements by which a service can connect to its own published port: they replace
+    the source address by the gateway's. ``own`` are pairs (address of the service, gateway).
     """
     pairs = list(own)
     return [
@@ -263,12 +268,10 @@ def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
 
 @lru_cache
 def fill(ordinals: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the number (ordinal) of the instance in each slot of a service address.
-
-    A hash of the client's address and port selects the slot of a connection. Each instance has an
-    order of preference for slots, and instances choose in turn (Maglev, NSDI 2016). So the numbers
-    of slots of two instances differ by one at most, and few slots change when an instance is added
-    or removed.
+    """Return the ordinal of the instance in each slot of a service address. A hash of the client's
+    address and port selects the slot of a connection. Each instance has an order of preference for
+    slots, and instances choose in turn (Maglev, NSDI 2016). So two instances differ by at most one
+    in their number of slots, and few slots change when an instance is added or removed.
     """
     orders = {
         ordinal: iter(sorted(range(SLOTS), key=lambda n: sha256(b"%d.%d" % (ordinal, n)).digest()))
@@ -289,12 +292,13 @@ def service_address(
     near: Mapping[int, str],
     far: Mapping[int, str],
 ) -> list[Element]:
-    """Return the nftables elements of a service address on one network.
+    """Return the elements of a service address on one network.
 
-    A service address is one address for all instances of a service. ``near`` maps the ordinals of
-    the instances on this host that receive connections to their addresses, ``far`` those on other
-    hosts. If both are empty, there are no elements, and the address is refused like any address
-    without a service. The map ``near`` is only needed if the two differ.
+    A service address is one address for all instances of a service. ``near`` and ``far`` map the
+    ordinals of instances that receive connections to their addresses: ``near`` those on this host,
+    ``far`` those on other hosts. If both are empty, there are no elements, and the service address
+    is refused like an address that no service has. The nftables maps ``near`` have elements only if
+    there are instances of both kinds.
     """
     serving = {**near, **far}
     if not serving:
@@ -324,11 +328,10 @@ def front_port(
     addresses: Sequence[str],
     elsewhere: Mapping[str, Sequence[str]],
 ) -> list[Element]:
-    """Return the nftables elements of a published port of a service with a service address.
-
-    ``addresses`` are the service addresses on the network of its published ports. ``elsewhere``
-    maps the bridge of each other network to the service addresses on that network, for clients
-    there. The elements lead to the service address, whose slots then lead to an instance.
+    """Return the elements of a published port of a service that has a service address. They
+    translate the port to the service address, whose slots then determine an instance. ``addresses``
+    are the service addresses on the service's primary network. ``elsewhere`` maps the bridges of
+    its other networks to the service addresses there, for clients on these networks.
     """
     elements: list[Element] = []
     where = "any" if port.is_wide else "addr"

@@ -84,7 +84,7 @@ def _meaning(members: Iterable[Member]) -> _Meaning:
 
 
 class _Direction(NamedTuple):
-    """One direction (ingress or egress) of one policy, for one address of its service."""
+    """One direction (ingress or egress) of a service's policy, for one address of the service."""
 
     service: str
     ingress: bool
@@ -101,14 +101,14 @@ class _Direction(NamedTuple):
 
     @property
     def free(self) -> Decision:
-        """Return the decision on a peer that no entry matches."""
+        """Return the decision for peers that no entry matches."""
         if self.allow is None:
             return True, ""
         name = "allow_from" if self.ingress else "egress.allow"
         return False, f"network.policy.{name}"
 
     def of(self, entry: Entry) -> Decision:
-        """Return the decision of an entry: whether the entry allows, and its manifest key."""
+        """Return the decision of an entry: (whether it is an allow entry, its manifest key)."""
         return entry.key not in self.denied, entry.key
 
     def element(self, part: str, key: Atoms, decision: Decision) -> Element:
@@ -125,9 +125,9 @@ class _Direction(NamedTuple):
     def of_ports(
         self, single: str, ranged: str, key: Atoms, found: Iterable[_Ports]
     ) -> Iterator[Element]:
-        """Yield one element for each range of ports in ``found``. ``single`` and ``ranged`` are the
-        parts of the policy, such as "port" and "ports", for elements of a single port and of
-        several ports.
+        """Yield an element for each range of ports in ``found``. ``single`` and ``ranged`` are
+        parts of the policy, such as "port" and "ports": the first is for single ports, the second
+        for ranges.
         """
         for proto, first, last, decision in found:
             part = single if first == last else ranged
@@ -136,13 +136,16 @@ class _Direction(NamedTuple):
 
 
 def container(ingress: bool, family: int, part: str) -> str:
-    """Return the name of the nftables map for a part of one direction, such as ``in4_port``."""
+    """Return the name of an nftables map of policies, such as ``in4_port``. The map contains one
+    part of the policies, for one direction (ingress or egress) and one IP version.
+    """
     return f"{'in' if ingress else 'out'}{family}_{part}"
 
 
 def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
     """Return the nftables elements of one service's policy. ``members`` are the addresses of the
-    names in the policy. If ``policed.only`` is set, only peers with these addresses have elements.
+    names in the policy. If ``policed.only`` is not None, only elements for peers with these
+    addresses are returned.
     """
     meaning = _meaning(members)
     result: list[Element] = []
@@ -162,16 +165,15 @@ def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
 
 
 def gate(service: str, ingress: bool, own: str) -> Element:
-    """Return the nftables element by which packets of an address are checked against its policy."""
+    """Return the nftables element by which a policy applies to packets of the address ``own``."""
     name = f"{'in' if ingress else 'e'}gress{family_of(own)}"
     return Element(INET, name, (own,), (), service)
 
 
 def cost(policy: Policy, most: int) -> int:
-    """Estimate how many elements a policy needs for addresses of both families.
-
-    Each name counts as one address. If more than ``most`` elements are needed, the result is some
-    number above ``most``.
+    """Estimate how many elements a policy needs for an IPv4 and an IPv6 address. Each name in the
+    policy counts as one address. If the number exceeds ``most``, the exact number is not computed,
+    and a number above ``most`` is returned.
     """
     names = sorted({e.peer.name for e in policy.entries() if e.peer.kind == "service"})
     members = [
@@ -193,8 +195,8 @@ def cost(policy: Policy, most: int) -> int:
 
 
 def _audit(policed: Policed, own: str) -> list[Element]:
-    """Return the nftables elements by which the rules accept denied packets during a policy's audit
-    period. They are also returned if the period has ended.
+    """Return the nftables elements by which denied packets pass during a policy's audit period. If
+    the period has ended, elements are returned too.
     """
     audit = policed.policy.audit
     if audit is None or not audit.since:
@@ -213,11 +215,9 @@ def looked_up(
     proto: str,
     port: int | None,
 ) -> list[Element]:
-    """Return the nftables elements that a packet matches, in the order in which the rules look them
-    up.
-
-    The last one decides. It is preceded by the class of the peer's prefix, if there is one. ``own``
-    is an address of the service. ``proto`` is a protocol as in an Entry, or any other name.
+    """Return the nftables elements of a policy that a packet matches, in the order of their lookup.
+    The last element decides. If the peer is in a class, an element with the class precedes it.
+    ``own`` is an address of the service. ``proto`` is a protocol as in an Entry, or any other name.
     ``port`` is None if the protocol has no ports.
     """
     by_part: dict[str, list[Element]] = {}
@@ -266,7 +266,6 @@ def _ends(cidr: str) -> tuple[int, int]:
 
 
 def _directions(policed: Policed, own: str) -> list[_Direction]:
-    """Return the directions in which a policy has entries, for the service's address ``own``."""
     policy = policed.policy
     sides = (
         (True, policy.deny_from, policy.allow_from),
@@ -282,9 +281,9 @@ def _directions(policed: Policed, own: str) -> list[_Direction]:
 
 
 class _Entries:
-    """The entries of one direction of a policy, indexed by peer. Entries are numbered by their
-    position in ``all``. Methods raise OverflowError if more than ``most`` pairs of an entry and a
-    peer have been handled.
+    """The entries of one direction of a policy, indexed by peer. An entry is identified by its
+    position in ``all``. ``most`` limits the work: methods raise OverflowError after this number of
+    pairs of an entry and a peer.
     """
 
     def __init__(self, direction: _Direction, meaning: _Meaning, most: int | None = None) -> None:
@@ -321,7 +320,7 @@ class _Entries:
         self._tables: dict[frozenset[Peer], _Table] = {frozenset(): self.wide}
 
     def table_of(self, peers: frozenset[Peer]) -> _Table:
-        """Return the decisions on a peer whose address is in all these prefixes and networks."""
+        """Return the decisions for a peer whose address is in all these prefixes and networks."""
         known = self._tables.get(peers)
         if known is None:
             numbers = itertools.chain(*(self.of_peer[peer] for peer in peers))
@@ -329,7 +328,7 @@ class _Entries:
         return known
 
     def table(self, numbers: Iterable[int]) -> _Table:
-        """Return the decisions of the entries with these numbers and the entries for everybody."""
+        """Return the decisions of the entries with these numbers and of entries for everybody."""
         both = sorted({*numbers, *self.everybody})
         self._take(len(both))
         return _table(self.direction, [self.all[number] for number in both])
@@ -341,8 +340,8 @@ class _Entries:
                 raise OverflowError
 
     def _runs(self, spans: list[tuple[int, int, Peer]]) -> list[_Run]:
-        """Split ranges of addresses into runs. All addresses of a run are in the same prefixes and
-        networks. ``spans`` are triples (first address, last address, peer) with addresses as
+        """Split ranges of addresses into runs, so that all addresses of a run are in the same
+        prefixes and networks. ``spans`` are (first address, last address, peer), with addresses as
         integers.
         """
         changes: dict[int, list[tuple[int, Peer]]] = {}
@@ -368,8 +367,8 @@ class _Entries:
         return runs
 
     def _spans(self, peer: Peer) -> list[tuple[int, int]]:
-        """Return the addresses of a prefix or network in the family of this direction, as pairs of
-        integers (first, last). Gateways are left out, because they are addresses of the host.
+        """Return the address ranges of a prefix or network as integers (first, last), for the IP
+        version of this direction. Gateways are left out, because they are addresses of the host.
         """
         family = self.direction.family
         if peer.kind in ("prefix", "prefixes"):
@@ -387,7 +386,7 @@ class _Entries:
         return spans
 
     def around(self, address: str) -> frozenset[Peer]:
-        """Return the prefixes and networks that contain an address."""
+        """Return the prefixes and networks in the entries that contain an address."""
         number = int(ipaddress.ip_address(address))
         at = bisect.bisect_right(self._starts, number) - 1
         if at < 0 or number > self.runs[at][1]:
@@ -395,14 +394,14 @@ class _Entries:
         return self.runs[at][2]
 
     def named(self, address: str) -> Iterator[int]:
-        """Yield the numbers of the entries for this single address, and for its names."""
+        """Yield the numbers of the entries for this address, or for a name that means it."""
         yield from self.singles.get(address, ())
         for peer in self.peers.get(address, ()):
             yield from self.of_peer.get(peer, ())
 
     def addresses(self, only: frozenset[str] | None) -> set[str]:
-        """Return the addresses of peers for which the policy has elements of their own. With
-        ``only``, addresses of services are left out unless they are in this set.
+        """Return the addresses of peers that need elements of their own. If ``only`` is not None,
+        addresses of services are left out unless ``only`` contains them.
         """
         found = set(self.singles)  # they do not depend on who has them
         for peer in self.of_peer:
@@ -416,7 +415,6 @@ class _Entries:
 def _elements(
     direction: _Direction, policed: Policed, meaning: _Meaning, most: int | None = None
 ) -> Iterator[Element]:
-    """Yield the nftables elements of one direction of a policy, for one address of the service."""
     entries = _Entries(direction, meaning, most)
     addresses = entries.addresses(policed.only)
     if policed.only is None:
@@ -437,7 +435,7 @@ def _elements(
 
 
 def _of_peer(entries: _Entries, address: str, key: Atoms) -> Iterator[Element]:
-    """Yield the elements for one address of a peer. ``key`` is (own address, address of peer)."""
+    """Yield the elements for one address of a peer. ``key`` is (own address, peer's address)."""
     direction, around = entries.direction, entries.around(address)
     numbers = set(entries.named(address))
     numbers.update(itertools.chain(*(entries.of_peer[peer] for peer in around)))
@@ -462,7 +460,7 @@ The addresses are integers, and the peers are prefixes and networks.
 
 
 def _of_classes(entries: _Entries) -> Iterator[Element]:
-    """Yield the elements for prefixes and networks as peers, which are grouped in classes."""
+    """Yield the elements for peers that are prefixes or networks. They are grouped in classes."""
     direction, wide = entries.direction, entries.wide
     numbers: dict[_Table, int] = {}
     for first, last, peers in entries.runs:
@@ -494,7 +492,7 @@ _Runs = tuple[tuple[int, int, Decision], ...]
 
 
 class _Table(NamedTuple):
-    """The decisions on one peer by protocol and port."""
+    """The decisions for one peer, by protocol and port."""
 
     base: Decision  # the decision on protocols that no entry names
     icmp: Decision
@@ -502,7 +500,7 @@ class _Table(NamedTuple):
 
 
 def _table(direction: _Direction, entries: list[Entry]) -> _Table:
-    """Return the decisions on a peer that all ``entries`` match. Deny entries come first."""
+    """Return the decisions for a peer that all ``entries`` match. Deny entries must come first."""
     base = _decision(direction, entries, "")
     if all(entry.proto == "" and (entry.first, entry.last) == ALL_PORTS for entry in entries):
         return _Table(base, base, (((*ALL_PORTS, base),),) * len(PORTED))
@@ -514,7 +512,7 @@ def _table(direction: _Direction, entries: list[Entry]) -> _Table:
 
 
 def _decision(direction: _Direction, entries: list[Entry], proto: str) -> Decision:
-    """Return the decision on a protocol without ports. "" means all that no entry names."""
+    """Return the decision for a protocol without ports. "" means protocols that no entry names."""
     for entry in entries:
         if entry.proto in ("", proto) and (entry.first, entry.last) == ALL_PORTS:
             return direction.of(entry)
@@ -549,12 +547,13 @@ def _by_port(direction: _Direction, entries: list[Entry], proto: str) -> _Runs:
 
 
 def _deviations(table: _Table, family: int, wider: _Table | None = None) -> list[_Ports]:
-    """Return the ports (protocol, first, last, decision) whose decision is not the expected one.
+    """Return the port ranges of a peer that need elements, as (protocol, first, last, decision):
+    those whose decision differs from the expected one.
 
-    ``table`` is for one peer, and ``wider`` for a wider peer, which the rules look up next. On a
-    port where the decision of ``wider`` differs from ``wider.base``, the decision of ``wider`` is
-    expected. On all other ports, and without ``wider``, ``table.base`` is expected. The same
-    verdict by another manifest entry also counts as different, so that each entry has its counter.
+    ``table`` has the decisions for the peer. ``wider`` has the decisions for a wider peer, which
+    the rules look up next, or is None. Where ``wider`` differs from ``wider.base``, its decision is
+    expected. On all other ports, ``table.base`` is expected. The same verdict by another manifest
+    entry also counts as different, so that each entry has its counter.
     """
     result: list[_Ports] = []
     expected = table.base
@@ -577,8 +576,8 @@ def _deviations(table: _Table, family: int, wider: _Table | None = None) -> list
 def _beside(
     table: _Table, wider: _Table | None, at: int
 ) -> Iterator[tuple[int, int, Decision, Decision]]:
-    """Yield (first port, last port, decision, expected decision) for all ports of a protocol.
-    ``at`` is the position of the protocol in `PORTED`. `_deviations` defines the expected decision.
+    """Yield (first port, last port, decision, expected decision) for all ports of one protocol,
+    which is the one at position ``at`` in `PORTED`. See `_deviations` for the expected decision.
     """
     if wider is None:
         yield from ((*run, table.base) for run in table.ported[at])

@@ -1,4 +1,4 @@
-"""Define the store's records as plain data, so that planning needs no store."""
+"""Define the store's records as plain data, so that code in plan/ does not depend on the store."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Span(NamedTuple):
 
 
 class Tunnel(NamedTuple):
-    """The WireGuard interface of this host in an encrypted cluster (kernel/kinds/tunnels.py)."""
+    """This host's WireGuard interface in an encrypted cluster (kernel/kinds/tunnels.py)."""
 
     form: str
     address: str  # inside the tunnel, with its prefix length
@@ -52,7 +52,7 @@ class NetworkRecord(NamedTuple):
 
 
 class PortMapping(NamedTuple):
-    """A published port, or ``count`` consecutive ports mapped to as many ports of the service."""
+    """A port of the host that leads to a port of a service, or a range of ``count`` such ports."""
 
     host_ip: str  # one address, or ANY, ANY4, ANY6
     host_port: int
@@ -70,17 +70,17 @@ class PortMapping(NamedTuple):
 
     @property
     def is_wide(self) -> bool:
-        """Return whether the port is published on all host addresses of a family."""
+        """Return whether the port is published on all of the host's addresses of an IP version."""
         return self.host_ip in WIDE
 
     @property
     def host_side(self) -> str:
-        """Return the host address, ports and protocol: ``127.0.0.1:8000-8010/udp``."""
+        """Return the host address, ports and protocol, such as ``127.0.0.1:8000-8010/udp``."""
         return f"{self._host}{span(self.host_port, self.count)}/{self.proto}"
 
     @property
     def text(self) -> str:
-        """Return the port in the syntax of a manifest: ``127.0.0.1:53:53/udp``."""
+        """Return the published port as written in a manifest, such as ``127.0.0.1:53:53/udp``."""
         proto = "" if self.proto == "tcp" else f"/{self.proto}"
         inside = span(self.container_port, self.count)
         return f"{self._host}{span(self.host_port, self.count)}:{inside}{proto}"
@@ -90,7 +90,7 @@ class PortMapping(NamedTuple):
         return "" if self.host_ip == ANY else f"{bracketed(self.host_ip)}:"
 
     def clashes(self, other: PortMapping) -> bool:
-        """Return whether some packet would match both ports."""
+        """Return whether both published ports would match the same packet."""
         if self.proto != other.proto or self.host_port > other.last or other.host_port > self.last:
             return False
         if not set(self.families) & set(other.families):
@@ -98,10 +98,9 @@ class PortMapping(NamedTuple):
         return self.host_ip == other.host_ip or self.is_wide or other.is_wide
 
     def diverges(self, other: PortMapping) -> bool:
-        """Return whether both map one host port, of any address, to different ports of a service.
-
-        A service with a service address cannot have both: its rules no longer see which address
-        of the host a client used.
+        """Return whether both published ports map the same host port to different ports of a
+        service. A service with a service address cannot have both, even on different addresses of
+        the host, because its rules no longer see which address of the host a client used.
         """
         if self.container_port - self.host_port == other.container_port - other.host_port:
             return False
@@ -114,7 +113,7 @@ METADATA_WORD = "metadata"
 
 
 class Peer(NamedTuple):
-    """A peer in a policy entry: who may connect, or to whom the service may connect."""
+    """The other end in a policy entry: a source of packets (ingress) or a destination (egress)."""
 
     kind: str  # "service", "network", "prefix", "prefixes" or "outside"
     name: str  # or canonical prefixes: "10.99.1.2/32", "fd00::/8", separated by commas
@@ -132,10 +131,9 @@ class Entry(NamedTuple):
 
 
 class Audit(NamedTuple):
-    """The period during which a policy denies no packets.
-
-    ``since`` and ``until`` are in seconds since 1970, and are fixed when the audit begins. Before
-    that, ``since`` is 0. ``until`` is then 0 for the default length, or
+    """The audit period of a policy, in which the policy denies no packets. ``since`` and ``until``
+    are in seconds since 1970. They are determined when the audit begins. Before that, ``since`` is
+    0, and ``until`` is the end in the manifest, 0 for the default length, or
     `niso.kernel.policy_rules.NEVER` for an audit without an end.
     """
 
@@ -145,8 +143,8 @@ class Audit(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """A policy: who may connect to a service, and to whom the service may connect. An allow list
-    that is None allows everything. An empty allow list allows nothing.
+    """A policy: who may connect to a service (ingress), and where the service may connect (egress).
+    An allow list that is None allows everything. An empty allow list allows nothing.
     """
 
     allow_from: tuple[Entry, ...] | None = None
@@ -158,7 +156,7 @@ class Policy(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """Return whether the policy denies no packet of any peer."""
+        """Return whether the policy denies nothing: it has no allow list and no deny entry."""
         return self._replace(log=False, audit=None) == Policy()
 
     def entries(self) -> tuple[Entry, ...]:
@@ -166,8 +164,9 @@ class Policy(NamedTuple):
         return (*allowed[0], *self.deny_from, *allowed[1], *self.egress_deny)
 
     def with_peers(self, peers: Callable[[Peer, bool], Iterable[Peer]]) -> Policy:
-        """Return the policy with other peers. ``peers`` is called with the peer of each entry and
-        whether the entry denies, and returns the peers that replace it.
+        """Return the policy with replaced peers. For the peer of each entry, ``peers`` is called
+        with the peer and whether the entry is a deny entry. ``peers`` returns the peers that
+        replace it.
         """
 
         def changed(entries: tuple[Entry, ...], denies: bool) -> tuple[Entry, ...]:
@@ -181,14 +180,15 @@ class Policy(NamedTuple):
         )
 
     def outside_names(self) -> tuple[str, ...]:
-        """Return the DNS names in the policy's entries, which only ``egress.allow`` can have."""
+        """Return the DNS names in the policy, which only ``egress.allow`` can contain."""
         peers = (entry.peer for entry in self.egress_allow or ())
         return tuple(dict.fromkeys(peer.name for peer in peers if peer.kind == "outside"))
 
 
 class Member(NamedTuple):
-    """The addresses that a name in policies stands for: those of a service, or the subnets of a
-    network. A DNS name has the addresses that services may reach by this name.
+    """A name in policies, with the addresses that it means. The name of a service means the
+    service's addresses, the name of a network its subnets, and a DNS name the addresses that
+    services may reach by this name.
     """
 
     kind: str  # kind of the name, as in Peer
@@ -199,8 +199,8 @@ class Member(NamedTuple):
 
 
 class Policed(NamedTuple):
-    """An active service with its policy. If ``only`` is set, elements are computed only for peers
-    with these addresses.
+    """An active service with its policy. If ``only`` is not None, elements of the policy are
+    computed only for peers with these addresses.
     """
 
     service: str
@@ -210,7 +210,7 @@ class Policed(NamedTuple):
 
 
 class Healthcheck(NamedTuple):
-    """A health check of a service: a connection to the service, or a command inside the service."""
+    """The health check of a service: a connection to it, or a command that runs inside it."""
 
     address: str  # address to connect to; "": loopback, else an address of the service
     port: int
@@ -226,7 +226,7 @@ class Healthcheck(NamedTuple):
 
     @property
     def target(self) -> str:
-        """Return what is checked: ``tcp 8080``, the URL, or the command without its arguments."""
+        """Return what is checked: ``tcp 8080``, the URL, or the name of the command."""
         if self.command:
             return f"command {self.command[0]}"
         return f"tcp {self.port}" if self.path is None else f"http://{self.host}{self.path}"
@@ -243,19 +243,19 @@ class ServiceEndpoint(NamedTuple):
 def primary(
     endpoints: Sequence[ServiceEndpoint], networks: Mapping[str, NetworkRecord]
 ) -> ServiceEndpoint | None:
-    """Return the endpoint of a service's default route and published ports, or None without
-    endpoints.
-
-    It is the first endpoint on a network that is not internal, or else the first endpoint. An
-    internal network has no route out of the host, and replies of published ports leave by the
-    default route.
+    """Return the endpoint by which a service's default route and published ports work: the first
+    endpoint on a network that is not internal, or else the first endpoint. Returns None without
+    endpoints. An internal network has no route out of the host, and replies of published ports use
+    the default route.
     """
     outer = (endpoint for endpoint in endpoints if not networks[endpoint.network].internal)
     return next(outer, next(iter(endpoints), None))
 
 
 class Limits(NamedTuple):
-    """Limits per second on the use of tables that all services share; 0 means no limit."""
+    """Rate limits of a service, because all services share the kernel's conntrack and neighbour
+    tables. All are per second. 0 means no limit.
+    """
 
     new_flows: int
     fragments: int
@@ -274,7 +274,7 @@ SENDS_RAW = frozenset(("NET_RAW", "NET_ADMIN", "SYS_ADMIN"))
 
 
 class PlannedService(NamedTuple):
-    """An active service, of this host or of another host of the cluster."""
+    """An active service, of this host or of another host, with the data to plan a change."""
 
     name: str
     generation: int
@@ -305,10 +305,10 @@ class PlannedService(NamedTuple):
 class Snapshot(NamedTuple):
     """The rows of the store that are needed to plan a change.
 
-    All networks of ``services`` are in ``networks``. A hosts file is identified by its readers'
-    ordered list of networks: ``readers`` has the lists of all hosts files that list one of
-    ``services``. For the lists in ``fresh``, the whole hosts file is planned, from ``neighbours``
-    and ``listed``.
+    ``networks`` contains all networks of ``services``. A hosts file is identified by the ordered
+    list of networks of the services that read it. ``readers`` has these lists for all hosts files
+    that contain one of ``services``. The hosts files of the lists in ``fresh`` are planned
+    completely, from ``neighbours`` and ``listed``.
     """
 
     state_id: str

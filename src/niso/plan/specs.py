@@ -1,9 +1,10 @@
 """Define `ServiceSpec`, what a manifest declares, and `ProcessSpec`, what a process needs.
 
-A ServiceSpec consists of a `NetworkSpec` and a `ProgramSpec` for its process; an attachment, a
-service whose process niso does not run, has no ProgramSpec. `niso.manifest` builds a ServiceSpec
-from the text of a file. The store saves it, and all other code uses only this form. A ProcessSpec
-contains all values that are needed to start the process. No name has to be looked up.
+A ServiceSpec consists of a `NetworkSpec` and a `ProgramSpec` for the service's process. An
+attachment is a service whose process niso does not run; it has no ProgramSpec. `niso.manifest`
+builds a ServiceSpec from the text of a file. The store saves the ServiceSpec, and all other code
+uses only this form. A ProcessSpec contains all values that are needed to start the process, so that
+no name has to be looked up.
 """
 
 from __future__ import annotations
@@ -33,21 +34,21 @@ class ProcessUser(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Return ``web``, ``1000`` or ``1000:1000``, as written in a manifest."""
+        """Return the user as written in a manifest: ``web``, ``1000`` or ``1000:1000``."""
         if self.name is not None:
             return self.name
         return str(self.uid) if self.gid is None else f"{self.uid}:{self.gid}"
 
 
 class Published(NamedTuple):
-    """A published port of a manifest. niso chooses the host port if it is 0."""
+    """A published port of a manifest. If the host port is 0, niso chooses one."""
 
     port: PortMapping
     key: str  # manifest key: network.ports[1]
 
 
 class Volume(NamedTuple):
-    """A volume of a manifest. With neither ``host`` nor ``tmpfs``, it is a named volume."""
+    """A volume of a manifest. If it has neither ``host`` nor ``tmpfs``, it is a named volume."""
 
     name: str
     mount: str  # path inside the service
@@ -59,7 +60,7 @@ class Volume(NamedTuple):
 
 
 class Device(NamedTuple):
-    """A device of the host that a service may use, or a folder with such devices."""
+    """A device of the host that a service may use, or a folder whose devices it may use."""
 
     host: str  # path on the host, below /dev
     inside: str  # path in the service, below /dev
@@ -67,7 +68,7 @@ class Device(NamedTuple):
 
 
 class DeploySpec(NamedTuple):
-    """The settings by which a service with a service address runs and replaces its instances."""
+    """How many instances a service with a service address has, and how they are replaced."""
 
     replicas: int
     update: Literal["start-first", "stop-first"]
@@ -98,14 +99,14 @@ class NetworkSpec(NamedTuple):
     sysctls: Mapping[str, str] = {}  # name with dots to value, in the service's own namespace
 
     def statics(self, network: str) -> tuple[str, ...]:
-        """Return the static addresses on a network, at most one of each family."""
+        """Return the static addresses on a network: at most one IPv4 and one IPv6 address."""
         return tuple(
             table[network] for table in (self.addresses, self.addresses6) if network in table
         )
 
 
 class ProgramSpec(NamedTuple):
-    """The process of a service and its files, as its manifest declares them."""
+    """What a manifest declares about the process of a service and the files that it uses."""
 
     rootfs: str | None  # path relative to the package
     entrypoint: str
@@ -143,7 +144,7 @@ class ProgramSpec(NamedTuple):
 
 
 class ServiceSpec(NamedTuple):
-    """The content of one manifest with defaults for missing keys, or an attachment's settings."""
+    """The content of a manifest, with defaults for missing keys, or an attachment's settings."""
 
     name: str
     network: NetworkSpec
@@ -154,13 +155,13 @@ class ServiceSpec(NamedTuple):
 
     @property
     def is_front(self) -> bool:
-        """Return whether the service has a service address, and instances that run its process."""
+        """Return whether the service has a service address. Then its instances run the process."""
         return not self.front and self.process is not None and self.process.deploy is not None
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return all names of the service, hostname first. They are unique on its networks. An
-        instance has no names: the names of its service stand for the service address.
+        """Return all names of the service that can be resolved on its networks, hostname first. An
+        instance has no names: the names of its service resolve to the service address.
         """
         if self.front:
             return ()
@@ -168,15 +169,14 @@ class ServiceSpec(NamedTuple):
 
     @property
     def program(self) -> ProgramSpec:
-        """Return the process of a spec that was made from a manifest."""
+        """Return ``process``, for a spec of a manifest. An attachment's spec has no process."""
         assert self.process is not None, f"{self.name} is an attachment"
         return self.process
 
     def instance(self, number: int) -> ServiceSpec:
-        """Return the spec of one instance of this service, with the name ``NAME.NUMBER``.
-
-        The instance has no static addresses, aliases and published ports. Its policy also allows
-        the service itself, which means all instances: an instance that connects to the service
+        """Return the spec of one instance of this service, with the name ``NAME.NUMBER``. The
+        instance has no static addresses, aliases and published ports. Its policy also allows the
+        service itself, which means all of its instances: an instance that connects to the service
         address may reach any of them.
         """
         policy = self.network.policy
@@ -201,7 +201,7 @@ class ServiceSpec(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """The identity of a file of the host (stat(2)) at the time when a service was activated."""
+    """What identifies a file of the host (stat(2)), as recorded when a service was activated."""
 
     device: int
     inode: int  # the inode number of a folder; 0 for any other file
@@ -209,7 +209,7 @@ class Identity(NamedTuple):
 
 
 class MountedVolume(NamedTuple):
-    """One volume of a process, with the path that is mounted."""
+    """One volume of a process, with the host path that is mounted."""
 
     name: str
     mount: str  # the mount point from the manifest
@@ -221,7 +221,7 @@ class MountedVolume(NamedTuple):
 
 
 class Secret(NamedTuple):
-    """One secret of a process: a file of the host, whose content is read at each start."""
+    """A secret of a process: a file of the host, whose content is read at each start."""
 
     name: str  # the name of the file in /run/secrets
     source: str  # a path on the host
@@ -230,7 +230,7 @@ class Secret(NamedTuple):
 
 
 class ProcessSpec(NamedTuple):
-    """All that is needed to start the process of an active service. Host paths are absolute."""
+    """All values that are needed to start an active service's process. Host paths are absolute."""
 
     service: str
     state_id: str
@@ -293,7 +293,7 @@ HIDING = ("/", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/var")
 
 
 def taken(path: str) -> str | None:
-    """Return why nothing can be mounted at a path inside a service, or None if it is possible."""
+    """Return why nothing can be mounted at a path inside a service, or None if it can."""
     for own in TAKEN:
         if path == own or path.startswith(f"{own}/"):
             return f"{own} is niso's"

@@ -1,8 +1,8 @@
-"""Find free addresses, prefixes and gateways in subnets, and check requested ones. Pure.
+"""Find free addresses and prefixes for networks, and check subnets that a user requests. Pure.
 
 `niso.store.service_rows.lease` chooses the address that is reserved for a service. An address is
-handled as its number within its subnet (0 is the network address), so that IPv4 and IPv6 work
-alike.
+represented by its number within its subnet (0 is the network address), so that IPv4 and IPv6 use
+the same code.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ DEFAULT_POOL = "10.99.0.0/16"
 
 
 def unique_local(state_id: str) -> ipaddress.IPv6Network:
-    """Return the /48 prefix of this state folder's IPv6 subnets: fd, then 40 bits from the state
-    id. Prefixes of different hosts rarely clash (RFC 4193, 3.2.2).
+    """Return the /48 prefix from which this state folder takes IPv6 subnets: fd, then 40 bits
+    derived from the state id. Prefixes of different hosts are rarely equal (RFC 4193, 3.2.2).
     """
     global_id = sha256(f"{state_id}/RFC 4193".encode()).digest()[:5]
     return ipaddress.IPv6Network((bytes([0xFD]) + global_id + bytes(10), 48))
 
 
 def last(subnet: Network | Prefix) -> int:
-    """Return the highest number that a service's address can have within a subnet. The highest
-    address of an IPv4 subnet is excluded, because it is the broadcast address (RFC 919).
+    """Return the number of the last address in a subnet that a service can have. In an IPv4 subnet
+    it is not the highest address, which is the broadcast address (RFC 919).
     """
     return subnet.num_addresses - (2 if subnet.version == 4 else 1)
 
 
 def first_free(subnet: Network | Prefix, gateway: int, used: Iterable[int]) -> int | None:
-    """Return the lowest number in a subnet that a new service can have, or None if the subnet is
-    full. ``used`` are the numbers in use, ascending. Network, gateway and broadcast address are
-    never free.
+    """Return the lowest number of an address in a subnet that is free for a service, or None if the
+    subnet is full. ``used`` are the numbers in use, ascending. Network, gateway and broadcast
+    address are never free.
     """
     candidate = 1
     for number in used:
@@ -59,7 +59,9 @@ def first_free(subnet: Network | Prefix, gateway: int, used: Iterable[int]) -> i
 
 
 def refusal(subnet: Network | Prefix, gateway: int, number: int) -> str | None:
-    """Return why a service cannot have the address with this number in a subnet, or None."""
+    """Return why a service cannot have an address of a subnet, or None if it can. ``number`` is the
+    number of the address in the subnet.
+    """
     if number == 0:
         return "it is the address of the network itself"
     if number == gateway:
@@ -73,7 +75,7 @@ def free_prefix(
     pool: Network, length: int, taken: Iterable[Network], kept: Network | None = None
 ) -> Network | None:
     """Return the lowest prefix of a given length in ``pool`` that overlaps none of ``taken`` and
-    ``kept``. Returns None if there is no such prefix.
+    does not overlap ``kept``. Returns None if there is no such prefix.
     """
     size = 1 << (pool.max_prefixlen - length)
     every = [net for net in taken if net.version == pool.version]
@@ -113,12 +115,12 @@ EXAMPLES = ("a prefix like 10.99.1.0/24", "a prefix like fd12:3456:789a:1::/64")
 
 
 def parse_subnet(text: str) -> Network:
-    """Parse a subnet from user input. Raises UsageError if the subnet is invalid.
+    """Parse a subnet that a user has entered. Raises UsageError if the subnet is invalid.
 
-    IPv6 subnets are global unicast or unique local prefixes from /48 (a site, RFC 6177) to /126,
-    the longest with room for a service next to the bridge, because the subnet's own address is the
-    routers' anycast address (RFC 4291, 2.6.1). Lengths other than /64 work because no service
-    configures its own address (SLAAC).
+    An IPv6 subnet is a global unicast or unique local prefix. Its length is /48 (a site, RFC 6177)
+    to /126. A /127 has no room for a service in addition to the bridge, because the subnet's own
+    address is the routers' anycast address (RFC 4291, 2.6.1). Lengths other than /64 work because
+    no service configures its own address (SLAAC).
     """
     key = "--subnet"
     try:
@@ -149,8 +151,8 @@ def parse_subnet(text: str) -> Network:
 
 
 class NetworkRequest(NamedTuple):
-    """A request for a new network, with at most one subnet of each address family. Without
-    ``subnets``, niso chooses a free /24.
+    """A request to create a network, with at most one subnet of each IP version. If ``subnets`` is
+    empty, niso chooses a free /24.
     """
 
     name: str
@@ -165,8 +167,8 @@ class NetworkRequest(NamedTuple):
 
     @property
     def nets(self) -> list[Network]:
-        """Return the subnets that the request names, IPv4 first. Raises UsageError for two subnets
-        of one family, and for an IPv6 subnet if ``ipv6`` requests that niso chooses it.
+        """Return the requested subnets, IPv4 first. Raises UsageError if two subnets have the same
+        IP version, or if an IPv6 subnet is given although ``ipv6`` requests that niso chooses it.
         """
         nets = sorted(map(parse_subnet, self.subnets), key=lambda net: net.version)
         for one, other in pairwise(nets):
@@ -187,7 +189,7 @@ class NetworkRequest(NamedTuple):
 
 
 def check(request: NetworkRequest) -> None:
-    """Raise UsageError if a request is invalid, whatever networks and routes the host has."""
+    """Raise UsageError if a request is invalid, whatever networks and routes this host has."""
     nets, least = request.nets, MIN_MTUS[max(request.families)]
     for net in nets:
         if net.is_global and not request.allow_public:
@@ -205,7 +207,7 @@ def check(request: NetworkRequest) -> None:
 
 
 def _gateways(nets: Sequence[Network], texts: Sequence[str]) -> dict[int, str]:
-    """Return the requested gateways by address family, in canonical notation. Raises UsageError."""
+    """Return the requested gateways by IP version, in canonical notation. Raises UsageError."""
     gateways: dict[int, str] = {}
     for text in texts:
         hint = f"an address of {' or '.join(map(str, nets))}"
@@ -231,8 +233,8 @@ def _gateway(text: str, hint: str) -> ipaddress.IPv4Address | ipaddress.IPv6Addr
 
 
 def require_same(present: records.NetworkRecord, request: NetworkRequest, where: str = "") -> None:
-    """Raise Conflict unless an existing network, ``present``, is as requested. In the message,
-    ``where`` follows "already exists".
+    """Raise Conflict if an existing network, ``present``, differs from the requested one. In the
+    error message, ``where`` follows "already exists".
     """
     there = {subnet.family: subnet for subnet in present.subnets}
     nets = [ipaddress.ip_network(subnet.cidr) for subnet in present.subnets]

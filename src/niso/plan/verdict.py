@@ -1,10 +1,10 @@
 """Decide whether a packet passes, and name the manifest line or the default that decides. Pure.
 
 Three checks must pass: the path (docs/design/packet.md), the egress policy of the sending service,
-and the ingress policy of the receiving one. The rules in the kernel (`niso.plan.policy_elements`)
-are derived from the same policies independently of this module, and tests compare the two. Only the
-first packet of a flow is evaluated. Later packets of the flow, its replies, and ICMP errors about
-it pass without an evaluation.
+and the ingress policy of the receiving service. The rules in the kernel are derived from the same
+policies by other code (`niso.plan.policy_elements`), and tests compare the two. Only the first
+packet of a flow is evaluated. Later packets of the flow, its replies, and ICMP errors about it pass
+without an evaluation.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ class Party(NamedTuple):
 
 
 class Reason(NamedTuple):
-    """The result of one check of a packet, and the reason for the result.
-
-    ``service``, ``key`` and ``text`` are the manifest entry that decides, if there is one. With
+    """The result of one check of a packet (path, egress or ingress), and the reason for the result.
+    ``service``, ``key`` and ``text`` identify the manifest entry that decides, or are "". With
     ``audits``, the entry would deny the packet, but its policy is in its audit period.
     """
 
@@ -52,8 +51,8 @@ class Reason(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The verdict on a packet. It passes if ``path``, ``egress`` and ``ingress`` all pass.
-    ``destination`` and ``port`` are those after DNAT of a published port.
+    """The verdict on a packet. The packet passes if ``path``, ``egress`` and ``ingress`` all pass.
+    If the packet is sent to a published port, ``destination`` and ``port`` are those after DNAT.
     """
 
     passes: bool
@@ -69,14 +68,14 @@ class Verdict(NamedTuple):
 
     @property
     def receiver(self) -> Party:
-        """Return the party that gets the packet, an instance if the destination is a service
-        address.
+        """Return the receiver of the packet. If the destination is a service address, the receiver
+        is an instance of the service.
         """
         return self.instances[0] if self.instances else self.destination
 
     @property
     def dropped_by(self) -> Reason | None:
-        """Return the first check that drops the packet, in the kernel's order, or None."""
+        """Return the first check, in the kernel's order, that drops the packet, or None."""
         checks = (self.path, self.egress, self.ingress)
         return next((reason for reason in checks if not reason.passes), None)
 
@@ -89,15 +88,15 @@ def decide(
     proto: str,
     own_port: int | None = None,
 ) -> Verdict:
-    """Return the verdict on a packet with these addresses, port and protocol, as the sender sends
-    it.
+    """Return the verdict on a packet, given by addresses, port and protocol before any NAT.
 
-    ``destination`` and ``port`` may be those of a published port. ``proto`` is tcp, udp or sctp,
-    which have a port, or icmp (for both families) or another protocol, which have none. A broadcast
-    or multicast packet is evaluated for the services that could receive it; the host receives every
-    such packet that egress allows. ``own_port`` is the source port. It decides which instance of a
-    service with a service address gets the packet, and is None if any instance may get it. Raises
-    ValueError for an invalid address, and for a port that does not fit the protocol.
+    ``destination`` and ``port`` may be those of a published port. ``proto`` is one of tcp, udp and
+    sctp, which have a port, or another protocol without ports; icmp means ICMP of both IP versions.
+    A broadcast or multicast packet is evaluated for the services that could receive it; the host
+    receives every such packet that egress allows. ``own_port`` is the source port. It decides which
+    instance of a service with a service address gets the packet. If ``own_port`` is None, any
+    instance may get it. Raises ValueError for an invalid address, and for a port that does not fit
+    the protocol.
     """
     if (port is not None) != (proto in PORTED):
         raise ValueError(f"{proto} with port {port}")
@@ -146,9 +145,8 @@ def _instances(
     own_port: int | None,
     near: bool,
 ) -> tuple[Party, ...]:
-    """Return the instances of the receiver that may get a packet, if it has a service address.
-
-    ``near`` is as for `_serving`.
+    """Return the instances that may receive a packet to a service address, or () if the receiver
+    has no service address. ``near`` is as for `_serving`.
     """
     serving, family = _serving(context, receiver[0], near) if receiver else (), family_of(source)
     if receiver is None or not serving:
@@ -169,10 +167,9 @@ def _instances(
 def _serving(
     context: PolicyContext, known: KnownService, near: bool
 ) -> tuple[tuple[int, str], ...]:
-    """Return the ordinals and names of the instances to which packets to a service may be led.
-
-    With ``near``, the packets are those to a published port or from a program of this host. For a
-    service of this host, they are led only to instances on this host.
+    """Return (ordinal, name) of the instances that receive packets to a service address. With
+    ``near``, the packets are sent to a published port or from a program of this host: they reach
+    only instances on this host if the service is of this host.
     """
     serving = known.serving or ()
     if not near or known.host:
@@ -200,9 +197,9 @@ def _stands_for(
 def evaluate(
     context: PolicyContext, source: str, destination: str, port: int | None, proto: str
 ) -> tuple[Reason, Reason]:
-    """Return the results of the sender's egress policy and the receiver's ingress policy for an
-    open flow, with the addresses after NAT. A service may always reach itself, even if NAT has
-    replaced its source address by its gateway's.
+    """Evaluate the sender's egress policy and the receiver's ingress policy for an open flow, and
+    return both results. Addresses are those after NAT. A service may always reach itself, even if
+    NAT has replaced its source address by its gateway's.
     """
     sender, receiver = holder_of(context, source), holder_of(context, destination)
     if sender is not None and receiver is not None and sender[0].name == receiver[0].name:
@@ -215,8 +212,9 @@ def evaluate(
 def matches(
     entry: Entry, context: PolicyContext, address: str, port: int | None, proto: str
 ) -> bool:
-    """Return whether a policy entry matches a peer. ``address`` is the peer's, in canonical form.
-    ``port`` is the service's for an ingress entry, and the peer's for an egress entry.
+    """Return whether a policy entry matches a peer's address, in canonical form, and a protocol and
+    port. ``port`` is a port of the service for an ingress entry, and of the peer for an egress
+    entry.
     """
     if entry.proto not in ("", proto):
         return False
@@ -258,7 +256,7 @@ def _ingress(
 
 def _said(known: KnownService, reason: Reason) -> Reason:
     """Return the result of a service's policy, adjusted for its audit period. The policy of another
-    host's service is enforced on that host, and evaluated here as that host has published it.
+    host's service is enforced on that host. Here it is evaluated as the host has published it.
     """
     if known.host and not known.heard:
         return Reason(True, f"{known.host} decides: the policy of {known.name} is not known here")
@@ -279,8 +277,8 @@ def _judge(
     port: int | None,
     proto: str,
 ) -> Reason:
-    """Return the result of a service's ingress or egress policy for a peer. Deny entries have
-    precedence. If there is an allow list, peers that it does not match are denied.
+    """Evaluate a service's ingress or egress policy for a peer. Deny entries have precedence over
+    allow entries. If there is an allow list, peers that it does not match are denied.
     """
     service, policy = known.owner, known.policy
     if ingress:
@@ -310,7 +308,7 @@ _drop, _accept = functools.partial(Reason, False), functools.partial(Reason, Tru
 
 
 class _Packet(NamedTuple):
-    """A packet and its sender. ``entered`` is the first network that the packet enters, or ""."""
+    """A packet and its sender. ``entered`` is the network on which the sender sends it, or ""."""
 
     source: str
     destination: str
@@ -325,8 +323,8 @@ class _Packet(NamedTuple):
 def _path(
     context: PolicyContext, source: str, destination: str, port: int | None, proto: str
 ) -> tuple[Reason, str, int | None, bool]:
-    """Return the result of the path, without regard to policies: (reason, address and port after
-    DNAT, whether a service sends to itself). No policy can forbid a service to send to itself.
+    """Check the path of a packet, without policies. Returns (result, address and port after DNAT,
+    whether a service sends to itself). Policies do not apply to a service that sends to itself.
     """
     to, from_host = ipaddress.ip_address(destination), is_host(context, source)
     sender, entered = holder_of(context, source) or (None, "")
@@ -370,7 +368,7 @@ def _path(
 
 
 def _before_dnat(context: PolicyContext, packet: _Packet) -> Reason | None:
-    """Return the result for a packet that is decided before DNAT, or None for other packets."""
+    """Return the verdict if a check that comes before DNAT decides, otherwise None."""
     source, destination, to, _, _, sender, entered, from_host = packet
     if ipaddress.ip_address(source).version != to.version:
         return _drop("IPv4 and IPv6 addresses cannot reach each other")
@@ -411,8 +409,9 @@ def _before_dnat(context: PolicyContext, packet: _Packet) -> Reason | None:
 def is_name_server_elsewhere(
     context: PolicyContext, destination: str, port: int | None, proto: str, entered: str
 ) -> bool:
-    """Return whether a packet is for the name server on another network than the sender's. A name
-    server may reveal names of its own network, as Podman's aardvark-dns does.
+    """Return whether a packet is sent to a name server on another network than its sender's. Such
+    packets are dropped, because a name server may reveal names of its own network, as Podman's
+    aardvark-dns does.
     """
     if port != 53 or proto not in ("tcp", "udp") or not entered:
         return False
@@ -424,7 +423,7 @@ def is_name_server_elsewhere(
 def _to_service(
     context: PolicyContext, packet: _Packet, known: KnownService, network: str
 ) -> Reason:
-    """Return the result of the path for a packet to a service's own address."""
+    """Check the path of a packet to an address of a service."""
     sender, entered = packet.sender, packet.entered
     if not known.active:
         return _drop(f"{known.name} is not active")
@@ -464,7 +463,7 @@ def _on_host(known: KnownService) -> str:
 
 
 def _outwards(context: PolicyContext, packet: _Packet) -> Reason:
-    """Return the result of the path for a packet to an address outside host and networks."""
+    """Check the path of a packet to an address that neither the host nor a network of niso has."""
     to = packet.to
     if not packet.sender:
         both = (ipaddress.ip_address(packet.source), to)
@@ -498,13 +497,13 @@ def _stays(network: str) -> str:
 def _published(
     context: PolicyContext, to: Address, port: int | None, proto: str, entered: str
 ) -> tuple[KnownService, str, str, int, str] | None:
-    """Return the address of a service to which a published port of a host address leads, or None.
+    """Return the service and address to which a published port of a host address leads, or None.
 
-    The result is (service, network, address, port, owner). The owner is the service that published
-    the port, if that is another service in the same namespace, or "". A client on a network of the
-    service (``entered``) is led to the service's address on this network, other clients to the
-    address on its primary network. A port published on one host address has precedence over all
-    addresses.
+    The result is (service, network, address, port, owner). If another service in the same namespace
+    published the port, the owner is that service, otherwise "". A client on a network of the
+    service (``entered``) is sent to the service's address on this network, other clients to the
+    address on its primary network. A port that is published on one host address has precedence over
+    a port that is published on all.
     """
     if port is None or (to.version == 6 and to.is_loopback):
         return None
@@ -538,7 +537,7 @@ def _published(
 
 
 def _leaves_by(context: PolicyContext, known: KnownService, to: Address) -> str | None:
-    """Return the network through which a service sends to an address, or None without a route."""
+    """Return the network by which a service sends to an address, or None without a route."""
     for endpoint in known.endpoints:
         if holds(context.networks[endpoint.network], str(to)):
             return endpoint.network
@@ -553,8 +552,8 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class KnownService(NamedTuple):
-    """A service of the store, as policies see it. Inactive services are included, because their
-    addresses are reserved.
+    """A service with the data that is needed to evaluate policies. Inactive services are included,
+    because their addresses are reserved.
     """
 
     name: str
@@ -574,12 +573,12 @@ class KnownService(NamedTuple):
 
     @property
     def owner(self) -> str:
-        """Return the service that users know: for an instance, the service that it belongs to."""
+        """Return the name that users know: for an instance, the name of its service."""
         return self.front or self.name
 
 
 class PolicyContext(NamedTuple):
-    """The services, networks and addresses on which a verdict depends. Addresses are canonical."""
+    """The services, networks and addresses (in canonical form) on which verdicts depend."""
 
     services: Mapping[str, KnownService]
     networks: Mapping[str, NetworkRecord]
@@ -597,7 +596,7 @@ Holder = tuple[KnownService, str]
 
 
 def holder_of(context: PolicyContext, address: str) -> Holder | None:
-    """Return the service that has an address, with the network of the address, or None."""
+    """Return the service that has an address, and the network of the address, or None."""
     for known in context.services.values():
         for endpoint in known.endpoints:
             if address in endpoint.addresses:
@@ -610,8 +609,8 @@ def addresses_of(known: KnownService) -> tuple[str, ...]:
 
 
 def is_host(context: PolicyContext, address: str) -> bool:
-    """Return whether an address is one of the host's, including 127.0.0.0/8 and ::1. A service has
-    loopback addresses too: callers first handle a service that sends to itself.
+    """Return whether the host has an address. Loopback addresses count as the host's, so callers
+    must first handle a service that sends to its own loopback address.
     """
     is_gateway = any(address in gateways(network) for network in context.networks.values())
     return address in context.host or is_gateway or parsed(address).is_loopback
@@ -627,8 +626,8 @@ def network_of(context: PolicyContext, address: str) -> NetworkRecord | None:
 
 
 def is_for_services(context: PolicyContext, address: str) -> bool:
-    """Return whether only services can have an address, because it is or was in a network of niso.
-    Former networks are recognised by the prefixes from which niso takes subnets.
+    """Return whether only services can have an address, because the address is or was in a network
+    of niso. Former networks are recognised by the prefixes from which niso takes subnets.
     """
     number = parsed(address)
     in_pool = any(within(number, prefix) for prefix in context.pools)
@@ -636,7 +635,7 @@ def is_for_services(context: PolicyContext, address: str) -> bool:
 
 
 def holds(network: NetworkRecord, address: str) -> bool:
-    """Return whether a subnet of the network contains the address."""
+    """Return whether one of the network's subnets contains an address."""
     number = parsed(address)
     return any(within(number, subnet.cidr) for subnet in network.subnets)
 
@@ -647,7 +646,7 @@ _network = functools.lru_cache(1024)(ipaddress.ip_network)
 
 
 def within(address: Address, prefix: str) -> bool:
-    """Return whether a prefix contains an address. The result is False if their families differ."""
+    """Return whether a prefix contains an address, which is False if their IP versions differ."""
     return address in _network(prefix)
 
 
@@ -666,8 +665,7 @@ def is_broadcast(context: PolicyContext, to: Address) -> bool:
 
 def _is_for_all(prefix: str, to: Address) -> bool:
     """Return whether an address is the broadcast address or the routers' anycast address of a
-    prefix of the host's links (RFC 919; RFC 4291, 2.6.1). A prefix of two addresses has neither
-    (RFC 3021, RFC 6164).
+    prefix (RFC 919; RFC 4291, 2.6.1). A prefix with two addresses has neither (RFC 3021, RFC 6164).
     """
     network = _network(prefix)
     return network.num_addresses > 2 and str(to) == str(network[-1 if network.version == 4 else 0])

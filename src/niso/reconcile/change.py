@@ -1,8 +1,8 @@
 """Change the rows of the store and the kernel together; compare and repair the kernel's state.
 
-All commands that change rows and kernel use the context manager `change`. It also deletes the flows
-that are no longer allowed after the change. Commands, repair and recovery after a crash run this
-code with different scopes. Only this module compares the desired state of the kernel with the
+All commands that change both use the context manager `change`. It also deletes the flows that are
+no longer allowed after the change. Commands, repair and recovery after a crash use this code for
+different sets of services. Only this module compares the desired state of the kernel with the
 actual state.
 """
 
@@ -56,15 +56,15 @@ class change:
     end of the block, the kernel is changed to match the rows, and flows that are no longer allowed
     are deleted.
 
-    By default the kernel is changed within the transaction: if the kernel refuses, or niso is
-    killed, the rows are as before. With ``rows_first``, the rows are committed before the kernel
-    changes. A new object is then recorded even if niso is killed, but if the kernel refuses, the
-    caller must undo the rows. With ``dry_run``, the steps are only reported. ``teardown`` and
-    ``detached`` are as for `carry_out`.
+    By default the kernel is changed within the transaction: if the kernel refuses a step, or niso
+    is killed, the rows are as before. With ``rows_first``, the rows are committed before the kernel
+    is changed. A new object is then recorded even if niso is killed. But if the kernel refuses a
+    step, the caller must undo the rows. With ``dry_run``, the steps are only reported. ``teardown``
+    and ``detached`` are as for `carry_out`.
 
     ``scope`` has the services and networks whose rows and objects are read and changed. It is
-    computed from the rows before the change (`niso.change.scope`). The block may assign its union
-    with the scope after the change.
+    computed from the rows before the change (`niso.change.scope`). In the block, the caller may
+    assign the union of this scope and the scope after the change.
 
     The end of the block raises the errors of `plan` and `carry_out`: KernelError, Conflict,
     ErrorGroup or Error.
@@ -107,11 +107,9 @@ class change:
         return self
 
     def doubt(self, objects: State | None = None) -> None:
-        """Treat ``objects`` as if the kernel had them before the change, because an interrupted
-        command may have created them.
-
-        Without ``objects``, these are the objects that the rows require at the time of the call,
-        but did not at the beginning of the block.
+        """Treat objects as if the kernel had them before the change, because an interrupted command
+        may have created them. If ``objects`` is None, they are the objects that the rows require at
+        the time of the call, but did not require at the beginning of the block.
         """
         if objects is None:
             snapshot, now = wanted_now(self._kernel, self._store, self.scope)
@@ -140,8 +138,8 @@ class change:
             self._carry_out(planned)
 
     def _planned(self) -> Plan:
-        """Return the plan, and report its steps in a dry run. Raises Conflict if an object of
-        another program has a name that niso needs.
+        """Compute the plan. In a dry run, report its steps. Raises Conflict if an object of another
+        program has a name that niso needs.
         """
         kernel, store, before = self._kernel, self._store, self._before | self._doubt
         planned = plan(kernel, store, self.scope, before, trusting=not self._dry_run)
@@ -157,7 +155,6 @@ class change:
         return planned
 
     def _carry_out(self, planned: Plan) -> None:
-        """Execute the plan, and delete the flows that are no longer allowed."""
         kernel, store, before, after = self._kernel, self._store, self._before, planned.every
         if before[Bridge] != after[Bridge]:
             ended_flows.introduce(kernel, store, before, after)
@@ -170,7 +167,7 @@ class change:
             host_settings.forget(store)
 
     def _end_flows(self, before: State, after: State) -> None:
-        """Delete the flows that the desired state ``before`` allowed and ``after`` does not.
+        """Delete the flows that the desired state ``before`` allowed and ``after`` does not allow.
         Policies are evaluated last, since flows that are already deleted need no verdict.
         """
         kernel = self._kernel
@@ -194,8 +191,9 @@ class change:
             kernel.clear_unfinished(space)
 
     def _ports_of_ended(self, kept: set[str]) -> list[PortMapping]:
-        """Return the published ports of services that are deactivated while their namespace stays,
-        because other services run in it. ``kept`` are all addresses of services after the change.
+        """Return the published ports of services that are deactivated although their namespace
+        stays, because other services run in it. ``kept`` are all addresses of services after the
+        change.
         """
         active = {service.name for service in self._snapshots[-1].services}
         return [
@@ -207,9 +205,9 @@ class change:
         ]
 
     def _is_of_names_alone(self) -> bool:
-        """Return whether policies change only because DNS returned other addresses for their names.
-        Open connections then stay, unless a network of niso now contains a former address of a
-        name.
+        """Return whether policies differ only because DNS returned other addresses for their names.
+        In this case open connections stay. The result is False if a network of niso now contains a
+        former address of such a name.
         """
         others, outside = [], []
         for snapshot in self._snapshots:
@@ -225,13 +223,12 @@ class change:
 
 
 def _own(state: State) -> set[tuple[str, str]]:
-    """Return pairs (namespace, address) for the addresses of this host's services."""
     return {(a.netns, a.address.partition("/")[0]) for a in state[Address] if a.netns}
 
 
 def _holders(state: State) -> set[tuple[str, str]]:
-    """Return pairs that identify the service that has an address: (namespace, address) for services
-    of this host, and (MAC, address) for services of other hosts.
+    """Return the owners of addresses, as pairs: (namespace, address) for services of this host, and
+    (MAC, address) for services of other hosts.
     """
     own = _own(state)
     here = {address for _, address in own}
@@ -272,10 +269,10 @@ def plan(
     """Compute the steps that change the kernel to match the rows of ``scope``. Nothing is changed.
 
     ``before`` is the desired state before the change, whose objects may have to be deleted. With
-    ``trusting``, nftables map elements that are new in the store are assumed to be missing in the
-    kernel, which refuses an element that exists with another value. ``closed`` are routes and
-    namespaces to leave out, because a step for them has failed. Raises KernelError, and Conflict if
-    an object of another program has a name that niso needs.
+    ``trusting``, elements of nftables maps that are new in the store are not read: they are assumed
+    to be missing in the kernel, which refuses to add an element that exists with another value.
+    ``closed`` are routes and namespaces to leave out, because a step for them has failed. Raises
+    KernelError, and Conflict if an object of another program has a name that niso needs.
     """
     snapshot = store.snapshot(scope)
     every = _desired(kernel, snapshot, before)
@@ -313,12 +310,12 @@ def carry_out(
     teardown: bool = False,
     detached: list[str] | None = None,
 ) -> list[AnyStep]:
-    """Execute a plan that was made with niso's lock, and return the steps that were taken.
+    """Execute a plan, and return the executed steps. The caller must have niso's lock since `plan`.
 
-    With ``teardown``, a failed step does not stop the other steps. With the list ``detached``, veth
-    pairs of deleted namespaces are only detached from their bridges, and their names are added to
-    the list. The caller must pass the list to `delete_detached` after releasing the lock. Raises
-    KernelError, or with ``teardown`` an ErrorGroup.
+    With ``teardown``, a failed step does not stop the other steps. If the list ``detached`` is
+    given, veth pairs of deleted namespaces are only detached from their bridges, and their names
+    are added to the list. The caller must pass the list to `delete_detached` after releasing the
+    lock. Raises KernelError. With ``teardown``, raises ErrorGroup instead.
     """
     steps = _carried_out(kernel, store, planned, report, teardown, detached)
     if store.host_knows():
@@ -388,8 +385,8 @@ def _touched(steps: list[AnyStep], candidates: State) -> State:
 
 
 def _of(want: State, touched: State) -> State:
-    """Return the desired objects to compare with the kernel after ``touched`` objects were changed.
-    They are the desired objects with the same keys, all desired addresses and routes on the same
+    """Return the desired objects to compare with the kernel after the objects ``touched`` were
+    changed: the desired objects with the same keys, all desired addresses and routes on the same
     interfaces, and the nftables tables.
     """
     links = {
@@ -409,12 +406,12 @@ def _of(want: State, touched: State) -> State:
 
 
 def _left(want: State, candidates: State, have: State) -> list[AnyStep]:
-    """Return the steps that are still needed if a change has led to the kernel's state ``have``."""
+    """Return the steps that are still missing after a change led to the state ``have``."""
     return diff(want, State.of_kinds(lambda kind: kind.to_verify(have, want, candidates)))
 
 
 def wanted_now(kernel: Kernel, store: Store, scope: Scope) -> tuple[Snapshot, State]:
-    """Return the rows of a scope, and the state of the kernel that they require."""
+    """Return the rows of a scope, and the desired state of the kernel for these rows."""
     snapshot = store.snapshot(scope)
     return snapshot, _desired(kernel, snapshot)
 
@@ -424,8 +421,8 @@ def desired_now(kernel: Kernel, store: Store, scope: Scope) -> State:
 
 
 def _desired(kernel: Kernel, snapshot: Snapshot, before: State | None = None) -> State:
-    """Return the desired state, without objects that this kernel does not support, such as unknown
-    sysctls. Raises Error if rows are missing that other rows refer to.
+    """Return the desired state without objects that this kernel does not support, such as unknown
+    sysctls. Raises Error if rows refer to rows that are missing.
     """
     try:
         want = desired(snapshot)
@@ -437,8 +434,8 @@ def _desired(kernel: Kernel, snapshot: Snapshot, before: State | None = None) ->
 
 def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
     """Return the desired state without the namespaces of attachments that no longer exist, and the
-    names of these namespaces. nftables elements for addresses in them stay, because the addresses
-    belong to the attachment until it is deleted.
+    names of these namespaces. nftables elements for addresses in them stay in the state, because
+    the addresses belong to the attachment until it is deleted.
     """
     ended = frozenset(
         named.name for named in want[NetnsName] if kernel.cookie_at(named.target) != named.cookie
@@ -447,17 +444,17 @@ def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
 
 
 def _without(state: State, every: State, ended: frozenset[str]) -> State:
-    """Return a state without the objects in ``ended``, namespaces that no longer exist. ``every``
+    """Return ``state`` without the objects in namespaces that no longer exist, ``ended``. ``every``
     is a state that contains these objects.
     """
     return state.without(State(obj for obj in every if _in(obj, ended))) if ended else state
 
 
 def _occupied(kernel: Kernel, want: State, have: State, before: State) -> dict[str, str]:
-    """Return {namespace: interface} for attachments whose container has replaced niso's network
-    interface by its own.
+    """Return {namespace: interface} for attachments in which the container has replaced niso's
+    network interface by another one.
 
-    A container with the capability NET_ADMIN can do this. Creating niso's veth pair again would
+    A container with the capability NET_ADMIN can do this. To create niso's veth pair again would
     fail at each change of the attachment. Therefore the pair is deleted, and the nftables elements
     for its address stay, as for a namespace that no longer exists.
     """
@@ -488,10 +485,9 @@ _BY_CONTAINER |= {errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ESTALE}  # the 
 
 def _is_of_container(error: KernelError, want: State, before: State) -> bool:
     """Return whether a step failed because a container changed the network of its own namespace.
-
-    A container with NET_ADMIN can, for example, move a route of niso's to another interface. During
-    the first attachment this is an error. A later change must not fail, since it may concern the
-    policy or other services: the veth pair is deleted, and the other steps are executed.
+    For example, a container with NET_ADMIN can move one of niso's routes to another interface.
+    During the first attachment this is an error. A later change must not fail, since it may be
+    about the policy or other services: the veth pair is deleted, and the other steps are executed.
     """
     return (
         error.errno in _BY_CONTAINER
@@ -503,7 +499,7 @@ def _is_of_container(error: KernelError, want: State, before: State) -> bool:
 def _without_container(
     kernel: Kernel, store: Store, planned: Plan, report: Report, error: KernelError
 ) -> list[AnyStep]:
-    """Execute a plan without the objects that a container has made impossible, and warn of them."""
+    """Execute the rest of a plan after a container has made a step fail, and warn the user."""
     report(Caution(*_closed(error)))
     closed = planned.closed | {_culprit(error)}
     again = plan(kernel, store, planned.scope, planned.before, closed=closed)
@@ -511,24 +507,23 @@ def _without_container(
 
 
 def _not_kept(reason: str, hint: str, step: AnyStep) -> KernelError:
-    """Return the error for a step that the kernel acknowledged but that had no effect."""
+    """Return the error for a step that the kernel has acknowledged but that had no effect."""
     error = KernelError(f"{reason}: {step.describe().splitlines()[0]}", hint, errno.ESTALE)
     error.space = step.kind.space(step.obj) if isinstance(step, Step) else ""
     return error
 
 
 def _culprit(error: KernelError) -> object:
-    """Return what the change leaves out when it is tried again, after a container made it fail.
-
-    This is the container's whole namespace (a name), or only one route (an object) if a program in
-    the container, such as a VPN, has set the same route.
+    """Return what to leave out of the second attempt after a container has made a step fail. If a
+    program in the container, such as a VPN, has set the same route, only this route (an object) is
+    left out, otherwise the whole namespace (a name).
     """
     is_route = isinstance(error.obj, Route) and error.errno == errno.EEXIST
     return error.obj if is_route else error.space
 
 
 def _closed(error: KernelError) -> tuple[str, tuple[str, ...]]:
-    """Return the warning about an attachment in which a step has failed, and hints for the user."""
+    """Return a warning and hints for the user about an attachment in which a step has failed."""
     is_route = error.obj is not None and _culprit(error) is error.obj
     what = "keeps a route of its own" if is_route else "has no network now"
     hint = "take away what is in its place there, then niso net repair"
@@ -536,8 +531,9 @@ def _closed(error: KernelError) -> tuple[str, tuple[str, ...]]:
 
 
 def _outside(state: State, spaces: Container[object], but: type | None = None) -> State:
-    """Return a state without some namespaces and the objects in them. ``spaces`` contains names of
-    namespaces, and may contain single objects to leave out. Objects of the type ``but`` stay.
+    """Return a state without some namespaces and the objects in them. ``spaces`` are the names of
+    the namespaces. It may also contain single objects to leave out. Objects of the type ``but``
+    stay.
     """
     return State(
         obj
@@ -551,10 +547,10 @@ def compare(
 ) -> tuple[list[AnyStep], State, State, Foreign]:
     """Compare all of niso's objects in the kernel with the rows of the store. Nothing is changed.
 
-    Returns the steps that a repair would take, the desired state, the actual state, and the
-    conflicts: other programs' objects with names that niso needs. Neither state contains these
-    objects or what depends on them. ``closed`` maps the objects to leave out, as in `plan`, to the
-    error of each.
+    Returns the steps that a repair would execute, the desired state, the actual state, and the
+    conflicts. A conflict is an object of another program with a name that niso needs. Neither state
+    contains these objects and the objects that depend on them. ``closed`` maps objects that are
+    left out, as in `plan`, to their errors.
     """
     foreign: Foreign = {}
     every = desired_now(kernel, store, ALL)
@@ -585,8 +581,8 @@ def _read_again(
     have: State,
     closed: Mapping[object, KernelError],
 ) -> State:
-    """Return the state of the kernel after the steps of a repair. ``have`` is the state before
-    them. If only nftables rules and elements changed, only these are read again.
+    """Return the state of the kernel after a repair. ``have`` is the state before the repair. If
+    the steps changed only nftables rules and elements, only these are read again.
     """
     if not all(step.kind.is_transactional for step in steps):
         return compare(kernel, store, closed)[2]
@@ -601,11 +597,10 @@ def _in(obj: KernelObject, spaces: Container[object]) -> bool:
 
 
 def repair(kernel: Kernel, store: Store, report: Report = silent) -> list[AnyStep]:
-    """Repair all differences that `compare` finds, and return the steps that were taken.
-
-    A second call takes no step. The caller must have niso's lock. Raises KernelError. If other
-    programs' objects have names that niso needs, all other repairs are made first, and then an
-    ErrorGroup with a Conflict for each of these objects is raised.
+    """Repair all differences that `compare` finds, and return the executed steps. A second call
+    executes no step. The caller must have niso's lock. Raises KernelError. If objects of other
+    programs have names that niso needs, everything else is repaired first. Then an ErrorGroup with
+    a Conflict for each of these objects is raised.
     """
     closed: dict[object, KernelError] = {}
     while True:

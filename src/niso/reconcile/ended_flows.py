@@ -1,13 +1,13 @@
 """Delete the flows that a change of ports or policies no longer allows.
 
-Connection tracking consults NAT rules only for the first packet of a flow. If a datagram arrives
+Connection tracking applies NAT rules only to the first packet of a flow. If a datagram arrives
 while niso's rules are missing, its flow is recorded without NAT. If a datagram arrives before the
 target of a published port changes, its flow is recorded with the old target. If such a flow were
-not deleted, further packets of the client would go to the wrong address for as long as the client
-sends.
+not deleted, further packets of the client would be sent to the wrong address as long as the client
+does not stop sending.
 
 When a change enables connection tracking on a bridge, this module adds the open connections to
-connection tracking. Otherwise they would be interrupted.
+connection tracking. Otherwise these connections would be interrupted.
 """
 
 from __future__ import annotations
@@ -46,9 +46,8 @@ NO_STATE = State()
 
 
 def clear(kernel: Kernel, want: State) -> int:
-    """Delete the tracked flows whose NAT differs from the NAT that the desired state requires.
-
-    ``want`` is the desired state of all services. Returns the number of deleted flows. TCP flows in
+    """Delete the tracked flows whose NAT differs from the NAT that the desired state requires, and
+    return the number of deleted flows. ``want`` is the desired state of all services. TCP flows in
     which both ends have sent packets stay, because their server has answered. The search is
     repeated, because packets in transit may create new flows. Raises KernelError.
     """
@@ -63,9 +62,9 @@ def clear(kernel: Kernel, want: State) -> int:
 
 
 def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
-    """Return a function that decides whether a flow must be deleted. The function returns True for
-    a flow that lacks the NAT required by the rules, and for a flow that uses a port of the host
-    that is now published. ``own`` are the host's addresses.
+    """Return a function that decides whether a flow must be deleted: because it lacks the NAT that
+    the rules require, or because it uses a port of the host that is now published. ``own`` are the
+    host's addresses.
     """
     targets = _targets(want)
     subnets = [
@@ -102,8 +101,8 @@ def _within(address: str, subnets: Iterable[Net]) -> bool:
 
 def _targets(want: State) -> Callable[[str, str, int | None], set[str]]:
     """Return a function that finds the addresses to which a published port is translated. Its
-    arguments are a protocol, an address of the host, and a port. It returns the addresses of
-    services that have the same family as the host's address.
+    arguments are a protocol, an address of the host, and a port. The addresses that it returns have
+    the same IP version as the host's address.
     """
     single: dict[tuple[str, str, int], set[str]] = {}  # by the host's address or "", protocol, port
     ranges: list[tuple[str, str, int, int, str]] = []
@@ -144,11 +143,10 @@ def _targets(want: State) -> Callable[[str, str, int | None], set[str]]:
 def flush_changed_ports(
     kernel: Kernel, before: State, after: State, doubt: State = NO_STATE
 ) -> None:
-    """Delete the flows of published ports that a change adds, removes or moves.
-
-    ``before`` and ``after`` are desired states. All ports in ``doubt`` count as changed. Open TCP
-    connections stay. Other flows may have an entry without NAT, from a packet that was sent while
-    the port was not published.
+    """Delete the flows to published ports that a change adds, removes or moves. ``before`` and
+    ``after`` are desired states. All ports in ``doubt`` count as changed. Open TCP connections
+    stay. Other flows may have been recorded without NAT, because a packet was sent while the port
+    was not published.
     """
     changed = {
         element.fields[-2:]
@@ -161,11 +159,9 @@ def flush_changed_ports(
 
 def end_datagrams(kernel: Kernel, before: State, after: State) -> None:
     """Delete the UDP flows to instances that no longer receive connections to their service
-    address.
-
-    Otherwise connection tracking would send all further datagrams of a client to such an instance.
-    TCP connections stay. If a service address had no instance before, flows to this address are
-    deleted too, because they have no NAT.
+    address. Otherwise connection tracking would send all further datagrams of a client to such an
+    instance. TCP connections stay. If a service address had no instance before, flows to this
+    address are deleted too, because they have no NAT.
     """
     was, now = (
         {(element.fields[0], element.value[0]) for element in state[Element] if is_slot(element)}
@@ -194,10 +190,9 @@ _BRIDGED = {
 
 
 def narrows(before: State, after: State) -> bool:
-    """Return whether a change of policies may deny packets that were allowed before.
-
-    A change may do so if it removes an allowing element or an audit, adds a denying element, or
-    moves an address to another class of addresses. ``before`` and ``after`` are desired states.
+    """Return whether a change of policies may deny packets that were allowed before. A change may
+    do so if it removes an allowing element or an audit, adds a denying element, or moves an address
+    to another class of addresses. ``before`` and ``after`` are desired states.
     """
     was, now = _said(before), _said(after)
     # a class of addresses, whose elements say what is allowed, is a number
@@ -213,7 +208,6 @@ def _audits(state: State) -> set[Atoms]:
 
 
 def _said(state: State) -> set[tuple[Atoms, Atoms]]:
-    """Return pairs (key, value) of the nftables elements of policies, without their comments."""
     return {
         (element.key(), element.value)
         for element in state[Element]
@@ -222,10 +216,9 @@ def _said(state: State) -> set[tuple[Atoms, Atoms]]:
 
 
 def cut(kernel: Kernel, store: Store, services: Iterable[str]) -> int:
-    """Delete the open flows of ``services`` that policies now deny, and return the number of
-    deleted flows.
-
-    The search is repeated, because packets in transit may create new flows. Raises KernelError.
+    """Delete the open flows of services that policies now deny, and return the number of deleted
+    flows. The search is repeated, because packets in transit may create new flows. Raises
+    KernelError.
     """
     addresses = [address for name in services for _, address in store.addresses(name)]
     context: PolicyContext | None = None
@@ -244,7 +237,6 @@ def cut(kernel: Kernel, store: Store, services: Iterable[str]) -> int:
 
 
 def _allowed(context: PolicyContext, flow: Tracked) -> bool:
-    """Return whether the sender's and the receiver's policies allow a flow, published or not."""
     egress, ingress = verdict.evaluate(
         context, flow.source, flow.answers_from, flow.served_port, flow.proto
     )
@@ -253,10 +245,8 @@ def _allowed(context: PolicyContext, flow: Tracked) -> bool:
 
 def introduce(kernel: Kernel, store: Store, before: State, after: State) -> None:
     """Add open TCP connections to connection tracking, for bridges on which a change enables
-    tracking.
-
-    Otherwise the next packet of such a connection would be treated as the first packet of a new
-    flow. ``before`` and ``after`` are desired states. Raises KernelError.
+    connection tracking. Otherwise the next packet of such a connection would be evaluated as the
+    first packet of a new flow. ``before`` and ``after`` are desired states. Raises KernelError.
     """
     was = {bridge.name: bridge for bridge in before[Bridge]}
     changed: set[tuple[str, bool]] = set()  # (bridge, whether it is about IPv6)

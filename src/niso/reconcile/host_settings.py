@@ -1,7 +1,7 @@
 """Set and restore the host's forwarding sysctls; write services' names to the host's hosts file.
 
-IPv4 forwarding has one sysctl. The sysctl for IPv6 forwarding (conf/all/forwarding) also turns each
-network interface into a router: the host then deletes the routes that it has learned from router
+IPv4 forwarding has one sysctl. The sysctl for IPv6 forwarding (conf/all/forwarding) also makes each
+network interface a router: the host then deletes the routes that it has learned from router
 advertisements, and learns no more unless accept_ra is 2. Since Linux 6.17, each interface has the
 sysctl force_forwarding, which enables only the forwarding of packets that arrive on this interface.
 niso sets force_forwarding for each interface, and as the default for new interfaces. niso does not
@@ -38,8 +38,8 @@ FORCE, ACCEPT_RA = "force_forwarding", "accept_ra"
 
 
 def record(kernel: Kernel, store: Store, networks: Iterable[str]) -> None:
-    """Record in the store the host sysctls that niso changes for services on these networks, with
-    their current values. The caller must be in a transaction of the store. Raises KernelError.
+    """Record in the store the current values of the host sysctls that niso will change for services
+    on these networks. The caller must be in a transaction of the store. Raises KernelError.
     """
     before = store.sysctls_before()
     if FORWARDING not in before:
@@ -51,8 +51,8 @@ def record(kernel: Kernel, store: Store, networks: Iterable[str]) -> None:
 def unrecorded(
     kernel: Kernel, store: Store, before: Mapping[str, str], networks: Iterable[str]
 ) -> dict[str, str]:
-    """Return the sysctls that `record` would add to the store, with their current values.
-    ``before`` has the sysctls in the store. Raises KernelError.
+    """Return the host sysctls that `record` would add to the store, with their current values.
+    ``before`` has the sysctls that are in the store. Raises KernelError.
     """
     added = {} if FORWARDING in before else {FORWARDING: kernel.sysctl(FORWARDING) or "0"}
     known = map(store.require_network, networks)
@@ -70,10 +70,8 @@ def unrecorded(
 
 
 def others(kernel: Kernel, store: Store) -> list[str]:
-    """Return the nftables chains to which other programs have added NAT rules since the activation
-    of niso's first service.
-
-    A chain is written as "FAMILY TABLE CHAIN". If the host forwarded IPv4 before niso did, the list
+    """Return the nftables chains to which other programs have added NAT rules since niso's first
+    service was activated, as "FAMILY TABLE CHAIN". If IPv4 forwarding was on before that, the list
     is empty. Raises KernelError.
     """
     if store.sysctls_before().get(FORWARDING) != "0":
@@ -90,10 +88,10 @@ def added_nat(kernel: Kernel, before: Mapping[str, int]) -> list[str]:
 def note_late(kernel: Kernel, store: Store) -> None:
     """Record the sysctls that other programs still need after niso's last service is deactivated.
 
-    If other programs added NAT rules while services were active, IPv4 forwarding is recorded as 1.
-    Network interfaces that appeared in this time have the IPv6 defaults that niso had set; for
-    these interfaces, the defaults without niso are recorded. The caller must be in a transaction of
-    the store, and restores the sysctls afterwards. Raises KernelError.
+    If other programs added NAT rules while services were active, the recorded value of IPv4
+    forwarding becomes 1. Network interfaces that were added in this time got the IPv6 defaults that
+    niso had set; for these interfaces, the defaults without niso are recorded. The caller must be
+    in a transaction of the store, and restores the sysctls afterwards. Raises KernelError.
     """
     if not store.any_active() and others(kernel, store):
         store.clear_sysctls_before(FORWARDING)
@@ -105,9 +103,8 @@ def note_late(kernel: Kernel, store: Store) -> None:
 
 
 def _late(kernel: Kernel, before: dict[str, str]) -> dict[str, str]:
-    """Return the IPv6 sysctls of interfaces that were added while niso's defaults were set. The
-    values are those that the interfaces would have without niso. ``before`` are the recorded
-    sysctls, which are left out.
+    """Return the IPv6 sysctls of interfaces that were added while niso's defaults were set, with
+    the values that they would have without niso. Recorded sysctls, ``before``, are left out.
     """
     late = {}
     for what in (FORCE, ACCEPT_RA):
@@ -121,8 +118,8 @@ def _late(kernel: Kernel, before: dict[str, str]) -> dict[str, str]:
 
 
 def forget(store: Store) -> None:
-    """Delete the recorded values of sysctls that no active service needs. The caller must already
-    have restored these sysctls.
+    """Delete the recorded values of host sysctls that no active service needs any more. The caller
+    must already have restored these sysctls.
     """
     if not store.any_active():
         store.clear_sysctls_before("*")
@@ -132,7 +129,7 @@ def forget(store: Store) -> None:
 
 
 def put_back(kernel: Kernel, store: Store) -> None:
-    """Restore all recorded sysctls, and delete the records. The caller must make sure that no
+    """Restore all recorded host sysctls, and delete the records. The caller must ensure that no
     service is active. Raises KernelError.
     """
     for name, value in to_put_back(kernel, store.sysctls_before()):
@@ -141,8 +138,7 @@ def put_back(kernel: Kernel, store: Store) -> None:
 
 
 def to_put_back(kernel: Kernel, before: dict[str, str]) -> list[tuple[str, str]]:
-    """Return pairs (sysctl, value) of all sysctls to restore, in the order in which to write them.
-
+    """Return the host sysctls to restore, with their values, in the order in which to write them.
     ``before`` maps the recorded sysctls to their values. Sysctls of interfaces that were added
     later are included.
     """
@@ -177,10 +173,9 @@ def _found6(kernel: Kernel) -> dict[str, str]:
 
 
 def wanted(store: Store) -> list[str]:
-    """Return the lines that the host's own hosts file should have.
-
-    Each line has the address of an active service on its first network, and ``NAME.niso.local``.
-    Aliases are left out, because they may mean something else on the host.
+    """Return the lines that niso's block in the host's own hosts file should have. A line has the
+    address of an active service on its first network, and ``NAME.niso.local``. Aliases are left
+    out, because they may mean something else on the host.
     """
     names: dict[str, list[str]] = {}
     for service in store.active_services():
@@ -192,11 +187,9 @@ def wanted(store: Store) -> list[str]:
 
 
 def settle(kernel: Kernel, store: Store, report: Report = silent) -> bool:
-    """Write the names of active services to the host's hosts file, and return whether the file
-    changed.
-
-    An error is only reported as a warning, because services do not depend on this file. The caller
-    must have niso's lock.
+    """Write the names of active services to the host's hosts file. Returns whether the file
+    changed. An error is only reported as a warning, because services do not depend on this file.
+    The caller must have niso's lock.
     """
     try:
         return kernel.write_host_names(store.state_id(), wanted(store))
@@ -207,7 +200,7 @@ def settle(kernel: Kernel, store: Store, report: Report = silent) -> bool:
 
 
 def differs(kernel: Kernel, store: Store) -> str:
-    """Return how the host's hosts file differs from the rows of the store, or "" if it does not."""
+    """Return how niso's block in the host's hosts file differs from the store's rows, or ""."""
     try:
         have = kernel.host_names(store.state_id())
     except KernelError as error:

@@ -1,4 +1,4 @@
-"""Collect the services and networks against which policies are evaluated, and find ended audits.
+"""Collect the services and networks that are needed to evaluate policies, and find ended audits.
 
 These data come from the store and the kernel. During an audit, packets that a policy would deny are
 only recorded. The manifest says when the audit ends.
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 
 
 def read_world(kernel: Kernel, store: Store) -> PolicyContext:
-    """Return the services, networks and addresses against which policies are evaluated. Raises
-    KernelError.
-    """
+    """Read the services, networks and addresses to evaluate policies with. Raises KernelError."""
     services = {}
     now = time.time()
     # in a policy, the name of a service means its instances
@@ -107,13 +105,12 @@ def read_world(kernel: Kernel, store: Store) -> PolicyContext:
 
 
 def audits(policy: Policy, now: float) -> bool:
-    """Return whether a policy has an audit that has not ended at the Unix time ``now``."""
+    """Return whether a policy is in its audit period at ``now``, in seconds since 1970."""
     audit = policy.audit
     return audit is not None and policy_rules.left_s(audit.since, audit.until, now) > 0
 
 
 def _lives(kernel: Kernel, store: Store, name: str) -> bool:
-    """Return whether the namespace of an attachment still exists."""
     if (attached := store.attachments.get(name)) is None:
         return False
     return not attached.netns or kernel.cookie_at(attached.netns) == attached.cookie
@@ -125,10 +122,10 @@ _KEY = "network.policy.audit_until"
 def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
     """Return a policy whose audit has a fixed start and end.
 
-    ``before`` is the service's previous policy, whose audit continues unless the manifest has
-    changed. ``now`` is a Unix time in seconds. Raises InvalidInput if a new audit would last too
-    long. Also raises InvalidInput if its end has passed, because the policy would then drop packets
-    immediately, which its author did not intend.
+    ``before`` is the service's previous policy. Its audit continues, unless the manifest's end of
+    the audit has changed. ``now`` is in seconds since 1970. Raises InvalidInput if a new audit
+    would last too long. Also raises InvalidInput if the end of a new audit has passed, because the
+    policy would then drop packets immediately, which its author did not intend.
     """
     audit = policy.audit
     assert audit is not None
@@ -151,8 +148,8 @@ def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
 
 
 def kept(policy: Policy, store: Store, name: str) -> Policy:
-    """Return a policy with the end of the audit that the store records for the service ``name``. If
-    the record is damaged or is of another audit, the audit has ended.
+    """Return a policy with the audit period that the store has recorded for the service ``name``.
+    If the record is damaged or is of another audit, the audit has ended.
     """
     try:
         held = store.policy(name)
@@ -166,19 +163,19 @@ def kept(policy: Policy, store: Store, name: str) -> Policy:
 
 
 class Term(NamedTuple):
-    """The end of a policy's audit, a Unix time or `NEVER`, and whether the audit still lasts."""
+    """The end of a policy's audit (seconds since 1970, or `NEVER`), and whether it still lasts."""
 
     until: int
     lasts: bool
 
     @property
     def text(self) -> str:
-        """Return the end of the audit in words that can follow "until" in a message."""
+        """Return the end of the audit for a message, as words that can follow "until"."""
         return "the manifest ends it" if self.until == NEVER else local_time_text(self.until)
 
 
 def terms(store: Store) -> dict[str, Term]:
-    """Return the end of each policy's audit by service, including audits that have ended."""
+    """Return the end of each policy's audit, by service. Audits that have ended are included."""
     now = time.time()
     return {
         service: Term(until, policy_rules.left_s(since, until, now) > 0)
@@ -187,6 +184,6 @@ def terms(store: Store) -> dict[str, Term]:
 
 
 def ended(store: Store) -> list[str]:
-    """Return the active services whose audit has ended: their policies must be enforced."""
+    """Return the active services whose audit has ended, so that their policies must be enforced."""
     terms_ = terms(store)
     return [name for name in store.active_services() if name in terms_ and not terms_[name].lasts]

@@ -3,7 +3,7 @@
 An internal network has no connection to the outside. Routing rules (ip-rule(8)) enforce this even
 if another program flushes niso's nftables rules. The routing rule of a bridge rejects each packet
 from the bridge that is not for the host itself. Packets with the packet mark that niso's nftables
-rules set are exempt from the routing rule, because for them the nftables rules decide.
+rules set are exempt from the routing rule, because the nftables rules have already accepted them.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
 
 
 class Address(NamedTuple):
-    """An address with its prefix length, on a network interface.
-
-    ``routed`` says whether the kernel's own route to the prefix exists on this interface. A bridge
-    has this route. A service does not, since it reaches its prefix by its gateway's MAC
+    """An address with its prefix length, on a network interface. ``routed`` says whether the
+    interface has the route to the address's prefix that the kernel adds by default. A bridge has
+    this route. A service does not, since it sends packets for its prefix to its gateway's MAC
     (plan/desired.py). ``lasting`` says whether the address has no limited lifetime.
     """
 
@@ -40,8 +39,8 @@ class Address(NamedTuple):
 
 
 def ipv6_losses(obj: Address | Route | PermanentNeighbour) -> tuple[str, ...]:
-    """Return the conditions that would explain why the kernel has dropped an IPv6 object: its
-    interface is down, or IPv6 is disabled. `Kind.conditions` returns such conditions.
+    """Return the conditions under which the kernel drops an IPv6 object, as `Kind.conditions` names
+    them: its interface is down, or IPv6 is disabled.
     """
     link = f"link /{obj.netns}/{obj.link}"
     return (f"link /{obj.netns}/all without IPv6", f"{link} down", f"{link} without IPv6")
@@ -56,8 +55,9 @@ class _Addresses(Kind[Address], of=Address):
         return (obj.link,)
 
     def parent_name(self, obj: Address) -> str:
-        """Return the name by which IPv4 routes and neighbour entries depend on this address: an
-        interface loses them with its last IPv4 address. The name is "" for an IPv6 address.
+        """Return the name of an IPv4 address as the parent of routes and neighbour entries: the
+        kernel deletes them with the last IPv4 address of an interface. The name is "" for an IPv6
+        address.
         """
         return "" if ":" in obj.address else f"link /{obj.netns}/{obj.link} IPv4"
 
@@ -84,9 +84,7 @@ class _Addresses(Kind[Address], of=Address):
         return f"address {obj.address} on {obj.link}{in_netns(obj.netns)}"
 
     def causes(self, obj: Address, actual: Address | None) -> tuple[str, ...]:
-        """Return the conditions that would explain why an address is missing or differs: its
-        interface is down, or IPv6 is disabled.
-        """
+        """Return the conditions that would explain why an address is missing or differs."""
         if ":" in obj.address:
             return ipv6_losses(obj)
         return (f"link /{obj.netns}/{obj.link} down",) if actual is not None else ()
@@ -99,8 +97,9 @@ class _Addresses(Kind[Address], of=Address):
         return "the kernel's route to its prefix bypasses the gateway"
 
     def read(self, space: Space, objects: Collection[Address]) -> Iterable[Address]:
-        """Read all addresses of the interfaces that requested objects are on, with the kernel's
-        routes to their prefixes. On the host these routes are read only with ``strays``.
+        """Read all addresses of the interfaces that requested objects are on, and whether the
+        kernel's routes to their prefixes exist. On the host, these routes are read only if changes
+        of other programs are read too (`Reading.strays`).
         """
         for link in space.links_of_concern:
             by_link = space.routes(link) if space.name or space.reading.strays else None
@@ -134,7 +133,6 @@ class _Addresses(Kind[Address], of=Address):
 
 
 def _is_routed(address: str, destinations: set[str]) -> bool:
-    """Return whether an address needs no kernel route to its prefix, or the route exists."""
     return address.endswith("/128" if ":" in address else "/32") or prefix(address) in destinations
 
 
@@ -144,10 +142,9 @@ LAST = 0x7FFFFFFF
 
 class Route(NamedTuple):
     """A route of a service. The ``destination`` of a default route is ``0.0.0.0/0`` or ``::/0``.
-
-    ``type`` is "" for a unicast route, as all of niso's routes are. Routes of the types blackhole,
-    unreachable, prohibit and throw lead to no interface. With ``last``, all other routes to the
-    same destination have precedence.
+    ``type`` is "" for a unicast route; niso adds no other routes. Routes of the types blackhole,
+    unreachable, prohibit and throw lead to no interface. With ``last``, the kernel uses the route
+    only if there is no other route to the same destination.
     """
 
     netns: str
@@ -188,8 +185,8 @@ class _Routes(Kind[Route], of=Route):
         return f"route {obj.destination}{by} on {obj.link}{last}{in_netns(obj.netns)}"
 
     def causes(self, obj: Route, actual: Route | None) -> tuple[str, ...]:
-        """Return the conditions under which the kernel has dropped all routes of the interface.
-        IPv4 routes are dropped with its last IPv4 address (fib_disable_ip,
+        """Return the conditions under which the kernel drops all routes of an interface. It drops
+        IPv4 routes with the interface's last IPv4 address (fib_disable_ip,
         net/ipv4/fib_frontend.c).
         """
         if ":" in obj.destination:
@@ -198,10 +195,10 @@ class _Routes(Kind[Route], of=Route):
         return (f"{link} down", f"{link} IPv4")
 
     def read(self, space: Space, objects: Collection[Route]) -> Iterable[Route]:
-        """Read all routes of the interfaces that requested objects are on, in services.
-
-        The route to the prefix of an address is a field of that `Address`. It is recognised by its
-        destination, because any program can label its route as the kernel's.
+        """Read all routes in a service that use an interface which requested objects are on. The
+        route to an address's own prefix is left out, because it is the field ``routed`` of
+        `Address`. It is recognised by its destination, because any program can label a route as the
+        kernel's.
         """
         if not space.name:
             return
@@ -237,8 +234,8 @@ class _Routes(Kind[Route], of=Route):
 
 
 class RoutingRule(NamedTuple):
-    """The routing rule of a bridge for an address family, 4 or 6. ``drift`` describes how an
-    existing rule differs from niso's, and is "" if it does not.
+    """The routing rule of a bridge for one IP version, 4 or 6. ``drift`` describes how an existing
+    rule differs from the rule that niso adds. It is "" if the rules are equal.
     """
 
     link: str

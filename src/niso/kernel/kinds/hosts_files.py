@@ -1,12 +1,12 @@
-"""Define the kinds for hosts files and their lines; edit niso's block in the host's /etc/hosts.
+"""Define the kinds for services' hosts files and their lines; edit the host's own /etc/hosts.
 
 Files are parsed and edited as glibc and busybox read them (hosts(5)): one line for each address.
-All services with the same list of networks share one file, which has a line for each service that
-it lists. An interrupted write leaves a folder that is empty, or that contains a temporary file. A
-later write uses such a folder, or `niso net repair` deletes it.
+All services with the same list of networks share one hosts file, which has a line for each service
+that it lists. An interrupted write leaves a folder that is empty, or that contains a temporary
+file. A later write uses such a folder, or `niso net repair` deletes it.
 
-The host's own file is edited atomically. Outside of niso's block every byte stays the same, because
-the rest belongs to the administrator and other programs.
+In the host's own file, niso replaces a block of lines atomically. All bytes outside of this block
+stay the same, because they belong to the administrator and other programs.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ HOST = f"host.{DOMAIN}"
 
 
 def line_names(names: tuple[str, ...]) -> str:
-    """Return the names of one line in a hosts file: each name with the domain, then without it."""
+    """Return the names for one line of a hosts file: each name with the domain, and without it."""
     return " ".join(f"{name}.{DOMAIN} {name}" for name in names)
 
 
@@ -68,7 +68,6 @@ def _order(text: str) -> tuple[int, bytes]:
 
 
 def _rank(text: str) -> tuple[int, bytes]:
-    """Return the sort key of a line. Lines that niso did not write come first."""
     try:
         return _order(text)
     except (OSError, ValueError):
@@ -76,11 +75,9 @@ def _rank(text: str) -> tuple[int, bytes]:
 
 
 def edit(text: str, remove: set[str], add: set[str]) -> str:
-    """Return the text of a hosts file, edited: the lines ``remove`` are left out, and the lines
-    ``add`` inserted, sorted by address.
-
-    Both are sets of complete lines, with their newlines. Lines are found by bisection, because
-    parsing all lines would take time for each service.
+    """Return the text of a hosts file without the lines ``remove`` and with the lines ``add``,
+    sorted by address. Both are sets of complete lines, with their newlines. Lines are found by
+    bisection, because the time to parse all lines grows with the number of services.
     """
     changes: list[tuple[int, int, tuple[int, bytes], str]] = []  # start, end, sort key, replacement
     for line in remove - add:
@@ -101,7 +98,7 @@ def edit(text: str, remove: set[str], add: set[str]) -> str:
 
 
 def _offset(text: str, line: str) -> int:
-    """Return the offset at which to insert a line: after lines of the same or a lower address."""
+    """Return the offset at which to insert a line, so that lines are sorted by address."""
     order, low, high = _order(line), len(HEADER), len(text)
     while low < high:
         start = max(low, text.rfind("\n", low, (low + high) // 2) + 1)
@@ -114,7 +111,7 @@ def _offset(text: str, line: str) -> int:
 
 
 def _find(text: str, line: str, offset: int) -> int:
-    """Return the offset of a line, or -1. The lines with its address end at ``offset``."""
+    """Return the offset of a line, or -1. Lines with the same address end at ``offset``."""
     order = _order(line)
     while offset > len(HEADER):
         end, offset = offset, text.rfind("\n", 0, offset - 1) + 1
@@ -126,7 +123,7 @@ def _find(text: str, line: str, offset: int) -> int:
 
 
 def lines(text: str) -> list[tuple[str, str]] | None:
-    """Return (address, names) of each service's line, or None if niso did not write the file."""
+    """Parse niso's hosts file into (address, names). Returns None if niso did not write it."""
     if not text.startswith(HEADER) or not text.endswith("\n"):
         return None
     result = []
@@ -152,22 +149,21 @@ _WHY = {
 
 
 def host_lines(mark: str) -> tuple[str, ...]:
-    """Return the lines of niso's block in the host's hosts file. Without a block there are none.
-
-    ``mark`` is the id of the state folder in the first line of its block. Raises KernelError if the
-    file is unusable.
+    """Return the lines in niso's block of the host's hosts file, or none without a block. ``mark``
+    is the id of the state folder, by which the block is found. Raises KernelError if the file is
+    unusable.
     """
     _, block, _ = _parts(_read()[0], mark)
     return tuple(line.decode(errors="replace") for line in block.splitlines())
 
 
 def write(mark: str, wanted: Iterable[str], always: bool = False) -> bool:
-    """Replace niso's block in the host's hosts file by the lines ``wanted``; without lines, remove
-    the block. ``mark`` is the id of the state folder in the first line of the block.
+    """Replace the lines in niso's block of the host's hosts file. If ``wanted`` is empty, the block
+    is removed. ``mark`` is the id of the state folder, by which the block is found.
 
-    Returns whether the block changed. With ``always`` the file is replaced even if nothing changes,
-    to test whether this is possible. Mode, owner and extended attributes (SELinux) are preserved.
-    Raises KernelError; then the file is unchanged.
+    Returns whether the block changed. With ``always``, the file is replaced even if nothing
+    changes, to test whether this is possible. Mode, owner and extended attributes (SELinux) are
+    preserved. If KernelError is raised, the file is unchanged.
     """
     inside = "".join(f"{line}\n" for line in wanted).encode()
     for _ in range(_TRIES):
@@ -219,7 +215,7 @@ def _read() -> tuple[bytes, os.stat_result]:
 
 
 def _replace(text: bytes, status: os.stat_result) -> bool:
-    """Replace the host's hosts file atomically. Returns False if another program changed it."""
+    """Replace the host's hosts file atomically. Returns False if another program has changed it."""
     draft = f"{PATH}.niso-new"
     try:
         fd = make(draft, 0o600)
@@ -253,7 +249,7 @@ def _unusable(reason: str, hint: str, number: int = 0) -> KernelError:
 
 
 def clear() -> None:
-    """Remove the blocks of all state folders from the host's hosts file. Raises KernelError."""
+    """Remove niso's blocks of all state folders from the host's hosts file. Raises KernelError."""
     text, _ = _read()
     for line in text.splitlines():
         words = line.split()
@@ -279,8 +275,9 @@ class _HostsLines(Kind[HostsLine], of=HostsLine):
         return NO_STEPS  # the steps of the hosts file change its lines
 
     def read(self, space: Space, objects: Collection[HostsLine]) -> Iterable[HostsLine]:
-        """Return the requested lines that exist. Lines are searched for in the text, because
-        parsing a file would take time for each of its services.
+        """Return the requested lines that exist. Files are searched for these lines and not parsed,
+        because the time to parse a file grows with the number of services. If all of niso's objects
+        are read, files are parsed and all their lines are returned.
         """
         texts = space.reading.hosts_texts
         if space.reading.everything:
@@ -297,7 +294,7 @@ class _HostsLines(Kind[HostsLine], of=HostsLine):
 
 
 class HostsFile(NamedTuple):
-    """A hosts file of services. Its folder is named after their networks (`names.hosts_folder`)."""
+    """A hosts file that services share. The folder is named after their networks."""
 
     folder: str
 
@@ -306,7 +303,7 @@ class HostsFile(NamedTuple):
 
 
 class HostsEdit(NamedTuple):
-    """A step that creates or edits one hosts file, by renaming a new file over the old one."""
+    """A step that creates or edits a hosts file. A new file is renamed over the old one."""
 
     folder: str
     create: bool
@@ -338,7 +335,7 @@ class _HostsFiles(Kind[HostsFile], of=HostsFile):
         return f"hosts file {os.path.join(path_of(obj.folder), 'hosts')}"
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
-        """Return one step for each hosts file that changes, with all changes of its lines."""
+        """Return one step for each changed hosts file. The step has all changed lines."""
         wanted, present = _lines_by_folder(want), _lines_by_folder(have)
         edits: list[AnyStep] = []
         for file in sorted(want[HostsFile]):
@@ -359,8 +356,8 @@ class _HostsFiles(Kind[HostsFile], of=HostsFile):
 
     def read(self, space: Space, objects: Collection[HostsFile]) -> Iterable[HostsFile]:
         """Yield the hosts files that exist. If all of niso's objects are read, damaged files are
-        left out, so that they are written again: files with a malformed line, or not readable for
-        all users.
+        left out, so that they are written again: files with a malformed line, and files that not
+        all users can read.
         """
         everything = space.reading.everything
         for folder in folders() if everything else {file.folder for file in objects}:
@@ -389,7 +386,7 @@ def _lines_by_folder(state: State) -> dict[str, set[HostsLine]]:
 
 
 def folders() -> list[str]:
-    """Return the names of all folders of hosts files."""
+    """Return the names of the folders that contain hosts files, one file each."""
     try:
         return os.listdir(paths.hosts_root())
     except FileNotFoundError:
@@ -397,8 +394,8 @@ def folders() -> list[str]:
 
 
 def _text(folder: str) -> str | None:
-    """Return the text of a hosts file. Returns None if the file is missing, not readable for all
-    users, or not written by niso.
+    """Return the text of a hosts file. Returns None if the file is missing, if not all users can
+    read it, or if niso did not write it.
     """
     try:
         text = (read(os.path.join(path_of(folder), "hosts"), 0o444) or b"").decode()
@@ -453,7 +450,7 @@ def _edit(step: HostsEdit) -> None:
 
 
 def _make_folder(folder: str) -> None:
-    """Create a folder that everybody may read, replacing a file or symbolic link at its path."""
+    """Create a folder that all users can read. A file or symbolic link at its path is replaced."""
     try:
         os.makedirs(folder, mode=0o755)
     except FileExistsError:
@@ -465,7 +462,7 @@ def _make_folder(folder: str) -> None:
 
 
 def remove(folder: str) -> None:
-    """Delete a hosts file with its folder. A missing file is not an error. Raises OSError."""
+    """Delete a hosts file and its folder. A missing file is not an error. Raises OSError."""
     path = path_of(folder)
     for name in ("hosts", "hosts.new"):
         try:
@@ -484,7 +481,7 @@ def remove(folder: str) -> None:
 
 
 class HostsLeftover(NamedTuple):
-    """A folder left by an interrupted write: empty, or with only a temporary file."""
+    """A folder that an interrupted write has left: empty, or with only a temporary file."""
 
     folder: str
 
@@ -502,7 +499,7 @@ class _HostsLeftovers(Kind[HostsLeftover], of=HostsLeftover):
         return f"hosts file {os.path.join(path_of(obj.folder), 'hosts')}"
 
     def wanted(self, want: State, have: State) -> frozenset[HostsLeftover]:
-        """Return the leftovers in folders of desired hosts files, which stay and are reused."""
+        """Return the leftover folders to keep, because desired hosts files will use them."""
         files = want[HostsFile]
         return frozenset(r for r in have[HostsLeftover] if HostsFile(r.folder) in files)
 

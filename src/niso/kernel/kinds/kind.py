@@ -1,24 +1,24 @@
 """Define `Kind` (a type of kernel object), `State` (sets of objects), and how a State is read.
 
-An object is a NamedTuple. The fields that `key` returns identify it; the others are its desired or
-actual properties. A file of a kind imports modules with I/O only inside the methods that need them,
-so that code that only uses State loads no netlink code.
+A kernel object is represented by a NamedTuple. The fields that `key` returns identify the object;
+the other fields are its desired or actual properties. A file in kernel/kinds imports modules with
+I/O only inside methods, so that code that only uses State loads no netlink code.
 
 The parents of an object are the namespace, network interface or tables that it is in, each named by
 a string: ``netns NAME``, ``link /NETNS/NAME`` (NETNS is empty for the host), or ``ruleset``.
 
 `ORDER` is the order in which kinds are created; deletion is in reverse. Rules are created before
-anything that could carry a packet, and deleted after it. Therefore a change that is only partly
+any object that could carry a packet, and deleted after it. Therefore a change that is only partly
 made never allows more packets than the manifests do.
 
 Addresses are strings in their canonical form (``10.99.1.2``, ``fd00::2``), or with a prefix length.
 IPv4 and IPv6 use the same kinds. ``netns`` is a name in /run/netns, and ``""`` is the host.
 
-A State is read for requested objects only, the *candidates*, or for everything that belongs to
-niso. The kernel itself shows what belongs to which state folder: its id is in the set ``owner`` of
-niso's nftables tables, and in the alias of interfaces and of ``lo`` in namespaces. If an object
-with a required name belongs to another program or state folder, it is *foreign*, and a Conflict is
-raised or recorded.
+A State is read either for requested objects only, which are called candidates, or for all objects
+of a state folder. The kernel itself shows to which state folder an object belongs: the id of the
+state folder is in the set ``owner`` of niso's nftables tables, and in the alias of interfaces and
+of ``lo`` in namespaces. If an object with a requested name belongs to another program or state
+folder, the object is *foreign*, and a Conflict is raised or recorded.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     Problem = Literal["missing", "foreign", "different", "gone", "dropped"]
 
     class KernelObject(Protocol):
-        """Protocol of kernel objects of all kinds: a NamedTuple with a key."""
+        """The interface that the objects of all kinds have: a NamedTuple with a method ``key``."""
 
         def key(self) -> tuple[str, ...]: ...
         def __hash__(self) -> int: ...
@@ -58,8 +58,8 @@ else:  # importing typing takes 6 ms
 
 
 class Step(NamedTuple, Generic[T]):
-    """One step of a plan: one object of the kernel is added, deleted or changed. ``action`` is
-    "add", "delete" or "change". ``actual`` is the object before a change.
+    """One step of a change: a kernel object is added, deleted or changed. ``action`` is "add",
+    "delete" or "change". If an object is changed, ``actual`` is the object before the change.
     """
 
     action: str
@@ -74,7 +74,7 @@ class Step(NamedTuple, Generic[T]):
         return kind_of(self.obj)
 
     def objects(self) -> tuple[T, ...]:
-        """Return the objects to read again after the step, to verify the change."""
+        """Return the objects to read from the kernel after the step, to verify the step."""
         return (self.obj,) if self.kind.is_read_back(self.obj) else ()
 
 
@@ -90,9 +90,8 @@ NO_STEPS: Steps = ((), (), (), ())
 
 class Finding(NamedTuple):
     """A problem that `niso net check` reports: one difference between desired and actual objects.
-
-    ``what`` names the object, and ``detail`` says how it differs. ``defect`` names a defect that
-    `niso net repair` handles specially (niso.runtime.sources).
+    ``what`` names the object, and ``detail`` says how it differs. If ``defect`` is set, it names a
+    problem for which `niso net repair` has special code (niso.runtime.sources).
     """
 
     problem: Problem
@@ -105,7 +104,7 @@ class Finding(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Return the difference as one line."""
+        """Return the problem as one line for the user."""
         return f"{self.problem}: {self.what}{f' ({self.detail})' if self.detail else ''}"
 
 
@@ -118,10 +117,9 @@ def kind_of(obj: T) -> Kind[T]:
 
 
 class Kind(Generic[T]):
-    """A type of kernel object, with the code that plans, reads, writes and describes its objects.
-
-    The class of a kind is declared with ``of=TYPE``, the type of its objects, and instantiated at
-    once. Methods are called only with objects of this type.
+    """A type of kernel object, with the code that plans, reads, writes and describes its objects. A
+    subclass is declared with ``of=TYPE``, the type of its objects. Python creates the only instance
+    when the class is defined. Methods are called only with objects of this type.
     """
 
     is_transactional = False
@@ -166,11 +164,11 @@ class Kind(Generic[T]):
             cls(of)
 
     def space(self, obj: T) -> str:
-        """Return the name of the object's network namespace; "" is the host's."""
+        """Return the name of the object's network namespace, which is "" for the host."""
         return getattr(obj, "netns", "")
 
     def links(self, obj: T) -> tuple[str, ...]:
-        """Return the names of the network interfaces that the object is on, in its namespace."""
+        """Return the names of the network interfaces that an object is on, inside its namespace."""
         return ()
 
     def parent_name(self, obj: T) -> str:
@@ -180,53 +178,52 @@ class Kind(Generic[T]):
         return tuple(name.format(obj) for name in self.parents_format)
 
     def dependencies(self, obj: T) -> tuple[str, ...]:
-        """Return the namespaces, interfaces and tables (parents) that must exist and be niso's
-        before the object can be created.
+        """Return the parents (namespaces, interfaces and tables) of an object that must exist, and
+        belong to niso, before the object can be created.
         """
         return self.parents(obj)
 
     def guards(self, obj: T) -> Iterable[Element]:
-        """Return the nftables elements that make niso's rules apply to the object."""
+        """Return the nftables elements by which niso's rules apply to an object, such as a veth."""
         return ()
 
     def describe(self, step: Step[T]) -> str:
-        """Describe a step as a shell command with the same effect, or in words if there is none."""
+        """Describe a step by a shell command with the same effect, or by words if there is none."""
         return f"{step.action} {type(step.obj).__name__.lower()} {' '.join(step.obj.key())}"
 
     def noun(self, obj: T) -> str:
-        """Return the name of the object in messages."""
+        """Return the words that name an object in messages."""
         if self.noun_format:
             return self.noun_format.format(obj)
         return f"{type(obj).__name__.lower()} {' '.join(obj.key())}"
 
     def wanted(self, want: State, have: State) -> frozenset[T]:
-        """Return the desired objects of this kind, adjusted to the actual state ``have``."""
+        """Return the desired objects of this kind, which some kinds adjust to the actual state."""
         return want[self.type]
 
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
     ) -> frozenset[T]:
-        """Return the desired objects of this kind that the running kernel supports.
-
-        ``before`` is the desired state before the change, or None. ``sysctl`` returns the value of
-        a host sysctl, or None if it does not exist.
+        """Return the desired objects of this kind that the running kernel can have. ``before`` is
+        the desired state before the change, or None. ``sysctl`` returns the value of a sysctl of
+        the host, or None if the kernel does not have this sysctl.
         """
         return want[self.type]
 
     def in_scope(self, have: State, want: State, before: State) -> frozenset[T]:
-        """Return the existing objects of this kind that a change may touch. ``have`` is the actual
+        """Return the existing objects of this kind that a change may modify. ``have`` is the actual
         state. ``before`` and ``want`` are the desired states before and after the change.
         """
         return have[self.type]
 
     def blocking(self, want: State, have: State) -> frozenset[T]:
-        """Return the existing objects to delete before desired objects can be created."""
+        """Return the existing objects to delete first, because they conflict with desired ones."""
         return frozenset()
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
-        """Return the steps from the actual state ``have`` to the desired state ``want`` for this
-        kind. ``disappearing`` names the namespaces, interfaces and tables that the change deletes.
-        Objects in them need no step.
+        """Return the steps for this kind that change the actual state ``have`` to the desired state
+        ``want``. ``disappearing`` are the parents (namespaces, interfaces, tables) that the change
+        deletes. Objects in them need no step, because they are deleted with their parents.
         """
         made: list[AnyStep] = []
         deleted: list[AnyStep] = []
@@ -244,34 +241,35 @@ class Kind(Generic[T]):
         return (), made, deleted, ()
 
     def is_read_back(self, obj: T) -> bool:
-        """Return whether the object is read again after a step, to verify the change."""
+        """Return whether an object is read from the kernel after a step, to verify the step."""
         return True
 
     def to_verify(self, have: State, want: State, candidates: State) -> frozenset[T]:
-        """Return the existing objects of this kind that must be as desired after a change. ``have``
-        is the state read after the change. ``candidates`` are all objects that the change
-        concerned.
+        """Return the existing objects of this kind that must be equal to desired objects after a
+        change. ``have`` is the state after the change. ``candidates`` are all objects that the
+        change concerned.
         """
         return have[self.type]
 
     def missing(self, obj: T) -> Finding:
-        """Return the problem to report for a desired object that does not exist."""
+        """Return the problem that is reported if a desired object does not exist."""
         return Finding("missing", self.noun(obj))
 
     def causes(self, obj: T, actual: T | None) -> tuple[str, ...]:
-        """Return the conditions that would explain why the object differs from ``actual``, or is
-        missing if ``actual`` is None. `conditions` returns such conditions.
+        """Return the conditions that would explain why the desired object ``obj`` is missing
+        (``actual`` is None) or differs from ``actual``. They are conditions that `conditions`
+        returns for other objects.
         """
         return ()
 
     def conditions(self, obj: T, actual: T) -> Iterable[str]:
-        """Return what a difference causes for other objects, such as "link /NETNS/NAME down"."""
+        """Return the effects of a difference on other objects, such as "link /NETNS/NAME down"."""
         return ()
 
     def differences(self, obj: T, actual: T, known: Collection[str]) -> list[Finding]:
-        """Return the problems to report for an object that differs from the desired ``obj``. Fields
-        that differ only because of ``known``, the parents and conditions already reported, are left
-        out.
+        """Return the problems to report for an actual object that differs from the desired object
+        ``obj``. ``known`` are missing parents and conditions that are already reported. Fields that
+        differ only because of these are left out.
         """
         texts = [
             self.describe_field(field, wanted, present)
@@ -283,17 +281,17 @@ class Kind(Generic[T]):
     def is_field_explained(
         self, obj: T, field: str, present: object, known: Collection[str]
     ) -> bool:
-        """Return whether a field differs only because of ``known`` (see `differences`)."""
+        """Return whether a field differs only because of ``known`` problems (see `differences`)."""
         return False
 
     def describe_field(self, field: str, wanted: object, present: object) -> str:
-        """Describe how a field's actual value, ``present``, differs from the desired one."""
+        """Describe the difference between the desired and the actual value of a field."""
         text = dict(self.field_texts).get(field)
         return text.format(present) if text else f"{field} is {present!r}, should be {wanted!r}"
 
     def claimed(self, reading: Reading) -> Iterable[T]:
-        """Return the objects of this kind in the kernel that have this state folder's mark. They
-        are read, desired or not, if all of niso's objects are read.
+        """Return the objects of this kind in the kernel that have the mark of this state folder. If
+        all of niso's objects are read, they are read in addition to the desired objects.
         """
         return ()
 
@@ -307,39 +305,36 @@ class Kind(Generic[T]):
         return dict(spaces)
 
     def read(self, space: Space, objects: Collection[T]) -> Iterable[T]:
-        """Return those of ``objects`` that exist in a namespace, with their actual fields.
-
-        The method is called for one namespace after another, and in each for the kinds in `ORDER`.
-        Some kinds also return other objects on the same interfaces. Raises KernelError, and
-        Conflict if an object with this name is another program's.
+        """Return those of ``objects`` that exist in a namespace, with their actual fields. The
+        method is called for one namespace after another, and in each namespace for all kinds in
+        `ORDER`. Some kinds also return other objects on the same interfaces. Raises KernelError,
+        and Conflict if an object with a requested name belongs to another program.
         """
         raise NotImplementedError(f"{type(self).__name__}.read")
 
     def leftovers(self, reading: Reading) -> Iterable[T]:
-        """Return this state folder's objects that `read` has not returned. The method is called
-        only if all of niso's objects are read.
+        """Return the objects of this state folder that exist, but that `read` has not returned. The
+        method is called only if all of niso's objects are read.
         """
         return ()
 
     def batch(self, step: Step[T], writer: Writer) -> Hashable:
-        """Return a key by which steps are grouped. Consecutive steps with the same key are written
-        together. A step with the key None is written alone.
+        """Return a key for a step, or None. Consecutive steps with the same key are passed to
+        `write` together. A step with the key None is written alone.
         """
         return None
 
     def write(self, writer: Writer, steps: Sequence[Any]) -> None:
-        """Execute the steps of one group of `batch`. Raises KernelError and OSError."""
+        """Execute steps that `batch` has grouped. Raises KernelError and OSError."""
         raise NotImplementedError(f"{type(self).__name__}.write")
 
 
 def by_key(
     wanted: Collection[T], present: Collection[T]
 ) -> tuple[dict[tuple[str, ...], T], list[T]]:
-    """Index existing objects by key. Returns the index, and the objects that have the same key as
-    another object of the index.
-
-    The kernel can have several routes with one key, with different metrics. Of these, the index has
-    the route in ``wanted``, if there is one.
+    """Index existing objects, ``present``, by key. Returns the index, and the objects that are not
+    in it because another object has the same key. The kernel can have several routes with one key,
+    if their metrics differ. If one of them is in ``wanted``, the index has this one.
     """
     objects: dict[tuple[str, ...], T] = {}
     more = []
@@ -357,12 +352,12 @@ def fields(obj: KernelObject) -> tuple[str, ...]:
 
 
 def inside(netns: str) -> str:
-    """Return the beginning of an iproute2 command for a namespace: ``ip -n NAME``, or ``ip``."""
+    """Return the beginning of an iproute2 command: ``ip -n NAME``, or ``ip`` for the host."""
     return f"ip -n {netns} " if netns else "ip "
 
 
 def in_netns(netns: str) -> str:
-    """Return words that name a namespace in a message, or "" for the host's namespace."""
+    """Return the words " in NAME" for a message about an object, or "" for the host's namespace."""
     return f" in {netns}" if netns else ""
 
 
@@ -383,7 +378,7 @@ _NONE: frozenset[Any] = frozenset()
 
 
 class State:
-    """An immutable set of kernel objects for each kind. ``state[Bridge]`` is a set of bridges."""
+    """An immutable set of kernel objects for each kind: ``state[Bridge]`` has the bridges."""
 
     __slots__ = ("_by_type",)
 
@@ -414,7 +409,7 @@ class State:
             yield from self[kind.type]
 
     def __or__(self, other: State) -> State:
-        """Return the objects of both states, including objects with one key but other fields."""
+        """Return the union. Objects with the same key but other fields are both included."""
         both = dict(self._by_type)
         for kind, objects in other._by_type.items():
             both[kind] = both[kind] | objects if kind in both else objects
@@ -433,7 +428,7 @@ class State:
         return f"State({list(self)!r})"
 
     def keys(self) -> set[tuple[type, tuple[str, ...]]]:
-        """Return the type and key of each object."""
+        """Return the type and the key of each object."""
         return {(type(obj), obj.key()) for obj in self}
 
     def without(self, other: State) -> State:
@@ -447,8 +442,8 @@ class State:
 
 class Space:
     """A network namespace from which a State is read, with a cache of the kernel's answers. The
-    name "" is the host's own. If all of niso's objects are read, all interfaces and addresses are
-    listed at once.
+    name of the host's own namespace is "". If all of niso's objects are read, all interfaces and
+    addresses of the namespace are listed at once.
     """
 
     def __init__(self, reading: Reading, name: str, objects: dict[type, Collection[Any]]) -> None:
@@ -468,15 +463,15 @@ class Space:
 
     @property
     def rtnl(self) -> Rtnl:
-        """Return an rtnetlink socket in the namespace. Raises KernelError."""
+        """Return an rtnetlink socket in this namespace. Raises KernelError."""
         return self.reading.sockets.at(self.name)
 
     def objects(self, kind: type[T]) -> Collection[T]:
-        """Return the requested objects of a kind that are read from this namespace."""
+        """Return the requested objects of a kind that are in this namespace."""
         return self._objects.get(kind, ())
 
     def link(self, name: str) -> Link | None:
-        """Return the network interface with this name, or None."""
+        """Return the network interface with this name, or None if it does not exist."""
         if self.reading.everything:
             return self._by_name.get(name)
         if name not in self._links:
@@ -484,7 +479,7 @@ class Space:
         return self._links[name]
 
     def other_end(self, link: Link) -> Link | None:
-        """Return the other end of a veth pair if it is in this namespace, or None."""
+        """Return the other end of a veth interface, or None if it is not in this namespace."""
         end = self._by_index.get(link.peer_index)
         return end if end is not None and end.peer_index == link.index else None
 
@@ -501,9 +496,9 @@ class Space:
         return {link.index: link for link in self.all_links}
 
     def own_link(self, name: str) -> Link | None:
-        """Return the network interface with this name if it belongs to this state folder, or None.
-        For an interface of another program, a Conflict is recorded, or raised if conflicts are not
-        recorded.
+        """Return the network interface with this name, or None if it does not exist or does not
+        belong to this state folder. In the latter case a Conflict is recorded in `Reading.foreign`,
+        or raised if that is None.
         """
         link = self.link(name)
         if link is None or link.alias == self.reading.alias:
@@ -521,8 +516,9 @@ class Space:
 
     @cached_property
     def links_of_concern(self) -> list[Link]:
-        """Return the network interfaces that requested objects are on. If all of niso's objects are
-        read, all of its bridges and all veth interfaces in services are included.
+        """Return the network interfaces in this namespace that requested objects are on. If all of
+        niso's objects are read, also return niso's bridges or, in a service's namespace, all veth
+        interfaces.
         """
         names = {
             name
@@ -537,7 +533,6 @@ class Space:
         return [link for name in sorted(names) if (link := self.link(name)) is not None]
 
     def addresses(self, link: Link) -> list[LinkAddress]:
-        """Return the addresses of a network interface."""
         everything = self.reading.everything
         if self._addresses is None:
             self._addresses = {}
@@ -548,7 +543,6 @@ class Space:
         return self._addresses[link.index]
 
     def routes(self, link: Link) -> list[LinkRoute]:
-        """Return the routes through a network interface."""
         if self.name and self.reading.strays:
             return [route for route in self.all_routes if route.index == link.index]
         if link.index not in self._routes:
@@ -561,7 +555,7 @@ class Space:
         return self.rtnl.routes()
 
     def bridge_table(self, bridge_index: int) -> set[StaticEntry]:
-        """Return the static entries of a bridge's forwarding database."""
+        """Return the static entries in a bridge's forwarding database."""
         if bridge_index not in self._tables:
             asked = 0 if self.reading.everything else bridge_index
             # the answer has nothing about a bridge without entries
@@ -571,10 +565,9 @@ class Space:
 
 
 class Reading:
-    """The data that all kinds share while one State is read.
-
-    With ``strays``, objects that other programs have added to the interfaces of requested objects
-    are read too. With ``everything``, all objects of this state folder are read.
+    """The data that all kinds share while one State is read. With ``strays``, objects that other
+    programs have added to the interfaces of requested objects are read too. With ``everything``,
+    all objects of this state folder are read.
     """
 
     def __init__(
@@ -595,11 +588,11 @@ class Reading:
         self._present: dict[type, set[Any] | frozenset[Any]] = {}
 
     def so_far(self, kind: type[T]) -> Collection[T]:
-        """Return the objects of a kind that have been read already."""
+        """Return the objects of a kind that have already been read."""
         return self._present.get(kind, ())
 
     def note_foreign(self, name: str, error: Conflict) -> None:
-        """Record a Conflict with another program, or raise it if conflicts are not recorded."""
+        """Record a Conflict about a foreign object, or raise it if ``self.foreign`` is None."""
         if self.foreign is None:
             raise error
         self.foreign[name] = error
@@ -610,9 +603,9 @@ class Reading:
         self.note_foreign(name, Conflict(reason, hint))
 
     def run(self, candidates: State, taken: bool = False) -> State:
-        """Read the requested objects, ``candidates``, one namespace after another, and return those
-        that exist. With ``taken``, nftables tables and elements are not read but assumed to be as
-        requested.
+        """Read one namespace after another, and return those of ``candidates`` that exist. With
+        ``taken``, nftables tables and elements are not read, but assumed to be as in
+        ``candidates``.
         """
         self.candidates = candidates
         spaces: dict[str, dict[type, Collection[Any]]] = {"": {}}
@@ -649,7 +642,6 @@ class Reading:
         return (Space(self, name, {}) for name in self._open)
 
     def _note(self, kind: Kind[Any], present: frozenset[Any]) -> None:
-        """Add objects of one kind to the result. The first set of a kind is not copied."""
         known = self._present.get(kind.type)
         if not known:
             self._present[kind.type] = present
@@ -660,8 +652,9 @@ class Reading:
 
 
 def _same[T: KernelObject](objects: Collection[T], present: Iterable[T]) -> frozenset[T]:
-    """Return the set of objects read, ``present``. An object that equals a requested one is
-    replaced by the requested object itself: a state is large, and sharing its objects saves memory.
+    """Return the objects that were read, ``present``, as a set. If an object is equal to a
+    requested one, the set has the requested object itself: a state is large, and shared objects
+    save memory.
     """
     missing = set(objects)
     others = []
@@ -677,8 +670,8 @@ def _same[T: KernelObject](objects: Collection[T], present: Iterable[T]) -> froz
 
 
 def _asked(kind: Kind[Any], present: Iterable[Any], objects: Collection[Any]) -> list[Any]:
-    """Return the objects read, ``present``, that were requested. An object of a kind that is read
-    by interface must have been requested on the same interface.
+    """Return those of the objects that were read, ``present``, that were also requested. If the
+    kind is read by interface, the object must have been requested on the same interface.
     """
     keys = {(obj.key(), kind.links(obj)) for obj in objects}
     by_name = {obj.key() for obj in objects if not kind.is_read_by_link}
@@ -693,12 +686,12 @@ def read(
     strays: bool = False,
     taken: bool = False,
 ) -> State:
-    """Return the requested objects that exist. See `niso.kernel.real.Kernel.read`."""
+    """Return the requested objects that exist in the kernel. See `niso.kernel.real.Kernel.read`."""
     return Reading(alias, sockets, foreign, strays, everything=False).run(candidates, taken)
 
 
 def read_all(want: State, alias: str, sockets: Sockets, foreign: Foreign) -> State:
-    """Return all objects of this state folder. See `niso.kernel.real.Kernel.read_all`."""
+    """Return all objects of a state folder that exist. See `niso.kernel.real.Kernel.read_all`."""
     reading = Reading(alias, sockets, foreign, strays=True, everything=True)
     reading.candidates = want
     claimed: Iterable[Any] = (obj for kind in KINDS for obj in kind.claimed(reading))
@@ -709,8 +702,8 @@ def read_all(want: State, alias: str, sockets: Sockets, foreign: Foreign) -> Sta
 
 
 def diff(want: State, have: State) -> list[AnyStep]:
-    """Return the steps that change the kernel from the state ``have`` to the state ``want``. Both
-    states must be of the same services and networks.
+    """Return the steps that change the kernel from the actual state ``have`` to the desired state
+    ``want``. Both states must be of the same services and networks.
     """
     want = wanted(want, have)
     first: list[AnyStep] = []
@@ -731,18 +724,15 @@ def diff(want: State, have: State) -> list[AnyStep]:
 
 
 def wanted(want: State, have: State) -> State:
-    """Return the desired state, which each kind of object adjusts to the actual state ``have``.
-
-    For example, if another program has changed a sysctl that niso leaves at its default, the valid
-    value of this sysctl is added (`Kind.wanted`).
+    """Return the desired state after each kind has adjusted its objects to the actual state
+    ``have`` (`Kind.wanted`). For example, if another program has changed a sysctl that niso leaves
+    at its default, the valid value of this sysctl is added.
     """
     return State.of_kinds(lambda kind: kind.wanted(want, have))
 
 
 def _disappearing_parents(want: State, have: State) -> set[str]:
-    """Return the names of the namespaces, network interfaces and tables that a change deletes. The
-    objects in them disappear with them.
-    """
+    """Return the namespaces, interfaces and tables that a change deletes with their contents."""
     disappearing: set[str] = set()
     for kind in KINDS:
         if kind.parent_name_format:
@@ -752,8 +742,8 @@ def _disappearing_parents(want: State, have: State) -> set[str]:
 
 
 def _without(have: State, early: State) -> State:
-    """Return the state ``have`` after the deletion of ``early``: objects in a deleted namespace or
-    on a deleted interface are left out too.
+    """Return the actual state ``have`` as it is after the objects ``early`` were deleted. Objects
+    in a deleted namespace or on a deleted interface are left out too.
     """
     if not early:
         return have
@@ -768,8 +758,8 @@ def _without(have: State, early: State) -> State:
 
 
 def without_foreign(states: tuple[State, State], names: set[str]) -> tuple[State, State]:
-    """Return both states without the objects that need an interface or namespace of another
-    program. ``names`` are the names of these interfaces and namespaces.
+    """Return two states without the objects that need a foreign interface or namespace. ``names``
+    are the names of these interfaces and namespaces, which belong to other programs.
     """
     if not names:
         return states

@@ -1,10 +1,10 @@
 """Define the kinds for bridges (one per network), veth pairs (one per endpoint) and rate limits.
 
-One more kind is for network interfaces that other programs have added to niso's bridges. The
-desired state never contains such an interface, since no rule checks its frames.
+Another kind is for network interfaces that other programs have added to niso's bridges. The desired
+state never contains such an interface, since niso's rules do not check its frames.
 
 A rate limit belongs to a veth pair. The traffic that a service receives is limited on the host's
-end of the pair, and the traffic that it sends on the end in the service.
+end of the pair, and the traffic that the service sends is limited on the inner end.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ if TYPE_CHECKING:
 class Bridge(NamedTuple):
     """The bridge of a network.
 
-    ``tracked4`` and ``tracked6`` say whether its IPv4 and IPv6 frames pass the inet tables even if
-    the global sysctls (bridge-nf-call-*) are off. ``drift`` names settings that differ from niso's
-    (kernel/link_records.py). ``takes_own`` says whether the forwarding table has an entry by which
-    frames to the bridge's own MAC are for the host. The kernel adds this entry with the bridge. If
-    it is missing or points to a port, services can reach neither the host nor networks behind it.
+    ``tracked4`` and ``tracked6`` say whether IPv4 and IPv6 frames on the bridge pass the inet
+    tables even if the global sysctls (bridge-nf-call-*) are off. ``drift`` names settings that
+    differ from niso's (kernel/link_records.py). ``takes_own`` says whether the forwarding database
+    has a local entry for the bridge's own MAC, by which the bridge passes frames up to the host.
+    The kernel adds this entry with the bridge. If the entry is missing or leads to a port, services
+    can reach neither the host nor networks behind it.
     """
 
     name: str
@@ -67,8 +68,9 @@ class _Bridges(Kind[Bridge], of=Bridge):
         return (Element(INET, "bridges", (obj.name,)), same)
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
-        """Return the steps for bridges. Frames stop passing the inet tables only after all
-        deletions, so that policies apply to a service until it is removed.
+        """Return the steps for bridges. If frames of a bridge are no longer to pass the inet
+        tables, this change comes after all deletions, so that policies apply to a service until it
+        is removed.
         """
         _, changes, deleted, _ = super().steps(want, have, disappearing)
         made: list[AnyStep] = []
@@ -172,10 +174,10 @@ class Veth(NamedTuple):
     """A veth pair between the host and a service.
 
     ``name`` is the host's end, a port of ``bridge``. ``peer`` is the inner end, in the namespace
-    ``netns``. ``up`` says whether both ends are up. ``drift`` names settings of the port that
-    differ from niso's, and the inner end's ARP flag (kernel/link_records.py). ``fixed`` says
-    whether the bridge has a static forwarding entry for the inner end's MAC. Without the entry, the
-    bridge would flood frames to a service that has not sent for a while.
+    ``netns``. ``up`` says whether both ends are up. ``drift`` names settings of the bridge port
+    that differ from niso's, and says if ARP is off on the inner end (kernel/link_records.py).
+    ``fixed`` says whether the bridge has a static forwarding entry for the inner end's MAC. Without
+    this entry, the bridge would flood frames to a service that has not sent for a while.
 
     ``sums`` says whether the inner end completes checksums before it sends, instead of leaving them
     to the interface by which a packet leaves the host. With a packet socket, a program chooses
@@ -249,8 +251,9 @@ class _Veths(Kind[Veth], of=Veth):
         return f"veth {obj.name}{f' to {obj.netns} {obj.peer}' if obj.netns else ''}"
 
     def wanted(self, want: State, have: State) -> frozenset[Veth]:
-        """Return the desired pairs. An existing pair that completes checksums (``sums``) continues
-        to do so: a service whose capabilities were removed has them until its process is restarted.
+        """Return the desired veth pairs. A pair that already completes checksums (``sums``)
+        continues to do so, because a service whose capabilities were reduced has the old ones until
+        its process restarts.
         """
         kept = {veth.key() for veth in have[Veth] if veth.sums}
         if not kept:
@@ -260,7 +263,7 @@ class _Veths(Kind[Veth], of=Veth):
         )
 
     def blocking(self, want: State, have: State) -> frozenset[Veth]:
-        """Return the existing pairs with either the name or the inner end of a desired pair."""
+        """Return the existing veth pairs that have the name or the inner end of a desired pair."""
         wanted = {veth.name: veth[1:4] for veth in want[Veth]}
         ends = {(veth.netns, veth.peer) for veth in want[Veth]}
         return frozenset(
@@ -271,8 +274,8 @@ class _Veths(Kind[Veth], of=Veth):
         )
 
     def to_verify(self, have: State, want: State, candidates: State) -> frozenset[Veth]:
-        """Return the existing pairs, except those of deleted namespaces, which the kernel deletes
-        later.
+        """Return the existing veth pairs. Pairs in deleted namespaces are left out, because the
+        kernel deletes them later.
         """
         stays = {space.name for space in want[Netns]} | {name.name for name in want[NetnsName]}
         dying = {veth.name for veth in candidates[Veth] if veth.netns not in stays}
@@ -302,8 +305,8 @@ class _Veths(Kind[Veth], of=Veth):
         return super().describe_field(field, wanted, shown)
 
     def read(self, space: Space, objects: Collection[Veth]) -> Iterable[Veth]:
-        """Read both ends of the requested pairs. If the namespace is missing or foreign, only the
-        host's end is read.
+        """Read both ends of the requested veth pairs. If the namespace is missing or foreign, only
+        the host's end is read.
         """
         if not objects:
             return
@@ -351,8 +354,8 @@ class _Veths(Kind[Veth], of=Veth):
             yield _pair(link, name, [far], names.get(link.master, ""))
 
     def batch(self, step: Step[Veth], writer: Writer) -> Hashable:
-        """Return a key that groups deletions of pairs. The kernel waits about 20 ms for RCU,
-        whether it deletes one pair or many.
+        """Return a key that groups the deletions of veth pairs. One pair and many pairs take the
+        same time, because the kernel waits about 20 ms for RCU once.
         """
         if step.action != "delete":
             return None
@@ -372,7 +375,6 @@ class _Veths(Kind[Veth], of=Veth):
 
 
 def _drift_commands(veth: Veth, actual: Veth) -> list[str]:
-    """Return the shell commands that would give the actual pair its desired settings."""
     flags = [f"hairpin {'on' if veth.hairpin else 'off'}"] if actual.hairpin != veth.hairpin else []
     arp = {
         ARP_OFF: f"ip link set {veth.name} arp on",
@@ -404,8 +406,9 @@ def _sums_command(veth: Veth) -> str:
 
 
 def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
-    """Return the existing veth pair whose host end is ``link``. ``inner`` are the interfaces in the
-    namespace ``netns``. If the other end is not among them, the pair has no inner end.
+    """Return the veth pair whose host end is ``link``. ``inner`` are the interfaces in the
+    namespace ``netns``. If the other end is not among them, the pair is returned without an inner
+    end.
     """
     pairs = (f for f in inner if f.index == link.peer_index and f.peer_index == link.index)
     peer = next(pairs, None)
@@ -420,8 +423,8 @@ def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
 
 
 def delete_links(rtnl: Rtnl, names: list[str]) -> None:
-    """Delete network interfaces; missing interfaces are ignored. A single interface is deleted by
-    name, because deleting a group walks all interfaces.
+    """Delete network interfaces. Missing interfaces are ignored. A single interface is deleted by
+    its name, because to delete a group the kernel walks all interfaces.
     """
     if len(names) == 1:
         rtnl.delete_link(names[0])
@@ -461,8 +464,8 @@ def _add(writer: Writer, veth: Veth) -> None:
 
 
 def _make_sums(writer: Writer, veth: Veth) -> None:
-    """Make the inner end complete checksums, and the host's end join small TCP segments. The kernel
-    has checked the checksums of segments that it joins. Joining recovers most of the throughput
+    """Make the inner end complete checksums, and the host's end join small TCP segments (GRO). The
+    kernel checks the checksums of segments that it joins. Joining recovers most of the throughput
     that is lost because the inner end has no offloads.
     """
     writer.rtnl(veth.netns).make_sums(veth.peer)
@@ -527,8 +530,8 @@ class _ForeignPorts(Kind[ForeignPort], of=ForeignPort):
 
 
 class Shaper(NamedTuple):
-    """The bandwidth limits of a veth pair in bytes per second; 0 means no limit. ``drift`` names
-    other settings that differ from niso's.
+    """The rate limits of a veth pair, in bytes per second; 0 means no limit. ``drift`` names
+    settings of the limits that differ from niso's.
     """
 
     name: str  # the host end of the pair

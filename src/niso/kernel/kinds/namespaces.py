@@ -2,8 +2,8 @@
 
 niso creates one namespace for each service with mode bridge or none. An attachment is a service in
 a namespace that another program, such as a container engine, has created; niso only adds a name for
-it. In such a namespace, only niso's own interfaces are read and written; the rest belongs to the
-program.
+this namespace. In such a namespace, niso reads and writes only its own interfaces, because the rest
+belongs to the other program.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 
 class NetnsName(NamedTuple):
-    """A symbolic link ``name`` in /run/netns that leads to the file ``target`` of a namespace.
-    ``cookie`` identifies the namespace (SO_NETNS_COOKIE), and is 0 if it no longer exists.
+    """A symbolic link in /run/netns, which gives an attachment's namespace the name ``name``.
+    ``target`` is the path of the namespace. ``cookie`` identifies the namespace (SO_NETNS_COOKIE),
+    and is 0 if the namespace no longer exists.
     """
 
     name: str
@@ -47,7 +48,7 @@ class _Names(Kind[NetnsName], of=NetnsName):
         return f"rm {path}" if step.action == "delete" else f"ln -sfT {step.obj.target} {path}"
 
     def claimed(self, reading: Reading) -> Iterable[NetnsName]:
-        """Yield the links to namespaces that contain the inner end of one of niso's veth pairs."""
+        """Yield niso's symbolic links to namespaces with the inner end of a veth pair of niso."""
         own: set[tuple[int, int]] | None = None
         for name in netns.symlinks():
             if not netns.exists(name):  # left by a removed attachment; no record says which one
@@ -90,8 +91,8 @@ class _Names(Kind[NetnsName], of=NetnsName):
 
 
 class Netns(NamedTuple):
-    """A namespace that niso created. The ``alias`` of its ``lo`` contains the id of the state
-    folder. ``up`` says whether ``lo`` is up.
+    """A network namespace that niso created. ``alias`` is the alias of ``lo`` in the namespace,
+    which contains the id of the state folder. ``up`` says whether ``lo`` is up.
     """
 
     name: str

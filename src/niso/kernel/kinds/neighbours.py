@@ -1,17 +1,18 @@
-"""Define the kinds for neighbour entries and forwarding entries: niso's permanent and foreign ones.
+"""Define the kinds for neighbour and forwarding entries: niso's permanent ones, and foreign ones.
 
-The host has a permanent neighbour entry on the bridge for each address of a service, and a service
-has one for each of its gateways. Therefore a packet between them needs no ARP, and takes no entry
-in the kernel's neighbour table, which has room for 1,024 other entries (gc_thresh3, arp(7)). For
-services of other hosts, the bridge also answers ARP requests and neighbour solicitations from these
-entries (neigh_suppress), so that no request has to cross to another host.
+On a network's bridge, the host has a permanent neighbour entry for each address of a service. Each
+service has a permanent neighbour entry for each of its gateways. Therefore a packet between them
+needs no ARP, and takes no entry in the kernel's neighbour table, which has room for 1,024 entries
+that are not permanent (gc_thresh3, arp(7)). For services of other hosts, the bridge also answers
+ARP requests and neighbour solicitations from these entries (neigh_suppress), so that no request has
+to cross to another host.
 
 The kernel queues packets to an address without an entry for up to 3 s, and sends them when the
 address gets an entry. Without a precaution, a service could therefore receive packets that were
 meant for the previous holder of its address, and that only earlier rules allowed. niso therefore
 deletes this queue before it adds an entry.
 
-An FDB (forwarding database) object is for a service of another host, and stands for two entries of
+An Fdb (forwarding database) object is for a service of another host, and represents two entries of
 the kernel. By the first, the bridge sends frames for the service's MAC to its VXLAN port. By the
 second, the VXLAN device sends these frames to the other host. Entries of other programs are never
 part of the desired state.
@@ -60,11 +61,10 @@ class _PermanentNeighbours(Kind[PermanentNeighbour], of=PermanentNeighbour):
         return f"neighbour entry {obj.address} on {obj.link}{in_netns(obj.netns)}"
 
     def causes(self, obj: PermanentNeighbour, actual: PermanentNeighbour | None) -> tuple[str, ...]:
-        """Return the conditions that would explain why the kernel has dropped a neighbour entry.
-
-        IPv4 entries are dropped with the last IPv4 address of the interface (fib_disable_ip,
-        net/ipv4/fib_frontend.c), and all entries when its MAC changes or ARP is switched on or off
-        (neigh_changeaddr).
+        """Return the conditions under which the kernel drops a permanent neighbour entry. It drops
+        IPv4 entries with the last IPv4 address of the interface (fib_disable_ip,
+        net/ipv4/fib_frontend.c). It drops all entries when the interface's MAC changes, or when ARP
+        is switched on or off (neigh_changeaddr).
         """
         link = f"link /{obj.netns}/{obj.link}"
         lost = ipv6_losses(obj) if ":" in obj.address else (f"{link} down", f"{link} IPv4")
@@ -73,9 +73,9 @@ class _PermanentNeighbours(Kind[PermanentNeighbour], of=PermanentNeighbour):
     def read(
         self, space: Space, objects: Collection[PermanentNeighbour]
     ) -> Iterable[PermanentNeighbour]:
-        """Read the requested entries. With ``strays``, all permanent entries of services'
-        interfaces are read. Those of bridges, which many services share, are all read only if all
-        of niso's objects are.
+        """Read the requested neighbour entries. If changes of other programs are read too
+        (`Reading.strays`), read all permanent entries of interfaces in services. All entries of
+        bridges, which many services share, are read only if all of niso's objects are.
         """
         reading = space.reading
         if reading.everything or (space.name and reading.strays):
@@ -115,7 +115,7 @@ class _PermanentNeighbours(Kind[PermanentNeighbour], of=PermanentNeighbour):
 
 
 def _links(space: Space) -> list[Link]:
-    """Return the interfaces in a namespace on which all permanent entries should be niso's."""
+    """Return the interfaces in a namespace on which only niso should have permanent entries."""
     if space.name:
         return space.links_of_concern
     bridges = {bridge.name for bridge in space.reading.so_far(Bridge)}
@@ -123,7 +123,7 @@ def _links(space: Space) -> list[Link]:
 
 
 class Neighbour(NamedTuple):
-    """A static forwarding entry of another program: a bridge sends frames for a MAC to a port."""
+    """A static forwarding entry that another program has added to a bridge of niso."""
 
     link: str
     mac: str
@@ -141,7 +141,7 @@ class _Neighbours(Kind[Neighbour], of=Neighbour):
         return f"bridge fdb delete {step.obj.mac} dev {step.obj.link} master"
 
     def read(self, space: Space, objects: Collection[Neighbour]) -> Iterable[Neighbour]:
-        """Yield the static forwarding entries of niso's bridges that no Veth or Fdb object has."""
+        """Yield the static entries of niso's bridges that belong to no Veth or Fdb object."""
         if not space.reading.strays:
             return
         tunnels = {vxlan.name for vxlan in space.reading.so_far(Vxlan)}
@@ -171,9 +171,9 @@ class _Neighbours(Kind[Neighbour], of=Neighbour):
 
 
 class Fdb(NamedTuple):
-    """The forwarding entries for the MAC of another host's service: one on the bridge, and one on
-    its VXLAN device. The device sends frames for the MAC to the address ``host``, which is "" if
-    the device has no entry.
+    """The forwarding entries for the MAC of another host's service. One entry is on the bridge, and
+    one on its VXLAN device ``link``. The device sends frames for the MAC to the address ``host``,
+    which is "" if the device has no entry.
     """
 
     link: str  # the VXLAN device
@@ -244,8 +244,8 @@ class _FdbKind(Kind[Fdb], of=Fdb):
 
 
 def _all(link: str, entries: Iterable[tuple[str, str]]) -> Iterable[Fdb]:
-    """Yield one object for each MAC and host. ``entries`` are pairs (MAC, host) of a VXLAN device,
-    with the host "" for the entry on the bridge.
+    """Yield an object for each forwarding entry of a VXLAN device. ``entries`` are pairs (MAC,
+    host), in which "" as the host means the entry of the bridge.
     """
     pairs = list(entries)
     fixed = {mac for mac, host in pairs if not host}

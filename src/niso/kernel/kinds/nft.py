@@ -1,8 +1,8 @@
 """Define the kinds for niso's two nftables tables and for elements of their sets; write elements.
 
-The tables (chains, sets and maps) are one object, without their elements. To compare them, the text
-of `niso.kernel.ruleset` is loaded in a temporary network namespace, so that the kernel lists both
-in the same form. Elements are changed in transactions.
+The tables (chains, sets and maps) are one object, without their elements. To find differences, the
+definition in `niso.kernel.ruleset` is loaded in a temporary network namespace, so that the kernel
+lists the definition and the actual tables in the same form. Elements are changed in transactions.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 
 def differences() -> tuple[tuple[Problem, str], ...] | None:
-    """Return the chains, sets and maps of niso's tables that differ from their definition in niso.
-
-    The result has (problem, name); the problem is missing, foreign or different. If one table is
-    missing, its contents are not listed. Returns None if both tables are missing.
+    """Compare niso's tables in the kernel with their definition, and return the chains, sets and
+    maps that differ. The result has (problem, name), in which the problem is missing, foreign or
+    different. If one of the two tables is missing, its contents are not listed. Returns None if
+    both tables are missing.
     """
     # libnftables keeps what it has listed, so it is closed before the next one is opened
     with Nft() as kernel:
@@ -67,9 +67,10 @@ def differences() -> tuple[tuple[Problem, str], ...] | None:
 
 
 def _objects(kernel: Nft) -> dict[str, list[str]]:
-    """Return the objects of niso's tables as text. The dict maps a name such as ``chain inet niso
-    forward`` to the lines of the definition. ``table inet niso`` has the table's own lines, such as
-    its flags: a dormant table has no effect. JSON would take 2.5 MiB more memory, and more time.
+    """Return the chains, sets and maps of niso's tables in the kernel. The dict maps a name, such
+    as ``chain inet niso forward``, to the lines of its definition. The name ``table inet niso`` is
+    for the table's own lines, such as its flags: a dormant table has no effect. The output of nft
+    is parsed as text, because JSON would take 2.5 MiB more memory, and more time.
     """
     objects: dict[str, list[str]] = {}
     for table in ruleset.CONTAINERS:
@@ -92,7 +93,7 @@ def _objects(kernel: Nft) -> dict[str, list[str]]:
 
 def check_owner(table: str, texts: set[str], state_id: str) -> None:
     """Raise Conflict if a table does not belong to the state folder with the id ``state_id``.
-    ``texts`` are the elements of the table's set ``owner``, which has the id of its state folder.
+    ``texts`` are the elements of the table's set ``owner``, which contains the id.
     """
     others = {text[3:] for text in texts if text.startswith("id-")} - {state_id}
     if others or not texts:
@@ -106,8 +107,9 @@ def check_owner(table: str, texts: set[str], state_id: str) -> None:
 
 
 class NftTransaction(NamedTuple):
-    """An nftables transaction, which the kernel applies completely or not at all. It consists of
-    changes of elements and, if the tables are recreated, of text in nft's syntax.
+    """A step that changes nftables in one transaction, which the kernel applies completely or not
+    at all. It consists of changes of elements. If the tables are recreated, it also has text in
+    nft's syntax.
     """
 
     edits: tuple[Edit | str, ...]
@@ -149,15 +151,15 @@ class _Elements(Kind[Element], of=Element):
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
     ) -> frozenset[Element]:
-        """Return the desired elements, except those of audit periods that have ended or soon do."""
+        """Return the desired elements, without those whose audit period has ended or ends soon."""
         now = time.time()
         return frozenset(
             e for e in want[Element] if not e.ends or policy_rules.is_wanted(e.value, now)
         )
 
     def in_scope(self, have: State, want: State, before: State) -> frozenset[Element]:
-        """Return the existing elements that are desired, or that still belong to a service or
-        network of the state ``before``.
+        """Return the existing elements that are also desired, or whose service or network had the
+        same element in the desired state ``before`` the change.
         """
         keys = {element.key() for element in want[Element]}
         owners = {(element.key(), element.owner, element.entry) for element in before[Element]}
@@ -166,11 +168,9 @@ class _Elements(Kind[Element], of=Element):
         )
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
-        """Return the transactions that change elements.
-
-        The first is executed before all other steps. Elements that guard an object are deleted in a
-        second transaction, after all other steps. If no element is added, the second transaction
-        has all deletions.
+        """Return the transactions that change elements. The first transaction is executed before
+        all other steps. Elements that guard another object are deleted in a second transaction,
+        after all other steps. If no element is added, the second transaction has all deletions.
         """
         if want[Ruleset] != have[Ruleset]:  # the step of the ruleset writes all elements
             return NO_STEPS
@@ -213,7 +213,7 @@ class _Elements(Kind[Element], of=Element):
         return [present[key] for key in keys if key in present]
 
     def write(self, writer: Writer, steps: Sequence[NftTransaction]) -> None:
-        """Execute one transaction, by netlink if possible, otherwise by libnftables."""
+        """Execute one transaction. Netlink is used if possible, otherwise libnftables."""
         (step,) = steps
         edits = [edit for edit in step.edits if isinstance(edit, Edit)]
         headers = [HEADERS[edit.element.table, edit.element.container] for edit in edits]
@@ -231,8 +231,9 @@ def _sources(elements: Iterable[Element]) -> set[str]:
 
 
 def _room(element: Element) -> Atoms | None:
-    """Return the fields by which an interval of a policy can overlap others, or None if it is no
-    interval. An old interval must be deleted before a new one that may overlap it is added.
+    """Return the fields by which an element of a policy can overlap other elements. Returns None if
+    the key of the element is not an interval. An old interval must be deleted before a new one that
+    overlaps it is added.
     """
     _, part = policy_rules.POLICY_MAPS.get(element.container, ("", ""))
     if not part or not policy_rules.POLICY_PARTS[part][1]:
@@ -242,8 +243,8 @@ def _room(element: Element) -> Atoms | None:
 
 
 def lookup(reading: Reading) -> dict[Atoms, Element]:
-    """Return the requested elements that exist, and the elements of the set ``owner``, by key. The
-    kernel is queried only once while a State is read.
+    """Read the requested elements and the elements of the sets ``owner`` from the kernel. Returns
+    those that exist, by key. Later calls with the same ``reading`` return the first result.
     """
     if reading.elements is None:
         keys = {e.key() for e in (*owner(reading.state_id), *reading.candidates[Element])}
@@ -253,9 +254,7 @@ def lookup(reading: Reading) -> dict[Atoms, Element]:
 
 
 def _all(reading: Reading) -> Iterator[Element]:
-    """Yield all elements of both tables, with only one set in memory at a time. Raises Conflict if
-    the tables belong to another state folder.
-    """
+    """Yield all elements of both tables, set by set. Raises Conflict if the tables are foreign."""
     with Nfnetlink() as netlink:
         for table, containers in ruleset.CONTAINERS.items():
             for container in containers:
@@ -266,8 +265,9 @@ def _all(reading: Reading) -> Iterator[Element]:
 
 
 class Ruleset(NamedTuple):
-    """Both nftables tables of niso, without their elements. ``digest`` is the digest of their text.
-    ``wrong`` has (problem, name) of the chains, sets and maps that differ from this text.
+    """niso's two nftables tables, without their elements. ``digest`` is the digest of their
+    definition. ``wrong`` has (problem, name) of the chains, sets and maps that differ from the
+    definition.
     """
 
     digest: str
@@ -278,8 +278,8 @@ class Ruleset(NamedTuple):
 
 
 def owner(state_id: str) -> list[Element]:
-    """Return the elements of the sets ``owner``, which record the state folder and the version of
-    the tables. Every new process reads them first.
+    """Return the elements of the sets ``owner``, one set in each table. They record the id of the
+    state folder and the version of the tables. Every niso process reads them first.
     """
     return [
         Element(table, "owner", (text,))
@@ -295,13 +295,13 @@ class _Rulesets(Kind[Ruleset], of=Ruleset):
     parent_name_format = "ruleset"
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
-        """Return the transactions that destroy and recreate both tables with all elements.
+        """Return the transactions that destroy both tables and recreate them with all elements.
 
-        Interfaces that are about to be deleted keep their guard elements in the new tables until
-        then: otherwise their packets would pass. If services run and other objects differ too, the
-        element with the version is added last. If niso is killed before that, the next command
-        recreates the tables and so completes the change. A plan that creates tables covers all
-        services, whatever its scope.
+        Interfaces that are about to be deleted have their guard elements in the new tables until
+        their deletion: otherwise their packets would pass. If services run and other objects differ
+        too, the element with the tables' version is added last. If niso is killed before that, the
+        next command recreates the tables and so completes the change. A plan that creates tables
+        covers all services, whatever its scope.
         """
         if want[Ruleset] == have[Ruleset]:
             return NO_STEPS
@@ -347,8 +347,8 @@ class _Rulesets(Kind[Ruleset], of=Ruleset):
 
 
 def _other_tables(reading: Reading) -> Iterable[Ruleset]:
-    """Return the existing tables if their ``owner`` elements are not the expected ones. Raises
-    Conflict if the tables belong to another state folder.
+    """Return the existing tables if they are of another version of niso or incomplete. Raises
+    Conflict if they belong to another state folder.
     """
     with Nfnetlink() as netlink:
         digests: list[str] = []

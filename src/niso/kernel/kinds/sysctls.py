@@ -1,4 +1,4 @@
-"""Define the kind for sysctls of the host and of services' namespaces, which cannot be deleted."""
+"""Define the kind for sysctls of the host and of services. A sysctl cannot be deleted."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
         return f"sysctl {obj.name}={obj.value!r}{in_netns(obj.netns)}"
 
     def wanted(self, want: State, have: State) -> frozenset[Sysctl]:
-        """Return the desired sysctls. Also return the valid value of sysctls by which another
-        program has disabled IPv6 inside a service, or IPv4 forwarding of a bridge.
+        """Return the desired sysctls. If another program has disabled IPv6 inside a service, or
+        IPv4 forwarding of a bridge, the valid value of this sysctl is added.
         """
         inside = {obj.name for obj in want[Netns]}
         bridges = {obj.name for obj in want[Bridge]}
@@ -84,8 +84,8 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
     ) -> frozenset[Sysctl]:
-        """Return the desired sysctls that can be set. Sysctls of IPv6 on a kernel without IPv6, and
-        of bridges that the change deletes, are left out.
+        """Return the desired sysctls that can be set. Left out are sysctls of IPv6 if the kernel
+        has no IPv6, and sysctls of bridges that the change deletes.
         """
         made = {bridge.name for bridge in want[Bridge]}
         going = {bridge.name for bridge in before[Bridge]} - made if before is not None else set()
@@ -104,10 +104,10 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         """Return the steps that set the sysctls whose values differ.
 
-        Setting the forwarding of all interfaces resets the forwarding of each, so the sysctls of
-        single interfaces are set again afterwards. accept_ra comes before forwarding: otherwise a
-        host that starts to forward deletes the default routes that it has from router
-        advertisements.
+        When the sysctl that enables forwarding on all interfaces is set, the kernel resets the
+        forwarding sysctl of each interface, so the latter are set again afterwards. accept_ra is
+        set before forwarding: otherwise a host that starts to forward would delete the default
+        routes that it has from router advertisements.
         """
         made: list[AnyStep] = []
         last: list[AnyStep] = []
@@ -133,7 +133,7 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
         return (), made, (), last
 
     def is_read_back(self, obj: Sysctl) -> bool:
-        """Return False for a sysctl in a service, where no other program sets sysctls."""
+        """Return False for a sysctl in a service, because no other program sets sysctls there."""
         return not obj.netns
 
     def causes(self, obj: Sysctl, actual: Sysctl | None) -> tuple[str, ...]:
@@ -169,9 +169,7 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
         return present
 
     def batch(self, step: Step[Sysctl], writer: Writer) -> Hashable:
-        """Return the namespace of a sysctl, so that all sysctls of a namespace are written together
-        and the namespace is entered only once.
-        """
+        """Return the sysctl's namespace, so that each namespace is entered only once."""
         return step.obj.netns
 
     def write(self, writer: Writer, steps: Sequence[Step[Sysctl]]) -> None:
@@ -195,8 +193,8 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
 
 
 def _parts(obj: Sysctl) -> tuple[str, str, str]:
-    """Split ``net/FAMILY/conf/LINK/NAME`` into (FAMILY, LINK, NAME), with "" for missing parts.
-    ``neigh`` may replace ``conf``.
+    """Split ``net/FAMILY/conf/LINK/NAME`` into (FAMILY, LINK, NAME). Missing parts are "". The name
+    may have ``neigh`` instead of ``conf``.
     """
     _, family, _, link, name = (*obj.name.split("/"), "", "", "")[:5]
     return family, link, name
@@ -208,9 +206,8 @@ def _link(obj: Sysctl) -> str:
 
 
 def _is_left(obj: Sysctl, want: State) -> bool:
-    """Return whether a sysctl was set for a manifest's [sysctls], and no longer is.
-
-    Its namespace and its interface stay.
+    """Return whether a sysctl that niso set for a manifest's [sysctls] is no longer in the
+    manifest, while its namespace and its interface stay.
     """
     if (
         not obj.netns
@@ -225,7 +222,7 @@ def _is_left(obj: Sysctl, want: State) -> bool:
 
 
 def _default_name(name: str) -> str:
-    """Return the sysctl that a new interface takes its value from, or the same sysctl."""
+    """Return the sysctl from which a new interface gets the value of the sysctl ``name``."""
     link = _link(Sysctl("", name, ""))
     return name if link in ("", "all") else name.replace(f"/{link}/", "/default/", 1)
 
@@ -242,7 +239,6 @@ def _present(objects: Iterable[Sysctl]) -> set[Sysctl]:
 
 
 def _links_without_ipv6(space: Space) -> list[str]:
-    """Return the interfaces of a service on which a requested IPv6 address is missing."""
     asked: dict[str, set[str]] = {}
     for address in space.objects(Address):
         if ":" in address.address:

@@ -1,11 +1,12 @@
 """Define the kinds for VXLAN devices and for the WireGuard interface of a cluster's hosts.
 
-Each network that spans hosts has a VXLAN device, a port of its bridge (linux/if_link.h, RFC 7348).
+Each network that spans hosts has a VXLAN device on each of these hosts. The device is a port of the
+network's bridge (linux/if_link.h, RFC 7348).
 
-In an encrypted cluster, each host has one WireGuard interface, served by the kernel or by
-wireguard-go and set with wg(8). VXLAN packets are sent through this interface, between addresses
-that only WireGuard interfaces have. WireGuard accepts a packet of another host only if its source
-is the address of that host (cryptokey routing).
+In an encrypted cluster, each host has one WireGuard interface, which is implemented by the kernel
+or by wireguard-go, and configured with wg(8). VXLAN packets are sent through this interface,
+between addresses that only WireGuard interfaces have. WireGuard accepts a packet of another host
+only if the packet's source is the address of that host (cryptokey routing).
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ _TTL_HOPS = 64
 
 
 def parse(data: bytes) -> tuple[int, str, int, str]:
-    """Parse the IFLA_INFO_DATA of a VXLAN device. Returns (VNI, this host's address, UDP port,
-    drift). The drift names settings that differ from those that `add` sets.
+    """Parse the IFLA_INFO_DATA of a VXLAN device into (VNI, this host's address, UDP port, drift).
+    The drift names settings that differ from those that `add` sets.
     """
     have = attributes(data)
     local = ""
@@ -67,8 +68,9 @@ def parse(data: bytes) -> tuple[int, str, int, str]:
 
 
 def add(rtnl: Rtnl, vxlan: Vxlan) -> None:
-    """Create a VXLAN device as a port of its bridge, and set it up. The device neither learns nor
-    floods. Raises KernelError, and Conflict if another device has the VNI or the UDP port.
+    """Create a VXLAN device as a port of its bridge, and set it up. The device does not learn MACs
+    and does not flood. Raises KernelError, and Conflict if another device has the VNI or the UDP
+    port.
     """
     name = vxlan.name
     master = rtnl.index(vxlan.bridge)
@@ -107,18 +109,16 @@ def add(rtnl: Rtnl, vxlan: Vxlan) -> None:
 
 
 def _port_settings(name: str, index: int, what: str) -> list[Message]:
-    """Return the messages that set up a VXLAN device as a port of a bridge."""
     settings = link_records.usual(", ".join(link_records.TUNNEL_PORT), tunnel=True)
     messages = [Message(what, NEWLINK, 0, ifinfo(index) + setting) for setting in settings]
     return [*messages, raise_up(name, index)]
 
 
 class Vxlan(NamedTuple):
-    """A VXLAN device.
-
-    The device neither learns nor floods: static entries determine where frames are sent
-    (kinds/neighbours.py). ``device`` names settings of the device that differ from niso's,
-    ``drift`` settings of its bridge port (kernel/link_records.py).
+    """The VXLAN device of a network that spans hosts. The device does not learn MACs and does not
+    flood: static entries determine to which host frames are sent (kinds/neighbours.py). ``device``
+    names settings of the device that differ from niso's, and ``drift`` settings of its bridge port
+    (kernel/link_records.py).
     """
 
     name: str
@@ -171,8 +171,9 @@ class _Vxlans(Kind[Vxlan], of=Vxlan):
         )
 
     def blocking(self, want: State, have: State) -> frozenset[Vxlan]:
-        """Return the devices to delete first: those whose unchangeable fields differ, and those
-        that have the VNI and port of a desired device with another name.
+        """Return the existing VXLAN devices to delete first: those whose unchangeable fields differ
+        from the desired ones, and those that have the VNI and UDP port of a desired device with
+        another name.
         """
         wanted = {vxlan.name: vxlan for vxlan in want[Vxlan]}
         numbers = {(vxlan.vni, vxlan.port) for vxlan in want[Vxlan]}
@@ -239,7 +240,9 @@ _TIMEOUT_S, _PAUSE_S = 10.0, 0.02
 
 
 def lacks(form: str) -> str | None:
-    """Return why this host cannot have a WireGuard interface of this form, or None if it can."""
+    """Return why this host cannot have a WireGuard interface of a form, `KERNEL` or `USERSPACE`.
+    Returns None if it can have one.
+    """
     import shutil
 
     if shutil.which("wg") is None:
@@ -256,8 +259,8 @@ def lacks(form: str) -> str | None:
 
 
 def _probe(errors: list[KernelError]) -> None:
-    """Try to create a WireGuard interface in a new namespace, and append an error to ``errors``.
-    The calling thread stays in the new namespace.
+    """Test whether a WireGuard interface can be created in a new namespace. The thread stays in
+    this namespace. If the test fails, its error is appended to ``errors``.
     """
     what = "create a WireGuard link"
     body = ifinfo() + text(IFLA_IFNAME, "probe")
@@ -273,7 +276,7 @@ def _probe(errors: list[KernelError]) -> None:
 
 
 def public_key(private: str) -> str:
-    """Derive the public key of a private key. Raises KernelError."""
+    """Derive the public key from a private key. Raises KernelError."""
     return _run(["wg", "pubkey"], private).strip()
 
 
@@ -283,7 +286,7 @@ def new_key() -> str:
 
 
 def answers(name: str, form: str) -> bool:
-    """Return whether a WireGuard interface exists and the kernel or wireguard-go serves it."""
+    """Return whether a WireGuard interface exists and its wireguard-go, if it has one, runs."""
     try:
         socket.if_nametoindex(name)
         if form == USERSPACE:
@@ -298,10 +301,9 @@ def shown(
     name: str, endpoints: Mapping[str, str]
 ) -> tuple[str, int, tuple[tuple[str, str, str], ...]]:
     """Return (public key, port, peers) of a WireGuard interface, or empty values if wg(8) fails.
-
     ``endpoints`` maps the public keys of other hosts to their desired endpoints. WireGuard itself
     changes the endpoint of a host to the address from which the host last sent. This is not an
-    error. For a host with a session, the desired endpoint is therefore returned.
+    error. For a host with which there is a session, the desired endpoint is therefore returned.
     """
     try:
         lines = _run(["wg", "show", name, "dump"]).splitlines()
@@ -318,7 +320,7 @@ def shown(
 
 
 def make(rtnl: Rtnl, link: WireGuard) -> None:
-    """Create a WireGuard interface with the settings ``link``, or change it. Raises KernelError."""
+    """Create or change a WireGuard interface to have the settings ``link``. Raises KernelError."""
     fresh = rtnl.link(link.name) is None
     if fresh:
         _create(rtnl, link)
@@ -343,7 +345,7 @@ def make(rtnl: Rtnl, link: WireGuard) -> None:
 
 
 def remove(rtnl: Rtnl, name: str) -> None:
-    """Delete a WireGuard interface and stop its wireguard-go process. Raises KernelError."""
+    """Delete a WireGuard interface, and stop its wireguard-go process. Raises KernelError."""
     path = os.path.join(_SOCKETS, f"{name}.sock")
     if os.path.lexists(path):
         files.remove(path)
@@ -351,7 +353,7 @@ def remove(rtnl: Rtnl, name: str) -> None:
 
 
 def _create(rtnl: Rtnl, link: WireGuard) -> None:
-    """Create a WireGuard interface with its alias. The interface stays down. Raises KernelError."""
+    """Create a WireGuard interface that is down, and set its alias. Raises KernelError."""
     what = f"create WireGuard link '{link.name}'"
     if link.form == KERNEL:
         index = rtnl.free_index()
@@ -395,14 +397,13 @@ def _serve(name: str) -> None:
 
 
 def _configure(link: WireGuard, keepalive_s: int = 0) -> None:
-    """Set the keys, port and peers of a WireGuard interface. With ``keepalive_s``, the interface
-    sends a packet to each peer at this interval. Raises KernelError.
+    """Set the keys, port and peers of a WireGuard interface. If ``keepalive_s`` is not 0, the
+    interface sends a packet to each peer at this interval in seconds. Raises KernelError.
     """
     _run(["wg", "syncconf", link.name, "/dev/stdin"], _configuration(link, keepalive_s))
 
 
 def _configuration(link: WireGuard, keepalive_s: int) -> str:
-    """Return a WireGuard interface's configuration in the syntax of wg(8). Raises KernelError."""
     path = paths.wireguard_key()
     try:
         with open(path, encoding="ascii") as file:
@@ -417,7 +418,6 @@ def _configuration(link: WireGuard, keepalive_s: int) -> str:
 
 
 def _run(words: list[str], text: str = "") -> str:
-    """Run a program with ``text`` as its input, and return its output. Raises KernelError."""
     import subprocess
 
     try:
@@ -449,7 +449,7 @@ If the process of wireguard-go ends, its interface stays and drops all packets.
 
 
 class WireGuard(NamedTuple):
-    """This host's WireGuard interface. Its private key is in `niso.base.paths.wireguard_key`."""
+    """This host's WireGuard interface. `niso.base.paths.wireguard_key` has its private key."""
 
     name: str
     form: str  # KERNEL or USERSPACE
@@ -497,7 +497,7 @@ class _WireGuards(Kind[WireGuard], of=WireGuard):
 
     def blocking(self, want: State, have: State) -> frozenset[WireGuard]:
         """Return the existing interfaces whose form, `KERNEL` or `USERSPACE`, is not the desired
-        one, because the kernel has gained or lost WireGuard.
+        one. The form changes if the kernel has gained or lost WireGuard.
         """
         forms = {link.name: link.form for link in want[WireGuard]}
         return frozenset(
@@ -525,7 +525,7 @@ class _WireGuards(Kind[WireGuard], of=WireGuard):
 
     def read(self, space: Space, objects: Collection[WireGuard]) -> Iterable[WireGuard]:
         """Read WireGuard interfaces. Settings that only wg(8) can read are assumed to be as
-        desired, unless the change concerns them or changes of other programs are read.
+        desired, unless the change concerns them, or changes of other programs are read too.
         """
         reading = space.reading
         for name in {obj.name for obj in objects}:
