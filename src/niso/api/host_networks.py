@@ -170,7 +170,7 @@ class Networks(ApiPart):
         return _described(store, store.require_network(text(name, "name")))
 
     def remove(self, *names: str, dry_run: bool = False) -> tuple[RemovedNetwork, ...]:
-        """Remove all the given networks and their bridges, or none.
+        """Remove networks and their bridges. If one network cannot be removed, none is removed.
 
         Raises NotFound, and Conflict if a network is in use.
         """

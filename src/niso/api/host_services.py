@@ -215,7 +215,7 @@ class Services(ApiPart):
         return health_agent.follow(self.session, log)
 
     def exit_hooks(self, instance: str) -> tuple[Callable[[], None], Callable[[], None]]:
-        """Return two functions to call after an instance's process has exited and has restarted."""
+        """Return two functions, to call when an instance has exited and when it has restarted."""
         from niso.change import health_agent
 
         machine = self.session.machine_for_change()

@@ -476,8 +476,8 @@ def generations(store: Store) -> Generations:
     """Return a function that chooses a generation number for a service.
 
     The names of the service's network interfaces are hashes of service, network and generation
-    (`niso.base.names.veth`). The function returns the lowest generation, at least ``first``, for
-    which no other endpoint has these names.
+    (`niso.base.names.veth`). The function returns the lowest generation, not below its argument
+    ``first``, for which no other endpoint has these names.
     """
     # by `link_prefix`, because each read of the store would read all intents of the command
     endpoints: dict[str, dict[str, tuple[str, str, int]]] = {}

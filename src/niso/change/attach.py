@@ -574,7 +574,7 @@ def _met(one: Entry, other: Entry) -> Entry | None:
 
 
 def prefixes(cidrs: Iterable[str]) -> Peer:
-    """Return a policy peer for one or more CIDR prefixes, which must be in canonical form."""
+    """Return a policy peer for CIDR prefixes, which must be in canonical form."""
     each = list(dict.fromkeys(cidrs))
     return Peer("prefix" if len(each) == 1 else "prefixes", ",".join(each))
 

@@ -45,7 +45,7 @@ _LATER = "the agent says it once the cluster answers: niso cluster status"
 class ActivationClaims:
     """The reservations in etcd (claims) of one activation's services.
 
-    An instance also has the networks of the cluster that the activation adds to this host.
+    The object also has the networks of the cluster that the activation adds to this host.
     """
 
     def __init__(
@@ -84,9 +84,9 @@ class ActivationClaims:
     def claim(self, wanted: dict[str, tuple[Target, Wanted]], report: Report) -> None:
         """Reserve in etcd the names and addresses that services need.
 
-        If etcd does not answer, a service can use its reservation in this host's store, if this
-        suffices; a warning is reported. Raises Conflict if another host has a name or address,
-        NoAnswer, or ErrorGroup.
+        If etcd does not answer, a reservation recorded in this host's store is used, with a
+        warning, if it covers all names and addresses of the service. Raises Conflict if another
+        host has a name or address, NoAnswer, or ErrorGroup.
         """
         known = {name: self._own_record(name, *pair) for name, pair in wanted.items()}
         self._begin([name for name, record in known.items() if record is None])
@@ -394,7 +394,7 @@ def report_remaining(machine: Machine) -> None:
 def _arriving(
     store: Store, joined: Config, engine: Etcd, unknown: list[str], brief: bool
 ) -> span_networks.Arriving:
-    """Return the networks of the cluster that this host does not have, out of ``unknown``.
+    """Return the networks in ``unknown`` that exist in the cluster. This host has none of them.
 
     With ``brief``, returns no networks if etcd does not answer.
     """
@@ -454,10 +454,11 @@ def needed_names(
 def needed_around(
     store: Store, homes: dict[str, str], names: dict[str, tuple[str, ...]]
 ) -> dict[str, Wanted]:
-    """Return extended claims of services that only gain other services in their namespaces.
+    """Return new claims for unchanged services whose namespaces changed services will share.
 
-    A service that another command is changing is left out, because a claim with a new id would make
-    that command conclude that it has lost its claim.
+    Such a service must also claim the names of the changed services. A service that another command
+    is changing is left out, because a claim with a new id would make that command conclude that it
+    has lost its claim.
     """
     wanted: dict[str, Wanted] = {}
     for home in {*homes.values()} - {*homes, ""}:

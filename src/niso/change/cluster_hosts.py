@@ -185,7 +185,7 @@ def _members(own: Config, engine: Etcd | None) -> list[own_etcd.EtcdMember]:
 
 
 class Forgotten(NamedTuple):
-    """What was removed from the cluster with a lost host."""
+    """Result of `forget`: what was removed from the cluster with a lost host."""
 
     services: tuple[str, ...]  # names of the services that the host had
     certificates: int  # number of the host's certificates that were revoked
@@ -270,7 +270,7 @@ def remove_member(machine: Machine, host: str, report: Report) -> int:
 
 
 def be_only_member(machine: Machine, report: Report) -> None:
-    """Make this host's etcd member the only member, and keep its data, after most were lost.
+    """Make this host's etcd member the only member, with its data, after most members were lost.
 
     Raises Conflict if most members answer, and Error if this host has no member or etcd fails.
     """

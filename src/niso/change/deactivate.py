@@ -16,7 +16,7 @@ from niso.runtime.machine import Machine
 
 
 class Done(NamedTuple):
-    """Whether a command changed one service or attachment. `niso.Changed` is the same class."""
+    """Result of a command for one service or attachment. `niso.Changed` is the same class."""
 
     service: str  # the service's name
     changed: bool  # false if nothing changed
@@ -81,7 +81,7 @@ def _leave_others(machine: Machine, services: list[str], report: Report) -> None
 
 
 def _stop_units(machine: Machine, services: list[str]) -> None:
-    """Stop units of services with instances, which have no process whose end systemd sees."""
+    """Stop the systemd units of services with instances. These units have no process to end."""
     units = machine.processes.units
     for name in services:
         row = machine.store.service(name)

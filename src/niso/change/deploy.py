@@ -62,7 +62,7 @@ _MOST_PROBE_S = 1.0
 
 
 class Rollout(NamedTuple):
-    """Which instances of one service an activation creates, replaces and stops."""
+    """The instances of one service that an activation starts, keeps and stops."""
 
     front: Target
     new: tuple[Target, ...]  # the instances that the service has afterwards
@@ -294,7 +294,7 @@ def record_failures(store: Store, rollouts: Iterable[Rollout], began: float, err
 
 
 def before(one: Rollout) -> Target | None:
-    """Return a service as before a rollout, ready to activate, or None if it was inactive."""
+    """Return a service as it was before a rollout (a target), or None if it was inactive."""
     row = Intent(one.name, "activate", one.undo).before if one.undo else None
     return of_row(row)._replace(pinned=True, replace=True) if row is not None else None
 
@@ -632,7 +632,7 @@ def used_packages(store: Store, front: str) -> set[str]:
 
 
 def finish_leaving(machine: Machine, report: Report) -> None:
-    """Stop the old instances of deploys that were interrupted when new instances already served.
+    """Stop the old instances of deploys that were interrupted after new instances began to serve.
 
     Instances that belong to a running command, or that the undo of an interrupted activation will
     restore, are left unchanged.

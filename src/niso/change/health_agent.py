@@ -161,7 +161,7 @@ def _next(watched: Iterable[_Watched], now: float) -> float:
 
 
 def _refresh(store: Store, watched: dict[str, _Watched], is_asked: bool) -> None:
-    """Read from the store the services to watch: all with a health check if ``is_asked``."""
+    """Read from the store which services to watch. With ``is_asked``, watch all health checks."""
     wanted = {}
     fronts = {one.service: one.front for one in store.instances.active(SERVING, OUT)}
     for name in {*fronts, *(store.checked_services() if is_asked else store.acted_on_services())}:
@@ -246,7 +246,7 @@ def _counts(one: _Watched) -> bool:
 def _freeze(machine: Machine, service: str) -> bool:
     """Send no new connections to an unhealthy instance, and reset its open connections.
 
-    The last instance that receives connections is left alone. Returns whether it was excluded.
+    The last instance that receives connections is not changed. Returns whether there was a change.
     """
     left = leave(machine, service, only_beside_others=True)
     if left:
@@ -276,15 +276,15 @@ def _act(session: Session, act: Callable[[Machine], bool], log: Log, done: str) 
 def leave(machine: Machine, service: str, only_beside_others: bool = False) -> bool:
     """Stop sending connections to an instance, and return whether it received connections.
 
-    With ``only_beside_others``, the last instance that receives connections continues to receive
-    them: all instances may be unhealthy only because of a database that they all use. The caller
-    must not have niso's lock. Raises Error.
+    With ``only_beside_others``, the last instance that receives connections is not changed, because
+    all instances may be unhealthy only because of a database that they share. The caller must not
+    have niso's lock. Raises Error.
     """
     return move(machine, service, SERVING, OUT, only_beside_others)
 
 
 def serve(machine: Machine, service: str) -> bool:
-    """Send connections to an instance again. Return whether it was excluded. Raises Error."""
+    """Send connections to an instance again. Return false if it was not excluded. Raises Error."""
     return move(machine, service, OUT, SERVING)
 
 
@@ -294,8 +294,8 @@ def move(
     """Change an instance's recorded state from ``before`` to ``after``, and update the kernel.
 
     The state decides whether the instance receives new connections. Returns false, without a
-    change, if the instance is not in the state ``before``. With ``only_beside_others``, does the
-    same if no other instance receives connections. Raises Error.
+    change, if the instance is not in the state ``before``, or with ``only_beside_others`` if no
+    other instance receives connections. Raises Error.
     """
     from niso.change.scope import concerned
     from niso.reconcile.change import change

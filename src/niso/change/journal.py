@@ -168,7 +168,7 @@ def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error
 
 
 def locked(store: Store, services: Iterable[str]) -> ExitStack:
-    """Return the locks of several services, acquired in sorted order, as a context.
+    """Return a context manager with the locks of several services, acquired in sorted order.
 
     An instance is locked after all services, also after the service that it belongs to.
     """
@@ -181,7 +181,7 @@ def locked(store: Store, services: Iterable[str]) -> ExitStack:
 
 
 def locked_instances(store: Store, names: Iterable[str]) -> ExitStack:
-    """Return the locks of instances as a context. The caller must have locked their services."""
+    """Return a context manager with locks of instances. Their services must be locked already."""
     with ExitStack() as locks:
         for name in sorted(names):
             locks.enter_context(locked_one(store, name))

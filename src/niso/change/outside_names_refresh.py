@@ -70,11 +70,10 @@ def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent
 
 
 def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
-    """Forbid DNS names in policies to mean addresses within networks that this command creates.
+    """Remove addresses in the command's new networks from recorded DNS answers.
 
-    Such addresses are removed from the recorded answers, with a warning, because the names were
-    resolved before the networks existed. The caller must be in the transaction that has recorded
-    the networks. Raises KernelError.
+    A DNS name in a policy must not select a service of niso. Each change causes a warning. The
+    caller must be in the transaction that has recorded the networks. Raises KernelError.
     """
     if not (names := _names(targets)):
         return

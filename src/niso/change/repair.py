@@ -148,7 +148,6 @@ def _raise_all(errors: list[Error]) -> None:
 
 @contextmanager
 def _collecting(errors: list[Error]) -> Iterator[None]:
-    """Run a ``with`` block, and append an Error that it raises to ``errors``."""
     try:
         yield
     except Error as error:
@@ -182,7 +181,10 @@ def _recover(machine: Machine, report: Report, errors: list[Error]) -> int:
 
 
 def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int:
-    """Repair the kernel and delete connections that its rules deny. Return the repairs' count."""
+    """Repair the kernel, and delete connections that niso's rules deny.
+
+    Returns the number of repairs.
+    """
     store, kernel, *_ = machine
     done, steps = 0, []
     with _collecting(errors):
@@ -398,7 +400,7 @@ def _running(processes: Processes, lost: list[Orphan]) -> Iterator[_Removal]:
 
 
 def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Removal]:
-    """Yield removals for niso's namespaces, network interfaces and routing rules, in order.
+    """Yield removals for niso's namespaces, network interfaces and routing rules, in this order.
 
     Of an attachment's namespace, only the name in /run/netns is removed, even if a program has set
     niso's alias there.

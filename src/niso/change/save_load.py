@@ -45,7 +45,7 @@ _ROOTFS = ".niso-rootfs"
 
 
 class SavedNetwork(NamedTuple):
-    """A network of saved services."""
+    """One network in an archive, which the saved services use."""
 
     name: str
     subnets: tuple[str, ...]
@@ -58,7 +58,7 @@ class SavedNetwork(NamedTuple):
 
 
 class SavedService(NamedTuple):
-    """A saved service."""
+    """One service in an archive."""
 
     name: str
     stack: str  # "" without a stack
@@ -73,7 +73,7 @@ class SavedService(NamedTuple):
 
 
 class SavedHost(NamedTuple):
-    """What an archive contains, as its first entry describes it."""
+    """The description of an archive's content. It is the first entry of the archive."""
 
     format: int
     niso: str  # the version that wrote it
@@ -368,7 +368,7 @@ def load(
 def _staging(folder: str, kept: ExitStack) -> str:
     """Create a locked folder into which an archive is extracted. Return the folder's path.
 
-    ``kept`` removes the folder and the lock, which allows only one process to load at a time.
+    Closing ``kept`` removes folder and lock. The lock allows only one process to load at a time.
     """
     lock = os.open(folder, files.FOLDER)
     kept.callback(os.close, lock)
@@ -381,7 +381,7 @@ def _staging(folder: str, kept: ExitStack) -> str:
 
 
 def _read(path: str, staged: str, owners: Collection[int] | None) -> SavedHost:
-    """Extract an archive into ``staged``. Return its description, validated. Raises Error."""
+    """Extract an archive into the folder ``staged``. Return its description. Raises Error."""
     try:
         opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(opened, "rb", buffering=0) as file:
@@ -590,7 +590,7 @@ class _Loading:
         files.replace(manifest, "\n".join(lines).encode(), 0o600)
 
     def _adapt(self, data: dict[str, Any], manifest: str, service: SavedService) -> None:
-        """Replace taken host ports in a loaded manifest. Warn about addresses of other subnets."""
+        """Replace taken host ports in a loaded manifest, and warn about unusable addresses."""
         spec = manifest_load.checked(manifest_load.prepared(data, manifest), manifest)
         if spec.name != service.name:
             raise InvalidInput(f"has the manifest of {spec.name!r} as that of {service.name!r}")

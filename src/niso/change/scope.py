@@ -177,9 +177,9 @@ def home(
 def provider_of(store: Store, target: Target, together: frozenset[str]) -> str | None:
     """Return the service whose namespace a service will share, or None if its mode is not share.
 
-    ``together`` are the command's services. Those with other modes must already be recorded. Raises
-    Conflict if the namespace is not available, and InvalidInput if the manifest names its own
-    service.
+    ``together`` are the command's services. Those that share no namespace must already be recorded.
+    Raises Conflict if the namespace is not available, and InvalidInput if the manifest names its
+    own service.
     """
     share = target.spec.network.share
     if share is None:

@@ -51,7 +51,7 @@ class Arriving(NamedTuple):
         return mirror.scope_of(store, changed, changed)
 
     def fill(self, store: Store) -> None:
-        """Record the services of other hosts on the networks, in the caller's transaction."""
+        """Record other hosts' services on these networks, in the caller's transaction."""
         changed = mirror.changed_services(store, self.seen, self.joined.host)
         mirror.write(store, self.seen, self.joined.host, changed)
 
@@ -259,7 +259,7 @@ def _addresses(engine: Etcd, joined: Config, name: str) -> list[RemoteAddress]:
 
 
 def going(store: Store, scope: Scope, every: bool = False) -> Scope:
-    """Add other hosts' services on networks that may be deleted to the scope of a change.
+    """Add to a scope the services of other hosts on networks that the change may delete.
 
     These are the implicit networks of the scope that span hosts. With ``every``, they are all
     networks of the scope that span hosts.

@@ -125,7 +125,7 @@ def event_of(row: ServiceRow, rehosts: bool = False) -> Event:
 
 
 def _was_healthy(processes: Processes, service: str) -> bool:
-    """Return whether a service was healthy since its last automatic restart, or never restarted."""
+    """Return whether a service was healthy since its last automatic restart, or had no restart."""
     now = processes.status(service)
     if now.restarts == 0:
         return True  # its activation has waited until it was healthy
@@ -209,7 +209,7 @@ class _Starting:
                 wait.close()
 
     def _ready(self) -> Iterator[Start]:
-        """Yield services with ready dependencies, while fewer than `_AT_ONCE` are being created."""
+        """Yield services whose dependencies are ready. Yield none while `_AT_ONCE` are created."""
         for start in self._todo if len(self._begun) < _AT_ONCE else ():
             needs = self._after.get(start.name, {})
             if all(

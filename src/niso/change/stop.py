@@ -51,9 +51,9 @@ def finish(
     A service whose process could not be stopped keeps its network. With ``ends``, records of
     changes in progress (intents) are deleted. With ``keep_forwards``, ports of `niso port-forward`
     are published again at the next activation. With ``resets``, clients get a reset for each
-    connection that is still open when the process has ended; otherwise a client that only receives
-    would wait for ever. With ``began``, the start of the command as a Unix time, the stop is
-    recorded for `niso history`. Raises Error if the kernel refuses a change. In this case no
+    connection that is still open when the process has ended. Without it, a client that only
+    receives would wait for ever. With ``began``, the start of the command as a Unix time, the stop
+    is recorded for `niso history`. Raises Error if the kernel refuses a change. In this case no
     service is recorded as stopped, and the call can be repeated.
     """
     store = machine.store
@@ -169,7 +169,7 @@ def stop(
 
 
 def _over(asked: Mapping[str, tuple[int, float]]) -> list[str]:
-    """Wait until a process has exited or timed out. Return the services of all such processes.
+    """Wait until one process or more has exited or timed out. Return their services.
 
     ``asked`` maps a service to its pidfd and the monotonic time of its timeout.
     """

@@ -222,7 +222,7 @@ def restore_manifest(store: Store, row: ServiceRow | None) -> None:
 
 
 def _take_out(machine: Machine, names: Iterable[str], report: Report) -> None:
-    """Send no new connections to instances without a process. niso health ends this."""
+    """Send no new connections to instances without a process, until niso health allows them."""
     store = machine.store
     if not (dead := _without_process(machine, names)):
         return
@@ -270,7 +270,7 @@ def _undo_records(
 ) -> None:
     """Restore the rows and networks of services, and stop processes that do not match the old rows.
 
-    ``wait_s`` is the time in seconds to wait for niso's lock. Raises Busy or another Error; after
+    ``wait_s`` is the time in seconds to wait for niso's lock. Raises Busy or another Error. After
     an error the rows are unchanged.
     """
     if not intents:
@@ -327,7 +327,10 @@ def _show_hosts(processes: Processes, shown: Iterable[ProcessSpec]) -> None:
 
 
 def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
-    """Kill processes that differ from the old rows. Return specs that need only a hosts file."""
+    """Kill processes that differ from the old rows.
+
+    If only the hosts file differs, the process is kept, and its old ProcessSpec is returned.
+    """
     store, _, processes, _ = machine
     shown: list[ProcessSpec] = []
     for intent in intents:
