@@ -31,7 +31,7 @@ from niso.plan.records import Healthcheck
 from niso.runtime import crun, health, status
 from niso.runtime import units as systemd
 from niso.runtime.units import Following
-from niso.store.service_rows import BY, OUT, SERVING
+from niso.store.service_rows import BY, OUT, SERVING, Instance
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -235,8 +235,7 @@ def _judge(session: Session, one: _Watched, log: Log) -> None:
 
 
 def _is_in(session: Session, one: _Watched, state: str) -> bool:
-    instance = session.store().instances.get(one.service)
-    return instance is not None and instance.state == state
+    return _active_in(session.store(), one.service, state) is not None
 
 
 def _counts(one: _Watched) -> bool:
@@ -301,12 +300,10 @@ def move(
     from niso.reconcile.change import change
 
     store = machine.store
-    instance = store.instances.get(service)
-    if instance is None or instance.state != before:  # cheap, before any lock
+    if _active_in(store, service, before) is None:  # cheap, before any lock
         return False
     with Lock():
-        instance = store.instances.get(service)
-        if instance is None or instance.state != before:
+        if (instance := _active_in(store, service, before)) is None:
             return False
         serving = store.instances.of(instance.front, SERVING)
         if only_beside_others and len(serving) < 2:
@@ -316,6 +313,13 @@ def move(
     if store.cluster_id():
         systemd.agent_name()  # the cluster's agent publishes the change
     return True
+
+
+def _active_in(store: Store, service: str, state: str) -> Instance | None:
+    """Return an instance if it is active and in this state; a sweep leaves inactive ones in it."""
+    instance, row = store.instances.get(service), store.service(service)
+    is_active = row is not None and row.active
+    return instance if is_active and instance is not None and instance.state == state else None
 
 
 # --- conmon's exit command ------------------------------------------------------------------------
