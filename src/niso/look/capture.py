@@ -415,7 +415,7 @@ class CaptureFile:
         return self._left is not None and self._left <= 0
 
     def interface(self, name: str, link: int, most: int) -> tuple[int, bytes]:
-        """Add an interface with a pcap link type. Return its number and the bytes to append."""
+        """Add an interface to the file. Return the interface's number and the bytes to append."""
         head = b""
         if not self._interfaces:
             head = _block(_SECTION, struct.pack("=IHHq", 0x1A2B3C4D, 1, 0, -1))

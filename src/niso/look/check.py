@@ -415,7 +415,7 @@ def _processes(machine: Machine, active: list[str]) -> list[Finding]:
 
 
 def of_service(processes: Processes, row: ServiceRow) -> Finding | None:
-    """Return the problem of a service's process, or None. A job's process may have exited."""
+    """Return the problem of a service's process, or None. An exited job is not a problem."""
     finding = processes.defect(row.name)
     if finding is not None and row.is_job and finding.defect not in (UNKNOWN, BLIND):
         return None
@@ -447,8 +447,8 @@ def is_moving(attached: AttachedRow) -> bool:
 
     Until then, the attachment's namespace may be missing without an error. The modification time of
     the symlink at the attachment's path is the time at which niso created the interface. When the
-    interface has arrived in the container, niso sets this time to 0. A container engine that has
-    been killed does not move the interface, but may have done so before.
+    interface has arrived in the container, niso sets this time to 0. If the container engine has
+    been killed, the interface no longer moves, but may already be in the container.
     """
     if attached.owner != BY_INTERFACE:
         return False

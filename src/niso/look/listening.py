@@ -231,7 +231,7 @@ def _runners(store: Store, service: str) -> list[str]:
 def published_at(store: Store, service: str) -> Iterator[tuple[NetworkRecord, int, str]]:
     """Yield the network, IP version and address to which the published ports of a service lead.
 
-    If the service has replicas, the address is the shared address of the service.
+    If the service has replicas, this is the service's own address, which the instances share.
     """
     by_network: dict[str, list[str]] = {}
     for network, address in store.addresses(store.home(service)):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class MapPolicy(NamedTuple):
-    """The policy of a service, as written."""
+    """The policy of a service, as written in the manifest."""
 
     allow_from: tuple[str, ...] | None  # strings: who may connect; null: everyone
     deny_from: tuple[str, ...]  # strings: who may not connect

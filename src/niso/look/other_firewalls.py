@@ -520,7 +520,7 @@ def _matches(expression: Expression, packet: PacketBits, registers: _Registers) 
 
 
 def _has_ports(match: IptablesMatch, packet: PacketBits) -> bool | None:
-    """Return whether the packet has the ports of an iptables match, or None if that is unknown."""
+    """Return whether a packet has the ports that an iptables match tests, or None if unknown."""
     data, known = packet.headers.get(2, (bytes(4), bytes(4)))
     fits: list[bool | None] = []
     for offset, ranges in ((0, match.sources), (2, match.targets)):
