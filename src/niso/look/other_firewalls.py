@@ -183,7 +183,7 @@ def is_plain(name: str) -> bool:
 
 
 def chain_name(chain: Chain) -> str:
-    """Return family, table and name of a chain, printable."""
+    """Return the family, table and name of a chain, with unprintable characters escaped."""
     return " ".join(map(_shown, (FAMILIES[chain.family], chain.table, chain.name)))
 
 

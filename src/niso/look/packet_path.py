@@ -177,7 +177,7 @@ def resolve(store: Store, text: str, asker: str | None = None) -> PacketEnd:
 
 
 def _named(store: Store, text: str, asker: str | None) -> str:
-    """Return the service with a name, hostname or alias, preferably on this host."""
+    """Return the service with a name, hostname or alias. This host's services come first."""
     try:
         return store.resolve(text, asker)
     except NotFound:

@@ -274,7 +274,7 @@ def service_lines(
     """Return all services by name, with their status.
 
     ``only`` limits the result to these services. ``rows`` are the database rows, if already read.
-    With ``instances``, the active instances of services with replicas are listed too.
+    If ``instances`` is true, the active instances of services with replicas are listed too.
     """
     wanted = None if only is None else set(only)
     every = store.active_rows() if rows is None else rows
