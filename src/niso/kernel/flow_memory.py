@@ -101,7 +101,9 @@ def forget(addresses: Collection[str]) -> None:
 
 
 def leave_out(source: str, proto: str, port: int) -> None:
-    """Make the rules that record flows ignore a test packet with this source and protocol."""
+    """Make the rules that record flows ignore niso's test packets with this source address,
+    protocol and source port.
+    """
     name = f"{policy_rules.PROBES}{family_of(source)}"
     for table in (INET, BRIDGE):
         probe = Element(table, name, (source, proto, port))

@@ -315,7 +315,7 @@ class Nfnetlink(netlink.Netfilter):
         return None
 
     def get(self, wanted: Iterable[tuple[Header, Atoms]]) -> dict[Atoms, Element]:
-        """Return those of the elements ``wanted`` that exist, by `Element.key`. ``wanted`` are
+        """Look up elements. Returns those that exist, as a dict by `Element.key`. ``wanted`` are
         pairs (set or map, fields of the key).
         """
         result: dict[Atoms, Element] = {}

@@ -341,7 +341,7 @@ def chain(ingress: bool, log: bool) -> str:
     return f"audit_{'log_' if log else ''}{'in' if ingress else 'out'}"
 
 
-# the verdicts in map elements of policies with an audit period; they stay when it has ended
+# the verdicts in map elements of policies with an audit period; they stay when the period has ended
 VERDICTS = frozenset(("goto", chain(way, log)) for way in (True, False) for log in (True, False))
 
 

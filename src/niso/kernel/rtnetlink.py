@@ -235,9 +235,9 @@ class Rtnl(netlink.Netlink):
         mac: str | None = None,
         drift: str = "",
     ) -> None:
-        """Change the settings of a network interface that are not None. If ``master`` is "", the
-        interface is detached from its bridge. ``drift`` names settings to reset to niso's values
-        (`link_records.usual`).
+        """Change those settings of a network interface whose parameters are not None. If ``master``
+        is "", the interface is detached from its bridge. ``drift`` names settings to reset to
+        niso's values (`link_records.usual`).
         """
         flags, switched = IFF_UP if up else 0, 0 if up is None else IFF_UP
         if link_records.ARP_OFF in drift.split(", "):

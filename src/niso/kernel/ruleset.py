@@ -362,8 +362,8 @@ def _spread(slots: str, port: str = "") -> str:
 
 
 def slot_of(client: str, proto: str, port: int | None) -> int | None:
-    """Return the slot that the rules select for a client's flow to a service address. Returns None
-    for a protocol with ports if ``port``, the source port, is None.
+    """Return the slot that the rules select for a client's flow to a service address. ``port`` is
+    the source port. If it is None, the result is None, except for ICMP.
 
     The slot is ``jhash`` of the client's address and port, as nft_hash computes it: Jenkins'
     lookup3 (linux/jhash.h) of two registers. The port fills half of the second register. For an
@@ -865,7 +865,7 @@ owner bridges same_bridge ports subnets4 subnets6 internal closed before
 sources4 sources6 quoted4 quoted6 links broadcasts own4 own6 host_macs gateways4 gateways6
 flows4 flows6 askers4 askers6 {FRAGMENTS} {ARP} vxlans wire sealed
 """
-# The sets whose elements guard another object, and are deleted after that object. See kinds/nft.py for
+# The sets whose elements restrict another object, and are deleted after it. See kinds/nft.py for
 # the elements of policies.
 LATE = frozenset(_GUARDS.split())
 

@@ -137,7 +137,7 @@ def destroy() -> int:
     receive the reset, so no client waits for an answer (SOCK_DESTROY, linux/sock_diag.h). Returns 0
     on a kernel without CONFIG_INET_DIAG_DESTROY. Raises KernelError.
     """
-    # those whose client still waits for data, or whose data the server still waits for
+    # connections whose client still waits for data, or whose server still waits for data
     mask = sum(1 << state for state in (1, 4, 8))
     absent = (errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL)
     count = 0

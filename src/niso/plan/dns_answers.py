@@ -206,8 +206,8 @@ def forbidden_addresses(
         own.add(text.partition("/")[0])
         network = ipaddress.ip_interface(text).network
         if network.num_addresses > 2:
-            # the first address of a subnet was one of BSD (RFC 1122, 3.3.6), and is of no host;
-            # in IPv6 it is the one of all routers, also of this host (RFC 4291, 2.6.1)
+            # BSD sent broadcasts to the first address (RFC 1122, 3.3.6), which no host has;
+            # in IPv6 it is the routers' anycast address, also of this host (RFC 4291, 2.6.1)
             broadcasts.add(str(network[0]))
             if network.version == 4:
                 broadcasts.add(str(network[-1]))

@@ -403,7 +403,7 @@ class _Entries:
         """Return the addresses of peers that need elements of their own. If ``only`` is not None,
         addresses of services are left out unless ``only`` contains them.
         """
-        found = set(self.singles)  # they do not depend on who has them
+        found = set(self.singles)  # no matter which service has them
         for peer in self.of_peer:
             member = self.by_name.get(peer)
             if member is not None and peer.kind != "network":

@@ -164,9 +164,9 @@ class Policy(NamedTuple):
         return (*allowed[0], *self.deny_from, *allowed[1], *self.egress_deny)
 
     def with_peers(self, peers: Callable[[Peer, bool], Iterable[Peer]]) -> Policy:
-        """Return the policy with replaced peers. For the peer of each entry, ``peers`` is called
-        with the peer and whether the entry is a deny entry. ``peers`` returns the peers that
-        replace it.
+        """Return the policy with replaced peers. For each entry, ``peers`` is called with the
+        entry's peer and whether the entry is a deny entry. It returns the peers that replace this
+        peer.
         """
 
         def changed(entries: tuple[Entry, ...], denies: bool) -> tuple[Entry, ...]:
@@ -293,9 +293,9 @@ class PlannedService(NamedTuple):
     outside: tuple[str, int] | None = None  # path and cookie of a foreign namespace
     raw: bool = False  # whether it, or a service in its namespace, may have `SENDS_RAW`
     host: str = ""  # the underlay address of its host; "" for this host
-    # with mode front: ordinal and endpoints of each instance on this host that serves
+    # with mode front: ordinal and endpoints of each instance here that receives connections
     serving: tuple[tuple[int, tuple[ServiceEndpoint, ...]], ...] = ()
-    # with mode front: the same of the instances on other hosts
+    # with mode front: the same for instances on other hosts
     elsewhere: tuple[tuple[int, tuple[ServiceEndpoint, ...]], ...] = ()
 
     def is_on(self, network: str) -> bool:

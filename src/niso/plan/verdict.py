@@ -568,7 +568,7 @@ class KnownService(NamedTuple):
     host: str = ""  # the other host that it runs on; "" for this host
     heard: bool = True  # whether its policy is known on this host
     front: str = ""  # the service of which this is an instance; "" for other services
-    # ordinals and names of the instances that serve; None if it has no service address
+    # ordinals and names of instances that receive connections; None without a service address
     serving: tuple[tuple[int, str], ...] | None = None
 
     @property

@@ -108,8 +108,8 @@ class change:
 
     def doubt(self, objects: State | None = None) -> None:
         """Treat objects as if the kernel had them before the change, because an interrupted command
-        may have created them. If ``objects`` is None, they are the objects that the rows require at
-        the time of the call, but did not require at the beginning of the block.
+        may have created them. If ``objects`` is None, this applies to all objects that the rows
+        require at the time of the call, but did not require at the beginning of the block.
         """
         if objects is None:
             snapshot, now = wanted_now(self._kernel, self._store, self.scope)
@@ -310,7 +310,8 @@ def carry_out(
     teardown: bool = False,
     detached: list[str] | None = None,
 ) -> list[AnyStep]:
-    """Execute a plan, and return the executed steps. The caller must have niso's lock since `plan`.
+    """Execute a plan, and return the executed steps. The caller must have taken niso's lock before
+    `plan`.
 
     With ``teardown``, a failed step does not stop the other steps. If the list ``detached`` is
     given, veth pairs of deleted namespaces are only detached from their bridges, and their names
@@ -444,8 +445,8 @@ def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
 
 
 def _without(state: State, every: State, ended: frozenset[str]) -> State:
-    """Return ``state`` without the objects in namespaces that no longer exist, ``ended``. ``every``
-    is a state that contains these objects.
+    """Return ``state`` without the objects in the namespaces ``ended``, which no longer exist.
+    ``every`` is a state that contains these objects.
     """
     return state.without(State(obj for obj in every if _in(obj, ended))) if ended else state
 
@@ -458,7 +459,7 @@ def _occupied(kernel: Kernel, want: State, have: State, before: State) -> dict[s
     fail at each change of the attachment. Therefore the pair is deleted, and the nftables elements
     for its address stay, as for a namespace that no longer exists.
     """
-    # one that has lost its name has not been read
+    # an attachment whose namespace has lost its name has not been read
     others = {named.name: named for named in want[NetnsName] & have[NetnsName]}
     if not others:
         return {}
@@ -470,7 +471,7 @@ def _occupied(kernel: Kernel, want: State, have: State, before: State) -> dict[s
         if veth.netns not in others or end == (veth.netns, veth.peer):
             continue
         if end is None and veth.name not in known:
-            continue  # a new one, whose place was free when it was chosen
+            continue  # a new pair: the name of its inner end was free when it was chosen
         named = others[veth.netns]
         found = kernel.foreign_netns(named.target)
         if found is not None and found.cookie == named.cookie and veth.peer in found.links:

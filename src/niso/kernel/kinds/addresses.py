@@ -197,8 +197,8 @@ class _Routes(Kind[Route], of=Route):
     def read(self, space: Space, objects: Collection[Route]) -> Iterable[Route]:
         """Read all routes in a service that use an interface which requested objects are on. The
         route to an address's own prefix is left out, because it is the field ``routed`` of
-        `Address`. It is recognised by its destination, because any program can label a route as the
-        kernel's.
+        `Address`. This route is recognised by its destination, because any program can label a
+        route as the kernel's.
         """
         if not space.name:
             return

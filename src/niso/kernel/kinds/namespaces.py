@@ -120,7 +120,7 @@ class _Namespaces(Kind[Netns], of=Netns):
         wanted = {obj.name for obj in reading.candidates[Netns]}
         attached = {obj.cookie for obj in reading.candidates[NetnsName]}
         for name in netns.own_names():
-            # what is wanted is read anyway; what is on record as an attachment is its engine's
+            # desired namespaces are read anyway; the engine owns the namespace of an attachment
             if name in wanted or (attached and netns.cookie_of(name) in attached):
                 continue
             with netns.inside(name), Rtnl() as rtnl:

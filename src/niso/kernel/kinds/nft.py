@@ -169,8 +169,9 @@ class _Elements(Kind[Element], of=Element):
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         """Return the transactions that change elements. The first transaction is executed before
-        all other steps. Elements that guard another object are deleted in a second transaction,
-        after all other steps. If no element is added, the second transaction has all deletions.
+        all other steps. Elements that restrict another object, such as a bridge port, are deleted
+        in a second transaction, after all other steps. If no element is added, the second
+        transaction has all deletions.
         """
         if want[Ruleset] != have[Ruleset]:  # the step of the ruleset writes all elements
             return NO_STEPS
@@ -297,11 +298,11 @@ class _Rulesets(Kind[Ruleset], of=Ruleset):
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         """Return the transactions that destroy both tables and recreate them with all elements.
 
-        Interfaces that are about to be deleted have their guard elements in the new tables until
-        their deletion: otherwise their packets would pass. If services run and other objects differ
-        too, the element with the tables' version is added last. If niso is killed before that, the
-        next command recreates the tables and so completes the change. A plan that creates tables
-        covers all services, whatever its scope.
+        The new tables also have elements that restrict interfaces which are about to be deleted.
+        They are deleted after the interfaces: otherwise packets of these interfaces would pass. If
+        services run and other objects differ too, the element with the tables' version is added
+        last. If niso is killed before that, the next command recreates the tables and so completes
+        the change. A plan that creates tables covers all services, whatever its scope.
         """
         if want[Ruleset] == have[Ruleset]:
             return NO_STEPS
@@ -338,7 +339,7 @@ class _Rulesets(Kind[Ruleset], of=Ruleset):
         reading = space.reading
         if reading.everything:
             wrong = differences()
-            release_memory()  # the objects read next need as much
+            release_memory()  # the objects that are read next need as much memory
             return () if wrong is None else (Ruleset(ruleset.DIGEST, wrong),)
         present = lookup(reading)
         if all(present.get(mark.key()) == mark for mark in owner(reading.state_id)):

@@ -105,9 +105,9 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
         """Return the steps that set the sysctls whose values differ.
 
         When the sysctl that enables forwarding on all interfaces is set, the kernel resets the
-        forwarding sysctl of each interface, so the latter are set again afterwards. accept_ra is
-        set before forwarding: otherwise a host that starts to forward would delete the default
-        routes that it has from router advertisements.
+        forwarding sysctl of each interface. Therefore the sysctls of single interfaces are set
+        again afterwards. accept_ra is set before forwarding: otherwise a host that starts to
+        forward would delete the default routes that it has from router advertisements.
         """
         made: list[AnyStep] = []
         last: list[AnyStep] = []
