@@ -371,8 +371,8 @@ def _parse_open(body: bytes) -> tuple[str, Connection] | None:
 
 
 def _handle(family: int, entry: _Entry) -> bytes:
-    """Return the body of the request that deletes a conntrack entry. It contains the entry's id,
-    because a new entry could by then have the same addresses and ports.
+    """Return the body of the request that deletes a conntrack entry. The body contains the entry's
+    id, because a new entry could by then have the same addresses and ports.
     """
     tail = b"".join(attribute(kind, entry[kind]) for kind in (_ID, _ZONE) if kind in entry)
     return nfgenmsg(family) + nested(_TUPLE_ORIG, entry[_TUPLE_ORIG]) + tail

@@ -300,8 +300,8 @@ def symlinks() -> list[str]:
 
 def pin(name: str, path: str, cookies: Collection[int]) -> int:
     """Make ``name`` mean the namespace that is now at ``path``, in all functions of this module,
-    until `unpin` is called. This is not done if the cookie of the namespace is not in ``cookies``.
-    Returns this cookie, or 0 if there is no namespace at ``path``.
+    until `unpin` is called. Only a namespace whose cookie is in ``cookies`` is used. Returns the
+    cookie of the namespace at ``path``, or 0 if there is none.
     """
     with _opened(path, path) as fd:
         cookie = 0 if fd is None else _cookie(fd, path)

@@ -180,7 +180,7 @@ def _ends(packet: bytes) -> tuple[str, str, int | None, str] | None:
 
 def _upper(packet: bytes) -> tuple[int, int, bool]:
     """Return (protocol, offset) of an IPv6 packet's payload, and whether the payload begins in this
-    packet. In a later fragment it does not.
+    packet (False for a later fragment).
     """
     number, offset, first = packet[6], 40, True
     while offset + 8 <= len(packet):

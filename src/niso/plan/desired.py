@@ -124,8 +124,8 @@ def _network(snapshot: Snapshot, network: NetworkRecord) -> Iterator[KernelObjec
 def _remote(
     remote: PlannedService, networks: dict[str, NetworkRecord], alias: str
 ) -> Iterator[KernelObject]:
-    """Yield the objects by which services on this host reach a service of another host. They also
-    ensure that no other service can send from the addresses of this service.
+    """Yield the objects by which services on this host reach a service of another host. These
+    objects also ensure that no other service can send from the addresses of this service.
     """
     for endpoint in remote.endpoints:
         network = networks[endpoint.network]

@@ -328,7 +328,7 @@ def front_port(
     addresses: Sequence[str],
     elsewhere: Mapping[str, Sequence[str]],
 ) -> list[Element]:
-    """Return the elements of a published port of a service that has a service address. They
+    """Return the elements of a published port of a service that has a service address. The elements
     translate the port to the service address, whose slots then determine an instance. ``addresses``
     are the service addresses on the service's primary network. ``elsewhere`` maps the bridges of
     its other networks to the service addresses there, for clients on these networks.

@@ -460,7 +460,7 @@ The addresses are integers, and the peers are prefixes and networks.
 
 
 def _of_classes(entries: _Entries) -> Iterator[Element]:
-    """Yield the elements for peers that are prefixes or networks. They are grouped in classes."""
+    """Yield the elements for peers that are prefixes or networks, which are grouped in classes."""
     direction, wide = entries.direction, entries.wide
     numbers: dict[_Table, int] = {}
     for first, last, peers in entries.runs:

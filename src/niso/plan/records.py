@@ -165,8 +165,8 @@ class Policy(NamedTuple):
 
     def with_peers(self, peers: Callable[[Peer, bool], Iterable[Peer]]) -> Policy:
         """Return the policy with replaced peers. For each entry, ``peers`` is called with the
-        entry's peer and whether the entry is a deny entry. It returns the peers that replace this
-        peer.
+        entry's peer and whether the entry is a deny entry. ``peers`` returns the peers that replace
+        the entry's peer.
         """
 
         def changed(entries: tuple[Entry, ...], denies: bool) -> tuple[Entry, ...]:

@@ -1,9 +1,9 @@
 """Change the rows of the store and the kernel together; compare and repair the kernel's state.
 
-All commands that change both use the context manager `change`. It also deletes the flows that are
-no longer allowed after the change. Commands, repair and recovery after a crash use this code for
-different sets of services. Only this module compares the desired state of the kernel with the
-actual state.
+All commands that change rows and kernel use the context manager `change`. `change` also deletes the
+flows that are no longer allowed after the change. Commands, repair and recovery after a crash use
+this code for different sets of services. Only this module compares the desired state of the kernel
+with the actual state.
 """
 
 from __future__ import annotations
@@ -532,9 +532,8 @@ def _closed(error: KernelError) -> tuple[str, tuple[str, ...]]:
 
 
 def _outside(state: State, spaces: Container[object], but: type | None = None) -> State:
-    """Return a state without some namespaces and the objects in them. ``spaces`` are the names of
-    the namespaces. It may also contain single objects to leave out. Objects of the type ``but``
-    stay.
+    """Return a state without some namespaces and the objects in them. ``spaces`` has the names of
+    the namespaces, and may have single objects to leave out too. Objects of the type ``but`` stay.
     """
     return State(
         obj

@@ -256,9 +256,8 @@ class Kind(Generic[T]):
         return Finding("missing", self.noun(obj))
 
     def causes(self, obj: T, actual: T | None) -> tuple[str, ...]:
-        """Return the conditions that would explain why the desired object ``obj`` is missing
-        (``actual`` is None) or differs from ``actual``. They are conditions that `conditions`
-        returns for other objects.
+        """Return the conditions, as `conditions` names them, that would explain why the desired
+        object ``obj`` differs from ``actual``, or is missing if ``actual`` is None.
         """
         return ()
 

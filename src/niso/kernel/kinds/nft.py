@@ -108,8 +108,8 @@ def check_owner(table: str, texts: set[str], state_id: str) -> None:
 
 class NftTransaction(NamedTuple):
     """A step that changes nftables in one transaction, which the kernel applies completely or not
-    at all. It consists of changes of elements. If the tables are recreated, it also has text in
-    nft's syntax.
+    at all. The step consists of changes of elements. If the tables are recreated, it also has text
+    in nft's syntax.
     """
 
     edits: tuple[Edit | str, ...]
@@ -279,8 +279,8 @@ class Ruleset(NamedTuple):
 
 
 def owner(state_id: str) -> list[Element]:
-    """Return the elements of the sets ``owner``, one set in each table. They record the id of the
-    state folder and the version of the tables. Every niso process reads them first.
+    """Return the elements of the sets ``owner``, one set in each table. The elements record the id
+    of the state folder and the version of the tables. Every niso process reads them first.
     """
     return [
         Element(table, "owner", (text,))
@@ -299,10 +299,10 @@ class _Rulesets(Kind[Ruleset], of=Ruleset):
         """Return the transactions that destroy both tables and recreate them with all elements.
 
         The new tables also have elements that restrict interfaces which are about to be deleted.
-        They are deleted after the interfaces: otherwise packets of these interfaces would pass. If
-        services run and other objects differ too, the element with the tables' version is added
-        last. If niso is killed before that, the next command recreates the tables and so completes
-        the change. A plan that creates tables covers all services, whatever its scope.
+        These elements are deleted after the interfaces: otherwise packets of the interfaces would
+        pass. If services run and other objects differ too, the element with the tables' version is
+        added last. If niso is killed before that, the next command recreates the tables and so
+        completes the change. A plan that creates tables covers all services, whatever its scope.
         """
         if want[Ruleset] == have[Ruleset]:
             return NO_STEPS
