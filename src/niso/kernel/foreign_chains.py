@@ -432,7 +432,7 @@ def _ports_match(name: str, info: bytes) -> Expression | None:
 
 
 def _multiport(info: bytes) -> Expression:
-    """Parse struct xt_multiport_v1: flags, count, 15 ports, 15 marks of a range's start, invert."""
+    """Parse struct xt_multiport_v1: flags, count, 15 ports, 15 flags (start of a range), invert."""
     which, count, *rest = struct.unpack_from("=BB15H15BB", info)
     ports, starts, inverted = rest[:count], rest[15:30], bool(rest[30])
     ranges, index = [], 0

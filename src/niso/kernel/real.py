@@ -95,9 +95,9 @@ class Kernel:
             return kind.read(candidates, alias, self._sockets, foreign, strays, taken)
 
     def read_all(self, want: State, alias: str, foreign: Foreign) -> State:
-        """Return all objects in the kernel of the state folder with this ``alias``, also those that
-        are not in the desired state ``want``. ``want`` selects the sysctls to read. Conflicts are
-        added to ``foreign``.
+        """Return all kernel objects of the state folder with this ``alias``, also those that are
+        not in the desired state ``want``. ``want`` selects the sysctls to read. Conflicts are added
+        to ``foreign``.
         """
         with self:
             return kind.read_all(want, alias, self._sockets, foreign)

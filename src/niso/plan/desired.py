@@ -68,7 +68,7 @@ def desired(snapshot: Snapshot) -> State:
 
 
 def _shared(snapshot: Snapshot) -> Iterator[KernelObject]:
-    """Yield the objects for all services: nftables tables, some elements, and host sysctls."""
+    """Yield nftables tables, host sysctls, elements of policies, and the WireGuard interface."""
     if snapshot.any_network:
         yield Ruleset(ruleset.DIGEST)
         yield from owner(snapshot.state_id)

@@ -512,7 +512,9 @@ def _table(direction: _Direction, entries: list[Entry]) -> _Table:
 
 
 def _decision(direction: _Direction, entries: list[Entry], proto: str) -> Decision:
-    """Return the decision for a protocol without ports. "" means protocols that no entry names."""
+    """Return the decision for a protocol without ports. If ``proto`` is "", return the decision for
+    all protocols that no entry names.
+    """
     for entry in entries:
         if entry.proto in ("", proto) and (entry.first, entry.last) == ALL_PORTS:
             return direction.of(entry)
