@@ -230,7 +230,7 @@ def _count(kernel: netlink.Netfilter) -> int:
 
 
 def within(addresses: Iterable[str]) -> Callable[[bytes], bool]:
-    """Return a function that tests whether a packed address is among addresses or prefixes."""
+    """Return a function that tests whether a packed address is in these addresses or prefixes."""
     exact, prefixes = set(), []
     for text in addresses:
         if "/" in text:

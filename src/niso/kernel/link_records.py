@@ -319,8 +319,9 @@ def new_port(hairpin: bool, learns: bool = False) -> bytes:
 
 def usual(drift: str, tunnel: bool = False) -> list[bytes]:
     """Return the netlink attributes that reset settings of a bridge or bridge port to niso's
-    values. ``drift`` names the settings to reset, as `Link.drift` does. Each attribute must be sent
-    in an RTM_NEWLINK message of its own, in the returned order.
+    values. ``drift`` names the settings to reset, as `Link.drift` does. ``tunnel`` says whether the
+    port is a VXLAN device. Each attribute must be sent in an RTM_NEWLINK message of its own, in the
+    returned order.
     """
     names = [part.partition(" ")[0] for part in drift.split(", ")] if drift else []
     port = [

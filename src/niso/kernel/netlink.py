@@ -151,7 +151,9 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
 
 
 def several(data: bytes, kind: int | None = None) -> Iterator[bytes]:
-    """Yield the payloads of attributes, of all types or one. Raises ValueError if malformed."""
+    """Yield the payloads of all attributes, or of those with the type ``kind`` if it is not None.
+    Raises ValueError if malformed.
+    """
     offset = 0
     while offset + 4 <= len(data):
         length, own_kind = _attribute.unpack_from(data, offset)

@@ -256,9 +256,9 @@ class TraceStep(NamedTuple):
 
 
 class Trace(netlink.Netlink):
-    """A tracer of packets, which is active while the object exists. A context manager. Raises
-    KernelError. ``tables`` define temporary tables that mark the packets to trace: the result of
-    `trace_rules` or `drop_rules`.
+    """A tracer of packets, which is active while the object exists. A context manager. ``tables``
+    define temporary tables that mark the packets to trace: the result of `trace_rules` or
+    `drop_rules`. Raises KernelError.
     """
 
     def __init__(self, tables: str) -> None:
@@ -370,8 +370,8 @@ def _rule(source: str, destination: str, port: int | None, proto: str, starts: b
 
 def trace_rules(ends: Iterable[tuple[str, str]], port: int | None, proto: str, starts: bool) -> str:
     """Return temporary nftables tables that mark packets for tracing, in nft(8) syntax. ``ends``
-    are pairs (source, destination). With ``starts``, only TCP packets that open a connection are
-    marked.
+    are pairs (source, destination). If ``port`` is None, ICMP packets are marked. With ``starts``,
+    only TCP packets that open a connection are marked.
     """
     rules = "; ".join(_rule(*pair, port, proto, starts) for pair in ends)
     name = f"{PREFIX}{os.getpid()}"

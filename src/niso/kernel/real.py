@@ -115,7 +115,7 @@ class Kernel:
         self, steps: Iterable[AnyStep], ending: list[str] | None = None
     ) -> list[Error]:
         """Execute all steps as `write` does, but continue after a failure. Returns the errors.
-        After a failure no nftables rule or element is deleted, since it may guard an object that
+        After a failure no nftables rule or element is deleted, since it may restrict an object that
         still exists.
         """
         with self:

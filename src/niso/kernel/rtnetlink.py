@@ -407,7 +407,9 @@ class Rtnl(netlink.Netlink):
                 raise
 
     def delete_route(self, destination: str, gateway: str, index: int, metric: int = 0) -> None:
-        """Delete the route to ``destination`` by this gateway. Metric 0 matches any metric."""
+        """Delete the route to ``destination`` by this gateway. If ``metric`` is 0, any route
+        matches.
+        """
         body = _route(destination, gateway, index, 0)
         body += u32(RTA_PRIORITY, metric) if metric else b""
         self._delete_routes(f"delete route {destination} via {gateway or 'link'} {index}", body)

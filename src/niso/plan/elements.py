@@ -63,8 +63,8 @@ def network(
     internal: bool = False,
     observe: bool = True,
 ) -> list[Element]:
-    """Return the elements of a network. ``mac`` is the MAC of its bridge. ``observe`` says whether
-    flows on the network are recorded.
+    """Return the elements of a network. ``mac`` is the MAC of its bridge. ``internal`` says whether
+    the network has no access to the outside, and ``observe`` whether its flows are recorded.
     """
     keys = [(INET, "bridges", (bridge,)), (INET, "same_bridge", (bridge, bridge))]
     keys += [(INET, "internal", (bridge,))] if internal else []

@@ -146,7 +146,8 @@ def _instances(
     near: bool,
 ) -> tuple[Party, ...]:
     """Return the instances that may receive a packet to a service address, or () if the receiver
-    has no service address. ``near`` is as for `_serving`.
+    has no service address. If ``own_port``, the source port, is None, any instance may receive the
+    packet. ``near`` is as for `_serving`.
     """
     serving, family = _serving(context, receiver[0], near) if receiver else (), family_of(source)
     if receiver is None or not serving:
@@ -198,8 +199,9 @@ def evaluate(
     context: PolicyContext, source: str, destination: str, port: int | None, proto: str
 ) -> tuple[Reason, Reason]:
     """Evaluate the sender's egress policy and the receiver's ingress policy for an open flow, and
-    return both results. Addresses are those after NAT. A service may always reach itself, even if
-    NAT has replaced its source address by its gateway's.
+    return both results. Addresses are those after NAT. ``port`` is None if the protocol has no
+    ports. A service may always reach itself, even if NAT has replaced its source address by its
+    gateway's.
     """
     sender, receiver = holder_of(context, source), holder_of(context, destination)
     if sender is not None and receiver is not None and sender[0].name == receiver[0].name:

@@ -423,7 +423,8 @@ def desired_now(kernel: Kernel, store: Store, scope: Scope) -> State:
 
 def _desired(kernel: Kernel, snapshot: Snapshot, before: State | None = None) -> State:
     """Return the desired state without objects that this kernel does not support, such as unknown
-    sysctls. Raises Error if rows refer to rows that are missing.
+    sysctls. ``before`` is the desired state before the change, or None. Raises Error if rows refer
+    to rows that are missing.
     """
     try:
         want = desired(snapshot)

@@ -158,8 +158,8 @@ class _Elements(Kind[Element], of=Element):
         )
 
     def in_scope(self, have: State, want: State, before: State) -> frozenset[Element]:
-        """Return the existing elements that are also desired, or whose service or network had the
-        same element in the desired state ``before`` the change.
+        """Return the existing elements that are also desired, or that the desired state ``before``
+        the change has for the same service or network.
         """
         keys = {element.key() for element in want[Element]}
         owners = {(element.key(), element.owner, element.entry) for element in before[Element]}
