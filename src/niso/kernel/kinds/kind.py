@@ -532,6 +532,7 @@ class Space:
         return [link for name in sorted(names) if (link := self.link(name)) is not None]
 
     def addresses(self, link: Link) -> list[LinkAddress]:
+        """Return the addresses of a network interface in this namespace."""
         everything = self.reading.everything
         if self._addresses is None:
             self._addresses = {}
@@ -542,6 +543,7 @@ class Space:
         return self._addresses[link.index]
 
     def routes(self, link: Link) -> list[LinkRoute]:
+        """Return the routes of this namespace that lead through a network interface."""
         if self.name and self.reading.strays:
             return [route for route in self.all_routes if route.index == link.index]
         if link.index not in self._routes:
