@@ -65,8 +65,8 @@ def inside(found: Found, drawn: set[str]) -> list[str]:
         lines += [
             "",
             prose(
-                "The policy of each service names 10 other services on its network, with a port. The changes were measured in process. The"
-                " services have no process."
+                "The policy of each service names 10 other services on its network, with a port. The changes are"
+                " calls of the Python API, without starting a command. The services run no processes."
             ),
             "",
         ]

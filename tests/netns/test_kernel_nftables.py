@@ -247,7 +247,7 @@ def test_all_elements_of_niso_come_back_as_they_were_planned() -> None:
             ]
             assert set(every) == set(planned)
             # in the second round netlink has written them
-            some = [e for e in planned if not HEADERS[e[:2]].is_lone]
+            some = [e for e in planned if not HEADERS[e[:2]].is_plain_interval]
             for verb in ("delete", "add"):
                 kernel.change(verb, [Edit(verb, element) for element in some])
     assert listed() == by_nft

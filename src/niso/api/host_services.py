@@ -521,7 +521,7 @@ def _known(store: Store, name: str, with_volumes: bool) -> str:
 
 
 class Taken(NamedTuple):
-    """A service's ports that a port forward has replaced, or that are published again after it."""
+    """The ports that a service lost to a port forward, or got back when the forward was removed."""
 
     service: str  # the service's name
     ports: tuple[Port, ...]  # published ports, one for each IP version

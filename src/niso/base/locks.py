@@ -159,7 +159,7 @@ def open_lock(name: str) -> int:
 
 
 class Lock:
-    """A context manager that has niso's global lock while a change is planned and written.
+    """A context manager that holds niso's global lock while a change is planned and written.
 
     Code in the block must never wait for another process. If another process still holds the lock
     after ``at_most_s`` seconds, the block runs without the lock. With ``required``, Busy is raised

@@ -177,7 +177,7 @@ def _record(
     generation = links(name, on, generation)
     spec, restarts, rehosts = "", False, False
     if target.files is None:
-        uid = before.uid if before else store.uid_of_nobody()
+        uid = before.uid if before else store.placeholder_uid()
     else:
         from niso.change import process_record
 
@@ -308,7 +308,7 @@ def _held_names(
     together: frozenset[str],
     beside: frozenset[str],
 ) -> dict[str, Conflict]:
-    """Return an error for each requested name that another service has on a common network.
+    """Return an error for each requested name that another service uses on a common network.
 
     If services share this service's namespace, their names are checked too.
     """
@@ -344,7 +344,7 @@ def _name_key(spec: ServiceSpec, name: str) -> str:
 
 
 def _check_peers(store: Store, spec: ServiceSpec, together: frozenset[str]) -> None:
-    """Raise Conflict if a name in a policy is ambiguous or belongs to a service of mode host.
+    """Raise Conflict if a name in a policy is ambiguous or refers to a service of mode host.
 
     Checks the names in this service's policy, and this service's names in policies of others. A
     policy cannot match a service of mode host, whose packets have the host's own addresses.
@@ -548,9 +548,9 @@ class NoClaims:
 
 
 def shared(store: Store, wanted: StackMembership) -> Iterator[tuple[str, str]]:
-    """Yield (network, other stack) for each of a stack's networks that another stack uses too.
+    """Yield (network, other stack) for each network that ``wanted`` adds and another stack uses.
 
-    Networks that span hosts, and networks that this stack already uses, are left out.
+    Networks that span hosts are left out.
     """
     for request in wanted.networks:
         others = _others(store, wanted.stack, request.name)

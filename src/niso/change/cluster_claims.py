@@ -86,7 +86,7 @@ class ActivationClaims:
 
         If etcd does not answer, a reservation recorded in this host's store is used, with a
         warning, if it covers all names and addresses of the service. Raises Conflict if another
-        host has a name or address, NoAnswer, or ErrorGroup.
+        host has reserved a name or address, NoAnswer, or ErrorGroup.
         """
         known = {name: self._own_record(name, *pair) for name, pair in wanted.items()}
         self._begin([name for name, record in known.items() if record is None])
@@ -491,8 +491,8 @@ def needs_of(
 ) -> Wanted:
     """Return the claim that a service needs on networks that span hosts (``spans``).
 
-    The claim has the addresses in the manifest. On networks for which the manifest names no
-    address, the claim has the service's previous addresses. A service that shares a namespace
+    The claim contains the addresses in the manifest. On networks for which the manifest names no
+    address, the claim contains the service's previous addresses. A service that shares a namespace
     leaves out names that the namespace's owner has claimed.
     """
     spec = target.spec

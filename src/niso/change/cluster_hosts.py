@@ -298,9 +298,9 @@ def be_only_member(machine: Machine, report: Report) -> None:
 def restore(machine: Machine, report: Report) -> Membership:
     """Write this host's record of the cluster to etcd, after etcd has lost its data.
 
-    If no etcd answers, this host starts the first member. Raises Conflict if etcd has the data of a
-    cluster, or if this host has data of an etcd member that could be used instead. Raises NoAnswer
-    or Error.
+    If no etcd answers, this host starts the first member. Raises Conflict if etcd contains the data
+    of a cluster, or if this host has data of an etcd member that could be used instead. Raises
+    NoAnswer or Error.
     """
     own = require_member(machine)
     store = machine.store

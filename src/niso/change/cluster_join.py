@@ -493,7 +493,7 @@ def unit_text(which: str, state_id: str) -> str:
 
 
 def require_free(machine: Machine, which: str) -> None:
-    """Raise Conflict if another program or state folder has the unit of the agent or of etcd."""
+    """Raise Conflict if the unit of the agent or etcd was not written for this state folder."""
     units = machine.processes.units
     text = units.read(unit_file(which)) if units.booted() else None
     refuse_foreign(unit_file(which), text, f"{_MARK}{machine.store.state_id()}")

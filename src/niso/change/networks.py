@@ -213,9 +213,9 @@ def create(
 ) -> NetworkRecord | None:
     """Create a network and its bridge. Return None if the same network already exists.
 
-    A network that spans hosts is also created in the cluster, unless the cluster has it. Raises
-    UsageError, KernelError, and Conflict if the name, subnet or bridge is taken. After an error
-    nothing has changed.
+    A network that spans hosts is also created in the cluster, unless it already exists there.
+    Raises UsageError, KernelError, and Conflict if the name, subnet or bridge is taken. After an
+    error nothing has changed.
     """
     subnets.check(request)
     if not request.span:

@@ -1,8 +1,8 @@
 """Compute the scope of a change: which services, networks and names the change affects.
 
-Before a change of rows, and again after it, a command computes the scope from the present rows. The
-change reads and writes the kernel objects of both: its scope is their union (`Scope.joined`).
-Without the scope before the change, objects that are no longer needed would stay.
+Before each change of rows, and again after the change, a command computes the scope from the
+present rows. The change reads and writes the kernel objects of both: its scope is their union
+(`Scope.joined`). Without the scope before the change, objects that are no longer needed would stay.
 
 The second part lets services (sharers) use the network namespace of another service (the provider).
 The provider has the network mode bridge or none. A sharer cannot be the provider of another
@@ -101,7 +101,7 @@ def all_names(store: Store, scope: Scope) -> set[Name]:
 
 
 def scope_of(store: Store, targets: list[Target]) -> Scope:
-    """Return the scope of an activation, which covers the rows before it and after it."""
+    """Return the scope of an activation, which covers the rows before and after the activation."""
     touched: set[str] = set()
     for target in targets:
         provider = named_provider(store, target)

@@ -62,7 +62,7 @@ class Arriving(NamedTuple):
 
         The caller must be in a transaction. In the same transaction, the caller must record the
         services that other hosts have on these networks. Raises Conflict if the number (VNI) of a
-        network belongs to another network of this host, or if its subnet overlaps a prefix that
+        network is used by another network of this host, or if its subnet overlaps a prefix that
         this host uses.
         """
         store, made = machine.store, []
@@ -119,7 +119,7 @@ class Proposed(NamedTuple):
 
 
 def propose(machine: Machine, request: NetworkRequest, dry_run: bool) -> Proposed:
-    """Create a network in the cluster unless the cluster has it. This host is not changed.
+    """Create a network in the cluster unless it already exists there. This host is not changed.
 
     With ``dry_run``, the cluster is not changed either. Raises Error, NoAnswer if etcd does not
     answer, and Conflict if the cluster's network has other settings, or overlaps another network.
@@ -152,7 +152,7 @@ def propose(machine: Machine, request: NetworkRequest, dry_run: bool) -> Propose
 
 
 def request_of(spec: Spec, observe: bool) -> NetworkRequest:
-    """Return a request with the settings that the cluster has for a network."""
+    """Return a request with the settings of one of the cluster's networks."""
     return NetworkRequest(
         spec.name,
         tuple(cidr for cidr, _ in spec.subnets),

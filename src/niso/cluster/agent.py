@@ -223,7 +223,7 @@ class Agent:
             self._say(f"the cluster does not have network {name} any more: {error.message}")
 
     def _still(self, store: Store, claims: Claims, lost: list[str]) -> list[str]:
-        """Return the services in ``lost`` that another host still has, checked under locks."""
+        """Return the ``lost`` services that another host still claims, checked with their locks."""
         ended = []
         for service in lost:
             try:
@@ -661,7 +661,7 @@ class Lag:
             self._since_s = now_s
 
     def caught_up(self, began_s: float) -> None:
-        """Record that a poll, which began at ``began_s``, has applied all changes before it."""
+        """Record that a poll has applied all changes made before the poll began, at ``began_s``."""
         self._since_s = self._last_s if self._last_s > began_s else None
 
     def seconds(self, now_s: float) -> float:

@@ -1,13 +1,13 @@
 """Reserve addresses and names of services for a host in etcd, by compare-and-swap.
 
 A reservation, or claim, has one key for the service, one for each address and one for each name.
-One transaction changes all of them, so two hosts cannot have the same address or name.
+One transaction changes all of them, so two hosts cannot reserve the same address or name.
 
 Each claim contains a random id, its mark. If etcd does not answer a request, this host reads the
 claim. If the claim in etcd has the mark of the request, the request was carried out. Otherwise etcd
 may still carry out the request later. This host therefore sends the request again, with a condition
 that at most one of the two requests can meet. It repeats this until the claim in etcd shows which
-host has the service.
+host has reserved the service.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Claims:
     def held(self, service: str) -> ClusterClaim | None:
         """Return the reservation of a service by any host, or None if no host has reserved it.
 
-        If several hosts have the service, the result is this host's reservation, if it has one.
+        If several hosts have reserved the service, this host's reservation is preferred.
         """
         key = self.keys.service(service)
         items = self.engine.get(key, one=True).items
@@ -92,7 +92,7 @@ class Claims:
         ``renew``, the claim is rewritten even if it is right, so that an earlier request without an
         answer can no longer be carried out.
 
-        Raises Conflict if another host has the service, or if another service has an address or
+        Raises Conflict if another host has reserved the service, or another service an address or
         name. Raises NotFound for an unknown network.
         """
         mark, raced = os.urandom(16).hex(), False
@@ -160,7 +160,7 @@ class Claims:
         """Delete this host's reservation with the id ``mark``. Returns False if there is none.
 
         A service that was taken over from another host, and was never up here, returns to that
-        host. If other hosts have the service too, they keep it.
+        host. Reservations of the service by other hosts stay.
         """
 
         def change(claim: ClusterClaim, items: dict[str, KeyValue]) -> list[Put | Delete]:
@@ -221,7 +221,7 @@ class Claims:
         return have.gen == since or (have.gen > since and any(map(self.is_alive, have.hosts)))
 
     def _require_lost(self, wanted: Wanted, have: ClusterClaim, take: bool) -> None:
-        """Raise Conflict unless ``take`` is set and no host that has the service is alive."""
+        """Raise Conflict unless ``take`` is set and no host with the service is alive."""
         if alive := next(filter(self.is_alive, have.hosts), None):
             if have.service != owner(have.service):
                 raise Conflict(f"{alive} has just started an instance {have.service}", "try again")

@@ -130,7 +130,7 @@ type Sharers = tuple[tuple[str, tuple[str, ...]], ...]
 
 
 class OtherHost(NamedTuple):
-    """A further host that has a service with a service address."""
+    """A further host that has reserved a service with a service address."""
 
     host: str
     up: bool
@@ -193,8 +193,8 @@ _OWN = ("claim", "up", "ports", "policy", "sharers")
 def turned(value: dict[str, Any], host: str) -> dict[str, Any]:
     """Return the value of a service's key in etcd, arranged for one of its hosts.
 
-    The fields of ``host`` are then at the top level, and those of other hosts that have the service
-    in ``others``. If ``host`` does not have the service, the value is returned unchanged.
+    The fields of ``host`` are then at the top level, and those of other hosts that have reserved
+    the service in ``others``. Without a reservation of ``host``, returns the value unchanged.
     """
     others = value.get("others")
     if not isinstance(others, dict) or not isinstance(others.get(host), dict):
@@ -221,7 +221,7 @@ def left(value: dict[str, Any], host: str) -> dict[str, Any]:
 
 
 def others_of(value: dict[str, Any]) -> tuple[OtherHost, ...]:
-    """Return the other hosts that have a service, parsed from the value of its key."""
+    """Return the other hosts that have reserved a service, parsed from the value of its key."""
     return tuple(
         OtherHost(str(name), bool(each.get("up")), tuple(map(str, each.get("ports", ()))))
         for name, each in value.get("others", {}).items()
@@ -231,8 +231,8 @@ def others_of(value: dict[str, Any]) -> tuple[OtherHost, ...]:
 def claim_of(item: KeyValue, keys: Keys, host: str = "") -> ClusterClaim:
     """Convert a service's key in etcd to a reservation. Raises Error if its value is invalid.
 
-    If several hosts have the service, the result is the reservation of ``host``, if it is one of
-    them.
+    If several hosts have reserved the service, the result is the reservation of ``host``, if it is
+    one of them.
     """
     value = decode(item.value, item.key)
     try:
@@ -359,7 +359,7 @@ def require_family(address: str, other: str, host: str) -> None:
 
 
 class Spec(NamedTuple):
-    """The properties of a network that spans hosts, as etcd has them."""
+    """The properties of a network that spans hosts, as stored in etcd."""
 
     name: str
     vni: int

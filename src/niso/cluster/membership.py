@@ -40,7 +40,7 @@ class ClusterKeys:
         self.keys = keys or Keys()
 
     def cluster(self) -> Cluster | None:
-        """Return the cluster that etcd has, or None if etcd has none.
+        """Return the cluster that is stored in etcd, or None if there is none.
 
         niso chooses the cluster's id, because etcd's own id survives a loss of etcd's data.
         """
@@ -80,9 +80,9 @@ class ClusterKeys:
     def join(self, host: HostEntry) -> None:
         """Add a host to the cluster, or update its values in etcd.
 
-        Raises Conflict if another host has this name, state folder or address. Also raises Conflict
-        if the IP version differs from the other hosts', or if the cluster is encrypted and the host
-        is not, or vice versa.
+        Raises Conflict if another host uses this name, state folder or address. Also raises
+        Conflict if the IP version differs from the other hosts', or if the cluster is encrypted and
+        the host is not, or vice versa.
         """
         value = host_value(host)
         key = self.keys.host(host.name)
@@ -122,7 +122,7 @@ class ClusterKeys:
         self._settle(txn, lambda: self._has(key, value))
 
     def refresh(self, host: HostEntry) -> None:
-        """Update a host's address, MTU, version and public key in etcd, if etcd has the host."""
+        """Update a host's address, MTU, version and public key in etcd, if etcd lists the host."""
         item = self._item(self.keys.host(host.name))
         before = decode(item.value, item.key) if item else {}
         value = {"address": host.address, "mtu": host.mtu, "niso": host.version}
@@ -244,7 +244,7 @@ class ClusterKeys:
         return gone
 
     def _leave_to_others(self, key: str, host: str) -> None:
-        """Remove a host from the reservation of a service that other hosts also have."""
+        """Remove a host from the reservation of a service that other hosts have also reserved."""
 
         def txn() -> Txn:
             item = self._item(key)

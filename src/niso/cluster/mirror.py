@@ -247,9 +247,9 @@ def make_way(
 
     This host's copy of the cluster's state may be older than etcd's. If an inactive service of this
     host had one of the addresses, the record of its claim is deleted. A service that other hosts
-    have too is not removed here: the caller's change replaces it, so that its service address leads
-    to their instances without a gap. The caller has niso's lock, and no open transaction. Raises
-    KernelError.
+    have also reserved is not removed here: the caller's change replaces it, so that its service
+    address leads to their instances without a gap. The caller has niso's lock, and no open
+    transaction. Raises KernelError.
     """
     _revert_attempt(store, kernel, report)
     had = {*services, *store.across.holders(addresses).values()}

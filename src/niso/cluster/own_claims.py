@@ -74,8 +74,8 @@ class OwnClaims:
         """Write, change or delete the reservations in etcd that do not match this host's store.
 
         A service that a command is changing is skipped. ``now`` is the state of etcd, and ``now_s``
-        a monotonic time. Returns the services that other hosts have now, and whether all keys were
-        already right.
+        a monotonic time. Returns the services that other hosts have claimed now, and whether all
+        keys were already right.
         """
         lost, is_sure = [], True
         records = store.across.claims(now.only)
@@ -142,12 +142,13 @@ class OwnClaims:
 def publish_claim(
     store: Store, kernel: Kernel, claims: Claims, service: str, final: bool = True
 ) -> bool:
-    """Make a service's reservation in etcd match its rows. Returns False if another host has it.
+    """Make a service's reservation in etcd match its rows. Returns False if the service is another
+    host's.
 
     The caller has the service's lock, but not niso's, and no change of the service is in progress.
     Without ``final``, an empty record of the reservation stays in the store, because a request may
     still be on its way to etcd. A service that is not reserved loses its addresses, so that no
-    policy resolves to them. Raises NoAnswer, Error, and Conflict if other services have its
+    policy resolves to them. Raises NoAnswer, Error, and Conflict if other services have claimed its
     addresses or names.
     """
     row, record, have = store.service(service), store.across.claim(service), claims.held(service)
@@ -286,7 +287,7 @@ LIVES_S = 30
 
 
 def spec_of(network: NetworkRecord) -> Spec:
-    """Convert the store's record of a network that spans hosts to the form that etcd has."""
+    """Convert the store's record of a network that spans hosts to the form stored in etcd."""
     assert network.span is not None
     subnets = tuple((subnet.cidr, subnet.gateway) for subnet in network.subnets)
     return Spec(network.name, network.span.vni, network.mtu, subnets, network.internal)
@@ -346,7 +347,7 @@ def _peers(store: Store, mtu: int, tunnel: Tunnel | None) -> Iterable[HostEntry]
 
 
 def _put(membership: ClusterKeys, values: dict[str, str], lease: int = 0) -> None:
-    """Write keys to etcd, unless one of them exists or etcd has a cluster. Raises NoAnswer."""
+    """Write keys to etcd, unless one of them or a cluster exists there. Raises NoAnswer."""
     keys = membership.keys
     conditions = [Compare(key) for key in sorted({*values, keys.cluster})]
     txn = Txn(tuple(conditions), tuple(Put(key, text, lease) for key, text in values.items()))

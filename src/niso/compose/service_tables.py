@@ -173,7 +173,7 @@ class ComposeService:
 
     @cached_property
     def _oci(self) -> str:
-        """Return the path of the service's image for package.oci, or "" if no folder has it."""
+        """Return the path of the service's image for package.oci, or "" if none is usable."""
         base, error = self._world.storage.base, None
         for text in (f"images/{self.name}:latest", f"images/{self.name}"):
             try:

@@ -451,8 +451,8 @@ def _let_go(machine: Machine, container: str, called: str) -> None:
 def collect(machine: Machine) -> list[str]:
     """Detach the containers that Podman no longer has, and return their names.
 
-    A container stays attached while a process runs in its namespace. If Podman's storage was
-    deleted, the files of the namespaces still exist.
+    A container stays attached while a process runs in its namespace. The namespace's file alone
+    does not keep a container attached, because it still exists if Podman's storage was deleted.
     """
     done = []
     for attached in machine.store.attachments.all(OWNER):

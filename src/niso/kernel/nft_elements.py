@@ -239,10 +239,10 @@ class Header(NamedTuple):
     value: tuple[int, ...] | None  # () for a set, and None for a map to verdicts
 
     @property
-    def is_lone(self) -> bool:
-        """Return whether the set has intervals, and its key is a single field. The kernel stores
-        such an interval as its start and its end, and omits the end if the next interval follows
-        immediately. Therefore `Nfnetlink.change` cannot write such a set.
+    def is_plain_interval(self) -> bool:
+        """Return whether the keys are intervals of a single field. The kernel stores the start and
+        the end as two elements, and omits the end if the next interval follows immediately.
+        `Nfnetlink.change` cannot write such keys, because it does not know adjacent intervals.
         """
         return self.interval and len(self.key) == 1
 
@@ -276,7 +276,7 @@ class Nfnetlink(netlink.Netfilter):
         return self._listed(header, partial(_counted, header))
 
     def all_elements(self, header: Header) -> list[Element]:
-        if header.is_lone:
+        if header.is_plain_interval:
             bounds = self._listed(header, _bounds)
             return parse_reply(f"read {header.name}", lambda _: _intervals(header, bounds), b"")
         return self._listed(header, partial(_parse_elements, header))
@@ -327,7 +327,7 @@ class Nfnetlink(netlink.Netfilter):
             # does not.
             more: dict[int, int] = {}
             for i, (header, _, _, last) in enumerate(asked):
-                if header.is_lone:
+                if header.is_plain_interval:
                     more[i] = len(bodies)
                     bodies += [_request(header, last, b""), _request(header, _next(last), b"")]
             what = "read nftables elements"
@@ -517,7 +517,7 @@ def _next(last: bytes) -> bytes:
 
 
 def _request(header: Header, first: bytes, last: bytes) -> bytes:
-    element = _packed_key(first, b"" if header.is_lone else last)
+    element = _packed_key(first, b"" if header.is_plain_interval else last)
     return about(*header[:2]) + nested(_LIST_ELEMENTS, nested(_LIST_ELEM, element))
 
 

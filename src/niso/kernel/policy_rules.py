@@ -13,8 +13,8 @@ Only protocols with ports are recorded. docs/design/seeing.md explains where the
 
 Audits: during its audit period a policy drops nothing. A packet that it would deny is recorded and
 returns to the chain ``forward``, where all other rules still apply to it. Sets contain the
-addresses of the audited services. The comment of an element has the service, and the begin and end
-of its audit in seconds since 1970. The element has a timeout. When the timeout ends, the kernel
+addresses of the audited services. The comment of an element contains the service, and the begin and
+end of its audit in seconds since 1970. The element has a timeout. When the timeout ends, the kernel
 deletes the element, and the policy begins to drop packets without any action of niso. A check must
 not report such an element as missing. Therefore an element that is about to expire is neither
 desired nor read. For an audit without an end, the element has no timeout. docs/design/policy.md

@@ -340,18 +340,18 @@ SERVICE_SETS = "\n".join(
 )
 """The declarations of the sets and maps for services with a service address.
 
-``vips`` has the service addresses of each bridge, ``slots`` the instance of each slot. ``near`` has
-only instances of this host, for services that have instances on other hosts too. The
-``front_`` maps lead a published port to the service address, and then to the port inside the
-instance.
+The set ``vips`` contains the service addresses of each bridge. ``slots`` maps each slot to an
+instance. ``near`` maps slots to instances of this host only, for services that have instances on
+other hosts too. The ``front_`` maps lead from a published port to the service address and the port
+inside the instance.
 """
 
 
 def _spread(slots: str, port: str = "") -> str:
     """Return the rules that translate a service address to the address of one instance. A hash of
-    the client's address and port selects a slot, and the map ``slots`` has the instance of each
-    slot. So the packets of a flow have the same instance even if its conntrack entry is deleted.
-    ``slots`` and ``port`` are names of maps without the IP version.
+    the client's address and port selects a slot, and the map ``slots`` maps each slot to an
+    instance. So all packets of a flow go to the same instance, even after the flow's conntrack
+    entry was deleted. ``slots`` and ``port`` are map names without their suffix 4 or 6.
     """
     return "\n".join(
         f"\t\t{'meta l4proto { tcp, udp, sctp } ' if port else ''}"

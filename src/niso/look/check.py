@@ -234,7 +234,7 @@ def listening_warnings(machine: Machine, name: str | None) -> list[tuple[str, st
 
 def surroundings_warnings(machine: Machine, name: str | None) -> list[tuple[str, str]]:
     """Return warnings, each with the next step: an uplink with a small MTU, name servers that do
-    not answer, and files that were replaced on the host while a service has them as a volume.
+    not answer, and files that were replaced on the host while a service mounts them as volumes.
     """
     store, kernel = machine.store, machine.kernel
     networks, active = _concerned(store, name)

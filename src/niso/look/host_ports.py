@@ -39,9 +39,9 @@ def taken(
 ) -> list[tuple[records.PortMapping, str, records.PortMapping]]:
     """Return the ports of a service's manifest that a `niso port-forward` uses now.
 
-    Each result has the wanted port, the service that has the host port now, and the port to which
-    that service forwards it. ``published`` are the ports that the service published before the
-    forward took them.
+    Each result has the wanted port, the service that publishes the host port now, and the port to
+    which that service forwards it. ``published`` are the ports that the service published before
+    the forward took them.
     """
     gone = [
         port
@@ -75,7 +75,7 @@ def unpublished(store: Store, service: str) -> list[records.PortMapping]:
 
 
 def same_place(one: records.PortMapping, other: records.PortMapping) -> bool:
-    """Return whether two ports share a host port, and have the same address or all addresses."""
+    """Return whether two published ports overlap on one host address, or both on all addresses."""
     alike = one.host_ip == other.host_ip or (one.is_wide and other.is_wide)
     return alike and one.clashes(other)
 
@@ -110,7 +110,7 @@ class Listeners:
         ]
 
     def check(self, port: records.PortMapping, key: str) -> None:
-        """Raise Conflict, with the key of the manifest, if a process of the host has the port."""
+        """Raise Conflict, with the key of the manifest, if a process of the host uses the port."""
         for listener in self.clashing(port):
             program, at = self.described(listener)
             raise Conflict(

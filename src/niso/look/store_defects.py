@@ -171,8 +171,9 @@ def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -
 def _lost_instance(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -> Instance:
     """Build the row of an instance of a service from other data, because the row was lost.
 
-    The state is "serving" if a slot in the kernel has the instance's address, and "leaving" if the
-    service has all of its instances without this one. Otherwise the state is "out" (not healthy).
+    The state is "serving" if a slot in the kernel maps to the instance's address, and "leaving" if
+    the service has all of its instances without this one. Otherwise the state is "out" (not
+    healthy).
     """
     own = {address for _, address in store.addresses(row.name)}
     deploy = spec.program.deploy

@@ -76,8 +76,8 @@ def mute_name_servers(
 
 def replaced_files(store: Store, services: Iterable[str]) -> list[tuple[str, str]]:
     """Return a warning and the next step for each file that was replaced on the host while a
-    running service has the file as a volume, and for each path of a volume whose symbolic links now
-    lead elsewhere. A warning about an instance names the instance's service.
+    running service mounts the file as a volume, and for each path of a volume whose symbolic links
+    now lead elsewhere. A warning about an instance names the instance's service.
     """
     result: dict[tuple[str, str], None] = {}
     for service in services:

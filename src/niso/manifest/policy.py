@@ -100,8 +100,8 @@ def parse(
 def denials(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     """Expand the entry "metadata" in ``egress.deny``, which denies the metadata services of clouds.
 
-    Entries with the addresses of these services are added before it. The entry "metadata" itself
-    stays, because a service can have this name, and a list must not deny less than it declares.
+    Entries with the addresses of these services are added before the entry "metadata", which stays,
+    because a service can have this name, and a list must not deny less than it declares.
     """
     result: list[Entry] = []
     for entry in entries:

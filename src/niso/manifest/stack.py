@@ -594,8 +594,8 @@ def _folder(path: str, key: str, folder: object, owners: Collection[int] | None)
 
 
 def moved_error(error: Error, key: str, file: str = "") -> InvalidInput:
-    """Convert an error of a service's manifest to an error of the stack.toml that has the service.
-    ``key`` is the service's key path in the stack.toml.
+    """Convert an error of a service's manifest to an error of the stack.toml that contains the
+    service. ``key`` is the service's key path in the stack.toml.
     """
     new = InvalidInput.of(error)
     new.file = file

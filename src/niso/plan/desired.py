@@ -302,8 +302,8 @@ def _hosts_files(snapshot: Snapshot) -> Iterator[HostsFile | HostsLine]:
     file.
 
     A hosts file is shared by all services with the same ordered list of networks. It contains a
-    service with its addresses on the first of these networks that the service is on. The line has
-    the names of the service, except names that a service on an earlier network has. For addresses
+    service with its addresses on the first of these networks that the service is on. The line
+    contains the names of the service, except names of services on earlier networks. For addresses
     on later networks, the name contains the network. The host itself is in the file with the
     gateways of the first network. A service without a network, or with extra hosts, has a hosts
     file of its own.

@@ -282,8 +282,8 @@ def _directions(policed: Policed, own: str) -> list[_Direction]:
 
 class _Entries:
     """The entries of one direction of a policy, indexed by peer. An entry is identified by its
-    position in ``all``. ``most`` limits the work: methods raise OverflowError after this number of
-    pairs of an entry and a peer.
+    position in ``all``. ``most`` limits the total work of all calls: a method raises OverflowError
+    when the calls have together evaluated more than ``most`` pairs of an entry and a peer.
     """
 
     def __init__(self, direction: _Direction, meaning: _Meaning, most: int | None = None) -> None:

@@ -437,7 +437,7 @@ def _desired(kernel: Kernel, snapshot: Snapshot, before: State | None = None) ->
 def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
     """Return the desired state without the namespaces of attachments that no longer exist, and the
     names of these namespaces. nftables elements for addresses in them stay in the state, because
-    the addresses belong to the attachment until it is deleted.
+    the addresses stay reserved until the attachment is deleted.
     """
     ended = frozenset(
         named.name for named in want[NetnsName] if kernel.cookie_at(named.target) != named.cookie

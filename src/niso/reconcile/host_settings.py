@@ -173,8 +173,8 @@ def _found6(kernel: Kernel) -> dict[str, str]:
 
 
 def wanted(store: Store) -> list[str]:
-    """Return the lines that niso's block in the host's own hosts file should have. A line has the
-    address of an active service on its first network, and ``NAME.niso.local``. Aliases are left
+    """Return the lines that niso's block in the host's own hosts file should have. A line contains
+    the address of an active service on its first network, and ``NAME.niso.local``. Aliases are left
     out, because they may mean something else on the host.
     """
     names: dict[str, list[str]] = {}

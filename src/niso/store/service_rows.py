@@ -3,7 +3,8 @@
 A service belongs to at most one stack, until the service is removed or is no longer in the stack's
 file. A service with mode ``share`` shares the network namespace of another service, its
 ``provider``. Such a service has no endpoint, and uses the addresses, networks and address families
-of its provider. While it is active, its names and ports belong to the namespace of its provider.
+of its provider. While such a service is active, its names and ports are those of its provider's
+namespace.
 
 A lease is an address that is reserved for a service on a network; `lease` assigns it. ServiceSpec
 and ProcessSpec are stored as JSON.
@@ -320,8 +321,8 @@ class ServiceRows(Rows):
     def held_sharers(self, provider: str, but: frozenset[str] = frozenset()) -> list[str]:
         """Return the services that share the network namespace of ``provider``, sorted.
 
-        Services that would share it after a change in progress is undone are included, except for
-        changes of the services ``but``.
+        Also returns each service that would share the namespace if the service's change in progress
+        were undone. Changes in progress of the services ``but`` are ignored.
         """
         sharers = set(self.sharers(provider))
         if others_intend(self._db, but):

@@ -288,8 +288,8 @@ class SpanRows(Rows):
             self._note_instances()
 
     def hand_over(self, service: str, names: Iterable[str]) -> None:
-        """Record that a service of this host now belongs to another host with a serving instance of
-        it. If no other host has such an instance, nothing changes.
+        """Record a service of this host as a service of another host that runs a serving instance
+        of it. If no other host runs one, nothing changes.
         """
         claim, host = (
             self.claim(service),

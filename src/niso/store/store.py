@@ -366,7 +366,7 @@ class Store(SnapshotRows):
         return [network.name for network in known if network is not None and network.internal]
 
     def free_uid(self, first: int, skip: Container[int] = ()) -> int:
-        """Return the lowest uid from ``first`` on that no service has and is not in ``skip``."""
+        """Return the lowest uid from ``first`` on that is neither in use nor in ``skip``."""
         row = self._run(
             "SELECT COALESCE(MIN(uid + 1), ?) FROM service s"
             " WHERE NOT EXISTS (SELECT 1 FROM service WHERE uid=s.uid+1) AND s.uid>=?"
@@ -378,8 +378,8 @@ class Store(SnapshotRows):
             uid += 1
         return uid
 
-    def uid_of_nobody(self) -> int:
-        """Return an unused negative number, for the uid in an attachment's row."""
+    def placeholder_uid(self) -> int:
+        """Return an unused negative number for the uid column of an attachment: it has no user."""
         return min(self._column("SELECT MIN(uid) FROM service")[0] or 0, 0) - 1
 
     @property

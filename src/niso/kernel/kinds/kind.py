@@ -509,7 +509,7 @@ class Space:
         return None
 
     def own_links(self, kind: str) -> list[Link]:
-        """Return the interfaces of a type, such as "veth", that belong to this state folder."""
+        """Return the interfaces of a type like "veth" that niso created for this state folder."""
         own = (kind, self.reading.alias)
         return [link for link in self.all_links if (link.kind, link.alias) == own]
 

@@ -108,8 +108,8 @@ def check_owner(table: str, texts: set[str], state_id: str) -> None:
 
 class NftTransaction(NamedTuple):
     """A step that changes nftables in one transaction, which the kernel applies completely or not
-    at all. The step consists of changes of elements. If the tables are recreated, it also has text
-    in nft's syntax.
+    at all. The step consists of changes of elements. If the tables are recreated, it also contains
+    text in nft's syntax.
     """
 
     edits: tuple[Edit | str, ...]
@@ -218,7 +218,7 @@ class _Elements(Kind[Element], of=Element):
         (step,) = steps
         edits = [edit for edit in step.edits if isinstance(edit, Edit)]
         headers = [HEADERS[edit.element.table, edit.element.container] for edit in edits]
-        if len(edits) < len(step.edits) or any(header.is_lone for header in headers):
+        if len(edits) < len(step.edits) or any(header.is_plain_interval for header in headers):
             with Nft() as kernel:
                 kernel.run("\n".join(step.statements))
             return
@@ -298,7 +298,7 @@ class _Rulesets(Kind[Ruleset], of=Ruleset):
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         """Return the transactions that destroy both tables and recreate them with all elements.
 
-        The new tables also have elements that restrict interfaces which are about to be deleted.
+        The new tables also contain elements that restrict interfaces which are about to be deleted.
         These elements are deleted after the interfaces: otherwise packets of the interfaces would
         pass. If services run and other objects differ too, the element with the tables' version is
         added last. If niso is killed before that, the next command recreates the tables and so
