@@ -110,9 +110,9 @@ class Attachments(ApiPart):
         """Detach the attachments whose namespace no longer exists.
 
         Networks that Podman has removed are removed too, if no service is on them. ``owner`` limits
-        the call to the attachments and networks of one program. ``valid`` are the ids that this
-        program still uses. With it, the program's attachments with other ids are detached too.
-        Raises KernelError, and UsageError for ``valid`` without ``owner``.
+        the call to the attachments and networks of one program. ``valid`` are the ids that the
+        program still uses: its attachments with other ids are detached too. Raises KernelError, and
+        UsageError for ``valid`` without ``owner``.
         """
         from niso.engines import netavark
 

@@ -50,10 +50,10 @@ class Clusters(ApiPart):
         """Create a cluster with this host as its first host.
 
         ``name`` defaults to the hostname, and ``address`` to the address of the interface with the
-        default route. ``etcd`` is an existing etcd. Without it, this host runs an etcd member. With
-        ``encrypt`` "kernel", WireGuard encrypts the traffic between hosts. With "userspace", hosts
-        whose kernel lacks WireGuard use the program wireguard-go. ``restore``, which excludes all
-        other arguments, writes this host's cluster to etcd again after etcd has lost its data.
+        default route. ``etcd`` is an existing etcd. If it is None, this host runs an etcd member.
+        With ``encrypt`` "kernel", WireGuard encrypts the traffic between hosts. With "userspace",
+        hosts whose kernel lacks WireGuard use the program wireguard-go. ``restore``, which excludes
+        all other arguments, writes this host's cluster to etcd again after etcd has lost its data.
         Raises UsageError, Conflict, Error.
         """
         if restore:
@@ -76,7 +76,7 @@ class Clusters(ApiPart):
         """Return an invitation, which is a secret string with which a host can join.
 
         With ``renew``, the invitation has new certificates for a host that is in the cluster
-        already. With ``member``, the host may run an etcd member. The first three hosts may do so
+        already. With ``member``, the host may run an etcd member. The first three hosts may run one
         even without ``member``. Raises UsageError, Conflict, Error.
         """
         machine = self.session.machine()
@@ -89,8 +89,8 @@ class Clusters(ApiPart):
         """Join a cluster with the content of an invitation.
 
         ``member`` decides whether this host runs an etcd member. By default, the first three hosts
-        do. ``encrypt`` ("kernel" or "userspace") is how this host encrypts traffic. The default is
-        the cluster's own setting. Raises InvalidInput, Conflict, Error.
+        run one. ``encrypt`` ("kernel" or "userspace") is how this host encrypts traffic. The
+        default is the cluster's own setting. Raises InvalidInput, Conflict, Error.
         """
         machine = self.session.machine_for_change(create=True)
         how, report = text(encrypt, "--encrypt"), self.session.report

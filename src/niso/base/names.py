@@ -174,7 +174,7 @@ class Prefix(NamedTuple):
         return 1 << (_SIZES[self.version] * 8 - self.length)
 
     def at(self, offset: int) -> str:
-        """Return the address at ``offset`` in the prefix. Raises ValueError if it is not inside."""
+        """Return the address at ``offset`` in the prefix. Raises ValueError outside the prefix."""
         if not 0 <= offset < self.num_addresses:
             raise ValueError(offset)
         from socket import AF_INET, AF_INET6, inet_ntop

@@ -131,7 +131,7 @@ def _claimed(machine: Machine, target: Target, report: Report) -> Claims:
 
 
 def _apply(machine: Machine, target: Target, claims: Claims, report: Report) -> Attachment:
-    """Record an attachment and update the kernel. After an error the caller undoes both."""
+    """Record an attachment and update the kernel. The caller undoes both steps after an error."""
     store, kernel, name = machine.store, machine.kernel, target.name
     assert target.attaching is not None
     attached, links = target.attaching

@@ -318,7 +318,7 @@ def report_leaving(machine: Machine, instances: Iterable[str], end: float, repor
     """Publish that instances will stop, and wait until other hosts send them no new connections.
 
     The wait ends at the monotonic time ``end``, even if hosts may still send connections. If etcd
-    does not answer, the wait always lasts until then. The caller must have the lock of the
+    does not answer, the wait always lasts until ``end``. The caller must have the lock of the
     instances' service. Raises no Error.
     """
     store = machine.store
@@ -394,7 +394,7 @@ def report_remaining(machine: Machine) -> None:
 def _arriving(
     store: Store, joined: Config, engine: Etcd, unknown: list[str], brief: bool
 ) -> span_networks.Arriving:
-    """Return the networks in ``unknown`` that exist in the cluster. This host has none of them.
+    """Return the networks in ``unknown`` that exist in the cluster, but not on this host.
 
     With ``brief``, returns no networks if etcd does not answer.
     """

@@ -150,8 +150,8 @@ def invite(machine: Machine, host: str, address: str, renew: bool, member: bool 
     """Return an invitation for a host: a string that contains private keys.
 
     With ``renew``, a host of the cluster gets new certificates. With ``member``, the host may run
-    an etcd member. The first three hosts may do so even without ``member``. Raises Conflict, Error,
-    UsageError or InvalidInput.
+    an etcd member. The first three hosts may run one even without ``member``. Raises Conflict,
+    Error, UsageError or InvalidInput.
     """
     own = require_member(machine)
     config.host_name(host, "HOST")
@@ -195,10 +195,10 @@ def join(
     """Join the cluster of an invitation. If this host is in the cluster, renew its certificates.
 
     ``text`` is the invitation. ``member`` says whether to run an etcd member on this host. If
-    ``member`` is None, the first three hosts run one. ``encrypt`` is how this host encrypts
-    traffic, or "" for the cluster's default. Raises InvalidInput, Conflict, Error or NoAnswer,
-    after everything that was created has been removed. A failure to start the etcd member does not
-    undo the join.
+    ``member`` is None, the first three hosts run etcd members. ``encrypt`` is how this host
+    encrypts traffic, or "" for the cluster's default. Raises InvalidInput, Conflict, Error or
+    NoAnswer, after everything that was created has been removed. A failure to start the etcd member
+    does not undo the join.
     """
     config.way_to_encrypt(encrypt, "--encrypt")
     invited = invitation.parsed(text)

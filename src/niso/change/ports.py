@@ -208,7 +208,7 @@ _Moved = list[_Port]
 def _change(
     machine: Machine, come: _Moved, go: _Moved, report: Report, back: Sequence[_Port] = ()
 ) -> None:
-    """Record added and withdrawn ports, and update the kernel. After an error, undo both.
+    """Record added and withdrawn ports and update the kernel, or undo both steps after an error.
 
     ``come`` are ports to forward, ``go`` ports to withdraw, and ``back`` ports of manifests to
     publish again. The caller must have niso's lock.

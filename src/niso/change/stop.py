@@ -51,7 +51,7 @@ def finish(
     A service whose process could not be stopped keeps its network. With ``ends``, records of
     changes in progress (intents) are deleted. With ``keep_forwards``, ports of `niso port-forward`
     are published again at the next activation. With ``resets``, clients get a reset for each
-    connection that is still open when the process has ended. Without it, a client that only
+    connection that is still open when the process has ended. Without a reset, a client that only
     receives would wait for ever. With ``began``, the start of the command as a Unix time, the stop
     is recorded for `niso history`. Raises Error if the kernel refuses a change. In this case no
     service is recorded as stopped, and the call can be repeated.

@@ -70,7 +70,7 @@ def refuse_elsewhere(before: ServiceRow, target: Target) -> None:
 def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
     """Return whether the folder ./NAME may have another manifest than the active service ``name``.
 
-    This is so if the active manifest is in another folder, or if a file was changed since the
+    Returns True if the active manifest is in another folder, or if a file was changed since the
     package copy was made. The test uses the files' status change time (ctime, inode(7)), which no
     program can set.
     """

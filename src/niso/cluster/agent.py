@@ -1,10 +1,10 @@
 """Keep one host synchronised with the cluster.
 
 `Agent.look` synchronises once, in both directions: it copies the services of other hosts from etcd
-to this host, and writes this host's services to etcd. This is called a poll. The agent can be
-killed at any point, because all of its state is in files: the store, and the id of this host's etcd
-lease in the run folder. While the agent or etcd is down, services continue to run, but this host
-does not learn of changes on other hosts.
+to this host, and writes this host's services to etcd. One such synchronisation is called a poll.
+The agent can be killed at any point, because all of its state is in files: the store, and the id of
+this host's etcd lease in the run folder. While the agent or etcd is down, services continue to run,
+but this host does not learn of changes on other hosts.
 
 Another file contains the time of the last poll, and for each missing host the time since which it
 is missing. These are times of this host's monotonic clock. Clocks of different hosts are never
@@ -61,11 +61,11 @@ _GUARDED = 4
 class Agent:
     """The agent that keeps this host synchronised with the cluster.
 
-    ``me`` has this host's name, and the ids of its state folder, cluster and boot. The others are
-    functions. ``end`` deactivates services that another host has taken over. ``tend`` does periodic
-    work: it is called about every `LOOK_S` seconds with True, and with False when hosts join or
-    leave. ``mend`` repairs the tunnel: it is called every `MEND_S` seconds in a thread of its own,
-    with True if a complete check is due.
+    ``me`` has this host's name, and the ids of its state folder, cluster and boot. The other
+    arguments are functions. ``end`` deactivates services that another host has taken over. ``tend``
+    does periodic work: it is called about every `LOOK_S` seconds with True, and with False when
+    hosts join or leave. ``mend`` repairs the tunnel: it is called every `MEND_S` seconds in a
+    thread of its own, with True if a complete check is due.
     """
 
     def __init__(

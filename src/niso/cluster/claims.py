@@ -87,10 +87,10 @@ class Claims:
         that this host has recorded. A claim of another host with a lower ``gen`` comes from a
         backup, and is replaced.
 
-        A service with a service address can be on several hosts. It is reserved for this host too,
-        if one of the other hosts is alive or the ``gen`` of their claim is ``since``. With
-        ``renew``, the claim is rewritten even if it is right, so that an earlier request without an
-        answer can no longer be carried out.
+        A service with a service address can be on several hosts. The service is reserved for this
+        host too, if one of the other hosts is alive or the ``gen`` of their claim is ``since``.
+        With ``renew``, the claim is rewritten even if it is right, so that an earlier request
+        without an answer can no longer be carried out.
 
         Raises Conflict if another host has reserved the service, or another service an address or
         name. Raises NotFound for an unknown network.
@@ -157,7 +157,7 @@ class Claims:
         return self._changed(service, mark, change, gives_up=False)
 
     def release(self, service: str, mark: str) -> bool:
-        """Delete this host's reservation with the id ``mark``. Returns False if there is none.
+        """Delete this host's reservation with the id ``mark``. Returns False if it does not exist.
 
         A service that was taken over from another host, and was never up here, returns to that
         host. Reservations of the service by other hosts stay.

@@ -305,7 +305,7 @@ class Cluster(NamedTuple):
 
 
 def host_of(item: KeyValue, keys: Keys) -> HostEntry:
-    """Convert a host's key in etcd. ``alive`` is False: another key shows it. Raises Error."""
+    """Convert a host's key in etcd. ``alive`` is False: a separate key shows it. Raises Error."""
     value = valid(decode(item.value, item.key), item.key, "id", "address", "mtu")
     name = item.key.removeprefix(keys.hosts)
     if not (is_name(name) and is_address(str(value["address"]))):

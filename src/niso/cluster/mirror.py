@@ -264,7 +264,7 @@ def make_way(
 
 
 def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, ClaimedService]) -> Scope:
-    """Return the scope of changing remote services. Those not in ``wanted`` are removed."""
+    """Return the scope of a change that removes remote services not in ``wanted``."""
     changed = {*changed}
     # the slots of a service address lead to the instances
     changed |= {owner(name) for name in changed}

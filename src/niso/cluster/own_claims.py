@@ -265,7 +265,7 @@ def _is_wanted(
 ) -> bool:
     """Return whether a service of this host should be reserved in etcd.
 
-    An active service should always be reserved. An inactive one should not be reserved if an
+    An active service should always be reserved. An inactive service should not be reserved if an
     earlier command failed to reserve it, or if it no longer has all of its addresses.
     """
     if row.active:

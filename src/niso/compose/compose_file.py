@@ -74,7 +74,7 @@ def _linked(services: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     """Return {service: aliases} for the aliases that ``links`` of other services give to a service.
 
     In Compose, only the service with the link knows such an alias. In a stack, all services of a
-    network know it.
+    network know the alias.
     """
     linked: dict[str, list[str]] = {}
     for keys in services.values():
@@ -226,10 +226,10 @@ def _networks(
 ) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
     """Convert the networks of the compose file. Returns two dicts.
 
-    The first maps a network's name in the compose file to the name in the stack, the second this
-    name to the network's settings. The stack has a prefix, so no other stack uses its networks.
-    Compose's network ``default`` becomes niso-default. Services that share no network in the
-    compose file share none in the stack either.
+    The first maps a network's name in the compose file to the name in the stack, the second maps
+    this name to the network's settings. The stack has a prefix, so no other stack uses its
+    networks. Compose's network ``default`` becomes niso-default. Services that share no network in
+    the compose file share none in the stack either.
     """
     names: dict[str, str] = {DEFAULT: DEFAULT_NETWORK}
     external: dict[str, str] = {}
@@ -346,7 +346,7 @@ def settle(services: Iterable[ComposeService]) -> None:
         return True
 
     def may_publish(service: ComposeService, key: str, text: str) -> bool:
-        """Reserve the host ports of a published port. Returns False if one is already taken."""
+        """Reserve the host ports of a published port. Returns False if any of them is taken."""
         try:
             port = parse_port(text, key)
         except InvalidInput:  # the entry has a variable

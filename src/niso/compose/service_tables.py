@@ -106,7 +106,7 @@ class ComposeService:
             self.tables.setdefault(table, {})[key] = value
 
     def _valid(self, key: str, value: str, rule: Callable[[str, str], object]) -> bool:
-        """Return whether ``rule`` accepts a value. If not, record the key as a gap."""
+        """Return whether ``rule`` accepts a value. If it does not, record the key as a gap."""
         if "${" in value:  # niso reads the variable when it has a value
             return True
         try:

@@ -4,7 +4,7 @@ The protocol is JSON over HTTP (moby, libnetwork/docs/remote.md; seen with Docke
 passes the socket (sd_listen_fds(3)), or the first argument is its path. With a socket from systemd,
 the server exits when idle.
 
-Docker requests an interface before its container has a network namespace. Docker then moves the
+Docker requests an interface before the container has a network namespace. Docker then moves the
 interface from the host into the container itself, and does not call the driver again. niso
 therefore creates a namespace and attaches it, and then moves the interface from there to the host
 for Docker. The attachment refers to its namespace by the path of a symlink. The symlink first leads

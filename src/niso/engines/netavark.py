@@ -581,7 +581,7 @@ def _silenced(store: Store, network: NetworkRecord, family: int) -> list[str]:
 
 
 def _notify(program: str, folder: str, needed: bool) -> None:
-    """Make aardvark-dns read its files again. If it is not running but ``needed``, start it."""
+    """Make aardvark-dns read its files again, or start it if it is ``needed`` and not running."""
     try:
         with open(os.path.join(folder, _PID_FILE), encoding="ascii") as file:
             pid = int(file.read())

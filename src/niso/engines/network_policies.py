@@ -126,7 +126,7 @@ def namespace(data: Mapping[str, Any]) -> tuple[str, Labels]:
 
 
 def network_policy(data: Mapping[str, Any]) -> NetworkPolicy:
-    """Parse a network policy. If niso does not support it, it allows nothing. Raises ValueError."""
+    """Parse a network policy. An unsupported policy allows nothing. Raises ValueError."""
     try:
         space, name = data["metadata"]["namespace"], data["metadata"]["name"]
     except _MALFORMED as error:

@@ -163,9 +163,9 @@ def _flush(
     search is therefore repeated only as long as it can find entries that were created under the old
     rules.
 
-    With ``exact``, every entry that an IPv4 request returns is to be deleted. If it costs less, the
-    kernel is then requested to delete all entries that match the filter. Linux 6.18 can do this. An
-    older kernel refuses a filter that does not describe a single flow, and the entries are listed.
+    With ``exact``, every entry that an IPv4 request returns is to be deleted. If this costs less,
+    one request makes the kernel delete all entries that match the filter (Linux 6.18). An older
+    kernel refuses a filter that does not describe a single flow, and the entries are listed.
     """
 
     def parse(body: bytes) -> bytes | None:

@@ -185,7 +185,7 @@ class ForeignChains(Nfnetlink):
         self, family: int, table: str, name: str, key: bytes
     ) -> tuple[bool, ChainVerdict | None]:
         """Look up a key in a set or verdict map. Returns whether an element, or the catch-all
-        element, matches the key, and its verdict. The verdict is None if the element has none.
+        element, matches the key, and its verdict. An element may have no verdict (None).
         """
         cached = self._elements.get((family, table, name, key))
         if cached is None:

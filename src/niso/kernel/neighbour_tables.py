@@ -135,10 +135,10 @@ def add_fdb_entry(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
     """Add a static entry to a bridge, by which the bridge sends frames for ``mac`` to this port.
 
     For a new port, ``own`` is the MAC of the port itself. The kernel has added an entry for this
-    MAC. This function deletes it: no service sends frames to this MAC, and the kernel walks all
-    entries whenever a port is added or removed. Raises KernelError with EADDRINUSE if ``mac`` is
-    the bridge's own MAC, because services could then no longer reach the host. For a new port, the
-    same error is raised if ``mac`` is the MAC of any interface of the host.
+    MAC. This function deletes the entry: no service sends frames to this MAC, and the kernel walks
+    all entries whenever a port is added or removed. Raises KernelError with EADDRINUSE if ``mac``
+    is the bridge's own MAC, because services could then no longer reach the host. For a new port,
+    the same error is raised if ``mac`` is the MAC of any interface of the host.
     """
     body = _ndmsg.pack(_AF_BRIDGE, port_index, _NOARP, _MASTERS, 0) + _mac(mac)
     what = f"add the forwarding entry of {mac} for link {port_index}"

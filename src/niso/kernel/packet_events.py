@@ -9,7 +9,7 @@ all programs (nft(8), nftrace). Rules in temporary tables mark the packets to tr
 have the flag ``owner``: the kernel deletes them when the socket that created them is closed, also
 if niso is killed.
 
-Dropped packets: packets from and to some addresses that any nftables rule drops. For this,
+Dropped packets: packets from and to some addresses that any nftables rule drops. To find them,
 temporary tables trace the packets of connections that are not established. Packets whose path ends
 in a drop are returned. Only their headers are returned, since the kernel reports no more of a
 traced packet.

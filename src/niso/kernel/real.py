@@ -51,9 +51,9 @@ class Kernel:
     """niso's interface to the kernel's network, in the caller's network namespace. Not thread-safe.
 
     Inside a ``with`` block, the sockets of this object stay open between calls. The parameter
-    ``alias`` is a string with the id of a state folder. niso gives it to network interfaces as
-    their alias, and recognises its own interfaces by it. All methods raise KernelError. Functions
-    of other modules that are assigned to names in this class have their docstrings there.
+    ``alias`` is a string with the id of a state folder. niso sets this alias on network interfaces,
+    and recognises its own interfaces by the alias. All methods raise KernelError. Functions of
+    other modules that are assigned to names in this class have their docstrings there.
 
     For tests, `fakes.kernel.Fake` has the same methods, in memory. Contract tests compare both.
     """

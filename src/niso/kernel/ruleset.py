@@ -363,7 +363,7 @@ def _spread(slots: str, port: str = "") -> str:
 
 def slot_of(client: str, proto: str, port: int | None) -> int | None:
     """Return the slot that the rules select for a client's flow to a service address. ``port`` is
-    the source port. If it is None, the result is None, except for ICMP.
+    the source port. If ``port`` is None, the result is None, except for ICMP.
 
     The slot is ``jhash`` of the client's address and port, as nft_hash computes it: Jenkins'
     lookup3 (linux/jhash.h) of two registers. The port fills half of the second register. For an

@@ -83,7 +83,7 @@ class Judged(NamedTuple):
 
     @property
     def dropped_by(self) -> Judgement | None:
-        """The verdict that drops the packet, if any. Of several, the first in kernel order."""
+        """The first verdict, in kernel order, that drops the packet; None if it is not dropped."""
         parts = (self.path, self.egress, self.ingress)
         return next((part for part in parts if part.verdict == "drop"), None)
 

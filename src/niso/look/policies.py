@@ -378,8 +378,8 @@ def _network(world: PolicyContext, end: FlowEnd) -> str:
 def _by_port(before: PolicyContext, seen: Flow) -> bool:
     """Return whether a flow must have come through a published port.
 
-    This is so if the flow comes from another network, or from an address of the host other than the
-    gateway's. Programs of the host connect to a service from the gateway's address by default.
+    Returns True if the flow comes from another network, or from an address of the host other than
+    the gateway's. Programs of the host connect to a service from the gateway's address by default.
     """
     network = _network(before, seen.to)
     if not network:

@@ -60,8 +60,8 @@ class Session:
     def require(self) -> None:
         """Raise Conflict if this session cannot be used.
 
-        This is so in another thread or process, after the folders of this process have changed, or
-        if the database is missing although kernel objects or processes of niso exist.
+        Reasons: another thread or process, changed folders of this process, or a missing database
+        although kernel objects or processes of niso exist.
         """
         if self._owner != _here():
             raise Conflict(
@@ -251,7 +251,7 @@ class ApiPart:
 
 
 def explained(error: Exception) -> Error | None:
-    """Return the `Error` for an sqlite3.Error, OSError or damaged row. Returns None for others."""
+    """Return the `Error` for an sqlite3.Error, OSError or damaged row; None for any other."""
     kind = type(error)
     if kind.__module__ == "sqlite3":
         if isinstance(error, OperationalError) or kind is DatabaseError:

@@ -145,9 +145,9 @@ class Metered(ResultStream):
     def _sample(
         self, with_open: bool
     ) -> tuple[TopSample, TopSample, Memory, Mapping[Key, int] | None]:
-        """Take a sample. Return the previous one, this one, the flows, and the bytes of each flow.
+        """Take a sample. Return the previous and the new sample, the flows, and each flow's bytes.
 
-        The bytes are None if this kernel cannot count them.
+        The bytes are None if this kernel does not count bytes.
         """
         self._read_services()
         memory = remembered(self.session.kernel(), self._world, with_open)

@@ -129,7 +129,7 @@ NO_LOOPBACK6 = (
 
 
 def parse_port(text: str, key: str) -> PortMapping:
-    """Parse a published port. Raises InvalidInput. If niso is to choose the host port, it is 0."""
+    """Parse a published port. Raises InvalidInput. Host port 0 means that niso chooses one."""
     address, ports = _split_address(text, key)
     ports, slash, proto = ports.partition("/")
     if slash and proto not in PROTOCOLS:

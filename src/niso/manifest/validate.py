@@ -128,7 +128,7 @@ def _walk_table(
 
 def elsewhere(name: str, value: object, table: Any, key: str = "") -> str:
     """Return the path of the only key in nested tables that has this name and this type of value.
-    Returns "" if there is none, or several.
+    Returns "" if no key or several keys match.
     """
     places = [
         path

@@ -298,7 +298,7 @@ def service_address(
     ordinals of instances that receive connections to their addresses: ``near`` those on this host,
     ``far`` those on other hosts. If both are empty, there are no elements, and the service address
     is refused like an address that no service has. The nftables maps ``near`` have elements only if
-    there are instances of both kinds.
+    both this host and other hosts run instances.
     """
     serving = {**near, **far}
     if not serving:

@@ -394,7 +394,7 @@ class _Entries:
         return self.runs[at][2]
 
     def named(self, address: str) -> Iterator[int]:
-        """Yield the numbers of the entries for this address, or for a name that means it."""
+        """Yield the numbers of the entries for this address, or for a name that resolves to it."""
         yield from self.singles.get(address, ())
         for peer in self.peers.get(address, ()):
             yield from self.of_peer.get(peer, ())

@@ -254,7 +254,7 @@ def primary(
 
 class Limits(NamedTuple):
     """Rate limits of a service, because all services share the kernel's conntrack and neighbour
-    tables. All are per second. 0 means no limit.
+    tables. All limits are per second. 0 means no limit.
     """
 
     new_flows: int

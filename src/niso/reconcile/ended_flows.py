@@ -191,8 +191,8 @@ _BRIDGED = {
 
 def narrows(before: State, after: State) -> bool:
     """Return whether a change of policies may deny packets that were allowed before. A change may
-    do so if it removes an allowing element or an audit, adds a denying element, or moves an address
-    to another class of addresses. ``before`` and ``after`` are desired states.
+    deny them if it removes an allowing element or an audit, adds a denying element, or moves an
+    address to another class of addresses. ``before`` and ``after`` are desired states.
     """
     was, now = _said(before), _said(after)
     # a class of addresses, whose elements say what is allowed, is a number

@@ -71,8 +71,8 @@ def unrecorded(
 
 def others(kernel: Kernel, store: Store) -> list[str]:
     """Return the nftables chains to which other programs have added NAT rules since niso's first
-    service was activated, as "FAMILY TABLE CHAIN". If IPv4 forwarding was on before that, the list
-    is empty. Raises KernelError.
+    service was activated, as "FAMILY TABLE CHAIN". If IPv4 forwarding was on before niso's first
+    service, the list is empty. Raises KernelError.
     """
     if store.sysctls_before().get(FORWARDING) != "0":
         return []

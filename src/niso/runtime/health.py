@@ -415,7 +415,7 @@ def begin(check: Healthcheck, service: str, namespace: str | None) -> HealthProb
 
 
 def probe_all(targets: Sequence[tuple[Healthcheck, str, str | None]]) -> list[str]:
-    """Probe (healthcheck, service, namespace) concurrently. Return "" or the failure of each."""
+    """Run probes (healthcheck, service, namespace) at once. Return each failure, "" for success."""
     probes: list[HealthProbe] = []
     try:
         for target in targets:

@@ -130,8 +130,8 @@ class PortRows(Rows):
         """Return (first, last) for each recorded range of host ports that overlaps ``first`` to
         ``last``.
 
-        Ranges of inactive services are included. So are all ranges that an undo would restore,
-        whether or not they overlap.
+        Ranges of inactive services are included. All ranges that an undo would restore are included
+        too, even if they do not overlap.
         """
         return self._run(
             "SELECT host_port, host_port+count-1 FROM port"

@@ -191,7 +191,7 @@ def service_row(row: tuple[object, ...]) -> ServiceRow:
 
 
 class Intent(NamedTuple):
-    """The record of a change in progress. After a crash, the next command undoes or ends it."""
+    """A recorded change in progress. After a crash, the next command undoes or completes it."""
 
     service: str
     action: str
@@ -781,7 +781,7 @@ class Instances(Rows):
         return result
 
     def running(self, service: str) -> list[str]:
-        """Return a service's active instances, or the service itself if it never has instances."""
+        """Return a service's active instances. A service without instances counts as its own."""
         known = self.of(service)
         return [one.service for one in self.of(service, *STATES)] if known else [service]
 

@@ -55,7 +55,7 @@ class Scope(NamedTuple):
     """Names of services of other hosts."""
 
     def joined(self, other: Scope) -> Scope:
-        """Return the union of two scopes, neither `ALL`. Its ports are only those of this scope."""
+        """Return the union of two scopes (not `ALL`). Only the ports of this scope are kept."""
         return Scope(
             tuple(sorted({*(self.services or ()), *(other.services or ())})),
             tuple(sorted({*(self.networks or ()), *(other.networks or ())})),
@@ -199,8 +199,8 @@ class SnapshotRows(PortRows, PolicyRows):
     def _remotes(
         self, scope: Scope, seen: set[str]
     ) -> tuple[tuple[PlannedService, ...], tuple[PlannedService, ...]]:
-        """Return two tuples of services of other hosts. The first has the services in a scope, the
-        second those on the networks ``seen``.
+        """Return two tuples of services of other hosts: those in a scope, and those on the networks
+        ``seen``.
         """
         spans = self.across
         if scope.services is None:

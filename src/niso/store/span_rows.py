@@ -276,7 +276,7 @@ class SpanRows(Rows):
     def set_service(
         self, service: str, addresses: Iterable[RemoteAddress], names: Iterable[str]
     ) -> None:
-        """Replace addresses and names of another host's service. Without addresses, delete it."""
+        """Replace addresses and names of another host's service, or delete it without addresses."""
         self._run("DELETE FROM remote WHERE service=?", service)
         self._run("DELETE FROM remote_name WHERE service=?", service)
         rows = list(addresses)

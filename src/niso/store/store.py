@@ -140,7 +140,7 @@ class Store(SnapshotRows):
         return int(self._run("PRAGMA data_version").fetchone()[0])
 
     def transaction(self) -> Transaction:
-        """Return a write transaction as a context manager. An error in its block rolls it back."""
+        """Return a context manager: a write transaction that an error in the block rolls back."""
         return Transaction(self._db)
 
     def reading(self) -> Transaction:

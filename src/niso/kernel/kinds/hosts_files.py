@@ -123,7 +123,7 @@ def _find(text: str, line: str, offset: int) -> int:
 
 
 def lines(text: str) -> list[tuple[str, str]] | None:
-    """Parse niso's hosts file into (address, names). Returns None if niso did not write it."""
+    """Parse niso's hosts file into (address, names). Returns None for a file of another program."""
     if not text.startswith(HEADER) or not text.endswith("\n"):
         return None
     result = []

@@ -8,8 +8,8 @@ The parents of an object are the namespace, network interface or tables that it 
 a string: ``netns NAME``, ``link /NETNS/NAME`` (NETNS is empty for the host), or ``ruleset``.
 
 `ORDER` is the order in which kinds are created; deletion is in reverse. Rules are created before
-any object that could carry a packet, and deleted after it. Therefore a change that is only partly
-made never allows more packets than the manifests do.
+all objects that could carry a packet, and deleted after these objects. Therefore a change that is
+only partly made never allows more packets than the manifests do.
 
 Addresses are strings in their canonical form (``10.99.1.2``, ``fd00::2``), or with a prefix length.
 IPv4 and IPv6 use the same kinds. ``netns`` is a name in /run/netns, and ``""`` is the host.
@@ -289,8 +289,8 @@ class Kind(Generic[T]):
         return text.format(present) if text else f"{field} is {present!r}, should be {wanted!r}"
 
     def claimed(self, reading: Reading) -> Iterable[T]:
-        """Return the objects of this kind in the kernel that have the mark of this state folder. If
-        all of niso's objects are read, they are read in addition to the desired objects.
+        """Return the objects of this kind in the kernel that have the mark of this state folder.
+        When all of niso's objects are read, these objects are read in addition to desired ones.
         """
         return ()
 
@@ -333,7 +333,7 @@ def by_key(
 ) -> tuple[dict[tuple[str, ...], T], list[T]]:
     """Index existing objects, ``present``, by key. Returns the index, and the objects that are not
     in it because another object has the same key. The kernel can have several routes with one key,
-    if their metrics differ. If one of them is in ``wanted``, the index has this one.
+    if their metrics differ. The index prefers a route that is in ``wanted``.
     """
     objects: dict[tuple[str, ...], T] = {}
     more = []
@@ -377,7 +377,7 @@ _NONE: frozenset[Any] = frozenset()
 
 
 class State:
-    """An immutable set of kernel objects for each kind: ``state[Bridge]`` has the bridges."""
+    """An immutable set of kernel objects for each kind: ``state[Bridge]`` contains the bridges."""
 
     __slots__ = ("_by_type",)
 
