@@ -193,9 +193,9 @@ class Host(ApiPart):
     def events(self, service: str | None = None, *, since: str | None = None) -> niso.Events:
         """Stream the events of services and networks, or only of one service.
 
-        Use the result in a ``with`` block. It is an endless iterator of `niso.Happened`. ``since``
-        is an RFC 3339 time or a period such as ``2h``. The method ``past()`` of the result then
-        returns the recorded events after that time. Raises NotFound, UsageError, KernelError.
+        The result is an endless iterator of `niso.Happened`, to be used in a ``with`` block.
+        ``since`` is an RFC 3339 time or a period such as ``2h``. The result's method ``past()``
+        then returns the recorded events after that time. Raises NotFound, UsageError, KernelError.
         """
         from niso.look import events
 
@@ -214,7 +214,7 @@ class Host(ApiPart):
     def drops(self, service: str | None = None) -> niso.Drops:
         """Stream packets that policies with ``log = true`` drop, of one service or of all services.
 
-        Use the result in a ``with`` block. It is an endless iterator of `niso.Drop`.
+        The result is an endless iterator of `niso.Drop`, to be used in a ``with`` block.
         """
         from niso.look import drops
 
@@ -245,7 +245,7 @@ class Host(ApiPart):
     ) -> niso.Flows:
         """Stream new flows of all services. The arguments select flows as in `flows`.
 
-        Use the result in a ``with`` block. It is an endless iterator of `niso.Flow`.
+        The result is an endless iterator of `niso.Flow`, to be used in a ``with`` block.
         """
         from niso.look import flows
 
@@ -261,9 +261,9 @@ class Host(ApiPart):
     ) -> bytes:
         """Return a picture of services and their flows, in the format mermaid, dot, svg or png.
 
-        ``stack`` is the path of a stack.toml. It limits the picture to the services of this stack.
-        With ``declared``, the picture shows what policies allow instead of recorded traffic. With
-        both arguments, the picture depends only on the stack's files. ``since`` selects flows as in
+        ``stack``, the path of a stack.toml, limits the picture to the services of this stack. With
+        ``declared``, the picture shows what policies allow instead of recorded traffic. With both
+        arguments, the picture depends only on the stack's files. ``since`` selects flows as in
         `flows`. Raises UsageError, and Error if the program ``dot`` is needed and missing.
         """
         from niso.look import graph
@@ -290,9 +290,9 @@ class Host(ApiPart):
         ``drops``, the capture has the headers of packets that nftables drops, each with the reason.
 
         Use the result in a ``with`` block. Its method ``read()`` returns the next bytes of a pcapng
-        file that also has the services' names, and b"" at the end. With ``lines``, it returns lines
-        of text as bytes. Its method ``stop()`` ends the capture. Raises UsageError, NotFound,
-        Conflict, and Error if tcpdump is not installed.
+        file that also has the services' names, and b"" at the end. With ``lines``, ``read()``
+        returns lines of text as bytes. The method ``stop()`` ends the capture. Raises UsageError,
+        NotFound, Conflict, and Error if tcpdump is not installed.
         """
         from niso.look import capture
 

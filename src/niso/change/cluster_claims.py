@@ -157,7 +157,7 @@ class ActivationClaims:
     def scope(self) -> Scope:
         """Return the kernel objects that change with this activation's claims, as a scope.
 
-        These belong to networks that are new on this host, and to changed services of other hosts.
+        The objects are those of networks new on this host, and of changed services of other hosts.
         """
         changed = self._changed_services()
         return mirror.scope_of(self._machine.store, changed, changed)

@@ -30,7 +30,7 @@ def deactivate(
     keep_forwards: bool = False,
     needs: stop.Needs | None = None,
 ) -> list[Done]:
-    """Stop services and remove their networks. Their addresses stay reserved.
+    """Stop services and remove their networks. The services' addresses stay reserved.
 
     With ``keep_forwards``, ports of `niso port-forward` are published again at the next activation.
     ``needs`` maps services to their dependencies: a dependency is stopped after the services that

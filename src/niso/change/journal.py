@@ -181,7 +181,7 @@ def locked(store: Store, services: Iterable[str]) -> ExitStack:
 
 
 def locked_instances(store: Store, names: Iterable[str]) -> ExitStack:
-    """Return a context manager with locks of instances. Their services must be locked already."""
+    """Return a context manager with locks of instances of services that are already locked."""
     with ExitStack() as locks:
         for name in sorted(names):
             locks.enter_context(locked_one(store, name))

@@ -1,8 +1,8 @@
 """Resolve the DNS names in policies, update rules and hosts files, and install a timer for this.
 
-Names are resolved with dnspython by the name servers of the host's resolv.conf. These may be on the
-host's loopback interface, where services could not reach them. The host's hosts file is not used,
-because its lines have no TTL. Search domains are not used either.
+Names are resolved with dnspython by the name servers of the host's resolv.conf. These servers may
+be on the host's loopback interface, where services could not reach them. The host's hosts file is
+not used, because its lines have no TTL. Search domains are not used either.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent
 def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
     """Remove addresses in the command's new networks from recorded DNS answers.
 
-    A DNS name in a policy must not select a service of niso. Each change causes a warning. The
+    A DNS name in a policy must not select a service of niso. Each removal causes a warning. The
     caller must be in the transaction that has recorded the networks. Raises KernelError.
     """
     if not (names := _names(targets)):

@@ -1,7 +1,7 @@
 """Repair everything that `niso net check` reports, or remove all objects of niso (``--sweep``).
 
-A sweep works without the store. It finds niso's objects by the names and ids that niso gave them in
-the kernel, such as the alias of a network interface.
+A sweep works without the store. The sweep finds niso's objects by the names and ids that niso gave
+them in the kernel, such as the alias of a network interface.
 """
 
 from __future__ import annotations

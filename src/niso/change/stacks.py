@@ -1,7 +1,7 @@
 """Carry out `niso stack up`, `down` and `status` for the services of one stack.toml.
 
-`up` is one activation of all services, planned and applied once. It also creates the stack's
-networks and stops services that are no longer in the file.
+`up` is one activation of all services, planned and applied once. The activation also creates the
+stack's networks and stops services that are no longer in the file.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def down(
     dry_run: bool = False,
     with_volumes: bool = False,
 ) -> StackDown:
-    """Deactivate all services of a stack. Their addresses stay reserved, and its networks stay.
+    """Deactivate all services of a stack. Networks stay, and the services' addresses stay reserved.
 
     A service is stopped before the services that it depends on. With ``with_volumes``, the named
     volumes are deleted too. Of the file, only the stack's name must be valid. Raises Error.

@@ -239,7 +239,7 @@ class Agent:
         """Renew this host's etcd lease, or create one if it has expired; return the lease's id.
 
         If an earlier process created the lease, the host may have left and joined again since then.
-        Its key ``live`` is therefore written again. If this host is not in the cluster, returns 0.
+        The host's key ``live`` is therefore written again. Returns 0 outside the cluster.
         """
         if not (lease and engine.keep(lease)):
             lease = engine.grant(TTL_S)

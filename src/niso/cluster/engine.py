@@ -4,7 +4,7 @@ Every change increments the store's revision. The *modified* revision of a key i
 its last change, or 0 if the key does not exist. `niso.cluster.etcd.Etcd` sends the requests to
 etcd. In tests, `fakes.engine` carries them out in memory. The same tests run on both.
 
-Each line contains a key and the fields of its value, a JSON object. A writer keeps unknown fields.
+Each line shows a key and the fields of its value, a JSON object. A writer keeps unknown fields.
 
     cluster                  {id, port, proto}
     nets                     {NETWORK: {vni, subnets}}: one index, so that nothing overlaps
@@ -39,7 +39,7 @@ class NoAnswer(Error):
 class Refused(NoAnswer):
     """An error: etcd refuses a request. ``code`` is a google.rpc.Code, or 0 if unknown.
 
-    It is a kind of NoAnswer, so callers that can continue without an answer also continue here.
+    This is a NoAnswer, so callers that can continue without an answer also continue here.
     """
 
     def __init__(self, reason: str, hint: str | None = None, code: int = 0) -> None:

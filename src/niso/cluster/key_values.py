@@ -140,7 +140,7 @@ class OtherHost(NamedTuple):
 class ClusterClaim(NamedTuple):
     """The reservation of a service by a host in etcd, with addresses and names.
 
-    Several hosts can have a service with a service address. Each of them has its own ``mark``,
+    Several hosts can reserve a service with a service address. Each host has its own ``mark``,
     ``up``, ``ports`` and ``policy``; the other fields are common.
     """
 

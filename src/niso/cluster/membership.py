@@ -1,7 +1,7 @@
 """Change the keys in etcd of the cluster itself, its hosts and its networks, by compare-and-swap.
 
 The functions here do not check that this host is in a cluster, nor that etcd has the data of this
-cluster. Their callers do.
+cluster. The callers check both.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def execute(config: Config, *more: str) -> NoReturn:
 
 
 def start(config: Config, *more: str) -> None:
-    """Start etcd in the background with the further options ``more``. It outlives this process."""
+    """Start etcd, which outlives this process, in the background with more options, ``more``."""
     prepare()
     output = os.open(log(), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     child = os.fork()

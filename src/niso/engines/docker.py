@@ -270,7 +270,7 @@ def _lead(path: str, target: str) -> None:
 def _request(
     machine: Machine, network: Mapping[str, Any], endpoint: Mapping[str, Any], id: str
 ) -> Request:
-    """Build the request to attach an endpoint. Its ports are published by a later call."""
+    """Build the request to attach an endpoint. A later call publishes the endpoint's ports."""
     own = _own_options(endpoint)
     interface = endpoint.get("Interface") or {}
     ips = [str(interface.get(key) or "") for key in ("Address", "AddressIPv6")]

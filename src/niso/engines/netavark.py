@@ -8,8 +8,8 @@ other's names. The instance that netavark runs does not know the networks of plu
 reads one file for each network: a line with the network's addresses and name servers, then ``ID
 IPV4S IPV6S NAMES SERVERS`` for each container. At SIGHUP it reads the files again, and exits if
 there are none. Queries for other names are forwarded to the name servers of the container, or else
-of the network, or else of the host. They are not forwarded if the client's address is only in files
-of internal networks, whose names end in ``%int``.
+of the network, or else of the host. Such queries are not forwarded if the client's address is only
+in files of internal networks, whose names end in ``%int``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Apply Kubernetes' network policies to this node's pods. New pods wait for their policies.
 
 The CNI plugin attaches a pod with a policy that denies all packets, and wakes the agent. The plugin
-then waits until the labels of the attachment show that the pod's policy is applied. Both processes
-can be killed at any point: a pod has either the denying policy or its own.
+then waits until the labels of the attachment show that the pod's policy is applied. Plugin and
+agent can be killed at any point: a pod has either the denying policy or its own.
 
 Running pods are updated before a new pod is released, because their policies may refer to an
 earlier pod by the new pod's name. Kubernetes namespaces whose policies need few nftables elements

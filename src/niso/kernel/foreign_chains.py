@@ -1,9 +1,9 @@
 """Read nftables chains of other programs through netlink (linux/netfilter/nf_tables.h).
 
-To show one chain, libnftables would read a whole table with its sets. It also does not say what an
-iptables match (``-m conntrack --ctstate ...``) tests. This module reads a chain or an element only
-when a packet reaches it. Any privileged program may have written the rules, so lengths and numbers
-are not trusted.
+To show one chain, libnftables would read a whole table with its sets. libnftables also does not say
+what an iptables match (``-m conntrack --ctstate ...``) tests. This module reads a chain or an
+element only when a packet reaches it. Any privileged program may have written the rules, so lengths
+and numbers are not trusted.
 """
 
 from __future__ import annotations

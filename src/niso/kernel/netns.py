@@ -362,7 +362,7 @@ def at(name: str) -> contextlib.AbstractContextManager[None]:
 
 
 def unnamed() -> OtherNetns:
-    """Run a ``with`` block in a new namespace without a name. It exists as long as it is in use."""
+    """Run a ``with`` block in a new unnamed namespace, which exists as long as it is in use."""
     return OtherNetns(None)
 
 

@@ -7,8 +7,8 @@ defines the chains for policies and recorded flows, and `niso.plan.elements` com
 docs/design/packet.md describes the path of a packet.
 
 The bridge table checks frames at the ports of niso's bridges: which frames services may send, and
-which services may receive frames. It runs before the inet table, and records its result in the
-packet mark.
+which services may receive frames. This table runs before the inet table, and records its result in
+the packet mark.
 
 A VXLAN packet of another host is checked where it arrives, by the inner headers, before connection
 tracking (RFC 7348). It passes only if its inner destination is a service on this host. In addition

@@ -2,8 +2,8 @@
 
 `niso schema` prints them. The schema of manifest.toml is derived from `niso.manifest.keys`.
 Conditions between several keys are in this module. `niso.manifest.validate` rejects every file that
-a schema rejects. It also checks conditions that a schema cannot express: that folders exist, that
-names differ, and that no host port is used twice.
+a schema rejects. `validate` also checks conditions that a schema cannot express: that folders
+exist, that names differ, and that no host port is used twice.
 """
 
 from __future__ import annotations

@@ -247,7 +247,7 @@ def load(
     returns further errors of a network. If each service is valid by itself, ``together`` is called
     to raise the errors of all services taken together. Raises NotFound if the file does not exist,
     Error if it cannot be read, and InvalidInput if it is not valid TOML. All errors in the file and
-    in the manifests are raised as one ErrorGroup. Each names its file, key and value.
+    in the manifests are raised as one ErrorGroup. Each error names its file, key and value.
     """
     path = place(path)
     resolved, variables = resolve(toml.load(path, FILE_NAME, owners), path, owners)

@@ -301,12 +301,11 @@ def _hosts_files(snapshot: Snapshot) -> Iterator[HostsFile | HostsLine]:
     """Yield all hosts files in scope, and their lines: one for each address of each service in the
     file.
 
-    A hosts file is shared by all services with the same ordered list of networks. It contains a
-    service with its addresses on the first of these networks that the service is on. The line
-    contains the names of the service, except names of services on earlier networks. For addresses
-    on later networks, the name contains the network. The host itself is in the file with the
-    gateways of the first network. A service without a network, or with extra hosts, has a hosts
-    file of its own.
+    A hosts file is shared by all services with the same ordered list of networks. The file lists
+    each service with its addresses on the first of these networks that it is on. The line contains
+    the names of the service, except names of services on earlier networks. For addresses on later
+    networks, the name contains the network. The host itself is in the file with the gateways of the
+    first network. A service without a network, or with extra hosts, has a hosts file of its own.
     """
     for service in snapshot.services:
         if service.mode == "none":

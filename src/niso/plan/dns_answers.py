@@ -4,8 +4,8 @@ All functions are pure, and do not read the clock. An address is in one of three
 
 - ``NOW``: the latest answer contains it. The rules and the service's hosts file contain it.
 - ``FORMER``: the latest answer no longer contains it. The rules still allow the address, since a
-program may have looked it up just before. - ``PAST``: the rules no longer allow the address. It is
-recorded only to find the name to which an open
+program may have looked it up just before. - ``PAST``: the rules no longer allow the address. The
+address is recorded only to find the name to which an open
   connection was made.
 """
 

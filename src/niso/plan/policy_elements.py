@@ -1,8 +1,8 @@
 """Translate policies to elements of nftables maps. The rules and maps themselves never change.
 
-One direction of a service's policy is a function from (peer, protocol, port) to a verdict. It is
-split into parts, each of which is one map lookup. A part is looked up only if no earlier part has
-an answer. Each line has the name of a part, the fields of its key, and the packets that it is for:
+One direction of a service's policy is a function from (peer, protocol, port) to a verdict. The
+function is split into parts, each one map lookup. A part is looked up only if no earlier part has
+an answer. Each line shows a part, the fields of its key, and the packets that it is for:
 
     port         own address, peer, protocol, port      a listed peer, by its address
     ports        own address, peer, protocol, ports

@@ -132,7 +132,7 @@ class Entry(NamedTuple):
 
 class Audit(NamedTuple):
     """The audit period of a policy, in which the policy denies no packets. ``since`` and ``until``
-    are in seconds since 1970. They are determined when the audit begins. Before that, ``since`` is
+    are in seconds since 1970. Both are determined when the audit begins. Before that, ``since`` is
     0, and ``until`` is the end in the manifest, 0 for the default length, or
     `niso.kernel.policy_rules.NEVER` for an audit without an end.
     """

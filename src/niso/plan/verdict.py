@@ -93,10 +93,10 @@ def decide(
     ``destination`` and ``port`` may be those of a published port. ``proto`` is one of tcp, udp and
     sctp, which have a port, or another protocol without ports; icmp means ICMP of both IP versions.
     A broadcast or multicast packet is evaluated for the services that could receive it; the host
-    receives every such packet that egress allows. ``own_port`` is the source port. It decides which
-    instance of a service with a service address gets the packet. If ``own_port`` is None, any
-    instance may get it. Raises ValueError for an invalid address, and for a port that does not fit
-    the protocol.
+    receives every such packet that egress allows. ``own_port`` is the source port. ``own_port``
+    decides which instance of a service with a service address gets the packet. If ``own_port`` is
+    None, any instance may get it. Raises ValueError for an invalid address, and for a port that
+    does not fit the protocol.
     """
     if (port is not None) != (proto in PORTED):
         raise ValueError(f"{proto} with port {port}")

@@ -62,8 +62,8 @@ class change:
     step, the caller must undo the rows. With ``dry_run``, the steps are only reported. ``teardown``
     and ``detached`` are as for `carry_out`.
 
-    ``scope`` has the services and networks whose rows and objects are read and changed. It is
-    computed from the rows before the change (`niso.change.scope`). In the block, the caller may
+    ``scope`` has the services and networks whose rows and objects are read and changed. The scope
+    is computed from the rows before the change (`niso.change.scope`). In the block, the caller may
     assign the union of this scope and the scope after the change.
 
     The end of the block raises the errors of `plan` and `carry_out`: KernelError, Conflict,

@@ -299,8 +299,8 @@ class HealthProbe:
 def _steps(check: Healthcheck, namespace: str | None, doing: list[str]) -> _Steps:
     """Probe step by step. Each step yields (socket, events) and continues when they are ready.
 
-    The generator returns "" for healthy, or the reason why the probe failed. It sets ``doing[0]``
-    to the present step, for the message of a probe that is too slow.
+    The generator returns "" for healthy, or the reason why the probe failed. The generator sets
+    ``doing[0]`` to the present step, for the message of a probe that is too slow.
     """
     refusals = ""
     for address in _candidates(check, namespace):

@@ -179,7 +179,7 @@ def _lines(fd: int, offset: int, end: int | None) -> Iterator[bytes]:
 def _follow(service: str, fd: int, offset: int) -> Iterator[bytes]:
     """Yield the new lines of a log, also after rotation, until the log folder is removed.
 
-    ``fd`` is the newest file, read up to ``offset``, or -1 without a file. It is closed here.
+    ``fd``, closed here, is the newest file, read up to ``offset``, or -1 without a file.
     """
     path = f"{paths.log_dir(service)}/{LOG_NAME}"
     partial = b""

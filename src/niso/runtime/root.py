@@ -5,15 +5,15 @@ mount points, /etc/passwd, /etc/hosts and similar files. The layer below is the 
 which is never written to. `assemble` must run in a private mount namespace, so that the mounts are
 not visible in the host's mount namespace.
 
-A service without a rootfs sees the host's /usr, read-only. Its lower layer is a skeleton: a folder
-with the mount points, symbolic links like /bin, and copies of those files in the host's /etc that
-programs need. No service can write to a skeleton. When the host's files change, the next start
-creates another skeleton in ``<run>/skeletons``.
+A service without a rootfs sees the host's /usr, read-only. The layer below niso's is then a
+skeleton: a folder with the mount points, symbolic links like /bin, and copies of those files in the
+host's /etc that programs need. No service can write to a skeleton. When the host's files change,
+the next start creates another skeleton in ``<run>/skeletons``.
 
 All folders of the host that a service sees are overlays too. Without overlays, a service could
-watch inodes of the host (inotify(7)), lock them (flock(2)) or take leases on them (fcntl(2)). It
-could thereby observe or delay every program of the host and of other services that opens these
-files.
+watch inodes of the host (inotify(7)), lock them (flock(2)) or take leases on them (fcntl(2)). The
+service could thereby observe or delay every program of the host and of other services that opens
+these files.
 
 While any start is in progress, concurrent starts in one process share the data that they read from
 the host. Functions for system calls that Python lacks raise OSError.

@@ -165,8 +165,8 @@ def hand_over(service: str, conmon: int | None) -> None:
 def stop_unit_only(service: str, conmon: int | None, path: str | None) -> None:
     """Stop a service's unit, but first move conmon and its children out of the unit.
 
-    ``path`` is the cgroup of the service, to which the processes are moved. It is None if the unit
-    has no other process than the stand-in.
+    ``path`` is the cgroup of the service, to which the processes are moved. ``path`` is None if the
+    unit has no other process than the stand-in.
     """
     add_stand_in(service, conmon)
     if service not in _stand_ins:

@@ -380,7 +380,7 @@ class SnapshotRows(PortRows, PolicyRows):
 
 
 def _recorded(field: str) -> str:
-    """Return an SQL expression for a field of a stored ServiceSpec. It is NULL for damaged JSON."""
+    """Return an SQL expression for a field of a stored ServiceSpec: NULL for damaged JSON."""
     return f"CASE WHEN json_valid(manifest) THEN json_extract(manifest, '$.{field}') END"
 
 

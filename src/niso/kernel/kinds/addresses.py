@@ -185,8 +185,8 @@ class _Routes(Kind[Route], of=Route):
         return f"route {obj.destination}{by} on {obj.link}{last}{in_netns(obj.netns)}"
 
     def causes(self, obj: Route, actual: Route | None) -> tuple[str, ...]:
-        """Return the conditions under which the kernel drops all routes of an interface. It drops
-        IPv4 routes with the interface's last IPv4 address (fib_disable_ip,
+        """Return the conditions under which the kernel drops all routes of an interface. The kernel
+        drops IPv4 routes with the interface's last IPv4 address (fib_disable_ip,
         net/ipv4/fib_frontend.c).
         """
         if ":" in obj.destination:
@@ -235,7 +235,7 @@ class _Routes(Kind[Route], of=Route):
 
 class RoutingRule(NamedTuple):
     """The routing rule of a bridge for one IP version, 4 or 6. ``drift`` describes how an existing
-    rule differs from the rule that niso adds. It is "" if the rules are equal.
+    rule differs from the rule that niso adds. ``drift`` is "" if the rules are equal.
     """
 
     link: str
