@@ -305,7 +305,7 @@ def _described(store: Store, network: records.NetworkRecord) -> Network:
 
 
 def _elsewhere(store: Store, network: str) -> Iterator[NetworkMember]:
-    """Yield services of other hosts on a network. Active means that the name resolves here."""
+    """Yield other hosts' services on a network. Those whose names resolve here count as active."""
     hosts = {address: host for host, (_, address, _) in store.across.peers().items()}
     for service in store.across.remotes((network,), "network"):
         if owner(service.name) != service.name:

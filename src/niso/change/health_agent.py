@@ -316,7 +316,7 @@ def move(
 
 
 def _active_in(store: Store, service: str, state: str) -> Instance | None:
-    """Return an instance if it is active and in this state; a sweep leaves inactive ones in it."""
+    """Return an instance if it is in this state and active (a sweep makes instances inactive)."""
     instance, row = store.instances.get(service), store.service(service)
     is_active = row is not None and row.active
     return instance if is_active and instance is not None and instance.state == state else None
@@ -337,7 +337,7 @@ def ended(machine: Machine, service: str) -> None:
 def restarted(machine: Machine, service: str) -> None:
     """Send connections to a restarted instance again when it is healthy.
 
-    If the health agent runs, this is left to the agent. Gives up after a minute.
+    If the health agent runs, the agent does so instead. Gives up after a minute.
     """
     from niso.change import deploy
 

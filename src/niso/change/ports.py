@@ -46,7 +46,7 @@ def admit(
     are the present ports of the service, which are not checked again. ``together`` are the
     command's services, whose present ports count as free. ``named`` are the host ports in the
     command's manifests, which are not chosen for other ports. ``published`` are the manifest's
-    ports of the last activation. If another service has since taken one of them by `niso
+    ports of the last activation. If another service has since taken one of these by `niso
     port-forward`, the port is left out. The caller must be in a transaction. Raises a Conflict that
     names the key and the port's owner, or an ErrorGroup.
     """

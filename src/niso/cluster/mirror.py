@@ -345,7 +345,7 @@ def changed_services(
 ) -> dict[str, ClaimedService]:
     """Return the new states of the remote services that a command of this host changes.
 
-    ``now`` is etcd's state on networks that are new to this host: the services on them are added.
+    ``now`` is etcd's state on networks that are new to this host, whose services are added.
     ``services`` and ``addresses``, (network, address) pairs, were reserved by this host and are
     removed.
     """

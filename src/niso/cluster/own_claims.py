@@ -114,7 +114,7 @@ class OwnClaims:
         return lost, is_sure
 
     def _end_strays(self, store: Store, claims: Claims, now: EngineView, now_s: float) -> bool:
-        """Delete this host's reservations in etcd without a row. Returns False if there were any.
+        """Delete reservations of this host that no row describes. Returns False if there were any.
 
         Late requests and restored backups of etcd leave such reservations.
         """

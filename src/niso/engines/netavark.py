@@ -344,8 +344,8 @@ def _mac(mine: Mapping[str, Any], chosen: object) -> str:
     """Return the MAC address that a user has chosen for a container, or "" without one.
 
     ``podman network reload`` also passes a MAC address that niso has derived from a name. The
-    container may no longer have this name, so the result is "". ``chosen`` are the options of the
-    network in Podman's record of the container.
+    result is then "", because the container may no longer have this name. ``chosen`` are the
+    options of the network in Podman's record of the container.
     """
     mac = plugin.mac(mine.get("static_mac"))
     is_derived = isinstance(chosen, dict) and not chosen.get("static_mac")

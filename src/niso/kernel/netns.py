@@ -3,7 +3,7 @@
 Names are files in /run/netns, as for ``ip netns``. See ip-netns(8) and network_namespaces(7).
 /run/netns is mounted as by iproute2 (ipnetns.c).
 
-`create` and `inside` move the calling thread to another namespace and back. They are for
+`create` and `inside` move the calling thread to another namespace and back. Both are for
 single-threaded programs: other threads stay in the first namespace, and a callback or finaliser
 that runs before the return uses the wrong namespace. If the return fails, the process exits at
 once, since all of its later changes would be made in the wrong namespace.

@@ -232,7 +232,7 @@ def published_on(
     ``bridge`` and ``addresses`` are the network's bridge and the service's addresses on this
     network.
 
-    A connection of such a client is translated to the service's address on the client's own
+    A connection from this network is translated to the service's address on the client's own
     network. From another address of the service, replies would reach the client directly, without
     the host that translates them back.
     """

@@ -303,10 +303,10 @@ def open_inside(mounts: dict[str, str], path: str) -> tuple[int, str]:
     """Open a path as a service sees it, without side effects (O_PATH).
 
     ``mounts`` maps mount points to folders of the host: ``{"": rootfs, "/app": package}``, where ""
-    is the root. If the root is the host's own, only those parts of the host are visible that such a
-    service sees. /home and /opt are not visible, even if a path through them leads back into /usr.
-    Returns the descriptor, which the caller must close, and the path inside the service with all
-    symbolic links resolved. Raises OSError (ENOENT, ENOTDIR, ELOOP and others).
+    is the root. If the root is the host's own, only those parts of the host are visible that a
+    service without a rootfs sees. /home and /opt are not visible, even if a path through them leads
+    back into /usr. Returns the descriptor, which the caller must close, and the path inside the
+    service with all symbolic links resolved. Raises OSError (ENOENT, ENOTDIR, ELOOP and others).
     """
     todo = _parts(path)
     done: list[str] = []

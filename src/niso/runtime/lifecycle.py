@@ -295,7 +295,7 @@ def _end_orphans(service: str, path: str | None) -> None:
 def end_unrecorded_conmons(services: Collection[str]) -> None:
     """Kill conmons of these services that an interrupted start has left without a pid file.
 
-    Such a conmon would mistake a later run in a folder of the same name for its own. The caller
+    Such a conmon would mistake a later run in a folder of the same name for its own run. The caller
     must have the locks of the services. All processes of the host are scanned.
     """
     for pid, bundle in _conmons(services):

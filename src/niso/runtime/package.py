@@ -201,7 +201,7 @@ def keep_manifest(copy: str, spec: ServiceSpec, internal: Iterable[str] = ()) ->
 
 
 def drop_manifest(copy: str) -> None:
-    """Delete the manifest of a copy that is kept for a rollback. The policy in it is outdated.
+    """Delete the manifest of a copy that is kept for a rollback. The manifest's policy is outdated.
 
     `keep_manifest` writes a manifest again if the copy is activated. Raises Error.
     """

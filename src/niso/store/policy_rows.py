@@ -94,7 +94,7 @@ class PolicyRows(ServiceRows):
         return OutsideRows(self._db)
 
     def names_outside(self, service: str | None = None) -> bool:
-        """Return whether a service's policy has DNS names; if ``service`` is None, any policy."""
+        """Return whether a service's policy (or any policy, for None) has DNS names."""
         query = "SELECT 1 FROM outside_peer WHERE ?1 IS NULL OR service=?1 LIMIT 1"
         return self._has(query, service)
 
@@ -540,7 +540,7 @@ class OutsideRows(Rows):
         return sorted({service for name in names for service in self._column(query, name)})
 
     def answer(self, name: str) -> Outside:
-        """Return the recorded DNS answer for a name. Without a valid record, it is empty."""
+        """Return the recorded DNS answer for a name, or an empty answer without a valid record."""
         text = self._text("SELECT answer FROM outside_name WHERE name=?", name)
         return (text and _answer(name, text)) or Outside(name)
 
