@@ -80,7 +80,7 @@ def require_mtu(between: str, link: int) -> None:
 
 
 def prepare(kernel: Kernel) -> str:
-    """Create this host's key pair if it has none; return the public key. Raises KernelError."""
+    """Create this host's key pair if it is missing; return the public key. Raises KernelError."""
     path = paths.wireguard_key()
     held = files.read(path)
     private, public = kernel.wireguard_keys(held.decode("ascii", "replace").strip() if held else "")

@@ -411,7 +411,7 @@ def _revision(answer: dict[str, Any]) -> int:
 
 
 def _batch(line: bytes) -> Batch | None:
-    """Parse a line of a watch, None if it confirms the watch. Raises Compacted, NoAnswer."""
+    """Parse a line of a watch. A confirmation gives None. Raises Compacted, NoAnswer."""
     document = _document(line)
     if "error" in document:
         raise NoAnswer(f"the watch has ended: {_error(line)[1]}", _HINT)

@@ -223,7 +223,7 @@ def _unknown(store: Store, name: str, policy: Policy) -> Iterator[Warning_]:
 def _without_dns(
     store: Store, world: PolicyContext, name: str, policy: Policy, servers: Iterable[str]
 ) -> Iterator[Warning_]:
-    """Yield a warning for each name server of a service that the service's egress policy denies.
+    """Yield a warning for each of a service's name servers that its egress policy denies.
 
     No warning is needed if the policy allows only services, niso's networks and DNS names. The
     service's hosts file contains all these names, so the service needs no name server.

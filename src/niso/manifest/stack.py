@@ -767,9 +767,9 @@ def applies(
 ) -> bool:
     """Return whether the names of a stack's services get the stack's name as prefix.
 
-    ``prefix`` is the setting in the stack.toml. If it is None, an existing stack keeps its names:
-    ``members`` are its recorded services, also those that its file no longer has. A new stack gets
-    the prefix if ``taken``: another stack already has a service with one of ``names``.
+    ``prefix`` is the setting in the stack.toml. If ``prefix`` is None, an existing stack keeps its
+    names: ``members`` are its recorded services, also those that its file no longer has. A new
+    stack gets the prefix if ``taken``: another stack already has a service with one of ``names``.
     """
     if prefix is not None:
         return prefix
