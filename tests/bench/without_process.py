@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 
@@ -26,7 +25,7 @@ def main() -> None:
     lifecycle.start = lifecycle.stop = nothing  # type: ignore[assignment]
     lifecycle.terminate = lambda *_, **__: -1
     status.runs = lambda *_, **__: True
-    status.read = lambda *_, **__: SimpleNamespace(state="running", pid=1, error=None)  # type: ignore[assignment,return-value]
+    status.read = lambda *_, **__: status.Status("running", None, 1, 0.0, 0, None)
     start.run = nothing  # type: ignore[assignment]
     command()
 

@@ -85,7 +85,7 @@ def test_rates_of_real_traffic_and_the_screen(lab: Lab) -> None:
     )
     for way, end, status in ((keys[:1], b"q", 0), (keys, b"\x03", 130)):
         terminal = lab.popen(
-            *("script", "-qefc", "stty rows 30 cols 130; niso top", "/dev/null"),
+            *("script", "-qefc", "stty rows 30 cols 130; niso top db", "/dev/null"),
             stdin=-1,
             env={"TERM": "xterm-256color"},
         )
