@@ -17,7 +17,7 @@ from conftest import Lab
 from fault_world import LONG, World
 from kernel_snapshot import differences
 
-KILLS = 2
+KILLS = 1
 SERVER = r"""
 import http.server, sys
 class Handler(http.server.BaseHTTPRequestHandler):
