@@ -360,13 +360,14 @@ def test_bundle_has_its_rootfs_too(tmp_path: Path) -> None:
     mounts = [
         {"destination": "/data", "type": "tmpfs", "source": "none"},
         {"destination": "/dev/shm", "type": "tmpfs", "source": "shm"},
+        {"destination": "/runner", "type": "tmpfs", "source": "none"},  # not below /run
     ]
     images.bundle(tmp_path / "images/redis", process, annotations=notes, mounts=mounts)
     program = loaded(tmp_path, SMALL).program
     assert (program.entrypoint, program.args) == ("redis-server", ("-x",))
     assert program.rootfs == str(tmp_path / "images/redis/rootfs")
     assert program.user.text == "999:999" and program.stop_signal == "QUIT"
-    assert [one.mount for one in program.volumes] == ["/data"]
+    assert [one.mount for one in program.volumes] == ["/data", "/runner"]
     images.bundle(tmp_path / "images/redis", process, root={"path": "../../.."})
     with refuses(ErrorGroup, "root outside", key="package.oci"):
         loaded(tmp_path, SMALL)

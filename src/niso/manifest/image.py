@@ -32,7 +32,7 @@ _REF = "org.opencontainers.image.ref.name"
 _MAX_DEPTH = 3
 """How deep indexes may be nested. An image for several processors has an index in the index."""
 _MAX_VOLUMES = 100
-_OF_BUNDLE = ("/dev", "/proc", "/sys", "/run", "/tmp")  # noqa: S108  # every bundle mounts them
+_OF_BUNDLE = ("/dev/", "/proc/", "/sys/", "/run/", "/tmp/")  # noqa: S108  # every bundle mounts them
 
 
 class Image(NamedTuple):
