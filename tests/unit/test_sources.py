@@ -6,8 +6,12 @@ import os
 import pathlib
 
 import pytest
+from fake_world import World
 from oci_specs import SPEC
+from refusals import refuses
 
+from niso.base import paths
+from niso.base.errors import InvalidInput
 from niso.plan.specs import MountedVolume, ProcessSpec
 from niso.runtime import sources
 
@@ -97,3 +101,11 @@ def test_folder_that_others_can_change_is_found(tmp_path: pathlib.Path) -> None:
             os.chown(tmp_path / "a", 0, group)
             (tmp_path / "a").chmod(0o775)
             assert sources.changeable(str(inner), own) == found
+
+
+def test_rootfs_with_the_data_of_niso_itself_is_refused(world: World) -> None:
+    for folder in (paths.state_dir(), os.path.dirname(paths.state_dir())):
+        with refuses(InvalidInput, "niso's own files", key="package.rootfs"):
+            world.activate(
+                world.package("api", package={"name": "api", "version": "1", "rootfs": folder})
+            )

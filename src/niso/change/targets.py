@@ -217,7 +217,7 @@ def rootfs(loaded: load.Loaded) -> str | None:
         reason = f"leaves the folder of its file: it leads to {path}"
         raise InvalidInput(reason, None, "package.rootfs", file=loaded.path)
     inside = f"{path.rstrip('/')}/"
-    if any(own.startswith(inside) for own in (paths.state_dir(), paths.run_dir())):
+    if any(f"{own}/".startswith(inside) for own in (paths.state_dir(), paths.run_dir())):
         reason = "contains niso's own files, with the data of all services"
         raise InvalidInput(
             reason, "another folder", "package.rootfs", value=written, file=loaded.path
