@@ -137,8 +137,8 @@ class ProcessError(Error):
 
 
 class ErrorGroup(Error):
-    """Several errors raised as one, such as those of one manifest or of one teardown. The list
-    ``errors`` is never empty. The group's hint, key and exit status are those of the first.
+    """Several errors raised as one, for example all errors in one manifest. The list ``errors`` is
+    never empty. The group has the hint, key and exit status of its first error.
     """
 
     def __init__(self, errors: list[Error]) -> None:
@@ -166,10 +166,10 @@ def flatten(error: Error) -> list[Error]:
 def missing_library(names: str, what: str, *pip: str, instead: str = "") -> Error:
     """Return an error about missing Python libraries. The hint is the command that installs them.
 
-    ``names`` are the libraries' names for the message, and ``what`` says what they are needed for.
-    ``pip`` are their names on PyPI. With ``python3-`` before them, these are Debian's names too. In
-    a virtual environment that does not see Debian's packages, the hint is a pip command.
-    ``instead`` is a command that works without the libraries.
+    ``names`` are the libraries' names in the message. ``what`` says what the libraries are needed
+    for. ``pip`` are the packages on PyPI. The hint is an apt command for Debian's packages, or a
+    pip command in a virtual environment that does not see Debian's packages. ``instead`` is a
+    command that works without the libraries; the hint mentions it too.
     """
     if any(path.endswith("/dist-packages") for path in sys.path):
         install = f"apt install {' '.join(f'python3-{_DEBIAN.get(one, one)}' for one in pip)}"

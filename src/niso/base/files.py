@@ -1,10 +1,11 @@
 """Read, write and remove niso's own files and folders, even if another program has replaced them.
 
-Only a regular file counts as present. No function here follows a symbolic link or blocks on a FIFO.
+A path that is not a regular file is treated as a missing file. No function here follows a symbolic
+link or blocks on a FIFO.
 
-A service can nest folders deeper than the limit of open descriptors, with paths longer than
-PATH_MAX. Therefore `remove_tree` first moves each subfolder up, next to the folder that is being
-emptied: two descriptors are enough.
+A service can nest folders so deeply that their paths exceed PATH_MAX, and that a process cannot
+have all of them open. Therefore `remove_tree` first moves each subfolder up, next to the folder
+that is being emptied. So it needs only two descriptors.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ _NONE = (errno.ENOENT, errno.ELOOP, errno.ENXIO)  # ELOOP: a symbolic link; ENXI
 
 
 def read(path: str, mode: int = 0) -> bytes | None:
-    """Return the content of a regular file. Raises OSError. If there is no regular file at
-    ``path``, or the file lacks one of the permission bits in ``mode``, returns None.
+    """Return the content of a regular file. Returns None if ``path`` is missing or is not a regular
+    file, or if the file lacks one of the permission bits in ``mode``. Raises OSError.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -301,7 +302,9 @@ def _group(gid: int) -> str:
 
 
 def is_own_folder(info: os.stat_result) -> bool:
-    """Return whether stat(2) shows a folder that only root and this process's user can change."""
+    """Return whether a result of stat(2) describes a folder that only root and this user can
+    change.
+    """
     own = info.st_uid in (0, os.geteuid()) and not info.st_mode & 0o022
     return stat.S_ISDIR(info.st_mode) and own
 
@@ -344,8 +347,8 @@ def remove_tree(path: str) -> None:
 
 
 def _empty(name: str, top: int, numbers: count[int]) -> None:
-    """Remove the folder ``name`` in the folder ``top``, a descriptor. Subfolders that are not empty
-    are first moved to ``top``, where the caller must remove them.
+    """Remove the folder ``name`` from the folder with the descriptor ``top``. Subfolders that are
+    not empty are first moved to ``top``, where the caller must remove them.
     """
     folder = os.open(name, FOLDER, dir_fd=top)
     try:
@@ -358,10 +361,11 @@ def _empty(name: str, top: int, numbers: count[int]) -> None:
 
 
 def _unlink(name: str, folder: int) -> bool:
-    """Remove the file or empty folder ``name`` in ``folder``, a descriptor. Raises OSError.
+    """Remove a file or an empty folder from the folder with the descriptor ``folder``. Raises
+    OSError.
 
-    Attributes that prevent the removal (immutable, append-only) are cleared. Returns False for a
-    folder that is not empty, which stays.
+    Attributes that prevent the removal (immutable, append-only) are cleared. A folder that is not
+    empty is left unchanged; the result is then False.
     """
     try:
         os.unlink(name, dir_fd=folder)

@@ -111,7 +111,9 @@ def is_held(service: str) -> bool:
 
 
 def locked_services() -> set[str]:
-    """Return the services that have a lock file, also those that the store does not yet record."""
+    """Return all services that have a lock file, including services that are not in the store
+    yet.
+    """
     try:
         names = os.listdir(paths.lock_dir())
     except FileNotFoundError:
@@ -147,8 +149,8 @@ def _path(name: str) -> str:
 def open_lock(name: str) -> int:
     """Open the lock file of ``name``, and create it with mode 0600 if it is missing.
 
-    ``name`` is a service, or the name of an internal lock. Internal names contain a dot, which
-    service names cannot contain, except for those of instances (NAME.NUMBER). Raises OSError.
+    ``name`` is a service, an instance (NAME.NUMBER), or an internal lock. The name of an internal
+    lock contains a dot, so no service can have the same name. Raises OSError.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     try:
@@ -221,8 +223,8 @@ class Lock:
 def lock_after(error: BaseException | None) -> Lock:
     """Return niso's global lock, for the code that records how a command ended.
 
-    ``error`` is the exception that ended the command, or None. After an interrupt, the lock does
-    not wait, but raises Busy.
+    ``error`` is the exception that ended the command, or None. If it is an interrupt
+    (KeyboardInterrupt), entering the lock raises Busy at once instead of waiting.
     """
     is_interrupt = error is not None and not isinstance(error, Exception)
     return Lock(0.0 if is_interrupt else None, required=True)

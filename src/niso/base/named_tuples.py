@@ -96,7 +96,7 @@ if not TYPE_CHECKING:
 
 
 def named_tuple(name: str, types: dict[str, Any], defaults: dict[str, Any]) -> Any:
-    """Return a new named tuple class. ``types`` maps its fields to their types, ``defaults`` its
-    last fields to their defaults.
+    """Return a new named tuple class. ``types`` maps the names of all fields to types. ``defaults``
+    maps the names of the last fields to default values.
     """
     return _Kind(name, (NamedTuple,), {"__annotations__": types, **defaults})

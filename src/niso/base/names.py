@@ -57,12 +57,14 @@ def veth(service: str, network: str, generation: int) -> str:
 
 
 def link_prefix(service: str) -> str:
-    """Return the first characters of a service's name, as in the names of its interfaces."""
+    """Return the part of a service's name that niso puts into the names of network interfaces."""
     return service[:5].rstrip("-")
 
 
 def owner(service: str) -> str:
-    """Return the service of a service or instance name: ``web`` for both ``web`` and ``web.2``."""
+    """Return the service that a name belongs to: ``web`` for the service ``web`` and for its
+    instance ``web.2``.
+    """
     return service.partition(".")[0]
 
 
@@ -102,7 +104,7 @@ def mac(service: str, network: str, owner: str) -> str:
 
 def own_hosts_folder(service: str) -> str:
     """Return the name of the folder with the hosts file that only this service reads. The name
-    begins with "=", with which no network's name begins.
+    starts with "=", unlike the folders of shared hosts files.
     """
     return f"={service}"
 

@@ -134,8 +134,8 @@ def version() -> str:
 def _commit(root: str) -> str:
     """Return the commit that is checked out in a folder, or "" if the folder is not a git checkout.
 
-    git itself is not run: for root, it refuses the repository of another user (gitrepository-layout
-    (5) describes the files).
+    This function reads git's files (gitrepository-layout(5)) and does not run git, which, run by
+    root, refuses a repository of another user.
     """
     folder = os.path.join(root, ".git")
     if link := _line(folder):  # a worktree has a file

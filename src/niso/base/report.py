@@ -37,8 +37,9 @@ def silent(_: Event) -> None:
 
 
 def event_class(name: str, sentence: Callable[..., str]) -> type[Any]:
-    """Return a new class of events: a named tuple with the name ``name``. ``sentence`` returns the
-    text for ``describe``. Its parameters are the fields of the class.
+    """Return a new class of events: a named tuple called ``name``. ``sentence`` is a function that
+    returns the text for ``describe``. The parameters of ``sentence`` become the fields of the
+    class.
     """
     fields = sentence.__code__.co_varnames[: sentence.__code__.co_argcount]
     defaults = sentence.__defaults__ or ()

@@ -2,12 +2,12 @@
 
 Ctrl-C signals the whole process group. In a forked child, CPython drops signals that arrived during
 the fork (PyOS_AfterFork_Child). A signal just after the fork would raise KeyboardInterrupt in the
-child too, and the child would then run the cleanup code of its parent a second time. Therefore code
-that forks blocks the signals until the parent has recorded the child. The child leaves them
-blocked: it exits when its work is done, or when its parent closes a descriptor.
+child too, and the child would then run the cleanup code of its parent a second time. Therefore the
+signals are blocked before a fork, and unblocked in the parent when it has recorded the child. They
+stay blocked in the child, which exits when its work is done or its parent closes a descriptor.
 
-Failpoints: ``NISO_FAILPOINT=N[:ACTION]`` makes step N of a command die or fail (as gofail does).
-Code that changes anything outside this process calls `hit` just before the change, which is a step.
+Failpoints: ``NISO_FAILPOINT=N[:ACTION]`` makes step N of a command die or fail (as gofail does). A
+step is a change of anything outside this process. Just before each step, the code calls `hit`.
 ACTION is ``kill`` (the default), the name of an errno, or a name in `LATER`. With a name in
 `LATER`, step N succeeds and a later operation fails. ``NISO_FAILPOINT=0`` makes no step fail. With
 ``NISO_FAILPOINT_LOG=FILE``, each step that is reached is appended to FILE. Each operation that an
@@ -49,7 +49,9 @@ class signals_held:
 
 
 def keep_only(fds: Iterable[int]) -> None:
-    """Close all descriptors except ``fds``, so that a forked child keeps no lock of its parent."""
+    """Close all descriptors except ``fds``, so that a forked child does not keep its parent's
+    locks.
+    """
     for low, high in pairwise([-1, *sorted(fds), 1 << 20]):
         if (
             low + 1 < high
@@ -98,10 +100,10 @@ def _note(line: str) -> None:
 
 
 def hit(name: str) -> None:
-    """Mark a step: a change outside this process that is about to happen. Tests can make steps
+    """Announce a step: a change outside this process that is about to happen. Tests can make a step
     fail.
 
-    If a test has chosen this step, this kills the process with SIGKILL, raises OSError with the
+    If a test has chosen this step, the call kills the process with SIGKILL, raises OSError with the
     chosen errno, or makes a later operation fail (`broken`). ``name`` describes the step in a
     test's log.
     """
@@ -127,8 +129,8 @@ def hit(name: str) -> None:
 
 
 def broken(what: str) -> bool:
-    """Return whether a test has requested that the operation ``what`` fails now. ``what`` is a key
-    of `LATER`. The operation `OVERRUN` fails only once, all others each time.
+    """Return whether the operation ``what`` must fail now because a test has requested this.
+    ``what`` is a key of `LATER`. The operation `OVERRUN` fails only once, all others each time.
     """
     global _broken
     if _spec is None or _spec[0] < 0:

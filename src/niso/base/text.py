@@ -6,7 +6,7 @@ import time
 
 
 def time_text(seconds: float | None) -> str | None:
-    """Format a time (seconds since 1970) as RFC 3339 in UTC. None is returned as None."""
+    """Format a time (seconds since 1970) as RFC 3339 in UTC. Returns None for None."""
     if seconds is None:
         return None
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

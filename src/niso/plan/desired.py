@@ -153,10 +153,10 @@ def _service(
     replaces this MAC by the receiver's. Therefore a service has one neighbour on each network. The
     kernel's neighbour table, which all namespaces share, needs no entry for each pair of services.
 
-    If a program binds a socket to a network interface, the kernel treats any IPv4 address as a
-    neighbour on this interface when no route through the interface matches. With mcast_solicit 0
-    the kernel sends no ARP request for such an address. The entry for the address fails at once,
-    and is removed when the table needs room (neigh_forced_gc, net/core/neighbour.c).
+    A program can bind a socket to a network interface and send to an address without a route
+    through this interface. The kernel then treats the address as a neighbour. With mcast_solicit 0,
+    the kernel sends no ARP request for the address. Its neighbour entry fails at once, and is
+    removed when the table needs room (neigh_forced_gc, net/core/neighbour.c).
     """
     alias = names.alias(snapshot.state_id)
     netns = names.netns(service.name)
@@ -269,10 +269,9 @@ def _front(
 
 
 def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> frozenset[int]:
-    """Return the IP versions (4, 6) for which forwarding is enabled on the host only for niso's
-    services. ``before`` maps host sysctls to their values before niso changed them. ``any_active``
-    says whether a service is active on any network, and ``any_active6`` whether one is on a network
-    with IPv6.
+    """Return the IP versions (4, 6) that the host forwards only because niso's services need it.
+    ``before`` maps host sysctls to their values before niso changed them. ``any_active`` says
+    whether a service is active on any network. ``any_active6`` says this of networks with IPv6.
     """
     four = any_active and before.get(FORWARDING) == "0"
     six = any_active6 and any(
@@ -283,9 +282,8 @@ def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> froz
 
 
 def _link_sysctls(netns: str, link: str, networks: Iterable[NetworkRecord]) -> Iterator[Sysctl]:
-    """Yield the sysctls of a network interface in a service. For the name ``default``, they apply
-    to interfaces that are created later. They never apply to ``lo``, which already exists and has
-    ::1.
+    """Yield the sysctls of the network interface ``link`` in a service's namespace. If ``link`` is
+    ``default``, the sysctls are the defaults for interfaces that are created later.
     """
     if any(subnet.family == 6 for network in networks for subnet in network.subnets):
         # niso assigns all addresses: packets from a generated one would be dropped
@@ -298,14 +296,13 @@ def _link_sysctls(netns: str, link: str, networks: Iterable[NetworkRecord]) -> I
 
 
 def _hosts_files(snapshot: Snapshot) -> Iterator[HostsFile | HostsLine]:
-    """Yield all hosts files in scope, and their lines: one for each address of each service in the
-    file.
+    """Yield all hosts files in scope and their lines. Each address of a service is one line.
 
-    A hosts file is shared by all services with the same ordered list of networks. The file lists
-    each service with its addresses on the first of these networks that it is on. The line contains
-    the names of the service, except names of services on earlier networks. For addresses on later
-    networks, the name contains the network. The host itself is in the file with the gateways of the
-    first network. A service without a network, or with extra hosts, has a hosts file of its own.
+    All services with the same ordered list of networks share a hosts file. A service is listed with
+    its addresses on the first of these networks that it is on, and with its names. A name that a
+    service on an earlier network has is left out. The service's addresses on the other networks are
+    listed as ``SERVICE.NETWORK.niso.local``. The host itself is listed with the gateways of the
+    first network. A service without a network, or with extra hosts, has its own hosts file.
     """
     for service in snapshot.services:
         if service.mode == "none":
@@ -347,8 +344,8 @@ def _services_lines(
     services: Iterable[PlannedService],
 ) -> Iterator[HostsLine]:
     """Yield the lines for services in one hosts file. ``networks`` is the ordered list of networks
-    of the services that share the file. ``extra`` are pairs (name, address): the manifest's extra
-    hosts, whose names have precedence.
+    of the services that share the file. ``extra`` are the manifest's extra hosts as pairs (name,
+    address). Their names have precedence over names of services.
     """
     listed = []  # (position of the network in ``networks``, service, addresses there)
     for service in services:

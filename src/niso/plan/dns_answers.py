@@ -4,9 +4,9 @@ All functions are pure, and do not read the clock. An address is in one of three
 
 - ``NOW``: the latest answer contains it. The rules and the service's hosts file contain it.
 - ``FORMER``: the latest answer no longer contains it. The rules still allow the address, since a
-program may have looked it up just before. - ``PAST``: the rules no longer allow the address. The
-address is recorded only to find the name to which an open
-  connection was made.
+  program may have looked it up just before.
+- ``PAST``: the rules no longer allow the address. The address is recorded only to find the name to
+  which an open connection was made.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ Forbids = Callable[[str], str]
 
 
 class DnsAddress(NamedTuple):
-    """A recorded address of a DNS name in policies. ``until`` is in seconds since 1970. Its meaning
-    depends on ``state``. NOW: the end of the TTL. FORMER: the time when the rules will no longer
-    allow the address. PAST: the time when the rules stopped allowing the address.
+    """A recorded address of a DNS name in policies. ``until`` is a time in seconds since 1970. In
+    the state NOW, it is the end of the TTL. In the state FORMER, it is the time when the rules will
+    stop allowing the address. In the state PAST, it is the time when they stopped allowing it.
     """
 
     address: str
@@ -70,8 +70,8 @@ class Outside(NamedTuple):
         )
 
     def is_due(self, forbids: Forbids, now: float) -> bool:
-        """Return whether the name should be resolved again: the time for this has come, the clock
-        was set back, or one of the recorded addresses is now forbidden.
+        """Return whether the name should be resolved again. This is so if its next query is due, if
+        the clock was set back, or if one of its allowed addresses has become forbidden.
         """
         barred = any(forbids(address) for address in self.in_state(NOW, FORMER))
         return barred or not self.asked_at <= now < self.due_at
@@ -123,7 +123,9 @@ def after(before: Outside, heard: Iterable[DnsAnswer], forbids: Forbids, now: fl
 
 
 def barred(before: Outside, forbids: Forbids, now: float) -> Outside:
-    """Return the record of a DNS name, with addresses that are now forbidden changed to PAST."""
+    """Set the state of addresses that are now forbidden to PAST, and return the new record of the
+    DNS name.
+    """
     in_use = before.in_state(NOW, FORMER)
     gone = {address: reason for address in in_use if (reason := forbids(address))}
     if not gone:
@@ -141,7 +143,7 @@ def _family(
     known: list[DnsAddress], answer: list[str] | None, until: float, forbids: Forbids, now: float
 ) -> list[DnsAddress]:
     """Return the new records of a name's addresses of one IP version. ``known`` are the previous
-    records. ``answer`` are the addresses in the new DNS answer, or None if no server answered.
+    records. ``answer`` has the addresses in the new DNS answer, or is None if no server answered.
     ``until`` is the end of the answer's TTL in seconds since 1970.
     """
     used: dict[str, DnsAddress] = {}
@@ -213,8 +215,8 @@ def forbidden_addresses(
                 broadcasts.add(str(network[-1]))
 
     def translated(number: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-        """Return why the IPv4 address that an IPv6 address contains is forbidden, or "" (RFC 6052,
-        RFC 3056).
+        """Return why an IPv6 address is forbidden that contains an IPv4 address, or "". The reason
+        may be that the IPv4 address is forbidden (RFC 6052, RFC 3056).
         """
         if isinstance(number, ipaddress.IPv4Address):
             return ""

@@ -19,7 +19,9 @@ from niso.plan.records import LIMITS, Limits, PortMapping, SubnetRecord
 
 
 def closed(family: int) -> Element:
-    """Return the element by which the host forwards packets of an IP version only for services."""
+    """Return the nftables element that stops the host from forwarding packets of other programs,
+    for one IP version. It is used if the host forwards packets only because of niso's services.
+    """
     return Element(INET, "closed", (f"ipv{family}",))
 
 
@@ -28,9 +30,9 @@ _SHORT = {"force_forwarding": "force"}  # an interface name has at most 15 chara
 
 
 def before(sysctl: str, value: str) -> list[Element]:
-    """Return the element that records a host sysctl's value from before niso changed it. `niso net
-    repair --sweep` restores this value if there is no store. If nft cannot express the name of the
-    sysctl's network interface, the list is empty.
+    """Return the nftables element that records a host sysctl's value from before niso changed it.
+    `niso net repair --sweep` restores this value if there is no store. The list is empty if nft
+    cannot express the name of the sysctl's network interface.
     """
     match sysctl.split("/"):
         case ["net", "ipv4", "ip_forward" as what]:
@@ -81,12 +83,16 @@ def network(
 
 
 def wire(port: int) -> Element:
-    """Return the element by which the rules check VXLAN packets to a UDP port of this host."""
+    """Return the nftables element for a UDP port on which this host receives VXLAN packets. The
+    rules check packets to this port.
+    """
     return Element(INET, "wire", (port,))
 
 
 def sealed(port: int) -> Element:
-    """Return the element by which VXLAN packets to a UDP port must arrive through WireGuard."""
+    """Return the nftables element for a UDP port of an encrypted network. The rules drop VXLAN
+    packets to this port that do not arrive through WireGuard.
+    """
     return Element(INET, "sealed", (port,))
 
 
@@ -97,15 +103,18 @@ def spans(network: str, vxlan: str) -> list[Element]:
 
 
 def here(service: str, vni: int, mac: str) -> Element:
-    """Return the element by which other hosts can send VXLAN packets to a service of this host."""
+    """Return the nftables element for a service of this host on a network that spans hosts. The
+    element allows other hosts to send VXLAN packets to the service.
+    """
     return Element(INET, "here", (vni, mac or _NO_MAC), (), service)
 
 
 def claim(
     service: str, host: str, vni: int, vxlan: str, mac: str, addresses: Iterable[str]
 ) -> list[Element]:
-    """Return the elements by which only the host of a remote service can send from its addresses.
-    ``host`` is the address of that host, and ``vxlan`` the VXLAN device of the service's network.
+    """Return the nftables elements for a service of another host. They allow its addresses as
+    source addresses only in VXLAN packets from that host. ``host`` is the address of that host, and
+    ``vxlan`` the VXLAN device of the service's network.
     """
     elements: list[Element] = []
     outer = family_of(host)
@@ -133,8 +142,9 @@ def _source(service: str, link: str, mac: str, address: str) -> list[Element]:
 
 
 def receivers(service: str, bridge_mac: str, mac: str, addresses: Iterable[str]) -> list[Element]:
-    """Return the elements by which packets that are sent to the MAC of a bridge get a service's
-    MAC, if their destination is one of the service's addresses.
+    """Return the nftables elements that forward packets from a bridge to a service. Services send
+    packets to the bridge's MAC. If the destination is one of ``addresses``, the rules replace this
+    MAC by the service's MAC.
     """
     return [
         Element(BRIDGE, f"receivers{family_of(address)}", (bridge_mac, address), (mac,), service)
@@ -228,13 +238,13 @@ def _kept(service: str, port: PortMapping, where: str, start: tuple[str, ...]) -
 def published_on(
     service: str, port: PortMapping, bridge: str, addresses: Iterable[str]
 ) -> list[Element]:
-    """Return the elements of a published port for clients on a further network of the service.
-    ``bridge`` and ``addresses`` are the network's bridge and the service's addresses on this
-    network.
+    """Return the elements of a published port for clients on a network of the service that is not
+    its primary network. ``bridge`` and ``addresses`` are the bridge of this network and the
+    service's addresses on it.
 
-    A connection from this network is translated to the service's address on the client's own
-    network. From another address of the service, replies would reach the client directly, without
-    the host that translates them back.
+    A connection from this network is translated to the service's address on the same network. If it
+    were translated to another address, replies would reach the client directly, without the host
+    that translates them back.
     """
     if port.host_ip.startswith("127."):
         return []
@@ -251,8 +261,9 @@ def published_on(
 
 
 def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
-    """Return the elements by which a service can connect to its own published port: they replace
-    the source address by the gateway's. ``own`` are pairs (address of the service, gateway).
+    """Return the elements that let a service connect to its own published port. The rules replace
+    the source address of such a connection by the gateway's address. ``own`` are pairs (address of
+    the service, gateway).
     """
     pairs = list(own)
     return [
@@ -268,10 +279,11 @@ def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
 
 @lru_cache
 def fill(ordinals: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the ordinal of the instance in each slot of a service address. A hash of the client's
-    address and port selects the slot of a connection. Each instance has an order of preference for
-    slots, and instances choose in turn (Maglev, NSDI 2016). So two instances differ by at most one
-    in their number of slots, and few slots change when an instance is added or removed.
+    """Assign the slots of a service address to instances, and return the ordinal of each slot's
+    instance. A hash of the client's address and port selects the slot of a connection. Each
+    instance has its own order of the slots, and the instances take turns choosing a free slot
+    (Maglev, NSDI 2016). So two instances differ by at most one slot, and few slots change with a
+    new instance.
     """
     orders = {
         ordinal: iter(sorted(range(SLOTS), key=lambda n: sha256(b"%d.%d" % (ordinal, n)).digest()))
@@ -295,9 +307,9 @@ def service_address(
     """Return the elements of a service address on one network.
 
     A service address is one address for all instances of a service. ``near`` and ``far`` map the
-    ordinals of instances that receive connections to their addresses: ``near`` those on this host,
-    ``far`` those on other hosts. If both are empty, there are no elements, and the service address
-    is refused like an address that no service has. The nftables maps ``near`` have elements only if
+    ordinals of instances that receive connections to their addresses. ``near`` has the instances on
+    this host, ``far`` those on other hosts. If both are empty, there are no elements, and
+    connections to the service address are refused. The nftables maps ``near`` have elements only if
     both this host and other hosts run instances.
     """
     serving = {**near, **far}

@@ -125,9 +125,8 @@ class _Direction(NamedTuple):
     def of_ports(
         self, single: str, ranged: str, key: Atoms, found: Iterable[_Ports]
     ) -> Iterator[Element]:
-        """Yield an element for each range of ports in ``found``. ``single`` and ``ranged`` are
-        parts of the policy, such as "port" and "ports": the first is for single ports, the second
-        for ranges.
+        """Yield an element for each range of ports in ``found``. ``single`` is the part of the
+        policy for single ports, such as "port". ``ranged`` is the part for ranges, such as "ports".
         """
         for proto, first, last, decision in found:
             part = single if first == last else ranged
@@ -165,7 +164,9 @@ def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
 
 
 def gate(service: str, ingress: bool, own: str) -> Element:
-    """Return the nftables element by which a policy applies to packets of the address ``own``."""
+    """Return the nftables element that subjects packets of the address ``own`` to a policy: packets
+    to the address if ``ingress``, otherwise packets from the address.
+    """
     name = f"{'in' if ingress else 'e'}gress{family_of(own)}"
     return Element(INET, name, (own,), (), service)
 
@@ -195,8 +196,8 @@ def cost(policy: Policy, most: int) -> int:
 
 
 def _audit(policed: Policed, own: str) -> list[Element]:
-    """Return the nftables elements by which denied packets pass during a policy's audit period. If
-    the period has ended, elements are returned too.
+    """Return the nftables elements that let denied packets pass during a policy's audit period. The
+    elements contain the start and end of the period. They are returned even after its end.
     """
     audit = policed.policy.audit
     if audit is None or not audit.since:
@@ -215,10 +216,10 @@ def looked_up(
     proto: str,
     port: int | None,
 ) -> list[Element]:
-    """Return the nftables elements of a policy that a packet matches, in the order of their lookup.
-    The last element decides. If the peer is in a class, an element with the class precedes it.
-    ``own`` is an address of the service. ``proto`` is a protocol as in an Entry, or any other name.
-    ``port`` is None if the protocol has no ports.
+    """Return the elements of a policy that a packet matches, in the order in which the rules look
+    them up. The last element decides. If the peer is in a class of prefixes, an element with the
+    class precedes the last one. ``own`` is an address of the service. ``proto`` is a protocol as in
+    an Entry, or any other name. ``port`` is None if the protocol has no ports.
     """
     by_part: dict[str, list[Element]] = {}
     for element in elements(policed._replace(only=None), members):
@@ -282,8 +283,8 @@ def _directions(policed: Policed, own: str) -> list[_Direction]:
 
 class _Entries:
     """The entries of one direction of a policy, indexed by peer. An entry is identified by its
-    position in ``all``. ``most`` limits the total work of all calls: a method raises OverflowError
-    when the calls have together evaluated more than ``most`` pairs of an entry and a peer.
+    position in ``all``. ``most`` limits the work: after ``most`` evaluations of an entry for a
+    peer, counted over all calls, a method raises OverflowError.
     """
 
     def __init__(self, direction: _Direction, meaning: _Meaning, most: int | None = None) -> None:
@@ -328,7 +329,9 @@ class _Entries:
         return known
 
     def table(self, numbers: Iterable[int]) -> _Table:
-        """Return the decisions of the entries with these numbers and of entries for everybody."""
+        """Return the decisions of the entries with these numbers, and of the entries for all
+        peers.
+        """
         both = sorted({*numbers, *self.everybody})
         self._take(len(both))
         return _table(self.direction, [self.all[number] for number in both])
@@ -549,13 +552,14 @@ def _by_port(direction: _Direction, entries: list[Entry], proto: str) -> _Runs:
 
 
 def _deviations(table: _Table, family: int, wider: _Table | None = None) -> list[_Ports]:
-    """Return the port ranges of a peer that need elements, as (protocol, first, last, decision):
-    those whose decision differs from the expected one.
+    """Return the port ranges of a peer that need nftables elements of their own, because their
+    decision differs from the one that the rules would find otherwise.
 
-    ``table`` has the decisions for the peer. ``wider`` has the decisions for a wider peer, which
-    the rules look up next, or is None. Where ``wider`` differs from ``wider.base``, its decision is
-    expected. On all other ports, ``table.base`` is expected. The same verdict by another manifest
-    entry also counts as different, so that each entry has its counter.
+    A range is (protocol, first port, last port, decision). ``table`` has the decisions for the
+    peer. ``wider`` has the decisions for a wider peer, which the rules look up next, or is None. If
+    ``wider`` has a special decision for a port, the rules would find this decision. Otherwise they
+    would find ``table.base``. The same verdict by another manifest entry counts as a different
+    decision, so that each entry has its own counter.
     """
     result: list[_Ports] = []
     expected = table.base
@@ -578,8 +582,8 @@ def _deviations(table: _Table, family: int, wider: _Table | None = None) -> list
 def _beside(
     table: _Table, wider: _Table | None, at: int
 ) -> Iterator[tuple[int, int, Decision, Decision]]:
-    """Yield (first port, last port, decision, expected decision) for all ports of one protocol,
-    which is the one at position ``at`` in `PORTED`. See `_deviations` for the expected decision.
+    """Yield (first port, last port, decision, decision without elements) for all ports of one
+    protocol. ``at`` is the protocol's position in `PORTED`. `_deviations` explains both decisions.
     """
     if wider is None:
         yield from ((*run, table.base) for run in table.ported[at])

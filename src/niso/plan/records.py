@@ -164,9 +164,9 @@ class Policy(NamedTuple):
         return (*allowed[0], *self.deny_from, *allowed[1], *self.egress_deny)
 
     def with_peers(self, peers: Callable[[Peer, bool], Iterable[Peer]]) -> Policy:
-        """Return the policy with replaced peers. For each entry, ``peers`` is called with the
-        entry's peer and whether the entry is a deny entry. ``peers`` returns the peers that replace
-        the entry's peer.
+        """Replace the peers of all entries, and return the new policy. For each entry, ``peers`` is
+        called with the entry's peer and whether the entry is a deny entry. The entry is copied for
+        each peer that ``peers`` returns.
         """
 
         def changed(entries: tuple[Entry, ...], denies: bool) -> tuple[Entry, ...]:
@@ -199,8 +199,8 @@ class Member(NamedTuple):
 
 
 class Policed(NamedTuple):
-    """An active service with its policy. If ``only`` is not None, elements of the policy are
-    computed only for peers with these addresses.
+    """An active service with its policy. If ``only`` is not None, elements are computed only for
+    peers whose addresses are in ``only``.
     """
 
     service: str
@@ -243,10 +243,10 @@ class ServiceEndpoint(NamedTuple):
 def primary(
     endpoints: Sequence[ServiceEndpoint], networks: Mapping[str, NetworkRecord]
 ) -> ServiceEndpoint | None:
-    """Return the endpoint by which a service's default route and published ports work: the first
-    endpoint on a network that is not internal, or else the first endpoint. Returns None without
-    endpoints. An internal network has no route out of the host, and replies of published ports use
-    the default route.
+    """Return the endpoint of a service that has its default route and its published ports: the
+    first one on a network that is not internal. If all networks are internal, returns the first
+    endpoint. Returns None if there is no endpoint. An internal network has no route out of the
+    host, and replies of published ports use the default route.
     """
     outer = (endpoint for endpoint in endpoints if not networks[endpoint.network].internal)
     return next(outer, next(iter(endpoints), None))
@@ -306,9 +306,9 @@ class Snapshot(NamedTuple):
     """The rows of the store that are needed to plan a change.
 
     ``networks`` contains all networks of ``services``. A hosts file is identified by the ordered
-    list of networks of the services that read it. ``readers`` has these lists for all hosts files
-    that contain one of ``services``. The hosts files of the lists in ``fresh`` are planned
-    completely, from ``neighbours`` and ``listed``.
+    list of networks of the services that read it. ``readers`` has the lists of all hosts files in
+    which one of ``services`` is listed. ``fresh`` has the lists of new hosts files, which are
+    planned completely: they list the services in ``neighbours`` and ``listed``.
     """
 
     state_id: str

@@ -169,15 +169,17 @@ class ServiceSpec(NamedTuple):
 
     @property
     def program(self) -> ProgramSpec:
-        """Return ``process``, for a spec of a manifest. An attachment's spec has no process."""
+        """Return what the manifest declares about the process. An attachment has no process and
+        must not be passed.
+        """
         assert self.process is not None, f"{self.name} is an attachment"
         return self.process
 
     def instance(self, number: int) -> ServiceSpec:
         """Return the spec of one instance of this service, with the name ``NAME.NUMBER``. The
-        instance has no static addresses, aliases and published ports. Its policy also allows the
-        service itself, which means all of its instances: an instance that connects to the service
-        address may reach any of them.
+        instance has no static address, alias or published port. Its policy also allows the service
+        itself, and so all of its instances: an instance that connects to the service address may
+        reach any of them.
         """
         policy = self.network.policy
         own = Entry("service.replicas", self.name, Peer("service", self.name), 0, 65535, "")
@@ -201,7 +203,7 @@ class ServiceSpec(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """What identifies a file of the host (stat(2)), as recorded when a service was activated."""
+    """The fields of stat(2) that identify a file of the host, from when a service was activated."""
 
     device: int
     inode: int  # the inode number of a folder; 0 for any other file
@@ -293,7 +295,9 @@ HIDING = ("/", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/var")
 
 
 def taken(path: str) -> str | None:
-    """Return why nothing can be mounted at a path inside a service, or None if it can."""
+    """Return the reason why nothing can be mounted at this path inside a service. Returns None if a
+    mount is possible.
+    """
     for own in TAKEN:
         if path == own or path.startswith(f"{own}/"):
             return f"{own} is niso's"

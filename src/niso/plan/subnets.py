@@ -74,8 +74,8 @@ def refusal(subnet: Network | Prefix, gateway: int, number: int) -> str | None:
 def free_prefix(
     pool: Network, length: int, taken: Iterable[Network], kept: Network | None = None
 ) -> Network | None:
-    """Return the lowest prefix of a given length in ``pool`` that overlaps none of ``taken`` and
-    does not overlap ``kept``. Returns None if there is no such prefix.
+    """Return the lowest prefix with the given length in ``pool`` that does not overlap ``kept`` or
+    a prefix in ``taken``. Returns None if there is no such prefix.
     """
     size = 1 << (pool.max_prefixlen - length)
     every = [net for net in taken if net.version == pool.version]
@@ -168,7 +168,8 @@ class NetworkRequest(NamedTuple):
     @property
     def nets(self) -> list[Network]:
         """Return the requested subnets, IPv4 first. Raises UsageError if two subnets have the same
-        IP version, or if an IPv6 subnet is given although ``ipv6`` requests that niso chooses it.
+        IP version. Also raises UsageError if ``ipv6`` (niso chooses the IPv6 subnet) is set and the
+        request contains an IPv6 subnet.
         """
         nets = sorted(map(parse_subnet, self.subnets), key=lambda net: net.version)
         for one, other in pairwise(nets):
@@ -189,7 +190,9 @@ class NetworkRequest(NamedTuple):
 
 
 def check(request: NetworkRequest) -> None:
-    """Raise UsageError if a request is invalid, whatever networks and routes this host has."""
+    """Raise UsageError if a request is invalid. The networks and routes of this host are not
+    checked.
+    """
     nets, least = request.nets, MIN_MTUS[max(request.families)]
     for net in nets:
         if net.is_global and not request.allow_public:
@@ -233,8 +236,8 @@ def _gateway(text: str, hint: str) -> ipaddress.IPv4Address | ipaddress.IPv6Addr
 
 
 def require_same(present: records.NetworkRecord, request: NetworkRequest, where: str = "") -> None:
-    """Raise Conflict if an existing network, ``present``, differs from the requested one. In the
-    error message, ``where`` follows "already exists".
+    """Raise Conflict if the existing network ``present`` differs from the requested network. The
+    error message says that it "already exists", followed by ``where``.
     """
     there = {subnet.family: subnet for subnet in present.subnets}
     nets = [ipaddress.ip_network(subnet.cidr) for subnet in present.subnets]

@@ -88,15 +88,14 @@ def decide(
     proto: str,
     own_port: int | None = None,
 ) -> Verdict:
-    """Return the verdict on a packet, given by addresses, port and protocol before any NAT.
+    """Return the verdict on a packet. Its addresses, port and protocol are those before any NAT.
 
-    ``destination`` and ``port`` may be those of a published port. ``proto`` is one of tcp, udp and
-    sctp, which have a port, or another protocol without ports; icmp means ICMP of both IP versions.
-    A broadcast or multicast packet is evaluated for the services that could receive it; the host
-    receives every such packet that egress allows. ``own_port`` is the source port. ``own_port``
-    decides which instance of a service with a service address gets the packet. If ``own_port`` is
-    None, any instance may get it. Raises ValueError for an invalid address, and for a port that
-    does not fit the protocol.
+    ``destination`` and ``port`` may be those of a published port. ``proto`` is tcp, udp or sctp, or
+    a protocol without ports; icmp means ICMP of both IP versions. A broadcast or multicast packet
+    is evaluated for the services that could receive it; the host receives every such packet that
+    egress allows. ``own_port`` is the source port, which decides which instance of a service with a
+    service address gets the packet. If ``own_port`` is None, any instance may get it. Raises
+    ValueError for an invalid address, and for a port that does not fit the protocol.
     """
     if (port is not None) != (proto in PORTED):
         raise ValueError(f"{proto} with port {port}")
@@ -145,9 +144,9 @@ def _instances(
     own_port: int | None,
     near: bool,
 ) -> tuple[Party, ...]:
-    """Return the instances that may receive a packet to a service address, or () if the receiver
-    has no service address. If ``own_port``, the source port, is None, any instance may receive the
-    packet. ``near`` is as for `_serving`.
+    """Return the instances that may receive a packet to a service address. Returns () if the
+    receiver has no service address. ``own_port`` is the packet's source port; None means any port.
+    ``near`` is as for `_serving`.
     """
     serving, family = _serving(context, receiver[0], near) if receiver else (), family_of(source)
     if receiver is None or not serving:
@@ -168,9 +167,9 @@ def _instances(
 def _serving(
     context: PolicyContext, known: KnownService, near: bool
 ) -> tuple[tuple[int, str], ...]:
-    """Return (ordinal, name) of the instances that receive packets to a service address. With
-    ``near``, the packets are sent to a published port or from a program of this host: they reach
-    only instances on this host if the service is of this host.
+    """Return (ordinal, name) of the instances that receive packets to a service address. ``near``
+    says that the packets are sent to a published port or from a program of this host. If the
+    service is of this host, such packets reach only its instances on this host.
     """
     serving = known.serving or ()
     if not near or known.host:
@@ -257,8 +256,8 @@ def _ingress(
 
 
 def _said(known: KnownService, reason: Reason) -> Reason:
-    """Return the result of a service's policy, adjusted for its audit period. The policy of another
-    host's service is enforced on that host. Here it is evaluated as the host has published it.
+    """Return the result of a service's policy, adjusted for the policy's audit period. The host of
+    a service enforces its policy, so the policy of another host's service is only a published copy.
     """
     if known.host and not known.heard:
         return Reason(True, f"{known.host} decides: the policy of {known.name} is not known here")
@@ -280,7 +279,7 @@ def _judge(
     proto: str,
 ) -> Reason:
     """Evaluate a service's ingress or egress policy for a peer. Deny entries have precedence over
-    allow entries. If there is an allow list, peers that it does not match are denied.
+    allow entries. An allow list denies all peers that it does not match.
     """
     service, policy = known.owner, known.policy
     if ingress:
@@ -310,7 +309,9 @@ _drop, _accept = functools.partial(Reason, False), functools.partial(Reason, Tru
 
 
 class _Packet(NamedTuple):
-    """A packet and its sender. ``entered`` is the network on which the sender sends it, or ""."""
+    """A packet and its sender. ``entered`` is the network through which the sender sends the
+    packet, or "" for a sender that is not a service.
+    """
 
     source: str
     destination: str
@@ -499,13 +500,14 @@ def _stays(network: str) -> str:
 def _published(
     context: PolicyContext, to: Address, port: int | None, proto: str, entered: str
 ) -> tuple[KnownService, str, str, int, str] | None:
-    """Return the service and address to which a published port of a host address leads, or None.
+    """Return the service and address to which a published port of a host address is translated.
+    Returns None if no service publishes the port.
 
-    The result is (service, network, address, port, owner). If another service in the same namespace
-    published the port, the owner is that service, otherwise "". A client on a network of the
-    service (``entered``) is sent to the service's address on this network, other clients to the
-    address on its primary network. A port that is published on one host address has precedence over
-    a port that is published on all.
+    The result is (service, network, address, port, publisher). ``publisher`` is a service in the
+    same namespace that has published the port in place of the service, or "". A client on a network
+    of the service (``entered``) is sent to the service's address on this network. Other clients are
+    sent to the address on the service's primary network. A port that is published on one host
+    address has precedence over a port that is published on all.
     """
     if port is None or (to.version == 6 and to.is_loopback):
         return None
@@ -648,7 +650,7 @@ _network = functools.lru_cache(1024)(ipaddress.ip_network)
 
 
 def within(address: Address, prefix: str) -> bool:
-    """Return whether a prefix contains an address, which is False if their IP versions differ."""
+    """Return whether a prefix contains an address. Returns False if their IP versions differ."""
     return address in _network(prefix)
 
 

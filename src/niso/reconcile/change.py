@@ -1,4 +1,4 @@
-"""Change the rows of the store and the kernel together; compare and repair the kernel's state.
+"""Change the rows of the store and the kernel together, and repair the state of the kernel.
 
 All commands that change rows and kernel use the context manager `change`. `change` also deletes the
 flows that are no longer allowed after the change. Commands, repair and recovery after a crash use
@@ -118,7 +118,9 @@ class change:
         self._doubt |= objects
 
     def then(self, call: Callable[[], object]) -> None:
-        """Call a function after the kernel has changed, before the commit unless ``rows_first``."""
+        """Register a function to call after the kernel has changed. With ``rows_first``, it is
+        called after the commit of the rows, otherwise before it.
+        """
         self._last.append(call)
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
@@ -205,9 +207,9 @@ class change:
         ]
 
     def _is_of_names_alone(self) -> bool:
-        """Return whether policies differ only because DNS returned other addresses for their names.
-        In this case open connections stay. The result is False if a network of niso now contains a
-        former address of such a name.
+        """Return whether policies have changed only because DNS returned other addresses for their
+        names. Open connections then stay. Returns False if a network of niso now contains a former
+        address of such a name.
         """
         others, outside = [], []
         for snapshot in self._snapshots:
@@ -386,9 +388,11 @@ def _touched(steps: list[AnyStep], candidates: State) -> State:
 
 
 def _of(want: State, touched: State) -> State:
-    """Return the desired objects to compare with the kernel after the objects ``touched`` were
-    changed: the desired objects with the same keys, all desired addresses and routes on the same
-    interfaces, and the nftables tables.
+    """Return the desired objects to compare with the kernel after a change of the objects
+    ``touched``.
+
+    They are the desired objects with the same keys, all desired addresses and routes on the same
+    network interfaces, and the nftables tables.
     """
     links = {
         (kind.space(obj), link)
@@ -407,7 +411,9 @@ def _of(want: State, touched: State) -> State:
 
 
 def _left(want: State, candidates: State, have: State) -> list[AnyStep]:
-    """Return the steps that are still missing after a change led to the state ``have``."""
+    """Return the steps that a change should have executed but that have not taken effect. ``have``
+    is the state of the kernel after the change.
+    """
     return diff(want, State.of_kinds(lambda kind: kind.to_verify(have, want, candidates)))
 
 
@@ -436,8 +442,8 @@ def _desired(kernel: Kernel, snapshot: Snapshot, before: State | None = None) ->
 
 def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
     """Return the desired state without the namespaces of attachments that no longer exist, and the
-    names of these namespaces. nftables elements for addresses in them stay in the state, because
-    the addresses stay reserved until the attachment is deleted.
+    names of these namespaces. The nftables elements for their addresses stay in the state: the
+    addresses are reserved until the attachment is deleted.
     """
     ended = frozenset(
         named.name for named in want[NetnsName] if kernel.cookie_at(named.target) != named.cookie
@@ -446,18 +452,18 @@ def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
 
 
 def _without(state: State, every: State, ended: frozenset[str]) -> State:
-    """Return ``state`` without the objects in the namespaces ``ended``, which no longer exist.
-    ``every`` is a state that contains these objects.
+    """Return ``state`` without the objects in the namespaces ``ended``. ``every`` contains all
+    objects of these namespaces.
     """
     return state.without(State(obj for obj in every if _in(obj, ended))) if ended else state
 
 
 def _occupied(kernel: Kernel, want: State, have: State, before: State) -> dict[str, str]:
-    """Return {namespace: interface} for attachments in which the container has replaced niso's
-    network interface by another one.
+    """Return {namespace: interface} for attachments in which a container has replaced niso's
+    network interface by its own.
 
-    A container with the capability NET_ADMIN can do this. To create niso's veth pair again would
-    fail at each change of the attachment. Therefore the pair is deleted, and the nftables elements
+    A container with the capability NET_ADMIN can do this. Each later change of the attachment would
+    fail if it created niso's veth pair again. Therefore the pair is deleted. The nftables elements
     for its address stay, as for a namespace that no longer exists.
     """
     # an attachment whose namespace has lost its name has not been read
@@ -487,9 +493,11 @@ _BY_CONTAINER |= {errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ESTALE}  # the 
 
 def _is_of_container(error: KernelError, want: State, before: State) -> bool:
     """Return whether a step failed because a container changed the network of its own namespace.
+
     For example, a container with NET_ADMIN can move one of niso's routes to another interface.
-    During the first attachment this is an error. A later change must not fail, since it may be
-    about the policy or other services: the veth pair is deleted, and the other steps are executed.
+    During the first attachment this is an error. A later change must not fail, since it may concern
+    the policy or other services. Therefore the veth pair is deleted, and the other steps are
+    executed.
     """
     return (
         error.errno in _BY_CONTAINER
@@ -516,9 +524,9 @@ def _not_kept(reason: str, hint: str, step: AnyStep) -> KernelError:
 
 
 def _culprit(error: KernelError) -> object:
-    """Return what to leave out of the second attempt after a container has made a step fail. If a
-    program in the container, such as a VPN, has set the same route, only this route (an object) is
-    left out, otherwise the whole namespace (a name).
+    """Return the object or namespace to leave out when a plan is tried again. ``error`` is the
+    failure that a container has caused. If a program in the container, such as a VPN, has set the
+    same route, the result is this route. Otherwise it is the name of the whole namespace.
     """
     is_route = isinstance(error.obj, Route) and error.errno == errno.EEXIST
     return error.obj if is_route else error.space
@@ -533,8 +541,8 @@ def _closed(error: KernelError) -> tuple[str, tuple[str, ...]]:
 
 
 def _outside(state: State, spaces: Container[object], but: type | None = None) -> State:
-    """Return a state without some namespaces and the objects in them. ``spaces`` has the names of
-    the namespaces, and may have single objects to leave out too. Objects of the type ``but`` stay.
+    """Return a state without the namespaces ``spaces`` and the objects in them. ``spaces`` may also
+    contain single objects to leave out. Objects of the type ``but`` are not left out.
     """
     return State(
         obj

@@ -46,10 +46,10 @@ NO_STATE = State()
 
 
 def clear(kernel: Kernel, want: State) -> int:
-    """Delete the tracked flows whose NAT differs from the NAT that the desired state requires, and
-    return the number of deleted flows. ``want`` is the desired state of all services. TCP flows in
-    which both ends have sent packets stay, because their server has answered. The search is
-    repeated, because packets in transit may create new flows. Raises KernelError.
+    """Delete the tracked flows whose NAT differs from the NAT in the desired state, and return
+    their number. ``want`` is the desired state of all services. TCP flows in which both ends have
+    sent packets are not deleted. The search is repeated, because packets in transit may create new
+    flows. Raises KernelError.
     """
     is_stray = _judge(want, {address.partition("/")[0] for address in kernel.host_addresses()})
     ended = 0
@@ -62,9 +62,9 @@ def clear(kernel: Kernel, want: State) -> int:
 
 
 def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
-    """Return a function that decides whether a flow must be deleted: because it lacks the NAT that
-    the rules require, or because it uses a port of the host that is now published. ``own`` are the
-    host's addresses.
+    """Return a function that decides whether a flow must be deleted. A flow must be deleted if it
+    lacks the NAT that the rules require, or if it uses a port of the host that is now published.
+    ``own`` are the host's addresses.
     """
     targets = _targets(want)
     subnets = [
@@ -190,9 +190,9 @@ _BRIDGED = {
 
 
 def narrows(before: State, after: State) -> bool:
-    """Return whether a change of policies may deny packets that were allowed before. A change may
-    deny them if it removes an allowing element or an audit, adds a denying element, or moves an
-    address to another class of addresses. ``before`` and ``after`` are desired states.
+    """Return whether a change of policies may deny packets that were allowed before. This is so if
+    the change removes an allowing element or an audit, adds a denying element, or moves an address
+    to another class of addresses. ``before`` and ``after`` are desired states.
     """
     was, now = _said(before), _said(after)
     # a class of addresses, whose elements say what is allowed, is a number

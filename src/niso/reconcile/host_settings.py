@@ -71,8 +71,8 @@ def unrecorded(
 
 def others(kernel: Kernel, store: Store) -> list[str]:
     """Return the nftables chains to which other programs have added NAT rules since niso's first
-    service was activated, as "FAMILY TABLE CHAIN". If IPv4 forwarding was on before niso's first
-    service, the list is empty. Raises KernelError.
+    service was activated, as "FAMILY TABLE CHAIN". The list is empty if IPv4 forwarding was already
+    on before that, so that niso never turns it off. Raises KernelError.
     """
     if store.sysctls_before().get(FORWARDING) != "0":
         return []
@@ -103,8 +103,9 @@ def note_late(kernel: Kernel, store: Store) -> None:
 
 
 def _late(kernel: Kernel, before: dict[str, str]) -> dict[str, str]:
-    """Return the IPv6 sysctls of interfaces that were added while niso's defaults were set, with
-    the values that they would have without niso. Recorded sysctls, ``before``, are left out.
+    """Return the IPv6 sysctls of network interfaces that were created while niso's defaults were
+    set. Their values are those that they would have without niso. ``before`` are the recorded
+    sysctls, which are left out.
     """
     late = {}
     for what in (FORCE, ACCEPT_RA):
@@ -118,7 +119,7 @@ def _late(kernel: Kernel, before: dict[str, str]) -> dict[str, str]:
 
 
 def forget(store: Store) -> None:
-    """Delete the recorded values of host sysctls that no active service needs any more. The caller
+    """Delete the recorded values of host sysctls that active services no longer need. The caller
     must already have restored these sysctls.
     """
     if not store.any_active():

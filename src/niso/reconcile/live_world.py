@@ -1,6 +1,6 @@
-"""Collect the services and networks that are needed to evaluate policies, and find ended audits.
+"""Read the services and networks from which policies are evaluated, and find ended audits.
 
-These data come from the store and the kernel. During an audit, packets that a policy would deny are
+The data come from the store and the kernel. During an audit, packets that a policy would deny are
 only recorded. The manifest says when the audit ends.
 """
 
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 
 def read_world(kernel: Kernel, store: Store) -> PolicyContext:
-    """Read the services, networks and addresses to evaluate policies with. Raises KernelError."""
+    """Read the services, networks and addresses from which policies are evaluated. Raises
+    KernelError.
+    """
     services = {}
     now = time.time()
     # in a policy, the name of a service means its instances
@@ -120,12 +122,12 @@ _KEY = "network.policy.audit_until"
 
 
 def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
-    """Return a policy whose audit has a fixed start and end.
+    """Return a policy with the start and end of its audit as Unix times.
 
     ``before`` is the service's previous policy. Its audit continues, unless the manifest's end of
     the audit has changed. ``now`` is in seconds since 1970. Raises InvalidInput if a new audit
-    would last too long. Also raises InvalidInput if the end of a new audit has passed, because the
-    policy would then drop packets immediately, which its author did not intend.
+    would last too long, or if its end has passed. In the second case the policy would drop packets
+    immediately, which its author did not intend.
     """
     audit = policy.audit
     assert audit is not None

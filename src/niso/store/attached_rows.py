@@ -34,8 +34,8 @@ class AttachedRow(NamedTuple):
     asked: str = "{}"  # JSON of the owner's request
 
     def lives(self, kernel: Kernel) -> bool:
-        """Return whether the attachment's network namespace still exists. Raises KernelError. For a
-        namespace that niso created, the result is always True.
+        """Return whether the attachment's network namespace still exists. A namespace that niso
+        created is assumed to exist. Raises KernelError.
         """
         return not self.netns or kernel.cookie_at(self.netns) == self.cookie
 
@@ -137,7 +137,9 @@ class AttachedRows(Rows):
         self._run("UPDATE attached_link SET interface=? WHERE service=?", interface, service)
 
     def release(self, service: str, now: float) -> None:
-        """Record an attachment's addresses as released, for its owner's next one of this name."""
+        """Record an attachment's addresses as released, so that its owner's next attachment with
+        the same name gets them again.
+        """
         self._run(
             "INSERT OR REPLACE INTO released SELECT l.network, l.family, l.number, a.owner,"
             " a.given, ? FROM lease l JOIN attached a ON a.service=l.service WHERE l.service=?",

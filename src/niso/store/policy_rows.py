@@ -94,7 +94,9 @@ class PolicyRows(ServiceRows):
         return OutsideRows(self._db)
 
     def names_outside(self, service: str | None = None) -> bool:
-        """Return whether a service's policy (or any policy, for None) has DNS names."""
+        """Return whether a service's policy contains DNS names. None means the policies of all
+        services.
+        """
         query = "SELECT 1 FROM outside_peer WHERE ?1 IS NULL OR service=?1 LIMIT 1"
         return self._has(query, service)
 
@@ -108,11 +110,11 @@ class PolicyRows(ServiceRows):
     def _policed(
         self, services: Iterable[PlannedService], names: Iterable[Name]
     ) -> Iterator[Policed]:
-        """Yield the policies of services, and policies of other services that contain changed
-        names.
+        """Yield the policies of ``services``, and the policies of other services that refer to
+        ``names``.
 
-        The addresses of ``names`` have changed. If a policy of another service contains such a
-        name, it is yielded with these addresses (`Policed.only`), so that only their entries are
+        The addresses of ``names`` have changed. The policy of another service is yielded with the
+        addresses of these names in `Policed.only`, so that only entries for these peers are
         recomputed.
         """
         # the instances of a service with a service address have its policy
@@ -148,7 +150,7 @@ class PolicyRows(ServiceRows):
                 yield Policed(service_name, own, policy, values)
 
     def naming(self, kind: str, name: str) -> list[str]:
-        """Return all recorded services whose policies name this service or network, sorted."""
+        """Return all recorded services whose policies mention this service or network, sorted."""
         return self._column(
             "SELECT service FROM policy_peer WHERE kind=? AND name=? ORDER BY service", kind, name
         )
@@ -163,8 +165,8 @@ class PolicyRows(ServiceRows):
     def _members(self, policed: Iterable[Policed]) -> tuple[Member, ...]:
         """Return the addresses of all names in the entries of these policies.
 
-        If a policy has ``only``, its entries are recomputed only for peers with these addresses. Of
-        the services in its entries, only those with one of these addresses are included.
+        If ``only`` of a policy is not None, its entries are recomputed only for peers with these
+        addresses. Services in its entries are then left out if they have none of the addresses.
         """
         wanted: set[Name] = set()
         for policy in policed:
@@ -184,7 +186,9 @@ class PolicyRows(ServiceRows):
         return tuple(Member(kind, name, *self._meant(kind, name)) for kind, name in sorted(wanted))
 
     def _names_of(self, address: str) -> list[str]:
-        """Return the services of all hosts that have an address, also as sharers of a namespace."""
+        """Return the services of all hosts that have an address. Services that share a namespace
+        all have its addresses.
+        """
         return self._column(
             "SELECT s.name FROM lease l"
             " JOIN service s ON s.name=l.service OR (s.provider=l.service AND s.active=1)"
@@ -323,11 +327,11 @@ class PolicyRows(ServiceRows):
     def meant(self, service: str, name: str) -> tuple[list[str], list[str]]:
         """Return the services that a name in the policy of ``service`` refers to, as two lists.
 
-        The first list is for allow entries, and has at most one service: the one with this hostname
-        or alias on the networks of ``service``. If there is none, it is the service with this
-        service name on any network. If the name is ambiguous, the first list is empty, and
-        activations are refused. The second list is for deny entries, and has all services that the
-        name can refer to.
+        The first list is for allow entries, and has at most one service. A service with this
+        hostname or alias on the networks of ``service`` takes precedence over a service with this
+        service name on any network. If the name is ambiguous, the list is empty, and activations
+        are refused. The second list is for deny entries, and has all services that the name can
+        refer to.
         """
         beside = self.holders_beside(service, name)
         elsewhere = self.holders_elsewhere(name, service)
@@ -342,13 +346,12 @@ class PolicyRows(ServiceRows):
     def shadows(
         self, services: Iterable[str], networks: Iterable[str] = (), fresh: Iterable[str] = ()
     ) -> set[str]:
-        """Return other services that have one of the names of ``services`` on another network.
+        """Return other services whose names in hosts files may change when ``services`` change.
 
-        If a service is on several networks, each of which has a service with the same name, its
-        hosts file contains only the one on the first of these networks. A change of ``services``
-        can therefore change the address of this name there. The result has only services that share
-        a network with such a service, which is active and on a network of ``services``.
-        ``networks`` and ``fresh`` are networks and names that ``services`` are about to get.
+        If two networks of a service each have a service with the same name, its hosts file has the
+        name only for the first network. A change of ``services`` can therefore change whether
+        another service's name is in a hosts file. ``networks`` and ``fresh`` are networks and names
+        that ``services`` are about to get.
         """
         own = set(services)
         names = {*fresh, *(name for service in own for name in self.names(service))}
@@ -362,9 +365,9 @@ class PolicyRows(ServiceRows):
     def resolve(self, name: str, asker: str | None = None) -> str:
         """Return the service that a user means by a name, with or without the suffix .niso.local.
 
-        The first choice is the service that the service ``asker`` reaches by the name, the second
-        the service with this service name, the third the only service with this hostname or alias.
-        Raises NotFound, and Conflict if the name is ambiguous.
+        If ``asker`` is given, it is the service that ``asker`` reaches by the name. Otherwise it is
+        the service with this service name, or the only service with this hostname or alias. Raises
+        NotFound, and Conflict if the name is ambiguous.
         """
         bare = bare_name(name)
         if (service := self._found(bare, asker)) is not None:
@@ -381,8 +384,9 @@ class PolicyRows(ServiceRows):
     # Names given up by a change in progress stay reserved: an undo may have to restore them.
 
     def name_holder(self, name: str) -> str | None:
-        """Return the service that has a name, or would have it after a change in progress is
-        undone. Returns None if no service has the name. Raises Conflict if the name is ambiguous.
+        """Return the service that has a name now, or would have the name after an undo of a change
+        in progress. Returns None if there is no such service. Raises Conflict if the name is
+        ambiguous.
         """
         if (service := self._found(name, None)) is not None:
             return service
@@ -393,9 +397,9 @@ class PolicyRows(ServiceRows):
     ) -> list[tuple[str, str]]:
         """Return (service, network) for each service that has a name on one of these networks.
 
-        Services are included that would have the name again if their change in progress were
-        undone. The services ``beside`` are excepted: they belong to the caller's own command, and
-        would be undone together with it. The service ``but`` is left out.
+        Services that would have the name again after an undo of their change in progress are
+        included, but not if they are in ``beside``, the services of the caller's own command. The
+        service ``but`` is left out.
         """
         held = {service: set(self.networks_of(service)) for service in self.holders(name)}
         restored = self._restored(name) if others_intend(self._db, beside) else {}
@@ -478,7 +482,7 @@ def rows_of_policy(
 
 
 def policy_of(value: list[object]) -> Policy:
-    """Decode a stored policy: the lists that JSON makes of a `Policy`."""
+    """Decode a policy from its stored form, nested lists from JSON."""
 
     def entries(items: object) -> tuple[Entry, ...] | None:
         if items is None:
@@ -505,7 +509,9 @@ def bare_name(name: str) -> str:
 
 
 def suggest(name: str, known: list[str], otherwise: str) -> str:
-    """Return a hint with the name in ``known`` that is most similar, or else ``otherwise``."""
+    """Return a hint with the name in ``known`` that is most similar to a wrong name. If no name is
+    similar, returns ``otherwise``.
+    """
     import difflib
 
     near = difflib.get_close_matches(name, known, 1)
@@ -540,7 +546,9 @@ class OutsideRows(Rows):
         return sorted({service for name in names for service in self._column(query, name)})
 
     def answer(self, name: str) -> Outside:
-        """Return the recorded DNS answer for a name, or an empty answer without a valid record."""
+        """Return the recorded DNS answer for a name. Without a valid record, the answer is
+        empty.
+        """
         text = self._text("SELECT answer FROM outside_name WHERE name=?", name)
         return (text and _answer(name, text)) or Outside(name)
 
@@ -553,12 +561,14 @@ class OutsideRows(Rows):
         return self.answer(name).in_state(NOW, FORMER)
 
     def ever(self, name: str) -> tuple[str, ...]:
-        """Return all recorded addresses of a DNS name, also those that are no longer allowed."""
+        """Return all recorded addresses of a DNS name, including addresses that are no longer
+        allowed.
+        """
         return self.answer(name).in_state(NOW, FORMER, PAST)
 
     def hosts(self, service: str) -> list[tuple[str, str]]:
-        """Return (name, address) for the lines of a service's hosts file with DNS names in its
-        policy. The addresses are those of the latest DNS answers.
+        """Return (name, address) for each line that a service's hosts file has because of DNS names
+        in the service's policy. The addresses are those of the latest DNS answers.
         """
         return [
             (name, address)

@@ -60,11 +60,13 @@ class PortRows(Rows):
         return self._has(f"SELECT 1 FROM port WHERE {_IS}", service, *port)
 
     def some_ports(self, service: str, among: Iterable[PortMapping]) -> list[PortMapping]:
-        """Return those of the given ports that a service has recorded as published."""
+        """Return the ports among ``among`` that are recorded as published by a service."""
         return [port for port in dict.fromkeys(among) if self.has_port(service, port)]
 
     def published_on(self, services: Iterable[str]) -> set[str]:
-        """Return the networks on which any of these services has published a port while active."""
+        """Return the networks on which at least one of these services has published a port since
+        its activation.
+        """
         query = "SELECT network FROM published WHERE service=?"
         networks = {network for service in services for network in self._column(query, service)}
         return networks & {*self._column("SELECT name FROM network")} if networks else networks
@@ -81,18 +83,20 @@ class PortRows(Rows):
         return [port for _, port in self._ports("WHERE service=? AND origin=?", service, origin)]
 
     def all_forwards(self) -> ServicePorts:
-        """Return (service, port) for all ports that `niso port-forward` added, also if inactive."""
+        """Return (service, port) for all ports that `niso port-forward` added, also of inactive
+        services.
+        """
         return self._ports("WHERE origin=?", FORWARD)
 
     def manifest_ports(self, service: str) -> list[PortMapping]:
-        """Return the published ports of a service that have a host port in its manifest."""
+        """Return the published ports of a service whose host port is set in the manifest."""
         return self._of_origin(service, MANIFEST)
 
     def port_holders(self, wanted: PortMapping, but: frozenset[str] = frozenset()) -> ServicePorts:
         """Return (service, port) for each port of an active service that conflicts with ``wanted``.
 
-        Ports that a service would have again after a change in progress is undone are included,
-        except those of the services ``but``.
+        A port that a service would publish again after an undo of its change in progress conflicts
+        too, except for the services ``but``.
         """
         proto, first, last = wanted.proto, wanted.host_port, wanted.last
         live = (
@@ -127,11 +131,11 @@ class PortRows(Rows):
         return next(iter(rows), None)
 
     def spans(self, proto: str, first: int, last: int) -> list[tuple[int, int]]:
-        """Return (first, last) for each recorded range of host ports that overlaps ``first`` to
+        """Return recorded ranges (first, last) of host ports that may overlap ``first`` to
         ``last``.
 
         Ranges of inactive services are included. All ranges that an undo would restore are included
-        too, even if they do not overlap.
+        without a check.
         """
         return self._run(
             "SELECT host_port, host_port+count-1 FROM port"
@@ -146,7 +150,9 @@ class PortRows(Rows):
     def set_ports(
         self, service: str, ports: Iterable[PortMapping], chosen: Iterable[PortMapping] = ()
     ) -> None:
-        """Replace a service's ports from the manifest. niso chose the host ports of ``chosen``."""
+        """Replace a service's ports from the manifest. ``chosen`` are the ports whose host port was
+        chosen by niso.
+        """
         cursor = self._run(
             f"SELECT {PORT_COLUMNS}, origin FROM port WHERE service=? ORDER BY position", service
         )
@@ -176,8 +182,8 @@ class PortRows(Rows):
         self.note_published(service)
 
     def add_back(self, service: str, port: PortMapping, manifest: Sequence[PortMapping]) -> None:
-        """Publish a port of the manifest again, after `niso port-forward` no longer uses it.
-        ``manifest`` has all ports of the manifest, whose order the rows keep.
+        """Publish a port of the manifest again when `niso port-forward` no longer uses the host
+        port. ``manifest`` has all ports of the manifest, and determines the order of the rows.
         """
         chosen = self._of_origin(service, CHOSEN)
         mine = [port, *self.manifest_ports(service), *chosen]
@@ -192,9 +198,9 @@ class PortRows(Rows):
         """Record the network on which a service publishes ports, and whether one is on 127.0.0.1.
 
         The record stays until the service is deactivated: open connections need the settings of the
-        bridge even after the last port is removed. A service in a shared namespace publishes on the
-        network of the namespace's owner, and its record must be renewed when the owner changes
-        networks.
+        bridge even after the last port is removed. A service in a shared namespace publishes its
+        ports on the network of the namespace's owner. Call this function again when the owner
+        changes networks.
         """
         self._run(
             f"INSERT INTO published {_TO_PUBLISH} ON CONFLICT (service) DO UPDATE"

@@ -254,7 +254,9 @@ class ServiceRows(Rows):
         return intent.rows == self.rows(intent.service)
 
     def rows(self, service: str) -> dict[str, list[dict[str, object]]]:
-        """Return all rows of a service as {table: [{column: value}, ...]}, ready for JSON."""
+        """Return all rows of a service as {table: [{column: value}, ...]}. JSON can represent the
+        values.
+        """
         rows = {}
         for table in ROW_TABLES:
             key = "name" if table == "service" else "service"
@@ -305,7 +307,9 @@ class ServiceRows(Rows):
     # --- network modes ----------------------------------------------------------------------------
 
     def home(self, service: str) -> str:
-        """Return the service that owns the network namespace of ``service``, perhaps itself."""
+        """Return the service that owns the network namespace of ``service``. It may be ``service``
+        itself.
+        """
         return self._column(f"SELECT {_PROVIDER}", service)[0] or service
 
     def inactive_modes(self) -> list[tuple[str, str]]:
@@ -321,8 +325,8 @@ class ServiceRows(Rows):
     def held_sharers(self, provider: str, but: frozenset[str] = frozenset()) -> list[str]:
         """Return the services that share the network namespace of ``provider``, sorted.
 
-        Also returns each service that would share the namespace if the service's change in progress
-        were undone. Changes in progress of the services ``but`` are ignored.
+        A service that would share the namespace after an undo of its change in progress is
+        included, unless it is in ``but``.
         """
         sharers = set(self.sharers(provider))
         if others_intend(self._db, but):
@@ -335,8 +339,8 @@ class ServiceRows(Rows):
         return sorted(sharers)
 
     def with_companions(self, services: Iterable[str]) -> tuple[str, ...]:
-        """Return the given services and all others in their network namespaces: owner and active
-        sharers.
+        """Return the given services and all active services that share a network namespace with
+        them.
         """
         names = set(services)
         homes = {self.home(name) for name in names}
@@ -385,7 +389,9 @@ class ServiceRows(Rows):
         return [(row[0], row[1], bool(row[2])) for row in rows]
 
     def leases_of(self, services: Collection[str]) -> set[tuple[str, str]]:
-        """Return (service, address) for services' addresses, also those that an undo restores."""
+        """Return (service, address) for all addresses of these services, including addresses that
+        an undo would restore.
+        """
         among = f"service IN ({marks(services)})"
         rows = self._run(
             f"SELECT service, address FROM lease WHERE {among}"
@@ -407,7 +413,9 @@ class ServiceRows(Rows):
         return (row[0], bool(row[1])) if row else None
 
     def lease_holder(self, address: str) -> str | None:
-        """Return the service for which an address is reserved, now or after an undo, or None."""
+        """Return the service for which an address is reserved, or would be reserved after an undo.
+        Returns None if there is no such service.
+        """
         return self._text(
             "SELECT service FROM lease WHERE address=?"
             " UNION ALL SELECT service FROM intent, json_each(undo, '$.lease')"
@@ -416,7 +424,8 @@ class ServiceRows(Rows):
         )
 
     def endpoints_like(self, prefix: str) -> list[tuple[str, str, int]]:
-        """Return (service, network, generation) for the endpoints of services whose names begin so.
+        """Return (service, network, generation) for the endpoints of services whose names begin
+        with a prefix.
 
         Endpoints of inactive services are included, because the kernel may still be deleting their
         interfaces. Endpoints that an undo would restore are included too.
@@ -433,8 +442,8 @@ class ServiceRows(Rows):
     def used_numbers(
         self, network: str, family: int, released: Iterable[int] = ()
     ) -> Iterator[int]:
-        """Yield the offsets of reserved addresses in a network's subnet, ascending. Offsets that an
-        undo would reserve again, and the offsets ``released``, are yielded too.
+        """Yield the offsets of reserved addresses in a network's subnet, ascending. The offsets
+        ``released``, and offsets that an undo would reserve again, count as reserved.
         """
         held = self._column(
             "SELECT unhex(json_extract(value, '$.number.hex'))"
@@ -455,8 +464,9 @@ class ServiceRows(Rows):
         return [int.from_bytes(number) for number in rows]
 
     def released_by(self, owner: str, given: str, network: str, family: int) -> int | None:
-        """Return the offset of the free address that the same attachment had before, or None. The
-        attachment is identified by its owner, and by ``given``, the owner's name for it.
+        """Return the offset of the address that an attachment had before it ended, or None if the
+        address is in use. The attachment is identified by its owner, and by ``given``, the owner's
+        name for it.
         """
         rows = self._column(
             "SELECT number FROM released r WHERE owner=? AND given=? AND network=? AND family=?"
@@ -466,7 +476,9 @@ class ServiceRows(Rows):
         return int.from_bytes(rows[0]) if rows else None
 
     def attachment_key(self, service: str) -> tuple[str, str] | None:
-        """Return (owner, the owner's name for it) of an attachment, or None for another service."""
+        """Return (owner, name that the owner uses) of an attachment. Returns None for any other
+        service.
+        """
         query = "SELECT owner, given FROM attached WHERE service=?"
         return next(iter(self._run(query, service)), None)
 
@@ -535,13 +547,13 @@ def lease(
     """Reserve an address for a service in each subnet of a network. Call it in a transaction.
 
     The address is the static address if there is one, otherwise the address that the service
-    already has, otherwise the lowest free one. On a network that spans hosts, the address is the
-    one that the cluster has reserved for the service (its claim). ``statics`` has at most one
-    address of each family. ``beside`` are the services that the same command activates. ``kept`` is
+    already has, otherwise the lowest free address. On a network that spans hosts, it is the address
+    that the cluster has reserved for the service (its claim). ``statics`` has at most one address
+    of each IP version. ``beside`` are the services that the same command activates. ``kept`` is
     (owner, owner's name) of an attachment, which gets the address that it had before. ``prefers``
-    are addresses that the service gets if they are free. An address that an attachment has released
-    is assigned to another service only if no other address is free; the address released first is
-    then taken. Raises InvalidInput if a static address is unusable, Conflict if it is taken or the
+    are addresses that the service gets if they are free. Addresses that attachments have released
+    are assigned to other services only if no other address is free, and in the order of their
+    release. Raises InvalidInput if a static address is unusable, and Conflict if it is taken or the
     network is full.
     """
     from niso.plan import subnets
@@ -595,8 +607,8 @@ def _preferred(store: Store, prefers: Sequence[str], net: Prefix, gateway: int) 
 
 
 def is_leased(store: Store, service: str, network: NetworkRecord, statics: Sequence[str]) -> bool:
-    """Return whether a service has all addresses that `lease` would reserve on a network. If a
-    network spans hosts and this host has no claim for the service, the result is True.
+    """Return whether a service already has all addresses that `lease` would reserve on a network.
+    Also returns True if the network spans hosts and this host has no claim for the service.
     """
     spans = network.span is not None
     claimed = store.claimed(service, network.name) if spans else ()
@@ -743,7 +755,7 @@ class Instances(Rows):
         return Instance(*row) if row else None
 
     def all(self) -> list[Instance]:
-        """Return the instances of all services, also inactive ones."""
+        """Return the instances of all services, including inactive instances."""
         rows = self._db.execute("SELECT * FROM instance ORDER BY front, number")
         return [Instance(*row) for row in rows]
 
@@ -763,14 +775,14 @@ class Instances(Rows):
         ]
 
     def names(self, front: str) -> list[str]:
-        """Return the names of all instances of a service, also of inactive ones."""
+        """Return the names of all instances of a service, including inactive instances."""
         return [instance.service for instance in self.of(front)]
 
     def runners(self, services: Iterable[str]) -> list[str]:
-        """Replace each service with a service address by one serving instance, for commands in a
-        process.
+        """Return for each service the name under which its process runs, for commands in a process.
 
-        If such a service has no serving instance, it is left out. Other services are unchanged.
+        For a service with instances, it is the name of one serving instance. A service whose
+        instances are all not serving is left out.
         """
         result = []
         for service in services:
@@ -781,13 +793,15 @@ class Instances(Rows):
         return result
 
     def running(self, service: str) -> list[str]:
-        """Return a service's active instances. A service without instances counts as its own."""
+        """Return a service's active instances. For a service without instances, returns the service
+        itself.
+        """
         known = self.of(service)
         return [one.service for one in self.of(service, *STATES)] if known else [service]
 
     def in_service(self, front: str) -> tuple[int, int]:
-        """Return (newest version, number) of the instances of a service that are in use. These are
-        the active instances in the states ``serving`` and ``out``. Returns (0, 0) without any.
+        """Return (newest version, number of instances) of a service's active instances in the
+        states ``serving`` and ``out``. Returns (0, 0) if there are none.
         """
         serving = self.of(front, SERVING, OUT)
         return max((one.version for one in serving), default=0), len(serving)
@@ -830,7 +844,9 @@ class Instances(Rows):
         return int(rows.fetchone()[0] or 0) + 1
 
     def of_two_versions(self) -> list[str]:
-        """Return services with instances of two versions, of which the newer has no record yet."""
+        """Return the services with instances of two versions whose newer version is in no deploy's
+        record.
+        """
         rows = self._db.execute(
             "SELECT i.front FROM instance i JOIN service s ON s.name=i.service AND s.active=1"
             " WHERE i.state IN (?, ?) GROUP BY i.front HAVING COUNT(DISTINCT i.version) > 1"
@@ -863,8 +879,8 @@ class Instances(Rows):
         )
 
     def put_deploy(self, deploy: Deployed) -> None:
-        """Insert or replace the record of a deploy, and delete all but the last `KEPT_DEPLOYS`
-        records. Unless ``deploy`` has a command, this process's user and command line are recorded.
+        """Insert or replace the record of a deploy. All but the last `KEPT_DEPLOYS` records are
+        deleted. If ``deploy`` has no command, this process's user and command line are recorded.
         """
         by = _caller() if not deploy.command else deploy[-3:]
         row = (*deploy[:-4], _package_version(deploy.manifest) or deploy.package_version, *by)

@@ -1,4 +1,4 @@
-"""Read what `niso.plan` computes plans from: networks, active services, and peers of policies."""
+"""Read the rows from which `niso.plan` computes plans: networks, active services, and policies."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ class Scope(NamedTuple):
     """Names of services of other hosts."""
 
     def joined(self, other: Scope) -> Scope:
-        """Return the union of two scopes (not `ALL`). Only the ports of this scope are kept."""
+        """Return the union of two scopes, of which none is `ALL`. Only the ports of this scope are
+        kept.
+        """
         return Scope(
             tuple(sorted({*(self.services or ()), *(other.services or ())})),
             tuple(sorted({*(self.networks or ()), *(other.networks or ())})),
@@ -144,8 +146,8 @@ class SnapshotRows(PortRows, PolicyRows):
         return Instances(self._db)
 
     def with_fronts(self, services: Iterable[str]) -> set[str]:
-        """Return the given services and, for each instance among them, the service that it belongs
-        to. Policies name instances by the names of that service.
+        """Return the given services. For an instance, the service that it belongs to is returned
+        too, because policies use the name of that service.
         """
         instances = ((name, self.instances.get(name)) for name in services)
         return {one for name, own in instances for one in (name, own.front if own else name)}
@@ -185,7 +187,9 @@ class SnapshotRows(PortRows, PolicyRows):
         return SpanRows(self._db)
 
     def is_broken_off(self) -> bool:
-        """Return whether an update of this host's copy of other hosts' services was interrupted."""
+        """Return whether niso was interrupted while it updated the copy of other hosts'
+        services.
+        """
         return self._meta("attempt") is not None
 
     def others(self) -> list[PlannedService]:
@@ -212,7 +216,7 @@ class SnapshotRows(PortRows, PolicyRows):
     def _active(
         self, names: Iterable[str], ports: tuple[PortMapping, ...] | None = None
     ) -> Iterator[PlannedService]:
-        """Yield those of the named services that are active, as `niso.plan` needs them. If
+        """Yield the active services among ``names``, in the form that `niso.plan` needs. If
         ``ports`` is given, other published ports are left out.
         """
         any_named = self.names_outside()

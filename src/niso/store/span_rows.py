@@ -43,12 +43,11 @@ class RemoteAddress(NamedTuple):
 
 
 class ClaimRow(NamedTuple):
-    """The reservation of names and addresses in the cluster for one of this host's services.
+    """A service of this host, with the names and addresses that it has reserved in the cluster.
 
-    ``mark`` is a random string in the reservation: after a request without an answer, the host
-    reads the string back to find out whether etcd carried out the request. ``mark`` is "" while
-    data of the service may not be published yet. ``gen`` grows with each change and each new
-    reservation.
+    ``mark`` is a random string in the reservation. If etcd does not answer a request, the host
+    reads the string back to find out whether etcd carried out the request. ``mark`` is "" until
+    data of the service may be published. ``gen`` grows with each change and each new reservation.
     """
 
     service: str
@@ -73,8 +72,8 @@ class SpanRows(Rows):
         """Return services of other hosts, sorted by name. ``values`` are their names; None means
         all.
 
-        If ``column`` is "network", ``values`` are networks instead, and the result has only
-        endpoints on these networks.
+        If ``column`` is "network", ``values`` are networks instead, and only endpoints on these
+        networks are in the result.
         """
         order = "ORDER BY r.service, r.network, r.family"
         rows = self._of(_QUERY, values, f"r.{column}", order)
@@ -100,8 +99,8 @@ class SpanRows(Rows):
         return list(made.values())
 
     def _is_up(self, front: str) -> bool:
-        """Return whether another live host has an instance of a service, and the service is up. The
-        service may be on several hosts, and its own row names only one of them.
+        """Return whether a service is up and has an instance on another live host. The service may
+        be on several hosts, although its own row contains only one of them.
         """
         return self._has(
             "SELECT 1 FROM remote f JOIN remote i"
@@ -210,8 +209,9 @@ class SpanRows(Rows):
         return {(network, address) for network, address in rows}
 
     def spanning(self, networks: Collection[str], implicit: bool = False) -> list[str]:
-        """Return those of the given networks that span hosts, in the same order. With ``implicit``,
-        only networks that are deleted with their last service on this host are returned.
+        """Return the networks among ``networks`` that span hosts, in the same order. With
+        ``implicit``, only networks that are deleted with their last service on this host are
+        returned.
         """
         which = "WHERE network IN (SELECT name FROM network WHERE implicit=1)" if implicit else ""
         spans = self._column(f"SELECT network FROM span {which}")
@@ -276,7 +276,9 @@ class SpanRows(Rows):
     def set_service(
         self, service: str, addresses: Iterable[RemoteAddress], names: Iterable[str]
     ) -> None:
-        """Replace addresses and names of another host's service, or delete it without addresses."""
+        """Replace the addresses and names of another host's service. Without addresses, delete the
+        service.
+        """
         self._run("DELETE FROM remote WHERE service=?", service)
         self._run("DELETE FROM remote_name WHERE service=?", service)
         rows = list(addresses)
@@ -288,8 +290,8 @@ class SpanRows(Rows):
             self._note_instances()
 
     def hand_over(self, service: str, names: Iterable[str]) -> None:
-        """Record a service of this host as a service of another host that runs a serving instance
-        of it. If no other host runs one, nothing changes.
+        """Record a service of this host as a service of another host, if another host runs a
+        serving instance of it. Otherwise, nothing changes.
         """
         claim, host = (
             self.claim(service),
@@ -320,10 +322,11 @@ class SpanRows(Rows):
         self._note_instances()
 
     def drop_stale_lease(self, service: str, address: str) -> None:
-        """Delete the reservation of an address by another service of this host that is inactive.
+        """Delete an inactive service's reservation of an address that ``service`` has reserved in
+        the cluster.
 
-        ``service`` has reserved the address in the cluster. The inactive service has moved to
-        another host, or has given up its own reservation in the cluster.
+        The inactive service has moved to another host, or has given up its reservation in the
+        cluster.
         """
         self._run(
             "DELETE FROM lease WHERE address=? AND service!=? AND service IN"
@@ -335,7 +338,9 @@ class SpanRows(Rows):
         self._put("claim", claim.service, claim.mark, claim.gen, encoded(claim.addresses))
 
     def drop_claim(self, service: str) -> None:
-        """Delete the claim and addresses of a service that has nothing reserved in the cluster."""
+        """Delete the recorded claim and addresses of a service that has no reservation in the
+        cluster.
+        """
         self._run("DELETE FROM claim WHERE service=?", service)
         self._run(
             "DELETE FROM lease WHERE service=? AND network IN (SELECT network FROM span)", service

@@ -80,8 +80,8 @@ class Transaction:
     """A context manager that runs a ``with`` block as a transaction.
 
     After an error in the block, or after `cancel`, a write transaction (``BEGIN IMMEDIATE``) is
-    rolled back. In a read transaction, all queries read the same state of the store, and avoid the
-    five system calls for locks that each query outside a transaction needs. Inside another
+    rolled back. In a read transaction, all queries see the same state of the store. They are also
+    faster, because a query outside a transaction needs five system calls for locks. Inside another
     transaction, a read transaction has no effect.
     """
 
@@ -105,7 +105,9 @@ class Transaction:
         return self
 
     def cancel(self) -> None:
-        """Let the end of the block roll back the transaction, as ``--dry-run`` does."""
+        """Request that the transaction is rolled back at the end of the block, as ``--dry-run``
+        does.
+        """
         self._cancelled = True
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -213,8 +215,8 @@ def _empty_reserve() -> None:
 
 
 def _fill_reserve(make: bool = False) -> None:
-    """Extend the file that reserves disk space to its full size, as far as the disk has space. A
-    missing file is created only with ``make``, and only if twice its size is free on the disk.
+    """Extend the file that reserves disk space to its full size, or as far as there is free space.
+    A missing file is created only with ``make``, and only if twice its size is free on the disk.
     """
     try:
         try:

@@ -271,7 +271,9 @@ class Store(SnapshotRows):
         return times[0] if times else None
 
     def held_by(self, network: str) -> list[str]:
-        """Return the services that would be on a network again if their change were undone."""
+        """Return the services that would be on a network again after an undo of their change in
+        progress.
+        """
         return self._column(
             "SELECT service FROM intent, json_each(undo, '$.endpoint')"
             " WHERE json_extract(value, '$.network')=?",
@@ -279,7 +281,9 @@ class Store(SnapshotRows):
         )
 
     def member_counts(self) -> dict[str, int]:
-        """Return {network: number of its services}, without instances and unused networks."""
+        """Return {network: number of its services}. Instances are not counted, and networks without
+        a service are left out.
+        """
         return dict(
             self._run(
                 "SELECT network, COUNT(*) FROM endpoint"
@@ -314,8 +318,8 @@ class Store(SnapshotRows):
         return self._has("SELECT 1 FROM network WHERE name=? AND implicit=1", network)
 
     def drop_implicit_networks(self, names: Iterable[str]) -> list[str]:
-        """Delete those networks that are implicit (see `add_network`) and unused. Return their
-        names.
+        """Delete the networks among ``names`` that are implicit (see `add_network`) and unused.
+        Return the names of the deleted networks.
         """
         gone = [
             name
@@ -361,7 +365,7 @@ class Store(SnapshotRows):
         self._run(f"DELETE FROM lease WHERE service=? AND {elsewhere}", service, *networks)
 
     def internal(self, networks: Iterable[str]) -> list[str]:
-        """Return those of the given networks that are internal. Unknown networks are left out."""
+        """Return the internal networks among ``networks``. Unknown networks are left out."""
         known = map(self.network, networks)
         return [network.name for network in known if network is not None and network.internal]
 
@@ -379,7 +383,9 @@ class Store(SnapshotRows):
         return uid
 
     def placeholder_uid(self) -> int:
-        """Return an unused negative number for the uid column of an attachment: it has no user."""
+        """Return an unused negative number for the uid column of an attachment, which has no
+        user.
+        """
         return min(self._column("SELECT MIN(uid) FROM service")[0] or 0, 0) - 1
 
     @property
@@ -518,7 +524,8 @@ def _enter_store_netns(db: sqlite3.Connection, world: str) -> bool:
 
 
 def reset_after_reboot(db: sqlite3.Connection, world: str) -> None:
-    """Record all services as inactive if the host has rebooted, or is another one than recorded.
+    """Record all services as inactive if the host has rebooted or the store comes from another
+    host.
 
     ``world`` is the host's present identity (`_host_identity`). Raises Conflict if services still
     run in another network namespace of the same boot, because changes made in this namespace would
