@@ -1,7 +1,7 @@
-"""Provide the public API of niso: networking for services, without a daemon or a proxy.
+"""The public API of niso: networking for services, without a daemon or a proxy.
 
 Start with ``host = niso.connect()``. Names are imported on first use (PEP 562), so ``import niso``
-is cheap. Names that start with an underscore and all submodules are not part of the API.
+is fast. Submodules, and names that start with an underscore, are not part of the API.
 """
 
 # ruff: noqa: I001  # many names on one line

@@ -1,4 +1,4 @@
-"""Define `Host`, the public Python API: ``host = niso.connect()``.
+"""Define `Host`, the entry point of the Python API: ``host = niso.connect()``.
 
 The ``niso`` command uses this API too. Its JSON output follows from the types of the results, and
 docs/reference/json.md is generated from these types.
@@ -45,7 +45,7 @@ def connect(
     run_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Host:
-    """Return the `Host` of this machine, without changing or creating anything.
+    """Return a `Host` for this machine. Nothing on the machine is created or changed.
 
     The folders default to those of the niso command: ``NISO_STATE_DIR`` or /var/lib/niso, and
     ``NISO_RUN_DIR`` or /run/niso. A folder given here applies to the whole process and its
@@ -119,14 +119,14 @@ class Host(ApiPart):
 
     @property
     def kubernetes(self) -> Kubernetes:
-        """The API of the agent that applies network policies of Kubernetes."""
+        """The API of the agent that applies Kubernetes' network policies."""
         from niso.api.host_cluster import Kubernetes
 
         return Kubernetes(self.session)
 
     @property
     def stacks(self) -> Stacks:
-        """The API of stacks. A stack is the services of one stack.toml."""
+        """The API of stacks. A stack is a set of services declared in one stack.toml."""
         from niso.api.host_stacks import Stacks
 
         return Stacks(self.session)
@@ -156,7 +156,10 @@ class Host(ApiPart):
         return explain.explain(self.session, *ends, family, prove)
 
     def ping(self, source: str, destination: str) -> niso.Pong:
-        """Send an ICMP echo request between two services. Raises Error without a reply in 1 s."""
+        """Send an ICMP echo request from one service to another.
+
+        Raises Error if no reply arrives within 1 s.
+        """
         from niso.look import prove
 
         return prove.ping(self.session, text(source, "source"), text(destination, "destination"))
@@ -172,16 +175,16 @@ class Host(ApiPart):
         return tuple(counters if instances else drops.by_service(counters))
 
     def metrics(self, *, flows: int = 200) -> tuple[niso.Metric, ...]:
-        """Return metrics for Prometheus, with at most ``flows`` time series of flows.
+        """Return metrics for Prometheus.
 
-        Raises UsageError, KernelError.
+        At most ``flows`` of the time series describe flows. Raises UsageError, KernelError.
         """
         from niso.look import metrics
 
         return metrics.metrics(self.session, flows)
 
     def top(self, service: str | None = None) -> niso.Top:
-        """Start to measure the traffic and new flows of one service or of all services.
+        """Start to measure traffic and new flows, of one service or of all services.
 
         Each ``read()`` of the result returns a `niso.Load` with the rates since the last call. Use
         the result in a ``with`` block. Raises NotFound, KernelError.
@@ -191,11 +194,12 @@ class Host(ApiPart):
         return top.Top(self.session, _name(service))
 
     def events(self, service: str | None = None, *, since: str | None = None) -> niso.Events:
-        """Stream the events of services and networks, or only of one service.
+        """Stream events of services and networks, or only the events of one service.
 
-        The result is an endless iterator of `niso.Happened`, to be used in a ``with`` block.
-        ``since`` is an RFC 3339 time or a period such as ``2h``. The result's method ``past()``
-        then returns the recorded events after that time. Raises NotFound, UsageError, KernelError.
+        The result is an endless iterator of `niso.Happened`, to be used in a ``with`` block. If
+        ``since`` is given, the result's method ``past()`` returns the recorded events since this
+        time. ``since`` is an RFC 3339 time or a period such as ``2h``. Raises NotFound, UsageError,
+        KernelError.
         """
         from niso.look import events
 
@@ -204,17 +208,18 @@ class Host(ApiPart):
     def map(self) -> niso.Map:
         """Start to observe services, networks and flows, as the map of ``niso web`` does.
 
-        Each ``read()`` of the result returns a `niso.MapState`. Close the result, or use it in a
-        ``with`` block, because the kernel counts the bytes of all flows until then.
+        Each ``read()`` of the result returns a `niso.MapState`. Close the result when you are done,
+        or use it in a ``with`` block: until then, the kernel counts the bytes of all flows.
         """
         from niso.look.map import Map
 
         return Map(self.session)
 
     def drops(self, service: str | None = None) -> niso.Drops:
-        """Stream packets that policies with ``log = true`` drop, of one service or of all services.
+        """Stream the packets that policies drop, for one service or for all services.
 
-        The result is an endless iterator of `niso.Drop`, to be used in a ``with`` block.
+        Only policies with ``log = true`` report their drops. The result is an endless iterator of
+        `niso.Drop`, to be used in a ``with`` block.
         """
         from niso.look import drops
 
@@ -263,8 +268,8 @@ class Host(ApiPart):
 
         ``stack``, the path of a stack.toml, limits the picture to the services of this stack. With
         ``declared``, the picture shows what policies allow instead of recorded traffic. With both
-        arguments, the picture depends only on the stack's files. ``since`` selects flows as in
-        `flows`. Raises UsageError, and Error if the program ``dot`` is needed and missing.
+        arguments, niso reads only the stack's files. ``since`` selects flows as in `flows`. Raises
+        UsageError, and Error if the program ``dot`` is needed and missing.
         """
         from niso.look import graph
 
@@ -348,7 +353,7 @@ class Host(ApiPart):
         learn.write(changes)
 
     def policy(self, service: str, *, unused: str | None = None) -> tuple[niso.PolicyEntry, ...]:
-        """Return the entries of a service's policy, each with how many flows it decided on.
+        """Return the entries of a service's policy, each with the number of flows that matched it.
 
         ``unused``, a period such as ``7d``, selects entries that matched no flow in that time.
         Raises NotFound, UsageError, KernelError.
@@ -361,9 +366,10 @@ class Host(ApiPart):
     def policy_effects(
         self, *what: str | os.PathLike[str], since: str | None = None
     ) -> tuple[niso.PolicyEffect, ...]:
-        """Return which recorded flows an activation of manifests or of a stack would cut or allow.
+        """Return the recorded flows that an activation would cut or newly allow.
 
-        ``since`` selects flows as in `flows`. Raises the errors of `Services.activate`.
+        ``what`` are the manifests or the stack to activate. ``since`` selects flows as in `flows`.
+        Raises the errors of `Services.activate`.
         """
         from niso.change import warnings
 
@@ -372,17 +378,18 @@ class Host(ApiPart):
         )
 
     def refresh_names(self, *, force: bool = False) -> tuple[niso.OutsideName, ...]:
-        """Resolve the DNS names in policies whose answers have expired, and return all DNS names.
+        """Resolve DNS names in policies again if their last answers have expired.
 
-        With ``force``, all names are resolved. The nftables rules and the services' hosts files are
-        updated together. Raises KernelError, and Error if dnspython is not installed.
+        Returns all DNS names of policies. With ``force``, all names are resolved again. The
+        nftables rules and the services' hosts files are updated together. Raises KernelError, and
+        Error if dnspython is not installed.
         """
         from niso.change import outside_names_refresh
 
         return outside_names_refresh.refresh_names(self.session, force)
 
     def names_due(self) -> float:
-        """Return the seconds until `refresh_names` has a DNS name to resolve, at most 60."""
+        """Return in how many seconds to call `refresh_names` again, at most 60."""
         from niso.look import services
 
         return services.next_due(self.session)
@@ -441,8 +448,8 @@ class Host(ApiPart):
     def guard_firewalls(self, on: bool = True) -> tuple[niso.Marked, ...]:
         """Make systemd repair niso's rules after each start or reload of another firewall.
 
-        ``on=False`` turns this off. Raises Conflict for a drop-in of another program, and Error
-        without systemd.
+        ``on=False`` turns this off. Raises Conflict if another program has written the drop-in, and
+        Error without systemd.
         """
         from niso.change import boot
 
@@ -503,7 +510,7 @@ PYTHON_ONLY = ("anywhere", "label", "idle", "is_host", "gone", "was_dropped", "d
 
 
 def plain(value: object) -> Any:
-    """Convert one or more results to dicts, lists, str, int, float, bool and None, as for JSON."""
+    """Convert results of the API to the types of JSON: dict, list, str, int, float, bool, None."""
     fields: tuple[str, ...] | None = getattr(value, "_fields", None)
     if fields is None:
         return [plain(item) for item in value] if isinstance(value, tuple | list) else value

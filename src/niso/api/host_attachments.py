@@ -81,11 +81,11 @@ class Attachments(ApiPart):
         return done
 
     def detach(self, *names: str, id: str | None = None) -> tuple[Changed, ...]:
-        """Detach namespaces from niso's networks and delete their records, if they are attached.
+        """Detach namespaces from niso's networks and delete their records.
 
-        With ``id``, an attachment is detached only if it still has this id. Without ``id``, the
-        files that put a systemd unit into the namespace are removed too. Raises Conflict if a name
-        is a service's.
+        Names that are not attached are skipped. With ``id``, an attachment is detached only if it
+        still has this id. Without ``id``, the drop-in that puts a systemd unit into the namespace
+        is removed too. Raises Conflict if a name is a service's.
         """
         wanted = texts(names, "names")
         machine = self.session.machine_for_change()
@@ -107,11 +107,11 @@ class Attachments(ApiPart):
     def gc(
         self, *, owner: str | None = None, valid: Iterable[str] | None = None
     ) -> tuple[Changed, ...]:
-        """Detach the attachments whose namespace no longer exists.
+        """Detach all attachments whose namespace no longer exists.
 
-        Networks that Podman has removed are removed too, if no service is on them. ``owner`` limits
-        the call to the attachments and networks of one program. ``valid`` are the ids that the
-        program still uses: its attachments with other ids are detached too. Raises KernelError, and
+        Also remove networks that Podman has removed, if no service is on them. ``owner`` limits the
+        call to the attachments and networks of one program. ``valid`` are the ids that this program
+        still uses. Its attachments with other ids are detached too. Raises KernelError, and
         UsageError for ``valid`` without ``owner``.
         """
         from niso.engines import netavark
@@ -137,7 +137,7 @@ def _detach(machine: Machine, name: str, id: str | None, report: Report) -> bool
 
 
 def _complete(given: AttachRequest) -> AttachRequest:
-    """Check a request's lists of strings. If a systemd unit is given, set the owner and the id."""
+    """Check the lists of a request. If the request has a systemd unit, set owner and id for it."""
     given = given._replace(
         networks=texts(given.networks, "networks"),
         ports=texts(given.ports, "ports"),

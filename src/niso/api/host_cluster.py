@@ -73,10 +73,10 @@ class Clusters(ApiPart):
     def invite(
         self, host: str, *, address: str = "", renew: bool = False, member: bool = False
     ) -> str:
-        """Return an invitation, which is a secret string with which a host can join.
+        """Return an invitation: a secret string with which a host can join the cluster.
 
-        With ``renew``, the invitation has new certificates for a host that is in the cluster
-        already. With ``member``, the host may run an etcd member. The first three hosts may run one
+        With ``renew``, the invitation has new certificates for a host that is already in the
+        cluster. With ``member``, the host may run an etcd member. The first three hosts may run one
         even without ``member``. Raises UsageError, Conflict, Error.
         """
         machine = self.session.machine()
@@ -153,15 +153,15 @@ class Clusters(ApiPart):
         return cluster_hosts.follow(self.session.machine(), log)
 
     def become_etcd(self) -> None:
-        """Replace this process with this host's etcd member. Raises Error if there is no member."""
+        """Replace this process with this host's etcd member. Raises Error if this host has none."""
         own_etcd.execute(require())
 
 
 def _entering[T](call: Callable[[], T]) -> T:
     """Call a function that adds this host to a cluster, and return its result.
 
-    Errors name the argument that caused them, as with `as_usage`. An error in a file that niso has
-    unpacked from an invitation is attributed to the invitation, because the file is removed.
+    Errors name the argument that caused them, as with `as_usage`. If the error is in a file that
+    was unpacked from an invitation, the error names the invitation, because the file is removed.
     """
     try:
         return as_usage(call)

@@ -203,7 +203,7 @@ class Networks(ApiPart):
         return other_hosts.ports(self.session, self.session.machine())
 
     def exposure(self) -> tuple[niso.PublishedPort, ...]:
-        """Return the published ports as `ports` does, and also who can reach each port (``from_``).
+        """Return the published ports as `ports` does. ``from_`` shows who can reach each port.
 
         Raises KernelError.
         """
@@ -231,7 +231,10 @@ class Networks(ApiPart):
         return HostNames(store.host_knows(), changed, rows)
 
     def rules(self) -> Rules:
-        """Return niso's nftables tables as data, without dynamic elements. Raises KernelError."""
+        """Return niso's nftables tables as data. Raises KernelError.
+
+        Elements of sets and maps that change at run time are left out.
+        """
         items = [item for table in _tables(as_text=False) for item in table]
         for item in items:
             held = item.get("set") or item.get("map") or {}
@@ -245,7 +248,7 @@ class Networks(ApiPart):
 
 
 def _declared(text: str) -> Iterator[str]:
-    """Yield the lines of printed nftables tables without the elements of dynamic sets."""
+    """Yield the lines of printed nftables tables, but leave out elements of dynamic sets."""
     fills = skips = False
     for line in text.splitlines(keepends=True):
         if line.startswith(("\tset ", "\tmap ")):
@@ -305,7 +308,10 @@ def _described(store: Store, network: records.NetworkRecord) -> Network:
 
 
 def _elsewhere(store: Store, network: str) -> Iterator[NetworkMember]:
-    """Yield other hosts' services on a network. Those whose names resolve here count as active."""
+    """Yield the services that other hosts have on a network.
+
+    A service is shown as active if this host can resolve its names.
+    """
     hosts = {address: host for host, (_, address, _) in store.across.peers().items()}
     for service in store.across.remotes((network,), "network"):
         if owner(service.name) != service.name:

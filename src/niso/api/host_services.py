@@ -215,7 +215,10 @@ class Services(ApiPart):
         return health_agent.follow(self.session, log)
 
     def exit_hooks(self, instance: str) -> tuple[Callable[[], None], Callable[[], None]]:
-        """Return two functions, to call when an instance has exited and when it has restarted."""
+        """Return two callbacks: one for the exit of an instance's process, one for its restart.
+
+        The caller supervises the process of the instance.
+        """
         from niso.change import health_agent
 
         machine = self.session.machine_for_change()
@@ -309,7 +312,7 @@ class Services(ApiPart):
         return other_hosts.lines(self.session, self.session.machine())
 
     def names(self) -> tuple[tuple[str, bool, bool], ...]:
-        """Return (name, whether active, whether enabled at boot) for each service."""
+        """Return for each service its name, whether it is active, and whether it starts at boot."""
         return tuple(self.session.store().service_names())
 
     def resolve(self, name: str) -> str:
@@ -494,7 +497,7 @@ def _refuse_instances(store: Store, services: Iterable[str]) -> None:
 
 
 def _own(store: Store, name: str) -> str:
-    """Return the service with this name or alias. Raises NotFound, or Conflict (attachment)."""
+    """Return the service with this name or alias. Raises NotFound, Conflict (attachment)."""
     service = store.resolve(name)
     if (row := store.service(service)) is not None:
         row.require_own()
@@ -502,10 +505,10 @@ def _own(store: Store, name: str) -> str:
 
 
 def _known(store: Store, name: str, with_volumes: bool) -> str:
-    """Return the name of the service to remove that has this name or alias.
+    """Return the service to remove, given its name, hostname or alias.
 
-    With ``with_volumes``, a service that was removed but still has volumes is accepted too. Raises
-    NotFound, or Conflict for an attachment.
+    With ``with_volumes``, the name of a removed service is accepted if its volumes still exist.
+    Raises NotFound, or Conflict for an attachment.
     """
     from niso.runtime import volumes
 

@@ -61,7 +61,7 @@ class Stacks(ApiPart):
     def down(
         self, stack: str | os.PathLike[str], *, volumes: bool = False, dry_run: bool = False
     ) -> niso.StackDown:
-        """Deactivate a stack's services, each before the services that it depends on.
+        """Deactivate a stack's services. Each service is stopped before its dependencies.
 
         Addresses and networks are kept. ``volumes`` deletes the named volumes. Raises Error.
         """
@@ -98,7 +98,7 @@ class Stacks(ApiPart):
         timestamps: bool = False,
         since: str | None = None,
     ) -> Iterator[tuple[str, bytes]]:
-        """Return the output of a stack's services as pairs of service and line, ordered by time.
+        """Return the output of a stack's services as pairs (service, line), ordered by time.
 
         The arguments are those of ``host.services.logs``. ``lines`` applies to each service. Raises
         NotFound, UsageError, and Conflict if the stack came from another file.

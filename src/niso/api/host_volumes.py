@@ -44,10 +44,10 @@ class Volumes(ApiPart):
     """The API of named volumes: ``host.volumes``. A volume is given as ``SERVICE/NAME``."""
 
     def list(self, *names: str) -> tuple[niso.VolumeLine, ...]:
-        """Return the named volumes of this host, or only those of ``names``.
+        """Return the named volumes of this host, or only those in ``names``.
 
-        A name is a service or ``SERVICE/NAME``. To find the sizes, all folders of the volumes are
-        read. Raises NotFound.
+        A name is a service or ``SERVICE/NAME``. The call reads all files of the volumes to find
+        their sizes. Raises NotFound.
         """
         wanted = texts(names, "names")
         return tuple(_lines(self.session.store(), wanted))

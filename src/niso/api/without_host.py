@@ -72,7 +72,7 @@ def _locate(errors: list[Error]) -> None:
 
 
 def _places(given: str) -> Iterator[str]:
-    """Yield the manifest and stack files at a path. If it has none, yield PATH/manifest.toml."""
+    """Yield the manifest and stack files at a path. If there are none, yield PATH/manifest.toml."""
     if not os.path.isdir(given):
         yield os.path.abspath(given)
         return

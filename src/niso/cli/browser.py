@@ -81,7 +81,7 @@ def run(_: str, args: Args) -> int:
 
 
 def _serve(look: Iterator[bytes], server: _PageServer, end: float | None) -> None:
-    """Pass measurements to the server every `EVERY_S` seconds, until ``end`` (monotonic clock).
+    """Pass measurements to the server every `EVERY_S` seconds, until the time ``end`` (monotonic).
 
     If ``end`` is None, there is no limit.
     """
@@ -178,7 +178,7 @@ class _PageServer:
 
 
 def _in_child(listener: socket.socket, pipe: int, status: int, token: str) -> None:
-    """Serve the page in a forked process until ``pipe`` is closed, then exit. Blocks signals."""
+    """Serve the page in this forked process until ``pipe`` is closed, then exit. Blocks signals."""
     from niso.web import page_server
 
     code = 1

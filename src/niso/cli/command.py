@@ -1,6 +1,6 @@
-"""Define commands as data, and list them with the modules that run and describe them.
+"""Define the types that describe commands, and list the commands with their modules.
 
-The parser, help, completion, man pages and docs/reference are generated from this data, which is in
+The parser, help, completion, man pages and docs/reference are generated from the descriptions in
 cli/catalogue.
 """
 
@@ -47,12 +47,12 @@ class Argument(NamedTuple):
 class Option(NamedTuple):
     """An option of a command, such as ``-v --verbose``, ``-n N``, ``--port PORT...``.
 
-    A word after the flags is the name of the option's value. Without this word, the option is a
+    A word after the flags is the name of the option's value. An option without this word is a
     switch, and ``means`` is its value if given (default True). ``...`` allows the option several
     times. Only one option of the same ``group`` can be given. ``ends`` is True if the option stops
-    or deletes something. ``implied`` is the value of an option given without a value; other values
-    must then follow after ``=``. ``key`` is the attribute of `Args` that gets the value. The
-    default is the last flag.
+    or deletes something. If ``implied`` is set, the value is optional and must follow an ``=``.
+    ``implied`` is the value if none is given. ``key`` is the attribute of `Args` that gets the
+    value. The default is the last flag.
     """
 
     spelled: str
@@ -99,11 +99,11 @@ class Option(NamedTuple):
 class Command(NamedTuple):
     """The description of a command.
 
-    ``does`` says in an imperative phrase what the command does. Each line of ``lines`` is an
-    example and can end with two spaces, ``#``, a space and a remark. Each line of ``statuses`` is
-    an exit status with its meaning. ``root`` is True if the command needs root. ``ends`` is True if
-    the command stops or deletes something. Such a command is never suggested for a misspelt one. If
-    ``aside`` is True, overviews list only the command's name.
+    ``does`` is an imperative phrase for help. Each line of ``lines`` is an example, and can end
+    with two spaces, ``#``, a space and a remark. Each line of ``statuses`` is an exit status with
+    its meaning. ``root`` is True if the command needs root. ``ends`` is True if the command stops
+    or deletes something. Such a command is never suggested for a misspelt one. If ``aside`` is
+    True, overviews list only the command's name.
 
     A command with ``actions`` is a group. Each action has a name such as ``net list``.
     """
@@ -143,12 +143,12 @@ CHANGES = (Option("--dry-run", "print the steps without changing anything"), *RE
 
 
 def meaning(of: Argument | Option) -> str:
-    """Return the help of an argument or option with its default value."""
+    """Return the help text of an argument or option, including its default value."""
     return f"{of.help} (default: {of.default})" if of.default else of.help
 
 
 def synopsis(command: Command) -> list[str]:
-    """Return the parts, such as ``[--subnet CIDR]...``, between which a usage line is wrapped."""
+    """Return the parts between which a usage line may wrap, such as ``[--subnet CIDR]...``."""
     shown = [f"niso {command.name}"]
     for argument in command.arguments:
         if argument.times == "...":

@@ -108,7 +108,7 @@ def _commands() -> Candidates:
 
 
 def _actions(group: Command | None, words: Sequence[str]) -> Candidates:
-    """Complete the name of a group's action. ``words`` are the complete words of the name."""
+    """Complete the name of an action. ``words`` are the complete words before the cursor."""
     following: dict[str, str] = {}
     for action in group.actions if group is not None else ():
         own = action.name.split()[1:]
@@ -201,7 +201,7 @@ def _networks() -> Candidates:
 
 
 def _words(ports: Iterable[niso.Port]) -> list[str]:
-    """Format ports as the manifest writes them. A port on all addresses is listed once."""
+    """Format ports in the form of a manifest. A port on all addresses is listed once."""
     words = []
     for port in ports:
         host = "" if port.anywhere else f"{bracketed(port.host_ip)}:"
@@ -211,7 +211,7 @@ def _words(ports: Iterable[niso.Port]) -> list[str]:
 
 
 def _forwards(placed: list[str], given: list[str]) -> Candidates:
-    """Return candidates: the service's forwarded ports, or with --replace other services' ports."""
+    """Complete a port: a forwarded port of the service, or with --replace any other service's."""
 
     def read(host: niso.Host) -> Candidates:
         if "--replace" not in given:
@@ -225,7 +225,7 @@ def _forwards(placed: list[str], given: list[str]) -> Candidates:
 
 
 def _targets(placed: list[str], given: list[str]) -> Candidates:
-    """Return candidates for a destination: services, published SERVICE:PORT, and ``host``."""
+    """Complete a destination: a service, a published SERVICE:PORT, or ``host``."""
 
     def read(host: niso.Host) -> Candidates:
         ports = host.networks.ports()

@@ -80,7 +80,7 @@ def print_help(words: list[str]) -> int:
 
 
 def first_screen() -> list[Command]:
-    """Return the commands on help's first screen: all but help, version and hidden commands."""
+    """Return the commands that are listed on the first screen of help."""
     return [find(name, "") for name in COMMANDS if name not in (*HIDDEN, "help", "version")]
 
 

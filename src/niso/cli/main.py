@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _have_outputs() -> None:
-    """Open /dev/null as each of the descriptors 0, 1 and 2 that the caller has closed.
+    """Open /dev/null for each of the descriptors 0, 1 and 2 that is closed.
 
     Otherwise a database or lock file could get one of these numbers, and output would overwrite it.
     """
@@ -131,7 +131,7 @@ def _report(error: Error, as_json: bool) -> None:
 
 
 def _failed(error: Error, as_json: bool, status: int) -> int:
-    """Report an error and return ``status``. Raises KeyboardInterrupt if a signal has arrived."""
+    """Report an error and return ``status``. If a signal has arrived, raise KeyboardInterrupt."""
     _report(error, as_json)
     if state.last > 0:  # the signal may have caused the error
         raise KeyboardInterrupt
@@ -201,7 +201,9 @@ def _plain(arguments: list[str]) -> bool:
 
 
 def explained(error: Exception) -> Error:
-    """Return an `Error` for an exception that no lower layer has converted to one."""
+    """Return an exception as an `Error`. Lower layers have already converted the expected
+    exceptions.
+    """
     from niso.look.session import explained as known
 
     if isinstance(error, OSError) and error.filename is None:
@@ -215,7 +217,7 @@ def explained(error: Exception) -> Error:
 
 
 def _of_output(error: OSError) -> Error | None:
-    """Return an `Error` if a failed system call was a write to stdout, else None."""
+    """Return an `Error` if the failed system call was a write to stdout, else None."""
     try:
         sys.stdout.flush()  # fails again, except after a write larger than the buffer
         os.write(1, b"")

@@ -300,7 +300,7 @@ _COLUMNS = ("NAME", "ADDRESSES", "UNTIL", "SERVICES", "PROBLEM")
 
 
 def _refresh(host: Host, args: Args) -> int:
-    """Resolve the DNS names in policies, and with --for again whenever an answer expires."""
+    """Resolve the DNS names in policies. With --for, resolve them again when answers expire."""
     if not args.for_:
         return _refresh_once(host, args)
     end = time.monotonic() + duration(args.for_, "--for")

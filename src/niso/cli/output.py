@@ -1,6 +1,6 @@
-"""Print results as tables or JSON, and print slow steps on stderr, with control characters escaped.
+"""Print results as tables or JSON, and show progress on stderr. Control characters are escaped.
 
-If a step takes more than a second, a thread prints the step while the main thread still runs it.
+If a step takes more than a second, a second thread prints the step while it still runs.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _UNITS = ("B", "KB", "MB", "GB", "TB")
 
 
 def arrow() -> str:
-    """Return ``→``, or ``->`` if the encoding of the output or the locale may lack the arrow."""
+    """Return ``→``, or ``->`` if the output's encoding or the locale may not support the arrow."""
     locale = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_CTYPE", "LANG"))), "")
     if locale in ("C", "POSIX"):
         return "->"
@@ -228,9 +228,9 @@ def results[T](args: Args, done: Sequence[T], line: Callable[[T], str]) -> int:
 
 
 def changes(args: Args, done: Sequence[niso.Changed], words: tuple[str, str]) -> int:
-    """Print for each service whether the service was changed, and return 0.
+    """Print for each service whether it was changed, and return 0.
 
-    ``words`` has the text for an unchanged service, and then the text for a changed service.
+    ``words`` are two texts: the first for an unchanged service, the second for a changed service.
     """
     return results(args, done, lambda one: f"{one.service}: {words[one.changed]}")
 
@@ -273,7 +273,7 @@ def duration(seconds: float) -> str:
 
 
 def size(octets: int | None) -> str:
-    """Format a number of bytes with binary units, as manifests have them, such as ``64.0M``."""
+    """Format a number of bytes with binary units, as in manifests: ``64.0M``."""
     if octets is None:
         return "-"
     number = float(octets)
@@ -348,8 +348,8 @@ SLOW = (
 class Progress:
     """A printer of a command's events: ``with Progress(args) as host.progress:``.
 
-    With -v or --dry-run, all events are printed. Otherwise only warnings are printed, and by a
-    thread the steps that take more than a second. The thread starts with the first slow step.
+    With -v or --dry-run, all events are printed. Otherwise only warnings are printed, and steps
+    that take more than a second. The first slow step starts a thread that prints these steps.
     """
 
     def __init__(self, args: Args) -> None:
@@ -388,7 +388,7 @@ class Progress:
             self._show(event)
 
     def _report(self, event: Event) -> None:
-        """Record that a step begins, and start the thread if the step can be slow."""
+        """Record that a step has begun. Start the thread for slow steps if the step can be slow."""
         now = time.monotonic()
         if not self._running and not isinstance(event, SLOW) and now < self._began + SOON_S:
             return
@@ -445,7 +445,7 @@ class Progress:
                     self._reported = elapsed
 
     def _follow(self, event: Event) -> None:
-        """Update the list of services that must become healthy and are not healthy yet."""
+        """Update the list of services for which the command still waits to become healthy."""
         if isinstance(event, report.Starting) and event.service in self._waits:
             self._unhealthy[event.service] = None
         elif isinstance(event, report.Healthy):

@@ -42,7 +42,7 @@ Args = SimpleNamespace
 
 
 def asks_help(words: list[str], command: Command) -> bool:
-    """Return whether the words ask for help of niso, rather than of a program that niso runs."""
+    """Return whether a command line requests niso's own help, not that of a program to be run."""
     for word in words:
         if word == "--" or (
             not word.startswith("-") and command.arguments and command.arguments[0].times == "..."
@@ -110,7 +110,7 @@ def _is_option(word: str) -> bool:
 
 
 def _split(word: str, flags: dict[str, Option]) -> tuple[str, str | None]:
-    """Split ``--mtu=9``, ``-n5`` or ``-ft`` into the option and the rest. The rest can be None."""
+    """Split ``--mtu=9``, ``-n5`` or ``-ft`` into (flag, rest of the word). No rest is None."""
     if word.startswith("--"):
         flag, equals, value = word.partition("=")
         return flag, value if equals else None
@@ -165,10 +165,10 @@ def unknown(
 ) -> UsageError:
     """Return the error for an unknown word, such as a misspelt command or option.
 
-    ``known`` maps each valid word to whether it stops or deletes something. The hint names the
-    closest valid word. If a similar word stops or deletes something, no word is suggested, because
-    the user may mean this word or its opposite. ``otherwise`` is the hint if no word is similar. If
-    the words are actions of a ``group``, only the part after the group's name is compared.
+    The hint names the most similar valid word, or is ``otherwise`` if none is similar. ``known``
+    maps each valid word to whether it stops or deletes something. If a similar word does, nothing
+    is suggested, because the user may mean this word or its opposite. If the words are actions of a
+    ``group``, only the part after the group's name is compared.
     """
     import difflib
 
@@ -194,7 +194,7 @@ def unknown(
 def unknown_command(words: list[str]) -> UsageError:
     """Return the error for words that name no command or action.
 
-    The hint is the niso command for a command of another tool, or the closest command (`unknown`).
+    The hint is the closest command, or the niso command that replaces a command of another tool.
     """
     from niso.cli.catalogue.general import answer
 
@@ -310,7 +310,7 @@ def usage(of: Command, columns: int, before: str = "") -> str:
 
 
 def _wrapped(text: str, columns: int, head: str = "", indent: int = 0) -> str:
-    """Wrap a text after ``head``. Lines after the first are indented by ``indent`` columns."""
+    """Wrap a text that follows ``head``. All lines but the first are indented by ``indent``."""
     import textwrap
 
     filled = textwrap.TextWrapper(

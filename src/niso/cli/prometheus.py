@@ -102,7 +102,7 @@ def _write(path: str, body: bytes) -> None:
 
 
 class _Scrape(BaseHTTPRequestHandler):
-    """A handler of one HTTP request. It has its own process, which is killed after a timeout."""
+    """A handler of one HTTP request, in a process of its own, which is killed after a timeout."""
 
     flows = 0
     server_version, sys_version = "niso", ""
@@ -168,10 +168,7 @@ def _listen(where: str, flows: int) -> int:
 
 
 def address_of(where: str) -> tuple[str, int]:
-    """Parse ``[ADDR:]PORT`` to an address and a port. Raises UsageError.
-
-    Without ADDR, the address is 127.0.0.1.
-    """
+    """Parse ``[ADDR:]PORT`` to an address (default 127.0.0.1) and a port. Raises UsageError."""
     host, _, port = where.rpartition(":")
     bare = host[1:-1] if host[:1] == "[" and host[-1:] == "]" else host
     valid = port.isascii() and port.isdigit() and int(port[:6]) <= 65535

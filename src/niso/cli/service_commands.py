@@ -310,7 +310,7 @@ def _stats(load: niso.ProcessLoad | None) -> tuple[str, ...]:
 
 
 def _listens(line: niso.ServiceLine) -> str:
-    """Format a service's sockets and, after "not", its ports without a listener: ``80; not 81``."""
+    """Format the ports on which a service listens, and those without a listener: ``80; not 81``."""
     shown = [output.socket_text(one.address, one.port, one.proto) for one in line.listening or ()]
     lacks = [output.socket_text(one.address, one.port, one.proto) for one in line.unheard or ()]
     parts = [", ".join(dict.fromkeys(shown))] + [f"not {', '.join(lacks)}"] * bool(lacks)
@@ -343,7 +343,7 @@ def _print_chunks(chunks: Iterable[bytes], follow: bool) -> int:
 
 
 def _watch_reader(gone: list[bool]) -> None:
-    """Interrupt this command, and add True to ``gone``, when the reader of stdout exits."""
+    """Interrupt this command when the reader of stdout exits, and add True to ``gone``."""
 
     def watch() -> None:
         poll = select.poll()

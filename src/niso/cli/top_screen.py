@@ -178,7 +178,7 @@ class TopScreen(App[None]):
         self._draw()
 
     def update_sockets(self, service: str, sockets: tuple[ServiceSocket, ...]) -> None:
-        """Show the sockets of a service, unless the user has chosen another service meanwhile."""
+        """Show the sockets of a service, unless the user has selected another service since."""
         if service != self.chosen:
             return
         self._sockets = {}
@@ -248,7 +248,7 @@ class TopScreen(App[None]):
             sockets.fill(traffic_commands.SOCKET_COLUMNS, list(self._sockets), self._socket_cells)
 
     def _flow_keys(self) -> list[str]:
-        """Return the keys of the flows to show: denied flows first, then by traffic."""
+        """Return the keys of the flows to show: first denied flows, then the others by traffic."""
         home, rank, past = self._home(self.chosen), list(_VERDICTS).index, self._flow_history
 
         def is_shown(flow: FlowLoad) -> bool:
@@ -302,7 +302,7 @@ class TopScreen(App[None]):
         )
 
     def _choose_row(self, key: str) -> None:
-        """Show only the service in the chosen row, or a service at one end of the row's flow."""
+        """Show only one service: the one in the chosen row, or an endpoint of the row's flow."""
         if self.chosen is not None:
             return  # only flows and sockets of one service are shown
         flow = self._flows.get(key)
@@ -321,7 +321,7 @@ class TopScreen(App[None]):
         self._draw()
 
     def on_input_submitted(self) -> None:
-        """Return the keyboard focus to the table, which the entered text continues to filter."""
+        """Give the keyboard focus back to the table, which stays filtered by the entered text."""
         self.query_one(Input).remove_class("shown")
         self._arrange()
 
@@ -364,7 +364,7 @@ class TopScreen(App[None]):
     def _subject(self) -> tuple[str | None, FlowLoad | None]:
         """Return the service and the flow that a key press refers to. Each can be None.
 
-        With a flow, the service is the one that the screen shows, or one at an end of the flow.
+        With a flow, the service is the one on the screen, or the flow's source or destination.
         """
         services, _, sockets = self._tables()
         table = next((part for part in self._tables() if part.has_focus), services)
@@ -427,9 +427,9 @@ STYLES = {
 
 
 class RowTable(ScrollView, can_focus=True):
-    """A table that may have many rows, of which only the visible ones are drawn.
+    """A table of many rows that draws only the visible rows. The first line has the titles.
 
-    The first line has the titles. If the order of the rows changes, the cursor follows its row.
+    If the order of the rows changes, the cursor stays on its row.
     """
 
     COMPONENT_CLASSES: ClassVar = {"rows--titles", "rows--cursor"}
@@ -473,7 +473,7 @@ class RowTable(ScrollView, can_focus=True):
         return self.keys[self.cursor] if self.cursor < len(self.keys) else None
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
-        """Adapt the columns to the rows that become visible."""
+        """Adapt the widths of the columns to the rows that become visible."""
         super().watch_scroll_y(old_value, new_value)
         self._measure()
 
@@ -550,7 +550,7 @@ _END_S = 5.0
 
 
 class Output(ModalScreen[None]):
-    """A screen that runs ``niso WORDS`` and shows its output. Closing the screen stops niso."""
+    """A screen that runs ``niso WORDS`` and shows its output. Closing the screen ends niso."""
 
     CSS = """
     #command { padding: 0 1; background: $panel; text-style: bold; }

@@ -109,7 +109,7 @@ def _print_judged(judged: niso.Judged, but: str = "") -> None:
 
 
 def _end(service: str | None, address: str, port: int | None, host: str | None = None) -> str:
-    """Format one end of a flow: ``db (10.99.1.2 on HOST):5432`` or ``[2001:db8::2]:80``."""
+    """Format the source or destination of a flow: ``db (10.99.1.2 on HOST):5432``."""
     shown = bracketed(address) if port is not None else address
     if service:
         shown = f"{service} ({address}{f' on {host}' if host else ''})"
@@ -164,7 +164,7 @@ def _log(host: Host, args: Args) -> int:
 
 
 def _wait(source: niso.Drops | niso.Events | None, seconds: float | None = None) -> bool:
-    """Return whether ``source`` is readable in time. Raises BrokenPipeError if stdout is closed."""
+    """Wait for data from ``source``; return whether some came. BrokenPipeError if stdout closes."""
     poll = select.poll()
     if source is not None:
         poll.register(source, select.POLLIN)
@@ -284,7 +284,7 @@ def _unwritten(path: str, error: OSError, option: str = "-w") -> UsageError:
 
 
 def _is_peer(word: str) -> bool:
-    """Return whether a word must be a peer (``db:80``, ``host``, an address), not a service."""
+    """Return whether a word can only be a peer (``db:80``, ``host``, an address), not a service."""
     return word == "host" or not word[:1].isalpha() or not set(word).isdisjoint(":/")
 
 
@@ -356,7 +356,7 @@ def _cells(flow: niso.Flow) -> tuple[str, ...]:
 
 
 def decided_by(flow: niso.Flow | niso.FlowLoad) -> str:
-    """Format what decides about a flow: ``published 8080``, ``db allow_from[0] "api:80"``."""
+    """Format which policy entry or port decides on a flow: ``db allow_from[0] "api:80"``."""
     parts = [] if flow.published is None else [f"published {flow.published}"]
     if flow.key:
         line = f"{flow.service} {flow.key.removeprefix('network.policy.')}"
@@ -403,7 +403,7 @@ def _learn(host: Host, args: Args) -> int:
 
 
 def _watch(period: str) -> str:
-    """Wait for a period such as ``1h`` or until Ctrl-C. Return the start time (RFC 3339)."""
+    """Wait for a period such as ``1h``, or until Ctrl-C. Return when the wait began (RFC 3339)."""
     seconds = duration(period, "--for")
     start = datetime.now(UTC)
     output.note(f"niso: watching for {period}; Ctrl-C ends it early")
@@ -566,7 +566,7 @@ def _print_loads(top: niso.Top, args: Args) -> None:
 
 
 def summary(load: niso.Load) -> list[tuple[str, str]]:
-    """Return the parts of the headline, such as ``2 of 3 up``, each with its style's name."""
+    """Return the parts of the headline, such as ``2 of 3 up``, each with the name of its style."""
     up = sum(service.status in ("running", "attached", "completed") for service in load.services)
     unhealthy = sum(service.health == "unhealthy" for service in load.services)
     new = dict.fromkeys(("pass", "audit", "drop"), 0.0)

@@ -63,9 +63,9 @@ class Agent:
 
     ``me`` has this host's name, and the ids of its state folder, cluster and boot. The other
     arguments are functions. ``end`` deactivates services that another host has taken over. ``tend``
-    does periodic work: it is called about every `LOOK_S` seconds with True, and with False when
-    hosts join or leave. ``mend`` repairs the tunnel: it is called every `MEND_S` seconds in a
-    thread of its own, with True if a complete check is due.
+    does periodic work: it is called with True about every `LOOK_S` seconds, and with False when
+    hosts join or leave. ``mend`` repairs the WireGuard tunnel: it is called every `MEND_S` seconds
+    in a separate thread, with True if a complete check is due.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Agent:
     def look(
         self, store: Store, kernel: Kernel, engine: Etcd, now_s: float, whole: bool = True
     ) -> list[str]:
-        """Synchronise with etcd once; return the names of other hosts' services that changed.
+        """Synchronise with etcd once. Return the services of other hosts that changed.
 
         Without ``whole``, only services that changed in etcd since the last poll are compared. All
         services are compared nevertheless if the last poll was not completed, or if hosts or
@@ -169,7 +169,7 @@ class Agent:
         return changed
 
     def _say_seen(self, membership: ClusterKeys, networks: Iterable[str]) -> None:
-        """Write to etcd the revision up to which this host knows the instances of other hosts.
+        """Write to etcd the revision up to which this host has applied changes of instances.
 
         A deploy on another host waits for this revision before it stops an instance.
         """
@@ -189,10 +189,10 @@ class Agent:
         return True
 
     def _spans(self, store: Store, kernel: Kernel, engine: Etcd, member: bool) -> list[str]:
-        """Return this host's networks that span hosts.
+        """Return this host's networks that span hosts, after comparing them with etcd.
 
-        If this host is in the cluster, a network that etcd no longer has is first removed here, or
-        written to etcd again if services of this host use it.
+        If this host is in the cluster, a network that is missing in etcd is first removed from this
+        host, or written to etcd again if services of this host use it.
         """
         here = {n.name: n.span.vni for n in store.networks() if n.span is not None}
         if not member:
@@ -223,7 +223,7 @@ class Agent:
             self._say(f"the cluster does not have network {name} any more: {error.message}")
 
     def _still(self, store: Store, claims: Claims, lost: list[str]) -> list[str]:
-        """Return the ``lost`` services that another host still claims, checked with their locks."""
+        """Check services that seem lost to other hosts. Return those that really are."""
         ended = []
         for service in lost:
             try:
@@ -236,7 +236,7 @@ class Agent:
         return ended
 
     def keep(self, engine: Etcd, lease: int) -> int:
-        """Renew this host's etcd lease, or create one if it has expired; return the lease's id.
+        """Renew this host's etcd lease, or create one if it has expired. Return the lease's id.
 
         If an earlier process created the lease, the host may have left and joined again since then.
         The host's key ``live`` is therefore written again. Returns 0 outside the cluster.
@@ -361,7 +361,9 @@ class Agent:
         self._hurry.set()
 
     def _notice(self, hurry: bool = True) -> None:
-        """Request a poll. Without ``hurry``, it may be delayed, to spread the polls of hosts."""
+        """Request a poll. Without ``hurry``, the poll may be delayed, so that hosts do not poll at
+        once.
+        """
         self.lag.notice(time.monotonic())
         self._wake.set()
         if hurry:
@@ -392,7 +394,7 @@ class Agent:
             self._over.wait(MEND_S)
 
     def _alive(self) -> None:
-        """Renew this host's etcd lease periodically, and report to etcd if the agent is late."""
+        """Renew this host's etcd lease periodically. Write the agent's lag to etcd, if any."""
         engine = connected(self.connect, self._over)
         path = os.path.join(paths.run_dir(), "lease")
         lease, said = 0, True  # an earlier process may have reported its lag with the same lease
@@ -421,7 +423,7 @@ def _text(error: Exception) -> str:
 
 
 def last() -> tuple[float | None, dict[str, float]]:
-    """Return the time of the last poll (or None), and since when each missing host is missing."""
+    """Return when the last poll was (or None), and since when each missing host is missing."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         kept = json.loads(files.read(_path()) or b"{}")
         gone = {str(host): float(seen_s) for host, seen_s in kept["gone"].items()}
@@ -430,7 +432,7 @@ def last() -> tuple[float | None, dict[str, float]]:
 
 
 def note(gone: Iterable[str], now_s: float) -> None:
-    """Record the time of a poll, and ``gone``, the hosts that are missing. Raises OSError."""
+    """Record the time of a poll, and which hosts (``gone``) are missing. Raises OSError."""
     before = last()[1]
     now = {host: before.get(host, now_s) for host in sorted(gone)}
     kept = json.dumps({"at": now_s, "gone": now})
@@ -518,8 +520,8 @@ class WatchedKeys:
     ) -> None:
         """Watch a prefix in etcd until ``over`` is set, and update this cache by the events.
 
-        ``prefix`` may be shorter than that of the cache. ``notice`` is called after each change
-        with ``hurry``, which says whether to apply the change at once.
+        ``prefix`` may be shorter than that of the cache. ``notice(hurry)`` is called after each
+        change: with True, the change should be applied at once.
         """
         wait = _BACK_OFF_S[0]
         engine = connected(connect, over)
@@ -545,14 +547,14 @@ class WatchedKeys:
                 wait = min(2 * wait, _BACK_OFF_S[1])
 
     def lose(self) -> None:
-        """Record that no watch updates the cache, so that each read checks the cache with etcd."""
+        """Make each read check the cache with etcd, because no watch updates the cache any more."""
         with self._lock:
             self._is_followed = False
 
     def items(
         self, engine: Etcd, now_s: float, known: KeyValue | None = None
     ) -> dict[str, KeyValue]:
-        """Return all keys with the prefix, by name, from the cache or, if outdated, from etcd.
+        """Return all keys with the prefix, by name. An outdated cache is first updated from etcd.
 
         If nothing has changed, the dict is the same object as before. ``known`` is a key that the
         caller has just read. If it differs from the cache, all keys are read.
@@ -606,7 +608,7 @@ class WatchedKeys:
 
 
 def connected(connect: Callable[[], Etcd], over: threading.Event) -> Etcd | None:
-    """Connect to etcd, and retry until this succeeds. Return None if ``over`` is set first."""
+    """Connect to etcd, with retries. Return None if ``over`` is set before this succeeds."""
     while not over.is_set():
         try:
             return connect()
@@ -621,7 +623,7 @@ def about(seconds: float) -> float:
 
 
 class Roster:
-    """A reader of the cluster's hosts. A host's key is decoded only if its value has changed."""
+    """A reader of the cluster's hosts, which decodes only keys that have changed."""
 
     def __init__(self, keys: Keys) -> None:
         self.keys = keys
@@ -633,7 +635,7 @@ class Roster:
     def look(
         self, engine: Etcd, own: str, now_s: float
     ) -> tuple[tuple[HostEntry, ...], HostEntry | None]:
-        """Return all hosts, and separately the host ``own`` (or None). Raises NoAnswer."""
+        """Return all hosts of the cluster, and the host ``own`` or None. Raises NoAnswer."""
         item = ClusterKeys(engine, self.keys).host_item(own)
         items = self.kept.items(engine, now_s, item)
         if items is not self._items:
@@ -661,10 +663,12 @@ class Lag:
             self._since_s = now_s
 
     def caught_up(self, began_s: float) -> None:
-        """Record that a poll has applied all changes made before the poll began, at ``began_s``."""
+        """Record that a poll that began at ``began_s`` has applied all changes from before that
+        time.
+        """
         self._since_s = self._last_s if self._last_s > began_s else None
 
     def seconds(self, now_s: float) -> float:
-        """Return for how many seconds the oldest change has waited, or 0 if no change waits."""
+        """Return for how many seconds the oldest pending change has waited, or 0."""
         since_s = self._since_s
         return 0.0 if since_s is None else max(0.0, now_s - since_s)

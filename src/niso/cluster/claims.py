@@ -79,7 +79,7 @@ class Claims:
         since: int = 0,
         renew: bool = False,
     ) -> ClusterClaim:
-        """Reserve a service's addresses and names for this host; return the resulting claim.
+        """Reserve a service's addresses and names for this host. Return the resulting claim.
 
         With ``keep``, former addresses and names stay reserved until the service is published: this
         host still uses them, and an undo may need them. With ``take``, the claim of another host is
@@ -87,10 +87,10 @@ class Claims:
         that this host has recorded. A claim of another host with a lower ``gen`` comes from a
         backup, and is replaced.
 
-        A service with a service address can be on several hosts. The service is reserved for this
-        host too, if one of the other hosts is alive or the ``gen`` of their claim is ``since``.
-        With ``renew``, the claim is rewritten even if it is right, so that an earlier request
-        without an answer can no longer be carried out.
+        A service with a service address can be on several hosts. This host joins them if one of
+        them is alive, or if the ``gen`` of their claim is ``since``. With ``renew``, the claim is
+        written even if nothing changes, so that an earlier unanswered request can no longer be
+        carried out.
 
         Raises Conflict if another host has reserved the service, or another service an address or
         name. Raises NotFound for an unknown network.
@@ -116,7 +116,7 @@ class Claims:
         return _repeated(attempt, f"{wanted.service}: other hosts keep changing what it needs")
 
     def foreseen(self, wanted: Wanted, take: bool = False) -> ClusterClaim:
-        """Return the reservation that `claim` would make, without writing to etcd."""
+        """Return the claim that `claim` would write, without writing to etcd."""
         have = self.held(wanted.service)
         joins = self._joins(wanted, have)
         if have is not None and have.host != self.host and not joins:
@@ -188,12 +188,11 @@ class Claims:
         return self._changed(service, mark, change, gives_up=True)
 
     def _changed(self, service: str, mark: str, change: Any, gives_up: bool) -> bool:
-        """Change the keys of this host's reservation of a service.
+        """Change the keys of this host's claim of a service, in one transaction.
 
-        Returns False if this host does not have the reservation with the id ``mark``. ``change``
-        gets the reservation and its keys, and returns the writes. ``gives_up`` is true if these
-        writes delete the reservation. In this case, if a request gets no answer and the reservation
-        is then absent, the request was carried out.
+        Returns False if this host does not have the claim with the id ``mark``. ``change`` gets the
+        claim and its keys, and returns the writes. ``gives_up`` is true if these writes delete the
+        claim. If such a request gets no answer and the claim is then absent, it was carried out.
         """
         own = self.keys.service(service)
 
@@ -215,13 +214,13 @@ class Claims:
         return _repeated(attempt, f"{service}: other hosts keep changing it")
 
     def _joins(self, wanted: Wanted, have: ClusterClaim | None, since: int = 0) -> bool:
-        """Return whether the service will be on this host in addition to the hosts that have it."""
+        """Return whether this host will have the service in addition to other hosts."""
         if have is None or self.host in have.hosts or not (wanted.front and have.front):
             return False
         return have.gen == since or (have.gen > since and any(map(self.is_alive, have.hosts)))
 
     def _require_lost(self, wanted: Wanted, have: ClusterClaim, take: bool) -> None:
-        """Raise Conflict unless ``take`` is set and no host with the service is alive."""
+        """Raise Conflict, unless ``take`` is set and all hosts of the service are dead."""
         if alive := next(filter(self.is_alive, have.hosts), None):
             if have.service != owner(have.service):
                 raise Conflict(f"{alive} has just started an instance {have.service}", "try again")
@@ -243,7 +242,7 @@ class Claims:
             )
 
     def _require_alike(self, wanted: Wanted, claim: ClusterClaim, have: ClusterClaim) -> None:
-        """Raise Conflict if a service's addresses or names would differ between its hosts."""
+        """Raise Conflict if hosts of a service would have different addresses or names for it."""
         there = ", ".join(host for host in have.hosts if host != self.host)
         if have.kept or have.former:
             raise Conflict(f"{there} is changing {have.service}", "try again")
@@ -377,10 +376,10 @@ class Claims:
     def _entries(
         self, claim: ClusterClaim, known: Mapping[str, KeyValue], is_own: bool
     ) -> Iterator[Put]:
-        """Yield Put operations for the address and name keys of a reservation.
+        """Yield Put operations for the address and name keys of a claim.
 
-        ``known`` are the present keys. If ``is_own``, this host already had the reservation, and
-        the addresses that are up stay up.
+        ``known`` are the present keys. If the claim already was this host's (``is_own``), the
+        addresses that are up stay up.
         """
         for network, addresses in claim.networks.items():
             for address in addresses:
@@ -401,9 +400,8 @@ class Claims:
     ) -> tuple[str, ...]:
         """Choose a service's address in each subnet of a network.
 
-        The order of preference is: the requested address, the address that the service has, a
-        preferred address that is free, any free address. ``raced`` has the same meaning as in
-        `_planned`.
+        The order of preference is: the requested address, the present address, a free preferred
+        address, any free address. ``raced`` has the same meaning as in `_planned`.
         """
         prefix = self.keys.addresses(network)
         spec = spec_of(network, items[self.keys.spec(network)])
@@ -458,7 +456,7 @@ class Claims:
 def without(
     items: Mapping[str, KeyValue], claim: ClusterClaim, keys: Keys, host: str
 ) -> Iterator[Put]:
-    """Yield the Put operations that remove a host from a service's reservation by several hosts.
+    """Yield Put operations that remove a host from a claim of several hosts.
 
     ``items`` are the present keys of the service and of its addresses.
     """
@@ -478,7 +476,7 @@ def _listed(words: Iterable[str]) -> str:
 def _free(
     net: subnets.Network, gateway: str, taken: dict[str, Any], raced: bool, network: str
 ) -> str:
-    """Return the lowest free address of a subnet, or after a race one of the `NEAR` lowest."""
+    """Return the lowest free address of a subnet. After a race, return one of the `NEAR` lowest."""
     base = int(net.network_address)
     known = map(ipaddress.ip_address, filter(key_values.is_address, taken))
     here = [address for address in known if address in net]

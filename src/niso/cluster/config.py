@@ -190,7 +190,7 @@ def text_of(config: Config) -> str:
 
 
 def toml_of(head: str, values: object) -> str:
-    """Format a named tuple, whose fields are tables, as TOML. ``head`` is a comment above them.
+    """Format a named tuple whose fields are tables as TOML, with the comment ``head`` at the top.
 
     JSON is valid as TOML for all types of its values.
     """

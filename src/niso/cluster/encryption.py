@@ -39,7 +39,7 @@ _LENGTH = 64
 
 
 def chosen(kernel: Kernel, asked: str) -> str:
-    """Return how this host can encrypt, "kernel" or "userspace". Raises Error if it cannot.
+    """Return whether this host encrypts with the "kernel" or in "userspace". Raises Error.
 
     "userspace" is returned only if the kernel cannot encrypt and ``asked`` is "userspace".
     """
@@ -58,19 +58,23 @@ def chosen(kernel: Kernel, asked: str) -> str:
 
 
 def address(cluster: str, host: str) -> str:
-    """Return a host's IPv6 address inside the tunnel (RFC 4193), hashed from cluster and host."""
+    """Derive the IPv6 address of a host inside the tunnel (RFC 4193) from a hash of both names."""
     prefix = b"\xfd" + hashlib.sha256(cluster.encode()).digest()[:5] + bytes(2)
     own = hashlib.sha256(f"{cluster}/{host}".encode()).digest()[:8]
     return str(ipaddress.IPv6Address(prefix + own))
 
 
 def mtu(between: str, link: int) -> int:
-    """Return the MTU of a tunnel between hosts, from the MTU of its link and a host's address."""
+    """Return the MTU of a tunnel whose packets are sent from ``between`` on a link with MTU
+    ``link``.
+    """
     return link - HEADERS[6 if ":" in between else 4]
 
 
 def require_mtu(between: str, link: int) -> None:
-    """Raise Error if the MTU ``link`` is too small for a tunnel from the address ``between``."""
+    """Raise Error if the MTU ``link`` of the link with address ``between`` is too small for a
+    tunnel.
+    """
     least = LEAST_MTU + link - mtu(between, link)
     if link < least:
         raise Error(
@@ -80,7 +84,7 @@ def require_mtu(between: str, link: int) -> None:
 
 
 def prepare(kernel: Kernel) -> str:
-    """Create this host's key pair if it is missing; return the public key. Raises KernelError."""
+    """Create this host's key pair if it is missing. Return the public key. Raises KernelError."""
     path = paths.wireguard_key()
     held = files.read(path)
     private, public = kernel.wireguard_keys(held.decode("ascii", "replace").strip() if held else "")
@@ -139,7 +143,7 @@ def _record(store: Store, kernel: Kernel, wanted: Tunnel) -> bool:
 
 
 def renew(store: Store, kernel: Kernel) -> str:
-    """Replace this host's key pair; return the new public key, which the caller must publish.
+    """Replace this host's key pair. Return the new public key, which the caller must publish.
 
     The caller must not have niso's lock.
     """
@@ -149,7 +153,7 @@ def renew(store: Store, kernel: Kernel) -> str:
 
 
 def _adopt(store: Store, kernel: Kernel) -> str:
-    """Make the store and WireGuard match the private key's file; return the public key."""
+    """Update the store and WireGuard with the private key from its file. Return the public key."""
     present, private = store.across.tunnel(), files.read(paths.wireguard_key())
     if present is None:  # a command left the cluster in the meantime
         return ""
@@ -161,10 +165,9 @@ def _adopt(store: Store, kernel: Kernel) -> str:
 
 
 def mend(store: Store, kernel: Kernel) -> None:
-    """Restore the WireGuard interface as the store records it.
+    """Restore the WireGuard interface as the store records it, without niso's lock.
 
-    This is called periodically, because the kernel sends no event for some changes of the
-    interface. The caller must not have niso's lock.
+    This is called periodically, because the kernel sends no event for some changes of it.
     """
     if store.across.tunnel() is None:
         return

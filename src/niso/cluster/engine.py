@@ -85,7 +85,7 @@ class Txn(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The result of a read: keys with their values at a revision, sorted by key."""
+    """The result of a read: keys with their values at one revision, sorted by key."""
 
     revision: int
     items: tuple[KeyValue, ...]

@@ -58,7 +58,7 @@ _PASSWORD_S = 10.0
 
 
 class Reach(NamedTuple):
-    """The members of etcd and the credentials for them. In cluster.toml, paths are relative."""
+    """The members of etcd and the credentials for them. Paths in cluster.toml are relative."""
 
     members: tuple[str, ...]  # "198.51.100.1:2379", "[2001:db8::1]:2379"
     cacert: str = ""  # path of a PEM file, as the next two; "" for plain HTTP
@@ -133,7 +133,7 @@ class Etcd:
         return _revision(answer), newest, lease, int(answer.get("count", 0))
 
     def commit(self, txn: Txn) -> int:
-        """Carry out a transaction; return etcd's revision, or 0 if a condition was not met.
+        """Carry out a transaction. Return etcd's revision, or 0 if a condition was not met.
 
         If NoAnswer is raised with ``unknown``, etcd may have carried out the transaction, or may
         still carry it out.
@@ -411,7 +411,10 @@ def _revision(answer: dict[str, Any]) -> int:
 
 
 def _batch(line: bytes) -> Batch | None:
-    """Parse a line of a watch. A confirmation gives None. Raises Compacted, NoAnswer."""
+    """Parse a line of a watch. Return None for the first line, which confirms the watch.
+
+    Raises Compacted, NoAnswer.
+    """
     document = _document(line)
     if "error" in document:
         raise NoAnswer(f"the watch has ended: {_error(line)[1]}", _HINT)

@@ -100,7 +100,7 @@ def contents(own: Config) -> Files:
 
 
 def issued(own: Config, address: str, member: bool) -> tuple[Files, str]:
-    """Create a certificate for a host with this address; return its files and serial number.
+    """Create a certificate for a host with this address. Return its files and serial number.
 
     The files include the authority's key only if the host becomes a ``member`` of etcd: whoever has
     the key can create certificates that are not recorded and cannot be revoked. Raises Error.
@@ -261,7 +261,7 @@ def _period() -> tuple[str, ...]:
 
 
 def _run(*words: str, text: str = "") -> str:
-    """Run openssl with ``text`` as stdin; return stdout. Only root can read files it creates."""
+    """Run openssl with ``text`` as stdin. Return stdout. Files it creates are only root's."""
     try:
         done = subprocess.run(
             ["openssl", *words],

@@ -58,7 +58,7 @@ def is_service(text: str) -> bool:
 
 
 def is_number(value: object, most: int = 1 << 53) -> bool:
-    """Return whether a value is an integer above 0 and below ``most``."""
+    """Return whether a value is a positive integer below ``most``."""
     return type(value) is int and 0 < value < most
 
 
@@ -69,7 +69,7 @@ def version(text: object) -> str:
 
 
 def is_usable(address: str, networks: tuple[tuple[str, str], ...]) -> bool:
-    """Return whether a service can have an address on one of these subnets (CIDR, gateway)."""
+    """Return whether a service can have an address in one of these subnets (CIDR, gateway)."""
     number = ipaddress.ip_address(address)
     for cidr, gateway in networks:
         net = ipaddress.ip_network(cidr)
@@ -171,7 +171,9 @@ class ClusterClaim(NamedTuple):
         return self.up or any(other.up for other in self.others)
 
     def keys(self, keys: Keys) -> set[str]:
-        """Return the etcd keys of all addresses and names, including former ones still reserved."""
+        """Return the etcd keys of all addresses and names, with former ones that are still
+        reserved.
+        """
         names = {keys.name(net, name) for net in self.networks for name in self.names}
         return {*names, *self.address_keys(keys), *self.kept}
 
@@ -181,7 +183,7 @@ class ClusterClaim(NamedTuple):
 
 
 def shown_values(ports: tuple[str, ...], policy: str, sharers: Sharers = ()) -> dict[str, Any]:
-    """Return the fields of a service's key that are only for display on other hosts."""
+    """Return the fields of a service's key in etcd that other hosts only display."""
     policy = policy if len(policy) <= MOST_POLICY else "too long"
     return {"ports": list(ports), "policy": policy, "sharers": {n: [*some] for n, some in sharers}}
 
@@ -191,10 +193,10 @@ _OWN = ("claim", "up", "ports", "policy", "sharers")
 
 
 def turned(value: dict[str, Any], host: str) -> dict[str, Any]:
-    """Return the value of a service's key in etcd, arranged for one of its hosts.
+    """Return the value of a service's key in etcd, as seen from one of its hosts.
 
-    The fields of ``host`` are then at the top level, and those of other hosts that have reserved
-    the service in ``others``. Without a reservation of ``host``, returns the value unchanged.
+    The fields of ``host`` are at the top level, and those of other hosts in ``others``. If ``host``
+    has not reserved the service, the value is returned unchanged.
     """
     others = value.get("others")
     if not isinstance(others, dict) or not isinstance(others.get(host), dict):
@@ -212,7 +214,7 @@ def added(value: dict[str, Any], host: str) -> dict[str, Any]:
 
 
 def left(value: dict[str, Any], host: str) -> dict[str, Any]:
-    """Remove a host, which is not the last one, from the value of a service's key in etcd."""
+    """Remove a host from the value of a service's key in etcd. Another host must be left."""
     rest = turned(value, sorted({value["host"], *value["others"]} - {host})[0])
     others = {name: each for name, each in rest["others"].items() if name != host}
     return {key: each for key, each in rest.items() if key != "others"} | (
@@ -229,10 +231,9 @@ def others_of(value: dict[str, Any]) -> tuple[OtherHost, ...]:
 
 
 def claim_of(item: KeyValue, keys: Keys, host: str = "") -> ClusterClaim:
-    """Convert a service's key in etcd to a reservation. Raises Error if its value is invalid.
+    """Convert a service's key in etcd to a claim. Raises Error if its value is invalid.
 
-    If several hosts have reserved the service, the result is the reservation of ``host``, if it is
-    one of them.
+    If several hosts have claimed the service, returns the claim of ``host``, if there is one.
     """
     value = decode(item.value, item.key)
     try:
@@ -305,7 +306,9 @@ class Cluster(NamedTuple):
 
 
 def host_of(item: KeyValue, keys: Keys) -> HostEntry:
-    """Convert a host's key in etcd. ``alive`` is False: a separate key shows it. Raises Error."""
+    """Convert a host's key in etcd. ``alive`` is False, because a separate key shows it. Raises
+    Error.
+    """
     value = valid(decode(item.value, item.key), item.key, "id", "address", "mtu")
     name = item.key.removeprefix(keys.hosts)
     if not (is_name(name) and is_address(str(value["address"]))):
@@ -382,7 +385,7 @@ def valid(value: dict[str, Any], key: str, *needed: str) -> dict[str, Any]:
 
 
 def index_of(item: KeyValue) -> dict[str, dict[str, Any]]:
-    """Convert the key of the list of networks: {NETWORK: {vni, subnets}}. Raises Error."""
+    """Convert the key with the index of networks: {NETWORK: {vni, subnets}}. Raises Error."""
     index = decode(item.value, item.key)
     for value in index.values():
         subnets = value.get("subnets") if isinstance(value, dict) else None

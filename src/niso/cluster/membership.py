@@ -133,7 +133,7 @@ class ClusterKeys:
             self.engine.commit(Txn((Compare(item.key, item.modified),), (put,)))
 
     def live(self, host: str, state_id: str, lease: int, boot: str) -> bool:
-        """Record that a host is alive while its lease exists. Return False if it was removed."""
+        """Record that a host is alive while its lease exists. False if the host was removed."""
         item = self._item(self.keys.host(host))
         if item is None or decode(item.value, item.key).get("id") != state_id:
             return False
@@ -148,8 +148,7 @@ class ClusterKeys:
     def unseen(self, network: str, revision: int, own: str) -> list[str]:
         """Return the live hosts that have not yet applied the changes up to a revision.
 
-        The host ``own`` is left out, and hosts that have no instances of other hosts on the
-        network.
+        The host ``own`` is left out, and so are hosts without remote instances on the network.
         """
         prefix = self.keys.seen(network)
         hosts = []
@@ -160,13 +159,13 @@ class ClusterKeys:
         return hosts
 
     def say_late(self, host: str, lease: int, seconds: int) -> None:
-        """Write the lag in seconds of a host's agent, until its lease ends. 0 deletes the key."""
+        """Write the lag of a host's agent in seconds, with the host's lease. 0 deletes the key."""
         key = self.keys.late + host
         value = encode({"seconds": seconds})
         self.engine.commit(Txn((), (Put(key, value, lease) if seconds else Delete(key),)))
 
     def late(self) -> dict[str, int]:
-        """Return the lag of agents in seconds by host, for display. Invalid values are ignored."""
+        """Return the lag of agents in seconds, by host. Invalid values are ignored."""
         behind = {}
         for item in self.engine.get(self.keys.late, stale=True).items:
             with contextlib.suppress(Error):
@@ -190,7 +189,7 @@ class ClusterKeys:
         self._delete(item.key, Txn((Compare(item.key, item.modified),), changes))
 
     def services(self) -> list[ClusterClaim]:
-        """Return the reservations of all services by all hosts, sorted by service."""
+        """Return the claims of all services by all hosts, sorted by service."""
         items = self.engine.get(self.keys.services, stale=True).items
         claims = [(item, key_values.claim_of(item, self.keys)) for item in items]
         return [
@@ -200,7 +199,7 @@ class ClusterKeys:
         ]
 
     def instances(self, front: str) -> set[int]:
-        """Return the numbers of the instances of a service (``front``) that hosts have reserved."""
+        """Return the numbers of the instances that hosts have claimed of a service (``front``)."""
         prefix = self.keys.service(f"{front}.")
         return {
             int(number)
@@ -213,7 +212,7 @@ class ClusterKeys:
         return [claim.service for _, claim in self._had_by(host) if host in claim.hosts]
 
     def forget(self, host: str) -> list[str]:
-        """Remove a host that is not alive, and its reservations, from etcd; return its services.
+        """Remove a dead host and its claims from etcd. Return the names of its services.
 
         Raises Conflict if the host is alive, and NotFound for an unknown host.
         """
@@ -244,7 +243,7 @@ class ClusterKeys:
         return gone
 
     def _leave_to_others(self, key: str, host: str) -> None:
-        """Remove a host from the reservation of a service that other hosts have also reserved."""
+        """Remove a host from the claim of a service that other hosts have claimed too."""
 
         def txn() -> Txn:
             item = self._item(key)
@@ -258,7 +257,7 @@ class ClusterKeys:
         self._settle(txn, lambda: all(item.key != key for item, _ in self._had_by(host)))
 
     def _had_by(self, host: str) -> list[tuple[KeyValue, ClusterClaim]]:
-        """Return the reservations, with keys, of a host's services and of those taken from it."""
+        """Return claims, with keys, of services that a host has, or had before a takeover."""
         items = self.engine.get(self.keys.services).items
         claims = [(item, key_values.claim_of(item, self.keys)) for item in items]
         return [(item, claim) for item, claim in claims if host in (*claim.hosts, claim.former)]
@@ -272,7 +271,7 @@ class ClusterKeys:
         return self.engine.keys(self.keys.certificates(host))
 
     def withdraw(self, host: str) -> int:
-        """Revoke the certificates of a host, which etcd then refuses; return their number."""
+        """Revoke the certificates of a host, so that etcd refuses them. Return their number."""
         changes = self._withdrawing(host)
         if changes:
             self._settle(lambda: Txn((), changes), lambda: not self._withdrawing(host))
@@ -284,7 +283,7 @@ class ClusterKeys:
             self._put(Put(self.keys.refused + serial, encode({})))
 
     def refused(self) -> list[str]:
-        """Return the serial numbers of revoked certificates, sorted. Invalid ones are left out."""
+        """Return the serial numbers of revoked certificates, sorted. Invalid keys are left out."""
         serials = (
             key.removeprefix(self.keys.refused) for key in self.engine.keys(self.keys.refused)
         )
@@ -310,7 +309,7 @@ class ClusterKeys:
         return key_values.spec_of(name, item) if item else None
 
     def create_network(self, spec: Spec) -> Spec:
-        """Create a network in etcd or return the existing one, with its VNI. Raises Conflict."""
+        """Create a network in etcd, or return the existing one. Its VNI is set. Raises Conflict."""
         made: list[Spec] = []
 
         def txn() -> Txn:
@@ -375,10 +374,7 @@ class ClusterKeys:
         self._settle(txn, lambda: self._item(self.keys.spec(name)) is None)
 
     def index(self) -> tuple[Compare, dict[str, dict[str, Any]]]:
-        """Return the list of all networks in etcd, with a condition for transactions.
-
-        The condition fails if the list has changed.
-        """
+        """Return etcd's list of networks, and a condition that fails if the list changes."""
         item = self._item(self.keys.nets)
         held = Compare(self.keys.nets, item.modified if item else 0)
         return held, index_of(item) if item else {}
@@ -400,8 +396,8 @@ class ClusterKeys:
     def _settle(self, txn: Callable[[], Txn], is_done: Callable[[], bool]) -> None:
         """Commit the transaction that ``txn`` builds. Retry up to `TRIES` times.
 
-        If a request gets no answer, ``is_done`` is asked whether it was carried out. Raises
-        Conflict if a condition failed each time.
+        If a request gets no answer, ``is_done`` returns whether it was carried out. Raises Conflict
+        if a condition failed each time.
         """
         for attempt in range(TRIES):
             try:

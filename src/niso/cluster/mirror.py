@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def apply_claims(store: Store, kernel: Kernel, now: EngineView, own: str) -> list[str]:
-    """Make rows and kernel match the state ``now`` of etcd; return the changed remote services.
+    """Apply the state ``now`` of etcd to rows and kernel. Return the remote services that changed.
 
     ``own`` is this host's name. The host's own services are not copied. Addresses that a command
     has reserved here after ``now`` was read are not copied either.
@@ -77,7 +77,7 @@ def apply_claims(store: Store, kernel: Kernel, now: EngineView, own: str) -> lis
 def _unreachable(
     present: dict[str, ClaimedService], wanted: dict[str, ClaimedService]
 ) -> dict[str, ClaimedService]:
-    """Return the instances that this host cannot reach yet, changed to not up.
+    """Return copies, marked as not up, of the instances that this host cannot reach yet.
 
     The kernel could otherwise send connections to an instance before it has the instance's
     neighbour and forwarding entries.
@@ -117,7 +117,7 @@ def _wanted(
 
 
 def fenced(store: Store, now: EngineView, own: str) -> list[str]:
-    """Return this host's services that another host has reserved later (with a higher ``gen``)."""
+    """Return this host's services that another host has claimed later (with a higher ``gen``)."""
     lost = []
     for claim in store.across.claims(now.only):
         known = now.services.get(claim.service, NOTHING)
@@ -138,7 +138,7 @@ def _apply(
     turn: tuple[dict[str, ClaimedService], dict[str, ClaimedService]],
     own: str,
 ) -> set[str]:
-    """Write the rows that differ and update the kernel; return the services that changed.
+    """Write the rows that differ, and update the kernel. Return the services that changed.
 
     ``turn`` is a pair of remote services by name: those in the store, and those to be recorded.
     ``own`` is this host's name.
@@ -218,7 +218,7 @@ def _revert_attempt(store: Store, kernel: Kernel, report: Report) -> None:
 
 
 def _write(spans: SpanRows, services: Services, peers: Peers) -> None:
-    """Write rows of services and hosts. Delete services without addresses, and hosts of None."""
+    """Write rows. A service without addresses is deleted, and a host whose value is None."""
     for host, row in peers.items():
         if row is not None:
             spans.set_peer(host, *row)
@@ -345,9 +345,9 @@ def changed_services(
 ) -> dict[str, ClaimedService]:
     """Return the new states of the remote services that a command of this host changes.
 
-    ``now`` is etcd's state on networks that are new to this host, whose services are added.
-    ``services`` and ``addresses``, (network, address) pairs, were reserved by this host and are
-    removed.
+    ``now`` is etcd's state on networks that are new to this host: their services are added.
+    ``services`` and ``addresses``, pairs (network, address), are those that this host has claimed.
+    They are removed.
     """
     had = store.across.holders(addresses).values()
     present = _present(store, {*now.services, *services, *had})
@@ -380,7 +380,7 @@ def _without(
     services: Collection[str],
     addresses: Collection[tuple[str, str]],
 ) -> dict[str, ClaimedService]:
-    """Return the new states of those services in ``some`` that lose addresses or are removed."""
+    """Return the services in ``some`` that lose an address or are removed, in their new state."""
     changed = {}
     for name, known in some.items():
         rows = tuple(a for a in known.addresses if (a.network, a.address) not in addresses)
@@ -401,7 +401,7 @@ type Subnets = Mapping[str, Sequence[tuple[str, str]]]
 
 
 class ClaimedService(NamedTuple):
-    """A service in etcd: its addresses on networks of this host, and its names."""
+    """A service in etcd: its names, and its addresses on networks of this host."""
 
     addresses: tuple[RemoteAddress, ...]
     names: tuple[str, ...]
@@ -443,7 +443,7 @@ def seen(
 
 
 class View:
-    """An incremental decoder of etcd's address keys, for ``own``, this host."""
+    """A decoder of etcd's address keys that reuses earlier results. ``own`` is this host."""
 
     def __init__(self, keys: Keys, own: str) -> None:
         self._keys = keys
@@ -489,11 +489,11 @@ class View:
         )
 
     def done(self) -> None:
-        """Record that this host has applied the last result of `seen`."""
+        """Record that this host has applied the last result of `seen` completely."""
         self._is_done = True
 
     def doubt(self) -> None:
-        """Make the next result of `seen` declare that any service may have changed."""
+        """Make the next result of `seen` mark all services as possibly changed."""
         self._is_done = False
 
     def _take(self, network: str, items: Mapping[str, KeyValue]) -> set[str]:

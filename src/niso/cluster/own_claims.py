@@ -71,11 +71,11 @@ class OwnClaims:
     def bring(
         self, store: Store, kernel: Kernel, claims: Claims, now: EngineView, now_s: float
     ) -> tuple[list[str], bool]:
-        """Write, change or delete the reservations in etcd that do not match this host's store.
+        """Write, change or delete the claims in etcd that do not match this host's store.
 
         A service that a command is changing is skipped. ``now`` is the state of etcd, and ``now_s``
-        a monotonic time. Returns the services that other hosts have claimed now, and whether all
-        keys were already right.
+        a monotonic time. Returns the services that other hosts have claimed, and whether all keys
+        already were as desired.
         """
         lost, is_sure = [], True
         records = store.across.claims(now.only)
@@ -114,9 +114,9 @@ class OwnClaims:
         return lost, is_sure
 
     def _end_strays(self, store: Store, claims: Claims, now: EngineView, now_s: float) -> bool:
-        """Delete reservations of this host that no row describes. Returns False if there were any.
+        """Delete claims of this host that no row describes. Returns whether there were none.
 
-        Late requests and restored backups of etcd leave such reservations.
+        Late requests and restored backups of etcd leave such claims.
         """
         names = now.services if now.only is None else now.only & now.services.keys()
         own = {
@@ -142,13 +142,12 @@ class OwnClaims:
 def publish_claim(
     store: Store, kernel: Kernel, claims: Claims, service: str, final: bool = True
 ) -> bool:
-    """Make a service's reservation in etcd match its rows. Returns False if the service is another
-    host's.
+    """Update a service's claim in etcd from its rows. False if another host has the service.
 
     The caller has the service's lock, but not niso's, and no change of the service is in progress.
-    Without ``final``, an empty record of the reservation stays in the store, because a request may
-    still be on its way to etcd. A service that is not reserved loses its addresses, so that no
-    policy resolves to them. Raises NoAnswer, Error, and Conflict if other services have claimed its
+    Without ``final``, an empty record of the claim stays in the store, because a request may still
+    be on its way to etcd. A service that is not claimed loses its addresses, so that no policy
+    resolves to them. Raises NoAnswer, Error, and Conflict if other services have claimed its
     addresses or names.
     """
     row, record, have = store.service(service), store.across.claim(service), claims.held(service)
@@ -209,7 +208,7 @@ def is_so(store: Store, record: ClaimRow, now: EngineView) -> bool:
 def is_up(store: Store, row: ServiceRow) -> bool:
     """Return whether other hosts may connect to a service or an instance.
 
-    An instance is up if it receives connections to its service's address.
+    An instance may be connected to if it receives connections of its service's address.
     """
     if not row.active or owner(row.name) == row.name:
         return row.active
@@ -247,7 +246,7 @@ def about(store: Store, service: str) -> dict[str, Any]:
 
 
 def wanted_by_rows(store: Store, row: ServiceRow, on: Sequence[str]) -> Wanted:
-    """Return the names, and the addresses on the networks ``on``, that a service must reserve."""
+    """Return what a service must claim: its names, and its addresses on the networks ``on``."""
     leased = _by_network(pair for pair in store.addresses(row.name) if pair[0] in on)
     names = store.names_there(row.name)
     return Wanted(row.name, tuple(on), names, leased, {}, row.mode == "front")
@@ -294,14 +293,14 @@ def spec_of(network: NetworkRecord) -> Spec:
 
 
 def base_of(store: Store) -> int:
-    """Return a number above each ``gen`` so far. etcd counts from 1 again after a data loss."""
+    """Return a number above all ``gen`` so far. etcd restarts from 1 after a loss of its data."""
     known = [claim.gen for claim in store.across.claims()]
     known += [row.gen for rows in store.across.addresses().values() for row in rows]
     return (max(known, default=0) // EPOCH + 1) * EPOCH
 
 
 def restore(store: Store, membership: ClusterKeys, own: HostEntry, encryption: str = "") -> Cluster:
-    """Write all keys that the store of the host ``own`` contains to an etcd without data.
+    """Write to an empty etcd all keys that the store of the host ``own`` contains.
 
     Returns the cluster. Raises Conflict if etcd already has a cluster.
     """
@@ -334,7 +333,7 @@ def restore(store: Store, membership: ClusterKeys, own: HostEntry, encryption: s
 
 
 def _peers(store: Store, mtu: int, tunnel: Tunnel | None) -> Iterable[HostEntry]:
-    """Yield the other hosts. In an encrypted cluster, hosts without a known key are left out."""
+    """Yield the other hosts. In an encrypted cluster, skip hosts whose public key is missing."""
     inside = {end[2]: end for end in tunnel.others} if tunnel is not None else {}
     for name, (state_id, address, alive) in store.across.peers().items():
         if tunnel is None:

@@ -76,7 +76,7 @@ def program() -> str:
 
 
 def words(config: Config) -> list[str]:
-    """Return etcd's command-line options. Those with initial- matter only at the first start."""
+    """Return etcd's command-line options. Those that begin with initial- only apply once."""
     assert config.member is not None
     tls = os.path.join(folder(), "tls")
     authority, certificate, key = (os.path.join(tls, name) for name in _COPIED)
@@ -111,7 +111,7 @@ def words(config: Config) -> list[str]:
 
 
 def prepare() -> pwd.struct_passwd | None:
-    """Create etcd's folders and certificate copies; return etcd's user, or None for root."""
+    """Create etcd's folders and copies of certificates. Return etcd's user, or None for root."""
     user, owner = _user()
     os.makedirs(folder(), 0o755, exist_ok=True)
     os.makedirs(data(), 0o700, exist_ok=True)
@@ -130,11 +130,10 @@ def prepare() -> pwd.struct_passwd | None:
 
 
 def refuse(serials: Sequence[str]) -> list[str]:
-    """Make this host's etcd member refuse certificates, in addition to those refused already.
+    """Make this host's etcd member refuse more certificates. Return all refused serial numbers.
 
-    Returns the serial numbers of all refused certificates. A refused certificate is never accepted
-    again: if etcd's data was restored from a backup, the list in etcd may be older than this
-    host's.
+    A refused certificate is never accepted again: after a restore from a backup, the list in etcd
+    may be older than this host's.
     """
     before = (files.read(_refused_file()) or b"").decode().split()
     every = sorted({*before, *serials})
@@ -179,7 +178,7 @@ def execute(config: Config, *more: str) -> NoReturn:
 
 
 def start(config: Config, *more: str) -> None:
-    """Start etcd, which outlives this process, in the background with more options, ``more``."""
+    """Start etcd in the background with additional options. etcd outlives this process."""
     prepare()
     output = os.open(log(), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     child = os.fork()
@@ -224,7 +223,7 @@ def stop() -> None:
 
 
 def be_alone(config: Config) -> None:
-    """Make this host's member, which must not be running, the only member. Raises Error."""
+    """Make this host's member the only member. It must not be running. Raises Error."""
     start(config, "--force-new-cluster")
     try:
         wait(config)
@@ -318,7 +317,7 @@ def endpoints(listed: list[EtcdMember]) -> tuple[str, ...]:
 
 
 def state(reach: Reach, client: str) -> EtcdState | None:
-    """Return the status of the member with the endpoint ``client``, or None without an answer."""
+    """Return the status of the member at the endpoint ``client``, or None without an answer."""
     with Etcd(reach._replace(members=(client,)), _ANSWER_S, rounds=1) as engine:
         try:
             answer = engine.call("/v3/maintenance/status", {})
@@ -353,7 +352,7 @@ def alarmed(states: Iterable[EtcdState]) -> list[tuple[str, str]]:
 
 
 def _ahead_s(date: str, now_s: float) -> float:
-    """Return how many seconds an HTTP date is ahead of ``now_s``; 0 if it is not a valid date."""
+    """Return by how many seconds an HTTP date is ahead of ``now_s``, or 0 if it is invalid."""
     from email.utils import parsedate_to_datetime
 
     try:
@@ -395,7 +394,7 @@ def remove(engine: Etcd, member: EtcdMember) -> None:
 
 
 def snapshot(engine: Etcd) -> Iterator[bytes]:
-    """Yield a backup of etcd, for ``etcdutl snapshot restore``, in blocks. Raises Error."""
+    """Yield a backup of etcd in blocks, for ``etcdutl snapshot restore``. Raises Error."""
     digest, last = hashlib.sha256(), b""
     for answer in engine.stream("/v3/maintenance/snapshot", {}):
         blob = last + base64.b64decode(answer.get("blob", ""))

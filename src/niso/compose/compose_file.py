@@ -86,11 +86,10 @@ def _linked(services: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def convert(path: str, target: str | None = None) -> ImportedStack:
-    """Convert the compose file at ``path`` to a stack.toml for the folder ``target``. Writes
-    nothing.
+    """Convert the compose file at ``path`` to the text of a stack.toml, without writing a file.
 
-    Without ``target``, all host paths are absolute. Raises the errors of `yaml_file.load`, and
-    InvalidInput if the file has no services.
+    ``target`` is the folder in which the stack.toml will be. If it is None, all host paths are
+    absolute. Raises the errors of `yaml_file.load`, and InvalidInput if the file has no services.
     """
     folder = os.path.dirname(os.path.abspath(path))
     target = None if target is None else os.path.abspath(target)
@@ -175,7 +174,7 @@ def _refuse_cycles(services: list[ComposeService], path: str) -> None:
 
 
 def _started(given: Mapping[str, Any], gaps: list[Missing]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (name, keys) of the services that `docker compose up` starts: all without a profile."""
+    """Yield (name, keys) of services without a profile, which `docker compose up` starts."""
     for name, keys in given.items():
         if isinstance(keys, dict) and keys.get("profiles"):
             profiles = ", ".join(map(scalar, items(keys["profiles"])))
@@ -224,12 +223,12 @@ def _items(given: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _networks(
     given: object, stack: str, gaps: list[Missing]
 ) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
-    """Convert the networks of the compose file. Returns two dicts.
+    """Convert the networks of the compose file. Returns (names, settings).
 
-    The first maps a network's name in the compose file to the name in the stack, the second maps
-    this name to the network's settings. The stack has a prefix, so no other stack uses its
-    networks. Compose's network ``default`` becomes niso-default. Services that share no network in
-    the compose file share none in the stack either.
+    ``names`` maps a network's name in the compose file to its name in the stack. ``settings`` maps
+    the name in the stack to the network's settings. Names in the stack have a prefix, so that no
+    other stack uses the network. Compose's network ``default`` becomes niso-default. Services that
+    share no network in the compose file share none in the stack either.
     """
     names: dict[str, str] = {DEFAULT: DEFAULT_NETWORK}
     external: dict[str, str] = {}

@@ -106,7 +106,7 @@ class ComposeService:
             self.tables.setdefault(table, {})[key] = value
 
     def _valid(self, key: str, value: str, rule: Callable[[str, str], object]) -> bool:
-        """Return whether ``rule`` accepts a value. If it does not, record the key as a gap."""
+        """Return whether ``rule`` accepts a value. Otherwise, record the key as unsupported."""
         if "${" in value:  # niso reads the variable when it has a value
             return True
         try:
@@ -186,10 +186,10 @@ class ComposeService:
         return ""
 
     def _with_image(self, first: list[str] | None, then: list[str] | None) -> None:
-        """Convert the command and working folder of a service. niso reads other values from its
+        """Convert a service's command and working folder. niso reads all else from the service's
         image.
 
-        An empty entrypoint or command also replaces that of the image (compose-spec, 05-services).
+        An empty entrypoint or command replaces that of the image (compose-spec, 05-services).
         """
         binary = self.tables.setdefault("binary", {})
         if first is not None:
@@ -211,7 +211,7 @@ class ComposeService:
             self._gap("image", f"unpack images/{self.name} into rootfs/{self.name}, see below")
 
     def _words(self, key: str) -> list[str] | None:
-        """Return the words of the command in a key, or None if the service has no such key."""
+        """Return the words of the command in a key, or None if the service lacks the key."""
         given = self._keys.get(key)
         argv = storage.words(given)
         if given is not None and argv is None:
@@ -235,7 +235,10 @@ class ComposeService:
         self._put("service", "env_file", files)
 
     def _restart(self) -> str:
-        """Return the restart policy of ``restart`` or ``deploy``, in the form of ``restart``."""
+        """Return the service's restart policy, as Compose's key ``restart`` has it.
+
+        The policy comes from the key ``restart`` or from ``deploy``.
+        """
         given = self._keys.get("restart")
         swarm = _mapping(_mapping(self._keys.get("deploy")).get("restart_policy"))
         if not swarm:
@@ -539,7 +542,7 @@ class ComposeService:
 
     # --- instances: scale, deploy.replicas, deploy.update_config ------------------------------
     def _instances(self) -> None:
-        """Convert the number of instances and the way in which they are replaced, if possible."""
+        """Convert the number of instances, and how a deploy replaces them, if possible."""
         deploy = _mapping(self._keys.get("deploy"))
         update = _mapping(deploy.get("update_config"))
         key, number = self._replicas(deploy)
@@ -578,10 +581,9 @@ class ComposeService:
         return key, min(number, most)
 
     def _one_process(self) -> str:
-        """Return why a service must have a single process, so that it cannot have a service
-        address.
+        """Return the reason why a service can have only one process and no service address, or "".
 
-        Returns "" if the service can have a service address, provided that it has a health check.
+        A service without such a reason can have a service address if it has a health check.
         """
         mode = self.tables.get("network", {}).get("mode", "bridge")
         if self.given in self._world.jobs:
@@ -593,8 +595,9 @@ class ComposeService:
         return ""
 
     def _unchecked(self, key: str) -> str:
-        """Add a health check of a port to a service without a health check. Returns why this is not
-        possible, or "" if the service now has a health check.
+        """Add a health check to a service without one: a connection to one of its ports.
+
+        Returns "" if the service has a health check now, or else why this is not possible.
         """
         if "healthcheck" in self.tables:
             return ""
@@ -694,13 +697,18 @@ CRON = "swarm.cronjob.schedule"
 
 
 def cron_times(keys: Mapping[str, Any]) -> str:
-    """Return the times in a service's label for swarm-cronjob, in the form of crontab(5), or ""."""
+    """Return the schedule in a service's label for swarm-cronjob (crontab(5)), or "" if it has
+    none.
+    """
     labels = {**pairs(keys.get("labels")), **pairs(_mapping(keys.get("deploy")).get("labels"))}
     return labels.get(CRON) or ""
 
 
 def no_instances(keys: Mapping[str, Any]) -> str:
-    """Return the key by which `docker compose up` starts no container of a service, or ""."""
+    """Return the key that sets a service's number of containers to 0, or "" if no key does.
+
+    A service with a schedule for swarm-cronjob counts as a service with containers.
+    """
     replicas = _mapping(keys.get("deploy")).get("replicas")
     if cron_times(keys):
         return ""
@@ -710,7 +718,6 @@ def no_instances(keys: Mapping[str, Any]) -> str:
 
 
 def _limit(key: str, text: str, _: str) -> tuple[int, int]:
-    """Parse a resource limit whose name is the last part of ``key``. Some limits are in bytes."""
     return process_keys.rlimit(text, key)
 
 

@@ -35,8 +35,8 @@ class VolumeMount(NamedTuple):
 class Storage:
     """A converter of the paths and volumes of all services in a compose file.
 
-    ``folder`` is the absolute path of the compose file's folder. ``target`` is that of the
-    stack.toml's folder, or None if it is unknown.
+    ``folder`` is the absolute path of the folder with the compose file. ``target`` is the absolute
+    path of the folder for the stack.toml, or None if it is unknown.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ def _name(mount: VolumeMount, taken: Mapping[str, Any]) -> str:
 
 
 def _mounts(keys: Mapping[str, Any], gaps: list[tuple[str, str]]) -> Iterator[VolumeMount]:
-    """Yield the mounts of a service. For an invalid entry, ``gaps`` gets (key, explanation)."""
+    """Yield the mounts of a service. Add (key, explanation) to ``gaps`` for each invalid entry."""
     given = keys.get("volumes")
     for item in given if isinstance(given, list) else ():
         mount = _long(item, gaps) if isinstance(item, dict) else _short(scalar(item), gaps)
@@ -231,7 +231,7 @@ def scalar(value: object) -> str:
 
 
 def items(value: object) -> list[Any]:
-    """Return a list unchanged, a string or number in a list, and otherwise an empty list."""
+    """Return a list unchanged, and a string or number as a list. Other types become []."""
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return [value]
     return value if isinstance(value, list) else []
@@ -283,8 +283,9 @@ def parse_size(value: object) -> str | None:
 
 
 def port(value: object) -> str | None:
-    """Convert a published port of Compose to that of a manifest. Returns None if it is invalid. A
-    port without a host port becomes ``:80``: niso chooses a host port, as Compose does.
+    """Convert a published port of Compose to that of a manifest. Returns None if it is invalid.
+
+    A port without a host port becomes ``:80``, for which niso chooses a host port, as Compose does.
     """
     if isinstance(value, dict):
         target, published = scalar(value.get("target")), scalar(value.get("published"))
@@ -302,8 +303,9 @@ def port(value: object) -> str | None:
 
 
 def first_of_range(entry: str) -> str:
-    """Return an entry of ``ports`` with only the first of several host ports for one port. In
-    ``8080-8082:80``, Compose gives each container one of the host ports.
+    """Reduce a range of host ports for one container port to its first port.
+
+    ``8080-8082:80`` becomes ``8080:80``: Compose gives each container one port of the range.
     """
     match = re.fullmatch(r"((?:.*:)?)(\d+)-\d+(:\d+(?:/\w+)?)", entry)
     return f"{match[1]}{match[2]}{match[3]}" if match else entry
@@ -317,8 +319,8 @@ def fields(entry: str) -> list[str]:
 def with_variables(data: Any) -> tuple[Any, set[str], set[str]]:
     """Convert the variables in all strings to the syntax of stack.toml. Keys are not converted.
 
-    Forms with braces are equal in both files. ``$NAME`` becomes ``${NAME}``, and ``$$`` becomes
-    ``$``. Returns (data, names of variables with a default, names of variables without one).
+    ``${NAME}`` and other forms with braces are unchanged. ``$NAME`` becomes ``${NAME}``, and ``$$``
+    becomes ``$``. Returns (data, variables with a default, variables without a default).
     """
     used: set[str] = set()
     needed: set[str] = set()

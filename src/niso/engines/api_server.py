@@ -36,7 +36,7 @@ _NOT_FOUND = 404
 
 
 class ApiServerError(Error):
-    """An error of the API server. ``status`` is its HTTP status, or -1 without an answer."""
+    """An error of the API server. ``status`` is the HTTP status, or -1 if no answer arrived."""
 
     def __init__(self, reason: str, hint: str | None = None, status: int = -1) -> None:
         super().__init__(reason, hint)
@@ -208,7 +208,7 @@ _USER = (
 
 
 class Access(NamedTuple):
-    """The address of an API server, and the credentials in PEM. Fields without a value are ""."""
+    """The address of an API server, and the credentials in PEM. Missing values are ""."""
 
     server: str  # "https://192.0.2.1:6443"
     authority: bytes = b""
@@ -302,7 +302,7 @@ def _bytes(path: str) -> bytes:
 
 
 def _named(path: str, data: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
-    """Return the entry ``name`` of a kubeconfig's contexts, clusters or users (``kind``)."""
+    """Return the entry with the name ``name`` in one of a kubeconfig's lists (``kind``)."""
     some = data.get(f"{kind}s")
     for item in some if isinstance(some, list) else ():
         if isinstance(item, dict) and item.get("name") == name and isinstance(item.get(kind), dict):
@@ -379,7 +379,7 @@ class WatchedObjects:
 
     @property
     def is_known(self) -> bool:
-        """Return whether the cache is filled: the first list of all objects has been read."""
+        """Return whether the cache is filled: all objects have been listed once."""
         return self._version > 0
 
     def objects(self) -> dict[Key, Any]:
@@ -388,7 +388,7 @@ class WatchedObjects:
             return {key: obj for key, (_, obj) in self._kept.items()}
 
     def merge(self, data: Mapping[str, Any]) -> None:
-        """Add the objects of a list to the cache, if the list is newer than the cache.
+        """Add listed objects to the cache, if the list is newer than the cache.
 
         A cached object that is not in the list stays until the watch reports its deletion. Raises
         ApiServerError.
@@ -409,7 +409,7 @@ class WatchedObjects:
         return version, items
 
     def run(self, over: threading.Event) -> None:
-        """List and watch objects until ``over`` is set. Retry after errors, with longer delays."""
+        """List and watch objects until ``over`` is set. Retry after errors, with growing delays."""
         wait, listed = _BACK_OFF_S[0], 0.0
         again = True
         server: ApiServer | None = None

@@ -314,7 +314,7 @@ def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
 
 
 def _bandwidth(given: Any) -> tuple[tuple[str, int], ...]:
-    """Convert the engine's rates to (direction, bytes per second). 0 means no limit."""
+    """Convert the engine's rates to pairs (direction, bytes per second). 0 means unlimited."""
     rates = {way: given.get(f"{key}rate") for way, key in _WAYS.items()} if given else {}
     return tuple(
         (way, rate_of_bits(int(rate), "bandwidth", rate)) for way, rate in rates.items() if rate
@@ -404,7 +404,7 @@ def _delete(call: Call) -> None:
 
 
 def _gc(call: Call) -> None:
-    """Detach each container on this network that is not in the engine's list of attachments."""
+    """Detach the containers on this network that the engine's list of attachments lacks."""
     valid = call.config.get("cni.dev/valid-attachments", call.config.get("cni.dev/attachments"))
     if not isinstance(valid, list) or not all(isinstance(attachment, dict) for attachment in valid):
         raise Failure(WRONG_CONFIG, "cni.dev/valid-attachments is missing")
@@ -478,9 +478,8 @@ _HINT = "look at the plugins before niso-cni in the list"
 def require_free(store: Store, call: Call, same: AttachedRow | None) -> None:
     """Raise Failure if the requested interface already exists in the container.
 
-    An earlier plugin of the list, or niso itself, may have created it. If niso is twice in a list,
-    the interface that niso's first call created is no error. ``same`` is the container's present
-    attachment.
+    An earlier plugin of the list may have created the interface. It is no error if an earlier call
+    of niso in the same list did. ``same`` is the container's present attachment.
     """
     own = store.attachments.links(same.service) if same is not None else ()
     is_own = any(link.interface == call.interface for link in own)
@@ -498,7 +497,7 @@ def require_free(store: Store, call: Call, same: AttachedRow | None) -> None:
 
 
 def merged(call: Call, own: dict[str, Any]) -> dict[str, Any]:
-    """Merge niso's result into the earlier plugins' result, without duplicates. Raises Failure."""
+    """Add niso's result to that of earlier plugins, without duplicates. Raises Failure."""
     before = _previous(call)
     interfaces = list(before["interfaces"])
     places = []
@@ -518,7 +517,7 @@ def merged(call: Call, own: dict[str, Any]) -> dict[str, Any]:
 
 
 def addresses(call: Call) -> set[str]:
-    """Return the addresses that the list's result has for the interface. Raises Failure."""
+    """Return the addresses of the container's interface in ``prevResult``. Raises Failure."""
     if call.config.get(_KEY) is None:
         return set()
     previous = _previous(call)
@@ -535,7 +534,7 @@ def addresses(call: Call) -> set[str]:
 
 
 def _previous(call: Call) -> dict[str, Any]:
-    """Return ``prevResult``. Missing lists and null become empty lists. Raises Failure."""
+    """Return ``prevResult``, with empty lists for missing or null ones. Raises Failure."""
     given = call.config[_KEY]
     if not isinstance(given, dict):
         raise Failure(WRONG_CONFIG, f"{_KEY} is not an object", _HINT)
@@ -556,7 +555,7 @@ _POD_HINT = "systemctl status niso_kubernetes"
 
 
 def require(call: Call, same: AttachedRow | None) -> None:
-    """Raise Failure if a pod has no name, or if its policy is not applied and no agent runs."""
+    """Raise Failure if a pod has no name, or if no agent runs to apply the pod's policy."""
     from niso.engines import pod_agent
 
     _wait_s(call)
@@ -566,7 +565,9 @@ def require(call: Call, same: AttachedRow | None) -> None:
 
 
 def closed(store: Store, call: Call, request: Request, same: AttachedRow | None) -> Request:
-    """Set the policy in a pod's request: the pod's own if it is applied, or else deny all."""
+    """Return a request with the pod's own policy if it is applied, or else a policy that denies
+    all.
+    """
     from niso.engines import pod_agent
 
     if request.aliases:

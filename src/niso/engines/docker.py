@@ -59,7 +59,9 @@ _waiting: dict[str, float] = {}
 
 
 def answer_call(call: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Carry out a call of Docker, and return the answer, {} for an unknown call. Raises Error."""
+    """Carry out a call of Docker and return the answer. For an unknown call, return {}. Raises
+    Error.
+    """
     carry_out = _CALLS.get(call)
     return (carry_out(given) if carry_out is not None else None) or {}
 
@@ -143,7 +145,7 @@ def _delete_network(given: dict[str, Any]) -> None:
 
 
 def _create_endpoint(given: dict[str, Any]) -> dict[str, Any]:
-    """Save an endpoint's data for `_join`. Raises InvalidInput if an option is wrong."""
+    """Save an endpoint's data for `_join`. Raises InvalidInput for an invalid option."""
     own, options = _own_options(given), _network(given)["options"]
     _policy(options, own)
     plugin.mac((given.get("Interface") or {}).get("MacAddress"))
@@ -260,7 +262,7 @@ def _forget_files(id: str) -> None:
 
 
 def _lead(path: str, target: str) -> None:
-    """Replace an endpoint's symlink to a network namespace atomically."""
+    """Replace an endpoint's symlink to a network namespace atomically by one to ``target``."""
     draft = f"{path}.new"
     _remove(draft)
     os.symlink(target, draft)
@@ -270,7 +272,7 @@ def _lead(path: str, target: str) -> None:
 def _request(
     machine: Machine, network: Mapping[str, Any], endpoint: Mapping[str, Any], id: str
 ) -> Request:
-    """Build the request to attach an endpoint. A later call publishes the endpoint's ports."""
+    """Build the request to attach an endpoint, without ports. A later call publishes its ports."""
     own = _own_options(endpoint)
     interface = endpoint.get("Interface") or {}
     ips = [str(interface.get(key) or "") for key in ("Address", "AddressIPv6")]
@@ -328,7 +330,7 @@ def _delete_endpoint(given: dict[str, Any]) -> None:
 
 
 def resume_pending() -> bool:
-    """Watch for interfaces that a former server process handed over. Return False on an error."""
+    """Resume waiting for interfaces that an earlier server gave to Docker. False on an error."""
     if not os.path.lexists(paths.database()):
         return True
     try:
@@ -345,10 +347,10 @@ def resume_pending() -> bool:
 
 
 def _remove_left_files(machine: Machine) -> None:
-    """Remove the data of endpoints that a former dockerd has left, unless they are attached.
+    """Remove the data of endpoints of a former dockerd that are no longer attached.
 
     `net gc` detaches endpoints, but does not remove their data. A dockerd that is killed between
-    CreateEndpoint and Join leaves such data too.
+    CreateEndpoint and Join leaves data without an attachment.
     """
     folder = os.path.join(paths.run_dir(), "docker")
     present = os.listdir(folder) if os.path.isdir(folder) else []
@@ -364,7 +366,7 @@ def _remove_left_files(machine: Machine) -> None:
 
 
 def complete_pending() -> bool:
-    """Finish attaching endpoints whose interface has arrived; return whether others wait."""
+    """Finish attaching endpoints whose interface has arrived. Return whether any still wait."""
     for id, since in list(_waiting.items()):
         try:
             if _completed(id) or time.monotonic() - since > _LONGEST_WAIT_S:

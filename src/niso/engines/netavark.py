@@ -173,7 +173,7 @@ def _notes() -> str:
 
 
 def _locked() -> int:
-    """Lock the records about Podman's networks, until the returned descriptor is closed.
+    """Lock the records about Podman's networks. Closing the returned descriptor unlocks them.
 
     Without the lock, niso could remove a network that Podman is creating again under the same name.
     """
@@ -256,7 +256,7 @@ def _network_folder() -> str:
 def _network_name(given: Mapping[str, Any]) -> str:
     """Return niso's name for a Podman network: the same, or a similar valid one for ``shop_back``.
 
-    Raises InvalidInput for a name that means something else in niso, such as ``none``.
+    Raises InvalidInput for a name with a special meaning in niso, such as ``none``.
     """
 
     name = str(given.get("name", ""))
@@ -387,10 +387,10 @@ _PATIENCE_S = 20.0
 
 
 def _database() -> str:
-    """Return the path of the Podman database that the calling podman has open, or "".
+    """Return the path of the database that the calling podman has open, or "".
 
-    The database has options of a container that netavark does not pass. netavark does not pass the
-    folder of Podman's storage either.
+    The database has options of a container that netavark does not pass to its plugin. netavark does
+    not pass the folder of Podman's storage either.
     """
     try:
         with open(f"/proc/{os.getppid()}/stat", encoding="utf-8", errors="replace") as file:
@@ -430,9 +430,9 @@ def recorded(database: str, container: str) -> dict[str, Any] | None:
 
 
 def _let_go(machine: Machine, container: str, called: str) -> None:
-    """Detach a former container of the same name (``called``) that Podman no longer has.
+    """Detach a container with the name ``called`` that Podman has deleted since.
 
-    Raises Conflict if Podman has renamed the other container.
+    Raises Conflict if Podman still has the container under another name.
     """
     for attached in machine.store.attachments.all(OWNER):
         if attached.given != called or attached.id == container:
@@ -474,7 +474,7 @@ def _database_of(attached: AttachedRow) -> str:
 
 
 def _is_left(attached: AttachedRow) -> bool:
-    """Return whether Podman has no record of a container, and no process is in its namespace."""
+    """Return whether a container is orphaned: unknown to Podman, and without processes."""
     if recorded(_database_of(attached), attached.id) is not None:
         return False
     is_there = os.path.exists(attached.netns)
@@ -538,7 +538,6 @@ def update(
 
 
 def _present(folder: str, network: str) -> list[str]:
-    """Return the name servers in the first line of a network's file for aardvark-dns."""
     content = files.read(f"{folder}/{network}") or files.read(f"{folder}/{network}{_INTERNAL}")
     head = (content or b"").decode().partition("\n")[0].split()
     return head[1].split(",") if len(head) > 1 else []
@@ -570,7 +569,7 @@ def _text(store: Store, network: str, owner: str) -> str:
 
 
 def _silenced(store: Store, network: NetworkRecord, family: int) -> list[str]:
-    """Return the addresses on an internal network whose DNS queries must not be forwarded."""
+    """Return the addresses on an internal network whose DNS queries may not be forwarded."""
     addresses = {address for address, _, _ in store.leases(network.name, family)}
     for subnet in network.subnets:
         if subnet.family == family:

@@ -34,7 +34,9 @@ type Selector = tuple[Expression, ...]
 
 
 class Pod(NamedTuple):
-    """A pod of Kubernetes. ``uid`` is the kubelet's id, which for static pods is not the API's."""
+    """A pod of Kubernetes. ``uid`` is the id from the kubelet, not from the API (static pods
+    differ).
+    """
 
     namespace: str
     name: str
@@ -63,7 +65,7 @@ class RulePorts(NamedTuple):
 
 
 class PolicyRule(NamedTuple):
-    """A rule of a policy for one direction. A field that is None means all peers or ports."""
+    """A rule of a policy for one direction. None as peers or ports means all."""
 
     others: tuple[Other, ...] | None = None
     targets: tuple[RulePorts, ...] | None = None
@@ -239,7 +241,7 @@ class Objects(NamedTuple):
 
 
 def policy_of(pod: Pod, world: Objects) -> Policy:
-    """Combine the network policies that select a pod to one policy of niso.
+    """Combine the network policies that select a pod into one policy of niso.
 
     Pods of other nodes, and pods in the host network, are never peers. Raises InvalidInput if the
     policy would be too large.
@@ -268,10 +270,10 @@ Allowed = tuple[str, Peer, Ports]
 
 
 def _list(allowed: Iterable[Allowed], direction: str) -> tuple[Entry, ...]:
-    """Convert what rules allow to policy entries, without duplicates.
+    """Convert pairs of peer and ports to policy entries, without duplicates.
 
-    The order is the one that needs the fewest nftables elements. Raises InvalidInput if there are
-    too many entries. ``direction`` is part of the manifest key of the entries.
+    The entries are ordered so that they need the fewest nftables elements. ``direction`` is part of
+    the manifest key of the entries. Raises InvalidInput if there are too many entries.
     """
     first: dict[tuple[Peer, Ports], str] = {}
     characters = 0
@@ -349,7 +351,7 @@ def _named(target: RulePorts, receiver: Pod | None) -> Iterator[Ports]:
 def _peers(
     rule: PolicyRule, policy: NetworkPolicy, world: Objects
 ) -> Iterator[tuple[Peer, Pod | None]]:
-    """Yield pairs (peer, pod) for the peers of a rule. For a prefix, the pod is None."""
+    """Yield the peers of a rule as pairs (peer, pod). For a prefix, the pod is None."""
     if rule.others is None:
         yield from ((peer, None) for peer in _EVERYWHERE)
     blocks: dict[str, None] = {}
@@ -383,7 +385,7 @@ def _pods(other: Other, policy: NetworkPolicy, world: Objects) -> Iterator[tuple
 
 
 def _prefixes(cidr: str, excluded: tuple[str, ...]) -> Iterator[str]:
-    """Yield, in ascending order, the prefixes of which ``cidr`` without ``excluded`` consists."""
+    """Yield, in ascending order, the prefixes that cover ``cidr`` but not ``excluded``."""
     whole = ipaddress.ip_network(cidr)
     others = (ipaddress.ip_network(text) for text in excluded)
     excepted = [

@@ -57,11 +57,11 @@ def machine() -> Machine:
 def find(
     machine: Machine, owner: str, id: str, netns: str, wanted: str, similar: bool = False
 ) -> tuple[AttachedRow | None, str]:
-    """Find a container's attachment; return it with its name.
+    """Find a container's attachment. Return the attachment and its name.
 
-    For a new container, or another namespace of the container, returns None and the name for the
-    new attachment. ``owner`` is the engine, ``id`` its container, ``netns`` the path of the
-    namespace, and ``wanted`` the preferred name. ``similar`` has the same meaning as in `label`.
+    If the container or its namespace is new, returns None and a name for the new attachment.
+    ``owner`` is the engine, ``id`` its container, ``netns`` the path of the namespace, and
+    ``wanted`` the preferred name. ``similar`` has the same meaning as in `label`.
     """
     known = machine.store.attachments.all(owner, id)
     there = machine.kernel.cookie_at(netns)
@@ -88,10 +88,10 @@ def endpoint(
 
 
 def label(text: str, similar: bool = False) -> str:
-    """Convert a text to a valid service name. If the text was changed, the name ends in a hash.
+    """Convert a string to a valid service name. If the string was changed, a hash is appended.
 
-    With ``similar``, no hash is added if only capital letters, ``_`` and ``.`` were replaced:
-    ``My_Web.1`` becomes ``my-web-1``. Two texts may then have the same name.
+    With ``similar``, no hash is appended if only capital letters, ``_`` and ``.`` were replaced:
+    ``My_Web.1`` becomes ``my-web-1``. Two strings may then have the same name.
     """
     lower = text.lower() if text.isascii() else text
     plain = "".join(c if c.isascii() and (c.islower() or c.isdigit()) else "-" for c in lower)
@@ -107,7 +107,7 @@ def label(text: str, similar: bool = False) -> str:
 
 
 def aliases(texts: Iterable[object], but: str) -> tuple[str, ...]:
-    """Return those texts, in lower case, that are valid aliases. The name ``but`` is left out."""
+    """Return the strings that are valid aliases, in lower case, without the name ``but``."""
     valid: dict[str, None] = {}
     for text in texts:
         try:
@@ -163,7 +163,7 @@ def options(given: Any, known: tuple[str, ...], what: str, prefix: str = "") -> 
 
 
 def policies(*given: tuple[Mapping[str, object], str]) -> Policy:
-    """Return the policy that allows only what each of several tables of policy keys allows.
+    """Return the policy that allows only packets which all of several tables of policy keys allow.
 
     ``given`` are pairs (table, prefix of the keys in error messages).
     """
@@ -221,7 +221,7 @@ def free_name(machine: Machine, wanted: str, id: str, similar: bool = False) -> 
 
 
 def joined(store: Store, request: Request) -> Request:
-    """Return a request for one more network with the networks that the attachment already has.
+    """Add the networks that an attachment already has to a request for one more network.
 
     The policy of a pod is kept too. Raises Conflict if the attachment has another interface on the
     new network, or the same interface on another network.
@@ -281,7 +281,7 @@ MALFORMED = (TypeError, KeyError, ValueError, AttributeError, OverflowError, Rec
 
 
 def run(call: Callable[[], object], failed: Callable[[Exception], object]) -> None:
-    """Print the result of ``call`` as JSON, or after an error the result of ``failed``; exit."""
+    """Call ``call``, print its result as JSON and exit. On an error, print that of ``failed``."""
     status = 0
     try:
         answer = call()
@@ -330,6 +330,6 @@ def one_line(error: Exception, call: str = "this call") -> str:
 
 
 def malformed(error: Exception, call: str) -> str:
-    """Describe an error in `MALFORMED`: the call lacks a key, or a value has a wrong type."""
+    """Describe an error in `MALFORMED`: a key of the call is missing, or a type is wrong."""
     what = f"has no {error}" if isinstance(error, KeyError) else f"is malformed: {error}"
     return f"{call} {what}"

@@ -1,13 +1,13 @@
 """Apply Kubernetes' network policies to this node's pods. New pods wait for their policies.
 
 The CNI plugin attaches a pod with a policy that denies all packets, and wakes the agent. The plugin
-then waits until the labels of the attachment show that the pod's policy is applied. Plugin and
+then waits until a label of the attachment shows that the pod's own policy is applied. Plugin and
 agent can be killed at any point: a pod has either the denying policy or its own.
 
-Running pods are updated before a new pod is released, because their policies may refer to an
-earlier pod by the new pod's name. Kubernetes namespaces whose policies need few nftables elements
-are updated first, and the number of elements of each Kubernetes namespace is limited. The users of
-one such namespace therefore cannot delay the pods of others.
+Running pods are updated before a new pod starts: their policies may still refer to an earlier pod
+with the new pod's name. Kubernetes namespaces whose policies need few nftables elements are updated
+first, and the number of elements of each Kubernetes namespace is limited. The users of one such
+namespace therefore cannot delay the pods of others.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class PodAgent:
     def _wanted(
         self, known: Mapping[str, Pod], world: Objects
     ) -> tuple[dict[str, Policy], dict[str, int]]:
-        """Return each pod's policy, and how many nftables elements each Kubernetes namespace needs.
+        """Return the policies by pod, and the number of nftables elements by Kubernetes namespace.
 
         If the policy of a pod, or the policies of its namespace, would be too large, the pod's
         policy denies all packets.
@@ -151,7 +151,7 @@ class PodAgent:
     def _has_read(self, pod: Who, errors: list[Error]) -> bool:
         """Read a new pod and its policies from the API server, because a watch may lag behind.
 
-        If this fails, adds the error to ``errors`` and returns False.
+        On failure, adds the error to ``errors`` and returns False.
         """
         space = quote(pod.namespace, safe="")
         query = {"fieldSelector": f"metadata.name={pod.name}"}
@@ -174,7 +174,7 @@ class PodAgent:
         return True
 
     def _apply(self, machine: Machine, attached: AttachedRow, policy: Policy) -> bool:
-        """Apply a pod's policy. If it is invalid, deny all packets. Return whether it changed."""
+        """Apply a pod's policy, or deny all packets if it is invalid. Return whether it changed."""
         now = attach.current(machine.store, attached.service)
         if now is None or not attached.lives(machine.kernel):
             return False
@@ -283,7 +283,7 @@ def pod_of(attached: AttachedRow) -> Who | None:
 
 
 def stands(attached: AttachedRow) -> bool:
-    """Return whether the agent has applied the policy of an attachment's pod."""
+    """Return whether the agent has applied the policy of the attached pod."""
     return bool(wishes(attached).get("labels", {}).get(_POLICY) == _STANDS)
 
 
@@ -330,7 +330,7 @@ def follow(machine: Machine, config: str, log: Callable[[str], None]) -> Followi
 
 
 def unit_texts(config: str, state_id: str) -> dict[str, str]:
-    """Return, by path, the texts of the agent's systemd unit and of the drop-in that starts it."""
+    """Return the agent's systemd unit, and the drop-in that starts it, as texts by path."""
     mark = f"{_MARK}{state_id}"
     words = ("kubernetes", "--kubeconfig", config)
     files = {

@@ -169,7 +169,7 @@ def _cover(source: int, path: str) -> None:
 
 
 def _leave_chroot() -> None:
-    """Make all mounts private. In a chroot, make its folder the root of the mount namespace.
+    """Make all mounts private. In a chroot, also make its folder the root of the mount namespace.
 
     A process that joins a mount namespace starts at the namespace's root (setns(2)). ``crun exec``
     would therefore leave the chroot.
@@ -229,8 +229,8 @@ def _show_programs(folders: Iterable[str]) -> None:
 def _build_sys(cgroup_mounts: list[LabCgroup], folders: dict[str, str]) -> None:
     """Mount the lab's sysfs, and the cgroup hierarchies inside it.
 
-    ``folders`` maps the mount point of a hierarchy to the lab's cgroup in it. Other hierarchies are
-    read-only.
+    ``folders`` maps the mount point of a hierarchy to the folder of the lab's cgroup. A hierarchy
+    without such a folder is mounted read-only.
     """
     new = f"{_ROOT}/sys"
     _mount("sysfs", new, "sysfs", _PLAIN)
@@ -320,10 +320,10 @@ class LabCgroup(NamedTuple):
 
 
 def mounts() -> list[LabCgroup]:
-    """Return each mounted cgroup hierarchy once (cgroups(7)).
+    """Return all mounted cgroup hierarchies, each once (cgroups(7)).
 
-    In v1, labs create their folders in this process's cgroup, or at the mount point if this cgroup
-    is not visible below the mount point.
+    In v1, a lab creates its folder in the cgroup of this process. If this cgroup is not visible
+    below the mount point, the lab creates its folder at the mount point.
     """
     own = dict(cgroups.own_lines())
     by_device: dict[str, LabCgroup] = {}
@@ -375,7 +375,7 @@ def _make(mount: LabCgroup, path: str) -> LabCgroup:
 
 
 def enter(folders: list[LabCgroup]) -> list[LabCgroup]:
-    """Move this process into each of the cgroups; return those for which this succeeded."""
+    """Move this process into the lab's cgroups. Return the cgroups for which this succeeded."""
     entered = []
     for folder in folders:
         with suppress(OSError):
@@ -474,10 +474,10 @@ _OTHERS = ("client", "neighbour")
 
 
 def build_machines() -> int:
-    """Build the network in the lab's new, empty network namespace. Raises KernelError.
+    """Build the simulated network in the lab's new, empty network namespace.
 
-    Returns a descriptor of an unnamed network namespace with the segment's bridge. The kernel
-    deletes this namespace when the descriptor is closed.
+    Returns a descriptor of an unnamed network namespace, which contains the bridge of the segment.
+    The kernel deletes this namespace when the descriptor is closed. Raises KernelError.
     """
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     for name in _OTHERS:

@@ -125,7 +125,7 @@ def run(command: list[str], writable: Iterable[str] = ()) -> int:
 
 
 class _Lab(NamedTuple):
-    """The state of a lab, which the caller, the supervisor and PID 1 share."""
+    """The state of a lab that the caller, the supervisor and PID 1 share."""
 
     name: str
     folders: list[lab_host.LabCgroup]

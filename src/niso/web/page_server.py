@@ -1,8 +1,8 @@
-"""Serve the page of `niso web` and the states of its map, without privileges.
+"""Serve the web page of `niso web` and the current map, without privileges.
 
-The states arrive through a pipe. The process needs neither root nor niso's database. It drops all
-privileges, so that it cannot read or change anything of the host. See unshare(2), chroot(2),
-capabilities(7), prctl(2), setresuid(2).
+The states of the map arrive through a pipe. The process needs neither root nor niso's database. It
+drops all privileges, so that it cannot read or change anything of the host. See unshare(2),
+chroot(2), capabilities(7), prctl(2), setresuid(2).
 
 A client needs the token to read states. The page takes the token from the fragment of the address,
 which browsers do not send, and stores it for its own origin. The token is not a cookie, because
@@ -175,7 +175,7 @@ def application(states: States, token: str, page: Page) -> ASGIApp:
     inner = Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown})
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse requests for which `refused` returns a status, and add headers to all answers."""
+        """Answer a request, or refuse it as `refused` says. Add headers to each answer."""
         if scope["type"] != "http":
             return
 
@@ -205,7 +205,7 @@ def _refusal(status: int) -> Response:
 
 
 def refused(scope: Scope) -> int:
-    """Return the HTTP status for a request that must be refused, or 0 for an acceptable one."""
+    """Return the HTTP status with which to refuse a request, or 0 to accept the request."""
     values: dict[bytes, list[bytes]] = {}
     for name, value in scope["headers"]:
         values.setdefault(name, []).append(value)
@@ -267,7 +267,7 @@ def serve(listener: socket.socket, pipe: int, status: int, token: str) -> None:
 
 
 async def _rehearse(page: Page) -> None:
-    """Answer requests without a socket, so that `confine` is called with all modules imported."""
+    """Answer requests without a socket. This imports all modules before `confine` is called."""
     states = States()
     states.put(b"{}\n")
     states.end()

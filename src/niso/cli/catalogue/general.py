@@ -1,4 +1,4 @@
-"""Describe enable, disable, restore, lab, schema, completion, help, version and niso cluster.
+"""Define the commands enable, disable, restore, lab, schema, completion, help, version and cluster.
 
 `HABITS` maps commands of other tools to the niso command that does the same.
 `niso.cli.parse.unknown_command` prints the niso command as a hint. docs/guide/coming-from-docker.md

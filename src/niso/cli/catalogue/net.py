@@ -1,4 +1,4 @@
-"""Describe niso net as data: networks, attachments, policies, flows, check and repair."""
+"""Define the commands of niso net: networks, attachments, policies, flows, check and repair."""
 
 from __future__ import annotations
 

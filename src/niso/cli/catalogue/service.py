@@ -1,4 +1,4 @@
-"""Describe the commands for services (activate, ps, logs, exec and others) and niso stack."""
+"""Define the commands for services (activate, ps, logs, exec and others) and for stacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Describe niso volume, save and load, as data."""
+"""Define the commands niso volume, save and load."""
 
 from __future__ import annotations
 
