@@ -168,7 +168,7 @@ class Hosted(Cluster):
         return outcomes[0].address[0]
 
     def report(self, event: Any) -> None:
-        if type(event).__name__ == "Caution":
+        if type(event).__name__ == "WarningEvent":
             self.warned.append(event.text)
 
     def record(self, service: str) -> bool:

@@ -32,9 +32,13 @@ if TYPE_CHECKING:
     from niso.base.errors import InvalidInput as InvalidInput, KernelError as KernelError
     from niso.base.errors import NotFound as NotFound, ProcessError as ProcessError
     from niso.base.errors import UsageError as UsageError
-    from niso.base.report import Caution as Caution, Completed as Completed
+    from niso.base.report import WarningEvent as WarningEvent, Completed as Completed
     from niso.base.report import CopyingPackage as CopyingPackage, Event as Event
-    from niso.base.report import Expects as Expects, Finished as Finished, Healthy as Healthy
+    from niso.base.report import (
+        ExpectingHealth as ExpectingHealth,
+        Finished as Finished,
+        Healthy as Healthy,
+    )
     from niso.base.report import RemovingVolumes as RemovingVolumes, Starting as Starting
     from niso.base.report import Stopping as Stopping, Undoing as Undoing
     from niso.base.report import WaitingForHealth as WaitingForHealth
@@ -93,7 +97,7 @@ _MODULES = {
     "api.without_host": "Valid import_compose manifest_schema stack_schema validate",
     "base.errors": "Conflict Error ErrorGroup InvalidInput KernelError NotFound ProcessError"
     " UsageError",
-    "base.report": "Caution Completed CopyingPackage Event Expects Finished Healthy"
+    "base.report": "WarningEvent Completed CopyingPackage Event ExpectingHealth Finished Healthy"
     " RemovingVolumes Starting Stopping Undoing WaitingForHealth WaitingForLock"
     " WaitingForPacket",
     "change.activate": "Outcome",

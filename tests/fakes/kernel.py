@@ -608,8 +608,8 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
         candidates: State,
         alias: str,
         foreign: Refused | None = None,
-        strays: bool = False,
-        taken: bool = False,
+        with_strays: bool = False,
+        skip_transactional: bool = False,
     ) -> State:
         """Implement `Kernel.read`; this kernel has no changes by other programs."""
         self._check_owner(candidates, foreign)
@@ -635,7 +635,7 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
         return State.of_kinds(
             lambda kind: (
                 candidates[kind.type]
-                if taken and kind.is_transactional
+                if skip_transactional and kind.is_transactional
                 else filter(is_asked, present[kind.type])
             )
         )
@@ -671,13 +671,13 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
 
     # --- writing ---
 
-    def write(self, steps: Iterable[AnyStep], ending: list[str] | None = None) -> None:
+    def write(self, steps: Iterable[AnyStep], detached: list[str] | None = None) -> None:
         steps = list(steps)
         for step in steps:
-            self._do(step, steps, ending)
+            self._do(step, steps, detached)
 
     def write_best_effort(
-        self, steps: Iterable[AnyStep], ending: list[str] | None = None
+        self, steps: Iterable[AnyStep], detached: list[str] | None = None
     ) -> list[Error]:
         steps = list(steps)
         errors: list[Error] = []
@@ -685,7 +685,7 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
             if errors and step.kind.is_transactional:
                 continue
             try:
-                self._do(step, steps, ending)
+                self._do(step, steps, detached)
             except Error as error:
                 errors.append(error)
         return errors
@@ -724,7 +724,7 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
         """Execute one step. Raises KernelError."""
         self._do(step, [step], None)
 
-    def _do(self, step: AnyStep, steps: list[AnyStep], ending: list[str] | None) -> None:
+    def _do(self, step: AnyStep, steps: list[AnyStep], detached: list[str] | None) -> None:
         number = self.fail(step)
         refuse_unless(not number, number, step.describe().splitlines()[0])
         if isinstance(step, NftTransaction):
@@ -732,8 +732,8 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
         elif isinstance(step, HostsEdit):
             self._edit_hosts(step)
         elif isinstance(step, Step):
-            if ending is not None and self._is_detached(step, steps):
-                ending.append(step.obj.name)
+            if detached is not None and self._is_detached(step, steps):
+                detached.append(step.obj.name)
                 self.veths[step.obj.name] = step.obj._replace(bridge="", up=False)
             else:
                 self._thing(step)

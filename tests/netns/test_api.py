@@ -47,7 +47,7 @@ host.services.activate(data("web", {BUSYBOX!r}, "sleep", "1000"), dry_run=True)
 """,
     )
     kinds = [event[0] for event in events]
-    assert events[0] == ["Expects", "waiting until healthy: api"]
+    assert events[0] == ["ExpectingHealth", "waiting until healthy: api"]
     assert [kind for kind in kinds if kind in ("Starting", "Undoing", "failed")][:3] == [
         "Starting",
         "Undoing",

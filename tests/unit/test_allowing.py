@@ -159,5 +159,5 @@ def test_judged_flows_are_not_judged_again() -> None:
     later = look_flows.joined(there, look_flows.Memory((), (row._replace(packets=9),), {}), reader)
     assert first[0]._replace(new=9) == later[0]
     assert later[0].from_ is first[0].from_
-    assert reader.in_world(made({"allow_from": []}, {})) is reader
-    assert reader.in_world(made({"deny_from": ["guest"]}, {})) is not reader
+    assert reader.for_context(made({"allow_from": []}, {})) is reader
+    assert reader.for_context(made({"deny_from": ["guest"]}, {})) is not reader

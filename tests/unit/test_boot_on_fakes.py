@@ -11,7 +11,7 @@ from pages import ROOT
 from refusals import refuses
 
 from niso.base.errors import Conflict, Error, ProcessError
-from niso.base.report import Caution
+from niso.base.report import WarningEvent
 from niso.change import boot, outside_names_refresh
 from niso.change.deactivate import deactivate
 from niso.engines import pod_agent
@@ -64,7 +64,7 @@ def test_without_systemd_only_the_store_records_it(world: World) -> None:
     world.activate(world.package("api"))
     said: list[object] = []
     assert boot.enable(world.machine, ["api"], said.append) == [boot.Marked("api", True, None)]
-    (caution,) = [event for event in said if isinstance(event, Caution)]
+    (caution,) = [event for event in said if isinstance(event, WarningEvent)]
     assert "niso restore" in caution.hints[0]
     boot.enable(world.machine, ["api"], said.append)
     assert said == [caution], "once"

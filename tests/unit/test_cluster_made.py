@@ -16,7 +16,7 @@ from refusals import refuses
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound, UsageError
-from niso.base.report import Caution
+from niso.base.report import WarningEvent
 from niso.change import cluster_hosts, cluster_join
 from niso.cluster import config, invitation, key_values, own_etcd
 from niso.cluster.agent import Agent
@@ -116,7 +116,7 @@ def test_host_that_leaves_without_an_answer_does_not_say_that_its_agent_will_tel
     engine.down = True
     said: list[Any] = []
     cluster_join.leave(world.machine, True, said.append)
-    assert not [each for each in said if isinstance(each, Caution)]
+    assert not [each for each in said if isinstance(each, WarningEvent)]
     assert is_clean(world)
 
 

@@ -129,7 +129,7 @@ def test_a_published_port_is_drawn_for_those_who_may_use_it() -> None:
 def test_picture_of_a_stack_depends_on_its_files_alone_and_is_in_the_readme() -> None:
     """What `niso net graph --declared --stack examples/shop` prints; run it again after a change of the shop."""
     stack = manifest_stack.load(str(ROOT / "examples/shop"), lambda *_: ())
-    text = graph.mermaid(graph.of_policies(graph.declared_world(stack), None, False))
+    text = graph.mermaid(graph.of_policies(graph.declared_context(stack), None, False))
     page = (ROOT / "examples/shop/README.md").read_text()
     assert f"```mermaid\n{text}```\n" in page
     assert 'n_api -- ":5432/tcp" --> n_postgres' in text

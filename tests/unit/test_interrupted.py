@@ -21,7 +21,7 @@ from niso.base import locks
 from niso.base.errors import Error
 from niso.base.locks import Lock
 from niso.base.report import WaitingForLock
-from niso.base.signals import ENDING, signals_held
+from niso.base.signals import ENDING, signals_blocked
 from niso.change import undo
 from niso.cli import main
 from niso.cli.main import BURST_S, interrupt, state
@@ -84,7 +84,7 @@ def test_signals_are_not_held_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(signal, "pthread_sigmask", mask)
-        with pytest.raises(KeyboardInterrupt), signals_held():
+        with pytest.raises(KeyboardInterrupt), signals_blocked():
             pytest.fail("it is interrupted before")
     assert not real(signal.SIG_BLOCK, ()) & set(ENDING)
 
@@ -101,13 +101,13 @@ class Lost:
         sys.exit("it has not come here")
 
 if sys.argv[1:] == ["held"]:
-    from niso.base.signals import signals_held
+    from niso.base.signals import signals_blocked
 end_on_signals()
 try:
     it = Lost()
     del it
     if sys.argv[1:] == ["held"]:
-        with signals_held():
+        with signals_blocked():
             time.sleep(0.1)
             sys.stdout.write("held, ")
     time.sleep(10)
@@ -216,7 +216,7 @@ def test_lock_that_another_one_holds_is_waited_for_no_longer_than_asked() -> Non
     with Lock():
         fd = os.open(os.path.join(os.environ["NISO_RUN_DIR"], "lock"), os.O_RDWR)
         try:
-            locks.take(fd, WaitingForLock(), 0.05)
+            locks.flock(fd, WaitingForLock(), 0.05)
             with pytest.raises(BlockingIOError):
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         finally:

@@ -6,7 +6,7 @@ import pytest
 from fake_world import World
 
 from niso.base.errors import KernelError, ProcessError
-from niso.base.report import Caution
+from niso.base.report import WarningEvent
 from niso.change import networks
 from niso.change.deactivate import deactivate
 
@@ -40,14 +40,14 @@ def test_file_that_cannot_be_written_is_refused_and_later_only_reported(world: W
     world.kernel.own_hosts_refuses = True
     with pytest.raises(KernelError):
         networks.show(world.machine, True)
-    assert not world.store.host_knows()
+    assert not world.store.writes_host_names()
     world.kernel.own_hosts_refuses = False
     networks.show(world.machine, True)
     world.kernel.own_hosts_refuses = True
     said: list[object] = []
     world.activate(world.package("api"), report=said.append)
-    (caution,) = [event for event in said if isinstance(event, Caution)]
+    (caution,) = [event for event in said if isinstance(event, WarningEvent)]
     assert "is a mount point" in caution.text and "--host off" in caution.hints[1]
     with pytest.raises(KernelError):
         networks.show(world.machine, False)
-    assert world.store.host_knows()
+    assert world.store.writes_host_names()

@@ -15,7 +15,7 @@ from refusals import refuses
 
 from niso.base import names
 from niso.base.errors import Conflict, Error
-from niso.base.report import Caution
+from niso.base.report import WarningEvent
 from niso.change import boot, outside_names_refresh, stacks
 from niso.change.deactivate import deactivate, remove
 from niso.cluster.claims import Claims, Wanted
@@ -155,7 +155,7 @@ def test_two_services_of_one_name_and_a_network_where_it_leads(world: World, dns
     world.assert_whole()
     assert hosts(world) == {API: {TWO}} and reaches(world) == {ONE, TWO, SIX}
     assert hosts(world, "api") == {API: {TWO}, OTHER: {ONE}}
-    assert [e.text for e in said if isinstance(e, Caution)] == [
+    assert [e.text for e in said if isinstance(e, WarningEvent)] == [
         f"{OTHER}: 10.99.1.2 is refused: it is in a network of niso"
     ]
     with refuses(Conflict, "203.0.113.2/32", "'api.example.com'"):
@@ -177,7 +177,7 @@ def test_no_name_leads_into_a_network_that_its_own_activation_makes(world: World
     world.assert_whole()
     assert hosts(world) == {OTHER: {"192.0.2.7"}} and TWO not in reaches(world)
     assert f"{API}: {TWO} is refused: it is in a network of niso" in [
-        event.text for event in said if isinstance(event, Caution)
+        event.text for event in said if isinstance(event, WarningEvent)
     ]
     # it is asked for again at once
     dns.answers[API] = heard("192.0.2.8")
@@ -271,7 +271,7 @@ def test_names_that_hang_take_turns_and_are_said_once(
     said: list[object] = []
     world.activate(world.package("web", network=to(*slow)), report=said.append)
     text = f"{', '.join(slow)}: no name server answered"
-    assert Caution(text, ("niso net refresh asks again",)) in said
+    assert WarningEvent(text, ("niso net refresh asks again",)) in said
 
 
 def test_name_without_an_answer_starts_the_service_and_allows_nothing(
@@ -280,7 +280,7 @@ def test_name_without_an_answer_starts_the_service_and_allows_nothing(
     dns.answers[API] = NOBODY
     said: list[object] = []
     world.activate(world.package("web", network=to(API)), report=said.append)
-    assert Caution(f"{API}: no name server answered", ("niso net refresh asks again",)) in said
+    assert WarningEvent(f"{API}: no name server answered", ("niso net refresh asks again",)) in said
     world.assert_whole()
     assert hosts(world) == {} and reaches(world) == set()
     both = packet_path.resolve_both(world.store, "web", API)
@@ -428,7 +428,7 @@ def test_timer_is_there_while_an_enabled_service_has_names(world: World, dns: Dn
     said: list[object] = []
     boot.enable(world.machine, ["web"], said.append)
     assert len(written()) == 1
-    assert any(isinstance(event, Caution) for event in said)
+    assert any(isinstance(event, WarningEvent) for event in said)
 
 
 def test_damaged_answer_is_asked_for_again(world: World, dns: Dns) -> None:

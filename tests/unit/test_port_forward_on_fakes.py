@@ -7,7 +7,7 @@ from fake_world import Steps, World
 from refusals import refuses
 
 from niso.base.errors import Conflict, Error, NotFound
-from niso.base.report import Caution
+from niso.base.report import WarningEvent
 from niso.change import journal, port_forward
 from niso.change.deactivate import deactivate
 from niso.kernel.sockets import Listener
@@ -82,7 +82,7 @@ def test_what_a_forward_took_is_back_with_its_end_unless_somebody_else_has_it(wo
     world.kernel.listening["tcp"] = [Listener(2, "0.0.0.0", 8080, 1)]
     said: list[object] = []
     assert end(world.machine, "db", wide, said.append) == []
-    assert [event.hints for event in said if isinstance(event, Caution)] == [
+    assert [event.hints for event in said if isinstance(event, WarningEvent)] == [
         ("stop it, then niso activate api",)
     ]
     world.assert_whole()

@@ -9,10 +9,9 @@ import pytest
 
 from niso.base.errors import Error
 from niso.base.report import (
-    Caution,
     Command,
     Event,
-    Expects,
+    ExpectingHealth,
     Finished,
     Forgetting,
     Healthy,
@@ -22,6 +21,7 @@ from niso.base.report import (
     Undoing,
     Unfinished,
     WaitingForLock,
+    WarningEvent,
 )
 from niso.cli.output import Progress
 
@@ -46,7 +46,7 @@ def progress(**options: Any) -> Progress:
 def test_it_knows_which_services_are_waited_for(events: list[Event], waited: list[str]) -> None:
     shows = progress()
     with shows as report:
-        report(Expects(("api", "web")))
+        report(ExpectingHealth(("api", "web")))
         for event in events:
             report(event)
         assert list(shows._unhealthy) == waited
@@ -100,7 +100,7 @@ def test_warning_is_shown_whatever_the_options(
     capfd: pytest.CaptureFixture[str], options: dict[str, bool]
 ) -> None:
     with progress(**options) as report:
-        report(Caution("beware", ("do this",)))
+        report(WarningEvent("beware", ("do this",)))
     out = "nothing to do\n" if options.get("dry_run") else ""
     assert capfd.readouterr() == (out, "niso: warning: beware\n  hint: do this\n")
 

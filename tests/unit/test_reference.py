@@ -160,7 +160,7 @@ def test_manifest_page_has_every_key_of_the_schema() -> None:
 
 def test_stack_page_has_every_key() -> None:
     page = PAGES["reference/stack.md"]
-    for name in (*stack.Network._fields, *stack.Own._fields):
+    for name in (*stack.Network._fields, *stack.StackServiceKeys._fields):
         assert f"| `{name}: " in page
 
 

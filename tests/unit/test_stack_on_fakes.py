@@ -9,7 +9,7 @@ from fake_world import World
 from refusals import refuses
 
 from niso.base.errors import Conflict, Error, ProcessError, flatten
-from niso.base.report import Caution, Event
+from niso.base.report import Event, WarningEvent
 from niso.change import stacks
 from niso.change.deactivate import remove
 from niso.look import stack_members
@@ -100,7 +100,7 @@ def test_stack_that_joins_the_network_of_another_one_is_told_so_once(world: Worl
     events: list[Event] = []
     for file in files * 2:
         stacks.up(world.machine, stack_members.load(file), 5.0, events.append)
-    (caution,) = [event for event in events if isinstance(event, Caution)]
+    (caution,) = [event for event in events if isinstance(event, WarningEvent)]
     assert "network backend is also that of stack one" in caution.text
 
 

@@ -197,8 +197,8 @@ def test_parts_of_a_stack_are_refused_exactly_where_walk_finds_something(
     agree(data, stack._Whole)
     agree(network, stack.Network)
     agree(
-        {name: value for name, value in service.items() if name in stack.Own._fields},
-        stack.Own,
+        {name: value for name, value in service.items() if name in stack.StackServiceKeys._fields},
+        stack.StackServiceKeys,
     )
 
 

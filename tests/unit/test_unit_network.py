@@ -7,7 +7,7 @@ from fake_world import World
 from refusals import refuses
 
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
-from niso.base.report import Caution
+from niso.base.report import WarningEvent
 from niso.change import boot, unit_network
 from niso.change.attach import Request, Wish, current
 from niso.runtime import units as runtime_units
@@ -64,7 +64,7 @@ def test_one_network_for_one_unit_and_files_of_others_stay(world: World) -> None
     units = world.processes.units
     said: list[object] = []
     assert attach(world, said=said)
-    assert [event.text for event in said if isinstance(event, Caution)] == [
+    assert [event.text for event in said if isinstance(event, WarningEvent)] == [
         "web.service is in this network only from its next start on"
     ]
     with refuses(Conflict, "web.service", hint="attach it by the name there"):

@@ -152,7 +152,7 @@ def stack_blocks() -> Iterator[Block]:
     yield Heading("[stack]")
     schema = json_schema.stack_schema()
     service = schema["$defs"]["StackService"]
-    own = {name: service["properties"][name] for name in stack.Own._fields}
+    own = {name: service["properties"][name] for name in stack.StackServiceKeys._fields}
     yield _keys(schema["properties"]["stack"])
     yield Heading("[networks]")
     yield Text(

@@ -228,7 +228,7 @@ class Networks(ApiPart):
             store, changed = machine.store, networks.show(machine, on_host)
         lines = (line.split() for line in host_settings.wanted(store))
         rows = tuple(HostName(name, address) for address, *called in lines for name in called)
-        return HostNames(store.host_knows(), changed, rows)
+        return HostNames(store.writes_host_names(), changed, rows)
 
     def rules(self) -> Rules:
         """Return niso's nftables tables as data. Raises KernelError.

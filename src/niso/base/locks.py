@@ -29,7 +29,7 @@ class Busy(Conflict):
     """Raised if another process still holds the lock when the time limit ends."""
 
 
-def take(fd: int, service: str, at_most_s: float | None = None, quiet: bool = False) -> bool:
+def flock(fd: int, service: str, at_most_s: float | None = None, quiet: bool = False) -> bool:
     """Lock the file ``fd`` exclusively (flock(2)), waiting while another process holds the lock.
 
     Returns False if the lock is still not free after ``at_most_s`` seconds; 0 means not to wait.
@@ -75,7 +75,7 @@ class service_lock:
             self._fd = open_lock(self._service)
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
-                if not take(self._fd, self._service, left, quiet=left is not None):
+                if not flock(self._fd, self._service, left, quiet=left is not None):
                     hint = "wait for it to finish and try again"
                     reason = "another niso command is starting or stopping it"
                     raise Busy(reason, hint, service=self._service)
@@ -189,7 +189,7 @@ class Lock:
         try:
             os.makedirs(paths.run_dir(), mode=0o755, exist_ok=True)
             self._file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")
-            taken = take(self._file.fileno(), "", self._at_most_s)
+            taken = flock(self._file.fileno(), "", self._at_most_s)
             if not taken and self._required:
                 self.__exit__()
                 words = f"another niso command has held {path} for {self._at_most_s:g}s"

@@ -53,9 +53,11 @@ def event_class(name: str, sentence: Callable[..., str]) -> type[Any]:
     return made
 
 
-Caution = event_class("Caution", lambda text, hints=(): text)
+WarningEvent = event_class("WarningEvent", lambda text, hints=(): text)
 """A warning, such as a missing name server or another firewall."""
-Expects = event_class("Expects", lambda services: f"waiting until healthy: {', '.join(services)}")
+ExpectingHealth = event_class(
+    "ExpectingHealth", lambda services: f"waiting until healthy: {', '.join(services)}"
+)
 """The services that must become healthy. The event is reported before the first step."""
 Finished = event_class("Finished", lambda: "done")
 """The change is complete. Only warnings and the handover to systemd follow."""

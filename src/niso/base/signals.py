@@ -29,7 +29,7 @@ from niso.base import paths
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class signals_held:
+class signals_blocked:
     """A context manager that blocks SIGINT, SIGTERM and SIGHUP.
 
     Signals that arrive in the block are delivered at its end; SIGINT then raises KeyboardInterrupt.

@@ -15,7 +15,7 @@ from niso.base.errors import Conflict, Error, ErrorGroup, NotFound, raise_all
 from niso.base.locks import Busy, Lock, lock_after
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import CopyingPackage, Report, Stopping, silent
-from niso.base.signals import signals_held
+from niso.base.signals import signals_blocked
 from niso.change import deploy, outside_names_refresh, scope, start, stop
 from niso.change.admit import NO_STACK, Change, NoClaims, StackMembership, record_all
 from niso.change.deploy import Rollout
@@ -301,7 +301,7 @@ class _Activation:
                 package.keep_manifest(copy, spec, self._store.internal(spec.network.networks))
         left = _left(changes)
         # the activation has succeeded: an interrupt here would only leave unused copies
-        with Lock(), signals_held():
+        with Lock(), signals_blocked():
             with self._last_change(left):
                 changes += self._swap()
                 changed = self._changed(changes)

@@ -18,7 +18,7 @@ from niso.base import paths
 from niso.base.errors import Conflict, Error, flatten
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.report import Caution, Report, silent
+from niso.base.report import Report, WarningEvent, silent
 from niso.change import activate, journal, outside_names_refresh, start
 from niso.change import deactivate as change_deactivate
 from niso.change.activate import Outcome
@@ -250,7 +250,7 @@ def enable(machine: Machine, names: list[str], report: Report = silent) -> list[
     elif fresh:
         text = "systemd did not boot this machine, so nothing starts enabled services by itself"
         hint = "run niso restore at boot: from the init, or from @reboot in root's crontab"
-        report(Caution(text, (hint,)))
+        report(WarningEvent(text, (hint,)))
     has_unit = units.booted()
     return [Marked(n, n in fresh, systemd.unit_file(n) if has_unit else None) for n in names]
 

@@ -14,7 +14,7 @@ from niso.base.errors import Conflict, Error, raise_all
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import DEFAULT_NETWORK
-from niso.base.report import AskingCluster, Caution, Event, Report, silent
+from niso.base.report import AskingCluster, Event, Report, WarningEvent, silent
 from niso.change import span_networks
 from niso.change.admit import NoClaims
 from niso.change.journal import locked
@@ -104,7 +104,7 @@ class ActivationClaims:
                     raise
                 self._is_silent, self._held[name] = True, record
                 text = f"{target.name} starts by this host's own record: {error.message}"
-                report(Caution(text, (_LATER,)))
+                report(WarningEvent(text, (_LATER,)))
             except Error as error:
                 if error.key:
                     error.file, error.service = target.manifest_path, name
@@ -202,8 +202,8 @@ class ActivationClaims:
                 held = self._claims.publish(name, claim.mark, up, about(store, name))
             except NoAnswer as error:
                 untold(store, own)
-                report(Caution(f"other hosts do not know yet that {name} is up", (_LATER,)))
-                report(Caution(error.message))
+                report(WarningEvent(f"other hosts do not know yet that {name} is up", (_LATER,)))
+                report(WarningEvent(error.message))
                 break
             if not held:
                 reason = f"another host has taken {name} over while it started"
@@ -306,7 +306,7 @@ def report_changes(
                 report(_caution(error))
     except NoAnswer as error:
         untold(store, told)
-        report(Caution(f"other hosts do not know it yet: {error.message}", (_LATER,)))
+        report(WarningEvent(f"other hosts do not know it yet: {error.message}", (_LATER,)))
     except Error as error:
         report(_caution(error))
     finally:
@@ -341,7 +341,7 @@ def report_leaving(machine: Machine, instances: Iterable[str], end: float, repor
         while late := [h for on, at in since.items() for h in membership.unseen(on, at, own)]:
             if time.monotonic() >= end:
                 text = f"{', '.join(sorted({*late}))}: does not yet know which instances leave"
-                report(Caution(text, ("niso cluster status shows how far it is behind",)))
+                report(WarningEvent(text, ("niso cluster status shows how far it is behind",)))
                 break
             time.sleep(_LOOK_S)
     except Error as error:
@@ -380,7 +380,7 @@ def hand_over(machine: Machine, service: str, report: Report) -> None:
 
 
 def _caution(error: Error) -> Event:
-    event: Event = Caution(error.message, (error.hint,) if error.hint else ())
+    event: Event = WarningEvent(error.message, (error.hint,) if error.hint else ())
     return event
 
 

@@ -20,7 +20,7 @@ from niso.base import files, paths
 from niso.base.errors import Conflict, Error, InvalidInput, UsageError
 from niso.base.locks import Lock, service_lock
 from niso.base.named_tuples import NamedTuple
-from niso.base.report import Caution, Report
+from niso.base.report import Report, WarningEvent
 from niso.change import cluster_claims
 from niso.cluster import config, invitation, mirror, own_etcd
 from niso.cluster.config import Config
@@ -508,7 +508,7 @@ def start_agent(machine: Machine, report: Report) -> None:
         _start_unit(machine, AGENT, report)
         return
     hint = "run niso agent; at boot, niso cluster etcd on members, and niso agent"
-    report(Caution("systemd did not boot this machine, so nothing runs the agent", (hint,)))
+    report(WarningEvent("systemd did not boot this machine, so nothing runs the agent", (hint,)))
 
 
 def start_etcd(machine: Machine, own: Config, report: Report) -> None:

@@ -72,7 +72,7 @@ def ensure(
     if present is not None:
         subnets.require_same(present, request)
         if not implicit:
-            store.keep_network(request.name)
+            store.make_explicit(request.name)
         return None
     network = plan_network(machine, request, holds)
     network = network._replace(observe=request.observe and observes())
@@ -301,7 +301,7 @@ def remove(
 
 def _require_unused(store: Store, name: str) -> None:
     store.require_network(name)
-    members = [service for service, _ in store.members(name)] or store.held_by(name)
+    members = [service for service, _ in store.members(name)] or store.restored_by_undo(name)
     if members:
         reason = f"network {name!r} is used by {', '.join(members)}"
         raise Conflict(reason, "it can be removed once they are removed or on other networks")
@@ -314,19 +314,19 @@ def show(machine: Machine, on: bool) -> bool:
     """
     store, kernel = machine.store, machine.kernel
     with Lock():
-        was, mark = store.host_knows(), store.state_id()
+        was, mark = store.writes_host_names(), store.state_id()
         if on and not was:  # recorded first, so that the next command completes it
             with store.transaction():
-                store.set_host_knows(True)
+                store.set_writes_host_names(True)
         try:
             lines = host_settings.wanted(store) if on else []
             changed = kernel.write_host_names(mark, lines, always=on and not was)
         except KernelError:
             if on and not was:
                 with store.transaction():
-                    store.set_host_knows(False)
+                    store.set_writes_host_names(False)
             raise
         if was and not on:
             with store.transaction():
-                store.set_host_knows(False)
+                store.set_writes_host_names(False)
         return changed or was != on

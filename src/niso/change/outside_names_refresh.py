@@ -15,7 +15,7 @@ from contextlib import suppress
 from niso.base.errors import Error, missing_library
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.base.report import Caution, Finished, Report, silent
+from niso.base.report import Finished, Report, WarningEvent, silent
 from niso.change.scope import concerned
 from niso.look.services import OutsideName, described
 from niso.plan.dns_answers import (
@@ -64,9 +64,9 @@ def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent
         if not answer.in_state(NOW):
             unknown.setdefault(answer.problem, []).append(name)
         elif answer.problem:
-            report(Caution(f"{name}: {answer.problem}"))
+            report(WarningEvent(f"{name}: {answer.problem}"))
     for problem, some in unknown.items():
-        report(Caution(f"{', '.join(some)}: {problem}", ("niso net refresh asks again",)))
+        report(WarningEvent(f"{', '.join(some)}: {problem}", ("niso net refresh asks again",)))
 
 
 def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
@@ -82,7 +82,7 @@ def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
         answer = barred(before, forbids, now)
         if answer != before:
             rows.put([answer])
-            report(Caution(f"{answer.name}: {answer.problem}"))
+            report(WarningEvent(f"{answer.name}: {answer.problem}"))
 
 
 def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:
@@ -294,7 +294,7 @@ def settle(machine: Machine, report: Report = silent) -> None:
     elif wanted and known is not None and not mine:
         text = f"{_path(TIMER)} was not made for this state folder, so nothing resolves the"
         hint = "call niso net refresh from cron"
-        report(Caution(f"{text} outside names of its services", (hint,)))
+        report(WarningEvent(f"{text} outside names of its services", (hint,)))
     elif wanted and any(units.read(_path(name)) != text for name, text in files.items()):
         report(ChangingUnit("write", _path(TIMER)))
         for name, text in files.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from niso.base.errors import Conflict, NotFound
 from niso.base.locks import Lock
-from niso.base.report import Caution, Report, silent
+from niso.base.report import Report, WarningEvent, silent
 from niso.change.journal import locked, recover
 from niso.change.ports import _change, check_family
 from niso.look.host_ports import Listeners, as_held, published_by, same_place
@@ -123,7 +123,7 @@ def port_unforward(
                 Listeners(machine.kernel, store.port_families(holder)).check(claimed, "PORT")
             except Conflict as error:
                 what = f"{holder}: {claimed.text} is not published again: {error.reason}"
-                report(Caution(what, (f"stop it, then niso activate {holder}",)))
+                report(WarningEvent(what, (f"stop it, then niso activate {holder}",)))
                 continue
             back.append((holder, claimed))
         _change(machine, [], [(name, port)], report, back)

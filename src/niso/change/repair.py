@@ -193,7 +193,7 @@ def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int
             kernel.name_netns(names.netns(name), pid, alias(store.state_id()))
             done += 1
         steps = repair(kernel, store, report)
-        if store.host_knows():
+        if store.writes_host_names():
             done += host_settings.settle(kernel, store, report)
     if steps or errors:
         # flows that began while a rule was missing have no NAT, so their packets would be misrouted

@@ -18,7 +18,7 @@ from niso.base import convert, files, locks, paths
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound, UsageError, raise_all
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import DEFAULT_NETWORK
-from niso.base.report import Caution, Extracting, Report, Saving, silent
+from niso.base.report import Extracting, Report, Saving, WarningEvent, silent
 from niso.base.text import escaped, time_text
 from niso.change import activate, deactivate, journal, networks, start, targets
 from niso.change.admit import NO_STACK, StackMembership
@@ -218,7 +218,7 @@ def _dependencies(machine: Machine, names: Iterable[str], report: Report) -> sta
                     after[member.name] = dict(member.after)
         except Error as error:
             what = f"the dependencies of stack {stack} are not saved: {error.message}"
-            report(Caution(what, ()))
+            report(WarningEvent(what, ()))
     return _among(after, {*names})
 
 
@@ -372,7 +372,7 @@ def _staging(folder: str, kept: ExitStack) -> str:
     """
     lock = os.open(folder, files.FOLDER)
     kept.callback(os.close, lock)
-    locks.take(lock, "")
+    locks.flock(lock, "")
     staged = os.path.join(folder, ".new")
     files.remove_tree(staged)
     os.mkdir(staged, 0o700)
@@ -527,7 +527,7 @@ class _Loading:
             )
             self._moved.add(network.name)
             what = f"network {name} gets {', '.join(request.subnets)}: {error.reason}"
-            self._report(Caution(what, ()))
+            self._report(WarningEvent(what, ()))
         self._requests[network.name] = request
 
     def make_networks(self, undo: ExitStack) -> None:
@@ -598,7 +598,7 @@ class _Loading:
         if "ip" in network and self._moved & {*spec.network.networks}:
             del network["ip"]
             what = f"{name}: gets new addresses instead of static ones: its network has others here"
-            self._report(Caution(what, ()))
+            self._report(WarningEvent(what, ()))
         former = [
             ip_network(subnet)
             for one in self._saved.networks
@@ -609,7 +609,7 @@ class _Loading:
         if texts:
             what = f"{name}: its policy names addresses of a network that has others here: "
             hint = f"correct them in {manifest}"
-            self._report(Caution(what + ", ".join(texts), (hint,)))
+            self._report(WarningEvent(what + ", ".join(texts), (hint,)))
         families = (4, 6)
         listeners = Listeners(self._machine.kernel, families)
         ports = []
@@ -620,7 +620,7 @@ class _Loading:
             )
             if is_taken:
                 what = f"{name}: host port {port.host_side} is taken: niso chooses another"
-                self._report(Caution(what, ("niso net ports shows which",)))
+                self._report(WarningEvent(what, ("niso net ports shows which",)))
             ports.append(_chosen(port) if is_taken else text)
         if ports:
             network["ports"] = ports

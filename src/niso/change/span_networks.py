@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 from niso.base import names
 from niso.base.errors import Conflict, Error, NotFound
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.report import Caution, Report
+from niso.base.report import Report, WarningEvent
 from niso.change import networks
 from niso.cluster import encryption, mirror
 from niso.cluster.key_values import Cluster, Spec
@@ -76,7 +76,7 @@ class Arriving(NamedTuple):
                 )
             if store.network(spec.name) is not None:
                 if not implicit:
-                    store.keep_network(spec.name)
+                    store.make_explicit(spec.name)
                 continue
             plain = request_of(spec, spec.name not in unobserved)._replace(span=False)
             try:
@@ -222,7 +222,7 @@ def withdraw(machine: Machine, proposed: Proposed, report: Report) -> None:
             remove(machine, [proposed.request.name])
         except Error as error:
             hint = f"niso net create {proposed.request.name} --span takes it over"
-            report(Caution(f"the cluster keeps the network: {error.message}", (hint,)))
+            report(WarningEvent(f"the cluster keeps the network: {error.message}", (hint,)))
 
 
 def remove(machine: Machine, removed: Sequence[str], dry_run: bool = False) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable, Iterator
 
 from niso.base.errors import Error, ErrorGroup, InvalidInput, flatten
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.report import Caution, RemovingVolumes, Report, silent
+from niso.base.report import RemovingVolumes, Report, WarningEvent, silent
 from niso.change import activate, admit, deactivate, journal, start, static_check, targets
 from niso.change.activate import Outcome
 from niso.change.admit import StackMembership
@@ -76,7 +76,7 @@ def up(
     spanning = [request for request in joins.networks if request.span]
     for network, other in admit.shared(store, joins) if not joins.prefix else ():
         what = f"network {network} is also that of stack {other}: their services reach each other"
-        report(Caution(what, ("prefix = true in [stack] makes networks of this stack's own",)))
+        report(WarningEvent(what, ("prefix = true in [stack] makes networks of this stack's own",)))
     try:
         with _in_cluster(machine, joins, spanning, report, dry_run):
             outcomes = activate.activate(machine, wanted, timeout_s, report, dry_run, after, joins)
@@ -130,7 +130,7 @@ def _in_cluster(
             made.append(proposed)
             if dry_run and not proposed.exists:
                 what = f"network {request.name} is not in the cluster yet, and would be made there"
-                report(Caution(what, ("its VXLAN device and what it claims are not shown",)))
+                report(WarningEvent(what, ("its VXLAN device and what it claims are not shown",)))
         yield
     except BaseException:
         for proposed in made:

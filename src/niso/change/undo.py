@@ -14,7 +14,7 @@ from niso.base import paths
 from niso.base.errors import Error, ErrorGroup, ProcessError
 from niso.base.locks import Busy, Lock
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.base.report import Caution, Report, Undoing
+from niso.base.report import Report, Undoing, WarningEvent
 from niso.change import process_record, stop
 from niso.change.scope import all_names, concerned, with_remotes
 from niso.change.start import until_started
@@ -205,7 +205,7 @@ def _remove_created(machine: Machine, intents: list[Intent], report: Report) -> 
                     if has_files:
                         what = f"{service}: the activation is undone, and the volume {name!r} that "
                         what += "it created is deleted with its files: they could be half made"
-                        report(Caution(what, ()))
+                        report(WarningEvent(what, ()))
             except Error as error:
                 errors[intent.service] = error
     return errors

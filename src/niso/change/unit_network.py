@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from niso.base import names, paths
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.base.report import Caution, Report, silent
+from niso.base.report import Report, WarningEvent, silent
 from niso.change import attach as change_attach
 from niso.change.attach import Attachment, Request, current
 from niso.runtime import units as systemd
@@ -128,7 +128,7 @@ def attach(
         _undo(machine, name, before, texts, report)
         raise
     if wanted[drop_in(unit)] != texts[drop_in(unit)] and units.is_active(unit):
-        report(Caution(f"{unit} is in this network only from its next start on"))
+        report(WarningEvent(f"{unit} is in this network only from its next start on"))
     return done._replace(changed=done.changed or wanted != texts)
 
 
@@ -191,7 +191,9 @@ def detach(machine: Machine, name: str, unit: str, report: Report = silent) -> N
         units.delete(drop_in(unit))
         units.reload()  # the unit is no longer bound to the network's unit, so it keeps running
     if units.is_active(unit):
-        report(Caution(f"{unit} has no network now, and that of the host from its next start on"))
+        report(
+            WarningEvent(f"{unit} has no network now, and that of the host from its next start on")
+        )
     units.stop_unit(network_unit(name))
     change_attach.detach(machine, name, unit, report)
     report(ChangingUnit("remove", _file(name)))

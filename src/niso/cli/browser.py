@@ -23,7 +23,7 @@ from niso.api.host import Host, connect, plain
 from niso.base import files
 from niso.base.errors import Error, UsageError, missing_library
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.base.signals import keep_only, signals_held
+from niso.base.signals import keep_only, signals_blocked
 from niso.cli import output
 from niso.cli.parse import Args
 from niso.look.session import duration
@@ -121,7 +121,7 @@ class _PageServer:
         self.token = secrets.token_urlsafe(_TOKEN_BYTES)
         theirs, self._pipe = os.pipe()
         self._status, status = os.pipe()
-        with signals_held():
+        with signals_blocked():
             self._pid = os.fork()
             if self._pid == 0:
                 _in_child(listener, theirs, status, self.token)

@@ -16,7 +16,7 @@ from niso.base import report
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import bracketed, span
 from niso.base.report import Event, Report, silent
-from niso.base.signals import signals_held
+from niso.base.signals import signals_blocked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -374,11 +374,11 @@ class Progress:
         step(event.describe())
 
     def _receive(self, event: Event) -> None:
-        if isinstance(event, report.Expects):
+        if isinstance(event, report.ExpectingHealth):
             self._waits = frozenset(event.services)
         elif isinstance(event, report.Finished):
             self._stop()
-        elif isinstance(event, report.Caution):
+        elif isinstance(event, report.WarningEvent):
             warn(event.text, event.hints)
         elif isinstance(event, report.Recovered | report.Unfinished | report.NotStarted):
             warn(event.describe())
@@ -396,7 +396,7 @@ class Progress:
         self._step, self._since, self._reported = event.describe().split("\n", 1)[0], now, 0.0
         if not self._running:
             # block signals in the thread: the main thread handles them
-            with signals_held():
+            with signals_blocked():
                 self._over.acquire()
                 self._running = True
                 try:

@@ -177,7 +177,7 @@ def mend(store: Store, kernel: Kernel) -> None:
         want = State(desired_now(kernel, store, Scope((), ()))[WireGuard])
         if not want:
             return
-        have = kernel.read(want, alias(store.state_id()), strays=True)
+        have = kernel.read(want, alias(store.state_id()), with_strays=True)
         kernel.write(diff(want, State(have[WireGuard])))
 
 

@@ -327,7 +327,7 @@ def drop_network(store: Store, kernel: Kernel, name: str, report: Report = silen
     KernelError if the removal failed.
     """
     with Lock():
-        if store.members(name) or store.held_by(name):
+        if store.members(name) or store.restored_by_undo(name):
             return False
         _revert_attempt(store, kernel, report)
         scope = scope_on(store, [name])

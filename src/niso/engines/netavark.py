@@ -31,7 +31,7 @@ from niso.base import files, paths
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.named_tuples import Any
 from niso.base.names import MAC_PREFIX, bridge, family_of, prefix
-from niso.base.report import Caution, Report, silent
+from niso.base.report import Report, WarningEvent, silent
 from niso.change import attach, networks
 from niso.change.attach import Request, Wish
 from niso.engines import plugin
@@ -222,15 +222,15 @@ def _drop(machine: Machine, wanted: str, report: Report) -> None:
         is_new = not note.get("seen") and time.time() - os.stat(path).st_mtime < _YOUNG_S
         if is_new and name != wanted:
             continue
-        if store.members(name) or store.held_by(name):
+        if store.members(name) or store.restored_by_undo(name):
             continue
         try:
             networks.remove(machine, [name])
         except Error as error:
-            report(Caution(f"network {name!r}, which Podman has removed, is left: {error}"))
+            report(WarningEvent(f"network {name!r}, which Podman has removed, is left: {error}"))
             continue
         files.remove(path)
-        report(Caution(f"network {name!r} is removed, as Podman has removed it"))
+        report(WarningEvent(f"network {name!r} is removed, as Podman has removed it"))
 
 
 def _network_folder() -> str:

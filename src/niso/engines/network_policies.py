@@ -240,7 +240,7 @@ class Objects(NamedTuple):
     names: Mapping[tuple[str, str], tuple[str, ...]]  # attachments here, by pod
 
 
-def policy_of(pod: Pod, world: Objects) -> Policy:
+def policy_of(pod: Pod, context: Objects) -> Policy:
     """Combine the network policies that select a pod into one policy of niso.
 
     Pods of other nodes, and pods in the host network, are never peers. Raises InvalidInput if the
@@ -248,14 +248,14 @@ def policy_of(pod: Pod, world: Objects) -> Policy:
     """
     selecting = [
         policy
-        for _, policy in sorted(world.policies.items())
+        for _, policy in sorted(context.policies.items())
         if policy.namespace == pod.namespace and selects(policy.pods, pod.labels)
     ]
     ingress = [policy for policy in selecting if policy.ingress is not None]
     egress = [policy for policy in selecting if policy.egress is not None]
     policy = Policy(
-        allow_from=_list(_ingress(pod, ingress, world), "ingress") if ingress else None,
-        egress_allow=_list(_egress(egress, world), "egress") if egress else None,
+        allow_from=_list(_ingress(pod, ingress, context), "ingress") if ingress else None,
+        egress_allow=_list(_egress(egress, context), "egress") if egress else None,
     )
     if policy_elements.cost(policy, MOST_ELEMENTS) > MOST_ELEMENTS:
         raise InvalidInput(
@@ -308,24 +308,24 @@ def _shown(peer: Peer, ports: Ports) -> str:
     return f"{name}:{numbers}/{proto}"
 
 
-def _ingress(pod: Pod, policies: Iterable[NetworkPolicy], world: Objects) -> Iterator[Allowed]:
+def _ingress(pod: Pod, policies: Iterable[NetworkPolicy], context: Objects) -> Iterator[Allowed]:
     for policy in policies:
         for rule in policy.ingress or ():
-            peers = [peer for peer, _ in _peers(rule, policy, world)]
+            peers = [peer for peer, _ in _peers(rule, policy, context)]
             for ports in _ports(rule, pod):
                 for peer in peers:
                     yield policy.name, peer, ports
 
 
-def _egress(policies: Iterable[NetworkPolicy], world: Objects) -> Iterator[Allowed]:
+def _egress(policies: Iterable[NetworkPolicy], context: Objects) -> Iterator[Allowed]:
     for policy in policies:
         for rule in policy.egress or ():
-            for peer, other in _peers(rule, policy, world):
+            for peer, other in _peers(rule, policy, context):
                 for ports in _ports(rule, other):
                     yield policy.name, peer, ports
             # a named port without a peer means that port of every pod
             named = [target for target in rule.targets or () if target.name]
-            for peer, other in _pods(_ANYBODY, policy, world) if rule.others is None else ():
+            for peer, other in _pods(_ANYBODY, policy, context) if rule.others is None else ():
                 for target in named:
                     for ports in _named(target, other):
                         yield policy.name, peer, ports
@@ -349,7 +349,7 @@ def _named(target: RulePorts, receiver: Pod | None) -> Iterator[Ports]:
 
 
 def _peers(
-    rule: PolicyRule, policy: NetworkPolicy, world: Objects
+    rule: PolicyRule, policy: NetworkPolicy, context: Objects
 ) -> Iterator[tuple[Peer, Pod | None]]:
     """Yield the peers of a rule as pairs (peer, pod). For a prefix, the pod is None."""
     if rule.others is None:
@@ -357,7 +357,7 @@ def _peers(
     blocks: dict[str, None] = {}
     for other in rule.others or ():
         if not other.cidr:
-            yield from _pods(other, policy, world)
+            yield from _pods(other, policy, context)
             continue
         for prefix in _prefixes(other.cidr, other.excepted):
             peer = Peer("prefix", prefix)
@@ -371,14 +371,14 @@ def _peers(
         yield attach.prefixes(blocks), None
 
 
-def _pods(other: Other, policy: NetworkPolicy, world: Objects) -> Iterator[tuple[Peer, Pod]]:
-    for key, names in sorted(world.names.items()):
-        if (pod := world.pods.get(key)) is None:
+def _pods(other: Other, policy: NetworkPolicy, context: Objects) -> Iterator[tuple[Peer, Pod]]:
+    for key, names in sorted(context.names.items()):
+        if (pod := context.pods.get(key)) is None:
             continue
         if other.spaces is None:
             there = pod.namespace == policy.namespace
         else:
-            labels = world.namespaces.get(pod.namespace)
+            labels = context.namespaces.get(pod.namespace)
             there = labels is not None and selects(other.spaces, labels)
         if there and (other.pods is None or selects(other.pods, pod.labels)):
             yield from ((Peer("service", name), pod) for name in names)

@@ -89,9 +89,11 @@ class PodAgent:
         for name, known_pod in sorted(known.items()):
             key = (known_pod.namespace, known_pod.name)
             names[key] = (*names.get(key, ()), name)
-        world = Objects(pods, dict(self.spaces.objects().values()), self.policies.objects(), names)
-        self._warn(world, local)
-        policies, costs = self._wanted(known, world)
+        context = Objects(
+            pods, dict(self.spaces.objects().values()), self.policies.objects(), names
+        )
+        self._warn(context, local)
+        policies, costs = self._wanted(known, context)
         heavy = {name for name, pod in known.items() if costs[pod.namespace] > _HEAVY}
         ready = known.keys() & new - unread
         # a heavy one may still name who has had the name of a new one
@@ -116,7 +118,7 @@ class PodAgent:
         return changed
 
     def _wanted(
-        self, known: Mapping[str, Pod], world: Objects
+        self, known: Mapping[str, Pod], context: Objects
     ) -> tuple[dict[str, Policy], dict[str, int]]:
         """Return the policies by pod, and the number of nftables elements by Kubernetes namespace.
 
@@ -127,7 +129,7 @@ class PodAgent:
         each: dict[Policy, int] = {}
         for name, pod in known.items():
             try:
-                policies[name] = policy = policy_of(pod, world)
+                policies[name] = policy = policy_of(pod, context)
                 if policy not in each:
                     each[policy] = cost(policy, MOST_ELEMENTS)
             except InvalidInput as error:
@@ -189,10 +191,10 @@ class PodAgent:
                 attach.attach(machine, wanted, instead_of=attached)
         return wanted != now
 
-    def _warn(self, world: Objects, local: Container[str]) -> None:
+    def _warn(self, context: Objects, local: Container[str]) -> None:
         wrong = {
             f"NetworkPolicy {space}/{name}": f"not understood, so {space} is closed: {policy.error}"
-            for (space, name), policy in world.policies.items()
+            for (space, name), policy in context.policies.items()
             if policy.error
         }
         self._said = {

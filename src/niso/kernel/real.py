@@ -77,22 +77,24 @@ class Kernel:
         candidates: State,
         alias: str,
         foreign: Foreign | None = None,
-        strays: bool = False,
-        taken: bool = False,
+        with_strays: bool = False,
+        skip_transactional: bool = False,
     ) -> State:
         """Return those of ``candidates`` that exist in the kernel, with their actual fields.
 
         All addresses and routes of the candidates' interfaces are returned too. The cost depends
-        only on the number of candidates. With ``strays``, changes of other programs to the
-        candidates' interfaces are also returned. With ``taken``, nftables tables and elements are
-        not read, but assumed to be as in ``candidates``.
+        only on the number of candidates. With ``with_strays``, changes of other programs to the
+        candidates' interfaces are also returned. With ``skip_transactional``, nftables tables and
+        elements are not read, but assumed to be as in ``candidates``.
 
         Raises Conflict if an object with a candidate's name belongs to another program or state
         folder. If ``foreign`` is given, the Conflict is added to it instead, and the object is left
         out.
         """
         with self:
-            return kind.read(candidates, alias, self._sockets, foreign, strays, taken)
+            return kind.read(
+                candidates, alias, self._sockets, foreign, with_strays, skip_transactional
+            )
 
     def read_all(self, want: State, alias: str, foreign: Foreign) -> State:
         """Return all kernel objects of the state folder with this ``alias``, also those that are
@@ -102,24 +104,24 @@ class Kernel:
         with self:
             return kind.read_all(want, alias, self._sockets, foreign)
 
-    def write(self, steps: Iterable[AnyStep], ending: list[str] | None = None) -> None:
+    def write(self, steps: Iterable[AnyStep], detached: list[str] | None = None) -> None:
         """Execute all steps in order, and stop at the first failure. The KernelError names the
-        failed step. If the list ``ending`` is given, a veth pair whose namespace is also deleted is
-        only detached from its bridge, and its name is added to the list. The caller must pass the
-        list to `delete_detached` after releasing niso's lock, because the deletion takes 20 ms.
+        failed step. If the list ``detached`` is given, a veth pair whose namespace is also deleted
+        is only detached from its bridge, and its name is added to the list. The caller must pass
+        the list to `delete_detached` after releasing niso's lock, because the deletion takes 20 ms.
         """
         with self:
-            Writer(steps, self._sockets, ending).run()
+            Writer(steps, self._sockets, detached).run()
 
     def write_best_effort(
-        self, steps: Iterable[AnyStep], ending: list[str] | None = None
+        self, steps: Iterable[AnyStep], detached: list[str] | None = None
     ) -> list[Error]:
         """Execute all steps as `write` does, but continue after a failure. Returns the errors.
         After a failure no nftables rule or element is deleted, since it may restrict an object that
         still exists.
         """
         with self:
-            return Writer(steps, self._sockets, ending).run_best_effort()
+            return Writer(steps, self._sockets, detached).run_best_effort()
 
     def delete_detached(self, names: list[str]) -> None:
         """Delete the network interfaces that `write` has detached. Missing ones are ignored."""
@@ -303,24 +305,24 @@ class Kernel:
 
 
 class Writer:
-    """An executor of a list of steps. If the list ``ending`` is given, a veth pair whose namespace
-    is also deleted is only detached from its bridge, and its name is added to the list.
+    """An executor of a list of steps. If the list ``detached`` is given, a veth pair whose
+    namespace is also deleted is only detached from its bridge, and its name is added to the list.
     """
 
     def __init__(
-        self, steps: Iterable[AnyStep], sockets: Sockets, ending: list[str] | None = None
+        self, steps: Iterable[AnyStep], sockets: Sockets, detached: list[str] | None = None
     ) -> None:
         self.steps = list(steps)
         self.sockets = sockets
-        self.ending = ending if ending is not None else []
+        self.detached = detached if detached is not None else []
         self._sysctls: dict[str, list[Sysctl]] = {}  # by namespace
         for step in self.steps:
             if isinstance(step, Step) and isinstance(step.obj, Sysctl):
                 self._sysctls.setdefault(step.kind.space(step.obj), []).append(step.obj)
-        self.detached = {
+        self.deleted_netns = {
             step.obj.name
             for step in self.steps
-            if ending is not None
+            if detached is not None
             and isinstance(step, Step)
             and step.action == "delete"
             and isinstance(step.obj, Netns | NetnsName)

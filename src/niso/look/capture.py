@@ -30,7 +30,7 @@ from niso.base.errors import Conflict, Error, ProcessError, UsageError
 from niso.base.named_tuples import NamedTuple
 from niso.base.names import bridge, netns, veth
 from niso.base.report import WaitingForPacket
-from niso.base.signals import heed_signals, keep_only, signals_held
+from niso.base.signals import heed_signals, keep_only, signals_blocked
 from niso.kernel.netns import at
 from niso.kernel.packet_events import (
     PREFIX,
@@ -42,7 +42,7 @@ from niso.kernel.packet_events import (
 )
 from niso.kernel.ruleset import BRIDGE, INET
 from niso.look import packet_path
-from niso.look.drops import fresh_world
+from niso.look.drops import fresh_context
 from niso.look.drops import words as why
 from niso.look.session import ResultStream, Session
 from niso.plan.verdict import KnownService, Verdict, addresses_of, decide
@@ -268,7 +268,7 @@ class Tcpdump:
         self.out, out = os.pipe2(os.O_CLOEXEC)
         self.err, err = os.pipe2(os.O_CLOEXEC)
         try:
-            with signals_held():
+            with signals_blocked():
                 with at(namespace):
                     self._pid = os.fork()
                     if not self._pid:
@@ -532,7 +532,7 @@ def capture(
         hint = "niso net capture db -c 10"
         raise UsageError("must be 1 or more", hint, "-c", value=str(most))
     store = session.store()
-    world = read_world(session.kernel(), store)
+    context = read_world(session.kernel(), store)
     known: dict[str, KnownService] = {}
     for service in services:
         if packet_path.parse_target(service)[1] is not None:
@@ -543,10 +543,10 @@ def capture(
             words = f"{service} has mode host: its packets are among those of the host"
             raise Conflict(words, "tcpdump -i any")
         end = packet_path.resolve(store, service)
-        if end.service not in world.services:
+        if end.service not in context.services:
             raise UsageError(f"{service!r} is not a service", "niso ps lists the services", "NAME")
         for name in store.instances.running(end.service):
-            known[name] = world.services[name]
+            known[name] = context.services[name]
     for captured in known.values():
         if captured.host:
             raise Conflict(
@@ -556,21 +556,21 @@ def capture(
             raise Conflict(f"{captured.name} is not active", f"niso activate {captured.name}")
     addresses: tuple[str, ...] = ()
     port = None
-    gateways = [s.gateway for n in world.networks.values() for s in n.subnets]
+    gateways = [s.gateway for n in context.networks.values() for s in n.subnets]
     if peer is not None:
         who, port, _ = packet_path.parse_target(peer)
         other = packet_path.resolve(store, who, next(iter(known)))
         if other.service:
-            addresses = addresses_of(world.services[other.service])
+            addresses = addresses_of(context.services[other.service])
             for name in store.instances.running(other.service):
-                addresses += addresses_of(world.services[name])
+                addresses += addresses_of(context.services[name])
         elif other.address:
             addresses = (other.address,)
         else:  # the host, with the address that services see
-            addresses = (*sorted(gateways), *sorted(world.host))
+            addresses = (*sorted(gateways), *sorted(context.host))
     named = {
         address: holder.name
-        for holder in world.services.values()
+        for holder in context.services.values()
         for address in addresses_of(holder)
     }
     named |= dict.fromkeys(gateways, "host")
@@ -585,7 +585,7 @@ def capture(
     ]
     own = [address for service in known.values() for address in addresses_of(service)]
     dropped = Trace(drop_rules(own, ends, [bridge(row.name) for row in store.networks()]))
-    present = fresh_world(session.kernel(), store)
+    present = fresh_context(session.kernel(), store)
     return Capture({}, named, filter, most, text, dropped, lambda one: why(present(), one))
 
 
@@ -597,9 +597,9 @@ def trace(
     who, port, proto = packet_path.parse_target(destination)
     from_ = packet_path.resolve(store, source)
     to = packet_path.resolve(store, who, from_.service or None)
-    world = read_world(session.kernel(), store)
+    context = read_world(session.kernel(), store)
     # a program chooses if a name has addresses of both families
-    pairs = packet_path.ends_by_family(world, from_, to)
+    pairs = packet_path.ends_by_family(context, from_, to)
     with Trace(trace_rules(pairs.values(), port, proto, not any_)) as tracing:
         session.report(WaitingForPacket(destination, "real"))
         steps = tracing.first(seconds)
@@ -608,7 +608,7 @@ def trace(
     family = next((s.version for s in steps if s.version in pairs), next(iter(pairs)))
     ends = pairs[family]
     port_ = next((s.source_port for s in steps if s.source_port is not None), None)
-    path = stages(steps, decide(world, *ends, port, proto, port_))
+    path = stages(steps, decide(context, *ends, port, proto, port_))
     return Traced(
         ends[0],
         None if port is None else port_,

@@ -110,14 +110,14 @@ class _Ends(NamedTuple):
 
 
 def of_packet(
-    kernel: Kernel, world: PolicyContext, explained: ExplainedPacket
+    kernel: Kernel, context: PolicyContext, explained: ExplainedPacket
 ) -> OtherFirewalls | None:
     """Return what chains of other programs do to a packet and its replies. Returns None if
     niso drops the packet or the packet passes no chain of this host.
     """
     packet, verdict = explained.packet, explained.verdict
     sender, receiver = (
-        world.services.get(party.service) for party in (verdict.source, verdict.receiver)
+        context.services.get(party.service) for party in (verdict.source, verdict.receiver)
     )
     to_itself = sender is not None and sender is receiver
     if not verdict.passes or to_itself or (sender is not None and sender.host):
@@ -129,7 +129,7 @@ def of_packet(
     try:
         with kernel.foreign_chains() as source:
             chains = source.base_chains(everywhere=True)
-            steps = list(_steps(kernel, world, explained)) if chains else ()
+            steps = list(_steps(kernel, context, explained)) if chains else ()
             for families, way, bits in steps:
                 for chain in chains:
                     if HOOKS[chain.hook] != way.hook or chain.family not in families:
@@ -269,7 +269,7 @@ def _outside(
 
 
 def _steps(
-    kernel: Kernel, world: PolicyContext, explained: ExplainedPacket
+    kernel: Kernel, context: PolicyContext, explained: ExplainedPacket
 ) -> Iterator[tuple[set[int], _Way, dict[bool, PacketBits]]]:
     """Yield the hooks that a packet and its reply pass, in order. Each result has the families of
     the chains there, the hook, and the packet after DNAT (key False) and before DNAT (key True).
@@ -279,9 +279,9 @@ def _steps(
     own_port = packet.own_port or _EPHEMERAL
     before = _Ends(packet.source, own_port, packet.destination, packet.port)
     after = before._replace(destination=receiver, port=verdict.port)
-    entered = network_of(world, packet.source) if verdict.source.service else None
-    reached = network_of(world, receiver) if verdict.receiver.service else None
-    from_host, to_host = is_host(world, packet.source), is_host(world, receiver)
+    entered = network_of(context, packet.source) if verdict.source.service else None
+    reached = network_of(context, receiver) if verdict.receiver.service else None
+    from_host, to_host = is_host(context, packet.source), is_host(context, receiver)
     routed = {number for number, name in FAMILIES.items() if name in _INET[packet.family]}
     translated = (packet.destination, packet.port) != (receiver, verdict.port)
     original = before if translated and not verdict.instances else None

@@ -291,7 +291,9 @@ def _own(machine: Machine, name: str | None, may_be_on: Container[str] = ()) -> 
             *foreign_findings,
             *(
                 Finding("different", "names of services in /etc/hosts", detail)
-                for detail in [host_settings.differs(kernel, store) if store.host_knows() else ""]
+                for detail in [
+                    host_settings.differs(kernel, store) if store.writes_host_names() else ""
+                ]
                 if detail
             ),
             *_processes(machine, store.active_services()),
@@ -311,7 +313,7 @@ def _own(machine: Machine, name: str | None, may_be_on: Container[str] = ()) -> 
     service = store.name_holder(bare_name(name))
     return [
         *_interrupted(store, service),
-        *findings(want, kernel.read(want, alias(store.state_id()), strays=True)),
+        *findings(want, kernel.read(want, alias(store.state_id()), with_strays=True)),
         *_processes(machine, active),
     ]
 

@@ -61,7 +61,7 @@ class Drops(ResultStream):
         self.session = session
         self._store = store
         self._service = None if name is None else names.owner(store.home(store.resolve(name)))
-        self._world = fresh_world(session.kernel(), store)
+        self._context = fresh_context(session.kernel(), store)
         # the log has only packets dropped from now on; Conflict if another process reads the log
         self._source = Nflog(policy_rules.LOG_GROUP)
         services = [self._service] if self._service else store.active_services()
@@ -87,7 +87,7 @@ class Drops(ResultStream):
     def read(self) -> tuple[Drop, ...]:
         """Wait for packets, and return the packets dropped by policies of the selected services.
 
-        Sends the event `niso.Caution` if the kernel skipped some packets.
+        Sends the event `niso.WarningEvent` if the kernel skipped some packets.
         """
         packets = self._source.read()
         if packets is None:
@@ -110,7 +110,7 @@ class Drops(ResultStream):
             service = source if direction == "out" else destination
             if self._service in (None, service):
                 egress, ingress = verdict.evaluate(
-                    self._world(), packet.source, packet.destination, packet.port, packet.proto
+                    self._context(), packet.source, packet.destination, packet.port, packet.proto
                 )
                 yield Drop(
                     exact_time_text(packet.time),
@@ -124,21 +124,21 @@ class Drops(ResultStream):
                 )
 
 
-def fresh_world(kernel: Kernel, store: Store) -> Callable[[], PolicyContext]:
+def fresh_context(kernel: Kernel, store: Store) -> Callable[[], PolicyContext]:
     """Return a function that reads the services and policies in the database.
 
     This function reads the database again only if the database has changed since its last call.
     """
     known: tuple[int, PolicyContext] | None = None
 
-    def world() -> PolicyContext:
+    def context() -> PolicyContext:
         nonlocal known
         version = store.changes()
         if known is None or known[0] != version:
             known = (version, read_world(kernel, store))
         return known[1]
 
-    return world
+    return context
 
 
 # --- which rule dropped a packet ------------------------------------------------------------------
@@ -153,7 +153,7 @@ _COUNTER = re.compile(r"counter(?: packets \d+ bytes \d+)? ?")
 _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp", 1: "icmp", 58: "icmp"}
 
 
-def words(world: PolicyContext, dropped: Dropped) -> str:
+def words(context: PolicyContext, dropped: Dropped) -> str:
     """Return why a packet was dropped: a phrase about policy or network, or the nftables rule."""
     place = f"{dropped.table} {dropped.chain}"
     if dropped.table not in (INET, BRIDGE):
@@ -167,10 +167,10 @@ def words(world: PolicyContext, dropped: Dropped) -> str:
         return f"{place}: {dropped.rule}"
     packet = _packet(dropped.headers)
     # policies match after DNAT: a packet to a published port already has the service's own address
-    for reason in verdict.evaluate(world, *packet):
+    for reason in verdict.evaluate(context, *packet):
         if not reason.passes:
             return reason.message
-    decided = verdict.decide(world, *packet).dropped_by
+    decided = verdict.decide(context, *packet).dropped_by
     return decided.message if decided is not None else place
 
 

@@ -131,40 +131,42 @@ def explain(
         reason = f"FROM has the source port {own_port}, but the packet is ICMP, which has no ports"
         raise UsageError(reason, packet_path.TARGET)
     from_, to = packet_path.resolve_both(store, source, who)
-    world = read_world(kernel, store)
-    packet = Packet(*packet_path.ends(world, from_, to, family), port, proto, own_port)
+    context = read_world(kernel, store)
+    packet = Packet(*packet_path.ends(context, from_, to, family), port, proto, own_port)
     if store.cluster_id():
-        world = other_hosts.world(session, world, packet.source, packet.destination, proves=proves)
+        context = other_hosts.with_remote(
+            session, context, packet.source, packet.destination, proves=proves
+        )
     closed = kernel.not_forwarding()
-    explained = packet_path.explain(store, world, packet, closed)
+    explained = packet_path.explain(store, context, packet, closed)
     if proves:
-        namespace = prove.sender_namespace(world, packet, explained.verdict)
+        namespace = prove.sender_namespace(context, packet, explained.verdict)
         if len(explained.verdict.instances) > 1:  # the source port decides which instance gets it
             free = probe.free_port(namespace, packet.source, proto)
-            explained = packet_path.explain(store, world, packet._replace(own_port=free), closed)
+            explained = packet_path.explain(store, context, packet._replace(own_port=free), closed)
     other = None
     if family is None:
-        other = packet_path.other_family(store, world, from_, to, packet, closed)
-    others = chains_on_path.of_packet(kernel, world, explained)
+        other = packet_path.other_family(store, context, from_, to, packet, closed)
+    others = chains_on_path.of_packet(kernel, context, explained)
     expected = explained
     if others is not None and others.is_dropped:
         # whether niso's rules count the packet first depends on the other chain's place
         verdict = explained.verdict._replace(passes=False)
         expected = explained._replace(verdict=verdict, counted=())
     return Explanation(
-        _judged(world, explained),
-        None if other is None else _judged(world, other),
+        _judged(context, explained),
+        None if other is None else _judged(context, other),
         {end.sharer: end.service for end in (from_, to) if end.sharer},
-        listening.of_packet(kernel, world, explained.verdict, proto),
+        listening.of_packet(kernel, context, explained.verdict, proto),
         others,
-        prove.prove(world, expected) if proves else None,
+        prove.prove(context, expected) if proves else None,
     )
 
 
-def _judged(world: PolicyContext, explained: ExplainedPacket) -> Judged:
+def _judged(context: PolicyContext, explained: ExplainedPacket) -> Judged:
     packet, verdict = explained.packet, explained.verdict
     from_, to = verdict.source, verdict.destination
-    known, reached = (world.services.get(party.service) for party in (from_, to))
+    known, reached = (context.services.get(party.service) for party in (from_, to))
     return Judged(
         Sender(
             from_.service or None, packet.source, (known and known.host) or None, packet.own_port

@@ -136,14 +136,14 @@ class Memory(NamedTuple):
         yield from ((DROP, row) for row in self.refused)
 
 
-def remembered(kernel: Kernel, world: PolicyContext, with_open: bool = True) -> Memory:
+def remembered(kernel: Kernel, context: PolicyContext, with_open: bool = True) -> Memory:
     """Read the recorded flows, and with ``with_open`` the open connections. Raises KernelError."""
     ends: set[tuple[str, Connection]] = set()
     if with_open:
         ends.update(conntrack.opened())
         # conntrack has no connections of untracked networks, so read the services' sockets
-        plain = {n.name for n in world.networks.values() if not (n.publishes or n.policed)}
-        for known in world.services.values():
+        plain = {n.name for n in context.networks.values() if not (n.publishes or n.policed)}
+        for known in context.services.values():
             if known.active and plain & {endpoint.network for endpoint in known.endpoints}:
                 there = kernel.connections_in(names.netns(known.name))
                 ends.update(("tcp", connection) for connection in there)
@@ -164,19 +164,19 @@ def remembered(kernel: Kernel, world: PolicyContext, with_open: bool = True) -> 
 class FlowReader:
     """A reader that adds names, verdict and deciding policy entry to flows, with a cache."""
 
-    def __init__(self, world: PolicyContext, instances: bool = False) -> None:
-        self.world = world
+    def __init__(self, context: PolicyContext, instances: bool = False) -> None:
+        self.context = context
         self._split = instances
         self._flows: dict[tuple[Key, bool], Flow] = {}
         self._ends: dict[str, FlowEnd] = {}
         self._parts: dict[tuple[frozenset[str], bool], PolicyContext] = {}
         self._owners: dict[str, str] = {}
         """Maps each address to the service or instance that has this address."""
-        for known in world.services.values():
+        for known in context.services.values():
             for address in addresses_of(known):
                 self._owners[address] = known.name
                 self._ends[address] = self._service_end(known, address)
-        for name, addresses in reversed(sorted(world.outside_ever.items())):
+        for name, addresses in reversed(sorted(context.outside_ever.items())):
             for address in addresses:
                 self._ends[address] = FlowEnd(name, None, address)
 
@@ -186,7 +186,7 @@ class FlowReader:
         The address of an instance is replaced by its service's address on the same network, unless
         this reader lists instances separately.
         """
-        front = self.world.services.get(known.front)
+        front = self.context.services.get(known.front)
         if front is None or self._split:
             return FlowEnd(known.name, known.name, address)
         on = next(end.network for end in known.endpoints if address in end.addresses)
@@ -194,16 +194,18 @@ class FlowReader:
         family = family_of(address)
         return FlowEnd(front.name, front.name, next(a for a in shared if family_of(a) == family))
 
-    def in_world(self, world: PolicyContext) -> FlowReader:
-        """Return this reader, or a new one if ``world`` has other policies or the cache is full."""
-        is_same = world == self.world and len(self._flows) <= _MOST_CACHED
-        return self if is_same else FlowReader(world, self._split)
+    def for_context(self, context: PolicyContext) -> FlowReader:
+        """Return this reader, or a new one if ``context`` has other policies or the cache is
+        full.
+        """
+        is_same = context == self.context and len(self._flows) <= _MOST_CACHED
+        return self if is_same else FlowReader(context, self._split)
 
     def end(self, address: str) -> FlowEnd:
         """Return the name and service of an address that is the source or destination of flows."""
         if address not in self._ends:
-            is_host = plan_verdict.is_host(self.world, address)
-            gone = not is_host and is_for_services(self.world, address)
+            is_host = plan_verdict.is_host(self.context, address)
+            gone = not is_host and is_for_services(self.context, address)
             name = HOST if is_host else address
             self._ends[address] = FlowEnd(name, None, address, is_host, gone)
         return self._ends[address]
@@ -227,8 +229,8 @@ class FlowReader:
         if flow.gone:
             return flow
         owners = [self._owners.get(end, "") for end in (source, destination)]
-        world = self._part(frozenset({*owners, *map(names.owner, owners)} - {""}), passes)
-        egress, ingress = evaluate(world, source, destination, port, proto)
+        context = self._part(frozenset({*owners, *map(names.owner, owners)} - {""}), passes)
+        egress, ingress = evaluate(context, source, destination, port, proto)
         refusing = next((reason for reason in (egress, ingress) if not reason.passes), None)
         reason: Reason | None
         host_port = None
@@ -238,9 +240,9 @@ class FlowReader:
             reason = refusing or audit or (deciding[-1] if deciding else None)
             if not from_.is_known:
                 family, service = family_of(destination), to.service or ""
-                host_port = published(self.world, service, proto, port, family)
+                host_port = published(self.context, service, proto, port, family)
         else:
-            reason = refusing or closed(world, source, destination, proto, port)
+            reason = refusing or closed(context, source, destination, proto, port)
         agrees = refusing is None if passes else reason is not None
         flow = flow._replace(published=host_port, agrees=agrees)
         if reason is None:
@@ -259,22 +261,22 @@ class FlowReader:
         For flows that passed, a DNS name in a policy stands for all its former addresses too.
         """
         if (services, passes) not in self._parts:
-            world = self.world
-            known = {name: world.services[name] for name in services if name in world.services}
-            world = world._replace(services=known)
+            context = self.context
+            known = {name: context.services[name] for name in services if name in context.services}
+            context = context._replace(services=known)
             if passes:
-                world = world._replace(outside=world.outside_ever)
-            self._parts[services, passes] = world
+                context = context._replace(outside=context.outside_ever)
+            self._parts[services, passes] = context
         return self._parts[services, passes]
 
 
 _MOST_CACHED = 50_000
 
 
-def joined(world: PolicyContext, memory: Memory, reader: FlowReader | None = None) -> list[Flow]:
+def joined(context: PolicyContext, memory: Memory, reader: FlowReader | None = None) -> list[Flow]:
     """Return all recorded flows with names and verdicts, sorted by names and port."""
     counts = dict(memory.opened)
-    reader = reader or FlowReader(world)
+    reader = reader or FlowReader(context)
     result: list[Flow] = []
     audits = {row[:4] for row in memory.audited}
     for passes, rows in ((True, memory.passed), (False, memory.refused)):
@@ -346,9 +348,11 @@ def times(ago: float | None) -> tuple[str | None, float | None]:
     return (None, None) if ago is None else (exact_time_text(time.time() - ago), round(ago, 3))
 
 
-def published(world: PolicyContext, service: str, proto: str, port: int, family: int) -> int | None:
+def published(
+    context: PolicyContext, service: str, proto: str, port: int, family: int
+) -> int | None:
     """Return the host port by which other machines reach a port of a service, or None."""
-    for mapping in mappings(world.services.get(names.owner(service)), proto, port):
+    for mapping in mappings(context.services.get(names.owner(service)), proto, port):
         if not mapping.host_ip.startswith("127.") and family in mapping.families:
             return mapping.host_port + port - mapping.container_port
     return None
@@ -364,7 +368,12 @@ def mappings(known: KnownService | None, proto: str, port: int) -> list[PortMapp
 
 
 def closed(
-    world: PolicyContext, source: str, destination: str, proto: str, port: int, across: bool = False
+    context: PolicyContext,
+    source: str,
+    destination: str,
+    proto: str,
+    port: int,
+    across: bool = False,
 ) -> Reason | None:
     """Return why no packet can get from one address to a port of another, or None if one can.
 
@@ -373,15 +382,15 @@ def closed(
     another machine always came through a published port. If ``across`` is true, flows between
     services on different networks are assumed to come through a published port too.
     """
-    path = decide(world, source, destination, port, proto).path
-    sender, receiver = (holder_of(world, end) for end in (source, destination))
+    path = decide(context, source, destination, port, proto).path
+    sender, receiver = (holder_of(context, end) for end in (source, destination))
     if path.passes or receiver is None or not receiver[0].active:
         return None if path.passes else path
     if sender is not None:
-        inside = world.networks[sender[1]].internal or not sender[0].active
+        inside = context.networks[sender[1]].internal or not sender[0].active
         if inside or not across:
             return path
-    host_port = published(world, receiver[0].name, proto, port, family_of(destination))
+    host_port = published(context, receiver[0].name, proto, port, family_of(destination))
     return path if host_port is None else None
 
 
@@ -397,10 +406,10 @@ def read(
     If ``since`` (Unix time) is given, only flows that are open or began later are returned. With
     ``instances``, flows of instances (replicas) are listed separately.
     """
-    world = read_world(kernel, store)
-    memory = remembered(kernel, world, with_open)
-    reader = FlowReader(world, instances)
-    return world, lately(joined(world, memory, reader), since), memory.missed
+    context = read_world(kernel, store)
+    memory = remembered(kernel, context, with_open)
+    reader = FlowReader(context, instances)
+    return context, lately(joined(context, memory, reader), since), memory.missed
 
 
 # --- niso net flows -------------------------------------------------------------------------------
@@ -485,12 +494,14 @@ OUTSIDE = "outside"  # the name for all addresses that belong neither to a servi
 Total = tuple[str, str, int, str, str]  # source, destination, port, protocol and verdict of flows
 
 
-def totals(world: PolicyContext, memory: Memory, limit: int) -> tuple[list[tuple[Total, int]], int]:
+def totals(
+    context: PolicyContext, memory: Memory, limit: int
+) -> tuple[list[tuple[Total, int]], int]:
     """Count flows by the names of both ends, port, protocol and verdict.
 
     Returns the ``limit`` highest counts, and how many counts were left out.
     """
-    reader = FlowReader(world)
+    reader = FlowReader(context)
 
     def name(address: str) -> str:
         end = reader.end(address)

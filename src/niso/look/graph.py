@@ -48,7 +48,7 @@ Picture = tuple[list[tuple[str, list[Node]]], list[Node], list[Edge]]
 
 
 def of_traffic(
-    world: PolicyContext,
+    context: PolicyContext,
     seen: Iterable[Flow],
     only: frozenset[str] | None,
     states: Mapping[str, str] = MappingProxyType({}),
@@ -70,14 +70,14 @@ def of_traffic(
         (source, target, _ports_text(used), verdict_)
         for (source, target, verdict_), used in ports.items()
     ]
-    drawn = {name for name, known in world.services.items() if not known.front}
+    drawn = {name for name, known in context.services.items() if not known.front}
     drawn = drawn if only is None else set(only)
     drawn = drawn.union(*(row.services for row in rows))
-    return _picture(world, drawn, edges, True, states)
+    return _picture(context, drawn, edges, True, states)
 
 
 def of_policies(
-    world: PolicyContext,
+    context: PolicyContext,
     only: frozenset[str] | None,
     with_addresses: bool,
     states: Mapping[str, str] = MappingProxyType({}),
@@ -90,18 +90,18 @@ def of_policies(
     """
     known = [
         service
-        for name, service in sorted(world.services.items())
+        for name, service in sorted(context.services.items())
         if not service.front and (only is None or name in only)
     ]
     edges: list[Edge] = []
     for receiver in known:
         for port in receiver.ports:
             edges += (
-                (s, receiver.name, _port_text(port), PASS) for s in _users(world, receiver, port)
+                (s, receiver.name, _port_text(port), PASS) for s in _users(context, receiver, port)
             )
         for sender in known:
             if sender is not receiver:
-                edges += _between(world, sender, receiver)
+                edges += _between(context, sender, receiver)
         denied = AUDIT if receiver.audits else DROP
         for incoming, entries, verdict_ in (
             (True, receiver.policy.allow_from or (), PASS),
@@ -110,14 +110,14 @@ def of_policies(
             (False, receiver.policy.egress_deny, denied),
         ):
             for entry in entries:
-                for name in _outer(world, entry.peer):
+                for name in _outer(context, entry.peer):
                     ends = (name, receiver.name)
                     source, target = ends if incoming else reversed(ends)
                     edges.append((source, target, _entry_text(entry), verdict_))
-    return _picture(world, {service.name for service in known}, edges, with_addresses, states)
+    return _picture(context, {service.name for service in known}, edges, with_addresses, states)
 
 
-def _users(world: PolicyContext, receiver: KnownService, port: PortMapping) -> Iterator[str]:
+def _users(context: PolicyContext, receiver: KnownService, port: PortMapping) -> Iterator[str]:
     """Yield the clients that may use a published port, each as the text of a box in the graph."""
     if port.host_ip and ipaddress.ip_address(port.host_ip).is_loopback:
         yield HOST
@@ -137,15 +137,15 @@ def _users(world: PolicyContext, receiver: KnownService, port: PortMapping) -> I
         yield OUTSIDE
     for peer in allowed:
         if peer.kind != "outside" and peer.name not in everybody:
-            yield from _outer(world, peer)
+            yield from _outer(context, peer)
 
 
-def _outer(world: PolicyContext, peer: Peer) -> Iterator[str]:
+def _outer(context: PolicyContext, peer: Peer) -> Iterator[str]:
     """Yield the box text for a policy's peer outside niso's networks. Prefixes share one box."""
     if peer.kind == "outside":
         yield peer.name
     elif peer.kind in ("prefix", "prefixes"):
-        cidrs = [cidr for cidr in peer.name.split(",") if not _is_inside(world, cidr)]
+        cidrs = [cidr for cidr in peer.name.split(",") if not _is_inside(context, cidr)]
         if cidrs:
             yield cidrs[0] if len(cidrs) == 1 else f"{cidrs[0]} and {len(cidrs) - 1} more"
 
@@ -156,7 +156,9 @@ def _port_text(port: PortMapping) -> str:
     return f"{host}→{span(port.container_port, port.count)}{proto}"
 
 
-def _between(world: PolicyContext, sender: KnownService, receiver: KnownService) -> Iterator[Edge]:
+def _between(
+    context: PolicyContext, sender: KnownService, receiver: KnownService
+) -> Iterator[Edge]:
     """Yield an edge for each policy entry that applies to packets from one service to another."""
     for endpoint in receiver.endpoints:
         beside = [e for e in sender.endpoints if e.network == endpoint.network]
@@ -172,10 +174,10 @@ def _between(world: PolicyContext, sender: KnownService, receiver: KnownService)
             proto = entry.proto or "tcp"
             port = None if proto == "icmp" else max(entry.first, 1)
             label = _entry_text(entry)
-            if label in done or not matches(entry, world, peer, port, proto):
+            if label in done or not matches(entry, context, peer, port, proto):
                 continue
             done.add(label)
-            both = evaluate(world, from_, to, port, proto)
+            both = evaluate(context, from_, to, port, proto)
             passes = AUDIT if any(reason.audits for reason in both) else PASS
             word = passes if all(reason.passes for reason in both) else DROP
             yield sender.name, receiver.name, label, word
@@ -188,11 +190,11 @@ def _entry_text(entry: Entry) -> str:
     return f":{entry.first}{'' if entry.first == entry.last else f'-{entry.last}'}{proto}"
 
 
-def _is_inside(world: PolicyContext, prefix: str) -> bool:
+def _is_inside(context: PolicyContext, prefix: str) -> bool:
     net = ipaddress.ip_network(prefix)
     return any(
         str(net.version) == str(subnet.family) and net.subnet_of(ipaddress.ip_network(subnet.cidr))  # type: ignore[arg-type]
-        for network in world.networks.values()
+        for network in context.networks.values()
         for subnet in network.subnets
     )
 
@@ -204,7 +206,7 @@ def _ports_text(ports: Iterable[tuple[int, str]]) -> str:
 
 
 def _picture(
-    world: PolicyContext,
+    context: PolicyContext,
     drawn: Iterable[str],
     edges: Iterable[Edge],
     with_addresses: bool,
@@ -213,7 +215,7 @@ def _picture(
     ids = _ids(drawn)
     groups: dict[tuple[str, ...], list[Node]] = {}
     for name, own in ids.items():
-        known = world.services[name]
+        known = context.services[name]
         addresses = addresses_of(known) if with_addresses else ()
         sharers = sorted(set(known.names) - {name})
         ended = [(one, states[one]) for one in (name, *sharers) if one in states]
@@ -234,7 +236,7 @@ def _picture(
         drawn_edges.append((from_, to, label + _WORDS[verdict_], verdict_))
 
     def title(network: str) -> str:
-        known = world.networks.get(network) if with_addresses else None
+        known = context.networks.get(network) if with_addresses else None
         return " ".join((network, *(subnet.cidr for subnet in known.subnets))) if known else network
 
     titled = [(" + ".join(map(title, on)) or "no network", groups[on]) for on in sorted(groups)]
@@ -320,7 +322,7 @@ def graph(
     if declared and since is not None:
         raise UsageError("and --declared exclude each other", "omit one of them", "--since")
     if declared and stack is not None:
-        picture = of_policies(declared_world(stack_members.load(stack)), None, False)
+        picture = of_policies(declared_context(stack_members.load(stack)), None, False)
     else:
         picture = _picture_of_host(session, stack, declared, since)
     if format_ == "mermaid":
@@ -336,19 +338,19 @@ def _picture_of_host(
     only = None if stack is None else frozenset(stack_members.outlined(store, stack).after)
     seen: list[Flow] = []
     if declared:
-        world = read_world(kernel, store)
+        context = read_world(kernel, store)
     else:
-        world, seen, _ = read(kernel, store, since)
+        context, seen, _ = read(kernel, store, since)
     if only is not None:
-        only &= frozenset(world.services)
+        only &= frozenset(context.services)
     states = {
         line.service: line.status
         for line in services.service_lines(session, store)
         if line.status not in ("running", "attached")
     }
     if declared:
-        return of_policies(world, only, True, states)
-    return of_traffic(world, seen, only, states)
+        return of_policies(context, only, True, states)
+    return of_traffic(context, seen, only, states)
 
 
 def _drawn(text: bytes, format_: str) -> bytes:
@@ -376,7 +378,7 @@ def _drawn(text: bytes, format_: str) -> bytes:
 _POOL = "10.99.{}.0/24"
 
 
-def declared_world(stack: Stack) -> PolicyContext:
+def declared_context(stack: Stack) -> PolicyContext:
     """Return the services, networks and policies of a stack, as if the stack were active.
 
     A network without a declared subnet gets a made-up subnet, and services get made-up addresses.

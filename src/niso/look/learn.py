@@ -72,7 +72,7 @@ class LearnedPolicy(NamedTuple):
 
 
 def learn_flows(
-    world: PolicyContext,
+    context: PolicyContext,
     seen: Iterable[Flow],
     service: str,
     name: Name,
@@ -80,12 +80,12 @@ def learn_flows(
     network: Callable[[str], str] = str,
 ) -> LearnedPolicy:
     """Derive a policy for a service that allows its recorded flows."""
-    world = world._replace(outside=world.outside_ever)
+    context = context._replace(outside=context.outside_ever)
     others = [s for s in seen if s.from_.service != s.to.service]
     # flows from the host are left out: the host may always connect
     incoming = [s for s in others if s.to.service == service and not s.from_.is_host]
     outgoing = [s for s in others if s.from_.service == service]
-    learner = _Learner(world, world.services[service], name, network)
+    learner = _Learner(context, context.services[service], name, network)
     return LearnedPolicy(
         service,
         None,
@@ -115,9 +115,9 @@ class _Learner:
     """A builder of the policy that allows the recorded flows of one service."""
 
     def __init__(
-        self, world: PolicyContext, known: KnownService, name: Name, network: Callable[[str], str]
+        self, context: PolicyContext, known: KnownService, name: Name, network: Callable[[str], str]
     ) -> None:
-        self._world, self._known, self._name, self._network = world, known, name, network
+        self._context, self._known, self._name, self._network = context, known, name, network
 
     def lines(self, seen: Sequence[Flow], egress: bool) -> Iterator[LearnedEntry]:
         """Yield the entries for ingress or egress, and then entries that are only comments."""
@@ -158,10 +158,10 @@ class _Learner:
         if listed is None:
             return None
         peer = seen.to if egress else seen.from_
-        holders = [self._world.services[peer.service]] if peer.service else []
-        world = self._world._replace(services={holder.name: holder for holder in holders})
+        holders = [self._context.services[peer.service]] if peer.service else []
+        context = self._context._replace(services={holder.name: holder for holder in holders})
         matching = [
-            e for e in listed if verdict.matches(e, world, peer.address, seen.port, seen.proto)
+            e for e in listed if verdict.matches(e, context, peer.address, seen.port, seen.proto)
         ]
         return min(matching, key=lambda e: e.peer.kind != "service", default=None)
 
@@ -204,9 +204,9 @@ class _Learner:
 
     def _inside(self, family: int) -> list[_Prefix]:
         """Return the prefixes of niso's networks and address pools, and the host's addresses."""
-        world = self._world
-        subnets = (subnet.cidr for on in world.networks.values() for subnet in on.subnets)
-        texts = (*world.host, *world.pools, *subnets)
+        context = self._context
+        subnets = (subnet.cidr for on in context.networks.values() for subnet in on.subnets)
+        texts = (*context.host, *context.pools, *subnets)
         return [ipaddress.ip_network(text) for text in texts if family_of(text) == family]
 
     def _published(self, proto: str, port: int) -> set[int]:
@@ -282,7 +282,7 @@ class _Learner:
         for endpoint in self._known.endpoints:
             members = {
                 name
-                for name, known in self._world.services.items()
+                for name, known in self._context.services.items()
                 if any(e.network == endpoint.network for e in known.endpoints)
             } - {self._known.name}
             for (port, proto), services in sorted(used.items()):
@@ -401,7 +401,7 @@ def learn(
 ) -> tuple[LearnedPolicy, ...]:
     """Derive policies from recorded flows (see `Host.learn`). ``since`` is a Unix time."""
     store = session.store()
-    world, seen, missed = flows.read(session.kernel(), store, since)
+    context, seen, missed = flows.read(session.kernel(), store, since)
     if missed:
         session.caution(
             f"{missed} new flows are missing: there are more than the kernel remembers",
@@ -416,20 +416,20 @@ def learn(
     ]
     learned = []
     for name in dict.fromkeys(wanted):
-        if name not in world.services or not world.services[name].endpoints:
+        if name not in context.services or not context.services[name].endpoints:
             mode = rows[name].mode
             raise UsageError(
                 f"{name!r} has no network of its own (mode {mode}), so it has no policy",
                 "niso ps lists the networks of services",
                 "SERVICE",
             )
-        blind = [n for n in store.networks_of(name) if not world.networks[n].observe]
+        blind = [n for n in store.networks_of(name) if not context.networks[n].observe]
         if blind:
             session.caution(
                 f"network {', '.join(blind)} of {name!r} is not observed: its flows are missing", []
             )
         names = WrittenNames(store, name)
-        policy = learn_flows(world, seen, name, names.service, egress, names.network)
+        policy = learn_flows(context, seen, name, names.service, egress, names.network)
         file, path = _place(store, rows[name])
         table = ".".join(str(key) for key in path if isinstance(key, str))
         watched = watched_s(rows[name], since)

@@ -152,7 +152,7 @@ class ServiceSockets:
 
 
 def of_packet(
-    kernel: Kernel, world: PolicyContext, verdict: Verdict, proto: str
+    kernel: Kernel, context: PolicyContext, verdict: Verdict, proto: str
 ) -> Listening | None:
     """Return whether a program listens on the address and port at which a packet arrives.
 
@@ -165,13 +165,13 @@ def of_packet(
         return None
     sockets, last = ServiceSockets(kernel), None
     to = verdict.destination
-    if not to.service and is_host(world, to.address):
+    if not to.service and is_host(context, to.address):
         with contextlib.suppress(KernelError), kernel.foreign_chains() as source:
             if not source.redirects():
                 last = sockets.at(HOST, HOST, to.address, verdict.port, proto)
         return last
     for party in verdict.instances or (verdict.destination,):
-        known = world.services.get(party.service)
+        known = context.services.get(party.service)
         if known is None or known.host or not known.active or known.serving is not None:
             continue
         last = sockets.at(known.name, known.name, party.address, verdict.port, proto)

@@ -128,7 +128,7 @@ class Map(Metered):
         """Return all services, networks and flows. Rates are averages since the last call."""
         store = self.session.store()
         before, now, memory, moved = self._sample(with_open=True)
-        world = self._world
+        context = self._context
         kept, left_out = bounded(memory)
         seconds = round(top.elapsed(before, now), 3)
         new: dict[tuple[Key, str], int] = {}
@@ -155,12 +155,12 @@ class Map(Metered):
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             seconds,
             tuple(
-                _service(store, world, known.get(rates.service), line, rates)
+                _service(store, context, known.get(rates.service), line, rates)
                 for line, rates in zip(now.lines, loads, strict=True)
             ),
             tuple(
                 MapNetwork(n.name, tuple(s.cidr for s in n.subnets), n.internal, n.observe)
-                for _, n in sorted(world.networks.items())
+                for _, n in sorted(context.networks.items())
             ),
             tuple(
                 _flow(
@@ -168,9 +168,9 @@ class Map(Metered):
                     group,
                     sum(map(grown, group)) / (seconds or 1.0),
                     None if moved is None else sum(map(octets, group)) / (seconds or 1.0),
-                    lambda flow: policies.changes(world, flow, name),
+                    lambda flow: policies.changes(context, flow, name),
                 )
-                for ends, group in grouped(joined(world, kept, self._reader))
+                for ends, group in grouped(joined(context, kept, self._reader))
             ),
             left_out,
             memory.missed,
@@ -191,7 +191,7 @@ class Map(Metered):
 
 
 def _service(
-    store: Store, world: PolicyContext, row: ServiceRow | None, line: Any, load: ServiceLoad
+    store: Store, context: PolicyContext, row: ServiceRow | None, line: Any, load: ServiceLoad
 ) -> MapService:
     return MapService(
         load.service,
@@ -212,7 +212,7 @@ def _service(
         load.new,
         load.denied_in,
         load.denied_out,
-        _policy(world.services.get(load.service)),
+        _policy(context.services.get(load.service)),
         line.audit_until,
         row.manifest_path or None if row else None,
     )

@@ -316,8 +316,10 @@ _FLOW_LABELS = ("source", "destination", "port", "protocol", "verdict")
 
 def _of_flows(session: Session, store: Store, limit: int) -> tuple[Metric, ...]:
     kernel = session.kernel()
-    world = read_world(kernel, store)
-    totals, left_out = flows.totals(world, flows.remembered(kernel, world, with_open=False), limit)
+    context = read_world(kernel, store)
+    totals, left_out = flows.totals(
+        context, flows.remembered(kernel, context, with_open=False), limit
+    )
     return (
         _metric(
             GAUGE,

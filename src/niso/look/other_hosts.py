@@ -151,7 +151,7 @@ def _mirrored(store: Store) -> list[ClusterLine]:
     ]
 
 
-def world(
+def with_remote(
     session: Session, here: PolicyContext, source: str, destination: str, proves: bool = False
 ) -> PolicyContext:
     """Add the policies of other hosts' services that send or receive a packet to those known here.

@@ -214,7 +214,7 @@ def _end(store: Store, service: str) -> PacketEnd:
 
 
 def ends(
-    world: PolicyContext, source: PacketEnd, destination: PacketEnd, family: int | None = None
+    context: PolicyContext, source: PacketEnd, destination: PacketEnd, family: int | None = None
 ) -> tuple[str, str]:
     """Return the source and destination addresses of a packet, preferably IPv4 addresses.
 
@@ -236,13 +236,13 @@ def ends(
             )
     families = [number for number in (4, 6) if family in (None, number) and given <= {number}]
     for number in families:
-        pair = _ends(world, source, destination, number)
+        pair = _ends(context, source, destination, number)
         if pair is not None:
             return pair
     kind = f"IPv{families[0]}" if len(families) == 1 else "IPv4 or IPv6"
-    if source.service and not world.services[source.service].endpoints:
+    if source.service and not context.services[source.service].endpoints:
         raise Error(f"{source.service} has no network", f"niso inspect {source.service}")
-    if destination.outside and not world.outside.get(destination.outside):
+    if destination.outside and not context.outside.get(destination.outside):
         raise Error(f"{destination.outside} has no address", "niso net refresh says why")
     raise Error(
         f"{source.name} cannot send an {kind} packet to {destination.name}: "
@@ -251,43 +251,47 @@ def ends(
 
 
 def ends_by_family(
-    world: PolicyContext, source: PacketEnd, destination: PacketEnd
+    context: PolicyContext, source: PacketEnd, destination: PacketEnd
 ) -> dict[int, tuple[str, str]]:
     """Return the addresses that `ends` returns, for each IP version that both ends have."""
-    first = ends(world, source, destination)
+    first = ends(context, source, destination)
     pairs = {family_of(first[1]): first}
     if not (source.address or destination.address):
-        pair = _ends(world, source, destination, 6)
+        pair = _ends(context, source, destination, 6)
         if pair is not None:
             pairs[6] = pair
     return pairs
 
 
 def _ends(
-    world: PolicyContext, source: PacketEnd, to: PacketEnd, family: int
+    context: PolicyContext, source: PacketEnd, to: PacketEnd, family: int
 ) -> tuple[str, str] | None:
-    address = _destination(world, source, to, family)
-    own = address and _source(world, source, address, family)
+    address = _destination(context, source, to, family)
+    own = address and _source(context, source, address, family)
     return (own, address) if own and address else None
 
 
-def _destination(world: PolicyContext, source: PacketEnd, to: PacketEnd, family: int) -> str | None:
+def _destination(
+    context: PolicyContext, source: PacketEnd, to: PacketEnd, family: int
+) -> str | None:
     """Return the address to which the sender resolves the name of the destination, or None."""
     if to.address:
         return to.address
-    sender = world.services.get(source.service)
+    sender = context.services.get(source.service)
     if to.outside:
-        first = primary(sender.endpoints, world.networks) if sender else None
+        first = primary(sender.endpoints, context.networks) if sender else None
         has_route = first is None or any(family_of(own) == family for own in first.addresses)
-        return _of_family(world.outside.get(to.outside, ()), family) if has_route else None
+        return _of_family(context.outside.get(to.outside, ()), family) if has_route else None
     if not to.service:
         if sender:  # to a service, the host is the gateway of its first network
-            own = (subnet for e in sender.endpoints for subnet in world.networks[e.network].subnets)
+            own = (
+                subnet for e in sender.endpoints for subnet in context.networks[e.network].subnets
+            )
             return next((subnet.gateway for subnet in own if subnet.family == family), None)
         if source.address:
             return probe.own_address(source.address)
         return "127.0.0.1" if family == 4 else "::1"
-    known = world.services[to.service]
+    known = context.services[to.service]
     by_network = {
         endpoint.network: _of_family(endpoint.addresses, family) for endpoint in known.endpoints
     }
@@ -295,17 +299,17 @@ def _destination(world: PolicyContext, source: PacketEnd, to: PacketEnd, family:
     return next((address for address in (*shared, *by_network.values()) if address), None)
 
 
-def _source(world: PolicyContext, source: PacketEnd, to: str, family: int) -> str | None:
+def _source(context: PolicyContext, source: PacketEnd, to: str, family: int) -> str | None:
     """Return the source address that the sender's kernel chooses for a destination, or None."""
     if source.address:
         return source.address
     if not source.service:
         return probe.own_address(to)
-    endpoints = world.services[source.service].endpoints
+    endpoints = context.services[source.service].endpoints
     if any(to in endpoint.addresses for endpoint in endpoints):
         return to
-    on = [endpoint for endpoint in endpoints if holds(world.networks[endpoint.network], to)]
-    if (first := primary(endpoints, world.networks)) is not None:
+    on = [endpoint for endpoint in endpoints if holds(context.networks[endpoint.network], to)]
+    if (first := primary(endpoints, context.networks)) is not None:
         on.append(first)
     return next(
         (a for endpoint in (*on, *endpoints) if (a := _of_family(endpoint.addresses, family))), None
@@ -357,7 +361,7 @@ class ExplainedPacket(NamedTuple):
 
 def explain(
     store: Store,
-    world: PolicyContext,
+    context: PolicyContext,
     packet: Packet,
     closed: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> ExplainedPacket:
@@ -365,20 +369,20 @@ def explain(
 
     ``closed`` maps each interface that does not forward packets to its addresses (`host_facts`).
     """
-    verdict = decide(world, *packet)
+    verdict = decide(context, *packet)
     sender, receiver = (
-        world.services.get(party.service) for party in (verdict.source, verdict.receiver)
+        context.services.get(party.service) for party in (verdict.source, verdict.receiver)
     )
-    walks = _walks(world, packet, sender)
-    path, early, late = _path(store, world, packet, verdict, sender, receiver)
+    walks = _walks(context, packet, sender)
+    path, early, late = _path(store, context, packet, verdict, sender, receiver)
     egress: _Rules = ()
     ingress: _Rules = ()
     if walks:
         judged = (packet.proto, verdict.port)
         to = verdict.receiver.address
-        egress = _policy_objects(world, sender, False, packet.source, to, judged)
-        if not is_host(world, packet.source):
-            ingress = _policy_objects(world, receiver, True, to, packet.source, judged)
+        egress = _policy_objects(context, sender, False, packet.source, to, judged)
+        if not is_host(context, packet.source):
+            ingress = _policy_objects(context, receiver, True, to, packet.source, judged)
     counted: _Rules = ()
     if early:
         counted = early
@@ -386,7 +390,7 @@ def explain(
         counted = egress
         if verdict.egress.passes:
             counted += ingress + (late if verdict.ingress.passes else ())
-    link = _closed_link(world, packet, verdict, closed)
+    link = _closed_link(context, packet, verdict, closed)
     if link:
         message = f"the host forwards no packets from {link}: net/ipv4/conf/{link}/forwarding is 0"
         verdict, counted = verdict._replace(passes=False, path=Reason(False, message)), ()
@@ -395,11 +399,11 @@ def explain(
 
 
 def _closed_link(
-    world: PolicyContext, packet: Packet, verdict: Verdict, closed: Mapping[str, Collection[str]]
+    context: PolicyContext, packet: Packet, verdict: Verdict, closed: Mapping[str, Collection[str]]
 ) -> str:
     """Return the interface on which a packet arrives if it forwards no packets, else ""."""
     from_outside = (
-        not verdict.source.service and not is_host(world, packet.source) and packet.family == 4
+        not verdict.source.service and not is_host(context, packet.source) and packet.family == 4
     )
     if not (closed and from_outside and verdict.path.passes and verdict.destination.service):
         return ""
@@ -409,7 +413,7 @@ def _closed_link(
 
 def other_family(
     store: Store,
-    world: PolicyContext,
+    context: PolicyContext,
     source: PacketEnd,
     destination: PacketEnd,
     packet: Packet,
@@ -417,16 +421,16 @@ def other_family(
 ) -> ExplainedPacket | None:
     """Explain a packet for the other IP version, or return None if an end has no such address."""
     try:
-        from_, to = ends(world, source, destination, 4 if packet.family == 6 else 6)
+        from_, to = ends(context, source, destination, 4 if packet.family == 6 else 6)
     except Error:
         return None
-    return explain(store, world, packet._replace(source=from_, destination=to), closed)
+    return explain(store, context, packet._replace(source=from_, destination=to), closed)
 
 
-def _walks(world: PolicyContext, packet: Packet, sender: KnownService | None) -> bool:
+def _walks(context: PolicyContext, packet: Packet, sender: KnownService | None) -> bool:
     """Return whether a packet leaves its sender's namespace and so traverses chains of policies."""
     if sender is None:
-        return not is_host(world, packet.source)
+        return not is_host(context, packet.source)
     to = packet.destination
     return to not in addresses_of(sender) and not ipaddress.ip_address(to).is_loopback
 
@@ -436,7 +440,7 @@ _Rules = tuple[Object, ...]
 
 def _path(
     store: Store,
-    world: PolicyContext,
+    context: PolicyContext,
     packet: Packet,
     verdict: Verdict,
     sender: KnownService | None,
@@ -454,25 +458,25 @@ def _path(
     if (
         family_of(packet.source) != family
         or (sender and (sender.serving is not None or not sender.active))
-        or (sender and not _walks(world, packet, sender))
+        or (sender and not _walks(context, packet, sender))
     ):
         return (), (), ()
     to = ipaddress.ip_address(packet.destination)
-    entered = network_of(world, packet.source) if sender else None
+    entered = network_of(context, packet.source) if sender else None
     target = verdict.destination.address
-    reached = network_of(world, target)
+    reached = network_of(context, target)
     objects: list[Object] = []
     if sender and entered:
         on = next(
             (
                 endpoint
                 for endpoint in sender.endpoints
-                if holds(world.networks[endpoint.network], packet.destination)
+                if holds(context.networks[endpoint.network], packet.destination)
             ),
-            primary(sender.endpoints, world.networks),
+            primary(sender.endpoints, context.networks),
         )
         assert on is not None
-        by = world.networks[on.network]
+        by = context.networks[on.network]
         # the network has no route for this family, so no packet leaves the service
         if all(subnet.family != family for subnet in by.subnets):
             return (), (), ()
@@ -482,30 +486,30 @@ def _path(
             # not have
             return spoofed, spoofed if family == 4 else (), ()
         objects += _port_elements(store, sender, receiver or sender, by, packet.source)
-    elif not sender and not is_host(world, packet.source) and network_of(world, packet.source):
+    elif not sender and not is_host(context, packet.source) and network_of(context, packet.source):
         spoofed = _static(ruleset.INET, raw, f"{word} saddr @subnets{family}")
         return spoofed, spoofed, ()
     if target != packet.destination:
-        objects += _published(world, packet, verdict, entered)
+        objects += _published(context, packet, verdict, entered)
     if verdict.instances and verdict.path.passes:
-        objects += _to_instances(store, world, packet, verdict)
+        objects += _to_instances(store, context, packet, verdict)
     if verdict.path.passes:
         if sender and receiver and sender.host and receiver.host:
             return tuple(objects), (), ()  # no rule of this host sees it
-        return (*objects, *_passing(world, packet, sender, entered, reached)), (), ()
-    if is_broadcast(world, to):
+        return (*objects, *_passing(context, packet, sender, entered, reached)), (), ()
+    if is_broadcast(context, to):
         # to the broadcast address of another network: the host treats it as its own address
         stays = entered and (reached is None or reached.name == entered.name)
         between = _static(ruleset.BRIDGE, "between", "broadcast, multicast") if stays else ()
         return (*objects, *between), (), ()
-    if not sender and is_host(world, packet.source):
+    if not sender and is_host(context, packet.source):
         return tuple(objects), (), ()
     if to.is_loopback:
         loopback = "127.0.0.0/8" if family == 4 else "::1"
         martian = _static(ruleset.INET, raw, f"{word} daddr {loopback}")
         return martian, martian, ()
     if entered and is_name_server_elsewhere(
-        world, packet.destination, packet.port, packet.proto, entered.name
+        context, packet.destination, packet.port, packet.proto, entered.name
     ):
         there = _static(ruleset.INET, "input", f"daddr @subnets{family} meta l4proto")
         return (*objects, *there), there, ()
@@ -534,13 +538,13 @@ def _dropping(
 
 
 def _passing(
-    world: PolicyContext,
+    context: PolicyContext,
     packet: Packet,
     sender: KnownService | None,
     entered: NetworkRecord | None,
     reached: NetworkRecord | None,
 ) -> _Rules:
-    if sender is None or entered is None or is_host(world, packet.destination):
+    if sender is None or entered is None or is_host(context, packet.destination):
         return ()
     if reached is None:
         word = "ip" if packet.family == 4 else "ip6"
@@ -599,12 +603,12 @@ def _objects(elements: Iterable[Element], containers: Collection[str], host: str
 
 
 def _published(
-    world: PolicyContext, packet: Packet, verdict: Verdict, entered: NetworkRecord | None
+    context: PolicyContext, packet: Packet, verdict: Verdict, entered: NetworkRecord | None
 ) -> list[Object]:
     """Return the elements of nftables maps that translate a published port to a service, if any."""
-    known = world.services[verdict.destination.service]
+    known = context.services[verdict.destination.service]
     target = verdict.destination.address
-    home = primary(known.endpoints, world.networks)
+    home = primary(known.endpoints, context.networks)
     beside = home is not None and target not in home.addresses
     for wide in (False, True):
         for port in known.ports:
@@ -630,20 +634,20 @@ def _published(
 
 
 def _to_instances(
-    store: Store, world: PolicyContext, packet: Packet, verdict: Verdict
+    store: Store, context: PolicyContext, packet: Packet, verdict: Verdict
 ) -> list[Object]:
     """Return the nftables objects that lead a packet from a service address to an instance.
 
     The last object is the slot of the instance, or the rule that chooses a slot by source port.
     """
     name, address = verdict.destination
-    network, family = network_of(world, address), family_of(address)
+    network, family = network_of(context, address), family_of(address)
     assert network is not None
     mac = names.mac("", network.bridge, names.alias(store.state_id()))
     is_direct = address == packet.destination
     # a map of its own has the instances of this host, if other hosts have some too
-    known = world.services[name]
-    others = [other for _, part in known.serving or () if (other := world.services.get(part))]
+    known = context.services[name]
+    others = [other for _, part in known.serving or () if (other := context.services.get(part))]
     is_mixed = any(other.host for other in others) and not all(other.host for other in others)
     is_near = is_mixed and not (is_direct and verdict.source.service)
     instance = {1: verdict.receiver.address}
@@ -663,7 +667,7 @@ def _to_instances(
 
 
 def _policy_objects(
-    world: PolicyContext,
+    context: PolicyContext,
     known: KnownService | None,
     ingress: bool,
     own: str,
@@ -674,7 +678,7 @@ def _policy_objects(
     if known is None or not known.active or not known.heard:
         return ()
     policed = Policed(known.name, addresses_of(known), known.policy)
-    members = _members(world, known.policy)
+    members = _members(context, known.policy)
     found = policy_elements.looked_up(policed, members, ingress, own, peer, *packet)
     if not found:
         return ()
@@ -691,19 +695,21 @@ def _policy_objects(
 _Judged = tuple[str, int | None]  # the protocol and the port of a packet, as policies see them
 
 
-def _members(world: PolicyContext, policy: Policy) -> list[Member]:
+def _members(context: PolicyContext, policy: Policy) -> list[Member]:
     members = []
     for kind, name in sorted({(entry.peer.kind, entry.peer.name) for entry in policy.entries()}):
-        if kind == "network" and name in world.networks:
-            subnets = world.networks[name].subnets
+        if kind == "network" and name in context.networks:
+            subnets = context.networks[name].subnets
             pairs = tuple(s.cidr for s in subnets), tuple(s.gateway for s in subnets)
             members.append(Member(kind, name, *pairs))
         elif kind == "outside":
-            members.append(Member(kind, name, world.outside.get(name, ())))
+            members.append(Member(kind, name, context.outside.get(name, ())))
         elif kind == "service":
-            holder = next((known for known in world.services.values() if name in known.names), None)
+            holder = next(
+                (known for known in context.services.values() if name in known.names), None
+            )
             if holder is not None and holder.serving is not None:  # the name means its instances
-                parts = [one for one in world.services.values() if one.front == holder.name]
+                parts = [one for one in context.services.values() if one.front == holder.name]
                 addresses = tuple(address for one in parts for address in addresses_of(one))
                 members.append(Member(kind, name, addresses))
             elif holder is not None:

@@ -123,11 +123,11 @@ def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]
     Entries are identified by their manifest keys. Both numbers come from the recorded flows, not
     from the counters of policy elements, which restart at 0 when the policy or an address changes.
     """
-    world = read_world(session.kernel(), session.store())
-    memory = flows.remembered(session.kernel(), world)
+    context = read_world(session.kernel(), session.store())
+    memory = flows.remembered(session.kernel(), context)
     own = {
         address
-        for known in world.services.values()
+        for known in context.services.values()
         if known.owner == service
         for address in verdict.addresses_of(known)
     }
@@ -138,9 +138,9 @@ def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]
     )
     opened = {key: count for key, count in memory.opened.items() if not own.isdisjoint(key[:2])}
     memory = memory._replace(passed=passed, refused=refused, opened=opened)
-    ever = world._replace(outside=world.outside_ever)
+    ever = context._replace(outside=context.outside_ever)
     used: dict[str, tuple[int, float | None]] = {}
-    for flow in flows.joined(world, memory):
+    for flow in flows.joined(context, memory):
         if flow.gone or not flow.agrees:
             continue
         # for a flow that passed, the policies of both ends have decided
@@ -174,7 +174,7 @@ Warning_ = tuple[str, str]  # the text of a warning, and the next step
 def warnings(kernel: Kernel, store: Store, services: Iterable[str]) -> Iterator[Warning_]:
     """Yield a warning for each likely mistake in policies of these services. Raises KernelError."""
     terms = live_world.terms(store)
-    world: PolicyContext | None = None  # read once, and only if a policy needs it
+    context: PolicyContext | None = None  # read once, and only if a policy needs it
     for name in services:
         policy = store.policy(name)
         if policy is None or owner(name) != name:  # instances have the policy of their service
@@ -184,10 +184,10 @@ def warnings(kernel: Kernel, store: Store, services: Iterable[str]) -> Iterator[
         yield from _unknown(store, name, policy)
         if policy.egress_allow is not None or policy.egress_deny:
             servers = _servers(store.service(name))
-            if servers and world is None:
-                world = read_world(kernel, store)
-            if servers and world is not None:
-                yield from _without_dns(store, world, name, policy, servers)
+            if servers and context is None:
+                context = read_world(kernel, store)
+            if servers and context is not None:
+                yield from _without_dns(store, context, name, policy, servers)
 
 
 def _audit(name: str, term: live_world.Term) -> Warning_:
@@ -221,7 +221,7 @@ def _unknown(store: Store, name: str, policy: Policy) -> Iterator[Warning_]:
 
 
 def _without_dns(
-    store: Store, world: PolicyContext, name: str, policy: Policy, servers: Iterable[str]
+    store: Store, context: PolicyContext, name: str, policy: Policy, servers: Iterable[str]
 ) -> Iterator[Warning_]:
     """Yield a warning for each of a service's name servers that its egress policy denies.
 
@@ -230,10 +230,10 @@ def _without_dns(
     """
     own = {family_of(address): address for _, address in reversed(store.addresses(name))}
     allowed = policy.egress_allow
-    if allowed is not None and all(_is_listed(world, entry) for entry in allowed):
+    if allowed is not None and all(_is_listed(context, entry) for entry in allowed):
         return
     for server in (address for address in servers if family_of(address) in own):
-        reason, _ = verdict.evaluate(world, own[family_of(server)], server, _DNS, "udp")
+        reason, _ = verdict.evaluate(context, own[family_of(server)], server, _DNS, "udp")
         if reason.key and (reason.audits or not reason.passes):
             line = f'"{bracketed(server)}:{_DNS}"'
             denying = next((e for e in policy.egress_deny if e.key == reason.key), None)
@@ -246,12 +246,12 @@ def _without_dns(
             )
 
 
-def _is_listed(world: PolicyContext, entry: Entry) -> bool:
+def _is_listed(context: PolicyContext, entry: Entry) -> bool:
     """Return whether an entry has only names in the hosts file or addresses of niso's networks."""
     if entry.peer.kind != "prefix":
         return entry.peer.kind != "prefixes"  # a manifest cannot contain this kind
     prefix = ipaddress.ip_network(entry.peer.name)
-    network = verdict.network_of(world, str(prefix.network_address))
+    network = verdict.network_of(context, str(prefix.network_address))
     return network is not None and verdict.holds(network, str(prefix.broadcast_address))
 
 
@@ -367,11 +367,11 @@ def _reason(before: PolicyContext, after: PolicyContext, seen: Flow) -> Reason |
     return refusing or next((reason for reason in reversed(judged) if reason.key), None)
 
 
-def _network(world: PolicyContext, end: FlowEnd) -> str:
+def _network(context: PolicyContext, end: FlowEnd) -> str:
     """Return the network of a flow's end, or "" if the end is not a service."""
     if not end.service:
         return ""
-    endpoints = world.services[end.service].endpoints
+    endpoints = context.services[end.service].endpoints
     return next((e.network for e in endpoints if end.address in e.addresses), "")
 
 
@@ -426,12 +426,14 @@ def _moved(after: PolicyContext, seen: Flow, by_port: bool) -> tuple[str, str] |
     return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
 
 
-def _publishes(world: PolicyContext, seen: Flow) -> bool:
+def _publishes(context: PolicyContext, seen: Flow) -> bool:
     """Return whether the destination of a flow publishes the port and host port of the flow."""
     used, family = seen.published, family_of(seen.from_.address)
     return any(
         family in port.families and used in (None, port.host_port + seen.port - port.container_port)
-        for port in flows.mappings(world.services.get(seen.to.service or ""), seen.proto, seen.port)
+        for port in flows.mappings(
+            context.services.get(seen.to.service or ""), seen.proto, seen.port
+        )
     )
 
 
@@ -451,7 +453,7 @@ class MapChange(NamedTuple):
     adds: bool  # true to add the entry, false to remove it
 
 
-def changes(world: PolicyContext, seen: Flow, name: Name) -> tuple[MapChange, ...]:
+def changes(context: PolicyContext, seen: Flow, name: Name) -> tuple[MapChange, ...]:
     """Return the manifest changes that allow a denied flow, and nothing but its port and protocol.
 
     A flow that passes only because of an audit counts as denied. The result is empty if no network
@@ -462,18 +464,18 @@ def changes(world: PolicyContext, seen: Flow, name: Name) -> tuple[MapChange, ..
     needed: list[MapChange] = []
     ends = (seen.from_.address, seen.to.address)
     while True:
-        reasons = verdict.evaluate(world, *ends, seen.port, seen.proto)
+        reasons = verdict.evaluate(context, *ends, seen.port, seen.proto)
         refusing = next((reason for reason in reasons if not reason.passes or reason.audits), None)
         if refusing is None:
             break
         change, entry = _change(refusing, seen, name)
-        policy = _changed(world.services[change.service].policy, change, entry)
+        policy = _changed(context.services[change.service].policy, change, entry)
         if policy is None or len(needed) == _MOST:
             return ()
         needed.append(change)
-        known = world.services[change.service]._replace(policy=policy)
-        world = world._replace(services={**world.services, change.service: known})
-    is_closed = flows.closed(world, *ends, seen.proto, seen.port) is not None
+        known = context.services[change.service]._replace(policy=policy)
+        context = context._replace(services={**context.services, change.service: known})
+    is_closed = flows.closed(context, *ends, seen.proto, seen.port) is not None
     return () if is_closed else tuple(needed)
 
 

@@ -56,13 +56,13 @@ class Proof(NamedTuple):
     counters: tuple[Counter, ...]  # rules that count the packet
 
 
-def sender_namespace(world: PolicyContext, packet: Packet, verdict: Verdict) -> str:
+def sender_namespace(context: PolicyContext, packet: Packet, verdict: Verdict) -> str:
     """Return the network namespace that sends the test packet, or "" for the host's.
 
     Raises Error if the sending service is not active. Raises UsageError if the sender is neither a
     service nor the host.
     """
-    known = world.services.get(verdict.source.service)
+    known = context.services.get(verdict.source.service)
     if known is not None:
         if not known.active:
             raise Error(
@@ -70,7 +70,7 @@ def sender_namespace(world: PolicyContext, packet: Packet, verdict: Verdict) -> 
                 f"niso activate {known.name}",
             )
         return names.netns(known.name)
-    if not is_host(world, packet.source):
+    if not is_host(context, packet.source):
         raise UsageError(
             f"--prove sends from services and from the host, and {packet.source} is neither",
             "omit --prove, or send a packet from there yourself",
@@ -78,11 +78,11 @@ def sender_namespace(world: PolicyContext, packet: Packet, verdict: Verdict) -> 
     return ""
 
 
-def prove(world: PolicyContext, explained: ExplainedPacket) -> Proof:
+def prove(context: PolicyContext, explained: ExplainedPacket) -> Proof:
     """Send a test packet, and observe whether it arrives and is counted by the expected rules."""
     packet, verdict = explained.packet, explained.verdict
-    namespace = sender_namespace(world, packet, verdict)
-    receiver = world.services.get(verdict.receiver.service)
+    namespace = sender_namespace(context, packet, verdict)
+    receiver = context.services.get(verdict.receiver.service)
     watched = None
     if receiver and receiver.active and receiver.serving is None:
         watched = (names.netns(receiver.name), verdict.port)
@@ -110,7 +110,7 @@ def prove(world: PolicyContext, explained: ExplainedPacket) -> Proof:
         if not verdict.passes:
             # a counted drop has already happened; without a counter, wait for an arrival
             arrived, answered = sent.wait(0 if counts else PATIENCE_S / 4)
-            if is_broadcast(world, ipaddress.ip_address(packet.destination)):
+            if is_broadcast(context, ipaddress.ip_address(packet.destination)):
                 # the host or the sender's own kernel may have replied, not a service
                 answered = False
     agrees: bool | None
@@ -202,14 +202,14 @@ def ping(session: Session, source: str, destination: str) -> Pong:
         if not row.active:
             raise Error(f"{end.name} is not active", f"niso activate {end.name}")
     from_, to = sender.service, receiver.service
-    world = read_world(kernel, store)
+    context = read_world(kernel, store)
     for name in (from_, to):
-        if not world.services[name].active:
+        if not context.services[name].active:
             raise Error(
                 f"{name} is not attached any longer: its network namespace has ended",
                 "niso net repair forgets it",
             )
-    on = {name: [e.network for e in world.services[name].endpoints] for name in (from_, to)}
+    on = {name: [e.network for e in context.services[name].endpoints] for name in (from_, to)}
     if not {*on[from_]} & {*on[to]}:
         lists = " and ".join(
             f"{name} is on {', '.join(on[name]) or 'none'}" for name in (from_, to)
@@ -218,7 +218,7 @@ def ping(session: Session, source: str, destination: str) -> Pong:
             f"{from_} and {to} have no common network: {lists}",
             "add one to network.networks of a manifest, or publish a port",
         )
-    packet = Packet(*ends(world, sender, receiver), None, "icmp")
+    packet = Packet(*ends(context, sender, receiver), None, "icmp")
     took = probe.echo(names.netns(from_), packet.source, packet.destination, PATIENCE_S)
     if took is not None:
         elsewhere = next(iter(store.hosts_of(to)), None) if store.service(to) is None else None
@@ -232,18 +232,18 @@ def ping(session: Session, source: str, destination: str) -> Pong:
     # only now: a reply proves the path, whatever the recorded policies say
     if store.cluster_id():
         try:
-            world = other_hosts.world(session, world, packet.source, packet.destination)
+            context = other_hosts.with_remote(session, context, packet.source, packet.destination)
         except Error as error:  # the reason may be a policy on the other host
             session.caution(error.message)
-    verdict = decide(world, *packet)
+    verdict = decide(context, *packet)
     reason = verdict.dropped_by
     if reason is None:
-        host = world.services[to].host
+        host = context.services[to].host
         raise Error(
             f"{where}: no reply within {PATIENCE_S:g}s, although no rule of niso forbids it",
             f"niso net check {to}{f' on {host}' if host else ''}",
         )
-    without = _without_icmp(world, verdict, reason)
+    without = _without_icmp(context, verdict, reason)
     message = (
         f"{without.key} of {reason.service}, {without.text!r}, allows ports but no ICMP"
         if without
@@ -257,14 +257,14 @@ def ping(session: Session, source: str, destination: str) -> Pong:
     )
 
 
-def _without_icmp(world: PolicyContext, verdict: Verdict, reason: Reason) -> Entry | None:
+def _without_icmp(context: PolicyContext, verdict: Verdict, reason: Reason) -> Entry | None:
     """Return the allow entry, if any, that allows only ports of the peer and therefore no ICMP."""
     if not reason.service or reason.text:  # a deny entry explains enough
         return None
-    policy = world.services[reason.service].policy
+    policy = context.services[reason.service].policy
     egress = reason is verdict.egress
     peer = verdict.destination.address if egress else verdict.source.address
     for entry in (policy.egress_allow if egress else policy.allow_from) or ():
-        if matches(entry._replace(first=0, last=65535, proto=""), world, peer, None, "icmp"):
+        if matches(entry._replace(first=0, last=65535, proto=""), context, peer, None, "icmp"):
             return entry
     return None

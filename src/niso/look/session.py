@@ -19,9 +19,9 @@ from niso.base import locks, paths
 from niso.base.errors import Conflict, Error, InvalidInput, UsageError
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import state_id_of
-from niso.base.report import Caution, Expects
+from niso.base.report import ExpectingHealth, WarningEvent
 from niso.store import sqlite, store
-from niso.store.sqlite import unusable, way_back
+from niso.store.sqlite import restore_hint, unusable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -152,13 +152,13 @@ class Session:
 
     def caution(self, text: str, hints: Iterable[str] = ()) -> None:
         """Send a warning with next steps to the progress callback."""
-        self.report(Caution(text, tuple(hints)))
+        self.report(WarningEvent(text, tuple(hints)))
 
     def expect(self, services: Iterable[str]) -> None:
         """Tell the progress callback which services must become healthy."""
         names = tuple(services)
         if names:
-            self.report(Expects(names))
+            self.report(ExpectingHealth(names))
 
 
 def _here() -> tuple[int, int]:
@@ -417,5 +417,5 @@ def refuse(kernel: Kernel, processes: Processes) -> None:
             f"{what[0]}{more}",
             "set NISO_STATE_DIR to the folder that has it; "
             "if it is lost, net repair has --sweep, which stops its services and removes what is "
-            f"left; then {way_back()}",
+            f"left; then {restore_hint()}",
         )

@@ -32,7 +32,7 @@ def named(store: Store, plain: Stack) -> Stack:
     return stack.stack(plain) if wanted else plain
 
 
-def outlined(store: Store, path: str) -> stack.Outline:
+def outlined(store: Store, path: str) -> stack.StackOutline:
     """Read the outline of a stack.toml, with the names that its services have on this host.
 
     Raises the errors of `stack.outline`.
@@ -42,7 +42,7 @@ def outlined(store: Store, path: str) -> stack.Outline:
     return stack.prefixed_outline(plain) if wanted else plain
 
 
-def own(store: Store, path: str) -> stack.Outline:
+def own(store: Store, path: str) -> stack.StackOutline:
     """Read the outline of a stack.toml as `outlined` does.
 
     Raises Conflict if the stack's services came from another stack.toml that still exists.
@@ -56,7 +56,7 @@ def _refuse_elsewhere(store: Store, name: str, path: str) -> None:
     refuse_elsewhere(store, name, path, "run the command on that file")
 
 
-def members(store: Store, outline: stack.Outline) -> list[str]:
+def members(store: Store, outline: stack.StackOutline) -> list[str]:
     """Return the existing services of a stack. Each service precedes those that it depends on."""
     known = store.stack_members(outline.name)
     order = [name for name in reversed(stack.ordered(outline.after)) if name in known]

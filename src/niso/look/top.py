@@ -125,7 +125,7 @@ class Metered(ResultStream):
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._world: PolicyContext
+        self._context: PolicyContext
         self._reader: FlowReader
         self._before: TopSample | None = None
         self._meter: Meter | None = None
@@ -150,7 +150,7 @@ class Metered(ResultStream):
         The bytes are None if this kernel does not count bytes.
         """
         self._read_services()
-        memory = remembered(self.session.kernel(), self._world, with_open)
+        memory = remembered(self.session.kernel(), self._context, with_open)
         at, rows, store = time.monotonic(), self._rows, self.session.store()
         lines = (
             line if line.uptime is None else line._replace(uptime=round(line.uptime + at - read, 3))
@@ -167,10 +167,10 @@ class Metered(ResultStream):
         )
         before, self._before = self._before, now
         if before is None:
-            self._reader = FlowReader(self._world, self._instances)
+            self._reader = FlowReader(self._context, self._instances)
             with contextlib.suppress(KernelError):  # this kernel cannot count them
                 self._meter = Meter()
-        self._reader = self._reader.in_world(self._world)
+        self._reader = self._reader.for_context(self._context)
         moved = None if self._meter is None else self._meter.read()
         return before or now, now, memory, moved
 
@@ -186,7 +186,7 @@ class Metered(ResultStream):
         self._rows = store.services()
         self._lines = {}
         lines = self._read_lines(store, self._rows)
-        self._world = read_world(self.session.kernel(), store)
+        self._context = read_world(self.session.kernel(), store)
         running = (line.service for line in lines if line.status == "running")
         instances = (row.name for row in self._rows if row.active and owner(row.name) != row.name)
         pids = {name: status.read(name).pid for name in (*running, *instances)}

@@ -158,7 +158,7 @@ def stack_schema() -> dict[str, Any]:
     for condition in ("if", "then", "else"):
         tables["Service"].pop(condition)
     manifest, network = tables.pop("Manifest"), tables.pop("Network")
-    own = definitions(stack.Own)["Own"]
+    own = definitions(stack.StackServiceKeys)["StackServiceKeys"]
     label = tables.pop("Package")["properties"]["name"]["pattern"]
     own["properties"]["name"]["pattern"] = label
     head = definitions(stack.Head)["Head"]
@@ -166,7 +166,7 @@ def stack_schema() -> dict[str, Any]:
     tables["StackService"] = {
         "title": "Service of a stack",
         "type": "object",
-        "properties": _described(stack.Own, own["properties"])
+        "properties": _described(stack.StackServiceKeys, own["properties"])
         | network["properties"]
         | {name: manifest["properties"][name] for name in stack.OVERRIDES},
         "required": own["required"],

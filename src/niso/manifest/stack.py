@@ -111,8 +111,8 @@ _DEPENDS_ON = Key("depends_on", _NEEDS, ()).described(
     '"completed"; or an array, which means started.'
 )
 # the keys of a [[service]] that a manifest does not have
-Own = _table(
-    "Own",
+StackServiceKeys = _table(
+    "StackServiceKeys",
     Key("name", str).described(
         "Name of the service, instead of the package's; a package can be used several times."
     ),
@@ -177,7 +177,7 @@ class Stack(NamedTuple):
         return escaped(self.path)
 
 
-class Outline(NamedTuple):
+class StackOutline(NamedTuple):
     """The name, services and dependencies of a stack.toml. Its other parts may be invalid."""
 
     name: str
@@ -198,7 +198,7 @@ def place(path: str) -> str:
     return path if is_file else os.path.join(path, FILE_NAME)
 
 
-def outline(path: str) -> Outline:
+def outline(path: str) -> StackOutline:
     """Read only the name, the services and the dependencies of a stack.toml.
 
     Raises NotFound if the file does not exist, Error if it cannot be read, and InvalidInput or an
@@ -227,7 +227,7 @@ def outline(path: str) -> Outline:
             after[own] = _names(keys.get("depends_on"))
     for _, own, keys in inline_tables(data.get("services")):
         after[own] = _names(keys.get("depends_on"))
-    return Outline(name, path, after, asks)
+    return StackOutline(name, path, after, asks)
 
 
 def _names(needs: object) -> tuple[str, ...]:
@@ -257,10 +257,10 @@ def load(
     items: dict[str, _Item] = {}
     members: list[StackMember] = []
     for key, keys in _tables(data.get("service")):
-        own = {name: value for name, value in keys.items() if name in Own._fields}
+        own = {name: value for name, value in keys.items() if name in StackServiceKeys._fields}
         known = (*NETWORK_KEYS, *OVERRIDES)
         overrides = {name: value for name, value in keys.items() if name in known}
-        errors += [*validate.walk(own, Own, key), *_unknown(keys, key)]
+        errors += [*validate.walk(own, StackServiceKeys, key), *_unknown(keys, key)]
         here = item(own, key)
         if wrong_name := _name_error(here, own.get("name"), items):
             errors.append(wrong_name)
@@ -410,7 +410,7 @@ def _form(key: str, data: Mapping[str, object]) -> str | None:
 
 
 def _unknown(keys: Mapping[str, object], key: str) -> Iterable[InvalidInput]:
-    known = (*Own._fields, *NETWORK_KEYS, *OVERRIDES)
+    known = (*StackServiceKeys._fields, *NETWORK_KEYS, *OVERRIDES)
     for name, value in keys.items():
         if name in known:
             continue
@@ -640,7 +640,11 @@ def resolve(
 
     def of_package(item: dict[str, Any], key: str) -> Resolved:
         data, wrongs = dict(item), []
-        tables = {Own: Own._fields, TABLES["network"]: NETWORK_KEYS, Manifest: OVERRIDES}
+        tables = {
+            StackServiceKeys: StackServiceKeys._fields,
+            TABLES["network"]: NETWORK_KEYS,
+            Manifest: OVERRIDES,
+        }
         for table, names in tables.items():
             part = {name: item[name] for name in names if name in item}
             filled = manifest_variables.resolve(part, own, {dict: table}, key)
@@ -782,7 +786,7 @@ def applies(
     return taken or (bool(members) and every_long)
 
 
-def prefixed_outline(plain: Outline) -> Outline:
+def prefixed_outline(plain: StackOutline) -> StackOutline:
     """Return an outline in which all names of services have the stack's prefix."""
     after = {
         long_name(plain.name, name): tuple(long_name(plain.name, other) for other in others)

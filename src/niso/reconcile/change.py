@@ -15,7 +15,7 @@ from niso.base import paths, signals
 from niso.base.errors import Conflict, Error, ErrorGroup, KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import alias, hosts_folder, own_hosts_folder, prefix
-from niso.base.report import Caution, Report, silent
+from niso.base.report import Report, WarningEvent, silent
 from niso.kernel.kinds.addresses import Address, Route
 from niso.kernel.kinds.hosts_files import HostsEdit
 from niso.kernel.kinds.kind import (
@@ -321,7 +321,7 @@ def carry_out(
     lock. Raises KernelError. With ``teardown``, raises ErrorGroup instead.
     """
     steps = _carried_out(kernel, store, planned, report, teardown, detached)
-    if store.host_knows():
+    if store.writes_host_names():
         host_settings.settle(kernel, store, report)
     return steps
 
@@ -363,7 +363,9 @@ def _carried_out(
         # In a foreign namespace, only requested addresses are read. An object that has moved, such
         # as an interface that a container renamed, is read at its desired location, not also at its
         # old one.
-        have = kernel.read(touched.without(want) | want, alias(store.state_id()), taken=taken)
+        have = kernel.read(
+            touched.without(want) | want, alias(store.state_id()), skip_transactional=taken
+        )
     left = _left(want, touched, have)
     if left:
         hint = "another program may be changing niso's objects: niso net check"
@@ -510,7 +512,7 @@ def _without_container(
     kernel: Kernel, store: Store, planned: Plan, report: Report, error: KernelError
 ) -> list[AnyStep]:
     """Execute the rest of a plan after a container has made a step fail, and warn the user."""
-    report(Caution(*_closed(error)))
+    report(WarningEvent(*_closed(error)))
     closed = planned.closed | {_culprit(error)}
     again = plan(kernel, store, planned.scope, planned.before, closed=closed)
     return _carried_out(kernel, store, again, report, False, None)

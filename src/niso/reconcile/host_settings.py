@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import DOMAIN
-from niso.base.report import Caution, Report, silent
+from niso.base.report import Report, WarningEvent, silent
 from niso.kernel.kinds.sysctls import FORWARDING, FORWARDING6, ON
 from niso.store.store import Store
 
@@ -196,7 +196,9 @@ def settle(kernel: Kernel, store: Store, report: Report = silent) -> bool:
         return kernel.write_host_names(store.state_id(), wanted(store))
     except KernelError as error:
         hints = (*([error.hint] if error.hint else []), "niso net names --host off ends this")
-        report(Caution(f"the host does not know the present names of services: {error}", hints))
+        report(
+            WarningEvent(f"the host does not know the present names of services: {error}", hints)
+        )
         return False
 
 

@@ -19,7 +19,7 @@ from functools import lru_cache
 from niso.base import convert, files, paths, signals
 from niso.base.errors import ProcessError
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.base.signals import ENDING, signals_held
+from niso.base.signals import ENDING, signals_blocked
 from niso.plan.specs import ProcessSpec
 from niso.runtime import cgroups
 
@@ -76,7 +76,7 @@ def run(*args: str) -> tuple[int, str]:
     """Run crun to its end, even if a signal arrives; return its exit status and messages."""
 
     program = tool("crun")
-    with signals_held():
+    with signals_blocked():
         read, write = os.pipe()
         try:
             pid = os.posix_spawn(

@@ -28,7 +28,7 @@ from niso.base.locks import open_lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of
 from niso.base.report import Report, WaitingForHealth
-from niso.base.signals import signals_held
+from niso.base.signals import signals_blocked
 from niso.plan.records import Healthcheck
 from niso.runtime import crun, event_log
 from niso.runtime.crun import read_json
@@ -469,7 +469,7 @@ class CommandProbe(HealthProbe):
         os.set_blocking(self._output, False)
         ends = (stdin, output, output)
         try:
-            with signals_held():  # a signal in between would leave a child that no code reaps
+            with signals_blocked():  # a signal in between would leave a child that no code reaps
                 self._pid = execute.spawn(self._service, self._stem, process, ends, setsigmask=())
             self._pidfd = os.pidfd_open(self._pid)
         finally:

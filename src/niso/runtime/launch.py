@@ -39,7 +39,7 @@ from niso.base import files, paths, signals
 from niso.base.errors import ProcessError
 from niso.base.locks import open_lock
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.base.signals import ENDING, signals_held
+from niso.base.signals import ENDING, signals_blocked
 from niso.plan.specs import ProcessSpec
 from niso.runtime import cgroups, crun, logs, oci, root, sources, status, units, volumes
 from niso.runtime.crun import cgroup_of, wait_readable, write_json
@@ -140,7 +140,7 @@ class Launch:
             fcntl.flock(guard, fcntl.LOCK_SH)
             write()
             # A signal between the two would leave a thread and a conmon that no code ends.
-            with signals_held():
+            with signals_blocked():
                 self._creator = _Creator(spec, bundle, held)
                 self._held.callback(self._creator.close)
             under = root.current() if spec.rootfs is None else None
@@ -234,7 +234,7 @@ class _Creator:
 
     unshare(2) gives only this thread its own working directory, in which conmon starts, and its own
     mounts. A forked process would cost 2 ms more, for its page tables and each page that is written
-    to. Construct the object inside `signals_held`: signals stay blocked in the thread for its
+    to. Construct the object inside `signals_blocked`: signals stay blocked in the thread for its
     entire life, because the main thread handles them.
     """
 
@@ -300,7 +300,7 @@ class _Creator:
 
     def close(self) -> None:
         """End the thread and its mounts. Kill conmon if no container creation has begun."""
-        with signals_held():
+        with signals_blocked():
             self._closed = True
             self._may_end.release()
             if self._may_create.locked():

@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from niso.base import files, paths, signals
 from niso.base.errors import Error, ProcessError, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.signals import signals_held
+from niso.base.signals import signals_blocked
 from niso.plan.specs import ProcessSpec
 from niso.runtime import cgroups, crun, launch, root, status, units
 from niso.runtime.root import HOSTS
@@ -580,7 +580,7 @@ def _swap_in_child(pidfd: int, tree: int, device: int) -> str:
     ``tree`` is the new mount. ``device`` is the st_dev of niso's hosts files. Returns the error
     message, or "" after success.
     """
-    with signals_held():
+    with signals_blocked():
         read, write = os.pipe()
         pid = os.fork()
         if pid == 0:

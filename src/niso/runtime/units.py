@@ -29,7 +29,7 @@ from niso.base.errors import Conflict, Error, ProcessError
 from niso.base.locks import service_lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import event_class
-from niso.base.signals import heed_signals, keep_only, signals_held
+from niso.base.signals import heed_signals, keep_only, signals_blocked
 from niso.runtime import status
 from niso.runtime.cgroups import keep_in, move, pids_in, roots
 from niso.runtime.crun import cgroup_of, load, wait_readable
@@ -133,7 +133,7 @@ def add_stand_in(service: str, conmon: int | None) -> None:
     unit = path(service, conmon)
     if unit is None:
         return
-    with signals_held():
+    with signals_blocked():
         wait, hold = os.pipe()
         done, say = os.pipe()
         pid = os.fork()

@@ -16,7 +16,7 @@ from niso.base.errors import Conflict, NotFound
 from niso.plan.dns_answers import FORMER, NOW, PAST, DnsAddress, Outside
 from niso.plan.records import Audit, Entry, Member, Peer, PlannedService, Policed, Policy
 from niso.store.service_rows import ServiceRows
-from niso.store.sqlite import Rows, decoded, encoded, others_intend
+from niso.store.sqlite import Rows, decoded, encoded, other_intents
 
 Name = tuple[str, str]
 """A service or network that a policy names, as (kind, name): kind "service" or "network"."""
@@ -402,7 +402,7 @@ class PolicyRows(ServiceRows):
         service ``but`` is left out.
         """
         held = {service: set(self.networks_of(service)) for service in self.holders(name)}
-        restored = self._restored(name) if others_intend(self._db, beside) else {}
+        restored = self._restored(name) if other_intents(self._db, beside) else {}
         for service, on in restored.items():
             if service not in beside:
                 held[service] = held.get(service, set()) | on

@@ -11,7 +11,7 @@ from itertools import groupby
 from operator import itemgetter
 
 from niso.plan.records import PortMapping
-from niso.store.sqlite import Rows, decoded, encoded, others_intend
+from niso.store.sqlite import Rows, decoded, encoded, other_intents
 
 ServicePorts = list[tuple[str, PortMapping]]  # (service, port)
 MANIFEST, CHOSEN, FORWARD = "manifest", "chosen", "forward"
@@ -113,7 +113,7 @@ class PortRows(Rows):
             f" UNION {live} AND count>1 AND host_port<? AND host_port+count>?",
             *(proto, first, last, proto, first, first),
         ).fetchall()
-        if others_intend(self._db, but):
+        if other_intents(self._db, but):
             rows += [row for row in self._run(undone, proto) if row[0] not in but]
         return [
             (row[0], port)

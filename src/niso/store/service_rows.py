@@ -27,7 +27,7 @@ from niso.base.names import Prefix, family_of, prefix
 from niso.plan.records import Healthcheck, NetworkRecord, PortMapping, SubnetRecord
 from niso.plan.specs import ProcessSpec, ProgramSpec, ServiceSpec
 from niso.store.port_rows import PORT_COLUMNS, PRIMARY
-from niso.store.sqlite import Rows, decoded, encoded, marks, others_intend
+from niso.store.sqlite import Rows, decoded, encoded, marks, other_intents
 
 if TYPE_CHECKING:
     from typing import Any
@@ -329,7 +329,7 @@ class ServiceRows(Rows):
         included, unless it is in ``but``.
         """
         sharers = set(self.sharers(provider))
-        if others_intend(self._db, but):
+        if other_intents(self._db, but):
             rows = self._run(
                 "SELECT service FROM intent WHERE json_extract(undo, '$.service[0].provider')=?"
                 " AND json_extract(undo, '$.service[0].active')=1",

@@ -109,11 +109,11 @@ class SnapshotRows(PortRows, PolicyRows):
     def forget_nat_before(self) -> None:
         self._set_meta("nat_before", None)
 
-    def host_knows(self) -> bool:
+    def writes_host_names(self) -> bool:
         """Return whether niso writes the names of services to the host's own hosts file."""
         return self._meta("host_knows") is not None
 
-    def set_host_knows(self, knows: bool) -> None:
+    def set_writes_host_names(self, knows: bool) -> None:
         self._set_meta("host_knows", "1" if knows else None)
 
     def network(self, name: str) -> NetworkRecord | None:

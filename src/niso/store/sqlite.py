@@ -128,7 +128,7 @@ class Transaction:
                 self._db.execute("ROLLBACK" if self._writes else "COMMIT")
 
 
-def others_intend(connection: sqlite3.Connection, but: frozenset[str]) -> bool:
+def other_intents(connection: sqlite3.Connection, but: frozenset[str]) -> bool:
     """Return whether any service outside ``but`` has a change in progress. Only the services' names
     are read, because the recorded data of a change are slow to read.
     """
@@ -141,7 +141,7 @@ def _split(names: str) -> frozenset[str]:
     return frozenset(names.split(" "))
 
 
-def way_back() -> str:
+def restore_hint() -> str:
     """Return a hint that says how to activate the services again after the store was lost."""
     copies = os.path.join(paths.state_dir(), "packages/NAME/*/manifest.toml")
     return f"activate services again from their folders, or from the copies in {copies}"
@@ -151,7 +151,7 @@ def damaged(reason: str) -> Error:
     """Return the error for an unusable state.db. Line breaks in ``reason`` become spaces."""
     return Error(
         f"{paths.database()}: {' '.join(reason.split())}",
-        f"move it away; net repair has --sweep, which removes what is left; then {way_back()}",
+        f"move it away; net repair has --sweep, which removes what is left; then {restore_hint()}",
     )
 
 

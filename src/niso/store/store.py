@@ -270,7 +270,7 @@ class Store(SnapshotRows):
         times = self._column("SELECT created_at FROM network WHERE name=?", network)
         return times[0] if times else None
 
-    def held_by(self, network: str) -> list[str]:
+    def restored_by_undo(self, network: str) -> list[str]:
         """Return the services that would be on a network again after an undo of their change in
         progress.
         """
@@ -303,7 +303,7 @@ class Store(SnapshotRows):
         for subnet in network.subnets:
             self._run("INSERT INTO subnet VALUES (?, ?, ?, ?)", network.name, *subnet)
 
-    def keep_network(self, name: str) -> None:
+    def make_explicit(self, name: str) -> None:
         """Record that a network is no longer implicit, so that it stays without services."""
         self._run("UPDATE network SET implicit=0 WHERE name=? AND implicit=1", name)
 
@@ -325,7 +325,7 @@ class Store(SnapshotRows):
             name
             for name in sorted(set(names))
             if not self._on({name})
-            and not self.held_by(name)
+            and not self.restored_by_undo(name)
             and self._has("SELECT 1 FROM network WHERE name=? AND implicit=1", name)
         ]
         for name in gone:

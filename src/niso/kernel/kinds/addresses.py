@@ -99,10 +99,10 @@ class _Addresses(Kind[Address], of=Address):
     def read(self, space: Space, objects: Collection[Address]) -> Iterable[Address]:
         """Read all addresses of the interfaces that requested objects are on, and whether the
         kernel's routes to their prefixes exist. On the host, these routes are read only if changes
-        of other programs are read too (`Reading.strays`).
+        of other programs are read too (`Reading.with_strays`).
         """
         for link in space.links_of_concern:
-            by_link = space.routes(link) if space.name or space.reading.strays else None
+            by_link = space.routes(link) if space.name or space.reading.with_strays else None
             destinations = {route.destination for route in by_link or () if not route.gateway}
             for address in space.addresses(link):
                 routed = by_link is None or _is_routed(address.address, destinations)
@@ -209,7 +209,7 @@ class _Routes(Kind[Route], of=Route):
                 if not connected or route.destination not in prefixes:
                     last = route.metric == LAST
                     yield Route(space.name, route.destination, route.gateway, link.name, last=last)
-        if space.reading.strays:
+        if space.reading.with_strays:
             names = {number: word for word, number in NOWHERE.items()}
             for route in space.all_routes:
                 if route.type in names and route.protocol != KERNEL:

@@ -544,7 +544,7 @@ class Space:
 
     def routes(self, link: Link) -> list[LinkRoute]:
         """Return the routes of this namespace that lead through a network interface."""
-        if self.name and self.reading.strays:
+        if self.name and self.reading.with_strays:
             return [route for route in self.all_routes if route.index == link.index]
         if link.index not in self._routes:
             self._routes[link.index] = self.rtnl.routes(link.index)
@@ -566,19 +566,24 @@ class Space:
 
 
 class Reading:
-    """The data that all kinds share while one State is read. With ``strays``, objects that other
-    programs have added to the interfaces of requested objects are read too. With ``everything``,
-    all objects of this state folder are read.
+    """The data that all kinds share while one State is read. With ``with_strays``, objects that
+    other programs have added to the interfaces of requested objects are read too. With
+    ``everything``, all objects of this state folder are read.
     """
 
     def __init__(
-        self, alias: str, sockets: Sockets, foreign: Foreign | None, strays: bool, everything: bool
+        self,
+        alias: str,
+        sockets: Sockets,
+        foreign: Foreign | None,
+        with_strays: bool,
+        everything: bool,
     ) -> None:
         self.alias = alias
         self.state_id = alias.partition(":")[2]
         self.sockets = sockets
         self.foreign = foreign
-        self.strays = strays
+        self.with_strays = with_strays
         self.everything = everything
         self.candidates = State()
         self.host = Space(self, "", {})
@@ -603,9 +608,9 @@ class Reading:
         hint = "choose another name for the service, or take that name off the namespace"
         self.note_foreign(name, Conflict(reason, hint))
 
-    def run(self, candidates: State, taken: bool = False) -> State:
+    def run(self, candidates: State, skip_transactional: bool = False) -> State:
         """Read one namespace after another, and return those of ``candidates`` that exist. With
-        ``taken``, nftables tables and elements are not read, but assumed to be as in
+        ``skip_transactional``, nftables tables and elements are not read, but assumed to be as in
         ``candidates``.
         """
         self.candidates = candidates
@@ -620,7 +625,7 @@ class Reading:
                 if name and kind.is_of_host:
                     continue
                 objects = space.objects(kind.type)
-                if taken and kind.is_transactional:
+                if skip_transactional and kind.is_transactional:
                     self._note(kind, candidates[kind.type])
                 elif space.is_open or kind.reads_closed_spaces:
                     present = kind.read(space, objects)
@@ -684,16 +689,18 @@ def read(
     alias: str,
     sockets: Sockets,
     foreign: Foreign | None = None,
-    strays: bool = False,
-    taken: bool = False,
+    with_strays: bool = False,
+    skip_transactional: bool = False,
 ) -> State:
     """Return the requested objects that exist in the kernel. See `niso.kernel.real.Kernel.read`."""
-    return Reading(alias, sockets, foreign, strays, everything=False).run(candidates, taken)
+    return Reading(alias, sockets, foreign, with_strays, everything=False).run(
+        candidates, skip_transactional
+    )
 
 
 def read_all(want: State, alias: str, sockets: Sockets, foreign: Foreign) -> State:
     """Return all objects of a state folder that exist. See `niso.kernel.real.Kernel.read_all`."""
-    reading = Reading(alias, sockets, foreign, strays=True, everything=True)
+    reading = Reading(alias, sockets, foreign, with_strays=True, everything=True)
     reading.candidates = want
     claimed: Iterable[Any] = (obj for kind in KINDS for obj in kind.claimed(reading))
     return reading.run(want | State(claimed))

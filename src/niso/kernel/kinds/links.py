@@ -128,7 +128,7 @@ class _Bridges(Kind[Bridge], of=Bridge):
                 reading = space.reading
                 # no command of niso replaces the entry, so it is read for check and repair alone
                 takes_own = True
-                if reading.everything or reading.strays:
+                if reading.everything or reading.with_strays:
                     takes_own = (link.index, link.mac, True) in space.bridge_table(link.index)
                 tracked = (link.call_iptables, link.call_ip6tables)
                 own = (*tracked, link.mac, link.drift, takes_own)
@@ -321,7 +321,7 @@ class _Veths(Kind[Veth], of=Veth):
         for name in {veth.name for veth in objects}:
             link = host.own_link(name)
             if link is not None:
-                if space.is_open and not space.reading.strays:
+                if space.is_open and not space.reading.with_strays:
                     # a new port needs a moment until it forwards
                     drift = link.drift.partition("state ")[0].rstrip(", ")
                     link = link._replace(drift=drift)
@@ -359,13 +359,13 @@ class _Veths(Kind[Veth], of=Veth):
         """
         if step.action != "delete":
             return None
-        return "detach" if step.obj.netns in writer.detached else "delete"
+        return "detach" if step.obj.netns in writer.deleted_netns else "delete"
 
     def write(self, writer: Writer, steps: Sequence[Step[Veth]]) -> None:
         step, names = steps[0], [step.obj.name for step in steps]
-        if step.action == "delete" and step.obj.netns in writer.detached:
+        if step.action == "delete" and step.obj.netns in writer.deleted_netns:
             writer.rtnl("").detach(names)  # deleted later, with its namespace
-            writer.ending += names
+            writer.detached += names
         elif step.action == "delete":
             delete_links(writer.rtnl(""), names)
         elif step.action == "add":
@@ -515,7 +515,7 @@ class _ForeignPorts(Kind[ForeignPort], of=ForeignPort):
 
     def read(self, space: Space, objects: Collection[ForeignPort]) -> Iterable[ForeignPort]:
         reading = space.reading
-        if not reading.strays:
+        if not reading.with_strays:
             return ()
         names = {bridge.name for bridge in reading.so_far(Bridge)}
         by_index = {link.index: link.name for link in space.all_links if link.name in names}

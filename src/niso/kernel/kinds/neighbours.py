@@ -74,11 +74,11 @@ class _PermanentNeighbours(Kind[PermanentNeighbour], of=PermanentNeighbour):
         self, space: Space, objects: Collection[PermanentNeighbour]
     ) -> Iterable[PermanentNeighbour]:
         """Read the requested neighbour entries. If changes of other programs are read too
-        (`Reading.strays`), read all permanent entries of interfaces in services. All entries of
-        bridges, which many services share, are read only if all of niso's objects are.
+        (`Reading.with_strays`), read all permanent entries of interfaces in services. All entries
+        of bridges, which many services share, are read only if all of niso's objects are.
         """
         reading = space.reading
-        if reading.everything or (space.name and reading.strays):
+        if reading.everything or (space.name and reading.with_strays):
             links = {link.index: link.name for link in _links(space)}
             for index, address, mac in neighbour_tables.permanent(space.rtnl) if links else ():
                 if index in links:
@@ -142,7 +142,7 @@ class _Neighbours(Kind[Neighbour], of=Neighbour):
 
     def read(self, space: Space, objects: Collection[Neighbour]) -> Iterable[Neighbour]:
         """Yield the static entries of niso's bridges that belong to no Veth or Fdb object."""
-        if not space.reading.strays:
+        if not space.reading.with_strays:
             return
         tunnels = {vxlan.name for vxlan in space.reading.so_far(Vxlan)}
         names = {bridge.name for bridge in space.reading.so_far(Bridge)}

@@ -161,7 +161,7 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
                 if disabled := {obj for obj in off if obj.value == "1"}:
                     present |= disabled
                     break
-            if Sysctl("", FORWARDING, "1") in present and space.reading.strays:
+            if Sysctl("", FORWARDING, "1") in present and space.reading.with_strays:
                 # a bridge has the value of ip_forward until its own sysctl is set
                 bridges = (bridge.name for bridge in space.reading.so_far(Bridge))
                 own = _present(Sysctl("", f"net/ipv4/conf/{b}/forwarding", "1") for b in bridges)

@@ -534,7 +534,7 @@ class _WireGuards(Kind[WireGuard], of=WireGuard):
                 continue
             same = [obj for obj in objects if obj.name == name]
             read = same[0]._replace(form=link.kind, mtu=link.mtu, alias=link.alias, up=link.up)
-            if reading.strays or reading.everything or len(same) > 1:
+            if reading.with_strays or reading.everything or len(same) > 1:
                 inside = [assigned.address for assigned in space.addresses(link)]
                 endpoints = {key: endpoint for obj in same for key, endpoint, _ in obj.others}
                 public, port, others = shown(name, endpoints)
