@@ -168,7 +168,9 @@ def _locked(
 
 
 def _dropped(store: Store, targets: list[Target]) -> list[str]:
-    """Return the instances of services that will run as a single process, without instances."""
+    """Return the instances to delete, because their service will run as a single process
+    instead.
+    """
     plain = (target.name for target in targets if not target.spec.is_front)
     return [name for service in plain for name in store.instances.names(service)]
 
@@ -332,7 +334,9 @@ class _Activation:
             package.drop_manifest(copy)
 
     def complete(self) -> None:
-        """Start `niso health` if needed. Stop replaced instances when their connections end."""
+        """Start `niso health` if needed. Stop replaced instances when their open connections have
+        ended.
+        """
         if self._leaving:
             stop.stop_timers(self._machine, [row.name for row in self._leaving])
         if self._dropped:
@@ -353,7 +357,9 @@ class _Activation:
         ]
 
     def release_claims(self, changes: list[Change]) -> None:
-        """Report to the cluster which services have stopped, or need other reserved names now."""
+        """Report to the cluster which services have stopped, and which services need other names
+        now.
+        """
         if not self._store.cluster_id():
             return
         from niso.change import cluster_claims
@@ -394,9 +400,9 @@ class _Activation:
 
     # --- without changing anything ------------------------------------------------------------
     def plan(self) -> list[Outcome]:
-        """Report what the steps would do, and return the outcomes.
+        """Report what the steps would do, and return the planned outcomes.
 
-        Writes rows in the caller's transaction, which the caller cancels afterwards.
+        Writes rows in the caller's transaction. The caller must cancel the transaction.
         """
         store, kernel = self._store, self._kernel
         for _, files in self._fresh():
@@ -471,9 +477,10 @@ class _Activation:
         return changes
 
     def _last_change(self, left: set[str]) -> AbstractContextManager[object]:
-        """Return the context manager of the change after which new instances receive connections.
+        """Return the context manager of the last change, after which new instances receive
+        connections.
 
-        The change may also delete networks that services have left (``left``).
+        The change may also delete the networks that services have left (``left``).
         """
         if not self._rollouts:
             return leaving(self._machine, left, self._report)

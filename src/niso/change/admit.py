@@ -50,12 +50,13 @@ class Change(NamedTuple):
 
 
 def release(store: Store, target: Target) -> None:
-    """Record a change in progress (intent) for a service, and release its unneeded ports and names.
+    """Record a change in progress (intent) for a service, and release ports and names that it gives
+    up.
 
     Call this for all services of a command before any `record`. One service of the command can then
-    get a port or name that another one releases. If the service changes its networks, all its names
-    are released, and `record` checks them on the new networks. Addresses are not released: until
-    the kernel is updated, packets to them would reach the new owner.
+    get a port or name that another service of the command releases. If the service changes its
+    networks, all its names are released, and `record` checks them on the new networks. Addresses
+    are not released: until the kernel is updated, packets to them would reach the new owner.
     """
     store.begin_intent(target.name, "activate", time.time(), target.missing_volumes)
     wanted = {published.port for published in target.spec.network.ports}
@@ -113,7 +114,7 @@ def record_all(
 
 
 def _takes(target: Target) -> tuple[bool, bool, bool]:
-    """Return the sort key by which services with fixed addresses are recorded first."""
+    """Return a sort key that makes services with fixed addresses come first."""
     network = target.spec.network
     fixed = network.addresses or network.addresses6
     return network.mode == "share", target.instance is not None, not fixed
@@ -381,7 +382,7 @@ def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str
 
 
 def _is_own(store: Store, name: str, entry: Entry, namespace: str) -> bool:
-    """Return whether a policy entry belongs to the user of this namespace of Kubernetes."""
+    """Return whether a policy entry was written by the user of this namespace of Kubernetes."""
     same = namespace != "" and _labels(store, name).get("pod_namespace") == namespace
     return same and entry.key.startswith("niso.io/")
 
@@ -475,9 +476,9 @@ Generations = Callable[[str, tuple[str, ...], int], int]
 def generations(store: Store) -> Generations:
     """Return a function that chooses a generation number for a service.
 
-    The names of the service's network interfaces are hashes of service, network and generation
-    (`niso.base.names.veth`). The function returns the lowest generation, not below its argument
-    ``first``, for which no other endpoint has these names.
+    The names of network interfaces are hashes of service, network and generation
+    (`niso.base.names.veth`). The function returns the lowest generation whose names no other
+    endpoint has. Its argument ``first`` is the lowest generation to try.
     """
     # by `link_prefix`, because each read of the store would read all intents of the command
     endpoints: dict[str, dict[str, tuple[str, str, int]]] = {}
@@ -548,7 +549,8 @@ class NoClaims:
 
 
 def shared(store: Store, wanted: StackMembership) -> Iterator[tuple[str, str]]:
-    """Yield (network, other stack) for each network that ``wanted`` adds and another stack uses.
+    """Yield (network, other stack) for each network that ``wanted`` adds and that another stack
+    uses.
 
     Networks that span hosts are left out.
     """
@@ -559,7 +561,9 @@ def shared(store: Store, wanted: StackMembership) -> Iterator[tuple[str, str]]:
 
 
 def _others(store: Store, stack: str, network: str) -> set[str]:
-    """Return the other stacks on a network, or none if the given stack is on the network too."""
+    """Return the other stacks on a network. Returns an empty set if the given stack is on it
+    too.
+    """
     on = {store.stack_of(name) for name, _ in store.members(network)}
     return set() if stack in on else {other for other in on if other is not None}
 

@@ -75,10 +75,10 @@ def attach(
     The attachment's packets must also be allowed by the administrator's policies
     (`niso.manifest.policy`). For a namespace that is already attached, only the differences are
     applied. An existing attachment of this name is replaced if its namespace no longer exists, or
-    if it has the owner and id of the request. With ``instead_of``, a recorded attachment, the call
-    fails if the record has changed. Raises InvalidInput, NotFound, Conflict or KernelError. After
-    an error nothing has changed, except that an attachment whose namespace no longer exists may
-    have been removed.
+    if it has the owner and id of the request. ``instead_of`` is the recorded attachment to replace;
+    the call fails if its record has changed. Raises InvalidInput, NotFound, Conflict or
+    KernelError. After an error nothing has changed, except that an attachment whose namespace no
+    longer exists may have been removed.
     """
     store, kernel = machine.store, machine.kernel
     if store.intents():
@@ -180,7 +180,7 @@ def _located(
 ) -> tuple[Request, ForeignNetns | None]:
     """Return the request with the real path of the namespace, and the namespace's properties.
 
-    The properties are None if niso is to create the namespace. Raises NotFound, InvalidInput or
+    The properties are None if niso has to create the namespace. Raises NotFound, InvalidInput or
     Conflict.
     """
     if not request.netns:
@@ -532,7 +532,7 @@ _ALL_PORTS = (0, 65535)
 
 
 def combined(policies: Iterable[Policy]) -> Policy:
-    """Return the policy that allows only packets which all given policies allow.
+    """Return a policy that allows only packets that all given policies allow.
 
     Raises InvalidInput if two entries cannot be combined.
     """
@@ -543,7 +543,7 @@ def combined(policies: Iterable[Policy]) -> Policy:
 
 
 def both(one: Policy, other: Policy) -> Policy:
-    """Return the policy that allows only packets which both policies allow."""
+    """Return a policy that allows only packets that both policies allow."""
     return Policy(
         _meeting(one.allow_from, other.allow_from),
         tuple(dict.fromkeys((*one.deny_from, *other.deny_from))),

@@ -212,7 +212,7 @@ def _refuse_without_systemd(rows: Iterable[ServiceRow]) -> None:
 def cron_line(service: str, schedule: str) -> str:
     """Return the line of crontab(5) that runs a job at the times of its schedule.
 
-    Cron looks for commands in /usr/bin and /bin alone.
+    Cron searches for commands only in /usr/bin and /bin.
     """
     times = process_keys.cron(schedule) or "MINUTE HOUR DAY MONTH WEEKDAY"
     niso = "niso" if os.path.exists("/usr/bin/niso") else os.path.join(sys.prefix, "bin/niso")
@@ -223,7 +223,7 @@ def cron_line(service: str, schedule: str) -> str:
 
 
 def enable(machine: Machine, names: list[str], report: Report = silent) -> list[Marked]:
-    """Enable services, so that they start at boot. Let systemd supervise those that are active.
+    """Enable services, so that they start at boot. Let systemd supervise the active ones.
 
     Raises Conflict if a service shares the namespace of a service that is not enabled, or if
     another program has a unit of this name. Raises Error if systemd fails.
@@ -258,8 +258,8 @@ def enable(machine: Machine, names: list[str], report: Report = silent) -> list[
 def disable(machine: Machine, names: list[str], report: Report = silent) -> list[Marked]:
     """Disable services, so that they do not start at boot. Active services keep running.
 
-    Raises Conflict if an enabled service that stays enabled shares the namespace of one of the
-    services. Raises Error if systemd fails.
+    Raises Conflict if another service shares the namespace of one of the services and stays
+    enabled. Raises Error if systemd fails.
     """
     store, units = machine.store, machine.processes.units
     rows = [store.require_known(name) for name in names]
@@ -345,7 +345,10 @@ def hand_over(machine: Machine, names: Iterable[str]) -> None:
 
 
 def _has_lasting_unit(row: ServiceRow) -> bool:
-    """Return whether a service's unit stays active as long as the service, unlike that of a job."""
+    """Return whether a service's unit stays active until the service is deactivated.
+
+    The unit of a job with a schedule is active only while the job runs.
+    """
     return row.active and not row.is_job and not row.is_attachment
 
 
@@ -424,8 +427,9 @@ _FIREWALL_MARK = (
 def _text(state_id: str) -> str:
     """Return the text of the drop-in for a firewall's unit (systemd.service(5)).
 
-    The prefix ``+`` runs the command outside the unit's file system sandbox, within which niso
-    could not name network namespaces. With ``-``, a failure does not fail the firewall's unit.
+    The prefix ``+`` runs the command outside the unit's file system sandbox, because niso cannot
+    create names of network namespaces inside. With ``-``, a failure does not fail the firewall's
+    unit.
     """
     repair = f"-+{systemd.command('net', 'repair', '--kernel')}"
     hooks = [f"{hook}={repair}" for hook in ("ExecStartPost", "ExecReload", "ExecStopPost")]
@@ -498,7 +502,7 @@ def hand_over_started(session: Session, machine: Machine, names: list[str]) -> N
 def has_ended_by_itself(store: Store, names: list[str]) -> bool:
     """Return whether systemd calls niso because a service's process has exited.
 
-    A unit of a service with instances has no process. Such a unit stops only on request.
+    The unit of a service with instances has no process. Such a unit stops only on request.
     """
     rows = [store.service(name) for name in names if systemd.path(name) is not None]
     return systemd.has_ended() and any(row is None or row.has_process for row in rows)

@@ -1,4 +1,4 @@
-"""Compare this host with the other hosts of its cluster: packets, names, clocks and its agent."""
+"""Compare this host with the other hosts of its cluster, and check that packets reach them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _Pair = tuple[str, str, str, str]
 def check(
     machine: Machine, own: Config, name: str | None = None
 ) -> tuple[list[Finding], list[tuple[str, str]]]:
-    """Compare this host with the others of its cluster, or only one network of the cluster.
+    """Check the cluster from this host, or only the cluster's network ``name``.
 
     Returns (findings, warnings). If etcd does not answer, there is only a warning.
     """
@@ -109,7 +109,7 @@ def _hidden(
 
 
 def _is_idle_front(store: Store, claim: ClusterClaim) -> bool:
-    """Return whether a service of several hosts is recorded on this host, but not active here."""
+    """Return whether a service that runs on several hosts is recorded here but not active here."""
     row = store.service(claim.service)
     return claim.front and row is not None and row.mode == "front" and not row.active
 
@@ -155,9 +155,9 @@ def _asks(store: Store, service: str) -> bool:
 
 
 def _meet(mine: ClusterClaim, other: ClusterClaim, on: set[str]) -> _Pair | None:
-    """Return a pair of services with their addresses on a network in ``on``.
+    """Return a pair of services with their addresses on one of the networks ``on``.
 
-    Returns None if the services have no such network, or no common IP version.
+    Returns None if the services are not on the same network, or have no common IP version.
     """
     for network in on & mine.networks.keys() & other.networks.keys():
         for to in other.networks[network]:

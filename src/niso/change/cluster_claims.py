@@ -417,7 +417,7 @@ def _arriving(
 
 
 def home_network(store: Store, target: Target, targets: Iterable[Target]) -> str:
-    """Return the name of the service whose namespace a service to activate will share.
+    """Return the service whose network namespace a service will share after its activation.
 
     Returns "" if the service shares no namespace, or if no service has the name in the manifest.
     """
@@ -457,8 +457,8 @@ def needed_around(
     """Return new claims for unchanged services whose namespaces changed services will share.
 
     Such a service must also claim the names of the changed services. A service that another command
-    is changing is left out, because a claim with a new id would make that command conclude that it
-    has lost its claim.
+    is changing is left out: a new claim would make that command conclude that it has lost its
+    claim.
     """
     wanted: dict[str, Wanted] = {}
     for home in {*homes.values()} - {*homes, ""}:

@@ -1,4 +1,4 @@
-"""Show a cluster's hosts, remove lost hosts, change etcd's members, back up, run the agent."""
+"""Show a cluster's hosts, remove lost hosts, manage etcd's members and backups, run the agent."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def status(machine: Machine) -> tuple[ClusterStatus, list[tuple[str, tuple[str, 
 
 
 def _members(own: Config, engine: Etcd | None) -> list[own_etcd.EtcdMember]:
-    """Return the members of niso's own etcd. If the members are unknown, return endpoints only."""
+    """Return the members of niso's own etcd. If etcd does not answer, they are only endpoints."""
     if engine is not None and own.etcd.own:
         return own_etcd.members(engine)
     return [own_etcd.EtcdMember("", "", "", place, False) for place in own.etcd.members]
@@ -270,7 +270,7 @@ def remove_member(machine: Machine, host: str, report: Report) -> int:
 
 
 def be_only_member(machine: Machine, report: Report) -> None:
-    """Make this host's etcd member the only member, with its data, after most members were lost.
+    """Reduce etcd to this host's member, which keeps its data, after most members were lost.
 
     Raises Conflict if most members answer, and Error if this host has no member or etcd fails.
     """

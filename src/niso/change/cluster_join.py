@@ -328,7 +328,7 @@ def voting(engine: Etcd) -> int:
 
 
 def require_member(machine: Machine) -> Config:
-    """Return this host's cluster.toml. Raises Error if the host is in no cluster."""
+    """Return this host's cluster.toml. Raises Error if the host is not in a cluster."""
     own = config.require()
     if not machine.store.cluster_id():
         reason = "joining the cluster was interrupted"
@@ -493,7 +493,9 @@ def unit_text(which: str, state_id: str) -> str:
 
 
 def require_free(machine: Machine, which: str) -> None:
-    """Raise Conflict if the unit of the agent or etcd was not written for this state folder."""
+    """Raise Conflict if the unit of the agent or etcd belongs to another state folder or
+    program.
+    """
     units = machine.processes.units
     text = units.read(unit_file(which)) if units.booted() else None
     refuse_foreign(unit_file(which), text, f"{_MARK}{machine.store.state_id()}")

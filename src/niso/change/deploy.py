@@ -1,4 +1,4 @@
-"""Replace the instances of a service without a failed request.
+"""Replace the instances of a service without failed requests.
 
 The service has a service address: one address for all of its instances. New instances start while
 the old ones still run, and must become healthy at their own addresses. Then one change of rows and
@@ -94,10 +94,10 @@ class Rollout(NamedTuple):
 def rollout(machine: Machine, front: Target) -> Rollout:
     """Return which instances a service needs, and which present instances are to be replaced.
 
-    An instance stays if its process is as desired and its version is not below ``front.again``. The
-    result is for one step of a deploy. With stop-first, a step replaces one instance. Otherwise it
-    replaces at most ``deploy.surge`` instances, or all if this key is not set. The caller must have
-    the service's lock.
+    An instance stays if its process is as desired and its version is at least ``front.again``. The
+    result is for one step of a deploy. With stop-first, a step replaces one instance. Otherwise a
+    step replaces at most ``deploy.surge`` instances, or all if this key is not set. The caller must
+    have the service's lock.
     """
     store, name = machine.store, front.name
     deploy = front.spec.program.deploy
@@ -162,7 +162,8 @@ def rollout(machine: Machine, front: Target) -> Rollout:
 
 
 def _served_last(front: Target, row: ServiceRow | None, deploys: list[Deployed]) -> int:
-    """Return the version that served last if ``front`` is that version again, otherwise 0.
+    """Return the number of the last version that served, if ``front`` is equal to it. Otherwise,
+    return 0.
 
     With this check, a start after `deactivate` or after a reboot does not count as a new version.
     Only the number of instances may differ.
@@ -294,7 +295,9 @@ def record_failures(store: Store, rollouts: Iterable[Rollout], began: float, err
 
 
 def before(one: Rollout) -> Target | None:
-    """Return a service as it was before a rollout (a target), or None if it was inactive."""
+    """Return a service as it was before a rollout, ready to be activated. Returns None if it was
+    inactive.
+    """
     row = Intent(one.name, "activate", one.undo).before if one.undo else None
     return of_row(row)._replace(pinned=True, replace=True) if row is not None else None
 

@@ -283,7 +283,10 @@ def leave(machine: Machine, service: str, only_beside_others: bool = False) -> b
 
 
 def serve(machine: Machine, service: str) -> bool:
-    """Send connections to an instance again. Return false if it was not excluded. Raises Error."""
+    """Send connections to an instance again. Return false if it already received connections.
+
+    Raises Error.
+    """
     return move(machine, service, OUT, SERVING)
 
 
@@ -316,7 +319,7 @@ def move(
 
 
 def _active_in(store: Store, service: str, state: str) -> Instance | None:
-    """Return an instance if it is in this state and active (a sweep makes instances inactive)."""
+    """Return an instance if it is active and in this state. A sweep makes instances inactive."""
     instance, row = store.instances.get(service), store.service(service)
     is_active = row is not None and row.active
     return instance if is_active and instance is not None and instance.state == state else None
@@ -329,7 +332,9 @@ _WITHIN_S, _PAUSE_S = 60.0, 0.5
 
 
 def ended(machine: Machine, service: str) -> None:
-    """Send no new connections to an instance whose process has ended, in case no agent runs."""
+    """Send no new connections to an instance whose process has ended, in case no health agent
+    runs.
+    """
     with suppress(Error):  # the process is gone: its connections are refused
         leave(machine, service)
 

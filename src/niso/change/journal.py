@@ -140,7 +140,7 @@ def _try_lock(store: Store, locks: ExitStack, held: set[str], service: str) -> b
 
 
 def _together(store: Store, intent: Intent) -> list[str]:
-    """Return the services of an interrupted change. A change of ports can have several."""
+    """Return all services of an interrupted change. Only a change of ports can have several."""
     if intent.action != "ports":
         return [intent.service]
     return sorted({service for service, _ in store.moved_ports()})

@@ -50,8 +50,8 @@ record such a policy may be in progress.
 def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent) -> None:
     """Resolve the DNS names in policies of services that are about to be activated.
 
-    A name without an address only causes a warning, so that a machine boots even if its name
-    servers start after niso. Raises Error if dnspython is not installed.
+    A name without an address only causes a warning. So a machine can boot even if its name servers
+    start after niso. Raises Error if dnspython is not installed.
     """
     names = _names(targets)
     if not names:
@@ -72,8 +72,9 @@ def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent
 def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
     """Remove addresses in the command's new networks from recorded DNS answers.
 
-    A DNS name in a policy must not select a service of niso. Each removal causes a warning. The
-    caller must be in the transaction that has recorded the networks. Raises KernelError.
+    Otherwise a DNS name in a policy could allow connections to a service of niso. Each removal
+    causes a warning. The caller must be in the transaction that has recorded the networks. Raises
+    KernelError.
     """
     if not (names := _names(targets)):
         return
@@ -86,7 +87,9 @@ def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
 
 
 def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:
-    """Resolve the DNS names in policies that have no recent answer, without recording answers."""
+    """Resolve the DNS names in policies for which no recent answer is recorded. Nothing is
+    recorded.
+    """
     names = _names(targets)
     if not names:
         return []

@@ -1,4 +1,4 @@
-"""Publish additional ports of an active service, and withdraw them (`niso port-forward`)."""
+"""Publish additional ports of an active service, and stop publishing them (`niso port-forward`)."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _is_part(port: PortMapping, held: PortMapping) -> bool:
 def kept_out(store: Store, service: str, port: PortMapping) -> list[tuple[str, PortMapping]]:
     """Return ports in manifests that are not published because ``port`` is forwarded.
 
-    The result has pairs (service, port), of active services only. A host port that several services
+    The result has pairs (service, port), only of active services. A host port that several services
     request is left out, because it is not clear which of them would get it.
     """
     claims = []

@@ -40,15 +40,16 @@ def admit(
     named: tuple[PortMapping, ...] = (),
     published: Container[PortMapping] = (),
 ) -> tuple[list[PortMapping], list[PortMapping]]:
-    """Check the host ports that a manifest names, and choose a host port for the other ports.
+    """Check the host ports that a manifest sets, and choose host ports for the manifest's other
+    ports.
 
     Returns all ports to publish, and the ports among them whose host port was chosen. ``before``
     are the present ports of the service, which are not checked again. ``together`` are the
-    command's services, whose present ports count as free. ``named`` are the host ports in the
-    command's manifests, which are not chosen for other ports. ``published`` are the manifest's
-    ports of the last activation. If another service has since taken one of these by `niso
-    port-forward`, the port is left out. The caller must be in a transaction. Raises a Conflict that
-    names the key and the port's owner, or an ErrorGroup.
+    command's services, whose present ports count as free. ``named`` are all host ports in the
+    command's manifests, which are never chosen. ``published`` are the manifest's ports of the last
+    activation. If `niso port-forward` has since given one of these to another service, the port is
+    left out. The caller must be in a transaction. Raises a Conflict that names the key and the
+    port's owner, or an ErrorGroup.
     """
     store = machine.store
     keys = keys or [f"network.ports[{position}]" for position in range(len(wanted))]
@@ -187,9 +188,9 @@ FinishingPorts = event_class(
 def finish(machine: Machine, report: Report = silent) -> None:
     """Complete the changes of ports that interrupted `niso port-forward` commands have recorded.
 
-    All are completed in one change, because one service may have taken a port from another. A
-    command that is not interrupted keeps niso's lock from the record of a change to its completion.
-    So each record that is found under niso's lock is from an interrupted command.
+    They are completed in one change, because one service may have taken a port from another. A
+    running `niso port-forward` has niso's lock as long as its record exists. The caller has the
+    lock, so all records are from interrupted commands.
     """
     store = machine.store
     with Lock():

@@ -38,10 +38,11 @@ def specified(
 ) -> tuple[int, ProcessSpec, bool, bool]:
     """Return the desired process of a service, and how the running process must be changed.
 
-    The result is the uid of the service, the process, whether it must be started or restarted, and
-    whether it only needs another hosts file. ``before`` is the service's previous row, or None.
-    ``generation`` and ``provider`` (the service whose namespace is shared) are those of the new
-    row. A process that waits for its automatic restart is started immediately. Raises InvalidInput.
+    The result is (uid of the service, process, whether it must be started or restarted, whether it
+    only needs another hosts file). ``before`` is the service's previous row, or None.
+    ``generation`` and ``provider`` (the service whose namespace is shared) are the values in the
+    new row. A process that waits for its automatic restart is started immediately. Raises
+    InvalidInput.
     """
     uid = before.uid if before else free_uid(machine.store, target.name)
     old = before.process if before is not None else None
@@ -63,7 +64,9 @@ def specified(
 
 
 def free_uid(store: Store, service: str) -> int:
-    """Return a uid for a new service. If volumes of its name exist, return their owner's uid."""
+    """Return a uid for a new service. If volumes of a former service with its name exist, return
+    their owner's uid.
+    """
     kept = volumes.owners()
     for uid in sorted(kept.pop(service, ())):
         if uid >= FIRST_UID and store.free_uid(uid) == uid:
@@ -74,9 +77,9 @@ def free_uid(store: Store, service: str) -> int:
 def _identified(spec: ProcessSpec, old: ProcessSpec | None, is_known: bool) -> ProcessSpec:
     """Add digests of secrets, and device and inode numbers of host paths, to a ProcessSpec.
 
-    By these values, a later start detects that a path was replaced. ``old`` is the ProcessSpec of
-    the last activation, or None. ``is_known`` is true if the command names the service instead of a
-    manifest. In this case the values in ``old`` are used again. Raises InvalidInput.
+    A later start uses these values to detect that a path was replaced. ``old`` is the ProcessSpec
+    of the last activation, or None. ``is_known`` is true if the command names the service instead
+    of a manifest. In this case the values in ``old`` are used again. Raises InvalidInput.
     """
     if old is not None and is_known:
         known = {volume.name: volume for volume in old.volumes if volume.identity is not None}

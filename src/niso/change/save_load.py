@@ -1,7 +1,8 @@
-"""Save services with all that belongs to them to an archive, and load them on this or another host.
+"""Save services with their packages and volumes to an archive, and load them on this or another
+host.
 
-`niso.runtime.archive` writes and reads the archive. What an archive describes is defined by
-`SavedHost`, the content of its first entry.
+`niso.runtime.archive` writes and reads the archive. `SavedHost`, the first entry of an archive,
+describes its content.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ def save(
 
 
 def _write_file(path: str | None, write: Callable[[IO[bytes]], None]) -> int:
-    """Write a whole file, or to standard output if ``path`` is None. Return the size in bytes."""
+    """Write a file, or write to standard output if ``path`` is None. Return the size in bytes."""
     try:
         return _write_whole(path, write)
     except OSError as error:
@@ -200,7 +201,7 @@ def _activate_again(machine: Machine, names: list[str], after: start.After, repo
 
 
 def _among(after: start.After, names: Container[str]) -> dict[str, dict[str, str]]:
-    """Remove from a mapping of dependencies all services that are not in ``names``."""
+    """Return the dependencies between the services ``names``. All other services are left out."""
     return {
         name: {other: state for other, state in needs.items() if other in names}
         for name, needs in after.items()
@@ -489,7 +490,9 @@ class _Loading:
         raise_all(errors)
 
     def _plan(self, network: SavedNetwork) -> None:
-        """Plan the creation of a missing network. If the saved subnets are taken, choose others."""
+        """Plan the creation of a network that does not exist. If its saved subnets are taken,
+        choose others.
+        """
         name = self._name(network.name)
         present = self._store.network(name)
         if present is not None:
@@ -685,7 +688,9 @@ class _Loading:
             self._outcomes |= {one.service: one for one in outcomes}
 
     def _targets(self, stack: str, started: list[SavedService]) -> list[targets.Target]:
-        """Return services to start (targets), which get their saved addresses again if free."""
+        """Return the services of a stack to start. They get their saved addresses again if these
+        are free.
+        """
         if stack and stack not in self._joined:
             plain = stack_members.load(self._stack_path(stack))
             named = stack_members.named(self._store, plain)

@@ -38,12 +38,12 @@ def concerned(
 ) -> Scope:
     """Return the scope of a change of services, according to the present rows.
 
-    The scope also contains the services that share a namespace with ``services``, the services that
-    have one of the same names on another network (`PolicyRows.shadows`), and the networks of all
-    these services. A network that a service has left is included if its bridge is still configured
-    for the service's ports. For an instance, the service that it belongs to is included, because a
+    The scope also contains the services that share a namespace with ``services``, other services
+    whose names in hosts files may change (`PolicyRows.shadows`), and the networks of all these
+    services. A network that a service has left is included if its bridge is still configured for
+    the service's ports. For an instance, the service that it belongs to is included, because a
     killed command may have left this service's load balancing different from the rows. ``networks``
-    are those that the services will join. ``names`` are names in policies that will resolve
+    are networks that the services will join. ``names`` are names in policies that will resolve
     differently. Services of other hosts with such names are included.
     """
     names = list(names)
@@ -87,7 +87,9 @@ def leaving(machine: Machine, networks: Collection[str], report: Report) -> chan
 
 
 def scope_left(store: Store, networks: Collection[str]) -> Scope:
-    """Return the scope of a change that may delete networks, with other hosts' services on them."""
+    """Return the scope of a change that may delete networks. It includes services of other
+    hosts.
+    """
     on = tuple(sorted(networks))
     return with_remotes(store, Scope((), on, names=tuple(("network", name) for name in on)))
 
@@ -227,7 +229,7 @@ def followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]) -> 
     """Return the active services that must restart because of an activation.
 
     A service in a shared namespace uses the host name and hosts file of the namespace's owner, so
-    it restarts if these change. Services that the command stops (``ending``) are left out.
+    it must restart if these change. Services that the command stops (``ending``) are left out.
     """
     chosen = list(wanted)
     excluded = {*ending, *(target.name for target in chosen)}

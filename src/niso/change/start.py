@@ -125,7 +125,9 @@ def event_of(row: ServiceRow, rehosts: bool = False) -> Event:
 
 
 def _was_healthy(processes: Processes, service: str) -> bool:
-    """Return whether a service was healthy since its last automatic restart, or had no restart."""
+    """Return whether a service was healthy since its last automatic restart. Returns True if it was
+    never restarted.
+    """
     now = processes.status(service)
     if now.restarts == 0:
         return True  # its activation has waited until it was healthy
@@ -209,7 +211,9 @@ class _Starting:
                 wait.close()
 
     def _ready(self) -> Iterator[Start]:
-        """Yield services whose dependencies are ready. Yield none while `_AT_ONCE` are created."""
+        """Yield the services whose dependencies are ready. At most `_AT_ONCE` processes are created
+        at once.
+        """
         for start in self._todo if len(self._begun) < _AT_ONCE else ():
             needs = self._after.get(start.name, {})
             if all(
@@ -264,7 +268,9 @@ class _Starting:
             self._look(waiter)
 
     def _stop_ended(self) -> None:
-        """End the stop of processes that have exited, and queue their services for a new start."""
+        """Complete the stop of processes that have exited, and queue their services for a new
+        start.
+        """
         over = [end for end in self._ends if end.is_over]
         for end in over:
             self._ends.remove(end)
@@ -275,9 +281,9 @@ class _Starting:
         self._todo[:0] = [end.start._replace(stops=None) for end in over]
 
     def _has_succeeded(self, wait: Wait) -> bool:
-        """Return whether a job, or a process without restarts, has exited with status 0; record it.
+        """Return whether a job, or a process without restarts, has exited with status 0.
 
-        A status of 0 is recorded as success.
+        If so, its success is recorded.
         """
         start = wait.start
         once = start.job or (wait.well and start.row.require_process().restart == "no")
@@ -529,5 +535,7 @@ def _last_output(processes: Processes, service: str) -> str:
 
 
 def is_alive(pidfd: int) -> bool:
-    """Return whether the process of a pidfd is running. -1 stands for no process."""
+    """Return whether the process of a pidfd is running. The pidfd -1 means that there is no
+    process.
+    """
     return pidfd >= 0 and not wait_readable(pidfd, 0)

@@ -87,7 +87,9 @@ def refuse(loaded: Iterable[Loaded], stack: StackMembership = NO_STACK) -> None:
 
 
 def missing_rootfs(loaded: Loaded) -> str | None:
-    """Return the path of a service's rootfs if this folder does not exist, else None."""
+    """Return the path of a service's rootfs if this folder does not exist. Otherwise, return
+    None.
+    """
     written = loaded.spec.program.rootfs
     path = os.path.join(os.path.dirname(loaded.path), written or "")
     return path if written is not None and not os.path.isdir(path) else None
@@ -185,11 +187,11 @@ def _make_unknown(host: Machine, wanted: Iterable[Target], stack: StackMembershi
 
 
 def _anything(family: int, position: int) -> SubnetRecord:
-    """Return a placeholder subnet that contains all addresses of a family (4 or 6).
+    """Return a placeholder subnet that contains all addresses of an IP version (4 or 6).
 
-    With it, static addresses can be checked without the real subnet. Services without a static
-    address get an address from 0.0.0.0/8 or ::/104, which cannot contain static addresses.
-    ``position`` selects another part of this range for each network.
+    The subnet allows static addresses to be checked although the real subnet is unknown. Services
+    without a static address get an address from 0.0.0.0/8 or ::/104, which cannot contain static
+    addresses. ``position`` selects another part of this range for each network.
     """
     start = ipaddress.ip_address(position * _SPACE)
     text = str(start if family == 4 else ipaddress.IPv6Address(int(start)))

@@ -169,7 +169,8 @@ def stop(
 
 
 def _over(asked: Mapping[str, tuple[int, float]]) -> list[str]:
-    """Wait until one process or more has exited or timed out. Return their services.
+    """Wait until at least one process has exited or timed out. Return the services of these
+    processes.
 
     ``asked`` maps a service to its pidfd and the monotonic time of its timeout.
     """

@@ -91,7 +91,8 @@ def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
 
 
 def still_so(store: Store, target: Target) -> Target:
-    """Return a service to activate, read again from the store now that the service is locked.
+    """Read a service to activate again from the store, now that the service is locked, and return
+    it.
 
     Another command may have changed the service before. A service from a manifest file is returned
     unchanged. Raises NotFound if the service was removed.

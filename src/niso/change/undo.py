@@ -222,7 +222,9 @@ def restore_manifest(store: Store, row: ServiceRow | None) -> None:
 
 
 def _take_out(machine: Machine, names: Iterable[str], report: Report) -> None:
-    """Send no new connections to instances without a process, until niso health allows them."""
+    """Send no new connections to instances without a process. The health agent allows them again
+    later.
+    """
     store = machine.store
     if not (dead := _without_process(machine, names)):
         return
@@ -249,7 +251,10 @@ def _end_job(machine: Machine, name: str) -> None:
 
 
 def start_again(machine: Machine, name: str) -> None:
-    """Start the process of an active service unless it runs as recorded or has exited by itself."""
+    """Start the process of an active service that should run.
+
+    Nothing is started if the process already runs as recorded, or has exited by itself.
+    """
     processes = machine.processes
     restored = machine.store.service(name)
     if restored is not None and restored.active and restored.has_process:
@@ -307,9 +312,9 @@ def _undo_records(
 
 
 def _doubt_slots(store: Store, undone: change, names: Iterable[str]) -> None:
-    """Make an undo delete the load balancing of starting instances, even if none is recorded.
+    """Make an undo delete the load balancing of instances that were starting.
 
-    An interrupted change may have reached the kernel before the store.
+    An interrupted change may have written it to the kernel before the store recorded it.
     """
     own = [one for name in names if (one := store.instances.get(name)) is not None]
     if starting := [one.service for one in own if one.state == STARTING]:

@@ -1,9 +1,9 @@
 """Parse the keys of [network] with addresses or ports: ip, extra_hosts, dns, dns_search and ports.
 
 A published port is written as in Docker (docs.docker.com/engine/network/port-publishing):
-``[ADDRESS:]HOST:CONTAINER[/PROTO]``. Each port can also be a range, if both ranges have the same
-length. ``PORT`` alone publishes a port under the same number. With ``:PORT``, niso chooses a free
-host port. Arguments of the command line have the same forms.
+``[ADDRESS:]HOST:CONTAINER[/PROTO]``. HOST and CONTAINER can also be two ranges of the same length.
+``PORT`` publishes a port under the same number. ``:PORT`` publishes it at a free host port that
+niso chooses. Arguments of the command line have the same forms.
 """
 
 from __future__ import annotations
@@ -197,8 +197,8 @@ def _wrong(text: str, key: str, reason: str) -> InvalidInput:
 
 
 def distinct(ports: tuple[PortMapping, ...]) -> tuple[PortMapping, ...]:
-    """Return published ports without redundant ones: repeated ports, and ports on all addresses of
-    one IP version that are also published on all addresses of both.
+    """Remove redundant published ports. A port is redundant if it is repeated, or if it is
+    published on all addresses of one IP version and also on all addresses of both.
     """
     known = dict.fromkeys(ports)
     return tuple(
@@ -207,12 +207,11 @@ def distinct(ports: tuple[PortMapping, ...]) -> tuple[PortMapping, ...]:
 
 
 def contradictions(ports: Iterable[PortMapping]) -> list[tuple[int, int]]:
-    """Find published ports that contradict an earlier one. Return pairs of indexes into ``ports``.
+    """Return (index, earlier index) for each published port that contradicts an earlier one.
 
-    A pair is (index of the port, index of the earlier port). Two different ports contradict each
-    other if they publish the same host port on the same address. A port is first in at most one
-    pair. A port on one address does not contradict a port on all addresses, because the former has
-    precedence.
+    Two ports contradict each other if they differ but publish the same host port on the same
+    address. If a port contradicts several earlier ports, only one pair is returned. A port on one
+    address does not contradict a port on all addresses, because the former has precedence.
     """
     groups: dict[tuple[str, str], list[tuple[int, int, int, PortMapping]]] = {}
     for index, port in enumerate(ports):

@@ -1,7 +1,7 @@
-"""Take values that a manifest does not set from the config of an image (``package.oci``).
+"""Use the config of an image (``package.oci``) for values that a manifest does not set.
 
-The image is a folder: an OCI layout (image-spec, image-layout.md), as skopeo copy and podman save
-write it, or an unpacked bundle (runtime-spec, bundle.md), as umoci unpack writes it. Only its
+The image is a folder. It is an OCI layout (image-spec, image-layout.md), as skopeo copy and podman
+save write it, or an unpacked bundle (runtime-spec, bundle.md), as umoci unpack writes it. Only the
 configuration is read. niso unpacks no layers and contacts no registry.
 """
 
@@ -53,8 +53,8 @@ class Image(NamedTuple):
 def read(text: str, folder: str, owners: Collection[int] | None = None) -> Image:
     """Read the configuration of an image. Raises Error.
 
-    ``text`` is the path of the image's folder, relative to ``folder``, and optionally ``:TAG``. If
-    ``owners`` (uids) are given, only these users may be able to change the files.
+    ``text`` is the path of the image's folder, relative to ``folder``. The path can end with
+    ``:TAG``. If ``owners`` (uids) are given, only these users may be able to change the files.
     """
     place = os.path.join(folder, values.image_path(text, KEY))
     tag = ""
@@ -292,8 +292,8 @@ def applied(data: dict[str, Any], folder: str, owners: Collection[int] | None = 
 def _fits(
     key: str, value: str, rule: Callable[[str, str], object], errors: list[tuple[str, str]]
 ) -> bool:
-    """Return whether a value of an image is valid for the manifest's key. If not, add an error. The
-    error is (reason, next step), and is appended to ``errors``.
+    """Return whether a value of an image is valid for the manifest's key. If it is not valid,
+    append an error to ``errors``, as (reason, next step).
     """
     try:
         rule(value, key)
@@ -329,10 +329,10 @@ def _program(own: Mapping[str, Any], image: Image, errors: list[tuple[str, str]]
 
 
 def _volumes(points: tuple[str, ...], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a named volume for each mount point of an image at which the manifest has no volume.
+    """Return a named volume for each mount point of an image where the manifest has no volume.
 
-    A volume is named after its mount point, with ``-`` for ``/``, and a number if the name is
-    taken. Mount points at which niso mounts nothing are left out.
+    The name of a volume is its mount point with ``-`` instead of ``/``. A number is added if the
+    name is taken. Mount points where niso does not allow a volume are left out.
     """
     taken = [str(_table(volume).get("mount")) for volume in own.values()]
     made: dict[str, dict[str, str]] = {}

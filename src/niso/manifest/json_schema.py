@@ -1,6 +1,6 @@
 """Build the JSON Schemas (draft 2020-12) of manifest.toml and stack.toml, for editors.
 
-`niso schema` prints them. The schema of manifest.toml is derived from `niso.manifest.keys`.
+`niso schema` prints the schemas. The schema of manifest.toml is derived from `niso.manifest.keys`.
 Conditions between several keys are in this module. `niso.manifest.validate` rejects every file that
 a schema rejects. `validate` also checks conditions that a schema cannot express: that folders
 exist, that names differ, and that no host port is used twice.
@@ -69,7 +69,7 @@ def manifest_schema() -> dict[str, Any]:
 
 
 def _mode(mode: str, without: list[str]) -> dict[str, Any]:
-    """Build the condition that [network] with this mode has none of the keys ``without``."""
+    """Build the condition that excludes the keys ``without`` from a [network] with this mode."""
     needs: dict[str, Any] = {"properties": {"mode": {"const": mode}}}
     if mode != "bridge":
         needs["required"] = ["mode"]
@@ -127,7 +127,9 @@ def _choice(form: type, inside: Any) -> dict[str, Any]:
 
 
 def _set_rule(field: dict[str, Any], rule: Mapping[str, Any]) -> None:
-    """Add the conditions of a rule to the JSON Schema ``field``, or to that of an array's items."""
+    """Add the conditions of a rule to a JSON Schema. For an array or table, they apply to the
+    items.
+    """
     for choice in field.get("anyOf", [field]):
         items = {"array": "items", "object": "additionalProperties"}.get(choice.get("type"))
         if items:

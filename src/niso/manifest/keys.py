@@ -1,10 +1,10 @@
-"""Declare every key of manifest.toml, each once, in `KEYS`.
+"""Declare all keys of manifest.toml in `KEYS`.
 
 A declaration has the key's path, type, description, default and rule, and the field of
-`niso.plan.specs.ServiceSpec` that the value goes to. The types and defaults (`TABLES`), the checks
-(`niso.manifest.validate`), the JSON Schema (`niso.manifest.json_schema`), the reference, the manual
-page and the ServiceSpec (`spec`) are derived from these declarations. To add a key, add an entry
-here, a field of the ServiceSpec, and the code that uses the field.
+`niso.plan.specs.ServiceSpec` in which the value is stored. The types and defaults (`TABLES`), the
+checks (`niso.manifest.validate`), the JSON Schema (`niso.manifest.json_schema`), the reference, the
+manual page and the ServiceSpec (`spec`) are derived from these declarations. To add a key, add an
+entry here, a field of the ServiceSpec, and the code that uses the field.
 
 Conditions between several keys are in `niso.manifest.validate` and, for the schema, in
 `niso.manifest.json_schema`.
@@ -100,7 +100,9 @@ def _duration(low: float, high: float) -> Rule:
 
 
 def _number(low: int, high: int, right: str, example: str, reason: str = "is out of range") -> Rule:
-    """Build the rule for an integer. ``right``, ``example`` and ``reason`` are for its error."""
+    """Build the rule for an integer. ``right``, ``example`` and ``reason`` are used in its error
+    message.
+    """
 
     def parse(number: int, key: str) -> int:
         if not low <= number <= high:
@@ -706,7 +708,7 @@ def spec(manifest: Any, parsed: Mapping[str, Any]) -> ServiceSpec:
 
 
 def _completed(manifest: Any, parsed: Mapping[str, Any]) -> Any:
-    """Set the defaults that depend on other keys, because the stored manifest has all values."""
+    """Set the defaults that depend on other keys, and return the complete manifest."""
     isolation, service = manifest.isolation, manifest.service
     limits, path = isolation.resources, "isolation.resources.memory_max"
     if limits.tmp_size is None:
@@ -752,7 +754,9 @@ def _value(key: Key, value: Any, path: str, parsed: Mapping[str, Any]) -> Any:
 
 
 def _deploy(service: Any, fields: dict[str, Any]) -> specs.DeploySpec | None:
-    """Return how the instances of a service are replaced, or None without a service address."""
+    """Return how the instances of a service are replaced. Returns None without a service
+    address.
+    """
     if service.replicas is None and service.update != "start-first":
         return None
     return specs.DeploySpec(service.replicas or 1, service.update or "start-first", **fields)

@@ -51,8 +51,8 @@ def load(path: str, owners: Collection[int] | None = None) -> Loaded:
 def of_data(data: object, folder: str) -> Loaded:
     """Check a manifest that is given as dicts and lists, in the form that tomllib returns.
 
-    ``folder`` is the package's folder. Error messages name the manifest.toml in this folder. Raises
-    NotFound if the folder does not exist, and ErrorGroup as `load` does.
+    ``folder`` is the package's folder. Error messages refer to the manifest.toml in this folder.
+    Raises NotFound if the folder does not exist, and ErrorGroup as `load` does.
     """
     path = os.path.join(folder, FILE_NAME)
     if not os.path.isdir(folder):
@@ -85,7 +85,7 @@ def _tables(value: object) -> object:
 
 
 def place(path: str) -> str:
-    """Return the absolute path of a manifest.toml, given the file or its folder."""
+    """Return the absolute path of a manifest.toml. ``path`` is the file or its folder."""
     path = os.path.abspath(path)
     return os.path.join(path, FILE_NAME) if os.path.isdir(path) else path
 
@@ -113,10 +113,9 @@ def prepared(
 def with_paths(
     resolved: Resolved, folder: str, owners: Collection[int] | None = None, base: str = ""
 ) -> Resolved:
-    """Make the relative paths in a manifest's data absolute: those in env_file, volumes and
-    secrets.
+    """Make the relative paths in env_file, volumes and secrets of a manifest's data absolute.
 
-    Paths are relative to ``folder``, and none may lead out of it. The host path of a volume is
+    Paths are relative to ``folder``, and must not lead out of it. The host path of a volume is
     relative only if it begins with ``./``. ``base`` is the key path of the data in its file. If
     ``owners`` (uids) are given, symbolic links in the path of an env_file must belong to them.
     """
@@ -216,10 +215,11 @@ def checked(resolved: Resolved, path: str, owners: Collection[int] | None = None
 
 
 def _secrets(manifest: Any, owners: Collection[int] | None) -> Iterator[InvalidInput]:
-    """Yield an error for each secret that is not a regular file, or that other users can change.
+    """Yield an error for each secret that is not a regular file, or that untrusted users can
+    change.
 
-    Other users are all except ``owners`` (uids). A missing file is no error, because it may be
-    created before the service is activated.
+    Users in ``owners`` (uids) are trusted. A missing file is no error, because it may be created
+    before the service is activated.
     """
     for name, secret in manifest.secrets.items():
         try:

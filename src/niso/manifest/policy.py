@@ -100,8 +100,8 @@ def parse(
 def denials(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     """Expand the entry "metadata" in ``egress.deny``, which denies the metadata services of clouds.
 
-    Entries with the addresses of these services are added before the entry "metadata", which stays,
-    because a service can have this name, and a list must not deny less than it declares.
+    The addresses of these services are added as entries before the entry "metadata". The entry
+    itself stays: if a service has the name "metadata", it must be denied too.
     """
     result: list[Entry] = []
     for entry in entries:
@@ -333,7 +333,7 @@ def _prefix(peer: str, suffix: str, text: str, key: str) -> _Prefix:
 
 
 def _not_an_address(text: str, with_length: bool) -> str:
-    """Return why a text is not an address. ``with_length`` says that a prefix length follows it."""
+    """Return why a text is not an address. ``with_length`` says whether it had a prefix length."""
     shown = base_text.shown(text)
     if ":" not in text:
         if with_length and not _OF_IPV4.issuperset(text):
@@ -351,7 +351,9 @@ def _written(peer: str, suffix: str) -> str:
 
 
 def _not_a_peer(prefix: _Prefix) -> tuple[str, str] | None:
-    """Return (reason, valid form) if no service can have an address in a prefix, otherwise None."""
+    """Return (reason, valid form) if a prefix contains no address that a peer can have. Otherwise,
+    return None.
+    """
     if isinstance(prefix, ipaddress.IPv6Network) and prefix.subnet_of(_MAPPED):
         number = ipaddress.IPv4Network(
             (int(prefix.network_address) & 0xFFFFFFFF, prefix.prefixlen - 96)
@@ -389,7 +391,9 @@ nftables elements, whose length is limited."""
 def about(
     name: str, networks: tuple[str, ...], owner: str, labels: Mapping[str, str]
 ) -> Iterator[Policy]:
-    """Yield the administrator's policies for an attachment. Raises Error if any file is invalid."""
+    """Yield the administrator's policies that apply to an attachment. Raises Error if a file is
+    invalid.
+    """
     subject: dict[str, tuple[str, ...]] = {label: (text,) for label, text in labels.items()}
     subject |= {"name": (name,), "network": networks, "owner": (owner,)}
     for file in _files():

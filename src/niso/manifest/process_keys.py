@@ -34,8 +34,8 @@ MAX_SPREAD = 16  # host ports of one entry of network.ports: each is a separate 
 
 
 def signal(text: str, key: str) -> str:
-    """Return the name of a signal without ``SIG``, given its name or number. Raises InvalidInput.
-    Only the signals of signal(7) are valid.
+    """Return the name of a signal without ``SIG``. ``text`` is its name or number. Only the signals
+    of signal(7) are valid. Raises InvalidInput.
     """
     known = Signals.__members__
     numbers = {str(one.value): name for name, one in known.items()}
@@ -90,8 +90,8 @@ _RANGES = {
 
 
 def _calendar_parts(text: str) -> dict[str, str] | None:
-    """Split a calendar event of systemd.time(7) into its parts. Returns None if it is not valid. A
-    missing part is "". systemd checks the rest, such as the time zone, when it reads a timer.
+    """Split a calendar event of systemd.time(7) into its parts. A missing part is "". Returns None
+    if the event is invalid. Some parts, such as the time zone, are checked only by systemd.
     """
     found = re.fullmatch(_calendar_pattern(), text, re.ASCII | re.IGNORECASE)
     parts = {} if found is None else found.groupdict("")
@@ -105,8 +105,9 @@ def _calendar_parts(text: str) -> dict[str, str] | None:
 
 
 def calendar(text: str, key: str) -> str:
-    """Return ``text`` with single spaces if it is a calendar event of systemd.time(7). Raises
-    InvalidInput. For a time in the form of crontab(5), the error proposes a calendar event.
+    """Check a calendar event of systemd.time(7), and return it with single spaces. If ``text`` is a
+    time in the form of crontab(5), the error message proposes a calendar event. Raises
+    InvalidInput.
     """
     plain = " ".join(text.split())
     right = "a calendar event of systemd.time(7), such as daily, Mon..Fri 08:00 or *-*-* 03:00"
@@ -124,7 +125,9 @@ MAX_CALENDAR = 200
 
 
 def cron(schedule: str) -> str | None:
-    """Convert a calendar event to the five fields of crontab(5), or None if that is impossible."""
+    """Convert a calendar event to the five fields of crontab(5). Returns None if this is
+    impossible.
+    """
     if schedule in _CRON:
         return _CRON[schedule]
     parts = _calendar_parts(schedule)
@@ -265,8 +268,8 @@ _URL_CHARACTERS = frozenset(
 def url(text: str, key: str, names: Iterable[str] = ()) -> tuple[str, int, str, str]:
     """Parse the URL of a health check to (address to connect to, port, Host header, path).
 
-    The host must be the service itself: localhost, a loopback address or one of ``names``. The
-    address is "" for localhost and for these names. Raises InvalidInput if the value is invalid.
+    The host must be the service itself: localhost, a loopback address or one of ``names``. For
+    localhost and for ``names``, the address is "". Raises InvalidInput.
     """
     scheme, mark, location = text.partition("://")
     reason = None
@@ -322,7 +325,9 @@ def own_names(name: object, hostname: object, aliases: object) -> set[str]:
 
 
 def health_problems(section: Mapping[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error if [healthcheck] has keys that exclude each other, or no key for its kind."""
+    """Yield an error if [healthcheck] has keys that exclude each other, or lacks a key that it
+    needs.
+    """
     command = section.get("command")
     if isinstance(command, list) and (not command or command[0] == ""):
         right = "a program and its arguments"
@@ -363,7 +368,7 @@ MIN_RATE, MAX_BANDWIDTH = 64_000, 100 * 10**9
 
 
 def memory_max(text: str, key: str) -> int:
-    """Parse a memory limit such as ``512M`` to bytes; at least 1M. Raises InvalidInput."""
+    """Parse a memory limit of at least 1M, such as ``512M``, to bytes. Raises InvalidInput."""
     return _size_in(text, key, MIN_MEMORY, "1M to 1000000000G", '"512M"')
 
 
@@ -401,7 +406,9 @@ def way(text: str, key: str) -> str:
 
 
 def cpu_max(text: str, key: str) -> int:
-    """Parse a CPU limit to percent of one CPU: 200 for ``200%``, two CPUs. Raises InvalidInput."""
+    """Parse a CPU limit to percent of one CPU: ``200%`` to 200, which is two CPUs. Raises
+    InvalidInput.
+    """
     digits = text.removesuffix("%")
     is_number = digits.isascii() and digits.isdigit() and len(digits) <= 7 and digits[0] != "0"
     number = int(digits) if is_number else 0
@@ -513,8 +520,8 @@ def sysctl(value: int | str, key: str) -> str:
 def device(text: str, key: str) -> Device:
     """Parse a device ``HOST[:PATH][:ACCESS]``, as Docker writes it. Raises InvalidInput.
 
-    Both paths are below /dev. ACCESS is r, w or rw; the m of Docker's default rwm, which lets a
-    container create the device node itself, is ignored.
+    Both paths are below /dev. ACCESS is r, w or rw. Docker's default is rwm; the m lets a container
+    create the device node itself, and is ignored.
     """
     right, example = "HOST[:PATH][:r|w|rw] with paths below /dev", '"/dev/fuse"'
     paths = text.split(":")
@@ -620,8 +627,7 @@ def volumes_problems(
 def _overlapping(
     point: str, key: str, points: dict[str, str], above: dict[str, str]
 ) -> Iterator[InvalidInput]:
-    """Yield an error if the mount point ``point`` overlaps an earlier one. Then record the mount
-    point.
+    """Yield an error if the mount point ``point`` overlaps an earlier one. Then record it.
 
     ``points`` maps each earlier mount point to its key in the manifest. ``above`` maps each parent
     folder of an earlier mount point to that mount point.

@@ -1,9 +1,9 @@
 """Load stack.toml, which declares services and networks, and check it with its manifests.
 
 A [[service]] refers to a package, and overrides keys of the package's manifest.toml. Keys of the
-manifest's [network] are written directly in [[service]], and other tables of the manifest as
-subtables with their names. A [services.NAME] is a complete manifest of the service NAME. Its paths
-are relative to the stack's folder.
+manifest's [network] are written directly in [[service]]. Keys of its other tables are written in
+subtables with the same names. A [services.NAME] is a complete manifest of the service NAME. Its
+paths are relative to the stack's folder.
 
 Services are ordered by their dependencies. With a prefix, the names of services and networks begin
 with the stack's name: for example, ``db`` of the stack ``shop`` becomes the service ``shop-db``
@@ -192,7 +192,7 @@ have complete key paths (``networks.backend.subnet``)."""
 
 
 def place(path: str) -> str:
-    """Return the absolute path of a stack.toml, given the file or its folder."""
+    """Return the absolute path of a stack.toml. ``path`` is the file or its folder."""
     path = os.path.abspath(path)
     is_file = path.endswith(".toml") and not os.path.isdir(path)
     return path if is_file else os.path.join(path, FILE_NAME)
@@ -306,7 +306,9 @@ def load(
 
 
 def _with_apart(members: list[StackMember], folder: str) -> list[StackMember]:
-    """Add to each service the list of the stack's files that contain secrets or variables."""
+    """Add to each service the paths of all files with secrets or variables in the stack. No
+    service's package copy will contain these files.
+    """
     specs = [member.loaded.spec for member in members]
     programs = [spec.program for spec in specs]
     own = (path for program in programs for path in (*program.apart, *program.secrets.values()))
@@ -322,7 +324,7 @@ def _with_apart(members: list[StackMember], folder: str) -> list[StackMember]:
 
 def as_stack_error(stack: Stack, error: Error, of: StackMember | None = None) -> Error:
     """Convert an error of a manifest to an error of the stack.toml, if the stack.toml sets the key.
-    ``of`` is the service that the error is about, or None if that is unknown.
+    ``of`` is the service that the error is about, or None if the service is unknown.
     """
     for member in stack.members if of is None else (of,):
         path = member.loaded.path
@@ -476,8 +478,8 @@ def _package(
 
 
 def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Override keys of a package's manifest by those of a [[service]]. An array or a volume is
-    replaced as a whole.
+    """Override keys of a package's manifest by the keys of a [[service]]. Arrays and volumes are
+    replaced and not merged.
     """
     network = {key: value for key, value in overrides.items() if key in NETWORK_KEYS}
     more = {key: value for key, value in overrides.items() if key in OVERRIDES}
@@ -509,7 +511,9 @@ def _here(at: str, key: str, overrides: Mapping[str, Any], error: Error) -> Inva
 
 
 def _key_here(key: str, overrides: Mapping[str, Any], manifest_key: str) -> str | None:
-    """Return the path in stack.toml of a key of the manifest, or None if it is not set there."""
+    """Return the path in stack.toml of a key of the manifest. Returns None if stack.toml does not
+    set it.
+    """
     if manifest_key == "package.name":
         return f"{key}.name"
     table, _, path = manifest_key.partition(".")
@@ -715,7 +719,9 @@ def item(own: Mapping[str, Any], key: str) -> _Item:
 
 
 def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
-    """Sort names so that each follows its dependencies. A cycle leaves the order unchanged."""
+    """Sort names so that each comes after its dependencies. If there is a cycle, the order is
+    unchanged.
+    """
     try:
         return [name for name in graphlib.TopologicalSorter(after).static_order() if name in after]
     except graphlib.CycleError:
@@ -772,8 +778,9 @@ def applies(
     """Return whether the names of a stack's services get the stack's name as prefix.
 
     ``prefix`` is the setting in the stack.toml. If ``prefix`` is None, an existing stack keeps its
-    names: ``members`` are its recorded services, also those that its file no longer has. A new
-    stack gets the prefix if ``taken``: another stack already has a service with one of ``names``.
+    names: ``members`` are its recorded services, including services that the file no longer has. A
+    new stack gets the prefix if ``taken`` is true: another stack has a service with one of
+    ``names``.
     """
     if prefix is not None:
         return prefix
@@ -796,7 +803,9 @@ def prefixed_outline(plain: StackOutline) -> StackOutline:
 
 
 def stack(plain: Stack) -> Stack:
-    """Add the stack's prefix to all names in a stack. Raises ErrorGroup if one becomes too long."""
+    """Add the stack's prefix to all names in a stack. Raises ErrorGroup if a name becomes too
+    long.
+    """
     names = {member.name: long_name(plain.name, member.name) for member in plain.members}
     called = _called(plain, names)
     declared = dict(plain.networks)
@@ -853,9 +862,9 @@ def _member(
 ) -> StackMember:
     """Add the stack's prefix to a service, and to its networks, policy peers and dependencies.
 
-    If the service has another hostname, its name without the prefix becomes an alias. This requires
-    that no other service of the stack has this name (``lone``), and that all its networks are the
-    stack's: on other networks, the alias could clash with a second stack of the same names.
+    If the service has another hostname, its name without the prefix becomes an alias, under two
+    conditions. No other service of the stack has this name (``lone``). All its networks belong to
+    the stack: on other networks, the alias could clash with a second stack of the same names.
     ``called`` and ``networks`` map names of services and networks to names with the prefix.
     """
     spec = member.loaded.spec
@@ -882,8 +891,8 @@ def _member(
 
 
 def _written(spec: ServiceSpec, policy: Policy) -> dict[str, object]:
-    """Return the manifest of a spec whose names have the prefix, with the prefix in the manifest
-    too. ``policy`` is the policy without prefixes.
+    """Return a manifest in which all names have the stack's prefix. ``spec`` already has the
+    prefix, but ``policy`` does not.
     """
     network = spec.network
     data: dict[str, Any] = dict(spec.manifest)

@@ -56,7 +56,9 @@ def load(
 
 
 def _meant(path: str, is_missing: bool) -> str | None:
-    """Return a hint if ``path`` is a YAML file, or is missing next to a similar file, else None."""
+    """Return a hint if ``path`` is a YAML file, or is missing and a similar file exists. Otherwise,
+    return None.
+    """
     folder, name = os.path.split(path)
     # the command line may have taken the argument for a folder
     file = folder if is_missing else path
@@ -78,12 +80,12 @@ def content(
     links: bool = True,
     untrusted: str | None = None,
 ) -> bytes:
-    """Return the content of a user's file. ``name`` is what messages call such a file.
+    """Return the content of a user's file. Messages refer to the file as ``name``.
 
-    ``hint`` is the next step if the file is missing, by default to pass the path. Without
+    ``hint`` is the next step if the file is missing; by default it is to pass the path. Without
     ``links``, an absolute path with a symbolic link is refused. If ``owners`` (uids) are given, no
-    other user may be able to change the file or its folder; ``untrusted`` is the hint if one can.
-    Raises NotFound, Error and InvalidInput.
+    other user may be able to change the file or its folder; ``untrusted`` is the hint for this
+    error. Raises NotFound, Error and InvalidInput.
     """
     hint = hint or f"pass the path of a {name} or of its folder"
     try:
@@ -174,9 +176,8 @@ def parse(content: bytes) -> dict[str, object]:
 
 
 def _refuse_long_keys(text: str) -> None:
-    """Raise InvalidInput if a key has too many parts, such as ``a.a.a``.
-
-    The memory that tomllib needs for a key grows with the square of the number of its parts.
+    """Raise InvalidInput if a key has too many parts, such as ``a.a.a``. tomllib needs memory that
+    grows with the square of the number of parts.
     """
     if all(line.count(".") < _MAX_PARTS for line in text.split("\n")):
         return
@@ -202,8 +203,8 @@ def write_dates(table: dict[str, object]) -> None:
 
 
 def _syntax(message: str, text: str) -> str:
-    """Return the message of a tomllib error with the position first, for a user. ``Invalid value
-    (at line 3, column 5)`` becomes ``line 3, column 5: invalid value``.
+    """Return tomllib's error message with the position at the beginning. ``Invalid value (at line
+    3, column 5)`` becomes ``line 3, column 5: invalid value``.
     """
     reason, _, place = message.removesuffix(")").rpartition(" (at ")
     if place == "end of document":
@@ -250,7 +251,7 @@ no end."""
 
 def locate(text: str, errors: list[Error]) -> None:
     """Set the line number of each error to the line of its key. If the key is not in the text, the
-    line is that of the innermost table around the key.
+    line of the innermost table that would contain the key is used.
     """
     lines = dict(_lines(text))
     for error in errors:
@@ -286,7 +287,9 @@ def _name(part: re.Match[str]) -> str:
 
 
 def _lines(text: str) -> Iterator[tuple[Path, int]]:
-    """Yield (path, line number) for each key and table. A path's first mention comes last."""
+    """Yield (path, line number) for each key and table. A path that occurs several times is yielded
+    from its last to its first line.
+    """
     lines: list[tuple[Path, int]] = []
     table: Path = ()
     counts: dict[Path, int] = {}
@@ -305,7 +308,9 @@ def _lines(text: str) -> Iterator[tuple[Path, int]]:
 
 
 def _resolved(names: Path, counts: dict[Path, int]) -> Path:
-    """Add to a table header's path the index of the latest item in each array of tables."""
+    """Add indexes of arrays of tables to a table header's path. It refers to the latest item of
+    each.
+    """
     path: Path = ()
     for position, name in enumerate(names):
         path = (*path, name)
@@ -380,7 +385,9 @@ def with_list(text: str, path: KeyPath, key: str, items: Iterable[ListLine]) -> 
 
 
 def list_at(text: str, path: KeyPath, key: str) -> object:
-    """Return the value of ``key`` in the table at ``path`` of a TOML text, or None if unset."""
+    """Return the value of ``key`` in the table at ``path`` of a TOML text. Returns None if it is
+    not set.
+    """
     value: Any = _loads(text)
     try:
         for name in (*path, key):

@@ -127,8 +127,8 @@ def _walk_table(
 
 
 def elsewhere(name: str, value: object, table: Any, key: str = "") -> str:
-    """Return the path of the only key in nested tables that has this name and this type of value.
-    Returns "" if no key or several keys match.
+    """Return the path of the only key in nested tables that has this name and whose type fits the
+    value. Returns "" if no key or several keys match.
     """
     places = [
         path
@@ -167,7 +167,9 @@ def _allowed(may_be: Kind) -> str:
 
 
 def _example(value: object, may_be: Kind, key: str) -> str:
-    """Return the valid value that the user probably meant, with quotes or a unit added, or ""."""
+    """Return the valid value that the user probably meant, with quotes or a unit added. Returns ""
+    if there is none.
+    """
     is_number = isinstance(value, int | float) and abs(value) < 10**18
     if may_be.get(str, "") is None and is_number:
         text = str(value).lower()
@@ -179,7 +181,9 @@ def _example(value: object, may_be: Kind, key: str) -> str:
 
 
 def _accepted(path: str, *texts: str) -> str:
-    """Return the first valid one of ``texts`` in quotes, or the example of the key's rule."""
+    """Return the first valid string of ``texts``, in quotes. If none is valid, return the example
+    of the key's rule.
+    """
     example, key = "", keys.key_at(path)
     rule = keys.ANY if key is None else key.rule
     for text in texts:
@@ -335,7 +339,9 @@ def _kind(service: dict[str, Any], data: Mapping[str, object]) -> Iterator[Inval
 
 
 def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
-    """Yield an error for each key of [network] that its mode does not allow, or requires."""
+    """Yield an error for each key of [network] that its mode forbids, and for each missing key that
+    the mode requires.
+    """
     mode = network.get("mode", "bridge")
     if not isinstance(mode, str) or mode not in WITHOUT:
         return
@@ -360,7 +366,9 @@ def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
 
 
 def _networks(network: dict[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error if [network] names its networks by two keys, or ``ip`` does not fit them."""
+    """Yield an error if [network] lists its networks in two keys, or if ``ip`` does not fit
+    them.
+    """
     several, ip = network.get("networks"), network.get("ip")
     if "network" in network and "networks" in network:
         reason, right = "conflicts with network.network", "set only one of the two"
@@ -381,7 +389,7 @@ def _networks(network: dict[str, Any]) -> Iterator[InvalidInput]:
 
 
 def _repeated(items: object, key: str) -> Iterator[InvalidInput]:
-    """Yield an error for each string in an array that an earlier item equals."""
+    """Yield an error for each string in an array that is equal to an earlier string."""
     first: dict[str, int] = {}
     for path, text in texts(items if isinstance(items, list) else None, key):
         index = int(path[len(key) + 1 : -1])

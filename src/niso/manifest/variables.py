@@ -47,9 +47,9 @@ def variables(
 ) -> Variables:
     """Return the variables that a file in ``folder`` can use, and the path of the file .env there.
 
-    The variables are those of the environment, of ``outer`` and of .env. The environment has
-    precedence over ``outer``, and ``outer`` over .env. Raises Error and InvalidInput if a .env
-    exists that cannot be used.
+    The variables are those of the environment, of ``outer`` and of .env. If a variable is in
+    several of these, the environment has precedence, then ``outer``. Raises Error and InvalidInput
+    if a .env exists but cannot be used.
     """
     path = os.path.join(folder, NAME)
     own: dict[str, str] = {}
@@ -189,7 +189,9 @@ class Resolved(NamedTuple):
     errors: list[InvalidInput]
 
     def fresh(self, others: Iterable[Error]) -> list[Error]:
-        """Return this object's errors, and those of ``others`` whose keys have no error here."""
+        """Return this object's errors, and the errors in ``others`` for keys that have no error
+        here.
+        """
         unresolved = {error.key for error in self.errors}
         return [*self.errors, *(error for error in others if error.key not in unresolved)]
 
@@ -228,7 +230,9 @@ def resolve(data: dict[str, Any], variables: Variables, kinds: Kind, key: str = 
 
 
 def _typed(text: str, may_be: Kind) -> object:
-    """Convert a string to a number or boolean, if its key can have such a value but no string."""
+    """Convert a string to a number or boolean. A string stays a string if its key may have a
+    string.
+    """
     if str not in may_be and bool in may_be and text in ("true", "false"):
         return text == "true"
     plain = text.removeprefix("-")
