@@ -283,7 +283,8 @@ def leave(machine: Machine, service: str, only_beside_others: bool = False) -> b
 
 
 def serve(machine: Machine, service: str) -> bool:
-    """Send connections to an instance again. Return false if it already received connections.
+    """Send connections to an instance again. Return false if it was not taken out of service
+    before.
 
     Raises Error.
     """

@@ -1,8 +1,7 @@
-"""Read, delete and add conntrack entries through ctnetlink.
+"""Read, delete and add conntrack entries through ctnetlink (linux/netfilter/nfnetlink_conntrack.h).
 
-See linux/netfilter/nfnetlink_conntrack.h. `niso.reconcile.ended_flows` decides which flows a change
-deletes. All functions raise KernelError. On a kernel without connection tracking, they find no
-flows.
+`niso.reconcile.ended_flows` decides which flows a change deletes. All functions raise KernelError.
+On a kernel without connection tracking, they find no flows.
 """
 
 from __future__ import annotations
@@ -55,10 +54,10 @@ _Entry = dict[int, bytes]
 
 
 def flush_addresses(addresses: Iterable[str]) -> int:
-    """Delete the conntrack entries that have one of these addresses as source or destination.
-    Addresses before and after NAT are compared. Entries of all protocols are deleted, also of ICMP.
-    The search is repeated until no entry is found, since packets in transit create new entries.
-    Returns the number of deleted entries.
+    """Delete the conntrack entries that have one of these addresses as source or destination, and
+    return their number. Addresses before and after NAT are compared. Entries of all protocols are
+    deleted, including ICMP. The search is repeated until no entry is found, because packets in
+    transit create new entries.
     """
     wanted = dict.fromkeys(map(packed, addresses))
 
@@ -92,12 +91,12 @@ def flush_ports(
     """Delete the conntrack entries of flows to or from ports of the host, and return their number.
 
     Callers use this function when published ports are added, removed or moved. A port is (protocol,
-    first, last), before NAT. If a flow uses one of the ports, ``addresses`` is called once, and
-    only flows to the addresses or prefixes that it returns are deleted.
+    first, last), before NAT. If a flow uses one of the ports, ``addresses`` is called once. It
+    returns addresses and prefixes, and only flows to these are deleted.
 
-    TCP flows that have had a reply stay, unless ``answered`` is set because the server no longer
-    exists. A TCP handshake in progress is treated like an established flow: its next packet would
-    count as the first of a new flow, go to the new service, and be reset.
+    TCP flows that have had a reply stay. Callers set ``answered`` to delete them too, if the server
+    no longer exists. A TCP handshake in progress is treated like an established flow: its next
+    packet would count as the first of a new flow, go to the new service, and be reset.
     """
     wanted: dict[int, set[int]] = {}
     for proto, first, last in ports:
@@ -155,13 +154,11 @@ def _filter(family: int, kind: int, flags: int, wanted: bytes) -> bytes:
 def _flush(
     filters: list[bytes], matches: Callable[[int, _Entry], bool], exact: bool = False
 ) -> int:
-    """Delete the conntrack entries that a function accepts, and return the number of deleted
-    entries.
+    """Delete the conntrack entries for which ``matches`` is true, and return their number.
 
-    ``filters`` are bodies of requests that list entries, and ``matches`` is the function. The
-    search is repeated until it finds no entry. Clients of a busy service never stop sending. The
-    search is therefore repeated only as long as it can find entries that were created under the old
-    rules.
+    ``filters`` are bodies of requests that list entries. The search is repeated until it finds no
+    entry. The repetition is limited, because clients of a busy service never stop sending: it ends
+    when all entries from before the change of the rules must have been found.
 
     With ``exact``, every entry that an IPv4 request returns is to be deleted. If this costs less,
     one request makes the kernel delete all entries that match the filter (Linux 6.18). An older
@@ -230,7 +227,9 @@ def _count(kernel: netlink.Netfilter) -> int:
 
 
 def within(addresses: Iterable[str]) -> Callable[[bytes], bool]:
-    """Return a function that tests whether a packed address is in these addresses or prefixes."""
+    """Return a function that tests whether an address, in packed form, is in ``addresses``. These
+    may also be prefixes.
+    """
     exact, prefixes = set(), []
     for text in addresses:
         if "/" in text:
@@ -318,9 +317,8 @@ def end(flows: Iterable[Tracked]) -> int:
 
 def introduce(connections: Iterable[Connection]) -> None:
     """Add open TCP connections to connection tracking as established. Callers use this function for
-    a bridge whose frames are about to be tracked. Otherwise a packet from the middle of a
-    connection would count as the first of a new one. Connections that are already tracked are not
-    changed.
+    a bridge whose frames are about to be tracked: otherwise the next packet of such a connection
+    would count as the first of a new one. Connections that are already tracked are not changed.
     """
     flags = netlink.CREATE | netlink.EXCL
     with netlink.Netfilter() as kernel:

@@ -58,9 +58,9 @@ _MISSED = {
 
 class Recorded(NamedTuple):
     """All recorded flows from one source address to one destination address and port, after DNAT.
-    Only the first packet of each flow is counted, so ``packets`` is the number of flows. Each
-    attempt at a refused flow counts. ``octets`` are the bytes of these packets. ``ago`` is the time
-    in seconds since the last of these packets.
+    Only the first packet of a flow is counted, so ``packets`` is the number of flows. Each attempt
+    to open a refused flow counts as a flow. ``octets`` is the size of these packets in bytes.
+    ``ago`` is the time in seconds since the last of these packets.
     """
 
     source: str
@@ -73,9 +73,9 @@ class Recorded(NamedTuple):
 
 
 def recorded(name: str) -> list[Recorded]:
-    """Return the flows that niso's rules have recorded in the IPv4 set and the IPv6 set of a
-    ``name``. For the name ``seen`` these are ``seen4`` and ``seen6``. Without niso's tables the
-    list is empty.
+    """Return the flows that niso's rules have recorded in two sets, one for each IP version. For
+    the ``name`` "seen", the sets are ``seen4`` and ``seen6``. Without niso's tables the list is
+    empty.
     """
     return [
         flow
@@ -101,8 +101,8 @@ def forget(addresses: Collection[str]) -> None:
 
 
 def leave_out(source: str, proto: str, port: int) -> None:
-    """Make the rules that record flows ignore niso's test packets with this source address,
-    protocol and source port.
+    """Make the recording rules ignore niso's test packets, which have this source address, protocol
+    and source port.
     """
     name = f"{policy_rules.PROBES}{family_of(source)}"
     for table in (INET, BRIDGE):
@@ -211,9 +211,9 @@ class Meter:
             self.close()
 
     def read(self) -> dict[Key, int]:
-        """Return how many bytes each flow has transferred since the last call, both directions
-        added. On a bridge without connection tracking, it is unknown which end opened a flow. The
-        result then has two keys for the flow: one for each possible client.
+        """Return how many bytes each flow has transferred in both directions since the last call.
+        On a bridge without connection tracking, it is unknown which end opened a flow. The flow
+        then has two keys in the result: one for each end as the client.
         """
         now: dict[tuple[str, tuple[object, ...]], int] = {}
         switched: dict[Key, int] = {}
@@ -248,8 +248,8 @@ def _parse_switched(
 
 
 def tables(name: str) -> str:
-    """Return the definition of the temporary nftables tables that count bytes, in nft(8) syntax.
-    Both tables have the ``name``. When a set is full, new flows are not counted.
+    """Return the definition of the two temporary nftables tables that count bytes, in nft(8)
+    syntax. ``name`` is the name of both tables. When a set is full, new flows are not counted.
     """
 
     def sets(way: str, ports: str) -> str:

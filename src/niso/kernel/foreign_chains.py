@@ -62,7 +62,9 @@ class RegisterLoad(NamedTuple):
 
 
 class Mask(NamedTuple):
-    """A rule's expression that sets the register ``target`` to ``source`` & ``mask`` ^ ``xor``."""
+    """A rule's expression that sets the register ``target`` to (``source`` & ``mask``) ^
+    ``xor``.
+    """
 
     source: int
     target: int
@@ -142,9 +144,9 @@ class ForeignChains(Nfnetlink):
         self._elements: dict[tuple[int, str, str, bytes], tuple[bool, ChainVerdict | None]] = {}
 
     def base_chains(self, everywhere: bool = False) -> list[Chain]:
-        """Return other programs' base chains at the hook ``forward``. With ``everywhere``, return
-        the chains at all hooks, except those that only translate addresses. Dormant tables are left
-        out.
+        """Return the base chains of other programs at the hook ``forward``. With ``everywhere``,
+        return the chains at all hooks, except chains that only translate addresses. Chains of
+        dormant tables are left out.
         """
         found = self.dump("list chains", _GETCHAIN, nfgenmsg(0), _base_chain)
         chains = [chain for chain in found if everywhere or chain.hook == _FORWARD]
@@ -184,8 +186,9 @@ class ForeignChains(Nfnetlink):
     def element(
         self, family: int, table: str, name: str, key: bytes
     ) -> tuple[bool, ChainVerdict | None]:
-        """Look up a key in a set or verdict map. Returns whether an element, or the catch-all
-        element, matches the key, and its verdict. An element may have no verdict (None).
+        """Look up a key in a set or verdict map. Returns (whether an element matches, verdict of
+        the element). A catch-all element matches all keys. The verdict is None for an element
+        without one.
         """
         cached = self._elements.get((family, table, name, key))
         if cached is None:

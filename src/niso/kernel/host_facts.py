@@ -18,7 +18,9 @@ RESOLVED_UPSTREAMS = "/run/systemd/resolve/resolv.conf"
 
 
 def default_mtu() -> int:
-    """Return the MTU in bytes of the default route's interface (IPv4 before IPv6), or else 1500."""
+    """Return the MTU in bytes of the interface of the default route: the IPv4 route, otherwise the
+    IPv6 route. Without a default route, return 1500.
+    """
     with Rtnl() as rtnl:
         routes = rtnl.routes()
         mtus = {link.index: link.mtu for link in rtnl.links()}
@@ -59,7 +61,7 @@ _LOCAL, _RTN_LOCAL = 255, 2  # RT_TABLE_LOCAL and RTN_LOCAL, linux/rtnetlink.h
 
 
 def local_prefixes() -> list[Network]:
-    """Return the prefixes of the host's addresses and those added with ``ip route add local``."""
+    """Return the host's own addresses, and prefixes that ``ip route add local`` has made local."""
     with Rtnl() as rtnl:
         routes = rtnl.routes(table=_LOCAL)
     return [ipaddress.ip_network(one.destination) for one in routes if one.type == _RTN_LOCAL]
@@ -70,9 +72,9 @@ _VIRTUAL = ("veth", "tun", "vxlan")
 
 
 def engine_prefixes() -> list[tuple[Network, str]]:
-    """Return (prefix, bridge) for bridges that container engines or virtual machines use. These are
-    the bridges of other programs whose ports are all virtual. A bridge with any other port, or with
-    a default route, connects the host to other machines and is left out.
+    """Return (prefix, bridge) for bridges that container engines or virtual machines use. A bridge
+    of another program counts as such if all its ports are virtual. A bridge with another port, or
+    with a default route, connects the host to other machines and is left out.
     """
     found: dict[tuple[Network, str], None] = {}
     with Rtnl() as rtnl:
@@ -94,7 +96,9 @@ def engine_prefixes() -> list[tuple[Network, str]]:
 
 
 def why_no_ipv6() -> str | None:
-    """Return why this host cannot have a network with IPv6 (ip-sysctl.rst), or None if it can."""
+    """Return why this host cannot have a network with IPv6 (ip-sysctl.rst). Returns None if it
+    can.
+    """
     disabled = proc_sys.read("net/ipv6/conf/all/disable_ipv6")
     if disabled is None:
         return "this kernel has no IPv6 or was booted with ipv6.disable=1"
@@ -104,10 +108,10 @@ def why_no_ipv6() -> str | None:
 
 
 def receiving6() -> list[str]:
-    """Return the network interfaces that can receive IPv6 packets from other machines. The
-    following interfaces are left out: lo; ports of bridges, since the bridge receives for them; the
-    WireGuard interface of an encrypted cluster, which carries VXLAN only; and interfaces with the
-    name "all" or "default", because sysctl folders with these names are not for one interface.
+    """Return the network interfaces that can receive IPv6 packets from other machines. Left out are
+    lo; ports of bridges, because the bridge receives for them; and the WireGuard interface of an
+    encrypted cluster, which carries only VXLAN. Interfaces called "all" or "default" are left out
+    too, because sysctl folders with these names are not for one interface.
     """
     with Rtnl() as rtnl:
         links = rtnl.links()
@@ -120,9 +124,8 @@ def receiving6() -> list[str]:
 
 
 def not_forwarding() -> dict[str, set[str]]:
-    """Return other programs' interfaces that are up but do not forward IPv4, although the host
-    does. The dict maps the name of each interface to its IPv4 addresses. The sysctl is
-    conf/interface/forwarding (ip-sysctl.rst).
+    """Return other programs' interfaces that are up but do not forward IPv4 although the host does,
+    as {name: IPv4 addresses}. The sysctl is conf/INTERFACE/forwarding (ip-sysctl.rst).
     """
     if proc_sys.read("net/ipv4/ip_forward") != "1":
         return {}

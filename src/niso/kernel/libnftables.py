@@ -1,8 +1,8 @@
 """Run nft commands in this process through libnftables.so.1 (libnftables(3), libnftables-json(5)).
 
 An `Nft` object belongs to the network namespace that opened it. Single elements of sets are read by
-`niso.kernel.nft_elements`: to return one element, libnftables reads all elements of the table, and
-it crashes on a request for 200 elements.
+`niso.kernel.nft_elements`, because libnftables reads all elements of the table to return one, and
+crashes on a request for 200 elements.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def _load() -> ctypes.CDLL:
 
 
 def release_memory() -> None:
-    """Return memory that libnftables no longer uses to the operating system (malloc_trim(3)). After
-    a comparison of both nftables tables, this is 3 MiB.
+    """Return memory that libnftables no longer uses to the operating system (malloc_trim(3)): about
+    3 MiB after a comparison of both nftables tables.
     """
     import ctypes
 
@@ -159,9 +159,9 @@ class Nft:
         return errors.decode("utf-8", "replace")
 
     def _error(self, errors: str, text: str) -> KernelError:
-        """Convert the first error in nft's output, ``errors``, to a KernelError. nft prints an
-        error as "[FILE:LINE:FROM-TO: ]Error: REASON", then the command's line, then carets below a
-        part of this line. ``text`` has the commands that were executed.
+        """Convert the first error in nft's output, ``errors``, to a KernelError. ``text`` has the
+        commands that were executed. nft prints an error as "[FILE:LINE:FROM-TO: ]Error: REASON".
+        The next two lines are the command's line, and carets below a part of it.
         """
         lines = errors.splitlines()
         start = next((i for i, line in enumerate(lines) if "Error: " in line), -1)

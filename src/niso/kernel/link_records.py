@@ -88,15 +88,15 @@ class LinkAddress(NamedTuple):
 
     @property
     def lasts(self) -> bool:
-        """Return whether neither the valid nor the preferred lifetime of the address is limited."""
+        """Return whether the address has no limited lifetime, neither valid nor preferred."""
         return self.flags & (_IFA_F_PERMANENT | _IFA_F_DEPRECATED) == _IFA_F_PERMANENT
 
 
 class LinkRoute(NamedTuple):
     """A route. The ``destination`` of a default route is "0.0.0.0/0" or "::/0". ``gateway`` is ""
-    for a route without a gateway. ``index`` is the index of the network interface, or 0 if the
-    route has none. If several routes have the same destination, the kernel uses the one with the
-    lowest metric.
+    for a route without a gateway. ``index`` is the index of the network interface, or 0 for a route
+    without an interface. Of several routes to the same destination, the kernel uses the route with
+    the lowest metric.
     """
 
     destination: str
@@ -114,7 +114,7 @@ def parse_cidr(cidr: str) -> tuple[int, bytes, int]:
 
 
 def prefix(cidr: str) -> str:
-    """Return the prefix that an address with its length is in: "10.0.0.0/8" for "10.1.2.3/8"."""
+    """Return the prefix of an address with its prefix length: "10.0.0.0/8" for "10.1.2.3/8"."""
     family, address, length = parse_cidr(cidr)
     beyond = 8 * len(address) - length
     number = int.from_bytes(address) >> beyond << beyond
@@ -203,7 +203,9 @@ def call_flags(call_iptables: bool | None, call_ip6tables: bool | None) -> list[
 
 
 def of_kind(kind: str, *settings: bytes) -> bytes:
-    """Return the attribute IFLA_LINKINFO: the kind of an interface ("bridge") and its settings."""
+    """Return the attribute IFLA_LINKINFO with an interface's kind, such as "bridge", and its
+    settings.
+    """
     data = (nested(INFO_DATA, *settings),) if settings else ()
     return nested(IFLA_LINKINFO, text(INFO_KIND, kind), *data)
 
@@ -289,7 +291,9 @@ def _port_drift(settings: dict[int, bytes], operstate: int, tunnel: bool) -> lis
 
 
 def _bridge_drift(settings: dict[int, bytes]) -> list[str]:
-    """Return the settings of a bridge (IFLA_INFO_DATA) that differ from niso's: ``stp_state 1``."""
+    """Return the settings of a bridge (IFLA_INFO_DATA) that differ from niso's, such as ``stp_state
+    1``.
+    """
     parts = []
     for kind, (name, form, usual) in _SETTINGS.items():
         payload = settings.get(kind, b"")
@@ -308,9 +312,9 @@ def _flags(tunnel: bool) -> dict[int, tuple[str, int]]:
 def new_port(hairpin: bool, learns: bool = False) -> bytes:
     """Return the netlink attributes that apply niso's settings to a new bridge port.
 
-    With ``learns``, the port learns MACs and frames to unknown MACs are flooded to it, as is the
-    kernel's default. All settings are in one RTM_NEWLINK message, because for each message that
-    changes learning or flooding the kernel walks all ports (nbp_update_port_count,
+    With ``learns``, the port has the kernel's defaults for MACs: it learns them, and frames to
+    unknown MACs are flooded to it. All settings are in one RTM_NEWLINK message: for each message
+    that changes learning or flooding, the kernel walks all ports (nbp_update_port_count,
     net/bridge/br_if.c).
     """
     flags = {BRPORT_MODE: hairpin, _LEARNING: learns, _FLOOD: learns}
@@ -360,14 +364,14 @@ _parms = struct.Struct("=12s12sIII")  # tc_tbf_qopt: rate, peak rate, limit, buf
 
 
 def burst(rate: int) -> int:
-    """Return how many bytes a rate limit lets pass at once: the traffic of 20 ms, and at least 32
-    KiB. ``rate`` is in bytes per second.
+    """Return how many bytes a rate limit lets pass at once. This is the traffic of 20 ms, but at
+    least 32 KiB. ``rate`` is in bytes per second.
     """
     return max(rate // 50, _LEAST_BURST)
 
 
 def limit(rate: int) -> int:
-    """Return how many bytes a rate limit queues at most: a burst, and the traffic of 50 ms.
+    """Return the length of a rate limit's queue in bytes: a burst, and the traffic of 50 ms.
     ``rate`` is in bytes per second.
     """
     return rate // 20 + burst(rate)
@@ -439,7 +443,9 @@ _ifreq = struct.Struct("=16si20x")
 
 
 def of_links(names: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Return the traffic counters of those interfaces that exist, by name. Raises KernelError."""
+    """Return the traffic counters of interfaces by name. Missing interfaces are left out. Raises
+    KernelError.
+    """
     indexes = _indexes(names)
     if not indexes:
         return {}
@@ -450,7 +456,9 @@ def of_links(names: Iterable[str]) -> dict[str, dict[str, int]]:
 
 
 def _indexes(names: Iterable[str]) -> dict[str, int]:
-    """Return the indexes of existing interfaces. if_nametoindex(3) opens a socket for each name."""
+    """Return the indexes of interfaces by name. Missing interfaces are left out. if_nametoindex(3)
+    would open a socket for each name.
+    """
     indexes = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
         for name in names:

@@ -46,8 +46,8 @@ class Table(NamedTuple):
 
     ``most`` is the limit net.ipv{4,6}.neigh.default.gc_thresh3. If the table has this many entries,
     the kernel refuses a new neighbour with ENOBUFS (neigh_alloc, net/core/neighbour.c). Permanent
-    entries and entries of routing daemons do not count. How many counted entries other namespaces
-    have is unknown, since the kernel reports only the number of all entries (ndtc_entries).
+    entries and entries of routing daemons do not count. The kernel reports only the number of all
+    entries (ndtc_entries), so it is unknown how many entries in other namespaces count.
     """
 
     family: int  # 4 or 6
@@ -91,8 +91,8 @@ def permanent(rtnl: Rtnl) -> list[tuple[int, str, str]]:
 
 
 def of_bridges(rtnl: Rtnl, bridge_index: int = 0) -> dict[int, set[StaticEntry]]:
-    """Return the static entries in the forwarding databases of bridges, by the index of the bridge.
-    If ``bridge_index`` is 0, all bridges are read. The kernel walks all interfaces for each call.
+    """Return {bridge index: static entries} for the forwarding databases of bridges. If
+    ``bridge_index`` is 0, all bridges are read. The kernel walks all interfaces for each call.
     """
 
     def parse(body: bytes) -> tuple[int, StaticEntry] | None:
@@ -112,15 +112,15 @@ def of_bridges(rtnl: Rtnl, bridge_index: int = 0) -> dict[int, set[StaticEntry]]
 
 
 def is_fixed(rtnl: Rtnl, port_index: int, mac: str) -> bool:
-    """Return whether a bridge has a static entry by which frames for a MAC go to this port."""
+    """Return whether a bridge has a static entry that sends frames for a MAC to this port."""
     index, _, state = _entry(rtnl, port_index, mac)
     return index == port_index and bool(state & _NOARP)
 
 
 def _entry(rtnl: Rtnl, port_index: int, mac: str) -> tuple[int, int, int]:
-    """Look up a MAC in the forwarding database of the bridge that a port belongs to. Returns (index
-    of the interface to which frames are sent, index of the bridge, NUD_* state), or zeros without
-    an entry. Both indexes are equal if the bridge passes the frames to the host.
+    """Look up a MAC in the forwarding database of a port's bridge. Returns (index of the interface
+    to which frames are sent, index of the bridge, NUD_* state), or zeros if there is no entry. If
+    the bridge passes the frames to the host, both indexes are equal.
     """
     body = _request(_AF_BRIDGE, port_index) + _mac(mac)
     answer = rtnl.get_one(f"find the port of {mac}", _GETNEIGH, body, _ABSENT)
@@ -132,7 +132,7 @@ def _entry(rtnl: Rtnl, port_index: int, mac: str) -> tuple[int, int, int]:
 
 
 def add_fdb_entry(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
-    """Add a static entry to a bridge, by which the bridge sends frames for ``mac`` to this port.
+    """Add a static entry to a bridge, which makes the bridge send frames for ``mac`` to this port.
 
     For a new port, ``own`` is the MAC of the port itself. The kernel has added an entry for this
     MAC. This function deletes the entry: no service sends frames to this MAC, and the kernel walks
@@ -158,8 +158,8 @@ def add_fdb_entry(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
 
 
 def take(bridge_index: int, mac: str) -> Message:
-    """Return the message that adds a local FDB entry for a bridge's own MAC. By this entry, the
-    bridge passes frames for this MAC up to the host.
+    """Return the message that adds a local FDB entry for a bridge's own MAC. The entry makes the
+    bridge pass frames for this MAC up to the host.
     """
     body = _ndmsg.pack(_AF_BRIDGE, bridge_index, _PERMANENT, _SELF, 0) + _mac(mac)
     what = f"add the forwarding entry of {mac} for bridge {bridge_index} itself"
@@ -175,8 +175,8 @@ def delete_fdb_entry(port_index: int, mac: str) -> Message:
 
 def of_tunnel(rtnl: Rtnl, index: int) -> list[tuple[str, str]]:
     """Return the forwarding entries of a VXLAN device. An entry of the device itself is (MAC,
-    address of the other host). An entry by which its bridge sends frames to the device is (MAC,
-    ""). Entries that the kernel adds by itself are left out.
+    address of the other host). An entry of its bridge that sends frames to the device is (MAC, "").
+    Entries that the kernel adds by itself are left out.
     """
     body = _request(_AF_BRIDGE, index)
     parsed = rtnl.dump("list a VXLAN device's table", _GETNEIGH, body, _tunnel_entry)
@@ -195,9 +195,8 @@ def _tunnel_entry(body: bytes) -> tuple[int, str, str] | None:
 
 
 def tunnel_entry(rtnl: Rtnl, index: int, mac: str) -> tuple[str, bool]:
-    """Look up a MAC in the forwarding entries of a VXLAN device and of its bridge. Returns the host
-    to which the device sends frames for the MAC, or "", and whether the bridge sends them to the
-    device.
+    """Look up a MAC in the forwarding entries of a VXLAN device and of its bridge. Returns (host to
+    which the device sends frames for the MAC, or ""; whether the bridge sends them to the device).
     """
     body = _request(_AF_BRIDGE, index, _SELF) + _mac(mac)
     answer = rtnl.get_one(f"find the host of {mac}", _GETNEIGH, body, _ABSENT)
@@ -225,7 +224,7 @@ def add_tunnel_entry(index: int, mac: str, host: str, was: str = "") -> list[Mes
 
 def delete_tunnel_entry(index: int, mac: str, port: bool = True) -> list[Message]:
     """Return the messages that delete the entry for a MAC from a VXLAN device. With ``port``, the
-    entry by which the bridge sends frames for the MAC to the device is deleted too.
+    entry of the bridge that sends frames for the MAC to the device is deleted too.
     """
     what = f"delete the forwarding entry of {mac}"
     body = _request(_AF_BRIDGE, index, _SELF) + _mac(mac)
@@ -234,7 +233,9 @@ def delete_tunnel_entry(index: int, mac: str, port: bool = True) -> list[Message
 
 
 def mac_of(rtnl: Rtnl, index: int, address: str) -> str:
-    """Return the MAC of an interface's permanent neighbour entry for an address, or "" if none."""
+    """Return the MAC in an interface's permanent neighbour entry for an address. Returns "" if
+    there is no such entry.
+    """
     body = _request(address_family(address), index) + attribute(_DST, packed(address))
     answer = rtnl.get_one(f"find the MAC of {address}", _GETNEIGH, body, _ABSENT)
     if answer is None or not _ndmsg.unpack_from(answer)[2] & _PERMANENT:

@@ -95,8 +95,8 @@ def refusing(what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def named() -> Iterator[None]:
     """Rename the calling thread to "niso" for the duration of a ``with`` block. The kernel reports
-    the name of the thread that commits an nftables transaction (NFTA_GEN_PROC_NAME). By this name,
-    `niso events` recognises transactions of Python programs that use niso as a library.
+    the name of the thread that commits an nftables transaction (NFTA_GEN_PROC_NAME). `niso events`
+    uses this name to recognise transactions of Python programs that use niso as a library.
     """
     own = OWN_THREAD.encode()
     try:
@@ -136,8 +136,9 @@ def nested(kind: int, *parts: bytes) -> bytes:
 
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
-    """Parse netlink attributes from ``offset``, and return their payloads by attribute type. If a
-    type occurs several times, the last attribute is returned. Raises ValueError if malformed.
+    """Parse netlink attributes from ``offset`` on, and return {attribute type: payload}. If a type
+    occurs several times, the last attribute is returned. Raises ValueError if the attributes are
+    malformed.
     """
     payloads = {}
     end = len(data)
@@ -151,8 +152,8 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
 
 
 def several(data: bytes, kind: int | None = None) -> Iterator[bytes]:
-    """Yield the payloads of all attributes, or of those with the type ``kind`` if it is not None.
-    Raises ValueError if malformed.
+    """Yield the payloads of all attributes. If ``kind`` is not None, only attributes of this type
+    are yielded. Raises ValueError if the attributes are malformed.
     """
     offset = 0
     while offset + 4 <= len(data):
@@ -223,7 +224,7 @@ class Netlink:
             raise refused(what, error.errno or 0) from error
 
     def enlarge_buffer(self, size: int) -> None:
-        """Set the size of the receive buffer in bytes, if the process has the privilege."""
+        """Set the size of the receive buffer in bytes. Without the privilege, nothing changes."""
         with contextlib.suppress(PermissionError):  # in a user namespace
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
 
@@ -232,8 +233,9 @@ class Netlink:
         killed.
 
         The kernel handles all messages before the call returns, and does not stop at an error.
-        Therefore later messages must be harmless if an earlier one failed. Raises KernelError for
-        the first message that failed, unless its field ``fine`` contains the error number.
+        Therefore later messages must be harmless if an earlier one fails. If several messages fail,
+        KernelError is raised for the first. A failure with an error number in the message's field
+        ``fine`` is ignored.
         """
         first, last = self._sequence + 1, self._sequence + len(messages)
         # errors are always answered, and arrive before the ACK that only the last message requests
@@ -414,17 +416,20 @@ class Netlink:
         return replies
 
     def _drain(self) -> None:
-        """Discard the rest of an abandoned list. What arrives later has an old sequence number."""
+        """Discard the rest of an abandoned list. Messages that arrive later have an old sequence
+        number.
+        """
         with contextlib.suppress(OSError):
             while self._socket.recv(_BUFFER, socket.MSG_DONTWAIT):
                 pass
 
 
 class Netfilter(Netlink):
-    """A netlink socket for netfilter (nf_tables, conntrack). After use the open socket is stored
+    """A netlink socket for netfilter (nf_tables, conntrack). After use the open socket is cached
     and used again, unless its last use failed. To close such a socket takes about 11 ms, until the
     kernel has freed the objects that the last nf_tables transaction removed (nft_rcv_nl_event,
-    net/netfilter/nf_tables_api.c). Without reuse, an activation would open and close five sockets.
+    net/netfilter/nf_tables_api.c). Without the cache, an activation would open and close five
+    sockets.
     """
 
     def __init__(self) -> None:

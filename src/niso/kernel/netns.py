@@ -1,7 +1,7 @@
 """Create, name and enter network namespaces, and move network interfaces between them.
 
-Names are files in /run/netns, as for ``ip netns``. See ip-netns(8) and network_namespaces(7).
-/run/netns is mounted as by iproute2 (ipnetns.c).
+A name is a file in /run/netns, as for ``ip netns`` (ip-netns(8), network_namespaces(7)). /run/netns
+is mounted in the same way as by iproute2 (ipnetns.c).
 
 `create` and `inside` move the calling thread to another namespace and back. Both are for
 single-threaded programs: other threads stay in the first namespace, and a callback or finaliser
@@ -54,8 +54,8 @@ def make(name: str, *, alias: str = "") -> Rtnl:
 
     The caller closes the socket. ``lo`` gets the ``alias``, which contains the id of the state
     folder. The name is added last, so that a namespace with this name always has the alias. If niso
-    is killed, at most an empty file remains in /run/netns. The file counts as absent and is reused.
-    Raises KernelError with EEXIST if the name is taken.
+    is killed, at most an empty file remains in /run/netns. `exists` ignores the file, and the next
+    call uses it. Raises KernelError with EEXIST if the name is taken.
     """
     path = _path(name)
     what = f"create network namespace '{name}'"
@@ -93,9 +93,8 @@ def marked(pid: int) -> str:
 
 
 def attach(name: str, pid: int, alias: str) -> None:
-    """Add a name to the network namespace of a process. ``lo`` in the namespace must have the
-    ``alias``, which shows that niso created the namespace. Callers use this if the name was
-    removed.
+    """Add a name to the network namespace of a process, if its name was removed. ``lo`` in the
+    namespace must have the ``alias``, which shows that niso created the namespace.
     """
     path = _path(name)
     what = f"name the network namespace of process {pid} '{name}'"
@@ -179,7 +178,9 @@ def _open(path: str, name: str) -> int | None:
 
 
 def identity(name: str) -> tuple[int, int]:
-    """Return (device, inode), which identify the namespace with this name (ioctl_ns(2))."""
+    """Return (device, inode) of the file of a namespace. They identify the namespace
+    (ioctl_ns(2)).
+    """
     path, pin = _path(name), _pins.get(name)
     with refusing(f"open network namespace '{name}'"):
         status = os.stat(path) if pin is None else os.fstat(pin)
@@ -234,8 +235,8 @@ _pins: dict[str, int] = {}
 
 
 def cookie_at(path: str) -> int | None:
-    """Return the cookie (SO_NETNS_COOKIE) of the namespace at a path, or None if the path leads to
-    no namespace. No two namespaces have the same cookie before the next boot.
+    """Return the cookie (SO_NETNS_COOKIE) of the namespace at a path. Returns None if there is no
+    namespace. A cookie is unique until the next boot.
     """
     with _opened(path, path) as fd:
         return None if fd is None else _cookie(fd, path)
@@ -251,7 +252,7 @@ def _cookie(fd: int, name: str) -> int:
 
 
 def emptied(paths: Collection[str]) -> set[str]:
-    """Return those of the paths that lead to a network namespace without a process."""
+    """Return the paths among ``paths`` that lead to a network namespace without a process."""
     empty: dict[str, tuple[int, int]] = {}
     for path in paths:
         try:
@@ -280,8 +281,8 @@ def own_cookie() -> int:
 
 
 def target(name: str) -> str | None:
-    """Return the path to which the symbolic link ``name`` in /run/netns leads. Returns "" if the
-    file is not a symbolic link, and None if it does not exist.
+    """Return the target of the symbolic link ``name`` in /run/netns. Returns "" if the file is not
+    a symbolic link, and None if it does not exist.
     """
     try:
         return os.readlink(_path(name))
@@ -299,7 +300,7 @@ def symlinks() -> list[str]:
 
 
 def pin(name: str, path: str, cookies: Collection[int]) -> int:
-    """Make ``name`` mean the namespace that is now at ``path``, in all functions of this module,
+    """Make all functions of this module use the namespace now at ``path`` for the name ``name``,
     until `unpin` is called. Only a namespace whose cookie is in ``cookies`` is used. Returns the
     cookie of the namespace at ``path``, or 0 if there is none.
     """
@@ -323,9 +324,9 @@ def _release(name: str) -> None:
 
 
 def link(name: str, path: str) -> None:
-    """Create or replace the symbolic link ``name`` in /run/netns, which leads to the namespace at
-    ``path``. The change is atomic. The namespace is not kept alive by the link. Raises KernelError
-    with EEXIST if ``name`` exists and is not a symbolic link.
+    """Create or atomically replace the symbolic link ``name`` in /run/netns, which leads to the
+    namespace at ``path``. The link does not keep the namespace alive. Raises KernelError with
+    EEXIST if ``name`` exists and is not a symbolic link.
     """
     there = _path(name)
     what = f"name the network namespace {path} '{name}'"
@@ -357,7 +358,7 @@ def inside(name: str) -> OtherNetns:
 
 
 def at(name: str) -> contextlib.AbstractContextManager[None]:
-    """Run a ``with`` block in the namespace ``name``, or for "" in the caller's own namespace."""
+    """Run a ``with`` block in the namespace ``name``. For "", the namespace is not changed."""
     return OtherNetns(name) if name else contextlib.nullcontext()
 
 
@@ -467,8 +468,8 @@ def is_hidden() -> bool:
 
 
 def _peer_group(process: str) -> str | None:
-    """Return the peer group ("shared:7") of the mount /run/netns in a process's mount namespace, or
-    None if /run/netns is not a mount point or not shared (proc_pid_mountinfo(5)).
+    """Return the peer group, such as "shared:7", of the mount /run/netns in a process's mount
+    namespace. Returns None if it is not a mount point or not shared (proc_pid_mountinfo(5)).
     """
     group = None
     with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
@@ -570,7 +571,7 @@ def find(path: str, host_end: str, address: str) -> tuple[int, str] | None:
     """Find the inner end of a veth pair in the namespace at ``path``. Returns (cookie of the
     namespace, name of the inner end). ``host_end`` is the name of the pair's end on the host.
     Returns None if the inner end is not in the namespace, or if the container engine has not yet
-    set it up with ``address``.
+    given it ``address``.
     """
     cookie = cookie_at(path)
     if cookie is None:

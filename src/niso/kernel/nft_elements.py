@@ -1,6 +1,6 @@
 """Read and change single elements of nftables sets and maps (linux/netfilter/nf_tables.h).
 
-Values are converted to the bytes that the kernel stores, and back. To read or change an element
+Values are converted to the bytes that the kernel stores, and back. Reading or changing an element
 takes 10 µs, independent of the size of the set.
 """
 
@@ -144,7 +144,7 @@ def _limit(expression: dict[int, bytes]) -> Atoms:
 
 
 def pack_range(kind: int, atom: Any) -> tuple[bytes, bytes]:
-    """Encode a key's field as (first value, last value), which are equal if it is no range."""
+    """Encode a field of a key as (first value, last value). Both are equal for a single value."""
     width, pack, _ = _CODECS[kind]
     if kind in _RANGES:
         return pack(atom[0]), pack(atom[1])
@@ -162,7 +162,9 @@ def pack_range(kind: int, atom: Any) -> tuple[bytes, bytes]:
 
 
 def unpack_range(kind: int, first: bytes, last: bytes) -> Any:
-    """Decode one field of a key from its first and last value. `pack_range` encodes it."""
+    """Decode a field of a key from its first and last value. This is the inverse of
+    `pack_range`.
+    """
     width, _, unpack = _CODECS[kind]
     if kind in _RANGES:
         return unpack(first), unpack(last)
@@ -251,10 +253,11 @@ class Nfnetlink(netlink.Netfilter):
     """A socket for nf_tables in the network namespace that opened it. Methods raise KernelError."""
 
     def change(self, what: str, edits: Iterable[Edit]) -> None:
-        """Add and delete elements in one transaction. If one edit fails, none is applied. The cost
-        does not depend on the number of existing elements. libnftables would first list all sets
-        and the elements of those with intervals. Raises KernelError; its errno is EEXIST if an
-        element already exists. ``what`` describes the transaction in error messages.
+        """Add and delete elements in one transaction. If one edit fails, none is applied.
+
+        The cost does not depend on the number of existing elements. libnftables would first list
+        all sets, and all elements of sets with intervals. ``what`` describes the transaction in
+        error messages. Raises KernelError. Its errno is EEXIST if an element already exists.
         """
         messages = []
         for adds, header, chunk in _chunks(edits):
@@ -303,7 +306,9 @@ class Nfnetlink(netlink.Netfilter):
         return [element for part in dumped for element in part]
 
     def count(self, element: Element) -> int | None:
-        """Return how many packets an element has counted, or None if no equal element exists."""
+        """Return how many packets an element has counted. Returns None if no equal element
+        exists.
+        """
         header = HEADERS[element[:2]]
         first, last = _pack_key(header, element.fields)
         what = "read nftables elements"
@@ -315,8 +320,8 @@ class Nfnetlink(netlink.Netfilter):
         return None
 
     def get(self, wanted: Iterable[tuple[Header, Atoms]]) -> dict[Atoms, Element]:
-        """Look up elements. Returns those that exist, as a dict by `Element.key`. ``wanted`` are
-        pairs (set or map, fields of the key).
+        """Look up elements, and return {`Element.key`: element} for those that exist. ``wanted``
+        are pairs (set or map, fields of the key).
         """
         result: dict[Atoms, Element] = {}
         for chunk in itertools.batched(wanted, _CHUNK):
@@ -380,9 +385,9 @@ def _only(answer: bytes) -> dict[int, bytes]:
 def _parse_element(
     header: Header, key: Atoms, first: bytes, last: bytes, ends: list[bytes | None], answer: bytes
 ) -> Element | None:
-    """Parse the kernel's answer to a request for one element. Returns None if the answer has
-    another element, such as an interval that contains the requested one. The requested ``key`` has
-    the bytes ``first`` to ``last``. If the key is an interval of one field, ``ends`` are the
+    """Parse the kernel's answer to a request for one element. Returns None if the answer is about
+    another element, such as an interval that contains the requested one. The bytes of the requested
+    ``key`` are ``first`` to ``last``. If the key is an interval of one field, ``ends`` are the
     answers to requests for its last value and for the value after it.
     """
     element = _only(answer)
@@ -704,7 +709,9 @@ class Element(NamedTuple):
 
     @property
     def ends(self) -> bool:
-        """Return whether the kernel deletes the element at the end of a policy's audit period."""
+        """Return whether the element is for an audit period, at whose end the kernel deletes the
+        element.
+        """
         return self.container in policy_rules.PLACES
 
     @property
@@ -715,7 +722,7 @@ class Element(NamedTuple):
     @property
     def value_text(self) -> str:
         """Return the value or rate limit in nft's syntax. For an element of an audit period, return
-        how its timeout in the kernel is wrong, or "".
+        how its timeout in the kernel differs from the desired one, or "".
         """
         if self.ends:
             return " ".join(self.value[2:])
@@ -728,7 +735,7 @@ class Element(NamedTuple):
 
     @property
     def comment(self) -> str:
-        """Return the comment in the kernel: service, and manifest entry or audit period."""
+        """Return the element's comment: the service, and the manifest entry or the audit period."""
         more = map(str, self.value[:2]) if self.ends else ()
         return " ".join(part for part in (self.owner, self.entry, *more) if part)
 

@@ -9,10 +9,9 @@ all programs (nft(8), nftrace). Rules in temporary tables mark the packets to tr
 have the flag ``owner``: the kernel deletes them when the socket that created them is closed, also
 if niso is killed.
 
-Dropped packets: packets from and to some addresses that any nftables rule drops. To find them,
-temporary tables trace the packets of connections that are not established. Packets whose path ends
-in a drop are returned. Only their headers are returned, since the kernel reports no more of a
-traced packet.
+Dropped packets: temporary tables trace the packets from and to some addresses, except packets of
+established connections. If the path of a packet ends in a drop by any nftables rule, the packet is
+returned. Only its headers are returned, because the kernel reports no more of a traced packet.
 """
 
 from __future__ import annotations
@@ -179,8 +178,8 @@ def _ends(packet: bytes) -> tuple[str, str, int | None, str] | None:
 
 
 def _upper(packet: bytes) -> tuple[int, int, bool]:
-    """Return (protocol, offset) of an IPv6 packet's payload, and whether the payload begins in this
-    packet (False for a later fragment).
+    """Return (protocol, offset, is first) of an IPv6 packet's payload. If the packet is a later
+    fragment, ``is first`` is False: the payload does not begin in this packet.
     """
     number, offset, first = packet[6], 40, True
     while offset + 8 <= len(packet):
@@ -214,9 +213,8 @@ _QUIET_S = 0.3  # after this silence, the path of a packet is complete
 
 class TraceStep(NamedTuple):
     """One event on the path of a traced packet: a rule of a chain matched, or the chain's policy
-    decided. ``network`` are up to 40 bytes of the packet's IP header, and ``transport`` up to 20
-    bytes of its TCP, UDP or ICMP header. The kernel sends them only with the first event of a trace
-    id. In later events both are empty.
+    decided. ``network`` has up to 40 bytes of the packet's IP header. ``transport`` has up to 20
+    bytes of its TCP, UDP or ICMP header. Both are empty except in the first event of a trace id.
     """
 
     id: int  # the kernel's trace id of the packet
@@ -286,8 +284,8 @@ class Trace(netlink.Netlink):
         """Wait at most ``seconds`` for a traced packet, and return the steps of its path. Returns
         an empty list if no packet comes in time.
 
-        When a bridge passes the packet up to the host, the kernel changes the packet's trace id,
-        because the id depends on the network interface by which the packet came (trace_fill_id,
+        When a bridge passes the packet up to the host, the kernel changes the packet's trace id.
+        The id depends on the network interface through which the packet came (trace_fill_id,
         net/netfilter/nf_tables_trace.c). Steps with the new id are recognised by the packet's
         headers.
         """

@@ -3,17 +3,17 @@
 These chains and maps are a part of `niso.kernel.ruleset`. `niso.plan.policy_elements` computes the
 elements for policies.
 
-Recording: for each flow that was allowed, a rule adds an element to a set, and for each flow that
-was refused, a rule adds an element to another set. No process has to run for this, and the elements
-are not part of State. The key of an element is (source, destination, protocol, port), after DNAT
-and before masquerading. An element has counters, and expires a week after its last packet. If a set
-is full, a flow is not recorded, and a counter of missed flows increases; the packet is not dropped.
-Only protocols with ports are recorded. docs/design/seeing.md explains where the rules are.
+Recording: for each allowed flow, a rule adds an element to a set. For each refused flow, a rule
+adds an element to another set. No process has to run for this, and the elements are not part of
+State. The key of an element is (source, destination, protocol, port), after DNAT and before
+masquerading. An element has counters, and expires a week after its last packet. If a set is full, a
+flow is not recorded, and a counter of missed flows increases; the packet is not dropped. Only
+protocols with ports are recorded. docs/design/seeing.md explains where the rules are.
 `niso.kernel.flow_memory` reads the sets.
 
 Audits: during its audit period a policy drops nothing. A packet that it would deny is recorded and
 returns to the chain ``forward``, where all other rules still apply to it. Sets contain the
-addresses of the audited services. The comment of an element contains the service, and the begin and
+addresses of the audited services. The comment of an element contains the service, and the start and
 end of its audit in seconds since 1970. The element has a timeout. When the timeout ends, the kernel
 deletes the element, and the policy begins to drop packets without any action of niso. A check must
 not report such an element as missing. Therefore an element that is about to expire is neither
@@ -99,7 +99,7 @@ def _sets(bridge: bool) -> str:
 
 
 def _own(verdict: str) -> str:
-    """Return the rules that apply ``verdict`` to niso's test packets, without recording them."""
+    """Return the rules that apply ``verdict`` to niso's own test packets without recording them."""
     return "\n".join(
         f"\t\t{word} saddr . meta l4proto . th sport @{PROBES}{family} {verdict}"
         for family, word in _WORDS.items()
@@ -335,8 +335,8 @@ A packet from the middle of a closed TCP connection starts no flow from or to th
 
 
 def chain(ingress: bool, log: bool) -> str:
-    """Return the nftables chain for packets that a policy with an audit denies. The chain drops
-    these packets, except during the audit period.
+    """Return the name of the nftables chain for packets that a policy with an audit denies. The
+    chain drops the packets after the end of the audit period.
     """
     return f"audit_{'log_' if log else ''}{'in' if ingress else 'out'}"
 
@@ -379,8 +379,8 @@ _TOO_LONG = "with a timeout after its end"
 
 
 def term(entry: str) -> tuple[int, int] | tuple[()]:
-    """Parse the audit period (since, until) in an element's comment, from which the service was
-    removed. Returns () if niso did not write the comment.
+    """Parse an element's comment, without the service, to its audit period (since, until). Returns
+    () if niso did not write the comment.
     """
     since, _, until = entry.partition(" ")
     try:
@@ -411,10 +411,11 @@ def is_wanted(value: tuple[Any, ...], now: float) -> bool:
 
 
 def seen(left: float | None, value: tuple[Any, ...], now: float) -> str | None:
-    """Compare the timeout of an nftables element with the end of its audit period, ``value``.
-    Returns "" if the timeout is as desired, and otherwise how it differs. ``left`` are the seconds
-    until the element expires, or None if it has no timeout. The result is None if the element
-    expires so soon that callers must ignore it.
+    """Return how an nftables element's timeout differs from the end of its audit period ``value``.
+
+    ``left`` are the seconds until the element expires, or None if it has no timeout. Returns "" if
+    the timeout is as desired. Returns None if the element expires so soon that callers must ignore
+    it.
     """
     right = timeout_s(value, now)
     if left is None:

@@ -43,9 +43,9 @@ _AT_ONCE = 1000  # foreign packets to skip before the time is checked
 class ProbePacket:
     """A test packet from ``source`` to ``destination``, as a context manager.
 
-    ``namespace`` is the sender's network namespace, or "" for the caller's. ``proto`` is one of:
-    tcp (a SYN), udp (an empty datagram) and sctp (an INIT), which have a ``port``; icmp (an echo
-    request). ``watched`` is (namespace of the receiver, port after NAT), or None if the arrival is
+    ``namespace`` is the sender's network namespace, or "" for the caller's. ``proto`` is tcp (a
+    SYN), udp (an empty datagram), sctp (an INIT) or icmp (an echo request). All but icmp have a
+    ``port``. ``watched`` is (namespace of the receiver, port after NAT), or None if the arrival is
     not observed. ``size`` is the length of the echo request's IP packet in bytes; if it is not 0,
     the packet must not be fragmented. ``own_port`` is the source port, or 0 for any. Raises
     KernelError if a namespace or the source address does not exist, or the port is in use.
@@ -91,9 +91,8 @@ class ProbePacket:
         return new
 
     def send(self) -> str:
-        """Send the packet once. If the sender's own kernel refuses the packet, the reason is
-        returned, otherwise "". niso's rules do not record the packet as a flow. Raises KernelError
-        for other failures.
+        """Send the packet once. If the sender's own kernel refuses it, return the reason, otherwise
+        "". niso's rules do not record the packet as a flow. Raises KernelError for other failures.
         """
         if self._proto != "icmp":
             flow_memory.leave_out(self._source, self._proto, self._own_port)
@@ -258,7 +257,7 @@ def free_port(namespace: str, source: str, proto: str) -> int:
 
 
 def own_address(destination: str) -> str | None:
-    """Return the source address of packets to ``destination``, or None without a route."""
+    """Return the source address of packets to ``destination``. Returns None without a route."""
     with socket.socket(
         address_family(destination), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
     ) as asker:
@@ -288,9 +287,9 @@ def mtu_outwards(family: int) -> tuple[int, str] | None:
 
 
 def mute_name_servers(lists: Iterable[tuple[str, ...]], seconds: float) -> list[tuple[str, ...]]:
-    """Return those of the lists of name servers in which no server answers within ``seconds``. All
-    name servers are asked at once, each for the SOA record of the root (RFC 1035, 4.1). Any answer
-    counts, even a refusal.
+    """Return the lists of name servers in which no server answers within ``seconds``. All name
+    servers are queried at once, for the SOA record of the root (RFC 1035, 4.1). Any answer counts,
+    even a refusal.
     """
     token = os.urandom(2)
     query = token + struct.pack("!5H", 0x0100, 1, 0, 0, 0) + b"\0" + struct.pack("!HH", 6, 1)
@@ -325,7 +324,7 @@ def mute_name_servers(lists: Iterable[tuple[str, ...]], seconds: float) -> list[
 
 
 def _with_sum(packet: bytes, at: int, summed: bytes) -> bytes:
-    """Return ``packet`` with the Internet checksum (RFC 1071) of ``summed`` at offset ``at``."""
+    """Insert the Internet checksum (RFC 1071) of ``summed`` into a packet at the offset ``at``."""
     total = sum(struct.unpack(f"!{len(summed) // 2}H", summed))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

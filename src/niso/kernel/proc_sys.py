@@ -48,8 +48,8 @@ def write(name: str, value: str) -> None:
 
 
 def write_all(values: Iterable[tuple[str, str]]) -> None:
-    """Set several sysctls in the order of ``values``, which are pairs (name, value). If /proc/sys
-    is read-only, this is no error for a sysctl that already has its value.
+    """Set several sysctls in order. ``values`` are pairs (name, value). If /proc/sys is read-only,
+    only sysctls that do not yet have their value are an error.
     """
     inode = 0
     for name, value in values:
@@ -148,7 +148,9 @@ def _own_sys() -> int:
 
 
 def _check(name: str) -> None:
-    """Raise KernelError for a sysctl outside net/, because it applies to the whole machine."""
+    """Raise KernelError if a sysctl is not in net/, because such a sysctl applies to the whole
+    machine.
+    """
     if not name.startswith("net/") or ".." in name.split("/") or name.count("/") < 2:
         raise KernelError(f"'{name}' is not a sysctl of a network namespace")
 
@@ -163,9 +165,9 @@ _MODPROBE = ("/usr/sbin/modprobe", "/sbin/modprobe")
 
 def load_bridge_netfilter() -> None:
     """Load the kernel module br_netfilter, if it is missing. Bridges with nf_call_iptables need it.
-    The module's global sysctls are 1 at first, which would pass the frames of all other bridges
-    through the rules of all tables. This function sets them to 0, so that these bridges behave as
-    without the module. Raises KernelError if the module does not exist.
+    The module's global sysctls are 1 at first, so that the frames of all bridges pass the rules of
+    all tables. This function sets them to 0: other bridges then behave as without the module.
+    Raises KernelError if the module does not exist.
     """
     if os.path.isdir(f"{_SYS}/{BRIDGE_NETFILTER}"):
         return

@@ -51,9 +51,9 @@ class Kernel:
     """niso's interface to the kernel's network, in the caller's network namespace. Not thread-safe.
 
     Inside a ``with`` block, the sockets of this object stay open between calls. The parameter
-    ``alias`` is a string with the id of a state folder. niso sets this alias on network interfaces,
-    and recognises its own interfaces by the alias. All methods raise KernelError. Functions of
-    other modules that are assigned to names in this class have their docstrings there.
+    ``alias`` is a string with the id of a state folder. niso sets this alias on its network
+    interfaces, and uses it to recognise them. All methods raise KernelError. Functions of other
+    modules that are assigned to names in this class have their docstrings there.
 
     For tests, `fakes.kernel.Fake` has the same methods, in memory. Contract tests compare both.
     """
@@ -80,7 +80,8 @@ class Kernel:
         with_strays: bool = False,
         skip_transactional: bool = False,
     ) -> State:
-        """Return those of ``candidates`` that exist in the kernel, with their actual fields.
+        """Return the objects among ``candidates`` that exist in the kernel, with their actual
+        fields.
 
         All addresses and routes of the candidates' interfaces are returned too. The cost depends
         only on the number of candidates. With ``with_strays``, changes of other programs to the
@@ -97,8 +98,8 @@ class Kernel:
             )
 
     def read_all(self, want: State, alias: str, foreign: Foreign) -> State:
-        """Return all kernel objects of the state folder with this ``alias``, also those that are
-        not in the desired state ``want``. ``want`` selects the sysctls to read. Conflicts are added
+        """Return all kernel objects of the state folder with this ``alias``, whether or not they
+        are in the desired state ``want``. ``want`` selects the sysctls to read. Conflicts are added
         to ``foreign``.
         """
         with self:
@@ -117,8 +118,8 @@ class Kernel:
         self, steps: Iterable[AnyStep], detached: list[str] | None = None
     ) -> list[Error]:
         """Execute all steps as `write` does, but continue after a failure. Returns the errors.
-        After a failure no nftables rule or element is deleted, since it may restrict an object that
-        still exists.
+        After a failure no nftables rule or element is deleted, because it may restrict an object
+        that still exists.
         """
         with self:
             return Writer(steps, self._sockets, detached).run_best_effort()
@@ -136,7 +137,9 @@ class Kernel:
             delete_links(rtnl, names)
 
     def list_elements(self, table: str, container: str) -> list[Element] | None:
-        """Return the elements of one of niso's nftables sets or maps, or None if it is missing."""
+        """Return the elements of one of niso's nftables sets or maps. Returns None if the set is
+        missing.
+        """
         with Nfnetlink() as netlink:
             return netlink.all_of(table, container)
 
@@ -149,7 +152,7 @@ class Kernel:
         return {link.name: link.alias for link in links if is_marked(link.alias)}
 
     def marked_rules(self) -> list[RoutingRule]:
-        """Return the host's routing rules that niso created for any state folder."""
+        """Return the host's routing rules that niso created, for all state folders."""
         with self:
             here = self._sockets.here()
             return [
@@ -159,7 +162,9 @@ class Kernel:
             ]
 
     def marked_netns(self) -> dict[str, str]:
-        """Return the namespaces that niso created for any state folder: {name: alias of ``lo``}."""
+        """Return the namespaces that niso created, for all state folders, as {name: alias of
+        ``lo``}.
+        """
         marked = {}
         for name in netns.own_names():
             with inside(name), Rtnl() as rtnl:
@@ -207,14 +212,18 @@ class Kernel:
             return [assigned.address for assigned in rtnl.addresses(there.index)] if there else []
 
     def connections_in(self, name: str) -> list[Connection]:
-        """Return the established TCP connections in a namespace, or [] if it does not exist."""
+        """Return the established TCP connections in a namespace, or [] if the namespace does not
+        exist.
+        """
         if not netns.exists(name):
             return []
         with inside(name):
             return sockets.connections()
 
     def listeners_in(self, name: str, proto: str) -> list[Listener] | None:
-        """Return the result of `sockets.listeners` in a namespace, or None if it does not exist."""
+        """Return the result of `sockets.listeners` in a namespace. Returns None if it does not
+        exist.
+        """
         if not netns.exists(name):
             return None
         with inside(name):
@@ -342,7 +351,9 @@ class Writer:
         return self.sockets.at(netns)
 
     def link(self, netns: str, name: str) -> tuple[Rtnl, int | None]:
-        """Return an rtnetlink socket in a namespace, and the interface's index there, or None."""
+        """Return an rtnetlink socket in a namespace, and the index of an interface there. The index
+        is None if the interface does not exist.
+        """
         rtnl = self.rtnl(netns)
         try:
             return rtnl, rtnl.index(name)
@@ -353,7 +364,9 @@ class Writer:
 
     @staticmethod
     def existing(index: int | None, link: str) -> int:
-        """Return ``index``. Raises KernelError if it is None, since the interface is missing."""
+        """Return ``index`` unless it is None. In that case, raise KernelError: the interface is
+        missing.
+        """
         if index is None:
             raise KernelError(f"link {link!r} does not exist", "niso net repair", errno.ENODEV)
         return index

@@ -84,8 +84,8 @@ _ifr_data = struct.Struct("@16sP16x")
 
 class Rtnl(netlink.Netlink):
     """An rtnetlink socket in the network namespace that opened it. A context manager. Methods raise
-    KernelError with the object's name and the kernel's error message. Deleting an object that does
-    not exist is not an error.
+    KernelError with the object's name and the kernel's error message. It is not an error to delete
+    an object that does not exist.
     """
 
     def __init__(self) -> None:
@@ -102,7 +102,9 @@ class Rtnl(netlink.Netlink):
         )
 
     def index(self, name: str) -> int:
-        """Return the index of an interface (netdevice(7)) in a tenth of the time of `link`."""
+        """Return the index of an interface (netdevice(7)). This takes a tenth of the time of
+        `link`.
+        """
         with netlink.refusing(f"find link '{name}'"):
             answer = ioctl(self._socket, _SIOCGIFINDEX, _ifreq.pack(name.encode(), 0))
         return int(_ifreq.unpack(answer)[1])
@@ -124,13 +126,15 @@ class Rtnl(netlink.Netlink):
         return not self._ethtool(f"read offloads of link '{name}'", name, _GTXCSUM, 0)
 
     def make_sums(self, name: str) -> None:
-        """Switch off an interface's checksum offload: the kernel then completes checksums, and
-        splits large packets, before it sends them.
+        """Switch off an interface's checksum offload. The kernel then completes checksums and
+        splits large packets before it sends them.
         """
         self._ethtool(f"switch off checksum offload of link '{name}'", name, _STXCSUM, 0)
 
     def join_segments(self, name: str) -> None:
-        """Switch on GRO, if possible: the interface joins small TCP segments that it receives."""
+        """Switch on GRO, if possible. The interface then joins small TCP segments that it
+        receives.
+        """
         try:
             self._ethtool(f"switch on GRO of link '{name}'", name, _SGRO, 1)
         except KernelError as error:
@@ -153,10 +157,10 @@ class Rtnl(netlink.Netlink):
         call_iptables: bool = False,
         call_ip6tables: bool = False,
     ) -> None:
-        """Create a bridge and set it up, without STP, multicast snooping and IPv6 link-local
+        """Create a bridge and set it up, without STP, multicast snooping and an IPv6 link-local
         address.
 
-        If ``mac`` is None, the bridge gets a random MAC. Its MAC never changes. By default a bridge
+        If ``mac`` is None, the bridge gets a random MAC, which never changes. By default a bridge
         takes the lowest MAC of its ports, which would change while services have it in their
         neighbour tables. With ``call_iptables`` and ``call_ip6tables``, bridged frames pass the
         IPv4 and IPv6 hooks, whatever the values of the sysctls bridge-nf-call-*.
@@ -235,7 +239,7 @@ class Rtnl(netlink.Netlink):
         mac: str | None = None,
         drift: str = "",
     ) -> None:
-        """Change those settings of a network interface whose parameters are not None. If ``master``
+        """Change the settings of a network interface whose parameters are not None. If ``master``
         is "", the interface is detached from its bridge. ``drift`` names settings to reset to
         niso's values (`link_records.usual`).
         """
@@ -280,8 +284,8 @@ class Rtnl(netlink.Netlink):
         self.transact(change_link(what, _named(name) + own))
 
     def detach(self, names: Sequence[str]) -> None:
-        """Set interfaces down and detach them from their bridge. From then on no packet passes
-        through them, whatever happens at the other end of a veth pair.
+        """Set interfaces down and detach them from their bridge. After this, no packet passes
+        through them, even if a program sets the other end of a veth pair up.
         """
         bodies = ((n, _named(n, change=IFF_UP) + u32(IFLA_MASTER, 0)) for n in names)
         self.transact_each(
@@ -294,10 +298,10 @@ class Rtnl(netlink.Netlink):
         self.transact(Message(what, _DELLINK, 0, _named(name), (errno.ENODEV,)))
 
     def delete_links(self, names: Sequence[str]) -> None:
-        """Delete several interfaces, and the other ends of veth pairs, in the time that one takes.
-        The interfaces are put into a group with a random number, and the group is deleted: the
-        kernel then unregisters all of them together, and waits for RCU once (rtnl_group_dellink,
-        net/core/rtnetlink.c).
+        """Delete several interfaces, and the other ends of veth pairs, in the time that one
+        deletion takes. The interfaces are put into a group with a random number, and the group is
+        deleted. The kernel then unregisters all of them at once, and waits for RCU only once
+        (rtnl_group_dellink, net/core/rtnetlink.c).
         """
         number = int.from_bytes(os.urandom(4)) >> 1 | 1
         what = f"delete links {', '.join(repr(name) for name in names)}"
@@ -352,7 +356,9 @@ class Rtnl(netlink.Netlink):
         self.transact(*messages)
 
     def add_connected_route(self, link_index: int, cidr: str) -> None:
-        """Add the route to an address's prefix, as the kernel does when it adds an address."""
+        """Add a route to an address's prefix, like the route that the kernel adds with an
+        address.
+        """
         family, packed, length = parse_cidr(cidr)
         _, network, _ = parse_cidr(prefix(cidr))
         is_4 = family == socket.AF_INET
@@ -407,7 +413,7 @@ class Rtnl(netlink.Netlink):
                 raise
 
     def delete_route(self, destination: str, gateway: str, index: int, metric: int = 0) -> None:
-        """Delete the route to ``destination`` by this gateway. If ``metric`` is 0, any route
+        """Delete the route to ``destination`` through this gateway. If ``metric`` is 0, any metric
         matches.
         """
         body = _route(destination, gateway, index, 0)
@@ -415,7 +421,7 @@ class Rtnl(netlink.Netlink):
         self._delete_routes(f"delete route {destination} via {gateway or 'link'} {index}", body)
 
     def delete_nowhere(self, destination: str, kind: str) -> None:
-        """Delete routes of a type in `NOWHERE`, such as blackhole, whatever their metric."""
+        """Delete the routes of a type in `NOWHERE`, such as blackhole, with any metric."""
         family, packed, length = parse_cidr(destination)
         body = rtmsg.pack(family, length, 0, 0, MAIN, 0, _SCOPE_NOWHERE, NOWHERE[kind], 0)
         body += attribute(RTA_DST, packed) if length else b""
@@ -424,7 +430,9 @@ class Rtnl(netlink.Netlink):
         self._delete_routes(f"delete {kind} route {destination}", body)
 
     def _delete_routes(self, what: str, body: bytes) -> None:
-        """Delete all matching routes. One request without a metric deletes only the first."""
+        """Delete all matching routes. Without a metric, one request deletes only the first of
+        them.
+        """
         for _ in range(_MOST_ROUTES):
             try:
                 self.transact(Message(what, _DELROUTE, 0, body))
@@ -484,8 +492,9 @@ def raise_up(name: str, index: int) -> Message:
 
 
 def no_link_local(what: str, index: int) -> Message:
-    """Return the message by which an interface gets no automatic IPv6 link-local address. The
-    message has no effect without IPv6, or if the interface's MTU is too small for IPv6.
+    """Return the message that stops the kernel from adding an IPv6 link-local address to an
+    interface. Without IPv6, or if the interface's MTU is too small for IPv6, the message has no
+    effect.
     """
     mode = attribute(_INET6_ADDR_GEN_MODE, bytes([_ADDR_GEN_MODE_NONE]))
     body = ifinfo(index) + nested(_IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
@@ -529,8 +538,8 @@ def selector(link: str) -> str:
 
 
 def of_niso(rtnl: Rtnl, family: int) -> list[tuple[str, str, bytes]]:
-    """Return niso's routing rules of one IP version as (bridge, drift, kernel's answer). ``family``
-    is 4 or 6. The drift describes how a rule differs from the rule that `add` creates.
+    """Return niso's routing rules of an IP version (4 or 6) as (bridge, drift, kernel's answer).
+    The drift describes how a rule differs from the rule that `add` creates.
     """
     body = _header.pack(_RULE_FAMILIES[family], 0, 0, 0, 0, 0, 0, 0, 0)
     # a kernel without IPv6 or without policy routing has none
@@ -539,7 +548,7 @@ def of_niso(rtnl: Rtnl, family: int) -> list[tuple[str, str, bytes]]:
 
 
 def add(rtnl: Rtnl, link: str, family: int) -> None:
-    """Add niso's routing rule for a bridge, which need not exist yet. ``family`` is 4 or 6."""
+    """Add niso's routing rule for a bridge. ``family`` is 4 or 6. The bridge need not exist yet."""
     body = _header.pack(_RULE_FAMILIES[family], 0, 0, 0, 0, 0, 0, _PROHIBIT, 0)
     body += text(_IIFNAME, link) + u32(_PRIORITY, PRIORITY) + u32(_FWMARK, 0)
     body += u32(_FWMASK, _MASK) + attribute(_PROTOCOL, bytes([PROTOCOL]))
@@ -547,8 +556,8 @@ def add(rtnl: Rtnl, link: str, family: int) -> None:
 
 
 def delete(rtnl: Rtnl, link: str, family: int, drift: str = "") -> None:
-    """Delete niso's routing rules for a bridge that have this ``drift``, as `of_niso` returns it.
-    The drift "" selects the rules that are as desired.
+    """Delete niso's routing rules for a bridge that differ from the desired rule by ``drift``, as
+    returned by `of_niso`. With the drift "", rules that are as desired are deleted.
     """
     what = f"delete the routing rule of '{link}'"
     for *rule, body in of_niso(rtnl, family):

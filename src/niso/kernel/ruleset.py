@@ -119,7 +119,7 @@ _BURST = {FLOWS: 5, FRAGMENTS: 5, ARP: 10, ASKERS: 5}  # burst, in seconds of th
 
 
 def limit(what: str, rate: int) -> tuple[int, str, int, bool]:
-    """Return the value of an element in ``what``, a set of rate limits. ``rate`` is in packets per
+    """Return the value of an element in a set of rate limits, ``what``. ``rate`` is in packets per
     second. The value is (rate, unit of time, burst in packets, whether packets above the limit
     match).
     """
@@ -412,9 +412,9 @@ SERVICE_CHAINS = f"""\
 
 
 def _to_front(key: str = "", where: str = "") -> str:
-    """Return the rules that replace the host's address by a service address, for a published port.
-    ``key`` is the beginning of the key that the maps are searched for, and ``where`` a part of the
-    maps' names. The next rules see the service address as the destination.
+    """Return the rules that replace the host's address by a service address, for published ports.
+    The next rules see the service address as the destination. ``key`` is the beginning of the key
+    in the maps, and ``where`` a part of the maps' names.
     """
     return "\n".join(
         f"\t\t{ip} daddr set {key}{at}meta l4proto . th dport map @front_{where}{name}{family}"
@@ -824,7 +824,9 @@ DIGEST = sha256(TABLES.encode()).hexdigest()[:8]
 
 
 def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]]:
-    """Parse the declarations of sets and maps in `TABLES`, except those that rules fill."""
+    """Parse the declarations of the sets and maps in `TABLES`. Sets that rules fill are left
+    out.
+    """
     table = ""
     for line in TABLES.splitlines():
         if line.startswith("table "):

@@ -91,9 +91,9 @@ class Measured(NamedTuple):
 def listeners(proto: str, first: int | None = None, last: int | None = None) -> list[Listener]:
     """Return the sockets of this network namespace that wait for packets.
 
-    For "tcp" and "sctp" these are listening sockets. For "udp" these are sockets that are bound and
-    not connected. With ``first``, only sockets at this port are returned, or at the ports from
-    ``first`` to ``last``. An IPv6 socket that also accepts IPv4 is returned once for each IP
+    For "tcp" and "sctp" these are listening sockets. For "udp" these are bound sockets that are not
+    connected. If ``first`` is given, only sockets at this port, or at the ports from ``first`` to
+    ``last``, are returned. An IPv6 socket that also accepts IPv4 is returned once for each IP
     version. If a socket is bound to the device lo alone, its address is a loopback address.
     """
     number, state = _PROTOCOLS[proto]
@@ -118,14 +118,14 @@ def listeners(proto: str, first: int | None = None, last: int | None = None) -> 
 
 
 def connections() -> list[Connection]:
-    """Return the established TCP connections of this network namespace. The local end is the server
-    if a socket listens on the local port, otherwise the client.
+    """Return the established TCP connections of this network namespace. If a socket listens on the
+    local port, the local end is the server, otherwise the client.
     """
     return [connection for connection, *_ in _connections((_ESTABLISHED,), 0, _parse_ends)]
 
 
 def measured() -> list[Measured]:
-    """Return the TCP connections of this namespace, also while they are opened or closed."""
+    """Return the TCP connections of this namespace, including those being opened or closed."""
     return [
         Measured(connection, is_server, *figures)
         for connection, is_server, figures in _connections(_STATES, 1 << _INFO - 1, _parse_measured)
@@ -176,13 +176,16 @@ def _connections[T](
 
 
 def holder(inode: int) -> tuple[int, str] | None:
-    """Return (pid, program) of the process with the lowest pid that has a socket open, or None."""
+    """Return (pid, program) of a process that has a socket open, or None. Of several processes, the
+    one with the lowest pid is returned.
+    """
     return holders([inode]).get(inode)
 
 
 def holders(inodes: Iterable[int]) -> dict[int, tuple[int, str]]:
-    """Find the processes that have sockets open. Returns, by the socket's inode, the lowest pid and
-    the name of its program. A socket that no visible process has open is left out.
+    """Find the processes that have sockets open. Returns {inode of the socket: (pid, program)}. Of
+    several processes, the one with the lowest pid is returned. Sockets of processes that are not
+    visible are left out.
     """
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
     result: dict[int, tuple[int, str]] = {}

@@ -84,9 +84,10 @@ def received(source: netlink.Netlink) -> list[tuple[int, bytes]] | None:
 
 def table_changes(messages: Iterable[tuple[int, bytes]], touched: list[str]) -> list[TableChange]:
     """Return the transactions that changed niso's tables, from the kernel's messages about
-    nftables. ``touched`` is a list that is empty at first. The caller passes the same list to each
-    call: if the last message of a transaction has not yet arrived, the list has the tables of this
-    transaction. Raises KernelError.
+    nftables.
+
+    ``touched`` is a list that is empty at first, and that the caller passes to each call. It
+    contains the tables of a transaction whose last message has not yet arrived. Raises KernelError.
     """
     changes = []
     for kind, body in messages:
@@ -131,7 +132,7 @@ class Folders:
         return self._fd
 
     def watch(self, folders: Iterable[str]) -> None:
-        """Watch more folders. Instead of a missing folder, its nearest parent is watched."""
+        """Watch more folders. If a folder is missing, its nearest existing parent is watched."""
         for path in folders:
             folder = path
             while self._add(folder) in (errno.ENOENT, errno.ENOTDIR) and folder != "/":
@@ -216,8 +217,7 @@ class Watches:
 
     def read(self) -> tuple[bool, list[TableChange] | None]:
         """Return whether anything has changed since the last call, and the transactions that
-        changed niso's tables. The transactions are None if the kernel's messages about some of them
-        were lost.
+        changed niso's tables. If the kernel's messages about transactions were lost, they are None.
         """
         messages = received(self._tables)
         tables = None if messages is None else table_changes(messages, self._touched)

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 class Address(NamedTuple):
-    """An address with its prefix length, on a network interface. ``routed`` says whether the
-    interface has the route to the address's prefix that the kernel adds by default. A bridge has
-    this route. A service does not, since it sends packets for its prefix to its gateway's MAC
+    """An address with its prefix length, on a network interface. ``routed`` says whether there is a
+    route to the address's prefix, which the kernel adds by default. A bridge has this route. A
+    service does not have it, because it sends packets for its prefix to its gateway's MAC
     (plan/desired.py). ``lasting`` says whether the address has no limited lifetime.
     """
 
@@ -39,8 +39,8 @@ class Address(NamedTuple):
 
 
 def ipv6_losses(obj: Address | Route | PermanentNeighbour) -> tuple[str, ...]:
-    """Return the conditions under which the kernel drops an IPv6 object, as `Kind.conditions` names
-    them: its interface is down, or IPv6 is disabled.
+    """Return the conditions under which the kernel drops an IPv6 object: its interface is down, or
+    IPv6 is disabled. `Kind.conditions` defines the names of conditions.
     """
     link = f"link /{obj.netns}/{obj.link}"
     return (f"link /{obj.netns}/all without IPv6", f"{link} down", f"{link} without IPv6")
@@ -55,9 +55,9 @@ class _Addresses(Kind[Address], of=Address):
         return (obj.link,)
 
     def parent_name(self, obj: Address) -> str:
-        """Return the name of an IPv4 address as the parent of routes and neighbour entries: the
-        kernel deletes them with the last IPv4 address of an interface. The name is "" for an IPv6
-        address.
+        """Return the name of an IPv4 address as a parent of other objects. The kernel deletes the
+        routes and neighbour entries of an interface with its last IPv4 address. For an IPv6
+        address, return "".
         """
         return "" if ":" in obj.address else f"link /{obj.netns}/{obj.link} IPv4"
 

@@ -75,9 +75,9 @@ def _rank(text: str) -> tuple[int, bytes]:
 
 
 def edit(text: str, remove: set[str], add: set[str]) -> str:
-    """Return the text of a hosts file without the lines ``remove`` and with the lines ``add``,
-    sorted by address. Both are sets of complete lines, with their newlines. Lines are found by
-    bisection, because the time to parse all lines grows with the number of services.
+    """Remove the lines ``remove`` from the text of a hosts file, add the lines ``add``, and return
+    the new text, sorted by address. Both are sets of complete lines, with their newlines. Lines are
+    found by bisection, because the time to parse all lines grows with the number of services.
     """
     changes: list[tuple[int, int, tuple[int, bytes], str]] = []  # start, end, sort key, replacement
     for line in remove - add:
@@ -111,7 +111,9 @@ def _offset(text: str, line: str) -> int:
 
 
 def _find(text: str, line: str, offset: int) -> int:
-    """Return the offset of a line, or -1. Lines with the same address end at ``offset``."""
+    """Return the offset of a line, or -1 if there is none. ``offset`` is the end of all lines with
+    the same address.
+    """
     order = _order(line)
     while offset > len(HEADER):
         end, offset = offset, text.rfind("\n", 0, offset - 1) + 1
@@ -149,21 +151,21 @@ _WHY = {
 
 
 def host_lines(mark: str) -> tuple[str, ...]:
-    """Return the lines in niso's block of the host's hosts file, or none without a block. ``mark``
-    is the id of the state folder, by which the block is found. Raises KernelError if the file is
-    unusable.
+    """Return the lines in niso's block of the host's hosts file. Without a block, the result is
+    empty. ``mark`` is the id of the state folder, which identifies the block. Raises KernelError if
+    the file is unusable.
     """
     _, block, _ = _parts(_read()[0], mark)
     return tuple(line.decode(errors="replace") for line in block.splitlines())
 
 
 def write(mark: str, wanted: Iterable[str], always: bool = False) -> bool:
-    """Replace the lines in niso's block of the host's hosts file. If ``wanted`` is empty, the block
-    is removed. ``mark`` is the id of the state folder, by which the block is found.
+    """Replace the lines in niso's block of the host's hosts file. If ``wanted`` is empty, remove
+    the block. ``mark`` is the id of the state folder, which identifies the block.
 
     Returns whether the block changed. With ``always``, the file is replaced even if nothing
     changes, to test whether this is possible. Mode, owner and extended attributes (SELinux) are
-    preserved. If KernelError is raised, the file is unchanged.
+    preserved. After KernelError, the file is unchanged.
     """
     inside = "".join(f"{line}\n" for line in wanted).encode()
     for _ in range(_TRIES):
@@ -294,7 +296,9 @@ class _HostsLines(Kind[HostsLine], of=HostsLine):
 
 
 class HostsFile(NamedTuple):
-    """A hosts file that services share. The folder is named after their networks."""
+    """A hosts file that services share. Its folder is named after the networks of these
+    services.
+    """
 
     folder: str
 
@@ -303,7 +307,7 @@ class HostsFile(NamedTuple):
 
 
 class HostsEdit(NamedTuple):
-    """A step that creates or edits a hosts file. A new file is renamed over the old one."""
+    """A step that creates or edits a hosts file. The new version is renamed over the old file."""
 
     folder: str
     create: bool

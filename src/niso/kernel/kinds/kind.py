@@ -178,17 +178,21 @@ class Kind(Generic[T]):
         return tuple(name.format(obj) for name in self.parents_format)
 
     def dependencies(self, obj: T) -> tuple[str, ...]:
-        """Return the parents (namespaces, interfaces and tables) of an object that must exist, and
-        belong to niso, before the object can be created.
+        """Return the parents (namespaces, interfaces and tables) that an object needs: each must
+        exist and belong to niso before the object can be created.
         """
         return self.parents(obj)
 
     def guards(self, obj: T) -> Iterable[Element]:
-        """Return the nftables elements by which niso's rules apply to an object, such as a veth."""
+        """Return the nftables elements that make niso's rules apply to an object, such as a veth
+        pair.
+        """
         return ()
 
     def describe(self, step: Step[T]) -> str:
-        """Describe a step by a shell command with the same effect, or by words if there is none."""
+        """Describe a step by a shell command with the same effect. If there is no such command, use
+        words.
+        """
         return f"{step.action} {type(step.obj).__name__.lower()} {' '.join(step.obj.key())}"
 
     def noun(self, obj: T) -> str:
@@ -198,15 +202,17 @@ class Kind(Generic[T]):
         return f"{type(obj).__name__.lower()} {' '.join(obj.key())}"
 
     def wanted(self, want: State, have: State) -> frozenset[T]:
-        """Return the desired objects of this kind, which some kinds adjust to the actual state."""
+        """Return the desired objects of this kind. Some kinds adjust them to the actual state
+        ``have``.
+        """
         return want[self.type]
 
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
     ) -> frozenset[T]:
-        """Return the desired objects of this kind that the running kernel can have. ``before`` is
-        the desired state before the change, or None. ``sysctl`` returns the value of a sysctl of
-        the host, or None if the kernel does not have this sysctl.
+        """Return the desired objects of this kind that the running kernel supports. ``before`` is
+        the desired state before the change, or None. ``sysctl`` returns the value of a host sysctl,
+        or None if the kernel does not have it.
         """
         return want[self.type]
 
@@ -256,13 +262,15 @@ class Kind(Generic[T]):
         return Finding("missing", self.noun(obj))
 
     def causes(self, obj: T, actual: T | None) -> tuple[str, ...]:
-        """Return the conditions, as `conditions` names them, that would explain why the desired
-        object ``obj`` differs from ``actual``, or is missing if ``actual`` is None.
+        """Return the conditions that would explain why the object ``obj`` is different, or missing
+        if ``actual`` is None. `conditions` defines the names of conditions.
         """
         return ()
 
     def conditions(self, obj: T, actual: T) -> Iterable[str]:
-        """Return the effects of a difference on other objects, such as "link /NETNS/NAME down"."""
+        """Return the effects that a difference has on other objects, such as "link /NETNS/NAME
+        down".
+        """
         return ()
 
     def differences(self, obj: T, actual: T, known: Collection[str]) -> list[Finding]:
@@ -290,7 +298,7 @@ class Kind(Generic[T]):
 
     def claimed(self, reading: Reading) -> Iterable[T]:
         """Return the objects of this kind in the kernel that have the mark of this state folder.
-        When all of niso's objects are read, these objects are read in addition to desired ones.
+        They are read in addition to desired objects when all of niso's objects are read.
         """
         return ()
 
@@ -304,22 +312,22 @@ class Kind(Generic[T]):
         return dict(spaces)
 
     def read(self, space: Space, objects: Collection[T]) -> Iterable[T]:
-        """Return those of ``objects`` that exist in a namespace, with their actual fields. The
-        method is called for one namespace after another, and in each namespace for all kinds in
+        """Return the objects among ``objects`` that exist in a namespace, with their actual fields.
+        The method is called for one namespace after another, and in each namespace for all kinds in
         `ORDER`. Some kinds also return other objects on the same interfaces. Raises KernelError,
         and Conflict if an object with a requested name belongs to another program.
         """
         raise NotImplementedError(f"{type(self).__name__}.read")
 
     def leftovers(self, reading: Reading) -> Iterable[T]:
-        """Return the objects of this state folder that exist, but that `read` has not returned. The
-        method is called only if all of niso's objects are read.
+        """Return existing objects of this state folder that `read` has not returned. The method is
+        called only if all of niso's objects are read.
         """
         return ()
 
     def batch(self, step: Step[T], writer: Writer) -> Hashable:
-        """Return a key for a step, or None. Consecutive steps with the same key are passed to
-        `write` together. A step with the key None is written alone.
+        """Return the key of the group that a step belongs to. Consecutive steps with the same key
+        are passed to `write` in one call. A step with the key None is written alone.
         """
         return None
 
@@ -331,9 +339,9 @@ class Kind(Generic[T]):
 def by_key(
     wanted: Collection[T], present: Collection[T]
 ) -> tuple[dict[tuple[str, ...], T], list[T]]:
-    """Index existing objects, ``present``, by key. Returns the index, and the objects that are not
-    in it because another object has the same key. The kernel can have several routes with one key,
-    if their metrics differ. The index prefers a route that is in ``wanted``.
+    """Index the existing objects ``present`` by key. Returns the index, and the objects that are
+    not in it because another object has the same key. The kernel can have several routes with one
+    key, if their metrics differ. The index prefers a route that is in ``wanted``.
     """
     objects: dict[tuple[str, ...], T] = {}
     more = []
@@ -431,7 +439,9 @@ class State:
         return {(type(obj), obj.key()) for obj in self}
 
     def without(self, other: State) -> State:
-        """Return the objects of this state whose type and key no object of ``other`` has."""
+        """Return the objects of this state for which ``other`` has no object of the same type and
+        key.
+        """
         keys = other.keys()
         return State(obj for obj in self if (type(obj), obj.key()) not in keys)
 
@@ -496,8 +506,8 @@ class Space:
 
     def own_link(self, name: str) -> Link | None:
         """Return the network interface with this name, or None if it does not exist or does not
-        belong to this state folder. In the latter case a Conflict is recorded in `Reading.foreign`,
-        or raised if that is None.
+        belong to this state folder. If it does not belong to this state folder, a Conflict is added
+        to `Reading.foreign`. If `Reading.foreign` is None, the Conflict is raised.
         """
         link = self.link(name)
         if link is None or link.alias == self.reading.alias:
@@ -509,7 +519,9 @@ class Space:
         return None
 
     def own_links(self, kind: str) -> list[Link]:
-        """Return the interfaces of a type like "veth" that niso created for this state folder."""
+        """Return the interfaces of the type ``kind``, such as "veth", that belong to this state
+        folder.
+        """
         own = (kind, self.reading.alias)
         return [link for link in self.all_links if (link.kind, link.alias) == own]
 
@@ -658,9 +670,8 @@ class Reading:
 
 
 def _same[T: KernelObject](objects: Collection[T], present: Iterable[T]) -> frozenset[T]:
-    """Return the objects that were read, ``present``, as a set. If an object is equal to a
-    requested one, the set has the requested object itself: a state is large, and shared objects
-    save memory.
+    """Return the objects ``present``, which were read, as a set. An object that is equal to a
+    requested object is replaced by it: a state is large, and shared objects save memory.
     """
     missing = set(objects)
     others = []
@@ -676,8 +687,8 @@ def _same[T: KernelObject](objects: Collection[T], present: Iterable[T]) -> froz
 
 
 def _asked(kind: Kind[Any], present: Iterable[Any], objects: Collection[Any]) -> list[Any]:
-    """Return those of the objects that were read, ``present``, that were also requested. If the
-    kind is read by interface, the object must have been requested on the same interface.
+    """Return the objects of ``present``, which were read, that were also requested. If the kind is
+    read by interface, the object must have been requested on the same interface.
     """
     keys = {(obj.key(), kind.links(obj)) for obj in objects}
     by_name = {obj.key() for obj in objects if not kind.is_read_by_link}
@@ -750,8 +761,8 @@ def _disappearing_parents(want: State, have: State) -> set[str]:
 
 
 def _without(have: State, early: State) -> State:
-    """Return the actual state ``have`` as it is after the objects ``early`` were deleted. Objects
-    in a deleted namespace or on a deleted interface are left out too.
+    """Return the actual state ``have`` after the objects ``early`` were deleted. Objects in a
+    deleted namespace or on a deleted interface are left out too.
     """
     if not early:
         return have
@@ -767,7 +778,7 @@ def _without(have: State, early: State) -> State:
 
 def without_foreign(states: tuple[State, State], names: set[str]) -> tuple[State, State]:
     """Return two states without the objects that need a foreign interface or namespace. ``names``
-    are the names of these interfaces and namespaces, which belong to other programs.
+    are the names of the interfaces and namespaces that belong to other programs.
     """
     if not names:
         return states

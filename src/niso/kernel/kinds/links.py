@@ -36,9 +36,9 @@ class Bridge(NamedTuple):
     ``tracked4`` and ``tracked6`` say whether IPv4 and IPv6 frames on the bridge pass the inet
     tables even if the global sysctls (bridge-nf-call-*) are off. ``drift`` names settings that
     differ from niso's (kernel/link_records.py). ``takes_own`` says whether the forwarding database
-    has a local entry for the bridge's own MAC, by which the bridge passes frames up to the host.
-    The kernel adds this entry with the bridge. If the entry is missing or leads to a port, services
-    can reach neither the host nor networks behind it.
+    has a local entry for the bridge's own MAC. This entry, which the kernel adds with the bridge,
+    makes the bridge pass frames up to the host. If the entry is missing or leads to a port,
+    services can reach neither the host nor networks behind it.
     """
 
     name: str
@@ -68,9 +68,9 @@ class _Bridges(Kind[Bridge], of=Bridge):
         return (Element(INET, "bridges", (obj.name,)), same)
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
-        """Return the steps for bridges. If frames of a bridge are no longer to pass the inet
-        tables, this change comes after all deletions, so that policies apply to a service until it
-        is removed.
+        """Return the steps for bridges. If the frames of a bridge will no longer pass the inet
+        tables, this change comes after all deletions: until a service is removed, policies must
+        apply to it.
         """
         _, changes, deleted, _ = super().steps(want, have, disappearing)
         made: list[AnyStep] = []
@@ -179,10 +179,10 @@ class Veth(NamedTuple):
     ``fixed`` says whether the bridge has a static forwarding entry for the inner end's MAC. Without
     this entry, the bridge would flood frames to a service that has not sent for a while.
 
-    ``sums`` says whether the inner end completes checksums before it sends, instead of leaving them
-    to the interface by which a packet leaves the host. With a packet socket, a program chooses
-    where such a checksum is written (PACKET_VNET_HDR), so it could change a packet after all rules
-    have accepted it.
+    ``sums`` says whether the inner end completes checksums before it sends. Otherwise the interface
+    through which a packet leaves the host completes them. With a packet socket, a program can
+    choose where such a checksum is written (PACKET_VNET_HDR), and so change a packet after all
+    rules have accepted it.
     """
 
     name: str
@@ -252,8 +252,8 @@ class _Veths(Kind[Veth], of=Veth):
 
     def wanted(self, want: State, have: State) -> frozenset[Veth]:
         """Return the desired veth pairs. A pair that already completes checksums (``sums``)
-        continues to do so, because a service whose capabilities were reduced has the old ones until
-        its process restarts.
+        continues to do so: after a service's capabilities were reduced, its process has the old
+        capabilities until it restarts.
         """
         kept = {veth.key() for veth in have[Veth] if veth.sums}
         if not kept:
@@ -354,8 +354,8 @@ class _Veths(Kind[Veth], of=Veth):
             yield _pair(link, name, [far], names.get(link.master, ""))
 
     def batch(self, step: Step[Veth], writer: Writer) -> Hashable:
-        """Return a key that groups the deletions of veth pairs. One pair and many pairs take the
-        same time, because the kernel waits about 20 ms for RCU once.
+        """Return a key that groups the deletions of veth pairs. The deletion of many pairs takes as
+        long as that of one pair, because the kernel waits for RCU only once, about 20 ms.
         """
         if step.action != "delete":
             return None
@@ -406,9 +406,8 @@ def _sums_command(veth: Veth) -> str:
 
 
 def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
-    """Return the veth pair whose host end is ``link``. ``inner`` are the interfaces in the
-    namespace ``netns``. If the other end is not among them, the pair is returned without an inner
-    end.
+    """Return the veth pair with the host's end ``link``. ``inner`` are the interfaces in the
+    namespace ``netns``. If the other end is not among them, the result has no inner end.
     """
     pairs = (f for f in inner if f.index == link.peer_index and f.peer_index == link.index)
     peer = next(pairs, None)
@@ -423,8 +422,8 @@ def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
 
 
 def delete_links(rtnl: Rtnl, names: list[str]) -> None:
-    """Delete network interfaces. Missing interfaces are ignored. A single interface is deleted by
-    its name, because to delete a group the kernel walks all interfaces.
+    """Delete network interfaces. Missing interfaces are ignored. A single interface is not deleted
+    as a group, because the kernel walks all interfaces to delete a group.
     """
     if len(names) == 1:
         rtnl.delete_link(names[0])
@@ -465,8 +464,8 @@ def _add(writer: Writer, veth: Veth) -> None:
 
 def _make_sums(writer: Writer, veth: Veth) -> None:
     """Make the inner end complete checksums, and the host's end join small TCP segments (GRO). The
-    kernel checks the checksums of segments that it joins. Joining recovers most of the throughput
-    that is lost because the inner end has no offloads.
+    kernel checks the checksums of segments that it joins. Without offloads on the inner end,
+    throughput drops. Joining segments recovers most of it.
     """
     writer.rtnl(veth.netns).make_sums(veth.peer)
     writer.rtnl("").join_segments(veth.name)

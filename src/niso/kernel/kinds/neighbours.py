@@ -61,10 +61,11 @@ class _PermanentNeighbours(Kind[PermanentNeighbour], of=PermanentNeighbour):
         return f"neighbour entry {obj.address} on {obj.link}{in_netns(obj.netns)}"
 
     def causes(self, obj: PermanentNeighbour, actual: PermanentNeighbour | None) -> tuple[str, ...]:
-        """Return the conditions under which the kernel drops a permanent neighbour entry. The
-        kernel drops IPv4 entries with the last IPv4 address of the interface (fib_disable_ip,
-        net/ipv4/fib_frontend.c). The kernel drops all entries when the interface's MAC changes, or
-        when ARP is switched on or off (neigh_changeaddr).
+        """Return the conditions under which the kernel drops a permanent neighbour entry.
+
+        The kernel drops IPv4 entries with the last IPv4 address of the interface (fib_disable_ip,
+        net/ipv4/fib_frontend.c). It drops all entries when the interface's MAC changes, or when ARP
+        is switched on or off (neigh_changeaddr).
         """
         link = f"link /{obj.netns}/{obj.link}"
         lost = ipv6_losses(obj) if ":" in obj.address else (f"{link} down", f"{link} IPv4")
@@ -245,7 +246,7 @@ class _FdbKind(Kind[Fdb], of=Fdb):
 
 def _all(link: str, entries: Iterable[tuple[str, str]]) -> Iterable[Fdb]:
     """Yield an object for each forwarding entry of a VXLAN device. ``entries`` are pairs (MAC,
-    host), in which "" as the host means the entry of the bridge.
+    host). For an entry of the device's bridge, the host is "".
     """
     pairs = list(entries)
     fixed = {mac for mac, host in pairs if not host}

@@ -40,10 +40,9 @@ if TYPE_CHECKING:
 
 
 def differences() -> tuple[tuple[Problem, str], ...] | None:
-    """Compare niso's tables in the kernel with their definition, and return the chains, sets and
-    maps that differ. The result has (problem, name), in which the problem is missing, foreign or
-    different. If one of the two tables is missing, its contents are not listed. Returns None if
-    both tables are missing.
+    """Compare niso's tables in the kernel with their definition. Return the chains, sets and maps
+    that differ, as (problem, name). A problem is missing, foreign or different. If one of the two
+    tables is missing, its contents are not listed. Returns None if both tables are missing.
     """
     # libnftables keeps what it has listed, so it is closed before the next one is opened
     with Nft() as kernel:
@@ -158,8 +157,8 @@ class _Elements(Kind[Element], of=Element):
         )
 
     def in_scope(self, have: State, want: State, before: State) -> frozenset[Element]:
-        """Return the existing elements that are also desired, or that the desired state ``before``
-        the change has for the same service or network.
+        """Return the existing elements that are desired, or that were desired before the change,
+        for the same services and networks.
         """
         keys = {element.key() for element in want[Element]}
         owners = {(element.key(), element.owner, element.entry) for element in before[Element]}
@@ -232,9 +231,9 @@ def _sources(elements: Iterable[Element]) -> set[str]:
 
 
 def _room(element: Element) -> Atoms | None:
-    """Return the fields by which an element of a policy can overlap other elements. Returns None if
-    the key of the element is not an interval. An old interval must be deleted before a new one that
-    overlaps it is added.
+    """Return the part of an element's key that can overlap other elements of a policy. Returns None
+    if the key is not an interval. The kernel refuses a new interval that overlaps an old one, so
+    the old one must be deleted first.
     """
     _, part = policy_rules.POLICY_MAPS.get(element.container, ("", ""))
     if not part or not policy_rules.POLICY_PARTS[part][1]:
@@ -244,8 +243,9 @@ def _room(element: Element) -> Atoms | None:
 
 
 def lookup(reading: Reading) -> dict[Atoms, Element]:
-    """Read the requested elements and the elements of the sets ``owner`` from the kernel. Returns
-    those that exist, by key. Later calls with the same ``reading`` return the first result.
+    """Read the requested elements, and the elements of the sets ``owner``, from the kernel. Returns
+    {key: element} for those that exist. Later calls with the same ``reading`` return the first
+    result.
     """
     if reading.elements is None:
         keys = {e.key() for e in (*owner(reading.state_id), *reading.candidates[Element])}
@@ -267,7 +267,7 @@ def _all(reading: Reading) -> Iterator[Element]:
 
 class Ruleset(NamedTuple):
     """niso's two nftables tables, without their elements. ``digest`` is the digest of their
-    definition. ``wrong`` has (problem, name) of the chains, sets and maps that differ from the
+    definition. ``wrong`` has (problem, name) of each chain, set and map that differs from the
     definition.
     """
 
@@ -280,7 +280,7 @@ class Ruleset(NamedTuple):
 
 def owner(state_id: str) -> list[Element]:
     """Return the elements of the sets ``owner``, one set in each table. The elements record the id
-    of the state folder and the version of the tables. Every niso process reads them first.
+    of the state folder and the version of the tables. niso reads these elements before all others.
     """
     return [
         Element(table, "owner", (text,))

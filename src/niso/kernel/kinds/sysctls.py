@@ -193,8 +193,8 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
 
 
 def _parts(obj: Sysctl) -> tuple[str, str, str]:
-    """Split ``net/FAMILY/conf/LINK/NAME`` into (FAMILY, LINK, NAME). Missing parts are "". The name
-    may have ``neigh`` instead of ``conf``.
+    """Split ``net/FAMILY/conf/LINK/NAME`` into (FAMILY, LINK, NAME). ``neigh`` may take the place
+    of ``conf``. A part that is missing is "".
     """
     _, family, _, link, name = (*obj.name.split("/"), "", "", "")[:5]
     return family, link, name
@@ -206,8 +206,8 @@ def _link(obj: Sysctl) -> str:
 
 
 def _is_left(obj: Sysctl, want: State) -> bool:
-    """Return whether a sysctl that niso set for a manifest's [sysctls] is no longer in the
-    manifest, while its namespace and its interface stay.
+    """Return whether a sysctl was removed from a manifest's [sysctls] and must be reset, because
+    its namespace and its interface stay.
     """
     if (
         not obj.netns

@@ -171,9 +171,9 @@ class _Vxlans(Kind[Vxlan], of=Vxlan):
         )
 
     def blocking(self, want: State, have: State) -> frozenset[Vxlan]:
-        """Return the existing VXLAN devices to delete first: those whose unchangeable fields differ
-        from the desired ones, and those that have the VNI and UDP port of a desired device with
-        another name.
+        """Return the existing VXLAN devices to delete first. A device must be deleted if fields
+        that cannot be changed differ from the desired device, or if a desired device with another
+        name has the same VNI and UDP port.
         """
         wanted = {vxlan.name: vxlan for vxlan in want[Vxlan]}
         numbers = {(vxlan.vni, vxlan.port) for vxlan in want[Vxlan]}
@@ -240,7 +240,7 @@ _TIMEOUT_S, _PAUSE_S = 10.0, 0.02
 
 
 def lacks(form: str) -> str | None:
-    """Return why this host cannot have a WireGuard interface of a form, `KERNEL` or `USERSPACE`.
+    """Return why this host cannot have a WireGuard interface of the form `KERNEL` or `USERSPACE`.
     Returns None if it can have one.
     """
     import shutil
@@ -286,7 +286,9 @@ def new_key() -> str:
 
 
 def answers(name: str, form: str) -> bool:
-    """Return whether a WireGuard interface exists and its wireguard-go, if it has one, runs."""
+    """Return whether a WireGuard interface exists and works. If it uses wireguard-go, this process
+    must be running.
+    """
     try:
         socket.if_nametoindex(name)
         if form == USERSPACE:
@@ -302,8 +304,8 @@ def shown(
 ) -> tuple[str, int, tuple[tuple[str, str, str], ...]]:
     """Return (public key, port, peers) of a WireGuard interface, or empty values if wg(8) fails.
     ``endpoints`` maps the public keys of other hosts to their desired endpoints. WireGuard itself
-    changes the endpoint of a host to the address from which the host last sent. This is not an
-    error. For a host with which there is a session, the desired endpoint is therefore returned.
+    replaces a host's endpoint by the address from which the host last sent, which is not an error.
+    For a host with an established session, the desired endpoint is therefore returned.
     """
     try:
         lines = _run(["wg", "show", name, "dump"]).splitlines()
@@ -320,7 +322,9 @@ def shown(
 
 
 def make(rtnl: Rtnl, link: WireGuard) -> None:
-    """Create or change a WireGuard interface to have the settings ``link``. Raises KernelError."""
+    """Create or change a WireGuard interface so that it has the settings ``link``. Raises
+    KernelError.
+    """
     fresh = rtnl.link(link.name) is None
     if fresh:
         _create(rtnl, link)
@@ -496,8 +500,8 @@ class _WireGuards(Kind[WireGuard], of=WireGuard):
         )
 
     def blocking(self, want: State, have: State) -> frozenset[WireGuard]:
-        """Return the existing interfaces whose form, `KERNEL` or `USERSPACE`, is not the desired
-        one. The form changes if the kernel has gained or lost WireGuard.
+        """Return the existing interfaces that have the form `KERNEL` but should have `USERSPACE`,
+        or the reverse. The desired form changes if the kernel has gained or lost WireGuard.
         """
         forms = {link.name: link.form for link in want[WireGuard]}
         return frozenset(
@@ -524,8 +528,9 @@ class _WireGuards(Kind[WireGuard], of=WireGuard):
             yield WireGuard(TUNNEL, "", "", 0, 0, "", link.alias)
 
     def read(self, space: Space, objects: Collection[WireGuard]) -> Iterable[WireGuard]:
-        """Read WireGuard interfaces. Settings that only wg(8) can read are assumed to be as
-        desired, unless the change concerns them, or changes of other programs are read too.
+        """Read WireGuard interfaces. Some settings can be read only by wg(8). They are read if the
+        change concerns them, or if changes of other programs are read too. Otherwise they are
+        assumed to be as desired.
         """
         reading = space.reading
         for name in {obj.name for obj in objects}:
