@@ -555,7 +555,7 @@ class Space:
         return self._addresses[link.index]
 
     def routes(self, link: Link) -> list[LinkRoute]:
-        """Return the routes of this namespace that lead through a network interface."""
+        """Return the routes of this namespace that use a network interface."""
         if self.name and self.reading.with_strays:
             return [route for route in self.all_routes if route.index == link.index]
         if link.index not in self._routes:
@@ -621,9 +621,9 @@ class Reading:
         self.note_foreign(name, Conflict(reason, hint))
 
     def run(self, candidates: State, skip_transactional: bool = False) -> State:
-        """Read one namespace after another, and return those of ``candidates`` that exist. With
-        ``skip_transactional``, nftables tables and elements are not read, but assumed to be as in
-        ``candidates``.
+        """Read one namespace after another, and return the objects of ``candidates`` that exist.
+        With ``skip_transactional``, nftables tables and elements are not read. They are assumed to
+        be as in ``candidates``.
         """
         self.candidates = candidates
         spaces: dict[str, dict[type, Collection[Any]]] = {"": {}}

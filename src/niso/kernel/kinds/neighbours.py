@@ -75,8 +75,8 @@ class _PermanentNeighbours(Kind[PermanentNeighbour], of=PermanentNeighbour):
         self, space: Space, objects: Collection[PermanentNeighbour]
     ) -> Iterable[PermanentNeighbour]:
         """Read the requested neighbour entries. If changes of other programs are read too
-        (`Reading.with_strays`), read all permanent entries of interfaces in services. All entries
-        of bridges, which many services share, are read only if all of niso's objects are.
+        (`Reading.with_strays`), read all permanent entries of interfaces in services. On bridges,
+        which many services share, all entries are read only if all of niso's objects are read.
         """
         reading = space.reading
         if reading.everything or (space.name and reading.with_strays):
@@ -142,7 +142,7 @@ class _Neighbours(Kind[Neighbour], of=Neighbour):
         return f"bridge fdb delete {step.obj.mac} dev {step.obj.link} master"
 
     def read(self, space: Space, objects: Collection[Neighbour]) -> Iterable[Neighbour]:
-        """Yield the static entries of niso's bridges that belong to no Veth or Fdb object."""
+        """Yield the static entries of niso's bridges that are not part of a Veth or Fdb object."""
         if not space.reading.with_strays:
             return
         tunnels = {vxlan.name for vxlan in space.reading.so_far(Vxlan)}
