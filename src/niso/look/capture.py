@@ -53,7 +53,7 @@ _MOST_REASONS = 4096
 
 
 def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
-    """Return a pcap-filter(7) expression that combines hosts, a port and another expression.
+    """Combine hosts, a port and another expression into one pcap-filter(7) expression.
 
     Empty parts are left out.
     """
@@ -186,7 +186,7 @@ class Capture(ResultStream):
                     os.write(self._pipe, packet)
 
     def _take(self, fd: int) -> bytes:
-        """Read from a ready descriptor, and return what the caller of `read` gets from this."""
+        """Read from a ready descriptor. Return what `read` should return to its caller."""
         if self._drops is not None and fd == self._drops.fileno():
             self._pass_on(self._drops)
             return b""
@@ -207,7 +207,7 @@ class Capture(ResultStream):
         return b""
 
     def _lines(self, source: Tcpdump, data: bytes) -> bytes:
-        """Return complete lines of tcpdump's output, up to the requested number of packets."""
+        """Return the complete lines in tcpdump's output, until the requested number of packets."""
         *lines, source.incomplete = (source.incomplete + data).split(b"\n")
         shown = []
         for line in filter(None, lines):  # tcpdump ends with an empty line
@@ -221,7 +221,7 @@ class Capture(ResultStream):
         return b"".join(line + b"\n" for line in shown)
 
     def _line(self, line: bytes) -> bytes:
-        """Add to a line of tcpdump's output the reason for which the packet was dropped, if any."""
+        """Append to a line of tcpdump's output why the packet was dropped, if it was."""
         seconds, dot, others = line.partition(b".")
         micros, _, what = others.partition(b" ")
         if self._drops is None or not (dot and seconds.isdigit() and micros.isdigit()):
@@ -242,8 +242,8 @@ _NSSWITCH = "hosts: files\nservices: files\nprotocols: files\n"
 class Tcpdump:
     """A running tcpdump with the given arguments and filter.
 
-    ``namespace`` is the network namespace to capture in, or "" for the caller's. ``stdin`` is a
-    descriptor. Raises Error if tcpdump is not installed, KernelError and ProcessError.
+    It captures in the network namespace ``namespace``, or in the caller's if this is "". ``stdin``
+    is a descriptor. Raises Error if tcpdump is not installed, KernelError and ProcessError.
     """
 
     def __init__(
@@ -331,7 +331,7 @@ class Tcpdump:
 
 
 def _watch(pid: int) -> int:
-    """Fork a process that kills ``pid`` if this process dies. Return the forked process's PID."""
+    """Fork a watcher that kills process ``pid`` if this process dies. Return the watcher's pid."""
     own, child = os.pidfd_open(os.getpid()), os.pidfd_open(pid)
     try:
         watcher = os.fork()
@@ -367,7 +367,7 @@ def _become(
 
 
 def _hide_hosts(names: Mapping[str, str]) -> None:
-    """Enter a mount namespace in which names are looked up only in an /etc/hosts of ``names``."""
+    """Enter a mount namespace whose /etc/hosts contains ``names``, and which does not use DNS."""
     os.unshare(os.CLONE_NEWNS)
     root.mount(None, "/", None, _MS_REC | _MS_PRIVATE)
     folder = paths.run_dir()
@@ -394,7 +394,7 @@ _MOST = 262_144  # snapshot length: bytes of a packet
 
 
 class CaptureFile:
-    """A builder of a pcapng file that merges several captures. Each method returns bytes to append.
+    """A builder of a pcapng file that merges several captures. Methods return bytes to append.
 
     ``comment`` returns the comment, or "", for a packet with this time (microseconds since 1970).
     ``most`` is the number of packets after which the file is full.
@@ -425,7 +425,7 @@ class CaptureFile:
         return number, head + _block(_INTERFACE, body)
 
     def packet(self, interface: int, time: int, data: bytes, length: int) -> bytes:
-        """Return the block of a packet to append, or b"" if the file is full."""
+        """Return the bytes to append for a packet, or b"" if the file is full."""
         if self.is_full:
             return b""
         if self._left is not None:
@@ -437,7 +437,7 @@ class CaptureFile:
         return _block(_PACKET, body)
 
     def converter(self, name: str) -> Callable[[bytes], bytes]:
-        """Return a function that converts pcap to pcapng blocks. The function raises ValueError."""
+        """Return a function that converts pcap data to pcapng blocks. It raises ValueError."""
         rest = b""
         interface: int | None = None
 

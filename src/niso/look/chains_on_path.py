@@ -90,7 +90,7 @@ DROP = "drop"
 
 
 class _Way(NamedTuple):
-    """A hook that a packet passes, and the interfaces by which the packet enters and leaves there.
+    """A netfilter hook on a packet's path, with the packet's input and output interfaces there.
 
     An interface is "" if there is none, and None if it is unknown.
     """
@@ -112,8 +112,9 @@ class _Ends(NamedTuple):
 def of_packet(
     kernel: Kernel, context: PolicyContext, explained: ExplainedPacket
 ) -> OtherFirewalls | None:
-    """Return what chains of other programs do to a packet and its replies. Returns None if
-    niso drops the packet or the packet passes no chain of this host.
+    """Return what other programs' chains do to a packet and its replies.
+
+    Returns None if niso drops the packet or no chain of this host sees it.
     """
     packet, verdict = explained.packet, explained.verdict
     sender, receiver = (
@@ -174,10 +175,10 @@ def _is_before(chain: Chain, priority: int) -> bool:
 def of_ports(
     kernel: Kernel, store: Store, services: Iterable[str]
 ) -> Iterator[tuple[str, PortMapping, int, OtherChain]]:
-    """Yield rules of other programs that drop, or may drop, new connections to one published port.
+    """Yield rules of other programs that drop, or may drop, new connections to a published port.
 
-    Each result has the service, the published port, an IP version, and the chain with the rule. Of
-    a range of ports, the first and the last port are tried. Chains that drop packets to all ports
+    Each result has the service, the published port, an IP version, and the chain with the rule. For
+    a range of ports, the first and the last port are tested. Chains that drop packets to all ports
     are left out, because `niso.look.other_firewalls.network_drops` finds these. Raises KernelError.
     """
     with kernel.foreign_chains() as source:
@@ -206,7 +207,7 @@ def of_ports(
 def _touching(
     source: ForeignChains, chains: list[Chain], network: NetworkRecord, family: int, proto: str
 ) -> list[Chain]:
-    """Return the chains that have a rule which drops packets by address or port."""
+    """Return the chains with a rule that drops packets because of an address or port."""
     nothing = _Ends(None, None, None, None)
     return [
         chain
@@ -271,8 +272,10 @@ def _outside(
 def _steps(
     kernel: Kernel, context: PolicyContext, explained: ExplainedPacket
 ) -> Iterator[tuple[set[int], _Way, dict[bool, PacketBits]]]:
-    """Yield the hooks that a packet and its reply pass, in order. Each result has the families of
-    the chains there, the hook, and the packet after DNAT (key False) and before DNAT (key True).
+    """Yield the hooks that a packet and its reply pass, in order, each with the families of its
+    chains.
+
+    Each result also has the packet after DNAT (key False) and before DNAT (key True).
     """
     packet, verdict = explained.packet, explained.verdict
     receiver = verdict.receiver.address
@@ -330,7 +333,7 @@ def _steps(
 
 
 def _replies(ways: Iterable[_Way]) -> Iterator[_Way]:
-    """Given the hooks that a packet passes, yield the hooks that filter its replies."""
+    """Yield the hooks that filter a packet's replies, given those that the packet passes."""
     other = {"forward": "forward", "input": "output", "output": "input"}
     for way in ways:
         if way.hook in other:
@@ -391,7 +394,7 @@ def _routed(
 
 
 def _headers(packet: Packet, ends: _Ends, is_reply: bool) -> dict[int, Bits]:
-    """Return the known bits of a packet's headers, by number of header (NFT_PAYLOAD_*_HEADER)."""
+    """Return the known bits of a packet's headers, by header number (NFT_PAYLOAD_*_HEADER)."""
     start, width, at = (12, 4, 9) if packet.family == 4 else (8, 16, 6)
     data, known = bytearray(start + 2 * width), bytearray(start + 2 * width)
     data[at], known[at] = _number(packet), 0xFF
@@ -422,7 +425,7 @@ def _whole(data: bytes) -> Bits:
 
 
 def link_towards(address: str) -> str | None:
-    """Return the interface by which the host sends to an address, or None if that is unknown."""
+    """Return the interface by which the host sends to an address, or None if it is unknown."""
     own = probe.own_address(address)
     if own is None:
         return None

@@ -70,10 +70,9 @@ PROBLEMS: tuple[Problem, ...] = ("missing", "foreign", "different", "gone")
 def check(
     machine: Machine, name: str | None = None, may_be_on: Container[str] = ()
 ) -> list[Finding]:
-    """Return the problems that `niso net check` reports for the host or for one service or network.
+    """Return the problems that `niso net check` reports for the host, a service or a network.
 
-    Sysctls of the host in ``may_be_on`` are not reported for ``name`` if another program has set
-    them to another value than 0.
+    If ``name`` is given, a sysctl in ``may_be_on`` is not reported if niso wants it to be 0.
 
     This function changes nothing. A difference may be due to a command that is running now, so
     differences are compared again under niso's lock. Raises KernelError, NotFound if ``name`` is
@@ -98,7 +97,7 @@ def check(
 
 
 def problems(machine: Machine) -> dict[str, int] | None:
-    """Count problems by kind, without taking niso's lock. Raises KernelError.
+    """Count the problems of each kind, without niso's lock. Raises KernelError.
 
     Only problems that several comparisons in a row find are counted. Returns None if objects
     vanished during each comparison.
@@ -165,8 +164,8 @@ def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list
     """Return a warning and the next step for each neighbour table that is full or nearly full.
 
     ``before`` and ``now`` are two readings of the tables. A table is full if it refused neighbours
-    between the readings. The limit applies to the complete machine, but only the host's own entries
-    can be counted.
+    between the readings. The kernel's limit is for all network namespaces together, but only the
+    entries of the host's own namespace can be counted.
     """
     refused = {table.family: table.refused for table in before}
     warnings = []
@@ -192,10 +191,10 @@ def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list
 
 
 def unpublished_ports(machine: Machine, name: str | None) -> list[tuple[str, str]]:
-    """Return a warning and the next step for each port that a `niso port-forward` replaced.
+    """Return a warning and the next step for each port that its service has lost to a forward.
 
-    The manifest publishes the port. The forward took the host port and no longer exists, so an
-    activation can publish the port again. ``name`` limits the check to one service or network.
+    A `niso port-forward` took the host port, and no longer exists. An activation publishes the port
+    again. ``name`` limits the check to one service or network.
     """
     store = machine.store
     return [
@@ -233,8 +232,8 @@ def listening_warnings(machine: Machine, name: str | None) -> list[tuple[str, st
 
 
 def surroundings_warnings(machine: Machine, name: str | None) -> list[tuple[str, str]]:
-    """Return warnings, each with the next step: an uplink with a small MTU, name servers that do
-    not answer, and files that were replaced on the host while a service mounts them as volumes.
+    """Return warnings with next steps about the host: a small MTU, silent name servers, and files
+    that were replaced on the host while services mount them as volumes.
     """
     store, kernel = machine.store, machine.kernel
     networks, active = _concerned(store, name)
@@ -260,7 +259,7 @@ def policy_warnings(machine: Machine, name: str | None = None) -> list[tuple[str
 
 
 def _concerned(store: Store, name: str | None) -> tuple[list[NetworkRecord], list[str]]:
-    """Return the networks and the active services to check. If ``name`` is None, these are all."""
+    """Return the networks and active services to check. ``name`` limits them, unless it is None."""
     if name is None:
         return store.networks(), store.active_services()
     scope, active = _scope(store, name)
@@ -369,7 +368,7 @@ NOT_ACTIVE = "it is not active"
 
 
 def left_running(machine: Machine) -> list[str]:
-    """Return the services that are not active but still have a process, or files of a process."""
+    """Return the inactive services that still have a process, or files of a process."""
     store, running = machine.store, []
     for name in machine.processes.services():
         row = store.service(name)
@@ -417,7 +416,7 @@ def _processes(machine: Machine, active: list[str]) -> list[Finding]:
 
 
 def of_service(processes: Processes, row: ServiceRow) -> Finding | None:
-    """Return the problem of a service's process, or None. An exited job is not a problem."""
+    """Return the problem of a service's process or None. For a job, an exit is not a problem."""
     finding = processes.defect(row.name)
     if finding is not None and row.is_job and finding.defect not in (UNKNOWN, BLIND):
         return None
@@ -425,7 +424,7 @@ def of_service(processes: Processes, row: ServiceRow) -> Finding | None:
 
 
 def of_package(row: ServiceRow) -> Finding | None:
-    """Return a problem if a service's copy of its package is missing, unusable or emptied."""
+    """Return a problem if a service's copy of its package is missing, unusable or empty."""
     what = f"package copy {row.package} of service {row.name!r}"
     if not os.path.isdir(row.package):
         return Finding("missing", what, row.again)

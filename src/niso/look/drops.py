@@ -87,7 +87,7 @@ class Drops(ResultStream):
     def read(self) -> tuple[Drop, ...]:
         """Wait for packets, and return the packets dropped by policies of the selected services.
 
-        Sends the event `niso.WarningEvent` if the kernel skipped some packets.
+        Sends the event `niso.WarningEvent` if the kernel could not report all packets.
         """
         packets = self._source.read()
         if packets is None:
@@ -125,9 +125,9 @@ class Drops(ResultStream):
 
 
 def fresh_context(kernel: Kernel, store: Store) -> Callable[[], PolicyContext]:
-    """Return a function that reads the services and policies in the database.
+    """Return a function that reads services and policies from the database.
 
-    This function reads the database again only if the database has changed since its last call.
+    The function reads the database again only if it has changed since the last call.
     """
     known: tuple[int, PolicyContext] | None = None
 
@@ -154,7 +154,7 @@ _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp", 1: "icmp", 58: "icmp"}
 
 
 def words(context: PolicyContext, dropped: Dropped) -> str:
-    """Return why a packet was dropped: a phrase about policy or network, or the nftables rule."""
+    """Return why a packet was dropped: a phrase about a policy or network, or the nftables rule."""
     place = f"{dropped.table} {dropped.chain}"
     if dropped.table not in (INET, BRIDGE):
         return f"{place}: {dropped.rule or 'policy drop'}"
@@ -235,7 +235,7 @@ def count(rows: Sequence[ServiceRow]) -> list[Stats]:
 
 
 def by_service(counters: Iterable[Stats]) -> list[Stats]:
-    """Return one `Stats` for each service, sorted by name, with the sums of its instances."""
+    """Add up the counters of instances: return one `Stats` for each service, sorted by name."""
     sums: dict[str, Stats] = {}
     for one in counters:
         service = names.owner(one.service)
@@ -248,10 +248,10 @@ def by_service(counters: Iterable[Stats]) -> list[Stats]:
 
 
 def _policy_drops() -> tuple[_Counts | None, _Counts]:
-    """Count the packets dropped by policies, and the packets that passed only because of an audit.
+    """Count the packets that policies dropped, and those that passed only because of an audit.
 
-    Both results map (direction, service) to a number of packets. The first result is None if the
-    nftables table of niso is missing.
+    Both results map (direction, service) to a number of packets. The first result is None if niso's
+    nftables table is missing.
     """
     drops: _Counts = {}
     audits: _Counts = {}

@@ -1,8 +1,8 @@
 """Report events of services and networks as they happen, for `Host.events`.
 
-No daemon is needed. The kernel wakes the caller. The caller reads the events that other processes
-of niso have recorded (`niso.runtime.event_log`), and itself records the other changes. All changes
-by one command are one event, because a service is not compared until its command has ended.
+No daemon is needed: the kernel wakes the caller. The caller reads the events that other niso
+processes have recorded (`niso.runtime.event_log`), and records all other changes itself. All
+changes by one command are one event, because a service is compared only after the command.
 """
 
 from __future__ import annotations
@@ -60,16 +60,15 @@ class Events(ResultStream):
         return self._watches.fileno()
 
     def past(self) -> tuple[Happened, ...]:
-        """Return the events recorded since the time that the caller requested, if any."""
+        """Return the recorded events since the time that the caller gave, if any."""
         return self._chosen(sorted(self._past, key=lambda one: one.time))
 
     @guarded
     def read(self) -> tuple[Happened, ...]:
         """Wait for a change and return its events, if any.
 
-        Changes in quick succession are reported by one call, which returns 0.1 s after the last
-        change. If changes do not stop, the call returns about 1 s after the first change. A pause
-        after each snapshot can delay the result further.
+        Changes in quick succession are returned together, 0.1 s after the last change or about 1 s
+        after the first. Taking a snapshot can delay the result further.
         """
         self._watches.wait(None)
         time.sleep(max(0.0, self._free_at - time.monotonic()))
@@ -94,7 +93,7 @@ class Events(ResultStream):
         self._watches.close()
 
     def _folded(self) -> tuple[bool, list[TableChange] | None]:
-        """Collect changes until there is a short time without changes.
+        """Collect changes until none arrives for a short time.
 
         Returns whether anything changed, and changes of nftables (None if the kernel skipped some).
         """

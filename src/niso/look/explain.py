@@ -53,7 +53,7 @@ class OtherHostObject(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """The verdict of one part of the configuration, such as the sender's policy, on a packet."""
+    """The verdict on a packet of one part of the configuration, such as the sender's policy."""
 
     verdict: str  # pass, drop, or audit: passes only because the policy is in audit
     words: str  # the reason for the verdict
@@ -83,7 +83,7 @@ class Judged(NamedTuple):
 
     @property
     def dropped_by(self) -> Judgement | None:
-        """The first verdict, in kernel order, that drops the packet; None if it is not dropped."""
+        """The first verdict, in the kernel's order, that drops the packet, or None."""
         parts = (self.path, self.egress, self.ingress)
         return next((part for part in parts if part.verdict == "drop"), None)
 

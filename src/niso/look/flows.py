@@ -63,9 +63,9 @@ class FlowEnd(NamedTuple):
 class Flow(NamedTuple):
     """All flows from one address to one port of another address, after DNAT.
 
-    Either all of these flows passed, or all were dropped (``was_dropped``). If the service at one
-    end no longer exists (``gone``), its policy is unknown, and the fields for the policy entry are
-    None.
+    Either all of these flows passed, or all were dropped (``was_dropped``). If a service at one end
+    no longer exists (``gone``), the fields of its policy entry are None, because its policy is
+    unknown.
     """
 
     from_: FlowEnd  # source of the flows
@@ -87,12 +87,12 @@ class Flow(NamedTuple):
 
     @property
     def passes(self) -> bool:
-        """True if the flows passed, even if only because a policy was in audit."""
+        """True if the flows passed, even if only because a policy was in audit mode."""
         return not self.was_dropped
 
     @property
     def audited(self) -> bool:
-        """True if the flows pass, or passed, only because a policy is in audit, not in force."""
+        """True if the flows pass, or passed, only because a policy is in audit mode."""
         return self.verdict == AUDIT
 
     @property
@@ -125,7 +125,7 @@ class Memory(NamedTuple):
     def by_verdict(self) -> Iterator[tuple[str, Recorded]]:
         """Yield each recorded flow with its verdict PASS, AUDIT or DROP.
 
-        Packets that passed only because of an audit are counted as AUDIT, and not as PASS.
+        AUDIT means that packets passed only because a policy was in audit mode.
         """
         passed = {row[:4]: row for row in self.passed}
         for row in self.audited:
@@ -195,14 +195,15 @@ class FlowReader:
         return FlowEnd(front.name, front.name, next(a for a in shared if family_of(a) == family))
 
     def for_context(self, context: PolicyContext) -> FlowReader:
-        """Return this reader, or a new one if ``context`` has other policies or the cache is
-        full.
+        """Return this reader, or a new one if ``context`` has other policies or the cache is full.
+
+        A new reader has an empty cache.
         """
         is_same = context == self.context and len(self._flows) <= _MOST_CACHED
         return self if is_same else FlowReader(context, self._split)
 
     def end(self, address: str) -> FlowEnd:
-        """Return the name and service of an address that is the source or destination of flows."""
+        """Return the name and service of an address at one end of a flow."""
         if address not in self._ends:
             is_host = plan_verdict.is_host(self.context, address)
             gone = not is_host and is_for_services(self.context, address)
@@ -211,7 +212,7 @@ class FlowReader:
         return self._ends[address]
 
     def shown(self, key: Key) -> Key:
-        """Replace the addresses of instances in a flow's key by addresses of their service."""
+        """Replace the addresses of instances in a flow's key by those of their service."""
         return self.end(key[0]).address, self.end(key[1]).address, *key[2:]
 
     def flow(self, key: Key, passes: bool) -> Flow:
@@ -256,9 +257,9 @@ class FlowReader:
         )
 
     def _part(self, services: frozenset[str], passes: bool) -> PolicyContext:
-        """Return the policies of only the given services, which are evaluated faster.
+        """Return only the policies of the given services, because fewer are evaluated faster.
 
-        For flows that passed, a DNS name in a policy stands for all its former addresses too.
+        For flows that passed, a DNS name in a policy also stands for its former addresses.
         """
         if (services, passes) not in self._parts:
             context = self.context
@@ -304,7 +305,7 @@ def _added(flow: Flow, other: Flow) -> Flow:
 
 
 def _merged(flows: Iterable[Flow]) -> list[Flow]:
-    """Add up flows with equal ends, port and verdict, such as flows to instances of one service."""
+    """Add up flows with equal ends, port and verdict, such as flows to several instances."""
     merged: dict[tuple[Key, str, bool], Flow] = {}
     for flow in flows:
         key = flow.id, flow.verdict, flow.was_dropped
@@ -314,10 +315,7 @@ def _merged(flows: Iterable[Flow]) -> list[Flow]:
 
 
 def lately(flows: Iterable[Flow], since: float | None) -> list[Flow]:
-    """Return the flows that are open or that began after ``since`` (Unix time).
-
-    If ``since`` is None, returns all flows.
-    """
+    """Return the flows that are open or began after ``since`` (Unix time; None: all flows)."""
     if since is None:
         return list(flows)
     oldest = time.time() - since
@@ -325,7 +323,7 @@ def lately(flows: Iterable[Flow], since: float | None) -> list[Flow]:
 
 
 def changes(before: Iterable[Flow], after: Iterable[Flow]) -> list[Flow]:
-    """Return the flows that began between two readings of the flows, oldest first.
+    """Return the flows that began between two readings, oldest first.
 
     In the result, the field ``new`` counts only flows that began between the readings.
     """
@@ -339,12 +337,12 @@ def changes(before: Iterable[Flow], after: Iterable[Flow]) -> list[Flow]:
 
 
 def more(before: int, now: int) -> int:
-    """Return how much a counter has grown. A counter lower than before has restarted at 0."""
+    """Return how much a counter has grown. If it is lower than before, it has restarted at 0."""
     return now - before if now >= before else now
 
 
 def times(ago: float | None) -> tuple[str | None, float | None]:
-    """Convert the age of an event to its time (RFC 3339) and to its age rounded to milliseconds."""
+    """Convert the age in seconds of an event to its time (RFC 3339) and its rounded age."""
     return (None, None) if ago is None else (exact_time_text(time.time() - ago), round(ago, 3))
 
 
@@ -359,7 +357,7 @@ def published(
 
 
 def mappings(known: KnownService | None, proto: str, port: int) -> list[PortMapping]:
-    """Return the published ports, and ranges of ports, that lead to the given port of a service."""
+    """Return the published ports or ranges of ports that lead to a given port of a service."""
     return [
         mapping
         for mapping in (known.ports if known else ())
@@ -377,8 +375,8 @@ def closed(
 ) -> Reason | None:
     """Return why no packet can get from one address to a port of another, or None if one can.
 
-    Only networks and published ports are considered, not policies. Flows are recorded after DNAT,
-    so a flow through a published port looks like a flow to the service's own address. A flow from
+    Only networks and published ports are considered, not policies. Flows are recorded after DNAT: a
+    flow through a published port looks like a flow to the service's own address. A flow from
     another machine always came through a published port. If ``across`` is true, flows between
     services on different networks are assumed to come through a published port too.
     """
@@ -401,7 +399,7 @@ def read(
     with_open: bool = True,
     instances: bool = False,
 ) -> tuple[PolicyContext, list[Flow], int]:
-    """Read the policies, the recorded flows, and the number of flows that could not be recorded.
+    """Return policies, recorded flows, and the number of flows that could not be recorded.
 
     If ``since`` (Unix time) is given, only flows that are open or began later are returned. With
     ``instances``, flows of instances (replicas) are listed separately.
@@ -416,7 +414,7 @@ def read(
 
 
 class Flows(ResultStream):
-    """An endless iterator of new flows, each a `Flow`. Use it in a ``with`` block."""
+    """An endless iterator of new flows (`Flow`). Use it in a ``with`` block."""
 
     def __init__(self, session: Session, name: str | None, denied: bool, instances: bool) -> None:
         self.session = session
@@ -456,7 +454,7 @@ def flows(
 
 
 def _home(store: Store, name: str) -> str:
-    """Return the service whose network namespace and addresses the given service uses.
+    """Return the service that owns the network namespace and addresses of a given service.
 
     Raises Error if this namespace has no addresses.
     """
@@ -475,7 +473,7 @@ def _is_instance(service: str | None) -> bool:
 
 
 def _chosen(flows: Iterable[Flow], service: str | None, denied: bool) -> tuple[Flow, ...]:
-    """Return the flows of one service or of all. With ``denied``, return only denied flows."""
+    """Select the flows of one service, if given. With ``denied``, select only denied flows."""
     chosen = []
     for flow in flows:
         # with the instances apart, the flows of a service are those of its instances
@@ -499,7 +497,7 @@ def totals(
 ) -> tuple[list[tuple[Total, int]], int]:
     """Count flows by the names of both ends, port, protocol and verdict.
 
-    Returns the ``limit`` highest counts, and how many counts were left out.
+    Returns the ``limit`` highest counts, and the number of counts that were left out.
     """
     reader = FlowReader(context)
 

@@ -53,9 +53,9 @@ def of_traffic(
     only: frozenset[str] | None,
     states: Mapping[str, str] = MappingProxyType({}),
 ) -> Picture:
-    """Draw the recorded flows of all services, or only flows to or from the given services.
+    """Draw the recorded flows of all services, or only flows to or from the services ``only``.
 
-    ``states`` maps services to a status such as ``exited (1)``. A service not in ``states`` runs.
+    ``states`` maps services to a status such as ``exited (1)``. Other services are running.
     """
     rows = [s for s in seen if only is None or not only.isdisjoint(s.services)]
     addresses = {e.address for row in rows for e in (row.from_, row.to) if not e.is_known}
@@ -85,8 +85,8 @@ def of_policies(
     """Draw what policies and published ports allow, whether or not there is traffic.
 
     ``states`` is as in `of_traffic`. A published port has an edge from each kind of client that may
-    use the port. Each policy entry that applies to packets between two services of one network has
-    an edge with the resulting verdict.
+    use it. Each policy entry that applies to packets between two services of one network is an
+    edge, labelled with the verdict.
     """
     known = [
         service
@@ -141,7 +141,7 @@ def _users(context: PolicyContext, receiver: KnownService, port: PortMapping) ->
 
 
 def _outer(context: PolicyContext, peer: Peer) -> Iterator[str]:
-    """Yield the box text for a policy's peer outside niso's networks. Prefixes share one box."""
+    """Yield the box text for a peer outside niso's networks. All prefixes share one box."""
     if peer.kind == "outside":
         yield peer.name
     elif peer.kind in ("prefix", "prefixes"):
@@ -379,10 +379,10 @@ _POOL = "10.99.{}.0/24"
 
 
 def declared_context(stack: Stack) -> PolicyContext:
-    """Return the services, networks and policies of a stack, as if the stack were active.
+    """Return the services, networks and policies of a stack as if it were active.
 
-    A network without a declared subnet gets a made-up subnet, and services get made-up addresses.
-    Made-up values depend only on the file, differ from real ones, and serve to compute verdicts.
+    A network without a declared subnet gets a made-up subnet, and services get made-up addresses,
+    so that verdicts can be computed. They depend only on the file, and differ from real addresses.
     """
     used = {name for member in stack.members for name in member.loaded.spec.network.networks}
     networks = {}

@@ -23,7 +23,7 @@ HOLDERS = ("podman",)  # owners of attachments whose own programs listen on publ
 
 
 def published_by(row: ServiceRow) -> tuple[records.PortMapping, ...]:
-    """Return the ports in a service's manifest of the last activation.
+    """Return the ports in a service's manifest at its last activation.
 
     If the service's row in the database is damaged, returns no ports.
     """
@@ -40,8 +40,7 @@ def taken(
     """Return the ports of a service's manifest that a `niso port-forward` uses now.
 
     Each result has the wanted port, the service that publishes the host port now, and the port to
-    which that service forwards it. ``published`` are the ports that the service published before
-    the forward took them.
+    which that service forwards it. ``published`` are the ports that the service had before.
     """
     gone = [
         port
@@ -58,7 +57,7 @@ def taken(
 
 
 def unpublished(store: Store, service: str) -> list[records.PortMapping]:
-    """Return the ports of a service's manifest that an ended `niso port-forward` had taken away."""
+    """Return the ports of a manifest that a `niso port-forward`, ended since, had taken away."""
     row = store.service(service)
     wanted = published_by(row) if row is not None else ()
     lost = [
@@ -75,13 +74,13 @@ def unpublished(store: Store, service: str) -> list[records.PortMapping]:
 
 
 def same_place(one: records.PortMapping, other: records.PortMapping) -> bool:
-    """Return whether two published ports overlap on one host address, or both on all addresses."""
+    """Return whether two published ports clash, on the same host address or on all addresses."""
     alike = one.host_ip == other.host_ip or (one.is_wide and other.is_wide)
     return alike and one.clashes(other)
 
 
 def as_held(held: records.PortMapping, wanted: records.PortMapping) -> str:
-    """Return " as ADDRESS:PORT" if a recorded port is on another host port than wanted, else ""."""
+    """Return " as ADDRESS:PORT" if a port is recorded with another host port than wanted, or ""."""
     return "" if held.host_side == wanted.host_side else f" as {held.host_side}"
 
 
@@ -100,7 +99,7 @@ class Listeners:
         return self._found[proto]
 
     def clashing(self, port: records.PortMapping) -> list[Listener]:
-        """Return the host's sockets that would lose packets if this port were published."""
+        """Return the host's sockets that would lose packets if a port were published."""
         return [
             listener
             for listener in self.of(port.proto)
@@ -129,7 +128,7 @@ class Listeners:
 def shadows(
     kernel: Kernel, store: Store, services: Iterable[str]
 ) -> list[tuple[str, records.PortMapping, int, str]]:
-    """Find programs that get no packets, because they listen on published ports of services.
+    """Find programs that get no packets because a service publishes the port they listen on.
 
     Each result has service, port, IP version, and a text about the program. Raises KernelError.
     """
@@ -198,7 +197,7 @@ def published_ports(store: Store) -> tuple[PublishedPort, ...]:
 
 
 def port_rows(store: Store) -> list[tuple[str, records.PortMapping, Port]]:
-    """Return the published ports of all active services: service, recorded port, `Port` to show."""
+    """Return the published ports of active services: service, recorded port, `Port` to show."""
     ports = store.active_ports()
     families = {service: store.port_families(service) for service in {name for name, _ in ports}}
     return [
@@ -207,6 +206,6 @@ def port_rows(store: Store) -> list[tuple[str, records.PortMapping, Port]]:
 
 
 def published_port(service: str, port: Port, ways: tuple[str, ...] | None) -> PublishedPort:
-    """Build a `PublishedPort`. ``ways`` are phrases that say from where the port can be reached."""
+    """Build a `PublishedPort`. ``ways`` are phrases that say who can reach the port."""
     address = f"{bracketed(port.host_ip)}:{span(port.host_port, port.range)}"
     return PublishedPort(service, address, port.container_port, port, ways)

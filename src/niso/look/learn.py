@@ -97,7 +97,7 @@ def learn_flows(
 
 
 class _PeerPorts(NamedTuple):
-    """A peer, a range of ports and a protocol. One policy entry allows all flows of this kind."""
+    """A peer, a range of ports and a protocol. One policy entry allows all flows of this group."""
 
     peer: str  # as in a manifest, so an IPv6 address is in brackets
     first: int
@@ -120,7 +120,7 @@ class _Learner:
         self._context, self._known, self._name, self._network = context, known, name, network
 
     def lines(self, seen: Sequence[Flow], egress: bool) -> Iterator[LearnedEntry]:
-        """Yield the entries for ingress or egress, and then entries that are only comments."""
+        """Yield the entries for ingress or egress, followed by entries that are only comments."""
         passed = [s for s in seen if s.passes and s.agrees and not s.audited]
         before = {s.id for s in passed}
         refused = [
@@ -154,7 +154,7 @@ class _Learner:
                 yield _line(entry.text, (), False, "in the manifest; nothing used it")
 
     def _entry(self, listed: tuple[Entry, ...] | None, seen: Flow, egress: bool) -> Entry | None:
-        """Return the narrowest entry in the present allow list that allows a flow, or None."""
+        """Return the narrowest entry of an allow list that allows a flow, or None."""
         if listed is None:
             return None
         peer = seen.to if egress else seen.from_
@@ -168,7 +168,9 @@ class _Learner:
     def _groups(
         self, rows: Iterable[Flow], egress: bool
     ) -> tuple[dict[_PeerPorts, list[Flow]], list[Flow]]:
-        """Group flows by the new entry that allows them. Also return flows of deleted services."""
+        """Group flows by the new entry that would allow them. Flows of deleted services are
+        separate.
+        """
         groups: dict[_PeerPorts, list[Flow]] = {}
         outside: dict[tuple[int, str, int], list[Flow]] = {}
         gone = []
@@ -203,14 +205,14 @@ class _Learner:
         return groups, gone
 
     def _inside(self, family: int) -> list[_Prefix]:
-        """Return the prefixes of niso's networks and address pools, and the host's addresses."""
+        """Return niso's prefixes (networks and address pools) and the host's addresses."""
         context = self._context
         subnets = (subnet.cidr for on in context.networks.values() for subnet in on.subnets)
         texts = (*context.host, *context.pools, *subnets)
         return [ipaddress.ip_network(text) for text in texts if family_of(text) == family]
 
     def _published(self, proto: str, port: int) -> set[int]:
-        """Return the IP versions in which a port of the service is published to other machines."""
+        """Return the IP versions in which other machines can use a port of the service."""
         own = {family_of(address) for address in verdict.addresses_of(self._known)}
         return {
             family
@@ -233,7 +235,7 @@ class _Learner:
         gone: Sequence[Flow],
         egress: bool,
     ) -> Iterator[LearnedEntry]:
-        """Yield comments: denied peers, unused ports, and networks that could replace entries."""
+        """Yield comments: denied peers, unused ports, networks that could replace entries."""
         entries = {group.text for group in groups}
         others: dict[_PeerPorts, list[Flow]] = {}
         for flow in refused:
@@ -273,7 +275,7 @@ class _Learner:
             yield _line(text, (), False, "published; no other machine used it")
 
     def _whole(self, groups: dict[_PeerPorts, list[Flow]]) -> Iterator[LearnedEntry]:
-        """Yield a comment for each network whose name could replace the entries of its services."""
+        """Yield a comment for each network that could replace the entries of its services."""
         used: dict[tuple[int, str], set[str]] = {}
         for group, rows in groups.items():
             for flow in rows:
@@ -305,9 +307,9 @@ def _outside(
 ) -> Iterator[tuple[_PeerPorts, list[Flow]]]:
     """Yield policy entries for addresses outside niso's networks, each with the flows it allows.
 
-    All given flows are to one port. Neighbouring addresses are merged into the smallest prefix that
-    contains them, until at most `MOST_OUTSIDE` entries are left, if possible. No merged prefix
-    contains an address of the prefixes ``inside``, which are niso's or the host's.
+    All given flows are to one port. Neighbouring addresses are merged into prefixes until at most
+    `MOST_OUTSIDE` entries are left, if possible. No merged prefix contains an address in
+    ``inside``, the prefixes that are niso's or the host's.
     """
     by_number: dict[int, list[Flow]] = {}
     for flow in rows:
@@ -349,7 +351,7 @@ _Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def _joined(groups: dict[_PeerPorts, list[Flow]]) -> Iterator[tuple[_PeerPorts, list[Flow]]]:
-    """Yield entries in order, each with its flows. Consecutive ports of one peer become a range."""
+    """Yield (entry, flows) in order, with consecutive ports of one peer merged into a range."""
     order = sorted(groups, key=lambda g: (g.peer, g.proto, g.first))
     last: tuple[_PeerPorts, list[Flow]] | None = None
     for group in order:
@@ -386,7 +388,7 @@ class PolicyChange(NamedTuple):
 
     @property
     def diff(self) -> str:
-        """The change in the format of diff -u. A file name with a newline is quoted."""
+        """The change in the format of diff -u. A newline in a file name is quoted."""
         import difflib
 
         old, new = (text.splitlines(keepends=True) for text in (self.before, self.after))
@@ -536,7 +538,7 @@ _OWN = ("network", "policy")
 
 
 def _place(store: Store, row: ServiceRow) -> _Place:
-    """Return the file and table for a service's policy. The policy need not exist yet.
+    """Return the file and the table in which a service's policy belongs, even if it has none.
 
     The policy of a [[service]] in a stack.toml is usually in the manifest of its package. The
     policy is in the stack.toml if this file has a policy for the service or uses the package twice.
@@ -599,7 +601,7 @@ def _apply(store: Store, file: str, rows: Sequence[ServiceRow]) -> str:
 
 
 def watched_s(row: ServiceRow, since: float | None = None) -> float | None:
-    """Return for how many seconds a service's flows have been recorded after ``since`` (Unix time).
+    """Return for how many seconds a service's flows have been recorded since ``since`` (Unix time).
 
     If the service is not active, returns None.
     """
@@ -612,7 +614,7 @@ def watched_s(row: ServiceRow, since: float | None = None) -> float | None:
 
 
 class WrittenNames:
-    """The names by which one service's policy in its file can refer to services and networks.
+    """The names by which the policy of a service can refer to other services and networks.
 
     A service of the same stack is named as in the stack's file, without the stack's prefix. If the
     file is copied for another stack, its policies then refer to that stack's own services.
@@ -629,7 +631,7 @@ class WrittenNames:
             self._read(stack)
 
     def _read(self, stack: str) -> None:
-        """Read the names from the stack's files. If these files are missing, derive the names."""
+        """Read the names from the stack's files. If files are missing, derive the names."""
         services: set[str] = set()
         networks: set[str] = {DEFAULT_NETWORK}
         for file in self._store.stack_files(stack):

@@ -1,9 +1,8 @@
-"""Find on which addresses and ports the programs of a service listen, and where they should listen.
+"""Find where the programs of a service listen, and where they should listen.
 
-A packet may pass all rules although no program receives it. The usual reasons are that the program
-listens on another port, on loopback only, or on IPv6 only. The kernel lists the sockets of a
-service's network namespace (`niso.kernel.sockets`). nftables rules inside that namespace are not
-examined.
+A packet may pass all rules although no program receives it. Usually the program listens on another
+port, on loopback only, or on IPv6 only. The kernel lists the sockets of a service's network
+namespace (`niso.kernel.sockets`). nftables rules inside that namespace are not examined.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class Listening(NamedTuple):
 
     @property
     def words(self) -> str:
-        """A phrase that says where no program listens, and where programs listen instead."""
+        """A phrase that says on which port no program listens, and where programs do listen."""
         proto = "" if self.proto == "tcp" else f"/{self.proto}"
         at = f"{bracketed(self.address)}:{self.port}{proto}"
         if self.listens:
@@ -90,8 +89,9 @@ class ServiceSockets:
         self._holders: dict[int, tuple[int, str] | None] = {}
 
     def of(self, home: str, proto: str) -> list[Listener] | None:
-        """Return the sockets in the network namespace of a service or of the host (`HOST`). Returns
-        None if the namespace does not exist.
+        """Return the sockets in the network namespace of a service or of the host (`HOST`).
+
+        Returns None if the namespace does not exist.
         """
         if (home, proto) not in self._found:
             found = None
@@ -125,7 +125,7 @@ class ServiceSockets:
         )
 
     def all_of(self, home: str) -> tuple[ListeningSocket, ...]:
-        """Return all listening sockets in the network namespace of a service, by port."""
+        """Return all listening sockets in a service's network namespace, sorted by port."""
         return tuple(
             one
             for proto in PORTED
@@ -154,7 +154,7 @@ class ServiceSockets:
 def of_packet(
     kernel: Kernel, context: PolicyContext, verdict: Verdict, proto: str
 ) -> Listening | None:
-    """Return whether a program listens on the address and port at which a packet arrives.
+    """Return whether a program listens where a packet arrives.
 
     Returns None if the packet is dropped, has no port, or does not go to the host or to an active
     service of this host. Also returns None if the packet goes to the host and rules of other
@@ -183,7 +183,7 @@ def of_packet(
 def unheard(
     sockets: ServiceSockets, store: Store, services: Iterable[str]
 ) -> Iterator[tuple[str, PortMapping, int, Listening]]:
-    """Yield each published port that leads to an address and port on which no program listens.
+    """Yield the published ports that lead to an address and port on which no program listens.
 
     Each result has the service, its port and an IP version. Ranges of ports are left out, because
     programs open these on demand. Services whose process does not run are left out too.
@@ -214,9 +214,9 @@ def unheard(
 
 
 def _runners(store: Store, service: str) -> list[str]:
-    """Return the instances of a service that receive its traffic and run.
+    """Return the running instances of a service that receive traffic.
 
-    For a service without instances, returns the service itself if it runs.
+    A service without instances is returned itself if it runs.
     """
     row = store.service(service)
     if row is None or not row.active:
@@ -229,7 +229,7 @@ def _runners(store: Store, service: str) -> list[str]:
 
 
 def published_at(store: Store, service: str) -> Iterator[tuple[NetworkRecord, int, str]]:
-    """Yield the network, IP version and address to which the published ports of a service lead.
+    """Yield the network, IP version and address to which a service's published ports lead.
 
     If the service has replicas, this is the service's own address, which the instances share.
     """

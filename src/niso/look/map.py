@@ -177,7 +177,7 @@ class Map(Metered):
         )
 
     def _name_in(self, store: Store) -> Callable[[str, str], str | None]:
-        """Return a cached function that gives the name of a service in another service's policy."""
+        """Return a cached function that maps (service, other) to the other's name in a policy."""
         version = store.changes()
         if version != self._version:
             self._version, self._names = version, {}
@@ -271,9 +271,9 @@ MOST_PASSED, MOST_REFUSED, MOST_OPEN = 4000, 1000, 1000
 
 
 def bounded(memory: Memory) -> tuple[Memory, int]:
-    """Limit recorded flows to the latest, and open flows to those with most connections.
+    """Limit the recorded flows to the latest, and the open flows to those with most connections.
 
-    Also returns the number of flows that were left out.
+    Also returns how many flows were left out.
     """
 
     def latest(rows: tuple[Recorded, ...], most: int) -> tuple[Recorded, ...]:
@@ -290,7 +290,7 @@ def bounded(memory: Memory) -> tuple[Memory, int]:
 
 
 def grouped(flows: Sequence[Flow]) -> list[tuple[tuple[MapEnd, MapEnd], list[Flow]]]:
-    """Group flows by port, protocol, verdict, and the source and destination that the map shows."""
+    """Group flows by port, protocol, verdict, and both ends as the map shows them."""
     sources = _shown(flow.from_ for flow in flows)
     targets = _shown(flow.to for flow in flows)
     groups: dict[tuple[MapEnd, MapEnd, int, str, str], list[Flow]] = {}
@@ -302,7 +302,7 @@ def grouped(flows: Sequence[Flow]) -> list[tuple[tuple[MapEnd, MapEnd], list[Flo
 
 
 def _shown(ends: Iterable[FlowEnd]) -> Mapping[str, int]:
-    """Return the DNS names and addresses with the most flows, and how many flows each has."""
+    """Return the DNS names and addresses with the most flows, and the number of their flows."""
     counts: dict[str, int] = {}
     for end in ends:
         if not (end.is_known or end.gone):

@@ -1,5 +1,5 @@
-"""Find forward chains of other firewalls that drop packets which niso's rules accept, and propose
-commands that prevent this.
+"""Find forward chains of other firewalls that drop packets which niso accepts, and propose commands
+that prevent this.
 
 A packet is forwarded only if the forward chains of all tables accept it. niso's rules therefore
 cannot override another program's drop policy, and niso never edits another program's table. This
@@ -57,7 +57,7 @@ class ForeignDrop(NamedTuple):
     bridges: tuple[str, ...]  # the affected bridges
 
     def describe(self) -> str:
-        """Describe in one line what the chain drops. The remedy is not included."""
+        """Describe in one line which packets the chain drops, without the remedy."""
         bridges, what = ", ".join(self.bridges), ", ".join(self.what)
         return f"nftables chain {self.chain} drops connections of {bridges} ({what})"
 
@@ -81,7 +81,7 @@ def foreign_drops(
 
 
 def unseen(families: Iterable[int] = (4,)) -> list[str]:
-    """Return a warning for each IP version that has rules of iptables-legacy."""
+    """Return a warning for each IP version in which iptables-legacy has rules."""
     return [
         f"rules of {tool} are not visible; check with {tool} -S FORWARD"
         for family, tool in ((4, "iptables-legacy"), (6, "ip6tables-legacy"))
@@ -96,7 +96,7 @@ def drops(
     bridged: bool,
     families: tuple[int, ...],
 ) -> list[ForeignDrop]:
-    """Return those of the given chains that drop packets of bridges. See `foreign_drops`."""
+    """Return which of the given chains drop packets of bridges. See `foreign_drops`."""
     traced = [(bridge[0], list(packets(bridge, bridged, families))) for bridge in bridges]
     dropping = []
     for chain in sorted(chains):
@@ -178,7 +178,7 @@ def _remedy(
 
 
 def is_plain(name: str) -> bool:
-    """Return whether nft(8) can express the name of a table or chain."""
+    """Return whether the name of a table or chain can be written in nft(8)'s language."""
     return bool(name) and not name[0].isdigit() and name[0] not in "-." and set(name) <= _PLAIN
 
 
@@ -227,7 +227,7 @@ UPLINK: Bits = (bytes(16), bytes(16))
 
 
 class PacketBits(NamedTuple):
-    """A hypothetical packet, of which only some properties are known."""
+    """A hypothetical packet with only some known properties."""
 
     what: str  # PUBLISHED, OUTWARD or WITHIN
     enters: bool  # whether the packet enters by the bridge
@@ -306,7 +306,7 @@ def _switched(bridge: Bridge, family: int, ethertype: bytes, reply: bool) -> Pac
 
 
 def _header(bridge: Bridge, family: int, source: bool, destination: bool) -> Bits:
-    """Return an IP header whose source, destination or both are in the bridge's prefix."""
+    """Return an IP header with a source, a destination or both in the bridge's prefix."""
     start, width = (12, 4) if family == 4 else (8, 16)
     address, mask = bytes(width), bytes(width)
     if family in bridge[2]:
@@ -364,11 +364,11 @@ def judge(
 ) -> tuple[str, Place | None]:
     """Return what a base chain does to a packet, and the rule that decides.
 
-    The first result is ACCEPTS, DROPS, MAY_DROP or UNSURE. MAY_DROP and UNSURE mean that a rule
-    which would drop the packet may match, because a property that the rule tests is unknown. The
-    result is MAY_DROP if this rule also matches the packet's address or port, or if ``any_end`` is
-    true and the rule tests one. Otherwise, as for a rule that tests only a mark, the result is
-    UNSURE. The second result is None if the chain's policy decides.
+    The first result is ACCEPTS, DROPS, MAY_DROP or UNSURE. With MAY_DROP and UNSURE, a dropping
+    rule tests an unknown property and may therefore match. The result is MAY_DROP if the rule also
+    matches the packet's address or port, or if ``any_end`` is true and the rule tests one.
+    Otherwise, as for a rule that tests only a mark, the result is UNSURE. The second result is None
+    if the chain's policy decides.
     """
     may_accept = unsure = False
     may_drop: Place | None = None
@@ -433,9 +433,9 @@ def _evaluate(
 ) -> tuple[bool | None, ChainVerdict | None, bool]:
     """Return whether a rule matches a packet (None if unknown), and the rule's verdict.
 
-    The third result says whether the rule matches an address or port of the packet, or with
-    ``any_end``, whether the rule tests one. Without ``doubts``, the evaluation ends without a
-    verdict at the first expression whose value is unknown.
+    The third result says whether the rule matches an address or port of the packet. With
+    ``any_end``, it says whether the rule tests one. Without ``doubts``, the evaluation ends without
+    a verdict at the first expression whose value is unknown.
     """
     registers = _Registers()
     matches: bool | None = True
@@ -520,7 +520,7 @@ def _matches(expression: Expression, packet: PacketBits, registers: _Registers) 
 
 
 def _has_ports(match: IptablesMatch, packet: PacketBits) -> bool | None:
-    """Return whether a packet has the ports that an iptables match tests, or None if unknown."""
+    """Return whether a packet has the ports that an iptables match tests (None if unknown)."""
     data, known = packet.headers.get(2, (bytes(4), bytes(4)))
     fits: list[bool | None] = []
     for offset, ranges in ((0, match.sources), (2, match.targets)):
@@ -545,7 +545,7 @@ def _loaded(load: RegisterLoad, packet: PacketBits) -> Bits | None:
 
 
 class _Registers:
-    """The registers of nftables while a rule is evaluated. A mask tells which bits are known."""
+    """The registers of nftables during the evaluation of a rule. A mask marks the known bits."""
 
     def __init__(self) -> None:
         self.forget()
@@ -578,7 +578,7 @@ class _Registers:
         self.write(expression.target, (bytes(a & b ^ x for a, b, x in bits), now))
 
     def read(self, register: int, length: int) -> bytes | None:
-        """Return the bytes in a register, or None if one of their bits is unknown."""
+        """Return the bytes in a register, or None if any of their bits is unknown."""
         end = register + length
         if not length or end > _REGISTERS or any(x != 0xFF for x in self._known[register:end]):
             return None
@@ -661,7 +661,7 @@ def _forwarding(link: str) -> str:
 def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
     """Add a policy's restrictions to the lines that say who can reach a published port.
 
-    The first of ``ways`` is about this host, which no policy restricts.
+    The first line is about this host, which no policy restricts.
     """
     if policy is None or len(ways) < 2:
         return ways
@@ -699,8 +699,8 @@ def _ways(
 ) -> list[str]:
     """Return the lines that say who can reach a published port.
 
-    ``addresses`` is a result of `_addresses`. ``closed`` are interfaces that do not forward IPv4,
-    and ``internal`` networks without access to the port. ``but`` is a note about other firewalls.
+    ``addresses`` is a result of `_addresses`. ``closed`` are interfaces that do not forward IPv4.
+    ``internal`` are networks without access to the port. ``but`` is a note about other firewalls.
     """
     if port.host_ip in (ANY4, ANY6):
         published = [item for item in addresses if family_of(item[0]) in port.families]

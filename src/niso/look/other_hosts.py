@@ -107,7 +107,7 @@ def _port(service: str, host: str, port: PortMapping) -> ClusterPort:
 
 
 def _others(store: Store, joined: Config) -> tuple[list[ClusterClaim], set[str]]:
-    """Read from etcd the services of other hosts, and the names of all live hosts."""
+    """Read from etcd the services of other hosts and the names of all live hosts."""
     engine = joined.engine(brief=True)
     try:
         membership = ClusterKeys(engine, joined.keys)
@@ -154,10 +154,10 @@ def _mirrored(store: Store) -> list[ClusterLine]:
 def with_remote(
     session: Session, here: PolicyContext, source: str, destination: str, proves: bool = False
 ) -> PolicyContext:
-    """Add the policies of other hosts' services that send or receive a packet to those known here.
+    """Add the policies that apply to a packet on other hosts to the policies of this host.
 
     If the cluster does not answer, a warning says that these policies are unknown. Raises Error,
-    also if ``proves`` requests a test packet, which cannot be followed on another host.
+    also if ``proves`` requests a test packet, which cannot be traced on another host.
     """
     ends = [
         known
@@ -213,7 +213,10 @@ def with_remote(
 
 
 def _require_within(here: PolicyContext, source: str, destination: str) -> None:
-    """Raise Error if a service of another host sends to no service: the routes are unknown here."""
+    """Raise Error if another host's service sends to an address outside the cluster.
+
+    This host does not know the routes of the other host.
+    """
     sender = holder_of(here, source)
     if sender is not None and sender[0].host and holder_of(here, destination) is None:
         name, host = sender[0].name, sender[0].host
@@ -234,7 +237,7 @@ def _policy(text: str, known: KnownService) -> Policy:
 
 
 def _resolved(store: Store, here: PolicyContext, known: KnownService, policy: Policy) -> Policy:
-    """Replace the names in another host's policy by the services that these names mean there."""
+    """Replace names in another host's policy by the services that have these names on that host."""
     on = {endpoint.network for endpoint in known.endpoints}
 
     def entries(some: tuple[Entry, ...]) -> tuple[Entry, ...]:

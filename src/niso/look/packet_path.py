@@ -65,10 +65,10 @@ class PacketEnd(NamedTuple):
 
 
 class Packet(NamedTuple):
-    """A packet as sent, before DNAT. ``port`` is None for icmp.
+    """A packet before DNAT. ``port`` is None for icmp.
 
-    ``own_port`` is the source port, or None if unknown. The instance of a service that gets the
-    packet depends on the source port.
+    ``own_port`` is the source port, or None if unknown. If a service has instances, the source port
+    determines which instance gets the packet.
     """
 
     source: str
@@ -83,7 +83,7 @@ class Packet(NamedTuple):
 
 
 def parse_target(text: str) -> tuple[str, int | None, str]:
-    """Parse ``db`` or ``[fd00::2]:80/tcp`` to a name, a port (None for icmp), and a protocol."""
+    """Parse ``db`` or ``[fd00::2]:80/tcp`` into a name, a port (None for icmp) and a protocol."""
 
     def wrong(reason: str) -> UsageError:
         return UsageError(f"TO {text!r}: {reason}", TARGET)
@@ -114,7 +114,7 @@ def parse_target(text: str) -> tuple[str, int | None, str]:
 
 
 def parse_source(text: str) -> tuple[str, int | None]:
-    """Parse ``cli:40001`` or ``[fd00::2]:40001`` to a name or address, and a port or None."""
+    """Parse ``cli:40001`` or ``[fd00::2]:40001`` into a name or address, and a port or None."""
     end, colon, number = text.rpartition(":")
     if not colon or not number.isdecimal() or (":" in end and not end.endswith("]")):
         return text, None
@@ -218,8 +218,8 @@ def ends(
 ) -> tuple[str, str]:
     """Return the source and destination addresses of a packet, preferably IPv4 addresses.
 
-    The addresses follow from the sender's hosts file and routes. Raises Error if both ends have no
-    addresses of the same IP version, and UsageError if the arguments have different IP versions.
+    The addresses follow from the sender's hosts file and routes. Raises Error if no IP version has
+    an address at both ends, and UsageError if the arguments have different IP versions.
     """
     given = {family_of(end.address) for end in (source, destination) if end.address}
     if len(given) > 1:
@@ -253,7 +253,7 @@ def ends(
 def ends_by_family(
     context: PolicyContext, source: PacketEnd, destination: PacketEnd
 ) -> dict[int, tuple[str, str]]:
-    """Return the addresses that `ends` returns, for each IP version that both ends have."""
+    """Return, for each IP version that both ends have, the addresses that `ends` returns."""
     first = ends(context, source, destination)
     pairs = {family_of(first[1]): first}
     if not (source.address or destination.address):
@@ -349,7 +349,7 @@ class Object(NamedTuple):
 
 
 class ExplainedPacket(NamedTuple):
-    """A verdict on a packet, with the nftables objects of its path, egress and ingress policy."""
+    """A verdict on a packet, with the nftables objects of its path and of both policies."""
 
     packet: Packet
     verdict: Verdict
@@ -419,7 +419,7 @@ def other_family(
     packet: Packet,
     closed: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> ExplainedPacket | None:
-    """Explain a packet for the other IP version, or return None if an end has no such address."""
+    """Explain a packet of the other IP version. Returns None if an end has no such address."""
     try:
         from_, to = ends(context, source, destination, 4 if packet.family == 6 else 6)
     except Error:
@@ -428,7 +428,7 @@ def other_family(
 
 
 def _walks(context: PolicyContext, packet: Packet, sender: KnownService | None) -> bool:
-    """Return whether a packet leaves its sender's namespace and so traverses chains of policies."""
+    """Return whether a packet leaves its sender's namespace, so that policies apply to it."""
     if sender is None:
         return not is_host(context, packet.source)
     to = packet.destination
@@ -448,8 +448,8 @@ def _path(
 ) -> tuple[_Rules, _Rules, _Rules]:
     """Return the nftables objects on a packet's path.
 
-    The results are all objects, rules that drop the packet before policies are evaluated, and rules
-    that drop the packet afterwards.
+    The results are all objects, the rules that drop the packet before policies are evaluated, and
+    the rules that drop it afterwards.
     """
     family = packet.family
     raw, word = ("raw", "ip") if family == 4 else ("raw6", "ip6")
@@ -556,7 +556,7 @@ def _passing(
 
 
 def _static(table: str, chain: str, fragment: str, last: int = 0) -> _Rules:
-    """Return a chain's first fixed rule that contains ``fragment``, or with ``last`` the last."""
+    """Return the first (with ``last``: the last) fixed rule of a chain with this ``fragment``."""
     rules = ruleset.rules_of(table, chain)
     found = [
         Object(table, chain, text, place) for place, text in enumerate(rules) if fragment in text
@@ -674,7 +674,7 @@ def _policy_objects(
     peer: str,
     packet: _Judged,
 ) -> _Rules:
-    """Return the nftables elements that select and evaluate a service's policy for a packet."""
+    """Return the nftables elements with which a service's policy decides on a packet."""
     if known is None or not known.active or not known.heard:
         return ()
     policed = Policed(known.name, addresses_of(known), known.policy)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class PolicyEntry(NamedTuple):
-    """An entry of a service's policy, or a list's default for packets that no entry matches."""
+    """One entry of a service's policy, or the default for packets that match no entry of a list."""
 
     service: str  # name of the service
     key: str  # key of the manifest; without an index for the list's default
@@ -58,7 +58,7 @@ class PolicyEntry(NamedTuple):
 def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEntry, ...]:
     """Return the entries of a service's policy, with how often and when each was used.
 
-    If ``unused_s`` is not None, only entries that were unused for this many seconds are returned.
+    If ``unused_s`` is given, only entries that were unused for this many seconds are returned.
     """
     store = session.store()
     service = owner(store.home(store.resolve(name)))
@@ -97,7 +97,7 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
 
 
 def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set[str]]:
-    """Return the counters of each policy entry by manifest key, and the keys that allow packets."""
+    """Return a policy's counters by manifest key of the entry, and the keys that allow packets."""
     listed = {entry.key for entry in policy.entries()}
     passing = {e.key for e in (*(policy.allow_from or ()), *(policy.egress_allow or ()))}
     counts: dict[str, list[_Count]] = {entry.key: [] for entry in policy.entries()}
@@ -154,7 +154,7 @@ def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]
 
 
 def _narrower(text: str | None, counts: Iterable[_Count]) -> str:
-    """Return a note that suggests a narrower entry if only one protocol was used, else ""."""
+    """Return a suggestion to narrow an entry of which only one protocol was used, or ""."""
     if text is None or "/" in text.rpartition(":")[2] or ":" not in text:
         return ""
     used = set()
@@ -247,7 +247,7 @@ def _without_dns(
 
 
 def _is_listed(context: PolicyContext, entry: Entry) -> bool:
-    """Return whether an entry has only names in the hosts file or addresses of niso's networks."""
+    """Return whether an entry consists of names in the hosts file or of niso's own prefixes."""
     if entry.peer.kind != "prefix":
         return entry.peer.kind != "prefixes"  # a manifest cannot contain this kind
     prefix = ipaddress.ip_network(entry.peer.name)
@@ -282,7 +282,7 @@ flow passes now and would still pass.
 
 
 class PolicyEffect(NamedTuple):
-    """What a change of policies does to flows from one address to a port of another."""
+    """The effect of a policy change on flows from one address to a port of another."""
 
     effect: str  # cut, pass, new (was denied, would pass) or audit (passes only due to the audit)
     from_: FlowEnd  # source of the flows
@@ -301,10 +301,10 @@ class PolicyEffect(NamedTuple):
 def effects(
     before: PolicyContext, after: PolicyContext, seen: Iterable[Flow], services: frozenset[str]
 ) -> list[PolicyEffect]:
-    """Return what a change of services and policies does to recorded flows, cut flows first.
+    """Return the effect of new services and policies on recorded flows. Cut flows come first.
 
-    The verdicts in ``seen`` are those under ``before``. A flow without a service in ``services`` is
-    listed only if the change affects the flow. Flows that remain denied are left out.
+    The verdicts in ``seen`` are those under ``before``. Flows of ``services`` are always listed,
+    and other flows only if the change affects them. Flows that remain denied are left out.
     """
     result = []
     for flow in seen:
@@ -368,7 +368,7 @@ def _reason(before: PolicyContext, after: PolicyContext, seen: Flow) -> Reason |
 
 
 def _network(context: PolicyContext, end: FlowEnd) -> str:
-    """Return the network of a flow's end, or "" if the end is not a service."""
+    """Return the network of a flow's source or destination, or "" if it is not a service."""
     if not end.service:
         return ""
     endpoints = context.services[end.service].endpoints
@@ -378,8 +378,9 @@ def _network(context: PolicyContext, end: FlowEnd) -> str:
 def _by_port(before: PolicyContext, seen: Flow) -> bool:
     """Return whether a flow must have come through a published port.
 
-    Returns True if the flow comes from another network, or from an address of the host other than
-    the gateway's. Programs of the host connect to a service from the gateway's address by default.
+    This is true for flows from another network, and for flows from an address of the host that is
+    not the gateway's. Programs of the host connect to a service from the gateway's address by
+    default.
     """
     network = _network(before, seen.to)
     if not network:
@@ -390,14 +391,14 @@ def _by_port(before: PolicyContext, seen: Flow) -> bool:
 
 
 def _address(after: PolicyContext, end: FlowEnd, network: str) -> str | None:
-    """Return the address of a flow's end. For a service, this is its address on ``network``."""
+    """Return the address of a flow's source or destination. A service's is that on ``network``."""
     if not end.service:
         return end.address
     return next((address for on, address in _addresses(after, end) if on == network), None)
 
 
 def _addresses(after: PolicyContext, end: FlowEnd) -> list[tuple[str, str]]:
-    """Return an active service's networks, each with its address of the flow's IP version."""
+    """Return pairs (network, address) of an active service, in the flow's IP version."""
     known = after.services.get(end.service or "")
     return [
         (endpoint.network, address)
@@ -408,9 +409,10 @@ def _addresses(after: PolicyContext, end: FlowEnd) -> list[tuple[str, str]]:
 
 
 def _moved(after: PolicyContext, seen: Flow, by_port: bool) -> tuple[str, str] | None:
-    """Return the source and destination for a flow if a service has left its network, or None.
+    """Return the new addresses of a flow whose service has left its network, or None.
 
-    Two services use a network of both. Otherwise the first network of each service is used.
+    If source and destination share a network, the addresses are on it. Otherwise the first network
+    of each service is used.
     """
     if seen.from_.service and seen.to.service and not by_port:
         for network, address in _addresses(after, seen.to):
@@ -427,7 +429,7 @@ def _moved(after: PolicyContext, seen: Flow, by_port: bool) -> tuple[str, str] |
 
 
 def _publishes(context: PolicyContext, seen: Flow) -> bool:
-    """Return whether the destination of a flow publishes the port and host port of the flow."""
+    """Return whether a flow's destination still publishes the port that the flow used."""
     used, family = seen.published, family_of(seen.from_.address)
     return any(
         family in port.families and used in (None, port.host_port + seen.port - port.container_port)
@@ -454,7 +456,7 @@ class MapChange(NamedTuple):
 
 
 def changes(context: PolicyContext, seen: Flow, name: Name) -> tuple[MapChange, ...]:
-    """Return the manifest changes that allow a denied flow, and nothing but its port and protocol.
+    """Return the manifest changes that allow a denied flow, but no other port or protocol.
 
     A flow that passes only because of an audit counts as denied. The result is empty if no network
     or published port connects source and destination, or if a service at one end no longer exists.
@@ -480,7 +482,7 @@ def changes(context: PolicyContext, seen: Flow, name: Name) -> tuple[MapChange, 
 
 
 def _change(refusing: Reason, seen: Flow, name: Name) -> tuple[MapChange, Entry | None]:
-    """Return the change that removes one reason for denial, and the entry if one is added."""
+    """Return the change that removes one reason for a denial, and the entry that it adds."""
     key = refusing.key
     if key.endswith("]"):
         return MapChange(refusing.service, key, refusing.text, False), None

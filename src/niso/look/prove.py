@@ -45,8 +45,8 @@ class Counter(NamedTuple):
 class Proof(NamedTuple):
     """The result of a test packet.
 
-    ``agrees`` is None if nothing could be observed. In this case no rule counts the packet, the
-    destination is not a service, and no reply arrived.
+    ``agrees`` is None if nothing could be observed: no rule counts the packet, the destination is
+    not a service, and no reply arrived.
     """
 
     agrees: bool | None  # whether the observations confirm the verdict; null if inconclusive
@@ -124,7 +124,7 @@ def prove(context: PolicyContext, explained: ExplainedPacket) -> Proof:
 
 
 def _packets(kernel: Nft, rule: Object) -> int | None:
-    """Return the packet count of a rule or set element, or None if the kernel does not have it."""
+    """Return how many packets a rule or set element has counted, or None if it does not exist."""
     if rule.element is not None:
         with Nfnetlink() as netlink:
             return netlink.count(rule.element)
@@ -258,7 +258,7 @@ def ping(session: Session, source: str, destination: str) -> Pong:
 
 
 def _without_icmp(context: PolicyContext, verdict: Verdict, reason: Reason) -> Entry | None:
-    """Return the allow entry, if any, that allows only ports of the peer and therefore no ICMP."""
+    """Return the allow entry, if any, that allows some ports of the peer and therefore no ICMP."""
     if not reason.service or reason.text:  # a deny entry explains enough
         return None
     policy = context.services[reason.service].policy

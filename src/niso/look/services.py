@@ -1,9 +1,9 @@
 """Determine the status of services, for ps, inspect and stack status.
 
-`niso.runtime.status` reads the state of a process. This module takes no lock. It changes nothing,
-except that it rotates log files which are too large.
+`niso.runtime.status` reads the state of a process. This module takes no lock and changes nothing,
+except that it rotates large log files.
 
-If a command was killed while it changed a service, the result for the service names this command
+If a command was killed while it changed a service, the status of the service names this command
 (``interrupted``). The next command that changes anything completes the change or rolls it back
 (`niso.change.journal`).
 
@@ -129,7 +129,7 @@ class User(NamedTuple):
 
 
 class AttachedTo(NamedTuple):
-    """The program that created an attachment's namespace, and its names for the container."""
+    """The program that created an attachment's namespace, and the program's names for it."""
 
     owner: str  # the program that created the namespace: cli, podman, cni
     id: str  # the program's id for the container; can be empty
@@ -217,7 +217,7 @@ class Deploy(NamedTuple):
 
 
 def _user_of(login_uid: int | None, sudo_user: str) -> str:
-    """Format the user who ran a command: the login user, and sudo's user if different.
+    """Format who ran a command: the login user, and the user of sudo if different.
 
     Returns "" if both are unknown.
     """
@@ -233,10 +233,7 @@ def _user_of(login_uid: int | None, sudo_user: str) -> str:
 
 
 def deploys(store: Store, name: str | None) -> tuple[Deploy, ...]:
-    """Return the recorded deploys of a service, the oldest first.
-
-    If ``name`` is None, returns the deploys of all services.
-    """
+    """Return the recorded deploys of one service, oldest first. If ``name`` is None, return all."""
     serving = {(one.front, one.version) for one in store.instances.active(SERVING, OUT)}
     known = store.instances.deploys(name)
     fronts = {one.front for one in store.instances.all()}
@@ -271,10 +268,10 @@ def service_lines(
     rows: Sequence[ServiceRow] | None = None,
     instances: bool = False,
 ) -> tuple[ServiceLine, ...]:
-    """Return all services by name, with their status.
+    """Return services with their status, sorted by name.
 
-    ``only`` limits the result to these services. ``rows`` are the database rows, if already read.
-    If ``instances`` is true, the active instances of services with replicas are listed too.
+    ``only`` limits the result to some services. ``rows`` are the database rows, if already read. If
+    ``instances`` is true, the active instances of services with replicas are listed too.
     """
     wanted = None if only is None else set(only)
     every = store.active_rows() if rows is None else rows
@@ -359,7 +356,7 @@ def with_listening(
 def of_stack(
     session: Session, store: Store, names: Iterable[str], stack: str
 ) -> tuple[ServiceLine, ...]:
-    """Return the services of a stack, and the services in the stack's file, by name.
+    """Return the services of a stack and the services in its file, sorted by name.
 
     A service in the file that belongs to another stack is shown as inactive.
     """
@@ -441,7 +438,7 @@ def _inactive(
 
 
 def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Status | None]:
-    """Return a service's status as text, and the `Status` of its process, if any."""
+    """Return the status of a service as text, and the `Status` of its process or None."""
     if row.is_attachment:
         return fate(session, store, row), None
     if not row.active:
@@ -493,7 +490,7 @@ def front_health(store: Store, front: str, healths: Mapping[str, Health]) -> Hea
 
 
 def fate(session: Session, store: Store, row: ServiceRow) -> str:
-    """Return "attached" if the namespace of an attachment exists, else "gone"."""
+    """Return "attached" or "gone": whether the namespace of an attachment still exists."""
     attached = store.attachments.get(row.name)
     if not row.active or attached is None:
         return "gone"
@@ -504,7 +501,7 @@ def fate(session: Session, store: Store, row: ServiceRow) -> str:
 def known_healths(
     session: Session, store: Store, targets: Sequence[HealthTarget]
 ) -> dict[str, Health]:
-    """Return the health of services at their last probe, and request probes that are due.
+    """Return the health of services as of their last probe, and request probes that are due.
 
     Does not wait for a probe: the health agent runs the probes, and a later call returns the
     results.
@@ -653,10 +650,10 @@ _LONG_S = 60.0
 
 
 def unwatched(store: Store) -> list[str]:
-    """Return the services that need the health agent (``niso health``), if the agent does not run.
+    """Return the services that need the health agent (``niso health``) while it does not run.
 
-    A service whose instances started only a moment ago is left out. The command that started them
-    has just started the agent.
+    A service whose instances have only just started is left out, because the command that started
+    them has just started the agent.
     """
     began: dict[str, float] = {}
     for one in store.instances.active(SERVING, OUT):
@@ -707,8 +704,8 @@ def unfinished(store: Store) -> dict[str, tuple[str, str]]:
 def few_instances(store: Store, fronts: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yield a warning and the next step for each service whose instances need attention.
 
-    Either fewer instances than declared receive traffic, or an instance that is to be stopped has
-    been draining for longer than ``deploy.drain`` and a minute.
+    Either too few instances receive traffic, or an old instance has been draining for longer than
+    ``deploy.drain`` and a minute.
     """
     for name in fronts:
         row = store.service(name)
@@ -735,12 +732,12 @@ _COMMANDS = {"stop": "deactivate", "remove volumes": "remove", "ports": "port-fo
 
 
 def command_of(intent: Intent) -> str:
-    """Return the name of the command that began a change, from the change's database row."""
+    """Return the name of the command that began a change, from the record of the change."""
     return _COMMANDS.get(intent.action, intent.action)
 
 
 def interrupted(store: Store) -> dict[str, str]:
-    """Return the services that a killed command has half changed, each with the command's name.
+    """Return the services that a killed command has left half changed, with the command's name.
 
     A command takes the service's lock before it records the change, and releases the lock after it
     has deleted the record. A recorded change without a lock is therefore interrupted.
@@ -772,7 +769,7 @@ class OutsideName(NamedTuple):
 
 
 def described(store: Store, names: Iterable[str] | None = None) -> tuple[OutsideName, ...]:
-    """Return these DNS names with their addresses, sorted by name.
+    """Return the given DNS names with their addresses, sorted by name.
 
     If ``names`` is None, returns the DNS names in all policies.
     """

@@ -60,8 +60,8 @@ class Session:
     def require(self) -> None:
         """Raise Conflict if this session cannot be used.
 
-        Reasons: another thread or process, changed folders of this process, or a missing database
-        although kernel objects or processes of niso exist.
+        The reason is another thread or process, changed folders of this process, or a missing
+        database although kernel objects or processes of niso exist.
         """
         if self._owner != _here():
             raise Conflict(
@@ -117,17 +117,21 @@ class Session:
         return Processes()
 
     def report_waits(self) -> None:
-        """Report waits for locks to the progress callback until this call of the API returns."""
+        """Report waits for locks to the progress callback, until the current call of the API
+        returns.
+        """
         self._listeners.append(locks.listener)
         locks.listener = self.report
 
     @property
     def listening(self) -> int:
-        """The number of API calls, nested in each other, that report waits for locks."""
+        """The number of nested API calls that report waits for locks."""
         return len(self._listeners)
 
     def listen_no_more(self, before: int) -> None:
-        """End the reports of waits that began after `listening` had the value ``before``."""
+        """Undo the calls of `report_waits` that were made since `listening` had the value
+        ``before``.
+        """
         if self.listening > before:
             locks.listener = self._listeners[before]
             del self._listeners[before:]
@@ -187,7 +191,7 @@ def open_session(
 
 
 def close_all() -> None:
-    """Close all stores, for a process that ends without the interpreter's shutdown."""
+    """Close all stores, for a process that exits without the interpreter's cleanup."""
     sqlite.close_all()
 
 
@@ -251,7 +255,7 @@ class ApiPart:
 
 
 def explained(error: Exception) -> Error | None:
-    """Return the `Error` for an sqlite3.Error, OSError or damaged row; None for any other."""
+    """Return the `Error` for an sqlite3.Error, OSError or damaged row, and None for others."""
     kind = type(error)
     if kind.__module__ == "sqlite3":
         if isinstance(error, OperationalError) or kind is DatabaseError:

@@ -24,8 +24,9 @@ def load(
 
 
 def named(store: Store, plain: Stack) -> Stack:
-    """Return the stack with the names that its services have on this host. With ``prefix = true``,
-    these names begin with the stack's name. Raises ErrorGroup.
+    """Return the stack with the names that its services have on this host.
+
+    With ``prefix = true``, these names begin with the stack's name. Raises ErrorGroup.
     """
     names = [member.name for member in plain.members]
     wanted = prefixed(store, plain.asks, plain.name, names)
@@ -57,7 +58,7 @@ def _refuse_elsewhere(store: Store, name: str, path: str) -> None:
 
 
 def members(store: Store, outline: stack.StackOutline) -> list[str]:
-    """Return the existing services of a stack. Each service precedes those that it depends on."""
+    """Return the existing services of a stack, each before the services that it depends on."""
     known = store.stack_members(outline.name)
     order = [name for name in reversed(stack.ordered(outline.after)) if name in known]
     return [*(name for name in known if name not in order), *order]
@@ -74,7 +75,7 @@ def _network_errors(network: NetworkRequest) -> Iterable[InvalidInput]:
 
 
 def taken(store: Store, stack: str, services: Iterable[str]) -> dict[str, Conflict]:
-    """Return an error for each of the given services that belongs to another stack."""
+    """Return an error for each given service that belongs to another stack."""
     errors = {}
     for name in services:
         other = store.stack_of(name)
@@ -105,7 +106,7 @@ def prefixed(store: Store, asks: bool | None, stack: str, names: Iterable[str]) 
 
 
 def refuse_elsewhere(store: Store, stack: str, file: str, hint: str) -> None:
-    """Raise Conflict if the stack's services came from another stack.toml that still exists."""
+    """Raise Conflict if another stack.toml still exists from which the stack's services came."""
     for other in store.stack_files(stack):
         if is_elsewhere(other, file):
             reason = f"stack {stack!r} is that of {other}"
@@ -113,7 +114,7 @@ def refuse_elsewhere(store: Store, stack: str, file: str, hint: str) -> None:
 
 
 def error_of(network: str, error: Error) -> InvalidInput:
-    """Convert a network's error to one with the key in stack.toml: ``networks.backend.subnet``."""
+    """Convert an error about a network so that its key is that of stack.toml."""
     new = InvalidInput.of(error)
     option = (error.key or "").removeprefix("--")
     new.key = f"networks.{network}" + (f".{option}" if option else "")

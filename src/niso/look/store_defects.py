@@ -1,4 +1,4 @@
-"""Check that the rows of niso's database are complete, and restore missing rows.
+"""Find rows that are missing in niso's database, and restore them.
 
 Most rows of a service follow from its manifest. These rows are compared with the manifest one
 service at a time, so that memory use does not grow with the number of services. To list missing
@@ -39,7 +39,7 @@ and "different" if the row that describes the service itself is damaged.
 
 
 def find_defects(kernel: Kernel, store: Store) -> list[Defect]:
-    """Return the defects of the database's rows. Raises Error if the database file is damaged."""
+    """Return the defects in the rows of the database. Raises Error if its file is damaged."""
     with store.reading():
         store.require_sound()
         defects: list[Defect] = [("foreign", *orphan) for orphan in store.orphans()]
@@ -169,11 +169,10 @@ def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -
 
 
 def _lost_instance(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -> Instance:
-    """Build the row of an instance of a service from other data, because the row was lost.
+    """Build the lost row of an instance from other data.
 
-    The state is "serving" if a slot in the kernel maps to the instance's address, and "leaving" if
-    the service has all of its instances without this one. Otherwise the state is "out" (not
-    healthy).
+    The state is "serving" if a slot in the kernel maps to the instance's address. It is "leaving"
+    if the service has all of its instances without this one. Otherwise it is "out" (not healthy).
     """
     own = {address for _, address in store.addresses(row.name)}
     deploy = spec.program.deploy
@@ -197,8 +196,8 @@ def _lost_ports(
 ) -> tuple[list[PortMapping], list[PortMapping]] | None:
     """Return the arguments of `Store.set_ports` that restore lost manifest ports, or None.
 
-    A port is lost if the kernel publishes the port and the store has no row for it. If neither has
-    the port, port-forward --replace may have taken the port, which is no defect.
+    A port is lost if the kernel publishes it and the store has no row for it. If neither has the
+    port, port-forward --replace may have taken it, which is no defect.
     """
     forwards = set(store.forwards(service))
     before = {port for _, port in store.ports(service)} - forwards
@@ -221,7 +220,7 @@ def _lost_ports(
 def _port_in_kernel(
     kernel: Kernel, store: Store, service: str, port: PortMapping
 ) -> PortMapping | None:
-    """Return a service's port, with its host port, if niso's nftables maps publish the port."""
+    """Return a service's port as niso's nftables maps publish it, or None if they do not."""
     own = store.addresses(service)
     first = [address for network, address in own if network == own[0][0]]
     for address in first if not port.host_port else ():
@@ -246,7 +245,7 @@ def _port_in_kernel(
 def _lease_again(
     kernel: Kernel, store: Store, row: ServiceRow, network: str, position: int
 ) -> None:
-    """Restore lost address reservations from the addresses on an active service's interface."""
+    """Restore an active service's lost address reservations from its network interface."""
     lost = [
         s
         for s in store.require_network(network).subnets
@@ -274,5 +273,5 @@ def _lease_again(
 
 
 def _marked_sysctls(kernel: Kernel) -> dict[str, str]:
-    """Return the forwarding sysctls recorded in nftables, each with the value from before niso."""
+    """Return the forwarding sysctls that nftables records, with their values before niso."""
     return dict(map(elements.sysctl_before, kernel.list_elements(ruleset.INET, "before") or ()))

@@ -75,9 +75,10 @@ def mute_name_servers(
 
 
 def replaced_files(store: Store, services: Iterable[str]) -> list[tuple[str, str]]:
-    """Return a warning and the next step for each file that was replaced on the host while a
-    running service mounts the file as a volume, and for each path of a volume whose symbolic links
-    now lead elsewhere. A warning about an instance names the instance's service.
+    """Return a warning and the next step for each replaced file that a running service mounts.
+
+    A file counts as replaced if another file is now at the path of a volume on the host, or if
+    symbolic links of the path lead elsewhere. A warning about an instance names its service.
     """
     result: dict[tuple[str, str], None] = {}
     for service in services:
@@ -110,7 +111,7 @@ def _asked() -> set[str]:
 
 
 def _name_servers(store: Store, services: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
-    """Return the lists of name servers in use, each with the active services that use the list.
+    """Return the lists of name servers in use, each with the active services that use it.
 
     Services that can reach no other machine are left out. Lists with a loopback address are left
     out too, because such an address is the service itself.

@@ -105,7 +105,7 @@ class Load(NamedTuple):
 
 
 class TopSample(NamedTuple):
-    """The state of services and flows at one time. `between` compares two samples."""
+    """The state of services and flows at one time, to be compared by `between`."""
 
     at: float  # seconds of a monotonic clock
     lines: tuple[ServiceLine, ...]
@@ -117,7 +117,7 @@ class TopSample(NamedTuple):
 
 
 class Metered(ResultStream):
-    """A sampler of services, policies and flows that counts bytes of flows until it is closed.
+    """A sampler of services, policies and flows. Bytes of flows are counted until it is closed.
 
     Reading a service takes 0.4 ms, so the sampler caches services. While the database is unchanged
     and the process of a service is running, only the health of the service is read again.
@@ -175,7 +175,7 @@ class Metered(ResultStream):
         return before or now, now, memory, moved
 
     def _read_services(self) -> None:
-        """Read the services that can have changed since the last call. Raises Error."""
+        """Read the services that may have changed since the last call. Raises Error."""
         store = self.session.store()
         version = store.changes()
         # the store does not change when a command dies or an audit ends
@@ -359,7 +359,7 @@ def services_between(
 
 
 def busy(load: ServiceLoad) -> tuple[float, float, int, str]:
-    """Return a sort key that places services with most processor time, traffic and memory first."""
+    """Return a sort key that puts services with most processor time, traffic and memory first."""
     traffic = (load.received or 0.0) + (load.sent or 0.0)
     return -round(load.cpu or 0.0), -traffic, -((load.memory or 0) >> 20), load.service
 
@@ -394,7 +394,6 @@ def _sum[T: (int, float)](values: Iterable[T | None]) -> T | None:
 
 
 def _bits(before: int | None, now: int | None, seconds: float) -> float | None:
-    """Return bits per second from two byte counts. Returns None without ``now``."""
     if now is None:
         return None
     return 0.0 if before is None else round(8 * more(before, now) / seconds, 1)

@@ -1,11 +1,11 @@
 """Write and read the archives of `niso save`: tar files, compressed by zstd or gzip.
 
-The first entry describes the content (`DESCRIPTION`). The last one, SHA256SUMS, has the digest of
+The first entry describes the content (`DESCRIPTION`). The last entry, SHA256SUMS, has the digest of
 each file, as sha256sum(1) prints it, and one digest of the names, owners and modes of all entries.
-An archive is read as untrusted data: an entry cannot be created outside the target folder, because
-each folder is opened without following links, and nothing that exists is replaced. Links are only
-allowed inside a package, a root file system and a volume. A hard link must lead to a file that the
-same folder of the archive has.
+An archive is read as untrusted data. No entry can be created outside the target folder, because
+folders are opened without following links. No existing file is replaced. Links are only allowed
+inside a package, a root file system and a volume. A hard link must lead to a file in the same
+folder of the archive.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class _Sums:
 
 
 def _forget_members(tar: tarfile.TarFile) -> None:
-    """Empty the list of entries that tarfile keeps in memory: volumes can have millions."""
+    """Empty tarfile's list of entries in memory, because volumes can have millions of entries."""
     vars(tar)["members"].clear()
 
 
@@ -185,7 +185,7 @@ class ArchiveWriter:
         self._sums.add(member, None)
 
     def add_tree(self, name: str, top: str, but: str = "") -> None:
-        """Add a folder and its content, but not its file ``but``. Raises OSError."""
+        """Add a folder and its content, except its file ``but``. Raises OSError."""
         self._linked.clear()
         self._add(name, os.lstat(top), -1, top)
         for entry in volumes.walk(top):
@@ -236,7 +236,7 @@ class ArchiveWriter:
         self._sums.add(member, content.digest.hexdigest())
 
     def close(self) -> None:
-        """Write the last entry, SHA256SUMS, and end the archive."""
+        """Write the last entry, SHA256SUMS, and finish the archive."""
         text = self._sums.listing()
         self.add_bytes(_SUMS, text)
         self._tar.close()
@@ -348,7 +348,7 @@ def _damaged(reason: str) -> InvalidInput:
 
 
 class _Header(tarfile.TarInfo):
-    """A header of an archive entry. A header that is too large for memory is refused."""
+    """A header of an archive entry. Headers that are too large for memory are refused."""
 
     def _proc_member(self, reader: tarfile.TarFile) -> tarfile.TarInfo:
         """Read the rest of a header. Overrides a method that tarfile lets subclasses replace.
@@ -363,7 +363,7 @@ class _Header(tarfile.TarInfo):
         return entry
 
     def _proc_gnusparse_10(self, *_: object) -> None:
-        """Refuse a sparse file, because tarfile would read its list of holes into memory."""
+        """Refuse a sparse file, because tarfile would read its complete list of holes to memory."""
         raise _damaged("has a sparse entry")
 
 
@@ -476,7 +476,7 @@ def _link(parts: list[str], member: tarfile.TarInfo, place: _Place) -> None:
 
 
 class _Place:
-    """A walker of the folders in which entries are created, which moves from entry to entry.
+    """A cursor over the folders in which entries are created. It moves from entry to entry.
 
     A service can nest thousands of folders, with paths longer than PATH_MAX. Therefore only one
     folder is open at a time, and the next one is reached from it. No other process may change the
@@ -493,12 +493,12 @@ class _Place:
         self._files = disk.f_favail if disk.f_files else sys.maxsize  # Btrfs has no limit
 
     def take_file(self) -> None:
-        """Reserve the disk space that an empty file takes. Raises Error if it is exhausted."""
+        """Reserve the disk space of an empty file. Raises Error if no space is left."""
         self._files -= 1
         self.take(512)
 
     def take(self, size: int) -> None:
-        """Reserve ``size`` bytes of disk space. Raises Error if the space is exhausted."""
+        """Reserve ``size`` bytes of disk space. Raises Error if not enough space is left."""
         self._left -= size
         if self._left < 0 or self._files < 0:
             reason = f"needs more space than {self._top} has"
@@ -539,7 +539,7 @@ class _Place:
 
 
 def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, fd: int, place: _Place) -> str:
-    """Write an entry's content to a file; return its digest. Blocks of zeros become holes."""
+    """Write an entry's content to a file. Return its digest. Blocks of zeros become holes."""
     digest = sha256()
     file: Any = tar.extractfile(member)
     while chunk := file.read(_CHUNK):

@@ -44,7 +44,7 @@ def _own_cgroups() -> dict[str, str]:
     """Map the mount point of each hierarchy to this process's cgroup in it (proc_pid_cgroup(5)).
 
     The list of mounts is read only if a hierarchy is not at its usual mount point, because reading
-    it takes 2 ms with 1,000 services. In that case the cgroups are unknown, and the values are "".
+    it takes 2 ms with 1,000 services. The cgroups are then unknown, and the values are "".
     """
     own = {}
     for controllers, path in own_lines():
@@ -58,7 +58,7 @@ def _own_cgroups() -> dict[str, str]:
 
 
 class Usage(NamedTuple):
-    """The resource usage of a cgroup. A field that the kernel does not count here is None."""
+    """The resource usage of a cgroup. A field is None if the kernel does not count it here."""
 
     cpu_s: float | None  # seconds of processor time
     throttled_s: float | None  # seconds in which the limit of processor time stopped processes
@@ -67,7 +67,7 @@ class Usage(NamedTuple):
     oom_kills: int | None  # processes that the memory limit has killed
 
     def plus(self, other: Usage) -> Usage:
-        """Return the sum of two usages. A value that is None in one of them counts as 0."""
+        """Return the sum of two usages. None in one of them counts as 0."""
         return Usage(
             _sum(self.cpu_s, other.cpu_s),
             _sum(self.throttled_s, other.throttled_s),
@@ -148,10 +148,10 @@ def limits(spec: ProcessSpec) -> dict[str, dict[str, int]]:
 
 
 def usable(wanted: Iterable[str]) -> list[str]:
-    """Return those of the given controllers (memory, cpu, pids) that can limit services here.
+    """Return which of the given controllers (memory, cpu, pids) can limit services here.
 
     With v1, a hierarchy with the controller must be mounted where crun expects it. With v2 alone,
-    the controller must be enabled for the children of the root cgroup; this function enables it if
+    the controller must be enabled for the children of the root cgroup. This function enables it if
     possible. The list of mounts is not read, because that takes 2 ms with 1,000 services.
     """
     wanted = list(wanted)
@@ -184,20 +184,20 @@ def mounts() -> Iterator[tuple[str, str, str, str, set[str]]]:
 
 
 def unescaped(path: str) -> str:
-    """Replace the octal escapes of a path in mountinfo (``\\040`` for a space)."""
+    r"""Decode the octal escapes in a path of mountinfo (``\040`` is a space)."""
     if "\\" not in path:
         return path
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
 
 
 def move_nowhere() -> None:
-    """Move this process into the cgroup that it is already in, so that the next move is fast.
+    """Move this process into its present cgroup, which makes a later move fast.
 
     The kernel moves processes under a lock that is cheap for readers. The first writer waits for an
     RCU grace period, about 19 ms. Writers soon after the first one do not wait
     (cgroup_threadgroup_rwsem, kernel/cgroup/cgroup.c;
-    Documentation/locking/percpu-rw-semaphore.rst). Does nothing if no writable cgroup is found.
-    Raises OSError or ValueError.
+    Documentation/locking/percpu-rw-semaphore.rst). Does nothing without a writable cgroup. Raises
+    OSError or ValueError.
     """
     paths = dict(own_lines())
     # The usual mount points; with 1,000 services, reading mountinfo costs 2 ms.
@@ -222,9 +222,9 @@ def own_lines() -> list[tuple[str, str]]:
 
 
 def controllers_in(options: set[str], known: Iterable[str]) -> str | None:
-    """Return the controllers of the v1 hierarchy that has these mount options, or None.
+    """Return the string in ``known`` with the controllers of a v1 hierarchy, or None.
 
-    ``known`` are strings of controllers like "cpu,cpuacct", one of which is returned.
+    ``options`` are the mount options of the hierarchy. A string is, for example, "cpu,cpuacct".
     """
     return next((names for names in known if names and set(names.split(",")) <= options), None)
 
@@ -281,14 +281,14 @@ def pids_in(folder: str) -> list[int]:
 
 
 def remove(path: str) -> None:
-    """Remove a cgroup and its descendants, except those with processes."""
+    """Remove a cgroup and its descendants. Cgroups that have processes stay."""
     for root in roots():
         for folder, _, _ in os.walk(f"{root}{path}", topdown=False):
             remove_empty(folder)
 
 
 def remove_with_parent(path: str) -> None:
-    """Remove a service's cgroup. Remove the empty parent too, unless a service is starting."""
+    """Remove a service's cgroup, and the parent if it is empty and no service is starting."""
     remove(path)
     guard = open_lock(".cgroup")
     try:

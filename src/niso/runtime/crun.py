@@ -73,7 +73,7 @@ def environment() -> dict[str, str]:
 
 
 def run(*args: str) -> tuple[int, str]:
-    """Run crun to its end, even if a signal arrives; return its exit status and messages."""
+    """Run crun to its end, even if a signal arrives. Return its exit status and its output."""
 
     program = tool("crun")
     with signals_blocked():
@@ -190,7 +190,7 @@ def load(service: str) -> ProcessSpec | None:
 def group(service: str) -> str | None:
     """Return the cgroup of a service's present activation, or None if spec.json is missing.
 
-    Only the necessary field is decoded, because lists of many services call this function.
+    Only this field of spec.json is decoded, because lists of many services call this function.
     """
     fields = read_json(f"{paths.service_dir(service)}/spec.json") or {}
     state_id = fields.get("state_id")
@@ -277,7 +277,7 @@ def children(pid: int | None) -> list[int]:
 
 
 def open_in_service(service: str, pid: int | None) -> int:
-    """Return a pidfd of a process of the service, or -1 if the service has no such process."""
+    """Return a pidfd of ``pid`` if it is a process of the service, otherwise -1."""
     return _open_if(pid, lambda pid: in_service(service, pid))
 
 
@@ -287,10 +287,9 @@ def open_supervisor(pid: int | None, bundle: str) -> int:
 
 
 def _open_if(pid: int | None, is_it: Callable[[int], bool]) -> int:
-    """Return a pidfd of a process, or -1 if the process does not exist or ``is_it`` is false.
+    """Return a pidfd of a process. Return -1 if the process is missing or ``is_it`` is false.
 
-    ``is_it`` is called after the pidfd is opened, because before that the pid could be reused for
-    another process.
+    ``is_it`` is called after the pidfd is opened, because before that the pid could be reused.
     """
     if pid is None:
         return -1
@@ -350,7 +349,7 @@ def int_or_none(value: object) -> int | None:
 def wait_readable(fd: int, timeout_s: float) -> bool:
     """Wait until a descriptor is readable. A pidfd is readable when its process has exited.
 
-    Returns False if the descriptor is not readable after ``timeout_s`` seconds.
+    Returns False after ``timeout_s`` seconds.
     """
     poll = select.poll()
     poll.register(fd, select.POLLIN)

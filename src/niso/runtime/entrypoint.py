@@ -45,7 +45,7 @@ _NOT_EXECUTABLE = Problem("is not executable", "chmod +x {} (beside manifest.tom
 
 
 def mounts_of(package: str, rootfs: str | None) -> dict[str, str]:
-    """Map the mount points of a service ("" is the root, /app the package) to host folders."""
+    """Map a service's mount points to folders of the host. "" is the root, /app the package."""
     return {"": rootfs or "/", APP: package}
 
 
@@ -87,8 +87,8 @@ def resolve_entrypoint(package: str, rootfs: str | None, entrypoint: str, path_e
 def search(mounts: dict[str, str], command: str, path_env: str) -> str | None:
     """Search the folders of a PATH variable for a command, as execvp(3) does.
 
-    Returns the path of the first file that can be executed. If no file can be executed, returns the
-    first file with the command's name, or None.
+    Returns the path of the first file that can be executed. If there is none, returns the first
+    file with the command's name, or None.
     """
     present = None
     for folder in path_env.split(":"):
@@ -241,9 +241,9 @@ def resolve_user(
 ) -> tuple[int, int, tuple[int, ...], str, str]:
     """Return the user of a service: uid, gid, supplementary gids, user name and home directory.
 
-    If ``user`` is None, the uid is ``own_uid`` and the name is the service's. Names are looked up
-    in /etc/passwd and /etc/group of the rootfs, or of the host. Raises `InvalidInput` with the key
-    service.user.
+    If ``user`` is None, the uid is ``own_uid`` and the name is that of the service. User and group
+    names are looked up in /etc/passwd and /etc/group of the rootfs, or of the host. Raises
+    `InvalidInput` with the key service.user.
     """
     if user is None:
         return own_uid, own_uid, (), service, _HOME
@@ -303,7 +303,7 @@ def open_inside(mounts: dict[str, str], path: str) -> tuple[int, str]:
     """Open a path as a service sees it, without side effects (O_PATH).
 
     ``mounts`` maps mount points to folders of the host: ``{"": rootfs, "/app": package}``, where ""
-    is the root. If the root is the host's own, only those parts of the host are visible that a
+    is the root. If the root is the host's own, only the parts of the host are visible that a
     service without a rootfs sees. /home and /opt are not visible, even if a path through them leads
     back into /usr. Returns the descriptor, which the caller must close, and the path inside the
     service with all symbolic links resolved. Raises OSError (ENOENT, ENOTDIR, ELOOP and others).

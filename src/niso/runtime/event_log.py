@@ -1,15 +1,15 @@
 """Record the events of services and networks in a ring of files, for `niso events`.
 
-niso has no daemon, so each niso process that changes something also records the events. The process
-compares the services that it has changed with their last recorded state, and appends the
-differences to the ring (`record`). A command does this before it releases the lock of a service
-(`niso.change.journal.locked_one`). conmon's exit command does it when a process has ended or was
-restarted (`record_run`), and a process that probes a service when the health has changed
-(`record_health`). `niso events` does the same for all services, to find changes that no niso
-process has made. The recorded states are under one lock, so no event is recorded twice.
+niso has no daemon, so each niso process that changes something also records the events: it compares
+the services that it has changed with their last recorded state, and appends the differences to the
+ring (`record`). A command does so before it releases the lock of a service
+(`niso.change.journal.locked_one`). conmon's exit command does so when a process has exited or was
+restarted (`record_run`). A process that probes a service does so when the health has changed
+(`record_health`). `niso events` does so for all services, to find changes that no niso process has
+made. The recorded states are under one lock, so no event is recorded twice.
 
-``<run>/events/log`` has one event a line as JSON, with a number that increases. A full file becomes
-``log.1``. ``<run>/events/states`` has the last recorded state of each service.
+Each line of ``<run>/events/log`` is one event as JSON, with a number that increases. A full file
+becomes ``log.1``. ``<run>/events/states`` has the last recorded state of each service.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ def record(
     interrupted: Collection[str] = (),
     fate: Callable[[ServiceRow], str] = lambda _: "attached",
 ) -> None:
-    """Record the changes of these services and of all networks since the last call as events.
+    """Record as events what has changed in these services and in all networks since the last call.
 
-    A service that a command is changing is left out, unless it is one of ``interrupted``, whose
-    command was killed. ``fate`` returns the state of an attachment: attached or gone. Raises
+    A service that a command is changing is left out, unless it is in ``interrupted``: the services
+    whose command was killed. ``fate`` returns the state of an attachment: attached or gone. Raises
     sqlite3.Error if the store is damaged.
     """
 
@@ -102,7 +102,7 @@ def record(
 
 
 def record_run(service: str) -> None:
-    """Record that the process of a service has ended or was started. Never raises.
+    """Record that the process of a service has exited or was started. Never raises.
 
     Does nothing if the service is not recorded as active: a command that is activating the service
     records the process itself.
@@ -142,7 +142,7 @@ def record_health(
 def _record(
     compare: Callable[[float], tuple[list[Happened], dict[str, ServiceState | None]]],
 ) -> None:
-    """Append events to the ring and store states of services, both as ``compare`` returns them."""
+    """Append events to the ring and store states of services, as ``compare`` returns both."""
     try:
         lock = open_lock(".events")
         try:
@@ -235,7 +235,7 @@ def _recorded(service: str) -> ServiceState | None:
 
 
 def recorded() -> set[str]:
-    """Return the services with a recorded state, also services that were removed since."""
+    """Return the services with a recorded state, including removed services."""
     try:
         names = os.listdir(_state_file(""))
     except FileNotFoundError:
@@ -297,7 +297,7 @@ def _present(store: Store, row: ServiceRow, fate: Callable[[ServiceRow], str]) -
 
 
 def _with_run(shown: ServiceState, service: str) -> ServiceState:
-    """Return a recorded state of a service, updated by its present run but without health."""
+    """Return a recorded state, updated from the service's present run. Health stays unchanged."""
     from niso.runtime import status  # not for attachments, whose engine waits
 
     now = status.read(service)
@@ -370,7 +370,7 @@ def happened(
 def _of_networks(
     known: dict[str, str] | None, made: dict[str, tuple[float, str]], now: float
 ) -> Iterator[Happened]:
-    """Yield the events of networks, from the recorded and the present networks.
+    """Yield the events that follow from a comparison of recorded and present networks.
 
     ``known`` has the recorded networks. After a boot it is None: only networks that were created
     since the boot are events. ``made`` has the creation time and subnets of each present network.
@@ -386,8 +386,8 @@ def _of_networks(
 def joined(events: Iterable[Happened]) -> Iterator[Happened]:
     """Convert the events of a service's instances to events of the service.
 
-    The activation and removal of an instance in a deploy is left out, because the deploy itself is
-    an event of the service.
+    A deploy is itself an event of the service. The activations and removals of instances that
+    belong to a deploy are therefore left out.
     """
     for event in events:
         instance, service = event.service or "", owner(event.service or "")
@@ -426,7 +426,9 @@ def service_events(
 
 
 def _as_started(new: ServiceState) -> ServiceState:
-    """Return a service's state after an activation, which waits until the service is healthy."""
+    """Return a service's state right after an activation, which has waited for the service's
+    health.
+    """
     return new._replace(state="running", health="" if new.health == "unhealthy" else new.health)
 
 

@@ -1,8 +1,8 @@
 """Run a command inside a running service, as the service's user (``niso exec``, crun exec).
 
-crun changes the owner of its stdin and stdout to the service's user (fchown(2)). So that the
-caller's files keep their owner, crun gets pipes, or a new terminal if the caller has a terminal.
-niso copies the bytes.
+crun changes the owner of its stdin and stdout to the service's user (fchown(2)). To preserve the
+owner of the caller's files, niso gives crun pipes, or a new terminal if the caller has a terminal,
+and copies the bytes.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def execute(
     """Run a command in a service, and return its exit status: 128 + N after signal N.
 
     The command runs as ``user``, by default as the service's user, with the service's capabilities
-    and limits. ``files`` are its stdin, stdout and stderr, by default the caller's. If the caller
-    receives one of the signals ``forwarded``, the command gets the signal. The command gets a
-    terminal if both stdin and stdout are terminals. Raises `ProcessError` with exit_status 127
-    (command not found), 126 (not executable) or 125 (other).
+    and limits. ``files`` are the command's stdin, stdout and stderr, by default the caller's.
+    Signals in ``forwarded`` are passed to the command. The command gets a terminal if both stdin
+    and stdout are terminals. Raises `ProcessError` with exit_status 127 (command not found), 126
+    (not executable) or 125 (other).
     """
     for fd in (0, 1, 2):
         # Occupy the number of a closed standard descriptor, so that no other file gets it.
@@ -72,7 +72,7 @@ def execute(
 def capture(
     service: str, command: list[str], stdin: bytes = b"", user: ProcessUser | None = None
 ) -> tuple[int, bytes, bytes]:
-    """Run a command in a service; return its exit status, its stdout and its stderr.
+    """Run a command in a service. Return its exit status, its stdout and its stderr.
 
     No signal is forwarded, so any thread can call this function. Raises the errors of `execute`.
     """
@@ -185,7 +185,7 @@ def spawn(
 
 
 class _Session:
-    """One run of crun exec, whose input, output and signals are copied.
+    """One run of crun exec, with its input, output and signals copied by niso.
 
     ``stem`` is the path prefix of its temporary files. ``oci_process`` is its process object.
     ``files`` are the caller's stdin, stdout and stderr.

@@ -45,10 +45,10 @@ if TYPE_CHECKING:
 
 
 def advance(probes: Sequence[HealthProbe], others: Sequence[int], until: float) -> None:
-    """Wait until a probe can continue or another descriptor is readable; then continue probes.
+    """Wait until a probe can continue or another descriptor is readable. Then continue probes.
 
-    Probes whose deadline has passed end. ``others`` are the other descriptors. The wait ends at the
-    latest at the monotonic time ``until``, in seconds.
+    Probes whose deadline has passed end. ``others`` are the other descriptors. ``until`` is the
+    monotonic time, in seconds, at which the wait ends at the latest.
     """
     poll = select.poll()
     for probe in probes:
@@ -151,7 +151,7 @@ def read_record(service: str) -> Probed | None:
 
 
 def check_all(targets: Sequence[HealthTarget], report: Report) -> dict[str, Health]:
-    """Probe services if necessary, and return the health of each service by name.
+    """Probe services whose results are too old. Return the health of each service by name.
 
     A service is probed if its last probe is older than the interval of its healthcheck. The probes
     run concurrently. ``report`` receives an event with the services that are probed.
@@ -172,7 +172,7 @@ def check_all(targets: Sequence[HealthTarget], report: Report) -> dict[str, Heal
 
 
 def known(targets: Sequence[HealthTarget]) -> dict[str, Health]:
-    """Return the health of each service by name, from recorded results, without a probe."""
+    """Return the recorded health of each service by name, without a probe."""
     return {one.service: judge(one.check, one.run[1], _current(one)) for one in targets}
 
 
@@ -255,10 +255,12 @@ _Steps = Generator[tuple[socket.socket, int], None, str]
 
 
 class HealthProbe:
-    """A probe by connection. Call `advance` when ``fd`` is ready for ``events`` (poll(2))."""
+    """A probe by connection. Call `advance` when ``fd`` is ready for ``events`` (see poll(2))."""
 
     def __init__(self, check: Healthcheck, namespace: str | None) -> None:
-        """Start the probe in a namespace of /run/netns. If it is None, use the caller's own."""
+        """Start the probe in a namespace of /run/netns, or in the caller's if ``namespace`` is
+        None.
+        """
         self.began = time.monotonic()
         self.deadline = self.began + check.timeout_s
         self.fd = -1
@@ -281,7 +283,7 @@ class HealthProbe:
             self.answer = f"{self._check.target}: {error}"
 
     def give_up_if_late(self) -> None:
-        """End the probe if its deadline has passed. Its answer then names the unfinished step."""
+        """End the probe if its deadline has passed. The failure then names the unfinished step."""
         if self.answer is None and time.monotonic() >= self.deadline:
             self.close()
             late = f"{self._doing[0]} within {self._check.timeout_s:g}s"
@@ -289,7 +291,7 @@ class HealthProbe:
 
     @property
     def last_output(self) -> str:
-        """Return the last line of output, which is "" for a probe by connection."""
+        """Return the last line of output. A probe by connection has no output and returns ""."""
         return ""
 
     def close(self) -> None:
@@ -415,7 +417,7 @@ def begin(check: Healthcheck, service: str, namespace: str | None) -> HealthProb
 
 
 def probe_all(targets: Sequence[tuple[Healthcheck, str, str | None]]) -> list[str]:
-    """Run probes (healthcheck, service, namespace) at once. Return each failure, "" for success."""
+    """Run probes (healthcheck, service, namespace) at once. Return the failures, "" for success."""
     probes: list[HealthProbe] = []
     try:
         for target in targets:
@@ -521,7 +523,7 @@ class CommandProbe(HealthProbe):
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in last[-_LINE:])
 
     def close(self) -> None:
-        """Kill the command with its process group if it is still running; release all resources."""
+        """Kill the command's process group if the command still runs. Release all resources."""
         if self._pid:
             self._kill()
         self._free()

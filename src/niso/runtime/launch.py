@@ -16,9 +16,9 @@ mount in /run/netns. Therefore the first of several concurrent starts copies the
 and unmounts /run/netns in the copy. The other starts copy this smaller namespace.
 
 When a service exits, conmon runs the script ``<run>/on-exit``, which starts niso. conmon's command
-line cannot name niso directly: it stays the same as long as the service runs, while niso may be
-reinstalled in another folder or for another Python. The script names the installation of niso that
-last wrote it. If that installation no longer exists, the script runs the ``niso`` in PATH.
+line cannot name niso directly: it cannot change while the service runs, but niso may be reinstalled
+in another folder or for another Python. The script runs the installation of niso that last wrote
+it. If this installation no longer exists, the script runs the ``niso`` in PATH.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def limits_max() -> dict[str, int]:
 
 
 def resets() -> list[str]:
-    """Return which of "nice" (nice value) and "oom" (OOM score) this process may set to 0."""
+    """Return which of "nice" (nice value) and "oom" (OOM score) this process may reset to 0."""
     can = []
     if _may(_CAP_SYS_NICE) or os.getpriority(os.PRIO_PROCESS, 0) == 0:
         can.append("nice")
@@ -110,7 +110,7 @@ def _may(capability: int) -> bool:
 
 
 class Launch:
-    """One run of a service. The constructor creates the container; `finish` starts its process.
+    """One run of a service. The constructor creates the container, and `finish` starts its process.
 
     ``number`` is 0 for the first run of an activation, 1 for the next. ``counts`` has the numbers
     of restarts and of consecutive failures. All of them are recorded in state.json. The caller must
@@ -179,7 +179,7 @@ def write_bundle(spec: ProcessSpec, bundle: str, under: root.Skeleton | None) ->
     """Write the OCI bundle: config.json, and the folders from which the root is mounted.
 
     ``spec`` is the service's process, with the paths that `sources.OpenSources` has opened.
-    ``under`` is the skeleton, the root's lower layer, for a service without a rootfs, else None.
+    ``under`` is the skeleton (the root's lower layer). It is None for a service with a rootfs.
     """
     if not spec.netns:
         spec = spec._replace(hostname=os.uname().nodename, resolv_conf=root.of_host("resolv.conf"))
@@ -266,7 +266,7 @@ class _Creator:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), "pthread_create") from None
 
     def create(self, folders: Sequence[str]) -> None:
-        """Let this thread mount the root and then let conmon create the container.
+        """Make the thread mount the root, and then let conmon create the container.
 
         Returns without waiting. ``folders`` are the folders of the host that are visible in the
         root.
@@ -299,7 +299,7 @@ class _Creator:
         raise ProcessError(message.removeprefix("; "), service=self._spec.service)
 
     def close(self) -> None:
-        """End the thread and its mounts. Kill conmon if no container creation has begun."""
+        """End the thread and its mounts. Kill conmon if the container is not being created yet."""
         with signals_blocked():
             self._closed = True
             self._may_end.release()
@@ -392,7 +392,7 @@ class _Creator:
         self._ends.clear()
 
     def _end_conmon(self) -> None:
-        """Kill conmon unless it has forked. After the fork, conmon's pid file identifies it."""
+        """Kill conmon if it has not forked. After the fork, conmon is known by its pid file."""
         if self._conmon:
             os.kill(self._conmon, signal.SIGKILL)
             os.waitpid(self._conmon, 0)
@@ -495,7 +495,7 @@ _base: list[int] = []
 
 
 def enter() -> None:
-    """Move the calling thread into a new mount namespace. The host does not see mounts there.
+    """Move the calling thread into a new mount namespace, whose mounts the host does not see.
 
     Later mounts of the host appear in this namespace (mount_namespaces(7), MS_SLAVE). The thread
     must have unshared CLONE_FS, and must have called `root.begin`. Raises OSError.
@@ -525,7 +525,7 @@ def enter() -> None:
 
 
 def _close() -> None:
-    """Close the mount namespace that each start copies. Unmounted file systems are then freed."""
+    """Close the mount namespace that all starts copy. It no longer keeps file systems in use."""
     while _base:
         os.close(_base.pop())
 
@@ -544,7 +544,7 @@ def path() -> str:
 
 
 def text() -> str:
-    """Return the content of conmon's exit script, which starts this installation of niso.
+    """Return the content of conmon's exit script, which runs this installation of niso.
 
     After an upgrade of Python, the interpreter of a virtual environment still exists but does not
     find the modules of the old version. The script therefore also checks that the target of the
@@ -590,7 +590,7 @@ def renew() -> None:
 
 
 def remove_unused() -> None:
-    """Delete unused skeletons of roots. If no service has runtime files, delete the exit script.
+    """Delete unused skeletons of roots, and the exit script if no service has runtime files.
 
     Does nothing while a service is starting.
     """

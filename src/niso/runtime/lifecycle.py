@@ -1,4 +1,4 @@
-"""Start, signal, stop and clean up the processes of services; find processes without records.
+"""Start, signal, stop and clean up the processes of services. Find processes without records.
 
 A caller that changes anything must have the service's lock (`niso.base.locks`).
 
@@ -6,7 +6,7 @@ A caller that changes anything must have the service's lock (`niso.base.locks`).
 bundle, pid files, exit status). A recorded pid is used only if the kernel lists that process in the
 service's cgroup. Services whose runtime files were deleted are found by their cgroups.
 
-To find out whether a start was successful, niso does not wait for a fixed time. A program that
+niso does not wait for a fixed time to find out whether a start was successful. A program that
 cannot run, or that exits immediately, does not sleep before it exits. A program that sleeps
 therefore counts as started.
 
@@ -54,7 +54,7 @@ _FILES, _BYTES, _INODES = 64, 1 << 18, 64
 
 
 def require_room() -> None:
-    """Raise ProcessError if too few descriptors, inodes or bytes on disk are left for a start."""
+    """Raise ProcessError if a start needs more descriptors, inodes or disk space than are free."""
     held: list[int] = []
     try:
         held += (os.dup(0) for _ in range(_FILES))
@@ -101,7 +101,7 @@ class ProcessStart:
 
     @property
     def is_created(self) -> bool:
-        """Return whether `finish` would not wait: the container exists or its creation failed."""
+        """Return whether `finish` need not wait: the container exists, or its creation failed."""
         return crun.wait_readable(self.fd, 0)
 
     def finish(self) -> int:
@@ -130,15 +130,15 @@ def start(spec: ProcessSpec) -> int:
 
 
 def open_init(service: str) -> int:
-    """Return a pidfd of a service's PID 1, which the caller must close, or -1 if it has none."""
+    """Return a pidfd of a service's PID 1, for the caller to close, or -1 if it has none."""
     return crun.open_in_service(service, status.read(service).pid)
 
 
 def terminate(service: str) -> int:
     """Send a service its stop signal, and disable its restart policy. Call `stop` afterwards.
 
-    Returns a pidfd of the service's PID 1, which the caller must close, or -1 if no running PID 1
-    handles the signal.
+    Returns a pidfd of the service's PID 1, which the caller must close. Returns -1 if no PID 1 is
+    running that handles the signal.
     """
     folder = paths.service_dir(service)
     if not os.path.isdir(folder):
@@ -179,11 +179,11 @@ def stop(service: str, timeout_s: float | None = None) -> None:
 
 
 def stop_all(services: Iterable[str]) -> dict[str, Error]:
-    """Kill services at once, with a single crun process; return the errors by service."""
+    """Kill services at once, with a single crun process. Return the errors by service."""
     errors: dict[str, Error] = {}
 
     def attempt(names: Iterable[str], do: Callable[[str], bool]) -> list[str]:
-        """Call ``do`` for each service; return the services for which it returned true."""
+        """Call ``do`` for each service. Return the services for which it returned true."""
         done = []
         for name in names:
             try:
@@ -241,7 +241,7 @@ def _failed(service: str, what: str, error: OSError) -> ProcessError:
 
 
 def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s: float) -> None:
-    """Kill the processes of runs, and their conmons.
+    """Kill the processes of runs, and the conmons of the runs.
 
     The caller must delete the container from crun only after this call: until a conmon has exited,
     it could still complete the creation of a container.
@@ -293,7 +293,7 @@ def _end_orphans(service: str, path: str | None) -> None:
 
 
 def end_unrecorded_conmons(services: Collection[str]) -> None:
-    """Kill conmons of these services that an interrupted start has left without a pid file.
+    """Kill conmons of these services for which an interrupted start has written no pid file.
 
     Such a conmon would mistake a later run in a folder of the same name for its own run. The caller
     must have the locks of the services. All processes of the host are scanned.
@@ -424,7 +424,7 @@ _LOOK_S = 0.05
 
 
 def number(text: str) -> int:
-    """Return the number of a signal that is written as ``HUP``, ``SIGHUP`` or ``1``."""
+    """Return the number of a signal given as ``HUP``, ``SIGHUP`` or ``1``."""
     plain = text.upper().removeprefix("SIG")
     known = {sig.name.removeprefix("SIG"): sig.value for sig in signal.Signals}
     if plain in known:
@@ -485,10 +485,10 @@ Mark = tuple[tuple[int, bytes], ...]
 def mark(init: int) -> Mark | None:
     """Return the context switch counts of a service's threads if the service is idle, else None.
 
-    Two equal results mean that no thread has run in between. ``init`` is the service's PID 1. The
-    service is idle if all its threads sleep, one of them has executed the entrypoint, and no
-    process below PID 1 has children: a shell may continue or exit when its child exits. On a kernel
-    without CONFIG_PROC_CHILDREN, the result is always None.
+    Two equal results mean that no thread has run in between. ``init`` is the service's PID 1. A
+    service is idle if all its threads sleep, one of them has executed the entrypoint, and no child
+    of PID 1 has children of its own (a shell may continue or exit when its child exits). On a
+    kernel without CONFIG_PROC_CHILDREN, the result is always None.
     """
     threads: list[tuple[int, bytes]] = []
     entered = False
@@ -516,7 +516,7 @@ def mark(init: int) -> Mark | None:
 def is_starved(init: int) -> bool:
     """Return whether a service's process is runnable but got less than 0.1 s of CPU time.
 
-    ``init`` is the service's PID 1; its children are checked too. If the result is true, the
+    ``init`` is the service's PID 1. Its children are checked too. If the result is true, the
     machine is too busy to conclude from the elapsed time that the start was successful.
     """
     try:
@@ -547,7 +547,7 @@ _RESOLVE = root.BENEATH | root.NO_SYMLINKS | root.NO_MAGICLINKS
 
 
 def swap(spec: ProcessSpec) -> None:
-    """Replace the folder with /etc/hosts that a running service sees, also for later restarts.
+    """Replace the folder with /etc/hosts in a running service, also for later restarts.
 
     Raises ProcessError.
     """
@@ -575,9 +575,9 @@ def swap(spec: ProcessSpec) -> None:
 
 
 def _swap_in_child(pidfd: int, tree: int, device: int) -> str:
-    """Replace the folder with /etc/hosts in the mount namespace of a pidfd's process.
+    """Replace the folder with /etc/hosts in the mount namespace of a process (``pidfd``).
 
-    ``tree`` is the new mount. ``device`` is the st_dev of niso's hosts files. Returns the error
+    ``tree`` is the new mount. ``device`` is the st_dev of niso's hosts files. Returns an error
     message, or "" after success.
     """
     with signals_blocked():

@@ -52,7 +52,7 @@ class Record(NamedTuple):
 
 
 def rotate_if_large(service: str) -> None:
-    """Start a new log file if the present file exceeds 16 MiB and no other process rotates it."""
+    """Start a new log file if the present one exceeds 16 MiB, unless another process does so."""
     path = f"{paths.log_dir(service)}/{LOG_NAME}"
     try:
         large = os.stat(path).st_size > ROTATE_BYTES
@@ -96,7 +96,7 @@ def read(
 def records(
     service: str, last: int | None, follow: bool, since: float | None
 ) -> Iterator[Record | None]:
-    """Yield the records that `read` shows. With ``follow``, None precedes the new ones."""
+    """Yield the records that `read` formats. With ``follow``, None separates old from new ones."""
     files = _open_files(f"{paths.log_dir(service)}/{LOG_NAME}")
     try:
         start, offset = (0, 0) if last is None else _tail(files, last)
@@ -147,9 +147,9 @@ def shown(record: Record, timestamps: bool) -> bytes:
 
 
 def _joined(lines: Iterator[bytes], begun: list[Record] | None = None) -> Iterator[Record]:
-    """Convert lines of log files to records, and join the parts of each line that conmon split.
+    """Parse lines of log files into records, and join the parts of a line that conmon has split.
 
-    Parts of a line of stdout can be separated by records of stderr, and vice versa. ``begun`` has
+    Records of stderr can separate the parts of a line of stdout, and vice versa. ``begun`` has
     incomplete records that the first lines continue.
     """
     open_lines = {record.stream: record for record in begun or ()}
@@ -177,9 +177,10 @@ def _lines(fd: int, offset: int, end: int | None) -> Iterator[bytes]:
 
 
 def _follow(service: str, fd: int, offset: int) -> Iterator[bytes]:
-    """Yield the new lines of a log, also after rotation, until the log folder is removed.
+    """Yield the new lines of a log until the log folder is removed. Rotation is handled.
 
-    ``fd``, closed here, is the newest file, read up to ``offset``, or -1 without a file.
+    ``fd`` is the newest file, which this function closes, or -1 without a file. ``offset`` is the
+    position up to which it has been read.
     """
     path = f"{paths.log_dir(service)}/{LOG_NAME}"
     partial = b""
@@ -221,7 +222,7 @@ def _end_of_last_line(fd: int) -> int:
 
 
 def _tail(files: list[int], last: int) -> tuple[int, int]:
-    """Return the position (index of a file, offset) from which to read the last lines of a log.
+    """Return from where to read the last lines of a log, as (index of a file, offset).
 
     The files are read from their end. At least ``last`` lines follow the position.
     """
@@ -246,7 +247,7 @@ def _tail(files: list[int], last: int) -> tuple[int, int]:
 
 
 def _open_files(path: str) -> list[int]:
-    """Open the files of a log, the oldest first and each once; return their descriptors."""
+    """Open the files of a log, the oldest first and each once. Return their descriptors."""
     files: list[int] = []
     seen: set[tuple[int, int]] = set()
     # Newest first: a rotation in between then shows a file twice, but never hides one.
@@ -291,7 +292,7 @@ def _rotate(service: str, path: str) -> None:
 def _keep(path: str) -> None:
     """Create the hard link ``.kept`` to the log, so that conmon's own rotation does not delete it.
 
-    If ``.kept`` is the link to an earlier log, which conmon has replaced, it is renamed to ``.1``.
+    If ``.kept`` still links to an earlier log that conmon has replaced, it is renamed to ``.1``.
     """
     kept = f"{path}.kept"
     if _identity(kept) is not None and not _same(path, kept):
@@ -334,7 +335,7 @@ def read_joint(
 ) -> Iterator[tuple[str, bytes]]:
     """Yield pairs (service, line) from the logs of several services, in the order of time.
 
-    The parameters are those of `read`; ``last`` counts for each service. With ``follow``, new lines
+    The parameters are those of `read`. ``last`` applies to each service. With ``follow``, new lines
     are yielded as they arrive, until all log folders are removed.
     """
     if follow:

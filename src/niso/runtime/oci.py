@@ -110,10 +110,9 @@ class OciHost(NamedTuple):
 
 
 def process(spec: ProcessSpec, args: list[str], machine: OciHost) -> dict[str, Any]:
-    """Return the process object (config.md, Process) that runs ``args`` as the service does.
+    """Return the OCI process object (config.md, Process) that runs ``args`` like the service.
 
-    `niso exec` and health checks use the object too. Therefore their processes do not inherit the
-    limits of a shell either.
+    `niso exec` and health checks use it too, so that no process inherits the limits of a shell.
     """
     environment = {
         "PATH": path_env(spec.environment),
@@ -204,7 +203,7 @@ def config(
 
 
 def select_seccomp(profile: dict[str, Any], have: Collection[str]) -> dict[str, Any]:
-    """Return the seccomp profile of a service: the rules of ``profile`` that apply to the service.
+    """Return the rules of a seccomp profile that apply to a service, as a profile.
 
     ``have`` are the service's capabilities and its [isolation] switches that are on. A rule with
     the key ``with`` applies only if ``have`` contains the named capability or switch. A rule with

@@ -33,7 +33,7 @@ LONG_LIFE_S = 60.0
 
 
 def delay_s(first_s: float, failures: int) -> float:
-    """Return the delay before a restart: ``first_s`` seconds, doubled for each failure in a row.
+    """Return the delay before a restart: ``first_s`` seconds, doubled for each consecutive failure.
 
     The maximum is `MAX_DELAY_S`, or ``first_s`` if ``first_s`` is greater.
     """
@@ -46,9 +46,9 @@ def main(
     ended: Callable[[], None] = lambda: None,
     restarted: Callable[[], None] = lambda: None,
 ) -> None:
-    """Record the end of a service's run, and restart the service if its policy requires this.
+    """Record the exit of a service's process, and restart the service if its policy requires it.
 
-    ``ended`` is called after the end is recorded, and ``restarted`` after a restart.
+    ``ended`` is called after the exit is recorded, and ``restarted`` after a restart.
     """
     try:
         fd = files.make(f"{bundle}/{status.EXITED_PID}", 0o600)
@@ -81,7 +81,7 @@ def main(
 
 
 def _current(service: str, bundle: str) -> ProcessSpec | None:
-    """Return a service's ProcessSpec if ``bundle`` is its present run and no stop has begun."""
+    """Return a service's ProcessSpec, if ``bundle`` is its present run and no stop has begun."""
     record = read_state(service)
     if files.read(f"{bundle}/{status.EXITED_PID}") != str(os.getpid()).encode():
         # this run's folder was removed, and another run has created one of the same name

@@ -162,7 +162,7 @@ def _write_to_disk(copy: str) -> None:
 def is_copied(
     service: str, digest: str, folder: str, apart: Apart, manifest: str | None = None
 ) -> bool:
-    """Return whether a copy with this fingerprint exists and its files have the expected sizes.
+    """Return whether a copy with this fingerprint exists, with files of the expected sizes.
 
     The manifest is not compared, because it may have changed.
     """
@@ -182,8 +182,8 @@ def is_copied(
 def keep_manifest(copy: str, spec: ServiceSpec, internal: Iterable[str] = ()) -> None:
     """Write the active manifest into a package copy, unless the copy already has it.
 
-    ``internal`` are the service's networks that are internal. A comment of the manifest names them,
-    because a network that an activation creates is not internal. Raises Error.
+    ``internal`` are those networks of the service that are internal. A comment in the manifest
+    lists them, because a network that an activation creates is not internal. Raises Error.
     """
     path = os.path.join(copy, MANIFEST)
     try:
@@ -201,7 +201,7 @@ def keep_manifest(copy: str, spec: ServiceSpec, internal: Iterable[str] = ()) ->
 
 
 def drop_manifest(copy: str) -> None:
-    """Delete the manifest of a copy that is kept for a rollback. The manifest's policy is outdated.
+    """Delete the manifest of a package copy that is kept for a rollback, because it is outdated.
 
     `keep_manifest` writes a manifest again if the copy is activated. Raises Error.
     """
@@ -215,7 +215,7 @@ def drop_manifest(copy: str) -> None:
 
 
 def internal_networks(manifest: str) -> list[str]:
-    """Return the internal networks that `keep_manifest` has named in a manifest."""
+    """Return the internal networks that the comment of `keep_manifest` lists in a manifest."""
     try:
         first, second, *_ = (files.read(manifest) or b"").split(b"\n", 2)
     except (OSError, ValueError):
@@ -234,7 +234,7 @@ def _write_manifest(copy: str, spec: ServiceSpec) -> None:
 
 
 def _mode(spec: ServiceSpec) -> int:
-    """Return the file mode of a manifest: 0600 if variables from files may contain secrets."""
+    """Return a manifest's file mode, which is 0600 if variables may contain secrets from files."""
     return 0o600 if spec.program.apart else 0o644
 
 
@@ -307,7 +307,7 @@ def _delete_copy(path: str) -> None:
 
 
 def delete_tree(folder: str) -> OSError | None:
-    """Delete one of niso's folders with its content; return the error if this fails."""
+    """Delete one of niso's folders with its content. Return the error if this fails."""
     try:
         files.remove_tree(folder)
     except OSError as error:
@@ -318,7 +318,7 @@ def delete_tree(folder: str) -> OSError | None:
 class _PackageEntry(NamedTuple):
     """A file, folder or symbolic link of a package.
 
-    The entry is read through its descriptor, so that a file that replaces it later is not read.
+    The entry is read through its descriptor, so that another file at the same path is never read.
     """
 
     path: str
@@ -462,7 +462,7 @@ def _send(writer: int, reader: int, start: int, end: int) -> None:
 
 
 def _data(reader: int, info: os.stat_result) -> Iterator[tuple[int, int]]:
-    """Yield the data ranges (start, end) of an open file (lseek(2)), up to the size in ``info``."""
+    """Yield the ranges (start, end) of an open file that contain data (lseek(2)), not holes."""
     size = info.st_size
     if info.st_blocks * 512 >= size:
         yield 0, size
@@ -490,7 +490,7 @@ _DIGEST = 64
 
 
 class PackageFiles(NamedTuple):
-    """The files of a service that is being activated, as found before any lock is taken."""
+    """The files of a service that is being activated, as read before any lock is taken."""
 
     folder: str  # the package to copy, or the existing copy if the service is activated by its name
     rootfs: str | None
@@ -516,7 +516,7 @@ class PackageFiles(NamedTuple):
 
 
 class Contents:
-    """The cached digests of a service's package files. A caller of `save` needs its lock."""
+    """The cached digests of a service's package files. A caller of `save` needs the lock."""
 
     def __init__(self, service: str) -> None:
         self._path = contents_file(service)
@@ -529,7 +529,7 @@ class Contents:
         self._recent: set[str] = set()
 
     def digest(self, path: str, info: os.stat_result, fd: int) -> str:
-        """Return the SHA-256 digest of a regular file, in hexadecimal. Read the file unless cached.
+        """Return the SHA-256 digest of a regular file in hexadecimal, from the cache if possible.
 
         ``path`` is relative to the package, and ``fd`` is open with O_PATH.
         """

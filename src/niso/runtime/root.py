@@ -59,9 +59,8 @@ HOST, INIT, SECRETS = "host", "init", "secrets"
 def write_layer(spec: ProcessSpec, layer: str, below: str) -> str:
     """Write the files that only this service's root has into the empty folder ``layer``.
 
-    ``below`` is the service's rootfs. For a service without a rootfs, it is the skeleton, which
-    already has the mount points. Returns the mount point, inside the service, of the folder with
-    /etc/hosts. Raises OSError.
+    ``below`` is the service's rootfs, or else the skeleton, which already has the mount points.
+    Returns the mount point, inside the service, of the folder with /etc/hosts. Raises OSError.
     """
     _copy_owner(below, layer)
     etc = place(below, "/etc")
@@ -120,10 +119,10 @@ def _write_secrets(spec: ProcessSpec, secrets: Mapping[str, bytes]) -> None:
 
 
 def _show_host(folders: Sequence[str]) -> None:
-    """Mount an overlay of each top-level folder of the host that is part of the root.
+    """Mount overlays of the host's top-level folders that are visible in the root.
 
-    An overlay does not include mounts below its folder. Therefore a folder that is a mount of
-    another file system gets an overlay of its own, also if it is directly below /usr.
+    An overlay does not include mounts below its folder. A folder on another file system, such as
+    one directly below /usr, therefore gets an overlay of its own.
     """
     devices = {}
     for top in dict.fromkeys(folder.split("/")[1] for folder in folders):
@@ -320,7 +319,8 @@ def etc_folders() -> list[str]:
 
 
 def current() -> Skeleton:
-    """Return the skeleton (lower layer of roots) for the host's present files, or create it.
+    """Return the skeleton (lower layer of roots) for the host's present files. Create it if
+    missing.
 
     The caller must have the lock ``.cgroup`` in shared mode until its bundle has a link to the
     skeleton, so that `remove_unused` does not delete the skeleton.
@@ -462,13 +462,13 @@ def end() -> None:
 
 
 def after_last_start(drop: Callable[[], object]) -> None:
-    """Call a function when no start is in progress any more. The caller is in a start."""
+    """Call a function when no start is in progress any more. Only a start may call this."""
     with _lock:
         _after_last_start.append(drop)
 
 
 def once[T](read: Callable[..., T], *args: object) -> T:
-    """Return ``read(*args)``, from a cache while any start is in progress.
+    """Return ``read(*args)``. While any start is in progress, the result comes from a cache.
 
     The caller must not modify the result.
     """
@@ -519,7 +519,7 @@ def syncfs(fd: int) -> None:
 
 
 def open_place(path: str, resolve: int, folder: int = AT_FDCWD, flags: int = 0) -> int:
-    """Open a path below a folder by openat2(2), with O_PATH and the RESOLVE_* flags ``resolve``."""
+    """Open a path below a folder with openat2(2), O_PATH and the RESOLVE_* flags ``resolve``."""
     how = _open_how.pack(os.O_PATH | os.O_CLOEXEC | flags, 0, resolve)
     return _call("syscall", _OPENAT2, folder, os.fsencode(path), how, len(how), name=path)
 
@@ -558,7 +558,7 @@ def _libc() -> CDLL:
 
 
 def _call(function: str, *arguments: int | bytes | None, name: str = "") -> int:
-    """Call a function of the C library. If the result is negative, raise OSError.
+    """Call a function of the C library. A negative result raises OSError.
 
     ``name`` becomes the file name of the error.
     """

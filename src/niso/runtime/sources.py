@@ -98,7 +98,7 @@ def _recorded_secret(secret: Secret) -> Secret:
 def devices(spec: ProcessSpec) -> list[dict[str, Any]]:
     """Return the devices of a service (OCI runtime-spec, config-linux.md) with access rights.
 
-    The devices will belong to the service's user. Raises ProcessError if the host lacks one.
+    The service's user will own them. Raises ProcessError if the host lacks a device.
     """
     found = {}
     for index, device in enumerate(spec.devices):
@@ -164,7 +164,7 @@ def _recorded(volume: MountedVolume, boot: str) -> MountedVolume:
 
 
 def problems(spec: ProcessSpec) -> Iterator[Error]:
-    """Yield an error for each path that no longer refers to the same file as at the activation."""
+    """Yield an error for each path whose file is no longer the one at the activation."""
     for secret in spec.secrets:
         try:
             read_secret(secret)
@@ -263,9 +263,9 @@ def _clone(fd: int, recursive: bool) -> int:
 
 
 def open_copy(path: str, service: str = "", manifest: str = "FOLDER") -> int:
-    """Open a package copy (O_PATH) after checking that no other user can change it.
+    """Open a package copy (O_PATH). Raises ProcessError if another user can change it.
 
-    ``service`` and ``manifest`` are for error messages. Raises ProcessError.
+    ``service`` and ``manifest`` are for error messages.
     """
     above, name = os.path.split(path)
     folder = copy = -1
@@ -333,7 +333,7 @@ def _not_it(source: _Source, what: str, service: str) -> ProcessError:
 
 
 def changeable(path: str, trusted: set[int], by_new_names: bool = False) -> str | None:
-    """Return a folder above ``path`` whose entries other users can replace, or None.
+    """Return a folder above ``path`` in which other users can replace entries, or None.
 
     ``trusted`` are the uids that do not count as other users. ``path`` must have no symbolic links.
     In a folder with the sticky bit, only the owner of an entry can replace it (inode(7)). Set
@@ -351,7 +351,7 @@ def changeable(path: str, trusted: set[int], by_new_names: bool = False) -> str 
 def _identity(fd: int, boot: str) -> Identity:
     """Return the identity of an open file: device and inode number, and the id of the boot.
 
-    For a file that is not a folder, both numbers are 0, because an edit may replace the file.
+    Except for a folder, both numbers are 0, because an edit may replace a file.
     """
     info = os.fstat(fd)
     if not stat.S_ISDIR(info.st_mode):

@@ -58,8 +58,8 @@ NONE = Status("none", None, None, None, 0, None)
 def read(service: str, closely: bool = False) -> Status:
     """Return the status of a service's process.
 
-    With ``closely``, also detects that PID 1 has exited while its conmon does not react; this takes
-    up to `CONMON_S` seconds.
+    With ``closely``, also detects that PID 1 has exited although its conmon does not react. This
+    takes up to `CONMON_S` seconds.
     """
     shown = _read(service)
     if not closely or shown.state != "running":
@@ -154,10 +154,10 @@ def _has_run_file(service: str, name: str) -> bool:
 
 
 def in_own_netns(service: str) -> bool:
-    """Return whether a service's PID 1 is in the network namespace that niso has for the service.
+    """Return whether a service's PID 1 is in the network namespace where niso expects it.
 
-    A service without its own namespace must be in the caller's namespace. Returns True if niso
-    cannot find out in which namespace PID 1 is.
+    A service without its own namespace must be in the caller's namespace. Returns True if the
+    namespace of PID 1 cannot be determined.
     """
     return is_in_own_netns(crun.load(service), read(service).pid)
 
@@ -183,7 +183,7 @@ def known_to_crun(service: str, pid: int) -> bool:
 
 
 def outside_cgroup(service: str, keeper: int | None) -> bool:
-    """Return whether a service's PID 1 was moved out of the service's cgroup in any hierarchy.
+    """Return whether a service's PID 1 is outside the service's cgroup in any hierarchy.
 
     ``keeper`` is the pid of conmon. Returns False if it is None, or if PID 1 is not its child.
     """
@@ -200,7 +200,7 @@ def restarts_after(policy: str, code: int) -> bool:
 
 
 def conmon(service: str) -> int | None:
-    """Return the pid of the conmon of the service's present run, or None if it has exited."""
+    """Return the pid of conmon in the service's present run, or None if it has exited."""
     record = crun.read_state(service)
     if record is None:
         return None
@@ -210,7 +210,7 @@ def conmon(service: str) -> int | None:
 
 
 def supervisors(service: str) -> list[int]:
-    """Return the pids of a run's conmon and those of its descendants outside the service."""
+    """Return the pids of a run's conmon and of its descendants that are outside the service."""
     pids = [pid] if (pid := conmon(service)) is not None else []
     for parent in pids:  # the list grows while it is walked
         pids += crun.children(parent)
@@ -235,9 +235,9 @@ def out_of_memory(service: str) -> bool:
 
 
 def former_oom_kills(service: str) -> int:
-    """Return how many processes the memory limit has killed since the activation.
+    """Return how many processes of former runs the memory limit has killed in this activation.
 
-    The present run is not included. Each former run had its own cgroup, which no longer exists.
+    Each former run had its own cgroup, which no longer exists.
     """
     return crun.int_or_none((crun.read_state(service) or {}).get("oom_kills")) or 0
 
@@ -251,7 +251,7 @@ def write_state(service: str, record: dict[str, Any]) -> None:
 
 
 def exit_code(service: str, bundle: str) -> int | None:
-    """Return the exit status that conmon has written for a run, or None if it has not."""
+    """Return the exit status that conmon has written for a run, or None if there is none yet."""
     try:
         return int(files.read(f"{bundle}/exits/{crun.container_id(service)}") or b"")
     except ValueError:
@@ -275,7 +275,7 @@ def forget_health(service: str) -> None:
 
 
 def services() -> list[str]:
-    """Return the services that have a runtime folder, also those without a process."""
+    """Return the services that have a runtime folder, including those without a process."""
     return crun.names_in(os.path.join(paths.run_dir(), "services"))
 
 

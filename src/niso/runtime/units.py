@@ -64,13 +64,13 @@ def booted() -> bool:
 def has_ended() -> bool:
     """Return whether systemd runs this command as ExecStop after the main process has exited.
 
-    If the process has not exited, ExecStop has to stop it (systemd.exec(5), $EXIT_CODE).
+    Otherwise ExecStop has to stop the process (systemd.exec(5), $EXIT_CODE).
     """
     return "EXIT_CODE" in os.environ
 
 
 def path(service: str, pid: int | None = None) -> str | None:
-    """Return the cgroup of a service's unit if a process is in the cgroup, else None.
+    """Return the cgroup of a service's unit if a process is in this cgroup, else None.
 
     ``pid`` is the process, by default this one. Also returns None if the process has exited
     (proc_pid_cgroup(5)).
@@ -84,7 +84,7 @@ def path(service: str, pid: int | None = None) -> str | None:
 
 
 def logs_to_journal(service: str) -> bool:
-    """Return whether a conmon started now writes to journald, because it is inside a unit."""
+    """Return whether a conmon started now is inside a unit, and therefore writes to journald."""
     return (service in _stand_ins or path(service) is not None) and os.path.exists(_JOURNAL)
 
 
@@ -163,7 +163,7 @@ def hand_over(service: str, conmon: int | None) -> None:
 
 
 def stop_unit_only(service: str, conmon: int | None, path: str | None) -> None:
-    """Stop a service's unit, but first move conmon and its children out of the unit.
+    """Stop a service's unit, after moving conmon and its children out of the unit.
 
     ``path`` is the cgroup of the service, to which the processes are moved. ``path`` is None if the
     unit has no other process than the stand-in.
@@ -378,7 +378,7 @@ class Units:
         _systemctl("stop", *map(unit_of, services))
 
     def is_ours(self, service: str) -> bool:
-        """Return whether this command runs inside the service's unit."""
+        """Return whether this command runs inside the unit of a service."""
         return path(service) is not None
 
     def is_supervised(self, service: str) -> bool:
@@ -491,8 +491,8 @@ def agent(
 ) -> list[str]:
     """Return the lines of a unit for a command that runs permanently (systemd.service(5)).
 
-    The command notifies systemd when it is ready. ``mark`` is the first line of the unit file,
-    ``words`` are the arguments of niso, and ``more`` are further lines of ``[Service]``.
+    The command notifies systemd when it is ready. ``mark`` is the first line of the unit file.
+    ``words`` are the arguments of niso. ``more`` are further lines of ``[Service]``.
     """
     return [
         mark,
@@ -576,7 +576,7 @@ def _path(name: str) -> str:
 
 
 def agent_name(name: str = AGENT) -> bool:
-    """Wake an agent of this host, and return whether the agent is running."""
+    """Wake an agent of this host. Return whether the agent is running."""
     try:
         fd = os.open(_path(name), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:  # no pipe, or no process reads it
@@ -630,7 +630,7 @@ class Following(NamedTuple):
 
 
 def alone(lock: str, held: Conflict, work: Callable[[], None]) -> None:
-    """Run ``work``, the main function of an agent, unless the agent already runs on this host.
+    """Run an agent's main function ``work``, unless the agent already runs on this host.
 
     ``lock`` is the name of the agent's lock. If another process has the lock, raises ``held``.
     """

@@ -36,7 +36,7 @@ Placed = tuple[MountedVolume, str, bool]
 
 
 def resolve_mount_points(rootfs: str | None, volumes: Iterable[MountedVolume]) -> list[Placed]:
-    """Return the volumes with their mount points in the service, symbolic links resolved.
+    """Return where volumes are mounted in the service, with symbolic links resolved.
 
     ``rootfs`` is the service's root file system, or None. Raises InvalidInput with the key of the
     manifest if a mount point cannot be used, or if two overlap.
@@ -167,7 +167,7 @@ def give_to_service(spec: ProcessSpec, report: Report = silent) -> None:
     """Change the owner of named volumes to the service's user if another service owns them.
 
     The uid can differ after volumes were moved from another host, or after the store was lost. A
-    volume's name says to which service it belongs. Only files whose uid or gid is in SERVICE_UIDS
+    volume's name shows to which service it belongs. Only files whose uid or gid is in SERVICE_UIDS
     get another owner. Volumes that are paths of the host stay unchanged. If the manifest names a
     user, no file is changed, because a rollback could not restore the owner. The service must not
     run. Raises Error.
@@ -264,7 +264,7 @@ def walk(top: str) -> Iterator[VolumeEntry]:
 
 
 def size(top: str) -> tuple[int, int]:
-    """Return the bytes that a folder takes on the disk, and the number of its files and folders.
+    """Return how many bytes a folder takes on the disk, and the number of its files and folders.
 
     A file with several links is counted once. Raises OSError.
     """
@@ -283,7 +283,7 @@ def size(top: str) -> tuple[int, int]:
 
 
 def _opened(name: str, folder: int) -> int:
-    """Open a folder in the folder with the descriptor ``folder``, and close this descriptor."""
+    """Open the folder ``name`` in an open folder, and close the descriptor of the latter."""
     fd = os.open(name, FOLDER, dir_fd=folder)
     os.close(folder)
     return fd
@@ -292,7 +292,7 @@ def _opened(name: str, folder: int) -> int:
 def make_named(spec: ProcessSpec) -> None:
     """Create the missing named volumes atomically, owned by the service's user, mode 0700.
 
-    The owner of an existing volume is changed to the user if it is another service's uid.
+    An existing volume with the uid of another service is given to the service's user.
     """
     give_to_service(spec)
     for volume in spec.volumes:
