@@ -302,9 +302,7 @@ def _group(gid: int) -> str:
 
 
 def is_own_folder(info: os.stat_result) -> bool:
-    """Return whether a result of stat(2) describes a folder that only root and this user can
-    change.
-    """
+    """Return whether stat(2) describes a folder that only root and this user can change."""
     own = info.st_uid in (0, os.geteuid()) and not info.st_mode & 0o022
     return stat.S_ISDIR(info.st_mode) and own
 
@@ -361,11 +359,10 @@ def _empty(name: str, top: int, numbers: count[int]) -> None:
 
 
 def _unlink(name: str, folder: int) -> bool:
-    """Remove a file or an empty folder from the folder with the descriptor ``folder``. Raises
-    OSError.
+    """Remove a file or an empty folder from the folder with the descriptor ``folder``.
 
     Attributes that prevent the removal (immutable, append-only) are cleared. A folder that is not
-    empty is left unchanged; the result is then False.
+    empty is left unchanged; the result is then False. Raises OSError.
     """
     try:
         os.unlink(name, dir_fd=folder)

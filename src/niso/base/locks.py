@@ -111,9 +111,7 @@ def is_held(service: str) -> bool:
 
 
 def locked_services() -> set[str]:
-    """Return all services that have a lock file, including services that are not in the store
-    yet.
-    """
+    """Return all services that have a lock file, including services that are not in the store."""
     try:
         names = os.listdir(paths.lock_dir())
     except FileNotFoundError:
@@ -231,7 +229,6 @@ def lock_after(error: BaseException | None) -> Lock:
 
 
 def _is_interrupted() -> bool:
-    """Return whether the current exception is an interrupt, or was raised while handling one."""
     error = sys.exception()
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__

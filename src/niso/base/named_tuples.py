@@ -27,7 +27,6 @@ _templates: dict[int, Any] = {}
 
 
 def _template(count: int) -> Any:
-    """Return a ``__new__`` function for tuples of ``count`` fields. Cached: compiling is slow."""
     if count not in _templates:
         arguments = "".join(f"a{i}, " for i in range(count))
         text = f"lambda _cls, {arguments}: _new(_cls, ({arguments}))"
@@ -36,7 +35,6 @@ def _template(count: int) -> Any:
 
 
 def _maker(name: str, fields: tuple[str, ...], defaults: tuple[object, ...]) -> FunctionType:
-    """Return the ``__new__`` method of a named tuple class, with cached compiled code."""
     template = _template(len(fields))
     code = template.__code__.replace(
         co_varnames=("_cls", *fields), co_name="__new__", co_qualname=f"{name}.__new__"

@@ -62,9 +62,7 @@ def link_prefix(service: str) -> str:
 
 
 def owner(service: str) -> str:
-    """Return the service that a name belongs to: ``web`` for the service ``web`` and for its
-    instance ``web.2``.
-    """
+    """Return the service that a name belongs to: ``web`` for ``web`` and its instance ``web.2``."""
     return service.partition(".")[0]
 
 

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
         """A progress event: a step that is about to run, or something that has happened."""
 
         def describe(self) -> str:
-            """Return the event as text. A step that runs several commands has one line for each
-            command.
-            """
+            """Return the event as text. A step that runs several commands has a line for each."""
 
 else:
     Event = object  # a Protocol would import typing

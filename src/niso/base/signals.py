@@ -49,9 +49,7 @@ class signals_blocked:
 
 
 def keep_only(fds: Iterable[int]) -> None:
-    """Close all descriptors except ``fds``, so that a forked child does not keep its parent's
-    locks.
-    """
+    """Close all descriptors except ``fds``, so that a forked child loses its parent's locks."""
     for low, high in pairwise([-1, *sorted(fds), 1 << 20]):
         if (
             low + 1 < high
@@ -100,12 +98,11 @@ def _note(line: str) -> None:
 
 
 def hit(name: str) -> None:
-    """Announce a step: a change outside this process that is about to happen. Tests can make a step
-    fail.
+    """Announce a step: a change outside this process. Tests can make the step fail.
 
     If a test has chosen this step, the call kills the process with SIGKILL, raises OSError with the
-    chosen errno, or makes a later operation fail (`broken`). ``name`` describes the step in a
-    test's log.
+    chosen errno, or makes a later operation fail (`broken`). ``name`` describes the step in the
+    log.
     """
     global _count, _spec, _broken
     if _spec is None:

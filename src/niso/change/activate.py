@@ -168,15 +168,12 @@ def _locked(
 
 
 def _dropped(store: Store, targets: list[Target]) -> list[str]:
-    """Return the instances to delete, because their service will run as a single process
-    instead.
-    """
+    """Return the instances of services that will run as a single process instead."""
     plain = (target.name for target in targets if not target.spec.is_front)
     return [name for service in plain for name in store.instances.names(service)]
 
 
 def _rollouts(machine: Machine, targets: list[Target]) -> list[Rollout]:
-    """For each service with instances, return which instances to start and to replace."""
     return [deploy.rollout(machine, target) for target in targets if target.spec.is_front]
 
 
@@ -327,16 +324,13 @@ class _Activation:
         return changed
 
     def _keep_packages(self, service: str, copies: set[str]) -> None:
-        """Delete a service's package copies, except its present copy and those in ``copies``."""
         present = self._copies[service]
         package.keep_only(service, {*copies, present})
         for copy in copies - {present}:
             package.drop_manifest(copy)
 
     def complete(self) -> None:
-        """Start `niso health` if needed. Stop replaced instances when their open connections have
-        ended.
-        """
+        """Start `niso health` if needed. Stop replaced instances when they have no connections."""
         if self._leaving:
             stop.stop_timers(self._machine, [row.name for row in self._leaving])
         if self._dropped:
@@ -357,9 +351,7 @@ class _Activation:
         ]
 
     def release_claims(self, changes: list[Change]) -> None:
-        """Report to the cluster which services have stopped, and which services need other names
-        now.
-        """
+        """Report to the cluster which services have stopped or need other names now."""
         if not self._store.cluster_id():
             return
         from niso.change import cluster_claims
@@ -374,7 +366,6 @@ class _Activation:
         cluster_claims.report_changes(self._machine, services, self._report)
 
     def undo(self, error: BaseException) -> None:
-        """Undo the activation because of ``error``. Raises ErrorGroup if undoing fails too."""
         undo_all(self._machine, self._names, error, self._report)
         if self.claims.homes:
             stop.report_to_cluster(self._machine, self.claims.homes, self._report)
@@ -477,8 +468,7 @@ class _Activation:
         return changes
 
     def _last_change(self, left: set[str]) -> AbstractContextManager[object]:
-        """Return the context manager of the last change, after which new instances receive
-        connections.
+        """Return the context manager of the change that makes new instances receive connections.
 
         The change may also delete the networks that services have left (``left``).
         """
@@ -609,7 +599,6 @@ def _leave(machine: Machine, instances: list[str], report: Report) -> None:
 
 
 def _serve(machine: Machine, instances: list[str]) -> None:
-    """Send new connections to restarted, healthy instances again."""
     for name in instances:
         from niso.change import health_agent
 

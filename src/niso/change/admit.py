@@ -50,11 +50,10 @@ class Change(NamedTuple):
 
 
 def release(store: Store, target: Target) -> None:
-    """Record a change in progress (intent) for a service, and release ports and names that it gives
-    up.
+    """Record a change in progress (intent) for a service, and release ports and names.
 
     Call this for all services of a command before any `record`. One service of the command can then
-    get a port or name that another service of the command releases. If the service changes its
+    get a port or name that another service of the command gives up. If the service changes its
     networks, all its names are released, and `record` checks them on the new networks. Addresses
     are not released: until the kernel is updated, packets to them would reach the new owner.
     """
@@ -114,7 +113,6 @@ def record_all(
 
 
 def _takes(target: Target) -> tuple[bool, bool, bool]:
-    """Return a sort key that makes services with fixed addresses come first."""
     network = target.spec.network
     fixed = network.addresses or network.addresses6
     return network.mode == "share", target.instance is not None, not fixed
@@ -549,8 +547,7 @@ class NoClaims:
 
 
 def shared(store: Store, wanted: StackMembership) -> Iterator[tuple[str, str]]:
-    """Yield (network, other stack) for each network that ``wanted`` adds and that another stack
-    uses.
+    """Yield (network, other stack) for each added network that another stack uses.
 
     Networks that span hosts are left out.
     """
@@ -561,9 +558,7 @@ def shared(store: Store, wanted: StackMembership) -> Iterator[tuple[str, str]]:
 
 
 def _others(store: Store, stack: str, network: str) -> set[str]:
-    """Return the other stacks on a network. Returns an empty set if the given stack is on it
-    too.
-    """
+    """Return the other stacks on a network, or none if the given stack is on it too."""
     on = {store.stack_of(name) for name, _ in store.members(network)}
     return set() if stack in on else {other for other in on if other is not None}
 

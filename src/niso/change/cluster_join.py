@@ -343,7 +343,6 @@ def _require_apart(machine: Machine) -> None:
 
 
 def _require_own(machine: Machine, address: str, key: str) -> int:
-    """Return the MTU in bytes of the interface with this address. Raises InvalidInput."""
     mtu = machine.kernel.mtu_of(address)
     if mtu is None:
         reason = f"{address} is not an address of this host"
@@ -493,9 +492,7 @@ def unit_text(which: str, state_id: str) -> str:
 
 
 def require_free(machine: Machine, which: str) -> None:
-    """Raise Conflict if the unit of the agent or etcd belongs to another state folder or
-    program.
-    """
+    """Raise Conflict if the unit of the agent or etcd was not written for this state folder."""
     units = machine.processes.units
     text = units.read(unit_file(which)) if units.booted() else None
     refuse_foreign(unit_file(which), text, f"{_MARK}{machine.store.state_id()}")

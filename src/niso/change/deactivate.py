@@ -73,7 +73,6 @@ def deactivate(
 
 
 def _leave_others(machine: Machine, services: list[str], report: Report) -> None:
-    """Direct clients to other hosts that run the services too, before this host stops them."""
     if machine.store.cluster_id():
         from niso.change import deploy
 
@@ -81,7 +80,6 @@ def _leave_others(machine: Machine, services: list[str], report: Report) -> None
 
 
 def _stop_units(machine: Machine, services: list[str]) -> None:
-    """Stop the systemd units of services with instances. These units have no process to end."""
     units = machine.processes.units
     for name in services:
         row = machine.store.service(name)

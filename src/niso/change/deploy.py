@@ -162,8 +162,7 @@ def rollout(machine: Machine, front: Target) -> Rollout:
 
 
 def _served_last(front: Target, row: ServiceRow | None, deploys: list[Deployed]) -> int:
-    """Return the number of the last version that served, if ``front`` is equal to it. Otherwise,
-    return 0.
+    """Return the version that served last if ``front`` is equal to it, otherwise 0.
 
     With this check, a start after `deactivate` or after a reboot does not count as a new version.
     Only the number of instances may differ.
@@ -186,7 +185,6 @@ def _with_replicas(spec: ServiceSpec, replicas: int) -> ServiceSpec:
 
 
 def _is_changed(machine: Machine, front: Target, instance: Instance) -> bool:
-    """Return whether an instance needs a new process to match the service's manifest."""
     assert front.files is not None
     row = machine.store.service(instance.service)
     spec = front.spec.instance(instance.number)
@@ -295,9 +293,7 @@ def record_failures(store: Store, rollouts: Iterable[Rollout], began: float, err
 
 
 def before(one: Rollout) -> Target | None:
-    """Return a service as it was before a rollout, ready to be activated. Returns None if it was
-    inactive.
-    """
+    """Return a service as it was before a rollout, to activate it, or None if it was inactive."""
     row = Intent(one.name, "activate", one.undo).before if one.undo else None
     return of_row(row)._replace(pinned=True, replace=True) if row is not None else None
 
@@ -321,8 +317,7 @@ def _require_front(store: Store, name: str) -> ServiceRow:
 def retire(machine: Machine, one: Rollout, report: Report) -> None:
     """Send no new connections to the instance that a stop-first deploy replaces in this step.
 
-    Waits at most ``deploy.drain`` until open connections have finished. The instance is not
-    stopped.
+    Waits at most ``deploy.drain`` until open connections have finished. Does not stop the instance.
     """
     if not one.retired:
         return

@@ -82,7 +82,6 @@ class _Watched:
         self.command = os.pidfd_open(self.child)
 
     def end_command(self) -> None:
-        """Reap the process that `begin_command` has started, if it has ended."""
         if self.command >= 0 and crun.wait_readable(self.command, 0):
             os.waitpid(self.child, 0)
             os.close(self.command)
@@ -283,8 +282,7 @@ def leave(machine: Machine, service: str, only_beside_others: bool = False) -> b
 
 
 def serve(machine: Machine, service: str) -> bool:
-    """Send connections to an instance again. Return false if it was not taken out of service
-    before.
+    """Send connections to an instance again. Returns false if connections were not stopped.
 
     Raises Error.
     """
@@ -333,9 +331,7 @@ _WITHIN_S, _PAUSE_S = 60.0, 0.5
 
 
 def ended(machine: Machine, service: str) -> None:
-    """Send no new connections to an instance whose process has ended, in case no health agent
-    runs.
-    """
+    """Send no new connections to an instance whose process has ended, if no health agent runs."""
     with suppress(Error):  # the process is gone: its connections are refused
         leave(machine, service)
 

@@ -87,9 +87,7 @@ def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
 
 
 def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:
-    """Resolve the DNS names in policies for which no recent answer is recorded. Nothing is
-    recorded.
-    """
+    """Resolve the DNS names in policies that have no recent recorded answer. Records nothing."""
     names = _names(targets)
     if not names:
         return []

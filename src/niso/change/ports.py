@@ -40,8 +40,7 @@ def admit(
     named: tuple[PortMapping, ...] = (),
     published: Container[PortMapping] = (),
 ) -> tuple[list[PortMapping], list[PortMapping]]:
-    """Check the host ports that a manifest sets, and choose host ports for the manifest's other
-    ports.
+    """Check the host ports that a manifest sets, and choose host ports for its other ports.
 
     Returns all ports to publish, and the ports among them whose host port was chosen. ``before``
     are the present ports of the service, which are not checked again. ``together`` are the

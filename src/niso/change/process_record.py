@@ -64,9 +64,7 @@ def specified(
 
 
 def free_uid(store: Store, service: str) -> int:
-    """Return a uid for a new service. If volumes of a former service with its name exist, return
-    their owner's uid.
-    """
+    """Return a uid for a new service, or the owner's uid of volumes left from a former service."""
     kept = volumes.owners()
     for uid in sorted(kept.pop(service, ())):
         if uid >= FIRST_UID and store.free_uid(uid) == uid:

@@ -255,7 +255,6 @@ def _stop_left_running(machine: Machine, report: Report, errors: list[Error]) ->
 
 
 def _copy_again(row: ServiceRow, report: Report) -> int:
-    """Copy a service's package again if the copy is damaged. Return the number of copies made."""
     if of_package(row) is None:
         return 0
     folder, contents, spec = row.folder, Contents(row.name), row.require_service()
@@ -439,7 +438,6 @@ def _attached() -> frozenset[int]:
 
 
 def _nat_before() -> dict[str, int]:
-    """Return how many NAT rules of other programs each chain had before niso was used."""
     query = "SELECT j.key, j.value FROM meta m, json_each(m.value) j WHERE m.key='nat_before'"
     return dict(_read(query))
 

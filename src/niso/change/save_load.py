@@ -201,7 +201,6 @@ def _activate_again(machine: Machine, names: list[str], after: start.After, repo
 
 
 def _among(after: start.After, names: Container[str]) -> dict[str, dict[str, str]]:
-    """Return the dependencies between the services ``names``. All other services are left out."""
     return {
         name: {other: state for other, state in needs.items() if other in names}
         for name, needs in after.items()
@@ -210,7 +209,6 @@ def _among(after: start.After, names: Container[str]) -> dict[str, dict[str, str
 
 
 def _dependencies(machine: Machine, names: Iterable[str], report: Report) -> start.After:
-    """Return the dependencies between services according to the present files of their stacks."""
     store, after = machine.store, dict[str, dict[str, str]]()
     for stack in dict.fromkeys(filter(None, map(store.stack_of, names))):
         try:
@@ -457,7 +455,6 @@ class _Loading:
         return self._prefix or service.stack
 
     def _home(self, service: SavedService) -> str:
-        """Return the folder for the package of a loaded service."""
         stack = self._stack(service)
         if stack and stack not in self._joined:
             return os.path.join(self._stack_folder(stack), service.name)
@@ -490,9 +487,7 @@ class _Loading:
         raise_all(errors)
 
     def _plan(self, network: SavedNetwork) -> None:
-        """Plan the creation of a network that does not exist. If its saved subnets are taken,
-        choose others.
-        """
+        """Plan the creation of a missing network. If its subnets are taken, choose others."""
         name = self._name(network.name)
         present = self._store.network(name)
         if present is not None:
@@ -688,9 +683,7 @@ class _Loading:
             self._outcomes |= {one.service: one for one in outcomes}
 
     def _targets(self, stack: str, started: list[SavedService]) -> list[targets.Target]:
-        """Return the services of a stack to start. They get their saved addresses again if these
-        are free.
-        """
+        """Return the services of a stack to start, with their saved addresses if these are free."""
         if stack and stack not in self._joined:
             plain = stack_members.load(self._stack_path(stack))
             named = stack_members.named(self._store, plain)
@@ -752,7 +745,6 @@ def _chosen(port: PortMapping) -> str:
 
 
 def _rename(source: str, target: str) -> None:
-    """Move a folder of an extracted archive. Raises InvalidInput if the folder is missing."""
     try:
         if not os.path.isdir(source) or os.path.islink(source):
             raise InvalidInput(f"lacks the folder {os.path.basename(source)} of a service")

@@ -87,9 +87,7 @@ def leaving(machine: Machine, networks: Collection[str], report: Report) -> chan
 
 
 def scope_left(store: Store, networks: Collection[str]) -> Scope:
-    """Return the scope of a change that may delete networks. It includes services of other
-    hosts.
-    """
+    """Return the scope of a change that may delete networks, including other hosts' services."""
     on = tuple(sorted(networks))
     return with_remotes(store, Scope((), on, names=tuple(("network", name) for name in on)))
 

@@ -125,9 +125,7 @@ def event_of(row: ServiceRow, rehosts: bool = False) -> Event:
 
 
 def _was_healthy(processes: Processes, service: str) -> bool:
-    """Return whether a service was healthy since its last automatic restart. Returns True if it was
-    never restarted.
-    """
+    """Return False if a service was restarted automatically and has not been healthy since."""
     now = processes.status(service)
     if now.restarts == 0:
         return True  # its activation has waited until it was healthy
@@ -211,9 +209,7 @@ class _Starting:
                 wait.close()
 
     def _ready(self) -> Iterator[Start]:
-        """Yield the services whose dependencies are ready. At most `_AT_ONCE` processes are created
-        at once.
-        """
+        """Yield services whose dependencies are ready, while fewer than `_AT_ONCE` start."""
         for start in self._todo if len(self._begun) < _AT_ONCE else ():
             needs = self._after.get(start.name, {})
             if all(
@@ -268,9 +264,7 @@ class _Starting:
             self._look(waiter)
 
     def _stop_ended(self) -> None:
-        """Complete the stop of processes that have exited, and queue their services for a new
-        start.
-        """
+        """Complete the stop of exited processes, and queue their services for a new start."""
         over = [end for end in self._ends if end.is_over]
         for end in over:
             self._ends.remove(end)
@@ -283,7 +277,7 @@ class _Starting:
     def _has_succeeded(self, wait: Wait) -> bool:
         """Return whether a job, or a process without restarts, has exited with status 0.
 
-        If so, its success is recorded.
+        A success is recorded.
         """
         start = wait.start
         once = start.job or (wait.well and start.row.require_process().restart == "no")
@@ -535,7 +529,5 @@ def _last_output(processes: Processes, service: str) -> str:
 
 
 def is_alive(pidfd: int) -> bool:
-    """Return whether the process of a pidfd is running. The pidfd -1 means that there is no
-    process.
-    """
+    """Return whether the process of a pidfd is running. The pidfd -1 means no process."""
     return pidfd >= 0 and not wait_readable(pidfd, 0)

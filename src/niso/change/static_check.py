@@ -87,16 +87,13 @@ def refuse(loaded: Iterable[Loaded], stack: StackMembership = NO_STACK) -> None:
 
 
 def missing_rootfs(loaded: Loaded) -> str | None:
-    """Return the path of a service's rootfs if this folder does not exist. Otherwise, return
-    None.
-    """
+    """Return the path of a service's rootfs if this folder does not exist, otherwise None."""
     written = loaded.spec.program.rootfs
     path = os.path.join(os.path.dirname(loaded.path), written or "")
     return path if written is not None and not os.path.isdir(path) else None
 
 
 def _missing_files(loaded: Loaded) -> Iterator[InvalidInput]:
-    """Yield an error for each missing secret or volume below the folder of the manifest."""
     program, below = loaded.spec.program, f"{os.path.dirname(loaded.path)}/"
     paths = {f"secrets.{name}.file": file for name, file in program.secrets.items()}
     paths |= {
@@ -141,7 +138,6 @@ def _providers(wanted: Iterable[Target]) -> list[Target]:
 
 
 def _stand_in(name: str, sharer: ServiceSpec) -> ServiceSpec:
-    """Return a placeholder for an unknown service whose namespace a service shares."""
     network = sharer.network._replace(
         mode="bridge",
         share=None,

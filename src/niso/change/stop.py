@@ -169,8 +169,7 @@ def stop(
 
 
 def _over(asked: Mapping[str, tuple[int, float]]) -> list[str]:
-    """Wait until at least one process has exited or timed out. Return the services of these
-    processes.
+    """Wait until at least one process has exited or timed out, and return their services.
 
     ``asked`` maps a service to its pidfd and the monotonic time of its timeout.
     """

@@ -91,8 +91,7 @@ def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
 
 
 def still_so(store: Store, target: Target) -> Target:
-    """Read a service to activate again from the store, now that the service is locked, and return
-    it.
+    """Read a service to activate again from the store after locking it, and return it.
 
     Another command may have changed the service before. A service from a manifest file is returned
     unchanged. Raises NotFound if the service was removed.

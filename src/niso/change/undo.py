@@ -222,9 +222,7 @@ def restore_manifest(store: Store, row: ServiceRow | None) -> None:
 
 
 def _take_out(machine: Machine, names: Iterable[str], report: Report) -> None:
-    """Send no new connections to instances without a process. The health agent allows them again
-    later.
-    """
+    """Send no new connections to instances without a process, until niso health allows them."""
     store = machine.store
     if not (dead := _without_process(machine, names)):
         return
@@ -234,7 +232,6 @@ def _take_out(machine: Machine, names: Iterable[str], report: Report) -> None:
 
 
 def _without_process(machine: Machine, names: Iterable[str]) -> list[str]:
-    """Return the instances among ``names`` that receive connections but have no process."""
     own = [one for name in names if (one := machine.store.instances.get(name)) is not None]
     return [
         one.service
@@ -359,7 +356,6 @@ def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
 
 
 def _forget_failed(store: Store, name: str, kept: ServiceRow | None) -> None:
-    """Delete the package copy of a failed activation. Delete the logs if the service is new."""
     if kept is not None and kept.mode == "front":
         from niso.change import deploy
 

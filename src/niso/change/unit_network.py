@@ -152,7 +152,6 @@ def _undo(
     texts: dict[str, str | None],
     report: Report,
 ) -> None:
-    """Restore unit files and an attachment after an error. A text of None means no file."""
     units = machine.processes.units
     try:
         for path, text in reversed(texts.items()):

@@ -167,9 +167,7 @@ def _warn_of_taken(session: Session, store: Store, names: list[str]) -> None:
 
 
 def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
-    """Warn about capabilities that affect the entire machine, and about root users with host
-    volumes.
-    """
+    """Warn about capabilities that affect the entire machine, and root in host volumes."""
     for name in names:
         row = store.service(name)
         if row is None:

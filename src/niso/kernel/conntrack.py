@@ -204,7 +204,6 @@ def _flush(
 
 
 def _delete_by(kernel: netlink.Netfilter, filters: list[bytes]) -> bool:
-    """Delete the entries that match the filters. Returns False if the kernel cannot do this."""
     can = True
     what = "delete conntrack entries"
     for chunk in itertools.batched(filters, _CHUNK):
@@ -293,8 +292,7 @@ def tracked() -> list[Tracked]:
 
 def opened() -> list[tuple[str, Connection]]:
     """Return the open TCP, UDP and SCTP flows in connection tracking as (protocol, addresses and
-    ports after DNAT). A TCP flow is open if it is established. A UDP or SCTP flow is open if it has
-    had a reply.
+    ports after DNAT). A TCP flow is open if it is established, another flow if it has had a reply.
     """
     return _all(_parse_open)
 

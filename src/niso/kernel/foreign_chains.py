@@ -62,9 +62,7 @@ class RegisterLoad(NamedTuple):
 
 
 class Mask(NamedTuple):
-    """A rule's expression that sets the register ``target`` to (``source`` & ``mask``) ^
-    ``xor``.
-    """
+    """A rule's expression that sets register ``target`` to (``source`` & ``mask``) ^ ``xor``."""
 
     source: int
     target: int
@@ -186,9 +184,8 @@ class ForeignChains(Nfnetlink):
     def element(
         self, family: int, table: str, name: str, key: bytes
     ) -> tuple[bool, ChainVerdict | None]:
-        """Look up a key in a set or verdict map. Returns (whether an element matches, verdict of
-        the element). A catch-all element matches all keys. The verdict is None for an element
-        without one.
+        """Look up a key in a set or verdict map. Returns (whether an element matches, its verdict).
+        A catch-all element matches all keys. The verdict is None for an element without one.
         """
         cached = self._elements.get((family, table, name, key))
         if cached is None:

@@ -96,9 +96,7 @@ def engine_prefixes() -> list[tuple[Network, str]]:
 
 
 def why_no_ipv6() -> str | None:
-    """Return why this host cannot have a network with IPv6 (ip-sysctl.rst). Returns None if it
-    can.
-    """
+    """Return why this host cannot have a network with IPv6 (ip-sysctl.rst), or None if it can."""
     disabled = proc_sys.read("net/ipv6/conf/all/disable_ipv6")
     if disabled is None:
         return "this kernel has no IPv6 or was booted with ipv6.disable=1"

@@ -140,7 +140,6 @@ class Nft:
         return self.text(f"list chain {family} {table} {name}", _STATELESS)
 
     def _dry_run(self, text: str) -> str:
-        """Check nft commands without executing them, and return the error messages of nft."""
         fd = os.memfd_create("nft")
         try:
             with open(fd, "w", encoding="utf-8", closefd=False) as file:

@@ -203,9 +203,7 @@ def call_flags(call_iptables: bool | None, call_ip6tables: bool | None) -> list[
 
 
 def of_kind(kind: str, *settings: bytes) -> bytes:
-    """Return the attribute IFLA_LINKINFO with an interface's kind, such as "bridge", and its
-    settings.
-    """
+    """Return the attribute IFLA_LINKINFO with an interface's kind ("bridge") and its settings."""
     data = (nested(INFO_DATA, *settings),) if settings else ()
     return nested(IFLA_LINKINFO, text(INFO_KIND, kind), *data)
 
@@ -291,9 +289,6 @@ def _port_drift(settings: dict[int, bytes], operstate: int, tunnel: bool) -> lis
 
 
 def _bridge_drift(settings: dict[int, bytes]) -> list[str]:
-    """Return the settings of a bridge (IFLA_INFO_DATA) that differ from niso's, such as ``stp_state
-    1``.
-    """
     parts = []
     for kind, (name, form, usual) in _SETTINGS.items():
         payload = settings.get(kind, b"")
@@ -443,9 +438,7 @@ _ifreq = struct.Struct("=16si20x")
 
 
 def of_links(names: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Return the traffic counters of interfaces by name. Missing interfaces are left out. Raises
-    KernelError.
-    """
+    """Return the traffic counters of existing interfaces by name. Raises KernelError."""
     indexes = _indexes(names)
     if not indexes:
         return {}

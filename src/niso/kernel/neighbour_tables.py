@@ -233,9 +233,7 @@ def delete_tunnel_entry(index: int, mac: str, port: bool = True) -> list[Message
 
 
 def mac_of(rtnl: Rtnl, index: int, address: str) -> str:
-    """Return the MAC in an interface's permanent neighbour entry for an address. Returns "" if
-    there is no such entry.
-    """
+    """Return the MAC in an interface's permanent neighbour entry for an address, or ""."""
     body = _request(address_family(address), index) + attribute(_DST, packed(address))
     answer = rtnl.get_one(f"find the MAC of {address}", _GETNEIGH, body, _ABSENT)
     if answer is None or not _ndmsg.unpack_from(answer)[2] & _PERMANENT:

@@ -136,9 +136,8 @@ def nested(kind: int, *parts: bytes) -> bytes:
 
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
-    """Parse netlink attributes from ``offset`` on, and return {attribute type: payload}. If a type
-    occurs several times, the last attribute is returned. Raises ValueError if the attributes are
-    malformed.
+    """Parse netlink attributes from ``offset`` on, and return {attribute type: payload}. Of several
+    attributes of one type, the last is returned. Raises ValueError if they are malformed.
     """
     payloads = {}
     end = len(data)
@@ -229,8 +228,7 @@ class Netlink:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
 
     def transact(self, *messages: Message) -> None:
-        """Send all messages in one system call, so that the kernel gets all of them even if niso is
-        killed.
+        """Send all messages in one system call: the kernel gets all even if niso is killed.
 
         The kernel handles all messages before the call returns, and does not stop at an error.
         Therefore later messages must be harmless if an earlier one fails. If several messages fail,
@@ -416,9 +414,7 @@ class Netlink:
         return replies
 
     def _drain(self) -> None:
-        """Discard the rest of an abandoned list. Messages that arrive later have an old sequence
-        number.
-        """
+        """Discard the rest of an abandoned list. Later messages have an old sequence number."""
         with contextlib.suppress(OSError):
             while self._socket.recv(_BUFFER, socket.MSG_DONTWAIT):
                 pass
@@ -426,10 +422,9 @@ class Netlink:
 
 class Netfilter(Netlink):
     """A netlink socket for netfilter (nf_tables, conntrack). After use the open socket is cached
-    and used again, unless its last use failed. To close such a socket takes about 11 ms, until the
+    and used again, unless its last use failed. Closing such a socket takes about 11 ms, until the
     kernel has freed the objects that the last nf_tables transaction removed (nft_rcv_nl_event,
-    net/netfilter/nf_tables_api.c). Without the cache, an activation would open and close five
-    sockets.
+    net/netfilter/nf_tables_api.c). Without the cache, an activation would close five sockets.
     """
 
     def __init__(self) -> None:

@@ -49,8 +49,7 @@ def create(name: str, *, alias: str = "") -> None:
 
 
 def make(name: str, *, alias: str = "") -> Rtnl:
-    """Create the namespace ``name`` with ``lo`` up, and return an rtnetlink socket in the
-    namespace.
+    """Create the namespace ``name`` with ``lo`` up, and return an rtnetlink socket in it.
 
     The caller closes the socket. ``lo`` gets the ``alias``, which contains the id of the state
     folder. The name is added last, so that a namespace with this name always has the alias. If niso
@@ -161,7 +160,6 @@ def _opened(path: str, name: str) -> Iterator[int | None]:
 
 
 def _open(path: str, name: str) -> int | None:
-    """Open the namespace at ``path``, and return a descriptor or None. Errors contain ``name``."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
@@ -178,9 +176,7 @@ def _open(path: str, name: str) -> int | None:
 
 
 def identity(name: str) -> tuple[int, int]:
-    """Return (device, inode) of the file of a namespace. They identify the namespace
-    (ioctl_ns(2)).
-    """
+    """Return (device, inode) of a namespace's file, which identify the namespace (ioctl_ns(2))."""
     path, pin = _path(name), _pins.get(name)
     with refusing(f"open network namespace '{name}'"):
         status = os.stat(path) if pin is None else os.fstat(pin)

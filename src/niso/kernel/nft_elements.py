@@ -162,9 +162,7 @@ def pack_range(kind: int, atom: Any) -> tuple[bytes, bytes]:
 
 
 def unpack_range(kind: int, first: bytes, last: bytes) -> Any:
-    """Decode a field of a key from its first and last value. This is the inverse of
-    `pack_range`.
-    """
+    """Decode a field of a key from its first and last value: the inverse of `pack_range`."""
     width, _, unpack = _CODECS[kind]
     if kind in _RANGES:
         return unpack(first), unpack(last)
@@ -306,9 +304,7 @@ class Nfnetlink(netlink.Netfilter):
         return [element for part in dumped for element in part]
 
     def count(self, element: Element) -> int | None:
-        """Return how many packets an element has counted. Returns None if no equal element
-        exists.
-        """
+        """Return how many packets an element has counted, or None if it does not exist."""
         header = HEADERS[element[:2]]
         first, last = _pack_key(header, element.fields)
         what = "read nftables elements"
@@ -655,7 +651,6 @@ def _value(header: Header, data: bytes) -> Atoms:
 
 
 def _atoms(kinds: tuple[int, ...], packed: bytes, last: bytes = b"") -> Atoms:
-    """Decode the fields of a key or value, or of the range from ``packed`` to ``last``."""
     fields = []
     offset = 0
     for kind in kinds:
@@ -709,9 +704,7 @@ class Element(NamedTuple):
 
     @property
     def ends(self) -> bool:
-        """Return whether the element is for an audit period, at whose end the kernel deletes the
-        element.
-        """
+        """Return whether the kernel deletes this element at the end of an audit period."""
         return self.container in policy_rules.PLACES
 
     @property

@@ -391,8 +391,7 @@ def term(entry: str) -> tuple[int, int] | tuple[()]:
 
 def left_s(since: int, until: int, now: float) -> float:
     """Return how many seconds of an audit period remain, or `ENDLESS`. Parameters are in seconds
-    since 1970. The result is 0 if the period has ended, or if the clock is implausible (see
-    `SLACK_S`).
+    since 1970. Returns 0 if the period has ended, or if the clock is implausible (`SLACK_S`).
     """
     if until == NEVER and since:
         return ENDLESS

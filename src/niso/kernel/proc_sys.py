@@ -148,9 +148,7 @@ def _own_sys() -> int:
 
 
 def _check(name: str) -> None:
-    """Raise KernelError if a sysctl is not in net/, because such a sysctl applies to the whole
-    machine.
-    """
+    """Raise KernelError if a sysctl is not in net/, so that it applies to the whole machine."""
     if not name.startswith("net/") or ".." in name.split("/") or name.count("/") < 2:
         raise KernelError(f"'{name}' is not a sysctl of a network namespace")
 

@@ -80,16 +80,15 @@ class Kernel:
         with_strays: bool = False,
         skip_transactional: bool = False,
     ) -> State:
-        """Return the objects among ``candidates`` that exist in the kernel, with their actual
-        fields.
+        """Return the objects among ``candidates`` that exist in the kernel, with actual fields.
 
         All addresses and routes of the candidates' interfaces are returned too. The cost depends
         only on the number of candidates. With ``with_strays``, changes of other programs to the
         candidates' interfaces are also returned. With ``skip_transactional``, nftables tables and
         elements are not read, but assumed to be as in ``candidates``.
 
-        Raises Conflict if an object with a candidate's name belongs to another program or state
-        folder. If ``foreign`` is given, the Conflict is added to it instead, and the object is left
+        If an object with a candidate's name belongs to another program or state folder, raises
+        Conflict. If ``foreign`` is given, adds the Conflict to it instead, and leaves the object
         out.
         """
         with self:
@@ -137,9 +136,7 @@ class Kernel:
             delete_links(rtnl, names)
 
     def list_elements(self, table: str, container: str) -> list[Element] | None:
-        """Return the elements of one of niso's nftables sets or maps. Returns None if the set is
-        missing.
-        """
+        """Return the elements of one of niso's nftables sets or maps, or None if missing."""
         with Nfnetlink() as netlink:
             return netlink.all_of(table, container)
 
@@ -162,9 +159,7 @@ class Kernel:
             ]
 
     def marked_netns(self) -> dict[str, str]:
-        """Return the namespaces that niso created, for all state folders, as {name: alias of
-        ``lo``}.
-        """
+        """Return the namespaces that niso created for any state folder: {name: alias of ``lo``}."""
         marked = {}
         for name in netns.own_names():
             with inside(name), Rtnl() as rtnl:
@@ -212,18 +207,14 @@ class Kernel:
             return [assigned.address for assigned in rtnl.addresses(there.index)] if there else []
 
     def connections_in(self, name: str) -> list[Connection]:
-        """Return the established TCP connections in a namespace, or [] if the namespace does not
-        exist.
-        """
+        """Return the established TCP connections in a namespace, or [] if it does not exist."""
         if not netns.exists(name):
             return []
         with inside(name):
             return sockets.connections()
 
     def listeners_in(self, name: str, proto: str) -> list[Listener] | None:
-        """Return the result of `sockets.listeners` in a namespace. Returns None if it does not
-        exist.
-        """
+        """Return the result of `sockets.listeners` in a namespace, or None if it is missing."""
         if not netns.exists(name):
             return None
         with inside(name):
@@ -364,9 +355,7 @@ class Writer:
 
     @staticmethod
     def existing(index: int | None, link: str) -> int:
-        """Return ``index`` unless it is None. In that case, raise KernelError: the interface is
-        missing.
-        """
+        """Return ``index``, or raise KernelError if it is None: the interface is missing."""
         if index is None:
             raise KernelError(f"link {link!r} does not exist", "niso net repair", errno.ENODEV)
         return index

@@ -102,9 +102,7 @@ class Rtnl(netlink.Netlink):
         )
 
     def index(self, name: str) -> int:
-        """Return the index of an interface (netdevice(7)). This takes a tenth of the time of
-        `link`.
-        """
+        """Return an interface's index (netdevice(7)) in a tenth of the time of `link`."""
         with netlink.refusing(f"find link '{name}'"):
             answer = ioctl(self._socket, _SIOCGIFINDEX, _ifreq.pack(name.encode(), 0))
         return int(_ifreq.unpack(answer)[1])
@@ -132,9 +130,7 @@ class Rtnl(netlink.Netlink):
         self._ethtool(f"switch off checksum offload of link '{name}'", name, _STXCSUM, 0)
 
     def join_segments(self, name: str) -> None:
-        """Switch on GRO, if possible. The interface then joins small TCP segments that it
-        receives.
-        """
+        """Switch on GRO, if possible, to make the interface join small TCP segments."""
         try:
             self._ethtool(f"switch on GRO of link '{name}'", name, _SGRO, 1)
         except KernelError as error:
@@ -157,8 +153,7 @@ class Rtnl(netlink.Netlink):
         call_iptables: bool = False,
         call_ip6tables: bool = False,
     ) -> None:
-        """Create a bridge and set it up, without STP, multicast snooping and an IPv6 link-local
-        address.
+        """Create a bridge and set it up, without STP, multicast snooping and link-local address.
 
         If ``mac`` is None, the bridge gets a random MAC, which never changes. By default a bridge
         takes the lowest MAC of its ports, which would change while services have it in their
@@ -356,9 +351,7 @@ class Rtnl(netlink.Netlink):
         self.transact(*messages)
 
     def add_connected_route(self, link_index: int, cidr: str) -> None:
-        """Add a route to an address's prefix, like the route that the kernel adds with an
-        address.
-        """
+        """Add a route to an address's prefix, like the kernel's own route to it."""
         family, packed, length = parse_cidr(cidr)
         _, network, _ = parse_cidr(prefix(cidr))
         is_4 = family == socket.AF_INET
@@ -413,9 +406,7 @@ class Rtnl(netlink.Netlink):
                 raise
 
     def delete_route(self, destination: str, gateway: str, index: int, metric: int = 0) -> None:
-        """Delete the route to ``destination`` through this gateway. If ``metric`` is 0, any metric
-        matches.
-        """
+        """Delete the route to ``destination`` through this gateway, if ``metric`` is 0 or equal."""
         body = _route(destination, gateway, index, 0)
         body += u32(RTA_PRIORITY, metric) if metric else b""
         self._delete_routes(f"delete route {destination} via {gateway or 'link'} {index}", body)
@@ -430,9 +421,7 @@ class Rtnl(netlink.Netlink):
         self._delete_routes(f"delete {kind} route {destination}", body)
 
     def _delete_routes(self, what: str, body: bytes) -> None:
-        """Delete all matching routes. Without a metric, one request deletes only the first of
-        them.
-        """
+        """Delete all matching routes. A request without a metric deletes only the first."""
         for _ in range(_MOST_ROUTES):
             try:
                 self.transact(Message(what, _DELROUTE, 0, body))

@@ -824,9 +824,7 @@ DIGEST = sha256(TABLES.encode()).hexdigest()[:8]
 
 
 def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]]:
-    """Parse the declarations of the sets and maps in `TABLES`. Sets that rules fill are left
-    out.
-    """
+    """Parse the declarations of sets and maps in `TABLES`, except sets that rules fill."""
     table = ""
     for line in TABLES.splitlines():
         if line.startswith("table "):

@@ -106,7 +106,6 @@ def problems(network: dict[str, Any]) -> Iterator[InvalidInput]:
 
 
 def _families(ip: object, key: str) -> Iterator[InvalidInput]:
-    """Yield an error if the value of ``ip`` is empty, or has two addresses of one IP version."""
     if isinstance(ip, dict):
         for name, items in ip.items():
             yield from _families(items, join(key, name))

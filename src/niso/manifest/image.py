@@ -218,7 +218,6 @@ def _environment(words: tuple[str, ...]) -> dict[str, str]:
 
 
 def _user(text: str) -> str:
-    """Return the user of an image as a manifest would set it, or "" for root."""
     name, _, group = text.partition(":")
     if name in ("", "0", "root"):
         return ""
@@ -305,8 +304,7 @@ def _fits(
 
 
 def _program(own: Mapping[str, Any], image: Image, errors: list[tuple[str, str]]) -> dict[str, Any]:
-    """Return [binary] with the entrypoint and arguments of manifest and image, combined as in
-    Docker.
+    """Return [binary] with the entrypoint and arguments of manifest and image, as in Docker.
 
     An entrypoint of the manifest replaces both of the image. Arguments of the manifest replace the
     command of the image. If the image has no entrypoint, the first argument is the program.

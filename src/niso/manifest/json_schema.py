@@ -69,7 +69,6 @@ def manifest_schema() -> dict[str, Any]:
 
 
 def _mode(mode: str, without: list[str]) -> dict[str, Any]:
-    """Build the condition that excludes the keys ``without`` from a [network] with this mode."""
     needs: dict[str, Any] = {"properties": {"mode": {"const": mode}}}
     if mode != "bridge":
         needs["required"] = ["mode"]
@@ -127,9 +126,7 @@ def _choice(form: type, inside: Any) -> dict[str, Any]:
 
 
 def _set_rule(field: dict[str, Any], rule: Mapping[str, Any]) -> None:
-    """Add the conditions of a rule to a JSON Schema. For an array or table, they apply to the
-    items.
-    """
+    """Add a rule's conditions to a JSON Schema, or for an array or table, to that of its items."""
     for choice in field.get("anyOf", [field]):
         items = {"array": "items", "object": "additionalProperties"}.get(choice.get("type"))
         if items:

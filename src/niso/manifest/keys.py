@@ -100,10 +100,6 @@ def _duration(low: float, high: float) -> Rule:
 
 
 def _number(low: int, high: int, right: str, example: str, reason: str = "is out of range") -> Rule:
-    """Build the rule for an integer. ``right``, ``example`` and ``reason`` are used in its error
-    message.
-    """
-
     def parse(number: int, key: str) -> int:
         if not low <= number <= high:
             raise values.wrong(key, number, reason, right, example)
@@ -754,9 +750,6 @@ def _value(key: Key, value: Any, path: str, parsed: Mapping[str, Any]) -> Any:
 
 
 def _deploy(service: Any, fields: dict[str, Any]) -> specs.DeploySpec | None:
-    """Return how the instances of a service are replaced. Returns None without a service
-    address.
-    """
     if service.replicas is None and service.update != "start-first":
         return None
     return specs.DeploySpec(service.replicas or 1, service.update or "start-first", **fields)

@@ -215,8 +215,7 @@ def checked(resolved: Resolved, path: str, owners: Collection[int] | None = None
 
 
 def _secrets(manifest: Any, owners: Collection[int] | None) -> Iterator[InvalidInput]:
-    """Yield an error for each secret that is not a regular file, or that untrusted users can
-    change.
+    """Yield an error for each secret that is no regular file or that untrusted users can change.
 
     Users in ``owners`` (uids) are trusted. A missing file is no error, because it may be created
     before the service is activated.

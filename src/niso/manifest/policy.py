@@ -333,7 +333,6 @@ def _prefix(peer: str, suffix: str, text: str, key: str) -> _Prefix:
 
 
 def _not_an_address(text: str, with_length: bool) -> str:
-    """Return why a text is not an address. ``with_length`` says whether it had a prefix length."""
     shown = base_text.shown(text)
     if ":" not in text:
         if with_length and not _OF_IPV4.issuperset(text):
@@ -351,9 +350,7 @@ def _written(peer: str, suffix: str) -> str:
 
 
 def _not_a_peer(prefix: _Prefix) -> tuple[str, str] | None:
-    """Return (reason, valid form) if a prefix contains no address that a peer can have. Otherwise,
-    return None.
-    """
+    """Return (reason, valid form) if no peer can have an address in a prefix, otherwise None."""
     if isinstance(prefix, ipaddress.IPv6Network) and prefix.subnet_of(_MAPPED):
         number = ipaddress.IPv4Network(
             (int(prefix.network_address) & 0xFFFFFFFF, prefix.prefixlen - 96)
@@ -391,9 +388,7 @@ nftables elements, whose length is limited."""
 def about(
     name: str, networks: tuple[str, ...], owner: str, labels: Mapping[str, str]
 ) -> Iterator[Policy]:
-    """Yield the administrator's policies that apply to an attachment. Raises Error if a file is
-    invalid.
-    """
+    """Yield the administrator's policies for an attachment. Raises Error if a file is invalid."""
     subject: dict[str, tuple[str, ...]] = {label: (text,) for label, text in labels.items()}
     subject |= {"name": (name,), "network": networks, "owner": (owner,)}
     for file in _files():

@@ -105,9 +105,8 @@ def _calendar_parts(text: str) -> dict[str, str] | None:
 
 
 def calendar(text: str, key: str) -> str:
-    """Check a calendar event of systemd.time(7), and return it with single spaces. If ``text`` is a
-    time in the form of crontab(5), the error message proposes a calendar event. Raises
-    InvalidInput.
+    """Check a calendar event of systemd.time(7), and return it with single spaces. For a time in
+    the form of crontab(5), the error message proposes a calendar event. Raises InvalidInput.
     """
     plain = " ".join(text.split())
     right = "a calendar event of systemd.time(7), such as daily, Mon..Fri 08:00 or *-*-* 03:00"
@@ -125,9 +124,7 @@ MAX_CALENDAR = 200
 
 
 def cron(schedule: str) -> str | None:
-    """Convert a calendar event to the five fields of crontab(5). Returns None if this is
-    impossible.
-    """
+    """Convert a calendar event to the five fields of crontab(5), or None if that is impossible."""
     if schedule in _CRON:
         return _CRON[schedule]
     parts = _calendar_parts(schedule)
@@ -325,9 +322,7 @@ def own_names(name: object, hostname: object, aliases: object) -> set[str]:
 
 
 def health_problems(section: Mapping[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error if [healthcheck] has keys that exclude each other, or lacks a key that it
-    needs.
-    """
+    """Yield an error if [healthcheck] has keys that exclude each other, or too few keys."""
     command = section.get("command")
     if isinstance(command, list) and (not command or command[0] == ""):
         right = "a program and its arguments"
@@ -406,9 +401,7 @@ def way(text: str, key: str) -> str:
 
 
 def cpu_max(text: str, key: str) -> int:
-    """Parse a CPU limit to percent of one CPU: ``200%`` to 200, which is two CPUs. Raises
-    InvalidInput.
-    """
+    """Parse a CPU limit to percent: ``200%`` (two CPUs) is 200. Raises InvalidInput."""
     digits = text.removesuffix("%")
     is_number = digits.isascii() and digits.isdigit() and len(digits) <= 7 and digits[0] != "0"
     number = int(digits) if is_number else 0
@@ -491,8 +484,7 @@ def sysctl_name(text: str, key: str) -> str:
     """Return ``text`` if it is a sysctl that a service may set in its network namespace.
 
     Parts are separated by dots or slashes. Sysctls of interfaces that niso itself sets are refused,
-    because names, addresses and policies depend on them. Raises InvalidInput if the value is
-    invalid.
+    because names, addresses and policies depend on them. Raises InvalidInput.
     """
     name = text.replace(".", "/")
     reason, right = None, "a sysctl below net, such as net.core.somaxconn"

@@ -511,9 +511,7 @@ def _here(at: str, key: str, overrides: Mapping[str, Any], error: Error) -> Inva
 
 
 def _key_here(key: str, overrides: Mapping[str, Any], manifest_key: str) -> str | None:
-    """Return the path in stack.toml of a key of the manifest. Returns None if stack.toml does not
-    set it.
-    """
+    """Return the path in stack.toml of a key of the manifest, or None if it is not set there."""
     if manifest_key == "package.name":
         return f"{key}.name"
     table, _, path = manifest_key.partition(".")
@@ -719,9 +717,7 @@ def item(own: Mapping[str, Any], key: str) -> _Item:
 
 
 def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
-    """Sort names so that each comes after its dependencies. If there is a cycle, the order is
-    unchanged.
-    """
+    """Sort names so that each comes after its dependencies, if there is no cycle."""
     try:
         return [name for name in graphlib.TopologicalSorter(after).static_order() if name in after]
     except graphlib.CycleError:
@@ -803,9 +799,7 @@ def prefixed_outline(plain: StackOutline) -> StackOutline:
 
 
 def stack(plain: Stack) -> Stack:
-    """Add the stack's prefix to all names in a stack. Raises ErrorGroup if a name becomes too
-    long.
-    """
+    """Add the stack's prefix to all names in a stack. Raises ErrorGroup if a name is too long."""
     names = {member.name: long_name(plain.name, member.name) for member in plain.members}
     called = _called(plain, names)
     declared = dict(plain.networks)

@@ -56,9 +56,7 @@ def load(
 
 
 def _meant(path: str, is_missing: bool) -> str | None:
-    """Return a hint if ``path`` is a YAML file, or is missing and a similar file exists. Otherwise,
-    return None.
-    """
+    """Return a hint if ``path`` is a YAML file, or is missing next to a similar file."""
     folder, name = os.path.split(path)
     # the command line may have taken the argument for a folder
     file = folder if is_missing else path
@@ -308,9 +306,7 @@ def _lines(text: str) -> Iterator[tuple[Path, int]]:
 
 
 def _resolved(names: Path, counts: dict[Path, int]) -> Path:
-    """Add indexes of arrays of tables to a table header's path. It refers to the latest item of
-    each.
-    """
+    """Add to a table header's path the index of the latest item in each array of tables."""
     path: Path = ()
     for position, name in enumerate(names):
         path = (*path, name)
@@ -385,9 +381,7 @@ def with_list(text: str, path: KeyPath, key: str, items: Iterable[ListLine]) -> 
 
 
 def list_at(text: str, path: KeyPath, key: str) -> object:
-    """Return the value of ``key`` in the table at ``path`` of a TOML text. Returns None if it is
-    not set.
-    """
+    """Return the value of ``key`` in the table at ``path`` of a TOML text, or None if not set."""
     value: Any = _loads(text)
     try:
         for name in (*path, key):
@@ -429,7 +423,6 @@ def listed(items: Iterable[ListLine]) -> Iterator[str]:
 
 
 def _item_lines(items: Sequence[ListLine], old: str) -> Iterator[str]:
-    """Yield the lines of a new list. Comments of the replaced list ``old`` are kept."""
     beside, alone = _comments(old)
     for comment in alone:
         if not any(comment.startswith(json.dumps(text)) for text, _, _ in items):

@@ -139,7 +139,6 @@ def elsewhere(name: str, value: object, table: Any, key: str = "") -> str:
 
 
 def _keys(table: Any, key: str) -> Iterator[tuple[str, Kind]]:
-    """Yield (path, types) for each key of a table and of its nested tables."""
     for name, kind in convert.fields(table).items():
         path = join(key, name)
         yield path, kind
@@ -167,9 +166,7 @@ def _allowed(may_be: Kind) -> str:
 
 
 def _example(value: object, may_be: Kind, key: str) -> str:
-    """Return the valid value that the user probably meant, with quotes or a unit added. Returns ""
-    if there is none.
-    """
+    """Return the valid value that the user probably meant, with quotes or a unit added, or ""."""
     is_number = isinstance(value, int | float) and abs(value) < 10**18
     if may_be.get(str, "") is None and is_number:
         text = str(value).lower()
@@ -181,9 +178,7 @@ def _example(value: object, may_be: Kind, key: str) -> str:
 
 
 def _accepted(path: str, *texts: str) -> str:
-    """Return the first valid string of ``texts``, in quotes. If none is valid, return the example
-    of the key's rule.
-    """
+    """Return the first valid string of ``texts`` in quotes, or the example of the key's rule."""
     example, key = "", keys.key_at(path)
     rule = keys.ANY if key is None else key.rule
     for text in texts:
@@ -308,7 +303,6 @@ def _typed(value: Any, may_be: Kind, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _contradictions(ports: object, parsed: Mapping[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error for each entry of ``ports`` whose host port an earlier entry has published."""
     written = texts(ports if isinstance(ports, list) else None, "network.ports")
     known = [(path, text, parsed[path]) for path, text in written if path in parsed]
     for index, before in contradictions(port for _, _, port in known):
@@ -339,9 +333,7 @@ def _kind(service: dict[str, Any], data: Mapping[str, object]) -> Iterator[Inval
 
 
 def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
-    """Yield an error for each key of [network] that its mode forbids, and for each missing key that
-    the mode requires.
-    """
+    """Yield an error for each key of [network] that its mode forbids, or requires but lacks."""
     mode = network.get("mode", "bridge")
     if not isinstance(mode, str) or mode not in WITHOUT:
         return
@@ -366,9 +358,7 @@ def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
 
 
 def _networks(network: dict[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error if [network] lists its networks in two keys, or if ``ip`` does not fit
-    them.
-    """
+    """Yield an error if [network] has networks in two keys, or if ``ip`` does not fit them."""
     several, ip = network.get("networks"), network.get("ip")
     if "network" in network and "networks" in network:
         reason, right = "conflicts with network.network", "set only one of the two"
@@ -389,7 +379,6 @@ def _networks(network: dict[str, Any]) -> Iterator[InvalidInput]:
 
 
 def _repeated(items: object, key: str) -> Iterator[InvalidInput]:
-    """Yield an error for each string in an array that is equal to an earlier string."""
     first: dict[str, int] = {}
     for path, text in texts(items if isinstance(items, list) else None, key):
         index = int(path[len(key) + 1 : -1])

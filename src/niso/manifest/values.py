@@ -148,9 +148,7 @@ def size(text: str, key: str) -> int:
 
 
 def ipv4_octets(text: str) -> tuple[int, ...] | None:
-    """Parse an IPv4 address in strict form (RFC 6943, 3.1.1) to four numbers. Returns None if
-    invalid.
-    """
+    """Parse an IPv4 address in strict form (RFC 6943, 3.1.1) to four numbers, or return None."""
     parts = text.split(".", 4)
     numbers = [_number(part, 3) for part in parts]
     octets = tuple(number for number in numbers if number is not None and number <= 255)
@@ -175,9 +173,7 @@ def is_ipv6(text: str) -> bool:
 
 
 def not_unicast(octets: tuple[int, ...]) -> str | None:
-    """Return why no host can have this IPv4 address (RFC 6890, 2.2.2). Returns None if a host
-    can.
-    """
+    """Return why no host can have this IPv4 address (RFC 6890, 2.2.2), or None if one can."""
     if octets[0] == 0:
         return "is in 0.0.0.0/8, which no host can have"
     if octets[0] == 127:

@@ -189,9 +189,7 @@ class Resolved(NamedTuple):
     errors: list[InvalidInput]
 
     def fresh(self, others: Iterable[Error]) -> list[Error]:
-        """Return this object's errors, and the errors in ``others`` for keys that have no error
-        here.
-        """
+        """Return this object's errors, and errors in ``others`` for keys without an error."""
         unresolved = {error.key for error in self.errors}
         return [*self.errors, *(error for error in others if error.key not in unresolved)]
 
@@ -230,9 +228,7 @@ def resolve(data: dict[str, Any], variables: Variables, kinds: Kind, key: str = 
 
 
 def _typed(text: str, may_be: Kind) -> object:
-    """Convert a string to a number or boolean. A string stays a string if its key may have a
-    string.
-    """
+    """Convert a string to a number or boolean, unless its key may have a string."""
     if str not in may_be and bool in may_be and text in ("true", "false"):
         return text == "true"
     plain = text.removeprefix("-")

@@ -146,8 +146,7 @@ def _remote(
 def _service(
     snapshot: Snapshot, service: PlannedService, networks: dict[str, NetworkRecord]
 ) -> Iterator[KernelObject]:
-    """Yield the namespace of a service, and for each of its networks a veth pair, addresses and
-    routes.
+    """Yield the namespace of a service, and its veth pairs, addresses and routes.
 
     A service sends all packets for a network to its gateway's MAC, and the nftables bridge table
     replaces this MAC by the receiver's. Therefore a service has one neighbour on each network. The

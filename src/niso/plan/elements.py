@@ -227,7 +227,7 @@ def published(service: str, port: PortMapping, addresses: Iterable[str]) -> list
 def _kept(service: str, port: PortMapping, where: str, start: tuple[str, ...]) -> list[Element]:
     """Return the element that reserves the host ports of a published port, so that masquerading
     does not choose them. ``where`` is the end of the set's name, and ``start`` the beginning of the
-    element's key.
+    key.
     """
     if port.count > 1:
         key = (*start, (port.host_port, port.last))

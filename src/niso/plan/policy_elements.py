@@ -101,7 +101,6 @@ class _Direction(NamedTuple):
 
     @property
     def free(self) -> Decision:
-        """Return the decision for peers that no entry matches."""
         if self.allow is None:
             return True, ""
         name = "allow_from" if self.ingress else "egress.allow"
@@ -329,9 +328,7 @@ class _Entries:
         return known
 
     def table(self, numbers: Iterable[int]) -> _Table:
-        """Return the decisions of the entries with these numbers, and of the entries for all
-        peers.
-        """
+        """Return the decisions of the entries with these numbers, and of entries for all peers."""
         both = sorted({*numbers, *self.everybody})
         self._take(len(both))
         return _table(self.direction, [self.all[number] for number in both])

@@ -169,9 +169,7 @@ class ServiceSpec(NamedTuple):
 
     @property
     def program(self) -> ProgramSpec:
-        """Return what the manifest declares about the process. An attachment has no process and
-        must not be passed.
-        """
+        """Return what the manifest declares about the process. Not for attachments."""
         assert self.process is not None, f"{self.name} is an attachment"
         return self.process
 
@@ -295,9 +293,7 @@ HIDING = ("/", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/var")
 
 
 def taken(path: str) -> str | None:
-    """Return the reason why nothing can be mounted at this path inside a service. Returns None if a
-    mount is possible.
-    """
+    """Return why nothing can be mounted at this path inside a service, or None if it can."""
     for own in TAKEN:
         if path == own or path.startswith(f"{own}/"):
             return f"{own} is niso's"

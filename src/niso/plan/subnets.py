@@ -190,9 +190,7 @@ class NetworkRequest(NamedTuple):
 
 
 def check(request: NetworkRequest) -> None:
-    """Raise UsageError if a request is invalid. The networks and routes of this host are not
-    checked.
-    """
+    """Raise UsageError if a request is invalid, without a look at this host's networks."""
     nets, least = request.nets, MIN_MTUS[max(request.families)]
     for net in nets:
         if net.is_global and not request.allow_public:

@@ -193,9 +193,8 @@ class change:
             kernel.clear_unfinished(space)
 
     def _ports_of_ended(self, kept: set[str]) -> list[PortMapping]:
-        """Return the published ports of services that are deactivated although their namespace
-        stays, because other services run in it. ``kept`` are all addresses of services after the
-        change.
+        """Return the published ports of services that are deactivated while other services still
+        run in their namespace. ``kept`` are all addresses of services after the change.
         """
         active = {service.name for service in self._snapshots[-1].services}
         return [
@@ -390,8 +389,7 @@ def _touched(steps: list[AnyStep], candidates: State) -> State:
 
 
 def _of(want: State, touched: State) -> State:
-    """Return the desired objects to compare with the kernel after a change of the objects
-    ``touched``.
+    """Return the desired objects to compare with the kernel after a change of ``touched``.
 
     They are the desired objects with the same keys, all desired addresses and routes on the same
     network interfaces, and the nftables tables.
@@ -519,7 +517,6 @@ def _without_container(
 
 
 def _not_kept(reason: str, hint: str, step: AnyStep) -> KernelError:
-    """Return the error for a step that the kernel has acknowledged but that had no effect."""
     error = KernelError(f"{reason}: {step.describe().splitlines()[0]}", hint, errno.ESTALE)
     error.space = step.kind.space(step.obj) if isinstance(step, Step) else ""
     return error
@@ -535,7 +532,6 @@ def _culprit(error: KernelError) -> object:
 
 
 def _closed(error: KernelError) -> tuple[str, tuple[str, ...]]:
-    """Return a warning and hints for the user about an attachment in which a step has failed."""
     is_route = error.obj is not None and _culprit(error) is error.obj
     what = "keeps a route of its own" if is_route else "has no network now"
     hint = "take away what is in its place there, then niso net repair"

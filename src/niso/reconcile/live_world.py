@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 
 
 def read_world(kernel: Kernel, store: Store) -> PolicyContext:
-    """Read the services, networks and addresses from which policies are evaluated. Raises
-    KernelError.
-    """
+    """Read the services, networks and addresses that policies need. Raises KernelError."""
     services = {}
     now = time.time()
     # in a policy, the name of a service means its instances

@@ -94,9 +94,7 @@ class PolicyRows(ServiceRows):
         return OutsideRows(self._db)
 
     def names_outside(self, service: str | None = None) -> bool:
-        """Return whether a service's policy contains DNS names. None means the policies of all
-        services.
-        """
+        """Return whether the policy of a service, or with None of any service, has DNS names."""
         query = "SELECT 1 FROM outside_peer WHERE ?1 IS NULL OR service=?1 LIMIT 1"
         return self._has(query, service)
 
@@ -110,12 +108,10 @@ class PolicyRows(ServiceRows):
     def _policed(
         self, services: Iterable[PlannedService], names: Iterable[Name]
     ) -> Iterator[Policed]:
-        """Yield the policies of ``services``, and the policies of other services that refer to
-        ``names``.
+        """Yield the policies of ``services``, and other policies that refer to ``names``.
 
-        The addresses of ``names`` have changed. The policy of another service is yielded with the
-        addresses of these names in `Policed.only`, so that only entries for these peers are
-        recomputed.
+        The addresses of ``names`` have changed. The policy of another service is yielded with their
+        addresses in `Policed.only`, so that only entries for these peers are recomputed.
         """
         # the instances of a service with a service address have its policy
         fronts = self._column(FRONTS)
@@ -546,9 +542,7 @@ class OutsideRows(Rows):
         return sorted({service for name in names for service in self._column(query, name)})
 
     def answer(self, name: str) -> Outside:
-        """Return the recorded DNS answer for a name. Without a valid record, the answer is
-        empty.
-        """
+        """Return the recorded DNS answer for a name. Without a valid record, it is empty."""
         text = self._text("SELECT answer FROM outside_name WHERE name=?", name)
         return (text and _answer(name, text)) or Outside(name)
 
@@ -561,9 +555,7 @@ class OutsideRows(Rows):
         return self.answer(name).in_state(NOW, FORMER)
 
     def ever(self, name: str) -> tuple[str, ...]:
-        """Return all recorded addresses of a DNS name, including addresses that are no longer
-        allowed.
-        """
+        """Return all recorded addresses of a DNS name, including those no longer allowed."""
         return self.answer(name).in_state(NOW, FORMER, PAST)
 
     def hosts(self, service: str) -> list[tuple[str, str]]:
@@ -591,7 +583,6 @@ class OutsideRows(Rows):
 
 
 def _answer(name: str, text: str) -> Outside | None:
-    """Decode the record of a DNS name, or return None if the record is damaged."""
     import ipaddress
 
     try:

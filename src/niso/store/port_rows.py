@@ -64,9 +64,7 @@ class PortRows(Rows):
         return [port for port in dict.fromkeys(among) if self.has_port(service, port)]
 
     def published_on(self, services: Iterable[str]) -> set[str]:
-        """Return the networks on which at least one of these services has published a port since
-        its activation.
-        """
+        """Return the networks on which these services have published ports since activation."""
         query = "SELECT network FROM published WHERE service=?"
         networks = {network for service in services for network in self._column(query, service)}
         return networks & {*self._column("SELECT name FROM network")} if networks else networks
@@ -83,9 +81,7 @@ class PortRows(Rows):
         return [port for _, port in self._ports("WHERE service=? AND origin=?", service, origin)]
 
     def all_forwards(self) -> ServicePorts:
-        """Return (service, port) for all ports that `niso port-forward` added, also of inactive
-        services.
-        """
+        """Return (service, port) for all ports that `niso port-forward` added."""
         return self._ports("WHERE origin=?", FORWARD)
 
     def manifest_ports(self, service: str) -> list[PortMapping]:
@@ -131,8 +127,7 @@ class PortRows(Rows):
         return next(iter(rows), None)
 
     def spans(self, proto: str, first: int, last: int) -> list[tuple[int, int]]:
-        """Return recorded ranges (first, last) of host ports that may overlap ``first`` to
-        ``last``.
+        """Return the ranges (first, last) of host ports that may overlap another range.
 
         Ranges of inactive services are included. All ranges that an undo would restore are included
         without a check.
@@ -150,9 +145,7 @@ class PortRows(Rows):
     def set_ports(
         self, service: str, ports: Iterable[PortMapping], chosen: Iterable[PortMapping] = ()
     ) -> None:
-        """Replace a service's ports from the manifest. ``chosen`` are the ports whose host port was
-        chosen by niso.
-        """
+        """Replace a service's ports from the manifest. niso has chosen the ports ``chosen``."""
         cursor = self._run(
             f"SELECT {PORT_COLUMNS}, origin FROM port WHERE service=? ORDER BY position", service
         )

@@ -254,9 +254,7 @@ class ServiceRows(Rows):
         return intent.rows == self.rows(intent.service)
 
     def rows(self, service: str) -> dict[str, list[dict[str, object]]]:
-        """Return all rows of a service as {table: [{column: value}, ...]}. JSON can represent the
-        values.
-        """
+        """Return all rows of a service, ready for JSON: {table: [{column: value}, ...]}."""
         rows = {}
         for table in ROW_TABLES:
             key = "name" if table == "service" else "service"
@@ -307,9 +305,7 @@ class ServiceRows(Rows):
     # --- network modes ----------------------------------------------------------------------------
 
     def home(self, service: str) -> str:
-        """Return the service that owns the network namespace of ``service``. It may be ``service``
-        itself.
-        """
+        """Return the service that owns the network namespace of a service, perhaps itself."""
         return self._column(f"SELECT {_PROVIDER}", service)[0] or service
 
     def inactive_modes(self) -> list[tuple[str, str]]:
@@ -339,9 +335,7 @@ class ServiceRows(Rows):
         return sorted(sharers)
 
     def with_companions(self, services: Iterable[str]) -> tuple[str, ...]:
-        """Return the given services and all active services that share a network namespace with
-        them.
-        """
+        """Return the given services and all active services in their network namespaces."""
         names = set(services)
         homes = {self.home(name) for name in names}
         sharers = {sharer for home in homes for sharer in self.sharers(home)}
@@ -424,8 +418,7 @@ class ServiceRows(Rows):
         )
 
     def endpoints_like(self, prefix: str) -> list[tuple[str, str, int]]:
-        """Return (service, network, generation) for the endpoints of services whose names begin
-        with a prefix.
+        """Return (service, network, generation) for services with a prefix in their names.
 
         Endpoints of inactive services are included, because the kernel may still be deleting their
         interfaces. Endpoints that an undo would restore are included too.
@@ -476,9 +469,7 @@ class ServiceRows(Rows):
         return int.from_bytes(rows[0]) if rows else None
 
     def attachment_key(self, service: str) -> tuple[str, str] | None:
-        """Return (owner, name that the owner uses) of an attachment. Returns None for any other
-        service.
-        """
+        """Return (owner, owner's name for it) of an attachment, or None for another service."""
         query = "SELECT owner, given FROM attached WHERE service=?"
         return next(iter(self._run(query, service)), None)
 
@@ -595,7 +586,6 @@ def lease(
 
 
 def _preferred(store: Store, prefers: Sequence[str], net: Prefix, gateway: int) -> int | None:
-    """Return the offset of the first address in ``prefers`` that is free in a subnet, or None."""
     from niso.plan import subnets
 
     for address in prefers:
@@ -793,9 +783,7 @@ class Instances(Rows):
         return result
 
     def running(self, service: str) -> list[str]:
-        """Return a service's active instances. For a service without instances, returns the service
-        itself.
-        """
+        """Return a service's active instances, or the service itself if it has no instances."""
         known = self.of(service)
         return [one.service for one in self.of(service, *STATES)] if known else [service]
 
@@ -844,9 +832,7 @@ class Instances(Rows):
         return int(rows.fetchone()[0] or 0) + 1
 
     def of_two_versions(self) -> list[str]:
-        """Return the services with instances of two versions whose newer version is in no deploy's
-        record.
-        """
+        """Return services with instances of two versions if no deploy records the newer one."""
         rows = self._db.execute(
             "SELECT i.front FROM instance i JOIN service s ON s.name=i.service AND s.active=1"
             " WHERE i.state IN (?, ?) GROUP BY i.front HAVING COUNT(DISTINCT i.version) > 1"

@@ -55,9 +55,7 @@ class Scope(NamedTuple):
     """Names of services of other hosts."""
 
     def joined(self, other: Scope) -> Scope:
-        """Return the union of two scopes, of which none is `ALL`. Only the ports of this scope are
-        kept.
-        """
+        """Return the union of two scopes, neither of them `ALL`, with the ports of this one."""
         return Scope(
             tuple(sorted({*(self.services or ()), *(other.services or ())})),
             tuple(sorted({*(self.networks or ()), *(other.networks or ())})),
@@ -187,9 +185,7 @@ class SnapshotRows(PortRows, PolicyRows):
         return SpanRows(self._db)
 
     def is_broken_off(self) -> bool:
-        """Return whether niso was interrupted while it updated the copy of other hosts'
-        services.
-        """
+        """Return whether an update of the copy of other hosts' services was interrupted."""
         return self._meta("attempt") is not None
 
     def others(self) -> list[PlannedService]:
@@ -203,9 +199,7 @@ class SnapshotRows(PortRows, PolicyRows):
     def _remotes(
         self, scope: Scope, seen: set[str]
     ) -> tuple[tuple[PlannedService, ...], tuple[PlannedService, ...]]:
-        """Return two tuples of services of other hosts: those in a scope, and those on the networks
-        ``seen``.
-        """
+        """Return the services of other hosts in a scope, and those on the networks ``seen``."""
         spans = self.across
         if scope.services is None:
             every = tuple(spans.remotes())

@@ -276,9 +276,7 @@ class SpanRows(Rows):
     def set_service(
         self, service: str, addresses: Iterable[RemoteAddress], names: Iterable[str]
     ) -> None:
-        """Replace the addresses and names of another host's service. Without addresses, delete the
-        service.
-        """
+        """Replace addresses and names of another host's service, or delete it if it has none."""
         self._run("DELETE FROM remote WHERE service=?", service)
         self._run("DELETE FROM remote_name WHERE service=?", service)
         rows = list(addresses)
@@ -322,11 +320,10 @@ class SpanRows(Rows):
         self._note_instances()
 
     def drop_stale_lease(self, service: str, address: str) -> None:
-        """Delete an inactive service's reservation of an address that ``service`` has reserved in
-        the cluster.
+        """Delete an inactive service's reservation of an address that another service needs.
 
-        The inactive service has moved to another host, or has given up its reservation in the
-        cluster.
+        ``service`` has reserved the address in the cluster. The inactive service has moved to
+        another host, or has given up its reservation in the cluster.
         """
         self._run(
             "DELETE FROM lease WHERE address=? AND service!=? AND service IN"
@@ -338,9 +335,7 @@ class SpanRows(Rows):
         self._put("claim", claim.service, claim.mark, claim.gen, encoded(claim.addresses))
 
     def drop_claim(self, service: str) -> None:
-        """Delete the recorded claim and addresses of a service that has no reservation in the
-        cluster.
-        """
+        """Delete claim and addresses of a service that has nothing reserved in the cluster."""
         self._run("DELETE FROM claim WHERE service=?", service)
         self._run(
             "DELETE FROM lease WHERE service=? AND network IN (SELECT network FROM span)", service

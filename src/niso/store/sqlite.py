@@ -105,9 +105,7 @@ class Transaction:
         return self
 
     def cancel(self) -> None:
-        """Request that the transaction is rolled back at the end of the block, as ``--dry-run``
-        does.
-        """
+        """Request that the end of the block rolls back the transaction (``--dry-run``)."""
         self._cancelled = True
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:

@@ -271,9 +271,7 @@ class Store(SnapshotRows):
         return times[0] if times else None
 
     def restored_by_undo(self, network: str) -> list[str]:
-        """Return the services that would be on a network again after an undo of their change in
-        progress.
-        """
+        """Return the services that would be on a network again after an undo."""
         return self._column(
             "SELECT service FROM intent, json_each(undo, '$.endpoint')"
             " WHERE json_extract(value, '$.network')=?",
@@ -383,9 +381,7 @@ class Store(SnapshotRows):
         return uid
 
     def placeholder_uid(self) -> int:
-        """Return an unused negative number for the uid column of an attachment, which has no
-        user.
-        """
+        """Return an unused negative number as the uid of an attachment, which has no user."""
         return min(self._column("SELECT MIN(uid) FROM service")[0] or 0, 0) - 1
 
     @property
@@ -489,7 +485,6 @@ def _host_identity() -> str:
 
 
 def _recorded_identity(db: sqlite3.Connection) -> str | None:
-    """Return the host identity recorded in the store, or None in a new store."""
     row = db.execute("SELECT value FROM meta WHERE key='world'").fetchone()
     return str(row[0]) if row else None
 
@@ -524,8 +519,7 @@ def _enter_store_netns(db: sqlite3.Connection, world: str) -> bool:
 
 
 def reset_after_reboot(db: sqlite3.Connection, world: str) -> None:
-    """Record all services as inactive if the host has rebooted or the store comes from another
-    host.
+    """Record all services as inactive after a reboot, or if the store is from another host.
 
     ``world`` is the host's present identity (`_host_identity`). Raises Conflict if services still
     run in another network namespace of the same boot, because changes made in this namespace would

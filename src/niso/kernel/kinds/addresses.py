@@ -84,7 +84,6 @@ class _Addresses(Kind[Address], of=Address):
         return f"address {obj.address} on {obj.link}{in_netns(obj.netns)}"
 
     def causes(self, obj: Address, actual: Address | None) -> tuple[str, ...]:
-        """Return the conditions that would explain why an address is missing or different."""
         if ":" in obj.address:
             return ipv6_losses(obj)
         return (f"link /{obj.netns}/{obj.link} down",) if actual is not None else ()

@@ -296,9 +296,7 @@ class _HostsLines(Kind[HostsLine], of=HostsLine):
 
 
 class HostsFile(NamedTuple):
-    """A hosts file that services share. Its folder is named after the networks of these
-    services.
-    """
+    """A hosts file that services share. Its folder is named after the services' networks."""
 
     folder: str
 
@@ -339,7 +337,6 @@ class _HostsFiles(Kind[HostsFile], of=HostsFile):
         return f"hosts file {os.path.join(path_of(obj.folder), 'hosts')}"
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
-        """Return one step for each changed hosts file. The step has all changed lines."""
         wanted, present = _lines_by_folder(want), _lines_by_folder(have)
         edits: list[AnyStep] = []
         for file in sorted(want[HostsFile]):

@@ -184,15 +184,11 @@ class Kind(Generic[T]):
         return self.parents(obj)
 
     def guards(self, obj: T) -> Iterable[Element]:
-        """Return the nftables elements that make niso's rules apply to an object, such as a veth
-        pair.
-        """
+        """Return the nftables elements that make niso's rules apply to an object (a veth)."""
         return ()
 
     def describe(self, step: Step[T]) -> str:
-        """Describe a step by a shell command with the same effect. If there is no such command, use
-        words.
-        """
+        """Describe a step by a shell command with the same effect, otherwise by words."""
         return f"{step.action} {type(step.obj).__name__.lower()} {' '.join(step.obj.key())}"
 
     def noun(self, obj: T) -> str:
@@ -202,9 +198,7 @@ class Kind(Generic[T]):
         return f"{type(obj).__name__.lower()} {' '.join(obj.key())}"
 
     def wanted(self, want: State, have: State) -> frozenset[T]:
-        """Return the desired objects of this kind. Some kinds adjust them to the actual state
-        ``have``.
-        """
+        """Return the desired objects of this kind. Some kinds adjust them to ``have``."""
         return want[self.type]
 
     def possible(
@@ -268,9 +262,7 @@ class Kind(Generic[T]):
         return ()
 
     def conditions(self, obj: T, actual: T) -> Iterable[str]:
-        """Return the effects that a difference has on other objects, such as "link /NETNS/NAME
-        down".
-        """
+        """Return how a difference affects other objects, such as "link /NETNS/NAME down"."""
         return ()
 
     def differences(self, obj: T, actual: T, known: Collection[str]) -> list[Finding]:
@@ -439,9 +431,7 @@ class State:
         return {(type(obj), obj.key()) for obj in self}
 
     def without(self, other: State) -> State:
-        """Return the objects of this state for which ``other`` has no object of the same type and
-        key.
-        """
+        """Return the objects of this state whose type and key do not occur in ``other``."""
         keys = other.keys()
         return State(obj for obj in self if (type(obj), obj.key()) not in keys)
 
@@ -519,9 +509,7 @@ class Space:
         return None
 
     def own_links(self, kind: str) -> list[Link]:
-        """Return the interfaces of the type ``kind``, such as "veth", that belong to this state
-        folder.
-        """
+        """Return the interfaces of type ``kind`` ("veth") that belong to this state folder."""
         own = (kind, self.reading.alias)
         return [link for link in self.all_links if (link.kind, link.alias) == own]
 
@@ -751,7 +739,6 @@ def wanted(want: State, have: State) -> State:
 
 
 def _disappearing_parents(want: State, have: State) -> set[str]:
-    """Return the namespaces, interfaces and tables that a change deletes with their contents."""
     disappearing: set[str] = set()
     for kind in KINDS:
         if kind.parent_name_format:

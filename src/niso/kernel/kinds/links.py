@@ -263,7 +263,6 @@ class _Veths(Kind[Veth], of=Veth):
         )
 
     def blocking(self, want: State, have: State) -> frozenset[Veth]:
-        """Return the existing veth pairs that have the name or the inner end of a desired pair."""
         wanted = {veth.name: veth[1:4] for veth in want[Veth]}
         ends = {(veth.netns, veth.peer) for veth in want[Veth]}
         return frozenset(

@@ -213,7 +213,6 @@ class _Elements(Kind[Element], of=Element):
         return [present[key] for key in keys if key in present]
 
     def write(self, writer: Writer, steps: Sequence[NftTransaction]) -> None:
-        """Execute one transaction. Netlink is used if possible, otherwise libnftables."""
         (step,) = steps
         edits = [edit for edit in step.edits if isinstance(edit, Edit)]
         headers = [HEADERS[edit.element.table, edit.element.container] for edit in edits]
@@ -255,7 +254,6 @@ def lookup(reading: Reading) -> dict[Atoms, Element]:
 
 
 def _all(reading: Reading) -> Iterator[Element]:
-    """Yield all elements of both tables, set by set. Raises Conflict if the tables are foreign."""
     with Nfnetlink() as netlink:
         for table, containers in ruleset.CONTAINERS.items():
             for container in containers:
@@ -267,7 +265,7 @@ def _all(reading: Reading) -> Iterator[Element]:
 
 class Ruleset(NamedTuple):
     """niso's two nftables tables, without their elements. ``digest`` is the digest of their
-    definition. ``wrong`` has (problem, name) of each chain, set and map that differs from the
+    definition. ``wrong`` has (problem, name) of chains, sets and maps that differ from the
     definition.
     """
 

@@ -232,7 +232,6 @@ def _order(obj: Sysctl) -> tuple[bool, bool, Sysctl]:
 
 
 def _present(objects: Iterable[Sysctl]) -> set[Sysctl]:
-    """Return the sysctls that exist in the calling thread's namespace, with their actual values."""
     asked = list(objects)
     values = zip(asked, proc_sys.read_all(obj.name for obj in asked), strict=True)
     return {obj._replace(value=value) for obj, value in values if value is not None}

@@ -69,8 +69,7 @@ def parse(data: bytes) -> tuple[int, str, int, str]:
 
 def add(rtnl: Rtnl, vxlan: Vxlan) -> None:
     """Create a VXLAN device as a port of its bridge, and set it up. The device does not learn MACs
-    and does not flood. Raises KernelError, and Conflict if another device has the VNI or the UDP
-    port.
+    and does not flood. Raises KernelError, and Conflict if another device has the VNI or port.
     """
     name = vxlan.name
     master = rtnl.index(vxlan.bridge)
@@ -286,9 +285,7 @@ def new_key() -> str:
 
 
 def answers(name: str, form: str) -> bool:
-    """Return whether a WireGuard interface exists and works. If it uses wireguard-go, this process
-    must be running.
-    """
+    """Return whether a WireGuard interface exists, and its wireguard-go process, if any, runs."""
     try:
         socket.if_nametoindex(name)
         if form == USERSPACE:
@@ -322,9 +319,7 @@ def shown(
 
 
 def make(rtnl: Rtnl, link: WireGuard) -> None:
-    """Create or change a WireGuard interface so that it has the settings ``link``. Raises
-    KernelError.
-    """
+    """Create a WireGuard interface or change it to the settings ``link``. Raises KernelError."""
     fresh = rtnl.link(link.name) is None
     if fresh:
         _create(rtnl, link)
