@@ -122,7 +122,7 @@ class Node:
 
     def keep(self) -> None:
         with contextlib.suppress(NoAnswer):
-            self.lease = self.agent.keep(self.link, self.lease)  # type: ignore[arg-type]
+            self.lease = self.agent.renew_lease(self.link, self.lease)  # type: ignore[arg-type]
 
     def kept(self) -> dict[str, WatchedKeys]:
         """What watches bring, by their prefixes."""
@@ -149,4 +149,4 @@ class Node:
     def look(self, now_s: float, whole: bool = True) -> None:
         with self, contextlib.suppress(NoAnswer):
             link: Any = self.link
-            self.agent.look(self.store, self.world.kernel, link, now_s, whole)
+            self.agent.poll(self.store, self.world.kernel, link, now_s, whole)

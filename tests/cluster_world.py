@@ -11,7 +11,7 @@ from niso.change import attach as change_attach
 from niso.change import networks as change_networks
 from niso.change import targets
 from niso.change.activate import activate
-from niso.change.attach import Request, Wish
+from niso.change.attach import AttachmentNetwork, Request
 from niso.change.cluster_hosts import end_services
 from niso.cluster import mirror
 from niso.cluster.agent import Agent
@@ -130,15 +130,15 @@ class Hosted(Cluster):
     def end(self, services: list[str]) -> None:
         end_services(self.world.machine, services)
 
-    def attach(self, name: str, *wishes: Wish, **more: Any) -> str:
+    def attach(self, name: str, *networks: AttachmentNetwork, **more: Any) -> str:
         path = f"/n/{name}"
         if path not in self.world.kernel.engines:
             self.world.kernel.begin_engine(path)
-        request = Request(name, path, wishes or (Wish("backend"),), **more)
+        request = Request(name, path, networks or (AttachmentNetwork("backend"),), **more)
         return change_attach.attach(self.world.machine, request, self.report).address[0]
 
     def look(self, now_s: float = 0.0) -> list[str]:
-        return self.agent.look(self.world.store, self.world.kernel, self.engine, now_s)
+        return self.agent.poll(self.world.store, self.world.kernel, self.engine, now_s)
 
     def held(self, service: str) -> ClusterClaim | None:
         return Claims(self.engine, "x").held(service)

@@ -330,7 +330,7 @@ class Crowd(NisoWorld):
 
     def _look(self, whole: bool = True) -> None:
         now_s = time.monotonic()
-        self.agent.look(self.store, self.machine.kernel, self.engine, now_s, whole)
+        self.agent.poll(self.store, self.machine.kernel, self.engine, now_s, whole)
 
     def _until_known(self, key: str, there: bool) -> None:
         """Wait until the agent's watch has brought a key, or its end."""

@@ -89,7 +89,7 @@ class FakeEngine(Etcd):
             self._leases[lease] = [max(ttl_s, 2), self._now + max(ttl_s, 2)]
             return lease
 
-    def keep(self, lease: int) -> bool:
+    def renew_lease(self, lease: int) -> bool:
         with self._changed:
             self._answers()
             if lease not in self._leases:

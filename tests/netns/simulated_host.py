@@ -112,7 +112,7 @@ class Simulated:
     def look(self, whole: bool) -> list[str]:
         self.here()
         store, kernel = self.world.store, self.world.kernel
-        return self.agent.look(store, kernel, self.engine, time.monotonic(), whole)
+        return self.agent.poll(store, kernel, self.engine, time.monotonic(), whole)
 
     def differs(self, hosts: list[HostEntry]) -> bool:
         """Whether its mirror or its kernel is not as the cluster is."""

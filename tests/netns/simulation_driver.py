@@ -137,7 +137,7 @@ class Worker:
         for host in self.hosts.values():
             if host not in self.joined:
                 ClusterKeys(self.engine).join(host.host())
-                assert host.agent.keep(self.engine, self.engine.grant(TTL_S))
+                assert host.agent.renew_lease(self.engine, self.engine.grant(TTL_S))
                 self.joined.append(host)
                 self._watch(host)
                 self._look(host)

@@ -113,11 +113,11 @@ def test_lease_ends_with_its_keys(engine: Etcd, at: str) -> None:
     lease = engine.grant(30)
     assert engine.commit(Txn((), (Put(at + "live", "", lease),)))
     assert engine.get(at).items[0].lease == lease
-    assert engine.keep(lease)
+    assert engine.renew_lease(lease)
     engine.revoke(lease)
     engine.revoke(lease)
     assert engine.keys(at) == []
-    assert not engine.keep(lease)
+    assert not engine.renew_lease(lease)
 
 
 def test_lease_that_nobody_keeps_ends(engine: Etcd, at: str) -> None:

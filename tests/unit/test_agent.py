@@ -48,7 +48,7 @@ class Hosted:
 
     def look(self, now_s: float = 0.0, whole: bool = True) -> list[str]:
         world = self.world
-        return self.agent.look(world.store, world.kernel, self.cluster.engine, now_s, whole)
+        return self.agent.poll(world.store, world.kernel, self.cluster.engine, now_s, whole)
 
     def is_up(self) -> bool:
         key = KEYS.address("backend", "10.99.1.2")
@@ -159,23 +159,23 @@ def test_names_stay_for_a_while_if_all_go_at_once(host: Hosted) -> None:
 
 def test_lease_is_kept_or_granted_and_only_for_a_member(host: Hosted) -> None:
     engine, agent = host.cluster.engine, host.agent
-    lease = agent.keep(engine, 0)
-    assert agent.keep(engine, lease) == lease
+    lease = agent.renew_lease(engine, 0)
+    assert agent.renew_lease(engine, lease) == lease
     engine.advance(TTL_S + 1)
-    other = agent.keep(engine, lease)
+    other = agent.renew_lease(engine, lease)
     assert other not in (0, lease)
     host.cluster.membership.engine.commit(Txn((), (Delete(KEYS.host(ME)),)))
     engine.revoke(other)
-    assert agent.keep(engine, other) == 0
+    assert agent.renew_lease(engine, other) == 0
     assert "not a host of the cluster" in host.said[-1]
 
 
 def test_host_that_left_and_joined_again_lives_by_the_lease_that_is_left(host: Hosted) -> None:
     cluster, engine, live = host.cluster, host.cluster.engine, KEYS.live(ME)
-    lease = host.agent.keep(engine, 0)
+    lease = host.agent.renew_lease(engine, 0)
     cluster.engine.commit(Txn((), (Delete(live),)))
     again = Agent(host.agent.me, lambda: engine, lambda names: None, host.said.append)
-    assert again.keep(engine, lease) == lease
+    assert again.renew_lease(engine, lease) == lease
     assert engine.get(live, one=True).items
     engine.advance(TTL_S + 1)
     assert not engine.get(live, one=True).items
@@ -183,7 +183,7 @@ def test_host_that_left_and_joined_again_lives_by_the_lease_that_is_left(host: H
 
 def test_agent_that_cannot_look_says_by_how_much_it_is_behind(host: Hosted) -> None:
     engine, membership = host.cluster.engine, host.cluster.membership
-    lease = host.agent.keep(engine, 0)
+    lease = host.agent.renew_lease(engine, 0)
     membership.say_late(ME, lease, 41)
     assert membership.late() == {ME: 41}
     membership.say_late(ME, lease, 0)
@@ -370,7 +370,7 @@ def test_command_that_calls_just_as_a_look_begins_gets_a_whole_one(
         following._notice()
 
     following._called = Called()
-    monkeypatch.setattr(following, "look", look)
+    monkeypatch.setattr(following, "poll", look)
 
     def run() -> None:
         following.run(Store.open(), host.world.kernel)

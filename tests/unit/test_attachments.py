@@ -10,7 +10,7 @@ from refusals import refuses
 
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.change import attach as change_attach
-from niso.change.attach import Attachment, Request, Wish
+from niso.change.attach import Attachment, AttachmentNetwork, Request
 from niso.change.repair import repair_all
 from niso.kernel.kinds.addresses import Address, Route
 from niso.kernel.kinds.namespaces import Netns, NetnsName
@@ -23,16 +23,16 @@ from niso.store.snapshots import ALL
 from niso.store.store import Store
 
 PATH = "/proc/4711/ns/net"
-BACKEND, FRONT = Wish("backend"), Wish("front")
+BACKEND, FRONT = AttachmentNetwork("backend"), AttachmentNetwork("front")
 
 
 def attach(
-    world: World, name: str = "box", path: str = PATH, *wishes: Wish, **more: object
+    world: World, name: str = "box", path: str = PATH, *networks: AttachmentNetwork, **more: object
 ) -> Attachment:
     """Attach a namespace, which begins now if the path is new."""
     if path and path not in world.kernel.engines:
         world.kernel.begin_engine(path)
-    request = Request(name, path, wishes or (BACKEND,), **more)  # type: ignore[arg-type]
+    request = Request(name, path, networks or (BACKEND,), **more)  # type: ignore[arg-type]
     return change_attach.attach(world.machine, request)
 
 
@@ -67,7 +67,7 @@ def test_attached_namespace_has_what_a_service_has_and_nothing_else_is_touched(
 
 def test_interface_and_default_route_of_others_stay(world: World) -> None:
     world.kernel.begin_engine(PATH, "eth0", "net1", routed=(4,))
-    attach(world, "box", PATH, BACKEND, Wish("front", "net2", mac="02:00:00:00:00:01"))
+    attach(world, "box", PATH, BACKEND, AttachmentNetwork("front", "net2", mac="02:00:00:00:00:01"))
     ends = {veth.peer: veth.mac for veth in world.kernel.veths.values()}
     assert ends.keys() == {"eth1", "net2"} and ends["net2"] == "02:00:00:00:00:01"
     assert {where for _, where in world.kernel.routes} == {
@@ -79,7 +79,7 @@ def test_interface_and_default_route_of_others_stay(world: World) -> None:
         key="interface",
         hint="name another one, or none: niso chooses the next free eth<n>",
     ):
-        attach(world, "box", PATH, BACKEND, Wish("front", "net1"))
+        attach(world, "box", PATH, BACKEND, AttachmentNetwork("front", "net1"))
     world.assert_whole()
 
 

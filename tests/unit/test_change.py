@@ -20,7 +20,7 @@ from niso.base import paths
 from niso.base.errors import Error
 from niso.change import attach as change_attach
 from niso.change import journal, networks, outside_names_refresh, port_forward, stop
-from niso.change.attach import Request, Wish
+from niso.change.attach import AttachmentNetwork, Request
 from niso.change.deactivate import deactivate, remove
 from niso.cluster import encryption, mirror
 from niso.cluster.claims import Claims
@@ -241,17 +241,17 @@ def test_activation_that_fails_ends_what_its_policy_had_allowed(world: World) ->
 # --- attachments ----------------------------------------------------------------------------------
 
 
-def attach(world: World, *wishes: Wish, **more: Any) -> None:
+def attach(world: World, *networks: AttachmentNetwork, **more: Any) -> None:
     if "/n/box" not in world.kernel.engines:
         world.kernel.begin_engine("/n/box")
-    change_attach.attach(world.machine, Request("box", "/n/box", wishes, **more))
+    change_attach.attach(world.machine, Request("box", "/n/box", networks, **more))
 
 
 def test_attachment_ends_flows_of_addresses_ports_and_policies(world: World) -> None:
     from niso.manifest.policy import parse_ingress
     from niso.plan.records import Policy
 
-    back, front = Wish("backend"), Wish("front")
+    back, front = AttachmentNetwork("backend"), AttachmentNetwork("front")
     one, two = PortMapping("", 8080, 80, "tcp"), PortMapping("", 8081, 80, "tcp")
     done = watched(world.kernel, lambda: attach(world, back, ports=(one,)))
     gone = own(world, "box")

@@ -15,7 +15,7 @@ from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.change import attach as change_attach
 from niso.change import journal
 from niso.change.activate import restart
-from niso.change.attach import Wish
+from niso.change.attach import AttachmentNetwork
 from niso.change.deactivate import deactivate, remove
 from niso.change.repair import repair_all
 from niso.cluster.claims import Claims, Wanted
@@ -199,7 +199,7 @@ def test_attachment_is_held_as_a_service_is(host: Hosted) -> None:
     with refuses(Conflict, "web", hint="it can be activated here once it is removed on c"):
         host.attach("web")
     with refuses(InvalidInput, hint="leave out the MAC address"):
-        host.attach("pod", Wish("backend", mac="02:00:00:00:00:01"))
+        host.attach("pod", AttachmentNetwork("backend", mac="02:00:00:00:00:01"))
     for name in ("web", "pod"):
         assert host.record(name) and host.world.store.service(name) is None
     assert host.held("pod") is None
@@ -213,7 +213,7 @@ def test_attachment_is_held_as_a_service_is(host: Hosted) -> None:
     host.look()
     assert host.record("box") and host.record("pod")
     # off the network, and detached
-    host.attach("box", Wish("niso-default"))
+    host.attach("box", AttachmentNetwork("niso-default"))
     assert host.held("box") is None and host.record("box")
     host.attach("box")
     assert change_attach.detach(host.world.machine, "box")

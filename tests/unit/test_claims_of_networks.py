@@ -11,7 +11,7 @@ from refusals import refuses
 
 from niso.base.errors import Conflict, Error, NotFound
 from niso.change import attach, networks, stacks
-from niso.change.attach import Wish
+from niso.change.attach import AttachmentNetwork
 from niso.change.deactivate import remove
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import NoAnswer
@@ -53,12 +53,12 @@ def test_network_that_an_attachment_leaves_goes_with_what_others_have_there(
     other = Claims(host.engine, "c")
     made = other.claim(Wanted("web", ("front",), ("web",), {}, {}))
     other.publish("web", made.mark, up=True)
-    host.attach("box", Wish("front"))
+    host.attach("box", AttachmentNetwork("front"))
     assert host.claims() == {("web", "198.51.100.3")}
     if how == "detached":
         attach.detach(world.machine, "box")
     else:
-        host.attach("box", Wish("backend"))
+        host.attach("box", AttachmentNetwork("backend"))
     assert world.store.network("front") is None and host.claims() == set()
     world.assert_whole()
 

@@ -68,7 +68,7 @@ def test_all_that_a_host_knows_is_written_again_and_newer_claims_have_higher_num
                 was["up"] = True
         assert have == was, item.key
     assert had.keys() == {KEYS.live(ME)}, "the agents that live say so themselves"
-    assert host.agent.keep(host.engine, 0)
+    assert host.agent.renew_lease(host.engine, 0)
     host.look(200.0)
     assert host.record("db") and host.up("db") and not host.up("idle")
     assert host.claims() == kernel

@@ -107,7 +107,7 @@ def test_claim_outside_the_network_or_of_a_wrong_name_is_ignored_and_named(
     said: list[str] = []
     looking = agent(cluster, said)
     for _ in range(2):
-        looking.look(cluster.world.store, cluster.world.kernel, cluster.engine, 0)
+        looking.poll(cluster.world.store, cluster.world.kernel, cluster.engine, 0)
     assert {service for service, _ in cluster.claims()} == {"api"}
     assert cluster.lines() >= {f"{good[0]} api"}
     assert not [
@@ -121,7 +121,7 @@ def test_any_damage_of_any_value_is_ignored_or_an_error_with_its_key(cluster: Cl
     cluster.claim("a", "api", "alias")
     cluster.claim("c", "web", up=False)
     store, kernel, engine = cluster.world.store, cluster.world.kernel, cluster.engine
-    agent(cluster, []).look(store, kernel, engine, 0)
+    agent(cluster, []).poll(store, kernel, engine, 0)
     items = [item for item in engine.get(KEYS.prefix).items if not item.key.endswith("/live")]
 
     def heard() -> set[tuple[str, ...]]:
@@ -147,7 +147,7 @@ def test_any_damage_of_any_value_is_ignored_or_an_error_with_its_key(cluster: Cl
             text = json.dumps(value)
         assert engine.commit(Txn((), (Put(item.key, text),)))
         for call in (
-            lambda: agent(cluster, []).look(store, kernel, engine, 0),
+            lambda: agent(cluster, []).poll(store, kernel, engine, 0),
             membership.networks,
             membership.services,
             lambda: membership.create_network(Spec("other", 0, 1400, SUBNETS)),
@@ -159,6 +159,6 @@ def test_any_damage_of_any_value_is_ignored_or_an_error_with_its_key(cluster: Cl
         assert heard() <= legal, (seed, item.key, text)
         other = Delete(KEYS.network("other"), prefix=True)
         assert engine.commit(Txn((), (Put(item.key, item.value), other)))
-        agent(cluster, []).look(store, kernel, engine, float(seed))
+        agent(cluster, []).poll(store, kernel, engine, float(seed))
     cluster.world.assert_whole()
     assert {service for service, _ in cluster.claims()} == {"api", "web"}

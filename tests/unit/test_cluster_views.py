@@ -53,7 +53,7 @@ class Shown(Cluster):
     def explain(self, source: str, destination: str, port: int = 80) -> ExplainedPacket:
         store = self.world.store
         here = read_world(self.world.kernel, store)
-        seen = other_hosts.world(self.session, here, source, destination)
+        seen = other_hosts.with_remote(self.session, here, source, destination)
         return explain(store, seen, Packet(source, destination, port, "tcp"))
 
 

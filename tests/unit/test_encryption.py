@@ -66,7 +66,7 @@ def init(world: World, encrypt: str) -> Config:
 def look(world: World, engine: Engine) -> None:
     me = ("a", world.store.state_id(), world.store.cluster_id(), "boot")
     agent = Agent(me, lambda: engine, lambda names: None, lambda line: None)
-    agent.look(world.store, world.kernel, engine, 0)
+    agent.poll(world.store, world.kernel, engine, 0)
 
 
 def links(world: World) -> list[WireGuard]:

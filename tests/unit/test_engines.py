@@ -313,7 +313,7 @@ def test_second_network_of_a_pod_leaves_its_network_policy_and_limits(
     before = attach.current(world.store, "web-shop")
     assert run(cni.main, second, COMMAND="ADD", **(pod | {"IFNAME": "net1"}))[0] == 0
     now = attach.current(world.store, "web-shop")
-    assert before is not None and now is not None and len(now.wishes) == 2
+    assert before is not None and now is not None and len(now.networks) == 2
     assert now.policy == before.policy == pod_agent.CLOSED
     assert now.labels == before.labels and now.bandwidth == before.bandwidth != ()
 

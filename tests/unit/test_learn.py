@@ -363,6 +363,6 @@ def test_name_is_written_only_if_it_means_the_service_alone(tmp_path: Path) -> N
         fakes.activate(fakes.package("api", network={"network": "far"}))
         assert WrittenNames(store, "db").service("api") == "api"
         fakes.activate(fakes.package("api2", network={"network": "back", "hostname": "api"}))
-        assert store.meant("db", "api")[0] == ["api2"]
+        assert store.resolved("db", "api")[0] == ["api2"]
         assert WrittenNames(store, "db").service("api") is None
         assert WrittenNames(store, "db").service("api2") == "api2"

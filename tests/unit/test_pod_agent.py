@@ -15,14 +15,14 @@ from fake_world import World
 from niso.base import paths
 from niso.base.errors import Error
 from niso.change import attach as change_attach
-from niso.change.attach import Request, Wish
+from niso.change.attach import AttachmentNetwork, Request
 from niso.engines import pod_agent
 from niso.engines.api_server import Access, ApiServer
 from niso.engines.pod_agent import PodAgent
 from niso.manifest.policy import parse_ingress
 from niso.plan.records import Policy
 from niso.runtime import units
-from niso.store.attached_rows import AttachedRow, wishes
+from niso.store.attached_rows import AttachedRow, requested_settings
 
 DENY = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
@@ -50,7 +50,7 @@ class Node:
             stream._list(ApiServer(Access(self.api.url), 2))
 
     def look(self) -> list[str]:
-        changed = self.agent.look(self.world.machine)
+        changed = self.agent.poll(self.world.machine)
         self.world.assert_whole()
         return changed
 
@@ -60,7 +60,9 @@ class Node:
         uid = uid or (known["metadata"]["uid"] if known else "none")
         path = f"/n/{name}-{uid}"
         self.world.kernel.begin_engine(path)
-        request = Request(f"{name}-{space}", path, (Wish("pods"),), owner="cni", id=uid, **more)
+        request = Request(
+            f"{name}-{space}", path, (AttachmentNetwork("pods"),), owner="cni", id=uid, **more
+        )
         pod = pod_agent.Who(space, name, uid)
         change_attach.attach(self.world.machine, pod_agent.closed(request, pod))
         return f"{name}-{space}"
@@ -342,7 +344,7 @@ def test_what_others_attached_is_left_alone(node: Node) -> None:
     node.hear()
     node.world.kernel.begin_engine("/n/own")
     labels = (("pod_namespace", "shop"),)
-    request = Request("own", "/n/own", (Wish("pods"),), labels=labels)
+    request = Request("own", "/n/own", (AttachmentNetwork("pods"),), labels=labels)
     change_attach.attach(node.world.machine, request)
     assert node.look() == [] and node.policy("own") is None
 
@@ -553,4 +555,4 @@ def test_labels_of_a_pod_are_kept(node: Node) -> None:
     assert attached is not None
     uid = node.api.objects["pods", "shop", "web"]["metadata"]["uid"]
     assert pod_agent.pod_of(attached) == pod_agent.Who("shop", "web", uid)
-    assert wishes(attached)["labels"]["pod_namespace"] == "shop"
+    assert requested_settings(attached)["labels"]["pod_namespace"] == "shop"

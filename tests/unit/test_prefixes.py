@@ -18,13 +18,13 @@ def test_prefix_is_that_of_ipaddress(start: str, length: int, other: str) -> Non
     net = ipaddress.ip_network(f"{start}/{length}", strict=False)
     prefix = names.prefix(str(net))
     assert prefix.num_addresses == net.num_addresses
-    assert ipaddress.ip_address(prefix.at(0)) == net.network_address
-    assert ipaddress.ip_address(prefix.at(net.num_addresses - 1)) == net.broadcast_address
+    assert ipaddress.ip_address(prefix.address_at(0)) == net.network_address
+    assert ipaddress.ip_address(prefix.address_at(net.num_addresses - 1)) == net.broadcast_address
     for none in (-1, net.num_addresses):
         with pytest.raises(ValueError):
-            prefix.at(none)
-    assert prefix.holds(other) == (ipaddress.ip_address(other) in net)
-    assert prefix.holds(start)
+            prefix.address_at(none)
+    assert prefix.contains(other) == (ipaddress.ip_address(other) in net)
+    assert prefix.contains(start)
     assert prefix.offset(start) == int(ipaddress.ip_address(start)) - int(net.network_address)
 
 

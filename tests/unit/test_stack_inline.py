@@ -86,7 +86,10 @@ def test_inline_services_run_beside_others(world: World) -> None:
         "api": str(world.folder / "api"),
     }
     assert rows["db"] is not None
-    assert (rows["db"].networks, rows["db"].again) == (("backend",), f"niso stack up {path}")
+    assert (rows["db"].networks, rows["db"].activation_command) == (
+        ("backend",),
+        f"niso stack up {path}",
+    )
     copy = Path(rows["db"].package)
     assert (copy / "run").exists()
     for file in (*copy.iterdir(), copy):

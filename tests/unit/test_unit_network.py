@@ -9,7 +9,7 @@ from refusals import refuses
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.base.report import WarningEvent
 from niso.change import boot, unit_network
-from niso.change.attach import Request, Wish, current
+from niso.change.attach import AttachmentNetwork, Request, current
 from niso.runtime import units as runtime_units
 
 WORDS = ("net", "attach", "web", "--new")
@@ -32,7 +32,7 @@ def attach(
     said: list[object] | None = None,
     **more: object,
 ) -> bool:
-    request = Request(name, "", (Wish("backend"),), owner="systemd", id=unit, **more)  # type: ignore[arg-type]
+    request = Request(name, "", (AttachmentNetwork("backend"),), owner="systemd", id=unit, **more)  # type: ignore[arg-type]
     report = (lambda event: None) if said is None else said.append
     return unit_network.attach(world.machine, request, unit, WORDS, report).changed
 

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from niso.base.errors import InvalidInput, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.change import attach, unit_network, warnings
-from niso.change.attach import Attachment, Request, Wish, interface_name, mac
+from niso.change.attach import Attachment, AttachmentNetwork, Request, interface_name, mac
 from niso.change.deactivate import Done
 from niso.look.session import ApiPart, as_usage, path, text, texts
 from niso.manifest.addresses_and_ports import distinct, parse_port, static_address
@@ -202,7 +202,7 @@ def _request(given: AttachRequest) -> Request:
     )
 
 
-def _wish(written: str) -> Wish:
+def _wish(written: str) -> AttachmentNetwork:
     """Parse a network such as ``backend,interface=net0,ip=10.99.1.9``. Raises InvalidInput."""
     name, *keys = written.split(",")
     given: dict[str, list[str]] = {word: [] for word in _WISHES}
@@ -212,7 +212,7 @@ def _wish(written: str) -> Wish:
             hint = "NAME[,interface=NAME][,ip=ADDRESS][,ip=IPV6][,mac=ADDRESS]"
             raise InvalidInput(f"{written!r} is not a valid network", hint, "--network")
         given[word].append(value)
-    return Wish(
+    return AttachmentNetwork(
         network_name(name, "--network"),
         "".join(map(interface_name, given["interface"])),
         tuple(str(ip_address(static_address(ip, "--network"))) for ip in given["ip"]),

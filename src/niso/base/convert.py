@@ -88,13 +88,13 @@ def convert[T](data: object, table: type[T]) -> T:
     return _convert(data, {dict: table})  # type: ignore[no-any-return]
 
 
-def _convert(data: Any, may_be: Kind) -> Any:
+def _convert(data: Any, expected: Kind) -> Any:
     form = type(data)
-    if form not in may_be:
-        if object in may_be:
+    if form not in expected:
+        if object in expected:
             return data
         raise ValueError
-    inside = may_be[form]
+    inside = expected[form]
     if inside is None:
         return data
     if form is list:
@@ -115,9 +115,11 @@ def _table(data: dict[str, object], table: Any) -> Any:
         if name in data:
             if name not in known:
                 known[name] = field(table, name)
-            may_be, value = known[name], data[name]
-            if may_be.get(type(value), may_be) is not None:  # most types contain nothing to convert
-                value = _convert(value, may_be)
+            expected, value = known[name], data[name]
+            if (
+                expected.get(type(value), expected) is not None
+            ):  # most types contain nothing to convert
+                value = _convert(value, expected)
             made.append(value)
             unread -= 1
         elif name in defaults:

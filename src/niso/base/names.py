@@ -173,7 +173,7 @@ class Prefix(NamedTuple):
         """Return the number of addresses in the prefix, like `ipaddress.IPv4Network`."""
         return 1 << (_SIZES[self.version] * 8 - self.length)
 
-    def at(self, offset: int) -> str:
+    def address_at(self, offset: int) -> str:
         """Return the address at ``offset`` in the prefix. Raises ValueError outside the prefix."""
         if not 0 <= offset < self.num_addresses:
             raise ValueError(offset)
@@ -186,7 +186,7 @@ class Prefix(NamedTuple):
         """Return the distance of an address from the first address of the prefix."""
         return number(address) - self.start
 
-    def holds(self, address: str) -> bool:
+    def contains(self, address: str) -> bool:
         """Return whether the prefix contains an address."""
         return family_of(address) == self.version and 0 <= self.offset(address) < self.num_addresses
 

@@ -560,7 +560,7 @@ def restart(
             row.require_process()
             for folder in (row.package, row.rootfs):
                 if folder is not None and not os.path.isdir(folder):
-                    raise NotFound(f"{folder} is gone", row.again, service=name)
+                    raise NotFound(f"{folder} is gone", row.activation_command, service=name)
             replaced(row)
             rows.append(row)
         instances = [name for name in services if store.instances.get(name) is not None]

@@ -26,7 +26,7 @@ from niso.plan.subnets import NetworkRequest
 from niso.reconcile import host_settings, live_world
 from niso.runtime.machine import Machine
 from niso.store import service_rows
-from niso.store.attached_rows import AttachedRow, wishes
+from niso.store.attached_rows import AttachedRow, requested_settings
 from niso.store.service_rows import ServiceRow
 from niso.store.snapshots import Scope
 from niso.store.store import Store
@@ -390,7 +390,7 @@ def _labels(store: Store, name: str) -> Mapping[str, str]:
 
 
 def _labels_of(attached: AttachedRow | None) -> Mapping[str, str]:
-    return wishes(attached).get("labels", {}) if attached is not None else {}
+    return requested_settings(attached).get("labels", {}) if attached is not None else {}
 
 
 def _allowed(policy: Policy | None) -> tuple[Entry, ...]:
@@ -433,11 +433,11 @@ def _picks(store: Store, peer: Peer, address: str) -> bool:
         prefix(subnet.cidr)
         for network in store.networks()
         for subnet in network.subnets
-        if prefix(subnet.cidr).holds(address)
+        if prefix(subnet.cidr).contains(address)
     ]
     listed = [prefix(cidr) for cidr in peer.name.split(",")]
-    return any(one.holds(address) for one in listed) and not any(
-        one.length <= subnet.length and one.holds(subnet.at(0))
+    return any(one.contains(address) for one in listed) and not any(
+        one.length <= subnet.length and one.contains(subnet.address_at(0))
         for one in listed
         for subnet in subnets
     )

@@ -31,7 +31,7 @@ from niso.plan.records import Entry, Peer, Policy
 from niso.plan.specs import NetworkSpec, Published, ServiceSpec
 from niso.reconcile.change import change
 from niso.runtime.machine import Machine
-from niso.store.attached_rows import BY_INTERFACE, AttachedLink, AttachedRow, wishes
+from niso.store.attached_rows import BY_INTERFACE, AttachedLink, AttachedRow, requested_settings
 from niso.store.policy_rows import policy_of
 from niso.store.service_rows import ServiceRow
 from niso.store.sqlite import encoded
@@ -144,7 +144,7 @@ def _apply(machine: Machine, target: Target, claims: Claims, report: Report) -> 
             claims.record()
             release(store, target)
             recorded = record(machine, target, "", alone, alone, generations(store))
-            if POD_POLICY in wishes(attached)["labels"] and not store.publishes(name):
+            if POD_POLICY in requested_settings(attached)["labels"] and not store.publishes(name):
                 to = next((link for link in links if link.routes), links[0])
                 store.put_published_row(name, (name, to.network, 0))
             intent = store.intent(name)
@@ -231,12 +231,14 @@ def current(store: Store, name: str) -> Request | None:
     row, attached = store.service(name), store.attachments.get(name)
     if row is None or attached is None:
         return None
-    spec, asked = row.require_service(), wishes(attached)
+    spec, asked = row.require_service(), requested_settings(attached)
     return Request(
         name,
         attached.netns,
         tuple(
-            Wish(link.network, link.interface, spec.network.statics(link.network), link.mac)
+            AttachmentNetwork(
+                link.network, link.interface, spec.network.statics(link.network), link.mac
+            )
             for link in store.attachments.links(name)
         ),
         tuple(published.port for published in spec.network.ports),
@@ -352,7 +354,7 @@ _NO_INTERFACE = ("", ".", "..", "lo", "all", "default")
 """Names that an interface cannot have, or that mean something else in /proc/sys/net."""
 
 
-class Wish(NamedTuple):
+class AttachmentNetwork(NamedTuple):
     """A network to which a namespace is to be attached, with properties of the interface."""
 
     network: str
@@ -366,7 +368,7 @@ class Request(NamedTuple):
 
     name: str
     netns: str  # the path of the namespace; "": niso creates one
-    wishes: tuple[Wish, ...]
+    networks: tuple[AttachmentNetwork, ...]
     ports: tuple[records.PortMapping, ...] = ()
     aliases: tuple[str, ...] = ()
     policy: Policy = Policy()
@@ -420,25 +422,27 @@ def _links(
     set a default route, niso sets no default route. Raises InvalidInput or Conflict.
     """
     had = {link.network: link for link in store.attachments.links(request.name)} if before else {}
-    _refuse_twice([wish.network for wish in request.wishes], "--network")
+    _refuse_twice([entry.network for entry in request.networks], "--network")
     own = {link.interface for link in had.values()}
     taken = (foreign.links if foreign is not None else frozenset(["lo"])) - own
-    kept_names = {had[wish.network].interface for wish in request.wishes if wish.network in had}
-    named = taken | kept_names | {wish.interface for wish in request.wishes}
+    kept_names = {
+        had[entry.network].interface for entry in request.networks if entry.network in had
+    }
+    named = taken | kept_names | {entry.interface for entry in request.networks}
     free = (name for number in count() if (name := f"eth{number}") not in named)
     routed = foreign is not None and foreign.routed and not any(x.routes for x in had.values())
     links: list[AttachedLink] = []
-    for wish in request.wishes:
-        kept = had.get(wish.network)
-        interface = wish.interface or (kept.interface if kept is not None else "")
+    for entry in request.networks:
+        kept = had.get(entry.network)
+        interface = entry.interface or (kept.interface if kept is not None else "")
         if interface in {link.interface for link in links} or not interface:
             interface = next(free)
         if interface in taken:
             reason = f"interface {interface!r} already exists in {request.netns or 'it'}"
             hint = "name another one, or none: niso chooses the next free eth<n>"
             raise Conflict(reason, hint, "interface")
-        own_mac = _own_mac(store, request.name, wish)
-        links.append(AttachedLink(wish.network, interface, own_mac, False))
+        own_mac = _own_mac(store, request.name, entry)
+        links.append(AttachedLink(entry.network, interface, own_mac, False))
     _refuse_twice([link.interface for link in links], "interface")
     if links and not routed and request.owner != BY_INTERFACE:
         known = [store.network(link.network) for link in links]
@@ -448,10 +452,10 @@ def _links(
     return links
 
 
-def _own_mac(store: Store, name: str, wish: Wish) -> str:
+def _own_mac(store: Store, name: str, entry: AttachmentNetwork) -> str:
     """Return the MAC address in a request after validation, or "" if niso derives one."""
-    chosen = mac(wish.mac) if wish.mac else ""
-    if not chosen or chosen == store.derived_mac(name, wish.network):
+    chosen = mac(entry.mac) if entry.mac else ""
+    if not chosen or chosen == store.derived_mac(name, entry.network):
         return ""
     if chosen.startswith(MAC_PREFIX):
         raise InvalidInput(
@@ -466,7 +470,7 @@ def _spec(request: Request) -> ServiceSpec:
     network = NetworkSpec(
         mode="bridge",
         share=None,
-        networks=tuple(wish.network for wish in request.wishes),
+        networks=tuple(entry.network for entry in request.networks),
         addresses=_statics(request, 4),
         addresses6=_statics(request, 6),
         hostname=request.name,
@@ -480,12 +484,15 @@ def _spec(request: Request) -> ServiceSpec:
 
 def _statics(request: Request, family: int) -> dict[str, str]:
     return {
-        wish.network: ip for wish in request.wishes for ip in wish.ips if family_of(ip) == family
+        entry.network: ip
+        for entry in request.networks
+        for ip in entry.ips
+        if family_of(ip) == family
     }
 
 
 def _whole_policy(request: Request) -> Policy:
-    networks = tuple(wish.network for wish in request.wishes)
+    networks = tuple(entry.network for entry in request.networks)
     own = [request.policy, *(policy for on, policy in request.policies if on in networks)]
     files: Iterable[Policy] = ()
     # also without the folder: who can write to the one above can take it away

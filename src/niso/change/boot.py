@@ -246,7 +246,7 @@ def enable(machine: Machine, names: list[str], report: Report = silent) -> list[
             report(systemd.ChangingUnit("write", systemd.unit_file(name)))
         fresh.update(written)
         _start_units(units, (row for row in rows if _has_lasting_unit(row)))
-        outside_names_refresh.settle(machine, report)
+        outside_names_refresh.supervise(machine, report)
     elif fresh:
         text = "systemd did not boot this machine, so nothing starts enabled services by itself"
         hint = "run niso restore at boot: from the init, or from @reboot in root's crontab"
@@ -301,7 +301,7 @@ def clear(machine: Machine, names: Iterable[str], report: Report = silent) -> li
                 units.stop_unit_only(name)
         report(systemd.ChangingUnit("remove", systemd.unit_file(name)))
     units.remove(mine)
-    outside_names_refresh.settle(machine, report)
+    outside_names_refresh.supervise(machine, report)
     return mine
 
 
@@ -341,7 +341,7 @@ def hand_over(machine: Machine, names: Iterable[str]) -> None:
             _refuse_alone(store, row, ())
         _write_units(units, store, [*rows, *jobs])
         _start_units(units, rows)
-        outside_names_refresh.settle(machine)
+        outside_names_refresh.supervise(machine)
 
 
 def _has_lasting_unit(row: ServiceRow) -> bool:

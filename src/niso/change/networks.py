@@ -145,7 +145,7 @@ def _taken(machine: Machine) -> list[tuple[subnets.Network, str]]:
         taken += [
             (ipaddress.ip_network(address), f"the outside name {name!r}")
             for name in store.outside.named()
-            for address in store.outside.meant(name)
+            for address in store.outside.resolved(name)
         ]
     return taken
 

@@ -275,7 +275,7 @@ _DROP_IN = f"timers.target.d/{TIMER}.conf"
 _MARK = "# written by niso enable for outside names; state folder "
 
 
-def settle(machine: Machine, report: Report = silent) -> None:
+def supervise(machine: Machine, report: Report = silent) -> None:
     """Install the timer that resolves DNS names, or remove it if no enabled service needs it."""
     store, units = machine.store, machine.processes.units
     if not units.booted():

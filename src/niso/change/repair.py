@@ -20,7 +20,7 @@ from niso.base.named_tuples import TYPE_CHECKING, Any
 from niso.base.names import alias, state_id_of
 from niso.base.report import Event, Report, silent
 from niso.change import attach, health_agent, journal, process_record
-from niso.change.targets import apart
+from niso.change.targets import excluded
 from niso.kernel import ruleset
 from niso.kernel.kinds.kind import Finding, Step
 from niso.kernel.kinds.links import Veth
@@ -84,7 +84,7 @@ def plan_repair(machine: Machine, report: Report, network_only: bool = False) ->
             report(step)
     if network_only:
         return
-    for name in check.gone(kernel, store):
+    for name in check.with_ended_netns(kernel, store):
         report(events.Forgetting(name))
     for row in store.active_rows():
         if not row.has_process:
@@ -194,7 +194,7 @@ def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int
             done += 1
         steps = repair(kernel, store, report)
         if store.writes_host_names():
-            done += host_settings.settle(kernel, store, report)
+            done += host_settings.update_host_names(kernel, store, report)
     if steps or errors:
         # flows that began while a rule was missing have no NAT, so their packets would be misrouted
         ended_flows.clear(kernel, desired_now(kernel, store, ALL))
@@ -234,7 +234,7 @@ def _repair_process(machine: Machine, name: str, report: Report, errors: list[Er
 
 def _forget_gone(machine: Machine, report: Report, errors: list[Error]) -> int:
     done = 0
-    for name in check.gone(machine.kernel, machine.store):
+    for name in check.with_ended_netns(machine.kernel, machine.store):
         report(events.Forgetting(name))
         with _collecting(errors):
             done += attach.detach(machine, name, report=report)
@@ -258,14 +258,16 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
     if of_package(row) is None:
         return 0
     folder, contents, spec = row.folder, Contents(row.name), row.require_service()
-    without = apart(row.rootfs, spec)
+    without = excluded(row.rootfs, spec)
     try:
         now = package.fingerprint(folder, without, contents, row.manifest_path)
     except Error:
         now = None
     if now != row.fingerprint:
         reason = f"{row.name}: its package copy {row.package} is gone or damaged"
-        raise Error(f"{reason}, and {folder} no longer contains the same package", row.again)
+        raise Error(
+            f"{reason}, and {folder} no longer contains the same package", row.activation_command
+        )
     report(events.CopyingPackage(folder))
     package.copy(row.name, folder, without, row.fingerprint, contents, row.manifest_path, spec)
     return 1

@@ -130,7 +130,7 @@ def save(
             )
         if not os.path.isdir(row.package):
             reason = f"its package copy {row.package} is gone"
-            raise NotFound(reason, row.again, service=row.name)
+            raise NotFound(reason, row.activation_command, service=row.name)
     if path is not None and os.path.exists(path) and not os.path.isfile(path):
         what = "a folder" if os.path.isdir(path) else "not a regular file"
         raise InvalidInput(f"{path} is {what}", "name a file in a folder", "--output")

@@ -117,12 +117,14 @@ def of_row(row: ServiceRow) -> Target:
 
     service = row.name
     row.require_own()
-    gone = NotFound(f"its package copy {row.package} is gone", row.again, service=service)
+    gone = NotFound(
+        f"its package copy {row.package} is gone", row.activation_command, service=service
+    )
     if not os.path.isdir(row.package):
         raise gone
     if package.is_emptied(row.package):
         reason = f"its package copy {row.package} is damaged, all of its files are empty"
-        raise Error(reason, row.again, service=service)
+        raise Error(reason, row.activation_command, service=service)
     spec = row.require_service()
     files = package.PackageFiles(row.package, row.rootfs, None, (), volumes(spec))
     target = Target(spec, row.manifest_path, files)
@@ -145,7 +147,7 @@ def replaced(row: ServiceRow) -> None:
     errors: list[Error] = [*sources.problems(spec)] if spec is not None else []
     for error in errors:
         error.service = row.name
-        error.hint = f"put it back; or {row.again}, if it may be used"
+        error.hint = f"put it back; or {row.activation_command}, if it may be used"
     raise_all(errors)
 
 
@@ -186,15 +188,15 @@ def from_manifest(loaded: load.Loaded) -> Target:
     from niso.runtime import package
 
     spec, root = loaded.spec, rootfs(loaded)
-    files = package.PackageFiles(loaded.folder, root, None, apart(root, spec), volumes(spec))
+    files = package.PackageFiles(loaded.folder, root, None, excluded(root, spec), volumes(spec))
     target = Target(spec, loaded.path, files)
     _check_files(target, files)
     contents = package.Contents(spec.name)
-    fingerprint = package.fingerprint(files.folder, files.apart, contents, loaded.path)
+    fingerprint = package.fingerprint(files.folder, files.excluded, contents, loaded.path)
     return target._replace(files=files._replace(fingerprint=fingerprint, contents=contents))
 
 
-def apart(rootfs: str | None, spec: ServiceSpec) -> tuple[str, ...]:
+def excluded(rootfs: str | None, spec: ServiceSpec) -> tuple[str, ...]:
     """Return the paths that a package copy leaves out, such as those that the service may write."""
     program = spec.program
     written = [volume.host for volume in program.volumes if volume.host and not volume.read_only]

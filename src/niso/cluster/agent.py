@@ -1,6 +1,6 @@
 """Keep one host synchronised with the cluster.
 
-`Agent.look` synchronises once, in both directions: it copies the services of other hosts from etcd
+`Agent.poll` synchronises once, in both directions: it copies the services of other hosts from etcd
 to this host, and writes this host's services to etcd. One such synchronisation is called a poll.
 The agent can be killed at any point, because all of its state is in files: the store, and the id of
 this host's etcd lease in the run folder. While the agent or etcd is down, services continue to run,
@@ -102,7 +102,7 @@ class Agent:
         self._said = ""
         self._wrong: tuple[str, ...] = ()
 
-    def look(
+    def poll(
         self, store: Store, kernel: Kernel, engine: Etcd, now_s: float, whole: bool = True
     ) -> list[str]:
         """Synchronise with etcd once. Return the services of other hosts that changed.
@@ -127,7 +127,7 @@ class Agent:
         if bool(cluster.encryption) != (store.across.tunnel() is not None):
             self._say("the cluster is otherwise encrypted than this host: nothing is changed")
             return []
-        hosts, own = self.roster.look(engine, self.host, now_s)
+        hosts, own = self.roster.poll(engine, self.host, now_s)
         member = own is not None and own.state_id == self.state_id
         spans = self._spans(store, kernel, engine, member)
         items = {name: self.kept(name).items(engine, now_s) for name in spans}
@@ -235,13 +235,13 @@ class Agent:
                 self._notice()
         return ended
 
-    def keep(self, engine: Etcd, lease: int) -> int:
+    def renew_lease(self, engine: Etcd, lease: int) -> int:
         """Renew this host's etcd lease, or create one if it has expired. Return the lease's id.
 
         If an earlier process created the lease, the host may have left and joined again since then.
         The host's key ``live`` is therefore written again. Returns 0 outside the cluster.
         """
-        if not (lease and engine.keep(lease)):
+        if not (lease and engine.renew_lease(lease)):
             lease = engine.grant(TTL_S)
         elif lease == self._lives:
             return lease
@@ -323,7 +323,7 @@ class Agent:
                 if self._has_left(store):
                     break
                 engine = engine or self.connect()
-                self.look(store, kernel, engine, began, whole)
+                self.poll(store, kernel, engine, began, whole)
                 whole_s = began + about(LOOK_S) if whole else whole_s
                 hosts, before = {*store.across.peers()}, hosts
                 is_due = time.monotonic() - tended >= LOOK_S
@@ -402,7 +402,7 @@ class Agent:
             lease = int(file.read())
         while engine is not None and not self._over.is_set():
             try:
-                kept = self.keep(engine, lease)
+                kept = self.renew_lease(engine, lease)
                 if kept != lease:
                     lease = kept
                     with open(path, "w", encoding="ascii") as file:
@@ -632,7 +632,7 @@ class Roster:
         self._decoded: dict[KeyValue, HostEntry] = {}
         self.hosts: tuple[HostEntry, ...] = ()  # sorted by name, as of the last call of `look`
 
-    def look(
+    def poll(
         self, engine: Etcd, own: str, now_s: float
     ) -> tuple[tuple[HostEntry, ...], HostEntry | None]:
         """Return all hosts of the cluster, and the host ``own`` or None. Raises NoAnswer."""

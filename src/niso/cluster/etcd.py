@@ -149,7 +149,7 @@ class Etcd:
         """Create a lease and return its id. It expires after ``ttl_s`` (at least 2) seconds."""
         return int(self.call("/v3/lease/grant", {"TTL": ttl_s}, True)["ID"])
 
-    def keep(self, lease: int) -> bool:
+    def renew_lease(self, lease: int) -> bool:
         """Renew a lease. Returns False if the lease no longer exists."""
         # the answer for an expired lease has no TTL
         answer = self.call("/v3/lease/keepalive", {"ID": str(lease)}, True, wait_s=self._request_s)

@@ -20,7 +20,7 @@ from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING, Any, NamedTuple
 from niso.base.names import prefix
 from niso.change import attach, networks
-from niso.change.attach import Request, Wish
+from niso.change.attach import AttachmentNetwork, Request
 from niso.engines import plugin
 from niso.kernel.libnftables import Nft
 from niso.manifest.addresses_and_ports import static_address
@@ -292,7 +292,7 @@ def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
         CHOSEN_ALIASES: " ".join(plugin.aliases(chosen, name)),
         CHOSEN_IP: _address(own["ip"]) if own.get("ip") else "",
     }
-    wish = Wish(
+    entry = AttachmentNetwork(
         call.network,
         call.interface,
         tuple(dict.fromkeys(_address(str(ip)) for ip in ips if ip)),
@@ -301,7 +301,7 @@ def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
     return Request(
         name,
         call.netns,
-        (wish,),
+        (entry,),
         tuple(dict.fromkeys(_ports(runtime.get("portmappings") or ()))),
         plugin.aliases([*listed, *chosen], name),
         owner=OWNER,

@@ -30,7 +30,7 @@ from niso.base.errors import Error, InvalidInput, NotFound
 from niso.base.locks import Lock
 from niso.base.named_tuples import Any
 from niso.change import attach, networks
-from niso.change.attach import Request, Wish
+from niso.change.attach import AttachmentNetwork, Request
 from niso.engines import plugin
 from niso.kernel import netns
 from niso.look import check
@@ -206,7 +206,7 @@ def _join(given: dict[str, Any]) -> dict[str, Any]:
         _lead(path, f"/proc/{os.getpid()}/fd/{space}")
         attach.attach(machine, request)
         try:
-            netns.hand_over(space, request.wishes[0].interface, interface)
+            netns.hand_over(space, request.networks[0].interface, interface)
             # the symlink to the container's namespace is dangling until then
             _lead(path, sandbox)
             plugin.save(path, kept | {"sandbox": sandbox})
@@ -233,7 +233,7 @@ def _forget_ended(machine: Machine, request: Request) -> None:
     still be moving is detached only if ``request`` has one of its addresses.
     """
     store = machine.store
-    wanted = {ip for wish in request.wishes for ip in wish.ips}
+    wanted = {ip for entry in request.networks for ip in entry.ips}
     present = store.attachments.all(OWNER)
     ended = check.ended(machine.kernel, present)
     for attached in present:
@@ -278,7 +278,7 @@ def _request(
     ips = [str(interface.get(key) or "") for key in ("Address", "AddressIPv6")]
     called = own.get("name") or f"c-{id[:12]}"
     name, engine = str(network["network"]), str(endpoint.get(_CALLER, ""))
-    wish = Wish(
+    entry = AttachmentNetwork(
         name,
         "eth0",
         tuple(plugin.address(ip.partition("/")[0]) for ip in ips if ip),
@@ -287,7 +287,7 @@ def _request(
     return Request(
         plugin.free_name(machine, called, id),
         f"{_file(paths.run_dir(), id)}.netns",
-        (wish,),
+        (entry,),
         owner=OWNER,
         id=id,
         given=called,

@@ -33,14 +33,14 @@ from niso.base.named_tuples import Any
 from niso.base.names import MAC_PREFIX, bridge, family_of, prefix
 from niso.base.report import Report, WarningEvent, silent
 from niso.change import attach, networks
-from niso.change.attach import Request, Wish
+from niso.change.attach import AttachmentNetwork, Request
 from niso.engines import plugin
 from niso.kernel import netns
 from niso.manifest.values import network_name
 from niso.plan.records import NetworkRecord, PortMapping
 from niso.plan.subnets import NetworkRequest
 from niso.runtime.machine import Machine
-from niso.store.attached_rows import AttachedRow, wishes
+from niso.store.attached_rows import AttachedRow, requested_settings
 from niso.store.store import Store
 
 OWNER = "podman"
@@ -289,7 +289,7 @@ def _setup(machine: Machine, space: str, given: Mapping[str, Any]) -> dict[str, 
     store = machine.store
     # netavark calls once for each network: a later call extends the attachment of the first
     same, name = plugin.find(machine, OWNER, container, space, own.get("name") or called, True)
-    wish = Wish(
+    entry = AttachmentNetwork(
         network.name,
         attach.interface_name(str(mine.get("interface_name") or "eth0")),
         tuple(map(plugin.address, mine.get("static_ips") or ())),
@@ -300,7 +300,7 @@ def _setup(machine: Machine, space: str, given: Mapping[str, Any]) -> dict[str, 
     request = Request(
         name,
         space,
-        (wish,),
+        (entry,),
         tuple(map(_port, given.get("port_mappings") or ())),
         plugin.aliases((called, *(mine.get("aliases") or ())), name),
         owner=OWNER,
@@ -317,7 +317,7 @@ def _setup(machine: Machine, space: str, given: Mapping[str, Any]) -> dict[str, 
     if same is not None:
         request = plugin.joined(store, request)
         # netavark calls for the networks in any order, in which Podman may count interfaces too
-        request = request._replace(wishes=tuple(sorted(request.wishes)))
+        request = request._replace(networks=tuple(sorted(request.networks)))
     attach.attach(machine, request)
     has_names = options.get("dns") != "none"
     resolvers = _servers(given["network"].get("network_dns_servers"))
@@ -470,7 +470,7 @@ def _detach(machine: Machine, attached: AttachedRow) -> None:
 
 
 def _database_of(attached: AttachedRow) -> str:
-    return str(wishes(attached)["labels"].get(DATABASE, ""))
+    return str(requested_settings(attached)["labels"].get(DATABASE, ""))
 
 
 def _is_left(attached: AttachedRow) -> bool:
@@ -557,7 +557,7 @@ def _text(store: Store, network: str, owner: str) -> str:
         shown = ",".join(sorted(name for name in names if name and _NAME.issuperset(name)))
         if own and shown:
             families = (",".join(a for a in own if family_of(a) == n) for n in (4, 6))
-            servers = wishes(attached)["labels"].get(SERVERS, "").replace(" ", ",")
+            servers = requested_settings(attached)["labels"].get(SERVERS, "").replace(" ", ",")
             line = f"{attached.service} {' '.join(families)} {shown} {servers}"
             lines.append(f"{line.rstrip()}\n")
     if known is None or not lines:
@@ -575,7 +575,7 @@ def _silenced(store: Store, network: NetworkRecord, family: int) -> list[str]:
         if subnet.family == family:
             whole = prefix(subnet.cidr)
             count = min(_SILENCED, whole.num_addresses)
-            addresses |= {whole.at(number) for number in range(count)} - {subnet.gateway}
+            addresses |= {whole.address_at(number) for number in range(count)} - {subnet.gateway}
     return sorted(addresses)
 
 

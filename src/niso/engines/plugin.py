@@ -229,23 +229,23 @@ def joined(store: Store, request: Request) -> Request:
     now = attach.current(store, request.name)
     if now is None:
         return request
-    (new,) = request.wishes
-    wishes = list(now.wishes)
-    for at, wish in enumerate(wishes):
-        if (wish.network == new.network) != (wish.interface == new.interface):
+    (new,) = request.networks
+    networks = list(now.networks)
+    for at, entry in enumerate(networks):
+        if (entry.network == new.network) != (entry.interface == new.interface):
             raise Conflict(
-                f"{request.name} is on {wish.network} as {wish.interface} already",
+                f"{request.name} is on {entry.network} as {entry.interface} already",
                 "an interface for each network",
             )
-        if wish.network == new.network:
-            wishes[at] = new
-    if new not in wishes:
-        wishes.append(new)
+        if entry.network == new.network:
+            networks[at] = new
+    if new not in networks:
+        networks.append(new)
     if POD_POLICY in dict(now.labels) and POD_POLICY not in dict(request.labels):
         labels = {**dict(request.labels), **dict(now.labels)}
         request = request._replace(policy=now.policy, labels=tuple(sorted(labels.items())))
     return request._replace(
-        wishes=tuple(wishes),
+        networks=tuple(networks),
         ports=tuple(dict.fromkeys((*now.ports, *request.ports))),
         aliases=tuple(dict.fromkeys((*now.aliases, *request.aliases))),
         bandwidth=tuple(sorted({**dict(now.bandwidth), **dict(request.bandwidth)}.items())),
@@ -262,9 +262,9 @@ def take_off(machine: Machine, attached: AttachedRow, goes: Callable[[AttachedLi
         return
     now = attach.current(store, attached.service)
     if left and now is not None and attached.lives(machine.kernel):
-        wishes = tuple(wish for wish in now.wishes if wish.network in left)
+        networks = tuple(entry for entry in now.networks if entry.network in left)
         policies = tuple((on, policy) for on, policy in now.policies if on in left)
-        left_over = now._replace(wishes=wishes, policies=policies)
+        left_over = now._replace(networks=networks, policies=policies)
         attach.attach(machine, left_over, instead_of=attached)
     else:
         attach.detach(machine, attached.service, attached.id)

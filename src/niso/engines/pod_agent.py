@@ -31,7 +31,7 @@ from niso.plan.records import Policy
 from niso.runtime import units as systemd
 from niso.runtime.machine import Machine
 from niso.runtime.units import KUBERNETES, UNITS, ChangingUnit, Following, refuse_foreign
-from niso.store.attached_rows import AttachedRow, wishes
+from niso.store.attached_rows import AttachedRow, requested_settings
 from niso.store.store import Store
 
 LOOK_S = 30.0
@@ -64,7 +64,7 @@ class PodAgent:
         self.spaces = stream(_SPACES, network_policies.namespace)
         self.policies = stream(f"{_GROUP}/networkpolicies", network_policies.network_policy)
 
-    def look(self, machine: Machine) -> list[str]:
+    def poll(self, machine: Machine) -> list[str]:
         """Update the policies of all pods once; return the changed attachments. Raises Error."""
         if not all(watch.is_known for watch in (self.pods, self.spaces, self.policies)):
             return []
@@ -222,7 +222,7 @@ class PodAgent:
             if self._over.is_set():
                 break
             try:
-                self.look(machine)
+                self.poll(machine)
                 self._said.pop("", None)
             except Error as error:
                 self._say("", error.message)
@@ -279,14 +279,14 @@ def standing(request: Request, policy: Policy) -> Request:
 
 def pod_of(attached: AttachedRow) -> Who | None:
     """Return the pod of an attachment, or None if the agent does not manage its policy."""
-    labels = wishes(attached).get("labels", {})
+    labels = requested_settings(attached).get("labels", {})
     known = (labels.get(_NAMESPACE, ""), labels.get(_NAME, ""), labels.get(_UID, ""))
     return Who(*known) if _POLICY in labels and all(known) else None
 
 
 def stands(attached: AttachedRow) -> bool:
     """Return whether the agent has applied the policy of the attached pod."""
-    return bool(wishes(attached).get("labels", {}).get(_POLICY) == _STANDS)
+    return bool(requested_settings(attached).get("labels", {}).get(_POLICY) == _STANDS)
 
 
 def wait(store: Store, service: str, limit_s: float) -> bool:

@@ -42,7 +42,14 @@ from niso.reconcile.change import compare, desired_now
 from niso.runtime import package, sources
 from niso.runtime.machine import Machine
 from niso.runtime.sources import BLIND, UNKNOWN
-from niso.store.attached_rows import BY_INTERFACE, CALLER, LOST, AttachedRow, process_key, wishes
+from niso.store.attached_rows import (
+    BY_INTERFACE,
+    CALLER,
+    LOST,
+    AttachedRow,
+    process_key,
+    requested_settings,
+)
 from niso.store.policy_rows import bare_name, suggest
 from niso.store.service_rows import ServiceRow
 from niso.store.snapshots import Scope
@@ -387,7 +394,7 @@ def _processes(machine: Machine, active: list[str]) -> list[Finding]:
             if attached is None or not attached.lives(machine.kernel)
             else "its network namespace has no process",
         )
-        for name in gone(machine.kernel, store, active)
+        for name in with_ended_netns(machine.kernel, store, active)
         for attached in (store.attachments.get(name),)
         if store.intent(name) is None
     ]
@@ -403,7 +410,7 @@ def _processes(machine: Machine, active: list[str]) -> list[Finding]:
             Finding(
                 "different",
                 f"{error.key} of service {row.name!r}",
-                f"{error.reason}; {row.again}, if it may be used",
+                f"{error.reason}; {row.activation_command}, if it may be used",
             )
             for error in (sources.problems(row.process) if row.process is not None else ())
         ]
@@ -427,13 +434,13 @@ def of_package(row: ServiceRow) -> Finding | None:
     """Return a problem if a service's copy of its package is missing, unusable or empty."""
     what = f"package copy {row.package} of service {row.name!r}"
     if not os.path.isdir(row.package):
-        return Finding("missing", what, row.again)
+        return Finding("missing", what, row.activation_command)
     try:
         os.close(sources.open_copy(row.package))
     except Error as error:
-        return Finding("different", what, f"{error.reason}; {row.again}")
+        return Finding("different", what, f"{error.reason}; {row.activation_command}")
     if package.is_emptied(row.package):
-        return Finding("different", what, f"all of its files are empty: {row.again}")
+        return Finding("different", what, f"all of its files are empty: {row.activation_command}")
     return None
 
 
@@ -457,13 +464,13 @@ def is_moving(attached: AttachedRow) -> bool:
         is_recent = 0 <= time.time() - os.lstat(attached.netns).st_mtime < _MOVING_S
     except OSError:
         return False
-    engine = wishes(attached)["labels"].get(CALLER, "")
+    engine = requested_settings(attached)["labels"].get(CALLER, "")
     if not is_recent or not engine or process_key(int(engine.partition(" ")[0])) == engine:
         return is_recent
     return os.path.exists(attached.netns) and not netns.emptied([attached.netns])
 
 
-def gone(kernel: Kernel, store: Store, only: Container[str] | None = None) -> list[str]:
+def with_ended_netns(kernel: Kernel, store: Store, only: Container[str] | None = None) -> list[str]:
     """Return the names of active attachments whose namespace or container no longer exists.
 
     An attachment is a namespace of another program that niso connects to networks. If ``only`` is

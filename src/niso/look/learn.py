@@ -682,4 +682,4 @@ class WrittenNames:
             return False
         # entries of both directions can begin with this name
         is_name = all(entry.peer == Peer("service", name) for entry in entries)
-        return is_name and store.meant(self._service, meant)[0] == [other]
+        return is_name and store.resolved(self._service, meant)[0] == [other]

@@ -108,7 +108,7 @@ def drops(
             for traversed, packet in candidates:
                 if chain.family not in traversed:
                     continue
-                accepted, visited = follow(source, chain, packet)
+                accepted, visited = walk_chain(source, chain, packet)
                 if not accepted:
                     what.add(packet.what)
                     concerned[bridge] = None
@@ -330,7 +330,7 @@ def _name(ifname: str) -> bytes:
     return ifname.encode()[:16].ljust(16, b"\0")
 
 
-def follow(source: ForeignChains, chain: Chain, packet: PacketBits) -> tuple[bool, set[str]]:
+def walk_chain(source: ForeignChains, chain: Chain, packet: PacketBits) -> tuple[bool, set[str]]:
     """Return whether a base chain accepts a packet, and the chains that the packet traverses."""
     visited: set[str] = set()
     steps = 0

@@ -242,13 +242,13 @@ def _resolved(store: Store, here: PolicyContext, known: KnownService, policy: Po
 
     def entries(some: tuple[Entry, ...]) -> tuple[Entry, ...]:
         return tuple(
-            entry._replace(peer=entry.peer._replace(name=meant(entry.peer.name)))
+            entry._replace(peer=entry.peer._replace(name=resolved(entry.peer.name)))
             if entry.peer.kind == "service"
             else entry
             for entry in some
         )
 
-    def meant(name: str) -> str:
+    def resolved(name: str) -> str:
         called = {*store.holders(name), *store.holders_elsewhere(name)}
         beside = [
             service.name

@@ -33,8 +33,8 @@ from niso.plan.verdict import (
     Reason,
     Verdict,
     addresses_of,
+    contains,
     decide,
-    holds,
     is_broadcast,
     is_host,
     is_name_server_elsewhere,
@@ -308,7 +308,7 @@ def _source(context: PolicyContext, source: PacketEnd, to: str, family: int) -> 
     endpoints = context.services[source.service].endpoints
     if any(to in endpoint.addresses for endpoint in endpoints):
         return to
-    on = [endpoint for endpoint in endpoints if holds(context.networks[endpoint.network], to)]
+    on = [endpoint for endpoint in endpoints if contains(context.networks[endpoint.network], to)]
     if (first := primary(endpoints, context.networks)) is not None:
         on.append(first)
     return next(
@@ -471,7 +471,7 @@ def _path(
             (
                 endpoint
                 for endpoint in sender.endpoints
-                if holds(context.networks[endpoint.network], packet.destination)
+                if contains(context.networks[endpoint.network], packet.destination)
             ),
             primary(sender.endpoints, context.networks),
         )

@@ -85,7 +85,7 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
         if unused_s is not None and (key not in listed or needed):
             continue
         last = None if ago is None else exact_time_text(time.time() - ago)
-        note = ", ".join(store.outside.meant(outside[key])) if key in outside else ""
+        note = ", ".join(store.outside.resolved(outside[key])) if key in outside else ""
         note = note or _narrower(listed.get(key), its)
         audited = in_audit and key not in passing
         note = note or (f"audit until {term.text}" if term is not None and audited else "")
@@ -208,7 +208,7 @@ def _unknown(store: Store, name: str, policy: Policy) -> Iterator[Warning_]:
         peer = entry.peer
         if peer == Peer("service", METADATA_WORD) and entry in policy.egress_deny:
             continue  # this word needs no service: it stands for addresses
-        if peer.kind == "service" and not store.meant(name, peer.name)[1]:
+        if peer.kind == "service" and not store.resolved(name, peer.name)[1]:
             known = sorted({service for service, _, _ in store.service_names()} - {name})
             what = f"no service is called {peer.name!r}"
         elif peer.kind == "network" and store.network(peer.name) is None:
@@ -252,7 +252,7 @@ def _is_listed(context: PolicyContext, entry: Entry) -> bool:
         return entry.peer.kind != "prefixes"  # a manifest cannot contain this kind
     prefix = ipaddress.ip_network(entry.peer.name)
     network = verdict.network_of(context, str(prefix.network_address))
-    return network is not None and verdict.holds(network, str(prefix.broadcast_address))
+    return network is not None and verdict.contains(network, str(prefix.broadcast_address))
 
 
 def _servers(row: ServiceRow | None) -> list[str]:

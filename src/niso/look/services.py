@@ -696,7 +696,7 @@ def unfinished(store: Store) -> dict[str, tuple[str, str]]:
         found[name] = (
             f"the deploy of {name} was killed: {new} of its {len(serving)} instances have the new"
             " version",
-            f"{row.again} completes it",
+            f"{row.activation_command} completes it",
         )
     return found
 

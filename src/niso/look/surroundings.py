@@ -94,7 +94,7 @@ def replaced_files(store: Store, services: Iterable[str]) -> list[tuple[str, str
             real = os.path.realpath(host) if host else volume.source
             if real != volume.source and os.path.exists(str(real)):
                 text = f"{key}: {host} leads to {real} now; the service still has {volume.source}"
-                result[text, f"{row.again}, if it may be used"] = None
+                result[text, f"{row.activation_command}, if it may be used"] = None
             elif volume.name in replaced:
                 text = f"{key}: {volume.source} was replaced by another file"
                 hint = "the next start shows the new file; a mounted folder shows replaced files"

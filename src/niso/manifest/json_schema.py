@@ -81,7 +81,7 @@ def _mode(mode: str, without: list[str]) -> dict[str, Any]:
 def definitions(table: Any) -> dict[str, Any]:
     """Return {class name: JSON Schema} for a table's class and for the tables nested in it."""
     known = convert.fields(table)
-    properties = {name: _kind(may_be) for name, may_be in known.items()}
+    properties = {name: _kind(expected) for name, expected in known.items()}
     for name, default in table._field_defaults.items():
         if default not in (None, (), {}) and not convert.is_table(default):
             properties[name]["default"] = default
@@ -94,23 +94,23 @@ def definitions(table: Any) -> dict[str, Any]:
             "additionalProperties": False,
         }
     }
-    for may_be in known.values():
-        for inner in _tables(may_be):
+    for expected in known.values():
+        for inner in _tables(expected):
             tables |= definitions(inner)
     return tables
 
 
-def _tables(may_be: Kind) -> Iterator[Any]:
-    for inside in may_be.values():
+def _tables(expected: Kind) -> Iterator[Any]:
+    for inside in expected.values():
         if convert.is_table(inside):
             yield inside
         elif isinstance(inside, dict):
             yield from _tables(inside)
 
 
-def _kind(may_be: Kind) -> dict[str, Any]:
+def _kind(expected: Kind) -> dict[str, Any]:
     """Build the JSON Schema of a value with these types. None is left out, as TOML has no null."""
-    choices = [_choice(form, inside) for form, inside in may_be.items() if form is not NoneType]
+    choices = [_choice(form, inside) for form, inside in expected.items() if form is not NoneType]
     return choices[0] if len(choices) == 1 else {"anyOf": choices}
 
 

@@ -79,16 +79,16 @@ def unknown_key(
     return InvalidInput("unknown key", hint, key, value=shown(value), right=right, about_key=True)
 
 
-def _walk(value: Any, may_be: Kind, key: str, root: tuple[Any, str]) -> Iterator[InvalidInput]:
+def _walk(value: Any, expected: Kind, key: str, root: tuple[Any, str]) -> Iterator[InvalidInput]:
     form = type(value)
-    inside: Any = may_be.get(form)
+    inside: Any = expected.get(form)
     if form is str and inside is not None and value not in inside:
-        yield values.wrong(key, value, "is not a valid value", _allowed(may_be))
-    elif form not in may_be:
+        yield values.wrong(key, value, "is not a valid value", _allowed(expected))
+    elif form not in expected:
         reason = f"is {_FORMS.get(form) or _other(value)}"
         date = key.endswith(".audit_until")  # whether the value is quoted
-        right = f"must be {AUDIT_ENDS if date else _allowed(may_be)}"
-        yield values.wrong(key, value, reason, right, _example(value, may_be, key))
+        right = f"must be {AUDIT_ENDS if date else _allowed(expected)}"
+        yield values.wrong(key, value, reason, right, _example(value, expected, key))
     elif form is list:
         for index, item in enumerate(value):
             yield from _walk(item, inside, f"{key}[{index}]", root)
@@ -146,18 +146,18 @@ def _keys(table: Any, key: str) -> Iterator[tuple[str, Kind]]:
             yield from _keys(kind[dict], path)
 
 
-def _missing(path: str, name: str, table: str, may_be: Kind) -> InvalidInput:
-    if dict in may_be or not table:
-        header = f"[{path}]" if dict in may_be else f"[[{path}]]"
+def _missing(path: str, name: str, table: str, expected: Kind) -> InvalidInput:
+    if dict in expected or not table:
+        header = f"[{path}]" if dict in expected else f"[[{path}]]"
         return InvalidInput(f"missing table {header}", f"add {header}", path, names_key=False)
-    hint, right = f"add {name} to [{table}]", _allowed(may_be)
+    hint, right = f"add {name} to [{table}]", _allowed(expected)
     return InvalidInput(f"missing key {path}", hint, path, right=right, names_key=False)
 
 
-def _allowed(may_be: Kind) -> str:
+def _allowed(expected: Kind) -> str:
     """Describe the types or values that a key can have, for an error message. None is left out."""
     choices: list[str] = []
-    for form, inside in may_be.items():
+    for form, inside in expected.items():
         if form is str and inside:
             choices += [shown(choice) for choice in inside]
         elif form is not NoneType:
@@ -165,13 +165,13 @@ def _allowed(may_be: Kind) -> str:
     return " or ".join((", ".join(choices[:-1]), choices[-1])) if len(choices) > 1 else choices[0]
 
 
-def _example(value: object, may_be: Kind, key: str) -> str:
+def _example(value: object, expected: Kind, key: str) -> str:
     """Return the valid value that the user probably meant, with quotes or a unit added, or ""."""
     is_number = isinstance(value, int | float) and abs(value) < 10**18
-    if may_be.get(str, "") is None and is_number:
+    if expected.get(str, "") is None and is_number:
         text = str(value).lower()
         return _accepted(key, text, *(f"{text}{unit}" for unit in ("s", "M", "%")))
-    if isinstance(value, str) and list in may_be:
+    if isinstance(value, str) and list in expected:
         item = _accepted(key, value)
         return f"[{item}]" if item else ""
     return ""
@@ -288,17 +288,17 @@ def _tables(data: dict[str, Any], section: str) -> Iterator[tuple[str, dict[str,
         yield section, _table(data, section)
 
 
-def _typed(value: Any, may_be: Kind, path: str) -> Iterator[tuple[str, Any]]:
+def _typed(value: Any, expected: Kind, path: str) -> Iterator[tuple[str, Any]]:
     """Yield (path, item) for a value and its items at all depths, except those of a wrong type."""
     form = type(value)
-    inside = may_be.get(form)
+    inside = expected.get(form)
     if form is list and inside is not None:
         for index, item in enumerate(value):
             yield from _typed(item, inside, f"{path}[{index}]")
     elif form is dict and inside is not None:
         for name, item in value.items():
             yield from _typed(item, inside, join(path, name))
-    elif form in may_be:
+    elif form in expected:
         yield path, value
 
 

@@ -202,20 +202,20 @@ def resolve(data: dict[str, Any], variables: Variables, kinds: Kind, key: str = 
     """
     errors: list[InvalidInput] = []
 
-    def walk(value: Any, may_be: Kind, path: str) -> Any:
-        inside: Any = may_be.get(type(value))
+    def walk(value: Any, expected: Kind, path: str) -> Any:
+        inside: Any = expected.get(type(value))
         if isinstance(value, str):
             if "${" not in value:
                 return value
             try:
-                return _typed(text(value, variables), may_be)
+                return _typed(text(value, variables), expected)
             except InvalidInput as wrong:
                 errors.append(manifest_values.wrong(path, value, wrong.reason, wrong.right))
                 return value
         if isinstance(value, list):
             return [walk(item, inside or {}, f"{path}[{i}]") for i, item in enumerate(value)]
         # keys nested deeper than the known ones have no type
-        if isinstance(value, dict) and may_be:
+        if isinstance(value, dict) and expected:
             known = convert.fields(inside) if convert.is_table(inside) else {}
             other = inside if isinstance(inside, dict) else {}
             return {
@@ -227,13 +227,13 @@ def resolve(data: dict[str, Any], variables: Variables, kinds: Kind, key: str = 
     return Resolved(walk(data, kinds, key), errors)
 
 
-def _typed(text: str, may_be: Kind) -> object:
+def _typed(text: str, expected: Kind) -> object:
     """Convert a string to a number or boolean, unless its key may have a string."""
-    if str not in may_be and bool in may_be and text in ("true", "false"):
+    if str not in expected and bool in expected and text in ("true", "false"):
         return text == "true"
     plain = text.removeprefix("-")
     is_number = plain.isascii() and plain.isdigit() and len(plain) < 20
-    return int(text) if str not in may_be and int in may_be and is_number else text
+    return int(text) if str not in expected and int in expected and is_number else text
 
 
 def text(written: str, variables: Variables, depth: int = 0) -> str:

@@ -78,7 +78,7 @@ def network(
         keys.append((BRIDGE, f"gateways{family}", (gateway,)))
         if family == 4:
             whole = prefix(cidr)
-            keys.append((BRIDGE, "broadcasts", (whole.at(whole.num_addresses - 1),)))
+            keys.append((BRIDGE, "broadcasts", (whole.address_at(whole.num_addresses - 1),)))
     return [Element(*key, (), name) for key in keys]
 
 

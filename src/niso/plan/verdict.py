@@ -230,7 +230,9 @@ def matches(
         return any(within(parsed(address), cidr) for cidr in peer.name.split(","))
     if peer.kind == "network":
         network = context.networks.get(peer.name)
-        return network is not None and holds(network, address) and address not in gateways(network)
+        return (
+            network is not None and contains(network, address) and address not in gateways(network)
+        )
     if peer.kind == "outside":
         return address in context.outside.get(peer.name, ())
     holder = holder_of(context, address)
@@ -543,7 +545,7 @@ def _published(
 def _leaves_by(context: PolicyContext, known: KnownService, to: Address) -> str | None:
     """Return the network by which a service sends to an address, or None without a route."""
     for endpoint in known.endpoints:
-        if holds(context.networks[endpoint.network], str(to)):
+        if contains(context.networks[endpoint.network], str(to)):
             return endpoint.network
     first = primary(known.endpoints, context.networks)
     if first is None:
@@ -626,7 +628,9 @@ def gateways(network: NetworkRecord) -> tuple[str, ...]:
 
 def network_of(context: PolicyContext, address: str) -> NetworkRecord | None:
     """Return the network whose subnets contain an address, or None. The address may be unused."""
-    return next((network for network in context.networks.values() if holds(network, address)), None)
+    return next(
+        (network for network in context.networks.values() if contains(network, address)), None
+    )
 
 
 def is_for_services(context: PolicyContext, address: str) -> bool:
@@ -638,7 +642,7 @@ def is_for_services(context: PolicyContext, address: str) -> bool:
     return in_pool or network_of(context, address) is not None
 
 
-def holds(network: NetworkRecord, address: str) -> bool:
+def contains(network: NetworkRecord, address: str) -> bool:
     """Return whether one of the network's subnets contains an address."""
     number = parsed(address)
     return any(within(number, subnet.cidr) for subnet in network.subnets)

@@ -220,7 +220,7 @@ class change:
             return False
         lost, networks = outside[0] - outside[-1], self._snapshots[-1].networks
         subnets = [prefix(subnet.cidr) for network in networks for subnet in network.subnets]
-        return not any(subnet.holds(address) for address in lost for subnet in subnets)
+        return not any(subnet.contains(address) for address in lost for subnet in subnets)
 
 
 def _own(state: State) -> set[tuple[str, str]]:
@@ -321,7 +321,7 @@ def carry_out(
     """
     steps = _carried_out(kernel, store, planned, report, teardown, detached)
     if store.writes_host_names():
-        host_settings.settle(kernel, store, report)
+        host_settings.update_host_names(kernel, store, report)
     return steps
 
 

@@ -268,7 +268,7 @@ def introduce(kernel: Kernel, store: Store, before: State, after: State) -> None
         for service in (name for name, active in store.members(network.name) if active):
             for found in kernel.connections_in(names.netns(service)):
                 ends = (found.client, found.server)
-                if ends[0] != ends[1] and any(all(map(net.holds, ends)) for net in subnets):
+                if ends[0] != ends[1] and any(all(map(net.contains, ends)) for net in subnets):
                     connections.add(found)
     # without a listening socket both ends may count as client: it usually has the higher port
     added = (

@@ -187,7 +187,7 @@ def wanted(store: Store) -> list[str]:
     return [f"{address}  {' '.join(called)}" for address, called in names.items()]
 
 
-def settle(kernel: Kernel, store: Store, report: Report = silent) -> bool:
+def update_host_names(kernel: Kernel, store: Store, report: Report = silent) -> bool:
     """Write the names of active services to the host's hosts file. Returns whether the file
     changed. An error is only reported as a warning, because services do not depend on this file.
     The caller must have niso's lock.

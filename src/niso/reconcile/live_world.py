@@ -19,7 +19,7 @@ from niso.kernel.policy_rules import NEVER
 from niso.plan.desired import shut
 from niso.plan.records import Audit, Policy, ServiceEndpoint
 from niso.plan.subnets import DEFAULT_POOL, unique_local
-from niso.plan.verdict import KnownService, PolicyContext, holds
+from niso.plan.verdict import KnownService, PolicyContext, contains
 from niso.store.service_rows import SERVING
 from niso.store.store import Store
 
@@ -91,13 +91,13 @@ def read_world(kernel: Kernel, store: Store) -> PolicyContext:
     pools = (os.environ.get("NISO_POOL") or DEFAULT_POOL, str(unique_local(store.state_id())))
     networks = {network.name: network for network in store.networks()}
     named = store.outside.named() if store.names_outside() else []
-    outside = {name: store.outside.meant(name) for name in named}
+    outside = {name: store.outside.resolved(name) for name in named}
     # a PAST address that the host or a network has taken since no longer belongs to the name
     ever = {
         name: tuple(
             address
             for address in store.outside.ever(name)
-            if address not in host and not any(holds(n, address) for n in networks.values())
+            if address not in host and not any(contains(n, address) for n in networks.values())
         )
         for name in named
     }

@@ -39,7 +39,7 @@ from niso.store import service_rows
 
 
 MAX_DEPTH = 64
-Apart = str | tuple[str, ...] | None
+Excluded = str | tuple[str, ...] | None
 """Paths that are excluded from a package: its rootfs, and files that the service writes."""
 MANIFEST = "manifest.toml"
 HISTORY = frozenset((".git", ".hg", ".svn"))
@@ -53,15 +53,17 @@ syncfs(2) flushes the file system.
 """
 
 
-def fingerprint(folder: str, apart: Apart, contents: Contents, manifest: str | None = None) -> str:
+def fingerprint(
+    folder: str, excluded: Excluded, contents: Contents, manifest: str | None = None
+) -> str:
     """Return the fingerprint of a package folder, 64 hexadecimal digits.
 
-    The paths in ``apart`` are left out. The manifest is left out too: its changes are applied key
-    by key, and most keys need no restart. Raises InvalidInput if an entry cannot be copied (device,
-    socket, FIFO), and Error if an entry cannot be read.
+    The paths in ``excluded`` are left out. The manifest is left out too: its changes are applied
+    key by key, and most keys need no restart. Raises InvalidInput if an entry cannot be copied
+    (device, socket, FIFO), and Error if an entry cannot be read.
     """
     digest = sha256()
-    for entry in _walk(folder, apart):
+    for entry in _walk(folder, excluded):
         info = entry.info
         if os.path.join(folder, entry.path) == manifest:
             continue
@@ -80,7 +82,7 @@ def fingerprint(folder: str, apart: Apart, contents: Contents, manifest: str | N
 def copy(
     service: str,
     folder: str,
-    apart: Apart,
+    excluded: Excluded,
     digest: str,
     contents: Contents,
     manifest: str | None = None,
@@ -94,17 +96,17 @@ def copy(
     during the copy. Raises Error.
     """
     target = os.path.join(package_dir(service), digest)
-    if is_copied(service, digest, folder, apart, manifest):
+    if is_copied(service, digest, folder, excluded, manifest):
         return target
     temporary = f"{target}.{os.getpid()}.new"
     signals.hit(f"copy package to {target}")
     delete_tree(temporary)  # of an interrupted process with the same pid
     try:
         os.makedirs(temporary, mode=0o755)
-        _require_room(folder, apart, temporary)
-        for entry in _walk(folder, apart):
+        _require_room(folder, excluded, temporary)
+        for entry in _walk(folder, excluded):
             _copy_one(entry, os.path.join(folder, entry.path), os.path.join(temporary, entry.path))
-        if fingerprint(folder, apart, contents, manifest) != digest:
+        if fingerprint(folder, excluded, contents, manifest) != digest:
             hint = "activate it again when it is complete"
             raise InvalidInput(f"{folder}: changed while it was copied", hint)
         if spec is not None:
@@ -129,11 +131,11 @@ def copy(
     return target
 
 
-def _require_room(folder: str, apart: Apart, target: str) -> None:
+def _require_room(folder: str, excluded: Excluded, target: str) -> None:
     disk = os.statvfs(target)
     free = disk.f_bavail * disk.f_frsize
     # st_blocks counts 512 bytes, and no holes (stat(2))
-    needs = sum(entry.info.st_blocks * 512 for entry in _walk(folder, apart))
+    needs = sum(entry.info.st_blocks * 512 for entry in _walk(folder, excluded))
     if needs > free and disk.f_blocks:  # a tmpfs without a limit reports 0
         takes = f"it takes {max(needs >> 20, 1)} MB, and {state_dir()} has {free >> 20} MB free"
         hint = "make room there, or move what the service does not need out of the package"
@@ -160,7 +162,7 @@ def _write_to_disk(copy: str) -> None:
 
 
 def is_copied(
-    service: str, digest: str, folder: str, apart: Apart, manifest: str | None = None
+    service: str, digest: str, folder: str, excluded: Excluded, manifest: str | None = None
 ) -> bool:
     """Return whether a copy with this fingerprint exists, with files of the expected sizes.
 
@@ -174,7 +176,7 @@ def is_copied(
         return False
     return all(
         _is_same(entry, os.path.join(copy, entry.path))
-        for entry in _walk(folder, apart)
+        for entry in _walk(folder, excluded)
         if os.path.join(folder, entry.path) != manifest and entry.path != MANIFEST
     )
 
@@ -330,14 +332,15 @@ class _PackageEntry(NamedTuple):
     """descriptor with O_PATH, valid until the next entry is yielded"""
 
 
-def _walk(folder: str, apart: Apart) -> Iterator[_PackageEntry]:
-    """Yield all entries of a package except the paths in ``apart``, each folder before its content.
+def _walk(folder: str, excluded: Excluded) -> Iterator[_PackageEntry]:
+    """Yield all entries of a package except the paths in ``excluded``, each folder before its
+    content.
 
     If ``folder`` is "", the service has no package, and nothing is yielded. Each folder is opened
     component by component from the top, and never through a symbolic link. A user who can write to
     the package therefore cannot make niso read files elsewhere.
     """
-    skipped = _identities(apart)
+    skipped = _identities(excluded)
     pending = [("", 0)] if folder else []
     while pending:
         base, depth = pending.pop()
@@ -404,9 +407,9 @@ def _open_folder(folder: str, base: str) -> int:
     return fd
 
 
-def _identities(apart: Apart) -> set[tuple[int, int] | None]:
+def _identities(excluded: Excluded) -> set[tuple[int, int] | None]:
     identities: set[tuple[int, int] | None] = set()
-    for path in (apart,) if isinstance(apart, str) else apart or ():
+    for path in (excluded,) if isinstance(excluded, str) else excluded or ():
         with suppress(OSError):
             info = os.stat(path)
             identities.add((info.st_dev, info.st_ino))
@@ -495,7 +498,7 @@ class PackageFiles(NamedTuple):
     folder: str  # the package to copy, or the existing copy if the service is activated by its name
     rootfs: str | None
     fingerprint: str | None  # None if ``folder`` is already the copy
-    apart: tuple[str, ...]  # paths that are not part of the package
+    excluded: tuple[str, ...]  # paths that are not part of the package
     volumes: tuple[MountedVolume, ...]
     contents: Contents | None = None  # the digests behind the fingerprint, if there is one
 
@@ -506,13 +509,13 @@ class PackageFiles(NamedTuple):
 
     def must_be_copied(self, service: str, manifest: str) -> bool:
         return self.fingerprint is not None and not is_copied(
-            service, self.fingerprint, self.folder, self.apart, manifest
+            service, self.fingerprint, self.folder, self.excluded, manifest
         )
 
     def copy(self, spec: ServiceSpec, manifest: str) -> None:
         digest, contents = self.fingerprint, self.contents
         if digest is not None and contents is not None:
-            copy(spec.name, self.folder, self.apart, digest, contents, manifest, spec)
+            copy(spec.name, self.folder, self.excluded, digest, contents, manifest, spec)
 
 
 class Contents:

@@ -155,7 +155,7 @@ class AttachedRows(Rows):
         )
 
 
-def wishes(attached: AttachedRow) -> dict[str, Any]:
+def requested_settings(attached: AttachedRow) -> dict[str, Any]:
     """Decode the settings that the owner requested for an attachment. The possible keys are
     ``policy``, ``policies`` (by network) and ``labels``.
     """

@@ -75,7 +75,7 @@ class PolicyRows(ServiceRows):
 
         A name that no service has is replaced by "", which matches nothing. The entry is not
         deleted, because a deny list could then become empty, which means no policy. A name that
-        several services have becomes one entry for each of these services (`PolicyRows.meant`).
+        several services have becomes one entry for each of these services (`PolicyRows.resolved`).
         """
         policy = self.policy(service)
         if policy is None:
@@ -84,7 +84,7 @@ class PolicyRows(ServiceRows):
         def peers(peer: Peer, denies: bool) -> list[Peer]:
             if peer.kind != "service":
                 return [peer]
-            meant = self.meant(service, peer.name)[denies]
+            meant = self.resolved(service, peer.name)[denies]
             return [Peer(peer.kind, name) for name in meant or ("",)]
 
         return policy.with_peers(peers)
@@ -133,7 +133,7 @@ class PolicyRows(ServiceRows):
                 if kind == "service"
                 else ()
             )
-            meant = frozenset(at for own in holders for at in self._meant(kind, own)[0])
+            meant = frozenset(at for own in holders for at in self._resolved(kind, own)[0])
             for service_name in self._naming(kind, name):
                 # changing a network affects more than single peers
                 before = only.get(service_name, frozenset())
@@ -179,7 +179,9 @@ class PolicyRows(ServiceRows):
             ]
             for address in () if policy.only is None else {*policy.only, *single}:
                 wanted.update(("service", name) for name in self._names_of(address))
-        return tuple(Member(kind, name, *self._meant(kind, name)) for kind, name in sorted(wanted))
+        return tuple(
+            Member(kind, name, *self._resolved(kind, name)) for kind, name in sorted(wanted)
+        )
 
     def _names_of(self, address: str) -> list[str]:
         """Return the services of all hosts that have an address. Services that share a namespace
@@ -202,10 +204,10 @@ class PolicyRows(ServiceRows):
         instances = self._column(_INSTANCES_ELSEWHERE, name, name)
         return instances or self._column(_ELSEWHERE, name)
 
-    def _meant(self, kind: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def _resolved(self, kind: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return (addresses or subnets, gateways) for a name. Only a network has gateways."""
         if kind == "outside":
-            return self.outside.meant(name), ()
+            return self.outside.resolved(name), ()
         if kind == "network":
             rows = self._run(
                 "SELECT cidr, gateway FROM subnet WHERE network=? ORDER BY family", name
@@ -320,7 +322,7 @@ class PolicyRows(ServiceRows):
             name,
         )
 
-    def meant(self, service: str, name: str) -> tuple[list[str], list[str]]:
+    def resolved(self, service: str, name: str) -> tuple[list[str], list[str]]:
         """Return the services that a name in the policy of ``service`` refers to, as two lists.
 
         The first list is for allow entries, and has at most one service. A service with this
@@ -550,7 +552,7 @@ class OutsideRows(Rows):
         """Return the recorded DNS answers for all DNS names in policies, sorted by name."""
         return [self.answer(name) for name in self.named()]
 
-    def meant(self, name: str) -> tuple[str, ...]:
+    def resolved(self, name: str) -> tuple[str, ...]:
         """Return the addresses to which policies with this DNS name allow connections."""
         return self.answer(name).in_state(NOW, FORMER)
 

@@ -147,7 +147,7 @@ class ServiceRow(NamedTuple):
         return here if program is None or program.folder is None else program.folder
 
     @property
-    def again(self) -> str:
+    def activation_command(self) -> str:
         """Return the command line that activates the service again from its file, for hints."""
         program = self._program
         is_inline = program is not None and program.folder is not None
@@ -173,7 +173,7 @@ class ServiceRow(NamedTuple):
 
     def damaged(self) -> Error:
         message = f"service {self.name!r}: its record in the store is damaged"
-        return Error(message, f"{self.again} records it again; it can also be removed")
+        return Error(message, f"{self.activation_command} records it again; it can also be removed")
 
 
 def service_row(row: tuple[object, ...]) -> ServiceRow:
@@ -581,7 +581,7 @@ def lease(
                 free = next(iter(released), None) if free is None else free
             if free is None:
                 raise _full(store, network_name, subnet.family, subnet.cidr)
-            address = net.at(free)
+            address = net.address_at(free)
             store.add_lease(service, network_name, subnet.family, free, address, static=False)
 
 
@@ -589,7 +589,7 @@ def _preferred(store: Store, prefers: Sequence[str], net: Prefix, gateway: int) 
     from niso.plan import subnets
 
     for address in prefers:
-        if net.holds(address) and store.lease_holder(address) is None:
+        if net.contains(address) and store.lease_holder(address) is None:
             number = net.offset(address)
             if not subnets.refusal(net, gateway, number):
                 return number
@@ -620,7 +620,7 @@ def _lease_claimed(
 ) -> None:
     """Reserve for a service the address that the cluster has reserved for it. Raises Conflict."""
     net = prefix(subnet.cidr)
-    address = next((text for text in claimed if net.holds(text)), None)
+    address = next((text for text in claimed if net.contains(text)), None)
     if address is None:
         raise _unclaimed(service, network, subnet.cidr)
     have = store.lease_of(service, network, subnet.family)
@@ -655,7 +655,7 @@ def _static_number(
     Raises InvalidInput if a service cannot have the address, and Conflict if it is taken.
     """
     net = prefix(subnet.cidr)
-    if not net.holds(wanted):
+    if not net.contains(wanted):
         where = f"{subnet.cidr}, the subnet of network {network!r}"
         raise InvalidInput(f"{wanted} is not in {where}", None, KEY)
     number = net.offset(wanted)
