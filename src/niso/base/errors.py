@@ -166,10 +166,10 @@ def flatten(error: Error) -> list[Error]:
 def missing_library(names: str, what: str, *pip: str, instead: str = "") -> Error:
     """Return an error about missing Python libraries. The hint is the command that installs them.
 
-    ``names`` are the libraries' names in the message. ``what`` says what the libraries are needed
-    for. ``pip`` are the packages on PyPI. The hint is an apt command for Debian's packages, or a
-    pip command in a virtual environment that does not see Debian's packages. ``instead`` is a
-    command that works without the libraries; the hint mentions it too.
+    ``names`` are the libraries' names in the message, and ``what`` says what needs them. ``pip``
+    are the packages on PyPI. The hint is an apt command for Debian's packages, or in a virtual
+    environment that does not see these, a pip command. ``instead`` is a command that works without
+    the libraries.
     """
     if any(path.endswith("/dist-packages") for path in sys.path):
         install = f"apt install {' '.join(f'python3-{_DEBIAN.get(one, one)}' for one in pip)}"

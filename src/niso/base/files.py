@@ -140,9 +140,9 @@ def file_changed_by_others(
 
     Returns None if they cannot, otherwise a clause, such as "its folder is writable for group
     devs". ``fd`` is an open descriptor of the file, if the caller has read it. If ``path`` is a
-    symbolic link, both the folder of the link and the folder of the file that it leads to are
-    checked. All links on the path must belong to users in ``trusted``: whoever can create names in
-    a folder can create a link to any file of root. Raises OSError.
+    symbolic link, the folders of the link and of its target are both checked. All links on the path
+    must belong to users in ``trusted``, because another user's link can lead to any file of root.
+    Raises OSError.
     """
     if fd is not None and not os.path.samestat(os.fstat(fd), os.stat(path)):
         return "it was replaced while it was read"

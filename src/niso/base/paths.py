@@ -134,8 +134,8 @@ def version() -> str:
 def _commit(root: str) -> str:
     """Return the commit that is checked out in a folder, or "" if the folder is not a git checkout.
 
-    This function reads git's files (gitrepository-layout(5)) and does not run git, which, run by
-    root, refuses a repository of another user.
+    The files of git are read directly (gitrepository-layout(5)). git itself, when it is run by
+    root, would refuse a repository of another user.
     """
     folder = os.path.join(root, ".git")
     if link := _line(folder):  # a worktree has a file

@@ -49,7 +49,7 @@ class signals_blocked:
 
 
 def keep_only(fds: Iterable[int]) -> None:
-    """Close all descriptors except ``fds``, so that a forked child loses its parent's locks."""
+    """Close all descriptors except ``fds``, so that a forked child does not keep locks open."""
     for low, high in pairwise([-1, *sorted(fds), 1 << 20]):
         if (
             low + 1 < high

@@ -91,8 +91,8 @@ def flush_ports(
     """Delete the conntrack entries of flows to or from ports of the host, and return their number.
 
     Callers use this function when published ports are added, removed or moved. A port is (protocol,
-    first, last), before NAT. If a flow uses one of the ports, ``addresses`` is called once. It
-    returns addresses and prefixes, and only flows to these are deleted.
+    first, last), before NAT. ``addresses`` is a function that returns addresses and prefixes. Only
+    flows to these are deleted. It is called at most once, and only if a flow uses one of the ports.
 
     TCP flows that have had a reply stay. Callers set ``answered`` to delete them too, if the server
     no longer exists. A TCP handshake in progress is treated like an established flow: its next
@@ -144,10 +144,7 @@ def flush_ports(
 
 
 def _filter(family: int, kind: int, flags: int, wanted: bytes) -> bytes:
-    """Return the body of a request that lists the conntrack entries with the values ``wanted``.
-    Only the direction ``kind`` (CTA_TUPLE_*) is compared, and only the fields that ``flags``
-    select. Before Linux 5.8 the kernel returns all entries.
-    """
+    # Before Linux 5.8, the kernel ignores the filter and returns all entries.
     return nfgenmsg(family) + nested(kind, wanted) + nested(_FILTER, u32(kind, flags))
 
 
@@ -157,12 +154,11 @@ def _flush(
     """Delete the conntrack entries for which ``matches`` is true, and return their number.
 
     ``filters`` are bodies of requests that list entries. The search is repeated until it finds no
-    entry. The repetition is limited, because clients of a busy service never stop sending: it ends
-    when all entries from before the change of the rules must have been found.
+    entry. The repetition is limited, because clients of a busy service never stop sending.
 
-    With ``exact``, every entry that an IPv4 request returns is to be deleted. If this costs less,
-    one request makes the kernel delete all entries that match the filter (Linux 6.18). An older
-    kernel refuses a filter that does not describe a single flow, and the entries are listed.
+    ``exact`` says that all entries that an IPv4 filter selects are to be deleted. Since Linux 6.18
+    the kernel can do this with one request. An older kernel refuses a filter that does not describe
+    a single flow; the entries are then listed and deleted one by one.
     """
 
     def parse(body: bytes) -> bytes | None:
@@ -226,8 +222,8 @@ def _count(kernel: netlink.Netfilter) -> int:
 
 
 def within(addresses: Iterable[str]) -> Callable[[bytes], bool]:
-    """Return a function that tests whether an address, in packed form, is in ``addresses``. These
-    may also be prefixes.
+    """Return a function that tests whether a packed address is one of ``addresses``, or is in one
+    of them that is a prefix.
     """
     exact, prefixes = set(), []
     for text in addresses:

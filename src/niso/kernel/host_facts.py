@@ -106,10 +106,11 @@ def why_no_ipv6() -> str | None:
 
 
 def receiving6() -> list[str]:
-    """Return the network interfaces that can receive IPv6 packets from other machines. Left out are
-    lo; ports of bridges, because the bridge receives for them; and the WireGuard interface of an
-    encrypted cluster, which carries only VXLAN. Interfaces called "all" or "default" are left out
-    too, because sysctl folders with these names are not for one interface.
+    """Return the network interfaces that can receive IPv6 packets from other machines.
+
+    These are all interfaces except lo, ports of bridges (the bridge receives for them), and the
+    WireGuard interface of an encrypted cluster, which carries only VXLAN. Interfaces called "all"
+    or "default" are left out, because sysctl folders with these names are not for one interface.
     """
     with Rtnl() as rtnl:
         links = rtnl.links()

@@ -114,7 +114,9 @@ def parse_cidr(cidr: str) -> tuple[int, bytes, int]:
 
 
 def prefix(cidr: str) -> str:
-    """Return the prefix of an address with its prefix length: "10.0.0.0/8" for "10.1.2.3/8"."""
+    """Return the network prefix of an address with a prefix length: "10.0.0.0/8" for
+    "10.1.2.3/8".
+    """
     family, address, length = parse_cidr(cidr)
     beyond = 8 * len(address) - length
     number = int.from_bytes(address) >> beyond << beyond
@@ -366,8 +368,8 @@ def burst(rate: int) -> int:
 
 
 def limit(rate: int) -> int:
-    """Return the length of a rate limit's queue in bytes: a burst, and the traffic of 50 ms.
-    ``rate`` is in bytes per second.
+    """Return the maximum length of a rate limit's queue in bytes: one burst, and the traffic of 50
+    ms. ``rate`` is in bytes per second.
     """
     return rate // 20 + burst(rate)
 
@@ -449,9 +451,7 @@ def of_links(names: Iterable[str]) -> dict[str, dict[str, int]]:
 
 
 def _indexes(names: Iterable[str]) -> dict[str, int]:
-    """Return the indexes of interfaces by name. Missing interfaces are left out. if_nametoindex(3)
-    would open a socket for each name.
-    """
+    # missing interfaces are left out; if_nametoindex(3) would open a socket for each name
     indexes = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
         for name in names:

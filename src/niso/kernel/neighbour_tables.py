@@ -118,10 +118,8 @@ def is_fixed(rtnl: Rtnl, port_index: int, mac: str) -> bool:
 
 
 def _entry(rtnl: Rtnl, port_index: int, mac: str) -> tuple[int, int, int]:
-    """Look up a MAC in the forwarding database of a port's bridge. Returns (index of the interface
-    to which frames are sent, index of the bridge, NUD_* state), or zeros if there is no entry. If
-    the bridge passes the frames to the host, both indexes are equal.
-    """
+    # (index of the interface to which frames are sent, index of the bridge, NUD_* state), or zeros;
+    # both indexes are equal if the bridge passes the frames to the host
     body = _request(_AF_BRIDGE, port_index) + _mac(mac)
     answer = rtnl.get_one(f"find the port of {mac}", _GETNEIGH, body, _ABSENT)
     if answer is None:
@@ -195,8 +193,9 @@ def _tunnel_entry(body: bytes) -> tuple[int, str, str] | None:
 
 
 def tunnel_entry(rtnl: Rtnl, index: int, mac: str) -> tuple[str, bool]:
-    """Look up a MAC in the forwarding entries of a VXLAN device and of its bridge. Returns (host to
-    which the device sends frames for the MAC, or ""; whether the bridge sends them to the device).
+    """Look up a MAC in the forwarding entries of a VXLAN device and of its bridge. Returns (the
+    host to which the device sends frames for the MAC, or ""; whether the bridge sends them to the
+    device).
     """
     body = _request(_AF_BRIDGE, index, _SELF) + _mac(mac)
     answer = rtnl.get_one(f"find the host of {mac}", _GETNEIGH, body, _ABSENT)

@@ -57,7 +57,9 @@ _attribute = struct.Struct("=HH")  # struct nlattr
 
 
 class Message(NamedTuple):
-    """A request to the kernel to change an object. ``what`` describes it in error messages."""
+    """A request to the kernel to change an object. ``what`` describes the request in error
+    messages.
+    """
 
     what: str
     kind: int

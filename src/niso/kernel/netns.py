@@ -354,7 +354,7 @@ def inside(name: str) -> OtherNetns:
 
 
 def at(name: str) -> contextlib.AbstractContextManager[None]:
-    """Run a ``with`` block in the namespace ``name``. For "", the namespace is not changed."""
+    """Run a ``with`` block in the namespace ``name``, or in the present namespace if it is ""."""
     return OtherNetns(name) if name else contextlib.nullcontext()
 
 
@@ -364,7 +364,9 @@ def unnamed() -> OtherNetns:
 
 
 class OtherNetns:
-    """A context manager that enters the namespace with a name or at a path, or a new namespace."""
+    """A context manager that enters a named namespace, the namespace at a path, or a new
+    namespace.
+    """
 
     def __init__(self, name: str | None, path: str | None = None) -> None:
         self._name = name
@@ -592,7 +594,7 @@ _MOST = 64  # open sockets: a command may touch more services than a process may
 
 
 class Sockets:
-    """A cache of rtnetlink sockets, one for each namespace. A context manager that closes them."""
+    """A context manager with a cache of rtnetlink sockets, one for each namespace."""
 
     def __init__(self) -> None:
         self._here: Rtnl | None = None

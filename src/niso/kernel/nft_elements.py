@@ -177,7 +177,7 @@ def unpack_range(kind: int, first: bytes, last: bytes) -> Any:
 
 
 def written(kinds: tuple[int, ...], atoms: Atoms) -> str:
-    """Format the fields of a key or value in nft's syntax."""
+    """Format the fields of an element's key or value in nft's syntax."""
     return " . ".join(map(_written, kinds, atoms))
 
 
@@ -381,11 +381,9 @@ def _only(answer: bytes) -> dict[int, bytes]:
 def _parse_element(
     header: Header, key: Atoms, first: bytes, last: bytes, ends: list[bytes | None], answer: bytes
 ) -> Element | None:
-    """Parse the kernel's answer to a request for one element. Returns None if the answer is about
-    another element, such as an interval that contains the requested one. The bytes of the requested
-    ``key`` are ``first`` to ``last``. If the key is an interval of one field, ``ends`` are the
-    answers to requests for its last value and for the value after it.
-    """
+    # If the key is an interval of one field, ``ends`` are the answers to requests for its last
+    # value and for the value after it. The answer may be about another element, such as an interval
+    # that contains the requested one.
     element = _only(answer)
     # an interval set answers with the element that contains the key, possibly a wider one
     if data_value(element[_ELEM_KEY]) != first:
@@ -536,9 +534,7 @@ def about(table: str, name: str) -> bytes:
 
 
 def _chunks(edits: Iterable[Edit]) -> Iterator[tuple[bool, Header, list[bytes]]]:
-    """Group consecutive edits of one set into messages of limited size. Yields (whether elements
-    are added, the set, packed elements).
-    """
+    # yields (whether elements are added, the set, packed elements), in messages of limited size
     for (verb, place), group in itertools.groupby(
         edits, lambda edit: (edit.verb, edit.element[:2])
     ):
@@ -734,5 +730,7 @@ class Element(NamedTuple):
 
 
 def ports_of(field: int | tuple[int, int]) -> tuple[int, int]:
-    """Return a key's field with ports as (first, last). Without intervals, it is a single port."""
+    """Return (first, last) of a field with ports. In a key without intervals, the field is one
+    port.
+    """
     return field if isinstance(field, tuple) else (field, field)

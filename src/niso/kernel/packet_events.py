@@ -67,8 +67,8 @@ class Logged(NamedTuple):
 
 
 class Nflog(netlink.Netlink):
-    """A reader of the packets that rules log to a group, in the caller's network namespace. A
-    context manager. Raises Conflict if another process reads the group, and KernelError without the
+    """A context manager that reads the packets that rules log to a group, in the caller's network
+    namespace. Raises Conflict if another process reads the group, and KernelError without the
     kernel module nfnetlink_log.
     """
 
@@ -178,9 +178,7 @@ def _ends(packet: bytes) -> tuple[str, str, int | None, str] | None:
 
 
 def _upper(packet: bytes) -> tuple[int, int, bool]:
-    """Return (protocol, offset, is first) of an IPv6 packet's payload. If the packet is a later
-    fragment, ``is first`` is False: the payload does not begin in this packet.
-    """
+    # returns (protocol, offset, whether the payload begins in this packet): no for a later fragment
     number, offset, first = packet[6], 40, True
     while offset + 8 <= len(packet):
         if number == _FRAGMENT:
@@ -254,9 +252,8 @@ class TraceStep(NamedTuple):
 
 
 class Trace(netlink.Netlink):
-    """A tracer of packets, which is active while the object exists. A context manager. ``tables``
-    define temporary tables that mark the packets to trace: the result of `trace_rules` or
-    `drop_rules`. Raises KernelError.
+    """A context manager that traces packets. ``tables`` define temporary nftables tables that mark
+    the packets to trace: the result of `trace_rules` or `drop_rules`. Raises KernelError.
     """
 
     def __init__(self, tables: str) -> None:

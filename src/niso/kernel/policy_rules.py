@@ -1,4 +1,4 @@
-"""Define the nftables rules that apply policies, audit policies, and record flows.
+"""Define the nftables rules that apply and audit policies, and that record flows.
 
 These chains and maps are a part of `niso.kernel.ruleset`. `niso.plan.policy_elements` computes the
 elements for policies.
@@ -379,8 +379,8 @@ _TOO_LONG = "with a timeout after its end"
 
 
 def term(entry: str) -> tuple[int, int] | tuple[()]:
-    """Parse an element's comment, without the service, to its audit period (since, until). Returns
-    () if niso did not write the comment.
+    """Return the audit period (since, until) from an element's comment, or () if niso did not write
+    the comment. ``entry`` is the comment without the service.
     """
     since, _, until = entry.partition(" ")
     try:

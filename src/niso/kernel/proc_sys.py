@@ -49,7 +49,7 @@ def write(name: str, value: str) -> None:
 
 def write_all(values: Iterable[tuple[str, str]]) -> None:
     """Set several sysctls in order. ``values`` are pairs (name, value). If /proc/sys is read-only,
-    only sysctls that do not yet have their value are an error.
+    a sysctl that already has its value is not an error.
     """
     inode = 0
     for name, value in values:
@@ -148,7 +148,6 @@ def _own_sys() -> int:
 
 
 def _check(name: str) -> None:
-    """Raise KernelError if a sysctl is not in net/, so that it applies to the whole machine."""
     if not name.startswith("net/") or ".." in name.split("/") or name.count("/") < 2:
         raise KernelError(f"'{name}' is not a sysctl of a network namespace")
 

@@ -119,9 +119,9 @@ _BURST = {FLOWS: 5, FRAGMENTS: 5, ARP: 10, ASKERS: 5}  # burst, in seconds of th
 
 
 def limit(what: str, rate: int) -> tuple[int, str, int, bool]:
-    """Return the value of an element in a set of rate limits, ``what``. ``rate`` is in packets per
-    second. The value is (rate, unit of time, burst in packets, whether packets above the limit
-    match).
+    """Return the value of an element that limits a rate. ``what`` is the element's set, and
+    ``rate`` is in packets per second. The value is (rate, unit of time, burst in packets, True).
+    True means that packets above the limit match.
     """
     return (rate, "second", rate * _BURST[what], True)
 

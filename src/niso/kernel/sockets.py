@@ -176,8 +176,8 @@ def _connections[T](
 
 
 def holder(inode: int) -> tuple[int, str] | None:
-    """Return (pid, program) of a process that has a socket open, or None. Of several processes, the
-    one with the lowest pid is returned.
+    """Return (pid, program) of the process that has a socket open, or None. Of several processes,
+    the one with the lowest pid is returned.
     """
     return holders([inode]).get(inode)
 

@@ -178,8 +178,8 @@ def _is_noise(events: bytes) -> bool:
 
 
 class Watches:
-    """A watcher of everything on this host that changes with niso's state: nftables tables, network
-    interfaces and files. A context manager. Raises KernelError.
+    """A context manager that watches everything on this host that changes with niso's state:
+    nftables tables, network interfaces and files. Raises KernelError.
     """
 
     def __init__(self) -> None:

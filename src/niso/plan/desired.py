@@ -1,10 +1,10 @@
 """Compute the desired state of the kernel from the store, and compare it with the actual state.
 
 A `Snapshot` contains the rows of the store that one command needs: those of one service, of one
-network, or all. `desired` computes a `State` from it, for the same services and networks.
-`findings` returns the problems that `niso net check` reports: the differences between the desired
-and the actual State. If a difference is only a consequence of another one, it is left out. All
-functions are pure: they use neither I/O nor the clock.
+network, or all. `desired` computes a `State` for the same services and networks. `findings` returns
+the problems that `niso net check` reports: the differences between the desired and the actual
+State, except differences that are only a consequence of another one. All functions are pure: they
+use neither I/O nor the clock.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ def _network(snapshot: Snapshot, network: NetworkRecord) -> Iterator[KernelObjec
 def _remote(
     remote: PlannedService, networks: dict[str, NetworkRecord], alias: str
 ) -> Iterator[KernelObject]:
-    """Yield the objects by which services on this host reach a service of another host. These
-    objects also ensure that no other service can send from the addresses of this service.
+    """Yield the objects that connect services on this host to a service of another host. Some of
+    them prevent that other services send from the addresses of this service.
     """
     for endpoint in remote.endpoints:
         network = networks[endpoint.network]
@@ -269,8 +269,10 @@ def _front(
 
 def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> frozenset[int]:
     """Return the IP versions (4, 6) that the host forwards only because niso's services need it.
+
     ``before`` maps host sysctls to their values before niso changed them. ``any_active`` says
-    whether a service is active on any network. ``any_active6`` says this of networks with IPv6.
+    whether any service on a network is active, and ``any_active6`` whether any on a network with
+    IPv6 is.
     """
     four = any_active and before.get(FORWARDING) == "0"
     six = any_active6 and any(
@@ -343,7 +345,7 @@ def _services_lines(
     services: Iterable[PlannedService],
 ) -> Iterator[HostsLine]:
     """Yield the lines for services in one hosts file. ``networks`` is the ordered list of networks
-    of the services that share the file. ``extra`` are the manifest's extra hosts as pairs (name,
+    that all readers of the file have. ``extra`` are the manifest's extra hosts as pairs (name,
     address). Their names have precedence over names of services.
     """
     listed = []  # (position of the network in ``networks``, service, addresses there)
@@ -369,9 +371,9 @@ def _services_lines(
 
 
 def findings(want: State, have: State) -> list[Finding]:
-    """Return the differences between the desired and the actual state, for `niso net check`. If a
-    difference follows from another, it is left out: for example the missing address of a missing
-    network interface.
+    """Return the differences between the desired and the actual state, for `niso net check`. A
+    difference that follows from another one is left out, such as the missing address of a missing
+    interface.
     """
     result: list[Finding] = []
     # missing or foreign parents, and conditions that explain other differences; sysctls are

@@ -78,7 +78,9 @@ class Outside(NamedTuple):
 
 
 class DnsAnswer(NamedTuple):
-    """The DNS answer for a name and one IP version. ``silent`` means that no server answered."""
+    """The answer to a DNS query for a name and one IP version. ``silent`` means that no server
+    answered.
+    """
 
     family: int
     addresses: tuple[str, ...] = ()
@@ -123,7 +125,9 @@ def after(before: Outside, heard: Iterable[DnsAnswer], forbids: Forbids, now: fl
 
 
 def barred(before: Outside, forbids: Forbids, now: float) -> Outside:
-    """Change the state of forbidden addresses to PAST, and return the DNS name's new record."""
+    """Change the state of addresses that are now forbidden to PAST. Return the name's new
+    record.
+    """
     in_use = before.in_state(NOW, FORMER)
     gone = {address: reason for address in in_use if (reason := forbids(address))}
     if not gone:
@@ -213,9 +217,6 @@ def forbidden_addresses(
                 broadcasts.add(str(network[-1]))
 
     def translated(number: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-        """Return why an IPv6 address is forbidden that contains an IPv4 address, or "". The reason
-        may be that the IPv4 address is forbidden (RFC 6052, RFC 3056).
-        """
         if isinstance(number, ipaddress.IPv4Address):
             return ""
         if number.ipv4_mapped:

@@ -19,8 +19,8 @@ from niso.plan.records import LIMITS, Limits, PortMapping, SubnetRecord
 
 
 def closed(family: int) -> Element:
-    """Return the nftables element that stops the host from forwarding packets of other programs,
-    for one IP version. It is used if the host forwards packets only because of niso's services.
+    """Return the nftables element that stops the host from forwarding other programs' packets of an
+    IP version. It is needed if the host forwards packets only because of niso's services.
     """
     return Element(INET, "closed", (f"ipv{family}",))
 
@@ -103,8 +103,9 @@ def spans(network: str, vxlan: str) -> list[Element]:
 
 
 def here(service: str, vni: int, mac: str) -> Element:
-    """Return the nftables element for a service of this host on a network that spans hosts. The
-    element allows other hosts to send VXLAN packets to the service.
+    """Return the nftables element that allows other hosts to send VXLAN packets to a service of
+    this host. ``vni`` is the number of a network that spans hosts, and ``mac`` the service's MAC on
+    it.
     """
     return Element(INET, "here", (vni, mac or _NO_MAC), (), service)
 
@@ -112,8 +113,8 @@ def here(service: str, vni: int, mac: str) -> Element:
 def claim(
     service: str, host: str, vni: int, vxlan: str, mac: str, addresses: Iterable[str]
 ) -> list[Element]:
-    """Return the nftables elements for a service of another host. They allow its addresses as
-    source addresses only in VXLAN packets from that host. ``host`` is the address of that host, and
+    """Return the nftables elements that allow the addresses of another host's service as source
+    addresses, but only in VXLAN packets from that host. ``host`` is the address of that host, and
     ``vxlan`` the VXLAN device of the service's network.
     """
     elements: list[Element] = []
@@ -142,9 +143,9 @@ def _source(service: str, link: str, mac: str, address: str) -> list[Element]:
 
 
 def receivers(service: str, bridge_mac: str, mac: str, addresses: Iterable[str]) -> list[Element]:
-    """Return the nftables elements that forward packets from a bridge to a service. Services send
-    packets to the bridge's MAC. If the destination is one of ``addresses``, the rules replace this
-    MAC by the service's MAC.
+    """Return the nftables elements that direct packets on a bridge to a service. Services send all
+    packets to the bridge's MAC. The rules replace this MAC by the service's if the destination is
+    in ``addresses``.
     """
     return [
         Element(BRIDGE, f"receivers{family_of(address)}", (bridge_mac, address), (mac,), service)
@@ -160,9 +161,8 @@ def endpoint(
     limits: Limits = LIMITS,
     observe: bool = True,
 ) -> list[Element]:
-    """Return the elements for the port by which a service is connected to a bridge: the service's
-    MAC, source addresses and limits. ``host_end`` is the name of the port. ``observe`` says whether
-    flows of the port are recorded.
+    """Return the elements for a service's port on a bridge: the service's MAC, source addresses and
+    limits. ``host_end`` is the name of the port. ``observe`` says whether its flows are recorded.
     """
     port = (host_end,)
     elements = [Element(table, "ports", port, (), service) for table in (INET, BRIDGE)]
@@ -203,7 +203,7 @@ The value says whether keys have the host's address after the bridge, before pro
 
 def published(service: str, port: PortMapping, addresses: Iterable[str]) -> list[Element]:
     """Return the elements that translate a published port or port range to a service's addresses.
-    Addresses are ignored if the port is not published for their IP version. A port range has only
+    Addresses are ignored if the port is not published for their IP version. A port range needs only
     one element if its ports are the same on the host and in the service.
     """
     elements = []
@@ -225,10 +225,6 @@ def published(service: str, port: PortMapping, addresses: Iterable[str]) -> list
 
 
 def _kept(service: str, port: PortMapping, where: str, start: tuple[str, ...]) -> list[Element]:
-    """Return the element that reserves the host ports of a published port, so that masquerading
-    does not choose them. ``where`` is the end of the set's name, and ``start`` the beginning of the
-    key.
-    """
     if port.count > 1:
         key = (*start, (port.host_port, port.last))
         return [Element(INET, f"kept_range_{where}", key, (), service)]
@@ -238,9 +234,9 @@ def _kept(service: str, port: PortMapping, where: str, start: tuple[str, ...]) -
 def published_on(
     service: str, port: PortMapping, bridge: str, addresses: Iterable[str]
 ) -> list[Element]:
-    """Return the elements of a published port for clients on a network of the service that is not
-    its primary network. ``bridge`` and ``addresses`` are the bridge of this network and the
-    service's addresses on it.
+    """Return the elements of a published port for clients on one network of the service, which is
+    not its primary network. ``bridge`` is this network's bridge, ``addresses`` the service's
+    addresses on it.
 
     A connection from this network is translated to the service's address on the same network. If it
     were translated to another address, replies would reach the client directly, without the host
@@ -279,11 +275,10 @@ def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
 
 @lru_cache
 def fill(ordinals: tuple[int, ...]) -> tuple[int, ...]:
-    """Assign the slots of a service address to instances, and return the ordinal of each slot's
-    instance. A hash of the client's address and port selects the slot of a connection. Each
-    instance has its own order of the slots, and the instances take turns choosing a free slot
-    (Maglev, NSDI 2016). So two instances differ by at most one slot, and few slots change with a
-    new instance.
+    """Return the ordinal of the instance for each slot of a service address. A hash of the client's
+    address and port selects the slot of a connection. Each instance has its own order of the slots,
+    and the instances take turns choosing a free slot (Maglev, NSDI 2016). So all instances get
+    almost the same number of slots, and few slots change if an instance is added.
     """
     orders = {
         ordinal: iter(sorted(range(SLOTS), key=lambda n: sha256(b"%d.%d" % (ordinal, n)).digest()))

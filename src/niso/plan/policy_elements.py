@@ -1,8 +1,8 @@
 """Translate policies to elements of nftables maps. The rules and maps themselves never change.
 
-One direction of a service's policy is a function from (peer, protocol, port) to a verdict. The
-function is split into parts, each one map lookup. A part is looked up only if no earlier part has
-an answer. Each line shows a part, the fields of its key, and the packets that it is for:
+One direction of a service's policy assigns a verdict to each (peer, protocol, port). It is split
+into parts, each of which is one map lookup. A part is looked up only if no earlier part has a
+matching element. Each line shows a part, the fields of its key, and the packets that it is for:
 
     port         own address, peer, protocol, port      a listed peer, by its address
     ports        own address, peer, protocol, ports
@@ -15,15 +15,16 @@ an answer. Each line shows a part, the fields of its key, and the packets that i
     class_rest   own address, class
     rest         own address
 
-All prefixes with the same decisions are one class. Otherwise each combination of a prefix and a
-port would need an element. ``class_all`` has the decision on all other ports of a class. If this
-needs far fewer elements, a class has no element in ``class_all``: its other ports are looked up in
-``any_port`` and ``any_ports``, and ``class_rest`` decides on the ports that these do not contain.
+All prefixes with the same decisions form one class. Without classes, each combination of a prefix
+and a port would need an element. ``class_all`` has the decision on all other ports of a class. If
+this needs far fewer elements, a class has no element in ``class_all``: its other ports are looked
+up in ``any_port`` and ``any_ports``, and ``class_rest`` decides on the ports that these do not
+contain.
 
 Entries can overlap, and deny entries have precedence over allow entries. This module resolves both,
 so that within one part at most one element matches a packet. The element of a peer therefore
-includes the decisions of all entries that match this peer, also of entries for a prefix that
-contains the peer's address.
+includes the decisions of all entries that match this peer. Among these are entries for prefixes
+that contain the peer's address.
 """
 
 from __future__ import annotations
@@ -107,7 +108,6 @@ class _Direction(NamedTuple):
         return False, f"network.policy.{name}"
 
     def of(self, entry: Entry) -> Decision:
-        """Return the decision of an entry: (whether it is an allow entry, its manifest key)."""
         return entry.key not in self.denied, entry.key
 
     def element(self, part: str, key: Atoms, decision: Decision) -> Element:
@@ -124,9 +124,6 @@ class _Direction(NamedTuple):
     def of_ports(
         self, single: str, ranged: str, key: Atoms, found: Iterable[_Ports]
     ) -> Iterator[Element]:
-        """Yield an element for each range of ports in ``found``. ``single`` is the part of the
-        policy for single ports, such as "port". ``ranged`` is the part for ranges, such as "ports".
-        """
         for proto, first, last, decision in found:
             part = single if first == last else ranged
             ports = first if part in _SINGLE else (first, last)
@@ -141,7 +138,7 @@ def container(ingress: bool, family: int, part: str) -> str:
 
 
 def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
-    """Return the nftables elements of one service's policy. ``members`` are the addresses of the
+    """Return the nftables elements of one service's policy. ``members`` has the addresses of the
     names in the policy. If ``policed.only`` is not None, only elements for peers with these
     addresses are returned.
     """
@@ -163,8 +160,8 @@ def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
 
 
 def gate(service: str, ingress: bool, own: str) -> Element:
-    """Return the nftables element that subjects packets of the address ``own`` to a policy: packets
-    to the address if ``ingress``, otherwise packets from the address.
+    """Return the nftables element that activates a policy for packets to the address ``own``
+    (``ingress``) or from this address.
     """
     name = f"{'in' if ingress else 'e'}gress{family_of(own)}"
     return Element(INET, name, (own,), (), service)
@@ -172,8 +169,8 @@ def gate(service: str, ingress: bool, own: str) -> Element:
 
 def cost(policy: Policy, most: int) -> int:
     """Estimate how many elements a policy needs for an IPv4 and an IPv6 address. Each name in the
-    policy counts as one address. If the number exceeds ``most``, the exact number is not computed,
-    and a number above ``most`` is returned.
+    policy counts as one address. If the number exceeds ``most``, any number above ``most`` is
+    returned.
     """
     names = sorted({e.peer.name for e in policy.entries() if e.peer.kind == "service"})
     members = [
@@ -195,9 +192,8 @@ def cost(policy: Policy, most: int) -> int:
 
 
 def _audit(policed: Policed, own: str) -> list[Element]:
-    """Return the nftables elements that let denied packets pass during a policy's audit period. The
-    elements contain the start and end of the period. They are returned even after its end.
-    """
+    # elements that let denied packets pass, also after the end of the audit period that they
+    # contain
     audit = policed.policy.audit
     if audit is None or not audit.since:
         return []
@@ -320,7 +316,6 @@ class _Entries:
         self._tables: dict[frozenset[Peer], _Table] = {frozenset(): self.wide}
 
     def table_of(self, peers: frozenset[Peer]) -> _Table:
-        """Return the decisions for a peer whose address is in all these prefixes and networks."""
         known = self._tables.get(peers)
         if known is None:
             numbers = itertools.chain(*(self.of_peer[peer] for peer in peers))
@@ -328,7 +323,6 @@ class _Entries:
         return known
 
     def table(self, numbers: Iterable[int]) -> _Table:
-        """Return the decisions of the entries with these numbers, and of entries for all peers."""
         both = sorted({*numbers, *self.everybody})
         self._take(len(both))
         return _table(self.direction, [self.all[number] for number in both])
@@ -394,7 +388,6 @@ class _Entries:
         return self.runs[at][2]
 
     def named(self, address: str) -> Iterator[int]:
-        """Yield the numbers of the entries for this address, or for a name that resolves to it."""
         yield from self.singles.get(address, ())
         for peer in self.peers.get(address, ()):
             yield from self.of_peer.get(peer, ())
@@ -435,7 +428,6 @@ def _elements(
 
 
 def _of_peer(entries: _Entries, address: str, key: Atoms) -> Iterator[Element]:
-    """Yield the elements for one address of a peer. ``key`` is (own address, peer's address)."""
     direction, around = entries.direction, entries.around(address)
     numbers = set(entries.named(address))
     numbers.update(itertools.chain(*(entries.of_peer[peer] for peer in around)))
@@ -500,7 +492,6 @@ class _Table(NamedTuple):
 
 
 def _table(direction: _Direction, entries: list[Entry]) -> _Table:
-    """Return the decisions for a peer that all ``entries`` match. Deny entries must come first."""
     base = _decision(direction, entries, "")
     if all(entry.proto == "" and (entry.first, entry.last) == ALL_PORTS for entry in entries):
         return _Table(base, base, (((*ALL_PORTS, base),),) * len(PORTED))
@@ -512,9 +503,7 @@ def _table(direction: _Direction, entries: list[Entry]) -> _Table:
 
 
 def _decision(direction: _Direction, entries: list[Entry], proto: str) -> Decision:
-    """Return the decision for a protocol without ports. If ``proto`` is "", return the decision for
-    all protocols that no entry names.
-    """
+    # ``proto`` "" stands for all protocols that no entry names
     for entry in entries:
         if entry.proto in ("", proto) and (entry.first, entry.last) == ALL_PORTS:
             return direction.of(entry)
@@ -549,15 +538,10 @@ def _by_port(direction: _Direction, entries: list[Entry], proto: str) -> _Runs:
 
 
 def _deviations(table: _Table, family: int, wider: _Table | None = None) -> list[_Ports]:
-    """Return the port ranges of a peer that need nftables elements of their own, because their
-    decision differs from the one that the rules would find otherwise.
-
-    A range is (protocol, first port, last port, decision). ``table`` has the decisions for the
-    peer. ``wider`` has the decisions for a wider peer, which the rules look up next, or is None. If
-    ``wider`` has a special decision for a port, the rules would find this decision. Otherwise they
-    would find ``table.base``. The same verdict by another manifest entry counts as a different
-    decision, so that each entry has its own counter.
-    """
+    # Find the port ranges whose decision differs from the one that the rules would find without
+    # elements: the decision in ``wider``, the table that is looked up next, if it is special for
+    # the port, otherwise ``table.base``. The same verdict by another manifest entry counts as
+    # different, so that each entry has its own counter.
     result: list[_Ports] = []
     expected = table.base
     if wider is not None and wider.icmp != wider.base:
@@ -579,9 +563,6 @@ def _deviations(table: _Table, family: int, wider: _Table | None = None) -> list
 def _beside(
     table: _Table, wider: _Table | None, at: int
 ) -> Iterator[tuple[int, int, Decision, Decision]]:
-    """Yield (first port, last port, decision, decision without elements) for all ports of one
-    protocol. ``at`` is the protocol's position in `PORTED`. `_deviations` explains both decisions.
-    """
     if wider is None:
         yield from ((*run, table.base) for run in table.ported[at])
         return

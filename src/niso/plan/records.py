@@ -52,7 +52,9 @@ class NetworkRecord(NamedTuple):
 
 
 class PortMapping(NamedTuple):
-    """A port of the host that leads to a port of a service, or a range of ``count`` such ports."""
+    """A port of the host that is published for a port of a service, or a range of ``count`` such
+    ports.
+    """
 
     host_ip: str  # one address, or ANY, ANY4, ANY6
     host_port: int
@@ -186,9 +188,9 @@ class Policy(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A name in policies, with the addresses that it means. The name of a service means the
-    service's addresses, the name of a network its subnets, and a DNS name the addresses that
-    services may reach by this name.
+    """A name in policies, with its addresses. For the name of a service these are the service's
+    addresses, for the name of a network its subnets, and for a DNS name the addresses that services
+    may reach by this name.
     """
 
     kind: str  # kind of the name, as in Peer
@@ -226,7 +228,7 @@ class Healthcheck(NamedTuple):
 
     @property
     def target(self) -> str:
-        """Return what is checked: ``tcp 8080``, the URL, or the name of the command."""
+        """Return what the check examines: ``tcp 8080``, the URL, or the name of the command."""
         if self.command:
             return f"command {self.command[0]}"
         return f"tcp {self.port}" if self.path is None else f"http://{self.host}{self.path}"
@@ -243,10 +245,11 @@ class ServiceEndpoint(NamedTuple):
 def primary(
     endpoints: Sequence[ServiceEndpoint], networks: Mapping[str, NetworkRecord]
 ) -> ServiceEndpoint | None:
-    """Return the endpoint of a service that has its default route and its published ports: the
-    first one on a network that is not internal. If all networks are internal, returns the first
-    endpoint. Returns None if there is no endpoint. An internal network has no route out of the
-    host, and replies of published ports use the default route.
+    """Return a service's primary endpoint, which has its default route and its published ports.
+
+    This is the first endpoint on a network that is not internal, because an internal network has no
+    route out of the host. If all networks are internal, it is the first endpoint. Returns None if
+    there is no endpoint.
     """
     outer = (endpoint for endpoint in endpoints if not networks[endpoint.network].internal)
     return next(outer, next(iter(endpoints), None))
@@ -305,10 +308,10 @@ class PlannedService(NamedTuple):
 class Snapshot(NamedTuple):
     """The rows of the store that are needed to plan a change.
 
-    ``networks`` contains all networks of ``services``. A hosts file is identified by the ordered
-    list of networks of the services that read it. ``readers`` has the lists of all hosts files in
-    which one of ``services`` is listed. ``fresh`` has the lists of new hosts files, which are
-    planned completely: they list the services in ``neighbours`` and ``listed``.
+    ``networks`` contains all networks of ``services``. A hosts file is identified by a list of
+    networks: those of the services that read it, in order. ``readers`` has these lists for all
+    hosts files that list one of ``services``. ``fresh`` has the lists of new hosts files. A new
+    hosts file is planned completely: ``neighbours`` and ``listed`` are the services in it.
     """
 
     state_id: str

@@ -68,7 +68,7 @@ class Device(NamedTuple):
 
 
 class DeploySpec(NamedTuple):
-    """How many instances a service with a service address has, and how they are replaced."""
+    """The number of instances of a service with a service address, and how they are replaced."""
 
     replicas: int
     update: Literal["start-first", "stop-first"]
@@ -169,7 +169,7 @@ class ServiceSpec(NamedTuple):
 
     @property
     def program(self) -> ProgramSpec:
-        """Return what the manifest declares about the process. Not for attachments."""
+        """Return what the manifest declares about the process. Call this only for a manifest."""
         assert self.process is not None, f"{self.name} is an attachment"
         return self.process
 
@@ -201,7 +201,7 @@ class ServiceSpec(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """The fields of stat(2) that identify a file of the host, from when a service was activated."""
+    """The fields of stat(2) that identify a file of the host, read at a service's activation."""
 
     device: int
     inode: int  # the inode number of a folder; 0 for any other file

@@ -59,7 +59,7 @@ def first_free(subnet: Network | Prefix, gateway: int, used: Iterable[int]) -> i
 
 
 def refusal(subnet: Network | Prefix, gateway: int, number: int) -> str | None:
-    """Return why a service cannot have an address of a subnet, or None if it can. ``number`` is the
+    """Return why no service can have an address of a subnet, or None if one can. ``number`` is the
     number of the address in the subnet.
     """
     if number == 0:
@@ -168,8 +168,8 @@ class NetworkRequest(NamedTuple):
     @property
     def nets(self) -> list[Network]:
         """Return the requested subnets, IPv4 first. Raises UsageError if two subnets have the same
-        IP version. Also raises UsageError if ``ipv6`` (niso chooses the IPv6 subnet) is set and the
-        request contains an IPv6 subnet.
+        IP version, or if an IPv6 subnet is given in addition to ``ipv6``, which requests a subnet
+        that niso chooses.
         """
         nets = sorted(map(parse_subnet, self.subnets), key=lambda net: net.version)
         for one, other in pairwise(nets):
@@ -190,7 +190,7 @@ class NetworkRequest(NamedTuple):
 
 
 def check(request: NetworkRequest) -> None:
-    """Raise UsageError if a request is invalid, without a look at this host's networks."""
+    """Raise UsageError if a request is invalid. This host's networks are not considered."""
     nets, least = request.nets, MIN_MTUS[max(request.families)]
     for net in nets:
         if net.is_global and not request.allow_public:

@@ -75,7 +75,7 @@ class Verdict(NamedTuple):
 
     @property
     def dropped_by(self) -> Reason | None:
-        """Return the first check, in the kernel's order, that drops the packet, or None."""
+        """Return the first check that drops the packet, in the kernel's order, or None."""
         checks = (self.path, self.egress, self.ingress)
         return next((reason for reason in checks if not reason.passes), None)
 
@@ -90,12 +90,12 @@ def decide(
 ) -> Verdict:
     """Return the verdict on a packet. Its addresses, port and protocol are those before any NAT.
 
-    ``destination`` and ``port`` may be those of a published port. ``proto`` is tcp, udp or sctp, or
-    a protocol without ports; icmp means ICMP of both IP versions. A broadcast or multicast packet
-    is evaluated for the services that could receive it; the host receives every such packet that
-    egress allows. ``own_port`` is the source port, which decides which instance of a service with a
-    service address gets the packet. If ``own_port`` is None, any instance may get it. Raises
-    ValueError for an invalid address, and for a port that does not fit the protocol.
+    ``destination`` and ``port`` may be those of a published port. ``proto`` is tcp, udp, sctp, or a
+    protocol without ports; icmp means ICMP of both IP versions. A broadcast or multicast packet is
+    evaluated for the services that could receive it. The host receives each such packet that egress
+    allows. ``own_port`` is the source port. For a service address, it decides which instance gets
+    the packet. If it is None, any instance may get the packet. Raises ValueError for an invalid
+    address, and for a port that does not fit the protocol.
     """
     if (port is not None) != (proto in PORTED):
         raise ValueError(f"{proto} with port {port}")
@@ -144,10 +144,7 @@ def _instances(
     own_port: int | None,
     near: bool,
 ) -> tuple[Party, ...]:
-    """Return the instances that may receive a packet to a service address. Returns () if the
-    receiver has no service address. ``own_port`` is the packet's source port; None means any port.
-    ``near`` is as for `_serving`.
-    """
+    # ``own_port`` is the packet's source port; None means any port
     serving, family = _serving(context, receiver[0], near) if receiver else (), family_of(source)
     if receiver is None or not serving:
         return ()
@@ -167,10 +164,8 @@ def _instances(
 def _serving(
     context: PolicyContext, known: KnownService, near: bool
 ) -> tuple[tuple[int, str], ...]:
-    """Return (ordinal, name) of the instances that receive packets to a service address. ``near``
-    says that the packets are sent to a published port or from a program of this host. If the
-    service is of this host, such packets reach only its instances on this host.
-    """
+    # ``near``: packets to a published port, or from a program of this host, reach only instances on
+    # this host if the service is of this host
     serving = known.serving or ()
     if not near or known.host:
         return serving
@@ -199,8 +194,7 @@ def evaluate(
 ) -> tuple[Reason, Reason]:
     """Evaluate the sender's egress policy and the receiver's ingress policy for an open flow, and
     return both results. Addresses are those after NAT. ``port`` is None if the protocol has no
-    ports. A service may always reach itself, even if NAT has replaced its source address by its
-    gateway's.
+    ports. A service may always reach itself, even if NAT has replaced its address by its gateway's.
     """
     sender, receiver = holder_of(context, source), holder_of(context, destination)
     if sender is not None and receiver is not None and sender[0].name == receiver[0].name:
@@ -213,7 +207,7 @@ def evaluate(
 def matches(
     entry: Entry, context: PolicyContext, address: str, port: int | None, proto: str
 ) -> bool:
-    """Return whether a policy entry matches a peer's address, in canonical form, and a protocol and
+    """Return whether a policy entry matches a peer's address (in canonical form), protocol and
     port. ``port`` is a port of the service for an ingress entry, and of the peer for an egress
     entry.
     """
@@ -258,8 +252,8 @@ def _ingress(
 
 
 def _said(known: KnownService, reason: Reason) -> Reason:
-    """Return the result of a service's policy, adjusted for the policy's audit period. The host of
-    a service enforces its policy, so the policy of another host's service is only a published copy.
+    """Return the result of a service's policy, adjusted for its audit period. A service of another
+    host has its policy enforced on that host; here the policy is a published copy.
     """
     if known.host and not known.heard:
         return Reason(True, f"{known.host} decides: the policy of {known.name} is not known here")
@@ -543,7 +537,6 @@ def _published(
 
 
 def _leaves_by(context: PolicyContext, known: KnownService, to: Address) -> str | None:
-    """Return the network by which a service sends to an address, or None without a route."""
     for endpoint in known.endpoints:
         if contains(context.networks[endpoint.network], str(to)):
             return endpoint.network
@@ -602,7 +595,7 @@ Holder = tuple[KnownService, str]
 
 
 def holder_of(context: PolicyContext, address: str) -> Holder | None:
-    """Return the service that has an address, and the network of the address, or None."""
+    """Return (service, network) that an address belongs to, or None."""
     for known in context.services.values():
         for endpoint in known.endpoints:
             if address in endpoint.addresses:
@@ -635,7 +628,7 @@ def network_of(context: PolicyContext, address: str) -> NetworkRecord | None:
 
 def is_for_services(context: PolicyContext, address: str) -> bool:
     """Return whether only services can have an address, because the address is or was in a network
-    of niso. Former networks are recognised by the prefixes from which niso takes subnets.
+    of niso. The prefixes from which niso takes subnets also cover former networks.
     """
     number = parsed(address)
     in_pool = any(within(number, prefix) for prefix in context.pools)

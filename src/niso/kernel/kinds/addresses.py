@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 class Address(NamedTuple):
-    """An address with its prefix length, on a network interface. ``routed`` says whether there is a
-    route to the address's prefix, which the kernel adds by default. A bridge has this route. A
-    service does not have it, because it sends packets for its prefix to its gateway's MAC
+    """An address with its prefix length, on a network interface. ``routed`` says whether a route to
+    the address's prefix exists. The kernel adds this route by default. A bridge has it. A service
+    does not have it, because it sends packets for its prefix to its gateway's MAC
     (plan/desired.py). ``lasting`` says whether the address has no limited lifetime.
     """
 
@@ -55,10 +55,8 @@ class _Addresses(Kind[Address], of=Address):
         return (obj.link,)
 
     def parent_name(self, obj: Address) -> str:
-        """Return the name of an IPv4 address as a parent of other objects. The kernel deletes the
-        routes and neighbour entries of an interface with its last IPv4 address. For an IPv6
-        address, return "".
-        """
+        # the kernel deletes the routes and neighbour entries of an interface with its last IPv4
+        # address
         return "" if ":" in obj.address else f"link /{obj.netns}/{obj.link} IPv4"
 
     def describe(self, step: Step[Address]) -> str:
@@ -96,9 +94,9 @@ class _Addresses(Kind[Address], of=Address):
         return "the kernel's route to its prefix bypasses the gateway"
 
     def read(self, space: Space, objects: Collection[Address]) -> Iterable[Address]:
-        """Read all addresses of the interfaces that requested objects are on, and whether the
-        kernel's routes to their prefixes exist. On the host, these routes are read only if changes
-        of other programs are read too (`Reading.with_strays`).
+        """Read all addresses of the network interfaces of requested objects. Also read whether the
+        kernel's routes to their prefixes exist. On the host, this is done only if changes of other
+        programs are read too (`Reading.with_strays`).
         """
         for link in space.links_of_concern:
             by_link = space.routes(link) if space.name or space.reading.with_strays else None
@@ -184,8 +182,8 @@ class _Routes(Kind[Route], of=Route):
         return f"route {obj.destination}{by} on {obj.link}{last}{in_netns(obj.netns)}"
 
     def causes(self, obj: Route, actual: Route | None) -> tuple[str, ...]:
-        """Return the conditions under which the kernel drops all routes of an interface. The kernel
-        drops IPv4 routes with the interface's last IPv4 address (fib_disable_ip,
+        """Return the conditions under which the kernel drops all routes of an interface. It drops
+        IPv4 routes with the interface's last IPv4 address (fib_disable_ip,
         net/ipv4/fib_frontend.c).
         """
         if ":" in obj.destination:
@@ -194,10 +192,9 @@ class _Routes(Kind[Route], of=Route):
         return (f"{link} down", f"{link} IPv4")
 
     def read(self, space: Space, objects: Collection[Route]) -> Iterable[Route]:
-        """Read all routes in a service that use an interface which requested objects are on. The
-        route to an address's own prefix is left out, because it is the field ``routed`` of
-        `Address`. This route is recognised by its destination, because any program can label a
-        route as the kernel's.
+        """Read all routes in a service that use the network interfaces of requested objects. The
+        route to an address's own prefix is left out: `Address.routed` represents it. This route is
+        recognised by its destination, because any program can label a route as the kernel's.
         """
         if not space.name:
             return

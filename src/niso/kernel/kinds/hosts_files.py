@@ -53,7 +53,9 @@ HOST = f"host.{DOMAIN}"
 
 
 def line_names(names: tuple[str, ...]) -> str:
-    """Return the names for one line of a hosts file: each name with the domain, and without it."""
+    """Return the names for one line of a hosts file. Each name is there with and without the
+    domain.
+    """
     return " ".join(f"{name}.{DOMAIN} {name}" for name in names)
 
 
@@ -75,9 +77,9 @@ def _rank(text: str) -> tuple[int, bytes]:
 
 
 def edit(text: str, remove: set[str], add: set[str]) -> str:
-    """Remove the lines ``remove`` from the text of a hosts file, add the lines ``add``, and return
-    the new text, sorted by address. Both are sets of complete lines, with their newlines. Lines are
-    found by bisection, because the time to parse all lines grows with the number of services.
+    """Return the text of a hosts file after lines were removed and added, sorted by address.
+    ``remove`` and ``add`` are sets of complete lines, with their newlines. Lines are found by
+    bisection, because the time to parse all lines grows with the number of services.
     """
     changes: list[tuple[int, int, tuple[int, bytes], str]] = []  # start, end, sort key, replacement
     for line in remove - add:
@@ -111,9 +113,7 @@ def _offset(text: str, line: str) -> int:
 
 
 def _find(text: str, line: str, offset: int) -> int:
-    """Return the offset of a line, or -1 if there is none. ``offset`` is the end of all lines with
-    the same address.
-    """
+    # ``offset`` is the end of all lines with the same address
     order = _order(line)
     while offset > len(HEADER):
         end, offset = offset, text.rfind("\n", 0, offset - 1) + 1
@@ -357,8 +357,8 @@ class _HostsFiles(Kind[HostsFile], of=HostsFile):
 
     def read(self, space: Space, objects: Collection[HostsFile]) -> Iterable[HostsFile]:
         """Yield the hosts files that exist. If all of niso's objects are read, damaged files are
-        left out, so that they are written again: files with a malformed line, and files that not
-        all users can read.
+        left out, so that they are written again. A file is damaged if it has a malformed line, or
+        if not all users can read it.
         """
         everything = space.reading.everything
         for folder in folders() if everything else {file.folder for file in objects}:
@@ -482,7 +482,7 @@ def remove(folder: str) -> None:
 
 
 class HostsLeftover(NamedTuple):
-    """A folder that an interrupted write has left: empty, or with only a temporary file."""
+    """A folder left by an interrupted write. It is empty, or has only a temporary file."""
 
     folder: str
 
@@ -500,7 +500,7 @@ class _HostsLeftovers(Kind[HostsLeftover], of=HostsLeftover):
         return f"hosts file {os.path.join(path_of(obj.folder), 'hosts')}"
 
     def wanted(self, want: State, have: State) -> frozenset[HostsLeftover]:
-        """Return the leftover folders to keep, because desired hosts files will use them."""
+        """Return the leftover folders that desired hosts files will use. These are not deleted."""
         files = want[HostsFile]
         return frozenset(r for r in have[HostsLeftover] if HostsFile(r.folder) in files)
 

@@ -90,8 +90,8 @@ NO_STEPS: Steps = ((), (), (), ())
 
 class Finding(NamedTuple):
     """A problem that `niso net check` reports: one difference between desired and actual objects.
-    ``what`` names the object, and ``detail`` says how it differs. If ``defect`` is set, it names a
-    problem for which `niso net repair` has special code (niso.runtime.sources).
+    ``what`` names the object, and ``detail`` says how it differs. If `niso net repair` needs
+    special code for the problem (niso.runtime.sources), ``defect`` names the problem.
     """
 
     problem: Problem
@@ -184,7 +184,9 @@ class Kind(Generic[T]):
         return self.parents(obj)
 
     def guards(self, obj: T) -> Iterable[Element]:
-        """Return the nftables elements that make niso's rules apply to an object (a veth)."""
+        """Return the nftables elements that subject an object, such as a veth pair, to niso's
+        rules.
+        """
         return ()
 
     def describe(self, step: Step[T]) -> str:
@@ -198,7 +200,7 @@ class Kind(Generic[T]):
         return f"{type(obj).__name__.lower()} {' '.join(obj.key())}"
 
     def wanted(self, want: State, have: State) -> frozenset[T]:
-        """Return the desired objects of this kind. Some kinds adjust them to ``have``."""
+        """Return the desired objects of this kind, which some kinds adjust to the actual state."""
         return want[self.type]
 
     def possible(
@@ -256,8 +258,8 @@ class Kind(Generic[T]):
         return Finding("missing", self.noun(obj))
 
     def causes(self, obj: T, actual: T | None) -> tuple[str, ...]:
-        """Return the conditions that would explain why the object ``obj`` is different, or missing
-        if ``actual`` is None. `conditions` defines the names of conditions.
+        """Return the conditions that would explain why the object ``obj`` is different, or why it
+        is missing (``actual`` is None). `conditions` defines the names of conditions.
         """
         return ()
 
@@ -266,9 +268,9 @@ class Kind(Generic[T]):
         return ()
 
     def differences(self, obj: T, actual: T, known: Collection[str]) -> list[Finding]:
-        """Return the problems to report for an actual object that differs from the desired object
-        ``obj``. ``known`` are missing parents and conditions that are already reported. Fields that
-        differ only because of these are left out.
+        """Return the problems to report for an object that differs from the desired object ``obj``.
+        ``known`` are missing parents and conditions that are already reported. Fields that differ
+        only because of these are left out.
         """
         texts = [
             self.describe_field(field, wanted, present)
@@ -289,8 +291,8 @@ class Kind(Generic[T]):
         return text.format(present) if text else f"{field} is {present!r}, should be {wanted!r}"
 
     def claimed(self, reading: Reading) -> Iterable[T]:
-        """Return the objects of this kind in the kernel that have the mark of this state folder.
-        They are read in addition to desired objects when all of niso's objects are read.
+        """Return all objects of this kind that have the mark of this state folder in the kernel.
+        When all of niso's objects are read, they are read in addition to desired objects.
         """
         return ()
 
@@ -331,8 +333,8 @@ class Kind(Generic[T]):
 def by_key(
     wanted: Collection[T], present: Collection[T]
 ) -> tuple[dict[tuple[str, ...], T], list[T]]:
-    """Index the existing objects ``present`` by key. Returns the index, and the objects that are
-    not in it because another object has the same key. The kernel can have several routes with one
+    """Index objects that were read, ``present``, by key. Returns (index, objects that are not in
+    the index because another object has the same key). The kernel can have several routes with one
     key, if their metrics differ. The index prefers a route that is in ``wanted``.
     """
     objects: dict[tuple[str, ...], T] = {}
@@ -440,9 +442,9 @@ class State:
 
 
 class Space:
-    """A network namespace from which a State is read, with a cache of the kernel's answers. The
-    name of the host's own namespace is "". If all of niso's objects are read, all interfaces and
-    addresses of the namespace are listed at once.
+    """A network namespace from which a State is read. Answers of the kernel are cached. The name of
+    the host's own namespace is "". If all of niso's objects are read, all interfaces and addresses
+    of the namespace are listed at once.
     """
 
     def __init__(self, reading: Reading, name: str, objects: dict[type, Collection[Any]]) -> None:
@@ -495,9 +497,9 @@ class Space:
         return {link.index: link for link in self.all_links}
 
     def own_link(self, name: str) -> Link | None:
-        """Return the network interface with this name, or None if it does not exist or does not
-        belong to this state folder. If it does not belong to this state folder, a Conflict is added
-        to `Reading.foreign`. If `Reading.foreign` is None, the Conflict is raised.
+        """Return the network interface with this name, or None if it does not exist. If it does not
+        belong to this state folder, return None and add a Conflict to `Reading.foreign`. If
+        `Reading.foreign` is None, raise the Conflict.
         """
         link = self.link(name)
         if link is None or link.alias == self.reading.alias:
@@ -515,8 +517,8 @@ class Space:
 
     @cached_property
     def links_of_concern(self) -> list[Link]:
-        """Return the network interfaces in this namespace that requested objects are on. If all of
-        niso's objects are read, also return niso's bridges or, in a service's namespace, all veth
+        """Return the network interfaces of requested objects in this namespace. If all of niso's
+        objects are read, also return niso's bridges or, in a service's namespace, all veth
         interfaces.
         """
         names = {
@@ -552,7 +554,7 @@ class Space:
 
     @cached_property
     def all_routes(self) -> list[LinkRoute]:
-        """Return all routes of the main table. A host can have a million routes."""
+        """Return all routes of the main table. Slow, because a host can have a million routes."""
         return self.rtnl.routes()
 
     def bridge_table(self, bridge_index: int) -> set[StaticEntry]:
@@ -644,7 +646,7 @@ class Reading:
         return State.of_kinds(lambda kind: present.get(kind.type, ()))
 
     def inner_spaces(self) -> Iterator[Space]:
-        """Return the namespaces of services that exist and have been read."""
+        """Yield the namespaces of services that exist and have been read."""
         return (Space(self, name, {}) for name in self._open)
 
     def _note(self, kind: Kind[Any], present: frozenset[Any]) -> None:
@@ -658,9 +660,8 @@ class Reading:
 
 
 def _same[T: KernelObject](objects: Collection[T], present: Iterable[T]) -> frozenset[T]:
-    """Return the objects ``present``, which were read, as a set. An object that is equal to a
-    requested object is replaced by it: a state is large, and shared objects save memory.
-    """
+    # an object that is equal to a requested one is replaced by it: a state is large, and shared
+    # objects save memory
     missing = set(objects)
     others = []
     for obj in present:
@@ -675,9 +676,6 @@ def _same[T: KernelObject](objects: Collection[T], present: Iterable[T]) -> froz
 
 
 def _asked(kind: Kind[Any], present: Iterable[Any], objects: Collection[Any]) -> list[Any]:
-    """Return the objects of ``present``, which were read, that were also requested. If the kind is
-    read by interface, the object must have been requested on the same interface.
-    """
     keys = {(obj.key(), kind.links(obj)) for obj in objects}
     by_name = {obj.key() for obj in objects if not kind.is_read_by_link}
     return [obj for obj in present if obj.key() in by_name or (obj.key(), kind.links(obj)) in keys]
@@ -748,9 +746,6 @@ def _disappearing_parents(want: State, have: State) -> set[str]:
 
 
 def _without(have: State, early: State) -> State:
-    """Return the actual state ``have`` after the objects ``early`` were deleted. Objects in a
-    deleted namespace or on a deleted interface are left out too.
-    """
     if not early:
         return have
     parents = {kind_of(obj).parent_name(obj) for obj in early}
@@ -764,8 +759,8 @@ def _without(have: State, early: State) -> State:
 
 
 def without_foreign(states: tuple[State, State], names: set[str]) -> tuple[State, State]:
-    """Return two states without the objects that need a foreign interface or namespace. ``names``
-    are the names of the interfaces and namespaces that belong to other programs.
+    """Remove from two states the objects that need a foreign interface or namespace. ``names`` are
+    the names of these interfaces and namespaces, which belong to other programs.
     """
     if not names:
         return states

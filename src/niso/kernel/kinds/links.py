@@ -273,8 +273,8 @@ class _Veths(Kind[Veth], of=Veth):
         )
 
     def to_verify(self, have: State, want: State, candidates: State) -> frozenset[Veth]:
-        """Return the existing veth pairs. Pairs in deleted namespaces are left out, because the
-        kernel deletes them later.
+        """Return the existing veth pairs, except pairs in deleted namespaces: the kernel deletes
+        these later.
         """
         stays = {space.name for space in want[Netns]} | {name.name for name in want[NetnsName]}
         dying = {veth.name for veth in candidates[Veth] if veth.netns not in stays}
@@ -405,9 +405,7 @@ def _sums_command(veth: Veth) -> str:
 
 
 def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
-    """Return the veth pair with the host's end ``link``. ``inner`` are the interfaces in the
-    namespace ``netns``. If the other end is not among them, the result has no inner end.
-    """
+    # ``inner`` are the interfaces in the namespace ``netns``; the other end may be in none of them
     pairs = (f for f in inner if f.index == link.peer_index and f.peer_index == link.index)
     peer = next(pairs, None)
     own = (bridge, link.hairpin, link.alias)
@@ -421,8 +419,8 @@ def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
 
 
 def delete_links(rtnl: Rtnl, names: list[str]) -> None:
-    """Delete network interfaces. Missing interfaces are ignored. A single interface is not deleted
-    as a group, because the kernel walks all interfaces to delete a group.
+    """Delete network interfaces. Missing interfaces are ignored. Several interfaces are deleted as
+    a group; for a single one this would be slow, because the kernel walks all interfaces.
     """
     if len(names) == 1:
         rtnl.delete_link(names[0])

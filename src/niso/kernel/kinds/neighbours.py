@@ -1,21 +1,21 @@
 """Define the kinds for neighbour and forwarding entries: niso's permanent ones, and foreign ones.
 
 On a network's bridge, the host has a permanent neighbour entry for each address of a service. Each
-service has a permanent neighbour entry for each of its gateways. Therefore a packet between them
-needs no ARP, and takes no entry in the kernel's neighbour table, which has room for 1,024 entries
-that are not permanent (gc_thresh3, arp(7)). For services of other hosts, the bridge also answers
-ARP requests and neighbour solicitations from these entries (neigh_suppress), so that no request has
-to cross to another host.
+service has a permanent neighbour entry for each of its gateways. Therefore a packet between host
+and service needs no ARP, and takes no entry in the kernel's neighbour table, which has room for
+1,024 entries that are not permanent (gc_thresh3, arp(7)). For services of other hosts, the bridge
+also answers ARP requests and neighbour solicitations from these entries (neigh_suppress), so that
+no request has to be sent to another host.
 
 The kernel queues packets to an address without an entry for up to 3 s, and sends them when the
-address gets an entry. Without a precaution, a service could therefore receive packets that were
-meant for the previous holder of its address, and that only earlier rules allowed. niso therefore
-deletes this queue before it adds an entry.
+address gets an entry. A service could therefore receive packets that were meant for the previous
+holder of its address, and that only earlier rules allowed. To prevent this, niso deletes the queue
+before it adds an entry.
 
 An Fdb (forwarding database) object is for a service of another host, and represents two entries of
-the kernel. By the first, the bridge sends frames for the service's MAC to its VXLAN port. By the
-second, the VXLAN device sends these frames to the other host. Entries of other programs are never
-part of the desired state.
+the kernel. The first makes the bridge send frames for the service's MAC to its VXLAN port. The
+second makes the VXLAN device send these frames to the other host. Entries of other programs are
+never part of the desired state.
 """
 
 from __future__ import annotations
@@ -245,9 +245,7 @@ class _FdbKind(Kind[Fdb], of=Fdb):
 
 
 def _all(link: str, entries: Iterable[tuple[str, str]]) -> Iterable[Fdb]:
-    """Yield an object for each forwarding entry of a VXLAN device. ``entries`` are pairs (MAC,
-    host). For an entry of the device's bridge, the host is "".
-    """
+    # ``entries`` are pairs (MAC, host); the host "" means the entry of the device's bridge
     pairs = list(entries)
     fixed = {mac for mac, host in pairs if not host}
     led = {mac for mac, host in pairs if host}

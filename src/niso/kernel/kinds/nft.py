@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 
 def differences() -> tuple[tuple[Problem, str], ...] | None:
-    """Compare niso's tables in the kernel with their definition. Return the chains, sets and maps
-    that differ, as (problem, name). A problem is missing, foreign or different. If one of the two
+    """Compare niso's tables in the kernel with their definition. Return (problem, name) for each
+    chain, set or map that differs. A problem is missing, foreign or different. If one of the two
     tables is missing, its contents are not listed. Returns None if both tables are missing.
     """
     # libnftables keeps what it has listed, so it is closed before the next one is opened
@@ -92,7 +92,7 @@ def _objects(kernel: Nft) -> dict[str, list[str]]:
 
 def check_owner(table: str, texts: set[str], state_id: str) -> None:
     """Raise Conflict if a table does not belong to the state folder with the id ``state_id``.
-    ``texts`` are the elements of the table's set ``owner``, which contains the id.
+    ``texts`` are the elements of the table's set ``owner``. One of them is the id of the owner.
     """
     others = {text[3:] for text in texts if text.startswith("id-")} - {state_id}
     if others or not texts:
@@ -150,15 +150,17 @@ class _Elements(Kind[Element], of=Element):
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
     ) -> frozenset[Element]:
-        """Return the desired elements, without those whose audit period has ended or ends soon."""
+        """Return the desired elements, without elements whose audit period has ended or ends
+        soon.
+        """
         now = time.time()
         return frozenset(
             e for e in want[Element] if not e.ends or policy_rules.is_wanted(e.value, now)
         )
 
     def in_scope(self, have: State, want: State, before: State) -> frozenset[Element]:
-        """Return the existing elements that are desired, or that were desired before the change,
-        for the same services and networks.
+        """Return the existing elements that are desired now, or that were desired for the same
+        services and networks before the change.
         """
         keys = {element.key() for element in want[Element]}
         owners = {(element.key(), element.owner, element.entry) for element in before[Element]}
@@ -230,10 +232,8 @@ def _sources(elements: Iterable[Element]) -> set[str]:
 
 
 def _room(element: Element) -> Atoms | None:
-    """Return the part of an element's key that can overlap other elements of a policy. Returns None
-    if the key is not an interval. The kernel refuses a new interval that overlaps an old one, so
-    the old one must be deleted first.
-    """
+    # None if the key is not an interval: the kernel refuses an interval that overlaps an existing
+    # one
     _, part = policy_rules.POLICY_MAPS.get(element.container, ("", ""))
     if not part or not policy_rules.POLICY_PARTS[part][1]:
         return None
@@ -277,8 +277,8 @@ class Ruleset(NamedTuple):
 
 
 def owner(state_id: str) -> list[Element]:
-    """Return the elements of the sets ``owner``, one set in each table. The elements record the id
-    of the state folder and the version of the tables. niso reads these elements before all others.
+    """Return the elements of the sets ``owner``, one set in each table. They record the id of the
+    state folder and the version of the tables. niso reads these elements before all others.
     """
     return [
         Element(table, "owner", (text,))

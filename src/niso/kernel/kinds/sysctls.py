@@ -65,7 +65,7 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
 
     def wanted(self, want: State, have: State) -> frozenset[Sysctl]:
         """Return the desired sysctls. If another program has disabled IPv6 inside a service, or
-        IPv4 forwarding of a bridge, the valid value of this sysctl is added.
+        IPv4 forwarding of a bridge, the sysctl is added with its valid value.
         """
         inside = {obj.name for obj in want[Netns]}
         bridges = {obj.name for obj in want[Bridge]}
@@ -84,8 +84,8 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
     ) -> frozenset[Sysctl]:
-        """Return the desired sysctls that can be set. Left out are sysctls of IPv6 if the kernel
-        has no IPv6, and sysctls of bridges that the change deletes.
+        """Return the desired sysctls that can be set. Sysctls of IPv6 are left out if the kernel
+        has no IPv6, and sysctls of bridges if the change deletes the bridge.
         """
         made = {bridge.name for bridge in want[Bridge]}
         going = {bridge.name for bridge in before[Bridge]} - made if before is not None else set()
@@ -206,8 +206,8 @@ def _link(obj: Sysctl) -> str:
 
 
 def _is_left(obj: Sysctl, want: State) -> bool:
-    """Return whether a sysctl was removed from a manifest's [sysctls] and must be reset, because
-    its namespace and its interface stay.
+    """Return whether a sysctl must be reset: it is no longer in the manifest's [sysctls], but its
+    namespace and its interface stay.
     """
     if (
         not obj.netns

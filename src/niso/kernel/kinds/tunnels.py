@@ -170,9 +170,9 @@ class _Vxlans(Kind[Vxlan], of=Vxlan):
         )
 
     def blocking(self, want: State, have: State) -> frozenset[Vxlan]:
-        """Return the existing VXLAN devices to delete first. A device must be deleted if fields
-        that cannot be changed differ from the desired device, or if a desired device with another
-        name has the same VNI and UDP port.
+        """Return the VXLAN devices to delete first. A device must be deleted if it differs from the
+        desired device in a field that cannot be changed, or if a desired device with another name
+        has the same VNI and UDP port.
         """
         wanted = {vxlan.name: vxlan for vxlan in want[Vxlan]}
         numbers = {(vxlan.vni, vxlan.port) for vxlan in want[Vxlan]}
@@ -285,7 +285,7 @@ def new_key() -> str:
 
 
 def answers(name: str, form: str) -> bool:
-    """Return whether a WireGuard interface exists, and its wireguard-go process, if any, runs."""
+    """Return whether a WireGuard interface works: it exists, and its wireguard-go, if any, runs."""
     try:
         socket.if_nametoindex(name)
         if form == USERSPACE:
@@ -300,6 +300,7 @@ def shown(
     name: str, endpoints: Mapping[str, str]
 ) -> tuple[str, int, tuple[tuple[str, str, str], ...]]:
     """Return (public key, port, peers) of a WireGuard interface, or empty values if wg(8) fails.
+
     ``endpoints`` maps the public keys of other hosts to their desired endpoints. WireGuard itself
     replaces a host's endpoint by the address from which the host last sent, which is not an error.
     For a host with an established session, the desired endpoint is therefore returned.
@@ -495,8 +496,8 @@ class _WireGuards(Kind[WireGuard], of=WireGuard):
         )
 
     def blocking(self, want: State, have: State) -> frozenset[WireGuard]:
-        """Return the existing interfaces that have the form `KERNEL` but should have `USERSPACE`,
-        or the reverse. The desired form changes if the kernel has gained or lost WireGuard.
+        """Return the existing interfaces whose form, `KERNEL` or `USERSPACE`, is not the desired
+        one. The desired form changes if the kernel has gained or lost WireGuard.
         """
         forms = {link.name: link.form for link in want[WireGuard]}
         return frozenset(
