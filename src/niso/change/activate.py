@@ -113,7 +113,7 @@ def foreseen(
 ) -> tuple[PolicyContext, PolicyContext]:
     """Return the services and networks that policies refer to, before and after an activation.
 
-    The activation is only simulated.
+    The activation is only simulated; nothing is changed.
     """
     worlds: list[PolicyContext] = []
     observe = lambda: worlds.append(read_world(machine.kernel, machine.store))  # noqa: E731
@@ -168,7 +168,6 @@ def _locked(
 
 
 def _dropped(store: Store, targets: list[Target]) -> list[str]:
-    """Return the instances of services that will run as a single process instead."""
     plain = (target.name for target in targets if not target.spec.is_front)
     return [name for service in plain for name in store.instances.names(service)]
 
@@ -241,7 +240,7 @@ class _Activation:
             files.copy(target.spec, target.manifest_path)
 
     def claim(self, dry_run: bool = False) -> None:
-        """Reserve names and addresses in etcd. With ``dry_run``, only check that all are free."""
+        """Reserve names and addresses in etcd. With ``dry_run``, only check that they are free."""
         if not self._store.cluster_id():
             return
         from niso.change import cluster_claims
@@ -468,10 +467,6 @@ class _Activation:
         return changes
 
     def _last_change(self, left: set[str]) -> AbstractContextManager[object]:
-        """Return the context manager of the change that makes new instances receive connections.
-
-        The change may also delete the networks that services have left (``left``).
-        """
         if not self._rollouts:
             return leaving(self._machine, left, self._report)
         scope = scope_of(self._store, [one.front for one in self._rollouts])

@@ -428,7 +428,9 @@ def _check_chosen(store: Store, attached: AttachedRow, former: AttachedRow | Non
 
 
 def _picks(store: Store, peer: Peer, address: str) -> bool:
-    """Return whether a policy entry selects this address without selecting its entire subnet."""
+    """Return whether a policy entry selects this address by itself and not only its entire
+    subnet.
+    """
     subnets = [
         prefix(subnet.cidr)
         for network in store.networks()

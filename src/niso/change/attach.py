@@ -289,7 +289,7 @@ def apply_policies(machine: Machine, report: Report = silent) -> list[Attachment
 def detach(machine: Machine, name: str, id: str | None = None, report: Report = silent) -> bool:
     """Detach an attachment, and return whether it existed.
 
-    With ``id``, an attachment of this name that has another id is left unchanged. Raises
+    If ``id`` is given, an attachment of this name with another id is left unchanged. Raises
     KernelError, and Conflict if the name belongs to a service with a process.
     """
     store = machine.store
@@ -325,8 +325,8 @@ def collect(
     """Detach attachments that have ended, and return their names.
 
     An attachment has ended if its namespace no longer exists, or if it is a container of Docker
-    without a process. With ``valid``, an attachment whose id is not among these ids has ended too.
-    With ``owner``, only this owner's attachments are examined.
+    without a process. If ``valid`` is given, an attachment whose id is not in it has ended too. If
+    ``owner`` is given, only this owner's attachments are examined.
     """
     from niso.look import check
 

@@ -80,10 +80,9 @@ def unit_text(
     """Return the text of a service's unit file (systemd.service(5)).
 
     ``provider`` is the service whose namespace this service shares, or None. ``stop_timeout_s`` is
-    in seconds. With ``job``, the unit stays active after the process has exited. ``scheduled`` is
-    for a job with a schedule. A timer (`timer_text`) starts the unit of such a job, and the unit is
-    active only while the process runs. The job keeps its network between runs, so the unit does not
-    deactivate the job.
+    in seconds. With ``job``, the unit stays active after the process has exited. With
+    ``scheduled``, a timer (`timer_text`) starts the unit, and the unit is active only while the
+    process runs. Such a job keeps its network between runs, so its unit does not deactivate it.
     """
     after = [
         "network-online.target",
@@ -317,8 +316,8 @@ def _set_enabled(store: Store, names: Iterable[str], enabled: bool) -> None:
 def hand_over(machine: Machine, names: Iterable[str]) -> None:
     """Let systemd supervise enabled services after they were activated or restarted.
 
-    If the service's own unit has started this process, the function completes the unit's start.
-    Raises Error or OSError.
+    If the unit of the service has started this process, the unit's start is completed. Raises Error
+    or OSError.
     """
     store, units = machine.store, machine.processes.units
     known = [row for name in names if (row := store.service(name)) is not None]

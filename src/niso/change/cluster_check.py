@@ -64,7 +64,7 @@ def check(
 
 
 def lost_address(machine: Machine, own: Config) -> list[Finding]:
-    """Return a finding if this host no longer has the address by which other hosts reach it."""
+    """Return a finding if this host has lost the address that other hosts use to reach it."""
     if machine.kernel.mtu_of(own.address) is not None:
         return []
     what = f"{own.address}, by which the other hosts reach this one"
@@ -170,7 +170,9 @@ def _meet(mine: ClusterClaim, other: ClusterClaim, on: set[str]) -> _Pair | None
 def _wires(
     own: Config, hosts: list[HostEntry], pairs: dict[str, list[_Pair]], spans: list[NetworkRecord]
 ) -> list[Finding]:
-    """Return a finding for each host that packets of services, or large packets, do not reach."""
+    """Return a finding for each host that cannot be reached by packets of services, or by large
+    packets.
+    """
     if not spans:
         return []
     tests = ((host.name, pair) for host in hosts for pair in pairs.get(host.name, ()))

@@ -155,9 +155,10 @@ class ActivationClaims:
         mirror.make_way(machine.store, machine.kernel, self._held, self._addresses(), report)
 
     def scope(self) -> Scope:
-        """Return the kernel objects that change with this activation's claims, as a scope.
+        """Return the scope of the kernel objects that change with this activation's claims.
 
-        The objects are those of networks new on this host, and of changed services of other hosts.
+        These are objects of networks that are new on this host, and of changed services of other
+        hosts.
         """
         changed = self._changed_services()
         return mirror.scope_of(self._machine.store, changed, changed)
@@ -282,8 +283,9 @@ def report_changes(
     """Report the present state of services to the cluster. Raises no Error.
 
     The owners of shared namespaces are reported too. If etcd does not answer, the agent reports the
-    services later. A service that another command is changing is left to that command. The caller
-    must have the locks of ``services``, but not those of the owners of shared namespaces.
+    services later. A service that another command is changing is skipped, because that command
+    reports it. The caller must have the locks of ``services``, but not the locks of the namespaces'
+    owners.
     """
     store = machine.store
     services = list(services)
@@ -394,10 +396,6 @@ def report_remaining(machine: Machine) -> None:
 def _arriving(
     store: Store, joined: Config, engine: Etcd, unknown: list[str], brief: bool
 ) -> span_networks.Arriving:
-    """Return the networks in ``unknown`` that exist in the cluster, but not on this host.
-
-    With ``brief``, returns no networks if etcd does not answer.
-    """
     membership = ClusterKeys(engine, joined.keys)
     try:
         cluster = require_own(store, membership)
@@ -474,8 +472,8 @@ def needed_around(
 def behind(store: Store, services: Iterable[tuple[str, str | None]]) -> list[str]:
     """Return the services whose claims must be updated after services have changed their namespace.
 
-    ``services`` are pairs: a changed service, and the service whose namespace it shared before or
-    None. A service that must release names comes before one that must claim them.
+    ``services`` are pairs: a changed service, and the service whose namespace it shared before, or
+    None. A service that must release names is returned before a service that must claim them.
     """
     concerned: dict[str, None] = {}
     for name, before in services:
@@ -491,9 +489,9 @@ def needs_of(
 ) -> Wanted:
     """Return the claim that a service needs on networks that span hosts (``spans``).
 
-    The claim contains the addresses in the manifest. On networks for which the manifest names no
-    address, the claim contains the service's previous addresses. A service that shares a namespace
-    leaves out names that the namespace's owner has claimed.
+    The claim contains the addresses in the manifest. If the manifest has none for a network, it
+    contains the service's previous addresses there. A service that shares a namespace leaves out
+    names that the namespace's owner has claimed.
     """
     spec = target.spec
     on = tuple(network for network in spec.network.networks if network in spans)
@@ -529,7 +527,9 @@ def instances_elsewhere(machine: Machine, front: Target) -> set[int]:
 
 
 def own_record(store: Store, target: Target, wanted: Wanted) -> ClaimRow | None:
-    """Return this host's record of a service's claim, or None if names or addresses are missing."""
+    """Return this host's record of a service's claim. Returns None if the record lacks a name or
+    address that is wanted.
+    """
     claim = store.across.claim(target.name)
     if claim is None or {*claim.addresses} != {*wanted.networks}:
         return None

@@ -178,7 +178,6 @@ def status(machine: Machine) -> tuple[ClusterStatus, list[tuple[str, tuple[str, 
 
 
 def _members(own: Config, engine: Etcd | None) -> list[own_etcd.EtcdMember]:
-    """Return the members of niso's own etcd. If etcd does not answer, they are only endpoints."""
     if engine is not None and own.etcd.own:
         return own_etcd.members(engine)
     return [own_etcd.EtcdMember("", "", "", place, False) for place in own.etcd.members]
@@ -270,7 +269,7 @@ def remove_member(machine: Machine, host: str, report: Report) -> int:
 
 
 def be_only_member(machine: Machine, report: Report) -> None:
-    """Reduce etcd to this host's member, which keeps its data, after most members were lost.
+    """Make this host's etcd member the only one, after most members were lost. It keeps its data.
 
     Raises Conflict if most members answer, and Error if this host has no member or etcd fails.
     """
@@ -473,7 +472,7 @@ def _tend(machine: Machine, engine: Etcd, whole: bool) -> None:
     """Update this host's values in etcd, and the list of etcd's members in cluster.toml.
 
     ``whole`` is false if hosts have only joined or left. In this case only hosts with an etcd
-    member act, because only members check certificates. If all hosts acted, all agents would query
+    member do anything, because only members check certificates. Otherwise all agents would query
     etcd at the same time.
     """
     own = config.require()

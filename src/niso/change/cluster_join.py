@@ -65,8 +65,8 @@ def init(
 
     ``host`` and ``address`` are this host's name and address, or "" for the defaults. ``existing``
     is an etcd that niso does not run. ``encrypt`` is "" or a kind in `niso.cluster.encryption`.
-    Raises UsageError, Conflict, Error or NoAnswer, after everything that was created has been
-    removed.
+    After an error, everything that was created is removed. Raises UsageError, Conflict, Error or
+    NoAnswer.
     """
     config.way_to_encrypt(encrypt, "--encrypt")
     host = config.host_name(host or os.uname().nodename.partition(".")[0].lower(), "--name")
@@ -149,8 +149,8 @@ def _reach(existing: Reach) -> Reach:
 def invite(machine: Machine, host: str, address: str, renew: bool, member: bool = False) -> str:
     """Return an invitation for a host: a string that contains private keys.
 
-    With ``renew``, a host of the cluster gets new certificates. With ``member``, the host may run
-    an etcd member. The first three hosts may run one even without ``member``. Raises Conflict,
+    With ``renew``, a host that is in the cluster gets new certificates. With ``member``, the host
+    may run an etcd member. The first three hosts may do so without ``member``. Raises Conflict,
     Error, UsageError or InvalidInput.
     """
     own = require_member(machine)
@@ -194,11 +194,11 @@ def join(
 ) -> Membership:
     """Join the cluster of an invitation. If this host is in the cluster, renew its certificates.
 
-    ``text`` is the invitation. ``member`` says whether to run an etcd member on this host. If
-    ``member`` is None, the first three hosts run etcd members. ``encrypt`` is how this host
-    encrypts traffic, or "" for the cluster's default. Raises InvalidInput, Conflict, Error or
-    NoAnswer, after everything that was created has been removed. A failure to start the etcd member
-    does not undo the join.
+    ``text`` is the invitation. ``member`` says whether to run an etcd member on this host. If it is
+    None, the first three hosts run etcd members. ``encrypt`` is the kind of encryption of this
+    host's traffic, or "" for the cluster's default. After an error, everything that was created is
+    removed, but a failure to start the etcd member does not undo the join. Raises InvalidInput,
+    Conflict, Error or NoAnswer.
     """
     config.way_to_encrypt(encrypt, "--encrypt")
     invited = invitation.parsed(text)

@@ -96,8 +96,8 @@ def rollout(machine: Machine, front: Target) -> Rollout:
 
     An instance stays if its process is as desired and its version is at least ``front.again``. The
     result is for one step of a deploy. With stop-first, a step replaces one instance. Otherwise a
-    step replaces at most ``deploy.surge`` instances, or all if this key is not set. The caller must
-    have the service's lock.
+    step replaces at most ``deploy.surge`` instances; if this key is not set, it replaces all. The
+    caller must have the service's lock.
     """
     store, name = machine.store, front.name
     deploy = front.spec.program.deploy
@@ -201,10 +201,10 @@ def _is_changed(machine: Machine, front: Target, instance: Instance) -> bool:
 def needs(
     after: Mapping[str, Mapping[str, str]] | None, rollouts: Iterable[Rollout]
 ) -> dict[str, Mapping[str, str]]:
-    """Replace services that have instances by their instances in a mapping of dependencies.
+    """Replace services by their instances in a mapping of dependencies.
 
     ``after`` maps each service to its dependencies and the state that each must reach. ``rollouts``
-    are the services with their instances. Returns the new mapping.
+    are the services that have instances. Returns the new mapping.
     """
     instances = {one.name: [target.name for target in one.new] for one in rollouts}
     result: dict[str, Mapping[str, str]] = {}
@@ -580,9 +580,8 @@ _OPEN = ("established", "syn-recv", "close-wait", "fin-wait-1", "closing", "last
 def connections(machine: Machine, name: str) -> int:
     """Return how many TCP connections of clients an instance has.
 
-    These include connections that are being opened, and those that the instance has closed but
-    whose last data the client has not received. Connections from the instance to itself do not
-    count.
+    Connections that are being opened count. Connections that the instance has closed count until
+    the client has received all data. Connections from the instance to itself do not count.
     """
     return sum(
         measured.is_server
@@ -602,11 +601,12 @@ def _stop(machine: Machine, names: Iterable[str], report: Report) -> None:
 
 
 def tidy(machine: Machine, front: str, report: Report) -> None:
-    """Delete package copies that no instance and no rollback needs, and surplus inactive instances.
+    """Delete package copies and inactive instances that are no longer needed.
 
-    The records of as many inactive instances as active ones are kept. The next deploy uses their
-    addresses again, so that policies of other services stay unchanged in the kernel. The caller
-    must have the lock of the service ``front``.
+    A package copy is needed by an instance or a rollback. As many records of inactive instances are
+    kept as there are active ones: the next deploy uses their addresses again, so that policies of
+    other services stay unchanged in the kernel. The caller must have the lock of the service
+    ``front``.
     """
     store = machine.store
     package.keep_only(front, used_packages(store, front))
@@ -630,10 +630,11 @@ def used_packages(store: Store, front: str) -> set[str]:
 
 
 def finish_leaving(machine: Machine, report: Report) -> None:
-    """Stop the old instances of deploys that were interrupted after new instances began to serve.
+    """Stop the old instances of deploys that were interrupted after the new instances began to
+    serve.
 
-    Instances that belong to a running command, or that the undo of an interrupted activation will
-    restore, are left unchanged.
+    Some instances are left unchanged: those of a running command, and those that the undo of an
+    interrupted activation will restore.
     """
     store = machine.store
     leaving = store.instances.active(LEAVING)

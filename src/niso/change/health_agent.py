@@ -274,15 +274,15 @@ def _act(session: Session, act: Callable[[Machine], bool], log: Log, done: str) 
 def leave(machine: Machine, service: str, only_beside_others: bool = False) -> bool:
     """Stop sending connections to an instance, and return whether it received connections.
 
-    With ``only_beside_others``, the last instance that receives connections is not changed, because
-    all instances may be unhealthy only because of a database that they share. The caller must not
-    have niso's lock. Raises Error.
+    With ``only_beside_others``, the last instance that receives connections is not changed: perhaps
+    all instances are unhealthy only because a shared database is. The caller must not have niso's
+    lock. Raises Error.
     """
     return move(machine, service, SERVING, OUT, only_beside_others)
 
 
 def serve(machine: Machine, service: str) -> bool:
-    """Send connections to an instance again. Returns false if connections were not stopped.
+    """Send connections to an instance again. Returns false if it already receives connections.
 
     Raises Error.
     """
@@ -337,9 +337,9 @@ def ended(machine: Machine, service: str) -> None:
 
 
 def restarted(machine: Machine, service: str) -> None:
-    """Send connections to a restarted instance again when it is healthy.
+    """Send connections to a restarted instance again when it is healthy, unless the agent runs.
 
-    If the health agent runs, the agent does so instead. Gives up after a minute.
+    Gives up after a minute. A running health agent does this itself.
     """
     from niso.change import deploy
 

@@ -123,10 +123,10 @@ def recover(
 
 
 def _try_lock(store: Store, locks: ExitStack, held: set[str], service: str) -> bool:
-    """Lock a service, and return whether no other command has locked it.
+    """Lock a service, and return whether this was possible: no other command has locked it.
 
     For an instance, the service that it belongs to is locked too, because a command that has locked
-    the service may change its instances. ``held`` are the services that are already locked.
+    this service may change its instances. ``held`` are the services that are already locked.
     """
     for name in dict.fromkeys((front_of(service), service)):
         if name not in held:
@@ -170,7 +170,7 @@ def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error
 def locked(store: Store, services: Iterable[str]) -> ExitStack:
     """Return a context manager with the locks of several services, acquired in sorted order.
 
-    An instance is locked after all services, also after the service that it belongs to.
+    Instances are locked after all services.
     """
     fronts = {front_of(name) for name in services}
     with ExitStack() as locks:

@@ -89,9 +89,9 @@ def plan_network(
     """Choose all settings of a new network, without recording it.
 
     If the request names no subnet, the network gets the /24 prefix that contains the address
-    ``holds``, or the next free /24 of the pool. The subnets must not overlap those in ``besides``,
-    pairs (subnet, owner). Raises UsageError, and Conflict if the subnet or bridge is taken or if
-    the host has no IPv6.
+    ``holds``, or the next free /24 of the pool. The subnets must not overlap the subnets
+    ``besides``, which are pairs (subnet, owner). Raises UsageError. Raises Conflict if the subnet
+    or bridge is taken, or if the host has no IPv6.
     """
     store, kernel, name = machine.store, machine.kernel, request.name
     taken = [*_taken(machine), *besides]

@@ -187,9 +187,9 @@ FinishingPorts = event_class(
 def finish(machine: Machine, report: Report = silent) -> None:
     """Complete the changes of ports that interrupted `niso port-forward` commands have recorded.
 
-    They are completed in one change, because one service may have taken a port from another. A
-    running `niso port-forward` has niso's lock as long as its record exists. The caller has the
-    lock, so all records are from interrupted commands.
+    The caller must have niso's lock. A running `niso port-forward` has this lock as long as its
+    record exists, so all records are from interrupted commands. They are completed in one change,
+    because one service may have taken a port from another.
     """
     store = machine.store
     with Lock():
@@ -249,8 +249,8 @@ def _moving(
     """Return the context manager in which rows and kernel change for these ports.
 
     ``on`` are the networks on which the ports were published before. The rows are committed before
-    the kernel changes. If niso is then killed, the next command finds in the rows which ports to
-    complete.
+    the kernel changes. If niso is then killed, the next command completes the ports that are in the
+    rows.
     """
     store, kernel = machine.store, machine.kernel
     scope = change_scope.concerned(store, sorted({service for service, _ in moved}), on)

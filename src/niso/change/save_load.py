@@ -116,8 +116,8 @@ def save(
 ) -> Saved:
     """Write services to an archive file, or to standard output if ``path`` is None.
 
-    ``secrets`` includes the content of their secrets. With ``stop``, active services are stopped
-    during the save, so that their volumes do not change. Raises Conflict, NotFound, Error.
+    With ``secrets``, the content of their secrets is included. With ``stop``, active services are
+    stopped during the save, so that their volumes do not change. Raises Conflict, NotFound, Error.
     """
     store = machine.store
     journal.recover(machine, report, names)
@@ -337,8 +337,8 @@ def load(
 ) -> list[LoadedService]:
     """Load the services of an archive with their volumes, networks and addresses.
 
-    Services that ran when they were saved are started. With ``prefix``, all services become those
-    of a new stack of this name, and the names of services and networks begin with it. With
+    Services that were running when they were saved are started. With ``prefix``, all services are
+    put into a new stack of this name, and names of services and networks begin with it. With
     ``owners``, the file must belong to one of these uids. ``timeout_s`` is the time in seconds for
     the start of a service. After an error, everything that was loaded is removed. Raises
     InvalidInput, Conflict, and the errors of an activation.
@@ -529,7 +529,9 @@ class _Loading:
         self._requests[network.name] = request
 
     def make_networks(self, undo: ExitStack) -> None:
-        """Create the networks, except those that exist only as long as services use them."""
+        """Create the networks, except implicit networks, which exist only while services use
+        them.
+        """
         for network in self._saved.networks:
             request = self._requests.get(network.name)
             if request is not None and not network.implicit:

@@ -1,12 +1,12 @@
 """Compute the scope of a change: which services, networks and names the change affects.
 
 Before each change of rows, and again after the change, a command computes the scope from the
-present rows. The change reads and writes the kernel objects of both: its scope is their union
-(`Scope.joined`). Without the scope before the change, objects that are no longer needed would stay.
+present rows. The change reads and writes the kernel objects in the union of both scopes
+(`Scope.joined`). Without the first scope, objects that are no longer needed would stay.
 
-The second part lets services (sharers) use the network namespace of another service (the provider).
-The provider has the network mode bridge or none. A sharer cannot be the provider of another
-service.
+This module also implements shared network namespaces. A service (the sharer) can use the network
+namespace of another service (the provider). The provider has the network mode bridge or none. A
+sharer cannot be the provider of another service.
 """
 
 from __future__ import annotations
@@ -76,9 +76,10 @@ def with_remotes(store: Store, scope: Scope) -> Scope:
 def leaving(machine: Machine, networks: Collection[str], report: Report) -> change | Transaction:
     """Return the context manager of a change that deletes unused implicit networks.
 
-    Implicit networks are those that niso created for a service. ``networks`` are networks that
-    services have left. If there are none, the context manager is a plain transaction. The caller
-    must have niso's lock, and must delete the rows of the networks in the ``with`` block.
+    Implicit networks are networks that niso has created for a service. ``networks`` are the
+    networks that services have left. If there are none, the context manager is a plain transaction.
+    The caller must have niso's lock, and must delete the rows of the networks in the ``with``
+    block.
     """
     store = machine.store
     if not networks:
@@ -93,7 +94,7 @@ def scope_left(store: Store, networks: Collection[str]) -> Scope:
 
 
 def all_names(store: Store, scope: Scope) -> set[Name]:
-    """Return all names of a scope's services and networks by which policies can refer to them."""
+    """Return the names of a scope's services and networks, as policies can use them."""
     return {
         *store.names_with(scope.services or ()),
         *(("network", network) for network in scope.networks or ()),
@@ -137,9 +138,10 @@ def _other_meanings(store: Store, target: Target) -> set[Name]:
 
 
 def named_provider(store: Store, target: Target) -> str | None:
-    """Return the existing service whose namespace a manifest shares, or None.
+    """Return the existing service whose namespace a manifest shares.
 
-    Returns None also if the name in the manifest is ambiguous.
+    Returns None if the manifest shares none, or if the name in the manifest is ambiguous or
+    unknown.
     """
     try:
         return store.name_holder(target.spec.network.share) if target.spec.network.share else None
@@ -245,7 +247,7 @@ def followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]) -> 
 def with_followers(
     store: Store, wanted: Iterable[Target], ending: Iterable[str] = ()
 ) -> list[Target]:
-    """Return the services to activate and those that must restart with them.
+    """Return the services to activate and the services that must restart with them.
 
     Services that own their namespace come first.
     """
@@ -303,5 +305,5 @@ def in_use(service: str, sharers: list[str]) -> Conflict:
 
 
 def they_share(sharers: list[str]) -> str:
-    """Return the beginning of a sentence: ``'a' shares``, or ``'a', 'b' share`` for several."""
+    """Return the beginning of a sentence: ``'a' shares``, or for several ``'a', 'b' share``."""
     return f"{', '.join(map(repr, sharers))} {'shares' if len(sharers) == 1 else 'share'}"

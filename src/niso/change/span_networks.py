@@ -261,8 +261,8 @@ def _addresses(engine: Etcd, joined: Config, name: str) -> list[RemoteAddress]:
 def going(store: Store, scope: Scope, every: bool = False) -> Scope:
     """Add to a scope the services of other hosts on networks that the change may delete.
 
-    These are the implicit networks of the scope that span hosts. With ``every``, they are all
-    networks of the scope that span hosts.
+    Without ``every``, these networks are the implicit networks of the scope that span hosts. With
+    ``every``, they are all networks of the scope that span hosts.
     """
     on = store.across.spanning(scope.networks or (), implicit=not every)
     return scope.joined(mirror.scope_on(store, on)) if on else scope

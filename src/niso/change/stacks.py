@@ -180,7 +180,7 @@ def down(
     """Deactivate all services of a stack. Networks stay, and the services' addresses stay reserved.
 
     A service is stopped before the services that it depends on. With ``with_volumes``, the named
-    volumes are deleted too. Of the file, only the stack's name must be valid. Raises Error.
+    volumes are deleted too. The file need not be valid, except for the stack's name. Raises Error.
     """
     store = machine.store
     if not dry_run:

@@ -55,15 +55,16 @@ def run(
     after: After | None = None,
     healthy: Callable[[str], object] = lambda _: None,
 ) -> None:
-    """Start the processes that must start, each after its dependencies, and wait for all of them.
+    """Start processes in the order of their dependencies, and wait until all have started.
 
-    ``healthy`` is called with each service that becomes healthy, before its dependents start.
+    ``healthy`` is called with each service that becomes healthy, before services that depend on it
+    are started.
 
     Each process has ``timeout_s`` seconds from its own start. Within that time it must have run for
     `STARTED_WITHIN_S`, or all its threads must have gone to sleep. With a healthcheck, it must also
     become healthy. A job must exit with status 0 within the timeout in its manifest. A process that
-    already runs as desired is waited for only if another one depends on it, its healthcheck is new,
-    or it was restarted automatically and has not been healthy since. Raises ProcessError with the
+    already runs as desired is waited for only if another one depends on it, if its healthcheck is
+    new, or if it has not been healthy since an automatic restart. Raises ProcessError with the
     reason, and Conflict if dependencies cannot be met. After an error the caller must stop what was
     started.
     """

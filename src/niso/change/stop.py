@@ -1,8 +1,8 @@
 """Stop services: stop their processes in parallel, remove their networks, delete their records.
 
-The caller must have the services' locks, and must have recorded for each service that its change is
-in progress (an intent). Attachments, which have no process, use this module too. To keep their
-calls short, it does not import code that only processes need.
+The caller must have the services' locks, and must have recorded the change of each service as in
+progress (an intent). Attachments, which have no process, use this module too. To keep their calls
+short, this module does not import code that only processes need.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def forget(
 ) -> None:
     """Delete the records, files and intents of stopped services, and optionally their volumes.
 
-    Raises Error if a file cannot be deleted. In this case no record is deleted, and the call can be
+    Raises Error if a file cannot be deleted. Then no record is deleted, and the call can be
     repeated.
     """
     from niso.runtime import package, volumes

@@ -57,7 +57,9 @@ def find_targets(
 
 
 def refuse_elsewhere(before: ServiceRow, target: Target) -> None:
-    """Raise Conflict if a service of this name was activated from another existing folder."""
+    """Raise Conflict if a service of this name was activated from another folder that still
+    exists.
+    """
     from niso.look.stack_members import is_elsewhere
 
     if target.replace or not is_elsewhere(before.manifest_path, target.manifest_path):
@@ -91,7 +93,7 @@ def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
 
 
 def still_so(store: Store, target: Target) -> Target:
-    """Read a service to activate again from the store after locking it, and return it.
+    """Return a service to activate, after reading it from the store again now that it is locked.
 
     Another command may have changed the service before. A service from a manifest file is returned
     unchanged. Raises NotFound if the service was removed.
@@ -197,7 +199,9 @@ def from_manifest(loaded: load.Loaded) -> Target:
 
 
 def excluded(rootfs: str | None, spec: ServiceSpec) -> tuple[str, ...]:
-    """Return the paths that a package copy leaves out, such as those that the service may write."""
+    """Return the paths that are left out of a package copy, such as paths that the service may
+    write.
+    """
     program = spec.program
     written = [volume.host for volume in program.volumes if volume.host and not volume.read_only]
     kept = (*program.secrets.values(), *program.apart)

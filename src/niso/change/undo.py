@@ -44,9 +44,8 @@ def undo_all(
 ) -> None:
     """Undo an activation that failed or was interrupted by the exception ``cause``.
 
-    Raises an ErrorGroup, with ``cause`` first, if the undo fails, or if a process that was running
-    before the activation is started again and exits at once. If ``cause`` is not an Error, raises
-    nothing.
+    Raises an ErrorGroup with ``cause`` first if the undo fails, or if a process that the undo has
+    started again exits at once. If ``cause`` is not an Error, raises nothing.
     """
     global undoing
     store, is_failure = machine.store, isinstance(cause, Exception)
@@ -190,8 +189,8 @@ def undo(
 def _remove_created(machine: Machine, intents: list[Intent], report: Report) -> dict[str, Error]:
     """Delete the volumes that activations have created. Return the errors by service.
 
-    Such a volume can be incomplete: a database that is killed while it creates its files cannot use
-    them later. A volume of a process that still runs is kept.
+    Such a volume can be incomplete: if a database is killed while it creates its files, it cannot
+    use them later. Volumes of processes that still run are kept.
     """
     errors: dict[str, Error] = {}
     used = {one for i in intents for one in i.created if machine.processes.runs(i.service)}

@@ -180,8 +180,8 @@ def unit_of(machine: Machine, attachment: str) -> str | None:
 def detach(machine: Machine, name: str, unit: str, report: Report = silent) -> None:
     """Detach a unit's namespace, and remove the files of the units that attached it.
 
-    The ordinary unit has the host's network from its next start on. The unit's running process
-    stays in the namespace, which no longer has a network. Raises Error.
+    From its next start on, the ordinary unit has the host's network. Its running process stays in
+    the namespace, which no longer has a network. Raises Error.
     """
     units = machine.processes.units
     dropped = units.read(drop_in(unit)) or ""

@@ -98,9 +98,9 @@ def prepared(
 ) -> Resolved:
     """Substitute the variables in a manifest's data, and make its relative paths absolute.
 
-    ``path`` is the manifest's file. ``outer`` returns the variables of a stack, which have
-    precedence over those in the file .env next to the manifest. Raises Error and InvalidInput if
-    that .env exists but cannot be used.
+    ``path`` is the manifest's file. ``outer`` returns the variables of a stack. They have
+    precedence over variables in the file .env next to the manifest. Raises Error and InvalidInput
+    if this .env exists but cannot be used.
     """
     folder = os.path.dirname(path)
     resolved = Resolved(data, [])

@@ -77,7 +77,7 @@ def parse(
 ) -> Policy:
     """Build a Policy from the four lists of entries in a manifest.
 
-    ``None`` for an allow list means that the manifest has no such list. ``outside`` says whether
+    An allow list is None if the manifest does not have it. ``outside`` says whether
     ``egress_allow`` may have DNS names. ``base`` is the policy's key path, for errors. Raises
     InvalidInput for the first invalid entry.
     """
@@ -131,7 +131,9 @@ def audit_end(text: str, key: str) -> int:
 
 
 def problems(network: Mapping[str, object], parsed: Mapping[str, object]) -> Iterator[InvalidInput]:
-    """Yield an error for each DNS name that is also in extra_hosts, and for too many DNS names."""
+    """Yield an error for each DNS name that is also in extra_hosts, and if there are too many DNS
+    names.
+    """
     hosts = network.get("extra_hosts")
     names: list[str] = []
     for path, entry in parsed.items():

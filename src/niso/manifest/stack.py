@@ -245,9 +245,9 @@ def load(
 
     If ``owners`` (uids) are given, only these users may be able to change the files. ``also``
     returns further errors of a network. If each service is valid by itself, ``together`` is called
-    to raise the errors of all services taken together. Raises NotFound if the file does not exist,
-    Error if it cannot be read, and InvalidInput if it is not valid TOML. All errors in the file and
-    in the manifests are raised as one ErrorGroup. Each error names its file, key and value.
+    to check all services together. All errors in the file and in the manifests are raised as one
+    ErrorGroup. Each error names its file, key and value. Raises NotFound if the file does not
+    exist, Error if it cannot be read, and InvalidInput if it is not valid TOML.
     """
     path = place(path)
     resolved, variables = resolve(toml.load(path, FILE_NAME, owners), path, owners)
@@ -306,9 +306,7 @@ def load(
 
 
 def _with_apart(members: list[StackMember], folder: str) -> list[StackMember]:
-    """Add to each service the paths of all files with secrets or variables in the stack. No
-    service's package copy will contain these files.
-    """
+    # no service's package copy contains the files with secrets or variables of the stack
     specs = [member.loaded.spec for member in members]
     programs = [spec.program for spec in specs]
     own = (path for program in programs for path in (*program.apart, *program.secrets.values()))
@@ -447,11 +445,11 @@ def _package(
     overrides: Mapping[str, Any],
     of_stack: tuple[Collection[int] | None, Outer],
 ) -> Loaded:
-    """Load the package of a [[service]], and override keys of its manifest by those of the stack.
+    """Load the package of a [[service]], and apply the stack's overrides to its manifest.
 
-    ``path`` is the package's absolute path, and ``package`` the path as it is written. ``of_stack``
-    is (owners, function that returns the variables of the stack). Raises InvalidInput or
-    ErrorGroup. Only errors of the package's own manifest name a file.
+    ``path`` is the package's absolute path, and ``package`` the path in the stack.toml.
+    ``of_stack`` is (owners, function that returns the variables of the stack). Raises InvalidInput
+    or ErrorGroup. Only errors of the package's own manifest name a file.
     """
     key, right = f"{item.key}.package", "a folder with a manifest.toml"
     if not package or not package.isprintable():
@@ -511,7 +509,6 @@ def _here(at: str, key: str, overrides: Mapping[str, Any], error: Error) -> Inva
 
 
 def _key_here(key: str, overrides: Mapping[str, Any], manifest_key: str) -> str | None:
-    """Return the path in stack.toml of a key of the manifest, or None if it is not set there."""
     if manifest_key == "package.name":
         return f"{key}.name"
     table, _, path = manifest_key.partition(".")
@@ -542,8 +539,8 @@ def checked(
 ) -> Loaded:
     """Check a [services.NAME] table of a stack.toml, which is a complete manifest.
 
-    ``path`` is the stack.toml, ``key`` the table's path in it. ``owners`` is as for `load`. Raises
-    ErrorGroup. Only errors in files of variables name a file.
+    ``path`` is the stack.toml, and ``key`` the table's key path in it. ``owners`` is as for `load`.
+    Raises ErrorGroup. Only errors in files of variables name a file.
     """
     errors: list[Error] = []
     if "depends_on" in table:
@@ -676,7 +673,7 @@ the manifest."""
 
 
 def laid_over(base: dict[str, Any], laid: Mapping[str, Any], table: str = "") -> dict[str, Any]:
-    """Merge two tables at all levels. Keys of ``laid`` have precedence over those of ``base``."""
+    """Merge two tables at all levels. Keys of ``laid`` have precedence over keys of ``base``."""
     choice = set(_INSTEAD.get(table, ()))
     gone = choice - laid.keys() if choice & laid.keys() else set()
     merged = {key: value for key, value in base.items() if key not in gone}
@@ -717,7 +714,7 @@ def item(own: Mapping[str, Any], key: str) -> _Item:
 
 
 def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
-    """Sort names so that each comes after its dependencies, if there is no cycle."""
+    """Sort names by their dependencies. If there is a cycle, return them in the given order."""
     try:
         return [name for name in graphlib.TopologicalSorter(after).static_order() if name in after]
     except graphlib.CycleError:
@@ -837,9 +834,6 @@ def stack(plain: Stack) -> Stack:
 
 
 def _called(plain: Stack, names: Mapping[str, str]) -> dict[str, str]:
-    """Map names that policies may contain to the names of services with the stack's prefix. A name
-    or alias is left out if several services of the stack have it.
-    """
     holders: dict[str, set[str]] = {}
     for member in plain.members:
         for name in member.loaded.spec.names:

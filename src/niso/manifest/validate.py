@@ -127,8 +127,8 @@ def _walk_table(
 
 
 def elsewhere(name: str, value: object, table: Any, key: str = "") -> str:
-    """Return the path of the only key in nested tables that has this name and whose type fits the
-    value. Returns "" if no key or several keys match.
+    """Return the path of a key in nested tables that has this name and whose type fits the value.
+    Returns "" if there is no such key or more than one.
     """
     places = [
         path
@@ -333,7 +333,9 @@ def _kind(service: dict[str, Any], data: Mapping[str, object]) -> Iterator[Inval
 
 
 def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
-    """Yield an error for each key of [network] that its mode forbids, or requires but lacks."""
+    """Yield an error for each key of [network] that its mode forbids, and each missing required
+    key.
+    """
     mode = network.get("mode", "bridge")
     if not isinstance(mode, str) or mode not in WITHOUT:
         return

@@ -52,7 +52,9 @@ def wrong(key: str, value: object, reason: str, right: str, example: str = "") -
 
 
 def require(text: str, key: str, reason: str | None, right: str, example: str = "") -> str:
-    """Return ``text`` if ``reason`` is None or "". Otherwise raise the error built by `wrong`."""
+    """Return ``text`` if ``reason`` is None or "". Otherwise raise the error that `wrong`
+    builds.
+    """
     if reason:
         raise wrong(key, text, reason, right, example)
     return text

@@ -81,10 +81,10 @@ def read(
     """Read a file of variables, and return their values by name.
 
     ``path`` must be absolute, with its symbolic links resolved: no link is followed. A line with
-    only a name takes its value from ``environment``. Errors name the line and the file ``shown``,
-    by default ``path``. Raises NotFound if the file does not exist, Error if it cannot be read, and
-    InvalidInput for an invalid line. If ``owners`` (uids) are given, InvalidInput is also raised if
-    other users can change the file.
+    only a name takes its value from ``environment``. Errors name the line and the file, which is
+    called ``shown`` if given. Raises NotFound if the file does not exist, Error if it cannot be
+    read, and InvalidInput for an invalid line. If ``owners`` (uids) are given, InvalidInput is also
+    raised if other users can change the file.
     """
     variables: dict[str, str] = {}
     try:
@@ -237,7 +237,9 @@ def _typed(text: str, expected: Kind) -> object:
 
 
 def text(written: str, variables: Variables, depth: int = 0) -> str:
-    """Substitute the variables in a string. ``depth`` is the number of defaults around it."""
+    """Substitute the variables in a string. ``depth`` counts how many defaults (``${A:-${B:-c}}``)
+    the string is nested in.
+    """
     if depth > MAX_DEPTH:
         right = f"at most {MAX_DEPTH} defaults in each other"
         raise InvalidInput("is nested too deeply", right=right)

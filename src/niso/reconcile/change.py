@@ -52,19 +52,19 @@ if TYPE_CHECKING:
 class change:
     """A context manager that changes rows of the store and the kernel together, atomically.
 
-    The caller must have niso's lock, and writes rows in the block, which is one transaction. At the
+    The caller must have niso's lock. It writes rows in the block, which is one transaction. At the
     end of the block, the kernel is changed to match the rows, and flows that are no longer allowed
     are deleted.
 
     By default the kernel is changed within the transaction: if the kernel refuses a step, or niso
     is killed, the rows are as before. With ``rows_first``, the rows are committed before the kernel
-    is changed. A new object is then recorded even if niso is killed. But if the kernel refuses a
+    is changed. Then a new object is recorded even if niso is killed, but if the kernel refuses a
     step, the caller must undo the rows. With ``dry_run``, the steps are only reported. ``teardown``
     and ``detached`` are as for `carry_out`.
 
-    ``scope`` has the services and networks whose rows and objects are read and changed. The scope
-    is computed from the rows before the change (`niso.change.scope`). In the block, the caller may
-    assign the union of this scope and the scope after the change.
+    ``scope`` has the services and networks whose rows and objects are read and changed. It is
+    computed from the rows before the change (`niso.change.scope`). In the block, the caller may
+    replace it by its union with the scope after the change.
 
     The end of the block raises the errors of `plan` and `carry_out`: KernelError, Conflict,
     ErrorGroup or Error.
@@ -108,8 +108,8 @@ class change:
 
     def doubt(self, objects: State | None = None) -> None:
         """Treat objects as if the kernel had them before the change, because an interrupted command
-        may have created them. If ``objects`` is None, this applies to all objects that the rows
-        require at the time of the call, but did not require at the beginning of the block.
+        may have created them. If ``objects`` is None, these are the objects that the present rows
+        require, but the rows at the beginning of the block did not require.
         """
         if objects is None:
             snapshot, now = wanted_now(self._kernel, self._store, self.scope)
@@ -269,11 +269,11 @@ def plan(
 ) -> Plan:
     """Compute the steps that change the kernel to match the rows of ``scope``. Nothing is changed.
 
-    ``before`` is the desired state before the change, whose objects may have to be deleted. With
-    ``trusting``, elements of nftables maps that are new in the store are not read: they are assumed
-    to be missing in the kernel, which refuses to add an element that exists with another value.
-    ``closed`` are routes and namespaces to leave out, because a step for them has failed. Raises
-    KernelError, and Conflict if an object of another program has a name that niso needs.
+    ``before`` is the desired state before the change, whose objects may have to be deleted.
+    ``trusting`` saves time: elements of nftables maps that are new in the store are not read, but
+    assumed to be missing in the kernel. If one exists with another value, the kernel will refuse to
+    add it. ``closed`` are routes and namespaces to leave out, because a step for them has failed.
+    Raises KernelError, and Conflict if an object of another program has a name that niso needs.
     """
     snapshot = store.snapshot(scope)
     every = _desired(kernel, snapshot, before)
@@ -311,13 +311,12 @@ def carry_out(
     teardown: bool = False,
     detached: list[str] | None = None,
 ) -> list[AnyStep]:
-    """Execute a plan, and return the executed steps. The caller must have taken niso's lock before
-    `plan`.
+    """Execute a plan, and return the executed steps. The caller must have niso's lock since `plan`.
 
     With ``teardown``, a failed step does not stop the other steps. If the list ``detached`` is
     given, veth pairs of deleted namespaces are only detached from their bridges, and their names
     are added to the list. The caller must pass the list to `delete_detached` after releasing the
-    lock. Raises KernelError. With ``teardown``, raises ErrorGroup instead.
+    lock. Raises KernelError, or with ``teardown`` an ErrorGroup.
     """
     steps = _carried_out(kernel, store, planned, report, teardown, detached)
     if store.writes_host_names():
@@ -411,9 +410,6 @@ def _of(want: State, touched: State) -> State:
 
 
 def _left(want: State, candidates: State, have: State) -> list[AnyStep]:
-    """Return the steps that a change should have executed but that have not taken effect. ``have``
-    is the state of the kernel after the change.
-    """
     return diff(want, State.of_kinds(lambda kind: kind.to_verify(have, want, candidates)))
 
 
@@ -452,9 +448,6 @@ def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
 
 
 def _without(state: State, every: State, ended: frozenset[str]) -> State:
-    """Return ``state`` without the objects in the namespaces ``ended``. ``every`` contains all
-    objects of these namespaces.
-    """
     return state.without(State(obj for obj in every if _in(obj, ended))) if ended else state
 
 
@@ -523,10 +516,8 @@ def _not_kept(reason: str, hint: str, step: AnyStep) -> KernelError:
 
 
 def _culprit(error: KernelError) -> object:
-    """Return the object or namespace to leave out when a plan is tried again. ``error`` is the
-    failure that a container has caused. If a program in the container, such as a VPN, has set the
-    same route, the result is this route. Otherwise it is the name of the whole namespace.
-    """
+    # If a program in the container, such as a VPN, has set the same route, only this route (an
+    # object) is left out of the second attempt, otherwise the whole namespace (a name).
     is_route = isinstance(error.obj, Route) and error.errno == errno.EEXIST
     return error.obj if is_route else error.space
 
@@ -539,9 +530,7 @@ def _closed(error: KernelError) -> tuple[str, tuple[str, ...]]:
 
 
 def _outside(state: State, spaces: Container[object], but: type | None = None) -> State:
-    """Return a state without the namespaces ``spaces`` and the objects in them. ``spaces`` may also
-    contain single objects to leave out. Objects of the type ``but`` are not left out.
-    """
+    # ``spaces`` may also have single objects to leave out; objects of the type ``but`` stay
     return State(
         obj
         for obj in state

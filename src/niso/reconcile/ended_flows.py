@@ -100,9 +100,9 @@ def _within(address: str, subnets: Iterable[Net]) -> bool:
 
 
 def _targets(want: State) -> Callable[[str, str, int | None], set[str]]:
-    """Return a function that finds the addresses to which a published port is translated. Its
-    arguments are a protocol, an address of the host, and a port. The addresses that it returns have
-    the same IP version as the host's address.
+    """Return a function that finds the targets of a published port. Its arguments are a protocol,
+    an address of the host, and a port. It returns the addresses of services to which the port is
+    translated, with the IP version of the host's address.
     """
     single: dict[tuple[str, str, int], set[str]] = {}  # by the host's address or "", protocol, port
     ranges: list[tuple[str, str, int, int, str]] = []

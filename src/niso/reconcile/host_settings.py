@@ -103,9 +103,9 @@ def note_late(kernel: Kernel, store: Store) -> None:
 
 
 def _late(kernel: Kernel, before: dict[str, str]) -> dict[str, str]:
-    """Return the IPv6 sysctls of network interfaces that were created while niso's defaults were
-    set. Their values are those that they would have without niso. ``before`` are the recorded
-    sysctls, which are left out.
+    """Return IPv6 sysctls of network interfaces that were created while niso's defaults were set,
+    with the values that these interfaces would have without niso. Sysctls in ``before``, which are
+    already recorded, are left out.
     """
     late = {}
     for what in (FORCE, ACCEPT_RA):

@@ -81,7 +81,9 @@ class AttachedRows(Rows):
         return next((AttachedRow(*row) for row in rows), None)
 
     def all(self, owner: str | None = None, id: str | None = None) -> list[AttachedRow]:
-        """Return the attachments with this owner and id, sorted by service. None means any."""
+        """Return the attachments with this owner and id, sorted by service. None means any
+        value.
+        """
         asked = {key: text for key, text in (("owner", owner), ("id", id)) if text is not None}
         where = " AND ".join(f"{key}=:{key}" for key in asked) or "TRUE"
         rows = self._db.execute(f"SELECT * FROM attached WHERE {where} ORDER BY service", asked)
@@ -130,8 +132,10 @@ class AttachedRows(Rows):
         self._set_rows("attached_link", name, rows)
 
     def move(self, service: str, cookie: int, interface: str) -> None:
-        """Record that an attachment with one interface now has another namespace and interface.
-        ``cookie`` identifies the new namespace (SO_NETNS_COOKIE).
+        """Record that an attachment now has another namespace and another network interface.
+
+        The attachment must have only one interface. ``cookie`` identifies the namespace
+        (SO_NETNS_COOKIE).
         """
         self._run("UPDATE attached SET cookie=? WHERE service=?", cookie, service)
         self._run("UPDATE attached_link SET interface=? WHERE service=?", interface, service)

@@ -73,9 +73,9 @@ class PolicyRows(ServiceRows):
     def policy_now(self, service: str) -> Policy | None:
         """Return a service's policy with each name replaced by the service that has the name now.
 
-        A name that no service has is replaced by "", which matches nothing. The entry is not
-        deleted, because a deny list could then become empty, which means no policy. A name that
-        several services have becomes one entry for each of these services (`PolicyRows.resolved`).
+        A name that no service has is replaced by "", which matches nothing. Its entry is not
+        deleted: a deny list without entries would allow all packets. If several services have a
+        name, its entry is replaced by one entry for each of them (`PolicyRows.resolved`).
         """
         policy = self.policy(service)
         if policy is None:
@@ -94,12 +94,13 @@ class PolicyRows(ServiceRows):
         return OutsideRows(self._db)
 
     def names_outside(self, service: str | None = None) -> bool:
-        """Return whether the policy of a service, or with None of any service, has DNS names."""
+        """Return whether a service's policy has DNS names. Without a service, check all
+        policies.
+        """
         query = "SELECT 1 FROM outside_peer WHERE ?1 IS NULL OR service=?1 LIMIT 1"
         return self._has(query, service)
 
     def _apart(self) -> list[str]:
-        """Return the services whose hosts file is not shared with other services, sorted."""
         return self._column(
             "SELECT service FROM extra_host UNION SELECT service FROM outside_peer"
             f" EXCEPT {FRONTS} ORDER BY 1"
@@ -159,11 +160,6 @@ class PolicyRows(ServiceRows):
         )
 
     def _members(self, policed: Iterable[Policed]) -> tuple[Member, ...]:
-        """Return the addresses of all names in the entries of these policies.
-
-        If ``only`` of a policy is not None, its entries are recomputed only for peers with these
-        addresses. Services in its entries are then left out if they have none of the addresses.
-        """
         wanted: set[Name] = set()
         for policy in policed:
             for entry in policy.policy.entries():
@@ -325,11 +321,11 @@ class PolicyRows(ServiceRows):
     def resolved(self, service: str, name: str) -> tuple[list[str], list[str]]:
         """Return the services that a name in the policy of ``service`` refers to, as two lists.
 
-        The first list is for allow entries, and has at most one service. A service with this
-        hostname or alias on the networks of ``service`` takes precedence over a service with this
-        service name on any network. If the name is ambiguous, the list is empty, and activations
-        are refused. The second list is for deny entries, and has all services that the name can
-        refer to.
+        The first list is for allow entries, and has at most one service. This is the service with
+        this hostname or alias on a network of ``service``, otherwise the service with this service
+        name on any network. If the name is ambiguous, the list is empty, and activations are
+        refused. The second list is for deny entries, and has all services that the name can refer
+        to.
         """
         beside = self.holders_beside(service, name)
         elsewhere = self.holders_elsewhere(name, service)
@@ -344,12 +340,12 @@ class PolicyRows(ServiceRows):
     def shadows(
         self, services: Iterable[str], networks: Iterable[str] = (), fresh: Iterable[str] = ()
     ) -> set[str]:
-        """Return other services whose names in hosts files may change when ``services`` change.
+        """Return other services for which hosts files may change because ``services`` change.
 
-        If two networks of a service each have a service with the same name, its hosts file has the
-        name only for the first network. A change of ``services`` can therefore change whether
-        another service's name is in a hosts file. ``networks`` and ``fresh`` are networks and names
-        that ``services`` are about to get.
+        If two networks of a service each have a service with the same name, its hosts file has this
+        name only for the service on the first of these networks. A change of one of the two can
+        therefore add or remove the name of the other. ``networks`` and ``fresh`` are networks and
+        names that ``services`` are about to get.
         """
         own = set(services)
         names = {*fresh, *(name for service in own for name in self.names(service))}
@@ -382,9 +378,8 @@ class PolicyRows(ServiceRows):
     # Names given up by a change in progress stay reserved: an undo may have to restore them.
 
     def name_holder(self, name: str) -> str | None:
-        """Return the service that has a name now, or would have the name after an undo of a change
-        in progress. Returns None if there is no such service. Raises Conflict if the name is
-        ambiguous.
+        """Return the service that has a name, or that would have it after an undo of a change in
+        progress. Returns None if no service has the name. Raises Conflict if the name is ambiguous.
         """
         if (service := self._found(name, None)) is not None:
             return service
@@ -395,9 +390,9 @@ class PolicyRows(ServiceRows):
     ) -> list[tuple[str, str]]:
         """Return (service, network) for each service that has a name on one of these networks.
 
-        Services that would have the name again after an undo of their change in progress are
-        included, but not if they are in ``beside``, the services of the caller's own command. The
-        service ``but`` is left out.
+        A service that would have the name after an undo of its change in progress is included,
+        unless it is in ``beside``, the services of the caller's own command. The service ``but`` is
+        left out.
         """
         held = {service: set(self.networks_of(service)) for service in self.holders(name)}
         restored = self._restored(name) if other_intents(self._db, beside) else {}
@@ -561,8 +556,8 @@ class OutsideRows(Rows):
         return self.answer(name).in_state(NOW, FORMER, PAST)
 
     def hosts(self, service: str) -> list[tuple[str, str]]:
-        """Return (name, address) for each line that a service's hosts file has because of DNS names
-        in the service's policy. The addresses are those of the latest DNS answers.
+        """Return (name, address) for DNS names in a service's policy, for the service's hosts file.
+        The addresses are from the latest DNS answers.
         """
         return [
             (name, address)

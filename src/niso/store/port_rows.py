@@ -64,7 +64,7 @@ class PortRows(Rows):
         return [port for port in dict.fromkeys(among) if self.has_port(service, port)]
 
     def published_on(self, services: Iterable[str]) -> set[str]:
-        """Return the networks on which these services have published ports since activation."""
+        """Return the networks on which one of these services has published ports."""
         query = "SELECT network FROM published WHERE service=?"
         networks = {network for service in services for network in self._column(query, service)}
         return networks & {*self._column("SELECT name FROM network")} if networks else networks
@@ -91,8 +91,8 @@ class PortRows(Rows):
     def port_holders(self, wanted: PortMapping, but: frozenset[str] = frozenset()) -> ServicePorts:
         """Return (service, port) for each port of an active service that conflicts with ``wanted``.
 
-        A port that a service would publish again after an undo of its change in progress conflicts
-        too, except for the services ``but``.
+        This includes ports that a service would publish again after an undo of its change in
+        progress, unless the service is in ``but``.
         """
         proto, first, last = wanted.proto, wanted.host_port, wanted.last
         live = (
@@ -145,7 +145,7 @@ class PortRows(Rows):
     def set_ports(
         self, service: str, ports: Iterable[PortMapping], chosen: Iterable[PortMapping] = ()
     ) -> None:
-        """Replace a service's ports from the manifest. niso has chosen the ports ``chosen``."""
+        """Replace a service's ports from the manifest. niso chose the host ports of ``chosen``."""
         cursor = self._run(
             f"SELECT {PORT_COLUMNS}, origin FROM port WHERE service=? ORDER BY position", service
         )
@@ -188,12 +188,12 @@ class PortRows(Rows):
         self.set_ports(service, sorted(mine, key=place), chosen)
 
     def note_published(self, service: str) -> None:
-        """Record the network on which a service publishes ports, and whether one is on 127.0.0.1.
+        """Record the network on which a service publishes ports, and whether a port is on
+        127.0.0.1.
 
         The record stays until the service is deactivated: open connections need the settings of the
-        bridge even after the last port is removed. A service in a shared namespace publishes its
-        ports on the network of the namespace's owner. Call this function again when the owner
-        changes networks.
+        bridge even after the last port is removed. If the service shares a namespace, this is the
+        network of the namespace's owner. Call this function again when the owner changes networks.
         """
         self._run(
             f"INSERT INTO published {_TO_PUBLISH} ON CONFLICT (service) DO UPDATE"

@@ -305,7 +305,7 @@ class ServiceRows(Rows):
     # --- network modes ----------------------------------------------------------------------------
 
     def home(self, service: str) -> str:
-        """Return the service that owns the network namespace of a service, perhaps itself."""
+        """Return the owner of a service's network namespace, which may be the service itself."""
         return self._column(f"SELECT {_PROVIDER}", service)[0] or service
 
     def inactive_modes(self) -> list[tuple[str, str]]:
@@ -321,8 +321,8 @@ class ServiceRows(Rows):
     def held_sharers(self, provider: str, but: frozenset[str] = frozenset()) -> list[str]:
         """Return the services that share the network namespace of ``provider``, sorted.
 
-        A service that would share the namespace after an undo of its change in progress is
-        included, unless it is in ``but``.
+        A service that would share it again after an undo of its change in progress is included,
+        unless the service is in ``but``.
         """
         sharers = set(self.sharers(provider))
         if other_intents(self._db, but):
@@ -397,8 +397,8 @@ class ServiceRows(Rows):
         return set(rows)
 
     def lease_of(self, service: str, network: str, family: int) -> tuple[str, bool] | None:
-        """Return (address, whether it is static) for the address reserved for a service on a
-        network. Returns None if no address is reserved.
+        """Return (address, whether it is static) of a service on a network, for one IP version.
+        Returns None if no address is reserved.
         """
         row = self._run(
             "SELECT address, static FROM lease WHERE service=? AND network=? AND family=?",
@@ -469,7 +469,7 @@ class ServiceRows(Rows):
         return int.from_bytes(rows[0]) if rows else None
 
     def attachment_key(self, service: str) -> tuple[str, str] | None:
-        """Return (owner, owner's name for it) of an attachment, or None for another service."""
+        """Return (owner, name that the owner gave it) of an attachment, otherwise None."""
         query = "SELECT owner, given FROM attached WHERE service=?"
         return next(iter(self._run(query, service)), None)
 
@@ -541,11 +541,11 @@ def lease(
     already has, otherwise the lowest free address. On a network that spans hosts, it is the address
     that the cluster has reserved for the service (its claim). ``statics`` has at most one address
     of each IP version. ``beside`` are the services that the same command activates. ``kept`` is
-    (owner, owner's name) of an attachment, which gets the address that it had before. ``prefers``
-    are addresses that the service gets if they are free. Addresses that attachments have released
-    are assigned to other services only if no other address is free, and in the order of their
-    release. Raises InvalidInput if a static address is unusable, and Conflict if it is taken or the
-    network is full.
+    (owner, owner's name) of an attachment, which gets its previous address again. Addresses in
+    ``prefers`` are used if they are free. An address that an attachment has released is used only
+    if no other address is free, and the address that was released first is used first. Raises
+    InvalidInput if a static address is unusable, and Conflict if it is taken or the network is
+    full.
     """
     from niso.plan import subnets
 
@@ -713,7 +713,7 @@ class Instance(NamedTuple):
 
 
 class Deployed(NamedTuple):
-    """The record of what one command did to a service: a deploy, a restart or a stop."""
+    """The record of what one command did to a service, such as a deploy, a restart or a stop."""
 
     front: str  # the service
     version: int  # the generation; with a service address, the version of its instances
@@ -769,10 +769,10 @@ class Instances(Rows):
         return [instance.service for instance in self.of(front)]
 
     def runners(self, services: Iterable[str]) -> list[str]:
-        """Return for each service the name under which its process runs, for commands in a process.
+        """Return services in which a command can be run.
 
-        For a service with instances, it is the name of one serving instance. A service whose
-        instances are all not serving is left out.
+        A service with instances is replaced by one of its serving instances, or left out if it has
+        none. Other services are returned unchanged.
         """
         result = []
         for service in services:
@@ -788,8 +788,8 @@ class Instances(Rows):
         return [one.service for one in self.of(service, *STATES)] if known else [service]
 
     def in_service(self, front: str) -> tuple[int, int]:
-        """Return (newest version, number of instances) of a service's active instances in the
-        states ``serving`` and ``out``. Returns (0, 0) if there are none.
+        """Return (newest version, number of instances) of the active instances of a service that
+        are in the state ``serving`` or ``out``. Returns (0, 0) if there are none.
         """
         serving = self.of(front, SERVING, OUT)
         return max((one.version for one in serving), default=0), len(serving)
@@ -832,7 +832,9 @@ class Instances(Rows):
         return int(rows.fetchone()[0] or 0) + 1
 
     def of_two_versions(self) -> list[str]:
-        """Return services with instances of two versions if no deploy records the newer one."""
+        """Return services that have instances of two versions, without a record of the newer
+        one.
+        """
         rows = self._db.execute(
             "SELECT i.front FROM instance i JOIN service s ON s.name=i.service AND s.active=1"
             " WHERE i.state IN (?, ?) GROUP BY i.front HAVING COUNT(DISTINCT i.version) > 1"

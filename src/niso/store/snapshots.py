@@ -44,7 +44,9 @@ _FRONT_NETWORKS = (
 
 
 class Scope(NamedTuple):
-    """The services, networks and ports that one command concerns. None means all of them."""
+    """The services, networks and ports that one command concerns. None means all services or
+    networks.
+    """
 
     services: tuple[str, ...] | None = None
     networks: tuple[str, ...] | None = None
@@ -55,7 +57,7 @@ class Scope(NamedTuple):
     """Names of services of other hosts."""
 
     def joined(self, other: Scope) -> Scope:
-        """Return the union of two scopes, neither of them `ALL`, with the ports of this one."""
+        """Return the union of two scopes with the ports of this one. Neither may be `ALL`."""
         return Scope(
             tuple(sorted({*(self.services or ()), *(other.services or ())})),
             tuple(sorted({*(self.networks or ()), *(other.networks or ())})),
@@ -82,7 +84,9 @@ class SnapshotRows(PortRows, PolicyRows):
         return self._column("SELECT name FROM service WHERE active=1 ORDER BY name")
 
     def any_active(self, family: int | None = None) -> bool:
-        """Return whether any service is active on a network, or on one with ``family`` (4 or 6)."""
+        """Return whether any service on a network is active. With ``family`` (4 or 6), only
+        networks with this IP version count.
+        """
         if family is None:
             return self._has("SELECT 1 FROM service WHERE active=1 AND networks!='[]' LIMIT 1")
         return self._has(
@@ -132,7 +136,7 @@ class SnapshotRows(PortRows, PolicyRows):
         return made
 
     def names_with(self, services: Iterable[str]) -> tuple[Name, ...]:
-        """Return ("service", name) for each name by which policies can refer to these services."""
+        """Return ("service", name) for each name that policies can use for these services."""
         named = self.with_fronts(services)
         return tuple(
             sorted({("service", name) for service in named for name in self.names(service)})
@@ -199,7 +203,6 @@ class SnapshotRows(PortRows, PolicyRows):
     def _remotes(
         self, scope: Scope, seen: set[str]
     ) -> tuple[tuple[PlannedService, ...], tuple[PlannedService, ...]]:
-        """Return the services of other hosts in a scope, and those on the networks ``seen``."""
         spans = self.across
         if scope.services is None:
             every = tuple(spans.remotes())
@@ -210,9 +213,6 @@ class SnapshotRows(PortRows, PolicyRows):
     def _active(
         self, names: Iterable[str], ports: tuple[PortMapping, ...] | None = None
     ) -> Iterator[PlannedService]:
-        """Yield the active services among ``names``, in the form that `niso.plan` needs. If
-        ``ports`` is given, other published ports are left out.
-        """
         any_named = self.names_outside()
         for name in names:
             row = self._run(

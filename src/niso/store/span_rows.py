@@ -153,7 +153,7 @@ class SpanRows(Rows):
     def addresses(
         self, services: Collection[str] | None = None
     ) -> dict[str, tuple[RemoteAddress, ...]]:
-        """Return {service: sorted addresses} for services of other hosts. None means all."""
+        """Return {service: sorted addresses} for services of other hosts, or for all if None."""
         by_service: dict[str, list[RemoteAddress]] = {}
         query = "SELECT network, family, address, service, host, gen, up FROM remote"
         for network, family, address, service, host, gen, up in self._of(query, services):
@@ -162,7 +162,9 @@ class SpanRows(Rows):
         return {service: tuple(sorted(rows)) for service, rows in by_service.items()}
 
     def called(self, services: Collection[str] | None = None) -> dict[str, tuple[str, ...]]:
-        """Return {service: names} for services of other hosts, hostname first. None means all."""
+        """Return {service: names} for services of other hosts, or for all if None. The hostname
+        comes first.
+        """
         by_service: dict[str, tuple[str, ...]] = {}
         query = "SELECT service, name FROM remote_name"
         for service, name in self._of(query, services, order="ORDER BY service, position"):
@@ -259,7 +261,7 @@ class SpanRows(Rows):
         self._set_meta("tunnel", encoded(list(tunnel)))
 
     def set_attempt(self, attempt: tuple[Services, Peers] | None) -> None:
-        """Record that an update of other hosts' services begins. None records its completion."""
+        """Record that an update of other hosts' services begins, or with None that it is done."""
         data = attempt and encoded([dict(part) for part in attempt])
         self._set_meta("attempt", data)
 
@@ -276,7 +278,7 @@ class SpanRows(Rows):
     def set_service(
         self, service: str, addresses: Iterable[RemoteAddress], names: Iterable[str]
     ) -> None:
-        """Replace addresses and names of another host's service, or delete it if it has none."""
+        """Replace addresses and names of another host's service. Without addresses, delete it."""
         self._run("DELETE FROM remote WHERE service=?", service)
         self._run("DELETE FROM remote_name WHERE service=?", service)
         rows = list(addresses)
@@ -288,8 +290,11 @@ class SpanRows(Rows):
             self._note_instances()
 
     def hand_over(self, service: str, names: Iterable[str]) -> None:
-        """Record a service of this host as a service of another host, if another host runs a
-        serving instance of it. Otherwise, nothing changes.
+        """Record a service of this host as a service of another host, because other hosts run it
+        too.
+
+        The other host must have a serving instance of the service. If there is none, nothing
+        changes.
         """
         claim, host = (
             self.claim(service),

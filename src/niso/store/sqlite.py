@@ -214,7 +214,7 @@ def _empty_reserve() -> None:
 
 def _fill_reserve(make: bool = False) -> None:
     """Extend the file that reserves disk space to its full size, or as far as there is free space.
-    A missing file is created only with ``make``, and only if twice its size is free on the disk.
+    Without ``make``, a missing file is not created. It is created only if twice its size is free.
     """
     try:
         try:

@@ -34,7 +34,9 @@ class Store(SnapshotRows):
 
     @classmethod
     def open(cls, create: bool = True) -> Store:
-        """Open state.db. If it is missing, create it or, without ``create``, use an empty store."""
+        """Open state.db. If it is missing, create it. Without ``create``, use an empty store
+        instead.
+        """
         path = paths.database()
         exists = os.path.lexists(path)
         try:
@@ -140,11 +142,13 @@ class Store(SnapshotRows):
         return int(self._run("PRAGMA data_version").fetchone()[0])
 
     def transaction(self) -> Transaction:
-        """Return a context manager: a write transaction that an error in the block rolls back."""
+        """Return a context manager for a write transaction. An error in the block rolls it back."""
         return Transaction(self._db)
 
     def reading(self) -> Transaction:
-        """Return a read transaction as a context manager: all queries in it see the same state."""
+        """Return a context manager for a read transaction, in which all queries see the same
+        state.
+        """
         return Transaction(self._db, writes=False)
 
     # --- integrity ------------------------------------------------------------
@@ -210,7 +214,7 @@ class Store(SnapshotRows):
         )
 
     def checked_services(self) -> list[str]:
-        """Return the active services that have a health check, sorted. Needs only one query."""
+        """Return the active services that have a health check, sorted, with a single query."""
         return self._column(
             "SELECT name FROM service WHERE active=1 AND CASE WHEN json_valid(manifest)"
             " THEN json_type(manifest, '$.process.healthcheck') END='object' ORDER BY name"
@@ -271,7 +275,7 @@ class Store(SnapshotRows):
         return times[0] if times else None
 
     def restored_by_undo(self, network: str) -> list[str]:
-        """Return the services that would be on a network again after an undo."""
+        """Return the services that an undo of their change in progress would put on a network."""
         return self._column(
             "SELECT service FROM intent, json_each(undo, '$.endpoint')"
             " WHERE json_extract(value, '$.network')=?",
@@ -564,7 +568,8 @@ def _runs(service: str, state_id: str) -> bool:
 
 
 def _new_location(db: sqlite3.Connection) -> str | None:
-    """Return the location of the state folder if it is not the recorded one, otherwise None.
+    """Return the location of the state folder if it has changed since it was recorded, otherwise
+    None.
 
     The location is the device, inode and path. Raises Error if the folder is a copy of a folder
     that still exists. Raises OSError.
