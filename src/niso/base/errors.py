@@ -151,13 +151,13 @@ class ErrorGroup(Error):
 
 
 def raise_all(errors: list[Error]) -> None:
-    """Raise a single error itself, several as an ErrorGroup, and nothing for an empty list."""
+    """Raise one error as it is, or several as an ErrorGroup. Do nothing for an empty list."""
     if errors:
         raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
 
 
 def flatten(error: Error) -> list[Error]:
-    """Return all errors of a group and of its nested groups. Another error is returned alone."""
+    """Return all errors of a group and its nested groups, or another error as the only one."""
     if not isinstance(error, ErrorGroup):
         return [error]
     return [one for inner in error.errors for one in flatten(inner)]

@@ -389,7 +389,6 @@ def _rmdir(name: str, folder: int) -> bool:
 
 
 def _move(name: str, folder: int, top: int, numbers: count[int]) -> None:
-    """Move the folder ``name`` between two folders (descriptors), to an unused numbered name."""
     for number in numbers:
         try:
             os.rename(name, f".{number}", src_dir_fd=folder, dst_dir_fd=top)

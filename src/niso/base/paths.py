@@ -57,7 +57,7 @@ def packages_dir() -> str:
 
 
 def package_dir(service: str) -> str:
-    """Return the folder with the copies of a service's package, one subfolder for each content."""
+    """Return the folder with the copies of a service's package, one subfolder for each version."""
     return f"{packages_dir()}/{service}"
 
 

@@ -35,9 +35,8 @@ def silent(_: Event) -> None:
 
 
 def event_class(name: str, sentence: Callable[..., str]) -> type[Any]:
-    """Return a new class of events: a named tuple called ``name``. ``sentence`` is a function that
-    returns the text for ``describe``. The parameters of ``sentence`` become the fields of the
-    class.
+    """Return a new class of events: a named tuple called ``name``. The function ``sentence``
+    returns the text for ``describe``. Its parameters become the fields of the class.
     """
     fields = sentence.__code__.co_varnames[: sentence.__code__.co_argcount]
     defaults = sentence.__defaults__ or ()

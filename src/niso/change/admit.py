@@ -380,7 +380,7 @@ def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str
 
 
 def _is_own(store: Store, name: str, entry: Entry, namespace: str) -> bool:
-    """Return whether a policy entry was written by the user of this namespace of Kubernetes."""
+    """Return whether a policy entry was written by the user of this Kubernetes namespace."""
     same = namespace != "" and _labels(store, name).get("pod_namespace") == namespace
     return same and entry.key.startswith("niso.io/")
 
@@ -428,9 +428,7 @@ def _check_chosen(store: Store, attached: AttachedRow, former: AttachedRow | Non
 
 
 def _picks(store: Store, peer: Peer, address: str) -> bool:
-    """Return whether a policy entry selects this address by itself and not only its entire
-    subnet.
-    """
+    """Return whether a policy entry selects an address other than by its whole subnet."""
     subnets = [
         prefix(subnet.cidr)
         for network in store.networks()

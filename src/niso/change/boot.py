@@ -510,8 +510,8 @@ def has_ended_by_itself(store: Store, names: list[str]) -> bool:
 def deactivate(session: Session, machine: Machine, names: list[str], dry_run: bool) -> list[Done]:
     """Stop services, and return for each service whether it was active.
 
-    If systemd requested the stop, services that share the namespaces are stopped too, and the port
-    forwards are kept for the next start.
+    If systemd requested the stop, services that share their namespaces are stopped too, and the
+    port forwards are kept for the next start.
     """
     by_systemd = any(systemd.path(name) is not None for name in names)
     if by_systemd:  # systemd cannot be refused, so stop the services that share the namespace too

@@ -86,8 +86,8 @@ def _hidden(
 ) -> list[tuple[str, str]]:
     """Return warnings about names that exist both on this host and in its cluster.
 
-    A network or service of this host hides one of the same name in the cluster. ``elsewhere`` are
-    the names of the cluster's networks, and ``own`` is this host's name.
+    On this host, the local network or service with this name hides the one in the cluster.
+    ``elsewhere`` are the names of the cluster's networks, and ``own`` is this host's name.
     """
     hidden = [
         (
@@ -170,9 +170,7 @@ def _meet(mine: ClusterClaim, other: ClusterClaim, on: set[str]) -> _Pair | None
 def _wires(
     own: Config, hosts: list[HostEntry], pairs: dict[str, list[_Pair]], spans: list[NetworkRecord]
 ) -> list[Finding]:
-    """Return a finding for each host that cannot be reached by packets of services, or by large
-    packets.
-    """
+    """Return a finding for each host that packets of services, or large packets, do not reach."""
     if not spans:
         return []
     tests = ((host.name, pair) for host in hosts for pair in pairs.get(host.name, ()))

@@ -84,9 +84,9 @@ class ActivationClaims:
     def claim(self, wanted: dict[str, tuple[Target, Wanted]], report: Report) -> None:
         """Reserve in etcd the names and addresses that services need.
 
-        If etcd does not answer, a reservation recorded in this host's store is used, with a
-        warning, if it covers all names and addresses of the service. Raises Conflict if another
-        host has reserved a name or address, NoAnswer, or ErrorGroup.
+        If etcd does not answer, the reservation in this host's store is used, with a warning. It
+        must cover all names and addresses of the service; otherwise NoAnswer is raised. Raises
+        Conflict if another host has reserved a name or address, or ErrorGroup.
         """
         known = {name: self._own_record(name, *pair) for name, pair in wanted.items()}
         self._begin([name for name, record in known.items() if record is None])

@@ -288,7 +288,8 @@ def tracked() -> list[Tracked]:
 
 def opened() -> list[tuple[str, Connection]]:
     """Return the open TCP, UDP and SCTP flows in connection tracking as (protocol, addresses and
-    ports after DNAT). A TCP flow is open if it is established, another flow if it has had a reply.
+    ports after DNAT). TCP flows are open while they are established, UDP and SCTP flows after a
+    reply.
     """
     return _all(_parse_open)
 

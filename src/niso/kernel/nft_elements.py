@@ -426,10 +426,8 @@ def _bounds(answer: bytes) -> list[_Bound]:
 
 
 def _intervals(header: Header, bounds: Iterable[_Bound]) -> list[Element]:
-    """Convert starts and ends of intervals to elements. The kernel lists intervals of one field as
-    starts and ends. It omits an end if the next interval starts at the same number, and the end
-    after the highest number.
-    """
+    # the kernel lists intervals of one field as starts and ends; it omits an end if the next
+    # interval starts at the same number, and the end after the highest number
     result = []
     ordered = sorted(bounds, key=lambda bound: bound[:2])
     ends = [int.from_bytes(first, "big") for first, _, _ in ordered[1:]]

@@ -67,7 +67,9 @@ def _is_domain(text: str) -> bool:
 
 
 def domain(text: str, key: str) -> str:
-    """Return ``text`` if it is a domain name (RFC 1035, 2.3.1, or with _). Raises InvalidInput."""
+    """Return ``text`` if it is a domain name (RFC 1035, 2.3.1; also with _). Raises
+    InvalidInput.
+    """
     reason = None if _is_domain(text) else "is not a valid domain"
     right = "labels of letters, digits, - and _, with dots between them"
     return values.require(text, key, reason, right, '"example.com"')

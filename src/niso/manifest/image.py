@@ -306,8 +306,9 @@ def _fits(
 def _program(own: Mapping[str, Any], image: Image, errors: list[tuple[str, str]]) -> dict[str, Any]:
     """Return [binary] with the entrypoint and arguments of manifest and image, as in Docker.
 
-    An entrypoint of the manifest replaces both of the image. Arguments of the manifest replace the
-    command of the image. If the image has no entrypoint, the first argument is the program.
+    If the manifest has an entrypoint, the entrypoint and the command of the image are not used.
+    Arguments of the manifest replace the command of the image. If the image has no entrypoint, the
+    first argument is the program.
     """
     if "entrypoint" in own:
         return dict(own)

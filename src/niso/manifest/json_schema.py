@@ -126,7 +126,7 @@ def _choice(form: type, inside: Any) -> dict[str, Any]:
 
 
 def _set_rule(field: dict[str, Any], rule: Mapping[str, Any]) -> None:
-    """Add a rule's conditions to a JSON Schema, or for an array or table, to that of its items."""
+    """Add a rule's conditions to a JSON Schema. For an array or a table, add them to its items."""
     for choice in field.get("anyOf", [field]):
         items = {"array": "items", "object": "additionalProperties"}.get(choice.get("type"))
         if items:

@@ -131,9 +131,7 @@ def audit_end(text: str, key: str) -> int:
 
 
 def problems(network: Mapping[str, object], parsed: Mapping[str, object]) -> Iterator[InvalidInput]:
-    """Yield an error for each DNS name that is also in extra_hosts, and if there are too many DNS
-    names.
-    """
+    """Yield an error for each DNS name that is also in extra_hosts, or if there are too many."""
     hosts = network.get("extra_hosts")
     names: list[str] = []
     for path, entry in parsed.items():

@@ -322,7 +322,7 @@ def own_names(name: object, hostname: object, aliases: object) -> set[str]:
 
 
 def health_problems(section: Mapping[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error if [healthcheck] has keys that exclude each other, or too few keys."""
+    """Yield an error if [healthcheck] has keys that exclude each other, or lacks a key."""
     command = section.get("command")
     if isinstance(command, list) and (not command or command[0] == ""):
         right = "a program and its arguments"

@@ -52,9 +52,7 @@ def wrong(key: str, value: object, reason: str, right: str, example: str = "") -
 
 
 def require(text: str, key: str, reason: str | None, right: str, example: str = "") -> str:
-    """Return ``text`` if ``reason`` is None or "". Otherwise raise the error that `wrong`
-    builds.
-    """
+    """Return ``text`` if ``reason`` is None or "". Otherwise raise the error of `wrong`."""
     if reason:
         raise wrong(key, text, reason, right, example)
     return text

@@ -189,7 +189,7 @@ class Resolved(NamedTuple):
     errors: list[InvalidInput]
 
     def fresh(self, others: Iterable[Error]) -> list[Error]:
-        """Return this object's errors, and errors in ``others`` for keys without an error."""
+        """Return this object's errors, and errors in ``others`` that are about other keys."""
         unresolved = {error.key for error in self.errors}
         return [*self.errors, *(error for error in others if error.key not in unresolved)]
 

@@ -101,8 +101,10 @@ class PortMapping(NamedTuple):
 
     def diverges(self, other: PortMapping) -> bool:
         """Return whether both published ports map the same host port to different ports of a
-        service. A service with a service address cannot have both, even on different addresses of
-        the host, because its rules no longer see which address of the host a client used.
+        service.
+
+        A service with a service address cannot have both, even on different host addresses: its
+        rules no longer see which host address a client used.
         """
         if self.container_port - self.host_port == other.container_port - other.host_port:
             return False

@@ -155,7 +155,7 @@ class ServiceSpec(NamedTuple):
 
     @property
     def is_front(self) -> bool:
-        """Return whether the service has a service address. Then its instances run the process."""
+        """Return whether the service has a service address, and instances that run its process."""
         return not self.front and self.process is not None and self.process.deploy is not None
 
     @property

@@ -311,7 +311,7 @@ def carry_out(
     teardown: bool = False,
     detached: list[str] | None = None,
 ) -> list[AnyStep]:
-    """Execute a plan, and return the executed steps. The caller must have niso's lock since `plan`.
+    """Execute a plan, and return the executed steps. The caller must hold niso's lock since `plan`.
 
     With ``teardown``, a failed step does not stop the other steps. If the list ``detached`` is
     given, veth pairs of deleted namespaces are only detached from their bridges, and their names
@@ -543,10 +543,10 @@ def compare(
 ) -> tuple[list[AnyStep], State, State, Foreign]:
     """Compare all of niso's objects in the kernel with the rows of the store. Nothing is changed.
 
-    Returns the steps that a repair would execute, the desired state, the actual state, and the
-    conflicts. A conflict is an object of another program with a name that niso needs. Neither state
-    contains these objects and the objects that depend on them. ``closed`` maps objects that are
-    left out, as in `plan`, to their errors.
+    Returns (steps that a repair would execute, desired state, actual state, conflicts). A conflict
+    is an object of another program with a name that niso needs. Neither state contains these
+    objects, or objects that depend on them. ``closed`` maps objects that are left out, as in
+    `plan`, to the errors of their steps.
     """
     foreign: Foreign = {}
     every = desired_now(kernel, store, ALL)

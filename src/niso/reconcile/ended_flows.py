@@ -3,8 +3,8 @@
 Connection tracking applies NAT rules only to the first packet of a flow. If a datagram arrives
 while niso's rules are missing, its flow is recorded without NAT. If a datagram arrives before the
 target of a published port changes, its flow is recorded with the old target. If such a flow were
-not deleted, further packets of the client would be sent to the wrong address as long as the client
-does not stop sending.
+not deleted, all further packets of the client would be sent to the wrong address, until the client
+pauses.
 
 When a change enables connection tracking on a bridge, this module adds the open connections to
 connection tracking. Otherwise these connections would be interrupted.
@@ -179,7 +179,7 @@ def end_datagrams(kernel: Kernel, before: State, after: State) -> None:
 
 
 def is_slot(element: Element) -> bool:
-    """Return whether an nftables element assigns one slot of a service address to an instance."""
+    """Return whether an nftables element maps a slot of a service address to an instance."""
     return element.container in _SLOTS
 
 

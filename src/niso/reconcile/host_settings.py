@@ -38,8 +38,8 @@ FORCE, ACCEPT_RA = "force_forwarding", "accept_ra"
 
 
 def record(kernel: Kernel, store: Store, networks: Iterable[str]) -> None:
-    """Record in the store the current values of the host sysctls that niso will change for services
-    on these networks. The caller must be in a transaction of the store. Raises KernelError.
+    """Record the present values of the host sysctls that niso will change for services on these
+    networks. The caller must be in a transaction of the store. Raises KernelError.
     """
     before = store.sysctls_before()
     if FORWARDING not in before:
@@ -71,8 +71,8 @@ def unrecorded(
 
 def others(kernel: Kernel, store: Store) -> list[str]:
     """Return the nftables chains to which other programs have added NAT rules since niso's first
-    service was activated, as "FAMILY TABLE CHAIN". The list is empty if IPv4 forwarding was already
-    on before that, so that niso never turns it off. Raises KernelError.
+    service was activated, as "FAMILY TABLE CHAIN". The list is empty if IPv4 forwarding was on
+    before: niso then never turns it off. Raises KernelError.
     """
     if store.sysctls_before().get(FORWARDING) != "0":
         return []

@@ -81,9 +81,7 @@ class AttachedRows(Rows):
         return next((AttachedRow(*row) for row in rows), None)
 
     def all(self, owner: str | None = None, id: str | None = None) -> list[AttachedRow]:
-        """Return the attachments with this owner and id, sorted by service. None means any
-        value.
-        """
+        """Return attachments with this owner and id, or with any if None, sorted by service."""
         asked = {key: text for key, text in (("owner", owner), ("id", id)) if text is not None}
         where = " AND ".join(f"{key}=:{key}" for key in asked) or "TRUE"
         rows = self._db.execute(f"SELECT * FROM attached WHERE {where} ORDER BY service", asked)

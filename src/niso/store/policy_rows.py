@@ -94,9 +94,7 @@ class PolicyRows(ServiceRows):
         return OutsideRows(self._db)
 
     def names_outside(self, service: str | None = None) -> bool:
-        """Return whether a service's policy has DNS names. Without a service, check all
-        policies.
-        """
+        """Return whether the policy of a service, or any policy, has DNS names."""
         query = "SELECT 1 FROM outside_peer WHERE ?1 IS NULL OR service=?1 LIMIT 1"
         return self._has(query, service)
 
@@ -340,12 +338,12 @@ class PolicyRows(ServiceRows):
     def shadows(
         self, services: Iterable[str], networks: Iterable[str] = (), fresh: Iterable[str] = ()
     ) -> set[str]:
-        """Return other services for which hosts files may change because ``services`` change.
+        """Return services whose lines in hosts files may change together with ``services``.
 
-        If two networks of a service each have a service with the same name, its hosts file has this
-        name only for the service on the first of these networks. A change of one of the two can
-        therefore add or remove the name of the other. ``networks`` and ``fresh`` are networks and
-        names that ``services`` are about to get.
+        A hosts file has each name only once. If two of its networks have a service with this name,
+        only the service on the first of these networks gets the name. A change of one such service
+        can therefore add or remove the name of the other. ``networks`` and ``fresh`` are networks
+        and names that ``services`` are about to get.
         """
         own = set(services)
         names = {*fresh, *(name for service in own for name in self.names(service))}
@@ -359,8 +357,8 @@ class PolicyRows(ServiceRows):
     def resolve(self, name: str, asker: str | None = None) -> str:
         """Return the service that a user means by a name, with or without the suffix .niso.local.
 
-        If ``asker`` is given, it is the service that ``asker`` reaches by the name. Otherwise it is
-        the service with this service name, or the only service with this hostname or alias. Raises
+        With ``asker``, this is the service that ``asker`` reaches by the name. Otherwise it is the
+        service with this service name, or the only service with this hostname or alias. Raises
         NotFound, and Conflict if the name is ambiguous.
         """
         bare = bare_name(name)

@@ -127,7 +127,7 @@ class PortRows(Rows):
         return next(iter(rows), None)
 
     def spans(self, proto: str, first: int, last: int) -> list[tuple[int, int]]:
-        """Return the ranges (first, last) of host ports that may overlap another range.
+        """Return recorded ranges (first, last) of host ports that may overlap a given range.
 
         Ranges of inactive services are included. All ranges that an undo would restore are included
         without a check.
@@ -188,8 +188,7 @@ class PortRows(Rows):
         self.set_ports(service, sorted(mine, key=place), chosen)
 
     def note_published(self, service: str) -> None:
-        """Record the network on which a service publishes ports, and whether a port is on
-        127.0.0.1.
+        """Record the network on which a service publishes ports, and whether it uses 127.0.0.1.
 
         The record stays until the service is deactivated: open connections need the settings of the
         bridge even after the last port is removed. If the service shares a namespace, this is the

@@ -204,7 +204,7 @@ class Intent(NamedTuple):
 
     @property
     def before(self) -> ServiceRow | None:
-        """Return the service's row from before the change, or None if the record has none."""
+        """Return the service's row from before the change, or None if there was no row."""
         saved = decoded(self.undo).get("service")
         return service_row(tuple(saved[0][name] for name in ServiceRow._fields)) if saved else None
 
@@ -418,7 +418,7 @@ class ServiceRows(Rows):
         )
 
     def endpoints_like(self, prefix: str) -> list[tuple[str, str, int]]:
-        """Return (service, network, generation) for services with a prefix in their names.
+        """Return (service, network, generation) of services whose names have this prefix.
 
         Endpoints of inactive services are included, because the kernel may still be deleting their
         interfaces. Endpoints that an undo would restore are included too.
@@ -650,9 +650,9 @@ def _static_number(
     wanted: str,
     beside: frozenset[str],
 ) -> int:
-    """Return the offset of a static address in its subnet.
+    """Return the offset of a static address in its subnet. Raises Conflict if the address is taken.
 
-    Raises InvalidInput if a service cannot have the address, and Conflict if it is taken.
+    Raises InvalidInput if no service can have the address.
     """
     net = prefix(subnet.cidr)
     if not net.contains(wanted):
@@ -799,7 +799,7 @@ class Instances(Rows):
         return [one for service in services for one in (service, *self.names(service))]
 
     def active(self, *states: str) -> list[Instance]:
-        """Return the active instances of all services that are in one of these states."""
+        """Return the instances of all services that are active and in one of these states."""
         rows = self._db.execute(
             "SELECT i.* FROM instance i JOIN service s ON s.name=i.service AND s.active=1"
             f" WHERE i.state IN ({', '.join('?' for _ in states)}) ORDER BY i.front, i.number",
@@ -832,9 +832,7 @@ class Instances(Rows):
         return int(rows.fetchone()[0] or 0) + 1
 
     def of_two_versions(self) -> list[str]:
-        """Return services that have instances of two versions, without a record of the newer
-        one.
-        """
+        """Return services with instances of two versions, the newer one without a record."""
         rows = self._db.execute(
             "SELECT i.front FROM instance i JOIN service s ON s.name=i.service AND s.active=1"
             " WHERE i.state IN (?, ?) GROUP BY i.front HAVING COUNT(DISTINCT i.version) > 1"

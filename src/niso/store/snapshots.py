@@ -44,9 +44,7 @@ _FRONT_NETWORKS = (
 
 
 class Scope(NamedTuple):
-    """The services, networks and ports that one command concerns. None means all services or
-    networks.
-    """
+    """The services, networks and ports that one command concerns. None means all services."""
 
     services: tuple[str, ...] | None = None
     networks: tuple[str, ...] | None = None

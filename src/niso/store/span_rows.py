@@ -69,11 +69,10 @@ class SpanRows(Rows):
     def remotes(
         self, values: Collection[str] | None = None, column: str = "service"
     ) -> list[PlannedService]:
-        """Return services of other hosts, sorted by name. ``values`` are their names; None means
-        all.
+        """Return services of other hosts, sorted by name. Without ``values``, return all.
 
-        If ``column`` is "network", ``values`` are networks instead, and only endpoints on these
-        networks are in the result.
+        ``values`` are names of services. If ``column`` is "network", they are networks instead, and
+        only endpoints on these networks are in the result.
         """
         order = "ORDER BY r.service, r.network, r.family"
         rows = self._of(_QUERY, values, f"r.{column}", order)
@@ -162,9 +161,7 @@ class SpanRows(Rows):
         return {service: tuple(sorted(rows)) for service, rows in by_service.items()}
 
     def called(self, services: Collection[str] | None = None) -> dict[str, tuple[str, ...]]:
-        """Return {service: names} for services of other hosts, or for all if None. The hostname
-        comes first.
-        """
+        """Return {service: names} for services of other hosts, or all if None. Hostname first."""
         by_service: dict[str, tuple[str, ...]] = {}
         query = "SELECT service, name FROM remote_name"
         for service, name in self._of(query, services, order="ORDER BY service, position"):
@@ -290,11 +287,9 @@ class SpanRows(Rows):
             self._note_instances()
 
     def hand_over(self, service: str, names: Iterable[str]) -> None:
-        """Record a service of this host as a service of another host, because other hosts run it
-        too.
+        """Record a service of this host as a service of another host that runs it too.
 
-        The other host must have a serving instance of the service. If there is none, nothing
-        changes.
+        If no other host has a serving instance of the service, nothing changes.
         """
         claim, host = (
             self.claim(service),

@@ -34,9 +34,7 @@ class Store(SnapshotRows):
 
     @classmethod
     def open(cls, create: bool = True) -> Store:
-        """Open state.db. If it is missing, create it. Without ``create``, use an empty store
-        instead.
-        """
+        """Open state.db. If missing, create it or, without ``create``, use an empty store."""
         path = paths.database()
         exists = os.path.lexists(path)
         try:
@@ -108,7 +106,7 @@ class Store(SnapshotRows):
             self._run(f"PRAGMA user_version={sqlite.VERSION}")
 
     def _require_version(self) -> None:
-        """Upgrade an older store. Raise Error if it is newer, or if tables are missing."""
+        """Upgrade a store of an older niso. Raise Error if it is of a newer niso, or incomplete."""
         version = int(self._run("PRAGMA user_version").fetchone()[0])
         if version < 1:
             raise damaged("a database, but not a store of niso")
@@ -146,9 +144,7 @@ class Store(SnapshotRows):
         return Transaction(self._db)
 
     def reading(self) -> Transaction:
-        """Return a context manager for a read transaction, in which all queries see the same
-        state.
-        """
+        """Return a context manager for a read transaction: all queries see the same state."""
         return Transaction(self._db, writes=False)
 
     # --- integrity ------------------------------------------------------------
@@ -161,7 +157,7 @@ class Store(SnapshotRows):
             raise damaged("; ".join(problems))
 
     def orphans(self) -> list[tuple[str, str]]:
-        """Return (table, service) for rows of services without a row in the table ``service``."""
+        """Return (table, service) for rows whose service is not in the table ``service``."""
         query = "SELECT DISTINCT service FROM {} WHERE service NOT IN (SELECT name FROM service)"
         return [
             (table, str(service))
@@ -568,8 +564,7 @@ def _runs(service: str, state_id: str) -> bool:
 
 
 def _new_location(db: sqlite3.Connection) -> str | None:
-    """Return the location of the state folder if it has changed since it was recorded, otherwise
-    None.
+    """Return the location of the state folder if it differs from the recorded one, otherwise None.
 
     The location is the device, inode and path. Raises Error if the folder is a copy of a folder
     that still exists. Raises OSError.

@@ -500,7 +500,7 @@ class _HostsLeftovers(Kind[HostsLeftover], of=HostsLeftover):
         return f"hosts file {os.path.join(path_of(obj.folder), 'hosts')}"
 
     def wanted(self, want: State, have: State) -> frozenset[HostsLeftover]:
-        """Return the leftover folders that desired hosts files will use. These are not deleted."""
+        """Return the folders that desired hosts files will use, and that must not be deleted."""
         files = want[HostsFile]
         return frozenset(r for r in have[HostsLeftover] if HostsFile(r.folder) in files)
 
