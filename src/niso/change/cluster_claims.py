@@ -434,11 +434,10 @@ def _shares(store: Store, target: Target) -> bool:
 def needed_names(
     store: Store, homes: dict[str, str], targets: Iterable[Target]
 ) -> dict[str, tuple[str, ...]]:
-    """Return the names that a namespace's owner must claim for the services that share it.
+    """Return {owner: names} that owners of shared namespaces must claim for the services in them.
 
-    The result maps the owner to the names of these services. If a service moves from one owner to
-    another on this host, the new owner claims the name after the old one has released it
-    (`behind`).
+    If a service moves to another owner on this host, the new owner claims its names after the old
+    owner has released them (`behind`).
     """
     providers = {*homes.values(), *(target.name for target in targets)} - {""}
     needed = {provider: {*store.sharers(provider)} for provider in providers}
@@ -452,11 +451,11 @@ def needed_names(
 def needed_around(
     store: Store, homes: dict[str, str], names: dict[str, tuple[str, ...]]
 ) -> dict[str, Wanted]:
-    """Return new claims for unchanged services whose namespaces changed services will share.
+    """Return new claims for owners of shared namespaces that do not change themselves.
 
-    Such a service must also claim the names of the changed services. A service that another command
-    is changing is left out: a new claim would make that command conclude that it has lost its
-    claim.
+    Such an owner must also claim the names of changed services that will share its namespace. An
+    owner that another command is changing is left out: a new claim would make that command conclude
+    that it has lost its claim.
     """
     wanted: dict[str, Wanted] = {}
     for home in {*homes.values()} - {*homes, ""}:

@@ -194,7 +194,8 @@ def forget(machine: Machine, host: str) -> Forgotten:
     """Remove a lost host from the cluster with all its claims, and revoke its certificates.
 
     If the host has left or never joined, only its certificates are revoked. Raises NotFound if
-    nothing of the host exists, Conflict if it is alive, and NoAnswer if etcd fails.
+    there is no such host and no certificate, Conflict if the host is alive, and NoAnswer if etcd
+    fails.
     """
     own = require_member(machine)
     if host == own.host:
@@ -240,8 +241,8 @@ def add_member(machine: Machine, host: str, report: Report) -> int:
 def remove_member(machine: Machine, host: str, report: Report) -> int:
     """Remove the etcd member of this host (``host`` is "") or of a lost host.
 
-    Returns the number of voting members that remain. Raises NotFound, NoAnswer, Error, and Conflict
-    for the only member or a host that is alive.
+    Returns the number of voting members that remain. Raises NotFound, NoAnswer or Error. Raises
+    Conflict if the member is the only one, or if the other host is alive.
     """
     own = _require_own_etcd(machine)
     with service_lock(LOCK), own.engine() as engine:

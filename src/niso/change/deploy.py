@@ -162,11 +162,8 @@ def rollout(machine: Machine, front: Target) -> Rollout:
 
 
 def _served_last(front: Target, row: ServiceRow | None, deploys: list[Deployed]) -> int:
-    """Return the version that served last if ``front`` is equal to it, otherwise 0.
-
-    With this check, a start after `deactivate` or after a reboot does not count as a new version.
-    Only the number of instances may differ.
-    """
+    # So a start after `deactivate` or a reboot does not count as a new version, even if the number
+    # of instances differs.
     done = [one for one in deploys if one.outcome == "done"]
     if row is None or not done or front.files is None:
         return 0
@@ -392,9 +389,9 @@ def complete(
 ) -> None:
     """Watch the new instances, and stop the old ones when their connections are finished.
 
-    If a watched instance fails, the old instances of all ``rollouts`` serve again, unless
-    ``deploy.on_failure`` of the failed service is keep. Raises ProcessError in both cases.
-    ``deploy_began`` is in seconds since the epoch.
+    If a watched instance fails, raises ProcessError. The old instances of all ``rollouts`` then
+    serve again, unless ``deploy.on_failure`` of the failed service is keep. ``deploy_began`` is in
+    seconds since the epoch.
     """
     began = time.monotonic()
     ending = [one for one in rollouts if one.old]
@@ -630,8 +627,7 @@ def used_packages(store: Store, front: str) -> set[str]:
 
 
 def finish_leaving(machine: Machine, report: Report) -> None:
-    """Stop the old instances of deploys that were interrupted after the new instances began to
-    serve.
+    """Stop the old instances of deploys that were interrupted after new ones began to serve.
 
     Some instances are left unchanged: those of a running command, and those that the undo of an
     interrupted activation will restore.

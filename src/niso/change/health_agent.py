@@ -294,9 +294,10 @@ def move(
 ) -> bool:
     """Change an instance's recorded state from ``before`` to ``after``, and update the kernel.
 
-    The state decides whether the instance receives new connections. Returns false, without a
-    change, if the instance is not in the state ``before``, or with ``only_beside_others`` if no
-    other instance receives connections. Raises Error.
+    The state decides whether the instance receives new connections. Returns whether the state
+    changed. Nothing is changed if the instance is not in the state ``before``. With
+    ``only_beside_others``, nothing is changed if no other instance receives connections. Raises
+    Error.
     """
     from niso.change.scope import concerned
     from niso.reconcile.change import change

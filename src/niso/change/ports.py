@@ -1,7 +1,7 @@
 """Assign host ports to services: refuse ports that are taken, and choose free ones.
 
 For `niso.change.port_forward`, this module also publishes and withdraws ports while the service
-runs. If a command was killed during such a change, the next command completes it by `finish`.
+runs. If a command was killed during such a change, the next command completes it (`finish`).
 """
 
 from __future__ import annotations

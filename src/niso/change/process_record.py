@@ -1,7 +1,7 @@
 """Compute what the store records of a service's process: its uid and its ProcessSpec.
 
-This module also decides what a new activation means for the running process. The process needs
-nothing, or a restart, or only another hosts file because the service's networks have changed.
+This module also decides whether a new activation must change the running process. The process may
+need a restart, or only another hosts file because the service's networks have changed.
 """
 
 from __future__ import annotations

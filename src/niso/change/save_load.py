@@ -1,5 +1,4 @@
-"""Save services with their packages and volumes to an archive, and load them on this or another
-host.
+"""Save services with packages and volumes to an archive, and load them on this or another host.
 
 `niso.runtime.archive` writes and reads the archive. `SavedHost`, the first entry of an archive,
 describes its content.
@@ -529,9 +528,7 @@ class _Loading:
         self._requests[network.name] = request
 
     def make_networks(self, undo: ExitStack) -> None:
-        """Create the networks, except implicit networks, which exist only while services use
-        them.
-        """
+        """Create the networks, except implicit ones, which exist only while services use them."""
         for network in self._saved.networks:
             request = self._requests.get(network.name)
             if request is not None and not network.implicit:

@@ -478,9 +478,9 @@ class Wait:
 
 
 def until_started(processes: Processes, row: ServiceRow) -> None:
-    """Wait until a new process counts as started: about `STARTED_WITHIN_S` seconds, or less.
+    """Wait until a new process counts as started, for about `STARTED_WITHIN_S` seconds or less.
 
-    Raises Error if the process exits earlier, except with restart policy "no" and status 0.
+    Raises Error if the process exits before that, except with restart policy "no" and status 0.
     """
     start = Start(row, None, True, None, 2 * _BUSY_S)
     wait = Wait(processes, start)

@@ -52,9 +52,9 @@ def finish(
     changes in progress (intents) are deleted. With ``keep_forwards``, ports of `niso port-forward`
     are published again at the next activation. With ``resets``, clients get a reset for each
     connection that is still open when the process has ended. Without a reset, a client that only
-    receives would wait for ever. With ``began``, the start of the command as a Unix time, the stop
-    is recorded for `niso history`. Raises Error if the kernel refuses a change. In this case no
-    service is recorded as stopped, and the call can be repeated.
+    receives would wait for ever. ``began`` is the start of the command as a Unix time. If it is
+    given, the stop is recorded for `niso history`. Raises Error if the kernel refuses a change. In
+    this case no service is recorded as stopped, and the call can be repeated.
     """
     store = machine.store
     rows = [row for name in services if (row := store.service(name)) is not None]
@@ -169,7 +169,7 @@ def stop(
 
 
 def _over(asked: Mapping[str, tuple[int, float]]) -> list[str]:
-    """Wait until at least one process has exited or timed out, and return their services.
+    """Wait until at least one process has exited or timed out. Return the services concerned.
 
     ``asked`` maps a service to its pidfd and the monotonic time of its timeout.
     """
@@ -224,9 +224,9 @@ def withdraw(
 
     With ``ends``, records of changes in progress (intents) are deleted. With ``forgets``, all rows
     of the services are deleted. With ``keep_forwards``, ports of `niso port-forward` are published
-    again at the next activation. With ``began``, the start of the command as a Unix time, the stop
-    is recorded for `niso history`. Raises Error. After an error nothing is recorded, and the call
-    can be repeated.
+    again at the next activation. ``began`` is the start of the command as a Unix time. If it is
+    given, the stop is recorded for `niso history`. Raises Error. After an error nothing is
+    recorded, and the call can be repeated.
     """
     store, kernel = machine.store, machine.kernel
     rows = list(rows)

@@ -57,9 +57,7 @@ def find_targets(
 
 
 def refuse_elsewhere(before: ServiceRow, target: Target) -> None:
-    """Raise Conflict if a service of this name was activated from another folder that still
-    exists.
-    """
+    """Raise Conflict if a service of this name was activated from another existing folder."""
     from niso.look.stack_members import is_elsewhere
 
     if target.replace or not is_elsewhere(before.manifest_path, target.manifest_path):
@@ -199,9 +197,7 @@ def from_manifest(loaded: load.Loaded) -> Target:
 
 
 def excluded(rootfs: str | None, spec: ServiceSpec) -> tuple[str, ...]:
-    """Return the paths that are left out of a package copy, such as paths that the service may
-    write.
-    """
+    """Return the paths to leave out of a package copy, such as paths that the service writes."""
     program = spec.program
     written = [volume.host for volume in program.volumes if volume.host and not volume.read_only]
     kept = (*program.secrets.values(), *program.apart)

@@ -310,7 +310,8 @@ def _undo_records(
 def _doubt_slots(store: Store, undone: change, names: Iterable[str]) -> None:
     """Make an undo delete the load balancing of instances that were starting.
 
-    An interrupted change may have written it to the kernel before the store recorded it.
+    An interrupted change may have written load balancing to the kernel before the store recorded
+    it.
     """
     own = [one for name in names if (one := store.instances.get(name)) is not None]
     if starting := [one.service for one in own if one.state == STARTING]:
