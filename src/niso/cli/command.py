@@ -36,7 +36,7 @@ class Argument(NamedTuple):
 
     @property
     def times(self) -> str:
-        """The suffix ``?``, ``*``, ``+`` or "". ``...`` means that all other words follow."""
+        """How many values the argument takes: ``?``, ``*``, ``+``, "" (one), or ``...`` (the rest)."""
         return "..." if "-- " in self.spelled else self.spelled[len(self.metavar) :]
 
     @property

@@ -550,7 +550,7 @@ _END_S = 5.0
 
 
 class Output(ModalScreen[None]):
-    """A screen that runs ``niso WORDS`` and shows its output. Closing the screen ends niso."""
+    """A screen that runs ``niso WORDS`` and shows its output. Closing it stops the command."""
 
     CSS = """
     #command { padding: 0 1; background: $panel; text-style: bold; }

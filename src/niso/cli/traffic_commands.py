@@ -164,7 +164,10 @@ def _log(host: Host, args: Args) -> int:
 
 
 def _wait(source: niso.Drops | niso.Events | None, seconds: float | None = None) -> bool:
-    """Wait for data from ``source``; return whether some came. BrokenPipeError if stdout closes."""
+    """Wait for data from ``source``. Return False if there is none after ``seconds``.
+
+    Raises BrokenPipeError if the reader of stdout has exited.
+    """
     poll = select.poll()
     if source is not None:
         poll.register(source, select.POLLIN)

@@ -169,7 +169,7 @@ class Agent:
         return changed
 
     def _say_seen(self, membership: ClusterKeys, networks: Iterable[str]) -> None:
-        """Write to etcd the revision up to which this host has applied changes of instances.
+        """Write to etcd up to which revision this host has applied changes of services' instances.
 
         A deploy on another host waits for this revision before it stops an instance.
         """
@@ -223,7 +223,7 @@ class Agent:
             self._say(f"the cluster does not have network {name} any more: {error.message}")
 
     def _still(self, store: Store, claims: Claims, lost: list[str]) -> list[str]:
-        """Check services that seem lost to other hosts. Return those that really are."""
+        """Check the services in ``lost`` again. Return those that another host really has now."""
         ended = []
         for service in lost:
             try:
@@ -361,8 +361,8 @@ class Agent:
         self._hurry.set()
 
     def _notice(self, hurry: bool = True) -> None:
-        """Request a poll. Without ``hurry``, the poll may be delayed, so that hosts do not poll at
-        once.
+        """Request a poll. Without ``hurry``, it may be delayed, so that hosts poll at different
+        times.
         """
         self.lag.notice(time.monotonic())
         self._wake.set()
@@ -650,7 +650,7 @@ class Roster:
 
 
 class Lag:
-    """A meter of how long changes wait for the agent. Several threads may call `notice`."""
+    """A measurement of how long changes wait for the agent. Several threads may call `notice`."""
 
     def __init__(self) -> None:
         self._since_s: float | None = None

@@ -116,7 +116,7 @@ class Claims:
         return _repeated(attempt, f"{wanted.service}: other hosts keep changing what it needs")
 
     def foreseen(self, wanted: Wanted, take: bool = False) -> ClusterClaim:
-        """Return the claim that `claim` would write, without writing to etcd."""
+        """Return the reservation that `claim` would make, without writing to etcd."""
         have = self.held(wanted.service)
         joins = self._joins(wanted, have)
         if have is not None and have.host != self.host and not joins:
@@ -188,11 +188,12 @@ class Claims:
         return self._changed(service, mark, change, gives_up=True)
 
     def _changed(self, service: str, mark: str, change: Any, gives_up: bool) -> bool:
-        """Change the keys of this host's claim of a service, in one transaction.
+        """Change the keys of this host's reservation of a service, in one transaction.
 
-        Returns False if this host does not have the claim with the id ``mark``. ``change`` gets the
-        claim and its keys, and returns the writes. ``gives_up`` is true if these writes delete the
-        claim. If such a request gets no answer and the claim is then absent, it was carried out.
+        Returns False if this host does not have the reservation with the id ``mark``. ``change``
+        gets the reservation and its keys, and returns the writes. ``gives_up`` is true if these
+        writes delete the reservation. If such a request gets no answer, and the reservation is
+        absent then, the request was carried out.
         """
         own = self.keys.service(service)
 
@@ -220,7 +221,7 @@ class Claims:
         return have.gen == since or (have.gen > since and any(map(self.is_alive, have.hosts)))
 
     def _require_lost(self, wanted: Wanted, have: ClusterClaim, take: bool) -> None:
-        """Raise Conflict, unless ``take`` is set and all hosts of the service are dead."""
+        """Raise Conflict, unless ``take`` is set and all hosts that have the service are dead."""
         if alive := next(filter(self.is_alive, have.hosts), None):
             if have.service != owner(have.service):
                 raise Conflict(f"{alive} has just started an instance {have.service}", "try again")
@@ -242,7 +243,7 @@ class Claims:
             )
 
     def _require_alike(self, wanted: Wanted, claim: ClusterClaim, have: ClusterClaim) -> None:
-        """Raise Conflict if hosts of a service would have different addresses or names for it."""
+        """Raise Conflict if a service would have different addresses or names on its hosts."""
         there = ", ".join(host for host in have.hosts if host != self.host)
         if have.kept or have.former:
             raise Conflict(f"{there} is changing {have.service}", "try again")
@@ -376,9 +377,9 @@ class Claims:
     def _entries(
         self, claim: ClusterClaim, known: Mapping[str, KeyValue], is_own: bool
     ) -> Iterator[Put]:
-        """Yield Put operations for the address and name keys of a claim.
+        """Yield Put operations for the address and name keys of a reservation.
 
-        ``known`` are the present keys. If the claim already was this host's (``is_own``), the
+        ``known`` are the present keys. If this host already had the reservation (``is_own``), the
         addresses that are up stay up.
         """
         for network, addresses in claim.networks.items():
@@ -456,7 +457,7 @@ class Claims:
 def without(
     items: Mapping[str, KeyValue], claim: ClusterClaim, keys: Keys, host: str
 ) -> Iterator[Put]:
-    """Yield Put operations that remove a host from a claim of several hosts.
+    """Yield Put operations that remove a host from a reservation by several hosts.
 
     ``items`` are the present keys of the service and of its addresses.
     """

@@ -39,7 +39,7 @@ _LENGTH = 64
 
 
 def chosen(kernel: Kernel, asked: str) -> str:
-    """Return whether this host encrypts with the "kernel" or in "userspace". Raises Error.
+    """Return how this host encrypts: "kernel" or "userspace". Raises Error if it cannot encrypt.
 
     "userspace" is returned only if the kernel cannot encrypt and ``asked`` is "userspace".
     """
@@ -58,7 +58,7 @@ def chosen(kernel: Kernel, asked: str) -> str:
 
 
 def address(cluster: str, host: str) -> str:
-    """Derive the IPv6 address of a host inside the tunnel (RFC 4193) from a hash of both names."""
+    """Derive a host's IPv6 address inside the tunnel (RFC 4193) from a hash of cluster and host."""
     prefix = b"\xfd" + hashlib.sha256(cluster.encode()).digest()[:5] + bytes(2)
     own = hashlib.sha256(f"{cluster}/{host}".encode()).digest()[:8]
     return str(ipaddress.IPv6Address(prefix + own))
@@ -165,9 +165,10 @@ def _adopt(store: Store, kernel: Kernel) -> str:
 
 
 def mend(store: Store, kernel: Kernel) -> None:
-    """Restore the WireGuard interface as the store records it, without niso's lock.
+    """Repair the WireGuard interface, as the store records it.
 
-    This is called periodically, because the kernel sends no event for some changes of it.
+    This is called periodically, because the kernel sends no event for some changes of the
+    interface. The caller must not have niso's lock.
     """
     if store.across.tunnel() is None:
         return

@@ -214,7 +214,7 @@ def added(value: dict[str, Any], host: str) -> dict[str, Any]:
 
 
 def left(value: dict[str, Any], host: str) -> dict[str, Any]:
-    """Remove a host from the value of a service's key in etcd. Another host must be left."""
+    """Remove a host from the value of a service's key in etcd. Another host must remain."""
     rest = turned(value, sorted({value["host"], *value["others"]} - {host})[0])
     others = {name: each for name, each in rest["others"].items() if name != host}
     return {key: each for key, each in rest.items() if key != "others"} | (
@@ -231,9 +231,10 @@ def others_of(value: dict[str, Any]) -> tuple[OtherHost, ...]:
 
 
 def claim_of(item: KeyValue, keys: Keys, host: str = "") -> ClusterClaim:
-    """Convert a service's key in etcd to a claim. Raises Error if its value is invalid.
+    """Convert a service's key in etcd to a reservation. Raises Error if its value is invalid.
 
-    If several hosts have claimed the service, returns the claim of ``host``, if there is one.
+    If several hosts have reserved the service, returns the reservation of ``host``, if there is
+    one.
     """
     value = decode(item.value, item.key)
     try:

@@ -133,7 +133,7 @@ class ClusterKeys:
             self.engine.commit(Txn((Compare(item.key, item.modified),), (put,)))
 
     def live(self, host: str, state_id: str, lease: int, boot: str) -> bool:
-        """Record that a host is alive while its lease exists. False if the host was removed."""
+        """Record, with a lease, that a host is alive. Return False if the host was removed."""
         item = self._item(self.keys.host(host))
         if item is None or decode(item.value, item.key).get("id") != state_id:
             return False
@@ -189,7 +189,7 @@ class ClusterKeys:
         self._delete(item.key, Txn((Compare(item.key, item.modified),), changes))
 
     def services(self) -> list[ClusterClaim]:
-        """Return the claims of all services by all hosts, sorted by service."""
+        """Return the reservations of all services by all hosts, sorted by service."""
         items = self.engine.get(self.keys.services, stale=True).items
         claims = [(item, key_values.claim_of(item, self.keys)) for item in items]
         return [
@@ -199,7 +199,7 @@ class ClusterKeys:
         ]
 
     def instances(self, front: str) -> set[int]:
-        """Return the numbers of the instances that hosts have claimed of a service (``front``)."""
+        """Return the numbers of a service's (``front``) instances that hosts have reserved."""
         prefix = self.keys.service(f"{front}.")
         return {
             int(number)
@@ -212,7 +212,7 @@ class ClusterKeys:
         return [claim.service for _, claim in self._had_by(host) if host in claim.hosts]
 
     def forget(self, host: str) -> list[str]:
-        """Remove a dead host and its claims from etcd. Return the names of its services.
+        """Remove a dead host and its reservations from etcd. Return the names of its services.
 
         Raises Conflict if the host is alive, and NotFound for an unknown host.
         """
@@ -243,7 +243,7 @@ class ClusterKeys:
         return gone
 
     def _leave_to_others(self, key: str, host: str) -> None:
-        """Remove a host from the claim of a service that other hosts have claimed too."""
+        """Remove a host from the reservation of a service that other hosts have reserved too."""
 
         def txn() -> Txn:
             item = self._item(key)
@@ -257,7 +257,7 @@ class ClusterKeys:
         self._settle(txn, lambda: all(item.key != key for item, _ in self._had_by(host)))
 
     def _had_by(self, host: str) -> list[tuple[KeyValue, ClusterClaim]]:
-        """Return claims, with keys, of services that a host has, or had before a takeover."""
+        """Return keys and reservations of services that a host has, or had before a takeover."""
         items = self.engine.get(self.keys.services).items
         claims = [(item, key_values.claim_of(item, self.keys)) for item in items]
         return [(item, claim) for item, claim in claims if host in (*claim.hosts, claim.former)]
@@ -309,7 +309,7 @@ class ClusterKeys:
         return key_values.spec_of(name, item) if item else None
 
     def create_network(self, spec: Spec) -> Spec:
-        """Create a network in etcd, or return the existing one. Its VNI is set. Raises Conflict."""
+        """Create a network in etcd with a new VNI, or return the existing one. Raises Conflict."""
         made: list[Spec] = []
 
         def txn() -> Txn:

@@ -117,7 +117,7 @@ def _wanted(
 
 
 def fenced(store: Store, now: EngineView, own: str) -> list[str]:
-    """Return this host's services that another host has claimed later (with a higher ``gen``)."""
+    """Return this host's services that another host has reserved later (with a higher ``gen``)."""
     lost = []
     for claim in store.across.claims(now.only):
         known = now.services.get(claim.service, NOTHING)
@@ -218,7 +218,10 @@ def _revert_attempt(store: Store, kernel: Kernel, report: Report) -> None:
 
 
 def _write(spans: SpanRows, services: Services, peers: Peers) -> None:
-    """Write rows. A service without addresses is deleted, and a host whose value is None."""
+    """Write rows of remote services and hosts.
+
+    A service without addresses is deleted, and a host that maps to None too.
+    """
     for host, row in peers.items():
         if row is not None:
             spans.set_peer(host, *row)
@@ -346,7 +349,7 @@ def changed_services(
     """Return the new states of the remote services that a command of this host changes.
 
     ``now`` is etcd's state on networks that are new to this host: their services are added.
-    ``services`` and ``addresses``, pairs (network, address), are those that this host has claimed.
+    ``services`` and ``addresses``, pairs (network, address), are those that this host has reserved.
     They are removed.
     """
     had = store.across.holders(addresses).values()

@@ -71,11 +71,11 @@ class OwnClaims:
     def bring(
         self, store: Store, kernel: Kernel, claims: Claims, now: EngineView, now_s: float
     ) -> tuple[list[str], bool]:
-        """Write, change or delete the claims in etcd that do not match this host's store.
+        """Write, change or delete the reservations in etcd that do not match this host's store.
 
         A service that a command is changing is skipped. ``now`` is the state of etcd, and ``now_s``
-        a monotonic time. Returns the services that other hosts have claimed, and whether all keys
-        already were as desired.
+        a monotonic time. Returns the services that other hosts have reserved, and whether all keys
+        were already correct.
         """
         lost, is_sure = [], True
         records = store.across.claims(now.only)
@@ -114,9 +114,10 @@ class OwnClaims:
         return lost, is_sure
 
     def _end_strays(self, store: Store, claims: Claims, now: EngineView, now_s: float) -> bool:
-        """Delete claims of this host that no row describes. Returns whether there were none.
+        """Delete reservations of this host that its store does not contain.
 
-        Late requests and restored backups of etcd leave such claims.
+        Returns whether there were none. Late requests and restored backups of etcd leave such
+        reservations.
         """
         names = now.services if now.only is None else now.only & now.services.keys()
         own = {
@@ -142,13 +143,13 @@ class OwnClaims:
 def publish_claim(
     store: Store, kernel: Kernel, claims: Claims, service: str, final: bool = True
 ) -> bool:
-    """Update a service's claim in etcd from its rows. False if another host has the service.
+    """Update a service's reservation in etcd to match the service's rows.
 
-    The caller has the service's lock, but not niso's, and no change of the service is in progress.
-    Without ``final``, an empty record of the claim stays in the store, because a request may still
-    be on its way to etcd. A service that is not claimed loses its addresses, so that no policy
-    resolves to them. Raises NoAnswer, Error, and Conflict if other services have claimed its
-    addresses or names.
+    Returns False if another host has the service. The caller has the service's lock, but not
+    niso's, and no change of the service is in progress. Without ``final``, an empty record of the
+    reservation stays in the store, because a request may still be on its way to etcd. A service
+    that is not reserved loses its addresses, so that no policy resolves to them. Raises NoAnswer,
+    Error, and Conflict if other services have its addresses or names.
     """
     row, record, have = store.service(service), store.across.claim(service), claims.held(service)
     on = store.across.spanning(row.networks) if row is not None else []
@@ -208,7 +209,7 @@ def is_so(store: Store, record: ClaimRow, now: EngineView) -> bool:
 def is_up(store: Store, row: ServiceRow) -> bool:
     """Return whether other hosts may connect to a service or an instance.
 
-    An instance may be connected to if it receives connections of its service's address.
+    For an instance, this is true while it receives connections to its service's address.
     """
     if not row.active or owner(row.name) == row.name:
         return row.active
@@ -246,7 +247,7 @@ def about(store: Store, service: str) -> dict[str, Any]:
 
 
 def wanted_by_rows(store: Store, row: ServiceRow, on: Sequence[str]) -> Wanted:
-    """Return what a service must claim: its names, and its addresses on the networks ``on``."""
+    """Return what a service must reserve: its names, and its addresses on the networks ``on``."""
     leased = _by_network(pair for pair in store.addresses(row.name) if pair[0] in on)
     names = store.names_there(row.name)
     return Wanted(row.name, tuple(on), names, leased, {}, row.mode == "front")

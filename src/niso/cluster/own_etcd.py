@@ -76,7 +76,7 @@ def program() -> str:
 
 
 def words(config: Config) -> list[str]:
-    """Return etcd's command-line options. Those that begin with initial- only apply once."""
+    """Return etcd's command-line options. initial-* options matter only at the first start."""
     assert config.member is not None
     tls = os.path.join(folder(), "tls")
     authority, certificate, key = (os.path.join(tls, name) for name in _COPIED)

@@ -235,7 +235,7 @@ class ComposeService:
         self._put("service", "env_file", files)
 
     def _restart(self) -> str:
-        """Return the service's restart policy, as Compose's key ``restart`` has it.
+        """Return the service's restart policy, in the form of Compose's key ``restart``.
 
         The policy comes from the key ``restart`` or from ``deploy``.
         """

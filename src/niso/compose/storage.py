@@ -212,7 +212,7 @@ _BYTES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 
 def words(value: object) -> list[str] | None:
-    """Return the words of a command. A string is split as a shell would. None means invalid."""
+    """Return the words of a command, split as by a shell. Returns None if it is invalid."""
     if isinstance(value, str):
         try:
             return shlex.split(value)

@@ -478,8 +478,8 @@ _HINT = "look at the plugins before niso-cni in the list"
 def require_free(store: Store, call: Call, same: AttachedRow | None) -> None:
     """Raise Failure if the requested interface already exists in the container.
 
-    An earlier plugin of the list may have created the interface. It is no error if an earlier call
-    of niso in the same list did. ``same`` is the container's present attachment.
+    An earlier plugin of the list may have created the interface. If niso is twice in the list, an
+    interface of niso's first call is no error. ``same`` is the container's present attachment.
     """
     own = store.attachments.links(same.service) if same is not None else ()
     is_own = any(link.interface == call.interface for link in own)

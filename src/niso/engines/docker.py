@@ -330,7 +330,7 @@ def _delete_endpoint(given: dict[str, Any]) -> None:
 
 
 def resume_pending() -> bool:
-    """Resume waiting for interfaces that an earlier server gave to Docker. False on an error."""
+    """Wait again for interfaces that Docker is moving. Return False after an error."""
     if not os.path.lexists(paths.database()):
         return True
     try:

@@ -34,7 +34,7 @@ _SIMILAR = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_.")
 
 
 class _LateProcesses:
-    """A stand-in for `Processes` that imports its 15 modules only when an undo needs it."""
+    """A placeholder for `Processes`, whose 15 modules are imported only if an undo needs them."""
 
     def __getattr__(self, name: str) -> Any:
         from niso.runtime.processes import Processes

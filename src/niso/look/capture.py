@@ -207,7 +207,7 @@ class Capture(ResultStream):
         return b""
 
     def _lines(self, source: Tcpdump, data: bytes) -> bytes:
-        """Return the complete lines in tcpdump's output, until the requested number of packets."""
+        """Return the complete lines in tcpdump's output, but no more packets than requested."""
         *lines, source.incomplete = (source.incomplete + data).split(b"\n")
         shown = []
         for line in filter(None, lines):  # tcpdump ends with an empty line
@@ -437,7 +437,7 @@ class CaptureFile:
         return _block(_PACKET, body)
 
     def converter(self, name: str) -> Callable[[bytes], bytes]:
-        """Return a function that converts pcap data to pcapng blocks. It raises ValueError."""
+        """Return a function that converts pcap data to pcapng blocks, or raises ValueError."""
         rest = b""
         interface: int | None = None
 

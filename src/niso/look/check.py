@@ -453,10 +453,10 @@ container.
 def is_moving(attached: AttachedRow) -> bool:
     """Return whether a container engine is about to move an interface into its container.
 
-    Until then, the attachment's namespace may be missing without an error. The modification time of
-    the symlink at the attachment's path is the time at which niso created the interface. When the
-    interface has arrived in the container, niso sets this time to 0. If the container engine has
-    been killed, the interface no longer moves, but may already be in the container.
+    Before the move, the attachment's namespace may be missing without an error. The modification
+    time of the symlink at the attachment's path is the time at which niso created the interface.
+    When the interface has arrived in the container, niso sets this time to 0. If the container
+    engine has been killed, the interface no longer moves, but may already be in the container.
     """
     if attached.owner != BY_INTERFACE:
         return False

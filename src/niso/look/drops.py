@@ -270,7 +270,7 @@ def _policy_drops() -> tuple[_Counts | None, _Counts]:
 
 
 def _foreign() -> dict[str, int] | None:
-    """Count dropped frames with a forged source, by bridge port. None if the table is missing."""
+    """Count frames dropped for a forged source, by bridge port. Returns None without the table."""
     with Nfnetlink() as kernel:
         if kernel.all_of(ruleset.BRIDGE, "owner") is None:
             return None

@@ -57,7 +57,7 @@ def taken(
 
 
 def unpublished(store: Store, service: str) -> list[records.PortMapping]:
-    """Return the ports of a manifest that a `niso port-forward`, ended since, had taken away."""
+    """Return the ports of a manifest that a former `niso port-forward` has taken away."""
     row = store.service(service)
     wanted = published_by(row) if row is not None else ()
     lost = [

@@ -349,7 +349,7 @@ class Object(NamedTuple):
 
 
 class ExplainedPacket(NamedTuple):
-    """A verdict on a packet, with the nftables objects of its path and of both policies."""
+    """A verdict on a packet, with the nftables objects of its path and of the policies."""
 
     packet: Packet
     verdict: Verdict
@@ -556,7 +556,7 @@ def _passing(
 
 
 def _static(table: str, chain: str, fragment: str, last: int = 0) -> _Rules:
-    """Return the first (with ``last``: the last) fixed rule of a chain with this ``fragment``."""
+    """Return a chain's first fixed rule that contains ``fragment``, or the last if ``last``."""
     rules = ruleset.rules_of(table, chain)
     found = [
         Object(table, chain, text, place) for place, text in enumerate(rules) if fragment in text

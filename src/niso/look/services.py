@@ -368,7 +368,7 @@ def of_stack(
 
 
 def _at_times(line: ServiceLine, last: float | None, next_: float | None) -> ServiceLine:
-    """Add the times of a job's last run, by timer or command, and of its next run."""
+    """Add the times of a job's last run (by timer or command) and of its next run."""
     started = read(line.service).started_at
     last = max(filter(None, (last, started)), default=None)
     return line._replace(last_run=time_text(last), next_run=time_text(next_))

@@ -46,7 +46,7 @@ def joined() -> Config | None:
 
 
 class Session:
-    """The state of one `niso.connect`, for one thread and process like its SQLite connection."""
+    """The state of one `niso.connect`. It belongs to one thread and process, like its database."""
 
     def __init__(self, progress: Progress | None) -> None:
         self.progress = progress

@@ -53,7 +53,7 @@ def state_dir() -> str:
 
 
 def container_id(service: str) -> str:
-    """Return crun's id of a service's container: more than 12 characters, for journald."""
+    """Return crun's id of a service's container. With journald, conmon needs over 12 characters."""
     return f"niso-service-{service}"
 
 

@@ -142,7 +142,7 @@ def record_health(
 def _record(
     compare: Callable[[float], tuple[list[Happened], dict[str, ServiceState | None]]],
 ) -> None:
-    """Append events to the ring and store states of services, as ``compare`` returns both."""
+    """Append the events that ``compare`` returns to the ring, and store the states it returns."""
     try:
         lock = open_lock(".events")
         try:

@@ -277,8 +277,8 @@ class _Creator:
     def pid(self) -> int:
         """Wait until the container exists, and return the pid of its PID 1 on the host.
 
-        conmon reports it as a line of JSON (write_sync_fd in conmon). Raises `ProcessError` with
-        crun's message.
+        conmon reports this pid in a line of JSON (write_sync_fd in conmon). Raises `ProcessError`
+        with crun's message.
         """
         line = b""
         while b"\n" not in line and (chunk := os.read(self.fd, 4096)):

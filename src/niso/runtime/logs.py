@@ -177,7 +177,7 @@ def _lines(fd: int, offset: int, end: int | None) -> Iterator[bytes]:
 
 
 def _follow(service: str, fd: int, offset: int) -> Iterator[bytes]:
-    """Yield the new lines of a log until the log folder is removed. Rotation is handled.
+    """Yield the new lines of a log, even across rotations, until the log folder is removed.
 
     ``fd`` is the newest file, which this function closes, or -1 without a file. ``offset`` is the
     position up to which it has been read.

@@ -203,7 +203,7 @@ def config(
 
 
 def select_seccomp(profile: dict[str, Any], have: Collection[str]) -> dict[str, Any]:
-    """Return the rules of a seccomp profile that apply to a service, as a profile.
+    """Reduce a seccomp profile to the rules that apply to a service.
 
     ``have`` are the service's capabilities and its [isolation] switches that are on. A rule with
     the key ``with`` applies only if ``have`` contains the named capability or switch. A rule with

@@ -519,7 +519,7 @@ class PackageFiles(NamedTuple):
 
 
 class Contents:
-    """The cached digests of a service's package files. A caller of `save` needs the lock."""
+    """The cached digests of a service's package files. `save` requires the service's lock."""
 
     def __init__(self, service: str) -> None:
         self._path = contents_file(service)

@@ -164,7 +164,7 @@ def _recorded(volume: MountedVolume, boot: str) -> MountedVolume:
 
 
 def problems(spec: ProcessSpec) -> Iterator[Error]:
-    """Yield an error for each path whose file is no longer the one at the activation."""
+    """Yield an error for each path that leads to another file than at the activation."""
     for secret in spec.secrets:
         try:
             read_secret(secret)

@@ -310,7 +310,7 @@ class Units:
         _systemctl("daemon-reload")
 
     def timers(self, services: Iterable[str]) -> dict[str, tuple[float | None, float | None]]:
-        """Map services to (last, next) run of their timers, as Unix times in seconds or None."""
+        """Return the (last, next) run of each service's timer, as Unix times in seconds or None."""
         names = list(services)
         if not names:
             return {}
