@@ -36,7 +36,7 @@ class Argument(NamedTuple):
 
     @property
     def times(self) -> str:
-        """How many values the argument takes: ``?``, ``*``, ``+``, "" (one), or ``...`` (the rest)."""
+        """How many values the argument takes: ``?``, ``*``, ``+``, "" (one) or ``...`` (all)."""
         return "..." if "-- " in self.spelled else self.spelled[len(self.metavar) :]
 
     @property

@@ -110,7 +110,7 @@ def _is_option(word: str) -> bool:
 
 
 def _split(word: str, flags: dict[str, Option]) -> tuple[str, str | None]:
-    """Split ``--mtu=9``, ``-n5`` or ``-ft`` into (flag, rest). The rest is None if there is none."""
+    """Split ``--mtu=9``, ``-n5`` or ``-ft`` into (flag, rest). No rest is returned as None."""
     if word.startswith("--"):
         flag, equals, value = word.partition("=")
         return flag, value if equals else None
