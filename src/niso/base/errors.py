@@ -167,9 +167,9 @@ def missing_library(names: str, what: str, *pip: str, instead: str = "") -> Erro
     """Return an error about missing Python libraries. The hint is the command that installs them.
 
     ``names`` are the libraries' names in the message, and ``what`` says what needs them. ``pip``
-    are the packages on PyPI. The hint is an apt command for Debian's packages, or in a virtual
-    environment that does not see these, a pip command. ``instead`` is a command that works without
-    the libraries.
+    are the packages on PyPI. If Python uses Debian's packages, the hint is an apt command. In a
+    virtual environment without these, it is a pip command. ``instead`` is a command that works
+    without the libraries.
     """
     if any(path.endswith("/dist-packages") for path in sys.path):
         install = f"apt install {' '.join(f'python3-{_DEBIAN.get(one, one)}' for one in pip)}"

@@ -262,7 +262,7 @@ class _Activation:
         for one in self._rollouts if self._retired else ():
             deploy.retire(self._machine, one, self._report)
         names = dict.fromkeys([*self._stack.leaving, *(row.name for row in self._leaving)])
-        # the intents of the retired ones have their rows from before they left the slots
+        # the intents of retired instances have the rows from before they left the slots
         fresh = [name for name in names if name not in self._retired]
         begin(self._store, fresh, "activate")
         ended = stop.stop(self._machine.processes, self._leaving, self._report, {})
@@ -422,7 +422,7 @@ class _Activation:
         scope = scope_left(store, left)
         before = desired_now(kernel, store, scope)
         self._end(left)
-        reported = set(steps)  # these were not carried out, so the next plan contains them again
+        reported = set(steps)  # these steps were only planned, so the next plan contains them again
         for step in plan(kernel, store, scope, before).steps if left else []:
             if step not in reported:
                 self._report(step)
@@ -501,7 +501,7 @@ class _Activation:
     def _end(self, left: set[str]) -> None:
         for name in self._names:
             self._store.end_intent(name)
-        for name in self._dropped:  # they are forgotten last, or by the next command
+        for name in self._dropped:  # these are forgotten last, or by the next command
             self._store.begin_intent(name, "remove", time.time())
         self._store.drop_implicit_networks(left)
 
@@ -586,7 +586,7 @@ def _leave(machine: Machine, instances: list[str], report: Report) -> None:
     for name in instances:
         from niso.change import health_agent
 
-        # not OUT: niso health would put it back
+        # not OUT: niso health would let it serve again
         health_agent.move(machine, name, SERVING, LEAVING)
         spec = machine.store.require_active(name).require_service()
         if spec.program.deploy is not None:

@@ -495,7 +495,7 @@ def _whole_policy(request: Request) -> Policy:
     networks = tuple(entry.network for entry in request.networks)
     own = [request.policy, *(policy for on, policy in request.policies if on in networks)]
     files: Iterable[Policy] = ()
-    # also without the folder: who can write to the one above can take it away
+    # also if the folder is missing: a user who can write to its parent may have removed it
     if os.path.lexists(os.path.dirname(paths.policy_dir())):
         files = about(request.name, networks, request.owner, dict(request.labels))
 

@@ -175,7 +175,7 @@ def _write_units(units: Units, store: Store, rows: Iterable[ServiceRow]) -> list
             if _write_timer(units, store, row) or not is_written:
                 timers.append(row.name)
             continue
-        if units.read(systemd.timer_file(row.name)) is not None:  # it had a schedule
+        if units.read(systemd.timer_file(row.name)) is not None:  # the job had a schedule before
             units.remove_timer(row.name)
         if not (is_written and units.is_enabled(row.name)):
             stale.append(row.name)

@@ -86,7 +86,7 @@ class ActivationClaims:
 
         If etcd does not answer, the reservation in this host's store is used, with a warning. It
         must cover all names and addresses of the service; otherwise NoAnswer is raised. Raises
-        Conflict if another host has reserved a name or address, or ErrorGroup.
+        Conflict if another host has reserved a name or address, and ErrorGroup for several errors.
         """
         known = {name: self._own_record(name, *pair) for name, pair in wanted.items()}
         self._begin([name for name, record in known.items() if record is None])

@@ -440,7 +440,7 @@ def end_services(machine: Machine, services: list[str]) -> None:
     Services that share the namespaces of these services are deactivated too.
     """
     store = machine.store
-    recover(machine, names=services)  # it may complete the removal of one
+    recover(machine, names=services)  # this may complete the removal of a service
     services = [name for name in services if store.service(name) is not None]
     attached = [name for name in services if store.attachments.get(name) is not None]
     for name in attached:

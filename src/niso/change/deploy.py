@@ -369,7 +369,7 @@ def swap(store: Store, rollouts: Iterable[Rollout]) -> None:
         started = [instance.service for instance in store.instances.of(one.name, STARTING)]
         store.instances.set_state(started, SERVING)
         kept = {instance.service for instance in store.instances.of(one.name, KEPT)}
-        # of a version that failed and was kept: such an instance does not serve again
+        # an instance of a version that failed and was kept does not serve again
         store.instances.set_state([name for name in one.old if name not in kept], LEAVING)
 
 

@@ -202,7 +202,7 @@ def _judge(session: Session, one: _Watched, log: Log) -> None:
         one.close()
         one.look_at = 0.0
     if one.pidfd < 0:
-        # each time: an undo may have recorded meanwhile that the instance gets connections
+        # checked each time: an undo may have recorded that the instance gets connections
         if one.front and _is_in(session, one, SERVING):
             ends = lambda machine: leave(machine, one.service)  # noqa: E731
             _act(session, ends, log, f"{one.service}: its process ended: no new connections")

@@ -41,7 +41,7 @@ def end_restart(machine: Machine, services: list[str], report: Report) -> None:
         except Error as error:
             report(NotStarted(name, error))
     with machine.store.transaction():
-        # no connections until niso health finds them healthy
+        # instances get no connections until niso health finds them healthy
         instances = machine.store.instances
         left = [one for name in services if (one := instances.get(name)) is not None]
         out = [one.service for one in left if one.state == LEAVING]

@@ -140,7 +140,7 @@ def _taken(machine: Machine) -> list[tuple[subnets.Network, str]]:
         (net, f"the host's route or address on {link}")
         for net, link in machine.kernel.used_prefixes(alias(store.state_id()))
     ]
-    # no service may have an address that policies allow by an outside name
+    # no service may have an address that policies allow by a DNS name
     if store.names_outside():
         taken += [
             (ipaddress.ip_network(address), f"the outside name {name!r}")
@@ -257,7 +257,7 @@ def _create(
                     network = next(iter(arriving.record(machine, False, unobserved)), None)
                     arriving.fill(store)
         except BaseException:
-            if network is not None and made.is_recorded:  # its bridge could not be made
+            if network is not None and made.is_recorded:  # the bridge could not be created
                 with change(kernel, store, scope, teardown=True, rows_first=True):
                     store.drop_network(request.name)
             raise

@@ -143,7 +143,7 @@ def _apply(
     before = {name: rows.answer(name) for name in {*heard, *unsettled}}
     services = rows.naming(before)
     scope = concerned(store, services)
-    # without a service that names them, the answers are rows alone
+    # if no service's policy has these names, only rows change
     made = change(kernel, store, scope, report, rows_first=True) if services else None
     with made or store.transaction():
         if made is not None and not all(answer.settled for answer in before.values()):

@@ -77,7 +77,7 @@ def admit(
             # a port that the service has is not checked: its own listener would conflict
             elif port not in have:
                 if port in gone:
-                    continue  # it stays with the service whose forward took it
+                    continue  # the port stays with the service that forwards it
                 _check_holders(store, service, port, key, together)
                 if not listens:
                     listeners.check(port, key)

@@ -145,7 +145,7 @@ def stop(
     try:
         while left or asked:
             ready = [name for name in left if not dependents[name]]
-            # nothing ready and nothing awaited is a cycle of dependencies: stop all of it
+            # if none is ready and none is awaited, the rest is a cycle of dependencies: stop all
             for name in ready or ([] if asked else list(left)):
                 report(Stopping(name))
                 timeout_s = left.pop(name)

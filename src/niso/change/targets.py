@@ -134,7 +134,7 @@ def of_row(row: ServiceRow) -> Target:
     except Error:
         if os.path.isdir(row.package):
             raise
-        raise gone from None  # it was removed during the check
+        raise gone from None  # the service was removed during the check
     return target
 
 

@@ -292,7 +292,7 @@ def _undo_records(
                 _doubt_slots(store, undone, (intent.service for intent in intents))
                 store.undo(intents)
                 if dead := _without_process(machine, (intent.service for intent in intents)):
-                    undone.doubt()  # the kernel may have their slots still, as the old rows say
+                    undone.doubt()  # the kernel may still have the slots of the old rows
                     store.instances.set_state(dead, OUT)
             except sqlite3.IntegrityError as error:
                 # another command is undoing a service of the same activation, and has not yet
@@ -329,7 +329,7 @@ def _show_hosts(processes: Processes, shown: Iterable[ProcessSpec]) -> None:
 
 
 def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
-    """Kill processes that differ from the old rows.
+    """Kill processes that do not match the old rows.
 
     If only the hosts file differs, the process is kept, and its old ProcessSpec is returned.
     """

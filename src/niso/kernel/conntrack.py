@@ -154,11 +154,11 @@ def _flush(
     """Delete the conntrack entries for which ``matches`` is true, and return their number.
 
     ``filters`` are bodies of requests that list entries. The search is repeated until it finds no
-    entry. The repetition is limited, because clients of a busy service never stop sending.
+    entry, but not for ever, because clients of a busy service never stop sending.
 
-    ``exact`` says that all entries that an IPv4 filter selects are to be deleted. Since Linux 6.18
-    the kernel can do this with one request. An older kernel refuses a filter that does not describe
-    a single flow; the entries are then listed and deleted one by one.
+    With ``exact``, all entries that an IPv4 filter selects are to be deleted. Since Linux 6.18 the
+    kernel can do this with one request. An older kernel refuses a filter that does not describe a
+    single flow; the entries are then listed and deleted one by one.
     """
 
     def parse(body: bytes) -> bytes | None:

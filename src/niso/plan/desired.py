@@ -75,7 +75,7 @@ def _shared(snapshot: Snapshot) -> Iterator[KernelObject]:
     yield from map(elements.wire, snapshot.wire)
     if snapshot.tunnel is not None:
         yield from map(elements.sealed, snapshot.wire)
-        yield Element(INET, "ports", (TUNNEL,))  # it may carry only VXLAN
+        yield Element(INET, "ports", (TUNNEL,))  # the tunnel may carry only VXLAN
         others = tuple(sorted(snapshot.tunnel.others))
         yield WireGuard(TUNNEL, *snapshot.tunnel[:5], names.alias(snapshot.state_id), others)
     for policed in snapshot.policed:
@@ -83,7 +83,7 @@ def _shared(snapshot: Snapshot) -> Iterator[KernelObject]:
     for family in shut(dict(snapshot.sysctls_before), snapshot.any_active, snapshot.any_active6):
         yield elements.closed(family)
     for name, value in snapshot.sysctls_before:
-        # on while a service needs it, then as before niso changed it
+        # forwarding is on while a service needs it, afterwards as before niso changed it
         is_six = name.startswith("net/ipv6/")
         needed = snapshot.any_active6 if is_six else snapshot.any_active
         yield Sysctl("", name, ON[name.rpartition("/")[2]] if needed else value)

@@ -296,7 +296,7 @@ class PlannedService(NamedTuple):
     sysctls: tuple[tuple[str, str], ...] = ()  # names with dots and values, of its manifest
     extra_hosts: tuple[tuple[str, str], ...] = ()  # name and address, or HOST_GATEWAY
     outside: tuple[str, int] | None = None  # path and cookie of a foreign namespace
-    raw: bool = False  # whether it, or a service in its namespace, may have `SENDS_RAW`
+    raw: bool = False  # whether this service, or one in its namespace, may have `SENDS_RAW`
     host: str = ""  # the underlay address of its host; "" for this host
     # with mode front: ordinal and endpoints of each instance here that receives connections
     serving: tuple[tuple[int, tuple[ServiceEndpoint, ...]], ...] = ()

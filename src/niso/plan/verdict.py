@@ -627,8 +627,8 @@ def network_of(context: PolicyContext, address: str) -> NetworkRecord | None:
 
 
 def is_for_services(context: PolicyContext, address: str) -> bool:
-    """Return whether only services can have an address, because the address is or was in a network
-    of niso. The prefixes from which niso takes subnets also cover former networks.
+    """Return whether only services can have an address, because it is or was in a network of niso.
+    It is enough that a prefix from which niso takes subnets contains the address.
     """
     number = parsed(address)
     in_pool = any(within(number, prefix) for prefix in context.pools)

@@ -175,7 +175,7 @@ class change:
         kernel = self._kernel
         was, now = _holders(before), _holders(after)
         gone = {address for _, address in was - now}
-        if gone:  # its next holder must not be in the middle of another service's connection
+        if gone:  # an address's next holder must not get packets of another service's connection
             kernel.flush_addresses(gone)
         # an address stays reserved, with its recorded flows, until another service reserves it
         far = gone - {address for _, address in _own(before)}

@@ -184,9 +184,7 @@ class Kind(Generic[T]):
         return self.parents(obj)
 
     def guards(self, obj: T) -> Iterable[Element]:
-        """Return the nftables elements that subject an object, such as a veth pair, to niso's
-        rules.
-        """
+        """Return the nftables elements that make niso's rules apply to an object (a veth pair)."""
         return ()
 
     def describe(self, step: Step[T]) -> str:

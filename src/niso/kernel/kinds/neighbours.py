@@ -159,7 +159,7 @@ class _Neighbours(Kind[Neighbour], of=Neighbour):
             own = macs.get(bridge.index, set()) | {bridge.mac}
             for index, mac, is_local in space.bridge_table(bridge.index):
                 port = by_index.get(index)
-                # entries of services that are not read may be right
+                # static entries of services that are not read are not reported
                 right = ports.get(index, "") in (None, mac) or (is_local and mac in own)
                 if port is not None and port not in tunnels and not right:
                     yield Neighbour(port, mac)
