@@ -497,7 +497,6 @@ def _refuse_instances(store: Store, services: Iterable[str]) -> None:
 
 
 def _own(store: Store, name: str) -> str:
-    """Return the service with this name or alias. Raises NotFound, Conflict (attachment)."""
     service = store.resolve(name)
     if (row := store.service(service)) is not None:
         row.require_own()

@@ -165,7 +165,6 @@ def _lines(store: Store, wanted: list[str]) -> list[VolumeLine]:
 
 
 def _split(volume: str) -> tuple[str, str]:
-    """Split ``SERVICE/NAME`` into service and volume. Raises InvalidInput for another format."""
     service, _, name = volume.partition("/")
     if not service or not name or "/" in name or name.startswith(".") or service.startswith("."):
         raise InvalidInput(f"{volume!r} is not SERVICE/NAME", "niso volume list lists the volumes")

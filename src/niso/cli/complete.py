@@ -201,7 +201,6 @@ def _networks() -> Candidates:
 
 
 def _words(ports: Iterable[niso.Port]) -> list[str]:
-    """Format ports in the form of a manifest. A port on all addresses is listed once."""
     words = []
     for port in ports:
         host = "" if port.anywhere else f"{bracketed(port.host_ip)}:"

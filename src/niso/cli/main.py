@@ -171,7 +171,6 @@ def _command(arguments: list[str]) -> int:
 
 
 def _refuse_early_option(arguments: list[str], place: int) -> None:
-    """Raise UsageError if the word at ``place`` is an option written before its command."""
     from niso.cli.command import COMMANDS, find
 
     option, words = arguments[place], [*arguments[:place], *arguments[place + 1 :]]
@@ -217,7 +216,6 @@ def explained(error: Exception) -> Error:
 
 
 def _of_output(error: OSError) -> Error | None:
-    """Return an `Error` if the failed system call was a write to stdout, else None."""
     try:
         sys.stdout.flush()  # fails again, except after a write larger than the buffer
         os.write(1, b"")

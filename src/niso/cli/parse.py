@@ -310,7 +310,6 @@ def usage(of: Command, columns: int, before: str = "") -> str:
 
 
 def _wrapped(text: str, columns: int, head: str = "", indent: int = 0) -> str:
-    """Wrap a text that follows ``head``. All lines but the first are indented by ``indent``."""
     import textwrap
 
     filled = textwrap.TextWrapper(

@@ -310,7 +310,6 @@ def _stats(load: niso.ProcessLoad | None) -> tuple[str, ...]:
 
 
 def _listens(line: niso.ServiceLine) -> str:
-    """Format the ports on which a service listens, and those without a listener: ``80; not 81``."""
     shown = [output.socket_text(one.address, one.port, one.proto) for one in line.listening or ()]
     lacks = [output.socket_text(one.address, one.port, one.proto) for one in line.unheard or ()]
     parts = [", ".join(dict.fromkeys(shown))] + [f"not {', '.join(lacks)}"] * bool(lacks)

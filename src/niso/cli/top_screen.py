@@ -95,7 +95,6 @@ def show(name: str | None) -> int:
 
 
 def _read(screen: TopScreen) -> None:
-    """Measure every `EVERY_S` seconds. Runs in a thread, because health checks can take long."""
     try:
         with connect() as host, host.top() as measured:
             due = time.monotonic() + traffic_commands.EVERY_S
@@ -302,7 +301,6 @@ class TopScreen(App[None]):
         )
 
     def _choose_row(self, key: str) -> None:
-        """Show only one service: the one in the chosen row, or an endpoint of the row's flow."""
         if self.chosen is not None:
             return  # only flows and sockets of one service are shown
         flow = self._flows.get(key)
@@ -379,7 +377,6 @@ class TopScreen(App[None]):
         return self._home(self.chosen) or flow.to.service or flow.from_.service, flow
 
     def _home(self, name: str | None) -> str | None:
-        """Return the owner of a service's network namespace, which is usually the service."""
         loads = self._load.services if self._load else ()
         return next((load.shares or name for load in loads if load.service == name), name)
 
@@ -481,7 +478,6 @@ class RowTable(ScrollView, can_focus=True):
         self._measure()
 
     def _measure(self) -> None:
-        """Redraw the table. Columns are widened for the visible rows, but never made narrower."""
         first = self.scroll_offset.y
         for key in self.keys[first : first + self.size.height]:
             needed = [len(text) for text, _ in self._cells(key)]
@@ -592,7 +588,6 @@ class Output(ModalScreen[None]):
         return self._process.stdout.fileno()
 
     def _read(self) -> None:
-        """Show new output of the command, and the exit status at the end of the output."""
         log = next(iter(self.query(Log)), None)
         if log is None:  # the screen is being left
             self._end()

@@ -109,7 +109,6 @@ def _print_judged(judged: niso.Judged, but: str = "") -> None:
 
 
 def _end(service: str | None, address: str, port: int | None, host: str | None = None) -> str:
-    """Format the source or destination of a flow: ``db (10.99.1.2 on HOST):5432``."""
     shown = bracketed(address) if port is not None else address
     if service:
         shown = f"{service} ({address}{f' on {host}' if host else ''})"

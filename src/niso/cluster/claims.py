@@ -215,7 +215,6 @@ class Claims:
         return _repeated(attempt, f"{service}: other hosts keep changing it")
 
     def _joins(self, wanted: Wanted, have: ClusterClaim | None, since: int = 0) -> bool:
-        """Return whether this host will have the service in addition to other hosts."""
         if have is None or self.host in have.hosts or not (wanted.front and have.front):
             return False
         return have.gen == since or (have.gen > since and any(map(self.is_alive, have.hosts)))

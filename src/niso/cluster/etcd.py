@@ -377,12 +377,10 @@ def _packed(text: str) -> str:
 
 
 def _text(packed: str) -> str:
-    """Decode a base64 key or value of etcd. Bytes that are not UTF-8 are replaced."""
     return base64.b64decode(packed).decode(errors="replace")
 
 
 def _span(key: str, prefix: bool) -> dict[str, Any]:
-    """Return the fields of a request that select one key, or all keys with a prefix."""
     end = {"range_end": _packed(key[:-1] + chr(ord(key[-1]) + 1))} if prefix else {}
     return {"key": _packed(key), **end}
 

@@ -313,7 +313,6 @@ def drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None
 
 
 def _drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None:
-    """Delete records of reservations as `drop_claims` does. The caller has niso's lock."""
     rows = {service: store.service(service) for service in services}
     services = [service for service, row in rows.items() if row is None or not row.active]
     called = {name for service in services for name in (service, *store.names(service))}

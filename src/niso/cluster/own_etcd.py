@@ -252,7 +252,6 @@ def _pid_file() -> str:
 
 
 def _last_words() -> str:
-    """Return the last error in etcd's log as ``: REASON``, or "" if the log has no error."""
     try:
         with open(log(), encoding="utf-8", errors="replace") as file:
             last = file.read()[-10_000:].strip().splitlines()[-1]
@@ -352,7 +351,6 @@ def alarmed(states: Iterable[EtcdState]) -> list[tuple[str, str]]:
 
 
 def _ahead_s(date: str, now_s: float) -> float:
-    """Return by how many seconds an HTTP date is ahead of ``now_s``, or 0 if it is invalid."""
     from email.utils import parsedate_to_datetime
 
     try:

@@ -63,7 +63,6 @@ class ImportedStack(NamedTuple):
 
 
 def _in_env_file(folder: str) -> frozenset[str]:
-    """Return the names of the variables in a folder's file .env, or none if it is unreadable."""
     try:
         return frozenset(variables.read(os.path.realpath(os.path.join(folder, ".env")), {}))
     except Error:
@@ -303,7 +302,6 @@ def _is_valid(text: str, rule: Callable[[str], object]) -> bool:
 
 
 def _lines(service: ComposeService) -> Iterator[str]:
-    """Yield the lines of a [services.NAME] table, after comments about unsupported settings."""
     for gap in service.gaps:
         place = f"{gap.key}: " if gap.key else ""
         yield escaped(f"# {place}{gap.text}")

@@ -173,7 +173,6 @@ class ComposeService:
 
     @cached_property
     def _oci(self) -> str:
-        """Return the path of the service's image for package.oci, or "" if none is usable."""
         base, error = self._world.storage.base, None
         for text in (f"images/{self.name}:latest", f"images/{self.name}"):
             try:
@@ -211,7 +210,6 @@ class ComposeService:
             self._gap("image", f"unpack images/{self.name} into rootfs/{self.name}, see below")
 
     def _words(self, key: str) -> list[str] | None:
-        """Return the words of the command in a key, or None if the service lacks the key."""
         given = self._keys.get(key)
         argv = storage.words(given)
         if given is not None and argv is None:
@@ -293,7 +291,6 @@ class ComposeService:
             self._gap("labels", f"{CRON}: {times!r}: set service.schedule (systemd.time(7))")
 
     def _stop_signal(self) -> str:
-        """Return the stop signal of a well-known image such as ``php:8-fpm``, or ""."""
         name, _, tag = self.image.rpartition("/")[2].partition("@")[0].partition(":")
         words = (name, *tag.split("-"))
         return next((_STOP_SIGNALS[word] for word in words if word in _STOP_SIGNALS), "")
@@ -648,7 +645,6 @@ class ComposeService:
             self._gap(f"{place}.{key}", "niso has no such key")
 
     def _share_volumes(self) -> None:
-        """Let all instances write to the service's volumes, as in Compose."""
         anonymous = storage.anonymous(self._keys)
         for volume in self.tables.get("volumes", {}).values():
             if not volume.get("tmpfs") and volume.get("mode") != "ro":

@@ -141,7 +141,6 @@ def _below(path: str, folder: str) -> bool:
 
 
 def _name(mount: VolumeMount, taken: Mapping[str, Any]) -> str:
-    """Return an unused name for a volume, derived from the volume's own name or mount point."""
     given = mount.source if mount.kind == "volume" and mount.source else mount.target
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", given).strip("-_")
     plain = (plain if plain[:1].isalpha() else f"v-{plain}")[:55].rstrip("-")

@@ -261,7 +261,6 @@ def _require_configured(network: NetworkRecord, config: Mapping[str, Any]) -> No
 
 
 def _given(call: Call) -> str:
-    """Return the attachment's name: the pod's name and namespace, or else the container's id."""
     pod, space = (call.args.get(f"K8S_POD_{word}", "") for word in ("NAME", "NAMESPACE"))
     if not pod:
         return call.container
@@ -314,7 +313,6 @@ def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
 
 
 def _bandwidth(given: Any) -> tuple[tuple[str, int], ...]:
-    """Convert the engine's rates to pairs (direction, bytes per second). 0 means unlimited."""
     rates = {way: given.get(f"{key}rate") for way, key in _WAYS.items()} if given else {}
     return tuple(
         (way, rate_of_bits(int(rate), "bandwidth", rate)) for way, rate in rates.items() if rate
@@ -351,7 +349,6 @@ def _policy(call: Call, notes: Mapping[str, str]) -> Policy:
 
 
 def _once(pairs: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
-    """Convert pairs to a dict. Raises Failure if a key has two different values."""
     known: dict[str, Any] = {}
     for key, value in pairs:
         if known.setdefault(key, value) != value:

@@ -77,7 +77,6 @@ def _say_error(where: str, error: Exception) -> None:
 
 
 def _file(top: str, id: object) -> str:
-    """Return the path for niso's data about a Docker object. Raises InvalidInput for a bad id."""
     text = str(id)
     if not 0 < len(text) <= 64 or not set(text) <= set("0123456789abcdef"):
         raise InvalidInput(f"{text!r} is not an id of Docker")
@@ -145,7 +144,6 @@ def _delete_network(given: dict[str, Any]) -> None:
 
 
 def _create_endpoint(given: dict[str, Any]) -> dict[str, Any]:
-    """Save an endpoint's data for `_join`. Raises InvalidInput for an invalid option."""
     own, options = _own_options(given), _network(given)["options"]
     _policy(options, own)
     plugin.mac((given.get("Interface") or {}).get("MacAddress"))
@@ -161,7 +159,6 @@ def _create_endpoint(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _own_options(endpoint: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values of an endpoint's options ``driver-opt=niso.KEY=VALUE`` by KEY."""
     own = {
         str(key).removeprefix(_PREFIX): value
         for key, value in (endpoint.get("Options") or {}).items()
@@ -262,7 +259,6 @@ def _forget_files(id: str) -> None:
 
 
 def _lead(path: str, target: str) -> None:
-    """Replace an endpoint's symlink to a network namespace atomically by one to ``target``."""
     draft = f"{path}.new"
     _remove(draft)
     os.symlink(target, draft)
@@ -378,7 +374,6 @@ def complete_pending() -> bool:
 
 
 def _completed(id: str) -> bool:
-    """Finish attaching an endpoint. Return False if Docker has not moved its interface yet."""
     path = f"{_file(paths.run_dir(), id)}.netns"
     if not os.path.exists(path):
         return not os.path.lexists(path)

@@ -548,7 +548,6 @@ def _program() -> str | None:
 
 
 def _text(store: Store, network: str, owner: str) -> str:
-    """Return a network's file for aardvark-dns, or "" if no container is on the network."""
     known = store.network(network)
     lines = []
     for attached in store.attachments.all(owner):
@@ -580,7 +579,6 @@ def _silenced(store: Store, network: NetworkRecord, family: int) -> list[str]:
 
 
 def _notify(program: str, folder: str, needed: bool) -> None:
-    """Make aardvark-dns read its files again, or start it if it is ``needed`` and not running."""
     try:
         with open(os.path.join(folder, _PID_FILE), encoding="ascii") as file:
             pid = int(file.read())

@@ -186,7 +186,6 @@ class Capture(ResultStream):
                     os.write(self._pipe, packet)
 
     def _take(self, fd: int) -> bytes:
-        """Read from a ready descriptor. Return what `read` should return to its caller."""
         if self._drops is not None and fd == self._drops.fileno():
             self._pass_on(self._drops)
             return b""
@@ -221,7 +220,6 @@ class Capture(ResultStream):
         return b"".join(line + b"\n" for line in shown)
 
     def _line(self, line: bytes) -> bytes:
-        """Append to a line of tcpdump's output why the packet was dropped, if it was."""
         seconds, dot, others = line.partition(b".")
         micros, _, what = others.partition(b" ")
         if self._drops is None or not (dot and seconds.isdigit() and micros.isdigit()):

@@ -167,7 +167,6 @@ def of_packet(
 
 
 def _is_before(chain: Chain, priority: int) -> bool:
-    """Return whether a chain is evaluated before the step with this priority, such as DNAT."""
     hook = HOOKS[chain.hook]
     return hook == "ingress" or (hook in _EARLY and chain.priority <= priority)
 

@@ -153,7 +153,6 @@ def _others(machine: Machine, name: str | None) -> list[Finding]:
 
 
 def _dropped_ports(kernel: Kernel, store: Store, active: list[str]) -> list[Finding]:
-    """Return rules of other programs that drop all new connections to a published port."""
     found = {
         Finding(
             "foreign",

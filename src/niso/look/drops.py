@@ -175,7 +175,6 @@ def words(context: PolicyContext, dropped: Dropped) -> str:
 
 
 def _packet(headers: bytes) -> tuple[str, str, int | None, str]:
-    """Parse an IP header to source, destination, port (None if unknown) and protocol."""
     if headers[0] >> 4 == 4:
         size, number, ends = (headers[0] & 15) * 4, headers[9], (headers[12:16], headers[16:20])
     else:

@@ -305,7 +305,6 @@ def _added(flow: Flow, other: Flow) -> Flow:
 
 
 def _merged(flows: Iterable[Flow]) -> list[Flow]:
-    """Add up flows with equal ends, port and verdict, such as flows to several instances."""
     merged: dict[tuple[Key, str, bool], Flow] = {}
     for flow in flows:
         key = flow.id, flow.verdict, flow.was_dropped
@@ -473,7 +472,6 @@ def _is_instance(service: str | None) -> bool:
 
 
 def _chosen(flows: Iterable[Flow], service: str | None, denied: bool) -> tuple[Flow, ...]:
-    """Select the flows of one service, if given. With ``denied``, select only denied flows."""
     chosen = []
     for flow in flows:
         # with the instances apart, the flows of a service are those of its instances

@@ -141,7 +141,6 @@ def _users(context: PolicyContext, receiver: KnownService, port: PortMapping) ->
 
 
 def _outer(context: PolicyContext, peer: Peer) -> Iterator[str]:
-    """Yield the box text for a peer outside niso's networks. All prefixes share one box."""
     if peer.kind == "outside":
         yield peer.name
     elif peer.kind in ("prefix", "prefixes"):
@@ -298,7 +297,6 @@ def dot(picture: Picture) -> str:
 
 
 def _quoted(lines: Iterable[str], escape: str = "#{};", separator: str = "<br>") -> str:
-    """Quote lines for Mermaid: all characters except those of `_PLAIN` are escaped."""
     escaped = (
         "".join(c if _PLAIN.fullmatch(c) else escape.format(ord(c)) for c in line) for line in lines
     )

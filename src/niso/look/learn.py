@@ -154,7 +154,6 @@ class _Learner:
                 yield _line(entry.text, (), False, "in the manifest; nothing used it")
 
     def _entry(self, listed: tuple[Entry, ...] | None, seen: Flow, egress: bool) -> Entry | None:
-        """Return the narrowest entry of an allow list that allows a flow, or None."""
         if listed is None:
             return None
         peer = seen.to if egress else seen.from_
@@ -212,7 +211,6 @@ class _Learner:
         return [ipaddress.ip_network(text) for text in texts if family_of(text) == family]
 
     def _published(self, proto: str, port: int) -> set[int]:
-        """Return the IP versions in which other machines can use a port of the service."""
         own = {family_of(address) for address in verdict.addresses_of(self._known)}
         return {
             family
@@ -263,7 +261,6 @@ class _Learner:
             yield from self._whole(groups)
 
     def _unused(self, entries: set[str]) -> Iterator[LearnedEntry]:
-        """Yield a comment for each published port that no other machine has used."""
         unused: dict[str, None] = {}  # several host ports may lead to one port
         for port in self._known.ports:
             last = port.container_port + port.count - 1
@@ -567,7 +564,6 @@ def _place(store: Store, row: ServiceRow) -> _Place:
 def _require_own(
     store: Store, row: ServiceRow, place: _Place, writers: dict[tuple[object, ...], str]
 ) -> None:
-    """Raise Conflict if the policies of two services have the same location."""
     other = writers.setdefault(place, row.name)
     file, path = place
     if path == _OWN and other == row.name:

@@ -302,7 +302,6 @@ def grouped(flows: Sequence[Flow]) -> list[tuple[tuple[MapEnd, MapEnd], list[Flo
 
 
 def _shown(ends: Iterable[FlowEnd]) -> Mapping[str, int]:
-    """Return the DNS names and addresses with the most flows, and the number of their flows."""
     counts: dict[str, int] = {}
     for end in ends:
         if not (end.is_known or end.gone):

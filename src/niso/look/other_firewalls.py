@@ -418,7 +418,6 @@ def judge(
 def _verdict(
     source: ForeignChains, chain: Chain, packet: PacketBits, rule: Rule
 ) -> ChainVerdict | None:
-    """Return the verdict of a rule, or None if the rule does not match or is not known to match."""
     matches, verdict, _ = _evaluate(source, chain, packet, rule)
     return verdict if matches is True else None
 

@@ -107,7 +107,6 @@ def _port(service: str, host: str, port: PortMapping) -> ClusterPort:
 
 
 def _others(store: Store, joined: Config) -> tuple[list[ClusterClaim], set[str]]:
-    """Read from etcd the services of other hosts and the names of all live hosts."""
     engine = joined.engine(brief=True)
     try:
         membership = ClusterKeys(engine, joined.keys)
@@ -136,7 +135,6 @@ def _claimed(store: Store, joined: Config) -> list[ClusterLine]:
 
 
 def _mirrored(store: Store) -> list[ClusterLine]:
-    """Return the services of other hosts, read from this host's copy of the cluster's data."""
     alive = {host for host, (_, _, lives) in store.across.peers().items() if lives}
     return [
         ClusterLine(

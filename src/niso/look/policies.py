@@ -203,7 +203,6 @@ def _audit(name: str, term: live_world.Term) -> Warning_:
 
 
 def _unknown(store: Store, name: str, policy: Policy) -> Iterator[Warning_]:
-    """Yield a warning for each policy entry that names an unknown service or network."""
     for entry in policy.entries():
         peer = entry.peer
         if peer == Peer("service", METADATA_WORD) and entry in policy.egress_deny:
@@ -256,7 +255,6 @@ def _is_listed(context: PolicyContext, entry: Entry) -> bool:
 
 
 def _servers(row: ServiceRow | None) -> list[str]:
-    """Return the addresses of the name servers in a service's resolv.conf."""
     spec = row.process if row is not None and row.has_process else None
     servers = []
     for line in (spec.resolv_conf if spec is not None else "").splitlines():
@@ -368,7 +366,6 @@ def _reason(before: PolicyContext, after: PolicyContext, seen: Flow) -> Reason |
 
 
 def _network(context: PolicyContext, end: FlowEnd) -> str:
-    """Return the network of a flow's source or destination, or "" if it is not a service."""
     if not end.service:
         return ""
     endpoints = context.services[end.service].endpoints
@@ -391,7 +388,6 @@ def _by_port(before: PolicyContext, seen: Flow) -> bool:
 
 
 def _address(after: PolicyContext, end: FlowEnd, network: str) -> str | None:
-    """Return the address of a flow's source or destination. A service's is that on ``network``."""
     if not end.service:
         return end.address
     return next((address for on, address in _addresses(after, end) if on == network), None)

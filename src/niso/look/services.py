@@ -368,7 +368,6 @@ def of_stack(
 
 
 def _at_times(line: ServiceLine, last: float | None, next_: float | None) -> ServiceLine:
-    """Add the times of a job's last run (by timer or command) and of its next run."""
     started = read(line.service).started_at
     last = max(filter(None, (last, started)), default=None)
     return line._replace(last_run=time_text(last), next_run=time_text(next_))
@@ -422,7 +421,6 @@ def _line(
 
 
 def _times(now: Status | None) -> tuple[float | None, str | None]:
-    """Return the uptime in seconds of a running process, and the end time of an exited process."""
     if now is None:
         return None, None
     is_running = now.state == "running"

@@ -368,7 +368,6 @@ class _Header(tarfile.TarInfo):
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> bytes:
-    """Return the content of an entry. Raises InvalidInput if it exceeds ``most`` bytes."""
     file = tar.extractfile(member) if member.isreg() else None
     if file is None or member.size > most:
         if member.name == _SUMS:
@@ -451,7 +450,6 @@ def _extract_one(tar: tarfile.TarFile, member: tarfile.TarInfo, place: _Place) -
 
 
 def _link(parts: list[str], member: tarfile.TarInfo, place: _Place) -> None:
-    """Create a hard link to a file of the same package, root file system or volume."""
     other = member.linkname.split("/")
     depth = 4 if parts[2] == "volumes" else 3
     reason = f"has an entry that links to a file outside its folder: {escaped(member.name)}"

@@ -125,7 +125,6 @@ def _number(path: str) -> int | None:
 
 
 def _table(path: str) -> dict[str, int]:
-    """Read a file of lines ``name number`` to a dict, which is empty if the file does not exist."""
     try:
         lines = (files.read(path) or b"").decode().splitlines()
     except OSError:

@@ -426,9 +426,6 @@ def service_events(
 
 
 def _as_started(new: ServiceState) -> ServiceState:
-    """Return a service's state right after an activation, which has waited for the service's
-    health.
-    """
     return new._replace(state="running", health="" if new.health == "unhealthy" else new.health)
 
 
@@ -486,5 +483,4 @@ def _ended(name: str, new: ServiceState, at: float) -> Happened:
 
 
 def _time(at: float | None, now: float) -> float:
-    """Return the time of an event, or ``now`` if the time is unknown or in the future."""
     return now if at is None else min(at, now)

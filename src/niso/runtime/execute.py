@@ -360,7 +360,6 @@ class _Session:
         return poll
 
     def _drain(self) -> None:
-        """Copy the rest of the output to the caller, but not the stderr of a crun that failed."""
         failed = not self._started and os.path.getsize(f"{self._stem}.log") > 0
         for fd in [fd for fd, target in self._sources.items() if target != 2 or not failed]:
             os.set_blocking(fd, False)

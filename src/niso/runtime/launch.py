@@ -101,7 +101,6 @@ def resets() -> list[str]:
 
 
 def _may(capability: int) -> bool:
-    """Return whether this process has a capability in the initial user namespace."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
         effective = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
     with open("/proc/self/uid_map", encoding="ascii") as file:

@@ -413,7 +413,6 @@ class Units:
 
 
 def _unix(text: str) -> float | None:
-    """Convert a time such as ``Tue 2026-12-01 03:00:00 UTC`` from systemctl to a Unix time."""
     words = text.split()
     if len(words) != 4:  # empty: the timer has no such run
         return None

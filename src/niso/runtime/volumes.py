@@ -283,7 +283,6 @@ def size(top: str) -> tuple[int, int]:
 
 
 def _opened(name: str, folder: int) -> int:
-    """Open the folder ``name`` in an open folder, and close the open folder's descriptor."""
     fd = os.open(name, FOLDER, dir_fd=folder)
     os.close(folder)
     return fd
