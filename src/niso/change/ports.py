@@ -249,8 +249,7 @@ def _moving(
     """Return the context manager in which rows and kernel change for these ports.
 
     ``on`` are the networks on which the ports were published before. The rows are committed before
-    the kernel changes. If niso is then killed, the next command completes the ports that are in the
-    rows.
+    the kernel changes. If niso is then killed, the next command completes the change from the rows.
     """
     store, kernel = machine.store, machine.kernel
     scope = change_scope.concerned(store, sorted({service for service, _ in moved}), on)

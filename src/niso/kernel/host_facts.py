@@ -72,9 +72,9 @@ _VIRTUAL = ("veth", "tun", "vxlan")
 
 
 def engine_prefixes() -> list[tuple[Network, str]]:
-    """Return (prefix, bridge) for bridges that container engines or virtual machines use. A bridge
-    of another program counts as such if all its ports are virtual. A bridge with another port, or
-    with a default route, connects the host to other machines and is left out.
+    """Return (prefix, bridge) for bridges that container engines or virtual machines use. These are
+    bridges of other programs with only virtual ports. A bridge with another port, or with a default
+    route, connects the host to other machines and is left out.
     """
     found: dict[tuple[Network, str], None] = {}
     with Rtnl() as rtnl:

@@ -728,7 +728,7 @@ class Element(NamedTuple):
 
 
 def ports_of(field: int | tuple[int, int]) -> tuple[int, int]:
-    """Return (first, last) of a field with ports. In a key without intervals, the field is one
-    port.
+    """Return (first, last) of a field with ports. The field is a single port, or is already a
+    range.
     """
     return field if isinstance(field, tuple) else (field, field)

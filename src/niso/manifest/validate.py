@@ -333,7 +333,7 @@ def _kind(service: dict[str, Any], data: Mapping[str, object]) -> Iterator[Inval
 
 
 def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
-    """Yield an error for each key of [network] that its mode forbids, or requires if missing."""
+    """Yield an error for each key of [network] that its mode forbids, and each that it lacks."""
     mode = network.get("mode", "bridge")
     if not isinstance(mode, str) or mode not in WITHOUT:
         return

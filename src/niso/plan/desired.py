@@ -125,7 +125,7 @@ def _remote(
     remote: PlannedService, networks: dict[str, NetworkRecord], alias: str
 ) -> Iterator[KernelObject]:
     """Yield the objects that connect services on this host to a service of another host. Some of
-    them prevent that other services send from the addresses of this service.
+    them prevent other services from sending packets from the addresses of this service.
     """
     for endpoint in remote.endpoints:
         network = networks[endpoint.network]

@@ -125,9 +125,7 @@ def after(before: Outside, heard: Iterable[DnsAnswer], forbids: Forbids, now: fl
 
 
 def barred(before: Outside, forbids: Forbids, now: float) -> Outside:
-    """Change the state of addresses that are now forbidden to PAST. Return the name's new
-    record.
-    """
+    """Set the state of addresses that are now forbidden to PAST, and return the new record."""
     in_use = before.in_state(NOW, FORMER)
     gone = {address: reason for address in in_use if (reason := forbids(address))}
     if not gone:

@@ -52,9 +52,7 @@ class NetworkRecord(NamedTuple):
 
 
 class PortMapping(NamedTuple):
-    """A port of the host that is published for a port of a service, or a range of ``count`` such
-    ports.
-    """
+    """A published port: a port of the host for a port of a service, or ``count`` such ports."""
 
     host_ip: str  # one address, or ANY, ANY4, ANY6
     host_port: int

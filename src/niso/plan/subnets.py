@@ -234,8 +234,8 @@ def _gateway(text: str, hint: str) -> ipaddress.IPv4Address | ipaddress.IPv6Addr
 
 
 def require_same(present: records.NetworkRecord, request: NetworkRequest, where: str = "") -> None:
-    """Raise Conflict if the existing network ``present`` differs from the requested network. The
-    error message says that it "already exists", followed by ``where``.
+    """Raise Conflict if the existing network ``present`` differs from the requested network. In the
+    message, ``where`` is added to the words "already exists".
     """
     there = {subnet.family: subnet for subnet in present.subnets}
     nets = [ipaddress.ip_network(subnet.cidr) for subnet in present.subnets]

@@ -149,7 +149,7 @@ def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
 
 def kept(policy: Policy, store: Store, name: str) -> Policy:
     """Return a policy with the audit period that the store has recorded for the service ``name``.
-    If the record is damaged or is of another audit, the audit has ended.
+    If the record is damaged or belongs to another audit, the audit is treated as ended.
     """
     try:
         held = store.policy(name)

@@ -3,7 +3,7 @@
 A service belongs to at most one stack, until the service is removed or is no longer in the stack's
 file. A service with mode ``share`` shares the network namespace of another service, its
 ``provider``. Such a service has no endpoint, and uses the addresses, networks and address families
-of its provider. While such a service is active, its names and ports are those of its provider's
+of its provider. While such a service is active, its names and ports belong to its provider's
 namespace.
 
 A lease is an address that is reserved for a service on a network; `lease` assigns it. ServiceSpec
@@ -650,9 +650,9 @@ def _static_number(
     wanted: str,
     beside: frozenset[str],
 ) -> int:
-    """Return the offset of a static address in its subnet. Raises Conflict if the address is taken.
+    """Return the offset of a static address in its subnet.
 
-    Raises InvalidInput if no service can have the address.
+    Raises InvalidInput if no service can have the address, and Conflict if it is taken.
     """
     net = prefix(subnet.cidr)
     if not net.contains(wanted):

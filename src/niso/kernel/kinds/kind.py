@@ -256,8 +256,8 @@ class Kind(Generic[T]):
         return Finding("missing", self.noun(obj))
 
     def causes(self, obj: T, actual: T | None) -> tuple[str, ...]:
-        """Return the conditions that would explain why the object ``obj`` is different, or why it
-        is missing (``actual`` is None). `conditions` defines the names of conditions.
+        """Return the conditions that would explain why an object is missing (``actual`` is None) or
+        differs from the desired object ``obj``. `conditions` defines the names of conditions.
         """
         return ()
 
@@ -728,8 +728,8 @@ def diff(want: State, have: State) -> list[AnyStep]:
 
 def wanted(want: State, have: State) -> State:
     """Return the desired state after each kind has adjusted its objects to the actual state
-    ``have`` (`Kind.wanted`). For example, if another program has changed a sysctl that niso leaves
-    at its default, the valid value of this sysctl is added.
+    (`Kind.wanted`). For example, niso leaves some sysctls at their default. If another program has
+    changed such a sysctl, its valid value is added to the desired state.
     """
     return State.of_kinds(lambda kind: kind.wanted(want, have))
 
