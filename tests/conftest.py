@@ -9,6 +9,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
+import itertools
 import json
 import os
 import pathlib
@@ -54,6 +56,11 @@ def pytest_configure() -> None:
     # who started the tests in the background may have them ignore it, and all that they start would too
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # pytest's folders are kept in memory where they fit: many tests write a store, and a disk waits
+    if os.access("/dev/shm", os.W_OK):
+        memory = os.statvfs("/dev/shm")
+        if memory.f_bavail * memory.f_frsize > 1 << 30 and not memory.f_flag & os.ST_NOEXEC:
+            os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
     # no test is judged by how long it takes
     settings.register_profile("untimed", deadline=None)
     settings.load_profile("untimed")
@@ -64,6 +71,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_cluster_nemesis.py")
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()  # modules and tests: each full collection would go through them
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     below = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
     if (below in NEEDS_ROOT or "lab" in getattr(item, "fixturenames", ())) and os.geteuid() != 0:
@@ -72,15 +83,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         )
 
 
+_folders = itertools.count()
+
+
 @pytest.fixture(autouse=True)
-def folders_of_its_own(request: pytest.FixtureRequest) -> None:
-    """A unit test runs on any machine, as any user, and has a state and a run folder of its own."""
+def folders_of_its_own(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Give a unit test a state and a run folder of its own, on any machine and for any user.
+
+    They are made by what writes into them: most tests write nothing."""
     if not request.path.is_relative_to(TESTS / "unit"):
         return
-    folder, monkeypatch = (
-        request.getfixturevalue("tmp_path"),
-        request.getfixturevalue("monkeypatch"),
-    )
+    monkeypatch = request.getfixturevalue("monkeypatch")
+    if "tmp_path" in request.fixturenames:
+        folder = request.getfixturevalue("tmp_path")
+    else:
+        folder = tmp_path_factory.getbasetemp() / f"own{next(_folders)}"
     monkeypatch.setenv("NISO_STATE_DIR", str(folder / "state"))
     monkeypatch.setenv("NISO_RUN_DIR", str(folder / "run"))
     monkeypatch.delenv("NISO_POOL", raising=False)

@@ -57,7 +57,7 @@ KEYS = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=samples(100, 2000))
+@settings(deadline=None, max_examples=samples(40, 2000))
 @given(
     st.dictionaries(
         st.sampled_from(["a", "b_C", "9", ""]), st.dictionaries(KEYS, PLAIN), min_size=1

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from fake_world import Steps, World
+from samples import samples
 
 from niso.base import locks, paths
 from niso.base.errors import NotFound
@@ -155,17 +156,21 @@ UNDONE: list[Scene] = [
     replaced_within,
 ]
 FINISHED: list[Scene] = [deactivated, last, removed, stack_down]
+SCENES = [*UNDONE, *FINISHED, replicated]
 
 
 Look = Callable[[World, Command, object], None]
+STRIDE = samples(4, 1)
 
 
 def broken(folder: Path, scene: Scene, kills: bool, look: Look) -> None:
-    """Break a scene's command at each step, on a host of its own.
+    """Break a scene's command at each step, on a host of its own; by default at every fourth.
 
-    ``look`` is given those on which it did not come to its end, with their picture before.
+    Scenes begin at different steps: most have the same ones. ``look`` is given the hosts on which
+    the command did not finish, with their picture before.
     """
-    for number in count(1):
+    first = 1 + (SCENES.index(scene) + 2 * kills) % STRIDE
+    for number in count(first, STRIDE):
         with World(folder) as world:
             command = scene(world)
             before = world.picture()
