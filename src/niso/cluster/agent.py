@@ -90,8 +90,8 @@ class Agent:
         self._view = View(self.keys, self.host)
         self.mend = mend
         self._wake = threading.Event()
-        self._hurry = threading.Event()  # set if there is more to do than hosts that come or go
-        self._called = threading.Event()  # set when a command has changed something here
+        self._hurry = threading.Event()  # set if more has changed than the list of hosts
+        self._called = threading.Event()  # set when a command has woken the agent
         self._over = threading.Event()
         self._followed: set[str] = set()
         self._kept: dict[str, WatchedKeys] = {}  # by network
@@ -145,7 +145,7 @@ class Agent:
             now = self._guarded(store, now, now_s)
         if lost:
             self.log(f"taken over by other hosts, and ended here: {', '.join(lost)}")
-            # another host uses the addresses already, so nothing else comes first
+            # first of all, because another host uses the addresses already
             self.end(lost)
             mirror.drop_claims(store, kernel, lost)
         # other hosts have released what it had, and its addresses may be in use again
@@ -630,7 +630,7 @@ class Roster:
         self.kept = WatchedKeys(keys.hosts)
         self._items: dict[str, KeyValue] = {}
         self._decoded: dict[KeyValue, HostEntry] = {}
-        self.hosts: tuple[HostEntry, ...] = ()  # sorted by name, as of the last call of `look`
+        self.hosts: tuple[HostEntry, ...] = ()  # sorted by name, as of the last call of `poll`
 
     def poll(
         self, engine: Etcd, own: str, now_s: float

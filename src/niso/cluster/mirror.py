@@ -276,7 +276,7 @@ def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, ClaimedServ
     called = {*changed, *(name for known in both for name in known.names)}
     # other hosts' services may have the same names on other networks, in the same hosts files
     changed |= {other for name in called for other in store.holders_elsewhere(name)}
-    # networks before and after: else the end of the last service would count as that of its network
+    # Include the former networks, so that a network is not removed with its last remote service.
     networks = {address.network for known in both for address in known.addresses}
     return _scope(store, called, networks, sorted(changed))
 

@@ -99,8 +99,8 @@ class OwnClaims:
                         remove_locks(record.service)
             except Busy:
                 continue
-            # refused: other services matter all the same; a conflict: another host has the service,
-            # and its newer claim fences this host
+            # Continue with the other services. After a Conflict, another host has the service, and
+            # its newer claim fences this host.
             except Error as error:
                 if isinstance(error, NoAnswer) and not isinstance(error, Refused):
                     raise
@@ -176,9 +176,9 @@ def publish_claim(
         except Conflict:
             if record is None or _places(wanted.requested) <= _places(record.addresses):
                 raise
-            # a command released it and was undone, and another service has the address now
+            # a command that released the address was undone, and another service has it now
             return False
-    # without its mark until it is published: after an interruption, the next pass publishes it
+    # Record no mark until it is published, so that the next pass does so after an interruption.
     now = recorded(have)
     if record != now:
         with store.transaction():
@@ -356,7 +356,7 @@ def _put(membership: ClusterKeys, values: dict[str, str], lease: int = 0) -> Non
     except NoAnswer as error:
         if not error.unknown:
             raise
-        membership.engine.commit(txn)  # this one changes nothing if the first was carried out
+        membership.engine.commit(txn)  # no effect if the first was carried out
 
 
 def _recorded(store: Store, host: str) -> Iterable[tuple[Held, dict[str, Any]]]:

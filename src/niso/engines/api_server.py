@@ -238,7 +238,7 @@ def read(path: str) -> Access:
     if not isinstance(server, str) or not _is_url(server):
         raise InvalidInput("has no URL of a server", "a line server: https://...", file=path)
     if not (server.startswith("https://") or is_loopback(urlsplit(server).hostname or "")):
-        # on the way, others read the token, and choose the policies
+        # without TLS, others could read the token and forge policies
         raise InvalidInput(
             f"server {server!r} is on another machine, without TLS",
             "server: https://..., or http:// with 127.0.0.1, [::1] or localhost",
@@ -292,7 +292,7 @@ def _bytes(path: str) -> bytes:
     if len(content) > _MOST_BYTES:
         raise InvalidInput(f"larger than {_MOST_BYTES} bytes", file=path)
     if how is not None:
-        # whoever changes it chooses the server that policies come from
+        # a user who can change the file can choose the server of the policies
         raise InvalidInput(
             f"other users than root can change it: {how}",
             f"chown root: and chmod go-w {path} and its folder",

@@ -244,7 +244,7 @@ def _require_configured(network: NetworkRecord, config: Mapping[str, Any]) -> No
     subnets, has_ipv6 = set(config.get("subnets", ())), any(":" in cidr for cidr in there)
     if subnets and subnets != there:
         subnets = set(map(str, NetworkRequest(network.name, tuple(subnets)).nets))
-    # without the key any are right; with ipv6 as well, niso has chosen one
+    # Without `subnets` all subnets are accepted. With `ipv6`, niso has chosen the IPv6 subnet.
     is_chosen = {":" in cidr for cidr in there - subnets} == {True} and config.get("ipv6")
     differs = {
         "internal": config.get("internal", network.internal) != network.internal,
@@ -270,7 +270,7 @@ def _given(call: Call) -> str:
 
 def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
     notes = runtime.get(_ANNOTATIONS) or {}
-    if not isinstance(notes, dict):  # policies could be in it
+    if not isinstance(notes, dict):  # it could contain policies
         raise Failure(WRONG_CONFIG, f"{_ANNOTATIONS} is not an object")
     prefixed = [(key, str(value)) for key, value in notes.items() if key.startswith(_PREFIX)]
     own = {key.removeprefix(_PREFIX): value for key, value in prefixed}

@@ -393,7 +393,7 @@ def _completed(id: str) -> bool:
     request = attach.current(store, attached.service)
     if request is not None:
         attach.attach(machine, request)
-    os.utime(path, (0, 0), follow_symlinks=False)  # from now on it has ended if it does not live
+    os.utime(path, (0, 0), follow_symlinks=False)  # complete: without a process it has ended
     return True
 
 

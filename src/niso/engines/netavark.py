@@ -211,9 +211,9 @@ def _drop(machine: Machine, wanted: str, report: Report) -> None:
         try:
             note = plugin.load(path) or {}
         except ValueError:
-            note = {}  # it was damaged
+            note = {}  # the file was damaged
         if "file" not in note or store.network_made_at(name) != note.get("made_at"):
-            files.remove(path)  # another network of that name
+            files.remove(path)  # the name now belongs to another network
             continue
         if os.path.lexists(str(note["file"])):
             if not note.get("seen"):

@@ -113,7 +113,7 @@ def aliases(texts: Iterable[object], but: str) -> tuple[str, ...]:
         try:
             valid[host_label(str(text).lower(), "alias")] = None
         except InvalidInput:
-            continue  # a container's name with other characters; it gets a derived name too
+            continue  # `label` derives a valid name from it
     valid.pop(but, None)
     return tuple(valid)
 

@@ -96,7 +96,7 @@ class PodAgent:
         policies, costs = self._wanted(known, context)
         heavy = {name for name, pod in known.items() if costs[pod.namespace] > _HEAVY}
         ready = known.keys() & new - unread
-        # a heavy one may still name who has had the name of a new one
+        # a heavy policy may still allow a former pod that had a new pod's name
         present = [policy for n in heavy - new if (policy := machine.store.policy(n)) is not None]
         named = {entry.peer.name for policy in present for entry in policy.entries()}
         waits = ready & (heavy | named)
@@ -107,12 +107,12 @@ class PodAgent:
                     if self._apply(machine, local[name][0], policies[name]):
                         changed.append(name)
                 except Error as error:
-                    # a pod that was detached or attached again since gets an update of its own
+                    # a pod that was detached or attached again since is updated separately
                     if machine.store.attachments.get(name) == local[name][0]:
                         error.service = error.service or name
                         errors.append(error)
                 if name in heavy and name in changed and self._wake.is_set():
-                    return changed  # something else is due; the next call continues
+                    return changed  # a new pod waits; the next call continues
             if errors:
                 raise ErrorGroup(errors)
         return changed

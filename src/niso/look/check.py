@@ -135,7 +135,7 @@ def _others(machine: Machine, name: str | None) -> list[Finding]:
     store, kernel = machine.store, machine.kernel
     networks, active = _concerned(store, name)
     others = host_settings.others(kernel, store) if name is None and store.any_active() else []
-    # without active services, no interface has to forward
+    # only active services need interfaces that forward
     closed = other_firewalls.closed_links(kernel) if active else []
     return [
         *(

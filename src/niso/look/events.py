@@ -38,7 +38,7 @@ class Events(ResultStream):
     def __init__(self, session: Session, name: str | None, since: float | None) -> None:
         self.session = session
         self._name = None if name is None else session.store().resolve(name)
-        # opened before the first look, so that nothing is missed
+        # opened before the first read, so that no change is missed
         self._watches: Watches = Watches()
         try:
             self._catch_up()

@@ -94,7 +94,7 @@ class Explanation(NamedTuple):
     judged: Judged
     other_family: Judged | None
     """the verdict for the other IP version, if both ends have an address of that version"""
-    shares: dict[str, str]  # for each end in another service's namespace, this other service
+    shares: dict[str, str]  # an end that runs in another service's namespace -> this service
     listening: Listening | None
     """whether a program listens where the packet arrives; null if the packet is dropped, has no
     port, or does not go to a service of this host"""

@@ -474,7 +474,7 @@ def _is_instance(service: str | None) -> bool:
 def _chosen(flows: Iterable[Flow], service: str | None, denied: bool) -> tuple[Flow, ...]:
     chosen = []
     for flow in flows:
-        # with the instances apart, the flows of a service are those of its instances
+        # if instances are listed separately, a service has the flows of its instances
         is_own = service is None or service in {*flow.services, *map(names.owner, flow.services)}
         if is_own and not (denied and flow.passes and not flow.audited):
             last, ago = times(flow.ago)

@@ -139,7 +139,7 @@ class ServiceSockets:
         for one in found:  # a socket for both IP versions is listed twice
             once.setdefault(one.inode, one)
         if not once.keys() <= self._holders.keys():
-            # each search reads all processes of the host, so one is for all sockets read so far
+            # A search reads all processes of the host, so search once for all sockets read so far.
             every = {one.inode for known in self._found.values() for one in known or ()}
             new = every - self._holders.keys()
             self._holders |= dict.fromkeys(new) | self._kernel.socket_holders(new)

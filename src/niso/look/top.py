@@ -130,7 +130,7 @@ class Metered(ResultStream):
         self._before: TopSample | None = None
         self._meter: Meter | None = None
         self._version, self._until = -1, 0.0
-        self._instances = False  # whether instances are shown apart
+        self._instances = False  # whether instances are shown separately
         self._rows: list[ServiceRow] = []
         self._lines: dict[str, tuple[ServiceLine, float]] = {}  # by name, with the time of reading
         self._pids: dict[str, int] = {}

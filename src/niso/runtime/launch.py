@@ -94,7 +94,7 @@ def resets() -> list[str]:
     if _may(_CAP_SYS_NICE) or os.getpriority(os.PRIO_PROCESS, 0) == 0:
         can.append("nice")
     with open("/proc/self/oom_score_adj", encoding="ascii") as file:
-        # without the capability, it depends on who set the score
+        # without the capability, the score cannot be lowered to 0
         if _may(_CAP_SYS_RESOURCE) or int(file.read()) == 0:
             can.append("oom")
     return can
