@@ -200,9 +200,7 @@ def _plain(arguments: list[str]) -> bool:
 
 
 def explained(error: Exception) -> Error:
-    """Return an exception as an `Error`. Lower layers have already converted the expected
-    exceptions.
-    """
+    """Return the `Error` for an exception. Lower layers have converted most exceptions already."""
     from niso.look.session import explained as known
 
     if isinstance(error, OSError) and error.filename is None:

@@ -423,7 +423,7 @@ def _text(error: Exception) -> str:
 
 
 def last() -> tuple[float | None, dict[str, float]]:
-    """Return when the last poll was (or None), and since when each missing host is missing."""
+    """Return the time of the last poll (or None), and when each missing host was lost."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         kept = json.loads(files.read(_path()) or b"{}")
         gone = {str(host): float(seen_s) for host, seen_s in kept["gone"].items()}
