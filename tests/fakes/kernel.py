@@ -54,7 +54,7 @@ from niso.kernel.kinds.sysctls import FORWARDING6, Sysctl
 from niso.kernel.kinds.tunnels import Vxlan
 from niso.kernel.neighbour_tables import Table
 from niso.kernel.netns import ForeignNetns
-from niso.kernel.nft_elements import Atoms, Edit, Element, ports_of
+from niso.kernel.nft_elements import Atoms, Element, ports_of
 from niso.kernel.sockets import Connection, Listener, Measured
 
 if TYPE_CHECKING:
@@ -405,7 +405,7 @@ class FakeTables:
                 if isinstance(edit, str):
                     self._text(edit)
                 else:
-                    self._edit(edit)
+                    self._edit(*edit)
         except KernelError:
             self.ruleset, self.elements = before
             raise
@@ -439,12 +439,12 @@ class FakeTables:
         refuse_unless(self.ruleset is None, errno.EINVAL, "the tables already exist")
         self.ruleset = ruleset.DIGEST
 
-    def _edit(self, edit: Edit) -> None:
-        what, element = edit.text(), edit.element
+    def _edit(self, verb: str, element: Element) -> None:
+        what = element.statement(verb)
         table, container = element[:2]
         refuse_unless(self.ruleset is not None, errno.ENOENT, what)
         present = self.elements.get(element.key())
-        if edit.verb == "delete":
+        if verb == "delete":
             refuse_unless(present is not None or element.ends, errno.ENOENT, what)
             self.elements.pop(element.key(), None)
         elif present is not None:

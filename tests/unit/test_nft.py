@@ -12,7 +12,7 @@ from samples import samples
 
 from niso.kernel import policy_rules, ruleset
 from niso.kernel.kinds.nft import owner
-from niso.kernel.nft_elements import Edit, Element
+from niso.kernel.nft_elements import Element
 from niso.plan import elements as plan_elements
 
 NAME = st.from_regex(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
@@ -22,7 +22,7 @@ NAME = st.from_regex(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 @given(NAME, NAME)
 def test_no_name_can_break_out_of_its_place(service, network) -> None:
     for element in all_elements(service, network):
-        statement = Edit("add", element).text()
+        statement = element.statement("add")
         assert "\n" not in statement
         assert statement.count("{") == statement.count("}") == 1
         assert statement.count(";") == 0
@@ -36,11 +36,11 @@ def test_no_name_can_break_out_of_its_place(service, network) -> None:
 
 def test_comment_comes_before_the_value_and_only_where_something_is_added() -> None:
     element = Element(ruleset.INET, "publish_any4", ("tcp", 1), ("10.0.0.2", 2), "api")
-    assert Edit("add", element).text() == (
+    assert element.statement("add") == (
         'add element inet niso publish_any4 { tcp . 1 comment "api" : 10.0.0.2 . 2 }'
     )
-    assert Edit("delete", element).text() == "delete element inet niso publish_any4 { tcp . 1 }"
-    assert Edit("add", plan_elements.closed(4)).text() == "add element inet niso closed { ipv4 }"
+    assert element.statement("delete") == "delete element inet niso publish_any4 { tcp . 1 }"
+    assert plan_elements.closed(4).statement("add") == "add element inet niso closed { ipv4 }"
 
 
 def test_list_of_containers_is_that_of_the_text() -> None:

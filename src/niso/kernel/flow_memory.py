@@ -22,7 +22,7 @@ from niso.base.names import family_of, unpacked
 from niso.kernel import conntrack, netlink, nft_elements, policy_rules
 from niso.kernel.libnftables import Nft
 from niso.kernel.netlink import attributes, nested, several, string
-from niso.kernel.nft_elements import PROTOCOLS, Edit, Element, Nfnetlink, about
+from niso.kernel.nft_elements import PROTOCOLS, Element, Nfnetlink, about
 from niso.kernel.packet_events import PREFIX
 from niso.kernel.policy_rules import TRACKED
 from niso.kernel.ruleset import BRIDGE, INET
@@ -109,7 +109,7 @@ def leave_out(source: str, proto: str, port: int) -> None:
         probe = Element(table, name, (source, proto, port))
         try:
             with Nfnetlink() as kernel:
-                kernel.change("mark a test packet", [Edit("add", probe)])
+                kernel.change("mark a test packet", [("add", probe)])
         except KernelError as error:
             if error.errno not in (errno.ENOENT, errno.EEXIST, errno.ENFILE):
                 raise

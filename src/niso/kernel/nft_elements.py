@@ -344,29 +344,8 @@ class Nfnetlink(netlink.Netfilter):
         return result
 
 
-class Edit(NamedTuple):
-    """One change in an nftables transaction: an element is added or deleted."""
-
-    verb: str  # "add" or "delete"
-    element: Element
-
-    def text(self) -> str:
-        """Return the nft(8) command that has the same effect."""
-        element = self.element
-        table, container = element[:2]
-        what = element.text
-        if element.ends and self.verb == "delete":
-            return f"destroy element {table} {container} {{ {what} }}"
-        if self.verb == "add":
-            value, comment = element.value_text, element.comment
-            if element.ends:
-                left_s = policy_rules.timeout_s(element.value, time.time())
-                what += f" timeout {int(left_s)}s" if left_s != policy_rules.ENDLESS else ""
-            mapped = element.is_mapped
-            what += f" {value}" if value and not mapped else ""
-            what += f' comment "{comment}"' if comment else ""
-            what += f" : {value}" if mapped else ""
-        return f"{self.verb} element {table} {container} {{ {what} }}"
+type Edit = tuple[str, Element]
+"""One change in an nftables transaction: ("add" or "delete", element)."""
 
 
 def elements(answer: bytes) -> Iterator[dict[int, bytes]]:
@@ -533,14 +512,12 @@ def about(table: str, name: str) -> bytes:
 
 def _chunks(edits: Iterable[Edit]) -> Iterator[tuple[bool, Header, list[bytes]]]:
     # yields (whether elements are added, the set, packed elements), in messages of limited size
-    for (verb, place), group in itertools.groupby(
-        edits, lambda edit: (edit.verb, edit.element[:2])
-    ):
+    for (verb, place), group in itertools.groupby(edits, lambda edit: (edit[0], edit[1][:2])):
         header = HEADERS[place]
         chunk: list[bytes] = []
         size = 0
-        for edit in group:
-            packed = _element(header, edit)
+        for _, element in group:
+            packed = _element(header, verb, element)
             if chunk and size + len(packed) > _MOST_BYTES:
                 yield verb == "add", header, chunk
                 chunk, size = [], 0
@@ -549,10 +526,9 @@ def _chunks(edits: Iterable[Edit]) -> Iterator[tuple[bool, Header, list[bytes]]]
         yield verb == "add", header, chunk
 
 
-def _element(header: Header, edit: Edit) -> bytes:
-    element = edit.element
+def _element(header: Header, verb: str, element: Element) -> bytes:
     parts = [_packed_key(*_pack_key(header, element.fields))]
-    if edit.verb == "add":
+    if verb == "add":
         value = element.value
         if header.value != ():
             parts.append(nested(_ELEM_DATA, _pack_value(header, value)))
@@ -725,6 +701,22 @@ class Element(NamedTuple):
         """Return the element's comment: the service, and the manifest entry or the audit period."""
         more = map(str, self.value[:2]) if self.ends else ()
         return " ".join(part for part in (self.owner, self.entry, *more) if part)
+
+    def statement(self, verb: str) -> str:
+        """Return the nft(8) command that adds or deletes the element (``verb``)."""
+        what = self.text
+        if self.ends and verb == "delete":
+            return f"destroy element {self.table} {self.container} {{ {what} }}"
+        if verb == "add":
+            value, comment = self.value_text, self.comment
+            if self.ends:
+                left_s = policy_rules.timeout_s(self.value, time.time())
+                what += f" timeout {int(left_s)}s" if left_s != policy_rules.ENDLESS else ""
+            mapped = self.is_mapped
+            what += f" {value}" if value and not mapped else ""
+            what += f' comment "{comment}"' if comment else ""
+            what += f" : {value}" if mapped else ""
+        return f"{verb} element {self.table} {self.container} {{ {what} }}"
 
 
 def ports_of(field: int | tuple[int, int]) -> tuple[int, int]:
