@@ -142,7 +142,7 @@ class Node:
                     start = start or kept.begin(link, now_s)
                     self.starts[prefix] = start
                     batch = next(link.watch(prefix, start, 0))
-                    self.starts[prefix] = batch.revision + 1 if kept.hear(batch, now_s) else 0
+                    self.starts[prefix] = batch[0] + 1 if kept.hear(batch, now_s) else 0
                 except Compacted:
                     del self.starts[prefix]
 

@@ -121,7 +121,7 @@ class FakeEngine(Etcd):
                 )
                 now = self._revision
             revision = now + 1
-            yield Batch(now, events)
+            yield now, events
 
     def advance(self, seconds: float) -> None:
         """Advance time: leases that were not renewed expire."""

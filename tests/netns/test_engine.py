@@ -17,7 +17,6 @@ from samples import samples
 
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import (
-    Batch,
     Compacted,
     Compare,
     Delete,
@@ -139,9 +138,9 @@ def test_watch_sees_every_change_from_a_revision_on(engine: Etcd, at: str) -> No
     put(engine, at[:-2] + "-other/x")
     last = engine.commit(Txn((), (Delete(at + "a"), Put(at + "c", "3"))))
     seen: list[Event] = []
-    for batch in engine.watch(at, first, 10):
-        seen += batch.events
-        if batch.revision >= last:
+    for revision, events in engine.watch(at, first, 10):
+        seen += events
+        if revision >= last:
             break
     assert [(key[-1], item.value if item else None) for key, item, _ in seen] == [
         ("a", "1"),
@@ -158,8 +157,8 @@ def test_watch_waits_for_what_comes(engine: Etcd, members: Members, at: str) -> 
     writer = threading.Timer(0.3, put, (other, at + "b"))
     writer.start()
     batches = engine.watch(at, start + 1, 10)
-    seen: Batch = next(batch for batch in batches if batch.events)
-    assert [key for key, _, _ in seen.events] == [at + "b"]
+    seen = next(events for _, events in batches if events)
+    assert [key for key, _, _ in seen] == [at + "b"]
     writer.join()
 
 
@@ -203,7 +202,7 @@ def test_what_another_program_has_written_is_read_as_far_as_it_is_text(
         assert [item.value for item in engine.get(at).items] == ["x", "\ufffd{}", "{}"]
         assert engine.keys(at) == [at + "a", at + "b", at + "\ufffd"]
         batches = itertools.islice(engine.watch(at, start, 5), 3)
-        items = [item for batch in batches for _, item, _ in batch.events]
+        items = [item for _, events in batches for _, item, _ in events]
         assert items[1] is not None and items[1].value == "\ufffd{}"
 
 

@@ -493,11 +493,12 @@ class WatchedKeys:
             if not self._is_followed:
                 return False
             self._heard_s = now_s
-            if not batch.events:
-                self._at = max(self._at, batch.revision)
+            revision, events = batch
+            if not events:
+                self._at = max(self._at, revision)
                 return True
             items = {**self._items}
-            for key, item, modified in batch.events:
+            for key, item, modified in events:
                 if modified <= self._all:
                     continue
                 self._at = max(self._at, modified)
@@ -534,7 +535,7 @@ class WatchedKeys:
                         wait = _BACK_OFF_S[0]
                         if not self.hear(batch, time.monotonic()):
                             break
-                        if batch.events:
+                        if batch[1]:
                             notice(hurry)
                         if over.is_set():
                             return

@@ -91,15 +91,10 @@ class Answer(NamedTuple):
     items: tuple[KeyValue, ...]
 
 
-class Batch(NamedTuple):
-    """Events of a watch up to a revision. Without events, it shows that the connection works."""
-
-    revision: int
-    events: tuple[Event, ...]
-
-
 type Event = tuple[str, KeyValue | None, int]
 """A changed key, its new value (None if the key was deleted), and the revision of the change."""
+type Batch = tuple[int, tuple[Event, ...]]
+"""A revision, and the events of a watch up to it. Without events, the connection works."""
 
 PREFIX = "/niso/v1/"
 

@@ -424,7 +424,7 @@ def _batch(line: bytes) -> Batch | None:
     events: Sequence[dict[str, Any]] = result.get("events", ())
     if not events and result.get("created"):
         return None
-    return Batch(
+    return (
         _revision(result),
         tuple(
             (key, None if e.get("type") == "DELETE" else _item(e["kv"]), modified)

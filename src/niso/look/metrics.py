@@ -291,7 +291,7 @@ def _of_policies(store: Store) -> tuple[Metric, ...]:
             "policy_audit",
             "1 if the service's policy is in audit and denies nothing; absent without a policy.",
             (
-                (name, int(name in terms and terms[name].lasts))
+                (name, int(name in terms and terms[name][1]))
                 for name in store.policied()
                 if name in active and name == names.owner(name)
             ),

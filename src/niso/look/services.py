@@ -382,9 +382,9 @@ def _audits(store: Store) -> dict[str, str | None]:
 
     terms = live_world.terms(store).items()
     return {
-        service: "never" if term.until == NEVER else time_text(term.until)
-        for service, term in terms
-        if term.lasts
+        service: "never" if until == NEVER else time_text(until)
+        for service, (until, lasts) in terms
+        if lasts
     }
 
 

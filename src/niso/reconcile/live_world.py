@@ -10,7 +10,7 @@ import os
 import time
 
 from niso.base.errors import InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import owner
 from niso.base.text import local_time_text
 from niso.kernel import policy_rules
@@ -162,28 +162,18 @@ def kept(policy: Policy, store: Store, name: str) -> Policy:
     return policy._replace(audit=audit)
 
 
-class Term(NamedTuple):
-    """The end of a policy's audit (seconds since 1970, or `NEVER`), and whether it still lasts."""
-
-    until: int
-    lasts: bool
-
-    @property
-    def text(self) -> str:
-        """Return the end of the audit for a message, as words that can follow "until"."""
-        return "the manifest ends it" if self.until == NEVER else local_time_text(self.until)
-
-
-def terms(store: Store) -> dict[str, Term]:
-    """Return the end of each policy's audit, by service. Audits that have ended are included."""
+def terms(store: Store) -> dict[str, tuple[int, bool]]:
+    """Return for each policy with an audit, by service: when the audit ends (seconds since 1970, or
+    `NEVER`), and whether the audit still lasts.
+    """
     now = time.time()
     return {
-        service: Term(until, policy_rules.left_s(since, until, now) > 0)
+        service: (until, policy_rules.left_s(since, until, now) > 0)
         for service, (since, until) in store.audits().items()
     }
 
 
 def ended(store: Store) -> list[str]:
     """Return the active services whose audit has ended, so that their policies must be enforced."""
-    terms_ = terms(store)
-    return [name for name in store.active_services() if name in terms_ and not terms_[name].lasts]
+    over = {name for name, (_, lasts) in terms(store).items() if not lasts}
+    return [name for name in store.active_services() if name in over]

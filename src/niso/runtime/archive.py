@@ -188,10 +188,10 @@ class ArchiveWriter:
         """Add a folder and its content, except its file ``but``. Raises OSError."""
         self._linked.clear()
         self._add(name, os.lstat(top), -1, top)
-        for entry in volumes.walk(top):
-            if entry.path != but:
+        for path, folder, info in volumes.walk(top):
+            if path != but:
                 with suppress(FileNotFoundError):  # it was deleted since the folder was read
-                    self._add(f"{name}/{entry.path}", entry.info, entry.folder, entry.name)
+                    self._add(f"{name}/{path}", info, folder, os.path.basename(path))
 
     def _add(self, name: str, info: os.stat_result, folder: int, file: str) -> None:
         kind = _KINDS.get(stat.S_IFMT(info.st_mode))
