@@ -222,11 +222,11 @@ def create(
         return _create(machine, request, report, dry_run)
     from niso.change import span_networks
 
-    proposed = span_networks.propose(machine, request, dry_run)
+    proposed, arriving = span_networks.propose(machine, request, dry_run)
     try:
-        network = _create(machine, proposed.request, report, dry_run, proposed.arriving)
+        network = _create(machine, proposed, report, dry_run, arriving)
     except BaseException:
-        span_networks.withdraw(machine, proposed, report)
+        span_networks.withdraw(machine, arriving, report)
         raise
     if not dry_run:
         from niso.runtime import units

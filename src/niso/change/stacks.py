@@ -118,11 +118,11 @@ def _in_cluster(
         yield
         return
 
-    made: list[span_networks.Proposed] = []
+    made: list[span_networks.Arriving] = []
     try:
         for request in spanning:
             try:
-                proposed = span_networks.propose(machine, request, dry_run)
+                _, proposed = span_networks.propose(machine, request, dry_run)
             except NoAnswer:
                 raise
             except Error as error:

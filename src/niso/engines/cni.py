@@ -556,7 +556,7 @@ def require(call: Call, same: AttachedRow | None) -> None:
     from niso.engines import pod_agent
 
     _wait_s(call)
-    _who(call)
+    _pod_of(call)
     if not (same is not None and pod_agent.stands(same)) and not pod_agent.agent_runs():
         raise Failure(_TRY_AGAIN, _NO_AGENT, _POD_HINT)
 
@@ -569,7 +569,7 @@ def closed(store: Store, call: Call, request: Request, same: AttachedRow | None)
 
     if request.aliases:
         raise Failure(WRONG_CONFIG, "aliases: pods of Kubernetes have none", "use a Service")
-    pod = _who(call)
+    pod = _pod_of(call)
     now = attach.current(store, same.service) if same is not None else None
     request = pod_agent.closed(request, pod)
     if same is None or now is None or pod_agent.pod_of(same) != pod or not pod_agent.stands(same):
@@ -595,13 +595,12 @@ def wait(machine: Machine, call: Call, service: str) -> None:
         raise
 
 
-def _who(call: Call) -> pod_agent.Who:
-    from niso.engines import pod_agent
-
-    pod = [call.args.get(f"K8S_POD_{word}", "") for word in ("NAMESPACE", "NAME", "UID")]
-    if not all(pod):
+def _pod_of(call: Call) -> pod_agent.PodId:
+    words = ("NAMESPACE", "NAME", "UID")
+    namespace, name, uid = (call.args.get(f"K8S_POD_{word}", "") for word in words)
+    if not (namespace and name and uid):
         raise Failure(WRONG_VARIABLE, "CNI_ARGS names no pod, and the key kubernetes needs one")
-    return pod_agent.Who(*pod)
+    return namespace, name, uid
 
 
 def _wait_s(call: Call) -> float:

@@ -127,8 +127,7 @@ class Launch:
         self._held = ExitStack()
         try:
             signals.hit(f"write the bundle of {spec.service}")
-            held = sources.OpenSources(spec)
-            self._held.callback(held.close)
+            opened, trees, secrets = sources.open_all(spec, self._held)
             root.begin()
             self._held.callback(root.end)
             os.mkdir(bundle, 0o700)
@@ -140,10 +139,10 @@ class Launch:
             write()
             # A signal between the two would leave a thread and a conmon that no code ends.
             with signals_blocked():
-                self._creator = _Creator(spec, bundle, held)
+                self._creator = _Creator(spec, bundle, trees, secrets)
                 self._held.callback(self._creator.close)
             under = root.current() if spec.rootfs is None else None
-            write_bundle(held.spec, bundle, under)
+            write_bundle(opened, bundle, under)
             self._creator.create(under[1] if under is not None else ())
             self.fd = self._creator.fd
             """A descriptor, readable once the container exists or its creation has failed."""
@@ -177,7 +176,7 @@ def init() -> str:
 def write_bundle(spec: ProcessSpec, bundle: str, under: root.Skeleton | None) -> None:
     """Write the OCI bundle: config.json, and the folders from which the root is mounted.
 
-    ``spec`` is the service's process, with the paths that `sources.OpenSources` has opened.
+    ``spec`` is the service's process, with the paths that `sources.open_all` has opened.
     ``under`` is the skeleton (the root's lower layer). It is None for a service with a rootfs.
     """
     if not spec.netns:
@@ -237,10 +236,12 @@ class _Creator:
     entire life, because the main thread handles them.
     """
 
-    def __init__(self, spec: ProcessSpec, bundle: str, held: sources.OpenSources) -> None:
+    def __init__(
+        self, spec: ProcessSpec, bundle: str, trees: dict[str, int], secrets: dict[str, bytes]
+    ) -> None:
         self._spec = spec
         self._bundle = bundle
-        self._sources = held
+        self._mounts = (trees, secrets)
         self._folders: Sequence[str] = ()
         self._error: Exception | None = None
         self._conmon = 0
@@ -359,10 +360,9 @@ class _Creator:
 
     def _mount(self) -> None:
         signals.hit(f"mount the root of {self._spec.service}")
-        held = self._sources
         try:
             enter()
-            root.assemble(self._spec, self._bundle, init(), self._folders, held.trees, held.secrets)
+            root.assemble(self._spec, self._bundle, init(), self._folders, *self._mounts)
         except OSError as error:
             where = error.filename or "unshare"
             reason = f"cannot mount its root: {error.strerror}: {where}"

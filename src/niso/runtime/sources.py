@@ -16,7 +16,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from hashlib import sha256
 
 from niso.base import files, paths
@@ -209,50 +209,44 @@ def _no_secret(secret: Secret, error: OSError, service: str) -> ProcessError:
     return ProcessError(f"{secret.source} {reason}", hint, key, service=service)
 
 
-class OpenSources:
-    """The verified files of a service as detached mounts. The caller must call `close`.
+def open_all(
+    spec: ProcessSpec, held: ExitStack
+) -> tuple[ProcessSpec, dict[str, int], dict[str, bytes]]:
+    """Open the verified files of a service as detached mounts: the package copy, the rootfs, host
+    volumes and the network namespace. Read its secrets.
 
-    The files are the package copy, the rootfs, host volumes, secrets and the network namespace. The
-    constructor raises ProcessError if a path refers to another file than at the activation, and
-    OSError if the network namespace does not exist.
+    Returns the spec with paths through the descriptors, which are valid in this process only, the
+    descriptors by mount point in the bundle, and the content of the secrets by name. ``held``
+    closes the descriptors; mounts that were created from them continue to exist. Raises
+    ProcessError if a path refers to another file than at the activation, and OSError if the network
+    namespace does not exist.
     """
-
-    def __init__(self, spec: ProcessSpec) -> None:
-        self.trees: dict[str, int] = {}
-        """Maps a mount point in the bundle to the descriptor of its detached mount."""
-        self.secrets: dict[str, bytes] = {}
-        """Maps the name of each secret to its content."""
-        volumes = {volume.name: volume for volume in spec.volumes}
-        rootfs = spec.rootfs
-        for secret in spec.secrets:
-            try:
-                self.secrets[secret.name] = read_secret(secret)
-            except OSError as error:
-                raise _no_secret(secret, error, spec.service) from error
+    trees: dict[str, int] = {}
+    secrets: dict[str, bytes] = {}
+    for secret in spec.secrets:
         try:
-            self.trees[PACKAGE] = _clone(open_copy(spec.package, spec.service), True)
-            if spec.netns:
-                self.trees[NETNS] = root.clone_mount(root.AT_FDCWD, spec.netns)
-            for source in _sources(spec):
-                tree = _clone(_open(source, spec.service), source.volume is not None)
-                self.trees[source.point] = tree
-                # "/." because lstat(2) would return the symbolic link of /proc
-                seen = f"/proc/self/fd/{tree}"
-                if source.volume is None:
-                    rootfs = f"{seen}/."
-                else:
-                    volumes[source.volume.name] = source.volume._replace(source=seen)
-        except BaseException:
-            self.close()
-            raise
-        self.spec = spec._replace(rootfs=rootfs, volumes=tuple(volumes.values()))
-        """The spec with paths through the descriptors, which are valid in this process only."""
+            secrets[secret.name] = read_secret(secret)
+        except OSError as error:
+            raise _no_secret(secret, error, spec.service) from error
 
-    def close(self) -> None:
-        """Close the descriptors. Mounts that were created from them continue to exist."""
-        for fd in self.trees.values():
-            os.close(fd)
-        self.trees.clear()
+    def add(point: str, tree: int) -> str:
+        trees[point] = tree
+        held.callback(os.close, tree)
+        return f"/proc/self/fd/{tree}"
+
+    volumes = {volume.name: volume for volume in spec.volumes}
+    rootfs = spec.rootfs
+    add(PACKAGE, _clone(open_copy(spec.package, spec.service), True))
+    if spec.netns:
+        add(NETNS, root.clone_mount(root.AT_FDCWD, spec.netns))
+    for source in _sources(spec):
+        seen = add(source.point, _clone(_open(source, spec.service), source.volume is not None))
+        if source.volume is None:
+            rootfs = f"{seen}/."  # lstat(2) of the path alone would return a symbolic link of /proc
+        else:
+            volumes[source.volume.name] = source.volume._replace(source=seen)
+    opened = spec._replace(rootfs=rootfs, volumes=tuple(volumes.values()))
+    return opened, trees, secrets
 
 
 def _clone(fd: int, recursive: bool) -> int:
