@@ -204,7 +204,7 @@ class Etcd:
     def call(
         self, path: str, body: dict[str, Any], repeatable: bool = False, wait_s: float | None = None
     ) -> dict[str, Any]:
-        """Send a request to the members in turn until one answers; return the answer.
+        """Send a request to the members in turn until one answers. Return the answer.
 
         A request that is not ``repeatable`` is sent again only if no member can have received it.
         ``wait_s`` is the timeout in seconds for each member. Raises NoAnswer and Refused.

@@ -65,7 +65,7 @@ class PodAgent:
         self.policies = stream(f"{_GROUP}/networkpolicies", network_policies.network_policy)
 
     def poll(self, machine: Machine) -> list[str]:
-        """Update the policies of all pods once; return the changed attachments. Raises Error."""
+        """Update the policies of all pods once. Return the changed attachments. Raises Error."""
         if not all(watch.is_known for watch in (self.pods, self.spaces, self.policies)):
             return []
         attachments = machine.store.attachments
@@ -257,7 +257,7 @@ type PodId = tuple[str, str, str]
 
 
 def agent_runs() -> bool:
-    """Wake the agent; return False if no agent is running."""
+    """Wake the agent. Return False if no agent is running."""
     return systemd.agent_name(KUBERNETES)
 
 
@@ -364,7 +364,7 @@ def enable(machine: Machine, config: str, report: Report = silent) -> bool:
 
 
 def disable(machine: Machine, report: Report = silent) -> bool:
-    """Stop and remove the agent's systemd unit; return False if this state folder had none."""
+    """Stop and remove the agent's systemd unit. Return False if this state folder had none."""
     units, state_id = machine.processes.units, machine.store.state_id()
     mark = _MARK + state_id
     own = [path for path in unit_texts("", "") if (units.read(path) or "").startswith(mark)]

@@ -86,7 +86,7 @@ class _Terminal:
 
 
 def run(command: list[str], writable: Iterable[str] = ()) -> int:
-    """Run a command in a new lab; return its exit status.
+    """Run a command in a new lab. Return its exit status.
 
     The default command is $SHELL, or else /bin/bash. Writes in the folders ``writable`` persist.
     The exit status is 128 + N if signal N killed the command, 126 if it is not executable, and 127

@@ -379,7 +379,7 @@ def moment(value: object, what: str) -> float:
 
 
 def since_time(since: str | None) -> float | None:
-    """Convert the argument ``since`` as `moment` does. None remains None. Raises UsageError."""
+    """Convert the argument ``since`` as `moment` does, or return None. Raises UsageError."""
     return None if since is None else moment(since, "--since")
 
 
@@ -390,7 +390,7 @@ def callers() -> set[int]:
 
 
 def user_of(user: str | None) -> Any:
-    """Parse the value of ``exec --user``. None remains None. Raises UsageError."""
+    """Parse the value of ``exec --user``. Returns None for None. Raises UsageError."""
     from niso.manifest import values
 
     given = None if user is None else text(user, "user")

@@ -462,7 +462,7 @@ def end() -> None:
 
 
 def after_last_start(drop: Callable[[], object]) -> None:
-    """Call a function when no start is in progress any more. Only a start may call this."""
+    """Call ``drop`` when the last start in progress has ended. The caller must be in a start."""
     with _lock:
         _after_last_start.append(drop)
 
