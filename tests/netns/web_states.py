@@ -67,6 +67,7 @@ def state_of(names: list[str], networks: list[str]) -> dict[str, Any]:
                     "ago": 1.0,
                     "open": 0,
                     "changes": [change] if verdict == "drop" else [],
+                    "not_shown": 0,
                 }
             )
     return {
@@ -80,4 +81,6 @@ def state_of(names: list[str], networks: list[str]) -> dict[str, Any]:
         "flows": flows,
         "not_shown": 0,
         "missed": 0,
+        "beyond": 0,
+        "full": [],
     }

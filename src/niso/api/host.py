@@ -245,6 +245,16 @@ class Host(ApiPart):
 
         return flows.flows(self.session, _name(service), denied, since_time(since), instances)
 
+    def forget_flows(self, service: str | None = None, *, denied: bool = False) -> None:
+        """Delete the recorded flows of all services, or of one service.
+
+        With ``denied``, only flows that were refused, or would be without an audit, are deleted.
+        niso records new flows as before. Raises NotFound, UsageError, KernelError.
+        """
+        from niso.look import flows
+
+        flows.forget(self.session, _name(service), denied)
+
     def follow_flows(
         self, service: str | None = None, *, denied: bool = False, instances: bool = False
     ) -> niso.Flows:

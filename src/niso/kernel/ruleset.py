@@ -541,7 +541,7 @@ table inet niso {{
 		ip daddr 127.0.0.0/8 counter drop comment "loopback from a wire, before DNAT can hide it"
 		ip saddr 127.0.0.0/8 counter drop
 		iifname "n*" jump from_bridge
-		ip daddr @subnets4 counter drop comment "not published: to a subnet of niso from outside"
+		ip daddr @subnets4 counter goto {policy_rules.DIRECT} comment "not published: to a subnet of niso from outside"
 		ip saddr @subnets4 counter drop comment "a service's address from elsewhere"
 		th dport {_OWN_SPAN} goto to_program
 	}}
@@ -550,7 +550,7 @@ table inet niso {{
 		ip6 daddr ::1 counter drop comment "loopback from a wire, before DNAT can hide it"
 		ip6 saddr ::1 counter drop
 		iifname "n*" jump from_bridge
-		ip6 daddr @subnets6 counter drop comment "not published: to a subnet of niso from outside"
+		ip6 daddr @subnets6 counter goto {policy_rules.DIRECT} comment "not published: to a subnet of niso from outside"
 		ip6 saddr ::ffff:0:0/96 counter drop
 		ip6 saddr @subnets6 counter drop comment "a service's address from elsewhere"
 		th dport {_OWN_SPAN} goto to_program

@@ -17,7 +17,7 @@ from niso.kernel.flow_memory import Meter
 from niso.kernel.sockets import Measured
 from niso.look import drops
 from niso.look.drops import Stats
-from niso.look.flows import DROP, FlowEnd, FlowReader, Key, Memory, more, remembered
+from niso.look.flows import DIRECT, DROP, FlowEnd, FlowReader, Key, Memory, more, remembered
 from niso.look.services import (
     ServiceLine,
     front_health,
@@ -287,12 +287,13 @@ def between(
     sums: dict[FlowLoad, tuple[int, int]] = {}
     left = dict(moved or {})
     for (key, verdict), grown in growth(before, now).items():
-        octets = 0 if verdict == DROP else left.pop(key, 0)
+        octets = 0 if verdict in (DROP, DIRECT) else left.pop(key, 0)
         if not grown and not octets:
             continue
-        flow = reader.flow(key, verdict != DROP)
+        flow = reader.flow(key, verdict not in (DROP, DIRECT), verdict == DIRECT)
+        word = DROP if verdict == DIRECT else verdict
         # both ends, port and protocol; then from the service whose policy decides to ``agrees``
-        load = FlowLoad(*(*flow[:4], verdict, 0.0, None, *flow[5:11]))
+        load = FlowLoad(*(*flow[:4], word, 0.0, None, *flow[5:11]))
         had = sums.get(load, (0, 0))
         sums[load] = had[0] + grown, had[1] + octets
     flows = [

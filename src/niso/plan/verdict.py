@@ -48,6 +48,7 @@ class Reason(NamedTuple):
     key: str = ""  # "network.policy.deny_from[0]"; without [0] if no entry of the list matches
     text: str = ""  # the entry as written
     audits: bool = False
+    late: bool = False  # a check of the path that comes after the policies
 
 
 class Verdict(NamedTuple):
@@ -76,7 +77,8 @@ class Verdict(NamedTuple):
     @property
     def dropped_by(self) -> Reason | None:
         """Return the first check that drops the packet, in the kernel's order, or None."""
-        checks = (self.path, self.egress, self.ingress)
+        policies = (self.egress, self.ingress)
+        checks = (*policies, self.path) if self.path.late else (self.path, *policies)
         return next((reason for reason in checks if not reason.passes), None)
 
 
@@ -360,7 +362,7 @@ def _path(
     elif (receiver := holder_of(context, destination)) is not None:
         reason = _to_service(context, packet, *receiver)
     elif network_of(context, destination) is not None:
-        reason = _drop(f"no service has the address {destination}")
+        reason = _to_unused(context, packet)
     else:
         reason = _outwards(context, packet)
     return reason, destination, port, False
@@ -424,10 +426,13 @@ def _to_service(
 ) -> Reason:
     """Check the path of a packet to an address of a service."""
     sender, entered = packet.sender, packet.entered
+    across = sender is not None and network != entered
+    if across and context.networks[entered].internal:
+        return _drop(_stays(entered))
     if not known.active:
-        return _drop(f"{known.name} is not active")
+        return _drop(f"{known.name} is not active", late=across)
     if known.serving == ():
-        return _drop(f"no instance of {known.name} serves")
+        return _drop(f"no instance of {known.name} serves", late=across)
     if packet.from_host and known.host:
         return _drop(
             f"{known.name} is on {known.host}, and programs of the host reach services of this"
@@ -449,12 +454,20 @@ def _to_service(
         return _accept(
             f"{_on_host(sender)} and {_on_host(known)} are both on network {network}{wire}"
         )
-    if context.networks[entered].internal:
-        return _drop(_stays(entered))
     return _drop(
         f"networks {entered} and {network} are isolated from each other:"
-        " only published ports can be reached across"
+        " only published ports can be reached across",
+        late=True,
     )
+
+
+def _to_unused(context: PolicyContext, packet: _Packet) -> Reason:
+    """Check the path of a packet to an address of a network that no service has."""
+    network = network_of(context, packet.destination)
+    across = packet.sender is not None and network is not None and network.name != packet.entered
+    if across and context.networks[packet.entered].internal:
+        return _drop(_stays(packet.entered))
+    return _drop(f"no service has the address {packet.destination}", late=across)
 
 
 def _on_host(known: KnownService) -> str:
@@ -484,7 +497,8 @@ def _outwards(context: PolicyContext, packet: _Packet) -> Reason:
     if packet.proto not in (*PORTED, "icmp", *_PORTED_TOO):
         return _drop(
             f"protocol {packet.proto} has no ports: answers could not be told from what is meant"
-            " for the host"
+            " for the host",
+            late=True,
         )
     return _accept(f"network {packet.entered} has access to the outside")
 

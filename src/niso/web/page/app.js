@@ -6,6 +6,7 @@ import { follow } from "./link.js";
 import { picture } from "./map.js";
 import { mapOf, recent } from "./model.js";
 import { details, figures, overview, tables } from "./tables.js";
+import { unrecorded } from "./words.js";
 
 const HISTORY = 60;
 const SILENCE_MS = 15000;
@@ -308,7 +309,7 @@ follow({
     }
     for (const name of page.history.keys()) if (!state.services.some((one) => one.service === name)) page.history.delete(name);
     say("live", "good");
-    notice("");
+    notice(unrecorded(state));
     draw();
     if (isFirst) $("live").title = "A new look every two seconds";
   },

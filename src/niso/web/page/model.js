@@ -168,6 +168,6 @@ function endNode(end, ids, nodes, side) {
 /** Return the ports of an edge: :80, :443 and 2 more. */
 export function portsOf(edge) {
   const ports = [...new Set(edge.flows.map(port))];
-  const more = ports.length - MOST_PORTS;
+  const more = ports.length - MOST_PORTS + edge.flows.reduce((sum, flow) => sum + flow.not_shown, 0);
   return ports.slice(0, MOST_PORTS).join(", ") + (more > 0 ? ` +${more}` : "");
 }

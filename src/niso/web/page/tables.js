@@ -1,7 +1,7 @@
 // The same as tables, and the details beside them.
 
 import { h } from "./dom.js";
-import { ago, count, line, perSecond, period, rate, span, target } from "./words.js";
+import { ago, count, line, perSecond, period, rate, span, target, unrecorded } from "./words.js";
 
 const MOST_ROWS = 500;
 const MOST_CARDS = 30;
@@ -71,8 +71,15 @@ export function tables(state, flows, services, choose) {
       few.map((service) => ({ key: service.service, class: service.health === "unhealthy" ? "drop" : "" })),
     ),
     others,
-    state.not_shown + state.missed > 0 && h("p", { class: "note" }, `${count(state.not_shown + state.missed, "flow")} not shown: there are more than niso web shows, or than the kernel remembers.`),
+    state.not_shown > 0 && h("p", { class: "note" }, `${count(state.not_shown, "flow")} not shown: ${cut(state)}.`),
+    unrecorded(state) && h("p", { class: "note" }, unrecorded(state)),
   ];
+}
+
+/** Return between which ends flows are left out. */
+function cut(state) {
+  const pairs = state.flows.filter((flow) => flow.not_shown > 0).map((flow) => `${flow.from.name} → ${flow.to.name} ${flow.verdict} +${flow.not_shown}`);
+  return pairs.join(", ") || "there are more than niso web shows";
 }
 
 function ports(service) {

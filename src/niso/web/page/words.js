@@ -61,3 +61,10 @@ export function line(change, policy) {
   const shown = after.slice(-MOST_ENTRIES).map((text) => JSON.stringify(text));
   return `${key} = [${after.length > MOST_ENTRIES ? "…, " : ""}${shown.join(", ")}]`;
 }
+
+/** Return why new flows are not recorded, or "". */
+export function unrecorded(state) {
+  const forget = "niso net flows --forget makes room.";
+  if (state.full.length > 0) return `New flows are not recorded: the kernel's sets have no room (${state.full.join(", ")}). ${forget}`;
+  return state.beyond > 0 ? `${count(state.beyond, "refused attempt")} not recorded: each source has room for 256 refused flows. ${forget}` : "";
+}
