@@ -101,7 +101,7 @@ class Walk:
         if draw.random() < 0.5:
             table["policy"] = {"allow_from": [draw.choice(SERVICES)]}
         take = draw.random() < 0.4
-        self.say(f"{node.name}: activate {service} {table} {'--take' * take}")
+        self.say(f"{node.name}: activate {service} {table} {'--from-lost-host' * take}")
         more: dict[str, Any] = {}
         if service in ("web", "api") and draw.random() < 0.9:
             more = {

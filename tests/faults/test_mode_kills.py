@@ -37,8 +37,8 @@ class Case(NamedTuple):
 
 def change(old: str, new: str, least: int) -> Case:
     return Case(
-        ("activate --replace /tmp/p", f"activate --replace /tmp/x-{old}"),
-        f"activate --replace /tmp/x-{new}",
+        ("activate --take-over /tmp/p", f"activate --take-over /tmp/x-{old}"),
+        f"activate --take-over /tmp/x-{new}",
         least,
         (old, new),
     )
@@ -46,31 +46,31 @@ def change(old: str, new: str, least: int) -> Case:
 
 CASES = {
     "sharer": Case(
-        ("activate --replace /tmp/p",), "activate --replace /tmp/x-share", 12, ("share",)
+        ("activate --take-over /tmp/p",), "activate --take-over /tmp/x-share", 12, ("share",)
     ),
-    "both-at-once": Case((), "activate --replace /tmp/x-share /tmp/p", 30, ("share",)),
-    "host": Case((), "activate --replace /tmp/x-host", 10, ("host",)),
-    "none": Case((), "activate --replace /tmp/x-none", 14, ("none",)),
+    "both-at-once": Case((), "activate --take-over /tmp/x-share /tmp/p", 30, ("share",)),
+    "host": Case((), "activate --take-over /tmp/x-host", 10, ("host",)),
+    "none": Case((), "activate --take-over /tmp/x-none", 14, ("none",)),
     "bridge-to-share": change("bridge", "share", 15),
     "share-to-bridge": change("share", "bridge", 20),
     "bridge-to-host": change("bridge", "host", 15),
     "host-to-share": change("host", "share", 12),
     "share-to-none": change("share", "none", 15),
     "provider-moves": Case(
-        ("activate --replace /tmp/p", "activate --replace /tmp/x-share"),
-        "activate --replace /tmp/p-elsewhere",
+        ("activate --take-over /tmp/p", "activate --take-over /tmp/x-share"),
+        "activate --take-over /tmp/p-elsewhere",
         25,
         ("share",),
     ),
     "sharer-ends": Case(
-        ("activate --replace /tmp/p", "activate --replace /tmp/x-share"),
+        ("activate --take-over /tmp/p", "activate --take-over /tmp/x-share"),
         "deactivate x",
         6,
         ("share",),
         False,
     ),
     "both-end": Case(
-        ("activate --replace /tmp/p", "activate --replace /tmp/x-share"),
+        ("activate --take-over /tmp/p", "activate --take-over /tmp/x-share"),
         "remove p x",
         13,
         ("share",),

@@ -348,7 +348,7 @@ def test_uninstall_leaves_docker_its_own_networks(lab: Lab) -> None:
         assert fetch(lab.client, f"{HOST}:8090") == "own"
         docker("restart", "-t0", "own")
         docker.wait_until_served("own")
-    assert "no objects" in lab.niso("net", "repair", "--sweep").stdout
+    assert "nothing of niso" in lab.niso("reset", "--yes").stdout
 
 
 COMPOSE = """\

@@ -69,7 +69,7 @@ def ends(lab: Lab, name: str) -> None:
 
 
 def swept(lab: Lab, _: str) -> None:
-    lab.niso("net", "repair", "--sweep")
+    lab.niso("reset", "--yes")
     lab.niso("net", "repair")
 
 
@@ -191,7 +191,7 @@ def test_sweep_without_a_store_puts_sysctls_back(host: Lab) -> None:
     assert sysctls_of_others(host) != before
     host.run("ip", "link", "add", "late0", "type", "veth", "peer", "name", "late1")
     host.run("sh", "-c", "rm -rf /var/lib/niso/*")
-    host.niso("net", "repair", "--sweep")
+    host.niso("reset", "--yes")
     for name in ("forwarding", "accept_ra", "force_forwarding"):
         assert value(host, f"late0/{name}") == (value(host, f"default/{name}") or "0"), name
     host.run("ip", "link", "delete", "late0")

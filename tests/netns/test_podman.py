@@ -490,7 +490,7 @@ def test_uninstall_leaves_podman_its_own_networks(lab: Lab) -> None:
     assert podman.get("web", CLIENT) == "outside"
     podman("pod", "rm", "-f", "-t0", "shop")
     podman("rm", "-f", "-t0", "own", "web", "off")
-    assert "no objects" in lab.niso("net", "repair", "--sweep").stdout
+    assert "nothing of niso" in lab.niso("reset", "--yes").stdout
 
 
 ROOTLESS = """\

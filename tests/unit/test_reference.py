@@ -14,7 +14,7 @@ from reference.pages import pages
 
 from niso.cli import command as cli_command
 from niso.cli.command import Command
-from niso.cli.general_commands import first_screen
+from niso.cli.general_commands import documented
 from niso.engines import cni, docker, netavark, plugin
 from niso.manifest import json_schema, load, stack
 from niso.manifest.addresses_and_ports import parse_port
@@ -27,7 +27,7 @@ MANUALS = [name for name in PAGES if name.startswith("man/")]
 
 
 def commands() -> list[Command]:
-    return [each for one in first_screen() for each in (one.actions or (one,))]
+    return [each for one in documented() for each in (one.actions or (one,))]
 
 
 def test_pages_are_what_the_code_says() -> None:

@@ -63,7 +63,7 @@ def test_store_of_another_version_is_refused_and_left_as_it_is() -> None:
     assert caught.value.message == (
         f"{paths.database()} has version {VERSION + 10}, this niso supports {VERSION}"
     )
-    assert "--sweep stops all its services and deletes their networks" in str(caught.value.hint)
+    assert "--sweep stops all its services and deletes" in str(caught.value.hint)
     assert list(sqlite3.connect(paths.database()).iterdump()) == before
 
 

@@ -58,13 +58,13 @@ def connect(
 class Repaired(NamedTuple):
     """The result of `Host.repair`."""
 
-    steps: int  # number of steps taken; only without --sweep
+    steps: int  # number of steps taken
 
 
 class Swept(NamedTuple):
     """The result of `Host.sweep`."""
 
-    removed: int  # number of objects removed; only with --sweep
+    removed: int  # number of objects removed
 
 
 class Host(ApiPart):
@@ -438,6 +438,9 @@ class Host(ApiPart):
     def repair(self, *, dry_run: bool = False, kernel: bool = False) -> Repaired:
         """Repair the differences that `check` reports. With ``dry_run``, only report the steps.
 
+        Attachments whose namespace no longer exists are detached, and the files in
+        /etc/niso/policies are applied to all attachments.
+
         With ``kernel``, no process is started or stopped, no attachment is removed, and no
         interrupted change is completed or rolled back. Raises ErrorGroup, Error.
         """
@@ -450,6 +453,8 @@ class Host(ApiPart):
         if kernel:
             return Repaired(repair.repair_network(machine, self.session.report))
         steps = repair.repair_all(machine, self.session.report)
+        steps += sum(one.changed for one in self.attachments.gc())
+        steps += sum(one.changed for one in self.attachments.apply_policies())
         self.session.report(Finished())
         if steps:
             boot.hand_over_started(self.session, machine, machine.store.active_services())

@@ -59,7 +59,7 @@ class Clusters(ApiPart):
         if restore:
             if name or address or encrypt or etcd is not None:
                 reason = "the cluster that this host is in has the other values"
-                raise UsageError(reason, "leave out the other options", "--restore")
+                raise UsageError(reason, "leave out the other options")
 
             machine = self.session.machine_for_change()
             return cluster_hosts.restore(machine, self.session.report)
@@ -125,12 +125,13 @@ class Clusters(ApiPart):
         machine = self.session.machine_for_change()
         return cluster_hosts.remove_member(machine, text(host, "HOST"), self.session.report)
 
-    def be_only_member(self) -> None:
+    def be_only_member(self) -> niso.Membership:
         """Make this host's etcd member the only one, after most members were lost for good.
 
         Raises Error, and Conflict if most members still answer.
         """
-        cluster_hosts.be_only_member(self.session.machine_for_change(), self.session.report)
+        machine = self.session.machine_for_change()
+        return cluster_hosts.be_only_member(machine, self.session.report)
 
     def backup(self, file: str | os.PathLike[str]) -> int:
         """Write etcd's data to a file that only root can read. Return its size. Raises Error."""

@@ -500,7 +500,7 @@ def generations(store: Store) -> Generations:
 
 # --- the services of a stack ----------------------------------------------------------------------
 
-OR_REPLACE = "choose another name; --replace takes over its services"
+OR_REPLACE = "choose another name; --take-over takes over its services"
 
 
 class StackMembership(NamedTuple):

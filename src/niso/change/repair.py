@@ -1,4 +1,4 @@
-"""Repair everything that `niso net check` reports, or remove all objects of niso (``--sweep``).
+"""Repair everything that `niso net check` reports, or remove all objects of niso (``niso reset``).
 
 A sweep works without the store. The sweep finds niso's objects by the names and ids that niso gave
 them in the kernel, such as the alias of a network interface.

@@ -1,4 +1,4 @@
-"""Find what an activation would refuse on any host (`niso check`).
+"""Find what an activation would refuse on any host (`niso validate`).
 
 This module records the services as an activation does, but in a store in memory, and for a host
 that has no services, networks or interfaces. Rules that depend on the real host, such as which

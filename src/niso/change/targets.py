@@ -63,7 +63,7 @@ def refuse_elsewhere(before: ServiceRow, target: Target) -> None:
     if target.replace or not is_elsewhere(before.manifest_path, target.manifest_path):
         return
     reason = f"{target.name!r} is already the service of {before.manifest_path}"
-    hint = "choose another name; --replace takes over its addresses, ports and volumes"
+    hint = "choose another name; --take-over takes over its addresses, ports and volumes"
     raise Conflict(reason, hint, "package.name")
 
 

@@ -139,9 +139,12 @@ def _failed(error: Error, as_json: bool, status: int) -> int:
 
 
 def _command(arguments: list[str]) -> int:
-    from niso.cli.command import ALIASES, COMMANDS, find, runner
+    from niso.cli.command import ALIASES, COMMANDS, find, present, runner
     from niso.cli.parse import HELP, asks_help, parse, unknown_command
 
+    arguments, note = present(arguments)
+    if note:
+        print(f"niso: {note}", file=sys.stderr)
     name = ALIASES.get(arguments[0], arguments[0])
     for word in arguments:
         # the store and JSON only contain text; invalid UTF-8 is decoded to surrogates (PEP 383)
@@ -154,8 +157,9 @@ def _command(arguments: list[str]) -> int:
     words = arguments[1:]
     command = find(name, " ".join(words[:2]))
     if command.actions:
-        if not words or words[0] in HELP:
-            return _print_help([name])
+        helps = next((at for at, word in enumerate(words) if word in HELP), len(words))
+        if not words or helps < 2:
+            return _print_help([name, *words[:helps]])
         _refuse_early_option(arguments, 1)
         raise unknown_command(arguments)
     words = words[command.name.count(" ") :]

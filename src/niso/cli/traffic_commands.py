@@ -152,7 +152,7 @@ def _stats(host: Host, args: Args) -> int:
     return output.result(args, rows, lambda _: output.table(columns, shown))
 
 
-def _log(host: Host, args: Args) -> int:
+def _drops(host: Host, args: Args) -> int:
     try:
         with Progress(args) as host.progress, host.drops(args.name) as drops:
             while True:

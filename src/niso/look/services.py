@@ -1,4 +1,4 @@
-"""Determine the status of services, for ps, inspect and stack status.
+"""Determine the status of services, for ps, inspect and stack ps.
 
 `niso.runtime.status` reads the state of a process. This module takes no lock and changes nothing,
 except that it rotates large log files.

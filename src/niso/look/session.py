@@ -420,6 +420,5 @@ def refuse(kernel: Kernel, processes: Processes) -> None:
             f"{paths.database()} is missing, but objects that niso created still exist: "
             f"{what[0]}{more}",
             "set NISO_STATE_DIR to the folder that has it; "
-            "if it is lost, net repair has --sweep, which stops its services and removes what is "
-            f"left; then {restore_hint()}",
+            f"if it is lost, see niso reset --help; then {restore_hint()}",
         )

@@ -576,7 +576,7 @@ KEYS = (
         f"These peers may not connect, even if allow_from lists them. {_PEER_FORMS}"
     ),
     Key("network.policy.log", bool, False, to="policy.log").described(
-        "Whether `niso net log` shows packets that the policy drops."
+        "Whether `niso net drops` shows packets that the policy drops."
     ),
     Key("network.policy.egress", "Egress", {}).described("Where the service may connect."),
     Key(

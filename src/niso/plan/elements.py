@@ -31,7 +31,7 @@ _SHORT = {"force_forwarding": "force"}  # an interface name has at most 15 chara
 
 def before(sysctl: str, value: str) -> list[Element]:
     """Return the nftables element that records a host sysctl's value from before niso changed it.
-    `niso net repair --sweep` restores this value if there is no store. The list is empty if nft
+    `niso reset` restores this value if there is no store. The list is empty if nft
     cannot express the name of the sysctl's network interface.
     """
     match sysctl.split("/"):

@@ -195,7 +195,7 @@ def update_host_names(kernel: Kernel, store: Store, report: Report = silent) -> 
     try:
         return kernel.write_host_names(store.state_id(), wanted(store))
     except KernelError as error:
-        hints = (*([error.hint] if error.hint else []), "niso net names --host off ends this")
+        hints = (*([error.hint] if error.hint else []), "niso net names off ends this")
         report(
             WarningEvent(f"the host does not know the present names of services: {error}", hints)
         )

@@ -149,7 +149,7 @@ def damaged(reason: str) -> Error:
     """Return the error for an unusable state.db. Line breaks in ``reason`` become spaces."""
     return Error(
         f"{paths.database()}: {' '.join(reason.split())}",
-        f"move it away; net repair has --sweep, which removes what is left; then {restore_hint()}",
+        f"move it away; see niso reset --help; then {restore_hint()}",
     )
 
 

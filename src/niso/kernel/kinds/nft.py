@@ -100,8 +100,7 @@ def check_owner(table: str, texts: set[str], state_id: str) -> None:
         raise Conflict(
             f"table {table} in this network namespace belongs to {whose},"
             f" not to {paths.state_dir()}",
-            "set NISO_STATE_DIR to that folder; if it is lost, net repair has --sweep, which stops"
-            " its services and deletes its objects",
+            "set NISO_STATE_DIR to that folder; if it is lost, see niso reset --help",
         )
 
 
