@@ -15,11 +15,11 @@ from conftest import Lab
 from services import echo, idle, on
 
 from niso.cli.command import Command, find
-from niso.cli.general_commands import first_screen
+from niso.cli.general_commands import documented
 
 HERE = "/tmp/here"
 LAB = next(line for line, _ in find("lab", "").examples if "--" in line)  # type: ignore[union-attr]
-ENDS = ("deactivate", "remove", "net repair", "stack down")
+ENDS = ("deactivate", "remove", "reset", "stack down")
 """After these the world is made again."""
 FOLLOWS = (
     " -f ",
@@ -38,7 +38,7 @@ JUDGES = {"net explain": {0, 1}, "net policy test": {0, 2}}
 
 
 def commands() -> list[Command]:
-    return [each for one in first_screen() for each in (one.actions or (one,))]
+    return [each for one in documented() for each in (one.actions or (one,))]
 
 
 def make(lab: Lab) -> None:
@@ -129,7 +129,7 @@ def test_every_example_works(world: Lab) -> None:
                 "--unit" in line or "firewall" in line
             ):  # needs a booted systemd: see test_systemd_units
                 continue
-            example = f"{line} --yes" if "--write" in line else line
+            example = f"{line} --yes" if "--write" in line or line == "niso reset" else line
             if command.name in ("net attach", "net detach"):
                 example = with_namespace(world, line)
             wrong.append(tried(world, command, example))
