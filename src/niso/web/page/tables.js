@@ -71,13 +71,13 @@ export function tables(state, flows, services, choose) {
       few.map((service) => ({ key: service.service, class: service.health === "unhealthy" ? "drop" : "" })),
     ),
     others,
-    state.not_shown > 0 && h("p", { class: "note" }, `${count(state.not_shown, "flow")} not shown: ${cut(state)}.`),
+    state.not_shown > 0 && h("p", { class: "note" }, `${count(state.not_shown, "flow")} not shown: ${pairsCut(state)}.`),
     unrecorded(state) && h("p", { class: "note" }, unrecorded(state)),
   ];
 }
 
 /** Return between which ends flows are left out. */
-function cut(state) {
+function pairsCut(state) {
   const pairs = state.flows.filter((flow) => flow.not_shown > 0).map((flow) => `${flow.from.name} → ${flow.to.name} ${flow.verdict} +${flow.not_shown}`);
   return pairs.join(", ") || "there are more than niso web shows";
 }
