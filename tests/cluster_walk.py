@@ -357,7 +357,7 @@ class Walk:
         for node in self.nodes:
             if self.fake is not None:
                 node.hear(self.now_s)
-                roster = node.agent.roster.poll(self.fake, node.name, self.now_s)  # type: ignore[arg-type]
+                roster = node.agent.read_hosts(self.fake, self.now_s)  # type: ignore[arg-type]
                 assert list(roster[0]) == hosts, node.name
             with node:
                 store = node.world.store

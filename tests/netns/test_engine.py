@@ -17,7 +17,7 @@ from samples import samples
 
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import (
-    Compacted,
+    COMPACTED,
     Compare,
     Delete,
     Event,
@@ -170,8 +170,9 @@ def test_watch_below_a_compaction_says_so(engine: Etcd, at: str) -> None:
     else:
         assert isinstance(engine, Etcd)
         engine.call("/v3/kv/compaction", {"revision": str(last), "physical": True})
-    with pytest.raises(Compacted):
+    with pytest.raises(Refused) as raised:
         next(engine.watch(at, start, 10))
+    assert raised.value.code == COMPACTED
 
 
 # --- etcd alone -----------------------------------------------------------------------------------------------------

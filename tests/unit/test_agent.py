@@ -296,7 +296,7 @@ def test_running_agent_sees_what_changes(host: Hosted) -> None:
         for service, up in (("api", True), ("web", True)):
             address = cluster.claim("a", service, up=up).networks["backend"][0]
             wait(lambda line=f"{address} {service}": line in cluster.lines())
-        wait(lambda: host.agent.roster.kept._is_followed)
+        wait(lambda: host.agent.host_keys._is_followed)
         before = read.count(KEYS.hosts)
         for number in range(20):
             more = HostEntry(f"h{number}", f"id-{number}", f"198.51.101.{number}", 1500, False)

@@ -9,12 +9,13 @@ from fakes.engine import FakeEngine
 
 from niso.cluster.agent import CHECK_S, TRUST_S, WHOLE_S, WatchedKeys
 from niso.cluster.engine import (
+    COMPACTED,
     Answer,
-    Compacted,
     Delete,
     KeyValue,
     NoAnswer,
     Put,
+    Refused,
     Txn,
 )
 
@@ -59,10 +60,9 @@ class Watch:
             self.next = self.next or self.kept.begin(self.engine, now_s)
             batch = next(self.engine.watch(AT, self.next, 0))
             self.next = batch[0] + 1 if self.kept.hear(batch, now_s) else 0
-        except NoAnswer:
-            pass
-        except Compacted:
-            self.next = 0
+        except NoAnswer as error:
+            if isinstance(error, Refused) and error.code == COMPACTED:
+                self.next = 0
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -27,7 +27,7 @@ from niso.base.locks import Busy, service_lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.cluster import encryption, mirror, own_claims
 from niso.cluster.claims import Claims
-from niso.cluster.engine import Batch, Compacted, Keys, KeyValue
+from niso.cluster.engine import COMPACTED, Batch, Keys, KeyValue, Refused
 from niso.cluster.key_values import HostEntry, host_of
 from niso.cluster.membership import ClusterKeys
 from niso.cluster.mirror import ClaimedService, EngineView, View
@@ -86,7 +86,10 @@ class Agent:
         self.keys = keys or Keys()
         self.tend = tend
         self.lag = Lag()
-        self.roster = Roster(self.keys)
+        self.host_keys = WatchedKeys(self.keys.hosts)
+        self._host_items: dict[str, KeyValue] = {}
+        self._decoded: dict[KeyValue, HostEntry] = {}
+        self._hosts: tuple[HostEntry, ...] = ()  # sorted by name, as of the last poll
         self._view = View(self.keys, self.host)
         self.mend = mend
         self._wake = threading.Event()
@@ -127,7 +130,7 @@ class Agent:
         if bool(cluster.encryption) != (store.across.tunnel() is not None):
             self._say("the cluster is otherwise encrypted than this host: nothing is changed")
             return []
-        hosts, own = self.roster.poll(engine, self.host, now_s)
+        hosts, own = self.read_hosts(engine, now_s)
         member = own is not None and own.state_id == self.state_id
         spans = self._spans(store, kernel, engine, member)
         items = {name: self.kept(name).items(engine, now_s) for name in spans}
@@ -338,6 +341,24 @@ class Agent:
                 self._wake.set()
             self._over.wait(LEAST_S)
 
+    def read_hosts(
+        self, engine: Etcd, now_s: float
+    ) -> tuple[tuple[HostEntry, ...], HostEntry | None]:
+        """Return all hosts of the cluster, and this host or None. Decode only keys that have
+        changed. Raises NoAnswer.
+        """
+        item = ClusterKeys(engine, self.keys).host_item(self.host)
+        items = self.host_keys.items(engine, now_s, item)
+        if items is not self._host_items:
+            decoded: dict[KeyValue, HostEntry] = {}
+            hosts = []
+            for key, each in sorted(items.items()):
+                if "/" not in key.removeprefix(self.keys.hosts):
+                    decoded[each] = self._decoded.get(each) or host_of(each, self.keys)
+                    hosts.append(decoded[each]._replace(alive=f"{key}/live" in items))
+            self._host_items, self._decoded, self._hosts = items, decoded, tuple(hosts)
+        return self._hosts, self._decoded.get(item) if item is not None else None
+
     def kept(self, network: str) -> WatchedKeys:
         """Return the cache of the keys of all addresses on a network."""
         if network not in self._kept:
@@ -346,7 +367,7 @@ class Agent:
 
     def watch(self, networks: Iterable[str]) -> None:
         """Watch the keys of hosts and of these networks in etcd, each in a thread of its own."""
-        watched = [(self.keys.hosts, self.roster.kept, False)]
+        watched = [(self.keys.hosts, self.host_keys, False)]
         watched += [(self.keys.network(name), self.kept(name), True) for name in networks]
         for prefix, kept, hurry in watched:
             if prefix not in self._followed:
@@ -541,9 +562,9 @@ class WatchedKeys:
                             return
                 finally:
                     self.lose()
-            except Compacted:
-                continue
-            except Error:
+            except Error as error:
+                if isinstance(error, Refused) and error.code == COMPACTED:
+                    continue  # begin again with all keys
                 over.wait(about(wait))
                 wait = min(2 * wait, _BACK_OFF_S[1])
 
@@ -621,33 +642,6 @@ def connected(connect: Callable[[], Etcd], over: threading.Event) -> Etcd | None
 def about(seconds: float) -> float:
     """Return a random number from 0.5 to 1.5 times ``seconds``, to spread requests over time."""
     return seconds * (0.5 + os.urandom(1)[0] / 255)
-
-
-class Roster:
-    """A reader of the cluster's hosts, which decodes only keys that have changed."""
-
-    def __init__(self, keys: Keys) -> None:
-        self.keys = keys
-        self.kept = WatchedKeys(keys.hosts)
-        self._items: dict[str, KeyValue] = {}
-        self._decoded: dict[KeyValue, HostEntry] = {}
-        self.hosts: tuple[HostEntry, ...] = ()  # sorted by name, as of the last call of `poll`
-
-    def poll(
-        self, engine: Etcd, own: str, now_s: float
-    ) -> tuple[tuple[HostEntry, ...], HostEntry | None]:
-        """Return all hosts of the cluster, and the host ``own`` or None. Raises NoAnswer."""
-        item = ClusterKeys(engine, self.keys).host_item(own)
-        items = self.kept.items(engine, now_s, item)
-        if items is not self._items:
-            decoded: dict[KeyValue, HostEntry] = {}
-            hosts = []
-            for key, each in sorted(items.items()):
-                if "/" not in key.removeprefix(self.keys.hosts):
-                    decoded[each] = self._decoded.get(each) or host_of(each, self.keys)
-                    hosts.append(decoded[each]._replace(alive=f"{key}/live" in items))
-            self._items, self._decoded, self.hosts = items, decoded, tuple(hosts)
-        return self.hosts, self._decoded.get(item) if item is not None else None
 
 
 class Lag:

@@ -36,6 +36,9 @@ class NoAnswer(Error):
         self.unknown = unknown
 
 
+COMPACTED = 11  # OUT_OF_RANGE (google.rpc.Code): etcd no longer has the requested events
+
+
 class Refused(NoAnswer):
     """An error: etcd refuses a request. ``code`` is a google.rpc.Code, or 0 if unknown.
 
@@ -45,10 +48,6 @@ class Refused(NoAnswer):
     def __init__(self, reason: str, hint: str | None = None, code: int = 0) -> None:
         super().__init__(reason, hint)
         self.code = code
-
-
-class Compacted(Exception):
-    """An error: etcd no longer has the requested events, so all keys must be read again."""
 
 
 class KeyValue(NamedTuple):
