@@ -103,6 +103,11 @@ def netns_path(service: str) -> str:
     return f"{NETNS_DIR}/niso-{service}"
 
 
+def cgroup(state_id: str, service: str) -> str:
+    """Return the cgroup of a service, as in /proc/PID/cgroup."""
+    return f"/niso-{state_id}/{service}"
+
+
 def in_lab() -> bool:
     """Return whether this process runs in a ``niso lab``: NISO_LAB is 1 and `LAB_MARK` exists."""
     return os.environ.get("NISO_LAB") == "1" and os.path.exists(LAB_MARK)

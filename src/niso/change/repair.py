@@ -34,7 +34,6 @@ from niso.plan import elements
 from niso.reconcile import ended_flows, host_settings, live_world
 from niso.reconcile.change import compare, desired_now, repair
 from niso.runtime import package
-from niso.runtime.lifecycle import Orphan
 from niso.runtime.machine import Machine
 from niso.runtime.package import Contents
 from niso.runtime.sources import BLIND, UNKNOWN
@@ -338,14 +337,17 @@ def sweep(
     with Lock() if dry_run else _alone():
         marked = kernel.marked_links()
         lost = processes.orphans(state_id_of(mark) for mark in marked.values())
-        for one in lost:
-            if one.stranger is not None:  # a sweep would remove its network
+        for service, state_id, stranger in lost:
+            if stranger is not None:  # a sweep would remove its network
                 raise Conflict(
-                    f"service {one.service!r} of the niso state folder with id {one.state_id} "
-                    f"runs (pid {one.stranger}), under another run folder",
+                    f"service {service!r} of the niso state folder with id {state_id} "
+                    f"runs (pid {stranger}), under another run folder",
                     "set NISO_STATE_DIR and NISO_RUN_DIR to theirs, or end its processes first",
                 )
-        removals = (*_running(processes, lost), *_marked(kernel, marked))
+        removals = (
+            *_running(processes, [(name, paths.cgroup(mark, name)) for name, mark, _ in lost]),
+            *_marked(kernel, marked),
+        )
         for event, remove, is_guard in (*removals, *_all_rules(kernel, marked)):
             if errors and is_guard:  # the objects that the table protects may still exist
                 continue
@@ -393,11 +395,11 @@ _Removal = tuple[Event, Callable[[], object], bool]
 """(event, function that removes the object, whether it is a table that protects objects)."""
 
 
-def _running(processes: Processes, lost: list[Orphan]) -> Iterator[_Removal]:
+def _running(processes: Processes, lost: list[tuple[str, str]]) -> Iterator[_Removal]:
     for name in processes.services():
         yield events.Stopping(name), partial(processes.stop, name, 0), False
-    for one in lost:
-        yield EndingLost(one.cgroup), partial(processes.kill_orphan, one), False
+    for service, cgroup in lost:
+        yield EndingLost(cgroup), partial(processes.kill_orphan, service, cgroup), False
 
 
 def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Removal]:

@@ -312,7 +312,7 @@ def usage_of(store: Store, name: str) -> cgroups.Usage:
     """Return a service's processor time, memory and oom kills, as the sum of all instances."""
     usage = cgroups.Usage(None, None, None, None, None)
     for one in store.instances.running(name):
-        own = cgroups.usage(f"/niso-{store.state_id()}/{one}")
+        own = cgroups.usage(paths.cgroup(store.state_id(), one))
         if former := former_oom_kills(one):
             own = own._replace(oom_kills=former + (own.oom_kills or 0))
         usage = usage.plus(own)

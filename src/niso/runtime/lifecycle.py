@@ -27,7 +27,7 @@ from contextlib import contextmanager
 
 from niso.base import files, paths, signals
 from niso.base.errors import Error, ProcessError, UsageError
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.signals import signals_blocked
 from niso.plan.specs import ProcessSpec
 from niso.runtime import cgroups, crun, launch, root, status, units
@@ -262,13 +262,13 @@ def _end_cgroup(service: str, spec: ProcessSpec | None) -> None:
         cgroups.remove_with_parent(crun.cgroup_of(spec))
 
 
-def kill_orphan(orphan: Orphan) -> None:
+def kill_orphan(service: str, cgroup: str) -> None:
     """Kill the processes of a service without runtime files, and remove its cgroup."""
     try:
-        _end_orphans(orphan.service, orphan.cgroup)
-        cgroups.remove_with_parent(orphan.cgroup)
+        _end_orphans(service, cgroup)
+        cgroups.remove_with_parent(cgroup)
     except OSError as error:
-        raise _failed(orphan.service, "stop", error) from error
+        raise _failed(service, "stop", error) from error
 
 
 def _end_orphans(service: str, path: str | None) -> None:
@@ -626,30 +626,20 @@ def _swap(tree: int, device: int) -> None:
 # --- services without runtime files ---------------------------------------------------------------
 
 
-class Orphan(NamedTuple):
-    """A service that has a cgroup, but no runtime files in this run folder."""
+def orphans(state_ids: Iterable[str]) -> list[tuple[str, str, int | None]]:
+    """Return the services, sorted, that have a cgroup but no runtime files in this run folder.
 
-    service: str
-    state_id: str
-    stranger: int | None
-    """The pid of one of its processes if no conmon of this run folder supervises it, else None."""
-
-    @property
-    def cgroup(self) -> str:
-        return f"/niso-{self.state_id}/{self.service}"
-
-
-def orphans(state_ids: Iterable[str]) -> list[Orphan]:
-    """Return the services, sorted, that have a cgroup but no runtime files in this run folder."""
+    Each is (name, state id, pid). The pid is that of one of its processes if no conmon of this run
+    folder supervises the service, otherwise None.
+    """
     known = {*status.services(), cgroups.KEEPERS}
     found = []
     for state_id in sorted(set(state_ids)):
         names = {name for root in cgroups.roots() for name in _folders(f"{root}/niso-{state_id}")}
         for service in sorted(names - known):
-            orphan = Orphan(service, state_id, None)
-            pids = cgroups.pids(orphan.cgroup)
+            pids = cgroups.pids(paths.cgroup(state_id, service))
             stranger = pids[0] if pids and not _conmons((service,)) else None
-            found.append(orphan._replace(stranger=stranger))
+            found.append((service, state_id, stranger))
     return found
 
 

@@ -558,7 +558,7 @@ def _runs(service: str, state_id: str) -> bool:
         with open(os.path.join(paths.service_dir(service), "state.json"), encoding="utf-8") as file:
             pid = int(decoded(file.read())["pid"])
         with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
-            return f"/niso-{state_id}/{service}\n" in file.read()
+            return f"{paths.cgroup(state_id, service)}\n" in file.read()
     except (OSError, ValueError, KeyError):
         return False
 
