@@ -52,6 +52,7 @@ from niso.kernel.kinds.neighbours import PermanentNeighbour
 from niso.kernel.kinds.nft import NftTransaction, Ruleset
 from niso.kernel.kinds.sysctls import FORWARDING6, Sysctl
 from niso.kernel.kinds.tunnels import Vxlan
+from niso.kernel.link_records import Link
 from niso.kernel.neighbour_tables import Table
 from niso.kernel.netns import ForeignNetns
 from niso.kernel.nft_elements import Atoms, Element, ports_of
@@ -186,6 +187,7 @@ class FakeHost:
         self.without_wireguard: dict[str, str] = {}  # form -> reason
         self.wireguard_made: list[str] = []  # private keys
         self.closed: dict[str, set[str]] = {}  # non-exempt entries of the host, by family
+        self.routed: list[Link] = []  # foreign links of kinds that need forwarding
         self.nat: dict[str, int] = {}  # foreign rules: chain -> number of rules
         self.neighbours = {4: 0, 6: 0}  # entries that are not niso's, by family
         self.forgotten: list[str] = []  # addresses whose recorded flows were deleted
@@ -348,6 +350,9 @@ class FakeHost:
 
     def not_forwarding(self) -> dict[str, set[str]]:
         return dict(self.closed)
+
+    def routed_links(self) -> list[Link]:
+        return list(self.routed)
 
     def foreign_nat(self) -> dict[str, int]:
         return dict(self.nat)

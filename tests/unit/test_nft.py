@@ -63,6 +63,7 @@ def test_all_kinds_of_elements_are_there_and_each_is_of_its_types() -> None:
     """So that what is given to the kernel above, and to the fake one, is all that there is."""
     elements = [*owner("0123abcd"), plan_elements.closed(4), *all_elements("api", "backend")]
     elements += plan_elements.before("net/ipv4/ip_forward", "0")
+    elements += plan_elements.links_before(4, [(7, "br0")])
     elements += policy_elements()
     assert {(e.table, e.container) for e in elements} == {
         (table, name) for table, containers in ruleset.CONTAINERS.items() for name in containers
@@ -120,8 +121,8 @@ def test_only_published_ports_may_go_before_what_they_lead_to() -> None:
     )
     ports = {f"{kind}{family}" for kind in kinds for family in (4, 6)}
     # claims, without which nobody of another host is heard; receivers, without which nobody is
-    # reached by a gateway's MAC
-    assert early == ports | {"here", *ruleset.CLAIMS, "receivers4", "receivers6"}
+    # reached by a gateway's MAC; and without ``later`` all links are closed
+    assert early == ports | {"here", "later", *ruleset.CLAIMS, "receivers4", "receivers6"}
 
 
 def test_every_set_that_is_declared_is_used_by_a_rule() -> None:

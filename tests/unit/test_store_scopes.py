@@ -122,10 +122,10 @@ def test_snapshot_of_a_scope_is_part_of_the_whole(changes, services) -> None:
         assert part.readers <= whole.readers
         assert part.fresh <= whole.fresh == whole.readers
         assert set(part.neighbours) <= set(whole.services)
-        assert (part.state_id, part.any_network, part.any_active) == (
+        assert (part.state_id, part.any_network, part.forwards) == (
             whole.state_id,
             whole.any_network,
-            whole.any_active,
+            whole.forwards,
         )
 
 

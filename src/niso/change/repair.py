@@ -26,7 +26,8 @@ from niso.kernel.kinds.kind import Finding, Step
 from niso.kernel.kinds.links import Veth
 from niso.kernel.kinds.namespaces import Netns, NetnsName
 from niso.kernel.kinds.nft import NftTransaction
-from niso.kernel.kinds.sysctls import FORWARDING
+from niso.kernel.kinds.sysctls import FORWARDING, FORWARDING6
+from niso.kernel.nft_elements import Element
 from niso.look import check, store_defects
 from niso.look.check import left_running, of_package, of_service
 from niso.look.store_defects import Defect, _marked_sysctls, _restored
@@ -463,12 +464,17 @@ def _all_rules(kernel: Kernel, going: dict[str, str]) -> Iterator[_Removal]:
     """Yield removals that restore the host's sysctls, then removals of niso's nftables tables.
 
     Sysctls of network interfaces that are removed anyway (``going``) are left out. IPv4 forwarding
-    stays on if other programs have added NAT rules since niso switched it on.
+    stays on if other programs have added NAT rules or bridges since niso switched it on.
     """
-    marks = kernel.list_elements(ruleset.INET, "before") or ()
-    before = dict(map(elements.sysctl_before, marks))
-    if before.get(FORWARDING) == "0" and host_settings.added_nat(kernel, _nat_before()):
-        before[FORWARDING] = "1"
+
+    def listed(container: str) -> Iterable[Element]:
+        return kernel.list_elements(ruleset.INET, container) or ()
+
+    before = dict(map(elements.sysctl_before, listed("before")))
+    if before.get(FORWARDING) == "0" or before.get(FORWARDING6) == "0":
+        links = {one.fields[1] for name in ("old_index", "old_name") for one in listed(name)}
+        if host_settings.is_needed(kernel, _nat_before(), links):
+            before = host_settings.without_forwarding(before)
     for name, value in host_settings.to_put_back(kernel, before):
         if not going.keys() & set(name.split("/")):
             put_back = events.Command(f"sysctl -w {name}={value}")

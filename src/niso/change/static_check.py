@@ -42,6 +42,7 @@ _BARE_HOST = {
     "receiving6": [],
     "listeners": [],
     "foreign_nat": {},
+    "routed_links": [],
 }
 """What the methods of a `niso.kernel.real.Kernel` return on a host without configuration."""
 

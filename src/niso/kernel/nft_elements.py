@@ -34,6 +34,7 @@ _LIMIT_INV = 1  # NFT_LIMIT_F_INV: matches what is over the rate
 
 # nftables, include/datatype.h: number of each type that niso uses
 _NFPROTO, _IPV4, _IPV6, _ETHER, _PROTO, _SERVICE, _CLASS, _IFNAME = 2, 7, 8, 9, 12, 13, 23, 41
+_IFINDEX = 20
 # bytes of a packet without an nft type: a MAC, addresses of a quoted or wrapped packet, a VNI
 _MAC_NUMBER, _QUOTED4, _QUOTED6, _VNI = -1, -2, -3, -4
 _SORTED_CLASS = -5  # a class as intervals have it
@@ -80,6 +81,7 @@ _CODECS: dict[int, Codec] = {
     _SERVICE: _number(2),
     _CLASS: _number(4, is_native=True),
     _SORTED_CLASS: _number(4),
+    _IFINDEX: _number(4, is_native=True),
     _SLOT: _number(4, is_native=True),
     _IFNAME: (16, lambda atom: atom.encode().ljust(16, b"\0"), string),
     _PORTS: _number(2),
@@ -94,6 +96,7 @@ _NAMES = {
     "inet_proto": _PROTO,
     "inet_service": _SERVICE,
     "classid": _CLASS,
+    "iface_index": _IFINDEX,
     "ifname": _IFNAME,
     "iifname": _IFNAME,
     "@th,208,48": _MAC_NUMBER,

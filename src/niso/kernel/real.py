@@ -280,6 +280,7 @@ class Kernel:
 
     wireguard_answers = staticmethod(tunnels.answers)
     receiving6 = staticmethod(host_facts.receiving6)
+    routed_links = staticmethod(host_facts.routed_links)
     not_forwarding = staticmethod(host_facts.not_forwarding)
 
     def neighbour_tables(self) -> list[Table]:

@@ -445,6 +445,16 @@ is sent to such a program before that, and matches a flow of a service, is dropp
 may listen on many ports, and then no flow of a service could leave.
 """
 
+ROUTED_KINDS = (
+    *("bridge", "veth", "tun", "wireguard", "ovpn", "ppp", "vxlan", "geneve", "gre", "ipip", "sit"),
+    *("ip6tnl", "ip6gre", "vti", "vti6", "xfrm"),
+)
+"""The kinds of network interfaces of programs that need forwarding: container engines and VPNs.
+
+Network cards have no kind. VLANs, bonds and macvlan interfaces lead to the same wires as the card
+below them.
+"""
+
 OWN_PORTS = range(32_768, 61_000)
 """The host ports that masquerading may use: Linux's ephemeral ports (ip_local_port_range).
 
@@ -454,6 +464,7 @@ that are meant for them (CVE-2021-3773).
 _OWN_SPAN = f"{OWN_PORTS[0]}-{OWN_PORTS[-1]}"
 _MASQUERADE = f"masquerade to :{_OWN_SPAN}"
 _WITH_PORTS = "meta l4proto { tcp, udp, sctp, dccp, udplite }"
+_ROUTED = "{ " + ", ".join(f'"{kind}"' for kind in ROUTED_KINDS) + " }"
 _NO_PORTS = 'counter drop comment "without ports: its answers could be for the host"'
 
 NEXT_HOP_S = 10
@@ -487,6 +498,9 @@ table inet niso {{
 	set subnets6 {{ type ipv6_addr; flags interval; }}
 	set internal {{ type ifname; }}
 	set closed {{ type nf_proto; }}
+	set later {{ type nf_proto; }}
+	set old_index {{ type nf_proto . iface_index; }}
+	set old_name {{ type nf_proto . ifname; }}
 	set before {{ type ifname . ifname . ifname; }}
 	set no_start_in4 {{ type ipv4_addr; counter; }}
 	set no_start_in6 {{ type ipv6_addr; counter; }}
@@ -811,7 +825,10 @@ table inet niso {{
 
 	chain others {{
 		meta mark & 0xffff0000 == {SWITCHED} accept comment "not routed: switched on somebody's bridge"
-		meta nfproto @closed counter drop comment "forwarding is on for niso alone"
+		meta nfproto != @closed accept
+		meta nfproto @later meta iifkind {_ROUTED} meta nfproto . iif != @old_index meta nfproto . iifname != @old_name accept comment "from a link that came after niso's first service"
+		meta nfproto @later meta oifkind {_ROUTED} meta nfproto . oif != @old_index meta nfproto . oifname != @old_name accept comment "to such a link"
+		counter drop comment "forwarding is on for niso alone"
 	}}
 }}
 
@@ -862,6 +879,7 @@ COUNTED = policy_rules.STOPPED | {
 
 _GUARDS = f"""
 owner bridges same_bridge ports subnets4 subnets6 internal closed before
+old_index old_name
 sources4 sources6 quoted4 quoted6 links broadcasts own4 own6 host_macs gateways4 gateways6
 flows4 flows6 askers4 askers6 {FRAGMENTS} {ARP} vxlans wire sealed
 """

@@ -80,12 +80,16 @@ def _shared(snapshot: Snapshot) -> Iterator[KernelObject]:
         yield WireGuard(TUNNEL, *snapshot.tunnel[:5], names.alias(snapshot.state_id), others)
     for policed in snapshot.policed:
         yield from policy_elements.elements(policed, snapshot.members)
-    for family in shut(dict(snapshot.sysctls_before), snapshot.any_active, snapshot.any_active6):
+    before = dict(snapshot.sysctls_before)
+    for family in sorted(shut(before, snapshot.forwards, snapshot.forwards6)):
         yield elements.closed(family)
+        for version, links in snapshot.links_before:
+            if version == family:
+                yield from elements.links_before(family, links)
     for name, value in snapshot.sysctls_before:
         # forwarding is on while a service needs it, afterwards as before niso changed it
         is_six = name.startswith("net/ipv6/")
-        needed = snapshot.any_active6 if is_six else snapshot.any_active
+        needed = snapshot.forwards6 if is_six else snapshot.forwards
         yield Sysctl("", name, ON[name.rpartition("/")[2]] if needed else value)
         if needed:
             yield from elements.before(name, value)
@@ -267,15 +271,13 @@ def _front(
         yield from elements.front_port(service.name, port, first.addresses, elsewhere)
 
 
-def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> frozenset[int]:
-    """Return the IP versions (4, 6) that the host forwards only because niso's services need it.
-
-    ``before`` maps host sysctls to their values before niso changed them. ``any_active`` says
-    whether any service on a network is active, and ``any_active6`` whether any on a network with
-    IPv6 is.
+def shut(before: Mapping[str, str], forwards: bool, forwards6: bool) -> frozenset[int]:
+    """Return the IP versions (4, 6) that the host did not forward before niso enabled this.
+    ``before`` maps host sysctls to their values before niso changed them. ``forwards`` and
+    ``forwards6`` say whether these changes are still in effect (`SnapshotRows.host_forwards`).
     """
-    four = any_active and before.get(FORWARDING) == "0"
-    six = any_active6 and any(
+    four = forwards and before.get(FORWARDING) == "0"
+    six = forwards6 and any(
         name.startswith("net/ipv6/") and name.endswith("forwarding") and value == "0"
         for name, value in before.items()
     )

@@ -7,7 +7,7 @@ the elements of policies.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
 
@@ -23,6 +23,19 @@ def closed(family: int) -> Element:
     IP version. It is needed if the host forwards packets only because of niso's services.
     """
     return Element(INET, "closed", (f"ipv{family}",))
+
+
+def links_before(family: int, links: Iterable[tuple[int, str]]) -> Iterator[Element]:
+    """Yield the elements by which links (index, name) that existed when niso turned forwarding on
+    stay closed, unlike later ones. A link is known by its name after it was deleted and created
+    again, and by its index after it was renamed.
+    """
+    version = f"ipv{family}"
+    yield Element(INET, "later", (version,))
+    for index, name in links:
+        yield Element(INET, "old_index", (version, index))
+        if _QUOTABLE.issuperset(name):
+            yield Element(INET, "old_name", (version, name))
 
 
 _QUOTABLE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.:@-")

@@ -327,9 +327,11 @@ class Snapshot(NamedTuple):
     policed: tuple[Policed, ...] = ()
     members: tuple[Member, ...] = ()  # the addresses of the names in these policies
     any_network: bool = False
-    any_active: bool = False
-    any_active6: bool = False  # an active service is on a network with IPv6
+    forwards: bool = False  # whether niso makes the host forward (`SnapshotRows.host_forwards`)
+    forwards6: bool = False
     sysctls_before: tuple[tuple[str, str], ...] = ()
+    # for each IP version (index, name) of links from before niso made the host forward it
+    links_before: tuple[tuple[int, tuple[tuple[int, str], ...]], ...] = ()
     wire: tuple[int, ...] = ()  # UDP ports of all networks that span hosts
     tunnel: Tunnel | None = None  # the tunnel for packets to other hosts; None: not encrypted
     remotes: tuple[PlannedService, ...] = ()  # services of other hosts, in scope

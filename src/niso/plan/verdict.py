@@ -481,6 +481,8 @@ def _outwards(context: PolicyContext, packet: _Packet) -> Reason:
         both = (ipaddress.ip_address(packet.source), to)
         on_a_wire = any(all(within(end, prefix) for end in both) for prefix in context.wires)
         if to.version in context.closed and not (packet.from_host or on_a_wire):
+            if link := next(filter(None, (_later_link(context, end) for end in both)), ""):
+                return _accept(f"link {link} came after niso's first service")
             return _drop(
                 f"the host forwards IPv{to.version} for services only:"
                 " it did not forward before niso"
@@ -501,6 +503,16 @@ def _outwards(context: PolicyContext, packet: _Packet) -> Reason:
             late=True,
         )
     return _accept(f"network {packet.entered} has access to the outside")
+
+
+def _later_link(context: PolicyContext, address: Address) -> str:
+    """Return the link to an address if niso's rules do not restrict the link, or else ""."""
+    routes = [prefix for prefix in context.routes if within(address, prefix)]
+    return context.routes[max(routes, key=_prefix_length)] if routes else ""
+
+
+def _prefix_length(prefix: str) -> int:
+    return _network(prefix).prefixlen
 
 
 def _stays(network: str) -> str:
@@ -602,6 +614,8 @@ class PolicyContext(NamedTuple):
     pools: tuple[str, ...] = ()
     outside: Mapping[str, tuple[str, ...]] = {}  # DNS name -> addresses that services may reach
     outside_ever: Mapping[str, tuple[str, ...]] = {}  # the same, including PAST addresses
+    # with ``closed``: prefixes of other links, each with its link if that came after niso, or ""
+    routes: Mapping[str, str] = {}
 
 
 Holder = tuple[KnownService, str]

@@ -20,6 +20,7 @@ from niso.plan.desired import shut
 from niso.plan.records import Audit, Policy, ServiceEndpoint
 from niso.plan.subnets import DEFAULT_POOL, unique_local
 from niso.plan.verdict import KnownService, PolicyContext, contains
+from niso.reconcile import host_settings
 from niso.store.service_rows import SERVING
 from niso.store.store import Store
 
@@ -87,7 +88,7 @@ def read_world(kernel: Kernel, store: Store) -> PolicyContext:
     own = kernel.host_addresses()
     host = frozenset(address.partition("/")[0] for address in own)
     wires = frozenset(map(prefix, own))
-    closed = shut(dict(store.sysctls_before()), store.any_active(), store.any_active(6))
+    closed = shut(store.sysctls_before(), store.host_forwards(), store.host_forwards(6))
     pools = (os.environ.get("NISO_POOL") or DEFAULT_POOL, str(unique_local(store.state_id())))
     networks = {network.name: network for network in store.networks()}
     named = store.outside.named() if store.names_outside() else []
@@ -101,7 +102,8 @@ def read_world(kernel: Kernel, store: Store) -> PolicyContext:
         )
         for name in named
     }
-    return PolicyContext(services, networks, host, closed, wires, pools, outside, ever)
+    routes = host_settings.later_routes(kernel, store) if closed else {}
+    return PolicyContext(services, networks, host, closed, wires, pools, outside, ever, routes)
 
 
 def audits(policy: Policy, now: float) -> bool:

@@ -470,7 +470,7 @@ _FORGET = (
     " WHERE json_type(undo, '$.published')='array'",
     "DELETE FROM intent WHERE action='ports'",
     "DELETE FROM sysctl",
-    "DELETE FROM meta WHERE key='nat_before'",
+    "DELETE FROM meta WHERE key IN ('nat_before', 'links_before', 'keeps_forwarding')",
     "DELETE FROM published",
 )
 
