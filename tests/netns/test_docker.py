@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+import shutil
 import signal
 import sys
 import time
@@ -17,9 +18,10 @@ from docker_world import IMAGE, PATH, PEERS, SOCKET, WITH_DOCKER, Docker, needs_
 from machine import Machine, needs_systemd
 from pages import ROOT
 from samples import LONG
-from services import BUSYBOX, CLIENT, HOST, fetch, idle, ps
+from services import BUSYBOX, CLIENT, HOST, NEIGHBOUR, fetch, idle, package, pings, ps
 
 HOST6 = "2001:db8::1"
+SERVE = ("httpd", "-f", "-p", "80", "-h", "/app/served")
 WITH_NISO = (*WITH_DOCKER[:-1], f"PATH={sys.prefix}/bin:{PATH}")
 
 
@@ -242,6 +244,74 @@ def test_containers_start_again_after_a_crash_of_dockerd_and_a_power_loss(
     all_are_back()
     docker("rm", "-f", *names)
     assert rows(lab) == {} and list(lab.path("/run/niso/docker").iterdir()) == []
+
+
+@needs_docker
+@pytest.mark.parametrize("first", ["niso", "docker"])
+def test_networks_of_docker_and_niso_work_whoever_is_first(lab: Lab, first: str) -> None:
+    """Each has a published port and a way out, after restarts too, and the host is no router for others."""
+    page = {"served/index.html": "web\n"}
+    web = package(lab, "web", BUSYBOX, *SERVE, files=page, network={"ports": ["8080:80"]})
+
+    def outside(lab: Lab) -> None:
+        lab.write("/tmp/outside/index.html", "outside\n")
+        lab.popen(BUSYBOX, "httpd", "-f", "-p", "80", "-h", "/tmp/outside", netns="client")
+        lab.run("ip", "address", "add", "198.51.100.3/32", "dev", "lo", netns="neighbour")
+        lab.run("ip", "route", "add", "198.51.100.3", "via", NEIGHBOUR)
+        lab.run("ip", "route", "add", "198.51.100.3", "via", HOST, netns="client")
+        lab.run("sysctl", "-qw", "net.ipv4.conf.all.send_redirects=0")
+        lab.run("sysctl", "-qw", "net.ipv4.conf.uplink0.send_redirects=0")
+
+    def work(lab: Lab, docker: Docker) -> None:
+        ports = {8080: "web", 8090: "own", 8070: "mixed"}
+        lab.wait_for(
+            lambda: {port: fetch(lab.client, f"{HOST}:{port}") for port in ports} == ports,
+            20,
+            "the published ports",
+        )
+        assert [docker.get(name, CLIENT) for name in ("own", "mixed")] == ["outside"] * 2
+        assert fetch(lab.run, CLIENT, "nsenter", "--net=/run/netns/niso-web") == "outside"
+        assert not pings(lab, "198.51.100.3", "client")
+        assert lab.niso("net", "check").returncode == 0
+
+    outside(lab)
+    if first == "niso":
+        lab.niso("activate", web)
+    docker = Docker(lab)
+    if first == "niso":
+        lab.run("iptables", "-P", "FORWARD", "DROP")  # as where Docker has turned forwarding on
+    lab.niso("activate", web)
+    lab.niso("enable", "web")
+    docker("network", "create", "-d", "niso", "backend")
+    docker.run("own", "-p", "8090:80")
+    docker.run("mixed", "--network", network("backend", "name=mixed"), "-p", "8070:80")
+    work(lab, docker)
+    docker.daemon.send_signal(signal.SIGTERM)
+    docker.daemon.wait(30)
+    docker.daemon = docker.start()
+    docker("start", "own", "mixed")
+    work(lab, docker)
+    # without a service of niso, Docker's network goes on
+    docker("stop", "-t0", "mixed")
+    lab.niso("deactivate", "web")
+    assert docker.get("own", CLIENT) == "outside" and fetch(lab.client, f"{HOST}:8090") == "own"
+    assert not pings(lab, "198.51.100.3", "client")
+    lab.niso("activate", "web")
+    docker("start", "mixed")
+    work(lab, docker)
+    docker.daemon.kill()
+    docker.daemon.wait(5)
+    with Lab() as after:
+        outside(after)
+        if first == "niso":
+            shutil.copytree(
+                lab.path("/var/lib/niso"), after.path("/var/lib/niso"), dirs_exist_ok=True
+            )
+            after.niso("restore")
+        docker = Docker(after, lab)
+        after.niso("restore")
+        docker("start", "own", "mixed")
+        work(after, docker)
 
 
 @needs_docker

@@ -10,7 +10,20 @@ from conftest import Lab
 from deb_world import Packages
 from podman_world import AARDVARK, IMAGE, PEERS, WITH_PODMAN, Podman, needs_podman
 from samples import LONG, samples
-from services import BUSYBOX, CLIENT, HOST, NEIGHBOUR, echo, fetch, idle, on, ps, set_resolver
+from services import (
+    BUSYBOX,
+    CLIENT,
+    HOST,
+    NEIGHBOUR,
+    echo,
+    fetch,
+    idle,
+    on,
+    package,
+    pings,
+    ps,
+    set_resolver,
+)
 
 
 @needs_podman
@@ -501,6 +514,70 @@ exec setpriv --reuid 1000 --regid 1000 --clear-groups env HOME=/tmp/user/home \\
   XDG_RUNTIME_DIR=/tmp/user/run podman --root /tmp/user/data --runroot /tmp/user/run/storage \\
   --network-config-dir /tmp/user/networks --tmpdir /tmp/user/run/tmp "$@"
 """
+
+
+@needs_podman
+@pytest.mark.parametrize("first", ["niso", "podman"])
+def test_networks_of_podman_and_niso_work_whoever_is_first(lab: Lab, first: str) -> None:
+    """Each has a published port and a way out, after restarts too, and the host is no router for others."""
+    page = {"served/index.html": "web\n"}
+    serve = (BUSYBOX, "httpd", "-f", "-p", "80", "-h")
+    web = package(lab, "web", *serve, "/app/served", files=page, network={"ports": ["8080:80"]})
+    lab.write("/tmp/outside/index.html", "outside\n")
+    lab.popen(*serve, "/tmp/outside", netns="client")
+    for family, host in (("-4", HOST), ("-6", "2001:db8::1")):
+        lab.run("ip", family, "route", "add", ROUTED[family], "via", host, netns="client")
+        lab.run("ip", "address", "add", ROUTED[family], "dev", "lo", netns="neighbour")
+    lab.run("ip", "route", "add", ROUTED["-4"], "via", NEIGHBOUR)
+    lab.run("ip", "route", "add", ROUTED["-6"], "via", "2001:db8::3")
+    for link in ("all", "uplink0"):
+        lab.run("sysctl", "-qw", f"net.ipv4.conf.{link}.send_redirects=0")
+    podman = Podman(lab)
+    routes = first == "podman"  # netavark turns forwarding on, and nothing restricts it
+
+    def work(*routes: bool) -> None:
+        ports = {8080: "web", 8090: "own", 8070: "mixed"}
+        lab.wait_for(
+            lambda: {port: fetch(lab.client, f"{HOST}:{port}") for port in ports} == ports,
+            20,
+            "the published ports",
+        )
+        assert fetch(lab.client, "[2001:db8::1]:8090") == "own"
+        for name in ("own", "mixed"):
+            assert podman.get(name, CLIENT) == "outside"
+        assert podman.get("own", "[2001:db8::2]") == "outside"
+        assert fetch(lab.run, CLIENT, "nsenter", "--net=/run/netns/niso-web") == "outside"
+        assert [pings(lab, ROUTED[family], "client") for family in ("-4", "-6")] == [*routes]
+        assert lab.niso("net", "check").returncode == 0
+
+    def own() -> None:
+        podman("network", "create", "--ipv6", "--disable-dns", "dual")
+        podman.run("own", "--network", "dual", "-p", "8090:80")
+
+    podman("network", "create", "-d", "niso", "--ipv6", "backend")
+    if first == "podman":
+        own()
+    lab.niso("activate", web)
+    podman.run("mixed", "--network", "backend", "-p", "8070:80")
+    if first == "niso":
+        own()
+    work(routes, routes)
+    podman("restart", "-t0", "own", "mixed")
+    # netavark has set conf/all/forwarding, which niso had left at 0
+    work(routes, True)
+    # without a service of niso, Podman's network goes on
+    podman("stop", "-t0", "mixed")
+    lab.niso("deactivate", "web")
+    assert podman.get("own", CLIENT) == "outside" and fetch(lab.client, f"{HOST}:8090") == "own"
+    assert pings(lab, ROUTED["-4"], "client") is routes
+    lab.niso("activate", "web")
+    podman("start", "mixed")
+    work(routes, True)
+    podman("rm", "-f", "-t0", "own", "mixed")
+
+
+ROUTED = {"-4": "198.51.100.3", "-6": "2001:db8:5::3"}
+"""Addresses of the neighbour that the client can reach only if the host routes for it."""
 
 
 @needs_podman
