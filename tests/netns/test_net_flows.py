@@ -69,7 +69,7 @@ def test_who_connected_to_whom_and_what_decides(world: Lab) -> None:
         ],
         ["api", "db:80/tcp", "n", "-", "t", "drop", "db allow_from"],
         ["bad", "db:80/tcp", "n", "-", "t", "drop", "db allow_from"],
-        ["host", "db:80/tcp", "1", "-", "t", "pass", "-"],
+        ["host", "db:80/tcp", "1", "-", "t", "pass", "published 8080"],
         # by IPv4 twice and by IPv6
         ["web", "db:80/tcp", "3", "1", "t", "pass", 'db allow_from[0] "web:80"'],
     ]

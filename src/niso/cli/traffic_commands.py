@@ -636,7 +636,9 @@ def _scaled(number: float | None, unit: str) -> str:
 def explain_words(flow: niso.FlowLoad) -> list[str]:
     to, port = bracketed(flow.to.address), flow.port
     if flow.published is not None:
-        to, port = "host", flow.published  # the destination before DNAT
+        # the destination before DNAT
+        to = "127.0.0.1" if flow.from_.address.startswith("127.") else "host"
+        port = flow.published
     return ["net", "explain", flow.from_.address, f"{to}:{port}/{flow.proto}"]
 
 

@@ -27,9 +27,12 @@ from niso.plan.verdict import (
     addresses_of,
     decide,
     evaluate,
+    gateways,
     holder_of,
     is_for_services,
     is_name_server_elsewhere,
+    matches,
+    network_of,
 )
 from niso.reconcile.live_world import read_world
 from niso.store.store import Store
@@ -80,7 +83,9 @@ class Flow(NamedTuple):
     key: str | None  # the key of the policy entry in the manifest
     text: str | None  # the policy entry that decides
     words: str | None  # the reason for the verdict
-    published: int | None  # the host port through which another machine connected; null without one
+    published: (
+        int | None
+    )  # the host port through which another machine or the host connected; null without
     agrees: bool  # whether the present configuration gives the same verdict
     new: int  # new flows, or dropped attempts, of the last week; with -f since the previous update
     last: str | None  # when the last new flow began, to the millisecond
@@ -225,9 +230,6 @@ class FlowReader:
             for address in addresses_of(known):
                 self._owners[address] = known.name
                 self._ends[address] = self._service_end(known, address)
-        for name, addresses in reversed(sorted(context.outside_ever.items())):
-            for address in addresses:
-                self._ends[address] = FlowEnd(name, None, address)
 
     def _service_end(self, known: KnownService, address: str) -> FlowEnd:
         """Return the `FlowEnd` for an address of a service or of an instance (replica).
@@ -281,6 +283,8 @@ class FlowReader:
         if flow.gone:
             return flow
         owners = [self._owners.get(end, "") for end in (source, destination)]
+        if not to.is_known:
+            flow = flow._replace(to=self._named(owners[0], to, port, proto))
         context = self._part(frozenset({*owners, *map(names.owner, owners)} - {""}), passes)
         egress, ingress = evaluate(context, source, destination, port, proto)
         refusing = next((reason for reason in (egress, ingress) if not reason.passes), None)
@@ -290,9 +294,7 @@ class FlowReader:
             deciding = [reason for reason in (egress, ingress) if reason.key]
             audit = next((reason for reason in deciding if reason.audits), None)
             reason = refusing or audit or (deciding[-1] if deciding else None)
-            if not from_.is_known:
-                family, service = family_of(destination), to.service or ""
-                host_port = published(self.context, service, proto, port, family)
+            host_port = self._host_port(from_, to, proto, port, destination)
         else:
             reason = refusal(context, source, destination, proto, port, direct)
         agrees = refusing is None if passes else reason is not None
@@ -306,6 +308,34 @@ class FlowReader:
             text=reason.text or None,
             words=reason.message,
         )
+
+    def _named(self, sender: str, to: FlowEnd, port: int, proto: str) -> FlowEnd:
+        """Name an outside address by the DNS name in the sender's own policy, if there is one."""
+        known = self.context.services.get(sender)
+        if known is None:
+            return to
+        ever = self.context._replace(outside=self.context.outside_ever)
+        entries = [
+            entry
+            for entry in known.policy.entries()
+            if entry.peer.kind == "outside" and to.address in ever.outside.get(entry.peer.name, ())
+        ]
+        # an address can have several names: that of an entry for the port is the better one
+        entries.sort(key=lambda e: (not matches(e, ever, to.address, port, proto), e.peer.name))
+        return to._replace(name=entries[0].peer.name) if entries else to
+
+    def _host_port(
+        self, from_: FlowEnd, to: FlowEnd, proto: str, port: int, destination: str
+    ) -> int | None:
+        """Return the host port through which another machine or a program of the host connected."""
+        if from_.service or not to.service:
+            return None
+        network = network_of(self.context, destination)
+        # a program of the host that connects to a service's own address uses this gateway
+        if from_.is_host and network is not None and from_.address in gateways(network):
+            return None
+        its = mappings(self.context.services.get(to.service), proto, port)
+        return published_at(its, port, family_of(destination), from_.address)
 
     def _part(self, services: frozenset[str], passes: bool) -> PolicyContext:
         """Return only the policies of the given services, because fewer are evaluated faster.
@@ -402,10 +432,24 @@ def published(
     context: PolicyContext, service: str, proto: str, port: int, family: int
 ) -> int | None:
     """Return the host port by which other machines reach a port of a service, or None."""
-    for mapping in mappings(context.services.get(names.owner(service)), proto, port):
-        if not mapping.host_ip.startswith("127.") and family in mapping.families:
-            return mapping.host_port + port - mapping.container_port
-    return None
+    return published_at(
+        mappings(context.services.get(names.owner(service)), proto, port), port, family
+    )
+
+
+def published_at(
+    ports: Iterable[PortMapping], port: int, family: int, host: str = ""
+) -> int | None:
+    """Return the host port that leads to a port of a service, or None. ``ports`` are the published
+    ports that lead there. If a program of the host connected, ``host`` is its address.
+    """
+    found = [
+        (mapping.is_wide, mapping.host_port + port - mapping.container_port)
+        for mapping in ports
+        if family in mapping.families
+        and (mapping.is_wide or mapping.host_ip.startswith("127.") == host.startswith("127."))
+    ]
+    return min(found, default=(True, None))[1]
 
 
 def mappings(known: KnownService | None, proto: str, port: int) -> list[PortMapping]:

@@ -102,7 +102,9 @@ class MapFlow(NamedTuple):
     port: int  # port of the destination
     proto: str  # tcp, udp or sctp
     verdict: str  # pass, drop, or audit: passed only because a policy was in audit
-    published: int | None  # the host port through which another machine connected; null without one
+    published: (
+        int | None
+    )  # the host port through which another machine or the host connected; null without
     words: str | None  # the reason for the verdict on the latest of these flows
     agrees: bool  # whether the present configuration gives the same verdict
     new: int  # new flows, or dropped attempts, of the last week
