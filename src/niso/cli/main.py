@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 from niso.base import paths
 from niso.base.errors import Error, ErrorGroup, UsageError
@@ -231,17 +232,13 @@ def _of_output(error: OSError) -> Error | None:
 # --- signals --------------------------------------------------------------------------------------
 
 
-class state:
-    """The state of the signal handlers."""
+state = SimpleNamespace(last=0.0, over=False, lost=False)
+"""The state of the signal handlers.
 
-    last = 0.0
-    """When a signal was last handled, in seconds of the monotonic clock. Up to 0 means never."""
-    over = False
-    """True once the command has ended. Signals no longer interrupt it while it prints errors."""
-    lost = False
-    """True while `_unraisable` runs, because Python would discard an interrupt raised there."""
-
-
+``last`` is when a signal was last handled, in seconds of the monotonic clock; up to 0 means never.
+``over`` is true once the command has ended: signals no longer interrupt it while it prints errors.
+``lost`` is true while `_unraisable` runs, because Python would discard an interrupt raised there.
+"""
 BURST_S = 1.0
 """Signals within this time in seconds count as one signal.
 
