@@ -50,7 +50,8 @@ def differences() -> tuple[tuple[Problem, str], ...] | None:
     if not present:
         return None
     with netns.unnamed(), Nft() as scratch:
-        scratch.run(ruleset.TABLES)
+        # the kernel gives this size itself to a set that rules add to, without reserving 1 MB for it
+        scratch.run(ruleset.TABLES.replace(" size 65535;", ""))
         expected = _objects(scratch)
     gone = [table for table in ruleset.CONTAINERS if f"table {table}" not in present]
     expected = {
