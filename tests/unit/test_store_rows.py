@@ -283,7 +283,7 @@ def test_ports_of_inactive_services_are_nobodys() -> None:
     assert store.port_holders(port) == [("api", port)]
     assert store.port_holders(port._replace(proto="udp")) == []
     with store.transaction():
-        store.set_active("api", False)
+        store.set_inactive("api")
     assert store.port_holders(port) == []
     assert store.active_ports() == []
     assert store.ports("api") == [("api", PortMapping("", 8000, 80, "tcp"))]

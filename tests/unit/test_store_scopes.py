@@ -165,7 +165,7 @@ def test_full_network_names_no_more_than_five_holders() -> None:
         for number in range(253):
             put(store, f"s{number}", NAMES[:1])
         for number in range(7):
-            store.set_active(f"s{number}", False)
+            store.set_inactive(f"s{number}")
     with pytest.raises(Conflict) as full, store.transaction():
         put(store, "late", NAMES[:1])
     assert (

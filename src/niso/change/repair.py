@@ -490,7 +490,7 @@ def _forget_active(kernel: Kernel, store: Store) -> None:
     try:
         with store.transaction():
             for name in store.active_services():
-                store.set_active(name, False)
+                store.set_inactive(name)
             for intent in store.intents():
                 store.end_intent(intent.service)
             host_settings.note_late(kernel, store)

@@ -487,8 +487,8 @@ def _counted(header: Header, answer: bytes) -> list[tuple[Element, int, float | 
     return result
 
 
-def nfgenmsg(family: int, resource: int = 0) -> bytes:
-    return struct.pack("!BBH", family, 0, resource)
+def nfgenmsg(family: int) -> bytes:
+    return struct.pack("!BBH", family, 0, 0)
 
 
 def _next(last: bytes) -> bytes:

@@ -83,9 +83,8 @@ class Flow(NamedTuple):
     key: str | None  # the key of the policy entry in the manifest
     text: str | None  # the policy entry that decides
     words: str | None  # the reason for the verdict
-    published: (
-        int | None
-    )  # the host port through which another machine or the host connected; null without
+    published: int | None
+    """the host port through which another machine or the host connected; null without"""
     agrees: bool  # whether the present configuration gives the same verdict
     new: int  # new flows, or dropped attempts, of the last week; with -f since the previous update
     last: str | None  # when the last new flow began, to the millisecond

@@ -75,9 +75,8 @@ class FlowLoad(NamedTuple):
     key: str | None  # the key of the policy entry in the manifest
     text: str | None  # the policy entry that decides
     words: str | None  # the reason for the verdict
-    published: (
-        int | None
-    )  # the host port through which another machine or the host connected; null without
+    published: int | None
+    """the host port through which another machine or the host connected; null without"""
     agrees: bool  # whether the present configuration gives the same verdict
 
 
@@ -88,9 +87,8 @@ class ServiceSocket(NamedTuple):
     from_port: int  # the client's port
     to: FlowEnd  # the server
     port: int  # the server's port
-    published: (
-        int | None
-    )  # the host port through which another machine or the host connected; null without
+    published: int | None
+    """the host port through which another machine or the host connected; null without"""
     state: str  # established, or a state named as in ss(8): syn-sent, fin-wait-1 ...
     rtt: float | None  # smoothed round-trip time in seconds; null if none was measured
     retransmitted: int | None  # segments that the service retransmitted; null if unknown

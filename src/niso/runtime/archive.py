@@ -169,10 +169,10 @@ class ArchiveWriter:
         text = json.dumps(description, indent=1, ensure_ascii=False)
         self.add_bytes(DESCRIPTION, text.encode("utf-8", "surrogateescape"))
 
-    def add_bytes(self, name: str, content: bytes, mode: int = 0o600) -> None:
-        """Add a regular file with this content, owned by root."""
+    def add_bytes(self, name: str, content: bytes) -> None:
+        """Add a regular file with this content that only root can read."""
         member = tarfile.TarInfo(name)
-        member.size, member.mode = len(content), mode
+        member.size, member.mode = len(content), 0o600
         self._tar.addfile(member, io.BytesIO(content))
         _forget_members(self._tar)
         self._sums.add(member, sha256(content).hexdigest())

@@ -345,8 +345,8 @@ class Store(SnapshotRows):
             *values,
         )
 
-    def set_active(self, name: str, active: bool) -> None:
-        self._run("UPDATE service SET active=? WHERE name=?", int(active), name)
+    def set_inactive(self, name: str) -> None:
+        self._run("UPDATE service SET active=0 WHERE name=?", name)
 
     def set_enabled(self, name: str, enabled: bool) -> None:
         """Record whether a service is activated at boot."""
