@@ -80,7 +80,7 @@ class _Run:
 
 
 class _Begun:
-    """Implement `niso.runtime.lifecycle.ProcessStart`: the run is created at once."""
+    """Implement `niso.runtime.launch.Launch`: the run is created at once."""
 
     def __init__(self, processes: FakeProcesses, run: _Run, service: str) -> None:
         self._processes, self._run, self._service = processes, run, service
@@ -226,6 +226,9 @@ class FakeProcesses:
             self.kernel.inhabited[run.pid] = run.home, self.kernel.netns[name].alias
         self.current[spec.service] = run
         return _Begun(self, run, spec.service)
+
+    def finish(self, begun: _Begun) -> int:
+        return begun.finish()
 
     def _hosts(self, spec: ProcessSpec, missing: int = -1) -> int:
         """Return the identity of a hosts folder; ``missing`` if it does not exist."""

@@ -196,7 +196,7 @@ def begun(case: Case) -> None:
 
 def begun_and_finished(case: Case) -> None:
     begin = case.do("begin", case.spec())
-    case.seen.append(begin.finish() > 1)
+    case.seen.append(case.host.processes.finish(begin) > 1)
     case.ready()
     case.look()
 

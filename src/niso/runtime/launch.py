@@ -119,7 +119,7 @@ class Launch:
     """
 
     def __init__(self, spec: ProcessSpec, number: int, counts: dict[str, Any]) -> None:
-        self._spec = spec
+        self.service = spec.service
         now = {"launched_at": time.time(), "starter": os.getpid()}
         self._record = {"run": number, "phase": "starting", **now, **counts}
         status.write_state(spec.service, self._record)
@@ -150,9 +150,14 @@ class Launch:
             self.close()
             raise
 
+    @property
+    def is_created(self) -> bool:
+        """Return whether `finish` need not wait: the container exists, or its creation failed."""
+        return crun.wait_readable(self.fd, 0)
+
     def finish(self) -> int:
         """Wait for the container, start its process, and return the pid of PID 1 on the host."""
-        service = self._spec.service
+        service = self.service
         try:
             pid = self._creator.pid()
         finally:

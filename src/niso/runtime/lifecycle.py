@@ -73,43 +73,33 @@ def require_room() -> None:
         raise ProcessError(f"{words} {folder}", f"df -h {folder}; df -i {folder}")
 
 
-class ProcessStart:
-    """The start of a service. Crun creates the container, and `finish` starts its process.
+def begin(spec: ProcessSpec) -> launch.Launch:
+    """Create the container of a service with crun. The caller must call `finish`, or `close` of the
+    result, to give up the start; `stop` then kills its processes.
 
-    The caller must call `finish` or `close`. The constructor first removes what an earlier
-    activation has left. Raises `ProcessError` with the message of crun. After an error, only the
-    log is left, but no process, cgroup, mount or other file.
+    First remove what an earlier activation has left. Raises `ProcessError` with the message of
+    crun. After an error, only the log is left, but no process, cgroup, mount or other file.
     """
+    # "starting" does not block: this niso has the lock, so only a niso that died can have left it
+    if status.read(spec.service).state in ("running", "restarting"):
+        raise ProcessError(f"{spec.service} is already running", "niso ps shows it")
+    stop(spec.service)
+    with _whole(spec.service):
+        _end_orphans(spec.service, crun.cgroup_of(spec))
+        signals.hit(f"write the spec of {spec.service}")
+        os.makedirs(paths.service_dir(spec.service), 0o700, exist_ok=True)
+        crun.save(spec)
+        return launch.Launch(spec, 0, {"restarts": 0, "failures": 0})
 
-    def __init__(self, spec: ProcessSpec) -> None:
-        # "starting" does not block: this niso has the lock, so only a niso that died can have left
-        # it.
-        if status.read(spec.service).state in ("running", "restarting"):
-            raise ProcessError(f"{spec.service} is already running", "niso ps shows it")
-        stop(spec.service)
-        self._service = spec.service
-        with _whole(spec.service):
-            _end_orphans(spec.service, crun.cgroup_of(spec))
-            signals.hit(f"write the spec of {spec.service}")
-            os.makedirs(paths.service_dir(spec.service), 0o700, exist_ok=True)
-            crun.save(spec)
-            self._run = launch.Launch(spec, 0, {"restarts": 0, "failures": 0})
-        self.fd = self._run.fd
-        """A descriptor that becomes readable when `is_created` becomes true."""
-        self.close = self._run.close
-        """Give up the start. `stop` kills its processes."""
 
-    @property
-    def is_created(self) -> bool:
-        """Return whether `finish` need not wait: the container exists, or its creation failed."""
-        return crun.wait_readable(self.fd, 0)
-
-    def finish(self) -> int:
-        """Start the created container, and return the pid of its PID 1 on the host."""
-        with _whole(self._service):
-            pid = self._run.finish()
-            units.hand_over(self._service, status.conmon(self._service))
-            return pid
+def finish(begun: launch.Launch) -> int:
+    """Start the created container, and return the pid of its PID 1 on the host. After an error, the
+    same is left as after one of `begin`.
+    """
+    with _whole(begun.service):
+        pid = begun.finish()
+        units.hand_over(begun.service, status.conmon(begun.service))
+        return pid
 
 
 @contextmanager
@@ -126,7 +116,7 @@ def _whole(service: str) -> Iterator[None]:
 
 
 def start(spec: ProcessSpec) -> int:
-    return ProcessStart(spec).finish()
+    return finish(begin(spec))
 
 
 def open_init(service: str) -> int:
