@@ -23,7 +23,7 @@ from niso.look import host_ports
 from niso.plan.records import Entry, Peer, Policy, PortMapping
 from niso.plan.specs import ServiceSpec
 from niso.plan.subnets import NetworkRequest
-from niso.reconcile import host_settings, live_world
+from niso.reconcile import host_settings
 from niso.runtime.machine import Machine
 from niso.store import service_rows
 from niso.store.attached_rows import AttachedRow, requested_settings
@@ -218,6 +218,8 @@ def _record(
         host_settings.record(machine.kernel, store, on)
     policy = wanted.network.policy
     if policy.audit is not None:
+        from niso.reconcile import live_world
+
         policy = live_world.begun(policy, store.policy(name), time.time())
     store.set_policy(name, None if policy.is_empty else policy)
     _check_peers(store, wanted, together)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import select
 import sys
-import threading
 import time
+from _thread import allocate_lock, start_new_thread
 from collections.abc import Iterable, Sequence
 
 from niso.base import report
@@ -360,7 +360,7 @@ class Progress:
         self._began = time.monotonic()
         self._planned = False
         self._running = False
-        self._over, self._printing = threading.Lock(), threading.Lock()
+        self._over, self._printing = allocate_lock(), allocate_lock()
         self._step, self._since, self._reported = "", 0.0, 0.0
         self._unhealthy: dict[str, None] = {}
 
@@ -400,7 +400,7 @@ class Progress:
                 self._over.acquire()
                 self._running = True
                 try:
-                    threading.Thread(target=self._print_slow_steps, daemon=True).start()
+                    start_new_thread(self._print_slow_steps, ())
                 except RuntimeError:
                     pass  # no thread is available: slow steps are not reported
 

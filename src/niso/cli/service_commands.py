@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import sys
-import threading
+from _thread import start_new_thread
 
 from niso.api.host import Host, connect
 from niso.base.errors import ErrorGroup, UsageError
@@ -348,7 +348,7 @@ def _watch_reader(gone: list[bool]) -> None:
         gone.append(True)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, daemon=True).start()
+    start_new_thread(watch, ())
 
 
 # --- exec, kill, port-forward ---------------------------------------------------------------------

@@ -23,8 +23,6 @@ from niso.change import attach, networks
 from niso.change.attach import AttachmentNetwork, Request
 from niso.engines import plugin
 from niso.kernel.libnftables import Nft
-from niso.manifest.addresses_and_ports import static_address
-from niso.manifest.process_keys import rate_of_bits
 from niso.manifest.values import network_name
 from niso.plan.records import NetworkRecord, Policy, PortMapping
 from niso.plan.subnets import NetworkRequest, first_free
@@ -313,13 +311,19 @@ def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
 
 
 def _bandwidth(given: Any) -> tuple[tuple[str, int], ...]:
-    rates = {way: given.get(f"{key}rate") for way, key in _WAYS.items()} if given else {}
+    if not given:
+        return ()
+    from niso.manifest.process_keys import rate_of_bits
+
+    rates = {way: given.get(f"{key}rate") for way, key in _WAYS.items()}
     return tuple(
         (way, rate_of_bits(int(rate), "bandwidth", rate)) for way, rate in rates.items() if rate
     )
 
 
 def _address(text: str) -> str:
+    from niso.manifest.addresses_and_ports import static_address
+
     return plugin.address(static_address(text.partition("/")[0], "ips"))
 
 

@@ -15,14 +15,12 @@ in files of internal networks, whose names end in ``%int``.
 from __future__ import annotations
 
 import fcntl
-import glob
 import json
 import os
 import signal
 import sqlite3
 import sys
 import time
-import tomllib
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 
@@ -243,12 +241,17 @@ def _network_folder() -> str:
     own = os.environ.get("CONTAINERS_CONF")
     read = [own] if own else list(_CONFIGURATIONS)
     if not own:
-        read += sorted(glob.glob(f"{_CONFIGURATIONS[-1]}.d/*.conf"))
+        parts = f"{_CONFIGURATIONS[-1]}.d"
+        names = os.listdir(parts) if os.path.isdir(parts) else ()
+        read += sorted(f"{parts}/{name}" for name in names if name.endswith(".conf"))
     folder = "/etc/containers/networks"
     for path in (*read, os.environ.get("CONTAINERS_CONF_OVERRIDE", "")):
         content = files.read(path) if path else None
-        if content is not None:
-            network = tomllib.loads(content.decode()).get("network", {})
+        lines = content.splitlines() if content is not None else ()
+        if any(b"network_config_dir" in line and line.strip()[:1] != b"#" for line in lines):
+            import tomllib  # 5 ms, for a key that few set
+
+            network = tomllib.loads((content or b"").decode()).get("network", {})
             folder = str(network.get("network_config_dir") or folder)
     return folder
 

@@ -14,18 +14,18 @@ from ipaddress import ip_address
 
 from niso.base import files, paths
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
-from niso.base.named_tuples import Any
+from niso.base.named_tuples import TYPE_CHECKING, Any
 from niso.change import attach
 from niso.change.attach import POD_POLICY, Request, combined
 from niso.kernel.real import Kernel
-from niso.look import session
-from niso.manifest.addresses_and_ports import parse_port
-from niso.manifest.policy import denials, parse_entry
 from niso.manifest.values import host_label
 from niso.plan.records import ANY, Entry, NetworkRecord, Policy, PortMapping, SubnetRecord
 from niso.runtime.machine import Machine
 from niso.store.attached_rows import AttachedLink, AttachedRow
 from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.cluster.config import Config
 
 _LONGEST_NAME = 40
 """The maximum length of an attachment's name. A longer name is cut, and a hash is added."""
@@ -50,8 +50,16 @@ def machine() -> Machine:
     processes: Any = _LateProcesses()
     kernel = Kernel()
     if not os.path.lexists(paths.database()):
-        session.refuse(kernel, processes)
-    return Machine(Store.open(), kernel, processes, session.joined)
+        from niso.look.session import refuse
+
+        refuse(kernel, processes)
+    return Machine(Store.open(), kernel, processes, _joined)
+
+
+def _joined() -> Config | None:
+    from niso.cluster import config
+
+    return config.load()
 
 
 def find(
@@ -133,6 +141,8 @@ def port(host_ip: str, host: int, container: int, proto: str, count: int = 1) ->
 
     If ``host`` is 0, niso chooses a host port. ``count`` is the length of a range of ports.
     """
+    from niso.manifest.addresses_and_ports import parse_port  # most calls have no port
+
     address = f"[{host_ip}]:" if ":" in host_ip else f"{host_ip}:" if host_ip else ANY
     spans = [f"{n}-{n + count - 1}" if count > 1 else str(n) for n in (host, container)]
     if not host:
@@ -177,6 +187,7 @@ def policy(given: Mapping[str, object], where: str) -> Policy:
     """Parse a policy from a table. ``where`` prefixes its keys in errors. Raises InvalidInput."""
     if not given:
         return Policy()
+    from niso.manifest.policy import denials, parse_entry  # most calls have none
 
     def entries(key: str) -> tuple[Entry, ...] | None:
         if key not in given:

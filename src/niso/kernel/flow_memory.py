@@ -20,10 +20,9 @@ from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of, unpacked
 from niso.kernel import conntrack, netlink, nft_elements, policy_rules
-from niso.kernel.libnftables import Nft
+from niso.kernel.libnftables import TEMPORARY, Nft
 from niso.kernel.netlink import attributes, nested, several, string
 from niso.kernel.nft_elements import PROTOCOLS, Element, Nfnetlink, about
-from niso.kernel.packet_events import PREFIX
 from niso.kernel.policy_rules import TRACKED
 from niso.kernel.ruleset import BRIDGE, INET
 
@@ -221,7 +220,7 @@ class Meter:
     """A counter of the bytes of all flows of services. It counts as long as the object exists."""
 
     def __init__(self) -> None:
-        self._name = f"{PREFIX}{os.getpid()}_meter{next(_numbers)}"
+        self._name = f"{TEMPORARY}{os.getpid()}_meter{next(_numbers)}"
         self._before: dict[tuple[str, tuple[object, ...]], int] = {}
         self._nft = Nft()
         try:

@@ -18,11 +18,9 @@ from niso.base.names import is_marked
 from niso.kernel import (
     conntrack,
     flow_memory,
-    foreign_chains,
     host_facts,
     neighbour_tables,
     netns,
-    probe,
     proc_sys,
     rtnetlink,
     sockets,
@@ -42,6 +40,8 @@ from niso.kernel.sockets import Connection, Listener, Measured
 if TYPE_CHECKING:
     from collections.abc import Hashable
     from typing import Self
+
+    from niso.kernel.foreign_chains import ForeignChains
 
 
 # --- the host's kernel ----------------------------------------------------------------------------
@@ -267,8 +267,6 @@ class Kernel:
     local_prefixes = staticmethod(host_facts.local_prefixes)
     engine_prefixes = staticmethod(host_facts.engine_prefixes)
     default_mtu = staticmethod(host_facts.default_mtu)
-    mtu_outwards = staticmethod(probe.mtu_outwards)
-    mute_name_servers = staticmethod(probe.mute_name_servers)
     mtu_of = staticmethod(host_facts.mtu_of)
     why_no_ipv6 = staticmethod(host_facts.why_no_ipv6)
     why_no_wireguard = staticmethod(tunnels.lacks)
@@ -282,6 +280,20 @@ class Kernel:
     receiving6 = staticmethod(host_facts.receiving6)
     routed_links = staticmethod(host_facts.routed_links)
     not_forwarding = staticmethod(host_facts.not_forwarding)
+
+    def mtu_outwards(self, family: int) -> tuple[int, str] | None:
+        """Return the MTU and source address of the default route (`probe.mtu_outwards`)."""
+        from niso.kernel import probe  # sends packets, as few commands do
+
+        return probe.mtu_outwards(family)
+
+    def mute_name_servers(
+        self, lists: Iterable[tuple[str, ...]], seconds: float
+    ) -> list[tuple[str, ...]]:
+        """Return the lists in which no server answers (`probe.mute_name_servers`)."""
+        from niso.kernel import probe
+
+        return probe.mute_name_servers(lists, seconds)
 
     def neighbour_tables(self) -> list[Table]:
         """Return how full the kernel's neighbour tables are, for IPv4 and IPv6."""
@@ -299,7 +311,11 @@ class Kernel:
         with self.foreign_chains() as source:
             return source.nat4()
 
-    foreign_chains = foreign_chains.ForeignChains
+    def foreign_chains(self) -> ForeignChains:
+        """Open a reader of other programs' chains."""
+        from niso.kernel.foreign_chains import ForeignChains  # only warnings and checks read them
+
+        return ForeignChains()
 
 
 # --- writing steps --------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
+from _thread import get_ident
 from datetime import datetime
 from sqlite3 import DatabaseError, OperationalError
 
@@ -166,7 +166,7 @@ class Session:
 
 
 def _here() -> tuple[int, int]:
-    return os.getpid(), threading.get_ident()
+    return os.getpid(), get_ident()
 
 
 def open_session(

@@ -180,7 +180,7 @@ def _refuse_long_keys(text: str) -> None:
     if all(line.count(".") < _MAX_PARTS for line in text.split("\n")):
         return
     line, dots = 1, 0
-    for piece in _PIECE.findall(text):
+    for piece in re.findall(_PIECE, text):
         if piece[0] not in "\"'#":
             for position, part in enumerate(re.split(r"[=,\[\]{}\n]", piece)):
                 dots = part.count(".") + (0 if position else dots)
@@ -234,14 +234,12 @@ def _duplicate(reason: str, place: str, text: str) -> str:
 if TYPE_CHECKING:
     type Path = tuple[str | int, ...]
 
-_PART = re.compile(
-    r'"(?P<basic>(?:[^"\\]|\\.)*)"|\'(?P<literal>[^\']*)\'|(?P<bare>[^\s."\'\[\]=]+)'
-)
-_INDEX = re.compile(r"\[(\d+)\]")
-_PIECE = re.compile(
-    r'"""(?:[^\\]|\\.)*?(?:"{3,5}|\Z)|\'\'\'.*?(?:\'{3,5}|\Z)'
-    r'|"(?:[^"\\\n]|\\.)*"?|\'[^\'\n]*\'?|#[^\n]*|[\[{]|[\]}]|\n|[^\[\]{}"\'#\n]+',
-    re.DOTALL,
+# compiled on use, which is rare: re.compile caches them
+_PART = r'"(?P<basic>(?:[^"\\]|\\.)*)"|\'(?P<literal>[^\']*)\'|(?P<bare>[^\s."\'\[\]=]+)'
+_INDEX = r"\[(\d+)\]"
+_PIECE = (
+    r'(?s)"""(?:[^\\]|\\.)*?(?:"{3,5}|\Z)|\'\'\'.*?(?:\'{3,5}|\Z)'
+    r'|"(?:[^"\\\n]|\\.)*"?|\'[^\'\n]*\'?|#[^\n]*|[\[{]|[\]}]|\n|[^\[\]{}"\'#\n]+'
 )
 """Matches one token of a TOML text. The time is linear in the text's length, even if a string has
 no end."""
@@ -264,10 +262,10 @@ def _path(key: str) -> Path:
     parts: list[str | int] = []
     at = 0
     while at < len(key):
-        if index := _INDEX.match(key, at):
+        if index := re.compile(_INDEX).match(key, at):
             parts.append(int(index[1]))
             at = index.end()
-        elif part := _PART.match(key, at):
+        elif part := re.compile(_PART).match(key, at):
             parts.append(_name(part))
             at = part.end()
         else:
@@ -293,14 +291,14 @@ def _lines(text: str) -> Iterator[tuple[Path, int]]:
     counts: dict[Path, int] = {}
     for number, statement in _statements(text):
         if statement.startswith("["):
-            header = tuple(_name(part) for part in _PART.finditer(statement.strip("[]")))
+            header = tuple(_name(part) for part in re.finditer(_PART, statement.strip("[]")))
             names = _resolved(header, counts)
             if statement.startswith("[["):
                 counts[names] = counts.get(names, -1) + 1
                 names = (*names, counts[names])
             table = names
         else:
-            names = (*table, *(_name(part) for part in _PART.finditer(statement)))
+            names = (*table, *(_name(part) for part in re.finditer(_PART, statement)))
         lines += [(names[:length], number) for length in range(1, len(names) + 1)]
     yield from reversed(lines)
 
@@ -318,7 +316,7 @@ def _resolved(names: Path, counts: dict[Path, int]) -> Path:
 def _statements(text: str) -> Iterator[tuple[int, str]]:
     """Yield (line number, text) for each statement: a table header, or a key before its ``=``."""
     number, depth, start, head, is_value = 1, 0, 1, "", False
-    for piece in _PIECE.findall(text + "\n"):
+    for piece in re.findall(_PIECE, text + "\n"):
         if piece == "\n" and not depth:
             if head.strip():
                 yield start, head.strip()
@@ -340,7 +338,7 @@ def _statements(text: str) -> Iterator[tuple[int, str]]:
 KeyPath = Sequence[str | int]
 """The path to a table in a file: names of tables, and indexes in arrays of tables."""
 
-_TOKEN = re.compile(r"""("(?:\\.|[^"\\\n])*"|'[^'\n]*')|\#([^\n]*)|(\n)""")
+_LIST_PART = r"""("(?:\\.|[^"\\\n])*"|'[^'\n]*')|\#([^\n]*)|(\n)"""
 """Matches the tokens in an array of strings: a string, a comment, or the end of a line."""
 
 
@@ -437,7 +435,7 @@ def _comments(array: str) -> tuple[dict[str, str], list[str]]:
     beside: dict[str, str] = {}
     alone: list[str] = []
     last = ""
-    for match in _TOKEN.finditer(array):
+    for match in re.finditer(_LIST_PART, array):
         text, comment, end = match.groups()
         if end is not None:
             last = ""

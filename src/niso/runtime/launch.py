@@ -30,8 +30,8 @@ import os
 import resource
 import signal
 import sys
-import threading
 import time
+from _thread import allocate_lock, get_native_id, start_new_thread
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 
@@ -260,11 +260,11 @@ class _Creator:
         """The ends of the pipes that conmon gets."""
         self._closed = False
         # Used as events: acquire waits, release signals.
-        self._may_create, self._may_end, self._ended = (threading.Lock() for _ in range(3))
+        self._may_create, self._may_end, self._ended = (allocate_lock() for _ in range(3))
         for event in (self._may_create, self._may_end, self._ended):
             event.acquire()
         try:
-            threading.Thread(target=self._run, daemon=True).start()
+            start_new_thread(self._run, ())
         except RuntimeError:
             for fd in (self.fd, self._ask, *self._ends):
                 os.close(fd)
@@ -317,7 +317,7 @@ class _Creator:
 
     def _run(self) -> None:
         try:
-            self._tid = threading.get_native_id()
+            self._tid = get_native_id()
             os.unshare(os.CLONE_FS)
             self._start_conmon()
             self._may_create.acquire()
@@ -403,7 +403,7 @@ class _Creator:
             self._conmon = 0
 
 
-_spawning = threading.Lock()
+_spawning = allocate_lock()
 
 
 @contextmanager
@@ -493,7 +493,7 @@ def _set_limits(pid: int) -> None:
 _MS_NOSUID, _MS_NODEV, _MS_REC, _MS_SLAVE = 0x2, 0x4, 0x4000, 0x80000
 _MNT_DETACH = 2
 
-_lock = threading.Lock()
+_lock = allocate_lock()
 _base: list[int] = []
 """Two descriptors: of the mount namespace that starts copy, and of this process's root in it."""
 
