@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     import niso
     from niso.api.host_attachments import Attachments
-    from niso.api.host_cluster import Clusters, Kubernetes
+    from niso.api.host_cluster import Clusters
+    from niso.api.host_kubernetes import Kubernetes
     from niso.api.host_networks import Networks
     from niso.api.host_services import Services
     from niso.api.host_stacks import Stacks
@@ -120,7 +121,7 @@ class Host(ApiPart):
     @property
     def kubernetes(self) -> Kubernetes:
         """The API of the agent that applies Kubernetes' network policies."""
-        from niso.api.host_cluster import Kubernetes
+        from niso.api.host_kubernetes import Kubernetes
 
         return Kubernetes(self.session)
 

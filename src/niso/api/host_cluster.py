@@ -1,4 +1,4 @@
-"""Manage this host's cluster (``host.cluster``) and Kubernetes' policies (``host.kubernetes``)."""
+"""Manage this host's cluster: ``host.cluster``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from niso.cluster.config import require
 from niso.cluster.engine import NoAnswer, Refused
 from niso.cluster.etcd import Reach
 from niso.look.session import ApiPart, as_usage, path, text, texts
-from niso.runtime.units import UNITS
 
 if TYPE_CHECKING:
     import os
@@ -185,47 +184,3 @@ def _existing(given: ExistingEtcd) -> Reach:
     cacert, cert, key, user = ("" if file is None else path(file, name) for file, name in named)
     urls = tuple(texts(given.urls, "--etcd"))
     return Reach(urls, cacert, cert, key, user, text(given.prefix, "--prefix"))
-
-
-# --- host.kubernetes ------------------------------------------------------------------------------
-
-
-KUBECONFIG = "/etc/niso/kubeconfig"
-
-
-class Kubernetes(ApiPart):
-    """The API of the agent that applies Kubernetes' network policies to the pods of this node."""
-
-    def follow(
-        self, log: Callable[[str], None], kubeconfig: str | os.PathLike[str] = KUBECONFIG
-    ) -> Following:
-        """Return the agent, which watches the Kubernetes API server and applies network policies.
-
-        The agent's ``run()`` returns after ``stop()`` is called. ``log`` is called with each line
-        to log. Raises Error if the kubeconfig is unusable.
-        """
-        from niso.engines import pod_agent
-
-        config = path(kubeconfig, "--kubeconfig")
-        return pod_agent.follow(self.session.machine(create=True), config, log)
-
-    def enable(self, kubeconfig: str | os.PathLike[str] = KUBECONFIG) -> niso.Marked:
-        """Make systemd run the agent now and at boot. Raises Error without systemd, Conflict."""
-        from niso.engines import pod_agent
-
-        config = path(kubeconfig, "--kubeconfig")
-        machine = self.session.machine_for_change(create=True)
-        return _marked(pod_agent.enable(machine, config, self.session.report))
-
-    def disable(self) -> niso.Marked:
-        """Stop the agent, and no longer start it at boot. Pods keep their present policies."""
-        from niso.engines import pod_agent
-
-        return _marked(pod_agent.disable(self.session.machine_for_change(), self.session.report))
-
-
-def _marked(changed: bool) -> niso.Marked:
-    from niso.change.boot import Marked
-    from niso.engines import pod_agent
-
-    return Marked(pod_agent.UNIT, changed, f"{UNITS}/{pod_agent.UNIT}")

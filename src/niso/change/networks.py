@@ -80,6 +80,12 @@ def ensure(
     return network
 
 
+def ensure_implicit(machine: Machine, network: NetworkRequest | str, holds: str | None) -> None:
+    """Record an implicit network as `ensure` does. niso chooses the settings for a mere name."""
+    request = NetworkRequest(network) if isinstance(network, str) else network
+    ensure(machine, request, implicit=True, holds=holds)
+
+
 def plan_network(
     machine: Machine,
     request: NetworkRequest,

@@ -18,16 +18,8 @@ from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.report import Finished, Report, WarningEvent, silent
 from niso.change.scope import concerned
 from niso.look.services import OutsideName, described
-from niso.plan.dns_answers import (
-    FORMER,
-    NOW,
-    DnsAnswer,
-    Forbids,
-    Outside,
-    after,
-    barred,
-    forbidden_addresses,
-)
+from niso.plan.dns_answers import DnsAnswer, after, barred, forbidden_addresses
+from niso.plan.records import FORMER, NOW, Forbids, Outside
 from niso.plan.subnets import DEFAULT_POOL, unique_local
 from niso.reconcile.change import change, repair
 from niso.runtime.machine import Machine

@@ -19,19 +19,19 @@ from niso.base import names
 from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING, Any, NamedTuple
 from niso.base.names import prefix
-from niso.change import attach, networks
+from niso.change import attach
 from niso.change.attach import AttachmentNetwork, Request
 from niso.engines import plugin
 from niso.kernel.libnftables import Nft
-from niso.manifest.values import network_name
+from niso.manifest.values import network_name, rate_of_bits
 from niso.plan.records import NetworkRecord, Policy, PortMapping
-from niso.plan.subnets import NetworkRequest, first_free
 from niso.runtime.machine import Machine
 from niso.store.attached_rows import CHOSEN_ALIASES, CHOSEN_IP, NAMESPACE, AttachedLink, AttachedRow
 from niso.store.store import Store
 
 if TYPE_CHECKING:
     from niso.engines import pod_agent
+    from niso.plan.subnets import NetworkRequest
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 WRONG_VARIABLE, WRONG_CONFIG, KERNEL = 4, 7, 100
@@ -199,15 +199,9 @@ def _add(call: Call) -> dict[str, Any]:
         request = plugin.joined(store, request)
     network = store.network(call.network)
     if network is None:
-        config = call.config
-        wanted = NetworkRequest(
-            call.network,
-            tuple(config.get("subnets", ())),
-            ipv6=config.get("ipv6", False),
-            internal=config.get("internal", False),
-            mtu=config.get("mtu") or None,
-        )
-        networks.create(machine, wanted)
+        from niso.change import networks  # not for each container
+
+        networks.create(machine, _wanted(call.network, call.config))
     else:
         _require_configured(network, call.config)
     # the policy of the repeated request may be wider than what the agent has applied since
@@ -237,11 +231,23 @@ def _folded(value: Any) -> dict[str, Any]:
     return folded if isinstance(folded, dict) else {}
 
 
+def _wanted(name: str, config: Mapping[str, Any]) -> NetworkRequest:
+    from niso.plan.subnets import NetworkRequest
+
+    return NetworkRequest(
+        name,
+        tuple(config.get("subnets", ())),
+        ipv6=config.get("ipv6", False),
+        internal=config.get("internal", False),
+        mtu=config.get("mtu") or None,
+    )
+
+
 def _require_configured(network: NetworkRecord, config: Mapping[str, Any]) -> None:
     there = {subnet.cidr for subnet in network.subnets}
     subnets, has_ipv6 = set(config.get("subnets", ())), any(":" in cidr for cidr in there)
     if subnets and subnets != there:
-        subnets = set(map(str, NetworkRequest(network.name, tuple(subnets)).nets))
+        subnets = set(map(str, _wanted(network.name, config).nets))
     # Without `subnets` all subnets are accepted. With `ipv6`, niso has chosen the IPv6 subnet.
     is_chosen = {":" in cidr for cidr in there - subnets} == {True} and config.get("ipv6")
     differs = {
@@ -311,11 +317,7 @@ def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
 
 
 def _bandwidth(given: Any) -> tuple[tuple[str, int], ...]:
-    if not given:
-        return ()
-    from niso.manifest.process_keys import rate_of_bits
-
-    rates = {way: given.get(f"{key}rate") for way, key in _WAYS.items()}
+    rates = {way: given.get(f"{key}rate") for way, key in _WAYS.items()} if given else {}
     return tuple(
         (way, rate_of_bits(int(rate), "bandwidth", rate)) for way, rate in rates.items() if rate
     )
@@ -461,6 +463,8 @@ def _status(call: Call) -> None:
 
         if not pod_agent.agent_runs():
             raise Failure(_NOT_USABLE, _NO_AGENT, _POD_HINT)
+    from niso.plan.subnets import first_free
+
     network = machine.store.network(call.network)
     for subnet in network.subnets if network is not None else ():
         whole = prefix(subnet.cidr)

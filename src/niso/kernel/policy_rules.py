@@ -394,6 +394,8 @@ def chain(ingress: bool, log: bool) -> str:
 
 
 # the verdicts in map elements of policies with an audit period; they stay when the period has ended
+PASSES = ("return",)
+"""The value of a map element that lets a packet pass."""
 VERDICTS = frozenset(("goto", chain(way, log)) for way in (True, False) for log in (True, False))
 
 

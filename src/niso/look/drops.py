@@ -17,13 +17,12 @@ from niso.base.text import exact_time_text
 from niso.kernel import link_records, policy_rules, ruleset
 from niso.kernel.nft_elements import HEADERS, Nfnetlink
 from niso.kernel.packet_events import Dropped, Logged, Nflog
-from niso.kernel.policy_rules import DIRECT, REFUSE, REFUSED, REFUSED_OUTSIDE
+from niso.kernel.policy_rules import DIRECT, PASSES, REFUSE, REFUSED, REFUSED_OUTSIDE
 from niso.kernel.ruleset import BRIDGE, INET
 from niso.look.flows import refusal
 from niso.look.prove import Source
 from niso.look.session import ResultStream, Session
 from niso.plan import verdict
-from niso.plan.policy_elements import PASSES
 from niso.plan.verdict import PolicyContext
 from niso.reconcile.live_world import read_world
 from niso.store.service_rows import ServiceRow

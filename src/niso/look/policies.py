@@ -19,13 +19,13 @@ from niso.base.names import bracketed, family_of, owner
 from niso.base.text import exact_time_text, local_time_text, period_text
 from niso.kernel import policy_rules, ruleset
 from niso.kernel.nft_elements import HEADERS, Atoms, Nfnetlink
+from niso.kernel.policy_rules import PASSES
 from niso.kernel.ruleset import INET
 from niso.look import flows
 from niso.look.flows import Flow, FlowEnd
 from niso.look.learn import watched_s
 from niso.look.session import Session
 from niso.plan import verdict
-from niso.plan.policy_elements import PASSES
 from niso.plan.records import METADATA_WORD, Entry, Peer, Policy
 from niso.plan.verdict import PolicyContext, Reason
 from niso.reconcile import live_world

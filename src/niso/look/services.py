@@ -22,7 +22,7 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of, owner, veth
 from niso.base.text import period_text, time_text
 from niso.look.host_ports import Port, rows
-from niso.plan.dns_answers import FORMER, NOW, Outside
+from niso.plan.records import FORMER, NOW, Outside
 from niso.runtime import cgroups
 from niso.runtime.crun import namespace
 from niso.runtime.logs import rotate_if_large

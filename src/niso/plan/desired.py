@@ -27,7 +27,7 @@ from niso.kernel.kinds.sysctls import FORWARDING, ON, Sysctl
 from niso.kernel.kinds.tunnels import Vxlan, WireGuard
 from niso.kernel.nft_elements import Element
 from niso.kernel.ruleset import INET, TUNNEL
-from niso.plan import elements, policy_elements
+from niso.plan import elements
 from niso.plan.records import (
     HOST_GATEWAY,
     NetworkRecord,
@@ -79,6 +79,8 @@ def _shared(snapshot: Snapshot) -> Iterator[KernelObject]:
         others = tuple(sorted(snapshot.tunnel.others))
         yield WireGuard(TUNNEL, *snapshot.tunnel[:5], names.alias(snapshot.state_id), others)
     for policed in snapshot.policed:
+        from niso.plan import policy_elements  # few services have a policy
+
         yield from policy_elements.elements(policed, snapshot.members)
     before = dict(snapshot.sysctls_before)
     for family in sorted(shut(before, snapshot.forwards, snapshot.forwards6)):

@@ -38,14 +38,12 @@ from niso.base.named_tuples import NamedTuple
 from niso.base.names import family_of
 from niso.kernel import policy_rules
 from niso.kernel.nft_elements import Atoms, Element
-from niso.kernel.policy_rules import CLASS, FIRST_CLASS, POLICY_PARTS, REFUSE
+from niso.kernel.policy_rules import CLASS, FIRST_CLASS, PASSES, POLICY_PARTS, REFUSE
 from niso.kernel.ruleset import INET
 from niso.plan.records import Entry, Member, Peer, Policed, Policy
 
 ALL_PORTS = (0, 65535)
 PORTED = ("tcp", "udp", "sctp")
-PASSES = ("return",)
-"""The value of a map element that lets a packet pass."""
 
 _SINGLE = ("port", "any_port")
 """The parts whose keys end with a single port. The keys of other parts with ports end with a range.

@@ -22,8 +22,8 @@ from niso.kernel import ruleset
 from niso.kernel.kinds.kind import State
 from niso.kernel.kinds.links import Bridge
 from niso.kernel.nft_elements import Atoms, Element, ports_of
+from niso.kernel.policy_rules import PASSES
 from niso.plan.elements import FRONTS, LOCAL, PUBLISHED
-from niso.plan.policy_elements import PASSES
 from niso.store.store import Store
 
 if TYPE_CHECKING:

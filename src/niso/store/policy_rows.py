@@ -13,8 +13,20 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Sequence
 
 from niso.base.errors import Conflict, NotFound
-from niso.plan.dns_answers import FORMER, NOW, PAST, DnsAddress, Outside
-from niso.plan.records import Audit, Entry, Member, Peer, PlannedService, Policed, Policy
+from niso.plan.records import (
+    FORMER,
+    NOW,
+    PAST,
+    Audit,
+    DnsAddress,
+    Entry,
+    Member,
+    Outside,
+    Peer,
+    PlannedService,
+    Policed,
+    Policy,
+)
 from niso.store.service_rows import ServiceRows
 from niso.store.sqlite import Rows, decoded, encoded, other_intents
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from niso.base.named_tuples import NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of
 from niso.plan import records
 from niso.plan.records import NetworkRecord, PlannedService, PortMapping, ServiceEndpoint, Snapshot
@@ -12,8 +12,10 @@ from niso.store.attached_rows import AttachedRows
 from niso.store.policy_rows import Name, PolicyRows
 from niso.store.port_rows import PortRows
 from niso.store.service_rows import SERVING, Instances
-from niso.store.span_rows import SpanRows
 from niso.store.sqlite import Transaction, damaged, decoded, encoded, marks
+
+if TYPE_CHECKING:
+    from niso.store.span_rows import SpanRows
 
 _PUBLISHED = (
     "SELECT 1 FROM published p JOIN service v ON v.name=p.service AND v.active=1"
@@ -216,6 +218,8 @@ class SnapshotRows(PortRows, PolicyRows):
     @property
     def across(self) -> SpanRows:
         """Return an object with the queries for networks that span hosts."""
+        from niso.store.span_rows import SpanRows  # most hosts are in no cluster
+
         return SpanRows(self._db)
 
     def is_broken_off(self) -> bool:
