@@ -11,7 +11,7 @@ from _thread import start_new_thread
 from niso.api.host import Host, connect
 from niso.base.errors import ErrorGroup, UsageError
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.cli import net_commands, output
+from niso.cli import output
 from niso.cli.output import Progress
 from niso.cli.parse import Args
 from niso.look.session import duration
@@ -49,7 +49,7 @@ def _activate(host: Host, args: Args) -> int:
     if not args.dry_run:
         _print_outcomes(args, outcomes)
     elif not args.json:
-        net_commands.say_what_changes(host, *args.what)
+        _say_what_changes(host, *args.what)
     return 0
 
 
@@ -82,6 +82,12 @@ def _restart(host: Host, args: Args) -> int:
     return output.changes(args, done, RESTARTED)
 
 
+def _say_what_changes(host: Host, *what: str) -> None:
+    from niso.cli import net_commands
+
+    net_commands.say_what_changes(host, *what)
+
+
 def _print_outcomes(args: Args, outcomes: tuple[niso.Outcome, ...]) -> None:
 
     def line(result: niso.Outcome) -> str:
@@ -111,7 +117,7 @@ def _stack_up(host: Host, args: Args) -> int:
         if not args.json:
             is_file = os.path.isfile(args.dir)
             file = args.dir if is_file else os.path.join(args.dir, "stack.toml")
-            net_commands.say_what_changes(host, file)
+            _say_what_changes(host, file)
         return 0
     if args.json:
         output.as_json(done)
