@@ -11,7 +11,6 @@ services, because the unit of a service may itself be waiting for the firewall's
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable
 
 from niso.base import paths
@@ -214,7 +213,8 @@ def cron_line(service: str, schedule: str) -> str:
     Cron searches for commands only in /usr/bin and /bin.
     """
     times = process_keys.cron(schedule) or "MINUTE HOUR DAY MONTH WEEKDAY"
-    niso = "niso" if os.path.exists("/usr/bin/niso") else os.path.join(sys.prefix, "bin/niso")
+    own = os.path.join(paths.python_prefix(), "bin/niso")
+    niso = "niso" if os.path.exists("/usr/bin/niso") else own
     return f"{times} {niso} activate {service} && {niso} restart {service}"
 
 
