@@ -333,6 +333,8 @@ class Writer:
         self.sockets = sockets
         self.detached = detached if detached is not None else []
         self._sysctls: dict[str, list[Sysctl]] = {}  # by namespace
+        # those that were set before their interface was set up, and need not be set again
+        self.written: set[Sysctl] = set()
         for step in self.steps:
             if isinstance(step, Step) and isinstance(step.obj, Sysctl):
                 self._sysctls.setdefault(step.kind.space(step.obj), []).append(step.obj)
@@ -354,6 +356,7 @@ class Writer:
         if sysctls:
             with inside(netns):
                 proc_sys.write_all((sysctl.name, sysctl.value) for sysctl in sysctls)
+            self.written.update(sysctls)
 
     def rtnl(self, netns: str) -> Rtnl:
         return self.sockets.at(netns)
