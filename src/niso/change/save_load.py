@@ -398,7 +398,8 @@ def _read(path: str, staged: str, owners: Collection[int] | None) -> SavedHost:
         error.file = path
         raise
     except OSError as error:
-        raise Error(f"{path}: {error.strerror}") from error
+        reason = f"cannot be read: {str(error.strerror).lower()}"
+        raise Error(reason, "niso save NAME writes such a file", file=path) from error
     except (ValueError, RecursionError):
         raise InvalidInput("has no valid description of its content", file=path) from None
     return saved

@@ -50,7 +50,7 @@ class ServiceLine(NamedTuple):
     health: str | None
     """starting, healthy or unhealthy at the last probe; null without a healthcheck"""
     mode: str | None  # bridge, host, none, share or attached; null if never activated
-    address: tuple[str, ...]  # addresses, one for each network and IP version; can be empty
+    address: tuple[str, ...]  # one for each network and IP version; reserved ones if inactive
     ports: tuple[Port, ...]  # published ports, one for each IP version
     uptime: float | None  # seconds since the process started; null if no process is running
     interrupted: str | None  # the command that was killed while changing the service; null if none
@@ -292,8 +292,8 @@ def service_lines(
             _line(session, store, row, healths.get(row.name), pending, audits) for row in known
         ]
         lines += [
-            _inactive(name, mode, pending, audits)
-            for name, mode in (store.inactive_modes() if rows is None else ())
+            _inactive(name, mode, pending, audits)._replace(address=tuple(addresses.split()))
+            for name, mode, addresses in (store.inactive_services() if rows is None else ())
             if "." not in name and is_wanted(name)
         ]
     enabled = [name for name, on in store.scheduled().items() if on and is_wanted(name)]
@@ -397,7 +397,8 @@ def _line(
     audits: Mapping[str, str | None],
 ) -> ServiceLine:
     if not row.active:
-        return _inactive(row.name, row.mode, pending, audits)
+        addresses = tuple(address for _, address in store.addresses(row.name))
+        return _inactive(row.name, row.mode, pending, audits)._replace(address=addresses)
     status, now = _status(session, store, row)
     address = tuple(address for _, address in store.addresses(row.name))
     ports = rows((port for _, port in store.ports(row.name)), store.port_families(row.name))

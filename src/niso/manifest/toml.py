@@ -165,8 +165,8 @@ def parse(content: bytes) -> dict[str, object]:
             write_dates(data)
         return data
     except tomllib.TOMLDecodeError as error:
-        hint = "see https://toml.io for the syntax"
-        raise InvalidInput(_syntax(str(error), text), hint) from None
+        reason, hint = _syntax(str(error), text)
+        raise InvalidInput(reason, hint) from None
     except RecursionError:
         raise InvalidInput("nested too deeply") from None
     except ValueError:  # int() has a limit of digits; all other ValueErrors are TOMLDecodeErrors
@@ -200,15 +200,42 @@ def write_dates(table: dict[str, object]) -> None:
             table[key] = value.isoformat()  # type: ignore[attr-defined]
 
 
-def _syntax(message: str, text: str) -> str:
-    """Return tomllib's error message with the position at the beginning. ``Invalid value (at line
-    3, column 5)`` becomes ``line 3, column 5: invalid value``.
+def _syntax(message: str, text: str) -> tuple[str, str]:
+    """Return tomllib's error message with the position at the beginning, and a hint.
+
+    ``Invalid value (at line 3, column 5)`` becomes ``line 3, column 5: invalid value``.
     """
     reason, _, place = message.removesuffix(")").rpartition(" (at ")
     if place == "end of document":
         place = f"line {text.count(chr(10)) + 1}, column {len(text) - text.rfind(chr(10))}"
-    reason = _duplicate(reason, place, text) or f"{reason[:1].lower()}{reason[1:]}"
-    return escaped(f"{place}: {reason}")
+    named, hint = _named(reason, place, text)
+    reason = _duplicate(reason, place, text) or named or f"{reason[:1].lower()}{reason[1:]}"
+    return escaped(f"{place}: {reason}"), hint
+
+
+_QUOTES = "\u2018\u2019\u201c\u201d\u00ab\u00bb`"
+"""Quotation marks of word processors, which TOML does not know."""
+
+
+def _named(reason: str, place: str, text: str) -> tuple[str, str]:
+    """Return a reason that names the wrong character, or "", and a hint."""
+    hint = "see https://toml.io for the syntax"
+    match = re.match(r"line ([0-9]+), column ([0-9]+)", place)
+    if match is None or not reason.startswith(("Illegal character", "Invalid value")):
+        return "", hint
+    line = f"{text.split(chr(10))[int(match[1]) - 1]}\n"
+    wrong = line[int(match[2]) - 1 : int(match[2])] or "\n"
+    if reason.startswith("Illegal") and wrong == "\n":
+        return "the string does not end in this line", 'end it with "'
+    if wrong in _QUOTES:
+        return f"{wrong} is not a quotation mark of TOML", 'use " around strings'
+    if reason.startswith("Illegal"):
+        return f"U+{ord(wrong):04X} is not allowed", "remove the character, or write it as \\uXXXX"
+    if wrong == "\n":
+        return "the value is missing", hint
+    if wrong.isalpha():
+        return "the value is neither a number, true, false nor in quotes", 'write "..." around it'
+    return "", hint
 
 
 def _duplicate(reason: str, place: str, text: str) -> str:

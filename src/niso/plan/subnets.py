@@ -126,12 +126,13 @@ def parse_subnet(text: str) -> Network:
     try:
         subnet = ipaddress.ip_network(text)
     except ValueError as error:
-        hint = EXAMPLES[":" in text]
+        hint, reason = EXAMPLES[":" in text], "is not a valid prefix"
         try:
             hint = f"did you mean {ipaddress.ip_network(text, strict=False)}?"
+            reason = f"{error}"
         except ValueError:
             pass
-        raise UsageError(f"{text!r}: {error}", hint, key) from None
+        raise UsageError(f"{text!r}: {reason}", hint, key) from None
     hint = EXAMPLES[subnet.version == 6]
     shortest, longest = PREFIX_LENGTHS[subnet.version]
     if not shortest <= subnet.prefixlen <= longest:

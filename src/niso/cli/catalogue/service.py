@@ -101,8 +101,11 @@ COMMANDS = (
             Option("-l --listening", "also show on which ports the services listen"),
             JSON,
         ),
-        about="STATUS is running, starting, restarting, completed (of a job), exited (N), failed "
-        "or inactive. HEALTH is the last known result of the health check, and its age. ps "
+        about="STATUS is running, starting, restarting, exited (N), failed or inactive; of a job "
+        "also scheduled or completed; of an attachment attached or gone; with replicas N/M "
+        "running. A status followed by, for example, activate interrupted means that niso was "
+        "killed during the change; the next command completes or undoes it. HEALTH is "
+        "the last known result of the health check, and its age. ps "
         "waits for no probe. A service stays active after its process has exited. With "
         "--all-hosts, the STATUS of a service on another host is up, down, or host gone; only "
         "those on networks that span hosts are known. If the cluster does not answer, a warning "
