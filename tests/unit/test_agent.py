@@ -39,8 +39,8 @@ class Hosted:
         self.world = cluster.world
         self.said: list[str] = []
         self.ended: list[str] = []
-        me = (ME, f"id-{ME}", self.world.store.cluster_id(), "boot")
-        self.agent = Agent(me, lambda: cluster.engine, self.end, self.said.append)
+        self.me = (ME, f"id-{ME}", self.world.store.cluster_id(), "boot")
+        self.agent = Agent(self.me, lambda: cluster.engine, self.end, self.said.append)
 
     def end(self, services: list[str]) -> None:
         deactivate(self.world.machine, services)
@@ -174,7 +174,7 @@ def test_host_that_left_and_joined_again_lives_by_the_lease_that_is_left(host: H
     cluster, engine, live = host.cluster, host.cluster.engine, KEYS.live(ME)
     lease = host.agent.renew_lease(engine, 0)
     cluster.engine.commit(Txn((), (Delete(live),)))
-    again = Agent(host.agent.me, lambda: engine, lambda names: None, host.said.append)
+    again = Agent(host.me, lambda: engine, lambda names: None, host.said.append)
     assert again.renew_lease(engine, lease) == lease
     assert engine.get(live, one=True).items
     engine.advance(TTL_S + 1)
@@ -327,7 +327,7 @@ def test_agent_waits_for_its_files_and_ends_well_once_the_host_has_left(
             raise Error("this host is in no cluster")
         return cluster.engine
 
-    following = Agent(host.agent.me, connect, host.end, host.said.append)
+    following = Agent(host.me, connect, host.end, host.said.append)
     ended = threading.Event()
 
     def run() -> None:

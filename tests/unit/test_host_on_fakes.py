@@ -168,7 +168,7 @@ def test_former_links_stay_closed_and_later_ones_are_open(world: World) -> None:
 
 
 def link(name: str, index: int) -> Link:
-    return Link(index, name, "bridge", 1500, "", True, 0, "", 0, -1, False, False, False)
+    return Link(index, name, "bridge", 1500, "", True, 0, "", 0, False, False, False)
 
 
 def test_forwarding_goes_off_with_the_last_service_if_all_nat_rules_are_older(

@@ -78,7 +78,6 @@ class Agent:
         tend: Callable[[Etcd, bool], None] = lambda engine, whole: None,
         mend: Callable[[bool], None] | None = None,
     ) -> None:
-        self.me = me
         self.host, self.state_id, self.cluster, self.boot = me
         self.connect = connect
         self.end = end
