@@ -43,22 +43,22 @@ def names(words: str, current: str = "") -> list[str]:
         (
             "net create x",
             "-",
-            "--subnet --ipv6 --gateway --internal --mtu --allow-public --no-observe --span --dry-run --verbose --json --help",
+            "--subnet --ipv6 --gateway --internal --mtu --allow-public --no-observe --span --multicast --dry-run --verbose --json --help",
         ),
         (
             "net create x --ipv6 --mtu 9",
             "-",
-            "--subnet --gateway --internal --allow-public --no-observe --span --dry-run --verbose --json --help",
+            "--subnet --gateway --internal --allow-public --no-observe --span --multicast --dry-run --verbose --json --help",
         ),
         (
             "net create x --subnet a -v",
             "-",
-            "--subnet --ipv6 --gateway --internal --mtu --allow-public --no-observe --span --dry-run --json --help",
+            "--subnet --ipv6 --gateway --internal --mtu --allow-public --no-observe --span --multicast --dry-run --json --help",
         ),
         (
             "net create x",
             "",
-            "--subnet --ipv6 --gateway --internal --mtu --allow-public --no-observe --span --dry-run --verbose --json --help",
+            "--subnet --ipv6 --gateway --internal --mtu --allow-public --no-observe --span --multicast --dry-run --verbose --json --help",
         ),
         ("net create x --mtu", "", ""),
         ("net create x --mtu", "-", ""),

@@ -122,7 +122,12 @@ def test_only_published_ports_may_go_before_what_they_lead_to() -> None:
     ports = {f"{kind}{family}" for kind in kinds for family in (4, 6)}
     # claims, without which nobody of another host is heard; receivers, without which nobody is
     # reached by a gateway's MAC; and without ``later`` all links are closed
-    assert early == ports | {"here", "later", *ruleset.CLAIMS, "receivers4", "receivers6"}
+    assert early == ports | {
+        *("here", "later", *ruleset.CLAIMS, "receivers4", "receivers6"),
+        # without the port in ``multicast``, its service hears no multicast, whatever its policy
+        ruleset.MULTICAST,
+        *(name for _, name in ruleset.DECLARED if name.startswith(policy_rules.HEARS)),
+    }
 
 
 def test_every_set_that_is_declared_is_used_by_a_rule() -> None:

@@ -67,19 +67,22 @@ def test_store_of_another_version_is_refused_and_left_as_it_is() -> None:
     assert list(sqlite3.connect(paths.database()).iterdump()) == before
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_older_stores_are_upgraded(version: int) -> None:
-    """Version 1 had no instances, version 2 no time of their state, version 3 no callers."""
+    """Version 1 had no instances, version 2 no time of their state, version 3 no callers,
+    version 4 no multicast.
+    """
     store = Store.open()
     state_id = store.state_id()
     if version == 1:
         store._db.execute("DROP TABLE instance")
         store._db.execute("DROP TABLE deploy")
-    else:
+    elif version < 4:
         for column in ("package_version", "login_uid", "sudo_user", "command"):
             store._db.execute(f"ALTER TABLE deploy DROP COLUMN {column}")
     if version == 2:
         store._db.execute("ALTER TABLE instance DROP COLUMN since")
+    store._db.execute("ALTER TABLE network DROP COLUMN multicast")
     store._db.execute(f"PRAGMA user_version={version}")
     store.close()
     store = Store.open()

@@ -131,7 +131,9 @@ def plan_network(
         SubnetRecord(net.version, str(net), given.get(net.version, str(net.network_address + 1)))
         for net in sorted(nets, key=lambda net: net.version)
     ]
-    return NetworkRecord(name, bridge, mtu, tuple(own), request.internal)
+    return NetworkRecord(
+        name, bridge, mtu, tuple(own), request.internal, multicast=request.multicast
+    )
 
 
 def _taken(machine: Machine) -> list[tuple[subnets.Network, str]]:

@@ -178,7 +178,9 @@ def _make_unknown(host: Machine, wanted: Iterable[Target], stack: StackMembershi
         missing = sorted(families - {subnet.family for subnet in known})
         every = sorted((*known, *(_anything(family, len(made)) for family in missing)))
         internal = request is not None and request.internal
-        made.append(NetworkRecord(name, names.bridge(name), 0, tuple(every), internal))
+        multicast = request is not None and request.multicast
+        bridge = names.bridge(name)
+        made.append(NetworkRecord(name, bridge, 0, tuple(every), internal, multicast=multicast))
     for network in made:
         store.add_network(network, implicit=True, now=0)
 

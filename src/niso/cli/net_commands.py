@@ -46,6 +46,7 @@ def _create(host: Host, args: Args) -> int:
             allow_public=args.allow_public,
             observe=not args.no_observe,
             span=args.span,
+            multicast=args.multicast,
             dry_run=args.dry_run,
         )
     state = "created" if made.changed else "already exists, unchanged"
@@ -94,6 +95,8 @@ def _print_network(network: niso.Network) -> None:
     print(f"Bridge: {network.bridge}")
     if network.internal:
         print("Internal: yes")
+    if network.multicast:
+        print("Multicast: yes")
     if network.vni is not None:
         print(f"Spans hosts: VNI {network.vni}, MTU {network.mtu}")
     print("Services:")

@@ -290,27 +290,38 @@ POLICY_MAPS = {
 }
 """Maps each nftables map of policies to (direction, part)."""
 
-_MAPS = [
-    f"\tmap {way}{n}_{part} {{ type {fields.format(own=f'ipv{n}_addr', peer=f'ipv{n}_addr')} :"
-    f" {'classid' if part == CLASS else 'verdict'};{' flags interval;' if interval else ''}"
-    f"{'' if part == CLASS else ' counter; last;'} }}"
-    for way in ("in", "out")
-    for n in (4, 6)
-    for part, (fields, interval) in POLICY_PARTS.items()
-]
+HEARS = "hear"
+"""The beginning of the names of the maps and chains for ingress policies in the bridge table.
+
+Multicast and broadcast frames have no receiver in their headers, so these maps have the receiver's
+bridge port in the place of its address. Otherwise their elements are those of the maps ``in``.
+"""
 
 
-def _chains() -> str:
+def _maps(way: str, own: str, counted: str) -> list[str]:
+    return [
+        f"\tmap {way}{n}_{part} {{ type {fields.format(own=own.format(n), peer=f'ipv{n}_addr')} :"
+        f" {'classid' if part == CLASS else 'verdict'};{' flags interval;' if interval else ''}"
+        f"{'' if part == CLASS else counted} }}"
+        for n in (4, 6)
+        for part, (fields, interval) in POLICY_PARTS.items()
+    ]
+
+
+def _chains(*ways: tuple[str, str, str]) -> str:
+    """Return the chains that evaluate policies. Each of ``ways`` has the beginning of the names of
+    its maps, and what the service itself and its peer are in a packet.
+    """
     chains = []
     parts = list(POLICY_PARTS)
     at = parts.index(CLASS)
     before, classed = parts[:at], parts[at + 1 :]
     others = [part for part in classed if not part.startswith(CLASS)]
-    for way, own, peer in (("in", "daddr", "saddr"), ("out", "saddr", "daddr")):
+    for way, own, peer in ways:
         for family, word in ((4, "ip"), (6, "ip6")):
             name = f"{way}{family}"
             read = {
-                "{own}": f"{word} {own}",
+                "{own}": own.format(word),
                 "{peer}": f"{word} {peer}",
                 "classid": "meta priority",
                 "inet_proto": "meta l4proto",
@@ -343,7 +354,8 @@ def _chains() -> str:
 
 POLICY_SETS = "\n".join(
     (
-        *_MAPS,
+        *_maps("in", "ipv{}_addr", " counter; last;"),
+        *_maps("out", "ipv{}_addr", " counter; last;"),
         *(
             f"\tset log_{way}{n} {{ type ipv{n}_addr; size 65535; flags dynamic, timeout;"
             " timeout 1m; }"
@@ -354,7 +366,7 @@ POLICY_SETS = "\n".join(
 )
 
 POLICY_CHAINS = f"""\
-{_chains()}
+{_chains(("in", "{} daddr", "saddr"), ("out", "{} saddr", "daddr"))}
 
 	chain log_in {{
 		update @log_in4 {{ ip daddr limit {LOG_RATE} }} log prefix "niso in" group {LOG_GROUP}
@@ -367,6 +379,27 @@ POLICY_CHAINS = f"""\
 		update @log_out6 {{ ip6 saddr limit {LOG_RATE} }} log prefix "niso out" group {LOG_GROUP}
 		goto {REFUSE}
 	}}"""
+
+
+UNHEARD = "unheard"
+"""The chain of the bridge table that drops multicasts and broadcasts which a receiver's policy
+refuses.
+"""
+
+HEAR_SETS = "\n".join(
+    (
+        *(f"\tset {HEARS}{n} {{ type ifname; }}" for n in (4, 6)),
+        *_maps(HEARS, "ifname", ""),
+    )
+)
+
+HEAR_CHAINS = f"""\
+{_chains((HEARS, "oifname", "saddr"))}
+
+	chain {UNHEARD} {{
+		counter drop comment "the receiver's policy refuses it"
+	}}
+"""
 
 
 # --- policies in audit mode -----------------------------------------------------------------------

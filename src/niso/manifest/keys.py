@@ -383,6 +383,10 @@ KEYS = (
         "ARP and neighbour discovery packets a second that the service may send; 10 s of them at "
         "once. 0: no limit."
     ),
+    Key("isolation.resources.multicast_limit", int, 100, _RATE, "limits.multicast").described(
+        "Multicasts and broadcasts a second that the service may send on each network that passes "
+        "them; 5 s of them at once. 0: no limit."
+    ),
     Key(
         "isolation.resources.fragments_limit", int | None, None, _RATE, "limits.fragments"
     ).described(

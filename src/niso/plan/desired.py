@@ -81,7 +81,9 @@ def _shared(snapshot: Snapshot) -> Iterator[KernelObject]:
     for policed in snapshot.policed:
         from niso.plan import policy_elements  # few services have a policy
 
-        yield from policy_elements.elements(policed, snapshot.members)
+        made = policy_elements.elements(policed, snapshot.members)
+        yield from made
+        yield from policy_elements.heard(policed, made)
     before = dict(snapshot.sysctls_before)
     for family in sorted(shut(before, snapshot.forwards, snapshot.forwards6)):
         yield elements.closed(family)
@@ -214,7 +216,8 @@ def _service(
             yield PermanentNeighbour("", network.bridge, address, mac)
             yield PermanentNeighbour(netns, inner, subnet.gateway, gateway_mac)
         own_port = (service.name, host_end, mac, endpoint.addresses)
-        yield from elements.endpoint(*own_port, service.limits, network.observe)
+        words = (service.limits, network.observe, network.multicast)
+        yield from elements.endpoint(*own_port, *words)
         yield from elements.receivers(service.name, gateway_mac, mac, endpoint.addresses)
         if network.span is not None:
             yield elements.here(service.name, network.span.vni, mac)

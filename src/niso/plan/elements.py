@@ -14,7 +14,18 @@ from hashlib import sha256
 from niso.base.names import family_of, prefix
 from niso.kernel.nft_elements import Element
 from niso.kernel.policy_rules import WATCHED
-from niso.kernel.ruleset import ARP, ASKERS, BRIDGE, FLOWS, FRAGMENTS, INET, SLOTS, limit
+from niso.kernel.ruleset import (
+    ARP,
+    ASKERS,
+    BRIDGE,
+    FLOWS,
+    FRAGMENTS,
+    INET,
+    MULTICAST,
+    SLOTS,
+    TO_ALL,
+    limit,
+)
 from niso.plan.records import LIMITS, Limits, PortMapping, SubnetRecord
 
 
@@ -173,9 +184,11 @@ def endpoint(
     addresses: Iterable[str],
     limits: Limits = LIMITS,
     observe: bool = True,
+    multicast: bool = False,
 ) -> list[Element]:
     """Return the elements for a service's port on a bridge: the service's MAC, source addresses and
-    limits. ``host_end`` is the name of the port. ``observe`` says whether its flows are recorded.
+    limits. ``host_end`` is the name of the port. ``observe`` says whether its flows are recorded,
+    and ``multicast`` whether multicasts and broadcasts pass between services of the network.
     """
     port = (host_end,)
     elements = [Element(table, "ports", port, (), service) for table in (INET, BRIDGE)]
@@ -188,7 +201,10 @@ def endpoint(
             if most:
                 value = limit(map_, most)
                 elements.append(Element(INET, f"{map_}{family}", (address,), value, service))
-    for map_, most in ((FRAGMENTS, limits.fragments), (ARP, limits.arp)):
+    if multicast:
+        elements.append(Element(BRIDGE, MULTICAST, port, (), service))
+    to_all = limits.multicast if multicast else 0
+    for map_, most in ((FRAGMENTS, limits.fragments), (ARP, limits.arp), (TO_ALL, to_all)):
         if most:
             elements.append(Element(BRIDGE, map_, port, limit(map_, most), service))
     return elements

@@ -49,6 +49,7 @@ class NetworkRecord(NamedTuple):
     by_loopback: bool = False  # one of these ports is published on 127.0.0.1
     policed: bool = False  # an active service on it has a policy
     span: Span | None = None
+    multicast: bool = False  # multicasts and broadcasts pass between its services
 
 
 class PortMapping(NamedTuple):
@@ -209,6 +210,8 @@ class Policed(NamedTuple):
     addresses: tuple[str, ...]  # the service's own addresses
     policy: Policy
     only: frozenset[str] | None = None
+    # (address, bridge port) of those addresses that are on a network with multicast
+    hears: tuple[tuple[str, str], ...] = ()
 
 
 class Healthcheck(NamedTuple):
@@ -264,6 +267,7 @@ class Limits(NamedTuple):
     fragments: int
     arp: int  # ARP requests and neighbour solicitations
     neighbours: int  # neighbours that the host resolves on its own links
+    multicast: int = 100  # multicasts and broadcasts, on a network with multicast
 
 
 LIMITS = Limits(1000, 0, 100, 20)

@@ -94,10 +94,10 @@ def decide(
 
     ``destination`` and ``port`` may be those of a published port. ``proto`` is tcp, udp, sctp, or a
     protocol without ports; icmp means ICMP of both IP versions. A broadcast or multicast packet is
-    evaluated for the services that could receive it. The host receives each such packet that egress
-    allows. ``own_port`` is the source port. For a service address, it decides which instance gets
-    the packet. If it is None, any instance may get the packet. Raises ValueError for an invalid
-    address, and for a port that does not fit the protocol.
+    evaluated for all services that could receive it, and passes if one of them receives it. The
+    host receives no such packet of a service. ``own_port`` is the source port. For a service
+    address, it decides which instance gets the packet. If it is None, any instance may get the
+    packet. Raises ValueError for an invalid address, and for a port that does not fit the protocol.
     """
     if (port is not None) != (proto in PORTED):
         raise ValueError(f"{proto} with port {port}")
@@ -126,6 +126,8 @@ def decide(
     else:
         egress = _egress(context, sender, address, port, proto, source)
         ingress = _ingress(context, receiver, source, port, proto, address)
+        if sender is not None and path.passes and is_broadcast(context, parsed(address)):
+            ingress = _among_all(context, *sender, source, port, proto)
     return Verdict(
         path.passes and egress.passes and ingress.passes,
         ingress,
@@ -251,6 +253,35 @@ def _ingress(
     if is_host(context, by):
         return Reason(True, "the host may always connect")
     return _said(receiver[0], _judge(context, receiver[0], True, by, port, proto))
+
+
+def _among_all(
+    context: PolicyContext,
+    sender: KnownService,
+    network: str,
+    by: str,
+    port: int | None,
+    proto: str,
+) -> Reason:
+    """Evaluate the ingress policies of all services that a multicast or broadcast packet reaches.
+    The policies are enforced during their audit periods, too.
+    """
+    passing: dict[bool, list[str]] = {True: [], False: []}
+    for known in context.services.values():
+        is_there = any(
+            endpoint.network == network and family_of(address) == family_of(by)
+            for endpoint in known.endpoints
+            for address in endpoint.addresses
+        )
+        if is_there and known is not sender and known.active and known.serving is None:
+            reason = _judge(context, known, True, by, port, proto)
+            passing[reason.passes].append(known.name)
+    hearers, others = (
+        ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+        for names in (passing[True], passing[False])
+    )
+    refused = f"; refused by the policies of {others}" if others else ""
+    return Reason(bool(hearers) or not others, f"received by {hearers or 'no service'}{refused}")
 
 
 def _said(known: KnownService, reason: Reason) -> Reason:
@@ -396,7 +427,7 @@ def _before_dnat(context: PolicyContext, packet: _Packet) -> Reason | None:
     if is_broadcast(context, to):
         if from_host:
             return _accept("the host can reach every service")
-        return _drop("broadcast and multicast do not reach services")
+        return _to_all(context, packet)
     from_outside = not (sender or from_host)
     is_bridge = is_host(context, destination) and network_of(context, destination) is not None
     if from_outside and is_bridge:
@@ -405,6 +436,19 @@ def _before_dnat(context: PolicyContext, packet: _Packet) -> Reason | None:
             " can be reached only by its other addresses"
         )
     return None
+
+
+def _to_all(context: PolicyContext, packet: _Packet) -> Reason:
+    """Check the path of a multicast or broadcast packet that does not come from the host."""
+    entered, to = packet.entered, str(packet.to)
+    if not packet.sender or not context.networks[entered].multicast:
+        return _drop("broadcast and multicast do not reach services")
+    reached = network_of(context, to)
+    if reached is not None and reached.name != entered:
+        return _drop(f"{to} is the broadcast address of another network")
+    if packet.proto != "udp":
+        return _drop(f"network {entered} passes broadcast and multicast of UDP only")
+    return _accept(f"network {entered} passes UDP multicast and broadcast to all its services")
 
 
 def is_name_server_elsewhere(

@@ -196,7 +196,7 @@ class SnapshotRows(PortRows, PolicyRows):
             f" OR p.vni IS NOT NULL AND EXISTS({_INSTANCES_ELSEWHERE}),"
             f" EXISTS({_PUBLISHED} AND by_loopback),"
             " EXISTS(SELECT 1 FROM policed p JOIN service v ON v.name=p.service AND v.active=1"
-            " WHERE p.network=n.name), vni, port, local"
+            " WHERE p.network=n.name), n.multicast, vni, port, local"
             " FROM network n JOIN subnet s ON s.network=n.name"
             f" LEFT JOIN span p ON p.network=n.name {where} ORDER BY n.name, family",
             *values,
@@ -206,9 +206,9 @@ class SnapshotRows(PortRows, PolicyRows):
             subnets = networks[name].subnets if name in networks else ()
             span = None if vni is None else records.Span(self.cluster_id(), vni, port, local)
             both = (*subnets, records.SubnetRecord(family, cidr, gateway))
-            internal, observe, publishes, by_loopback, policed = map(bool, flags)
-            uses = (internal, observe, publishes, by_loopback, policed)
-            networks[name] = NetworkRecord(name, bridge, mtu, both, *uses, span)
+            internal, observe, publishes, by_loopback, policed, multicast = map(bool, flags)
+            uses = (internal, observe, publishes, by_loopback, policed, span, multicast)
+            networks[name] = NetworkRecord(name, bridge, mtu, both, *uses)
         return list(networks.values())
 
     def cluster_id(self) -> str:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-VERSION = 4
+VERSION = 5
 """Version of the tables in `niso.store.tables`."""
-COLUMNS = 135
+COLUMNS = 136
 """The number of columns of all tables together. A database with another number is not a store."""
 
 

@@ -130,8 +130,12 @@ class Store(SnapshotRows):
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if version == sqlite.VERSION:  # another process has upgraded it
                 return
+            if version == 1:
+                for statement in tables.INSTANCES.split(";"):
+                    self._db.execute(statement)
+                version = 4  # whose tables these are
             later = [one for at, added in tables.ADDED.items() if at > version for one in added]
-            for statement in tables.INSTANCES.split(";") if version == 1 else later:
+            for statement in later:
                 self._db.execute(statement)
             self._db.execute(f"PRAGMA user_version={sqlite.VERSION}")
 
@@ -294,9 +298,9 @@ class Store(SnapshotRows):
     def add_network(self, network: NetworkRecord, implicit: bool, now: float) -> None:
         """Add a network. An ``implicit`` network is deleted with its last recorded service."""
         self._run(
-            "INSERT INTO network VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO network VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             *(network.name, network.bridge, network.mtu, int(implicit), now),
-            *(int(network.internal), int(network.observe)),
+            *(int(network.internal), int(network.observe), int(network.multicast)),
         )
         for subnet in network.subnets:
             self._run("INSERT INTO subnet VALUES (?, ?, ?, ?)", network.name, *subnet)

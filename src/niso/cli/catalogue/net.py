@@ -39,6 +39,10 @@ _ACTIONS = (
             Option(
                 "--span", "span the hosts of the cluster; if the cluster has this network, use it"
             ),
+            Option(
+                "--multicast",
+                "let UDP multicasts and broadcasts pass between its services, as policies allow",
+            ),
             *CHANGES,
         ),
         "activate also creates missing networks that a manifest names. If the network already "
