@@ -19,6 +19,7 @@ from machine import Machine, needs_systemd
 from pages import ROOT
 from samples import LONG
 from services import BUSYBOX, CLIENT, HOST, NEIGHBOUR, fetch, idle, package, pings, ps
+from wire import ALL, MDNS, Ears, Wire
 
 HOST6 = "2001:db8::1"
 SERVE = ("httpd", "-f", "-p", "80", "-h", "/app/served")
@@ -154,6 +155,61 @@ def test_containers_on_networks_of_niso(lab: Lab) -> None:
     assert json.loads(lab.niso("net", "list", "--json").stdout) == []
     assert "nix" not in lab.run("ip", "-o", "link").stdout
     assert list(lab.path("/run/niso/docker").iterdir()) == []
+    lab.niso("net", "check")
+
+
+@needs_docker
+def test_labels_of_containers_are_options(lab: Lab) -> None:
+    docker = Docker(lab)
+    back = ("--network", "back")
+    create = ("network", "create", "-d", "niso", "-o", "network=back", "-o", "named=true")
+    docker(*create, "-o", "multicast=true", "--subnet", "10.99.50.0/24", "back")
+    evil = ("import", "-c", "LABEL niso.name=api niso.aliases=db", "/tmp/image.tar", "evil:1")
+    docker(*evil)
+    docker.run("one", *back, "--label", "niso.name=api", "--label", "niso.aliases=shop, store")
+    docker.run("two", *back, "--label", "niso.name=web", "--label", "niso.allow_from=store")
+    same = ("--network", network("back", "name=bad", "log=true"), "--label", "niso.name=bad")
+    docker.run("three", *same, "--label", "com.example.niso=x")
+
+    def is_held() -> bool:
+        lab.wait_for(lambda: {"api", "web", "bad"} <= rows(lab).keys(), 10, "names")
+        web = ps(lab, "web")["address"][0]
+        return docker.get("one", web) == "web" and docker.get("three", web) == ""
+
+    lab.path("/tmp/names").write_text("one two three")
+    docker("exec", "two", "/bin/busybox", "sh", "-c", "echo web > /index.html")
+    assert is_held()
+    docker("restart", "-t", "0", "two")
+    lab.wait_for(lambda: docker.get("two", "127.0.0.1") == "two", 10, "the server of two")
+    docker("exec", "two", "/bin/busybox", "sh", "-c", "echo web > /index.html")
+    assert is_held()
+    key = "niso.allow_from"
+    for why, *wrong in (
+        ("one of niso.name", *back, "--label", "niso.allow_form=api", IMAGE),
+        ("takes only containers with a name", *back, IMAGE),
+        ("label niso.aliases is one of the image", *back, "--label", "niso.name=x", "evil:1"),
+        (
+            "label niso.allow_from and driver-opt niso.allow_from differ",
+            *("--network", network("back", "name=x", "allow_from=api"), "--label", f"{key}=bad"),
+            IMAGE,
+        ),
+    ):
+        refused = docker("run", "--rm", *wrong, "/bin/busybox", "true", check=False)
+        assert refused.returncode and why in refused.stderr, refused.stderr
+    with Wire(lab) as wire:
+        ears = Ears(lab, wire, {name: (f"niso-{name}", "eth0") for name in ("api", "web", "bad")})
+        for to in (MDNS, ALL, "10.99.50.255"):
+            assert ears.hearers("api", to) == {"web", "bad"}, to
+            assert ears.hearers("bad", to) == {"api"}, to
+    again = docker(
+        *create[:3], "niso", "-o", "network=back", "--subnet", "10.99.50.0/24", "x", check=False
+    )
+    assert again.returncode
+    # without Docker's record of its sandboxes, containers with labels are refused
+    lab.run("sh", "-c", 'mount --bind /dev/null "$0"', "/tmp/docker/data/network/files/local-kv.db")
+    late = docker("run", "--rm", *same, IMAGE, "/bin/busybox", "true", check=False)
+    assert "does not find the container of sandbox" in late.stderr
+    docker("rm", "-f", "one", "two", "three")
     lab.niso("net", "check")
 
 

@@ -24,6 +24,7 @@ from services import (
     ps,
     set_resolver,
 )
+from wire import ALL, MDNS, Ears, Wire
 
 
 @needs_podman
@@ -136,6 +137,50 @@ def test_containers_on_networks_of_niso(lab: Lab) -> None:
     assert [row["service"] for row in json.loads(lab.niso("ps", "--json").stdout)] == ["db"]
     servers = ("pgrep", "-x", "aardvark-dns")
     lab.wait_for(lambda: lab.run(*servers, check=False).returncode, 5, "the end of the server")
+    lab.niso("net", "check")
+
+
+@needs_podman
+def test_labels_of_containers_are_options(lab: Lab) -> None:
+    podman = Podman(lab)
+    podman("network", "create", "-d", "niso", "--opt", "multicast=true", "back")
+    podman("import", "-c", "LABEL niso.name=api", "/tmp/image.tar", "evil:1")
+    back = ("--network", "back")
+    podman.run("one", *back, "--label", "niso.name=api", "--label", "niso.aliases=shop, store")
+    podman.run("web", *back, "--label", "niso.allow_from=store")
+    podman.run("bad", "--network", "back:name=bad", "--label", "niso.name=bad")
+    own = ("run", "-d", "--name", "good", *back, "--label", "niso.name=good", "evil:1")
+    podman(*own, "/bin/busybox", "sleep", "1000")
+    assert ps(lab, "good")["status"] == "attached"
+    web = ps(lab, "web")["address"][0]
+    for _ in range(2):
+        assert podman.get("one", web) == "web" and podman.get("bad", web) == ""
+        podman("restart", "-t0", "web")
+    for why, *wrong in (
+        ("one of niso.name", *back, "--label", "niso.allow_form=api", IMAGE),
+        ("label niso.name is one of the image", *back, "evil:1"),
+        (
+            "label niso.allow_from and --network back:allow_from differ",
+            *("--network", "back:allow_from=api", "--label", "niso.allow_from=bad"),
+            IMAGE,
+        ),
+    ):
+        refused = podman("run", "--rm", *wrong, "/bin/busybox", "true", check=False)
+        assert refused.returncode and why in refused.stderr, refused.stderr
+    with Wire(lab) as wire:
+        ears = Ears(lab, wire, {name: (f"niso-{name}", "eth0") for name in ("api", "web", "bad")})
+        for to in (MDNS, ALL):
+            assert ears.hearers("api", to) == {"web", "bad"}, to
+            assert ears.hearers("bad", to) == {"api"}, to
+    # the labels of a pod are those of its first container, which has its network
+    podman("pod", "create", "--name", "trio", *back, "--label", "niso.allow_from=api")
+    podman.run("inside", "--pod", "trio")
+    inside = next(
+        row["address"][0]
+        for row in json.loads(lab.niso("ps", "--json").stdout)
+        if row["service"] not in ("api", "web", "bad", "good")
+    )
+    assert podman.get("one", inside) == "inside" and podman.get("bad", inside) == ""
     lab.niso("net", "check")
 
 

@@ -83,8 +83,8 @@ def test_manuals_have_every_command_option_example_and_exit_status() -> None:
 def test_manuals_of_plugins_have_every_option() -> None:
     words = {
         "cni": (*cni._KEYS, *(f"NISO_{key.upper()}" for key in plugin.POLICY_KEYS)),
-        "docker": (*docker._OPTIONS, *(f"niso.{key}" for key in docker._OWN_OPTIONS)),
-        "netavark": (*netavark._OPTIONS, *netavark._OWN_OPTIONS),
+        "docker": (*docker._OPTIONS, *(f"niso.{key}" for key in plugin.OWN_OPTIONS)),
+        "netavark": (*netavark._OPTIONS, *plugin.OWN_OPTIONS),
     }
     by_runtime = {"cniVersion", "name", "runtimeConfig", "args", "prevResult", "ipMasq"}
     by_runtime |= {"disableCheck", "disableGC"}

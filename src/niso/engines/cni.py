@@ -101,6 +101,7 @@ _SINCE_0_4, _SINCE_1_1 = VERSIONS[2:], VERSIONS[4:]
 _NOT_USABLE, _DIFFERENT, _EXISTS = 50, 101, 102
 _KEYS = {
     *("cniVersion", "name", "type", "network", "subnets", "internal", "ipv6", "mtu", "policy"),
+    "multicast",
     *("kubernetes", "annotations", "names", "capabilities", "runtimeConfig", "args", "dns"),
     *("prevResult", "ipMasq", "disableCheck", "disableGC"),
     *("cni.dev/valid-attachments", "cni.dev/attachments"),
@@ -160,6 +161,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
     if unknown := sorted(config.keys() - _KEYS):
         raise Failure(WRONG_CONFIG, f"{unknown[0]}: unknown key", f"known: {sorted(_KEYS)}")
     kinds: dict[str, type] = {"internal": bool, "ipv6": bool, "mtu": int, "policy": dict}
+    kinds["multicast"] = bool
     kinds |= {"runtimeConfig": dict, "names": str, "subnets": list, "kubernetes": dict}
     for key, kind in kinds.items():
         if key in config and not isinstance(config[key], kind):
@@ -240,6 +242,7 @@ def _wanted(name: str, config: Mapping[str, Any]) -> NetworkRequest:
         ipv6=config.get("ipv6", False),
         internal=config.get("internal", False),
         mtu=config.get("mtu") or None,
+        multicast=config.get("multicast", False),
     )
 
 
@@ -252,6 +255,7 @@ def _require_configured(network: NetworkRecord, config: Mapping[str, Any]) -> No
     is_chosen = {":" in cidr for cidr in there - subnets} == {True} and config.get("ipv6")
     differs = {
         "internal": config.get("internal", network.internal) != network.internal,
+        "multicast": config.get("multicast", network.multicast) != network.multicast,
         "mtu": (config.get("mtu") or network.mtu) != network.mtu,
         "ipv6": not subnets and config.get("ipv6", has_ipv6) != has_ipv6,
         "subnets": subnets and not (subnets <= there and (subnets == there or is_chosen)),

@@ -172,6 +172,50 @@ def options(given: Any, known: tuple[str, ...], what: str, prefix: str = "") -> 
     return strings
 
 
+LABEL = "niso."
+"""The beginning of the keys of containers' labels that are options of niso."""
+OWN_OPTIONS = ("name", "aliases", "allow_from", "deny_from", "egress_allow", "egress_deny", "log")
+"""The options of a container in Docker and Podman."""
+
+
+def labels(
+    given: object, image: Callable[[], object], own: Mapping[str, str], where: str
+) -> dict[str, str]:
+    """Return the options in a container's labels ``niso.KEY`` by KEY, without those in ``own``.
+
+    ``given`` are all labels of the container. ``image`` returns those of its image, or None if they
+    are unknown. ``own`` are the container's other options, whose keys errors prefix with ``where``.
+    Raises InvalidInput for an unknown label, for one that contradicts ``own``, and for one of an
+    image: who makes an image may not choose names that policies of others allow.
+    """
+    some = given if isinstance(given, dict) else {}
+    found = {str(key): str(value) for key, value in some.items() if str(key).startswith(LABEL)}
+    inherited = image() if found else None
+    for key, value in sorted(found.items()):
+        hint = f"{where}{key.removeprefix(LABEL)}"
+        if not isinstance(inherited, dict):
+            raise InvalidInput(f"label {key}: the labels of the image cannot be read", hint)
+        if inherited.get(key) == value:
+            reason = f"label {key} is one of the image, from which niso takes none"
+            raise InvalidInput(reason, f"use an image without it, and {hint}")
+    short = {key.removeprefix(LABEL): value for key, value in found.items()}
+    result = options(short, OWN_OPTIONS, "label", LABEL)
+    for key in sorted(result.keys() & own.keys()):
+        if words(result.pop(key)) != words(own[key]):
+            raise InvalidInput(f"label {LABEL}{key} and {where}{key} differ", "omit one of them")
+    return result
+
+
+def own_aliases(options: Mapping[str, str]) -> list[str]:
+    """Return the names in the option ``aliases``. Raises InvalidInput for an invalid one."""
+    return [host_label(word.lower(), "aliases") for word in words(options.get("aliases", ""))]
+
+
+def words(text: str) -> list[str]:
+    """Split the value of an option at blanks and commas."""
+    return text.replace(",", " ").split()
+
+
 def policies(*given: tuple[Mapping[str, object], str]) -> Policy:
     """Return the policy that allows only packets which all of several tables of policy keys allow.
 
@@ -193,7 +237,7 @@ def policy(given: Mapping[str, object], where: str) -> Policy:
         if key not in given:
             return None
         value = given[key]
-        texts = value.replace(",", " ").split() if isinstance(value, str) else value
+        texts = words(value) if isinstance(value, str) else value
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise InvalidInput(f"{where}{key} is not a list of entries", "entries like web:80")
         egress = key.startswith("egress")
