@@ -183,6 +183,14 @@ def test_labels_of_containers_are_options(lab: Lab) -> None:
     lab.wait_for(lambda: docker.get("two", "127.0.0.1") == "two", 10, "the server of two")
     docker("exec", "two", "/bin/busybox", "sh", "-c", "echo web > /index.html")
     assert is_held()
+    # one name on two networks: the name of one interface, and the alias of the other
+    docker("network", "create", "-d", "niso", "-o", "network=front", "front")
+    docker.run("both", *back, "--network", "front", "--label", "niso.name=both")
+    docker.run("four", "--network", network("front", "name=four", "allow_from=both"))
+    lab.wait_for(lambda: rows(lab).get("four", {}).get("status") == "attached", 10, "four")
+    assert len([name for name in rows(lab) if name.startswith("both")]) == 2
+    assert docker.get("both", ps(lab, "four")["address"][0]) == "four"
+    docker("rm", "-f", "both", "four")
     key = "niso.allow_from"
     for why, *wrong in (
         ("one of niso.name", *back, "--label", "niso.allow_form=api", IMAGE),

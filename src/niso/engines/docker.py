@@ -339,8 +339,15 @@ def _request(
     interface = endpoint.get("Interface") or {}
     ips = [str(interface.get(key) or "") for key in ("Address", "AddressIPv6")]
     called = both.get("name") or f"c-{id[:12]}"
-    own_name = plugin.free_name(machine, called, id)
     name, engine = str(network["network"]), str(endpoint.get(_CALLER, ""))
+    own_name, aliases = plugin.free_name(machine, called, id), plugin.own_aliases(both)
+    store, short = machine.store, plugin.label(called)
+    row, held = store.service(short), store.attachments.get(short)
+    if row is not None and row.active and held is not None and held.id != id:
+        # perhaps of the same container, whose other interface may not be in it yet
+        own_name = plugin.label(f"{called}_{id}")
+        if all(link.network != name for link in store.attachments.links(short)):
+            aliases.append(short)
     entry = AttachmentNetwork(
         name,
         "eth0",
@@ -351,7 +358,7 @@ def _request(
         own_name,
         f"{_file(paths.run_dir(), id)}.netns",
         (entry,),
-        aliases=plugin.aliases(plugin.own_aliases(both), own_name),
+        aliases=plugin.aliases(aliases, own_name),
         owner=OWNER,
         id=id,
         given=called,
