@@ -235,7 +235,7 @@ def test_containers_start_again_after_a_crash_of_dockerd_and_a_power_loss(
     end(signal.SIGTERM)
     docker.daemon = docker.start(*options)
     docker("network", "create", "-d", "niso", "--subnet", "10.99.50.0/24", "backend")
-    names = [f"c{number}" for number in range(20 if LONG else 6)]
+    names = [f"c{number}" for number in range(20 if LONG else 5)]
     given = {
         "c0": ("-p", "8080:80"),
         "c1": ("--restart", "always"),
