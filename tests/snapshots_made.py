@@ -82,8 +82,10 @@ def everything(
         fresh=readers,
         neighbours=services,
         any_network=bool(networks),
-        forwards=bool(services),
-        forwards6=any(6 in families[e.network] for service in services for e in service.endpoints),
+        any_active=bool(services),
+        any_active6=any(
+            6 in families[e.network] for service in services for e in service.endpoints
+        ),
         sysctls_before=(("net/ipv4/ip_forward", forwarding_before), *ipv6_before),
     )
 

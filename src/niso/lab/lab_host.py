@@ -275,8 +275,7 @@ def _reachable(current: str, covered: Iterable[str]) -> list[str]:
     checkout = os.path.dirname(source)
     if os.path.exists(f"{checkout}/pyproject.toml"):
         source = checkout
-    folders = (current, source, paths.python_prefix(), sys.base_prefix)
-    wanted = {os.path.realpath(path) for path in folders}
+    wanted = {os.path.realpath(path) for path in (current, source, sys.prefix, sys.base_prefix)}
     reachable: list[str] = []
     for path in sorted(wanted):
         is_covered = any(path.startswith(f"{folder}/") for folder in covered)

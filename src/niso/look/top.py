@@ -17,7 +17,7 @@ from niso.kernel.flow_memory import Meter
 from niso.kernel.sockets import Measured
 from niso.look import drops
 from niso.look.drops import Stats
-from niso.look.flows import DIRECT, DROP, FlowEnd, FlowReader, Key, Memory, more, remembered
+from niso.look.flows import DROP, FlowEnd, FlowReader, Key, Memory, more, remembered
 from niso.look.services import (
     ServiceLine,
     front_health,
@@ -75,8 +75,7 @@ class FlowLoad(NamedTuple):
     key: str | None  # the key of the policy entry in the manifest
     text: str | None  # the policy entry that decides
     words: str | None  # the reason for the verdict
-    published: int | None
-    """the host port through which another machine or the host connected; null without"""
+    published: int | None  # the host port through which another machine connected; null without one
     agrees: bool  # whether the present configuration gives the same verdict
 
 
@@ -87,8 +86,7 @@ class ServiceSocket(NamedTuple):
     from_port: int  # the client's port
     to: FlowEnd  # the server
     port: int  # the server's port
-    published: int | None
-    """the host port through which another machine or the host connected; null without"""
+    published: int | None  # the host port through which another machine connected; null without one
     state: str  # established, or a state named as in ss(8): syn-sent, fin-wait-1 ...
     rtt: float | None  # smoothed round-trip time in seconds; null if none was measured
     retransmitted: int | None  # segments that the service retransmitted; null if unknown
@@ -289,13 +287,12 @@ def between(
     sums: dict[FlowLoad, tuple[int, int]] = {}
     left = dict(moved or {})
     for (key, verdict), grown in growth(before, now).items():
-        octets = 0 if verdict in (DROP, DIRECT) else left.pop(key, 0)
+        octets = 0 if verdict == DROP else left.pop(key, 0)
         if not grown and not octets:
             continue
-        flow = reader.flow(key, verdict not in (DROP, DIRECT), verdict == DIRECT)
-        word = DROP if verdict == DIRECT else verdict
+        flow = reader.flow(key, verdict != DROP)
         # both ends, port and protocol; then from the service whose policy decides to ``agrees``
-        load = FlowLoad(*(*flow[:4], word, 0.0, None, *flow[5:11]))
+        load = FlowLoad(*(*flow[:4], verdict, 0.0, None, *flow[5:11]))
         had = sums.get(load, (0, 0))
         sums[load] = had[0] + grown, had[1] + octets
     flows = [

@@ -39,8 +39,7 @@ class Processes:
 
     renew = staticmethod(launch.renew)
     require_room = staticmethod(lifecycle.require_room)
-    begin = staticmethod(lifecycle.begin)
-    finish = staticmethod(lifecycle.finish)
+    begin = staticmethod(lifecycle.ProcessStart)
     start = staticmethod(lifecycle.start)
     terminate = staticmethod(lifecycle.terminate)
     stop = staticmethod(lifecycle.stop)

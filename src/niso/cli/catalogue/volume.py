@@ -90,4 +90,6 @@ _ACTIONS = (
         ends=True,
     ),
 )
-GROUPS = (Command("volume", "manage named volumes: list, inspect, remove", actions=_ACTIONS),)
+GROUP = Command(
+    "volume", "manage named volumes: list, inspect, remove", actions=_ACTIONS, aside=True
+)

@@ -16,6 +16,7 @@ import fcntl
 import os
 import socket
 import struct
+import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
 
@@ -242,7 +243,6 @@ def lacks(form: str) -> str | None:
     Returns None if it can have one.
     """
     import shutil
-    import threading
 
     if shutil.which("wg") is None:
         return "wg is missing: apt-get install wireguard-tools"
