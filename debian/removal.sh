@@ -73,7 +73,7 @@ for row in json.load(sys.stdin):
 		for name in $(niso_services | cut -d' ' -f2); do
 			niso net detach "$name" >&2 || :
 		done
-		niso net repair --sweep >&2
+		niso reset --yes >&2
 		return
 		;;
 	esac

@@ -15,7 +15,7 @@ from fake_world import Steps, World
 
 from niso.change.cluster_hosts import end_services
 from niso.cluster.agent import Agent, WatchedKeys
-from niso.cluster.engine import Compacted, NoAnswer
+from niso.cluster.engine import COMPACTED, NoAnswer, Refused
 from niso.cluster.key_values import HostEntry
 from niso.cluster.membership import ClusterKeys
 from niso.store.store import Store
@@ -127,7 +127,7 @@ class Node:
     def kept(self) -> dict[str, WatchedKeys]:
         """What watches bring, by their prefixes."""
         on = {KEYS.network(name): self.agent.kept(name) for name in NETWORKS}
-        return {KEYS.hosts: self.agent.roster.kept, **on}
+        return {KEYS.hosts: self.agent.host_keys, **on}
 
     def hear(self, now_s: float) -> None:
         """Have the watches bring what has changed so far, or begin again."""
@@ -142,8 +142,10 @@ class Node:
                     start = start or kept.begin(link, now_s)
                     self.starts[prefix] = start
                     batch = next(link.watch(prefix, start, 0))
-                    self.starts[prefix] = batch.revision + 1 if kept.hear(batch, now_s) else 0
-                except Compacted:
+                    self.starts[prefix] = batch[0] + 1 if kept.hear(batch, now_s) else 0
+                except Refused as error:
+                    if error.code != COMPACTED:
+                        raise
                     del self.starts[prefix]
 
     def look(self, now_s: float, whole: bool = True) -> None:

@@ -101,7 +101,7 @@ class Walk:
         if draw.random() < 0.5:
             table["policy"] = {"allow_from": [draw.choice(SERVICES)]}
         take = draw.random() < 0.4
-        self.say(f"{node.name}: activate {service} {table} {'--take' * take}")
+        self.say(f"{node.name}: activate {service} {table} {'--from-lost-host' * take}")
         more: dict[str, Any] = {}
         if service in ("web", "api") and draw.random() < 0.9:
             more = {
@@ -357,7 +357,7 @@ class Walk:
         for node in self.nodes:
             if self.fake is not None:
                 node.hear(self.now_s)
-                roster = node.agent.roster.poll(self.fake, node.name, self.now_s)  # type: ignore[arg-type]
+                roster = node.agent.read_hosts(self.fake, self.now_s)  # type: ignore[arg-type]
                 assert list(roster[0]) == hosts, node.name
             with node:
                 store = node.world.store

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+import lab_agent
 import pytest
 from fake_world import World
 from hypothesis import settings
@@ -40,6 +41,7 @@ COMMAND_SECONDS = 60
 PATIENCE = 3
 WAIT_SECONDS = 60
 """The shortest limit for what a busy machine may delay."""
+IN_PYTHON = [(name, "-IS" + c) for name in lab_agent.PYTHON for c in ("c", "uc")]
 NEEDS_ROOT = ("netns", "faults")
 # Some user but root, who can still read a checkout that lies below a folder of root's own.
 UNPRIVILEGED = (
@@ -243,8 +245,9 @@ class Agent:
         The three descriptors are PIPE, DEVNULL, STDOUT (stderr only) or open ones, as for subprocess. ``env`` is laid over
         `environment`; None takes a variable away. ``netns`` names one below /run/netns. With ``tty`` stdin, the end of a
         pty, becomes its controlling terminal. ``text`` says what `Process.communicate` gives. ``inside``: see
-        `lab_agent`.
+        `lab_agent`; a short program of Python always is.
         """
+        inside = inside or argv[:2] in IN_PYTHON
         merged = self.environment | (env or {})
         passed: list[int] = []
         files: list[IO[bytes] | None] = [None, None, None]

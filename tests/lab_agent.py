@@ -5,9 +5,9 @@ fd 0 is a SOCK_SEQPACKET socket. A request is JSON: ``{"argv", "env", "cwd", "ne
 Started from a lab's agent a command is in all of the lab's namespaces and cgroups, which a test process could not enter without
 leaving its own.
 
-``inside``: argv is a command of niso, or a lab, which runs in a child of this process from its first line on, as ``bin/niso``
-calls it. What most commands import is imported by the first agent, once: Python's start and imports are two thirds of a short
-command's time.
+``inside``: argv is a command of niso, a lab, or ``python3 -ISc CODE``, which runs in a child of this process from its first line
+on, as ``bin/niso`` calls it. What most commands import is imported by the first agent, once: Python's start and imports are two
+thirds of a short command's time.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import functools
 import gc
 import importlib
+import io
 import json
 import os
 import select
@@ -26,7 +28,9 @@ import socket
 import struct
 import sys
 import termios
+import threading
 import traceback
+import types
 
 LOADED = (
     "api.host_networks",
@@ -96,6 +100,8 @@ def serve(deadline_seconds: int) -> None:
                     os.killpg(request["kill"], request["signal"])
                 continue
             status = socket.socket(fileno=fds[3])
+            if request["inside"] and request["argv"][0] in PYTHON:
+                compiled(request["argv"][2])  # here, so that children find it done
             started_read, started_write = os.pipe()
             pid = os.fork()
             if pid == 0:
@@ -135,18 +141,9 @@ def run_niso(arguments: list[str], environment: dict[str, str]) -> None:
     from niso.base import signals
     from niso.cli.main import main
 
-    os.closerange(3, 1 << 20)
+    become("niso", environment)
     signals._spec = None  # read when the lab was made, from another environment
-    with open("/proc/self/comm", "w") as comm:
-        comm.write("niso")
-    os.environ.clear()
-    os.environ.update(environment)
     sys.argv = [os.path.join(sys.prefix, "bin", "niso"), *arguments]
-    sys.stdin = os.fdopen(0, encoding="utf-8", errors="surrogateescape", closefd=False)
-    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
-    sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
-        signal.signal(number, signal.SIG_IGN)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
@@ -154,6 +151,57 @@ def run_niso(arguments: list[str], environment: dict[str, str]) -> None:
     except BaseException:
         traceback.print_exc()
         os._exit(1)
+
+
+def become(name: str, environment: dict[str, str]) -> None:
+    """Give this process what a program named so would have after execve(2)."""
+    os.closerange(3, 1 << 20)
+    with open("/proc/self/comm", "w") as comm:
+        comm.write(name)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.stdin = os.fdopen(0, encoding="utf-8", errors="surrogateescape", closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
+        signal.signal(number, signal.SIG_IGN)
+
+
+@functools.cache
+def compiled(code: str) -> types.CodeType | None:
+    """Return the compiled program, or None if it is none."""
+    try:
+        return compile(code, "<string>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError):
+        return None
+
+
+def run_python(arguments: list[str], environment: dict[str, str]) -> None:
+    """Be ``python3 -ISc CODE ARGUMENTS``, or with -ISuc, whose output is not buffered."""
+    options, code, *words = arguments
+    become("python3", environment)
+    if "u" in options:
+        raw = os.fdopen(1, "wb", 0, closefd=False)
+        sys.stdout = io.TextIOWrapper(raw, encoding="utf-8", write_through=True)
+    sys.argv = ["-c", *words]
+    sys.modules["__main__"] = main = types.ModuleType("__main__")
+    status = 0
+    try:
+        exec(compiled(code) or compile(code, "<string>", "exec", dont_inherit=True), main.__dict__)
+        threading._shutdown()
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if status and not isinstance(end.code, int):
+            print(end.code, file=sys.stderr)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(status & 0xFF)
 
 
 def run_lab(arguments: list[str], environment: dict[str, str]) -> None:
@@ -175,7 +223,8 @@ def run_lab(arguments: list[str], environment: dict[str, str]) -> None:
     os._exit(main(["--", "agent"]))
 
 
-INSIDE = {"niso": run_niso, "lab": run_lab}
+PYTHON = ("python", "python3", "/usr/bin/python3")
+INSIDE = {"niso": run_niso, "lab": run_lab, **dict.fromkeys(PYTHON, run_python)}
 _PR_CAPBSET_READ, _CAPABILITY_VERSION_3 = 23, 0x20080522
 
 

@@ -103,7 +103,7 @@ def all_elements(service: str, network: str, number: int = 0) -> list[Element]:
     )
     return [
         *elements.network(network, names.bridge(network), mac, subnets, internal=True),
-        *elements.endpoint(service, link, mac, (four, six), Limits(1, 2, 3, 20)),
+        *elements.endpoint(service, link, mac, (four, six), Limits(1, 2, 3, 20), multicast=True),
         *elements.receivers(service, mac, mac, (four, six)),
         *(element for port in ports for element in elements.published(service, port, (four, six))),
         *(
@@ -171,8 +171,17 @@ def policy_elements() -> list[Element]:
     large = Policy(allow_from=some, deny_from=odd, egress_allow=some, egress_deny=odd)
     now = int(time.time())
     audited = Policy(allow_from=(), audit=Audit("", now, now + 3600))
-    return [
-        *plan_policy_elements.elements(own, [Member("service", "db", ("10.99.1.3", "fd00::3"))]),
-        *plan_policy_elements.elements(Policed("large", ("10.99.1.8", "fd00::8"), large), []),
-        *plan_policy_elements.elements(Policed("loud", ("10.99.1.9", "fd00::9"), audited), []),
-    ]
+    result = []
+    for number, each in enumerate(
+        (
+            own,
+            Policed("large", ("10.99.1.8", "fd00::8"), large),
+            Policed("loud", ("10.99.1.9", "fd00::9"), audited),
+        )
+    ):
+        policed = each._replace(hears=tuple((at, f"n{number}") for at in each.addresses))
+        made = plan_policy_elements.elements(
+            policed, [Member("service", "db", ("10.99.1.3", "fd00::3"))]
+        )
+        result += [*made, *plan_policy_elements.heard(policed, made)]
+    return result

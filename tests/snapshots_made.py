@@ -82,10 +82,8 @@ def everything(
         fresh=readers,
         neighbours=services,
         any_network=bool(networks),
-        any_active=bool(services),
-        any_active6=any(
-            6 in families[e.network] for service in services for e in service.endpoints
-        ),
+        forwards=bool(services),
+        forwards6=any(6 in families[e.network] for service in services for e in service.endpoints),
         sysctls_before=(("net/ipv4/ip_forward", forwarding_before), *ipv6_before),
     )
 

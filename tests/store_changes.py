@@ -42,7 +42,7 @@ def change(store: Store, changes: list) -> None:
             )
             put(store, service, on, ports=published, hostname=f"{service}-host")
         elif verb == "deactivate":
-            store.set_active(service, False)
+            store.set_inactive(service)
         else:
             store.forget(service)
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from functools import partial
 
 from niso.cluster.engine import (
+    COMPACTED,
     Answer,
     Batch,
-    Compacted,
     Compare,
     Delete,
     Event,
@@ -107,13 +107,13 @@ class FakeEngine(Etcd):
             with self._changed:
                 self._answers()
                 if revision <= self._compacted:
-                    raise Compacted
+                    raise Refused("compacted", code=COMPACTED)
                 come = partial(self._has, revision)
                 if not self._changed.wait_for(come, silence_s):
                     raise NoAnswer("the watch has ended: silence")
                 self._answers()
                 if revision <= self._compacted:
-                    raise Compacted
+                    raise Refused("compacted", code=COMPACTED)
                 events = tuple(
                     event
                     for at, event in self._history
@@ -121,7 +121,7 @@ class FakeEngine(Etcd):
                 )
                 now = self._revision
             revision = now + 1
-            yield Batch(now, events)
+            yield now, events
 
     def advance(self, seconds: float) -> None:
         """Advance time: leases that were not renewed expire."""

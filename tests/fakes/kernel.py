@@ -52,9 +52,10 @@ from niso.kernel.kinds.neighbours import PermanentNeighbour
 from niso.kernel.kinds.nft import NftTransaction, Ruleset
 from niso.kernel.kinds.sysctls import FORWARDING6, Sysctl
 from niso.kernel.kinds.tunnels import Vxlan
+from niso.kernel.link_records import Link
 from niso.kernel.neighbour_tables import Table
 from niso.kernel.netns import ForeignNetns
-from niso.kernel.nft_elements import Atoms, Edit, Element, ports_of
+from niso.kernel.nft_elements import Atoms, Element, ports_of
 from niso.kernel.sockets import Connection, Listener, Measured
 
 if TYPE_CHECKING:
@@ -186,6 +187,7 @@ class FakeHost:
         self.without_wireguard: dict[str, str] = {}  # form -> reason
         self.wireguard_made: list[str] = []  # private keys
         self.closed: dict[str, set[str]] = {}  # non-exempt entries of the host, by family
+        self.routed: list[Link] = []  # foreign links of kinds that need forwarding
         self.nat: dict[str, int] = {}  # foreign rules: chain -> number of rules
         self.neighbours = {4: 0, 6: 0}  # entries that are not niso's, by family
         self.forgotten: list[str] = []  # addresses whose recorded flows were deleted
@@ -349,6 +351,9 @@ class FakeHost:
     def not_forwarding(self) -> dict[str, set[str]]:
         return dict(self.closed)
 
+    def routed_links(self) -> list[Link]:
+        return list(self.routed)
+
     def foreign_nat(self) -> dict[str, int]:
         return dict(self.nat)
 
@@ -405,7 +410,7 @@ class FakeTables:
                 if isinstance(edit, str):
                     self._text(edit)
                 else:
-                    self._edit(edit)
+                    self._edit(*edit)
         except KernelError:
             self.ruleset, self.elements = before
             raise
@@ -439,12 +444,12 @@ class FakeTables:
         refuse_unless(self.ruleset is None, errno.EINVAL, "the tables already exist")
         self.ruleset = ruleset.DIGEST
 
-    def _edit(self, edit: Edit) -> None:
-        what, element = edit.text(), edit.element
+    def _edit(self, verb: str, element: Element) -> None:
+        what = element.statement(verb)
         table, container = element[:2]
         refuse_unless(self.ruleset is not None, errno.ENOENT, what)
         present = self.elements.get(element.key())
-        if edit.verb == "delete":
+        if verb == "delete":
             refuse_unless(present is not None or element.ends, errno.ENOENT, what)
             self.elements.pop(element.key(), None)
         elif present is not None:

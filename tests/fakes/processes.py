@@ -29,7 +29,7 @@ from niso.plan.specs import ProcessSpec
 from niso.runtime import units
 from niso.runtime.crun import namespace
 from niso.runtime.health import HealthProbe
-from niso.runtime.lifecycle import Mark, Orphan
+from niso.runtime.lifecycle import Mark
 from niso.runtime.sources import BLIND, INTERRUPTED, UNKNOWN
 from niso.runtime.status import NONE, Status, forget_health, restarts_after
 from niso.runtime.units import UNITS, unit_file
@@ -80,7 +80,7 @@ class _Run:
 
 
 class _Begun:
-    """Implement `niso.runtime.lifecycle.ProcessStart`: the run is created at once."""
+    """Implement `niso.runtime.launch.Launch`: the run is created at once."""
 
     def __init__(self, processes: FakeProcesses, run: _Run, service: str) -> None:
         self._processes, self._run, self._service = processes, run, service
@@ -133,7 +133,7 @@ class FakeProcesses:
         self.ill: dict[str, str] = {}  # service -> answer of its probe
         self.is_full = False  # whether every start fails
         self.current: dict[str, _Run] = {}
-        self.homeless: dict[str, Orphan] = {}  # by service
+        self.homeless: dict[str, tuple[str, str, int | None]] = {}  # by service
         self.units = FakeUnits(self)
         self._pids = 1000
 
@@ -227,6 +227,9 @@ class FakeProcesses:
         self.current[spec.service] = run
         return _Begun(self, run, spec.service)
 
+    def finish(self, begun: _Begun) -> int:
+        return begun.finish()
+
     def _hosts(self, spec: ProcessSpec, missing: int = -1) -> int:
         """Return the identity of a hosts folder; ``missing`` if it does not exist."""
         folder = os.path.basename(spec.hosts_folder)
@@ -284,15 +287,15 @@ class FakeProcesses:
     def lose(self, service: str, state_id: str, stranger: bool = False) -> None:
         """Delete a service's runtime files, or hand it to another run folder (``stranger``)."""
         run = self.current.pop(service)
-        self.homeless[service] = Orphan(service, state_id, run.pid if stranger else None)
+        self.homeless[service] = (service, state_id, run.pid if stranger else None)
 
-    def orphans(self, state_ids: Iterable[str]) -> list[Orphan]:
+    def orphans(self, state_ids: Iterable[str]) -> list[tuple[str, str, int | None]]:
         wanted = set(state_ids)
-        return sorted(one for one in self.homeless.values() if one.state_id in wanted)
+        return sorted(one for one in self.homeless.values() if one[1] in wanted)
 
-    def kill_orphan(self, lost: Orphan) -> None:
-        self.hit(f"end-lost {lost.service}")
-        self.homeless.pop(lost.service, None)
+    def kill_orphan(self, service: str, cgroup: str) -> None:
+        self.hit(f"end-lost {service}")
+        self.homeless.pop(service, None)
 
     def swap_hosts(self, spec: ProcessSpec) -> None:
         self.hit(f"swap-hosts {spec.service}")

@@ -62,18 +62,22 @@ class Case(NamedTuple):
         return bool(DAMAGES.keys() & set(self.prepare))
 
 
-UP_BEFORE, UP, DOWN = "stack up /tmp/before", "stack up --replace /tmp/shop", "stack down /tmp/shop"
+UP_BEFORE, UP, DOWN = (
+    "stack up /tmp/before",
+    "stack up --take-over /tmp/shop",
+    "stack down /tmp/shop",
+)
 CASES = {
     "first-activate": Case((), "activate /tmp/a", 30, True),
     "second-activate": Case(("activate /tmp/a",), "activate /tmp/b", 25, True),
     "two-at-once": Case((), "activate /tmp/a /tmp/b", 50, True),
-    "changed-port": Case(("activate /tmp/a",), "activate --replace /tmp/a-port", 5, True),
+    "changed-port": Case(("activate /tmp/a",), "activate --take-over /tmp/a-port", 5, True),
     "changed-environment": Case(
-        ("activate /tmp/a",), "activate --replace /tmp/a-environment", 10, True
+        ("activate /tmp/a",), "activate --take-over /tmp/a-environment", 10, True
     ),
-    "changed-network": Case(("activate /tmp/a",), "activate --replace /tmp/a-network", 20, True),
+    "changed-network": Case(("activate /tmp/a",), "activate --take-over /tmp/a-network", 20, True),
     "name-moves": Case(
-        ("activate /tmp/a-named /tmp/b",), "activate --replace /tmp/b-named /tmp/a", 5, True
+        ("activate /tmp/a-named /tmp/b",), "activate --take-over /tmp/b-named /tmp/a", 5, True
     ),
     "again": Case(("activate /tmp/a", "deactivate a"), "activate a", 20, True),
     "deactivate": Case(("activate /tmp/a /tmp/b",), "deactivate b", 8),
@@ -85,7 +89,9 @@ CASES = {
         ("activate /tmp/a", "save -o /tmp/saved a", "remove a"), "load /tmp/saved", 30, True
     ),
     "port-forward": Case(("activate /tmp/a",), "port-forward a 9000:90", 4, True),
-    "port-replace": Case(("activate /tmp/a /tmp/b",), "port-forward a 8081:81 --replace", 4, True),
+    "port-replace": Case(
+        ("activate /tmp/a /tmp/b",), "port-forward a 8081:81 --take-over", 4, True
+    ),
     "port-remove": Case(
         ("activate /tmp/a", "port-forward a 9000:90"), "port-forward a 9000:90 --remove", 4, True
     ),

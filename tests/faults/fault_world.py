@@ -13,7 +13,7 @@ from typing import Any
 from conftest import Lab, assert_whole
 from kernel_snapshot import differences
 
-SNAPSHOT = pathlib.Path(__file__).parent / "kernel_snapshot.py"
+SNAPSHOT = (pathlib.Path(__file__).parent / "kernel_snapshot.py").read_text()
 LOG = "/tmp/failpoints"
 KNOWN = """\
 import json, sqlite3
@@ -125,7 +125,7 @@ class World:
         ]
 
     def snapshot(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.lab.run("python", "-I", "-S", str(SNAPSHOT)).stdout)
+        found: dict[str, Any] = json.loads(self.lab.run("python3", "-ISc", SNAPSHOT).stdout)
         return found
 
     def wait_for_snapshot(self, wanted: dict[str, Any], what: str) -> None:

@@ -32,7 +32,7 @@ for taken in count():
             ["net", "create", network],
             ["net", "remove", network],
             ["port-forward", service, forward],
-            ["port-forward", service, forward, "--replace"],
+            ["port-forward", service, forward, "--take-over"],
             ["port-forward", service, forward, "--remove"],
             ["ps", "--json"],
             ["net", "list", "--json"],

@@ -56,7 +56,7 @@ class Case(NamedTuple):
     mixes: bool = False  # instances of both versions may remain until the same command again
 
 
-V1, V2 = "activate --replace /tmp/web-v1", "activate --replace /tmp/web-v2"
+V1, V2 = "activate --take-over /tmp/web-v1", "activate --take-over /tmp/web-v2"
 CASES = {
     "first": Case((), V1, ("", 0), ("v1", 2), answers=False),
     "start-first": Case((V1,), V2, ("v1", 2), ("v2", 2)),
@@ -65,7 +65,7 @@ CASES = {
     "scale-down": Case((V1, "scale web=4"), "scale web=2", ("v1", 4), ("v1", 2)),
     "rollback": Case((V1, V2), "rollback web", ("v2", 2), ("v1", 2)),
     "restart": Case((V1,), "restart web", ("v1", 2), ("v1", 2)),
-    "to-plain": Case((V1,), "activate --replace /tmp/plain", ("v1", 2), ("v1", 1), answers=False),
+    "to-plain": Case((V1,), "activate --take-over /tmp/plain", ("v1", 2), ("v1", 1), answers=False),
     "from-plain": Case(("activate /tmp/plain",), V2, ("v1", 1), ("v2", 2), answers=False),
     "deactivate": Case((V1,), "deactivate web", ("v1", 2), ("", 0), answers=False),
     "remove": Case((V1, V2), "remove web", ("v2", 2), ("", 0), answers=False),

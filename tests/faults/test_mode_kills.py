@@ -37,8 +37,8 @@ class Case(NamedTuple):
 
 def change(old: str, new: str, least: int) -> Case:
     return Case(
-        ("activate --replace /tmp/p", f"activate --replace /tmp/x-{old}"),
-        f"activate --replace /tmp/x-{new}",
+        ("activate --take-over /tmp/p", f"activate --take-over /tmp/x-{old}"),
+        f"activate --take-over /tmp/x-{new}",
         least,
         (old, new),
     )
@@ -46,31 +46,31 @@ def change(old: str, new: str, least: int) -> Case:
 
 CASES = {
     "sharer": Case(
-        ("activate --replace /tmp/p",), "activate --replace /tmp/x-share", 12, ("share",)
+        ("activate --take-over /tmp/p",), "activate --take-over /tmp/x-share", 12, ("share",)
     ),
-    "both-at-once": Case((), "activate --replace /tmp/x-share /tmp/p", 30, ("share",)),
-    "host": Case((), "activate --replace /tmp/x-host", 10, ("host",)),
-    "none": Case((), "activate --replace /tmp/x-none", 14, ("none",)),
+    "both-at-once": Case((), "activate --take-over /tmp/x-share /tmp/p", 30, ("share",)),
+    "host": Case((), "activate --take-over /tmp/x-host", 10, ("host",)),
+    "none": Case((), "activate --take-over /tmp/x-none", 14, ("none",)),
     "bridge-to-share": change("bridge", "share", 15),
     "share-to-bridge": change("share", "bridge", 20),
     "bridge-to-host": change("bridge", "host", 15),
     "host-to-share": change("host", "share", 12),
     "share-to-none": change("share", "none", 15),
     "provider-moves": Case(
-        ("activate --replace /tmp/p", "activate --replace /tmp/x-share"),
-        "activate --replace /tmp/p-elsewhere",
+        ("activate --take-over /tmp/p", "activate --take-over /tmp/x-share"),
+        "activate --take-over /tmp/p-elsewhere",
         25,
         ("share",),
     ),
     "sharer-ends": Case(
-        ("activate --replace /tmp/p", "activate --replace /tmp/x-share"),
+        ("activate --take-over /tmp/p", "activate --take-over /tmp/x-share"),
         "deactivate x",
         6,
         ("share",),
         False,
     ),
     "both-end": Case(
-        ("activate --replace /tmp/p", "activate --replace /tmp/x-share"),
+        ("activate --take-over /tmp/p", "activate --take-over /tmp/x-share"),
         "remove p x",
         13,
         ("share",),
@@ -79,28 +79,44 @@ CASES = {
 }
 
 
+@pytest.fixture(scope="module")
+def left() -> Iterator[list[World]]:
+    """The world that the last test has cleared, if it passed."""
+    worlds: list[World] = []
+    yield worlds
+    for world in worlds:
+        world.lab.__exit__()
+
+
 @pytest.fixture
-def world() -> Iterator[World]:
-    with Lab(900 if LONG else 120) as lab:
-        world = World(lab)
-        for folder, name, network in (
-            ("p", "p", 'network = "backend"\nports = ["7070:70"]'),
-            ("p-elsewhere", "p", 'network = "elsewhere"\nports = ["7070:70"]'),
-            *((f"x-{mode}", "x", text) for mode, text in MODES.items()),
-        ):
-            lines = [
-                "[package]",
-                f'name = "{name}"',
-                'version = "1"',
-                "[binary]",
-                'entrypoint = "sleep"',
-                'args = ["1000"]',
-            ]
-            lab.write(f"/tmp/{folder}/manifest.toml", "\n".join([*lines, "[network]", network, ""]))
-        # what is made once for all services is there before the first comparison
-        world.niso("activate", "/tmp/c")
-        world.niso("remove", "c")
-        yield world
+def world(left: list[World]) -> Iterator[World]:
+    """A test that passes puts it back into `left`."""
+    world = left.pop() if left else ready(Lab(3000).__enter__())
+    yield world
+    if not left:
+        world.lab.__exit__()
+
+
+def ready(lab: Lab) -> World:
+    world = World(lab)
+    for folder, name, network in (
+        ("p", "p", 'network = "backend"\nports = ["7070:70"]'),
+        ("p-elsewhere", "p", 'network = "elsewhere"\nports = ["7070:70"]'),
+        *((f"x-{mode}", "x", text) for mode, text in MODES.items()),
+    ):
+        lines = [
+            "[package]",
+            f'name = "{name}"',
+            'version = "1"',
+            "[binary]",
+            'entrypoint = "sleep"',
+            'args = ["1000"]',
+        ]
+        lab.write(f"/tmp/{folder}/manifest.toml", "\n".join([*lines, "[network]", network, ""]))
+    # what is made once for all services is there before the first comparison
+    world.niso("activate", "/tmp/c")
+    world.niso("remove", "c")
+    return world
 
 
 def prepare(world: World, case: Case) -> None:
@@ -159,7 +175,7 @@ def again(world: World, case: Case) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_command_killed_at_any_step_converges(world: World, name: str) -> None:
+def test_command_killed_at_any_step_converges(world: World, left: list[World], name: str) -> None:
     case = CASES[name]
     command = case.command.split()
     baseline = world.snapshot()
@@ -200,10 +216,13 @@ def test_command_killed_at_any_step_converges(world: World, name: str) -> None:
         world.assert_whole()
         world.clear()
         world.wait_for_snapshot(baseline, f"{what}: after everything is removed")
+    left.append(world)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name].undoes])
-def test_step_that_is_refused_undoes_the_command(world: World, name: str) -> None:
+def test_step_that_is_refused_undoes_the_command(
+    world: World, left: list[World], name: str
+) -> None:
     case = CASES[name]
     command = case.command.split()
     prepare(world, case)
@@ -235,10 +254,14 @@ def test_step_that_is_refused_undoes_the_command(world: World, name: str) -> Non
         assert now == statuses, what
     world.niso(*command)
     world.assert_whole()
+    world.clear()
+    left.append(world)
 
 
 @pytest.mark.parametrize("name", ["both-at-once", "share-to-bridge", "both-end"])
-def test_recovery_that_is_killed_too_is_recovered(world: World, name: str) -> None:
+def test_recovery_that_is_killed_too_is_recovered(
+    world: World, left: list[World], name: str
+) -> None:
     case = CASES[name]
     command = case.command.split()
     prepare(world, case)
@@ -256,3 +279,4 @@ def test_recovery_that_is_killed_too_is_recovered(world: World, name: str) -> No
         world.disturbed(died, "kill", *command)
 
     world.assert_recovery_recovers(begin, wanted, lambda _: world.clear(), 3, first=2)
+    left.append(world)

@@ -44,21 +44,21 @@ class Case(NamedTuple):
 
 
 DENIED, OTHERWISE, ELSEWHERE = (
-    "activate --replace /tmp/db",
-    "activate --replace /tmp/db-otherwise",
-    "activate --replace /tmp/db-elsewhere",
+    "activate --take-over /tmp/db",
+    "activate --take-over /tmp/db-otherwise",
+    "activate --take-over /tmp/db-elsewhere",
 )
 CASES = {
     "activate": Case((), DENIED, "remove db"),
     "activate-again": Case((DENIED, "deactivate db"), "activate db", "remove db"),
     "change": Case((DENIED,), OTHERWISE, "remove db"),
     "address": Case((DENIED,), ELSEWHERE, "remove db"),
-    "peer-comes": Case((OTHERWISE,), "activate --replace /tmp/later", "remove later db"),
+    "peer-comes": Case((OTHERWISE,), "activate --take-over /tmp/later", "remove later db"),
     "deactivate": Case((DENIED,), "deactivate db", "remove db"),
     "remove": Case((DENIED,), "remove db", "net list"),
     "egress": Case(
-        ("activate --replace /tmp/db-open",),
-        "activate --replace /tmp/sender",
+        ("activate --take-over /tmp/db-open",),
+        "activate --take-over /tmp/sender",
         "remove sender db",
         False,
     ),

@@ -314,7 +314,7 @@ def test_sweep_beside_an_activation_comes_before_it_or_after_it(world: World) ->
     """Never in the middle: a service that runs is active, and one that is not has no process."""
     seen: set[str] = set()
     for moment in range(60 if LONG else 8):
-        commands = [("activate", "/tmp/a"), ("net", "repair", "--sweep")]
+        commands = [("activate", "/tmp/a"), ("reset", "--yes")]
         first = world.lab.popen("niso", *commands.pop(moment % 2))
         if moment < 2:  # wholly before it
             first.wait(60)

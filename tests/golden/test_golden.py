@@ -57,7 +57,7 @@ def fill(store: Store, world: dict[str, Any]) -> None:
         wanted = world.get("services", {})
         for row in store.services():
             if row.name not in wanted:
-                store.set_active(row.name, False)
+                store.set_inactive(row.name)
         for name, network in wanted.items():
             spec = service_spec(name, network=network)
             put(

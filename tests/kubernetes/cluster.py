@@ -354,7 +354,7 @@ class Node:
         )
         run("kubectl", "create", "clusterrole", "niso", *rights)
         run("kubectl", "create", "clusterrolebinding", "niso", "--clusterrole=niso", "--user=niso")
-        self.start("niso", "niso", "kubernetes", "--kubeconfig", str(HERE / "niso"))
+        self.start("niso", "niso", "kubernetes", "run", "run", "--kubeconfig", str(HERE / "niso"))
         self.start(
             *(
                 "kubelet",

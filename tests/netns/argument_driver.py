@@ -149,7 +149,7 @@ OPTIONS = [
         "--volumes",
         "--timeout",
         "--remove",
-        "--replace",
+        "--take-over",
         "-n",
         "-t",
         "--lines",
@@ -162,6 +162,7 @@ OPTIONS = [
         "--mtu",
         "--exposed",
         "--sweep",
+        "--yes",
         "--prove",
         "--",
         "-4",
@@ -194,7 +195,7 @@ ACTIONS = [
             "repair",
         )
     ),
-    *(["stack", name] for name in ("up", "down", "status")),
+    *(["stack", name] for name in ("up", "down", "ps", "status")),
     *([name] for name in ("--version", "--help", "help", "net", "stack", "cluster", "nat")),
 ]
 COMMANDS = st.one_of(*[st.sampled_from(ACTIONS)] * 9, WORDS.map(lambda word: [word]))
@@ -232,7 +233,10 @@ def called(arguments: list[str]) -> tuple[int, str, str]:
 def every_line_is_answered(arguments: list[str]) -> None:
     # what no argv can hold, and what never ends by itself
     arguments = [argument.replace("\0", "") for argument in arguments]
-    if arguments[:1] in (["lab"], ["events"], ["web"], ["top"]) or arguments[:2] == ["net", "log"]:
+    if arguments[:1] in (["lab"], ["events"], ["web"], ["top"]) or arguments[:2] == [
+        "net",
+        "drops",
+    ]:
         return
     if arguments[:1] == ["logs"]:
         arguments = [

@@ -286,10 +286,10 @@ class World:
         """What the dropping rules of these (table, chain) have counted."""
         total = 0
         for table in sorted({table for table, _ in chains}):
-            family, name = table.split()
-            listed = json.loads(self.lab.run("nft", "-j", "list", "table", family, name).stdout)[
-                "nftables"
-            ]
+            own = [chain for of, chain in chains if of == table]
+            # a chain alone is listed in a quarter of the time
+            what = ("chain", *table.split(), *own) if len(own) == 1 else ("table", *table.split())
+            listed = json.loads(self.lab.run("nft", "-j", "list", *what).stdout)["nftables"]
             for rule in (each["rule"] for each in listed if "rule" in each):
                 if (table, rule["chain"]) in chains and any(
                     "drop" in part or part.get("goto") == {"target": "refuse"}

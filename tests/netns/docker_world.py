@@ -43,6 +43,8 @@ class Docker:
         for folder in ("/run/docker/plugins", "/tmp/docker", "/tmp/image/bin"):
             lab.path(folder).mkdir(parents=True)
         for folder in ("/tmp/docker/data", "/var/lib/niso") if before is not None else ():
+            if (lab.path(folder) / "state.db").exists():  # niso was first
+                continue
             lab.path(folder).parent.mkdir(parents=True, exist_ok=True)
             subprocess.run(("cp", "-aT", before.path(folder), lab.path(folder)), check=True)
         self.driver = self.serve()

@@ -145,7 +145,7 @@ class Case:
                 "defect": defect and [defect.problem, defect.what, defect.defect],
                 "has init": fd >= 0,
                 "out_of_memory": ask.out_of_memory(SERVICE),
-                "lost": [[one.service, one.stranger] for one in ask.orphans([STATE_ID, "other"])],
+                "lost": [[name, pid] for name, _, pid in ask.orphans([STATE_ID, "other"])],
             }
         )
 
@@ -196,7 +196,7 @@ def begun(case: Case) -> None:
 
 def begun_and_finished(case: Case) -> None:
     begin = case.do("begin", case.spec())
-    case.seen.append(begin.finish() > 1)
+    case.seen.append(case.host.processes.finish(begin) > 1)
     case.ready()
     case.look()
 
@@ -335,8 +335,8 @@ def lost_files(case: Case) -> None:
     case.start()
     case.host.lose_files()
     case.look()
-    for lost in case.host.processes.orphans([STATE_ID]):
-        case.do("kill_orphan", lost)
+    for name, state_id, _ in case.host.processes.orphans([STATE_ID]):
+        case.do("kill_orphan", name, paths.cgroup(state_id, name))
     case.look()
 
 

@@ -91,7 +91,7 @@ class Worker:
         for batch in batches:
             if not watch.kept.hear(batch, time.monotonic()):
                 raise SystemExit(f"a watch of {host.name} has to begin again")
-        return any(batch.events for batch in batches)
+        return any(events for _, events in batches)
 
     def _look(self, host: Simulated, whole: bool = True) -> None:
         for watch in host.watches:  # an agent's threads read while it waits for its turn
@@ -152,7 +152,7 @@ class Worker:
     def _watch(self, host: Simulated) -> None:
         agent = host.agent
         follow = (
-            (KEYS.hosts, agent.roster.kept),
+            (KEYS.hosts, agent.host_keys),
             (KEYS.network(host.network), agent.kept(host.network)),
         )
         for prefix, kept in follow:

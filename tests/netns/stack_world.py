@@ -70,7 +70,7 @@ def write(
 
 def members(lab: Lab) -> list[str]:
     """The known services of the stack; status shows those that are in the file alone too."""
-    rows = json.loads(lab.niso("stack", "status", FOLDER, "--json").stdout)
+    rows = json.loads(lab.niso("stack", "ps", FOLDER, "--json").stdout)
     return [row["service"] for row in rows if row["mode"]]
 
 

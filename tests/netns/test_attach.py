@@ -231,7 +231,7 @@ def test_sweep_and_commands_from_inside(blue: Lab) -> None:
     blue.niso("net", "check")
     for command in ("restart", "deactivate", "remove", "enable", "activate"):
         assert "is an attachment" in refused(blue, command, "box")
-    blue.niso("net", "repair", "--sweep")
+    blue.niso("reset", "--yes")
     assert picture(blue, "blue") == before
     assert not [path for path in blue.path("/run/netns").iterdir() if path.name.startswith("niso-")]
     assert blue.path("/run/netns/blue").exists()
@@ -530,7 +530,7 @@ def test_mark_that_a_container_gives_itself_deletes_nothing(blue: Lab) -> None:
     named = blue.niso("net", "check", check=False).stdout
     assert named == "foreign: network namespace niso-stale\n"
     blue.run("rm", "/run/netns/niso-two")
-    blue.niso("net", "repair", "--sweep")
+    blue.niso("reset", "--yes")
     left = {path.name for path in blue.path("/run/netns").iterdir()}
     assert left & {*spaces, "niso-stale", "niso-api"} == {"blue", "cni-1", "niso-vm", "client"}
     for name in ("blue", "cni-1", "niso-vm", "client"):

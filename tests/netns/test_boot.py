@@ -100,7 +100,7 @@ def test_port_that_a_forward_took_stays_where_it_is(boots, taker: str) -> None:
         echo(lab, taker, network={}),
     )
     lab.niso("enable", "api", taker)
-    lab.niso("port-forward", taker, "8080:80", "--replace")
+    lab.niso("port-forward", taker, "8080:80", "--take-over")
     again = lab.niso("activate", "api")
     assert again.stdout.startswith("api: already active") and "ports: 8081→80\n" in again.stdout
     assert f"api: host port 8080/tcp is not published: it is forwarded to {taker!r}" in again.stderr
@@ -164,7 +164,7 @@ def test_instances_get_connections_after_a_reboot_when_they_are_healthy(boots) -
     assert_whole(lab)
     lab.niso("restore")
     assert asked_page(lab, "192.0.2.1", 8080, "client") == "slow"
-    lab.niso("net", "repair", "--sweep")
+    lab.niso("reset", "--yes")
     left = lab.run("ip", "netns").stdout.split() + lab.run("nft", "list", "tables").stdout.split()
     assert not [word for word in left if word.startswith("niso")]
     assert not [link for link in lab.ip_json("link") if link["ifname"].startswith("niso")]

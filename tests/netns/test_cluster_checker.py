@@ -98,7 +98,7 @@ class Checker:
             if self.draw.random() < 0.3:
                 keys["ip"] = f"10.99.1.{self.draw.randrange(2, 6)}"
             words = [what, self.made.package(name, service, **keys)]
-            words += ["--take"] * (self.draw.random() < 0.5)
+            words += ["--from-lost-host"] * (self.draw.random() < 0.5)
         self.done.append(f"{name}: {' '.join(words)}")
         return lab.popen("niso", *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

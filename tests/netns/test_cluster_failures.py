@@ -90,7 +90,7 @@ def test_etcd_loses_its_data_or_goes_back_to_a_backup(made: Cluster) -> None:
     for name in "abc":
         said = made.refused(name, "activate", made.package(name, "new"))
         assert "etcd has no cluster" in said and "nothing is changed" in said
-    assert "niso cluster init --restore" in made.refused("b", "cluster", "status")
+    assert "niso cluster recover" in made.refused("b", "cluster", "status")
     assert "nothing is changed" in made.niso("c", "deactivate", "api").stderr
     assert "api starts by this host's own record" in made.niso("c", "activate", "api").stderr
     meets(made, db, f"db {api}")
@@ -98,17 +98,17 @@ def test_etcd_loses_its_data_or_goes_back_to_a_backup(made: Cluster) -> None:
     assert made.sees("c", db, "db") and made.sees("b", api, "api") and keys(made) == set()
     # a runs etcd again, and writes all that it knows of others
     kill_etcd(made)
-    said = made.refused("a", "cluster", "init", "--restore")
-    assert "this host has the data of one" in said and "niso cluster member alone" in said
+    said = made.refused("a", "cluster", "recover")
+    assert "this host has the data of one" in said and "niso cluster recover --help" in said
     made.hosts["a"].lab.run("rm", "-rf", f"{DATA}/member")
-    assert "has never run a member" in made.refused("c", "cluster", "init", "--restore")
-    said = made.niso("a", "cluster", "init", "--restore").stdout
+    assert "has never run a member" in made.refused("c", "cluster", "recover")
+    said = made.niso("a", "cluster", "recover").stdout
     assert "written again, as a (198.51.100.1) knows it" in said
     made.wait("a", lambda: keys(made) == before, "all keys again")
     lab = made.hosts["a"].lab
     assert "/niso/v1/cert/a/" in lab.run(sys.executable, "-c", KEYS).stdout
     assert made.sees("c", db, "db") and made.sees("b", api, "api")
-    assert "nothing to restore" in made.refused("b", "cluster", "init", "--restore")
+    assert "nothing to restore" in made.refused("b", "cluster", "recover")
     new = made.activate("a", "new")
     assert new not in (db, api, evil)
     made.wait("b", lambda: made.sees("b", new, "new"), "new's name on b")
@@ -121,7 +121,7 @@ def test_etcd_loses_its_data_or_goes_back_to_a_backup(made: Cluster) -> None:
     made.niso("b", "activate", echo(made.hosts["b"].lab, "more", network=on("later")))
     made.kill_agent("b", by="c")
     made.wait("c", lambda: made.rows("c")["db"][1] == "host gone", "b gone")
-    assert made.activate("c", "db", "--take") == db
+    assert made.activate("c", "db", "--from-lost-host") == db
     etcd_anew(made, f"rm -rf {DATA}; cp -a /tmp/kept {DATA}")
     made.start_agent("b")
     # the older db gives way; b's other services, its network, and the address of late are its again

@@ -182,8 +182,11 @@ def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(one: Cl
     one.wait("c", lambda: not one.sees("c", db, "db"), "db's name gone on c")
     assert one.rows("c")["db"] == ("b", "host gone")
     said = one.refused("c", "activate", one.package("c", "db"))
-    assert "db is on b, which does not answer" in said and f"--take moves it here with {db}" in said
-    assert one.activate("c", "db", "--take") == db
+    assert (
+        "db is on b, which does not answer" in said
+        and f"--from-lost-host moves it here with {db}" in said
+    )
+    assert one.activate("c", "db", "--from-lost-host") == db
     answers(one, "c", "api", db, f"db {api}")
     # b is back: nobody hears its db, and its agent ends it
     assert one.status("b", "db") == "running"
@@ -241,7 +244,7 @@ def test_members_fail_and_a_host_is_cut_off_and_comes_back(three: Cluster) -> No
     three.wire("b", "down")
     three.end_lease("b", by="c")
     three.wait("c", lambda: three.rows("c")["db"][1] == "host gone", "b gone")
-    assert three.activate("c", "db", "--take") == db
+    assert three.activate("c", "db", "--from-lost-host") == db
     assert three.status("b", "db") == "running"
     assert ask(three.hosts["b"].lab, db, 80, "niso-two") == "db 10.99.1.5"
     three.kill_agent("b")
@@ -350,7 +353,7 @@ def test_a_service_address_is_reached_from_other_hosts_and_deploys_lose_nothing(
     assert not one.sees("c", vip, "web")
     there = web(one, "c", "v4", network=rules, deploy=drain)
     assert "web is on b, which does not answer" in one.refused("c", "activate", there)
-    [outcome] = json.loads(one.niso("c", "activate", there, "--take", "--json").stdout)
+    [outcome] = json.loads(one.niso("c", "activate", there, "--from-lost-host", "--json").stdout)
     assert outcome["address"][0] == vip
     assert asked_from(one, "c", "cli", vip, 5) == {"v4": 5}
     one.start_agent("b")

@@ -157,7 +157,7 @@ def test_uninstall_leaves_other_plugins_their_networks(niso: Plugin) -> None:
         assert done.returncode == 0, done.stderr
         assert read(second) == "outside"
         List(bridge).delete(**second)
-    assert "no objects" in lab.niso("net", "repair", "--sweep").stdout
+    assert "nothing of niso" in lab.niso("reset", "--yes").stdout
 
 
 @pytest.mark.skipif(not BRIDGE.exists(), reason="./dev test unpacks Debian's plugins")

@@ -352,7 +352,7 @@ def test_copies_after_a_loss_have_the_policy_that_was_active(lab: Lab) -> None:
     lab.niso("rollback", "web")
     assert len(lab.run("sh", "-c", f"ls {copies}").stdout.split()) == 1, "not of the former version"
     lab.run("sh", "-c", "rm /var/lib/niso/state.db*")
-    lab.niso("net", "repair", "--sweep")
+    lab.niso("reset", "--yes")
     copy = lab.run("sh", "-c", f"echo {copies}").stdout.strip()
     said = refused(lab, "activate", copy)
     assert "network 'apps' was internal" in said and "niso net create --internal apps" in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+import shutil
 import signal
 import sys
 import time
@@ -17,9 +18,11 @@ from docker_world import IMAGE, PATH, PEERS, SOCKET, WITH_DOCKER, Docker, needs_
 from machine import Machine, needs_systemd
 from pages import ROOT
 from samples import LONG
-from services import BUSYBOX, CLIENT, HOST, fetch, idle, ps
+from services import BUSYBOX, CLIENT, HOST, NEIGHBOUR, fetch, idle, package, pings, ps
+from wire import ALL, MDNS, Ears, Wire
 
 HOST6 = "2001:db8::1"
+SERVE = ("httpd", "-f", "-p", "80", "-h", "/app/served")
 WITH_NISO = (*WITH_DOCKER[:-1], f"PATH={sys.prefix}/bin:{PATH}")
 
 
@@ -156,6 +159,69 @@ def test_containers_on_networks_of_niso(lab: Lab) -> None:
 
 
 @needs_docker
+def test_labels_of_containers_are_options(lab: Lab) -> None:
+    docker = Docker(lab)
+    back = ("--network", "back")
+    create = ("network", "create", "-d", "niso", "-o", "network=back", "-o", "named=true")
+    docker(*create, "-o", "multicast=true", "--subnet", "10.99.50.0/24", "back")
+    evil = ("import", "-c", "LABEL niso.name=api niso.aliases=db", "/tmp/image.tar", "evil:1")
+    docker(*evil)
+    docker.run("one", *back, "--label", "niso.name=api", "--label", "niso.aliases=shop, store")
+    docker.run("two", *back, "--label", "niso.name=web", "--label", "niso.allow_from=store")
+    same = ("--network", network("back", "name=bad", "log=true"), "--label", "niso.name=bad")
+    docker.run("three", *same, "--label", "com.example.niso=x")
+
+    def is_held() -> bool:
+        lab.wait_for(lambda: {"api", "web", "bad"} <= rows(lab).keys(), 10, "names")
+        web = ps(lab, "web")["address"][0]
+        return docker.get("one", web) == "web" and docker.get("three", web) == ""
+
+    lab.path("/tmp/names").write_text("one two three")
+    docker("exec", "two", "/bin/busybox", "sh", "-c", "echo web > /index.html")
+    assert is_held()
+    docker("restart", "-t", "0", "two")
+    lab.wait_for(lambda: docker.get("two", "127.0.0.1") == "two", 10, "the server of two")
+    docker("exec", "two", "/bin/busybox", "sh", "-c", "echo web > /index.html")
+    assert is_held()
+    # one name on two networks: the name of one interface, and the alias of the other
+    docker("network", "create", "-d", "niso", "-o", "network=front", "front")
+    docker.run("both", *back, "--network", "front", "--label", "niso.name=both")
+    docker.run("four", "--network", network("front", "name=four", "allow_from=both"))
+    lab.wait_for(lambda: rows(lab).get("four", {}).get("status") == "attached", 10, "four")
+    assert len([name for name in rows(lab) if name.startswith("both")]) == 2
+    assert docker.get("both", ps(lab, "four")["address"][0]) == "four"
+    docker("rm", "-f", "both", "four")
+    key = "niso.allow_from"
+    for why, *wrong in (
+        ("one of niso.name", *back, "--label", "niso.allow_form=api", IMAGE),
+        ("takes only containers with a name", *back, IMAGE),
+        ("label niso.aliases is one of the image", *back, "--label", "niso.name=x", "evil:1"),
+        (
+            "label niso.allow_from and driver-opt niso.allow_from differ",
+            *("--network", network("back", "name=x", "allow_from=api"), "--label", f"{key}=bad"),
+            IMAGE,
+        ),
+    ):
+        refused = docker("run", "--rm", *wrong, "/bin/busybox", "true", check=False)
+        assert refused.returncode and why in refused.stderr, refused.stderr
+    with Wire(lab) as wire:
+        ears = Ears(lab, wire, {name: (f"niso-{name}", "eth0") for name in ("api", "web", "bad")})
+        for to in (MDNS, ALL, "10.99.50.255"):
+            assert ears.hearers("api", to) == {"web", "bad"}, to
+            assert ears.hearers("bad", to) == {"api"}, to
+    again = docker(
+        *create[:3], "niso", "-o", "network=back", "--subnet", "10.99.50.0/24", "x", check=False
+    )
+    assert again.returncode
+    # without Docker's record of its sandboxes, containers with labels are refused
+    lab.run("sh", "-c", 'mount --bind /dev/null "$0"', "/tmp/docker/data/network/files/local-kv.db")
+    late = docker("run", "--rm", *same, IMAGE, "/bin/busybox", "true", check=False)
+    assert "does not find the container of sandbox" in late.stderr
+    docker("rm", "-f", "one", "two", "three")
+    lab.niso("net", "check")
+
+
+@needs_docker
 @pytest.mark.parametrize("options", [(), ("--live-restore",)])
 def test_containers_start_again_after_a_crash_of_dockerd_and_a_power_loss(
     lab: Lab, options: tuple[str, ...]
@@ -169,7 +235,7 @@ def test_containers_start_again_after_a_crash_of_dockerd_and_a_power_loss(
     end(signal.SIGTERM)
     docker.daemon = docker.start(*options)
     docker("network", "create", "-d", "niso", "--subnet", "10.99.50.0/24", "backend")
-    names = [f"c{number}" for number in range(20 if LONG else 6)]
+    names = [f"c{number}" for number in range(20 if LONG else 5)]
     given = {
         "c0": ("-p", "8080:80"),
         "c1": ("--restart", "always"),
@@ -242,6 +308,74 @@ def test_containers_start_again_after_a_crash_of_dockerd_and_a_power_loss(
     all_are_back()
     docker("rm", "-f", *names)
     assert rows(lab) == {} and list(lab.path("/run/niso/docker").iterdir()) == []
+
+
+@needs_docker
+@pytest.mark.parametrize("first", ["niso", "docker"])
+def test_networks_of_docker_and_niso_work_whoever_is_first(lab: Lab, first: str) -> None:
+    """Each has a published port and a way out, after restarts too, and the host is no router for others."""
+    page = {"served/index.html": "web\n"}
+    web = package(lab, "web", BUSYBOX, *SERVE, files=page, network={"ports": ["8080:80"]})
+
+    def outside(lab: Lab) -> None:
+        lab.write("/tmp/outside/index.html", "outside\n")
+        lab.popen(BUSYBOX, "httpd", "-f", "-p", "80", "-h", "/tmp/outside", netns="client")
+        lab.run("ip", "address", "add", "198.51.100.3/32", "dev", "lo", netns="neighbour")
+        lab.run("ip", "route", "add", "198.51.100.3", "via", NEIGHBOUR)
+        lab.run("ip", "route", "add", "198.51.100.3", "via", HOST, netns="client")
+        lab.run("sysctl", "-qw", "net.ipv4.conf.all.send_redirects=0")
+        lab.run("sysctl", "-qw", "net.ipv4.conf.uplink0.send_redirects=0")
+
+    def work(lab: Lab, docker: Docker) -> None:
+        ports = {8080: "web", 8090: "own", 8070: "mixed"}
+        lab.wait_for(
+            lambda: {port: fetch(lab.client, f"{HOST}:{port}") for port in ports} == ports,
+            20,
+            "the published ports",
+        )
+        assert [docker.get(name, CLIENT) for name in ("own", "mixed")] == ["outside"] * 2
+        assert fetch(lab.run, CLIENT, "nsenter", "--net=/run/netns/niso-web") == "outside"
+        assert not pings(lab, "198.51.100.3", "client")
+        assert lab.niso("net", "check").returncode == 0
+
+    outside(lab)
+    if first == "niso":
+        lab.niso("activate", web)
+    docker = Docker(lab)
+    if first == "niso":
+        lab.run("iptables", "-P", "FORWARD", "DROP")  # as where Docker has turned forwarding on
+    lab.niso("activate", web)
+    lab.niso("enable", "web")
+    docker("network", "create", "-d", "niso", "backend")
+    docker.run("own", "-p", "8090:80")
+    docker.run("mixed", "--network", network("backend", "name=mixed"), "-p", "8070:80")
+    work(lab, docker)
+    docker.daemon.send_signal(signal.SIGTERM)
+    docker.daemon.wait(30)
+    docker.daemon = docker.start()
+    docker("start", "own", "mixed")
+    work(lab, docker)
+    # without a service of niso, Docker's network goes on
+    docker("stop", "-t0", "mixed")
+    lab.niso("deactivate", "web")
+    assert docker.get("own", CLIENT) == "outside" and fetch(lab.client, f"{HOST}:8090") == "own"
+    assert not pings(lab, "198.51.100.3", "client")
+    lab.niso("activate", "web")
+    docker("start", "mixed")
+    work(lab, docker)
+    docker.daemon.kill()
+    docker.daemon.wait(5)
+    with Lab() as after:
+        outside(after)
+        if first == "niso":
+            shutil.copytree(
+                lab.path("/var/lib/niso"), after.path("/var/lib/niso"), dirs_exist_ok=True
+            )
+            after.niso("restore")
+        docker = Docker(after, lab)
+        after.niso("restore")
+        docker("start", "own", "mixed")
+        work(after, docker)
 
 
 @needs_docker
@@ -348,7 +482,7 @@ def test_uninstall_leaves_docker_its_own_networks(lab: Lab) -> None:
         assert fetch(lab.client, f"{HOST}:8090") == "own"
         docker("restart", "-t0", "own")
         docker.wait_until_served("own")
-    assert "no objects" in lab.niso("net", "repair", "--sweep").stdout
+    assert "nothing of niso" in lab.niso("reset", "--yes").stdout
 
 
 COMPOSE = """\

@@ -1,4 +1,4 @@
-"""Test niso net stats and niso net log: dropped packets by service and direction."""
+"""Test niso net stats and niso net drops: dropped packets by service and direction."""
 
 from __future__ import annotations
 
@@ -146,8 +146,8 @@ def test_stats_without_services_and_without_tables(lab: Lab) -> None:
 
 @contextlib.contextmanager
 def reading(lab: Lab, *arguments: str) -> Iterator[Process]:
-    """``niso net log`` that has begun to read."""
-    process = lab.popen("niso", "net", "log", *arguments)
+    """``niso net drops`` that has begun to read."""
+    process = lab.popen("niso", "net", "drops", *arguments)
     lab.wait_for(lambda: bound(lab), what="a reader of the group")
     try:
         yield process
@@ -240,7 +240,7 @@ def test_what_others_log_to_the_group_is_not_shown(world: Lab) -> None:
 
 def test_second_reader_is_told_who_reads(world: Lab) -> None:
     with reading(world) as process:
-        words = refused(world, "net", "log")
+        words = refused(world, "net", "drops")
         assert f"another process (pid {process.pid}) already reads the dropped packets" in words
         assert "  hint: stop that one first" in words
         assert ended(process)[0] == 130
@@ -251,7 +251,7 @@ def test_second_reader_is_told_who_reads(world: Lab) -> None:
 def test_log_ends_when_nobody_reads_its_output_any_more(world: Lab) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        process = world.popen("niso", "net", "log", stdout=theirs.fileno())
+        process = world.popen("niso", "net", "drops", stdout=theirs.fileno())
         world.wait_for(lambda: bound(world), what="a reader of the group")
         theirs.close()
         ours.close()
@@ -264,7 +264,7 @@ def test_log_of_nothing_that_is_logged_says_so(world: Lab) -> None:
         status, errors = ended(process)
     assert status == 130
     assert errors.startswith("niso: warning: log = true is not set in the policy of web")
-    assert "did you mean 'web'?" in refused(world, "net", "log", "wbe")
+    assert "did you mean 'web'?" in refused(world, "net", "drops", "wbe")
 
 
 def test_nothing_is_kept(world: Lab) -> None:

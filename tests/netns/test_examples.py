@@ -15,16 +15,16 @@ from conftest import Lab
 from services import echo, idle, on
 
 from niso.cli.command import Command, find
-from niso.cli.general_commands import first_screen
+from niso.cli.general_commands import documented
 
 HERE = "/tmp/here"
 LAB = next(line for line, _ in find("lab", "").examples if "--" in line)  # type: ignore[union-attr]
-ENDS = ("deactivate", "remove", "net repair", "stack down")
+ENDS = ("deactivate", "remove", "reset", "stack down")
 """After these the world is made again."""
 FOLLOWS = (
     " -f ",
     "niso web",
-    "net log",
+    "net drops",
     "niso lab",
     "net capture",
     "net trace",
@@ -38,7 +38,7 @@ JUDGES = {"net explain": {0, 1}, "net policy test": {0, 2}}
 
 
 def commands() -> list[Command]:
-    return [each for one in first_screen() for each in (one.actions or (one,))]
+    return [each for one in documented() for each in (one.actions or (one,))]
 
 
 def make(lab: Lab) -> None:
@@ -119,23 +119,23 @@ def test_every_example_works(world: Lab) -> None:
         for line, _ in command.examples:
             if command.name == "net remove":
                 world.niso("net", "create", line.split()[3])
-            if command.name in ("agent", "kubernetes") or command.name.startswith("cluster "):
+            if command.name.split()[0] in ("agent", "kubernetes", "cluster"):
                 continue  # they need other hosts, or an API server: test_cluster_commands, test_pods
             if command.name in ELSEWHERE or command.name.startswith("volume "):
                 continue
             if line == LAB:  # a lab has a /tmp of its own: see below
                 continue
             if (
-                "--unit" in line or "--firewall" in line
+                "--unit" in line or "firewall" in line
             ):  # needs a booted systemd: see test_systemd_units
                 continue
-            example = f"{line} --yes" if "--write" in line else line
+            example = f"{line} --yes" if "--write" in line or line == "niso reset" else line
             if command.name in ("net attach", "net detach"):
                 example = with_namespace(world, line)
             wrong.append(tried(world, command, example))
             if command.name == "net create":
                 world.niso("net", "remove", line.split()[3])
-            if "--replace" in line:
+            if "--take-over" in line:
                 world.niso("port-forward", "api-2", "8080:8080", "--remove")
                 make(world)
             if command.name in ENDS and "--dry-run" not in line:

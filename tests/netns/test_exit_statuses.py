@@ -148,7 +148,7 @@ def test_current_folder_that_is_gone_is_told(lab: Lab, command: str) -> None:
 
 def test_empty_words_are_refused_as_no_name_and_no_command(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "api"))
-    for command in (["net", "log", ""], ["logs", ""], ["net", "check", ""]):
+    for command in (["net", "drops", ""], ["logs", ""], ["net", "check", ""]):
         assert refused(lab, *command, status=2 if command[1] == "check" else 1).startswith(
             "niso: no service "
         )

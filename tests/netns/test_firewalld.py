@@ -37,7 +37,7 @@ def test_rules_of_niso_hold_beside_firewalld_and_come_back(lab: Lab) -> None:
     pathlib.Path(machine.disk, UNITS, "dbus.service").unlink()  # masked in other tests
     machine.systemctl("daemon-reload")
     machine.systemctl("start", "dbus.socket")
-    machine.niso("enable", "--firewall")
+    machine.niso("firewall", "enable")
     machine.systemctl("start", "firewalld")
     assert machine.run("firewall-cmd", "--state").stdout == "running\n"
     assert "table inet firewalld" in machine.run("nft", "list", "tables").stdout

@@ -82,8 +82,8 @@ def test_udp_follows_a_port_that_port_forward_adds_moves_and_removes(
     talkers.say(town, talkers.now(), "")
     for command, who in (
         (("a", f"{PORT}:80/udp"), "a"),
-        (("b", f"{PORT}:80/udp", "--replace"), "b"),
-        (("a", f"{PORT}:80/udp", "--replace"), "a"),
+        (("b", f"{PORT}:80/udp", "--take-over"), "b"),
+        (("a", f"{PORT}:80/udp", "--take-over"), "a"),
         (("a", f"{PORT}:80/udp", "--remove"), ""),
         (("b", f"{PORT}:80/udp"), "b"),
     ):
@@ -133,7 +133,7 @@ def test_udp_of_every_port_of_a_range_follows(town: Lab, wire: Wire) -> None:
         form = f"{PORT}-{PORT + 19}:200-219/udp"
         town.niso("port-forward", "a", form)
         talkers.say(town, talkers.now(), "a")
-        town.niso("port-forward", "b", form, "--replace")
+        town.niso("port-forward", "b", form, "--take-over")
         since = talkers.now()
         talkers.say(town, since, "b")
         town.niso("port-forward", "b", form, "--remove")
@@ -216,7 +216,7 @@ def test_sctp_follows_a_port_that_comes_moves_and_goes(town: Lab, wire: Wire) ->
     for command, expected in (
         ((), set()),
         (("a", form), {"a"}),
-        (("b", form, "--replace"), {"b"}),
+        (("b", form, "--take-over"), {"b"}),
         (("b", form, "--remove"), set()),
         (("a", form), {"a"}),
     ):
@@ -252,7 +252,7 @@ def test_established_tcp_lives_on_when_its_port_moves_and_goes(town: Lab, wire: 
     town.niso("port-forward", "a", form)
     open_ones = talk(wire)
     for command, who in (
-        (("port-forward", "b", form, "--replace"), "b"),
+        (("port-forward", "b", form, "--take-over"), "b"),
         (("port-forward", "b", form, "--remove"), ""),
         (("activate", [form]), "a"),
         (("activate", []), ""),
@@ -285,7 +285,7 @@ def test_established_tcp_lives_on_when_its_services_last_port_goes(town: Lab, wi
     town.niso("port-forward", "a", f"{PORT}:80")
     open_ones = talk(wire)
     itself = Conversation(wire, "niso-a", HOST, PORT)
-    town.niso("port-forward", "b", f"{PORT}:80", "--replace")
+    town.niso("port-forward", "b", f"{PORT}:80", "--take-over")
     assert silent([*open_ones, itself], "after") == []
 
 
@@ -439,7 +439,7 @@ def test_other_flows_with_the_same_port_number_are_left_alone(town: Lab, wire: W
     before = known()
     for command in (
         ("port-forward", "a", "53:80/udp"),
-        ("port-forward", "b", "53:80/udp", "--replace"),
+        ("port-forward", "b", "53:80/udp", "--take-over"),
         ("port-forward", "b", "53:80/udp", "--remove"),
         ("activate", speaker(town, "b", network="one", ports=["53:80/udp", "50-60:50-60/tcp"])),
         ("activate", speaker(town, "b", network="one")),

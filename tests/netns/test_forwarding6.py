@@ -69,7 +69,7 @@ def ends(lab: Lab, name: str) -> None:
 
 
 def swept(lab: Lab, _: str) -> None:
-    lab.niso("net", "repair", "--sweep")
+    lab.niso("reset", "--yes")
     lab.niso("net", "repair")
 
 
@@ -150,6 +150,107 @@ def test_what_concerns_no_niso_bridge_is_routed_only_if_it_was_before(host: Lab)
     assert snapshots.differences(before, kernel_now(host)) == []
 
 
+def bring(lab: Lab, name: str, number: int, *kind: str) -> None:
+    """Create a link that leads to the namespace endNUMBER, with 198.51.NUMBER.0/24 and 2001:db8:NUMBER::/64.
+
+    ``kind`` are the words that create it if it is not a veth pair: its port is then one.
+    """
+    end, port = f"end{number}", f"{name}p" if kind else name
+    words = [
+        f"netns add {end}",
+        f"link add {port} type veth peer name eth0 netns {end}",
+        f"link set {port} up",
+        *(
+            (f"link add {name} {' '.join(kind)}", f"link set {port} master {name}")
+            if kind[:2] == ("type", "bridge")
+            else ()
+        ),
+        f"address add 198.51.{number}.1/24 dev {name}",
+        f"address add 2001:db8:{number}::1/64 dev {name} nodad",
+        f"link set {name} up",
+        f"-n {end} address add 198.51.{number}.2/24 dev eth0",
+        f"-n {end} address add 2001:db8:{number}::2/64 dev eth0 nodad",
+        f"-n {end} link set eth0 up",
+        f"-n {end} route add default via 198.51.{number}.1",
+        f"-n {end} -6 route add default via 2001:db8:{number}::1",
+    ]
+    for line in words:
+        lab.run("ip", *line.split())
+
+
+def passing(lab: Lab, *numbers: int) -> list[tuple[int, int, str]]:
+    """Return the pings between the ends of `bring`, (from, to, IP version), whose answer arrives."""
+    found = []
+    for source in numbers:
+        for to in numbers:
+            for version, address in (("4", f"198.51.{to}.2"), ("6", f"2001:db8:{to}::2")):
+                if source != to and pings(lab, address, f"end{source}"):
+                    found.append((source, to, version))
+    return found
+
+
+def test_links_that_existed_before_stay_closed_and_later_ones_are_open(host: Lab) -> None:
+    """A machine with two uplinks does not become a router; bridges and tunnels that come later work."""
+    host.run("sysctl", "-qw", "net.ipv4.conf.all.send_redirects=0", "net.ipv4.ip_forward=0")
+    bring(host, "a1", 41)
+    bring(host, "a2", 42, "type", "bridge")
+    activate(host, "api", "dual")
+    assert passing(host, 41, 42) == []
+    # a former link keeps its index when it is renamed, and its name when it is created again
+    host.run("ip", "link", "set", "a1", "down")
+    host.run("ip", "link", "set", "a1", "name", "new1")
+    for line in (
+        "link set new1 up",
+        "address add 2001:db8:41::1/64 dev new1 nodad",
+        "link delete a2",
+        "link delete a2p",
+        "netns delete end42",
+    ):
+        host.run("ip", *line.split())
+    bring(host, "a2", 42, "type", "bridge")
+    assert passing(host, 41, 42) == []
+    # a bridge, and a pair that a program moved into a namespace, are for somebody who forwards
+    bring(host, "b1", 43, "type", "bridge")
+    bring(host, "b2", 44)
+    later = [
+        (source, to, version)
+        for source in (41, 42, 43, 44)
+        for to in (41, 42, 43, 44)
+        for version in "46"
+        if source != to and {source, to} != {41, 42}
+    ]
+    assert passing(host, 41, 42, 43, 44) == later
+    assert "came after" in host.niso("net", "explain", "198.51.41.2", "198.51.43.2").stdout
+    assert (
+        "did not forward"
+        in host.niso("net", "explain", "198.51.41.2", "198.51.42.2", check=False).stdout
+    )
+    assert_whole(host)
+    # a later macvlan leads to the same wire as its link: like a new network card, it stays closed
+    for line in (
+        "link add link new1 name card1 type macvlan mode bridge",
+        "address flush dev new1",
+        "link set card1 up",
+        "address add 198.51.41.1/24 dev card1",
+        "address add 2001:db8:41::1/64 dev card1 nodad",
+        "-n end41 neighbour flush dev eth0",
+    ):
+        host.run("ip", *line.split())
+    assert passing(host, 41, 42) == []
+    assert pings(host, "198.51.43.2", "end41") and pings(host, "2001:db8:43::2", "end41")
+    # a bridge needs forwarding: it stays on, and the former links stay closed
+    ends(host, "api")
+    assert host.run("sysctl", "-n", "net.ipv4.ip_forward").stdout == "1\n"
+    assert passing(host, 41, 42) == []
+    assert pings(host, "198.51.43.2", "end41")
+    activate(host, "api", "dual")
+    assert passing(host, 41, 42) == []
+    assert_whole(host)
+    host.run("ip", "link", "delete", "b1")
+    ends(host, "api")
+    assert host.run("sysctl", "-n", "net.ipv4.ip_forward").stdout == "0\n"
+
+
 def test_link_that_comes_later_works_and_is_as_others_afterwards(host: Lab) -> None:
     activate(host, "api", "dual")
     for words in (
@@ -161,7 +262,6 @@ def test_link_that_comes_later_works_and_is_as_others_afterwards(host: Lab) -> N
     ):
         host.run("ip", *words.split())
     assert pings(host, "2001:db8:2::2", "niso-api")
-    assert not pings(host, "2001:db8:2::2", "client")
     host.niso("net", "create", "later", "--ipv6")
     activate(host, "second", "later")
     assert pings(host, CLIENT6, "niso-second")
@@ -191,7 +291,7 @@ def test_sweep_without_a_store_puts_sysctls_back(host: Lab) -> None:
     assert sysctls_of_others(host) != before
     host.run("ip", "link", "add", "late0", "type", "veth", "peer", "name", "late1")
     host.run("sh", "-c", "rm -rf /var/lib/niso/*")
-    host.niso("net", "repair", "--sweep")
+    host.niso("reset", "--yes")
     for name in ("forwarding", "accept_ra", "force_forwarding"):
         assert value(host, f"late0/{name}") == (value(host, f"default/{name}") or "0"), name
     host.run("ip", "link", "delete", "late0")

@@ -14,7 +14,7 @@ from test_golden import CASES, HERE, worked_out
 
 from niso.kernel import ruleset
 from niso.kernel.kinds.nft import Ruleset
-from niso.kernel.nft_elements import Edit, Element
+from niso.kernel.nft_elements import Element
 
 
 def given_to_nft(text: str, *options: str) -> None:
@@ -29,7 +29,7 @@ def given_to_nft(text: str, *options: str) -> None:
 def test_kernel_takes_each_transaction_of_a_golden(case: str) -> None:
     have, _, _ = worked_out(case)
     if have[Ruleset]:
-        elements = [Edit("add", element).text() for element in sorted(have[Element])]
+        elements = [element.statement("add") for element in sorted(have[Element])]
         given_to_nft("\n".join([ruleset.TABLES, *elements]))
     for transaction in (HERE / case / "ruleset.nft").read_text().split("# transaction ")[1:]:
         statements = transaction.partition("\n")[2]

@@ -155,7 +155,7 @@ def test_packages_are_removed_once_nothing_uses_them(lab: Lab) -> None:
     assert packages.purge("niso", answer=False).returncode
     done = packages.purge("niso", answer=True)
     assert done.returncode == 0, done.stderr
-    assert lab.niso("net", "repair", "--sweep").stdout == "no objects of niso in the kernel\n"
+    assert lab.niso("reset", "--yes").stdout == "nothing of niso is in the kernel\n"
     rows = json.loads(lab.niso("ps", "--json").stdout)
     assert [(row["service"], row["status"]) for row in rows] == [("api", "inactive")]
     assert not json.loads(lab.niso("inspect", "api", "--json").stdout)["enabled"]
@@ -167,4 +167,4 @@ def test_packages_are_removed_once_nothing_uses_them(lab: Lab) -> None:
     refused = packages.purge("niso", answer=False)
     assert refused.returncode and "niso ps fails" in refused.stderr
     assert packages.purge("niso", answer=True).returncode == 0
-    assert lab.niso("net", "repair", "--sweep").stdout == "no objects of niso in the kernel\n"
+    assert lab.niso("reset", "--yes").stdout == "nothing of niso is in the kernel\n"

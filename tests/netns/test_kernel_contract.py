@@ -18,7 +18,7 @@ from niso.kernel.kinds.nft import NftTransaction, owner
 from niso.kernel.kinds.sysctls import Sysctl
 from niso.kernel.kinds.tunnels import Vxlan
 from niso.kernel.link_records import prefix
-from niso.kernel.nft_elements import Edit, Element
+from niso.kernel.nft_elements import Element
 from niso.kernel.real import Kernel
 
 ALIAS = "niso:0123abcd"
@@ -33,7 +33,7 @@ IPV6 = Sysctl("niso-s", "net/ipv6/conf/default/disable_ipv6", "0")
 
 
 def edits(verb: str, *elements: Element) -> NftTransaction:
-    return NftTransaction(tuple(Edit(verb, each) for each in elements))
+    return NftTransaction(tuple((verb, each) for each in elements))
 
 
 def add(*things: object) -> tuple[Step, ...]:
@@ -48,7 +48,7 @@ TABLES = NftTransaction(
     (
         *(f"destroy table {table}" for table in ruleset.CONTAINERS),
         ruleset.TABLES,
-        *(Edit("add", each) for each in owner("0123abcd")),
+        *(("add", each) for each in owner("0123abcd")),
     )
 )
 PORT = element_of("publish_any4", "tcp . 8080", "10.99.0.2 . 80")

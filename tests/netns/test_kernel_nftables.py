@@ -18,7 +18,6 @@ from niso.kernel.libnftables import Nft
 from niso.kernel.nft_elements import (
     HEADERS,
     Atoms,
-    Edit,
     Element,
     Header,
     Nfnetlink,
@@ -233,7 +232,7 @@ def test_all_elements_of_niso_come_back_as_they_were_planned() -> None:
     planned += [element for name, value in SYSCTLS for element in plan_elements.before(name, value)]
     planned = list({element.key(): element for element in planned}.values())
     with Nft() as nft_:
-        nft_.run("\n".join([ruleset.TABLES, *(Edit("add", e).text() for e in planned)]))
+        nft_.run("\n".join([ruleset.TABLES, *(e.statement("add") for e in planned)]))
     by_nft = listed()
     for _ in range(2):
         with Nfnetlink() as kernel:
@@ -249,7 +248,7 @@ def test_all_elements_of_niso_come_back_as_they_were_planned() -> None:
             # in the second round netlink has written them
             some = [e for e in planned if not HEADERS[e[:2]].is_plain_interval]
             for verb in ("delete", "add"):
-                kernel.change(verb, [Edit(verb, element) for element in some])
+                kernel.change(verb, [(verb, element) for element in some])
     assert listed() == by_nft
 
 

@@ -247,7 +247,6 @@ def test_reader_sees_links_as_iproute2_does() -> None:
             assert link.peer_index == (
                 index[there["link"]] if "link" in there else there.get("link_index", 0)
             )
-            assert link.peer_netnsid == there.get("link_netnsid", -1)
             assert link.hairpin == info.get("info_slave_data", {}).get("hairpin", False)
             assert link.call_iptables == bool(data.get("nf_call_iptables"))
             assert link.call_ip6tables == bool(data.get("nf_call_ip6tables"))

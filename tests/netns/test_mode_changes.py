@@ -370,7 +370,7 @@ def test_flush_and_sweep_with_every_mode(lab: Lab) -> None:
     after = snapshots.take(lab)
     assert changed(before, after, "namespaces", "in the host", "in niso-api", "in niso-alone") == []
     assert answer(lab, HOST, SHARED, "client") == f"side {CLIENT}"
-    lab.niso("net", "repair", "--sweep")
+    lab.niso("reset", "--yes")
     left = snapshots.take(lab)
     assert changed(clean, left, "namespaces", "in the host", "cgroups", "processes") == []
     lab.niso("activate", "side", "api", "alone", "open")

@@ -280,7 +280,7 @@ def test_port_of_a_sharer_is_forwarded_and_clashes_like_any(lab: Lab) -> None:
     assert answer(lab, HOST, 9191, "client") == f"side {CLIENT}"
     for port, holder in ((PORT, "api"), (7070, "peer")):
         assert f"is published by '{holder}'" in refused(lab, "port-forward", "side", f"{port}:90")
-    lab.niso("port-forward", "side", f"{PORT}:90", "--replace")
+    lab.niso("port-forward", "side", f"{PORT}:90", "--take-over")
     assert answer(lab, HOST, PORT, "client") == f"side {CLIENT}"
     assert [each["host_port"] for each in ps(lab, "api")["ports"]] == []
     said = refused(lab, "activate", idle(lab, "peer", network=on("backend", ports=["9090:70"])))

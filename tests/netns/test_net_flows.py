@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import select
 import signal
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Lab
-from services import answer, ask, echo, idle, on
+from services import answer, ask, echo, idle, on, send
+
+PATH = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 KEEP = """
 import socket, time
@@ -63,7 +69,7 @@ def test_who_connected_to_whom_and_what_decides(world: Lab) -> None:
         ],
         ["api", "db:80/tcp", "n", "-", "t", "drop", "db allow_from"],
         ["bad", "db:80/tcp", "n", "-", "t", "drop", "db allow_from"],
-        ["host", "db:80/tcp", "1", "-", "t", "pass", "-"],
+        ["host", "db:80/tcp", "1", "-", "t", "pass", "published 8080"],
         # by IPv4 twice and by IPv6
         ["web", "db:80/tcp", "3", "1", "t", "pass", 'db allow_from[0] "web:80"'],
     ]
@@ -145,3 +151,108 @@ def test_new_flows_as_they_happen(world: Lab) -> None:
     assert "db:80/tcp  drop  db allow_from" in refused
     follower.send_signal(signal.SIGINT)
     assert follower.wait(10) == 130
+
+
+KINDS: dict[str, tuple[dict[str, Any], str]] = {
+    "any": ({}, ""),
+    "list": ({"allow_from": []}, "allow_from"),
+    "deny": ({"deny_from": ["0.0.0.0/0"]}, "deny_from[0]"),
+}
+OUT: dict[str, tuple[dict[str, Any], str]] = {
+    "any": ({}, ""),
+    "list": ({"egress": {"allow": []}}, "egress.allow"),
+    "deny": ({"egress": {"deny": ["0.0.0.0/0"]}}, "egress.deny[0]"),
+}
+ON = {"plain": 1, "inner": 2, "other": 3}
+EVERYTHING = """
+import json, niso
+from niso.api.host import plain
+with niso.connect() as host, host.map() as map:
+    print(json.dumps([plain(host.flows()), plain(map.read()), plain(host.learn(egress=True))]))
+"""
+
+
+def test_the_line_that_is_named_is_the_line_that_dropped(lab: Lab) -> None:
+    """For each pair of reasons: an internal network, both policies of each kind, isolated networks."""
+    for name, number in ON.items():
+        internal = ["--internal"] * (name == "inner")
+        lab.niso("net", "create", name, "--subnet", f"10.99.{number}.0/24", *internal)
+    folders = []
+    for network in ("plain", "inner"):
+        folders += [
+            idle(lab, f"s-{network}-{kind}", network=on(network, policy=keys))
+            for kind, (keys, _) in OUT.items()
+        ]
+    for network in ON:
+        folders += [
+            idle(lab, f"r-{network}-{kind}", network=on(network, policy=keys))
+            for kind, (keys, _) in KINDS.items()
+        ]
+    lab.niso("activate", *folders)
+    at = {row["service"]: row["address"][0] for row in json.loads(lab.niso("ps", "--json").stdout)}
+    senders = [name for name in at if name.startswith("s-")]
+    expected: dict[tuple[str, str], str] = {}
+    for sender in senders:
+        for receiver in at.keys() - senders:
+            (_, here, out), (_, there, kind) = sender.split("-"), receiver.split("-")
+            if here == "inner" and there != here:
+                expected[sender, receiver] = "internal"
+            elif out != "any":
+                expected[sender, receiver] = f"{sender} {OUT[out][1]}"
+            elif kind != "any":
+                expected[sender, receiver] = f"{receiver} {KINDS[kind][1]}"
+            else:
+                expected[sender, receiver] = "" if here == there else "isolated"
+    dropped = sum(bool(line) for line in expected.values())
+    capture = lab.popen("niso", "net", "capture", *senders, "--drops", "-c", str(dropped), env=PATH)
+    lab.wait_for(lambda: "_drops" in lab.run("nft", "list", "tables").stdout, 30, "tables")
+    before = {row["service"]: row for row in json.loads(lab.niso("net", "stats", "--json").stdout)}
+    for sender, receiver in expected:
+        send(lab, f"niso-{sender}", at[receiver], 9)
+    assert capture.stdout is not None
+    captured = {}
+    for line in capture.stdout.read().decode().splitlines():
+        words = line.split(" ")
+        ends = words[2].rpartition(".")[0], words[4].rpartition(".")[0]
+        captured[ends] = line.rpartition("  (")[2].removesuffix(")")
+    assert capture.wait(30) == 0
+    seen, drawn, learned = json.loads(lab.run("python", "-c", EVERYTHING).stdout)
+
+    def named(flow: dict[str, Any]) -> str:
+        if flow["verdict"] == "pass":
+            return ""
+        if flow.get("key"):
+            return f"{flow['service']} {flow['key'].removeprefix('network.policy.')}"
+        return "internal" if "is internal" in flow["words"] else "isolated"
+
+    flows = {(flow["from"]["name"], flow["to"]["name"]): flow for flow in seen}
+    assert {ends: named(flow) for ends, flow in flows.items()} == expected
+    # the kernel's own counters
+    after = {row["service"]: row for row in json.loads(lab.niso("net", "stats", "--json").stdout)}
+    for way, first in (("out", 0), ("in", 1)):
+        for name in at:
+            own = sum(
+                line.startswith(f"{name} ") and ends[first] == name
+                for ends, line in expected.items()
+            )
+            assert after[name][f"{way}-drops"] - before[name][f"{way}-drops"] == own, (way, name)
+    # the others say the same words
+    words = {ends: flow["words"] for ends, flow in flows.items() if flow["verdict"] == "drop"}
+    assert captured == words
+    assert {
+        (flow["from"]["name"], flow["to"]["name"]): flow["words"]
+        for flow in drawn["flows"]
+        if flow["verdict"] == "drop"
+    } == words
+    # a suggested line changes the verdict, if the lines for both ends are added
+    offered = set()
+    for policy in learned:
+        for key, peer_first in (("allow_from", True), ("egress", False)):
+            for entry in policy[key]:
+                if not entry["allowed"]:
+                    ends = entry["text"].partition(":")[0], policy["service"]
+                    offered.add(ends if peer_first else ends[::-1])
+    closed = {ends for ends, line in expected.items() if line in ("", "internal", "isolated")}
+    refusing = {ends for ends in expected if "-deny" in ends[0] or "-deny" in ends[1]}
+    apart = {ends for ends in expected if ends[0].split("-")[1] != ends[1].split("-")[1]}
+    assert not offered & (closed | apart) and expected.keys() - closed - apart - refusing <= offered

@@ -15,6 +15,7 @@ from services import (
     refused,
     subnets,
 )
+from wire import ALL, HAZELCAST, MDNS, MDNS6, Ears, Wire
 
 
 def bridge_addresses(lab: Lab, bridge: str) -> list[str]:
@@ -293,3 +294,61 @@ def test_dry_run_of_create_and_remove_prints_the_steps_that_then_run(lab: Lab) -
     planned = lab.niso("net", "remove", "--dry-run", "new").stdout
     assert snapshots.differences(before, snapshots.take(lab)) == []
     assert lab.niso("net", "remove", "-v", "new").stderr == planned
+
+
+# --- multicast and broadcast ----------------------------------------------------------------------
+
+
+def test_multicast_and_broadcast_pass_between_services_of_one_network(lab: Lab) -> None:
+    dual = ("--subnet", "10.99.1.0/24", "--subnet", "fd00:99:1::/64")
+    lab.niso("net", "create", "hall", *dual, "--multicast")
+    lab.niso("net", "create", "room", "--ipv6", "--multicast")
+    lab.niso("net", "create", "plain", "--ipv6")
+    services = {
+        "api": on("hall", ports=["8080:80"]),
+        "web": on("hall"),
+        "shy": on("hall", policy={"allow_from": ["web:5353/udp"]}),
+        "shut": on("hall", policy={"allow_from": []}),
+        "mute": on("hall", policy={"egress": {"allow": ["web"]}}),
+        "near": on("room"),  # without ports and policies, so without connection tracking
+        "far": on("room"),
+        "one": on("plain"),
+        "two": on("plain"),
+    }
+    lab.niso("activate", *(idle(lab, name, network=own) for name, own in services.items()))
+    links: dict[str, tuple[str | None, str]] = {name: (f"niso-{name}", "eth0") for name in services}
+    with Wire(lab) as wire:
+        ears = Ears(lab, wire, links | {"host": (None, "niso-hall")})
+        for to in (MDNS, HAZELCAST, ALL, "10.99.1.255", MDNS6):
+            assert ears.hearers("api", to) == {"web", "mute"}, to
+            assert ears.hearers("web", to) == {"api", "shy", "mute"}, to
+            assert ears.hearers("mute", to) == set(), to
+            own = ALL if to == "10.99.1.255" else to
+            assert ears.hearers("near", own) == {"far"}, own
+            assert ears.hearers("one", to) == set(), to
+        assert ears.hearers("host", MDNS) == {"api", "web", "shy", "shut", "mute"}
+        said = lab.niso("net", "explain", "api", f"{MDNS}:5353/udp").stdout
+        assert "ingress  pass  received by mute, web; refused by the policies of shut, shy" in said
+        assert lab.niso("net", "explain", "one", f"{MDNS}:5353/udp", check=False).returncode == 1
+        assert lab.niso("net", "explain", "mute", f"{MDNS}:5353/udp", check=False).returncode == 1
+        # a policy is for sender and port, and follows changes
+        ears.say("web", "10.99.1.255", 5354)
+        lab.niso("activate", idle(lab, "shy", network=on("hall", policy={"allow_from": ["api"]})))
+        assert ears.hearers("api", MDNS6) == {"web", "mute", "shy"}
+        assert ears.hearers("web", MDNS) == {"api", "mute"}
+        # 100 a second, and 500 at once
+        for _ in range(2000):
+            ears.say("api", HAZELCAST, text="flood")
+        assert 500 <= ears.heard("web").count("flood") < 1500
+        (limit,) = (
+            item["rule"]["expr"]
+            for item in lab.nft_json()
+            if item.get("rule", {}).get("comment", "").startswith("too many multicasts and broad")
+        )
+        assert next(e["counter"]["packets"] for e in limit if "counter" in e) >= 500
+    assert "Multicast: yes" in lab.niso("net", "inspect", "hall").stdout
+    assert "already exists with multicast" in refused(lab, "net", "create", "hall", *dual)
+    assert "already exists without" in refused(
+        lab, "net", "create", "plain", "--ipv6", "--multicast"
+    )
+    assert lab.niso("net", "check").stdout.startswith("OK")

@@ -10,7 +10,21 @@ from conftest import Lab
 from deb_world import Packages
 from podman_world import AARDVARK, IMAGE, PEERS, WITH_PODMAN, Podman, needs_podman
 from samples import LONG, samples
-from services import BUSYBOX, CLIENT, HOST, NEIGHBOUR, echo, fetch, idle, on, ps, set_resolver
+from services import (
+    BUSYBOX,
+    CLIENT,
+    HOST,
+    NEIGHBOUR,
+    echo,
+    fetch,
+    idle,
+    on,
+    package,
+    pings,
+    ps,
+    set_resolver,
+)
+from wire import ALL, MDNS, Ears, Wire
 
 
 @needs_podman
@@ -123,6 +137,50 @@ def test_containers_on_networks_of_niso(lab: Lab) -> None:
     assert [row["service"] for row in json.loads(lab.niso("ps", "--json").stdout)] == ["db"]
     servers = ("pgrep", "-x", "aardvark-dns")
     lab.wait_for(lambda: lab.run(*servers, check=False).returncode, 5, "the end of the server")
+    lab.niso("net", "check")
+
+
+@needs_podman
+def test_labels_of_containers_are_options(lab: Lab) -> None:
+    podman = Podman(lab)
+    podman("network", "create", "-d", "niso", "--opt", "multicast=true", "back")
+    podman("import", "-c", "LABEL niso.name=api", "/tmp/image.tar", "evil:1")
+    back = ("--network", "back")
+    podman.run("one", *back, "--label", "niso.name=api", "--label", "niso.aliases=shop, store")
+    podman.run("web", *back, "--label", "niso.allow_from=store")
+    podman.run("bad", "--network", "back:name=bad", "--label", "niso.name=bad")
+    own = ("run", "-d", "--name", "good", *back, "--label", "niso.name=good", "evil:1")
+    podman(*own, "/bin/busybox", "sleep", "1000")
+    assert ps(lab, "good")["status"] == "attached"
+    web = ps(lab, "web")["address"][0]
+    for _ in range(2):
+        assert podman.get("one", web) == "web" and podman.get("bad", web) == ""
+        podman("restart", "-t0", "web")
+    for why, *wrong in (
+        ("one of niso.name", *back, "--label", "niso.allow_form=api", IMAGE),
+        ("label niso.name is one of the image", *back, "evil:1"),
+        (
+            "label niso.allow_from and --network back:allow_from differ",
+            *("--network", "back:allow_from=api", "--label", "niso.allow_from=bad"),
+            IMAGE,
+        ),
+    ):
+        refused = podman("run", "--rm", *wrong, "/bin/busybox", "true", check=False)
+        assert refused.returncode and why in refused.stderr, refused.stderr
+    with Wire(lab) as wire:
+        ears = Ears(lab, wire, {name: (f"niso-{name}", "eth0") for name in ("api", "web", "bad")})
+        for to in (MDNS, ALL):
+            assert ears.hearers("api", to) == {"web", "bad"}, to
+            assert ears.hearers("bad", to) == {"api"}, to
+    # the labels of a pod are those of its first container, which has its network
+    podman("pod", "create", "--name", "trio", *back, "--label", "niso.allow_from=api")
+    podman.run("inside", "--pod", "trio")
+    inside = next(
+        row["address"][0]
+        for row in json.loads(lab.niso("ps", "--json").stdout)
+        if row["service"] not in ("api", "web", "bad", "good")
+    )
+    assert podman.get("one", inside) == "inside" and podman.get("bad", inside) == ""
     lab.niso("net", "check")
 
 
@@ -490,7 +548,7 @@ def test_uninstall_leaves_podman_its_own_networks(lab: Lab) -> None:
     assert podman.get("web", CLIENT) == "outside"
     podman("pod", "rm", "-f", "-t0", "shop")
     podman("rm", "-f", "-t0", "own", "web", "off")
-    assert "no objects" in lab.niso("net", "repair", "--sweep").stdout
+    assert "nothing of niso" in lab.niso("reset", "--yes").stdout
 
 
 ROOTLESS = """\
@@ -501,6 +559,70 @@ exec setpriv --reuid 1000 --regid 1000 --clear-groups env HOME=/tmp/user/home \\
   XDG_RUNTIME_DIR=/tmp/user/run podman --root /tmp/user/data --runroot /tmp/user/run/storage \\
   --network-config-dir /tmp/user/networks --tmpdir /tmp/user/run/tmp "$@"
 """
+
+
+@needs_podman
+@pytest.mark.parametrize("first", ["niso", "podman"])
+def test_networks_of_podman_and_niso_work_whoever_is_first(lab: Lab, first: str) -> None:
+    """Each has a published port and a way out, after restarts too, and the host is no router for others."""
+    page = {"served/index.html": "web\n"}
+    serve = (BUSYBOX, "httpd", "-f", "-p", "80", "-h")
+    web = package(lab, "web", *serve, "/app/served", files=page, network={"ports": ["8080:80"]})
+    lab.write("/tmp/outside/index.html", "outside\n")
+    lab.popen(*serve, "/tmp/outside", netns="client")
+    for family, host in (("-4", HOST), ("-6", "2001:db8::1")):
+        lab.run("ip", family, "route", "add", ROUTED[family], "via", host, netns="client")
+        lab.run("ip", "address", "add", ROUTED[family], "dev", "lo", netns="neighbour")
+    lab.run("ip", "route", "add", ROUTED["-4"], "via", NEIGHBOUR)
+    lab.run("ip", "route", "add", ROUTED["-6"], "via", "2001:db8::3")
+    for link in ("all", "uplink0"):
+        lab.run("sysctl", "-qw", f"net.ipv4.conf.{link}.send_redirects=0")
+    podman = Podman(lab)
+    routes = first == "podman"  # netavark turns forwarding on, and nothing restricts it
+
+    def work(*routes: bool) -> None:
+        ports = {8080: "web", 8090: "own", 8070: "mixed"}
+        lab.wait_for(
+            lambda: {port: fetch(lab.client, f"{HOST}:{port}") for port in ports} == ports,
+            20,
+            "the published ports",
+        )
+        assert fetch(lab.client, "[2001:db8::1]:8090") == "own"
+        for name in ("own", "mixed"):
+            assert podman.get(name, CLIENT) == "outside"
+        assert podman.get("own", "[2001:db8::2]") == "outside"
+        assert fetch(lab.run, CLIENT, "nsenter", "--net=/run/netns/niso-web") == "outside"
+        assert [pings(lab, ROUTED[family], "client") for family in ("-4", "-6")] == [*routes]
+        assert lab.niso("net", "check").returncode == 0
+
+    def own() -> None:
+        podman("network", "create", "--ipv6", "--disable-dns", "dual")
+        podman.run("own", "--network", "dual", "-p", "8090:80")
+
+    podman("network", "create", "-d", "niso", "--ipv6", "backend")
+    if first == "podman":
+        own()
+    lab.niso("activate", web)
+    podman.run("mixed", "--network", "backend", "-p", "8070:80")
+    if first == "niso":
+        own()
+    work(routes, routes)
+    podman("restart", "-t0", "own", "mixed")
+    # netavark has set conf/all/forwarding, which niso had left at 0
+    work(routes, True)
+    # without a service of niso, Podman's network goes on
+    podman("stop", "-t0", "mixed")
+    lab.niso("deactivate", "web")
+    assert podman.get("own", CLIENT) == "outside" and fetch(lab.client, f"{HOST}:8090") == "own"
+    assert pings(lab, ROUTED["-4"], "client") is routes
+    lab.niso("activate", "web")
+    podman("start", "mixed")
+    work(routes, True)
+    podman("rm", "-f", "-t0", "own", "mixed")
+
+
+ROUTED = {"-4": "198.51.100.3", "-6": "2001:db8:5::3"}
+"""Addresses of the neighbour that the client can reach only if the host routes for it."""
 
 
 @needs_podman

@@ -79,7 +79,7 @@ class Cluster:
     def agent(self) -> subprocess.Popen[Any]:
         """Start the agent, and wait until it listens."""
         agent = self.lab.popen(
-            "niso", "kubernetes", "--kubeconfig", "/tmp/kubeconfig", stdout=subprocess.PIPE
+            "niso", "kubernetes", "run", "--kubeconfig", "/tmp/kubeconfig", stdout=subprocess.PIPE
         )
         self.lab.wait_for(lambda: self.plugin.call("STATUS", "1.1.0").status == 0, 20, "the agent")
         return agent

@@ -187,7 +187,7 @@ def test_taken_host_port_names_its_holder_and_the_way_to_take_it(pair: Lab) -> N
     pair.niso("port-forward", "a", "9000-9010:9000-9010")
     listener = listen(pair, "tcp", "0.0.0.0", 7000)
     before = snapshots.take(pair)
-    whole, part = "--replace takes 8080:80 from a", "it is part of a range: move the whole range"
+    whole, part = "--take-over takes 8080:80 from a", "it is part of a range: move the whole range"
     for form, shown, hint in (
         ("8080:81", "host port 8080/tcp is published by 'a'", whole),
         (
@@ -200,10 +200,10 @@ def test_taken_host_port_names_its_holder_and_the_way_to_take_it(pair: Lab) -> N
     ):
         said = refused(pair, "port-forward", "b", form)
         assert shown in said and hint in said, said
-    # not even by --replace: half a range stays behind, and a process of the host is not niso's to end
-    said = refused(pair, "port-forward", "b", "9005:81", "--replace")
+    # not even by --take-over: half a range stays behind, and a process of the host is not niso's to end
+    said = refused(pair, "port-forward", "b", "9005:81", "--take-over")
     assert "host port 9005/tcp is part of 9000-9010/tcp of 'a'" in said
-    for more in ([], ["--replace"]):
+    for more in ([], ["--take-over"]):
         said = refused(pair, "port-forward", "b", "7000:81", *more)
         assert f"python3 (pid {listener.pid})" in said and "0.0.0.0:7000" in said
     listener.kill()
@@ -219,7 +219,7 @@ def test_taken_host_port_names_its_holder_and_the_way_to_take_it(pair: Lab) -> N
 def test_replace_is_one_transaction_of_the_kernel(pair: Lab) -> None:
     """``nft monitor`` shows what each generation of the ruleset changed."""
     generations = Generations(pair)
-    pair.niso("port-forward", "b", "8080:80", "--replace")
+    pair.niso("port-forward", "b", "8080:80", "--take-over")
     found = [lines for lines in generations.since() if any("tcp . 8080" in line for line in lines)]
     assert len(found) == 1, found
     lines = [line for line in found[0] if "publish_any4 { tcp . 8080" in line]
@@ -228,7 +228,7 @@ def test_replace_is_one_transaction_of_the_kernel(pair: Lab) -> None:
 
 
 def test_replaced_port_is_the_new_services_in_every_table(pair: Lab) -> None:
-    pair.niso("port-forward", "b", "8080:81", "--replace")
+    pair.niso("port-forward", "b", "8080:81", "--take-over")
     assert ask(pair, HOST, 8080, "client") == f"b 81 {CLIENT}"
     assert ask(pair, "127.0.0.1", 8080).startswith("b 81")
     assert elements(pair) == {
@@ -257,7 +257,7 @@ def test_replaced_port_is_the_new_services_in_every_table(pair: Lab) -> None:
     ]
     assert ask(pair, HOST, 8080, "client") == f"a 80 {CLIENT}"
     assert_whole(pair)
-    pair.niso("port-forward", "b", "8080:81", "--replace")
+    pair.niso("port-forward", "b", "8080:81", "--take-over")
     pair.niso("deactivate", "b")
     assert ask(pair, HOST, 8080, "client") == ""
     warning = pair.niso("net", "check").stderr
@@ -270,7 +270,7 @@ def test_replaced_port_is_the_new_services_in_every_table(pair: Lab) -> None:
 def test_replace_within_one_service_changes_the_inner_port(pair: Lab) -> None:
     pair.niso("port-forward", "a", "9090:80")
     assert "host port 9090/tcp is published by 'a'" in refused(pair, "port-forward", "a", "9090:81")
-    pair.niso("port-forward", "a", "9090:81", "--replace")
+    pair.niso("port-forward", "a", "9090:81", "--take-over")
     assert ask(pair, HOST, 9090, "client") == f"a 81 {CLIENT}"
     assert [row for row in rows(pair) if row[1] == 9090] == [("a", 9090, 81, "tcp")]
     assert_whole(pair)
@@ -279,7 +279,7 @@ def test_replace_within_one_service_changes_the_inner_port(pair: Lab) -> None:
 def test_replace_within_one_service_of_a_port_of_its_manifest_lasts(lab: Lab) -> None:
     path = speaker(lab, "a", 80, 81, ports=["8080:80", "8090:80"])
     start(lab, path)
-    lab.niso("port-forward", "a", "8080:81", "--replace")
+    lab.niso("port-forward", "a", "8080:81", "--take-over")
 
     def is_kept() -> None:
         assert ask(lab, HOST, 8080, "client") == f"a 81 {CLIENT}"
@@ -309,12 +309,12 @@ def test_replace_by_a_wildcard_takes_every_specific_address(lab: Lab) -> None:
         speaker(lab, "c", ports=["127.0.0.2:8080:80"]),
         speaker(lab, "b"),
     )
-    lab.niso("port-forward", "b", "8080:80", "--replace")
+    lab.niso("port-forward", "b", "8080:80", "--take-over")
     for at in (HOST, "127.0.0.1", "127.0.0.2"):
         assert ask(lab, at, 8080).startswith("b ")
     assert rows(lab) == [("a", 8090, 80, "tcp"), ("b", 8080, 80, "tcp")]
     assert_whole(lab)
-    lab.niso("port-forward", "c", "127.0.0.2:8080:80", "--replace", check=False)
+    lab.niso("port-forward", "c", "127.0.0.2:8080:80", "--take-over", check=False)
     assert_whole(lab)
 
 
@@ -332,7 +332,7 @@ def test_moving_a_port_under_load_loses_no_connection(pair: Lab) -> None:
         for name in ("b", "a") * 3:
             time.sleep(0.25)  # connections for the one who has it now
             began = time.monotonic()
-            pair.niso("port-forward", name, f"8080:{81 if name == 'b' else 80}", "--replace")
+            pair.niso("port-forward", name, f"8080:{81 if name == 'b' else 80}", "--take-over")
             ends.append((began, time.monotonic(), name))
             between.append(Conversation(wire, "neighbour", HOST, 8080))
             assert all(each.goes_on(f"word {len(ends)}") for each in (*old, *between))
@@ -377,7 +377,7 @@ NEXT = (
         ("a 9090:81", "a 9090:81 --remove", "", "a"),
         ("a 9090:81 --remove", "a 9090:81", "a", ""),
         # the only one of a: its bridge port changes with it
-        ("b 8080:81 --replace", "a 8080:81 --replace", "a", "b"),
+        ("b 8080:81 --take-over", "a 8080:81 --take-over", "a", "b"),
     ],
 )
 def test_port_is_whole_wherever_niso_was_killed(

@@ -145,7 +145,7 @@ def test_free_port_is_kept_and_given_to_nobody_else(lab: Lab) -> None:
     for commands in (
         [("restart", "a")],
         [("deactivate", "a"), ("activate", "a")],
-        [("net", "repair", "--sweep"), ("activate", "a")],
+        [("reset", "--yes"), ("activate", "a")],
     ):
         for command in commands:
             if command == ("activate", "a"):

@@ -43,6 +43,8 @@ tests:
       - {series: 'niso_service_oom_kills_total{service="db"}', values: '0x5 1x15'}
       - {series: 'niso_service_memory_bytes{service="db"}', values: '91x20'}
       - {series: 'niso_service_memory_limit_bytes{service="db"}', values: '100x20'}
+      - {series: 'niso_seen_set_full{set="refused"}', values: '0x5 1x15'}
+      - {series: 'niso_seen_beyond_share_total{set="refused"}', values: '0x5 9x15'}
       - {series: 'niso_conntrack_entries', values: '81x20'}
       - {series: 'niso_conntrack_entries_limit', values: '100x20'}
     alert_rule_test:
@@ -73,6 +75,8 @@ FIRING = {
     "NisoPolicyDrops": "severity: info, service: db, direction: ingress",
     "NisoForeignFrames": "severity: warning, service: db",
     "NisoKernelDiffers": "severity: warning, instance: a",
+    "NisoFlowsNotRecorded": "severity: warning, set: refused",
+    "NisoFlowsBeyondShare": "severity: info, set: refused",
     "NisoConntrackFull": "severity: critical",
     "NisoMetricsMissing": "severity: warning",
 }

@@ -10,7 +10,7 @@ from ruleset_elements import ODD_NAMES, SYSCTLS, all_elements, policy_elements
 
 from niso.kernel import ruleset
 from niso.kernel.kinds.nft import owner
-from niso.kernel.nft_elements import Edit, Element
+from niso.kernel.nft_elements import Element
 from niso.plan import elements as plan_elements
 
 
@@ -23,8 +23,8 @@ def checked(text: str) -> subprocess.CompletedProcess[str]:
 
 def added_and_deleted(elements: list[Element]) -> str:
     """Return the ruleset, statements that add all elements to it, and others that delete them."""
-    edits = [Edit(verb, element) for verb in ("add", "delete") for element in elements]
-    return "\n".join([ruleset.TABLES, *(edit.text() for edit in edits)])
+    edits = [(verb, element) for verb in ("add", "delete") for element in elements]
+    return "\n".join([ruleset.TABLES, *(element.statement(verb) for verb, element in edits)])
 
 
 @throw_away_host

@@ -96,14 +96,14 @@ from niso.plan.specs import ProcessSpec
 from niso.runtime import lifecycle as process
 from niso.runtime.crun import wait_readable
 with service_lock("{SERVICE}"):
-    start = process.ProcessStart(convert(json.loads(sys.argv[1]), ProcessSpec))
+    start = process.begin(convert(json.loads(sys.argv[1]), ProcessSpec))
     assert wait_readable(start.fd, 20)
     pid = int(open("{FOLDER}/run-0/pid").read())
     init = os.pidfd_open(pid)
     fifo = "/run/niso/crun/niso-service-{SERVICE}/exec.fifo"
     {meanwhile}
     try:
-        start.finish()
+        process.finish(start)
     except Error as error:
         print(error.message)
 """

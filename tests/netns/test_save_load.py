@@ -28,7 +28,7 @@ def saved(lab: Lab, *words: str) -> str:
 
 def forget(lab: Lab) -> None:
     """Leave nothing of niso: the host is then as empty as another one."""
-    lab.run("sh", "-c", "niso deactivate --all; rm -rf /var/lib/niso/*; niso net repair --sweep")
+    lab.run("sh", "-c", "niso deactivate --all; rm -rf /var/lib/niso/*; niso reset --yes")
     lab.run("rm", "-rf", "/tmp/packages", "/tmp/token")
 
 

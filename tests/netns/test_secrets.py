@@ -46,7 +46,7 @@ def test_secret_is_in_memory_for_its_user_alone_and_follows_its_file(lab: Lab) -
         for words in (
             ["inspect", "api"],
             ["logs", "api"],
-            ["check", folder, "--json"],
+            ["validate", folder, "--json"],
             ["net", "check"],
         )
     ]

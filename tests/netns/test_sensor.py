@@ -6,7 +6,7 @@ import json
 
 import pytest
 from conftest import Lab
-from services import answer, ask, echo, elements_of, filter_bridged, idle, on
+from services import HOST, answer, ask, echo, elements_of, filter_bridged, idle, on, send
 
 from niso.kernel import flow_memory, policy_rules
 
@@ -23,10 +23,28 @@ def elements(lab: Lab, *names: str) -> set[tuple[str, str, str, int]]:
     return found
 
 
-def missed(lab: Lab) -> dict[str, int]:
+def missed(lab: Lab, beyond: bool = False) -> dict[str, int]:
     code = "import json; from niso.kernel import flow_memory as sensor; print(json.dumps(sensor.missed()))"
-    found: dict[str, int] = json.loads(lab.run("python", "-c", code).stdout)
-    return found
+    found: dict[str, list[int]] = json.loads(lab.run("python", "-c", code).stdout)
+    return {name: counts[beyond] for name, counts in found.items()}
+
+
+MAP = """
+import json, niso
+from niso.api.host import plain
+with niso.connect() as host, host.map() as map:
+    print(json.dumps(plain(map.read())))
+"""
+
+
+def scan(lab: Lab, netns: str, address: str, first: int, last: int) -> None:
+    """Send a datagram to each of these ports, slower than the limit on new flows."""
+    code = (
+        "import socket, time\ns = socket.socket(2, 2)\n"
+        f"for port in range({first}, {last}):\n s.sendto(b'x', ('{address}', port))\n"
+        " port % 50 or time.sleep(0.06)"
+    )
+    lab.run("/usr/bin/python3", "-ISc", code, netns=netns)
 
 
 @pytest.fixture
@@ -90,6 +108,16 @@ def test_full_set_drops_nothing_and_says_what_it_missed(world: Lab) -> None:
     assert set(before.values()) == {0}
     assert ask(world, "192.0.2.1", 8080, "client").startswith("db")
     assert ask(world, "10.99.1.2", 80, "niso-api") == "", "a full set does not let it pass"
+    shown = world.niso("net", "flows")
+    assert "full: entered, refused, audited" in shown.stderr and "--forget" in shown.stderr
+    metrics = world.niso("metrics").stdout
+    assert 'niso_seen_set_full{set="refused"} 1.0' in metrics
+    assert 'niso_seen_set_full{set="seen"} 0.0' in metrics
+    assert json.loads(world.run("python", "-c", MAP).stdout)["full"] == [
+        "entered",
+        "refused",
+        "audited",
+    ]
     after = missed(world)
     assert after[policy_rules.ENTERED] == 1 and after[policy_rules.REFUSED] >= 1
     assert (
@@ -101,6 +129,58 @@ def test_full_set_drops_nothing_and_says_what_it_missed(world: Lab) -> None:
     world.niso("activate", echo(world, "db", network=network, **rules))
     answer(world, "10.99.1.2", 80, "niso-api")
     assert missed(world)[policy_rules.AUDITED] >= 1
+
+
+def test_a_scan_hides_no_other_denial(world: Lab) -> None:
+    world.niso(
+        "activate",
+        idle(world, "vault", network=on("backend"), **{"network.policy": {"allow_from": []}}),
+    )
+    db, api, web, vault, client = "10.99.1.2", "10.99.1.3", "10.99.1.4", "10.99.1.5", "192.0.2.2"
+    ports = policy_rules.SHARE + 100
+    scan(world, "niso-api", db, 1000, 1000 + ports)
+    # so many others as fill the rest of the set, if each had no share
+    send(world, "niso-web", vault, 81)
+    kept = elements(world, "refused4")
+    assert (web, vault, "udp", 81) in kept
+    of_api = {key for key in kept if key[0] == api}
+    assert policy_rules.SHARE <= len(of_api) <= policy_rules.SHARE + 1
+    lost = missed(world, beyond=True)[policy_rules.REFUSED]
+    assert ports - len(of_api) == lost > 0 and missed(world)[policy_rules.REFUSED] == 0
+    # further attempts at a recorded port are counted, and those of niso's own bookkeeping are not
+    send(world, "niso-api", db, 1000)
+    denied = world.niso("net", "flows", "--denied", "--json")
+    found = {
+        (f["from"]["name"], f["to"]["name"], f["port"]): f["new"] for f in json.loads(denied.stdout)
+    }
+    assert found["api", "db", 1000] == 2 and found["web", "vault", 81] == 1
+    assert f"{lost} refused attempts are not recorded" in denied.stderr
+    assert "net flows --forget" in denied.stderr
+    state = json.loads(world.run("python", "-c", MAP).stdout)
+    pairs = {(f["from"]["name"], f["to"]["name"], f["verdict"]) for f in state["flows"]}
+    assert {("api", "db", "drop"), ("web", "vault", "drop")} <= pairs
+    cut = sum(f["not_shown"] for f in state["flows"])
+    drawn = sum(f["from"]["name"] == "api" for f in state["flows"])
+    assert cut == state["not_shown"] and drawn + cut == len(of_api) and state["beyond"] == lost
+    # a machine outside has no room in the set of services, and its address is recorded
+    world.run("ip", "route", "replace", "10.99.1.0/24", "via", HOST, netns="client")
+    scan(world, "client", db, 1000, 1000 + ports)
+    send(world, "client", vault, 83)
+    assert not [key for key in elements(world, "refused4") if key[0] == client]
+    kept = elements(world, "direct4")
+    assert {key[:2] for key in kept} == {(client, db)} and len(kept) >= policy_rules.SHARE
+    shown = world.niso("net", "flows", "--denied").stdout
+    assert "db can be reached from outside the host only by its published ports" in shown
+    # the holder of the share has gone, and the next one begins with an empty share
+    world.niso("net", "flows", "--forget", "--denied")
+    assert elements(world, *SETS) <= elements(world, "seen4", "switched4", "seen6")
+    assert not any(missed(world, beyond=True).values())
+    send(world, "niso-api", db, 7000)
+    send(world, "client", vault, 83)
+    assert elements(world, "refused4") == {(api, db, "udp", 7000)}
+    assert elements(world, "direct4") == {(client, vault, "udp", 83)}
+    world.niso("net", "flows", "--forget")
+    assert elements(world, *SETS) == set()
 
 
 def test_packets_of_niso_itself_are_left_out(world: Lab) -> None:

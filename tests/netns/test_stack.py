@@ -86,7 +86,7 @@ def test_down_ends_each_service_before_those_that_it_depends_on_and_keeps_addres
     assert done.stdout == "api: inactive\ndb: inactive\n"
     assert lab.niso("logs", "api").stdout == "start reached\nend reached\n"
     assert {
-        row["status"] for row in json.loads(lab.niso("stack", "status", folder, "--json").stdout)
+        row["status"] for row in json.loads(lab.niso("stack", "ps", folder, "--json").stdout)
     } == {"inactive"}
     assert subnets(lab) == {"backend": "10.99.7.0/24"}
     assert (
@@ -230,12 +230,12 @@ def test_down_deletes_volumes_where_it_is_told_to(lab: Lab) -> None:
 
 def test_status_shows_what_is_not_up_yet_too(lab: Lab) -> None:
     folder = write(lab, service("db", idle(lab, "db")), service("web", "/nowhere"))
-    rows = json.loads(lab.niso("stack", "status", folder, "--json").stdout)
+    rows = json.loads(lab.niso("stack", "ps", folder, "--json").stdout)
     assert [(row["service"], row["status"], row["mode"]) for row in rows] == [
         ("db", "inactive", None),
         ("web", "inactive", None),
     ]
-    assert lab.niso("stack", "status", folder).stdout.splitlines()[2].split() == [
+    assert lab.niso("stack", "ps", folder).stdout.splitlines()[2].split() == [
         "web",
         "inactive",
         *("-",) * 5,
@@ -305,7 +305,7 @@ def test_restart_and_logs_of_a_stack_are_those_of_its_services(lab: Lab) -> None
 def test_status_shows_no_service_of_that_name_that_is_not_of_the_stack(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "db"))
     folder = write(lab, service("db", "/nowhere"))
-    rows = json.loads(lab.niso("stack", "status", folder, "--json").stdout)
+    rows = json.loads(lab.niso("stack", "ps", folder, "--json").stdout)
     assert [(row["service"], row["status"], row["mode"]) for row in rows] == [
         ("db", "inactive", None)
     ]

@@ -143,7 +143,7 @@ def test_units_have_networks_of_niso(lab: Lab) -> None:
     assert machine.niso("net", "check").stdout.startswith("OK")
 
     # the agent of Kubernetes' policies is one more unit
-    enable = ("kubernetes", "--enable", "--kubeconfig", "/etc/kubeconfig")
+    enable = ("kubernetes", "enable", "--kubeconfig", "/etc/kubeconfig")
     assert "no such file" in machine.niso(*enable, check=False).stderr
     config = {
         "current-context": "c",
@@ -169,7 +169,7 @@ def test_units_have_networks_of_niso(lab: Lab) -> None:
     assert "runs already" in machine.niso(*enable[:1], *enable[2:], check=False).stderr
     checked = machine.run("systemd-analyze", "verify", f"/{UNITS}/{agent}")
     assert checked.stderr == ""
-    assert machine.niso("kubernetes", "--disable").stdout.startswith(f"{agent}: disabled")
+    assert machine.niso("kubernetes", "disable").stdout.startswith(f"{agent}: disabled")
     assert machine.systemctl("is-active", agent, check=False).stdout == "inactive\n"
     assert machine.run("find", f"/{UNITS}", "-name", f"{agent}*").stdout == ""
 

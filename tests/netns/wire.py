@@ -7,6 +7,7 @@ Frames are built by scapy in the test; SCTP, for which the kernel may have no so
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import socket
@@ -142,6 +143,59 @@ class Ear:
 
     def saw(self, marker: bytes) -> bool:
         return any(marker in data for data in self.look())
+
+
+MDNS, HAZELCAST, ALL, MDNS6 = "224.0.0.251", "224.2.2.3", "255.255.255.255", "ff02::fb"
+
+
+class Ears:
+    """UDP sockets on port 5353 of services and of the host, in the groups of mDNS and Hazelcast."""
+
+    def __init__(self, lab: Lab, wire: Wire, links: dict[str, tuple[str | None, str]]) -> None:
+        self.lab, self.wire = lab, wire
+        self.of: dict[str, dict[int, socket.socket]] = {}
+        self.index: dict[str, int] = {}
+        for name, (netns, link) in links.items():
+            shown = lab.ip_json("address", "show", "dev", link, netns=netns)[0]
+            self.index[name] = index = shown["ifindex"]
+            own = self.of[name] = {
+                n: wire.socket(netns, FAMILY[n], socket.SOCK_DGRAM) for n in (4, 6)
+            }
+            own[4].setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            own[6].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            for ear in own.values():
+                ear.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+                ear.bind(("", 5353))
+            for group in (MDNS, HAZELCAST):
+                mreqn = struct.pack("4s4si", socket.inet_aton(group), bytes(4), index)
+                own[4].setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, mreqn)
+                if netns is None:  # a service has a route for them
+                    own[4].setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, mreqn)
+            mreq6 = struct.pack("16si", socket.inet_pton(socket.AF_INET6, MDNS6), index)
+            own[6].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, mreq6)
+            # so that a sender hears itself only if the bridge sends its frame back
+            own[4].setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 0)
+            own[6].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
+
+    def say(self, name: str, to: str, port: int = 5353, text: str = "") -> None:
+        six = ":" in to
+        where = (to, port, 0, self.index[name]) if six else (to, port)
+        self.of[name][6 if six else 4].sendto((text or to).encode(), where)
+
+    def heard(self, name: str) -> list[str]:
+        found = []
+        for ear in self.of[name].values():
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    found.append(ear.recv(2000).decode())
+        return found
+
+    def hearers(self, sender: str, to: str) -> set[str]:
+        """Return who hears a packet of ``sender``. Of its own broadcasts, it always hears a copy."""
+        self.say(sender, to)
+        time.sleep(0.2)
+        found = {name for name in self.of if to in self.heard(name)}
+        return found - {sender} if to.endswith("255") else found
 
 
 class Addresses:

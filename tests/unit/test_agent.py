@@ -39,8 +39,8 @@ class Hosted:
         self.world = cluster.world
         self.said: list[str] = []
         self.ended: list[str] = []
-        me = (ME, f"id-{ME}", self.world.store.cluster_id(), "boot")
-        self.agent = Agent(me, lambda: cluster.engine, self.end, self.said.append)
+        self.me = (ME, f"id-{ME}", self.world.store.cluster_id(), "boot")
+        self.agent = Agent(self.me, lambda: cluster.engine, self.end, self.said.append)
 
     def end(self, services: list[str]) -> None:
         deactivate(self.world.machine, services)
@@ -174,7 +174,7 @@ def test_host_that_left_and_joined_again_lives_by_the_lease_that_is_left(host: H
     cluster, engine, live = host.cluster, host.cluster.engine, KEYS.live(ME)
     lease = host.agent.renew_lease(engine, 0)
     cluster.engine.commit(Txn((), (Delete(live),)))
-    again = Agent(host.agent.me, lambda: engine, lambda names: None, host.said.append)
+    again = Agent(host.me, lambda: engine, lambda names: None, host.said.append)
     assert again.renew_lease(engine, lease) == lease
     assert engine.get(live, one=True).items
     engine.advance(TTL_S + 1)
@@ -296,7 +296,7 @@ def test_running_agent_sees_what_changes(host: Hosted) -> None:
         for service, up in (("api", True), ("web", True)):
             address = cluster.claim("a", service, up=up).networks["backend"][0]
             wait(lambda line=f"{address} {service}": line in cluster.lines())
-        wait(lambda: host.agent.roster.kept._is_followed)
+        wait(lambda: host.agent.host_keys._is_followed)
         before = read.count(KEYS.hosts)
         for number in range(20):
             more = HostEntry(f"h{number}", f"id-{number}", f"198.51.101.{number}", 1500, False)
@@ -327,7 +327,7 @@ def test_agent_waits_for_its_files_and_ends_well_once_the_host_has_left(
             raise Error("this host is in no cluster")
         return cluster.engine
 
-    following = Agent(host.agent.me, connect, host.end, host.said.append)
+    following = Agent(host.me, connect, host.end, host.said.append)
     ended = threading.Event()
 
     def run() -> None:

@@ -139,16 +139,24 @@ def test_a_map_has_few_other_machines_and_counts_what_it_leaves_out() -> None:
     clients = [f"198.51.100.{i}" for i in range(1, 20)]
     rows = [Recorded(each, DB, "tcp", 80, 2, 60, float(i)) for i, each in enumerate(clients)]
     rows.append(Recorded(clients[3], DB, "tcp", 81, 2, 60, 5.0))  # with most rows
-    memory, left_out = map.bounded(look_flows.Memory(tuple(rows), (), {}))
-    assert left_out == 0
+    reader = look_flows.FlowReader(there)
+    memory, left_out = map.bounded(look_flows.Memory(tuple(rows), (), {}), reader)
+    assert left_out == {}
     groups = map.grouped(look_flows.joined(there, memory))
     names = {from_.name for (from_, _), _ in groups}
     assert len(names) == map.MOST_OUTSIDE + 1 and {clients[3], map.OTHERS} <= names
     others = next(flows for (from_, _), flows in groups if from_.kind == "others")
     assert [flow.new for flow in others] == [2] * (19 - 8)
     many = tuple(Recorded(DB, WEB, "tcp", port, 1, 60, float(port)) for port in range(1, 5001))
-    kept, left_out = map.bounded(look_flows.Memory(many, (), {}))
-    assert left_out == 1000 and [row.port for row in kept.passed] == list(range(1, 4001))
+    kept, left_out = map.bounded(look_flows.Memory(many, (), {}), reader)
+    assert left_out == {("db", "web", True): 1000}
+    assert [row.port for row in kept.passed] == list(range(1, 4001))
+    # a scan hides no other denial, and what is cut is counted for its pair
+    scan = tuple(Recorded(WEB, DB, "tcp", port, 1, 60, 1.0) for port in range(1, 5001))
+    rare = Recorded(GUEST, DB, "tcp", 80, 1, 60, 600_000.0)
+    kept, left_out = map.bounded(look_flows.Memory((), (*scan, rare), {}), reader)
+    assert rare in kept.refused and len(kept.refused) == map.MOST_OF_PAIR + 1
+    assert left_out == {("web", "db", False): 5000 - map.MOST_OF_PAIR}
 
 
 def test_judged_flows_are_not_judged_again() -> None:

@@ -11,7 +11,7 @@ from refusals import refuses
 
 from niso.base.errors import Error, InvalidInput
 from niso.kernel import policy_rules
-from niso.kernel.nft_elements import Edit, Element
+from niso.kernel.nft_elements import Element
 from niso.look.check import check
 from niso.manifest import load
 from niso.plan.records import Audit, Policy
@@ -181,7 +181,7 @@ def test_dates_of_a_manifest(world: World, tmp_path: Path) -> None:
 def test_element_in_words() -> None:
     now = int(time.time())
     element = Element("inet niso", "audit_in4", ("10.0.0.2",), (now, now + 100), "db")
-    assert "10.0.0.2 timeout" in Edit("add", element).text()
+    assert "10.0.0.2 timeout" in element.statement("add")
     endless = element._replace(value=(now, policy_rules.NEVER))
-    assert Edit("add", endless).text().endswith('{ 10.0.0.2 comment "' + f'db {now} -1" }}')
-    assert Edit("delete", element).text() == "destroy element inet niso audit_in4 { 10.0.0.2 }"
+    assert endless.statement("add").endswith('{ 10.0.0.2 comment "' + f'db {now} -1" }}')
+    assert element.statement("delete") == "destroy element inet niso audit_in4 { 10.0.0.2 }"

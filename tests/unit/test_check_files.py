@@ -1,4 +1,4 @@
-"""`niso check` and the schemas: files are valid without a host, as `niso activate` takes them."""
+"""`niso validate` and the schemas: files are valid without a host, as `niso activate` takes them."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def test_a_folder_stands_for_its_files(tmp_path: Path, capsys, monkeypatch) -> N
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.geteuid", lambda: 1000)  # needs no root
-    assert run(["check"]) == 0
+    assert run(["validate"]) == 0
     assert capsys.readouterr().out == f"{tmp_path}/stack.toml: valid stack shop of web\n"
-    assert run(["check", "--json", "api"]) == 0
+    assert run(["validate", "--json", "api"]) == 0
     (valid,) = json.loads(capsys.readouterr().out)
     assert valid["kind"] == "manifest" and valid["services"] == ["api"]
 
@@ -56,7 +56,7 @@ def test_stop_signal_of_a_known_program_is_hinted_at(
     file = tmp_path / "manifest.toml"
     text = MANIFEST.replace("./api", entrypoint)
     file.write_text(f"{text}\n[service]\n{key}\n")
-    assert run(["check", str(file)]) == 0
+    assert run(["validate", str(file)]) == 0
     out = capsys.readouterr().out
     assert (f'stops properly after {hint}: stop_signal = "{hint}"' in out) == bool(hint)
     assert ("hint:" in out) == bool(hint)
@@ -69,7 +69,7 @@ def test_ports_that_an_image_exposes_are_hinted_at_if_none_is_published(
     images.layout(tmp_path / "img", {"Cmd": ["x"], "ExposedPorts": {"6379/tcp": {}}})
     package = '{ name = "api", version = "1", oci = "img" }'
     (tmp_path / "manifest.toml").write_text(f"package = {package}\n{ports}\n")
-    assert run(["check", str(tmp_path)]) == 0
+    assert run(["validate", str(tmp_path)]) == 0
     assert ("exposes 6379/tcp" in capsys.readouterr().out) == (not ports)
 
 
@@ -86,7 +86,7 @@ def test_all_errors_of_all_files_are_reported_once(tmp_path: Path, capsys) -> No
         STACK + 'prots = ["80:80"]\n',
     )
     (tmp_path / "empty").mkdir()
-    assert run(["check", str(tmp_path), f"{tmp_path}/api", f"{tmp_path}/empty"]) == 1
+    assert run(["validate", str(tmp_path), f"{tmp_path}/api", f"{tmp_path}/empty"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     lines = [line for line in err.splitlines() if line.startswith("niso: ")]

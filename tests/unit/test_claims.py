@@ -113,10 +113,10 @@ def test_service_of_a_host_that_lives_is_not_taken(engine: FakeEngine) -> None:
     with refuses(
         Conflict,
         "web",
-        hint="--take moves it here with 10.99.1.3, fd00:1::3; c stops it when it comes back",
+        hint="--from-lost-host moves it here with 10.99.1.3, fd00:1::3; c stops it when it comes back",
     ) as raised:
         Claims(engine, "b").claim(wanted("web"))
-    assert "--take" in (raised.value.hint or "")
+    assert "--from-lost-host" in (raised.value.hint or "")
     taken = Claims(engine, "b").claim(wanted("web"), take=True)
     assert (taken.host, taken.gen, taken.networks) == ("b", lost.gen + 1, lost.networks)
     # who has lost it changes nothing any more, by his own record
@@ -308,7 +308,7 @@ def test_service_of_several_lost_hosts_is_taken_over_and_returns(engine: FakeEng
     engine.revoke(engine.get(KEYS.live("b"), one=True).items[0].lease)
     with refuses(Conflict, "web is on", "do not answer") as raised:
         c.claim(front("web"))
-    assert "--take moves it here with 10.99.1.2" in (raised.value.hint or "")
+    assert "--from-lost-host moves it here with 10.99.1.2" in (raised.value.hint or "")
     taken = c.claim(front("web"), take=True)
     assert (taken.hosts, taken.gen) == (("c",), one.gen + 1)
     assert not a.publish("web", one.mark, up=True) and not b.release("web", two.mark)

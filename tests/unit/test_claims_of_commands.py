@@ -172,10 +172,12 @@ def test_what_another_host_has_is_refused(host: Hosted) -> None:
     with refuses(
         Conflict,
         "web",
-        hint="--take moves it here with 10.99.1.3, fd00:1::3; c stops it when it comes back",
+        hint="--from-lost-host moves it here with 10.99.1.3, fd00:1::3; c stops it when it comes back",
     ) as raised:
         host.activate(host.package("web"))
-    assert "--take" in (raised.value.hint or "") and "10.99.1.3" in (raised.value.hint or "")
+    assert "--from-lost-host" in (raised.value.hint or "") and "10.99.1.3" in (
+        raised.value.hint or ""
+    )
     assert host.world.picture() == before
     held = host.held("web")
     assert held and (held.mark, held.networks) == (other.mark, other.networks)

@@ -51,13 +51,97 @@ def anybody_at_80_columns(monkeypatch: Any) -> None:
 
 
 @pytest.mark.parametrize("words", [[], ["help"], ["-h"], ["--help"]])
-def test_first_screen_has_every_command_and_fits_a_terminal_of_24_lines(capsys, words) -> None:
+def test_first_screen_groups_the_commands_and_fits_a_terminal_of_32_lines(capsys, words) -> None:
     status, out, err = said(capsys, *words)
     assert (status, err) == (0, "")
     lines = out.splitlines()
-    assert len(lines) <= 23 and all(len(line) <= 80 for line in lines)
-    for name in cli_command.COMMANDS.keys() - {*HIDDEN}:
-        assert re.search(rf"^(  |also: (.|\n)*\b){name}\b", out, re.MULTILINE), name
+    assert len(lines) <= 31 and all(len(line) <= 80 for line in lines)
+    assert [line for line in lines if line in cli_command.HEADINGS] == [*cli_command.HEADINGS]
+
+
+def test_each_command_is_under_one_heading_or_in_the_plumbing(capsys) -> None:
+    listed = [
+        name
+        for names in (*cli_command.HEADINGS.values(), (cli_command.PLUMBING,))
+        for part in names
+        for name in part.split(", ")
+        if name
+    ]
+    assert len(listed) == len(set(listed))
+    assert all(cli_parse.named(name).name == name for name in listed)
+    hidden = {*HIDDEN, "help", "version"}
+    assert {name.split()[0] for name in listed} == cli_command.COMMANDS.keys() - hidden
+    plumbing = said(capsys, "help", "plumbing")[1]
+    assert all(f"  {name} " in plumbing for name in cli_command.PLUMBING.split(", "))
+
+
+@pytest.mark.parametrize("words", ["net policy", "cluster member"])
+def test_first_word_of_actions_shows_these_actions(capsys, words) -> None:
+    group, word = words.split()
+    asked = [said(capsys, group, word, "--help"), said(capsys, "help", group, word)]
+    assert asked[0] == asked[1]
+    status, out, err = asked[0]
+    assert (status, err) == (0, "") and out.startswith(f"usage: niso {words} ACTION")
+    for action in cli_command.find(group, "").actions:
+        is_shown = f"  {action.name.split()[-1]} " in out and action.does[:20] in out
+        assert is_shown == action.name.startswith(f"{words} ")
+
+
+def test_former_commands_become_present_ones_with_a_note() -> None:
+    for former, option, now in cli_command.RENAMED:
+        words, note = cli_command.present([*former.split(), *option.split(), "x"])
+        if not (option or former != "kubernetes"):
+            words, note = cli_command.present([former])
+        command = cli_command.find(words[0], " ".join(words[1:3]))
+        assert not command.actions and now.startswith(command.name)
+        flags = {flag for one in command.options for flag in one.flags}
+        assert {word for word in now.split() if word.startswith("--")} <= flags
+        assert f"'niso {former}" in note and now.removesuffix(" --yes") in note
+        assert cli_command.present(words) == (words, "")
+    assert cli_command.present(["net", "names", "--host=on", "--json"])[0] == [
+        *("net", "names", "on", "--json")
+    ]
+    for words in (
+        ["exec", "a", "--", "check"],
+        ["kubernetes", "--help"],
+        ["activate", "--", "--take"],
+    ):
+        assert cli_command.present(words) == (words, "")
+
+
+def test_former_command_runs_as_the_present_one(capsys, tmp_path) -> None:
+    (tmp_path / "manifest.toml").write_text(
+        '[package]\nname = "a"\nversion = "1"\n[binary]\nentrypoint = "true"\n'
+    )
+    now = said(capsys, "validate", str(tmp_path))
+    former = said(capsys, "check", str(tmp_path))
+    assert now[0] == 0 and now[2] == ""
+    assert former == (*now[:2], "niso: 'niso check' is now 'niso validate'\n")
+
+
+def test_words_of_other_tools_run_if_they_can_mean_only_one_command(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    same = {
+        "stop api": "deactivate api",
+        "rm api": "remove api",
+        "start api": "activate api",
+        "net ls --json": "net list --json",
+        "net rm backend": "net remove backend",
+        "up ./shop": "stack up ./shop",
+    }
+    for theirs, ours in same.items():
+        assert cli_command.present(theirs.split()) == (ours.split(), "")
+    for unclear in ("up", "up -d", "down", "start ./api", "start", "ls", "restart api"):
+        assert cli_command.present(unclear.split()) == (unclear.split(), "")
+    (tmp_path / "stack.toml").touch()
+    assert cli_command.present(["down", "--dry-run"])[0] == ["stack", "down", "--dry-run"]
+
+
+def test_reset_without_a_terminal_needs_yes(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "isatty", lambda descriptor: False)
+    status, out, err = said(capsys, "reset")
+    assert (status, out) == (2, "") and "--yes" in err and "--dry-run" in err
 
 
 @pytest.mark.parametrize("name", ["net", "stack"])
@@ -228,14 +312,13 @@ def test_words_become_values(line, values) -> None:
         ),
         ("-v net frob", "unknown command '-v' / niso help lists them"),
         ("deactivat db", "unknown command 'deactivat' / niso help lists them"),
-        ("reset", "unknown command 'reset' / niso help lists them"),
         ("unenable db", "unknown command 'unenable' / niso help lists them"),
         ("net delet bk", "unknown action 'net delet' / niso help net lists them"),
         ("help activat", "unknown command 'activat' / did you mean 'activate'?"),
         ("help net lst", "unknown action 'net lst' / did you mean 'net list'?"),
         ("net lst", "unknown action 'net lst' / did you mean 'net list'?"),
         ("net zzzzz", "unknown action 'net zzzzz' / niso help net lists them"),
-        ("stack stauts .", "unknown action 'stack stauts' / did you mean 'stack status'?"),
+        ("stack pss .", "unknown action 'stack pss' / did you mean 'stack ps'?"),
         # what ends something is never suggested
         ("stack dwon .", "unknown action 'stack dwon' / niso help stack lists them"),
         ("remov api", "unknown command 'remov' / niso help lists them"),
@@ -250,7 +333,7 @@ def test_words_become_values(line, values) -> None:
         ("status api", "unknown command 'status' / niso ps: lists inactive services too"),
         ("compose up -d", "unknown command 'compose' / niso stack up: reads ./stack.toml"),
         ("network ls", "unknown command 'network' / niso net list"),
-        ("net rm x", "unknown action 'net rm' / niso net remove NAME"),
+        ("net delete x", "unknown action 'net delete' / niso net remove NAME"),
         (
             "stack config",
             "unknown action 'stack config' / niso stack up --dry-run: shows the steps",
@@ -289,8 +372,8 @@ def test_words_become_values(line, values) -> None:
         ),
         ("net explain a b -4 -6", "-4 and -6 are mutually exclusive / niso net explain --help"),
         (
-            "port-forward a 1:1 --remove --replace",
-            "--remove and --replace are mutually exclusive / niso port-forward --help",
+            "port-forward a 1:1 --remove --take-over",
+            "--remove and --take-over are mutually exclusive / niso port-forward --help",
         ),
         ("exec api --colour -- sh", "unknown option '--colour' / niso exec --help lists them"),
         ("completion fish", "unknown shell 'fish' / bash or zsh"),
@@ -399,7 +482,7 @@ def test_commit_is_found_in_every_form_of_a_checkout(tmp_path, monkeypatch) -> N
 
 def test_the_commands_that_need_no_root(capsys) -> None:
     free = {command.name for command in COMMANDS.values() if not command.root}
-    assert free == {"help", "version", "check", "schema", "completion", "complete", "import"}
+    assert free == {"help", "version", "validate", "schema", "completion", "complete", "import"}
     assert said(capsys, "ps") == (1, "", "niso: needs root\n  hint: sudo niso ps\n")
     assert said(capsys, "logs", "a b")[2] == "niso: needs root\n  hint: run it with sudo\n"
 

@@ -23,7 +23,7 @@ from niso.kernel.kinds.links import Bridge, Veth
 from niso.kernel.kinds.namespaces import Netns
 from niso.kernel.kinds.nft import NftTransaction, Ruleset
 from niso.kernel.kinds.sysctls import Sysctl
-from niso.kernel.nft_elements import Edit, Element
+from niso.kernel.nft_elements import Element
 from niso.plan.desired import desired
 from niso.plan.records import PlannedService, PortMapping
 
@@ -150,7 +150,7 @@ def test_steps_touch_nothing_that_is_equal(before, after) -> None:
         elif isinstance(step, HostsEdit):
             assert step.create or not equal & {*step.remove, *step.add}
         else:
-            unchanged = {Edit("add", e).text() for e in want[Element] & have[Element]}
+            unchanged = {e.statement("add") for e in want[Element] & have[Element]}
             assert not unchanged & set(step.statements)
 
 
@@ -423,11 +423,11 @@ def test_fake_kernel_refuses_what_the_kernel_refuses() -> None:
     key = "tcp . 8080"
 
     def add(*fields: str) -> NftTransaction:
-        return NftTransaction((Edit("add", element_of(*fields)),))
+        return NftTransaction((("add", element_of(*fields)),))
 
     refused = (
         NftTransaction((f"add element inet niso publish_any4 {{ {key} : 10.99.0.7 . 80 }}",)),
-        NftTransaction((Edit("delete", element_of("publish_any4", "tcp . 9", "10.99.0.7 . 80")),)),
+        NftTransaction((("delete", element_of("publish_any4", "tcp . 9", "10.99.0.7 . 80")),)),
         add("range_any4", "tcp . 9010-9020", "10.99.0.2"),
         add("subnets4", "10.99.0.128/25"),
         Step("add", next(iter(kernel.bridges.values()))),

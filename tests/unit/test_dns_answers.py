@@ -5,16 +5,8 @@ from __future__ import annotations
 import pytest
 from answers_made import API, NOBODY, NOTHING, ONE, SIX, TWO, heard
 
-from niso.plan.dns_answers import (
-    FORMER,
-    NOW,
-    PAST,
-    DnsAddress,
-    DnsAnswer,
-    Outside,
-    after,
-    forbidden_addresses,
-)
+from niso.plan.dns_answers import DnsAnswer, after, forbidden_addresses
+from niso.plan.records import FORMER, NOW, PAST, DnsAddress, Outside
 
 FINE = (
     *(ONE, SIX, "192.168.1.5", "192.0.2.7", "198.51.100.5", "198.51.100.8"),

@@ -63,15 +63,53 @@ def test_endpoint_is_kept_for_its_join_and_wrong_options_are_refused_before() ->
         with pytest.raises(InvalidInput):
             docker.answer_call("CreateEndpoint", {**endpoint, "EndpointID": "cd", **wrong})
     assert not os.path.lexists(docker._file(os.environ["NISO_RUN_DIR"], "cd"))
-    # without a name, which may have been dropped with a policy
-    nameless = endpoint | {"EndpointID": "ee"} | options(allow_from="web:80")
-    docker.answer_call("CreateEndpoint", nameless)
-    named = {"options": {"named": "true"}}
-    plugin.save(docker._file(os.environ["NISO_STATE_DIR"], ID), named)
-    with refuses(InvalidInput, hint="driver-opt niso.name=NAME; Compose passes it from 2.27.1 on"):
-        docker.answer_call("CreateEndpoint", nameless | {"EndpointID": "ef"})
-    assert not os.path.exists(docker._file(os.environ["NISO_RUN_DIR"], "ef"))
-    docker.answer_call("CreateEndpoint", endpoint)
+
+
+HINT = "label niso.name=NAME, or driver-opt niso.name=NAME (Compose: from 2.27.1 on)"
+
+
+def test_name_may_be_required_in_an_option_or_a_label(tmp_path: Path) -> None:
+    """Without a name, a policy may have been dropped too."""
+    nameless = {"NetworkID": ID, "EndpointID": "ee"} | options(allow_from="web:80")
+    with World(tmp_path) as world:
+        for named, marked, name in (
+            ("false", {}, "c-ee"),
+            ("true", {"name": "api", "aliases": "db, www"}, "api"),
+        ):
+            network = {"network": "shop", "options": {"named": named}}
+            request = docker._request(world.machine, network, nameless, "ee", marked)
+            assert (request.name, request.aliases) == (name, ("db", "www") if marked else ())
+        with refuses(InvalidInput, hint=HINT):
+            docker._request(world.machine, network, nameless, "ee")
+
+
+OF_IMAGE = {"niso.name": "evil", "niso.log": "true", "maintainer": "x"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "image", "own", "why"),
+    [
+        ({"niso.allow_form": "x"}, {}, {}, "niso does not know this option"),
+        ({"niso.io/allow-from": "x"}, {}, {}, "niso does not know this option"),
+        ({"niso.name": "api"}, None, {}, "the labels of the image cannot be read"),
+        (OF_IMAGE, OF_IMAGE, {}, "is one of the image"),
+        (OF_IMAGE | {"niso.name": "api"}, OF_IMAGE, {}, "label niso.log is one of the image"),
+        ({"niso.name": "api"}, {}, {"name": "web"}, "label niso.name and opt.name differ"),
+    ],
+)
+def test_labels_that_may_not_be_options_are_refused(
+    labels: dict[str, str], image: dict[str, str] | None, own: dict[str, str], why: str
+) -> None:
+    with pytest.raises(InvalidInput, match=why):
+        plugin.labels(labels, lambda: image, own, "opt.")
+
+
+def test_labels_are_options_that_no_other_option_contradicts() -> None:
+    labels = {"niso.allow_from": "api:80, web", "niso.name": "db", "maintainer": "x"}
+    own = {"allow_from": "api:80 web", "log": "true"}
+    assert plugin.labels(labels, lambda: {"niso.name": "evil"}, own, "opt.") == {"name": "db"}
+    assert plugin.labels({"maintainer": "x"}, lambda: None, own, "opt.") == {}
+    assert plugin.labels(None, lambda: None, own, "opt.") == {}
 
 
 @pytest.mark.parametrize("id", ["", "../x", "AB", "a/b", "a" * 65, None, 5.0])

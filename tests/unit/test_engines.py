@@ -478,6 +478,29 @@ def test_options_of_no_meaning_are_refused(world: World, run: Run) -> None:
     assert policy is not None and policy.log
 
 
+def test_multicast_is_an_option_of_podman_s_networks(world: World, run: Run) -> None:
+    for value, passes in (("maybe", False), ("true", True)):
+        options = {"multicast": value}
+        status, _ = run(netavark.main, NETWORK | {"options": options}, "create")
+        assert status == (0 if passes else 1)
+    assert world.store.require_network("backend").multicast
+    setup = SETUP | {"network": NETWORK | {"options": {"multicast": "true"}}}
+    assert run(netavark.main, setup, "setup", NETNS)[0] == 0
+    for wrong in ({}, {"multicast": "false"}):
+        status, answer = run(netavark.main, NETWORK | {"options": wrong}, "create")
+        assert status == 1 and "already exists with multicast" in answer["error"]
+
+
+def test_multicast_is_a_key_of_cni(world: World, run: Run) -> None:
+    config = CONFIG | {"multicast": True}
+    assert run(cni.main, config, COMMAND="ADD", **POD)[0] == 0
+    assert world.store.require_network("pods").multicast
+    other = POD | {"CONTAINERID": "c2"}
+    for multicast, why in ((False, "multicast: network pods exists and differs"), ("x", "wrong")):
+        status, answer = run(cni.main, config | {"multicast": multicast}, COMMAND="ADD", **other)
+        assert status == 1 and why in answer["msg"]
+
+
 def test_annotations_in_another_form_are_refused(world: World, run: Run) -> None:
     for wrong in (["niso.io/allow-from="], '{"niso.io/allow-from": ""}', 7):
         config = CONFIG | {"runtimeConfig": {"io.kubernetes.cri.pod-annotations": wrong}}

@@ -63,7 +63,37 @@ def test_each_flow_has_names_and_the_line_that_decides() -> None:
         (OUTSIDE, "db", 80): (False, "network.policy.allow_from", True),
         ("10.99.1.9", "api", 80): (False, "", True),  # nobody has the address
     }
-    assert [each for each in found if each.published] == []
+    assert {each.from_.address for each in found if each.published} == {HOST, "127.0.0.1"}
+
+
+def test_a_program_of_the_host_used_the_port_unless_it_came_from_the_gateway() -> None:
+    ports = [PortMapping("127.0.0.1", 9090, 80, "tcp"), PortMapping("192.0.2.1", 8080, 80, "tcp")]
+    db = known("db", {"back": [DB]}, NOTHING, *ports)
+    there = world([db, known("api", {"back": [API]})], [BACK], [HOST])
+    rows = (row("127.0.0.1", DB), row(HOST, DB), row(GATEWAY, DB), row(OUTSIDE, DB), row(API, DB))
+    found = {f.from_.address: f.published for f in flows.joined(there, memory(*rows))}
+    assert found == {"127.0.0.1": 9090, HOST: 8080, GATEWAY: None, OUTSIDE: 8080, API: None}
+    assert HOST == "192.0.2.1"
+
+
+def test_a_dns_name_is_only_on_flows_of_the_service_whose_policy_has_it() -> None:
+    rules = policy(allow=["one.example:80", "two.example:443"])
+    there = world(
+        [
+            known("web", {"back": [WEB]}, rules),
+            known("api", {"back": [API]}, policy(allow=[OUTSIDE])),
+        ],
+        [BACK],
+        [HOST],
+    )._replace(outside_ever={"one.example": (OUTSIDE,), "two.example": (OUTSIDE,)})
+    rows = (row(WEB, OUTSIDE), row(WEB, OUTSIDE, 443), row(API, OUTSIDE), row(OUTSIDE, WEB, 22))
+    found = {(f.from_.name, f.to.name, f.port) for f in flows.joined(there, memory(*rows))}
+    assert found == {
+        ("web", "one.example", 80),
+        ("web", "two.example", 443),
+        ("api", OUTSIDE, 80),
+        (OUTSIDE, "web", 22),
+    }
 
 
 def test_nothing_is_said_about_the_policy_of_a_service_that_is_gone() -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from niso.kernel import netlink, watches
-from niso.kernel.watches import TableChange
 from niso.look import events
 from niso.runtime import event_log
 from niso.runtime.event_log import ServiceState, happened, service_events
@@ -186,10 +185,10 @@ def test_health_of_a_recorded_run_alone_is_an_event(ring: Path) -> None:
 def test_transactions_of_one_foreign_process_are_one_line_and_own_ones_none() -> None:
     inet, both = ("inet niso",), ("inet niso", "bridge niso")
     tables = [
-        TableChange(inet, "niso", 1),
-        TableChange(inet, "nft", 2),
-        TableChange(both, "nft", 2),
-        TableChange(inet, "niso-cni", 3),
+        (inet, "niso", 1),
+        (inet, "nft", 2),
+        (both, "nft", 2),
+        (inet, "niso-cni", 3),
     ]
     (line,) = events._foreign(tables, 5.0)
     assert (line.what, line.program, line.pid) == ("foreign", "nft", 2)
@@ -218,8 +217,8 @@ def test_a_transaction_is_of_the_process_that_the_kernel_names() -> None:
         message(15, 0, end),
     ]
     assert watches.table_changes(messages, []) == [
-        TableChange(("inet niso", "bridge niso"), "nft", 7),
-        TableChange(("bridge niso",), "nft", 7),
+        (("inet niso", "bridge niso"), "nft", 7),
+        (("bridge niso",), "nft", 7),
     ]
 
 

@@ -6,8 +6,9 @@ import pytest
 from fake_world import World
 
 from niso.base import names
-from niso.change.deactivate import deactivate
+from niso.change.deactivate import deactivate, remove
 from niso.kernel.kinds.sysctls import FORWARDING
+from niso.kernel.link_records import Link
 from niso.kernel.neighbour_tables import Table
 from niso.kernel.nft_elements import Element
 from niso.kernel.ruleset import INET
@@ -127,6 +128,47 @@ def test_forwarding_that_others_use_since_is_told_and_stays_on(world: World) -> 
     world.activate(world.package("api"))
     assert Element(INET, "closed", ("ipv4",)).key() not in world.kernel.elements
     world.assert_whole()
+
+
+def test_former_links_stay_closed_and_later_ones_are_open(world: World) -> None:
+    """An engine's bridge that came later keeps forwarding on after the last service, for later links only."""
+    world.kernel.sysctls["", FORWARDING] = "0"
+    world.kernel.routed = [link("br0", 7)]
+    world.activate(world.package("api"))
+
+    def closed() -> set[tuple[object, ...]]:
+        return {
+            (e.container, *e.fields)
+            for e in world.kernel.elements.values()
+            if e.container in ("closed", "later", "old_index", "old_name")
+        }
+
+    guard = {("closed", "ipv4"), ("later", "ipv4"), ("old_index", "ipv4", 7)}
+    guard |= {("old_name", "ipv4", "br0")}
+    assert closed() == guard
+    world.kernel.routed.append(link("docker0", 8))
+    world.kernel.nat[NAT] = 1
+    assert check(world.machine) == []
+    deactivate(world.machine, ["api"])
+    assert world.kernel.sysctls["", FORWARDING] == "1" and closed() == guard
+    world.assert_whole()
+    world.activate(world.package("api"))
+    assert closed() == guard
+    # without the bridge and its rules, all is as before niso; with them, also without niso's networks
+    world.kernel.routed.pop()
+    world.kernel.nat.clear()
+    deactivate(world.machine, ["api"])
+    assert world.kernel.sysctls["", FORWARDING] == "0" and closed() == set()
+    world.activate(world.package("api"))
+    world.kernel.routed.append(link("docker0", 9))
+    deactivate(world.machine, ["api"])
+    remove(world.machine, ["api"])
+    assert world.kernel.ruleset is None and world.kernel.sysctls["", FORWARDING] == "1"
+    assert not world.store.sysctls_before() and not world.store.keeps_forwarding()
+
+
+def link(name: str, index: int) -> Link:
+    return Link(index, name, "bridge", 1500, "", True, 0, "", 0, False, False, False)
 
 
 def test_forwarding_goes_off_with_the_last_service_if_all_nat_rules_are_older(

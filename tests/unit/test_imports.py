@@ -75,10 +75,12 @@ HEAVY = {
     "logging",
     "lzma",
     "pathlib",
+    "queue",
     "random",
     "shutil",
     "subprocess",
     "tempfile",
+    "threading",
     "tomllib",
     "traceback",
     "typing",
@@ -98,8 +100,10 @@ CHANGES_OR_SERVES = {
     "web",
 }
 """Folders of which a command that only prints rows of the store loads nothing."""
-MOST = {"net list": 37, "net ports": 38, "ps": 47, "version": 16, "complete": 39}
+MOST = {"net list": 35, "net ports": 36, "ps": 43, "version": 16, "complete": 37}
 """How many modules of niso each short command loads at most: each costs 0.2 ms or more."""
+MOST_OF_PLUGINS = {"cni": 73, "netavark": 75}
+"""How many modules of niso the plugins load at most before a call."""
 
 
 def modules() -> dict[str, Path]:
@@ -388,6 +392,26 @@ def test_short_command_loads_few_modules(words: list[str]) -> None:
     assert not {name.partition(".")[0] for name in found} & HEAVY
     most = MOST["complete" if words[0] == "complete" else " ".join(words)]
     assert len(ours) <= most, f"{len(ours)} modules of niso, {most} at most: {ours}"
+
+
+@pytest.mark.parametrize("plugin", MOST_OF_PLUGINS)
+def test_plugin_loads_few_modules(plugin: str) -> None:
+    """An engine waits for its plugin: it loads no parser of manifests, and no thread."""
+    code = f"import sys; sys.path.append({str(SOURCE.parent)!r}); import niso.engines.{plugin}"
+    done = subprocess.run(
+        [sys.executable, "-S", "-I", "-c", f"{code}; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = set(done.stdout.split())
+    assert not {name.partition(".")[0] for name in found} & (HEAVY - {"contextlib", "ipaddress"})
+    ours = sorted(name for name in found if name.partition(".")[0] == "niso")
+    assert {name for name in ours if layer(name) == "manifest"} <= {
+        "niso.manifest",
+        "niso.manifest.values",
+    }
+    assert len(ours) <= MOST_OF_PLUGINS[plugin], ours
 
 
 def test_folders_that_short_commands_do_not_load_exist() -> None:

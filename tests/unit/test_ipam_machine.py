@@ -152,7 +152,7 @@ class Leases(RuleBasedStateMachine):
     @rule(service=SERVICES)
     def goes_inactive(self, service):
         with self.store.transaction():
-            self.store.set_active(service, False)
+            self.store.set_inactive(service)
         self.active.discard(service)
 
     @rule(service=SERVICES)

@@ -57,7 +57,9 @@ def test_a_job_has_no_restarts_and_no_health(world: World) -> None:
     assert refusals(world, service={"timeout": "1m"}) == [
         "service.timeout: is not allowed: only a job has a time limit"
     ]
-    assert refusals(world, service={"kind": "task"}) == ["service.kind: is not a valid value"]
+    assert refusals(world, service={"kind": "task"}) == [
+        'service.kind: must be one of "service" or "job"'
+    ]
 
 
 @pytest.mark.parametrize(

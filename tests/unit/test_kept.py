@@ -9,13 +9,13 @@ from fakes.engine import FakeEngine
 
 from niso.cluster.agent import CHECK_S, TRUST_S, WHOLE_S, WatchedKeys
 from niso.cluster.engine import (
+    COMPACTED,
     Answer,
-    Batch,
-    Compacted,
     Delete,
     KeyValue,
     NoAnswer,
     Put,
+    Refused,
     Txn,
 )
 
@@ -59,11 +59,10 @@ class Watch:
         try:
             self.next = self.next or self.kept.begin(self.engine, now_s)
             batch = next(self.engine.watch(AT, self.next, 0))
-            self.next = batch.revision + 1 if self.kept.hear(batch, now_s) else 0
-        except NoAnswer:
-            pass
-        except Compacted:
-            self.next = 0
+            self.next = batch[0] + 1 if self.kept.hear(batch, now_s) else 0
+        except NoAnswer as error:
+            if isinstance(error, Refused) and error.code == COMPACTED:
+                self.next = 0
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -125,7 +124,7 @@ def test_data_from_a_backup_void_what_was_kept() -> None:
     watch.hear(0)
     other.put("a", "old")
     assert kept.items(other, TRUST_S) == other.have()
-    assert not kept.hear(Batch(99, ((AT + "a", None, 99),)), TRUST_S), "of the former data"
+    assert not kept.hear((99, ((AT + "a", None, 99),)), TRUST_S), "of the former data"
     assert kept.items(other, TRUST_S) == other.have()
     assert kept.items(engine, TRUST_S) == engine.have()
     watch.engine, watch.next = other, 0
@@ -144,6 +143,6 @@ def test_events_from_before_all_was_read_change_nothing() -> None:
     engine.put("b")
     assert kept.items(engine, TRUST_S) == engine.have()
     item = KeyValue(AT + "a", "old", late)
-    assert kept.hear(Batch(late, ((item.key, item, late),)), TRUST_S)
-    assert kept.hear(Batch(late, ((AT + "b", None, late),)), TRUST_S)
+    assert kept.hear((late, ((item.key, item, late),)), TRUST_S)
+    assert kept.hear((late, ((AT + "b", None, late),)), TRUST_S)
     assert kept.items(engine, TRUST_S) == engine.have()

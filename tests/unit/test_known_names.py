@@ -47,7 +47,7 @@ def test_file_that_cannot_be_written_is_refused_and_later_only_reported(world: W
     said: list[object] = []
     world.activate(world.package("api"), report=said.append)
     (caution,) = [event for event in said if isinstance(event, WarningEvent)]
-    assert "is a mount point" in caution.text and "--host off" in caution.hints[1]
+    assert "is a mount point" in caution.text and "niso net names off" in caution.hints[1]
     with pytest.raises(KernelError):
         networks.show(world.machine, False)
     assert world.store.writes_host_names()

@@ -127,15 +127,21 @@ def test_address_of_a_former_network_is_never_allowed() -> None:
 def test_what_was_denied_or_has_no_holder_is_a_comment() -> None:
     scan = tuple(row(f"198.51.100.{i}", port=22) for i in range(1, 200))
     rules = policy(["api"])
-    found = learned(
-        there(rules), row(API), row(WEB), row("10.99.1.77"), refused=(row(WEB, port=81), *scan)
-    )
+    passed = (row(API), row(WEB), row("10.99.1.77"))
+    ssh = PortMapping("", 2222, 22, "tcp")
+    found = learned(there(rules, ssh), *passed, refused=(row(WEB, port=81), *scan))
     assert shown(found.allow_from) == [
         "api:80/tcp",
         "# 0.0.0.0/0:22/tcp",
         "# web:80/tcp",
         "# web:81/tcp",
     ]
+    # a line that would change nothing: the port is not published, or a deny entry decides
+    found = learned(there(rules), row(API), refused=scan)
+    assert shown(found.allow_from) == ["api:80/tcp"]
+    denied = policy(["api"], ["web"])
+    found = learned(there(denied), row(API), refused=(row(WEB), row(WEB, port=81)))
+    assert shown(found.allow_from) == ["api:80/tcp"]
     assert shown(learned(there(), row("10.99.1.77")).allow_from) == ["# 10.99.1.77:80/tcp"]
     # denied at first, allowed now, and used since
     assert shown(learned(there(rules), row(API), refused=(row(API),)).allow_from) == ["api:80/tcp"]

@@ -118,9 +118,9 @@ def test_texts_that_would_take_long_end_soon(tmp_path: Path, capsys: Any) -> Non
         load(write(tmp_path, '"""\\' * 200_000 + "." * 20))
     volumes = "".join(f'volumes.v{n}.mount = "/srv/v{n}"\n' for n in range(3_000))
     write(tmp_path, 'package = { name = "a", version = "1" }\nbinary.entrypoint = "sh"\n' + volumes)
-    assert main.run(["check", str(tmp_path)]) == 0
+    assert main.run(["validate", str(tmp_path)]) == 0
     write(tmp_path, HEAD + "".join(f"b{n} = 1\n" for n in range(3_000)))
-    assert main.run(["check", str(tmp_path)]) == 1
+    assert main.run(["validate", str(tmp_path)]) == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) < 300 and said[-1] == "niso: 2900 more errors"
 

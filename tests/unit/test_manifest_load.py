@@ -358,9 +358,13 @@ def test_unknown_key_without_a_near_one_lists_what_there_is(tmp_path: Path) -> N
         (
             "[network]\nmode = 'bridged'",
             "network.mode",
-            '"bridged" is not a valid value ("bridge", "host", "none" or "share")',
+            '"bridged" must be one of "bridge", "host", "none" or "share"',
         ),
-        ("[service]\nrestart = 'never'", "service.restart", '("on-failure", "no" or "always")'),
+        (
+            "[service]\nrestart = 'never'",
+            "service.restart",
+            'must be one of "on-failure", "no" or "always"',
+        ),
         ("[service]\nuser = 1000", "service.user", "1000 is a number (must be a string)"),
         ("[service]\nrestart_delay = 1", "service.restart_delay", "(must be a string)"),
         ("[network]\nports = '80:80'", "network.ports", "is a string (must be an array)"),

@@ -196,7 +196,7 @@ def test_policy_that_names_a_sharer_means_its_provider_while_it_is_active(store:
     assert world.services["api"].ports == (P80, P90)
     assert decide(world, "10.99.1.2", "10.99.1.3", 50, "tcp").passes
     with store.transaction():
-        store.set_active("side", False)
+        store.set_inactive("side")
     assert meant() == ()
     assert not decide(read_world(Fake(), store), "10.99.1.2", "10.99.1.3", 50, "tcp").passes
 
@@ -218,7 +218,7 @@ def test_provider_that_cannot_be_is_refused_with_the_next_step(store: Store) -> 
     with store.transaction():
         put(store, "open", (), mode="host")
         put(store, "gone", ("one",))
-        store.set_active("gone", False)
+        store.set_inactive("gone")
     for asked, words, hint in (
         ("nobody", "no service 'nobody' is known", "activate it first"),
         ("open", "has mode host", 'mode = "host"'),

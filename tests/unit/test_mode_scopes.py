@@ -48,7 +48,7 @@ def _apply(store: Store, operation: tuple) -> tuple[Scope, Scope] | None:
             return None
         scope = stop.scope_of(store, [row])
         with store.transaction():
-            store.set_active(name, False)
+            store.set_inactive(name)
             store.end_publishing(name)
         return scope, scope
     network: dict[str, object] = {"mode": mode}

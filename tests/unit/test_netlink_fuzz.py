@@ -141,9 +141,7 @@ READERS: dict[str, Callable[[list[bytes]], Any]] = {
     "change": lambda said: of(netlink.Netlink, said).transact(
         netlink.Message("change", 16, 0, b"")
     ),
-    "batch": lambda said: of(nft_elements.Nfnetlink, said).change(
-        "change", [nft_elements.Edit("add", ELEMENT)]
-    ),
+    "batch": lambda said: of(nft_elements.Nfnetlink, said).change("change", [("add", ELEMENT)]),
 }
 
 

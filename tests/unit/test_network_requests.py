@@ -11,7 +11,7 @@ from niso.change import networks
 from niso.change.deactivate import deactivate, remove
 from niso.plan.subnets import NetworkRequest
 
-FLAGS = ("--ipv6", "--internal")
+FLAGS = ("--ipv6", "--internal", "--multicast", "--span")
 
 
 def request(name: str, arguments: list[str]) -> NetworkRequest:
@@ -28,6 +28,8 @@ def request(name: str, arguments: list[str]) -> NetworkRequest:
         tuple(values.get("--gateway", ())),
         "--internal" in values,
         int(mtu[0]) if mtu else None,
+        span="--span" in values,
+        multicast="--multicast" in values,
     )
 
 
@@ -98,6 +100,7 @@ def request(name: str, arguments: list[str]) -> NetworkRequest:
             ["--subnet", "10.50.0.0/24", "--gateway", "10.50.0.255"],
             ["--gateway 10.50.0.255", "broadcast"],
         ),
+        (["--multicast", "--span"], ["--multicast", "--span", "between hosts"]),
         (["--mtu", "100"], ["--mtu 100"]),
     ],
 )

@@ -12,7 +12,7 @@ from samples import samples
 
 from niso.kernel import policy_rules, ruleset
 from niso.kernel.kinds.nft import owner
-from niso.kernel.nft_elements import Edit, Element
+from niso.kernel.nft_elements import Element
 from niso.plan import elements as plan_elements
 
 NAME = st.from_regex(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
@@ -22,7 +22,7 @@ NAME = st.from_regex(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 @given(NAME, NAME)
 def test_no_name_can_break_out_of_its_place(service, network) -> None:
     for element in all_elements(service, network):
-        statement = Edit("add", element).text()
+        statement = element.statement("add")
         assert "\n" not in statement
         assert statement.count("{") == statement.count("}") == 1
         assert statement.count(";") == 0
@@ -36,11 +36,11 @@ def test_no_name_can_break_out_of_its_place(service, network) -> None:
 
 def test_comment_comes_before_the_value_and_only_where_something_is_added() -> None:
     element = Element(ruleset.INET, "publish_any4", ("tcp", 1), ("10.0.0.2", 2), "api")
-    assert Edit("add", element).text() == (
+    assert element.statement("add") == (
         'add element inet niso publish_any4 { tcp . 1 comment "api" : 10.0.0.2 . 2 }'
     )
-    assert Edit("delete", element).text() == "delete element inet niso publish_any4 { tcp . 1 }"
-    assert Edit("add", plan_elements.closed(4)).text() == "add element inet niso closed { ipv4 }"
+    assert element.statement("delete") == "delete element inet niso publish_any4 { tcp . 1 }"
+    assert plan_elements.closed(4).statement("add") == "add element inet niso closed { ipv4 }"
 
 
 def test_list_of_containers_is_that_of_the_text() -> None:
@@ -63,6 +63,7 @@ def test_all_kinds_of_elements_are_there_and_each_is_of_its_types() -> None:
     """So that what is given to the kernel above, and to the fake one, is all that there is."""
     elements = [*owner("0123abcd"), plan_elements.closed(4), *all_elements("api", "backend")]
     elements += plan_elements.before("net/ipv4/ip_forward", "0")
+    elements += plan_elements.links_before(4, [(7, "br0")])
     elements += policy_elements()
     assert {(e.table, e.container) for e in elements} == {
         (table, name) for table, containers in ruleset.CONTAINERS.items() for name in containers
@@ -120,8 +121,13 @@ def test_only_published_ports_may_go_before_what_they_lead_to() -> None:
     )
     ports = {f"{kind}{family}" for kind in kinds for family in (4, 6)}
     # claims, without which nobody of another host is heard; receivers, without which nobody is
-    # reached by a gateway's MAC
-    assert early == ports | {"here", *ruleset.CLAIMS, "receivers4", "receivers6"}
+    # reached by a gateway's MAC; and without ``later`` all links are closed
+    assert early == ports | {
+        *("here", "later", *ruleset.CLAIMS, "receivers4", "receivers6"),
+        # without the port in ``multicast``, its service hears no multicast, whatever its policy
+        ruleset.MULTICAST,
+        *(name for _, name in ruleset.DECLARED if name.startswith(policy_rules.HEARS)),
+    }
 
 
 def test_every_set_that_is_declared_is_used_by_a_rule() -> None:

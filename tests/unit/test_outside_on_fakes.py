@@ -23,8 +23,9 @@ from niso.cluster.key_values import Spec
 from niso.kernel.kinds.kind import State
 from niso.kernel.nft_elements import Element
 from niso.look import flows, packet_path, stack_members
-from niso.plan.dns_answers import DnsAnswer, Outside
+from niso.plan.dns_answers import DnsAnswer
 from niso.plan.policy_elements import PASSES, looked_up
+from niso.plan.records import Outside
 from niso.plan.verdict import decide
 from niso.reconcile import ended_flows
 from niso.reconcile.live_world import read_world

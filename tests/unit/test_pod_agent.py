@@ -63,7 +63,7 @@ class Node:
         request = Request(
             f"{name}-{space}", path, (AttachmentNetwork("pods"),), owner="cni", id=uid, **more
         )
-        pod = pod_agent.Who(space, name, uid)
+        pod = (space, name, uid)
         change_attach.attach(self.world.machine, pod_agent.closed(request, pod))
         return f"{name}-{space}"
 
@@ -554,5 +554,5 @@ def test_labels_of_a_pod_are_kept(node: Node) -> None:
     attached = node.world.store.attachments.get("web-shop")
     assert attached is not None
     uid = node.api.objects["pods", "shop", "web"]["metadata"]["uid"]
-    assert pod_agent.pod_of(attached) == pod_agent.Who("shop", "web", uid)
+    assert pod_agent.pod_of(attached) == ("shop", "web", uid)
     assert requested_settings(attached)["labels"]["pod_namespace"] == "shop"

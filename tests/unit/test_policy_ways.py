@@ -123,6 +123,22 @@ def test_broadcast_and_multicast_reach_no_service_and_egress_counts_for_them(
     assert not ask(closed, "api", destination, 5353, "udp", family).egress.passes
 
 
+def test_multicast_reaches_the_services_of_its_network_that_admit_it() -> None:
+    network = WORLD.networks["backend"]._replace(multicast=True)
+    world = WORLD._replace(networks={**WORLD.networks, "backend": network})
+    world = with_policy(world, "db", policy(allow_from=["api:5353/udp"]))
+    for to in ("10.99.1.255", "224.0.0.251", "ff02::fb"):
+        family = 6 if ":" in to else 4
+        said = ask(world, "api", to, 5353, "udp", family)
+        assert said.passes and " db" in said.ingress.message.partition(";")[0], said
+        said = ask(world, "api", to, 5354, "udp", family)
+        assert "refused by the policies of db" in said.ingress.message, said
+        assert not ask(world, "api", to, 80, "tcp", family).passes
+    assert not ask(world, OUTSIDE, "10.99.1.255", 5353, "udp").passes
+    closed = with_policy(world, "api", policy(allow=["db"]))
+    assert not ask(closed, "api", "224.0.0.251", 5353, "udp").passes
+
+
 def test_link_local_addresses_lead_to_the_host_alone() -> None:
     assert passes(WORLD, "api", "fe80::1", 22, family=6)
     assert passes(WORLD, "fd00:1::5", "fe80::1", 22, family=6)  # by the link that has the address

@@ -52,7 +52,7 @@ def test_forward_tidies_up_the_bridge_that_its_service_has_left(world: World, ki
 def test_forward_takes_a_port_only_if_it_may(world: World) -> None:
     world.activate(world.package("api", network=WEB), world.package("db"))
     before, wanted = world.picture(), PortMapping("", 8080, 5432, "tcp")
-    with refuses(Conflict, "api", key="PORT", hint="--replace takes 8080:80 from api"):
+    with refuses(Conflict, "api", key="PORT", hint="--take-over takes 8080:80 from api"):
         port_forward.port_forward(world.machine, "db", wanted)
     assert world.picture() == before
     took = port_forward.port_forward(world.machine, "db", wanted, replace=True)

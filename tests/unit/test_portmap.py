@@ -58,7 +58,7 @@ def test_chosen_port_is_kept_over_activations_deactivation_and_other_ports_of_th
     assert admit(store, ":80") == wanted("20000:80")
     assert admit(store, ":79", ":80") == wanted("20001:79", "20000:80")
     with store.transaction():
-        store.set_active("api", False)
+        store.set_inactive("api")
     assert admit(store, ":80", ":79") == wanted("20000:80", "20001:79")
 
 
@@ -74,7 +74,7 @@ def test_ports_of_others_are_not_chosen_whether_they_are_active_or_not() -> None
         db=wanted("20000:1"), web=wanted("127.0.0.1:20002-20004:1-3"), dns=wanted("20001:1/udp")
     )
     with store.transaction():
-        store.set_active("db", False)
+        store.set_inactive("db")
     assert admit(store, ":80", ":81", ":82") == wanted("20001:80", "20005:81", "20006:82")
 
 
@@ -82,7 +82,7 @@ def test_port_that_another_service_keeps_is_not_chosen() -> None:
     store = new_store(db=[])
     assert admit(store, ":1", service="db") == wanted("20000:1")
     with store.transaction():
-        store.set_active("db", False)
+        store.set_inactive("db")
     assert admit(store, ":80") == wanted("20001:80")
     assert admit(store, ":1", service="db") == wanted("20000:1")
 
@@ -137,7 +137,7 @@ def test_kept_port_that_another_service_has_meanwhile_is_given_up() -> None:
     store = new_store(db=[])
     assert admit(store, ":80") == wanted("20000:80")
     with store.transaction():
-        store.set_active("api", False)
+        store.set_inactive("api")
     assert admit(store, "20000:1", service="db") == wanted("20000:1")
     assert admit(store, ":80") == wanted("20001:80")
 
@@ -150,7 +150,7 @@ def test_kept_port_on_which_the_host_listens_meanwhile_is_given_up_unless_the_se
     listening["tcp"] = [listener("127.0.0.1", 20000)]
     assert admit(store, ":80") == wanted("20000:80")
     with store.transaction():
-        store.set_active("api", False)
+        store.set_inactive("api")
     assert admit(store, ":80") == wanted("20001:80")
 
 

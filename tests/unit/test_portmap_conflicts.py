@@ -97,7 +97,7 @@ def test_port_beside_that_of_another_service_is_given(held: str, asked: str) -> 
 def test_port_of_an_inactive_service_is_given() -> None:
     store = new_store(blog=wanted("8080:80"))
     with store.transaction():
-        store.set_active("blog", False)
+        store.set_inactive("blog")
     assert admit(store, "8080:80") == wanted("8080:80")
 
 

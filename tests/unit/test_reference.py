@@ -14,7 +14,7 @@ from reference.pages import pages
 
 from niso.cli import command as cli_command
 from niso.cli.command import Command
-from niso.cli.general_commands import first_screen
+from niso.cli.general_commands import documented
 from niso.engines import cni, docker, netavark, plugin
 from niso.manifest import json_schema, load, stack
 from niso.manifest.addresses_and_ports import parse_port
@@ -27,7 +27,7 @@ MANUALS = [name for name in PAGES if name.startswith("man/")]
 
 
 def commands() -> list[Command]:
-    return [each for one in first_screen() for each in (one.actions or (one,))]
+    return [each for one in documented() for each in (one.actions or (one,))]
 
 
 def test_pages_are_what_the_code_says() -> None:
@@ -83,8 +83,8 @@ def test_manuals_have_every_command_option_example_and_exit_status() -> None:
 def test_manuals_of_plugins_have_every_option() -> None:
     words = {
         "cni": (*cni._KEYS, *(f"NISO_{key.upper()}" for key in plugin.POLICY_KEYS)),
-        "docker": (*docker._OPTIONS, *(f"niso.{key}" for key in docker._OWN_OPTIONS)),
-        "netavark": (*netavark._OPTIONS, *netavark._OWN_OPTIONS),
+        "docker": (*docker._OPTIONS, *(f"niso.{key}" for key in plugin.OWN_OPTIONS)),
+        "netavark": (*netavark._OPTIONS, *plugin.OWN_OPTIONS),
     }
     by_runtime = {"cniVersion", "name", "runtimeConfig", "args", "prevResult", "ipMasq"}
     by_runtime |= {"disableCheck", "disableGC"}

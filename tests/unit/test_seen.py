@@ -234,7 +234,9 @@ def test_objects_of_the_way_and_what_counts_it(
     # the drop that is told is the rule's
     if counted and not explained.verdict.passes:
         text = explained.counted[-1].text
-        assert any(word in f"{text} " for word in (" goto refuse ", " drop ", " reject "))
+        assert any(
+            word in f"{text} " for word in (" goto refuse ", " goto direct ", " drop ", " reject ")
+        )
 
 
 def test_element_of_each_family_is_named_with_the_line_of_the_manifest() -> None:

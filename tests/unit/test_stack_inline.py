@@ -138,7 +138,7 @@ RUN = 'binary = { entrypoint = "sh" }\n'
         (
             HEAD + RUN + 'package = { folder = "./nowhere" }\ndepends_on = { db = "well" }\n',
             [
-                'services.api.depends_on.db: "well" is not a valid value',
+                'services.api.depends_on.db: "well" must be one of',
                 'services.api.package.folder: "./nowhere" does not exist',
             ],
         ),
@@ -210,7 +210,7 @@ network = {{ ports = ["100-120:100-120"] }}
         "service[0]: with",
         "service[0].volumes.data: is writable",
         "services.api.service.replicas: 20 is out of range (1 to 16)",
-        'services.api.deploy.on_failure: "no" is not a valid value',
+        'services.api.deploy.on_failure: "no" must be one of',
         "missing table [services.api.healthcheck]",
         "services.db.deploy: is not allowed",
         'services.job.service.update: "start-first" is not allowed for a job',

@@ -1,4 +1,4 @@
-"""`niso check` refuses what an activation refuses on any host, and nothing that depends on one."""
+"""`niso validate` refuses what an activation refuses on any host, and nothing that depends on one."""
 
 from __future__ import annotations
 
@@ -277,7 +277,7 @@ def test_check_reads_and_writes_nothing_of_the_machine(tmp_path: Path) -> None:
         "LC_ALL": "C",
     }
     os.chmod(tmp_path, 0o755)
-    command = [str(Path(sys.executable).with_name("niso")), "check", "stack.toml"]
+    command = [str(Path(sys.executable).with_name("niso")), "validate", "stack.toml"]
     done = subprocess.run(
         command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True
     )

@@ -86,7 +86,7 @@ def test_ports_of_one_address_and_of_one_family_are_held_there_alone() -> None:
 def test_ports_of_inactive_services_are_held_by_nobody() -> None:
     store = new_store(api=(RANGE,))
     with store.transaction():
-        store.set_active("api", False)
+        store.set_inactive("api")
     assert store.port_holders(RANGE) == []
 
 
@@ -126,7 +126,7 @@ def test_holders_and_spans_are_those_of_a_look_at_each_row(
         }
         with store.transaction():
             for name in inactive:
-                store.set_active(name, False)
+                store.set_inactive(name)
             for name, ports in after.items():
                 store.begin_intent(name, "activate", 1.0)
                 put(store, name, (BACKEND,), ports=ports)  # which makes it active
@@ -167,7 +167,7 @@ def test_port_of_a_begun_change_whose_service_was_inactive_before_is_nobodys_whe
 ):
     store = new_store(api=(RANGE,))
     with store.transaction():
-        store.set_active("api", False)
+        store.set_inactive("api")
     with store.transaction():
         store.begin_intent("api", "activate", 1.0)
         put(store, "api", (BACKEND,), ports=())
@@ -195,7 +195,7 @@ def test_chosen_port_is_known_by_what_asked_for_it() -> None:
     ):
         assert store.chosen_port("api", other) is None
     with store.transaction():
-        store.set_active("api", False)
+        store.set_inactive("api")
     assert store.chosen_port("api", asks) == 20000
 
 
@@ -341,7 +341,7 @@ def test_network_is_told_that_ports_lead_into_it_and_whether_by_loopback(
     told = {each.name: (each.publishes, each.by_loopback) for each in store.networks()}
     assert told == {FRONT: (False, False), BACKEND: (True, by_loopback)}
     with store.transaction():
-        store.set_active("api", False)
+        store.set_inactive("api")
     assert not any(each.publishes or each.by_loopback for each in store.networks())
 
 

@@ -63,23 +63,26 @@ def test_store_of_another_version_is_refused_and_left_as_it_is() -> None:
     assert caught.value.message == (
         f"{paths.database()} has version {VERSION + 10}, this niso supports {VERSION}"
     )
-    assert "--sweep stops all its services and deletes their networks" in str(caught.value.hint)
+    assert "--sweep stops all its services and deletes" in str(caught.value.hint)
     assert list(sqlite3.connect(paths.database()).iterdump()) == before
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_older_stores_are_upgraded(version: int) -> None:
-    """Version 1 had no instances, version 2 no time of their state, version 3 no callers."""
+    """Version 1 had no instances, version 2 no time of their state, version 3 no callers,
+    version 4 no multicast.
+    """
     store = Store.open()
     state_id = store.state_id()
     if version == 1:
         store._db.execute("DROP TABLE instance")
         store._db.execute("DROP TABLE deploy")
-    else:
+    elif version < 4:
         for column in ("package_version", "login_uid", "sudo_user", "command"):
             store._db.execute(f"ALTER TABLE deploy DROP COLUMN {column}")
     if version == 2:
         store._db.execute("ALTER TABLE instance DROP COLUMN since")
+    store._db.execute("ALTER TABLE network DROP COLUMN multicast")
     store._db.execute(f"PRAGMA user_version={version}")
     store.close()
     store = Store.open()
@@ -283,7 +286,7 @@ def test_ports_of_inactive_services_are_nobodys() -> None:
     assert store.port_holders(port) == [("api", port)]
     assert store.port_holders(port._replace(proto="udp")) == []
     with store.transaction():
-        store.set_active("api", False)
+        store.set_inactive("api")
     assert store.port_holders(port) == []
     assert store.active_ports() == []
     assert store.ports("api") == [("api", PortMapping("", 8000, 80, "tcp"))]

@@ -122,10 +122,10 @@ def test_snapshot_of_a_scope_is_part_of_the_whole(changes, services) -> None:
         assert part.readers <= whole.readers
         assert part.fresh <= whole.fresh == whole.readers
         assert set(part.neighbours) <= set(whole.services)
-        assert (part.state_id, part.any_network, part.any_active) == (
+        assert (part.state_id, part.any_network, part.forwards) == (
             whole.state_id,
             whole.any_network,
-            whole.any_active,
+            whole.forwards,
         )
 
 
@@ -165,7 +165,7 @@ def test_full_network_names_no_more_than_five_holders() -> None:
         for number in range(253):
             put(store, f"s{number}", NAMES[:1])
         for number in range(7):
-            store.set_active(f"s{number}", False)
+            store.set_inactive(f"s{number}")
     with pytest.raises(Conflict) as full, store.transaction():
         put(store, "late", NAMES[:1])
     assert (

@@ -1,4 +1,4 @@
-"""Test in which line `niso check` places an error."""
+"""Test in which line `niso validate` places an error."""
 
 from __future__ import annotations
 

@@ -114,7 +114,6 @@ def test_drop_ins_of_firewalls(world: World) -> None:
     units.is_init = False
     with refuses(
         Error,
-        key="--firewall",
         hint="let the script that loads the firewall run niso net repair --kernel",
     ):
         boot.enable_firewall(world.machine)

@@ -66,6 +66,8 @@ FILES = (
 MANUALS = (
     "niso(1)",
     "niso-cluster(1)",
+    "niso-firewall(1)",
+    "niso-kubernetes(1)",
     "niso-net(1)",
     "niso-stack(1)",
     "niso-cni(1)",
@@ -83,7 +85,7 @@ def page_blocks() -> Iterator[Block]:
         "name, hostname or alias, with or without .niso.local. "
         f"{_root()}"
     )
-    for entry in general_commands.first_screen():
+    for entry in general_commands.documented():
         commands = entry.actions or (entry,)
         if entry.actions:
             yield Heading(f"niso {entry.name}")
@@ -103,7 +105,7 @@ def _root() -> str:
 
 def manuals() -> Iterator[Page]:
     """Return niso(1), niso-net(1) and niso-stack(1)."""
-    first = general_commands.first_screen()
+    first = general_commands.documented()
     groups = [entry for entry in first if entry.actions]
     blocks: list[Block] = [
         Heading("Synopsis"),

@@ -11,6 +11,10 @@ _POLICY = "`allow_from`, `deny_from`, `egress_allow`, `egress_deny`, `log`"
 _ENTRIES = f"{_POLICY}: entries of a policy as in niso-manifest(5)"
 _BLANKS = "separated by spaces or commas"
 _BOTH = "A packet must be allowed by the network's policy, by the container's, and by the files of "
+_LABELS = (
+    "The options can also be labels of the container, with the prefix niso., such as "
+    "`--label niso.allow_from=api:5432`. A label and an option of the same key must be equal."
+)
 _FILES = (
     ("/etc/niso/policies/*.toml", "policies of the administrator; only root may write them"),
     ("/var/lib/niso", "the store; the environment variable NISO_STATE_DIR names another folder"),
@@ -71,6 +75,11 @@ def _cni() -> Page:
                     ("subnets", "list of prefixes of a network that is created"),
                     ("ipv6, internal", "true or false, of a network that is created"),
                     ("mtu", "in bytes, of a network that is created"),
+                    (
+                        "multicast",
+                        "true: UDP multicasts and broadcasts pass between its containers, as their "
+                        "policies allow; of a network that is created",
+                    ),
                     ("policy", f"{_ENTRIES}, for every container"),
                     (
                         "kubernetes",
@@ -169,6 +178,11 @@ def _docker() -> Page:
                         "id). A network that exists is used if subnet and gateway are the same",
                     ),
                     ("mtu", "in bytes"),
+                    (
+                        "multicast",
+                        "true: UDP multicasts and broadcasts pass between its containers and "
+                        "services, as their policies allow (default: false)",
+                    ),
                     ("named", "true: containers without niso.name are refused"),
                     ("allow_from and the like", f"{_ENTRIES}, for all containers on it"),
                 )
@@ -178,6 +192,7 @@ def _docker() -> Page:
             Terms(
                 (
                     ("niso.name", "the name in niso (default: c- and the start of an id)"),
+                    ("niso.aliases", f"further names in niso, {_BLANKS}"),
                     (
                         "niso.allow_from, niso.deny_from, niso.egress_allow, niso.egress_deny, "
                         "niso.log",
@@ -185,6 +200,7 @@ def _docker() -> Page:
                     ),
                 )
             ),
+            Text(f"{_LABELS} A label of an image is refused."),
             _policy_text("A policy belongs to one interface. "),
             Heading("Exit status"),
             Terms((("0", "nothing was asked for 30 s"), ("1", "there is no socket to serve"))),
@@ -224,6 +240,11 @@ def _netavark() -> Page:
                 (
                     ("mtu", "in bytes"),
                     (
+                        "multicast",
+                        "true: UDP multicasts and broadcasts pass between its containers and "
+                        "services, as their policies allow (default: false)",
+                    ),
+                    (
                         "dns",
                         "aardvark, the default, or none: whether containers find each other by "
                         "name, if aardvark-dns is installed",
@@ -241,6 +262,7 @@ def _netavark() -> Page:
             Terms(
                 (
                     ("name", "the name in niso (default: that of the container)"),
+                    ("aliases", f"further names in niso, {_BLANKS}"),
                     (
                         "allow_from, deny_from, egress_allow, egress_deny, log",
                         f"entries of a policy, {_BLANKS}",
@@ -248,6 +270,7 @@ def _netavark() -> Page:
                     ("ip, mac, interface_name, alias", "as with every driver"),
                 )
             ),
+            Text(f"{_LABELS} A label of an image is refused."),
             _policy_text(),
             Heading("Exit status"),
             Terms((("0", "success"), ("1", 'failure; stdout has {"error": MESSAGE}'))),

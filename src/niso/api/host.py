@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     import niso
     from niso.api.host_attachments import Attachments
-    from niso.api.host_cluster import Clusters, Kubernetes
+    from niso.api.host_cluster import Clusters
+    from niso.api.host_kubernetes import Kubernetes
     from niso.api.host_networks import Networks
     from niso.api.host_services import Services
     from niso.api.host_stacks import Stacks
@@ -58,13 +59,13 @@ def connect(
 class Repaired(NamedTuple):
     """The result of `Host.repair`."""
 
-    steps: int  # number of steps taken; only without --sweep
+    steps: int  # number of steps taken
 
 
 class Swept(NamedTuple):
     """The result of `Host.sweep`."""
 
-    removed: int  # number of objects removed; only with --sweep
+    removed: int  # number of objects removed
 
 
 class Host(ApiPart):
@@ -120,7 +121,7 @@ class Host(ApiPart):
     @property
     def kubernetes(self) -> Kubernetes:
         """The API of the agent that applies Kubernetes' network policies."""
-        from niso.api.host_cluster import Kubernetes
+        from niso.api.host_kubernetes import Kubernetes
 
         return Kubernetes(self.session)
 
@@ -244,6 +245,16 @@ class Host(ApiPart):
         from niso.look import flows
 
         return flows.flows(self.session, _name(service), denied, since_time(since), instances)
+
+    def forget_flows(self, service: str | None = None, *, denied: bool = False) -> None:
+        """Delete the recorded flows of all services, or of one service.
+
+        With ``denied``, only flows that were refused, or would be without an audit, are deleted.
+        niso records new flows as before. Raises NotFound, UsageError, KernelError.
+        """
+        from niso.look import flows
+
+        flows.forget(self.session, _name(service), denied)
 
     def follow_flows(
         self, service: str | None = None, *, denied: bool = False, instances: bool = False
@@ -428,6 +439,9 @@ class Host(ApiPart):
     def repair(self, *, dry_run: bool = False, kernel: bool = False) -> Repaired:
         """Repair the differences that `check` reports. With ``dry_run``, only report the steps.
 
+        Attachments whose namespace no longer exists are detached, and the files in
+        /etc/niso/policies are applied to all attachments.
+
         With ``kernel``, no process is started or stopped, no attachment is removed, and no
         interrupted change is completed or rolled back. Raises ErrorGroup, Error.
         """
@@ -440,6 +454,8 @@ class Host(ApiPart):
         if kernel:
             return Repaired(repair.repair_network(machine, self.session.report))
         steps = repair.repair_all(machine, self.session.report)
+        steps += sum(one.changed for one in self.attachments.gc())
+        steps += sum(one.changed for one in self.attachments.apply_policies())
         self.session.report(Finished())
         if steps:
             boot.hand_over_started(self.session, machine, machine.store.active_services())

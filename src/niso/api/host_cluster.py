@@ -1,4 +1,4 @@
-"""Manage this host's cluster (``host.cluster``) and Kubernetes' policies (``host.kubernetes``)."""
+"""Manage this host's cluster: ``host.cluster``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from niso.cluster.config import require
 from niso.cluster.engine import NoAnswer, Refused
 from niso.cluster.etcd import Reach
 from niso.look.session import ApiPart, as_usage, path, text, texts
-from niso.runtime.units import UNITS
 
 if TYPE_CHECKING:
     import os
@@ -59,7 +58,7 @@ class Clusters(ApiPart):
         if restore:
             if name or address or encrypt or etcd is not None:
                 reason = "the cluster that this host is in has the other values"
-                raise UsageError(reason, "leave out the other options", "--restore")
+                raise UsageError(reason, "leave out the other options")
 
             machine = self.session.machine_for_change()
             return cluster_hosts.restore(machine, self.session.report)
@@ -125,12 +124,13 @@ class Clusters(ApiPart):
         machine = self.session.machine_for_change()
         return cluster_hosts.remove_member(machine, text(host, "HOST"), self.session.report)
 
-    def be_only_member(self) -> None:
+    def be_only_member(self) -> niso.Membership:
         """Make this host's etcd member the only one, after most members were lost for good.
 
         Raises Error, and Conflict if most members still answer.
         """
-        cluster_hosts.be_only_member(self.session.machine_for_change(), self.session.report)
+        machine = self.session.machine_for_change()
+        return cluster_hosts.be_only_member(machine, self.session.report)
 
     def backup(self, file: str | os.PathLike[str]) -> int:
         """Write etcd's data to a file that only root can read. Return its size. Raises Error."""
@@ -184,47 +184,3 @@ def _existing(given: ExistingEtcd) -> Reach:
     cacert, cert, key, user = ("" if file is None else path(file, name) for file, name in named)
     urls = tuple(texts(given.urls, "--etcd"))
     return Reach(urls, cacert, cert, key, user, text(given.prefix, "--prefix"))
-
-
-# --- host.kubernetes ------------------------------------------------------------------------------
-
-
-KUBECONFIG = "/etc/niso/kubeconfig"
-
-
-class Kubernetes(ApiPart):
-    """The API of the agent that applies Kubernetes' network policies to the pods of this node."""
-
-    def follow(
-        self, log: Callable[[str], None], kubeconfig: str | os.PathLike[str] = KUBECONFIG
-    ) -> Following:
-        """Return the agent, which watches the Kubernetes API server and applies network policies.
-
-        The agent's ``run()`` returns after ``stop()`` is called. ``log`` is called with each line
-        to log. Raises Error if the kubeconfig is unusable.
-        """
-        from niso.engines import pod_agent
-
-        config = path(kubeconfig, "--kubeconfig")
-        return pod_agent.follow(self.session.machine(create=True), config, log)
-
-    def enable(self, kubeconfig: str | os.PathLike[str] = KUBECONFIG) -> niso.Marked:
-        """Make systemd run the agent now and at boot. Raises Error without systemd, Conflict."""
-        from niso.engines import pod_agent
-
-        config = path(kubeconfig, "--kubeconfig")
-        machine = self.session.machine_for_change(create=True)
-        return _marked(pod_agent.enable(machine, config, self.session.report))
-
-    def disable(self) -> niso.Marked:
-        """Stop the agent, and no longer start it at boot. Pods keep their present policies."""
-        from niso.engines import pod_agent
-
-        return _marked(pod_agent.disable(self.session.machine_for_change(), self.session.report))
-
-
-def _marked(changed: bool) -> niso.Marked:
-    from niso.change.boot import Marked
-    from niso.engines import pod_agent
-
-    return Marked(pod_agent.UNIT, changed, f"{UNITS}/{pod_agent.UNIT}")

@@ -60,6 +60,7 @@ class Network(NamedTuple):
     mtu: int  # MTU in bytes
     vni: int | None  # VXLAN network identifier in the cluster; null if on this host only
     services: tuple[NetworkMember, ...]  # services on the network
+    multicast: bool  # whether multicasts and broadcasts pass between its services
 
 
 class CreatedNetwork(NamedTuple):
@@ -112,6 +113,7 @@ class Networks(ApiPart):
         allow_public: bool = False,
         observe: bool = True,
         span: bool = False,
+        multicast: bool = False,
         dry_run: bool = False,
     ) -> CreatedNetwork:
         """Create a network and its bridge. Nothing changes if the network exists with these values.
@@ -121,7 +123,8 @@ class Networks(ApiPart):
         disables forwarding out of the network. ``mtu`` is in bytes. ``allow_public`` permits public
         prefixes. This host can then no longer reach the real addresses in these prefixes. With
         ``observe``, niso records the network's flows. ``span`` creates the network in the cluster
-        too, or adds a network of the cluster to this host.
+        too, or adds a network of the cluster to this host. With ``multicast``, UDP multicasts and
+        broadcasts pass between the network's services, as their policies allow.
 
         Raises Conflict, UsageError, KernelError, and Error if the cluster does not answer. In these
         cases nothing has changed.
@@ -139,7 +142,7 @@ class Networks(ApiPart):
         machine = self.session.machine_for_change(create=not dry_run)
         store = machine.store
         request = NetworkRequest(
-            name, prefixes, ipv6, bridges, internal, mtu, allow_public, observe, span
+            name, prefixes, ipv6, bridges, internal, mtu, allow_public, observe, span, multicast
         )
         if not dry_run and store.intents():
             journal.recover(machine, self.session.report)
@@ -304,6 +307,7 @@ def _described(store: Store, network: records.NetworkRecord) -> Network:
         network.mtu,
         _vni(network),
         tuple(services),
+        network.multicast,
     )
 
 

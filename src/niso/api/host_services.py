@@ -535,7 +535,7 @@ class Forwarded(NamedTuple):
     service: str  # the service's name
     changed: bool  # false if nothing changed
     ports: tuple[Port, ...]  # published ports, one for each IP version
-    taken: tuple[Taken, ...]  # services that lost a host port because of --replace
+    taken: tuple[Taken, ...]  # services that lost a host port because of --take-over
     returned: tuple[Taken, ...]  # services whose manifest ports are published again after --remove
 
 

@@ -25,6 +25,11 @@ from itertools import count
 _NONE = (errno.ENOENT, errno.ELOOP, errno.ENXIO)  # ELOOP: a symbolic link; ENXIO: a socket
 
 
+def is_elsewhere(before: str, now: str) -> bool:
+    """Return whether the file ``before`` still exists and is not the file ``now``."""
+    return os.path.exists(before) and os.path.realpath(before) != os.path.realpath(now)
+
+
 def read(path: str, mode: int = 0) -> bytes | None:
     """Return the content of a regular file. Returns None if ``path`` is missing or is not a regular
     file, or if the file lacks one of the permission bits in ``mode``. Raises OSError.

@@ -6,8 +6,8 @@ import fcntl
 import os
 import sys
 import time
+from _thread import get_ident
 from io import FileIO
-from threading import get_ident
 from weakref import ref
 
 from niso.base import paths

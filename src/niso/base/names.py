@@ -94,10 +94,7 @@ def mac(service: str, network: str, owner: str) -> str:
     ``owner`` is the id of the state folder, or the id of the cluster if the network spans hosts.
     The MAC therefore stays the same when the service is activated again, or moves to another host.
     """
-    from hashlib import sha256
-
-    digest = sha256(f"{owner}/{service}/{network}".encode()).digest()
-    return MAC_PREFIX + ":".join(f"{byte:02x}" for byte in digest[:5])
+    return MAC_PREFIX + bytes.fromhex(_digest(f"{owner}/{service}/{network}", 10)).hex(":")
 
 
 def own_hosts_folder(service: str) -> str:
@@ -177,10 +174,7 @@ class Prefix(NamedTuple):
         """Return the address at ``offset`` in the prefix. Raises ValueError outside the prefix."""
         if not 0 <= offset < self.num_addresses:
             raise ValueError(offset)
-        from socket import AF_INET, AF_INET6, inet_ntop
-
-        kind = AF_INET6 if self.version == 6 else AF_INET
-        return inet_ntop(kind, (self.start + offset).to_bytes(_SIZES[self.version]))
+        return unpacked((self.start + offset).to_bytes(_SIZES[self.version]))
 
     def offset(self, address: str) -> int:
         """Return the distance of an address from the first address of the prefix."""

@@ -7,6 +7,7 @@ Most of these paths are in the state folder or the run folder. The environment v
 from __future__ import annotations
 
 import os
+import sys
 
 import niso
 
@@ -19,6 +20,13 @@ is_command = False
 """Whether this process is a niso command. In a program that uses niso as a library, it is False."""
 command_line: list[str] = []
 """The arguments of the niso command that this process runs. In other programs, it is empty."""
+
+
+def python_prefix() -> str:
+    """Return the folder of this Python, such as /usr or a virtual environment. `sys.prefix` is not
+    that of a virtual environment without the module site, which niso's scripts do not load.
+    """
+    return os.path.dirname(os.path.dirname(sys.executable))
 
 
 def state_dir() -> str:
@@ -101,6 +109,11 @@ def lock_dir() -> str:
 
 def netns_path(service: str) -> str:
     return f"{NETNS_DIR}/niso-{service}"
+
+
+def cgroup(state_id: str, service: str) -> str:
+    """Return the cgroup of a service, as in /proc/PID/cgroup."""
+    return f"/niso-{state_id}/{service}"
 
 
 def in_lab() -> bool:

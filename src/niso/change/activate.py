@@ -26,9 +26,7 @@ from niso.change.targets import Target, of_row, replaced
 from niso.change.undo import undo_all
 from niso.kernel import host_facts
 from niso.look.host_ports import Port, rows
-from niso.plan.verdict import PolicyContext
 from niso.reconcile.change import change, desired_now, plan
-from niso.reconcile.live_world import read_world
 from niso.runtime import package
 from niso.runtime.machine import Machine
 from niso.store import service_rows
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from niso.change import cluster_claims
+    from niso.plan.verdict import PolicyContext
 
 
 _TRIES = 10
@@ -115,6 +114,8 @@ def foreseen(
 
     The activation is only simulated; nothing is changed.
     """
+    from niso.reconcile.live_world import read_world
+
     worlds: list[PolicyContext] = []
     observe = lambda: worlds.append(read_world(machine.kernel, machine.store))  # noqa: E731
     _planned(machine, targets, stack, silent, observe)

@@ -12,18 +12,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from itertools import count
 
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, flatten, raise_all
-from niso.base.named_tuples import NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import link_prefix, prefix, veth
 from niso.base.report import Report
 from niso.change import scope, stop, targets
-from niso.change.networks import ensure
 from niso.change.ports import admit
 from niso.change.targets import Target
 from niso.look import host_ports
 from niso.plan.records import Entry, Peer, Policy, PortMapping
 from niso.plan.specs import ServiceSpec
-from niso.plan.subnets import NetworkRequest
-from niso.reconcile import host_settings, live_world
+from niso.reconcile import host_settings
 from niso.runtime.machine import Machine
 from niso.store import service_rows
 from niso.store.attached_rows import AttachedRow, requested_settings
@@ -31,8 +29,18 @@ from niso.store.service_rows import ServiceRow
 from niso.store.snapshots import Scope
 from niso.store.store import Store
 
+if TYPE_CHECKING:
+    from niso.plan.subnets import NetworkRequest
+
 _ALIASES, _IP = "chosen_aliases", "chosen_ip"
 """Labels of an attachment: the aliases and the IP address that the user of a pod has chosen."""
+
+
+def _ensure(machine: Machine, network: NetworkRequest | str, holds: str | None = None) -> None:
+    """Record an implicit network unless it exists, as `niso.change.networks.ensure` does."""
+    from niso.change import networks  # most services are on networks that exist
+
+    networks.ensure_implicit(machine, network, holds)
 
 
 class Change(NamedTuple):
@@ -84,7 +92,7 @@ def record_all(
         prepare(machine, stack, copies)
     else:
         for request in stack.networks:
-            ensure(machine, request, implicit=True)
+            _ensure(machine, request)
     stop.deactivate_rows(machine, leaving)
     for target in targets:
         release(store, target)
@@ -169,7 +177,7 @@ def _record(
     for network in on:
         if store.network(network) is None:
             holds = wanted.network.addresses.get(network)
-            ensure(machine, NetworkRequest(network), implicit=True, holds=holds)
+            _ensure(machine, network, holds)
     was_active = before is not None and before.active
     # a new activation has new interface names: the old veth pairs may not be deleted yet
     generation = 1 if before is None else before.generation if was_active else before.generation + 1
@@ -218,6 +226,8 @@ def _record(
         host_settings.record(machine.kernel, store, on)
     policy = wanted.network.policy
     if policy.audit is not None:
+        from niso.reconcile import live_world
+
         policy = live_world.begun(policy, store.policy(name), time.time())
     store.set_policy(name, None if policy.is_empty else policy)
     _check_peers(store, wanted, together)
@@ -500,7 +510,7 @@ def generations(store: Store) -> Generations:
 
 # --- the services of a stack ----------------------------------------------------------------------
 
-OR_REPLACE = "choose another name; --replace takes over its services"
+OR_REPLACE = "choose another name; --take-over takes over its services"
 
 
 class StackMembership(NamedTuple):
@@ -590,7 +600,7 @@ def prepare(machine: Machine, wanted: StackMembership, services: Iterable[str]) 
                 file=wanted.shown,
             )
         try:
-            ensure(machine, request, implicit=True)
+            _ensure(machine, request)
         except Error as error:
             raise network_error(wanted, request.name, error, on) from None
     for name in wanted.leaving:

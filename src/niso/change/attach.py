@@ -25,7 +25,6 @@ from niso.change.scope import leaving, scope_of
 from niso.change.targets import Target
 from niso.kernel.netns import ForeignNetns
 from niso.look.host_ports import Port, rows
-from niso.manifest.policy import about
 from niso.plan import records
 from niso.plan.records import Entry, Peer, Policy
 from niso.plan.specs import NetworkSpec, Published, ServiceSpec
@@ -497,6 +496,8 @@ def _whole_policy(request: Request) -> Policy:
     files: Iterable[Policy] = ()
     # also if the folder is missing: a user who can write to its parent may have removed it
     if os.path.lexists(os.path.dirname(paths.policy_dir())):
+        from niso.manifest.policy import about  # most hosts have no such files
+
         files = about(request.name, networks, request.owner, dict(request.labels))
 
     return combined([*own, *files])

@@ -11,7 +11,6 @@ services, because the unit of a service may itself be waiting for the firewall's
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable
 
 from niso.base import paths
@@ -64,9 +63,9 @@ class Marked(NamedTuple):
     and `Kubernetes.disable`.
     """
 
-    service: str  # the service's name; with --firewall, the unit of a firewall
+    service: str  # the service's name; of `guard_firewalls`, the unit of a firewall
     changed: bool  # false if nothing changed
-    unit: str | None  # path of the systemd unit; with --firewall, of the drop-in
+    unit: str | None  # path of the systemd unit; of `guard_firewalls`, the drop-in
 
 
 def unit_text(
@@ -214,7 +213,8 @@ def cron_line(service: str, schedule: str) -> str:
     Cron searches for commands only in /usr/bin and /bin.
     """
     times = process_keys.cron(schedule) or "MINUTE HOUR DAY MONTH WEEKDAY"
-    niso = "niso" if os.path.exists("/usr/bin/niso") else os.path.join(sys.prefix, "bin/niso")
+    own = os.path.join(paths.python_prefix(), "bin/niso")
+    niso = "niso" if os.path.exists("/usr/bin/niso") else own
     return f"{times} {niso} activate {service} && {niso} restart {service}"
 
 
@@ -445,7 +445,7 @@ def enable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
     units, state_id = machine.processes.units, machine.store.state_id()
     if not units.booted():
         hint = "let the script that loads the firewall run niso net repair --kernel"
-        raise Error("systemd did not boot this machine", hint, "--firewall")
+        raise Error("systemd did not boot this machine", hint)
     text = _text(state_id)
     texts = {unit: units.read(systemd.drop_in(unit)) for unit in _UNITS}
     for unit, now in texts.items():

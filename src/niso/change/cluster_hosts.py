@@ -95,7 +95,7 @@ def status(machine: Machine) -> tuple[ClusterStatus, list[tuple[str, tuple[str, 
                 problem = Error(
                     f"etcd {has}, and this host is in {store.cluster_id()}",
                     "if its data are lost: the guide says how to restore a backup, and niso cluster"
-                    " init --restore makes it again from what this host knows",
+                    " recover makes it again from what this host knows",
                 )
             elif me not in {(host.name, host.state_id) for host in hosts}:
                 problem = Error(
@@ -269,8 +269,8 @@ def remove_member(machine: Machine, host: str, report: Report) -> int:
     return _count(own)
 
 
-def be_only_member(machine: Machine, report: Report) -> None:
-    """Make this host's etcd member the only one, after most members were lost. It keeps its data.
+def be_only_member(machine: Machine, report: Report) -> Membership:
+    """Make this host's etcd member the only member, with its data, after most members were lost.
 
     Raises Conflict if most members answer, and Error if this host has no member or etcd fails.
     """
@@ -293,6 +293,7 @@ def be_only_member(machine: Machine, report: Report) -> None:
         own_etcd.be_alone(own)
         config.save(own)
         cluster_join.start_etcd(machine, own, report)
+    return membership_of(own, machine.store.cluster_id(), 1)
 
 
 def restore(machine: Machine, report: Report) -> Membership:
@@ -333,7 +334,7 @@ def _answering(machine: Machine, own: Config, report: Report) -> Config:
             raise
     if os.path.lexists(os.path.join(own_etcd.data(), "member")):
         reason = "most members of etcd do not answer, and this host has the data of one"
-        raise Conflict(reason, "niso cluster member alone goes on with them")
+        raise Conflict(reason, "niso cluster recover --help says how to go on with it")
     if not os.path.lexists(os.path.join(paths.cluster_dir(), invitation.AUTHORITY_KEY)):
         raise Error("this host has never run a member of etcd", "run it on one that has")
     own_etcd.program()

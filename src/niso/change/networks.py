@@ -80,6 +80,12 @@ def ensure(
     return network
 
 
+def ensure_implicit(machine: Machine, network: NetworkRequest | str, holds: str | None) -> None:
+    """Record an implicit network as `ensure` does. niso chooses the settings for a mere name."""
+    request = NetworkRequest(network) if isinstance(network, str) else network
+    ensure(machine, request, implicit=True, holds=holds)
+
+
 def plan_network(
     machine: Machine,
     request: NetworkRequest,
@@ -125,7 +131,9 @@ def plan_network(
         SubnetRecord(net.version, str(net), given.get(net.version, str(net.network_address + 1)))
         for net in sorted(nets, key=lambda net: net.version)
     ]
-    return NetworkRecord(name, bridge, mtu, tuple(own), request.internal)
+    return NetworkRecord(
+        name, bridge, mtu, tuple(own), request.internal, multicast=request.multicast
+    )
 
 
 def _taken(machine: Machine) -> list[tuple[subnets.Network, str]]:
@@ -222,11 +230,11 @@ def create(
         return _create(machine, request, report, dry_run)
     from niso.change import span_networks
 
-    proposed = span_networks.propose(machine, request, dry_run)
+    proposed, arriving = span_networks.propose(machine, request, dry_run)
     try:
-        network = _create(machine, proposed.request, report, dry_run, proposed.arriving)
+        network = _create(machine, proposed, report, dry_run, arriving)
     except BaseException:
-        span_networks.withdraw(machine, proposed, report)
+        span_networks.withdraw(machine, arriving, report)
         raise
     if not dry_run:
         from niso.runtime import units

@@ -17,17 +17,8 @@ from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.report import Finished, Report, WarningEvent, silent
 from niso.change.scope import concerned
-from niso.look.services import OutsideName, described
-from niso.plan.dns_answers import (
-    FORMER,
-    NOW,
-    DnsAnswer,
-    Forbids,
-    Outside,
-    after,
-    barred,
-    forbidden_addresses,
-)
+from niso.plan.dns_answers import DnsAnswer, after, barred, forbidden_addresses
+from niso.plan.records import FORMER, NOW, Forbids, Outside
 from niso.plan.subnets import DEFAULT_POOL, unique_local
 from niso.reconcile.change import change, repair
 from niso.runtime.machine import Machine
@@ -38,6 +29,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from niso.change.targets import Target
+    from niso.look.services import OutsideName
     from niso.look.session import Session
 
 
@@ -335,6 +327,8 @@ def _path(name: str) -> str:
 
 def refresh_names(session: Session, force: bool) -> tuple[OutsideName, ...]:
     """Do the work of `Host.refresh_names`, and return all DNS names in policies."""
+    from niso.look.services import described
+
     machine = session.machine_for_change()
     if machine.store.names_outside():
         refresh(machine, report=session.report, force=force)

@@ -47,9 +47,9 @@ def port_forward(
         if losers and not replace:
             holder, held = losers[0]
             reason = f"host port {port.host_side} is published by {holder!r}{as_held(held, port)}"
-            hint = f"--replace takes {held.text} from {holder}"
+            hint = f"--take-over takes {held.text} from {holder}"
             if holder == name:
-                hint = f"--replace replaces {held.text}"
+                hint = f"--take-over replaces {held.text}"
             if _is_part(port, held):
                 hint = "it is part of a range: move the whole range, or change that manifest"
             raise Conflict(reason, hint, key, names_key=False)

@@ -1,4 +1,4 @@
-"""Repair everything that `niso net check` reports, or remove all objects of niso (``--sweep``).
+"""Repair everything that `niso net check` reports, or remove all objects of niso (``niso reset``).
 
 A sweep works without the store. The sweep finds niso's objects by the names and ids that niso gave
 them in the kernel, such as the alias of a network interface.
@@ -26,7 +26,8 @@ from niso.kernel.kinds.kind import Finding, Step
 from niso.kernel.kinds.links import Veth
 from niso.kernel.kinds.namespaces import Netns, NetnsName
 from niso.kernel.kinds.nft import NftTransaction
-from niso.kernel.kinds.sysctls import FORWARDING
+from niso.kernel.kinds.sysctls import FORWARDING, FORWARDING6
+from niso.kernel.nft_elements import Element
 from niso.look import check, store_defects
 from niso.look.check import left_running, of_package, of_service
 from niso.look.store_defects import Defect, _marked_sysctls, _restored
@@ -34,7 +35,6 @@ from niso.plan import elements
 from niso.reconcile import ended_flows, host_settings, live_world
 from niso.reconcile.change import compare, desired_now, repair
 from niso.runtime import package
-from niso.runtime.lifecycle import Orphan
 from niso.runtime.machine import Machine
 from niso.runtime.package import Contents
 from niso.runtime.sources import BLIND, UNKNOWN
@@ -338,14 +338,17 @@ def sweep(
     with Lock() if dry_run else _alone():
         marked = kernel.marked_links()
         lost = processes.orphans(state_id_of(mark) for mark in marked.values())
-        for one in lost:
-            if one.stranger is not None:  # a sweep would remove its network
+        for service, state_id, stranger in lost:
+            if stranger is not None:  # a sweep would remove its network
                 raise Conflict(
-                    f"service {one.service!r} of the niso state folder with id {one.state_id} "
-                    f"runs (pid {one.stranger}), under another run folder",
+                    f"service {service!r} of the niso state folder with id {state_id} "
+                    f"runs (pid {stranger}), under another run folder",
                     "set NISO_STATE_DIR and NISO_RUN_DIR to theirs, or end its processes first",
                 )
-        removals = (*_running(processes, lost), *_marked(kernel, marked))
+        removals = (
+            *_running(processes, [(name, paths.cgroup(mark, name)) for name, mark, _ in lost]),
+            *_marked(kernel, marked),
+        )
         for event, remove, is_guard in (*removals, *_all_rules(kernel, marked)):
             if errors and is_guard:  # the objects that the table protects may still exist
                 continue
@@ -393,11 +396,11 @@ _Removal = tuple[Event, Callable[[], object], bool]
 """(event, function that removes the object, whether it is a table that protects objects)."""
 
 
-def _running(processes: Processes, lost: list[Orphan]) -> Iterator[_Removal]:
+def _running(processes: Processes, lost: list[tuple[str, str]]) -> Iterator[_Removal]:
     for name in processes.services():
         yield events.Stopping(name), partial(processes.stop, name, 0), False
-    for one in lost:
-        yield EndingLost(one.cgroup), partial(processes.kill_orphan, one), False
+    for service, cgroup in lost:
+        yield EndingLost(cgroup), partial(processes.kill_orphan, service, cgroup), False
 
 
 def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Removal]:
@@ -461,12 +464,17 @@ def _all_rules(kernel: Kernel, going: dict[str, str]) -> Iterator[_Removal]:
     """Yield removals that restore the host's sysctls, then removals of niso's nftables tables.
 
     Sysctls of network interfaces that are removed anyway (``going``) are left out. IPv4 forwarding
-    stays on if other programs have added NAT rules since niso switched it on.
+    stays on if other programs have added NAT rules or bridges since niso switched it on.
     """
-    marks = kernel.list_elements(ruleset.INET, "before") or ()
-    before = dict(map(elements.sysctl_before, marks))
-    if before.get(FORWARDING) == "0" and host_settings.added_nat(kernel, _nat_before()):
-        before[FORWARDING] = "1"
+
+    def listed(container: str) -> Iterable[Element]:
+        return kernel.list_elements(ruleset.INET, container) or ()
+
+    before = dict(map(elements.sysctl_before, listed("before")))
+    if before.get(FORWARDING) == "0" or before.get(FORWARDING6) == "0":
+        links = {one.fields[1] for name in ("old_index", "old_name") for one in listed(name)}
+        if host_settings.is_needed(kernel, _nat_before(), links):
+            before = host_settings.without_forwarding(before)
     for name, value in host_settings.to_put_back(kernel, before):
         if not going.keys() & set(name.split("/")):
             put_back = events.Command(f"sysctl -w {name}={value}")
@@ -482,7 +490,7 @@ def _forget_active(kernel: Kernel, store: Store) -> None:
     try:
         with store.transaction():
             for name in store.active_services():
-                store.set_active(name, False)
+                store.set_inactive(name)
             for intent in store.intents():
                 store.end_intent(intent.service)
             host_settings.note_late(kernel, store)

@@ -55,6 +55,7 @@ class SavedNetwork(NamedTuple):
     observe: bool
     implicit: bool  # whether it exists only as long as services use it
     span: bool  # whether it spans the hosts of a cluster
+    multicast: bool = False
 
 
 class SavedService(NamedTuple):
@@ -295,6 +296,7 @@ def _describe(
             record.observe,
             store.is_implicit(record.name),
             record.span is not None,
+            record.multicast,
         )
         for record in known
     )
@@ -398,7 +400,8 @@ def _read(path: str, staged: str, owners: Collection[int] | None) -> SavedHost:
         error.file = path
         raise
     except OSError as error:
-        raise Error(f"{path}: {error.strerror}") from error
+        reason = f"cannot be read: {str(error.strerror).lower()}"
+        raise Error(reason, "niso save NAME writes such a file", file=path) from error
     except (ValueError, RecursionError):
         raise InvalidInput("has no valid description of its content", file=path) from None
     return saved
@@ -494,6 +497,9 @@ class _Loading:
                 reason = f"network {name!r} exists and is not internal, but the saved one is"
                 hint = "niso load --as PREFIX makes networks of its own"
                 raise Conflict(reason, hint)
+            if present.multicast and not network.multicast:
+                reason = f"network {name!r} exists with multicast, and the saved one has none"
+                raise Conflict(reason, "niso load --as PREFIX makes networks of its own")
             if {subnet.cidr for subnet in present.subnets} != {*network.subnets}:
                 self._moved.add(network.name)
             return
@@ -508,6 +514,7 @@ class _Loading:
             mtu=network.mtu,
             allow_public=True,
             observe=network.observe,
+            multicast=network.multicast,
         )
         besides = [(net, other.name) for other in self._requests.values() for net in other.nets]
         try:
@@ -647,6 +654,7 @@ class _Loading:
             keys = {"subnet": list(request.subnets), "gateway": list(request.gateways)}
             keys |= {"mtu": request.mtu, "allow_public": True if network.subnets else None}
         keys |= {"internal": network.internal, "observe": network.observe}
+        keys |= {"multicast": network.multicast or None}
         return {key: value for key, value in keys.items() if value is not None and value != []}
 
     def activate(self, undo: ExitStack, timeout_s: float) -> None:

@@ -41,6 +41,8 @@ class Arriving(NamedTuple):
     port: int  # UDP port of VXLAN
     specs: tuple[Spec, ...]  # the settings of the networks
     seen: mirror.EngineView  # what etcd records about services on the networks
+    made: bool = False  # whether `propose` created the network in the cluster
+    exists: bool = True  # whether the cluster has it; false if a dry run would create it
 
     @classmethod
     def none(cls, joined: Config) -> Arriving:
@@ -109,16 +111,9 @@ def arriving(joined: Config, engine: Etcd, cluster: Cluster, specs: Sequence[Spe
     return Arriving(joined, cluster.port, tuple(specs), seen)
 
 
-class Proposed(NamedTuple):
-    """A network that spans hosts, as it is in the cluster after `propose`."""
-
-    request: NetworkRequest
-    arriving: Arriving
-    made: bool  # whether `propose` created the network in the cluster
-    exists: bool  # whether the cluster has the network; false if a dry run would create it
-
-
-def propose(machine: Machine, request: NetworkRequest, dry_run: bool) -> Proposed:
+def propose(
+    machine: Machine, request: NetworkRequest, dry_run: bool
+) -> tuple[NetworkRequest, Arriving]:
     """Create a network in the cluster unless it already exists there. This host is not changed.
 
     With ``dry_run``, the cluster is not changed either. Raises Error, NoAnswer if etcd does not
@@ -148,7 +143,7 @@ def propose(machine: Machine, request: NetworkRequest, dry_run: bool) -> Propose
         there = _network(spec, joined, cluster)._replace(observe=request.observe)
         require_same(there, request, "in the cluster ")
         new = arriving(joined, engine, cluster, [spec])
-        return Proposed(request_of(spec, request.observe), new, made, exists)
+        return request_of(spec, request.observe), new._replace(made=made, exists=exists)
 
 
 def request_of(spec: Spec, observe: bool) -> NetworkRequest:
@@ -215,13 +210,14 @@ def _network(spec: Spec, joined: Config, cluster: Cluster) -> NetworkRecord:
     return NetworkRecord(spec.name, bridge, spec.mtu, subnets, spec.internal, span=span)
 
 
-def withdraw(machine: Machine, proposed: Proposed, report: Report) -> None:
+def withdraw(machine: Machine, proposed: Arriving, report: Report) -> None:
     """Remove a network from the cluster if `propose` created it. Errors become warnings."""
     if proposed.made:
+        name = proposed.specs[0].name
         try:
-            remove(machine, [proposed.request.name])
+            remove(machine, [name])
         except Error as error:
-            hint = f"niso net create {proposed.request.name} --span takes it over"
+            hint = f"niso net create {name} --span takes it over"
             report(WarningEvent(f"the cluster keeps the network: {error.message}", (hint,)))
 
 

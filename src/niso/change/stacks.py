@@ -22,13 +22,13 @@ from niso.look.stack_members import _refuse_elsewhere, members, named, own
 from niso.manifest import stack as manifest_stack
 from niso.manifest.stack import Stack, as_stack_error
 from niso.plan.subnets import NetworkRequest
-from niso.plan.verdict import PolicyContext
 from niso.runtime import volumes
 from niso.runtime.machine import Machine
 from niso.store.store import Store
 
 if TYPE_CHECKING:
     from niso.change import span_networks
+    from niso.plan.verdict import PolicyContext
 
 
 class StackUp(NamedTuple):
@@ -118,11 +118,11 @@ def _in_cluster(
         yield
         return
 
-    made: list[span_networks.Proposed] = []
+    made: list[span_networks.Arriving] = []
     try:
         for request in spanning:
             try:
-                proposed = span_networks.propose(machine, request, dry_run)
+                _, proposed = span_networks.propose(machine, request, dry_run)
             except NoAnswer:
                 raise
             except Error as error:

@@ -27,7 +27,7 @@ from niso.store.service_rows import ServiceRow
 
 if TYPE_CHECKING:
     from niso.change.admit import Change
-    from niso.runtime.lifecycle import ProcessStart
+    from niso.runtime.launch import Launch
     from niso.runtime.processes import Processes
 
 
@@ -184,7 +184,7 @@ class _Starting:
         self._names = {start.name for start in starts}
         self._reached: dict[str, str] = {}
         self._ends: list[End] = []
-        self._begun: list[tuple[Start, ProcessStart]] = []
+        self._begun: list[tuple[Start, Launch]] = []
         self._waits: list[Wait] = []
 
     def all(self) -> None:
@@ -242,7 +242,7 @@ class _Starting:
             start, begun = pair
             if begun.is_created:
                 self._begun.remove(pair)
-                begun.finish()
+                self._processes.finish(begun)
                 self._waits.append(Wait(self._processes, start))
 
     def _turn(self, wait: bool) -> None:

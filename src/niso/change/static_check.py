@@ -1,4 +1,4 @@
-"""Find what an activation would refuse on any host (`niso check`).
+"""Find what an activation would refuse on any host (`niso validate`).
 
 This module records the services as an activation does, but in a store in memory, and for a host
 that has no services, networks or interfaces. Rules that depend on the real host, such as which
@@ -42,6 +42,7 @@ _BARE_HOST = {
     "receiving6": [],
     "listeners": [],
     "foreign_nat": {},
+    "routed_links": [],
 }
 """What the methods of a `niso.kernel.real.Kernel` return on a host without configuration."""
 
@@ -177,7 +178,9 @@ def _make_unknown(host: Machine, wanted: Iterable[Target], stack: StackMembershi
         missing = sorted(families - {subnet.family for subnet in known})
         every = sorted((*known, *(_anything(family, len(made)) for family in missing)))
         internal = request is not None and request.internal
-        made.append(NetworkRecord(name, names.bridge(name), 0, tuple(every), internal))
+        multicast = request is not None and request.multicast
+        bridge = names.bridge(name)
+        made.append(NetworkRecord(name, bridge, 0, tuple(every), internal, multicast=multicast))
     for network in made:
         store.add_network(network, implicit=True, now=0)
 

@@ -278,7 +278,7 @@ def deactivate_rows(
     """Record services as inactive, without published ports, in the caller's transaction."""
     store = machine.store
     for row in rows:
-        store.set_active(row.name, False)
+        store.set_inactive(row.name)
     host_settings.note_late(machine.kernel, store)
     for row in rows:
         store.end_publishing(row.name, keep_forwards)

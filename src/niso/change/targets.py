@@ -10,7 +10,7 @@ import errno
 import os
 from collections.abc import Collection, Iterable, Mapping
 
-from niso.base import paths
+from niso.base import files, paths
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound, flatten, raise_all
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.plan.specs import SERVICE_UIDS, MountedVolume, Secret, ServiceSpec
@@ -58,12 +58,10 @@ def find_targets(
 
 def refuse_elsewhere(before: ServiceRow, target: Target) -> None:
     """Raise Conflict if a service of this name was activated from another existing folder."""
-    from niso.look.stack_members import is_elsewhere
-
-    if target.replace or not is_elsewhere(before.manifest_path, target.manifest_path):
+    if target.replace or not files.is_elsewhere(before.manifest_path, target.manifest_path):
         return
     reason = f"{target.name!r} is already the service of {before.manifest_path}"
-    hint = "choose another name; --replace takes over its addresses, ports and volumes"
+    hint = "choose another name; --take-over takes over its addresses, ports and volumes"
     raise Conflict(reason, hint, "package.name")
 
 

@@ -12,11 +12,10 @@ from niso.change import activate, targets
 from niso.change.activate import Outcome
 from niso.change.boot import cron_line, hand_over_started
 from niso.kernel import host_facts, netns
-from niso.look import host_ports, other_firewalls, services, surroundings
+from niso.look import host_ports, surroundings
 from niso.look.session import Session
 from niso.manifest import load, process_keys
 from niso.plan.specs import UNLIMITED, MountedVolume, ProcessSpec
-from niso.plan.verdict import PolicyContext
 from niso.reconcile import host_settings
 from niso.runtime import cgroups, launch, oci, sources, units, volumes
 from niso.runtime.machine import Machine
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
     from niso.change.attach import Attachment
     from niso.look.policies import PolicyEffect
+    from niso.plan.verdict import PolicyContext
 
 
 def activated(session: Session, machine: Machine, outcomes: Sequence[Outcome]) -> None:
@@ -66,6 +66,8 @@ def _warn_of_host(session: Session, machine: Machine, services: list[str]) -> No
                 " /run/netns have no names",
                 ("run it without PrivateTmp=, ProtectSystem= and the like",),
             )
+        from niso.look import other_firewalls  # an unchanged service does not need it
+
         for drop in other_firewalls.network_drops(machine.kernel, networks):
             session.caution(drop.describe(), drop.remedy)
         for text, hint in surroundings.small_mtus(machine.kernel, networks):
@@ -87,6 +89,7 @@ def _warn_of_policies(session: Session, machine: Machine, names: list[str]) -> N
 def _warn_of_names(session: Session, store: Store, names: list[str]) -> None:
     if not store.names_outside():
         return
+    from niso.look import services
 
     for name in names:
         row = store.service(name)

@@ -41,18 +41,23 @@ def _init(host: Host, args: Args) -> int:
             address=args.address or "",
             etcd=_existing(args),
             encrypt=args.encrypt or "",
-            restore=args.restore,
         )
-    if args.restore:
-        shown = f"""\
+    where = "an existing etcd" if not made.members else "member 1 of etcd"
+    shown = f"""\
+cluster {made.cluster}: created; this host is {made.host} ({made.address}), {where}
+  next: niso cluster invite HOST --address ADDRESS | ssh HOST niso cluster join -"""
+    return result(args, made, lambda _: print(shown))
+
+
+def _recover(host: Host, args: Args) -> int:
+    with Progress(args) as host.progress:
+        made = host.cluster.be_only_member() if args.force else host.cluster.init(restore=True)
+    if args.force:
+        return result(args, made, lambda _: print("this host has the only member of etcd"))
+    shown = f"""\
 cluster {made.cluster}: written again, as {made.host} ({made.address}) knows it
   next: niso cluster status, and on hosts that ran a member of etcd whose data are
   lost, niso cluster member remove and then add"""
-    else:
-        where = "an existing etcd" if not made.members else "member 1 of etcd"
-        shown = f"""\
-cluster {made.cluster}: created; this host is {made.host} ({made.address}), {where}
-  next: niso cluster invite HOST --address ADDRESS | ssh HOST niso cluster join -"""
     return result(args, made, lambda _: print(shown))
 
 
@@ -144,13 +149,6 @@ def _member_remove(host: Host, args: Args) -> int:
     return _member_add(host, args, remove=True)
 
 
-def _member_alone(host: Host, args: Args) -> int:
-    with Progress(args) as host.progress:
-        host.cluster.be_only_member()
-    print("this host has the only member of etcd")
-    return 0
-
-
 def _backup(host: Host, args: Args) -> int:
     size = host.cluster.backup(args.file)
     print(f"{output.escaped(args.file)}: {size} bytes")
@@ -207,7 +205,7 @@ def _print_status(seen: niso.ClusterStatus) -> None:
     if gone and seen.answers:
         print(
             f"  hint: services of {', '.join(gone)} keep their names and addresses; "
-            f"niso activate NAME --take moves one here"
+            f"niso activate NAME --from-lost-host moves one here"
         )
     late = [row.name for row in seen.hosts if row.behind_s and row.state != "gone"]
     if late and seen.answers:
@@ -231,17 +229,17 @@ def _headline(seen: niso.ClusterStatus) -> str:
     return "  ".join(filter(None, parts))
 
 
-# --- agents and niso kubernetes -------------------------------------------------------------------
-
-
-# --- niso kubernetes ------------------------------------------------------------------------
+# --- niso kubernetes ------------------------------------------------------------------------------
 
 
 def run_kubernetes(name: str, args: Args) -> int:
-    host, config = connect(), args.kubeconfig
-    if not (args.enable or args.disable):
-        return follow(lambda log: host.kubernetes.follow(log, config))
+    host, action = connect(), name.removeprefix("kubernetes ")
+    if action == "run":
+        return follow(lambda log: host.kubernetes.follow(log, args.kubeconfig))
     with Progress(args) as host.progress:
-        done = host.kubernetes.enable(config) if args.enable else host.kubernetes.disable()
-    state = ("enabled" if args.enable else "disabled") if done.changed else "unchanged"
+        if action == "enable":
+            done = host.kubernetes.enable(args.kubeconfig)
+        else:
+            done = host.kubernetes.disable()
+    state = f"{action}d" if done.changed else "unchanged"
     return result(args, done, lambda _: print(f"{done.service}: {state}  {done.unit}"))

@@ -6,6 +6,8 @@ cli/catalogue.
 
 from __future__ import annotations
 
+import os
+
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -103,7 +105,7 @@ class Command(NamedTuple):
     with two spaces, ``#``, a space and a remark. Each line of ``statuses`` is an exit status with
     its meaning. ``root`` is True if the command needs root. ``ends`` is True if the command stops
     or deletes something. Such a command is never suggested for a misspelt one. If ``aside`` is
-    True, overviews list only the command's name.
+    True, the help of its group lists only the command's name.
 
     A command with ``actions`` is a group. Each action has a name such as ``net list``.
     """
@@ -197,7 +199,8 @@ _RUNS = (
     ("events", "traffic_commands.run_events", "general"),
     ("web", "browser.run", "general"),
     ("metrics", "prometheus.run", "general"),
-    ("lab check schema", "general_commands.run_meta", "general"),
+    ("firewall reset", "service_commands.run", "general"),
+    ("lab validate schema", "general_commands.run_meta", "general"),
     ("import", "general_commands.run_importing", "general"),
     ("completion complete", "complete.run", "general"),
     ("on-exit help version", "general_commands.run_meta", "general"),
@@ -205,11 +208,28 @@ _RUNS = (
 COMMANDS = {name: (run, described) for names, run, described in _RUNS for name in names.split()}
 """The function of cli that runs each command, and the module of cli/catalogue that describes it."""
 
-GROUPS = ("net", "stack", "volume", "cluster")
+GROUPS = ("net", "stack", "volume", "cluster", "kubernetes", "firewall")
 """The commands that have actions, such as ``niso net list``."""
 
 HIDDEN = ("complete", "on-exit")
 """Commands that only other programs call. Help and completion leave them out."""
+
+HEADINGS = {
+    "Services": (
+        "activate, deactivate, ps, logs",
+        "restart, remove, exec, inspect, port-forward, scale, rollback, history, kill, volume, "
+        "save, load, enable, disable",
+    ),
+    "Stacks": ("stack", "validate, import, schema"),
+    "Networks": ("net", ""),
+    "See": ("top, net flows, web", "events, metrics, net graph, net capture, net drops"),
+    "Fix": ("net explain, net check, net repair", "net trace, net ping, reset, lab"),
+    "Hosts": ("cluster", "firewall, kubernetes"),
+}
+"""The overview of commands: for each heading those that it describes, and those that it names."""
+
+PLUMBING = "agent, cluster etcd, health, kubernetes run, restore, net gc, net refresh, completion"
+"""The commands that units, timers and other programs call; ``niso help plumbing`` lists them."""
 
 ALIASES = {"-h": "help", "--help": "help", "-V": "version", "--version": "version"}
 
@@ -220,11 +240,80 @@ def find(name: str, action: str) -> Command:
     If the group has no such action, returns the group. A word after the action is ignored.
     """
     catalogue = module(f"catalogue.{COMMANDS[name][1]}")
-    group: Command | None = catalogue.GROUP if name in GROUPS else None
+    group = next((group for group in catalogue.GROUPS if group.name == name), None)
     commands: tuple[Command, ...] = group.actions if group else catalogue.COMMANDS
     wanted = (f"{name} {action}", f"{name} {action.partition(' ')[0]}") if group else (name,)
     match = next((command for command in commands if command.name in wanted), None)
     return match or group or commands[0]
+
+
+RENAMED = (
+    ("check", "", "validate"),
+    ("net log", "", "net drops"),
+    ("net apply", "", "net repair"),
+    ("stack status", "", "stack ps"),
+    ("cluster member alone", "", "cluster recover --force"),
+    ("cluster init", "--restore", "cluster recover"),
+    ("enable", "--firewall", "firewall enable"),
+    ("disable", "--firewall", "firewall disable"),
+    ("kubernetes", "--enable", "kubernetes enable"),
+    ("kubernetes", "--disable", "kubernetes disable"),
+    ("kubernetes", "", "kubernetes run"),
+    ("net names", "--host", "net names"),
+    ("net repair", "--sweep", "reset --yes"),
+    ("activate", "--replace", "activate --take-over"),
+    ("activate", "--take", "activate --from-lost-host"),
+    ("stack up", "--replace", "stack up --take-over"),
+    ("port-forward", "--replace", "port-forward --take-over"),
+)
+"""Former commands: the command, one of its options or "", and the words that replace both."""
+
+_OF_OTHERS = {
+    "stop": "deactivate",
+    "rm": "remove",
+    "start": "activate",
+    "up": "stack up",
+    "down": "stack down",
+    "net ls": "net list",
+    "net rm": "net remove",
+}
+"""Commands of other tools that niso accepts, because they can mean only one command of niso."""
+
+
+def present(words: list[str]) -> tuple[list[str], str]:
+    """Replace a former command, or one of another tool, by the present one.
+
+    Returns the words, and a note for the user if the command is a former one, else "".
+    """
+    end = words.index("--") if "--" in words else len(words)
+    for former, option, now in RENAMED:
+        size = len(former.split())
+        given, beyond = words[size:end], words[end:]
+        if words[:size] != former.split():
+            continue
+        if option:
+            place = next(
+                (at for at, word in enumerate(given) if word.split("=")[0] == option), None
+            )
+            if place is None:
+                continue
+            value = given[place].partition("=")[2]
+            given[place : place + 1] = [value] if value else []
+        elif now.startswith(f"{former} ") and given and (given[0] in ALIASES or given[0][0] != "-"):
+            continue  # an action of the group, or its help
+        note = f"'niso {f'{former} {option}'.rstrip()}' is now 'niso {now.removesuffix(' --yes')}'"
+        return [*now.split(), *given, *beyond], note
+    for size in (2, 1):
+        now = _OF_OTHERS.get(" ".join(words[:size]), "")
+        if len(words) < size or not now:
+            continue
+        is_file = any("/" in word or word.endswith(".toml") for word in words[1:])
+        if now.startswith("stack") and not (is_file or os.path.exists("stack.toml")):
+            continue  # no stack is meant
+        if now == "activate" and (is_file or len(words) == 1):
+            continue  # start has no folders
+        return [*now.split(), *words[size:]], ""
+    return words, ""
 
 
 def runner(name: str) -> Callable[[str, Args], int]:

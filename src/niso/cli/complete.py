@@ -210,10 +210,10 @@ def _words(ports: Iterable[niso.Port]) -> list[str]:
 
 
 def _forwards(placed: list[str], given: list[str]) -> Candidates:
-    """Complete a port: a forwarded port of the service, or with --replace any other service's."""
+    """Complete a port: a forwarded port of the service, or with --take-over any other service's."""
 
     def read(host: niso.Host) -> Candidates:
-        if "--replace" not in given:
+        if "--take-over" not in given:
             return [(word, "forwarded") for word in _words(host.services.forwards(placed[0]))]
         name = host.services.resolve(placed[0])
         others = [line for line in host.networks.ports() if line.service != name]

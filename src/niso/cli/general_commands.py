@@ -1,4 +1,4 @@
-"""Run niso help, version, check, schema, lab, on-exit, health and import (from a compose file)."""
+"""Run niso help, version, validate, schema, lab, on-exit, health and import."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from niso.base import paths
 from niso.base.errors import UsageError
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.cli import output, parse
-from niso.cli.command import ALIASES, COMMANDS, HIDDEN, Command, find
+from niso.cli.command import ALIASES, COMMANDS, HIDDEN, Command, find, present
 from niso.cli.parse import HELP, Args
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def run_meta(name: str, args: Args) -> int:
     else:
         from niso.api import without_host
 
-        if name == "check":
+        if name == "validate":
             valid = without_host.validate(*(args.paths or ["."]))
             return output.results(args, valid, _valid)
         known = {"manifest": without_host.manifest_schema, "stack": without_host.stack_schema}
@@ -64,23 +64,28 @@ def _valid(file: niso.Valid) -> str:
 def print_help(words: list[str]) -> int:
     """Print the help of a command or action, or the first screen of help. Raises UsageError."""
     if not words or words[0] in HELP:
-        print(parse.first_screen(__version__, first_screen()), end="")
+        print(parse.first_screen(__version__), end="")
         return 0
+    if words == ["plumbing"]:
+        print(parse.plumbing(), end="")
+        return 0
+    words = present([*words, HELP[1]])[0][:-1]
     name = ALIASES.get(words[0], words[0])
     if name not in COMMANDS:
         raise parse.unknown_command(words)
     topic = find(name, " ".join(words[1:3]))
     if not topic.actions:
         print(parse.command(topic), end="")
-    elif words[1:] and words[1] not in HELP:
+        return 0
+    prefix = next((word for word in words[1:] if word not in HELP), "")
+    if prefix and not any(one.name.startswith(f"{name} {prefix} ") for one in topic.actions):
         raise parse.unknown_command(words)
-    else:
-        print(parse.group(topic), end="")
+    print(parse.group(topic, prefix), end="")
     return 0
 
 
-def first_screen() -> list[Command]:
-    """Return the commands that are listed on the first screen of help."""
+def documented() -> list[Command]:
+    """Return the commands of the reference: all but help, version and hidden commands."""
     return [find(name, "") for name in COMMANDS if name not in (*HIDDEN, "help", "version")]
 
 

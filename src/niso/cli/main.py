@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 from niso.base import paths
 from niso.base.errors import Error, ErrorGroup, UsageError
@@ -139,9 +140,12 @@ def _failed(error: Error, as_json: bool, status: int) -> int:
 
 
 def _command(arguments: list[str]) -> int:
-    from niso.cli.command import ALIASES, COMMANDS, find, runner
+    from niso.cli.command import ALIASES, COMMANDS, find, present, runner
     from niso.cli.parse import HELP, asks_help, parse, unknown_command
 
+    arguments, note = present(arguments)
+    if note:
+        print(f"niso: {note}", file=sys.stderr)
     name = ALIASES.get(arguments[0], arguments[0])
     for word in arguments:
         # the store and JSON only contain text; invalid UTF-8 is decoded to surrogates (PEP 383)
@@ -154,8 +158,9 @@ def _command(arguments: list[str]) -> int:
     words = arguments[1:]
     command = find(name, " ".join(words[:2]))
     if command.actions:
-        if not words or words[0] in HELP:
-            return _print_help([name])
+        helps = next((at for at, word in enumerate(words) if word in HELP), len(words))
+        if not words or helps < 2:
+            return _print_help([name, *words[:helps]])
         _refuse_early_option(arguments, 1)
         raise unknown_command(arguments)
     words = words[command.name.count(" ") :]
@@ -200,9 +205,7 @@ def _plain(arguments: list[str]) -> bool:
 
 
 def explained(error: Exception) -> Error:
-    """Return an exception as an `Error`. Lower layers have already converted the expected
-    exceptions.
-    """
+    """Return the `Error` for an exception. Lower layers have converted most exceptions already."""
     from niso.look.session import explained as known
 
     if isinstance(error, OSError) and error.filename is None:
@@ -229,17 +232,13 @@ def _of_output(error: OSError) -> Error | None:
 # --- signals --------------------------------------------------------------------------------------
 
 
-class state:
-    """The state of the signal handlers."""
+state = SimpleNamespace(last=0.0, over=False, lost=False)
+"""The state of the signal handlers.
 
-    last = 0.0
-    """When a signal was last handled, in seconds of the monotonic clock. Up to 0 means never."""
-    over = False
-    """True once the command has ended. Signals no longer interrupt it while it prints errors."""
-    lost = False
-    """True while `_unraisable` runs, because Python would discard an interrupt raised there."""
-
-
+``last`` is when a signal was last handled, in seconds of the monotonic clock; up to 0 means never.
+``over`` is true once the command has ended: signals no longer interrupt it while it prints errors.
+``lost`` is true while `_unraisable` runs, because Python would discard an interrupt raised there.
+"""
 BURST_S = 1.0
 """Signals within this time in seconds count as one signal.
 

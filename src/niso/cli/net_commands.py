@@ -46,6 +46,7 @@ def _create(host: Host, args: Args) -> int:
             allow_public=args.allow_public,
             observe=not args.no_observe,
             span=args.span,
+            multicast=args.multicast,
             dry_run=args.dry_run,
         )
     state = "created" if made.changed else "already exists, unchanged"
@@ -59,9 +60,9 @@ def _create(host: Host, args: Args) -> int:
 
 
 def _names(host: Host, args: Args) -> int:
-    if args.host not in (None, "on", "off"):
-        raise UsageError(f"--host {args.host!r}: must be on or off", "niso net names --host on")
-    on = None if args.host is None else args.host == "on"
+    if args.state not in (None, "on", "off"):
+        raise UsageError(f"{args.state!r}: must be on or off", "niso net names on")
+    on = None if args.state is None else args.state == "on"
     names = host.networks.host_names(on_host=on)
     if args.json:
         output.as_json(names)
@@ -94,6 +95,8 @@ def _print_network(network: niso.Network) -> None:
     print(f"Bridge: {network.bridge}")
     if network.internal:
         print("Internal: yes")
+    if network.multicast:
+        print("Multicast: yes")
     if network.vni is not None:
         print(f"Spans hosts: VNI {network.vni}, MTU {network.mtu}")
     print("Services:")
@@ -186,12 +189,6 @@ def _gc(host: Host, args: Args) -> int:
     return output.changes(args, done, ("not attached", "detached"))
 
 
-def _apply(host: Host, args: Args) -> int:
-    with Progress(args) as host.progress:
-        done = host.attachments.apply_policies()
-    return output.changes(args, done, ("unchanged", "changed"))
-
-
 def _rules(host: Host, args: Args) -> int:
     if args.json:
         output.as_json(host.networks.rules())
@@ -211,19 +208,11 @@ def _check(host: Host, args: Args) -> int:
 
 def _repair(host: Host, args: Args) -> int:
     with Progress(args) as host.progress:
-        if args.sweep:
-            done: niso.Repaired | niso.Swept = host.sweep(dry_run=args.dry_run)
-        else:
-            done = host.repair(dry_run=args.dry_run, kernel=args.kernel)
+        done = host.repair(dry_run=args.dry_run, kernel=args.kernel)
     if args.dry_run:
         return 0
-    state, what, nothing = (
-        ("swept", "object", "no objects of niso in the kernel")
-        if args.sweep
-        else ("repaired", "step", "nothing to repair")
-    )
-    count = done[0]
-    shown = f"{state}: {count} {what}{'s' * (count != 1)}" if count else nothing
+    count = done.steps
+    shown = f"repaired: {count} step{'s' * (count != 1)}" if count else "nothing to repair"
     return output.result(args, done, lambda _: print(shown))
 
 

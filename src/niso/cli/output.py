@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import select
 import sys
-import threading
 import time
+from _thread import allocate_lock, start_new_thread
 from collections.abc import Iterable, Sequence
 
 from niso.base import report
@@ -164,8 +164,8 @@ def coloured(descriptor: int) -> bool:
         return False
 
 
-def painted(text: str, colour: str, descriptor: int) -> str:
-    return f"\x1b[{colour}m{text}\x1b[0m" if coloured(descriptor) else text
+def _painted_word(text: str, colour: str) -> str:
+    return f"\x1b[{colour}m{text}\x1b[0m" if coloured(2) else text
 
 
 def _painted(cell: str) -> str:
@@ -307,13 +307,13 @@ def step(line: str) -> None:
 def error(message: str, hint: str | None) -> None:
     """Print an error and its hint on stderr. The message may have several lines."""
     shown = "\n".join(escaped(line) for line in message.split("\n"))
-    print(f"{painted('niso:', _RED, 2)} {shown}", file=sys.stderr)
+    print(f"{_painted_word('niso:', _RED)} {shown}", file=sys.stderr)
     if hint:
         print(f"  hint: {escaped(hint)}", file=sys.stderr)
 
 
 def warn(text: str, hints: Iterable[str] = ()) -> None:
-    print(f"{painted('niso: warning:', _YELLOW, 2)} {escaped(text)}", file=sys.stderr)
+    print(f"{_painted_word('niso: warning:', _YELLOW)} {escaped(text)}", file=sys.stderr)
     for hint in hints:
         print(f"  hint: {escaped(hint)}", file=sys.stderr)
 
@@ -360,7 +360,7 @@ class Progress:
         self._began = time.monotonic()
         self._planned = False
         self._running = False
-        self._over, self._printing = threading.Lock(), threading.Lock()
+        self._over, self._printing = allocate_lock(), allocate_lock()
         self._step, self._since, self._reported = "", 0.0, 0.0
         self._unhealthy: dict[str, None] = {}
 
@@ -400,7 +400,7 @@ class Progress:
                 self._over.acquire()
                 self._running = True
                 try:
-                    threading.Thread(target=self._print_slow_steps, daemon=True).start()
+                    start_new_thread(self._print_slow_steps, ())
                 except RuntimeError:
                     pass  # no thread is available: slow steps are not reported
 

@@ -16,7 +16,9 @@ from niso.base.errors import UsageError
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.cli.command import (
     COMMANDS,
+    HEADINGS,
     HIDDEN,
+    PLUMBING,
     Argument,
     Command,
     Option,
@@ -225,50 +227,61 @@ def width() -> int:
     return min(max(columns, 40), WIDEST)
 
 
-def first_screen(version: str, commands: list[Command]) -> str:
-    """Return the text that ``niso`` without arguments prints.
+def first_screen(version: str) -> str:
+    """Return the text that ``niso`` without arguments prints: the commands under `HEADINGS`.
 
-    The text has at most 23 lines, so that a prompt fits below.
+    The text has at most 31 lines, so that it fits on a terminal of 32 lines.
     """
     columns = width()
-    head = f"niso {version}: networking for services on Linux, without a daemon or a proxy"
-    use, more = "usage: niso COMMAND ...", "niso help COMMAND shows its options and examples"
-    asides = [one.name for one in commands if one.aside]
-    lines = _list([(one.name, one.does) for one in commands if one.name not in asides], columns)
-    lines += _wrapped(f"also: {', '.join((*asides, 'help', 'version'))}", columns)
-    begin = [
-        ("sudo niso activate ./api", "a folder with a manifest.toml; then niso ps"),
-        ("sudo niso lab", "a disposable host for experiments"),
-    ]
-    if columns < 80:
-        texts = "".join(_wrapped(text, columns) for text in (head, use, more))
-        return f"{texts}\n{lines}\nstart:\n{_list(begin, columns)}"
-    (first, what), (second, where) = begin
-    return f"""\
-{head}
-{use}       {more}
-
-{lines}
-start:  {first}   {what}
-        {second:<{len(first)}}   {where}
-"""
+    head = f"niso {version}: isolated services on Linux, each with its own network"
+    text = _wrapped(head, columns)
+    text += _wrapped("usage: niso COMMAND ..., or niso help COMMAND for options", columns)
+    for heading, (described, others) in HEADINGS.items():
+        rows = [(name, named(name).does) for name in described.split(", ")]
+        text += f"{heading}\n{_list(rows, columns, 12)}"
+        if others:
+            text += _wrapped(f"also {others}", columns, "  ", 2)
+    example = "niso lab, then niso stack up examples/pair"
+    return f"{text}Start: sudo {example}\n"
 
 
-def group(of: Command) -> str:
+def named(name: str) -> Command:
+    """Return the description of a command or action with this name, such as ``net flows``."""
+    command, _, action = name.partition(" ")
+    return find(command, action)
+
+
+def plumbing() -> str:
+    """Return the help of the commands that units, timers and other programs call."""
     columns = width()
-    short = {action: action.name.removeprefix(f"{of.name} ") for action in of.actions}
-    lines = _list([(name, one.does) for one, name in short.items() if not one.aside], columns)
+    rows = [(name, named(name).does) for name in PLUMBING.split(", ")]
+    head = _wrapped("Commands that units, timers and other programs call:", columns)
+    return head + _list(rows, columns)
+
+
+def group(of: Command, prefix: str = "") -> str:
+    """Return the help of a group, or only of its actions that begin with the word ``prefix``."""
+    columns = width()
+    own = f"{of.name} {prefix}".rstrip()
+    short = {
+        action: action.name.removeprefix(f"{own} ")
+        for action in of.actions
+        if action.name.startswith(f"{own} ")
+    }
+    every = bool(prefix)
+    rows = [(name, one.does) for one, name in short.items() if every or not one.aside]
+    lines = _list(rows, columns)
     asides: dict[str, list[str]] = {}  # first word -> second words
-    for name in (name for one, name in short.items() if one.aside):
+    for name in (name for one, name in short.items() if one.aside and not every):
         first, _, second = name.partition(" ")
         asides.setdefault(first, []).append(second)
     if asides:
         shown = (f"{first} {'|'.join(more)}".rstrip() for first, more in asides.items())
         lines += _wrapped(f"also: {', '.join(shown)}", columns)
-    example = next(action for action in of.actions if action.examples).name
+    example = next((action for action in short if action.examples), of.actions[0]).name
     end = _wrapped(f"niso help {example} shows its options and examples", columns)
-    does = _wrapped(sentence(of.does), columns)
-    return f"usage: niso {of.name} ACTION ...\n\n{does}\nactions:\n{lines}\n{end}"
+    does = "" if prefix else _wrapped(sentence(of.does), columns) + "\n"
+    return f"usage: niso {own} ACTION ...\n\n{does}actions:\n{lines}\n{end}"
 
 
 def command(of: Command) -> str:
@@ -318,8 +331,8 @@ def _wrapped(text: str, columns: int, head: str = "", indent: int = 0) -> str:
     return filled.fill(text) + "\n"
 
 
-def _list(rows: list[tuple[str, str]], columns: int) -> str:
-    left = min(max(len(word) for word, _ in rows), 22)
+def _list(rows: list[tuple[str, str]], columns: int, least: int = 0) -> str:
+    left = max(min(max(len(word) for word, _ in rows), 22), least)
     shown = ""
     for word, text in rows:
         head = f"  {word:<{left}}  "

@@ -6,18 +6,18 @@ import os
 import select
 import signal
 import sys
-import threading
+from _thread import start_new_thread
 
 from niso.api.host import Host, connect
 from niso.base.errors import ErrorGroup, UsageError
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.cli import net_commands, output
+from niso.cli import output
 from niso.cli.output import Progress
 from niso.cli.parse import Args
 from niso.look.session import duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
     import niso
@@ -42,14 +42,14 @@ def _activate(host: Host, args: Args) -> int:
             *args.what,
             timeout=timeout_s,
             dry_run=args.dry_run,
-            replace=args.replace,
-            take=args.take,
+            replace=args.take_over,
+            take=args.from_lost_host,
             trust_owner=args.trust_owner,
         )
     if not args.dry_run:
         _print_outcomes(args, outcomes)
     elif not args.json:
-        net_commands.say_what_changes(host, *args.what)
+        _say_what_changes(host, *args.what)
     return 0
 
 
@@ -82,6 +82,12 @@ def _restart(host: Host, args: Args) -> int:
     return output.changes(args, done, RESTARTED)
 
 
+def _say_what_changes(host: Host, *what: str) -> None:
+    from niso.cli import net_commands
+
+    net_commands.say_what_changes(host, *what)
+
+
 def _print_outcomes(args: Args, outcomes: tuple[niso.Outcome, ...]) -> None:
 
     def line(result: niso.Outcome) -> str:
@@ -104,14 +110,14 @@ def _stack_up(host: Host, args: Args) -> int:
             args.dir,
             timeout=timeout_s,
             dry_run=args.dry_run,
-            replace=args.replace,
+            replace=args.take_over,
             trust_owner=args.trust_owner,
         )
     if args.dry_run:
         if not args.json:
             is_file = os.path.isfile(args.dir)
             file = args.dir if is_file else os.path.join(args.dir, "stack.toml")
-            net_commands.say_what_changes(host, file)
+            _say_what_changes(host, file)
         return 0
     if args.json:
         output.as_json(done)
@@ -137,13 +143,10 @@ def _stack_down(host: Host, args: Args) -> int:
     return 0
 
 
-def _stack_status(host: Host, args: Args) -> int:
+def _stack_ps(host: Host, args: Args) -> int:
     with Progress(args) as host.progress:
         lines = host.stacks.status(args.dir)
     return output.result(args, lines, _print_lines)
-
-
-_stack_ps = _stack_status
 
 
 def _stack_restart(host: Host, args: Args) -> int:
@@ -351,7 +354,7 @@ def _watch_reader(gone: list[bool]) -> None:
         gone.append(True)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, daemon=True).start()
+    start_new_thread(watch, ())
 
 
 # --- exec, kill, port-forward ---------------------------------------------------------------------
@@ -372,7 +375,7 @@ def _port_forward(host: Host, args: Args) -> int:
         if args.remove:
             done = host.services.port_unforward(args.name, args.port)
         else:
-            done = host.services.port_forward(args.name, args.port, replace=args.replace)
+            done = host.services.port_forward(args.name, args.port, replace=args.take_over)
     return output.result(args, done, lambda done: _print_forwarded(done, args.remove))
 
 
@@ -392,18 +395,14 @@ def _print_forwarded(done: niso.Forwarded, remove: bool) -> None:
 
 
 def _enable(host: Host, args: Args, on: bool = True) -> int:
-    name = "enable" if on else "disable"
-    if bool(args.names) == args.firewall:
-        raise UsageError("missing NAME, or --firewall alone", f"niso help {name}")
-    unchanged = "already enabled, unchanged" if on else "not enabled, unchanged"
     with Progress(args) as host.progress:
-        if args.firewall:
-            unchanged, marked = "unchanged", host.guard_firewalls(on)
-        else:
-            marked = (host.services.enable if on else host.services.disable)(*args.names)
+        marked = (host.services.enable if on else host.services.disable)(*args.names)
+    return _print_marked(args, marked, on, "already enabled, unchanged", "not enabled, unchanged")
 
+
+def _print_marked(args: Args, marked: Sequence[niso.Marked], on: bool, *unchanged: str) -> int:
     def line(mark: niso.Marked) -> str:
-        state = f"{name}d" if mark.changed else unchanged
+        state = ("enabled" if on else "disabled") if mark.changed else unchanged[not on]
         return f"{mark.service}: {state}{f'  {mark.unit}' if mark.unit else ''}"
 
     return output.results(args, marked, line)
@@ -411,6 +410,51 @@ def _enable(host: Host, args: Args, on: bool = True) -> int:
 
 def _disable(host: Host, args: Args) -> int:
     return _enable(host, args, on=False)
+
+
+def _firewall_enable(host: Host, args: Args, on: bool = True) -> int:
+    with Progress(args) as host.progress:
+        marked = host.guard_firewalls(on)
+    return _print_marked(args, marked, on, "unchanged", "unchanged")
+
+
+def _firewall_disable(host: Host, args: Args) -> int:
+    return _firewall_enable(host, args, on=False)
+
+
+MAX_REMOVALS = 20
+"""Limit of removals that niso reset lists before it asks."""
+
+
+def _reset(host: Host, args: Args) -> int:
+    if not (args.yes or args.dry_run) and not _agrees(host):
+        return 1
+    with Progress(args) as host.progress:
+        done = host.sweep(dry_run=args.dry_run)
+    if args.dry_run:
+        return 0
+    count = done.removed
+    shown = f"reset: {count} object{'s' * (count != 1)} removed"
+    shown = shown if count else "nothing of niso is in the kernel"
+    return output.result(args, done, lambda _: print(shown))
+
+
+def _agrees(host: Host) -> bool:
+    """List what a reset removes, and ask on the terminal. Raises UsageError without a terminal."""
+    if not (os.isatty(0) and os.isatty(2)):
+        reason = "reset ends all services, and there is no terminal to ask"
+        raise UsageError(reason, "niso reset --dry-run lists what it would remove; see --yes")
+    steps: list[str] = []
+    host.progress = lambda event: steps.append(event.describe())
+    count = host.sweep(dry_run=True).removed
+    if not count:
+        return True
+    for line in steps[:MAX_REMOVALS]:
+        print(output.escaped(line), file=sys.stderr)
+    if count > MAX_REMOVALS:
+        print(f"... and {count - MAX_REMOVALS} more", file=sys.stderr)
+    print("niso: do all this? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _restore(host: Host, args: Args) -> int:

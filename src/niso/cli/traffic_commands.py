@@ -152,7 +152,7 @@ def _stats(host: Host, args: Args) -> int:
     return output.result(args, rows, lambda _: output.table(columns, shown))
 
 
-def _log(host: Host, args: Args) -> int:
+def _drops(host: Host, args: Args) -> int:
     try:
         with Progress(args) as host.progress, host.drops(args.name) as drops:
             while True:
@@ -200,6 +200,12 @@ _EVERY_S = 1.0
 
 def _flows(host: Host, args: Args) -> int:
     with Progress(args) as host.progress:
+        if args.forget:
+            if args.follow or args.since:
+                other = "--follow" if args.follow else "--since"
+                raise UsageError(f"excludes {other}", "omit one of them", "--forget")
+            host.forget_flows(args.name, denied=args.denied)
+            return 0
         if args.follow:
             try:
                 with host.follow_flows(
@@ -421,7 +427,7 @@ def _lines(policy: niso.LearnedPolicy) -> Iterator[str]:
     # a path with a newline must not end the comment
     where = output.escaped(policy.file or f"{policy.service} (no manifest)")
     peers = sum(entry.allowed for entry in policy.allow_from)
-    denied = sum(entry.note.endswith("denied") for entry in policy.allow_from)
+    denied = sum("denied" in entry.note and not entry.allowed for entry in policy.allow_from)
     known = f"{peers} {'entry' if peers == 1 else 'entries'}"
     if policy.watched is not None:
         known += f" after {output.duration(policy.watched)}"
@@ -630,7 +636,9 @@ def _scaled(number: float | None, unit: str) -> str:
 def explain_words(flow: niso.FlowLoad) -> list[str]:
     to, port = bracketed(flow.to.address), flow.port
     if flow.published is not None:
-        to, port = "host", flow.published  # the destination before DNAT
+        # the destination before DNAT
+        to = "127.0.0.1" if flow.from_.address.startswith("127.") else "host"
+        port = flow.published
     return ["net", "explain", flow.from_.address, f"{to}:{port}/{flow.proto}"]
 
 

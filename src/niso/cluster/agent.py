@@ -27,7 +27,7 @@ from niso.base.locks import Busy, service_lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.cluster import encryption, mirror, own_claims
 from niso.cluster.claims import Claims
-from niso.cluster.engine import Batch, Compacted, Keys, KeyValue
+from niso.cluster.engine import COMPACTED, Batch, Keys, KeyValue, Refused
 from niso.cluster.key_values import HostEntry, host_of
 from niso.cluster.membership import ClusterKeys
 from niso.cluster.mirror import ClaimedService, EngineView, View
@@ -78,7 +78,6 @@ class Agent:
         tend: Callable[[Etcd, bool], None] = lambda engine, whole: None,
         mend: Callable[[bool], None] | None = None,
     ) -> None:
-        self.me = me
         self.host, self.state_id, self.cluster, self.boot = me
         self.connect = connect
         self.end = end
@@ -86,7 +85,10 @@ class Agent:
         self.keys = keys or Keys()
         self.tend = tend
         self.lag = Lag()
-        self.roster = Roster(self.keys)
+        self.host_keys = WatchedKeys(self.keys.hosts)
+        self._host_items: dict[str, KeyValue] = {}
+        self._decoded: dict[KeyValue, HostEntry] = {}
+        self._hosts: tuple[HostEntry, ...] = ()  # sorted by name, as of the last poll
         self._view = View(self.keys, self.host)
         self.mend = mend
         self._wake = threading.Event()
@@ -127,7 +129,7 @@ class Agent:
         if bool(cluster.encryption) != (store.across.tunnel() is not None):
             self._say("the cluster is otherwise encrypted than this host: nothing is changed")
             return []
-        hosts, own = self.roster.poll(engine, self.host, now_s)
+        hosts, own = self.read_hosts(engine, now_s)
         member = own is not None and own.state_id == self.state_id
         spans = self._spans(store, kernel, engine, member)
         items = {name: self.kept(name).items(engine, now_s) for name in spans}
@@ -338,6 +340,24 @@ class Agent:
                 self._wake.set()
             self._over.wait(LEAST_S)
 
+    def read_hosts(
+        self, engine: Etcd, now_s: float
+    ) -> tuple[tuple[HostEntry, ...], HostEntry | None]:
+        """Return all hosts of the cluster, and this host or None. Decode only keys that have
+        changed. Raises NoAnswer.
+        """
+        item = ClusterKeys(engine, self.keys).host_item(self.host)
+        items = self.host_keys.items(engine, now_s, item)
+        if items is not self._host_items:
+            decoded: dict[KeyValue, HostEntry] = {}
+            hosts = []
+            for key, each in sorted(items.items()):
+                if "/" not in key.removeprefix(self.keys.hosts):
+                    decoded[each] = self._decoded.get(each) or host_of(each, self.keys)
+                    hosts.append(decoded[each]._replace(alive=f"{key}/live" in items))
+            self._host_items, self._decoded, self._hosts = items, decoded, tuple(hosts)
+        return self._hosts, self._decoded.get(item) if item is not None else None
+
     def kept(self, network: str) -> WatchedKeys:
         """Return the cache of the keys of all addresses on a network."""
         if network not in self._kept:
@@ -346,7 +366,7 @@ class Agent:
 
     def watch(self, networks: Iterable[str]) -> None:
         """Watch the keys of hosts and of these networks in etcd, each in a thread of its own."""
-        watched = [(self.keys.hosts, self.roster.kept, False)]
+        watched = [(self.keys.hosts, self.host_keys, False)]
         watched += [(self.keys.network(name), self.kept(name), True) for name in networks]
         for prefix, kept, hurry in watched:
             if prefix not in self._followed:
@@ -423,7 +443,7 @@ def _text(error: Exception) -> str:
 
 
 def last() -> tuple[float | None, dict[str, float]]:
-    """Return when the last poll was (or None), and since when each missing host is missing."""
+    """Return the time of the last poll (or None), and when each missing host was lost."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         kept = json.loads(files.read(_path()) or b"{}")
         gone = {str(host): float(seen_s) for host, seen_s in kept["gone"].items()}
@@ -493,11 +513,12 @@ class WatchedKeys:
             if not self._is_followed:
                 return False
             self._heard_s = now_s
-            if not batch.events:
-                self._at = max(self._at, batch.revision)
+            revision, events = batch
+            if not events:
+                self._at = max(self._at, revision)
                 return True
             items = {**self._items}
-            for key, item, modified in batch.events:
+            for key, item, modified in events:
                 if modified <= self._all:
                     continue
                 self._at = max(self._at, modified)
@@ -534,15 +555,15 @@ class WatchedKeys:
                         wait = _BACK_OFF_S[0]
                         if not self.hear(batch, time.monotonic()):
                             break
-                        if batch.events:
+                        if batch[1]:
                             notice(hurry)
                         if over.is_set():
                             return
                 finally:
                     self.lose()
-            except Compacted:
-                continue
-            except Error:
+            except Error as error:
+                if isinstance(error, Refused) and error.code == COMPACTED:
+                    continue  # begin again with all keys
                 over.wait(about(wait))
                 wait = min(2 * wait, _BACK_OFF_S[1])
 
@@ -620,33 +641,6 @@ def connected(connect: Callable[[], Etcd], over: threading.Event) -> Etcd | None
 def about(seconds: float) -> float:
     """Return a random number from 0.5 to 1.5 times ``seconds``, to spread requests over time."""
     return seconds * (0.5 + os.urandom(1)[0] / 255)
-
-
-class Roster:
-    """A reader of the cluster's hosts, which decodes only keys that have changed."""
-
-    def __init__(self, keys: Keys) -> None:
-        self.keys = keys
-        self.kept = WatchedKeys(keys.hosts)
-        self._items: dict[str, KeyValue] = {}
-        self._decoded: dict[KeyValue, HostEntry] = {}
-        self.hosts: tuple[HostEntry, ...] = ()  # sorted by name, as of the last call of `poll`
-
-    def poll(
-        self, engine: Etcd, own: str, now_s: float
-    ) -> tuple[tuple[HostEntry, ...], HostEntry | None]:
-        """Return all hosts of the cluster, and the host ``own`` or None. Raises NoAnswer."""
-        item = ClusterKeys(engine, self.keys).host_item(own)
-        items = self.kept.items(engine, now_s, item)
-        if items is not self._items:
-            decoded: dict[KeyValue, HostEntry] = {}
-            hosts = []
-            for key, each in sorted(items.items()):
-                if "/" not in key.removeprefix(self.keys.hosts):
-                    decoded[each] = self._decoded.get(each) or host_of(each, self.keys)
-                    hosts.append(decoded[each]._replace(alive=f"{key}/live" in items))
-            self._items, self._decoded, self.hosts = items, decoded, tuple(hosts)
-        return self.hosts, self._decoded.get(item) if item is not None else None
 
 
 class Lag:

@@ -238,7 +238,7 @@ class Claims:
             )
             raise Conflict(
                 f"{have.service} is on {hosts}, which {verb} not answer",
-                f"--take moves it here with {addresses}; {comes}",
+                f"--from-lost-host moves it here with {addresses}; {comes}",
             )
 
     def _require_alike(self, wanted: Wanted, claim: ClusterClaim, have: ClusterClaim) -> None:

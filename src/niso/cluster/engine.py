@@ -36,6 +36,9 @@ class NoAnswer(Error):
         self.unknown = unknown
 
 
+COMPACTED = 11  # OUT_OF_RANGE (google.rpc.Code): etcd no longer has the requested events
+
+
 class Refused(NoAnswer):
     """An error: etcd refuses a request. ``code`` is a google.rpc.Code, or 0 if unknown.
 
@@ -47,10 +50,6 @@ class Refused(NoAnswer):
         self.code = code
 
 
-class Compacted(Exception):
-    """An error: etcd no longer has the requested events, so all keys must be read again."""
-
-
 class KeyValue(NamedTuple):
     key: str
     value: str
@@ -59,7 +58,7 @@ class KeyValue(NamedTuple):
 
 
 class Compare(NamedTuple):
-    """A condition of a transaction: the last change of a key was at a given revision."""
+    """A condition of a transaction: a key was last changed at a given revision."""
 
     key: str
     modified: int = 0  # the revision of the key's last change; 0 if the key must not exist
@@ -91,15 +90,10 @@ class Answer(NamedTuple):
     items: tuple[KeyValue, ...]
 
 
-class Batch(NamedTuple):
-    """Events of a watch up to a revision. Without events, it shows that the connection works."""
-
-    revision: int
-    events: tuple[Event, ...]
-
-
 type Event = tuple[str, KeyValue | None, int]
 """A changed key, its new value (None if the key was deleted), and the revision of the change."""
+type Batch = tuple[int, tuple[Event, ...]]
+"""A revision, and the events of a watch up to it. Without events, the connection works."""
 
 PREFIX = "/niso/v1/"
 

@@ -20,10 +20,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from niso.base.errors import Error
 from niso.base.named_tuples import Any, NamedTuple
 from niso.cluster.engine import (
+    COMPACTED,
     PREFIX,
     Answer,
     Batch,
-    Compacted,
     Compare,
     Delete,
     KeyValue,
@@ -166,8 +166,9 @@ class Etcd:
     def watch(self, prefix: str, revision: int, silence_s: float) -> Iterator[Batch]:
         """Yield the changes of keys with a prefix, in batches, beginning with a revision.
 
-        Raises Compacted if etcd no longer has all changes from this revision on. Raises NoAnswer if
-        nothing arrives for ``silence_s`` seconds, or if the member is cut off from the others.
+        Raises Refused (`COMPACTED`) if etcd no longer has all changes from this revision on. Raises
+        NoAnswer if nothing arrives for ``silence_s`` seconds, or if the member is cut off from the
+        others.
         """
         request = {**_span(prefix, True), "start_revision": revision, "progress_notify": True}
         connection, response = self._open("/v3/watch", {"create_request": request})
@@ -204,7 +205,7 @@ class Etcd:
     def call(
         self, path: str, body: dict[str, Any], repeatable: bool = False, wait_s: float | None = None
     ) -> dict[str, Any]:
-        """Send a request to the members in turn until one answers; return the answer.
+        """Send a request to the members in turn until one answers. Return the answer.
 
         A request that is not ``repeatable`` is sent again only if no member can have received it.
         ``wait_s`` is the timeout in seconds for each member. Raises NoAnswer and Refused.
@@ -411,20 +412,20 @@ def _revision(answer: dict[str, Any]) -> int:
 def _batch(line: bytes) -> Batch | None:
     """Parse a line of a watch. Return None for the first line, which confirms the watch.
 
-    Raises Compacted, NoAnswer.
+    Raises Refused (`COMPACTED`) and NoAnswer.
     """
     document = _document(line)
     if "error" in document:
         raise NoAnswer(f"the watch has ended: {_error(line)[1]}", _HINT)
     result = document.get("result", {})
     if "compact_revision" in result:  # etcd would keep the stream open
-        raise Compacted
+        raise Refused("etcd no longer has all changes of the watch", code=COMPACTED)
     if result.get("canceled"):
         raise NoAnswer(f"the watch has ended: {result.get('cancel_reason', '')}", _HINT)
     events: Sequence[dict[str, Any]] = result.get("events", ())
     if not events and result.get("created"):
         return None
-    return Batch(
+    return (
         _revision(result),
         tuple(
             (key, None if e.get("type") == "DELETE" else _item(e["kv"]), modified)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 
 from niso.base.errors import Conflict, Error, InvalidInput
@@ -129,14 +130,6 @@ type Sharers = tuple[tuple[str, tuple[str, ...]], ...]
 """Pairs of an active service that shares the namespace of another, and its published ports."""
 
 
-class OtherHost(NamedTuple):
-    """A further host that has reserved a service with a service address."""
-
-    host: str
-    up: bool
-    ports: tuple[str, ...]
-
-
 class ClusterClaim(NamedTuple):
     """The reservation of a service by a host in etcd, with addresses and names.
 
@@ -159,16 +152,18 @@ class ClusterClaim(NamedTuple):
     kept: tuple[str, ...] = ()
     sharers: Sharers = ()  # services that share its namespace, for display
     front: bool = False  # whether it has a service address
-    others: tuple[OtherHost, ...] = ()  # hosts that have the service too
+    others: Mapping[
+        str, bool
+    ] = {}  # further hosts that have the service, and whether it is up there
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        return (self.host, *(other.host for other in self.others))
+        return (self.host, *self.others)
 
     @property
     def any_up(self) -> bool:
         """Return whether the service is up on any host."""
-        return self.up or any(other.up for other in self.others)
+        return self.up or any(self.others.values())
 
     def keys(self, keys: Keys) -> set[str]:
         """Return the etcd keys of all addresses and names, with former ones that are still
@@ -222,12 +217,12 @@ def left(value: dict[str, Any], host: str) -> dict[str, Any]:
     )
 
 
-def others_of(value: dict[str, Any]) -> tuple[OtherHost, ...]:
-    """Return the other hosts that have reserved a service, parsed from the value of its key."""
-    return tuple(
-        OtherHost(str(name), bool(each.get("up")), tuple(map(str, each.get("ports", ()))))
-        for name, each in value.get("others", {}).items()
-    )
+def others_of(value: dict[str, Any]) -> dict[str, bool]:
+    """Return the other hosts that have reserved a service, by the value of the service's key.
+
+    The result says for each host whether the service is up there.
+    """
+    return {str(name): bool(each.get("up")) for name, each in value.get("others", {}).items()}
 
 
 def claim_of(item: KeyValue, keys: Keys, host: str = "") -> ClusterClaim:
@@ -247,7 +242,7 @@ def claim_of(item: KeyValue, keys: Keys, host: str = "") -> ClusterClaim:
             (str(name), tuple(map(str, some))) for name, some in value.get("sharers", {}).items()
         )
         called = (value["host"], *former, *value["names"], *(name for name, _ in sharers))
-        called += tuple(other.host for other in others)
+        called += tuple(others)
         sound = all(map(is_address, addresses)) and all(is_name(str(name)) for name in called)
         if not sound or not is_number(value["gen"]):
             raise ValueError

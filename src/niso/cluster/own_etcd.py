@@ -223,7 +223,7 @@ def stop() -> None:
 
 
 def be_alone(config: Config) -> None:
-    """Make this host's member the only member. It must not be running. Raises Error."""
+    """Make this host's member, which must not be running, the only member of etcd. Raises Error."""
     start(config, "--force-new-cluster")
     try:
         wait(config)

@@ -19,21 +19,19 @@ from niso.base import names
 from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING, Any, NamedTuple
 from niso.base.names import prefix
-from niso.change import attach, networks
+from niso.change import attach
 from niso.change.attach import AttachmentNetwork, Request
 from niso.engines import plugin
 from niso.kernel.libnftables import Nft
-from niso.manifest.addresses_and_ports import static_address
-from niso.manifest.process_keys import rate_of_bits
-from niso.manifest.values import network_name
+from niso.manifest.values import network_name, rate_of_bits
 from niso.plan.records import NetworkRecord, Policy, PortMapping
-from niso.plan.subnets import NetworkRequest, first_free
 from niso.runtime.machine import Machine
 from niso.store.attached_rows import CHOSEN_ALIASES, CHOSEN_IP, NAMESPACE, AttachedLink, AttachedRow
 from niso.store.store import Store
 
 if TYPE_CHECKING:
     from niso.engines import pod_agent
+    from niso.plan.subnets import NetworkRequest
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 WRONG_VARIABLE, WRONG_CONFIG, KERNEL = 4, 7, 100
@@ -103,6 +101,7 @@ _SINCE_0_4, _SINCE_1_1 = VERSIONS[2:], VERSIONS[4:]
 _NOT_USABLE, _DIFFERENT, _EXISTS = 50, 101, 102
 _KEYS = {
     *("cniVersion", "name", "type", "network", "subnets", "internal", "ipv6", "mtu", "policy"),
+    "multicast",
     *("kubernetes", "annotations", "names", "capabilities", "runtimeConfig", "args", "dns"),
     *("prevResult", "ipMasq", "disableCheck", "disableGC"),
     *("cni.dev/valid-attachments", "cni.dev/attachments"),
@@ -162,6 +161,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
     if unknown := sorted(config.keys() - _KEYS):
         raise Failure(WRONG_CONFIG, f"{unknown[0]}: unknown key", f"known: {sorted(_KEYS)}")
     kinds: dict[str, type] = {"internal": bool, "ipv6": bool, "mtu": int, "policy": dict}
+    kinds["multicast"] = bool
     kinds |= {"runtimeConfig": dict, "names": str, "subnets": list, "kubernetes": dict}
     for key, kind in kinds.items():
         if key in config and not isinstance(config[key], kind):
@@ -201,15 +201,9 @@ def _add(call: Call) -> dict[str, Any]:
         request = plugin.joined(store, request)
     network = store.network(call.network)
     if network is None:
-        config = call.config
-        wanted = NetworkRequest(
-            call.network,
-            tuple(config.get("subnets", ())),
-            ipv6=config.get("ipv6", False),
-            internal=config.get("internal", False),
-            mtu=config.get("mtu") or None,
-        )
-        networks.create(machine, wanted)
+        from niso.change import networks  # not for each container
+
+        networks.create(machine, _wanted(call.network, call.config))
     else:
         _require_configured(network, call.config)
     # the policy of the repeated request may be wider than what the agent has applied since
@@ -239,15 +233,29 @@ def _folded(value: Any) -> dict[str, Any]:
     return folded if isinstance(folded, dict) else {}
 
 
+def _wanted(name: str, config: Mapping[str, Any]) -> NetworkRequest:
+    from niso.plan.subnets import NetworkRequest
+
+    return NetworkRequest(
+        name,
+        tuple(config.get("subnets", ())),
+        ipv6=config.get("ipv6", False),
+        internal=config.get("internal", False),
+        mtu=config.get("mtu") or None,
+        multicast=config.get("multicast", False),
+    )
+
+
 def _require_configured(network: NetworkRecord, config: Mapping[str, Any]) -> None:
     there = {subnet.cidr for subnet in network.subnets}
     subnets, has_ipv6 = set(config.get("subnets", ())), any(":" in cidr for cidr in there)
     if subnets and subnets != there:
-        subnets = set(map(str, NetworkRequest(network.name, tuple(subnets)).nets))
+        subnets = set(map(str, _wanted(network.name, config).nets))
     # Without `subnets` all subnets are accepted. With `ipv6`, niso has chosen the IPv6 subnet.
     is_chosen = {":" in cidr for cidr in there - subnets} == {True} and config.get("ipv6")
     differs = {
         "internal": config.get("internal", network.internal) != network.internal,
+        "multicast": config.get("multicast", network.multicast) != network.multicast,
         "mtu": (config.get("mtu") or network.mtu) != network.mtu,
         "ipv6": not subnets and config.get("ipv6", has_ipv6) != has_ipv6,
         "subnets": subnets and not (subnets <= there and (subnets == there or is_chosen)),
@@ -320,6 +328,8 @@ def _bandwidth(given: Any) -> tuple[tuple[str, int], ...]:
 
 
 def _address(text: str) -> str:
+    from niso.manifest.addresses_and_ports import static_address
+
     return plugin.address(static_address(text.partition("/")[0], "ips"))
 
 
@@ -457,6 +467,8 @@ def _status(call: Call) -> None:
 
         if not pod_agent.agent_runs():
             raise Failure(_NOT_USABLE, _NO_AGENT, _POD_HINT)
+    from niso.plan.subnets import first_free
+
     network = machine.store.network(call.network)
     for subnet in network.subnets if network is not None else ():
         whole = prefix(subnet.cidr)
@@ -556,7 +568,7 @@ def require(call: Call, same: AttachedRow | None) -> None:
     from niso.engines import pod_agent
 
     _wait_s(call)
-    _who(call)
+    _pod_of(call)
     if not (same is not None and pod_agent.stands(same)) and not pod_agent.agent_runs():
         raise Failure(_TRY_AGAIN, _NO_AGENT, _POD_HINT)
 
@@ -569,7 +581,7 @@ def closed(store: Store, call: Call, request: Request, same: AttachedRow | None)
 
     if request.aliases:
         raise Failure(WRONG_CONFIG, "aliases: pods of Kubernetes have none", "use a Service")
-    pod = _who(call)
+    pod = _pod_of(call)
     now = attach.current(store, same.service) if same is not None else None
     request = pod_agent.closed(request, pod)
     if same is None or now is None or pod_agent.pod_of(same) != pod or not pod_agent.stands(same):
@@ -595,13 +607,12 @@ def wait(machine: Machine, call: Call, service: str) -> None:
         raise
 
 
-def _who(call: Call) -> pod_agent.Who:
-    from niso.engines import pod_agent
-
-    pod = [call.args.get(f"K8S_POD_{word}", "") for word in ("NAMESPACE", "NAME", "UID")]
-    if not all(pod):
+def _pod_of(call: Call) -> pod_agent.PodId:
+    words = ("NAMESPACE", "NAME", "UID")
+    namespace, name, uid = (call.args.get(f"K8S_POD_{word}", "") for word in words)
+    if not (namespace and name and uid):
         raise Failure(WRONG_VARIABLE, "CNI_ARGS names no pod, and the key kubernetes needs one")
-    return pod_agent.Who(*pod)
+    return namespace, name, uid
 
 
 def _wait_s(call: Call) -> float:

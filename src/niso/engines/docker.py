@@ -14,8 +14,10 @@ When the interface is in the container, niso completes the attachment.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import re
 import socket
 import socketserver
 import struct
@@ -51,8 +53,7 @@ _PREFIX = "niso."
 _CALLER = "caller"  # the key that niso adds to each call: the `process_key` of dockerd
 _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
 _NAMED = "named"
-_OPTIONS = ("mtu", "network", _NAMED, *plugin.POLICY_KEYS)
-_OWN_OPTIONS = ("name", *plugin.POLICY_KEYS)
+_OPTIONS = ("mtu", "multicast", "network", _NAMED, *plugin.POLICY_KEYS)
 
 _waiting: dict[str, float] = {}
 """Endpoint id -> the monotonic time when its interface was handed over to Docker."""
@@ -111,6 +112,7 @@ def _create_network(given: dict[str, Any]) -> None:
         gateways=tuple(str(one["Gateway"]).partition("/")[0] for one in data if one.get("Gateway")),
         internal=bool(options.get(_INTERNAL)),
         mtu=plugin.mtu(own.get("mtu"), "-o mtu"),
+        multicast=plugin.flag(own.get("multicast", False), "-o multicast"),
     )
     machine, known = plugin.machine(), plugin.load(path)
     # saved first: Docker repeats a call that a killed driver did not answer
@@ -147,13 +149,6 @@ def _create_endpoint(given: dict[str, Any]) -> dict[str, Any]:
     own, options = _own_options(given), _network(given)["options"]
     _policy(options, own)
     plugin.mac((given.get("Interface") or {}).get("MacAddress"))
-    if own.get("name"):
-        plugin.label(own["name"])
-    elif plugin.flag(options.get(_NAMED, False), f"-o {_NAMED}"):
-        raise InvalidInput(
-            "this network takes only containers with a name for niso",
-            "driver-opt niso.name=NAME; Compose passes it from 2.27.1 on",
-        )
     plugin.save(_file(paths.run_dir(), given["EndpointID"]), {"endpoint": given})
     return {"Interface": {}}
 
@@ -164,11 +159,67 @@ def _own_options(endpoint: Mapping[str, Any]) -> dict[str, str]:
         for key, value in (endpoint.get("Options") or {}).items()
         if str(key).startswith(_PREFIX)
     }
-    return plugin.options(own, _OWN_OPTIONS, "driver-opt", _PREFIX)
+    return plugin.options(own, plugin.OWN_OPTIONS, "driver-opt", _PREFIX)
 
 
-def _policy(options: Mapping[str, str], own: Mapping[str, str]) -> Policy:
-    return plugin.policies((options, "-o "), (own, f"driver-opt {_PREFIX}"))
+def _policy(
+    options: Mapping[str, str], own: Mapping[str, str], marked: Mapping[str, str] = {}
+) -> Policy:
+    given = (options, "-o "), (own, f"driver-opt {_PREFIX}"), (marked, f"label {plugin.LABEL}")
+    return plugin.policies(*given)
+
+
+def _marked(given: Mapping[str, Any], endpoint: Mapping[str, Any]) -> dict[str, str]:
+    """Return the options in the labels of the container that a call of Join is about.
+
+    Docker does not pass labels, and does not answer requests about a container that it is starting.
+    niso therefore reads Docker's files: the store of its networks has the container's id, and the
+    container's record has its labels. Raises Error if niso needs the record and cannot find it.
+    """
+    pid = str(given.get(_CALLER, "")).partition(" ")[0]
+    folder = _data_folder(pid)
+    if folder is None:
+        return {}  # the caller is not a dockerd
+    sandbox = os.path.basename(str(given["SandboxKey"]))
+    content = files.read(f"{folder}/network/files/local-kv.db") or b""
+    pattern = b'"ID":"%s[0-9a-f]*","Cid":"([0-9a-f]{64})"' % re.escape(sandbox.encode())
+    ids = {found.decode() for found in re.findall(pattern, content)}
+    if len(ids) != 1:
+        for path in glob.glob(f"{glob.escape(folder)}/containers/*/config.v2.json"):
+            if f'"{plugin.LABEL}'.encode() in (files.read(path) or b""):
+                raise Error(
+                    f"niso does not find the container of sandbox {sandbox}, and some containers"
+                    f" have labels {plugin.LABEL}KEY",
+                    f"use driver-opt {_PREFIX}KEY instead of labels",
+                )
+        return {}
+    record = plugin.load(f"{folder}/containers/{ids.pop()}/config.v2.json") or {}
+    image = str(record.get("Image", "")).removeprefix("sha256:")
+    own = _own_options(endpoint)
+    labels = (record.get("Config") or {}).get("Labels")
+    return plugin.labels(labels, lambda: _image_labels(folder, image), own, f"driver-opt {_PREFIX}")
+
+
+def _data_folder(pid: str) -> str | None:
+    """Return the path of Docker's data, in which dockerd has a database open, or None."""
+    for number in os.listdir(f"/proc/{pid}/fd") if pid.isdigit() else ():
+        try:
+            path = os.readlink(f"/proc/{pid}/fd/{number}")
+        except OSError:
+            continue  # dockerd has closed it
+        for database in ("/network/files/local-kv.db", "/volumes/metadata.db"):
+            if path.endswith(database):
+                return f"/proc/{pid}/root{path.removesuffix(database)}"
+    return None
+
+
+def _image_labels(folder: str, image: str) -> dict[str, Any] | None:
+    """Return the labels of an image, or None if they cannot be read."""
+    pattern = f"{glob.escape(folder)}/image/*/imagedb/content/sha256/{image}"
+    for path in glob.glob(pattern) if image.isalnum() else ():
+        known = plugin.load(path) or {}
+        return dict((known.get("config") or {}).get("Labels") or {})
+    return None
 
 
 def _ports(given: Mapping[str, Any]) -> tuple[PortMapping, ...]:
@@ -193,10 +244,11 @@ def _join(given: dict[str, Any]) -> dict[str, Any]:
     if kept is None or not sandbox.startswith("/"):
         raise NotFound("niso does not know this endpoint", "docker restart CONTAINER")
     machine, id = plugin.machine(), os.path.basename(path)
-    request = _request(machine, network, kept["endpoint"], id)
+    marked = _marked(given, kept["endpoint"])
+    request = _request(machine, network, kept["endpoint"], id, marked)
     _forget_ended(machine, request)
     # the name may be free now
-    request = _request(machine, network, kept["endpoint"], id)
+    request = _request(machine, network, kept["endpoint"], id, marked)
     interface = f"nix{sha256(id.encode()).hexdigest()[:10]}"
     space = netns.new_namespace()
     try:
@@ -266,14 +318,36 @@ def _lead(path: str, target: str) -> None:
 
 
 def _request(
-    machine: Machine, network: Mapping[str, Any], endpoint: Mapping[str, Any], id: str
+    machine: Machine,
+    network: Mapping[str, Any],
+    endpoint: Mapping[str, Any],
+    id: str,
+    marked: Mapping[str, str] = {},
 ) -> Request:
-    """Build the request to attach an endpoint, without ports. A later call publishes its ports."""
-    own = _own_options(endpoint)
+    """Build the request to attach an endpoint, without ports. A later call publishes its ports.
+
+    ``marked`` are the options in the container's labels. Raises InvalidInput for a wrong option,
+    and for a container without a name on a network that requires names.
+    """
+    own, options = _own_options(endpoint), network["options"]
+    both = own | dict(marked)
+    if not both.get("name") and plugin.flag(options.get(_NAMED, False), f"-o {_NAMED}"):
+        raise InvalidInput(
+            "this network takes only containers with a name for niso",
+            "label niso.name=NAME, or driver-opt niso.name=NAME (Compose: from 2.27.1 on)",
+        )
     interface = endpoint.get("Interface") or {}
     ips = [str(interface.get(key) or "") for key in ("Address", "AddressIPv6")]
-    called = own.get("name") or f"c-{id[:12]}"
+    called = both.get("name") or f"c-{id[:12]}"
     name, engine = str(network["network"]), str(endpoint.get(_CALLER, ""))
+    own_name, aliases = plugin.free_name(machine, called, id), plugin.own_aliases(both)
+    store, short = machine.store, plugin.label(called)
+    row, held = store.service(short), store.attachments.get(short)
+    if row is not None and row.active and held is not None and held.id != id:
+        # perhaps of the same container, whose other interface may not be in it yet
+        own_name = plugin.label(f"{called}_{id}")
+        if all(link.network != name for link in store.attachments.links(short)):
+            aliases.append(short)
     entry = AttachmentNetwork(
         name,
         "eth0",
@@ -281,14 +355,15 @@ def _request(
         plugin.mac(interface.get("MacAddress")),
     )
     return Request(
-        plugin.free_name(machine, called, id),
+        own_name,
         f"{_file(paths.run_dir(), id)}.netns",
         (entry,),
+        aliases=plugin.aliases(aliases, own_name),
         owner=OWNER,
         id=id,
         given=called,
         labels=((CALLER, engine),) if engine else (),
-        policies=((name, _policy(network["options"], own)),),
+        policies=((name, _policy(options, own, marked)),),
     )
 
 

@@ -15,14 +15,12 @@ in files of internal networks, whose names end in ``%int``.
 from __future__ import annotations
 
 import fcntl
-import glob
 import json
 import os
 import signal
 import sqlite3
 import sys
 import time
-import tomllib
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 
@@ -47,8 +45,7 @@ OWNER = "podman"
 API_VERSION = "1.0.0"
 _CONFIGURATIONS = ("/usr/share/containers/containers.conf", "/etc/containers/containers.conf")
 _YOUNG_S = 60
-_OPTIONS = ("mtu", "isolate", "dns", *plugin.POLICY_KEYS)
-_OWN_OPTIONS = ("name", *plugin.POLICY_KEYS)
+_OPTIONS = ("mtu", "isolate", "dns", "multicast", *plugin.POLICY_KEYS)
 _ROOTLESS = "_CONTAINERS_ROOTLESS_UID"
 """The environment variable that Podman sets in the user namespace of a rootless user."""
 
@@ -119,7 +116,9 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> NetworkRecord:
     _servers(given.get("network_dns_servers"))
     known = machine.store.network(name)
     subnets = given.get("subnets") or []
-    if known is not None and _is_as_described(known, given, options.get("mtu")):
+    multicast = plugin.flag(options.get("multicast", False), "--opt multicast")
+    is_like = known is not None and known.multicast == multicast
+    if known is not None and is_like and _is_as_described(known, given, options.get("mtu")):
         return known
 
     for subnet in subnets:
@@ -142,6 +141,7 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> NetworkRecord:
         gateways=tuple(str(s["gateway"]) for s in subnets if s.get("gateway")),
         internal=bool(given.get("internal")),
         mtu=mtu,
+        multicast=multicast,
     )
     if request.ipv6 and request.gateways:
         raise InvalidInput("--ipv6 with --gateway: name the IPv6 subnet too", "--subnet PREFIX")
@@ -243,12 +243,17 @@ def _network_folder() -> str:
     own = os.environ.get("CONTAINERS_CONF")
     read = [own] if own else list(_CONFIGURATIONS)
     if not own:
-        read += sorted(glob.glob(f"{_CONFIGURATIONS[-1]}.d/*.conf"))
+        parts = f"{_CONFIGURATIONS[-1]}.d"
+        names = os.listdir(parts) if os.path.isdir(parts) else ()
+        read += sorted(f"{parts}/{name}" for name in names if name.endswith(".conf"))
     folder = "/etc/containers/networks"
     for path in (*read, os.environ.get("CONTAINERS_CONF_OVERRIDE", "")):
         content = files.read(path) if path else None
-        if content is not None:
-            network = tomllib.loads(content.decode()).get("network", {})
+        lines = content.splitlines() if content is not None else ()
+        if any(b"network_config_dir" in line and line.strip()[:1] != b"#" for line in lines):
+            import tomllib  # 5 ms, for a key that few set
+
+            network = tomllib.loads((content or b"").decode()).get("network", {})
             folder = str(network.get("network_config_dir") or folder)
     return folder
 
@@ -282,13 +287,21 @@ def _setup(machine: Machine, space: str, given: Mapping[str, Any]) -> dict[str, 
     mine = given.get("network_options") or {}
     container, called = str(given["container_id"]), str(given["container_name"])
     options = plugin.options(given["network"].get("options"), _OPTIONS, "--opt")
-    own = plugin.options(mine.get("options"), _OWN_OPTIONS, f"--network {network.name}:")
+    where = f"--network {network.name}:"
+    own = plugin.options(mine.get("options"), plugin.OWN_OPTIONS, where)
     database = _database()
-    record = recorded(database, container) or {}
+    found = recorded(database, container)
+    if database and found == {}:  # the container may have labels with a policy
+        raise Error(f"{database}: the record of container {called!r} cannot be read", "try again")
+    record = found or {}
+    marked = plugin.labels(
+        record.get("labels"), lambda: _image_labels(database, record), own, where
+    )
+    both = own | marked
     _let_go(machine, container, called)
     store = machine.store
     # netavark calls once for each network: a later call extends the attachment of the first
-    same, name = plugin.find(machine, OWNER, container, space, own.get("name") or called, True)
+    same, name = plugin.find(machine, OWNER, container, space, both.get("name") or called, True)
     entry = AttachmentNetwork(
         network.name,
         attach.interface_name(str(mine.get("interface_name") or "eth0")),
@@ -296,13 +309,14 @@ def _setup(machine: Machine, space: str, given: Mapping[str, Any]) -> dict[str, 
         _mac(mine, (record.get("newNetworks") or {}).get(given["network"]["name"])),
     )
     servers = _servers(record.get("dnsServer"))
+    chosen = plugin.own_aliases(both)
     labels = {DATABASE: database, SERVERS: " ".join(servers)}
     request = Request(
         name,
         space,
         (entry,),
         tuple(map(_port, given.get("port_mappings") or ())),
-        plugin.aliases((called, *(mine.get("aliases") or ())), name),
+        plugin.aliases((called, *(mine.get("aliases") or ()), *chosen), name),
         owner=OWNER,
         id=container,
         given=called,
@@ -310,7 +324,9 @@ def _setup(machine: Machine, space: str, given: Mapping[str, Any]) -> dict[str, 
         policies=(
             (
                 network.name,
-                plugin.policies((options, f"network-{network.name}."), (own, "option.")),
+                plugin.policies(
+                    (options, f"network-{network.name}."), (own, "option."), (marked, "label.")
+                ),
             ),
         ),
     )
@@ -427,6 +443,25 @@ def recorded(database: str, container: str) -> dict[str, Any] | None:
     except (sqlite3.DatabaseError, ValueError):
         return {}
     return record if record is None or isinstance(record, dict) else {}
+
+
+def _image_labels(database: str, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the labels of a container's image from Podman's storage, or None if it has none there.
+
+    The storage is next to the database (containers/storage, images.go: big data has a file whose
+    name is ``=`` and the key in base64).
+    """
+    import base64
+    import glob
+
+    id = str(record.get("rootfsImageID") or "")
+    if not id:
+        return {} if record.get("rootfs") else None
+    file = base64.b64encode(f"sha256:{id}".encode()).decode()
+    for path in glob.glob(f"{glob.escape(os.path.dirname(database))}/*-images/{id}/={file}"):
+        known = plugin.load(path) or {}
+        return dict((known.get("config") or {}).get("Labels") or {})
+    return None
 
 
 def _let_go(machine: Machine, container: str, called: str) -> None:

@@ -64,11 +64,8 @@ class RulePorts(NamedTuple):
     name: str = ""
 
 
-class PolicyRule(NamedTuple):
-    """A rule of a policy for one direction. None as peers or ports means all."""
-
-    others: tuple[Other, ...] | None = None
-    targets: tuple[RulePorts, ...] | None = None
+type PolicyRule = tuple[tuple[Other, ...] | None, tuple[RulePorts, ...] | None]
+"""The peers and the ports of a rule for one direction. None means all."""
 
 
 class NetworkPolicy(NamedTuple):
@@ -180,7 +177,7 @@ def _rules(data: Iterable[Mapping[str, Any]] | None, peers: str) -> tuple[Policy
         # an empty list means the same as none: everything
         others = tuple(_other(one) for one in rule.get(peers) or ())
         targets = tuple(_target(one) for one in rule.get("ports") or ())
-        rules.append(PolicyRule(others or None, targets or None))
+        rules.append((others or None, targets or None))
     return tuple(rules)
 
 
@@ -310,32 +307,32 @@ def _shown(peer: Peer, ports: Ports) -> str:
 
 def _ingress(pod: Pod, policies: Iterable[NetworkPolicy], context: Objects) -> Iterator[Allowed]:
     for policy in policies:
-        for rule in policy.ingress or ():
-            peers = [peer for peer, _ in _peers(rule, policy, context)]
-            for ports in _ports(rule, pod):
+        for others, targets in policy.ingress or ():
+            peers = [peer for peer, _ in _peers(others, policy, context)]
+            for ports in _ports(targets, pod):
                 for peer in peers:
                     yield policy.name, peer, ports
 
 
 def _egress(policies: Iterable[NetworkPolicy], context: Objects) -> Iterator[Allowed]:
     for policy in policies:
-        for rule in policy.egress or ():
-            for peer, other in _peers(rule, policy, context):
-                for ports in _ports(rule, other):
+        for others, targets in policy.egress or ():
+            for peer, other in _peers(others, policy, context):
+                for ports in _ports(targets, other):
                     yield policy.name, peer, ports
             # a named port without a peer means that port of every pod
-            named = [target for target in rule.targets or () if target.name]
-            for peer, other in _pods(_ANYBODY, policy, context) if rule.others is None else ():
+            named = [target for target in targets or () if target.name]
+            for peer, other in _pods(_ANYBODY, policy, context) if others is None else ():
                 for target in named:
                     for ports in _named(target, other):
                         yield policy.name, peer, ports
 
 
-def _ports(rule: PolicyRule, receiver: Pod | None) -> Iterator[Ports]:
+def _ports(targets: tuple[RulePorts, ...] | None, receiver: Pod | None) -> Iterator[Ports]:
     """Yield the ports that a rule allows. Named ports are resolved for the pod ``receiver``."""
-    if rule.targets is None:
+    if targets is None:
         yield _ALL
-    for target in rule.targets or ():
+    for target in targets or ():
         if not target.name:
             yield target.first, target.last, target.proto
         else:
@@ -349,13 +346,13 @@ def _named(target: RulePorts, receiver: Pod | None) -> Iterator[Ports]:
 
 
 def _peers(
-    rule: PolicyRule, policy: NetworkPolicy, context: Objects
+    others: tuple[Other, ...] | None, policy: NetworkPolicy, context: Objects
 ) -> Iterator[tuple[Peer, Pod | None]]:
     """Yield the peers of a rule as pairs (peer, pod). For a prefix, the pod is None."""
-    if rule.others is None:
+    if others is None:
         yield from ((peer, None) for peer in _EVERYWHERE)
     blocks: dict[str, None] = {}
-    for other in rule.others or ():
+    for other in others or ():
         if not other.cidr:
             yield from _pods(other, policy, context)
             continue

@@ -14,18 +14,18 @@ from ipaddress import ip_address
 
 from niso.base import files, paths
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
-from niso.base.named_tuples import Any
+from niso.base.named_tuples import TYPE_CHECKING, Any
 from niso.change import attach
 from niso.change.attach import POD_POLICY, Request, combined
 from niso.kernel.real import Kernel
-from niso.look import session
-from niso.manifest.addresses_and_ports import parse_port
-from niso.manifest.policy import denials, parse_entry
 from niso.manifest.values import host_label
 from niso.plan.records import ANY, Entry, NetworkRecord, Policy, PortMapping, SubnetRecord
 from niso.runtime.machine import Machine
 from niso.store.attached_rows import AttachedLink, AttachedRow
 from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.cluster.config import Config
 
 _LONGEST_NAME = 40
 """The maximum length of an attachment's name. A longer name is cut, and a hash is added."""
@@ -50,8 +50,16 @@ def machine() -> Machine:
     processes: Any = _LateProcesses()
     kernel = Kernel()
     if not os.path.lexists(paths.database()):
-        session.refuse(kernel, processes)
-    return Machine(Store.open(), kernel, processes, session.joined)
+        from niso.look.session import refuse
+
+        refuse(kernel, processes)
+    return Machine(Store.open(), kernel, processes, _joined)
+
+
+def _joined() -> Config | None:
+    from niso.cluster import config
+
+    return config.load()
 
 
 def find(
@@ -133,6 +141,8 @@ def port(host_ip: str, host: int, container: int, proto: str, count: int = 1) ->
 
     If ``host`` is 0, niso chooses a host port. ``count`` is the length of a range of ports.
     """
+    from niso.manifest.addresses_and_ports import parse_port  # most calls have no port
+
     address = f"[{host_ip}]:" if ":" in host_ip else f"{host_ip}:" if host_ip else ANY
     spans = [f"{n}-{n + count - 1}" if count > 1 else str(n) for n in (host, container)]
     if not host:
@@ -162,6 +172,50 @@ def options(given: Any, known: tuple[str, ...], what: str, prefix: str = "") -> 
     return strings
 
 
+LABEL = "niso."
+"""The beginning of the keys of containers' labels that are options of niso."""
+OWN_OPTIONS = ("name", "aliases", "allow_from", "deny_from", "egress_allow", "egress_deny", "log")
+"""The options of a container in Docker and Podman."""
+
+
+def labels(
+    given: object, image: Callable[[], object], own: Mapping[str, str], where: str
+) -> dict[str, str]:
+    """Return the options in a container's labels ``niso.KEY`` by KEY, without those in ``own``.
+
+    ``given`` are all labels of the container. ``image`` returns those of its image, or None if they
+    are unknown. ``own`` are the container's other options, whose keys errors prefix with ``where``.
+    Raises InvalidInput for an unknown label, for one that contradicts ``own``, and for one of an
+    image: who makes an image may not choose names that policies of others allow.
+    """
+    some = given if isinstance(given, dict) else {}
+    found = {str(key): str(value) for key, value in some.items() if str(key).startswith(LABEL)}
+    inherited = image() if found else None
+    for key, value in sorted(found.items()):
+        hint = f"{where}{key.removeprefix(LABEL)}"
+        if not isinstance(inherited, dict):
+            raise InvalidInput(f"label {key}: the labels of the image cannot be read", hint)
+        if inherited.get(key) == value:
+            reason = f"label {key} is one of the image, from which niso takes none"
+            raise InvalidInput(reason, f"use an image without it, and {hint}")
+    short = {key.removeprefix(LABEL): value for key, value in found.items()}
+    result = options(short, OWN_OPTIONS, "label", LABEL)
+    for key in sorted(result.keys() & own.keys()):
+        if words(result.pop(key)) != words(own[key]):
+            raise InvalidInput(f"label {LABEL}{key} and {where}{key} differ", "omit one of them")
+    return result
+
+
+def own_aliases(options: Mapping[str, str]) -> list[str]:
+    """Return the names in the option ``aliases``. Raises InvalidInput for an invalid one."""
+    return [host_label(word.lower(), "aliases") for word in words(options.get("aliases", ""))]
+
+
+def words(text: str) -> list[str]:
+    """Split the value of an option at blanks and commas."""
+    return text.replace(",", " ").split()
+
+
 def policies(*given: tuple[Mapping[str, object], str]) -> Policy:
     """Return the policy that allows only packets which all of several tables of policy keys allow.
 
@@ -177,12 +231,13 @@ def policy(given: Mapping[str, object], where: str) -> Policy:
     """Parse a policy from a table. ``where`` prefixes its keys in errors. Raises InvalidInput."""
     if not given:
         return Policy()
+    from niso.manifest.policy import denials, parse_entry  # most calls have none
 
     def entries(key: str) -> tuple[Entry, ...] | None:
         if key not in given:
             return None
         value = given[key]
-        texts = value.replace(",", " ").split() if isinstance(value, str) else value
+        texts = words(value) if isinstance(value, str) else value
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise InvalidInput(f"{where}{key} is not a list of entries", "entries like web:80")
         egress = key.startswith("egress")

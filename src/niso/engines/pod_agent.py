@@ -19,7 +19,7 @@ from collections.abc import Callable, Container, Mapping
 from urllib.parse import quote
 
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
-from niso.base.named_tuples import Any, NamedTuple
+from niso.base.named_tuples import Any
 from niso.base.report import Report, silent
 from niso.change import attach
 from niso.change.attach import POD_POLICY, Request
@@ -65,7 +65,7 @@ class PodAgent:
         self.policies = stream(f"{_GROUP}/networkpolicies", network_policies.network_policy)
 
     def poll(self, machine: Machine) -> list[str]:
-        """Update the policies of all pods once; return the changed attachments. Raises Error."""
+        """Update the policies of all pods once. Return the changed attachments. Raises Error."""
         if not all(watch.is_known for watch in (self.pods, self.spaces, self.policies)):
             return []
         attachments = machine.store.attachments
@@ -79,11 +79,11 @@ class PodAgent:
         new = {name for name, (attached, _) in local.items() if not stands(attached)}
         unread = {name for name in sorted(new) if not self._has_read(local[name][1], errors)}
         pods = self.pods.objects()
-        listed = {name: pods.get((pod.namespace, pod.name)) for name, (_, pod) in local.items()}
+        listed = {name: pods.get(pod[:2]) for name, (_, pod) in local.items()}
         known = {
             name: pod
             for name, pod in listed.items()
-            if pod is not None and pod.uid == local[name][1].uid and not pod.in_host_network
+            if pod is not None and pod.uid == local[name][1][2] and not pod.in_host_network
         }
         names: dict[tuple[str, str], tuple[str, ...]] = {}
         for name, known_pod in sorted(known.items()):
@@ -150,13 +150,14 @@ class PodAgent:
                 )
         return policies, costs
 
-    def _has_read(self, pod: Who, errors: list[Error]) -> bool:
+    def _has_read(self, pod: PodId, errors: list[Error]) -> bool:
         """Read a new pod and its policies from the API server, because a watch may lag behind.
 
         On failure, adds the error to ``errors`` and returns False.
         """
-        space = quote(pod.namespace, safe="")
-        query = {"fieldSelector": f"metadata.name={pod.name}"}
+        namespace, name, _ = pod
+        space = quote(namespace, safe="")
+        query = {"fieldSelector": f"metadata.name={name}"}
         if errors:
             return False
         try:
@@ -251,22 +252,18 @@ _FIRST_S, _LONGEST_S = 0.002, 0.05
 """The first and the longest pause in seconds between two reads of the store."""
 
 
-class Who(NamedTuple):
-    """The identity of an attachment's pod. ``uid`` is the container runtime's id of the pod."""
-
-    namespace: str
-    name: str
-    uid: str
+type PodId = tuple[str, str, str]
+"""(namespace, name, uid) of an attachment's pod; the uid is the container runtime's."""
 
 
 def agent_runs() -> bool:
-    """Wake the agent; return False if no agent is running."""
+    """Wake the agent. Return False if no agent is running."""
     return systemd.agent_name(KUBERNETES)
 
 
-def closed(request: Request, pod: Who) -> Request:
+def closed(request: Request, pod: PodId) -> Request:
     """Return a pod's request with a policy that denies all packets, labelled as waiting."""
-    own = {_NAMESPACE: pod.namespace, _NAME: pod.name, _UID: pod.uid, _POLICY: _WAITS}
+    own = {**dict(zip((_NAMESPACE, _NAME, _UID), pod, strict=True)), _POLICY: _WAITS}
     labels = {**dict(request.labels), **own}
     return request._replace(policy=CLOSED, labels=tuple(sorted(labels.items())))
 
@@ -277,11 +274,11 @@ def standing(request: Request, policy: Policy) -> Request:
     return request._replace(policy=policy, labels=tuple(sorted(labels.items())))
 
 
-def pod_of(attached: AttachedRow) -> Who | None:
+def pod_of(attached: AttachedRow) -> PodId | None:
     """Return the pod of an attachment, or None if the agent does not manage its policy."""
     labels = requested_settings(attached).get("labels", {})
     known = (labels.get(_NAMESPACE, ""), labels.get(_NAME, ""), labels.get(_UID, ""))
-    return Who(*known) if _POLICY in labels and all(known) else None
+    return known if _POLICY in labels and all(known) else None
 
 
 def stands(attached: AttachedRow) -> bool:
@@ -367,7 +364,7 @@ def enable(machine: Machine, config: str, report: Report = silent) -> bool:
 
 
 def disable(machine: Machine, report: Report = silent) -> bool:
-    """Stop and remove the agent's systemd unit; return False if this state folder had none."""
+    """Stop and remove the agent's systemd unit. Return False if this state folder had none."""
     units, state_id = machine.processes.units, machine.store.state_id()
     mark = _MARK + state_id
     own = [path for path in unit_texts("", "") if (units.read(path) or "").startswith(mark)]

@@ -20,16 +20,16 @@ from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of, unpacked
 from niso.kernel import conntrack, netlink, nft_elements, policy_rules
-from niso.kernel.libnftables import Nft
+from niso.kernel.libnftables import TEMPORARY, Nft
 from niso.kernel.netlink import attributes, nested, several, string
-from niso.kernel.nft_elements import PROTOCOLS, Edit, Element, Nfnetlink, about
-from niso.kernel.packet_events import PREFIX
+from niso.kernel.nft_elements import PROTOCOLS, Element, Nfnetlink, about
 from niso.kernel.policy_rules import TRACKED
 from niso.kernel.ruleset import BRIDGE, INET
 
 # --- recorded flows -------------------------------------------------------------------------------
 
-_GETRULE, _GETSETELEM = 0x0A07, 0x0A0D
+_GETRULE, _GETSETELEM, _DELSETELEM = 0x0A07, 0x0A0D, 0x0A0E
+_GETRULE_RESET = 0x0A19  # like GETRULE, and sets counters to 0 (Linux 6.2)
 _DESTROYSETELEM = 0x0A1E  # like DELSETELEM, but no error if the element is missing (Linux 6.3)
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _LIST_ELEMENTS, _LIST_ELEM = 3, 1
@@ -47,11 +47,15 @@ PLACES = {
     for name in policy_rules.sets_of(bridge)
 }
 """Maps each set that records flows to its nftables table."""
+_SHARES = {f"share_{name}{family}": INET for name in policy_rules.SHARED for family in (4, 6)}
 _MISSED = {
     policy_rules.ENTERED: (INET, "see_entered"),
     policy_rules.SEEN: (INET, "see_own"),
     policy_rules.REFUSED: (INET, "see_refused"),
+    policy_rules.REFUSED_OUTSIDE: (INET, "see_refused_outside"),
+    policy_rules.DIRECT: (INET, policy_rules.DIRECT),
     policy_rules.AUDITED: (INET, "see_audited"),
+    policy_rules.AUDITED_OUTSIDE: (INET, "see_audited_outside"),
     policy_rules.SWITCHED: (BRIDGE, "see_watched"),
 }
 
@@ -84,20 +88,36 @@ def recorded(name: str) -> list[Recorded]:
     ]
 
 
-def missed() -> dict[str, int]:
-    """Return, for each set of flows, how many flows were not recorded because the set was full."""
-    return {name: _count(*place) for name, place in _MISSED.items()}
+def missed() -> dict[str, tuple[int, int]]:
+    """Return, for each set of flows, how many flows were not recorded: because the set was full,
+    and because the share of their source was used up.
+    """
+    return {name: _counts(*place) for name, place in _MISSED.items()}
 
 
 def forget(addresses: Collection[str]) -> None:
     """Delete the recorded flows from and to addresses and prefixes that a service no longer has."""
     families = {str(family_of(address)) for address in addresses}
     has = conntrack.within(addresses)
-    for name, table in PLACES.items():
+    for name, table in (PLACES | _SHARES).items():
         if name[-1] in families:
             size = 16 if name.endswith("6") else 4
             keys = dump(table, name, lambda key, _: key)
             _delete(table, name, [k for k in keys if has(k[:size]) or has(k[size : 2 * size])])
+
+
+def forget_all(names: Collection[str]) -> None:
+    """Delete all recorded flows of the sets ``names``, and reset their counts of missed flows. The
+    names are those of `policy_rules.SIZES`.
+    """
+    for name, table in (PLACES | _SHARES).items():
+        if name[:-1].removeprefix("share_") in names:
+            what, kinds = f"forget flows in {table} {name}", (errno.ENOENT,)
+            message = netlink.Message(what, _DELSETELEM, 0, about(table, name), kinds)
+            with Nfnetlink() as kernel:
+                kernel.transact_batch(what, _SUBSYSTEM, [message])
+    for name in names:
+        _counts(*_MISSED[name], kind=_GETRULE_RESET)
 
 
 def leave_out(source: str, proto: str, port: int) -> None:
@@ -109,7 +129,7 @@ def leave_out(source: str, proto: str, port: int) -> None:
         probe = Element(table, name, (source, proto, port))
         try:
             with Nfnetlink() as kernel:
-                kernel.change("mark a test packet", [Edit("add", probe)])
+                kernel.change("mark a test packet", [("add", probe)])
         except KernelError as error:
             if error.errno not in (errno.ENOENT, errno.EEXIST, errno.ENFILE):
                 raise
@@ -163,18 +183,24 @@ def _delete(table: str, name: str, keys: list[bytes]) -> None:
             kernel.transact_batch(what, _SUBSYSTEM, [message])
 
 
-def _count(table: str, chain: str) -> int:
-    def parse(answer: bytes) -> int:
+def _counts(table: str, chain: str, kind: int = _GETRULE) -> tuple[int, int]:
+    """Return the sums of the counters in a chain: of rules that add to no set, and of others."""
+
+    def parse(answer: bytes) -> tuple[int, int]:
         expressions = attributes(answer, 4).get(_RULE_EXPRESSIONS, b"")
-        return sum(
-            int.from_bytes(attributes(expression[_EXPR_DATA])[_COUNTER_PACKETS], "big")
-            for expression in map(attributes, several(expressions, _LIST_ELEM))
-            if string(expression.get(_EXPR_NAME, b"")) == "counter"
+        parts = [attributes(one) for one in several(expressions, _LIST_ELEM)]
+        names = [string(part.get(_EXPR_NAME, b"")) for part in parts]
+        packets = sum(
+            int.from_bytes(attributes(part[_EXPR_DATA])[_COUNTER_PACKETS], "big")
+            for part, name in zip(parts, names, strict=True)
+            if name == "counter"
         )
+        return (0, packets) if "dynset" in names else (packets, 0)
 
     what, body = f"read {table} {chain}", about(table, chain)
     with Nfnetlink() as kernel:
-        return sum(kernel.dump(what, _GETRULE, body, parse, _ABSENT))
+        found = kernel.dump(what, kind, body, parse, _ABSENT)
+    return sum(full for full, _ in found), sum(beyond for _, beyond in found)
 
 
 # --- bytes of each flow ---------------------------------------------------------------------------
@@ -194,7 +220,7 @@ class Meter:
     """A counter of the bytes of all flows of services. It counts as long as the object exists."""
 
     def __init__(self) -> None:
-        self._name = f"{PREFIX}{os.getpid()}_meter{next(_numbers)}"
+        self._name = f"{TEMPORARY}{os.getpid()}_meter{next(_numbers)}"
         self._before: dict[tuple[str, tuple[object, ...]], int] = {}
         self._nft = Nft()
         try:

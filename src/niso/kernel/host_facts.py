@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from niso.base.names import is_marked
 from niso.kernel import proc_sys
+from niso.kernel.link_records import Link
 from niso.kernel.rtnetlink import Rtnl
-from niso.kernel.ruleset import TUNNEL
+from niso.kernel.ruleset import ROUTED_KINDS, TUNNEL
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -119,6 +120,19 @@ def receiving6() -> list[str]:
         link.name
         for link in links
         if link.name not in ("lo", "all", "default", TUNNEL) and link.master not in bridges
+    ]
+
+
+def routed_links() -> list[Link]:
+    """Return other programs' interfaces of kinds that need forwarding (`ROUTED_KINDS`), except
+    ports of bridges.
+    """
+    with Rtnl() as rtnl:
+        links = rtnl.links()
+    return [
+        link
+        for link in links
+        if link.kind in ROUTED_KINDS and not link.master and not is_marked(link.alias)
     ]
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_LINKINFO, IFLA_IFALIAS = 18, 20
 _IFLA_QDISC = 6
-_IFLA_OPERSTATE, _IFLA_LINK_NETNSID = 16, 37
+_IFLA_OPERSTATE = 16
 INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
 BR_NF_CALL_IPTABLES, BR_NF_CALL_IP6TABLES = 36, 37
 BRPORT_MODE = 4  # hairpin
@@ -66,7 +66,6 @@ class Link(NamedTuple):
     master: int  # index of its bridge, or 0
     alias: str
     peer_index: int  # IFLA_LINK: for a veth interface the index of the other end, else mostly 0
-    peer_netnsid: int  # id of the other end's namespace, or -1 for this namespace
     hairpin: bool  # whether a bridge port has hairpin mode
     call_iptables: bool  # nf_call_iptables of a bridge
     call_ip6tables: bool
@@ -156,7 +155,6 @@ def parse_link(body: bytes) -> Link:
         master=_number(fields, IFLA_MASTER, 0),
         alias=netlink.string(fields.get(IFLA_IFALIAS, b"")),
         peer_index=_number(fields, IFLA_LINK, 0),
-        peer_netnsid=_number(fields, _IFLA_LINK_NETNSID, -1),
         hairpin=port.get(BRPORT_MODE, b"\0") != b"\0",
         call_iptables=own.get(BR_NF_CALL_IPTABLES, b"\0") != b"\0",
         call_ip6tables=own.get(BR_NF_CALL_IP6TABLES, b"\0") != b"\0",

@@ -34,6 +34,7 @@ _LIMIT_INV = 1  # NFT_LIMIT_F_INV: matches what is over the rate
 
 # nftables, include/datatype.h: number of each type that niso uses
 _NFPROTO, _IPV4, _IPV6, _ETHER, _PROTO, _SERVICE, _CLASS, _IFNAME = 2, 7, 8, 9, 12, 13, 23, 41
+_IFINDEX = 20
 # bytes of a packet without an nft type: a MAC, addresses of a quoted or wrapped packet, a VNI
 _MAC_NUMBER, _QUOTED4, _QUOTED6, _VNI = -1, -2, -3, -4
 _SORTED_CLASS = -5  # a class as intervals have it
@@ -80,6 +81,7 @@ _CODECS: dict[int, Codec] = {
     _SERVICE: _number(2),
     _CLASS: _number(4, is_native=True),
     _SORTED_CLASS: _number(4),
+    _IFINDEX: _number(4, is_native=True),
     _SLOT: _number(4, is_native=True),
     _IFNAME: (16, lambda atom: atom.encode().ljust(16, b"\0"), string),
     _PORTS: _number(2),
@@ -94,6 +96,7 @@ _NAMES = {
     "inet_proto": _PROTO,
     "inet_service": _SERVICE,
     "classid": _CLASS,
+    "iface_index": _IFINDEX,
     "ifname": _IFNAME,
     "iifname": _IFNAME,
     "@th,208,48": _MAC_NUMBER,
@@ -344,29 +347,8 @@ class Nfnetlink(netlink.Netfilter):
         return result
 
 
-class Edit(NamedTuple):
-    """One change in an nftables transaction: an element is added or deleted."""
-
-    verb: str  # "add" or "delete"
-    element: Element
-
-    def text(self) -> str:
-        """Return the nft(8) command that has the same effect."""
-        element = self.element
-        table, container = element[:2]
-        what = element.text
-        if element.ends and self.verb == "delete":
-            return f"destroy element {table} {container} {{ {what} }}"
-        if self.verb == "add":
-            value, comment = element.value_text, element.comment
-            if element.ends:
-                left_s = policy_rules.timeout_s(element.value, time.time())
-                what += f" timeout {int(left_s)}s" if left_s != policy_rules.ENDLESS else ""
-            mapped = element.is_mapped
-            what += f" {value}" if value and not mapped else ""
-            what += f' comment "{comment}"' if comment else ""
-            what += f" : {value}" if mapped else ""
-        return f"{self.verb} element {table} {container} {{ {what} }}"
+type Edit = tuple[str, Element]
+"""One change in an nftables transaction: ("add" or "delete", element)."""
 
 
 def elements(answer: bytes) -> Iterator[dict[int, bytes]]:
@@ -505,8 +487,8 @@ def _counted(header: Header, answer: bytes) -> list[tuple[Element, int, float | 
     return result
 
 
-def nfgenmsg(family: int, resource: int = 0) -> bytes:
-    return struct.pack("!BBH", family, 0, resource)
+def nfgenmsg(family: int) -> bytes:
+    return struct.pack("!BBH", family, 0, 0)
 
 
 def _next(last: bytes) -> bytes:
@@ -533,14 +515,12 @@ def about(table: str, name: str) -> bytes:
 
 def _chunks(edits: Iterable[Edit]) -> Iterator[tuple[bool, Header, list[bytes]]]:
     # yields (whether elements are added, the set, packed elements), in messages of limited size
-    for (verb, place), group in itertools.groupby(
-        edits, lambda edit: (edit.verb, edit.element[:2])
-    ):
+    for (verb, place), group in itertools.groupby(edits, lambda edit: (edit[0], edit[1][:2])):
         header = HEADERS[place]
         chunk: list[bytes] = []
         size = 0
-        for edit in group:
-            packed = _element(header, edit)
+        for _, element in group:
+            packed = _element(header, verb, element)
             if chunk and size + len(packed) > _MOST_BYTES:
                 yield verb == "add", header, chunk
                 chunk, size = [], 0
@@ -549,10 +529,9 @@ def _chunks(edits: Iterable[Edit]) -> Iterator[tuple[bool, Header, list[bytes]]]
         yield verb == "add", header, chunk
 
 
-def _element(header: Header, edit: Edit) -> bytes:
-    element = edit.element
+def _element(header: Header, verb: str, element: Element) -> bytes:
     parts = [_packed_key(*_pack_key(header, element.fields))]
-    if edit.verb == "add":
+    if verb == "add":
         value = element.value
         if header.value != ():
             parts.append(nested(_ELEM_DATA, _pack_value(header, value)))
@@ -590,7 +569,7 @@ def declared(table: str, container: str, key: str, value: str | None, interval: 
     ]
     values = None if value == "verdict" else types[1] if types[1:] else ()
     keys = tuple(_IN_INTERVALS.get(kind, kind) for kind in types[0]) if interval else types[0]
-    if policy_rules.POLICY_MAPS.get(container, ("", ""))[1] == policy_rules.CLASS:
+    if container.endswith(f"_{policy_rules.CLASS}"):
         # peers there are ranges of addresses
         keys = (keys[0], _SPANS[keys[1]])
     return Header(table, container, interval, keys, values)
@@ -725,6 +704,22 @@ class Element(NamedTuple):
         """Return the element's comment: the service, and the manifest entry or the audit period."""
         more = map(str, self.value[:2]) if self.ends else ()
         return " ".join(part for part in (self.owner, self.entry, *more) if part)
+
+    def statement(self, verb: str) -> str:
+        """Return the nft(8) command that adds or deletes the element (``verb``)."""
+        what = self.text
+        if self.ends and verb == "delete":
+            return f"destroy element {self.table} {self.container} {{ {what} }}"
+        if verb == "add":
+            value, comment = self.value_text, self.comment
+            if self.ends:
+                left_s = policy_rules.timeout_s(self.value, time.time())
+                what += f" timeout {int(left_s)}s" if left_s != policy_rules.ENDLESS else ""
+            mapped = self.is_mapped
+            what += f" {value}" if value and not mapped else ""
+            what += f' comment "{comment}"' if comment else ""
+            what += f" : {value}" if mapped else ""
+        return f"{verb} element {self.table} {self.container} {{ {what} }}"
 
 
 def ports_of(field: int | tuple[int, int]) -> tuple[int, int]:

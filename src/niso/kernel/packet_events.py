@@ -29,7 +29,7 @@ from niso.base.errors import Conflict, KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of, unpacked
 from niso.kernel import netlink
-from niso.kernel.libnftables import Nft
+from niso.kernel.libnftables import TEMPORARY, Nft
 from niso.kernel.netlink import Message, attribute, attributes, parse_reply, string
 from niso.kernel.ruleset import ABSENT
 
@@ -193,9 +193,6 @@ def _upper(packet: bytes) -> tuple[int, int, bool]:
 
 # --- traced packets -------------------------------------------------------------------------------
 
-PREFIX = "niso_live_"
-"""The prefix of the names of temporary tables. The process id follows."""
-
 _TRACE = 0x0A11  # NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_TRACE
 _GROUP = 9  # NFNLGRP_NFTRACE
 _TRACE_BYTES = 4 << 20
@@ -205,7 +202,7 @@ _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _KINDS = {1: "policy", 2: "return", 3: "rule"}  # NFT_TRACETYPE_*
 _VERDICTS = {0: "drop", 1: "accept", -1: "continue", -3: "jump", -4: "goto", -5: "return"}
 _FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
-_HANDLE_TEXT = re.compile(r"^\s+(.*) # handle (\d+)$")
+_HANDLE_TEXT = r"^\s+(.*) # handle (\d+)$"
 _QUIET_S = 0.3  # after this silence, the path of a packet is complete
 
 
@@ -346,7 +343,7 @@ class Trace(netlink.Netlink):
                 table = line.removeprefix("table ").partition(" {")[0]
             elif line.startswith("\tchain "):
                 chain = line.removeprefix("\tchain ").partition(" {")[0]
-            elif match := _HANDLE_TEXT.match(line):
+            elif match := re.match(_HANDLE_TEXT, line):
                 rules[table, chain, int(match[2])] = match[1]
         return rules
 
@@ -369,7 +366,7 @@ def trace_rules(ends: Iterable[tuple[str, str]], port: int | None, proto: str, s
     only TCP packets that open a connection are marked.
     """
     rules = "; ".join(_rule(*pair, port, proto, starts) for pair in ends)
-    name = f"{PREFIX}{os.getpid()}"
+    name = f"{TEMPORARY}{os.getpid()}"
     chains = {"inet": ("prerouting", "output"), "bridge": ("prerouting",)}
     return "\n".join(
         f"table {family} {name} {{ flags owner;"
@@ -434,7 +431,7 @@ def drop_rules(addresses: Collection[str], ends: Collection[str], bridges: Colle
         ]
         if ends:
             foreign.append(f"iifname {{ {', '.join(ends)} }} {word} saddr != {{ {own} }} {limit}")
-    name = f"{PREFIX}{os.getpid()}_drops"
+    name = f"{TEMPORARY}{os.getpid()}_drops"
     # raw drops packets from outside to a service's address; the other rules need the destination
     # after DNAT
     chains = {

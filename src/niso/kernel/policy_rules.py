@@ -7,7 +7,8 @@ Recording: for each allowed flow, a rule adds an element to a set. For each refu
 adds an element to another set. No process has to run for this, and the elements are not part of
 State. The key of an element is (source, destination, protocol, port), after DNAT and before
 masquerading. An element has counters, and expires a week after its last packet. If a set is full, a
-flow is not recorded, and a counter of missed flows increases; the packet is not dropped. Only
+flow is not recorded, and a counter of missed flows increases; the packet is not dropped. Each
+source address has a share of a set of refused flows, so that no source can fill the set. Only
 protocols with ports are recorded. docs/design/seeing.md explains where the rules are.
 `niso.kernel.flow_memory` reads the sets.
 
@@ -41,8 +42,11 @@ PROBES_KEPT_S = 10
 
 SEEN = "seen"  # passed, from services and from the host
 ENTERED = "entered"  # passed to published ports, from other machines, whose number is unlimited
-REFUSED = "refused"
+REFUSED = "refused"  # from services and from the host
+REFUSED_OUTSIDE = "refused_outside"  # from other machines
+DIRECT = "direct"  # refused, from other machines to the address of a service, past published ports
 AUDITED = "audited"  # passed, although a policy in audit would deny it
+AUDITED_OUTSIDE = "audited_outside"  # the same, from other machines
 # passed within a bridge that is not tracked; UDP and SCTP are counted by packet
 SWITCHED = "switched"
 
@@ -70,11 +74,30 @@ The chain `AUDITED` records a packet that a policy does not drop because of its 
 returns.
 """
 
-SIZES = {SEEN: 65_535, ENTERED: 16_383, REFUSED: 16_383, AUDITED: 16_383, SWITCHED: 65_535}
+SIZES = {
+    SEEN: 65_535,
+    ENTERED: 16_383,
+    REFUSED: 16_383,
+    REFUSED_OUTSIDE: 8_191,
+    DIRECT: 8_191,
+    AUDITED: 16_383,
+    AUDITED_OUTSIDE: 8_191,
+    SWITCHED: 65_535,
+}
+SHARE, SHARE_RATE = 256, 2
+"""How many refused flows of one source address are recorded at once, and then in each hour.
+
+An attempt is counted as missed if its flow is not recorded yet and the share is used up. So a
+source that tries thousands of ports leaves room in the set for the flows of other sources.
+"""
+SHARED = (REFUSED, REFUSED_OUTSIDE, DIRECT, AUDITED, AUDITED_OUTSIDE)
+"""The sets of which each source has a share. The used shares are in sets named ``share_``."""
+_SOURCES = 4_095
 _PORTED = "{ tcp, udp, sctp }"
 _NO_START = "tcp flags & (fin | syn | rst | ack) != syn"
 _KEY = "{word} saddr . {word} daddr . meta l4proto . th dport"
 _WORDS = {4: "ip", 6: "ip6"}
+_OUTSIDE = f"iif != 0 iifname != {BRIDGES}"
 
 
 def sets_of(bridge: bool) -> tuple[str, ...]:
@@ -95,6 +118,12 @@ def _sets(bridge: bool) -> str:
             for name, size in SIZES.items()
             if (name == SWITCHED) == bridge
         ]
+        lines += [
+            f"\tset share_{name}{family} {{ type {kind}; size {_SOURCES}; flags dynamic, timeout;"
+            f" timeout {KEPT_S // 86_400}d; }}"
+            for name in SHARED
+            if not bridge
+        ]
     return "\n".join((lines[0], *sorted(lines[1:])))
 
 
@@ -108,10 +137,17 @@ def _own(verdict: str) -> str:
 
 def _record(name: str, verdict: str) -> str:
     """Return the rules that record a packet's flow in the sets ``name``, then apply ``verdict``."""
-    lines = [
-        f"\t\tupdate @{name}{number} {{ {_KEY.format(word=word)} }} {verdict}"
-        for number, word in _WORDS.items()
-    ]
+    keys = {number: _KEY.format(word=word) for number, word in _WORDS.items()}
+    record = [f"\t\tupdate @{name}{number} {{ {key} }} {verdict}" for number, key in keys.items()]
+    lines = record
+    if name in SHARED:
+        # only a flow that is not recorded needs room. An inverted look-up counts no packet
+        lines = [
+            f"\t\t{keys[number]} != @{name}{number} update @share_{name}{number} {{ {word} saddr"
+            f" limit rate over {SHARE_RATE}/hour burst {SHARE} packets }} counter {verdict}"
+            ' comment "missed: beyond its share"'
+            for number, word in _WORDS.items()
+        ] + record
     return "\n".join((*lines, f'\t\tcounter {verdict} comment "missed: {name} is full"'))
 
 
@@ -137,7 +173,7 @@ INET_CHAINS = f"""\
 	}}
 
 	chain see_published {{
-		iif != 0 iifname != {BRIDGES} goto see_entered comment "from another machine"
+		{_OUTSIDE} goto see_entered comment "from another machine"
 		ip saddr @subnets4 goto see_own
 		ip6 saddr @subnets6 goto see_own
 		ip saddr 127.0.0.0/8 goto see_own
@@ -161,7 +197,18 @@ INET_CHAINS = f"""\
 	chain see_refused {{
 		meta l4proto != {_PORTED} drop
 {_own("drop")}
+		{_OUTSIDE} goto see_refused_outside
 {_record(REFUSED, "drop")}
+	}}
+
+	chain see_refused_outside {{
+{_record(REFUSED_OUTSIDE, "drop")}
+	}}
+
+	chain {DIRECT} {{
+		fib daddr oifname != @{WATCHED} drop
+		meta l4proto != {_PORTED} drop
+{_record(DIRECT, "drop")}
 	}}
 
 	chain {AUDITED} {{
@@ -172,7 +219,12 @@ INET_CHAINS = f"""\
 	chain see_audited {{
 		meta l4proto != {_PORTED} return
 {_own("return")}
+		{_OUTSIDE} goto see_audited_outside
 {_record(AUDITED, "return")}
+	}}
+
+	chain see_audited_outside {{
+{_record(AUDITED_OUTSIDE, "return")}
 	}}
 """
 
@@ -238,27 +290,38 @@ POLICY_MAPS = {
 }
 """Maps each nftables map of policies to (direction, part)."""
 
-_MAPS = [
-    f"\tmap {way}{n}_{part} {{ type {fields.format(own=f'ipv{n}_addr', peer=f'ipv{n}_addr')} :"
-    f" {'classid' if part == CLASS else 'verdict'};{' flags interval;' if interval else ''}"
-    f"{'' if part == CLASS else ' counter; last;'} }}"
-    for way in ("in", "out")
-    for n in (4, 6)
-    for part, (fields, interval) in POLICY_PARTS.items()
-]
+HEARS = "hear"
+"""The beginning of the names of the maps and chains for ingress policies in the bridge table.
+
+Multicast and broadcast frames have no receiver in their headers, so these maps have the receiver's
+bridge port in the place of its address. Otherwise their elements are those of the maps ``in``.
+"""
 
 
-def _chains() -> str:
+def _maps(way: str, own: str, counted: str) -> list[str]:
+    return [
+        f"\tmap {way}{n}_{part} {{ type {fields.format(own=own.format(n), peer=f'ipv{n}_addr')} :"
+        f" {'classid' if part == CLASS else 'verdict'};{' flags interval;' if interval else ''}"
+        f"{'' if part == CLASS else counted} }}"
+        for n in (4, 6)
+        for part, (fields, interval) in POLICY_PARTS.items()
+    ]
+
+
+def _chains(*ways: tuple[str, str, str]) -> str:
+    """Return the chains that evaluate policies. Each of ``ways`` has the beginning of the names of
+    its maps, and what the service itself and its peer are in a packet.
+    """
     chains = []
     parts = list(POLICY_PARTS)
     at = parts.index(CLASS)
     before, classed = parts[:at], parts[at + 1 :]
     others = [part for part in classed if not part.startswith(CLASS)]
-    for way, own, peer in (("in", "daddr", "saddr"), ("out", "saddr", "daddr")):
+    for way, own, peer in ways:
         for family, word in ((4, "ip"), (6, "ip6")):
             name = f"{way}{family}"
             read = {
-                "{own}": f"{word} {own}",
+                "{own}": own.format(word),
                 "{peer}": f"{word} {peer}",
                 "classid": "meta priority",
                 "inet_proto": "meta l4proto",
@@ -291,7 +354,8 @@ def _chains() -> str:
 
 POLICY_SETS = "\n".join(
     (
-        *_MAPS,
+        *_maps("in", "ipv{}_addr", " counter; last;"),
+        *_maps("out", "ipv{}_addr", " counter; last;"),
         *(
             f"\tset log_{way}{n} {{ type ipv{n}_addr; size 65535; flags dynamic, timeout;"
             " timeout 1m; }"
@@ -302,7 +366,7 @@ POLICY_SETS = "\n".join(
 )
 
 POLICY_CHAINS = f"""\
-{_chains()}
+{_chains(("in", "{} daddr", "saddr"), ("out", "{} saddr", "daddr"))}
 
 	chain log_in {{
 		update @log_in4 {{ ip daddr limit {LOG_RATE} }} log prefix "niso in" group {LOG_GROUP}
@@ -315,6 +379,27 @@ POLICY_CHAINS = f"""\
 		update @log_out6 {{ ip6 saddr limit {LOG_RATE} }} log prefix "niso out" group {LOG_GROUP}
 		goto {REFUSE}
 	}}"""
+
+
+UNHEARD = "unheard"
+"""The chain of the bridge table that drops multicasts and broadcasts which a receiver's policy
+refuses.
+"""
+
+HEAR_SETS = "\n".join(
+    (
+        *(f"\tset {HEARS}{n} {{ type ifname; }}" for n in (4, 6)),
+        *_maps(HEARS, "ifname", ""),
+    )
+)
+
+HEAR_CHAINS = f"""\
+{_chains((HEARS, "oifname", "saddr"))}
+
+	chain {UNHEARD} {{
+		counter drop comment "the receiver's policy refuses it"
+	}}
+"""
 
 
 # --- policies in audit mode -----------------------------------------------------------------------
@@ -342,6 +427,8 @@ def chain(ingress: bool, log: bool) -> str:
 
 
 # the verdicts in map elements of policies with an audit period; they stay when the period has ended
+PASSES = ("return",)
+"""The value of a map element that lets a packet pass."""
 VERDICTS = frozenset(("goto", chain(way, log)) for way in (True, False) for log in (True, False))
 
 

@@ -18,11 +18,9 @@ from niso.base.names import is_marked
 from niso.kernel import (
     conntrack,
     flow_memory,
-    foreign_chains,
     host_facts,
     neighbour_tables,
     netns,
-    probe,
     proc_sys,
     rtnetlink,
     sockets,
@@ -42,6 +40,8 @@ from niso.kernel.sockets import Connection, Listener, Measured
 if TYPE_CHECKING:
     from collections.abc import Hashable
     from typing import Self
+
+    from niso.kernel.foreign_chains import ForeignChains
 
 
 # --- the host's kernel ----------------------------------------------------------------------------
@@ -267,8 +267,6 @@ class Kernel:
     local_prefixes = staticmethod(host_facts.local_prefixes)
     engine_prefixes = staticmethod(host_facts.engine_prefixes)
     default_mtu = staticmethod(host_facts.default_mtu)
-    mtu_outwards = staticmethod(probe.mtu_outwards)
-    mute_name_servers = staticmethod(probe.mute_name_servers)
     mtu_of = staticmethod(host_facts.mtu_of)
     why_no_ipv6 = staticmethod(host_facts.why_no_ipv6)
     why_no_wireguard = staticmethod(tunnels.lacks)
@@ -280,7 +278,22 @@ class Kernel:
 
     wireguard_answers = staticmethod(tunnels.answers)
     receiving6 = staticmethod(host_facts.receiving6)
+    routed_links = staticmethod(host_facts.routed_links)
     not_forwarding = staticmethod(host_facts.not_forwarding)
+
+    def mtu_outwards(self, family: int) -> tuple[int, str] | None:
+        """Return the MTU and source address of the default route (`probe.mtu_outwards`)."""
+        from niso.kernel import probe  # sends packets, as few commands do
+
+        return probe.mtu_outwards(family)
+
+    def mute_name_servers(
+        self, lists: Iterable[tuple[str, ...]], seconds: float
+    ) -> list[tuple[str, ...]]:
+        """Return the lists in which no server answers (`probe.mute_name_servers`)."""
+        from niso.kernel import probe
+
+        return probe.mute_name_servers(lists, seconds)
 
     def neighbour_tables(self) -> list[Table]:
         """Return how full the kernel's neighbour tables are, for IPv4 and IPv6."""
@@ -298,7 +311,11 @@ class Kernel:
         with self.foreign_chains() as source:
             return source.nat4()
 
-    foreign_chains = foreign_chains.ForeignChains
+    def foreign_chains(self) -> ForeignChains:
+        """Open a reader of other programs' chains."""
+        from niso.kernel.foreign_chains import ForeignChains  # only warnings and checks read them
+
+        return ForeignChains()
 
 
 # --- writing steps --------------------------------------------------------------------------------
@@ -316,6 +333,8 @@ class Writer:
         self.sockets = sockets
         self.detached = detached if detached is not None else []
         self._sysctls: dict[str, list[Sysctl]] = {}  # by namespace
+        # those that were set before their interface was set up, and need not be set again
+        self.written: set[Sysctl] = set()
         for step in self.steps:
             if isinstance(step, Step) and isinstance(step.obj, Sysctl):
                 self._sysctls.setdefault(step.kind.space(step.obj), []).append(step.obj)
@@ -337,6 +356,7 @@ class Writer:
         if sysctls:
             with inside(netns):
                 proc_sys.write_all((sysctl.name, sysctl.value) for sysctl in sysctls)
+            self.written.update(sysctls)
 
     def rtnl(self, netns: str) -> Rtnl:
         return self.sockets.at(netns)

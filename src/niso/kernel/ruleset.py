@@ -108,14 +108,15 @@ CLAIMS = tuple(f"vx{o}{i}" for o, i in _PAIRS)  # the sets with other hosts' res
 # --- rate limits of packets -----------------------------------------------------------------------
 
 FLOWS, FRAGMENTS, ARP, ASKERS = "flows", "fragments", "arp_nd", "askers"
+TO_ALL = "to_all"
 """Sets whose elements each have a rate limit. A source without an element has no limit.
 
-New flows are limited by address. IP fragments, and ARP together with neighbour discovery, are
-limited by bridge port. ``askers`` limit how many addresses on its own links the host resolves for a
-service, apart from those of the last `NEXT_HOP_S` seconds: each takes an entry of the machine's
-neighbour table.
+New flows are limited by address. IP fragments, ARP together with neighbour discovery, and
+multicasts together with broadcasts (``to_all``) are limited by bridge port. ``askers`` limit how
+many addresses on its own links the host resolves for a service, apart from those of the last
+`NEXT_HOP_S` seconds: each takes an entry of the machine's neighbour table.
 """
-_BURST = {FLOWS: 5, FRAGMENTS: 5, ARP: 10, ASKERS: 5}  # burst, in seconds of the rate
+_BURST = {FLOWS: 5, FRAGMENTS: 5, ARP: 10, ASKERS: 5, TO_ALL: 5}  # burst, in seconds of the rate
 
 
 def limit(what: str, rate: int) -> tuple[int, str, int, bool]:
@@ -160,6 +161,12 @@ _UNTRACKED_COPY = hex(int(RESOLVED, 16) | int(policy_rules.TRACKED, 16))
 # adding to a full set ends the rule.
 DROPPED_FROM = "dropped_from"
 
+MULTICAST = "multicast"
+"""The set of the bridge table with the ports of networks whose services receive each other's
+multicasts and broadcasts.
+"""
+_IS_TO_ALL = "meta pkttype != host meta pkttype != other"
+
 TABLE = f"""\
 table bridge niso {{
 	comment "made by niso; see niso net rules"
@@ -185,6 +192,9 @@ table bridge niso {{
 	set broadcasts {{ type ipv4_addr; }}
 	set {FRAGMENTS} {{ type ifname; {limit_text(limit(FRAGMENTS, 40))}; }}
 	set {ARP} {{ type ifname; {limit_text(limit(ARP, 100))}; }}
+	set {MULTICAST} {{ type ifname; }}
+	set {TO_ALL} {{ type ifname; {limit_text(limit(TO_ALL, 100))}; }}
+{policy_rules.HEAR_SETS}
 {policy_rules.BRIDGE_SETS}
 	set {DROPPED_FROM} {{ type ifname; size 65535; flags dynamic; counter; }}
 
@@ -201,6 +211,7 @@ table bridge niso {{
 		meta l4proto icmp icmp type {{ destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem }} jump from_own_error
 		meta pkttype host ether daddr set ether daddr . ip daddr map @receivers4 {_RESOLVED4} accept comment "to a service, by its gateway's MAC"
 		meta pkttype host ip daddr @subnets4 jump to_own4
+		{_IS_TO_ALL} iifname @{TO_ALL} counter drop comment "too many multicasts and broadcasts of a service"
 		{_CHECK} accept
 	}}
 
@@ -240,6 +251,7 @@ table bridge niso {{
 		ip6 daddr ::1 counter drop comment "loopback from a wire"
 		exthdr frag exists iifname @{FRAGMENTS} counter drop comment "too many fragments of a service"
 		meta pkttype host jump to_own6
+		meta l4proto != ipv6-icmp {_IS_TO_ALL} iifname @{TO_ALL} counter drop comment "too many multicasts of a service"
 		meta l4proto != ipv6-icmp accept
 		icmpv6 type {{ echo-request, echo-reply }} accept
 		icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem }} iifname . @th,256,128 @quoted6 accept comment "about a packet to itself"
@@ -280,6 +292,7 @@ table bridge niso {{
 	chain between {{
 		ether type arp accept
 		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+		{_IS_TO_ALL} meta l4proto udp iifname @{MULTICAST} oifname @{MULTICAST} goto among_all comment "on a network with multicast"
 		meta pkttype {{ broadcast, multicast }} counter drop
 		ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} counter drop comment "in a frame to one MAC"
 		ip daddr @broadcasts counter drop
@@ -288,6 +301,17 @@ table bridge niso {{
 		counter drop comment "to a MAC that has another address, or to none"
 	}}
 
+	chain among_all {{
+		ip daddr != {{ 224.0.0.0/4, 255.255.255.255 }} ip daddr != @broadcasts counter drop comment "to one address, in a frame to all"
+		ip6 daddr != ff00::/8 counter drop comment "to one address, in a frame to all"
+		oifname . ether saddr . ip saddr @sources4 drop comment "back to its sender, by a hairpin port"
+		oifname . ether saddr . ip6 saddr @sources6 drop
+		ether type ip oifname @{policy_rules.HEARS}4 jump check_{policy_rules.HEARS}4
+		ether type ip6 oifname @{policy_rules.HEARS}6 jump check_{policy_rules.HEARS}6
+		accept
+	}}
+
+{policy_rules.HEAR_CHAINS}
 	chain postrouting {{
 		type filter hook postrouting priority 300; policy accept;
 		{UNMARKED}
@@ -445,6 +469,16 @@ is sent to such a program before that, and matches a flow of a service, is dropp
 may listen on many ports, and then no flow of a service could leave.
 """
 
+ROUTED_KINDS = (
+    *("bridge", "veth", "tun", "wireguard", "ovpn", "ppp", "vxlan", "geneve", "gre", "ipip", "sit"),
+    *("ip6tnl", "ip6gre", "vti", "vti6", "xfrm"),
+)
+"""The kinds of network interfaces of programs that need forwarding: container engines and VPNs.
+
+Network cards have no kind. VLANs, bonds and macvlan interfaces lead to the same wires as the card
+below them.
+"""
+
 OWN_PORTS = range(32_768, 61_000)
 """The host ports that masquerading may use: Linux's ephemeral ports (ip_local_port_range).
 
@@ -454,6 +488,7 @@ that are meant for them (CVE-2021-3773).
 _OWN_SPAN = f"{OWN_PORTS[0]}-{OWN_PORTS[-1]}"
 _MASQUERADE = f"masquerade to :{_OWN_SPAN}"
 _WITH_PORTS = "meta l4proto { tcp, udp, sctp, dccp, udplite }"
+_ROUTED = "{ " + ", ".join(f'"{kind}"' for kind in ROUTED_KINDS) + " }"
 _NO_PORTS = 'counter drop comment "without ports: its answers could be for the host"'
 
 NEXT_HOP_S = 10
@@ -464,15 +499,16 @@ _NAME_SERVER = (
     "meta l4proto { tcp, udp } th dport 53 fib daddr . iif type != local"
     f' counter goto {policy_rules.REFUSE} comment "the name server of another network"'
 )
-_TO_ALL = (
-    "meta pkttype host fib daddr type { broadcast, anycast, multicast }"
+_NOT_OWN = (
+    "fib daddr type { broadcast, anycast, multicast }"
     ' counter drop comment "to the host, by an address that is not its own"'
 )
 """The rule against packets that the host receives by an address which is not its own.
 
 Such addresses are the broadcast addresses of its links (RFC 919), and in IPv6 the first address of
-each subnet if the host forwards (RFC 4291, 2.6.1). Policies name the host by its own addresses. A
-frame to all that a service sends on its own network is not affected.
+each subnet if the host forwards (RFC 4291, 2.6.1). Policies name the host by its own addresses. The
+host therefore receives no multicast or broadcast of a service either, also on a network with
+multicast.
 """
 
 TABLES = f"""\
@@ -487,6 +523,9 @@ table inet niso {{
 	set subnets6 {{ type ipv6_addr; flags interval; }}
 	set internal {{ type ifname; }}
 	set closed {{ type nf_proto; }}
+	set later {{ type nf_proto; }}
+	set old_index {{ type nf_proto . iface_index; }}
+	set old_name {{ type nf_proto . ifname; }}
 	set before {{ type ifname . ifname . ifname; }}
 	set no_start_in4 {{ type ipv4_addr; counter; }}
 	set no_start_in6 {{ type ipv6_addr; counter; }}
@@ -541,7 +580,7 @@ table inet niso {{
 		ip daddr 127.0.0.0/8 counter drop comment "loopback from a wire, before DNAT can hide it"
 		ip saddr 127.0.0.0/8 counter drop
 		iifname "n*" jump from_bridge
-		ip daddr @subnets4 counter drop comment "not published: to a subnet of niso from outside"
+		ip daddr @subnets4 counter goto {policy_rules.DIRECT} comment "not published: to a subnet of niso from outside"
 		ip saddr @subnets4 counter drop comment "a service's address from elsewhere"
 		th dport {_OWN_SPAN} goto to_program
 	}}
@@ -550,7 +589,7 @@ table inet niso {{
 		ip6 daddr ::1 counter drop comment "loopback from a wire, before DNAT can hide it"
 		ip6 saddr ::1 counter drop
 		iifname "n*" jump from_bridge
-		ip6 daddr @subnets6 counter drop comment "not published: to a subnet of niso from outside"
+		ip6 daddr @subnets6 counter goto {policy_rules.DIRECT} comment "not published: to a subnet of niso from outside"
 		ip6 saddr ::ffff:0:0/96 counter drop
 		ip6 saddr @subnets6 counter drop comment "a service's address from elsewhere"
 		th dport {_OWN_SPAN} goto to_program
@@ -769,7 +808,7 @@ table inet niso {{
 		ct status & confirmed == 0 ip6 saddr @flows6 counter drop
 		ip daddr @subnets4 {_NAME_SERVER}
 		ip6 daddr @subnets6 {_NAME_SERVER}
-		{_TO_ALL}
+		{_NOT_OWN}
 		{_NO_START} jump no_start
 		ip saddr @egress4 jump check_out4
 		ip6 saddr @egress6 jump check_out6
@@ -811,7 +850,10 @@ table inet niso {{
 
 	chain others {{
 		meta mark & 0xffff0000 == {SWITCHED} accept comment "not routed: switched on somebody's bridge"
-		meta nfproto @closed counter drop comment "forwarding is on for niso alone"
+		meta nfproto != @closed accept
+		meta nfproto @later meta iifkind {_ROUTED} meta nfproto . iif != @old_index meta nfproto . iifname != @old_name accept comment "from a link that came after niso's first service"
+		meta nfproto @later meta oifkind {_ROUTED} meta nfproto . oif != @old_index meta nfproto . oifname != @old_name accept comment "to such a link"
+		counter drop comment "forwarding is on for niso alone"
 	}}
 }}
 
@@ -862,8 +904,9 @@ COUNTED = policy_rules.STOPPED | {
 
 _GUARDS = f"""
 owner bridges same_bridge ports subnets4 subnets6 internal closed before
+old_index old_name
 sources4 sources6 quoted4 quoted6 links broadcasts own4 own6 host_macs gateways4 gateways6
-flows4 flows6 askers4 askers6 {FRAGMENTS} {ARP} vxlans wire sealed
+flows4 flows6 askers4 askers6 {FRAGMENTS} {ARP} {TO_ALL} vxlans wire sealed
 """
 # The sets whose elements restrict another object, and are deleted after it. See kinds/nft.py for
 # the elements of policies.

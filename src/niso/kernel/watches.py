@@ -17,9 +17,9 @@ from collections.abc import Iterable
 
 from niso.base import paths
 from niso.base.errors import KernelError
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.kernel import netlink
-from niso.kernel.netlink import OWN_THREAD, attributes, parse_reply, refused, refusing, string
+from niso.kernel.netlink import attributes, parse_reply, refused, refusing, string
 
 if TYPE_CHECKING:
     from typing import Self
@@ -42,17 +42,10 @@ _ONLYDIR = 0x01000000
 _NONBLOCK_CLOEXEC = os.O_NONBLOCK | os.O_CLOEXEC  # IN_NONBLOCK, IN_CLOEXEC
 
 
-class TableChange(NamedTuple):
-    """An nftables transaction that changed niso's tables."""
-
-    tables: tuple[str, ...]  # "inet niso", "bridge niso" or both
-    process: str  # the name of the thread that committed the transaction
-    pid: int  # the process id of this thread in the initial PID namespace
-
-    @property
-    def is_own(self) -> bool:
-        """Return whether a program that uses niso committed the transaction."""
-        return self.process.startswith(OWN_THREAD)
+type TableChange = tuple[tuple[str, ...], str, int]
+"""An nftables transaction that changed niso's tables: ("inet niso", "bridge niso" or both), the
+name of the thread that committed the transaction, and its process id in the initial PID namespace.
+"""
 
 
 def listener(protocol: int, group: int) -> netlink.Netlink:
@@ -102,7 +95,7 @@ def table_changes(messages: Iterable[tuple[int, bytes]], touched: list[str]) -> 
         if touched:
             pid = int.from_bytes(fields.get(_GEN_PID, b""), "big")
             tables = tuple(dict.fromkeys(touched))
-            changes.append(TableChange(tables, string(fields.get(_GEN_NAME, b"")), pid))
+            changes.append((tables, string(fields.get(_GEN_NAME, b"")), pid))
         touched.clear()
     return changes
 

@@ -9,7 +9,7 @@ from niso.lab.supervisor import FAILED, run
 
 
 def main(arguments: list[str]) -> int:
-    """Run a command in a lab; return its exit status, or 125 if the lab cannot be created."""
+    """Run a command in a lab. Return its exit status, or 125 if the lab cannot be created."""
     if arguments[:1] == ["--"]:
         arguments = arguments[1:]
     try:

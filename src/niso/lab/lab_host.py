@@ -275,7 +275,8 @@ def _reachable(current: str, covered: Iterable[str]) -> list[str]:
     checkout = os.path.dirname(source)
     if os.path.exists(f"{checkout}/pyproject.toml"):
         source = checkout
-    wanted = {os.path.realpath(path) for path in (current, source, sys.prefix, sys.base_prefix)}
+    folders = (current, source, paths.python_prefix(), sys.base_prefix)
+    wanted = {os.path.realpath(path) for path in folders}
     reachable: list[str] = []
     for path in sorted(wanted):
         is_covered = any(path.startswith(f"{folder}/") for folder in covered)

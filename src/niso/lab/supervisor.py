@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
+from niso.base import paths
 from niso.base.errors import Error, UsageError
 from niso.kernel import proc_sys
 from niso.kernel.netlink import refused
@@ -86,7 +87,7 @@ class _Terminal:
 
 
 def run(command: list[str], writable: Iterable[str] = ()) -> int:
-    """Run a command in a new lab; return its exit status.
+    """Run a command in a new lab. Return its exit status.
 
     The default command is $SHELL, or else /bin/bash. Writes in the folders ``writable`` persist.
     The exit status is 128 + N if signal N killed the command, 126 if it is not executable, and 127
@@ -243,7 +244,7 @@ def _environment() -> dict[str, str]:
     missing = [key for key in folders if not os.path.isdir(os.environ[key])]
     dropped = {"NISO_STATE_DIR", "NISO_RUN_DIR", "NISO_POOL", *missing}
     environment = {key: value for key, value in os.environ.items() if key not in dropped}
-    own = os.path.join(sys.prefix, "bin")
+    own = os.path.join(paths.python_prefix(), "bin")
     folders = environment.get("PATH", os.defpath).split(":")
     environment["PATH"] = ":".join([*folders, *{own}.difference(folders)])
     environment["NISO_LAB"] = "1"

@@ -31,9 +31,9 @@ from niso.base.named_tuples import NamedTuple
 from niso.base.names import bridge, netns, veth
 from niso.base.report import WaitingForPacket
 from niso.base.signals import heed_signals, keep_only, signals_blocked
+from niso.kernel.libnftables import TEMPORARY
 from niso.kernel.netns import at
 from niso.kernel.packet_events import (
-    PREFIX,
     Dropped,
     Trace,
     TraceStep,
@@ -632,7 +632,7 @@ def stages(steps: list[TraceStep], verdict: Verdict | None) -> list[Stage]:
     """
     result = []
     for step in steps:
-        if step.table.partition(" ")[2].startswith(PREFIX) or step.kind == "return":
+        if step.table.partition(" ")[2].startswith(TEMPORARY) or step.kind == "return":
             continue
         if step.kind == "rule" and step.verdict == "continue":
             continue

@@ -17,12 +17,12 @@ from niso.base.text import exact_time_text
 from niso.kernel import link_records, policy_rules, ruleset
 from niso.kernel.nft_elements import HEADERS, Nfnetlink
 from niso.kernel.packet_events import Dropped, Logged, Nflog
-from niso.kernel.policy_rules import REFUSE, REFUSED
+from niso.kernel.policy_rules import DIRECT, PASSES, REFUSE, REFUSED, REFUSED_OUTSIDE
 from niso.kernel.ruleset import BRIDGE, INET
+from niso.look.flows import refusal
 from niso.look.prove import Source
 from niso.look.session import ResultStream, Session
 from niso.plan import verdict
-from niso.plan.policy_elements import PASSES
 from niso.plan.verdict import PolicyContext
 from niso.reconcile.live_world import read_world
 from niso.store.service_rows import ServiceRow
@@ -144,8 +144,8 @@ def fresh_context(kernel: Kernel, store: Store) -> Callable[[], PolicyContext]:
 # --- which rule dropped a packet ------------------------------------------------------------------
 
 _COMMENT = re.compile(r'comment "([^"]*)"')
-_OF_POLICIES = (REFUSE, f"see_{REFUSED}")
-"""The nftables chains that drop packets which a policy denies.
+_OF_POLICIES = (REFUSE, *(f"see_{name}" for name in (REFUSED, REFUSED_OUTSIDE)))
+"""The nftables chains that drop packets which a policy denies, or for which there is no path.
 
 The rules of these chains do not say which entry of the policy decided.
 """
@@ -158,20 +158,21 @@ def words(context: PolicyContext, dropped: Dropped) -> str:
     place = f"{dropped.table} {dropped.chain}"
     if dropped.table not in (INET, BRIDGE):
         return f"{place}: {dropped.rule or 'policy drop'}"
-    if comment := _COMMENT.search(dropped.rule):
+    comment = _COMMENT.search(dropped.rule)
+    if dropped.chain in (*_OF_POLICIES, DIRECT):
+        comment = None  # about the set of recorded flows
+    if comment:
         return comment[1]
     # a rule with a condition, not of a policy; the rule is "" if the chain's policy dropped
     condition = _COUNTER.sub("", dropped.rule).removesuffix("drop").strip()
     is_own = condition and not condition.startswith("log ") and "vmap" not in condition
-    if is_own and dropped.chain not in _OF_POLICIES:
+    if is_own and dropped.chain not in (*_OF_POLICIES, DIRECT):
         return f"{place}: {dropped.rule}"
     packet = _packet(dropped.headers)
-    # policies match after DNAT: a packet to a published port already has the service's own address
-    for reason in verdict.evaluate(context, *packet):
-        if not reason.passes:
-            return reason.message
-    decided = verdict.decide(context, *packet).dropped_by
-    return decided.message if decided is not None else place
+    source, destination, port, proto = packet
+    is_direct = dropped.chain == DIRECT
+    reason = refusal(context, source, destination, proto, port, is_direct)
+    return place if reason is None else reason.message
 
 
 def _packet(headers: bytes) -> tuple[str, str, int | None, str]:

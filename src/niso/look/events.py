@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import owner
 from niso.base.text import exact_time_text
+from niso.kernel.netlink import OWN_THREAD
 from niso.kernel.watches import TableChange, Watches
 from niso.look.services import fate, interrupted
 from niso.look.session import ResultStream, Session, guarded
@@ -122,9 +123,9 @@ def _foreign(tables: list[TableChange] | None, now: float) -> list[Happened]:
         return [happened(now, None, "lost", f"{words}: niso net check")]
     # combine several transactions of a process into one event
     lines: dict[tuple[str, int], list[str]] = {}
-    for change in tables:
-        if not change.is_own:
-            lines.setdefault((change.process, change.pid), []).extend(change.tables)
+    for changed, process, pid in tables:
+        if not process.startswith(OWN_THREAD):  # no program that uses niso
+            lines.setdefault((process, pid), []).extend(changed)
     result = []
     for (process, pid), names in lines.items():
         tables_ = " and ".join(dict.fromkeys(names))

@@ -75,6 +75,7 @@ class Judged(NamedTuple):
     path: Judgement  # verdict of networks and published ports
     egress: Judgement  # verdict of the sender's policy
     ingress: Judgement  # verdict of the receiver's policy
+    by: str | None  # the first part that drops the packet: path, egress or ingress; null if none
 
     @property
     def passes(self) -> bool:
@@ -84,8 +85,8 @@ class Judged(NamedTuple):
     @property
     def dropped_by(self) -> Judgement | None:
         """The first verdict, in the kernel's order, that drops the packet, or None."""
-        parts = (self.path, self.egress, self.ingress)
-        return next((part for part in parts if part.verdict == "drop"), None)
+        parts = {"path": self.path, "egress": self.egress, "ingress": self.ingress}
+        return None if self.by is None else parts[self.by]
 
 
 class Explanation(NamedTuple):
@@ -165,6 +166,7 @@ def explain(
 
 def _judged(context: PolicyContext, explained: ExplainedPacket) -> Judged:
     packet, verdict = explained.packet, explained.verdict
+    dropped = verdict.dropped_by
     from_, to = verdict.source, verdict.destination
     known, reached = (context.services.get(party.service) for party in (from_, to))
     return Judged(
@@ -184,6 +186,7 @@ def _judged(context: PolicyContext, explained: ExplainedPacket) -> Judged:
         _judgement(verdict.path, explained.path),
         _judgement(verdict.egress, explained.egress),
         _judgement(verdict.ingress, explained.ingress),
+        next((n for n in ("path", "egress", "ingress") if getattr(verdict, n) is dropped), None),
     )
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 
 from niso.base import names
-from niso.base.errors import Error
+from niso.base.errors import Error, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of
 from niso.base.text import exact_time_text
@@ -27,8 +27,12 @@ from niso.plan.verdict import (
     addresses_of,
     decide,
     evaluate,
+    gateways,
     holder_of,
     is_for_services,
+    is_name_server_elsewhere,
+    matches,
+    network_of,
 )
 from niso.reconcile.live_world import read_world
 from niso.store.store import Store
@@ -42,6 +46,8 @@ HOST = "host"
 EVERYBODY = {4: "0.0.0.0/0", 6: "::/0"}
 PASS, AUDIT, DROP = "pass", "audit", "drop"
 """Verdicts on flows. ``audit``: the flow passed although a policy, which is in audit, denies it."""
+DIRECT = policy_rules.DIRECT  # dropped: sent by another machine to the address of a service
+_DENIED = policy_rules.SHARED  # the sets of flows that were dropped, or would be without an audit
 Key = tuple[str, str, str, int]  # the source, destination, protocol and port of a flow, after DNAT
 
 
@@ -77,7 +83,8 @@ class Flow(NamedTuple):
     key: str | None  # the key of the policy entry in the manifest
     text: str | None  # the policy entry that decides
     words: str | None  # the reason for the verdict
-    published: int | None  # the host port through which another machine connected; null without one
+    published: int | None
+    """the host port through which another machine or the host connected; null without"""
     agrees: bool  # whether the present configuration gives the same verdict
     new: int  # new flows, or dropped attempts, of the last week; with -f since the previous update
     last: str | None  # when the last new flow began, to the millisecond
@@ -121,9 +128,12 @@ class Memory(NamedTuple):
     missed: int = 0  # new flows that were not recorded because a set was full
     # flows that an audit let pass; they are in ``passed`` too, unless another rule dropped them
     audited: tuple[Recorded, ...] = ()
+    direct: tuple[Recorded, ...] = ()  # refused flows of other machines to a service's address
+    beyond: int = 0  # attempts that were not recorded because their source's share was used up
+    full: tuple[str, ...] = ()  # the sets that are full now
 
     def by_verdict(self) -> Iterator[tuple[str, Recorded]]:
-        """Yield each recorded flow with its verdict PASS, AUDIT or DROP.
+        """Yield each recorded flow with its verdict PASS, AUDIT, DROP or DIRECT.
 
         AUDIT means that packets passed only because a policy was in audit mode.
         """
@@ -134,6 +144,7 @@ class Memory(NamedTuple):
                 yield AUDIT, row
         yield from ((PASS, row) for row in passed.values() if row.packets > 0)
         yield from ((DROP, row) for row in self.refused)
+        yield from ((DIRECT, row) for row in self.direct)
 
 
 def remembered(kernel: Kernel, context: PolicyContext, with_open: bool = True) -> Memory:
@@ -151,14 +162,56 @@ def remembered(kernel: Kernel, context: PolicyContext, with_open: bool = True) -
     for proto, (client, _, server, port) in ends:
         key = (client, server, proto, port)
         opened[key] = opened.get(key, 0) + 1
-    inet = (policy_rules.SEEN, policy_rules.ENTERED, policy_rules.REFUSED, policy_rules.AUDITED)
-    seen, entered, refused, audited = map(flow_memory.recorded, inet)
-    switched = flow_memory.recorded(policy_rules.SWITCHED)
+    sets = {name: flow_memory.recorded(name) for name in policy_rules.SIZES}
+    full = tuple(name for name, rows in sets.items() if _is_full(name, rows))
+    switched = sets.pop(policy_rules.SWITCHED)
     # flows that another program's rule had recorded by the bridge table too are in the inet sets
-    elsewhere = {row[:4] for row in (*seen, *entered, *refused, *audited)}
-    passed = (*seen, *entered, *(row for row in switched if row[:4] not in elsewhere))
-    missed = sum(flow_memory.missed().values())
-    return Memory(passed, tuple(refused), opened, missed, tuple(audited))
+    elsewhere = {row[:4] for rows in sets.values() for row in rows}
+    passed = (
+        *sets[policy_rules.SEEN],
+        *sets[policy_rules.ENTERED],
+        *(row for row in switched if row[:4] not in elsewhere),
+    )
+    refused = (*sets[policy_rules.REFUSED], *sets[policy_rules.REFUSED_OUTSIDE])
+    audited = (*sets[policy_rules.AUDITED], *sets[policy_rules.AUDITED_OUTSIDE])
+    missed = flow_memory.missed().values()
+    lost, beyond = (sum(counts) for counts in zip(*missed, strict=True))
+    return Memory(passed, refused, opened, lost, audited, tuple(sets[DIRECT]), beyond, full)
+
+
+def _is_full(name: str, rows: list[Recorded]) -> bool:
+    size = policy_rules.SIZES[name]  # of the IPv4 set, and of the IPv6 set
+    if len(rows) < size:
+        return False
+    fours = sum(":" not in row.source for row in rows)
+    return max(fours, len(rows) - fours) >= size
+
+
+def left_out(memory: Memory) -> list[tuple[str, list[str]]]:
+    """Return a warning and its hints for each reason why flows were not recorded."""
+    result = []
+    if memory.full or memory.missed:
+        sets = f" (full: {', '.join(memory.full)})" if memory.full else ""
+        result.append(
+            (
+                f"{memory.missed} new flows are not recorded: the kernel's sets have no room{sets}",
+                ["niso net flows --forget empties them; docs/design/seeing.md has the limits"],
+            )
+        )
+    if memory.beyond:
+        share = policy_rules.SHARE
+        counts: dict[str, int] = {}
+        for row in (*memory.refused, *memory.direct, *memory.audited):
+            counts[row.source] = counts.get(row.source, 0) + 1
+        most = max(counts, key=lambda source: counts[source], default="")
+        result.append(
+            (
+                f"{memory.beyond} refused attempts are not recorded: each source has room for"
+                f" {share} refused flows",
+                [f"most are from {most}; niso net flows --forget empties the sets"],
+            )
+        )
+    return result
 
 
 class FlowReader:
@@ -167,7 +220,7 @@ class FlowReader:
     def __init__(self, context: PolicyContext, instances: bool = False) -> None:
         self.context = context
         self._split = instances
-        self._flows: dict[tuple[Key, bool], Flow] = {}
+        self._flows: dict[tuple[Key, bool, bool], Flow] = {}
         self._ends: dict[str, FlowEnd] = {}
         self._parts: dict[tuple[frozenset[str], bool], PolicyContext] = {}
         self._owners: dict[str, str] = {}
@@ -176,9 +229,6 @@ class FlowReader:
             for address in addresses_of(known):
                 self._owners[address] = known.name
                 self._ends[address] = self._service_end(known, address)
-        for name, addresses in reversed(sorted(context.outside_ever.items())):
-            for address in addresses:
-                self._ends[address] = FlowEnd(name, None, address)
 
     def _service_end(self, known: KnownService, address: str) -> FlowEnd:
         """Return the `FlowEnd` for an address of a service or of an instance (replica).
@@ -215,13 +265,15 @@ class FlowReader:
         """Replace the addresses of instances in a flow's key by those of their service."""
         return self.end(key[0]).address, self.end(key[1]).address, *key[2:]
 
-    def flow(self, key: Key, passes: bool) -> Flow:
-        """Return a flow with its names and verdict, but without counts and times."""
-        if (key, passes) not in self._flows:
-            self._flows[key, passes] = self._evaluated(key, passes)
-        return self._flows[key, passes]
+    def flow(self, key: Key, passes: bool, direct: bool = False) -> Flow:
+        """Return a flow with its names and verdict, but without counts and times. With ``direct``,
+        another machine sent the flow to the address of a service.
+        """
+        if (key, passes, direct) not in self._flows:
+            self._flows[key, passes, direct] = self._evaluated(key, passes, direct)
+        return self._flows[key, passes, direct]
 
-    def _evaluated(self, key: Key, passes: bool) -> Flow:
+    def _evaluated(self, key: Key, passes: bool, direct: bool) -> Flow:
         source, destination, proto, port = key
         from_, to = self.end(source), self.end(destination)
         word = PASS if passes else DROP
@@ -230,6 +282,8 @@ class FlowReader:
         if flow.gone:
             return flow
         owners = [self._owners.get(end, "") for end in (source, destination)]
+        if not to.is_known:
+            flow = flow._replace(to=self._named(owners[0], to, port, proto))
         context = self._part(frozenset({*owners, *map(names.owner, owners)} - {""}), passes)
         egress, ingress = evaluate(context, source, destination, port, proto)
         refusing = next((reason for reason in (egress, ingress) if not reason.passes), None)
@@ -239,11 +293,9 @@ class FlowReader:
             deciding = [reason for reason in (egress, ingress) if reason.key]
             audit = next((reason for reason in deciding if reason.audits), None)
             reason = refusing or audit or (deciding[-1] if deciding else None)
-            if not from_.is_known:
-                family, service = family_of(destination), to.service or ""
-                host_port = published(self.context, service, proto, port, family)
+            host_port = self._host_port(from_, to, proto, port, destination)
         else:
-            reason = refusing or closed(context, source, destination, proto, port)
+            reason = refusal(context, source, destination, proto, port, direct)
         agrees = refusing is None if passes else reason is not None
         flow = flow._replace(published=host_port, agrees=agrees)
         if reason is None:
@@ -255,6 +307,34 @@ class FlowReader:
             text=reason.text or None,
             words=reason.message,
         )
+
+    def _named(self, sender: str, to: FlowEnd, port: int, proto: str) -> FlowEnd:
+        """Name an outside address by the DNS name in the sender's own policy, if there is one."""
+        known = self.context.services.get(sender)
+        if known is None:
+            return to
+        ever = self.context._replace(outside=self.context.outside_ever)
+        entries = [
+            entry
+            for entry in known.policy.entries()
+            if entry.peer.kind == "outside" and to.address in ever.outside.get(entry.peer.name, ())
+        ]
+        # an address can have several names: that of an entry for the port is the better one
+        entries.sort(key=lambda e: (not matches(e, ever, to.address, port, proto), e.peer.name))
+        return to._replace(name=entries[0].peer.name) if entries else to
+
+    def _host_port(
+        self, from_: FlowEnd, to: FlowEnd, proto: str, port: int, destination: str
+    ) -> int | None:
+        """Return the host port through which another machine or a program of the host connected."""
+        if from_.service or not to.service:
+            return None
+        network = network_of(self.context, destination)
+        # a program of the host that connects to a service's own address uses this gateway
+        if from_.is_host and network is not None and from_.address in gateways(network):
+            return None
+        its = mappings(self.context.services.get(to.service), proto, port)
+        return published_at(its, port, family_of(destination), from_.address)
 
     def _part(self, services: frozenset[str], passes: bool) -> PolicyContext:
         """Return only the policies of the given services, because fewer are evaluated faster.
@@ -280,10 +360,11 @@ def joined(context: PolicyContext, memory: Memory, reader: FlowReader | None = N
     reader = reader or FlowReader(context)
     result: list[Flow] = []
     audits = {row[:4] for row in memory.audited}
-    for passes, rows in ((True, memory.passed), (False, memory.refused)):
+    sources = ((True, memory.passed), (False, memory.refused), (False, memory.direct))
+    for passes, rows in sources:
         for row in rows:
             open_ = counts.pop(row[:4], 0) if passes else 0
-            flow = reader.flow(row[:4], passes)
+            flow = reader.flow(row[:4], passes, rows is memory.direct)
             was_audited = passes and row[:4] in audits and not flow.agrees
             verdict = AUDIT if was_audited else flow.verdict
             result.append(flow._replace(verdict=verdict, new=row.packets, ago=row.ago, open=open_))
@@ -305,9 +386,10 @@ def _added(flow: Flow, other: Flow) -> Flow:
 
 
 def _merged(flows: Iterable[Flow]) -> list[Flow]:
-    merged: dict[tuple[Key, str, bool], Flow] = {}
+    merged: dict[tuple[Key, str, bool, str | None], Flow] = {}
     for flow in flows:
-        key = flow.id, flow.verdict, flow.was_dropped
+        # a flow that was dropped both directly and by a policy is listed twice
+        key = flow.id, flow.verdict, flow.was_dropped, flow.words if flow.was_dropped else None
         other = merged.get(key)
         merged[key] = flow if other is None else _added(flow, other)
     return list(merged.values())
@@ -349,10 +431,24 @@ def published(
     context: PolicyContext, service: str, proto: str, port: int, family: int
 ) -> int | None:
     """Return the host port by which other machines reach a port of a service, or None."""
-    for mapping in mappings(context.services.get(names.owner(service)), proto, port):
-        if not mapping.host_ip.startswith("127.") and family in mapping.families:
-            return mapping.host_port + port - mapping.container_port
-    return None
+    return published_at(
+        mappings(context.services.get(names.owner(service)), proto, port), port, family
+    )
+
+
+def published_at(
+    ports: Iterable[PortMapping], port: int, family: int, host: str = ""
+) -> int | None:
+    """Return the host port that leads to a port of a service, or None. ``ports`` are the published
+    ports that lead there. If a program of the host connected, ``host`` is its address.
+    """
+    found = [
+        (mapping.is_wide, mapping.host_port + port - mapping.container_port)
+        for mapping in ports
+        if family in mapping.families
+        and (mapping.is_wide or mapping.host_ip.startswith("127.") == host.startswith("127."))
+    ]
+    return min(found, default=(True, None))[1]
 
 
 def mappings(known: KnownService | None, proto: str, port: int) -> list[PortMapping]:
@@ -369,7 +465,7 @@ def closed(
     source: str,
     destination: str,
     proto: str,
-    port: int,
+    port: int | None,
     across: bool = False,
 ) -> Reason | None:
     """Return why no packet can get from one address to a port of another, or None if one can.
@@ -381,7 +477,7 @@ def closed(
     """
     path = decide(context, source, destination, port, proto).path
     sender, receiver = (holder_of(context, end) for end in (source, destination))
-    if path.passes or receiver is None or not receiver[0].active:
+    if path.passes or receiver is None or not receiver[0].active or port is None:
         return None if path.passes else path
     if sender is not None:
         inside = context.networks[sender[1]].internal or not sender[0].active
@@ -391,14 +487,42 @@ def closed(
     return path if host_port is None else None
 
 
+def refusal(
+    context: PolicyContext,
+    source: str,
+    destination: str,
+    proto: str,
+    port: int | None,
+    direct: bool = False,
+) -> Reason | None:
+    """Return the first check, in the kernel's order, that drops a packet, or None if none does.
+
+    The addresses are those after DNAT. With ``direct``, another machine sent the packet to the
+    address of a service, which is refused even if the service publishes the port.
+    """
+    if direct:
+        path = decide(context, source, destination, port, proto).path
+        return None if path.passes else path
+    by_path = closed(context, source, destination, proto, port)
+    policies = evaluate(context, source, destination, port, proto)
+    denied = next((reason for reason in policies if not reason.passes), None)
+    entered = (holder_of(context, source) or (None, ""))[1]
+    # of the rules that record what they drop, only these two come before the policies
+    is_first = entered and (
+        context.networks[entered].internal
+        or is_name_server_elsewhere(context, destination, port, proto, entered)
+    )
+    return (by_path or denied) if is_first else (denied or by_path)
+
+
 def read(
     kernel: Kernel,
     store: Store,
     since: float | None = None,
     with_open: bool = True,
     instances: bool = False,
-) -> tuple[PolicyContext, list[Flow], int]:
-    """Return policies, recorded flows, and the number of flows that could not be recorded.
+) -> tuple[PolicyContext, list[Flow], Memory]:
+    """Read the policies, the recorded flows, and what the kernel has recorded of them.
 
     If ``since`` (Unix time) is given, only flows that are open or began later are returned. With
     ``instances``, flows of instances (replicas) are listed separately.
@@ -406,7 +530,7 @@ def read(
     context = read_world(kernel, store)
     memory = remembered(kernel, context, with_open)
     reader = FlowReader(context, instances)
-    return context, lately(joined(context, memory, reader), since), memory.missed
+    return context, lately(joined(context, memory, reader), since), memory
 
 
 # --- niso net flows -------------------------------------------------------------------------------
@@ -443,13 +567,23 @@ def flows(
     store = session.store()
     service = None if name is None else _home(store, name)
     instances = instances or _is_instance(service)
-    _, found, missed = read(session.kernel(), store, since, instances=instances)
-    if missed:
-        session.caution(
-            f"{missed} new flows are not shown: there are more than the kernel remembers",
-            ["docs/design/seeing.md has the limits"],
-        )
+    _, found, memory = read(session.kernel(), store, since, instances=instances)
+    for text, hints in left_out(memory):
+        session.caution(text, hints)
     return _chosen(found, service, denied)
+
+
+def forget(session: Session, name: str | None, denied: bool) -> None:
+    """Delete recorded flows, as described in `Host.forget_flows`."""
+    store = session.store()
+    if name is None:
+        flow_memory.forget_all(_DENIED if denied else tuple(policy_rules.SIZES))
+    elif denied:
+        raise UsageError("excludes a service", "omit one of them", "--denied")
+    else:
+        homes = (_home(store, name), *store.instances.running(_home(store, name)))
+        addresses = {address for home in homes for _, address in store.addresses(home)}
+        session.kernel().forget_flows(addresses)
 
 
 def _home(store: Store, name: str) -> str:
@@ -505,7 +639,8 @@ def totals(
 
     counts: dict[Total, int] = {}
     for verdict, row in memory.by_verdict():
-        key = (name(row.source), name(row.destination), row.port, row.proto, verdict)
+        word = DROP if verdict == DIRECT else verdict
+        key = (name(row.source), name(row.destination), row.port, row.proto, word)
         counts[key] = counts.get(key, 0) + row.packets
     # break ties by name, so that two queries of the same flows choose the same totals
     ranked = sorted(counts, key=lambda key: (-counts[key], key))

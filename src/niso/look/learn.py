@@ -15,7 +15,7 @@ import ipaddress
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from niso.base.errors import Conflict, Error, InvalidInput, UsageError
 from niso.base.named_tuples import NamedTuple
@@ -123,9 +123,13 @@ class _Learner:
         """Yield the entries for ingress or egress, followed by entries that are only comments."""
         passed = [s for s in seen if s.passes and s.agrees and not s.audited]
         before = {s.id for s in passed}
-        refused = [
-            s for s in seen if s.id not in before and s.key and (s.audited or s.passes != s.agrees)
-        ]
+        refused = {
+            s: also
+            for s in seen
+            if s.id not in before
+            and (s.audited or s.passes != s.agrees)
+            and (also := self._helps(s, egress)) is not None
+        }
         policy = self._known.policy
         listed = policy.egress_allow if egress else policy.allow_from
         kept: dict[str, list[Flow]] = {}
@@ -152,6 +156,20 @@ class _Learner:
         for entry in listed or ():
             if entry.key not in used:
                 yield _line(entry.text, (), False, "in the manifest; nothing used it")
+
+    def _helps(self, seen: Flow, egress: bool) -> str | None:
+        """Return None if an entry in this list does not change that a flow is denied.
+
+        Otherwise returns the other policy that denies the flow too, or "".
+        """
+        ends = seen.id[:2]
+        if seen.gone or flows.closed(self._context, *ends, seen.proto, seen.port, across=True):
+            return None
+        reasons = verdict.evaluate(self._context, *ends, seen.port, seen.proto)
+        own, other = _denying(reasons[not egress]), _denying(reasons[egress])
+        if not own or own.endswith("]"):  # a deny entry has precedence over an allow entry
+            return None
+        return f"{reasons[egress].service} {other}" if other else ""
 
     def _entry(self, listed: tuple[Entry, ...] | None, seen: Flow, egress: bool) -> Entry | None:
         if listed is None:
@@ -229,17 +247,18 @@ class _Learner:
     def _comments(
         self,
         groups: dict[_PeerPorts, list[Flow]],
-        refused: Sequence[Flow],
+        refused: Mapping[Flow, str],
         gone: Sequence[Flow],
         egress: bool,
     ) -> Iterator[LearnedEntry]:
         """Yield comments: denied peers, unused ports, networks that could replace entries."""
         entries = {group.text for group in groups}
         others: dict[_PeerPorts, list[Flow]] = {}
-        for flow in refused:
+        for flow, also in refused.items():
             peer = flow.to if egress else flow.from_
             in_audit = flow.audited and flow.agrees
             denied = "would be denied" if in_audit else "denied"
+            denied += f", also by {also}" if also else ""
             if peer.service:
                 group = self._named(peer.service, peer.address, flow)._replace(note=denied)
             elif egress:
@@ -291,6 +310,14 @@ class _Learner:
                     yield _line(
                         text, (), False, f"in place of {count} of its {len(members)} services"
                     )
+
+
+def _denying(reason: verdict.Reason) -> str:
+    """Return the short key of the policy entry that denies a flow, or "" if none denies the flow.
+    A policy in audit counts as if it were enforced.
+    """
+    denies = not reason.passes or reason.audits
+    return reason.key.removeprefix("network.policy.") if denies else ""
 
 
 def _of(address: str, seen: Flow, note: str = "") -> _PeerPorts:
@@ -400,10 +427,10 @@ def learn(
 ) -> tuple[LearnedPolicy, ...]:
     """Derive policies from recorded flows (see `Host.learn`). ``since`` is a Unix time."""
     store = session.store()
-    context, seen, missed = flows.read(session.kernel(), store, since)
-    if missed:
+    context, seen, memory = flows.read(session.kernel(), store, since)
+    if memory.missed:
         session.caution(
-            f"{missed} new flows are missing: there are more than the kernel remembers",
+            f"{memory.missed} new flows are missing: there are more than the kernel remembers",
             ["a policy from these would deny some of them; docs/design/seeing.md has the limits"],
         )
     rows = {row.name: row for row in store.services()}

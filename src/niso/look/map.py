@@ -5,18 +5,28 @@ Flows are grouped by name. The number of other machines that are shown is limite
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
-from niso.base import names
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.kernel import link_records
 from niso.kernel.flow_memory import Recorded
 from niso.look import policies, top
-from niso.look.flows import AUDIT, DROP, HOST, PASS, Flow, FlowEnd, Key, Memory, joined, more
+from niso.look.flows import (
+    AUDIT,
+    DIRECT,
+    DROP,
+    HOST,
+    PASS,
+    Flow,
+    FlowEnd,
+    FlowReader,
+    Key,
+    Memory,
+    joined,
+)
 from niso.look.host_ports import Port
 from niso.look.learn import WrittenNames
 from niso.look.policies import MapChange
@@ -66,8 +76,6 @@ class MapService(NamedTuple):
     audit_until: str | None
     """when the audit of the service's policy ends, or never; null if the policy is not in audit"""
     file: str | None  # the manifest of the last activation
-    past: tuple[float, ...]
-    """bits per second in both directions: averages of each minute of the last hour, oldest first"""
 
 
 class MapNetwork(NamedTuple):
@@ -94,7 +102,9 @@ class MapFlow(NamedTuple):
     port: int  # port of the destination
     proto: str  # tcp, udp or sctp
     verdict: str  # pass, drop, or audit: passed only because a policy was in audit
-    published: int | None  # the host port through which another machine connected; null without one
+    published: (
+        int | None
+    )  # the host port through which another machine or the host connected; null without
     words: str | None  # the reason for the verdict on the latest of these flows
     agrees: bool  # whether the present configuration gives the same verdict
     new: int  # new flows, or dropped attempts, of the last week
@@ -105,6 +115,8 @@ class MapFlow(NamedTuple):
     open: int  # flows that are open now
     changes: tuple[MapChange, ...]
     """manifest changes that would allow a denied or audited flow; empty if no changes would"""
+    not_shown: int = 0
+    """flows between the same ends, passed or denied as this flow, that are left out"""
 
 
 class MapState(NamedTuple):
@@ -118,10 +130,8 @@ class MapState(NamedTuple):
     flows: tuple[MapFlow, ...]  # all flows, sorted by the names of source and destination
     not_shown: int  # flows that are left out because there are too many
     missed: int  # new flows that were not recorded because an nftables set was full
-
-
-_MINUTE_S = 59.0
-_MOST_PAST = 60
+    beyond: int  # refused attempts that were not recorded: their source has used up its share
+    full: tuple[str, ...]  # nftables sets that have no room for new flows
 
 
 class Map(Metered):
@@ -131,46 +141,15 @@ class Map(Metered):
         super().__init__(session)
         self._names: dict[tuple[str, str], str | None] = {}
         self._version = -1
-        self._past: dict[str, deque[float]] = {}
-        self._octets: dict[str, int] = {}
-        self._glanced = 0.0
-
-    def rest(self) -> None:
-        """Stop counting bytes of flows until the next `read`, which then returns no rates."""
-        self.close()
-        self._before = None
-
-    @guarded
-    def glance(self) -> None:
-        """Record the traffic of services once a minute, for the field ``past``.
-
-        Reads only the counters of interfaces.
-        """
-        now = time.monotonic()
-        seconds = now - self._glanced
-        if seconds < _MINUTE_S:
-            return
-        ends = {
-            names.veth(row.name, network, row.generation): names.owner(row.name)
-            for row in self.session.store().active_rows()
-            for network in row.networks
-        }
-        octets = dict.fromkeys(ends.values(), 0)
-        for end, traffic in link_records.of_links(ends).items():
-            octets[ends[end]] += traffic["rx_bytes"] + traffic["tx_bytes"]
-        before, self._octets, self._glanced = self._octets, octets, now
-        self._past = {name: self._past.get(name, deque(maxlen=_MOST_PAST)) for name in octets}
-        for name in octets.keys() & before.keys():
-            self._past[name].append(round(8 * more(before[name], octets[name]) / seconds))
 
     @guarded
     def read(self) -> MapState:
         """Return all services, networks and flows. Rates are averages since the last call."""
-        self.glance()
         store = self.session.store()
         before, now, memory, moved = self._sample(with_open=True)
         context = self._context
-        kept, left_out = bounded(memory)
+        kept, left_out = bounded(memory, self._reader)
+        not_shown = sum(left_out.values())
         seconds = round(top.elapsed(before, now), 3)
         new: dict[tuple[Key, str], int] = {}
         counted: dict[Key, int] = {}
@@ -182,7 +161,7 @@ class Map(Metered):
                 counted[self._reader.shown(key)] = counted.get(self._reader.shown(key), 0) + number
 
         def grown(flow: Flow) -> int:
-            verdicts = (PASS, AUDIT) if flow.passes else (DROP,)
+            verdicts = (PASS, AUDIT) if flow.passes else (DROP, DIRECT)
             return sum(new.get((flow.id, verdict), 0) for verdict in verdicts)
 
         def octets(flow: Flow) -> int:
@@ -196,14 +175,7 @@ class Map(Metered):
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             seconds,
             tuple(
-                _service(
-                    store,
-                    context,
-                    known.get(rates.service),
-                    line,
-                    rates,
-                    self._past.get(rates.service, ()),
-                )
+                _service(store, context, known.get(rates.service), line, rates)
                 for line, rates in zip(now.lines, loads, strict=True)
             ),
             tuple(
@@ -217,11 +189,14 @@ class Map(Metered):
                     sum(map(grown, group)) / (seconds or 1.0),
                     None if moved is None else sum(map(octets, group)) / (seconds or 1.0),
                     lambda flow: policies.changes(context, flow, name),
+                    left_out.pop((ends[0].name, ends[1].name, group[0].passes), 0),
                 )
                 for ends, group in grouped(joined(context, kept, self._reader))
             ),
-            left_out,
+            not_shown,
             memory.missed,
+            memory.beyond,
+            memory.full,
         )
 
     def _name_in(self, store: Store) -> Callable[[str, str], str | None]:
@@ -239,12 +214,7 @@ class Map(Metered):
 
 
 def _service(
-    store: Store,
-    context: PolicyContext,
-    row: ServiceRow | None,
-    line: Any,
-    load: ServiceLoad,
-    past: Iterable[float],
+    store: Store, context: PolicyContext, row: ServiceRow | None, line: Any, load: ServiceLoad
 ) -> MapService:
     return MapService(
         load.service,
@@ -268,7 +238,6 @@ def _service(
         _policy(context.services.get(load.service)),
         line.audit_until,
         row.manifest_path or None if row else None,
-        tuple(past),
     )
 
 
@@ -296,6 +265,7 @@ def _flow(
     rate: float,
     moved: float | None,
     changes: Callable[[Flow], tuple[MapChange, ...]],
+    not_shown: int,
 ) -> MapFlow:
     """Merge a group of flows. ``rate`` is new flows per second, ``moved`` bytes per second."""
     last = min(flows, key=lambda flow: math.inf if flow.ago is None else flow.ago)
@@ -313,6 +283,7 @@ def _flow(
         None if last.ago is None else round(last.ago, 1),
         sum(flow.open for flow in flows),
         changes(last),
+        not_shown,
     )
 
 
@@ -322,25 +293,56 @@ OTHERS = "other machines"
 MOST_OUTSIDE = 8  # the maximum number of outside addresses shown by themselves, in each direction
 MOST_PASSED, MOST_REFUSED, MOST_OPEN = 4000, 1000, 1000
 """The maximum number of passed, refused and open flows in one update of the map."""
+MOST_OF_PAIR = 50  # the maximum number of refused flows from one service to another
+Pair = tuple[str, str, bool]  # the names of source and destination, and whether the flows passed
 
 
-def bounded(memory: Memory) -> tuple[Memory, int]:
-    """Limit the recorded flows to the latest, and the open flows to those with most connections.
+def bounded(memory: Memory, reader: FlowReader) -> tuple[Memory, dict[Pair, int]]:
+    """Limit the number of flows so that each pair of source and destination keeps its latest flows.
 
-    Also returns how many flows were left out.
+    Open flows are limited to those with most connections. All other machines count as one name.
+    Also returns the number of flows of each pair that were left out.
     """
+    left_out: dict[Pair, int] = {}
 
-    def latest(rows: tuple[Recorded, ...], most: int) -> tuple[Recorded, ...]:
-        if len(rows) <= most:
+    def pair(key: Key, passes: bool) -> Pair:
+        ends = (reader.end(address) for address in key[:2])
+        from_, to = (end.name if end.is_known else OTHERS for end in ends)
+        return from_, to, passes
+
+    def bound(keys: Iterable[Key], most: int, passes: bool) -> set[Key]:
+        """Choose from ``keys``, best first: first the best of each pair, then each second."""
+        pairs: dict[Pair, list[Key]] = {}
+        for key in keys:
+            pairs.setdefault(pair(key, passes), []).append(key)
+        ranked: list[tuple[int, int, Key]] = []
+        order = itertools.count()
+        for pair_, its in pairs.items():
+            few = not passes and OTHERS not in pair_
+            some = its[:MOST_OF_PAIR] if few else its
+            ranked += ((rank, next(order), key) for rank, key in enumerate(some))
+        kept = {key for _, _, key in sorted(ranked)[:most]}
+        for pair_, its in pairs.items():
+            if more := len(its) - len(kept.intersection(its)):
+                left_out[pair_] = left_out.get(pair_, 0) + more
+        return kept
+
+    def latest(rows: tuple[Recorded, ...], most: int, passes: bool) -> tuple[Recorded, ...]:
+        if len(rows) <= min(most, MOST_OF_PAIR):
             return rows
-        return tuple(sorted(rows, key=lambda row: (row.ago, row[:4]))[:most])
+        rows = tuple(sorted(rows, key=lambda row: (row.ago, row[:4])))
+        kept = bound((row[:4] for row in rows), most, passes)
+        return tuple(row for row in rows if row[:4] in kept)
 
+    opened = sorted(memory.opened, key=lambda key: (-memory.opened[key], key))
+    few = bound(opened, MOST_OPEN, True) if len(opened) > MOST_OPEN else opened
     kept = memory._replace(
-        passed=latest(memory.passed, MOST_PASSED),
-        refused=latest(memory.refused, MOST_REFUSED),
-        opened=dict(sorted(memory.opened.items(), key=lambda e: (-e[1], e[0]))[:MOST_OPEN]),
+        passed=latest(memory.passed, MOST_PASSED, True),
+        refused=latest(memory.refused, MOST_REFUSED, False),
+        direct=latest(memory.direct, MOST_REFUSED, False),
+        opened={key: memory.opened[key] for key in few},
     )
-    return kept, sum(len(all_) - len(some) for all_, some in zip(memory[:3], kept[:3], strict=True))
+    return kept, left_out
 
 
 def grouped(flows: Sequence[Flow]) -> list[tuple[tuple[MapEnd, MapEnd], list[Flow]]]:

@@ -9,7 +9,7 @@ from niso.base import names
 from niso.base.errors import UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import span
-from niso.kernel import flow_memory, link_records, proc_sys, ruleset
+from niso.kernel import flow_memory, link_records, policy_rules, proc_sys, ruleset
 from niso.kernel.nft_elements import HEADERS, Nfnetlink
 from niso.kernel.ruleset import INET
 from niso.look import check, drops, flows, services
@@ -291,7 +291,7 @@ def _of_policies(store: Store) -> tuple[Metric, ...]:
             "policy_audit",
             "1 if the service's policy is in audit and denies nothing; absent without a policy.",
             (
-                (name, int(name in terms and terms[name].lasts))
+                (name, int(name in terms and terms[name][1]))
                 for name in store.policied()
                 if name in active and name == names.owner(name)
             ),
@@ -317,9 +317,9 @@ _FLOW_LABELS = ("source", "destination", "port", "protocol", "verdict")
 def _of_flows(session: Session, store: Store, limit: int) -> tuple[Metric, ...]:
     kernel = session.kernel()
     context = read_world(kernel, store)
-    totals, left_out = flows.totals(
-        context, flows.remembered(kernel, context, with_open=False), limit
-    )
+    memory = flows.remembered(kernel, context, with_open=False)
+    totals, left_out = flows.totals(context, memory, limit)
+    missed = flow_memory.missed()
     return (
         _metric(
             GAUGE,
@@ -340,7 +340,23 @@ def _of_flows(session: Session, store: Store, limit: int) -> tuple[Metric, ...]:
             COUNTER,
             "seen_full_total",
             "New flows that are not remembered because a set was full.",
-            (Sample({"set": name}, number) for name, number in flow_memory.missed().items()),
+            (Sample({"set": name}, full) for name, (full, _) in missed.items()),
+        ),
+        _metric(
+            COUNTER,
+            "seen_beyond_share_total",
+            "Refused attempts that are not remembered because their source used up its share.",
+            (
+                Sample({"set": name}, beyond)
+                for name, (_, beyond) in missed.items()
+                if name in policy_rules.SHARED
+            ),
+        ),
+        _metric(
+            GAUGE,
+            "seen_set_full",
+            "1 if a set of flows has no room, so that new flows are not remembered.",
+            (Sample({"set": name}, int(name in memory.full)) for name in missed),
         ),
     )
 

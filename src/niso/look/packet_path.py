@@ -546,6 +546,8 @@ def _passing(
 ) -> _Rules:
     if sender is None or entered is None or is_host(context, packet.destination):
         return ()
+    if is_broadcast(context, ipaddress.ip_address(packet.destination)):
+        return _static(ruleset.BRIDGE, "between", "on a network with multicast")
     if reached is None:
         word = "ip" if packet.family == 4 else "ip6"
         return _static(ruleset.INET, "postrouting", f"{word} saddr @subnets")

@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterable, Iterator
 
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import bracketed, family_of, owner
-from niso.base.text import exact_time_text, period_text
-from niso.kernel import ruleset
+from niso.base.text import exact_time_text, local_time_text, period_text
+from niso.kernel import policy_rules, ruleset
 from niso.kernel.nft_elements import HEADERS, Atoms, Nfnetlink
+from niso.kernel.policy_rules import PASSES
 from niso.kernel.ruleset import INET
 from niso.look import flows
 from niso.look.flows import Flow, FlowEnd
 from niso.look.learn import watched_s
 from niso.look.session import Session
 from niso.plan import verdict
-from niso.plan.policy_elements import PASSES
 from niso.plan.records import METADATA_WORD, Entry, Peer, Policy
 from niso.plan.verdict import PolicyContext, Reason
 from niso.reconcile import live_world
@@ -65,8 +65,7 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
     policy = store.policy(service)
     if policy is None:
         return ()
-    term = live_world.terms(store).get(service)
-    in_audit = term is not None and term.lasts
+    until, in_audit = live_world.terms(store).get(service, (0, False))
     listed = {entry.key: entry.text for entry in policy.entries()}
     outside = {e.key: e.peer.name for e in policy.entries() if e.peer.kind == "outside"}
     counts, passing = _counted(service, policy)
@@ -88,7 +87,7 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
         note = ", ".join(store.outside.resolved(outside[key])) if key in outside else ""
         note = note or _narrower(listed.get(key), its)
         audited = in_audit and key not in passing
-        note = note or (f"audit until {term.text}" if term is not None and audited else "")
+        note = note or (f"audit until {_end_text(until)}" if audited else "")
         decided = (key in passing, sum(packets for packets, _, _ in its), open_)
         result.append(
             PolicyEntry(service, key, listed.get(key), *decided, last, ago, note, audited)
@@ -180,7 +179,7 @@ def warnings(kernel: Kernel, store: Store, services: Iterable[str]) -> Iterator[
         if policy is None or owner(name) != name:  # instances have the policy of their service
             continue
         if name in terms:
-            yield _audit(name, terms[name])
+            yield _audit(name, *terms[name])
         yield from _unknown(store, name, policy)
         if policy.egress_allow is not None or policy.egress_deny:
             servers = _servers(store.service(name))
@@ -190,16 +189,21 @@ def warnings(kernel: Kernel, store: Store, services: Iterable[str]) -> Iterator[
                 yield from _without_dns(store, context, name, policy, servers)
 
 
-def _audit(name: str, term: live_world.Term) -> Warning_:
-    if term.lasts:
+def _audit(name: str, until: int, lasts: bool) -> Warning_:
+    if lasts:
         return (
-            f"audit: the policy of {name} denies nothing until {term.text}",
+            f"audit: the policy of {name} denies nothing until {_end_text(until)}",
             f'niso net flows {name} --denied shows what it would deny; mode = "enforce" ends it',
         )
     return (
         f"the audit of the policy of {name} has ended: it is enforced",
         'mode = "enforce" in the manifest says so; a later audit_until begins another audit',
     )
+
+
+def _end_text(until: int) -> str:
+    """Return the end of an audit for a message, as words that can follow "until"."""
+    return "the manifest ends it" if until == policy_rules.NEVER else local_time_text(until)
 
 
 def _unknown(store: Store, name: str, policy: Policy) -> Iterator[Warning_]:

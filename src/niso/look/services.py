@@ -1,4 +1,4 @@
-"""Determine the status of services, for ps, inspect and stack status.
+"""Determine the status of services, for ps, inspect and stack ps.
 
 `niso.runtime.status` reads the state of a process. This module takes no lock and changes nothing,
 except that it rotates large log files.
@@ -22,7 +22,7 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of, owner, veth
 from niso.base.text import period_text, time_text
 from niso.look.host_ports import Port, rows
-from niso.plan.dns_answers import FORMER, NOW, Outside
+from niso.plan.records import FORMER, NOW, Outside
 from niso.runtime import cgroups
 from niso.runtime.crun import namespace
 from niso.runtime.logs import rotate_if_large
@@ -50,7 +50,7 @@ class ServiceLine(NamedTuple):
     health: str | None
     """starting, healthy or unhealthy at the last probe; null without a healthcheck"""
     mode: str | None  # bridge, host, none, share or attached; null if never activated
-    address: tuple[str, ...]  # addresses, one for each network and IP version; can be empty
+    address: tuple[str, ...]  # one for each network and IP version; reserved ones if inactive
     ports: tuple[Port, ...]  # published ports, one for each IP version
     uptime: float | None  # seconds since the process started; null if no process is running
     interrupted: str | None  # the command that was killed while changing the service; null if none
@@ -292,8 +292,8 @@ def service_lines(
             _line(session, store, row, healths.get(row.name), pending, audits) for row in known
         ]
         lines += [
-            _inactive(name, mode, pending, audits)
-            for name, mode in (store.inactive_modes() if rows is None else ())
+            _inactive(name, mode, pending, audits)._replace(address=tuple(addresses.split()))
+            for name, mode, addresses in (store.inactive_services() if rows is None else ())
             if "." not in name and is_wanted(name)
         ]
     enabled = [name for name, on in store.scheduled().items() if on and is_wanted(name)]
@@ -312,7 +312,7 @@ def usage_of(store: Store, name: str) -> cgroups.Usage:
     """Return a service's processor time, memory and oom kills, as the sum of all instances."""
     usage = cgroups.Usage(None, None, None, None, None)
     for one in store.instances.running(name):
-        own = cgroups.usage(f"/niso-{store.state_id()}/{one}")
+        own = cgroups.usage(paths.cgroup(store.state_id(), one))
         if former := former_oom_kills(one):
             own = own._replace(oom_kills=former + (own.oom_kills or 0))
         usage = usage.plus(own)
@@ -382,9 +382,9 @@ def _audits(store: Store) -> dict[str, str | None]:
 
     terms = live_world.terms(store).items()
     return {
-        service: "never" if term.until == NEVER else time_text(term.until)
-        for service, term in terms
-        if term.lasts
+        service: "never" if until == NEVER else time_text(until)
+        for service, (until, lasts) in terms
+        if lasts
     }
 
 
@@ -397,7 +397,8 @@ def _line(
     audits: Mapping[str, str | None],
 ) -> ServiceLine:
     if not row.active:
-        return _inactive(row.name, row.mode, pending, audits)
+        addresses = tuple(address for _, address in store.addresses(row.name))
+        return _inactive(row.name, row.mode, pending, audits)._replace(address=addresses)
     status, now = _status(session, store, row)
     address = tuple(address for _, address in store.addresses(row.name))
     ports = rows((port for _, port in store.ports(row.name)), store.port_families(row.name))

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
+from _thread import get_ident
 from datetime import datetime
 from sqlite3 import DatabaseError, OperationalError
 
@@ -166,7 +166,7 @@ class Session:
 
 
 def _here() -> tuple[int, int]:
-    return os.getpid(), threading.get_ident()
+    return os.getpid(), get_ident()
 
 
 def open_session(
@@ -379,7 +379,7 @@ def moment(value: object, what: str) -> float:
 
 
 def since_time(since: str | None) -> float | None:
-    """Convert the argument ``since`` as `moment` does. None remains None. Raises UsageError."""
+    """Convert the argument ``since`` as `moment` does, or return None. Raises UsageError."""
     return None if since is None else moment(since, "--since")
 
 
@@ -390,7 +390,7 @@ def callers() -> set[int]:
 
 
 def user_of(user: str | None) -> Any:
-    """Parse the value of ``exec --user``. None remains None. Raises UsageError."""
+    """Parse the value of ``exec --user``. Returns None for None. Raises UsageError."""
     from niso.manifest import values
 
     given = None if user is None else text(user, "user")
@@ -420,6 +420,5 @@ def refuse(kernel: Kernel, processes: Processes) -> None:
             f"{paths.database()} is missing, but objects that niso created still exist: "
             f"{what[0]}{more}",
             "set NISO_STATE_DIR to the folder that has it; "
-            "if it is lost, net repair has --sweep, which stops its services and removes what is "
-            f"left; then {restore_hint()}",
+            f"if it is lost, see niso reset --help; then {restore_hint()}",
         )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterable
 
+from niso.base import files
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.manifest import stack
 from niso.manifest.stack import Stack, applies, long_name
@@ -108,7 +108,7 @@ def prefixed(store: Store, asks: bool | None, stack: str, names: Iterable[str]) 
 def refuse_elsewhere(store: Store, stack: str, file: str, hint: str) -> None:
     """Raise Conflict if another stack.toml still exists from which the stack's services came."""
     for other in store.stack_files(stack):
-        if is_elsewhere(other, file):
+        if files.is_elsewhere(other, file):
             reason = f"stack {stack!r} is that of {other}"
             raise Conflict(reason, hint, "stack.name", file=file, names_key=False)
 
@@ -122,8 +122,3 @@ def error_of(network: str, error: Error) -> InvalidInput:
     hint = (error.hint or "").replace("--allow-public", "allow_public = true")
     new.hint = hint.replace("--", "") or None
     return new
-
-
-def is_elsewhere(before: str, now: str) -> bool:
-    """Return whether the file ``before`` still exists and is not the file ``now``."""
-    return os.path.exists(before) and os.path.realpath(before) != os.path.realpath(now)

@@ -197,7 +197,7 @@ def _lost_ports(
     """Return the arguments of `Store.set_ports` that restore lost manifest ports, or None.
 
     A port is lost if the kernel publishes it and the store has no row for it. If neither has the
-    port, port-forward --replace may have taken it, which is no defect.
+    port, port-forward --take-over may have taken it, which is no defect.
     """
     forwards = set(store.forwards(service))
     before = {port for _, port in store.ports(service)} - forwards

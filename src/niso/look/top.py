@@ -17,7 +17,7 @@ from niso.kernel.flow_memory import Meter
 from niso.kernel.sockets import Measured
 from niso.look import drops
 from niso.look.drops import Stats
-from niso.look.flows import DROP, FlowEnd, FlowReader, Key, Memory, more, remembered
+from niso.look.flows import DIRECT, DROP, FlowEnd, FlowReader, Key, Memory, more, remembered
 from niso.look.services import (
     ServiceLine,
     front_health,
@@ -75,7 +75,8 @@ class FlowLoad(NamedTuple):
     key: str | None  # the key of the policy entry in the manifest
     text: str | None  # the policy entry that decides
     words: str | None  # the reason for the verdict
-    published: int | None  # the host port through which another machine connected; null without one
+    published: int | None
+    """the host port through which another machine or the host connected; null without"""
     agrees: bool  # whether the present configuration gives the same verdict
 
 
@@ -86,7 +87,8 @@ class ServiceSocket(NamedTuple):
     from_port: int  # the client's port
     to: FlowEnd  # the server
     port: int  # the server's port
-    published: int | None  # the host port through which another machine connected; null without one
+    published: int | None
+    """the host port through which another machine or the host connected; null without"""
     state: str  # established, or a state named as in ss(8): syn-sent, fin-wait-1 ...
     rtt: float | None  # smoothed round-trip time in seconds; null if none was measured
     retransmitted: int | None  # segments that the service retransmitted; null if unknown
@@ -287,12 +289,13 @@ def between(
     sums: dict[FlowLoad, tuple[int, int]] = {}
     left = dict(moved or {})
     for (key, verdict), grown in growth(before, now).items():
-        octets = 0 if verdict == DROP else left.pop(key, 0)
+        octets = 0 if verdict in (DROP, DIRECT) else left.pop(key, 0)
         if not grown and not octets:
             continue
-        flow = reader.flow(key, verdict != DROP)
+        flow = reader.flow(key, verdict not in (DROP, DIRECT), verdict == DIRECT)
+        word = DROP if verdict == DIRECT else verdict
         # both ends, port and protocol; then from the service whose policy decides to ``agrees``
-        load = FlowLoad(*(*flow[:4], verdict, 0.0, None, *flow[5:11]))
+        load = FlowLoad(*(*flow[:4], word, 0.0, None, *flow[5:11]))
         had = sums.get(load, (0, 0))
         sums[load] = had[0] + grown, had[1] + octets
     flows = [

@@ -227,18 +227,13 @@ def _user(text: str) -> str:
 # --- a manifest and its image ---------------------------------------------------------------------
 
 
-class Applied(NamedTuple):
-    """A manifest's data, completed with values from the manifest's image."""
-
-    data: dict[str, Any]
-    environment: Mapping[str, str]  # that of the image, before all variables of the manifest
-    folders: tuple[str, ...]  # folders of the image, which are not in the package
-    errors: tuple[Error, ...] = ()
-
-
-def applied(data: dict[str, Any], folder: str, owners: Collection[int] | None = None) -> Applied:
+def applied(
+    data: dict[str, Any], folder: str, owners: Collection[int] | None = None
+) -> tuple[dict[str, Any], Mapping[str, str], tuple[str, ...], tuple[Error, ...]]:
     """Complete a manifest's data with values from its image (package.oci), if it has an image.
 
+    Returns the data, the image's environment, which comes before all variables of the manifest, the
+    image's folders, which are not in the package, and errors.
     ``folder`` and ``owners`` are as for `read`. Tables of a wrong type stay as they are, because
     `niso.manifest.validate.walk` reports them.
     """
@@ -246,14 +241,13 @@ def applied(data: dict[str, Any], folder: str, owners: Collection[int] | None = 
     text = package.get("oci")
     own = {name: data.get(name, {}) for name in ("binary", "service", "volumes")}
     if not isinstance(text, str) or not all(isinstance(table, dict) for table in own.values()):
-        return Applied(data, {}, ())
+        return data, {}, (), ()
     try:
         image = read(text, folder, owners)
     except Error as error:
         # so that no error about a missing entrypoint hides this one
-        return Applied(
-            {**data, "binary": {"entrypoint": "unknown", **own["binary"]}}, {}, (), (error,)
-        )
+        binary = {"entrypoint": "unknown", **own["binary"]}
+        return {**data, "binary": binary}, {}, (), (error,)
     errors: list[tuple[str, str]] = []
     binary = _program(own["binary"], image, errors)
     service = dict(own["service"])
@@ -285,7 +279,7 @@ def applied(data: dict[str, Any], folder: str, owners: Collection[int] | None = 
     done |= {"volumes": volumes} if volumes else {}
     folder = image.folder
     refused = (InvalidInput(why, hint, KEY, value=shown(folder)) for why, hint in errors)
-    return Applied(done, environment, (folder,), tuple(refused))
+    return done, environment, (folder,), tuple(refused)
 
 
 def _fits(

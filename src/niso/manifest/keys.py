@@ -383,6 +383,10 @@ KEYS = (
         "ARP and neighbour discovery packets a second that the service may send; 10 s of them at "
         "once. 0: no limit."
     ),
+    Key("isolation.resources.multicast_limit", int, 100, _RATE, "limits.multicast").described(
+        "Multicasts and broadcasts a second that the service may send on each network that passes "
+        "them; 5 s of them at once. 0: no limit."
+    ),
     Key(
         "isolation.resources.fragments_limit", int | None, None, _RATE, "limits.fragments"
     ).described(
@@ -576,7 +580,7 @@ KEYS = (
         f"These peers may not connect, even if allow_from lists them. {_PEER_FORMS}"
     ),
     Key("network.policy.log", bool, False, to="policy.log").described(
-        "Whether `niso net log` shows packets that the policy drops."
+        "Whether `niso net drops` shows packets that the policy drops."
     ),
     Key("network.policy.egress", "Egress", {}).described("Where the service may connect."),
     Key(

@@ -28,8 +28,7 @@ from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import DOMAIN
 from niso.kernel.policy_rules import NEVER
 from niso.manifest import toml, values
-from niso.plan.dns_answers import METADATA
-from niso.plan.records import METADATA_WORD, Entry, Peer, Policy
+from niso.plan.records import METADATA, METADATA_WORD, Entry, Peer, Policy
 
 if TYPE_CHECKING:
     from typing import Any

@@ -359,7 +359,6 @@ MAX_RATE = 1_000_000
 """The highest value of the network limits in [isolation.resources], per second."""
 WAYS = ("in", "out")
 _RATE_UNITS = {"K": 1000, "M": 10**6, "G": 10**9}
-MIN_RATE, MAX_BANDWIDTH = 64_000, 100 * 10**9
 
 
 def memory_max(text: str, key: str) -> int:
@@ -383,14 +382,7 @@ def rate(text: str, key: str) -> int:
     if unit is None or not number or digits[0] == "0":
         right = "a whole number above 0 with unit K, M or G: bits per second"
         raise values.wrong(key, text, "is not a valid rate", right, '"100M"')
-    return rate_of_bits(number * unit, key, text)
-
-
-def rate_of_bits(bits: int, key: str, written: object) -> int:
-    """Convert a rate from bits to bytes per second. Raises InvalidInput if it is out of range."""
-    if not MIN_RATE <= bits <= MAX_BANDWIDTH:
-        raise values.wrong(key, written, "is out of range", "64K to 100G bits per second", '"100M"')
-    return bits // 8
+    return values.rate_of_bits(number * unit, key, text)
 
 
 def way(text: str, key: str) -> str:

@@ -105,6 +105,9 @@ Network = _table(
     Key("span", bool, False).described(
         "Whether it spans the hosts of the cluster that this host is in."
     ),
+    Key("multicast", bool, False).described(
+        "Whether UDP multicasts and broadcasts pass between its services, as their policies allow."
+    ),
 )
 _DEPENDS_ON = Key("depends_on", _NEEDS, ()).described(
     'Services that come first: a table of service = "started", "healthy" or, of a job, '

@@ -165,8 +165,8 @@ def parse(content: bytes) -> dict[str, object]:
             write_dates(data)
         return data
     except tomllib.TOMLDecodeError as error:
-        hint = "see https://toml.io for the syntax"
-        raise InvalidInput(_syntax(str(error), text), hint) from None
+        reason, hint = _syntax(str(error), text)
+        raise InvalidInput(reason, hint) from None
     except RecursionError:
         raise InvalidInput("nested too deeply") from None
     except ValueError:  # int() has a limit of digits; all other ValueErrors are TOMLDecodeErrors
@@ -180,7 +180,7 @@ def _refuse_long_keys(text: str) -> None:
     if all(line.count(".") < _MAX_PARTS for line in text.split("\n")):
         return
     line, dots = 1, 0
-    for piece in _PIECE.findall(text):
+    for piece in re.findall(_PIECE, text):
         if piece[0] not in "\"'#":
             for position, part in enumerate(re.split(r"[=,\[\]{}\n]", piece)):
                 dots = part.count(".") + (0 if position else dots)
@@ -200,15 +200,42 @@ def write_dates(table: dict[str, object]) -> None:
             table[key] = value.isoformat()  # type: ignore[attr-defined]
 
 
-def _syntax(message: str, text: str) -> str:
-    """Return tomllib's error message with the position at the beginning. ``Invalid value (at line
-    3, column 5)`` becomes ``line 3, column 5: invalid value``.
+def _syntax(message: str, text: str) -> tuple[str, str]:
+    """Return tomllib's error message with the position at the beginning, and a hint.
+
+    ``Invalid value (at line 3, column 5)`` becomes ``line 3, column 5: invalid value``.
     """
     reason, _, place = message.removesuffix(")").rpartition(" (at ")
     if place == "end of document":
         place = f"line {text.count(chr(10)) + 1}, column {len(text) - text.rfind(chr(10))}"
-    reason = _duplicate(reason, place, text) or f"{reason[:1].lower()}{reason[1:]}"
-    return escaped(f"{place}: {reason}")
+    named, hint = _named(reason, place, text)
+    reason = _duplicate(reason, place, text) or named or f"{reason[:1].lower()}{reason[1:]}"
+    return escaped(f"{place}: {reason}"), hint
+
+
+_QUOTES = "\u2018\u2019\u201c\u201d\u00ab\u00bb`"
+"""Quotation marks of word processors, which TOML does not know."""
+
+
+def _named(reason: str, place: str, text: str) -> tuple[str, str]:
+    """Return a reason that names the wrong character, or "", and a hint."""
+    hint = "see https://toml.io for the syntax"
+    match = re.match(r"line ([0-9]+), column ([0-9]+)", place)
+    if match is None or not reason.startswith(("Illegal character", "Invalid value")):
+        return "", hint
+    line = f"{text.split(chr(10))[int(match[1]) - 1]}\n"
+    wrong = line[int(match[2]) - 1 : int(match[2])] or "\n"
+    if reason.startswith("Illegal") and wrong == "\n":
+        return "the string does not end in this line", 'end it with "'
+    if wrong in _QUOTES:
+        return f"{wrong} is not a quotation mark of TOML", 'use " around strings'
+    if reason.startswith("Illegal"):
+        return f"U+{ord(wrong):04X} is not allowed", "remove the character, or write it as \\uXXXX"
+    if wrong == "\n":
+        return "the value is missing", hint
+    if wrong.isalpha():
+        return "the value is neither a number, true, false nor in quotes", 'write "..." around it'
+    return "", hint
 
 
 def _duplicate(reason: str, place: str, text: str) -> str:
@@ -234,14 +261,12 @@ def _duplicate(reason: str, place: str, text: str) -> str:
 if TYPE_CHECKING:
     type Path = tuple[str | int, ...]
 
-_PART = re.compile(
-    r'"(?P<basic>(?:[^"\\]|\\.)*)"|\'(?P<literal>[^\']*)\'|(?P<bare>[^\s."\'\[\]=]+)'
-)
-_INDEX = re.compile(r"\[(\d+)\]")
-_PIECE = re.compile(
-    r'"""(?:[^\\]|\\.)*?(?:"{3,5}|\Z)|\'\'\'.*?(?:\'{3,5}|\Z)'
-    r'|"(?:[^"\\\n]|\\.)*"?|\'[^\'\n]*\'?|#[^\n]*|[\[{]|[\]}]|\n|[^\[\]{}"\'#\n]+',
-    re.DOTALL,
+# compiled on use, which is rare: re.compile caches them
+_PART = r'"(?P<basic>(?:[^"\\]|\\.)*)"|\'(?P<literal>[^\']*)\'|(?P<bare>[^\s."\'\[\]=]+)'
+_INDEX = r"\[(\d+)\]"
+_PIECE = (
+    r'(?s)"""(?:[^\\]|\\.)*?(?:"{3,5}|\Z)|\'\'\'.*?(?:\'{3,5}|\Z)'
+    r'|"(?:[^"\\\n]|\\.)*"?|\'[^\'\n]*\'?|#[^\n]*|[\[{]|[\]}]|\n|[^\[\]{}"\'#\n]+'
 )
 """Matches one token of a TOML text. The time is linear in the text's length, even if a string has
 no end."""
@@ -264,10 +289,10 @@ def _path(key: str) -> Path:
     parts: list[str | int] = []
     at = 0
     while at < len(key):
-        if index := _INDEX.match(key, at):
+        if index := re.compile(_INDEX).match(key, at):
             parts.append(int(index[1]))
             at = index.end()
-        elif part := _PART.match(key, at):
+        elif part := re.compile(_PART).match(key, at):
             parts.append(_name(part))
             at = part.end()
         else:
@@ -293,14 +318,14 @@ def _lines(text: str) -> Iterator[tuple[Path, int]]:
     counts: dict[Path, int] = {}
     for number, statement in _statements(text):
         if statement.startswith("["):
-            header = tuple(_name(part) for part in _PART.finditer(statement.strip("[]")))
+            header = tuple(_name(part) for part in re.finditer(_PART, statement.strip("[]")))
             names = _resolved(header, counts)
             if statement.startswith("[["):
                 counts[names] = counts.get(names, -1) + 1
                 names = (*names, counts[names])
             table = names
         else:
-            names = (*table, *(_name(part) for part in _PART.finditer(statement)))
+            names = (*table, *(_name(part) for part in re.finditer(_PART, statement)))
         lines += [(names[:length], number) for length in range(1, len(names) + 1)]
     yield from reversed(lines)
 
@@ -318,7 +343,7 @@ def _resolved(names: Path, counts: dict[Path, int]) -> Path:
 def _statements(text: str) -> Iterator[tuple[int, str]]:
     """Yield (line number, text) for each statement: a table header, or a key before its ``=``."""
     number, depth, start, head, is_value = 1, 0, 1, "", False
-    for piece in _PIECE.findall(text + "\n"):
+    for piece in re.findall(_PIECE, text + "\n"):
         if piece == "\n" and not depth:
             if head.strip():
                 yield start, head.strip()
@@ -340,7 +365,7 @@ def _statements(text: str) -> Iterator[tuple[int, str]]:
 KeyPath = Sequence[str | int]
 """The path to a table in a file: names of tables, and indexes in arrays of tables."""
 
-_TOKEN = re.compile(r"""("(?:\\.|[^"\\\n])*"|'[^'\n]*')|\#([^\n]*)|(\n)""")
+_LIST_PART = r"""("(?:\\.|[^"\\\n])*"|'[^'\n]*')|\#([^\n]*)|(\n)"""
 """Matches the tokens in an array of strings: a string, a comment, or the end of a line."""
 
 
@@ -437,7 +462,7 @@ def _comments(array: str) -> tuple[dict[str, str], list[str]]:
     beside: dict[str, str] = {}
     alone: list[str] = []
     last = ""
-    for match in _TOKEN.finditer(array):
+    for match in re.finditer(_LIST_PART, array):
         text, comment, end = match.groups()
         if end is not None:
             last = ""

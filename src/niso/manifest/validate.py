@@ -83,7 +83,7 @@ def _walk(value: Any, expected: Kind, key: str, root: tuple[Any, str]) -> Iterat
     form = type(value)
     inside: Any = expected.get(form)
     if form is str and inside is not None and value not in inside:
-        yield values.wrong(key, value, "is not a valid value", _allowed(expected))
+        yield values.wrong(key, value, f"must be one of {_allowed(expected)}", "")
     elif form not in expected:
         reason = f"is {_FORMS.get(form) or _other(value)}"
         date = key.endswith(".audit_until")  # whether the value is quoted

@@ -25,6 +25,7 @@ MAX_NAME = 63  # a label of RFC 1035, 2.3.4
 MAX_STRING = 131_071  # bytes of an argument or variable: MAX_ARG_STRLEN (linux/binfmts.h) less NUL
 MAX_ID = 2**32 - 2  # the last uid_t; 2**32 - 1 means "do not change" to chown(2)
 MAX_PATH = 4095  # PATH_MAX (linux/limits.h) less its NUL
+MIN_RATE, MAX_BANDWIDTH = 64_000, 100 * 10**9  # bits per second
 
 # linux/capability.h, in the order of their numbers.
 CAPABILITIES = tuple(
@@ -324,3 +325,10 @@ def texts(items: object, key: str) -> Iterator[tuple[str, str]]:
             else []
         )
     yield from (pair for pair in pairs if isinstance(pair[1], str))
+
+
+def rate_of_bits(bits: int, key: str, written: object) -> int:
+    """Convert a rate from bits to bytes per second. Raises InvalidInput if it is out of range."""
+    if not MIN_RATE <= bits <= MAX_BANDWIDTH:
+        raise wrong(key, written, "is out of range", "64K to 100G bits per second", '"100M"')
+    return bits // 8

@@ -27,7 +27,7 @@ from niso.kernel.kinds.sysctls import FORWARDING, ON, Sysctl
 from niso.kernel.kinds.tunnels import Vxlan, WireGuard
 from niso.kernel.nft_elements import Element
 from niso.kernel.ruleset import INET, TUNNEL
-from niso.plan import elements, policy_elements
+from niso.plan import elements
 from niso.plan.records import (
     HOST_GATEWAY,
     NetworkRecord,
@@ -79,13 +79,21 @@ def _shared(snapshot: Snapshot) -> Iterator[KernelObject]:
         others = tuple(sorted(snapshot.tunnel.others))
         yield WireGuard(TUNNEL, *snapshot.tunnel[:5], names.alias(snapshot.state_id), others)
     for policed in snapshot.policed:
-        yield from policy_elements.elements(policed, snapshot.members)
-    for family in shut(dict(snapshot.sysctls_before), snapshot.any_active, snapshot.any_active6):
+        from niso.plan import policy_elements  # few services have a policy
+
+        made = policy_elements.elements(policed, snapshot.members)
+        yield from made
+        yield from policy_elements.heard(policed, made)
+    before = dict(snapshot.sysctls_before)
+    for family in sorted(shut(before, snapshot.forwards, snapshot.forwards6)):
         yield elements.closed(family)
+        for version, links in snapshot.links_before:
+            if version == family:
+                yield from elements.links_before(family, links)
     for name, value in snapshot.sysctls_before:
         # forwarding is on while a service needs it, afterwards as before niso changed it
         is_six = name.startswith("net/ipv6/")
-        needed = snapshot.any_active6 if is_six else snapshot.any_active
+        needed = snapshot.forwards6 if is_six else snapshot.forwards
         yield Sysctl("", name, ON[name.rpartition("/")[2]] if needed else value)
         if needed:
             yield from elements.before(name, value)
@@ -208,7 +216,8 @@ def _service(
             yield PermanentNeighbour("", network.bridge, address, mac)
             yield PermanentNeighbour(netns, inner, subnet.gateway, gateway_mac)
         own_port = (service.name, host_end, mac, endpoint.addresses)
-        yield from elements.endpoint(*own_port, service.limits, network.observe)
+        words = (service.limits, network.observe, network.multicast)
+        yield from elements.endpoint(*own_port, *words)
         yield from elements.receivers(service.name, gateway_mac, mac, endpoint.addresses)
         if network.span is not None:
             yield elements.here(service.name, network.span.vni, mac)
@@ -267,15 +276,13 @@ def _front(
         yield from elements.front_port(service.name, port, first.addresses, elsewhere)
 
 
-def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> frozenset[int]:
-    """Return the IP versions (4, 6) that the host forwards only because niso's services need it.
-
-    ``before`` maps host sysctls to their values before niso changed them. ``any_active`` says
-    whether any service on a network is active, and ``any_active6`` whether any on a network with
-    IPv6 is.
+def shut(before: Mapping[str, str], forwards: bool, forwards6: bool) -> frozenset[int]:
+    """Return the IP versions (4, 6) that the host did not forward before niso enabled this.
+    ``before`` maps host sysctls to their values before niso changed them. ``forwards`` and
+    ``forwards6`` say whether these changes are still in effect (`SnapshotRows.host_forwards`).
     """
-    four = any_active and before.get(FORWARDING) == "0"
-    six = any_active6 and any(
+    four = forwards and before.get(FORWARDING) == "0"
+    six = forwards6 and any(
         name.startswith("net/ipv6/") and name.endswith("forwarding") and value == "0"
         for name, value in before.items()
     )

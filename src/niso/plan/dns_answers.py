@@ -11,12 +11,11 @@ All functions are pure, and do not read the clock. An address is in one of three
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from niso.base.named_tuples import NamedTuple
 from niso.base.names import family_of
-
-NOW, FORMER, PAST = "now", "former", "past"
+from niso.plan.records import FORMER, METADATA, NOW, PAST, DnsAddress, Forbids, Outside
 
 LEAST_TTL_S, MOST_TTL_S = 60.0, 86_400.0
 """The bounds of a TTL in seconds: the timer that resolves names does not run more often."""
@@ -34,47 +33,6 @@ MOST = 32
 _NOWHERE = ("0.0.0.0/8", "255.255.255.255/32", "::/96")
 # prefixes of translators, whose addresses end with an IPv4 address (RFC 6052, RFC 8215)
 _NAT64 = ("64:ff9b::/96", "64:ff9b:1::/48")
-METADATA = ("169.254.169.254", "fd00:ec2::254")
-"""The addresses at which a machine in a cloud asks for its metadata, often with credentials."""
-
-
-Forbids = Callable[[str], str]
-"""A function that returns why a DNS name may not have an address, or "" if the name may have it."""
-
-
-class DnsAddress(NamedTuple):
-    """A recorded address of a DNS name in policies. ``until`` is a time in seconds since 1970. In
-    the state NOW, it is the end of the TTL. In the state FORMER, it is the time when the rules will
-    stop allowing the address. In the state PAST, it is the time when they stopped allowing it.
-    """
-
-    address: str
-    state: str
-    until: float
-
-
-class Outside(NamedTuple):
-    """A DNS name in policies, with its recorded addresses. Times are in seconds since 1970."""
-
-    name: str
-    asked_at: float = 0.0
-    due_at: float = 0.0  # when the name should be resolved again
-    problem: str = ""  # the problem of the last query; "" for none
-    settled: bool = True  # whether the kernel has these addresses
-    addresses: tuple[DnsAddress, ...] = ()  # sorted
-
-    def in_state(self, *states: str) -> tuple[str, ...]:
-        """Return the addresses that have one of these states, in the order of ``states``."""
-        return tuple(
-            known.address for state in states for known in self.addresses if known.state == state
-        )
-
-    def is_due(self, forbids: Forbids, now: float) -> bool:
-        """Return whether the name should be resolved again. This is so if its next query is due, if
-        the clock was set back, or if one of its allowed addresses has become forbidden.
-        """
-        barred = any(forbids(address) for address in self.in_state(NOW, FORMER))
-        return barred or not self.asked_at <= now < self.due_at
 
 
 class DnsAnswer(NamedTuple):

@@ -7,14 +7,25 @@ the elements of policies.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
 
 from niso.base.names import family_of, prefix
 from niso.kernel.nft_elements import Element
 from niso.kernel.policy_rules import WATCHED
-from niso.kernel.ruleset import ARP, ASKERS, BRIDGE, FLOWS, FRAGMENTS, INET, SLOTS, limit
+from niso.kernel.ruleset import (
+    ARP,
+    ASKERS,
+    BRIDGE,
+    FLOWS,
+    FRAGMENTS,
+    INET,
+    MULTICAST,
+    SLOTS,
+    TO_ALL,
+    limit,
+)
 from niso.plan.records import LIMITS, Limits, PortMapping, SubnetRecord
 
 
@@ -25,13 +36,26 @@ def closed(family: int) -> Element:
     return Element(INET, "closed", (f"ipv{family}",))
 
 
+def links_before(family: int, links: Iterable[tuple[int, str]]) -> Iterator[Element]:
+    """Yield the elements by which links (index, name) that existed when niso turned forwarding on
+    stay closed, unlike later ones. A link is known by its name after it was deleted and created
+    again, and by its index after it was renamed.
+    """
+    version = f"ipv{family}"
+    yield Element(INET, "later", (version,))
+    for index, name in links:
+        yield Element(INET, "old_index", (version, index))
+        if _QUOTABLE.issuperset(name):
+            yield Element(INET, "old_name", (version, name))
+
+
 _QUOTABLE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.:@-")
 _SHORT = {"force_forwarding": "force"}  # an interface name has at most 15 characters
 
 
 def before(sysctl: str, value: str) -> list[Element]:
     """Return the nftables element that records a host sysctl's value from before niso changed it.
-    `niso net repair --sweep` restores this value if there is no store. The list is empty if nft
+    `niso reset` restores this value if there is no store. The list is empty if nft
     cannot express the name of the sysctl's network interface.
     """
     match sysctl.split("/"):
@@ -160,9 +184,11 @@ def endpoint(
     addresses: Iterable[str],
     limits: Limits = LIMITS,
     observe: bool = True,
+    multicast: bool = False,
 ) -> list[Element]:
     """Return the elements for a service's port on a bridge: the service's MAC, source addresses and
-    limits. ``host_end`` is the name of the port. ``observe`` says whether its flows are recorded.
+    limits. ``host_end`` is the name of the port. ``observe`` says whether its flows are recorded,
+    and ``multicast`` whether multicasts and broadcasts pass between services of the network.
     """
     port = (host_end,)
     elements = [Element(table, "ports", port, (), service) for table in (INET, BRIDGE)]
@@ -175,7 +201,10 @@ def endpoint(
             if most:
                 value = limit(map_, most)
                 elements.append(Element(INET, f"{map_}{family}", (address,), value, service))
-    for map_, most in ((FRAGMENTS, limits.fragments), (ARP, limits.arp)):
+    if multicast:
+        elements.append(Element(BRIDGE, MULTICAST, port, (), service))
+    to_all = limits.multicast if multicast else 0
+    for map_, most in ((FRAGMENTS, limits.fragments), (ARP, limits.arp), (TO_ALL, to_all)):
         if most:
             elements.append(Element(BRIDGE, map_, port, limit(map_, most), service))
     return elements

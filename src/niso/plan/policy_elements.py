@@ -38,14 +38,12 @@ from niso.base.named_tuples import NamedTuple
 from niso.base.names import family_of
 from niso.kernel import policy_rules
 from niso.kernel.nft_elements import Atoms, Element
-from niso.kernel.policy_rules import CLASS, FIRST_CLASS, POLICY_PARTS, REFUSE
-from niso.kernel.ruleset import INET
+from niso.kernel.policy_rules import CLASS, FIRST_CLASS, PASSES, POLICY_PARTS, REFUSE
+from niso.kernel.ruleset import BRIDGE, INET
 from niso.plan.records import Entry, Member, Peer, Policed, Policy
 
 ALL_PORTS = (0, 65535)
 PORTED = ("tcp", "udp", "sctp")
-PASSES = ("return",)
-"""The value of a map element that lets a packet pass."""
 
 _SINGLE = ("port", "any_port")
 """The parts whose keys end with a single port. The keys of other parts with ports end with a range.
@@ -157,6 +155,24 @@ def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
                 result.append(gate(policed.service, direction.ingress, own))
             result += _elements(direction, policed, meaning)
     return result
+
+
+def heard(policed: Policed, elements: Iterable[Element]) -> Iterator[Element]:
+    """Yield the elements of the bridge table by which a service's ingress policy applies to the
+    multicasts and broadcasts that it would receive. ``elements`` are those of `elements`. A policy
+    applies to these packets during its audit period, too.
+    """
+    ports = dict(policed.hears)
+    for element in elements if ports else ():
+        kind = element.container.partition("_")[0]
+        if kind[:-1] not in ("in", "ingress") or element.fields[0] not in ports:
+            continue
+        value = element.value
+        if value and value != PASSES and not element.container.endswith(CLASS):
+            value = ("goto", policy_rules.UNHEARD)
+        name = policy_rules.HEARS + element.container.removeprefix(kind[:-1])
+        key = (ports[element.fields[0]], *element.fields[1:])
+        yield Element(BRIDGE, name, key, value, element.owner, element.entry)
 
 
 def gate(service: str, ingress: bool, own: str) -> Element:

@@ -49,6 +49,7 @@ class NetworkRecord(NamedTuple):
     by_loopback: bool = False  # one of these ports is published on 127.0.0.1
     policed: bool = False  # an active service on it has a policy
     span: Span | None = None
+    multicast: bool = False  # multicasts and broadcasts pass between its services
 
 
 class PortMapping(NamedTuple):
@@ -209,6 +210,8 @@ class Policed(NamedTuple):
     addresses: tuple[str, ...]  # the service's own addresses
     policy: Policy
     only: frozenset[str] | None = None
+    # (address, bridge port) of those addresses that are on a network with multicast
+    hears: tuple[tuple[str, str], ...] = ()
 
 
 class Healthcheck(NamedTuple):
@@ -264,6 +267,7 @@ class Limits(NamedTuple):
     fragments: int
     arp: int  # ARP requests and neighbour solicitations
     neighbours: int  # neighbours that the host resolves on its own links
+    multicast: int = 100  # multicasts and broadcasts, on a network with multicast
 
 
 LIMITS = Limits(1000, 0, 100, 20)
@@ -327,10 +331,57 @@ class Snapshot(NamedTuple):
     policed: tuple[Policed, ...] = ()
     members: tuple[Member, ...] = ()  # the addresses of the names in these policies
     any_network: bool = False
-    any_active: bool = False
-    any_active6: bool = False  # an active service is on a network with IPv6
+    forwards: bool = False  # whether niso makes the host forward (`SnapshotRows.host_forwards`)
+    forwards6: bool = False
     sysctls_before: tuple[tuple[str, str], ...] = ()
+    # for each IP version (index, name) of links from before niso made the host forward it
+    links_before: tuple[tuple[int, tuple[tuple[int, str], ...]], ...] = ()
     wire: tuple[int, ...] = ()  # UDP ports of all networks that span hosts
     tunnel: Tunnel | None = None  # the tunnel for packets to other hosts; None: not encrypted
     remotes: tuple[PlannedService, ...] = ()  # services of other hosts, in scope
     listed: tuple[PlannedService, ...] = ()  # services in the hosts files of ``fresh``
+
+
+# --- DNS names in policies ------------------------------------------------------------------------
+
+NOW, FORMER, PAST = "now", "former", "past"
+"""The states of an address of a DNS name (`niso.plan.dns_answers`)."""
+METADATA = ("169.254.169.254", "fd00:ec2::254")
+"""The addresses at which a machine in a cloud asks for its metadata, often with credentials."""
+Forbids = Callable[[str], str]
+"""A function that returns why a DNS name may not have an address, or "" if the name may have it."""
+
+
+class DnsAddress(NamedTuple):
+    """A recorded address of a DNS name in policies. ``until`` is a time in seconds since 1970. In
+    the state NOW, it is the end of the TTL. In the state FORMER, it is the time when the rules will
+    stop allowing the address. In the state PAST, it is the time when they stopped allowing it.
+    """
+
+    address: str
+    state: str
+    until: float
+
+
+class Outside(NamedTuple):
+    """A DNS name in policies, with its recorded addresses. Times are in seconds since 1970."""
+
+    name: str
+    asked_at: float = 0.0
+    due_at: float = 0.0  # when the name should be resolved again
+    problem: str = ""  # the problem of the last query; "" for none
+    settled: bool = True  # whether the kernel has these addresses
+    addresses: tuple[DnsAddress, ...] = ()  # sorted
+
+    def in_state(self, *states: str) -> tuple[str, ...]:
+        """Return the addresses that have one of these states, in the order of ``states``."""
+        return tuple(
+            known.address for state in states for known in self.addresses if known.state == state
+        )
+
+    def is_due(self, forbids: Forbids, now: float) -> bool:
+        """Return whether the name should be resolved again. This is so if its next query is due, if
+        the clock was set back, or if one of its allowed addresses has become forbidden.
+        """
+        barred = any(forbids(address) for address in self.in_state(NOW, FORMER))
+        return barred or not self.asked_at <= now < self.due_at

@@ -126,12 +126,13 @@ def parse_subnet(text: str) -> Network:
     try:
         subnet = ipaddress.ip_network(text)
     except ValueError as error:
-        hint = EXAMPLES[":" in text]
+        hint, reason = EXAMPLES[":" in text], "is not a valid prefix"
         try:
             hint = f"did you mean {ipaddress.ip_network(text, strict=False)}?"
+            reason = f"{error}"
         except ValueError:
             pass
-        raise UsageError(f"{text!r}: {error}", hint, key) from None
+        raise UsageError(f"{text!r}: {reason}", hint, key) from None
     hint = EXAMPLES[subnet.version == 6]
     shortest, longest = PREFIX_LENGTHS[subnet.version]
     if not shortest <= subnet.prefixlen <= longest:
@@ -164,6 +165,7 @@ class NetworkRequest(NamedTuple):
     allow_public: bool = False  # also allow public prefixes
     observe: bool = True  # whether the rules record its flows
     span: bool = False  # whether the network is on several hosts of the cluster
+    multicast: bool = False  # whether multicasts and broadcasts pass between its services
 
     @property
     def nets(self) -> list[Network]:
@@ -201,6 +203,9 @@ def check(request: NetworkRequest) -> None:
         with_six = " with IPv6" if least == MIN_MTUS[6] else ""
         reason = f"{request.mtu}: must be {least} to {MAX_MTU}{with_six}"
         raise UsageError(reason, "omit it to use the MTU of the default route", "--mtu")
+    if request.multicast and request.span:
+        reason = "cannot be combined with --span: multicast does not pass between hosts"
+        raise UsageError(reason, "omit one of them", "--multicast")
     if nets and not request.ipv6:
         _gateways(nets, request.gateways)
     for text in request.gateways:
@@ -250,6 +255,8 @@ def require_same(present: records.NetworkRecord, request: NetworkRequest, where:
         differs = f"with gateway {', '.join(have.values())}"
     elif request.internal != present.internal:
         differs = "as an internal network" if present.internal else "and is not internal"
+    elif request.multicast != present.multicast:
+        differs = "with multicast" if present.multicast else "without multicast"
     elif present.observe and not request.observe:
         differs = "and is observed"
     elif request.mtu not in (None, present.mtu):

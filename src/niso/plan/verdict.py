@@ -48,6 +48,7 @@ class Reason(NamedTuple):
     key: str = ""  # "network.policy.deny_from[0]"; without [0] if no entry of the list matches
     text: str = ""  # the entry as written
     audits: bool = False
+    late: bool = False  # a check of the path that comes after the policies
 
 
 class Verdict(NamedTuple):
@@ -76,7 +77,8 @@ class Verdict(NamedTuple):
     @property
     def dropped_by(self) -> Reason | None:
         """Return the first check that drops the packet, in the kernel's order, or None."""
-        checks = (self.path, self.egress, self.ingress)
+        policies = (self.egress, self.ingress)
+        checks = (*policies, self.path) if self.path.late else (self.path, *policies)
         return next((reason for reason in checks if not reason.passes), None)
 
 
@@ -92,10 +94,10 @@ def decide(
 
     ``destination`` and ``port`` may be those of a published port. ``proto`` is tcp, udp, sctp, or a
     protocol without ports; icmp means ICMP of both IP versions. A broadcast or multicast packet is
-    evaluated for the services that could receive it. The host receives each such packet that egress
-    allows. ``own_port`` is the source port. For a service address, it decides which instance gets
-    the packet. If it is None, any instance may get the packet. Raises ValueError for an invalid
-    address, and for a port that does not fit the protocol.
+    evaluated for all services that could receive it, and passes if one of them receives it. The
+    host receives no such packet of a service. ``own_port`` is the source port. For a service
+    address, it decides which instance gets the packet. If it is None, any instance may get the
+    packet. Raises ValueError for an invalid address, and for a port that does not fit the protocol.
     """
     if (port is not None) != (proto in PORTED):
         raise ValueError(f"{proto} with port {port}")
@@ -124,6 +126,8 @@ def decide(
     else:
         egress = _egress(context, sender, address, port, proto, source)
         ingress = _ingress(context, receiver, source, port, proto, address)
+        if sender is not None and path.passes and is_broadcast(context, parsed(address)):
+            ingress = _among_all(context, *sender, source, port, proto)
     return Verdict(
         path.passes and egress.passes and ingress.passes,
         ingress,
@@ -251,6 +255,35 @@ def _ingress(
     return _said(receiver[0], _judge(context, receiver[0], True, by, port, proto))
 
 
+def _among_all(
+    context: PolicyContext,
+    sender: KnownService,
+    network: str,
+    by: str,
+    port: int | None,
+    proto: str,
+) -> Reason:
+    """Evaluate the ingress policies of all services that a multicast or broadcast packet reaches.
+    The policies are enforced during their audit periods, too.
+    """
+    passing: dict[bool, list[str]] = {True: [], False: []}
+    for known in context.services.values():
+        is_there = any(
+            endpoint.network == network and family_of(address) == family_of(by)
+            for endpoint in known.endpoints
+            for address in endpoint.addresses
+        )
+        if is_there and known is not sender and known.active and known.serving is None:
+            reason = _judge(context, known, True, by, port, proto)
+            passing[reason.passes].append(known.name)
+    hearers, others = (
+        ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+        for names in (passing[True], passing[False])
+    )
+    refused = f"; refused by the policies of {others}" if others else ""
+    return Reason(bool(hearers) or not others, f"received by {hearers or 'no service'}{refused}")
+
+
 def _said(known: KnownService, reason: Reason) -> Reason:
     """Return the result of a service's policy, adjusted for its audit period. A service of another
     host has its policy enforced on that host; here the policy is a published copy.
@@ -360,7 +393,7 @@ def _path(
     elif (receiver := holder_of(context, destination)) is not None:
         reason = _to_service(context, packet, *receiver)
     elif network_of(context, destination) is not None:
-        reason = _drop(f"no service has the address {destination}")
+        reason = _to_unused(context, packet)
     else:
         reason = _outwards(context, packet)
     return reason, destination, port, False
@@ -394,7 +427,7 @@ def _before_dnat(context: PolicyContext, packet: _Packet) -> Reason | None:
     if is_broadcast(context, to):
         if from_host:
             return _accept("the host can reach every service")
-        return _drop("broadcast and multicast do not reach services")
+        return _to_all(context, packet)
     from_outside = not (sender or from_host)
     is_bridge = is_host(context, destination) and network_of(context, destination) is not None
     if from_outside and is_bridge:
@@ -403,6 +436,19 @@ def _before_dnat(context: PolicyContext, packet: _Packet) -> Reason | None:
             " can be reached only by its other addresses"
         )
     return None
+
+
+def _to_all(context: PolicyContext, packet: _Packet) -> Reason:
+    """Check the path of a multicast or broadcast packet that does not come from the host."""
+    entered, to = packet.entered, str(packet.to)
+    if not packet.sender or not context.networks[entered].multicast:
+        return _drop("broadcast and multicast do not reach services")
+    reached = network_of(context, to)
+    if reached is not None and reached.name != entered:
+        return _drop(f"{to} is the broadcast address of another network")
+    if packet.proto != "udp":
+        return _drop(f"network {entered} passes broadcast and multicast of UDP only")
+    return _accept(f"network {entered} passes UDP multicast and broadcast to all its services")
 
 
 def is_name_server_elsewhere(
@@ -424,10 +470,13 @@ def _to_service(
 ) -> Reason:
     """Check the path of a packet to an address of a service."""
     sender, entered = packet.sender, packet.entered
+    across = sender is not None and network != entered
+    if across and context.networks[entered].internal:
+        return _drop(_stays(entered))
     if not known.active:
-        return _drop(f"{known.name} is not active")
+        return _drop(f"{known.name} is not active", late=across)
     if known.serving == ():
-        return _drop(f"no instance of {known.name} serves")
+        return _drop(f"no instance of {known.name} serves", late=across)
     if packet.from_host and known.host:
         return _drop(
             f"{known.name} is on {known.host}, and programs of the host reach services of this"
@@ -449,12 +498,20 @@ def _to_service(
         return _accept(
             f"{_on_host(sender)} and {_on_host(known)} are both on network {network}{wire}"
         )
-    if context.networks[entered].internal:
-        return _drop(_stays(entered))
     return _drop(
         f"networks {entered} and {network} are isolated from each other:"
-        " only published ports can be reached across"
+        " only published ports can be reached across",
+        late=True,
     )
+
+
+def _to_unused(context: PolicyContext, packet: _Packet) -> Reason:
+    """Check the path of a packet to an address of a network that no service has."""
+    network = network_of(context, packet.destination)
+    across = packet.sender is not None and network is not None and network.name != packet.entered
+    if across and context.networks[packet.entered].internal:
+        return _drop(_stays(packet.entered))
+    return _drop(f"no service has the address {packet.destination}", late=across)
 
 
 def _on_host(known: KnownService) -> str:
@@ -468,6 +525,8 @@ def _outwards(context: PolicyContext, packet: _Packet) -> Reason:
         both = (ipaddress.ip_address(packet.source), to)
         on_a_wire = any(all(within(end, prefix) for end in both) for prefix in context.wires)
         if to.version in context.closed and not (packet.from_host or on_a_wire):
+            if link := next(filter(None, (_later_link(context, end) for end in both)), ""):
+                return _accept(f"link {link} came after niso's first service")
             return _drop(
                 f"the host forwards IPv{to.version} for services only:"
                 " it did not forward before niso"
@@ -484,9 +543,20 @@ def _outwards(context: PolicyContext, packet: _Packet) -> Reason:
     if packet.proto not in (*PORTED, "icmp", *_PORTED_TOO):
         return _drop(
             f"protocol {packet.proto} has no ports: answers could not be told from what is meant"
-            " for the host"
+            " for the host",
+            late=True,
         )
     return _accept(f"network {packet.entered} has access to the outside")
+
+
+def _later_link(context: PolicyContext, address: Address) -> str:
+    """Return the link to an address if niso's rules do not restrict the link, or else ""."""
+    routes = [prefix for prefix in context.routes if within(address, prefix)]
+    return context.routes[max(routes, key=_prefix_length)] if routes else ""
+
+
+def _prefix_length(prefix: str) -> int:
+    return _network(prefix).prefixlen
 
 
 def _stays(network: str) -> str:
@@ -588,6 +658,8 @@ class PolicyContext(NamedTuple):
     pools: tuple[str, ...] = ()
     outside: Mapping[str, tuple[str, ...]] = {}  # DNS name -> addresses that services may reach
     outside_ever: Mapping[str, tuple[str, ...]] = {}  # the same, including PAST addresses
+    # with ``closed``: prefixes of other links, each with its link if that came after niso, or ""
+    routes: Mapping[str, str] = {}
 
 
 Holder = tuple[KnownService, str]

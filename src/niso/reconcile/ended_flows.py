@@ -22,17 +22,15 @@ from niso.kernel import ruleset
 from niso.kernel.kinds.kind import State
 from niso.kernel.kinds.links import Bridge
 from niso.kernel.nft_elements import Atoms, Element, ports_of
-from niso.plan import verdict
+from niso.kernel.policy_rules import PASSES
 from niso.plan.elements import FRONTS, LOCAL, PUBLISHED
-from niso.plan.policy_elements import PASSES
-from niso.plan.verdict import PolicyContext
-from niso.reconcile.live_world import read_world
 from niso.store.store import Store
 
 if TYPE_CHECKING:
     from niso.kernel.conntrack import Tracked
     from niso.kernel.real import Kernel
     from niso.kernel.sockets import Connection
+    from niso.plan.verdict import PolicyContext
 
 
 if TYPE_CHECKING:
@@ -220,6 +218,16 @@ def cut(kernel: Kernel, store: Store, services: Iterable[str]) -> int:
     flows. The search is repeated, because packets in transit may create new flows. Raises
     KernelError.
     """
+    # few changes make a policy stricter
+    from niso.plan.verdict import evaluate
+    from niso.reconcile.live_world import read_world
+
+    def allowed(context: PolicyContext, flow: Tracked) -> bool:
+        egress, ingress = evaluate(
+            context, flow.source, flow.answers_from, flow.served_port, flow.proto
+        )
+        return egress.passes and ingress.passes
+
     addresses = [address for name in services for _, address in store.addresses(name)]
     context: PolicyContext | None = None
     ended = 0
@@ -229,18 +237,11 @@ def cut(kernel: Kernel, store: Store, services: Iterable[str]) -> int:
             context = read_world(kernel, store)
             # an address that DNS no longer returns is still allowed for open connections
             context = context._replace(outside=context.outside_ever)
-        denied = [flow for flow in flows if context is not None and not _allowed(context, flow)]
+        denied = [flow for flow in flows if context is not None and not allowed(context, flow)]
         if not denied:
             break
         ended += kernel.end_flows(denied)
     return ended
-
-
-def _allowed(context: PolicyContext, flow: Tracked) -> bool:
-    egress, ingress = verdict.evaluate(
-        context, flow.source, flow.answers_from, flow.served_port, flow.proto
-    )
-    return egress.passes and ingress.passes
 
 
 def introduce(kernel: Kernel, store: Store, before: State, after: State) -> None:

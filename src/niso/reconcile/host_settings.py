@@ -8,11 +8,14 @@ niso sets force_forwarding for each interface, and as the default for new interf
 write conf/all/force_forwarding: writing 1 has no effect if 1 was written before, and never applies
 to later interfaces. (Documentation/networking/ip-sysctl.rst, net/ipv6/addrconf.c.)
 
-niso records the values before its first change. If another program needs IPv4 forwarding too and
-sets ip_forward to 1 while it already is 1, niso cannot see this. niso therefore assumes that such a
-program exists if other programs have added NAT rules since niso's first service was activated.
-Forwarding then stays on after the last service is deactivated. While the host forwards only because
-services need it, niso drops all packets that neither come from nor go to a bridge of niso.
+niso records the values before its first change, and the links that exist. While the host forwards
+because of niso, niso drops the packets that the host would route between two of these links. Later
+links of container engines and VPNs (`ROUTED_KINDS`) are not restricted.
+
+If another program needs forwarding too and sets ip_forward to 1 while it already is 1, niso cannot
+see this. niso therefore assumes that such a program exists if other programs have added NAT rules
+or a bridge since niso's first service was activated. Forwarding then stays on after the last
+service is deactivated, and the former links stay restricted.
 
 The names of active services are written to the host's own hosts file only if the administrator has
 enabled this.
@@ -24,12 +27,15 @@ from collections.abc import Iterable, Mapping
 
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.base.names import DOMAIN
+from niso.base.names import DOMAIN, alias
 from niso.base.report import Report, WarningEvent, silent
 from niso.kernel.kinds.sysctls import FORWARDING, FORWARDING6, ON
 from niso.store.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
+    from niso.kernel.link_records import Link
     from niso.kernel.real import Kernel
 
 
@@ -44,8 +50,30 @@ def record(kernel: Kernel, store: Store, networks: Iterable[str]) -> None:
     before = store.sysctls_before()
     if FORWARDING not in before:
         store.set_nat_before(kernel.foreign_nat())
-    for name, value in unrecorded(kernel, store, before, networks).items():
+    added = unrecorded(kernel, store, before, networks)
+    for name, value in added.items():
         store.set_sysctl_before(name, value)
+    had = {_version(name) for name in before}
+    if fresh := {_version(name) for name in added} - had:
+        links = [(link.index, link.name) for link in kernel.routed_links()]
+        store.set_links_before({**store.links_before(), **dict.fromkeys(fresh, links)})
+
+
+def without_forwarding(before: Mapping[str, str]) -> dict[str, str]:
+    """Return the sysctls to restore while other programs need the host to forward."""
+    return {name: value for name, value in before.items() if name.endswith(FORCE)}
+
+
+def _known(store: Store, version: int = 4) -> set[int | str] | None:
+    """Return the indexes and names of the links that existed when niso made the host forward an IP
+    version, or None if they are not recorded: then niso's rules restrict every link.
+    """
+    links = store.links_before().get(version)
+    return None if links is None else {part for link in links for part in link}
+
+
+def _version(sysctl: str) -> int:
+    return 6 if sysctl.startswith(CONF6) else 4
 
 
 def unrecorded(
@@ -71,12 +99,43 @@ def unrecorded(
 
 def others(kernel: Kernel, store: Store) -> list[str]:
     """Return the nftables chains to which other programs have added NAT rules since niso's first
-    service was activated, as "FAMILY TABLE CHAIN". The list is empty if IPv4 forwarding was on
-    before: niso then never turns it off. Raises KernelError.
+    service was activated, as "FAMILY TABLE CHAIN", if niso drops the packets that they translate.
+    The list is empty if IPv4 forwarding was on before niso's first service, or if there are later
+    links, which niso does not restrict. Raises KernelError.
     """
     if store.sysctls_before().get(FORWARDING) != "0":
         return []
-    return added_nat(kernel, store.nat_before())
+    chains = added_nat(kernel, store.nat_before())
+    return [] if chains and later(kernel, _known(store)) else chains
+
+
+def later(kernel: Kernel, before: AbstractSet[int | str] | None) -> list[Link]:
+    """Return the links of other programs that need forwarding and are new: neither their index nor
+    their name is in ``before``, as in niso's rules. Raises KernelError.
+    """
+    if before is None:
+        return []
+    return [one for one in kernel.routed_links() if before.isdisjoint((one.index, one.name))]
+
+
+def later_routes(kernel: Kernel, store: Store) -> dict[str, str]:
+    """Return the prefixes of other programs' routes and addresses, without default routes. Each has
+    the name of its link if the link is a `later` one, or else "". Raises KernelError.
+    """
+    new = {
+        version: {link.name for link in later(kernel, _known(store, version))} for version in (4, 6)
+    }
+    used = kernel.used_prefixes(alias(store.state_id()))
+    return {str(net): name if name in new[net.version] else "" for net, name in used}
+
+
+def is_needed(kernel: Kernel, nat: Mapping[str, int], links: AbstractSet[int | str] | None) -> bool:
+    """Return whether other programs have added NAT rules or a bridge since niso made the host
+    forward. ``nat`` and ``links`` (indexes and names) are those from before. Raises KernelError.
+    """
+    if added_nat(kernel, nat):
+        return True
+    return any(link.up and link.kind == "bridge" for link in later(kernel, links))
 
 
 def added_nat(kernel: Kernel, before: Mapping[str, int]) -> list[str]:
@@ -88,15 +147,24 @@ def added_nat(kernel: Kernel, before: Mapping[str, int]) -> list[str]:
 def note_late(kernel: Kernel, store: Store) -> None:
     """Record the sysctls that other programs still need after niso's last service is deactivated.
 
-    If other programs added NAT rules while services were active, the recorded value of IPv4
-    forwarding becomes 1. Network interfaces that were added in this time got the IPv6 defaults that
-    niso had set; for these interfaces, the defaults without niso are recorded. The caller must be
-    in a transaction of the store, and restores the sysctls afterwards. Raises KernelError.
+    If other programs added NAT rules or bridges while services were active, the host continues to
+    forward, and niso continues to restrict the former links. If there are new NAT rules but no new
+    links, the rules are for the former links, and the recorded value becomes 1.
+
+    Network interfaces that were added in this time got the IPv6 defaults that niso had set; for
+    these interfaces, the defaults without niso are recorded. The caller must be in a transaction of
+    the store, and restores the sysctls afterwards. Raises KernelError.
     """
-    if not store.any_active() and others(kernel, store):
-        store.clear_sysctls_before(FORWARDING)
-        store.set_sysctl_before(FORWARDING, "1")
-    if store.any_active(6):
+    before = store.sysctls_before()
+    ended = [] if store.any_active() else [FORWARDING]
+    ended += [] if store.any_active(6) else [FORWARDING6]
+    if any(before.get(name) == "0" for name in ended):
+        if FORWARDING in ended and others(kernel, store):
+            store.clear_sysctls_before(FORWARDING)
+            store.set_sysctl_before(FORWARDING, "1")
+        else:
+            store.set_keeps_forwarding(is_needed(kernel, store.nat_before(), _known(store)))
+    if store.host_forwards(6):
         return
     for name, general in _late(kernel, store.sysctls_before()).items():
         store.set_sysctl_before(name, general)
@@ -122,18 +190,25 @@ def forget(store: Store) -> None:
     """Delete the recorded values of host sysctls that active services no longer need. The caller
     must already have restored these sysctls.
     """
-    if not store.any_active():
+    if not store.host_forwards():
         store.clear_sysctls_before("*")
         store.forget_nat_before()
-    elif not store.any_active(6):
+        store.set_links_before({})
+        store.set_keeps_forwarding(False)
+    elif not store.host_forwards(6):
         store.clear_sysctls_before(f"{CONF6}/*")
+        if 6 in (links := store.links_before()):
+            store.set_links_before({4: links[4]} if 4 in links else {})
 
 
 def put_back(kernel: Kernel, store: Store) -> None:
-    """Restore all recorded host sysctls, and delete the records. The caller must ensure that no
-    service is active. Raises KernelError.
+    """Restore all recorded host sysctls that no other program needs, and delete the records. The
+    caller must ensure that no service is active. Raises KernelError.
     """
-    for name, value in to_put_back(kernel, store.sysctls_before()):
+    before = store.sysctls_before()
+    if store.keeps_forwarding():
+        before = without_forwarding(before)
+    for name, value in to_put_back(kernel, before):
         kernel.set_sysctl(name, value)
     forget(store)
 
@@ -195,7 +270,7 @@ def update_host_names(kernel: Kernel, store: Store, report: Report = silent) -> 
     try:
         return kernel.write_host_names(store.state_id(), wanted(store))
     except KernelError as error:
-        hints = (*([error.hint] if error.hint else []), "niso net names --host off ends this")
+        hints = (*([error.hint] if error.hint else []), "niso net names off ends this")
         report(
             WarningEvent(f"the host does not know the present names of services: {error}", hints)
         )

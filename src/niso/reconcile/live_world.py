@@ -10,7 +10,7 @@ import os
 import time
 
 from niso.base.errors import InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import owner
 from niso.base.text import local_time_text
 from niso.kernel import policy_rules
@@ -20,6 +20,7 @@ from niso.plan.desired import shut
 from niso.plan.records import Audit, Policy, ServiceEndpoint
 from niso.plan.subnets import DEFAULT_POOL, unique_local
 from niso.plan.verdict import KnownService, PolicyContext, contains
+from niso.reconcile import host_settings
 from niso.store.service_rows import SERVING
 from niso.store.store import Store
 
@@ -87,7 +88,7 @@ def read_world(kernel: Kernel, store: Store) -> PolicyContext:
     own = kernel.host_addresses()
     host = frozenset(address.partition("/")[0] for address in own)
     wires = frozenset(map(prefix, own))
-    closed = shut(dict(store.sysctls_before()), store.any_active(), store.any_active(6))
+    closed = shut(store.sysctls_before(), store.host_forwards(), store.host_forwards(6))
     pools = (os.environ.get("NISO_POOL") or DEFAULT_POOL, str(unique_local(store.state_id())))
     networks = {network.name: network for network in store.networks()}
     named = store.outside.named() if store.names_outside() else []
@@ -101,7 +102,8 @@ def read_world(kernel: Kernel, store: Store) -> PolicyContext:
         )
         for name in named
     }
-    return PolicyContext(services, networks, host, closed, wires, pools, outside, ever)
+    routes = host_settings.later_routes(kernel, store) if closed else {}
+    return PolicyContext(services, networks, host, closed, wires, pools, outside, ever, routes)
 
 
 def audits(policy: Policy, now: float) -> bool:
@@ -162,28 +164,18 @@ def kept(policy: Policy, store: Store, name: str) -> Policy:
     return policy._replace(audit=audit)
 
 
-class Term(NamedTuple):
-    """The end of a policy's audit (seconds since 1970, or `NEVER`), and whether it still lasts."""
-
-    until: int
-    lasts: bool
-
-    @property
-    def text(self) -> str:
-        """Return the end of the audit for a message, as words that can follow "until"."""
-        return "the manifest ends it" if self.until == NEVER else local_time_text(self.until)
-
-
-def terms(store: Store) -> dict[str, Term]:
-    """Return the end of each policy's audit, by service. Audits that have ended are included."""
+def terms(store: Store) -> dict[str, tuple[int, bool]]:
+    """Return for each policy with an audit, by service: when the audit ends (seconds since 1970, or
+    `NEVER`), and whether the audit still lasts.
+    """
     now = time.time()
     return {
-        service: Term(until, policy_rules.left_s(since, until, now) > 0)
+        service: (until, policy_rules.left_s(since, until, now) > 0)
         for service, (since, until) in store.audits().items()
     }
 
 
 def ended(store: Store) -> list[str]:
     """Return the active services whose audit has ended, so that their policies must be enforced."""
-    terms_ = terms(store)
-    return [name for name in store.active_services() if name in terms_ and not terms_[name].lasts]
+    over = {name for name, (_, lasts) in terms(store).items() if not lasts}
+    return [name for name in store.active_services() if name in over]

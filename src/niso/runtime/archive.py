@@ -169,10 +169,10 @@ class ArchiveWriter:
         text = json.dumps(description, indent=1, ensure_ascii=False)
         self.add_bytes(DESCRIPTION, text.encode("utf-8", "surrogateescape"))
 
-    def add_bytes(self, name: str, content: bytes, mode: int = 0o600) -> None:
-        """Add a regular file with this content, owned by root."""
+    def add_bytes(self, name: str, content: bytes) -> None:
+        """Add a regular file with this content that only root can read."""
         member = tarfile.TarInfo(name)
-        member.size, member.mode = len(content), mode
+        member.size, member.mode = len(content), 0o600
         self._tar.addfile(member, io.BytesIO(content))
         _forget_members(self._tar)
         self._sums.add(member, sha256(content).hexdigest())
@@ -188,10 +188,10 @@ class ArchiveWriter:
         """Add a folder and its content, except its file ``but``. Raises OSError."""
         self._linked.clear()
         self._add(name, os.lstat(top), -1, top)
-        for entry in volumes.walk(top):
-            if entry.path != but:
+        for path, folder, info in volumes.walk(top):
+            if path != but:
                 with suppress(FileNotFoundError):  # it was deleted since the folder was read
-                    self._add(f"{name}/{entry.path}", entry.info, entry.folder, entry.name)
+                    self._add(f"{name}/{path}", info, folder, os.path.basename(path))
 
     def _add(self, name: str, info: os.stat_result, folder: int, file: str) -> None:
         kind = _KINDS.get(stat.S_IFMT(info.st_mode))

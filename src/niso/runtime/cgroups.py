@@ -67,7 +67,7 @@ class Usage(NamedTuple):
     oom_kills: int | None  # processes that the memory limit has killed
 
     def plus(self, other: Usage) -> Usage:
-        """Return the sum of two usages. None in one of them counts as 0."""
+        """Return the sum of two usages. A value that is None in one of them counts as 0."""
         return Usage(
             _sum(self.cpu_s, other.cpu_s),
             _sum(self.throttled_s, other.throttled_s),

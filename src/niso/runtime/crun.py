@@ -170,7 +170,7 @@ def path_env(environment: Mapping[str, str]) -> str:
 
 
 def cgroup_of(spec: ProcessSpec) -> str:
-    return f"/niso-{spec.state_id}/{spec.service}"
+    return paths.cgroup(spec.state_id, spec.service)
 
 
 def namespace(spec: ProcessSpec) -> str | None:
@@ -194,7 +194,7 @@ def group(service: str) -> str | None:
     """
     fields = read_json(f"{paths.service_dir(service)}/spec.json") or {}
     state_id = fields.get("state_id")
-    return f"/niso-{state_id}/{service}" if isinstance(state_id, str) else None
+    return paths.cgroup(state_id, service) if isinstance(state_id, str) else None
 
 
 @lru_cache(maxsize=1)

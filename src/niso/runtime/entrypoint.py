@@ -283,7 +283,7 @@ def read_database(rootfs: str | None, name: str) -> list[list[str]]:
 
 
 def _is_id(text: str) -> bool:
-    """Return whether a field is a valid uid or gid. int() would raise for over 4300 digits."""
+    """Return whether a field is a valid uid or gid. int() raises for more than 4300 digits."""
     return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= MAX_ID
 
 

@@ -417,7 +417,7 @@ def begin(check: Healthcheck, service: str, namespace: str | None) -> HealthProb
 
 
 def probe_all(targets: Sequence[tuple[Healthcheck, str, str | None]]) -> list[str]:
-    """Run probes (healthcheck, service, namespace) at once. Return each failure, or ""."""
+    """Run probes (healthcheck, service, namespace) at once. Return each failure, "" if none."""
     probes: list[HealthProbe] = []
     try:
         for target in targets:

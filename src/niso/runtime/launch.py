@@ -30,8 +30,8 @@ import os
 import resource
 import signal
 import sys
-import threading
 import time
+from _thread import allocate_lock, get_native_id, start_new_thread
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 
@@ -119,7 +119,7 @@ class Launch:
     """
 
     def __init__(self, spec: ProcessSpec, number: int, counts: dict[str, Any]) -> None:
-        self._spec = spec
+        self.service = spec.service
         now = {"launched_at": time.time(), "starter": os.getpid()}
         self._record = {"run": number, "phase": "starting", **now, **counts}
         status.write_state(spec.service, self._record)
@@ -127,8 +127,7 @@ class Launch:
         self._held = ExitStack()
         try:
             signals.hit(f"write the bundle of {spec.service}")
-            held = sources.OpenSources(spec)
-            self._held.callback(held.close)
+            opened, trees, secrets = sources.open_all(spec, self._held)
             root.begin()
             self._held.callback(root.end)
             os.mkdir(bundle, 0o700)
@@ -140,10 +139,10 @@ class Launch:
             write()
             # A signal between the two would leave a thread and a conmon that no code ends.
             with signals_blocked():
-                self._creator = _Creator(spec, bundle, held)
+                self._creator = _Creator(spec, bundle, trees, secrets)
                 self._held.callback(self._creator.close)
             under = root.current() if spec.rootfs is None else None
-            write_bundle(held.spec, bundle, under)
+            write_bundle(opened, bundle, under)
             self._creator.create(under[1] if under is not None else ())
             self.fd = self._creator.fd
             """A descriptor, readable once the container exists or its creation has failed."""
@@ -151,9 +150,14 @@ class Launch:
             self.close()
             raise
 
+    @property
+    def is_created(self) -> bool:
+        """Return whether `finish` need not wait: the container exists, or its creation failed."""
+        return crun.wait_readable(self.fd, 0)
+
     def finish(self) -> int:
         """Wait for the container, start its process, and return the pid of PID 1 on the host."""
-        service = self._spec.service
+        service = self.service
         try:
             pid = self._creator.pid()
         finally:
@@ -177,7 +181,7 @@ def init() -> str:
 def write_bundle(spec: ProcessSpec, bundle: str, under: root.Skeleton | None) -> None:
     """Write the OCI bundle: config.json, and the folders from which the root is mounted.
 
-    ``spec`` is the service's process, with the paths that `sources.OpenSources` has opened.
+    ``spec`` is the service's process, with the paths that `sources.open_all` has opened.
     ``under`` is the skeleton (the root's lower layer). It is None for a service with a rootfs.
     """
     if not spec.netns:
@@ -237,10 +241,12 @@ class _Creator:
     entire life, because the main thread handles them.
     """
 
-    def __init__(self, spec: ProcessSpec, bundle: str, held: sources.OpenSources) -> None:
+    def __init__(
+        self, spec: ProcessSpec, bundle: str, trees: dict[str, int], secrets: dict[str, bytes]
+    ) -> None:
         self._spec = spec
         self._bundle = bundle
-        self._sources = held
+        self._mounts = (trees, secrets)
         self._folders: Sequence[str] = ()
         self._error: Exception | None = None
         self._conmon = 0
@@ -254,11 +260,11 @@ class _Creator:
         """The ends of the pipes that conmon gets."""
         self._closed = False
         # Used as events: acquire waits, release signals.
-        self._may_create, self._may_end, self._ended = (threading.Lock() for _ in range(3))
+        self._may_create, self._may_end, self._ended = (allocate_lock() for _ in range(3))
         for event in (self._may_create, self._may_end, self._ended):
             event.acquire()
         try:
-            threading.Thread(target=self._run, daemon=True).start()
+            start_new_thread(self._run, ())
         except RuntimeError:
             for fd in (self.fd, self._ask, *self._ends):
                 os.close(fd)
@@ -311,7 +317,7 @@ class _Creator:
 
     def _run(self) -> None:
         try:
-            self._tid = threading.get_native_id()
+            self._tid = get_native_id()
             os.unshare(os.CLONE_FS)
             self._start_conmon()
             self._may_create.acquire()
@@ -359,10 +365,9 @@ class _Creator:
 
     def _mount(self) -> None:
         signals.hit(f"mount the root of {self._spec.service}")
-        held = self._sources
         try:
             enter()
-            root.assemble(self._spec, self._bundle, init(), self._folders, held.trees, held.secrets)
+            root.assemble(self._spec, self._bundle, init(), self._folders, *self._mounts)
         except OSError as error:
             where = error.filename or "unshare"
             reason = f"cannot mount its root: {error.strerror}: {where}"
@@ -398,7 +403,7 @@ class _Creator:
             self._conmon = 0
 
 
-_spawning = threading.Lock()
+_spawning = allocate_lock()
 
 
 @contextmanager
@@ -488,7 +493,7 @@ def _set_limits(pid: int) -> None:
 _MS_NOSUID, _MS_NODEV, _MS_REC, _MS_SLAVE = 0x2, 0x4, 0x4000, 0x80000
 _MNT_DETACH = 2
 
-_lock = threading.Lock()
+_lock = allocate_lock()
 _base: list[int] = []
 """Two descriptors: of the mount namespace that starts copy, and of this process's root in it."""
 

@@ -27,7 +27,7 @@ from contextlib import contextmanager
 
 from niso.base import files, paths, signals
 from niso.base.errors import Error, ProcessError, UsageError
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.signals import signals_blocked
 from niso.plan.specs import ProcessSpec
 from niso.runtime import cgroups, crun, launch, root, status, units
@@ -73,43 +73,33 @@ def require_room() -> None:
         raise ProcessError(f"{words} {folder}", f"df -h {folder}; df -i {folder}")
 
 
-class ProcessStart:
-    """The start of a service. Crun creates the container, and `finish` starts its process.
+def begin(spec: ProcessSpec) -> launch.Launch:
+    """Create the container of a service with crun. The caller must call `finish`, or `close` of the
+    result, to give up the start; `stop` then kills its processes.
 
-    The caller must call `finish` or `close`. The constructor first removes what an earlier
-    activation has left. Raises `ProcessError` with the message of crun. After an error, only the
-    log is left, but no process, cgroup, mount or other file.
+    First remove what an earlier activation has left. Raises `ProcessError` with the message of
+    crun. After an error, only the log is left, but no process, cgroup, mount or other file.
     """
+    # "starting" does not block: this niso has the lock, so only a niso that died can have left it
+    if status.read(spec.service).state in ("running", "restarting"):
+        raise ProcessError(f"{spec.service} is already running", "niso ps shows it")
+    stop(spec.service)
+    with _whole(spec.service):
+        _end_orphans(spec.service, crun.cgroup_of(spec))
+        signals.hit(f"write the spec of {spec.service}")
+        os.makedirs(paths.service_dir(spec.service), 0o700, exist_ok=True)
+        crun.save(spec)
+        return launch.Launch(spec, 0, {"restarts": 0, "failures": 0})
 
-    def __init__(self, spec: ProcessSpec) -> None:
-        # "starting" does not block: this niso has the lock, so only a niso that died can have left
-        # it.
-        if status.read(spec.service).state in ("running", "restarting"):
-            raise ProcessError(f"{spec.service} is already running", "niso ps shows it")
-        stop(spec.service)
-        self._service = spec.service
-        with _whole(spec.service):
-            _end_orphans(spec.service, crun.cgroup_of(spec))
-            signals.hit(f"write the spec of {spec.service}")
-            os.makedirs(paths.service_dir(spec.service), 0o700, exist_ok=True)
-            crun.save(spec)
-            self._run = launch.Launch(spec, 0, {"restarts": 0, "failures": 0})
-        self.fd = self._run.fd
-        """A descriptor that becomes readable when `is_created` becomes true."""
-        self.close = self._run.close
-        """Give up the start. `stop` kills its processes."""
 
-    @property
-    def is_created(self) -> bool:
-        """Return whether `finish` need not wait: the container exists, or its creation failed."""
-        return crun.wait_readable(self.fd, 0)
-
-    def finish(self) -> int:
-        """Start the created container, and return the pid of its PID 1 on the host."""
-        with _whole(self._service):
-            pid = self._run.finish()
-            units.hand_over(self._service, status.conmon(self._service))
-            return pid
+def finish(begun: launch.Launch) -> int:
+    """Start the created container, and return the pid of its PID 1 on the host. After an error, the
+    same is left as after one of `begin`.
+    """
+    with _whole(begun.service):
+        pid = begun.finish()
+        units.hand_over(begun.service, status.conmon(begun.service))
+        return pid
 
 
 @contextmanager
@@ -126,7 +116,7 @@ def _whole(service: str) -> Iterator[None]:
 
 
 def start(spec: ProcessSpec) -> int:
-    return ProcessStart(spec).finish()
+    return finish(begin(spec))
 
 
 def open_init(service: str) -> int:
@@ -262,13 +252,13 @@ def _end_cgroup(service: str, spec: ProcessSpec | None) -> None:
         cgroups.remove_with_parent(crun.cgroup_of(spec))
 
 
-def kill_orphan(orphan: Orphan) -> None:
+def kill_orphan(service: str, cgroup: str) -> None:
     """Kill the processes of a service without runtime files, and remove its cgroup."""
     try:
-        _end_orphans(orphan.service, orphan.cgroup)
-        cgroups.remove_with_parent(orphan.cgroup)
+        _end_orphans(service, cgroup)
+        cgroups.remove_with_parent(cgroup)
     except OSError as error:
-        raise _failed(orphan.service, "stop", error) from error
+        raise _failed(service, "stop", error) from error
 
 
 def _end_orphans(service: str, path: str | None) -> None:
@@ -626,30 +616,20 @@ def _swap(tree: int, device: int) -> None:
 # --- services without runtime files ---------------------------------------------------------------
 
 
-class Orphan(NamedTuple):
-    """A service that has a cgroup, but no runtime files in this run folder."""
+def orphans(state_ids: Iterable[str]) -> list[tuple[str, str, int | None]]:
+    """Return the services, sorted, that have a cgroup but no runtime files in this run folder.
 
-    service: str
-    state_id: str
-    stranger: int | None
-    """The pid of one of its processes if no conmon of this run folder supervises it, else None."""
-
-    @property
-    def cgroup(self) -> str:
-        return f"/niso-{self.state_id}/{self.service}"
-
-
-def orphans(state_ids: Iterable[str]) -> list[Orphan]:
-    """Return the services, sorted, that have a cgroup but no runtime files in this run folder."""
+    Each is (name, state id, pid). The pid is that of one of its processes if no conmon of this run
+    folder supervises the service, otherwise None.
+    """
     known = {*status.services(), cgroups.KEEPERS}
     found = []
     for state_id in sorted(set(state_ids)):
         names = {name for root in cgroups.roots() for name in _folders(f"{root}/niso-{state_id}")}
         for service in sorted(names - known):
-            orphan = Orphan(service, state_id, None)
-            pids = cgroups.pids(orphan.cgroup)
+            pids = cgroups.pids(paths.cgroup(state_id, service))
             stranger = pids[0] if pids and not _conmons((service,)) else None
-            found.append(orphan._replace(stranger=stranger))
+            found.append((service, state_id, stranger))
     return found
 
 

@@ -16,12 +16,11 @@ import fcntl
 import os
 import stat
 import time
+from _thread import start_new_thread
 from collections import deque
 from collections.abc import Iterator
 from datetime import datetime
 from heapq import merge
-from queue import SimpleQueue
-from threading import Thread
 
 from niso.base import paths, signals
 from niso.base.locks import open_lock
@@ -353,6 +352,8 @@ def read_joint(
 def _followed(
     services: list[str], last: int | None, since: float | None
 ) -> Iterator[tuple[str, Record]]:
+    from queue import SimpleQueue  # `ps` needs it only for following
+
     queue: SimpleQueue[tuple[str, Record | None] | None] = SimpleQueue()
 
     def collect(service: str) -> None:
@@ -367,7 +368,7 @@ def _followed(
             queue.put(None)
 
     for service in services:
-        Thread(target=collect, args=(service,), daemon=True).start()
+        start_new_thread(collect, (service,))
     past: list[tuple[str, Record]] = []
     behind = alive = len(services)
     while alive:

@@ -39,7 +39,8 @@ class Processes:
 
     renew = staticmethod(launch.renew)
     require_room = staticmethod(lifecycle.require_room)
-    begin = staticmethod(lifecycle.ProcessStart)
+    begin = staticmethod(lifecycle.begin)
+    finish = staticmethod(lifecycle.finish)
     start = staticmethod(lifecycle.start)
     terminate = staticmethod(lifecycle.terminate)
     stop = staticmethod(lifecycle.stop)

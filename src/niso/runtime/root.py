@@ -25,7 +25,7 @@ import errno
 import os
 import stat
 import struct
-import threading
+from _thread import allocate_lock
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -434,7 +434,7 @@ def remove_unused() -> None:
 # --- results that concurrent starts share ---------------------------------------------------------
 
 
-_lock = threading.Lock()
+_lock = allocate_lock()
 _starts = 0
 _read: dict[object, Any] = {}
 """The results of `once`. A key is the function with its arguments."""
@@ -462,7 +462,7 @@ def end() -> None:
 
 
 def after_last_start(drop: Callable[[], object]) -> None:
-    """Call a function when no start is in progress any more. Only a start may call this."""
+    """Call ``drop`` when the last start in progress has ended. The caller must be in a start."""
     with _lock:
         _after_last_start.append(drop)
 

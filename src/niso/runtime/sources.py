@@ -16,12 +16,12 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from hashlib import sha256
 
 from niso.base import files, paths
 from niso.base.errors import Error, ProcessError
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.plan.specs import NOT_DEVICES, Device, Identity, MountedVolume, ProcessSpec, Secret
 from niso.runtime import root, status
 from niso.runtime.crun import APP, load
@@ -45,21 +45,11 @@ MAX_SECRET_BYTES = 512 << 10
 _REPLACED = (errno.ELOOP, errno.ENOENT, errno.ENOTDIR)
 
 
-class _Source(NamedTuple):
-    key: str  # key in the manifest
-    path: str
-    identity: Identity | None
-    point: str  # mount point in a bundle
-    volume: MountedVolume | None
-
-
-def _sources(spec: ProcessSpec) -> Iterator[_Source]:
+def _sources(spec: ProcessSpec) -> Iterator[MountedVolume]:
+    """Yield the rootfs, as a volume whose name is "", and the host volumes."""
     if spec.rootfs is not None:
-        yield _Source("package.rootfs", spec.rootfs, spec.rootfs_identity, LOWER, None)
-    for volume in spec.volumes:
-        if is_shared(volume):
-            point, key = f"{VOLUMES}/{volume.name}", f"volumes.{volume.name}.host"
-            yield _Source(key, str(volume.source), volume.identity, point, volume)
+        yield MountedVolume("", "/", spec.rootfs, False, True, None, spec.rootfs_identity)
+    yield from filter(is_shared, spec.volumes)
 
 
 def is_shared(volume: MountedVolume) -> bool:
@@ -209,50 +199,45 @@ def _no_secret(secret: Secret, error: OSError, service: str) -> ProcessError:
     return ProcessError(f"{secret.source} {reason}", hint, key, service=service)
 
 
-class OpenSources:
-    """The verified files of a service as detached mounts. The caller must call `close`.
+def open_all(
+    spec: ProcessSpec, held: ExitStack
+) -> tuple[ProcessSpec, dict[str, int], dict[str, bytes]]:
+    """Open the verified files of a service as detached mounts: the package copy, the rootfs, host
+    volumes and the network namespace. Read its secrets.
 
-    The files are the package copy, the rootfs, host volumes, secrets and the network namespace. The
-    constructor raises ProcessError if a path refers to another file than at the activation, and
-    OSError if the network namespace does not exist.
+    Returns the spec with paths through the descriptors, which are valid in this process only, the
+    descriptors by mount point in the bundle, and the content of the secrets by name. ``held``
+    closes the descriptors; mounts that were created from them continue to exist. Raises
+    ProcessError if a path refers to another file than at the activation, and OSError if the network
+    namespace does not exist.
     """
-
-    def __init__(self, spec: ProcessSpec) -> None:
-        self.trees: dict[str, int] = {}
-        """Maps a mount point in the bundle to the descriptor of its detached mount."""
-        self.secrets: dict[str, bytes] = {}
-        """Maps the name of each secret to its content."""
-        volumes = {volume.name: volume for volume in spec.volumes}
-        rootfs = spec.rootfs
-        for secret in spec.secrets:
-            try:
-                self.secrets[secret.name] = read_secret(secret)
-            except OSError as error:
-                raise _no_secret(secret, error, spec.service) from error
+    trees: dict[str, int] = {}
+    secrets: dict[str, bytes] = {}
+    for secret in spec.secrets:
         try:
-            self.trees[PACKAGE] = _clone(open_copy(spec.package, spec.service), True)
-            if spec.netns:
-                self.trees[NETNS] = root.clone_mount(root.AT_FDCWD, spec.netns)
-            for source in _sources(spec):
-                tree = _clone(_open(source, spec.service), source.volume is not None)
-                self.trees[source.point] = tree
-                # "/." because lstat(2) would return the symbolic link of /proc
-                seen = f"/proc/self/fd/{tree}"
-                if source.volume is None:
-                    rootfs = f"{seen}/."
-                else:
-                    volumes[source.volume.name] = source.volume._replace(source=seen)
-        except BaseException:
-            self.close()
-            raise
-        self.spec = spec._replace(rootfs=rootfs, volumes=tuple(volumes.values()))
-        """The spec with paths through the descriptors, which are valid in this process only."""
+            secrets[secret.name] = read_secret(secret)
+        except OSError as error:
+            raise _no_secret(secret, error, spec.service) from error
 
-    def close(self) -> None:
-        """Close the descriptors. Mounts that were created from them continue to exist."""
-        for fd in self.trees.values():
-            os.close(fd)
-        self.trees.clear()
+    def add(point: str, tree: int) -> str:
+        trees[point] = tree
+        held.callback(os.close, tree)
+        return f"/proc/self/fd/{tree}"
+
+    volumes = {volume.name: volume for volume in spec.volumes}
+    rootfs = spec.rootfs
+    add(PACKAGE, _clone(open_copy(spec.package, spec.service), True))
+    if spec.netns:
+        add(NETNS, root.clone_mount(root.AT_FDCWD, spec.netns))
+    for source in _sources(spec):
+        point = f"{VOLUMES}/{source.name}" if source.name else LOWER
+        seen = add(point, _clone(_open(source, spec.service), bool(source.name)))
+        if not source.name:
+            rootfs = f"{seen}/."  # lstat(2) of the path alone would return a symbolic link of /proc
+        else:
+            volumes[source.name] = source._replace(source=seen)
+    opened = spec._replace(rootfs=rootfs, volumes=tuple(volumes.values()))
+    return opened, trees, secrets
 
 
 def _clone(fd: int, recursive: bool) -> int:
@@ -292,11 +277,11 @@ def _not_copy(path: str, what: str, service: str, manifest: str) -> ProcessError
     return ProcessError(f"package copy {path} {what}", hint, service=service)
 
 
-def _open(source: _Source, service: str = "") -> int:
+def _open(source: MountedVolume, service: str = "") -> int:
     """Open a rootfs or host volume if it is still the recorded file. Raises ProcessError."""
-    was = source.identity
+    was, path = source.identity, str(source.source)
     try:
-        fd = root.open_place(source.path, 0 if was is None else _NO_LINKS)
+        fd = root.open_place(path, 0 if was is None else _NO_LINKS)
     except OSError as error:
         if error.errno not in _REPLACED:
             raise _not_it(source, f"cannot be opened: {error.strerror}", service) from error
@@ -308,9 +293,9 @@ def _open(source: _Source, service: str = "") -> int:
     if was.boot != paths.boot_id():  # devices may have other numbers since
         now = now._replace(device=was.device)
     if now == was or (
-        source.volume is not None
+        source.name
         and bool(now.inode) == bool(was.inode)
-        and changeable(source.path, {0}, by_new_names=True) is None
+        and changeable(path, {0}, by_new_names=True) is None
     ):
         return fd
     os.close(fd)
@@ -327,9 +312,10 @@ def _was(was: Identity | None) -> str:
     return f", it was the folder with inode {was.inode} of device {device} when it was activated"
 
 
-def _not_it(source: _Source, what: str, service: str) -> ProcessError:
+def _not_it(source: MountedVolume, what: str, service: str) -> ProcessError:
     hint = "put it back; or activate the manifest again if the service may use what is there now"
-    return ProcessError(f"{source.path} {what}", hint, source.key, service=service)
+    key = f"volumes.{source.name}.host" if source.name else "package.rootfs"
+    return ProcessError(f"{source.source} {what}", hint, key, service=service)
 
 
 def changeable(path: str, trusted: set[int], by_new_names: bool = False) -> str | None:

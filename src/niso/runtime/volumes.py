@@ -17,7 +17,7 @@ from itertools import islice
 from niso.base import files, paths, signals
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.files import FOLDER
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.report import GivingVolume, RemovingVolumes, Report, silent
 from niso.plan.specs import SERVICE_UIDS, MountedVolume, ProcessSpec, taken
 from niso.runtime import cgroups, crun
@@ -190,10 +190,11 @@ def give_to_service(spec: ProcessSpec, report: Report = silent) -> None:
         try:
             if info.st_uid == spec.uid:  # if this is interrupted, the next start continues
                 os.chown(volume.source, next(uid for uid in SERVICE_UIDS if uid != spec.uid), -1)
-            for entry in walk(volume.source):
-                owner = _owner(entry.info, spec)
-                if owner != (entry.info.st_uid, entry.info.st_gid):
-                    os.chown(entry.name, *owner, dir_fd=entry.folder, follow_symlinks=False)
+            for path, folder, found in walk(volume.source):
+                owner = _owner(found, spec)
+                if owner != (found.st_uid, found.st_gid):
+                    name = os.path.basename(path)
+                    os.chown(name, *owner, dir_fd=folder, follow_symlinks=False)
                     given += 1
                     if given % _REPORT_EVERY == 0:
                         report(GivingVolume(spec.service, volume.name, spec.uid, given))
@@ -218,17 +219,11 @@ def _owner(info: os.stat_result, spec: ProcessSpec) -> tuple[int, int]:
     )
 
 
-class VolumeEntry(NamedTuple):
-    """A file, folder or link in a volume."""
-
-    path: str  # relative to the volume
-    name: str
-    folder: int  # a descriptor of the folder that contains it, valid until the next entry
-    info: os.stat_result
-
-
-def walk(top: str) -> Iterator[VolumeEntry]:
+def walk(top: str) -> Iterator[tuple[str, int, os.stat_result]]:
     """Yield everything in a folder, each folder before its content. Do not follow symbolic links.
+
+    Each entry is its path below ``top``, a descriptor of the folder that contains the entry, valid
+    until the next one, and its status.
 
     A service can nest folders deeper than there are descriptors, with paths longer than PATH_MAX.
     Therefore only one folder is open at a time. Raises OSError, with ESTALE if a folder was moved
@@ -252,7 +247,7 @@ def walk(top: str) -> Iterator[VolumeEntry]:
             except FileNotFoundError:
                 continue  # it was deleted since the folder was read
             below = f"{path}/{name}" if path else name
-            yield VolumeEntry(below, name, fd, info)
+            yield below, fd, info
             if stat.S_ISDIR(info.st_mode):
                 try:
                     fd = _opened(name, fd)
@@ -271,8 +266,7 @@ def size(top: str) -> tuple[int, int]:
     seen: set[tuple[int, int]] = set()
     total = os.lstat(top).st_blocks * 512
     count = 0
-    for entry in walk(top):
-        info = entry.info
+    for _, _, info in walk(top):
         count += 1
         if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
             if (info.st_dev, info.st_ino) in seen:

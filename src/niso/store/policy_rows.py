@@ -13,8 +13,21 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Sequence
 
 from niso.base.errors import Conflict, NotFound
-from niso.plan.dns_answers import FORMER, NOW, PAST, DnsAddress, Outside
-from niso.plan.records import Audit, Entry, Member, Peer, PlannedService, Policed, Policy
+from niso.base.names import veth
+from niso.plan.records import (
+    FORMER,
+    NOW,
+    PAST,
+    Audit,
+    DnsAddress,
+    Entry,
+    Member,
+    Outside,
+    Peer,
+    PlannedService,
+    Policed,
+    Policy,
+)
 from niso.store.service_rows import ServiceRows
 from niso.store.sqlite import Rows, decoded, encoded, other_intents
 
@@ -123,7 +136,7 @@ class PolicyRows(ServiceRows):
                 addresses = tuple(
                     address for endpoint in service.endpoints for address in endpoint.addresses
                 )
-                yield Policed(service.name, addresses, policy)
+                yield Policed(service.name, addresses, policy, None, self._hears(service.name))
         only: dict[str, frozenset[str] | None] = {}
         for kind, name in sorted(names):
             # all services with the name count: each policy may refer to another one, or did before
@@ -142,7 +155,17 @@ class PolicyRows(ServiceRows):
             if service_name not in whole and policy is not None:
                 query = "SELECT address FROM lease WHERE service=? ORDER BY address"
                 own = tuple(self._column(query, service_name))
-                yield Policed(service_name, own, policy, values)
+                yield Policed(service_name, own, policy, values, self._hears(service_name))
+
+    def _hears(self, service: str) -> tuple[tuple[str, str], ...]:
+        """Return (address, bridge port) of a service on networks with multicast."""
+        rows = self._run(
+            "SELECT l.address, l.network, s.generation FROM network n"
+            " CROSS JOIN lease l ON l.network=n.name AND l.service=?1"
+            " JOIN service s ON s.name=?1 WHERE n.multicast=1 ORDER BY l.address",
+            service,
+        )
+        return tuple((address, veth(service, network, made)) for address, network, made in rows)
 
     def naming(self, kind: str, name: str) -> list[str]:
         """Return all recorded services whose policies mention this service or network, sorted."""

@@ -308,9 +308,16 @@ class ServiceRows(Rows):
         """Return the owner of a service's network namespace, which may be the service itself."""
         return self._column(f"SELECT {_PROVIDER}", service)[0] or service
 
-    def inactive_modes(self) -> list[tuple[str, str]]:
-        """Return (name, network mode) for each inactive service, sorted by name."""
-        return self._run("SELECT name, mode FROM service WHERE active=0 ORDER BY name").fetchall()
+    def inactive_services(self) -> list[tuple[str, str, str]]:
+        """Return (name, network mode, addresses) for each inactive service, sorted by name.
+
+        The reserved addresses of a service are separated by spaces.
+        """
+        return self._run(
+            "SELECT name, mode, coalesce((SELECT group_concat(l.address, ' ') FROM (SELECT * FROM"
+            " lease WHERE service=name ORDER BY network, family) l), '')"
+            " FROM service WHERE active=0 ORDER BY name"
+        ).fetchall()
 
     def sharers(self, provider: str) -> list[str]:
         """Return the active services that share the network namespace of ``provider``, sorted."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
-from niso.base.named_tuples import NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of
 from niso.plan import records
 from niso.plan.records import NetworkRecord, PlannedService, PortMapping, ServiceEndpoint, Snapshot
@@ -12,8 +12,10 @@ from niso.store.attached_rows import AttachedRows
 from niso.store.policy_rows import Name, PolicyRows
 from niso.store.port_rows import PortRows
 from niso.store.service_rows import SERVING, Instances
-from niso.store.span_rows import SpanRows
 from niso.store.sqlite import Transaction, damaged, decoded, encoded, marks
+
+if TYPE_CHECKING:
+    from niso.store.span_rows import SpanRows
 
 _PUBLISHED = (
     "SELECT 1 FROM published p JOIN service v ON v.name=p.service AND v.active=1"
@@ -109,6 +111,38 @@ class SnapshotRows(PortRows, PolicyRows):
     def forget_nat_before(self) -> None:
         self._set_meta("nat_before", None)
 
+    def links_before(self) -> dict[int, tuple[tuple[int, str], ...]]:
+        """Return (index, name) of the links that existed when niso made the host forward an IP
+        version (4 or 6), for each version that the host did not forward before.
+        """
+        found = decoded(self._meta("links_before") or "{}")
+        return {int(version): tuple(map(tuple, links)) for version, links in found.items()}
+
+    def set_links_before(self, links: Mapping[int, Iterable[tuple[int, str]]]) -> None:
+        kept = {str(version): list(some) for version, some in links.items()}
+        self._set_meta("links_before", encoded(kept) if kept else None)
+
+    def keeps_forwarding(self) -> bool:
+        """Return whether the host forwards after niso's last service, because others need it."""
+        return self._meta("keeps_forwarding") is not None
+
+    def set_keeps_forwarding(self, keeps: bool) -> None:
+        self._set_meta("keeps_forwarding", "1" if keeps else None)
+
+    def host_forwards(self, family: int | None = None) -> bool:
+        """Return whether niso makes the host forward, or makes it forward IPv6 (``family`` 6): for
+        an active service, or because other programs have needed it since. niso's rules then keep
+        closed what the host did not forward before. Without a network there are no rules.
+        """
+        if self.any_active(family):
+            return True
+        if not (self.keeps_forwarding() and self._has("SELECT 1 FROM network LIMIT 1")):
+            return False
+        return family is None or self._has(
+            # with the sysctl force_forwarding of each link, others set this one themselves
+            "SELECT 1 FROM sysctl WHERE name='net/ipv6/conf/all/forwarding'"
+        )
+
     def writes_host_names(self) -> bool:
         """Return whether niso writes the names of services to the host's own hosts file."""
         return self._meta("host_knows") is not None
@@ -162,7 +196,7 @@ class SnapshotRows(PortRows, PolicyRows):
             f" OR p.vni IS NOT NULL AND EXISTS({_INSTANCES_ELSEWHERE}),"
             f" EXISTS({_PUBLISHED} AND by_loopback),"
             " EXISTS(SELECT 1 FROM policed p JOIN service v ON v.name=p.service AND v.active=1"
-            " WHERE p.network=n.name), vni, port, local"
+            " WHERE p.network=n.name), n.multicast, vni, port, local"
             " FROM network n JOIN subnet s ON s.network=n.name"
             f" LEFT JOIN span p ON p.network=n.name {where} ORDER BY n.name, family",
             *values,
@@ -172,9 +206,9 @@ class SnapshotRows(PortRows, PolicyRows):
             subnets = networks[name].subnets if name in networks else ()
             span = None if vni is None else records.Span(self.cluster_id(), vni, port, local)
             both = (*subnets, records.SubnetRecord(family, cidr, gateway))
-            internal, observe, publishes, by_loopback, policed = map(bool, flags)
-            uses = (internal, observe, publishes, by_loopback, policed)
-            networks[name] = NetworkRecord(name, bridge, mtu, both, *uses, span)
+            internal, observe, publishes, by_loopback, policed, multicast = map(bool, flags)
+            uses = (internal, observe, publishes, by_loopback, policed, span, multicast)
+            networks[name] = NetworkRecord(name, bridge, mtu, both, *uses)
         return list(networks.values())
 
     def cluster_id(self) -> str:
@@ -184,6 +218,8 @@ class SnapshotRows(PortRows, PolicyRows):
     @property
     def across(self) -> SpanRows:
         """Return an object with the queries for networks that span hosts."""
+        from niso.store.span_rows import SpanRows  # most hosts are in no cluster
+
         return SpanRows(self._db)
 
     def is_broken_off(self) -> bool:
@@ -345,6 +381,7 @@ class SnapshotRows(PortRows, PolicyRows):
         seen |= {e.network for service in apart if service in services for e in service.endpoints}
         neighbours = services if everything else tuple(self._active(self._on(seen)))
         remotes, listed = self._remotes(scope, seen) if wire else ((), ())
+        forwards = self.host_forwards()
         return Snapshot(
             state_id=self.state_id(),
             networks=tuple(self._networks(wanted)),
@@ -356,9 +393,13 @@ class SnapshotRows(PortRows, PolicyRows):
             policed=policed,
             members=self._members(policed),
             any_network=self._has("SELECT 1 FROM network LIMIT 1"),
-            any_active=self.any_active(),
-            any_active6=self.any_active(6),
-            sysctls_before=tuple(sorted(self.sysctls_before().items())),
+            forwards=forwards,
+            forwards6=self.host_forwards(6),
+            # after niso's last network, forwarding stays on for others
+            sysctls_before=tuple(sorted(self.sysctls_before().items()))
+            if forwards or not self.keeps_forwarding()
+            else (),
+            links_before=tuple(sorted(self.links_before().items())),
             wire=wire,
             tunnel=self.across.tunnel() if wire else None,
             remotes=remotes,

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-VERSION = 4
+VERSION = 5
 """Version of the tables in `niso.store.tables`."""
-COLUMNS = 135
+COLUMNS = 136
 """The number of columns of all tables together. A database with another number is not a store."""
 
 
@@ -149,7 +149,7 @@ def damaged(reason: str) -> Error:
     """Return the error for an unusable state.db. Line breaks in ``reason`` become spaces."""
     return Error(
         f"{paths.database()}: {' '.join(reason.split())}",
-        f"move it away; net repair has --sweep, which removes what is left; then {restore_hint()}",
+        f"move it away; see niso reset --help; then {restore_hint()}",
     )
 
 

@@ -130,8 +130,12 @@ class Store(SnapshotRows):
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if version == sqlite.VERSION:  # another process has upgraded it
                 return
+            if version == 1:
+                for statement in tables.INSTANCES.split(";"):
+                    self._db.execute(statement)
+                version = 4  # whose tables these are
             later = [one for at, added in tables.ADDED.items() if at > version for one in added]
-            for statement in tables.INSTANCES.split(";") if version == 1 else later:
+            for statement in later:
                 self._db.execute(statement)
             self._db.execute(f"PRAGMA user_version={sqlite.VERSION}")
 
@@ -294,9 +298,9 @@ class Store(SnapshotRows):
     def add_network(self, network: NetworkRecord, implicit: bool, now: float) -> None:
         """Add a network. An ``implicit`` network is deleted with its last recorded service."""
         self._run(
-            "INSERT INTO network VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO network VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             *(network.name, network.bridge, network.mtu, int(implicit), now),
-            *(int(network.internal), int(network.observe)),
+            *(int(network.internal), int(network.observe), int(network.multicast)),
         )
         for subnet in network.subnets:
             self._run("INSERT INTO subnet VALUES (?, ?, ?, ?)", network.name, *subnet)
@@ -345,8 +349,8 @@ class Store(SnapshotRows):
             *values,
         )
 
-    def set_active(self, name: str, active: bool) -> None:
-        self._run("UPDATE service SET active=? WHERE name=?", int(active), name)
+    def set_inactive(self, name: str) -> None:
+        self._run("UPDATE service SET active=0 WHERE name=?", name)
 
     def set_enabled(self, name: str, enabled: bool) -> None:
         """Record whether a service is activated at boot."""
@@ -470,7 +474,7 @@ _FORGET = (
     " WHERE json_type(undo, '$.published')='array'",
     "DELETE FROM intent WHERE action='ports'",
     "DELETE FROM sysctl",
-    "DELETE FROM meta WHERE key='nat_before'",
+    "DELETE FROM meta WHERE key IN ('nat_before', 'links_before', 'keeps_forwarding')",
     "DELETE FROM published",
 )
 
@@ -558,7 +562,7 @@ def _runs(service: str, state_id: str) -> bool:
         with open(os.path.join(paths.service_dir(service), "state.json"), encoding="utf-8") as file:
             pid = int(decoded(file.read())["pid"])
         with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
-            return f"/niso-{state_id}/{service}\n" in file.read()
+            return f"{paths.cgroup(state_id, service)}\n" in file.read()
     except (OSError, ValueError, KeyError):
         return False
 

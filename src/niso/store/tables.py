@@ -7,7 +7,8 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE network (
     name TEXT PRIMARY KEY, bridge TEXT NOT NULL UNIQUE, mtu INTEGER NOT NULL,
     implicit INTEGER NOT NULL CHECK (implicit IN (0, 1)), created_at REAL NOT NULL,
-    internal INTEGER NOT NULL DEFAULT 0, observe INTEGER NOT NULL DEFAULT 1
+    internal INTEGER NOT NULL DEFAULT 0, observe INTEGER NOT NULL DEFAULT 1,
+    multicast INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE subnet (
     network TEXT NOT NULL REFERENCES network ON DELETE CASCADE,
@@ -167,5 +168,6 @@ ADDED = {
         "ALTER TABLE deploy ADD COLUMN sudo_user TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE deploy ADD COLUMN command TEXT NOT NULL DEFAULT ''",
     ),
+    5: ("ALTER TABLE network ADD COLUMN multicast INTEGER NOT NULL DEFAULT 0",),
 }
 """Maps each later version of the store to the statements that change the tables of version 2."""

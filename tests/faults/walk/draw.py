@@ -181,7 +181,7 @@ class Draw:
             manifests = [replace(manifest, below="else") for manifest in manifests]
         known = {name: it.manifest.below for name, it in world.services.items()}
         moved = any(known.get(one.name, one.below) != one.below for one in manifests)
-        option = ["--replace"] if moved and self.chance.random() < 0.6 else []
+        option = ["--take-over"] if moved and self.chance.random() < 0.6 else []
         paths = [f"{FOLDER}/{manifest.place}" for manifest in manifests]
         return Command(("activate", *paths, *option), tuple(manifests))
 
@@ -205,7 +205,7 @@ class Draw:
             name, port = self.chance.choice(forwarded)
             return Command(("port-forward", name, port.text, "--remove"))
         (name, *_) = self._of(world, True)
-        option = self.chance.choice(((), (), ("--replace",), ("--replace",), ("--remove",)))
+        option = self.chance.choice(((), (), ("--take-over",), ("--take-over",), ("--remove",)))
         return Command(("port-forward", name, self._port(name).text, *option))
 
     def _net(self, world: World) -> Command:

@@ -20,7 +20,7 @@ HERE = pathlib.Path(__file__).parent
 STATE = "/var/lib/niso"
 COMMAND_S = 90.0
 SIGNALS = {"kill-after": ("KILL",), "TERM": ("TERM",), "INT": ("INT",), "INTS": ("INT", "INT")}
-SNAPSHOT = HERE.parent / "kernel_snapshot.py"
+SNAPSHOT = (HERE.parent / "kernel_snapshot.py").read_text()
 
 
 class Ended:
@@ -78,7 +78,7 @@ class Machine:
 
     def snapshot(self) -> dict[str, Any]:
         """All that niso could have changed."""
-        done = self.lab.run(sys.executable, "-ISB", str(SNAPSHOT))
+        done = self.lab.run("python3", "-ISc", SNAPSHOT)
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 

@@ -139,7 +139,7 @@ class World:
             else self.require(word).manifest
             for word in words
         ]
-        self.activate(targets, replace="--replace" in options)
+        self.activate(targets, replace="--take-over" in options)
 
     def activate(
         self,
@@ -392,7 +392,7 @@ class World:
             for other, held in self.holders(port)
             if other != name or held.replaces(port)
         ]
-        kinds = {"port taken"} if losers and "--replace" not in options else set()
+        kinds = {"port taken"} if losers and "--take-over" not in options else set()
         if port.host in self.listening():
             kinds.add("port used")
         if kinds:

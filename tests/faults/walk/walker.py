@@ -247,9 +247,9 @@ class Walker:
         """Remove everything from the kernel; then have the networks again."""
         self.counts["sweeps"] += 1
         self._finish()
-        done = self.machine.quick("net", "repair", "--sweep")
+        done = self.machine.quick("reset", "--yes")
         if done.status:
-            raise Failure([f"net repair --sweep: {done.text}"])
+            raise Failure([f"reset --yes: {done.text}"])
         facts = self.machine.facts()
         left = [*facts["namespaces"], *facts["processes"], *facts["rules"]["tables"]]
         left += [name for name, link in facts["links"].items() if link["alias"].startswith("niso:")]

@@ -1,4 +1,4 @@
-"""Define the commands enable, disable, restore, lab, schema, completion, help, version and cluster.
+"""Describe enable, lab, validate, help and others, niso cluster, kubernetes and firewall.
 
 `HABITS` maps commands of other tools to the niso command that does the same.
 `niso.cli.parse.unknown_command` prints the niso command as a hint. docs/guide/coming-from-docker.md
@@ -7,7 +7,17 @@ shows `HABITS` as a table, which ``./dev docs`` writes.
 
 from __future__ import annotations
 
-from niso.cli.command import FOR, JSON, REPORTS, TIMEOUT, VERBOSE, Argument, Command, Option
+from niso.cli.command import (
+    CHANGES,
+    FOR,
+    JSON,
+    REPORTS,
+    TIMEOUT,
+    VERBOSE,
+    Argument,
+    Command,
+    Option,
+)
 
 # --- general commands -----------------------------------------------------------------------------
 
@@ -16,25 +26,18 @@ COMMANDS = (
     Command(
         "enable",
         "start services at boot",
-        (Argument("NAME*", "a known service", "disabled"),),
-        (
-            Option(
-                "--firewall",
-                "instead restore niso's rules after nftables.service or firewalld.service",
-            ),
-            *REPORTS,
-        ),
+        (Argument("NAME+", "a known service", "disabled"),),
+        REPORTS,
         "With systemd as init, each service gets a unit niso-NAME.service: systemctl status, stop, "
         "start and restart work, and journalctl -u niso-NAME shows the service's output. With "
-        "another init, run niso restore at boot. --firewall adds niso net repair --kernel to each "
-        "start, reload and stop of a firewall that may flush all rules.",
-        lines="niso enable api\nniso enable db api\nniso enable --firewall",
+        "another init, run niso restore at boot.",
+        lines="niso enable api\nniso enable db api",
     ),
     Command(
         "disable",
         "do not start services at boot",
-        (Argument("NAME*", "a known service", "enabled"),),
-        (Option("--firewall", "instead undo niso enable --firewall"), *REPORTS),
+        (Argument("NAME+", "a known service", "enabled"),),
+        REPORTS,
         "Active services stay active.",
         lines="niso disable api",
         aside=True,
@@ -67,26 +70,6 @@ COMMANDS = (
         'after two successful probes. A service with on_unhealthy = "restart" is restarted. If '
         "it dies, connections go on, and the next niso command starts it again.",
         lines="niso health  # until Ctrl-C",
-        statuses="130 stopped with Ctrl-C",
-        aside=True,
-    ),
-    Command(
-        "kubernetes",
-        "apply Kubernetes' network policies to the pods of this node, in the foreground",
-        options=(
-            Option(
-                "--kubeconfig FILE",
-                "file with the address and credentials of the API server",
-                "/etc/niso/kubeconfig",
-            ),
-            Option("--enable", "let systemd run it, now and at boot", group="unit"),
-            Option("--disable", "undo --enable", group="unit"),
-            *REPORTS,
-        ),
-        about="Applies to pods that niso-cni attaches with the key kubernetes. While it does not "
-        "run, pods keep the policies that they have, and new pods do not start.",
-        lines="niso kubernetes  # until Ctrl-C\n"
-        "niso kubernetes --enable --kubeconfig /root/kubeconfig",
         statuses="130 stopped with Ctrl-C",
         aside=True,
     ),
@@ -213,7 +196,21 @@ COMMANDS = (
         aside=True,  # the first screen ends with it
     ),
     Command(
-        "check",
+        "reset",
+        "remove everything of niso from the kernel, and end all services",
+        options=(
+            Option("-y --yes", "do not ask", ends=True),
+            *CHANGES,
+        ),
+        about="Stops the processes of all services and removes all namespaces, bridges and rules "
+        "of niso. The command first lists what it removes, and asks. It works without a store. "
+        "Services, their volumes and the store are kept: niso activate starts them again.",
+        lines="niso reset --dry-run  # list what it would remove\nniso reset",
+        ends=True,
+        aside=True,
+    ),
+    Command(
+        "validate",
         "validate manifests and stacks without changing anything",
         (Argument("PATH*", "a manifest, a stack.toml or their folder (default: .)", "file"),),
         (JSON,),
@@ -222,7 +219,7 @@ COMMANDS = (
         "other: two cannot have the same host port, address or name. niso activate --dry-run also "
         "checks what depends on a machine: whether programs, users and paths of the host exist, "
         "and whether names, ports and addresses are free there.",
-        lines="niso check  # the files of this folder\nniso check ./api ./shop/stack.toml",
+        lines="niso validate  # the files of this folder\nniso validate ./api ./shop/stack.toml",
         statuses="0 all files are valid\n1 a file has errors",
         root=False,
     ),
@@ -297,6 +294,11 @@ _ENCRYPT = Option(
     "encrypt packets between hosts; HOW is kernel (default) or userspace",
     implied="kernel",
 )
+_KUBECONFIG = Option(
+    "--kubeconfig FILE",
+    "file with the address and credentials of the API server",
+    "/etc/niso/kubeconfig",
+)
 _ACTIONS = (
     Command(
         "cluster init",
@@ -314,7 +316,6 @@ _ACTIONS = (
             Option("--key FILE", "the key of that certificate (PEM)"),
             Option("--user FILE", "etcd's user: a file with one line, NAME:PASSWORD"),
             Option("--prefix PREFIX", "prefix of the cluster's keys in etcd (default: /niso/v1/)"),
-            Option("--restore", "write the cluster's data again, after etcd has lost them"),
             *REPORTS,
         ),
         about="Hosts agree through etcd on names and addresses. Without --etcd this host runs it, "
@@ -324,14 +325,10 @@ _ACTIONS = (
         "for etcd. Packets of services between them are VXLAN, UDP port 4799. With --encrypt these "
         "packets go through the kernel's WireGuard, UDP port 4800. On a host whose kernel lacks "
         "it, --encrypt=userspace uses the process wireguard-go, at a tenth of the speed. All hosts "
-        "encrypt, or none. --restore writes the cluster's hosts, networks, names and addresses "
-        "again, as far as this host knows them; the agents of the others add what they know. If no "
-        "member of etcd answers, this host runs the first one. A backup has more, so restore that "
-        "if there is one.",
+        "encrypt, or none.",
         lines="niso cluster init --address 198.51.100.1\n"
         "niso cluster init --encrypt --address 198.51.100.1\n"
-        "niso cluster init --etcd https://e:2379 --cacert c --cert h --key k\n"
-        "niso cluster init --restore  # etcd has lost its data",
+        "niso cluster init --etcd https://e:2379 --cacert c --cert h --key k",
     ),
     Command(
         "cluster invite",
@@ -416,14 +413,25 @@ _ACTIONS = (
         ends=True,
     ),
     Command(
-        "cluster member alone",
-        "continue with this host's member alone, after most were lost for good",
-        options=(VERBOSE,),
-        about="Without most members of etcd, nothing can be claimed. This one then forgets the "
-        "others, and keeps its data: all but changes of the last moment. Stop all other members "
-        "first: two halves that both continue would lease the same addresses. On a host that was a "
-        "member, niso cluster member remove and then add make it one again.",
-        lines="niso cluster member alone",
+        "cluster recover",
+        "continue after etcd has lost its data or most of its members",
+        options=(
+            Option(
+                "--force",
+                "continue with this host's member alone, after most members were lost for good",
+                ends=True,
+            ),
+            *REPORTS,
+        ),
+        about="Without --force, writes the cluster's hosts, networks, names and addresses to etcd "
+        "again, as far as this host knows them. The agents of other hosts add what they know. If "
+        "no member of etcd answers, this host runs the first one. A backup has more: restore the "
+        "backup if there is one. With --force, this host's member of etcd forgets all others and "
+        "keeps its data, except changes of the last moment. Stop all other members first: two "
+        "halves that both continue would lease the same addresses. A host that was a member "
+        "becomes one again by niso cluster member remove and then add.",
+        lines="niso cluster recover  # etcd has lost its data\n"
+        "niso cluster recover --force  # two of three members are lost",
         aside=True,
     ),
     Command(
@@ -441,7 +449,52 @@ _ACTIONS = (
         aside=True,
     ),
 )
-GROUP = Command("cluster", "let several hosts share networks", actions=_ACTIONS)
+_KUBERNETES = (
+    Command(
+        "kubernetes run",
+        "apply Kubernetes' network policies to the pods of this node, in the foreground",
+        options=(_KUBECONFIG,),
+        about="Applies to pods that niso-cni attaches with the key kubernetes. While it does not "
+        "run, pods keep the policies that they have, and new pods do not start.",
+        lines="niso kubernetes run  # until Ctrl-C",
+        statuses="130 stopped with Ctrl-C",
+    ),
+    Command(
+        "kubernetes enable",
+        "let systemd run niso kubernetes run, now and at boot",
+        options=(_KUBECONFIG, *REPORTS),
+        lines="niso kubernetes enable --kubeconfig /root/kubeconfig",
+    ),
+    Command(
+        "kubernetes disable",
+        "undo niso kubernetes enable",
+        options=REPORTS,
+        lines="niso kubernetes disable",
+        ends=True,
+    ),
+)
+_FIREWALL = (
+    Command(
+        "firewall enable",
+        "restore niso's rules whenever another firewall has loaded its own",
+        options=REPORTS,
+        about="Adds niso net repair --kernel to each start, reload and stop of nftables.service "
+        "and firewalld.service, which may flush all rules.",
+        lines="niso firewall enable",
+    ),
+    Command(
+        "firewall disable",
+        "undo niso firewall enable",
+        options=REPORTS,
+        lines="niso firewall disable",
+        ends=True,
+    ),
+)
+GROUPS = (
+    Command("cluster", "let several hosts share networks", actions=_ACTIONS),
+    Command("kubernetes", "apply network policies to pods of this node", actions=_KUBERNETES),
+    Command("firewall", "restore niso's rules after other firewalls", actions=_FIREWALL),
+)
 
 
 # --- habits of other tools ------------------------------------------------------------------------

@@ -39,6 +39,10 @@ _ACTIONS = (
             Option(
                 "--span", "span the hosts of the cluster; if the cluster has this network, use it"
             ),
+            Option(
+                "--multicast",
+                "let UDP multicasts and broadcasts pass between its services, as policies allow",
+            ),
             *CHANGES,
         ),
         "activate also creates missing networks that a manifest names. If the network already "
@@ -147,16 +151,6 @@ _ACTIONS = (
         aside=True,
     ),
     Command(
-        "net apply",
-        "apply /etc/niso/policies to attachments",
-        options=REPORTS,
-        about="The policies of the files there must allow a packet as well as the attachment's "
-        "own. They are read whenever something is attached; after an edit, this applies them to "
-        "what is attached already.",
-        lines="niso net apply",
-        aside=True,
-    ),
-    Command(
         "net ports",
         "list published ports",
         options=(
@@ -239,6 +233,7 @@ _ACTIONS = (
         (
             Option("-f --follow", "show new flows as they happen"),
             Option("--denied", "show only what was dropped, or would be without an audit"),
+            Option("--forget", "delete the recorded flows, or with --denied the refused ones"),
             _INSTANCES,
             _SINCE,
             JSON,
@@ -247,10 +242,12 @@ _ACTIONS = (
         "attempts that were dropped, OPEN those that are open now. BY is the published port or the "
         "manifest entry that decides at present. Only TCP, UDP and SCTP are shown; on a network "
         "without ports and policies, UDP counts packets. niso's own test packets and networks with "
-        "--no-observe are left out. -f looks once a second.",
+        "--no-observe are left out. -f looks once a second. Of each source address, the kernel "
+        "records at most 256 refused flows at once, and 2 more an hour. --forget makes room.",
         lines="niso net flows\n"
         "niso net flows postgres --since 1h\n"
         "niso net flows --denied\n"
+        "niso net flows --forget --denied\n"
         "niso net flows -f api  # until Ctrl-C",
         statuses="130 stopped with Ctrl-C",
     ),
@@ -432,7 +429,7 @@ _ACTIONS = (
         statuses="0 the packet passed\n1 it was dropped, or none came\n130 stopped with Ctrl-C",
     ),
     Command(
-        "net log",
+        "net drops",
         "print packets dropped by policies, live",
         (Argument("NAME?", "a service (default: all)", "service"),),
         (Option("--json", "print one JSON object per line"),),
@@ -441,25 +438,26 @@ _ACTIONS = (
         "each address of a service and direction, after a burst of 50. Nothing is stored: drops "
         "while no reader runs are only counted (niso net stats). Only one reader can run at a "
         "time. Stop it with Ctrl-C.",
-        lines="niso net log\nniso net log api",
+        lines="niso net drops\nniso net drops api",
         statuses="130 stopped with Ctrl-C",
         aside=True,
     ),
     Command(
         "net names",
         "let the host itself resolve the names of services",
-        options=(
-            Option(
-                "--host on|off",
-                "write the names to the host's own /etc/hosts from now on, or remove them",
+        (
+            Argument(
+                "on|off?",
+                "write the names to /etc/hosts of the host from now on, or remove them",
+                key="state",
             ),
-            JSON,
         ),
-        about="Services find each other by name in any case. With --host on, niso keeps a block of "
+        (JSON,),
+        "Services find each other by name in any case. With on, niso keeps a block of "
         "NAME.niso.local in /etc/hosts up to date, and removes it with the last service. The rest "
         "of the file stays as it is. A file that is a mount point, a symbolic link or immutable is "
         "refused.",
-        lines="niso net names\nniso net names --host on\nniso net names --host off",
+        lines="niso net names\nniso net names on\nniso net names off",
         aside=True,
     ),
     Command(
@@ -480,24 +478,16 @@ _ACTIONS = (
         "repair niso's own objects that net check reports",
         options=(
             Option(
-                "--sweep",
-                "instead remove everything of niso from the kernel",
-                group="way",
-                ends=True,
-            ),
-            Option(
                 "--kernel",
                 "only the network: start and stop no process, finish no interrupted change",
-                group="way",
             ),
             *CHANGES,
         ),
-        about="Correct objects are not touched. --sweep also stops the processes of all services, "
-        "and works without a store; the services stay known.",
+        about="Correct objects are not touched. Attachments whose namespace no longer exists are "
+        "detached, and the files in /etc/niso/policies are applied to all attachments.",
         lines="niso net repair --dry-run  # show the steps\n"
         "niso net repair\n"
-        "niso net repair --kernel  # after another firewall has loaded its rules\n"
-        "niso net repair --sweep",
+        "niso net repair --kernel  # after another firewall has loaded its rules",
     ),
 )
-GROUP = Command("net", "manage networks, published ports and policies", actions=_ACTIONS)
+GROUPS = (Command("net", "manage networks, published ports and policies", actions=_ACTIONS),)

@@ -35,8 +35,10 @@ COMMANDS = (
         ),
         (
             TIMEOUT,
-            Option("--replace", "take over services of these names from other folders", ends=True),
-            Option("--take", "take over services from hosts of the cluster that are gone"),
+            Option(
+                "--take-over", "take over services of these names from other folders", ends=True
+            ),
+            Option("--from-lost-host", "take over services from lost hosts of the cluster"),
             TRUST_OWNER,
             *CHANGES,
         ),
@@ -44,8 +46,8 @@ COMMANDS = (
         "argument is a known service, with the manifest of its last activation, or else a folder. "
         "If anything fails, everything is rolled back. On an active service only the changes of "
         "its manifest are applied; its process is restarted only if a change requires it, or if it "
-        "has crashed. A name that a service from another folder has is refused unless --replace is "
-        "given. A manifest must belong to root or, with sudo, to you: who can change it decides "
+        "has crashed. The name of a service from another folder is refused without --take-over. A "
+        "manifest must belong to root or, with sudo, to you: who can change it decides "
         "what runs as root.",
         lines="niso activate ./api  # a folder with a manifest.toml\n"
         "niso activate ./db ./cache ./api  # all or none\n"
@@ -99,8 +101,11 @@ COMMANDS = (
             Option("-l --listening", "also show on which ports the services listen"),
             JSON,
         ),
-        about="STATUS is running, starting, restarting, completed (of a job), exited (N), failed "
-        "or inactive. HEALTH is the last known result of the health check, and its age. ps "
+        about="STATUS is running, starting, restarting, exited (N), failed or inactive; of a job "
+        "also scheduled or completed; of an attachment attached or gone; with replicas N/M "
+        "running. A status followed by, for example, activate interrupted means that niso was "
+        "killed during the change; the next command completes or undoes it. HEALTH is "
+        "the last known result of the health check, and its age. ps "
         "waits for no probe. A service stays active after its process has exited. With "
         "--all-hosts, the STATUS of a service on another host is up, down, or host gone; only "
         "those on networks that span hosts are known. If the cluster does not answer, a warning "
@@ -224,7 +229,7 @@ COMMANDS = (
         (
             Option("--remove", "withdraw the port", group="which", ends=True),
             Option(
-                "--replace",
+                "--take-over",
                 "take over the host port from another service",
                 group="which",
                 ends=True,
@@ -234,11 +239,11 @@ COMMANDS = (
         "A forward survives crashes, restarts, reboots and activate, also with a changed manifest. "
         "deactivate withdraws it, and so does activate with a manifest that leaves the service no "
         "network. activate fails if the manifest publishes another port at the forward's host "
-        "port. --replace takes over the host port on all of its addresses, and --remove publishes "
+        "port. --take-over takes the host port on all of its addresses, and --remove publishes "
         "the port of a manifest that was taken so again; established connections are kept.",
         lines="niso port-forward api 9090:9090\n"
         "niso port-forward dns 127.0.0.1:53:53/udp  # from this host only\n"
-        "niso port-forward api-2 8080:8080 --replace  # take over the port\n"
+        "niso port-forward api-2 8080:8080 --take-over  # take over the port\n"
         "niso port-forward api 9090:9090 --remove",
     ),
 )
@@ -256,7 +261,7 @@ _ACTIONS = (
         (
             TIMEOUT,
             Option(
-                "--replace",
+                "--take-over",
                 "take over the stack of this name, and services, from other folders",
                 ends=True,
             ),
@@ -283,18 +288,11 @@ _ACTIONS = (
         ends=True,
     ),
     Command(
-        "stack status",
+        "stack ps",
         "list the services of the stack and their status",
         (_DIR,),
         (JSON,),
         "The columns are the same as those of niso ps.",
-        lines="niso stack status ./shop",
-    ),
-    Command(
-        "stack ps",
-        "list the services of the stack, as stack status",
-        (_DIR,),
-        (JSON,),
         lines="niso stack ps ./shop",
     ),
     Command(
@@ -316,6 +314,10 @@ _ACTIONS = (
         lines="niso stack logs ./shop -n 20\nniso stack logs -f",
     ),
 )
-GROUP = Command(
-    "stack", "manage the services of a stack.toml: up, down, ps, logs, restart", actions=_ACTIONS
+GROUPS = (
+    Command(
+        "stack",
+        "manage the services of a stack.toml: up, down, ps, logs, restart",
+        actions=_ACTIONS,
+    ),
 )

@@ -90,6 +90,4 @@ _ACTIONS = (
         ends=True,
     ),
 )
-GROUP = Command(
-    "volume", "manage named volumes: list, inspect, remove", actions=_ACTIONS, aside=True
-)
+GROUPS = (Command("volume", "manage named volumes: list, inspect, remove", actions=_ACTIONS),)

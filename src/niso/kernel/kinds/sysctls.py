@@ -174,7 +174,9 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
 
     def write(self, writer: Writer, steps: Sequence[Step[Sysctl]]) -> None:
         name = steps[0].obj.netns
-        values = {step.obj.name: step.obj.value for step in steps}
+        values = {step.obj.name: step.obj.value for step in steps if step.obj not in writer.written}
+        if not values:
+            return
         missing = {one: _default_name(one) for one, value in values.items() if value == DEFAULT}
         if missing:
             with unnamed():

@@ -16,7 +16,6 @@ import fcntl
 import os
 import socket
 import struct
-import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
 
@@ -243,6 +242,7 @@ def lacks(form: str) -> str | None:
     Returns None if it can have one.
     """
     import shutil
+    import threading
 
     if shutil.which("wg") is None:
         return "wg is missing: apt-get install wireguard-tools"

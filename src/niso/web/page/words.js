@@ -39,11 +39,8 @@ export const count = (number, word) => `${number} ${word}${number === 1 ? "" : "
 /** Return a port, or a range of ports. */
 export const span = (first, range = 1) => (range > 1 ? `${first}–${first + range - 1}` : `${first}`);
 
-/** Return a name that fits into so many characters; a long name is cut in the middle. */
-export function short(name, most) {
-  const end = Math.floor((most - 1) / 2);
-  return name.length <= most ? name : `${name.slice(0, most - 1 - end)}…${end > 0 ? name.slice(-end) : ""}`;
-}
+/** Return a name that fits into so many characters. */
+export const short = (name, most) => (name.length <= most ? name : `${name.slice(0, most - 1)}…`);
 
 const inBrackets = (name) => (name.includes(":") ? `[${name}]` : name);
 
@@ -63,4 +60,11 @@ export function line(change, policy) {
   const after = change.adds ? [...before, change.text] : before.filter((text) => text !== change.text);
   const shown = after.slice(-MOST_ENTRIES).map((text) => JSON.stringify(text));
   return `${key} = [${after.length > MOST_ENTRIES ? "…, " : ""}${shown.join(", ")}]`;
+}
+
+/** Return why new flows are not recorded, or "". */
+export function unrecorded(state) {
+  const forget = "niso net flows --forget makes room.";
+  if (state.full.length > 0) return `New flows are not recorded: the kernel's sets have no room (${state.full.join(", ")}). ${forget}`;
+  return state.beyond > 0 ? `${count(state.beyond, "refused attempt")} not recorded: each source has room for 256 refused flows. ${forget}` : "";
 }
