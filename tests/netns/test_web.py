@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from chromium import Chromium, is_installed
@@ -118,6 +119,23 @@ def test_the_server_has_no_privileges_and_nothing_is_left(lab: Lab) -> None:
     state = json.loads(lab.run("curl", "-sS", *bearer, f"{web.url}api/state.json").stdout)["state"]
     conforms(state, MAP.fields, "state")
     assert [service["service"] for service in state["services"]] == ["db"]
+
+    # while no page is open, niso neither measures nor counts; a page gets a new state at once
+    def is_counted() -> bool:
+        return "niso_live_" in lab.run("nft", "list", "tables").stdout
+
+    def spent() -> int:
+        words = lab.run("cat", f"/proc/{web.process.pid}/stat").stdout.rpartition(")")[2].split()
+        return int(words[11]) + int(words[12])
+
+    lab.wait_for(lambda: not is_counted(), 30, "the end of counting")
+    before_rest = spent()
+    time.sleep(4)
+    assert spent() - before_rest <= 1  # of 400 ticks
+    again = json.loads(lab.run("curl", "-sS", *bearer, f"{web.url}api/state.json").stdout)["state"]
+    lab.wait_for(is_counted, 30, "counting")
+    assert again["at"] > state["at"]
+    assert isinstance(again["services"][0]["past"], list)
 
     # the port is taken, and other mistakes
     for wrong in (
@@ -256,9 +274,9 @@ def test_the_page_in_chromium(lab: Lab) -> None:
     assert browser.ask(dim) == ["d *:8080", "o client 192.0.2.2", "s api"]
     browser.press("Escape")
     assert browser.ask(dim) == []
-    browser.ask("document.querySelector('[data-key=\"s guest\"]').focus()")
+    browser.ask("document.querySelector('[data-key=\"s guest\"] .box').focus()")
     browser.press("ArrowRight")
-    chosen = browser.ask("document.activeElement.dataset.key")
+    chosen = browser.ask("document.activeElement.closest('.node').dataset.key")
     assert chosen == "s db"
     browser.press("Enter")
     assert browser.wait("document.querySelector('#side h2').innerText") == chosen[2:]

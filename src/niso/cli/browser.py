@@ -19,7 +19,7 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 
-from niso.api.host import Host, connect, plain
+from niso.api.host import connect, plain
 from niso.base import files
 from niso.base.errors import Error, UsageError, missing_library
 from niso.base.named_tuples import TYPE_CHECKING
@@ -30,6 +30,8 @@ from niso.look.session import duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from niso.look.map import Map
 
 
 # --- niso web -------------------------------------------------------------------------------------
@@ -43,6 +45,12 @@ _END_S = 5.0
 """Seconds that the server has to exit by itself before it is killed."""
 LOCAL = "127.0.0.1"
 _READY = b"serving\n"
+_WATCHED, _UNWATCHED = b"+", b"-"
+"""What the server writes when the first page is opened, and after the last page was closed."""
+_GLANCE_S = 60.0
+"""Seconds between records of the traffic while no page is open."""
+_GRACE_S = 5.0
+"""Seconds for which niso measures after the last page was closed, which may be reloaded."""
 
 
 def run(_: str, args: Args) -> int:
@@ -65,8 +73,9 @@ def run(_: str, args: Args) -> int:
                 port = listener.getsockname()[1]
             address = f"http://{LOCAL}:{port}/#token={server.token}"
             listener.close()  # from here on only the server uses it
-            look = _looks(stack.enter_context(connect()))
-            server.write(next(look))  # reports mistakes before the address is printed
+            measured = stack.enter_context(stack.enter_context(connect()).map())
+            # reports mistakes before the address is printed
+            server.write(_line({"state": plain(measured.read())}))
             print(address, flush=True)
             output.note("niso: a read-only map of this host; Ctrl-C ends it")
             there, user = (f"{LOCAL}:{port}", "") if path is None else (path, "root@")
@@ -74,36 +83,45 @@ def run(_: str, args: Args) -> int:
             output.note(f"  from another machine: ssh -L {port}:{there} {user}{name}")
             if args.open:
                 stack.enter_context(_in_browser(address))
-            _serve(look, server, end)
+            _serve(measured, server, end)
     except KeyboardInterrupt:
         return 130
     return 0
 
 
-def _serve(look: Iterator[bytes], server: _PageServer, end: float | None) -> None:
-    """Pass measurements to the server every `EVERY_S` seconds, until the time ``end`` (monotonic).
+def _serve(measured: Map, server: _PageServer, end: float | None) -> None:
+    """Pass measurements to the server while a page is open, until the time ``end`` (monotonic).
 
-    If ``end`` is None, there is no limit.
+    While no page is open, only the traffic of each minute is recorded. If ``end`` is None, there is
+    no limit.
     """
-    began = time.monotonic()
+    took = 0.0
+    watched_at = time.monotonic()
     while True:
-        wait = max(EVERY_S, _SHARE * (time.monotonic() - began))
+        rests = time.monotonic() - watched_at > _GRACE_S
+        wait = _GLANCE_S if rests else max(EVERY_S, _SHARE * took)
         if end is not None and (wait := min(wait, end - time.monotonic())) <= 0:
             return
-        server.wait(wait)
+        if rests:
+            measured.rest()
+        asked = server.wait(wait, until_asked=rests)
         began = time.monotonic()
-        server.write(next(look))
+        if asked:
+            watched_at = began
+        if asked or not rests:
+            server.write(_look(measured))
+        else:
+            with suppress(Error):  # the next page says so
+                measured.glance()
+        took = time.monotonic() - began
 
 
-def _looks(host: Host) -> Iterator[bytes]:
-    """Measure repeatedly, and yield lines of JSON. Raises Error if the first measurement fails."""
-    with host.map() as measured:
-        yield _line({"state": plain(measured.read())})
-        while True:
-            try:
-                yield _line({"state": plain(measured.read())})
-            except Error as error:
-                yield _line({"error": error.message, "hint": error.hint})
+def _look(measured: Map) -> bytes:
+    """Measure, and return a line of JSON."""
+    try:
+        return _line({"state": plain(measured.read())})
+    except Error as error:
+        return _line({"error": error.message, "hint": error.hint})
 
 
 def _line(value: object) -> bytes:
@@ -129,6 +147,7 @@ class _PageServer:
             os.close(theirs)
             os.close(status)
         self._over = False
+        self._watched = False
 
     def __enter__(self) -> _PageServer:
         """Wait until the server is ready. Raises Error if the server fails."""
@@ -149,16 +168,35 @@ class _PageServer:
         except BrokenPipeError:
             raise self._failure(b"") from None
 
-    def wait(self, seconds: float) -> None:
-        """Wait for some seconds. Raises Error if the server exits in this time."""
-        if select.select([self._handle], [], [], seconds)[0]:
-            raise self._failure(b"")
+    def wait(self, seconds: float, until_asked: bool) -> bool:
+        """Wait for some seconds. Returns whether a page was open in this time.
+
+        If ``until_asked`` is true, returns when a page is opened. Raises Error if the server exits.
+        """
+        asked = self._watched
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            ready = select.select([self._handle, self._status], [], [], left)[0]
+            if self._handle in ready:
+                raise self._failure(b"")
+            if ready:
+                # the server is not trusted: the last byte means one of two things
+                said = os.read(self._status, 4096)
+                if not said:
+                    select.select([self._handle], [], [], _END_S)
+                    raise self._failure(b"")
+                self._watched = said.endswith(_WATCHED)
+                asked = asked or _WATCHED in said
+            if until_asked and asked:
+                break
+        return asked
 
     def _failure(self, said: bytes) -> Error:
         while block := os.read(self._status, 4096):
             said += block
         if said:
-            message, _, hint = said.removeprefix(_READY).decode("utf-8", "replace").partition("\n")
+            words = said.removeprefix(_READY).lstrip(_WATCHED + _UNWATCHED)
+            message, _, hint = words.decode("utf-8", "replace").partition("\n")
             if message:
                 return Error(message, hint or None)
         _, status = os.waitpid(self._pid, 0)

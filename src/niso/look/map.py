@@ -9,9 +9,12 @@ import itertools
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
+from niso.base import names
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.kernel import link_records
 from niso.kernel.flow_memory import Recorded
 from niso.look import policies, top
 from niso.look.flows import (
@@ -26,6 +29,7 @@ from niso.look.flows import (
     Key,
     Memory,
     joined,
+    more,
 )
 from niso.look.host_ports import Port
 from niso.look.learn import WrittenNames
@@ -76,6 +80,8 @@ class MapService(NamedTuple):
     audit_until: str | None
     """when the audit of the service's policy ends, or never; null if the policy is not in audit"""
     file: str | None  # the manifest of the last activation
+    past: tuple[float, ...]
+    """bits per second in both directions: averages of each minute of the last hour, oldest first"""
 
 
 class MapNetwork(NamedTuple):
@@ -134,6 +140,10 @@ class MapState(NamedTuple):
     full: tuple[str, ...]  # nftables sets that have no room for new flows
 
 
+_MINUTE_S = 59.0
+_MOST_PAST = 60
+
+
 class Map(Metered):
     """A stream of the state of services, networks and flows. Use it in a ``with`` block."""
 
@@ -141,10 +151,42 @@ class Map(Metered):
         super().__init__(session)
         self._names: dict[tuple[str, str], str | None] = {}
         self._version = -1
+        self._past: dict[str, deque[float]] = {}
+        self._octets: dict[str, int] = {}
+        self._glanced = 0.0
+
+    def rest(self) -> None:
+        """Stop counting bytes of flows until the next `read`, which then returns no rates."""
+        self.close()
+        self._before = None
+
+    @guarded
+    def glance(self) -> None:
+        """Record the traffic of services once a minute, for the field ``past``.
+
+        Reads only the counters of interfaces.
+        """
+        now = time.monotonic()
+        seconds = now - self._glanced
+        if seconds < _MINUTE_S:
+            return
+        ends = {
+            names.veth(row.name, network, row.generation): names.owner(row.name)
+            for row in self.session.store().active_rows()
+            for network in row.networks
+        }
+        octets = dict.fromkeys(ends.values(), 0)
+        for end, traffic in link_records.of_links(ends).items():
+            octets[ends[end]] += traffic["rx_bytes"] + traffic["tx_bytes"]
+        before, self._octets, self._glanced = self._octets, octets, now
+        self._past = {name: self._past.get(name, deque(maxlen=_MOST_PAST)) for name in octets}
+        for name in octets.keys() & before.keys():
+            self._past[name].append(round(8 * more(before[name], octets[name]) / seconds))
 
     @guarded
     def read(self) -> MapState:
         """Return all services, networks and flows. Rates are averages since the last call."""
+        self.glance()
         store = self.session.store()
         before, now, memory, moved = self._sample(with_open=True)
         context = self._context
@@ -175,7 +217,14 @@ class Map(Metered):
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             seconds,
             tuple(
-                _service(store, context, known.get(rates.service), line, rates)
+                _service(
+                    store,
+                    context,
+                    known.get(rates.service),
+                    line,
+                    rates,
+                    self._past.get(rates.service, ()),
+                )
                 for line, rates in zip(now.lines, loads, strict=True)
             ),
             tuple(
@@ -214,7 +263,12 @@ class Map(Metered):
 
 
 def _service(
-    store: Store, context: PolicyContext, row: ServiceRow | None, line: Any, load: ServiceLoad
+    store: Store,
+    context: PolicyContext,
+    row: ServiceRow | None,
+    line: Any,
+    load: ServiceLoad,
+    past: Iterable[float],
 ) -> MapService:
     return MapService(
         load.service,
@@ -238,6 +292,7 @@ def _service(
         _policy(context.services.get(load.service)),
         line.audit_until,
         row.manifest_path or None if row else None,
+        tuple(past),
     )
 
 

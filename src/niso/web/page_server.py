@@ -16,6 +16,8 @@ import ctypes
 import os
 import resource
 import tempfile
+import time
+from contextlib import contextmanager, suppress
 from hmac import compare_digest
 
 from niso.base.errors import missing_library
@@ -23,7 +25,7 @@ from niso.base.named_tuples import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -59,6 +61,11 @@ _IDLE_S = 10.0
 """Seconds for which a connection may stay open without a complete request."""
 _LAST_WORDS_S = 1.0
 _BLOCK = 1 << 16
+WATCHED, UNWATCHED = b"+", b"-"
+"""What is reported when the first page is opened, and after the last page was closed."""
+_FRESH_S = 10.0
+"""Seconds for which a state is sent to a new page. Older ones are from before niso paused."""
+_PATIENCE_S = 10.0
 ENDED = b'{"ended": true}\n'
 """The last line of a stream: no more states will follow."""
 
@@ -99,19 +106,48 @@ def files() -> Page:
 
 
 class States:
-    """The latest state of the map, and the HTTP streams that wait for the next state."""
+    """The latest state of the map, and the HTTP requests that wait for the next state.
 
-    def __init__(self) -> None:
+    While there are such requests, ``report`` has been called last with `WATCHED`.
+    """
+
+    def __init__(self, report: Callable[[bytes], None] = lambda _: None) -> None:
         self.last = b""
         self.number = 0
         self.over = False
         self.streams = 0
         self._changed = asyncio.Event()
+        self._report = report
+        self._watchers = 0
+        self._until = 0.0
 
     def put(self, line: bytes) -> None:
         self.last = line
         self.number += 1
+        self._until = time.monotonic() + _FRESH_S
         self._wake()
+
+    @contextmanager
+    def watched(self) -> Iterator[int]:
+        """Request new states. Yields the number of the last state if it is too old, otherwise 0."""
+        stale = 0 if time.monotonic() < self._until else self.number
+        self._watchers += 1
+        if self._watchers == 1:
+            self._report(WATCHED)
+        try:
+            yield stale
+        finally:
+            self._watchers -= 1
+            if self._watchers == 0:
+                self._report(UNWATCHED)
+
+    async def latest(self) -> bytes:
+        """Return the latest state, or wait for the next state if the latest is too old."""
+        with self.watched() as stale, suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_S):
+                while self.number == stale and not self.over:
+                    await self._changed.wait()
+        return self.last
 
     def end(self) -> None:
         self.over = True
@@ -124,17 +160,18 @@ class States:
     async def stream(self) -> AsyncIterator[bytes]:
         """Yield the latest state, and then each new state. A slow reader misses some states."""
         self.streams += 1
-        seen = 0
         try:
-            while True:
-                if self.number > seen:
-                    seen = self.number
-                    yield self.last
-                elif self.over:
-                    yield ENDED
-                    return
-                else:
-                    await self._changed.wait()
+            with self.watched() as stale:
+                seen = stale
+                while True:
+                    if self.number > seen:
+                        seen = self.number
+                        yield self.last
+                    elif self.over:
+                        yield ENDED
+                        return
+                    else:
+                        await self._changed.wait()
         finally:
             self.streams -= 1
 
@@ -149,9 +186,8 @@ def application(states: States, token: str, page: Page) -> ASGIApp:
     async def state(request: Request) -> Response:
         if not allowed(request):
             return _refusal(403)
-        if not states.last:
-            return _refusal(503)
-        return Response(states.last, media_type="application/json")
+        line = await states.latest()
+        return Response(line, media_type="application/json") if line else _refusal(503)
 
     async def stream(request: Request) -> Response:
         if not allowed(request):
@@ -257,8 +293,8 @@ class _Impatient(H11Protocol):
 def serve(listener: socket.socket, pipe: int, status: int, token: str) -> None:
     """Serve the page until the other end of ``pipe`` is closed. States are read from ``pipe``.
 
-    When the server is ready, it writes a line to ``status``. Raises OSError if privileges cannot be
-    dropped. In this case no request has been served.
+    When the server is ready, it writes a line to ``status``, and later `WATCHED` or `UNWATCHED`.
+    Raises OSError if privileges cannot be dropped. In this case no request has been served.
     """
     page = files()
     asyncio.run(_rehearse(page))
@@ -294,7 +330,13 @@ async def _rehearse(page: Page) -> None:
 
 
 async def _serve(listener: socket.socket, pipe: int, status: int, token: str, page: Page) -> None:
-    states = States()
+    os.set_blocking(status, False)
+
+    def report(watched: bytes) -> None:
+        with suppress(OSError):  # the collector has exited, or is stopped
+            os.write(status, watched)
+
+    states = States(report)
     config = uvicorn.Config(
         application(states, token, page),
         loop="asyncio",

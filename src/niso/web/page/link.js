@@ -4,12 +4,15 @@
 const KEY = "niso-token";
 const AGAIN_MS = [500, 1000, 2000, 4000];
 
-/** Take the token out of the address bar, and return it, or null. */
-function token() {
-  const given = new URLSearchParams(location.hash.slice(1)).get("token");
+/** Take the token out of the address bar, where the rest stays, and return it, or null. */
+export function token() {
+  const fragment = new URLSearchParams(location.hash.slice(1));
+  const given = fragment.get("token");
   if (given !== null) {
+    if (given !== sessionStorage.getItem(KEY)) sessionStorage.clear(); // another niso web: not its last state
     sessionStorage.setItem(KEY, given);
-    history.replaceState(null, "", location.pathname);
+    fragment.delete("token");
+    history.replaceState(null, "", location.pathname + (fragment.size > 0 ? `#${fragment}` : ""));
   }
   return sessionStorage.getItem(KEY);
 }
@@ -49,7 +52,7 @@ export async function follow(on) {
           failures = 0;
           if (line.ended) why = "ended";
           else if (line.error !== undefined) on.failed(line);
-          else on.state(line.state);
+          else queueMicrotask(() => on.state(line.state)); // a defect of the page is not a lost connection
         }
       }
     } catch {

@@ -110,7 +110,7 @@ export function mapOf(state, flows, { wanted = "", unfolded = new Set() } = {}) 
     const id = `${door.id}|${door.target}|idle`;
     edges.set(id, { id, from: door.id, to: door.target, denied: false, flows: [], rate: 0, bits: 0, open: 0 });
   }
-  return { nodes: [...nodes.values()], edges: [...edges.values()], networks: state.networks };
+  return { nodes: [...nodes.values()], byId: nodes, edges: [...edges.values()], bundles: new Map(), networks: state.networks };
 }
 
 function folded(members, refusals) {
@@ -130,10 +130,12 @@ function addDoors(state, ids, nodes) {
     if (service.status === "inactive") continue;
     const target = ids.get(service.service);
     for (const published of service.ports) {
-      const door = target.startsWith("g ") ? { id: `d ${target}`, words: "published ports" } : doorTo(published);
-      const known = nodes.get(door.id) ?? { kind: "door", networks: [], target, ports: [], ...door };
+      const own = doorTo(published);
+      const door = target.startsWith("g ") ? { id: `d ${target}`, words: "published ports" } : own;
+      const known = nodes.get(door.id) ?? { kind: "door", networks: [], target, ports: [], names: new Set(), ...door };
       known.ports.push(published);
-      if (target.startsWith("g ")) known.name = count(known.ports.length, "port");
+      known.names.add(own.name);
+      if (target.startsWith("g ")) known.name = [...known.names].slice(0, 1).join("") + (known.names.size > 1 ? ` +${known.names.size - 1}` : "");
       nodes.set(door.id, known);
     }
   }
@@ -163,6 +165,49 @@ function endNode(end, ids, nodes, side) {
     nodes.set(id, { id, kind: end.kind === "host" ? "host" : side, networks: [], name, words: words[end.kind] ?? "" });
   }
   return id;
+}
+
+/** Return the edges that are drawn: on a crowded map, the flows that pass between two groups, either way, as one.
+
+    `groupOf` returns the frame, wall or box that a node belongs to. Edges of `open` stay by themselves. */
+export function bundled(edges, groupOf, open) {
+  const shown = [];
+  const bundles = new Map();
+  for (const edge of edges) {
+    const [from, to] = [groupOf(edge.from), groupOf(edge.to)];
+    if (from === to || edge.denied || edge.audited || open.has(edge.id)) {
+      shown.push(edge);
+      continue;
+    }
+    const known = bundles.get(`b ${to}|${from}`);
+    const id = known?.id ?? `b ${from}|${to}`;
+    if (known) known.isMutual = true;
+    const bundle = known ?? bundles.get(id) ?? { id, from, to, isMutual: false, members: [], denied: false, flows: [], rate: 0, bits: 0, open: 0 };
+    bundle.members.push(edge);
+    bundle.flows = bundle.flows.concat(edge.flows);
+    for (const key of ["rate", "bits", "open"]) bundle[key] += edge[key];
+    bundles.set(id, bundle);
+  }
+  return [...shown, ...bundles.values()];
+}
+
+/** Return the nodes and edges that are tied to a node, an edge or a bundle: {nodes, edges}. */
+export function tiedTo(map, ids) {
+  const [nodes, edges] = [new Set(), new Set()];
+  for (const id of ids) {
+    if (map.byId.has(id)) nodes.add(id);
+    for (const edge of map.edges) if (edge.from === id || edge.to === id || edge.id === id || map.bundles.get(id)?.has(edge.id)) edges.add(edge);
+  }
+  for (const edge of edges) nodes.add(edge.from).add(edge.to);
+  // behind a door is the service, and before it are its clients
+  for (const door of [...nodes].filter((id) => id.startsWith("d "))) {
+    for (const edge of map.edges) {
+      if (edge.from !== door && edge.to !== door) continue;
+      edges.add(edge);
+      nodes.add(edge.from).add(edge.to);
+    }
+  }
+  return { nodes, edges: new Set([...edges].map((edge) => edge.id)) };
 }
 
 /** Return the ports of an edge: :80, :443 and 2 more. */

@@ -1,15 +1,19 @@
 // Draw edges as lines that go between nodes and not through them. Pure.
 
+import { spread } from "./layout.js";
+
 const CLEAR = 9;
 const APART = 7;
 
-/** Return {id: {path, label: {x, ys, anchor}, end: {x, y}}} for edges between placed nodes. */
-export function routes(edges, at) {
+/** Return {id: {path, end, side, points}} for edges between placed nodes.
+
+    `points` are close to each other on the line, from its start to its end. */
+export function routes(edges, at, reach) {
   const shown = edges.filter((edge) => at.has(edge.from) && at.has(edge.to));
   const columns = columnsOf([...at.values()]);
   const ports = portsOf(shown, at);
   const used = new Map();
-  return new Map(shown.map((edge) => [edge.id, route(edge, at, columns, ports, used)]));
+  return new Map(shown.map((edge) => [edge.id, route(edge, at, columns, ports, used, reach)]));
 }
 
 /** Return the boxes in columns, from left to right: those beside each other are in one. */
@@ -61,10 +65,10 @@ function portsOf(edges, at) {
   return ports;
 }
 
-function route(edge, at, columns, ports, used) {
+function route(edge, at, columns, ports, used, reach) {
   const start = ports.get(`from|${edge.id}`);
   const end = ports.get(`to|${edge.id}`);
-  if (start.side === end.side) return bulge(start, end);
+  if (start.side === end.side) return bulge(start, end, reach);
   const back = start.side === "left";
   const [a, b] = back ? [end, start] : [start, end];
   const points = [a];
@@ -77,17 +81,7 @@ function route(edge, at, columns, ports, used) {
   }
   points.push(b);
   if (back) points.reverse();
-  return {
-    path: smooth(points),
-    end,
-    label: { x: end.x + (back ? 1 : -1) * (edge.denied ? 16 : 11), ys: heights(start, end), anchor: back ? "start" : "end" },
-  };
-}
-
-/** Return the heights of a label: first on the side from which the line does not come. */
-function heights(start, end) {
-  const [above, below] = [end.y - 5, end.y + 12];
-  return start.y < end.y - 2 ? [below, above, below + 13, above - 13] : [above, below, above - 13, below + 13];
+  return line(curves(points), end);
 }
 
 /** Return a height near the wanted one at which a line crosses a column; null where all is free. */
@@ -106,27 +100,81 @@ function free(column, wanted, used) {
   return y + (times % 2 ? 1 : -1) * Math.ceil(times / 2) * 3;
 }
 
-/** Return a line of curves that is level at each point. */
-function smooth(points) {
-  let path = `M${round(points[0].x)} ${round(points[0].y)}`;
-  for (let i = 1; i < points.length; i++) {
-    const [a, b] = [points[i - 1], points[i]];
-    if (a.y === b.y) {
-      path += `H${round(b.x)}`;
-    } else {
-      const half = (b.x - a.x) / 2;
-      path += `C${round(a.x + half)} ${round(a.y)} ${round(b.x - half)} ${round(b.y)} ${round(b.x)} ${round(b.y)}`;
-    }
-  }
-  return path;
+/** Return curves that are level at each point, each as four points (a cubic Bézier curve). */
+function curves(points) {
+  return points.slice(1).map((b, i) => {
+    const a = points[i];
+    const half = (b.x - a.x) / 2;
+    return [a, { x: a.x + half, y: a.y }, { x: b.x - half, y: b.y }, b];
+  });
 }
 
 /** Return a line between two nodes of one column, which leaves and enters at the right. */
-function bulge(start, end) {
-  const far = 26 + Math.min(40, Math.abs(end.y - start.y) / 8);
-  const x = Math.max(start.x, end.x) + far;
-  const path = `M${round(start.x)} ${round(start.y)}C${round(x)} ${round(start.y)} ${round(x)} ${round(end.y)} ${round(end.x)} ${round(end.y)}`;
-  return { path, end, label: { x: end.x + 16, ys: heights(start, end), anchor: "start" } };
+function bulge(start, end, reach) {
+  const x = Math.max(start.x, end.x) + reach * (0.35 + Math.min(1.05, Math.abs(end.y - start.y) / 400));
+  return line([[start, { x, y: start.y }, { x, y: end.y }, end]], end);
+}
+
+const STEP = 5; // pixels between the points of a line, at most
+
+function line(parts, end) {
+  const [first] = parts[0];
+  let path = `M${round(first.x)} ${round(first.y)}`;
+  const points = [first];
+  for (const [a, b, c, d] of parts) {
+    path += a.y === d.y && a.y === b.y ? `H${round(d.x)}` : `C${[b, c, d].map((one) => `${round(one.x)} ${round(one.y)}`).join(" ")}`;
+    const many = Math.ceil((Math.hypot(b.x - a.x, b.y - a.y) + Math.hypot(c.x - b.x, c.y - b.y) + Math.hypot(d.x - c.x, d.y - c.y)) / STEP);
+    for (let i = 1; i <= many; i++) {
+      const [t, u] = [i / many, 1 - i / many];
+      const on = (axis) => u * u * u * a[axis] + 3 * u * u * t * b[axis] + 3 * u * t * t * c[axis] + t * t * t * d[axis];
+      points.push({ x: on("x"), y: on("y") });
+    }
+  }
+  return { path, end, side: end.side, points };
+}
+
+/** Return {id: line} for bundles between frames: from the sides that face each other. */
+export function bundleRoutes(bundles, boxOf) {
+  const ends = new Map();
+  const ways = bundles.map((bundle) => {
+    const [a, b] = [boxOf(bundle.from), boxOf(bundle.to)];
+    const gaps = { right: b.x - a.x - a.width, left: a.x - b.x - b.width, bottom: b.y - a.y - a.height, top: a.y - b.y - b.height };
+    const out = Object.keys(gaps).reduce((best, side) => (gaps[side] > gaps[best] ? side : best));
+    const into = { right: "left", left: "right", bottom: "top", top: "bottom" }[out];
+    for (const [end, group, box, side, other] of [["from", bundle.from, a, out, b], ["to", bundle.to, b, into, a]]) {
+      const key = `${group}|${side}`;
+      if (!ends.has(key)) ends.set(key, { box, side, list: [] });
+      const level = side === "left" || side === "right";
+      // where the two sides face each other, the line is straight
+      const [from, to] = level ? [Math.max(box.y, other.y), Math.min(box.y + box.height, other.y + other.height)] : [Math.max(box.x, other.x), Math.min(box.x + box.width, other.x + other.width)];
+      const centre = level ? other.y + other.height / 2 : other.x + other.width / 2;
+      ends.get(key).list.push({ end, bundle, wanted: from < to ? (from + to) / 2 : centre, centre });
+    }
+    return { bundle, out };
+  });
+  const at = new Map();
+  for (const { box, side, list } of ends.values()) {
+    const level = side === "left" || side === "right";
+    const [low, size] = level ? [box.y, box.height] : [box.x, box.width];
+    for (const one of list) one.wanted = Math.min(Math.max(one.wanted, low + 6), low + size - 6);
+    list.sort((a, b) => a.wanted - b.wanted || a.centre - b.centre || (a.bundle.id < b.bundle.id ? -1 : 1));
+    const step = Math.min(18, (size - 12) / list.length);
+    const places = spread(list.map((one) => one.wanted), step);
+    const shift = Math.max(low + 6 - places[0], Math.min(0, low + size - 6 - places.at(-1)));
+    list.forEach((one, i) => {
+      const along = places[i] + shift;
+      const place = level ? { x: side === "right" ? box.x + box.width : box.x, y: along } : { x: along, y: side === "bottom" ? box.y + box.height : box.y };
+      at.set(`${one.end}|${one.bundle.id}`, { ...place, side });
+    });
+  }
+  return new Map(
+    ways.map(({ bundle, out }) => {
+      const [a, b] = [at.get(`from|${bundle.id}`), at.get(`to|${bundle.id}`)];
+      const level = out === "left" || out === "right";
+      const [middleX, middleY] = [(a.x + b.x) / 2, (a.y + b.y) / 2];
+      return [bundle.id, line([level ? [a, { x: middleX, y: a.y }, { x: middleX, y: b.y }, b] : [a, { x: a.x, y: middleY }, { x: b.x, y: middleY }, b]], b)];
+    }),
+  );
 }
 
 const round = (number) => Math.round(number * 10) / 10;

@@ -1,7 +1,7 @@
 // The same as tables, and the details beside them.
 
-import { h } from "./dom.js";
-import { ago, count, line, perSecond, period, rate, span, target, unrecorded } from "./words.js";
+import { h, s } from "./dom.js";
+import { ago, count, line, moves, perSecond, period, rate, span, target, unrecorded } from "./words.js";
 
 const MOST_ROWS = 500;
 const MOST_CARDS = 30;
@@ -33,7 +33,7 @@ export function tables(state, flows, services, choose) {
   const [few, others] = cut(services);
   return [
     table(
-      `Flows (${flows.length})`,
+      `Flows (${flows.length})${flows.length ? `: ${verdicts(flows)}` : ""}`,
       [["From", "end"], ["To", "end"], ["Verdict"], ["Traffic", "number"], ["New", "number"], ["In all", "number"], ["Open", "number"], ["Last", "number"], ["By"], ["What would allow it"]],
       some.map((flow) => [
         name(flow.from),
@@ -132,10 +132,66 @@ export function overview(state, flows) {
   const passing = flows.filter((flow) => flow.verdict === "pass").sort((a, b) => (b.bits ?? 0) - (a.bits ?? 0) || b.rate - a.rate || b.open - a.open || b.new - a.new);
   return [
     denied(state, flows),
-    passing.length === flows.length && [h("h2", {}, "Not allowed (0)"), h("p", { class: "note" }, "Nothing was denied in this period.")],
-    h("h2", {}, `Flows (${passing.length})`),
+    passing.length === flows.length && flows.length > 0 && [h("h2", {}, "Not allowed (0)"), h("p", { class: "note" }, "Nothing was denied in this period.")],
+    h("h2", {}, `Passed (${passing.length})`),
     brief(passing.slice(0, MOST_CARDS), (flow) => `${flow.from.name} → ${target(flow)}`),
+    passing.length > MOST_CARDS && h("p", { class: "note" }, `${passing.length - MOST_CARDS} more in the table`),
   ];
+}
+
+/** Return how many of some flows passed, were denied and are in audit: 17 passed, 2 denied. */
+function verdicts(flows) {
+  const of = (verdict) => flows.filter((flow) => flow.verdict === verdict).length;
+  return [[of("pass"), "passed"], [of("drop"), "denied"], [of("audit"), "in audit"]].filter(([number]) => number > 0).map(([number, word]) => `${number} ${word}`).join(", ");
+}
+
+/** Return what a line stands for when it is chosen. */
+export function edgeDetails(state, edges, close) {
+  const flows = flowsOf(edges);
+  const list = (title, some) => some.length > 0 && [h("h2", {}, `${title} (${some.length})`), brief(some.slice(0, 200), (flow) => `${flow.from.name} → ${target(flow)}`)];
+  return [
+    headOf(titleOf(edges), close),
+    h("p", {}, flows.length > 0 ? `${count(flows.length, "flow")}: ${verdicts(flows)}` : "A published port without a flow in this period."),
+    denied(state, flows),
+    list("Passed", flows.filter((flow) => flow.verdict === "pass")),
+  ];
+}
+
+const flowsOf = (edges) => [...new Set(edges.flatMap((edge) => edge.flows))].sort((a, b) => (b.bits ?? 0) - (a.bits ?? 0) || b.new - a.new);
+
+function titleOf(edges) {
+  const flows = flowsOf(edges);
+  if (edges.length === 1 && flows.length > 0) return `${flows[0].from.name} → ${flows[0].to.name}`;
+  return flows.length > 0 ? count(flows.length, "flow") : edges[0].from.slice(2);
+}
+
+const MOST_ON_CARD = 8;
+
+/** Return the card of what is pointed at: a node, or the edges of a line. */
+export function cardOf(state, node, edges, map) {
+  if (node === undefined) {
+    const flows = flowsOf(edges);
+    return [
+      h("h3", {}, titleOf(edges)),
+      flows.slice(0, MOST_ON_CARD).map((flow) => h("p", { class: flow.verdict }, edges.length > 1 ? `${flow.from.name} → ` : "", target(flow), flow.verdict === "pass" ? "" : ` ${said(flow)}`, h("span", {}, moves(flow)))),
+      flows.length > MOST_ON_CARD && h("p", { class: "note" }, `and ${flows.length - MOST_ON_CARD} more`),
+      flows.length === 0 && h("p", { class: "note" }, "published; no flow in this period"),
+    ];
+  }
+  const own = [...new Set(map.edges.filter((edge) => edge.from === node.id || edge.to === node.id).flatMap((edge) => edge.flows))];
+  const refused = own.filter((flow) => flow.verdict === "drop").sort((a, b) => (a.ago ?? 1e9) - (b.ago ?? 1e9));
+  const last = refused.slice(0, 3).map((flow) => h("p", { class: "drop" }, `${flow.from.name} → ${target(flow)} denied`, h("span", {}, ago(flow.ago))));
+  if (node.kind !== "service") return [h("h3", {}, node.name), h("p", { class: "note" }, node.words ?? node.lines.join(", ")), h("p", {}, count(own.length, "flow")), last];
+  const { service } = node;
+  const facts = [
+    ["health", healthWords(service) ?? service.status],
+    ["address", service.address.join(", ")],
+    ["networks", service.networks.join(", ")],
+    ["in, out", service.received === null ? null : `${rate(service.received)}, ${rate(service.sent)}`],
+    ["processor", service.cpu === null ? null : `${service.cpu.toFixed(1)} % of one`],
+    ["memory", service.memory === null ? null : `${(service.memory / 1048576).toFixed(1)} MiB`],
+  ].filter(([, value]) => value);
+  return [h("h3", {}, node.name), h("dl", {}, facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])), last];
 }
 
 function brief(flows, name) {
@@ -160,9 +216,13 @@ function brief(flows, name) {
   );
 }
 
+function headOf(title, close) {
+  return h("div", { class: "head" }, h("h2", {}, title), h("button", { type: "button", class: "close", "aria-label": "Close", "aria-keyshortcuts": "Escape", onclick: close }, "×"));
+}
+
 /** Return the details of a chosen node. */
 export function details(state, flows, node, close) {
-  const head = h("div", { class: "head" }, h("h2", {}, node.name), h("button", { type: "button", class: "close", "aria-label": "Close", "aria-keyshortcuts": "Escape", onclick: close }, "×"));
+  const head = headOf(node.name, close);
   if (node.kind !== "service") {
     const ends = flows.filter((flow) => [flow.from, flow.to].some((end) => isOf(end, node)));
     return [head, h("p", { class: "note" }, node.words ?? node.lines?.join(", ")), h("h2", {}, `Flows (${ends.length})`), brief(ends.slice(0, 200), (flow) => `${flow.from.name} → ${target(flow)}`)];
@@ -190,6 +250,7 @@ export function details(state, flows, node, close) {
   return [
     head,
     h("dl", {}, facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
+    curve(service.past ?? []),
     h("h2", {}, "Policy"),
     policy(service.policy),
     denied(state, own),
@@ -197,6 +258,17 @@ export function details(state, flows, node, close) {
     brief(into.slice(0, 200), (flow) => `${flow.from.name} → :${flow.port}/${flow.proto}`),
     h("h2", {}, `To others (${out.length})`),
     brief(out.slice(0, 200), (flow) => `→ ${target(flow)}`),
+  ];
+}
+
+/** Return the traffic of the last hour as a curve. */
+function curve(past) {
+  const most = Math.max(...past, 0);
+  if (past.length < 2 || most === 0) return null;
+  const points = past.map((value, i) => `${(((i + 60 - past.length) / 59) * 240).toFixed(1)} ${(39 - (value / most) * 37).toFixed(1)}`);
+  return [
+    h("h2", {}, `Traffic of the last hour, at most ${rate(most)}`),
+    s("svg", { class: "curve", viewBox: "0 0 240 40", preserveAspectRatio: "none", "aria-hidden": "true" }, s("path", { d: `M${points.join("L")}` })),
   ];
 }
 
@@ -232,7 +304,7 @@ export function figures(state, flows) {
   return [
     item(up, `of ${state.services.length} up`),
     bad > 0 && item(bad, "unhealthy", "bad"),
-    item(flows.length - refused, flows.length - refused === 1 ? "flow" : "flows"),
+    item(flows.length, flows.length === 1 ? "flow" : "flows"),
     refused > 0 && item(refused, "denied", "bad"),
     audited > 0 && item(audited, "in audit", "waiting"),
     item(rate(bits), ""),

@@ -39,8 +39,11 @@ export const count = (number, word) => `${number} ${word}${number === 1 ? "" : "
 /** Return a port, or a range of ports. */
 export const span = (first, range = 1) => (range > 1 ? `${first}–${first + range - 1}` : `${first}`);
 
-/** Return a name that fits into so many characters. */
-export const short = (name, most) => (name.length <= most ? name : `${name.slice(0, most - 1)}…`);
+/** Return a name that fits into so many characters; a long name is cut in the middle. */
+export function short(name, most) {
+  const end = Math.floor((most - 1) / 2);
+  return name.length <= most ? name : `${name.slice(0, most - 1 - end)}…${end > 0 ? name.slice(-end) : ""}`;
+}
 
 const inBrackets = (name) => (name.includes(":") ? `[${name}]` : name);
 
