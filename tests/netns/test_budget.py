@@ -51,11 +51,11 @@ OTHER_COMMANDS = {"cluster", "compose", "engines", "lab", "web"}
 UNTOUCHED = OTHER_COMMANDS | {"change", "manifest", "reconcile"}
 """Folders of which a command that only prints states loads nothing."""
 MOST = {
-    "activate": (136, 72),
-    "port-forward": (114, 66),
-    "ps": (56, 54),
-    "ADD": (95, 64),
-    "DEL": (95, 64),
+    "activate": (122, 67),
+    "port-forward": (98, 63),
+    "ps": (44, 50),
+    "ADD": (73, 62),
+    "DEL": (72, 62),
 }
 """How many modules of niso and of the standard library a command loads at most.
 

@@ -7,7 +7,6 @@ that only services with processes need.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -592,6 +591,8 @@ def _peer(one: Entry, other: Entry) -> Peer | None:
         return one.peer
     kinds = {one.peer.kind, other.peer.kind}
     if kinds <= {"prefix", "prefixes"}:
+        import ipaddress  # two policies rarely both have prefixes
+
         ours, theirs = (
             [ipaddress.ip_network(cidr) for cidr in entry.peer.name.split(",")]
             for entry in (one, other)

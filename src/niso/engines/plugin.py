@@ -10,11 +10,11 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
-from ipaddress import ip_address
 
 from niso.base import files, paths
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING, Any
+from niso.base.names import packed, unpacked
 from niso.change import attach
 from niso.change.attach import POD_POLICY, Request, combined
 from niso.kernel.real import Kernel
@@ -128,7 +128,10 @@ def aliases(texts: Iterable[object], but: str) -> tuple[str, ...]:
 
 def address(text: object) -> str:
     """Return an address in canonical form. Raises ValueError if it is not an address."""
-    return str(ip_address(str(text)))
+    try:
+        return unpacked(packed(str(text)))
+    except OSError:
+        raise ValueError(f"{text!r} is not an IPv4 or IPv6 address") from None
 
 
 def mac(text: object) -> str:

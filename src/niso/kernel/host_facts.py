@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 from collections.abc import Sequence
 
-from niso.base.names import is_marked
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.names import family_of, is_marked
 from niso.kernel import proc_sys
 from niso.kernel.link_records import Link
 from niso.kernel.rtnetlink import Rtnl
 from niso.kernel.ruleset import ROUTED_KINDS, TUNNEL
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+if TYPE_CHECKING:
+    import ipaddress
+
+    Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DEFAULT_MTU = 1500
 RESOLVED_UPSTREAMS = "/run/systemd/resolve/resolv.conf"
+
+
+def _network(text: str) -> Network:
+    """Return the network of an address with its prefix length. Raises ValueError."""
+    import ipaddress
+
+    return ipaddress.ip_network(text, strict=False)
 
 
 def default_mtu() -> int:
@@ -46,13 +56,13 @@ def used_prefixes(except_alias: str) -> list[tuple[Network, str]]:
         links = {link.index: link for link in rtnl.links()}
         for route in rtnl.routes():
             link = links.get(route.index)
-            net = ipaddress.ip_network(route.destination)
+            net = _network(route.destination)
             is_excluded = link is not None and link.alias == except_alias
             if net.prefixlen and not is_excluded and not net.is_link_local:
                 used[net, link.name if link else "no link"] = None
         for address in rtnl.addresses():
             link = links.get(address.index)
-            net = ipaddress.ip_interface(address.address).network
+            net = _network(address.address)
             if link and link.alias != except_alias and not net.is_link_local:
                 used[net, link.name] = None
     return list(used)
@@ -65,7 +75,7 @@ def local_prefixes() -> list[Network]:
     """Return the host's own addresses, and prefixes that ``ip route add local`` has made local."""
     with Rtnl() as rtnl:
         routes = rtnl.routes(table=_LOCAL)
-    return [ipaddress.ip_network(one.destination) for one in routes if one.type == _RTN_LOCAL]
+    return [_network(one.destination) for one in routes if one.type == _RTN_LOCAL]
 
 
 # the kinds of bridge ports that lead to containers and virtual machines, not out of the host
@@ -90,7 +100,7 @@ def engine_prefixes() -> list[tuple[Network, str]]:
         there = [(route.index, route.destination) for route in routes]
         there += [(address.index, address.address) for address in rtnl.addresses()]
     for index, text in there:
-        net = ipaddress.ip_interface(text).network
+        net = _network(text)
         if index in names and not (net.is_link_local or net.is_multicast):
             found[net, names[index]] = None
     return list(found)
@@ -145,9 +155,9 @@ def not_forwarding() -> dict[str, set[str]]:
     by_link: dict[str, set[str]] = {}
     with Rtnl() as rtnl:
         for entry in rtnl.addresses():
-            address = ipaddress.ip_interface(entry.address).ip
-            if address.version == 4 and not address.is_loopback:
-                by_link.setdefault(rtnl.name(entry.index), set()).add(str(address))
+            address = entry.address.partition("/")[0]
+            if family_of(address) == 4 and not address.startswith("127."):
+                by_link.setdefault(rtnl.name(entry.index), set()).add(address)
         # one link at a time: there may be a thousand links without an address
         links = [link for name in by_link if name and (link := rtnl.link(name)) is not None]
     return {
@@ -201,7 +211,7 @@ def _is_loopback(line: str) -> bool:
     if words[:1] != ["nameserver"] or len(words) < 2:
         return False
     try:
-        return ipaddress.ip_address(words[1].partition("%")[0]).is_loopback
+        return _network(words[1].partition("%")[0]).is_loopback
     except ValueError:
         return False
 

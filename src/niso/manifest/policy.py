@@ -20,6 +20,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
+from fnmatch import fnmatchcase
 
 from niso.base import files, paths
 from niso.base import text as base_text
@@ -463,8 +464,6 @@ def _wrong_file(file: str, reason: str) -> InvalidInput:
 
 def _is_about(table: Mapping[str, Any], subject: Mapping[str, tuple[str, ...]]) -> bool:
     """Return whether each matcher in a [[policy]] table matches a value in ``subject``."""
-    from fnmatch import fnmatchcase
-
     for matcher in table.keys() & {*MATCHERS}:
         given = table[matcher]
         patterns = [given] if isinstance(given, str) else given

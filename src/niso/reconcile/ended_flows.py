@@ -12,7 +12,6 @@ connection tracking. Otherwise these connections would be interrupted.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Iterable
 
 from niso.base import names
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
     from niso.kernel.sockets import Connection
     from niso.plan.verdict import PolicyContext
 
-
-if TYPE_CHECKING:
-    Net = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _PORT_MAPS = PUBLISHED | LOCAL | FRONTS
 _SLOTS = ("slots4", "slots6")
@@ -64,6 +60,12 @@ def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
     lacks the NAT that the rules require, or if it uses a port of the host that is now published.
     ``own`` are the host's addresses.
     """
+    import ipaddress  # only after niso's tables were lost
+
+    def within(address: str) -> bool:
+        packed = ipaddress.ip_address(address)
+        return any(packed in subnet for subnet in subnets)
+
     targets = _targets(want)
     subnets = [
         ipaddress.ip_network(element.fields[0])
@@ -86,15 +88,10 @@ def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
             unseen = flow.answers_to == flow.source
             hidden = ipaddress.ip_address(flow.source).is_loopback or flow.source in led_to
             return flow.answers_from not in led_to or (hidden and unseen)
-        outwards = _within(flow.source, subnets) and not _within(flow.destination, subnets)
+        outwards = within(flow.source) and not within(flow.destination)
         return outwards and not to.is_multicast and flow.answers_to == flow.source
 
     return is_stray
-
-
-def _within(address: str, subnets: Iterable[Net]) -> bool:
-    packed = ipaddress.ip_address(address)
-    return any(packed in subnet for subnet in subnets)
 
 
 def _targets(want: State) -> Callable[[str, str, int | None], set[str]]:

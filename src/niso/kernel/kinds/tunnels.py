@@ -17,6 +17,7 @@ import os
 import socket
 import struct
 import time
+from _thread import LockType, allocate_lock, start_new_thread
 from collections.abc import Collection, Iterable, Sequence
 
 from niso.base import files, paths
@@ -242,7 +243,6 @@ def lacks(form: str) -> str | None:
     Returns None if it can have one.
     """
     import shutil
-    import threading
 
     if shutil.which("wg") is None:
         return "wg is missing: apt-get install wireguard-tools"
@@ -251,15 +251,16 @@ def lacks(form: str) -> str | None:
             return "wireguard-go is missing: apt-get install wireguard-go"
         return None if os.path.exists(_TUN) else f"{_TUN} is missing"
     errors: list[KernelError] = []
-    thread = threading.Thread(target=_probe, args=(errors,))
-    thread.start()
-    thread.join()
+    ended = allocate_lock()
+    ended.acquire()
+    start_new_thread(_probe, (errors, ended))
+    ended.acquire()
     return f"the kernel has no WireGuard ({errors[0].message})" if errors else None
 
 
-def _probe(errors: list[KernelError]) -> None:
+def _probe(errors: list[KernelError], ended: LockType) -> None:
     """Test whether a WireGuard interface can be created in a new namespace. The thread stays in
-    this namespace. If the test fails, its error is appended to ``errors``.
+    this namespace. If the test fails, its error is appended to ``errors``. ``ended`` is released.
     """
     what = "create a WireGuard link"
     body = ifinfo() + text(IFLA_IFNAME, "probe")
@@ -272,6 +273,8 @@ def _probe(errors: list[KernelError]) -> None:
         errors.append(error)
     except OSError as error:
         errors.append(netlink.refused(what, error.errno or 0))
+    finally:
+        ended.release()
 
 
 def public_key(private: str) -> str:
