@@ -166,7 +166,13 @@ _NARROW4 = (
     HOST,
     OUTSIDE,
 )
-_WIDE = (*_WIDE4, *(f"[{swapped(prefix)}]" for prefix in _WIDE4), "network:n1")
+_WIDE = (
+    *_WIDE4,
+    *(f"[{swapped(prefix)}]" for prefix in _WIDE4),
+    "network:n1",
+    "outside",
+    "outside",
+)
 _NARROW = (*_NARROW4, *(f"[{swapped(prefix)}]" for prefix in _NARROW4))
 _NAMES = (
     *SERVICES,

@@ -124,7 +124,7 @@ args = ["sleep", "1000"]
 
 
 def test_stack_that_has_its_services_itself(lab: Lab) -> None:
-    """Its file gets the policies, by the short names; published ports are for everybody; egress; a terminal is asked."""
+    """Its file gets the policies, by the short names; published ports are for machines outside; egress; a terminal is asked."""
     lab.write("/tmp/shop/stack.toml", STACK)
     lab.niso("stack", "up", "/tmp/shop")
     # a service elsewhere that is called web too
@@ -137,7 +137,7 @@ def test_stack_that_has_its_services_itself(lab: Lab) -> None:
     text = lab.niso("net", "learn", "shop-db", "shop-web", "--egress").stdout
     tables = tomllib.loads(text)["services"]
     assert tables["db"]["network"]["policy"] == {
-        "allow_from": ["0.0.0.0/0:80/tcp", "web:80/tcp"],
+        "allow_from": ["outside:80/tcp", "web:80/tcp"],
         "egress": {"allow": []},
     }
     assert tables["web"]["network"]["policy"] == {
@@ -161,6 +161,11 @@ def test_stack_that_has_its_services_itself(lab: Lab) -> None:
     answer(lab, db, 80, "niso-shop-web")
     answer(lab, "192.0.2.1", 8080, "client")
     assert refused(lab) == set()
+    # a service that was never seen stays out, also by the published port
+    assert ask(lab, "192.0.2.1", 8080, "niso-web") == ""
+    answer(lab, "192.0.2.1", 8080, "neighbour")
+    answer(lab, "127.0.0.1", 8080)
+    lab.niso("net", "flows", "--forget")
     send(lab, "niso-shop-web", CLIENT, 54)
     assert refused(lab) == {("shop-web", CLIENT, 54, "udp")}
     # a stack.toml that is not valid does not say what it has

@@ -101,20 +101,35 @@ def test_published_ports_are_for_everybody_and_unused_ones_a_comment() -> None:
     rows = (row(OUTSIDE), row("192.0.2.9"), row(OUTSIDE, port=7003), row(WEB, port=53, proto="udp"))
     found = learned(there(NOTHING, *ports), *rows)
     assert shown(found.allow_from) == [
-        "0.0.0.0/0:80/tcp",
-        "0.0.0.0/0:7000-7009/tcp",
-        "[::/0]:80/tcp",
-        "[::/0]:7000-7009/tcp",
+        "outside:80/tcp",
+        "outside:7003/tcp",
         "web:53/udp",
-        "# 0.0.0.0/0:53/udp",
+        "# outside:7000-7009/tcp",
+        "# outside:53/udp",
     ]
 
 
-def test_port_that_is_published_twice_and_unused_is_one_comment_of_each_family() -> None:
+def test_comments_are_true_of_ports_that_are_published_twice_or_no_longer() -> None:
     ports = (PUBLISHED, PUBLISHED._replace(host_port=8081), PortMapping("", 8082, 81, "tcp"))
     found = learned(there(NOTHING, *ports))
-    unused = ["# 0.0.0.0/0:80/tcp", "# [::/0]:80/tcp", "# 0.0.0.0/0:81/tcp", "# [::/0]:81/tcp"]
-    assert shown(found.allow_from) == unused
+    assert shown(found.allow_from) == ["# outside:80/tcp", "# outside:81/tcp"]
+    found = learned(
+        there(NOTHING, *ports), row(OUTSIDE), row(OUTSIDE, port=9), row("192.0.2.9", port=9)
+    )
+    notes = {("" if e.allowed else "# ") + e.text: e.note for e in found.allow_from}
+    assert notes == {
+        "outside:80/tcp": "other machines: published as 8080, 8081",
+        "# outside:9/tcp": "other machines; no longer published",
+        "# outside:81/tcp": "published; no other machine used it",
+    }
+
+
+def test_what_other_machines_used_is_closed_to_services() -> None:
+    on = there(NOTHING, PUBLISHED)
+    rules = shown(learned(on, row(OUTSIDE), row(API)).allow_from)
+    after = with_policy(on, "db", policy(rules))
+    for address, passes in ((OUTSIDE, True), ("198.51.100.7", True), (API, True), (WEB, False)):
+        assert verdict.evaluate(after, address, DB, 80, "tcp")[1].passes is passes
 
 
 def test_address_of_a_former_network_is_never_allowed() -> None:
@@ -132,7 +147,7 @@ def test_what_was_denied_or_has_no_holder_is_a_comment() -> None:
     found = learned(there(rules, ssh), *passed, refused=(row(WEB, port=81), *scan))
     assert shown(found.allow_from) == [
         "api:80/tcp",
-        "# 0.0.0.0/0:22/tcp",
+        "# outside:22/tcp",
         "# web:80/tcp",
         "# web:81/tcp",
     ]
@@ -154,7 +169,7 @@ def test_a_list_that_exists_becomes_narrower_and_never_wider() -> None:
         "192.0.2.0/24",
         "network:back:81",
         "api:80/tcp",
-        "# 0.0.0.0/0:80/tcp",
+        "# outside:80/tcp",
         "# web:99",
     ]
 
@@ -202,7 +217,7 @@ def test_ambiguous_name_becomes_an_address() -> None:
 def test_policy_allows_what_was_seen_and_nothing_that_was_denied(
     drawn: PolicyContext, data: st.DataObject
 ) -> None:
-    """And of what services send, nothing that was not seen, but by entries for everybody or of before."""
+    """And of what services send, nothing that was not seen, but by entries of before."""
     leased = [a for each in drawn.services.values() for a in verdict.addresses_of(each)]
     peers = [*leased, OUTSIDE, image(OUTSIDE), "198.51.100.7"]
     pairs = [(a, b) for a in peers for b in leased if (":" in a) == (":" in b)]
@@ -221,19 +236,18 @@ def test_policy_allows_what_was_seen_and_nothing_that_was_denied(
         )
         after = with_policy(drawn, name, rules)
         for seen in joined:
-            if seen.agrees:
+            if seen.agrees and (seen.from_.is_known or seen.published):
                 assert all(
                     r.passes for r in verdict.evaluate(after, *seen.id[:2], seen.port, seen.proto)
                 )
         by_name = {(s.from_.service, s.to.service, s.port, s.proto) for s in joined if s.agrees}
-        wide = any("/0]:" in text or "/0:" in text for text in allowed)
         kept = was.allow_from is not None or was.egress_allow is not None
         for a, b, port, proto in keys:
             now = all(r.passes for r in verdict.evaluate(after, a, b, port, proto))
             before = all(r.passes for r in verdict.evaluate(drawn, a, b, port, proto))
             assert before or not now
             ends = [s.name if s else "" for s in (_of(drawn, a), _of(drawn, b))]
-            if now and ends[1] == name and ends[0] not in ("", name) and not (wide or kept):
+            if now and ends[1] == name and ends[0] not in ("", name) and not kept:
                 assert (*ends, port, proto) in by_name
 
 

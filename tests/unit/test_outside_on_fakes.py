@@ -91,7 +91,7 @@ def reaches(world: World, service: str = "web", port: int = 443) -> set[str]:
         own = next((a for a in policed.addresses if (":" in a) == (":" in to)), None)
         if own is None:
             continue
-        element = looked_up(policed, snapshot.members, False, own, to, "tcp", port)[-1]
+        element = looked_up(policed, snapshot.members, False, own, to, "tcp", port, True)[-1]
         assert element in have
         assert (element.value == PASSES) is decide(judged, own, to, port, "tcp").egress.passes
         found |= {to} if element.value == PASSES else set()

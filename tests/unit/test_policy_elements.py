@@ -17,7 +17,7 @@ from niso.kernel import policy_rules, ruleset
 from niso.kernel.nft_elements import Element, ports_of
 from niso.plan import policy_elements
 from niso.plan.records import Audit, Entry, Member, Peer, Policed, Policy
-from niso.plan.verdict import KnownService, PolicyContext, evaluate
+from niso.plan.verdict import KnownService, PolicyContext, evaluate, is_host, network_of
 
 properties = settings(
     deadline=None,
@@ -66,7 +66,11 @@ def of(world: PolicyContext, name: str, only: frozenset[str] | None = None) -> l
 
 
 def look_up(
-    elements: list[Element], ingress: bool, own: str, packet: tuple[str, str, int]
+    elements: list[Element],
+    ingress: bool,
+    own: str,
+    packet: tuple[str, str, int],
+    outside: bool = False,
 ) -> list[Element]:
     """What a chain's look-ups find for (peer, protocol, port), in their order: our own reading of the maps."""
     peer, proto, port = packet
@@ -74,6 +78,8 @@ def look_up(
     found = []
     its_class = 0
     for part, (fields, _) in policy_rules.POLICY_PARTS.items():
+        if (part == "outer" and not outside) or (part == "class" and its_class):
+            continue
         for element in elements:
             if element.container != f"{'in' if ingress else 'out'}{family}_{part}":
                 continue
@@ -86,7 +92,7 @@ def look_up(
                 and key.get("inet_proto", proto) == proto
                 and low <= port <= high
             ):
-                if part == "class":
+                if part in ("class", "outer"):
                     assert not its_class
                     (its_class,) = element.value
                 else:
@@ -154,7 +160,9 @@ def agree(world: PolicyContext, elements: dict[str, list[Element]], packet: Pack
         if gate not in elements[holder.name]:
             assert reason.passes, (packet, reason)
             continue
-        first = look_up(elements[holder.name], ingress, own, (peer, word, port or 0))[0]
+        outside = not is_host(world, peer) and network_of(world, peer) is None
+        asked = (peer, word, port or 0)
+        first = look_up(elements[holder.name], ingress, own, asked, outside)[0]
         assert (first.value == ("return",)) is (reason.passes and not reason.audits), packet
         # what denies leads to the set of audits in audit alone, whether it has ended or not
         if first.value != ("return",):
@@ -165,7 +173,7 @@ def agree(world: PolicyContext, elements: dict[str, list[Element]], packet: Pack
         assert ends == (set(addresses(holder)) if holder.policy.audit else set())
         assert first.comment == f"{holder.name} {reason.key}".rstrip()
         found = policy_elements.looked_up(
-            policed(holder), members(world), ingress, own, peer, proto, port
+            policed(holder), members(world), ingress, own, peer, proto, port, outside
         )
         assert found[-1] == first
 

@@ -93,7 +93,7 @@ PORTS = "ports 1 to 65535"
 LOOPBACK = "services never see loopback addresses of others, and the host can always connect"
 BRACKETS = "it does not start with an IPv6 address or prefix in brackets"
 FORMS = f"{RIGHT} | {EXAMPLE}"
-ALL_HTTP = '"0.0.0.0/0:80" for all of IPv4, "[::/0]:80" for all of IPv6'
+ALL_HTTP = '"outside:80" for other machines, "0.0.0.0/0:80" for all of IPv4'
 REFUSED: list[tuple[str, str, str]] = [
     # names
     ("", "the peer is missing", FORMS),
@@ -101,7 +101,7 @@ REFUSED: list[tuple[str, str, str]] = [
     (
         "/tcp",
         "the peer is missing",
-        '"0.0.0.0/0/tcp" for all of IPv4, "[::/0]/tcp" for all of IPv6',
+        '"outside/tcp" for other machines, "0.0.0.0/0/tcp" for all of IPv4',
     ),
     ("Frontend", '"Frontend" is not a valid service name', FORMS),
     ("frontend ", '"frontend " is not a valid service name', FORMS),

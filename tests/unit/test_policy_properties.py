@@ -227,6 +227,10 @@ def names(entry: Entry, world: PolicyContext, address: str, port: int | None, pr
             span.version == number.version and span[0] <= number <= span[-1]  # type: ignore[operator]
             for span in spans
         ) and address not in {s.gateway for s in subnets}
+    elif entry.peer.kind == "machines":
+        inside = [ipaddress.ip_network(s.cidr) for n in world.networks.values() for s in n.subnets]
+        peer = address not in world.host and not any(number in span for span in inside)
+        peer = peer and not number.is_loopback
     elif entry.peer.kind == "outside":
         peer = address in world.outside.get(entry.peer.name, ())
     else:

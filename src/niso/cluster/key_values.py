@@ -92,7 +92,7 @@ def is_host_address(text: str) -> bool:
     return not (any(special) or address.is_link_local or text == "255.255.255.255" or "%" in text)
 
 
-_KINDS = ("service", "network", "prefix", "prefixes", "outside")
+_KINDS = ("service", "network", "prefix", "prefixes", "outside", "machines")
 _PROTOCOLS = ("", "tcp", "udp", "sctp", "icmp")
 
 

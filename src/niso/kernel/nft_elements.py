@@ -569,7 +569,7 @@ def declared(table: str, container: str, key: str, value: str | None, interval: 
     ]
     values = None if value == "verdict" else types[1] if types[1:] else ()
     keys = tuple(_IN_INTERVALS.get(kind, kind) for kind in types[0]) if interval else types[0]
-    if container.endswith(f"_{policy_rules.CLASS}"):
+    if container.rpartition("_")[2] in policy_rules.CLASSES:
         # peers there are ranges of addresses
         keys = (keys[0], _SPANS[keys[1]])
     return Header(table, container, interval, keys, values)

@@ -260,6 +260,9 @@ LOG_RATE = "rate 20/second burst 50 packets"
 
 # the part without a verdict: its map sets the packet's priority to the class of the peer
 CLASS = "class"
+# the same for peers outside: packets whose other interface is not a bridge of niso
+OUTER = "outer"
+CLASSES = (OUTER, CLASS)
 # Classes are multiples of 16 above this number. Queues treat packets with such a priority as ordinary
 # ones: no queue has this number, and the lowest 4 bits are 0.
 FIRST_CLASS = 0x4E000000
@@ -268,6 +271,7 @@ POLICY_PARTS = {
     "port": ("{own} . {peer} . inet_proto . inet_service", False),
     "ports": ("{own} . {peer} . inet_proto . inet_service", True),
     "peer": ("{own} . {peer}", False),
+    OUTER: ("{own} . {peer}", True),
     CLASS: ("{own} . {peer}", True),
     "class_ports": ("{own} . classid . inet_proto . inet_service", True),
     "class_all": ("{own} . classid", False),
@@ -301,10 +305,11 @@ bridge port in the place of its address. Otherwise their elements are those of t
 def _maps(way: str, own: str, counted: str) -> list[str]:
     return [
         f"\tmap {way}{n}_{part} {{ type {fields.format(own=own.format(n), peer=f'ipv{n}_addr')} :"
-        f" {'classid' if part == CLASS else 'verdict'};{' flags interval;' if interval else ''}"
-        f"{'' if part == CLASS else counted} }}"
+        f" {'classid' if part in CLASSES else 'verdict'};{' flags interval;' if interval else ''}"
+        f"{'' if part in CLASSES else counted} }}"
         for n in (4, 6)
         for part, (fields, interval) in POLICY_PARTS.items()
+        if (way, part) != (HEARS, OUTER)  # no frame comes from outside
     ]
 
 
@@ -314,8 +319,9 @@ def _chains(*ways: tuple[str, str, str]) -> str:
     """
     chains = []
     parts = list(POLICY_PARTS)
-    at = parts.index(CLASS)
-    before, classed = parts[:at], parts[at + 1 :]
+    before, classed = parts[: parts.index(OUTER)], parts[parts.index(CLASS) + 1 :]
+    # a packet to the host has no outgoing interface, and is not sent outside
+    outside = {"in": (f"iifname != {BRIDGES}",), "out": (f"oif != 0 oifname != {BRIDGES}",)}
     others = [part for part in classed if not part.startswith(CLASS)]
     for way, own, peer in ways:
         for family, word in ((4, "ip"), (6, "ip6")):
@@ -343,7 +349,11 @@ def _chains(*ways: tuple[str, str, str]) -> str:
                 f"\tchain check_{name} {{",
                 *asks(before),
                 "\t\tmeta priority set none",
-                f"\t\tmeta priority set {keys[CLASS]} map @{name}_{CLASS}",
+                *(
+                    f"\t\t{condition} meta priority set {keys[OUTER]} map @{name}_{OUTER}"
+                    for condition in outside.get(way, ())
+                ),
+                f"\t\tmeta priority none meta priority set {keys[CLASS]} map @{name}_{CLASS}",
                 f"\t\tmeta priority != none goto classed_{name}",
                 *asks(others),
                 "\t}",

@@ -27,7 +27,7 @@ from struct import unpack_from
 
 from niso.base.names import BRIDGES, family_of, packed
 from niso.kernel import policy_rules
-from niso.kernel.policy_rules import CHECKED, CLASS
+from niso.kernel.policy_rules import CHECKED, CLASSES
 
 # --- packets of other hosts (VXLAN) ---------------------------------------------------------------
 
@@ -899,7 +899,7 @@ POLICIES = frozenset(
 """The sets and maps with elements of policies."""
 # each set and map of policies whose elements have counters, to "in" or "out"
 COUNTED = policy_rules.STOPPED | {
-    name: way for name, (way, part) in policy_rules.POLICY_MAPS.items() if part != CLASS
+    name: way for name, (way, part) in policy_rules.POLICY_MAPS.items() if part not in CLASSES
 }
 
 _GUARDS = f"""

@@ -22,6 +22,7 @@ from niso.base.names import span
 from niso.look import services, stack_members
 from niso.look.flows import AUDIT, DROP, EVERYBODY, HOST, OUTSIDE, PASS, Flow, read
 from niso.manifest.stack import Stack
+from niso.plan.records import OUTSIDE as MACHINES
 from niso.plan.records import Entry, NetworkRecord, Peer, PortMapping, ServiceEndpoint, SubnetRecord
 from niso.plan.verdict import KnownService, PolicyContext, addresses_of, evaluate, matches
 from niso.reconcile.live_world import read_world
@@ -132,16 +133,19 @@ def _users(context: PolicyContext, receiver: KnownService, port: PortMapping) ->
     allowed = [entry.peer for entry in own.allow_from or () if is_about(entry)]
     denied = {entry.peer.name for entry in own.deny_from if is_about(entry)}
     everybody = {EVERYBODY[family] for family in port.families}
-    admitted = everybody if own.allow_from is None else everybody & {peer.name for peer in allowed}
-    if admitted - denied:
+    admitted = everybody
+    if own.allow_from is not None:
+        names = {peer.name for peer in allowed}
+        admitted = everybody if MACHINES.name in names else everybody & names
+    if admitted - denied and MACHINES.name not in denied:
         yield OUTSIDE
     for peer in allowed:
-        if peer.kind != "outside" and peer.name not in everybody:
+        if peer.kind not in ("outside", MACHINES.kind) and peer.name not in everybody:
             yield from _outer(context, peer)
 
 
 def _outer(context: PolicyContext, peer: Peer) -> Iterator[str]:
-    if peer.kind == "outside":
+    if peer.kind in ("outside", MACHINES.kind):
         yield peer.name
     elif peer.kind in ("prefix", "prefixes"):
         cidrs = [cidr for cidr in peer.name.split(",") if not _is_inside(context, cidr)]

@@ -1,7 +1,7 @@
 """Derive policies from recorded flows (`niso net learn`), and write them into manifests.
 
 Flows that passed become allow entries by port and protocol, with names rather than addresses. A
-published port that other machines used is allowed for all addresses, because the addresses of
+published port that other machines used is allowed for `outside`, because the addresses of
 clients change. Refused flows only become comments.
 
 An existing allow list is narrowed, never widened. An entry that matched no flow becomes a comment.
@@ -22,13 +22,13 @@ from niso.base.named_tuples import NamedTuple
 from niso.base.names import DEFAULT_NETWORK, bracketed, family_of, owner
 from niso.kernel.policy_rules import KEPT_S
 from niso.look import flows
-from niso.look.flows import EVERYBODY, Flow
+from niso.look.flows import Flow
 from niso.look.session import Session, callers
 from niso.manifest import toml
 from niso.manifest.policy import parse_entry
 from niso.manifest.stack import applies, long_name, outline
 from niso.plan import verdict
-from niso.plan.records import Entry, Peer, Policy
+from niso.plan.records import OUTSIDE, Entry, Peer, Policy
 from niso.plan.verdict import KnownService, PolicyContext
 from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
@@ -40,7 +40,6 @@ If there are more addresses, they are merged into prefixes.
 """
 # if at least this many services of a network use a port, the network's name is suggested
 _LEAST_MEMBERS = 8
-_EVERYBODY = {family: bracketed(prefix) for family, prefix in EVERYBODY.items()}
 _DNS = 53
 
 Name = Callable[[str], str | None]
@@ -202,12 +201,18 @@ class _Learner:
                 gone.append(flow)  # the next service with this address is another service
                 continue
             elif not egress and flow.published is not None:
-                mapping = flows.mappings(self._known, flow.proto, flow.port)[:1]
-                first = mapping[0].container_port if mapping else flow.port
-                last = first + mapping[0].count - 1 if mapping else flow.port
-                note = f" as {flow.published}" if first == last else ""
-                note = f"everybody: published{note}"
-                group = _PeerPorts(_EVERYBODY[family], first, last, flow.proto, note)
+                # which of several host ports a client used is not recorded
+                hosts = [
+                    str(port.host_port)
+                    for port in flows.mappings(self._known, flow.proto, flow.port)
+                    if port.count == 1 and not port.host_ip.startswith("127.")
+                ]
+                note = f" as {', '.join(dict.fromkeys(hosts))}" if hosts else ""
+                note = f"other machines: published{note}"
+                group = _PeerPorts(OUTSIDE.name, flow.port, flow.port, flow.proto, note)
+            elif not egress:
+                gone.append(flow)  # a client outside used a port that is not published now
+                continue
             else:
                 outside.setdefault((flow.port, flow.proto, family), []).append(flow)
                 continue
@@ -215,10 +220,6 @@ class _Learner:
         for (_, _, family), some in outside.items():
             for group, its in _outside(some, egress, self._inside(family)):
                 groups.setdefault(group, []).extend(its)
-        # add the other IP version to each published port, since clients can use both
-        for group in [group for group in groups if group.peer in _EVERYBODY.values()]:
-            for family in sorted(self._published(group.proto, group.first)):
-                groups.setdefault(group._replace(peer=_EVERYBODY[family]), [])
         return groups, gone
 
     def _inside(self, family: int) -> list[_Prefix]:
@@ -227,15 +228,6 @@ class _Learner:
         subnets = (subnet.cidr for on in context.networks.values() for subnet in on.subnets)
         texts = (*context.host, *context.pools, *subnets)
         return [ipaddress.ip_network(text) for text in texts if family_of(text) == family]
-
-    def _published(self, proto: str, port: int) -> set[int]:
-        own = {family_of(address) for address in verdict.addresses_of(self._known)}
-        return {
-            family
-            for mapping in flows.mappings(self._known, proto, port)
-            if not (mapping.host_ip and ipaddress.ip_address(mapping.host_ip).is_loopback)
-            for family in own & {*mapping.families}
-        }
 
     def _named(self, service: str, address: str, seen: Flow) -> _PeerPorts:
         name = self._name(service)
@@ -264,31 +256,42 @@ class _Learner:
             elif egress:
                 group = _of(peer.address, flow, denied)
             else:  # any number of outside addresses may have tried
-                everybody = _EVERYBODY[family_of(peer.address)]
                 note = f"other machines {'would be' if in_audit else 'were'} denied"
-                group = _PeerPorts(everybody, flow.port, flow.port, flow.proto, note)
+                group = _PeerPorts(OUTSIDE.name, flow.port, flow.port, flow.proto, note)
             others.setdefault(group, []).append(flow)
         for group, rows in sorted(others.items()):
             if group.text not in entries:
                 yield _line(group.text, rows, False, group.note)
+        former: dict[_PeerPorts, list[Flow]] = {}
         for flow in gone:
             peer = flow.to if egress else flow.from_
-            yield _line(_of(peer.address, flow).text, [flow], False, "no service has it any more")
+            note = "no service has it any more"
+            group = _of(peer.address, flow)._replace(note=note)
+            if not flow.gone:
+                note = "other machines; no longer published"
+                group = _PeerPorts(OUTSIDE.name, flow.port, flow.port, flow.proto, note)
+            former.setdefault(group, []).append(flow)
+        for group, rows in former.items():
+            if group.text not in entries:
+                yield _line(group.text, rows, False, group.note)
         if not egress:
             if self._known.policy.allow_from is None:
-                yield from self._unused(entries)
+                yield from self._unused(groups)
             yield from self._whole(groups)
 
-    def _unused(self, entries: set[str]) -> Iterator[LearnedEntry]:
-        unused: dict[str, None] = {}  # several host ports may lead to one port
+    def _unused(self, groups: Iterable[_PeerPorts]) -> Iterator[LearnedEntry]:
+        """Yield a comment for each published port that no other machine has used."""
+        used = {(group.proto, group.first) for group in groups if group.peer == OUTSIDE.name}
+        unused: dict[str, str] = {}  # several host ports may lead to one port
         for port in self._known.ports:
-            last = port.container_port + port.count - 1
-            for family in sorted(self._published(port.proto, port.container_port)):
-                text = _PeerPorts(_EVERYBODY[family], port.container_port, last, port.proto).text
-                if text not in entries and family in port.families:
-                    unused[text] = None
-        for text in unused:
-            yield _line(text, (), False, "published; no other machine used it")
+            ports = range(port.container_port, port.container_port + port.count)
+            count = sum((port.proto, one) in used for one in ports)
+            if count < port.count and not port.host_ip.startswith("127."):
+                text = _PeerPorts(OUTSIDE.name, ports[0], ports[-1], port.proto).text
+                which = f"{port.count - count} of its ports" if count else "it"
+                unused[text] = f"published; no other machine used {which}"
+        for text, note in unused.items():
+            yield _line(text, (), False, note)
 
     def _whole(self, groups: dict[_PeerPorts, list[Flow]]) -> Iterator[LearnedEntry]:
         """Yield a comment for each network that could replace the entries of its services."""

@@ -681,7 +681,8 @@ def _policy_objects(
         return ()
     policed = Policed(known.name, addresses_of(known), known.policy)
     members = _members(context, known.policy)
-    found = policy_elements.looked_up(policed, members, ingress, own, peer, *packet)
+    outside = not is_host(context, peer) and network_of(context, peer) is None
+    found = policy_elements.looked_up(policed, members, ingress, own, peer, *packet, outside)
     if not found:
         return ()
     objects = [_object(policy_elements.gate(known.name, ingress, own))]

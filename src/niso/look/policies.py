@@ -26,7 +26,7 @@ from niso.look.flows import Flow, FlowEnd
 from niso.look.learn import watched_s
 from niso.look.session import Session
 from niso.plan import verdict
-from niso.plan.records import METADATA_WORD, Entry, Peer, Policy
+from niso.plan.records import METADATA_WORD, OUTSIDE, Entry, Peer, Policy
 from niso.plan.verdict import PolicyContext, Reason
 from niso.reconcile import live_world
 from niso.reconcile.live_world import read_world
@@ -181,6 +181,7 @@ def warnings(kernel: Kernel, store: Store, services: Iterable[str]) -> Iterator[
         if name in terms:
             yield _audit(name, *terms[name])
         yield from _unknown(store, name, policy)
+        yield from _wider_than_outside(store, name, policy)
         if policy.egress_allow is not None or policy.egress_deny:
             servers = _servers(store.service(name))
             if servers and context is None:
@@ -204,6 +205,24 @@ def _audit(name: str, until: int, lasts: bool) -> Warning_:
 def _end_text(until: int) -> str:
     """Return the end of an audit for a message, as words that can follow "until"."""
     return "the manifest ends it" if until == policy_rules.NEVER else local_time_text(until)
+
+
+def _wider_than_outside(store: Store, name: str, policy: Policy) -> Iterator[Warning_]:
+    """Yield a warning for each entry that allows every address to use a published port."""
+    for entry in policy.allow_from or ():
+        prefix = entry.peer.name if entry.peer.kind == "prefix" else ""
+        is_published = any(
+            entry.first <= port.container_port + port.count - 1
+            and port.container_port <= entry.last
+            for _, port in store.ports(name)
+        )
+        if prefix.endswith("/0") and is_published:
+            head = bracketed(prefix) if ":" in prefix else prefix
+            text = entry.text.replace(head, OUTSIDE.name, 1).replace(prefix, OUTSIDE.name, 1)
+            yield (
+                f"{name}: {entry.key} ({entry.text!r}) allows every service too",
+                f'"{text}" allows only other machines',
+            )
 
 
 def _unknown(store: Store, name: str, policy: Policy) -> Iterator[Warning_]:
@@ -252,6 +271,8 @@ def _without_dns(
 def _is_listed(context: PolicyContext, entry: Entry) -> bool:
     """Return whether an entry consists of names in the hosts file or of niso's own prefixes."""
     if entry.peer.kind != "prefix":
+        if entry.peer == OUTSIDE:
+            return False
         return entry.peer.kind != "prefixes"  # a manifest cannot contain this kind
     prefix = ipaddress.ip_network(entry.peer.name)
     network = verdict.network_of(context, str(prefix.network_address))

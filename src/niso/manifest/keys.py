@@ -111,7 +111,7 @@ def _number(low: int, high: int, right: str, example: str, reason: str = "is out
 _PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 _PORTS = rf"{_PORT}(?:-{_PORT})?"
 _OCTET = r"(?:[0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])"
-_LABEL = r"^(?!(?:host|localhost)$|ip6-)[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?$"
+_LABEL = r"^(?!(?:host|localhost|outside)$|ip6-)[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?$"
 _DURATION = r"^(?:0|[1-9][0-9]{0,8})(?:ms|s|m|h)$"
 _SIZE = r"^[1-9][0-9]{0,8}[KMG]$"
 _PATH = r"^[^\u0000-\u001f\u007f]+$"
@@ -129,7 +129,7 @@ _ADDRESS = rf"{_OCTET}(?:\.{_OCTET}){{3}}|{_IPV6}"
 _SUFFIX = rf"(?::{_PORT}(?:-{_PORT})?(?:/(?:tcp|udp|sctp))?|/(?:tcp|udp|sctp|icmp))?"
 _PEERS = (
     # a service, a network, an IPv4 address or prefix, an IPv6 one in brackets
-    r"(?:(?!(?:host|localhost)(?:[.:/]|$)|ip6-)[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.niso\.local)?"
+    r"(?:(?!(?:host|localhost)(?:[.:/]|$)|outside\.|ip6-)[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.niso\.local)?"
     r"|network:(?!(?:default|none|host)(?:[:/]|$))[a-z][a-z0-9-]{0,62}"
     rf"|{_OCTET}(?:\.{_OCTET}){{3}}(?:/[0-9]{{1,2}})?"
     rf"|\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:/[0-9]{{1,3}})?\]){_SUFFIX}"
@@ -141,8 +141,9 @@ _OUTSIDE = (  # a domain name of two labels or more, not below niso.local
     r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?"
 )
 _PEER_FORMS = (
-    "Each is a service, network:NAME, an address or a prefix, optionally with :PORT or :PORT-PORT, "
-    "and with /tcp, /udp, /sctp or /icmp."
+    "Each is a service, outside (every address that is not a service's nor the host's), "
+    "network:NAME, an address or a prefix, optionally with :PORT or :PORT-PORT, and with /tcp, "
+    "/udp, /sctp or /icmp."
 )
 
 _HOST_LABEL = _pattern(values.host_label, _LABEL)

@@ -29,7 +29,7 @@ from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import DOMAIN
 from niso.kernel.policy_rules import NEVER
 from niso.manifest import toml, values
-from niso.plan.records import METADATA, METADATA_WORD, Entry, Peer, Policy
+from niso.plan.records import METADATA, METADATA_WORD, OUTSIDE, Entry, Peer, Policy
 
 if TYPE_CHECKING:
     from typing import Any
@@ -41,7 +41,10 @@ if TYPE_CHECKING:
 PROTOCOLS = ("tcp", "udp", "sctp", "icmp")
 ALL_PORTS = (0, 65535)
 """The ports of an entry that sets no ports. Such an entry also matches protocols without ports."""
-RIGHT = "PEER[:PORT[-PORT]][/tcp|udp|sctp|icmp], PEER a service, network:NAME, address or prefix"
+RIGHT = (
+    "PEER[:PORT[-PORT]][/tcp|udp|sctp|icmp], PEER a service, outside, network:NAME, address or"
+    " prefix"
+)
 EXAMPLE = '"frontend:8080/tcp"'
 EGRESS_ALLOW = "network.policy.egress.allow"
 MOST_NAMES = 32
@@ -229,10 +232,12 @@ def _peer(peer: str, suffix: str, text: str, key: str, egress: bool) -> Peer:
     is the part of the entry after the peer, such as ``:80/tcp``.
     """
     if not peer:
-        everybody = f'"0.0.0.0/0{suffix}" for all of IPv4, "[::/0]{suffix}" for all of IPv6'
+        everybody = f'"outside{suffix}" for other machines, "0.0.0.0/0{suffix}" for all of IPv4'
         raise _wrong_entry(text, key, "the peer is missing", everybody if suffix else RIGHT)
     if peer.startswith(_NETWORK) and peer.count(":") == 1:
         return Peer("network", _network(peer.removeprefix(_NETWORK), text, key))
+    if peer == OUTSIDE.name:
+        return OUTSIDE
     if ":" in peer or "/" in peer or peer[0] in values.DIGITS:
         return Peer("prefix", str(_prefix(peer, suffix, text, key)))
     return Peer("service", _service(peer, text, key, egress))

@@ -73,7 +73,7 @@ def _name(text: str, key: str, right: str, example: str, *, is_label: bool = Tru
         reason = "it does not start with a letter"
     elif is_label and text.endswith("-"):
         reason = "it ends with -"
-    elif is_label and (text in ("host", "localhost") or text.startswith("ip6-")):
+    elif is_label and (text in ("host", "localhost", "outside") or text.startswith("ip6-")):
         reason = "it is reserved by the system"
     return require(text, key, reason and f"is not a valid name: {reason}", right, example)
 

@@ -7,6 +7,7 @@ matching element. Each line shows a part, the fields of its key, and the packets
     port         own address, peer, protocol, port      a listed peer, by its address
     ports        own address, peer, protocol, ports
     peer         own address, peer                      everything else of this peer
+    outer        own address, prefix                    for a peer outside: the class of the prefix
     class        own address, prefix                    no verdict, but the class of the prefix
     class_ports  own address, class, protocol, ports    a peer in a listed prefix or network
     class_all    own address, class
@@ -14,6 +15,9 @@ matching element. Each line shows a part, the fields of its key, and the packets
     any_ports    own address, protocol, ports
     class_rest   own address, class
     rest         own address
+
+Only policies with the peer ``outside`` have elements in ``outer``. Their prefixes cover all
+addresses. Whether a peer is outside depends on the packet's interface, not on its address.
 
 All prefixes with the same decisions form one class. Without classes, each combination of a prefix
 and a port would need an element. ``class_all`` has the decision on all other ports of a class. If
@@ -38,9 +42,17 @@ from niso.base.named_tuples import NamedTuple
 from niso.base.names import family_of
 from niso.kernel import policy_rules
 from niso.kernel.nft_elements import Atoms, Element
-from niso.kernel.policy_rules import CLASS, FIRST_CLASS, PASSES, POLICY_PARTS, REFUSE
+from niso.kernel.policy_rules import (
+    CLASS,
+    CLASSES,
+    FIRST_CLASS,
+    OUTER,
+    PASSES,
+    POLICY_PARTS,
+    REFUSE,
+)
 from niso.kernel.ruleset import BRIDGE, INET
-from niso.plan.records import Entry, Member, Peer, Policed, Policy
+from niso.plan.records import OUTSIDE, Entry, Member, Peer, Policed, Policy
 
 ALL_PORTS = (0, 65535)
 PORTED = ("tcp", "udp", "sctp")
@@ -167,6 +179,8 @@ def heard(policed: Policed, elements: Iterable[Element]) -> Iterator[Element]:
         kind = element.container.partition("_")[0]
         if kind[:-1] not in ("in", "ingress") or element.fields[0] not in ports:
             continue
+        if element.container.endswith(f"_{OUTER}"):
+            continue  # no frame comes from outside
         value = element.value
         if value and value != PASSES and not element.container.endswith(CLASS):
             value = ("goto", policy_rules.UNHEARD)
@@ -226,11 +240,13 @@ def looked_up(
     peer: str,
     proto: str,
     port: int | None,
+    outside: bool = False,
 ) -> list[Element]:
     """Return the elements of a policy that a packet matches, in the order in which the rules look
     them up. The last element decides. If the peer is in a class of prefixes, an element with the
     class precedes the last one. ``own`` is an address of the service. ``proto`` is a protocol as in
-    an Entry, or any other name. ``port`` is None if the protocol has no ports.
+    an Entry, or any other name. ``port`` is None if the protocol has no ports. ``outside`` says
+    whether the peer's address belongs neither to a service nor to the host.
     """
     by_part: dict[str, list[Element]] = {}
     for element in elements(policed._replace(only=None), members):
@@ -238,10 +254,12 @@ def looked_up(
     family = family_of(own)
     number, its_class, found = ipaddress.ip_address(peer), 0, list[Element]()
     for part in POLICY_PARTS:
+        if (part == OUTER and not outside) or (part == CLASS and its_class):
+            continue
         for element in by_part.get(container(ingress, family, part), ()):
             if _holds(part, element.fields, own, number, its_class, proto, port):
                 found.append(element)
-                if part != CLASS:
+                if part not in CLASSES:
                     return found
                 (its_class,) = element.value
     return found
@@ -256,7 +274,7 @@ def _holds(
     if part.startswith("class_"):
         if fields.pop(0) != its_class:
             return False
-    elif part == CLASS:
+    elif part in CLASSES:
         first, last = fields.pop(0)
         if not first <= int(peer) <= last:
             return False
@@ -322,12 +340,15 @@ class _Entries:
         self.everybody.sort()
         self.wide = _table(direction, [self.all[number] for number in self.everybody])
         ported = sum((self.all[n].first, self.all[n].last) != ALL_PORTS for n in self.everybody)
-        if len(self.singles) * ported > _MOST_PAIRS:
+        # an address outside needs the decisions of OUTSIDE too, and may later be a service's
+        if len(self.singles) * ported > _MOST_PAIRS or OUTSIDE in self.of_peer:
             for address in self.singles:
                 at, length = int(ipaddress.ip_address(address)), "128" if ":" in address else "32"
                 spans.append((at, at, Peer("prefix", f"{address}/{length}")))
             self.singles = {}
         self.runs = self._runs(spans)
+        last = (1 << (32 if direction.family == 4 else 128)) - 1
+        self.outer = self._runs([*spans, (0, last, OUTSIDE)]) if OUTSIDE in self.of_peer else []
         self._starts = [first for first, _, _ in self.runs]
         self._tables: dict[frozenset[Peer], _Table] = {frozenset(): self.wide}
 
@@ -407,6 +428,8 @@ class _Entries:
         yield from self.singles.get(address, ())
         for peer in self.peers.get(address, ()):
             yield from self.of_peer.get(peer, ())
+            if peer.kind == "outside":
+                yield from self.of_peer.get(OUTSIDE, ())
 
     def addresses(self, only: frozenset[str] | None) -> set[str]:
         """Return the addresses of peers that need elements of their own. If ``only`` is not None,
@@ -471,16 +494,17 @@ def _of_classes(entries: _Entries) -> Iterator[Element]:
     """Yield the elements for peers that are prefixes or networks, which are grouped in classes."""
     direction, wide = entries.direction, entries.wide
     numbers: dict[_Table, int] = {}
-    for first, last, peers in entries.runs:
-        table = entries.table_of(peers)
-        if table == wide:
-            continue
-        number = numbers.get(table)
-        if number is None:
-            number = numbers[table] = FIRST_CLASS + 16 * (len(numbers) + 1)
-            yield from _of_class(direction, number, table, wide)
-        name = container(direction.ingress, direction.family, CLASS)
-        yield Element(INET, name, (direction.own, (first, last)), (number,), direction.service)
+    for part, runs in ((CLASS, entries.runs), (OUTER, entries.outer)):
+        for first, last, peers in runs:
+            table = entries.table_of(peers)
+            if table == wide and part == CLASS:
+                continue
+            number = numbers.get(table)
+            if number is None:
+                number = numbers[table] = FIRST_CLASS + 16 * (len(numbers) + 1)
+                yield from _of_class(direction, number, table, wide)
+            name = container(direction.ingress, direction.family, part)
+            yield Element(INET, name, (direction.own, (first, last)), (number,), direction.service)
 
 
 def _of_class(direction: _Direction, number: int, table: _Table, wide: _Table) -> Iterator[Element]:

@@ -118,8 +118,15 @@ METADATA_WORD = "metadata"
 class Peer(NamedTuple):
     """The other end in a policy entry: a source of packets (ingress) or a destination (egress)."""
 
-    kind: str  # "service", "network", "prefix", "prefixes" or "outside"
+    kind: str  # "service", "network", "prefix", "prefixes", "outside" (a DNS name) or "machines"
     name: str  # or canonical prefixes: "10.99.1.2/32", "fd00::/8", separated by commas
+
+
+OUTSIDE = Peer("machines", "outside")
+"""All addresses that belong neither to services nor to the host. In policies, the word ``outside``.
+
+In the kernel: a packet whose other interface is not a bridge of niso.
+"""
 
 
 class Entry(NamedTuple):

@@ -18,6 +18,7 @@ from niso.base.names import bracketed, family_of
 from niso.kernel.ruleset import slot_of
 from niso.plan.elements import fill
 from niso.plan.records import (
+    OUTSIDE,
     WIDE,
     Entry,
     NetworkRecord,
@@ -231,6 +232,8 @@ def matches(
         return (
             network is not None and contains(network, address) and address not in gateways(network)
         )
+    if peer == OUTSIDE:
+        return not is_host(context, address) and network_of(context, address) is None
     if peer.kind == "outside":
         return address in context.outside.get(peer.name, ())
     holder = holder_of(context, address)
