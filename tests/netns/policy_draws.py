@@ -115,6 +115,8 @@ class Topology:
     def _service(self, draw: random.Random) -> str:
         if draw.random() < 0.07:
             return "ghost"
+        if draw.random() < 0.15:
+            return "outside"
         name = draw.choice(sorted(self.services))
         if name in self.hostnames and draw.random() < 0.5:
             name = self.hostnames[name]

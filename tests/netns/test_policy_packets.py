@@ -22,7 +22,6 @@ from policy_fates import Cell, Fate, Fates, Place, Seen, family, other
 from services import idle
 from wire import Wire
 
-from niso.kernel import flow_memory
 from niso.manifest import policy
 from niso.plan import verdict as plan_verdict
 from niso.plan.records import Policy
@@ -205,8 +204,8 @@ print(base64.b64encode(pickle.dumps((found, sensor.missed()))).decode())
 
 
 def forget_everything(lab: Lab) -> None:
-    for name, table in flow_memory.PLACES.items():
-        lab.run("nft", "flush", "set", *table.split(), name)
+    code = "from niso.kernel import flow_memory, policy_rules; flow_memory.forget_all(policy_rules.SIZES)"
+    lab.run("python", "-c", code)
 
 
 class Run:
