@@ -13,8 +13,12 @@ How a page is read (the tests are tests/unit/test_docs_text.py and tests/netns/t
   of progress (``niso: stop api (1s)``), which shows on a slow machine only.
 - A block whose first line is a comment with a file's name (``# hello/manifest.toml``) is written to that file.
 - ``<!-- setup`` starts commands that make what the page takes for given (another program's firewall), up to ``-->``.
+- On a page about several hosts, ``a$ `` and ``b$ `` are commands on these hosts, in labs on one network (198.51.100.1 and .2),
+  each in a shell of its own. ``a$ X | ssh b Y`` gives Y on host b what X has printed. All other blocks are for host a.
+- A block whose first line is ``# not run here: needs X`` is not run. Every other block whose kind is not run must have no
+  command: `unmarked` finds those that have.
 - A ``toml`` block is a manifest, a stack, or a part of one, and niso must accept it.
-- `NOT_RUN` lists what is not run, each with its reason. Blocks of any other kind (``text``, ``nft``, none) are prose.
+- `NOT_RUN` lists lines that other tests run, each with the reason. Blocks of any other kind (``text``, ``nft``, none) are prose.
 - ``python`` blocks, in docs/guide/python.md alone: tests/netns/test_python_guide.py.
 """
 
@@ -40,8 +44,15 @@ NOT_RUN = {
 }
 """A line of a page -> why it is not run."""
 
+NOT_HERE = "# not run here: needs "
 CLIENT = "ip netns exec client bash -c "
 _FENCE = re.compile(r"^( *)```(.*)$")
+_COMMAND = re.compile(
+    r"[a-z]*[$#] [a-z./]|(?:sudo )?(?:niso|apt|apt-get|systemctl|journalctl|docker|podman|crictl|kubectl|skopeo|umoci|git|ssh"
+    r"|pip|pipx|ip|nft|curl|wget|cp|mv|rm|mkdir|sed|openssl|etcdctl|ctr|firewall-cmd|ufw|sysctl|make|\./dev)\s"
+)
+"""The start of a line that is a command."""
+_HOST = re.compile(r"([a-c])\$ ")
 _NAMED = re.compile(r"^# ([\w./-]+\.\w+)$")
 _PROGRESS = re.compile(r"niso: .* \(\d+s\)$")
 _TIMES = re.compile(
@@ -69,12 +80,16 @@ class Block(NamedTuple):
 
 
 class Command(NamedTuple):
-    """Something to run, and what it must print; ``expected`` None: anything, but it must succeed."""
+    """Something to run, and what it must print; ``expected`` None: anything, but it must succeed.
+
+    ``host`` is that of the prompt, on a page about several.
+    """
 
     page: pathlib.Path
     line: int
     text: str
     expected: tuple[str, ...] | None
+    host: str = ""
 
 
 def pages() -> list[pathlib.Path]:
@@ -124,13 +139,29 @@ def blocks(page: pathlib.Path) -> Iterator[Block]:
     assert not kind, f"{page}: the block of line {start} has no end"
 
 
+def unmarked(page: pathlib.Path) -> list[str]:
+    """The first command of each block that is not run and does not say so."""
+    run = ("sh", "console", "setup", "toml", "python", "yaml")
+    found = []
+    for block in blocks(page):
+        if block.kind in run or block.file or block.lines[0].startswith(NOT_HERE):
+            continue
+        if line := next(filter(_COMMAND.match, block.lines), ""):
+            found.append(f"{page.relative_to(ROOT)}:{block.line}: {line}")
+    return found
+
+
 def commands(page: pathlib.Path) -> list[Command]:
     """What is run of a page, in its order."""
     return [command for block in blocks(page) for command in _of(block)]
 
 
 def _of(block: Block) -> Iterator[Command]:
-    if block.kind in ("sh", "setup"):
+    if block.lines and block.lines[0].startswith(NOT_HERE):
+        return
+    if block.kind == "setup" and _HOST.match(block.lines[0]):
+        yield from _console(block)
+    elif block.kind in ("sh", "setup"):
         text = "\n".join(line for line in block.lines if line.strip() not in NOT_RUN)
         if text.strip():
             yield Command(block.page, block.line, text, None)
@@ -152,18 +183,19 @@ def _console(block: Block) -> Iterator[Command]:
     while lines:
         prompt, blank, text = lines.pop(0).partition("$ ")
         where = f"{block.page.name}:{number}"
-        assert blank and prompt in ("", "client"), f"{where}: no command"
+        host = prompt if _HOST.match(f"{prompt}$ ") else ""
+        assert blank and (host or prompt in ("", "client")), f"{where}: no command"
         start, number = number, number + 1
         while text.endswith("\\"):
             text, number = f"{text[:-1]}{lines.pop(0).strip()}", number + 1
         said = []
-        while lines and not lines[0].startswith(("$ ", "client$ ")):
+        while lines and not (lines[0].startswith(("$ ", "client$ ")) or _HOST.match(lines[0])):
             said.append(lines.pop(0))
         number += len(said)
         if text.strip() in NOT_RUN:
             continue
-        run = CLIENT + shlex.quote(text) if prompt else text
-        yield Command(block.page, start, run, tuple(said) or None)
+        run = CLIENT + shlex.quote(text) if prompt == "client" else text
+        yield Command(block.page, start, run, tuple(said) or None, host)
 
 
 def script(wanted: list[Command]) -> str:
