@@ -6,7 +6,7 @@ import json
 
 from niso import __version__
 from niso.api import without_host
-from reference import commands, plugins, results, toml_files
+from reference import commands, plugins, python_calls, results, toml_files
 from reference.document import man, markdown
 
 
@@ -17,6 +17,7 @@ def pages() -> dict[str, str]:
         "reference/json.md": markdown("JSON output", results.page_blocks()),
         "reference/manifest.md": markdown("manifest.toml", toml_files.manifest_blocks()),
         "reference/stack.md": markdown("stack.toml", toml_files.stack_blocks()),
+        "reference/python.md": markdown("Python calls", python_calls.page_blocks()),
         "reference/manifest.schema.json": _json(without_host.manifest_schema()),
         "reference/stack.schema.json": _json(without_host.stack_schema()),
     }
