@@ -83,6 +83,24 @@ def test_name_may_be_required_in_an_option_or_a_label(tmp_path: Path) -> None:
             docker._request(world.machine, network, nameless, "ee")
 
 
+def test_labels_of_an_image_are_read_in_both_stores(tmp_path: Path) -> None:
+    """As Docker 26.1 keeps images, in its own store and in that of containerd."""
+    data, config = str(tmp_path), {"config": {"Labels": {"niso.name": "evil"}}}
+    own, empty = {"Image": "sha256:ab"}, {"Image": "sha256:cd", "ImageManifest": None}
+    plugin.save(f"{data}/image/overlay2/imagedb/content/sha256/ab", config)
+    plugin.save(f"{data}/image/overlay2/imagedb/content/sha256/cd", {"config": {"Labels": None}})
+    blobs = f"{data}/containerd/daemon/io.containerd.content.v1.content/blobs/sha256"
+    of_containerd = {"Image": "sha256:12", "ImageManifest": {"digest": "sha256:34"}}
+    plugin.save(f"{blobs}/34", {"config": {"digest": "sha256:56"}})
+    assert docker._image_labels(data, of_containerd) is None
+    plugin.save(f"{blobs}/56", config)
+    for record in (own, of_containerd):
+        assert docker._image_labels(data, record) == {"niso.name": "evil"}
+    assert docker._image_labels(data, empty) == {}
+    for unknown in ({}, {"Image": "sha256:ff"}, {"Image": "sha256:../ab"}, {"Image": "*"}):
+        assert docker._image_labels(data, unknown) is None
+
+
 OF_IMAGE = {"niso.name": "evil", "niso.log": "true", "maintainer": "x"}
 
 

@@ -14,6 +14,7 @@ When the interface is in the container, niso completes the attachment.
 
 from __future__ import annotations
 
+import functools
 import glob
 import json
 import os
@@ -194,10 +195,9 @@ def _marked(given: Mapping[str, Any], endpoint: Mapping[str, Any]) -> dict[str, 
                 )
         return {}
     record = plugin.load(f"{folder}/containers/{ids.pop()}/config.v2.json") or {}
-    image = str(record.get("Image", "")).removeprefix("sha256:")
-    own = _own_options(endpoint)
-    labels = (record.get("Config") or {}).get("Labels")
-    return plugin.labels(labels, lambda: _image_labels(folder, image), own, f"driver-opt {_PREFIX}")
+    own, labels = _own_options(endpoint), (record.get("Config") or {}).get("Labels")
+    image = functools.partial(_image_labels, folder, record)
+    return plugin.labels(labels, image, own, f"driver-opt {_PREFIX}")
 
 
 def _data_folder(pid: str) -> str | None:
@@ -213,12 +213,28 @@ def _data_folder(pid: str) -> str | None:
     return None
 
 
-def _image_labels(folder: str, image: str) -> dict[str, Any] | None:
-    """Return the labels of an image, or None if they cannot be read."""
-    pattern = f"{glob.escape(folder)}/image/*/imagedb/content/sha256/{image}"
-    for path in glob.glob(pattern) if image.isalnum() else ():
+def _image_labels(folder: str, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the labels of a container's image, or None if they cannot be read. ``folder`` is that
+    of Docker's data, and ``record`` the container's.
+
+    The image is in Docker's own store, or by its manifest in containerd's, whose default folders
+    are those of a containerd that dockerd starts, and of one that systemd starts.
+    """
+    image = str(record.get("Image", "")).rpartition(":")[2]
+    manifest = str((record.get("ImageManifest") or {}).get("digest", "")).rpartition(":")[2]
+    if not (image + manifest).isalnum():
+        return None
+    paths_of = glob.glob(f"{glob.escape(folder)}/image/*/imagedb/content/sha256/{image}")
+    root = "/".join(folder.split("/")[:4])
+    for store in (f"{folder}/containerd/daemon", f"{root}/var/lib/containerd"):
+        blobs = f"{store}/io.containerd.content.v1.content/blobs/sha256"
+        known = (plugin.load(f"{blobs}/{manifest}") if manifest else None) or {}
+        digest = str((known.get("config") or {}).get("digest", "")).rpartition(":")[2]
+        paths_of += [f"{blobs}/{digest}"] if digest.isalnum() else []
+    for path in paths_of:
         known = plugin.load(path) or {}
-        return dict((known.get("config") or {}).get("Labels") or {})
+        if known:
+            return dict((known.get("config") or {}).get("Labels") or {})
     return None
 
 
