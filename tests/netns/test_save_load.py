@@ -34,7 +34,7 @@ def forget(lab: Lab) -> None:
 
 def town(lab: Lab) -> None:
     """A database that only api may reach, on an internal network, with a secret; and an outsider."""
-    lab.niso("net", "create", "--internal", "back", "--subnet", "10.77.0.0/24")
+    lab.niso("net", "create", "--internal", "--multicast", "back", "--subnet", "10.77.0.0/24")
     lab.write("/tmp/token", "s3cret\n")
     lab.run("chmod", "600", "/tmp/token")
     first = idle(lab, "first", network=on("back"))
@@ -81,7 +81,8 @@ def test_services_are_restored_on_an_empty_host_as_they_were(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "other", network=on("back")))
     assert answer(lab, before["db"][0], 80, "niso-api"), "the policy is that of the last activation"
     assert not ask(lab, before["db"][0], 80, "niso-other")
-    assert '"internal": true' in lab.niso("net", "inspect", "back", "--json").stdout
+    shown = lab.niso("net", "inspect", "back", "--json").stdout
+    assert '"internal": true' in shown and '"multicast": true' in shown
     assert lab.niso("net", "check").stdout == "OK: the kernel matches the configuration\n"
 
 
@@ -108,7 +109,8 @@ def test_services_are_loaded_next_to_those_that_were_saved(lab: Lab) -> None:
     loads = [lab.popen("niso", "load", "/tmp/x.niso", "--as", "twice") for _ in range(2)]
     assert sorted(load.wait(60) for load in loads) == [0, 1], "one after the other"
     assert sh(lab, "twice-db", "cat /data/a/file") == "one\n", "not removed by the one that failed"
-    assert '"internal": true' in lab.niso("net", "inspect", "test-back", "--json").stdout
+    shown = lab.niso("net", "inspect", "test-back", "--json").stdout
+    assert '"internal": true' in shown and '"multicast": true' in shown
     lab.niso("activate", idle(lab, "other", network=on("test-back")))
     assert answer(lab, new["address"][0], 80, "niso-test-api")
     assert not ask(lab, new["address"][0], 80, "niso-other")

@@ -175,7 +175,7 @@ RIGHT = {
         "e": 'network = "back"',
     },
     "networks without a subnet": {
-        "top": "[networks.back]\nmtu = 1400\nobserve = false\n"
+        "top": "[networks.back]\nmtu = 1400\nobserve = false\nmulticast = true\n"
         + '[networks.front]\ngateway = "10.99.1.254"\n'
         + '[networks.half]\nsubnet = "10.99.8.0/24"\nipv6 = true\nmtu = 1400\n'
         + 'gateway = "10.99.8.9"\n',
