@@ -23,6 +23,23 @@ s = socket.create_connection(("10.99.1.2", 80)); print(s.recv(99).decode()); tim
 """
 
 
+UDP_SERVER = """
+import select, socket
+servers = [socket.socket(2, 2), socket.socket(2, 2)]
+for server, port in zip(servers, (53, 54)): server.bind(("", port))
+print("up")
+while True:
+    for one in select.select(servers, [], [])[0]: data, peer = one.recvfrom(99); one.sendto(data, peer)
+"""
+UDP_CLIENT = """
+import socket, time
+s = socket.socket(2, 2); s.settimeout(5); end = time.monotonic() + {seconds}
+while True:
+    s.sendto(b"x", ("10.99.1.2", {port})); s.recv(99); time.sleep(0.2)
+    if time.monotonic() > end: break
+"""
+
+
 @pytest.fixture
 def world(lab: Lab) -> Lab:
     subnets = ("--subnet", "10.99.1.0/24", "--subnet", "fd00:99:1::/64")
@@ -102,6 +119,18 @@ def test_who_connected_to_whom_and_what_decides(world: Lab) -> None:
     by = {line[0]: line[6] for line in flows(world)}
     assert (by["bad"], by["web"]) == ("now allowed", "now denied: db allow_from")
     kept.kill()
+    # UDP: a request and its reply are no connection, a stream is one
+    server = world.popen("/usr/bin/python3", "-ISuc", UDP_SERVER, netns="niso-db")
+    assert server.stdout is not None and server.stdout.readline() == b"up\n"
+    for port, seconds in ((53, 0.0), (54, 4.0)):
+        asks = UDP_CLIENT.format(port=port, seconds=seconds)
+        world.run("/usr/bin/python3", "-ISc", asks, netns="niso-bad")
+    server.kill()
+    opened = {
+        row["port"]: row["open"]
+        for row in json.loads(world.niso("net", "flows", "bad", "--json").stdout)
+    }
+    assert (opened[53], opened[54]) == (0, 1)
     picture = world.niso("net", "graph").stdout
     assert 'n_bad -. ":80 denied" .-x n_db' in picture and 'n_web -- ":80" --> n_db' in picture
     declared = world.niso("net", "graph", "--declared", "--format", "dot").stdout

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from niso.base.errors import KernelError
 from niso.base.named_tuples import NamedTuple
 from niso.base.names import packed, prefix
-from niso.kernel import netlink
+from niso.kernel import netlink, proc_sys
 from niso.kernel.netlink import Message, address_family, attribute, attributes, nested, u32
 from niso.kernel.nft_elements import nfgenmsg
 from niso.kernel.sockets import Connection
@@ -288,10 +288,12 @@ def tracked() -> list[Tracked]:
 
 def opened() -> list[tuple[str, Connection]]:
     """Return the open TCP, UDP and SCTP flows in connection tracking as (protocol, addresses and
-    ports after DNAT). TCP flows are open while they are established, UDP and SCTP flows after a
-    reply.
+    ports after DNAT). TCP flows are open while they are established, SCTP flows after a reply. A
+    UDP flow is open if packets went both ways for more than two seconds, the last of them within
+    half the time for which the kernel keeps its entry: a request and its reply are no connection.
     """
-    return _all(_parse_open)
+    kept_s = int(proc_sys.read("net/netfilter/nf_conntrack_udp_timeout_stream") or 120)
+    return _all(lambda body: _parse_open(body, kept_s // 2))
 
 
 def _all[T](parse: Callable[[bytes], T | None]) -> list[T]:
@@ -350,13 +352,18 @@ def _parse(body: bytes) -> Tracked:
     )
 
 
-def _parse_open(body: bytes) -> tuple[str, Connection] | None:
+def _parse_open(body: bytes, least_s: int) -> tuple[str, Connection] | None:
     flow, entry = _parse(body), attributes(body, 4)
     if flow.served_port is None:
         return None
     tcp = attributes(attributes(entry.get(_PROTOINFO, b"")).get(_PROTOINFO_TCP, b""))
     is_established = tcp.get(_TCP_STATE) == bytes([_ESTABLISHED])
-    if not (is_established if flow.proto == "tcp" else flow.answered):
+    if flow.proto == "udp":
+        status, left_s = (int.from_bytes(entry.get(k, b""), "big") for k in (_STATUS, _TIMEOUT))
+        is_open = bool(status & _ASSURED) and left_s >= least_s
+    else:
+        is_open = is_established if flow.proto == "tcp" else flow.answered
+    if not is_open:
         return None
     ports = attributes(attributes(entry[_TUPLE_ORIG])[_TUPLE_PROTO])
     own = int.from_bytes(ports[_SRC_PORT], "big")

@@ -162,28 +162,62 @@ def _port_text(port: PortMapping) -> str:
 def _between(
     context: PolicyContext, sender: KnownService, receiver: KnownService
 ) -> Iterator[Edge]:
-    """Yield an edge for each policy entry that applies to packets from one service to another."""
+    """Yield an edge for each deny entry that applies to packets from one service to another, and
+    for the ports of each allow entry on which such packets pass. Packets that no entry mentions
+    are not drawn as denied.
+    """
     for endpoint in receiver.endpoints:
         beside = [e for e in sender.endpoints if e.network == endpoint.network]
         if not beside or not endpoint.addresses:
             continue
         to, from_ = endpoint.addresses[0], beside[0].addresses[0]
         own, peers = receiver.policy, sender.policy
-        incoming = (*(own.allow_from or ()), *own.deny_from)
-        outgoing = (*(peers.egress_allow or ()), *peers.egress_deny)
-        entries = [*((e, from_) for e in incoming), *((e, to) for e in outgoing)]
-        done = set()
-        for entry, peer in entries:
-            proto = entry.proto or "tcp"
-            port = None if proto == "icmp" else max(entry.first, 1)
-            label = _entry_text(entry)
-            if label in done or not matches(entry, context, peer, port, proto):
+        denials = [*((e, from_) for e in own.deny_from), *((e, to) for e in peers.egress_deny)]
+        allowed = [*((e, from_) for e in own.allow_from or ())]
+        allowed += [(e, to) for e in peers.egress_allow or ()]
+        done: set[tuple[str, str]] = set()
+        every = [entry for entry, _ in (*denials, *allowed)]
+        for entry, peer in (*denials, *allowed):
+            if (entry, peer) in denials:
+                proto = entry.proto or "tcp"
+                port = None if proto == "icmp" else max(entry.first, 1)
+                if not matches(entry, context, peer, port, proto):
+                    continue
+                both = evaluate(context, from_, to, port, proto)
+                passes = all(reason.passes for reason in both)
+                found = [(_entry_text(entry), AUDIT if passes else DROP)]
+            else:
+                found = list(_passing(context, entry, peer, (from_, to), every))
+            yield from ((sender.name, receiver.name, *one) for one in found if one not in done)
+            done.update(found)
+
+
+def _passing(
+    context: PolicyContext, entry: Entry, peer: str, ends: tuple[str, str], every: list[Entry]
+) -> Iterator[tuple[str, str]]:
+    """Yield the label and verdict of each range of ports of an allow entry that passes."""
+    first = max(entry.first, 1)
+    cuts = {first, *(p for e in every for p in (e.first, e.last + 1))}
+    starts = [port for port in sorted(cuts) if first <= port <= entry.last]
+    found: dict[str, list[tuple[int, int, str]]] = {}
+    for proto in (entry.proto,) if entry.proto else ("tcp", "udp"):
+        runs = found[proto] = []
+        for start, after in zip(starts, [*starts[1:], entry.last + 1], strict=True):
+            port = None if proto == "icmp" else start
+            both = evaluate(context, *ends, port, proto)
+            if not matches(entry, context, peer, port, proto) or not all(r.passes for r in both):
                 continue
-            done.add(label)
-            both = evaluate(context, from_, to, port, proto)
-            passes = AUDIT if any(reason.audits for reason in both) else PASS
-            word = passes if all(reason.passes for reason in both) else DROP
-            yield sender.name, receiver.name, label, word
+            word = AUDIT if any(reason.audits for reason in both) else PASS
+            if runs and runs[-1][1:] == (start - 1, word):
+                runs[-1] = (runs[-1][0], after - 1, word)
+            else:
+                runs.append((start, after - 1, word))
+    if not entry.proto and found["tcp"] == found["udp"]:
+        found = {"": found["tcp"]}
+    for proto, runs in found.items():
+        for low, high, word in runs:
+            begin = 0 if low == 1 and entry.first == 0 else low
+            yield _entry_text(entry._replace(first=begin, last=high, proto=proto)), word
 
 
 def _entry_text(entry: Entry) -> str:
