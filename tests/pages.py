@@ -40,7 +40,6 @@ NOT_RUN = {
     "./dev test": "the run that this is part of",
     "sudo apt install pipx libnftables1 nftables iproute2 crun conmon catatonit": "./dev fresh does, in a new Debian",
     "sudo pipx install --global .": "./dev fresh does, in a new Debian",
-    'docker export "$(docker create redis:8)" | tar -x -C redis/rootfs': "needs a Docker daemon and its registry",
 }
 """A line of a page -> why it is not run."""
 
@@ -48,8 +47,8 @@ NOT_HERE = "# not run here: needs "
 CLIENT = "ip netns exec client bash -c "
 _FENCE = re.compile(r"^( *)```(.*)$")
 _COMMAND = re.compile(
-    r"[a-z]*[$#] [a-z./]|(?:sudo )?(?:niso|apt|apt-get|systemctl|journalctl|docker|podman|crictl|kubectl|skopeo|umoci|git|ssh"
-    r"|pip|pipx|ip|nft|curl|wget|cp|mv|rm|mkdir|sed|openssl|etcdctl|ctr|firewall-cmd|ufw|sysctl|make|\./dev)\s"
+    r"[a-z]*\$ |[a-z]+# |(?:# )?(?:sudo )?(?:niso|apt|apt-get|systemctl|journalctl|docker|podman|crictl|kubectl|skopeo|umoci"
+    r"|git|ssh|pip|pipx|ip|nft|curl|wget|cp|mv|rm|ln|echo|mkdir|sed|openssl|etcdctl|ctr|sysctl|make|\./dev) "
 )
 """The start of a line that is a command."""
 _HOST = re.compile(r"([a-c])\$ ")
@@ -141,14 +140,19 @@ def blocks(page: pathlib.Path) -> Iterator[Block]:
 
 def unmarked(page: pathlib.Path) -> list[str]:
     """The first command of each block that is not run and does not say so."""
+    return [
+        f"{page.relative_to(ROOT)}:{block.line}: {line}"
+        for block in blocks(page)
+        if (line := unmarked_of(block))
+    ]
+
+
+def unmarked_of(block: Block) -> str:
+    """The first command of a block that is not run and does not say so, or ''."""
     run = ("sh", "console", "setup", "toml", "python", "yaml")
-    found = []
-    for block in blocks(page):
-        if block.kind in run or block.file or block.lines[0].startswith(NOT_HERE):
-            continue
-        if line := next(filter(_COMMAND.match, block.lines), ""):
-            found.append(f"{page.relative_to(ROOT)}:{block.line}: {line}")
-    return found
+    if block.kind in run or block.file or (block.lines and block.lines[0].startswith(NOT_HERE)):
+        return ""
+    return next(filter(_COMMAND.match, block.lines), "")
 
 
 def commands(page: pathlib.Path) -> list[Command]:
