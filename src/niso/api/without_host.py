@@ -39,8 +39,8 @@ def validate(*files: str | os.PathLike[str]) -> tuple[Valid, ...]:
     """Validate manifest.toml and stack.toml files, or the files in folders.
 
     Does not need root, and ignores the state of this machine, such as its networks and programs.
-    All errors that an activation reports on any machine are reported here too. Raises Error, or
-    ErrorGroup with all errors of all files.
+    Reports errors that do not depend on the machine. Of a TOML syntax error, only the first one of
+    a file is reported. Raises Error, or ErrorGroup with the errors of all files.
     """
     valid: list[Valid] = []
     errors: list[Error] = []

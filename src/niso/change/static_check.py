@@ -1,8 +1,8 @@
-"""Find what an activation would refuse on any host (`niso validate`).
+"""Find errors of services that do not depend on the host (`niso validate`).
 
 This module records the services as an activation does, but in a store in memory, and for a host
 that has no services, networks or interfaces. Rules that depend on the real host, such as which
-ports are free, are not checked.
+ports are free, are not checked, and neither is whether the package has the program.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _constant(value: object) -> Callable[..., object]:
 
 
 def refuse(loaded: Iterable[Loaded], stack: StackMembership = NO_STACK) -> None:
-    """Raise the errors that activating these services would raise on any host.
+    """Raise the errors of these services that do not depend on the host.
 
     ``stack`` is their stack, if they are activated as a stack. Nothing of this machine is read or
     changed. Raises Conflict, InvalidInput, or an ErrorGroup of several errors.

@@ -214,7 +214,7 @@ COMMANDS = (
         "validate manifests and stacks without changing anything",
         (Argument("PATH*", "a manifest, a stack.toml or their folder (default: .)", "file"),),
         (JSON,),
-        "For CI jobs and editors. Reports all errors of all files, each with the line of its key. "
+        "For CI jobs and editors. Reports the errors of all files, each with the line of its key. "
         "A stack is checked with the manifests of its packages, and its services beside each "
         "other: two cannot have the same host port, address or name. niso activate --dry-run also "
         "checks what depends on a machine: whether programs, users and paths of the host exist, "
