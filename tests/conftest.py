@@ -129,6 +129,11 @@ def patient(seconds: float | None) -> float | None:
     return max(WAIT_SECONDS, PATIENCE * seconds)
 
 
+def forks(env: dict[str, str | None] | None) -> bool:
+    """Return whether niso can run in a fork: no variable is one that Python reads when it starts."""
+    return not any(name.startswith(("LC_", "LANG", "PYTHON")) for name in env or {})
+
+
 class LabEnded(Exception):
     """The lab is gone, or its deadline has passed, before the command ended."""
 
@@ -238,15 +243,17 @@ class Agent:
         netns: str | None = None,
         tty: bool = False,
         text: bool = True,
-        inside: bool = False,
+        inside: bool | None = None,
     ) -> Process:
         """Start a command, in a session of its own.
 
         The three descriptors are PIPE, DEVNULL, STDOUT (stderr only) or open ones, as for subprocess. ``env`` is laid over
         `environment`; None takes a variable away. ``netns`` names one below /run/netns. With ``tty`` stdin, the end of a
         pty, becomes its controlling terminal. ``text`` says what `Process.communicate` gives. ``inside``: see
-        `lab_agent`; a short program of Python always is.
+        `lab_agent`; by default a command of niso is, and a short program of Python always.
         """
+        if inside is None:
+            inside = argv[0] == "niso" and forks(env)
         inside = inside or argv[:2] in IN_PYTHON
         merged = self.environment | (env or {})
         passed: list[int] = []
@@ -407,11 +414,9 @@ class Lab(Agent):
     def niso(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[Any]:
         """Run a command of niso to its end, inside a child of the agent (`lab_agent`).
 
-        ``run("niso", ...)`` and ``popen("niso", ...)`` start Python.
+        ``run("niso", ...)`` and ``popen("niso", ..., inside=False)`` start Python.
         """
-        at_start = ("LC_", "LANG", "PYTHON")  # variables that Python reads when it starts
-        inside = not any(name.startswith(at_start) for name in options.get("env") or {})
-        return self.run("niso", *argv, inside=inside, **options)
+        return self.run("niso", *argv, inside=forks(options.get("env")), **options)
 
     def client(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[Any]:
         return self.run(*argv, netns="client", **options)

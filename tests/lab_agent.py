@@ -184,6 +184,7 @@ def run_python(arguments: list[str], environment: dict[str, str]) -> None:
         raw = os.fdopen(1, "wb", 0, closefd=False)
         sys.stdout = io.TextIOWrapper(raw, encoding="utf-8", write_through=True)
     sys.argv = ["-c", *words]
+    sys.modules["lab_agent"] = sys.modules["__main__"]
     sys.modules["__main__"] = main = types.ModuleType("__main__")
     status = 0
     try:
@@ -223,8 +224,36 @@ def run_lab(arguments: list[str], environment: dict[str, str]) -> None:
     os._exit(main(["--", "agent"]))
 
 
+def run_in_machine(arguments: list[str], environment: dict[str, str]) -> None:
+    """Be ``niso`` in the namespaces and the root of a process, whose number comes first, as nsenter(1)."""
+    number, *words = arguments
+    root = os.open(f"/proc/{number}/root", os.O_PATH)
+    kinds = (
+        os.CLONE_NEWNS | os.CLONE_NEWUTS | os.CLONE_NEWIPC | os.CLONE_NEWPID | os.CLONE_NEWCGROUP
+    )
+    os.setns(os.pidfd_open(int(number)), kinds)
+    os.fchdir(root)
+    os.chroot(".")
+    child = os.fork()  # the first one in the namespace of process IDs
+    if child == 0:
+        run_niso(words, environment)
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.SIG_IGN)  # sent to the whole group
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status < 0:
+        if -status != signal.SIGKILL:
+            signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    os._exit(status)
+
+
 PYTHON = ("python", "python3", "/usr/bin/python3")
-INSIDE = {"niso": run_niso, "lab": run_lab, **dict.fromkeys(PYTHON, run_python)}
+INSIDE = {
+    "niso": run_niso,
+    "lab": run_lab,
+    "machine": run_in_machine,
+    **dict.fromkeys(PYTHON, run_python),
+}
 _PR_CAPBSET_READ, _CAPABILITY_VERSION_3 = 23, 0x20080522
 
 

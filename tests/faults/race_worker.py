@@ -1,4 +1,4 @@
-"""Run inside a lab as ``race_worker.py NUMBER OPERATIONS SECONDS KILLS``: takes niso's commands, the same ones for the same number,
+"""Run inside a lab's agent with the words ``NUMBER OPERATIONS SECONDS KILLS``: takes niso's commands, the same ones for the same number,
 as many as OPERATIONS and as long as SECONDS, and prints what became of each as a line of JSON. With KILLS 1 a third of them die
 at one of their steps.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
 import sys
 import time
 from itertools import count
+
+import lab_agent
 
 number, operations, seconds, kills = (int(word) for word in sys.argv[1:])
 chance = random.Random(number)
@@ -42,11 +43,15 @@ for taken in count():
     environment = dict(os.environ)
     if kills and chance.randrange(3) == 0:
         environment["NISO_FAILPOINT"] = f"{chance.randrange(1, 30)}:kill"
-    done = subprocess.run(
-        ["niso", *argv], capture_output=True, text=True, check=False, env=environment
-    )
-    print(
-        json.dumps(
-            {"argv": argv, "status": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
-        )
-    )
+    outputs = [os.memfd_create(name) for name in ("stdout", "stderr")]
+    if (child := os.fork()) == 0:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for fd, output in enumerate(outputs, 1):
+            os.dup2(output, fd)
+        lab_agent.run_niso(argv, environment)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    out, err = (os.pread(output, 1 << 20, 0).decode() for output in outputs)
+    for output in outputs:
+        os.close(output)
+    line = json.dumps({"argv": argv, "status": status, "stdout": out, "stderr": err})
+    print(line, flush=True)  # a child would write what is left in the buffer too

@@ -35,7 +35,7 @@ def interrupt(
     number, times = chance.choice((signal.SIGINT, signal.SIGTERM)), chance.choice((1, 1, 2))
     whole_group = chance.choice((True, False))
     process = world.lab.popen(
-        "niso", *command, env={"NISO_FAILPOINT": "0", "NISO_FAILPOINT_LOG": LOG}
+        "niso", *command, inside=False, env={"NISO_FAILPOINT": "0", "NISO_FAILPOINT_LOG": LOG}
     )
     world.lab.wait_for(
         lambda: log.exists() and f"\n{steps} " in f"\n{log.read_text()}", 30, f"{steps} steps"
@@ -95,7 +95,7 @@ def test_burst_of_signals_is_one_and_what_was_begun_is_undone(world: World) -> N
     """As timeout(1) sends them: to the command, and then to its group; while it waits, works, undoes and ends."""
     before = world.snapshot()
     for moment in range(40 if LONG else 10):
-        process = world.lab.popen("niso", "activate", "/tmp/a")
+        process = world.lab.popen("niso", "activate", "/tmp/a", inside=False)
         time.sleep(0.03 + moment % 10 * 0.02)
         for _ in range(20):
             process.send_signal(signal.SIGTERM)

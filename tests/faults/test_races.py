@@ -20,7 +20,7 @@ WORKERS = 64 if LONG else 16
 OPERATIONS = 4
 SECONDS = 60 if LONG else 0
 DEADLINE = 500 if LONG else 90
-WORKER = pathlib.Path(__file__).parent / "race_worker.py"
+WORKER = (pathlib.Path(__file__).parent / "race_worker.py").read_text()
 
 EXPECTED = re.compile(
     r"host port \d+/tcp is published by|no service 's\d'|service 's\d' is not active|no network 'n\d'"
@@ -47,7 +47,7 @@ def race(world: World, kills: bool) -> list[dict[str, object]]:
         )
     workers = [
         world.lab.popen(
-            "python", "-S", str(WORKER), str(number), str(OPERATIONS), str(SECONDS), str(int(kills))
+            "python3", "-ISc", WORKER, str(number), str(OPERATIONS), str(SECONDS), str(int(kills))
         )
         for number in range(WORKERS)
     ]

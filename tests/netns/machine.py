@@ -15,7 +15,7 @@ import sys
 from typing import Any
 
 import pytest
-from conftest import TESTS, Lab
+from conftest import TESTS, Lab, forks
 
 SYSTEMD = "/usr/lib/systemd/systemd"
 TARGET = "niso-test.target"
@@ -178,7 +178,11 @@ class Machine:
         )
 
     def niso(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[Any]:
-        return self.run("niso", *argv, **options)
+        """As `Lab.niso`, inside the machine."""
+        if not forks(options.get("env")):
+            return self.run("niso", *argv, **options)
+        options = {"cwd": "/", **options}
+        return self.lab.run("machine", str(self.pid), *argv, inside=True, **options)
 
     def systemctl(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[Any]:
         return self.run("systemctl", "--no-pager", *argv, **options)

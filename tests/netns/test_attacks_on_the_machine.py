@@ -111,7 +111,7 @@ def host(lab: Lab) -> Lab:
         pytest.skip("the attacker knows the syscalls of x86-64")
     lab.run("mount", "--bind", "/", "/")
     lab.run("mount", "-o", "remount,bind,ro", "/")
-    victim = lab.popen(PYTHON, "-ISc", VICTIM, "niso-attack-victim")
+    victim = lab.popen(PYTHON, "-IS", "-c", VICTIM, "niso-attack-victim")
     assert victim.stdout and victim.stdout.readline() == b"ready\n"
     return lab
 

@@ -108,7 +108,7 @@ def test_figures_are_the_kernels_by_every_way(lab: Lab) -> None:
     assert lab.run("ls", folder).stdout.split() == ["niso.prom"]
     assert {name for name, _ in read(lab.path(f"{folder}/niso.prom").read_text())} == names
 
-    server = lab.popen("niso", "metrics", "--listen", "0")
+    server = lab.popen("niso", "metrics", "--listen", "0", inside=False)
     assert server.stderr is not None
     found = re.search(rb"http://127\.0\.0\.1:(\d+)/metrics", server.stderr.readline())
     assert found

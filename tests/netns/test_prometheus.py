@@ -151,7 +151,7 @@ def test_prometheus_scrapes_niso_and_answers_the_dashboard(lab: Lab) -> None:
     table = {name for x in lines if x.startswith("| `") for name in re.findall(r"`(niso_\w+)`", x)}
     assert set(re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE)) == table
 
-    served = lab.popen("niso", "metrics", "--listen", "9500", stdout=-3, stderr=-3)
+    served = lab.popen("niso", "metrics", "--listen", "9500", stdout=-3, stderr=-3, inside=False)
     manager = lab.popen(
         *("systemd-socket-activate", "--inetd", "-a", "-l", "127.0.0.1:9501"),
         *("niso", "metrics", "--inetd"),

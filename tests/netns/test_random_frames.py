@@ -33,7 +33,7 @@ from scapy.layers.l2 import Dot1Q, Ether  # isort: skip
 from scapy.packet import Raw  # isort: skip
 
 SEEDS = range(1, samples(2, 21) + 1)
-FRAMES = samples(3000, 6000)
+FRAMES = samples(1500, 6000)
 PORT, FROM = 9000, 7000
 PAIR = 9002, 7002
 """The ports of datagrams that go both ways: those of one way may be the answers to the other."""

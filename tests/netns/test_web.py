@@ -40,7 +40,7 @@ class Web:
 
     def __init__(self, lab: Lab, *options: str, env: dict[str, str | None] | None = None) -> None:
         self.lab = lab
-        self.process: Process = lab.popen("niso", "web", *options, env=env)
+        self.process: Process = lab.popen("niso", "web", *options, env=env, inside=False)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         found = ADDRESS.fullmatch(line)
