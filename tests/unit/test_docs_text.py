@@ -340,6 +340,21 @@ def test_what_is_not_run_is_shown_somewhere() -> None:
     assert set(pages.NOT_RUN) <= shown
 
 
+def test_each_command_is_run_or_its_block_says_why_not() -> None:
+    by_hand = [page for page in PAGES if page.relative_to(ROOT).parent.name != "reference"]
+    assert [each for page in by_hand for each in pages.unmarked(page)] == []
+    page = ROOT / "README.md"
+    for line in (
+        "$ anything",
+        "a# anything",
+        "niso ps",
+        "sudo apt install x",
+        "# systemctl stop x",
+    ):
+        assert pages.unmarked_of(pages.Block(page, 1, "text", ("some", line)))
+        assert not pages.unmarked_of(pages.Block(page, 1, "text", (pages.NOT_HERE + "X", line)))
+
+
 def test_a_wrong_command_and_a_wrong_output_are_seen() -> None:
     """What tests/netns/test_docs.py trusts in, on a shell's own output."""
     page = ROOT / "README.md"
