@@ -10,6 +10,7 @@ from niso.base import paths
 from niso.base.errors import InvalidInput, NotFound, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import Finished
+from niso.change import save_load
 from niso.look.session import (
     LEAST_TIMEOUT_S,
     ApiPart,
@@ -20,6 +21,7 @@ from niso.look.session import (
     text,
     texts,
 )
+from niso.manifest import values
 from niso.runtime import volumes
 from niso.store.store import Store
 
@@ -84,8 +86,6 @@ class Volumes(ApiPart):
         None for a file in the working directory. ``secrets`` includes the content of secrets. With
         ``stop``, active services are stopped during the save. Raises Conflict, NotFound, Error.
         """
-        from niso.change import save_load
-
         named = texts(services, "services")
         if (bool(named) + (stack is not None) + all) != 1:
             raise UsageError("needs services, a stack, or all", "niso help save")
@@ -129,9 +129,6 @@ class Volumes(ApiPart):
         that users other than root and the caller can change is refused. Raises Error, Conflict,
         InvalidInput.
         """
-        from niso.change import save_load
-        from niso.manifest import values
-
         self.session.require()
         timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)
         if prefix is not None:
