@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import pathlib
 import re
 import tomllib
@@ -78,6 +79,16 @@ def test_each_link_leads_somewhere() -> None:
         for page, link in links
         if not re.match(r"[a-z]+:", link) and not leads_somewhere(page, link)
     ]
+    assert wrong == []
+
+
+def test_headings_of_a_page_skip_no_level() -> None:
+    """As the site's builder demands."""
+    wrong = []
+    for page in PAGES:
+        levels = [len(marks) for marks in re.findall(r"^(#{1,6}) ", prose(page), re.MULTILINE)]
+        if any(below > above + 1 for above, below in itertools.pairwise(levels)):
+            wrong.append(name(page))
     assert wrong == []
 
 
