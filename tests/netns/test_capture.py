@@ -106,6 +106,7 @@ def test_packets_of_a_service_with_names(lab: Lab, tmp_path: Path) -> None:
     assert [kind for kind, _ in blocks(lab.path("/tmp/db.pcapng").read_bytes())][-1] == "packet"
     timed = lab.niso("net", "capture", "db", "--for", "300ms", "-w", "/tmp/no.pcapng", env=PATH)
     assert timed.returncode == 0
+    assert "/tmp/no.pcapng: 0 packets of db, with the names of services" in timed.stderr
     # what exists is kept if nothing is captured
     lab.path("/tmp/db.pcapng").write_bytes(b"precious")
     for words in (["nobody"], ["db", "api", "--", "no such"]):

@@ -201,7 +201,11 @@ def test_graphviz_draws_it(format_: str) -> None:
     flows = look_flows.joined(
         there, look_flows.Memory((row("10.99.1.7", "10.99.1.2", 80),), (), {})
     )
-    text = graph.dot(graph.of_traffic(there, flows, None))
+    marks = {"db": ("unhealthy", "policy in audit"), "api": ("healthy", "")}
+    text = graph.dot(graph.of_traffic(there, flows, None), marks)
+    assert re.search(r'n_db \[label="db.*\\nunhealthy\\npolicy in audit", color="#c2271f"', text)
+    assert re.search(r'n_api \[label="[^"]*[^y]", color="#17804a"', text), text
+    assert text.count('fillcolor="#f5f1fb"') == 1  # the area of the first network
     done = subprocess.run(
         ["dot", f"-T{format_}"], input=text.encode(), capture_output=True, check=False
     )

@@ -204,6 +204,39 @@ SOCKETS = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _state(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    monkeypatch.setenv("NISO_STATE_DIR", str(tmp_path))  # keeps the order of services
+
+
+def test_screen_of_80_columns_has_the_whole_reason_and_keeps_the_order() -> None:
+    pytest.importorskip("textual")
+    asyncio.run(_on_80_columns())
+
+
+async def _on_80_columns() -> None:
+    from niso.cli.top_screen import TopScreen
+
+    reason = ("postgres", "network.policy.allow_from[2]", "worker:5432/tcp", "words", None, True)
+    flow = FlowLoad(end("worker"), end("postgres"), 5432, "tcp", "pass", 2.0, 4e6, *reason)
+    for order, pressed in (("busy", ("s", "s")), ("memory", ("question_mark",))):
+        screen = TopScreen()
+        async with screen.run_test(size=(80, 24), notifications=True) as pilot:
+            screen.update_load(loads()._replace(flows=(flow,)))
+            await pilot.pause()
+            picture = shown(screen.export_screenshot())
+            assert 'pass     postgres allow_from[2] "worker:5432/tcp"' in picture, picture
+            assert f"sorted by {order}" in picture and "quit" in picture, picture
+            assert "LAST 30 s" not in picture
+            await pilot.resize_terminal(140, 24)
+            await pilot.pause()
+            assert "LAST 30 s" in shown(screen.export_screenshot())
+            await pilot.press(*pressed)
+            await pilot.pause(0.3)
+            is_help = "sort: busy" in shown(screen.export_screenshot())
+            assert is_help == (order == "memory")
+
+
 def test_screen() -> None:
     pytest.importorskip("textual")
     asyncio.run(_on_the_screen())
@@ -349,7 +382,7 @@ async def _commands() -> None:
         assert not isinstance(screen.screen, Output)
         text = await said("c")
         assert "niso net capture api  (exit status 3)" in text and "\nnet capture api" in text
-        assert r"\x1b[2J    end" in text and "d only denied" not in text
+        assert r"\x1b[2J    end" in text and "d denied" not in text
         await pilot.press("d", "escape")  # d has no effect
         assert not screen.only_denied and not isinstance(screen.screen, Output)
         assert "logs api -n 200 -f" in await said("l")

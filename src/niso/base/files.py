@@ -25,6 +25,9 @@ from itertools import count
 _NONE = (errno.ENOENT, errno.ELOOP, errno.ENXIO)  # ELOOP: a symbolic link; ENXIO: a socket
 
 
+_BLOCK = 65536
+
+
 def is_elsewhere(before: str, now: str) -> bool:
     """Return whether the file ``before`` still exists and is not the file ``now``."""
     return os.path.exists(before) and os.path.realpath(before) != os.path.realpath(now)
@@ -44,10 +47,11 @@ def read(path: str, mode: int = 0) -> bytes | None:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_mode & mode != mode:
             return None
-        parts, size = [], status.st_size + 1
+        # files of the kernel have the size 0; of others, a short read means end of file
+        parts, size = [], status.st_size + 1 if status.st_size else _BLOCK
         while part := os.read(fd, size):
             parts.append(part)
-            if len(part) < size:  # a short read means end of file; this saves one more read(2)
+            if status.st_size and len(part) < size:
                 break
         return b"".join(parts)
     finally:

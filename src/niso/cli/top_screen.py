@@ -6,6 +6,7 @@ The screen can also show the output of other niso commands. Only this module imp
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from niso.api.host import connect
+from niso.base import files, paths
 from niso.base.errors import missing_library
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.cli import traffic_commands
@@ -69,6 +71,30 @@ ORDERS: dict[str, Callable[[ServiceLoad], float | str]] = {
     "denied": lambda load: -_denied(load),
 }
 """The key by which services are sorted, for each order. Equal keys keep the order of `top.busy`."""
+
+
+_HELP = """\
+up, down   move; Enter shows the service
+Tab        next table: services, flows, sockets
+s          sort: busy, name, memory, traffic, new, denied
+d          only denied flows, or those in audit
+/          show only names with this text
+e c l      explain the flow, capture, logs
+Escape q   return, quit"""
+
+
+def _order_file() -> str:
+    return f"{paths.state_dir()}/top-order"
+
+
+def _known_order() -> str:
+    """Return the order that the user chose last."""
+    try:
+        with open(_order_file(), encoding="utf-8") as file:
+            order = file.read(20)
+    except (OSError, UnicodeDecodeError):
+        order = ""
+    return order if order in ORDERS else "busy"
 
 
 def show(name: str | None) -> int:
@@ -126,13 +152,14 @@ class TopScreen(App[None]):
     """
     ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar = [
-        Binding("d", "denied", "only denied"),
+        Binding("d", "denied", "denied"),
         Binding("s", "sort", "sort"),
         Binding("slash", "find", "find"),
         Binding("e", "explain", "explain"),
         Binding("c", "capture", "capture"),
         Binding("l", "logs", "logs"),
-        Binding("escape", "leave", "back"),
+        Binding("question_mark", "help", "help"),
+        Binding("escape", "leave", "back", show=False),
         Binding("q", "quit", "quit"),
         Binding("ctrl+c", "interrupt", "quit", show=False, priority=True),
     ]
@@ -140,7 +167,7 @@ class TopScreen(App[None]):
     def __init__(self, name: str | None = None) -> None:
         super().__init__()
         self.chosen, self._fixed = name, name is not None
-        self.only_denied, self.order, self.wanted = False, "busy", ""
+        self.only_denied, self.order, self.wanted = False, _known_order(), ""
         self.is_over = False
         # wakes the measuring thread to end it, or to list another service's sockets
         self.wake = threading.Event()
@@ -228,7 +255,7 @@ class TopScreen(App[None]):
         parts = [("niso top", "name"), *traffic_commands.summary(load)]
         if self.chosen is not None:
             parts.insert(1, (self.chosen, "name"))
-        parts += [(f"sorted by {self.order}", "")] * (self.order != "busy")
+        parts += [(f"sorted by {self.order}", "")]
         parts += [("only denied", "")] * self.only_denied
         parts += [(repr(self.wanted), "")] * bool(self.wanted)
         words = Text("  ").join(Text(text, STYLES[kind]) for text, kind in parts)
@@ -334,8 +361,13 @@ class TopScreen(App[None]):
     def action_sort(self) -> None:
         orders = list(ORDERS)
         self.order = orders[(orders.index(self.order) + 1) % len(orders)]
+        with contextlib.suppress(OSError):  # then the next niso top begins with busy services
+            files.replace(_order_file(), self.order.encode(), 0o600)
         self._draw()
         self.query_one("#services", RowTable).action_move(0)
+
+    def action_help(self) -> None:
+        self.notify(_HELP, title="keys of niso top", timeout=30)
 
     def action_find(self) -> None:
         field = self.query_one(Input)
@@ -409,6 +441,8 @@ if TYPE_CHECKING:
     Cells = tuple[tuple[str, str], ...]
     """The texts of one row, each with the name of its style (`STYLES`)."""
 
+_OPTIONAL = ("LAST 30 s", "NEW/s", "TRAFFIC")
+"""Columns that are left out, in this order, if the terminal is too narrow for the row's texts."""
 _LEFT = ("SERVICE", "HEALTH", "LAST 30 s", "NETWORKS", "FROM", "TO", "VERDICT", "BY", "STATE")
 """The titles of columns whose values are aligned at the left."""
 _SPACE = "  "
@@ -452,6 +486,7 @@ class RowTable(ScrollView, can_focus=True):
         self.cursor = 0
         self._titles: tuple[str, ...] = ()
         self._widths: list[int] = []
+        self._left_out: set[int] = set()
         self._cells: Callable[[str], Cells] = lambda _: ()
 
     def fill(self, titles: tuple[str, ...], keys: list[str], cells: Callable[[str], Cells]) -> None:
@@ -482,9 +517,16 @@ class RowTable(ScrollView, can_focus=True):
         for key in self.keys[first : first + self.size.height]:
             needed = [len(text) for text, _ in self._cells(key)]
             self._widths = [max(pair) for pair in zip(needed, self._widths, strict=True)]
-        width = sum(self._widths) + len(_SPACE) * len(self._widths) + 1
-        self.virtual_size = Size(width, len(self.keys) + 1)
+        self._left_out = set()
+        for title in _OPTIONAL:
+            if self._width() > self.size.width and title in self._titles:
+                self._left_out.add(self._titles.index(title))
+        self.virtual_size = Size(self._width(), len(self.keys) + 1)
         self.refresh()
+
+    def _width(self) -> int:
+        shown = [w for i, w in enumerate(self._widths) if i not in self._left_out]
+        return sum(shown) + len(_SPACE) * len(shown) + 1
 
     def render_line(self, y: int) -> Strip:
         plain = self.rich_style
@@ -499,7 +541,10 @@ class RowTable(ScrollView, can_focus=True):
             if at == self.cursor and self.has_focus:
                 over = self.get_component_rich_style("rows--cursor")
         segments = [Segment(" ", over or plain)]
-        for (text, kind), title, width in zip(cells, self._titles, self._widths, strict=False):
+        columns = zip(cells, self._titles, self._widths, strict=False)
+        for i, ((text, kind), title, width) in enumerate(columns):
+            if i in self._left_out:
+                continue
             words = text.ljust(width) if title in _LEFT else text.rjust(width)
             segments.append(Segment(words + _SPACE, over or plain + STYLES[kind]))
         x = self.scroll_offset.x

@@ -271,12 +271,21 @@ def _capture(host: Host, args: Args) -> int:
                 return 0
             try:
                 _write_all(file, first)
-                return _copy(capture, file, seconds, as_text=False)
+                status = _copy(capture, file, seconds, as_text=False)
+                output.note(_captured(args.write, services, capture.packets, args.drops))
+                return status
             except BrokenPipeError:
                 raise
             except OSError as error:
                 raise _unwritten(args.write, error) from None
         return _copy(capture, file, seconds, args.write is None)
+
+
+def _captured(path: str, services: list[str], packets: int, drops: bool) -> str:
+    """Format what is in the file of a capture."""
+    number = f"{packets} {'dropped ' * drops}packet{'s' * (packets != 1)}"
+    whose = f" of {', '.join(services)}" if services else ""
+    return f"{path}: {number}{whose}, with the names of services; wireshark {path} shows it"
 
 
 def _write_all(file: IO[bytes], data: bytes) -> None:

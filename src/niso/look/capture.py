@@ -110,6 +110,11 @@ class Capture(ResultStream):
     def fileno(self) -> int:
         return self._epoll.fileno()
 
+    @property
+    def packets(self) -> int:
+        """The number of packets in the pcapng file so far."""
+        return self._file.packets
+
     def read(self) -> bytes:
         """Wait for packets and return them. Return b"" at the end. Raises ProcessError."""
         while (shown := self.read_ready(None)) is None:
@@ -406,6 +411,7 @@ class CaptureFile:
     ) -> None:
         self._names, self._comment, self._left = names, comment, most
         self._interfaces = 0
+        self.packets = 0
 
     @property
     def is_full(self) -> bool:
@@ -428,6 +434,7 @@ class CaptureFile:
             return b""
         if self._left is not None:
             self._left -= 1
+        self.packets += 1
         halves = time >> 32, time & 0xFFFFFFFF
         body = struct.pack("=IIIII", interface, *halves, len(data), length) + _padded(data)
         if comment := self._comment(time):

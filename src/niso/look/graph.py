@@ -311,19 +311,45 @@ def mermaid(picture: Picture) -> str:
     return "\n".join(lines) + "\n"
 
 
-def dot(picture: Picture) -> str:
-    """Render the picture in Graphviz's language (dot(1))."""
+_PAPER = (
+    ("#7a4bc4", "#f5f1fb"),
+    ("#0f7f7a", "#ecf6f5"),
+    ("#9a6a00", "#f8f3e8"),
+    ("#b03a78", "#faeff5"),
+    ("#2a62c8", "#edf2fb"),
+    ("#4d7a1f", "#f1f6ec"),
+)
+"""The colours of networks, as on the map of `niso web`: of the frame, and of its area."""
+_MARKS = {
+    "healthy": 'color="#17804a"',
+    "unhealthy": 'color="#c2271f", fontcolor="#c2271f", penwidth=2',
+    "starting": 'color="#8a5a00"',
+    "": 'color="#8a95a3"',
+}
+
+
+def dot(picture: Picture, marks: Mapping[str, tuple[str, str]] = MappingProxyType({})) -> str:
+    """Render the picture in Graphviz's language (dot(1)).
+
+    ``marks`` maps services to their health, or "", and to words about their policy, or "".
+    """
     groups, others, edges = picture
     lines = [
         "digraph niso {",
         "  rankdir=LR;",
-        '  node [shape=box, style=rounded, fontname="sans-serif"];',
+        '  node [shape=box, style="rounded,filled", fillcolor=white, fontname="sans-serif"];',
         '  edge [fontname="sans-serif", fontsize=10];',
     ]
     for number, (title, nodes) in enumerate(groups):
         lines.append(f"  subgraph cluster_{number} {{")
         lines.append(f'    label={_quoted_for_dot([title])}; fontname="sans-serif";')
-        lines += [f"    {id_} [label={_quoted_for_dot(text)}];" for id_, text in nodes]
+        frame, area = _PAPER[number % len(_PAPER)]
+        lines.append(f'    style="rounded,filled"; color="{frame}"; fillcolor="{area}";')
+        lines.append(f'    fontcolor="{frame}";')
+        for id_, words in nodes:
+            health, policy = marks.get(words[0].partition(" + ")[0], ("", ""))
+            shown = (*words, *filter(None, ("" if health == "healthy" else health, policy)))
+            lines.append(f"    {id_} [label={_quoted_for_dot(shown)}, {_MARKS[health]}];")
         lines.append("  }")
     lines += [f"  {id_} [label={_quoted_for_dot(text)}, shape=oval];" for id_, text in others]
     for source, target, label, verdict_ in edges:
@@ -363,8 +389,23 @@ def graph(
         picture = _picture_of_host(session, stack, declared, since)
     if format_ == "mermaid":
         return mermaid(picture).encode()
-    text = dot(picture).encode()
+    marks = {} if declared and stack is not None else _marks(session)
+    text = dot(picture, marks).encode()
     return text if format_ == "dot" else _drawn(text, format_)
+
+
+def _marks(session: Session) -> dict[str, tuple[str, str]]:
+    """Return the health of each service, and whether it has a policy, for `dot`."""
+    store = session.store()
+    lines = services.service_lines(session, store)
+    policied = {*store.policied()}
+
+    def policy(line: services.ServiceLine) -> str:
+        if line.service not in policied:
+            return ""
+        return "policy in audit" if line.audit_until else "policy"
+
+    return {line.service: (line.health or "", policy(line)) for line in lines}
 
 
 def _picture_of_host(

@@ -173,7 +173,7 @@ def _of_services(session: Session, store: Store) -> tuple[Metric, ...]:
 
 
 def _of_cgroups(store: Store, rows: Iterable[ServiceRow]) -> Iterator[Metric]:
-    usages = {row.name: services.usage_of(store, row.name) for row in rows if row.active}
+    usages = services.usages_of(store, (row.name for row in rows if row.active))
     specs = {row.name: spec for row in rows if row.active and (spec := row.process) is not None}
     for type_, name, help_, field in (
         (COUNTER, "cpu_seconds_total", "Processor time since the start.", "cpu_s"),

@@ -308,11 +308,16 @@ def service_lines(
     return tuple(sorted(lines, key=lambda line: line.service))
 
 
-def usage_of(store: Store, name: str) -> cgroups.Usage:
-    """Return a service's processor time, memory and oom kills, as the sum of all instances."""
+def usages_of(store: Store, names: Iterable[str]) -> dict[str, cgroups.Usage]:
+    """Return the processor time, memory and oom kills of services, of all instances together."""
+    counting = cgroups.counting_roots()
+    return {name: _usage_of(store, name, counting) for name in names}
+
+
+def _usage_of(store: Store, name: str, counting: list[str]) -> cgroups.Usage:
     usage = cgroups.Usage(None, None, None, None, None)
     for one in store.instances.running(name):
-        own = cgroups.usage(paths.cgroup(store.state_id(), one))
+        own = cgroups.usage(paths.cgroup(store.state_id(), one), counting)
         if former := former_oom_kills(one):
             own = own._replace(oom_kills=former + (own.oom_kills or 0))
         usage = usage.plus(own)
@@ -326,11 +331,12 @@ def with_loads(store: Store, lines: Iterable[ServiceLine]) -> tuple[ServiceLine,
     """Add processor time and memory to lines of `service_lines`. Takes half a second to measure."""
     lines = list(lines)
     began = time.monotonic()
-    first = {line.service: usage_of(store, line.service).cpu_s for line in lines}
+    first = usages_of(store, (line.service for line in lines))
     time.sleep(_STATS_S)
+    last = usages_of(store, (line.service for line in lines))
     result = []
     for line in lines:
-        usage, before = usage_of(store, line.service), first[line.service]
+        usage, before = last[line.service], first[line.service].cpu_s
         cpu = None
         if usage.cpu_s is not None and before is not None:
             spent = max(0.0, usage.cpu_s - before)
@@ -571,14 +577,14 @@ def everything(session: Session, store: Store, name: str) -> Service:
         now.exit_code,
         out_of_memory(row.name),
         now.restarts,
-        *usage_of(store, row.name),
+        *usages_of(store, [row.name])[row.name],
         time_text(now.started_at),
         ended_at,
     )
     if row.mode == "front" and row.active:
         names = [one.service for one in instances]
         restarts, killed = sum(read(one).restarts for one in names), any(map(out_of_memory, names))
-        process = Process(None, None, killed, restarts, *usage_of(store, name), None, None)
+        process = Process(None, None, killed, restarts, *usages_of(store, [name])[name], None, None)
     return Service(
         service=row.name,
         status=status,

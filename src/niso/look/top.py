@@ -24,7 +24,7 @@ from niso.look.services import (
     health_targets,
     known_healths,
     service_lines,
-    usage_of,
+    usages_of,
 )
 from niso.look.session import ResultStream, Session, guarded
 from niso.plan.verdict import PolicyContext, parsed
@@ -165,7 +165,7 @@ class Metered(ResultStream):
             {row.name: row.provider for row in rows if row.provider},
             {counts.service: counts for counts in drops.count([r for r in rows if r.active])},
             counts(memory),
-            {line.service: usage_of(store, line.service) for line, _ in self._lines.values()},
+            usages_of(store, (line.service for line, _ in self._lines.values())),
         )
         before, self._before = self._before, now
         if before is None:

@@ -81,13 +81,22 @@ def _sum[N: (int, float)](one: N | None, other: N | None) -> N | None:
     return other if one is None else one if other is None else one + other
 
 
-def usage(path: str) -> Usage:
+def counting_roots() -> list[str]:
+    """Return the mount points of the hierarchies that count something of a `Usage`."""
+    return [
+        root for root in roots() if not _UNCOUNTED.issuperset(os.path.basename(root).split(","))
+    ]
+
+
+def usage(path: str, counting: Iterable[str] | None = None) -> Usage:
     """Return the usage of a cgroup, whose path is relative to the mount points.
+
+    ``counting`` is the result of `counting_roots`, for callers that read many cgroups.
 
     Sources: Documentation/admin-guide/cgroup-v2.rst; cgroup-v1/memory.rst and cpuacct.rst.
     """
     cpu_s = throttled_s = memory = limit = kills = None
-    for root in roots():
+    for root in counting_roots() if counting is None else counting:
         folder = f"{root}{path}"
         cpu = _table(f"{folder}/cpu.stat")
         if "usage_usec" in cpu:
@@ -113,6 +122,10 @@ def usage(path: str) -> Usage:
     return Usage(cpu_s, throttled_s, memory, None if unlimited else limit, kills)
 
 
+_UNCOUNTED = frozenset(
+    ("blkio", "cpuset", "devices", "freezer", "hugetlb", "misc", "net_cls", "net_prio")
+) | {"perf_event", "pids", "rdma", "systemd"}
+"""Controllers of v1 that count nothing of a `Usage`."""
 _UNLIMITED = 1 << 60
 """v1 shows no limit of memory as the largest number of pages."""
 

@@ -514,8 +514,8 @@ def service(text: str) -> ServiceSpec | None:
     return spec
 
 
-# a command reads a row many times; one that reads all services must not keep all in memory
-@lru_cache(maxsize=64)
+# a command reads a row many times; one of thousands of services must not keep all in memory
+@lru_cache(maxsize=512)
 def _decode(text: str, table: type[Any]) -> Any:
     try:
         data = json.loads(text)

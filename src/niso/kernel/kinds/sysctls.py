@@ -112,6 +112,7 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
         made: list[AnyStep] = []
         last: list[AnyStep] = []
         before, _ = by_key(want[Sysctl], have[Sysctl])
+        wanted = {obj.key() for obj in want[Sysctl]}
         reset: set[str] = set()  # namespaces in which forwarding of all links is set
         for obj in sorted(want[Sysctl], key=_order):
             actual = before.get(obj.key())
@@ -128,7 +129,7 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
         last += [
             Step("change", obj._replace(value=DEFAULT), obj)
             for obj in sorted(have[Sysctl])
-            if _is_left(obj, want)
+            if obj.key() not in wanted and _is_left(obj, want)
         ]
         return (), made, (), last
 
@@ -208,15 +209,10 @@ def _link(obj: Sysctl) -> str:
 
 
 def _is_left(obj: Sysctl, want: State) -> bool:
-    """Return whether a sysctl must be reset: it is no longer in the manifest's [sysctls], but its
-    namespace and its interface stay.
+    """Return whether a sysctl that is not wanted must be reset: it was in the manifest's [sysctls],
+    and its namespace and its interface stay.
     """
-    if (
-        not obj.netns
-        or "/neigh/" in obj.name
-        or obj.name.rpartition("/")[2] in _LINK_SETTINGS
-        or obj.key() in {other.key() for other in want[Sysctl]}
-    ):
+    if not obj.netns or "/neigh/" in obj.name or obj.name.rpartition("/")[2] in _LINK_SETTINGS:
         return False
     links = {veth.peer for veth in want[Veth] if veth.netns == obj.netns}
     link_stays = _link(obj) in {"", "all", "default", *links}

@@ -1,6 +1,7 @@
 // The same as tables, and the details beside them.
 
 import { h, s } from "./dom.js";
+import { conditionWords } from "./model.js";
 import { ago, count, line, moves, perSecond, period, rate, span, target, unrecorded } from "./words.js";
 
 const MOST_ROWS = 500;
@@ -184,7 +185,7 @@ export function cardOf(state, node, edges, map) {
   if (node.kind !== "service") return [h("h3", {}, node.name), h("p", { class: "note" }, node.words ?? node.lines.join(", ")), h("p", {}, count(own.length, "flow")), last];
   const { service } = node;
   const facts = [
-    ["health", healthWords(service) ?? service.status],
+    ["health", healthWords(service) ?? conditionWords(service)],
     ["address", service.address.join(", ")],
     ["networks", service.networks.join(", ")],
     ["in, out", service.received === null ? null : `${rate(service.received)}, ${rate(service.sent)}`],
