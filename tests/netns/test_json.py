@@ -99,7 +99,9 @@ def test_every_command_prints_what_the_reference_says(lab: Lab) -> None:
     assert ask(lab, "net", "refresh") == []
     assert ask(lab, "net", "names")["names"]
     learned = ask(lab, "net", "learn", "--egress")
-    assert "everybody: published as 8080" in {e["note"] for p in learned for e in p["allow_from"]}
+    assert "other machines: published as 8080" in {
+        e["note"] for p in learned for e in p["allow_from"]
+    }
     assert ask(lab, "net", "attach", "box", "--new", "--network", "backend", "-p", "7100:80")[
         "ports"
     ]

@@ -273,6 +273,18 @@ def test_the_line_that_is_named_is_the_line_that_dropped(lab: Lab) -> None:
         for flow in drawn["flows"]
         if flow["verdict"] == "drop"
     } == words
+    for line in sorted(
+        {line for line in expected.values() if line.split("-")[0] in ("internal", "isolated")}
+        | {"s-inner-list egress.allow", "r-inner-deny deny_from[0]"}
+    ):
+        sender, receiver = next(ends for ends, own in expected.items() if own == line)
+        trace = lab.popen("niso", "net", "trace", sender, f"{receiver}:9/udp")
+        lab.wait_for(lambda: "niso_live_" in lab.run("nft", "list", "tables").stdout, 30, "tables")
+        while trace.poll() is None:
+            send(lab, f"niso-{sender}", at[receiver], 9)
+        assert trace.stdout is not None and trace.returncode == 1
+        said = trace.stdout.read().decode().splitlines()
+        assert said[-1] == f"drop: {words[sender, receiver]}"
     # a suggested line changes the verdict, if the lines for both ends are added
     offered = set()
     for policy in learned:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from conftest import Lab
@@ -12,15 +13,21 @@ FOREIGN = "table ip docker { chain FORWARD { type filter hook forward priority 5
 
 
 def traced(
-    lab: Lab, netns: str | None, source: str, to: str, *words: str, by: str = "10.99.1.2"
+    lab: Lab,
+    netns: str | None,
+    source: str,
+    to: str,
+    *words: str,
+    by: str = "10.99.1.2",
+    port: int = 0,
 ) -> tuple[int, str]:
     """What it prints of a connection from a namespace to ``to``, and its exit status."""
     running = lab.popen("niso", "net", "trace", source, to, "--for", "20s", *words)
     lab.wait_for(lambda: "niso_live_" in lab.run("nft", "list", "tables").stdout, 10, "its tables")
-    address, _, port = to.rpartition(":")
+    address, _, named = to.rpartition(":")
     address = {"db": by}.get(address, address.strip("[]"))
     while running.poll() is None:
-        ask(lab, address, int(port), netns)
+        ask(lab, address, port or int(named), netns)
     out, _ = running.communicate()
     assert "niso_live_" not in lab.run("nft", "list", "tables").stdout
     return running.wait(5), out
@@ -35,22 +42,45 @@ def test_way_of_a_packet_with_the_reason_of_each_chain(lab: Lab) -> None:
     lab.run("nft", FOREIGN)
     status, text = traced(lab, "niso-bad", "bad", "db:80")
     lines = [line.split(maxsplit=3) for line in text.splitlines()[1:]]
-    assert status == 1 and text.splitlines()[0].startswith("10.99.1.4:")
+    assert status == 1 and re.match(
+        r"bad \(10\.99\.1\.4\):\d+ → db \(10\.99\.1\.2\):80/tcp\n", text
+    )
     assert [
         "inet",
         "niso",
         "check_in4",
         "→ refuse          not listed in network.policy.allow_from of db",
     ] in lines
-    assert lines[-2][:3] == ["inet", "niso", "see_refused"] and lines[-2][3].startswith("drop")
-    assert text.endswith("  (no other table saw it)\n")
+    denied = "drop: not listed in network.policy.allow_from of db"
+    assert text.splitlines()[-2:] == ["  (no other table saw it)", denied]
+    assert "answers" not in text and "see_refused" in text.splitlines()[-3]
     status, text = traced(lab, "niso-api", "api", "db:80", "--json")
     found = json.loads(text)
     assert status == 0 and found["passes"] and found["others"]
     foreign = [stage for stage in found["stages"] if stage["table"] == "ip docker"]
     assert foreign[0]["verdict"] == "pass" and "ip protocol tcp" in foreign[0]["words"]
-    status, text = traced(lab, "client", "192.0.2.2", "192.0.2.1:8080")
-    assert status == 0 and "inet niso forward" in text and "pass              published\n" in text
+    assert (found["verdict"], found["source_name"], found["destination_name"]) == (
+        "pass",
+        "api",
+        "db",
+    )
+    assert found["reason"] == 'allowed by network.policy.allow_from[0] of db ("api:80")'
+    status, text = traced(lab, "client", "192.0.2.2", "192.0.2.1:8080", "-v")
+    assert status == 0 and "inet niso enter" in text and "pass              published\n" in text
+    assert "inet niso answers" in text
+    # by the name of the service, with the port of the host or of the service
+    for port in (8080, 80):
+        status, text = traced(lab, "client", "192.0.2.2", f"db:{port}", by="192.0.2.1", port=8080)
+        assert status == 0 and re.match(r"192\.0\.2\.2:\d+ → 192\.0\.2\.1:8080/tcp\n", text), text
+        assert re.search(
+            r"dnat +host \(192\.0\.2\.1\):8080 becomes db \(10\.99\.1\.2\):80\n", text
+        ), text
+        assert text.endswith(
+            "pass: 192.0.2.1:8080 is published;"
+            ' allowed by network.policy.allow_from[1] of db ("192.0.2.0/24")\n'
+        )
+    status, text = traced(lab, None, "host", "db:8080", by="127.0.0.1", port=8080)
+    assert status == 0 and "host (127.0.0.1):8080 becomes db" in text and "pass: " in text, text
     # nothing came, and nothing stays, also after kill -9
     none = lab.niso("net", "trace", "api", "db:81", "--for", "200ms", check=False)
     assert none.returncode == 1 and "no new connection" in none.stderr
@@ -106,4 +136,10 @@ def test_way_beyond_the_bridge_is_followed_to_its_end(lab: Lab, calls: int) -> N
         found = json.loads(text)
         last = found["stages"][-1]
         assert (status, last["chain"], last["verdict"]) == end, (to, found)
-        assert found["passes"] is (status == 0)
+        assert found["passes"] is (status == 0) and found["verdict"] == end[2]
+        if to in ("192.0.2.2:80", "[2001:db8::2]:80"):  # the host's address and a port of its own
+            own = "192.0.2.1" if to[0] == "1" else "[2001:db8::1]"
+            masked = [stage["words"] for stage in found["stages"] if stage["verdict"] == "snat"]
+            assert masked and masked[0].partition(" becomes ")[2].startswith(
+                f"host ({own.strip('[]')})"
+            )

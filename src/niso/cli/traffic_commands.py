@@ -351,21 +351,25 @@ def _trace(host: Host, args: Args) -> int:
         reason = f"no {which} from {args.source} to {args.destination} within {args.seconds}"
         hint = f"niso net explain {args.source} {args.destination} says what would happen to one"
         raise Error(reason, hint)
-    output.result(args, traced, _print_traced)
+    output.result(args, traced, lambda one: _print_traced(one, bool(args.verbose)))
     return 0 if traced.passes else 1
 
 
-def _print_traced(traced: niso.Traced) -> None:
-    from_ = _end(None, traced.source, traced.source_port)
-    to = _end(None, traced.destination, traced.port)
+def _print_traced(traced: niso.Traced, verbose: bool) -> None:
+    from_ = _end(traced.source_name, traced.source, traced.source_port)
+    direct = all(stage.verdict != "dnat" for stage in traced.stages)
+    name = traced.destination_name if direct else None
+    to = _end(name, traced.destination, traced.port)
     print(f"{from_} {output.arrow()} {to}/{traced.proto}")
-    wide = max((len(f"{s.table} {s.chain}") for s in traced.stages), default=0)
-    for stage in traced.stages:
+    shown = [stage for stage in traced.stages if verbose or not stage.records]
+    wide = max((len(f"{s.table} {s.chain}") for s in shown), default=0)
+    for stage in shown:
         verdict = stage.verdict.replace("→", output.arrow())
         line = f"  {f'{stage.table} {stage.chain}':<{wide}}  {verdict:<16}  {stage.words}"
         print(output.escaped(line.rstrip()))
     if not traced.others:
         print("  (no other table saw it)")
+    print(output.escaped(f"{traced.verdict}: {traced.reason}"))
 
 
 def _cells(flow: niso.Flow) -> tuple[str, ...]:

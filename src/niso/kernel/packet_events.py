@@ -209,7 +209,7 @@ _QUIET_S = 0.3  # after this silence, the path of a packet is complete
 class TraceStep(NamedTuple):
     """One event on the path of a traced packet: a rule of a chain matched, or the chain's policy
     decided. ``network`` has up to 40 bytes of the packet's IP header. ``transport`` has up to 20
-    bytes of its TCP, UDP or ICMP header. Both are empty except in the first event of a trace id.
+    bytes of its TCP, UDP or ICMP header. Both are empty except in the first event at each hook.
     """
 
     id: int  # the kernel's trace id of the packet
@@ -348,9 +348,17 @@ class Trace(netlink.Netlink):
         return rules
 
 
-def _rule(source: str, destination: str, port: int | None, proto: str, starts: bool) -> str:
-    word = "ip6" if family_of(destination) == 6 else "ip"
-    match = f"{word} saddr {source} {word} daddr {destination}"
+def _rule(
+    source: str, destination: str, port: int | None, proto: str, starts: bool, family: int
+) -> str:
+    """Return the rule that marks packets. If ``source`` or ``destination`` is "", it stands for all
+    of the host's addresses.
+    """
+    word = "ip6" if family == 6 else "ip"
+    match = " ".join(
+        f"{word} {side} {address}" if address else f"meta nfproto ipv{family} fib {side} type local"
+        for side, address in (("saddr", source), ("daddr", destination))
+    )
     if port is not None:
         match += f" {proto} dport {port}"
         if proto == "tcp" and starts:
@@ -360,18 +368,28 @@ def _rule(source: str, destination: str, port: int | None, proto: str, starts: b
     return f"{match} limit rate 1/second burst 1 packets meta nftrace set 1"
 
 
-def trace_rules(ends: Iterable[tuple[str, str]], port: int | None, proto: str, starts: bool) -> str:
+def trace_rules(
+    ends: Iterable[tuple[str, str]],
+    port: int | None,
+    proto: str,
+    starts: bool,
+    published: Iterable[tuple[int, str, int]] = (),
+) -> str:
     """Return temporary nftables tables that mark packets for tracing, in nft(8) syntax. ``ends``
     are pairs (source, destination). If ``port`` is None, ICMP packets are marked. With ``starts``,
-    only TCP packets that open a connection are marked.
+    only TCP packets that open a connection are marked. ``published`` are (IP version, source, host
+    port) of further packets, to any address of the host. The source "" is the host itself.
     """
-    rules = "; ".join(_rule(*pair, port, proto, starts) for pair in ends)
+    rules = [_rule(*pair, port, proto, starts, family_of(pair[1])) for pair in ends]
+    # the bridge family has no fib expression
+    own = [_rule(source, "", at, proto, starts, family) for family, source, at in published]
     name = f"{TEMPORARY}{os.getpid()}"
     chains = {"inet": ("prerouting", "output"), "bridge": ("prerouting",)}
     return "\n".join(
         f"table {family} {name} {{ flags owner;"
         + "".join(
-            f" chain {hook} {{ type filter hook {hook} priority -450; {rules}; }};"
+            f" chain {hook} {{ type filter hook {hook} priority -450;"
+            f" {'; '.join([*rules, *(own if family == 'inet' else [])])}; }};"
             for hook in hooks
         )
         + " }"

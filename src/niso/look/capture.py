@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from niso.base import paths
 from niso.base.errors import Conflict, Error, ProcessError, UsageError
 from niso.base.named_tuples import NamedTuple
-from niso.base.names import bridge, netns, veth
+from niso.base.names import bracketed, bridge, family_of, netns, unpacked, veth
 from niso.base.report import WaitingForPacket
 from niso.base.signals import heed_signals, keep_only, signals_blocked
 from niso.kernel.libnftables import TEMPORARY
@@ -44,8 +44,9 @@ from niso.kernel.ruleset import BRIDGE, INET
 from niso.look import packet_path
 from niso.look.drops import fresh_context
 from niso.look.drops import words as why
+from niso.look.flows import FlowReader
 from niso.look.session import ResultStream, Session
-from niso.plan.verdict import KnownService, Verdict, addresses_of, decide
+from niso.plan.verdict import PORTED, KnownService, PolicyContext, addresses_of, evaluate
 from niso.reconcile.live_world import read_world
 from niso.runtime import root
 
@@ -503,13 +504,18 @@ class Stage(NamedTuple):
 
     table: str  # family and name of the table: inet niso
     chain: str  # the chain
-    verdict: str  # pass, drop, or an arrow and the next chain
+    verdict: str  # pass, drop, dnat, snat, or an arrow and the next chain
     words: str  # the reason, or the text of another program's rule
+    records: bool  # whether the chain only marks or records packets; shown with -v
 
 
 class Traced(NamedTuple):
     """The path of one real packet."""
 
+    verdict: str  # pass or drop
+    reason: str  # why the packet passed or was dropped
+    source_name: str | None  # the sender: a service or host; null for other machines
+    destination_name: str | None  # the receiver after DNAT: a service or host; null otherwise
     source: str  # the sender's address
     source_port: int | None  # port of the sender; null for icmp
     destination: str  # the address that the packet was sent to
@@ -605,25 +611,86 @@ def trace(
     context = read_world(session.kernel(), store)
     # a program chooses if a name has addresses of both families
     pairs = packet_path.ends_by_family(context, from_, to)
-    with Trace(trace_rules(pairs.values(), port, proto, not any_)) as tracing:
+    by_port = _by_port(context, from_, to, pairs, port, proto)
+    with Trace(trace_rules(pairs.values(), port, proto, not any_, by_port)) as tracing:
         session.report(WaitingForPacket(destination, "real"))
         steps = tracing.first(seconds)
-    if not steps:
+    seen = [ends for step in steps if (ends := _ends(step, proto))]
+    if not seen:
         return None
-    family = next((s.version for s in steps if s.version in pairs), next(iter(pairs)))
-    ends = pairs[family]
-    port_ = next((s.source_port for s in steps if s.source_port is not None), None)
-    path = stages(steps, decide(context, *ends, port, proto, port_))
+    sent, after = seen[0], seen[-1]
+    reader = FlowReader(context)
+    path = stages(context, reader, steps, proto)
+    dropped = next((stage for stage in path if stage.verdict == "drop"), None)
+    others = any(stage.table not in (INET, BRIDGE) for stage in path)
+    reason = _passes_by(context, sent, after, proto)
+    if dropped is not None:
+        is_own = dropped.table in (INET, BRIDGE)
+        reason = dropped.words if is_own else f"{dropped.table} {dropped.chain}: {dropped.words}"
+    by, reached = (reader.end(address) for address in (sent[0], after[2]))
     return Traced(
-        ends[0],
-        None if port is None else port_,
-        ends[1],
-        port,
+        "pass" if dropped is None else "drop",
+        reason,
+        by.name if by.is_known else None,
+        reached.name if reached.is_known else None,
+        *sent,
         proto,
-        all(stage.verdict != "drop" for stage in path),
-        any(stage.table not in (INET, BRIDGE) for stage in path),
+        dropped is None,
+        others,
         tuple(path),
     )
+
+
+_Ends = tuple[str, int | None, str, int | None]
+"""The source, its port, the destination and its port of a packet."""
+
+
+def _by_port(
+    context: PolicyContext,
+    from_: packet_path.PacketEnd,
+    to: packet_path.PacketEnd,
+    pairs: Mapping[int, tuple[str, str]],
+    port: int | None,
+    proto: str,
+) -> set[tuple[int, str, int]]:
+    """Return the packets to published ports that lead to the service ``to``, as for `trace_rules`.
+
+    ``port`` is the host port or the port of the service.
+    """
+    known = context.services.get(to.service or "")
+    found: set[tuple[int, str, int]] = set()
+    if known is None or port is None or proto not in PORTED:
+        return found
+    for mapping in known.ports:
+        inside = mapping.host_port + port - mapping.container_port
+        hosts = [p for p in (port, inside) if mapping.host_port <= p <= mapping.last]
+        for family in mapping.families if mapping.proto == proto else ():
+            sources = [pairs[family][0]] if family in pairs else []
+            if from_.service:
+                own = addresses_of(context.services[from_.service])
+                sources = [address for address in own if family_of(address) == family]
+            elif not from_.address:
+                sources = [""]
+            found |= {(family, source, host) for source in sources for host in hosts}
+    return found
+
+
+def _ends(step: TraceStep, proto: str) -> _Ends | None:
+    """Return the addresses and ports in the headers of a traced packet, or None without headers."""
+    if not step.network:
+        return None
+    size = 16 if step.version == 6 else 4
+    at = 8 if step.version == 6 else 12
+    if len(step.network) < at + 2 * size:
+        return None
+    source, to = (unpacked(step.network[i : i + size]) for i in (at, at + size))
+    ports = step.transport[:4]
+    own, port = (
+        (int.from_bytes(ports[:2], "big"), int.from_bytes(ports[2:], "big"))
+        if len(ports) == 4 and proto in PORTED
+        else (None, None)
+    )
+    return source, own, to, port
 
 
 # --- the path of one traced packet ----------------------------------------------------------------
@@ -632,19 +699,61 @@ _COMMENT = re.compile(r'comment "([^"]*)"')
 _LEADS = ("jump ", "goto ")
 
 
-def stages(steps: list[TraceStep], verdict: Verdict | None) -> list[Stage]:
+def stages(
+    context: PolicyContext, reader: FlowReader, steps: list[TraceStep], proto: str
+) -> list[Stage]:
     """Return the chains that decided something about a traced packet, in order.
 
-    If a verdict is given, the text of a policy chain names the policy entry that decides.
+    The text of a policy chain names the policy entry that decides. If NAT changed an address or a
+    port, a stage after the chain that did so has the new one.
     """
-    result = []
+    result: list[Stage] = []
+    now: _Ends | None = None
+    headers = b""
     for step in steps:
+        seen = _ends(step, proto)
+        if seen is not None and now is not None:
+            changed = (("snat", now[:2], seen[:2]), ("dnat", now[2:], seen[2:]))
+            for verdict, before, after in changed:
+                if before != after and result:
+                    words = f"{_shown(reader, *before)} becomes {_shown(reader, *after)}"
+                    result.append(Stage(*result[-1][:2], verdict, words, False))
+        if seen is not None:
+            now, headers = seen, step.network + step.transport
         if step.table.partition(" ")[2].startswith(TEMPORARY) or step.kind == "return":
             continue
         if step.kind == "rule" and step.verdict == "continue":
             continue
-        result.append(Stage(step.table, step.chain, _word(step), _words(step, verdict)))
+        word = _word(step)
+        words = _words(context, step, now, headers, proto)
+        result.append(Stage(step.table, step.chain, word, words, _records(step, word)))
     return result
+
+
+def _shown(reader: FlowReader, address: str, port: int | None) -> str:
+    end = reader.end(address)
+    text = f"{end.name} ({address})" if end.is_known else bracketed(address)
+    return text if port is None else f"{text}:{port}"
+
+
+def _records(step: TraceStep, word: str) -> bool:
+    """Return whether a step of a chain of niso neither drops a packet nor decides about it."""
+    if step.table not in (INET, BRIDGE) or word == "drop":
+        return False
+    if step.chain.startswith(("check_", "classed_")):
+        return word != "pass" and not step.verdict.endswith(_REFUSING)
+    return word != "pass" or not (step.chain in ("forward", "enter") and "comment" in step.rule)
+
+
+_REFUSING = (
+    "refuse",
+    "log_in",
+    "log_out",
+    "audit_in",
+    "audit_out",
+    "audit_log_in",
+    "audit_log_out",
+)
 
 
 def _word(step: TraceStep) -> str:
@@ -654,12 +763,28 @@ def _word(step: TraceStep) -> str:
     return {"accept": "pass", "return": "pass"}.get(step.verdict, step.verdict)
 
 
-def _words(step: TraceStep, verdict: Verdict | None) -> str:
+def _words(
+    context: PolicyContext, step: TraceStep, now: _Ends | None, headers: bytes, proto: str
+) -> str:
     if step.kind != "rule":
         return "the chain's policy"
-    is_policy = step.table == INET and step.chain.startswith("check_")
-    if is_policy and verdict is not None:
-        reason = verdict.ingress if step.chain.startswith("check_in") else verdict.egress
-        return reason.message
+    if step.table not in (INET, BRIDGE):
+        return step.rule
+    if step.verdict == "drop" and headers:
+        return why(context, Dropped(step.table, step.chain, step.rule, headers, len(headers)))
+    if step.chain.startswith(("check_", "classed_")) and now is not None:
+        source, _, to, port = now
+        both = evaluate(context, source, to, port, proto)
+        return both[step.chain.partition("_")[2].startswith("in")].message
     comment = _COMMENT.search(step.rule)
-    return comment[1] if comment and step.table in (INET, BRIDGE) else step.rule
+    return comment[1] if comment else step.rule
+
+
+def _passes_by(context: PolicyContext, sent: _Ends, after: _Ends, proto: str) -> str:
+    """Return why a traced packet passed: the policy entries that allow it, or its path."""
+    # policies match after DNAT and before masquerading
+    both = evaluate(context, sent[0], after[2], after[3], proto)
+    allowed = [reason.message for reason in both if reason.key]
+    if sent[2:] != after[2:]:
+        allowed.insert(0, f"{bracketed(sent[2])}:{sent[3]} is published")
+    return "; ".join(allowed) or "no rule drops it"

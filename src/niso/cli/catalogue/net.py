@@ -418,14 +418,16 @@ _ACTIONS = (
         (
             Option("--for TIME", "how long to wait for one", "30s", key="seconds"),
             Option("--any", "any packet, also of an open connection"),
-            JSON,
+            *REPORTS,
         ),
         "Waits for the next packet from FROM to TO, by IPv4 or IPv6; of TCP for a new connection, "
-        "without :PORT for one of ICMP. Shows each chain that decided something, also those of "
-        "other programs. niso net explain follows a packet without sending one, and with --prove "
-        "sends one itself. Nothing is left in the kernel, even if the command is killed.",
+        "without :PORT for one of ICMP. With a service's name, PORT can be a published port. Shows "
+        "each chain that decided something, also those of other programs, and new addresses; -v "
+        "also shows chains that only mark or record packets. The last line is the verdict. niso "
+        "net explain follows a packet without sending one, and with --prove sends one itself. "
+        "Nothing is left in the kernel, even if the command is killed.",
         lines="niso net trace api postgres:5432\n"
-        "niso net trace 192.0.2.2 192.0.2.1:8080  # a client of a published port",
+        "niso net trace 192.0.2.2 api:8080  # a client of a published port",
         statuses="0 the packet passed\n1 it was dropped, or none came\n130 stopped with Ctrl-C",
     ),
     Command(
