@@ -20,19 +20,28 @@ BRIDGE_CALLS = ("iptables", "ip6tables", "arptables")
 Run = Callable[..., subprocess.CompletedProcess[Any]]
 
 ECHO = """\
-import os, signal, socket, sys
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-server = socket.create_server(("", int(sys.argv[2])), backlog=64)
+import sys
+from _signal import SIG_IGN, SIGCHLD, signal
+from _socket import AF_INET, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET, socket
+from posix import _exit, fork
+signal(SIGCHLD, SIG_IGN)
+server = socket(AF_INET, SOCK_STREAM)
+server.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+server.bind(("", int(sys.argv[2])))
+server.listen(64)
 while True:
-    connection, peer = server.accept()
-    if os.fork() == 0:
+    accepted, peer = server._accept()
+    connection = socket(fileno=accepted)
+    if fork() == 0:
         connection.sendall(f"{sys.argv[1]} {peer[0]}\\n".encode())
         while data := connection.recv(65536):
             connection.sendall(data)
-        os._exit(0)
+        _exit(0)
     connection.close()
 """
-"""Tells each client the service's name and the address that the client seems to have, then returns what it is sent."""
+"""Tells each client the service's name and the address that the client seems to have, then returns what it is sent.
+
+The modules in C load in half the time of those that wrap them."""
 
 
 def toml(value: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import Lab
+from samples import LONG
 from services import idle, on, package, refused
 from test_service_address import addresses, asked
 
@@ -46,7 +47,7 @@ server.serve_forever()
 
 LOAD = r"""
 import http.client, json, sys, threading, time
-host, port, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+host, port, path, pause = sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4])
 seen, errors, lock, end = {}, [], threading.Lock(), threading.Event()
 def ask():
     while not end.is_set():
@@ -61,6 +62,7 @@ def ask():
                 if answer.status != 200: errors.append(answer.status)
         except (OSError, http.client.HTTPException) as error:
             with lock: errors.append(repr(error))
+        time.sleep(pause)
 threads = [threading.Thread(target=ask) for _ in range(4)]
 for thread in threads: thread.start()
 print("ready", flush=True)
@@ -98,7 +100,8 @@ class Load:
     """Clients that send requests until `failed` is called. They never retry."""
 
     def __init__(self, lab: Lab, netns: str | None, host: str, port: int, path: str = "/") -> None:
-        words = ("/usr/bin/python3", "-ISuc", LOAD, host, str(port), path)
+        pause = "0" if LONG else "0.01"  # without one, clients and services take all processors
+        words = ("/usr/bin/python3", "-ISuc", LOAD, host, str(port), path, pause)
         self._process = lab.popen(*words, netns=netns, stdin=-1)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"ready\n"
