@@ -222,21 +222,21 @@ ADDRESSES: dict[str, Damage] = {
     # --- routing rules of internal networks
     "routing rule gone": damage(
         "RoutingRule missing",
-        lambda w: w.ip("rule delete priority 1"),
+        lambda w: w.ip("rule delete iif niso-inner priority 1"),
         missing=r"^IPv4 routing rule of bridge niso-inner$",
     ),
     "IPv6 routing rule gone": damage(
         "RoutingRule missing",
-        lambda w: w.ip("-6 rule delete priority 1"),
+        lambda w: w.ip("-6 rule delete iif niso-inner priority 1"),
         missing=r"^IPv6 routing rule of bridge niso-inner$",
         stack="dual",
     ),
     "routing rules that do not hold": damage(
         "RoutingRule.drift",
         lambda w: w.ip(
-            "rule delete priority 1",
+            "rule delete iif niso-inner priority 1",
             "rule add iif niso-inner priority 40000 fwmark 0/0x40000000 prohibit protocol 78",
-            "-6 rule delete priority 1",
+            "-6 rule delete iif niso-inner priority 1",
             "-6 rule add iif niso-inner to fd00:9::/64 priority 1 table 9 protocol 78",
         ),
         different=[
@@ -244,6 +244,25 @@ ADDRESSES: dict[str, Damage] = {
             r"^IPv6 routing rule of bridge niso-inner$",
         ],
         stack="dual",
+    ),
+    "routing rules of a subnet gone": damage(
+        "RoutingRule missing",
+        lambda w: w.ip(
+            "rule delete iif lo to 10.99.1.0/24 priority 1",
+            "rule delete to 10.99.1.0/24 priority 2",
+        ),
+        missing=[
+            r"^IPv4 routing rule from the host to 10\.99\.1\.0/24$",
+            r"^IPv4 routing rule to 10\.99\.1\.0/24$",
+        ],
+    ),
+    "routing rule of a subnet that does not hold": damage(
+        "RoutingRule.drift",
+        lambda w: w.ip(
+            "rule delete to 10.99.1.0/24 priority 2",
+            "rule add to 10.99.1.0/24 priority 2 fwmark 0/0x40000000 table main protocol 78",
+        ),
+        different=r"^IPv4 routing rule to 10\.99\.1\.0/24$",
     ),
     "routing rule too many": damage(
         "RoutingRule foreign",

@@ -24,7 +24,9 @@ LOOPBACK = Rule("inet niso", "raw", ("daddr 127.0.0.0/8", "drop"))
 OWN_LOOPBACK = Rule("bridge niso", "from_own4", ("loopback from a wire", "drop"))
 WITHOUT_PORTS = [Rule("inet niso", f"away{family}", ("without ports",)) for family in (4, 6)]
 FROM_LOOPBACK = Rule("inet niso", "raw", ("saddr 127.0.0.0/8", "drop"))
-TO_SUBNETS = [Rule("inet niso", chain, ("daddr @subnets", "drop")) for chain in ("raw", "raw6")]
+TO_SUBNETS = [
+    Rule("inet niso", chain, ("daddr @subnets", "goto direct")) for chain in ("raw", "raw6")
+]
 MAPPED = Rule("inet niso", "raw6", ("::ffff:0.0.0.0/96", "drop"))
 AS_HOST = Rule("inet niso", "forward", ("as the host itself;",))
 NO_HOST = [Rule("inet niso", c, ("fib saddr type", "drop")) for c in ("forward", "enter")]
@@ -408,7 +410,7 @@ def test_nothing_leaves_an_internal_network_when_the_rules_are_flushed(
 
     try:
         lab.run("nft", "flush", "ruleset")
-        lab.run("ip", f"-{family}", "rule", "delete", "priority", "1")
+        lab.run("ip", f"-{family}", "rule", "flush", "protocol", "78")
         assert reached() == {"client", "web", "host", "vault"}
         assert f"ip -{family} rule add iif niso-inner" in lab.niso("net", "repair", "-v").stderr
         lab.run("nft", "flush", "ruleset")

@@ -7,7 +7,7 @@ import re
 import pytest
 from conftest import Lab, Process
 from generations import Generations
-from services import CLIENT, HOST, idle, on, package
+from services import CLIENT, HOST, idle, on, package, pings
 
 SERVER = """\
 import contextlib, socket, sys
@@ -158,3 +158,70 @@ def test_iptables_restore_leaves_nisos_rules_alone(host: Lab) -> None:
     assert host.niso("net", "check").returncode == 0
     assert host.niso("net", "repair").stdout == "nothing to repair\n"
     assert not [line for lines in generations.since() for line in lines if " niso" in line]
+
+
+def arrived(lab: Lab) -> int:
+    """Return how many datagrams, TCP segments and echo requests of others the namespace of api has received."""
+    text = lab.run("cat", "/proc/net/snmp", "/proc/net/snmp6", netns="niso-api").stdout
+    found = dict(re.findall(r"^(Udp6?(?:In\w+|NoPorts)|Icmp6InEchos)\s+(\d+)$", text, re.M))
+    for name, wanted in (
+        ("Udp", ("InDatagrams", "NoPorts")),
+        ("Tcp", ("InSegs",)),
+        ("Icmp", ("InEchos",)),
+    ):
+        heads, values = re.findall(rf"^{name}: (.+)$", text, re.M)
+        row = dict(zip(heads.split(), values.split(), strict=True))
+        found |= {name + each: row[each] for each in wanted}
+    return sum(map(int, found.values()))
+
+
+@pytest.mark.parametrize("damage", ["flush", "inet table", "reload"])
+def test_nothing_from_outside_arrives_while_all_rules_are_flushed(host: Lab, damage: str) -> None:
+    """A machine with routes to the subnets reaches no service: the routing rules are left, and refuse."""
+    api, api6 = "10.99.1.2", "fd00:1::2"
+    host.run("ip", "route", "add", "10.99.1.0/24", "via", HOST, netns="client")
+    host.run("ip", "route", "add", "fd00:1::/64", "via", HOST6, netns="client")
+    host.run("nft", "-f", "-", input=DAMAGE[damage])
+    before = arrived(host)
+    inwards = [(HOST, 7000), (HOST6, 7000), (api, 7000), (api6, 7000)]
+    talkers = [Talker(host, "client", to, 5100 + i) for i, to in enumerate(inwards)]
+    assert [talker.ask("away") for talker in talkers] == ["-"] * 4
+    assert not any(pings(host, address, "client") for address in (api, api6))
+    for address in (api, api6):
+        host.run("python3", "-ISc", CONNECT, address, netns="client")
+    assert arrived(host) == before
+    # the host reaches its services meanwhile
+    near = [Talker(host, None, to, 5200 + i) for i, to in enumerate(inwards[2:])]
+    assert all(talker.ask("near").startswith("near ") for talker in near)
+    assert arrived(host) > before
+    host.niso("net", "repair")
+    host.wait_for(lambda: talkers[0].ask("now") != "-", 10, "the published port")
+    host.wait_for(lambda: talkers[1].ask("now") != "-", 10, "the published port by IPv6")
+    assert [talker.ask("away") for talker in talkers[2:]] == ["-"] * 2
+    # rules that another program loads, and that translate to a service, do not open it either
+    host.run("nft", "-f", "-", input="flush ruleset")
+    host.run("nft", "-f", "-", input=OPENS)
+    before = arrived(host)
+    assert [Talker(host, "client", to, 5300).ask("away") for to in inwards[:2]] == ["-"] * 2
+    assert arrived(host) == before
+    host.niso("net", "repair")
+    assert host.niso("net", "check").returncode == 0
+
+
+CONNECT = """\
+import socket, sys
+client = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET)
+client.settimeout(0.5)
+sys.exit(client.connect_ex((sys.argv[1], 7001)) == 0)
+"""
+
+OPENS = """\
+table inet opens {
+	chain nat {
+		type nat hook prerouting priority dstnat;
+		udp dport 7000 dnat ip to 10.99.1.2
+		udp dport 7000 dnat ip6 to fd00:1::2
+	}
+}
+"""
+"""Another program's rules that lead to a service of niso."""

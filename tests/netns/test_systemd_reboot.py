@@ -34,7 +34,14 @@ def test_rules_come_back_after_the_unit_of_a_firewall(lab, machine) -> None:
         assert ("inet theirs" in tables) == (word != "stop")
         return "inet niso" in tables and "bridge niso" in tables
 
-    assert not systemctl("start"), "they are flushed"
+    assert systemctl("start"), "the first niso enable has seen to it"
+    machine.niso("firewall", "disable")
+    assert not systemctl("restart"), "they are flushed"
+    assert ask(lab, "192.0.2.1", 8080, "client") == ""
+    machine.systemctl("enable", "nftables")
+    said = machine.niso("activate", idle(lab, "other", network=on("niso-default"))).stderr
+    assert "a restart of nftables.service flushes" in said and "niso firewall enable" in said
+    assert answer(lab, "192.0.2.1", 8080, "client") == "api 192.0.2.2"
     lines = machine.niso("firewall", "enable").stdout.splitlines()
     paths = [line.split()[-1] for line in lines]
     assert [line.split()[:2] for line in lines] == [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from fake_world import Steps, World
@@ -12,11 +14,11 @@ from refusals import refuses
 
 from niso.base.errors import Conflict, Error, ProcessError
 from niso.base.report import WarningEvent
-from niso.change import boot, outside_names_refresh
+from niso.change import boot, outside_names_refresh, warnings
 from niso.change.deactivate import deactivate
 from niso.engines import pod_agent
 from niso.kernel.kinds import tunnels
-from niso.runtime.units import unit_file
+from niso.runtime.units import drop_in, unit_file
 
 API = unit_file("api")
 WEB = {"ports": ["8080:80"]}
@@ -42,6 +44,51 @@ def files(world: World) -> list[str]:
 
 def marks(marked: list[boot.Marked]) -> dict[str, bool]:
     return {one.service: one.changed for one in marked}
+
+
+def test_first_enabled_service_brings_the_drop_ins_of_other_firewalls(world: World) -> None:
+    """Without them, a restart of nftables.service leaves no rules: every command that starts a service says so."""
+    said: list[object] = []
+    units = world.processes.units
+    world.activate(world.package("api", network=WEB), world.package("db"))
+    wanted = boot.enable(world.machine, ["api"], said.append, firewall=True)
+    assert marks(wanted) == {"api": True, "nftables.service": True, "firewalld.service": True}
+    assert (
+        "ExecStartPost=-+:/usr/bin/timeout --kill-after=10 60 " in units.files[str(wanted[1].unit)]
+    )
+    assert boot.is_guarded(world.machine)
+    boot.disable_firewall(world.machine)
+    assert marks(boot.enable(world.machine, ["db"], said.append, firewall=True)) == {"db": True}
+    assert not boot.is_guarded(world.machine)  # as the administrator wants it
+    boot.disable(world.machine, ["api", "db"])
+    assert not any(isinstance(event, WarningEvent) for event in said)
+    assert marks(boot.enable(world.machine, ["api"], said.append, firewall=False)) == {"api": True}
+    (warning,) = [event for event in said if isinstance(event, WarningEvent)]
+    assert (warning.text, warning.hints) == (boot.UNGUARDED, (boot.GUARD,))
+    # another program's file is left alone, and the service is enabled all the same
+    boot.disable(world.machine, ["api"])
+    units.files[drop_in("nftables.service")] = "[Service]\n"
+    assert marks(boot.enable(world.machine, ["api"], said.append, firewall=True)) == {"api": True}
+    assert units.files[drop_in("nftables.service")] == "[Service]\n"
+
+
+def test_activate_warns_if_a_firewall_would_flush_the_rules(world: World) -> None:
+    world.activate(
+        world.package("api", network=WEB), world.package("idle", network={"mode": "none"})
+    )
+    units, said = world.processes.units, list[tuple[object, ...]]()
+    session: Any = SimpleNamespace(caution=lambda *words: said.append(words))
+
+    def warned(*names: str) -> bool:
+        said.clear()
+        warnings._warn_of_flush(session, world.machine, [*names])
+        return said == [(boot.UNGUARDED, (boot.GUARD,))]
+
+    assert not warned("api")
+    units.files[warnings._ENABLED] = "[Unit]\n"
+    assert warned("api", "idle") and not warned("idle") and not warned()
+    boot.enable_firewall(world.machine)
+    assert not warned("api")
 
 
 def test_enabled_service_comes_under_its_unit_and_disabled_one_runs_on(world: World) -> None:

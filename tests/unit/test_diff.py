@@ -189,6 +189,7 @@ def test_first_service_is_made_referents_first_and_taken_away_in_reverse() -> No
     assert list(dict.fromkeys(kind_of)) == [
         *(
             "NftTransaction",
+            "RoutingRule",
             "Bridge",
             "Netns",
             "Sysctl",
@@ -202,7 +203,9 @@ def test_first_service_is_made_referents_first_and_taken_away_in_reverse() -> No
     kind_of = [
         type(s.obj).__name__ if isinstance(s, Step) else type(s).__name__ for s in diff(empty, one)
     ]
-    assert kind_of == ["HostsFile", "Veth", "Netns", "Bridge", "NftTransaction"]
+    assert list(dict.fromkeys(kind_of)) == [
+        *("HostsFile", "Veth", "Netns", "Bridge", "RoutingRule", "NftTransaction")
+    ]
 
 
 def test_service_that_goes_deletes_only_its_link_namespace_and_elements() -> None:

@@ -41,7 +41,8 @@ def owner_is_in(scope: Scope, obj, snapshot: Snapshot) -> bool:
     if kind == "Bridge":
         return obj.name in bridges
     if kind == "RoutingRule":
-        return obj.link in bridges
+        subnets = {s.cidr for n in snapshot.networks if n.name in networks for s in n.subnets}
+        return obj.name in bridges or obj.name.removeprefix("lo ") in subnets
     if kind in ("Address", "Sysctl") and not obj.netns:
         link = (
             obj.link

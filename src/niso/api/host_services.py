@@ -229,13 +229,16 @@ class Services(ApiPart):
 
     # --- at boot ---------------------------------------------------------------------------------
 
-    def enable(self, *names: str) -> tuple[niso.Marked, ...]:
-        """Start services at boot from now on. Raises Conflict, Error."""
+    def enable(self, *names: str, firewall: bool = True) -> tuple[niso.Marked, ...]:
+        """Start services at boot from now on. With the first enabled service, systemd also repairs
+        niso's rules after each start of another firewall, as by `Host.guard_firewalls`, unless
+        ``firewall`` is false. Raises Conflict, Error.
+        """
         from niso.change import boot
 
         machine = self.session.machine_for_change()
         wanted = _resolved(machine.store, texts(names, "names"))
-        return tuple(boot.enable(machine, wanted, self.session.report))
+        return tuple(boot.enable(machine, wanted, self.session.report, firewall))
 
     def disable(self, *names: str) -> tuple[niso.Marked, ...]:
         """No longer start services at boot. Active services stay active. Raises Conflict, Error."""

@@ -221,11 +221,15 @@ def cron_line(service: str, schedule: str) -> str:
 # --- enable, disable ------------------------------------------------------------------------------
 
 
-def enable(machine: Machine, names: list[str], report: Report = silent) -> list[Marked]:
+def enable(
+    machine: Machine, names: list[str], report: Report = silent, firewall: bool | None = None
+) -> list[Marked]:
     """Enable services, so that they start at boot. Let systemd supervise the active ones.
 
-    Raises Conflict if a service shares the namespace of a service that is not enabled, or if
-    another program has a unit of this name. Raises Error if systemd fails.
+    If they are the first enabled services, and ``firewall`` is true, systemd also repairs niso's
+    rules after other firewalls (`enable_firewall`); if it is false, niso warns. Raises Conflict if
+    a service shares the namespace of a service that is not enabled, or if another program has a
+    unit of this name. Raises Error if systemd fails.
     """
     store, units = machine.store, machine.processes.units
     rows = [store.require_known(name) for name in names]
@@ -238,8 +242,12 @@ def enable(machine: Machine, names: list[str], report: Report = silent) -> list[
     if not units.booted():
         _refuse_without_systemd(rows)
     fresh = {row.name for row in rows if not row.enabled}
+    is_first = bool(fresh) and not any(enabled for _, _, enabled in store.service_names())
     _set_enabled(store, fresh, True)
+    guarded: list[Marked] = []
     if units.booted():
+        if is_first and firewall is not None:
+            guarded = _guard_first(machine, report, firewall)
         written = _write_units(units, store, rows)
         for name in written:
             report(systemd.ChangingUnit("write", systemd.unit_file(name)))
@@ -251,7 +259,20 @@ def enable(machine: Machine, names: list[str], report: Report = silent) -> list[
         hint = "run niso restore at boot: from the init, or from @reboot in root's crontab"
         report(WarningEvent(text, (hint,)))
     has_unit = units.booted()
-    return [Marked(n, n in fresh, systemd.unit_file(n) if has_unit else None) for n in names]
+    marked = [Marked(n, n in fresh, systemd.unit_file(n) if has_unit else None) for n in names]
+    return marked + [unit for unit in guarded if unit.changed]
+
+
+def _guard_first(machine: Machine, report: Report, wanted: bool) -> list[Marked]:
+    """Write the drop-ins for other firewalls, or warn about the consequences of not doing so."""
+    if wanted:
+        try:
+            return enable_firewall(machine, report)
+        except Conflict as error:
+            report(WarningEvent(error.message, (error.hint,) if error.hint else ()))
+    elif not is_guarded(machine):
+        report(WarningEvent(UNGUARDED, (GUARD,)))
+    return []
 
 
 def disable(machine: Machine, names: list[str], report: Report = silent) -> list[Marked]:
@@ -418,6 +439,7 @@ def _naming(service: str, error: Error) -> Error:
 # --- units of other firewalls ---------------------------------------------------------------------
 
 _UNITS = ("nftables.service", "firewalld.service")
+TIMEOUT = "/usr/bin/timeout --kill-after=10 60"
 _FIREWALL_MARK = (
     "# written by niso enable --firewall, removed by niso disable --firewall; state folder "
 )
@@ -428,11 +450,26 @@ def _text(state_id: str) -> str:
 
     The prefix ``+`` runs the command outside the unit's file system sandbox, because niso cannot
     create names of network namespaces inside. With ``-``, a failure does not fail the firewall's
-    unit.
+    unit. A repair may wait for another command of niso, and the start of the unit for the repair:
+    at boot, most other units wait for nftables.service, whose own start has no timeout.
     """
-    repair = f"-+{systemd.command('net', 'repair', '--kernel')}"
+    command = systemd.command("net", "repair", "--kernel").removeprefix(":")
+    repair = f"-+:{TIMEOUT} {command}"
     hooks = [f"{hook}={repair}" for hook in ("ExecStartPost", "ExecReload", "ExecStopPost")]
     return "\n".join([_FIREWALL_MARK + state_id, "[Service]", *systemd.environment(), *hooks, ""])
+
+
+UNGUARDED = (
+    "a restart of nftables.service flushes niso's rules: published ports then do not work, and"
+    " policies between services of a network are not enforced, until niso net repair"
+)
+GUARD = "niso firewall enable"
+
+
+def is_guarded(machine: Machine) -> bool:
+    """Return whether systemd repairs niso's rules after a start of nftables.service."""
+    text = machine.processes.units.read(systemd.drop_in(_UNITS[0]))
+    return text is not None and text.startswith(_FIREWALL_MARK)
 
 
 def enable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:

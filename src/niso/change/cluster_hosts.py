@@ -52,7 +52,7 @@ class ClusterHost(NamedTuple):
 
     name: str  # the host's name
     address: str  # the host's address for traffic from other hosts
-    state: str  # here, alive or gone
+    state: str  # here, alive, gone, or unknown if etcd does not answer
     gone_s: float | None
     """seconds since an agent found the host missing; null if it is not gone or no agent noticed"""
     networks: tuple[str, ...]  # strings: the networks that services of the host are on
@@ -143,7 +143,8 @@ def status(machine: Machine) -> tuple[ClusterStatus, list[tuple[str, tuple[str, 
         ]
         used = sorted({network for claim in claimed for network in claim.networks})
         here = host.name == own.host
-        state = "here" if here else "alive" if host.alive else "gone"
+        known_state = "alive" if problem is None else "unknown"
+        state = "here" if here else known_state if host.alive else "gone"
         gone_at = gone.get(host.name) if state == "gone" else None
         gone_s = None if gone_at is None else now - gone_at
         behind_s: float | None = None

@@ -44,6 +44,7 @@ def activated(session: Session, machine: Machine, outcomes: Sequence[Outcome]) -
     _warn_of_names(session, store, changed)
     _warn_of_schedules(session, store, changed)
     _warn_of_host(session, machine, changed)
+    _warn_of_flush(session, machine, changed)
     hand_over_started(session, machine, names)
 
 
@@ -76,6 +77,20 @@ def _warn_of_host(session: Session, machine: Machine, services: list[str]) -> No
             host_settings.others(machine.kernel, store)
         ):
             session.caution(problem, [remedy])
+
+
+_ENABLED = "/etc/systemd/system/sysinit.target.wants/nftables.service"
+"""The link by which nftables.service is enabled (its ``WantedBy=`` in Debian)."""
+
+
+def _warn_of_flush(session: Session, machine: Machine, services: list[str]) -> None:
+    units = machine.processes.units
+    if not (services and units.booted()) or units.read(_ENABLED) is None:
+        return
+    from niso.change import boot
+
+    if not boot.is_guarded(machine) and any(map(machine.store.addresses, services)):
+        session.caution(boot.UNGUARDED, (boot.GUARD,))
 
 
 def _warn_of_policies(session: Session, machine: Machine, names: list[str]) -> None:

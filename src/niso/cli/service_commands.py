@@ -396,7 +396,11 @@ def _print_forwarded(done: niso.Forwarded, remove: bool) -> None:
 
 def _enable(host: Host, args: Args, on: bool = True) -> int:
     with Progress(args) as host.progress:
-        marked = (host.services.enable if on else host.services.disable)(*args.names)
+        marked = (
+            host.services.enable(*args.names, firewall=not args.no_firewall)
+            if on
+            else host.services.disable(*args.names)
+        )
     return _print_marked(args, marked, on, "already enabled, unchanged", "not enabled, unchanged")
 
 

@@ -153,9 +153,9 @@ class Kernel:
         with self:
             here = self._sockets.here()
             return [
-                RoutingRule(link, family, drift)
+                RoutingRule(name, family, drift)
                 for family in (4, 6)
-                for link, drift, _ in rtnetlink.of_niso(here, family)
+                for name, drift, _ in rtnetlink.of_niso(here, family)
             ]
 
     def marked_netns(self) -> dict[str, str]:

@@ -509,25 +509,40 @@ def _route(destination: str, gateway: str, index: int, protocol: int) -> bytes:
 
 # FRA_PROTOCOL by which niso's routing rules are recognised; no entry of iproute2's rt_protos
 PROTOCOL = 78
-PRIORITY = 1  # after the rule of the local table, before rules of other programs
+# after the rule of the local table, before rules of other programs
+PRIORITY, _SECOND = 1, 2
 _MASK = int(CHECKED, 16)
 
 _NEWRULE, _DELRULE, _GETRULE = 32, 33, 34
 _IIFNAME, _PRIORITY, _FWMARK, _TABLE, _SUPPRESS, _FWMASK, _PROTOCOL = 3, 6, 10, 15, 14, 16, 21
-_PROHIBIT = 8  # FR_ACT_PROHIBIT
+_DST = 1
+_TO_TABLE, _PROHIBIT = 1, 8  # FR_ACT_TO_TBL, FR_ACT_PROHIBIT
 _INVERT = 0x2  # FIB_RULE_INVERT
 _RULE_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 _header = struct.Struct("=BBBBBBBBI")  # struct fib_rule_hdr
 
 
-def selector(link: str) -> str:
-    """Return niso's routing rule for a bridge in the syntax of ip-rule(8), for both IP versions."""
-    return f"iif {link} fwmark 0/{CHECKED} priority {PRIORITY} protocol {PROTOCOL} prohibit"
+def _parts(rule: str) -> tuple[str, str, int]:
+    """Return (input interface, destination prefix, priority) of a `RoutingRule` by its name."""
+    *link, last = rule.split(" ")
+    if "/" not in last:
+        return last, "", PRIORITY
+    return "".join(link), last, PRIORITY if link else _SECOND
+
+
+def selector(rule: str) -> str:
+    """Return a routing rule of niso in the syntax of ip-rule(8), for both IP versions."""
+    link, to, priority = _parts(rule)
+    words = [f"iif {link}"] * bool(link) + [f"to {to}"] * bool(to)
+    passes = link and to
+    words += [] if passes else [f"fwmark 0/{CHECKED}"]
+    words += [f"priority {priority} protocol {PROTOCOL}", "lookup main" if passes else "prohibit"]
+    return " ".join(words)
 
 
 def of_niso(rtnl: Rtnl, family: int) -> list[tuple[str, str, bytes]]:
-    """Return niso's routing rules of an IP version (4 or 6) as (bridge, drift, kernel's answer).
+    """Return niso's routing rules of an IP version (4 or 6) as (name, drift, kernel's answer).
     The drift describes how a rule differs from the rule that `add` creates.
     """
     body = _header.pack(_RULE_FAMILIES[family], 0, 0, 0, 0, 0, 0, 0, 0)
@@ -536,21 +551,29 @@ def of_niso(rtnl: Rtnl, family: int) -> list[tuple[str, str, bytes]]:
     return rtnl.dump("list routing rules", _GETRULE, body, _parse, absent)
 
 
-def add(rtnl: Rtnl, link: str, family: int) -> None:
-    """Add niso's routing rule for a bridge. ``family`` is 4 or 6. The bridge need not exist yet."""
-    body = _header.pack(_RULE_FAMILIES[family], 0, 0, 0, 0, 0, 0, _PROHIBIT, 0)
-    body += text(_IIFNAME, link) + u32(_PRIORITY, PRIORITY) + u32(_FWMARK, 0)
-    body += u32(_FWMASK, _MASK) + attribute(_PROTOCOL, bytes([PROTOCOL]))
-    rtnl.transact(Message(f"add the routing rule of '{link}'", _NEWRULE, netlink.CREATE, body))
+def add(rtnl: Rtnl, rule: str, family: int) -> None:
+    """Add a routing rule of niso. ``family`` is 4 or 6. Its interface need not exist yet."""
+    link, to, priority = _parts(rule)
+    _, prefix, length = parse_cidr(to) if to else (0, b"", 0)
+    passes = link and to
+    table, action = (MAIN, _TO_TABLE) if passes else (0, _PROHIBIT)
+    body = _header.pack(_RULE_FAMILIES[family], length, 0, 0, table, 0, 0, action, 0)
+    body += attribute(_DST, prefix) if to else b""
+    body += text(_IIFNAME, link) if link else b""
+    body += u32(_PRIORITY, priority)
+    body += b"" if passes else u32(_FWMARK, 0) + u32(_FWMASK, _MASK)
+    body += attribute(_PROTOCOL, bytes([PROTOCOL]))
+    what = f"add the routing rule '{selector(rule)}'"
+    rtnl.transact(Message(what, _NEWRULE, netlink.CREATE, body))
 
 
-def delete(rtnl: Rtnl, link: str, family: int, drift: str = "") -> None:
-    """Delete niso's routing rules for a bridge that have this ``drift``, which is defined at
+def delete(rtnl: Rtnl, name: str, family: int, drift: str = "") -> None:
+    """Delete niso's routing rules of a name that have this ``drift``, which is defined at
     `of_niso`. The drift "" means the rules that are as desired.
     """
-    what = f"delete the routing rule of '{link}'"
+    what = f"delete the routing rule '{selector(name)}'"
     for *rule, body in of_niso(rtnl, family):
-        if rule == [link, drift]:
+        if rule == [name, drift]:
             rtnl.transact(Message(what, _DELRULE, 0, body, (errno.ENOENT,)))
 
 
@@ -563,17 +586,22 @@ def _parse(body: bytes) -> tuple[str, str, bytes] | None:
     def number(kind: int) -> int:
         return int.from_bytes(fields.get(kind, b""), sys.byteorder)
 
-    known = {_IIFNAME, _PRIORITY, _FWMARK, _TABLE, _SUPPRESS, _FWMASK, _PROTOCOL}
+    known = {_DST, _IIFNAME, _PRIORITY, _FWMARK, _TABLE, _SUPPRESS, _FWMASK, _PROTOCOL}
+    link, prefix = string(fields.get(_IIFNAME, b"")), ""
+    if _DST in fields:
+        prefix = f"{socket.inet_ntop(family, fields[_DST])}/{to}"
+    name = " ".join(filter(None, (link, prefix)))
+    passes = link and prefix
     words = []
-    if action != _PROHIBIT:
-        words.append("it does not prohibit")
-    if number(_PRIORITY) != PRIORITY:
-        words.append(f"priority is {number(_PRIORITY)}, should be {PRIORITY}")
-    if (number(_FWMARK), number(_FWMASK)) != (0, _MASK):
+    if (action, table) != ((_TO_TABLE, MAIN) if passes else (_PROHIBIT, 0)):
+        words.append(f"it does not {'look up the main table' if passes else 'prohibit'}")
+    if number(_PRIORITY) != (priority := _parts(name)[2] if name else PRIORITY):
+        words.append(f"priority is {number(_PRIORITY)}, should be {priority}")
+    if (number(_FWMARK), number(_FWMASK)) != (0, 0 if passes else _MASK):
         mark = f"{number(_FWMARK):#x}/{number(_FWMASK):#x}"
-        words.append(f"fwmark is {mark}, should be 0/{CHECKED}")
-    if to or from_ or tos or flags & _INVERT or fields.keys() - known:
+        words.append(f"fwmark is {mark}, should be 0/{'0' if passes else CHECKED}")
+    if from_ or tos or flags & _INVERT or fields.keys() - known:
         words.append("it has other selectors")
     # as a request, the flags say nothing about whether the link exists
     head = _header.pack(family, to, from_, tos, table, 0, 0, action, flags & _INVERT)
-    return string(fields.get(_IIFNAME, b"")), "; ".join(words), head + body[_header.size :]
+    return name, "; ".join(words), head + body[_header.size :]

@@ -652,6 +652,9 @@ table inet niso {{
 	chain mark_internal {{
 		type filter hook prerouting priority dstnat + 1; policy accept;
 		meta mark & {CHECKED} == 0 iifname {BRIDGES} iifname @internal meta mark set meta mark | {CHECKED} comment "the routing rule of its bridge prohibits what has no mark"
+		meta mark & {CHECKED} != 0 accept
+		ip daddr @subnets4 meta mark set meta mark | {CHECKED} comment "the same to a subnet"
+		ip6 daddr @subnets6 meta mark set meta mark | {CHECKED}
 	}}
 
 	chain output {{

@@ -116,6 +116,8 @@ def _network(snapshot: Snapshot, network: NetworkRecord) -> Iterator[KernelObjec
     if network.internal:
         yield from (RoutingRule(bridge, family) for family in sorted(families))
     for subnet in network.subnets:
+        yield RoutingRule(f"lo {subnet.cidr}", subnet.family)
+        yield RoutingRule(subnet.cidr, subnet.family)
         length = subnet.cidr.rpartition("/")[2]
         yield Address("", bridge, f"{subnet.gateway}/{length}")
     yield Sysctl("", f"net/ipv4/conf/{bridge}/route_localnet", str(int(network.by_loopback)))

@@ -306,7 +306,14 @@ def _steps(check: Healthcheck, namespace: str | None, doing: list[str]) -> _Step
     """
     refusals = ""
     for address in _candidates(check, namespace):
-        sock = _socket(address, namespace)
+        try:
+            sock = _socket(address, namespace)
+        except OSError as error:
+            if error.errno != errno.EAFNOSUPPORT:
+                raise
+            # a kernel that was booted with ipv6.disable=1
+            refusals = refusals or f"{check.target}: no IPv6 on this host ({address})"
+            continue
         try:
             doing[0] = f"connect to {address}: no answer"
             number = sock.connect_ex((address, check.port))

@@ -27,10 +27,14 @@ COMMANDS = (
         "enable",
         "start services at boot",
         (Argument("NAME+", "a known service", "disabled"),),
-        REPORTS,
+        (
+            Option("--no-firewall", "do not run niso firewall enable with the first service"),
+            *REPORTS,
+        ),
         "With systemd as init, each service gets a unit niso-NAME.service: systemctl status, stop, "
         "start and restart work, and journalctl -u niso-NAME shows the service's output. With "
-        "another init, run niso restore at boot.",
+        "another init, run niso restore at boot. The first enabled service also gets what niso "
+        "firewall enable does.",
         lines="niso enable api\nniso enable db api",
     ),
     Command(

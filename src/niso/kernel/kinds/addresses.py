@@ -14,7 +14,7 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel import rtnetlink
 from niso.kernel.kinds.kind import Kind, Reading, Space, Step, in_netns, inside
 from niso.kernel.link_records import prefix
-from niso.kernel.rtnetlink import KERNEL, NOWHERE, PROTOCOL, selector
+from niso.kernel.rtnetlink import KERNEL, NOWHERE, selector
 
 if TYPE_CHECKING:
     from niso.kernel.kinds.neighbours import PermanentNeighbour
@@ -230,52 +230,63 @@ class _Routes(Kind[Route], of=Route):
 
 
 class RoutingRule(NamedTuple):
-    """The routing rule of a bridge for one IP version, 4 or 6. ``drift`` describes how an existing
-    rule differs from the rule that niso adds. ``drift`` is "" if the rules are equal.
+    """A routing rule for one IP version, 4 or 6. ``drift`` describes how an existing rule differs
+    from the rule that niso adds. ``drift`` is "" if the rules are equal.
+
+    There are three rules, which remain when another program flushes all nftables rules. The first
+    two refuse packets that niso's rules have not marked: ``name`` is the bridge of an internal
+    network, from which they come, or a subnet, to which they go. The name "lo SUBNET" is the rule
+    by which packets of the host itself reach the subnet.
     """
 
-    link: str
+    name: str
     family: int
     drift: str = ""
 
     def key(self) -> tuple[str, ...]:
-        return (self.link, str(self.family))
+        return (self.name, str(self.family))
 
 
 class _RoutingRules(Kind[RoutingRule], of=RoutingRule):
     is_of_host = True
-    noun_format = "IPv{0.family} routing rule of bridge {0.link}"
     field_texts = (("drift", "{}"),)
+
+    def noun(self, obj: RoutingRule) -> str:
+        what = f"of bridge {obj.name}"
+        if "/" in obj.name:
+            host, _, subnet = obj.name.rpartition(" ")
+            what = f"{'from the host ' if host else ''}to {subnet}"
+        return f"IPv{obj.family} routing rule {what}"
 
     def describe(self, step: Step[RoutingRule]) -> str:
         rule = step.obj
         start = f"ip -{rule.family} rule"
-        add = f"{start} add {selector(rule.link)}"
+        add = f"{start} add {selector(rule.name)}"
         if step.action == "add":
             return add
-        delete = f"{start} delete iif {rule.link} protocol {PROTOCOL}"
+        delete = f"{start} delete {selector(rule.name)}"
         return delete if step.action == "delete" else f"{delete} && {add}"
 
     def claimed(self, reading: Reading) -> Iterable[RoutingRule]:
         return (
-            RoutingRule(link, family)
+            RoutingRule(name, family)
             for family in (4, 6)
-            for link, _, _ in rtnetlink.of_niso(reading.host.rtnl, family)
+            for name, _, _ in rtnetlink.of_niso(reading.host.rtnl, family)
         )
 
     def read(self, space: Space, objects: Collection[RoutingRule]) -> Iterable[RoutingRule]:
         for family in sorted({obj.family for obj in objects}):
-            names = {obj.link for obj in objects if obj.family == family}
-            for link, drift, _ in rtnetlink.of_niso(space.rtnl, family):
-                if link in names:
-                    yield RoutingRule(link, family, drift)
+            names = {obj.name for obj in objects if obj.family == family}
+            for name, drift, _ in rtnetlink.of_niso(space.rtnl, family):
+                if name in names:
+                    yield RoutingRule(name, family, drift)
 
     def write(self, writer: Writer, steps: Sequence[Step[RoutingRule]]) -> None:
         (step,) = steps
         rtnl, rule = writer.rtnl(""), step.obj
         if step.action != "delete":
-            rtnetlink.add(rtnl, rule.link, rule.family)
+            rtnetlink.add(rtnl, rule.name, rule.family)
         # a different rule is deleted once the desired one exists
         old = rule if step.action == "delete" else step.actual
         if old is not None:
-            rtnetlink.delete(rtnl, rule.link, rule.family, old.drift)
+            rtnetlink.delete(rtnl, rule.name, rule.family, old.drift)
