@@ -49,7 +49,7 @@ def touched(name: str) -> set[str]:
     return words
 
 
-WORDS = r"store: \w+|element|eth[01]|niapi|niso-[a-z]+|nipeer|stray|nftables|hosts|line |sysctl|service 'api'|process"
+WORDS = r"store: \w+|element|eth[01]|niapi|niso-[a-z]+|nipeer|stray|nftables|hosts|line |sysctl|service 'api'|process|routing rule"
 SAME = {"element": "nftables", "line ": "hosts", "niapi": "eth0", "nipeer": "niso-peer"}
 
 

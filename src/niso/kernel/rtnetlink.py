@@ -590,8 +590,9 @@ def _parse(body: bytes) -> tuple[str, str, bytes] | None:
     link, prefix = string(fields.get(_IIFNAME, b"")), ""
     if _DST in fields:
         prefix = f"{socket.inet_ntop(family, fields[_DST])}/{to}"
-    name = " ".join(filter(None, (link, prefix)))
-    passes = link and prefix
+    is_narrower = bool(prefix) and link not in ("", "lo")
+    name = link if is_narrower else " ".join(filter(None, (link, prefix)))
+    passes = link == "lo" and prefix
     words = []
     if (action, table) != ((_TO_TABLE, MAIN) if passes else (_PROHIBIT, 0)):
         words.append(f"it does not {'look up the main table' if passes else 'prohibit'}")
@@ -600,7 +601,7 @@ def _parse(body: bytes) -> tuple[str, str, bytes] | None:
     if (number(_FWMARK), number(_FWMASK)) != (0, 0 if passes else _MASK):
         mark = f"{number(_FWMARK):#x}/{number(_FWMASK):#x}"
         words.append(f"fwmark is {mark}, should be 0/{'0' if passes else CHECKED}")
-    if from_ or tos or flags & _INVERT or fields.keys() - known:
+    if is_narrower or from_ or tos or flags & _INVERT or fields.keys() - known:
         words.append("it has other selectors")
     # as a request, the flags say nothing about whether the link exists
     head = _header.pack(family, to, from_, tos, table, 0, 0, action, flags & _INVERT)
