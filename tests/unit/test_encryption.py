@@ -145,6 +145,8 @@ def test_link_is_there_while_a_network_spans_and_knows_the_hosts_of_the_cluster(
         "a": "192.0.2.1",
         "b": "192.0.2.2",
     }
+    # whether the other host is alive, nobody knows
+    assert {host.name: host.state for host in seen.hosts} == {"a": "here", "b": "unknown"}
     engine.down = False
     # it has gone with all that it had
     engine.revoke(lease)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -122,6 +123,22 @@ def test_port_that_nobody_has_is_refused_by_name() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     assert ask(port, path=None) == f"tcp {port}: connection refused (127.0.0.1)"
+
+
+def test_host_without_ipv6_does_not_hide_why_ipv4_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Booted with ipv6.disable=1, a kernel has no sockets for ::1."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    plain = health._socket
+
+    def without(address: str, namespace: str | None) -> socket.socket:
+        if ":" in address:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return plain(address, namespace)
+
+    monkeypatch.setattr(health, "_socket", without)
+    assert ask(port, path=None) == f"tcp {port}: connection refused (127.0.0.1)"
+    assert ask(port, path=None, address="::1") == f"tcp {port}: no IPv6 on this host (::1)"
 
 
 def test_probe_that_meets_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
