@@ -51,6 +51,7 @@ PURE_MAY = {
     "": {"__future__", "typing", "collections.abc"},
     "plan.subnets": {"hashlib", "ipaddress", "itertools"},
     "plan.dns_answers": {"ipaddress"},
+    "plan.records": {"ipaddress"},  # for types alone
     "plan.verdict": {"functools", "ipaddress"},
     "plan.elements": {"functools", "hashlib"},
     "plan.policy_elements": {

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import samples
 
-from niso.plan import subnets
+from niso.plan import records, subnets
 
 BOUNDED = settings(max_examples=samples(50, 200), deadline=None)
 C = ip_network("10.99.1.0/24")
@@ -39,7 +39,7 @@ SIX = ip_network("fd00::/64")
     ],
 )
 def test_first_free_is_the_lowest_that_may_be_had(net, gateway, used, free) -> None:
-    assert subnets.first_free(net, gateway, used) == free
+    assert records.first_free(net, gateway, used) == free
 
 
 @BOUNDED
@@ -50,7 +50,7 @@ def test_first_free_agrees_with_trying_each_number(length, data) -> None:
     gateway = data.draw(st.sampled_from(hosts))
     used = data.draw(st.sets(st.sampled_from(hosts)))
     expected = next((n for n in hosts if n != gateway and n not in used), None)
-    assert subnets.first_free(net, gateway, sorted(used)) == expected
+    assert records.first_free(net, gateway, sorted(used)) == expected
 
 
 def test_first_free_reads_no_further_than_the_first_gap() -> None:
@@ -58,7 +58,7 @@ def test_first_free_reads_no_further_than_the_first_gap() -> None:
         yield from (2, 3, 9)
         raise AssertionError("read on")
 
-    assert subnets.first_free(C, 1, used()) == 4
+    assert records.first_free(C, 1, used()) == 4
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_first_free_reads_no_further_than_the_first_gap() -> None:
     ],
 )
 def test_refusal_names_why_a_number_cannot_be(net, number, word) -> None:
-    reason = subnets.refusal(net, 1, number)
+    reason = records.refusal(net, 1, number)
     assert reason is None if word is None else word in reason
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from samples import samples
 
 from niso.base.errors import UsageError
-from niso.plan import subnets
+from niso.plan import records
 from niso.plan.subnets import parse_subnet, unique_local
 
 BOUNDED = settings(max_examples=samples(50, 200), deadline=None)
@@ -46,7 +46,7 @@ def test_unique_local_prefixes_of_hosts_differ_in_all_40_bits() -> None:
 )
 def test_subnet_that_hosts_can_have(text: str) -> None:
     assert parse_subnet(text) == ip_network(text)
-    assert subnets.first_free(ip_network(text), 1, []) == 2
+    assert records.first_free(ip_network(text), 1, []) == 2
 
 
 @pytest.mark.parametrize(

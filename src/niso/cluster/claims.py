@@ -22,7 +22,7 @@ from niso.base.names import owner
 from niso.cluster import key_values
 from niso.cluster.engine import Compare, Delete, Keys, KeyValue, NoAnswer, Put, Txn, decode, encode
 from niso.cluster.key_values import ClusterClaim, address_value, claim_of, spec_of
-from niso.plan import subnets
+from niso.plan import records, subnets
 
 if TYPE_CHECKING:
     from niso.cluster.etcd import Etcd
@@ -422,7 +422,7 @@ class Claims:
             for text in requested:
                 base = int(net.network_address)
                 own, number = (int(ipaddress.ip_address(a)) - base for a in (gateway, text))
-                if reason := subnets.refusal(net, own, number):
+                if reason := records.refusal(net, own, number):
                     reason = f"{text} cannot be a service's address: {reason}"
                     raise InvalidInput(reason, None, "network.ip")
             held = inside(have.networks.get(network, ())) if have else []
@@ -484,7 +484,7 @@ def _free(
     own = int(ipaddress.ip_address(gateway)) - base
     free: list[int] = []
     while len(free) < (NEAR if raced else 1):
-        number = subnets.first_free(net, own, sorted([*used, *free]))
+        number = records.first_free(net, own, sorted([*used, *free]))
         if number is None:
             break
         free.append(number)

@@ -17,8 +17,7 @@ from niso.base.named_tuples import Any, NamedTuple
 from niso.base.names import owner
 from niso.cluster.engine import Keys, KeyValue, decode, invalid
 from niso.manifest import values
-from niso.plan.records import Entry, Policy
-from niso.plan.subnets import refusal
+from niso.plan.records import Entry, Policy, refusal
 from niso.store.policy_rows import policy_of
 from niso.store.sqlite import decoded
 

@@ -24,7 +24,7 @@ from niso.change.attach import AttachmentNetwork, Request
 from niso.engines import plugin
 from niso.kernel.libnftables import Nft
 from niso.manifest.values import network_name, rate_of_bits
-from niso.plan.records import NetworkRecord, Policy, PortMapping
+from niso.plan.records import NetworkRecord, Policy, PortMapping, first_free
 from niso.runtime.machine import Machine
 from niso.store.attached_rows import CHOSEN_ALIASES, CHOSEN_IP, NAMESPACE, AttachedLink, AttachedRow
 from niso.store.store import Store
@@ -467,8 +467,6 @@ def _status(call: Call) -> None:
 
         if not pod_agent.agent_runs():
             raise Failure(_NOT_USABLE, _NO_AGENT, _POD_HINT)
-    from niso.plan.subnets import first_free
-
     network = machine.store.network(call.network)
     for subnet in network.subnets if network is not None else ():
         whole = prefix(subnet.cidr)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from niso.base.named_tuples import NamedTuple
-from niso.base.names import bracketed, family_of, span
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import Prefix, bracketed, family_of, span
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Network
+
+    Subnet = IPv4Network | IPv6Network | Prefix
 
 ANY, ANY4, ANY6 = "", "0.0.0.0", "::"
 """Host addresses of ports published on all addresses: of all families, of IPv4, of IPv6."""
@@ -347,6 +352,49 @@ class Snapshot(NamedTuple):
     tunnel: Tunnel | None = None  # the tunnel for packets to other hosts; None: not encrypted
     remotes: tuple[PlannedService, ...] = ()  # services of other hosts, in scope
     listed: tuple[PlannedService, ...] = ()  # services in the hosts files of ``fresh``
+
+
+# --- addresses of a subnet ------------------------------------------------------------------------
+
+# An address is represented by its number within its subnet (0 is the network address).
+
+
+def last(subnet: Subnet) -> int:
+    """Return the number of the last address in a subnet that a service can have. In an IPv4 subnet
+    it is not the highest address, which is the broadcast address (RFC 919).
+    """
+    return subnet.num_addresses - (2 if subnet.version == 4 else 1)
+
+
+def first_free(subnet: Subnet, gateway: int, used: Iterable[int]) -> int | None:
+    """Return the lowest number of an address in a subnet that is free for a service, or None if the
+    subnet is full. ``used`` are the numbers in use, ascending. Network, gateway and broadcast
+    address are never free.
+    """
+    candidate = 1
+    for number in used:
+        while candidate == gateway:
+            candidate += 1
+        if number > candidate:
+            break
+        if number == candidate:
+            candidate += 1
+    while candidate == gateway:
+        candidate += 1
+    return candidate if candidate <= last(subnet) else None
+
+
+def refusal(subnet: Subnet, gateway: int, number: int) -> str | None:
+    """Return why no service can have an address of a subnet, or None if one can. ``number`` is the
+    number of the address in the subnet.
+    """
+    if number == 0:
+        return "it is the address of the network itself"
+    if number == gateway:
+        return "it is the gateway"
+    if subnet.version == 4 and number == subnet.num_addresses - 1:
+        return "it is the broadcast address"
+    return None
 
 
 # --- DNS names in policies ------------------------------------------------------------------------

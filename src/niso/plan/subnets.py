@@ -14,8 +14,8 @@ from itertools import pairwise
 
 from niso.base.errors import Conflict, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.names import Prefix
 from niso.plan import records
+from niso.plan.records import refusal
 
 if TYPE_CHECKING:
     Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -31,44 +31,6 @@ def unique_local(state_id: str) -> ipaddress.IPv6Network:
     """
     global_id = sha256(f"{state_id}/RFC 4193".encode()).digest()[:5]
     return ipaddress.IPv6Network((bytes([0xFD]) + global_id + bytes(10), 48))
-
-
-def last(subnet: Network | Prefix) -> int:
-    """Return the number of the last address in a subnet that a service can have. In an IPv4 subnet
-    it is not the highest address, which is the broadcast address (RFC 919).
-    """
-    return subnet.num_addresses - (2 if subnet.version == 4 else 1)
-
-
-def first_free(subnet: Network | Prefix, gateway: int, used: Iterable[int]) -> int | None:
-    """Return the lowest number of an address in a subnet that is free for a service, or None if the
-    subnet is full. ``used`` are the numbers in use, ascending. Network, gateway and broadcast
-    address are never free.
-    """
-    candidate = 1
-    for number in used:
-        while candidate == gateway:
-            candidate += 1
-        if number > candidate:
-            break
-        if number == candidate:
-            candidate += 1
-    while candidate == gateway:
-        candidate += 1
-    return candidate if candidate <= last(subnet) else None
-
-
-def refusal(subnet: Network | Prefix, gateway: int, number: int) -> str | None:
-    """Return why no service can have an address of a subnet, or None if one can. ``number`` is the
-    number of the address in the subnet.
-    """
-    if number == 0:
-        return "it is the address of the network itself"
-    if number == gateway:
-        return "it is the gateway"
-    if subnet.version == 4 and number == subnet.num_addresses - 1:
-        return "it is the broadcast address"
-    return None
 
 
 def free_prefix(

@@ -24,6 +24,7 @@ from niso.base import convert, paths
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import Prefix, family_of, prefix
+from niso.plan import records
 from niso.plan.records import Healthcheck, NetworkRecord, PortMapping, SubnetRecord
 from niso.plan.specs import ProcessSpec, ProgramSpec, ServiceSpec
 from niso.store.port_rows import PORT_COLUMNS, PRIMARY
@@ -554,8 +555,6 @@ def lease(
     InvalidInput if a static address is unusable, and Conflict if it is taken or the network is
     full.
     """
-    from niso.plan import subnets
-
     network = store.require_network(network_name)
     wanted = {family_of(address): address for address in statics}
     for family in wanted.keys() - {subnet.family for subnet in network.subnets}:
@@ -584,7 +583,7 @@ def lease(
             free = _preferred(store, prefers, net, gateway) if free is None else free
             if free is None:
                 released = store.released(*where)
-                free = subnets.first_free(net, gateway, store.used_numbers(*where, released))
+                free = records.first_free(net, gateway, store.used_numbers(*where, released))
                 free = next(iter(released), None) if free is None else free
             if free is None:
                 raise _full(store, network_name, subnet.family, subnet.cidr)
@@ -593,12 +592,10 @@ def lease(
 
 
 def _preferred(store: Store, prefers: Sequence[str], net: Prefix, gateway: int) -> int | None:
-    from niso.plan import subnets
-
     for address in prefers:
         if net.contains(address) and store.lease_holder(address) is None:
             number = net.offset(address)
-            if not subnets.refusal(net, gateway, number):
+            if not records.refusal(net, gateway, number):
                 return number
     return None
 
@@ -666,9 +663,7 @@ def _static_number(
         where = f"{subnet.cidr}, the subnet of network {network!r}"
         raise InvalidInput(f"{wanted} is not in {where}", None, KEY)
     number = net.offset(wanted)
-    from niso.plan import subnets
-
-    reason = subnets.refusal(net, net.offset(subnet.gateway), number)
+    reason = records.refusal(net, net.offset(subnet.gateway), number)
     if reason:
         raise InvalidInput(f"{wanted} cannot be a service's address: {reason}", None, KEY)
     holder = store.lease_holder(wanted)
