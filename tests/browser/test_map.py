@@ -96,6 +96,7 @@ def test_the_map_answers(browser: Chromium) -> None:
     resize(browser, SIZES["laptop"])
     with served(world_of(60)) as address:
         opened(browser, address)
+        assert "54 of 60 up" in browser.ask("document.getElementById('figures').innerText")
         bundles = browser.ask("document.querySelectorAll('.edge.bundle').length")
         assert 5 < bundles < 20
         # pointing at a service dims the others, opens its bundles and shows its card

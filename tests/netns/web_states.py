@@ -138,6 +138,8 @@ def world_of(count: int) -> dict[str, Any]:
         else:
             row["policy"] = None
         row["past"] = [float((i * 7 + n * n) % 97) * 1000 for n in range(60)]
+        if i % 10 == 1:
+            row["status"] = "2/2 running"
         if i % 10 == 7:
             row |= {"status": "inactive", "health": None, "past": []}
     flows: list[dict[str, Any]] = []

@@ -204,6 +204,16 @@ SOCKETS = (
 )
 
 
+@pytest.mark.parametrize(
+    ("status", "up"), [("running", 1), ("2/2 running", 1), ("1/2 running", 0), ("0/0 running", 0)]
+)
+def test_services_with_replicas_are_up_if_all_instances_run(status: str, up: int) -> None:
+    (api, _, _) = loads().services
+    load = loads()._replace(services=(api._replace(status=status),))
+    assert traffic_commands.summary(load)[0] == (f"{up} of 1 up", "")
+    assert top.runs(status) == bool(up)
+
+
 @pytest.fixture(autouse=True)
 def _state(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     monkeypatch.setenv("NISO_STATE_DIR", str(tmp_path))  # keeps the order of services

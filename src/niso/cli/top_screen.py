@@ -22,7 +22,7 @@ from niso.base.errors import missing_library
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.cli import traffic_commands
 from niso.cli.output import escaped
-from niso.look.top import FlowLoad, Load, ServiceLoad, ServiceSocket
+from niso.look.top import FlowLoad, Load, ServiceLoad, ServiceSocket, runs
 
 if TYPE_CHECKING:
     from textual.events import Click, Resize
@@ -428,7 +428,7 @@ def _bars(values: list[float]) -> str:
 
 
 def _kind(load: ServiceLoad) -> str:
-    if load.status == "running":
+    if runs(load.status):
         health = {"healthy": "good", "unhealthy": "bad", "starting": "waiting"}
         return health.get(load.health or "", "")
     return _STATES.get(load.status, "bad")

@@ -588,7 +588,10 @@ def _print_loads(top: niso.Top, args: Args) -> None:
 
 def summary(load: niso.Load) -> list[tuple[str, str]]:
     """Return the parts of the headline, such as ``2 of 3 up``, each with the name of its style."""
-    up = sum(service.status in ("running", "attached", "completed") for service in load.services)
+    from niso.look.top import runs  # imported late: other commands of this module need no samples
+
+    others = ("attached", "completed", "scheduled")
+    up = sum(runs(service.status) or service.status in others for service in load.services)
     unhealthy = sum(service.health == "unhealthy" for service in load.services)
     new = dict.fromkeys(("pass", "audit", "drop"), 0.0)
     for flow in load.flows:

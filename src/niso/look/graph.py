@@ -21,6 +21,7 @@ from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import span
 from niso.look import services, stack_members
 from niso.look.flows import AUDIT, DROP, EVERYBODY, HOST, OUTSIDE, PASS, Flow, read
+from niso.look.top import runs
 from niso.manifest.stack import Stack
 from niso.plan.records import OUTSIDE as MACHINES
 from niso.plan.records import Entry, NetworkRecord, Peer, PortMapping, ServiceEndpoint, SubnetRecord
@@ -423,7 +424,7 @@ def _picture_of_host(
     states = {
         line.service: line.status
         for line in services.service_lines(session, store)
-        if line.status not in ("running", "attached")
+        if line.status != "attached" and not runs(line.status)
     }
     if declared:
         return of_policies(context, only, True, states)

@@ -361,6 +361,13 @@ def services_between(
     return tuple(services)
 
 
+def runs(status: str) -> bool:
+    """Return whether a service runs, or all instances of a service with replicas: 2/2 running."""
+    number, _, word = status.partition(" ")
+    running, slash, wanted = number.partition("/")
+    return status == "running" or (word == "running" and slash == "/" and running == wanted != "0")
+
+
 def busy(load: ServiceLoad) -> tuple[float, float, int, str]:
     """Return a sort key that puts services with most processor time, traffic and memory first."""
     traffic = (load.received or 0.0) + (load.sent or 0.0)

@@ -98,10 +98,12 @@ def usage(path: str, counting: Iterable[str] | None = None) -> Usage:
     cpu_s = throttled_s = memory = limit = kills = None
     for root in counting_roots() if counting is None else counting:
         folder = f"{root}{path}"
-        cpu = _table(f"{folder}/cpu.stat")
+        # each hierarchy of v1 is read for its own controllers only
+        name = os.path.basename(root)
+        cpu = {} if name == "memory" else _table(f"{folder}/cpu.stat")
         if "usage_usec" in cpu:
             cpu_s = cpu["usage_usec"] / 1e6
-        if (total_ns := _number(f"{folder}/cpuacct.usage")) is not None:
+        if name != "memory" and (total_ns := _number(f"{folder}/cpuacct.usage")) is not None:
             cpu_s = total_ns / 1e9
         if "throttled_usec" in cpu or "throttled_time" in cpu:
             throttled_s = cpu.get("throttled_usec", 0) / 1e6 + cpu.get("throttled_time", 0) / 1e9
@@ -114,7 +116,7 @@ def usage(path: str, counting: Iterable[str] | None = None) -> Usage:
                 "total_inactive_file",
             ),
         ):
-            if (used := _number(f"{folder}/{size}")) is not None:
+            if "cpu" not in name and (used := _number(f"{folder}/{size}")) is not None:
                 memory = max(0, used - _table(f"{folder}/memory.stat").get(cache, 0))
                 limit = _number(f"{folder}/{most}")  # None for "max"
                 kills = _table(f"{folder}/{events}").get("oom_kill")

@@ -11,8 +11,8 @@
 
 // what boxes of each size show is in map.js
 const LEVELS = [
-  { name: "full", node: { width: 158, height: 70 }, gap: { x: 104, y: 26 }, outer: { width: 118, height: 42 }, pad: { x: 18, top: 54, bottom: 20 }, step: 16, reach: 70 },
-  { name: "medium", node: { width: 146, height: 46 }, gap: { x: 92, y: 20 }, outer: { width: 116, height: 40 }, pad: { x: 16, top: 52, bottom: 16 }, step: 14, reach: 60 },
+  { name: "full", node: { width: 158, height: 70 }, gap: { x: 104, y: 26 }, outer: { width: 126, height: 42 }, pad: { x: 18, top: 54, bottom: 20 }, step: 16, reach: 70 },
+  { name: "medium", node: { width: 146, height: 46 }, gap: { x: 92, y: 20 }, outer: { width: 122, height: 40 }, pad: { x: 16, top: 52, bottom: 16 }, step: 14, reach: 60 },
   { name: "small", node: { width: 136, height: 28 }, gap: { x: 76, y: 16 }, outer: { width: 108, height: 26 }, pad: { x: 14, top: 48, bottom: 14 }, step: 9, reach: 50 },
   { name: "tiny", node: { width: 108, height: 24 }, gap: { x: 36, y: 4 }, outer: { width: 104, height: 24 }, pad: { x: 10, top: 27, bottom: 8 }, step: 6, reach: 24 },
 ];

@@ -7,7 +7,13 @@ import { count, port, span } from "./words.js";
 export const MOST_NODES = 60;
 const MOST_PORTS = 3;
 
-export const isUp = (service) => ["running", "attached", "completed"].includes(service.status);
+/** Return whether a service runs, or all instances of a service with replicas: 2/2 running. */
+export function isRunning({ status }) {
+  const [, running, wanted] = /^(\d+)\/(\d+) running$/.exec(status) ?? [];
+  return status === "running" || (running !== undefined && running === wanted && running !== "0");
+}
+
+export const isUp = (service) => isRunning(service) || ["attached", "completed", "scheduled"].includes(service.status);
 
 /** Return good, bad, waiting, off or plain: how a service is. */
 export function condition(service) {
@@ -19,8 +25,8 @@ export function condition(service) {
 
 /** Return the condition in words. */
 export function conditionWords(service) {
-  if (service.status === "running" && service.health !== null) return service.health;
-  if (service.status === "running") return "no healthcheck";
+  const more = service.status === "running" ? "" : `${service.status}, `;
+  if (isRunning(service)) return more + (service.health ?? "no healthcheck");
   return service.status;
 }
 

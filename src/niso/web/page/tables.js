@@ -1,7 +1,7 @@
 // The same as tables, and the details beside them.
 
 import { h, s } from "./dom.js";
-import { conditionWords } from "./model.js";
+import { conditionWords, isUp } from "./model.js";
 import { ago, count, line, moves, perSecond, period, rate, span, target, unrecorded } from "./words.js";
 
 const MOST_ROWS = 500;
@@ -296,7 +296,7 @@ function policy(own) {
 
 /** Return the figures of the first line. */
 export function figures(state, flows) {
-  const up = state.services.filter((service) => ["running", "attached", "completed"].includes(service.status)).length;
+  const up = state.services.filter(isUp).length;
   const bad = state.services.filter((service) => service.health === "unhealthy").length;
   const refused = flows.filter((flow) => flow.verdict === "drop").length;
   const audited = flows.filter((flow) => flow.verdict === "audit").length;
