@@ -268,7 +268,6 @@ def test_policy_show_and_test(lab: Lab) -> None:
     # nobody has seen the others
     assert lab.niso("net", "policy", "test", idle(lab, "fresh"), check=False).returncode == 2
     for wrong in (
-        ["net", "policy"],
         ["net", "policy", "sho", "db"],
         ["net", "policy", "test", "/gone"],
     ):

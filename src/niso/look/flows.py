@@ -333,7 +333,7 @@ class FlowReader:
         # a program of the host that connects to a service's own address uses this gateway
         if from_.is_host and network is not None and from_.address in gateways(network):
             return None
-        its = mappings(self.context.services.get(to.service), proto, port)
+        its = mappings(self.context.services.get(names.owner(to.service)), proto, port)
         return published_at(its, port, family_of(destination), from_.address)
 
     def _part(self, services: frozenset[str], passes: bool) -> PolicyContext:

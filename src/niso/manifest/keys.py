@@ -239,7 +239,8 @@ _SIGNAL = _pattern(process_keys.signal, r"^(?:(?:SIG)?[A-Z][A-Z0-9]*|[1-9][0-9]?
 KEYS = (
     Key("package", "Package").described("Name and version of the service."),
     Key("package.name", str, rule=_SERVICE_NAME, to="name").described(
-        f"Name of the service: {values.NAME_RIGHT}. host, localhost and ip6-* are reserved."
+        f"Name of the service: {values.NAME_RIGHT}. host, localhost, outside and ip6-* are"
+        " reserved."
     ),
     Key("package.version", str, rule=_PACKAGE_VERSION).described("Version of the package."),
     Key("package.rootfs", str | None, None, _PACKAGE_ROOTFS, "rootfs").described(
