@@ -379,6 +379,47 @@ def test_networks_of_docker_and_niso_work_whoever_is_first(lab: Lab, first: str)
 
 
 @needs_docker
+@pytest.mark.skipif(not LONG, reason="part of ./dev test-long")
+@pytest.mark.skipif(not (PEERS / "ufw").exists(), reason="./dev test-long unpacks ufw")
+def test_networks_of_docker_and_niso_work_with_ufw(lab: Lab) -> None:
+    """What net check proposes lets niso's networks pass, also after ufw and dockerd have loaded their rules again."""
+    lab.run("cp", "-r", f"{PEERS}/ufw/usr", f"{PEERS}/ufw/etc", "/")
+    lab.run("sh", "-c", "cp /usr/share/ufw/*.rules /usr/share/ufw/ufw.conf /etc/ufw/")
+    page = {"served/index.html": "web\n"}
+    web = package(lab, "web", BUSYBOX, *SERVE, files=page, network={"ports": ["8080:80"]})
+    lab.write("/tmp/outside/index.html", "outside\n")
+    lab.popen(BUSYBOX, "httpd", "-f", "-p", "80", "-h", "/tmp/outside", netns="client")
+    lab.niso("activate", web)
+    lab.run("ufw", "--force", "enable")
+    assert fetch(lab.client, f"{HOST}:8080") == ""
+    hints = re.findall(r"ufw route allow [\w -]+", lab.niso("net", "check", check=False).stdout)
+    assert len(hints) == 2
+    for hint in hints:
+        lab.run(*hint.split())
+    docker = Docker(lab)
+    docker.run("own", "-p", "8090:80")
+
+    def work() -> None:
+        lab.wait_for(lambda: fetch(lab.client, f"{HOST}:8080") == "web", 20, "niso's port")
+        lab.wait_for(lambda: fetch(lab.client, f"{HOST}:8090") == "own", 20, "Docker's port")
+        assert docker.get("own", CLIENT) == "outside"
+        assert fetch(lab.run, CLIENT, "nsenter", "--net=/run/netns/niso-web") == "outside"
+        assert lab.niso("net", "check").returncode == 0
+
+    work()
+    lab.run("ufw", "reload")
+    work()
+    docker.daemon.send_signal(signal.SIGTERM)
+    docker.daemon.wait(30)
+    docker.daemon = docker.start()
+    docker("start", "own")
+    work()
+    lab.niso("deactivate", "web")
+    lab.niso("activate", "web")
+    work()
+
+
+@needs_docker
 def test_killed_driver_and_lost_state_leave_docker_its_commands(lab: Lab) -> None:
     docker = Docker(lab)
     create = ("network", "create", "-d", "niso")
