@@ -148,7 +148,7 @@ def policy_elements() -> list[Element]:
     """Return the elements of a policy with something in each part, and of one in audit."""
     written = [
         *("db/icmp", "db:80/tcp", "db:90-95", "10.0.0.0/8:80", "[fd00::/8]:90-95"),
-        *("0.0.0.0/0:80", "[::/0]:80", "0.0.0.0/0:9-10", "[::/0]:9-10"),
+        *("0.0.0.0/0:80", "[::/0]:80", "0.0.0.0/0:9-10", "[::/0]:9-10", "outside:81"),
     ]
     ingress = tuple(
         parse_entry(text, f"network.policy.allow_from[{i}]", False)
