@@ -451,7 +451,7 @@ def needed_names(
 def needed_around(
     store: Store, homes: dict[str, str], names: dict[str, tuple[str, ...]]
 ) -> dict[str, Wanted]:
-    """Return new claims for owners of shared namespaces that do not change themselves.
+    """Return the new claims of services that are not changed, but own a shared namespace.
 
     Such an owner must also claim the names of changed services that will share its namespace. An
     owner that another command is changing is left out: a new claim would make that command conclude

@@ -254,7 +254,7 @@ def _ports(given: Mapping[str, Any]) -> tuple[PortMapping, ...]:
 
 
 def _join(given: dict[str, Any]) -> dict[str, Any]:
-    """Attach a new namespace for an endpoint, and hand the interface in it over to Docker."""
+    """Create a namespace for an endpoint, attach it to the network, and give Docker its link."""
     network, path = _network(given), _file(paths.run_dir(), given["EndpointID"])
     kept, sandbox = plugin.load(path), str(given["SandboxKey"])
     if kept is None or not sandbox.startswith("/"):

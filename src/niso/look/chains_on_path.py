@@ -248,7 +248,8 @@ def _outside(
     """Return a chain that drops, or may drop, a packet from another machine to a service, or None.
 
     ``after`` and ``before`` have the packet's addresses and ports after and before DNAT. If
-    ``any_end`` is true, a dropping rule need only test some address or port.
+    ``any_end`` is true, each rule that drops by an address or port counts. If ``any_end`` is false,
+    only rules that match the packet count.
     """
     hook = HOOKS[chain.hook]
     leaves = "" if hook in _EARLY else network.bridge

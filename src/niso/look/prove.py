@@ -146,7 +146,7 @@ def _packets(kernel: Nft, rule: Object) -> int | None:
 
 
 class Sender(NamedTuple):
-    """The source of an explained packet."""
+    """The sender of the packet whose verdict `Host.explain` returns."""
 
     service: str | None  # name of the service; null if the address is not a service's
     address: str  # an IPv4 or IPv6 address

@@ -222,8 +222,8 @@ def _owner(info: os.stat_result, spec: ProcessSpec) -> tuple[int, int]:
 def walk(top: str) -> Iterator[tuple[str, int, os.stat_result]]:
     """Yield everything in a folder, each folder before its content. Do not follow symbolic links.
 
-    Each entry is its path below ``top``, a descriptor of the folder that contains the entry, valid
-    until the next one, and its status.
+    Each result is the path below ``top``, a descriptor of the containing folder, and the status of
+    the file. The descriptor is valid only until the next result.
 
     A service can nest folders deeper than there are descriptors, with paths longer than PATH_MAX.
     Therefore only one folder is open at a time. Raises OSError, with ESTALE if a folder was moved

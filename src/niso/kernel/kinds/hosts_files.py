@@ -251,7 +251,10 @@ def _unusable(reason: str, hint: str, number: int = 0) -> KernelError:
 
 
 def clear() -> None:
-    """Remove niso's blocks of all state folders from the host's hosts file. Raises KernelError."""
+    """Remove every block that niso has written to /etc/hosts, from any state folder.
+
+    Raises KernelError.
+    """
     text, _ = _read()
     for line in text.splitlines():
         words = line.split()
