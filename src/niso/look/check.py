@@ -23,7 +23,6 @@ from niso.look import (
     chains_on_path,
     listening,
     other_firewalls,
-    policies,
     store_defects,
     surroundings,
 )
@@ -258,6 +257,8 @@ def policy_warnings(machine: Machine, name: str | None = None) -> list[tuple[str
     store = machine.store
     if not store.policied():
         return []
+    from niso.look import policies
+
     try:
         return list(policies.warnings(machine.kernel, store, _concerned(store, name)[1]))
     except (ValueError, LookupError):  # rows are damaged or missing, which is a finding of its own

@@ -30,7 +30,7 @@ from niso.base import files, signals
 from niso.base.errors import Error, InvalidInput
 from niso.base.named_tuples import NamedTuple
 from niso.base.paths import contents_file, package_dir, packages_dir, shown, state_dir
-from niso.manifest import load, toml
+from niso.manifest import toml
 from niso.plan.specs import MountedVolume, ServiceSpec
 from niso.runtime.root import syncfs
 from niso.store import service_rows
@@ -252,6 +252,8 @@ def _mark(spec: ServiceSpec, internal: Iterable[str] = ()) -> bytes:
 
 def text(spec: ServiceSpec) -> bytes:
     """Return the active manifest of a service as TOML."""
+    from niso.manifest import load  # a check and a stop write no manifest
+
     data = load.written(spec)
     lines = [line for name, table in data.items() if table for line in toml.table(name, table, 0)]
     return "\n".join(lines).encode()
