@@ -14,7 +14,7 @@ from samples import samples
 
 from niso.change import activate, targets
 from niso.kernel.flow_memory import Recorded
-from niso.look import flows
+from niso.look import flows, policies
 from niso.look.policies import PolicyEffect, effects
 from niso.plan import verdict
 from niso.plan.records import Policy, PortMapping
@@ -256,3 +256,13 @@ def test_world_foreseen_is_the_one_after_activation(fakes: Fakes) -> None:
         fakes.activate(folder)
         was = read_world(machine.kernel, machine.store)
         assert after.services == was.services
+
+
+def test_an_entry_for_all_addresses_of_a_published_port_is_hinted_at(fakes: Fakes) -> None:
+    lists = ["0.0.0.0/0:80", "[::/0]:80", "10.0.0.0/8:80", "0.0.0.0/0:81", "outside:80"]
+    keys = {"ports": ["8080:80"], "policy": {"allow_from": lists}}
+    fakes.activate(fakes.package("db", network=keys))
+    machine = fakes.machine
+    found = list(policies.warnings(machine.kernel, machine.store, ["db"]))
+    assert [hint for _, hint in found] == ['"outside:80" allows only other machines'] * 2
+    assert "allow_from[0]" in found[0][0] and "allow_from[1]" in found[1][0]
