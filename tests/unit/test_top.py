@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 from policy_worlds import HOST, NOTHING, OUTSIDE, known, network, policy, world
@@ -18,6 +19,7 @@ from niso.cli import traffic_commands
 from niso.kernel.flow_memory import Recorded
 from niso.kernel.sockets import Connection, Measured
 from niso.look import flows as look_flows
+from niso.look import map as look_map
 from niso.look import top
 from niso.look.drops import Stats
 from niso.look.services import ServiceLine
@@ -504,3 +506,31 @@ def shown(svg: str) -> str:
         lines.setdefault(place["y"], []).append((place["x"], html.unescape(text)))
     parts = ("".join(text for _, text in sorted(line)) for _, line in sorted(lines.items()))
     return "\n".join(parts).replace("\xa0", " ")
+
+
+def test_traffic_of_each_minute_is_recorded_whether_or_not_a_page_is_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [SimpleNamespace(name=n, generation=1, networks=("back",)) for n in ("web.1", "web.2")]
+    rows.append(SimpleNamespace(name="db", generation=1, networks=("back", "side")))
+    store = SimpleNamespace(active_rows=lambda: rows)
+    session = SimpleNamespace(store=lambda: store, listening=None, listen_no_more=lambda _: None)
+    now, octets = 1000.0, 0
+    monkeypatch.setattr(look_map.time, "monotonic", lambda: now)
+    counted = lambda ends: {end: {"rx_bytes": octets, "tx_bytes": octets} for end in ends}  # noqa: E731
+    monkeypatch.setattr(look_map.link_records, "of_links", counted)
+    seen = look_map.Map(session)  # type: ignore[arg-type]
+    for minute in range(70):
+        octets, now = octets + 600, now + 60
+        seen.glance()
+        now += 2
+        octets += 10**9  # is part of the next minute
+        seen.glance()  # too early
+        octets -= 10**9
+        now -= 2
+        # two interfaces of two instances, and of db, in both directions: 8 * 4 * 600 / 60
+        assert [*seen._past["web"]] == [*seen._past["db"]] == [320] * min(minute, 60)
+    rows.pop()
+    now += 60
+    seen.glance()
+    assert set(seen._past) == {"web"}  # db was removed
