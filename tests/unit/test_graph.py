@@ -193,6 +193,31 @@ def test_names_cannot_be_syntax(names: list[str]) -> None:
         assert not set(strings) & set("<>\\'`;[]{}") - {";"}
 
 
+@pytest.mark.skipif(not shutil.which("gvpack"), reason="Graphviz is not installed")
+def test_many_services_are_drawn_on_a_page_for_each_network() -> None:
+    networks = {f"net{k}": network(f"net{k}", f"10.99.{k}.0/24") for k in range(3)}
+    services = [
+        known(f"s{i}", {f"net{i % 3}": [f"10.99.{i % 3}.{i + 2}"]}, policy([])) for i in range(63)
+    ]
+    there = world(services, [*networks.values()], [HOST])
+    rows = (row("10.99.0.2", "10.99.1.3", 80), row("10.99.0.2", "10.99.0.5", 80))
+    picture = graph.of_traffic(
+        there, look_flows.joined(there, look_flows.Memory(rows, (), {})), None
+    )
+    pages = graph.pages(picture)
+    assert [[title for title, _ in page[0]] for page in pages] == [[g[0]] for g in picture[0]]
+    assert [len(page[0][0][1]) for page in pages] == [21, 21, 21]
+    # a flow between two networks is on the pages of both, with the other service as a place
+    assert [[text for _, text in page[1]] for page in pages] == [[("s1",)], [("s0",)], []]
+    assert [len(page[2]) for page in pages] == [2, 1, 0]
+    texts = [graph.dot(page, {}, i).encode() for i, page in enumerate(pages)]
+    drawn = graph._drawn(texts, "svg").decode()
+    assert all(f">s{i}<" in drawn for i in range(63))
+    assert all(colour in drawn for colour in ("#f5f1fb", "#ecf6f5", "#f8f3e8"))
+    small = (picture[0][:1], [], [])
+    assert graph.pages(small) == [small]
+
+
 @pytest.mark.skipif(not shutil.which("dot"), reason="Graphviz is not installed")
 @pytest.mark.parametrize("format_", ["svg", "png"])
 def test_graphviz_draws_it(format_: str) -> None:

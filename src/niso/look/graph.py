@@ -329,10 +329,13 @@ _MARKS = {
 }
 
 
-def dot(picture: Picture, marks: Mapping[str, tuple[str, str]] = MappingProxyType({})) -> str:
+def dot(
+    picture: Picture, marks: Mapping[str, tuple[str, str]] = MappingProxyType({}), first: int = 0
+) -> str:
     """Render the picture in Graphviz's language (dot(1)).
 
     ``marks`` maps services to their health, or "", and to words about their policy, or "".
+    ``first`` is the number of the first group, which determines its colour.
     """
     groups, others, edges = picture
     lines = [
@@ -341,7 +344,7 @@ def dot(picture: Picture, marks: Mapping[str, tuple[str, str]] = MappingProxyTyp
         '  node [shape=box, style="rounded,filled", fillcolor=white, fontname="sans-serif"];',
         '  edge [fontname="sans-serif", fontsize=10];',
     ]
-    for number, (title, nodes) in enumerate(groups):
+    for number, (title, nodes) in enumerate(groups, first):
         lines.append(f"  subgraph cluster_{number} {{")
         lines.append(f'    label={_quoted_for_dot([title])}; fontname="sans-serif";')
         frame, area = _PAPER[number % len(_PAPER)]
@@ -374,6 +377,7 @@ def _quoted_for_dot(lines: Iterable[str]) -> str:
 
 FORMATS = ("mermaid", "dot", "svg", "png")
 _PATIENCE_S = 120
+_MOST_ON_PAGE = 60
 
 
 def graph(
@@ -391,8 +395,27 @@ def graph(
     if format_ == "mermaid":
         return mermaid(picture).encode()
     marks = {} if declared and stack is not None else _marks(session)
-    text = dot(picture, marks).encode()
-    return text if format_ == "dot" else _drawn(text, format_)
+    if format_ == "dot":
+        return dot(picture, marks).encode()
+    return _drawn([dot(page, marks, i).encode() for i, page in enumerate(pages(picture))], format_)
+
+
+def pages(picture: Picture) -> list[Picture]:
+    """Split a picture of many services into a page for each group of networks.
+
+    On each page, services of other groups are drawn as other addresses are.
+    """
+    groups, others, edges = picture
+    if sum(len(nodes) for _, nodes in groups) <= _MOST_ON_PAGE:
+        return [picture]
+    names = {id_: text for _, nodes in groups for id_, text in nodes} | dict(others)
+    result: list[Picture] = []
+    for title, nodes in groups:
+        own = {id_ for id_, _ in nodes}
+        drawn = [edge for edge in edges if not own.isdisjoint(edge[:2])]
+        ends = sorted({end for edge in drawn for end in edge[:2]} - own)
+        result.append(([(title, nodes)], [(end, names[end][:1]) for end in ends], drawn))
+    return result
 
 
 def _marks(session: Session) -> dict[str, tuple[str, str]]:
@@ -431,23 +454,32 @@ def _picture_of_host(
     return of_traffic(context, seen, only, states)
 
 
-def _drawn(text: bytes, format_: str) -> bytes:
+def _drawn(texts: list[bytes], format_: str) -> bytes:
+    """Draw pages with Graphviz, next to each other. Raises Error."""
+    if len(texts) == 1:
+        return _ran(["dot", f"-T{format_}"], texts[0])
+    placed = b"".join(_ran(["dot"], text) for text in texts)
+    # gvpack(1) moves pages that are placed, and neato(1) draws them where they are
+    packed = _ran(["gvpack", "-array_c", "-m", "40"], placed)
+    return _ran(["neato", "-n2", f"-T{format_}"], packed)
+
+
+def _ran(command: list[str], text: bytes) -> bytes:
     hint = "apt install graphviz, or --format mermaid"
+    program = command[0]
     try:
         done = subprocess.run(  # found in the administrator's PATH
-            ["dot", f"-T{format_}"],
-            input=text,
-            capture_output=True,
-            timeout=_PATIENCE_S,
-            check=False,
+            command, input=text, capture_output=True, timeout=_PATIENCE_S, check=False
         )
     except FileNotFoundError:
-        raise Error(f"the program dot, which draws {format_}, is not installed", hint) from None
+        raise Error(f"the program {program} of Graphviz is not installed", hint) from None
     except subprocess.TimeoutExpired:
-        raise Error(f"dot did not draw it within {_PATIENCE_S} s", "--format mermaid") from None
+        raise Error(
+            f"{program} did not draw it within {_PATIENCE_S} s", "--format mermaid"
+        ) from None
     if done.returncode:
         words = done.stderr.decode("utf-8", "replace").strip().partition("\n")[0]
-        raise Error(f"dot: {words or 'failed'}", hint)
+        raise Error(f"{program}: {words or 'failed'}", hint)
     return done.stdout
 
 
