@@ -26,7 +26,11 @@ FROM_PORT = Rule("bridge niso", "prerouting", ("iifname @ports",))
 BETWEEN = Rule("bridge niso", "forward", ("iifname @ports",))
 # a lie may be stopped by more than one rule
 FOREIGN_ARP = Rule("bridge niso", "prerouting", ("arp saddr ip", "drop"))
-OF_SUBNETS = [Rule("inet niso", chain, ("addr @subnets", "drop")) for chain in ("raw", "raw6")]
+OF_SUBNETS = [
+    Rule("inet niso", chain, ("addr @subnets", end))
+    for chain in ("raw", "raw6")
+    for end in ("drop", "goto direct")
+]
 UNCHECKED = [Rule("inet niso", "from_bridge", ("drop",)), *OF_SUBNETS]
 LIES = [FROM_PORT, BETWEEN, FOREIGN_ARP, *UNCHECKED]
 FROM_ELSEWHERE = [Rule("inet niso", "from_bridge", ("iifname @ports",)), *OF_SUBNETS]
