@@ -70,7 +70,9 @@ def cluster(found: Found, drawn: set[str]) -> list[str]:
             line(text, each, " ms", beside, aim)
     for each in sorted(found.rows("whole look, processor time"), key=lambda each: each.at):
         line(
-            f"comparing all services, with {each.at:,} on other hosts, processor time", each, " ms"
+            f"comparing all services with etcd, with {each.at:,} on other hosts, processor time",
+            each,
+            " ms",
         )
     alone, inside = row("attach", "alone"), row("attach", "in a cluster")
     beside = (

@@ -351,7 +351,7 @@ def _require_own(machine: Machine, address: str, key: str) -> int:
 
 
 def as_member(machine: Machine, own: Config, mtu: int) -> HostEntry:
-    """Return this host's entry in the cluster's list of hosts in etcd. ``mtu`` is in bytes."""
+    """Build the entry for this host in the cluster's list of hosts in etcd. ``mtu`` is in bytes."""
     store = machine.store
     tunnel = store.across.tunnel()
     public = tunnel.public if tunnel else ""

@@ -184,7 +184,7 @@ def _delete(table: str, name: str, keys: list[bytes]) -> None:
 
 
 def _counts(table: str, chain: str, kind: int = _GETRULE) -> tuple[int, int]:
-    """Return the sums of the counters in a chain: of rules that add to no set, and of others."""
+    """Sum a chain's counters: of rules that add nothing to a set, and of rules that do."""
 
     def parse(answer: bytes) -> tuple[int, int]:
         expressions = attributes(answer, 4).get(_RULE_EXPRESSIONS, b"")

@@ -161,8 +161,10 @@ def _identity(body: bytes) -> bytes:
 def _connections[T](
     states: Iterable[int], extensions: int, parse: Callable[[bytes], tuple[_End, _End, T]]
 ) -> Iterator[tuple[Connection, bool, T]]:
-    """Yield TCP connections with a state in ``states``: (connection, whether the local end is the
-    server, third result of ``parse``).
+    """Yield (connection, is server, details) for each TCP connection with a state in ``states``.
+
+    "is server" is True if the local end is the server. ``parse`` reads the two ends and the details
+    from a message of the kernel.
     """
     served = {listener.port for listener in listeners("tcp")}
     mask = sum(1 << state for state in states)

@@ -37,10 +37,11 @@ def taken(
     wanted: Iterable[records.PortMapping],
     published: Container[records.PortMapping],
 ) -> list[tuple[records.PortMapping, str, records.PortMapping]]:
-    """Return the ports of a service's manifest that a `niso port-forward` uses now.
+    """Return the host ports of a manifest that a `niso port-forward` of any service has taken.
 
-    Each result has the wanted port, the service that publishes the host port now, and the port to
-    which that service forwards it. ``published`` are the ports that the service had before.
+    ``wanted`` are the manifest's ports, and ``published`` the ports that ``service`` published
+    before. Each result has the manifest's port, the service with the port-forward, and the port of
+    that port-forward.
     """
     gone = [
         port

@@ -1,10 +1,10 @@
 """Read, edit and write TOML files; find the line of a key for error messages.
 
 Errors name the file, and syntax errors also the line and column. tomllib does not report the line
-of a key. Therefore `locate` scans the text for the key, but only after an error was found in a
-valid file. `with_list` changes one list of a file, and leaves comments and order unchanged.
-`with_list` needs tomlkit, which only `niso net learn --write` loads. Values are written as in
-https://toml.io/en/v1.0.0.
+of a key. Therefore `locate` scans the text for the key, but only if the file is valid TOML and one
+of its values is wrong. `with_list` changes one list of a file, and leaves comments and order
+unchanged. `with_list` needs tomlkit, which only `niso net learn --write` loads. Values are written
+as in https://toml.io/en/v1.0.0.
 """
 
 from __future__ import annotations

@@ -312,8 +312,8 @@ def _directions(policed: Policed, own: str) -> list[_Direction]:
 
 class _Entries:
     """The entries of one direction of a policy, indexed by peer. An entry is identified by its
-    position in ``all``. ``most`` limits the work: after ``most`` evaluations of an entry for a
-    peer, counted over all calls, a method raises OverflowError.
+    position in ``all``. ``most`` limits the work of all calls together. Each comparison of an entry
+    with a peer counts as one. A method raises OverflowError if the limit is exceeded.
     """
 
     def __init__(self, direction: _Direction, meaning: _Meaning, most: int | None = None) -> None:

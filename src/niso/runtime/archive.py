@@ -351,9 +351,9 @@ class _Header(tarfile.TarInfo):
     """A header of an archive entry. Headers that are too large for memory are refused."""
 
     def _proc_member(self, reader: tarfile.TarFile) -> tarfile.TarInfo:
-        """Read the rest of a header. Overrides a method that tarfile lets subclasses replace.
+        """Read the blocks that belong to a header, such as a long name. Overrides tarfile's method.
 
-        Raises InvalidInput if the rest is too long.
+        Raises InvalidInput if they are too long.
         """
         if self.type == tarfile.GNUTYPE_SPARSE:
             raise _damaged("has a sparse entry")
