@@ -72,7 +72,7 @@ CASES = {
     "both-end": Case(
         ("activate --take-over /tmp/p", "activate --take-over /tmp/x-share"),
         "remove p x",
-        13,
+        14,
         ("share",),
         False,
     ),
