@@ -475,6 +475,9 @@ def test_commit_is_found_in_every_form_of_a_checkout(tmp_path, monkeypatch) -> N
     for text in ("ref: refs/../../x", "ref: refs/heads/none", "\0\xff" * 9000, "a" * 39):
         (root / ".git/HEAD").write_text(text)
         assert version() == niso.__version__
+    (root / "src/niso/commit").write_text("b" * 40 + "\n")  # as packages have it
+    assert version() == f"{niso.__version__}+{'b' * 12}"
+    (root / "src/niso/commit").unlink()
     (root / ".git/HEAD").unlink()
     os.mkfifo(root / ".git/HEAD")
     assert version() == niso.__version__

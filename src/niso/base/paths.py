@@ -136,11 +136,16 @@ def shown(path: str) -> str:
 
 
 def version() -> str:
-    """Return niso's version. In a git checkout, it contains the commit: ``0.1.0+1234567890ab``.
-    Uncommitted changes are not detected.
+    """Return niso's version with its commit, if known: ``0.1.0+1234567890ab``.
+
+    Packages that ``./dev`` builds have a file with the commit. In a git checkout, git has the
+    commit. Uncommitted changes are not detected.
     """
-    root = os.path.realpath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
-    commit = _commit(root) if os.path.isdir(os.path.join(root, "src", "niso")) else ""
+    module = os.path.dirname(__file__)
+    root = os.path.realpath(os.path.join(module, "..", "..", ".."))
+    commit = _line(os.path.join(module, "..", "commit"))
+    if not commit and os.path.isdir(os.path.join(root, "src", "niso")):
+        commit = _commit(root)
     return f"{niso.__version__}+{commit[:12]}" if commit else niso.__version__
 
 
