@@ -7,6 +7,7 @@ That the commands of their blocks do what they say is tests/netns/test_docs.py.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import itertools
@@ -25,7 +26,9 @@ from niso.cli import command as cli_command
 from niso.cli import main
 from niso.cli.command import Command
 from niso.kernel import ruleset
-from niso.manifest import load, stack
+from niso.manifest import keys, load, stack
+from niso.plan.specs import UNLIMITED
+from niso.runtime import oci
 
 ROOT = pages.ROOT
 PAGES = pages.pages()
@@ -399,3 +402,100 @@ def test_commands_that_need_no_root_are_all_named() -> None:
             r"[Aa]ll(?: commands)? but ([^.;]*?) need root", page.read_text(encoding="utf-8")
         ):
             assert set(re.findall(r"[a-z]+", named)) - {"niso", "and"} == free, page
+
+
+_STATUS_CODE = {
+    "look/services.py": ("_inactive", "_status", "_front_status", "fate"),
+    "look/other_hosts.py": ("_claimed", "_mirrored"),
+    "runtime/status.py": ("_read", "_read_running"),
+}
+_NO_STATUS = {
+    *("none", "front", "pid", "run", "phase", "starter", "restarts", "error"),
+    "nothing has recorded its end or restarted it",
+}
+
+
+def test_the_help_of_ps_lists_each_status() -> None:
+    """The strings of the functions that compute a status, without keys of records."""
+    found = {
+        part.value.strip(" ()")
+        for file, functions in _STATUS_CODE.items()
+        for function in ast.walk(ast.parse((ROOT / "src/niso" / file).read_text()))
+        if isinstance(function, ast.FunctionDef) and function.name in functions
+        for part in ast.walk(ast.Module(function.body[1:], []))
+        if isinstance(part, ast.Constant) and isinstance(part.value, str)
+    }
+    statuses = {each for each in found - _NO_STATUS if re.fullmatch("[a-z]+( [a-z]+)*", each)}
+    assert len(statuses) > 12
+    text = " ".join(help_of("ps").split())
+    assert {each for each in statuses if not re.search(rf"\b{each}\b", text)} == set()
+
+
+def _default_of(path: str) -> str | None:
+    """Return the default of a key as a page writes it, or None if it depends on other keys."""
+    key = keys.key_at(path)
+    assert key is not None, path
+    if key.default is None or key.default is ...:
+        return None
+    return str(key.default).lower() if isinstance(key.default, bool) else str(key.default)
+
+
+def _limit_numbers(text: str) -> set[int]:
+    """Return the numbers in the first clause of a cell or comment; unlimited is `UNLIMITED`."""
+    clause = re.split(r"[:;](?!\d)|, as |, no ", text)[0]
+    found = {
+        int(number) << {"": 0, "K": 10, "M": 20, "G": 30}[unit]
+        for number, unit in re.findall(r"(\d+)([KMG]?)\b", clause)
+    }
+    return found | ({UNLIMITED} if "unlimited" in clause else set())
+
+
+def test_defaults_in_the_guides_are_those_of_the_code() -> None:
+    """Comments ``# default: X`` in TOML, cells ``default `X```, and the table of [limits]."""
+    wrong: list[tuple[str, str, str]] = []
+    compared = 0
+
+    def compare(page: pathlib.Path, key: str, written: str, right: object) -> None:
+        nonlocal compared
+        compared += 1
+        if written != right:
+            wrong.append((name(page), key, f"{written}, but the code has {right}"))
+
+    def number_sets(page: pathlib.Path, key: str, text: str) -> None:
+        for each in [each.strip("`") for each in key.split(", ")]:
+            missing = set(oci.RLIMITS[each]) - _limit_numbers(text)
+            compare(page, f"limits.{each}", str(missing), str(set()))
+
+    for block in (block for block in TOML if "guide" in block.page.parts):
+        table = ""
+        for line in block.lines:
+            if header := re.match(r"\[([\w.]+)\]", line):
+                table = header[1].removeprefix("service.") or table
+            found = re.match(r'(?:# )?"?(\w+)"? = .*# (?:.*; |.*, )?default: (.*)', line)
+            if found is None or not table:
+                continue
+            key, text = found.groups()
+            if table == "limits":
+                number_sets(block.page, key, text)
+                continue
+            right = _default_of(f"{table}.{key}") if keys.key_at(f"{table}.{key}") else None
+            if right is not None:
+                written = re.split(r"[,;] | packets", text)[0].strip('"')
+                compare(block.page, f"{table}.{key}", written, right)
+    for page in PAGES:
+        for key, table, text in re.findall(
+            r"`(\w+)` in `\[(?:service\.)?([\w.]+)\]`[^|]*?default `\"?([^`\"]+)\"?`",
+            page.read_text(),
+        ):
+            right = _default_of(f"{table}.{key}")
+            if right is not None:
+                compare(page, f"{table}.{key}", text, right)
+    services = ROOT / "docs/guide/services.md"
+    rows = services.read_text().split("| limit | default |\n| --- | --- |\n")[1].split("\n\n")[0]
+    cells = [tuple(row.strip("| ").split(" | ")) for row in rows.splitlines()]
+    for limits, default in cells:
+        number_sets(services, limits, default)
+    listed = {each.strip("`") for limits, _ in cells for each in limits.split(", ")}
+    assert listed == set(oci.RLIMITS)
+    assert wrong == []
+    assert compared > 25
