@@ -275,6 +275,17 @@ def test_the_picture_of_a_packets_way_has_chains_that_there_are() -> None:
     )
 
 
+def test_the_chart_of_attacks_has_the_figures_of_its_table() -> None:
+    """The bars of niso, Podman and Docker; the last attack's bar is the share that is lost."""
+    page, svg = (ROOT / "docs/design" / file for file in ("attacks.md", "attacks.svg"))
+    rows = re.findall(r"^\| .+ \| (?:nothing|NET_RAW) \| (.*) \|$", page.read_text(), re.MULTILINE)
+    cells = [[cell.split(",")[0] for cell in row.split(" | ")] for row in rows]
+    wanted = [cell for each in cells[:-1] for cell in (each[0], *each[2:])]
+    wanted += [f"{100 - int(cell.removesuffix(' %'))} %" for cell in (cells[-1][0], *cells[-1][2:])]
+    assert len(rows) == 8
+    assert re.findall(r'class="value"[^>]*>([^<]+)<', svg.read_text()) == wanted
+
+
 @cache
 def help_of(*command: str) -> str:
     """What ``niso COMMAND --help`` prints; '' where there is no such command."""
