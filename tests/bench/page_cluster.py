@@ -66,7 +66,7 @@ def cluster(found: Found, drawn: set[str]) -> list[str]:
             beside += f"; including reading from etcd {number(median(look))} ms" if look else ""
             if each is not sizes[0]:
                 beside += f"; ratio {times(ratio(each, sizes[0]))}"
-            text = f"one service {VERBS[words]} with {each.at:,} services on other hosts, rows and kernel"
+            text = f"one service {VERBS[words]} with {each.at:,} services on other hosts, database rows and kernel objects"
             line(text, each, " ms", beside, aim)
     for each in sorted(found.rows("whole look, processor time"), key=lambda each: each.at):
         line(

@@ -243,7 +243,9 @@ class _Learner:
         gone: Sequence[Flow],
         egress: bool,
     ) -> Iterator[LearnedEntry]:
-        """Yield comments: denied peers, unused ports, networks that could replace entries."""
+        """Yield the comments of a learned policy: denied peers, ports that were never used, and
+        networks that could replace the entries of several services.
+        """
         entries = {group.text for group in groups}
         others: dict[_PeerPorts, list[Flow]] = {}
         for flow, also in refused.items():

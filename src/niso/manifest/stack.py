@@ -324,7 +324,7 @@ def _with_apart(members: list[StackMember], folder: str) -> list[StackMember]:
 
 
 def as_stack_error(stack: Stack, error: Error, of: StackMember | None = None) -> Error:
-    """Convert an error of a manifest to an error of the stack.toml, if the stack.toml sets the key.
+    """Return a manifest's error, pointing to the stack.toml if the stack.toml sets the wrong key.
     ``of`` is the service that the error is about, or None if the service is unknown.
     """
     for member in stack.members if of is None else (of,):

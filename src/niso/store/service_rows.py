@@ -329,8 +329,8 @@ class ServiceRows(Rows):
     def held_sharers(self, provider: str, but: frozenset[str] = frozenset()) -> list[str]:
         """Return the services that share the network namespace of ``provider``, sorted.
 
-        A service that would share it again after an undo of its change in progress is included,
-        unless the service is in ``but``.
+        A service whose change in progress would, if undone, make the service share the namespace
+        again is included. This rule does not apply to the services in ``but``.
         """
         sharers = set(self.sharers(provider))
         if other_intents(self._db, but):
