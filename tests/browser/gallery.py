@@ -61,7 +61,8 @@ GEOMETRY = """(() => {
 PAINTED = """addEventListener("DOMContentLoaded", () => {
   const seen = () => document.querySelectorAll(".node").length > 1;
   const after = () => requestAnimationFrame(() => requestAnimationFrame(() => (window.painted = performance.now())));
-  new MutationObserver((_, own) => seen() && (own.disconnect(), after())).observe(document, { childList: true, subtree: true });
+  if (seen()) after(); // the last state of this tab
+  else new MutationObserver((_, own) => seen() && (own.disconnect(), after())).observe(document, { childList: true, subtree: true });
 });"""
 """Sets window.painted after the first frame with services."""
 
@@ -77,8 +78,8 @@ SERVE = """
 import asyncio, socket, sys, uvicorn
 from niso.web import page_server
 listener = socket.create_server(("127.0.0.1", 0))
-states = page_server.States()
-states.put(sys.stdin.buffer.readline())
+line = sys.stdin.buffer.readline()
+states = page_server.States(lambda said: said == page_server.WATCHED and states.put(line))
 page = page_server.application(states, "gallery", page_server.files())
 print(f"http://127.0.0.1:{listener.getsockname()[1]}/#token=gallery", flush=True)
 config = uvicorn.Config(page, log_config=None, lifespan="off")
@@ -120,7 +121,9 @@ def main(folder: Path) -> None:
                     browser.prefer(prefers_color_scheme=scheme)
                     browser.open("about:blank")
                     browser.open(address)
-                    browser.wait("window.painted")
+                    browser.wait(
+                        "window.painted && document.getElementById('live').innerText === 'live'"
+                    )
                     pictures.append(f"{count}-{kind}-{scheme}.png")
                     browser.shot(folder / pictures[-1])
     browser.close()

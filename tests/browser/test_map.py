@@ -45,7 +45,7 @@ def browser(tmp_path: Path) -> Iterator[Chromium]:
 def opened(browser: Chromium, address: str) -> None:
     browser.open("about:blank")
     browser.open(address)
-    browser.wait("window.painted")
+    browser.wait("window.painted && document.getElementById('live').innerText === 'live'")
 
 
 def middle(browser: Chromium, selector: str) -> tuple[float, float]:

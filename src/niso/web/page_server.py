@@ -130,7 +130,7 @@ class States:
     @contextmanager
     def watched(self) -> Iterator[int]:
         """Request new states. Yields the number of the last state if it is too old, otherwise 0."""
-        stale = 0 if time.monotonic() < self._until else self.number
+        stale = 0 if self._watchers or time.monotonic() < self._until else self.number
         self._watchers += 1
         if self._watchers == 1:
             self._report(WATCHED)

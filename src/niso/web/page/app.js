@@ -29,6 +29,7 @@ const page = {
   topology: "",
   pairs: "",
   box: null, // what of the map is seen; null: everything
+  isDragged: false,
   theme: "",
   address: "",
 };
@@ -194,6 +195,8 @@ function pan() {
     slide(0, 0);
     shift(slid.x, slid.y);
     [slid.x, slid.y] = [0, 0];
+    [page.isDragged, page.pointed] = [false, null];
+    draw(); // also what came meanwhile
   };
   const center = () => {
     const all = [...grips.values()];
@@ -232,7 +235,8 @@ function pan() {
     }
     slid.x += to.clientX - from.clientX;
     slid.y += to.clientY - from.clientY;
-    if (page.pointed !== null) point(null);
+    $("card").hidden = true;
+    page.isDragged = true;
     slide(slid.x, slid.y);
   });
   for (const end of ["pointerup", "pointercancel"]) {
@@ -494,7 +498,7 @@ follow({
     }
     say("live", "good");
     notice(unrecorded(state));
-    draw();
+    if (!page.isDragged) draw();
   },
   failed(error) {
     say(`as of ${clock()}`, "bad");
