@@ -75,7 +75,7 @@ CASES = {
     "changed-environment": Case(
         ("activate /tmp/a",), "activate --take-over /tmp/a-environment", 10, True
     ),
-    "changed-network": Case(("activate /tmp/a",), "activate --take-over /tmp/a-network", 20, True),
+    "changed-network": Case(("activate /tmp/a",), "activate --take-over /tmp/a-network", 25, True),
     "name-moves": Case(
         ("activate /tmp/a-named /tmp/b",), "activate --take-over /tmp/b-named /tmp/a", 5, True
     ),
