@@ -316,7 +316,10 @@ def host_of(item: KeyValue, keys: Keys) -> HostEntry:
 
 
 def cluster_of(item: KeyValue) -> Cluster:
-    """Convert the key ``cluster`` in etcd. Raises Error if this niso does not know its version."""
+    """Parse the value of the key ``cluster`` in etcd.
+
+    Raises Error if the value has a format version that this niso does not know.
+    """
     value = valid(decode(item.value, item.key), item.key, "id", "port")
     encryption = str(value.get("encrypt", ""))
     if encryption not in ("", "kernel", "userspace"):

@@ -303,10 +303,10 @@ def _scope(
 
 
 def drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None:
-    """Delete the records of reservations whose services other hosts have taken over.
+    """Delete this host's records of names and addresses of services that other hosts have now.
 
-    Policies then no longer resolve to these services. An active service is skipped. The caller must
-    not have niso's lock.
+    Entries of policies then no longer match this host's former service. An active service is
+    skipped. The caller must not have niso's lock.
     """
     with Lock():
         _drop_claims(store, kernel, services)

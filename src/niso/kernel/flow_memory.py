@@ -89,8 +89,10 @@ def recorded(name: str) -> list[Recorded]:
 
 
 def missed() -> dict[str, tuple[int, int]]:
-    """Return, for each set of flows, how many flows were not recorded: because the set was full,
-    and because the share of their source was used up.
+    """Return two counts of unrecorded flows for each set of flows.
+
+    The first counts flows that were lost because the set was full. The second counts flows that
+    were lost because their source address had reached its limit in the set.
     """
     return {name: _counts(*place) for name, place in _MISSED.items()}
 

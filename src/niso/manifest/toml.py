@@ -331,7 +331,7 @@ def _lines(text: str) -> Iterator[tuple[Path, int]]:
 
 
 def _resolved(names: Path, counts: dict[Path, int]) -> Path:
-    """Add to a table header's path the index of the latest item in each array of tables."""
+    """Return a table header's path, with the index of the last item after each array of tables."""
     path: Path = ()
     for position, name in enumerate(names):
         path = (*path, name)

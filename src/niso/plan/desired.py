@@ -353,9 +353,11 @@ def _services_lines(
     extra: Iterable[tuple[str, str]],
     services: Iterable[PlannedService],
 ) -> Iterator[HostsLine]:
-    """Yield the lines for services in one hosts file. ``networks`` is the ordered list of networks
-    that all readers of the file have. ``extra`` are the manifest's extra hosts as pairs (name,
-    address). Their names have precedence over names of services.
+    """Yield the lines for services in one hosts file.
+
+    Services that share a network namespace read the same file. ``networks`` are their networks, in
+    order. ``extra`` are the manifest's extra hosts as pairs (name, address). If a service has the
+    same name as an extra host, the extra host is used.
     """
     listed = []  # (position of the network in ``networks``, service, addresses there)
     for service in services:

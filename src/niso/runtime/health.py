@@ -424,7 +424,10 @@ def begin(check: Healthcheck, service: str, namespace: str | None) -> HealthProb
 
 
 def probe_all(targets: Sequence[tuple[Healthcheck, str, str | None]]) -> list[str]:
-    """Run probes (healthcheck, service, namespace) at once. Return each failure, "" if none."""
+    """Run probes in parallel, each a tuple (healthcheck, service, namespace).
+
+    Returns the error text of each probe in the same order, or "" if the probe succeeded.
+    """
     probes: list[HealthProbe] = []
     try:
         for target in targets:
