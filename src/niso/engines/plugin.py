@@ -220,9 +220,10 @@ def words(text: str) -> list[str]:
 
 
 def policies(*given: tuple[Mapping[str, object], str]) -> Policy:
-    """Return the policy that allows only packets which all of several tables of policy keys allow.
+    """Combine several tables of policy keys into a policy.
 
-    ``given`` are pairs (table, prefix of the keys in error messages).
+    The policy allows a packet only if each table allows the packet. ``given`` are pairs (table,
+    prefix of the keys in error messages).
     """
     return combined(
         policy({key: some[key] for key in POLICY_KEYS if key in some}, where)

@@ -171,8 +171,9 @@ def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -
 def _lost_instance(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -> Instance:
     """Build the lost row of an instance from other data.
 
-    The state is "serving" if a slot in the kernel maps to the instance's address. It is "leaving"
-    if the service has all of its instances without this one. Otherwise it is "out" (not healthy).
+    The state is "serving" if the kernel's map of the service address leads to the instance. It is
+    "leaving" if the service has its full number of other instances. Otherwise it is "out" (not
+    healthy).
     """
     own = {address for _, address in store.addresses(row.name)}
     deploy = spec.program.deploy

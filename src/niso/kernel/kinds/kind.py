@@ -515,9 +515,10 @@ class Space:
 
     @cached_property
     def links_of_concern(self) -> list[Link]:
-        """Return the network interfaces of requested objects in this namespace. If all of niso's
-        objects are read, also return niso's bridges or, in a service's namespace, all veth
-        interfaces.
+        """Return the network interfaces in this namespace that belong to the objects to read.
+
+        If the caller reads all of niso's objects, niso's bridges are included. In a service's
+        namespace, all veth interfaces are included.
         """
         names = {
             name
