@@ -64,7 +64,7 @@ def specified(
 
 
 def free_uid(store: Store, service: str) -> int:
-    """Return a uid for a new service: that of its volumes if it existed before, or an unused uid."""
+    """Return a uid for a new service: the owner of its former volumes, or an unused uid."""
     kept = volumes.owners()
     for uid in sorted(kept.pop(service, ())):
         if uid >= FIRST_UID and store.free_uid(uid) == uid:

@@ -377,9 +377,9 @@ def trace_rules(
 ) -> str:
     """Return temporary nftables tables that mark packets for tracing, in nft(8) syntax. ``ends``
     are pairs (source, destination). If ``port`` is None, ICMP packets are marked. With ``starts``,
-    only TCP packets that open a connection are marked. ``published`` are tuples (IP version, source,
-    host port): packets from this source to this port, on any address of the host, are marked too.
-    The source "" is the host itself.
+    only TCP packets that open a connection are marked. ``published`` are (IP version, source, host
+    port): packets from this source to this port, on any address of the host, are marked too. The
+    source "" is the host itself.
     """
     rules = [_rule(*pair, port, proto, starts, family_of(pair[1])) for pair in ends]
     # the bridge family has no fib expression
