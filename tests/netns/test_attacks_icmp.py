@@ -31,7 +31,7 @@ FROM_SERVICES = [
 ]
 INVALID = Rule("inet niso", "input", ("ct state", "invalid"))
 FROM_OUTSIDE = [
-    *(Rule("inet niso", chain, ("daddr @subnets", "drop")) for chain in ("raw", "raw6")),
+    *(Rule("inet niso", chain, ("daddr @subnets", "goto direct")) for chain in ("raw", "raw6")),
     Rule("inet niso", "related", ("iifname != @bridges", "drop")),
 ]
 COUNTING = [("bridge niso", "from_own_error"), ("bridge niso", "from_own6")]

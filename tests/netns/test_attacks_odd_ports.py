@@ -18,7 +18,11 @@ FROM_STRAY = Rule("bridge niso", "forward", ("iifname != @ports oifname @ports",
 FROM_MARKED = Rule("bridge niso", "forward", ('iifname != "n*"',))
 BETWEEN = Rule("bridge niso", "forward", ("iifname @ports",))
 FOREIGN_ARP = Rule("bridge niso", "prerouting", ("arp saddr ip", "drop"))
-OF_SUBNETS = [Rule("inet niso", chain, ("addr @subnets", "drop")) for chain in ("raw", "raw6")]
+OF_SUBNETS = [
+    Rule("inet niso", chain, ("addr @subnets", end))
+    for chain in ("raw", "raw6")
+    for end in ("drop", "goto direct")
+]
 UNCHECKED = [Rule("inet niso", "from_bridge", ("drop",)), *OF_SUBNETS]
 ODD_PORTS = [
     FROM_STRAY,
