@@ -170,7 +170,13 @@ def test_every_command_takes_a_name_with_its_domain(lab: Lab) -> None:
     lab.niso("activate", "front.niso.local")
     said = refused(lab, "inspect", "wev.niso.local")
     assert said == "niso: no service 'wev.niso.local'\n  hint: did you mean 'web'?\n"
-    lab.niso("remove", "web.niso.local")
+    # an alias may be that of another service than the user means, whose data would go
+    for alias in ("web", "front.niso.local"):
+        assert "hostname or alias of api" in refused(lab, "remove", alias, "--volumes")
+    lab.run("mkdir", "-p", "/var/lib/niso/volumes/web/data")  # left from a removed service
+    lab.niso("remove", "--volumes", "web")
+    assert json.loads(lab.niso("inspect", "api").stdout)["service"] == "api"
+    lab.niso("remove", "api.niso.local")
     assert "no service 'api'" in refused(lab, "inspect", "api")
 
 

@@ -24,6 +24,7 @@ from niso.look.session import (
     user_of,
 )
 from niso.plan import records
+from niso.store.policy_rows import bare_name
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -507,19 +508,23 @@ def _own(store: Store, name: str) -> str:
 
 
 def _known(store: Store, name: str, with_volumes: bool) -> str:
-    """Return the service to remove, given its name, hostname or alias.
+    """Return the service to remove, given its own name.
 
-    With ``with_volumes``, the name of a removed service is accepted if its volumes still exist.
-    Raises NotFound, or Conflict for an attachment.
+    A hostname or alias is refused: it may be that of another service than the user means. With
+    ``with_volumes``, the name of a removed service is accepted if its volumes still exist. Raises
+    NotFound, or Conflict for an attachment.
     """
     from niso.runtime import volumes
 
-    try:
-        return _own(store, name)
-    except NotFound:
-        if with_volumes and "/" not in name and volumes.existing_names(name):
-            return name
-        raise
+    own = bare_name(name)
+    is_left = store.service(own) is None and with_volumes and "/" not in own
+    if is_left and volumes.existing_names(own):
+        return own
+    service = _own(store, name)
+    if service != own:
+        hint = f"it is a hostname or alias of {service}: remove takes the service's own name"
+        raise NotFound(f"no service {name!r}", hint)
+    return service
 
 
 # --- results of less common commands --------------------------------------------------------------

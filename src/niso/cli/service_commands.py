@@ -11,6 +11,7 @@ from _thread import start_new_thread
 from niso.api.host import Host, connect
 from niso.base.errors import ErrorGroup, UsageError
 from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.report import Event, Finished
 from niso.cli import output
 from niso.cli.output import Progress
 from niso.cli.parse import Args
@@ -427,7 +428,7 @@ def _firewall_disable(host: Host, args: Args) -> int:
 
 
 MAX_REMOVALS = 20
-"""Limit of removals that niso reset lists before it asks."""
+"""Limit of removed objects that niso reset lists before it asks. Services are all listed."""
 
 
 def _reset(host: Host, args: Args) -> int:
@@ -448,15 +449,21 @@ def _agrees(host: Host) -> bool:
     if not (os.isatty(0) and os.isatty(2)):
         reason = "reset ends all services, and there is no terminal to ask"
         raise UsageError(reason, "niso reset --dry-run lists what it would remove; see --yes")
-    steps: list[str] = []
-    host.progress = lambda event: steps.append(event.describe())
-    count = host.sweep(dry_run=True).removed
-    if not count:
+    stops: list[str] = []
+    removals: list[str] = []
+
+    def collect(event: Event) -> None:
+        if not isinstance(event, Finished):
+            line = event.describe()
+            (stops if line.startswith("stop ") else removals).append(line)
+
+    host.progress = collect
+    if not host.sweep(dry_run=True).removed:
         return True
-    for line in steps[:MAX_REMOVALS]:
+    for line in (*stops, *removals[:MAX_REMOVALS]):
         print(output.escaped(line), file=sys.stderr)
-    if count > MAX_REMOVALS:
-        print(f"... and {count - MAX_REMOVALS} more", file=sys.stderr)
+    if len(removals) > MAX_REMOVALS:
+        print(f"... and {len(removals) - MAX_REMOVALS} more", file=sys.stderr)
     print("niso: do all this? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 

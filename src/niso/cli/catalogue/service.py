@@ -85,7 +85,8 @@ COMMANDS = (
         "stop services and delete their records",
         (Argument("NAME+", "a known service; with --volumes also a removed one", "service"),),
         (Option("--volumes", "also delete the named volumes", ends=True), *REPORTS),
-        "Releases the addresses and deletes the logs and the copy of the package. Named volumes "
+        "NAME is the service's own name, not a hostname or alias. Releases the addresses and "
+        "deletes the logs and the copy of the package. Named volumes "
         "are kept unless --volumes is given.",
         lines="niso remove api\nniso remove --volumes api  # with its data",
         ends=True,
