@@ -198,6 +198,14 @@ def test_prefix_of_addresses_outside_holds_no_service_and_not_the_host() -> None
             assert not verdict.evaluate(after, DB, address, 443, "tcp")[0].passes, (address, texts)
 
 
+def test_entries_that_no_recorded_flow_used_stay_if_flows_may_be_missing() -> None:
+    on = there(policy(["api", "web"]))
+    joined = flows.joined(on, flows.Memory((row(API),), (), {}))
+    for gap, kept in (("", ["api:80/tcp", "# web"]), ("a gap", ["api:80/tcp", "web"])):
+        found = learn_flows(on, joined, "db", lambda other: other, False, gap=gap)
+        assert shown(found.allow_from) == kept, gap
+
+
 def test_network_is_offered_if_most_of_it_connects() -> None:
     many = [known(f"s{i}", {"back": [f"10.99.1.{i}"]}) for i in range(10, 20)]
     on = world([known("db", {"back": [DB]}), *many], [BACK], [HOST])

@@ -77,14 +77,19 @@ def learn_flows(
     name: Name,
     with_egress: bool,
     network: Callable[[str], str] = str,
+    gap: str = "",
 ) -> LearnedPolicy:
-    """Derive a policy for a service that allows its recorded flows."""
+    """Derive a policy for a service that allows its recorded flows.
+
+    ``gap`` says why flows may be missing. If it is not "", no entry of the present policy is left
+    out because no recorded flow used the entry.
+    """
     context = context._replace(outside=context.outside_ever)
     others = [s for s in seen if s.from_.service != s.to.service]
     # flows from the host are left out: the host may always connect
     incoming = [s for s in others if s.to.service == service and not s.from_.is_host]
     outgoing = [s for s in others if s.from_.service == service]
-    learner = _Learner(context, context.services[service], name, network)
+    learner = _Learner(context, context.services[service], name, network, gap)
     return LearnedPolicy(
         service,
         None,
@@ -114,9 +119,15 @@ class _Learner:
     """A builder of the policy that allows the recorded flows of one service."""
 
     def __init__(
-        self, context: PolicyContext, known: KnownService, name: Name, network: Callable[[str], str]
+        self,
+        context: PolicyContext,
+        known: KnownService,
+        name: Name,
+        network: Callable[[str], str],
+        gap: str = "",
     ) -> None:
         self._context, self._known, self._name, self._network = context, known, name, network
+        self._gap = gap
 
     def lines(self, seen: Sequence[Flow], egress: bool) -> Iterator[LearnedEntry]:
         """Yield the entries for ingress or egress, followed by entries that are only comments."""
@@ -153,7 +164,9 @@ class _Learner:
         )
         yield from self._comments(groups, refused, gone, egress)
         for entry in listed or ():
-            if entry.key not in used:
+            if entry.key not in used and self._gap:
+                yield _line(entry.text, (), note=f"in the manifest; {self._gap}")
+            elif entry.key not in used:
                 yield _line(entry.text, (), False, "in the manifest; nothing used it")
 
     def _helps(self, seen: Flow, egress: bool) -> str | None:
@@ -459,8 +472,21 @@ def learn(
             session.caution(
                 f"network {', '.join(blind)} of {name!r} is not observed: its flows are missing", []
             )
+        to_all = [n for n in store.networks_of(name) if context.networks[n].multicast]
+        if to_all:
+            session.caution(
+                f"multicasts on network {', '.join(to_all)} of {name!r} are not recorded",
+                ["add the senders to allow_from, and the groups to egress.allow, by hand"],
+            )
+        gap = (
+            "not all flows are recorded"
+            if memory.missed or blind
+            else "multicasts are not recorded"
+            if to_all
+            else ""
+        )
         names = WrittenNames(store, name)
-        policy = learn_flows(context, seen, name, names.service, egress, names.network)
+        policy = learn_flows(context, seen, name, names.service, egress, names.network, gap)
         file, path = _place(store, rows[name])
         table = ".".join(str(key) for key in path if isinstance(key, str))
         watched = watched_s(rows[name], since)
