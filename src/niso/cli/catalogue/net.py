@@ -334,13 +334,14 @@ _ACTIONS = (
             Option("-y --yes", "write without asking"),
             JSON._replace(group="form"),
         ),
-        "Prints an allow list of what passed within a week and would still pass, or is open now. "
-        "Services are entries by name. A published port that another machine used is allowed for "
-        "other machines (outside). What was denied is only a comment. The host may always connect and is not "
-        "listed. Only TCP, UDP and SCTP are seen, so add PEER/icmp where ping is needed. An allow "
-        "list that exists is narrowed, never widened. If flows may be missing, because the kernel's "
-        "sets were full or a network has multicast, its unused entries stay. --write keeps comments and order, and needs "
-        "tomlkit (python3-tomlkit, or niso[learn] with pip).",
+        "Prints an allow list of what passed within a week and would still pass, or is open "
+        "now. Services are entries by name. A published port that another machine used is "
+        "allowed for other machines (outside). What was denied is only a comment. The host may "
+        "always connect and is not listed. Only TCP, UDP and SCTP are seen, so add PEER/icmp "
+        "where ping is needed. An allow list that exists is narrowed, never widened. If flows "
+        "may be missing, because the kernel's sets were full or a network has multicast, its "
+        "unused entries stay. --write keeps comments and order, and needs tomlkit "
+        "(python3-tomlkit, or niso[learn] with pip).",
         lines="niso net learn\n"
         "niso net learn postgres --since 2d\n"
         "niso net learn api --egress --write",
