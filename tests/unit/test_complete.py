@@ -68,6 +68,10 @@ def names(words: str, current: str = "") -> list[str]:
         ("net explain a b -4", "-", "--prove --json --help"),
         ("net explain", "", "host"),
         ("completion", "", "bash zsh"),
+        ("net names", "", "on off"),
+        ("firewall", "", "enable disable"),
+        ("kubernetes", "", "run enable disable"),
+        ("check", "", "\tmanifests"),
         ("completion bash", "", "--help"),
         (
             "net",

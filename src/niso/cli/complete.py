@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from niso.base.errors import Error
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import bracketed, span
-from niso.cli.command import ALIASES, COMMANDS, HIDDEN, Command, Option, find
+from niso.cli.command import ALIASES, COMMANDS, HIDDEN, Command, Option, find, present
 from niso.cli.parse import HELP, Args, unknown
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ def candidates(words: list[str], current: str) -> Candidates:
     """
     if not words:
         return _commands()
+    # complete a former command, or one of another tool, as the present one
+    words = present([*words, "x"])[0][:-1]
     name = ALIASES.get(words[0], words[0])
     if name not in COMMANDS or name in HIDDEN:
         return []
@@ -250,6 +252,7 @@ _KINDS: dict[str, Callable[[list[str], list[str]], Iterable[tuple[str, str]]]] =
     "folder": lambda placed, given: [FOLDERS],
     "command": lambda placed, given: [PROGRAMS],
     "schema": lambda placed, given: [("manifest", "manifest.toml"), ("stack", "stack.toml")],
+    "switch": lambda placed, given: [("on", ""), ("off", "")],
     "shell": lambda placed, given: [(shell, "") for shell in SHELLS],
 }
 """The function that returns the candidates, for each value of `Argument.completes`.

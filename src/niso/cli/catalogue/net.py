@@ -453,6 +453,7 @@ _ACTIONS = (
             Argument(
                 "on|off?",
                 "write the names to /etc/hosts of the host from now on, or remove them",
+                "switch",
                 key="state",
             ),
         ),
