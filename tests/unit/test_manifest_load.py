@@ -253,7 +253,9 @@ def test_unknown_key_suggests_the_nearest(tmp_path: Path, text: str, key: str, n
     only = error(tmp_path, HEAD + text)
     assert (only.key, only.hint) == (key, None)
     assert only.message.endswith(f": unknown key (did you mean {near}?)")
-    assert f"{key} = {only.value}" in only.message
+    # a table is not shown: its values may be secrets
+    shown = f"{key}: unknown" if text.startswith(f"[{key}]") else f"{key} = {only.value}"
+    assert shown in only.message
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,9 @@ def unknown_key(
     if elsewhere and not near:
         right += f"; elsewhere: {elsewhere}"
         hint = f"move it to {elsewhere}, or remove it"
-    return InvalidInput("unknown key", hint, key, value=shown(value), right=right, about_key=True)
+    # the values of a table may be secrets, as in [env] for [environment]
+    text = "" if isinstance(value, dict) else shown(value)
+    return InvalidInput("unknown key", hint, key, value=text, right=right, about_key=True)
 
 
 def _walk(value: Any, expected: Kind, key: str, root: tuple[Any, str]) -> Iterator[InvalidInput]:
