@@ -166,7 +166,9 @@ def test_every_command_takes_a_name_with_its_domain(lab: Lab) -> None:
     lab.niso("port-forward", "api.niso.local", "9000:90")
     lab.niso("net", "check", "api.niso.local")
     lab.niso("restart", "api.niso.local")
+    address = ps(lab, "api")["address"]
     lab.niso("deactivate", "api.niso.local")
+    assert ps(lab, "api")["address"] == address != []  # reserved
     lab.niso("activate", "front.niso.local")
     said = refused(lab, "inspect", "wev.niso.local")
     assert said == "niso: no service 'wev.niso.local'\n  hint: did you mean 'web'?\n"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pathlib
 import re
 import shlex
 import subprocess
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +16,9 @@ import pytest
 import niso
 from niso.base import paths
 from niso.base.errors import Error, UsageError
+from niso.base.report import Finished
 from niso.cli import command as cli_command
-from niso.cli import main
+from niso.cli import main, service_commands
 from niso.cli import parse as cli_parse
 from niso.cli.command import Command
 from niso.cli.parse import parse
@@ -135,6 +138,27 @@ def test_words_of_other_tools_run_if_they_can_mean_only_one_command(tmp_path, mo
         assert cli_command.present(unclear.split()) == (unclear.split(), "")
     (tmp_path / "stack.toml").touch()
     assert cli_command.present(["down", "--dry-run"])[0] == ["stack", "down", "--dry-run"]
+
+
+class Swept:
+    """A host with more objects than `niso reset` lists."""
+
+    def sweep(self, dry_run: bool = False) -> SimpleNamespace:
+        for number in range(30):
+            for what in ("stop", "ip netns delete"):
+                self.progress(SimpleNamespace(describe=lambda w=what, n=number: f"{w} s{n}"))
+        self.progress(Finished())
+        return SimpleNamespace(removed=60)
+
+
+@pytest.mark.parametrize(("answer", "agrees"), [("y\n", True), ("\n", False), ("", False)])
+def test_reset_lists_all_services_and_asks(capsys, monkeypatch, answer, agrees) -> None:
+    monkeypatch.setattr(os, "isatty", lambda descriptor: True)
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    assert service_commands._agrees(Swept()) == agrees
+    said = capsys.readouterr().err
+    assert all(f"stop s{number}\n" in said for number in range(30))
+    assert "... and 10 more" in said and "done" not in said and said.endswith("[y/N] ")
 
 
 def test_reset_without_a_terminal_needs_yes(capsys, monkeypatch) -> None:

@@ -33,7 +33,10 @@ from niso.runtime import package
         ("[a]\nb = 1\n[a.b]\nc = 1", "line 3, column 5: [a.b] has a value already"),
         ("a = {b = 1}\n[a.c]", "line 2, column 5: the table [a.c] is there twice"),
         ('a = 1\nb = "', "line 2, column 6"),
-        ('a = "\x1b[31m"', "line 1, column 6"),
+        ('a = "\x1b[31m"', "line 1, column 6: U+001B is not allowed"),
+        ('a = "b\nc = 1', "line 1, column 7: the string does not end in this line"),
+        ("a = \u201cb\u201d", "line 1, column 5: \u201c is not a quotation mark of TOML"),
+        ("a = b", "line 1, column 5: the value is neither a number, true, false nor in quotes"),
         (b"a = 1\nb = '\xff'", "line 2, column 6: not UTF-8"),
     ],
 )
