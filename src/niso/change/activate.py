@@ -67,9 +67,8 @@ def activate(
     """Activate services with their networks and processes. If one service fails, roll back all.
 
     ``timeout_s`` (seconds) and the dependencies ``after`` are described at `start.run`. For a
-    ``stack``, niso also creates the stack's networks, records the services as its members, and
-    stops services that are no longer in the stack's file. Raises InvalidInput, Conflict,
-    KernelError or ProcessError after the roll-back.
+    ``stack``, also create its networks, record the services as its members, and stop those that
+    left its file. Raises InvalidInput, Conflict, KernelError or ProcessError after the roll-back.
     """
     if dry_run:
         return _planned(machine, targets, stack, report)
