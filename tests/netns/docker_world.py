@@ -41,7 +41,7 @@ class Docker:
     def __init__(self, lab: Lab, before: Lab | None = None) -> None:
         self.lab = lab
         for folder in ("/run/docker/plugins", "/tmp/docker", "/tmp/image/bin"):
-            lab.path(folder).mkdir(parents=True)
+            lab.path(folder).mkdir(parents=True, exist_ok=True)
         for folder in ("/tmp/docker/data", "/var/lib/niso") if before is not None else ():
             if (lab.path(folder) / "state.db").exists():  # niso was first
                 continue

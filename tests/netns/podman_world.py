@@ -54,25 +54,35 @@ WITH_PODMAN = (
 
 
 class Podman:
-    """``podman`` in a lab."""
+    """``podman`` in a lab.
 
-    def __init__(self, lab: Lab) -> None:
+    With ``before``, ``lab`` is the machine of that lab after a reboot: only its disk is left.
+    """
+
+    def __init__(self, lab: Lab, before: Lab | None = None) -> None:
         self.lab = lab
+        for folder in ("/tmp/podman", "/var/lib/niso") if before is not None else ():
+            assert before is not None
+            lab.run("mkdir", "-p", folder)
+            subprocess.run(("cp", "-aT", before.path(folder), lab.path(folder)), check=True)
         for name, text in FILES.items():
             extra = f'seccomp_profile = "{SECCOMP}"\n' if SECCOMP.exists() else ""
             lab.write(f"/tmp/podman/{name}", text.replace("log_driver =", f"{extra}log_driver ="))
-        plugins = lab.path("/tmp/podman/plugins")
-        plugins.mkdir()
-        (plugins / "niso").symlink_to(f"{sys.prefix}/bin/niso-netavark")
+        plugin = lab.path("/tmp/podman/plugins/niso")
+        if not plugin.is_symlink():
+            plugin.parent.mkdir()
+            plugin.symlink_to(f"{sys.prefix}/bin/niso-netavark")
         if AARDVARK.exists():
             lab.run("cp", "-r", "/usr/libexec/podman", "/tmp/programs")
             lab.run("cp", str(AARDVARK), "/tmp/programs/")
             lab.run("mount", "--bind", "/tmp/programs", "/usr/libexec/podman")
-        image = lab.path("/tmp/image/bin")
-        image.mkdir(parents=True)
-        shutil.copy(BUSYBOX, image / "busybox")
         if lab.path("/sys/fs/cgroup/unified").is_dir():  # crun refuses hybrid cgroups
             lab.run("mount", "-t", "tmpfs", "none", "/sys/fs/cgroup/unified")
+        if before is not None:
+            return
+        image = lab.path("/tmp/image/bin")
+        image.mkdir(parents=True, exist_ok=True)
+        shutil.copy(BUSYBOX, image / "busybox")
         lab.run("tar", "-C", "/tmp/image", "-cf", "/tmp/image.tar", "bin")
         self("import", "/tmp/image.tar", IMAGE)
 

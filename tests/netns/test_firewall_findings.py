@@ -95,15 +95,17 @@ def base(
 
 
 # a packet's ends, and per table whether the kernel lets a connection pass, and what explain says
-CLIENT_IN, FAR_IN, BESIDE, OWN, TO_HOST, OUT = (
+CLIENT_IN, FAR_IN, BESIDE, OWN, TO_HOST, OUT, CLIENT_TO_HOST, HOST_OUT = (
     (CLIENT, f"{HOST}:8000"),
     ("far", "host:8000"),
     ("cli", "api:80"),
     ("host", "api:80"),
     ("cli", "host:9000"),
     ("cli", f"{CLIENT}:80"),
+    (CLIENT, "host:9000"),
+    ("host", f"{CLIENT}:80"),
 )
-EVERY = (CLIENT_IN, FAR_IN, BESIDE, OWN, TO_HOST, OUT)
+EVERY = (CLIENT_IN, FAR_IN, BESIDE, OWN, TO_HOST, OUT, CLIENT_TO_HOST, HOST_OUT)
 # the table; the ways that it blocks; those of which niso cannot tell
 TABLES: list[tuple[str, tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]] = [
     (base("forward", "tcp dport 80 drop"), (CLIENT_IN, FAR_IN, BESIDE, OUT), ()),
@@ -138,7 +140,10 @@ TABLES: list[tuple[str, tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]
         (CLIENT_IN, FAR_IN, BESIDE, OUT),
         (CLIENT_IN, FAR_IN, BESIDE, OUT),
     ),
-    (base("input", "tcp dport 9000 reject"), (TO_HOST,), ()),
+    (base("input", "tcp dport 9000 reject"), (TO_HOST, CLIENT_TO_HOST), ()),
+    (base("input", 'iifname "lo" accept', "tcp dport 9000 drop"), (TO_HOST, CLIENT_TO_HOST), ()),
+    (base("input", 'iifname "uplink0" tcp dport 9000 drop'), (CLIENT_TO_HOST,), ()),
+    (base("output", 'oifname "uplink0" tcp dport 80 drop'), (HOST_OUT,), ()),
     (base("output", 'oifname "niso-back" drop'), (OWN, TO_HOST), ()),
     (
         base("postrouting", 'oifname "niso-back" tcp dport 80 drop'),

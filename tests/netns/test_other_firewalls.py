@@ -163,7 +163,7 @@ TOOLS = {
         OUT,
         [
             "firewall-cmd --permanent --zone=trusted --add-interface=niso-backend",
-            "firewall-cmd --reload",
+            "firewall-cmd --zone=trusted --add-interface=niso-backend",
         ],
         [
             "nft 'insert rule inet firewalld filter_FORWARD_POLICIES iifname \"niso-backend\" accept'"

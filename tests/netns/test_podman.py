@@ -568,25 +568,27 @@ def test_networks_of_podman_and_niso_work_whoever_is_first(lab: Lab, first: str)
     page = {"served/index.html": "web\n"}
     serve = (BUSYBOX, "httpd", "-f", "-p", "80", "-h")
     web = package(lab, "web", *serve, "/app/served", files=page, network={"ports": ["8080:80"]})
-    lab.write("/tmp/outside/index.html", "outside\n")
-    lab.popen(*serve, "/tmp/outside", netns="client")
-    for family, host in (("-4", HOST), ("-6", "2001:db8::1")):
-        lab.run("ip", family, "route", "add", ROUTED[family], "via", host, netns="client")
-        lab.run("ip", "address", "add", ROUTED[family], "dev", "lo", netns="neighbour")
-    lab.run("ip", "route", "add", ROUTED["-4"], "via", NEIGHBOUR)
-    lab.run("ip", "route", "add", ROUTED["-6"], "via", "2001:db8::3")
-    for link in ("all", "uplink0"):
-        lab.run("sysctl", "-qw", f"net.ipv4.conf.{link}.send_redirects=0")
-    podman = Podman(lab)
-    routes = first == "podman"  # netavark turns forwarding on, and nothing restricts it
 
-    def work(*routes: bool) -> None:
+    def outside(lab: Lab) -> None:
+        lab.write("/tmp/outside/index.html", "outside\n")
+        lab.popen(*serve, "/tmp/outside", netns="client")
+        for family, host in (("-4", HOST), ("-6", "2001:db8::1")):
+            lab.run("ip", family, "route", "add", ROUTED[family], "via", host, netns="client")
+            lab.run("ip", "address", "add", ROUTED[family], "dev", "lo", netns="neighbour")
+        lab.run("ip", "route", "add", ROUTED["-4"], "via", NEIGHBOUR)
+        lab.run("ip", "route", "add", ROUTED["-6"], "via", "2001:db8::3")
+        for link in ("all", "uplink0"):
+            lab.run("sysctl", "-qw", f"net.ipv4.conf.{link}.send_redirects=0")
+
+    def work(lab: Lab, podman: Podman, *routes: bool) -> None:
         ports = {8080: "web", 8090: "own", 8070: "mixed"}
         lab.wait_for(
             lambda: {port: fetch(lab.client, f"{HOST}:{port}") for port in ports} == ports,
             20,
             "the published ports",
         )
+        assert fetch(lab.neighbour, f"{HOST}:8070") == ""  # the policy of mixed
+        assert ps(lab, "mixed")["address"][0] == "10.99.30.9"
         assert fetch(lab.client, "[2001:db8::1]:8090") == "own"
         for name in ("own", "mixed"):
             assert podman.get(name, CLIENT) == "outside"
@@ -597,19 +599,25 @@ def test_networks_of_podman_and_niso_work_whoever_is_first(lab: Lab, first: str)
 
     def own() -> None:
         podman("network", "create", "--ipv6", "--disable-dns", "dual")
-        podman.run("own", "--network", "dual", "-p", "8090:80")
+        podman.run("own", "--network", "dual", "-p", "8090:80", "--restart", "always")
 
-    podman("network", "create", "-d", "niso", "--ipv6", "backend")
+    outside(lab)
+    podman = Podman(lab)
+    routes = first == "podman"  # netavark turns forwarding on, and nothing restricts it
+    subnets = ("--subnet", "10.99.30.0/24", "--subnet", "fd30::/64")
+    podman("network", "create", "-d", "niso", "--ipv6", *subnets, "backend")
     if first == "podman":
         own()
     lab.niso("activate", web)
-    podman.run("mixed", "--network", "backend", "-p", "8070:80")
+    lab.niso("enable", "web")
+    given = ("--network", f"backend:ip=10.99.30.9,deny_from={NEIGHBOUR}", "-p", "8070:80")
+    podman.run("mixed", *given, "--restart", "always")
     if first == "niso":
         own()
-    work(routes, routes)
+    work(lab, podman, routes, routes)
     podman("restart", "-t0", "own", "mixed")
     # netavark has set conf/all/forwarding, which niso had left at 0
-    work(routes, True)
+    work(lab, podman, routes, True)
     # without a service of niso, Podman's network goes on
     podman("stop", "-t0", "mixed")
     lab.niso("deactivate", "web")
@@ -617,7 +625,20 @@ def test_networks_of_podman_and_niso_work_whoever_is_first(lab: Lab, first: str)
     assert pings(lab, ROUTED["-4"], "client") is routes
     lab.niso("activate", "web")
     podman("start", "mixed")
-    work(routes, True)
+    work(lab, podman, routes, True)
+    # a reboot: of both, only the disk is left; podman-restart.service starts the containers
+    with Lab() as after:
+        outside(after)
+        again = Podman(after, lab)
+        restart = ("start", "--all", "--filter", "restart-policy=always")
+        if first == "podman":
+            again(*restart)
+        after.niso("restore")
+        if first == "niso":
+            again(*restart)
+        work(after, again, routes, routes)
+        again("rm", "-f", "-t0", "own", "mixed")
+        assert "mixed" not in after.niso("ps").stdout and fetch(after.client, f"{HOST}:8080")
     podman("rm", "-f", "-t0", "own", "mixed")
 
 

@@ -208,12 +208,14 @@ def _touching(
 ) -> list[Chain]:
     """Return the chains with a rule that drops packets because of an address or port."""
     nothing = _Ends(None, None, None, None)
-    return [
-        chain
-        for chain in chains
-        if FAMILIES[chain.family] in _INET[family]
-        and _outside(source, chain, network, family, proto, nothing, None, True)
-    ]
+    touching = []
+    for chain in chains:
+        if FAMILIES[chain.family] in _INET[family]:
+            found = _outside(source, chain, network, family, proto, nothing, nothing, True)
+            # `network_drops` finds a forward chain that drops the packets to every port
+            if found and not (found.verdict == DROP and found.hook == "forward"):
+                touching.append(chain)
+    return touching
 
 
 def _of_port(
@@ -301,8 +303,8 @@ def _steps(
             _Way("postrouting", "", bridge),
         ]
     else:
-        first = entered.bridge if entered else "lo" if to_host else link_towards(packet.source)
-        last = reached.bridge if reached else "lo" if from_host else link_towards(receiver)
+        first = entered.bridge if entered else "lo" if from_host else link_towards(packet.source)
+        last = reached.bridge if reached else "lo" if to_host else link_towards(receiver)
         if from_host:
             ways = [_Way("output", "", last), _Way("postrouting", "", last)]
         elif to_host:

@@ -115,7 +115,7 @@ def drops(
                     ways.add(packet.enters)
                     tools = visited if tools is None else tools & visited
         if what:
-            remedy = _remedy(chain, tuple(concerned), ways, tools or set())
+            remedy = _remedy(chain, tuple(concerned), what, ways, tools or set())
             order = tuple(word for word in (PUBLISHED, OUTWARD, WITHIN) if word in what)
             dropping.append(ForeignDrop(chain_name(chain), order, remedy, (*concerned,)))
     return dropping
@@ -133,13 +133,14 @@ def _bridges(names: list[str]) -> Iterator[Bridge]:
 
 
 def _remedy(
-    chain: Chain, bridges: tuple[str, ...], ways: set[bool], visited: set[str]
+    chain: Chain, bridges: tuple[str, ...], what: set[str], ways: set[bool], visited: set[str]
 ) -> tuple[str, ...]:
     """Return shell commands that add a rule so that a chain no longer drops niso's packets.
 
-    The commands are for the tool that created the chain. ``ways`` contains True for packets that
-    enter by a bridge, and False for packets that leave by a bridge. The rule can be added to any
-    chain in ``visited``, because all dropped packets traverse these chains.
+    The commands are for the tool that created the chain. ``what`` has the kinds of dropped packets,
+    as in `ForeignDrop`. ``ways`` contains True for packets that enter by a bridge, and False for
+    packets that leave by a bridge. The rule can be added to any chain in ``visited``, because all
+    dropped packets traverse these chains.
     """
     family, table, name = FAMILIES[chain.family], chain.table, chain.name
     ordered = sorted(ways, reverse=True)  # entering first
@@ -147,10 +148,16 @@ def _remedy(
     plus = ("niso-+",) if wild else bridges
     # the owner's tool comes first: it drops rules that other tools add when it reloads its own
     if (family, table) == ("inet", "firewalld"):
-        adds = tuple(
-            f"firewall-cmd --permanent --zone=trusted --add-interface={bridge}" for bridge in plus
-        )
-        return (*adds, "firewall-cmd --reload")
+        # no reload: it deletes the rules that engines have added since firewalld started
+        adds = [
+            f"firewall-cmd {kept}--zone=trusted --add-interface={bridge}"
+            for bridge in (plus if what != {PUBLISHED} else ())
+            for kept in ("--permanent ", "")
+        ]
+        if PUBLISHED in what:  # firewalld accepts packets of published ports, unless told not to
+            adds += ["StrictForwardPorts=no in /etc/firewalld/firewalld.conf"]
+            adds += ["firewall-cmd --reload"]
+        return tuple(adds)
     iptables = {"ip": "iptables", "ip6": "ip6tables"}.get(family, "")
     command, words = "", ("o", "i")
     if iptables and table == "filter" and "DOCKER-USER" in visited:
