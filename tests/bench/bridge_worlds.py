@@ -154,7 +154,7 @@ class NoPolicy(Bridged, NisoWorld):
             package("client0", [], "inside", FAST),
         ]
         done = activate.activate(self.machine, find_targets(self.store, folders), 60)
-        self.target, self.source = (each.addresses[0] for each in done)
+        self.target, self.source = (each.address[0] for each in done)
         return 0.0
 
 

@@ -240,7 +240,7 @@ class FakeHost:
         ]
         self.policed = [f for f in self.policed if not gone & {f.source, f.destination}]
 
-    def forget_flows(self, addresses: Collection[str]) -> None:
+    def forget_flows(self, addresses: Collection[str], _sets: Collection[str] = ()) -> None:
         self.forgotten += addresses
 
     def flush_ports(self, claims: Iterable[tuple[str, int, int]], answered: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from conftest import Lab
@@ -11,6 +12,8 @@ from services import HOST, answer, ask, echo, elements_of, filter_bridged, idle,
 from niso.kernel import flow_memory, policy_rules
 
 SETS = tuple(flow_memory.PLACES)
+SHARE, _ = policy_rules.SHARES[policy_rules.REFUSED]
+SHARE_SEEN, _ = policy_rules.SHARES[policy_rules.SEEN]
 
 
 def elements(lab: Lab, *names: str) -> set[tuple[str, str, str, int]]:
@@ -27,6 +30,12 @@ def missed(lab: Lab, beyond: bool = False) -> dict[str, int]:
     code = "import json; from niso.kernel import flow_memory as sensor; print(json.dumps(sensor.missed()))"
     found: dict[str, list[int]] = json.loads(lab.run("python", "-c", code).stdout)
     return {name: counts[beyond] for name, counts in found.items()}
+
+
+def beyond(lab: Lab) -> list[str]:
+    """What `net flows` says of flows that are not recorded, before the reason."""
+    said = lab.niso("net", "flows").stderr
+    return [found[1] for found in re.finditer(r"(\d+ .* of .*) are not recorded", said)]
 
 
 MAP = """
@@ -137,14 +146,14 @@ def test_a_scan_hides_no_other_denial(world: Lab) -> None:
         idle(world, "vault", network=on("backend"), **{"network.policy": {"allow_from": []}}),
     )
     db, api, web, vault, client = "10.99.1.2", "10.99.1.3", "10.99.1.4", "10.99.1.5", "192.0.2.2"
-    ports = policy_rules.SHARE + 100
+    ports = SHARE + 100
     scan(world, "niso-api", db, 1000, 1000 + ports)
     # so many others as fill the rest of the set, if each had no share
     send(world, "niso-web", vault, 81)
     kept = elements(world, "refused4")
     assert (web, vault, "udp", 81) in kept
     of_api = {key for key in kept if key[0] == api}
-    assert policy_rules.SHARE <= len(of_api) <= policy_rules.SHARE + 1
+    assert SHARE <= len(of_api) <= SHARE + 1
     lost = missed(world, beyond=True)[policy_rules.REFUSED]
     assert ports - len(of_api) == lost > 0 and missed(world)[policy_rules.REFUSED] == 0
     # further attempts at a recorded port are counted, and those of niso's own bookkeeping are not
@@ -154,7 +163,7 @@ def test_a_scan_hides_no_other_denial(world: Lab) -> None:
         (f["from"]["name"], f["to"]["name"], f["port"]): f["new"] for f in json.loads(denied.stdout)
     }
     assert found["api", "db", 1000] == 2 and found["web", "vault", 81] == 1
-    assert f"{lost} refused attempts are not recorded" in denied.stderr
+    assert f"{lost} refused attempts of api are not recorded" in denied.stderr
     assert "net flows --forget" in denied.stderr
     state = json.loads(world.run("python", "-c", MAP).stdout)
     pairs = {(f["from"]["name"], f["to"]["name"], f["verdict"]) for f in state["flows"]}
@@ -162,15 +171,22 @@ def test_a_scan_hides_no_other_denial(world: Lab) -> None:
     cut = sum(f["not_shown"] for f in state["flows"])
     drawn = sum(f["from"]["name"] == "api" for f in state["flows"])
     assert cut == state["not_shown"] and drawn + cut == len(of_api) and state["beyond"] == lost
+    assert state["beyond_from"] == ["api"]
     # a machine outside has no room in the set of services, and its address is recorded
     world.run("ip", "route", "replace", "10.99.1.0/24", "via", HOST, netns="client")
     scan(world, "client", db, 1000, 1000 + ports)
     send(world, "client", vault, 83)
     assert not [key for key in elements(world, "refused4") if key[0] == client]
     kept = elements(world, "direct4")
-    assert {key[:2] for key in kept} == {(client, db)} and len(kept) >= policy_rules.SHARE
+    assert {key[:2] for key in kept} == {(client, db)} and len(kept) >= SHARE
     shown = world.niso("net", "flows", "--denied").stdout
     assert "db can be reached from outside the host only by its published ports" in shown
+    # a warning names only sources that have lost attempts, also after one source was forgotten
+    assert [said.partition(" of ")[2] for said in beyond(world)] == [f"{client}, api"]
+    world.niso("net", "flows", "--forget", "--denied", "api")
+    assert [said.partition(" of ")[2] for said in beyond(world)] == [client]
+    assert not [key for key in elements(world, "refused4", "direct4") if api in key[:2]]
+    assert (web, vault, "udp", 81) in elements(world, "refused4")
     # the holder of the share has gone, and the next one begins with an empty share
     world.niso("net", "flows", "--forget", "--denied")
     assert elements(world, *SETS) <= elements(world, "seen4", "switched4", "seen6")
@@ -181,6 +197,48 @@ def test_a_scan_hides_no_other_denial(world: Lab) -> None:
     assert elements(world, "direct4") == {(client, vault, "udp", 83)}
     world.niso("net", "flows", "--forget")
     assert elements(world, *SETS) == set()
+
+
+def test_flows_of_one_source_hide_no_flow_of_another(world: Lab) -> None:
+    db, api, web = "10.99.1.2", "10.99.1.3", "10.99.1.4"
+    rules = {"network.policy": {"allow_from": ["db", "web", "api:7-9"]}}
+    world.niso("activate", idle(world, "vault", network=on("backend"), **rules))
+    vault = "10.99.1.5"
+    # so many others as fill the set together with the flows of web, if web has no share
+    room = policy_rules.SIZES[policy_rules.SEEN] - SHARE_SEEN - 50
+    keys = [f"10.{i >> 8}.{i & 255}.1 . 10.0.0.1 . tcp . 1" for i in range(room)]
+    fill = f"element inet niso seen4 {{ {', '.join(keys)} }}"
+    world.run("nft", "-f", "-", input=f"add {fill}")
+    ports = SHARE_SEEN + 200
+    scan(world, "niso-web", db, 1000, 1000 + ports)
+    send(world, "niso-api", vault, 8)
+    world.run("nft", "-f", "-", input=f"delete {fill}")
+    kept = elements(world, "seen4")
+    assert (api, vault, "udp", 8) in kept
+    lost = ports - sum(key[0] == web for key in kept)
+    assert 198 <= lost <= 200
+    assert beyond(world) == [f"{lost} new flows of web"]
+    # learn keeps what web may have used, and only that
+    learned = world.niso("net", "learn", "vault", "--egress", "--json")
+    assert "new flows of web are missing" in learned.stderr
+    (policy,) = json.loads(learned.stdout)
+    allowed = {entry["text"]: entry["allowed"] for entry in policy["allow_from"]}
+    assert allowed == {"db": False, "web": True, "api:8/udp": True}
+    world.niso("net", "flows", "--forget", "web")
+    assert beyond(world) == []
+    # a machine outside that has many addresses is one source
+    world.niso("net", "create", "six", "--subnet", "fd00:99:6::/64")
+    world.niso("activate", idle(world, "inner", network=on("six")))
+    world.run("ip", "route", "add", "fd00:99:6::/64", "via", "2001:db8::1", netns="client")
+    many = (
+        "import socket\nfor i in range(1, %d):\n s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\n"
+        " s.setsockopt(41, 78, 1)  # IPV6_FREEBIND\n s.bind(('2001:db8:5::%%x' %% i, 0)); s.sendto(b'x', ('fd00:99:6::2', 9))"
+    )
+    world.run("python3", "-ISc", many % (SHARE + 51), netns="client")
+    send(world, "client", "fd00:99:6::2", 10)
+    found = {key[0] for key in elements(world, "direct6")}
+    assert "2001:db8::2" in found and len(found) <= SHARE + 2
+    assert beyond(world) == [f"{SHARE + 51 - len(found)} refused attempts of 2001:db8:5::/64"]
 
 
 def test_packets_of_niso_itself_are_left_out(world: Lab) -> None:
@@ -239,3 +297,7 @@ def test_bridge_that_nobody_tracks(lab: Lab) -> None:
         ("10.99.1.3", "10.99.1.2", "udp", 53),  # in fragments too, and no answer
     }
     assert elements(lab, "seen4") == set() and set(missed(lab).values()) == {0}
+    scan(lab, "niso-b", "10.99.1.2", 1000, 1000 + SHARE_SEEN + 100)
+    kept = len(elements(lab, "switched4"))
+    assert SHARE_SEEN <= kept <= SHARE_SEEN + 1
+    assert beyond(lab) == [f"{SHARE_SEEN + 102 - kept} new flows of b"]

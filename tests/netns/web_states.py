@@ -83,6 +83,7 @@ def state_of(names: list[str], networks: list[str]) -> dict[str, Any]:
         "not_shown": 0,
         "missed": 0,
         "beyond": 0,
+        "beyond_from": [],
         "full": [],
     }
 

@@ -209,3 +209,22 @@ def test_a_verdict_needs_only_the_two_ends(drawn) -> None:
         assert seen.agrees == (egress.passes and ingress.passes)
         denied = [each for each in (egress, ingress) if not each.passes]
         assert not denied or seen.words == denied[0].message
+
+
+def test_warnings_name_only_sources_that_lost_flows() -> None:
+    reader = flows.FlowReader(WORLD)
+    beyond = {
+        ("refused", API): 5,
+        ("audited", API): 2,
+        ("direct", "2001:db8:1::/64"): 9,
+        ("seen", WEB): 3,
+        ("seen", "127.0.0.0"): 1,
+        ("switched", WEB): 1,
+    }
+    lost = memory(row(DB, API))._replace(beyond=beyond)
+    said = [text.partition(" are not")[0] for text, _ in flows.left_out(lost, reader)]
+    assert said == ["5 new flows of web, host", "16 refused attempts of 2001:db8:1::/64, api"]
+    assert flows.left_out(memory(row(DB, API)), reader) == []
+    ((full, _),) = flows.left_out(memory()._replace(missed=4, full=("seen",)), reader)
+    ((was_full, _),) = flows.left_out(memory()._replace(missed=4), reader)
+    assert "full: seen" in full and "4 flows were not recorded" in was_full

@@ -204,6 +204,19 @@ def test_entries_that_no_recorded_flow_used_stay_if_flows_may_be_missing() -> No
     for gap, kept in (("", ["api:80/tcp", "# web"]), ("a gap", ["api:80/tcp", "web"])):
         found = learn_flows(on, joined, "db", lambda other: other, False, gap=gap)
         assert shown(found.allow_from) == kept, gap
+    # if flows of one source are missing, only the entries that allow its flows stay
+    on = there(policy(["api", "web", "0.0.0.0/0:9", "outside:8"], allow=["web"]))
+    for hidden, kept in (
+        (WEB, {"web", "0.0.0.0/0:9"}),
+        (DB, {"0.0.0.0/0:9", "egress web"}),
+        (OUTSIDE, {"0.0.0.0/0:9", "outside:8"}),
+        ("2001:db8::/64", {"0.0.0.0/0:9", "outside:8"}),
+    ):
+        joined = flows.joined(on, flows.Memory((row(API),), (), {}))
+        found = learn_flows(on, joined, "db", lambda other: other, True, hidden={hidden})
+        more = {text for text in shown(found.allow_from) if text[0] != "#"} - {"api:80/tcp"}
+        more |= {f"egress {text}" for text in shown(found.egress or ()) if text[0] != "#"}
+        assert more == kept, hidden
 
 
 def test_network_is_offered_if_most_of_it_connects() -> None:

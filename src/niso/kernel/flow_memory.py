@@ -33,7 +33,7 @@ _GETRULE_RESET = 0x0A19  # like GETRULE, and sets counters to 0 (Linux 6.2)
 _DESTROYSETELEM = 0x0A1E  # like DELSETELEM, but no error if the element is missing (Linux 6.3)
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _LIST_ELEMENTS, _LIST_ELEM = 3, 1
-_ELEM_KEY, _ELEM_EXPIRATION, _ELEM_EXPR = 1, 5, 7
+_ELEM_KEY, _ELEM_EXPIRATION, _ELEM_EXPR, _ELEM_EXPRESSIONS = 1, 5, 7, 11
 _EXPR_NAME, _EXPR_DATA, _DATA_VALUE = 1, 2, 1
 _COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
 _RULE_EXPRESSIONS = 4
@@ -47,10 +47,10 @@ PLACES = {
     for name in policy_rules.sets_of(bridge)
 }
 """Maps each set that records flows to its nftables table."""
-_SHARES = {f"share_{name}{family}": INET for name in policy_rules.SHARED for family in (4, 6)}
+_SHARES = {f"share_{name}": table for name, table in PLACES.items()}
 _MISSED = {
     policy_rules.ENTERED: (INET, "see_entered"),
-    policy_rules.SEEN: (INET, "see_own"),
+    policy_rules.SEEN: (INET, "see_own", "see_loopback"),
     policy_rules.REFUSED: (INET, "see_refused"),
     policy_rules.REFUSED_OUTSIDE: (INET, "see_refused_outside"),
     policy_rules.DIRECT: (INET, policy_rules.DIRECT),
@@ -92,17 +92,44 @@ def missed() -> dict[str, tuple[int, int]]:
     """Return two counts of unrecorded flows for each set of flows.
 
     The first counts flows that were lost because the set was full. The second counts flows that
-    were lost because their source address had reached its limit in the set.
+    were lost because their source had used up its share of the set. Both only grow until
+    `forget_all`.
     """
-    return {name: _counts(*place) for name, place in _MISSED.items()}
+    result = {}
+    for name, (table, *chains) in _MISSED.items():
+        counts = [_counts(table, chain) for chain in chains]
+        result[name] = sum(full for full, _ in counts), sum(over for _, over in counts)
+    return result
 
 
-def forget(addresses: Collection[str]) -> None:
-    """Delete the recorded flows from and to addresses and prefixes that a service no longer has."""
+def beyond() -> dict[tuple[str, str], int]:
+    """Count the flows that were lost because their source had used up its share of a set.
+
+    The keys are (set, source), as in ("seen", "10.99.1.2"). An IPv6 source outside is a /64 prefix.
+    Sources that lost no flow in the last week are left out.
+    """
+    found: dict[tuple[str, str], int] = {}
+    for name, table in _SHARES.items():
+        set_ = name.removeprefix("share_")[:-1]
+        for source, count in dump(table, name, _parse_share):
+            is_prefix = set_ in policy_rules.FROM_OUTSIDE and ":" in source
+            if count:
+                found[set_, f"{source}/64" if is_prefix else source] = count
+    return found
+
+
+def _parse_share(key: bytes, fields: dict[int, bytes]) -> tuple[str, int]:
+    parts = [attributes(one) for one in several(fields[_ELEM_EXPRESSIONS], _LIST_ELEM)]
+    (counter,) = (p[_EXPR_DATA] for p in parts if string(p[_EXPR_NAME]) == "counter")
+    return unpacked(key), int.from_bytes(attributes(counter)[_COUNTER_PACKETS], "big")
+
+
+def forget(addresses: Collection[str], names: Collection[str] = tuple(_MISSED)) -> None:
+    """Delete the recorded flows of the sets ``names`` from and to addresses and prefixes."""
     families = {str(family_of(address)) for address in addresses}
     has = conntrack.within(addresses)
     for name, table in (PLACES | _SHARES).items():
-        if name[-1] in families:
+        if name[-1] in families and name[:-1].removeprefix("share_") in names:
             size = 16 if name.endswith("6") else 4
             keys = dump(table, name, lambda key, _: key)
             _delete(table, name, [k for k in keys if has(k[:size]) or has(k[size : 2 * size])])
@@ -119,7 +146,9 @@ def forget_all(names: Collection[str]) -> None:
             with Nfnetlink() as kernel:
                 kernel.transact_batch(what, _SUBSYSTEM, [message])
     for name in names:
-        _counts(*_MISSED[name], kind=_GETRULE_RESET)
+        table, *chains = _MISSED[name]
+        for chain in chains:
+            _counts(table, chain, kind=_GETRULE_RESET)
 
 
 def leave_out(source: str, proto: str, port: int) -> None:

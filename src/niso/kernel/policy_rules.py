@@ -8,8 +8,8 @@ adds an element to another set. No process has to run for this, and the elements
 State. The key of an element is (source, destination, protocol, port), after DNAT and before
 masquerading. An element has counters, and expires a week after its last packet. If a set is full, a
 flow is not recorded, and a counter of missed flows increases; the packet is not dropped. Each
-source address has a share of a set of refused flows, so that no source can fill the set. Only
-protocols with ports are recorded. docs/design/seeing.md explains where the rules are.
+source has a share of each set, so that no source can fill the set. Only protocols with ports are
+recorded. docs/design/seeing.md explains where the rules are.
 `niso.kernel.flow_memory` reads the sets.
 
 Audits: during its audit period a policy drops nothing. A packet that it would deny is recorded and
@@ -84,14 +84,29 @@ SIZES = {
     AUDITED_OUTSIDE: 8_191,
     SWITCHED: 65_535,
 }
-SHARE, SHARE_RATE = 256, 2
-"""How many refused flows of one source address are recorded at once, and then in each hour.
+SHARES = {
+    SEEN: (2_048, 12),
+    ENTERED: (1_024, 6),
+    REFUSED: (256, 2),
+    REFUSED_OUTSIDE: (256, 2),
+    DIRECT: (256, 2),
+    AUDITED: (256, 2),
+    AUDITED_OUTSIDE: (256, 2),
+    SWITCHED: (2_048, 12),
+}
+"""Maps each set to the share of one source: how many new flows are recorded at once, and then in
+each hour.
 
-An attempt is counted as missed if its flow is not recorded yet and the share is used up. So a
-source that tries thousands of ports leaves room in the set for the flows of other sources.
+A flow is counted as missed if it is not recorded yet and the share is used up. So a source that
+tries thousands of ports leaves room in the set for the flows of other sources. The used shares are
+in sets named ``share_``, whose elements count the missed flows of their source. A service is a
+source by its address, other machines by their IPv4 address or their /64, and programs that use
+127.0.0.0/8 are one source.
 """
-SHARED = (REFUSED, REFUSED_OUTSIDE, DIRECT, AUDITED, AUDITED_OUTSIDE)
-"""The sets of which each source has a share. The used shares are in sets named ``share_``."""
+DENIED = (REFUSED, REFUSED_OUTSIDE, DIRECT, AUDITED, AUDITED_OUTSIDE)
+"""The sets of flows that were refused, or would be without an audit."""
+FROM_OUTSIDE = (ENTERED, REFUSED_OUTSIDE, DIRECT, AUDITED_OUTSIDE)
+"""The sets of flows from other machines. In their shares, each /64 is one source."""
 _SOURCES = 4_095
 _PORTED = "{ tcp, udp, sctp }"
 _NO_START = "tcp flags & (fin | syn | rst | ack) != syn"
@@ -121,8 +136,8 @@ def _sets(bridge: bool) -> str:
         lines += [
             f"\tset share_{name}{family} {{ type {kind}; size {_SOURCES}; flags dynamic, timeout;"
             f" timeout {KEPT_S // 86_400}d; }}"
-            for name in SHARED
-            if not bridge
+            for name in SIZES
+            if (name == SWITCHED) == bridge
         ]
     return "\n".join((lines[0], *sorted(lines[1:])))
 
@@ -135,19 +150,25 @@ def _own(verdict: str) -> str:
     )
 
 
-def _record(name: str, verdict: str) -> str:
-    """Return the rules that record a packet's flow in the sets ``name``, then apply ``verdict``."""
-    keys = {number: _KEY.format(word=word) for number, word in _WORDS.items()}
-    record = [f"\t\tupdate @{name}{number} {{ {key} }} {verdict}" for number, key in keys.items()]
-    lines = record
-    if name in SHARED:
+def _record(name: str, verdict: str, masks: tuple[str, str] = ("", "")) -> str:
+    """Return the rules that record a packet's flow in the sets ``name``, then apply ``verdict``.
+
+    Sources whose addresses are equal under the mask of their IP version in ``masks`` have one
+    share.
+    """
+    burst, rate = SHARES[name]
+    if name in FROM_OUTSIDE:
+        masks = ("", " & ffff:ffff:ffff:ffff::")  # one machine can have all addresses of a /64
+    lines = []
+    for (number, word), mask in zip(_WORDS.items(), masks, strict=True):
+        key = _KEY.format(word=word)
         # only a flow that is not recorded needs room. An inverted look-up counts no packet
-        lines = [
-            f"\t\t{keys[number]} != @{name}{number} update @share_{name}{number} {{ {word} saddr"
-            f" limit rate over {SHARE_RATE}/hour burst {SHARE} packets }} counter {verdict}"
-            ' comment "missed: beyond its share"'
-            for number, word in _WORDS.items()
-        ] + record
+        lines += [
+            f"\t\t{key} != @{name}{number} update @share_{name}{number} {{ {word} saddr{mask}"
+            f" limit rate over {rate}/hour burst {burst} packets counter }} counter {verdict}"
+            ' comment "missed: beyond its share"',
+            f"\t\tupdate @{name}{number} {{ {key} }} {verdict}",
+        ]
     return "\n".join((*lines, f'\t\tcounter {verdict} comment "missed: {name} is full"'))
 
 
@@ -176,8 +197,12 @@ INET_CHAINS = f"""\
 		{_OUTSIDE} goto see_entered comment "from another machine"
 		ip saddr @subnets4 goto see_own
 		ip6 saddr @subnets6 goto see_own
-		ip saddr 127.0.0.0/8 goto see_own
+		ip saddr 127.0.0.0/8 goto see_loopback
 		goto see_entered
+	}}
+
+	chain see_loopback {{
+{_record(SEEN, "accept", (" & 255.0.0.0", ""))}
 	}}
 
 	chain see_entered {{

@@ -7,11 +7,13 @@ ends. Otherwise each client address would be a time series of its own.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 from niso.base import names
-from niso.base.errors import Error, UsageError
+from niso.base.errors import Error
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of
 from niso.base.text import exact_time_text
@@ -47,7 +49,6 @@ EVERYBODY = {4: "0.0.0.0/0", 6: "::/0"}
 PASS, AUDIT, DROP = "pass", "audit", "drop"
 """Verdicts on flows. ``audit``: the flow passed although a policy, which is in audit, denies it."""
 DIRECT = policy_rules.DIRECT  # dropped: sent by another machine to the address of a service
-_DENIED = policy_rules.SHARED  # the sets of flows that were dropped, or would be without an audit
 Key = tuple[str, str, str, int]  # the source, destination, protocol and port of a flow, after DNAT
 
 
@@ -129,7 +130,8 @@ class Memory(NamedTuple):
     # flows that an audit let pass; they are in ``passed`` too, unless another rule dropped them
     audited: tuple[Recorded, ...] = ()
     direct: tuple[Recorded, ...] = ()  # refused flows of other machines to a service's address
-    beyond: int = 0  # attempts that were not recorded because their source's share was used up
+    # flows that were not recorded because their source's share was used up, by (set, source)
+    beyond: Mapping[tuple[str, str], int] = MappingProxyType({})
     full: tuple[str, ...] = ()  # the sets that are full now
 
     def by_verdict(self) -> Iterator[tuple[str, Recorded]]:
@@ -174,8 +176,9 @@ def remembered(kernel: Kernel, context: PolicyContext, with_open: bool = True) -
     )
     refused = (*sets[policy_rules.REFUSED], *sets[policy_rules.REFUSED_OUTSIDE])
     audited = (*sets[policy_rules.AUDITED], *sets[policy_rules.AUDITED_OUTSIDE])
-    missed = flow_memory.missed().values()
-    lost, beyond = (sum(counts) for counts in zip(*missed, strict=True))
+    counts = flow_memory.missed().values()
+    lost = sum(full for full, _ in counts)
+    beyond = flow_memory.beyond() if any(over for _, over in counts) else {}
     return Memory(passed, refused, opened, lost, audited, tuple(sets[DIRECT]), beyond, full)
 
 
@@ -187,31 +190,49 @@ def _is_full(name: str, rows: list[Recorded]) -> bool:
     return max(fours, len(rows) - fours) >= size
 
 
-def left_out(memory: Memory) -> list[tuple[str, list[str]]]:
+def left_out(memory: Memory, reader: FlowReader) -> list[tuple[str, list[str]]]:
     """Return a warning and its hints for each reason why flows were not recorded."""
     result = []
-    if memory.full or memory.missed:
-        sets = f" (full: {', '.join(memory.full)})" if memory.full else ""
-        result.append(
-            (
-                f"{memory.missed} new flows are not recorded: the kernel's sets have no room{sets}",
-                ["niso net flows --forget empties them; docs/design/seeing.md has the limits"],
+    if memory.full:
+        sets = ", ".join(memory.full)
+        text = f"new flows are not recorded: the kernel's sets have no room (full: {sets})"
+        hint = "niso net flows --forget empties them; docs/design/seeing.md has the limits"
+        result.append((text, [hint]))
+    elif memory.missed:
+        text = f"{memory.missed} flows were not recorded, because a set of the kernel was full"
+        hint = "niso net flows --forget empties the sets, and resets this count"
+        result.append((text, [hint]))
+    for denied, what in ((False, "new flows"), (True, "refused attempts")):
+        names = sources_beyond(memory, reader, denied)
+        if names:
+            lost = sum(names.values())
+            shown = ", ".join(itertools.islice(names, _MOST_NAMED))
+            more = f" and {len(names) - _MOST_NAMED} others" if len(names) > _MOST_NAMED else ""
+            text = (
+                f"{lost} {what} of {shown}{more} are not recorded: its share of the set is used up"
             )
-        )
-    if memory.beyond:
-        share = policy_rules.SHARE
-        counts: dict[str, int] = {}
-        for row in (*memory.refused, *memory.direct, *memory.audited):
-            counts[row.source] = counts.get(row.source, 0) + 1
-        most = max(counts, key=lambda source: counts[source], default="")
-        result.append(
-            (
-                f"{memory.beyond} refused attempts are not recorded: each source has room for"
-                f" {share} refused flows",
-                [f"most are from {most}; niso net flows --forget empties the sets"],
+            result.append(
+                (text, ["niso net flows --forget SERVICE empties the share of a service"])
             )
-        )
     return result
+
+
+_MOST_NAMED = 4
+
+
+def sources_beyond(
+    memory: Memory, reader: FlowReader, denied: bool | None = None
+) -> dict[str, int]:
+    """Count the flows that were not recorded because of a share, by the name of their source.
+
+    The highest count is first. With ``denied``, only refused flows are counted, or only others.
+    """
+    counts: dict[str, int] = {}
+    for (set_, source), lost in memory.beyond.items():
+        if denied in (None, set_ in policy_rules.DENIED):
+            name = source if "/" in source else reader.end(source).name
+            counts[name] = counts.get(name, 0) + lost
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 class FlowReader:
@@ -567,8 +588,8 @@ def flows(
     store = session.store()
     service = None if name is None else _home(store, name)
     instances = instances or _is_instance(service)
-    _, found, memory = read(session.kernel(), store, since, instances=instances)
-    for text, hints in left_out(memory):
+    context, found, memory = read(session.kernel(), store, since, instances=instances)
+    for text, hints in left_out(memory, FlowReader(context, instances)):
         session.caution(text, hints)
     return _chosen(found, service, denied)
 
@@ -576,14 +597,13 @@ def flows(
 def forget(session: Session, name: str | None, denied: bool) -> None:
     """Delete recorded flows, as described in `Host.forget_flows`."""
     store = session.store()
+    sets = policy_rules.DENIED if denied else tuple(policy_rules.SIZES)
     if name is None:
-        flow_memory.forget_all(_DENIED if denied else tuple(policy_rules.SIZES))
-    elif denied:
-        raise UsageError("excludes a service", "omit one of them", "--denied")
+        flow_memory.forget_all(sets)
     else:
         homes = (_home(store, name), *store.instances.running(_home(store, name)))
         addresses = {address for home in homes for _, address in store.addresses(home)}
-        session.kernel().forget_flows(addresses)
+        session.kernel().forget_flows(addresses, sets)
 
 
 def _home(store: Store, name: str) -> str:

@@ -15,12 +15,12 @@ import ipaddress
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from niso.base.errors import Conflict, Error, InvalidInput, UsageError
 from niso.base.named_tuples import NamedTuple
 from niso.base.names import DEFAULT_NETWORK, bracketed, family_of, owner
-from niso.kernel.policy_rules import KEPT_S
+from niso.kernel.policy_rules import DENIED, KEPT_S
 from niso.look import flows
 from niso.look.flows import Flow
 from niso.look.session import Session, callers
@@ -41,6 +41,7 @@ If there are more addresses, they are merged into prefixes.
 # if at least this many services of a network use a port, the network's name is suggested
 _LEAST_MEMBERS = 8
 _DNS = 53
+NOT_ALL = "not all flows are recorded"  # why an entry that no recorded flow used is not left out
 
 Name = Callable[[str], str | None]
 """Returns the name by which a policy can refer to a service, or None."""
@@ -78,18 +79,20 @@ def learn_flows(
     with_egress: bool,
     network: Callable[[str], str] = str,
     gap: str = "",
+    hidden: Collection[str] = (),
 ) -> LearnedPolicy:
     """Derive a policy for a service that allows its recorded flows.
 
     ``gap`` says why flows may be missing. If it is not "", no entry of the present policy is left
-    out because no recorded flow used the entry.
+    out because no recorded flow used the entry. ``hidden`` are sources of which not all flows are
+    recorded: no entry that allows their flows is left out.
     """
     context = context._replace(outside=context.outside_ever)
     others = [s for s in seen if s.from_.service != s.to.service]
     # flows from the host are left out: the host may always connect
     incoming = [s for s in others if s.to.service == service and not s.from_.is_host]
     outgoing = [s for s in others if s.from_.service == service]
-    learner = _Learner(context, context.services[service], name, network, gap)
+    learner = _Learner(context, context.services[service], name, network, gap, hidden)
     return LearnedPolicy(
         service,
         None,
@@ -125,9 +128,10 @@ class _Learner:
         name: Name,
         network: Callable[[str], str],
         gap: str = "",
+        hidden: Collection[str] = (),
     ) -> None:
         self._context, self._known, self._name, self._network = context, known, name, network
-        self._gap = gap
+        self._gap, self._hidden = gap, hidden
 
     def lines(self, seen: Sequence[Flow], egress: bool) -> Iterator[LearnedEntry]:
         """Yield the entries for ingress or egress, followed by entries that are only comments."""
@@ -164,10 +168,25 @@ class _Learner:
         )
         yield from self._comments(groups, refused, gone, egress)
         for entry in listed or ():
-            if entry.key not in used and self._gap:
-                yield _line(entry.text, (), note=f"in the manifest; {self._gap}")
+            gap = self._gap or (NOT_ALL if self._may_hide(entry, egress) else "")
+            if entry.key not in used and gap:
+                yield _line(entry.text, (), note=f"in the manifest; {gap}")
             elif entry.key not in used:
                 yield _line(entry.text, (), False, "in the manifest; nothing used it")
+
+    def _may_hide(self, entry: Entry, egress: bool) -> bool:
+        """Return whether flows that were not recorded may have used an entry."""
+        if egress:
+            holders = (verdict.holder_of(self._context, source) for source in self._hidden)
+            return any(h is not None and owner(h[0].name) == self._known.name for h in holders)
+        everything = entry._replace(first=0, last=65535, proto="")
+        return any(
+            # which address of a /64 outside it was is unknown
+            entry.peer.kind not in ("service", "network")
+            if "/" in source
+            else verdict.matches(everything, self._context, source, None, "")
+            for source in self._hidden
+        )
 
     def _helps(self, seen: Flow, egress: bool) -> str | None:
         """Return None if an entry in this list does not change that a flow is denied.
@@ -446,11 +465,17 @@ def learn(
     """Derive policies from recorded flows (see `Host.learn`). ``since`` is a Unix time."""
     store = session.store()
     context, seen, memory = flows.read(session.kernel(), store, since)
+    hints = ["a policy from these would deny some of them; docs/design/seeing.md has the limits"]
     if memory.missed:
-        session.caution(
-            f"{memory.missed} new flows are missing: there are more than the kernel remembers",
-            ["a policy from these would deny some of them; docs/design/seeing.md has the limits"],
+        text = f"{memory.missed} new flows are missing: a set of the kernel was full"
+        session.caution(text, hints)
+    lost = flows.sources_beyond(memory, flows.FlowReader(context), False)
+    if lost:
+        text = (
+            f"new flows of {', '.join(lost)} are missing: its share of the kernel's sets is used up"
         )
+        session.caution(text, hints)
+    hidden = {source for set_, source in memory.beyond if set_ not in DENIED}
     rows = {row.name: row for row in store.services()}
     wanted = [owner(store.home(store.resolve(name))) for name in services]
     wanted = wanted or [
@@ -478,15 +503,9 @@ def learn(
                 f"multicasts on network {', '.join(to_all)} of {name!r} are not recorded",
                 ["add the senders to allow_from, and the groups to egress.allow, by hand"],
             )
-        gap = (
-            "not all flows are recorded"
-            if memory.missed or blind
-            else "multicasts are not recorded"
-            if to_all
-            else ""
-        )
+        gap = NOT_ALL if memory.missed or blind else "multicasts are not recorded" if to_all else ""
         names = WrittenNames(store, name)
-        policy = learn_flows(context, seen, name, names.service, egress, names.network, gap)
+        policy = learn_flows(context, seen, name, names.service, egress, names.network, gap, hidden)
         file, path = _place(store, rows[name])
         table = ".".join(str(key) for key in path if isinstance(key, str))
         watched = watched_s(rows[name], since)

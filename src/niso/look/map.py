@@ -30,6 +30,7 @@ from niso.look.flows import (
     Memory,
     joined,
     more,
+    sources_beyond,
 )
 from niso.look.host_ports import Port
 from niso.look.learn import WrittenNames
@@ -136,7 +137,8 @@ class MapState(NamedTuple):
     flows: tuple[MapFlow, ...]  # all flows, sorted by the names of source and destination
     not_shown: int  # flows that are left out because there are too many
     missed: int  # new flows that were not recorded because an nftables set was full
-    beyond: int  # refused attempts that were not recorded: their source has used up its share
+    beyond: int  # flows that were not recorded because their source has used up its share
+    beyond_from: tuple[str, ...]  # strings: names of these sources
     full: tuple[str, ...]  # nftables sets that have no room for new flows
 
 
@@ -244,7 +246,8 @@ class Map(Metered):
             ),
             not_shown,
             memory.missed,
-            memory.beyond,
+            sum(memory.beyond.values()),
+            tuple(sources_beyond(memory, self._reader)),
             memory.full,
         )
 

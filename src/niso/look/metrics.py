@@ -9,7 +9,7 @@ from niso.base import names
 from niso.base.errors import UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import span
-from niso.kernel import flow_memory, link_records, policy_rules, proc_sys, ruleset
+from niso.kernel import flow_memory, link_records, proc_sys, ruleset
 from niso.kernel.nft_elements import HEADERS, Nfnetlink
 from niso.kernel.ruleset import INET
 from niso.look import check, drops, flows, services
@@ -345,12 +345,8 @@ def _of_flows(session: Session, store: Store, limit: int) -> tuple[Metric, ...]:
         _metric(
             COUNTER,
             "seen_beyond_share_total",
-            "Refused attempts that are not remembered because their source used up its share.",
-            (
-                Sample({"set": name}, beyond)
-                for name, (_, beyond) in missed.items()
-                if name in policy_rules.SHARED
-            ),
+            "Flows and attempts that are not remembered because their source used up its share.",
+            (Sample({"set": name}, beyond) for name, (_, beyond) in missed.items()),
         ),
         _metric(
             GAUGE,

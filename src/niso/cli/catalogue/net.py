@@ -233,7 +233,10 @@ _ACTIONS = (
         (
             Option("-f --follow", "show new flows as they happen"),
             Option("--denied", "show only what was dropped, or would be without an audit"),
-            Option("--forget", "delete the recorded flows, or with --denied the refused ones"),
+            Option(
+                "--forget",
+                "delete the recorded flows of all services, or of NAME; with --denied, the refused",
+            ),
             _INSTANCES,
             _SINCE,
             JSON,
@@ -242,12 +245,13 @@ _ACTIONS = (
         "attempts that were dropped, OPEN those that are open now. BY is the published port or the "
         "manifest entry that decides at present. Only TCP, UDP and SCTP are shown; on a network "
         "without ports and policies, UDP counts packets. niso's own test packets and networks with "
-        "--no-observe are left out. -f looks once a second. Of each source address, the kernel "
-        "records at most 256 refused flows at once, and 2 more an hour. --forget makes room.",
+        "--no-observe are left out. -f looks once a second. Of each source, the kernel records at "
+        "most 2,048 flows at once and 12 more an hour, and 256 refused flows and 2 more an hour. "
+        "--forget makes room, for all sources or for one service.",
         lines="niso net flows\n"
         "niso net flows postgres --since 1h\n"
         "niso net flows --denied\n"
-        "niso net flows --forget --denied\n"
+        "niso net flows --forget --denied api\n"
         "niso net flows -f api  # until Ctrl-C",
         statuses="130 stopped with Ctrl-C",
     ),

@@ -55,6 +55,7 @@ export const port = (flow) => `:${flow.port}${flow.proto === "tcp" ? "" : `/${fl
 
 const FIELDS = { allow_from: "allow_from", deny_from: "deny_from", "egress.allow": "egress_allow", "egress.deny": "egress_deny" };
 const MOST_ENTRIES = 6;
+const MOST_SOURCES = 4;
 
 /** Return the line of a manifest after a change, as TOML; long lists are cut. */
 export function line(change, policy) {
@@ -69,5 +70,7 @@ export function line(change, policy) {
 export function unrecorded(state) {
   const forget = "niso net flows --forget makes room.";
   if (state.full.length > 0) return `New flows are not recorded: the kernel's sets have no room (${state.full.join(", ")}). ${forget}`;
-  return state.beyond > 0 ? `${count(state.beyond, "refused attempt")} not recorded: each source has room for 256 refused flows. ${forget}` : "";
+  if (state.beyond === 0) return "";
+  const from = state.beyond_from.slice(0, MOST_SOURCES).join(", ") + (state.beyond_from.length > MOST_SOURCES ? ", …" : "");
+  return `${count(state.beyond, "flow")} of ${from} not recorded: each source has a share of the kernel's sets. ${forget}`;
 }
