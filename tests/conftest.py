@@ -69,8 +69,21 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # what waits for a minute comes first, so that nothing else is over before it
-    items.sort(key=lambda item: item.path.name != "test_cluster_nemesis.py")
+    """Deal the tests marked `first` to all workers, each of which begins with its own.
+
+    ``--dist worksteal`` gives each worker an equal, contiguous part of the tests. A long test that
+    begins late would keep one worker busy after all others have ended."""
+    slow = [item for item in items if item.get_closest_marker("first")]
+    rest = [item for item in items if not item.get_closest_marker("first")]
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    items.clear()
+    for number in range(workers):
+        mine = slow[number::workers]
+        end = (number + 1) * (len(slow) + len(rest)) // workers
+        taken = max(0, end - len(items) - len(mine))
+        items += [*mine, *rest[:taken]]
+        del rest[:taken]
+    items += rest
 
 
 def pytest_collection_finish() -> None:
@@ -118,6 +131,16 @@ def world(tmp_path: pathlib.Path) -> Iterator[World]:
 def lab() -> Iterator[Lab]:
     with Lab() as lab:
         yield lab
+
+
+@pytest.fixture(scope="module")
+def left() -> Iterator[list[Any]]:
+    """Provide a place for the world that the last test of a module left as it found it; see
+    `fault_world.borrowed`."""
+    worlds: list[Any] = []
+    yield worlds
+    for world in worlds:
+        world.lab.__exit__()
 
 
 def patient(seconds: float | None) -> float | None:

@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from conftest import Lab, assert_whole
@@ -211,3 +211,11 @@ class World:
             self.wait_for_snapshot(wanted, what)
             self.assert_whole()
             clear(what)
+
+
+def borrowed(left: list[World], make: Callable[[], World]) -> Iterator[World]:
+    """Give a test the world in ``left`` or a new one; end its lab, unless the test puts it back."""
+    world = left.pop() if left else make()
+    yield world
+    if not left:
+        world.lab.__exit__()

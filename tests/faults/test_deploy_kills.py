@@ -207,6 +207,7 @@ def between(points: list[str]) -> list[int]:
     ]
 
 
+@pytest.mark.first
 @pytest.mark.parametrize("name", CASES)
 def test_service_answers_after_a_kill_and_the_next_command_finishes_or_undoes(
     lab: Lab, name: str

@@ -31,7 +31,7 @@ from fault_cases import (
     ready,
     some,
 )
-from fault_world import LONG, World
+from fault_world import LONG, World, borrowed
 
 FAILURES = (*ERRNOS, *LATER)
 ACTIONS = ("kill", *FAILURES) if LONG else ("some",)
@@ -39,22 +39,9 @@ KILLS = 1
 STEPS = int(os.environ.get("NISO_TEST_STEPS", "1000"))
 
 
-@pytest.fixture(scope="module")
-def left() -> Iterator[list[World]]:
-    """The world that the last case has left as it found it, if it passed."""
-    worlds: list[World] = []
-    yield worlds
-    for world in worlds:
-        world.lab.__exit__()
-
-
 @pytest.fixture
 def world(left: list[World]) -> Iterator[World]:
-    """A case that passes puts it back into `left`."""
-    world = left.pop() if left else ready(Lab(3000).__enter__())
-    yield world
-    if not left:
-        world.lab.__exit__()
+    yield from borrowed(left, lambda: ready(Lab(3000).__enter__()))
 
 
 def assert_guarded(world: World, case: Case, what: str) -> dict[str, Any]:

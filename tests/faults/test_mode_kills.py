@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from conftest import Lab
-from fault_world import LONG, World, sample
+from fault_world import LONG, World, borrowed, sample
 
 KILLS = 1
 REFUSALS = 2
@@ -79,22 +79,9 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def left() -> Iterator[list[World]]:
-    """The world that the last test has cleared, if it passed."""
-    worlds: list[World] = []
-    yield worlds
-    for world in worlds:
-        world.lab.__exit__()
-
-
 @pytest.fixture
 def world(left: list[World]) -> Iterator[World]:
-    """A test that passes puts it back into `left`."""
-    world = left.pop() if left else ready(Lab(3000).__enter__())
-    yield world
-    if not left:
-        world.lab.__exit__()
+    yield from borrowed(left, lambda: ready(Lab(3000).__enter__()))
 
 
 def ready(lab: Lab) -> World:

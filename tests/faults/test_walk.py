@@ -21,6 +21,7 @@ SEEDS = (1, 2, 3, 4) if LONG else (1, 2)
 STEPS = 30
 
 
+@pytest.mark.first
 @pytest.mark.parametrize("seed", SEEDS)
 def test_walk_is_as_the_model_says(seed: int) -> None:
     failed = walks.walk(seed, STEPS, Counter())

@@ -39,6 +39,7 @@ def row(lab: Lab, name: str, *command: str) -> dict[str, Any]:
     return dict(found)
 
 
+@pytest.mark.first
 def test_audit_drops_nothing_says_so_and_ends_in_the_kernel(shop: Shop) -> None:
     lab = shop.lab
     shop.activate("db", "api", "web")

@@ -93,6 +93,7 @@ def hosts() -> Iterator[list[Host]]:
         yield hosts
 
 
+@pytest.mark.first
 def test_cluster_is_made_grows_loses_a_host_and_is_left(hosts: list[Host]) -> None:
     a, b, c, d = hosts
     assert "in no cluster" in refused(a, "status")
@@ -233,6 +234,7 @@ def test_cluster_is_made_grows_loses_a_host_and_is_left(hosts: list[Host]) -> No
         assert agents[name].wait(40) == 0, agents[name].communicate()
 
 
+@pytest.mark.first
 def test_cluster_in_an_etcd_with_users_and_a_prefix(hosts: list[Host]) -> None:
     a, b, c, _ = hosts
     tls = a.lab.path("/tmp/tls")
@@ -300,6 +302,7 @@ ask("auth/enable")
 """
 
 
+@pytest.mark.first
 @needs_systemd
 def test_systemd_runs_etcd_as_its_user_and_the_agent(lab: Lab) -> None:
     machine = Machine(lab)

@@ -80,6 +80,7 @@ def meets(made: Cluster, address: str, text: str) -> None:
     made.wait("c", lambda: ask(lab, address, 80, "niso-api") == text, f"{text} at {address}")
 
 
+@pytest.mark.first
 def test_etcd_loses_its_data_or_goes_back_to_a_backup(made: Cluster) -> None:
     db = made.activate("b", "db", policy={"allow_from": ["api:80"]})
     api, evil = made.activate("c", "api"), made.activate("c", "evil")
@@ -138,6 +139,7 @@ def test_etcd_loses_its_data_or_goes_back_to_a_backup(made: Cluster) -> None:
     made.check("a", "b", "c")
 
 
+@pytest.mark.first
 def test_mirror_that_stands_still_and_host_that_is_cut_off_from_etcd(made: Cluster) -> None:
     """An address that is used again is not heard where it counts as the old service's."""
     db = made.activate("b", "db", policy={"allow_from": ["api:80"]})

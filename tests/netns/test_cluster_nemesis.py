@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import TESTS
 from samples import samples
 
@@ -20,6 +21,7 @@ SHARE = samples(8, 100)
 """Percent of a processor for each host: in each run of the tests, others need it meanwhile."""
 
 
+@pytest.mark.first
 def test_hosts_agree_whatever_happens_to_the_members_of_etcd(tmp_path: Path) -> None:
     seed = os.urandom(4).hex()
     words = ("unshare", "--net", sys.executable, str(TESTS / "netns/nemesis_driver.py"))

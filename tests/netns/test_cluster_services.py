@@ -56,6 +56,7 @@ def has(made: Cluster, name: str, element: str) -> None:
     assert made.hosts[name].lab.run(*words).stdout, element
 
 
+@pytest.mark.first
 def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(one: Cluster) -> None:
     c = one.hosts["c"].lab
     db = one.activate("b", "db", policy={"allow_from": ["api:80"]})
@@ -214,6 +215,7 @@ def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(one: Cl
     assert "backend" not in one.niso("c", "net", "list").stdout
 
 
+@pytest.mark.first
 def test_members_fail_and_a_host_is_cut_off_and_comes_back(three: Cluster) -> None:
     db, api = three.activate("b", "db"), three.activate("c", "api")
     answers(three, "c", "api", db, f"db {api}")
@@ -288,6 +290,7 @@ def asked_from(made: Cluster, name: str, by: str, address: str, times: int = 40)
     return seen
 
 
+@pytest.mark.first
 def test_a_service_address_is_reached_from_other_hosts_and_deploys_lose_nothing(
     one: Cluster,
 ) -> None:
@@ -377,6 +380,7 @@ def led_to(made: Cluster, name: str, vip: str) -> set[str]:
     }
 
 
+@pytest.mark.first
 def test_a_service_on_two_hosts_is_one_service_address_with_instances_of_both(
     one: Cluster,
 ) -> None:

@@ -279,6 +279,7 @@ def test_stop_first_replaces_one_instance_after_the_other(lab: Lab) -> None:
     lab.niso("net", "check")
 
 
+@pytest.mark.first
 def test_surge_replaces_the_instances_in_steps(lab: Lab) -> None:
     steps = {"deploy": {"surge": 1, "monitor": "2s"}, "volumes": {"data": SHARED}}
     lab.niso("activate", web(lab, "v1", replicas=3, **steps))
@@ -337,6 +338,7 @@ def test_failed_version_that_is_to_be_kept_stays_beside_the_former(shop: Lab) ->
     shop.niso("net", "check")
 
 
+@pytest.mark.first
 def test_copies_after_a_loss_have_the_policy_that_was_active(lab: Lab) -> None:
     """Also if the package stayed the same, and after a version without the policy was taken back."""
     copies = "/var/lib/niso/packages/web/*/manifest.toml"
@@ -396,6 +398,7 @@ def test_other_commands_leave_a_running_deploy_alone(shop: Lab) -> None:
     shop.niso("net", "check")
 
 
+@pytest.mark.first
 def test_rollback_works_after_failed_deploys(shop: Lab) -> None:
     shop.niso("activate", web(shop, "v2"))
     for _ in range(3):
@@ -463,6 +466,7 @@ def test_changed_secret_makes_a_new_version(lab: Lab) -> None:
 # --- history and rollback of a service with one process -------------------------------------------
 
 
+@pytest.mark.first
 def test_plain_service_has_a_history_and_goes_back(lab: Lab) -> None:
     """Policy and program of a former generation return together; two packages are kept."""
 

@@ -35,6 +35,7 @@ def rows(lab: Lab) -> dict[str, Any]:
     return {row["service"]: row for row in json.loads(lab.niso("ps", "--json").stdout)}
 
 
+@pytest.mark.first
 @needs_docker
 def test_containers_on_networks_of_niso(lab: Lab) -> None:
     docker = Docker(lab)
@@ -158,6 +159,7 @@ def test_containers_on_networks_of_niso(lab: Lab) -> None:
     lab.niso("net", "check")
 
 
+@pytest.mark.first
 @needs_docker
 def test_labels_of_containers_are_options(lab: Lab) -> None:
     docker = Docker(lab)
@@ -221,6 +223,7 @@ def test_labels_of_containers_are_options(lab: Lab) -> None:
     lab.niso("net", "check")
 
 
+@pytest.mark.first
 @needs_docker
 @pytest.mark.parametrize("options", [(), ("--live-restore",)])
 def test_containers_start_again_after_a_crash_of_dockerd_and_a_power_loss(
@@ -310,6 +313,7 @@ def test_containers_start_again_after_a_crash_of_dockerd_and_a_power_loss(
     assert rows(lab) == {} and list(lab.path("/run/niso/docker").iterdir()) == []
 
 
+@pytest.mark.first
 @needs_docker
 @pytest.mark.parametrize("first", ["niso", "docker"])
 def test_networks_of_docker_and_niso_work_whoever_is_first(lab: Lab, first: str) -> None:
@@ -419,6 +423,7 @@ def test_networks_of_docker_and_niso_work_with_ufw(lab: Lab) -> None:
     work()
 
 
+@pytest.mark.first
 @needs_docker
 def test_killed_driver_and_lost_state_leave_docker_its_commands(lab: Lab) -> None:
     docker = Docker(lab)
@@ -479,6 +484,7 @@ def test_killed_driver_and_lost_state_leave_docker_its_commands(lab: Lab) -> Non
     assert "niso" not in docker("network", "ls").stdout
 
 
+@pytest.mark.first
 @needs_docker
 def test_uninstall_leaves_docker_its_own_networks(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "first"))  # before Docker, which finds forwarding switched on

@@ -18,6 +18,7 @@ from many_hosts import underlay
 ROOT = pages.ROOT
 
 
+@pytest.mark.first
 @pytest.mark.parametrize("page", pages.run_pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_does_what_it_says(page: pathlib.Path) -> None:
     wanted = pages.commands(page)

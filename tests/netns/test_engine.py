@@ -239,6 +239,7 @@ def test_nobody_there_is_known_at_once_and_nothing_was_sent() -> None:
     assert time.monotonic() - started < 5
 
 
+@pytest.mark.first
 def test_member_that_is_stopped_is_left_for_another_and_a_change_there_is_unknown(tmp_path) -> None:
     with etcd(tmp_path, 3) as members, Etcd(members.access(), request_s=1) as engine:
         put(engine, "/a")

@@ -113,6 +113,7 @@ def _apart(world: Lab, pid: int) -> bool:
     return len({os.stat(world.path(file)).st_ino for file in files}) == 2
 
 
+@pytest.mark.first
 def test_every_example_works(world: Lab) -> None:
     wrong = []
     for command in commands():

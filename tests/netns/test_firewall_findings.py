@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from conftest import Lab, assert_whole
 from services import CLIENT, ECHO, HOST, address, answer, ask, echo, echo_in, idle, on
 
@@ -162,6 +163,7 @@ TABLES: list[tuple[str, tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]
 ]
 
 
+@pytest.mark.first
 def test_explain_says_what_chains_of_other_programs_do_as_the_kernel_does(lab: Lab) -> None:
     lab.niso("net", "create", "back", "--subnet", "10.99.1.0/24")
     lab.niso("net", "create", "front", "--subnet", "10.99.2.0/24")
@@ -205,6 +207,7 @@ def test_explain_says_what_chains_of_other_programs_do_as_the_kernel_does(lab: L
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.first
 def test_a_foreign_rule_for_one_port_is_found_and_named(lab: Lab) -> None:
     services = [
         echo(lab, "api", network=on("back", ports=["8000:80", "127.0.0.1:8005:80"])),
@@ -279,6 +282,7 @@ def test_a_foreign_rule_for_one_port_is_found_and_named(lab: Lab) -> None:
         lab.run("iptables", "-F", "FORWARD")
 
 
+@pytest.mark.first
 def test_a_foreign_rule_for_some_clients_is_named_for_these(lab: Lab) -> None:
     lab.niso("activate", echo(lab, "api", network={"ports": ["8000:80"]}), idle(lab, "cli"))
     answer(lab, HOST, 8000, "client")

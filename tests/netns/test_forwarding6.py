@@ -189,6 +189,7 @@ def passing(lab: Lab, *numbers: int) -> list[tuple[int, int, str]]:
     return found
 
 
+@pytest.mark.first
 def test_links_that_existed_before_stay_closed_and_later_ones_are_open(host: Lab) -> None:
     """A machine with two uplinks does not become a router; bridges and tunnels that come later work."""
     host.run("sysctl", "-qw", "net.ipv4.conf.all.send_redirects=0", "net.ipv4.ip_forward=0")

@@ -121,6 +121,7 @@ def test_frozen_instance_leaves_and_its_connections_are_reset(shop: Lab) -> None
     shop.wait_for(lambda: slots(shop) == both, 20)
 
 
+@pytest.mark.first
 def test_last_instance_stays_although_it_is_unhealthy(shop: Lab) -> None:
     pids = [pid_of(shop, name) for name in ("web.1", "web.2")]
     for pid in pids:
@@ -132,6 +133,7 @@ def test_last_instance_stays_although_it_is_unhealthy(shop: Lab) -> None:
     shop.wait_for(lambda: len(slots(shop)) == 2, 20)
 
 
+@pytest.mark.first
 def test_unhealthy_service_restarts(lab: Lab) -> None:
     check = {"http": "http://127.0.0.1/0", "interval": "1s", "timeout": "1s", "retries": 2}
     folder = package(

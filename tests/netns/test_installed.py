@@ -80,6 +80,7 @@ def test_the_wheel_has_the_licence(wheel: pathlib.Path) -> None:
         assert "\nLicense-Expression: Apache-2.0\n" in archive.read(metadata).decode()
 
 
+@pytest.mark.first
 def test_an_installed_niso_needs_no_clone(lab: Lab, wheel: pathlib.Path) -> None:
     lab.path(f"/tmp/{wheel.name}").write_bytes(wheel.read_bytes())
     lab.run("/usr/bin/python3", "-m", "venv", "--without-pip", VENV)
@@ -138,6 +139,7 @@ def test_an_installed_niso_needs_no_clone(lab: Lab, wheel: pathlib.Path) -> None
     assert lab.run(niso, "ps", "--json").stdout.strip() == "[]"
 
 
+@pytest.mark.first
 def test_packages_are_removed_once_nothing_uses_them(lab: Lab) -> None:
     packages = Packages(lab, "niso", "niso-podman")
     lab.run("ip", "netns", "add", "box")

@@ -211,6 +211,7 @@ def test_links_are_ended_by_name() -> None:
         kernel.delete_detached(["niso-b"])
 
 
+@pytest.mark.first
 @throw_away_host
 def test_bridge_is_full_at_1023_ports() -> None:
     """Add 1,023 ports by hand: the fake and the real kernel refuse the next one."""

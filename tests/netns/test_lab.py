@@ -125,6 +125,7 @@ getent hosts $(hostname)
 LEFT = "find / -xdev -name new; find /mnt/disk; cat /etc/hostname; ls -d /etc/ssl"
 
 
+@pytest.mark.first
 def test_nothing_written_in_a_lab_stays_but_in_the_folder_that_it_may_write(lab: Lab) -> None:
     lab.write("/tmp/a/b/file", "text\n")
     lab.write("/tmp/other", "text")

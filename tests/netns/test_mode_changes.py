@@ -84,6 +84,7 @@ WALK = ("bridge", "host", "bridge", "none", "host", "none", "bridge", "share", "
 SECOND_WALK = ("host", "share", "host", "none", "share", "none")
 
 
+@pytest.mark.first
 @pytest.mark.parametrize("walk", [WALK, SECOND_WALK], ids=["with-bridge", "without"])
 def test_every_change_of_mode_applies_the_difference(lab: Lab, walk: tuple[str, ...]) -> None:
     root = {"isolation": {"capabilities": ["NET_BIND_SERVICE"]}}

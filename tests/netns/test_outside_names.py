@@ -150,6 +150,7 @@ def web(lab: Lab, name: str = "web", *more: str) -> str:
     return idle(lab, name, network={"network": "back", "policy": policy})
 
 
+@pytest.mark.first
 def test_service_reaches_what_its_name_stands_for_and_resolves_to_the_same(
     lab: Lab, dns: Dns
 ) -> None:
@@ -369,6 +370,7 @@ def test_names_are_refused_where_they_cannot_be_kept(lab: Lab) -> None:
     assert "names outside niso.local" in said
 
 
+@pytest.mark.first
 @needs_systemd
 def test_systemd_keeps_names_up_to_date_while_an_enabled_service_has_any(
     lab: Lab, dns: Dns

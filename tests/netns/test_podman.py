@@ -27,6 +27,7 @@ from services import (
 from wire import ALL, MDNS, Ears, Wire
 
 
+@pytest.mark.first
 @needs_podman
 def test_containers_on_networks_of_niso(lab: Lab) -> None:
     podman = Podman(lab)
@@ -140,6 +141,7 @@ def test_containers_on_networks_of_niso(lab: Lab) -> None:
     lab.niso("net", "check")
 
 
+@pytest.mark.first
 @needs_podman
 def test_labels_of_containers_are_options(lab: Lab) -> None:
     podman = Podman(lab)
@@ -265,6 +267,7 @@ def routes(podman: Podman, name: str) -> str:
     return " ".join(said.split()[:3])
 
 
+@pytest.mark.first
 @needs_podman
 def test_default_route_never_leads_into_an_internal_network_beside_another(lab: Lab) -> None:
     podman = Podman(lab)
@@ -294,6 +297,7 @@ def test_default_route_never_leads_into_an_internal_network_beside_another(lab: 
     lab.niso("net", "check")
 
 
+@pytest.mark.first
 @needs_podman
 def test_network_that_podman_creates_again_is_what_it_says(lab: Lab) -> None:
     podman = Podman(lab)
@@ -561,6 +565,7 @@ exec setpriv --reuid 1000 --regid 1000 --clear-groups env HOME=/tmp/user/home \\
 """
 
 
+@pytest.mark.first
 @needs_podman
 @pytest.mark.parametrize("first", ["niso", "podman"])
 def test_networks_of_podman_and_niso_work_whoever_is_first(lab: Lab, first: str) -> None:
@@ -658,6 +663,7 @@ def test_rootless_podman_is_told_first_that_there_are_no_rootless_networks(lab: 
     ), refused.stderr
 
 
+@pytest.mark.first
 @needs_podman
 @pytest.mark.skipif(not AARDVARK.exists(), reason="./dev test unpacks aardvark-dns")
 def test_names_do_not_leave_internal_networks(lab: Lab) -> None:

@@ -137,6 +137,7 @@ def cluster(lab: Lab) -> Iterator[Cluster]:
     yield Cluster(lab)
 
 
+@pytest.mark.first
 def test_pods_have_the_policies_of_their_cluster(cluster: Cluster) -> None:
     lab = cluster.lab
     # without an agent no pod starts
@@ -211,6 +212,7 @@ def test_pods_have_the_policies_of_their_cluster(cluster: Cluster) -> None:
     assert agent.wait(10) == 0
 
 
+@pytest.mark.first
 def test_agent_is_killed_at_any_moment(cluster: Cluster) -> None:
     lab = cluster.lab
     agent = cluster.agent()

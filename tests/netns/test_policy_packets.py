@@ -361,6 +361,7 @@ def test_engine_and_kernel_agree_in_drawn_worlds(seed: int) -> None:
     check_world(seed)
 
 
+@pytest.mark.first
 @pytest.mark.skipif(SEED is not None, reason="one seed is asked for")
 def test_engine_and_kernel_agree_in_a_world_of_a_new_seed() -> None:
     seed = random.SystemRandom().randrange(1 << 32)

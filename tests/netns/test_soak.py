@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 from conftest import TESTS
 
 SOAK = (sys.executable, "-B", str(TESTS / "soak" / "soak.py"), "--seed", "7")
 
 
+@pytest.mark.first
 def test_services_are_churned_and_nobody_else_notices() -> None:
     argv = [*SOAK, "--minutes", "0.1", "--services", "9", "--rate", "100"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)

@@ -8,6 +8,7 @@ import re
 import sys
 from typing import Any
 
+import pytest
 from conftest import Lab
 from machine import UNITS, Machine, needs_systemd, row
 from pages import ROOT
@@ -48,6 +49,7 @@ def rows(machine: Machine) -> dict[str, str]:
     }
 
 
+@pytest.mark.first
 @needs_systemd
 def test_units_have_networks_of_niso(lab: Lab) -> None:
     machine = Machine(lab)
@@ -174,6 +176,7 @@ def test_units_have_networks_of_niso(lab: Lab) -> None:
     assert machine.run("find", f"/{UNITS}", "-name", f"{agent}*").stdout == ""
 
 
+@pytest.mark.first
 @needs_systemd
 def test_niso_health_has_a_unit_while_a_service_needs_it(lab: Lab) -> None:
     machine = Machine(lab)
@@ -215,6 +218,7 @@ def test_niso_health_has_a_unit_while_a_service_needs_it(lab: Lab) -> None:
     assert unit("Result") == "success"
 
 
+@pytest.mark.first
 @needs_systemd
 def test_job_with_a_schedule_runs_when_its_timer_elapses_and_not_before(lab: Lab) -> None:
     """The timer runs it with the service's network; its failure is the unit's, and the next time is tried again."""

@@ -25,6 +25,7 @@ while time.monotonic() < end:
 """
 
 
+@pytest.mark.first
 def test_rates_of_real_traffic_and_the_screen(lab: Lab) -> None:
     lab.niso("net", "create", "backend", "--subnet", "10.99.1.0/24")
     policy = {"network.policy": {"allow_from": ["web:80"]}}

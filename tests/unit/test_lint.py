@@ -46,6 +46,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.first
 @pytest.mark.parametrize("name", COMMANDS)
 def test_lint_has_nothing_to_say(name: str) -> None:
     done = subprocess.run(COMMANDS[name], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -352,6 +352,7 @@ def test_without_its_libraries_the_screen_names_the_package(monkeypatch) -> None
     assert "textual" in (caught.value.hint or "")
 
 
+@pytest.mark.first
 def test_commands_of_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("textual")
     from niso.cli import top_screen
