@@ -105,14 +105,17 @@ def test_what_policies_allow_is_what_the_engine_says() -> None:
 def test_a_published_port_is_drawn_for_those_who_may_use_it() -> None:
     """As the policy engine says of a client outside, and of one of a prefix."""
 
-    def users(host_ip: str, own: Policy, **more: int) -> set[tuple[str, str]]:
-        port = PortMapping(host_ip, 8080, 80, "tcp", **more)
-        alone = world([known("web", {"edge": ["10.99.2.2"]}, own, port)], [EDGE], [HOST])
+    def users(
+        host_ip: str, own: Policy, *, is_open: bool = True, **more: int
+    ) -> set[tuple[str, str]]:
+        ports = [PortMapping(host_ip, 8080, 80, "tcp", **more)] if is_open else []
+        alone = world([known("web", {"edge": ["10.99.2.2"]}, own, *ports)], [EDGE], [HOST])
         drawn = graph.of_policies(alone, None, False)
         names = {id_: lines[0] for id_, lines in drawn[1]}
-        edges = {(names[source], label) for source, _, label, _ in drawn[2] if "→" in label}
+        edges = {(names[source], label) for source, _, label, _ in drawn[2]}
+        port80 = {name for name, label in edges if label.partition("→")[2] != "81"}
         _, into = verdict.evaluate(alone, "203.0.113.9", "10.99.2.2", 80, "tcp")
-        assert into.passes == any(name in ("outside", "host") for name, _ in edges)
+        assert (into.passes and is_open) == bool(port80 & {"outside", "host"})
         return edges
 
     assert users("", policy()) == {("outside", "8080→80")}
@@ -121,7 +124,40 @@ def test_a_published_port_is_drawn_for_those_who_may_use_it() -> None:
     assert users("", policy(["192.0.2.0/24:80", "web"])) == {("192.0.2.0/24", "8080→80")}
     assert users("", policy(["192.0.2.0/24:81", "web"])) == set()
     assert users("", policy(["0.0.0.0/0:80"])) == {("outside", "8080→80")}
-    assert users("", policy(["0.0.0.0/0:80"], ["0.0.0.0/0"])) == set()
+    denied = ("0.0.0.0/0", "8080→80 denied")
+    assert users("", policy(["0.0.0.0/0:80"], ["0.0.0.0/0"])) == {denied}
+    # without a published port, no packet from outside arrives, whatever the policy says
+    for own in (policy(["outside:80", "192.0.2.0/24"]), policy(["web"], ["192.0.2.0/24"])):
+        assert users("", own, is_open=False) == set()
+    # parts of a range have different clients
+    some = policy(["outside:81", "192.0.2.0/24:80-81"])
+    assert users("", some, count=3) == {
+        ("outside", "8081→81"),
+        ("192.0.2.0/24", "8080-8081→80-81"),
+    }
+
+
+def test_no_two_declared_arrows_are_about_the_same_ports() -> None:
+    def arrows(own: Policy, peer: Policy, **more: object) -> list[str]:
+        edge = EDGE._replace(**more)  # type: ignore[arg-type]
+        db = known("db", {"edge": ["10.99.2.2"]}, own)
+        there = world([db, known("api", {"edge": ["10.99.2.3"]}, peer)], [edge], [HOST])
+        return [label for *_, label, _ in graph.of_policies(there, None, False)[2]]
+
+    egress = policy(allow=["db:5432/tcp", "db:80", "192.0.2.0/24:443"])
+    assert arrows(policy(["api"]), egress) == [":443", ":5432/tcp", ":80"]
+    # nothing leaves an internal network
+    assert arrows(policy(["api"]), egress, internal=True) == [":5432/tcp", ":80"]
+    assert arrows(policy(["api", "api:80", "api:81/udp"]), policy()) == ["*"]
+    assert arrows(policy(["api:80", "api:80-90/tcp"]), policy()) == [":80", ":81-90/tcp"]
+    assert arrows(policy(["api"], ["api:25/tcp"]), policy()) == [
+        ":1-24",
+        ":25/sctp",
+        ":25/tcp denied",
+        ":25/udp",
+        ":26-65535",
+        "icmp",
+    ]
 
 
 def test_picture_of_a_stack_depends_on_its_files_alone_and_is_in_the_readme() -> None:

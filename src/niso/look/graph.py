@@ -10,6 +10,7 @@ of the output language are therefore escaped, even if names cannot contain them.
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 
 _ALL = (0, 65_535)
+_PORTED = ("tcp", "udp", "sctp")
 _MOST_OUTSIDE = 8  # outside addresses that get a node each
 _MOST_PORTS = 5  # ports that an edge's label lists
 _WORDS = {PASS: "", AUDIT: " would be denied", DROP: " denied"}
@@ -87,8 +89,9 @@ def of_policies(
     """Draw what policies and published ports allow, whether or not there is traffic.
 
     ``states`` is as in `of_traffic`. A published port has an edge from each kind of client that may
-    use it. Each policy entry that applies to packets between two services of one network is an
-    edge, labelled with the verdict.
+    use it, or to which an entry denies it. Between two services of one network, each deny entry is
+    an edge, and each range of ports that allow entries let through. Packets that no entry mentions
+    are not drawn.
     """
     known = [
         service
@@ -98,51 +101,77 @@ def of_policies(
     edges: list[Edge] = []
     for receiver in known:
         for port in receiver.ports:
-            edges += (
-                (s, receiver.name, _port_text(port), PASS) for s in _users(context, receiver, port)
-            )
+            edges += _clients(context, receiver, port)
         for sender in known:
             if sender is not receiver:
                 edges += _between(context, sender, receiver)
-        denied = AUDIT if receiver.audits else DROP
-        for incoming, entries, verdict_ in (
-            (True, receiver.policy.allow_from or (), PASS),
-            (True, receiver.policy.deny_from, denied),
-            (False, receiver.policy.egress_allow or (), PASS),
-            (False, receiver.policy.egress_deny, denied),
+        if all(context.networks[end.network].internal for end in receiver.endpoints):
+            continue  # no packet leaves these networks
+        for entries, verdict_ in (
+            (receiver.policy.egress_allow or (), PASS),
+            (receiver.policy.egress_deny, AUDIT if receiver.audits else DROP),
         ):
             for entry in entries:
                 for name in _outer(context, entry.peer):
-                    ends = (name, receiver.name)
-                    source, target = ends if incoming else reversed(ends)
-                    edges.append((source, target, _entry_text(entry), verdict_))
+                    edges.append((receiver.name, name, _entry_text(entry), verdict_))
     return _picture(context, {service.name for service in known}, edges, with_addresses, states)
 
 
-def _users(context: PolicyContext, receiver: KnownService, port: PortMapping) -> Iterator[str]:
-    """Yield the clients that may use a published port, each as the text of a box in the graph."""
+def _clients(context: PolicyContext, receiver: KnownService, port: PortMapping) -> Iterator[Edge]:
+    """Yield an edge from each client outside that may use a published port, and from each that an
+    entry denies the port. Parts of a range of ports with different clients are separate edges.
+    """
+    own, first = receiver.policy, port.container_port
+    after = first + port.count
+    entries = [
+        entry
+        for entry in (*(own.allow_from or ()), *own.deny_from)
+        if entry.proto in ("", port.proto)
+    ]
+    cuts = {first, *(p for e in entries for p in (e.first, e.last + 1) if first < p < after)}
+    parts: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for start, end in itertools.pairwise((*sorted(cuts), after)):
+        about = [entry for entry in entries if entry.first <= start <= entry.last]
+        for client in _users(context, receiver, port, about):
+            spans = parts.setdefault(client, [])
+            if spans and spans[-1][1] == start:
+                spans[-1] = spans[-1][0], end
+            else:
+                spans.append((start, end))
+    for (name, verdict_), spans in parts.items():
+        for start, end in spans:
+            host_port = port.host_port and port.host_port + start - first
+            part = port._replace(host_port=host_port, container_port=start, count=end - start)
+            yield name, receiver.name, _port_text(part), verdict_
+
+
+def _users(
+    context: PolicyContext, receiver: KnownService, port: PortMapping, about: list[Entry]
+) -> Iterator[tuple[str, str]]:
+    """Yield the clients of a published port, each as the text of a box in the graph, and their
+    verdicts. ``about`` are the entries of the ingress policy that match the port.
+    """
     if port.host_ip and ipaddress.ip_address(port.host_ip).is_loopback:
-        yield HOST
+        yield HOST, PASS
         return
-    last = port.container_port + port.count - 1
-
-    def is_about(entry: Entry) -> bool:
-        ports = entry.first <= last and port.container_port <= entry.last
-        return ports and entry.proto in ("", port.proto)
-
     own = receiver.policy
-    allowed = [entry.peer for entry in own.allow_from or () if is_about(entry)]
-    denied = {entry.peer.name for entry in own.deny_from if is_about(entry)}
+    allowed = [entry.peer for entry in about if entry in (own.allow_from or ())]
+    denied = {entry.peer.name for entry in about if entry in own.deny_from}
     everybody = {EVERYBODY[family] for family in port.families}
     admitted = everybody
     if own.allow_from is not None:
         names = {peer.name for peer in allowed}
         admitted = everybody if MACHINES.name in names else everybody & names
     if admitted - denied and MACHINES.name not in denied:
-        yield OUTSIDE
+        yield OUTSIDE, PASS
+    # a client outside may have any address, so no published port is for a DNS name
     for peer in allowed:
-        if peer.kind not in ("outside", MACHINES.kind) and peer.name not in everybody:
-            yield from _outer(context, peer)
+        if peer.kind not in ("outside", MACHINES.kind) and peer.name not in everybody | denied:
+            yield from ((name, PASS) for name in _outer(context, peer))
+    for entry in about:
+        if entry in own.deny_from:
+            word = AUDIT if receiver.audits else DROP
+            yield from ((name, word) for name in _outer(context, entry.peer))
 
 
 def _outer(context: PolicyContext, peer: Peer) -> Iterator[str]:
@@ -164,8 +193,7 @@ def _between(
     context: PolicyContext, sender: KnownService, receiver: KnownService
 ) -> Iterator[Edge]:
     """Yield an edge for each deny entry that applies to packets from one service to another, and
-    for the ports of each allow entry on which such packets pass. Packets that no entry mentions
-    are not drawn as denied.
+    for each range of ports of allow entries on which such packets pass.
     """
     for endpoint in receiver.endpoints:
         beside = [e for e in sender.endpoints if e.network == endpoint.network]
@@ -176,56 +204,67 @@ def _between(
         denials = [*((e, from_) for e in own.deny_from), *((e, to) for e in peers.egress_deny)]
         allowed = [*((e, from_) for e in own.allow_from or ())]
         allowed += [(e, to) for e in peers.egress_allow or ()]
-        done: set[tuple[str, str]] = set()
-        every = [entry for entry, _ in (*denials, *allowed)]
-        for entry, peer in (*denials, *allowed):
-            if (entry, peer) in denials:
-                proto = entry.proto or "tcp"
-                port = None if proto == "icmp" else max(entry.first, 1)
-                if not matches(entry, context, peer, port, proto):
-                    continue
+        for entry, peer in denials:
+            proto = entry.proto or "tcp"
+            port = None if proto == "icmp" else max(entry.first, 1)
+            if matches(entry, context, peer, port, proto):
                 both = evaluate(context, from_, to, port, proto)
-                passes = all(reason.passes for reason in both)
-                found = [(_entry_text(entry), AUDIT if passes else DROP)]
-            else:
-                found = list(_passing(context, entry, peer, (from_, to), every))
-            yield from ((sender.name, receiver.name, *one) for one in found if one not in done)
-            done.update(found)
+                word = AUDIT if all(reason.passes for reason in both) else DROP
+                yield sender.name, receiver.name, _entry_text(entry), word
+        about = [(e, peer) for e, peer in allowed if matches(_whole(e), context, peer, None, "")]
+        cuts = {p for e, _ in (*denials, *about) for p in (max(e.first, 1), e.last + 1)}
+        for label, word in _passing(context, (from_, to), about, sorted(cuts)):
+            yield sender.name, receiver.name, label, word
+
+
+def _whole(entry: Entry) -> Entry:
+    return entry._replace(first=0, last=65_535, proto="")
 
 
 def _passing(
-    context: PolicyContext, entry: Entry, peer: str, ends: tuple[str, str], every: list[Entry]
+    context: PolicyContext, ends: tuple[str, str], about: list[tuple[Entry, str]], cuts: list[int]
 ) -> Iterator[tuple[str, str]]:
-    """Yield the label and verdict of each range of ports of an allow entry that passes."""
-    first = max(entry.first, 1)
-    cuts = {first, *(p for e in every for p in (e.first, e.last + 1))}
-    starts = [port for port in sorted(cuts) if first <= port <= entry.last]
-    found: dict[str, list[tuple[int, int, str]]] = {}
-    for proto in (entry.proto,) if entry.proto else ("tcp", "udp"):
-        runs = found[proto] = []
-        for start, after in zip(starts, [*starts[1:], entry.last + 1], strict=True):
-            port = None if proto == "icmp" else start
-            both = evaluate(context, *ends, port, proto)
-            if not matches(entry, context, peer, port, proto) or not all(r.passes for r in both):
-                continue
-            word = AUDIT if any(reason.audits for reason in both) else PASS
-            if runs and runs[-1][1:] == (start - 1, word):
-                runs[-1] = (runs[-1][0], after - 1, word)
-            else:
-                runs.append((start, after - 1, word))
-    if not entry.proto and found["tcp"] == found["udp"]:
-        found = {"": found["tcp"]}
-    for proto, runs in found.items():
-        for low, high, word in runs:
-            begin = 0 if low == 1 and entry.first == 0 else low
-            yield _entry_text(entry._replace(first=begin, last=high, proto=proto)), word
+    """Yield the label and verdict of each range of ports of allow entries on which packets pass.
+
+    ``about`` are the entries, each with the address of its peer. Between two ports of ``cuts`` the
+    verdict is the same for all ports.
+    """
+
+    def word(port: int | None, proto: str) -> str:
+        if not any(matches(entry, context, peer, port, proto) for entry, peer in about):
+            return ""
+        both = evaluate(context, *ends, port, proto)
+        audited = any(reason.audits for reason in both)
+        return "" if not all(r.passes for r in both) else AUDIT if audited else PASS
+
+    runs: list[tuple[int, int, tuple[str, ...]]] = []
+    for start, after in itertools.pairwise(cuts):
+        words = tuple(word(start, proto) for proto in _PORTED)
+        if runs and runs[-1][1:] == (start - 1, words):
+            runs[-1] = runs[-1][0], after - 1, words
+        else:
+            runs.append((start, after - 1, words))
+    ping = word(None, "icmp")
+    if [(low, high, {*words}) for low, high, words in runs] == [(1, 65_535, {ping})] and ping:
+        yield "*", ping
+        return
+    if ping:
+        yield "icmp", ping
+    for low, high, words in runs:
+        protos = [""] if len({*words}) == 1 else list(_PORTED)
+        for proto, verdict_ in zip(protos, words, strict=False):
+            if verdict_:
+                yield _range_text(low, high, proto), verdict_
 
 
 def _entry_text(entry: Entry) -> str:
-    proto = f"/{entry.proto}" if entry.proto else ""
-    if (entry.first, entry.last) == _ALL:
-        return proto.removeprefix("/") or "*"
-    return f":{entry.first}{'' if entry.first == entry.last else f'-{entry.last}'}{proto}"
+    return _range_text(entry.first, entry.last, entry.proto)
+
+
+def _range_text(first: int, last: int, proto: str) -> str:
+    if (first, last) == _ALL:
+        return proto or "*"
+    return f":{span(first, last - first + 1)}{f'/{proto}' if proto else ''}"
 
 
 def _is_inside(context: PolicyContext, prefix: str) -> bool:
