@@ -197,7 +197,15 @@ EVERYTHING = """
 import json, niso
 from niso.api.host import plain
 with niso.connect() as host, host.map() as map:
-    print(json.dumps([plain(host.flows()), plain(map.read()), plain(host.learn(egress=True))]))
+    every = [plain(host.flows()), plain(map.read()), plain(host.learn(egress=True))]
+    names = [line.service for line in host.services.list()]
+    said = []
+    for sender in (name for name in names if name.startswith("s-")):
+        for receiver in (name for name in names if name.startswith("r-")):
+            judged = host.explain(sender, f"{receiver}:9/udp").judged
+            by = judged.dropped_by
+            said.append((sender, receiver, by.words if by else ""))
+    print(json.dumps([*every, said]))
 """
 
 
@@ -245,7 +253,7 @@ def test_the_line_that_is_named_is_the_line_that_dropped(lab: Lab) -> None:
         ends = words[2].rpartition(".")[0], words[4].rpartition(".")[0]
         captured[ends] = line.rpartition("  (")[2].removesuffix(")")
     assert capture.wait(30) == 0
-    seen, drawn, learned = json.loads(lab.run("python", "-c", EVERYTHING).stdout)
+    seen, drawn, learned, explained = json.loads(lab.run("python", "-c", EVERYTHING).stdout)
 
     def named(flow: dict[str, Any]) -> str:
         if flow["verdict"] == "pass":
@@ -268,6 +276,7 @@ def test_the_line_that_is_named_is_the_line_that_dropped(lab: Lab) -> None:
     # the others say the same words
     words = {ends: flow["words"] for ends, flow in flows.items() if flow["verdict"] == "drop"}
     assert captured == words
+    assert {(sender, receiver): said for sender, receiver, said in explained if said} == words
     assert {
         (flow["from"]["name"], flow["to"]["name"]): flow["words"]
         for flow in drawn["flows"]
@@ -285,6 +294,11 @@ def test_the_line_that_is_named_is_the_line_that_dropped(lab: Lab) -> None:
         assert trace.stdout is not None and trace.returncode == 1
         said = trace.stdout.read().decode().splitlines()
         assert said[-1] == f"drop: {words[sender, receiver]}"
+    # explain prints the line that drops before other lines that would drop the packet too
+    for sender, receiver in (("s-plain-any", "r-inner-list"), ("s-inner-deny", "r-plain-deny")):
+        told = lab.niso("net", "explain", sender, f"{receiver}:9/udp", check=False).stdout
+        first = re.findall(r"^  \w+ +drop +(.*)", told, re.MULTILINE)[0]
+        assert first == words[sender, receiver], told
     # a suggested line changes the verdict, if the lines for both ends are added
     offered = set()
     for policy in learned:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import json
+import time
 
 import snapshots
 from conftest import Lab
@@ -326,6 +328,13 @@ def test_multicast_and_broadcast_pass_between_services_of_one_network(lab: Lab) 
             own = ALL if to == "10.99.1.255" else to
             assert ears.hearers("near", own) == {"far"}, own
             assert ears.hearers("one", to) == set(), to
+        # a policy for one port applies to a packet in fragments too
+        for name, to in itertools.product(("web", "api"), (MDNS, MDNS6)):
+            ears.say(name, to, text=f"{name}{to}".ljust(3000))
+            time.sleep(0.3)
+            heard = {ear for ear in ears.of if [t for t in ears.heard(ear) if t.startswith(name)]}
+            others = {"api", "mute", "shy"} if name == "web" else {"web", "mute"}
+            assert heard == others, (name, to)
         assert ears.hearers("host", MDNS) == {"api", "web", "shy", "shut", "mute"}
         said = lab.niso("net", "explain", "api", f"{MDNS}:5353/udp").stdout
         assert "ingress  pass  received by mute, web; refused by the policies of shut, shy" in said

@@ -84,6 +84,10 @@ def test_way_of_a_packet_with_the_reason_of_each_chain(lab: Lab) -> None:
     # nothing came, and nothing stays, also after kill -9
     none = lab.niso("net", "trace", "api", "db:81", "--for", "200ms", check=False)
     assert none.returncode == 1 and "no new connection" in none.stderr
+    none = lab.niso("net", "trace", "api", "db:81", "--for", "200ms", "--json", check=False)
+    found = json.loads(none.stdout)
+    assert found["verdict"] == "none" and "within 200ms" in found["reason"]
+    assert "error" in json.loads(none.stderr) and none.returncode == 1
     none = lab.niso("net", "trace", "api", "db", "--for", "200ms", check=False)
     assert none.returncode == 1 and "or ping from api to db within" in none.stderr
     killed = lab.popen("niso", "net", "trace", "api", "db:80")

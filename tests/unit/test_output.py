@@ -313,6 +313,11 @@ def test_what_is_no_terminal_has_every_row_in_a_line(capsys, monkeypatch) -> Non
     monkeypatch.setenv("COLUMNS", "20")
     output.table(("SERVICE", "STATUS", "ADDRESS", "PORTS"), ROWS)
     assert len(capsys.readouterr().out.splitlines()) == 3
+    # columns that may be left out go until the table fits
+    monkeypatch.setenv("COLUMNS", "14")
+    for optional, shown in ((("C", "A"), "A    B"), (("A",), "B    C"), (("A", "C"), "B    C")):
+        output.table(("A", "B", "C"), [("aaa", "bbb", "ccc"), ("a", "b", "c" * 5)], optional)
+        assert capsys.readouterr().out.splitlines()[0] == shown
 
 
 @BOUNDED

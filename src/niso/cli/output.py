@@ -68,19 +68,28 @@ def arrow() -> str:
     return "→"
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], optional: Sequence[str] = ()
+) -> None:
     """Print rows below the titles of their columns.
 
-    On a narrow terminal, lists in a cell are wrapped, and the gap between columns is one space. No
+    On a narrow terminal, lists in a cell are wrapped, and the gap between columns is one space. If
+    that is not enough, the columns ``optional`` are left out, the first of them first. If there is
+    no terminal, they are left out if the table is wider than the environment variable COLUMNS. No
     text is truncated.
     """
-    lines = [list(columns), *map(_escaped_row, rows)]
+    whole = lines = [list(columns), *map(_escaped_row, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     room = terminal_columns(1)
+    most = room or (columns_variable() if optional else 0)
     gap = "  "
     if room and sum(widths) + 2 * (len(widths) - 1) > room:
         lines, widths = _narrowed(lines, widths, room)
         gap = " " if sum(widths) + 2 * (len(widths) - 1) > room else gap
+    if optional and most and sum(widths) + len(gap) * (len(widths) - 1) > most:
+        kept = [i for i, title in enumerate(columns) if title != optional[0]]
+        fewer = [[line[i] for i in kept] for line in whole]
+        return table(fewer[0], fewer[1:], optional[1:])
     if coloured(1):
         for line in lines[1:]:
             for place, name in enumerate(columns):

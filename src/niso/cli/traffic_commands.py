@@ -99,7 +99,10 @@ def _print_judged(judged: niso.Judged, but: str = "") -> None:
     reached = _end(to.service, to.address, to.port, to.host)
     ends = [_end(from_.service, from_.address, from_.port, from_.host), *asked, reached]
     print(f"{f' {arrow} '.join(ends)}/{judged.asked.proto}: {judged.verdict}{but}")
-    for name in ("path", "egress", "ingress"):
+    names = ["path", "egress", "ingress"]
+    if judged.by != "path" and judged.path.verdict == "drop":
+        names = ["egress", "ingress", "path"]  # the kernel's order: the first drop decides
+    for name in names:
         part = getattr(judged, name)
         print(output.escaped(f"  {name:<8} {part.verdict}  {part.words}"))
         for line in part.nft:
@@ -350,6 +353,8 @@ def _trace(host: Host, args: Args) -> int:
         which = "packet" if args.any else "new connection, datagram or ping"
         reason = f"no {which} from {args.source} to {args.destination} within {args.seconds}"
         hint = f"niso net explain {args.source} {args.destination} says what would happen to one"
+        if args.json:
+            output.as_json({"verdict": "none", "reason": reason})
         raise Error(reason, hint)
     output.result(args, traced, lambda one: _print_traced(one, bool(args.verbose)))
     return 0 if traced.passes else 1
@@ -577,7 +582,8 @@ def _print_loads(top: niso.Top, args: Args) -> None:
             print(json.dumps(plain(load)))
         else:
             print("\n" * bool(number), end="")
-            output.table(TOP_COLUMNS, [cells(service) for service in load.services])
+            shown = [cells(service) for service in load.services]
+            output.table(TOP_COLUMNS, shown, ("NETWORKS", "NEW/s"))
             if args.name is not None:
                 print()
                 output.table(FLOW_COLUMNS, [flow_cells(flow) for flow in load.flows])

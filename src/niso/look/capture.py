@@ -512,7 +512,8 @@ class Stage(NamedTuple):
 class Traced(NamedTuple):
     """The path of one real packet."""
 
-    verdict: str  # pass or drop
+    verdict: str
+    """pass or drop; in JSON ``none`` if no packet came, and then only ``reason`` follows"""
     reason: str  # why the packet passed or was dropped
     source_name: str | None  # the sender: a service or host; null for other machines
     destination_name: str | None  # the receiver after DNAT: a service or host; null otherwise
