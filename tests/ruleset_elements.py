@@ -102,7 +102,9 @@ def all_elements(service: str, network: str, number: int = 0) -> list[Element]:
         ),
     )
     return [
-        *elements.network(network, names.bridge(network), mac, subnets, internal=True),
+        *elements.network(
+            network, names.bridge(network), mac, subnets, internal=True, multicast=True
+        ),
         *elements.endpoint(service, link, mac, (four, six), Limits(1, 2, 3, 20), multicast=True),
         *elements.receivers(service, mac, mac, (four, six)),
         *(element for port in ports for element in elements.published(service, port, (four, six))),

@@ -301,6 +301,11 @@ def test_dry_run_of_create_and_remove_prints_the_steps_that_then_run(lab: Lab) -
 # --- multicast and broadcast ----------------------------------------------------------------------
 
 
+def counted(lab: Lab, service: str) -> dict[str, int]:
+    rows = json.loads(lab.niso("net", "policy", "show", service, "--json").stdout)
+    return {row["key"].removeprefix("network.policy."): row["packets"] for row in rows}
+
+
 def test_multicast_and_broadcast_pass_between_services_of_one_network(lab: Lab) -> None:
     dual = ("--subnet", "10.99.1.0/24", "--subnet", "fd00:99:1::/64")
     lab.niso("net", "create", "hall", *dual, "--multicast")
@@ -336,6 +341,22 @@ def test_multicast_and_broadcast_pass_between_services_of_one_network(lab: Lab) 
             others = {"api", "mute", "shy"} if name == "web" else {"web", "mute"}
             assert heard == others, (name, to)
         assert ears.hearers("host", MDNS) == {"api", "web", "shy", "shut", "mute"}
+        # the sender's policy is evaluated once for all copies of a packet
+        lab.niso("net", "flows", "--forget")
+        before = counted(lab, "mute")
+        for to in (MDNS, MDNS6, "10.99.1.255", ALL):
+            ears.say("mute", to)
+        time.sleep(0.2)
+        rows = json.loads(lab.niso("net", "flows", "--json").stdout)
+        assert {(row["to"]["address"], row["verdict"]): row["new"] for row in rows} == {
+            (to, "drop"): 1 for to in (MDNS, MDNS6, "10.99.1.255")
+        }
+        after = counted(lab, "mute")
+        assert {key: after[key] - before[key] for key in after} == {
+            "egress.allow[0]": 0,
+            "egress.allow[1]": 1,
+            "egress.allow": 3,
+        }
         said = lab.niso("net", "explain", "api", f"{MDNS}:5353/udp").stdout
         assert "ingress  pass  received by mute, web; refused by the policies of shut, shy" in said
         assert lab.niso("net", "explain", "one", f"{MDNS}:5353/udp", check=False).returncode == 1

@@ -442,6 +442,8 @@ def drop_rules(addresses: Collection[str], ends: Collection[str], bridges: Colle
             continue
         outside = f"iifname != {{ {', '.join(bridges)} }} " if bridges else ""
         into.append(f"{outside}{word} daddr {{ {own} }} {limit}")
+        # raw evaluates the sender's policy before the bridge copies the frame
+        into.append(f"meta pkttype {{ broadcast, multicast }} {word} saddr {{ {own} }} {limit}")
         # the bridge table has already marked what raw refuses
         into.append(f"meta mark & {ABSENT} != 0 {word} saddr {{ {own} }} {limit}")
         either += [

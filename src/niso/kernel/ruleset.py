@@ -162,10 +162,11 @@ _UNTRACKED_COPY = hex(int(RESOLVED, 16) | int(policy_rules.TRACKED, 16))
 DROPPED_FROM = "dropped_from"
 
 MULTICAST = "multicast"
-"""The set of the bridge table with the ports of networks whose services receive each other's
-multicasts and broadcasts.
+"""The sets of networks whose services receive each other's multicasts and broadcasts: of the
+bridge table with the ports, of the inet table with the bridges.
 """
 _IS_TO_ALL = "meta pkttype != host meta pkttype != other"
+_IS_MULTICAST = f"{_IS_TO_ALL} iifname @{MULTICAST} meta l4proto udp"
 
 TABLE = f"""\
 table bridge niso {{
@@ -518,6 +519,7 @@ table inet niso {{
 	set owner {{ type ifname; }}
 	set bridges {{ type ifname; }}
 	set same_bridge {{ type ifname . ifname; }}
+	set {MULTICAST} {{ type ifname; }}
 	set ports {{ type ifname; }}
 	set subnets4 {{ type ipv4_addr; flags interval; }}
 	set subnets6 {{ type ipv6_addr; flags interval; }}
@@ -573,7 +575,7 @@ table inet niso {{
 	chain raw {{
 		type filter hook prerouting priority raw; policy accept;
 		{ARRIVES}
-		meta pkttype != host iifname {BRIDGES} notrack comment "to all: no chain has judged the flow that it would make"
+		meta pkttype != host iifname {BRIDGES} jump to_all
 		meta mark & {CHECKED} != 0 iifname {BRIDGES} meta mark set meta mark | {policy_rules.TRACKED} accept comment "of a service: the bridge table has judged it"
 		iif "lo" accept
 		meta nfproto ipv6 goto raw6
@@ -583,6 +585,12 @@ table inet niso {{
 		ip daddr @subnets4 counter goto {policy_rules.DIRECT} comment "not published: to a subnet of niso from outside"
 		ip saddr @subnets4 counter drop comment "a service's address from elsewhere"
 		th dport {_OWN_SPAN} goto to_program
+	}}
+
+	chain to_all {{
+		notrack comment "no chain has judged the flow that it would make"
+		{_IS_MULTICAST} meta mark & {CHECKED} != 0 ip saddr @egress4 jump check_out4 comment "once for all copies"
+		{_IS_MULTICAST} meta mark & {CHECKED} != 0 ip6 saddr @egress6 jump check_out6
 	}}
 
 	chain raw6 {{
@@ -769,6 +777,7 @@ table inet niso {{
 		ct status & confirmed == 0 ip saddr @flows4 counter drop comment "too many new flows of a service"
 		ct status & confirmed == 0 ip6 saddr @flows6 counter drop
 		iifname @internal iifname . oifname != @same_bridge counter goto {policy_rules.REFUSE} comment "out of an internal network"
+		{_IS_MULTICAST} iifname . oifname @same_bridge accept comment "a copy: to_all has evaluated the sender's policy"
 		{_NO_START} jump no_start
 		ip saddr @egress4 jump check_out4
 		ip6 saddr @egress6 jump check_out6

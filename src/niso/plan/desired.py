@@ -111,7 +111,7 @@ def _network(snapshot: Snapshot, network: NetworkRecord) -> Iterator[KernelObjec
     )
     mac = names.mac("", bridge, alias)
     yield Bridge(bridge, network.mtu, alias, True, tracked4, tracked6, mac)
-    words = (network.subnets, network.internal, network.observe)
+    words = (network.subnets, network.internal, network.observe, network.multicast)
     yield from elements.network(network.name, bridge, mac, *words)
     if network.internal:
         yield from (RoutingRule(bridge, family) for family in sorted(families))

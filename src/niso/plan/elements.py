@@ -88,13 +88,16 @@ def network(
     subnets: Iterable[SubnetRecord],
     internal: bool = False,
     observe: bool = True,
+    multicast: bool = False,
 ) -> list[Element]:
     """Return the elements of a network. ``mac`` is the MAC of its bridge. ``internal`` says whether
-    the network has no access to the outside, and ``observe`` whether its flows are recorded.
+    the network has no access to the outside, ``observe`` whether its flows are recorded, and
+    ``multicast`` whether multicasts and broadcasts pass between its services.
     """
     keys = [(INET, "bridges", (bridge,)), (INET, "same_bridge", (bridge, bridge))]
     keys += [(INET, "internal", (bridge,))] if internal else []
     keys += [(INET, WATCHED, (bridge,))] if observe else []
+    keys += [(INET, MULTICAST, (bridge,))] if multicast else []
     keys.append((BRIDGE, "host_macs", (mac,)))
     for family, cidr, gateway in subnets:
         keys += [(table, f"subnets{family}", (cidr,)) for table in (INET, BRIDGE)]
