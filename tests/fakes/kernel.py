@@ -949,7 +949,7 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
             return False
         name = sysctl.name
         link = name.split("/")[3] if "/conf/" in name or "/neigh/" in name else "all"
-        return link in ("all", "default") or self._has_link(sysctl.netns, link)
+        return link in ("all", "default", "lo") or self._has_link(sysctl.netns, link)
 
     def _sysctl(self, step: Step[Sysctl], sysctl: Sysctl) -> None:
         refuse_unless(step.action != "delete", errno.EINVAL, "a sysctl cannot be deleted")

@@ -121,6 +121,15 @@ def in_lab() -> bool:
     return os.environ.get("NISO_LAB") == "1" and os.path.exists(LAB_MARK)
 
 
+def in_user_namespace() -> bool:
+    """Return whether this process is in a user namespace other than the machine's own."""
+    return os.stat("/proc/self/ns/user").st_ino != _MACHINES_OWN
+
+
+_MACHINES_OWN = 0xEFFFFFFD
+"""Inode of the machine's user namespace (PROC_USER_INIT_INO, linux/proc_ns.h)."""
+
+
 def boot_id() -> str:
     """Return the kernel's random id of the current boot (random(4)). Raises OSError."""
     with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:

@@ -26,7 +26,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from niso.base.named_tuples import NamedTuple
 from niso.kernel import link_records, netns
 from niso.kernel.netlink import refused
 from niso.kernel.rtnetlink import Rtnl
+from niso.lab import user_namespace
 from niso.runtime import cgroups
 from niso.runtime.root import MOUNT_ATTR_RDONLY, attach, clone_mount, set_attributes
 
@@ -77,16 +78,18 @@ def build_mounts(
     current = os.getcwd()
     _leave_chroot()
     os.chdir(current)
-    reachable = _reachable(current, (*_VOLATILE, _SHM))
+    unprivileged = paths.in_user_namespace()
+    reachable = _reachable(current, (*_VOLATILE, _SHM), unprivileged)
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         parts = [line.split(" - ") for line in lines]
     # the file system type of each mount point, in the order of mounting
     mounted = {cgroups.unescaped(left.split(" ")[4]): right.split(" ")[0] for left, right in parts}
-    programs = _PROGRAMS if "overlay" in map(mounted.get, ("/", *_PROGRAMS)) else ()
+    is_overlay = "overlay" in map(mounted.get, ("/", *_PROGRAMS))
+    programs = _PROGRAMS if unprivileged or is_overlay else ()
     own = (*_OWN, *programs)
     shown = {
         path: source
-        for path in (*reachable, *mounted)
+        for path in (reachable if unprivileged else (*reachable, *mounted))
         if path != "/" and (not _below(path, own) or _below(path, reachable))
         if (source := _open(path)) >= 0
     }
@@ -95,16 +98,23 @@ def build_mounts(
     # The layers of the lab's overlays, in a tmpfs that exists as long as the overlays.
     _mount("tmpfs", _LAYER, "tmpfs", _NOSUID | _NODEV, "mode=755")
     os.mkdir(_ROOT)
-    _cover(os.open("/", os.O_PATH | os.O_CLOEXEC), "/")
-    if mounted.get("/") == "overlay":
+    if unprivileged:
+        _mount("tmpfs", _ROOT, "tmpfs", _NODEV, "mode=755")
+        _cover_parts("/", mounted)
+    else:
+        _cover(os.open("/", os.O_PATH | os.O_CLOEXEC), "/")
+    if unprivileged or mounted.get("/") == "overlay":
         # Services see /etc through one more overlay. It would be the third: copy /etc instead.
+        # In a user namespace, nothing can change files that root owns.
         copy = f"{_LAYER}/etc"
         os.mkdir(copy)
         _copy_owner("/etc", copy)
-        subprocess.run(["cp", "-a", "/etc/.", copy], check=False, stderr=subprocess.DEVNULL)
+        owner = ["--no-preserve=ownership"] if unprivileged else []
+        command = ["cp", "-a", *owner, "/etc/.", copy]
+        subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
         _mount(copy, f"{_ROOT}/etc", "", _BIND)
     _show_programs(programs)
-    _build_dev([path for path in mounted if _below(path, ["/dev"])])
+    _build_dev([path for path in mounted if _below(path, ["/dev"])], unprivileged)
     _mount("proc", f"{_ROOT}/proc", "proc", _PLAIN)
     sysctls = f"{_ROOT}/proc/sys"  # read-only, except net, which is of the network namespace
     _mount(sysctls, sysctls, "", _BIND)
@@ -158,14 +168,56 @@ def _cover(source: int, path: str) -> None:
         os.mkdir(work)
         _copy_owner(lower, upper)
         layers = f"lowerdir={lower},upperdir={upper},workdir={work}"
+        if paths.in_user_namespace():
+            layers += ",userxattr"
+            if _below(_STATE, [path]):  # nothing can be created in the machine's own folders
+                os.makedirs(upper + _STATE.removeprefix(path), exist_ok=True)
         try:
             # with xino=on only, folders keep their inode numbers
             _mount("overlay", target, "overlay", 0, f"{layers},xino=on")
         except KernelError:
-            _mount(lower, target, "", _BIND)
-            _mount("none", target, "", _REMOUNT | _BIND | _RDONLY)
+            _show_read_only(source, target)
     finally:
         os.close(source)
+
+
+def _cover_parts(path: str, mounted: Collection[str]) -> None:
+    """Cover each entry of a folder, in a user namespace.
+
+    There, an overlay cannot have a lower folder with mount points of the machine: it would reveal
+    what they hide (clone_private_mount, fs/namespace.c). Such a folder is built from its parts.
+    """
+    try:
+        entries = list(os.scandir(path))
+    except OSError:  # not readable for the user
+        return
+    for entry in entries:
+        target = _ROOT + entry.path
+        if entry.is_symlink():
+            os.symlink(os.readlink(entry.path), target)
+            continue
+        if not entry.is_dir():
+            if entry.is_file() and (source := _open(entry.path)) >= 0:
+                os.close(os.open(target, os.O_CREAT | os.O_CLOEXEC, 0o600))
+                _show_read_only(source, target)
+                os.close(source)
+            continue
+        os.mkdir(target, 0o755)
+        if entry.path in (*_OWN, *_PROGRAMS, "/etc") or not os.access(
+            entry.path, os.R_OK | os.X_OK
+        ):
+            continue
+        if any(_below(point, [entry.path]) for point in mounted if point != entry.path):
+            _cover_parts(entry.path, mounted)
+        elif (source := _open(entry.path)) >= 0:
+            _cover(source, entry.path)
+
+
+def _show_read_only(source: int, target: str) -> None:
+    tree = clone_mount(source, recursive=True)
+    set_attributes(tree, MOUNT_ATTR_RDONLY, recursive=True)
+    attach(tree, target)
+    os.close(tree)
 
 
 def _leave_chroot() -> None:
@@ -199,19 +251,42 @@ def _enter(root: str) -> None:
     os.chdir("/")
 
 
-def _build_dev(mounted: Iterable[str]) -> None:
+def _build_dev(mounted: Iterable[str], unprivileged: bool) -> None:
     """Show the machine's devices in /dev. New files and sockets next to them stay in the lab.
 
     ``mounted`` are the mount points in /dev. Shared memory and message queues are the lab's own.
+    In a user namespace, an overlay's devices cannot be opened: those that the user may open are
+    mounted one by one.
     """
-    _cover(os.open("/dev", os.O_PATH | os.O_CLOEXEC), "/dev")
-    for path in mounted:
+    if unprivileged:
+        _show_devices()
+    else:
+        _cover(os.open("/dev", os.O_PATH | os.O_CLOEXEC), "/dev")
+    for path in () if unprivileged else mounted:
         if path not in ("/dev", _SHM, _QUEUES):
             _mount(path, _ROOT + path, "", _BIND)
+    for path in (_SHM, _QUEUES):
+        if unprivileged and os.path.isdir(path):
+            os.mkdir(_ROOT + path)
     if os.path.isdir(_SHM):
         _mount("tmpfs", _ROOT + _SHM, "tmpfs", _NOSUID | _NODEV, "mode=1777")
     if os.path.isdir(_QUEUES):
         _mount("mqueue", _ROOT + _QUEUES, "mqueue", _PLAIN)
+
+
+def _show_devices() -> None:
+    _mount("tmpfs", f"{_ROOT}/dev", "tmpfs", _NOSUID | _NOEXEC, "mode=755")
+    os.mkdir(f"{_ROOT}/dev/net")
+    for folder in ("/dev", "/dev/net"):
+        for entry in os.scandir(folder) if os.path.isdir(folder) else ():
+            target = _ROOT + entry.path
+            if entry.is_symlink():
+                os.symlink(os.readlink(entry.path), target)
+            elif stat.S_ISCHR(entry.stat().st_mode) and os.access(entry.path, os.R_OK | os.W_OK):
+                os.close(os.open(target, os.O_CREAT | os.O_CLOEXEC, 0o600))
+                _mount(entry.path, target, "", _BIND)
+    os.mkdir(f"{_ROOT}/dev/pts")
+    _mount("/dev/pts", f"{_ROOT}/dev/pts", "", _BIND | _REC)  # the user's terminal
 
 
 def _show_programs(folders: Iterable[str]) -> None:
@@ -219,10 +294,7 @@ def _show_programs(folders: Iterable[str]) -> None:
     for folder in folders:
         if os.path.isdir(folder) and not os.path.islink(folder):
             source = _open(folder)
-            tree = clone_mount(source, recursive=True)
-            set_attributes(tree, MOUNT_ATTR_RDONLY, recursive=True)
-            attach(tree, _ROOT + folder)
-            os.close(tree)
+            _show_read_only(source, _ROOT + folder)
             os.close(source)
 
 
@@ -234,6 +306,12 @@ def _build_sys(cgroup_mounts: list[LabCgroup], folders: dict[str, str]) -> None:
     """
     new = f"{_ROOT}/sys"
     _mount("sysfs", new, "sysfs", _PLAIN)
+    if paths.in_user_namespace():
+        # `ip netns exec` unmounts one and mounts its own, which needs another that is visible
+        # (mount_too_revealing, fs/namespace.c)
+        _mount(new, new, "", _BIND)
+        # crun refuses a sysfs there
+        _mount("tmpfs", f"{new}/fs/cgroup", "tmpfs", _PLAIN | _RDONLY, "mode=755")
     _mount("none", new, "", _REMOUNT | _BIND | _RDONLY | _PLAIN)
     if cgroup_mounts and all(mount.point != _CGROUP for mount in cgroup_mounts):
         # the parent folder of the v1 hierarchies, with its symbolic links (cpu -> cpu,cpuacct)
@@ -262,37 +340,46 @@ def _open(path: str) -> int:
 
 def _copy_owner(source: str, target: str) -> None:
     info = os.stat(source)
-    os.chown(target, info.st_uid, info.st_gid)
+    if not paths.in_user_namespace():  # there, most owners have no id
+        os.chown(target, info.st_uid, info.st_gid)
     os.chmod(target, stat.S_IMODE(info.st_mode))
 
 
-def _reachable(current: str, covered: Iterable[str]) -> list[str]:
+def _reachable(current: str, covered: Iterable[str], unprivileged: bool) -> list[str]:
     """Return the folders that must stay visible although they are below a folder in ``covered``.
 
-    These are the current folder, Python's folders, and niso's checkout or installation.
+    These are the current folder, Python's folders, and niso's checkout or installation. In a user
+    namespace, the user's own folders among these are returned too: an overlay of a folder of root
+    does not allow writes to the user's folders in it.
     """
     source = str(Path(__file__).resolve().parents[3])
     checkout = os.path.dirname(source)
     if os.path.exists(f"{checkout}/pyproject.toml"):
         source = checkout
-    folders = (current, source, paths.python_prefix(), sys.base_prefix)
+    folders = [current, source, paths.python_prefix(), sys.base_prefix]
+    folders += [os.environ["HOME"]] if unprivileged and os.environ.get("HOME") else []
     wanted = {os.path.realpath(path) for path in folders}
     reachable: list[str] = []
     for path in sorted(wanted):
         is_covered = any(path.startswith(f"{folder}/") for folder in covered)
+        is_covered |= unprivileged and _is_own(path)
         if is_covered and not any(path.startswith(f"{folder}/") for folder in reachable):
             reachable.append(path)
     return reachable
+
+
+def _is_own(path: str) -> bool:
+    with suppress(OSError):
+        return os.stat(path).st_uid == 0 and not _below(path, (*_OWN, *_PROGRAMS)) and path != "/"
+    return False
 
 
 def _mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
     names = (os.fsencode(source), os.fsencode(target), kind.encode())
     if _libc.mount(*names, flags, os.fsencode(options)):
         error = refused(f"mount {kind or source} on {target}", ctypes.get_errno())
-        with open("/proc/self/uid_map", encoding="ascii") as ids:
-            if ids.read().split() != ["0", "0", "4294967295"]:  # user_namespaces(7)
-                error.hint = "run it as the machine's root: this is a user namespace, such as a"
-                error.hint += " rootless container"
+        if paths.in_user_namespace():
+            error.hint = user_namespace.why_no_mount(kind, error.errno)
         raise error
 
 

@@ -26,7 +26,7 @@ from niso.base import paths
 from niso.base.errors import Error, UsageError
 from niso.kernel import proc_sys
 from niso.kernel.netlink import refused
-from niso.lab import lab_host
+from niso.lab import lab_host, user_namespace
 
 HOSTNAME = "niso-lab"
 FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
@@ -41,6 +41,15 @@ _DROPPED = (16, 17, 22, 25)
 
 They are CAP_SYS_MODULE, CAP_SYS_RAWIO, CAP_SYS_BOOT and CAP_SYS_TIME (linux/capability.h).
 """
+
+_NO_LIMITS = (
+    "a lab without root has no cgroups: nothing limits the memory, CPU and processes of services"
+)
+
+_NO_BRIDGE_NETFILTER = (
+    "without the kernel module br_netfilter, services of one network get no reply from each "
+    "other's published ports ('sudo niso lab -- true' loads it)"
+)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -91,17 +100,22 @@ def run(command: list[str], writable: Iterable[str] = ()) -> int:
 
     The default command is $SHELL, or else /bin/bash. Writes in the folders ``writable`` persist.
     The exit status is 128 + N if signal N killed the command, 126 if it is not executable, and 127
-    if it is not found; in the last two cases the reason is printed on stderr. Needs root. Raises
-    Error if the lab cannot be created.
+    if it is not found; in the last two cases the reason is printed on stderr. Without root,
+    the lab is in a user namespace. Raises Error if the lab cannot be created.
     """
     kept = [_folder(path) for path in writable]
     command = command or [os.environ.get("SHELL") or "/bin/bash"]
-    with suppress(Error):  # whatever needs the module reports the error
-        # Load it outside the lab: inside, its sysctls would not be this machine's.
-        proc_sys.load_bridge_netfilter()
-    lab_host.sweep()
+    if user_namespace.is_needed():
+        user_namespace.enter()
+    else:
+        with suppress(Error):  # whatever needs the module reports the error
+            # Load it outside the lab: inside, its sysctls would not be this machine's.
+            proc_sys.load_bridge_netfilter()
     name = lab_host.PREFIX + os.urandom(4).hex()
-    folders = lab_host.make(name)
+    folders: list[lab_host.LabCgroup] = []
+    if not paths.in_user_namespace():
+        lab_host.sweep()
+        folders = lab_host.make(name)
     failure_read, failure_write = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -218,7 +232,7 @@ def _run_init(lab: _Lab, supervisor: int) -> int:
     poll.register(supervisor, select.POLLIN)
     if poll.poll(0):  # the supervisor died before the prctl
         return FAILED
-    cgroup_mounts = lab_host.mounts()
+    cgroup_mounts = [] if paths.in_user_namespace() else lab_host.mounts()
     entered = lab_host.enter(lab.folders)
     os.unshare(
         os.CLONE_NEWNS | os.CLONE_NEWNET | os.CLONE_NEWUTS | os.CLONE_NEWIPC | os.CLONE_NEWCGROUP
@@ -227,6 +241,10 @@ def _run_init(lab: _Lab, supervisor: int) -> int:
     lab_host.build_mounts(lab.name, HOSTNAME, cgroup_mounts, entered, lab.writable)
     socket.sethostname(HOSTNAME)
     segment = lab_host.build_machines()
+    if paths.in_user_namespace():
+        os.write(2, f"niso: {_NO_LIMITS}\n".encode())
+        if not os.path.isdir(f"/proc/sys/{proc_sys.BRIDGE_NETFILTER}"):
+            os.write(2, f"niso: {_NO_BRIDGE_NETFILTER}\n".encode())
     for capability in _DROPPED:  # also for programs that the command executes (capabilities(7))
         _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
     environment = _environment()

@@ -23,7 +23,7 @@ from niso.kernel.kinds.links import Bridge, Shaper, Veth
 from niso.kernel.kinds.namespaces import Netns, NetnsName
 from niso.kernel.kinds.neighbours import Fdb, PermanentNeighbour
 from niso.kernel.kinds.nft import Ruleset, owner
-from niso.kernel.kinds.sysctls import FORWARDING, ON, Sysctl
+from niso.kernel.kinds.sysctls import ALL_GROUPS, FORWARDING, ON, Sysctl
 from niso.kernel.kinds.tunnels import Vxlan, WireGuard
 from niso.kernel.nft_elements import Element
 from niso.kernel.ruleset import INET, TUNNEL
@@ -175,7 +175,7 @@ def _service(
         yield Netns(netns, alias)
         own_sysctls = {
             "net/ipv4/ip_unprivileged_port_start": "0",
-            "net/ipv4/ping_group_range": "0\t2147483647",
+            "net/ipv4/ping_group_range": ALL_GROUPS,
             **{name.replace(".", "/"): value for name, value in service.sysctls},
         }
         yield from (Sysctl(netns, *pair) for pair in own_sysctls.items())

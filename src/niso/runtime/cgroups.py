@@ -263,6 +263,8 @@ def holds(path: str, pid: int) -> bool:
 
     ``path`` is the cgroup's path as this process sees it. The full path may be longer.
     """
+    if not roots():
+        return pid in _without_cgroups(path)
     lines = os.fsdecode(files.of_process(pid, "cgroup")).split("\n")
     return any(f"{path}/" in f"{line}/" for line in lines)
 
@@ -273,7 +275,7 @@ def holds_wholly(path: str, pid: int) -> bool:
     crun uses all v1 hierarchies, or v2 if there is no v1. Returns True if the process has exited.
     """
     content = os.fsdecode(files.of_process(pid, "cgroup"))
-    if not content:
+    if not content or not roots():
         return True
     entries = [line.split(":", 2) for line in content.rstrip("\n").split("\n")]
     inside = {number: f"{path}/" in f"{cgroup}/" for number, _, cgroup in entries}
@@ -283,7 +285,36 @@ def holds_wholly(path: str, pid: int) -> bool:
 
 def pids(path: str) -> list[int]:
     """Return the pids of the processes in a cgroup, in any hierarchy."""
-    return sorted({pid for root in roots() for pid in pids_in(f"{root}{path}")})
+    mounted = roots()
+    if not mounted:
+        return _without_cgroups(path)
+    return sorted({pid for root in mounted for pid in pids_in(f"{root}{path}")})
+
+
+def _without_cgroups(path: str) -> list[int]:
+    """Return the pids of the service whose cgroup would be ``path``, in a lab without root.
+
+    No hierarchy is mounted there. The processes are those in the pid namespaces of the children of
+    the service's conmon.
+    """
+    container = f"niso-service-{os.path.basename(path)}".encode()
+    own, space_of, conmons, children = _pid_namespace("self"), {}, set(), []
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        space_of[pid] = _pid_namespace(pid)
+        words = files.of_process(pid, "cmdline").split(b"\0")
+        if container in words and b"--exit-command" in words:
+            conmons.add(pid)
+        _, _, rest = files.of_process(pid, "stat").rpartition(b") ")
+        children += [(int(rest.split()[1]), pid)] if rest else []
+    spaces = {space_of[child] for parent, child in children if parent in conmons} - {own, 0}
+    return sorted(pid for pid, space in space_of.items() if space in spaces)
+
+
+def _pid_namespace(pid: int | str) -> int:
+    try:
+        return os.stat(f"/proc/{pid}/ns/pid").st_ino
+    except OSError:
+        return 0
 
 
 def pids_in(folder: str) -> list[int]:

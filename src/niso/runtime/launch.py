@@ -451,7 +451,7 @@ def _conmon_argv(spec: ProcessSpec, bundle: str, tid: int) -> list[str]:
         f"--root=/proc/{tid}/root",
         "--",
         crun.tool("crun"),
-        "--cgroup-manager=cgroupfs",
+        f"--cgroup-manager={'cgroupfs' if cgroups.roots() else 'disabled'}",
         f"--root={crun.state_dir()}",
     ]
     return [

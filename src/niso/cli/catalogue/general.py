@@ -197,6 +197,7 @@ COMMANDS = (
         "126 the command is not executable\n"
         "127 the command was not found\n"
         "128+N the command was killed by signal N",
+        root=False,
         aside=True,  # the first screen ends with it
     ),
     Command(

@@ -28,6 +28,10 @@ store has the values from before.
 """
 
 
+ALL_GROUPS = "0\t2147483647"
+"""The value of ping_group_range that includes all groups."""
+_NEIGH = "net/ipv4/neigh/lo/mcast_solicit"
+"""A sysctl that network namespaces of a user namespace may lack (neigh_sysctl_register)."""
 DEFAULT = ""
 """The value of a sysctl that gets the value that it has in a new network namespace."""
 _LINK_SETTINGS = ("accept_ra", "addr_gen_mode", "disable_ipv6", "promote_secondaries")
@@ -85,21 +89,30 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
     ) -> frozenset[Sysctl]:
         """Return the desired sysctls that can be set. Sysctls of IPv6 are left out if the kernel
-        has no IPv6, and sysctls of bridges if the change deletes the bridge.
+        has no IPv6, sysctls of bridges if the change deletes the bridge, and sysctls of neighbours
+        if this is a user namespace, such as a lab without root.
         """
         made = {bridge.name for bridge in want[Bridge]}
         going = {bridge.name for bridge in before[Bridge]} - made if before is not None else set()
         has_ipv6 = sysctl(FORWARDING6) is not None
+        has_neigh = sysctl(_NEIGH) is not None
 
         def can_be(obj: Sysctl) -> bool:
             family, link, name = _parts(obj)
+            if name == "mcast_solicit" and not has_neigh:
+                return False
             if (family == "ipv6" and not has_ipv6) or (link in going and not obj.netns):
                 return False
             if obj.netns or family != "ipv6" or name not in ON:
                 return True
             return link in ("all", "default") or link in made or sysctl(obj.name) is not None
 
-        return frozenset(filter(can_be, want[Sysctl]))
+        all_groups = all_mapped_groups()
+        return frozenset(
+            obj._replace(value=all_groups) if obj.value == ALL_GROUPS else obj
+            for obj in want[Sysctl]
+            if can_be(obj)
+        )
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         """Return the steps that set the sysctls whose values differ.
@@ -193,6 +206,20 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
             elif name and error.errno in (errno.EINVAL, errno.ERANGE):
                 error.hint = "correct the value in [sysctls] of the service's manifest"
             raise
+
+
+def all_mapped_groups() -> str:
+    """Return the value of ping_group_range that includes all groups of this user namespace.
+
+    The kernel refuses groups that are not mapped, and compares the groups outside (icmp(7)).
+    """
+    with open("/proc/self/gid_map", encoding="ascii") as file:
+        lines = [tuple(map(int, line.split())) for line in file]
+    if any(first == 0 and count > 1 << 31 for first, _, count in lines):
+        return ALL_GROUPS
+    lowest = min(lines, key=lambda line: line[1])
+    highest = max(lines, key=lambda line: line[1])
+    return f"{lowest[0]}\t{highest[0] + highest[2] - 1}"
 
 
 def _parts(obj: Sysctl) -> tuple[str, str, str]:
