@@ -92,7 +92,8 @@ def pytest_collection_finish() -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     below = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
-    if (below in NEEDS_ROOT or "lab" in getattr(item, "fixturenames", ())) and os.geteuid() != 0:
+    needs_root = below in NEEDS_ROOT or "lab" in getattr(item, "fixturenames", ())
+    if needs_root and os.geteuid() != 0 and item.get_closest_marker("rootless") is None:
         pytest.fail(
             "tests of the real kernel run in labs, which need root: sudo ./dev test", pytrace=False
         )

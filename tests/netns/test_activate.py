@@ -44,6 +44,7 @@ def sysctl(lab: Lab, name: str) -> str:
 # --- the first activation -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rootless
 def test_first_activation_makes_bridge_namespace_veth_address_and_default_route(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "api", network=on("backend")))
     bridge = lab.ip_json("-d", "address", "show", "dev", "niso-backend")[0]
@@ -72,6 +73,7 @@ def test_first_activation_makes_bridge_namespace_veth_address_and_default_route(
     assert "UP" in lab.ip_json("link", "show", "dev", "lo", netns="niso-api")[0]["flags"]
 
 
+@pytest.mark.rootless
 def test_process_runs_in_the_named_namespace_under_conmon_alone(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "api"))
     pid = pid_of(lab, "api")
@@ -84,6 +86,7 @@ def test_process_runs_in_the_named_namespace_under_conmon_alone(lab: Lab) -> Non
     assert len([line for line in listing if line.startswith("conmon")]) == 1
 
 
+@pytest.mark.rootless
 def test_service_may_bind_every_port_and_ping(lab: Lab) -> None:
     lab.niso("activate", echo(lab, "api", port=1), idle(lab, "worker"))
     pid = pid_of(lab, "worker")
@@ -93,6 +96,7 @@ def test_service_may_bind_every_port_and_ping(lab: Lab) -> None:
     assert "1 received" in lab.niso("exec", "worker", "--", "ping", "-c1", "-W2", "api").stdout
 
 
+@pytest.mark.rootless
 def test_package_is_a_read_only_copy_at_app_made_at_activation(lab: Lab) -> None:
     folder = package(
         lab, "api", "bin/run", files={"bin/run": "#!/bin/sh\nexec sleep 1000\n", "data": "first\n"}
@@ -104,6 +108,7 @@ def test_package_is_a_read_only_copy_at_app_made_at_activation(lab: Lab) -> None
     assert done.stdout == "/app\n" and "Read-only" in done.stderr
 
 
+@pytest.mark.rootless
 @pytest.mark.parametrize("user", [None, "web", "33:99"])
 def test_service_runs_from_its_own_rootfs_as_the_user_asked_for(lab: Lab, user: str | None) -> None:
     folder = package(
@@ -234,6 +239,7 @@ def test_changed_network_moves_the_endpoint(lab: Lab) -> None:
     assert "peer" not in lab.niso("exec", "api", "--", "cat", "/etc/hosts").stdout
 
 
+@pytest.mark.rootless
 def test_second_network_comes_and_goes_as_eth1(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "api", network=on("backend")))
     lab.niso("activate", idle(lab, "api", network={"networks": ["backend", "frontend"]}))

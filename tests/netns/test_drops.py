@@ -52,6 +52,7 @@ def stats(lab: Lab) -> dict[str, dict[str, int]]:
     return {row.pop("service"): row for row in rows}
 
 
+@pytest.mark.rootless
 def test_drops_are_counted_by_service_and_direction_in_both_families(world: Lab) -> None:
     before = stats(world)
     assert {
@@ -206,6 +207,7 @@ def test_log_shows_each_drop_as_it_happens(world: Lab) -> None:
     ]
 
 
+@pytest.mark.rootless
 def test_log_of_one_service_as_json(world: Lab) -> None:
     with reading(world, "api", "--json") as process:
         send(world, "api", "db:82")  # db's

@@ -358,3 +358,121 @@ def test_netns_test_without_root_fails_instead_of_passing(machine: Lab) -> None:
     done = machine.run(*command, "-p", "no:cacheprovider", test, check=False)
     assert done.returncode == 1
     assert "need root" in done.stdout
+
+
+# --- without root ---------------------------------------------------------------------------------
+
+AS_USER = (str(TESTS / "as-user"),)
+NISO = os.path.join(sys.prefix, "bin", "niso")
+NO_CGROUPS = "niso: a lab without root has no cgroups: nothing limits the memory, CPU and processes of services"
+SERVICE = """
+[package]
+name = "{name}"
+version = "1"
+[binary]
+entrypoint = "python3"
+args = ["-m", "http.server", "5432"]
+[isolation.resources]
+memory_max = "64M"
+[healthcheck]
+tcp = 5432
+[network]
+ports = [{ports}]
+{policy}
+"""
+POLICY = "[network.policy]\nallow_from = ['api:5432']"
+MANIFESTS = "\n".join(
+    f"mkdir /tmp/{name}; cat > /tmp/{name}/manifest.toml << 'END'"
+    + SERVICE.format(name=name, ports=ports, policy=policy)
+    + "END"
+    for name, ports, policy in (("db", "", POLICY), ("api", '"8080:5432"', ""), ("job", "", ""))
+)
+WITHOUT_ROOT = f"""
+ip -br link | wc -l
+{MANIFESTS}
+niso activate /tmp/db /tmp/api /tmp/job > /dev/null
+for name in api job; do
+    niso exec $name -- python3 -c 'import socket; socket.create_connection(("db", 5432), 1)' \\
+        2> /dev/null && echo $name reaches db
+done
+niso exec job -- sh -c 'id -u; grep CapEff /proc/self/status; touch /usr/x 2> /dev/null || echo no'
+ip netns exec client python3 -c 'import socket; socket.create_connection(("192.0.2.1", 8080), 5)' && echo published
+niso net check
+niso deactivate db > /dev/null && niso ps -a | grep -c inactive
+touch /etc/niso-lab-test /niso-lab-test here && ls /etc/niso-lab-test here
+(touch /usr/niso-lab-test; echo x > /proc/sys/kernel/hostname) 2> /dev/null || echo kept
+ls /sys/fs/cgroup; script -qc tty /dev/null
+"""
+
+
+def test_lab_without_root_runs_services_and_leaves_nothing() -> None:
+    """Its services have uids of their own, networks, policies and ports, and find no cgroups."""
+    command = (*AS_USER, "sh", "-c", 'cd && exec "$@"', "sh", NISO, "lab", "--", "sh", "-c")
+    done = subprocess.run(
+        (*command, WITHOUT_ROOT), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout.split("\n") == [
+        *("2", "api reaches db", "1900000002", "CapEff:\t0000000000000000", "no", "published"),
+        *("OK: the kernel matches the configuration", "1", "/etc/niso-lab-test", "here", "kept"),
+        *("/dev/pts/0", ""),
+    ], done.stderr
+    assert done.stderr.count(NO_CGROUPS) == 1 and "memory_max" not in done.stderr
+    left = ("/etc/niso-lab-test", "/niso-lab-test", "/usr/niso-lab-test")
+    assert [path for path in left if os.path.exists(path)] == []
+    users = {int(os.stat(f"/proc/{pid}").st_uid) for pid in os.listdir("/proc") if pid.isdigit()}
+    assert {
+        uid for uid in users if uid == 60_500 or uid in range(1_800_000_000, 1_800_065_536)
+    } == set()
+
+
+FORBID = "echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --bounding-set=-sys_admin"
+ALL_IDS = ("--map-users=0:0:4294967294", "--map-groups=0:0:4294967294")
+
+
+@pytest.mark.parametrize(
+    ("how", "why", "hint"),
+    [
+        (("env", "AS_USER_IDS=100", *AS_USER), "and you have 100", "usermod --add-subuids"),
+        ((*AS_USER, "env", "PATH=/"), "needs newuidmap", "apt install uidmap"),
+        ((*AS_USER, "setpriv", "--no-new-privs"), "cannot map its ids", "no_new_privs"),
+        (("setpriv", "--reuid=60999", "--clear-groups"), "uid 60999 has none", "/etc/passwd"),
+        (
+            ("unshare", "--user", "--fork", "--pid", *ALL_IDS, "sh", "-c", f'{FORBID} "$@"', "sh"),
+            "which user.max_user_namespaces = 0 forbids",
+            "sysctl user.max_user_namespaces=10000",
+        ),
+        (
+            (
+                "unshare",
+                "--mount",
+                "sh",
+                "-c",
+                'mount -t tmpfs x /proc/irq; exec "$@"',
+                "sh",
+                *AS_USER,
+            ),
+            "cannot mount proc",
+            "hides a part of /proc",
+        ),
+    ],
+)
+def test_lab_without_root_names_what_forbids_it(how: tuple[str, ...], why: str, hint: str) -> None:
+    done = subprocess.run(
+        (*how, NISO, "lab", "--", "true"), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode in (1, 125)
+    message, said = done.stderr.splitlines()
+    assert message.startswith("niso: ") and why in message and hint in said
+
+
+def test_root_without_capabilities_gets_a_lab_in_a_user_namespace() -> None:
+    """So does root of a container that is not privileged."""
+    without = ("setpriv", "--bounding-set=-sys_admin,-net_admin", NISO, "lab", "--", "sh", "-c")
+    done = subprocess.run(
+        (*without, "cat /proc/self/uid_map; ip -br link | wc -l"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.split() == ["0", "0", "4294967294", "2"] and NO_CGROUPS in done.stderr

@@ -26,6 +26,7 @@ def backend(lab: Lab) -> Lab:
     return lab
 
 
+@pytest.mark.rootless
 def test_two_services_of_one_network_in_the_form_of_the_seed(backend: Lab) -> None:
     for to in ("db", "postgres", "sql", "postgres.niso.local"):
         out = backend.niso("net", "ping", "api", to).stdout
@@ -39,6 +40,7 @@ def test_arrow_is_one_that_the_terminal_can_show(backend: Lab) -> None:
     assert "api (10.99.1.3) -> db (10.99.1.2): ok (" in out
 
 
+@pytest.mark.rootless
 def test_echo_is_sent_by_the_source_and_answered_by_the_target(backend: Lab) -> None:
     """Both links carry it: the service's own sees a reply that it did not have before."""
 
@@ -89,6 +91,7 @@ def test_address_is_that_of_the_first_shared_network_and_ipv6_where_only_that_is
     )
 
 
+@pytest.mark.rootless
 def test_unknown_names_and_what_is_no_service(backend: Lab) -> None:
     assert "did you mean 'api'?" in refused(backend, "net", "ping", "apo", "db")
     assert "no service 'nobody'" in refused(backend, "net", "ping", "api", "nobody")

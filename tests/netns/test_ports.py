@@ -74,6 +74,7 @@ def dropped(lab: Lab, words: str) -> int:
 # --- ways in ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rootless
 @pytest.mark.parametrize("who", ["client", "neighbour"])
 def test_other_machine_reaches_a_published_port_and_the_service_sees_its_address(
     shop: Lab, who: str
@@ -81,6 +82,7 @@ def test_other_machine_reaches_a_published_port_and_the_service_sees_its_address
     assert ask(shop, HOST, 8080, who) == f"api {CLIENT if who == 'client' else NEIGHBOUR}"
 
 
+@pytest.mark.rootless
 def test_host_reaches_a_published_port_by_its_own_addresses_and_by_loopback(shop: Lab) -> None:
     assert ask(shop, HOST, 8080) == f"api {HOST}"
     assert ask(shop, "10.99.1.1", 8080) == "api 10.99.1.1"
@@ -88,16 +90,19 @@ def test_host_reaches_a_published_port_by_its_own_addresses_and_by_loopback(shop
     assert ask(shop, "127.0.0.77", 8080) == "api 10.99.1.1"
 
 
+@pytest.mark.rootless
 def test_host_reaches_every_service_by_its_address(shop: Lab) -> None:
     for name in ("api", "db", "web"):
         assert ask(shop, address(shop, name), 80).startswith(f"{name} 10.99.")
 
 
+@pytest.mark.rootless
 def test_service_reaches_a_published_port_by_the_hosts_address(shop: Lab) -> None:
     assert ask(shop, HOST, 8081, "niso-api") == f"web {address(shop, 'api')}"
     assert ask(shop, HOST, 8080, "niso-db") == f"api {address(shop, 'db')}"
 
 
+@pytest.mark.rootless
 def test_services_of_a_network_reach_each_other_by_name_and_address(shop: Lab) -> None:
     assert ask(shop, address(shop, "db"), 80, "niso-api") == f"db {address(shop, 'api')}"
     done = shop.niso(
@@ -106,10 +111,12 @@ def test_services_of_a_network_reach_each_other_by_name_and_address(shop: Lab) -
     assert done.stdout.strip() == f"db {address(shop, 'api')}"
 
 
+@pytest.mark.rootless
 def test_service_reaches_out_as_the_host(shop: Lab) -> None:
     assert seen_source(shop, "niso-db", CLIENT) == HOST
 
 
+@pytest.mark.rootless
 def test_no_process_of_niso_listens_for_published_ports(shop: Lab) -> None:
     found = shop.run("ss", "-Hltn").stdout
     assert found == ""

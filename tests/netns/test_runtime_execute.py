@@ -25,6 +25,7 @@ def runtime(lab: Lab) -> Iterator[Runtime]:
     world.stop()
 
 
+@pytest.mark.rootless
 def test_command_runs_as_the_service_does(runtime: Runtime) -> None:
     show = "id -u; pwd; echo $COLOUR; grep -E '^(Cap|NoNew|Seccomp:)' /proc/self/status; ulimit -n; cat /proc/1/cmdline | tr '\\0' ' '"
     lines = runtime.exec("sh", "-c", show).stdout.splitlines()
@@ -71,6 +72,7 @@ def test_service_that_does_not_run_is_125(runtime: Runtime) -> None:
     assert "no running process" in done.stderr
 
 
+@pytest.mark.rootless
 def test_bytes_pass_unchanged_both_ways_and_end_of_input_is_seen(runtime: Runtime) -> None:
     data = os.urandom(3_000_000)
     done = runtime.exec("cat", input=data, text=False)
@@ -214,6 +216,7 @@ def test_signal_reaches_the_command(runtime: Runtime, lab: Lab) -> None:
         assert process.returncode == 9
 
 
+@pytest.mark.rootless
 def test_nothing_of_a_command_is_left(runtime: Runtime, lab: Lab) -> None:
     runtime.exec("true")
     assert not [
@@ -270,6 +273,7 @@ def terminals(runtime: Runtime, lab: Lab) -> Iterator[list[Terminal]]:
         terminal.close()
 
 
+@pytest.mark.rootless
 def test_terminal_has_the_size_and_type_of_the_users_and_is_given_back(
     runtime: Runtime, lab: Lab, terminals: list[Terminal]
 ) -> None:
@@ -367,6 +371,7 @@ def test_owner_of_the_users_terminal_stays(
     assert os.fstat(terminal.far).st_uid == before.st_uid == os.geteuid()
 
 
+@pytest.mark.rootless
 def test_stop_of_the_service_ends_its_commands(runtime: Runtime, lab: Lab) -> None:
     process = lab.popen(
         "python", "-c", EXECUTE, "sh", "-c", "echo ready; exec sleep 1000", stdin=subprocess.DEVNULL

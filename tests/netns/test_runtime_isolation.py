@@ -20,6 +20,7 @@ def status_fields(text: str) -> dict[str, str]:
     return dict(re.findall(r"^(\w+):\s+(.*)$", text, re.MULTILINE))
 
 
+@pytest.mark.rootless
 def test_process_has_no_privileges(runtime: Runtime) -> None:
     found = status_fields(runtime.output("cat /proc/self/status"))
     assert found["Uid"].split() == [str(UID)] * 4
@@ -31,6 +32,7 @@ def test_process_has_no_privileges(runtime: Runtime) -> None:
     assert found["Seccomp"] == "2"
 
 
+@pytest.mark.rootless
 def test_granted_capability_is_had_by_the_unprivileged_user_and_no_other(runtime: Runtime) -> None:
     found = status_fields(runtime.output("cat /proc/self/status", capabilities=["NET_ADMIN"]))
     assert {
@@ -64,12 +66,14 @@ def test_service_is_at_rest_when_all_its_threads_sleep(runtime: Runtime) -> None
     assert mark() == "None"
 
 
+@pytest.mark.rootless
 def test_process_sees_only_its_own_processes_below_catatonit(runtime: Runtime) -> None:
     lines = runtime.output("tr '\\0' ' ' </proc/1/cmdline; echo; ls -d /proc/[0-9]*").splitlines()
     assert lines[0].startswith("/dev/niso-init -- /bin/sh -c")
     assert {int(line.removeprefix("/proc/")) for line in lines[1:]} <= set(range(1, 6))
 
 
+@pytest.mark.rootless
 def test_system_is_read_only_and_temporary_folders_are_not(runtime: Runtime) -> None:
     script = "for d in / /usr /etc /app /var /etc/niso-hosts /sys /proc/sys/kernel /tmp /run /var/tmp /dev/shm; do touch $d/x 2>/dev/null && echo $d; done"
     assert runtime.output(script).split() == ["/tmp", "/run", "/var/tmp", "/dev/shm"]
@@ -83,6 +87,7 @@ def test_root_user_without_capabilities_cannot_write_either(runtime: Runtime) ->
     )
 
 
+@pytest.mark.rootless
 def test_process_cannot_make_a_namespace(runtime: Runtime) -> None:
     flags = ("-U", "-n", "-m", "-p", "-u", "-i", "-C", "-T")
     text = runtime.output(

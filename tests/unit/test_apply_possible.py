@@ -1,12 +1,16 @@
-"""Test the desired state on a kernel without IPv6, and of host links that are gone."""
+"""Test the desired state on a kernel without IPv6, in a user namespace, and of links that are gone."""
 
 from __future__ import annotations
 
+import io
+
+import pytest
 from fakes.kernel import Fake
 
-from niso.kernel.kinds.kind import State
+from niso.kernel.kinds import sysctls
+from niso.kernel.kinds.kind import State, kind_of
 from niso.kernel.kinds.links import Bridge
-from niso.kernel.kinds.sysctls import FORWARDING6, Sysctl
+from niso.kernel.kinds.sysctls import ALL_GROUPS, FORWARDING6, Sysctl
 
 WANT = State(
     [
@@ -37,3 +41,28 @@ def test_what_was_noted_of_a_link_that_is_gone_is_not_wanted() -> None:
     kernel = Fake()
     assert kernel.sysctl(FORWARDING6) is not None
     assert names(possible(kernel)) == names(WANT) - {"net/ipv6/conf/gone0/force_forwarding"}
+
+
+def test_sysctls_of_neighbours_are_not_wanted_where_a_user_namespace_lacks_them() -> None:
+    solicit = Sysctl("niso-api", "net/ipv4/neigh/eth0/mcast_solicit", "0")
+    kind = kind_of(solicit)
+    for value in (None, "3"):
+        known = {"net/ipv4/neigh/lo/mcast_solicit": value, FORWARDING6: "0"}
+        wanted = kind.possible(State([solicit]), None, known.get)
+        assert wanted == ({solicit} if value else set())
+
+
+@pytest.mark.parametrize(
+    ("lines", "groups"),
+    [
+        ("0 0 4294967295", ALL_GROUPS),
+        ("0 1000 1\n1 100000 59999\n65534 159999 1\n1900000000 160000 5536", "0\t1900005535"),
+        ("0 900000 1\n1 100000 59999\n65534 159999 1", "1\t65534"),
+    ],
+)
+def test_all_groups_are_those_that_are_mapped(
+    monkeypatch: pytest.MonkeyPatch, lines: str, groups: str
+) -> None:
+    """The kernel compares the groups outside: the lowest and the highest of these are named."""
+    monkeypatch.setattr(sysctls, "open", lambda *_, **__: io.StringIO(lines), raising=False)
+    assert sysctls.all_mapped_groups() == groups

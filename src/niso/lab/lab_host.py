@@ -280,13 +280,18 @@ def _show_devices() -> None:
     for folder in ("/dev", "/dev/net"):
         for entry in os.scandir(folder) if os.path.isdir(folder) else ():
             target = _ROOT + entry.path
+            if entry.name == "ptmx":
+                continue
             if entry.is_symlink():
                 os.symlink(os.readlink(entry.path), target)
             elif stat.S_ISCHR(entry.stat().st_mode) and os.access(entry.path, os.R_OK | os.W_OK):
                 os.close(os.open(target, os.O_CREAT | os.O_CLOEXEC, 0o600))
                 _mount(entry.path, target, "", _BIND)
+    # the machine's ptmx cannot be mounted by itself (path_pts, fs/namei.c)
     os.mkdir(f"{_ROOT}/dev/pts")
-    _mount("/dev/pts", f"{_ROOT}/dev/pts", "", _BIND | _REC)  # the user's terminal
+    options = "newinstance,ptmxmode=0666,mode=0620,gid=5"
+    _mount("devpts", f"{_ROOT}/dev/pts", "devpts", _NOSUID | _NOEXEC, options)
+    os.symlink("pts/ptmx", f"{_ROOT}/dev/ptmx")
 
 
 def _show_programs(folders: Iterable[str]) -> None:

@@ -211,15 +211,19 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
 def all_mapped_groups() -> str:
     """Return the value of ping_group_range that includes all groups of this user namespace.
 
-    The kernel refuses groups that are not mapped, and compares the groups outside (icmp(7)).
+    The kernel refuses groups that are not mapped, and compares the groups outside too
+    (ipv4_ping_group_range, net/ipv4/sysctl_net_ipv4.c). Group 0 is left out if it is the highest
+    one outside.
     """
     with open("/proc/self/gid_map", encoding="ascii") as file:
         lines = [tuple(map(int, line.split())) for line in file]
     if any(first == 0 and count > 1 << 31 for first, _, count in lines):
         return ALL_GROUPS
-    lowest = min(lines, key=lambda line: line[1])
-    highest = max(lines, key=lambda line: line[1])
-    return f"{lowest[0]}\t{highest[0] + highest[2] - 1}"
+    lines.sort(key=lambda line: line[1])
+    if lines[-1][0] == 0 and len(lines) > 1:
+        lines.pop()
+    last, _, count = lines[-1]
+    return f"{lines[0][0]}\t{last + count - 1}"
 
 
 def _parts(obj: Sysctl) -> tuple[str, str, str]:
