@@ -399,6 +399,7 @@ niso exec job -- sh -c 'id -u; grep CapEff /proc/self/status; touch /usr/x 2> /d
 ip netns exec client python3 -c 'import socket; socket.create_connection(("192.0.2.1", 8080), 5)' && echo published
 niso net check
 niso deactivate db > /dev/null && niso ps -a | grep -c inactive
+rm -r old && mkdir old && ls -A old
 touch /etc/niso-lab-test /niso-lab-test here && ls /etc/niso-lab-test here
 (touch /usr/niso-lab-test; echo x > /proc/sys/kernel/hostname) 2> /dev/null || echo kept
 ls /sys/fs/cgroup; script -qc tty /dev/null
@@ -407,7 +408,18 @@ ls /sys/fs/cgroup; script -qc tty /dev/null
 
 def test_lab_without_root_runs_services_and_leaves_nothing() -> None:
     """Its services have uids of their own, networks, policies and ports, and find no cgroups."""
-    command = (*AS_USER, "sh", "-c", 'cd && exec "$@"', "sh", NISO, "lab", "--", "sh", "-c")
+    command = (
+        *AS_USER,
+        "sh",
+        "-c",
+        'cd && mkdir old && touch old/file && exec "$@"',
+        "sh",
+        NISO,
+        "lab",
+        "--",
+        "sh",
+        "-c",
+    )
     done = subprocess.run(
         (*command, WITHOUT_ROOT), capture_output=True, text=True, timeout=120, check=False
     )
