@@ -8,10 +8,15 @@ allows only two overlays on top of each other (FILESYSTEM_MAX_STACK_DEPTH, linux
 /run, /tmp and the state folder are the lab's own. Only net in /proc/sys and the lab's cgroups are
 writable.
 
+In a user namespace (`niso.lab.user_namespace`), an overlay allows no changes of files that root
+owns, and has no lower folder below which the machine has mount points. The lab's root is then a
+tmpfs, with an overlay for each folder of the machine, a copy of /etc, and /usr read-only.
+
 Cgroups (cgroup_namespaces(7)): in each hierarchy, all cgroups of the lab are below one cgroup, the
 root of its cgroup namespace. In v1, this cgroup is below the caller's cgroup, whose limits still
 apply. In v2, it is below the root, because a cgroup with processes cannot enable controllers for
-its children. A hierarchy that is read-only or not mounted is left unchanged.
+its children. A hierarchy that is read-only or not mounted is left unchanged. In a
+user namespace, a lab has no cgroups.
 
 Network: the lab's host and two simulated machines share an Ethernet segment, which has no
 connection to the outside.
