@@ -29,6 +29,7 @@ import lab_agent
 import pytest
 from fake_world import World
 from hypothesis import settings
+from samples import samples
 
 from niso.kernel import proc_sys
 
@@ -64,7 +65,7 @@ def pytest_configure() -> None:
         if memory.f_bavail * memory.f_frsize > 1 << 30 and not memory.f_flag & os.ST_NOEXEC:
             os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
     # no test is judged by how long it takes
-    settings.register_profile("untimed", deadline=None)
+    settings.register_profile("untimed", deadline=None, max_examples=samples(30, 300))
     settings.load_profile("untimed")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from fake_world import Steps, World
 from refusals import refuses
+from samples import some_steps
 
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.change import attach as change_attach
@@ -357,7 +358,7 @@ def test_break_at_any_step_leaves_nothing_half_done(world: World, kills: bool) -
     def command() -> None:
         attach(world, "box", PATH, BACKEND, FRONT, ports=ports)
 
-    for number in range(1, 80):
+    for number in some_steps(kills):
         before = world.picture()
         if Steps(world, number, kills).run(command):
             break
@@ -367,7 +368,7 @@ def test_break_at_any_step_leaves_nothing_half_done(world: World, kills: bool) -
     else:
         pytest.fail("it never came to its end")
     world.assert_whole()
-    for number in range(1, 80):
+    for number in some_steps(kills):
         if Steps(world, number, kills).run(lambda: change_attach.detach(world.machine, "box")):
             break
         repair_all(world.machine)

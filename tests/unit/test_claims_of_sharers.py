@@ -8,6 +8,7 @@ import pytest
 from cluster_world import KEYS, ME, Hosted, lose
 from fake_world import Steps, World
 from refusals import refuses
+from samples import some_steps
 
 from niso.base.errors import Conflict, Error
 from niso.base.locks import service_lock
@@ -139,7 +140,7 @@ def test_sharer_that_is_broken_off_leaves_no_name(host: Hosted, kills: bool) -> 
     shared, world, looks_s = Shared(host), host.world, 0.0
     log = shared.package("log")
     for command in (lambda: host.activate(log), lambda: remove(world.machine, ["log"])):
-        for number in range(1, 80):
+        for number in some_steps(kills):
             done = Steps(world, number, kills).run(command)
             repair_all(world.machine)
             for _ in range(2):

@@ -6,12 +6,14 @@ import copy
 import io
 import json
 import os
+import random
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from fake_world import World
+from samples import samples
 
 from niso.change import attach
 from niso.change.attach import Request
@@ -260,7 +262,8 @@ def test_calls_in_no_form_are_answered_and_leave_nothing_half_done(
     world: World, run: Run, command: str
 ) -> None:
     given = {"create": NETWORK, "setup": SETUP, "ADD": CONFIG}[command]
-    for each in broken(given):
+    calls = list(broken(given))
+    for each in random.Random(7).sample(calls, min(samples(100, len(calls)), len(calls))):
         if command == "ADD":
             status, answer = run(cni.main, each, COMMAND="ADD", **POD)
             assert status == 0 or (answer["code"] > 0 and answer["msg"]), each

@@ -206,7 +206,7 @@ def test_flows_that_pass_because_of_an_audit_are_not_drawn_as_allowed() -> None:
     ]
 
 
-@settings(max_examples=samples(200, 2000), deadline=None)
+@settings(max_examples=samples(60, 2000), deadline=None)
 @given(st.lists(HOSTILE, min_size=2, max_size=4, unique=True))
 def test_names_cannot_be_syntax(names: list[str]) -> None:
     """Names are validated long before. If they were not, a picture would still show them as text alone."""

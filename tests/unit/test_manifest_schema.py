@@ -250,7 +250,7 @@ SAMPLES = st.one_of(
 
 BOUNDED = settings(
     deadline=None,
-    max_examples=samples(100, 500),
+    max_examples=samples(40, 500),
     suppress_health_check=[HealthCheck.filter_too_much],
 )
 

@@ -97,7 +97,7 @@ def test_text_that_cannot_be_resolved_names_file_key_and_variable(
     assert message.startswith(f"{tmp_path}/manifest.toml: environment.X") and words in message
 
 
-@settings(max_examples=samples(100, 1000), deadline=None)
+@settings(max_examples=samples(40, 1000), deadline=None)
 @given(st.text("${}:-?+A_ \\\"'", max_size=20))
 def test_any_text_is_resolved_or_refused(written: str) -> None:
     try:

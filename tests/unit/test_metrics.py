@@ -53,7 +53,7 @@ _NAMES = st.from_regex(r"niso_[a-z][a-z_]{0,8}[a-z]", fullmatch=True).filter(
 _SAMPLES = st.dictionaries(st.text(max_size=8), st.integers(0, 1 << 53), max_size=3)
 
 
-@settings(max_examples=samples(100, 2000), deadline=None)
+@settings(max_examples=samples(30, 2000), deadline=None)
 @given(st.dictionaries(_NAMES, st.tuples(st.text(max_size=8), _SAMPLES, st.booleans()), max_size=3))
 def test_text_means_the_same_to_another_parser(drawn) -> None:
     """Names are validated long before. If they were not, a label would still be one label."""

@@ -210,7 +210,7 @@ def translated(pods: list[Json], policies: list[Json], spaces: Json) -> dict[str
     return {each.name: policy_of(each, seen) for each in read}
 
 
-@settings(max_examples=samples(100, 3000), deadline=None)
+@settings(max_examples=samples(40, 3000), deadline=None)
 @given(clusters())
 def test_packets_pass_as_the_definition_says(cluster: tuple[list[Json], list[Json], Json]) -> None:
     pods, policies, spaces = cluster

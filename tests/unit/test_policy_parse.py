@@ -298,7 +298,7 @@ TEXTS = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=samples(100, 500))
+@settings(deadline=None, max_examples=samples(40, 500))
 @given(TEXTS, st.booleans(), st.booleans())
 def test_any_text_is_an_entry_or_an_error_that_is_safe_to_print(
     text: str, egress: bool, outside: bool
