@@ -38,11 +38,12 @@ def test_created_namespace_is_one_for_iproute2_with_lo_up_and_marked() -> None:
 def test_directory_is_a_shared_mount_so_that_other_mount_namespaces_let_go() -> None:
     netns.create("niso-api")
     lines = [line.split() for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines()]
-    assert [
+    shared = [
         any(word.startswith("shared:") for word in words)
         for words in lines
         if words[4] == "/run/netns"
-    ] == [True]
+    ]
+    assert shared and shared[-1]  # below it may be the mount of `ip netns` on a used machine
 
 
 @throw_away_host
