@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from samples import LONG
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = (".ci", "examples", "src", "tests", "tools", "dev")
@@ -38,10 +39,14 @@ PACKAGES = [*(ROOT / "debian").glob("*.prerm"), ROOT / "debian/removal.sh"]
 SHELL = [*scripts(b"sh"), *(str(file.relative_to(ROOT)) for file in PACKAGES)]
 PYTHON = ["examples", "src", "tests", "tools", *scripts(b"python")]
 
+LATEST = ("--python-version", "3.14")
+NEWER = ("--target-version", "py314", "--ignore", "B911,B912,UP043")  # what 3.12 does not have
 COMMANDS = {
     "ruff check": [sys.executable, "-m", "ruff", "check", *PYTHON],
+    "ruff check of Python 3.14": [sys.executable, "-m", "ruff", "check", *NEWER, *PYTHON],
     "ruff format": [sys.executable, "-m", "ruff", "format", "--check", *PYTHON],
     "mypy": [sys.executable, "-m", "mypy"],
+    **({"mypy of Python 3.14": [sys.executable, "-m", "mypy", *LATEST]} if LONG else {}),
     "shellcheck": ["shellcheck", *SHELL],
 }
 

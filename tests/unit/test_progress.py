@@ -9,6 +9,7 @@ import pytest
 
 from niso.base.errors import Error
 from niso.base.report import (
+    AskingCluster,
     Command,
     Event,
     ExpectingHealth,
@@ -24,6 +25,8 @@ from niso.base.report import (
     WarningEvent,
 )
 from niso.cli.output import Progress
+from niso.kernel.kinds.kind import Step
+from niso.kernel.kinds.sysctls import Sysctl
 
 
 def progress(**options: Any) -> Progress:
@@ -73,6 +76,28 @@ def test_thread_begins_with_what_may_be_slow() -> None:
         assert shows._running
         report(Finished())
         assert not shows._running  # what follows is no part of what was waited for
+
+
+def test_slow_line_names_what_runs_not_the_last_step_that_was_announced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("niso.cli.output.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("niso.cli.output.start_new_thread", lambda *_: None)
+    shows = progress()
+    with shows as report:
+        for event, step, since in (
+            (Stopping("api"), "stop api", 101),
+            # a plan is announced as a whole before it is executed, checked and recorded
+            (Step("add", Sysctl("", "net/ipv4/ip_forward", "1")), "changing the network", 102),
+            (Command("ip netns attach niso-api 1"), "changing the network", 102),
+            (AskingCluster(), "waiting for the cluster to answer", 104),
+            (Starting("api"), "start api", 105),
+        ):
+            now[0] += 1
+            report(event)
+            assert (shows._step, shows._since) == (step, since)
+        report(Finished())
 
 
 @pytest.mark.parametrize(

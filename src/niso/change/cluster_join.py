@@ -20,7 +20,7 @@ from niso.base import files, paths
 from niso.base.errors import Conflict, Error, InvalidInput, UsageError
 from niso.base.locks import Lock, service_lock
 from niso.base.named_tuples import NamedTuple
-from niso.base.report import Report, WarningEvent
+from niso.base.report import AskingCluster, Report, WarningEvent
 from niso.change import cluster_claims
 from niso.cluster import config, invitation, mirror, own_etcd
 from niso.cluster.config import Config
@@ -293,6 +293,7 @@ def become_member(machine: Machine, own: Config, report: Report) -> Config:
     own_etcd.program()
     require_free(machine, ETCD)
     peer = own_etcd.peer_url(own.address)
+    report(AskingCluster())
     with own.engine() as engine:
         own_etcd.forget()
         try:
@@ -451,6 +452,7 @@ def _give_notice(machine: Machine, own: Config, force: bool, report: Report) -> 
     Raises Conflict if this host runs the only etcd member of several hosts. Raises NoAnswer unless
     ``force`` is true.
     """
+    report(AskingCluster())
     try:
         with own.engine() as engine:
             membership = ClusterKeys(engine, own.keys)
@@ -516,6 +518,7 @@ def start_etcd(machine: Machine, own: Config, report: Report) -> None:
         _start_unit(machine, ETCD, report)
     else:
         own_etcd.start(own)
+    report(AskingCluster())
     own_etcd.wait(own)
 
 

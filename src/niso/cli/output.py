@@ -352,13 +352,25 @@ SLOW = (
     report.AskingCluster,
 )
 """Events that can take long. Most other events are kernel steps, which are many and fast."""
+PAST = (report.Healthy, report.Completed, report.Command)
+CHANGING = "changing the network"
+
+
+def _current(event: Event) -> str:
+    """Return what runs after an event. A plan's kernel steps are all reported before the first of
+    them is executed, so the last one is not what runs.
+    """
+    if isinstance(event, PAST) or type(event).__module__.startswith("niso.kernel."):
+        return CHANGING
+    return event.describe().split("\n", 1)[0]
 
 
 class Progress:
     """A printer of a command's events: ``with Progress(args) as host.progress:``.
 
     With -v or --dry-run, all events are printed. Otherwise only warnings are printed, and steps
-    that take more than a second. The first slow step starts a thread that prints these steps.
+    that take more than a second. The first slow step starts a thread that prints these steps. All
+    kernel steps of a change, and the checks after them, are printed as one step.
     """
 
     def __init__(self, args: Args) -> None:
@@ -402,7 +414,9 @@ class Progress:
         if not self._running and not isinstance(event, SLOW) and now < self._began + SOON_S:
             return
         self._follow(event)
-        self._step, self._since, self._reported = event.describe().split("\n", 1)[0], now, 0.0
+        step = _current(event)
+        if (self._step, step) != (CHANGING, CHANGING):
+            self._step, self._since, self._reported = step, now, 0.0
         if not self._running:
             # block signals in the thread: the main thread handles them
             with signals_blocked():

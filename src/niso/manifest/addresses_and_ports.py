@@ -167,7 +167,7 @@ def _split_address(text: str, key: str) -> tuple[str, str]:
 def _not_a_host(text: str) -> str | None:
     """Return why no port can be published on a host address. Returns None if it is possible."""
     address = ipaddress.ip_address(text)
-    if address.version == 6 and address.ipv4_mapped:
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         return f"{text} is an IPv4-mapped address, write {address.ipv4_mapped}"
     if address.is_unspecified:
         return None

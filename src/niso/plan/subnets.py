@@ -99,7 +99,7 @@ def parse_subnet(text: str) -> Network:
     shortest, longest = PREFIX_LENGTHS[subnet.version]
     if not shortest <= subnet.prefixlen <= longest:
         raise UsageError(f"{text}: must be a /{shortest} to /{longest}", hint, key)
-    if subnet.version == 6:
+    if isinstance(subnet, ipaddress.IPv6Network):
         usable = any(subnet.subnet_of(unicast) for unicast in UNICAST6)
     else:
         special = (subnet.is_loopback, subnet.is_multicast, subnet.is_link_local)
