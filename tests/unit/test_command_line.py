@@ -21,6 +21,7 @@ from niso.cli import command as cli_command
 from niso.cli import main, service_commands
 from niso.cli import parse as cli_parse
 from niso.cli.command import Command
+from niso.cli.net_commands import _lines
 from niso.cli.parse import parse
 
 HIDDEN = ("complete", "on-exit")
@@ -335,6 +336,10 @@ def test_words_become_values(line, values) -> None:
             "unknown command '-v' / options go after the command: niso net create x -v",
         ),
         ("-v net frob", "unknown command '-v' / niso help lists them"),
+        (
+            "start ./a",
+            "unknown command 'start' / niso activate ./a: starts the service of a folder",
+        ),
         ("deactivat db", "unknown command 'deactivat' / niso help lists them"),
         ("unenable db", "unknown command 'unenable' / niso help lists them"),
         ("net delet bk", "unknown action 'net delet' / niso help net lists them"),
@@ -417,12 +422,16 @@ def test_wrong_words_for_json_callers_are_json(capsys) -> None:
         err
         == '{"error": {"message": "unknown option \'--colour\'", "hint": "niso ps --help lists them", "key": null}}\n'
     )
-    for words in (["--json", "net", "list"], ["net", "--json", "list"]):
-        _, _, err = said(capsys, *words)
-        assert (
-            '"unknown command \'--json\'", "hint": "options go after the command: niso net list --json"'
-            in err
-        )
+    for line, command in (
+        ("--json net list", "net list"),
+        ("net --json list", "net list"),
+        ("--json net ls", "net list"),
+        ("--json net apply", "net repair"),
+        ("--json stack status", "stack ps"),
+    ):
+        _, _, err = said(capsys, *line.split())
+        hint = f"options go after the command: niso {command} --json"
+        assert f'"unknown command \'--json\'", "hint": "{hint}"' in err
 
 
 @pytest.mark.parametrize("command", VISIBLE, ids=lambda command: command.name)
@@ -540,3 +549,35 @@ def test_every_habit_is_answered_and_names_a_real_command() -> None:
         hints = [unknown_command(words.split()).hint for words in (typed_, like)]
         assert hints[0] == hints[1], typed_
     assert unknown_command(["docker", "ps"]).hint == "niso help lists them"
+
+
+def test_up_without_a_stack_names_what_the_folder_has(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file, hint in (
+        ("", "there is no ./stack.toml: niso stack up FOLDER"),
+        ("compose.yml", "niso import compose.yml: writes a stack.toml"),
+        ("manifest.toml", "niso activate .: starts the service of ./manifest.toml"),
+    ):
+        if file:
+            (tmp_path / file).touch()
+        assert f"\n  hint: {hint}" in said(capsys, "up", "-d")[2]
+
+
+def test_check_prints_one_line_for_many_objects_of_a_kind() -> None:
+    """As after `nft flush table inet niso`; -v and --json have all of them."""
+    chains = [niso.Finding("different", f"nftables chain inet niso c{n}") for n in range(60)]
+    rest = [
+        niso.Finding("missing", "nftables set inet niso own"),
+        niso.Finding("missing", "bridge niso-a", "why"),
+        *(niso.Finding("foreign", f"nftables chain ip x c{n}", "do this") for n in range(12)),
+    ]
+    short = list(_lines([*chains, *rest], every=False))
+    assert short[0] == (
+        "different: 60 objects such as nftables chain inet niso c0, nftables chain inet niso c1,"
+        " nftables chain inet niso c2 (niso net check -v lists them)"
+    )
+    assert short[1:] == [one.text for one in rest]
+    assert list(_lines([*chains, *rest], every=True)) == [one.text for one in (*chains, *rest)]
+    assert list(_lines(chains[:10], every=False)) == [one.text for one in chains[:10]]

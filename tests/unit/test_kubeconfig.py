@@ -98,6 +98,10 @@ def test_name_that_leads_to_another_machine_gets_no_token(monkeypatch: pytest.Mo
 
 
 def test_kubeconfig_without_its_parts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotFound) as caught:
+        api_server.read(str(tmp_path / "none"))
+    # kubernetes run and kubernetes enable take it
+    assert caught.value.hint == "--kubeconfig FILE names another one"
     path = tmp_path / "config"
     with pytest.raises(NotFound):
         api_server.read(str(path))

@@ -246,6 +246,7 @@ def test_message_names_file_key_value_reason_and_what_is_right(tmp_path: Path) -
         ("[network]\nhostnam = 'x'", "network.hostnam", "network.hostname"),
         ("[network]\nPORTS = []", "network.PORTS", "network.ports"),
         ("[enviroment]\nA = 'b'", "enviroment", "environment"),
+        ("[env]\nA = 'b'", "env", "environment"),
         ("[network]\nport = ['80:80']", "network.port", "network.ports"),
     ],
 )
@@ -262,6 +263,8 @@ def test_unknown_key_suggests_the_nearest(tmp_path: Path, text: str, key: str, n
     ("text", "place"),
     [
         ("[policy]\nallow_from = []", "[network.policy]"),
+        ("env = { A = 'b' }", "[environment]"),  # after [binary]
+        ("user = 'www'", "service.user"),
         ("ports = ['80:80']", "network.ports"),  # after [binary]
         ("[isolation]\nmemory_max = '1G'", "isolation.resources.memory_max"),
         ("[service]\ncommand = 'x'", None),  # that of the health check is an array

@@ -176,9 +176,10 @@ def _command(arguments: list[str]) -> int:
 
 
 def _refuse_early_option(arguments: list[str], place: int) -> None:
-    from niso.cli.command import COMMANDS, find
+    from niso.cli.command import COMMANDS, find, present
 
     option, words = arguments[place], [*arguments[:place], *arguments[place + 1 :]]
+    words = present(words)[0] if words else words
     if not option.startswith("-") or not words or words[0] not in COMMANDS:
         return
     command = find(words[0], " ".join(words[1:3]))

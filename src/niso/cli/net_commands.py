@@ -16,7 +16,7 @@ from niso.cli.parse import Args
 from niso.look.session import duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
 
     import niso
 
@@ -200,10 +200,31 @@ def _rules(host: Host, args: Args) -> int:
 def _check(host: Host, args: Args) -> int:
     with Progress(args) as host.progress:
         findings = host.check(args.name)
-    output.results(args, findings, lambda finding: output.escaped(finding.text))
-    if not findings and not args.json:
-        print(f"{args.name or 'OK'}: the kernel matches the configuration")
+    lines = list(_lines(findings, args.verbose))
+    lines = lines or [f"{args.name or 'OK'}: the kernel matches the configuration"]
+    output.result(args, findings, lambda _: print(*lines, sep="\n"))
     return 1 if findings else 0
+
+
+_MANY, _EXAMPLES, _OWN = 10, 3, ("missing", "different")
+
+
+def _lines(findings: Sequence[niso.Finding], every: bool) -> Iterator[str]:
+    """Yield a line for each finding, or one for all of a kind if there are more than `_MANY`.
+
+    The kind is the problem with the first word of the object's name, such as "nftables". With
+    ``every``, and for other problems, there is a line for each finding.
+    """
+    kinds: dict[tuple[str, str], list[niso.Finding]] = {}
+    for number, one in enumerate(findings):
+        alone = "" if one.problem in _OWN and not every else str(number)
+        kinds.setdefault((one.problem, alone or one.what.partition(" ")[0]), []).append(one)
+    for (problem, _), alike in kinds.items():
+        if len(alike) <= _MANY:
+            yield from (output.escaped(one.text) for one in alike)
+            continue
+        names = ", ".join(output.escaped(one.what) for one in alike[:_EXAMPLES])
+        yield f"{problem}: {len(alike)} objects such as {names} (niso net check -v lists them)"
 
 
 def _repair(host: Host, args: Args) -> int:

@@ -202,7 +202,7 @@ def unknown_command(words: list[str]) -> UsageError:
 
     group = find(words[0], "") if words[0] in COMMANDS else None
     kind, name = ("action", " ".join(words[:2])) if group else ("command", words[0])
-    if known := answer(words):
+    if known := _for_paths(words) or answer(words):
         return UsageError(f"unknown {kind} {name!r}", known)
     if group is not None and group.actions:
         actions = {action.name: action.ends for action in group.actions}
@@ -210,6 +210,21 @@ def unknown_command(words: list[str]) -> UsageError:
     every = [find(command, "") for command in COMMANDS if command not in HIDDEN]
     ends = {one.name: one.ends for one in every}
     return unknown(kind, name, ends, "niso help lists them")
+
+
+def _for_paths(words: list[str]) -> str:
+    """Return a hint that depends on a path in the words or on the current folder, or "" if none."""
+    path = next((word for word in words[1:] if "/" in word or word.endswith(".toml")), "")
+    if words[0] == "start" and path:
+        return f"niso activate {path}: starts the service of a folder"
+    if words[0] != "up" or any(not word.startswith("-") for word in words[1:]):
+        return ""
+    if os.path.exists("manifest.toml"):
+        return "niso activate .: starts the service of ./manifest.toml; there is no ./stack.toml"
+    for name in ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"):
+        if os.path.exists(name):
+            return f"niso import {name}: writes a stack.toml; then niso stack up"
+    return "there is no ./stack.toml: niso stack up FOLDER, or niso activate FOLDER for one service"
 
 
 # --- help -----------------------------------------------------------------------------------------

@@ -286,7 +286,7 @@ def _bytes(path: str) -> bytes:
             content = file.read(_MOST_BYTES + 1)
             how = files.file_changed_by_others(path, {0, os.geteuid()}, file.fileno())
     except FileNotFoundError:
-        raise NotFound("no such file", "niso kubernetes run --kubeconfig FILE", file=path) from None
+        raise NotFound("no such file", "--kubeconfig FILE names another one", file=path) from None
     except OSError as error:
         raise Error(f"cannot be read: {error.strerror}", file=path) from error
     if len(content) > _MOST_BYTES:

@@ -217,14 +217,28 @@ _QUOTES = "\u2018\u2019\u201c\u201d\u00ab\u00bb`"
 """Quotation marks of word processors, which TOML does not know."""
 
 
+_INVISIBLE = {
+    "\u00a0": "no-break space",
+    "\u200b": "zero width space",
+    "\u202f": "narrow no-break space",
+    "\ufeff": "byte order mark",
+}
+"""Characters that come with text from web pages and word processors, and look like a space."""
+
+
 def _named(reason: str, place: str, text: str) -> tuple[str, str]:
     """Return a reason that names the wrong character, or "", and a hint."""
     hint = "see https://toml.io for the syntax"
     match = re.match(r"line ([0-9]+), column ([0-9]+)", place)
-    if match is None or not reason.startswith(("Illegal character", "Invalid value")):
+    if match is None:
         return "", hint
     line = f"{text.split(chr(10))[int(match[1]) - 1]}\n"
     wrong = line[int(match[2]) - 1 : int(match[2])] or "\n"
+    if not (wrong.isprintable() or wrong.isascii()):
+        called = f" ({_INVISIBLE[wrong]})" if wrong in _INVISIBLE else ""
+        return f"U+{ord(wrong):04X}{called} is not a space of TOML", "replace it with a space"
+    if not reason.startswith(("Illegal character", "Invalid value")):
+        return "", hint
     if reason.startswith("Illegal") and wrong == "\n":
         return "the string does not end in this line", 'end it with "'
     if wrong in _QUOTES:

@@ -106,6 +106,10 @@ def _other(value: object) -> str:
     return "a date or time" if is_time else f"an object of type {type(value).__name__}"
 
 
+_WORDS = {"env": "environment"}
+"""Keys of other tools, with niso's keys for the same."""
+
+
 def _walk_table(
     data: dict[str, object], table: Any, key: str, root: tuple[Any, str]
 ) -> Iterator[InvalidInput]:
@@ -118,8 +122,9 @@ def _walk_table(
         else:
             guesses += 1
             guess = guesses <= _MAX_GUESSES
-            near = nearest(name, list(known)) if guess else None
-            other = elsewhere(name, value, *root) if guess else ""
+            word = _WORDS.get(name, name)
+            near = nearest(word, [word] if word in known else list(known)) if guess else None
+            other = elsewhere(word, value, *root) if guess else ""
             other = f"[{other}]" if other and type(value) is dict else other
             near = join(key, near) if near else None
             yield unknown_key(path, value, ", ".join(known), near, other)

@@ -473,8 +473,9 @@ _ACTIONS = (
         "net check",
         "compare the kernel with the configuration",
         (Argument("NAME?", "a service or network (default: everything)", "known"),),
-        (JSON,),
-        "Each line names one object that is missing, foreign or different. Nothing is changed. "
+        (Option("-v --verbose", "print a line for each object"), JSON),
+        "Each line names one object that is missing, foreign or different. More than ten of a kind "
+        "are one line with their number and three of them. Nothing is changed. "
         "Policies that are in audit, that name nobody, or that deny a service its name server are "
         "warnings. In a cluster it also sends test packets to the other hosts.",
         lines="niso net check\nniso net check api",
