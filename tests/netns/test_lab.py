@@ -402,7 +402,7 @@ niso deactivate db > /dev/null && niso ps -a | grep -c inactive
 rm -r old && mkdir old && ls -A old && echo replaced
 touch /etc/niso-lab-test /niso-lab-test here && ls /etc/niso-lab-test here
 (touch /usr/niso-lab-test; echo x > /proc/sys/kernel/hostname) 2> /dev/null || echo kept
-ls /sys/fs/cgroup; script -qc tty /dev/null
+ls /sys/fs/cgroup; script -qc 'tty; niso lab -- tty 2> /dev/null' /dev/null
 """
 
 
@@ -433,7 +433,7 @@ def test_lab_without_root_runs_services_and_leaves_nothing() -> None:
             "here",
             "kept",
         ),
-        *("/dev/pts/0", ""),
+        *("/dev/pts/0", "/dev/console", ""),
     ], done.stderr
     assert done.stderr.count(NO_CGROUPS) == 1 and "memory_max" not in done.stderr
     left = ("/etc/niso-lab-test", "/niso-lab-test", "/usr/niso-lab-test")

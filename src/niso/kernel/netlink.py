@@ -82,6 +82,9 @@ def refused(what: str, number: int, message: str = "") -> KernelError:
         hint = "run it as root (sudo niso ...)"
         if os.geteuid() == 0:
             hint = "root lacks capabilities here; if this is a container, run it with --privileged"
+    elif number == errno.EMSGSIZE:  # SO_SNDBUFFORCE needs the machine's root
+        hint = "in a user namespace, a change has at most 2 net.core.wmem_max bytes"
+        hint += ": as the machine's root, sysctl net.core.wmem_max=16777216"
     return KernelError(f"cannot {what}: {reason}", hint, number)
 
 

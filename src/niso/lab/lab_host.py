@@ -285,13 +285,18 @@ def _show_devices() -> None:
     for folder in ("/dev", "/dev/net"):
         for entry in os.scandir(folder) if os.path.isdir(folder) else ():
             target = _ROOT + entry.path
-            if entry.name == "ptmx":
+            if entry.name in ("ptmx", "console"):
                 continue
             if entry.is_symlink():
                 os.symlink(os.readlink(entry.path), target)
             elif stat.S_ISCHR(entry.stat().st_mode) and os.access(entry.path, os.R_OK | os.W_OK):
                 os.close(os.open(target, os.O_CREAT | os.O_CLOEXEC, 0o600))
                 _mount(entry.path, target, "", _BIND)
+    with suppress(OSError):
+        # the terminal of the lab's command, for programs that need its name (ttyname(3))
+        terminal = os.ttyname(0)
+        os.close(os.open(f"{_ROOT}/dev/console", os.O_CREAT | os.O_CLOEXEC, 0o600))
+        _mount(terminal, f"{_ROOT}/dev/console", "", _BIND)
     # the machine's ptmx cannot be mounted by itself (path_pts, fs/namei.c)
     os.mkdir(f"{_ROOT}/dev/pts")
     options = "newinstance,ptmxmode=0666,mode=0620,gid=5"
