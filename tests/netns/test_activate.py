@@ -78,7 +78,7 @@ def test_process_runs_in_the_named_namespace_under_conmon_alone(lab: Lab) -> Non
     lab.niso("activate", idle(lab, "api"))
     pid = pid_of(lab, "api")
     assert os.stat(lab.path(f"/proc/{pid}/ns/net")).st_ino == namespace(lab, "api")
-    listing = lab.run("ps", "-eo", "comm=,args=").stdout.splitlines()
+    listing = lab.run("ps", "-ww", "-eo", "comm=,args=").stdout.splitlines()
     known = (
         "conmon |niso-init |.* -m niso.lab |.*/lab_agent"  # the last where the clone is called niso
     )
