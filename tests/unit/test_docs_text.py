@@ -245,6 +245,20 @@ def test_a_toml_block_that_niso_does_not_accept_is_seen(tmp_path: pathlib.Path) 
             check(dict(wrong), folder)
 
 
+def test_each_row_of_the_comparison_names_its_tests() -> None:
+    text = (ROOT / "README.md").read_text().partition("\n## How it compares\n")[2]
+    table = [line for line in text.partition("<!--")[0].splitlines() if line.startswith("| ")]
+    compared = [line.split(" | ")[0].strip("| ") for line in table]
+    text = (ROOT / "docs/design/tests.md").read_text().partition("\n## The comparison\n")[2]
+    proofs = [line.strip("| ").split(" | ") for line in text.partition("\n## ")[0].splitlines()]
+    named = {row: tests for row, tests in (proof for proof in proofs if len(proof) == 2)}
+    rows = [row for row in compared if row and row[0].islower()]
+    assert len(rows) > 10 and set(rows) <= named.keys()
+    for file, test in re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", " ".join(named.values())):
+        (found,) = (ROOT / "tests").rglob(file)
+        assert f"def {test}" in found.read_text(), (file, test)
+
+
 def test_each_figure_of_the_comparison_stands_in_the_page_that_its_row_names() -> None:
     text = (ROOT / "README.md").read_text()
     table = text.partition("<!-- figures:")[2].partition("<!-- end of figures -->")[0]
