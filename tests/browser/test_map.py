@@ -25,6 +25,7 @@ LEAST_LABELS = {13: 10, 60: 2, 200: 5}
 """Labels at 1280x800; on a larger window there are more."""
 TIED = "[...document.querySelectorAll('.node:not(.dim)')].map(n => n.dataset.key).sort()"
 ALL_DIM = "document.querySelectorAll('.node.dim').length"
+FRAME = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))"
 CARD = "document.getElementById('card').hidden ? '' : document.getElementById('card').innerText"
 SIDE = "document.getElementById('side').innerText"
 FILTERS = "document.getElementById('filters').innerText"
@@ -191,9 +192,9 @@ def test_200_services_are_fast(browser: Chromium) -> None:
         # the processor's time, because other tests run at the same time
         browser.call("Performance.enable", timeDomain="threadTicks")
 
-        def spent() -> float:
+        def spent(what: str = "TaskDuration") -> float:
             metrics = browser.call("Performance.getMetrics")["metrics"]
-            return float(next(m["value"] for m in metrics if m["name"] == "TaskDuration"))
+            return float(next(m["value"] for m in metrics if m["name"] == what))
 
         opened(browser, address)
         first = spent()
@@ -204,11 +205,13 @@ def test_200_services_are_fast(browser: Chromium) -> None:
                     "document.querySelectorAll('.fold').forEach(f => f.dispatchEvent(new MouseEvent('click', {bubbles: true})))"
                 )
                 browser.wait("document.querySelectorAll('.node.service').length === 200")
-            before = spent()
+            frames = []
+            laid_out = spent("LayoutDuration")
             moves = 30
             mouse: dict[str, Any] = {"button": "left", "buttons": 1}
             browser.call("Input.dispatchMouseEvent", type="mousePressed", x=600, y=735, **mouse)
             for i in range(1, moves + 1):
+                before = spent()
                 browser.call(
                     "Input.dispatchMouseEvent",
                     type="mouseMoved",
@@ -216,12 +219,15 @@ def test_200_services_are_fast(browser: Chromium) -> None:
                     y=735 - 6 * i,
                     **mouse,
                 )
-            a_frame = (spent() - before) / moves
-            assert a_frame < 0.05, (is_folded, a_frame)
-            box = browser.ask("document.getElementById('picture').style.transform")
+                browser.ask(FRAME)
+                frames.append(spent() - before)
+            assert max(frames) < 0.05, (is_folded, frames)
+            # the text of the picture is not laid out again, which took most of a frame
+            assert spent("LayoutDuration") - laid_out < 0.001 * moves
+            box = browser.ask("document.getElementById('sheet').style.transform")
             assert box == "translate(-150px, -180px)", box
             browser.call("Input.dispatchMouseEvent", type="mouseReleased", x=450, y=555, **mouse)
-            assert browser.ask("document.getElementById('picture').style.transform") == ""
+            assert browser.ask("document.getElementById('sheet').style.transform") == ""
             browser.press("0")
 
 

@@ -173,8 +173,8 @@ function onMap(event) {
   return new DOMPoint(event.clientX, event.clientY).matrixTransform($("picture").getScreenCTM().inverse());
 }
 
-/** Move the picture as it is by pixels of the screen: while it is dragged, it is not drawn again. */
-const slide = (dx, dy) => $("picture").style.setProperty("transform", dx || dy ? `translate(${dx}px, ${dy}px)` : "");
+/** Move the picture as it is by pixels of the screen: while it is dragged, it is not drawn again. A transform of the picture itself would lay out its text in each frame. */
+const slide = (dx, dy) => $("sheet").style.setProperty("transform", dx || dy ? `translate(${dx}px, ${dy}px)` : "");
 
 /** Move what is seen by pixels of the screen. */
 function shift(dx, dy) {
