@@ -29,18 +29,18 @@ import lab_agent
 import pytest
 from fake_world import World
 from hypothesis import settings
-from samples import samples
+from samples import SLOW, samples
 
 from niso.kernel import proc_sys
 
 TESTS = pathlib.Path(__file__).resolve().parent
-DEADLINE_SECONDS = 480
+DEADLINE_SECONDS = int(480 * SLOW)
 """How long a lab lives at most: less than pytest's timeout, so that the lab's processes end first."""
-START_SECONDS = 120
+START_SECONDS = 120 * SLOW
 COMMAND_SECONDS = 60
 """How long a command may take on an idle machine, if a test sets no limit."""
-PATIENCE = 3
-WAIT_SECONDS = 60
+PATIENCE = 3 * SLOW
+WAIT_SECONDS = 60 * SLOW
 """The shortest limit for what a busy machine may delay."""
 IN_PYTHON = [(name, "-IS" + c) for name in lab_agent.PYTHON for c in ("c", "uc")]
 NEEDS_ROOT = ("netns", "faults")
@@ -85,6 +85,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items += [*mine, *rest[:taken]]
         del rest[:taken]
     items += rest
+    if SLOW != 1:
+        for item in items:
+            if not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(600 * SLOW))
 
 
 def pytest_collection_finish() -> None:
@@ -329,7 +333,7 @@ class _Starter(Agent):
 
     def _end(self) -> None:
         self._control.close()
-        self._process.wait(10)
+        self._process.wait(10 * SLOW)
 
 
 _starter = functools.cache(_Starter)
@@ -347,7 +351,8 @@ class Lab(Agent):
             if not key.startswith(("NISO_", "PYTEST_"))
         }
         environment["PATH"] = f"{own}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        super().__init__(environment | {"LC_ALL": "C.UTF-8", "NISO_LAB": "1"})
+        environment |= {"LC_ALL": "C.UTF-8", "NISO_LAB": "1", "NISO_SLOW": f"{SLOW:g}"}
+        super().__init__(environment)
 
     def __enter__(self) -> Lab:
         self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -390,10 +395,10 @@ class Lab(Agent):
     def __exit__(self, *_: object) -> None:
         self._control.close()
         try:
-            self.outer.wait(20)
+            self.outer.wait(20 * SLOW)
         except subprocess.TimeoutExpired:
             self.outer.kill()
-            self.outer.wait(20)
+            self.outer.wait(20 * SLOW)
         finally:
             assert self.outer.stderr
             self.outer.stderr.close()

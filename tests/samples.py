@@ -1,10 +1,16 @@
-"""How many samples a random test draws: few by default, many with ``NISO_TEST_LONG=1``."""
+"""Variables that adapt the tests to the machine and the time at hand.
+
+``NISO_TEST_LONG=1`` draws many samples in random tests, instead of few. ``NISO_SLOW=N`` multiplies
+time limits by N, for a machine that is N times slower, such as an emulated one.
+"""
 
 from __future__ import annotations
 
 import os
 
 LONG = os.environ.get("NISO_TEST_LONG") == "1"
+SLOW = float(os.environ.get("NISO_SLOW") or 1)
+"""The factor of time limits. How long a test observes that nothing happens is not multiplied."""
 
 
 def samples(quick: int, long: int) -> int:

@@ -6,8 +6,9 @@
  *             [SOURCE]                                from this address alone
  *   flows load bulk CPU ADDRESS PORT MS NUMBER        prints "bytes, 0, microseconds", when the server has read them all
  *             [SOURCE]
- *   flows path tcp|udp|bulk CPU ADDRESS PORT SOURCE CLIENT SERVER
- *                                                     prints nanoseconds for a flow, or for BLOCK bytes of one connection
+ *   flows path tcp|udp|bulk|turn CPU ADDRESS PORT SOURCE CLIENT SERVER
+ *                                                     prints nanoseconds for a flow, for BLOCK bytes of one connection, or
+ *                                                     for one byte each way on one connection
  *
  * The client keeps WINDOW flows open at a time, for MS milliseconds, or longer until one is through. Flow n comes from
  * address source + n / PORTS and port LOW + n % PORTS, so that none is taken for an earlier one that connection tracking
@@ -229,7 +230,7 @@ static int path(const char *what, const char *address, int port, const char *cli
 	    listen(tcp, 128))
 		err(1, "a server");
 	enter(client);
-	if (!strcmp(what, "bulk")) {
+	if (!strcmp(what, "bulk") || !strcmp(what, "turn")) {
 		fd = joined(SOCK_STREAM, &to, &number);
 		end = accept(tcp, NULL, NULL);
 	}
@@ -238,6 +239,11 @@ static int path(const char *what, const char *address, int port, const char *cli
 		for (int i = 0; i < BATCH; i++) {
 			if (!strcmp(what, "bulk")) {
 				block_passes(fd, end);
+			} else if (!strcmp(what, "turn")) {
+				expect(write(fd, "x", 1), 1, "write");
+				expect(read(end, data, sizeof data), 1, "read");
+				expect(write(end, "x", 1), 1, "write");
+				expect(read(fd, data, sizeof data), 1, "read");
 			} else if (!strcmp(what, "tcp")) {
 				fd = joined(SOCK_STREAM, &to, &number);
 				end = accept(tcp, NULL, NULL);
@@ -284,5 +290,5 @@ int main(int argc, char **argv)
 		return path(argv[2], argv[4], atoi(argv[5]), argv[7], argv[8]);
 	}
 	errx(2, "usage: flows serve CPU PORT | flows load tcp|udp|bulk CPU ADDRESS PORT MS NUMBER [SOURCE] | "
-		"flows path tcp|udp|bulk CPU ADDRESS PORT SOURCE CLIENT SERVER");
+		"flows path tcp|udp|bulk|turn CPU ADDRESS PORT SOURCE CLIENT SERVER");
 }

@@ -85,6 +85,18 @@ def test_share_of_cpus_is_in_the_services_cgroup(lab: Lab) -> None:
             read(lab, "api", "cpu/{}/cpu.cfs_quota_us", "cpu,cpuacct/{}/cpu.cfs_quota_us")
             == "150000"
         )
+    # who wants more than a quota is stopped for the rest of each 100 ms
+    script = (
+        "import time; begin = time.monotonic()\n"
+        "while (passed := time.monotonic() - begin) < 2: pass\n"
+        "print('used', time.process_time() / passed, flush=True); time.sleep(1000)"
+    )
+    busy = {"isolation.resources": {"cpu_max": "5%"}}
+    lab.niso("activate", package(lab, "busy", PYTHON, "-ISc", script, **busy))
+    lab.wait_for(lambda: "used" in lab.niso("logs", "busy").stdout)
+    assert float(lab.niso("logs", "busy").stdout.split()[1]) < 0.15
+    stat = read(lab, "busy", "{}/cpu.stat", "cpu/{}/cpu.stat", "cpu,cpuacct/{}/cpu.stat").split()
+    assert int(stat[stat.index("nr_throttled") + 1]) > 5
 
 
 def test_service_that_takes_more_memory_is_killed_and_that_is_told(lab: Lab) -> None:
