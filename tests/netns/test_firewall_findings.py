@@ -340,6 +340,15 @@ table ip nat {
 """
 
 
+JUMPS = """\
+table ip zones {
+	chain inner { }
+	chain outer { oifname "lo" return; jump inner; }
+	chain nat_POSTROUTING { type nat hook postrouting priority srcnat; jump outer; }
+}
+"""
+
+
 def test_forwarding_that_another_program_has_asked_for_since_is_told_and_stays_on(
     lab: Lab,
 ) -> None:
@@ -351,6 +360,12 @@ def test_forwarding_that_another_program_has_asked_for_since_is_told_and_stays_o
     assert lab.run(*forwarding).stdout == "0\n"
     lab.niso("activate", "api")
 
+    lab.run("nft", "-f", "-", input=JUMPS)  # as firewalld's, where no zone masquerades
+    assert lab.niso("net", "check").returncode == 0
+    lab.run("nft", "add", "rule", "ip", "zones", "inner", "masquerade")
+    done = lab.niso("net", "check", check=False)
+    assert done.returncode == 1 and "chain ip zones nat_POSTROUTING" in done.stdout
+    lab.run("nft", "delete", "table", "ip", "zones")
     lab.run("nft", "-f", "-", input=NAT)
     lab.run("sysctl", "-qw", "net.ipv4.ip_forward=1")  # as Docker does; it is 1 already
     done = lab.niso("net", "check", check=False)

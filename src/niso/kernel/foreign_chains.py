@@ -153,15 +153,33 @@ class ForeignChains(Nfnetlink):
 
     def nat4(self) -> dict[str, int]:
         """Return the number of rules in each IPv4 SNAT chain that another program has added. The
-        keys are "FAMILY TABLE CHAIN".
+        keys are "FAMILY TABLE CHAIN". Chains whose rules only jump, as firewalld's, are left out.
         """
         found = self.dump("list chains", _GETCHAIN, nfgenmsg(0), _nat_chain)
-        return {name: uses for hook, name, uses in found if hook == _POSTROUTING}
+        return {
+            f"{FAMILIES[family]} {table} {name}": uses
+            for hook, family, table, name, uses in found
+            if hook == _POSTROUTING and uses and self._translates(family, table, name, set())
+        }
+
+    def _translates(self, family: int, table: str, name: str, visited: set[str]) -> bool:
+        """Return whether a chain, or one to which its rules jump, may translate addresses."""
+        visited.add(name)
+        inner = []
+        for expressions in self.rules(family, table, name):
+            for one in expressions:
+                if one == MAY_MATCH or (isinstance(one, Lookup) and one.verdict):
+                    return True  # such as masquerade, snat, and targets of iptables
+                if isinstance(one, ChainVerdict) and one.chain:
+                    inner.append(one.chain)
+        return any(
+            one not in visited and self._translates(family, table, one, visited) for one in inner
+        )
 
     def redirects(self) -> bool:
         """Return whether rules of other programs may translate destinations of IPv4 packets."""
         found = self.dump("list chains", _GETCHAIN, nfgenmsg(0), _nat_chain)
-        return any(uses for hook, _, uses in found if hook != _POSTROUTING)
+        return any(uses for hook, *_, uses in found if hook != _POSTROUTING)
 
     def rules(self, family: int, table: str, chain: str) -> list[Rule]:
         key = (family, table, chain)
@@ -245,7 +263,8 @@ def _base_chain(body: bytes) -> Chain | None:
     return Chain(body[0], table, name, accepts, hook, priority, tuple(map(string, links)))
 
 
-def _nat_chain(body: bytes) -> tuple[int, str, int] | None:
+def _nat_chain(body: bytes) -> tuple[int, int, str, str, int] | None:
+    """Return the hook, family, table, name and number of rules of another program's NAT chain."""
     fields = attributes(body, 4)
     if 4 not in fields or not body or FAMILIES.get(body[0]) not in ("inet", "ip"):
         return None
@@ -256,7 +275,7 @@ def _nat_chain(body: bytes) -> tuple[int, str, int] | None:
     ):
         return None
     # NFTA_CHAIN_USE counts rules and jumps, and no rule jumps to a base chain
-    return hook, f"{FAMILIES[body[0]]} {table} {string(fields.get(3, b''))}", _number(fields, 6)
+    return hook, body[0], table, string(fields.get(3, b"")), _number(fields, 6)
 
 
 def rule(body: bytes) -> Rule:
