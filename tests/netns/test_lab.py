@@ -443,6 +443,17 @@ def test_lab_without_root_runs_services_and_leaves_nothing() -> None:
 
 
 FORBID = "echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --bounding-set=-sys_admin"
+UNSHARE = {"x86_64": 272, "aarch64": 97}.get(os.uname().machine, 272)
+# a filter for which unshare(2) fails with EPERM, as in a container of Docker (seccomp(2))
+WITHOUT_UNSHARE = f"""
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None)
+code = [(0x20, 0, 0, 0), (0x15, 0, 1, {UNSHARE}), (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7fff0000)]
+text = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in code))
+program = ctypes.create_string_buffer(struct.pack("=H6xQ", len(code), ctypes.addressof(text)))
+assert libc.prctl(22, 2, program, 0, 0) == 0
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 ALL_IDS = ("--map-users=0:0:4294967294", "--map-groups=0:0:4294967294")
 
 
@@ -453,6 +464,11 @@ ALL_IDS = ("--map-users=0:0:4294967294", "--map-groups=0:0:4294967294")
         ((*AS_USER, "env", "PATH=/"), "needs newuidmap", "apt install uidmap"),
         ((*AS_USER, "setpriv", "--no-new-privs"), "cannot map its ids", "no_new_privs"),
         (("setpriv", "--reuid=60999", "--clear-groups"), "uid 60999 has none", "/etc/passwd"),
+        (
+            ("setpriv", "--bounding-set=-net_admin", "python3", "-c", WITHOUT_UNSHARE),
+            "the seccomp profile of this container forbids",
+            "--privileged",
+        ),
         (
             ("unshare", "--user", "--fork", "--pid", *ALL_IDS, "sh", "-c", f'{FORBID} "$@"', "sh"),
             "which user.max_user_namespaces = 0 forbids",
