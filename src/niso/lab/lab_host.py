@@ -96,6 +96,7 @@ def build_mounts(
         path: source
         for path in (reachable if unprivileged else (*reachable, *mounted))
         if path != "/" and (not _below(path, own) or _below(path, reachable))
+        if not (unprivileged and _has_parts(path, mounted) and not _below(path, own))
         if (source := _open(path)) >= 0
     }
     outside = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in writable}
@@ -212,10 +213,14 @@ def _cover_parts(path: str, mounted: Collection[str]) -> None:
             entry.path, os.R_OK | os.X_OK
         ):
             continue
-        if any(_below(point, [entry.path]) for point in mounted if point != entry.path):
+        if _has_parts(entry.path, mounted):
             _cover_parts(entry.path, mounted)
         elif (source := _open(entry.path)) >= 0:
             _cover(source, entry.path)
+
+
+def _has_parts(path: str, mounted: Iterable[str]) -> bool:
+    return any(_below(point, [path]) for point in mounted if point != path)
 
 
 def _show_read_only(source: int, target: str) -> None:
