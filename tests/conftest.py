@@ -43,6 +43,7 @@ PATIENCE = 3 * SLOW
 WAIT_SECONDS = 60 * SLOW
 """The shortest limit for what a busy machine may delay."""
 IN_PYTHON = [(name, "-IS" + c) for name in lab_agent.PYTHON for c in ("c", "uc")]
+IN_OWN_PYTHON = [("python", "-c"), (sys.executable, "-c")]
 NEEDS_ROOT = ("netns", "faults")
 # Some user but root, who can still read a checkout that lies below a folder of root's own.
 UNPRIVILEGED = (
@@ -283,7 +284,7 @@ class Agent:
         """
         if inside is None:
             inside = argv[0] == "niso" and forks(env)
-        inside = inside or argv[:2] in IN_PYTHON
+        inside = inside or argv[:2] in IN_PYTHON or (argv[:2] in IN_OWN_PYTHON and forks(env))
         merged = self.environment | (env or {})
         passed: list[int] = []
         files: list[IO[bytes] | None] = [None, None, None]

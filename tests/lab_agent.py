@@ -5,8 +5,8 @@ fd 0 is a SOCK_SEQPACKET socket. A request is JSON: ``{"argv", "env", "cwd", "ne
 Started from a lab's agent a command is in all of the lab's namespaces and cgroups, which a test process could not enter without
 leaving its own.
 
-``inside``: argv is a command of niso, a lab, or ``python3 -ISc CODE``, which runs in a child of this process from its first line
-on, as ``bin/niso`` calls it. What most commands import is imported by the first agent, once: Python's start and imports are two
+``inside``: argv is a command of niso, a lab, ``python3 -ISc CODE``, or ``python -c CODE`` with the Python of the tests, which runs in
+a child of this process from its first line on, as ``bin/niso`` calls it. What most commands import is imported by the first agent, once: Python's start and imports are two
 thirds of a short command's time.
 """
 
@@ -130,7 +130,7 @@ def serve(deadline_seconds: int) -> None:
                     os.killpg(request["kill"], request["signal"])
                 continue
             status = socket.socket(fileno=fds[3])
-            if request["inside"] and request["argv"][0] in PYTHON:
+            if request["inside"] and INSIDE[request["argv"][0]] is run_python:
                 compiled(request["argv"][2])  # here, so that children find it done
             if request["inside"] or request["tty"]:
                 pid = fork(request, fds)
@@ -251,9 +251,12 @@ def compiled(code: str) -> types.CodeType | None:
 
 
 def run_python(arguments: list[str], environment: dict[str, str]) -> None:
-    """Be ``python3 -ISc CODE ARGUMENTS``, or with -ISuc, whose output is not buffered."""
+    """Be ``python3 -ISc CODE ARGUMENTS``, or with -ISuc, whose output is not buffered, or with -c."""
     options, code, *words = arguments
     become("python3", environment)
+    sys.modules["niso.base.signals"]._spec = None  # as in `run_niso`
+    if options == "-c":
+        sys.path.insert(0, "")
     if "u" in options:
         raw = os.fdopen(1, "wb", 0, closefd=False)
         sys.stdout = io.TextIOWrapper(raw, encoding="utf-8", write_through=True)
@@ -326,7 +329,7 @@ INSIDE = {
     "niso": run_niso,
     "lab": run_lab,
     "machine": run_in_machine,
-    **dict.fromkeys(PYTHON, run_python),
+    **dict.fromkeys((*PYTHON, sys.executable), run_python),
 }
 _PR_CAPBSET_READ, _CAPABILITY_VERSION_3 = 23, 0x20080522
 

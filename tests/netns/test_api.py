@@ -142,7 +142,7 @@ for command in (["no-such"], ["/etc/passwd"]):
     try:
         host.services.run("api", command)
     except niso.ProcessError as error:
-        print(error.exit_status)
+        print(error.exit_status, flush=True)
 print(host.services.exec("api", ["sh", "-c", "read x; echo got $x; exit 4"]))
 """,
         input="line\n",
