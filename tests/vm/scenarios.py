@@ -1,0 +1,434 @@
+"""What only a real machine shows: installation, reboots, power failures, other firewalls, upgrades.
+
+`./dev test-vm` runs these tests. They start from a saved machine with niso's Debian package and the
+stack SHOP, whose services are enabled. All limits are in seconds of an idle, fast machine.
+"""
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from qemu import CACHE, ROOT, SLOW, SUITES, Machine, accelerator, make_image, overlay
+
+NAMES = os.environ.get("NISO_VM", "trixie").split()
+CUTS = int(os.environ.get("NISO_VM_CUTS", "4"))  # power failures of each kind of command
+# The other machine is on a link that existed before niso, with a route to niso's networks.
+OTHER = """
+ip netns add other
+ip link add other0 type veth peer name eth0 netns other
+ip addr add 192.0.2.1/24 dev other0
+ip link set other0 up
+ip -n other link set lo up
+ip -n other addr add 192.0.2.2/24 dev eth0
+ip -n other link set eth0 up
+ip -n other route add 10.99.0.0/16 via 192.0.2.1
+"""
+MANIFEST = """
+[package]
+name = "{name}"
+version = "1.0.0"
+[binary]
+entrypoint = "/usr/bin/busybox"
+args = ["httpd", "-f", "-p", "{port}", "-h", "/etc"]
+"""
+SHOP = {
+    "stack.toml": """
+[stack]
+name = "shop"
+[networks]
+backend = { subnet = "10.99.1.0/24" }
+[[service]]
+name = "db"
+package = "./db"
+networks = ["backend"]
+[[service]]
+name = "api"
+package = "./api"
+networks = ["backend"]
+ports = ["8080:8080"]
+[[service]]
+name = "guest"
+package = "./guest"
+networks = ["backend"]
+""",
+    "db/manifest.toml": MANIFEST.format(name="db", port=5432)
+    + '[network.policy]\nallow_from = ["api:5432/tcp"]\n',
+    "api/manifest.toml": MANIFEST.format(name="api", port=8080)
+    + '[isolation.resources]\nmemory_max = "48M"\n',
+    "guest/manifest.toml": MANIFEST.format(name="guest", port=80),
+}
+# Connect again and again, and write each result: "open" if something answered, else "closed".
+PROBE = """
+import socket, sys, time
+log, address, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+with open(log, "w", buffering=1) as out:
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=1).close()
+            result = "open"
+        except OSError as error:
+            result = f"closed {error.errno}"
+        out.write(f"{time.monotonic():.2f} {result}\\n")
+        time.sleep(0.05)
+"""
+
+
+def debian_package() -> Path:
+    """Return the package that `./dev deb` has built."""
+    return next((ROOT / ".cache/deb").glob("niso_*_all.deb"))
+
+
+def install(machine: Machine) -> None:
+    """Install niso and the probe, start and enable the shop."""
+    machine.put(debian_package(), "/root/niso.deb")
+    machine.run("dpkg", "-i", "/root/niso.deb", limit=60)
+    for name, text in SHOP.items():
+        machine.sh(f"mkdir -p $(dirname /root/shop/{name})")
+        machine.run("sh", "-c", f"cat > /root/shop/{name}", text=text)
+    machine.run("sh", "-c", "cat > /root/probe.py", text=PROBE)
+    machine.sh(OTHER)
+    machine.run("niso", "stack", "up", "/root/shop", limit=40)
+    machine.run("niso", "enable", "db", "api", "guest", limit=40)
+
+
+def prepare(name: str) -> tuple[Path, tuple[str, ...]]:
+    """Return the disk of a machine with the snapshot `ready`, booted, with the shop; and its options.
+
+    The disk is made again if niso's package, the release's disk or the shop has changed.
+    """
+    suite = SUITES[name][0]
+    make_image(suite)
+    options = accelerator(suite)
+    image = CACHE / f"{suite}.img"
+    made_of = debian_package().read_bytes() + repr((options, SHOP, image.stat().st_mtime)).encode()
+    disk = CACHE / f"{name}-{hashlib.sha256(made_of).hexdigest()[:12]}.qcow2"
+    if not disk.exists():
+        for old in CACHE.glob(f"{name}-????????????.qcow2"):
+            old.unlink()
+        fresh = CACHE / f"{name}.new.qcow2"
+        overlay(image, fresh)
+        machine = Machine(name, fresh, options, ports=(8080,))
+        try:
+            say(f"{name}: boot with {options[1]}: {machine.boot().strip()}")
+            install(machine)
+            machine.save("ready")
+        finally:
+            machine.cut_power()
+        fresh.rename(disk)
+    return disk, options
+
+
+@pytest.fixture(params=NAMES)
+def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """Continue a copy of the saved machine; its console stays in .cache/vm."""
+    disk, options = prepare(request.param)
+    copy = CACHE / f"{request.param}.{request.node.originalname}.qcow2"
+    shutil.copyfile(disk, copy)
+    copy.with_suffix(".console").unlink(missing_ok=True)
+    found = Machine(request.param, copy, options, ports=(8080,))
+    began = time.monotonic()
+    found.start("ready")
+    kernel = found.run("uname", "-r").strip()
+    try:
+        yield found
+        say(f"{request.node.name}: kernel {kernel}, {time.monotonic() - began:.0f} s")
+    finally:
+        found.cut_power()
+        copy.unlink()
+
+
+def say(text: str) -> None:
+    """Print a line of the report."""
+    print(f"\nvm: {text}", flush=True)
+
+
+def answers(machine: Machine, limit: float = 5) -> str:
+    """Return the first line that the published port sends to a client outside the machine."""
+    url = f"http://127.0.0.1:{machine.forwarded[8080]}/hostname"
+    done = subprocess.run(
+        ("curl", "-s", "--max-time", str(limit * SLOW), url),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip()
+
+
+def reaches(machine: Machine, who: str, address: str, port: int) -> bool:
+    """Say whether `who`, a service or the other machine, can connect."""
+    inside = f"nsenter --net=/run/netns/{who} nc -z -w {max(2, int(SLOW / 4))} {address} {port}"
+    return machine.answer(machine.send("sh", "-c", inside))[0] == 0
+
+
+def active(machine: Machine) -> dict[str, dict[str, object]]:
+    """Return the rows of `niso ps` by service."""
+    rows = json.loads(machine.run("niso", "ps", "--json", limit=20))
+    return {row["service"]: row for row in rows}
+
+
+def assert_whole(machine: Machine) -> None:
+    """Check with the kernel's tools that the shop is up, once, and as declared."""
+    rows = active(machine)
+    assert {n: rows[n]["status"] for n in ("db", "api", "guest")} == dict.fromkeys(
+        ("db", "api", "guest"), "running"
+    )
+    for name in ("db", "api", "guest"):
+        count = machine.sh(f"pgrep -fc '^/usr/bin/busybox httpd -f -p {PORT_OF[name]} ' || true")
+        assert count.strip() == "1", f"{name} runs {count.strip()} times"
+    addresses = machine.sh("ip -br -4 addr show type bridge")
+    assert len(re.findall(r"10\.99\.1\.1/24", addresses)) == 1, addresses
+    assert answers(machine) == "api"
+    assert not reaches(machine, "other", ADDRESS["db"], 5432)
+    assert reaches(machine, "niso-api", ADDRESS["db"], 5432)
+    assert not reaches(machine, "niso-guest", ADDRESS["db"], 5432)
+    names = machine.run("niso", "exec", "guest", "--", "busybox", "cat", "/etc/hosts", limit=20)
+    assert re.search(rf"{re.escape(ADDRESS['api'])}\s.*\bapi\b", names), names
+    assert machine.run("niso", "net", "check", limit=30).startswith("OK")
+
+
+PORT_OF = {"db": 5432, "api": 8080, "guest": 80}
+ADDRESS = {"db": "10.99.1.2", "api": "10.99.1.3", "guest": "10.99.1.4"}
+
+
+def test_installed(machine: Machine) -> None:
+    """The package is installed, the shop runs, and its limits are those of cgroup v2."""
+    assert machine.sh("stat -f -c %T /sys/fs/cgroup").strip() == "cgroup2fs"
+    assert machine.sh("cat /sys/fs/cgroup/niso-*/api/memory.max").strip() == str(48 << 20)
+    assert_whole(machine)
+
+
+def test_reboot(machine: Machine) -> None:
+    """All enabled services, their networks, ports, policies and names come back."""
+    machine.shut_down()
+    assert machine.boot().strip() == "running"
+    machine.sh(OTHER)
+    assert_whole(machine)
+
+
+# Commands whose machine loses its power: what they need, the command, and what shows its end.
+CHANGES = {
+    "activate": (
+        f"mkdir /root/extra; cat > /root/extra/manifest.toml <<'END'"
+        f"{MANIFEST.format(name='extra', port=99)}END",
+        "niso activate /root/extra",
+        "pgrep -f '^/usr/bin/busybox httpd -f -p 99 '; ip netns exec niso-extra ip -4 addr show eth0",
+    ),
+    "stack up": (
+        "sed -i s/8080:8080/8081:8080/ /root/shop/stack.toml",
+        "niso stack up /root/shop",
+        "curl -sf http://192.0.2.1:8081/hostname; ! curl -sf http://192.0.2.1:8080/hostname",
+    ),
+    "deploy": (
+        "sed -i -e 's/1.0.0/2.0.0/' -e 's|\"/etc\"|\"/\"|' /root/shop/api/manifest.toml;"
+        "printf '[service]\\nupdate = \"start-first\"\\n' >> /root/shop/api/manifest.toml",
+        "niso stack up /root/shop",
+        "curl -sf http://192.0.2.1:8080/etc/hostname",
+    ),
+    "net create": (
+        "true",
+        "niso net create more --subnet 10.99.7.0/24",
+        "ip -4 addr show niso-more | grep 10.99.7.1/24",
+    ),
+}
+durations: dict[str, float] = {}
+
+
+@pytest.mark.parametrize("number", range(CUTS))
+@pytest.mark.parametrize("change", CHANGES)
+def test_power_failure(machine: Machine, change: str, number: int) -> None:
+    """A change whose machine loses its power is complete or undone after boot, and can be repeated."""
+    prepare, command, done = CHANGES[change]
+    machine.sh(prepare)
+    if change not in durations:  # measured once, on a machine that is then as new
+        began = time.monotonic()
+        machine.sh(command, limit=60)
+        durations[change] = time.monotonic() - began
+        machine.sh(done)
+        machine.cut_power()
+        machine.start("ready")
+        machine.sh(prepare)
+    delay = random.uniform(0, durations[change])
+    machine.send("sh", "-c", command, limit=60)
+    time.sleep(delay)
+    machine.cut_power()
+    assert machine.boot().strip() == "running", machine.sh("systemctl --failed", check=False)
+    machine.sh(OTHER)
+    first = machine.run("niso", "net", "check", limit=30, check=False).splitlines()[0]
+    say(f"{change}: power cut {delay:.1f} s after its start; check after boot: {first}")
+    machine.run("niso", "net", "repair", limit=40)
+    assert machine.run("niso", "net", "check", limit=30).startswith("OK")
+    for name, row in active(machine).items():
+        if name != "extra":
+            assert row["status"] == "running", row
+    assert not reaches(machine, "other", ADDRESS["db"], 5432)
+    assert not reaches(machine, "niso-guest", ADDRESS["db"], 5432)
+    again = machine.run("sh", "-c", command, limit=60, check=False)
+    assert "already" in again or "active" in again or "created" in again, again
+    machine.sh(done)
+    for name, port in PORT_OF.items():
+        count = machine.sh(f"pgrep -fc '^/usr/bin/busybox httpd -f -p {port} ' || true")
+        assert count.strip() == "1", f"{name} runs {count.strip()} times"
+    assert machine.run("niso", "net", "check", limit=30).startswith("OK")
+
+
+def probe(machine: Machine, name: str, who: str, address: str, port: int) -> None:
+    """Connect again and again from a network namespace, until the machine ends."""
+    command = f"nsenter --net=/run/netns/{who} python3 /root/probe.py /run/{name}.log"
+    machine.sh(f"systemd-run -q --unit=probe-{name} {command} {address} {port}")
+
+
+def probes(machine: Machine) -> None:
+    """Probe a published port, and by a route a port of a network: from outside and as a service."""
+    probe(machine, "published", "other", "192.0.2.1", 8080)
+    probe(machine, "direct", "other", ADDRESS["db"], 5432)
+    probe(machine, "denied", "niso-guest", ADDRESS["db"], 5432)
+    for name in ("published", "direct", "denied"):
+        machine.wait(f"test $(wc -l < /run/{name}.log) -gt 3")
+
+
+def results(machine: Machine, name: str) -> str:
+    """Return a probe's results in order, with repetitions counted: `5 open, 2 closed, 9 open`."""
+    words = [line.split()[1] for line in machine.sh(f"cat /run/{name}.log").splitlines()]
+    runs: list[list[object]] = []
+    for word in words:
+        if not runs or runs[-1][1] != word:
+            runs.append([0, word])
+        runs[-1][0] = int(str(runs[-1][0])) + 1
+    return ", ".join(f"{count} {word}" for count, word in runs)
+
+
+RELOADS = {
+    "nftables": ("systemctl enable nftables", "systemctl restart nftables"),
+    "ufw": ("true", "ufw --force enable"),
+    "ufw reload": ("ufw --force enable", "ufw reload"),
+    "firewalld": ("true", "systemctl start firewalld"),
+    "firewalld reload": ("systemctl start firewalld", "firewall-cmd --reload"),
+    "firewalld complete reload": ("systemctl start firewalld", "firewall-cmd --complete-reload"),
+}
+
+
+@pytest.mark.parametrize("reload", RELOADS)
+def test_other_firewall(machine: Machine, reload: str) -> None:
+    """A firewall that starts or reloads opens nothing from outside, and what it closes is named."""
+    before, action = RELOADS[reload]
+    machine.sh(before, limit=30)
+    take_hints(machine)
+    probes(machine)
+    machine.sh(action, limit=30)
+    take_hints(machine)
+    machine.wait("tail -n 1 /run/published.log | grep open")
+    time.sleep(SLOW / 3)
+    seen = {name: results(machine, name) for name in ("published", "direct", "denied")}
+    say(f"{reload}: " + "; ".join(f"{name}: {result}" for name, result in seen.items()))
+    assert " open" not in seen["direct"]
+    assert seen["published"].endswith("open")
+    assert seen["denied"].endswith("closed")
+    assert answers(machine) == "api"
+    assert machine.run("niso", "net", "check", limit=30).startswith("OK")
+
+
+def take_hints(machine: Machine) -> None:
+    """Run the commands that `niso net check` names for rules of other firewalls."""
+    told = machine.run("niso", "net", "check", limit=30, check=False)
+    for hint in re.findall(r"(?:iptables|ufw|firewall-cmd) -[^;)\n]*", told):
+        machine.sh(hint, limit=30)
+
+
+def test_upgrade_and_purge(machine: Machine) -> None:
+    """An upgrade disturbs no service; a purge asks, refuses in a script, and removes all if told."""
+    probe(machine, "published", "other", "192.0.2.1", 8080)
+    before = machine.sh("pgrep -f '^/usr/bin/busybox httpd'")
+    machine.sh(
+        "dpkg-deb -R /root/niso.deb /root/next; sed -i 's/^Version: .*/Version: 99/' /root/next/DEBIAN/control;"
+        "dpkg-deb -b /root/next /root/next.deb; dpkg -i /root/next.deb",
+        limit=120,
+    )
+    assert machine.sh("dpkg-query -W -f '${Version}' niso") == "99"
+    assert machine.sh("pgrep -f '^/usr/bin/busybox httpd'") == before
+    assert_whole(machine)
+    assert "closed" not in results(machine, "published")
+    refused = machine.sh("DEBIAN_FRONTEND=noninteractive dpkg --purge niso 2>&1", 60, check=False)
+    assert "not removed, because it is in use: service api, service db" in refused
+    assert_whole(machine)
+    machine.sh(
+        "echo niso niso/disconnect boolean true | debconf-set-selections;"
+        "DEBIAN_FRONTEND=noninteractive dpkg --purge niso 2>&1",
+        limit=120,
+    )
+    left = machine.sh(
+        "pgrep -fa 'busybox httpd|conmon'; ip -br link | grep -E 'niso|^ni'; nft list tables | grep niso;"
+        "ip rule | grep 'proto 78'; ls /run/netns | grep niso; ls /sys/fs/cgroup | grep niso;"
+        "find /etc /usr -path '*niso*'; systemctl list-unit-files | grep niso; systemctl --failed --no-legend",
+        check=False,
+    )
+    assert not left.strip(), left
+    assert machine.sh("cat /proc/sys/net/ipv4/ip_forward").strip() == "0"
+
+
+def test_late_modules_and_clock(machine: Machine) -> None:
+    """The module br_netfilter, loaded late and removed, and a clock a day ahead change nothing."""
+    machine.sh("modprobe br_netfilter")
+    assert machine.sh("cat /proc/sys/net/bridge/bridge-nf-call-iptables").strip() in "01"
+    assert_whole(machine)
+    machine.sh("modprobe -r br_netfilter; ! lsmod | grep br_netfilter")
+    assert_whole(machine)
+    machine.sh("date -s '+1 day'")
+    assert_whole(machine)
+
+
+SCTP = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP)"
+
+
+def test_sctp(machine: Machine) -> None:
+    """A policy applies to SCTP sockets, and an SCTP port can be published."""
+    machine.sh("modprobe sctp")
+    server = f"{SCTP}; s.bind(('', 9000)); s.listen()\nwhile True: s.accept()[0].send(b'sctp')"
+    client = f"{SCTP}; s.settimeout({SLOW}); s.connect(('{{}}', 9000)); print(s.recv(9))"
+    manifest = (
+        '[package]\nname = "signal"\nversion = "1"\n[binary]\nentrypoint = "python3"\n'
+        f"args = ['-c', '''{server}''']\n[network]\nnetwork = \"backend\"\n"
+        'ports = ["9000:9000/sctp"]\npolicy.allow_from = ["api:9000/sctp"]\n'
+    )
+    machine.sh("mkdir /root/signal")
+    machine.run("sh", "-c", "cat > /root/signal/manifest.toml", text=manifest)
+    machine.run("niso", "activate", "/root/signal", limit=40)
+    address = machine.sh("ip netns exec niso-signal ip -4 -o addr show eth0").split()[3][:-3]
+
+    def connects(who: str, address: str) -> bool:
+        command = ("nsenter", f"--net=/run/netns/{who}", "python3", "-c", client.format(address))
+        return "sctp" in machine.run(*command, limit=30, check=False)
+
+    assert connects("niso-api", address)
+    assert not connects("niso-guest", address)
+    assert not connects("other", address)
+    assert not connects("other", "192.0.2.1")  # published, and refused by the policy
+    machine.sh("sed -i 's|api:9000/sctp|192.0.2.0/24:9000/sctp|' /root/signal/manifest.toml")
+    machine.run("niso", "activate", "/root/signal", limit=40)
+    assert connects("other", "192.0.2.1")
+    assert not connects("niso-api", address)
+
+
+def test_health(machine: Machine) -> None:
+    """A health check of all the addresses of a name works, also without IPv6 in the kernel."""
+    machine.sh("mkdir /root/well")
+    text = MANIFEST.format(name="well", port=80)
+    text += '[healthcheck]\nhttp = "http://localhost/hostname"\nstart_period = "60s"\n'
+    machine.run("sh", "-c", "cat > /root/well/manifest.toml", text=text)
+    machine.run("niso", "activate", "/root/well", limit=60)
+    machine.wait("niso inspect well | grep -i 'healthy'; ! niso inspect well | grep -i unhealthy")
+
+
+if __name__ == "__main__":
+    found, options = prepare(sys.argv[1])
+    copy = CACHE / f"{sys.argv[1]}.shell.qcow2"
+    shutil.copyfile(found, copy)
+    Machine(sys.argv[1], copy, options, ports=(8080,)).interact("ready")
