@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from damage import API, API1, OWN_MAC, SHAPED, Damage, damage
 
+from niso.base.names import BRIDGE_GROUP
+
 BRIDGE_MAC = "mac=$(cat /sys/class/net/niso-backend/address);"
 
 LINKS: dict[str, Damage] = {
@@ -123,6 +125,9 @@ LINKS: dict[str, Damage] = {
     "ARP off of the port": damage(
         "Veth.drift", lambda w: w.ip(f"link set {w.port} arp off"), different=API
     ),
+    "port in another group": damage(
+        "Veth.drift", lambda w: w.ip(f"link set {w.port} group 7"), different=API
+    ),
     "ARP off and port isolated": damage(
         "Veth.drift",
         lambda w: w.sh(
@@ -149,6 +154,11 @@ LINKS: dict[str, Damage] = {
         lambda w: w.ip("link delete niso-extra"),
         missing=r"^bridge niso-extra$",
         anew=True,
+    ),
+    "bridge in no group": damage(
+        "Bridge.drift",
+        lambda w: w.ip("link set niso-extra group default"),
+        different=r"^bridge niso-extra$",
     ),
     "bridge down": damage(
         "Bridge.up", lambda w: w.ip("link set niso-extra down"), different=r"^bridge niso-extra$"
@@ -203,6 +213,12 @@ LINKS: dict[str, Damage] = {
         ),
         different=API,
         foreign=r"^link tap0 on bridge niso-backend$",
+        anew=True,
+    ),
+    "foreign link in a group of niso": damage(
+        "ForeignPort foreign",
+        lambda w: w.ip(f"link add tap0 group {BRIDGE_GROUP} type veth peer name tap1"),
+        foreign=r"^link tap0 in a group of niso$",
         anew=True,
     ),
     "foreign link on a bridge": damage(

@@ -20,10 +20,10 @@ from wire import Link, Wire, sctp_init
 NOT_PUBLISHED = [Rule("inet niso", chain, ("not published",)) for chain in ("forward", "enter")]
 BY_STATE = [Rule("inet niso", chain, ("ct state", "invalid")) for chain in ("forward", "enter")]
 INTERNAL = Rule("inet niso", "forward", ("iifname @internal", "goto refuse"))
-LOOPBACK = Rule("inet niso", "raw", ("daddr 127.0.0.0/8", "drop"))
+LOOPBACK = Rule("inet niso", "raw", ("@nh,128,8 0x7f", "drop"))
 OWN_LOOPBACK = Rule("bridge niso", "from_own4", ("loopback from a wire", "drop"))
 WITHOUT_PORTS = [Rule("inet niso", f"away{family}", ("without ports",)) for family in (4, 6)]
-FROM_LOOPBACK = Rule("inet niso", "raw", ("saddr 127.0.0.0/8", "drop"))
+FROM_LOOPBACK = Rule("inet niso", "raw", ("@nh,96,8 0x7f", "drop"))
 TO_SUBNETS = [
     Rule("inet niso", chain, ("daddr @subnets", "goto direct")) for chain in ("raw", "raw6")
 ]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from attack_world import CLIENT, EAR, GATEWAY, Rule, World, forget
+from attack_world import CLIENT, EAR, GATEWAY, HOST, Rule, World, forget
 from conftest import Lab
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
@@ -30,6 +31,12 @@ ODD_PORTS = [
     BETWEEN,
     *UNCHECKED,
     FOREIGN_ARP,
+]
+COUNT_LOST = ("others", "next_hop", "forward", "input")
+BY_NAME = [
+    *UNCHECKED,
+    Rule("inet niso", "forward", ("oifname @bridges", "goto refuse")),
+    *(Rule("inet niso", chain, ("lost its",)) for chain in COUNT_LOST),
 ]
 COUNT_ODD_PORTS = [
     ("bridge niso", "forward"),
@@ -146,6 +153,71 @@ def test_port_that_niso_does_not_know_says_nothing(
         if odd_port is not renamed_port:
             lab.run("ip", "link", "delete", "stray")
         lab.niso("net", "repair")
+
+
+@pytest.mark.parametrize("lost", ["group", "name"])
+def test_bridge_without_its_group_or_name_passes_nothing_to_another(
+    world: World, lost: str
+) -> None:
+    """Another program takes it from two bridges, of which one is internal.
+
+    Of ports without their group, the rules look up the names.
+    """
+    lab, of, bridge = world.lab, world.of, world.bridge
+
+    def received() -> set[str]:
+        shots = {}
+        for family in (4, 6):
+            own = {name: of[name].ip(family) for name in ("db", "mallory", "mate", "web")}
+            client, host = CLIENT[family], HOST[family]
+            for name, sender, mac, source, target, port, receiver in (
+                ("in", "client", world.host.mac, client, host, 8080, world.link["api"]),
+                ("out", "mallory", bridge["backend"].mac, "", client, 9, world.link["client"]),
+                ("to the host", "db", bridge["backend"].mac, "", host, EAR, world.ear[family]),
+                ("out of inner", "mate", bridge["inner"].mac, "", client, 9, world.link["client"]),
+                ("over", "web", bridge["frontend"].mac, "", own["db"], 80, world.link["db"]),
+            ):
+                packet = functools.partial(world.udp, source or own[sender], target, to=port)
+                head = Ether(src=world.mac[sender], dst=mac)
+                mark = world.shoot(
+                    world.link[sender],
+                    lambda mark, number, h=head, p=packet: [h / p(mark, 40_000 + number % 999)],
+                )
+                shots[f"{name} {family}"] = (mark, receiver)
+        assert world.honest(world.link["plain"])
+        return world.arrived(shots)
+
+    def lose() -> None:
+        for port in lab.ip_json("link", "show", "master", "niso-backend"):
+            lab.run("ip", "link", "set", port["ifname"], "group", "default")
+        lab.run("ping", "-c", "1", "-W", "5", of["db"].ip4, netns="niso-mallory")
+        for name in ("backend", "inner"):
+            words = ("group", "default") if lost == "group" else ("name", f"lost-{name}")
+            lab.run("ip", "link", "set", f"niso-{name}", *words)
+        lab.run("nft", "flush set inet niso closed")  # the host forwards for others too
+
+    def get_names_back() -> None:
+        for name in ("backend", "inner") if lost == "name" else ():
+            lab.run("ip", "link", "set", f"lost-{name}", "name", f"niso-{name}")
+
+    chains = [("inet niso", name) for name in (*COUNT_LOST, "from_bridge")]
+    # a published port of a bridge that was renamed is still published
+    stays = {"in 4", "in 6"} if lost == "name" else set()
+    with world.without(BY_NAME):
+        lose()
+        try:
+            assert len(received()) == 10
+        finally:
+            get_names_back()
+    lose()
+    try:
+        before = world.drops(chains)
+        assert received() == stays
+        assert world.drops(chains) >= before + 8
+    finally:
+        get_names_back()
+        assert lab.niso("net", "repair").stdout.startswith("repaired: ")
+    assert world.honest(world.link["api"])
 
 
 RESTORE = """

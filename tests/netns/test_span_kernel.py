@@ -159,7 +159,7 @@ DAMAGES: list[tuple[tuple[str, ...], str, list[tuple[str, str]]]] = [
     (
         ("Vxlan.mtu", "Vxlan.up", "Vxlan.drift"),
         f"bridge link set dev {NX} flood on bcast_flood on neigh_suppress off &&"
-        f" ip link set {NX} mtu 1300 && ip link set {NX} down",
+        f" ip link set {NX} mtu 1300 group default && ip link set {NX} down",
         [("different", DEVICE)],
     ),
     (("Vxlan.bridge",), f"ip link set {NX} nomaster", [("different", DEVICE)]),

@@ -12,6 +12,7 @@ from port_packets import packets, takes
 from samples import samples
 from snapshots_made import SERVICES, endpoint, everything, network
 
+from niso.base.names import BRIDGE_GROUP
 from niso.kernel import ruleset
 from niso.kernel.kinds.kind import State
 from niso.kernel.nft_elements import Element, ports_of
@@ -43,7 +44,7 @@ _RULE = re.compile(r"dnat (ip6?) to (.+) map @(\w+)")
 _RETURN = re.compile(r"(ip6?) daddr (\S+) return( comment \"[^\"]*\")?")
 
 
-_JUMP = re.compile(r"iifname \"niso-\*\" jump (\w+)")
+_JUMP = re.compile(rf"meta iifgroup {BRIDGE_GROUP} jump (\w+)")
 
 
 def _rules(chain: str) -> list[str]:

@@ -16,6 +16,12 @@ DEFAULT_NETWORK = "niso-default"
 BRIDGES = '"niso-*"'
 """A pattern for nftables rules that matches all bridges of niso. Matching it takes less than half
 the time of a lookup in a set."""
+BRIDGE_GROUP, PORT_GROUP, TUNNEL_GROUP = 0x6E696F00, 0x6E696F10, 0x6E696F12
+"""The groups (IFLA_GROUP, ip-link(8)) of niso's bridges, of their ports, and of VXLAN devices.
+
+A rule compares a group in half the time of a name. The names decide wherever an interface without
+its group could otherwise pass more. The numbers are even: `Rtnl.delete_links` uses odd ones.
+"""
 DOMAIN = "niso.local"
 MAC_PREFIX = "0a:"
 """The first byte of every MAC that niso assigns. These are the MACs of bridges, of services, and of

@@ -25,7 +25,7 @@ from collections.abc import Iterable
 
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.names import packed
+from niso.base.names import BRIDGE_GROUP, PORT_GROUP, TUNNEL_GROUP, packed
 from niso.kernel import netlink
 from niso.kernel.netlink import Message, address_family, attribute, attributes, nested, text, u32
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_LINKINFO, IFLA_IFALIAS = 18, 20
 _IFLA_QDISC = 6
+IFLA_GROUP = 27
+GROUPS = {"bridge": BRIDGE_GROUP, "veth": PORT_GROUP, "vxlan": TUNNEL_GROUP}  # by kind of link
 _IFLA_OPERSTATE = 16
 INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
 BR_NF_CALL_IPTABLES, BR_NF_CALL_IP6TABLES = 36, 37
@@ -72,6 +74,7 @@ class Link(NamedTuple):
     drift: str = ""  # settings of a bridge or port that differ from niso's
     data: bytes = b""  # IFLA_INFO_DATA of a VXLAN device
     qdisc: str = ""  # kind of the root queueing discipline
+    group: int = 0
 
 
 class LinkAddress(NamedTuple):
@@ -141,6 +144,9 @@ def parse_link(body: bytes) -> Link:
     is_port = netlink.string(info.get(INFO_SLAVE_KIND, b"")) == "bridge"
     port = attributes(info.get(INFO_SLAVE_DATA, b"")) if is_port else {}
     drift = [ARP_OFF] if flags & IFF_NOARP else []
+    group = _number(fields, IFLA_GROUP, 0)
+    if group != GROUPS.get(kind, group):
+        drift.append(f"group {group}")
     if port:
         drift += _port_drift(port, _number(fields, _IFLA_OPERSTATE, 0), kind == "vxlan")
     else:
@@ -161,6 +167,7 @@ def parse_link(body: bytes) -> Link:
         drift=", ".join(drift),
         data=info.get(INFO_DATA, b"") if kind == "vxlan" else b"",
         qdisc=netlink.string(fields.get(_IFLA_QDISC, b"")),
+        group=group,
     )
 
 

@@ -25,7 +25,7 @@ explains audits.
 from __future__ import annotations
 
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.base.names import BRIDGES
+from niso.base.names import BRIDGE_GROUP, BRIDGES
 
 if TYPE_CHECKING:
     from typing import Any
@@ -112,7 +112,7 @@ _PORTED = "{ tcp, udp, sctp }"
 _NO_START = "tcp flags & (fin | syn | rst | ack) != syn"
 _KEY = "{word} saddr . {word} daddr . meta l4proto . th dport"
 _WORDS = {4: "ip", 6: "ip6"}
-_OUTSIDE = f"iif != 0 iifname != {BRIDGES}"
+_OUTSIDE = f"meta iifgroup != {BRIDGE_GROUP}"  # never matches a packet without an input interface
 
 
 def sets_of(bridge: bool) -> tuple[str, ...]:

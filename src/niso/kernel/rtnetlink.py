@@ -22,10 +22,12 @@ from collections.abc import Sequence
 from fcntl import ioctl
 
 from niso.base.errors import KernelError
+from niso.base.names import BRIDGE_GROUP, PORT_GROUP
 from niso.kernel import link_records, netlink
 from niso.kernel.link_records import (
     IFF_UP,
     IFLA_ADDRESS,
+    IFLA_GROUP,
     IFLA_IFNAME,
     IFLA_MASTER,
     IFLA_MTU,
@@ -58,7 +60,7 @@ NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 
-IFLA_NET_NS_FD, _IFLA_AF_SPEC, _IFLA_EXT_MASK, _IFLA_GROUP = 28, 26, 29, 27
+IFLA_NET_NS_FD, _IFLA_AF_SPEC, _IFLA_EXT_MASK = 28, 26, 29
 _MOST_ROUTES = 64  # to the same destination, which differ in metric
 _BR_FORWARD_DELAY, _BR_STP_STATE, _BR_MCAST_SNOOPING = 1, 5, 23
 _VETH_INFO_PEER = 1
@@ -173,6 +175,7 @@ class Rtnl(netlink.Netlink):
             f"create bridge '{name}'",
             text(IFLA_IFNAME, name)
             + attribute(IFLA_ADDRESS, own)
+            + u32(IFLA_GROUP, BRIDGE_GROUP)
             + u32(IFLA_MTU, mtu ^ 1)
             + of_kind("bridge", *data),
             # only a change counts as set by hand. The kernel does not adapt an MTU set by hand to
@@ -213,6 +216,7 @@ class Rtnl(netlink.Netlink):
             f"create veth '{name}'",
             text(IFLA_IFNAME, name)
             + u32(IFLA_MTU, mtu)
+            + u32(IFLA_GROUP, PORT_GROUP)
             + attribute(IFLA_ADDRESS, own)
             + of_kind("veth", attribute(_VETH_INFO_PEER, far)),
             alias_data(alias),
@@ -278,6 +282,10 @@ class Rtnl(netlink.Netlink):
         own = of_kind("bridge", *link_records.call_flags(call_iptables, call_ip6tables))
         self.transact(change_link(what, _named(name) + own))
 
+    def set_group(self, name: str, group: int) -> None:
+        what = f"set the group of link '{name}'"
+        self.transact(change_link(what, _named(name) + u32(IFLA_GROUP, group)))
+
     def detach(self, names: Sequence[str]) -> None:
         """Set interfaces down and detach them from their bridge. After this, no packet passes
         through them, even if a program sets the other end of a veth pair up.
@@ -300,7 +308,7 @@ class Rtnl(netlink.Netlink):
         """
         number = int.from_bytes(os.urandom(4)) >> 1 | 1
         what = f"delete links {', '.join(repr(name) for name in names)}"
-        group = u32(_IFLA_GROUP, number)
+        group = u32(IFLA_GROUP, number)
         self.transact_each(
             change_link(what, _named(name) + group, (errno.ENODEV,)) for name in names
         )

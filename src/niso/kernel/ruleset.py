@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from struct import unpack_from
 
-from niso.base.names import BRIDGES, family_of, packed
+from niso.base.names import BRIDGE_GROUP, BRIDGES, PORT_GROUP, TUNNEL_GROUP, family_of, packed
 from niso.kernel import policy_rules
 from niso.kernel.policy_rules import CHECKED, CLASSES
 
@@ -167,6 +167,8 @@ bridge table with the ports, of the inet table with the bridges.
 """
 _IS_TO_ALL = "meta pkttype != host meta pkttype != other"
 _IS_MULTICAST = f"{_IS_TO_ALL} iifname @{MULTICAST} meta l4proto udp"
+# the links of a bridge by their groups: ports of services, and VXLAN devices
+_PORTS = f"group & {PORT_GROUP ^ TUNNEL_GROUP ^ 0xFFFFFFFF:#x} == {PORT_GROUP}"
 
 TABLE = f"""\
 table bridge niso {{
@@ -273,7 +275,7 @@ table bridge niso {{
 
 	chain forward {{
 		type filter hook forward priority -200; policy accept;
-		meta mark & {_BOTH} == {_BOTH} meta pkttype host iifname "n*" oifname @ports goto see comment "to one service alone"
+		meta mark & {_BOTH} == {_BOTH} meta pkttype host meta iif{_PORTS} meta oif{_PORTS} goto see comment "to one service alone"
 		meta mark & {CHECKED} == 0 iifname != @ports oifname @ports counter drop comment "from a port that niso has not made, or that has lost its name"
 		iifname != "n*" oifname @ports counter drop comment "the same, with a mark of another firewall"
 		ether type ip oifname . ether daddr . ip daddr @sources4 goto see comment "the same, by its own MAC"
@@ -315,6 +317,7 @@ table bridge niso {{
 {policy_rules.HEAR_CHAINS}
 	chain postrouting {{
 		type filter hook postrouting priority 300; policy accept;
+		meta oifgroup {PORT_GROUP} accept comment "to a service: neither of the next two"
 		{UNMARKED}
 		meta mark & 0xffff0000 == {SWITCHED} meta mark set meta mark & 0x0000ffff
 	}}
@@ -575,12 +578,12 @@ table inet niso {{
 	chain raw {{
 		type filter hook prerouting priority raw; policy accept;
 		{ARRIVES}
-		meta pkttype != host iifname {BRIDGES} jump to_all
-		meta mark & {CHECKED} != 0 iifname {BRIDGES} meta mark set meta mark | {policy_rules.TRACKED} accept comment "of a service: the bridge table has judged it"
+		meta pkttype != host meta iifgroup {BRIDGE_GROUP} jump to_all
+		meta mark & {CHECKED} != 0 meta iifgroup {BRIDGE_GROUP} meta mark set meta mark | {policy_rules.TRACKED} accept comment "of a service: the bridge table has judged it"
 		iif "lo" accept
 		meta nfproto ipv6 goto raw6
-		ip daddr 127.0.0.0/8 counter drop comment "loopback from a wire, before DNAT can hide it"
-		ip saddr 127.0.0.0/8 counter drop
+		@nh,128,8 127 counter drop comment "loopback from a wire, before DNAT can hide it"
+		@nh,96,8 127 counter drop
 		iifname "n*" jump from_bridge
 		ip daddr @subnets4 counter goto {policy_rules.DIRECT} comment "not published: to a subnet of niso from outside"
 		ip saddr @subnets4 counter drop comment "a service's address from elsewhere"
@@ -621,7 +624,7 @@ table inet niso {{
 
 	chain publish {{
 		ip6 daddr ::1 return comment "the kernel takes packets for it from no bridge: no answer would come back"
-		iifname {BRIDGES} jump publish_local
+		meta iifgroup {BRIDGE_GROUP} jump publish_local
 		dnat ip to ip daddr . meta l4proto . th dport map @publish_addr4
 		dnat ip to ip daddr . meta l4proto . th dport map @range_addr4
 		dnat ip to meta l4proto . th dport map @publish_any4
@@ -645,8 +648,8 @@ table inet niso {{
 	chain prerouting {{
 		type nat hook prerouting priority dstnat; policy accept;
 		fib daddr type local jump publish
-		iifname {BRIDGES} iifname . ip daddr @vips4 goto spread comment "the address of a service: one of its instances"
-		iifname {BRIDGES} iifname . ip6 daddr @vips6 goto spread
+		meta iifgroup {BRIDGE_GROUP} iifname . ip daddr @vips4 goto spread comment "the address of a service: one of its instances"
+		meta iifgroup {BRIDGE_GROUP} iifname . ip6 daddr @vips6 goto spread
 	}}
 
 	chain answers {{
@@ -659,8 +662,8 @@ table inet niso {{
 
 	chain mark_internal {{
 		type filter hook prerouting priority dstnat + 1; policy accept;
-		meta mark & {CHECKED} == 0 iifname {BRIDGES} iifname @internal meta mark set meta mark | {CHECKED} comment "the routing rule of its bridge prohibits what has no mark"
 		meta mark & {CHECKED} != 0 accept
+		meta iifgroup {BRIDGE_GROUP} iifname @internal meta mark set meta mark | {CHECKED} comment "the routing rule of its bridge prohibits what has no mark"
 		ip daddr @subnets4 meta mark set meta mark | {CHECKED} comment "the same to a subnet"
 		ip6 daddr @subnets6 meta mark set meta mark | {CHECKED}
 	}}
@@ -674,7 +677,7 @@ table inet niso {{
 
 	chain postrouting {{
 		type nat hook postrouting priority srcnat; policy accept;
-		oifname @bridges goto to_services
+		meta oifgroup {BRIDGE_GROUP} goto to_services
 		oif "lo" goto of_host
 		ip saddr @subnets4 goto away4
 		ip6 saddr @subnets6 goto away6
@@ -721,7 +724,7 @@ table inet niso {{
 		{LEAVES}
 		ct state established,untracked accept
 		meta mark & {REMAPPED} != 0 goto remapped
-		oifname @bridges accept
+		meta oifgroup {BRIDGE_GROUP} accept
 		ct original ip saddr @subnets4 goto kept4
 		ct original ip6 saddr @subnets6 goto kept6
 		iif != 0 meta nfproto ipv4 fib saddr type local goto kept4 comment "masqueraded by others, as Docker"
@@ -755,7 +758,7 @@ table inet niso {{
 	}}
 
 	chain to_services {{
-		iif != 0 iifname != {BRIDGES} accept comment "from another machine: it keeps its address"
+		meta iifgroup != {BRIDGE_GROUP} accept comment "from another machine: it keeps its address"
 		iif 0 fib saddr type local jump of_host comment "a frame within a bridge has no iif here either"
 		ip saddr 127.0.0.0/8 masquerade comment "the host by 127.0.0.1"
 		ct status & dnat == 0 accept
@@ -767,11 +770,11 @@ table inet niso {{
 
 	chain forward {{
 		type filter hook forward priority filter; policy accept;
-		iifname {BRIDGES} ct state established accept
-		meta nfproto ipv6 oifname {BRIDGES} iifname != {BRIDGES} fib saddr type local counter drop comment "from outside as the host itself; the kernel refuses IPv4"
-		oifname {BRIDGES} ct state established accept
-		iifname != {BRIDGES} goto enter
-		iifname != @bridges goto enter comment "not niso's, in spite of its name"
+		meta iifgroup {BRIDGE_GROUP} ct state established accept
+		meta nfproto ipv6 meta oifgroup {BRIDGE_GROUP} meta iifgroup != {BRIDGE_GROUP} fib saddr type local counter drop comment "from outside as the host itself; the kernel refuses IPv4"
+		meta oifgroup {BRIDGE_GROUP} ct state established accept
+		meta iifgroup != {BRIDGE_GROUP} goto enter
+		iifname != @bridges counter drop comment "from a bridge that niso has not made, or that has lost its name"
 		ct state related,invalid goto related
 		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} iifname . oifname @same_bridge accept
 		ct status & confirmed == 0 ip saddr @flows4 counter drop comment "too many new flows of a service"
@@ -791,7 +794,7 @@ table inet niso {{
 	}}
 
 	chain enter {{
-		oifname != @bridges goto others
+		meta oifgroup != {BRIDGE_GROUP} goto others
 		ct state related,invalid goto related
 		{_NO_START} jump no_start
 		ip daddr @ingress4 jump check_in4
@@ -802,6 +805,7 @@ table inet niso {{
 	}}
 
 	chain next_hop {{
+		meta oifgroup {BRIDGE_GROUP} counter drop comment "to a bridge that has lost its name"
 		meta oiftype != ether accept
 		rt ip nexthop @next_hops4 accept
 		rt ip6 nexthop @next_hops6 accept
@@ -813,8 +817,9 @@ table inet niso {{
 
 	chain input {{
 		type filter hook input priority filter; policy accept;
-		iifname != {BRIDGES} goto from_outside
+		meta iifgroup != {BRIDGE_GROUP} goto from_outside
 		ct state vmap {{ established : accept, related : goto related, invalid : drop }}
+		iifname != @bridges counter drop comment "from a bridge that niso has not made, or that has lost its name"
 		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
 		ct status & confirmed == 0 ip saddr @flows4 counter drop comment "too many new flows of a service"
 		ct status & confirmed == 0 ip6 saddr @flows6 counter drop
@@ -861,6 +866,7 @@ table inet niso {{
 	}}
 
 	chain others {{
+		oifname {BRIDGES} oifname @bridges counter drop comment "to a bridge of niso that has lost its group"
 		meta mark & 0xffff0000 == {SWITCHED} accept comment "not routed: switched on somebody's bridge"
 		meta nfproto != @closed accept
 		meta nfproto @later meta iifkind {_ROUTED} meta nfproto . iif != @old_index meta nfproto . iifname != @old_name accept comment "from a link that came after niso's first service"

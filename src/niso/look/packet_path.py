@@ -505,8 +505,7 @@ def _path(
     if not sender and is_host(context, packet.source):
         return tuple(objects), (), ()
     if to.is_loopback:
-        loopback = "127.0.0.0/8" if family == 4 else "::1"
-        martian = _static(ruleset.INET, raw, f"{word} daddr {loopback}")
+        martian = _static(ruleset.INET, raw, "loopback from a wire")
         return martian, martian, ()
     if entered and is_name_server_elsewhere(
         context, packet.destination, packet.port, packet.proto, entered.name

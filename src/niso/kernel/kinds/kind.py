@@ -719,7 +719,7 @@ def diff(want: State, have: State) -> list[AnyStep]:
     disappearing = _disappearing_parents(want, have)
     for kind in KINDS:
         before, additions, deletions, after = kind.steps(want, have, disappearing)
-        first += before
+        first[:0] = before  # groups of bridges before the rules that compare them
         made += [Step("delete", obj) for obj in sorted(early[kind.type])]
         made += additions
         deleted[:0] = deletions

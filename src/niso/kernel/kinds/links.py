@@ -15,10 +15,11 @@ from collections.abc import Collection, Hashable, Iterable, Sequence
 
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import BRIDGE_GROUP, PORT_GROUP
 from niso.kernel import link_records, neighbour_tables, proc_sys
 from niso.kernel.kinds.kind import AnyStep, Kind, Reading, Space, State, Step, Steps
 from niso.kernel.kinds.namespaces import Netns, NetnsName
-from niso.kernel.link_records import ARP_OFF, ARP_OFF_INSIDE, NEW_PORT, Link, new_port
+from niso.kernel.link_records import ARP_OFF, ARP_OFF_INSIDE, GROUPS, NEW_PORT, Link, new_port
 from niso.kernel.neighbour_tables import is_fixed
 from niso.kernel.netns import open_fd
 from niso.kernel.nft_elements import Element
@@ -70,9 +71,11 @@ class _Bridges(Kind[Bridge], of=Bridge):
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         """Return the steps for bridges. If the frames of a bridge will no longer pass the inet
         tables, this change comes after all deletions: until a service is removed, policies must
-        apply to it.
+        apply to it. A bridge of an earlier version of niso gets its group before the rules change,
+        so that no packet is lost.
         """
         _, changes, deleted, _ = super().steps(want, have, disappearing)
+        grouped: list[AnyStep] = []
         made: list[AnyStep] = []
         stopped: list[AnyStep] = []
         for step in changes:
@@ -80,6 +83,9 @@ class _Bridges(Kind[Bridge], of=Bridge):
                 made.append(step)
                 continue
             bridge, actual = step.obj, step.actual
+            if (in_group := _in_group(actual)) != actual:
+                grouped.append(Step("change", in_group, actual))
+                actual = in_group
             kept = bridge._replace(
                 tracked4=bridge.tracked4 or actual.tracked4,
                 tracked6=bridge.tracked6 or actual.tracked6,
@@ -88,10 +94,12 @@ class _Bridges(Kind[Bridge], of=Bridge):
                 made.append(Step("change", kept, actual))
             if kept != bridge:
                 stopped.append(Step("change", bridge, kept))
-        return (), made, [*deleted, *stopped], ()
+        return grouped, made, [*deleted, *stopped], ()
 
     def describe(self, step: Step[Bridge]) -> str:
         bridge = step.obj
+        if step.actual is not None and step.actual != bridge == _in_group(step.actual):
+            return f"ip link set {bridge.name} group {BRIDGE_GROUP}"
         if step.action == "delete":
             return f"ip link delete {bridge.name}"
         tracked = (
@@ -99,7 +107,7 @@ class _Bridges(Kind[Bridge], of=Bridge):
             f" nf_call_ip6tables {int(bridge.tracked6)}"
         )
         if step.action == "add":
-            start = f"ip link add {bridge.name} mtu {bridge.mtu} {tracked}"
+            start = f"ip link add {bridge.name} mtu {bridge.mtu} group {BRIDGE_GROUP} {tracked}"
             return f"{start} && ip link set {bridge.name} alias {bridge.alias} up"
         actual = step.actual or bridge
         address = f" address {bridge.mac}" if actual.mac != bridge.mac else ""
@@ -156,6 +164,9 @@ class _Bridges(Kind[Bridge], of=Bridge):
             )
             return
         actual = step.actual or bridge._replace(mac="")
+        if actual != bridge == _in_group(actual):
+            rtnl.set_group(bridge.name, BRIDGE_GROUP)
+            return
         rtnl.set_link(
             bridge.name,
             mtu=bridge.mtu,
@@ -168,6 +179,11 @@ class _Bridges(Kind[Bridge], of=Bridge):
         rtnl.set_calls(bridge.name, bridge.tracked4, bridge.tracked6)
         if not actual.takes_own:
             rtnl.transact(neighbour_tables.take(rtnl.index(bridge.name), bridge.mac))
+
+
+def _in_group(bridge: Bridge) -> Bridge:
+    texts = bridge.drift.split(", ")
+    return bridge._replace(drift=", ".join(t for t in texts if not t.startswith("group ")))
 
 
 class Veth(NamedTuple):
@@ -231,7 +247,7 @@ class _Veths(Kind[Veth], of=Veth):
             return f"ip link delete {veth.name}"
         if step.action == "add":
             return (
-                f"ip link add {veth.name} mtu {veth.mtu} type veth"
+                f"ip link add {veth.name} mtu {veth.mtu} group {PORT_GROUP} type veth"
                 f" peer {veth.peer} address {veth.mac} netns {veth.netns}"
                 f" && ip link set {veth.name} master {veth.bridge} alias {veth.alias} up"
                 f" && bridge link set dev {veth.name} learning off flood off"
@@ -384,6 +400,8 @@ def _drift_commands(veth: Veth, actual: Veth) -> list[str]:
         name, _, value = text.partition(" ")
         if text in arp:
             commands.append(arp[text])
+        elif name == "group":
+            commands.append(f"ip link set {veth.name} group {PORT_GROUP}")
         else:
             flags.append(f"{name} {({'on': 'off', 'off': 'on', 'set': '0'}).get(value, '3')}")
     if flags:
@@ -474,6 +492,8 @@ def _no_ipv6(port: str) -> str:
 
 def _change(writer: Writer, veth: Veth, actual: Veth) -> None:
     rtnl = writer.rtnl("")
+    if "group " in actual.drift:
+        rtnl.set_group(veth.name, PORT_GROUP)
     if actual.bridge != veth.bridge:
         rtnl.set_link(veth.name, master=veth.bridge)
     neighbour_tables.add_fdb_entry(
@@ -495,6 +515,8 @@ def _change(writer: Writer, veth: Veth, actual: Veth) -> None:
 
 
 class ForeignPort(NamedTuple):
+    """Another program's link on a bridge of niso, or, if ``bridge`` is "", with a group of niso."""
+
     bridge: str
     link: str
 
@@ -504,10 +526,13 @@ class ForeignPort(NamedTuple):
 
 class _ForeignPorts(Kind[ForeignPort], of=ForeignPort):
     is_of_host = True
-    noun_format = "link {0.link} on bridge {0.bridge}"
+
+    def noun(self, obj: ForeignPort) -> str:
+        where = f"on bridge {obj.bridge}" if obj.bridge else "in a group of niso"
+        return f"link {obj.link} {where}"
 
     def describe(self, step: Step[ForeignPort]) -> str:
-        return f"ip link set {step.obj.link} nomaster"
+        return f"ip link set {step.obj.link} {'nomaster' if step.obj.bridge else 'group default'}"
 
     def read(self, space: Space, objects: Collection[ForeignPort]) -> Iterable[ForeignPort]:
         reading = space.reading
@@ -515,14 +540,20 @@ class _ForeignPorts(Kind[ForeignPort], of=ForeignPort):
             return ()
         names = {bridge.name for bridge in reading.so_far(Bridge)}
         by_index = {link.index: link.name for link in space.all_links if link.name in names}
+        others = [link for link in space.all_links if link.alias != reading.alias]
+        ports = [link for link in others if link.master in by_index]
+        grouped = [link for link in others if link.group in GROUPS.values()]
         return (
-            ForeignPort(by_index[link.master], link.name)
-            for link in space.all_links
-            if link.master in by_index and link.alias != reading.alias
+            *(ForeignPort(by_index[link.master], link.name) for link in ports),
+            *(ForeignPort("", link.name) for link in grouped),
         )
 
     def write(self, writer: Writer, steps: Sequence[Step[ForeignPort]]) -> None:
-        writer.rtnl("").set_link(steps[0].obj.link, master="")
+        rtnl, port = writer.rtnl(""), steps[0].obj
+        if port.bridge:
+            rtnl.set_link(port.link, master="")
+        else:
+            rtnl.set_group(port.link, 0)
 
 
 class Shaper(NamedTuple):

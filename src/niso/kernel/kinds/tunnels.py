@@ -23,10 +23,10 @@ from collections.abc import Collection, Iterable, Sequence
 from niso.base import files, paths
 from niso.base.errors import Conflict, KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.names import family_of
+from niso.base.names import TUNNEL_GROUP, family_of
 from niso.kernel import link_records, netlink, proc_sys
 from niso.kernel.kinds.kind import Kind, Reading, Space, State, Step
-from niso.kernel.link_records import IFLA_IFNAME, IFLA_MTU, alias_data, of_kind
+from niso.kernel.link_records import IFLA_GROUP, IFLA_IFNAME, IFLA_MTU, alias_data, of_kind
 from niso.kernel.netlink import Message, attribute, attributes, text, u32
 from niso.kernel.nft_elements import Element
 from niso.kernel.rtnetlink import NEWLINK, Rtnl, ifinfo, join, no_link_local, raise_up
@@ -91,6 +91,7 @@ def add(rtnl: Rtnl, vxlan: Vxlan) -> None:
             text(IFLA_IFNAME, name)
             # in the creation: the default without an underlying link is 1500 bytes
             + u32(IFLA_MTU, vxlan.mtu)
+            + u32(IFLA_GROUP, TUNNEL_GROUP)
             + of_kind("vxlan", *settings),
             alias_data(vxlan.alias),
             join(name, index, vxlan.bridge, master),
@@ -160,6 +161,7 @@ class _Vxlans(Kind[Vxlan], of=Vxlan):
         flags = "learning off flood off mcast_flood off bcast_flood off neigh_suppress on"
         port = (
             f"ip link set {vxlan.name} master {vxlan.bridge} alias {vxlan.alias} mtu {vxlan.mtu}"
+            f" group {TUNNEL_GROUP}"
             f" && bridge link set dev {vxlan.name} {flags} && ip link set {vxlan.name} up"
         )
         if step.action == "change":
@@ -221,6 +223,7 @@ class _Vxlans(Kind[Vxlan], of=Vxlan):
             add(rtnl, obj)
         else:
             rtnl.set_link(obj.name, mtu=obj.mtu, master=obj.bridge)
+            rtnl.set_group(obj.name, TUNNEL_GROUP)
             what = f"reset port '{obj.name}'"
             rtnl.transact(*_port_settings(obj.name, rtnl.index(obj.name), what))
 
