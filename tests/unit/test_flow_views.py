@@ -97,7 +97,7 @@ def test_a_dns_name_is_only_on_flows_of_the_service_whose_policy_has_it() -> Non
 
 
 def test_nothing_is_said_about_the_policy_of_a_service_that_is_gone() -> None:
-    """Also when its network is gone; what the peer's policy would decide was not the reason."""
+    """Also when its network is gone. Of web, the list refuses whoever had the address."""
     there = WORLD._replace(pools=("10.99.0.0/16",), closed=frozenset({4}))
     former = "10.99.7.2"
     refused = (row(former, DB), row(OUTSIDE, former), row("10.98.0.2", OUTSIDE), row(WEB, former))
@@ -105,8 +105,10 @@ def test_nothing_is_said_about_the_policy_of_a_service_that_is_gone() -> None:
     found = flows.joined(there, memory(*rows, refused=refused))
     assert len(found) == 7
     for each in found:
-        assert (each.words, each.agrees, each.published, each.gone) == (None, True, None, True)
-        assert decided_by(each) == ""  # shown as -
+        assert (each.agrees, each.published, each.gone) == (True, None, True)
+        assert (each.words is None) == (each.from_.name != "web")
+        # "" is shown as -
+        assert (decided_by(each) == "") == (each.from_.name != "web")
     (other,) = flows.joined(there, memory(refused=(row(OUTSIDE, DB),)))
     assert other.words is not None and not other.gone
 
@@ -228,3 +230,23 @@ def test_warnings_name_only_sources_that_lost_flows() -> None:
     ((full, _),) = flows.left_out(memory()._replace(missed=4, full=("seen",)), reader)
     ((was_full, _),) = flows.left_out(memory()._replace(missed=4), reader)
     assert "full: seen" in full and "4 flows were not recorded" in was_full
+
+
+def test_of_a_former_receiver_only_what_drops_before_its_policy_is_named() -> None:
+    inner = network("inner", "10.99.2.0/24")._replace(internal=True)
+    lone = known("lone", {"inner": ["10.99.2.2"]})
+    # its list may have named the former receiver
+    ask = known("ask", {"back": ["10.99.1.5"]}, policy(allow=["former:80"]))
+    there = world([*WORLD.services.values(), lone, ask], [BACK, inner], [HOST])
+    gone = "10.99.1.9"
+    ends = ((WEB, gone), (API, gone), ("10.99.2.2", gone), ("10.99.2.2", "10.99.2.9"), (gone, API))
+    refused = tuple(row(*pair) for pair in (*ends, ("10.99.1.5", gone)))
+    found = flows.joined(there, memory(refused=refused))
+    assert {(f.from_.name, f.to.name): f.words for f in found} == {
+        ("web", gone): "not listed in network.policy.egress.allow of web",
+        ("api", gone): None,
+        ("lone", gone): "network inner is internal: it reaches only the host and its own services",
+        ("lone", "10.99.2.9"): None,
+        (gone, "api"): None,
+        ("ask", gone): None,
+    }

@@ -72,7 +72,7 @@ class Flow(NamedTuple):
 
     Either all of these flows passed, or all were dropped (``was_dropped``). If a service at one end
     no longer exists (``gone``), the fields of its policy entry are None, because its policy is
-    unknown.
+    unknown. Only what drops a packet before the receiver's policy could is still named.
     """
 
     from_: FlowEnd  # source of the flows
@@ -182,6 +182,21 @@ def remembered(kernel: Kernel, context: PolicyContext, with_open: bool = True) -
     return Memory(passed, refused, opened, lost, audited, tuple(sets[DIRECT]), beyond, full)
 
 
+def _is_before_receiver(
+    context: PolicyContext, source: str, destination: str, reason: Reason | None
+) -> bool:
+    """Return whether ``reason`` drops a service's packets before the receiver's policy could."""
+    sender, entered = holder_of(context, source) or (None, "")
+    if sender is None or reason is None:
+        return False
+    if reason.service == sender.owner:
+        # an entry that names a service may have named the former receiver
+        return all(entry.peer.kind != "service" for entry in sender.policy.egress_allow or ())
+    network = network_of(context, destination)
+    leaves = network is None or network.name != entered
+    return context.networks[entered].internal and leaves
+
+
 def _is_full(name: str, rows: list[Recorded]) -> bool:
     size = policy_rules.SIZES[name]  # of the IPv4 set, and of the IPv6 set
     if len(rows) < size:
@@ -205,19 +220,21 @@ def left_out(memory: Memory, reader: FlowReader) -> list[tuple[str, list[str]]]:
     for denied, what in ((False, "new flows"), (True, "refused attempts")):
         names = sources_beyond(memory, reader, denied)
         if names:
-            lost = sum(names.values())
-            shown = ", ".join(itertools.islice(names, _MOST_NAMED))
-            more = f" and {len(names) - _MOST_NAMED} others" if len(names) > _MOST_NAMED else ""
-            text = (
-                f"{lost} {what} of {shown}{more} are not recorded: its share of the set is used up"
-            )
-            result.append(
-                (text, ["niso net flows --forget SERVICE empties the share of a service"])
-            )
+            lost = f"{sum(names.values())} {what} of {few(names)}"
+            text = f"{lost} are not recorded: each source has a share of the kernel's sets"
+            hint = "niso net flows --forget SERVICE empties the share of a service"
+            result.append((text, [hint]))
     return result
 
 
 _MOST_NAMED = 4
+
+
+def few(names: Mapping[str, int]) -> str:
+    """Return a list of the first names, and how many others there are."""
+    others = len(names) - _MOST_NAMED
+    shown = ", ".join(itertools.islice(names, _MOST_NAMED))
+    return f"{shown} and {others} others" if others > 0 else shown
 
 
 def sources_beyond(
@@ -300,7 +317,7 @@ class FlowReader:
         word = PASS if passes else DROP
         undecided = (None, None, None, None, None, True)
         flow = Flow(from_, to, port, proto, word, *undecided, 0, None, None, 0, not passes)
-        if flow.gone:
+        if flow.gone and (passes or from_.service is None):
             return flow
         owners = [self._owners.get(end, "") for end in (source, destination)]
         if not to.is_known:
@@ -317,6 +334,8 @@ class FlowReader:
             host_port = self._host_port(from_, to, proto, port, destination)
         else:
             reason = refusal(context, source, destination, proto, port, direct)
+            if flow.gone and not _is_before_receiver(context, source, destination, reason):
+                return flow
         agrees = refusing is None if passes else reason is not None
         flow = flow._replace(published=host_port, agrees=agrees)
         if reason is None:

@@ -471,9 +471,7 @@ def learn(
         session.caution(text, hints)
     lost = flows.sources_beyond(memory, flows.FlowReader(context), False)
     if lost:
-        text = (
-            f"new flows of {', '.join(lost)} are missing: its share of the kernel's sets is used up"
-        )
+        text = f"new flows of {flows.few(lost)} are missing: each has used up its share"
         session.caution(text, hints)
     hidden = {source for set_, source in memory.beyond if set_ not in DENIED}
     rows = {row.name: row for row in store.services()}
