@@ -154,6 +154,11 @@ def test_check_of_one_service_or_network_sees_only_that(two: World) -> None:
     assert (status, out) == (0, "api: the kernel matches the configuration\n")
     assert "nothing listens on 10.99.1.2:81; python3 listens on 0.0.0.0:80" in err
     assert two.niso("net", "check", "extra")[0] == 0
+    lab.run("nft", "flush", "chain", "inet", "niso", "forward")  # of all services
+    status, out, err = two.niso("net", "check", "api")
+    assert (status, out) == (1, "different: nftables chain inet niso forward\n")
+    two.niso("net", "repair")
+    lab.run("nft", "delete", "element", "inet", "niso", "publish_any4", "{ tcp . 9090 }")
     status, out, err = two.niso("net", "check", "peer")
     assert status == 1 and out.startswith("missing: nftables map element") and not err
     assert "nothing" in refused(lab, "net", "check", "nothing", status=2)

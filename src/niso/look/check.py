@@ -16,6 +16,7 @@ from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import alias, owner
 from niso.kernel import netns
+from niso.kernel.kinds import nft
 from niso.kernel.kinds.kind import Finding, State
 from niso.kernel.kinds.sysctls import Sysctl
 from niso.kernel.neighbour_tables import Table
@@ -74,11 +75,12 @@ PROBLEMS: tuple[Problem, ...] = ("missing", "foreign", "different", "gone")
 
 
 def check(
-    machine: Machine, name: str | None = None, may_be_on: Container[str] = ()
+    machine: Machine, name: str | None = None, may_be_on: Container[str] | None = None
 ) -> list[Finding]:
     """Return the problems that `niso net check` reports for the host, a service or a network.
 
-    If ``name`` is given, a sysctl in ``may_be_on`` is not reported if niso wants it to be 0.
+    A call of an engine gives ``name`` and ``may_be_on``. A sysctl in ``may_be_on`` is not reported
+    if niso wants it to be 0. Chains and sets, which all services share, are not compared.
 
     This function changes nothing. A difference may be due to a command that is running now, so
     differences are compared again under niso's lock. Raises KernelError, NotFound if ``name`` is
@@ -113,7 +115,7 @@ def problems(machine: Machine) -> dict[str, int] | None:
         if turn:
             time.sleep(_PAUSE_S)
         try:
-            differences = {(finding.problem, finding.what) for finding in _own(machine, None)}
+            differences = {(finding.problem, finding.what) for finding in _own(machine, None, None)}
         except KernelError:  # an object vanished between two reads
             continue
         lasting = differences if lasting is None else lasting & differences
@@ -277,11 +279,8 @@ def _concerned(store: Store, name: str | None) -> tuple[list[NetworkRecord], lis
     ], active
 
 
-def _own(machine: Machine, name: str | None, may_be_on: Container[str] = ()) -> list[Finding]:
-    """Return the problems of niso's own objects.
-
-    ``name`` limits the check to one service or network.
-    """
+def _own(machine: Machine, name: str | None, may_be_on: Container[str] | None) -> list[Finding]:
+    """Return the problems of niso's own objects. See `check`."""
     store, kernel = machine.store, machine.kernel
     defects = store_defects.find_defects(kernel, store)
     if any(problem != "different" for problem, _, _ in defects):
@@ -310,6 +309,9 @@ def _own(machine: Machine, name: str | None, may_be_on: Container[str] = ()) -> 
         ]
     scope, active = _scope(store, name)
     want = desired_now(kernel, store, scope)
+    shared: Iterable[tuple[Problem, str]] = ()
+    if may_be_on is None and want[nft.Ruleset]:
+        shared = nft.differences() or ()  # of missing tables, the objects are found below
     if may_be_on:
         want = State(
             obj
@@ -319,6 +321,7 @@ def _own(machine: Machine, name: str | None, may_be_on: Container[str] = ()) -> 
     service = store.name_holder(bare_name(name))
     return [
         *_interrupted(store, service),
+        *(Finding(problem, f"nftables {what}") for problem, what in shared),
         *findings(want, kernel.read(want, alias(store.state_id()), with_strays=True)),
         *_processes(machine, active),
     ]
