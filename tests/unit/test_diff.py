@@ -15,6 +15,7 @@ from samples import samples
 from snapshots_made import endpoint, everything, network, snapshots
 
 from niso.base.errors import KernelError
+from niso.base.names import BRIDGE_GROUP
 from niso.kernel import ruleset
 from niso.kernel.kinds.addresses import Route
 from niso.kernel.kinds.hosts_files import HostsEdit
@@ -271,6 +272,21 @@ def test_rules_of_another_version_are_replaced_in_one_transaction() -> None:
     (step,) = diff(want, want.replace(Ruleset, [Ruleset("0ld")]))
     assert isinstance(step, NftTransaction)
     assert step.statements[2] == ruleset.TABLES
+
+
+def test_bridge_of_an_earlier_version_gets_its_group_before_the_rules_that_compare_it() -> None:
+    """The other settings of a bridge are still changed after the rules."""
+    want = state(API, networks=(BACKEND,))
+    (bridge,) = want[Bridge]
+    for more in ("", "stp_state 1"):
+        drift = ", ".join(filter(None, ("group 0", more)))
+        have = want.replace(Ruleset, [Ruleset("0ld")])
+        first, rules, *last = diff(want, have.replace(Bridge, [bridge._replace(drift=drift)]))
+        assert first == Step("change", bridge._replace(drift=more), bridge._replace(drift=drift))
+        assert first.describe() == f"ip link set niso-backend group {BRIDGE_GROUP}"
+        assert isinstance(rules, NftTransaction)
+        changes = [step for step in last if isinstance(step, Step)]
+        assert changes == [Step("change", bridge, bridge._replace(drift=more))] * bool(more)
 
 
 def test_rules_of_another_version_and_a_service_that_goes_at_once_leave_it_guarded_to_its_end() -> (
