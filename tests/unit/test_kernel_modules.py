@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from refusals import refuses
 
+from niso.base import paths
 from niso.base.errors import KernelError
 from niso.kernel import link_records, proc_sys
 
@@ -57,6 +58,18 @@ def test_module_that_cannot_be_loaded_is_an_error_that_says_what_will_not_work(
         hint="install the full set of kernel modules, or publish no ports",
     ):
         proc_sys.load_bridge_netfilter()
+
+
+def test_lab_without_root_goes_on_without_the_module(tmp_path, monkeypatch) -> None:
+    """`niso lab` has warned. Outside of a lab, the module is still needed."""
+    machine(tmp_path, monkeypatch, "exit 1")
+    monkeypatch.setattr(paths, "in_user_namespace", lambda: True)
+    with pytest.raises(KernelError):
+        proc_sys.load_bridge_netfilter()
+    (tmp_path / "called").unlink()
+    monkeypatch.setattr(paths, "in_lab", lambda: True)
+    proc_sys.load_bridge_netfilter()
+    assert not (tmp_path / "called").exists()
 
 
 def test_kernel_without_the_queue_for_bandwidth_says_so() -> None:
