@@ -51,11 +51,11 @@ OTHER_COMMANDS = {"cluster", "compose", "engines", "lab", "web"}
 UNTOUCHED = OTHER_COMMANDS | {"change", "manifest", "reconcile"}
 """Folders of which a command that only prints states loads nothing."""
 MOST = {
-    "activate": (122, 67),
-    "port-forward": (98, 63),
-    "ps": (44, 50),
-    "ADD": (73, 62),
-    "DEL": (72, 62),
+    "activate": (122, 62),
+    "port-forward": (98, 46),
+    "ps": (45, 36),
+    "ADD": (74, 38),
+    "DEL": (73, 38),
 }
 """How many modules of niso and of the standard library a command loads at most.
 

@@ -20,6 +20,7 @@ from fakes.processes import FakeProcesses
 from niso.base import locks
 from niso.base.errors import Error
 from niso.base.locks import Lock
+from niso.base.native import signal
 from niso.base.report import WaitingForLock
 from niso.base.signals import ENDING, signals_blocked
 from niso.change import undo
@@ -71,8 +72,6 @@ def test_no_transaction_is_left_open() -> None:
 
 
 def test_signals_are_not_held_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    import signal
-
     real, calls = signal.pthread_sigmask, []
 
     def mask(how: int, which: Any) -> Any:
@@ -162,6 +161,7 @@ def test_nisos_lock_that_an_interrupt_kept_from_being_released_is_taken_again() 
     held = """
 import fcntl, os
 from niso.base.locks import Lock
+from niso.base.native import signal
 Lock().__enter__()  # and an interrupt comes as the block ends, before anything is closed
 with Lock():
     fd = os.open(os.path.join(os.environ["NISO_RUN_DIR"], "lock"), os.O_RDWR)

@@ -1,16 +1,21 @@
-"""Test that niso's named tuples behave like those of typing."""
+"""Test that niso's named tuples, JSON and signals behave like those of the standard library."""
 
 from __future__ import annotations
 
 import copy
+import json
 import pickle
+import signal
 import subprocess
 import sys
 import typing
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from niso.base import named_tuples
+from niso.base import named_tuples, signals
+from niso.base.native import from_json, to_json
 
 
 class Ours(named_tuples.NamedTuple):
@@ -109,3 +114,118 @@ def test_does_not_import_typing() -> None:
     subprocess.run(
         [sys.executable, "-ISc", f"import sys; sys.path[:0] = {sys.path!r}\n{code}"], check=True
     )
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+VALUES = st.recursive(
+    SCALARS, lambda some: st.lists(some) | st.dictionaries(st.text(), some), max_leaves=8
+)
+
+
+@given(VALUES, st.sampled_from(["", " ", "\n\t"]))
+def test_json_is_that_of_the_standard_library(value: object, blank: str) -> None:
+    text = json.dumps(value)
+    assert to_json(value) == text
+    short = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    assert to_json(value, compact=True) == short
+    assert json.dumps(from_json(f"{blank}{text}{blank}")) == text
+    assert json.dumps(from_json(text.encode())) == text
+
+
+ODD = st.sampled_from(
+    [
+        *(
+            '{"a": 1, "a": 2}',
+            '"\\ud800"',
+            '"\ud800"',
+            "NaN",
+            "[-Infinity]",
+            "-",
+            "-0",
+            "1.",
+            "1e999",
+        ),
+        *(
+            "9" * 4000,
+            "9" * 5000,
+            "[" * 100_000,
+            '{"a":' * 100_000,
+            "[" * 500 + "]" * 500,
+            "\ufeff1",
+        ),
+        *(
+            '{"a": [1, {"b": null}]}',
+            '"\\u00e9\\ud83d\\ude00"',
+            '"\x00"',
+            '"\x7f"',
+            "\u00a01",
+            "",
+            " ",
+        ),
+    ]
+)
+
+
+@given(ODD | st.text('[]{}:,"\\ \n\t0-1e.ntu\u00a0\ufeff', max_size=8), st.booleans())
+def test_odd_json_has_the_result_of_the_standard_library(text: str, in_bytes: bool) -> None:
+    given: list[str | bytes] = [text]
+    if in_bytes:
+        given = [text.encode(code, "surrogatepass") for code in ("utf-8", "utf-8-sig", "utf-16")]
+        given.append(text.encode("latin-1", "replace") + b"\xe9")
+    for one in given:
+        results = []
+        for decode in (json.loads, from_json):
+            try:
+                results.append(repr(decode(one)))
+            except (ValueError, RecursionError) as error:
+                results.append(f"{type(error).__name__}: {error}")
+        assert results[0] == results[1]
+
+
+def test_json_refuses_other_types() -> None:
+    own: list[object] = []
+    own.append(own)
+    for value in ({"a": {1}}, {(1,): 2}, own, b"a"):
+        errors = []
+        for encode in (json.dumps, to_json):
+            with pytest.raises((TypeError, ValueError)) as caught:
+                encode(value)
+            errors.append((type(caught.value), str(caught.value).partition("\n")[0]))
+        assert errors[0] == errors[1]
+    with pytest.raises(TypeError):
+        from_json(None)  # type: ignore[arg-type]  # a NULL of a damaged store
+
+
+def test_without_the_modules_in_c_the_public_ones_are_used() -> None:
+    missing = ("_signal", "_socket", "_json", "_sha2", "_weakref", "_sqlite3")
+    code = f"""
+import builtins, sys
+real = builtins.__import__
+def imported(name, *more):
+    if name in {missing!r} and more[0]["__name__"].startswith("niso"):
+        raise ImportError(name)
+    return real(name, *more)
+builtins.__import__ = imported
+from niso.base import names, native, signals
+from niso.store import sqlite
+import hashlib, signal, socket, sqlite3, weakref
+same = native.signal is signal, native.socket is socket, native.ref is weakref.ref
+same += native.sha256 is hashlib.sha256, sqlite.sqlite3 is sqlite3
+value = {{"a": [1, "\\xe9", None]}}
+texts = native.to_json(value), native.to_json(value, compact=True)
+print(*same, *texts, native.from_json(texts[0]) == value, signals.name_of(15), names.packed("::1")[-1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-X", "utf8", "-c", code], capture_output=True, text=True, check=False
+    )
+    texts = '{"a": [1, "\\u00e9", null]} {"a":[1,"\xe9",null]}'
+    assert done.stdout == f"{'True ' * 5}{texts} True SIGTERM 1\n", done.stderr
+
+
+def test_signals_have_the_names_of_the_standard_library() -> None:
+    assert signals.numbers() == {name: int(one) for name, one in signal.Signals.__members__.items()}
+    for number in range(1, 65):
+        try:
+            assert signals.name_of(number) == signal.Signals(number).name
+        except ValueError:
+            assert signals.name_of(number) == ""

@@ -8,11 +8,11 @@ import sys
 import time
 from _thread import get_ident
 from io import FileIO
-from weakref import ref
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error
 from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.native import ref
 from niso.base.report import WaitingForLock
 
 if TYPE_CHECKING:

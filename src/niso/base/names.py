@@ -10,6 +10,7 @@ The functions for addresses and prefixes replace `ipaddress` for input that is a
 from __future__ import annotations
 
 from niso.base.named_tuples import NamedTuple
+from niso.base.native import sha256, socket
 
 MAX_IFNAME = 15
 DEFAULT_NETWORK = "niso-default"
@@ -29,8 +30,6 @@ the host's ends of veth pairs."""
 
 
 def _digest(text: str, length: int) -> str:
-    from hashlib import sha256  # here and below: most commands that only print need neither
-
     return sha256(text.encode()).hexdigest()[:length]
 
 
@@ -140,9 +139,7 @@ _SIZES = {4: 4, 6: 16}
 
 def packed(address: str) -> bytes:
     """Return the bytes of an address in network byte order. Raises OSError for invalid text."""
-    from socket import AF_INET, AF_INET6, inet_pton
-
-    return inet_pton(AF_INET6 if ":" in address else AF_INET, address)
+    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
 def number(address: str) -> int:
@@ -152,16 +149,14 @@ def number(address: str) -> int:
 
 def unpacked(address: bytes) -> str:
     """Format the 4 or 16 bytes of an address, in network byte order, as `ipaddress` does."""
-    from socket import AF_INET, AF_INET6, inet_ntop
-
     if len(address) == 4:
-        return inet_ntop(AF_INET, address)
+        return socket.inet_ntop(socket.AF_INET, address)
     # inet_ntop(3) writes some IPv6 addresses with a dotted IPv4 part
     if address.startswith(_COMPATIBLE):
         import ipaddress
 
         return str(ipaddress.IPv6Address(address))
-    return inet_ntop(AF_INET6, address)
+    return socket.inet_ntop(socket.AF_INET6, address)
 
 
 class Prefix(NamedTuple):

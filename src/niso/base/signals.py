@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 from _thread import allocate_lock
 from collections.abc import Iterable
 from itertools import pairwise
 
 from niso.base import paths
+from niso.base.native import signal
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -46,6 +46,17 @@ class signals_blocked:
 
     def __exit__(self, *_: object) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
+
+
+def numbers() -> dict[str, int]:
+    """Return the numbers of all signals by name, such as ``SIGTERM``, sorted by name."""
+    names = sorted(name for name in vars(signal) if name.startswith("SIG") and name[3] != "_")
+    return {name: getattr(signal, name) for name in names}
+
+
+def name_of(number: int) -> str:
+    """Return the name of a signal, such as ``SIGTERM``, or "" if no signal has this number."""
+    return next((name for name, value in numbers().items() if value == number), "")
 
 
 def keep_only(fds: Iterable[int]) -> None:

@@ -14,8 +14,8 @@ import os
 import select
 import time
 from collections.abc import Callable, Iterable, Mapping
-from signal import Signals
 
+from niso.base import signals
 from niso.base.errors import Conflict, Error, NotFound, ProcessError, raise_all
 from niso.base.locks import Lock, remove_locks, service_lock
 from niso.base.named_tuples import NamedTuple
@@ -400,7 +400,7 @@ def complete(
         report(Swapped(one.name, one.version))
         if (name := _deploy(one).drain_signal) is not None:
             for old in one.old:
-                lifecycle.send(old, Signals[f"SIG{name}"])
+                lifecycle.send(old, signals.numbers()[f"SIG{name}"])
     failed, why = _watch(machine, replaced, began) if replaced else (None, "")
     error: list[Error] = []
     if failed is not None and not keeps(failed):

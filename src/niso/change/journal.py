@@ -7,7 +7,6 @@ removal is then completed. An interrupted activation is undone (`niso.change.und
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,6 +25,7 @@ from niso.store.service_rows import (
     Intent,
     front_of,
 )
+from niso.store.sqlite import sqlite3
 from niso.store.store import Store
 
 EndingRestart = event_class("EndingRestart", lambda service: f"complete the restart of {service}")

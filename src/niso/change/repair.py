@@ -7,7 +7,6 @@ them in the kernel, such as the alias of a network interface.
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -41,7 +40,7 @@ from niso.runtime.sources import BLIND, UNKNOWN
 from niso.store import service_rows
 from niso.store.service_rows import ServiceRow
 from niso.store.snapshots import ALL
-from niso.store.sqlite import connected, unusable
+from niso.store.sqlite import connected, sqlite3, unusable
 from niso.store.store import Store
 
 if TYPE_CHECKING:

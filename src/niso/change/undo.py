@@ -6,7 +6,6 @@ The caller must have the locks of the services.
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -24,6 +23,7 @@ from niso.reconcile.change import change
 from niso.runtime import package, volumes
 from niso.runtime.machine import Machine
 from niso.store.service_rows import OUT, SERVING, STARTING, Intent, ServiceRow, front_of
+from niso.store.sqlite import sqlite3
 from niso.store.store import Store
 
 if TYPE_CHECKING:

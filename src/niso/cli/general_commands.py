@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 
 from niso import __version__
 from niso.base import paths
 from niso.base.errors import UsageError
 from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.native import signal
 from niso.cli import output, parse
 from niso.cli.command import ALIASES, COMMANDS, HIDDEN, Command, find, present
 from niso.cli.parse import HELP, Args

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
 import time
 from types import SimpleNamespace
@@ -16,6 +15,7 @@ from types import SimpleNamespace
 from niso.base import paths
 from niso.base.errors import Error, ErrorGroup, UsageError
 from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.native import signal, to_json
 from niso.cli.output import error as error_lines
 
 if TYPE_CHECKING:
@@ -116,10 +116,8 @@ def _report(error: Error, as_json: bool) -> None:
         errors = error.errors if isinstance(error, ErrorGroup) else [error]
         for one in errors if as_json else errors[:MAX_SHOWN]:
             if as_json:
-                import json
-
                 body = {"message": one.message, "hint": one.hint, "key": one.key}
-                print(json.dumps({"error": body}), file=sys.stderr)
+                print(to_json({"error": body}), file=sys.stderr)
             else:
                 error_lines(one.message, one.hint)
         if not as_json and len(errors) > MAX_SHOWN:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import sys
 from _thread import start_new_thread
 
 from niso.api.host import Host, connect
 from niso.base.errors import ErrorGroup, UsageError
 from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.native import signal
 from niso.base.report import Event, Finished
 from niso.cli import output
 from niso.cli.output import Progress

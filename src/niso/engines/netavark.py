@@ -15,10 +15,7 @@ in files of internal networks, whose names end in ``%int``.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import signal
-import sqlite3
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +26,7 @@ from niso.base import files, paths
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.named_tuples import Any
 from niso.base.names import MAC_PREFIX, bridge, family_of, prefix
+from niso.base.native import from_json, signal
 from niso.base.report import Report, WarningEvent, silent
 from niso.change import attach, networks
 from niso.change.attach import AttachmentNetwork, Request
@@ -39,6 +37,7 @@ from niso.plan.records import NetworkRecord, PortMapping
 from niso.plan.subnets import NetworkRequest
 from niso.runtime.machine import Machine
 from niso.store.attached_rows import AttachedRow, requested_settings
+from niso.store.sqlite import sqlite3
 from niso.store.store import Store
 
 OWNER = "podman"
@@ -435,7 +434,7 @@ def recorded(database: str, container: str) -> dict[str, Any] | None:
             row = db.execute(query, (container,)).fetchone()
         finally:
             db.close()
-        record = json.loads(row[0]) if row is not None else None
+        record = from_json(row[0]) if row is not None else None
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
             raise Error(f"{database}: {error}", "try again") from error

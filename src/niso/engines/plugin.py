@@ -5,16 +5,15 @@ An engine waits for its plugin, so this module imports no code for manifests or 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from hashlib import sha256
 
 from niso.base import files, paths
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING, Any
 from niso.base.names import packed, unpacked
+from niso.base.native import from_json, sha256, to_json
 from niso.change import attach
 from niso.change.attach import POD_POLICY, Request, combined
 from niso.kernel.real import Kernel
@@ -347,7 +346,7 @@ def run(call: Callable[[], object], failed: Callable[[Exception], object]) -> No
     except (Error, OSError, *MALFORMED) as error:
         answer, status = failed(error), 1
     if answer is not None:
-        sys.stdout.write(f"{json.dumps(answer)}\n")
+        sys.stdout.write(f"{to_json(answer)}\n")
     sys.stdout.flush()
     os._exit(status)
 
@@ -358,7 +357,7 @@ def read_object() -> dict[str, Any]:
     if len(data) > _MOST_BYTES:
         raise InvalidInput("stdin: the configuration is too long")
     try:
-        given = json.loads(data.decode())
+        given = from_json(data.decode())
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"stdin is not JSON: {error}") from error
     if not isinstance(given, dict):
@@ -369,14 +368,14 @@ def read_object() -> dict[str, Any]:
 def load(path: str) -> dict[str, Any] | None:
     """Read a JSON object from a file that `save` wrote, or return None if the file is missing."""
     content = files.read(path)
-    value = json.loads(content.decode()) if content is not None else None
+    value = from_json(content.decode()) if content is not None else None
     return value if isinstance(value, dict) else None
 
 
 def save(path: str, value: Mapping[str, Any]) -> None:
     """Write a JSON object atomically to a file that only root can read."""
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-    files.replace(path, json.dumps(value).encode(), 0o600)
+    files.replace(path, to_json(value).encode(), 0o600)
 
 
 def one_line(error: Exception, call: str = "this call") -> str:

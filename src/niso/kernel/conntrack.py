@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import socket
 import struct
 import time
 from collections.abc import Callable, Iterable
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterable
 from niso.base.errors import KernelError
 from niso.base.named_tuples import NamedTuple
 from niso.base.names import packed, prefix
+from niso.base.native import socket
 from niso.kernel import netlink, proc_sys
 from niso.kernel.netlink import Message, address_family, attribute, attributes, nested, u32
 from niso.kernel.nft_elements import nfgenmsg

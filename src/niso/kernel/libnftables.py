@@ -8,12 +8,12 @@ crashes on a request for 200 elements.
 from __future__ import annotations
 
 import errno
-import json
 import os
 
 from niso.base import signals
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.native import from_json
 from niso.kernel.netlink import MALFORMED, named, refused, refusing
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Nft:
         """Execute a ``list`` command. Returns the objects in its JSON output, except metainfo."""
         answer = self._list(command, _JSON) or b'{"nftables": []}'
         try:
-            items = json.loads(answer.decode())["nftables"]
+            items = from_json(answer.decode())["nftables"]
             return [item for item in items if "metainfo" not in item]
         except _MALFORMED as error:
             raise KernelError(

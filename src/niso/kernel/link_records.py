@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import socket
 import struct
 import sys
 from collections.abc import Iterable
@@ -26,6 +25,7 @@ from collections.abc import Iterable
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import BRIDGE_GROUP, PORT_GROUP, TUNNEL_GROUP, packed
+from niso.base.native import socket
 from niso.kernel import netlink
 from niso.kernel.netlink import Message, address_family, attribute, attributes, nested, text, u32
 
@@ -458,7 +458,9 @@ def of_links(names: Iterable[str]) -> dict[str, dict[str, int]]:
 def _indexes(names: Iterable[str]) -> dict[str, int]:
     # missing interfaces are left out; if_nametoindex(3) would open a socket for each name
     indexes = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
+    with contextlib.closing(
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    ) as any_socket:
         for name in names:
             with contextlib.suppress(OSError):  # ENODEV
                 answer = fcntl.ioctl(any_socket, _SIOCGIFINDEX, _ifreq.pack(name.encode(), 0))

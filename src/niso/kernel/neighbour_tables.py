@@ -9,13 +9,13 @@ three for each service of another host. Functions with an rtnetlink socket raise
 from __future__ import annotations
 
 import errno
-import socket
 import struct
 import sys
 
 from niso.base.errors import KernelError
 from niso.base.named_tuples import NamedTuple
 from niso.base.names import packed, unpacked
+from niso.base.native import socket
 from niso.kernel import netlink
 from niso.kernel.link_records import packed_mac
 from niso.kernel.netlink import Message, address_family, attribute, attributes, u32

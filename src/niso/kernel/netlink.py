@@ -12,13 +12,13 @@ import contextlib
 import errno
 import itertools
 import os
-import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator
 
 from niso.base import signals
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.native import socket
 
 if TYPE_CHECKING:
     from typing import Self

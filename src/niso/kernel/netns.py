@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import socket
 import sys
 from fcntl import ioctl
 
@@ -27,6 +26,7 @@ from niso.base import paths, signals
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import is_marked
+from niso.base.native import socket
 from niso.kernel.link_records import IFF_UP, IFLA_IFNAME
 from niso.kernel.netlink import Message, refused, refusing, text, u32
 from niso.kernel.rtnetlink import IFLA_NET_NS_FD, NEWLINK, Rtnl, ifinfo
@@ -270,7 +270,7 @@ def own_cookie() -> int:
     kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
     with (
         refusing("read the cookie of a network namespace"),
-        socket.socket(socket.AF_UNIX, kind) as any_socket,
+        contextlib.closing(socket.socket(socket.AF_UNIX, kind)) as any_socket,
     ):
         value = any_socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
     return int.from_bytes(value, sys.byteorder)

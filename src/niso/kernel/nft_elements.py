@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import socket
 import struct
 import sys
 import time
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.native import socket
 from niso.kernel import netlink, policy_rules, ruleset
 from niso.kernel.netlink import attribute, attributes, nested, parse_reply, several, string, text
 
@@ -575,11 +575,15 @@ def declared(table: str, container: str, key: str, value: str | None, interval: 
     return Header(table, container, interval, keys, values)
 
 
-HEADERS = {
-    (table, name): declared(table, name, *types)
-    for (table, name), types in ruleset.DECLARED.items()
-} | {
-    (table, name): declared(table, name, key, None, False)
+class _Headers(dict[tuple[str, str], Header]):
+    def __missing__(self, at: tuple[str, str]) -> Header:
+        key, value, interval = ruleset.DECLARED[at]
+        header = self[at] = declared(*at, key, value, interval)  # a command uses few of 165
+        return header
+
+
+HEADERS = _Headers(
+    ((table, name), declared(table, name, key, None, False))
     for table, name, key in (
         *(
             (table, f"{policy_rules.PROBES}{n}", f"ipv{n}_addr . inet_proto . inet_service")
@@ -588,7 +592,7 @@ HEADERS = {
         ),
         (ruleset.BRIDGE, ruleset.DROPPED_FROM, "ifname"),
     )
-}
+)
 """The types of each (table, set or map) of niso whose elements niso reads or writes."""
 
 

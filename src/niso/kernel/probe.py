@@ -10,13 +10,13 @@ import contextlib
 import errno
 import os
 import select
-import socket
 import struct
 import time
 
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import family_of, packed
+from niso.base.native import socket
 from niso.kernel import flow_memory, netns
 from niso.kernel.netlink import address_family, refused, refusing
 
@@ -87,7 +87,7 @@ class ProbePacket:
 
     def _new_socket(self, family: int, kind: int, proto: int = 0) -> socket.socket:
         new = socket.socket(family, kind | socket.SOCK_CLOEXEC, proto)
-        self._stack.enter_context(new)
+        self._stack.callback(new.close)
         return new
 
     def send(self) -> str:
@@ -250,7 +250,9 @@ def free_port(namespace: str, source: str, proto: str) -> int:
     with (
         refusing(f"send from {source}"),
         netns.at(namespace),
-        socket.socket(address_family(source), kind | socket.SOCK_CLOEXEC) as asker,
+        contextlib.closing(
+            socket.socket(address_family(source), kind | socket.SOCK_CLOEXEC)
+        ) as asker,
     ):
         asker.bind((source, 0))
         return int(asker.getsockname()[1])
@@ -258,9 +260,8 @@ def free_port(namespace: str, source: str, proto: str) -> int:
 
 def own_address(destination: str) -> str | None:
     """Return the source address of packets to ``destination``. Returns None without a route."""
-    with socket.socket(
-        address_family(destination), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
-    ) as asker:
+    kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
+    with contextlib.closing(socket.socket(address_family(destination), kind)) as asker:
         try:
             asker.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
             asker.connect((destination, 9))  # a socket for the route lookup; it sends nothing
@@ -278,7 +279,8 @@ def mtu_outwards(family: int) -> tuple[int, str] | None:
     Returns None if the IP version ``family`` has no default route. See IP_MTU in ip(7).
     """
     level, option, far = _MTU[family]
-    with socket.socket(_FAMILY[family], socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
+    kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
+    with contextlib.closing(socket.socket(_FAMILY[family], kind)) as asker:
         try:
             asker.connect((far, 9))  # a socket for the route lookup; it sends nothing
             return asker.getsockopt(level, option), str(asker.getsockname()[0])
@@ -298,7 +300,8 @@ def mute_name_servers(lists: Iterable[tuple[str, ...]], seconds: float) -> list[
     with contextlib.ExitStack() as stack:
         for server in {server: None for servers in mute for server in servers}:
             kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-            asker = stack.enter_context(socket.socket(address_family(server), kind))
+            asker = socket.socket(address_family(server), kind)
+            stack.callback(asker.close)
             with contextlib.suppress(OSError):
                 asker.connect((server, 53))
                 asker.send(query)

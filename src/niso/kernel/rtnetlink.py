@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import struct
 import sys
 from array import array
@@ -23,6 +22,7 @@ from fcntl import ioctl
 
 from niso.base.errors import KernelError
 from niso.base.names import BRIDGE_GROUP, PORT_GROUP
+from niso.base.native import socket
 from niso.kernel import link_records, netlink
 from niso.kernel.link_records import (
     IFF_UP,

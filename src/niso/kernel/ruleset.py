@@ -22,10 +22,10 @@ dropped. On a host without a network that spans hosts, all sets for these checks
 from __future__ import annotations
 
 from collections.abc import Iterator
-from hashlib import sha256
 from struct import unpack_from
 
 from niso.base.names import BRIDGE_GROUP, BRIDGES, PORT_GROUP, TUNNEL_GROUP, family_of, packed
+from niso.base.native import sha256
 from niso.kernel import policy_rules
 from niso.kernel.policy_rules import CHECKED, CLASSES
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import socket
 import struct
 
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.native import socket
 from niso.kernel import netlink
 from niso.kernel.netlink import attributes
 

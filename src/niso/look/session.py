@@ -12,8 +12,6 @@ import os
 import sys
 import time
 from _thread import get_ident
-from datetime import datetime
-from sqlite3 import DatabaseError, OperationalError
 
 from niso.base import locks, paths
 from niso.base.errors import Conflict, Error, InvalidInput, UsageError
@@ -21,7 +19,7 @@ from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import state_id_of
 from niso.base.report import ExpectingHealth, WarningEvent
 from niso.store import sqlite, store
-from niso.store.sqlite import restore_hint, unusable
+from niso.store.sqlite import restore_hint, sqlite3, unusable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -258,7 +256,7 @@ def explained(error: Exception) -> Error | None:
     """Return the `Error` for an sqlite3.Error, OSError or damaged row, and None for others."""
     kind = type(error)
     if kind.__module__ == "sqlite3":
-        if isinstance(error, OperationalError) or kind is DatabaseError:
+        if isinstance(error, sqlite3.OperationalError) or kind is sqlite3.DatabaseError:
             return unusable(error)
         return None
     # niso writes UTF-8 and JSON there; compared by name, because json is not always loaded
@@ -367,6 +365,8 @@ def moment(value: object, what: str) -> float:
     digits, unit = given[:-1], _PERIODS.get(given[-1:])
     if unit and digits.isascii() and digits.isdigit() and len(digits) < 10:
         return time.time() - int(digits) * unit
+    from datetime import datetime
+
     try:
         return datetime.fromisoformat(given).timestamp()
     except (ValueError, OverflowError):

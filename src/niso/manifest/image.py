@@ -7,14 +7,13 @@ configuration is read. niso unpacks no layers and contacts no registry.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from hashlib import sha256
 
 from niso.base.errors import Error, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.native import from_json, sha256, to_json
 from niso.base.text import shown
 from niso.manifest import process_keys, toml, values
 
@@ -92,8 +91,8 @@ class _File:
         if digest and sha256(content).hexdigest() != digest:
             raise self.error(name, "is damaged: its SHA-256 is not its name")
         try:
-            found = json.loads(content)
-            json.dumps(found, ensure_ascii=False).encode()  # "\\ud800" is valid JSON, but no text
+            found = from_json(content)
+            to_json(found, compact=True).encode()  # "\\ud800" is valid JSON, but no text
         except (ValueError, RecursionError):
             raise self.error(name, "is not JSON in UTF-8") from None
         if not isinstance(found, dict):

@@ -12,8 +12,8 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from signal import Signals
 
+from niso.base import signals
 from niso.base.errors import InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.text import shown
@@ -37,8 +37,8 @@ def signal(text: str, key: str) -> str:
     """Return the name of a signal without ``SIG``. ``text`` is its name or number. Only the signals
     of signal(7) are valid. Raises InvalidInput.
     """
-    known = Signals.__members__
-    numbers = {str(one.value): name for name, one in known.items()}
+    known = signals.numbers()
+    numbers = {str(number): name for name, number in known.items()}
     name = numbers.get(text, text.upper()).removeprefix("SIG")
     if f"SIG{name}" not in known:
         right = "a signal of signal(7), such as TERM, INT, QUIT or USR1"

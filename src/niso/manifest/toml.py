@@ -9,7 +9,6 @@ as in https://toml.io/en/v1.0.0.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
@@ -18,6 +17,7 @@ from collections.abc import Collection, Container, Iterable, Iterator, Mapping, 
 from niso.base import files
 from niso.base.errors import Error, InvalidInput, NotFound, missing_library
 from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.native import from_json, to_json
 from niso.base.text import escaped
 
 if TYPE_CHECKING:
@@ -318,7 +318,7 @@ def _name(part: re.Match[str]) -> str:
     if part["basic"] is None:
         return str(part["literal"] if part["literal"] is not None else part["bare"])
     try:
-        return str(json.loads(f'"{part["basic"]}"'))
+        return str(from_json(f'"{part["basic"]}"'))
     except ValueError:  # an escape that only TOML has
         return str(part["basic"])
 
@@ -456,7 +456,7 @@ def _edited(tomlkit: Any, text: str, path: KeyPath, key: str, items: Sequence[Li
 def listed(items: Iterable[ListLine]) -> Iterator[str]:
     """Yield the lines of a list of strings in TOML, without the brackets around it."""
     for text, used, note in items:
-        quoted = json.dumps(text)
+        quoted = to_json(text)
         comment = f"  # {note}" if note else ""
         yield f"{quoted},{comment}" if used else f"# {quoted},{comment}"
 
@@ -464,7 +464,7 @@ def listed(items: Iterable[ListLine]) -> Iterator[str]:
 def _item_lines(items: Sequence[ListLine], old: str) -> Iterator[str]:
     beside, alone = _comments(old)
     for comment in alone:
-        if not any(comment.startswith(json.dumps(text)) for text, _, _ in items):
+        if not any(comment.startswith(to_json(text)) for text, _, _ in items):
             yield f"# {comment}"
     for text, used, note in items:
         comment = beside.get(text, "")
@@ -505,8 +505,7 @@ _ESCAPES: dict[int, str] = {
     **{number: f"\\u{number:04x}" for number in (*range(0x20), 0x7F)},
     **{ord(char): f"\\{short}" for char, short in zip('"\\\n\r\t\b\f', '"\\nrtbf', strict=True)},
 }
-"""Maps the characters that a basic string of TOML cannot contain to their escapes. The module
-`json` could escape them too, but would take time to load in each activation."""
+"""Maps the characters that a basic string of TOML cannot contain to their escapes."""
 
 
 def value(data: object) -> str:

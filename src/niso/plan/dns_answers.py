@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from niso.base.named_tuples import NamedTuple
-from niso.base.names import family_of
+from niso.base.names import family_of, number
 from niso.plan.records import FORMER, METADATA, NOW, PAST, DnsAddress, Forbids, Outside
 
 LEAST_TTL_S, MOST_TTL_S = 60.0, 86_400.0
@@ -135,9 +135,7 @@ def _family(
 
 
 def _order(address: str) -> tuple[int, int]:
-    import ipaddress  # not above: the store imports this module, and ipaddress takes 4 ms
-
-    return family_of(address), int(ipaddress.ip_address(address))
+    return family_of(address), number(address)
 
 
 def forbidden_addresses(

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from hashlib import sha256
 
 from niso.base.names import family_of, prefix
+from niso.base.native import sha256
 from niso.kernel.nft_elements import Element
 from niso.kernel.policy_rules import WATCHED
 from niso.kernel.ruleset import (

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Sequence
-from hashlib import sha256
 from itertools import pairwise
 
 from niso.base.errors import Conflict, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.native import sha256
 from niso.plan import records
 from niso.plan.records import refusal
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 from collections.abc import Iterable, Iterator
 
 from niso.base import files
@@ -199,9 +198,8 @@ def mounts() -> Iterator[tuple[str, str, str, str, set[str]]]:
 
 def unescaped(path: str) -> str:
     r"""Decode the octal escapes in a path of mountinfo (``\040`` is a space)."""
-    if "\\" not in path:
-        return path
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
+    first, *others = path.split("\\")
+    return first + "".join(chr(int(other[:3], 8)) + other[3:] for other in others)
 
 
 def move_nowhere() -> None:

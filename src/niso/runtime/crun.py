@@ -8,10 +8,8 @@ reused later.
 
 from __future__ import annotations
 
-import json
 import os
 import select
-import signal
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -19,6 +17,7 @@ from functools import lru_cache
 from niso.base import convert, files, paths, signals
 from niso.base.errors import ProcessError
 from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.native import from_json, signal, to_json
 from niso.base.signals import ENDING, signals_blocked
 from niso.plan.specs import ProcessSpec
 from niso.runtime import cgroups
@@ -224,7 +223,7 @@ def write_json(path: str, value: object) -> None:
     """Write a value as JSON to a file atomically, with mode 0600. Raises OSError."""
     draft = f"{path}.new"
     with open(files.make(draft, 0o600), "w", encoding="utf-8") as file:
-        file.write(json.dumps(value))
+        file.write(to_json(value))
     files.rename(draft, path)
 
 
@@ -236,7 +235,7 @@ def read_json(path: str) -> dict[str, Any] | None:
 
 def _parse_json(text: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(text.decode())
+        value = from_json(text.decode())
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

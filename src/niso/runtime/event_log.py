@@ -15,7 +15,6 @@ becomes ``log.1``. ``<run>/events/states`` has the last recorded state of each s
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -25,6 +24,7 @@ from niso.base.errors import Error
 from niso.base.locks import open_lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import bracketed, owner, span
+from niso.base.native import from_json, to_json
 from niso.base.text import exact_time_text
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _append(found: list[Happened]) -> None:
         os.rename(path, f"{path}.1")
         before = b""
     number = max(last() + 1, time.time_ns())
-    lines = [json.dumps({"n": number + i, **one._asdict()}) for i, one in enumerate(found)]
+    lines = [to_json({"n": number + i, **one._asdict()}) for i, one in enumerate(found)]
     if before and not before.endswith(b"\n"):  # a process was killed while it wrote
         lines.insert(0, "")
     text = "\n".join([*lines, ""])
@@ -185,7 +185,7 @@ def since(number: int) -> list[tuple[int, Happened]]:
     for path in (_log(), f"{_log()}.1"):
         for line in reversed(_read(path).splitlines()):
             try:
-                fields = json.loads(line)
+                fields = from_json(line)
                 one = int(fields.pop("n")), Happened(**fields)
             except (ValueError, TypeError, KeyError, AttributeError):
                 continue  # a part of a line
@@ -200,7 +200,7 @@ def last() -> int:
     for path in (_log(), f"{_log()}.1"):
         for line in reversed(_read(path).splitlines()):
             try:
-                return int(json.loads(line)["n"])
+                return int(from_json(line)["n"])
             except (ValueError, TypeError, KeyError):
                 continue
     return 0
@@ -245,7 +245,7 @@ def recorded() -> set[str]:
 
 def _read_json(path: str) -> dict[str, Any] | None:
     content = files.read(path)
-    fields = None if content is None else json.loads(content)
+    fields = None if content is None else from_json(content)
     return fields if isinstance(fields, dict) else None
 
 
@@ -256,7 +256,7 @@ def _save(name: str, fields: dict[str, object] | None) -> None:
             os.unlink(path)
         return
     with open(f"{path}.new", "w", encoding="utf-8") as file:
-        file.write(json.dumps(fields))
+        file.write(to_json(fields))
     os.rename(f"{path}.new", path)
 
 

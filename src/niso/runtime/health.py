@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import select
-import signal
-import socket
 import time
 from collections.abc import Generator, Sequence
 from contextlib import nullcontext, suppress
@@ -27,6 +24,7 @@ from niso.base.errors import Error
 from niso.base.locks import open_lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of
+from niso.base.native import signal, socket, to_json
 from niso.base.report import Report, WaitingForHealth
 from niso.base.signals import signals_blocked
 from niso.plan.records import Healthcheck
@@ -129,7 +127,7 @@ def write_record(service: str, check: Healthcheck, run: tuple[int, float], failu
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     draft = f"{path}.{os.getpid()}"  # two processes may write concurrently
     with open(draft, "w", encoding="utf-8") as file:
-        file.write(json.dumps(after._asdict()))
+        file.write(to_json(after._asdict()))
     os.rename(draft, path)
     if not os.path.isdir(paths.service_dir(service)):
         forget_health(service)

@@ -25,10 +25,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import resource
-import signal
 import sys
 import time
 from _thread import allocate_lock, get_native_id, start_new_thread
@@ -39,6 +37,7 @@ from niso.base import files, paths, signals
 from niso.base.errors import ProcessError
 from niso.base.locks import open_lock
 from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.native import from_json, signal
 from niso.base.signals import ENDING, signals_blocked
 from niso.plan.specs import ProcessSpec
 from niso.runtime import cgroups, crun, logs, oci, root, sources, status, units, volumes
@@ -228,7 +227,7 @@ def write_bundle(spec: ProcessSpec, bundle: str, under: root.Skeleton | None) ->
 @cache
 def _profile() -> dict[str, Any]:
     with open(_PROFILE, encoding="utf-8") as file:
-        profile: dict[str, Any] = json.loads(file.read())
+        profile: dict[str, Any] = from_json(file.read())
     return profile
 
 
@@ -291,7 +290,7 @@ class _Creator:
         if self._error is not None:
             raise self._error
         try:
-            answer = json.loads(line.decode() or "{}")
+            answer = from_json(line.decode() or "{}")
         except ValueError:
             answer = {}
         pid = answer.get("data", -1)

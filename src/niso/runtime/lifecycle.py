@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from contextlib import contextmanager
 from niso.base import files, paths, signals
 from niso.base.errors import Error, ProcessError, UsageError
 from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.native import signal
 from niso.base.signals import signals_blocked
 from niso.plan.specs import ProcessSpec
 from niso.runtime import cgroups, crun, launch, root, status, units
@@ -150,7 +150,7 @@ def terminate(service: str) -> int:
 
 def _stop_signal(spec: ProcessSpec | None) -> int:
     name = f"SIG{spec.stop_signal}" if spec is not None else "SIGTERM"
-    return signal.Signals.__members__.get(name, signal.SIGTERM)
+    return signals.numbers().get(name, signal.SIGTERM)
 
 
 def stop(service: str, timeout_s: float | None = None) -> None:
@@ -416,21 +416,18 @@ _LOOK_S = 0.05
 def number(text: str) -> int:
     """Return the number of a signal given as ``HUP``, ``SIGHUP`` or ``1``."""
     plain = text.upper().removeprefix("SIG")
-    known = {sig.name.removeprefix("SIG"): sig.value for sig in signal.Signals}
-    if plain in known:
-        return known[plain]
+    known = signals.numbers()
+    if f"SIG{plain}" in known:
+        return known[f"SIG{plain}"]
     if text.isascii() and text.isdigit() and len(text) <= 3 and int(text) in signal.valid_signals():
         return int(text)
-    hint = f"a name such as HUP or USR1, or a number from 1 to {signal.SIGRTMAX.value}"
+    hint = f"a name such as HUP or USR1, or a number from 1 to {int(signal.SIGRTMAX)}"
     raise UsageError(f"{text!r} is not a signal", hint, "--signal")
 
 
 def name(number: int) -> str:
     """Return the name of a signal, such as ``SIGHUP``, or ``signal 35`` if it has no name."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    return signals.name_of(number) or f"signal {number}"
 
 
 def send(service: str, number: int) -> bool:

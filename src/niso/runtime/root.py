@@ -29,11 +29,11 @@ from _thread import allocate_lock
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
-from hashlib import sha256
 
 from niso.base import files, paths
 from niso.base.errors import InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.native import sha256
 from niso.plan.specs import ProcessSpec
 from niso.runtime import entrypoint, status
 from niso.runtime.crun import APP, names_in

@@ -17,11 +17,11 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from hashlib import sha256
 
 from niso.base import files, paths
 from niso.base.errors import Error, ProcessError
 from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.native import sha256
 from niso.plan.specs import NOT_DEVICES, Device, Identity, MountedVolume, ProcessSpec, Secret
 from niso.runtime import root, status
 from niso.runtime.crun import APP, load

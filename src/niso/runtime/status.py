@@ -7,10 +7,9 @@ This needs neither locks nor child processes. `niso.look.services` derives the c
 from __future__ import annotations
 
 import os
-import signal
 import time
 
-from niso.base import files, paths
+from niso.base import files, paths, signals
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.plan.specs import ProcessSpec
 from niso.runtime import cgroups, crun
@@ -221,11 +220,8 @@ def describe_exit(code: int | None) -> str:
     """Return an exit status in words: ``exit status 1``, or ``killed by SIGKILL`` for 128 + N."""
     if code is None:
         return "no exit status"
-    if code > 128:
-        try:
-            return f"killed by {signal.Signals(code - 128).name}"
-        except ValueError:
-            pass
+    if name := signals.name_of(code - 128):
+        return f"killed by {name}"
     return f"exit status {code}"
 
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -28,6 +27,7 @@ from niso.base import files, paths
 from niso.base.errors import Conflict, Error, ProcessError
 from niso.base.locks import service_lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.native import socket
 from niso.base.report import event_class
 from niso.base.signals import heed_signals, keep_only, signals_blocked
 from niso.runtime import status
@@ -99,7 +99,9 @@ def notify(*lines: str) -> None:
 
     Returns when systemd has handled them, or after `_NOTIFY_S` seconds. Raises OSError.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+    with contextlib.closing(
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    ) as sender:
         sender.settimeout(_NOTIFY_S)
         sender.connect(_NOTIFY)
         sender.send("\n".join(lines).encode())
@@ -107,7 +109,9 @@ def notify(*lines: str) -> None:
         read, write = os.pipe()
         try:
             try:
-                socket.send_fds(sender, [b"BARRIER=1"], [write])
+                descriptor = write.to_bytes(4, sys.byteorder)
+                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptor)
+                sender.sendmsg([b"BARRIER=1"], [rights])
             finally:
                 os.close(write)
             wait_readable(read, _NOTIFY_S)

@@ -12,7 +12,6 @@ and ProcessSpec are stored as JSON.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -24,6 +23,7 @@ from niso.base import convert, paths
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import Prefix, family_of, prefix
+from niso.base.native import from_json, to_json
 from niso.plan import records
 from niso.plan.records import Healthcheck, NetworkRecord, PortMapping, SubnetRecord
 from niso.plan.specs import ProcessSpec, ProgramSpec, ServiceSpec
@@ -501,12 +501,12 @@ class ServiceRows(Rows):
 
 def encode_service(spec: ServiceSpec) -> str:
     """Encode a ServiceSpec as JSON with all keys: other versions of niso have other defaults."""
-    return json.dumps(convert.plain(spec), ensure_ascii=False, separators=(",", ":"))
+    return to_json(convert.plain(spec), compact=True)
 
 
 def encode_process(spec: ProcessSpec) -> str:
     """Encode a ProcessSpec as ASCII JSON, because resolv.conf need not be UTF-8."""
-    return json.dumps(convert.plain(spec))
+    return to_json(convert.plain(spec))
 
 
 def service(text: str) -> ServiceSpec | None:
@@ -519,10 +519,10 @@ def service(text: str) -> ServiceSpec | None:
 @lru_cache(maxsize=512)
 def _decode(text: str, table: type[Any]) -> Any:
     try:
-        data = json.loads(text)
+        data = from_json(text)
         if table is ServiceSpec and "\\u" in text:
             # json accepts lone surrogates, which are not valid text
-            json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+            to_json(data, compact=True).encode()
         return convert.convert(data, table)
     except (ValueError, RecursionError):
         return None

@@ -8,13 +8,12 @@ store has a network that spans hosts.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Collection, Iterable, Mapping
 
 from niso.base.named_tuples import NamedTuple
 from niso.base.names import family_of, owner
 from niso.plan.records import PlannedService, ServiceEndpoint, Tunnel
-from niso.store.sqlite import Rows, decoded, encoded, marks
+from niso.store.sqlite import Rows, decoded, encoded, marks, sqlite3
 
 _QUERY = (
     "SELECT r.service, p.address, r.network, r.address, r.up AND p.live"

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sqlite3
 import stat
 import time
 from collections.abc import Iterable
 from functools import lru_cache
-from weakref import ref
 
 from niso.base import paths, signals
 from niso.base.errors import Error
 from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.native import from_json, ref, to_json
 
 if TYPE_CHECKING:
+    import sqlite3 as _sqlite3
     from typing import Any
+else:
+    try:
+        import _sqlite3  # the Python layer loads datetime
+    except ImportError:
+        import sqlite3 as _sqlite3
+
+sqlite3 = _sqlite3
 
 
 VERSION = 5
@@ -27,12 +33,12 @@ COLUMNS = 136
 
 def encoded(value: object) -> str:
     """Encode a value as JSON."""
-    return json.dumps(value)
+    return to_json(value)
 
 
 def decoded(text: str) -> Any:
     """Decode a JSON text. Raises ValueError."""
-    return json.loads(text)
+    return from_json(text)
 
 
 class Rows:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import sqlite3
 import time
 from collections.abc import Container, Iterable
 
@@ -22,7 +21,16 @@ from niso.store.attached_rows import AttachedRows
 from niso.store.policy_rows import suggest
 from niso.store.service_rows import ROW_TABLES, Intent, ServiceRow, service_row
 from niso.store.snapshots import SnapshotRows
-from niso.store.sqlite import Transaction, connected, damaged, decoded, encoded, marks, unusable
+from niso.store.sqlite import (
+    Transaction,
+    connected,
+    damaged,
+    decoded,
+    encoded,
+    marks,
+    sqlite3,
+    unusable,
+)
 
 # --- the store ------------------------------------------------------------------------------------
 

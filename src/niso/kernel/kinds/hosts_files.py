@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import stat
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
@@ -24,6 +23,7 @@ from niso.base.errors import KernelError
 from niso.base.files import make, read, rename, sync
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import DOMAIN, family_of
+from niso.base.native import socket
 from niso.kernel.kinds.kind import (
     BY_TYPE,
     NO_STEPS,

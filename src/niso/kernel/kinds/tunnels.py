@@ -11,10 +11,10 @@ only if the packet's source is the address of that host (cryptokey routing).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
-import socket
 import struct
 import time
 from _thread import LockType, allocate_lock, start_new_thread
@@ -24,6 +24,7 @@ from niso.base import files, paths
 from niso.base.errors import Conflict, KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import TUNNEL_GROUP, family_of
+from niso.base.native import socket
 from niso.kernel import link_records, netlink, proc_sys
 from niso.kernel.kinds.kind import Kind, Reading, Space, State, Step
 from niso.kernel.link_records import IFLA_GROUP, IFLA_IFNAME, IFLA_MTU, alias_data, of_kind
@@ -295,7 +296,7 @@ def answers(name: str, form: str) -> bool:
     try:
         socket.if_nametoindex(name)
         if form == USERSPACE:
-            with socket.socket(socket.AF_UNIX) as probe:
+            with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
                 probe.connect(os.path.join(_SOCKETS, f"{name}.sock"))
     except OSError:
         return False

@@ -1,0 +1,95 @@
+"""Provide parts of the standard library without the modules that only their Python layers import.
+
+Most of a short command's time is its start. `signal` and `socket` define their constants as enums,
+`json` compiles regular expressions, and `hashlib` loads OpenSSL: 40 of the 205 million instructions
+of a CNI ADD (docs/design/performance.md). The modules in C below them are enough for niso. They
+have the same functions, classes and exceptions, but their constants are plain integers, and a
+socket is no context manager (use ``contextlib.closing``). If a Python has no such module in C, the
+module of the standard library is used.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from niso.base.named_tuples import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import signal
+    import socket
+    from hashlib import sha256
+    from weakref import ref
+else:
+    try:
+        import _signal as signal
+    except ImportError:
+        import signal
+    try:
+        import _socket as socket
+    except ImportError:
+        import socket
+    try:
+        from _sha2 import sha256
+    except ImportError:
+        from hashlib import sha256
+    try:
+        from _weakref import ref
+    except ImportError:
+        from weakref import ref
+
+__all__ = ["from_json", "ref", "sha256", "signal", "socket", "to_json"]
+
+_BLANKS = " \t\n\r"
+_decoder: Any = SimpleNamespace(  # the attributes of json.JSONDecoder
+    strict=True,
+    object_hook=None,
+    object_pairs_hook=None,
+    array_hook=None,
+    parse_float=float,
+    parse_int=int,
+    parse_constant=float,
+)
+_c: Any
+try:
+    import _json as _c
+
+    _scan = _c.make_scanner(_decoder)
+except (ImportError, AttributeError):
+    _c = None
+
+
+def from_json(given: str | bytes) -> Any:
+    """Decode a JSON text, as ``json.loads`` does. Raises ValueError, and TypeError for no text."""
+    if _c is not None and isinstance(given, str | bytes):
+        try:
+            text = given.decode() if isinstance(given, bytes) else given
+            value, end = _scan(text, len(text) - len(text.lstrip(_BLANKS)))
+            if not text[end:].strip(_BLANKS):
+                return value
+        except (StopIteration, UnicodeDecodeError):  # the text ends early, or is not UTF-8
+            pass
+    import json
+
+    return json.loads(given)  # almost always raises the error
+
+
+def to_json(value: object, compact: bool = False) -> str:
+    """Encode a value as JSON, as ``json.dumps`` does.
+
+    ``compact`` omits blanks, and writes non-ASCII characters unescaped. Raises TypeError for a
+    value without a JSON form, and ValueError for one that contains itself.
+    """
+    colon, comma = (":", ",") if compact else (": ", ", ")
+    if _c is None:
+        import json
+
+        return json.dumps(value, ensure_ascii=not compact, separators=(comma, colon))
+    escape = _c.encode_basestring if compact else _c.encode_basestring_ascii
+    if isinstance(value, str):
+        return str(escape(value))
+    encode = _c.make_encoder({}, _refuse, escape, None, colon, comma, False, False, True)
+    return "".join(encode(value, 0))
+
+
+def _refuse(value: object) -> None:
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
