@@ -52,7 +52,7 @@ UNTOUCHED = OTHER_COMMANDS | {"change", "manifest", "reconcile"}
 """Folders of which a command that only prints states loads nothing."""
 MOST = {
     "activate": (122, 62),
-    "port-forward": (98, 46),
+    "port-forward": (98, 48),
     "ps": (45, 36),
     "ADD": (74, 38),
     "DEL": (73, 38),
