@@ -30,7 +30,14 @@ from niso.cli import traffic_commands
 from niso.kernel.flow_memory import Recorded
 from niso.look import flows
 from niso.look import learn as look_learn
-from niso.look.learn import LearnedEntry, LearnedPolicy, PolicyChange, WrittenNames, learn_flows
+from niso.look.learn import (
+    NOT_ALL,
+    LearnedEntry,
+    LearnedPolicy,
+    PolicyChange,
+    WrittenNames,
+    learn_flows,
+)
 from niso.manifest.toml import with_list
 from niso.plan import verdict
 from niso.plan.records import Policy, PortMapping
@@ -201,12 +208,17 @@ def test_prefix_of_addresses_outside_holds_no_service_and_not_the_host() -> None
 def test_entries_that_no_recorded_flow_used_stay_if_flows_may_be_missing() -> None:
     on = there(policy(["api", "web"]))
     joined = flows.joined(on, flows.Memory((row(API),), (), {}))
-    for gap, kept in (("", ["api:80/tcp", "# web"]), ("a gap", ["api:80/tcp", "web"])):
+    for gap, kept in (
+        ("", ["api:80/tcp", "# web"]),
+        ("multicasts are missing", ["api:80/tcp", "web"]),
+        (NOT_ALL, ["api", "web"]),
+    ):
         found = learn_flows(on, joined, "db", lambda other: other, False, gap=gap)
         assert shown(found.allow_from) == kept, gap
-    # if flows of one source are missing, only the entries that allow its flows stay
+    # if flows of one source are missing, only the entries that allow its flows stay as they are
     on = there(policy(["api", "web", "0.0.0.0/0:9", "outside:8"], allow=["web"]))
     for hidden, kept in (
+        (API, {"api", "0.0.0.0/0:9"}),
         (WEB, {"web", "0.0.0.0/0:9"}),
         (DB, {"0.0.0.0/0:9", "egress web"}),
         (OUTSIDE, {"0.0.0.0/0:9", "outside:8"}),
@@ -214,6 +226,7 @@ def test_entries_that_no_recorded_flow_used_stay_if_flows_may_be_missing() -> No
     ):
         joined = flows.joined(on, flows.Memory((row(API),), (), {}))
         found = learn_flows(on, joined, "db", lambda other: other, True, hidden={hidden})
+        assert ("api:80/tcp" in shown(found.allow_from)) == (hidden != API), hidden
         more = {text for text in shown(found.allow_from) if text[0] != "#"} - {"api:80/tcp"}
         more |= {f"egress {text}" for text in shown(found.egress or ()) if text[0] != "#"}
         assert more == kept, hidden

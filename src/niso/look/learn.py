@@ -5,8 +5,9 @@ published port that other machines used is allowed for `outside`, because the ad
 clients change. Refused flows only become comments.
 
 An existing allow list is narrowed, never widened. An entry that matched no flow becomes a comment.
-An entry that names a service and matched flows is limited to the ports of these flows. Any other
-entry that matched flows is left unchanged.
+An entry that names a service and matched flows is limited to the ports of these flows. If flows are
+missing, because a set of the kernel was full or a source has used up its share, the entries that
+these flows may have used are left unchanged. Any other entry that matched flows is left unchanged.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def learn_flows(
 
     ``gap`` says why flows may be missing. If it is not "", no entry of the present policy is left
     out because no recorded flow used the entry. ``hidden`` are sources of which not all flows are
-    recorded: no entry that allows their flows is left out.
+    recorded: an entry that allows their flows is neither left out nor narrowed.
     """
     context = context._replace(outside=context.outside_ever)
     others = [s for s in seen if s.from_.service != s.to.service]
@@ -155,11 +156,15 @@ class _Learner:
                 used.add(entry.key)
             elif listed is not None and flow.gone:
                 continue
-            if entry is None or entry.peer.kind == "service":
+            # narrowed to the recorded ports, if all flows are recorded
+            if entry is None or (entry.peer.kind == "service" and not self._hides(entry, egress)):
                 fresh.append(flow)
             else:
                 kept.setdefault(entry.text, []).append(flow)
-        yield from (_line(text, rows) for text, rows in kept.items())
+        whole = {e.text for e in listed or () if e.peer.kind == "service"}
+        yield from (
+            _line(text, rows, note=NOT_ALL if text in whole else "") for text, rows in kept.items()
+        )
         groups, gone = self._groups(fresh, egress)
         yield from (
             _line(group.text, rows, note=group.note)
@@ -168,14 +173,16 @@ class _Learner:
         )
         yield from self._comments(groups, refused, gone, egress)
         for entry in listed or ():
-            gap = self._gap or (NOT_ALL if self._may_hide(entry, egress) else "")
+            gap = self._gap or (NOT_ALL if self._hides(entry, egress) else "")
             if entry.key not in used and gap:
                 yield _line(entry.text, (), note=f"in the manifest; {gap}")
             elif entry.key not in used:
                 yield _line(entry.text, (), False, "in the manifest; nothing used it")
 
-    def _may_hide(self, entry: Entry, egress: bool) -> bool:
+    def _hides(self, entry: Entry, egress: bool) -> bool:
         """Return whether flows that were not recorded may have used an entry."""
+        if self._gap == NOT_ALL:
+            return True
         if egress:
             holders = (verdict.holder_of(self._context, source) for source in self._hidden)
             return any(h is not None and owner(h[0].name) == self._known.name for h in holders)
