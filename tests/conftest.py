@@ -483,7 +483,8 @@ class Lab(Agent):
         """Call ``predicate`` until it returns something true, and return that.
 
         ``timeout`` is in seconds on an idle machine. The test fails after `PATIENCE` times as long,
-        and not before `WAIT_SECONDS`. Calls are 10 ms apart, and take at most half of the time.
+        and not before `WAIT_SECONDS`. Calls take at most half of the time, and are 10 to 100 ms
+        apart: a twentieth of the time that has passed.
         """
         patience = max(WAIT_SECONDS, PATIENCE * timeout)
         if answer := self.observed(predicate, patience):
@@ -495,14 +496,16 @@ class Lab(Agent):
 
         For what must not happen: the time is how long the test observes, also on a busy machine.
         """
-        deadline = time.monotonic() + seconds
+        began = time.monotonic()
         while True:
             asked = time.monotonic()
             if answer := predicate():
                 return answer
-            if asked > deadline:
+            if asked > began + seconds:
                 return None
-            time.sleep(max(0.01, min(0.2, time.monotonic() - asked)))
+            time.sleep(
+                max(0.01, min(0.2, time.monotonic() - asked), min(0.1, (asked - began) / 20))
+            )
 
 
 def assert_whole(host: Any) -> None:
