@@ -364,7 +364,9 @@ def test_netns_test_without_root_fails_instead_of_passing(machine: Lab) -> None:
 
 AS_USER = (str(TESTS / "as-user"),)
 NISO = os.path.join(sys.prefix, "bin", "niso")
-NO_CGROUPS = "niso: a lab without root has no cgroups: nothing limits the memory, CPU and processes of services"
+NO_CGROUPS = (
+    "niso: a lab without root has no cgroups: nothing limits the memory and CPU of services"
+)
 SERVICE = """
 [package]
 name = "{name}"
@@ -374,6 +376,7 @@ entrypoint = "python3"
 args = ["-m", "http.server", "5432"]
 [isolation.resources]
 memory_max = "64M"
+pids_limit = 20
 [healthcheck]
 tcp = 5432
 [network]
@@ -396,6 +399,7 @@ for name in api job; do
         2> /dev/null && echo $name reaches db
 done
 niso exec job -- sh -c 'id -u; grep CapEff /proc/self/status; touch /usr/x 2> /dev/null || echo no'
+niso exec job -- sh -c 'for n in $(seq 30); do sleep 2 & done' 2>&1 | grep -o "Cannot fork"
 ip netns exec client python3 -c 'import socket; socket.create_connection(("192.0.2.1", 8080), 5)' && echo published
 niso net check
 niso deactivate db > /dev/null && niso ps -a | grep -c inactive
@@ -424,7 +428,15 @@ def test_lab_without_root_runs_services_and_leaves_nothing() -> None:
         (*command, WITHOUT_ROOT), capture_output=True, text=True, timeout=120, check=False
     )
     assert done.stdout.split("\n") == [
-        *("2", "api reaches db", "1900000002", "CapEff:\t0000000000000000", "no", "published"),
+        *(
+            "2",
+            "api reaches db",
+            "1900000002",
+            "CapEff:\t0000000000000000",
+            "no",
+            "Cannot fork",
+            "published",
+        ),
         *(
             "OK: the kernel matches the configuration",
             "1",

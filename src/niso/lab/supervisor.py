@@ -42,9 +42,7 @@ _DROPPED = (16, 17, 22, 25)
 They are CAP_SYS_MODULE, CAP_SYS_RAWIO, CAP_SYS_BOOT and CAP_SYS_TIME (linux/capability.h).
 """
 
-_NO_LIMITS = (
-    "a lab without root has no cgroups: nothing limits the memory, CPU and processes of services"
-)
+_NO_LIMITS = "a lab without root has no cgroups: nothing limits the memory and CPU of services"
 
 _NO_BRIDGE_NETFILTER = (
     "without the kernel module br_netfilter, services of one network get no reply from each "

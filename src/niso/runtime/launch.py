@@ -208,9 +208,13 @@ def write_bundle(spec: ProcessSpec, bundle: str, under: root.Skeleton | None) ->
         elif sources.is_shared(volume):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
             os.close(os.open(f"{shared}/{volume.name}", flags, 0o600))
+    most = root.once(limits_max)
+    if spec.pids_limit is not None and not cgroups.roots():
+        # a lab without root: count the processes of the service's uid there
+        most = {**most, "nproc": min(spec.pids_limit, most.get("nproc", spec.pids_limit))}
     machine = oci.OciHost(
         init=os.path.join(bundle, INIT, os.path.basename(init())),
-        limits_max=root.once(limits_max),
+        limits_max=most,
         resets=root.once(resets),
         devices=sources.devices(spec),
         seccomp=_profile(),

@@ -190,9 +190,9 @@ COMMANDS = (
         "(192.0.2.2), `ip netns exec neighbour ...` on a third (192.0.2.3). The lab has no "
         "connection to the outside. Everything in it ends with the command. Without root, the "
         "lab is in a user namespace (user_namespaces(7)). This needs newuidmap (apt install "
-        "uidmap) and 65,536 subordinate ids. Nothing then limits memory, CPU and processes, and "
-        "/usr and other users' files are read-only, except a copy of /etc. If a setting forbids "
-        "the namespace, the error names it.",
+        "uidmap) and 65,536 subordinate ids. Nothing then limits memory and CPU, and /usr and "
+        "other users' files are read-only, except a copy of /etc. If a setting forbids the "
+        "namespace, the error names it.",
         lines="niso lab\n"
         "niso lab -- sh -c 'niso activate ./api && curl http://192.0.2.1:8080'\n"
         "niso lab --write . -- sh -c 'ip address > addresses'  # keep the file",
