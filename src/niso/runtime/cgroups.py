@@ -261,10 +261,10 @@ def holds(path: str, pid: int) -> bool:
 
     ``path`` is the cgroup's path as this process sees it. The full path may be longer.
     """
-    if not roots():
-        return pid in _without_cgroups(path)
     lines = os.fsdecode(files.of_process(pid, "cgroup")).split("\n")
-    return any(f"{path}/" in f"{line}/" for line in lines)
+    if any(f"{path}/" in f"{line}/" for line in lines):
+        return True
+    return not roots() and pid in _without_cgroups(path)
 
 
 def holds_wholly(path: str, pid: int) -> bool:
@@ -273,12 +273,13 @@ def holds_wholly(path: str, pid: int) -> bool:
     crun uses all v1 hierarchies, or v2 if there is no v1. Returns True if the process has exited.
     """
     content = os.fsdecode(files.of_process(pid, "cgroup"))
-    if not content or not roots():
+    if not content:
         return True
     entries = [line.split(":", 2) for line in content.rstrip("\n").split("\n")]
     inside = {number: f"{path}/" in f"{cgroup}/" for number, _, cgroup in entries}
     v1 = [is_inside for number, is_inside in inside.items() if number != "0"]
-    return all(v1) if v1 else inside.get("0", False)
+    whole = all(v1) if v1 else inside.get("0", False)
+    return whole or not roots()
 
 
 def pids(path: str) -> list[int]:

@@ -209,7 +209,7 @@ def write_bundle(spec: ProcessSpec, bundle: str, under: root.Skeleton | None) ->
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
             os.close(os.open(f"{shared}/{volume.name}", flags, 0o600))
     most = root.once(limits_max)
-    if spec.pids_limit is not None and not cgroups.roots():
+    if spec.pids_limit is not None and not root.once(cgroups.roots):
         # a lab without root: count the processes of the service's uid there
         most = {**most, "nproc": min(spec.pids_limit, most.get("nproc", spec.pids_limit))}
     machine = oci.OciHost(
@@ -454,7 +454,7 @@ def _conmon_argv(spec: ProcessSpec, bundle: str, tid: int) -> list[str]:
         f"--root=/proc/{tid}/root",
         "--",
         crun.tool("crun"),
-        f"--cgroup-manager={'cgroupfs' if cgroups.roots() else 'disabled'}",
+        f"--cgroup-manager={'cgroupfs' if root.once(cgroups.roots) else 'disabled'}",
         f"--root={crun.state_dir()}",
     ]
     return [
