@@ -166,7 +166,11 @@ MULTICAST = "multicast"
 bridge table with the ports, of the inet table with the bridges.
 """
 _IS_TO_ALL = "meta pkttype != host meta pkttype != other"
-_IS_MULTICAST = f"{_IS_TO_ALL} iifname @{MULTICAST} meta l4proto udp"
+_IS_MULTICAST = f"{_IS_TO_ALL} iifname @{MULTICAST} meta l4proto udp meta mark & {CHECKED} != 0"
+"""The match of packets whose sender's policy ``to_all`` evaluates before the bridge copies them.
+
+``forward`` accepts the copies by the same match, so each packet that it accepts was evaluated.
+"""
 # the links of a bridge by their groups: ports of services, and VXLAN devices
 _PORTS = f"group & {PORT_GROUP ^ TUNNEL_GROUP ^ 0xFFFFFFFF:#x} == {PORT_GROUP}"
 
@@ -592,8 +596,8 @@ table inet niso {{
 
 	chain to_all {{
 		notrack comment "no chain has judged the flow that it would make"
-		{_IS_MULTICAST} meta mark & {CHECKED} != 0 ip saddr @egress4 jump check_out4 comment "once for all copies"
-		{_IS_MULTICAST} meta mark & {CHECKED} != 0 ip6 saddr @egress6 jump check_out6
+		{_IS_MULTICAST} ip saddr @egress4 jump check_out4 comment "once for all copies"
+		{_IS_MULTICAST} ip6 saddr @egress6 jump check_out6
 	}}
 
 	chain raw6 {{
