@@ -333,7 +333,7 @@ def test_what_is_deleted_by_hand_is_named_and_mended(shop: Shop) -> None:
     for damages in [[each] for each in BROKEN] if LONG else [[*BROKEN]]:
         for what in damages:
             shop.lab.run("nft", BROKEN[what][0].format(**own))
-        found = shop.lab.niso("net", "check", check=False)
+        found = shop.lab.niso("net", "check", "-v", check=False)
         assert found.returncode == 1, damages
         unnamed = [w for w in damages if not re.search(rf"\b{BROKEN[w][1]}\b", found.stdout)]
         assert not unnamed, found.stdout
