@@ -69,6 +69,8 @@ for row in json.load(sys.stdin):
 ') || enabled=
 		# shellcheck disable=SC2086 # names have no spaces
 		[ -z "$enabled" ] || niso disable $enabled >&2 || :
+		# its drop-ins call niso when another firewall has loaded its rules
+		niso firewall disable >&2 || :
 		niso deactivate --all >&2 || :
 		for name in $(niso_services | cut -d' ' -f2); do
 			niso net detach "$name" >&2 || :

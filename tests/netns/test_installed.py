@@ -14,6 +14,8 @@ from conftest import TESTS, Lab
 from deb_world import Packages
 from services import HOST, answer, echo, pid_of
 
+from niso.change.boot import _FIREWALL_MARK
+
 ROOT = TESTS.parent
 BIN = ROOT / "bin"
 VENV = "/tmp/installed"
@@ -145,6 +147,11 @@ def test_packages_are_removed_once_nothing_uses_them(lab: Lab) -> None:
     lab.run("ip", "netns", "add", "box")
     lab.niso("activate", echo(lab, "api"))
     lab.niso("enable", "api")
+    # as niso firewall enable, which needs systemd, writes it
+    [bridge] = json.loads(lab.run("ip", "-j", "link", "show", "niso-default").stdout)
+    drop_in = lab.path("/etc/systemd/system/nftables.service.d/niso.conf")
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text(_FIREWALL_MARK + bridge["ifalias"].partition(":")[2])
     lab.niso("net", "attach", "box", "--netns", "/run/netns/box")
     refused = packages.purge("niso-podman", "niso")
     assert refused.returncode and "niso: not removed, because it is in use: " in refused.stderr
@@ -161,6 +168,7 @@ def test_packages_are_removed_once_nothing_uses_them(lab: Lab) -> None:
     rows = json.loads(lab.niso("ps", "--json").stdout)
     assert [(row["service"], row["status"]) for row in rows] == [("api", "inactive")]
     assert not json.loads(lab.niso("inspect", "api", "--json").stdout)["enabled"]
+    assert not drop_in.exists()
     assert lab.run("ip", "netns", "exec", "box", "ip", "-br", "link").stdout.split()[0] == "lo"
     # a store that cannot be read may have services that run
     packages = Packages(lab, "niso")

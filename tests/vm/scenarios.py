@@ -247,8 +247,8 @@ CHANGES = {
 durations: dict[str, float] = {}
 
 
-@pytest.mark.parametrize("number", range(CUTS))
 @pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("number", range(CUTS))
 def test_power_failure(machine: Machine, change: str, number: int) -> None:
     """A change whose machine loses its power is complete or undone after boot, and can be repeated."""
     prepare, command, done = CHANGES[change]
@@ -311,13 +311,17 @@ def results(machine: Machine, name: str) -> str:
     return ", ".join(f"{count} {word}" for count, word in runs)
 
 
+# D-Bus waits 25 s for an answer, which comes later from a slow machine.
 RELOADS = {
     "nftables": ("systemctl enable nftables", "systemctl restart nftables"),
     "ufw": ("true", "ufw --force enable"),
     "ufw reload": ("ufw --force enable", "ufw reload"),
     "firewalld": ("true", "systemctl start firewalld"),
-    "firewalld reload": ("systemctl start firewalld", "firewall-cmd --reload"),
-    "firewalld complete reload": ("systemctl start firewalld", "firewall-cmd --complete-reload"),
+    "firewalld reload": ("systemctl start firewalld", "firewall-cmd --reload || true"),
+    "firewalld complete reload": (
+        "systemctl start firewalld",
+        "firewall-cmd --complete-reload || true",
+    ),
 }
 
 
@@ -370,9 +374,9 @@ def test_upgrade_and_purge(machine: Machine) -> None:
         limit=120,
     )
     left = machine.sh(
-        "pgrep -fa 'busybox httpd|conmon'; ip -br link | grep -E 'niso|^ni'; nft list tables | grep niso;"
+        "set +e; pgrep -fa '^/usr/bin/(busybox httpd|conmon)'; ip -br link | grep -E 'niso|^ni'; nft list tables | grep niso;"
         "ip rule | grep 'proto 78'; ls /run/netns | grep niso; ls /sys/fs/cgroup | grep niso;"
-        "find /etc /usr -path '*niso*'; systemctl list-unit-files | grep niso; systemctl --failed --no-legend",
+        "find /etc /usr -path '*niso*' ! -name 'niso-.service.d' ! -name slow.conf; systemctl list-unit-files | grep niso; systemctl --failed --no-legend",
         check=False,
     )
     assert not left.strip(), left
