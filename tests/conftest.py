@@ -352,8 +352,9 @@ class Lab(Agent):
             if not key.startswith(("NISO_", "PYTEST_"))
         }
         environment["PATH"] = f"{own}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        environment |= {"LC_ALL": "C.UTF-8", "NISO_LAB": "1", "NISO_SLOW": f"{SLOW:g}"}
-        super().__init__(environment)
+        if SLOW != 1:
+            environment["NISO_SLOW"] = f"{SLOW:g}"
+        super().__init__(environment | {"LC_ALL": "C.UTF-8", "NISO_LAB": "1"})
 
     def __enter__(self) -> Lab:
         self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)

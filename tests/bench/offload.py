@@ -2,7 +2,8 @@
 
 ``./dev test-uml -- .venv/bin/niso lab -- .venv/bin/python -B tests/bench/offload.py FLOWS [ROUNDS]``, where
 FLOWS is flows.c compiled. Each case is measured in turn with and without: nanoseconds for 256 KiB of one
-connection (bulk) and for one byte each way (turn), client and server in one thread.
+connection (bulk), for the same in 182 packets (packets), and for one byte each way (turn), client and
+server in one thread.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import time
 
 PORT = "9000"
-ADDRESSES = {"host": "192.0.2.1", "client": "192.0.2.2"}
+HOST, CLIENT = "192.0.2.1", "192.0.2.2"
 FLOWTABLE = """
 table inet niso {{
 	flowtable quick {{ hook ingress priority filter; devices = {{ {devices} }}; counter; }}
@@ -45,7 +47,11 @@ def sh(*words: str, text: str | None = None) -> str:
 def measured(flows: str, what: str, to: str, source: str, client: str, server: str) -> int:
     """Return nanoseconds, the fewest of 60 batches."""
     namespaces = [f"/run/netns/{name}" for name in (client, server)]
-    return int(sh(flows, "path", what, "0", to, PORT, source, *namespaces))
+    for name in (client, server):
+        segments = "1" if what == "packets" else "65535"
+        sh("ip", "-n", name, "link", "set", "eth0", "gso_max_segs", segments)
+    kind = "turn" if what == "turn" else "bulk"
+    return int(sh(flows, "path", kind, "0", to, PORT, source, *namespaces))
 
 
 def on(devices: str) -> None:
@@ -79,7 +85,7 @@ def in_turn(
     flows: str, rounds: int, title: str, path: tuple[str, ...], ways: dict[str, object]
 ) -> None:
     """Print the ratio of each way to the first."""
-    for what in ("bulk", "turn"):
+    for what in ("bulk", "packets", "turn"):
         found: dict[str, list[int]] = {way: [] for way in ways}
         for _ in range(rounds):
             for way, (before, after) in ways.items():  # type: ignore[misc]
@@ -148,24 +154,44 @@ def main() -> None:
     )
     services = json.loads(sh("niso", "ps", "--json"))
     [web] = (row["address"][0] for row in services if row["service"] == "web")
-    nothing = lambda: None  # noqa: E731
+    port = {
+        network: next(
+            link["ifname"]
+            for link in json.loads(sh("ip", "-j", "link", "show", "master", f"niso-{network}"))
+        )
+        for network in ("one", "two")
+    }
     for title, path, devices in (
         (
             "port",
-            (ADDRESSES["host"], ADDRESSES["client"], "client", "niso-db"),
-            "uplink0, niso-one",
+            (HOST, CLIENT, "client", "niso-db"),
+            ("uplink0, niso-one", f"uplink0, {port['one']}"),
         ),
-        ("between networks", ("10.99.2.1", web, "niso-web", "niso-db"), "niso-one, niso-two"),
+        (
+            "between networks",
+            ("10.99.2.1", web, "niso-web", "niso-db"),
+            ("niso-one, niso-two", f"{port['one']}, {port['two']}"),
+        ),
     ):
+        by_bridge, by_port = devices
         ways = {
-            "without": (nothing, nothing),
-            "with": (lambda d=devices: on(d), off),
+            "without": (lambda: None, lambda: None),
+            "with, on bridges": (lambda d=by_bridge: on(d), off),
+            "with, on bridge ports": (lambda d=by_port: on(d), off),
         }
         in_turn(flows, rounds, title, path, ways)
-        on(devices)
-        measured(flows, "turn", *path)
-        print(sh("conntrack", "-L", "-p", "tcp", "--dport", PORT).strip()[-400:])
-        off()
+        for each in devices:
+            on(each)
+            namespaces = [f"/run/netns/{name}" for name in path[2:]]
+            process = subprocess.Popen(
+                [flows, "path", "turn", "0", path[0], PORT, path[1], *namespaces],
+                stdout=subprocess.DEVNULL,
+            )
+            time.sleep(0.2)
+            listed = sh("conntrack", "-L", "-p", "tcp", "--dport", PORT)
+            process.wait()
+            print(title, each, "offloaded:", "[OFFLOAD]" in listed, flush=True)
+            off()
     bridge(flows, rounds)
 
 

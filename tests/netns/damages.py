@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+
 from damage import Damage, damage, hosts_file, row, sysctl
 from damages_of_addresses import ADDRESSES
 from damages_of_links import LINKS
@@ -67,6 +69,11 @@ OF_WIREGUARD = {
 }
 """Cases of encrypted clusters, which `test_cluster_encryption` has."""
 
+FORWARDING6 = "force_forwarding"
+"""The sysctl by which a link forwards IPv6; before Linux 6.17 there was no ``force_forwarding``."""
+if not os.path.exists("/proc/sys/net/ipv6/conf/default/force_forwarding"):
+    FORWARDING6 = "forwarding"
+
 DAMAGES: dict[str, Damage] = {
     **RULES,
     **ADDRESSES,
@@ -74,7 +81,7 @@ DAMAGES: dict[str, Damage] = {
     # --- sysctls
     "forwarding off": sysctl("net.ipv4.ip_forward=0", "1"),
     "IPv6 forwarding of a link off": sysctl(
-        "net.ipv6.conf.uplink0.force_forwarding=0", "1", stack="dual"
+        f"net.ipv6.conf.uplink0.{FORWARDING6}=0", "1", stack="dual"
     ),
     "route_localnet off": sysctl("net.ipv4.conf.niso-backend.route_localnet=0", "1"),
     "IPv6 on": sysctl("net.ipv6.conf.niso-backend.disable_ipv6=0", "1", stack="single"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import snapshots
 from conftest import Lab, assert_whole
+from damages import FORWARDING6
 from services import CLIENT, HOST, answer, ask, idle, on, package, pings, refused, seen_source, send
 
 HOST6, CLIENT6 = "2001:db8::1", "2001:db8::2"
@@ -277,9 +278,9 @@ def test_list_inspect_and_json_show_both_families(dual: Lab) -> None:
             "missing: address fe80::1/64 on niso-backend",
         ),
         (
-            "sysctl -qw net.ipv6.conf.uplink0.force_forwarding=0",
+            f"sysctl -qw net.ipv6.conf.uplink0.{FORWARDING6}=0",
             None,
-            "different: sysctl net/ipv6/conf/uplink0/force_f",
+            f"different: sysctl net/ipv6/conf/uplink0/{FORWARDING6[:7]}",
         ),
         (
             "sysctl -qw net.ipv6.conf.niso-backend.disable_ipv6=1",
@@ -329,7 +330,7 @@ def test_deactivate_and_remove_leave_nothing(lab: Lab) -> None:
     ).stdout
     assert (
         "address add fd00:1::2/64 dev eth0" in planned
-        and "net/ipv6/conf/uplink0/force_forwarding=1" in planned
+        and f"net/ipv6/conf/uplink0/{FORWARDING6}=1" in planned
     )
     for other in (before, made):
         other["files"] = snapshots.take(lab)["files"]

