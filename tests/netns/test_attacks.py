@@ -17,7 +17,11 @@ from scapy.packet import Packet, Raw
 from services import filter_bridged
 from wire import Link, Wire, sctp_init
 
-NOT_PUBLISHED = [Rule("inet niso", chain, ("not published",)) for chain in ("forward", "enter")]
+NOT_PUBLISHED = [
+    *(Rule("inet niso", chain, ("not published",)) for chain in ("forward", "enter")),
+    # what no rule before has sent to a bridge it takes for one without its name
+    Rule("inet niso", "next_hop", ("has lost its name",)),
+]
 BY_STATE = [Rule("inet niso", chain, ("ct state", "invalid")) for chain in ("forward", "enter")]
 INTERNAL = Rule("inet niso", "forward", ("iifname @internal", "goto refuse"))
 LOOPBACK = Rule("inet niso", "raw", ("@nh,128,8 0x7f", "drop"))
