@@ -69,10 +69,10 @@ OF_WIREGUARD = {
 }
 """Cases of encrypted clusters, which `test_cluster_encryption` has."""
 
-FORWARDING6 = "force_forwarding"
-"""The sysctl by which a link forwards IPv6; before Linux 6.17 there was no ``force_forwarding``."""
-if not os.path.exists("/proc/sys/net/ipv6/conf/default/force_forwarding"):
-    FORWARDING6 = "forwarding"
+FORWARDING6 = "net/ipv6/conf/uplink0/force_forwarding"
+"""The sysctl by which uplink0 forwards IPv6."""
+if not os.path.exists("/proc/sys/net/ipv6/conf/default/force_forwarding"):  # before Linux 6.17
+    FORWARDING6 = "net/ipv6/conf/all/forwarding"
 
 DAMAGES: dict[str, Damage] = {
     **RULES,
@@ -80,9 +80,7 @@ DAMAGES: dict[str, Damage] = {
     **LINKS,
     # --- sysctls
     "forwarding off": sysctl("net.ipv4.ip_forward=0", "1"),
-    "IPv6 forwarding of a link off": sysctl(
-        f"net.ipv6.conf.uplink0.{FORWARDING6}=0", "1", stack="dual"
-    ),
+    "IPv6 forwarding of a link off": sysctl(f"{FORWARDING6}=0", "1", stack="dual"),
     "route_localnet off": sysctl("net.ipv4.conf.niso-backend.route_localnet=0", "1"),
     "IPv6 on": sysctl("net.ipv6.conf.niso-backend.disable_ipv6=0", "1", stack="single"),
     "IPv6 off": sysctl("net.ipv6.conf.niso-extra.disable_ipv6=1", "0", stack="dual"),
