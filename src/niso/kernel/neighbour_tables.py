@@ -23,7 +23,7 @@ from niso.kernel.rtnetlink import Rtnl
 
 _NEWNEIGH, _DELNEIGH, _GETNEIGH, _GETNEIGHTBL = 28, 29, 30, 66
 _AF_BRIDGE = 7
-_DST, _LLADDR, _MASTER = 1, 2, 9  # NDA_*
+_DST, _LLADDR, _VLAN, _MASTER = 1, 2, 5, 9  # NDA_*
 _NOARP, _PERMANENT = 0x40, 0x80  # NUD_*
 _MASTERS, _SELF = 0x04, 0x02  # NTF_MASTER: the bridge's table; NTF_SELF: the device's own filter
 _LEARNED = 0x10  # NTF_EXT_LEARNED: a routing daemon's
@@ -93,6 +93,9 @@ def permanent(rtnl: Rtnl) -> list[tuple[int, str, str]]:
 def of_bridges(rtnl: Rtnl, bridge_index: int = 0) -> dict[int, set[StaticEntry]]:
     """Return {bridge index: static entries} for the forwarding databases of bridges. If
     ``bridge_index`` is 0, all bridges are read. The kernel walks all interfaces for each call.
+
+    Entries with a VLAN are left out: the kernel adds a copy of each entry for VLAN 1 if it supports
+    VLANs in bridges, and niso's bridges use only entries without a VLAN (net/bridge/br_fdb.c).
     """
 
     def parse(body: bytes) -> tuple[int, StaticEntry] | None:
@@ -100,6 +103,8 @@ def of_bridges(rtnl: Rtnl, bridge_index: int = 0) -> dict[int, set[StaticEntry]]
         if not state & (_NOARP | _PERMANENT) or flags & _SELF:
             return None
         entry = attributes(body, 12)
+        if _VLAN in entry:
+            return None
         bridge = int.from_bytes(entry.get(_MASTER, b""), sys.byteorder)
         mac = entry.get(_LLADDR, b"").hex(":")
         return bridge, (index, mac, bool(state & _PERMANENT))
@@ -184,6 +189,8 @@ def of_tunnel(rtnl: Rtnl, index: int) -> list[tuple[str, str]]:
 def _tunnel_entry(body: bytes) -> tuple[int, str, str] | None:
     _, index, state, flags, _ = _ndmsg.unpack_from(body)
     have = attributes(body, 12)
+    if _VLAN in have:
+        return None
     mac = have.get(_LLADDR, b"").hex(":")
     if flags & _SELF and _DST in have:
         return index, mac, unpacked(have[_DST])
