@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from refusals import refuses
@@ -12,6 +13,7 @@ from refusals import refuses
 from niso.base import paths
 from niso.base.errors import KernelError
 from niso.kernel import link_records, proc_sys
+from niso.kernel.kinds import links
 
 NAMES = ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables", "bridge-nf-call-arptables")
 
@@ -58,6 +60,24 @@ def test_module_that_cannot_be_loaded_is_an_error_that_says_what_will_not_work(
         hint="install the full set of kernel modules, or publish no ports",
     ):
         proc_sys.load_bridge_netfilter()
+
+
+def test_bridge_whose_module_was_removed_is_read_as_untracked(tmp_path, monkeypatch) -> None:
+    """So `net check` reports it, and `net repair` loads the module: without it, policies are open."""
+    bridge = ("niso-x", "bridge", 1500, "0a:00:00:00:00:01", True, 0, "", 0, False, True, True)
+    space = SimpleNamespace(
+        own_link=lambda name: link_records.Link(1, *bridge),
+        reading=SimpleNamespace(everything=False, with_strays=False),
+    )
+
+    def tracked() -> tuple[bool, bool]:
+        [found] = links._Bridges(links.Bridge).read(space, [links.Bridge("niso-x", 1500, "")])
+        return found.tracked4, found.tracked6
+
+    folder = machine(tmp_path, monkeypatch, "")
+    assert tracked() == (False, False)
+    folder.mkdir(parents=True)
+    assert tracked() == (True, True)
 
 
 def test_lab_without_root_goes_on_without_the_module(tmp_path, monkeypatch) -> None:

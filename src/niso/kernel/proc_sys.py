@@ -160,6 +160,16 @@ _SYS = "/proc/sys"
 _MODPROBE = ("/usr/sbin/modprobe", "/sbin/modprobe")
 
 
+def bridge_netfilter_acts() -> bool:
+    """Return whether bridges with nf_call_iptables pass frames to the rules of the inet tables.
+
+    They do not without the module br_netfilter. In a lab without root, which cannot load it, this
+    function returns True.
+    """
+    present = os.path.isdir(f"{_SYS}/{BRIDGE_NETFILTER}")
+    return present or (paths.in_lab() and paths.in_user_namespace())  # niso lab has warned
+
+
 def load_bridge_netfilter() -> None:
     """Load the kernel module br_netfilter, if it is missing. Bridges with nf_call_iptables need it.
     The module's global sysctls are 1 at first, so that the frames of all bridges pass the rules of
@@ -167,9 +177,7 @@ def load_bridge_netfilter() -> None:
     Raises KernelError if the module does not exist. In a lab without root, which cannot load it,
     this function does nothing.
     """
-    if os.path.isdir(f"{_SYS}/{BRIDGE_NETFILTER}"):
-        return
-    if paths.in_lab() and paths.in_user_namespace():  # niso lab has warned
+    if bridge_netfilter_acts():
         return
     program = next((path for path in _MODPROBE if os.path.exists(path)), None)
     if program is not None:

@@ -23,7 +23,7 @@ from niso.kernel.link_records import ARP_OFF, ARP_OFF_INSIDE, GROUPS, NEW_PORT, 
 from niso.kernel.neighbour_tables import is_fixed
 from niso.kernel.netns import open_fd
 from niso.kernel.nft_elements import Element
-from niso.kernel.proc_sys import load_bridge_netfilter
+from niso.kernel.proc_sys import bridge_netfilter_acts, load_bridge_netfilter
 from niso.kernel.rtnetlink import Rtnl
 from niso.kernel.ruleset import BRIDGE, INET
 
@@ -139,6 +139,8 @@ class _Bridges(Kind[Bridge], of=Bridge):
                 if reading.everything or reading.with_strays:
                     takes_own = (link.index, link.mac, True) in space.bridge_table(link.index)
                 tracked = (link.call_iptables, link.call_ip6tables)
+                if any(tracked) and not bridge_netfilter_acts():
+                    tracked = (False, False)  # the module was removed
                 own = (*tracked, link.mac, link.drift, takes_own)
                 yield Bridge(link.name, link.mtu, link.alias, link.up, *own)
 
