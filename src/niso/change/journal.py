@@ -55,10 +55,10 @@ def recover(
 ) -> int:
     """Complete or undo interrupted changes, and return the number of these changes.
 
-    ``names`` are the services of the command that follows. After all changes, errors of these
-    services are raised. With ``every``, errors of all services are raised. Other errors are only
-    reported. An interrupted update of this host's copy of the cluster's data is undone first, and
-    is not counted.
+    ``names`` are the services that the next command will change. After all changes, errors that
+    concern these services are raised, or with ``every`` all errors. Other errors are only reported.
+    An interrupted update of this host's copy of the cluster's data is undone first, and is not
+    counted.
     """
     store = machine.store
     machine.processes.renew()

@@ -1,4 +1,4 @@
-"""Run `niso web`: this process measures as root, and an unprivileged process serves the results.
+"""Run `niso web`: this process reads the data as root, and an unprivileged process serves it.
 
 The page is opened in the browser of the user who called sudo(8).
 """

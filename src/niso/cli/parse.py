@@ -213,7 +213,7 @@ def unknown_command(words: list[str]) -> UsageError:
 
 
 def _for_paths(words: list[str]) -> str:
-    """Return a hint that depends on a path in the words or on the current folder, or "" if none."""
+    """Return a hint for a path among the arguments, or for the current folder, or "" if none."""
     path = next((word for word in words[1:] if "/" in word or word.endswith(".toml")), "")
     if words[0] == "start" and path:
         return f"niso activate {path}: starts the service of a folder"

@@ -1,4 +1,4 @@
-"""Change the keys in etcd of the cluster itself, its hosts and its networks, by compare-and-swap.
+"""Change the etcd keys that describe the cluster, its hosts and its networks, by compare-and-swap.
 
 The functions here do not check that this host is in a cluster, nor that etcd has the data of this
 cluster. The callers check both.
@@ -148,7 +148,8 @@ class ClusterKeys:
     def unseen(self, network: str, revision: int, own: str) -> list[str]:
         """Return the live hosts that have not yet applied the changes up to a revision.
 
-        The host ``own`` is left out, and so are hosts without remote instances on the network.
+        The host ``own`` is left out. So are hosts that have no service of another host on
+        ``network``.
         """
         prefix = self.keys.seen(network)
         hosts = []

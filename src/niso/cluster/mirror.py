@@ -246,7 +246,9 @@ def make_way(
     addresses: Collection[tuple[str, str]],
     report: Report,
 ) -> None:
-    """Remove remote services and (network, address) pairs that this host has just reserved.
+    """Delete the copied services of other hosts whose name or address this host has just reserved.
+
+    ``services`` are the reserved names, and ``addresses`` the reserved (network, address) pairs.
 
     This host's copy of the cluster's state may be older than etcd's. If an inactive service of this
     host had one of the addresses, the record of its claim is deleted. A service that other hosts

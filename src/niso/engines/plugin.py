@@ -187,8 +187,9 @@ def labels(
 
     ``given`` are all labels of the container. ``image`` returns those of its image, or None if they
     are unknown. ``own`` are the container's other options, whose keys errors prefix with ``where``.
-    Raises InvalidInput for an unknown label, for one that contradicts ``own``, and for one of an
-    image: who makes an image may not choose names that policies of others allow.
+    Raises InvalidInput for an unknown label, for a label that contradicts ``own``, and for a label
+    that comes from the image: the image's author must not choose a name that policies of other
+    services allow.
     """
     some = given if isinstance(given, dict) else {}
     found = {str(key): str(value) for key, value in some.items() if str(key).startswith(LABEL)}
@@ -339,7 +340,7 @@ MALFORMED = (TypeError, KeyError, ValueError, AttributeError, OverflowError, Rec
 
 
 def run(call: Callable[[], object], failed: Callable[[Exception], object]) -> None:
-    """Call ``call``, print its result as JSON and exit. On an error, print that of ``failed``."""
+    """Print the result of ``call`` as JSON, or on an error that of calling ``failed``, and exit."""
     status = 0
     try:
         answer = call()

@@ -335,7 +335,7 @@ class _Learner:
             yield _line(text, (), False, note)
 
     def _whole(self, groups: dict[_PeerPorts, list[Flow]]) -> Iterator[LearnedEntry]:
-        """Yield a comment for each network that could replace the entries of its services."""
+        """Yield a comment for each network whose name could replace the entries of its services."""
         used: dict[tuple[int, str], set[str]] = {}
         for group, rows in groups.items():
             for flow in rows:

@@ -152,10 +152,11 @@ def _mirrored(store: Store) -> list[ClusterLine]:
 def with_remote(
     session: Session, here: PolicyContext, source: str, destination: str, proves: bool = False
 ) -> PolicyContext:
-    """Add the policies that apply to a packet on other hosts to the policies of this host.
+    """Return ``here``, extended by the policies that other hosts apply to a packet.
 
-    If the cluster does not answer, a warning says that these policies are unknown. Raises Error,
-    also if ``proves`` requests a test packet, which cannot be traced on another host.
+    If the cluster does not answer, a warning says that these policies are unknown. Raises Error.
+    With ``proves``, a test packet is to be sent, so Error is raised if another host is involved:
+    the packet cannot be traced there.
     """
     ends = [
         known

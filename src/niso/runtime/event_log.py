@@ -372,8 +372,9 @@ def _of_networks(
 ) -> Iterator[Happened]:
     """Yield the events that follow from a comparison of recorded and present networks.
 
-    ``known`` has the recorded networks. After a boot it is None: only networks that were created
-    since the boot are events. ``made`` has the creation time and subnets of each present network.
+    ``known`` has the recorded networks. After a boot it is None, and only networks that were
+    created since the boot cause events. ``made`` has the creation time and subnets of each present
+    network.
     """
     up_since = now - time.clock_gettime(time.CLOCK_BOOTTIME)
     for name, (at, subnets) in sorted(made.items()):

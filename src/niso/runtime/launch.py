@@ -307,7 +307,7 @@ class _Creator:
         raise ProcessError(message.removeprefix("; "), service=self._spec.service)
 
     def close(self) -> None:
-        """End the thread and its mounts. Kill conmon if the container is not being created yet."""
+        """End the thread, with its mounts. Kill conmon unless it is creating the container."""
         with signals_blocked():
             self._closed = True
             self._may_end.release()
