@@ -285,7 +285,7 @@ def test_dry_run_of_create_and_remove_prints_the_steps_that_then_run(lab: Lab) -
     lab.niso("net", "create", "backend")
     before = snapshots.take(lab)
     planned = lab.niso("net", "create", "--dry-run", "new").stdout
-    assert "ip link add niso-new mtu 1500 type bridge" in planned
+    assert "ip link add niso-new mtu 1500 group 1852403456 type bridge" in planned
     assert (
         "ip address add fd"
         in lab.niso("net", "create", "--dry-run", "new", "--ipv6", "--internal").stdout

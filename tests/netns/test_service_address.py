@@ -286,14 +286,14 @@ def test_explain_names_the_instance_that_answers_each_source_port(
     six = family == 6
     host, client = (HOST6, CLIENT6) if six else (HOST, CLIENT)
     target = host if to == "HOST" else addresses(shop, to)[six]
-    asked_by = ("/usr/bin/python3", "-ISc", FROM_PORTS, target, str(port), "40001")
+    asked_by = ("/usr/bin/python3", "-ISc", FROM_PORTS, target, str(port), "20001")
     answers = json.loads(shop.run(*asked_by, netns=netns).stdout)
     own = {addresses(shop, f"web.{n}")[six]: f"web.{n}" for n in (1, 2, 3)}
     source = client if source == "CLIENT" else source
     asker = f"[{source}]" if ":" in source else source
     target = f"[{target}]" if six else target
     for number, answer in enumerate(answers):
-        found = explained(shop, f"{asker}:{40001 + number}", f"{target}:{port}")
+        found = explained(shop, f"{asker}:{20001 + number}", f"{target}:{port}")
         assert found["to"]["instances"] == [own[answer]], (number, found["path"])
         assert found["to"]["service"] == "web" and found["verdict"] == "pass"
     slots = [nft for nft in found["path"]["nft"] if f"slots{family}" in nft]

@@ -13,7 +13,7 @@ from refusals import refuses
 from niso.base import paths
 from niso.base.errors import KernelError
 from niso.kernel import link_records, proc_sys
-from niso.kernel.kinds import links
+from niso.kernel.kinds import kind, links
 
 NAMES = ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables", "bridge-nf-call-arptables")
 
@@ -71,7 +71,8 @@ def test_bridge_whose_module_was_removed_is_read_as_untracked(tmp_path, monkeypa
     )
 
     def tracked() -> tuple[bool, bool]:
-        [found] = links._Bridges(links.Bridge).read(space, [links.Bridge("niso-x", 1500, "")])
+        asked = links.Bridge("niso-x", 1500, "")
+        [found] = kind.kind_of(asked).read(space, [asked])
         return found.tracked4, found.tracked6
 
     folder = machine(tmp_path, monkeypatch, "")
