@@ -45,7 +45,7 @@ ENTERED = "entered"  # passed to published ports, from other machines, whose num
 REFUSED = "refused"  # from services and from the host
 REFUSED_OUTSIDE = "refused_outside"  # from other machines
 DIRECT = "direct"  # refused, from other machines to the address of a service, past published ports
-AUDITED = "audited"  # passed, although a policy in audit would deny it
+AUDITED = "audited"  # passed, although a policy in audit mode would deny it
 AUDITED_OUTSIDE = "audited_outside"  # the same, from other machines
 # passed within a bridge that is not tracked; UDP and SCTP are counted by packet
 SWITCHED = "switched"

@@ -260,7 +260,7 @@ def _policy_drops() -> tuple[_Counts | None, _Counts]:
             return None, audits
         for name, direction in sorted((ruleset.COUNTED | policy_rules.PLACES).items()):
             for element, packets, _ in kernel.counts(HEADERS[ruleset.INET, name]):
-                # the audit sets count denials of a policy in audit, also after the audit has ended
+                # the audit sets count denials of a policy in audit mode, even after its audit
                 if element.value == PASSES or element.value in policy_rules.VERDICTS:
                     continue
                 key = (direction, element.owner)

@@ -55,7 +55,7 @@ class OtherHostObject(NamedTuple):
 class Judgement(NamedTuple):
     """The verdict on a packet of one part of the configuration, such as the sender's policy."""
 
-    verdict: str  # pass, drop, or audit: passes only because the policy is in audit
+    verdict: str  # pass, drop, or audit: passes only because the policy is in audit mode
     words: str  # the reason for the verdict
     service: str | None  # the service whose policy decides; null if no policy does
     key: str | None  # the key of the policy entry in the manifest

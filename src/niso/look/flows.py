@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 HOST = "host"
 EVERYBODY = {4: "0.0.0.0/0", 6: "::/0"}
 PASS, AUDIT, DROP = "pass", "audit", "drop"
-"""Verdicts on flows. ``audit``: the flow passed although a policy, which is in audit, denies it."""
+"""Verdicts on flows. ``audit``: the flow passed although a policy in audit mode denies it."""
 DIRECT = policy_rules.DIRECT  # dropped: sent by another machine to the address of a service
 Key = tuple[str, str, str, int]  # the source, destination, protocol and port of a flow, after DNAT
 
@@ -79,7 +79,7 @@ class Flow(NamedTuple):
     to: FlowEnd  # destination of the flows
     port: int  # port of the destination
     proto: str  # tcp, udp or sctp
-    verdict: str  # pass, drop, or audit: passed only because a policy was in audit
+    verdict: str  # pass, drop, or audit: passed only because a policy was in audit mode
     service: str | None  # the service whose policy decides
     key: str | None  # the key of the policy entry in the manifest
     text: str | None  # the policy entry that decides

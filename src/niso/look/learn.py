@@ -358,7 +358,7 @@ class _Learner:
 
 def _denying(reason: verdict.Reason) -> str:
     """Return the short key of the policy entry that denies a flow, or "" if none denies the flow.
-    A policy in audit counts as if it were enforced.
+    A policy in audit mode counts as if it were enforced.
     """
     denies = not reason.passes or reason.audits
     return reason.key.removeprefix("network.policy.") if denies else ""

@@ -108,7 +108,7 @@ class MapFlow(NamedTuple):
     to: MapEnd  # destination of the flows
     port: int  # port of the destination
     proto: str  # tcp, udp or sctp
-    verdict: str  # pass, drop, or audit: passed only because a policy was in audit
+    verdict: str  # pass, drop, or audit: passed only because a policy was in audit mode
     published: (
         int | None
     )  # the host port through which another machine or the host connected; null without

@@ -52,7 +52,7 @@ class PolicyEntry(NamedTuple):
     last: str | None  # when the last new flow began; null if over a week ago
     ago: float | None  # seconds since the last new flow began
     note: str  # addresses of a DNS name, a narrower form of the entry, or the audit; can be empty
-    audited: bool  # whether the entry denies, but packets pass because the policy is in audit
+    audited: bool  # whether the entry denies, but packets pass because the policy is in audit mode
 
 
 def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEntry, ...]:
@@ -298,9 +298,9 @@ def _servers(row: ServiceRow | None) -> list[str]:
 CUT, AUDIT, NEW, PASS = "cut", "audit", "new", "pass"
 """The effects of a change of policies on a flow.
 
-``cut``: the flow passes now and would be denied. ``audit``: the new policy denies the flow, but the
-policy is in audit, so the flow passes. ``new``: the flow was denied and would pass. ``pass``: the
-flow passes now and would still pass.
+``cut``: the flow passes now and would be denied. ``audit``: the new policy denies the flow, but is
+in audit mode, so the flow passes. ``new``: the flow was denied and would pass. ``pass``: the flow
+passes now and would still pass.
 """
 
 
