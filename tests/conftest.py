@@ -56,7 +56,13 @@ UNPRIVILEGED = (
 )
 
 
-def pytest_configure() -> None:
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    # rerunfailures writes to its server twice for each test before it reads: TCP would hold back the
+    # second write until the first is acknowledged, 40 ms later
+    status = getattr(getattr(config, "failures_db", None), "sock", None)
+    if status is not None:
+        status.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # who started the tests in the background may have them ignore it, and all that they start would too
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -65,7 +65,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Append the result of a test to this machine's file, one line of JSON each."""
     parts = _parts.setdefault(report.nodeid, [])
     parts.append(report)
-    if report.outcome == "rerun":  # type: ignore[comparison-overlap]
+    if str(report.outcome) == "rerun":
         parts.clear()
     if report.when != "teardown" or not parts:
         return
