@@ -48,28 +48,31 @@ def connect(
 ) -> Host:
     """Return a `Host` for this machine. Nothing on the machine is created or changed.
 
-    The folders default to those of the niso command: ``NISO_STATE_DIR`` or /var/lib/niso, and
-    ``NISO_RUN_DIR`` or /run/niso. A folder given here applies to the whole process and its
-    children. ``progress`` is called with each event (`niso.Event`). Raises `niso.Error` if the
-    process is not root.
+    The state and run folders default to those of the ``niso`` command: ``NISO_STATE_DIR`` or
+    /var/lib/niso, and ``NISO_RUN_DIR`` or /run/niso. A folder given here applies to the whole
+    process and its children. ``progress`` is called with each event (`niso.Event`). Raises
+    `niso.Error` if the process is not root.
     """
     return Host(open_session(state_dir, run_dir, progress))
 
 
 class Repaired(NamedTuple):
-    """The result of `Host.repair`."""
+    """The result of `Host.repair`: how many repair steps were executed."""
 
     steps: int  # number of steps taken
 
 
 class Swept(NamedTuple):
-    """The result of `Host.sweep`."""
+    """The result of `Host.sweep`: how many kernel objects were removed."""
 
     removed: int  # number of objects removed
 
 
 class Host(ApiPart):
-    """The API of niso on this machine. Use it only in the thread and process that created it."""
+    """The Python API of niso on this machine.
+
+    Use a `Host` only in the thread and process that called `connect`.
+    """
 
     def __enter__(self) -> Host:
         return self
@@ -249,8 +252,9 @@ class Host(ApiPart):
     def forget_flows(self, service: str | None = None, *, denied: bool = False) -> None:
         """Delete the recorded flows of all services, or of one service.
 
-        With ``denied``, only flows that were refused, or would be without an audit, are deleted.
-        niso records new flows as before. Raises NotFound, UsageError, KernelError.
+        With ``denied``, deletes only flows that were refused, and flows that passed only because a
+        policy is in audit mode. niso continues to record new flows. Raises NotFound, UsageError,
+        KernelError.
         """
         from niso.look import flows
 
@@ -259,9 +263,10 @@ class Host(ApiPart):
     def follow_flows(
         self, service: str | None = None, *, denied: bool = False, instances: bool = False
     ) -> niso.Flows:
-        """Stream new flows of all services. The arguments select flows as in `flows`.
+        """Stream new flows of all services, or only those of ``service``.
 
-        The result is an endless iterator of `niso.Flow`, to be used in a ``with`` block.
+        ``denied`` and ``instances`` have the same meaning as in `flows`. The result is an endless
+        iterator of `niso.Flow`, to be used in a ``with`` block.
         """
         from niso.look import flows
 
@@ -348,7 +353,7 @@ class Host(ApiPart):
     def learned_changes(
         self, learned: Iterable[niso.LearnedPolicy]
     ) -> tuple[niso.PolicyChange, ...]:
-        """Return how learned policies would change the services' manifests. No file is written.
+        """Return how each service's manifest would change with the learned policies. Write no file.
 
         Raises Error if a service has no manifest or tomlkit is missing. Raises Conflict if two
         services have the same manifest.
@@ -358,7 +363,10 @@ class Host(ApiPart):
         return learn.changes(self.session, learned)
 
     def write_policies(self, changes: Iterable[niso.PolicyChange]) -> None:
-        """Write changed manifests, each atomically. Raises Conflict if a file has changed since."""
+        """Write the changed manifests, each atomically.
+
+        Raises Conflict if a manifest was edited after `learned_changes` read it.
+        """
         from niso.look import learn
 
         learn.write(changes)
@@ -400,7 +408,7 @@ class Host(ApiPart):
         return outside_names_refresh.refresh_names(self.session, force)
 
     def names_due(self) -> float:
-        """Return in how many seconds to call `refresh_names` again, at most 60."""
+        """Return the number of seconds to wait before the next `refresh_names`, at most 60."""
         from niso.look import services
 
         return services.next_due(self.session)
@@ -464,8 +472,9 @@ class Host(ApiPart):
     def guard_firewalls(self, on: bool = True) -> tuple[niso.Marked, ...]:
         """Make systemd repair niso's rules after each start or reload of another firewall.
 
-        ``on=False`` turns this off. Raises Conflict if another program has written the drop-in, and
-        Error without systemd.
+        niso writes a drop-in for the systemd unit of each firewall that niso knows. ``on=False``
+        removes these drop-ins. Raises Error without systemd, and Conflict if another program has
+        written one of the drop-ins.
         """
         from niso.change import boot
 
@@ -526,7 +535,7 @@ PYTHON_ONLY = ("anywhere", "label", "idle", "is_host", "gone", "was_dropped", "d
 
 
 def plain(value: object) -> Any:
-    """Convert results of the API to the types of JSON: dict, list, str, int, float, bool, None."""
+    """Convert a result of the API to the types of JSON: dict, list, str, int, float, bool, None."""
     fields: tuple[str, ...] | None = getattr(value, "_fields", None)
     if fields is None:
         return [plain(item) for item in value] if isinstance(value, tuple | list) else value

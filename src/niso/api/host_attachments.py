@@ -137,7 +137,10 @@ def _detach(machine: Machine, name: str, id: str | None, report: Report) -> bool
 
 
 def _complete(given: AttachRequest) -> AttachRequest:
-    """Check the lists of a request. If the request has a systemd unit, set owner and id for it."""
+    """Convert the lists of a request to lists of strings, and check the option ``unit``.
+
+    With ``unit``, niso sets ``owner`` and ``id`` of the attachment. Raises UsageError.
+    """
     given = given._replace(
         networks=texts(given.networks, "networks"),
         ports=texts(given.ports, "ports"),

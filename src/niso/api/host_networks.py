@@ -206,9 +206,9 @@ class Networks(ApiPart):
         return other_hosts.ports(self.session, self.session.machine())
 
     def exposure(self) -> tuple[niso.PublishedPort, ...]:
-        """Return the published ports as `ports` does. ``from_`` shows who can reach each port.
+        """Return the published ports, with the clients that can reach each port (``from_``).
 
-        Raises KernelError.
+        Other firewalls on the host are taken into account. Raises KernelError.
         """
         from niso.look import other_firewalls
 
@@ -217,9 +217,9 @@ class Networks(ApiPart):
     def host_names(self, *, on_host: bool | None = None) -> HostNames:
         """Return the names by which the host itself can reach services.
 
-        With ``on_host`` True, niso writes the names into the host's own /etc/hosts from now on.
-        With False, niso removes the names from the file. Raises KernelError if this file cannot be
-        replaced atomically. In this case nothing has changed.
+        With ``on_host=True``, niso also writes these names into the host's own /etc/hosts, now and
+        after each change. ``on_host=False`` removes them from the file. Raises KernelError if the
+        file cannot be replaced atomically. In this case nothing has changed.
         """
         from niso.change import networks
         from niso.reconcile import host_settings
@@ -251,7 +251,7 @@ class Networks(ApiPart):
 
 
 def _declared(text: str) -> Iterator[str]:
-    """Yield the lines of printed nftables tables, but leave out elements of dynamic sets."""
+    """Yield the lines of an nft(8) listing, without the elements of dynamic sets and maps."""
     fills = skips = False
     for line in text.splitlines(keepends=True):
         if line.startswith(("\tset ", "\tmap ")):
@@ -312,9 +312,9 @@ def _described(store: Store, network: records.NetworkRecord) -> Network:
 
 
 def _elsewhere(store: Store, network: str) -> Iterator[NetworkMember]:
-    """Yield the services that other hosts have on a network.
+    """Yield the services of other hosts that are on a network which spans hosts.
 
-    A service is shown as active if this host can resolve its names.
+    ``active`` is true if this host can resolve the service's names.
     """
     hosts = {address: host for host, (_, address, _) in store.across.peers().items()}
     for service in store.across.remotes((network,), "network"):

@@ -135,7 +135,7 @@ class Services(ApiPart):
     def restart_in_order(self, names: list[str], after: After | None) -> tuple[niso.Done, ...]:
         """Restart services as `restart` does, each after the services that it depends on.
 
-        ``after`` maps services to their dependencies.
+        ``after`` maps each service to its dependencies. If it is None, dependencies are ignored.
         """
         from niso.change import activate, boot, deactivate, warnings
 
@@ -216,9 +216,10 @@ class Services(ApiPart):
         return health_agent.follow(self.session, log)
 
     def exit_hooks(self, instance: str) -> tuple[Callable[[], None], Callable[[], None]]:
-        """Return two callbacks: one for the exit of an instance's process, one for its restart.
+        """Return two functions for the supervisor of an instance's process.
 
-        The caller supervises the process of the instance.
+        The supervisor calls the first function when the process has exited, and the second one when
+        it has restarted the process.
         """
         from niso.change import health_agent
 
@@ -231,9 +232,10 @@ class Services(ApiPart):
     # --- at boot ---------------------------------------------------------------------------------
 
     def enable(self, *names: str, firewall: bool = True) -> tuple[niso.Marked, ...]:
-        """Start services at boot from now on. With the first enabled service, systemd also repairs
-        niso's rules after each start of another firewall, as by `Host.guard_firewalls`, unless
-        ``firewall`` is false. Raises Conflict, Error.
+        """Start services at boot from now on. Raises Conflict, Error.
+
+        If no service was enabled before, systemd also repairs niso's rules after each start of
+        another firewall, as by `Host.guard_firewalls`. With ``firewall=False``, niso warns instead.
         """
         from niso.change import boot
 
@@ -250,7 +252,10 @@ class Services(ApiPart):
         return tuple(boot.disable(machine, wanted, self.session.report))
 
     def restore(self, *, timeout: float = 60.0) -> niso.Restored:
-        """Create all bridges and activate all enabled services, as at boot without systemd."""
+        """Create all bridges and activate all enabled services.
+
+        On a host without systemd, an init script calls this at boot.
+        """
         from niso.change import boot, warnings
 
         self.session.require()
@@ -295,10 +300,10 @@ class Services(ApiPart):
         return with_listening(self.session, store, lines) if listening else lines
 
     def history(self, name: str | None = None) -> tuple[niso.Deploy, ...]:
-        """Return what commands did to one service or to all services, oldest first.
+        """Return the deploys, restarts and stops of one service or of all services, oldest first.
 
-        The last 50 deploys, restarts and stops of each service are kept. An instance has the
-        history of its service. Raises NotFound.
+        niso keeps the last 50 of each service. An instance has the history of its service. Raises
+        NotFound.
         """
         from niso.look.services import deploys
 
@@ -316,7 +321,7 @@ class Services(ApiPart):
         return other_hosts.lines(self.session, self.session.machine())
 
     def names(self) -> tuple[tuple[str, bool, bool], ...]:
-        """Return for each service its name, whether it is active, and whether it starts at boot."""
+        """Return (name, is active, starts at boot) for each service."""
         return tuple(self.session.store().service_names())
 
     def resolve(self, name: str) -> str:
@@ -483,7 +488,7 @@ def _with_healthcheck(store: Store, names: Iterable[str]) -> list[str]:
 
 
 def _resolved(store: Store, names: Iterable[str], instances: bool = False) -> list[str]:
-    """Return the services with these names, hostnames or aliases.
+    """Return the names of the services that have these names, hostnames or aliases.
 
     Raises Conflict if one of them is an instance of a service, unless ``instances`` is true.
     """
@@ -508,9 +513,9 @@ def _own(store: Store, name: str) -> str:
 
 
 def _known(store: Store, name: str, with_volumes: bool) -> str:
-    """Return the service to remove, given its own name.
+    """Return the name of the service to remove.
 
-    A hostname or alias is refused: it may be that of another service than the user means. With
+    A hostname or alias is refused, because the user may mean a different service. With
     ``with_volumes``, the name of a removed service is accepted if its volumes still exist. Raises
     NotFound, or Conflict for an attachment.
     """

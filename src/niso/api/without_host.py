@@ -38,9 +38,9 @@ class Valid(NamedTuple):
 def validate(*files: str | os.PathLike[str]) -> tuple[Valid, ...]:
     """Validate manifest.toml and stack.toml files, or the files in folders.
 
-    Does not need root, and ignores the state of this machine, such as its networks and programs.
-    Reports errors that do not depend on the machine. Of a TOML syntax error, only the first one of
-    a file is reported. Raises Error, or ErrorGroup with the errors of all files.
+    This function does not need root, and ignores the state of this machine, such as its networks
+    and programs. For each file, only the first TOML syntax error is reported. Raises Error, or
+    ErrorGroup with the errors of all files.
     """
     valid: list[Valid] = []
     errors: list[Error] = []
@@ -149,8 +149,8 @@ def import_compose(
 ) -> niso.ImportedStack:
     """Convert a compose file to a stack.toml, and write the stack.toml into the folder ``output``.
 
-    If ``output`` is None, no file is written. Does not need root. Raises Conflict if the folder has
-    a stack.toml, NotFound, InvalidInput, and Error without PyYAML.
+    If ``output`` is None, no file is written. This function does not need root. Raises Conflict if
+    the folder already has a stack.toml, NotFound, InvalidInput, and Error without PyYAML.
     """
     from niso.compose import compose_file
 

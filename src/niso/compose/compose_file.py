@@ -1,8 +1,8 @@
 """Convert a compose file to a stack.toml, and list what cannot be converted.
 
-In Compose, several services may have the same alias. Two services may also declare the same host
-port, which fails only when the second one starts. A stack.toml with such an alias or port would be
-refused, so the alias or port is left out and listed.
+In Compose, several services may have the same alias, and two services may declare the same host
+port: only the second one to start fails. niso refuses a stack.toml with such an alias or port. The
+conversion therefore leaves the alias or port out of the later service, and lists it.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def _in_env_file(folder: str) -> frozenset[str]:
 
 
 def _linked(services: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Return {service: aliases} for the aliases that ``links`` of other services give to a service.
+    """Return {service: aliases}: the aliases that ``links`` of other services give to a service.
 
-    In Compose, only the service with the link knows such an alias. In a stack, all services of a
-    network know the alias.
+    In Compose, only the service with the key ``links`` can resolve such an alias. In a stack, all
+    services of a network can resolve it.
     """
     linked: dict[str, list[str]] = {}
     for keys in services.values():
@@ -225,9 +225,9 @@ def _networks(
     """Convert the networks of the compose file. Returns (names, settings).
 
     ``names`` maps a network's name in the compose file to its name in the stack. ``settings`` maps
-    the name in the stack to the network's settings. Names in the stack have a prefix, so that no
-    other stack uses the network. Compose's network ``default`` becomes niso-default. Services that
-    share no network in the compose file share none in the stack either.
+    the name in the stack to the network's table in the stack.toml. Compose's network ``default``
+    becomes niso-default, or ``main`` if the compose file configures it. Services that share no
+    network in the compose file share none in the stack either.
     """
     names: dict[str, str] = {DEFAULT: DEFAULT_NETWORK}
     external: dict[str, str] = {}
@@ -314,7 +314,10 @@ def _lines(service: ComposeService) -> Iterator[str]:
 
 
 def _networks_of(name: str, services: Mapping[str, ComposeService]) -> tuple[str, ...]:
-    """Return the networks of a service, or of the service whose network namespace it shares."""
+    """Return the networks on which a service has names.
+
+    For a service that shares a network namespace, these are the networks of its provider.
+    """
     table = services[name].tables.get("network", {})
     if table.get("mode") == "share":
         table = services[table["share"]].tables.get("network", {})
@@ -324,7 +327,10 @@ def _networks_of(name: str, services: Mapping[str, ComposeService]) -> tuple[str
 
 
 def settle(services: Iterable[ComposeService]) -> None:
-    """Remove hostnames, aliases and host ports that an earlier service in the list already has."""
+    """Remove names and host ports from services if an earlier service already has them.
+
+    The names are hostnames and aliases. Each removal is recorded in the service's ``gaps``.
+    """
     by_name = {service.name: service for service in services}
     # a service keeps its own name, whatever aliases earlier services have
     names = {(on, name): name for name in by_name for on in _networks_of(name, by_name)}

@@ -1,5 +1,6 @@
-"""Convert one service of a compose file to the tables of a manifest. Keys that niso does not
-support, or treats differently, are recorded as gaps.
+"""Convert one service of a compose file to the tables of a manifest.
+
+Keys that niso does not support, or treats differently, are recorded as gaps.
 """
 
 from __future__ import annotations
@@ -185,10 +186,9 @@ class ComposeService:
         return ""
 
     def _with_image(self, first: list[str] | None, then: list[str] | None) -> None:
-        """Convert a service's command and working folder. niso reads all else from the service's
-        image.
+        """Convert the command and working folder. niso reads the other values from the image.
 
-        An empty entrypoint or command replaces that of the image (compose-spec, 05-services).
+        An empty entrypoint or command replaces the image's own (compose-spec, 05-services).
         """
         binary = self.tables.setdefault("binary", {})
         if first is not None:
@@ -233,9 +233,9 @@ class ComposeService:
         self._put("service", "env_file", files)
 
     def _restart(self) -> str:
-        """Return the service's restart policy, in the form of Compose's key ``restart``.
+        """Return the restart policy as a value of Compose's key ``restart``: ``on-failure:3``.
 
-        The policy comes from the key ``restart`` or from ``deploy``.
+        The policy comes from the key ``deploy.restart_policy``, or else from ``restart``.
         """
         given = self._keys.get("restart")
         swarm = _mapping(_mapping(self._keys.get("deploy")).get("restart_policy"))
@@ -539,7 +539,9 @@ class ComposeService:
 
     # --- instances: scale, deploy.replicas, deploy.update_config ------------------------------
     def _instances(self) -> None:
-        """Convert the number of instances, and how a deploy replaces them, if possible."""
+        """Set the number of instances, and how a deploy replaces them, unless the service cannot
+        have several.
+        """
         deploy = _mapping(self._keys.get("deploy"))
         update = _mapping(deploy.get("update_config"))
         key, number = self._replicas(deploy)
@@ -578,9 +580,9 @@ class ComposeService:
         return key, min(number, most)
 
     def _one_process(self) -> str:
-        """Return the reason why a service can have only one process and no service address, or "".
+        """Return why a service cannot have instances and a service address, or "" if it can.
 
-        A service without such a reason can have a service address if it has a health check.
+        The service also needs a health check, which `_unchecked` adds.
         """
         mode = self.tables.get("network", {}).get("mode", "bridge")
         if self.given in self._world.jobs:
@@ -592,9 +594,10 @@ class ComposeService:
         return ""
 
     def _unchecked(self, key: str) -> str:
-        """Add a health check to a service without one: a connection to one of its ports.
+        """Add a health check to a service that has none: a TCP connection to one of its ports.
 
-        Returns "" if the service has a health check now, or else why this is not possible.
+        ``key`` is the key of the compose file that needs the health check. Returns "" if the
+        service has a health check afterwards, or else the reason why not.
         """
         if "healthcheck" in self.tables:
             return ""
@@ -612,7 +615,10 @@ class ComposeService:
         return "each instance needs a health check"
 
     def _update(self, update: Mapping[str, Any], order: str, number: int) -> None:
-        """Convert the keys of ``update_config`` to the table [deploy], except ``order``."""
+        """Convert the keys of ``update_config`` other than ``order`` to the table [deploy].
+
+        ``order`` is ``start-first`` or ``stop-first``, and ``number`` the number of instances.
+        """
         place = "deploy.update_config"
         starts_first = order == "start-first"
         given_s = seconds(update.get("monitor"))
@@ -654,7 +660,10 @@ class ComposeService:
                     self._gap("volumes", what)
 
     def _spread_ports(self) -> None:
-        """Leave out the ports that a service with a service address cannot publish."""
+        """Remove published ports that niso does not support for a service with a service address.
+
+        These are long ranges, and host ports that lead to different ports of the service.
+        """
         network, most = self.tables.get("network", {}), process_keys.MAX_SPREAD
         earlier: list[PortMapping] = []
         for text in list(network.get("ports", ())):
@@ -693,8 +702,8 @@ CRON = "swarm.cronjob.schedule"
 
 
 def cron_times(keys: Mapping[str, Any]) -> str:
-    """Return the schedule in a service's label for swarm-cronjob (crontab(5)), or "" if it has
-    none.
+    """Return the schedule (crontab(5)) in a service's label for swarm-cronjob, or "" without the
+    label.
     """
     labels = {**pairs(keys.get("labels")), **pairs(_mapping(keys.get("deploy")).get("labels"))}
     return labels.get(CRON) or ""
@@ -703,7 +712,8 @@ def cron_times(keys: Mapping[str, Any]) -> str:
 def no_instances(keys: Mapping[str, Any]) -> str:
     """Return the key that sets a service's number of containers to 0, or "" if no key does.
 
-    A service with a schedule for swarm-cronjob counts as a service with containers.
+    For a service that swarm-cronjob runs, the result is "": it has containers at the scheduled
+    times.
     """
     replicas = _mapping(keys.get("deploy")).get("replicas")
     if cron_times(keys):

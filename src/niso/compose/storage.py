@@ -1,5 +1,4 @@
-"""Convert the volumes of a compose file, and parse its variables, durations, sizes, words and
-ports.
+"""Convert the volumes of a compose file, and parse its variables, durations, sizes and ports.
 
 The forms of these values are those of the Compose Specification
 (https://github.com/compose-spec/compose-spec).
@@ -131,7 +130,9 @@ class Storage:
 
 
 def anonymous(keys: Mapping[str, Any]) -> set[str]:
-    """Return the mount points of a service's volumes that have no name in the compose file."""
+    """Return the mount points of a service's anonymous volumes, which have no name and no host
+    path.
+    """
     mounts = _mounts(keys, [])
     return {mount.target for mount in mounts if mount.kind == "volume" and not mount.source}
 
@@ -211,7 +212,9 @@ _BYTES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 
 def words(value: object) -> list[str] | None:
-    """Return the words of a command, split as by a shell. Returns None if it is invalid."""
+    """Return the words of a command. A string is split as by a shell. Returns None if it is
+    invalid.
+    """
     if isinstance(value, str):
         try:
             return shlex.split(value)
@@ -237,7 +240,7 @@ def items(value: object) -> list[Any]:
 
 
 def beyond(given: Iterable[str], known: Container[str]) -> list[str]:
-    """Return the keys of a table that are not in ``known``, in the order of the table."""
+    """Return the keys of a mapping that are not in ``known``, in the order of the mapping."""
     return [key for key in given if key not in known]
 
 
@@ -270,7 +273,10 @@ def duration(value_s: float) -> str:
 
 
 def parse_size(value: object) -> str | None:
-    """Convert a size such as ``512m`` to a manifest's form, in whole K, or None if invalid."""
+    """Convert a size such as ``512m`` to the form of a manifest, rounded up to 1024 bytes.
+
+    Returns None if the size is invalid.
+    """
     parsed = _SIZE.fullmatch(scalar(value).strip())
     if parsed is None:
         return None
@@ -302,9 +308,10 @@ def port(value: object) -> str | None:
 
 
 def first_of_range(entry: str) -> str:
-    """Reduce a range of host ports for one container port to its first port.
+    """Replace a range of host ports by its first port: ``8080-8082:80`` becomes ``8080:80``.
 
-    ``8080-8082:80`` becomes ``8080:80``: Compose gives each container one port of the range.
+    In Compose, each container of the service gets one port of the range. Other entries are returned
+    unchanged.
     """
     match = re.fullmatch(r"((?:.*:)?)(\d+)-\d+(:\d+(?:/\w+)?)", entry)
     return f"{match[1]}{match[2]}{match[3]}" if match else entry

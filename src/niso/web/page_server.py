@@ -1,10 +1,10 @@
 """Serve the web page of `niso web` and the current map, without privileges.
 
-The states of the map arrive through a pipe. The process needs neither root nor niso's database. It
-drops all privileges, so that it cannot read or change anything of the host. See unshare(2),
-chroot(2), capabilities(7), prctl(2), setresuid(2).
+Another process reads the map as root, and sends its states through a pipe. The server drops all
+privileges before it answers the first request, so that it cannot read or change anything on the
+host. See unshare(2), chroot(2), capabilities(7), prctl(2), setresuid(2).
 
-A client needs the token to read states. The page takes the token from the fragment of the address,
+A client needs the token to read states. The page takes the token from the fragment of the URL,
 which browsers do not send, and stores it for its own origin. The token is not a cookie, because
 browsers send cookies to every port of a host. Requests change nothing, and only GET is supported.
 """
@@ -95,7 +95,7 @@ Page = dict[str, tuple[bytes, str]]
 
 
 def files() -> Page:
-    """Read the page's files. Raises OSError."""
+    """Read the page's files from the package. Raises OSError."""
     page = {}
     for name in sorted(os.listdir(PAGE)):
         kind = _TYPES.get(os.path.splitext(name)[1])
@@ -108,7 +108,8 @@ def files() -> Page:
 class States:
     """The latest state of the map, and the HTTP requests that wait for the next state.
 
-    While there are such requests, ``report`` has been called last with `WATCHED`.
+    ``report`` is called with `WATCHED` when the first request arrives that reads states, and with
+    `UNWATCHED` when the last one has ended.
     """
 
     def __init__(self, report: Callable[[bytes], None] = lambda _: None) -> None:
@@ -129,7 +130,10 @@ class States:
 
     @contextmanager
     def watched(self) -> Iterator[int]:
-        """Request new states. Yields the number of the last state if it is too old, otherwise 0."""
+        """Count a request that reads states, for the time of the ``with`` block.
+
+        Yields the number of the last state if this state is too old to be sent, otherwise 0.
+        """
         stale = 0 if self._watchers or time.monotonic() < self._until else self.number
         self._watchers += 1
         if self._watchers == 1:
@@ -211,7 +215,9 @@ def application(states: States, token: str, page: Page) -> ASGIApp:
     inner = Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown})
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or refuse it as `refused` says. Add headers to each answer."""
+        """Answer a request, or refuse it with the status from `refused`. Add `HEADERS` to each
+        answer.
+        """
         if scope["type"] != "http":
             return
 
@@ -293,8 +299,9 @@ class _Impatient(H11Protocol):
 def serve(listener: socket.socket, pipe: int, status: int, token: str) -> None:
     """Serve the page until the other end of ``pipe`` is closed. States are read from ``pipe``.
 
-    When the server is ready, it writes a line to ``status``, and later `WATCHED` or `UNWATCHED`.
-    Raises OSError if privileges cannot be dropped. In this case no request has been served.
+    When the server is ready, it writes a line to ``status``. After that, it writes `WATCHED` and
+    `UNWATCHED` there. Raises OSError if privileges cannot be dropped. In this case no request has
+    been served.
     """
     page = files()
     asyncio.run(_rehearse(page))
