@@ -1,6 +1,7 @@
-"""Run `niso web`: this process reads the data as root, and an unprivileged process serves it.
+"""Run `niso web`.
 
-The page is opened in the browser of the user who called sudo(8).
+This process reads services and traffic as root. A forked process without privileges serves the
+page. With --open, the page is opened in the browser of the user who called sudo(8).
 """
 
 from __future__ import annotations
@@ -90,10 +91,10 @@ def run(_: str, args: Args) -> int:
 
 
 def _serve(measured: Map, server: _PageServer, end: float | None) -> None:
-    """Pass measurements to the server while a page is open, until the time ``end`` (monotonic).
+    """Measure until the time ``end`` (monotonic clock), and send the results to open pages.
 
-    While no page is open, only the traffic of each minute is recorded. If ``end`` is None, there is
-    no limit.
+    While no page is open, niso only records the traffic of each minute. If ``end`` is None, this
+    function returns only by an exception.
     """
     took = 0.0
     watched_at = time.monotonic()
@@ -117,7 +118,7 @@ def _serve(measured: Map, server: _PageServer, end: float | None) -> None:
 
 
 def _look(measured: Map) -> bytes:
-    """Measure, and return a line of JSON."""
+    """Measure once, and return the state or the error as a line of JSON."""
     try:
         return _line({"state": plain(measured.read())})
     except Error as error:
@@ -129,10 +130,10 @@ def _line(value: object) -> bytes:
 
 
 class _PageServer:
-    """The process that serves the page.
+    """The forked process that serves the page, and its pipes.
 
-    The process is forked before its parent opens the database, so its memory contains none of the
-    database's data. The process is stopped at the end of the ``with`` block.
+    Create it before this process opens the database: the fork's memory then contains no data of the
+    database. The end of the ``with`` block stops the process.
     """
 
     def __init__(self, listener: socket.socket) -> None:
@@ -150,7 +151,7 @@ class _PageServer:
         self._watched = False
 
     def __enter__(self) -> _PageServer:
-        """Wait until the server is ready. Raises Error if the server fails."""
+        """Wait until the server is ready. Raises Error with the server's message if it fails."""
         try:
             said = os.read(self._status, len(_READY))
             if said != _READY:
@@ -169,9 +170,10 @@ class _PageServer:
             raise self._failure(b"") from None
 
     def wait(self, seconds: float, until_asked: bool) -> bool:
-        """Wait for some seconds. Returns whether a page was open in this time.
+        """Wait for some seconds. Returns whether a page was open at any time.
 
-        If ``until_asked`` is true, returns when a page is opened. Raises Error if the server exits.
+        If ``until_asked`` is true, the wait ends when a page is opened. Raises Error if the server
+        exits.
         """
         asked = self._watched
         end = time.monotonic() + seconds
@@ -216,7 +218,10 @@ class _PageServer:
 
 
 def _in_child(listener: socket.socket, pipe: int, status: int, token: str) -> None:
-    """Serve the page in this forked process until ``pipe`` is closed, then exit. Blocks signals."""
+    """Serve the page in the forked process until ``pipe`` is closed, then exit.
+
+    Signals stay blocked. Errors are written to ``status``.
+    """
     from niso.web import page_server
 
     code = 1
@@ -269,7 +274,7 @@ def _listening(path: str | None, port: int) -> Iterator[socket.socket]:
 
 
 def _remove_dead(path: str) -> None:
-    """Remove a Unix socket without a listener. Raises OSError if the file is not a socket."""
+    """Remove a Unix socket without a listener. Raises OSError if the file is no socket."""
     with suppress(FileNotFoundError):
         info = os.lstat(path)
         if not stat.S_ISSOCK(info.st_mode):
@@ -291,11 +296,12 @@ _KEPT = ("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "LANG", "PATH", "TERM")
 
 @contextmanager
 def _in_browser(address: str) -> Iterator[None]:
-    """Open an address in the browser of the user who called sudo(8).
+    """Open a URL in the browser of the user who called sudo(8).
 
-    The address contains the token, and all users can read the arguments of a process (proc(5)). The
-    browser therefore gets the path of a file that only the user can read. This file redirects to
-    the address, and is removed at the end. Raises UsageError if the user has no desktop session.
+    The URL contains the token, and all users can read the arguments of a process (proc(5)). The
+    browser therefore gets the path of a file that only the user can read, and that redirects to the
+    URL. The end of the ``with`` block removes the file. Raises UsageError if the user has no
+    desktop session.
     """
     sudo = os.environ.get("SUDO_UID", "")
     uid = int(sudo) if sudo.isascii() and sudo.isdigit() else 0

@@ -1,6 +1,6 @@
 """Run niso cluster, niso agent and niso kubernetes.
 
-The agents run in the foreground until a signal ends them.
+The agents run in the foreground until they receive SIGTERM, SIGINT or SIGHUP.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Define the types that describe commands, and list the commands with their modules.
 
-The parser, help, completion, man pages and docs/reference are generated from the descriptions in
+niso generates its parser, help, completion, man pages and docs/reference from the descriptions in
 cli/catalogue.
 """
 
@@ -49,12 +49,11 @@ class Argument(NamedTuple):
 class Option(NamedTuple):
     """An option of a command, such as ``-v --verbose``, ``-n N``, ``--port PORT...``.
 
-    A word after the flags is the name of the option's value. An option without this word is a
-    switch, and ``means`` is its value if given (default True). ``...`` allows the option several
-    times. Only one option of the same ``group`` can be given. ``ends`` is True if the option stops
-    or deletes something. If ``implied`` is set, the value is optional and must follow an ``=``.
-    ``implied`` is the value if none is given. ``key`` is the attribute of `Args` that gets the
-    value. The default is the last flag.
+    A word after the flags is the name of the option's value. With ``...``, the option can be given
+    several times. An option without a value is a switch, which sets ``means`` (default True).
+    Options of the same ``group`` exclude each other. ``ends`` is True if the option stops or
+    deletes something. ``implied`` makes the value optional: ``--flag=VALUE``, or ``--flag`` for
+    ``implied``. ``key`` is the attribute of `Args` that gets the value, by default the last flag.
     """
 
     spelled: str
@@ -145,12 +144,12 @@ CHANGES = (Option("--dry-run", "print the steps without changing anything"), *RE
 
 
 def meaning(of: Argument | Option) -> str:
-    """Return the help text of an argument or option, including its default value."""
+    """Return the help text of an argument or option, with its default value if it has one."""
     return f"{of.help} (default: {of.default})" if of.default else of.help
 
 
 def synopsis(command: Command) -> list[str]:
-    """Return the parts between which a usage line may wrap, such as ``[--subnet CIDR]...``."""
+    """Return the parts of a usage line, which may wrap between two of them."""
     shown = [f"niso {command.name}"]
     for argument in command.arguments:
         if argument.times == "...":
@@ -235,9 +234,10 @@ ALIASES = {"-h": "help", "--help": "help", "-V": "version", "--version": "versio
 
 
 def find(name: str, action: str) -> Command:
-    """Return the description of a command, such as ``ps``, or of an action, such as ``net list``.
+    """Return the description of the command ``name``, or of the action ``action`` in this group.
 
-    If the group has no such action, returns the group. A word after the action is ignored.
+    ``action`` may be one word or two, such as ``member add``. If the group has no such action, the
+    result is the description of the group.
     """
     catalogue = module(f"catalogue.{COMMANDS[name][1]}")
     group = next((group for group in catalogue.GROUPS if group.name == name), None)
@@ -281,9 +281,9 @@ _OF_OTHERS = {
 
 
 def present(words: list[str]) -> tuple[list[str], str]:
-    """Replace a former command, or one of another tool, by the present one.
+    """Replace a renamed command, or a command of another tool, at the beginning of a command line.
 
-    Returns the words, and a note for the user if the command is a former one, else "".
+    Returns the new words, and a note for the user, which is "" unless the command was renamed.
     """
     end = words.index("--") if "--" in words else len(words)
     for former, option, now in RENAMED:
@@ -317,7 +317,7 @@ def present(words: list[str]) -> tuple[list[str], str]:
 
 
 def runner(name: str) -> Callable[[str, Args], int]:
-    """Import and return the function that runs a command."""
+    """Import the module of a command, and return the function that runs the command."""
     place, _, function = COMMANDS[name][0].partition(".")
     run: Callable[[str, Args], int] = getattr(module(place), function)
     return run

@@ -1,9 +1,8 @@
 """Complete command lines for bash and zsh.
 
 A short shell script passes the command line to ``niso complete``, which prints one candidate on
-each line, followed by a tab and a description. If a printed line starts with a tab, the shell
-script adds names of files instead: manifests, folders or programs (`MANIFESTS`, `FOLDERS`,
-`PROGRAMS`).
+each line, followed by a tab and a description. A line that starts with a tab makes the shell script
+complete file names: manifests, folders or programs (`MANIFESTS`, `FOLDERS`, `PROGRAMS`).
 """
 
 from __future__ import annotations
@@ -84,10 +83,9 @@ def split(line: str) -> tuple[list[str], str]:
 
 
 def candidates(words: list[str], current: str) -> Candidates:
-    """Return the words that can follow in a command line, with descriptions.
+    """Return the words that can follow the complete words of a command line, with descriptions.
 
-    ``words`` are the complete words. ``current`` is the unfinished word. The caller must leave out
-    candidates that do not begin with ``current``.
+    ``current`` is the unfinished word. The result may include candidates that do not begin with it.
     """
     if not words:
         return _commands()
@@ -110,7 +108,7 @@ def _commands() -> Candidates:
 
 
 def _actions(group: Command | None, words: Sequence[str]) -> Candidates:
-    """Complete the name of an action. ``words`` are the complete words before the cursor."""
+    """Return the names of a group's actions that can follow ``words``, with descriptions."""
     following: dict[str, str] = {}
     for action in group.actions if group is not None else ():
         own = action.name.split()[1:]
@@ -212,7 +210,7 @@ def _words(ports: Iterable[niso.Port]) -> list[str]:
 
 
 def _forwards(placed: list[str], given: list[str]) -> Candidates:
-    """Complete a port: a forwarded port of the service, or with --take-over any other service's."""
+    """Return the service's forwarded ports, or with --take-over the ports of other services."""
 
     def read(host: niso.Host) -> Candidates:
         if "--take-over" not in given:
@@ -226,7 +224,7 @@ def _forwards(placed: list[str], given: list[str]) -> Candidates:
 
 
 def _targets(placed: list[str], given: list[str]) -> Candidates:
-    """Complete a destination: a service, a published SERVICE:PORT, or ``host``."""
+    """Return the valid destinations: services, SERVICE:PORT of published ports, ``host``."""
 
     def read(host: niso.Host) -> Candidates:
         ports = host.networks.ports()

@@ -85,7 +85,7 @@ def print_help(words: list[str]) -> int:
 
 
 def documented() -> list[Command]:
-    """Return the commands of the reference: all but help, version and hidden commands."""
+    """Return the commands of docs/reference: all but help, version and hidden commands."""
     return [find(name, "") for name in COMMANDS if name not in (*HIDDEN, "help", "version")]
 
 

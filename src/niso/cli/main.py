@@ -1,7 +1,7 @@
 """Run the command ``niso``: find the subcommand, run it, report errors, and return its exit status.
 
 Only the module of the subcommand is imported, so that commands start quickly. Errors are reported
-on stderr as text or JSON. The signals TERM and HUP end a command like INT (Ctrl-C).
+on stderr as text or JSON. SIGTERM and SIGHUP interrupt a command as SIGINT (Ctrl-C) does.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
 def _have_outputs() -> None:
     """Open /dev/null for each of the descriptors 0, 1 and 2 that is closed.
 
-    Otherwise a database or lock file could get one of these numbers, and output would overwrite it.
+    Otherwise a database could get one of these descriptors, and output would overwrite it.
     """
     for fd in range(3):
         try:
@@ -130,7 +130,7 @@ def _report(error: Error, as_json: bool) -> None:
 
 
 def _failed(error: Error, as_json: bool, status: int) -> int:
-    """Report an error and return ``status``. If a signal has arrived, raise KeyboardInterrupt."""
+    """Print an error and return ``status``. Raises KeyboardInterrupt if a signal has arrived."""
     _report(error, as_json)
     if state.last > 0:  # the signal may have caused the error
         raise KeyboardInterrupt
@@ -204,7 +204,7 @@ def _plain(arguments: list[str]) -> bool:
 
 
 def explained(error: Exception) -> Error:
-    """Return the `Error` for an exception. Lower layers have converted most exceptions already."""
+    """Convert an exception to the `Error` that the user sees. Unexpected ones are called bugs."""
     from niso.look.session import explained as known
 
     if isinstance(error, OSError) and error.filename is None:
@@ -249,8 +249,9 @@ _AGAIN_S = 0.001
 def interrupt(*_: object) -> None:
     """Raise KeyboardInterrupt in the running command, which then rolls back its change.
 
-    A second signal aborts the rollback too. If the command has failed and is already rolling back,
-    the first signal does not abort the rollback, and `_failed` reports the error and the signal.
+    A second signal interrupts the rollback too. If the command is already rolling back after an
+    error, the first signal does not interrupt the rollback, and `_failed` raises KeyboardInterrupt
+    at its end.
     """
     now = time.monotonic()
     if state.over or now - state.last < BURST_S:
@@ -262,10 +263,10 @@ def interrupt(*_: object) -> None:
 
 
 def _unraisable(lost: UnraisableHookArgs) -> None:
-    """Raise a KeyboardInterrupt again that Python would discard. Hook for `sys.unraisablehook`.
+    """Raise a KeyboardInterrupt again that Python would discard. This is `sys.unraisablehook`.
 
     importlib runs a weak reference callback after each import. Python discards a KeyboardInterrupt
-    raised in this callback, and the command would otherwise run to its end.
+    raised in this callback, and the command would otherwise continue to its end.
     """
     if lost.exc_type is not KeyboardInterrupt:
         sys.__unraisablehook__(lost)
@@ -285,7 +286,7 @@ def _again(*_: object) -> None:
 
 
 def end_on_signals() -> None:
-    """Install the signal handlers: INT, TERM and HUP call `interrupt`."""
+    """Install `interrupt` as the handler of SIGINT, SIGTERM and SIGHUP."""
     state.last, state.over = -BURST_S, False
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGALRM, _again)

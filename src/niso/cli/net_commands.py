@@ -210,10 +210,10 @@ _MANY, _EXAMPLES, _OWN = 10, 3, ("missing", "different")
 
 
 def _lines(findings: Sequence[niso.Finding], every: bool) -> Iterator[str]:
-    """Yield a line for each finding, or one for all of a kind if there are more than `_MANY`.
+    """Yield the lines that report findings of niso net check.
 
-    The kind is the problem with the first word of the object's name, such as "nftables". With
-    ``every``, and for other problems, there is a line for each finding.
+    If more than `_MANY` objects of one type are missing or different, one line reports all of them.
+    With ``every``, each finding has a line of its own.
     """
     kinds: dict[tuple[str, str], list[niso.Finding]] = {}
     for number, one in enumerate(findings):
@@ -276,7 +276,7 @@ def _policy_test(host: Host, args: Args) -> int:
 
 
 def say_what_changes(host: Host, *what: str) -> None:
-    """Print the recorded flows that an activation would cut or newly allow."""
+    """Print the recorded flows that an activation of ``what`` would cut or newly allow."""
     effects = [e for e in host.policy_effects(*what) if e.effect != "pass"]
     if effects:
         _print_effects(effects)

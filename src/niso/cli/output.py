@@ -1,6 +1,6 @@
 """Print results as tables or JSON, and show progress on stderr. Control characters are escaped.
 
-If a step takes more than a second, a second thread prints the step while it still runs.
+A second thread reports steps that take more than a second.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def escaped_lines(text: str) -> str:
 
 
 def size_text(size: int) -> str:
-    """Return a number of bytes for a table, in units of 1,024: ``512 B``, ``1.5 MB``."""
+    """Format a number of bytes for a table, in units of 1,024: ``512 B``, ``1.5 MB``."""
     power = 0
     while size >= 1000 * 1024**power and power < len(_UNITS) - 1:
         power += 1
@@ -57,7 +57,7 @@ _UNITS = ("B", "KB", "MB", "GB", "TB")
 
 
 def arrow() -> str:
-    """Return ``→``, or ``->`` if the output's encoding or the locale may not support the arrow."""
+    """Return ``→``, or ``->`` if stdout's encoding or the locale cannot show it."""
     locale = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_CTYPE", "LANG"))), "")
     if locale in ("C", "POSIX"):
         return "->"
@@ -71,12 +71,12 @@ def arrow() -> str:
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], optional: Sequence[str] = ()
 ) -> None:
-    """Print rows below the titles of their columns.
+    """Print a table with the titles ``columns``. No text is truncated.
 
-    On a narrow terminal, lists in a cell are wrapped, and the gap between columns is one space. If
-    that is not enough, the columns ``optional`` are left out, the first of them first. If there is
-    no terminal, they are left out if the table is wider than the environment variable COLUMNS. No
-    text is truncated.
+    If the terminal is too narrow, lists in cells are wrapped, and the gap between columns shrinks
+    to one space. If the table is still too wide, the columns ``optional`` are left out one by one,
+    beginning with the first. Without a terminal, the environment variable COLUMNS limits the width,
+    but only for tables with ``optional`` columns.
     """
     whole = lines = [list(columns), *map(_escaped_row, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -106,7 +106,7 @@ def _escaped_row(row: Sequence[str]) -> list[str]:
 def _narrowed(
     lines: list[list[str]], widths: list[int], room: int
 ) -> tuple[list[list[str]], list[int]]:
-    """Narrow a table by wrapping lists in its cells. Return the new lines and column widths."""
+    """Wrap lists in cells until a table fits ``room`` columns. Return new lines and widths."""
     least = [
         max(len(item) for line in lines for item in _items(line[i])) for i in range(len(widths))
     ]
@@ -149,13 +149,13 @@ _COLOURS |= dict.fromkeys(("failed", "exited", "unhealthy"), _RED) | {"inactive"
 
 
 def columns_variable() -> int:
-    """Return the width in the environment variable COLUMNS, or 0 if unset or invalid."""
+    """Return the environment variable COLUMNS as a number, or 0 if it is unset or invalid."""
     value = os.environ.get("COLUMNS", "")
     return int(value) if value.isascii() and value.isdigit() and len(value) < 10 else 0
 
 
 def terminal_columns(descriptor: int) -> int:
-    """Return the width in columns of a descriptor's terminal, or 0 if there is no terminal."""
+    """Return the width of the terminal at a file descriptor, or 0 if it is no terminal."""
     try:
         if os.isatty(descriptor):
             return columns_variable() or os.get_terminal_size(descriptor).columns
@@ -165,7 +165,7 @@ def terminal_columns(descriptor: int) -> int:
 
 
 def coloured(descriptor: int) -> bool:
-    """Return whether output to a descriptor is coloured (https://no-color.org)."""
+    """Return whether to colour output to a file descriptor (https://no-color.org)."""
     wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") not in ("", "dumb")
     try:
         return wanted and os.isatty(descriptor)
@@ -203,7 +203,7 @@ def flow_cells(flow: niso.Flow | niso.PolicyEffect) -> tuple[str, ...]:
 def merged[T: (niso.Flow, niso.PolicyEffect)](
     flows: Iterable[T], key: Callable[[T], object]
 ) -> list[T]:
-    """Merge flows with the same ``key``, such as those of IPv4 and IPv6, and add their counts."""
+    """Merge flows with the same ``key``, such as a flow over IPv4 and one over IPv6. Add counts."""
     rows: dict[object, T] = {}
     for flow in flows:
         known = rows.setdefault(key(flow), flow)
@@ -223,7 +223,7 @@ def as_json(value: object) -> None:
 
 
 def result[T](args: Args, value: T, show: Callable[[T], object]) -> int:
-    """Print a result of the API as JSON if --json was given, else call ``show``. Returns 0."""
+    """Print a result of the API as JSON with --json, or else with ``show``. Returns 0."""
     if args.json:
         as_json(value)
     else:
@@ -232,20 +232,20 @@ def result[T](args: Args, value: T, show: Callable[[T], object]) -> int:
 
 
 def results[T](args: Args, done: Sequence[T], line: Callable[[T], str]) -> int:
-    """Print each result with ``line`` as a line of text, or all as JSON with --json. Returns 0."""
+    """Print each result as a line of text, or all results as JSON with --json. Returns 0."""
     return result(args, done, lambda done: [print(line(one)) for one in done])
 
 
 def changes(args: Args, done: Sequence[niso.Changed], words: tuple[str, str]) -> int:
-    """Print for each service whether it was changed, and return 0.
+    """Print for each service whether it was changed. Returns 0.
 
-    ``words`` are two texts: the first for an unchanged service, the second for a changed service.
+    ``words`` are the texts for an unchanged and for a changed service.
     """
     return results(args, done, lambda one: f"{one.service}: {words[one.changed]}")
 
 
 def ports_text(ports: Iterable[niso.Port]) -> str:
-    """Format ports as ``8080→8080, [::]:53→53/udp``. A port on all addresses appears once."""
+    """Format ports as ``8080→8080, [::]:53→53/udp``. Ports with the same text appear once."""
     return ", ".join(dict.fromkeys(map(_port_text, ports)))
 
 
@@ -263,7 +263,7 @@ def _port_text(port: niso.Port) -> str:
 
 
 def socket_text(address: str, port: int, proto: str) -> str:
-    """Format where a socket listens as ``80``, ``127.0.0.1:80`` or ``[::]:53/udp``."""
+    """Format where a socket listens: ``80`` (0.0.0.0), ``127.0.0.1:80`` or ``[::]:53/udp``."""
     host = "" if address == "0.0.0.0" else f"{bracketed(address)}:"
     return f"{host}{port}{'' if proto == 'tcp' else f'/{proto}'}"
 
@@ -282,7 +282,7 @@ def duration(seconds: float) -> str:
 
 
 def size(octets: int | None) -> str:
-    """Format a number of bytes with binary units, as in manifests: ``64.0M``."""
+    """Format a number of bytes with binary units, as in manifests: ``64.0M``. None is ``-``."""
     if octets is None:
         return "-"
     number = float(octets)
@@ -298,7 +298,7 @@ def percent(value: float | None) -> str:
 
 
 def health_text(health: str | None, age_s: float | None) -> str:
-    """Format a health state and the age of its probe, such as ``healthy 4s ago``."""
+    """Format a health state and the age of its probe: ``healthy 4s ago``. None is ``-``."""
     if health is None:
         return "-"
     return health if age_s is None else f"{health} {duration(age_s)} ago"
@@ -357,8 +357,10 @@ CHANGING = "changing the network"
 
 
 def _current(event: Event) -> str:
-    """Return what runs after an event. A plan's kernel steps are all reported before the first of
-    them is executed, so the last one is not what runs.
+    """Return the text of the step that runs after ``event`` was reported.
+
+    For a kernel step this is `CHANGING`, because all kernel steps of a plan are reported before the
+    first of them is executed.
     """
     if isinstance(event, PAST) or type(event).__module__.startswith("niso.kernel."):
         return CHANGING
@@ -366,7 +368,7 @@ def _current(event: Event) -> str:
 
 
 class Progress:
-    """A printer of a command's events: ``with Progress(args) as host.progress:``.
+    """The reporter of a command's progress: ``with Progress(args) as host.progress:``.
 
     With -v or --dry-run, all events are printed. Otherwise only warnings are printed, and steps
     that take more than a second. The first slow step starts a thread that prints these steps. All
@@ -433,7 +435,7 @@ class Progress:
             step("nothing to do")
 
     def _stop(self) -> None:
-        """End the thread. A line that the thread is printing is completed first."""
+        """Stop the thread that prints slow steps, after it has completed its line."""
         if self._running:
             self._over.release()
             with self._printing:  # let a line in progress come before the command's output
@@ -444,7 +446,7 @@ class Progress:
         return self._since + after - time.monotonic()
 
     def _print_slow_steps(self) -> None:
-        """Print each step that takes a second, again every ten seconds, until `_stop` is called."""
+        """Print each step after a second, and again every ten seconds, until `_stop` is called."""
         while True:
             if self._over.acquire(timeout=max(0.0, self._due_s())):
                 return
@@ -468,7 +470,7 @@ class Progress:
                     self._reported = elapsed
 
     def _follow(self, event: Event) -> None:
-        """Update the list of services for which the command still waits to become healthy."""
+        """Update the list of services that are started but not healthy yet."""
         if isinstance(event, report.Starting) and event.service in self._waits:
             self._unhealthy[event.service] = None
         elif isinstance(event, report.Healthy):

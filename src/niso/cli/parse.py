@@ -1,9 +1,8 @@
 """Parse command lines, and format help: the first screen, a group of commands, one command.
 
-niso does not use argparse, which would take a seventh of the time of a short command
-(docs/design/dependencies.md). If a command line has a misspelt option and also lacks an argument,
-argparse reports only the missing argument. Options may come anywhere before ``--``, and cannot be
-abbreviated.
+niso does not use argparse, for two reasons. Its import takes a seventh of the time of a short
+command (docs/design/dependencies.md). For a misspelt option and a missing argument, it reports only
+the missing argument. Options may come anywhere before ``--``, and cannot be abbreviated.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ Args = SimpleNamespace
 
 
 def asks_help(words: list[str], command: Command) -> bool:
-    """Return whether a command line requests niso's own help, not that of a program to be run."""
+    """Return whether a command line has -h or --help before the words of a program to run."""
     for word in words:
         if word == "--" or (
             not word.startswith("-") and command.arguments and command.arguments[0].times == "..."
@@ -112,7 +111,7 @@ def _is_option(word: str) -> bool:
 
 
 def _split(word: str, flags: dict[str, Option]) -> tuple[str, str | None]:
-    """Split ``--mtu=9``, ``-n5`` or ``-ft`` into (flag, rest). No rest is returned as None."""
+    """Split ``--mtu=9``, ``-n5`` or ``-ft`` into (flag, rest). A missing rest is None."""
     if word.startswith("--"):
         flag, equals, value = word.partition("=")
         return flag, value if equals else None
@@ -165,12 +164,12 @@ def _wrong(command: Command, message: str) -> UsageError:
 def unknown(
     kind: str, name: str, known: Mapping[str, bool], otherwise: str, group: str = ""
 ) -> UsageError:
-    """Return the error for an unknown word, such as a misspelt command or option.
+    """Build the error for an unknown word, such as a misspelt command or option.
 
-    The hint names the most similar valid word, or is ``otherwise`` if none is similar. ``known``
-    maps each valid word to whether it stops or deletes something. If a similar word does, nothing
-    is suggested, because the user may mean this word or its opposite. If the words are actions of a
-    ``group``, only the part after the group's name is compared.
+    The hint is the most similar word in ``known``, or ``otherwise`` if no word is similar.
+    ``known`` maps valid words to whether they stop or delete something. Such a word is never
+    suggested: if it is the most similar one, the hint is ``otherwise``. The name of the ``group``
+    is not compared.
     """
     import difflib
 
@@ -194,7 +193,7 @@ def unknown(
 
 
 def unknown_command(words: list[str]) -> UsageError:
-    """Return the error for words that name no command or action.
+    """Build the error for a command line that begins with no command or action.
 
     The hint is the closest command, or the niso command that replaces a command of another tool.
     """
@@ -213,7 +212,7 @@ def unknown_command(words: list[str]) -> UsageError:
 
 
 def _for_paths(words: list[str]) -> str:
-    """Return a hint for a path among the arguments, or for the current folder, or "" if none."""
+    """Return a hint for ``start PATH``, or for ``up`` in the current folder, or else ""."""
     path = next((word for word in words[1:] if "/" in word or word.endswith(".toml")), "")
     if words[0] == "start" and path:
         return f"niso activate {path}: starts the service of a folder"
@@ -234,7 +233,7 @@ WIDEST = 100
 
 
 def width() -> int:
-    """Return the width of help in columns, which is 80 without a terminal."""
+    """Return the width of help in columns: 40 to `WIDEST`, and 80 without a terminal."""
     try:
         columns = columns_variable() or os.get_terminal_size(1).columns
     except OSError:
@@ -275,7 +274,7 @@ def plumbing() -> str:
 
 
 def group(of: Command, prefix: str = "") -> str:
-    """Return the help of a group, or only of its actions that begin with the word ``prefix``."""
+    """Return the help of a group, or only of the actions whose names begin with ``prefix``."""
     columns = width()
     own = f"{of.name} {prefix}".rstrip()
     short = {
@@ -319,10 +318,10 @@ def command(of: Command) -> str:
 
 
 def usage(of: Command, columns: int, before: str = "") -> str:
-    """Return the usage line of a command, with the text ``before`` in front.
+    """Return the usage line of a command, after the text ``before``.
 
-    If the line would be longer than ``columns``, it is wrapped between two arguments or options.
-    The next lines are indented to the end of the command's name.
+    A line longer than ``columns`` is wrapped between two arguments or options. The next lines are
+    indented to the end of the command's name.
     """
     first, *words = synopsis(of)
     line = before + first
@@ -359,7 +358,7 @@ def _list(rows: list[tuple[str, str]], columns: int, least: int = 0) -> str:
 
 
 def examples(of: Command, columns: int) -> list[str]:
-    """Return the lines of a command's examples, with remarks next to or above the commands."""
+    """Return the lines of a command's examples, each with its remark behind or above it."""
     short = [len(a) for a, b in of.examples if b and len(a) + len(b) <= columns - 6]
     column = max((length for length in short if length <= 44), default=0)
     lines = []

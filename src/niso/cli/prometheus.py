@@ -1,4 +1,4 @@
-"""Run niso metrics, the only command that needs and loads prometheus_client."""
+"""Run niso metrics. Only this module imports prometheus_client."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _library() -> Any:
 
 
 def text(flows: int, progress: Any = None) -> bytes:
-    """Return all metrics in Prometheus' text format 0.0.4. Raises Error."""
+    """Return all metrics in Prometheus' text format 0.0.4. At most ``flows`` series are flows."""
     library = _library()
 
     def collect() -> Iterator[Family]:
@@ -102,7 +102,7 @@ def _write(path: str, body: bytes) -> None:
 
 
 class _Scrape(BaseHTTPRequestHandler):
-    """A handler of one HTTP request, in a process of its own, which is killed after a timeout."""
+    """The handler of one HTTP request, in a forked process that SIGALRM kills after a timeout."""
 
     flows = 0
     server_version, sys_version = "niso", ""
@@ -129,7 +129,7 @@ class _Scrape(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Write no log: Prometheus sends a request every few seconds."""
+        """Do nothing, because Prometheus sends a request every few seconds."""
 
 
 class _MetricsServer(socketserver.ForkingMixIn, socketserver.TCPServer):
@@ -142,7 +142,7 @@ class _MetricsServer(socketserver.ForkingMixIn, socketserver.TCPServer):
         super().__init__((address, port), _Scrape)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Report in one line why a request failed, for example because the client disconnected."""
+        """Print why a request failed, for example because the client disconnected."""
         output.error(f"metrics: {sys.exception()}", None)
 
 

@@ -325,7 +325,7 @@ def _logs(host: Host, args: Args) -> int:
 
 
 def _print_chunks(chunks: Iterable[bytes], follow: bool) -> int:
-    """Print logs and return the exit status. With ``follow``, each chunk is printed at once."""
+    """Print logs and return the exit status. With ``follow``, flush stdout after each chunk."""
     raw = sys.stdout.buffer
     terminal = output.is_terminal()
     gone: list[bool] = []
@@ -346,7 +346,7 @@ def _print_chunks(chunks: Iterable[bytes], follow: bool) -> int:
 
 
 def _watch_reader(gone: list[bool]) -> None:
-    """Interrupt this command when the reader of stdout exits, and add True to ``gone``."""
+    """Add True to ``gone`` and send SIGTERM to this process when the reader of stdout exits."""
 
     def watch() -> None:
         poll = select.poll()
@@ -445,7 +445,10 @@ def _reset(host: Host, args: Args) -> int:
 
 
 def _agrees(host: Host) -> bool:
-    """List what a reset removes, and ask on the terminal. Raises UsageError without a terminal."""
+    """List what niso reset removes, and ask on the terminal. Return whether the user agrees.
+
+    Returns True if there is nothing to remove. Raises UsageError without a terminal.
+    """
     if not (os.isatty(0) and os.isatty(2)):
         reason = "reset ends all services, and there is no terminal to ask"
         raise UsageError(reason, "niso reset --dry-run lists what it would remove; see --yes")

@@ -88,7 +88,7 @@ def _order_file() -> str:
 
 
 def _known_order() -> str:
-    """Return the order that the user chose last."""
+    """Return the order that the user chose in an earlier niso top, or ``busy``."""
     try:
         with open(_order_file(), encoding="utf-8") as file:
             order = file.read(20)
@@ -98,9 +98,9 @@ def _known_order() -> str:
 
 
 def show(name: str | None) -> int:
-    """Show the screen for one service until q or Ctrl-C. Raises Error.
+    """Run the screen until the user quits or a signal arrives. Return the exit status.
 
-    If ``name`` is None, the screen shows all services.
+    The screen shows the service ``name``, or all services if it is None. Raises Error.
     """
     # reports mistakes before the screen is drawn
     with connect() as host, host.top(name) as measured:
@@ -140,7 +140,7 @@ def _read(screen: TopScreen) -> None:
 
 
 class TopScreen(App[None]):
-    """The screen: tables of services and flows, or of the flows and sockets of one service."""
+    """The screen of niso top: all services and flows, or one service's flows and sockets."""
 
     CSS = """
     Input { display: none; }
@@ -189,7 +189,7 @@ class TopScreen(App[None]):
         yield Footer()
 
     def on_mount(self) -> None:
-        """Start measuring, and make signals close the screen, so that the terminal is restored."""
+        """Start the thread that measures, and handle signals, so that the terminal is restored."""
         self._arrange()
         if self.begin is not None:
             loop = asyncio.get_running_loop()
@@ -198,13 +198,13 @@ class TopScreen(App[None]):
             self.begin()
 
     def on_resize(self, event: Resize) -> None:
-        """Show flows below the services if the terminal has enough lines."""
+        """Show the flows below the services only if the terminal has at least `TALL` lines."""
         self._is_tall = event.size.height >= TALL
         self._arrange()
         self._draw()
 
     def update_sockets(self, service: str, sockets: tuple[ServiceSocket, ...]) -> None:
-        """Show the sockets of a service, unless the user has selected another service since."""
+        """Show the sockets of a service, unless the user has selected another one since."""
         if service != self.chosen:
             return
         self._sockets = {}
@@ -346,7 +346,7 @@ class TopScreen(App[None]):
         self._draw()
 
     def on_input_submitted(self) -> None:
-        """Give the keyboard focus back to the table, which stays filtered by the entered text."""
+        """Hide the input field, and focus the table, which stays filtered by the entered text."""
         self.query_one(Input).remove_class("shown")
         self._arrange()
 
@@ -392,9 +392,10 @@ class TopScreen(App[None]):
             self.push_screen(Output(traffic_commands.logs_words(service)))
 
     def _subject(self) -> tuple[str | None, FlowLoad | None]:
-        """Return the service and the flow that a key press refers to. Each can be None.
+        """Return the service and the flow for a key such as ``c`` (capture). Each can be None.
 
-        With a flow, the service is the one on the screen, or the flow's source or destination.
+        If a flow is selected, the service is the one on the screen, or else the flow's destination
+        or source.
         """
         services, _, sockets = self._tables()
         table = next((part for part in self._tables() if part.has_focus), services)
@@ -458,9 +459,9 @@ STYLES = {
 
 
 class RowTable(ScrollView, can_focus=True):
-    """A table of many rows that draws only the visible rows. The first line has the titles.
+    """A table of many rows that renders only the visible rows, below a line with the column titles.
 
-    If the order of the rows changes, the cursor stays on its row.
+    If rows are sorted differently, the cursor stays on the row with the same key.
     """
 
     COMPONENT_CLASSES: ClassVar = {"rows--titles", "rows--cursor"}
@@ -505,7 +506,7 @@ class RowTable(ScrollView, can_focus=True):
         return self.keys[self.cursor] if self.cursor < len(self.keys) else None
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
-        """Adapt the widths of the columns to the rows that become visible."""
+        """Adapt the widths of the columns to the rows that scrolling makes visible."""
         super().watch_scroll_y(old_value, new_value)
         self._measure()
 

@@ -166,7 +166,7 @@ def _drops(host: Host, args: Args) -> int:
 
 
 def _wait(source: niso.Drops | niso.Events | None, seconds: float | None = None) -> bool:
-    """Wait for data from ``source``. Return False if there is none after ``seconds``.
+    """Wait for data from ``source``, at most ``seconds``. Return False if none arrived.
 
     Raises BrokenPipeError if the reader of stdout has exited.
     """
@@ -285,7 +285,7 @@ def _capture(host: Host, args: Args) -> int:
 
 
 def _captured(path: str, services: list[str], packets: int, drops: bool) -> str:
-    """Format what is in the file of a capture."""
+    """Format the summary of a capture: the file, the number of packets and the services."""
     number = f"{packets} {'dropped ' * drops}packet{'s' * (packets != 1)}"
     whose = f" of {', '.join(services)}" if services else ""
     return f"{path}: {number}{whose}, with the names of services; wireshark {path} shows it"
@@ -304,12 +304,12 @@ def _unwritten(path: str, error: OSError, option: str = "-w") -> UsageError:
 
 
 def _is_peer(word: str) -> bool:
-    """Return whether a word can only be a peer (``db:80``, ``host``, an address), not a service."""
+    """Return whether an argument is a peer (``db:80``, ``host``, an address), not a service."""
     return word == "host" or not word[:1].isalpha() or not set(word).isdisjoint(":/")
 
 
 def _copy(capture: niso.Capture, file: IO[bytes], seconds: float | None, as_text: bool) -> int:
-    """Copy a capture to a file for at most ``seconds``. Return the exit status."""
+    """Copy a capture to a file, for at most ``seconds``. Return 0, or 130 after Ctrl-C."""
     end = None if seconds is None else time.monotonic() + seconds
     poll = select.poll()
     poll.register(capture, select.POLLIN)
@@ -382,7 +382,7 @@ def _cells(flow: niso.Flow) -> tuple[str, ...]:
 
 
 def decided_by(flow: niso.Flow | niso.FlowLoad) -> str:
-    """Format which policy entry or port decides on a flow: ``db allow_from[0] "api:80"``."""
+    """Format what decides on a flow, or would decide now: ``db allow_from[0] "api:80"``."""
     parts = [] if flow.published is None else [f"published {flow.published}"]
     if flow.key:
         line = f"{flow.service} {flow.key.removeprefix('network.policy.')}"
@@ -429,7 +429,7 @@ def _learn(host: Host, args: Args) -> int:
 
 
 def _watch(period: str) -> str:
-    """Wait for a period such as ``1h``, or until Ctrl-C. Return when the wait began (RFC 3339)."""
+    """Wait for a period such as ``1h``, or until Ctrl-C. Return the time of the call (RFC 3339)."""
     seconds = duration(period, "--for")
     start = datetime.now(UTC)
     output.note(f"niso: watching for {period}; Ctrl-C ends it early")
@@ -441,7 +441,7 @@ def _watch(period: str) -> str:
 
 
 def _lines(policy: niso.LearnedPolicy) -> Iterator[str]:
-    """Yield the lines of a learned policy as TOML. Comments show the recorded flows."""
+    """Yield the lines of a learned policy as a TOML table, with the recorded flows as comments."""
     # a path with a newline must not end the comment
     where = output.escaped(policy.file or f"{policy.service} (no manifest)")
     peers = sum(entry.allowed for entry in policy.allow_from)
@@ -593,7 +593,7 @@ def _print_loads(top: niso.Top, args: Args) -> None:
 
 
 def summary(load: niso.Load) -> list[tuple[str, str]]:
-    """Return the parts of the headline, such as ``2 of 3 up``, each with the name of its style."""
+    """Return the parts of niso top's first line, as pairs (text, name of its style)."""
     from niso.look.top import runs  # imported late: other commands of this module need no samples
 
     others = ("attached", "completed", "scheduled")
@@ -640,7 +640,7 @@ def socket_cells(socket: niso.ServiceSocket) -> tuple[str, ...]:
 
 
 def rate(bits: float | None) -> str:
-    """Format bits per second with three digits, such as ``391 kb/s``."""
+    """Format bits per second with at most three digits, such as ``391 kb/s``. None is ``-``."""
     return _scaled(bits, "b/s")
 
 

@@ -1,4 +1,4 @@
-"""Describe enable, lab, validate, help and others, niso cluster, kubernetes and firewall.
+"""Define enable, lab, validate, help and others, niso cluster, kubernetes and firewall.
 
 `HABITS` maps commands of other tools to the niso command that does the same.
 `niso.cli.parse.unknown_command` prints the niso command as a hint. docs/guide/coming-from-docker.md
@@ -571,11 +571,10 @@ _PROGRAMS = ("docker", "podman", "compose", "docker-compose", "systemctl", "kube
 
 
 def answer(words: list[str]) -> str:
-    """Return the niso command that replaces a command line of another tool, or "" if unknown.
+    """Return the niso command for a command line of another tool, or "" if `HABITS` has none.
 
-    The commands of other tools are the keys of `HABITS`. The longest key with which ``words`` begin
-    applies. The first word may be the name of the other tool, such as ``docker``. This name is
-    skipped unless `HABITS` contains the first two words.
+    Options in ``words`` are ignored. The first two words are looked up in `HABITS`, then the words
+    after the name of a tool such as ``docker``, then the first word alone.
     """
     meant = {word: hint for theirs, hint in HABITS.items() for word in theirs.split(", ")}
     typed = [word for word in words if not word.startswith("-")]
