@@ -34,7 +34,10 @@ _read: dict[Any, dict[str, Kind]] = {}
 
 
 def choice(*texts: str) -> Any:
-    """Return a stand-in for ``typing.Literal`` with these strings: importing typing takes 6 ms."""
+    """Return a type annotation that allows only these strings, as ``typing.Literal`` would.
+
+    Importing typing would take 6 ms.
+    """
     return GenericAlias(list, texts)
 
 

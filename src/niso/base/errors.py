@@ -119,10 +119,10 @@ class NotFound(Error):
 class KernelError(Error):
     """Raised if the kernel refused a step of a change.
 
-    ``errno`` is the error number (errno.h), or 0 if there is none. ``space`` is the network
-    namespace in which the step failed, or "" for the host's own or an unknown namespace. ``obj`` is
-    the kernel object that the step was to create or change, or None if the step concerned several
-    objects.
+    ``errno`` is the error number (errno.h), or 0 if there is none. ``space`` is the name of the
+    network namespace in which the step failed, or "" for the host or an unknown namespace. ``obj``
+    is the kernel object that the step should have created or changed, or None if the step concerned
+    several objects.
     """
 
     def __init__(self, reason: str, hint: str | None = None, errno: int = 0) -> None:
@@ -157,7 +157,7 @@ def raise_all(errors: list[Error]) -> None:
 
 
 def flatten(error: Error) -> list[Error]:
-    """Return all errors of a group and its nested groups, or another error as the only one."""
+    """Return a list of the errors in a group and its nested groups, or of ``error`` alone."""
     if not isinstance(error, ErrorGroup):
         return [error]
     return [one for inner in error.errors for one in flatten(inner)]
@@ -166,10 +166,10 @@ def flatten(error: Error) -> list[Error]:
 def missing_library(names: str, what: str, *pip: str, instead: str = "") -> Error:
     """Return an error about missing Python libraries. The hint is the command that installs them.
 
-    ``names`` are the libraries' names in the message, and ``what`` says what needs them. ``pip``
-    are the packages on PyPI. If Python uses Debian's packages, the hint is an apt command. In a
-    virtual environment without these, it is a pip command. ``instead`` is a command that works
-    without the libraries.
+    ``names`` are the libraries' names in the message. ``what`` is a clause about their purpose,
+    such as "reads YAML files". ``pip`` are the packages on PyPI. If Python uses Debian's packages,
+    the hint is an apt command, otherwise a pip command. ``instead`` is a command that works without
+    the libraries.
     """
     if any(path.endswith("/dist-packages") for path in sys.path):
         install = f"apt install {' '.join(f'python3-{_DEBIAN.get(one, one)}' for one in pip)}"

@@ -3,9 +3,9 @@
 A path that is not a regular file is treated as a missing file. No function here follows a symbolic
 link or blocks on a FIFO.
 
-A service can nest folders so deeply that their paths exceed PATH_MAX, and that a process cannot
-have all of them open. Therefore `remove_tree` first moves each subfolder up, next to the folder
-that is being emptied. So it needs only two descriptors.
+A service can nest folders so deeply that their paths exceed PATH_MAX, and that no process can open
+all of them at once. Therefore `remove_tree` first moves each subfolder up, next to the folder that
+is being emptied, and needs only two descriptors.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ _BLOCK = 65536
 
 
 def is_elsewhere(before: str, now: str) -> bool:
-    """Return whether the file ``before`` still exists and is not the file ``now``."""
+    """Return whether the path ``before`` exists and is another file than ``now``, as it is when a
+    file was copied, not moved. Symbolic links are followed.
+    """
     return os.path.exists(before) and os.path.realpath(before) != os.path.realpath(now)
 
 
@@ -74,8 +76,9 @@ def of_process(pid: int | None, name: str) -> bytes:
 
 
 def make(path: str, mode: int) -> int:
-    """Create the file ``path`` with these permissions. Return a descriptor that is open for
-    writing. An existing file or empty folder at ``path`` is removed first. Raises OSError.
+    """Create the file ``path`` with the permissions ``mode``. Return a descriptor for writing.
+
+    An existing file or empty folder at ``path`` is removed first. Raises OSError.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
@@ -111,7 +114,9 @@ def replace(path: str, content: bytes, mode: int, owner: tuple[int, int] | None 
 
 
 def require_plain(path: str) -> None:
-    """Raise OSError if ``path`` exists but is not a regular file: `rename` would replace it."""
+    """Raise OSError if ``path`` exists but is not a regular file. Callers check this before they
+    rename a new file to ``path``, because that would delete a device or FIFO.
+    """
     if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
         raise FileExistsError(errno.EEXIST, "it is not a regular file")
 
@@ -354,8 +359,10 @@ def remove_tree(path: str) -> None:
 
 
 def _empty(name: str, top: int, numbers: count[int]) -> None:
-    """Remove the folder ``name`` from the folder with the descriptor ``top``. Subfolders that are
-    not empty are first moved to ``top``, where the caller must remove them.
+    """Remove the folder ``name`` from the folder with the descriptor ``top``.
+
+    Subfolders that are not empty are first moved to ``top``, where the caller must remove them.
+    Their new names are taken from ``numbers``. Raises OSError.
     """
     folder = os.open(name, FOLDER, dir_fd=top)
     try:
@@ -408,7 +415,11 @@ def _move(name: str, folder: int, top: int, numbers: count[int]) -> None:
 
 
 def _unprotect(name: str, folder: int | None) -> None:
-    """Clear the immutable and append-only attributes of a regular file or a folder."""
+    """Clear the immutable and append-only attributes of a regular file or a folder.
+
+    ``folder`` is the descriptor of the folder that contains ``name``. If it is None, ``name`` is a
+    path.
+    """
     if stat.S_IFMT(os.lstat(name, dir_fd=folder).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
         return
     import struct

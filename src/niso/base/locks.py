@@ -92,8 +92,9 @@ class service_lock:
 
 
 def is_held(service: str) -> bool:
-    """Return whether any process holds the lock of a service. The lock itself is not taken.
-    /proc/locks lists each lock with the device and inode of its file (proc_locks(5)).
+    """Return whether any process holds the lock of a service, without taking the lock.
+
+    The source is /proc/locks, which lists the device and inode of each lock's file (proc_locks(5)).
     """
     try:
         info = os.stat(_path(service))
@@ -111,7 +112,9 @@ def is_held(service: str) -> bool:
 
 
 def locked_services() -> set[str]:
-    """Return all services that have a lock file, including services that are not in the store."""
+    """Return all services and instances (NAME.NUMBER) that have a lock file, even if they are not
+    in the store.
+    """
     try:
         names = os.listdir(paths.lock_dir())
     except FileNotFoundError:
@@ -125,7 +128,9 @@ def locked_services() -> set[str]:
 
 
 def remove_locks(service: str) -> None:
-    """Remove the lock files of a deleted service. The caller must hold the service's lock."""
+    """Remove the lock files of a deleted service and its log. The caller must hold the service's
+    lock.
+    """
     for name in (f"{service}.log", service):
         try:
             os.unlink(_path(name))
@@ -165,7 +170,7 @@ class Lock:
     after ``at_most_s`` seconds, the block runs without the lock. With ``required``, Busy is raised
     instead.
 
-    A thread that already holds the lock gets a RuntimeError, because it would wait for itself.
+    Raises RuntimeError if this thread already holds the lock, because it would wait for itself.
     There is one exception: if an interrupt (KeyboardInterrupt) prevented the release of the lock,
     the next block of this thread releases the lock and takes it again. The code that undoes the
     change needs this.

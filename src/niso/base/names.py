@@ -62,7 +62,7 @@ def veth(service: str, network: str, generation: int) -> str:
 
 
 def link_prefix(service: str) -> str:
-    """Return the part of a service's name that niso puts into the names of network interfaces."""
+    """Return the first characters of a service's name, which are part of its interfaces' names."""
     return service[:5].rstrip("-")
 
 

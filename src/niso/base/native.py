@@ -1,11 +1,11 @@
-"""Provide parts of the standard library without the modules that only their Python layers import.
+"""Provide signals, sockets, JSON, SHA-256 and weak references from CPython's private C modules.
 
 Most of a short command's time is its start. `signal` and `socket` define their constants as enums,
 `json` compiles regular expressions, and `hashlib` loads OpenSSL: 40 of the 205 million instructions
-of a CNI ADD (docs/design/performance.md). The modules in C below them are enough for niso. They
+of a CNI ADD (docs/design/performance.md). The C modules that they wrap are enough for niso. These
 have the same functions, classes and exceptions, but their constants are plain integers, and a
-socket is no context manager (use ``contextlib.closing``). If a Python has no such module in C, the
-module of the standard library is used.
+socket is no context manager (use ``contextlib.closing``). If a Python lacks one of the C modules,
+the public module is used.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ except (ImportError, AttributeError):
 
 
 def from_json(given: str | bytes) -> Any:
-    """Decode a JSON text, as ``json.loads`` does. Raises ValueError, and TypeError for no text."""
+    """Decode JSON, as ``json.loads`` does. Raises ValueError if ``given`` is not valid JSON."""
     if _c is not None and isinstance(given, str | bytes):
         try:
             text = given.decode() if isinstance(given, bytes) else given
@@ -76,8 +76,8 @@ def from_json(given: str | bytes) -> Any:
 def to_json(value: object, compact: bool = False) -> str:
     """Encode a value as JSON, as ``json.dumps`` does.
 
-    ``compact`` omits blanks, and writes non-ASCII characters unescaped. Raises TypeError for a
-    value without a JSON form, and ValueError for one that contains itself.
+    With ``compact``, the result has no spaces, and non-ASCII characters are not escaped. Raises
+    TypeError for a type that JSON does not have, and ValueError for a value that contains itself.
     """
     colon, comma = (":", ",") if compact else (": ", ", ")
     if _c is None:

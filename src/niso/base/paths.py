@@ -23,8 +23,10 @@ command_line: list[str] = []
 
 
 def python_prefix() -> str:
-    """Return the folder of this Python, such as /usr or a virtual environment. `sys.prefix` is not
-    that of a virtual environment without the module site, which niso's scripts do not load.
+    """Return the folder in which this Python is installed, such as /usr or a virtual environment.
+
+    `sys.prefix` would not name the virtual environment, because niso's scripts do not load the
+    module site.
     """
     return os.path.dirname(os.path.dirname(sys.executable))
 
@@ -36,7 +38,7 @@ def state_dir() -> str:
 
 
 def run_dir() -> str:
-    """Return the folder of volatile state (``NISO_RUN_DIR``), which does not outlive a reboot."""
+    """Return the folder of volatile state (``NISO_RUN_DIR``), which a reboot deletes."""
     other = os.environ.get("NISO_RUN_DIR")
     return os.path.abspath(other) if other else RUN_DIR
 
@@ -94,7 +96,7 @@ def health_file(service: str) -> str:
 
 
 def health_asked() -> str:
-    """Return the path of a file that is touched at each request for health checks."""
+    """Return the file whose modification time says when a command last requested health checks."""
     return f"{run_dir()}/health.asked"
 
 
@@ -112,7 +114,7 @@ def netns_path(service: str) -> str:
 
 
 def cgroup(state_id: str, service: str) -> str:
-    """Return the cgroup of a service, as in /proc/PID/cgroup."""
+    """Return the path of a service's cgroup below the root of the hierarchy (cgroups(7))."""
     return f"/niso-{state_id}/{service}"
 
 

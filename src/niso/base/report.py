@@ -20,7 +20,9 @@ if TYPE_CHECKING:
         """A progress event: a step that is about to run, or something that has happened."""
 
         def describe(self) -> str:
-            """Return the event as text. A step that runs several commands has a line for each."""
+            """Return the event as text for users. A step that consists of several commands has one
+            line for each of them.
+            """
 
 else:
     Event = object  # a Protocol would import typing
@@ -31,7 +33,7 @@ Report = Callable[[Event], None]
 
 
 def silent(_: Event) -> None:
-    """Ignore an event. This is the default receiver of a command's events."""
+    """Ignore an event. Commands without a caller that wants events use this function."""
 
 
 def event_class(name: str, sentence: Callable[..., str]) -> type[Any]:

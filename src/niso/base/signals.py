@@ -60,7 +60,7 @@ def name_of(number: int) -> str:
 
 
 def keep_only(fds: Iterable[int]) -> None:
-    """Close all descriptors except ``fds``, so that a forked child does not keep locks open."""
+    """Close all descriptors except ``fds``: a forked child would keep its parent's locks."""
     for low, high in pairwise([-1, *sorted(fds), 1 << 20]):
         if (
             low + 1 < high
@@ -110,11 +110,11 @@ def _note(line: str) -> None:
 
 
 def hit(name: str) -> None:
-    """Announce a step: a change outside this process. Tests can make the step fail.
+    """Mark the place just before a step: a change outside this process. Tests can make it fail.
 
     If a test has chosen this step, the call kills the process with SIGKILL, raises OSError with the
-    chosen errno, or makes a later operation fail (`broken`). ``name`` describes the step in the
-    log.
+    chosen errno, or makes a later operation fail (`broken`). Otherwise it does nothing. ``name``
+    describes the step in the log of failpoints.
     """
     global _count, _spec, _broken
     if _spec is None:
@@ -138,8 +138,9 @@ def hit(name: str) -> None:
 
 
 def broken(what: str) -> bool:
-    """Return whether the operation ``what`` must fail now because a test has requested this.
-    ``what`` is a key of `LATER`. The operation `OVERRUN` fails only once, all others each time.
+    """Return whether a test wants the operation ``what`` (a key of `LATER`) to fail now.
+
+    The operation `OVERRUN` fails only once, the others each time.
     """
     global _broken
     if _spec is None or _spec[0] < 0:

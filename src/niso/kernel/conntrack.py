@@ -91,12 +91,13 @@ def flush_ports(
     """Delete the conntrack entries of flows to or from ports of the host, and return their number.
 
     Callers use this function when published ports are added, removed or moved. A port is (protocol,
-    first, last), before NAT. ``addresses`` is a function that returns addresses and prefixes. Only
-    flows to these are deleted. It is called at most once, and only if a flow uses one of the ports.
+    first, last), before NAT. ``addresses`` is a function that returns addresses and prefixes: only
+    flows to these destinations are deleted. It is called at most once, and only if a flow uses one
+    of the ports.
 
-    TCP flows that have had a reply stay. Callers set ``answered`` to delete them too, if the server
-    no longer exists. A TCP handshake in progress is treated like an established flow: its next
-    packet would count as the first of a new flow, go to the new service, and be reset.
+    TCP flows that have had a reply are not deleted, even during the handshake: their next packet
+    would count as the first of a new flow, go to the new service, and be reset. If the server no
+    longer exists, callers set ``answered``, which deletes these flows too.
     """
     wanted: dict[int, set[int]] = {}
     for proto, first, last in ports:
@@ -222,8 +223,8 @@ def _count(kernel: netlink.Netfilter) -> int:
 
 
 def within(addresses: Iterable[str]) -> Callable[[bytes], bool]:
-    """Return a function that tests whether a packed address is one of ``addresses``, or is in one
-    of them that is a prefix.
+    """Return a function that tests whether a packed address (4 or 16 bytes) is covered by
+    ``addresses``, which are addresses and prefixes.
     """
     exact, prefixes = set(), []
     for text in addresses:
@@ -288,9 +289,11 @@ def tracked() -> list[Tracked]:
 
 def opened() -> list[tuple[str, Connection]]:
     """Return the open TCP, UDP and SCTP flows in connection tracking as (protocol, addresses and
-    ports after DNAT). TCP flows are open while they are established, SCTP flows after a reply. A
-    UDP flow is open if packets went both ways for more than two seconds, the last of them within
-    half the time for which the kernel keeps its entry: a request and its reply are no connection.
+    ports after DNAT).
+
+    TCP flows are open while they are established, SCTP flows after a reply. A UDP flow is open if
+    packets went both ways for more than two seconds, so that a request with its reply does not
+    count. In addition, its last packet must have passed within half of the conntrack timeout.
     """
     kept_s = int(proc_sys.read("net/netfilter/nf_conntrack_udp_timeout_stream") or 120)
     return _all(lambda body: _parse_open(body, kept_s // 2))

@@ -89,11 +89,10 @@ def recorded(name: str) -> list[Recorded]:
 
 
 def missed() -> dict[str, tuple[int, int]]:
-    """Return two counts of unrecorded flows for each set of flows.
+    """Return how many flows each set has failed to record: {set: (full, over the share)}.
 
-    The first counts flows that were lost because the set was full. The second counts flows that
-    were lost because their source had used up its share of the set. Both only grow until
-    `forget_all`.
+    The first number counts flows that found the set full. The second counts flows whose source had
+    used up its share of the set. Only `forget_all` resets the numbers.
     """
     result = {}
     for name, (table, *chains) in _MISSED.items():
@@ -103,10 +102,10 @@ def missed() -> dict[str, tuple[int, int]]:
 
 
 def beyond() -> dict[tuple[str, str], int]:
-    """Count the flows that were lost because their source had used up its share of a set.
+    """Return, for each source, how many flows were not recorded because it had used up its share.
 
-    The keys are (set, source), as in ("seen", "10.99.1.2"). An IPv6 source outside is a /64 prefix.
-    Sources that lost no flow in the last week are left out.
+    The keys are (set, source), such as ("seen", "10.99.1.2"). In sets of flows from other machines,
+    an IPv6 source is a /64 prefix. A source is left out a week after its last unrecorded flow.
     """
     found: dict[tuple[str, str], int] = {}
     for name, table in _SHARES.items():
@@ -215,7 +214,11 @@ def _delete(table: str, name: str, keys: list[bytes]) -> None:
 
 
 def _counts(table: str, chain: str, kind: int = _GETRULE) -> tuple[int, int]:
-    """Sum a chain's counters: of rules that add nothing to a set, and of rules that do."""
+    """Return (full, over the share) of `missed` for the rules of one chain.
+
+    A rule that counts packets over a source's share also adds an element to a set. The rule that
+    counts packets after the set is full does not.
+    """
 
     def parse(answer: bytes) -> tuple[int, int]:
         expressions = attributes(answer, 4).get(_RULE_EXPRESSIONS, b"")

@@ -152,8 +152,9 @@ class ForeignChains(Nfnetlink):
         return [chain for chain in chains if chain[:2] not in asleep]
 
     def nat4(self) -> dict[str, int]:
-        """Return the number of rules in each IPv4 SNAT chain that another program has added. The
-        keys are "FAMILY TABLE CHAIN". Chains whose rules only jump, as firewalld's, are left out.
+        """Return the number of rules in each chain of another program that may translate IPv4
+        sources (hook postrouting). The keys are "FAMILY TABLE CHAIN". Chains without a rule that
+        translates, in themselves or in chains to which they jump, are left out.
         """
         found = self.dump("list chains", _GETCHAIN, nfgenmsg(0), _nat_chain)
         return {
@@ -264,7 +265,9 @@ def _base_chain(body: bytes) -> Chain | None:
 
 
 def _nat_chain(body: bytes) -> tuple[int, int, str, str, int] | None:
-    """Return the hook, family, table, name and number of rules of another program's NAT chain."""
+    """Parse a chain, and return (hook, family, table, name, number of rules) if it is an IPv4 NAT
+    chain of another program. Otherwise return None.
+    """
     fields = attributes(body, 4)
     if 4 not in fields or not body or FAMILIES.get(body[0]) not in ("inet", "ip"):
         return None

@@ -161,8 +161,8 @@ def add_fdb_entry(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
 
 
 def take(bridge_index: int, mac: str) -> Message:
-    """Return the message that adds a local FDB entry for a bridge's own MAC. The entry makes the
-    bridge pass frames for this MAC up to the host.
+    """Return the netlink message that adds a local FDB entry for a bridge's own MAC. The entry
+    makes the bridge pass frames for this MAC up to the host.
     """
     body = _ndmsg.pack(_AF_BRIDGE, bridge_index, _PERMANENT, _SELF, 0) + _mac(mac)
     what = f"add the forwarding entry of {mac} for bridge {bridge_index} itself"
@@ -170,7 +170,7 @@ def take(bridge_index: int, mac: str) -> Message:
 
 
 def delete_fdb_entry(port_index: int, mac: str) -> Message:
-    """Return the message that deletes a bridge's static forwarding entry for a MAC."""
+    """Return the netlink message that deletes a bridge's static forwarding entry for a MAC."""
     body = _request(_AF_BRIDGE, port_index, _MASTERS) + _mac(mac)
     what = f"delete the forwarding entry of {mac}"
     return Message(what, _DELNEIGH, 0, body, _MISSING)

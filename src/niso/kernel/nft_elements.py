@@ -656,9 +656,10 @@ class Element(NamedTuple):
     """One element of an nftables set or map.
 
     ``fields`` are the fields of the key. In a map, ``value`` is the value for this key. Addresses,
-    prefixes, MACs, protocols and names of interfaces are strings; ports, VNIs and classes are
-    numbers. If the key has intervals, ports are always (first, last), and so are the addresses of a
-    class, as numbers. A verdict is (word, chain) or (word,).
+    prefixes, MACs, protocols and names of interfaces are strings; ports, VNIs and classes of
+    prefixes (`niso.plan.policy_elements`) are numbers. If the key has intervals, ports are always
+    (first, last). In maps from peers to classes, the peer's addresses are (first, last) too, as
+    numbers. A verdict is (word, chain) or (word,).
 
     In a set, ``value`` is one of: (); a rate limit as returned by `ruleset.limit`; the audit period
     of a policy as (since, until) in seconds since 1970. Only this file converts elements to bytes

@@ -153,8 +153,8 @@ def _own(verdict: str) -> str:
 def _record(name: str, verdict: str, masks: tuple[str, str] = ("", "")) -> str:
     """Return the rules that record a packet's flow in the sets ``name``, then apply ``verdict``.
 
-    Sources whose addresses are equal under the mask of their IP version in ``masks`` have one
-    share.
+    ``masks`` are masks for IPv4 and IPv6 in nft(8) syntax, such as " & 255.0.0.0". Sources that are
+    equal under the mask use one share of the set together.
     """
     burst, rate = SHARES[name]
     if name in FROM_OUTSIDE:
@@ -339,8 +339,10 @@ def _maps(way: str, own: str, counted: str) -> list[str]:
 
 
 def _chains(*ways: tuple[str, str, str]) -> str:
-    """Return the chains that evaluate policies. Each of ``ways`` has the beginning of the names of
-    its maps, and what the service itself and its peer are in a packet.
+    """Return the chains that evaluate policies, in nft(8) syntax.
+
+    Each of ``ways`` is (beginning of the maps' names, expression for the service, expression for
+    its peer). For ingress they are ("in", "{} daddr", "saddr"): the packet goes to the service.
     """
     chains = []
     parts = list(POLICY_PARTS)

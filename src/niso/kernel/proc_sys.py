@@ -163,8 +163,8 @@ _MODPROBE = ("/usr/sbin/modprobe", "/sbin/modprobe")
 def bridge_netfilter_acts() -> bool:
     """Return whether bridges with nf_call_iptables pass frames to the rules of the inet tables.
 
-    They do not without the module br_netfilter. In a lab without root, which cannot load it, this
-    function returns True.
+    This needs the kernel module br_netfilter. In a lab without root, which cannot load the module,
+    the result is always True.
     """
     present = os.path.isdir(f"{_SYS}/{BRIDGE_NETFILTER}")
     return present or (paths.in_lab() and paths.in_user_namespace())  # niso lab has warned

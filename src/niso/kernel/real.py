@@ -199,7 +199,9 @@ class Kernel:
     name_netns = staticmethod(netns.attach)
 
     def addresses_in(self, name: str, link: str) -> list[str]:
-        """Return the addresses, with prefix lengths, of a network interface in a namespace."""
+        """Return the addresses, with prefix lengths, of a network interface in a namespace. The
+        list is empty if the namespace or the interface does not exist.
+        """
         if not netns.exists(name):
             return []
         with inside(name), Rtnl() as rtnl:
@@ -214,7 +216,9 @@ class Kernel:
             return sockets.connections()
 
     def listeners_in(self, name: str, proto: str) -> list[Listener] | None:
-        """Return the result of `sockets.listeners` in a namespace, or None if it is missing."""
+        """Return the listeners in a namespace (`sockets.listeners`), or None if the namespace does
+        not exist.
+        """
         if not netns.exists(name):
             return None
         with inside(name):
@@ -227,7 +231,9 @@ class Kernel:
             return sockets.destroy()
 
     def measured_in(self, name: str) -> list[Measured]:
-        """Return the result of `sockets.measured` in a namespace, or [] if it does not exist."""
+        """Return the TCP connections in a namespace (`sockets.measured`), or [] if the namespace
+        does not exist.
+        """
         if not netns.exists(name):
             return []
         with inside(name):

@@ -94,9 +94,10 @@ class _Addresses(Kind[Address], of=Address):
         return "the kernel's route to its prefix bypasses the gateway"
 
     def read(self, space: Space, objects: Collection[Address]) -> Iterable[Address]:
-        """Read all addresses of the network interfaces of requested objects. Also read whether the
-        kernel's routes to their prefixes exist. On the host, this is done only if changes of other
-        programs are read too (`Reading.with_strays`).
+        """Return all addresses of the interfaces on which requested addresses are.
+
+        Whether the kernel's route to a prefix exists (``routed``) is read in services. On the host
+        it is read only with `Reading.with_strays`, and otherwise assumed to be True.
         """
         for link in space.links_of_concern:
             by_link = space.routes(link) if space.name or space.reading.with_strays else None
@@ -233,10 +234,10 @@ class RoutingRule(NamedTuple):
     """A routing rule for one IP version, 4 or 6. ``drift`` describes how an existing rule differs
     from the rule that niso adds. ``drift`` is "" if the rules are equal.
 
-    There are three rules, which remain when another program flushes all nftables rules. The first
-    two refuse packets that niso's rules have not marked: ``name`` is the bridge of an internal
-    network, from which they come, or a subnet, to which they go. The name "lo SUBNET" is the rule
-    by which packets of the host itself reach the subnet.
+    The rules still apply when another program flushes all nftables rules. There are three kinds,
+    which ``name`` distinguishes. The name of an internal network's bridge is for the rule that
+    rejects unmarked packets from this bridge. A subnet is for the rule that rejects unmarked
+    packets to it. "lo SUBNET" is for the rule by which the host's own packets reach the subnet.
     """
 
     name: str

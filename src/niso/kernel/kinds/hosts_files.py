@@ -53,8 +53,8 @@ HOST = f"host.{DOMAIN}"
 
 
 def line_names(names: tuple[str, ...]) -> str:
-    """Return the names for one line of a hosts file. Each name is there with and without the
-    domain.
+    """Return the names for one line of a hosts file: each with and without the domain niso.local,
+    separated by spaces.
     """
     return " ".join(f"{name}.{DOMAIN} {name}" for name in names)
 

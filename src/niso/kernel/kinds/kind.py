@@ -168,7 +168,7 @@ class Kind(Generic[T]):
         return getattr(obj, "netns", "")
 
     def links(self, obj: T) -> tuple[str, ...]:
-        """Return the names of the network interfaces that an object is on, inside its namespace."""
+        """Return the names of the network interfaces, in the object's namespace, that it is on."""
         return ()
 
     def parent_name(self, obj: T) -> str:
@@ -188,17 +188,21 @@ class Kind(Generic[T]):
         return ()
 
     def describe(self, step: Step[T]) -> str:
-        """Describe a step by a shell command with the same effect, otherwise by words."""
+        """Return the shell command that has the same effect as a step. If there is none, return a
+        description in words.
+        """
         return f"{step.action} {type(step.obj).__name__.lower()} {' '.join(step.obj.key())}"
 
     def noun(self, obj: T) -> str:
-        """Return the words that name an object in messages."""
+        """Return the object's name in messages, such as "bridge niso-backend"."""
         if self.noun_format:
             return self.noun_format.format(obj)
         return f"{type(obj).__name__.lower()} {' '.join(obj.key())}"
 
     def wanted(self, want: State, have: State) -> frozenset[T]:
-        """Return the desired objects of this kind, which some kinds adjust to the actual state."""
+        """Return the desired objects of this kind. Some kinds adjust them to the actual state
+        ``have``.
+        """
         return want[self.type]
 
     def possible(
@@ -217,7 +221,9 @@ class Kind(Generic[T]):
         return have[self.type]
 
     def blocking(self, want: State, have: State) -> frozenset[T]:
-        """Return the existing objects to delete first, because they conflict with desired ones."""
+        """Return the existing objects that must be deleted before the desired objects are created,
+        because both cannot exist at once.
+        """
         return frozenset()
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
@@ -241,7 +247,7 @@ class Kind(Generic[T]):
         return (), made, deleted, ()
 
     def is_read_back(self, obj: T) -> bool:
-        """Return whether an object is read from the kernel after a step, to verify the step."""
+        """Return whether niso reads the object from the kernel after a step, to verify the step."""
         return True
 
     def to_verify(self, have: State, want: State, candidates: State) -> frozenset[T]:
@@ -256,19 +262,21 @@ class Kind(Generic[T]):
         return Finding("missing", self.noun(obj))
 
     def causes(self, obj: T, actual: T | None) -> tuple[str, ...]:
-        """Return the conditions that would explain why an object is missing (``actual`` is None) or
-        differs from the desired object ``obj``. `conditions` defines the names of conditions.
+        """Return the conditions that would explain why ``obj`` is missing (``actual`` is None) or
+        different. A condition is a string, such as "link /NETNS/NAME down" (`conditions`).
         """
         return ()
 
     def conditions(self, obj: T, actual: T) -> Iterable[str]:
-        """Return how a difference affects other objects, such as "link /NETNS/NAME down"."""
+        """Return the conditions by which the difference between ``obj`` and ``actual`` affects
+        other objects. Example: "link /NETNS/NAME down" explains why routes of the link are missing.
+        """
         return ()
 
     def differences(self, obj: T, actual: T, known: Collection[str]) -> list[Finding]:
-        """Return the problems to report for an object that differs from the desired object ``obj``.
+        """Return the problems to report if ``actual`` differs from the desired object ``obj``.
         ``known`` are missing parents and conditions that are already reported. Fields that differ
-        only because of these are left out.
+        only because of them are left out.
         """
         texts = [
             self.describe_field(field, wanted, present)
@@ -280,7 +288,9 @@ class Kind(Generic[T]):
     def is_field_explained(
         self, obj: T, field: str, present: object, known: Collection[str]
     ) -> bool:
-        """Return whether a field differs only because of ``known`` problems (see `differences`)."""
+        """Return whether a field has the value ``present`` only because of the problems ``known``,
+        which are described at `differences`.
+        """
         return False
 
     def describe_field(self, field: str, wanted: object, present: object) -> str:
@@ -289,8 +299,8 @@ class Kind(Generic[T]):
         return text.format(present) if text else f"{field} is {present!r}, should be {wanted!r}"
 
     def claimed(self, reading: Reading) -> Iterable[T]:
-        """Return all objects of this kind that have the mark of this state folder in the kernel.
-        When all of niso's objects are read, they are read in addition to desired objects.
+        """Return the kernel's objects of this kind that have the mark of this state folder. They
+        are candidates when all of niso's objects are read.
         """
         return ()
 
@@ -331,9 +341,10 @@ class Kind(Generic[T]):
 def by_key(
     wanted: Collection[T], present: Collection[T]
 ) -> tuple[dict[tuple[str, ...], T], list[T]]:
-    """Index objects that were read, ``present``, by key. Returns (index, objects that are not in
-    the index because another object has the same key). The kernel can have several routes with one
-    key, if their metrics differ. The index prefers a route that is in ``wanted``.
+    """Return (the objects ``present`` by their keys, the other objects with the same keys).
+
+    The kernel can have several routes with one key, if their metrics differ. The first result then
+    prefers a route that is also in ``wanted``, and the second result has the other routes.
     """
     objects: dict[tuple[str, ...], T] = {}
     more = []
@@ -515,10 +526,10 @@ class Space:
 
     @cached_property
     def links_of_concern(self) -> list[Link]:
-        """Return the network interfaces in this namespace that belong to the objects to read.
+        """Return the network interfaces in this namespace that requested objects are on.
 
-        If the caller reads all of niso's objects, niso's bridges are included. In a service's
-        namespace, all veth interfaces are included.
+        If all of niso's objects are read, return also all bridges of niso on the host, and all veth
+        interfaces in a service's namespace.
         """
         names = {
             name
@@ -595,7 +606,9 @@ class Reading:
         self._present: dict[type, set[Any] | frozenset[Any]] = {}
 
     def so_far(self, kind: type[T]) -> Collection[T]:
-        """Return the objects of a kind that have already been read."""
+        """Return the objects of a kind that were read so far. Kinds are read in `ORDER`, so a kind
+        can use the objects of earlier kinds.
+        """
         return self._present.get(kind, ())
 
     def note_foreign(self, name: str, error: Conflict) -> None:
@@ -610,9 +623,9 @@ class Reading:
         self.note_foreign(name, Conflict(reason, hint))
 
     def run(self, candidates: State, skip_transactional: bool = False) -> State:
-        """Read one namespace after another, and return the objects of ``candidates`` that exist.
-        With ``skip_transactional``, nftables tables and elements are not read. They are assumed to
-        be as in ``candidates``.
+        """Return the objects of ``candidates`` that exist, with their actual fields. With
+        ``skip_transactional``, nftables tables and elements are not read, but assumed to be as in
+        ``candidates``. This object is empty afterwards.
         """
         self.candidates = candidates
         spaces: dict[str, dict[type, Collection[Any]]] = {"": {}}
@@ -707,7 +720,8 @@ def read_all(want: State, alias: str, sockets: Sockets, foreign: Foreign) -> Sta
 
 def diff(want: State, have: State) -> list[AnyStep]:
     """Return the steps that change the kernel from the actual state ``have`` to the desired state
-    ``want``. Both states must be of the same services and networks.
+    ``want``. Both states must be for the same services and networks. Objects that are only in
+    ``have`` are deleted.
     """
     want = wanted(want, have)
     first: list[AnyStep] = []
@@ -729,8 +743,8 @@ def diff(want: State, have: State) -> list[AnyStep]:
 
 def wanted(want: State, have: State) -> State:
     """Return the desired state after each kind has adjusted its objects to the actual state
-    (`Kind.wanted`). For example, niso leaves some sysctls at their default. If another program has
-    changed such a sysctl, its valid value is added to the desired state.
+    (`Kind.wanted`). For example, niso does not set the sysctl that enables IPv6 in a service. If
+    another program has disabled IPv6 there, the sysctl becomes part of the desired state.
     """
     return State.of_kinds(lambda kind: kind.wanted(want, have))
 
@@ -758,8 +772,8 @@ def _without(have: State, early: State) -> State:
 
 
 def without_foreign(states: tuple[State, State], names: set[str]) -> tuple[State, State]:
-    """Remove from two states the objects that need a foreign interface or namespace. ``names`` are
-    the names of these interfaces and namespaces, which belong to other programs.
+    """Return two states without the objects that depend on foreign interfaces or namespaces, which
+    have the names ``names``.
     """
     if not names:
         return states

@@ -69,10 +69,12 @@ class _Bridges(Kind[Bridge], of=Bridge):
         return (Element(INET, "bridges", (obj.name,)), same)
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
-        """Return the steps for bridges. If the frames of a bridge will no longer pass the inet
-        tables, this change comes after all deletions: until a service is removed, policies must
-        apply to it. A bridge of an earlier version of niso gets its group before the rules change,
-        so that no packet is lost.
+        """Return the steps for bridges.
+
+        If frames of a bridge will no longer pass the inet tables, the step for this comes after all
+        deletions: until a service is removed, policies must apply to it. A bridge of an earlier
+        version of niso is added to niso's interface group (`BRIDGE_GROUP`) before the rules, which
+        compare the group, are loaded.
         """
         _, changes, deleted, _ = super().steps(want, have, disappearing)
         grouped: list[AnyStep] = []
@@ -517,7 +519,9 @@ def _change(writer: Writer, veth: Veth, actual: Veth) -> None:
 
 
 class ForeignPort(NamedTuple):
-    """Another program's link on a bridge of niso, or, if ``bridge`` is "", with a group of niso."""
+    """Another program's network interface ``link`` that is a port of niso's bridge ``bridge``. If
+    ``bridge`` is "", the interface is in one of niso's interface groups (`GROUPS`).
+    """
 
     bridge: str
     link: str

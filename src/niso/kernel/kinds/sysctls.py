@@ -68,8 +68,8 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
         return f"sysctl {obj.name}={obj.value!r}{in_netns(obj.netns)}"
 
     def wanted(self, want: State, have: State) -> frozenset[Sysctl]:
-        """Return the desired sysctls. If another program has disabled IPv6 inside a service, or
-        IPv4 forwarding of a bridge, the sysctl is added with its valid value.
+        """Return the desired sysctls. If another program has disabled IPv6 in a service, or IPv4
+        forwarding on a bridge, the result also has the sysctl that enables it.
         """
         inside = {obj.name for obj in want[Netns]}
         bridges = {obj.name for obj in want[Bridge]}
@@ -147,7 +147,9 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
         return (), made, (), last
 
     def is_read_back(self, obj: Sysctl) -> bool:
-        """Return False for a sysctl in a service, because no other program sets sysctls there."""
+        """Return False for a sysctl in a service, which is not read back because no other program
+        sets sysctls there.
+        """
         return not obj.netns
 
     def causes(self, obj: Sysctl, actual: Sysctl | None) -> tuple[str, ...]:
@@ -209,11 +211,12 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
 
 
 def all_mapped_groups() -> str:
-    """Return the value of ping_group_range that includes all groups of this user namespace.
+    """Return the value of ping_group_range for all groups of this user namespace.
 
-    The kernel refuses groups that are not mapped, and compares the groups outside too
-    (ipv4_ping_group_range, net/ipv4/sysctl_net_ipv4.c). Group 0 is left out if it is the highest
-    one outside.
+    The kernel refuses a group that is not mapped (/proc/self/gid_map), and compares the first and
+    the last group by their ids outside the user namespace (ipv4_ping_group_range,
+    net/ipv4/sysctl_net_ipv4.c). If group 0 has the highest id outside, the value does not include
+    it.
     """
     with open("/proc/self/gid_map", encoding="ascii") as file:
         lines = [tuple(map(int, line.split())) for line in file]
@@ -240,8 +243,8 @@ def _link(obj: Sysctl) -> str:
 
 
 def _is_left(obj: Sysctl, want: State) -> bool:
-    """Return whether a sysctl that is not wanted must be reset: it was in the manifest's [sysctls],
-    and its namespace and its interface stay.
+    """Return whether a sysctl that is no longer desired must be reset to its default. It must if it
+    comes from the manifest's [sysctls], and its namespace and its interface are not deleted.
     """
     if not obj.netns or "/neigh/" in obj.name or obj.name.rpartition("/")[2] in _LINK_SETTINGS:
         return False

@@ -263,8 +263,10 @@ def lacks(form: str) -> str | None:
 
 
 def _probe(errors: list[KernelError], ended: LockType) -> None:
-    """Test whether a WireGuard interface can be created in a new namespace. The thread stays in
-    this namespace. If the test fails, its error is appended to ``errors``. ``ended`` is released.
+    """Test whether the kernel can create a WireGuard interface, as the function of a thread.
+
+    The thread enters a new network namespace, which is deleted when the thread ends. If the test
+    fails, its error is appended to ``errors``. The lock ``ended`` is released in any case.
     """
     what = "create a WireGuard link"
     body = ifinfo() + text(IFLA_IFNAME, "probe")
@@ -292,7 +294,9 @@ def new_key() -> str:
 
 
 def answers(name: str, form: str) -> bool:
-    """Return whether a WireGuard interface works: it exists, and its wireguard-go, if any, runs."""
+    """Return whether a WireGuard interface exists. If its form is `USERSPACE`, its wireguard-go
+    process must also accept connections.
+    """
     try:
         socket.if_nametoindex(name)
         if form == USERSPACE:
